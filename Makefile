@@ -1,0 +1,70 @@
+# Everything a developer runs, on a machine with nothing but Python >= 3.10 and make.
+# Each target makes the virtual environment it needs; the stamps re-make it when
+# pyproject.toml or constraints.txt change. `make help` lists the targets.
+
+PYTHON ?= python3
+VENV   ?= .venv
+ARGS   ?=
+
+BIN     := $(VENV)/bin
+PIP     := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+SPEC    := pyproject.toml constraints.txt
+# One thread per process: the tests run in two of them, on what may be a two-core machine.
+THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+SOURCES := agentpref adapters cli tests benchmarks
+TIMED   := ./.ci/timed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types imports tests fix wheel clean
+
+help: ## List the targets
+	@echo "usage: make TARGET [ARGS=\"...\"] [PYTHON=python3.12] [VENV=.venv]"
+	@sed -n 's/^\([a-z%-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | \
+	  awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
+
+demo: $(VENV)/.demo ## Three nights of learning on real preferences, without network (3 min)
+	@$(BIN)/agentpref demo $(ARGS)
+
+test: lint types imports tests ## All that must hold: style, types, import rule, tests
+
+lint: $(VENV)/.dev ## Check style and formatting
+	@$(TIMED) "ruff check" $(BIN)/ruff check $(SOURCES)
+	@$(TIMED) "ruff format" $(BIN)/ruff format --check $(SOURCES)
+
+types: $(VENV)/.dev ## Check the types
+	@$(TIMED) "mypy" $(BIN)/mypy
+
+imports: $(VENV)/.dev ## Check the import rule
+	@$(TIMED) "import rule" $(BIN)/lint-imports
+
+tests: $(VENV)/.dev ## Run the tests, e.g. make tests ARGS="-k gate"
+	@$(THREADS) $(TIMED) "pytest" $(BIN)/python -m pytest -n 2 $(ARGS)
+
+fix: $(VENV)/.dev ## Format the code and repair what ruff can
+	@$(BIN)/ruff check --fix $(SOURCES)
+	@$(BIN)/ruff format $(SOURCES)
+
+bench-%: $(VENV)/.dev ## Run one benchmark, e.g. make bench-startup
+	@$(BIN)/python -m benchmarks.$(subst -,_,$*) $(ARGS)
+
+wheel: $(VENV)/.dev ## Build the wheel into dist/
+	@$(BIN)/python -m build --wheel
+
+clean: ## Remove the virtual environment and what tools left behind
+	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "error: agentpref needs Python 3.10 or newer: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@echo "making $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(SPEC) | $(BIN)/python
+	@echo "installing what the demo needs into $(VENV) (torch is large: this takes a minute or more) ..."
+	@$(PIP) -e '.[train,langchain]'
+	@touch $@
+
+$(VENV)/.dev: $(SPEC) | $(BIN)/python
+	@echo "installing what the tests need into $(VENV) (torch is large: this takes a minute or more) ..."
+	@$(PIP) -e '.[dev]'
+	@touch $@ $(VENV)/.demo
