@@ -1,0 +1,1 @@
+"""Serving: which revision answers, and how one takes over from another."""

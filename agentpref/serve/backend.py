@@ -1,0 +1,98 @@
+"""What agentpref asks of an inference engine, and the values that pass between them.
+
+A backend loads revisions under their own, never reused names and generates with exactly the one it
+is told. It does not know which revision is live, who is asking, or why: that is the router's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from agentpref.types import Message, Tool
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """An immutable, content-addressed adapter, ``rev-000042-<sha12>``, and the folder it is in."""
+
+    revision_id: str
+    namespace: str
+    parent: str | None
+    created_at: float
+    path: Path
+    manifest: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One call to a model. ``temperature`` 0 is greedy; ``seed`` fixes a sampled answer."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...] = ()
+    max_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What one revision answered. ``logprobs`` are natural logs, one per token of ``token_ids``."""
+
+    revision: str
+    message: Message
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a backend can do. ``max_loaded`` is how many revisions fit beside each other."""
+
+    engine: str
+    streaming: bool
+    max_loaded: int | None = None
+
+
+@runtime_checkable
+class ServingBackend(Protocol):
+    """An inference engine that can hold several revisions of one base model."""
+
+    def capabilities(self) -> Capabilities:
+        """Say what the engine can do, without touching the model."""
+
+    def validate(self, revision: Revision) -> None:
+        """Refuse a revision that this engine could not serve, before the engine sees it.
+
+        Raises:
+            InvalidAdapter: for a broken, unsupported or edited adapter.
+            WrongBase: for one trained on another base model, tokenizer or chat template.
+        """
+
+    def load(self, revision: Revision) -> None:
+        """Make a revision ready to generate; loading one that is loaded does nothing."""
+
+    def probe(self, revision_id: str) -> Reply:
+        """Answer one fixed prompt greedily; raise ``SwapFailed`` unless all is finite."""
+
+    def unload(self, revision_id: str) -> None:
+        """Give back a revision's memory; unloading one that is not loaded does nothing."""
+
+    def list_loaded(self) -> tuple[str, ...]:
+        """Name the revisions that are ready, in the order they were loaded."""
+
+    def generate(self, revision_id: str, request: GenerationRequest) -> Reply:
+        """Answer a request with one revision (or ``"base"``), every token of it."""
+
+    def stream(self, revision_id: str, request: GenerationRequest) -> Iterator[str | Reply]:
+        """Yield pieces of text as they come, then the whole :class:`Reply` last."""
+
+    def close(self) -> None:
+        """Stop the engine; calls after this raise ``BackendClosed``."""

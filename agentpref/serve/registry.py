@@ -1,0 +1,388 @@
+"""The registry: which revisions exist, and which of them serves.
+
+A revision is a folder that is never changed and a row that names it; the row is the truth. Publish
+makes the folder whole and durable first and the row last, so that a crash leaves a folder that
+nothing names, which the next publish removes. What is live is one row per namespace, changed only
+by compare-and-swap on its generation, and each change is appended to a history. Knows nothing of
+engines and requests. Every call opens its own connection: threads and processes may share a home.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+from agentpref.errors import GenerationConflict, InvalidAdapter, RevisionError, UnknownRevision
+from agentpref.record.database import connect, transaction, translated
+from agentpref.record.home import Home
+from agentpref.serve import manifest as manifests
+from agentpref.serve.backend import Revision
+from agentpref.serve.validate import check_adapter, check_files, check_published
+
+_TEMPORARY = ".publishing-"
+_ABANDONED_AFTER = 3600.0
+_NOTHING: Mapping[str, Any] = {}
+
+# Inside the class, `list` is a method.
+Revisions: TypeAlias = list[Revision]
+
+
+class ServingState(NamedTuple):
+    """What a namespace serves. ``live`` is ``None`` for the bare base model."""
+
+    namespace: str
+    live: str | None
+    canary: str | None
+    weight: float
+    generation: int
+
+
+class HistoryEntry(NamedTuple):
+    """One change of what is served: ``action`` is ``promote``, ``canary`` or ``rollback``."""
+
+    at: float
+    generation: int
+    action: str
+    live: str | None
+    canary: str | None
+    weight: float
+
+
+History: TypeAlias = list[HistoryEntry]
+
+
+class Registry:
+    """The revisions of one namespace of a home, and which of them is live.
+
+    Args:
+        home: a home, its folder, or ``None`` for ``AGENTPREF_HOME`` or ``./.agentpref``.
+        namespace: whose revisions; each namespace has its own live revision.
+
+    Raises:
+        NotAHome: there is no home in the folder.
+    """
+
+    def __init__(
+        self, home: Home | str | Path | None = None, *, namespace: str = "default"
+    ) -> None:
+        """Take an existing home; nothing is created."""
+        self.home = home if isinstance(home, Home) else Home.open(home)
+        self.namespace = namespace
+
+    def __repr__(self) -> str:
+        """The call that makes an equal registry."""
+        return f"Registry({str(self.home.path)!r}, namespace={self.namespace!r})"
+
+    def live(self) -> Revision | None:
+        """The revision that serves, or ``None`` while the bare base model does."""
+        name = self.state().live
+        return None if name is None else self.get(name)
+
+    def list(self) -> Revisions:
+        """All published revisions of the namespace, oldest first."""
+        query = "SELECT * FROM revision WHERE namespace = ? ORDER BY seq"
+        with self._reading() as connection:
+            return [self._revision(row) for row in connection.execute(query, (self.namespace,))]
+
+    def get(self, revision_id: str) -> Revision:
+        """Look a revision up by its id.
+
+        Raises:
+            UnknownRevision: this namespace has none of that id.
+        """
+        with self._reading() as connection:
+            return self._find(connection, revision_id)
+
+    def state(self) -> ServingState:
+        """What is live and canary now, and the generation to compare with."""
+        with self._reading() as connection:
+            return _state(connection, self.namespace)
+
+    def history(self) -> History:
+        """Every change of what is served, oldest first."""
+        with self._reading() as connection:
+            return _history(connection, self.namespace)
+
+    def previous(self) -> str | None:
+        """What a rollback would make live: a revision's id, or ``None`` for the bare base model.
+
+        Raises:
+            RevisionError: nothing was ever promoted, or everything was rolled back.
+        """
+        return _previous(self.history(), self.namespace)
+
+    def publish(
+        self,
+        folder: str | Path,
+        *,
+        parent: str | None,
+        base: Mapping[str, Any],
+        training: Mapping[str, Any],
+        watermark: Mapping[str, Any] = _NOTHING,
+    ) -> Revision:
+        """Copy a trained adapter into the home as a new revision. It does not serve yet.
+
+        Args:
+            folder: where peft saved the adapter; it is left as it is.
+            parent: the revision that training started from, ``None`` for the bare base model.
+            base: ``name``, ``digest`` and ``template_digest`` of the base model.
+            training: settings and figures of the update, as plain values.
+            watermark: how far into the log the training data reached.
+
+        Raises:
+            InvalidAdapter: for an adapter that no engine should see; nothing is published.
+            UnknownRevision: the parent does not exist.
+        """
+        if parent is not None:
+            self.get(parent)
+        temporary = self._copy(Path(folder))
+        try:
+            check_adapter(temporary)
+            manifest = manifests.describe(
+                files=manifests.digest_adapter(temporary),
+                namespace=self.namespace,
+                parent=parent,
+                base=base,
+                training=training,
+                watermark=watermark,
+            )
+            _write(temporary / manifests.MANIFEST_FILE, manifests.encode(manifest))
+            _sync(temporary)
+            return self._name(temporary, manifest)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def promote(self, revision_id: str, *, expected_generation: int | None = None) -> ServingState:
+        """Make a revision live. It ends a canary, whichever revision that was.
+
+        Args:
+            revision_id: the revision to serve from now on.
+            expected_generation: refuse if the state has changed since it had this generation.
+
+        Raises:
+            UnknownRevision: this namespace has none of that id.
+            InvalidAdapter: its files are not those that were published.
+            GenerationConflict: somebody changed what is served in between.
+        """
+        check_published(self.get(revision_id))
+        with self._changing(expected_generation) as (connection, state):
+            new = state._replace(live=revision_id, canary=None, weight=0.0)
+            return _change(connection, new, "promote")
+
+    def canary(
+        self,
+        revision_id: str | None,
+        weight: float,
+        *,
+        expected_generation: int | None = None,
+    ) -> ServingState:
+        """Let a revision serve a share of the threads, or end that with ``canary(None, 0)``.
+
+        Args:
+            revision_id: the revision to try, or ``None``.
+            weight: share of the threads, above 0 and at most 1.
+            expected_generation: as for :meth:`promote`.
+
+        Raises:
+            RevisionError: the weight is out of range.
+            UnknownRevision: this namespace has none of that id.
+            InvalidAdapter: its files are not those that were published.
+            GenerationConflict: somebody changed what is served in between.
+        """
+        if not (0 < weight <= 1 if revision_id is not None else weight == 0):
+            raise RevisionError(
+                f"canary weight {weight!r} of {revision_id} is out of range; give a share above 0 "
+                f"and at most 1, or end the canary with canary(None, 0)"
+            )
+        if revision_id is not None:
+            check_published(self.get(revision_id))
+        with self._changing(expected_generation) as (connection, state):
+            new = state._replace(canary=revision_id, weight=float(weight))
+            return _change(connection, new, "canary")
+
+    def rollback(self, *, expected_generation: int | None = None) -> ServingState:
+        """Undo the last promotion that still stands: the revision before it serves again.
+
+        Rolling back twice goes back two promotions; from the first it goes to the bare base model.
+        A canary ends.
+
+        Raises:
+            RevisionError: no promotion is left to undo.
+            GenerationConflict: somebody changed what is served in between.
+        """
+        with self._changing(expected_generation) as (connection, state):
+            live = _previous(_history(connection, self.namespace), self.namespace)
+            return _change(
+                connection, state._replace(live=live, canary=None, weight=0.0), "rollback"
+            )
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        with translated(self.home), closing(connect(self.home)) as connection:
+            connection.row_factory = sqlite3.Row
+            yield connection
+
+    @contextmanager
+    def _changing(self, expected: int | None) -> Iterator[tuple[sqlite3.Connection, ServingState]]:
+        with self._reading() as connection, transaction(connection):
+            state = _state(connection, self.namespace)
+            if expected is not None and state.generation != expected:
+                raise GenerationConflict(
+                    f"{self.namespace!r} is at generation {state.generation}, not {expected}: "
+                    f"{state.live or 'the base model'} was made live by somebody else; look at "
+                    f"history() and try again"
+                )
+            yield connection, state
+
+    def _find(self, connection: sqlite3.Connection, revision_id: str) -> Revision:
+        query = "SELECT * FROM revision WHERE revision_id = ? AND namespace = ?"
+        row = connection.execute(query, (revision_id, self.namespace)).fetchone()
+        if row is None:
+            raise UnknownRevision(
+                f"namespace {self.namespace!r} has no revision {revision_id!r}; "
+                f"list() names those it has"
+            )
+        return self._revision(row)
+
+    def _revision(self, row: sqlite3.Row) -> Revision:
+        name = row["revision_id"]
+        if not manifests.is_revision_id(name):
+            raise InvalidAdapter(f"{name!r} in {self.home.database} is no revision's name")
+        return Revision(
+            revision_id=name,
+            namespace=row["namespace"],
+            parent=row["parent"],
+            created_at=row["created_at"],
+            path=self.home.adapters / name,
+            manifest=manifests.decode(row["manifest"]),
+        )
+
+    def _copy(self, folder: Path) -> Path:
+        check_files(folder)
+        temporary = self.home.adapters / f"{_TEMPORARY}{uuid.uuid4().hex}"
+        temporary.mkdir(parents=True)
+        for name in manifests.ADAPTER_FILES:
+            _copy_file(folder / name, temporary / name)
+        return temporary
+
+    def _name(self, temporary: Path, manifest: dict[str, Any]) -> Revision:
+        """Number the folder, move it to its place and write its row, as one transaction.
+
+        The write lock is what makes the cleaning safe: whoever holds it knows that no other
+        publisher stands between its rename and its row.
+        """
+        with self._reading() as connection, transaction(connection):
+            _clean(connection, self.home.adapters)
+            (seq,) = connection.execute("SELECT COALESCE(MAX(seq), 0) + 1 FROM revision").fetchone()
+            name = manifests.revision_id(seq, manifest["files"])
+            temporary.rename(self.home.adapters / name)
+            _sync(self.home.adapters)
+            connection.execute(
+                "INSERT INTO revision (revision_id, namespace, seq, parent, created_at, manifest)"
+                " VALUES (?, ?, ?, ?, ?, ?)",
+                (
+                    name,
+                    self.namespace,
+                    seq,
+                    manifest["parent"],
+                    time.time(),
+                    manifests.encode(manifest).decode(),
+                ),
+            )
+            return self._find(connection, name)
+
+
+def _state(connection: sqlite3.Connection, namespace: str) -> ServingState:
+    query = "SELECT namespace, live, canary, weight, generation FROM serving WHERE namespace = ?"
+    row = connection.execute(query, (namespace,)).fetchone()
+    return ServingState(namespace, None, None, 0.0, 0) if row is None else ServingState(*row)
+
+
+def _history(connection: sqlite3.Connection, namespace: str) -> list[HistoryEntry]:
+    query = (
+        "SELECT at, generation, action, live, canary, weight FROM serving_history"
+        " WHERE namespace = ? ORDER BY id"
+    )
+    return [HistoryEntry(*row) for row in connection.execute(query, (namespace,))]
+
+
+def _previous(history: list[HistoryEntry], namespace: str) -> str | None:
+    """Replay the history as a stack: promotions push, rollbacks pop."""
+    served: list[str | None] = [None]
+    for entry in history:
+        if entry.action == "rollback":
+            served.pop()
+        elif entry.action == "promote" and entry.live != served[-1]:
+            served.append(entry.live)
+    if len(served) == 1:
+        raise RevisionError(
+            f"nothing to roll back in {namespace!r}: the base model is live; "
+            f"promote(revision) makes one live, canary(None, 0) ends a canary"
+        )
+    return served[-2]
+
+
+def _change(connection: sqlite3.Connection, new: ServingState, action: str) -> ServingState:
+    new = new._replace(generation=new.generation + 1)
+    connection.execute(
+        "INSERT OR REPLACE INTO serving (namespace, live, canary, weight, generation)"
+        " VALUES (?, ?, ?, ?, ?)",
+        new,
+    )
+    connection.execute(
+        "INSERT INTO serving_history (namespace, at, generation, action, live, canary, weight)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (new.namespace, time.time(), new.generation, action, new.live, new.canary, new.weight),
+    )
+    return new
+
+
+def _clean(connection: sqlite3.Connection, adapters: Path) -> None:
+    """Remove what crashed publishers left. Call it with the write lock held."""
+    known = {row[0] for row in connection.execute("SELECT revision_id FROM revision")}
+    for folder in adapters.iterdir():
+        nameless = manifests.is_revision_id(folder.name) and folder.name not in known
+        if nameless or (folder.name.startswith(_TEMPORARY) and _abandoned(folder)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _abandoned(temporary: Path) -> bool:
+    """Another publisher may be copying right now: only a folder left alone for an hour is dead."""
+    try:
+        return time.time() - temporary.stat().st_mtime > _ABANDONED_AFTER
+    except FileNotFoundError:
+        return False
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    with source.open("rb") as reader, target.open("xb") as writer:
+        shutil.copyfileobj(reader, writer, 1 << 20)
+        writer.flush()
+        _seal(writer.fileno())
+
+
+def _write(target: Path, data: bytes) -> None:
+    with target.open("xb") as writer:
+        writer.write(data)
+        writer.flush()
+        _seal(writer.fileno())
+
+
+def _seal(descriptor: int) -> None:
+    os.fchmod(descriptor, 0o444)
+    os.fsync(descriptor)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,58 @@
+"""Tool calls in what a model wrote, in the Hermes form that Qwen and many others are trained on:
+
+    <tool_call>
+    {"name": "search", "arguments": {"query": "tide tables"}}
+    </tool_call>
+
+What parses becomes OpenAI-shaped ``tool_calls``; what does not stays in the text, since a reader
+must see what the model truly wrote. Knows nothing of tokens, engines or which tools exist.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Any
+
+import orjson
+
+from agentpref.types import Message
+
+_BLOCK = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+
+
+def assistant_message(text: str, *, turn: int = 0) -> Message:
+    """Turn generated text into an assistant message, with ``tool_calls`` where there are any.
+
+    ``turn`` is the number of messages before this one. It is part of each call's id, so that ids
+    are the same whenever the same answer is generated, and differ within a conversation.
+    """
+    calls: list[dict[str, Any]] = []
+
+    def take(block: re.Match[str]) -> str:
+        call = _parse(block[1], f"{turn}_{len(calls)}")
+        if call is None:
+            return block[0]
+        calls.append(call)
+        return ""
+
+    content = _BLOCK.sub(take, text)
+    if not calls:
+        return {"role": "assistant", "content": text}
+    return {"role": "assistant", "content": content.strip(), "tool_calls": calls}
+
+
+def _parse(block: str, place: str) -> dict[str, Any] | None:
+    try:
+        call = orjson.loads(block)
+    except orjson.JSONDecodeError:
+        return None
+    if not isinstance(call, dict):
+        return None
+    name, arguments = call.get("name"), call.get("arguments", {})
+    if not isinstance(name, str) or not name or not isinstance(arguments, dict):
+        return None
+    encoded = orjson.dumps(arguments).decode()
+    digest = hashlib.blake2b(f"{name}\n{encoded}".encode(), digest_size=4).hexdigest()
+    function = {"name": name, "arguments": encoded}
+    return {"id": f"call_{place}_{digest}", "type": "function", "function": function}

@@ -1,0 +1,199 @@
+"""Public fakes, for the tests of applications as for our own.
+
+:class:`FakeBackend` serves any revision without a model, deterministically, and fails where it is
+told to; :func:`write_adapter` makes a small adapter that passes every check. Needs neither torch
+nor numpy, and imports nothing private.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from array import array
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from agentpref.errors import BackendClosed, GenerationFailed, SwapFailed
+from agentpref.serve.backend import Capabilities, GenerationRequest, Reply, Revision
+from agentpref.serve.manifest import CONFIG_FILE, WEIGHTS_FILE
+from agentpref.serve.toolcalls import assistant_message
+from agentpref.serve.validate import check_published
+from agentpref.types import BASE
+
+Answer = Callable[[str, GenerationRequest], str]
+
+_LAYERS: Mapping[str, tuple[int, int]] = {"model.layers.0.self_attn.q_proj": (16, 16)}
+_PROBE = GenerationRequest(messages=({"role": "user", "content": "Hello"},))
+
+
+def echo(revision_id: str, request: GenerationRequest) -> str:
+    """The default answer of :class:`FakeBackend`: which revision it is, and what it was asked."""
+    return f"{revision_id} heard: {request.messages[-1].get('content')}"
+
+
+class FakeBackend:
+    """A serving backend with no model behind it.
+
+    Args:
+        answer: what a revision answers to a request; its text may hold ``<tool_call>`` blocks.
+            Tokens are single characters, and each has log-probability -1.
+        fail_load: revisions whose loading fails. All three sets may be changed at any time.
+        fail_probe: revisions that load, but answer nothing finite.
+        fail_generate: revisions whose generation raises.
+        gate: where given, every ``generate`` waits for it, so that a test can hold requests in
+            flight for as long as it likes.
+
+    ``calls`` lists what was asked of the backend: ``("load", revision_id)`` and so on.
+    """
+
+    def __init__(
+        self,
+        answer: Answer = echo,
+        *,
+        fail_load: set[str] | None = None,
+        fail_probe: set[str] | None = None,
+        fail_generate: set[str] | None = None,
+        gate: threading.Event | None = None,
+        max_loaded: int | None = None,
+    ) -> None:
+        """Make a backend that serves the base and nothing else yet."""
+        self.fail_load = fail_load if fail_load is not None else set()
+        self.fail_probe = fail_probe if fail_probe is not None else set()
+        self.fail_generate = fail_generate if fail_generate is not None else set()
+        self.calls: list[tuple[str, str]] = []
+        self._answer = answer
+        self._gate = gate
+        self._max_loaded = max_loaded
+        self._loaded: dict[str, Revision] = {}
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def capabilities(self) -> Capabilities:
+        """Say what the fake can do."""
+        return Capabilities(engine="fake", streaming=True, max_loaded=self._max_loaded)
+
+    def validate(self, revision: Revision) -> None:
+        """Refuse a revision whose files are not those that were published."""
+        self._note("validate", revision.revision_id)
+        check_published(revision)
+
+    def load(self, revision: Revision) -> None:
+        """Hold a revision, unless it is to fail or there is no room."""
+        name = revision.revision_id
+        self._note("load", name)
+        if name in self.fail_load:
+            raise SwapFailed(f"{name} was told to fail to load; take it out of fail_load")
+        with self._lock:
+            if self._max_loaded is not None and len({*self._loaded, name}) > self._max_loaded:
+                raise SwapFailed(f"{name} does not fit: {self._max_loaded} are loaded; unload one")
+            self._loaded[name] = revision
+
+    def probe(self, revision_id: str) -> Reply:
+        """Answer a fixed prompt, unless the revision is to fail."""
+        self._note("probe", revision_id)
+        if revision_id in self.fail_probe:
+            raise SwapFailed(f"{revision_id} was told to fail; take it out of fail_probe")
+        return self._reply(revision_id, _PROBE)
+
+    def unload(self, revision_id: str) -> None:
+        """Forget a revision."""
+        self._note("unload", revision_id)
+        with self._lock:
+            self._loaded.pop(revision_id, None)
+
+    def list_loaded(self) -> tuple[str, ...]:
+        """Name the revisions held, in the order they were loaded."""
+        with self._lock:
+            return tuple(self._loaded)
+
+    def generate(self, revision_id: str, request: GenerationRequest) -> Reply:
+        """Answer a request, once the gate is open."""
+        self._note("generate", revision_id)
+        if self._gate is not None:
+            self._gate.wait()
+        return self._reply(revision_id, request)
+
+    def stream(self, revision_id: str, request: GenerationRequest) -> Iterator[str | Reply]:
+        """Yield the answer word by word, then the reply."""
+        text = self._text(revision_id, request)
+        start = 0
+        while start < len(text):
+            end = text.find(" ", start) + 1 or len(text)
+            yield text[start:end]
+            start = end
+        yield self.generate(revision_id, request)
+
+    def close(self) -> None:
+        """Serve nothing from now on."""
+        self._closed = True
+
+    def _note(self, call: str, revision_id: str) -> None:
+        if self._closed:
+            raise BackendClosed(f"the backend was closed before {call}; make a new one")
+        self.calls.append((call, revision_id))
+
+    def _text(self, revision_id: str, request: GenerationRequest) -> str:
+        if revision_id != BASE and revision_id not in self.list_loaded():
+            raise GenerationFailed(f"{revision_id} is not loaded; load it first")
+        if revision_id in self.fail_generate:
+            raise GenerationFailed(f"{revision_id} was told to fail; take it out of fail_generate")
+        return self._answer(revision_id, request)
+
+    def _reply(self, revision_id: str, request: GenerationRequest) -> Reply:
+        text = self._text(revision_id, request)
+        return Reply(
+            revision=revision_id,
+            message=assistant_message(text, turn=len(request.messages)),
+            token_ids=tuple(map(ord, text)),
+            logprobs=(-1.0,) * len(text),
+            finish_reason="stop",
+        )
+
+
+def write_adapter(
+    folder: Path,
+    *,
+    seed: int = 0,
+    rank: int = 8,
+    layers: Mapping[str, tuple[int, int]] = _LAYERS,
+) -> Path:
+    """Write a random LoRA adapter as peft would save it; return the folder.
+
+    Args:
+        folder: where to; it is made if it is missing.
+        seed: adapters of different seeds have different content.
+        rank: the LoRA rank.
+        layers: (out, in) of the linear layers it adapts, by module name.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": rank,
+        "lora_alpha": 2 * rank,
+        "bias": "none",
+        "target_modules": sorted(layers),
+    }
+    (folder / CONFIG_FILE).write_bytes(orjson.dumps(config))
+    shapes: dict[str, tuple[int, int]] = {}
+    for module, (wide, narrow) in layers.items():
+        shapes[f"base_model.model.{module}.lora_A.weight"] = (rank, narrow)
+        shapes[f"base_model.model.{module}.lora_B.weight"] = (wide, rank)
+    (folder / WEIGHTS_FILE).write_bytes(_safetensors(shapes, random.Random(seed)))
+    return folder
+
+
+def _safetensors(shapes: Mapping[str, tuple[int, int]], source: random.Random) -> bytes:
+    """Gaussian float32 tensors in the safetensors format: header length, header, numbers."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    data = b""
+    for name, (rows, columns) in shapes.items():
+        numbers = array("f", (source.gauss(0, 0.1) for _ in range(rows * columns)))
+        offsets = [len(data), len(data) + 4 * len(numbers)]
+        header[name] = {"dtype": "F32", "shape": [rows, columns], "data_offsets": offsets}
+        data += numbers.tobytes()
+    table = orjson.dumps(header)
+    return len(table).to_bytes(8, "little") + table + data
