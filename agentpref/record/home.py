@@ -1,0 +1,97 @@
+"""The home folder: where a log, its adapters and its reports live.
+
+A folder is a home when it holds ``agentpref.db``. That file is made first, so that a second process
+that looks while the first is still creating the home already sees one. Knows nothing of what is in
+the database.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from agentpref.errors import NotAHome
+
+DATABASE = "agentpref.db"
+VARIABLE = "AGENTPREF_HOME"
+DEFAULT = ".agentpref"
+
+StrPath: TypeAlias = "str | os.PathLike[str]"
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """A home folder, by its absolute path."""
+
+    path: Path
+
+    @property
+    def database(self) -> Path:
+        """The SQLite file."""
+        return self.path / DATABASE
+
+    @property
+    def adapters(self) -> Path:
+        """The folder of published revisions."""
+        return self.path / "adapters"
+
+    @property
+    def reports(self) -> Path:
+        """The folder of update reports."""
+        return self.path / "reports"
+
+    @staticmethod
+    def resolve(path: StrPath | None = None) -> Path:
+        """Say which folder is meant: ``path``, else ``$AGENTPREF_HOME``, else ``./.agentpref``."""
+        chosen = path if path is not None else os.environ.get(VARIABLE) or DEFAULT
+        return Path(os.path.abspath(os.path.expanduser(chosen)))
+
+    @classmethod
+    def create(cls, path: StrPath | None = None) -> Home:
+        """Make a home of a missing or empty folder; an existing home stays as it is.
+
+        Raises:
+            NotAHome: the path is a file, a folder of something else, or cannot be written.
+        """
+        home = cls(cls.resolve(path))
+        try:
+            home.path.mkdir(parents=True, exist_ok=True)
+            if not home.database.exists():
+                _require_empty(home.path)
+                home.database.touch()
+            home.adapters.mkdir(exist_ok=True)
+            home.reports.mkdir(exist_ok=True)
+        except OSError as error:
+            if isinstance(error, NotAHome):
+                raise
+            raise NotAHome(
+                f"{home.path} cannot be made a home ({error.strerror}); "
+                "choose a folder that this user may write"
+            ) from error
+        return home
+
+    @classmethod
+    def open(cls, path: StrPath | None = None) -> Home:
+        """Take an existing home.
+
+        Raises:
+            NotAHome: there is no home at the path.
+        """
+        home = cls(cls.resolve(path))
+        if not home.database.is_file():
+            raise NotAHome(
+                f"{home.path} is no agentpref home (it has no {DATABASE}); name another folder "
+                "with --home or AGENTPREF_HOME, or make one with `agentpref init`"
+            )
+        return home
+
+
+def _require_empty(folder: Path) -> None:
+    foreign = next(folder.iterdir(), None)
+    if foreign is not None:
+        raise NotAHome(
+            f"{folder} holds {foreign.name!r} and no {DATABASE}, so it is no agentpref home; "
+            "choose an empty or a new folder"
+        )

@@ -1,0 +1,186 @@
+"""Messages as a Merkle chain: what one is, what it is called, and which ones are refused.
+
+A message's id is a hash of its canonical JSON and of its parent's id, so that the id of a prompt's
+last message stands for the whole prompt, and two runs of one prompt share its rows. Tools, where
+there are any, are the root of the chain. Identity is by content alone: who said it, when and to
+which model is the run's business. Pure functions; nothing here reads a database.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import orjson
+
+from agentpref.errors import InvalidMessage
+from agentpref.types import Message, Prompt, Tool
+
+ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+"""The largest message that is kept, as JSON."""
+
+
+class Node(NamedTuple):
+    """One link of a chain: ``id`` is the hash of the other two."""
+
+    id: str
+    parent: str | None
+    body: bytes
+
+
+def canonical(body: Mapping[str, Any]) -> bytes:
+    """Write a mapping as JSON in the one form that is hashed: UTF-8, sorted keys, no spaces.
+
+    Raises:
+        TypeError: for what JSON or UTF-8 cannot hold.
+    """
+    return orjson.dumps(body, default=plain, option=orjson.OPT_SORT_KEYS)
+
+
+def plain(value: Any) -> dict[str, Any]:
+    """Turn a mapping that is no dict into one, for ``orjson.dumps(default=…)``."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"a value of type {type(value).__name__} is not JSON")
+
+
+def node_id(parent: str | None, body: bytes) -> str:
+    """Hash a body under its parent: blake2b, 128 bits, hexadecimal."""
+    return hashlib.blake2b(b"%s\n%s" % ((parent or "").encode(), body), digest_size=16).hexdigest()
+
+
+def chain(messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[list[Node], str]:
+    """Link a prompt from its root to its last message; return the nodes and the prompt's id.
+
+    Raises:
+        InvalidMessage: there is no message, or one that cannot be stored.
+    """
+    check_messages(messages)
+    check_tools(tools)
+    bodies: list[Mapping[str, Any]] = [{"tools": tuple(tools)}] if tools else []
+    bodies.extend(messages)
+    nodes: list[Node] = []
+    parent: str | None = None
+    for body in bodies:
+        nodes.append(child(parent, body))
+        parent = nodes[-1].id
+    return nodes, nodes[-1].id
+
+
+def child(parent: str | None, body: Mapping[str, Any]) -> Node:
+    """Link one body under a parent."""
+    text = canonical(body)
+    return Node(node_id(parent, text), parent, text)
+
+
+def child_id(prompt_id: str, message: Message) -> str:
+    """Say what an answer to a prompt is called."""
+    return child(prompt_id, message).id
+
+
+def prompt_of(messages: Sequence[Message], tools: Sequence[Tool] = ()) -> Prompt:
+    """Make a prompt, with its content address, of messages and the tools that were offered."""
+    return Prompt(chain(messages, tools)[1], tuple(messages), tuple(tools))
+
+
+def check_messages(messages: Sequence[Message]) -> None:
+    """Refuse a prompt that cannot be stored and read back as it is.
+
+    Raises:
+        InvalidMessage: naming the message by its index, and the cure.
+    """
+    check_shapes(messages)
+    for index, message in enumerate(messages):
+        _check_text(message, f"message {index}")
+
+
+def check_message(message: Message, where: str = "the message") -> None:
+    """Refuse one message; ``where`` says in the error which one it is."""
+    _check_shape(message, where)
+    _check_text(message, where)
+
+
+def check_output(message: Message) -> None:
+    """Refuse an output that is no message of an assistant, or that cannot be stored."""
+    check_output_shape(message)
+    _check_text(message, "the output")
+
+
+def check_tools(tools: Sequence[Tool]) -> None:
+    """Refuse tools that are no list of mappings, or that cannot be stored."""
+    if isinstance(tools, (str, bytes, Mapping)) or not isinstance(tools, Sequence):
+        raise InvalidMessage(
+            f"tools is a {type(tools).__name__}; pass a list of mappings, one for each tool"
+        )
+    for index, tool in enumerate(tools):
+        if not isinstance(tool, Mapping):
+            raise InvalidMessage(
+                f"tool {index} is a {type(tool).__name__}; pass a mapping in OpenAI's shape"
+            )
+        _check_text(tool, f"tool {index}")
+
+
+def check_shapes(messages: Sequence[Message]) -> None:
+    """Refuse messages of the wrong shape, without looking at their text.
+
+    This is the part that ``Log.record`` can afford at every call.
+    """
+    if not isinstance(messages, (list, tuple)):
+        raise InvalidMessage(
+            f"messages is a {type(messages).__name__}; pass a list such as "
+            "[{'role': 'user', 'content': 'hello'}]"
+        )
+    if not messages:
+        raise InvalidMessage("messages is an empty list; pass at least one message")
+    for index, message in enumerate(messages):
+        _check_shape(message, index)
+
+
+def check_output_shape(message: Message) -> None:
+    """Refuse an output that is no message of an assistant, without looking at its text."""
+    _check_shape(message, "the output")
+    if message["role"] != "assistant":
+        raise InvalidMessage(
+            f"the output has role {message['role']!r}; pass a string or a message whose role is "
+            "'assistant'"
+        )
+
+
+def _check_shape(message: Message, where: int | str) -> None:
+    if not isinstance(message, Mapping):
+        raise InvalidMessage(
+            f"{_name(where)} is a {type(message).__name__}; pass a mapping with a role and a "
+            "content (most libraries' message objects have .model_dump())"
+        )
+    role = message.get("role")
+    if not isinstance(role, str) or role not in ROLES:
+        raise InvalidMessage(
+            f"{_name(where)} has role {role!r}; use one of {', '.join(sorted(ROLES))}"
+        )
+    content = message.get("content")
+    if not isinstance(content, (str, list, tuple)) and (content is not None or role != "assistant"):
+        raise InvalidMessage(
+            f"{_name(where)} has content of type {type(content).__name__}; pass a string or a list "
+            "of parts (only an assistant's may be None); decode bytes with .decode('utf-8')"
+        )
+
+
+def _check_text(body: Mapping[str, Any], where: str) -> None:
+    try:
+        size = len(canonical(body))
+    except TypeError as error:
+        raise InvalidMessage(
+            f"{where} is not JSON in UTF-8: {error}; keep to strings, numbers, lists and mappings, "
+            "and clean text with .encode('utf-8', 'replace').decode()"
+        ) from error
+    if size > MAX_MESSAGE_BYTES:
+        raise InvalidMessage(
+            f"{where} takes {size:,} bytes, more than the {MAX_MESSAGE_BYTES:,} that are kept; "
+            "store the file elsewhere and log a reference to it"
+        )
+
+
+def _name(where: int | str) -> str:
+    return f"message {where}" if isinstance(where, int) else where

@@ -1,0 +1,205 @@
+"""The schema, as numbered steps in the order they were needed.
+
+Each step is a function that changes a database from the version before; its docstring gives the
+reason for the columns it adds. A step that has been released is never edited: the next one is
+written. Applying the steps, each in a transaction of its own, is ``database``'s work. Times are
+seconds since 1970, columns of lists and mappings hold JSON text.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+Change: TypeAlias = Callable[[sqlite3.Connection], None]
+
+
+class Step(NamedTuple):
+    """One change of the schema; ``version`` is what the database has after it."""
+
+    version: int
+    name: str
+    change: Change
+
+
+STEPS: list[Step] = []
+
+
+def step(change: Change) -> Change:
+    """Add a change to the list, under the next number."""
+    STEPS.append(Step(len(STEPS) + 1, change.__name__, change))
+    return change
+
+
+@step
+def messages_and_runs(connection: sqlite3.Connection) -> None:
+    """What happened.
+
+    ``message`` is a Merkle chain: ``id`` is the hash of ``parent`` and ``body``, so that a
+    conversation of n turns costs n rows, equal prompts are one row, and a changed body convicts
+    itself. It keeps its rowid: at 1 kB a message, WITHOUT ROWID takes 2.4 times the space, since
+    an index page holds rows of at most a quarter of its size.
+
+    ``run.prompt`` and ``run.output`` are the last node of what was asked and its child. The three
+    ids are the host's own and are kept apart because they are asked for apart: ``trace_id`` is a
+    task, ``thread_id`` a conversation, ``user_id`` whom to forget. ``revision`` says which weights
+    answered; ``token_ids`` and ``logprobs`` are what the engine truly wrote, which re-tokenising
+    the text need not give again.
+    """
+    connection.execute(
+        """CREATE TABLE message (
+            id TEXT PRIMARY KEY NOT NULL,
+            parent TEXT REFERENCES message(id),
+            body TEXT NOT NULL
+        )"""
+    )
+    connection.execute(
+        """CREATE TABLE run (
+            run_id TEXT PRIMARY KEY NOT NULL,
+            namespace TEXT NOT NULL,
+            created_at REAL NOT NULL,
+            prompt TEXT NOT NULL REFERENCES message(id),
+            output TEXT NOT NULL REFERENCES message(id),
+            model TEXT,
+            revision TEXT,
+            thread_id TEXT,
+            trace_id TEXT,
+            user_id TEXT,
+            params TEXT NOT NULL,
+            token_ids TEXT,
+            logprobs TEXT,
+            tags TEXT NOT NULL,
+            metadata TEXT NOT NULL
+        )"""
+    )
+    connection.execute("CREATE INDEX run_in_time ON run(namespace, created_at, run_id)")
+
+
+@step
+def feedback_and_comparisons(connection: sqlite3.Connection) -> None:
+    """What was thought of it.
+
+    ``feedback.score`` is a number that can be compared and ``value`` whatever else was said, as
+    JSON. ``correction`` is the output as it should have been, a child of the run's prompt beside
+    the run's own output. ``user_id`` is the judge's, who need not be the one that asked. A
+    comparison has no namespace: its two runs have.
+    """
+    connection.execute(
+        """CREATE TABLE feedback (
+            feedback_id TEXT PRIMARY KEY NOT NULL,
+            run_id TEXT NOT NULL REFERENCES run(run_id),
+            created_at REAL NOT NULL,
+            key TEXT NOT NULL,
+            score REAL,
+            value TEXT,
+            comment TEXT,
+            source TEXT NOT NULL,
+            user_id TEXT,
+            correction TEXT REFERENCES message(id)
+        )"""
+    )
+    connection.execute("CREATE INDEX feedback_on_run ON feedback(run_id)")
+    connection.execute(
+        """CREATE TABLE comparison (
+            comparison_id TEXT PRIMARY KEY NOT NULL,
+            created_at REAL NOT NULL,
+            run_a TEXT NOT NULL REFERENCES run(run_id),
+            run_b TEXT NOT NULL REFERENCES run(run_id),
+            winner TEXT NOT NULL,
+            source TEXT NOT NULL,
+            user_id TEXT,
+            comment TEXT
+        )"""
+    )
+
+
+@step
+def updates(connection: sqlite3.Connection) -> None:
+    """What was learnt from it.
+
+    ``parent`` and ``candidate`` are revisions, ``verdict`` is empty until the gate has ruled, and
+    ``report`` is all that the gate saw. ``update_pair`` says which pairs trained a revision and
+    whether they were new or replayed: the lineage from a user's words to the weights.
+    """
+    connection.execute(
+        """CREATE TABLE updates (
+            update_id TEXT PRIMARY KEY NOT NULL,
+            namespace TEXT NOT NULL,
+            created_at REAL NOT NULL,
+            finished_at REAL,
+            parent TEXT,
+            candidate TEXT,
+            verdict TEXT,
+            report TEXT
+        )"""
+    )
+    connection.execute(
+        """CREATE TABLE update_pair (
+            update_id TEXT NOT NULL REFERENCES updates(update_id),
+            pair_id TEXT NOT NULL,
+            role TEXT NOT NULL,
+            PRIMARY KEY (update_id, pair_id)
+        ) WITHOUT ROWID"""
+    )
+
+
+@step
+def log_probabilities(connection: sqlite3.Connection) -> None:
+    """What a policy gave to a text, so that no night scores a row twice.
+
+    ``policy`` names the weights and template that scored, ``row`` the token ids that were scored:
+    neither can change under the same name, so a row is never stale. ``tokens`` is how many were
+    summed into ``logp`` (natural log).
+    """
+    connection.execute(
+        """CREATE TABLE logp (
+            policy TEXT NOT NULL,
+            row TEXT NOT NULL,
+            logp REAL NOT NULL,
+            tokens INTEGER NOT NULL,
+            PRIMARY KEY (policy, row)
+        ) WITHOUT ROWID"""
+    )
+
+
+@step
+def revisions_and_serving(connection: sqlite3.Connection) -> None:
+    """What serves.
+
+    ``revision.seq`` counts within a namespace and stands in the revision's name. ``serving`` is
+    one row per namespace, changed only by compare-and-swap on ``generation``; what it was before
+    is appended to ``serving_history``, which nothing rewrites.
+    """
+    connection.execute(
+        """CREATE TABLE revision (
+            revision_id TEXT PRIMARY KEY NOT NULL,
+            namespace TEXT NOT NULL,
+            seq INTEGER NOT NULL,
+            parent TEXT,
+            created_at REAL NOT NULL,
+            manifest TEXT NOT NULL,
+            UNIQUE (namespace, seq)
+        )"""
+    )
+    connection.execute(
+        """CREATE TABLE serving (
+            namespace TEXT PRIMARY KEY NOT NULL,
+            live TEXT,
+            canary TEXT,
+            weight REAL NOT NULL DEFAULT 0,
+            generation INTEGER NOT NULL DEFAULT 0
+        ) WITHOUT ROWID"""
+    )
+    connection.execute(
+        """CREATE TABLE serving_history (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            namespace TEXT NOT NULL,
+            at REAL NOT NULL,
+            generation INTEGER NOT NULL,
+            action TEXT NOT NULL,
+            live TEXT,
+            canary TEXT,
+            weight REAL NOT NULL DEFAULT 0
+        )"""
+    )
