@@ -154,6 +154,7 @@ def test_a_single_number_that_is_not_finite(folder: Path, dtype: str, value: flo
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(value=st.floats(width=32), index=st.integers(0, 255))
 def test_finite_numbers_pass_and_others_do_not(folder: Path, value: float, index: int) -> None:
+    write_adapter(folder, layers=LAYERS)
     edit_tensors(folder, lambda t: t[UP_B].ravel().__setitem__(index, value))
     if np.isfinite(value):
         check_adapter(folder)

@@ -1,0 +1,275 @@
+"""The router: which revision answers a request, and how one takes over from another.
+
+A request is bound to one revision at admission, by a lease, and keeps it to its last token. A swap
+validates, loads and probes the new revision beside the old one, changes the registry by
+compare-and-swap, and only then flips the route that later requests are admitted by; whatever fails
+before that leaves the route as it was. A revision is unloaded once it is neither routed to, nor
+what was live just before, nor leased. Knows nothing of prompts, tokens and models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+from agentpref.errors import ServingError, SwapFailed
+from agentpref.serve.backend import GenerationRequest, Reply, Revision, ServingBackend
+from agentpref.serve.registry import Registry, ServingState
+from agentpref.types import BASE
+
+_logger = logging.getLogger(__name__)
+
+
+class Lease:
+    """The right to use one revision until it is released; a context manager.
+
+    ``revision`` is the id to generate with and to log, ``"base"`` for the bare base model.
+    """
+
+    def __init__(self, revision: str, release: Callable[[str], None]) -> None:
+        """Hold a revision; the router makes leases."""
+        self.revision = revision
+        self._release: Callable[[str], None] | None = release
+
+    def __enter__(self) -> Lease:
+        """Hold the revision for a block."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Release the revision."""
+        self.release()
+
+    def release(self) -> None:
+        """Give the revision back; a second call does nothing."""
+        release, self._release = self._release, None
+        if release is not None:
+            release(self.revision)
+
+
+class Router:
+    """Admits requests to the revision that serves, and swaps it without dropping any.
+
+    A router serves what the registry says at the moment it is made; :meth:`sync` follows what
+    other processes change later. All methods may be called from any thread.
+
+    Args:
+        registry: the revisions of one namespace, and which of them is live.
+        backend: the engine; several routers may share one.
+
+    Raises:
+        RevisionError: what is live is broken or made for another base.
+        SwapFailed: what is live could not be loaded.
+    """
+
+    def __init__(self, registry: Registry, backend: ServingBackend) -> None:
+        """Load what is live."""
+        self.registry = registry
+        self.backend = backend
+        self._route = ServingState(registry.namespace, None, None, 0.0, 0)
+        self._last_live: str | None = None  # stays loaded, so that a rollback is instant
+        self._leases: Counter[str] = Counter()
+        self._held: set[str] = set()  # what the backend may hold in our name
+        self._ready: set[str] = set()  # of those, what passed the probe and may be routed to
+        self._pointers = threading.Lock()  # held for moments: the route, the leases, what is held
+        self._swapping = threading.Lock()  # held for whole swaps and unloads, one at a time
+        self.sync()
+
+    @property
+    def serving(self) -> ServingState:
+        """What this router admits requests to at the moment."""
+        with self._pointers:
+            return self._route
+
+    def acquire(self, thread_id: str | None = None) -> Lease:
+        """Admit a request: bind it to the revision that serves its thread now.
+
+        Args:
+            thread_id: the conversation. While there is a canary, a thread is served by it or by
+                live, always the same one; requests that name no thread are served by live.
+        """
+        with self._pointers:
+            name = _chosen(self._route, thread_id)
+            self._leases[name] += 1
+        return Lease(name, self._give_back)
+
+    def generate(self, request: GenerationRequest, *, thread_id: str | None = None) -> Reply:
+        """Answer a request with the revision that serves its thread at this moment."""
+        with self.acquire(thread_id) as lease:
+            return self.backend.generate(lease.revision, request)
+
+    def stream(
+        self, request: GenerationRequest, *, thread_id: str | None = None
+    ) -> Iterator[str | Reply]:
+        """Yield pieces of text as they come, then the whole reply; all from one revision.
+
+        The request is admitted when the first piece is asked for.
+        """
+        with self.acquire(thread_id) as lease:
+            yield from self.backend.stream(lease.revision, request)
+
+    def activate(self, revision_id: str, *, expected_generation: int | None = None) -> ServingState:
+        """Make a revision live: once this returns, new requests are served by it.
+
+        Args:
+            revision_id: the revision to serve.
+            expected_generation: refuse if what is served has changed since that generation.
+
+        Raises:
+            UnknownRevision: the registry has none of that id.
+            InvalidAdapter: its files are broken, edited or unsupported.
+            WrongBase: it was trained on another base model.
+            SwapFailed: it could not be loaded, or answered the probe with nonsense.
+            GenerationConflict: somebody changed what is served in between.
+        """
+        with self._swap():
+            self._prepare(revision_id)
+            return self._flip(
+                self.registry.promote(revision_id, expected_generation=expected_generation)
+            )
+
+    def canary(self, revision_id: str | None, weight: float) -> ServingState:
+        """Let a revision serve a share of the threads; ``canary(None, 0)`` ends that.
+
+        Raises:
+            RevisionError: the weight is out of range.
+            AgentprefError: as for :meth:`activate`.
+        """
+        with self._swap():
+            state = self.registry.state()
+            self._prepare(state.live, revision_id)
+            return self._flip(
+                self.registry.canary(revision_id, weight, expected_generation=state.generation)
+            )
+
+    def rollback(self) -> ServingState:
+        """Undo the last promotion. The revision before is still loaded, so this is instant.
+
+        Raises:
+            RevisionError: no promotion is left to undo.
+            AgentprefError: as for :meth:`activate`, where the revision had to be loaded.
+        """
+        with self._swap():
+            generation = self.registry.state().generation
+            self._prepare(self.registry.previous())
+            return self._flip(self.registry.rollback(expected_generation=generation))
+
+    def sync(self) -> ServingState:
+        """Follow what other processes made live; does nothing if nothing changed.
+
+        Raises:
+            AgentprefError: as for :meth:`activate`; what served before still serves.
+        """
+        with self._swap():
+            state = self.registry.state()
+            if state.generation == self._route.generation:
+                return state
+            self._prepare(state.live, state.canary)
+            return self._flip(state)
+
+    @contextmanager
+    def _swap(self) -> Iterator[None]:
+        """One swap at a time; afterwards whatever is no longer wanted is unloaded.
+
+        That includes a revision that was loaded for a swap which then failed.
+        """
+        try:
+            with self._swapping:
+                yield
+        finally:
+            self._sweep()
+
+    def _prepare(self, *names: str | None) -> None:
+        """Have revisions ready beside those that serve; ``None`` is the base, which always is."""
+        for name in names:
+            if name is not None and name not in self._ready:
+                self._load(self.registry.get(name))
+
+    def _load(self, revision: Revision) -> None:
+        name = revision.revision_id
+        self.backend.validate(revision)
+        self._make_room()
+        with self._pointers:
+            self._held.add(name)
+        try:
+            self.backend.load(revision)
+            self.backend.probe(name)
+        except ServingError as error:
+            raise SwapFailed(
+                f"{name} could not be made ready: {error}; "
+                f"{self._route.live or 'the base model'} still serves"
+            ) from error
+        with self._pointers:
+            self._ready.add(name)
+
+    def _make_room(self) -> None:
+        """Where the engine is full, give up what is kept for a rollback."""
+        room = self.backend.capabilities().max_loaded
+        if room is not None and len(self.backend.list_loaded()) >= room:
+            self._last_live = None
+            self._unload_idle()
+
+    def _flip(self, state: ServingState) -> ServingState:
+        with self._pointers:
+            if state.live != self._route.live:
+                self._last_live = self._route.live
+            self._route = state
+        return state
+
+    def _give_back(self, name: str) -> None:
+        with self._pointers:
+            self._leases[name] -= 1
+            if not self._leases[name]:
+                del self._leases[name]
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Unload what is idle, unless a swap is under way: that sweeps when it ends.
+
+        The one who finds the lock taken may leave: its holder comes here after giving it back.
+        """
+        while self._idle() and self._swapping.acquire(blocking=False):
+            try:
+                if not self._unload_idle():
+                    return
+            finally:
+                self._swapping.release()
+
+    def _idle(self) -> set[str]:
+        """Loaded revisions that no request uses, none will, and no rollback is likely to want."""
+        with self._pointers:
+            wanted = {self._route.live, self._route.canary, self._last_live}
+            return self._held - (self._ready & wanted) - self._leases.keys()
+
+    def _unload_idle(self) -> bool:
+        """Unload what is idle; say whether that worked. A failure must not fail the request
+        whose end came to be the occasion, so it is logged, and tried again on the next one.
+        """
+        for name in self._idle():
+            with self._pointers:
+                self._ready.discard(name)
+            try:
+                self.backend.unload(name)
+            except ServingError:
+                _logger.warning("%s could not be unloaded and stays loaded", name, exc_info=True)
+                return False
+            with self._pointers:
+                self._held.discard(name)
+        return True
+
+
+def _chosen(route: ServingState, thread_id: str | None) -> str:
+    if route.canary is not None and thread_id is not None:
+        digest = hashlib.blake2b(f"{route.canary}\n{thread_id}".encode(), digest_size=8).digest()
+        if int.from_bytes(digest, "big") < route.weight * 2**64:
+            return route.canary
+    return route.live or BASE

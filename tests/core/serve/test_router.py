@@ -1,0 +1,407 @@
+"""The router over a real registry and the public fake backend."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from agentpref.errors import (
+    GenerationConflict,
+    GenerationFailed,
+    InvalidAdapter,
+    RevisionError,
+    ServingError,
+    SwapFailed,
+    UnknownRevision,
+)
+from agentpref.record.home import Home
+from agentpref.serve.backend import GenerationRequest, Reply
+from agentpref.serve.manifest import WEIGHTS_FILE
+from agentpref.serve.registry import Registry
+from agentpref.serve.router import Router
+from agentpref.testing import FakeBackend, write_adapter
+from agentpref.types import BASE
+
+ASK = GenerationRequest(messages=({"role": "user", "content": "hi"},))
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    return Registry(Home.create(tmp_path / "home"))
+
+
+@pytest.fixture
+def names(registry: Registry, tmp_path: Path) -> list[str]:
+    return [
+        registry.publish(
+            write_adapter(tmp_path / str(seed), seed=seed), parent=None, base={}, training={}
+        ).revision_id
+        for seed in range(4)
+    ]
+
+
+@pytest.fixture
+def backend() -> FakeBackend:
+    return FakeBackend()
+
+
+@pytest.fixture
+def router(registry: Registry, backend: FakeBackend) -> Router:
+    return Router(registry, backend)
+
+
+def served_by(router: Router, thread_id: str | None = None) -> str:
+    reply = router.generate(ASK, thread_id=thread_id)
+    assert reply.message["content"] == f"{reply.revision} heard: hi"
+    return reply.revision
+
+
+def test_a_new_home_is_served_by_the_base(router: Router) -> None:
+    assert served_by(router) == BASE
+
+
+def test_a_router_serves_what_the_registry_says_when_it_is_made(
+    registry: Registry, names: list[str]
+) -> None:
+    registry.promote(names[0])
+    registry.canary(names[1], 1.0)
+    router = Router(registry, FakeBackend())
+    assert served_by(router) == names[0]
+    assert served_by(router, "thread") == names[1]
+
+
+def test_after_activate_new_requests_use_the_new_revision(
+    router: Router, registry: Registry, backend: FakeBackend, names: list[str]
+) -> None:
+    for name in names:
+        router.activate(name)
+        assert served_by(router) == name
+        assert registry.state() == router.serving
+    steps = [call for call, name in backend.calls if name == names[0]]
+    assert steps == ["validate", "load", "probe", "generate", "unload"]
+
+
+def test_a_lease_keeps_its_revision_through_swaps(
+    router: Router, backend: FakeBackend, names: list[str]
+) -> None:
+    router.activate(names[0])
+    lease = router.acquire()
+    for name in names[1:]:
+        router.activate(name)
+    assert lease.revision == names[0]
+    assert backend.generate(lease.revision, ASK).revision == names[0]
+    assert names[0] in backend.list_loaded()
+    lease.release()
+    assert names[0] not in backend.list_loaded()
+
+
+def test_a_lease_counts_once_however_often_it_is_released(
+    router: Router, backend: FakeBackend, names: list[str]
+) -> None:
+    router.activate(names[0])
+    first, second = router.acquire(), router.acquire()
+    for name in names[1:]:
+        router.activate(name)
+    first.release()
+    first.release()
+    assert names[0] in backend.list_loaded(), "the second lease still holds it"
+    second.release()
+    assert names[0] not in backend.list_loaded()
+
+
+def test_the_last_live_stays_loaded_and_rollback_needs_no_load(
+    router: Router, backend: FakeBackend, names: list[str]
+) -> None:
+    router.activate(names[0])
+    router.activate(names[1])
+    assert set(backend.list_loaded()) == {names[0], names[1]}
+    before = list(backend.calls)
+    assert router.rollback().live == names[0]
+    assert [call for call, _ in backend.calls[len(before) :]] == []
+    assert served_by(router) == names[0]
+    assert router.rollback().live is None
+    assert served_by(router) == BASE
+    with pytest.raises(RevisionError, match="nothing to roll back"):
+        router.rollback()
+
+
+def test_rollback_loads_what_this_process_never_had(
+    registry: Registry, backend: FakeBackend, names: list[str]
+) -> None:
+    registry.promote(names[0])
+    registry.promote(names[1])
+    router = Router(registry, backend)
+    assert backend.list_loaded() == (names[1],)
+    backend.fail_probe.add(names[0])
+    for _ in range(2):  # the second try must not take the failed one for a loaded one
+        with pytest.raises(SwapFailed):
+            router.rollback()
+        assert served_by(router) == names[1]
+        assert backend.list_loaded() == (names[1],)
+    backend.fail_probe.clear()
+    router.rollback()
+    assert served_by(router) == names[0]
+
+
+def corrupt(registry: Registry, name: str, backend: FakeBackend) -> type[Exception]:
+    file = registry.get(name).path / WEIGHTS_FILE
+    file.chmod(0o644)
+    file.write_bytes(b"!" + file.read_bytes()[1:])
+    return InvalidAdapter
+
+
+def fail_load(registry: Registry, name: str, backend: FakeBackend) -> type[Exception]:
+    backend.fail_load.add(name)
+    return SwapFailed
+
+
+def fail_probe(registry: Registry, name: str, backend: FakeBackend) -> type[Exception]:
+    backend.fail_probe.add(name)
+    return SwapFailed
+
+
+def be_overtaken(registry: Registry, name: str, backend: FakeBackend) -> type[Exception]:
+    registry.canary(None, 0)
+    return GenerationConflict
+
+
+@pytest.mark.parametrize("break_it", [corrupt, fail_load, fail_probe, be_overtaken])
+def test_a_swap_that_fails_at_any_step_leaves_the_old_one_serving(
+    router: Router,
+    registry: Registry,
+    backend: FakeBackend,
+    names: list[str],
+    break_it: Callable[[Registry, str, FakeBackend], type[Exception]],
+) -> None:
+    old, new = names[:2]
+    generation = router.activate(old).generation
+    error = break_it(registry, new, backend)
+    with pytest.raises(error):
+        router.activate(new, expected_generation=generation)
+    assert served_by(router) == old
+    assert registry.live() == registry.get(old)
+    assert backend.list_loaded() == (old,), "what failed does not stay loaded"
+
+
+def test_a_failed_swap_names_the_cause_and_what_still_serves(
+    router: Router, backend: FakeBackend, names: list[str]
+) -> None:
+    backend.fail_probe.add(names[0])
+    with pytest.raises(SwapFailed, match=f"{names[0]} .*the base model still serves") as failure:
+        router.activate(names[0])
+    assert isinstance(failure.value.__cause__, SwapFailed)
+
+
+def test_a_failed_canary_and_a_failed_sync_change_nothing(
+    router: Router, registry: Registry, backend: FakeBackend, names: list[str]
+) -> None:
+    router.activate(names[0])
+    backend.fail_load.add(names[1])
+    with pytest.raises(SwapFailed):
+        router.canary(names[1], 0.5)
+    registry.promote(names[1])
+    with pytest.raises(SwapFailed):
+        router.sync()
+    assert served_by(router, "thread") == names[0]
+    backend.fail_load.clear()
+    assert router.sync().live == names[1]
+    assert served_by(router) == names[1]
+
+
+def test_rollback_leaves_a_live_revision_that_cannot_be_loaded_here(
+    router: Router, registry: Registry, backend: FakeBackend, names: list[str]
+) -> None:
+    router.activate(names[0])
+    backend.fail_load.add(names[1])
+    registry.promote(names[1])
+    assert router.rollback().live == names[0]
+
+
+def test_an_unknown_revision_is_refused(router: Router) -> None:
+    with pytest.raises(UnknownRevision):
+        router.activate("rev-000009-0123456789ab")
+    assert served_by(router) == BASE
+
+
+def test_sync_follows_another_process_and_does_nothing_else(
+    router: Router, registry: Registry, backend: FakeBackend, names: list[str]
+) -> None:
+    Registry(registry.home).promote(names[0])
+    assert served_by(router) == BASE, "until it syncs"
+    router.sync()
+    assert served_by(router) == names[0]
+    calls = len(backend.calls)
+    router.sync()
+    assert len(backend.calls) == calls
+
+
+def test_a_canary_takes_its_share_of_threads_and_keeps_them(
+    router: Router, names: list[str]
+) -> None:
+    router.activate(names[0])
+    router.canary(names[1], 0.2)
+    threads = [f"thread-{number}" for number in range(2000)]
+    tried = {thread for thread in threads if served_by(router, thread) == names[1]}
+    assert 0.17 < len(tried) / len(threads) < 0.23
+    assert {thread for thread in threads if served_by(router, thread) == names[1]} == tried
+    router.canary(names[1], 0.4)
+    wider = {thread for thread in threads if served_by(router, thread) == names[1]}
+    assert tried < wider, "a growing canary keeps the threads it had"
+    assert served_by(router) == names[0], "a request of no thread is served by live"
+    router.canary(None, 0)
+    assert {served_by(router, thread) for thread in threads[:50]} == {names[0]}
+
+
+def test_a_weight_of_one_takes_every_thread(router: Router, names: list[str]) -> None:
+    router.canary(names[0], 1.0)
+    assert {served_by(router, str(n)) for n in range(100)} == {names[0]}
+
+
+def test_a_canary_brings_the_live_revision_of_another_process_with_it(
+    router: Router, registry: Registry, names: list[str]
+) -> None:
+    registry.promote(names[0])
+    router.canary(names[1], 1.0)
+    assert served_by(router) == names[0]
+    assert served_by(router, "thread") == names[1]
+
+
+def test_streaming_is_bound_to_one_revision(router: Router, names: list[str]) -> None:
+    router.activate(names[0])
+    stream = router.stream(ASK)
+    pieces: list[str | Reply] = [next(stream)]
+    router.activate(names[1])
+    router.activate(names[2])
+    pieces += stream
+    reply = pieces.pop()
+    assert isinstance(reply, Reply)
+    assert reply.revision == names[0]
+    assert "".join(map(str, pieces)) == reply.message["content"]
+
+
+def test_an_abandoned_stream_gives_its_revision_back(
+    router: Router, backend: FakeBackend, names: list[str]
+) -> None:
+    router.activate(names[0])
+    stream = router.stream(ASK)
+    next(stream)
+    router.activate(names[1])
+    router.activate(names[2])
+    assert names[0] in backend.list_loaded()
+    stream.close()  # type: ignore[attr-defined]
+    assert names[0] not in backend.list_loaded()
+
+
+def test_errors_reach_the_caller_and_give_the_lease_back(
+    router: Router, backend: FakeBackend, names: list[str]
+) -> None:
+    router.activate(names[0])
+    backend.fail_generate.add(names[0])
+    with pytest.raises(GenerationFailed):
+        router.generate(ASK)
+    with pytest.raises(GenerationFailed):
+        list(router.stream(ASK))
+    router.activate(names[1])
+    router.activate(names[2])
+    assert names[0] not in backend.list_loaded()
+
+
+def test_a_full_engine_gives_up_what_is_kept_for_rollback(
+    registry: Registry, names: list[str]
+) -> None:
+    backend = FakeBackend(max_loaded=2)
+    router = Router(registry, backend)
+    for name in names:
+        router.activate(name)
+        assert served_by(router) == name
+    router.rollback()
+    with router.acquire() as lease:
+        router.activate(names[0])
+        with pytest.raises(SwapFailed, match="does not fit"):
+            router.activate(names[1])
+        assert backend.generate(lease.revision, ASK).revision == names[2]
+    router.activate(names[1])
+    assert served_by(router) == names[1]
+
+
+class StickyBackend(FakeBackend):
+    """Refuses to unload while ``stuck``."""
+
+    stuck = True
+
+    def unload(self, revision_id: str) -> None:
+        if self.stuck:
+            raise ServingError("stuck")
+        super().unload(revision_id)
+
+
+def test_a_failing_unload_fails_no_request_and_is_tried_again(
+    registry: Registry, names: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = StickyBackend()
+    router = Router(registry, backend)
+    for name in names[:3]:
+        router.activate(name)
+        assert served_by(router) == name
+    assert f"{names[0]} could not be unloaded" in caplog.text
+    assert names[0] in backend.list_loaded()
+    backend.stuck = False
+    served_by(router)
+    assert names[0] not in backend.list_loaded()
+
+
+def test_requests_in_flight_hold_their_revision_while_the_engine_is_slow(
+    registry: Registry, names: list[str]
+) -> None:
+    gate = threading.Event()
+    backend = FakeBackend(gate=gate)
+    router = Router(registry, backend)
+    router.activate(names[0])
+    with ThreadPoolExecutor(4) as pool:
+        early = [pool.submit(router.generate, ASK) for _ in range(4)]
+        while Counter(backend.calls)["generate", names[0]] < 4:
+            threading.Event().wait(0.001)
+        for name in names[1:]:
+            router.activate(name)
+        assert names[0] in backend.list_loaded()
+        gate.set()
+        assert {reply.result().revision for reply in early} == {names[0]}
+    assert names[0] not in backend.list_loaded()
+
+
+def test_swaps_and_requests_from_many_threads_at_once(
+    router: Router, backend: FakeBackend, registry: Registry, names: list[str]
+) -> None:
+    """No request fails, none meets an unloaded revision, and none uses what was left behind."""
+    done = threading.Event()
+
+    def ask(thread: str) -> set[str]:
+        seen = set()
+        while not done.is_set():
+            seen.add(served_by(router, thread))
+        return seen
+
+    def swap(own: list[str]) -> None:
+        for turn in range(15):
+            router.activate(own[turn % 2])
+            if turn % 5 == 0:
+                router.canary(own[(turn + 1) % 2], 0.5)
+
+    with ThreadPoolExecutor(6) as pool:
+        asking = [pool.submit(ask, f"thread-{n}") for n in range(4)]
+        try:
+            swapping = [pool.submit(swap, own) for own in (names[:2], names[2:])]
+            for swapper in swapping:
+                swapper.result()
+        except GenerationConflict:
+            pytest.fail("swaps of one router wait for each other")
+        finally:
+            done.set()
+        assert set().union(*(asker.result() for asker in asking)) <= {BASE, *names}
+    assert router.serving == registry.state()
+    assert len(backend.list_loaded()) <= 3, "live, the one before, and a canary"
