@@ -1,0 +1,1 @@
+"""Proof that a candidate is better than live and has forgotten nothing."""

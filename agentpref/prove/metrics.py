@@ -1,0 +1,163 @@
+"""What is measured of a policy, as pure functions of numbers and tokens.
+
+A *margin* is DPO's implicit reward margin of one held-out pair (2305.18290, eq. 5, without β):
+h = log[π/π_0](chosen) − log[π/π_0](rejected), in nats. A policy is right about a pair when h > 0.
+This module knows nothing of models, tokenizers, the gate or its thresholds; all of it is plain
+Python and can be checked by hand.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
+from typing import Any
+
+from agentpref.errors import TrainingDiverged, UpdateError
+
+
+def correctness(margins: Iterable[float]) -> tuple[float, ...]:
+    """Say of each margin whether the pair is right: 1 if h > 0, 0 if h < 0, ½ (a coin) if h = 0.
+
+    The base model's margins are all 0, so that it scores ½: where TRL's ``rewards/accuracies``
+    counts a tie as wrong, a policy that has learned nothing would look worse than chance.
+
+    Raises:
+        TrainingDiverged: for a margin that is NaN or infinite.
+    """
+    return tuple(_right(index, margin) for index, margin in enumerate(margins))
+
+
+def _right(index: int, margin: float) -> float:
+    if not math.isfinite(margin):
+        raise TrainingDiverged(
+            f"the margin of held-out pair {index} is {margin}: the policy's log-probabilities are "
+            "not finite; lower the learning rate, or check the adapter's weights"
+        )
+    return 0.5 + 0.5 * ((margin > 0) - (margin < 0))
+
+
+def accuracy(right: Sequence[float]) -> float:
+    """Held-out preference accuracy: the mean of what :func:`correctness` gives.
+
+    Raises:
+        UpdateError: for no pairs at all, whose accuracy is not defined.
+    """
+    if not right:
+        raise UpdateError("the accuracy of 0 held-out pairs is not defined; log more comparisons")
+    return math.fsum(right) / len(right)
+
+
+@dataclass(frozen=True, slots=True)
+class Flips:
+    """How many pairs changed sides: ``lost`` from right to wrong, ``gained`` from wrong to right.
+
+    Coins (½) count on neither side. Two policies of equal accuracy may differ in many pairs.
+    """
+
+    lost: int
+    gained: int
+
+
+def flips(before: Sequence[float], after: Sequence[float]) -> Flips:
+    """Count the pairs that went from right to wrong and from wrong to right.
+
+    Raises:
+        ValueError: if the two do not score the same number of pairs.
+    """
+    moves = list(zip(before, after, strict=True))
+    return Flips(lost=moves.count((1.0, 0.0)), gained=moves.count((0.0, 1.0)))
+
+
+@dataclass(frozen=True, slots=True)
+class RMatrix:
+    """Accuracies over a stream of T updates that bring one stratum each.
+
+    ``rows[i][j]`` is the accuracy on the j-th stratum after update i. Row 0 is before any update
+    (b in 1706.08840); row i + 1 is after the update that brought ``strata[i]``. There are T columns
+    and T + 1 rows. Below, R[i, j] counts both from 1, as the papers do. With T = 1, the means over
+    T − 1 strata are empty and taken as 0: nothing came earlier that could be forgotten.
+    """
+
+    strata: tuple[str, ...]
+    rows: tuple[tuple[float, ...], ...]
+
+    def __post_init__(self) -> None:
+        """Check the shape.
+
+        Raises:
+            UpdateError: unless there are T ≥ 1 strata, T + 1 rows and T accuracies in each row.
+        """
+        size = len(self.strata)
+        widths = [len(row) for row in self.rows]
+        if size == 0 or widths != [size] * (size + 1):
+            raise UpdateError(
+                f"an R matrix of {size} strata has rows of widths {widths}, but needs {size + 1} "
+                f"rows of {size}: one before any update and one after each"
+            )
+
+    @property
+    def acc(self) -> float:
+        """ACC = 1/T Σ_j R[T, j], mean accuracy at the end (1706.08840, eq. 2)."""
+        return _mean(list(self.rows[-1]))
+
+    @property
+    def bwt(self) -> float:
+        """BWT = 1/(T−1) Σ_{j<T} R[T, j] − R[j, j]; below 0 is forgetting (1706.08840, eq. 3)."""
+        last = self.rows[-1]
+        return _mean([last[j] - self.rows[j + 1][j] for j in self._columns()[:-1]])
+
+    @property
+    def fwt(self) -> float:
+        """FWT = 1/(T−1) Σ_{j>1} R[j−1, j] − b_j, gain before being taught (1706.08840, eq. 4)."""
+        return _mean([self.rows[j][j] - self.rows[0][j] for j in self._columns()[1:]])
+
+    @property
+    def forgetting(self) -> float:
+        """F = 1/(T−1) Σ_{j<T} max_{1≤i<T} R[i, j] − R[T, j] (Chaudhry et al., 1801.10112, eq. 3).
+
+        Lopez-Paz & Ranzato define no F. Row 0 does not count, since no update had taught anything.
+        """
+        taught, last = self.rows[1:-1], self.rows[-1]
+        return _mean([max(row[j] for row in taught) - last[j] for j in self._columns()[:-1]])
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Matrix and metrics as plain values, for reports."""
+        metrics = {"acc": self.acc, "bwt": self.bwt, "fwt": self.fwt, "forgetting": self.forgetting}
+        return asdict(self) | metrics
+
+    def _columns(self) -> range:
+        return range(len(self.strata))
+
+
+def recovery(acc: float, naive: float, joint: float) -> float | None:
+    """(ACC − ACC_naive) / (ACC_joint − ACC_naive): the share of the forgetting gap that is closed.
+
+    0 is no better than training night by night with no protection, 1 as good as training on all
+    at once. ``None`` where naive and joint are equal: there is no gap to close.
+    """
+    return None if joint == naive else (acc - naive) / (joint - naive)
+
+
+def distinct_n(texts: Iterable[Sequence[Hashable]], n: int = 2) -> float:
+    """Distinct n-grams over all n-grams in a set of generations (after Li et al., 1510.03055).
+
+    ``texts`` are token or word sequences. Over n-grams, not tokens as in the paper, so that it
+    lies in [0, 1] for answers of any length; 0.0 if no text has n tokens. It falls as the texts
+    grow in number or length: compare only sets that answer the same prompts.
+    """
+    grams = list(chain.from_iterable(zip(*(t[i:] for i in range(n)), strict=False) for t in texts))
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def length_ratio(mean: float, other: float) -> float:
+    """Mean length of one set of texts over that of another, in tokens or any one unit.
+
+    A mean below 1 counts as 1, so that a set of empty answers gives a finite ratio.
+    """
+    return max(mean, 1.0) / max(other, 1.0)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else 0.0
