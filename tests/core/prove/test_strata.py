@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentpref.prove.strata import age_third, coarsen, stratify
+from agentpref.types import Origin, Pair, Prompt, Stratum
+
+CELLS = st.lists(
+    st.builds(
+        Stratum,
+        namespace=st.sampled_from(["n"]),
+        tag=st.sampled_from(["t", "u"]),
+        origin=st.sampled_from(["correction", "thumbs"]),
+        age=st.sampled_from(["old", "middle", "new"]),
+    ),
+    max_size=60,
+)
+
+
+def pair(created_at: float, *, tag: str = "t", origin: Origin = "comparison") -> Pair:
+    said = {"role": "assistant", "content": "yes"}
+    prompt = Prompt(id="p", messages=({"role": "user", "content": "?"},))
+    return Pair("id", "n", created_at, prompt, said, said, origin, tag)
+
+
+def cells(origin: str, old: int, middle: int, new: int, *, tag: str = "t") -> list[Stratum]:
+    sizes = {"old": old, "middle": middle, "new": new}
+    return [Stratum("n", tag, origin, age) for age, size in sizes.items() for _ in range(size)]
+
+
+def test_age_thirds_follow_the_order_and_not_the_spacing() -> None:
+    assert age_third([900.0, 1.0, 2.0, 3.0, 901.0, 4.0]) == (
+        ("new", "old", "old", "middle", "new", "middle")
+    )
+
+
+def test_equal_times_share_a_third() -> None:
+    assert age_third([5.0, 5.0, 5.0, 9.0]) == ("old", "old", "old", "new")
+    assert age_third([]) == ()
+
+
+@given(st.lists(st.integers(0, 20).map(float), max_size=40).flatmap(
+    lambda times: st.tuples(st.just(times), st.permutations(times))
+))  # fmt: skip
+def test_the_age_of_a_time_does_not_depend_on_the_order_of_the_rows(
+    case: tuple[list[float], list[float]],
+) -> None:
+    times, shuffled = case
+    assert dict(zip(times, age_third(times), strict=True)) == dict(
+        zip(shuffled, age_third(shuffled), strict=True)
+    )
+
+
+def test_pairs_are_filed_by_namespace_tag_origin_and_age_over_all() -> None:
+    pairs = [pair(3.0, tag="u", origin="thumbs"), pair(1.0), pair(2.0)]
+    assert stratify(pairs) == (
+        Stratum("n", "u", "thumbs", "new"),
+        Stratum("n", "t", "comparison", "old"),
+        Stratum("n", "t", "comparison", "middle"),
+    )
+
+
+def test_cells_that_are_large_enough_stay_as_they_are() -> None:
+    filed = cells("thumbs", 5, 5, 5)
+    assert coarsen(filed, 5) == tuple(filed)
+
+
+def test_one_small_age_pools_the_ages_of_its_origin_alone() -> None:
+    filed = cells("thumbs", 5, 4, 5) + cells("correction", 5, 5, 5)
+    assert Counter(coarsen(filed, 5)) == {
+        Stratum("n", "t", "thumbs", "any"): 14,
+        Stratum("n", "t", "correction", "old"): 5,
+        Stratum("n", "t", "correction", "middle"): 5,
+        Stratum("n", "t", "correction", "new"): 5,
+    }
+
+
+def test_one_small_origin_pools_its_tag_alone() -> None:
+    filed = cells("thumbs", 9, 9, 9) + cells("correction", 2, 2, 0)
+    other = cells("thumbs", 6, 0, 0, tag="u")
+    assert Counter(coarsen(filed + other, 5)) == {
+        Stratum("n", "t", "any", "any"): 31,
+        Stratum("n", "u", "thumbs", "old"): 6,
+    }
+
+
+def test_a_small_tag_is_kept_whatever_its_size() -> None:
+    assert coarsen(cells("thumbs", 1, 0, 0), 5) == (Stratum("n", "t", "any", "any"),)
+
+
+@given(CELLS, st.integers(1, 12))
+def test_every_pair_is_in_one_group_that_is_large_or_a_whole_tag(
+    filed: list[Stratum], minimum: int
+) -> None:
+    groups = coarsen(filed, minimum)
+    assert len(groups) == len(filed)
+    for group, size in Counter(groups).items():
+        assert size >= minimum or (group.origin, group.age) == ("any", "any")
+    for cell, group in zip(filed, groups, strict=True):
+        assert all(g in (c, "any") for c, g in zip(cell, group, strict=True))
+
+
+@given(CELLS, st.integers(1, 12))
+def test_a_group_named_any_holds_all_its_siblings(filed: list[Stratum], minimum: int) -> None:
+    groups = coarsen(filed, minimum)
+    for pooled in set(groups):
+        named = [i for i, field in enumerate(pooled) if field != "any"]
+        for cell, group in zip(filed, groups, strict=True):
+            if all(cell[i] == pooled[i] for i in named):
+                assert group == pooled
