@@ -1,0 +1,169 @@
+"""How sure a change in accuracy is, when two policies answer the same held-out pairs.
+
+The bound is the one-sided paired bootstrap of scipy, over prompts rather than pairs: pairs that
+share a prompt rise and fall together, and counting them as independent would overstate what is
+known. The percentile method is taken, not BCa. On changes of accuracy its coverage is as good
+(measured: .94 to .97 for a nominal .95, from 20 prompts up), and, unlike BCa's, its bound can
+never fall when a pair improves, so that no candidate is refused for being better. This module
+knows nothing of thresholds or verdicts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+from agentpref.errors import MissingDependency, UpdateError
+from agentpref.prove.metrics import accuracy
+
+RESAMPLES = 5_000  # Monte Carlo error of a 95 % bound: about .03 standard errors
+_CELLS_AT_ONCE = 1_000_000  # resampled numbers held in memory at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """Correctness (0, ½ or 1) of two policies on the same pairs, and the prompt of each pair."""
+
+    live: tuple[float, ...] = ()
+    candidate: tuple[float, ...] = ()
+    prompts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check that all three speak of the same pairs.
+
+        Raises:
+            UpdateError: if their lengths differ or a correctness lies outside [0, 1].
+        """
+        sizes = (len(self.live), len(self.candidate), len(self.prompts))
+        if len(set(sizes)) != 1:
+            raise UpdateError(
+                f"live, candidate and prompts have {sizes} entries; score both on the same pairs"
+            )
+        for right in (*self.live, *self.candidate):
+            if not 0 <= right <= 1:
+                raise UpdateError(f"a correctness is {right}; pass margins to correctness() first")
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+        return len(self.live)
+
+    def swap(self) -> Paired:
+        """The same evidence with the two policies in each other's place."""
+        return Paired(self.candidate, self.live, self.prompts)
+
+    @classmethod
+    def pooled(cls, parts: Iterable[Paired]) -> Paired:
+        """All pairs of several lots of evidence, as one."""
+        lots = tuple(parts)
+        return cls(
+            live=tuple(right for lot in lots for right in lot.live),
+            candidate=tuple(right for lot in lots for right in lot.candidate),
+            prompts=tuple(prompt for lot in lots for prompt in lot.prompts),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A change in accuracy, candidate − live, and how low it may truly be.
+
+    ``lower`` is the one-sided bound and ``error`` the standard error (``None`` where resampling
+    cannot tell it); ``words`` say what limits the bound, and are empty where nothing does.
+    """
+
+    live: float
+    candidate: float
+    lower: float
+    error: float | None
+    pairs: int
+    prompts: int
+    words: str = ""
+
+    @property
+    def change(self) -> float:
+        """Mean change of accuracy over all pairs."""
+        return self.candidate - self.live
+
+
+def lower_bound(
+    paired: Paired, *, confidence: float = 0.95, seed: int = 0, resamples: int = RESAMPLES
+) -> Bound:
+    """Bound the mean change of accuracy from below, one-sided, by resampling prompts.
+
+    The statistic is Σ_c s_c / Σ_c n_c over prompts c, where s_c sums the changes of the n_c pairs
+    of one prompt: with a pair per prompt, the plain mean. The same seed gives the same bound. Two
+    cases leave nothing to resample and are said in words: one prompt bounds nothing, so the bound
+    is −1, the least that a change can be; and where all prompts changed equally, that change is
+    the bound.
+
+    Raises:
+        UpdateError: for no pairs at all.
+        MissingDependency: scipy is not installed.
+    """
+    live, candidate = accuracy(paired.live), accuracy(paired.candidate)
+    sums, counts = _by_prompt(paired)
+    lower, error, words = candidate - live, None, ""
+    if len(sums) == 1:
+        lower, words = -1.0, "a single prompt bounds nothing"
+    elif len({s / n for s, n in zip(sums, counts, strict=True)}) == 1:
+        words = f"all {len(sums)} prompts changed equally, so resampling shows no spread"
+    else:
+        lower, error = _resample(sums, counts, confidence, seed, resamples)
+    return Bound(live, candidate, lower, error, len(paired), len(sums), words)
+
+
+def pairs_needed(
+    bound: Bound, floor: float = 0.0, *, confidence: float = 0.95, power: float = 0.8
+) -> int | None:
+    """Estimate how many pairs would lift the lower bound above ``floor``, were the change real.
+
+    n · ((z_confidence + z_power) · error / (change − floor))²: the usual normal sample size, at the
+    change, the spread and the number of pairs per prompt seen so far. ``None`` where more pairs
+    would not help (the change is at or below the floor) or the spread is not known.
+    """
+    excess = bound.change - floor
+    if bound.error is None or excess <= 0:
+        return None
+    z = NormalDist().inv_cdf(confidence) + NormalDist().inv_cdf(power)
+    return math.ceil(bound.pairs * (z * bound.error / excess) ** 2)
+
+
+def _by_prompt(paired: Paired) -> tuple[list[float], list[int]]:
+    """Sum of changes and number of pairs of each prompt, in order of first sight."""
+    sums: dict[str, float] = {}
+    counts: dict[str, int] = {}
+    for prompt, old, new in zip(paired.prompts, paired.live, paired.candidate, strict=True):
+        sums[prompt] = sums.get(prompt, 0.0) + new - old
+        counts[prompt] = counts.get(prompt, 0) + 1
+    return list(sums.values()), list(counts.values())
+
+
+def _resample(
+    sums: list[float], counts: list[int], confidence: float, seed: int, resamples: int
+) -> tuple[float, float]:
+    try:
+        import numpy as np
+        from scipy.stats import bootstrap
+    except ImportError as error:
+        raise MissingDependency(
+            f"proving an adapter needs {error.name}: pip install 'agentpref[train]'"
+        ) from error
+    result = bootstrap(
+        (np.array(sums), np.array(counts)),
+        _ratio,
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        alternative="greater",
+        confidence_level=confidence,
+        n_resamples=resamples,
+        batch=max(1, _CELLS_AT_ONCE // len(sums)),
+        rng=seed,
+    )
+    return float(result.confidence_interval.low), float(result.standard_error)
+
+
+def _ratio(sums: Any, counts: Any, axis: int = -1) -> Any:
+    return sums.sum(axis=axis) / counts.sum(axis=axis)
