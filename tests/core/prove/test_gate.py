@@ -1,0 +1,321 @@
+from __future__ import annotations
+
+import json
+import math
+import random
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agentpref.config import GateSettings, UpdateConfig
+from agentpref.errors import ConfigError
+from agentpref.prove.bootstrap import Paired, lower_bound
+from agentpref.prove.gate import (
+    Check,
+    Evidence,
+    Generations,
+    UserCheck,
+    Verdict,
+    judge,
+    retention_margin,
+)
+from agentpref.types import Stratum
+
+LIVE = Generations(distinct_2=0.60, mean_length=40.0, endless=1, tool_parse=0.9)
+SUPPORT = Stratum("default", "support", "any")
+TONE = Stratum("default", "tone", "any")
+
+
+def counted(both: int = 0, gained: int = 0, lost: int = 0, neither: int = 0) -> Paired:
+    """Pairs with a prompt each, by who was right: both policies, one of them, or neither."""
+    moves = [(1.0, 1.0)] * both + [(0.0, 1.0)] * gained + [(1.0, 0.0)] * lost
+    moves += [(0.0, 0.0)] * neither
+    live, candidate = zip(*moves, strict=True)
+    return Paired(live, candidate, tuple(str(i) for i in range(len(moves))))
+
+
+GAIN = counted(both=105, gained=90, lost=6, neither=13)
+KEPT = counted(both=170, gained=8, lost=8, neither=14)
+GOOD = Evidence(new=GAIN, kl=0.05, live=LIVE, candidate=LIVE, retention={SUPPORT: KEPT})
+
+
+def named(verdict: Verdict, name: str) -> Check:
+    return next(check for check in verdict.checks if check.name == name)
+
+
+def failed(verdict: Verdict) -> list[str]:
+    return [check.name for check in verdict.checks if not check.holds]
+
+
+def writing(**changes: float | bool | None) -> Evidence:
+    return replace(GOOD, candidate=replace(LIVE, **changes))  # type: ignore[arg-type]
+
+
+def test_a_better_candidate_that_forgot_nothing_is_promoted_with_words() -> None:
+    verdict = judge(GOOD)
+    assert (verdict.verdict, verdict.reasons) == ("promoted", ())
+    words = named(verdict, "new preferences").words
+    assert words.startswith(".52 -> .91 on 214 held-out pairs, +.39, lower bound +.3")
+    assert words.endswith(" > 0")
+
+
+def test_the_base_as_live_has_nothing_to_retain() -> None:
+    coins = Paired((0.5,) * 214, GAIN.candidate, GAIN.prompts)
+    assert judge(replace(GOOD, new=coins, retention={})).verdict == "promoted"
+
+
+def test_too_little_new_evidence_is_insufficient_and_says_how_much_is_missing() -> None:
+    verdict = judge(replace(GOOD, new=counted(both=40, gained=40, lost=2, neither=5)))
+    assert verdict.verdict == "insufficient"
+    assert failed(verdict) == ["enough evidence"]
+    assert "87 new held-out pairs of at least 200: 113 more" in verdict.reasons[0]
+
+
+def test_no_new_pair_at_all_is_insufficient() -> None:
+    assert judge(replace(GOOD, new=Paired())).verdict == "insufficient"
+
+
+def test_many_pairs_on_few_prompts_are_insufficient() -> None:
+    few = replace(GAIN, prompts=tuple(str(i % 20) for i in range(len(GAIN))))
+    verdict = judge(replace(GOOD, new=few))
+    assert verdict.verdict == "insufficient"
+    assert "214 new held-out pairs on 20 prompts of at least 30: ask about 10" in verdict.reasons[0]
+
+
+def test_little_evidence_does_not_excuse_harm() -> None:
+    little = counted(both=40, gained=10)
+    assert judge(replace(GOOD, new=little)).verdict == "insufficient"
+    assert judge(replace(GOOD, new=little, kl=0.5)).verdict == "refused"
+    assert judge(replace(GOOD, new=little.swap())).verdict == "refused"
+
+
+def test_a_gain_that_is_not_proven_is_refused_and_says_what_would_settle_it() -> None:
+    verdict = judge(replace(GOOD, new=counted(both=120, gained=25, lost=20, neither=49)))
+    assert verdict.verdict == "refused"
+    assert failed(verdict) == ["new preferences"]
+    assert "+.02" in verdict.reasons[0]
+    assert "not > 0, short by .03; if this change is real, about 2" in verdict.reasons[0]
+    assert verdict.reasons[0].endswith("pairs would settle it")
+
+
+def test_no_gain_is_refused_with_another_cure() -> None:
+    verdict = judge(replace(GOOD, new=counted(both=120, gained=20, lost=30, neither=49)))
+    assert verdict.verdict == "refused"
+    assert "check the labels" in verdict.reasons[0]
+
+
+def test_a_candidate_trained_on_shuffled_labels_is_refused() -> None:
+    rng = random.Random(3)
+    live = tuple(float(rng.random() < 0.9) for _ in range(220))
+    noise = tuple(float(rng.random() < 0.5) for _ in range(220))
+    prompts = tuple(map(str, range(220)))
+    verdict = judge(
+        replace(
+            GOOD,
+            new=Paired(noise[::-1], noise, prompts),
+            retention={SUPPORT: Paired(live, noise, prompts)},
+        )
+    )
+    assert verdict.verdict == "refused"
+    assert failed(verdict) == ["new preferences", "retention of default/support/any/any"]
+    assert "raise replay.minimum" in verdict.reasons[1]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=1, max_size=30), st.integers(1, 30))
+def test_a_candidate_identical_to_live_is_never_promoted(few: list[float], times: int) -> None:
+    right = few * times
+    same = Paired(tuple(right), tuple(right), tuple(map(str, range(len(right)))))
+    evidence = Evidence(new=same, kl=0.0, live=LIVE, candidate=LIVE, retention={SUPPORT: same})
+    verdict = judge(evidence)
+    assert verdict.verdict == ("refused" if len(right) >= 200 else "insufficient")
+    assert named(verdict, "retention of default/support/any/any").holds
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 213), st.integers(0, 199))
+def test_improving_a_pair_never_undoes_a_promotion(new: int, kept: int) -> None:
+    barely = replace(
+        GOOD,
+        new=counted(both=120, gained=36, lost=20, neither=38),
+        retention={SUPPORT: counted(both=163, gained=10, lost=16, neither=11)},
+    )
+    better = replace(
+        barely,
+        new=_improved(barely.new, new),
+        retention={SUPPORT: _improved(barely.retention[SUPPORT], kept)},
+    )
+    assert judge(barely).verdict == "promoted"
+    assert judge(better).verdict == "promoted"
+
+
+def _improved(paired: Paired, index: int) -> Paired:
+    right = list(paired.candidate)
+    right[index] = 1.0
+    return replace(paired, candidate=tuple(right))
+
+
+def test_each_stratum_is_protected_however_good_the_others_are() -> None:
+    verdict = judge(replace(GOOD, retention={SUPPORT: KEPT, TONE: counted(both=150, lost=50)}))
+    assert verdict.verdict == "refused"
+    assert "retention of default/tone/any/any" in failed(verdict)
+    assert "retention of default/support/any/any" not in failed(verdict)
+
+
+def test_retention_is_judged_by_the_bound_and_not_by_the_estimate() -> None:
+    noisy = counted(both=150, gained=16, lost=30, neither=4)
+    check = named(judge(replace(GOOD, retention={SUPPORT: noisy})), f"retention of {SUPPORT}")
+    assert check.bound is not None
+    assert check.bound < -0.07  # the change itself lies within the margin
+    assert not check.holds
+
+
+def test_damage_too_thin_for_any_stratum_is_seen_over_all_together() -> None:
+    thin = counted(both=184, gained=2, lost=12, neither=2)
+    strata = {Stratum("default", f"t{i}", "any"): thin for i in range(6)}
+    # Prompts of different strata are different prompts.
+    strata = {s: replace(p, prompts=tuple(s.tag + q for q in p.prompts)) for s, p in strata.items()}
+    verdict = judge(replace(GOOD, retention=strata))
+    assert failed(verdict) == ["retention of all strata together"]
+
+
+def test_a_large_stratum_is_held_to_the_margin_of_the_settings() -> None:
+    assert retention_margin(5_000, 1, GateSettings()) == 0.03
+    large = counted(both=4_000, gained=100, lost=300, neither=600)
+    check = named(judge(replace(GOOD, retention={SUPPORT: large})), f"retention of {SUPPORT}")
+    assert (check.holds, check.bound) == (False, -0.03)
+    assert "widened" not in check.words
+
+
+def test_the_margin_of_a_small_stratum_is_widened_and_said() -> None:
+    check = named(judge(GOOD), f"retention of {SUPPORT}")
+    # (z.95 + z.95) sqrt(.1 / 200) + 1 / 200 = 3.2897 * .02236 + .005
+    assert check.bound == pytest.approx(-0.0786, abs=1e-4)
+    assert "(margin widened from .03: on 200 prompts" in check.words
+
+
+def test_margins_widen_with_fewer_prompts_and_more_checks_only() -> None:
+    margins = [retention_margin(n, 3, GateSettings()) for n in (10, 50, 200, 1_000, 10_000)]
+    assert margins == sorted(margins, reverse=True)
+    assert retention_margin(100, 9, GateSettings()) > retention_margin(100, 3, GateSettings())
+    strict = GateSettings(flip_rate=0.02)
+    assert retention_margin(100, 3, strict) < retention_margin(100, 3, GateSettings())
+
+
+def test_a_harmless_update_is_rarely_refused_and_a_harmful_one_mostly() -> None:
+    """Four strata, one in ten pairs turned over: 5 % at most in theory, when nothing is lost."""
+    rng = random.Random(11)
+    harmless = [_any_refused(rng, loss=0.05, gain=0.05) for _ in range(80)]
+    harmful = [_any_refused(rng, loss=0.13, gain=0.03) for _ in range(30)]
+    assert sum(harmless) / len(harmless) <= 0.10
+    assert sum(harmful) / len(harmful) >= 0.9
+
+
+def _any_refused(rng: random.Random, loss: float, gain: float) -> bool:
+    kinds = [(1.0, 0.0), (0.0, 1.0), (1.0, 1.0)]
+    strata = []
+    for tag, size in enumerate((40, 80, 150, 300)):
+        moves = rng.choices(kinds, [loss, gain, 1 - loss - gain], k=size)
+        live, candidate = zip(*moves, strict=True)
+        strata.append(Paired(live, candidate, tuple(f"{tag}-{i}" for i in range(size))))
+    groups = [*strata, Paired.pooled(strata)]
+    margins = [retention_margin(len(group), len(groups), GateSettings()) for group in groups]
+    bounds = [lower_bound(g, resamples=400, seed=rng.randrange(2**32)).lower for g in groups]
+    return any(bound <= -margin for bound, margin in zip(bounds, margins, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("evidence", "name", "words"),
+    [
+        (replace(GOOD, kl=0.16), "KL budget", "over the budget of .15: refit from base"),
+        (replace(GOOD, kl=math.nan), "KL budget", "nan nats"),
+        (writing(finite=False), "finite", "NaN or infinite"),
+        (writing(distinct_2=0.53), "distinct-2", ".60 -> .53, at least .54: answers"),
+        (writing(mean_length=31.0), "length ratio", "40.0 -> 31.0 tokens, × .78, outside .80 to"),
+        (writing(mean_length=51.0), "length ratio", "outside .80 to 1.25"),
+        (writing(empty=1), "empty generations", "1 on the probes, live 0"),
+        (writing(endless=2), "endless generations", "2 on the probes, live 1"),
+        (writing(tool_parse=0.8), "tool-call JSON", ".90 -> .80 of tool calls parse"),
+        (
+            replace(GOOD, user_checks=(UserCheck("tone", False, "too curt"),)),
+            "check tone",
+            "too curt",
+        ),
+    ],
+)
+def test_each_guard_refuses_alone_and_says_why(evidence: Evidence, name: str, words: str) -> None:
+    verdict = judge(evidence)
+    assert verdict.verdict == "refused"
+    assert failed(verdict) == [name]
+    assert words in verdict.reasons[0]
+
+
+@pytest.mark.parametrize(
+    "evidence",
+    [
+        replace(GOOD, kl=0.15),
+        writing(distinct_2=0.55, mean_length=48.0, endless=0, tool_parse=1.0),
+        writing(tool_parse=None),
+        replace(GOOD, live=replace(LIVE, tool_parse=None)),
+        replace(GOOD, user_checks=(UserCheck("tone", True),)),
+    ],
+)
+def test_guards_leave_room_up_to_their_bounds(evidence: Evidence) -> None:
+    assert judge(evidence).verdict == "promoted"
+
+
+def test_length_may_change_as_far_as_the_pairs_ask_and_in_that_direction_only() -> None:
+    shorter, longer = writing(mean_length=20.0), writing(mean_length=60.0)
+    assert judge(shorter).verdict == judge(longer).verdict == "refused"
+    assert judge(replace(shorter, asked_length=0.6)).verdict == "promoted"
+    assert judge(replace(longer, asked_length=1.5)).verdict == "promoted"
+    assert judge(replace(longer, asked_length=0.6)).verdict == "refused"
+    stretched = named(judge(replace(shorter, asked_length=0.6)), "length ratio").words
+    assert "within .48 to 1.25 (stretched: chosen answers are × .60" in stretched
+
+
+def test_diversity_may_fall_as_far_as_the_pairs_ask() -> None:
+    plainer = writing(distinct_2=0.45)
+    assert judge(plainer).verdict == "refused"
+    assert judge(replace(plainer, asked_distinct=0.8)).verdict == "promoted"
+    assert judge(replace(GOOD, asked_distinct=2.0)).verdict == "promoted"
+
+
+def test_settings_move_the_bounds() -> None:
+    assert judge(GOOD, GateSettings(min_pairs=215)).verdict == "insufficient"
+    assert judge(GOOD, GateSettings(kl_budget=0.04)).verdict == "refused"
+    few = counted(gained=8, both=2)
+    assert judge(replace(GOOD, new=few), GateSettings(min_pairs=10)).verdict == "promoted"
+
+
+@pytest.mark.parametrize(
+    "setting", [{"length_ratio": [1.1, 1.2]}, {"length_ratio": [0.8]}, {"flip_rate": 2}]
+)
+def test_settings_out_of_range_are_refused_by_name(setting: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=rf"gate\.{next(iter(setting))} is"):
+        UpdateConfig.from_mapping({"gate": setting})
+
+
+def test_the_same_evidence_gives_the_same_verdict() -> None:
+    assert judge(GOOD, seed=4) == judge(GOOD, seed=4)
+
+
+def test_a_verdict_is_plain_json_even_where_numbers_are_not() -> None:
+    report = judge(replace(GOOD, kl=math.nan)).to_mapping()
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    assert report["verdict"] == "refused"
+    kl = next(check for check in report["checks"] if check["name"] == "KL budget")
+    assert (kl["holds"], kl["value"], kl["bound"]) == (False, None, 0.15)
+
+
+def test_importing_the_gate_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, agentpref.prove.gate, agentpref.prove.strata\n"
+        "print({'numpy', 'scipy', 'torch'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
