@@ -1,0 +1,1 @@
+"""The command line of agentpref: the only code of the project that prints."""

@@ -1,0 +1,112 @@
+"""`doctor`: what is installed here, and whether the home and the model can be used."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import typer
+
+from agentpref_cli import options
+from agentpref_cli.opening import reading
+from agentpref_cli.terminal import answer, show_checks
+
+EXTRAS: Mapping[str, tuple[str, ...]] = {
+    "train": ("torch", "transformers", "peft", "safetensors", "scipy", "numpy"),
+    "langchain": ("langchain-core",),
+}
+"""The packages that each extra brings."""
+
+
+class Check(NamedTuple):
+    """One thing looked at: whether it is as it should be, and what was found."""
+
+    name: str
+    holds: bool
+    words: str
+
+
+def doctor(
+    model: Annotated[
+        str, typer.Option(metavar="NAME", help="Base model to look for; one on a hub is fetched.")
+    ] = "tiny",
+    home: options.Home = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Look at the installation, the home and the model.
+
+    Exits 1 where one of them cannot be used.
+    """
+    checks = [*_installation(), _torch(), _home(home), _model(model)]
+    healthy = all(check.holds for check in checks)
+    rows = [check._asdict() for check in checks]
+    answer(as_json, {"healthy": healthy, "checks": rows}, lambda: show_checks(rows))
+    raise typer.Exit(0 if healthy else 1)
+
+
+def _installation() -> Iterator[Check]:
+    import platform
+    import sqlite3
+
+    words = f"{version('agentpref')} on Python {platform.python_version()}"
+    yield Check("agentpref", True, f"{words}, SQLite {sqlite3.sqlite_version}")
+    for extra, packages in EXTRAS.items():
+        found = {name: _version(name) for name in packages}
+        if all(found.values()):
+            yield Check(extra, True, ", ".join(f"{name} {found[name]}" for name in packages))
+        else:
+            missing = ", ".join(name for name in packages if not found[name])
+            cure = f"pip install 'agentpref[{extra}]'"
+            yield Check(extra, True, f"not installed ({missing}); if wanted: {cure}")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _torch() -> Check:
+    """Import torch, where it is installed: a broken one is to be found here, not at night."""
+    if _version("torch") is None:
+        return Check("threads", True, f"{os.cpu_count()} cores; torch is not installed")
+    try:
+        torch = import_module("torch")
+    except (ImportError, OSError) as error:
+        return Check("threads", False, f"torch cannot be imported: {error}; install it again")
+    device = "a GPU" if torch.cuda.is_available() else "no GPU"
+    return Check(
+        "threads", True, f"{torch.get_num_threads()} for torch, on {os.cpu_count()} cores; {device}"
+    )
+
+
+def _home(folder: Path | None) -> Check:
+    """Count what is in the home, which opens and migrates it; no home yet is no fault."""
+    from agentpref.errors import HomeError, NotAHome
+    from agentpref.record.home import Home
+    from agentpref.record.store import Store
+
+    where = Home.resolve(folder)
+    try:
+        with reading(where) as connection:
+            counts = Store(connection).stats()
+    except NotAHome as error:
+        return Check("home", folder is None and not where.exists(), str(error))
+    except HomeError as error:
+        return Check("home", False, str(error))
+    return Check("home", True, f"{where}: {counts['runs']} runs, {counts['feedback']} feedback")
+
+
+def _model(name: str) -> Check:
+    from agentpref.errors import AgentprefError
+    from agentpref.learn.base import find_base
+
+    try:
+        return Check("model", True, f"{name} is {find_base(name)}")
+    except AgentprefError as error:
+        return Check("model", False, str(error))

@@ -1,0 +1,101 @@
+"""`update` and `report`: train on what was liked, and read what the gate said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from agentpref_cli import options
+from agentpref_cli.opening import reading
+from agentpref_cli.settings import read_settings
+from agentpref_cli.terminal import (
+    BAD,
+    BOLD,
+    GOOD,
+    WARN,
+    answer,
+    moment,
+    progress,
+    say,
+    show_checks,
+    table,
+)
+
+EXIT_CODES = {"promoted": 0, "nothing_new": 3, "refused": 4, "insufficient": 5}
+COLOURS = {"promoted": GOOD, "nothing_new": BOLD, "refused": BAD, "insufficient": WARN}
+OUTCOMES = {
+    "promoted": "it is better, and serves now",
+    "nothing_new": "no pair has come in since the last update",
+    "refused": "a check failed; what served before still does",
+    "insufficient": "too little evidence; what served before still does",
+}
+
+
+def update(
+    model: Annotated[
+        str, typer.Option(metavar="NAME", help="`tiny`, a folder of safetensors, or a hub's name.")
+    ],
+    home: options.Home = None,
+    namespace: options.Namespace = "default",
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", exists=True, dir_okay=False, help="Settings, as TOML."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="One setting, e.g. loss.beta=0.2; may be repeated."
+        ),
+    ] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Train on what is new; serve it if it is better.
+
+    Exits 0 when the candidate was promoted, 3 when there is nothing new, 4 when it was refused, 5
+    when the evidence does not suffice, 2 on bad usage and 1 on a failure.
+    """
+    from agentpref.config import UpdateConfig
+    from agentpref.loop import update as learn
+
+    settings = UpdateConfig.from_mapping(read_settings(config, set_ or ()))
+    with progress(as_json) as reporter:
+        made = learn(home, model=model, config=settings, namespace=namespace, progress=reporter)
+    answer(as_json, made.to_mapping(), lambda: _show(made.to_mapping()))
+    raise typer.Exit(EXIT_CODES[made.verdict])
+
+
+def report(
+    update_id: Annotated[
+        str | None, typer.Argument(metavar="UPDATE", help="Its id [default: that of the last one].")
+    ] = None,
+    home: options.Home = None,
+    namespace: options.Namespace = "default",
+    as_json: options.AsJson = False,
+) -> None:
+    """Show an update and the gate's verdict on it."""
+    from agentpref.record.updates import Updates
+
+    with reading(home) as connection:
+        found = Updates(connection).report(namespace, update_id)
+    answer(as_json, found, lambda: _show(found))
+
+
+def _show(report: Mapping[str, Any]) -> None:
+    """Print a report: the verdict first, then what it rests on."""
+    verdict = report["verdict"]
+    say(f"{verdict.replace('_', ' ')}: {OUTCOMES[verdict]}", COLOURS[verdict])
+    say(f"update {report['update_id']}, {moment(report['created_at'])}, {report['seconds']:.0f} s")
+    if report["revision"]:
+        say(f"revision {report['revision']}, from {report['parent'] or 'the base model'}")
+    if report["counts"]:
+        say(
+            "pairs: " + ", ".join(f"{n.replace('_', ' ')} {v}" for n, v in report["counts"].items())
+        )
+    if report["accuracy"]:
+        rows = [(tag, found["before"], found["after"]) for tag, found in report["accuracy"].items()]
+        table(("held-out accuracy", "before", "after"), rows)
+    if report["checks"]:
+        show_checks(report["checks"])

@@ -1,0 +1,82 @@
+"""The `agentpref` command: a table of contents, and what every command has in common.
+
+The modules named here import nothing but Typer at their top, so that ``agentpref --help`` starts
+quickly; each command reaches for the core when it is called.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from agentpref_cli.commands import adapters, demo, doctor, exchange, home, pairs, update
+from agentpref_cli.terminal import fail
+
+BAD_USAGE = 2
+INTERRUPTED = 130
+
+
+class Commands(TyperGroup):
+    """A group of commands that turns our errors and Ctrl-C into one line and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; 1 is a failure, 2 a setting that cannot be, 130 an interruption."""
+        from agentpref.errors import AgentprefError, ConfigError
+
+        try:
+            return super().invoke(ctx)
+        except AgentprefError as error:
+            fail(str(error))
+            raise typer.Exit(BAD_USAGE if isinstance(error, ConfigError) else 1) from error
+        except KeyboardInterrupt as error:
+            fail("interrupted; what was recorded is kept, and what serves is unchanged")
+            raise typer.Exit(INTERRUPTED) from error
+
+
+app = typer.Typer(
+    cls=Commands,
+    help="Let an agent learn from the people who use it.",
+    no_args_is_help=True,
+    context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]},
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # drawing the help with rich doubles the time that it takes
+)
+app.command("init")(home.init)
+app.command("demo")(demo.demo)
+app.command("import")(exchange.import_)
+app.command("export")(exchange.export)
+app.command("stats")(home.stats)
+app.command("pairs")(pairs.pairs)
+app.command("update")(update.update)
+app.command("report")(update.report)
+app.add_typer(adapters.app, name="adapters")
+app.command("verify")(home.verify)
+app.command("doctor")(doctor.doctor)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from agentpref import __version__
+
+        print("agentpref", __version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and leave."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line: the entry point of the installed script."""
+    app(prog_name="agentpref")

@@ -1,0 +1,23 @@
+"""Opens the home that a command was told of, for reading."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def reading(folder: Path | None) -> Iterator[sqlite3.Connection]:
+    """Yield a read-only connection to an existing home, and close it.
+
+    Raises:
+        HomeError: there is no home at the folder, or it cannot be read.
+    """
+    from agentpref.record.database import connect, translated
+    from agentpref.record.home import Home
+
+    home = Home.open(folder)
+    with translated(home), closing(connect(home, readonly=True)) as connection:
+        yield connection
