@@ -1,0 +1,155 @@
+"""From what happened, and what was said of it, to what DPO trains on.
+
+Corrections and comparisons state preferences (``preferences.py``), thumbs on the same prompt imply
+them (``thumbs.py``), those on the same two answers are settled against each other
+(``opinions.py``), and each that carries becomes one pair. Every row of feedback and every
+comparison ends in exactly one place: in the provenance of a pair, as a thumb, or counted in
+``left_out`` by reason. The result does not depend on the order of the input.
+
+Knows nothing of tokens, models or training; only :func:`read_pairs` knows the store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from agentpref.errors import ConfigError
+from agentpref.prefer.opinions import STRENGTH, LeftRow, Opinion, settle
+from agentpref.prefer.preferences import Preference, stated_preferences
+from agentpref.prefer.split import is_held_out
+from agentpref.prefer.thumbs import Thumbed, oppose, settled_thumbs
+from agentpref.record.messages import canonical
+from agentpref.record.store import Store
+from agentpref.types import Comparison, Feedback, Message, Origin, Pair, Run, Thumb
+
+LOWEST_JUDGE_NOISE = 0.05
+
+NOISE: Mapping[Origin, float] = {"correction": 0.02, "comparison": 0.05, "thumbs": 0.05}
+"""The share of flipped labels ε that is assumed of people's signals."""
+
+
+@dataclass(frozen=True, slots=True)
+class PairSet:
+    """Everything that a namespace has to learn from, sorted by time.
+
+    ``left_out`` counts the rows that made neither a pair nor a thumb, by
+    :data:`~agentpref.prefer.opinions.Reason`.
+    """
+
+    pairs: tuple[Pair, ...] = ()
+    thumbs: tuple[Thumb, ...] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+
+def read_pairs(
+    store: Store, namespace: str, *, held_out: float, judge_noise: float = LOWEST_JUDGE_NOISE
+) -> PairSet:
+    """Build the pairs of one namespace from everything that its home has logged."""
+    return build_pairs(
+        store.runs(namespace),
+        store.feedback(namespace),
+        store.comparisons(namespace),
+        held_out=held_out,
+        judge_noise=judge_noise,
+    )
+
+
+def build_pairs(
+    runs: Iterable[Run],
+    feedback: Iterable[Feedback],
+    comparisons: Iterable[Comparison],
+    *,
+    held_out: float,
+    judge_noise: float = LOWEST_JUDGE_NOISE,
+) -> PairSet:
+    """Build the pairs and lone thumbs of one namespace.
+
+    Args:
+        runs: the runs of the namespace; those that nothing was said of are not kept in memory.
+        feedback: scores and corrections of those runs.
+        comparisons: verdicts between two of those runs.
+        held_out: the share of prompts, from 0 to 1, whose pairs prove and never train.
+        judge_noise: the measured disagreement ε of judges with gold labels, from .05 to .5.
+
+    Raises:
+        ConfigError: for a ``judge_noise`` out of range.
+    """
+    if not LOWEST_JUDGE_NOISE <= judge_noise <= 0.5:
+        raise ConfigError(f"judge_noise is {judge_noise!r}, but must be from .05 to .5")
+    feedback, comparisons = list(feedback), list(comparisons)
+    known = _judged_runs(runs, feedback, comparisons)
+    stated, misread = stated_preferences(feedback, comparisons, known)
+    answers, unsettled = settled_thumbs(feedback, known)
+    implied, lone, spare = oppose(answers)
+    carried, lost = settle([*stated, *implied])
+    pairs = [_pair(opinions, held_out, judge_noise) for opinions in carried]
+    thumbs = [_thumb(answer[0], held_out) for answer in lone]
+    return PairSet(
+        pairs=tuple(sorted(pairs, key=lambda pair: (pair.created_at, pair.pair_id))),
+        thumbs=tuple(sorted(thumbs, key=lambda thumb: (thumb.created_at, thumb.run_id))),
+        left_out=_count([*misread, *unsettled, *spare, *lost, *_repeated(lone)], pairs),
+    )
+
+
+def pair_id_of(prompt_id: str, chosen: Message, rejected: Message) -> str:
+    """Address a preference by its content: 32 hex digits."""
+    body = b"\n".join((prompt_id.encode(), canonical(chosen), canonical(rejected)))
+    return hashlib.blake2b(body, digest_size=16).hexdigest()
+
+
+def _judged_runs(
+    runs: Iterable[Run], feedback: Iterable[Feedback], comparisons: Iterable[Comparison]
+) -> dict[str, Run]:
+    judged = {row.run_id for row in feedback}
+    for row in comparisons:
+        judged |= {row.run_a, row.run_b}
+    return {run.run_id: run for run in runs if run.run_id in judged}
+
+
+def _pair(opinions: Sequence[Opinion[Preference]], held_out: float, judge_noise: float) -> Pair:
+    """Merge the opinions that agree on one preference; the strongest names its origin."""
+    first = opinions[0]
+    run, chosen, rejected = first.about
+    origin = min((opinion.origin for opinion in opinions), key=STRENGTH.index)
+    return Pair(
+        pair_id=pair_id_of(run.prompt.id, chosen, rejected),
+        namespace=run.namespace,
+        created_at=first.said_at,
+        prompt=run.prompt,
+        chosen=chosen,
+        rejected=rejected,
+        origin=origin,
+        tag=run.tag,
+        noise=judge_noise if origin == "judge" else NOISE[origin],
+        held_out=is_held_out(run.prompt.messages, held_out),
+        provenance=tuple(dict.fromkeys(row for opinion in opinions for row in opinion.rows)),
+    )
+
+
+def _thumb(opinion: Opinion[Run], held_out: float) -> Thumb:
+    run = opinion.about
+    return Thumb(
+        run_id=run.run_id,
+        namespace=run.namespace,
+        created_at=opinion.said_at,
+        prompt=run.prompt,
+        completion=run.output,
+        desirable=opinion.side is True,
+        tag=run.tag,
+        held_out=is_held_out(run.prompt.messages, held_out),
+    )
+
+
+def _repeated(lone: Iterable[Thumbed]) -> list[LeftRow]:
+    """Leave out all but the first row of each lone answer: one thumb stands for them."""
+    return [row for answer in lone for opinion in answer[1:] for row in opinion.leave("repeated")]
+
+
+def _count(left: Iterable[LeftRow], pairs: Iterable[Pair]) -> dict[str, int]:
+    """Count each row once that is in no pair: a thumb may lose one match and carry another."""
+    used = {row for pair in pairs for row in pair.provenance}
+    reasons = {row: reason for row, reason in left if row not in used}
+    return dict(sorted(Counter(reasons.values()).items()))
