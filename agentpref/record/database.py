@@ -56,19 +56,27 @@ def diagnose(error: sqlite3.Error) -> Trouble | None:
     return next((trouble for part, trouble in TROUBLES.items() if part in words), None)
 
 
+def translation(home: Home, error: sqlite3.Error) -> AgentprefError | None:
+    """Say SQLite's error as one of ours, naming the file and the cure; None as in ``diagnose``."""
+    trouble = diagnose(error)
+    if trouble is None:
+        return None
+    return trouble.error(f"{home.database}: {error}; {trouble.cure}")
+
+
 @contextmanager
 def translated(home: Home) -> Iterator[None]:
-    """Raise SQLite's errors as ours: ``CorruptHome`` or ``NotKept``, naming the file and the cure.
+    """Raise SQLite's errors as ours: ``CorruptHome`` or ``NotKept``.
 
     Errors that only a mistake of ours can cause (bad SQL, a broken constraint) pass unchanged.
     """
     try:
         yield
     except sqlite3.Error as error:
-        trouble = diagnose(error)
-        if trouble is None:
+        ours = translation(home, error)
+        if ours is None:
             raise
-        raise trouble.error(f"{home.database}: {error}; {trouble.cure}") from error
+        raise ours from error
 
 
 @contextmanager
@@ -132,14 +140,16 @@ def _migrate(connection: sqlite3.Connection, home: Home) -> None:
     if version < len(STEPS):
         connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
         _use_wal(connection)
-        for _ in STEPS[version:]:
-            _apply_next(connection, home)
+        with transaction(connection):
+            _apply_missing(connection, home)
 
 
 def _version(connection: sqlite3.Connection, home: Home) -> int:
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
     if "migration" in tables:
-        (version,) = connection.execute("SELECT max(version) FROM migration").fetchone()
+        (version,) = connection.execute(
+            "SELECT coalesce(max(version), 0) FROM migration"
+        ).fetchone()
         return int(version)
     if tables:
         raise NotAHome(
@@ -149,19 +159,15 @@ def _version(connection: sqlite3.Connection, home: Home) -> int:
     return 0
 
 
-def _apply_next(connection: sqlite3.Connection, home: Home) -> None:
-    """Apply the first step that is missing; which one, is read under the write lock."""
-    with transaction(connection):
-        version = _version(connection, home)
-        if version >= len(STEPS):
-            return
-        if version == 0:
-            connection.execute(
-                "CREATE TABLE migration (version INTEGER PRIMARY KEY, name TEXT, applied_at REAL)"
-            )
-        number, name, change = STEPS[version]
+def _apply_missing(connection: sqlite3.Connection, home: Home) -> None:
+    """Apply the steps that are missing; which ones, is read again under the write lock."""
+    connection.execute(
+        "CREATE TABLE IF NOT EXISTS migration "
+        "(version INTEGER PRIMARY KEY, name TEXT NOT NULL, applied_at REAL NOT NULL)"
+    )
+    for version, name, change in STEPS[_version(connection, home) :]:
         change(connection)
-        connection.execute("INSERT INTO migration VALUES (?, ?, ?)", (number, name, time.time()))
+        connection.execute("INSERT INTO migration VALUES (?, ?, ?)", (version, name, time.time()))
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:

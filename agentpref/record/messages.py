@@ -57,26 +57,37 @@ def chain(messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[list
     Raises:
         InvalidMessage: there is no message, or one that cannot be stored.
     """
-    check_messages(messages)
-    check_tools(tools)
-    bodies: list[Mapping[str, Any]] = [{"tools": tuple(tools)}] if tools else []
-    bodies.extend(messages)
+    check_shapes(messages)
     nodes: list[Node] = []
     parent: str | None = None
-    for body in bodies:
-        nodes.append(child(parent, body))
+    if tools:
+        check_tool_shapes(tools)
+        nodes.append(child(None, {"tools": tuple(tools)}, "the list of tools"))
+        parent = nodes[0].id
+    for index, message in enumerate(messages):
+        nodes.append(child(parent, message, index))
         parent = nodes[-1].id
     return nodes, nodes[-1].id
 
 
-def child(parent: str | None, body: Mapping[str, Any]) -> Node:
-    """Link one body under a parent."""
-    text = canonical(body)
+def child(parent: str | None, body: Mapping[str, Any], where: int | str = "the message") -> Node:
+    """Link one body under a parent; ``where`` says in an error which one it is."""
+    text = _text(body, where)
     return Node(node_id(parent, text), parent, text)
 
 
+def answer(prompt_id: str, output: Message) -> Node:
+    """Link an output under the prompt that it answers.
+
+    Raises:
+        InvalidMessage: it is no message of an assistant, or cannot be stored.
+    """
+    check_output_shape(output)
+    return child(prompt_id, output, "the output")
+
+
 def child_id(prompt_id: str, message: Message) -> str:
-    """Say what an answer to a prompt is called."""
+    """Say what a message that follows a prompt is called."""
     return child(prompt_id, message).id
 
 
@@ -93,33 +104,19 @@ def check_messages(messages: Sequence[Message]) -> None:
     """
     check_shapes(messages)
     for index, message in enumerate(messages):
-        _check_text(message, f"message {index}")
+        _text(message, index)
 
 
-def check_message(message: Message, where: str = "the message") -> None:
-    """Refuse one message; ``where`` says in the error which one it is."""
-    _check_shape(message, where)
-    _check_text(message, where)
-
-
-def check_output(message: Message) -> None:
+def check_output(output: Message) -> None:
     """Refuse an output that is no message of an assistant, or that cannot be stored."""
-    check_output_shape(message)
-    _check_text(message, "the output")
+    check_output_shape(output)
+    _text(output, "the output")
 
 
 def check_tools(tools: Sequence[Tool]) -> None:
     """Refuse tools that are no list of mappings, or that cannot be stored."""
-    if isinstance(tools, (str, bytes, Mapping)) or not isinstance(tools, Sequence):
-        raise InvalidMessage(
-            f"tools is a {type(tools).__name__}; pass a list of mappings, one for each tool"
-        )
-    for index, tool in enumerate(tools):
-        if not isinstance(tool, Mapping):
-            raise InvalidMessage(
-                f"tool {index} is a {type(tool).__name__}; pass a mapping in OpenAI's shape"
-            )
-        _check_text(tool, f"tool {index}")
+    check_tool_shapes(tools)
+    _text({"tools": tuple(tools)}, "the list of tools")
 
 
 def check_shapes(messages: Sequence[Message]) -> None:
@@ -148,6 +145,19 @@ def check_output_shape(message: Message) -> None:
         )
 
 
+def check_tool_shapes(tools: Sequence[Tool]) -> None:
+    """Refuse tools that are no list of mappings, without looking at their text."""
+    if not isinstance(tools, (list, tuple)):
+        raise InvalidMessage(
+            f"tools is a {type(tools).__name__}; pass a list of mappings, one for each tool"
+        )
+    for index, tool in enumerate(tools):
+        if not isinstance(tool, Mapping):
+            raise InvalidMessage(
+                f"tool {index} is a {type(tool).__name__}; pass a mapping in OpenAI's shape"
+            )
+
+
 def _check_shape(message: Message, where: int | str) -> None:
     if not isinstance(message, Mapping):
         raise InvalidMessage(
@@ -167,19 +177,20 @@ def _check_shape(message: Message, where: int | str) -> None:
         )
 
 
-def _check_text(body: Mapping[str, Any], where: str) -> None:
+def _text(body: Mapping[str, Any], where: int | str) -> bytes:
     try:
-        size = len(canonical(body))
+        text = canonical(body)
     except TypeError as error:
         raise InvalidMessage(
-            f"{where} is not JSON in UTF-8: {error}; keep to strings, numbers, lists and mappings, "
-            "and clean text with .encode('utf-8', 'replace').decode()"
+            f"{_name(where)} is not JSON in UTF-8: {error}; keep to strings, numbers, lists and "
+            "mappings, and clean text with .encode('utf-8', 'replace').decode()"
         ) from error
-    if size > MAX_MESSAGE_BYTES:
+    if len(text) > MAX_MESSAGE_BYTES:
         raise InvalidMessage(
-            f"{where} takes {size:,} bytes, more than the {MAX_MESSAGE_BYTES:,} that are kept; "
-            "store the file elsewhere and log a reference to it"
+            f"{_name(where)} takes {len(text):,} bytes, more than the {MAX_MESSAGE_BYTES:,} that "
+            "are kept; store the file elsewhere and log a reference to it"
         )
+    return text
 
 
 def _name(where: int | str) -> str:

@@ -2,8 +2,8 @@
 
 Each step is a function that changes a database from the version before; its docstring gives the
 reason for the columns it adds. A step that has been released is never edited: the next one is
-written. Applying the steps, each in a transaction of its own, is ``database``'s work. Times are
-seconds since 1970, columns of lists and mappings hold JSON text.
+written. Applying the steps, with the record of them in the same transaction, is ``database``'s
+work. Times are seconds since 1970; columns of lists and mappings hold JSON text.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import orjson
 
 from agentpref.errors import CorruptHome, InvalidFeedback, UnknownRun
 from agentpref.record.database import transaction
-from agentpref.record.messages import Node, chain, check_output, child, plain
+from agentpref.record.messages import Node, answer, chain, plain
 from agentpref.record.verify import Problem, problems
 from agentpref.types import Comparison, Feedback, Message, Prompt, Run
 
@@ -63,8 +63,7 @@ class Store:
             InvalidMessage: a message cannot be stored.
         """
         nodes, prompt = chain(run.prompt.messages, run.prompt.tools)
-        check_output(run.output)
-        output = child(prompt, run.output)
+        output = answer(prompt, run.output)
         with transaction(self._connection):
             self._add_nodes([*nodes, output])
             self._connection.execute(_INSERT_RUN, _run_row(run, prompt, output.id))
@@ -80,8 +79,7 @@ class Store:
             _, prompt = self._place(feedback.run_id)
             correction = None
             if feedback.correction is not None:
-                check_output(feedback.correction)
-                node = child(prompt, feedback.correction)
+                node = answer(prompt, feedback.correction)
                 self._add_nodes([node])
                 correction = node.id
             self._connection.execute(_INSERT_FEEDBACK, _feedback_row(feedback, correction))

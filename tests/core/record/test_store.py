@@ -226,15 +226,23 @@ RUNS = st.builds(
 )
 
 
-@given(runs=st.lists(RUNS, max_size=4, unique_by=lambda r: r.run_id))
-@settings(max_examples=40, deadline=None)
-def test_whatever_is_stored_is_read(
-    runs: list[Run], tmp_path_factory: pytest.TempPathFactory
-) -> None:
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connection]:
     connection = connect(Home.create(tmp_path_factory.mktemp("home")))
-    store = Store(connection)
-    for each in runs:
-        store.add_run(each)
-    assert sorted(store.runs("n"), key=lambda r: r.run_id) == sorted(runs, key=lambda r: r.run_id)
-    assert store.verify() == []
+    yield connection
     connection.close()
+
+
+@given(runs=st.lists(RUNS, max_size=4, unique_by=lambda r: r.run_id))
+@settings(max_examples=50, deadline=None)
+def test_whatever_is_stored_is_read(runs: list[Run], shared: sqlite3.Connection) -> None:
+    store = Store(shared)
+    shared.execute("BEGIN")
+    try:
+        for each in runs:
+            store.add_run(each)
+        read = {each.run_id: each for each in store.runs("n")}
+        assert read == {each.run_id: each for each in runs}
+        assert store.verify() == []
+    finally:
+        shared.execute("ROLLBACK")
