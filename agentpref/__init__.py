@@ -1,0 +1,59 @@
+"""Agents that learn from the people they serve: record, prefer, learn, prove, serve.
+
+The names below are the front door; each is imported when first used, so that an app that only logs
+pays for nothing else, torch least of all.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agentpref.config import UpdateConfig
+    from agentpref.errors import AgentprefError
+    from agentpref.loop import UpdateReport, update
+    from agentpref.record.log import Log
+    from agentpref.serve.registry import Registry
+    from agentpref.serve.router import Router
+    from agentpref.types import Comparison, Feedback, Pair, Run
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AgentprefError": "agentpref.errors",
+    "Comparison": "agentpref.types",
+    "Feedback": "agentpref.types",
+    "Log": "agentpref.record.log",
+    "Pair": "agentpref.types",
+    "Registry": "agentpref.serve.registry",
+    "Router": "agentpref.serve.router",
+    "Run": "agentpref.types",
+    "UpdateConfig": "agentpref.config",
+    "UpdateReport": "agentpref.loop",
+    "update": "agentpref.loop",
+}
+
+__all__ = [
+    "AgentprefError",
+    "Comparison",
+    "Feedback",
+    "Log",
+    "Pair",
+    "Registry",
+    "Router",
+    "Run",
+    "UpdateConfig",
+    "UpdateReport",
+    "update",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'agentpref' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,1 @@
+"""Learning: from preference pairs to a LoRA adapter, on one model in memory."""

@@ -1,0 +1,127 @@
+"""The base model: finding it, loading it, and knowing it again.
+
+A base is known by two digests, one of its weights and shape, one of its tokenizer and chat
+template. Cached log-probs, revisions and serving all name them, so that nothing made for one base
+is ever used with another. This module knows nothing of adapters, pairs or training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agentpref.errors import MissingDependency, ModelNotFound, UnsupportedModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+BUNDLED = "tiny"
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+)
+_WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json")
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """A loaded base: model in eval mode, gradients off, and what it is known by."""
+
+    name: str
+    path: Path
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    digest: str
+    template_digest: str
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What manifests store about the base of a revision."""
+        return {
+            "name": self.name,
+            "digest": self.digest,
+            "template_digest": self.template_digest,
+        }
+
+
+def load_base(name: str) -> BaseModel:
+    """Load a base model by the bundled name ``"tiny"``, a folder, or a model hub's name.
+
+    Weights are read from safetensors only and remote code is never run. The dtype is float32 on a
+    CPU, so that results are repeatable bit for bit, and bfloat16 on a GPU.
+
+    Raises:
+        MissingDependency: torch or transformers is not installed.
+        ModelNotFound: the name resolves to nothing.
+        UnsupportedModel: the model has no chat template or no safetensors.
+    """
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise MissingDependency(
+            f"a model needs {error.name}; install it with: pip install 'agentpref[train]'"
+        ) from error
+    path = find_base(name)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    if tokenizer.chat_template is None:
+        raise UnsupportedModel(
+            f"{name!r} has no chat template; use an instruct model, or add chat_template.jinja"
+        )
+    gpu = torch.cuda.is_available()
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.bfloat16 if gpu else torch.float32, use_safetensors=True
+    )
+    model.to("cuda" if gpu else "cpu").eval().requires_grad_(False)
+    return BaseModel(
+        name=name,
+        path=path,
+        model=model,
+        tokenizer=tokenizer,
+        digest=digest_files(path, _WEIGHT_FILES),
+        template_digest=digest_files(path, _TOKENIZER_FILES),
+    )
+
+
+def find_base(name: str) -> Path:
+    """Resolve a model name to the folder of its files, downloading from the hub where allowed."""
+    if name == BUNDLED:
+        return Path(str(resources.files("agentpref"))) / "bundled" / BUNDLED
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        folder = _download(name)
+    if not any(folder.glob("*.safetensors")):
+        raise UnsupportedModel(
+            f"{name!r} has no safetensors weights; convert it with save_pretrained first"
+        )
+    return folder
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = [*_TOKENIZER_FILES, *_WEIGHT_FILES, "generation_config.json", "*.model"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelNotFound(
+            f"no model is named {name!r}: it is no folder here and could not be fetched from the "
+            f"hub; use 'tiny', a folder of safetensors, or a hub name, and check the network"
+        ) from error
+
+
+def digest_files(folder: Path, patterns: tuple[str, ...]) -> str:
+    """Sha256 over the names and bytes of the files in ``folder`` that match, in name order."""
+    digest = hashlib.sha256()
+    for file in sorted({f for pattern in patterns for f in folder.glob(pattern)}):
+        digest.update(file.name.encode() + b"\0" + str(file.stat().st_size).encode() + b"\0")
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,70 @@
+"""Log-probs that were computed once and hold for ever.
+
+A sequence log-prob is a function of the weights and the token ids, and is stored under both, so it
+is never stale: a new night scores only the rows that no night has scored. Knows nothing of losses,
+nor of what the scores are for.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+
+import orjson
+
+from agentpref.learn.encode import EncodedPair, sequence_key
+from agentpref.learn.logps import PairLogps
+from agentpref.record.database import transaction
+
+Scorer = Callable[[Sequence[EncodedPair]], Sequence[PairLogps]]
+
+
+class LogpCache:
+    """Scores of one frozen policy, known by base digest, template digest and revision."""
+
+    def __init__(
+        self, connection: sqlite3.Connection, identity: Mapping[str, str], revision: str
+    ) -> None:
+        self._connection = connection
+        self._policy = f"{identity['digest']}:{identity['template_digest']}:{revision}"
+
+    def score(self, rows: Sequence[EncodedPair], scorer: Scorer) -> list[PairLogps]:
+        """Scores of ``rows``, in order, asking ``scorer`` only for those not known yet."""
+        known = self._read({key for row in rows for key, _ in _keys(row)})
+        missing = [row for row in rows if any(key not in known for key, _ in _keys(row))]
+        fresh = scorer(missing) if missing else []
+        self.remember(missing, fresh)
+        for row, scores in zip(missing, fresh, strict=True):
+            known.update((key, logp) for (key, _), logp in zip(_keys(row), scores, strict=True))
+        return [PairLogps(*(known[key] for key, _ in _keys(row))) for row in rows]
+
+    def remember(self, rows: Sequence[EncodedPair], scores: Sequence[PairLogps]) -> None:
+        """Keep scores that were computed elsewhere."""
+        columns = [
+            (self._policy, key, logp, tokens)
+            for row, pair in zip(rows, scores, strict=True)
+            for (key, tokens), logp in zip(_keys(row), pair, strict=True)
+        ]
+        if not columns:
+            return
+        with transaction(self._connection):
+            self._connection.executemany(
+                "INSERT OR IGNORE INTO logp (policy, row, logp, tokens) VALUES (?, ?, ?, ?)",
+                columns,
+            )
+
+    def _read(self, keys: set[str]) -> dict[str, float]:
+        found = self._connection.execute(
+            "SELECT row, logp FROM logp"
+            " WHERE policy = ? AND row IN (SELECT value FROM json_each(?))",
+            (self._policy, orjson.dumps(sorted(keys)).decode()),
+        )
+        return dict(found.fetchall())
+
+
+def _keys(row: EncodedPair) -> tuple[tuple[str, int], tuple[str, int]]:
+    """Key and number of tokens of each of the two completions."""
+    return (
+        (sequence_key(row.prompt, row.chosen), len(row.chosen)),
+        (sequence_key(row.prompt, row.rejected), len(row.rejected)),
+    )

@@ -1,0 +1,125 @@
+"""One update's model at work: encode, score, train, save.
+
+Holds the base with live and candidate on it and the batch layout that this model can be trusted
+with, so that callers speak of pairs and policies and never of tensors. It does not know which
+pairs are new, what a held-out pair is for, or where anything is stored.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agentpref.config import UpdateConfig
+from agentpref.learn import adapter, batch, encode, logps, trainer
+from agentpref.learn.base import BaseModel
+from agentpref.learn.cache import LogpCache
+from agentpref.learn.encode import EncodedPair
+from agentpref.learn.logps import PairLogps
+from agentpref.learn.trainer import TrainingReport, TrainingRow
+from agentpref.types import Pair
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+Progress = Callable[[str, int, int], object]
+
+
+class Learner:
+    """A candidate in the making. ``left_out`` counts pairs that could not be encoded, by reason.
+
+    Args:
+        base: a base model of the learner's own; adapters are put into it.
+        live: folder of the adapter to start from; ``None`` starts from the base.
+        config: the settings of the update.
+        caches: where the scores of frozen policies are kept, by policy.
+        progress: told ``(stage, done, total)`` as work goes on.
+    """
+
+    def __init__(
+        self,
+        base: BaseModel,
+        live: Path | None,
+        config: UpdateConfig,
+        *,
+        caches: Mapping[adapter.Policy, LogpCache],
+        progress: Progress,
+    ) -> None:
+        self.base = base
+        self.config = config
+        self.left_out: Counter[str] = Counter()
+        self._caches = caches
+        self._progress = progress
+        self._model = adapter.attach(base, live, config.lora, seed=config.seed)
+        self._layout: batch.Layout | None = None
+
+    @cached_property
+    def pad(self) -> int:
+        """The token that fills rows up; no mask ever lets it be seen."""
+        tokenizer = self.base.tokenizer
+        return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0)
+
+    def encode(self, pairs: Sequence[Pair]) -> list[EncodedPair]:
+        """Encode pairs, counting those that cannot be."""
+        rows, left_out = encode.encode_pairs(
+            pairs, self.base.tokenizer, max_length=self.config.max_length
+        )
+        self.left_out.update(left_out)
+        return rows
+
+    def speaking_as(self, policy: adapter.Policy) -> AbstractContextManager[PeftModel]:
+        """The model with one policy active."""
+        return adapter.policy(self._model, policy)
+
+    def layout(self, rows: Sequence[EncodedPair]) -> batch.Layout:
+        """The batch layout for this model, tried out on the first rows it is asked about."""
+        if self._layout is None:
+            with self.speaking_as("base") as model:
+                self._layout = logps.trusted_layout(model, rows, pad=self.pad)
+        return self._layout
+
+    def score(self, policy: adapter.Policy, rows: Sequence[EncodedPair]) -> list[PairLogps]:
+        """Sequence log-probs of both completions of each row under one policy."""
+        cache = self._caches.get(policy)
+        if cache is None:
+            return self._compute(policy, rows)
+        return cache.score(rows, lambda missing: self._compute(policy, missing))
+
+    def margins(self, policy: adapter.Policy, rows: Sequence[EncodedPair]) -> list[float]:
+        """h of each row: how much further than the base a policy prefers the chosen answer."""
+        scored = zip(self.score(policy, rows), self.score("base", rows), strict=True)
+        return [(s.chosen - b.chosen) - (s.rejected - b.rejected) for s, b in scored]
+
+    def _compute(self, policy: adapter.Policy, rows: Sequence[EncodedPair]) -> list[PairLogps]:
+        if not rows:
+            return []
+        layout = self.layout(rows)
+        with self.speaking_as(policy) as model:
+            return logps.score(
+                model,
+                rows,
+                layout=layout,
+                pad=self.pad,
+                progress=lambda done: self._progress(f"score {policy}", done, len(rows)),
+            )
+
+    def fit(self, rows: Sequence[EncodedPair], *, new: int) -> TrainingReport:
+        """Train the candidate on ``rows``, of which ``new`` are tonight's."""
+        references = self.score("base", rows)
+        return trainer.train(
+            self._model,
+            [TrainingRow(row, logps) for row, logps in zip(rows, references, strict=True)],
+            layout=self.layout(rows),
+            pad=self.pad,
+            config=self.config,
+            epochs=self.config.epochs or trainer.epochs_for(new),
+            progress=lambda done, total: self._progress("train", done, total),
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write the candidate's adapter into ``folder``."""
+        adapter.save(self._model, self.base, folder)

@@ -1,0 +1,224 @@
+"""The training loop: the candidate's steps on tonight's pairs and the replayed ones.
+
+It is given encoded rows with their reference log-probs and a model whose policies it may switch;
+it changes the candidate's weights in place and says what happened. It does not choose the rows,
+judge the result or save anything.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from agentpref.config import KLSettings, LossSettings, UpdateConfig
+from agentpref.errors import TrainingDiverged
+from agentpref.learn import adapter, loss
+from agentpref.learn.batch import Layout, chunks
+from agentpref.learn.encode import EncodedPair
+from agentpref.learn.logps import PairLogps, completion_logits, sequence_logps
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import Tensor
+
+TOKENS_PER_STEP = 2048
+"""Padded tokens in one forward and backward pass; larger batches are accumulated."""
+
+_SMALL_MODEL = 50_000_000
+_MAX_GRADIENT_NORM = 1.0
+_WARMUP_SHARE = 0.1
+
+
+class TrainingRow(NamedTuple):
+    """A pair to train on, and its log-probs under the reference π_0."""
+
+    encoded: EncodedPair
+    reference: PairLogps
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingReport:
+    """What training did. Losses are means over a step's pairs; KL is nats per token."""
+
+    steps: int
+    epochs: int
+    learning_rate: float
+    first_loss: float
+    last_loss: float
+    kl: float
+    kl_weight: float
+    seconds: float
+
+
+def epochs_for(new: int) -> int:
+    """How often a night's rows are passed over: small nights need more passes to be learned."""
+    return 3 if new < 200 else 2 if new < 1000 else 1
+
+
+def learning_rate_for(model: Any) -> float:
+    """3e-4 for models of a few million parameters, 5e-5 for real ones."""
+    return 3e-4 if model.num_parameters() < _SMALL_MODEL else 5e-5
+
+
+def train(
+    model: PeftModel,
+    rows: Sequence[TrainingRow],
+    *,
+    layout: Layout,
+    pad: int,
+    config: UpdateConfig,
+    epochs: int,
+    progress: Callable[[int, int], object],
+) -> TrainingReport:
+    """Train the candidate in place on ``rows``, in an order fixed by the seed.
+
+    Raises:
+        TrainingDiverged: as soon as a loss is not finite; the candidate is then worthless.
+    """
+    started = time.monotonic()
+    rate = config.learning_rate or learning_rate_for(model)
+    plan = list(_plan(rows, config.batch_size, epochs, config.seed))
+    optimizer, schedule = _optimizer(model, rate, len(plan))
+    step = Step(model, layout, pad, config.loss, config.kl)
+    losses: list[float] = []
+    kls: list[float] = []
+    for done, batch in enumerate(plan, start=1):
+        value, kl = step(batch)
+        _apply(model, optimizer, schedule)
+        losses.append(value)
+        kls.append(kl)
+        progress(done, len(plan))
+    return TrainingReport(
+        steps=len(plan),
+        epochs=epochs,
+        learning_rate=rate,
+        first_loss=losses[0],
+        last_loss=losses[-1],
+        kl=sum(kls[-20:]) / len(kls[-20:]),
+        kl_weight=step.kl_weight,
+        seconds=time.monotonic() - started,
+    )
+
+
+class Step:
+    """Gradients of one batch, and the KL weight that adapts from batch to batch."""
+
+    def __init__(
+        self, model: PeftModel, layout: Layout, pad: int, loss: LossSettings, kl: KLSettings
+    ) -> None:
+        self._model, self._layout, self._pad = model, layout, pad
+        self._loss, self._kl = loss, kl
+        self.kl_weight = kl.weight
+
+    def __call__(self, rows: Sequence[TrainingRow]) -> tuple[float, float]:
+        """Accumulate the gradient of the batch's objective; return its loss and its mean KL."""
+        tokens = sum(len(r.encoded.chosen) + len(r.encoded.rejected) for r in rows)
+        by_width = sorted(rows, key=lambda row: row.encoded.width)
+        total, total_kl, start = 0.0, 0.0, 0
+        for run in chunks([row.encoded for row in by_width], TOKENS_PER_STEP):
+            part = by_width[start : start + len(run)]
+            start += len(run)
+            preference, kl = self._terms(part)
+            objective = preference / len(rows) + self.kl_weight * kl / tokens
+            _check_finite(objective)
+            objective.backward()
+            total += float(preference.detach())
+            total_kl += float(kl.detach())
+        if self._kl.weight:
+            self.kl_weight = loss.adapt_kl_weight(
+                self.kl_weight, total_kl / tokens, self._kl.target
+            )
+        return total / len(rows), total_kl / tokens
+
+    def _terms(self, rows: Sequence[TrainingRow]) -> tuple[Tensor, Tensor]:
+        """Summed over the rows: the weighted preference loss, and the KL over their tokens."""
+        import torch
+
+        batch = self._layout([row.encoded for row in rows], self._pad)
+        live = self._live_logits(batch)
+        logits = completion_logits(self._model, batch)
+        chosen, rejected = sequence_logps(logits, batch).chunk(2)
+        columns = _columns(rows, chosen.device)
+        margin = loss.reward_margin(
+            chosen, rejected, columns["ref_chosen"], columns["ref_rejected"]
+        )
+        preference = loss.dpo_loss(margin, beta=self._loss.beta, noise=columns["noise"])
+        anchor = loss.nll_anchor(chosen, columns["length"]) * self._anchor_weights(rows, chosen)
+        summed = (columns["weight"] * preference + anchor).sum()
+        if live is None:
+            return summed, torch.zeros((), device=chosen.device)
+        return summed, (loss.token_kl(live, logits) * batch.real.to(logits.device)).sum()
+
+    def _live_logits(self, batch: Any) -> Tensor | None:
+        if not self._kl.weight:
+            return None
+        import torch
+
+        with torch.no_grad(), adapter.policy(self._model, "live") as live:
+            return completion_logits(live, batch)
+
+    def _anchor_weights(self, rows: Sequence[TrainingRow], like: Tensor) -> Tensor:
+        corrected = [row.encoded.pair.origin == "correction" for row in rows]
+        return like.new_tensor(
+            [self._loss.nll_on_corrections if c else self._loss.nll for c in corrected]
+        )
+
+
+def _columns(rows: Sequence[TrainingRow], device: Any) -> dict[str, Tensor]:
+    import torch
+
+    columns = {
+        "ref_chosen": [row.reference.chosen for row in rows],
+        "ref_rejected": [row.reference.rejected for row in rows],
+        "noise": [row.encoded.pair.noise for row in rows],
+        "weight": [row.encoded.pair.weight for row in rows],
+        "length": [float(len(row.encoded.chosen)) for row in rows],
+    }
+    return {name: torch.tensor(values, device=device) for name, values in columns.items()}
+
+
+def _plan(
+    rows: Sequence[TrainingRow], size: int, epochs: int, seed: int
+) -> Iterator[list[TrainingRow]]:
+    """Batches of every epoch, each epoch in an order of its own."""
+    rng = random.Random(seed)
+    for _ in range(epochs):
+        shuffled = rng.sample(list(rows), len(rows))
+        yield from (shuffled[i : i + size] for i in range(0, len(shuffled), size))
+
+
+def _optimizer(model: PeftModel, rate: float, steps: int) -> tuple[Any, Any]:
+    """AdamW on the candidate, warmed up over a tenth of the steps, then falling to zero."""
+    import torch
+
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=rate, weight_decay=0.0)
+    warmup = max(1, round(_WARMUP_SHARE * steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min((step + 1) / warmup, (steps - step) / max(1, steps - warmup)),
+    )
+    return optimizer, schedule
+
+
+def _apply(model: PeftModel, optimizer: Any, schedule: Any) -> None:
+    import torch
+
+    torch.nn.utils.clip_grad_norm_(
+        [p for p in model.parameters() if p.requires_grad], _MAX_GRADIENT_NORM
+    )
+    optimizer.step()
+    schedule.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _check_finite(objective: Tensor) -> None:
+    value = float(objective.detach())
+    if not math.isfinite(value):
+        raise TrainingDiverged(
+            f"the loss became {value}; lower learning_rate, or run 'agentpref verify' on the log"
+        )

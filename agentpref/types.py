@@ -1,0 +1,142 @@
+"""The records that flow through agentpref, as plain immutable values.
+
+A *run* is one model call. *Feedback* and *comparisons* say what people, judges and programs
+thought of runs. A *pair* is what DPO trains on. A *thumb* is a lone judgement with nothing to be
+compared with. Nothing here knows of SQLite, tokens, models or adapters.
+
+Messages are OpenAI-shaped mappings: ``{"role": …, "content": …}`` plus, where there are any,
+``tool_calls``, ``tool_call_id`` and ``name``. They are never changed once recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+Message: TypeAlias = Mapping[str, Any]
+Tool: TypeAlias = Mapping[str, Any]
+Winner: TypeAlias = Literal["a", "b", "tie"]
+Source: TypeAlias = Literal["human", "model", "code"]
+Origin: TypeAlias = Literal["correction", "comparison", "thumbs", "judge"]
+
+BASE = "base"
+"""The revision name of the bare base model, with no adapter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the model was asked. ``id`` is the content address of tools and messages together."""
+
+    id: str
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One model call: a prompt in, one assistant message out."""
+
+    run_id: str
+    namespace: str
+    created_at: float
+    prompt: Prompt
+    output: Message
+    model: str | None = None
+    revision: str | None = None
+    thread_id: str | None = None
+    trace_id: str | None = None
+    user_id: str | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    token_ids: tuple[int, ...] | None = None
+    logprobs: tuple[float, ...] | None = None
+    tags: tuple[str, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def tag(self) -> str:
+        """The domain tag that a run is filed under: its first one, or ``"untagged"``."""
+        return self.tags[0] if self.tags else "untagged"
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """A signal on one run. ``correction`` is the output as it should have been, if it is one."""
+
+    feedback_id: str
+    run_id: str
+    created_at: float
+    key: str
+    score: float | None = None
+    value: Any = None
+    comment: str | None = None
+    source: Source = "human"
+    user_id: str | None = None
+    correction: Message | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two runs of the same prompt and which of them was better."""
+
+    comparison_id: str
+    created_at: float
+    run_a: str
+    run_b: str
+    winner: Winner
+    source: Source = "human"
+    user_id: str | None = None
+    comment: str | None = None
+
+    def swap(self) -> Comparison:
+        """The same judgement with the two runs named in the other order."""
+        flipped: dict[Winner, Winner] = {"a": "b", "b": "a", "tie": "tie"}
+        return replace(self, run_a=self.run_b, run_b=self.run_a, winner=flipped[self.winner])
+
+
+class Stratum(NamedTuple):
+    """A slice of pairs that is protected separately."""
+
+    namespace: str
+    tag: str
+    origin: str
+    age: str = "any"
+
+    def __str__(self) -> str:
+        return "/".join(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One preference: ``chosen`` was liked better than ``rejected`` as an answer to ``prompt``.
+
+    ``noise`` is the probability ε that the label is flipped; ``provenance`` names the feedback and
+    comparisons that the pair was made of; ``held_out`` pairs prove adapters and never train them.
+    """
+
+    pair_id: str
+    namespace: str
+    created_at: float
+    prompt: Prompt
+    chosen: Message
+    rejected: Message
+    origin: Origin
+    tag: str = "untagged"
+    weight: float = 1.0
+    noise: float = 0.05
+    held_out: bool = False
+    provenance: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Thumb:
+    """A lone judgement: one answer, liked or not, and nothing to compare it with."""
+
+    run_id: str
+    namespace: str
+    created_at: float
+    prompt: Prompt
+    completion: Message
+    desirable: bool
+    tag: str = "untagged"
+    held_out: bool = False
