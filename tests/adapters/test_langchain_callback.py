@@ -1,0 +1,494 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from langchain.agents import create_agent
+from langchain_core.language_models import (
+    BaseChatModel,
+    FakeListChatModel,
+    FakeListLLM,
+    GenericFakeChatModel,
+    ParrotFakeChatModel,
+)
+from langchain_core.language_models.fake_chat_models import FakeListChatModelError
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
+from langchain_core.tools import tool
+from langgraph.checkpoint.memory import InMemorySaver
+
+import agentpref_adapters._langchain_callback as callback_module
+from agentpref.record.database import connect
+from agentpref.record.home import Home
+from agentpref.record.log import Log
+from agentpref.record.store import Store
+from agentpref.types import Run
+from agentpref_adapters.langchain import AgentprefCallback, CallbackCounts
+
+PROMPT = ChatPromptTemplate.from_messages([("system", "Be brief."), ("user", "{question}")])
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def log(home: Path) -> Iterator[Log]:
+    with closing(Log(home)) as log:
+        yield log
+
+
+@pytest.fixture
+def runs(home: Path, log: Log) -> Callable[[], list[Run]]:
+    def read() -> list[Run]:
+        log.flush(timeout=10)
+        with closing(connect(Home.open(home), readonly=True)) as connection:
+            return list(Store(connection).runs("default"))
+
+    return read
+
+
+@pytest.fixture
+def callback(log: Log) -> AgentprefCallback:
+    return AgentprefCallback(log)
+
+
+class Scripted(GenericFakeChatModel):
+    """Says what it is told to, one message after another, and takes tools."""
+
+    def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> Runnable[Any, AIMessage]:
+        return self.bind(tools=list(tools), **kwargs)
+
+
+class Echo(ParrotFakeChatModel):
+    """Answers with the last message."""
+
+    def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
+        answer = AIMessage(messages[-1].text)
+        return ChatResult(generations=[ChatGeneration(message=answer)])
+
+
+class Broken(ParrotFakeChatModel):
+    """Raises instead of answering."""
+
+    def _generate(self, *args: Any, **kwargs: Any) -> ChatResult:
+        raise RuntimeError("the engine is down")
+
+
+class Slow(ParrotFakeChatModel):
+    """Never answers."""
+
+    async def _agenerate(self, *args: Any, **kwargs: Any) -> ChatResult:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+class Several(ParrotFakeChatModel):
+    """Gives ``n`` answers to one prompt."""
+
+    def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
+        answers = [AIMessage(f"answer {index}") for index in range(kwargs["n"])]
+        return ChatResult(generations=[ChatGeneration(message=answer) for answer in answers])
+
+
+def chain_of(model: BaseChatModel) -> Runnable[dict[str, str], str]:
+    return PROMPT | model | StrOutputParser()
+
+
+def asked(question: str) -> tuple[dict[str, str], ...]:
+    return ({"role": "system", "content": "Be brief."}, {"role": "user", "content": question})
+
+
+# Each way of calling a chain with one question.
+
+
+def by_invoke(chain: Runnable[Any, str], config: RunnableConfig) -> str:
+    return chain.invoke({"question": "sky?"}, config)
+
+
+def by_ainvoke(chain: Runnable[Any, str], config: RunnableConfig) -> str:
+    return asyncio.run(chain.ainvoke({"question": "sky?"}, config))
+
+
+def by_stream(chain: Runnable[Any, str], config: RunnableConfig) -> str:
+    return "".join(chain.stream({"question": "sky?"}, config))
+
+
+def by_astream(chain: Runnable[Any, str], config: RunnableConfig) -> str:
+    async def read() -> str:
+        return "".join([piece async for piece in chain.astream({"question": "sky?"}, config)])
+
+    return asyncio.run(read())
+
+
+def by_events(chain: Runnable[Any, str], config: RunnableConfig) -> str:
+    async def read() -> str:
+        events = [event async for event in chain.astream_events({"question": "sky?"}, config)]
+        return str(events[-1]["data"]["output"])
+
+    return asyncio.run(read())
+
+
+def by_batch(chain: Runnable[Any, str], config: RunnableConfig) -> str:
+    return chain.batch([{"question": "sky?"}], [config])[0]
+
+
+def by_abatch(chain: Runnable[Any, str], config: RunnableConfig) -> str:
+    return asyncio.run(chain.abatch([{"question": "sky?"}], [config]))[0]
+
+
+@pytest.mark.parametrize(
+    "call", [by_invoke, by_ainvoke, by_stream, by_astream, by_events, by_batch, by_abatch]
+)
+def test_a_chain_s_model_call_is_logged_once_however_it_is_called(
+    call: Callable[[Runnable[Any, str], RunnableConfig], str],
+    callback: AgentprefCallback,
+    runs: Callable[[], list[Run]],
+) -> None:
+    trace = uuid4()
+    config: RunnableConfig = {
+        "callbacks": [callback],
+        "run_id": trace,
+        "tags": ["weather"],
+        "metadata": {"user_id": "u1", "thread_id": "t1", "plan": "pro"},
+    }
+    assert call(chain_of(FakeListChatModel(responses=["It is blue."])), config) == "It is blue."
+    (run,) = runs()
+    assert run.prompt.messages == asked("sky?")
+    assert run.output == {"role": "assistant", "content": "It is blue."}
+    assert (run.thread_id, run.user_id, run.trace_id) == ("t1", "u1", str(trace))
+    assert run.tags == ("weather",)
+    assert run.metadata == {"plan": "pro"}
+    assert callback.answer_of(trace) == run.run_id
+    assert callback.counts == CallbackCounts(logged=1, failed=0, lost=0, open=0)
+
+
+@pytest.mark.parametrize("call", [by_invoke, by_ainvoke, by_stream, by_astream, by_events])
+def test_the_thread_may_be_named_under_configurable_alone(
+    call: Callable[[Runnable[Any, str], RunnableConfig], str],
+    callback: AgentprefCallback,
+    runs: Callable[[], list[Run]],
+) -> None:
+    config: RunnableConfig = {"callbacks": [callback], "configurable": {"thread_id": "t1"}}
+    call(chain_of(FakeListChatModel(responses=["blue"])), config)
+    (run,) = runs()
+    assert run.thread_id == "t1"
+
+
+def test_the_run_id_is_langchain_s_own_and_takes_feedback(log: Log, home: Path) -> None:
+    run_id = uuid4()
+    model = FakeListChatModel(responses=["blue"])
+    model.invoke("sky?", {"callbacks": [AgentprefCallback(log)], "run_id": run_id})
+    log.feedback(str(run_id), key="thumbs", score=0, comment="too short")
+    log.flush(timeout=10)
+    with closing(connect(Home.open(home), readonly=True)) as connection:
+        (feedback,) = Store(connection).feedback("default")
+    assert (feedback.run_id, feedback.score) == (str(run_id), 0)
+
+
+def test_model_and_sampling_are_logged(
+    callback: AgentprefCallback, runs: Callable[[], list[Run]]
+) -> None:
+    model = Echo().bind(model="gpt-x", temperature=0.5, api_key="secret")
+    model.invoke("sky?", {"callbacks": [callback]}, stop=["\n"])
+    (run,) = runs()
+    assert run.model == "gpt-x"
+    assert run.params == {"temperature": 0.5, "stop": ["\n"]}
+
+
+def test_the_model_that_answered_is_logged_rather_than_the_one_that_was_asked_for(
+    callback: AgentprefCallback, runs: Callable[[], list[Run]]
+) -> None:
+    answer = AIMessage("blue", response_metadata={"model_name": "gpt-x-2026", "logprobs": {"a": 1}})
+    model = Scripted(messages=iter([answer])).bind(model="gpt-x")
+    model.invoke("sky?", {"callbacks": [callback]})
+    (run,) = runs()
+    assert (run.model, run.revision, run.logprobs) == ("gpt-x-2026", None, None)
+
+
+def test_constructor_defaults_give_way_to_the_config(
+    log: Log, runs: Callable[[], list[Run]]
+) -> None:
+    callback = AgentprefCallback(log, tags=["shop"], thread_id="none", user_id="nobody")
+    model = Echo()
+    model.invoke("one", {"callbacks": [callback]})
+    metadata = {"user_id": "u1", "thread_id": 7}
+    model.invoke("two", {"callbacks": [callback], "metadata": metadata, "tags": ["a", "shop"]})
+    first, second = runs()
+    assert (first.thread_id, first.user_id, first.tags) == ("none", "nobody", ("shop",))
+    assert (second.thread_id, second.user_id, second.tags) == ("7", "u1", ("shop", "a"))
+
+
+def test_a_plain_text_model_is_logged_as_a_message_of_the_user_s(
+    callback: AgentprefCallback, runs: Callable[[], list[Run]]
+) -> None:
+    FakeListLLM(responses=["blue"]).invoke("sky?", {"callbacks": [callback]})
+    (run,) = runs()
+    assert run.prompt.messages == ({"role": "user", "content": "sky?"},)
+    assert run.output == {"role": "assistant", "content": "blue"}
+
+
+def test_several_answers_to_one_prompt_are_several_runs_of_it(
+    log: Log, callback: AgentprefCallback, runs: Callable[[], list[Run]]
+) -> None:
+    run_id = uuid4()
+    Several().generate([[HumanMessage("sky?")]], callbacks=[callback], run_id=run_id, n=3)
+    by_id = {run.run_id: run for run in runs()}
+    assert list(by_id) == [str(run_id), f"{run_id}:1", f"{run_id}:2"]
+    assert [run.output["content"] for run in by_id.values()] == ["answer 0", "answer 1", "answer 2"]
+    assert len({run.prompt.id for run in by_id.values()}) == 1
+    log.compare(str(run_id), f"{run_id}:1", winner="b")
+
+
+def test_generate_with_several_prompts_logs_each(
+    callback: AgentprefCallback, runs: Callable[[], list[Run]]
+) -> None:
+    prompts: list[list[BaseMessage]] = [[HumanMessage("one")], [HumanMessage("two")]]
+    Echo().generate(prompts, callbacks=[callback])
+    assert [run.output["content"] for run in runs()] == ["one", "two"]
+
+
+def assert_fifty_echoes(runs: list[Run], callback: AgentprefCallback) -> None:
+    assert len({run.run_id for run in runs}) == len({run.trace_id for run in runs}) == 50
+    for run in runs:
+        assert run.output["content"] == run.prompt.messages[-1]["content"]
+    assert {run.output["content"] for run in runs} == {f"question {i}" for i in range(50)}
+    assert callback.counts == CallbackCounts(logged=50, failed=0, lost=0, open=0)
+
+
+def test_fifty_at_once_in_threads_are_not_mixed_up(
+    callback: AgentprefCallback, runs: Callable[[], list[Run]]
+) -> None:
+    questions = [{"question": f"question {i}"} for i in range(50)]
+    config: RunnableConfig = {"callbacks": [callback], "max_concurrency": 16}
+    chain_of(Echo()).batch(questions, config)
+    assert_fifty_echoes(runs(), callback)
+
+
+def test_fifty_at_once_in_one_event_loop_are_not_mixed_up(
+    callback: AgentprefCallback, runs: Callable[[], list[Run]]
+) -> None:
+    questions = [{"question": f"question {i}"} for i in range(50)]
+    asyncio.run(chain_of(Echo()).abatch(questions, {"callbacks": [callback]}))
+    assert_fifty_echoes(runs(), callback)
+
+
+# Agents.
+
+
+@tool
+def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+def adding_agent() -> Any:
+    call = {"name": "add", "args": {"a": 1, "b": 2}, "id": "c1", "type": "tool_call"}
+    script = [
+        AIMessage("", tool_calls=[call]),
+        AIMessage("It is 3."),
+        AIMessage("You are welcome."),
+    ]
+    return create_agent(
+        Scripted(messages=iter(script)),
+        [add],
+        system_prompt="Use tools.",
+        checkpointer=InMemorySaver(),
+    )
+
+
+def test_each_model_call_of_an_agent_is_logged_with_all_that_the_model_saw(
+    callback: AgentprefCallback, runs: Callable[[], list[Run]]
+) -> None:
+    trace, later = uuid4(), uuid4()
+    config: RunnableConfig = {"callbacks": [callback], "configurable": {"thread_id": "t1"}}
+    agent = adding_agent()
+    agent.invoke({"messages": [("user", "1 + 2?")]}, {**config, "run_id": trace})
+    agent.invoke({"messages": [("user", "Thanks.")]}, {**config, "run_id": later})
+
+    first, second, third = runs()
+    function = {"name": "add", "arguments": '{"a": 1, "b": 2}'}
+    called = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"type": "function", "id": "c1", "function": function}],
+    }
+    result = {"role": "tool", "content": "3", "tool_call_id": "c1", "name": "add"}
+    assert first.prompt.messages == (
+        {"role": "system", "content": "Use tools."},
+        {"role": "user", "content": "1 + 2?"},
+    )
+    assert first.output == called
+    assert second.prompt.messages == (*first.prompt.messages, called, result)
+    assert second.output == {"role": "assistant", "content": "It is 3."}
+    assert third.prompt.messages == (
+        *second.prompt.messages,
+        second.output,
+        {"role": "user", "content": "Thanks."},
+    )
+    for run in (first, second, third):
+        assert run.thread_id == "t1"
+        assert [tool["function"]["name"] for tool in run.prompt.tools] == ["add"]
+    assert [run.trace_id for run in (first, second, third)] == [str(trace), str(trace), str(later)]
+    assert callback.answer_of(trace) == second.run_id
+    assert callback.answer_of(later) == third.run_id
+
+
+def test_a_conversation_of_an_agent_shares_its_messages_on_disk(
+    callback: AgentprefCallback, runs: Callable[[], list[Run]], home: Path
+) -> None:
+    config: RunnableConfig = {"callbacks": [callback], "configurable": {"thread_id": "t1"}}
+    agent = adding_agent()
+    agent.invoke({"messages": [("user", "1 + 2?")]}, config)
+    agent.invoke({"messages": [("user", "Thanks.")]}, config)
+    assert len(runs()) == 3
+    with closing(connect(Home.open(home), readonly=True)) as connection:
+        (messages,) = connection.execute("SELECT count(*) FROM message").fetchone()
+    # tools, system, user, call, result, answer, user, answer: one row each
+    assert messages == 8
+
+
+def test_an_async_agent_s_stream_is_logged(
+    callback: AgentprefCallback, runs: Callable[[], list[Run]]
+) -> None:
+    async def read() -> list[Any]:
+        config: RunnableConfig = {"callbacks": [callback], "configurable": {"thread_id": "t1"}}
+        question = {"messages": [("user", "1 + 2?")]}
+        return [step async for step in adding_agent().astream(question, config)]
+
+    assert asyncio.run(read())
+    first, second = runs()
+    assert second.output["content"] == "It is 3."
+    assert first.trace_id == second.trace_id
+
+
+def test_a_model_within_a_tool_belongs_to_the_agent_s_trace(
+    callback: AgentprefCallback, runs: Callable[[], list[Run]]
+) -> None:
+    @tool
+    def look_up(question: str) -> str:
+        """Ask another model."""
+        return chain_of(FakeListChatModel(responses=["blue"])).invoke({"question": question})
+
+    trace = uuid4()
+    RunnableLambda(lambda question: look_up.invoke({"question": question})).invoke(
+        "sky?", {"callbacks": [callback], "run_id": trace}
+    )
+    (run,) = runs()
+    assert run.trace_id == str(trace)
+
+
+# What goes wrong.
+
+
+def test_odd_metadata_does_not_cost_the_run(
+    callback: AgentprefCallback, runs: Callable[[], list[Run]]
+) -> None:
+    metadata = {"session": object(), "plan": "pro"}
+    Echo().invoke("sky?", {"callbacks": [callback], "metadata": metadata})
+    (run,) = runs()
+    assert run.metadata["plan"] == "pro"
+
+
+def test_a_model_that_raises_is_counted_and_not_logged(
+    callback: AgentprefCallback, runs: Callable[[], list[Run]]
+) -> None:
+    with pytest.raises(RuntimeError, match="engine is down"):
+        chain_of(Broken()).invoke({"question": "sky?"}, {"callbacks": [callback]})
+    assert runs() == []
+    assert callback.counts == CallbackCounts(logged=0, failed=1, lost=0, open=0)
+
+
+def test_a_stream_that_raises_midway_is_counted_and_not_logged(
+    callback: AgentprefCallback, runs: Callable[[], list[Run]]
+) -> None:
+    model = FakeListChatModel(responses=["blue"], error_on_chunk_number=2)
+    with pytest.raises(FakeListChatModelError):
+        list(model.stream("sky?", {"callbacks": [callback]}))
+    assert runs() == []
+    assert callback.counts == CallbackCounts(logged=0, failed=1, lost=0, open=0)
+
+
+def test_a_stream_that_is_left_early_is_counted_and_not_logged(
+    callback: AgentprefCallback, runs: Callable[[], list[Run]]
+) -> None:
+    stream = FakeListChatModel(responses=["blue"]).stream("sky?", {"callbacks": [callback]})
+    next(stream)
+    stream.close()
+    assert runs() == []
+    assert callback.counts == CallbackCounts(logged=0, failed=1, lost=0, open=0)
+
+
+def test_the_calls_of_a_batch_that_succeed_are_logged_beside_those_that_raise(
+    callback: AgentprefCallback, runs: Callable[[], list[Run]]
+) -> None:
+    model = Echo() | RunnableLambda(lambda message: message.text)
+    broken = Broken().with_fallbacks([Echo()])
+    (model | broken).batch(["one", "two"], {"callbacks": [callback]})
+    assert sorted(run.output["content"] for run in runs()) == ["one", "one", "two", "two"]
+    assert callback.counts == CallbackCounts(logged=4, failed=2, lost=0, open=0)
+
+
+def test_a_log_that_fails_never_breaks_the_chain(
+    log: Log, callback: AgentprefCallback, caplog: pytest.LogCaptureFixture
+) -> None:
+    log.close()
+    with caplog.at_level(logging.WARNING):
+        answer = chain_of(FakeListChatModel(responses=["blue"])).invoke(
+            {"question": "sky?"}, {"callbacks": [callback]}
+        )
+    assert answer == "blue"
+    assert callback.counts == CallbackCounts(logged=0, failed=0, lost=1, open=0)
+    assert "closed" in caplog.text
+
+
+def test_a_message_that_cannot_be_converted_never_breaks_the_chain(
+    callback: AgentprefCallback, runs: Callable[[], list[Run]]
+) -> None:
+    odd = HumanMessage([{"type": "image", "source": {"type": "base64"}}])
+    assert FakeListChatModel(responses=["?"]).invoke([odd], {"callbacks": [callback]}).text == "?"
+    assert runs() == []
+    assert callback.counts == CallbackCounts(logged=0, failed=0, lost=1, open=0)
+
+
+def test_cancelled_calls_of_which_langchain_says_nothing_do_not_pile_up(
+    callback: AgentprefCallback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(callback_module, "_MOST_KEPT", 2)
+
+    async def cancelled() -> None:
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(Slow().ainvoke("sky?", {"callbacks": [callback]}), 0.01)
+
+    for _ in range(5):
+        asyncio.run(cancelled())
+    assert callback.counts == CallbackCounts(logged=0, failed=3, lost=0, open=2)
+
+
+def test_nothing_is_kept_of_chains_that_are_done(callback: AgentprefCallback) -> None:
+    chain = chain_of(FakeListChatModel(responses=["blue"]))
+    chain.invoke({"question": "sky?"}, {"callbacks": [callback]})
+    with pytest.raises(RuntimeError):
+        chain_of(Broken()).invoke({"question": "sky?"}, {"callbacks": [callback]})
+    assert len(callback._roots) == 0
+
+
+def test_without_langchain_core_the_error_names_the_cure() -> None:
+    code = "import sys; sys.modules['langchain_core'] = None; import agentpref_adapters.langchain"
+    tried = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert "MissingDependency" in tried.stderr
+    assert "pip install 'agentpref[langchain]'" in tried.stderr

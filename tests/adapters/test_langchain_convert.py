@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+    convert_to_messages,
+)
+from langchain_core.tools import tool
+from pydantic import BaseModel
+
+from agentpref.record.messages import check_messages
+from agentpref_adapters._langchain_convert import (
+    first_id,
+    openai_message,
+    openai_messages,
+    openai_tool,
+    sampling_params,
+    user_metadata,
+    user_tags,
+)
+
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+
+
+def test_a_conversation_with_a_tool_call_takes_openai_s_shape() -> None:
+    call = {"name": "add", "args": {"a": 1, "b": "é"}, "id": "c1", "type": "tool_call"}
+    messages = openai_messages(
+        [
+            SystemMessage("be brief"),
+            HumanMessage("1 + é?"),
+            AIMessage("", tool_calls=[call]),
+            ToolMessage("3", tool_call_id="c1", name="add"),
+            AIMessage("3"),
+        ]
+    )
+    function = {"name": "add", "arguments": '{"a": 1, "b": "é"}'}
+    assert messages == [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "1 + é?"},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"id": "c1", "type": "function", "function": function}],
+        },
+        {"role": "tool", "content": "3", "tool_call_id": "c1", "name": "add"},
+        {"role": "assistant", "content": "3"},
+    ]
+    check_messages(messages)
+
+
+def test_multimodal_content_stays_a_list() -> None:
+    blocks: list[str | dict[Any, Any]] = [{"type": "text", "text": "what is this?"}, IMAGE]
+    assert openai_message(HumanMessage(blocks))["content"] == blocks
+
+
+def test_text_in_several_blocks_is_joined_without_anything_between() -> None:
+    cut = AIMessage([{"type": "text", "text": "The sky "}, {"type": "text", "text": "is blue."}])
+    assert openai_message(cut) == {"role": "assistant", "content": "The sky is blue."}
+
+
+def test_anthropic_s_tool_use_block_is_a_tool_call_and_not_content() -> None:
+    block = {"type": "tool_use", "id": "c1", "name": "add", "input": {"a": 1}}
+    call = {"name": "add", "args": {"a": 1}, "id": "c1", "type": "tool_call"}
+    body = openai_message(
+        AIMessage([{"type": "text", "text": "Let me see"}, block], tool_calls=[call])
+    )
+    assert body["content"] == "Let me see"
+    assert [call["id"] for call in body["tool_calls"]] == ["c1"]
+
+
+def test_a_tool_call_that_the_model_got_wrong_is_kept_as_it_wrote_it() -> None:
+    wrong = {
+        "name": "add",
+        "args": '{"a": 1',
+        "id": "c1",
+        "error": "cut",
+        "type": "invalid_tool_call",
+    }
+    body = openai_message(AIMessage("", invalid_tool_calls=[wrong]))
+    assert body["tool_calls"] == [
+        {"type": "function", "id": "c1", "function": {"name": "add", "arguments": '{"a": 1'}}
+    ]
+
+
+def test_a_streamed_message_equals_the_same_message_in_one_piece() -> None:
+    streamed = AIMessageChunk("blue") + AIMessageChunk(" sky")
+    assert openai_message(streamed) == openai_message(AIMessage("blue sky"))
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+tool_calls = st.builds(
+    lambda name, args, id: {"name": name, "args": args, "id": id, "type": "tool_call"},
+    st.text(min_size=1),
+    st.dictionaries(st.text(), json_values, max_size=3),
+    st.text(min_size=1),
+)
+written = st.one_of(
+    st.builds(SystemMessage, st.text()),
+    st.builds(HumanMessage, st.text()),
+    st.builds(AIMessage, st.text(), tool_calls=st.lists(tool_calls, max_size=2)),
+    st.builds(ToolMessage, st.text(), tool_call_id=st.text(min_size=1)),
+)
+
+
+@settings(deadline=None, max_examples=50)
+@given(written)
+def test_a_message_survives_the_way_there_and_back(message: BaseMessage) -> None:
+    (back,) = convert_to_messages([openai_message(message)])
+    assert type(back) is type(message)
+    assert back.text == message.text
+    assert getattr(back, "tool_calls", None) == getattr(message, "tool_calls", None)
+    assert getattr(back, "tool_call_id", None) == getattr(message, "tool_call_id", None)
+
+
+@tool
+def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+class Search(BaseModel):
+    """Look something up."""
+
+    query: str
+
+
+def anthropic_tool() -> dict[str, Any]:
+    return {
+        "name": "add",
+        "description": "Add",
+        "input_schema": {"type": "object", "properties": {}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("given_as", "name"),
+    [
+        (add, "add"),
+        (Search, "Search"),
+        (anthropic_tool(), "add"),
+        ({"type": "function", "function": {"name": "f", "parameters": {}}}, "f"),
+    ],
+)
+def test_tools_in_every_form_are_described_alike(given_as: Any, name: str) -> None:
+    described = openai_tool(given_as)
+    assert described["type"] == "function"
+    assert described["function"]["name"] == name
+    json.dumps(described)
+
+
+def test_a_provider_s_own_tool_is_kept_as_it_is() -> None:
+    own = {"google_search": {}}
+    assert openai_tool(own) == own
+
+
+def test_what_is_no_tool_at_all_is_refused() -> None:
+    with pytest.raises(ValueError, match="Unsupported"):
+        openai_tool(3)
+
+
+def test_only_sampling_parameters_are_kept() -> None:
+    invocation = {
+        "temperature": 0.0,
+        "seed": None,
+        "stop": ["\n"],
+        "api_key": "secret",
+        "_type": "x",
+    }
+    assert sampling_params(invocation) == {"temperature": 0.0, "stop": ["\n"]}
+
+
+def test_tags_of_the_framework_s_own_are_dropped_and_the_user_s_stay_in_order() -> None:
+    tags = [
+        "seq:step:2",
+        "billing",
+        "map:key:answer",
+        "branch:1",
+        "branch:main",
+        "langsmith:hidden",
+    ]
+    assert user_tags(tags) == ["billing", "branch:main"]
+
+
+def test_metadata_keeps_what_the_user_and_the_graph_s_node_say() -> None:
+    metadata = {
+        "plan": "pro",
+        "thread_id": "t1",
+        "ls_provider": "openai",
+        "langgraph_node": "planner",
+        "langgraph_step": 2,
+        "lc_versions": {},
+        "checkpoint_ns": "x",
+        "__private": 1,
+    }
+    assert user_metadata(metadata) == {"plan": "pro", "langgraph_node": "planner"}
+
+
+def test_an_id_comes_from_the_first_place_that_has_one() -> None:
+    assert (
+        first_id("thread_id", None, {}, {"thread_id": None}, {"thread_id": 7}, {"thread_id": 8})
+        == "7"
+    )
+    assert first_id("thread_id", {"user_id": "u"}) is None

@@ -1,0 +1,428 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain.agents import create_agent
+from langchain_core.caches import InMemoryCache
+from langchain_core.globals import set_llm_cache
+from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, ToolMessage
+from langchain_core.outputs import ChatGeneration
+from langchain_core.tools import tool
+from pydantic import BaseModel
+
+from agentpref.errors import ConfigError, GenerationFailed
+from agentpref.record.database import connect
+from agentpref.record.home import Home
+from agentpref.record.log import Log
+from agentpref.record.store import Store
+from agentpref.serve.backend import GenerationRequest
+from agentpref.serve.registry import Registry
+from agentpref.serve.router import Router
+from agentpref.testing import FakeBackend, write_adapter
+from agentpref.types import Run
+from agentpref_adapters.langchain import AgentprefCallback, AgentprefChatModel
+
+BASE_IDENTITY = {"name": "fake", "digest": "0" * 64, "template_digest": "1" * 64}
+CALL = '<tool_call>{"name": "add", "arguments": {"a": 1, "b": 2}}</tool_call>'
+
+
+@tool
+def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+@tool
+def shout(text: str) -> str:
+    """Say it louder."""
+    return text.upper()
+
+
+class Sum(BaseModel):
+    """A sum."""
+
+    a: int
+    b: int
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home.create(tmp_path / "home")
+
+
+@pytest.fixture
+def publish(home: Home, tmp_path: Path) -> Callable[[int], str]:
+    def publish(seed: int) -> str:
+        folder = write_adapter(tmp_path / f"adapter-{seed}", seed=seed)
+        revision = Registry(home).publish(folder, parent=None, base=BASE_IDENTITY, training={})
+        return revision.revision_id
+
+    return publish
+
+
+def serve(home: Home, backend: FakeBackend, **settings: Any) -> AgentprefChatModel:
+    return AgentprefChatModel(router=Router(Registry(home), backend), **settings)
+
+
+class Heard:
+    """Answers one text after another, and keeps the requests it was asked with."""
+
+    def __init__(self, *texts: str) -> None:
+        self.requests: list[GenerationRequest] = []
+        self._texts = iter(texts)
+        self._last = texts[-1]
+
+    def __call__(self, revision_id: str, request: GenerationRequest) -> str:
+        # The fake asks twice when it streams, and once more for its reply.
+        if not self.requests or self.requests[-1] is not request:
+            self.requests.append(request)
+            self._last = next(self._texts)
+        return self._last
+
+
+def test_an_answer_says_which_revision_wrote_it_and_in_which_tokens(
+    home: Home, publish: Callable[[int], str]
+) -> None:
+    model = serve(home, FakeBackend(lambda revision, request: "blue"), model="tiny")
+    assert model.invoke("sky?").response_metadata["revision"] == "base"
+    live = publish(1)
+    model.router.activate(live)
+    answer = model.invoke("sky?")
+    assert answer.text == "blue"
+    assert answer.response_metadata == {
+        "model_name": "tiny",
+        "revision": live,
+        "finish_reason": "stop",
+        "token_ids": [ord(letter) for letter in "blue"],
+        "logprobs": [-1.0] * 4,
+    }
+
+
+def test_settings_reach_the_engine_and_a_call_may_change_them(home: Home) -> None:
+    heard = Heard("one", "two")
+    model = serve(home, FakeBackend(heard), max_tokens=9, temperature=0.3, top_p=0.5, seed=4)
+    model.invoke("sky?")
+    model.invoke("sky?", stop=["\n"], temperature=0.0, seed=5)
+    first, second = heard.requests
+    assert first == GenerationRequest(
+        messages=({"role": "user", "content": "sky?"},),
+        max_tokens=9,
+        temperature=0.3,
+        top_p=0.5,
+        seed=4,
+    )
+    assert (second.temperature, second.seed, second.stop, second.max_tokens) == (0, 5, ("\n",), 9)
+
+
+def test_a_setting_that_does_not_exist_is_refused_by_name(home: Home) -> None:
+    model = serve(home, FakeBackend())
+    with pytest.raises(ConfigError, match=r"'temprature'.*temperature"):
+        model.invoke("sky?", temprature=0.5)
+
+
+def test_an_engine_s_error_reaches_the_caller(home: Home) -> None:
+    model = serve(home, FakeBackend(fail_generate={"base"}))
+    with pytest.raises(GenerationFailed):
+        model.invoke("sky?")
+
+
+def joined(chunks: list[AIMessageChunk]) -> AIMessageChunk:
+    whole = chunks[0]
+    for chunk in chunks[1:]:
+        whole = whole + chunk
+    return whole
+
+
+def test_a_streamed_answer_comes_in_pieces_and_is_the_same_as_a_whole_one(home: Home) -> None:
+    model = serve(home, FakeBackend(lambda revision, request: "It is blue."))
+    chunks = list(model.stream("sky?"))
+    assert [chunk.text for chunk in chunks] == ["It ", "is ", "blue.", ""]
+    whole = model.invoke("sky?")
+    assert joined(chunks).text == whole.text
+    assert joined(chunks).response_metadata == whole.response_metadata
+
+
+def test_the_async_forms_give_the_same_answers_without_blocking_the_loop(home: Home) -> None:
+    gate = threading.Event()
+    model = serve(home, FakeBackend(lambda revision, request: "It is blue.", gate=gate))
+
+    async def ask() -> tuple[AIMessage, list[AIMessageChunk]]:
+        waiting = asyncio.create_task(model.ainvoke("sky?"))
+        await asyncio.sleep(0)
+        asyncio.get_running_loop().call_later(0.01, gate.set)
+        return await waiting, [chunk async for chunk in model.astream("sky?")]
+
+    whole, chunks = asyncio.run(ask())
+    assert whole.text == joined(chunks).text == "It is blue."
+    assert whole.response_metadata == joined(chunks).response_metadata
+
+
+def test_a_stream_left_early_holds_no_revision_back(
+    home: Home, publish: Callable[[int], str]
+) -> None:
+    backend = FakeBackend()
+    model = serve(home, backend)
+    first, second, third = publish(1), publish(2), publish(3)
+    model.router.activate(first)
+    stream = model.stream("a b c")
+    next(stream)
+    model.router.activate(second)
+    model.router.activate(third)
+    assert first in backend.list_loaded()
+    stream.close()
+    assert first not in backend.list_loaded()
+
+
+def test_an_async_stream_left_early_holds_no_revision_back(
+    home: Home, publish: Callable[[int], str]
+) -> None:
+    backend = FakeBackend()
+    model = serve(home, backend)
+    first, second, third = publish(1), publish(2), publish(3)
+    model.router.activate(first)
+
+    async def leave() -> None:
+        stream = model.astream("a b c")
+        await anext(stream)
+        await stream.aclose()
+
+    asyncio.run(leave())
+    model.router.activate(second)
+    model.router.activate(third)
+    assert first not in backend.list_loaded()
+
+
+# Tools.
+
+
+def test_a_tool_call_is_parsed_and_the_tools_are_described_to_the_engine(home: Home) -> None:
+    heard = Heard("Let me see. " + CALL)
+    answer = serve(home, FakeBackend(heard)).bind_tools([add, Sum]).invoke("1 + 2?")
+    assert answer.text == "Let me see."
+    (call,) = answer.tool_calls
+    assert (call["name"], call["args"]) == ("add", {"a": 1, "b": 2})
+    assert [tool["function"]["name"] for tool in heard.requests[0].tools] == ["add", "Sum"]
+
+
+def test_a_stream_with_tools_holds_the_text_back_until_it_is_known_to_be_no_call(
+    home: Home,
+) -> None:
+    model = serve(home, FakeBackend(lambda revision, request: "Let me see. " + CALL))
+    chunks = list(model.bind_tools([add]).stream("1 + 2?"))
+    whole = joined(chunks)
+    assert whole.text == "Let me see."
+    assert [call["args"] for call in whole.tool_calls] == [{"a": 1, "b": 2}]
+    plain = joined(list(model.stream("1 + 2?")))
+    assert plain.text == "Let me see. " + CALL
+    assert plain.tool_calls == []
+
+
+def test_a_result_goes_back_to_the_engine_under_the_call_s_id(home: Home) -> None:
+    heard = Heard(CALL, "3")
+    model = serve(home, FakeBackend(heard)).bind_tools([add])
+    asked = HumanMessage("1 + 2?")
+    called = model.invoke([asked])
+    call_id = called.tool_calls[0]["id"]
+    assert call_id
+    model.invoke([asked, called, ToolMessage("3", tool_call_id=call_id)])
+    _, request_call, result = heard.requests[1].messages
+    assert request_call["tool_calls"][0]["id"] == result["tool_call_id"] == call_id
+
+
+@pytest.mark.parametrize(
+    ("choice", "offered"),
+    [
+        (None, ["add", "shout"]),
+        ("auto", ["add", "shout"]),
+        ("any", ["add", "shout"]),
+        ("none", []),
+        ("shout", ["shout"]),
+        ({"type": "function", "function": {"name": "shout"}}, ["shout"]),
+    ],
+)
+def test_tool_choice_narrows_what_is_offered(home: Home, choice: Any, offered: list[str]) -> None:
+    heard = Heard("hello")
+    serve(home, FakeBackend(heard)).bind_tools([add, shout], tool_choice=choice).invoke("hello")
+    assert [tool["function"]["name"] for tool in heard.requests[0].tools] == offered
+
+
+def test_a_tool_choice_that_names_no_tool_is_refused(home: Home) -> None:
+    with pytest.raises(ConfigError, match=r"'ad'.*add, shout"):
+        serve(home, FakeBackend()).bind_tools([add, shout], tool_choice="ad")
+
+
+def test_structured_output_is_read_from_a_tool_call(home: Home) -> None:
+    text = CALL.replace('"add"', '"Sum"')
+    model = serve(home, FakeBackend(lambda revision, request: text))
+    assert model.with_structured_output(Sum).invoke("1 + 2?") == Sum(a=1, b=2)
+
+
+# Threads and canaries.
+
+
+def through_invoke(model: AgentprefChatModel, config: Any) -> AIMessage:
+    return model.invoke("hello", config)
+
+
+def through_ainvoke(model: AgentprefChatModel, config: Any) -> AIMessage:
+    return asyncio.run(model.ainvoke("hello", config))
+
+
+def through_stream(model: AgentprefChatModel, config: Any) -> AIMessage:
+    return joined(list(model.stream("hello", config)))
+
+
+def through_astream(model: AgentprefChatModel, config: Any) -> AIMessage:
+    async def read() -> list[AIMessageChunk]:
+        return [chunk async for chunk in model.astream("hello", config)]
+
+    return joined(asyncio.run(read()))
+
+
+def through_batch(model: AgentprefChatModel, config: Any) -> AIMessage:
+    return model.batch(["hello"], config)[0]
+
+
+def through_chain(model: AgentprefChatModel, config: Any) -> AIMessage:
+    chain = (lambda text: [HumanMessage(text)]) | model
+    return chain.invoke("hello", config)
+
+
+def through_chain_batch(model: AgentprefChatModel, config: Any) -> AIMessage:
+    chain = (lambda text: [HumanMessage(text)]) | model
+    return chain.batch(["hello"], config)[0]
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        through_invoke,
+        through_ainvoke,
+        through_stream,
+        through_astream,
+        through_batch,
+        through_chain,
+        through_chain_batch,
+    ],
+)
+def test_a_thread_stays_on_its_side_of_a_canary_however_it_is_named_and_called(
+    home: Home,
+    publish: Callable[[int], str],
+    ask: Callable[[AgentprefChatModel, Any], AIMessage],
+) -> None:
+    model = serve(home, FakeBackend())
+    live, canary = publish(1), publish(2)
+    model.router.activate(live)
+    model.router.canary(canary, 0.5)
+    expected = {}
+    for thread in map(str, range(8)):
+        with model.router.acquire(thread) as lease:
+            expected[thread] = lease.revision
+    assert set(expected.values()) == {live, canary}
+    for thread, revision in expected.items():
+        for place in ("metadata", "configurable"):
+            answer = ask(model, {place: {"thread_id": thread}})
+            assert answer.response_metadata["revision"] == revision
+
+
+def test_generate_which_sees_no_config_finds_the_thread_in_the_metadata(
+    home: Home, publish: Callable[[int], str]
+) -> None:
+    model = serve(home, FakeBackend())
+    canary = publish(1)
+    model.router.canary(canary, 1.0)
+    result = model.generate([[HumanMessage("hello")]], metadata={"thread_id": "t1"})
+    (answer,) = result.generations[0]
+    assert isinstance(answer, ChatGeneration)
+    assert answer.message.response_metadata["revision"] == canary
+
+
+def test_the_constructor_s_thread_is_for_calls_that_name_none(
+    home: Home, publish: Callable[[int], str]
+) -> None:
+    router = serve(home, FakeBackend()).router
+    live, canary = publish(1), publish(2)
+    router.activate(live)
+    router.canary(canary, 0.5)
+    for thread in map(str, range(8)):
+        model = AgentprefChatModel(router=router, thread_id=thread)
+        with router.acquire(thread) as lease:
+            expected = lease.revision
+        assert model.invoke("hello").response_metadata["revision"] == expected
+
+
+def test_a_process_wide_cache_never_answers_with_a_revision_of_yesterday(
+    home: Home, publish: Callable[[int], str]
+) -> None:
+    model = serve(home, FakeBackend())
+    set_llm_cache(InMemoryCache())
+    try:
+        assert model.invoke("hello").response_metadata["revision"] == "base"
+        live = publish(1)
+        model.router.activate(live)
+        assert model.invoke("hello").response_metadata["revision"] == live
+    finally:
+        set_llm_cache(None)
+
+
+# Together with the callback.
+
+
+@pytest.fixture
+def log(home: Home) -> Iterator[Log]:
+    with closing(Log(home.path)) as log:
+        yield log
+
+
+def logged(home: Home, log: Log) -> list[Run]:
+    log.flush(timeout=10)
+    with closing(connect(home, readonly=True)) as connection:
+        return list(Store(connection).runs("default"))
+
+
+@pytest.mark.parametrize("ask", [through_invoke, through_stream, through_astream, through_batch])
+def test_what_is_logged_is_the_revision_the_tokens_and_the_settings_that_served(
+    home: Home,
+    publish: Callable[[int], str],
+    log: Log,
+    ask: Callable[[AgentprefChatModel, Any], AIMessage],
+) -> None:
+    model = serve(home, FakeBackend(lambda revision, request: "blue"), model="tiny", seed=3)
+    live = publish(1)
+    model.router.activate(live)
+    config = {"callbacks": [AgentprefCallback(log)], "configurable": {"thread_id": "t1"}}
+    ask(model, config)
+    (run,) = logged(home, log)
+    assert (run.model, run.revision, run.thread_id) == ("tiny", live, "t1")
+    assert run.output == {"role": "assistant", "content": "blue"}
+    assert run.token_ids == tuple(map(ord, "blue"))
+    assert run.logprobs == (-1.0,) * 4
+    assert run.params == {"max_tokens": 128, "temperature": 0.0, "top_p": 1.0, "seed": 3}
+
+
+def test_an_agent_over_the_router_uses_its_tool_and_is_logged(
+    home: Home, publish: Callable[[int], str], log: Log
+) -> None:
+    def answer(revision: str, request: GenerationRequest) -> str:
+        return "It is 3." if request.messages[-1]["role"] == "tool" else CALL
+
+    model = serve(home, FakeBackend(answer))
+    live = publish(1)
+    model.router.activate(live)
+    agent = create_agent(model, [add])
+    config: Any = {"callbacks": [AgentprefCallback(log)], "configurable": {"thread_id": "t1"}}
+    state = agent.invoke({"messages": [("user", "1 + 2?")]}, config)
+    assert [message.text for message in state["messages"]] == ["1 + 2?", "", "3", "It is 3."]
+    first, second = logged(home, log)
+    assert first.output["tool_calls"][0]["function"]["name"] == "add"
+    assert second.prompt.messages[1] == first.output
+    assert second.prompt.messages[2]["content"] == "3"
+    assert second.output["content"] == "It is 3."
+    assert {(run.revision, run.thread_id) for run in (first, second)} == {(live, "t1")}
+    assert [tool["function"]["name"] for tool in second.prompt.tools] == ["add"]
