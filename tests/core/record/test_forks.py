@@ -1,0 +1,154 @@
+"""Processes that end, are killed, fork, and write to one home at once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+
+from agentpref.record.home import Home
+from agentpref.record.log import Log
+from agentpref.types import Comparison, Feedback, Run
+
+RunsIn: TypeAlias = "Callable[[Home], list[Run]]"
+JudgedIn: TypeAlias = "Callable[[Home], tuple[list[Feedback], list[Comparison]]]"
+
+
+def start(code: str, *arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def finish(code: str, *arguments: object) -> str:
+    with start(code, *arguments) as process:
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    return out
+
+
+def test_importing_the_log_stays_light() -> None:
+    heavy = {"sqlite_utils", "numpy", "torch", "logging", "multiprocessing", "asyncio"}
+    code = f"import sys, agentpref.record.log; print(sorted({heavy} & set(sys.modules)))"
+    assert finish(code).strip() == "[]"
+
+
+def test_what_was_recorded_is_written_at_interpreter_exit(tmp_path: Path, runs_in: RunsIn) -> None:
+    code = """
+import sys
+from agentpref.record.log import Log
+log = Log(sys.argv[1])
+for n in range(50):
+    log.record([{"role": "user", "content": "hi"}], str(n))
+"""
+    finish(code, tmp_path / "home")
+    assert len(runs_in(Home.open(tmp_path / "home"))) == 50
+
+
+def test_kill_loses_no_acknowledged_feedback(tmp_path: Path, judged_in: JudgedIn) -> None:
+    code = """
+import sys, threading
+from agentpref.record.log import Log
+log = Log(sys.argv[1])
+def work():
+    while True:
+        asked = [{"role": "user", "content": "hi"}]
+        a, b = log.record(asked, "a"), log.record(asked, "b")
+        told = [log.feedback(a, key="k", score=1), log.correct(b, "c")]
+        told.append(log.compare(a, b, winner="a"))
+        sys.stdout.write(" ".join(told) + "\\n")
+        sys.stdout.flush()
+for _ in range(3):
+    threading.Thread(target=work).start()
+"""
+    with start(code, tmp_path / "home") as process:
+        assert process.stdout is not None
+        told = [process.stdout.readline() for _ in range(20)]
+        process.kill()
+        told += process.stdout.readlines()
+    acknowledged = {name for line in told if line.endswith("\n") for name in line.split()}
+    feedback, comparisons = judged_in(Home.open(tmp_path / "home"))
+    known = {each.feedback_id for each in feedback} | {each.comparison_id for each in comparisons}
+    assert len(acknowledged) >= 60
+    assert acknowledged <= known
+    with Log(tmp_path / "home") as log:
+        assert log.verify() == []
+
+
+def test_two_processes_write_to_one_home(
+    tmp_path: Path, runs_in: RunsIn, judged_in: JudgedIn
+) -> None:
+    code = """
+import sys
+from agentpref.record.log import Log
+with Log(sys.argv[1]) as log:
+    for n in range(60):
+        run = log.record([{"role": "user", "content": "hi"}], sys.argv[2] + str(n))
+        if n % 6 == 0:
+            log.feedback(run, key="k", score=n)
+    assert log.dropped == {}
+"""
+    with start(code, tmp_path / "home", "a") as one, start(code, tmp_path / "home", "b") as other:
+        assert one.wait(60) == other.wait(60) == 0
+    home = Home.open(tmp_path / "home")
+    assert len(runs_in(home)) == 120
+    assert len(judged_in(home)[0]) == 20
+
+
+FORKING = """
+import os, sys
+from agentpref.record.log import Log
+log = Log(sys.argv[1])
+asked = [{"role": "user", "content": "hi"}]
+shared = log.record(asked, "parent")
+child = os.fork()
+if child == 0:
+    mine = log.record(asked, "child")
+    log.feedback(mine, key="child", score=1)
+    log.record(asked, "child at exit")
+    sys.exit()
+log.feedback(shared, key="parent", score=1)
+assert os.waitpid(child, 0)[1] == 0
+log.record(asked, "parent after")
+log.close()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_logs_for_itself(
+    tmp_path: Path, runs_in: RunsIn, judged_in: JudgedIn
+) -> None:
+    finish(FORKING, tmp_path / "home")
+    home = Home.open(tmp_path / "home")
+    outputs = sorted(run.output["content"] for run in runs_in(home))
+    assert outputs == ["child", "child at exit", "parent", "parent after"]
+    assert sorted(said.key for said in judged_in(home)[0]) == ["child", "parent"]
+
+
+POOLED = """
+import multiprocessing, sys
+from agentpref.record.log import Log
+log = Log(sys.argv[1])
+def work(name):
+    for n in range(5):
+        log.record([{"role": "user", "content": "hi"}], f"{name} {n}")
+if __name__ == "__main__":
+    log.record([{"role": "user", "content": "hi"}], "first")
+    context = multiprocessing.get_context("fork")
+    children = [context.Process(target=work, args=(name,)) for name in range(3)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+        assert child.exitcode == 0
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_children_of_multiprocessing_write_before_they_end(tmp_path: Path, runs_in: RunsIn) -> None:
+    finish(POOLED, tmp_path / "home")
+    assert len(runs_in(Home.open(tmp_path / "home"))) == 16

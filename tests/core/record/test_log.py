@@ -1,0 +1,295 @@
+"""The log keeps what it is told, as it was told, and names what it cannot keep."""
+
+from __future__ import annotations
+
+import gc
+import math
+import threading
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeAlias
+from uuid import UUID
+
+import pytest
+
+from agentpref.errors import (
+    ConfigError,
+    InvalidFeedback,
+    InvalidMessage,
+    LogClosed,
+    NotAHome,
+    UnknownRun,
+)
+from agentpref.record import messages
+from agentpref.record.home import Home
+from agentpref.record.log import Log
+from agentpref.types import Comparison, Feedback, Run
+
+RunsIn: TypeAlias = "Callable[[Home], list[Run]]"
+RunsOf: TypeAlias = "Callable[[Log], list[Run]]"
+JudgedIn: TypeAlias = "Callable[[Home], tuple[list[Feedback], list[Comparison]]]"
+
+ASKED = [{"role": "user", "content": "2 + 2?"}]
+
+
+def test_a_run_is_logged_with_all_that_was_said_of_it(log: Log, runs_of: RunsOf) -> None:
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    run_id = log.record(
+        ASKED,
+        "4",
+        model="tiny",
+        revision="base",
+        thread_id="t",
+        trace_id="x",
+        user_id="u",
+        tools=tools,
+        params={"temperature": 0},
+        token_ids=[1, 2],
+        logprobs=[-0.5, 0],
+        tags=["maths"],
+        metadata={"n": 1},
+    )
+    (run,) = runs_of(log)
+    assert run.run_id == run_id
+    assert run.prompt.messages == tuple(ASKED)
+    assert run.prompt.tools == tuple(tools)
+    assert run.output == {"role": "assistant", "content": "4"}
+    assert (run.model, run.revision, run.user_id) == ("tiny", "base", "u")
+    assert (run.thread_id, run.trace_id, run.tag) == ("t", "x", "maths")
+    assert (run.token_ids, run.logprobs) == ((1, 2), (-0.5, 0))
+    assert (run.params, run.metadata) == ({"temperature": 0}, {"n": 1})
+
+
+def test_ids_sort_in_the_order_of_recording(log: Log) -> None:
+    ids = [log.record(ASKED, str(n)) for n in range(200)]
+    assert sorted(ids) == ids
+    assert {UUID(each).version for each in ids} == {7}
+
+
+def test_what_the_host_changes_after_recording_is_not_recorded(log: Log, runs_of: RunsOf) -> None:
+    asked: list[dict[str, Any]] = [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]
+    metadata = {"list": [1]}
+    log.record(asked, "hello", metadata=metadata)
+    asked[0]["content"][0]["text"] = "changed"
+    asked.append({"role": "user", "content": "added"})
+    metadata["list"].append(2)
+    (run,) = runs_of(log)
+    assert run.prompt.messages == ({"role": "user", "content": [{"type": "text", "text": "hi"}]},)
+    assert run.metadata == {"list": [1]}
+
+
+def test_recording_an_id_again_changes_nothing(log: Log, runs_of: RunsOf) -> None:
+    assert log.record(ASKED, "4", run_id="mine") == "mine"
+    log.record(ASKED, "5", run_id="mine")
+    assert [run.output["content"] for run in runs_of(log)] == ["4"]
+
+
+def test_feedback_is_on_disk_when_the_call_returns(log: Log, judged_in: JudgedIn) -> None:
+    a, b = log.record(ASKED, "4"), log.record(ASKED, "5")
+    log.feedback(a, key="thumbs", score=True, value={"stars": 5}, comment="yes", user_id="u")
+    log.correct(b, "four", source="model")
+    log.compare(a, b, winner="a", source="code")
+    (thumbs, correction), (comparison,) = judged_in(log.home)
+    assert (thumbs.run_id, thumbs.key, thumbs.score) == (a, "thumbs", 1.0)
+    assert (thumbs.value, thumbs.comment, thumbs.user_id) == ({"stars": 5}, "yes", "u")
+    assert (correction.run_id, correction.key, correction.source) == (b, "correction", "model")
+    assert correction.correction == {"role": "assistant", "content": "four"}
+    assert (comparison.run_a, comparison.run_b, comparison.winner) == (a, b, "a")
+
+
+def test_another_log_of_the_home_can_judge_what_was_flushed(log: Log, judged_in: JudgedIn) -> None:
+    run_id = log.record(ASKED, "4")
+    assert log.flush(timeout=30)
+    with Log(log.home.path, namespace="elsewhere") as other:
+        other.feedback(run_id, key="thumbs", score=0)
+    assert judged_in(log.home)[0][0].score == 0.0
+
+
+@pytest.mark.parametrize("score", [1, 0.5, False, -3, Fraction(1, 4)])
+def test_any_finite_real_number_is_a_score(log: Log, score: float, judged_in: JudgedIn) -> None:
+    log.feedback(log.record(ASKED, "4"), key="k", score=score)
+    assert judged_in(log.home)[0][0].score == float(score)
+
+
+@pytest.mark.parametrize("score", ["good", "1", math.nan, math.inf, 10**400, 1j, [1]])
+def test_other_scores_are_refused(log: Log, score: Any, judged_in: JudgedIn) -> None:
+    run_id = log.record(ASKED, "4")
+    with pytest.raises(InvalidFeedback, match=r"score is .*; pass a"):
+        log.feedback(run_id, key="k", score=score)
+    assert judged_in(log.home)[0] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({}, "says nothing"),
+        ({"score": 1, "key": ""}, "key is ''"),
+        ({"score": 1, "source": "oracle"}, "source is 'oracle'"),
+        ({"value": object()}, "value is not JSON"),
+        ({"score": 1, "comment": "\ud800"}, "comment is not JSON in UTF-8"),
+        ({"score": 1, "comment": b"x"}, "comment is b'x'"),
+    ],
+)
+def test_feedback_that_cannot_be_kept_is_named(
+    log: Log, arguments: dict[str, Any], named: str
+) -> None:
+    run_id = log.record(ASKED, "4")
+    with pytest.raises(InvalidFeedback, match=named):
+        log.feedback(run_id, **({"key": "k"} | arguments))
+
+
+def test_feedback_on_a_run_that_was_never_logged(log: Log, runs_of: RunsOf) -> None:
+    run_id = log.record(ASKED, "4")
+    for call in (
+        lambda: log.feedback("nowhere", key="k", score=1),
+        lambda: log.correct("nowhere", "x"),
+        lambda: log.compare(run_id, "nowhere", winner="a"),
+    ):
+        with pytest.raises(UnknownRun, match="'nowhere'"):
+            call()
+    with pytest.raises(InvalidFeedback, match="run_id is UUID"):
+        log.feedback(UUID(run_id), key="k", score=1)  # type: ignore[arg-type]
+    assert [run.run_id for run in runs_of(log)] == [run_id]
+
+
+def test_comparisons_that_mean_nothing_are_refused(log: Log, judged_in: JudgedIn) -> None:
+    a, b = log.record(ASKED, "4"), log.record(ASKED, "5")
+    other = log.record([{"role": "user", "content": "2 + 3?"}], "5")
+    with pytest.raises(InvalidFeedback, match=r"winner is 'both'; use one of 'a', 'b', 'tie'"):
+        log.compare(a, b, winner="both")  # type: ignore[arg-type]
+    with pytest.raises(InvalidFeedback, match="compared with itself"):
+        log.compare(a, a, winner="a")
+    with pytest.raises(InvalidFeedback, match="different prompts"):
+        log.compare(a, other, winner="a")
+    assert judged_in(log.home)[1] == []
+
+
+USER = {"role": "user", "content": "hi"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ([], "empty list"),
+        ("hi", "messages is a str"),
+        ([USER, "hi"], "message 1 is a str"),
+        ([USER, {"content": "hi"}], "message 1 has role None"),
+        ([{"role": "robot", "content": "hi"}], "message 0 has role 'robot'"),
+        ([{"role": ["user"], "content": "hi"}], "message 0 has role"),
+        ([{"role": "user", "content": None}], "message 0 has content of type NoneType"),
+        ([{"role": "user", "content": b"\xff"}], "message 0 has content of type bytes"),
+        ([USER, {"role": "user", "content": "\ud800"}], "message 1 is not JSON in UTF-8"),
+        ([USER, {"role": "user", "content": "x", "when": object()}], "message 1 is not JSON"),
+    ],
+)
+def test_messages_that_cannot_be_kept_are_named(
+    log: Log, asked: Any, named: str, runs_of: RunsOf
+) -> None:
+    log.record(ASKED, "before")
+    with pytest.raises(InvalidMessage, match=named):
+        log.record(asked, "4")
+    assert len(runs_of(log)) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"output": {"role": "user", "content": "x"}}, "the output has role 'user'"),
+        ({"output": 4}, "the output is a int"),
+        ({"output": "\udcff"}, "the output is not JSON in UTF-8"),
+        ({"tools": "calc"}, "tools is a str"),
+        ({"tools": ["calc"]}, "tool 0 is a str"),
+        ({"tags": "maths"}, "tags is 'maths'"),
+        ({"tags": [1]}, r"tags is \[1\]"),
+        ({"token_ids": [1.5]}, "token_ids"),
+        ({"logprobs": ["x"]}, "logprobs"),
+        ({"params": [1]}, r"params is \[1\]"),
+        ({"metadata": {"x": "\ud800"}}, "metadata are not JSON in UTF-8"),
+        ({"run_id": ""}, "run_id is ''"),
+        ({"run_id": 7}, "run_id is 7"),
+    ],
+)
+def test_arguments_that_cannot_be_kept_are_named(
+    log: Log, arguments: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(InvalidMessage, match=named):
+        log.record(ASKED, **({"output": "4"} | arguments))
+
+
+def test_gigantic_text_is_refused_and_long_conversations_are_not(
+    log: Log, monkeypatch: pytest.MonkeyPatch, runs_of: RunsOf
+) -> None:
+    for module in ("messages", "snapshot"):
+        monkeypatch.setattr(f"agentpref.record.{module}.MAX_MESSAGE_BYTES", 100)
+    with pytest.raises(InvalidMessage, match=r"message 1 takes \d+ bytes, more than the 100"):
+        log.record([USER, {"role": "user", "content": "x" * 101}], "4")
+    log.record([USER] * 20, "4")
+    assert len(runs_of(log)) == 1
+    assert messages.MAX_MESSAGE_BYTES == 100
+
+
+def test_what_describes_a_run_is_no_reason_to_lose_it(log: Log, runs_of: RunsOf) -> None:
+    log.record(
+        [MappingProxyType(ASKED[0])],
+        MappingProxyType({"role": "assistant", "content": None}),
+        thread_id=UUID(int=7),  # type: ignore[arg-type]
+        user_id=42,  # type: ignore[arg-type]
+        metadata={"model": threading.Lock},
+        logprobs=[-math.inf],
+    )
+    (run,) = runs_of(log)
+    assert run.output == {"role": "assistant", "content": None}
+    assert (run.thread_id, run.user_id) == (str(UUID(int=7)), "42")
+    assert run.metadata == {"model": repr(threading.Lock)}
+    assert run.logprobs is not None
+    assert math.isnan(run.logprobs[0])
+
+
+def test_a_closed_log_takes_nothing_more(tmp_path: Path, runs_in: RunsIn) -> None:
+    with Log(tmp_path / "home") as log:
+        run_id = log.record(ASKED, "4")
+    log.close()
+    for call in (
+        lambda: log.record(ASKED, "5"),
+        lambda: log.feedback(run_id, key="k", score=1),
+        lambda: log.flush(),
+        lambda: log.verify(),
+    ):
+        with pytest.raises(LogClosed, match=r"open a new one"):
+            call()
+    assert len(runs_in(log.home)) == 1
+
+
+def test_a_log_that_is_forgotten_writes_what_it_had(tmp_path: Path, runs_in: RunsIn) -> None:
+    log = Log(tmp_path / "home")
+    home = log.home
+    log.record(ASKED, "4")
+    del log
+    gc.collect()
+    assert len(runs_in(home)) == 1
+
+
+def test_two_logs_may_open_a_new_home_at_once(tmp_path: Path) -> None:
+    logs: list[Log] = []
+    starting = [
+        threading.Thread(target=lambda: logs.append(Log(tmp_path / "home"))) for _ in range(8)
+    ]
+    for thread in starting:
+        thread.start()
+    for thread in starting:
+        thread.join()
+    assert len(logs) == 8
+    for log in logs:
+        log.close()
+
+
+def test_arguments_of_the_log_itself(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="namespace is ''"):
+        Log(tmp_path, namespace="")
+    with pytest.raises(ConfigError, match="queue_size is 0"):
+        Log(tmp_path, queue_size=0)
+    (tmp_path / "file").touch()
+    with pytest.raises(NotAHome, match="file"):
+        Log(tmp_path / "file")
