@@ -79,4 +79,14 @@ def _root(
 
 def main() -> None:
     """Run the command line: the entry point of the installed script."""
+    _quiet_the_libraries()
     app(prog_name="agentpref")
+
+
+def _quiet_the_libraries() -> None:
+    """Keep what libraries draw, and what they announce to developers, off the user's screen."""
+    import os
+    import warnings
+
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # they would draw over our own
+    warnings.filterwarnings("ignore", category=FutureWarning)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeAlias
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -138,10 +138,11 @@ def _drawn(
     from rich import box
     from rich.table import Table
 
-    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style=BOLD)
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, name in enumerate(columns):
         numeric = all(_is_number(row[index]) for row in rows)
-        drawn.add_column(name, justify="right" if numeric and rows else "left", overflow="fold")
+        side: Literal["left", "right"] = "right" if numeric and rows else "left"
+        drawn.add_column(_text(name, BOLD), justify=side, overflow="fold")
     for row in rows:
         drawn.add_row(*(_text(text, styles.get(text, "")) for text in map(cell, row)))
     return drawn

@@ -1,0 +1,48 @@
+"""`doctor` on what is truly installed here, and on what is not."""
+
+from __future__ import annotations
+
+import pytest
+
+import agentpref_cli.commands.doctor as module
+
+
+def checks(value: dict) -> dict[str, dict]:
+    return {check["name"]: check for check in value["checks"]}
+
+
+def test_a_sound_machine_is_healthy(run, filled, random_base) -> None:
+    value = run("doctor", "--model", random_base, "--json").json
+    assert value["healthy"] is True
+    found = checks(value)
+    assert "46 runs" in found["home"]["words"] or "86 runs" in found["home"]["words"]
+    assert "torch 2." in found["train"]["words"]
+    assert " for torch" in found["threads"]["words"]
+    assert str(random_base) in found["model"]["words"]
+
+
+def test_a_model_that_is_nowhere_fails(run, filled, tmp_path) -> None:
+    assert "nowhere" in run("doctor", "--model", tmp_path / "nowhere", exits=1).out
+
+
+def test_a_home_that_is_none_fails_only_where_one_was_named(run, home, random_base, tmp_path):
+    found = checks(run("doctor", "--model", random_base, "--json").json)
+    assert found["home"]["holds"] is True
+    assert "agentpref init" in found["home"]["words"]
+    run("doctor", "--model", random_base, "--home", tmp_path, exits=1)
+
+
+def test_what_is_not_installed_comes_with_its_cure(run, filled, random_base, monkeypatch) -> None:
+    monkeypatch.setattr(module, "EXTRAS", {"train": ("torch", "no-such-package")})
+    words = checks(run("doctor", "--model", random_base, "--json").json)["train"]["words"]
+    assert words == "not installed (no-such-package); if wanted: pip install 'agentpref[train]'"
+
+
+@pytest.mark.parametrize("error", [ImportError("libtorch is missing"), OSError("no space")])
+def test_a_torch_that_cannot_be_imported_is_a_failure(run, filled, random_base, monkeypatch, error):
+    def broken(_name: str) -> None:
+        raise error
+
+    monkeypatch.setattr(module, "import_module", broken)
+    found = checks(run("doctor", "--model", random_base, "--json", exits=1).json)
+    assert str(error) in found["threads"]["words"]

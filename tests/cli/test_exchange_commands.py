@@ -1,0 +1,115 @@
+"""`import`, `export` and `pairs`: what goes in comes out, and what is left out is counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import orjson
+import pytest
+
+
+def read(file: Path) -> list[dict]:
+    return [orjson.loads(line) for line in file.read_bytes().splitlines()]
+
+
+def test_a_file_read_twice_adds_nothing(run, filled, rows) -> None:
+    assert run("import", rows).out == "added 0, known already 46\n"
+    counts = run("import", rows, "--json").json
+    assert (counts["added"], counts["known"], counts["bad"]) == (0, 46, 0)
+    assert counts["bytes_read"] == counts["bytes_total"] == rows.stat().st_size
+
+
+def test_a_bad_line_is_named_and_the_rest_can_be_had(run, home, tmp_path) -> None:
+    run("init")
+    file = tmp_path / "bad.jsonl"
+    file.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n[1]\n', encoding="utf-8")
+    assert f"{file}, line 2:" in run("import", file, exits=1).err
+    result = run("import", file, "--skip-bad")
+    assert "skipped 1 bad lines" in result.out
+    assert run("pairs", "--json").json["strata"][0]["train"] == 1
+
+
+def test_a_missing_file_is_named(run, home) -> None:
+    run("init")
+    assert "nowhere.jsonl cannot be read" in run("import", "nowhere.jsonl", exits=1).err
+
+
+def test_import_files_rows_under_tag_source_and_user(run, home, rows) -> None:
+    run("init")
+    run("import", rows, "--tag", "art", "--source", "model", "--user", "judge-1")
+    (stratum,) = run("pairs", "--json").json["strata"]
+    assert (stratum["tag"], stratum["origin"]) == ("art", "judge")
+    assert "'cat'" in run("import", rows, "--source", "cat", exits=2).err
+
+
+def test_a_format_that_the_rows_do_not_have_is_refused(run, home, rows) -> None:
+    run("init")
+    assert "lacks" in run("import", rows, "--format", "unpaired", exits=1).err
+
+
+def test_export_gives_back_what_was_imported(run, filled, rows, tmp_path) -> None:
+    file = tmp_path / "out.jsonl"
+    assert run("export", "--output", file).out == f"wrote 40 rows to {file}\n"
+    written = {row["prompt"][0]["content"]: row["chosen"][0]["content"] for row in read(file)}
+    assert written == {row["prompt"]: row["chosen"] for row in read(rows) if "chosen" in row}
+    assert run("export").out == file.read_text(encoding="utf-8"), "the same to standard output"
+
+
+def test_the_two_sides_of_the_split_make_up_the_whole(run, filled) -> None:
+    train, held_out = (run("export", "--split", side).out for side in ("train", "held-out"))
+    assert train
+    assert held_out
+    assert sorted(run("export").out.splitlines()) == sorted((train + held_out).splitlines())
+    nearly_all = run("export", "--split", "held-out", "--held-out", "0.99").out
+    assert len(nearly_all) > len(held_out)
+
+
+def test_thumbs_are_exported_as_the_unpaired_format(run, filled, tmp_path) -> None:
+    file = tmp_path / "thumbs.jsonl"
+    assert run("export", "--format", "unpaired", "-o", file, "--json").json["rows"] == 6
+    assert sorted(row["label"] for row in read(file)) == [False] * 3 + [True] * 3
+
+
+def test_rows_and_json_do_not_share_standard_output(run, filled) -> None:
+    result = run("export", "--json", exits=2)
+    assert result.out == ""
+    assert "--output" in result.err
+
+
+def test_a_file_that_cannot_be_written_is_named(run, filled, tmp_path) -> None:
+    assert "cannot be written" in run("export", "-o", tmp_path / "no" / "x", exits=1).err
+
+
+def test_pairs_are_counted_by_stratum_and_the_newest_shown(run, filled) -> None:
+    value = run("pairs", "--json", "--limit", "2").json
+    (stratum,) = value["strata"]
+    assert (stratum["tag"], stratum["origin"]) == ("bread", "comparison")
+    assert stratum["train"] + stratum["held_out"] == 40
+    assert value["thumbs"] == 6
+    assert [pair["chosen"] for pair in value["newest"]] == ["In oven 39.", "In oven 38."]
+    out = run("pairs", "--limit", "2").out
+    assert "How is bread 39 baked?\tIn oven 39.\tNo idea." in out
+    assert "In oven 37." not in out
+    assert "lone thumbs, kept for later: 6" in out
+
+
+@pytest.mark.parametrize(("share", "side"), [("0.001", "train"), ("0.999", "held_out")])
+def test_pairs_take_the_share_that_is_held_out(run, filled, share, side) -> None:
+    (stratum,) = run("pairs", "--json", "--held-out", share).json["strata"]
+    assert stratum[side] == 40
+
+
+def test_pairs_of_an_empty_home_say_how_to_get_some(run, home) -> None:
+    run("init")
+    assert run("pairs").out.startswith("no pairs yet")
+
+
+def test_what_is_left_out_is_counted_by_reason(run, filled, tmp_path) -> None:
+    file = tmp_path / "opposite.jsonl"
+    row = {"prompt": "How is bread 1 baked?", "chosen": "No idea.", "rejected": "In oven 1."}
+    file.write_bytes(orjson.dumps(row))
+    run("import", file)
+    left_out = run("pairs", "--json").json["left_out"]
+    assert sum(left_out.values()) >= 1
+    reason = next(iter(left_out)).replace("_", " ")
+    assert f"left out, {reason}: " in run("pairs").out

@@ -1,0 +1,156 @@
+"""What all commands have in common: help, versions, errors and exit codes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+import agentpref
+from agentpref_cli.main import app
+
+COMMANDS = (
+    [],
+    ["adapters"],
+    *[[name] for name in ("init", "demo", "import", "export", "stats", "pairs", "update")],
+    *[[name] for name in ("report", "verify", "doctor")],
+    *[["adapters", name] for name in ("list", "show", "promote", "rollback")],
+)
+AGENTPREF = [sys.executable, "-m", "agentpref_cli"]
+
+
+def called(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*AGENTPREF, *arguments], capture_output=True, text=True, **options)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_explains_itself(run, command) -> None:
+    out = run(*command, "--help").out
+    assert out.startswith(" ".join(["Usage: agentpref", *command]))
+    assert out == run(*command, "-h").out
+
+
+def test_no_command_is_missing_from_the_list_above() -> None:
+    group = typer.main.get_command(app)
+    names = {(name,) for name in group.commands}
+    names |= {("adapters", name) for name in group.commands["adapters"].commands}
+    assert names == {tuple(command) for command in COMMANDS if command}
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c and c != ["adapters"]], ids=" ".join)
+def test_every_command_takes_home_and_json(run, command) -> None:
+    out = run(*command, "--help").out
+    assert "--home FOLDER" in out
+    assert "--json" in out
+
+
+def test_version(run) -> None:
+    assert run("--version").out == f"agentpref {agentpref.__version__}\n"
+
+
+def test_no_command_shows_the_help(run) -> None:
+    assert "".join(run(exits=2)).count("Commands:") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["fly"], ["stats", "--wings"], ["import"], ["update"], ["pairs", "--limit", "-1"]],
+    ids=" ".join,
+)
+def test_bad_usage_exits_2_and_points_to_the_help(run, arguments) -> None:
+    result = run(*arguments, exits=2)
+    assert result.out == ""
+    assert "--help" in result.err or "-h'" in result.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["stats"],
+        ["pairs", "--json"],
+        ["verify"],
+        ["report"],
+        ["export"],
+        ["adapters", "list"],
+        ["import", "{rows}"],
+        ["update", "--model", "tiny"],
+    ],
+    ids=" ".join,
+)
+def test_a_folder_that_is_no_home_is_one_clear_line(run, rows, tmp_path, arguments) -> None:
+    arguments = [argument.format(rows=rows) for argument in arguments]
+    result = run(*arguments, "--home", tmp_path, exits=1)
+    assert result.out == ""
+    assert result.err.startswith(f"error: {tmp_path} is no agentpref home")
+    assert "agentpref init" in result.err
+    assert result.err.count("\n") == 1
+
+
+def test_an_error_is_one_line_on_standard_error_of_a_real_process(tmp_path) -> None:
+    done = called("stats", "--home", str(tmp_path))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_damaged_database_is_named(run, filled) -> None:
+    (filled / "agentpref.db").write_bytes(b"not a database at all" * 100)
+    for suffix in ("-wal", "-shm"):
+        (filled / f"agentpref.db{suffix}").unlink(missing_ok=True)
+    err = run("stats", exits=1).err
+    assert err.startswith("error: ")
+    assert str(filled / "agentpref.db") in err
+
+
+def test_ctrl_c_says_one_line_exits_130_and_breaks_nothing(run, filled, tmp_path) -> None:
+    pipe = tmp_path / "endless.jsonl"
+    os.mkfifo(pipe)
+    command = [*AGENTPREF, "import", str(pipe)]
+    with (
+        subprocess.Popen(command, stdout=-1, stderr=-1, text=True) as process,
+        pipe.open("wb", buffering=0) as feed,  # opens once the command reads
+    ):
+        feed.write(b'{"prompt": "half a li')
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out == ""
+    assert err.startswith("error: interrupted")
+    assert err.count("\n") == 1
+    assert run("verify", "--json").json == {"problems": []}
+    assert run("stats", "--json").json["default"]["comparisons"] == 40
+
+
+def test_a_reader_that_leaves_early_is_no_failure(filled) -> None:
+    command = [*AGENTPREF, "export", "--home", str(filled)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+
+
+def test_help_needs_nothing_heavy() -> None:
+    heavy = ["torch", "transformers", "sqlite_utils", "sqlite3", "numpy", "rich", "langchain_core"]
+    code = f"""
+import sys
+sys.argv = ["agentpref", "--help"]
+from agentpref_cli.main import main
+try:
+    main()
+except SystemExit:
+    print([name for name in {heavy} if name in sys.modules], file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "[]\n"
+
+
+def test_the_installed_script_is_the_same_command() -> None:
+    script = Path(sys.executable).with_name("agentpref")
+    done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == called("--version").stdout

@@ -1,0 +1,61 @@
+"""Settings from TOML and from the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentpref.config import UpdateConfig
+from agentpref.errors import ConfigError
+from agentpref_cli.settings import read_settings
+
+NAMES = st.lists(st.sampled_from("abc"), min_size=1, max_size=3)
+ASSIGNMENTS = st.lists(st.tuples(NAMES.map(".".join), st.integers(0, 9)), max_size=6)
+
+
+def test_values_are_toml_and_keys_nest() -> None:
+    settings = read_settings(
+        None, ["seed=3", "loss.beta=0.2", "loss.nll = 1", "gate.length_ratio=[0.5, 2.0]"]
+    )
+    assert settings == {
+        "seed": 3,
+        "loss": {"beta": 0.2, "nll": 1},
+        "gate": {"length_ratio": [0.5, 2.0]},
+    }
+    assert UpdateConfig.from_mapping(settings).gate.length_ratio == (0.5, 2.0)
+
+
+def test_assignments_overlay_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "update.toml"
+    file.write_text("seed = 1\n[loss]\nbeta = 0.5\nnll = 0.3\n", encoding="utf-8")
+    assert read_settings(file, ["loss.beta=0.2"]) == {"seed": 1, "loss": {"beta": 0.2, "nll": 0.3}}
+
+
+@given(ASSIGNMENTS, st.sampled_from("abc"), st.integers(0, 9))
+def test_the_last_assignment_of_a_key_wins(before, key, value) -> None:
+    settings = read_settings(None, [*(f"{k}={v}" for k, v in before), f"{key}={value}"])
+    assert settings[key] == value
+
+
+@given(ASSIGNMENTS)
+def test_overlaying_one_by_one_equals_overlaying_at_once(assignments) -> None:
+    texts = [f"{key}={value}" for key, value in assignments]
+    assert read_settings(None, texts) == read_settings(None, [*texts, *texts])
+
+
+@pytest.mark.parametrize("assignment", ["seed", "seed=", "seed=one", "=1", "seed=1\nepochs=2"])
+def test_what_is_not_an_assignment_is_named(assignment: str) -> None:
+    with pytest.raises(ConfigError, match="--set") as caught:
+        read_settings(None, [assignment])
+    assert repr(assignment) in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"seed = ", b"\xff\xfe"])
+def test_a_file_that_is_not_toml_is_named(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "update.toml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"update\.toml"):
+        read_settings(file, [])

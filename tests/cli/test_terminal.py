@@ -1,0 +1,99 @@
+"""How values look, piped and on a terminal."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentpref_cli.terminal import cell, moment, one_line, progress, table
+
+
+@given(st.text())
+def test_a_cell_never_holds_what_a_terminal_would_obey(text: str) -> None:
+    shown = cell(text)
+    assert shown.isprintable()
+    assert "\t" not in shown
+    assert "\n" not in shown
+
+
+@given(st.text(), st.integers(1, 20))
+def test_a_line_is_cut_to_its_limit(text: str, limit: int) -> None:
+    assert len(one_line(text, limit)) <= limit
+    assert one_line(text, limit=10**6) == one_line(text)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(None, "-"), (True, "yes"), (False, "no"), (3, "3"), (0.123456, "0.1235"), (" a\tb\n", "a b")],
+)
+def test_values_are_written_shortly(value: object, shown: str) -> None:
+    assert cell(value) == shown
+
+
+def test_a_moment_that_never_was() -> None:
+    assert moment(None) == "-"
+
+
+def test_a_piped_table_is_tab_separated(capsys: pytest.CaptureFixture[str]) -> None:
+    table(("name", "n"), [("a b", 1), ("c\td", 2.0)])
+    assert capsys.readouterr().out == "name\tn\na b\t1\nc d\t2\n"
+
+
+def test_piped_progress_is_one_line_a_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress(as_json=False) as report:
+        assert report is not None
+        for done in range(1, 4):
+            report("training", done, 3)
+        report("judging", 1, 1)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines() == ["training", "training: 3/3", "judging"]
+
+
+def test_beside_json_piped_progress_is_silent() -> None:
+    with progress(as_json=True) as report:
+        assert report is None
+
+
+def test_a_terminal_gets_a_drawn_table_and_a_bar() -> None:
+    code = """
+from agentpref_cli.terminal import GOOD, progress, table
+with progress(as_json=True) as report:
+    report("training", 1, 2)
+table(("name", "[bold]n[/bold]"), [("live", 1)], styles={"live": GOOD})
+"""
+    shown = _on_a_terminal(code)
+    assert "training" in shown
+    assert "1/2" in shown
+    assert "[bold]n[/bold]" in shown, "what looks like mark-up is text"
+    assert "\x1b[32mlive" in shown
+    assert "───" in shown
+
+
+def _on_a_terminal(code: str) -> str:
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"}
+    environment.pop("NO_COLOR", None)
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        shown = b""
+        while part := _read(ours):
+            shown += part
+        process.wait(timeout=60)
+    os.close(ours)
+    return shown.decode()
+
+
+def _read(terminal: int) -> bytes:
+    """Linux answers the end of a terminal with an error, others with nothing."""
+    try:
+        return os.read(terminal, 4096)
+    except OSError:
+        return b""

@@ -1,0 +1,99 @@
+"""`update` and `report`: real updates of a small random model, and what they exit with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import orjson
+import pytest
+
+from agentpref.errors import UpdateRunning
+
+ENOUGH = ("--set", "gate.min_pairs=5")
+
+
+@pytest.fixture
+def update(run, filled, random_base: Path):
+    """Call ``update(exits=0)`` on a home with 40 pairs."""
+
+    def call(*arguments: str, exits: int):
+        return run("update", "--model", random_base, *arguments, exits=exits)
+
+    return call
+
+
+def serving(run) -> str:
+    return run("adapters", "list", "--json").json["serving"]["live"]
+
+
+def test_a_better_candidate_exits_0_and_serves(run, update) -> None:
+    value = update(*ENOUGH, "--json", exits=0).json
+    assert value["verdict"] == "promoted"
+    assert serving(run) == value["revision"]
+
+
+def test_a_second_time_there_is_nothing_new_and_it_exits_3(run, update) -> None:
+    first = update(*ENOUGH, "--json", exits=0).json
+    result = update(*ENOUGH, exits=3)
+    assert result.out.startswith("nothing new: ")
+    assert serving(run) == first["revision"]
+
+
+def test_a_candidate_beyond_the_budget_exits_4_and_does_not_serve(run, update) -> None:
+    result = update(*ENOUGH, "--set", "gate.kl_budget=1e-9", exits=4)
+    assert result.out.startswith("refused: ")
+    assert "KL budget\tno\t" in result.out
+    assert serving(run) == "base"
+
+
+def test_too_little_evidence_exits_5_and_is_reported(run, update) -> None:
+    result = update(exits=5)
+    assert result.out.startswith("insufficient: ")
+    assert "enough evidence\tno\t" in result.out
+    assert "train" in result.err.splitlines()
+    assert serving(run) == "base"
+    assert run("report").out == result.out, "the report is kept as it was shown"
+    value = run("report", "--json").json
+    assert run("report", value["update_id"], "--json").json == value
+
+
+def test_beside_json_there_is_no_other_output(update) -> None:
+    assert "train" not in update("--json", exits=5).err.split()
+
+
+def test_settings_reach_the_training(update, home, tmp_path) -> None:
+    file = tmp_path / "night.toml"
+    file.write_text("learning_rate = 1e-7\n[lora]\nrank = 32\nalpha = 64\n", encoding="utf-8")
+    value = update("--config", str(file), "--set", "lora.rank=8", "--json", exits=5).json
+    written = (home / "adapters" / value["revision"] / "adapter_config.json").read_bytes()
+    config = orjson.loads(written)
+    assert (config["r"], config["lora_alpha"]) == (8, 64)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [("loss.beat=1", "'loss.beta'"), ("seed", "KEY=VALUE"), ("lora.rank=3", "lora.rank is 3")],
+)
+def test_a_setting_that_cannot_be_is_bad_usage(update, assignment, words) -> None:
+    err = update("--set", assignment, exits=2).err
+    assert words in err
+    assert err.count("\n") == 1
+
+
+def test_a_model_that_does_not_resolve_is_named(run, filled, tmp_path) -> None:
+    err = run("update", "--model", tmp_path / "nowhere", exits=1).err
+    assert "nowhere" in err.splitlines()[-1]
+    assert err.splitlines()[-1].startswith("error: ")
+
+
+def test_an_update_elsewhere_is_waited_for_by_nobody(update, monkeypatch) -> None:
+    def held(*_arguments, **_options):
+        raise UpdateRunning("another update holds this home; wait for it to end")
+
+    monkeypatch.setattr("agentpref.loop.update", held)
+    assert update(exits=1).err == "error: another update holds this home; wait for it to end\n"
+
+
+def test_no_report_yet(run, filled) -> None:
+    assert "no update yet" in run("report", exits=1).err
+    assert "'u-1'" in run("report", "u-1", exits=1).err
