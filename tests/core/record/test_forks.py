@@ -129,6 +129,35 @@ def test_a_forked_child_logs_for_itself(
     assert sorted(said.key for said in judged_in(home)[0]) == ["child", "parent"]
 
 
+OUTLIVING = """
+import os, sys
+from agentpref.record.log import Log
+log = Log(sys.argv[1])
+asked = [{"role": "user", "content": "hi"}]
+log.record(asked, "parent")
+log.flush()
+ready, closed = os.pipe(), os.pipe()
+child = os.fork()
+if child == 0:
+    log.feedback(log.record(asked, "before"), key="before", score=1)
+    os.write(ready[1], b".")
+    os.read(closed[0], 1)
+    log.feedback(log.record(asked, "after"), key="after", score=1)
+    os._exit(0)
+os.read(ready[0], 1)
+log.close()
+os.write(closed[1], b".")
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_outlives_its_parents_log(tmp_path: Path, judged_in: JudgedIn) -> None:
+    """An inherited connection would let the parent delete the file that the child writes to."""
+    finish(OUTLIVING, tmp_path / "home")
+    assert [said.key for said in judged_in(Home.open(tmp_path / "home"))[0]] == ["before", "after"]
+
+
 POOLED = """
 import multiprocessing, sys
 from agentpref.record.log import Log

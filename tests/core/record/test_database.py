@@ -1,0 +1,164 @@
+"""A connection has the schema and the settings that everybody relies on, or says why not."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+
+import pytest
+
+from agentpref.errors import CorruptHome, NewerHome, NotAHome, NotKept
+from agentpref.record import database
+from agentpref.record.database import connect, transaction, translated
+from agentpref.record.home import Home
+from agentpref.record.migrations import STEPS, Step
+
+TABLES = {
+    "message", "run", "feedback", "comparison", "updates", "update_pair", "logp", "revision",
+    "serving", "serving_history", "migration",
+}  # fmt: skip
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home.create(tmp_path / "home")
+
+
+@pytest.fixture
+def connection(home: Home) -> Iterator[sqlite3.Connection]:
+    with closing(connect(home)) as connection:
+        yield connection
+
+
+def tables(connection: sqlite3.Connection) -> set[str]:
+    rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+    return {name for (name,) in rows if not name.startswith("sqlite_")}
+
+
+def version(connection: sqlite3.Connection) -> int:
+    (found,) = connection.execute("SELECT max(version) FROM migration").fetchone()
+    return int(found)
+
+
+def test_a_new_database_has_the_whole_schema(connection: sqlite3.Connection) -> None:
+    assert tables(connection) == TABLES
+    assert [step.version for step in STEPS] == list(range(1, len(STEPS) + 1))
+    assert version(connection) == len(STEPS)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("journal_mode", "wal"), ("synchronous", 2), ("foreign_keys", 1), ("busy_timeout", 30_000)],
+)
+def test_every_connection_is_set_up(
+    home: Home, connection: sqlite3.Connection, setting: str, value: object
+) -> None:
+    with closing(connect(home)) as second:
+        for each in (connection, second):
+            assert each.execute(f"PRAGMA {setting}").fetchone() == (value,)
+
+
+def test_an_older_database_is_brought_up_to_date(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, closing(_of_steps(home, STEPS[:2], patch)) as old:
+        assert "updates" not in tables(old)
+        old.execute("INSERT INTO message VALUES ('m', NULL, '{}')")
+    with closing(connect(home)) as new:
+        assert tables(new) == TABLES
+        assert new.execute("SELECT id FROM message").fetchall() == [("m",)]
+
+
+def test_an_upgrade_that_fails_changes_nothing(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    def good(connection: sqlite3.Connection) -> None:
+        connection.execute("CREATE TABLE extra (x)")
+
+    def bad(connection: sqlite3.Connection) -> None:
+        connection.execute("INSERT INTO nowhere VALUES (1)")
+
+    connect(home).close()
+    steps = [*STEPS, Step(len(STEPS) + 1, "good", good), Step(len(STEPS) + 2, "bad", bad)]
+    with monkeypatch.context() as patch, pytest.raises(CorruptHome):
+        _of_steps(home, steps, patch)
+    with closing(connect(home)) as connection:
+        assert tables(connection) == TABLES
+        assert version(connection) == len(STEPS)
+
+
+def _of_steps(home: Home, steps: list[Step], monkeypatch: pytest.MonkeyPatch) -> sqlite3.Connection:
+    monkeypatch.setattr(database, "STEPS", steps)
+    return connect(home)
+
+
+def test_a_newer_database_is_left_alone(home: Home, connection: sqlite3.Connection) -> None:
+    connection.execute("INSERT INTO migration VALUES (999, 'later', 0)")
+    with pytest.raises(NewerHome, match=r"schema 999.*pip install --upgrade agentpref"):
+        connect(home)
+
+
+def test_a_file_that_is_no_database(home: Home) -> None:
+    home.database.write_bytes(b"not a database at all" * 100)
+    with pytest.raises(CorruptHome, match=r"agentpref\.db.*restore a backup"):
+        connect(home)
+    assert home.database.read_bytes().startswith(b"not a database")
+
+
+def test_another_programs_database(home: Home) -> None:
+    with closing(sqlite3.connect(home.database)) as foreign:
+        foreign.execute("CREATE TABLE songs (title)")
+    with pytest.raises(NotAHome, match="'songs'"):
+        connect(home)
+
+
+def test_a_folder_without_a_database(tmp_path: Path) -> None:
+    with pytest.raises(NotAHome, match="agentpref init"):
+        connect(Home(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_pages_are_called_corrupt(home: Home) -> None:
+    with closing(connect(home)) as connection:
+        rows = ((f"m{n}", None, "x" * 500) for n in range(500))
+        with transaction(connection):
+            connection.executemany("INSERT INTO message VALUES (?, ?, ?)", rows)
+    content = bytearray(home.database.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 20_000] = b"\xff" * 20_000
+    home.database.write_bytes(content)
+    with closing(connect(home)) as connection, pytest.raises(CorruptHome), translated(home):
+        connection.execute("SELECT sum(length(body)) FROM message").fetchall()
+
+
+def test_a_missing_table_is_called_corrupt(home: Home, connection: sqlite3.Connection) -> None:
+    connection.execute("DROP TABLE comparison")
+    with pytest.raises(CorruptHome, match="no such table"), translated(home):
+        connection.execute("SELECT * FROM comparison")
+
+
+def test_a_readonly_connection_writes_nothing(home: Home) -> None:
+    with closing(connect(home, readonly=True)) as connection:
+        assert tables(connection) == TABLES
+        with pytest.raises(NotKept, match="readonly"), translated(home):
+            connection.execute("INSERT INTO message VALUES ('m', NULL, '{}')")
+
+
+def test_a_folder_that_vanished_cannot_be_opened(home: Home, tmp_path: Path) -> None:
+    with pytest.raises(NotKept, match="read and write the folder"), translated(home):
+        sqlite3.connect(tmp_path / "gone" / "agentpref.db")
+
+
+def test_mistakes_of_our_own_are_not_dressed_up(home: Home, connection: sqlite3.Connection) -> None:
+    with pytest.raises(sqlite3.IntegrityError), translated(home):
+        connection.execute("INSERT INTO message VALUES ('m', 'no such parent', '{}')")
+
+
+def test_a_transaction_is_all_or_nothing(connection: sqlite3.Connection) -> None:
+    with suppress(ZeroDivisionError), transaction(connection):
+        connection.execute("INSERT INTO message VALUES ('m', NULL, '{}')")
+        with transaction(connection):
+            connection.execute("INSERT INTO message VALUES ('n', NULL, '{}')")
+        raise ZeroDivisionError
+    assert not connection.in_transaction
+    assert connection.execute("SELECT count(*) FROM message").fetchone() == (0,)
