@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from agentpref.errors import ConfigError, InvalidMessage
 from agentpref.types import Message, Tool
 
 FinishReason = Literal["stop", "length"]
@@ -30,7 +32,12 @@ class Revision:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One call to a model. ``temperature`` 0 is greedy; ``seed`` fixes a sampled answer."""
+    """One call to a model. ``temperature`` 0 is greedy; ``seed`` fixes a sampled answer.
+
+    Raises:
+        InvalidMessage: there is no message.
+        ConfigError: a setting is out of range.
+    """
 
     messages: tuple[Message, ...]
     tools: tuple[Tool, ...] = ()
@@ -39,6 +46,15 @@ class GenerationRequest:
     top_p: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what no engine could answer."""
+        if not self.messages:
+            raise InvalidMessage("a request has no messages; give at least one")
+        _require(self.max_tokens >= 1, "max_tokens", self.max_tokens, "1 or more")
+        _require(0 <= self.temperature < inf, "temperature", self.temperature, "0 or more")
+        _require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
+        _require(all(self.stop), "stop", self.stop, "strings that are not empty")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,3 +112,8 @@ class ServingBackend(Protocol):
 
     def close(self) -> None:
         """Stop the engine; calls after this raise ``BackendClosed``."""
+
+
+def _require(holds: bool, name: str, value: object, allowed: str) -> None:
+    if not holds:
+        raise ConfigError(f"{name} is {value!r}, but must be {allowed}")

@@ -1,0 +1,547 @@
+"""The in-process backend, held to plain transformers and peft as an oracle."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from agentpref.errors import (
+    BackendClosed,
+    ConfigError,
+    GenerationFailed,
+    InvalidAdapter,
+    InvalidMessage,
+    SwapFailed,
+    UnsupportedModel,
+    WrongBase,
+)
+from agentpref.learn.base import BaseModel, load_base
+from agentpref.record.home import Home
+from agentpref.serve.backend import GenerationRequest, Reply, Revision, ServingBackend
+from agentpref.serve.registry import Registry
+from agentpref.serve.router import Router
+from agentpref.types import BASE
+from agentpref_adapters.transformers import TransformersBackend, open_router
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+
+WEIGHTS = "adapter_model.safetensors"
+PROMPTS = ["hello", "What is the capital of France?", "tide", "Please answer briefly. " * 4, "é"]
+REVISIONS = 4
+LENGTH = 10
+
+
+class Served(NamedTuple):
+    home: Path
+    base: str
+    names: tuple[str, ...]
+    expected: dict[tuple[str, str], tuple[int, ...]]
+
+
+def ask(prompt: str, **settings) -> GenerationRequest:
+    settings = {"max_tokens": LENGTH, **settings}
+    return GenerationRequest(messages=({"role": "user", "content": prompt},), **settings)
+
+
+def make_adapter(base: str, folder: Path, seed: int, rank: int = 8) -> Path:
+    """A LoRA whose B matrices are random too, so that it changes what is generated."""
+    model = get_peft_model(load_base(base).model, LoraConfig(r=rank, target_modules="all-linear"))
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.2, generator=generator)
+    model.save_pretrained(folder)
+    return folder
+
+
+def oracle(base: BaseModel, prompt: str) -> tuple[int, ...]:
+    tokenizer = base.tokenizer
+    message = [{"role": "user", "content": prompt}]
+    encoded = tokenizer.apply_chat_template(
+        message, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    ids = base.model.generate(**encoded, max_new_tokens=LENGTH, do_sample=False)
+    return tuple(ids[0, encoded["input_ids"].shape[1] :].tolist())
+
+
+@pytest.fixture(scope="module")
+def served(random_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Served:
+    """A home with some revisions, and what each of them answers according to the oracle."""
+    root, base = tmp_path_factory.mktemp("served"), str(random_base)
+    registry = Registry(Home.create(root / "home"))
+    identity = load_base(base).identity
+    plain = load_base(base)
+    expected = {(BASE, prompt): oracle(plain, prompt) for prompt in PROMPTS}
+    names = []
+    for seed in range(REVISIONS):
+        folder = make_adapter(base, root / str(seed), seed)
+        revision = registry.publish(folder, parent=None, base=identity, training={})
+        names.append(revision.revision_id)
+        with_adapter = load_base(base)
+        peft = PeftModel.from_pretrained(with_adapter.model, folder)
+        for prompt in PROMPTS:
+            expected[revision.revision_id, prompt] = oracle(
+                replace(with_adapter, model=peft), prompt
+            )
+    return Served(root / "home", base, tuple(names), expected)
+
+
+@pytest.fixture
+def registry(served: Served, tmp_path: Path) -> Registry:
+    """A home of the test's own, with the revisions of the shared one."""
+    registry = Registry(Home.create(tmp_path / "own"))
+    shared = Registry(served.home)
+    for name in served.names:
+        revision = shared.get(name)
+        registry.publish(revision.path, parent=None, base=revision.manifest["base"], training={})
+    assert tuple(r.revision_id for r in registry.list()) == served.names
+    return registry
+
+
+@pytest.fixture
+def backend(served: Served) -> Iterator[TransformersBackend]:
+    backend = TransformersBackend(served.base)
+    yield backend
+    backend.close()
+
+
+def get(served: Served, index: int = 0) -> Revision:
+    return Registry(served.home).get(served.names[index])
+
+
+def test_the_oracle_tells_the_revisions_apart(served: Served) -> None:
+    for prompt in PROMPTS:
+        answers = {served.expected[name, prompt] for name in (BASE, *served.names)}
+        assert len(answers) == REVISIONS + 1
+
+
+def test_it_is_a_serving_backend(backend: TransformersBackend) -> None:
+    assert isinstance(backend, ServingBackend)
+    assert backend.capabilities().streaming
+
+
+def test_each_revision_answers_as_plain_peft_does(
+    served: Served, backend: TransformersBackend
+) -> None:
+    for index in range(REVISIONS):
+        backend.load(get(served, index))
+    assert backend.list_loaded() == served.names
+    order = [(name, prompt) for name in (BASE, *served.names) for prompt in PROMPTS]
+    random.Random(0).shuffle(order)
+    for name, prompt in order:
+        reply = backend.generate(name, ask(prompt))
+        assert reply.token_ids == served.expected[name, prompt]
+        assert reply.revision == name
+        ended = reply.token_ids[-1] == backend.base.tokenizer.eos_token_id
+        assert reply.finish_reason == ("stop" if ended else "length")
+
+
+def test_unloading_gives_the_plain_model_back(served: Served, backend: TransformersBackend) -> None:
+    layers = {name: type(module) for name, module in backend.base.model.named_modules()}
+    for _ in range(2):
+        backend.load(get(served, 0))
+        backend.load(get(served, 1))
+        backend.load(get(served, 1))
+        backend.generate(served.names[0], ask("hello"))
+        backend.unload(served.names[0])
+        reply = backend.generate(served.names[1], ask("hello"))
+        assert reply.token_ids == served.expected[served.names[1], "hello"]
+        with pytest.raises(GenerationFailed, match="is not loaded"):
+            backend.generate(served.names[0], ask("hello"))
+        backend.unload(served.names[1])
+        backend.unload(served.names[1])
+        assert backend.list_loaded() == ()
+        after = {name: type(module) for name, module in backend.base.model.named_modules()}
+        assert after == layers
+        assert backend.generate(BASE, ask("hello")).token_ids == served.expected[BASE, "hello"]
+
+
+def test_requests_that_wait_are_answered_in_one_batch(
+    served: Served, backend: TransformersBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Different lengths, limits and settings share a batch and do not see each other."""
+    backend.load(get(served))
+    name = served.names[0]
+    alone = {prompt: backend.generate(name, ask(prompt)) for prompt in PROMPTS}
+    sampled = ask("tide", temperature=1.0, seed=3)
+    alone_sampled = backend.generate(name, sampled)
+    widths: list[int] = []
+    forward = backend.base.model.forward
+
+    def watched(*args, **kwargs):
+        widths.append(len(kwargs["input_ids"]))
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(backend.base.model, "forward", watched)
+    with ThreadPoolExecutor(8) as pool, held(backend) as waiting:
+        futures = {p: pool.submit(backend.generate, name, ask(p)) for p in PROMPTS}
+        short = pool.submit(backend.generate, name, ask("tide", max_tokens=2))
+        chance = pool.submit(backend.generate, name, sampled)
+        waiting(7)
+    assert max(widths) == 7
+    for prompt, future in futures.items():
+        reply = future.result()
+        assert reply.token_ids == alone[prompt].token_ids
+        assert reply.logprobs == pytest.approx(alone[prompt].logprobs, abs=1e-4)
+    assert short.result().token_ids == alone["tide"].token_ids[:2]
+    assert short.result().finish_reason == "length"
+    assert chance.result().token_ids == alone_sampled.token_ids
+
+
+class held:  # noqa: N801
+    """Keep the owner busy until so many requests wait that a batch must form."""
+
+    def __init__(self, backend: TransformersBackend) -> None:
+        self.owner = backend._owner
+        self.gate = threading.Event()
+
+    def __enter__(self):
+        entered = threading.Event()
+
+        def busy() -> None:
+            entered.set()
+            self.gate.wait()
+
+        self.thread = threading.Thread(target=self.owner.call, args=(busy,))
+        self.thread.start()
+        entered.wait()
+        return self.wait_for
+
+    def __exit__(self, *_) -> None:
+        self.gate.set()
+        self.thread.join()
+
+    def wait_for(self, count: int) -> None:
+        while len(self.owner._waiting) < count:
+            threading.Event().wait(0.001)
+
+
+def test_logprobs_are_the_models_own(served: Served, backend: TransformersBackend) -> None:
+    backend.load(get(served))
+    tokenizer = backend.base.tokenizer
+    for request in (ask("hello"), ask("hello", temperature=1.5, seed=1)):
+        reply = backend.generate(served.names[0], request)
+        assert len(reply.logprobs) == len(reply.token_ids)
+        prompt = tokenizer.apply_chat_template(
+            list(request.messages), add_generation_prompt=True, return_dict=False
+        )
+        ids = torch.tensor([[*prompt, *reply.token_ids]])
+        peft = PeftModel.from_pretrained(load_base(served.base).model, get(served).path)
+        with torch.no_grad():
+            scores = peft(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        told = scores.gather(-1, ids[0, len(prompt) :, None])[:, 0]
+        assert reply.logprobs == pytest.approx(told.tolist(), abs=1e-4)
+
+
+def test_a_seed_repeats_a_sampled_answer(backend: TransformersBackend) -> None:
+    answers = [
+        backend.generate(BASE, ask("tide", temperature=2.0, seed=seed)).token_ids
+        for seed in (1, 1, 2)
+    ]
+    assert answers[0] == answers[1] != answers[2]
+    unseeded = {backend.generate(BASE, ask("tide", temperature=5.0)).token_ids for _ in range(3)}
+    assert len(unseeded) > 1
+
+
+def test_a_tiny_top_p_is_greedy(served: Served, backend: TransformersBackend) -> None:
+    reply = backend.generate(BASE, ask("tide", temperature=1.0, top_p=1e-6))
+    assert reply.token_ids == served.expected[BASE, "tide"]
+
+
+def test_a_stop_string_ends_the_answer_and_is_cut_off(backend: TransformersBackend) -> None:
+    whole = backend.generate(BASE, ask("tide")).message["content"]
+    stop = whole[len(whole) // 2 :][:2]
+    reply = backend.generate(BASE, ask("tide", stop=(stop, "never written")))
+    assert reply.message["content"] == whole[: whole.index(stop)]
+    assert reply.finish_reason == "stop"
+    assert len(reply.token_ids) < LENGTH
+
+
+@pytest.mark.parametrize("stop", [(), ("zz",)])
+def test_a_stream_is_the_text_and_then_the_same_reply(
+    served: Served, backend: TransformersBackend, stop: tuple[str, ...]
+) -> None:
+    backend.load(get(served))
+    for prompt in PROMPTS:
+        *pieces, reply = backend.stream(served.names[0], ask(prompt, stop=stop))
+        assert isinstance(reply, Reply)
+        assert reply.token_ids == served.expected[served.names[0], prompt]
+        assert "".join(pieces) == reply.message["content"]
+        assert reply == backend.generate(served.names[0], ask(prompt, stop=stop))
+        assert len(pieces) > 1
+
+
+def test_a_stream_that_is_left_stops_generating(
+    backend: TransformersBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = 0
+    forward = backend.base.model.forward
+    first_piece_taken = threading.Event()
+
+    def counted(*args, **kwargs):
+        nonlocal steps
+        steps += 1
+        if steps > 8:
+            first_piece_taken.wait()
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(backend.base.model, "forward", counted)
+    stream = backend.stream(BASE, ask("tide", max_tokens=300))
+    next(stream)
+    stream.close()
+    first_piece_taken.set()
+    backend.generate(BASE, ask("hello", max_tokens=1))
+    assert steps < 100
+
+
+def test_tools_are_rendered_and_tool_calls_are_read(
+    backend: TransformersBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The random model is made to write a call; what it is asked with must name the tool."""
+    tokenizer = backend.base.tokenizer
+    call = '<tool_call>\n{"name": "search", "arguments": {"query": "tide"}}\n</tool_call>'
+    script = [*tokenizer(call)["input_ids"], tokenizer.eos_token_id]
+    prompts: list[str] = []
+    forward = backend.base.model.forward
+
+    def scripted(*args, **kwargs):
+        output = forward(*args, **kwargs)
+        ids = kwargs["input_ids"]
+        if ids.shape[1] > 1:
+            prompts.append(tokenizer.decode(ids[0]))
+            scripted.step = 0
+        output.logits[:, -1, script[scripted.step]] = 1e4
+        scripted.step += 1
+        return output
+
+    monkeypatch.setattr(backend.base.model, "forward", scripted)
+    tool = {"type": "function", "function": {"name": "search", "parameters": {}}}
+    reply = backend.generate(BASE, ask("tide", tools=(tool,), max_tokens=200))
+    assert '"name": "search"' in prompts[0]
+    assert reply.finish_reason == "stop"
+    assert reply.message["content"] == ""
+    (called,) = reply.message["tool_calls"]
+    assert called["function"]["name"] == "search"
+    assert json.loads(called["function"]["arguments"]) == {"query": "tide"}
+
+
+def test_an_error_in_the_engine_reaches_every_caller_and_leaves_it_usable(
+    served: Served, backend: TransformersBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend.load(get(served))
+    layer = backend.base.model.model.layers[1]
+    forward = layer.forward
+
+    def broken(*args, **kwargs):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(layer, "forward", broken)
+    with ThreadPoolExecutor(4) as pool, held(backend) as waiting:
+        futures = [pool.submit(backend.generate, served.names[0], ask(p)) for p in PROMPTS[:4]]
+        waiting(4)
+    errors = [future.exception() for future in futures]
+    assert all(isinstance(error, GenerationFailed) for error in errors)
+    assert all("out of memory" in str(error) for error in errors)
+    assert len(set(map(id, errors))) == 4, "each thread raises an error of its own"
+    assert isinstance(errors[0].__cause__, RuntimeError)
+    with pytest.raises(GenerationFailed, match="out of memory"):
+        list(backend.stream(BASE, ask("hello")))
+    monkeypatch.setattr(layer, "forward", forward)
+    for name in (served.names[0], BASE):
+        assert backend.generate(name, ask("hello")).token_ids == served.expected[name, "hello"]
+
+
+def test_a_prompt_that_cannot_be_answered_is_refused(backend: TransformersBackend) -> None:
+    with pytest.raises(GenerationFailed, match="the model takes 512; shorten it"):
+        backend.generate(BASE, ask("tide " * 600))
+    with pytest.raises(GenerationFailed, match="does not render"):
+        backend.generate(BASE, GenerationRequest(messages=({"content": "no role"},)))
+    with pytest.raises(InvalidMessage):
+        GenerationRequest(messages=())
+    assert backend.generate(BASE, ask("tide")).finish_reason
+
+
+def test_the_answer_ends_where_the_context_does(backend: TransformersBackend) -> None:
+    prompt = "tide " * 240
+    reply = backend.generate(BASE, ask(prompt, max_tokens=500))
+    encoded = backend._encode(BASE, ask(prompt))
+    assert len(encoded) + len(reply.token_ids) <= 512
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_tokens": 0},
+        {"temperature": -1},
+        {"temperature": math.nan},
+        {"top_p": 0},
+        {"stop": ("",)},
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: dict) -> None:
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        ask("hi", **settings)
+
+
+def spoil(revision: Revision, change) -> None:
+    file = revision.path / WEIGHTS
+    tensors = load_file(file)
+    change(tensors)
+    file.unlink()
+    save_file(tensors, file)
+
+
+@pytest.mark.parametrize("with_another", [False, True])
+def test_a_failed_load_leaves_nothing_behind(
+    served: Served, registry: Registry, backend: TransformersBackend, with_another: bool
+) -> None:
+    """Straight to the engine, past every check, as the first adapter and as the second."""
+    if with_another:
+        backend.load(get(served, 1))
+    loaded = backend.list_loaded()
+    layers = {name: type(module) for name, module in backend.base.model.named_modules()}
+    parameters = dict(backend.base.model.named_parameters()).keys()
+    broken = registry.get(served.names[0])
+    spoil(broken, lambda t: t.update({k: v[:4] for k, v in t.items() if "lora_A" in k}))
+    with pytest.raises(SwapFailed, match=f"{broken.revision_id} could not be loaded"):
+        backend.load(broken)
+    assert backend.list_loaded() == loaded
+    assert layers == {n: type(m) for n, m in backend.base.model.named_modules()}
+    assert parameters == dict(backend.base.model.named_parameters()).keys()
+    for name in (BASE, *loaded):
+        assert backend.generate(name, ask("hello")).token_ids == served.expected[name, "hello"]
+    backend.load(get(served, 0))
+    name = served.names[0]
+    assert backend.generate(name, ask("hello")).token_ids == served.expected[name, "hello"]
+
+
+def test_a_load_draws_no_random_numbers(served: Served, backend: TransformersBackend) -> None:
+    before = torch.random.get_rng_state()
+    backend.load(get(served, 0))
+    backend.load(get(served, 1))
+    backend.generate(served.names[1], ask("hi", temperature=1.0))
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_weights_that_are_not_finite_fail_the_probe(
+    served: Served, registry: Registry, backend: TransformersBackend
+) -> None:
+    broken = registry.get(served.names[0])
+    spoil(broken, lambda t: t[next(k for k in t if "lora_B" in k)].fill_(math.nan))
+    backend.load(broken)
+    with pytest.raises(SwapFailed, match="failed its probe"):
+        backend.probe(broken.revision_id)
+    assert backend.probe(BASE).revision == BASE
+    for request in (ask("hi"), ask("hi", temperature=1.0)):
+        with pytest.raises(GenerationFailed, match="logprob of nan"):
+            backend.generate(broken.revision_id, request)
+
+
+def test_validate_knows_the_model(
+    served: Served, registry: Registry, backend: TransformersBackend, tmp_path: Path
+) -> None:
+    revision = get(served)
+    backend.validate(revision)
+    for key in ("digest", "template_digest"):
+        base = {**backend.base.identity, key: "0" * 64}
+        other = registry.publish(revision.path, parent=None, base=base, training={})
+        with pytest.raises(WrongBase):
+            backend.validate(other)
+    wide = make_adapter(served.base, tmp_path / "wide", seed=9)
+    tensors = load_file(wide / WEIGHTS)
+    key = next(k for k in tensors if k.endswith("q_proj.lora_B.weight"))
+    tensors[key] = torch.cat([tensors[key]] * 2)
+    save_file(tensors, wide / WEIGHTS)
+    published = registry.publish(wide, parent=None, base=backend.base.identity, training={})
+    with pytest.raises(InvalidAdapter, match="q_proj adapts a layer of"):
+        backend.validate(published)
+
+
+def test_a_closed_backend_says_so(served: Served) -> None:
+    backend = TransformersBackend(served.base)
+    backend.close()
+    backend.close()
+    for call in (
+        lambda: backend.generate(BASE, ask("hi")),
+        lambda: backend.load(get(served)),
+        lambda: next(backend.stream(BASE, ask("hi"))),
+    ):
+        with pytest.raises(BackendClosed):
+            call()
+
+
+def test_a_model_that_the_loop_cannot_drive_is_refused(served: Served) -> None:
+    base = load_base(served.base)
+
+    class Recurrent(torch.nn.Module):
+        def forward(self, input_ids, cache_params=None): ...
+
+    with pytest.raises(UnsupportedModel, match="position_ids"):
+        TransformersBackend(replace(base, model=Recurrent()))
+
+
+def test_every_reply_during_swaps_is_the_one_its_revision_gives(
+    served: Served, registry: Registry, backend: TransformersBackend
+) -> None:
+    """The guarantee: threads generate, streaming or not, while revisions come and go."""
+    router = Router(registry, backend)
+    done = threading.Event()
+
+    def client(number: int) -> list[tuple[str, Reply]]:
+        source, replies = random.Random(number), []
+        while not done.is_set():
+            prompt = source.choice(PROMPTS)
+            if source.random() < 0.5:
+                reply = router.generate(ask(prompt), thread_id=f"thread-{number}")
+            else:
+                *pieces, reply = router.stream(ask(prompt), thread_id=f"thread-{number}")
+                assert "".join(pieces) == reply.message["content"]
+            replies.append((prompt, reply))
+        return replies
+
+    with ThreadPoolExecutor(4) as pool:
+        clients = [pool.submit(client, number) for number in range(4)]
+        try:
+            for turn in range(24):
+                name = served.names[turn % REVISIONS]
+                router.activate(name)
+                assert router.generate(ask("tide")).revision == name
+                if turn % 6 == 2:
+                    router.canary(served.names[(turn + 1) % REVISIONS], 0.5)
+                if turn % 6 == 4:
+                    router.rollback()
+        finally:
+            done.set()
+        replies = [reply for one in clients for reply in one.result()]
+    for prompt, reply in replies:
+        assert reply.token_ids == served.expected[reply.revision, prompt]
+    assert len({reply.revision for _, reply in replies}) > 2, "swaps happened under load"
+    assert len(backend.list_loaded()) <= 3, "live, the one before, and a canary"
+
+
+def test_a_tampered_live_revision_is_not_opened(served: Served, registry: Registry) -> None:
+    registry.promote(served.names[0])
+    spoil(registry.get(served.names[0]), lambda t: t[next(iter(t))].add_(1))
+    with pytest.raises(InvalidAdapter, match=WEIGHTS):
+        open_router(registry.home.path, served.base)
+
+
+def test_open_router_serves_what_is_live(served: Served, registry: Registry) -> None:
+    registry.promote(served.names[2])
+    router = open_router(registry.home.path, served.base)
+    reply = router.generate(ask("hello"))
+    router.backend.close()
+    assert reply.revision == served.names[2]
+    assert reply.token_ids == served.expected[served.names[2], "hello"]

@@ -1,0 +1,131 @@
+"""The public fakes do what they say, so that tests built on them mean something."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from agentpref.errors import BackendClosed, GenerationFailed, InvalidAdapter, SwapFailed
+from agentpref.record.home import Home
+from agentpref.serve.backend import GenerationRequest, Reply, Revision, ServingBackend
+from agentpref.serve.manifest import WEIGHTS_FILE, digest_adapter
+from agentpref.serve.registry import Registry
+from agentpref.serve.validate import check_adapter
+from agentpref.testing import FakeBackend, write_adapter
+from agentpref.types import BASE
+
+ASK = GenerationRequest(messages=({"role": "user", "content": "ahoy"},))
+
+
+@pytest.fixture
+def revision(tmp_path: Path) -> Revision:
+    registry = Registry(Home.create(tmp_path / "home"))
+    return registry.publish(write_adapter(tmp_path / "a"), parent=None, base={}, training={})
+
+
+def test_it_is_a_serving_backend() -> None:
+    assert isinstance(FakeBackend(), ServingBackend)
+
+
+def test_it_answers_the_same_each_time_and_names_the_revision(revision: Revision) -> None:
+    backend = FakeBackend()
+    backend.load(revision)
+    reply = backend.generate(revision.revision_id, ASK)
+    assert reply == backend.generate(revision.revision_id, ASK)
+    assert reply.message["content"] == f"{revision.revision_id} heard: ahoy"
+    assert len(reply.token_ids) == len(reply.logprobs)
+    *pieces, last = backend.stream(revision.revision_id, ASK)
+    assert last == reply
+    assert len(pieces) == 3
+    assert "".join(map(str, pieces)) == reply.message["content"]
+
+
+def test_its_answers_can_be_scripted_tool_calls_included() -> None:
+    call = '<tool_call>{"name": "search", "arguments": {}}</tool_call>'
+    reply = FakeBackend(lambda revision, request: call).generate(BASE, ASK)
+    assert reply.message["tool_calls"][0]["function"]["name"] == "search"
+
+
+def test_it_serves_only_what_is_loaded(revision: Revision) -> None:
+    backend, name = FakeBackend(), revision.revision_id
+    with pytest.raises(GenerationFailed, match="not loaded"):
+        backend.generate(name, ASK)
+    backend.load(revision)
+    assert backend.list_loaded() == (name,)
+    backend.unload(name)
+    backend.unload(name)
+    assert backend.list_loaded() == ()
+    assert backend.calls == [
+        ("generate", name), ("load", name), ("unload", name), ("unload", name)
+    ]  # fmt: skip
+
+
+def test_it_fails_where_it_is_told_to(revision: Revision) -> None:
+    backend, name = FakeBackend(fail_load={revision.revision_id}), revision.revision_id
+    with pytest.raises(SwapFailed, match="fail_load"):
+        backend.load(revision)
+    backend.fail_load.clear()
+    backend.load(revision)
+    backend.fail_probe.add(name)
+    with pytest.raises(SwapFailed, match="fail_probe"):
+        backend.probe(name)
+    backend.fail_probe.clear()
+    assert backend.probe(name).revision == name
+    backend.fail_generate.add(name)
+    with pytest.raises(GenerationFailed, match="fail_generate"):
+        backend.generate(name, ASK)
+
+
+def test_it_validates_the_files_for_real(revision: Revision) -> None:
+    backend = FakeBackend()
+    backend.validate(revision)
+    weights = revision.path / WEIGHTS_FILE
+    weights.chmod(0o644)
+    weights.write_bytes(b"")
+    with pytest.raises(InvalidAdapter):
+        backend.validate(revision)
+
+
+def test_its_room_is_limited(revision: Revision) -> None:
+    backend = FakeBackend(max_loaded=0)
+    assert backend.capabilities().max_loaded == 0
+    with pytest.raises(SwapFailed, match="does not fit"):
+        backend.load(revision)
+
+
+def test_a_gate_holds_requests_in_flight() -> None:
+    gate = threading.Event()
+    backend = FakeBackend(gate=gate)
+    with ThreadPoolExecutor(1) as pool:
+        reply = pool.submit(backend.generate, BASE, ASK)
+        while not backend.calls:
+            threading.Event().wait(0.001)
+        assert not reply.done()
+        gate.set()
+        assert isinstance(reply.result(), Reply)
+
+
+def test_closed_it_answers_nothing() -> None:
+    backend = FakeBackend()
+    backend.close()
+    with pytest.raises(BackendClosed):
+        backend.generate(BASE, ASK)
+
+
+def test_written_adapters_are_sound_and_differ_by_seed(tmp_path: Path) -> None:
+    folders = [write_adapter(tmp_path / str(n), seed=seed) for n, seed in enumerate((0, 0, 1))]
+    for folder in folders:
+        check_adapter(folder)
+    first, again, other = (digest_adapter(folder)[WEIGHTS_FILE] for folder in folders)
+    assert first == again != other
+
+
+def test_it_needs_no_heavy_import() -> None:
+    code = "import sys, agentpref.testing; print({'torch', 'numpy', 'peft'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "set()"
