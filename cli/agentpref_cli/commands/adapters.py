@@ -114,11 +114,13 @@ def _show_list(revisions: Sequence[Revision], state: ServingState) -> None:
 
 
 def _show_one(value: Mapping[str, Any]) -> None:
+    """Print where a revision comes from; its settings, which are nested, are for ``--json``."""
     manifest = value["manifest"]
     shown = {key: value[key] for key in ("revision", "serves", "parent", "path")}
     shown["created"] = moment(value["created_at"])
     shown["base model"] = manifest["base"].get("name")
-    facts(shown | manifest["training"])
+    figures = {k: v for k, v in manifest["training"].items() if not isinstance(v, Mapping)}
+    facts(shown | figures)
 
 
 def _say_state(state: ServingState) -> None:
