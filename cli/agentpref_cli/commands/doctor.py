@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -52,7 +51,9 @@ def _installation() -> Iterator[Check]:
     import platform
     import sqlite3
 
-    words = f"{version('agentpref')} on Python {platform.python_version()}"
+    from agentpref import __version__
+
+    words = f"{__version__} on Python {platform.python_version()}"
     yield Check("agentpref", True, f"{words}, SQLite {sqlite3.sqlite_version}")
     for extra, packages in EXTRAS.items():
         found = {name: _version(name) for name in packages}
@@ -65,6 +66,8 @@ def _installation() -> Iterator[Check]:
 
 
 def _version(package: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version(package)
     except PackageNotFoundError:
