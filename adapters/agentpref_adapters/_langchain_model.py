@@ -14,8 +14,14 @@ from typing import Any
 from langchain_core.caches import BaseCache
 from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.messages.tool import InvalidToolCall, ToolCall, invalid_tool_call, tool_call
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    InvalidToolCall,
+    ToolCall,
+)
+from langchain_core.messages.tool import invalid_tool_call, tool_call
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig, ensure_config
 from langchain_core.tools import BaseTool
@@ -140,7 +146,7 @@ class AgentprefChatModel(BaseChatModel):
                 yield ChatGenerationChunk(message=self._last_chunk(piece, bool(request.tools)))
             # A tool call is known as one only when it is whole; until then it would pass for text.
             elif not request.tools:
-                yield ChatGenerationChunk(message=AIMessageChunk(piece))
+                yield ChatGenerationChunk(message=AIMessageChunk(content=piece))
 
     def _last_chunk(self, reply: Reply, held_back: bool) -> AIMessageChunk:
         said = _said(reply) if held_back else {"content": ""}
@@ -237,8 +243,8 @@ def _chosen(tools: list[dict[str, Any]], choice: Any) -> list[dict[str, Any]]:
     if choice == "none":
         return []
     name = choice["function"]["name"] if isinstance(choice, dict) else choice
-    chosen = [tool for tool in tools if tool.get("function", {}).get("name") == name]
-    if not chosen:
-        known = ", ".join(tool["function"]["name"] for tool in tools)
+    by_name = {tool.get("function", {}).get("name"): tool for tool in tools}
+    if name not in by_name:
+        known = ", ".join(str(known) for known in by_name)
         raise ConfigError(f"tool_choice names {name!r}, but the tools bound are {known}")
-    return chosen
+    return [by_name[name]]

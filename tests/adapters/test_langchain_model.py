@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from langchain_core.globals import set_llm_cache
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, ToolMessage
 from langchain_core.outputs import ChatGeneration
 from langchain_core.tools import tool
+from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import BaseModel
 
 from agentpref.errors import ConfigError, GenerationFailed
@@ -21,7 +23,7 @@ from agentpref.record.database import connect
 from agentpref.record.home import Home
 from agentpref.record.log import Log
 from agentpref.record.store import Store
-from agentpref.serve.backend import GenerationRequest
+from agentpref.serve.backend import GenerationRequest, Reply
 from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
 from agentpref.testing import FakeBackend, write_adapter
@@ -208,6 +210,28 @@ def test_a_tool_call_is_parsed_and_the_tools_are_described_to_the_engine(home: H
     (call,) = answer.tool_calls
     assert (call["name"], call["args"]) == ("add", {"a": 1, "b": 2})
     assert [tool["function"]["name"] for tool in heard.requests[0].tools] == ["add", "Sum"]
+
+
+class Careless(FakeBackend):
+    """Passes on as tool calls whatever the model wrote, as some engines do."""
+
+    def generate(self, revision_id: str, request: GenerationRequest) -> Reply:
+        reply = super().generate(revision_id, request)
+        call = {"id": "c1", "type": "function"}
+        written = ['{"a": 1}', '{"a": 1', "[1]"]
+        calls = [{**call, "function": {"name": "add", "arguments": text}} for text in written]
+        return replace(reply, message={"role": "assistant", "content": None, "tool_calls": calls})
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_call_whose_arguments_are_no_json_object_is_an_invalid_one(
+    home: Home, streaming: bool
+) -> None:
+    model = serve(home, Careless()).bind_tools([add])
+    answer = joined(list(model.stream("1 + 2?"))) if streaming else model.invoke("1 + 2?")
+    assert answer.text == ""
+    assert [call["args"] for call in answer.tool_calls] == [{"a": 1}]
+    assert [call["args"] for call in answer.invalid_tool_calls] == ['{"a": 1', "[1]"]
 
 
 def test_a_stream_with_tools_holds_the_text_back_until_it_is_known_to_be_no_call(
@@ -426,3 +450,34 @@ def test_an_agent_over_the_router_uses_its_tool_and_is_logged(
     assert second.output["content"] == "It is 3."
     assert {(run.revision, run.thread_id) for run in (first, second)} == {(live, "t1")}
     assert [tool["function"]["name"] for tool in second.prompt.tools] == ["add"]
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_an_agent_over_the_real_engine_is_logged_as_the_revision_that_wrote_it(
+    home: Home, log: Log, random_base: Path, tmp_path: Path
+) -> None:
+    from agentpref_adapters.transformers import TransformersBackend
+
+    with closing(TransformersBackend(str(random_base))) as backend:
+        registry = Registry(home)
+        router = Router(registry, backend)
+        layers = {f"model.layers.{i}.self_attn.q_proj": (64, 64) for i in range(2)}
+        folder = write_adapter(tmp_path / "adapter", layers=layers)
+        identity = backend.base.identity
+        live = registry.publish(folder, parent=None, base=identity, training={}).revision_id
+        agent = create_agent(AgentprefChatModel(router=router, max_tokens=12), [add])
+        config: Any = {"callbacks": [AgentprefCallback(log)]}
+        agent.invoke({"messages": [("user", "1 + 2?")]}, config)
+        router.activate(live)
+        agent.invoke({"messages": [("user", "1 + 2?")]}, config)
+
+        before, after = logged(home, log)
+        assert (before.revision, after.revision) == ("base", live)
+        assert before.prompt == after.prompt
+        asked = {"role": "user", "content": "1 + 2?"}
+        request = GenerationRequest((asked,), (convert_to_openai_tool(add),), max_tokens=12)
+        for run in (before, after):
+            reply = backend.generate(str(run.revision), request)
+            assert run.token_ids == reply.token_ids
+            assert run.logprobs == pytest.approx(reply.logprobs)
+            assert run.output == reply.message
