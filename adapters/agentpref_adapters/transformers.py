@@ -44,6 +44,7 @@ PROBE = GenerationRequest(
 )
 """What a revision is asked before it may serve."""
 
+_RENEW = "close the backend and make a new one"
 _ASKED_OF_FORWARD = {"attention_mask", "position_ids", "past_key_values", "logits_to_keep"}
 
 
@@ -114,7 +115,9 @@ class TransformersBackend:
             SwapFailed: peft could not load it; nothing of it remains.
         """
         name, folder = revision.revision_id, revision.path
-        with _translated(SwapFailed, f"{name} could not be loaded from {folder}"):
+        with _translated(
+            SwapFailed, f"{name} could not be loaded from {folder}", "publish it again"
+        ):
             self._change(lambda: self._adapters.add(name, folder))
 
     def probe(self, revision_id: str) -> Reply:
@@ -130,7 +133,7 @@ class TransformersBackend:
 
     def unload(self, revision_id: str) -> None:
         """Take a revision's adapter out of the model."""
-        with _translated(ServingError, f"{revision_id} could not be unloaded"):
+        with _translated(ServingError, f"{revision_id} could not be unloaded", _RENEW):
             self._change(lambda: self._adapters.remove(revision_id))
 
     def list_loaded(self) -> tuple[str, ...]:
@@ -169,7 +172,7 @@ class TransformersBackend:
         self._owner.call(changed)
 
     def _submit(self, revision_id: str, request: GenerationRequest, *, streaming: bool) -> Row:
-        prompt = self._encode(revision_id, request)
+        prompt = self._encode(request)
         positions = getattr(self.base.model.config, "max_position_embeddings", None) or math.inf
         room = int(min(request.max_tokens, positions - len(prompt)))
         if room < 1:
@@ -181,10 +184,11 @@ class TransformersBackend:
         self._owner.submit(row)
         return row
 
-    def _encode(self, revision_id: str, request: GenerationRequest) -> tuple[int, ...]:
+    def _encode(self, request: GenerationRequest) -> tuple[int, ...]:
         prompt = Prompt("", request.messages, request.tools)
-        what = f"the prompt for {revision_id} does not render"
-        with _translated(GenerationFailed, what), self._tokenizing:
+        what = f"the chat template of {self.base.name!r} does not render the messages"
+        cure = "check their roles and contents"
+        with _translated(GenerationFailed, what, cure), self._tokenizing:
             return encode_prompt(prompt, self.base.tokenizer)
 
     def _decode(self, tokens: Sequence[int]) -> str:
@@ -226,19 +230,21 @@ def _end_tokens(base: BaseModel) -> frozenset[int]:
 
 
 @contextmanager
-def _translated(kind: type[ServingError], what: str) -> Iterator[None]:
+def _translated(kind: type[ServingError], what: str, cure: str) -> Iterator[None]:
     """Raise whatever torch, peft, jinja or a tokenizer raises as an error of ours."""
     try:
         yield
     except AgentprefError:
         raise
     except Exception as error:
-        raise kind(f"{what}: {type(error).__name__}: {error}; see the error above") from error
+        raise kind(f"{what} ({type(error).__name__}: {error}); {cure}") from error
 
 
 def _failure(row: Row, error: Exception) -> GenerationFailed:
     """An error of its own for each row, since each is raised in a thread of its own."""
-    cause = str(error) if isinstance(error, AgentprefError) else f"{type(error).__name__}: {error}"
-    failure = GenerationFailed(f"{row.key} could not answer: {cause}")
+    cause = f"({type(error).__name__}: {error}); the backend stays usable, try again"
+    if isinstance(error, AgentprefError):
+        cause = f"({error})"
+    failure = GenerationFailed(f"{row.key} could not answer {cause}")
     failure.__cause__ = error
     return failure

@@ -36,6 +36,8 @@ J = TypeVar("J", bound=Job)
 class Owner(Generic[J]):
     """Runs jobs in batches and tasks one by one, all on its own thread, oldest first.
 
+    A process that was forked off has no such thread, and is told that the backend is closed.
+
     Args:
         serve: answers a batch. It must see to it that each job is answered or failed, and may not
             raise.
@@ -76,7 +78,7 @@ class Owner(Generic[J]):
 
     def _put(self, work: J | _Task) -> None:
         with self._arrived:
-            if self._closed:
+            if self._closed or not self._thread.is_alive():
                 raise _closed()
             self._waiting.append(work)
             self._arrived.notify()
@@ -138,4 +140,7 @@ class _Task:
 
 
 def _closed() -> BackendClosed:
-    return BackendClosed("the backend was closed; make a new one to go on serving")
+    return BackendClosed(
+        "the backend was closed, or belongs to the process that this one was forked from; "
+        "make a new one to go on serving"
+    )

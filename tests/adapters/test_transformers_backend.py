@@ -35,8 +35,6 @@ from agentpref.serve.router import Router
 from agentpref.types import BASE
 from agentpref_adapters.transformers import TransformersBackend, open_router
 
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
-
 WEIGHTS = "adapter_model.safetensors"
 PROMPTS = ["hello", "What is the capital of France?", "tide", "Please answer briefly. " * 4, "é"]
 REVISIONS = 4
@@ -376,7 +374,7 @@ def test_a_prompt_that_cannot_be_answered_is_refused(backend: TransformersBacken
 def test_the_answer_ends_where_the_context_does(backend: TransformersBackend) -> None:
     prompt = "tide " * 240
     reply = backend.generate(BASE, ask(prompt, max_tokens=500))
-    encoded = backend._encode(BASE, ask(prompt))
+    encoded = backend._encode(ask(prompt))
     assert len(encoded) + len(reply.token_ids) <= 512
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -122,3 +124,27 @@ def test_closing_fails_what_waits_and_refuses_what_comes(server: Server) -> None
     with pytest.raises(BackendClosed):
         server.owner.call(lambda: 1)
     assert server.log == []
+
+
+FORKED = """
+import os
+from agentpref.errors import BackendClosed
+from agentpref.serve.owner import Owner
+
+owner = Owner(lambda batch: None, max_batch=1)
+owner.call(lambda: None)
+child = os.fork()
+if not child:
+    try:
+        owner.call(lambda: None)
+    except BackendClosed:
+        os._exit(7)
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_forked_process_is_told_instead_of_waiting_for_ever() -> None:
+    command = [sys.executable, "-c", FORKED]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert run.stdout.strip() == "7"
