@@ -178,6 +178,12 @@ class TestDisagreement:
         assert liked(result) == [("A", "B", "comparison")]
         assert result.left_out == {"outvoted": 1}
 
+    def test_a_thumb_that_loses_one_match_and_carries_another_is_not_left_out(self) -> None:
+        said = [thumb("A", 1), thumb("B", 0), thumb("C", 0), compare("A", "B", "b", user_id="bob")]
+        result = build([*AB, run("C")], *said)
+        assert set(liked(result)) == {("B", "A", "comparison"), ("A", "C", "thumbs")}
+        assert result.left_out == {"outvoted": 1}
+
     def test_two_people_who_disagree_make_no_pair(self) -> None:
         said = [compare("A", "B", "a"), compare("A", "B", "b", user_id="bob")]
         result = build(AB, *said)

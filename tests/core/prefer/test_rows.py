@@ -71,6 +71,16 @@ def test_turns_that_both_sides_share_are_part_of_the_prompt() -> None:
     assert read_row(row) == PreferenceRow(prompt_of([*SKY, *shared]), BLUE, GREEN)
 
 
+def test_a_text_prompt_beside_whole_conversations_adds_nothing_to_them() -> None:
+    briefed = [turn("system", "Be brief."), *SKY]
+    row = {
+        "prompt": "What colour is the sky?",
+        "chosen": [*briefed, BLUE],
+        "rejected": [*briefed, GREEN],
+    }
+    assert read_row(row) == PreferenceRow(prompt_of(briefed), BLUE, GREEN)
+
+
 def test_an_implied_prompt_ends_between_words() -> None:
     row = read_row({"chosen": "The sky is blue.", "rejected": "The sky is black."})
     assert isinstance(row, PreferenceRow)
