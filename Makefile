@@ -61,7 +61,7 @@ $(BIN)/python:
 
 $(VENV)/.demo: $(SPEC) | $(BIN)/python
 	@echo "installing what the demo needs into $(VENV) (torch is large: this takes a minute or more) ..."
-	@$(PIP) -e '.[train,langchain]'
+	@$(PIP) -e '.[demo]'
 	@touch $@
 
 $(VENV)/.dev: $(SPEC) | $(BIN)/python

@@ -28,6 +28,19 @@ def demo(
 
     Needs no network, and up to three minutes on two cores.
     """
+    _require("torch", "peft", "langchain")
     from agentpref_cli.demo import run
 
     run(home=home, json=as_json, seed=seed)
+
+
+def _require(*packages: str) -> None:
+    from importlib.util import find_spec
+
+    from agentpref.errors import MissingDependency
+
+    missing = [name for name in packages if find_spec(name) is None]
+    if missing:
+        raise MissingDependency(
+            f"the demo needs {', '.join(missing)}; install with: pip install 'agentpref[demo]'"
+        )
