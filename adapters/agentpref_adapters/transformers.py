@@ -29,6 +29,7 @@ from agentpref.errors import (
 )
 from agentpref.learn.base import BaseModel, load_base
 from agentpref.learn.encode import encode_prompt
+from agentpref.record.home import Home
 from agentpref.serve.backend import Capabilities, GenerationRequest, Reply, Revision
 from agentpref.serve.owner import Owner
 from agentpref.serve.registry import Registry
@@ -48,11 +49,13 @@ _RENEW = "close the backend and make a new one"
 _ASKED_OF_FORWARD = {"attention_mask", "position_ids", "past_key_values", "logits_to_keep"}
 
 
-def open_router(home: str | Path | None, model: str, namespace: str = "default") -> Router:
+def open_router(
+    home: Home | str | Path | None, model: BaseModel | str, namespace: str = "default"
+) -> Router:
     """Serve a home's live revision of a base model from inside this process.
 
     Args:
-        home: the home folder, or ``None`` for ``AGENTPREF_HOME`` or ``./.agentpref``.
+        home: the home, its folder, or ``None`` for ``AGENTPREF_HOME`` or ``./.agentpref``.
         model: the base model, as for ``agentpref.update``.
         namespace: whose revisions.
 

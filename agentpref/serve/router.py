@@ -79,7 +79,6 @@ class Router:
         self._last_live: str | None = None  # stays loaded, so that a rollback is instant
         self._leases: Counter[str] = Counter()
         self._held: set[str] = set()  # what the backend may hold in our name
-        self._ready: set[str] = set()  # of those, what passed the probe and may be routed to
         self._pointers = threading.Lock()  # held for moments: the route, the leases, what is held
         self._swapping = threading.Lock()  # held for whole swaps and unloads, one at a time
         self.sync()
@@ -190,14 +189,24 @@ class Router:
 
     def _prepare(self, *names: str | None) -> None:
         """Have revisions ready beside those that serve; ``None`` is the base, which always is."""
-        for name in names:
-            if name is not None and name not in self._ready:
-                self._load(self.registry.get(name))
+        wanted = self._wanted()
+        new = [self.registry.get(name) for name in names if name and name not in wanted]
+        for revision in new:
+            self.backend.validate(revision)
+        if self._last_live not in names:
+            self._make_room(len(new))
+        for revision in new:
+            self._load(revision)
+
+    def _make_room(self, count: int) -> None:
+        """Where the engine would be too full, give up what is kept for a rollback."""
+        room = self.backend.capabilities().max_loaded
+        if room is not None and len(self.backend.list_loaded()) + count > room:
+            self._last_live = None
+            self._unload_idle()
 
     def _load(self, revision: Revision) -> None:
         name = revision.revision_id
-        self.backend.validate(revision)
-        self._make_room()
         with self._pointers:
             self._held.add(name)
         try:
@@ -208,15 +217,6 @@ class Router:
                 f"{name} could not be made ready: {error}; "
                 f"{self._route.live or 'the base model'} still serves"
             ) from error
-        with self._pointers:
-            self._ready.add(name)
-
-    def _make_room(self) -> None:
-        """Where the engine is full, give up what is kept for a rollback."""
-        room = self.backend.capabilities().max_loaded
-        if room is not None and len(self.backend.list_loaded()) >= room:
-            self._last_live = None
-            self._unload_idle()
 
     def _flip(self, state: ServingState) -> ServingState:
         with self._pointers:
@@ -244,19 +244,22 @@ class Router:
             finally:
                 self._swapping.release()
 
+    def _wanted(self) -> set[str | None]:
+        """What is to stay loaded; all of it has passed the probe."""
+        return {self._route.live, self._route.canary, self._last_live}
+
     def _idle(self) -> set[str]:
         """Loaded revisions that no request uses, none will, and no rollback is likely to want."""
         with self._pointers:
-            wanted = {self._route.live, self._route.canary, self._last_live}
-            return self._held - (self._ready & wanted) - self._leases.keys()
+            return self._held - self._wanted() - self._leases.keys()
 
     def _unload_idle(self) -> bool:
-        """Unload what is idle; say whether that worked. A failure must not fail the request
-        whose end came to be the occasion, so it is logged, and tried again on the next one.
+        """Unload what is idle; say whether that worked.
+
+        A failure must not fail the request whose end came to be the occasion, so it is logged, and
+        tried again on the next one.
         """
         for name in self._idle():
-            with self._pointers:
-                self._ready.discard(name)
             try:
                 self.backend.unload(name)
             except ServingError:

@@ -11,10 +11,9 @@ must see what the model truly wrote. Knows nothing of tokens, engines or which t
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from typing import Any
-
-import orjson
 
 from agentpref.types import Message
 
@@ -43,16 +42,23 @@ def assistant_message(text: str, *, turn: int = 0) -> Message:
 
 
 def _parse(block: str, place: str) -> dict[str, Any] | None:
+    """Read one call; ``None`` for what is no call, or holds what cannot be written as JSON again.
+
+    Arguments are written as the chat templates' ``tojson`` writes them, so that a conversation
+    renders again as the model wrote it.
+    """
     try:
-        call = orjson.loads(block)
-    except orjson.JSONDecodeError:
+        call = json.loads(block, parse_constant=_refuse)
+        name, arguments = call["name"], call.get("arguments", {})
+        encoded = json.dumps(arguments, ensure_ascii=False)
+        digest = hashlib.blake2b(f"{name}\n{encoded}".encode(), digest_size=4).hexdigest()
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         return None
-    if not isinstance(call, dict):
-        return None
-    name, arguments = call.get("name"), call.get("arguments", {})
     if not isinstance(name, str) or not name or not isinstance(arguments, dict):
         return None
-    encoded = orjson.dumps(arguments).decode()
-    digest = hashlib.blake2b(f"{name}\n{encoded}".encode(), digest_size=4).hexdigest()
     function = {"name": name, "arguments": encoded}
     return {"id": f"call_{place}_{digest}", "type": "function", "function": function}
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -465,6 +467,15 @@ def test_validate_knows_the_model(
     published = registry.publish(wide, parent=None, base=backend.base.identity, training={})
     with pytest.raises(InvalidAdapter, match="q_proj adapts a layer of"):
         backend.validate(published)
+
+
+def test_importing_it_imports_no_engine() -> None:
+    code = (
+        "import sys, agentpref_adapters.transformers;"
+        "print({'torch', 'transformers', 'peft', 'numpy'} & set(sys.modules))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "set()"
 
 
 def test_a_closed_backend_says_so(served: Served) -> None:

@@ -117,8 +117,8 @@ def test_closing_fails_what_waits_and_refuses_what_comes(server: Server) -> None
             threading.Event().wait(0.001)
         gate.set()
         closing.result()
-        assert isinstance(waiting.outcome.exception(), BackendClosed)
-        assert isinstance(task.exception(), BackendClosed)
+        assert isinstance(waiting.outcome.exception(timeout=30), BackendClosed)
+        assert isinstance(task.exception(timeout=30), BackendClosed)
     with pytest.raises(BackendClosed, match="make a new one"):
         server.owner.submit(Job("a"))
     with pytest.raises(BackendClosed):

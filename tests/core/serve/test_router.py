@@ -329,6 +329,34 @@ def test_a_full_engine_gives_up_what_is_kept_for_rollback(
     assert served_by(router) == names[1]
 
 
+def test_room_for_two_at_once(registry: Registry, names: list[str]) -> None:
+    backend = FakeBackend(max_loaded=3)
+    router = Router(registry, backend)
+    router.activate(names[0])
+    router.activate(names[1])
+    registry.promote(names[2])
+    registry.canary(names[3], 1.0)
+    router.sync()
+    assert served_by(router) == names[2]
+    assert served_by(router, "thread") == names[3]
+
+
+def test_what_is_kept_for_rollback_is_not_given_up_when_it_is_wanted(
+    registry: Registry, names: list[str]
+) -> None:
+    router = Router(registry, FakeBackend(max_loaded=2))
+    router.activate(names[0])
+    router.activate(names[1])
+    registry.rollback()
+    registry.canary(names[2], 1.0)
+    with pytest.raises(SwapFailed, match="does not fit"):
+        router.sync()
+    assert served_by(router) == names[1]
+    registry.canary(None, 0)
+    router.sync()
+    assert served_by(router) == names[0]
+
+
 class StickyBackend(FakeBackend):
     """Refuses to unload while ``stuck``."""
 
@@ -353,6 +381,16 @@ def test_a_failing_unload_fails_no_request_and_is_tried_again(
     backend.stuck = False
     served_by(router)
     assert names[0] not in backend.list_loaded()
+
+
+def test_what_failed_and_could_not_be_unloaded_is_not_taken_for_ready(
+    registry: Registry, names: list[str]
+) -> None:
+    router = Router(registry, StickyBackend(fail_probe={names[0]}))
+    for _ in range(2):
+        with pytest.raises(SwapFailed):
+            router.activate(names[0])
+    assert served_by(router) == BASE
 
 
 def test_requests_in_flight_hold_their_revision_while_the_engine_is_slow(

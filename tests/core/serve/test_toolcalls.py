@@ -54,6 +54,9 @@ def test_calls_keep_their_order_and_have_ids_of_their_own() -> None:
         '{"name": 3, "arguments": {}}',
         '{"name": "search", "arguments": "tide"}',
         '{"name": "search", "arguments": {"query": "tide"}',
+        '{"name": "search", "arguments": {"limit": NaN}}',
+        '{"name": "search", "arguments": {"query": "\\ud800"}}',
+        '{"name": "search", "arguments": ' + '{"a":' * 100_000 + "1" + "}" * 100_001,
     ],
 )
 def test_what_does_not_parse_stays_in_the_text(block: str) -> None:
@@ -62,6 +65,12 @@ def test_what_does_not_parse_stays_in_the_text(block: str) -> None:
     mixed = assistant_message(f"{text}{CALL}")
     assert mixed["content"] == text
     assert len(mixed["tool_calls"]) == 1
+
+
+def test_arguments_keep_the_form_they_were_written_in() -> None:
+    written = '{"query": "marée", "depth": 123456789012345678901234, "all": [1, 2.5, null]}'
+    message = assistant_message(f'<tool_call>{{"name": "f", "arguments": {written}}}</tool_call>')
+    assert message["tool_calls"][0]["function"]["arguments"] == written
 
 
 def test_a_call_that_is_cut_short_is_text() -> None:
