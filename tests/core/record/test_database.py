@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -58,6 +59,14 @@ def test_every_connection_is_set_up(
     with closing(connect(home)) as second:
         for each in (connection, second):
             assert each.execute(f"PRAGMA {setting}").fetchone() == (value,)
+
+
+def test_a_new_database_waits_for_another_ones_lock(home: Home) -> None:
+    """SQLite itself gives up at once where a file that is not yet WAL is being written."""
+    with closing(sqlite3.connect(home.database, check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        threading.Timer(0.1, other.rollback).start()
+        connect(home).close()
 
 
 def test_an_older_database_is_brought_up_to_date(
