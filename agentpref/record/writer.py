@@ -66,7 +66,7 @@ class Writer:
         self._queue: deque[Snapshot | _Ticket] = deque()
         self._dropped: Counter[str] = Counter()
         self._thread: threading.Thread | None = None
-        self._gate = threading.RLock()  # a signal handler may log in the middle of logging
+        self._gate = threading.RLock()  # a finaliser of the host's may log in mid-logging
         self._database = threading.Lock()
         self._wake = threading.Event()
         self._urgent = threading.Event()
@@ -84,7 +84,7 @@ class Writer:
             LogClosed: the writer was closed.
         """
         with self._gate:
-            self._require_open()
+            self._require_running()
             room = len(self._queue) < self._limit
             if room:
                 self._queue.append(snapshot)
@@ -142,13 +142,14 @@ class Writer:
         """Queue an entry that somebody waits for; callers are few, so that none is refused."""
         ticket = _Ticket(entry)
         with self._gate:
-            self._require_open()
+            self._require_running()
             self._queue.append(ticket)
         self._urgent.set()
         self._wake.set()
         return ticket
 
-    def _require_open(self) -> None:
+    def _require_running(self) -> None:
+        """Start the thread where there is none: at the first call, and in a forked child."""
         if self._closed:
             raise LogClosed(f"the log of {self._home.path} was closed; open a new one")
         if self._thread is None:
