@@ -288,22 +288,24 @@ def test_a_stream_that_is_left_stops_generating(
 ) -> None:
     steps = 0
     forward = backend.base.model.forward
-    first_piece_taken = threading.Event()
+    left = threading.Event()
 
-    def counted(*args, **kwargs):
+    def endless(*args, **kwargs):
         nonlocal steps
         steps += 1
         if steps > 8:
-            first_piece_taken.wait()
-        return forward(*args, **kwargs)
+            left.wait()
+        output = forward(*args, **kwargs)
+        output.logits[..., backend.base.tokenizer.eos_token_id] = -math.inf
+        return output
 
-    monkeypatch.setattr(backend.base.model, "forward", counted)
-    stream = backend.stream(BASE, ask("tide", max_tokens=300))
+    monkeypatch.setattr(backend.base.model, "forward", endless)
+    stream = backend.stream(BASE, ask("tide", max_tokens=100))
     next(stream)
     stream.close()
-    first_piece_taken.set()
+    left.set()
     backend.generate(BASE, ask("hello", max_tokens=1))
-    assert steps < 100
+    assert steps < 20
 
 
 def test_tools_are_rendered_and_tool_calls_are_read(
