@@ -3,7 +3,12 @@
 A message's id is a hash of its canonical JSON and of its parent's id, so that the id of a prompt's
 last message stands for the whole prompt, and two runs of one prompt share its rows. Tools, where
 there are any, are the root of the chain. Identity is by content alone: who said it, when and to
-which model is the run's business. Pure functions; nothing here reads a database.
+which model is the run's business.
+
+What is kept is not what is hashed: a body keeps its keys in the order they came in, since a chat
+template that dumps a tool as JSON makes other tokens of another order. Bodies that differ in the
+order of keys alone share an id, and the store keeps the one that came first. Pure functions;
+nothing here reads a database.
 """
 
 from __future__ import annotations
@@ -23,7 +28,10 @@ MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 
 
 class Node(NamedTuple):
-    """One link of a chain: ``id`` is the hash of the other two."""
+    """One link of a chain: ``id`` is the hash of ``parent`` and of the body's canonical form.
+
+    ``body`` is the JSON that is kept, its keys in their own order.
+    """
 
     id: str
     parent: str | None
@@ -39,6 +47,15 @@ def canonical(body: Mapping[str, Any]) -> bytes:
     return orjson.dumps(body, default=plain, option=orjson.OPT_SORT_KEYS)
 
 
+def kept(body: Mapping[str, Any]) -> bytes:
+    """Write a mapping as JSON in the form that is stored: as ``canonical``, keys as they come.
+
+    Raises:
+        TypeError: for what JSON or UTF-8 cannot hold.
+    """
+    return orjson.dumps(body, default=plain)
+
+
 def plain(value: Any) -> dict[str, Any]:
     """Turn a mapping that is no dict into one, for ``orjson.dumps(default=…)``."""
     if isinstance(value, Mapping):
@@ -46,9 +63,14 @@ def plain(value: Any) -> dict[str, Any]:
     raise TypeError(f"a value of type {type(value).__name__} is not JSON")
 
 
-def node_id(parent: str | None, body: bytes) -> str:
-    """Hash a body under its parent: blake2b, 128 bits, hexadecimal."""
-    return hashlib.blake2b(b"%s\n%s" % ((parent or "").encode(), body), digest_size=16).hexdigest()
+def node_id(parent: str | None, body: Mapping[str, Any]) -> str:
+    """Hash a body's canonical form under its parent: blake2b, 128 bits, hexadecimal.
+
+    Raises:
+        TypeError: for what JSON or UTF-8 cannot hold.
+    """
+    text = b"%s\n%s" % ((parent or "").encode(), canonical(body))
+    return hashlib.blake2b(text, digest_size=16).hexdigest()
 
 
 def chain(messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[list[Node], str]:
@@ -73,7 +95,7 @@ def chain(messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[list
 def child(parent: str | None, body: Mapping[str, Any], where: int | str = "the message") -> Node:
     """Link one body under a parent; ``where`` says in an error which one it is."""
     text = _text(body, where)
-    return Node(node_id(parent, text), parent, text)
+    return Node(node_id(parent, body), parent, text)
 
 
 def answer(prompt_id: str, output: Message) -> Node:
@@ -179,7 +201,7 @@ def _check_shape(message: Message, where: int | str) -> None:
 
 def _text(body: Mapping[str, Any], where: int | str) -> bytes:
     try:
-        text = canonical(body)
+        text = kept(body)
     except TypeError as error:
         raise InvalidMessage(
             f"{_name(where)} is not JSON in UTF-8: {error}; keep to strings, numbers, lists and "

@@ -10,7 +10,9 @@ import sqlite3
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from agentpref.record.messages import node_id
+import orjson
+
+from agentpref.record.messages import kept, node_id
 
 
 class Problem(NamedTuple):
@@ -60,8 +62,21 @@ def problems(connection: sqlite3.Connection) -> Iterator[Problem]:
         if finding != "ok":
             yield Problem("database", "", finding)
     for key, parent, body in connection.execute("SELECT id, parent, body FROM message"):
-        if node_id(parent, str(body).encode()) != key:
+        if not _is_as_recorded(key, parent, str(body).encode()):
             yield Problem("message", key, "its text is not what was recorded")
     for table, what, query in _CHECKS:
         for (key,) in connection.execute(query):
             yield Problem(table, str(key), what)
+
+
+def _is_as_recorded(key: str, parent: str | None, text: bytes) -> bool:
+    """Hash a message again, by what it says, and compare how that is written.
+
+    No id knows the order of keys. All else of the text has one form; were it free, a key that
+    somebody wrote in beside its namesake would be read by one parser and hashed by another.
+    """
+    try:
+        body = orjson.loads(text)
+        return kept(body) == text and node_id(parent, body) == key
+    except (orjson.JSONDecodeError, TypeError):  # no JSON, or nested too deep to write again
+        return False

@@ -15,7 +15,6 @@ from langchain_core.globals import set_llm_cache
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, ToolMessage
 from langchain_core.outputs import ChatGeneration
 from langchain_core.tools import tool
-from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import BaseModel
 
 from agentpref.errors import ConfigError, GenerationFailed
@@ -474,9 +473,8 @@ def test_an_agent_over_the_real_engine_is_logged_as_the_revision_that_wrote_it(
         before, after = logged(home, log)
         assert (before.revision, after.revision) == ("base", live)
         assert before.prompt == after.prompt
-        asked = {"role": "user", "content": "1 + 2?"}
-        request = GenerationRequest((asked,), (convert_to_openai_tool(add),), max_tokens=12)
         for run in (before, after):
+            request = GenerationRequest(run.prompt.messages, run.prompt.tools, max_tokens=12)
             reply = backend.generate(str(run.revision), request)
             assert run.token_ids == reply.token_ids
             assert run.logprobs == pytest.approx(reply.logprobs)

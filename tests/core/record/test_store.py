@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -57,6 +58,27 @@ def test_a_run_comes_back_whole(store: Store) -> None:
     )
     store.add_run(given_run)
     assert store.run("r1") == given_run
+
+
+TOOL = {"type": "function", "function": {"name": "add", "description": "a + b"}}
+REORDERED = {"function": {"description": "a + b", "name": "add"}, "type": "function"}
+
+
+def test_keys_come_back_in_the_order_they_were_given_in(store: Store) -> None:
+    """A chat template that writes a tool as JSON makes other tokens of another order."""
+    store.add_run(run(prompt=prompt_of(TURNS, [TOOL])))
+    (tool,) = store.run("r1").prompt.tools
+    assert orjson.dumps(tool) == orjson.dumps(TOOL)
+    assert orjson.dumps(store.run("r1").prompt.messages) == orjson.dumps(TURNS)
+    assert store.verify() == []
+
+
+def test_prompts_that_differ_in_the_order_of_keys_share_the_first_one_s(store: Store) -> None:
+    for run_id, tool in (("r1", TOOL), ("r2", REORDERED)):
+        store.add_run(run(run_id, prompt=prompt_of(TURNS, [tool])))
+    first, second = store.run("r1").prompt, store.run("r2").prompt
+    assert first.id == second.id
+    assert orjson.dumps(first.tools) == orjson.dumps(second.tools) == orjson.dumps([TOOL])
 
 
 def test_feedback_and_comparisons_come_back_whole(store: Store) -> None:
@@ -156,6 +178,9 @@ def test_writes_join_the_callers_transaction(store: Store, connection: sqlite3.C
 
 EDITS = [
     ("UPDATE message SET body = '{}' WHERE parent IS NULL", "message"),
+    ("UPDATE message SET body = 'not json' WHERE parent IS NULL", "message"),
+    ("UPDATE message SET body = replace(body, '{', '{\"content\":\"6\",')", "message"),
+    (f"UPDATE message SET body = '{'[' * 999 + ']' * 999}'", "message"),
     ("UPDATE message SET parent = 'gone' WHERE parent IS NOT NULL", "message"),
     ("DELETE FROM message WHERE parent IS NULL", "run"),
     ("UPDATE run SET output = prompt", "run"),
