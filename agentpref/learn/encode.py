@@ -8,9 +8,10 @@ encoded faithfully is left out and counted by reason. Knows nothing of models an
 from __future__ import annotations
 
 import hashlib
+import json
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -91,12 +92,42 @@ def _encode(pair: Pair, tokenizer: PreTrainedTokenizerBase, max_length: int) -> 
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, answers: Sequence[Message]) -> str:
-    conversation: list[Any] = [dict(message) for message in (*prompt.messages, *answers)]
+    conversation: list[Any] = [_turn(message) for message in (*prompt.messages, *answers)]
     tools: Any = [dict(tool) for tool in prompt.tools] or None
     text = tokenizer.apply_chat_template(
         conversation, tools=tools, tokenize=False, add_generation_prompt=not answers
     )
     return str(text)
+
+
+def _turn(message: Message) -> dict[str, Any]:
+    """A message as chat templates take it, who differ from OpenAI's shape in two points.
+
+    They join the content to other text, so that an assistant's ``None`` raises or comes out as
+    "None"; and they write arguments with ``tojson``, which quotes JSON text a second time.
+    """
+    turn = dict(message)
+    if turn["role"] == "assistant" and turn.get("content") is None:
+        turn["content"] = ""
+    if isinstance(turn.get("tool_calls"), (list, tuple)):
+        turn["tool_calls"] = [_call(call) for call in turn["tool_calls"]]
+    return turn
+
+
+def _call(call: Any) -> Any:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
+        return call
+    return {**call, "function": {**function, "arguments": _arguments(function["arguments"])}}
+
+
+def _arguments(text: str) -> dict[str, Any] | str:
+    """Parse arguments; what is no JSON object stays as the model wrote it."""
+    try:
+        arguments = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return arguments if isinstance(arguments, dict) else text
 
 
 def _tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> Ids:
