@@ -299,6 +299,13 @@ class Registry:
             return self._find(connection, name)
 
 
+def namespaces_with_revisions(home: Home) -> list[str]:
+    """Name the namespaces that have a revision, in alphabetical order, whether or not they log."""
+    query = "SELECT DISTINCT namespace FROM revision ORDER BY namespace"
+    with translated(home), closing(connect(home, readonly=True)) as connection:
+        return [name for (name,) in connection.execute(query)]
+
+
 def _state(connection: sqlite3.Connection, namespace: str) -> ServingState:
     query = "SELECT namespace, live, canary, weight, generation FROM serving WHERE namespace = ?"
     row = connection.execute(query, (namespace,)).fetchone()

@@ -63,9 +63,11 @@ def test_verify_convicts_a_changed_message(run, filled) -> None:
 
 
 @pytest.mark.parametrize("file", ["adapter_model.safetensors", "adapter_config.json"])
-def test_verify_convicts_a_changed_adapter(run, filled, tmp_path, file) -> None:
+@pytest.mark.parametrize("namespace", ["default", "nothing-logged-here"])
+def test_verify_convicts_a_changed_adapter(run, filled, tmp_path, file, namespace) -> None:
     adapter = write_adapter(tmp_path / "adapter")
-    revision = Registry(filled).publish(adapter, parent=None, base=IDENTITY, training={})
+    registry = Registry(filled, namespace=namespace)
+    revision = registry.publish(adapter, parent=None, base=IDENTITY, training={})
     assert run("verify", "--json").json == {"problems": []}
     (revision.path / file).chmod(0o644)
     with (revision.path / file).open("ab") as stream:

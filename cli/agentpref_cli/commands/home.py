@@ -58,20 +58,22 @@ def verify(home: options.Home = None, as_json: options.AsJson = False) -> None:
     from agentpref.record.store import Store
 
     with reading(home) as connection:
-        store = Store(connection)
-        problems = [problem._asdict() for problem in store.verify()]
-        problems += _spoilt_revisions(home, store.namespaces())
+        problems = [problem._asdict() for problem in Store(connection).verify()]
+    problems += _spoilt_revisions(home)
     answer(as_json, {"problems": problems}, lambda: _show_problems(problems))
     raise typer.Exit(1 if problems else 0)
 
 
-def _spoilt_revisions(home: Path | None, namespaces: Sequence[str]) -> Iterator[dict[str, str]]:
-    """Find the revisions whose files are not those that were published."""
-    from agentpref.serve.registry import Registry
+def _spoilt_revisions(folder: Path | None) -> Iterator[dict[str, str]]:
+    """Find the revisions, of whichever namespace, whose files are not those that were published."""
+    from agentpref.record.home import Home
+    from agentpref.serve.registry import Registry, namespaces_with_revisions
 
-    for revision in (r for name in namespaces for r in Registry(home, namespace=name).list()):
-        if what := _spoilt(revision):
-            yield {"table": "revision", "key": revision.revision_id, "what": what}
+    home = Home.open(folder)
+    for name in namespaces_with_revisions(home):
+        for revision in Registry(home, namespace=name).list():
+            if what := _spoilt(revision):
+                yield {"table": "revision", "key": revision.revision_id, "what": what}
 
 
 def _spoilt(revision: Revision) -> str | None:
