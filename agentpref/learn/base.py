@@ -89,7 +89,13 @@ def load_base(name: str) -> BaseModel:
 
 
 def find_base(name: str) -> Path:
-    """Resolve a model name to the folder of its files, downloading from the hub where allowed."""
+    """Resolve a model name to the folder of its files, downloading from the hub where allowed.
+
+    Raises:
+        MissingDependency: the name is no folder, and what downloads is not installed.
+        ModelNotFound: the name resolves to nothing.
+        UnsupportedModel: the model has no safetensors.
+    """
     if name == BUNDLED:
         return Path(str(resources.files("agentpref"))) / "bundled" / BUNDLED
     folder = Path(name).expanduser()
@@ -103,13 +109,22 @@ def find_base(name: str) -> Path:
 
 
 def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
+    try:
+        from huggingface_hub import errors, snapshot_download
+    except ImportError as error:
+        raise MissingDependency(
+            f"{name!r} is no folder here, and fetching it from the hub needs {error.name}; "
+            f"install it with: pip install 'agentpref[train]'"
+        ) from error
     wanted = [*_TOKENIZER_FILES, *_WEIGHT_FILES, "generation_config.json", "*.model"]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except (
+        errors.HfHubHTTPError,
+        errors.HFValidationError,
+        errors.LocalEntryNotFoundError,
+        OSError,
+    ) as error:
         raise ModelNotFound(
             f"no model is named {name!r}: it is no folder here and could not be fetched from the "
             f"hub; use 'tiny', a folder of safetensors, or a hub name, and check the network"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 import agentpref_cli.commands.doctor as module
@@ -23,6 +25,15 @@ def test_a_sound_machine_is_healthy(run, filled, random_base) -> None:
 
 def test_a_model_that_is_nowhere_fails(run, filled, tmp_path) -> None:
     assert "nowhere" in run("doctor", "--model", tmp_path / "nowhere", exits=1).out
+
+
+def test_a_model_on_a_hub_needs_what_fetches_it(run, filled, monkeypatch) -> None:
+    """The base install brings no client of the hub."""
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    found = checks(run("doctor", "--model", "some/name", "--json", exits=1).json)
+    assert found["model"]["holds"] is False
+    assert "'some/name' is no folder here" in found["model"]["words"]
+    assert "pip install 'agentpref[train]'" in found["model"]["words"]
 
 
 def test_a_home_that_is_none_fails_only_where_one_was_named(run, home, random_base, tmp_path):
