@@ -171,3 +171,14 @@ def test_a_transaction_is_all_or_nothing(connection: sqlite3.Connection) -> None
         raise ZeroDivisionError
     assert not connection.in_transaction
     assert connection.execute("SELECT count(*) FROM message").fetchone() == (0,)
+
+
+def test_a_revision_s_number_is_given_once_in_a_home(connection: sqlite3.Connection) -> None:
+    """All namespaces keep their revisions in one folder, under names that begin with it."""
+    insert = (
+        "INSERT INTO revision (revision_id, namespace, seq, created_at, manifest)"
+        " VALUES (?, ?, 1, 0.0, '{}')"
+    )
+    connection.execute(insert, ("rev-000001-a", "one"))
+    with pytest.raises(sqlite3.IntegrityError, match=r"revision\.seq"):
+        connection.execute(insert, ("rev-000001-b", "other"))
