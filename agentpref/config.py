@@ -174,7 +174,7 @@ def _build(kind: type[T], settings: Mapping[str, Any], prefix: str) -> T:
     except TypeError as error:
         raise ConfigError(
             f"a setting under {prefix or 'the top level'!r} has the wrong type: {error}"
-        )
+        ) from error
 
 
 def _coerce(group: Any, value: Any, name: str) -> Any:
