@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from typing import Any, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
-from agentpref.record.log import Log
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGeneration, Generation, LLMResult
 from langchain_core.runnables import ensure_config
 
+from agentpref.record.log import Log
 from agentpref_adapters._langchain_convert import (
     first_id,
     openai_message,

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from agentpref.errors import GenerationFailed
 from agentpref.types import BASE
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTuner
     from transformers import PreTrainedModel
 
 
@@ -66,9 +67,9 @@ class Adapters:
             raise GenerationFailed(f"{name} is not loaded; load it first")
         self._active = None
         if self._peft is not None and name == BASE:
-            self._peft.base_model.disable_adapter_layers()
+            _tuner(self._peft).disable_adapter_layers()
         elif self._peft is not None:
-            self._peft.base_model.enable_adapter_layers()
+            _tuner(self._peft).enable_adapter_layers()
             self._peft.set_adapter(name, inference_mode=True)
         self._active = name
 
@@ -101,6 +102,11 @@ def linear_layers(model: PreTrainedModel) -> Mapping[str, tuple[int, int]]:
         elif isinstance(module, Conv1D):  # GPT-2's, which stores its weights the other way round
             shapes[name] = (module.weight.shape[1], module.weight.shape[0])
     return shapes
+
+
+def _tuner(model: PeftModel) -> BaseTuner:
+    """What peft wraps the layers with, which it declares as a plain module."""
+    return cast("BaseTuner", model.base_model)
 
 
 def _strip(model: PreTrainedModel) -> None:

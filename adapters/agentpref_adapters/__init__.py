@@ -1,0 +1,1 @@
+"""Integrations with frameworks and engines: a module for each, imported by its own name."""
