@@ -160,7 +160,11 @@ def _turns(value: object, key: str, *, role: str) -> list[dict[str, Any]]:
 
 
 def _without_nulls(turn: Mapping[str, Any]) -> dict[str, Any]:
-    """Drop the keys that a table has filled up with nulls; an absent content stays ``None``."""
+    """Drop the keys that a table has filled up with nulls; an absent content stays ``None``.
+
+    A null that was recorded cannot be told from one that a table put there. It is dropped too, so
+    that a message which had one comes back from an export under another id.
+    """
     return {key: value for key, value in turn.items() if value is not None or key == "content"}
 
 

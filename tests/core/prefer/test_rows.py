@@ -104,6 +104,13 @@ def test_an_answer_may_be_a_tool_call() -> None:
     assert row.chosen == call
 
 
+def test_a_null_that_was_recorded_is_lost_on_the_way() -> None:
+    """Else rows that went through a table, which fills up with nulls, would all change instead."""
+    recorded = prompt_of([SKY[0] | {"name": None}])
+    pair = Pair("id", "default", 0.0, recorded, BLUE, GREEN, "comparison")
+    assert read_row(_as_json(preference_row(pair))).prompt == prompt_of(SKY) != recorded
+
+
 def test_a_row_that_fits_both_formats_is_read_as_told() -> None:
     both = {**WAYS_TO_SAY_IT["messages"], "completion": [GREEN], "label": False}
     assert isinstance(read_row(both), PreferenceRow)
