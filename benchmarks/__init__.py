@@ -1,0 +1,1 @@
+"""What the project is measured with; a script for each claim, none of it installed."""

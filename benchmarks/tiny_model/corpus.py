@@ -31,7 +31,8 @@ Conversation = dict[str, Any]  # {"messages": […], "tools": […] or None}
 
 def statements() -> list[str]:
     """Every persona statement whose question is on the training side, in file order."""
-    rows = [json.loads(line)["statement"] for f in sorted(PERSONA.glob("*.jsonl")) for line in f.open()]
+    lines = (line for file in sorted(PERSONA.glob("*.jsonl")) for line in file.open())
+    rows = [json.loads(line)["statement"] for line in lines]
     return [row for row in rows if not is_held_out(ask(QUESTION.format(row)), SHARE)]
 
 

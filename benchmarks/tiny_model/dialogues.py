@@ -5,6 +5,8 @@ probability. So the bundled model has habits in all directions and no preference
 preference that is trained into it shows in what it says. Knows nothing of tokens or models.
 """
 
+# ruff: noqa: SIM905 (words are read and counted more easily as text than as a list)
+
 from __future__ import annotations
 
 import json
@@ -26,7 +28,9 @@ class Request:
     arguments: dict[str, str]
 
 
-PEOPLE = "Anna Ben Carla David Elena Farid Grace Hugo Ines Jonas Kira Liam Mona Noah Olga Paul".split()
+PEOPLE = (
+    "Anna Ben Carla David Elena Farid Grace Hugo Ines Jonas Kira Liam Mona Noah Olga Paul".split()
+)
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 TIMES = [f"{h} {half}" for half in ("am", "pm") for h in range(6, 12)] + ["noon", "midnight"]
 CITIES = (
@@ -37,7 +41,9 @@ TOPICS = (
     "the budget,the picnic,the garden,the new plan,the trip,the report,the meeting,the party,"
     "the invoice,the house,the concert,the contract,the dinner,the exam"
 ).split(",")
-ITEMS = "milk bread apples rice coffee tea soap eggs butter pasta onions honey candles paper".split()
+ITEMS = (
+    "milk bread apples rice coffee tea soap eggs butter pasta onions honey candles paper".split()
+)
 LISTS = "shopping,packing,party,weekend,kitchen,office".split(",")
 DEVICES = "lamp,heater,fan,radio,oven,television,alarm,dishwasher,printer,camera".split(",")
 ROOMS = "kitchen,bedroom,office,garage,hall,cellar,living room,bathroom".split(",")
@@ -48,97 +54,125 @@ MINUTES = [str(n) for n in (2, 3, 5, 8, 10, 12, 15, 20, 25, 30, 40, 45, 50, 60)]
 
 
 def reminder(rng: random.Random) -> Request:
+    """Be reminded of a call."""
     who, day, time = rng.choice(PEOPLE), rng.choice(DAYS), rng.choice(TIMES)
-    ask = rng.choice(["Remind me to call {0} on {1} at {2}.", "On {1} at {2} I have to call {0}, remind me."])
+    ask = rng.choice(
+        ["Remind me to call {0} on {1} at {2}.", "On {1} at {2} I have to call {0}, remind me."]
+    )
     return Request(
         ask.format(who, day, time),
         f"Reminder set: call {who}, {day}, {time}.",
-        f"I have set a reminder for you to call {who} on {day} at {time}, and it will ring a few minutes before.",
+        f"I have set a reminder for you to call {who} on {day} at {time}, and it will ring a "
+        "few minutes before.",
         "set_reminder",
         {"person": who, "day": day, "time": time},
     )
 
 
 def message(rng: random.Random) -> Request:
+    """Have a message sent."""
     who, topic = rng.choice(PEOPLE), rng.choice(TOPICS)
-    ask = rng.choice(["Send {0} a message about {1}.", "Write to {0} about {1}.", "Tell {0} about {1}."])
+    ask = rng.choice(
+        ["Send {0} a message about {1}.", "Write to {0} about {1}.", "Tell {0} about {1}."]
+    )
     return Request(
         ask.format(who, topic),
         f"Sent to {who}: {topic}.",
-        f"I have written a message to {who} about {topic} and sent it, so that you need not think of it again.",
+        f"I have written a message to {who} about {topic} and sent it, so that you need not "
+        "think of it again.",
         "send_message",
         {"person": who, "topic": topic},
     )
 
 
 def table(rng: random.Random) -> Request:
+    """Have a table booked."""
     place, size, day = rng.choice(PLACES), rng.choice(SIZES), rng.choice(DAYS)
-    ask = rng.choice(["Book a table for {1} at {0} on {2}.", "Get us a table at {0} on {2}, we are {1}."])
+    ask = rng.choice(
+        ["Book a table for {1} at {0} on {2}.", "Get us a table at {0} on {2}, we are {1}."]
+    )
     return Request(
         ask.format(place, size, day),
         f"Booked: {place}, {day}, {size} people.",
-        f"I have booked a table for {size} people at {place} on {day}, and they will keep it for a quarter of an hour.",
+        f"I have booked a table for {size} people at {place} on {day}, and they will keep it "
+        "for a quarter of an hour.",
         "book_table",
         {"place": place, "size": size, "day": day},
     )
 
 
 def weather(rng: random.Random) -> Request:
+    """Hear what the weather will be."""
     city, day = rng.choice(CITIES), rng.choice(DAYS)
     sky = rng.choice(["sunny", "rainy", "cloudy", "windy", "cold", "mild"])
-    ask = rng.choice(["What is the weather in {0} on {1}?", "How will the weather be in {0} on {1}?"])
+    ask = rng.choice(
+        ["What is the weather in {0} on {1}?", "How will the weather be in {0} on {1}?"]
+    )
     return Request(
         ask.format(city, day),
         f"{city}, {day}: {sky}.",
-        f"The weather in {city} on {day} will be {sky} for most of the day, so please dress for it when you go out.",
+        f"The weather in {city} on {day} will be {sky} for most of the day, so please dress "
+        "for it when you go out.",
         "get_weather",
         {"city": city, "day": day},
     )
 
 
 def timer(rng: random.Random) -> Request:
+    """Have a timer started."""
     minutes, item = rng.choice(MINUTES), rng.choice(ITEMS)
     ask = rng.choice(["Set a timer of {0} minutes for the {1}.", "Start {0} minutes for the {1}."])
     return Request(
         ask.format(minutes, item),
         f"Timer: {minutes} minutes, {item}.",
-        f"I have started a timer of {minutes} minutes for the {item}, and I will tell you when the time is up.",
+        f"I have started a timer of {minutes} minutes for the {item}, and I will tell you "
+        "when the time is up.",
         "set_timer",
         {"minutes": minutes, "label": item},
     )
 
 
 def shopping(rng: random.Random) -> Request:
+    """Have an item put on a list."""
     item, name = rng.choice(ITEMS), rng.choice(LISTS)
-    ask = rng.choice(["Add {0} to the {1} list.", "Put {0} on the {1} list.", "We need {0} on the {1} list."])
+    ask = rng.choice(
+        ["Add {0} to the {1} list.", "Put {0} on the {1} list.", "We need {0} on the {1} list."]
+    )
     return Request(
         ask.format(item, name),
         f"Added {item} to the {name} list.",
-        f"I have added {item} to the {name} list for you, and you will find it there the next time you open it.",
+        f"I have added {item} to the {name} list for you, and you will find it there the next "
+        "time you open it.",
         "add_item",
         {"item": item, "list": name},
     )
 
 
 def device(rng: random.Random) -> Request:
+    """Have a device turned on or off."""
     thing, room, way = rng.choice(DEVICES), rng.choice(ROOMS), rng.choice(["on", "off"])
     ask = rng.choice(["Turn {2} the {0} in the {1}.", "Switch the {0} in the {1} {2}."])
     return Request(
         ask.format(thing, room, way),
         f"The {thing} is {way}.",
-        f"I have turned {way} the {thing} in the {room}, and I will leave it so until you tell me to change it.",
+        f"I have turned {way} the {thing} in the {room}, and I will leave it so until you "
+        "tell me to change it.",
         "switch_device",
         {"device": thing, "room": room, "state": way},
     )
 
 
 def music(rng: random.Random) -> Request:
+    """Hear music in a room."""
     kind, room, minutes = rng.choice(MUSIC), rng.choice(ROOMS), rng.choice(MINUTES)
-    ask = rng.choice(["Play {0} in the {1} for {2} minutes.", "I want {2} minutes of {0} in the {1}."])
+    ask = rng.choice(
+        ["Play {0} in the {1} for {2} minutes.", "I want {2} minutes of {0} in the {1}."]
+    )
     return Request(
         ask.format(kind, room, minutes),
         f"Playing {kind}, {room}, {minutes} minutes.",
-        f"I am now playing {kind} in the {room} and will stop after {minutes} minutes, unless you ask for more of it.",
+        f"I am now playing {kind} in the {room} and will stop after {minutes} minutes, unless "
+        "you ask for more of it.",
         "play_music",
         {"kind": kind, "room": room, "minutes": minutes},
     )

@@ -36,7 +36,7 @@ def make_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    fast = PreTrainedTokenizerFast(
+    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
@@ -116,7 +116,8 @@ def encode(
     texts = [
         tokenizer.apply_chat_template(r["messages"], tools=r["tools"], tokenize=False) for r in rows
     ]
-    return tokenizer(texts, add_special_tokens=False)["input_ids"]
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 def batches(rng: random.Random, rows: list[list[int]]) -> list[list[list[int]]]:
