@@ -36,7 +36,7 @@ def step(change: Change) -> Change:
 def messages_and_runs(connection: sqlite3.Connection) -> None:
     """What happened.
 
-    ``message`` is a Merkle chain: ``id`` is the hash of ``parent`` and ``body``, so that a
+    ``message`` is a Merkle chain: ``id`` hashes ``parent`` and ``body``, its keys sorted, so that a
     conversation of n turns costs n rows, equal prompts are one row, and a changed body convicts
     itself. It keeps its rowid: WITHOUT ROWID takes 1.15 times the space for messages of 1 kB and
     3.4 times for those of 2 kB, since a row of more than a quarter of an index page goes on in a
