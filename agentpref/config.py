@@ -55,10 +55,10 @@ class LossSettings:
 
 @dataclass(frozen=True, slots=True)
 class KLSettings:
-    """The penalty that holds a candidate near the live policy; ``target`` in nats per token."""
+    """λ·max(0, KL − target): holds a candidate near the live policy; target in nats per token."""
 
-    weight: float = 0.1
-    target: float = 0.02
+    weight: float = 1.0
+    target: float = 0.05
 
     def __post_init__(self) -> None:
         _require(self.weight >= 0, "kl.weight", self.weight, "0 or more (0 turns it off)")

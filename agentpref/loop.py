@@ -7,6 +7,7 @@ one to the next, holds the home while it works, and leaves either everything or 
 from __future__ import annotations
 
 import random
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from agentpref.learn.encode import EncodedPair
     from agentpref.learn.learner import Learner, Progress
     from agentpref.prove.checks import Check
+
+_CANDIDATE = ".candidate-"
 
 Outcome = Literal["promoted", "refused", "insufficient", "nothing_new"]
 
@@ -128,6 +131,7 @@ def update(
     place = Home.open(home)
     settings = config or UpdateConfig()
     with _exclusive(place), translated(place), closing(connect(place)) as connection:
+        _sweep(place)
         return _Update(place, connection, model, settings, namespace, checks, progress).run()
 
 
@@ -154,7 +158,7 @@ class _Update:
     def run(self) -> UpdateReport:
         """Go through the night in order."""
         state = self.registry.state()
-        live = self.registry.live()
+        live = None if state.live is None else self.registry.get(state.live)
         pairs = read_pairs(Store(self.connection), self.namespace, held_out=self.config.held_out)
         night = Night.of(pairs.pairs, self.updates.learned_by(state.live))
         report = UpdateReport(
@@ -182,36 +186,44 @@ class _Update:
         from agentpref.prove.checks import installed_checks
         from agentpref.prove.gate import judge
 
+        checks = installed_checks() if self.checks is None else self.checks
         learner = self._learner(live)
-        new, replayed = learner.encode(night.new), self._replay(learner, night)
+        new = learner.encode(night.new)
+        if not new:
+            return self._left_out(report, learner), _roles(night, ())
+        replayed = self._replay(learner, night)
         training = learner.fit([*new, *replayed], new=len(new))
         marks = [
             exam.mark(learner, learner.encode(pairs))
             for pairs in (night.new_held_out, night.old_held_out)
         ]
-        checks = installed_checks() if self.checks is None else self.checks
         evidence = exam.evidence(learner, *marks, trained=new, checks=checks)
         verdict = judge(evidence, self.config.gate, seed=self.config.seed)
         done = replace(
-            report,
+            self._left_out(report, learner),
             verdict=verdict.verdict,
             counts={**report.counts, "replayed": len(replayed)},
-            left_out={**report.left_out, **learner.left_out},
             accuracy=marks[0].joined(marks[1]).by_tag(),
             training=asdict(training),
             checks=verdict.to_mapping()["checks"],
-            seconds=time.time() - self.started,
         )
         if verdict.verdict != "refused":
             done = replace(done, revision=self._publish(learner, live, done))
         return done, _roles(night, replayed)
+
+    def _left_out(self, report: UpdateReport, learner: Learner) -> UpdateReport:
+        """The report with what could not be encoded, and the time it took to see so."""
+        left_out = {**report.left_out, **learner.left_out}
+        return replace(report, left_out=left_out, seconds=time.time() - self.started)
 
     def _learner(self, live: Revision | None) -> Learner:
         from agentpref.learn.base import load_base
         from agentpref.learn.cache import LogpCache
         from agentpref.learn.learner import Learner
 
+        self.progress("load model", 0, 1)
         base = load_base(self.model)
+        self.progress("load model", 1, 1)
         _check_base(base, live)
         caches: dict[Policy, LogpCache] = {
             "base": LogpCache(self.connection, base.identity, BASE),
@@ -228,20 +240,20 @@ class _Update:
         from agentpref.prove.strata import stratify
 
         settings = self.config.replay
-        strata: dict[str, list[Pair]] = {}
-        for pair, stratum in zip(night.old, stratify(night.old), strict=True):
-            strata.setdefault(str(stratum), []).append(pair)
-        drawn = replay.draw(
+        old = learner.encode(night.old)
+        strata: dict[str, list[EncodedPair]] = {}
+        for row, stratum in zip(old, stratify([row.pair for row in old]), strict=True):
+            strata.setdefault(str(stratum), []).append(row)
+        return replay.draw(
             strata,
             replay.replay_size(len(night.new), settings),
             hard_share=settings.hard_share,
-            hardness=lambda pairs: [-h for h in learner.margins("live", learner.encode(pairs))],
+            hardness=lambda rows: [-h for h in learner.margins("live", rows)],
             rng=random.Random(self.config.seed),
         )
-        return learner.encode(drawn)
 
     def _publish(self, learner: Learner, live: Revision | None, report: UpdateReport) -> str:
-        with tempfile.TemporaryDirectory(dir=self.home.path, prefix=".candidate-") as folder:
+        with tempfile.TemporaryDirectory(dir=self.home.path, prefix=_CANDIDATE) as folder:
             learner.save(Path(folder))
             revision = self.registry.publish(
                 folder,
@@ -253,7 +265,7 @@ class _Update:
         return revision.revision_id
 
     def _keep(self, report: UpdateReport, roles: dict[str, Role]) -> None:
-        """Write the report into the ledger, and as a file for people."""
+        """Write the report and what each pair was used for into the ledger."""
         self.updates.add(
             UpdateRow(
                 update_id=report.update_id,
@@ -285,6 +297,12 @@ def _check_base(base: BaseModel, live: Revision | None) -> None:
             f"{live.revision_id} was trained on {trained_on['name']!r}, whose weights or chat "
             f"template are not those of {base.name!r}; pass that model, or use a new namespace"
         )
+
+
+def _sweep(home: Home) -> None:
+    """Remove the candidates of updates that were killed. Call it with the home held."""
+    for folder in home.path.glob(f"{_CANDIDATE}*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -40,7 +40,7 @@ def attach(base: BaseModel, live: Path | None, settings: LoraSettings, *, seed: 
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return get_peft_model(base.model, config, "candidate")  # type: ignore[return-value]
+        return get_peft_model(base.model, config, "candidate")
 
 
 @contextmanager
@@ -63,7 +63,9 @@ def save(model: PeftModel, base: BaseModel, folder: Path) -> None:
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    weights = get_peft_model_state_dict(model, adapter_name="candidate")
+    weights = get_peft_model_state_dict(
+        model, adapter_name="candidate", save_embedding_layers=False
+    )
     save_file(
         {name: tensor.detach().float().cpu().contiguous() for name, tensor in weights.items()},
         folder / "adapter_model.safetensors",
@@ -72,6 +74,7 @@ def save(model: PeftModel, base: BaseModel, folder: Path) -> None:
     config: Any = model.peft_config["candidate"]
     config.base_model_name_or_path = base.name
     config.inference_mode = True
+    config.target_modules = sorted(config.target_modules)  # a set: its order is another each time
     config.save_pretrained(folder)
 
 

@@ -8,6 +8,8 @@ is ever used with another. This module knows nothing of adapters, pairs or train
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -58,25 +60,36 @@ def load_base(name: str) -> BaseModel:
     Raises:
         MissingDependency: torch or transformers is not installed.
         ModelNotFound: the name resolves to nothing.
-        UnsupportedModel: the model has no chat template or no safetensors.
+        UnsupportedModel: the model has no chat template or no safetensors, is no causal language
+            model, or its files are not whole.
     """
     try:
-        import torch
+        import torch  # noqa: F401
         import transformers
     except ImportError as error:
         raise MissingDependency(
             f"a model needs {error.name}; install it with: pip install 'agentpref[train]'"
         ) from error
     path = find_base(name)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    with _quiet(transformers):
+        return _load(name, path)
+
+
+def _load(name: str, path: Path) -> BaseModel:
+    import torch
+    import transformers
+
+    with _refusing(name):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
     if tokenizer.chat_template is None:
         raise UnsupportedModel(
             f"{name!r} has no chat template; use an instruct model, or add chat_template.jinja"
         )
     gpu = torch.cuda.is_available()
-    model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.bfloat16 if gpu else torch.float32, use_safetensors=True
-    )
+    with _refusing(name):
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.bfloat16 if gpu else torch.float32, use_safetensors=True
+        )
     model.to("cuda" if gpu else "cpu").eval().requires_grad_(False)
     return BaseModel(
         name=name,
@@ -86,6 +99,34 @@ def load_base(name: str) -> BaseModel:
         digest=digest_files(path, _WEIGHT_FILES),
         template_digest=digest_files(path, _TOKENIZER_FILES),
     )
+
+
+@contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    """Say of what transformers cannot load that it is not supported, and why."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
+        why = str(error).strip().partition("\n")[0]
+        raise UnsupportedModel(
+            f"{name!r} cannot be loaded: {why}; use a causal language model that transformers knows, "
+            f"with a tokenizer and whole safetensors"
+        ) from error
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Silence the progress bar of loading, which libraries must not write to a host's terminal."""
+    logging = transformers.utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def find_base(name: str) -> Path:

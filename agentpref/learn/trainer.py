@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agentpref.config import KLSettings, LossSettings, UpdateConfig
 from agentpref.errors import TrainingDiverged
-from agentpref.learn import adapter, loss
+from agentpref.learn import adapter
+from agentpref.learn import loss as losses
 from agentpref.learn.batch import Layout, chunks
 from agentpref.learn.encode import EncodedPair
 from agentpref.learn.logps import PairLogps, completion_logits, sequence_logps
@@ -31,6 +32,7 @@ TOKENS_PER_STEP = 2048
 _SMALL_MODEL = 50_000_000
 _MAX_GRADIENT_NORM = 1.0
 _WARMUP_SHARE = 0.1
+_TAIL = 10
 
 
 class TrainingRow(NamedTuple):
@@ -42,7 +44,10 @@ class TrainingRow(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TrainingReport:
-    """What training did. Losses are means over a step's pairs; KL is nats per token."""
+    """What training did. Losses are means over pairs and KL to live is in nats per token.
+
+    The first loss is the first batch's, the last loss and the KL are means of the last ten.
+    """
 
     steps: int
     epochs: int
@@ -50,7 +55,6 @@ class TrainingReport:
     first_loss: float
     last_loss: float
     kl: float
-    kl_weight: float
     seconds: float
 
 
@@ -60,8 +64,8 @@ def epochs_for(new: int) -> int:
 
 
 def learning_rate_for(model: Any) -> float:
-    """3e-4 for models of a few million parameters, 5e-5 for real ones."""
-    return 3e-4 if model.num_parameters() < _SMALL_MODEL else 5e-5
+    """2e-3 for models of a few million parameters, 5e-5 for real ones."""
+    return 2e-3 if model.num_parameters() < _SMALL_MODEL else 5e-5
 
 
 def train(
@@ -84,74 +88,71 @@ def train(
     plan = list(_plan(rows, config.batch_size, epochs, config.seed))
     optimizer, schedule = _optimizer(model, rate, len(plan))
     step = Step(model, layout, pad, config.loss, config.kl)
-    losses: list[float] = []
-    kls: list[float] = []
+    history: list[tuple[float, float]] = []
     for done, batch in enumerate(plan, start=1):
-        value, kl = step(batch)
+        history.append(step(batch))
         _apply(model, optimizer, schedule)
-        losses.append(value)
-        kls.append(kl)
         progress(done, len(plan))
+    tail = history[-_TAIL:]
     return TrainingReport(
         steps=len(plan),
         epochs=epochs,
         learning_rate=rate,
-        first_loss=losses[0],
-        last_loss=losses[-1],
-        kl=sum(kls[-20:]) / len(kls[-20:]),
-        kl_weight=step.kl_weight,
+        first_loss=history[0][0],
+        last_loss=sum(loss for loss, _ in tail) / len(tail),
+        kl=sum(kl for _, kl in tail) / len(tail),
         seconds=time.monotonic() - started,
     )
 
 
 class Step:
-    """Gradients of one batch, and the KL weight that adapts from batch to batch."""
+    """Gradients of one batch's objective, accumulated over passes of a bounded size."""
 
     def __init__(
         self, model: PeftModel, layout: Layout, pad: int, loss: LossSettings, kl: KLSettings
     ) -> None:
         self._model, self._layout, self._pad = model, layout, pad
         self._loss, self._kl = loss, kl
-        self.kl_weight = kl.weight
 
     def __call__(self, rows: Sequence[TrainingRow]) -> tuple[float, float]:
-        """Accumulate the gradient of the batch's objective; return its loss and its mean KL."""
-        tokens = sum(len(r.encoded.chosen) + len(r.encoded.rejected) for r in rows)
+        """Accumulate the gradient of the batch; return its mean loss and its KL to live."""
         by_width = sorted(rows, key=lambda row: row.encoded.width)
-        total, total_kl, start = 0.0, 0.0, 0
+        loss, kl, start = 0.0, 0.0, 0
         for run in chunks([row.encoded for row in by_width], TOKENS_PER_STEP):
             part = by_width[start : start + len(run)]
             start += len(run)
-            preference, kl = self._terms(part)
-            objective = preference / len(rows) + self.kl_weight * kl / tokens
+            share = len(part) / len(rows)
+            preference, excess, moved = self._terms(part)
+            objective = share * (preference + self._kl.weight * excess)
             _check_finite(objective)
-            objective.backward()
-            total += float(preference.detach())
-            total_kl += float(kl.detach())
-        if self._kl.weight:
-            self.kl_weight = loss.adapt_kl_weight(
-                self.kl_weight, total_kl / tokens, self._kl.target
-            )
-        return total / len(rows), total_kl / tokens
+            objective.backward()  # type: ignore[no-untyped-call]
+            loss += share * float(preference.detach())
+            kl += share * float(moved.detach())
+        return loss, kl
 
-    def _terms(self, rows: Sequence[TrainingRow]) -> tuple[Tensor, Tensor]:
-        """Summed over the rows: the weighted preference loss, and the KL over their tokens."""
-        import torch
-
+    def _terms(self, rows: Sequence[TrainingRow]) -> tuple[Tensor, Tensor, Tensor]:
+        """Means over the rows: the preference loss with its anchor, KL above target, and KL."""
         batch = self._layout([row.encoded for row in rows], self._pad)
         live = self._live_logits(batch)
         logits = completion_logits(self._model, batch)
-        chosen, rejected = sequence_logps(logits, batch).chunk(2)
+        preference = self._preference(rows, sequence_logps(logits, batch))
+        if live is None:
+            nothing = preference.new_zeros(())
+            return preference, nothing, nothing
+        per_token = losses.token_kl(live, logits)
+        return preference, *losses.kl_excess(
+            per_token, batch.real.to(logits.device), self._kl.target
+        )
+
+    def _preference(self, rows: Sequence[TrainingRow], logps: Tensor) -> Tensor:
+        chosen, rejected = logps.chunk(2)
         columns = _columns(rows, chosen.device)
-        margin = loss.reward_margin(
+        margin = losses.reward_margin(
             chosen, rejected, columns["ref_chosen"], columns["ref_rejected"]
         )
-        preference = loss.dpo_loss(margin, beta=self._loss.beta, noise=columns["noise"])
-        anchor = loss.nll_anchor(chosen, columns["length"]) * self._anchor_weights(rows, chosen)
-        summed = (columns["weight"] * preference + anchor).sum()
-        if live is None:
-            return summed, torch.zeros((), device=chosen.device)
-        return summed, (loss.token_kl(live, logits) * batch.real.to(logits.device)).sum()
+        wrong = losses.dpo_loss(margin, beta=self._loss.beta, noise=columns["noise"])
+        anchor = losses.nll_anchor(chosen, columns["length"]) * self._anchor_weights(rows, chosen)
+        return (columns["weight"] * wrong + anchor).mean()
 
     def _live_logits(self, batch: Any) -> Tensor | None:
         if not self._kl.weight:

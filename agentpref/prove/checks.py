@@ -8,9 +8,10 @@ point group ``agentpref.checks``. A check that raises has failed: it is there to
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import TypeAlias
 
+from agentpref.errors import ConfigError
 from agentpref.prove.gate import UserCheck
 from agentpref.types import Message
 
@@ -21,13 +22,28 @@ Check: TypeAlias = Callable[[Ask], "bool | tuple[bool, str]"]
 
 
 def installed_checks() -> dict[str, Check]:
-    """Checks of installed packages, by the name of their entry point."""
-    return {point.name: point.load() for point in entry_points(group=GROUP)}
+    """Checks of installed packages, by the name of their entry point.
+
+    Raises:
+        ConfigError: one of them cannot be imported; without it nothing may be promoted.
+    """
+    return {point.name: _load(point) for point in entry_points(group=GROUP)}
 
 
 def run_checks(checks: Mapping[str, Check], ask: Ask) -> tuple[UserCheck, ...]:
     """Run every check, in name order."""
     return tuple(_run(name, checks[name], ask) for name in sorted(checks))
+
+
+def _load(point: EntryPoint) -> Check:
+    try:
+        check: Check = point.load()
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"the check {point.name!r} cannot be loaded from {point.value!r}: {error}; repair or "
+            f"uninstall the package that offers it"
+        ) from error
+    return check
 
 
 def _run(name: str, check: Check, ask: Ask) -> UserCheck:

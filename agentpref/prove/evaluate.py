@@ -26,10 +26,13 @@ _TOOL_CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|$)", re.DOTALL)
 
 
 def kl_from_base(learner: Learner, rows: Sequence[EncodedPair]) -> float:
-    """KL(π_0 ‖ π_θ) in nats per completion token, exact at each token of ``rows``."""
+    """KL(π_0 ‖ π_θ) in nats per completion token, exact at each token of ``rows``.
+
+    The mean over completions of each one's mean over its tokens, as in training.
+    """
     import torch
 
-    layout, total, tokens = learner.layout(rows), 0.0, 0
+    layout, total = learner.layout(rows), 0.0
     with torch.no_grad():
         for run in batch.chunks(sorted(rows, key=lambda row: row.width), logps.TOKENS_PER_PASS):
             part = layout(run, learner.pad)
@@ -37,10 +40,9 @@ def kl_from_base(learner: Learner, rows: Sequence[EncodedPair]) -> float:
                 base = logps.completion_logits(model, part)
             with learner.speaking_as("candidate") as model:
                 candidate = logps.completion_logits(model, part)
-            real = part.real.to(base.device)
-            total += float((loss.token_kl(base, candidate) * real).sum())
-            tokens += int(real.sum())
-    return total / tokens
+            _, kl = loss.kl_excess(loss.token_kl(base, candidate), part.real.to(base.device), 0.0)
+            total += len(run) * float(kl)
+    return total / len(rows)
 
 
 def token_limit(rows: Sequence[EncodedPair]) -> int:
@@ -56,7 +58,7 @@ def generations(
     tokenizer = learner.base.tokenizer
     asked = [encode_prompt(prompt, tokenizer) for prompt in prompts]
     answers, finite = _answer(learner, policy, asked, limit)
-    texts: list[str] = tokenizer.batch_decode(answers, skip_special_tokens=True)  # type: ignore[assignment]
+    texts = [_text(learner, ids) for ids in answers]
     return Generations(
         distinct_2=distinct_n(answers, 2),
         mean_length=sum(map(len, answers)) / len(answers),
@@ -71,7 +73,11 @@ def answer(learner: Learner, messages: Sequence[Message]) -> str:
     """The candidate's greedy answer to a list of messages, as text."""
     asked = encode_prompt(Prompt("", tuple(messages)), learner.base.tokenizer)
     ((ids,), _) = _answer(learner, "candidate", [asked], MOST_TOKENS)
-    return str(learner.base.tokenizer.decode(ids, skip_special_tokens=True))
+    return _text(learner, ids)
+
+
+def _text(learner: Learner, ids: Ids) -> str:
+    return str(learner.base.tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
 def _answer(
@@ -84,7 +90,7 @@ def _answer(
     ids = torch.tensor([[learner.pad] * (width - len(row)) + list(row) for row in asked])
     mask = torch.arange(width) >= torch.tensor([[width - len(row)] for row in asked])
     with torch.no_grad(), learner.speaking_as(policy) as model:
-        out: Any = model.generate(
+        out: Any = model.generate(  # type: ignore[no-untyped-call]
             input_ids=ids.to(model.device),
             attention_mask=mask.long().to(model.device),
             max_new_tokens=limit,

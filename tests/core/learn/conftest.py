@@ -1,0 +1,35 @@
+"""Pairs and learners that the learning tests share."""
+
+from __future__ import annotations
+
+import pytest
+
+from agentpref.config import UpdateConfig
+from agentpref.learn.base import load_base
+from agentpref.learn.learner import Learner
+from agentpref.types import Pair, Prompt
+
+
+def make_pair(number: int, chosen: str, rejected: str, **changes) -> Pair:
+    prompt = Prompt(f"prompt{number}", ({"role": "user", "content": f"Question {number}?"},))
+    sides = ({"role": "assistant", "content": text} for text in (chosen, rejected))
+    return Pair(f"pair{number}", "test", float(number), prompt, *sides, "comparison", **changes)
+
+
+@pytest.fixture
+def pairs():
+    return [make_pair(n, f"yes, {n} it is", "no" * (1 + n % 3)) for n in range(12)]
+
+
+@pytest.fixture
+def make_learner(random_base):
+    def make(live=None, **changes):
+        return Learner(
+            load_base(str(random_base)),
+            live,
+            UpdateConfig(**{"batch_size": 4, "learning_rate": 3e-3, **changes}),
+            caches={},
+            progress=lambda stage, done, total: None,
+        )
+
+    return make

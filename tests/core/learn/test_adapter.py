@@ -1,0 +1,128 @@
+"""Three policies in one model: who speaks, who learns, and what is written."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from agentpref.config import LoraSettings
+from agentpref.learn import adapter
+from agentpref.learn.base import load_base
+
+
+@pytest.fixture
+def attach(random_base):
+    def call(live=None, settings=None, seed=0):
+        base = load_base(str(random_base))
+        return base, adapter.attach(base, live, settings or LoraSettings(rank=8), seed=seed)
+
+    return call
+
+
+@pytest.fixture
+def saved(attach, tmp_path):
+    """Folder of an adapter that differs from the base."""
+    base, model = attach(seed=1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.02)
+    adapter.save(model, base, tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def trainable(model):
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def logits(model, policy):
+    with torch.no_grad(), adapter.policy(model, policy) as speaking:
+        return speaking(torch.tensor([[5, 6, 7]])).logits
+
+
+def test_only_the_candidate_learns_whoever_spoke_last(attach, saved):
+    _, model = attach(live=saved)
+    mine = {name for name, _ in model.named_parameters() if ".candidate." in name}
+    assert trainable(model) == mine != set()
+    for policy in ("base", "live", "candidate"):
+        logits(model, policy)
+        assert trainable(model) == mine
+
+
+def test_each_policy_speaks_for_itself(attach, saved):
+    _, model = attach(live=saved)
+    base, live = logits(model, "base"), logits(model, "live")
+    assert not torch.allclose(base, live)
+    assert torch.equal(logits(model, "candidate"), live), "a candidate starts as live"
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".candidate." in name:
+                parameter.zero_()
+    assert torch.equal(logits(model, "candidate"), base)
+    assert torch.equal(logits(model, "live"), live)
+
+
+def test_without_a_live_adapter_live_is_the_base(attach):
+    _, model = attach()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.02)
+    assert torch.equal(logits(model, "live"), logits(model, "base"))
+    assert not torch.equal(logits(model, "candidate"), logits(model, "base"))
+
+
+@pytest.mark.parametrize("policy", ["base", "live"])
+def test_the_candidate_speaks_again_after_an_error(attach, saved, policy):
+    _, model = attach(live=saved)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".candidate." in name:
+                parameter.mul_(2.0)
+    before = logits(model, "candidate")
+    with pytest.raises(ValueError, match="halt"), adapter.policy(model, policy):
+        raise ValueError("halt")
+    with torch.no_grad():
+        assert torch.equal(model(torch.tensor([[5, 6, 7]])).logits, before)
+    assert trainable(model)
+
+
+def test_the_shape_is_that_of_the_settings(attach):
+    _, model = attach(settings=LoraSettings(rank=16, alpha=64))
+    config = model.peft_config["candidate"]
+    assert (config.r, config.lora_alpha) == (16, 64)
+    layers = {name.split(".candidate.")[0].split(".")[-2] for name in trainable(model)}
+    assert layers == {f"{part}_proj" for part in ("q", "k", "v", "o", "gate", "up", "down")}, (
+        "all linear layers, and not the head"
+    )
+
+
+def test_the_hosts_random_state_is_left_alone(attach):
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    attach(seed=9)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_what_is_written_does_not_depend_on_the_process(saved):
+    """Peft keeps the layers' names in a set, whose order changes with the hash seed."""
+    config = json.loads((saved / "adapter_config.json").read_text())
+    assert config["target_modules"] == sorted(config["target_modules"])
+    assert {file.name for file in saved.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+
+
+def test_weights_are_written_as_float32_whatever_they_were(attach, tmp_path):
+    from safetensors.torch import load_file
+
+    base, model = attach()
+    model.to(torch.bfloat16)
+    adapter.save(model, base, tmp_path / "half")
+    weights = load_file(tmp_path / "half" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    assert not any("candidate" in name or "base_layer" in name for name in weights)

@@ -1,0 +1,110 @@
+"""A learner on a real model: what it starts from, what it changes, and that it repeats itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+
+import pytest
+import torch
+
+from agentpref.config import KLSettings, LossSettings
+from agentpref.errors import TrainingDiverged
+from agentpref.learn.base import load_base
+
+
+def digest(folder):
+    return hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+def test_a_fresh_candidate_is_the_base(make_learner, pairs):
+    learner = make_learner()
+    assert learner.margins("candidate", learner.encode(pairs)) == [0.0] * len(pairs)
+
+
+def test_the_first_loss_of_a_fresh_candidate_is_log_2(make_learner, pairs):
+    learner = make_learner(loss=LossSettings(nll=0.0), batch_size=12, epochs=1)
+    report = learner.fit(learner.encode(pairs), new=12)
+    assert report.first_loss == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_training_teaches_the_pairs(make_learner, pairs):
+    learner = make_learner(epochs=8)
+    rows = learner.encode(pairs)
+    report = learner.fit(rows, new=12)
+    assert all(h > 0 for h in learner.margins("candidate", rows))
+    assert report.last_loss < report.first_loss
+    assert report.steps == 8 * 3
+
+
+def test_training_leaves_base_and_live_alone(make_learner, pairs, tmp_path):
+    first = make_learner(epochs=2)
+    rows = first.encode(pairs)
+    first.fit(rows, new=12)
+    first.save(tmp_path)
+    second = make_learner(live=tmp_path, epochs=2)
+    before = [second.score(policy, rows) for policy in ("base", "live")]
+    assert second.score("candidate", rows) == second.score("live", rows)
+    second.fit(rows, new=12)
+    assert [second.score(policy, rows) for policy in ("base", "live")] == before
+    assert second.score("candidate", rows) != second.score("live", rows)
+
+
+def test_saved_adapter_is_what_plain_peft_loads(make_learner, pairs, tmp_path, random_base):
+    from peft import PeftModel
+
+    learner = make_learner(epochs=2)
+    rows = learner.encode(pairs)
+    learner.fit(rows, new=12)
+    learner.save(tmp_path)
+    model = PeftModel.from_pretrained(load_base(str(random_base)).model, tmp_path).eval()
+    ids = torch.tensor([rows[0].prompt + rows[0].chosen])
+    with torch.no_grad(), learner.speaking_as("candidate") as candidate:
+        torch.testing.assert_close(model(ids).logits, candidate(ids).logits)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["inference_mode"]
+
+
+def test_same_inputs_and_seed_give_the_same_bytes(make_learner, pairs, tmp_path):
+    for name in ("one", "two"):
+        learner = make_learner(epochs=2)
+        learner.fit(learner.encode(pairs), new=12)
+        learner.save(tmp_path / name)
+    assert digest(tmp_path / "one") == digest(tmp_path / "two")
+
+
+def test_another_seed_gives_other_bytes(make_learner, pairs, tmp_path):
+    for seed in (0, 1):
+        learner = make_learner(epochs=1, seed=seed)
+        learner.fit(learner.encode(pairs), new=12)
+        learner.save(tmp_path / str(seed))
+    assert digest(tmp_path / "0") != digest(tmp_path / "1")
+
+
+def test_the_kl_penalty_holds_the_candidate_near_live(make_learner, pairs):
+    moved = {}
+    for weight in (0.0, 20.0):
+        learner = make_learner(epochs=4, kl=KLSettings(weight=weight))
+        rows = learner.encode(pairs)
+        learner.fit(rows, new=12)
+        moved[weight] = sum(map(abs, learner.margins("candidate", rows)))
+    assert moved[20.0] < 0.7 * moved[0.0]
+
+
+def test_the_anchor_keeps_chosen_answers_likely(make_learner, pairs):
+    likely = {}
+    for nll in (0.0, 2.0):
+        learner = make_learner(epochs=4, loss=LossSettings(nll=nll), kl=KLSettings(weight=0))
+        rows = learner.encode(pairs)
+        learner.fit(rows, new=12)
+        likely[nll] = sum(s.chosen for s in learner.score("candidate", rows))
+    assert likely[2.0] > likely[0.0]
+
+
+def test_a_loss_that_is_not_finite_ends_training(make_learner, pairs):
+    learner = make_learner(epochs=1)
+    rows = learner.encode(pairs)
+    with learner.speaking_as("candidate") as model, torch.no_grad():
+        next(p for n, p in model.named_parameters() if "lora_B" in n).fill_(float("nan"))
+    with pytest.raises(TrainingDiverged, match="nan"):
+        learner.fit(rows, new=12)

@@ -1,0 +1,106 @@
+"""The same batch through TRL's DPOTrainer: the same loss and the same gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from agentpref.config import KLSettings, LoraSettings, LossSettings
+from agentpref.learn import adapter
+from agentpref.learn.base import load_base
+from agentpref.learn.batch import plain, shared
+from agentpref.learn.trainer import Step, TrainingRow
+
+
+def randomise(model):
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            if "lora_" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+
+
+def lora_gradients(model):
+    return {
+        name.replace(".candidate.", ".").replace(".default.", "."): parameter.grad
+        for name, parameter in model.named_parameters()
+        if "lora_" in name
+    }
+
+
+@pytest.fixture
+def ours(make_learner, pairs):
+    learner = make_learner()
+    randomise(learner._model)
+    rows = learner.encode(pairs[:4])
+    return learner, [
+        TrainingRow(r, s) for r, s in zip(rows, learner.score("base", rows), strict=True)
+    ]
+
+
+@pytest.fixture
+def theirs(random_base, tmp_path, ours):
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import DPOConfig, DPOTrainer
+
+    base = load_base(str(random_base))
+    settings = LoraSettings()
+    rows = [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 4
+    trainer = DPOTrainer(
+        model=base.model,
+        args=DPOConfig(
+            output_dir=str(tmp_path),
+            beta=0.3,
+            use_cpu=True,
+            report_to=[],
+            bf16=False,
+            gradient_checkpointing=False,
+            disable_dropout=True,
+        ),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=base.tokenizer,
+        peft_config=LoraConfig(
+            r=settings.rank,
+            lora_alpha=settings.alpha,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        ),
+    )
+    randomise(trainer.model)
+    return trainer
+
+
+@pytest.mark.parametrize("layout", [plain, shared])
+def test_loss_and_gradients_equal_trl(ours, theirs, layout):
+    learner, rows = ours
+    step = Step(
+        learner._model, layout, learner.pad, LossSettings(beta=0.3, nll=0.0), KLSettings(weight=0.0)
+    )
+    with adapter.policy(learner._model, "candidate"):
+        loss, _ = step([row._replace(encoded=_certain(row.encoded)) for row in rows])
+
+    batch = theirs.data_collator(
+        [
+            {
+                "prompt_ids": list(row.encoded.prompt),
+                "chosen_ids": list(row.encoded.chosen),
+                "rejected_ids": list(row.encoded.rejected),
+            }
+            for row in rows
+        ]
+    )
+    expected = theirs.compute_loss(theirs.model, batch)
+    expected.backward()
+
+    assert loss == pytest.approx(float(expected.detach()), abs=1e-5)
+    mine, other = lora_gradients(learner._model), lora_gradients(theirs.model)
+    assert mine.keys() == other.keys()
+    for name in mine:
+        torch.testing.assert_close(mine[name], other[name], atol=1e-5, rtol=1e-4)
+
+
+def _certain(encoded):
+    from dataclasses import replace
+
+    return replace(encoded, pair=replace(encoded.pair, noise=0.0))
