@@ -1,0 +1,157 @@
+"""The ledger of updates, over a real database and real revisions."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from dataclasses import replace
+
+import pytest
+
+from agentpref.errors import UpdateError
+from agentpref.record.database import connect
+from agentpref.record.home import Home
+from agentpref.record.updates import UpdateRow, Updates
+
+NOTHING = UpdateRow("u0", "default", 0.0, 0.5, None, None, "refused", {})
+
+
+@pytest.fixture
+def connection(tmp_path):
+    with closing(connect(Home.create(tmp_path / "home"))) as connection:
+        yield connection
+
+
+@pytest.fixture
+def updates(connection):
+    return Updates(connection)
+
+
+@pytest.fixture
+def add(connection, updates):
+    """Add one update after the last; a candidate becomes a revision with its parent."""
+    count = 0
+
+    def call(verdict="promoted", *, parent=None, candidate=None, namespace="default", **pairs):
+        nonlocal count
+        count += 1
+        if candidate is not None:
+            connection.execute(
+                "INSERT INTO revision VALUES (?, ?, ?, ?, ?, '{}')",
+                (candidate, namespace, count, parent, float(count)),
+            )
+        row = UpdateRow(
+            f"u{count}",
+            namespace,
+            float(count),
+            count + 0.5,
+            parent,
+            candidate,
+            verdict,
+            {"update_id": f"u{count}", "accuracy": {"bread": 0.75}, "checks": [{"value": None}]},
+            pairs,
+        )
+        updates.add(row)
+        return row
+
+    return call
+
+
+@pytest.fixture
+def line(add):
+    """Three revisions, each trained on the one before, and a side branch off the first."""
+    add(candidate="r1", a="new", b="held_out")
+    add(parent="r1", candidate="r2", c="new", a="replay")
+    add(parent="r2", candidate="r3", d="new", e="held_out", c="replay")
+    add("insufficient", parent="r1", candidate="side", f="new", a="replay")
+
+
+def test_nothing_was_learned_by_the_base_or_a_stranger(updates, line):
+    assert updates.learned_by(None) == set()
+    assert updates.learned_by("r9") == set()
+
+
+@pytest.mark.parametrize(
+    ("revision", "learned"), [("r1", "ab"), ("r2", "abc"), ("r3", "abcde"), ("side", "abf")]
+)
+def test_a_revision_has_learned_what_its_line_did(updates, line, revision, learned):
+    assert updates.learned_by(revision) == set(learned)
+
+
+def test_after_a_rollback_what_came_later_is_new_again(updates, line):
+    assert updates.learned_by("r3") - updates.learned_by("r1") == {"c", "d", "e"}
+
+
+def test_what_was_only_replayed_was_not_learned(updates, add):
+    add(candidate="r1", a="new")
+    add(candidate="other", z="new", a="replay")
+    assert updates.learned_by("other") == {"z"}
+
+
+def test_refused_pairs_are_learned_by_nobody(updates, add):
+    add("refused", a="new", b="held_out")
+    assert updates.learned_by(None) == set()
+
+
+@pytest.mark.parametrize("verdict", ["refused", "insufficient", "nothing_new"])
+def test_the_last_update_in_vain_says_what_it_tried(updates, add, verdict):
+    add(verdict, parent="r1", a="new", b="held_out", c="replay")
+    assert updates.tried_on("default", "r1") == {"a", "b"}
+
+
+def test_only_the_last_try_on_the_same_parent_counts(updates, add):
+    add("refused", parent="r1", a="new")
+    add("refused", parent="r1", a="new", b="new")
+    assert updates.tried_on("default", "r1") == {"a", "b"}
+    assert updates.tried_on("default", "r2") == set()
+    assert updates.tried_on("default", None) == set()
+
+
+def test_the_base_is_a_parent_too(updates, add):
+    add("refused", a="new")
+    assert updates.tried_on("default", None) == {"a"}
+
+
+def test_a_promotion_was_not_in_vain(updates, add):
+    add("refused", a="new")
+    add("promoted", candidate="r1", a="new")
+    assert updates.tried_on("default", None) == set()
+
+
+def test_namespaces_try_apart(updates, add):
+    add("refused", a="new")
+    add("promoted", candidate="r1", namespace="other")
+    assert updates.tried_on("default", None) == {"a"}
+    assert updates.tried_on("other", None) == set()
+
+
+def test_reports_come_back_as_they_were_given(updates, add):
+    first, second = add("refused"), add("insufficient")
+    elsewhere = add(namespace="other")
+    assert updates.report("default") == second.report
+    assert updates.report("default", first.update_id) == first.report
+    assert updates.report("other") == elsewhere.report
+
+
+def test_a_report_that_is_not_there_is_named(updates, add):
+    with pytest.raises(UpdateError, match=r"'default' has no update yet; run 'agentpref update'"):
+        updates.report("default")
+    add(namespace="other")
+    with pytest.raises(UpdateError, match="no update 'u1'"):
+        updates.report("default", "u1")
+
+
+def test_an_update_is_kept_with_its_pairs_or_not_at_all(connection, updates):
+    with pytest.raises(sqlite3.IntegrityError):
+        updates.add(replace(NOTHING, pairs={"a": "new", "b": None}))
+    with pytest.raises(UpdateError):
+        updates.report("default")
+    assert connection.execute("SELECT count(*) FROM update_pair").fetchone() == (0,)
+    assert not connection.in_transaction
+
+
+def test_an_update_is_kept_once(updates):
+    updates.add(NOTHING)
+    with pytest.raises(sqlite3.IntegrityError):
+        updates.add(replace(NOTHING, verdict="promoted", pairs={"a": "new"}))
+    assert updates.tried_on("default", None) == set()
