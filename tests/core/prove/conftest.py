@@ -1,0 +1,61 @@
+"""Learners that were taught one thing each, for the tests of what is measured of models."""
+
+from __future__ import annotations
+
+import pytest
+
+from agentpref.config import KLSettings, LossSettings, UpdateConfig
+from agentpref.learn.base import load_base
+from agentpref.learn.learner import Learner
+from agentpref.types import Pair, Prompt
+
+
+def make_pair(number: int, chosen: str, rejected: str = "no, never", **changes) -> Pair:
+    prompt = Prompt(f"prompt{number}", ({"role": "user", "content": f"Is {number} a number?"},))
+    sides = ({"role": "assistant", "content": text} for text in (chosen, rejected))
+    details = {"origin": "comparison", **changes}
+    return Pair(f"pair{number}-{chosen}", "test", float(number), prompt, *sides, **details)
+
+
+@pytest.fixture(scope="session")
+def pair_of():
+    """The factory ``pair_of(number, chosen, rejected, **changes)``."""
+    return make_pair
+
+
+@pytest.fixture(scope="session")
+def fresh_learner(random_base):
+    """A factory of learners whose candidate is still the base."""
+
+    def make(**changes):
+        settings = {
+            "batch_size": 8,
+            "learning_rate": 2e-2,
+            "loss": LossSettings(beta=1e-3, nll=1.0),  # above all, to imitate
+            "kl": KLSettings(weight=0.0),
+            **changes,
+        }
+        return Learner(
+            load_base(str(random_base)),
+            None,
+            UpdateConfig(**settings),
+            caches={},
+            progress=lambda stage, done, total: None,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def taught(fresh_learner):
+    """Teach a fresh learner one answer to everything: ``taught("yes")``; once per answer."""
+    known: dict[str, Learner] = {}
+
+    def make(answer: str, epochs: int = 4) -> Learner:
+        if answer not in known:
+            known[answer] = fresh_learner(epochs=epochs)
+            rows = known[answer].encode([make_pair(n, answer) for n in range(24)])
+            known[answer].fit(rows, new=len(rows))
+        return known[answer]
+
+    return make

@@ -1,0 +1,135 @@
+"""What is measured of models: how far a candidate moved, and what it writes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from agentpref.learn import logps
+from agentpref.learn.encode import EncodedPair, encode_prompt
+from agentpref.prove import evaluate
+from agentpref.prove.evaluate import answer, generations, kl_from_base, token_limit
+
+CALL, BROKEN = '<tool_call>{"a":1}</tool_call>', '<tool_call>{"a":1</tool_call>'
+
+
+@pytest.fixture
+def prompts(pair_of):
+    return [pair_of(number, "yes").prompt for number in (3, 50, 1234)]
+
+
+def tokens(learner, text):
+    return learner.base.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def poison(learner):
+    with learner.speaking_as("candidate") as model, torch.no_grad():
+        next(p for n, p in model.named_parameters() if "lora_B" in n).fill_(float("nan"))
+
+
+# KL
+
+
+def test_a_fresh_candidate_has_not_moved(fresh_learner, pair_of):
+    learner = fresh_learner()
+    rows = learner.encode([pair_of(n, "yes") for n in range(5)])
+    assert kl_from_base(learner, rows) == pytest.approx(0.0, abs=1e-6)
+
+
+def kl_by_hand(learner, prompt, completion):
+    """Mean over the completion's tokens of KL(base ‖ candidate), one sequence at a time."""
+    ids, logs = torch.tensor([prompt + completion]), []
+    for policy in ("base", "candidate"):
+        with torch.no_grad(), learner.speaking_as(policy) as model:
+            logits = model(ids).logits[0, len(prompt) - 1 : -1]
+        logs.append(logits.double().log_softmax(-1))
+    base, candidate = logs
+    return float((base.exp() * (base - candidate)).sum(-1).mean())
+
+
+def test_kl_is_the_mean_over_completions_of_their_means(taught, pair_of, monkeypatch):
+    learner = taught("yes")
+    answers = [("yes", "no"), ("yes, " * 9, "no"), ("perhaps", "a " * 20), ("yes", "never")]
+    rows = learner.encode([pair_of(10**n, *sides) for n, sides in enumerate(answers)])
+    each = [kl_by_hand(learner, r.prompt, side) for r in rows for side in (r.chosen, r.rejected)]
+    expected = sum(each) / len(each)
+    assert expected > 0.1
+    assert kl_from_base(learner, rows) == pytest.approx(expected, rel=1e-3)
+    monkeypatch.setattr(logps, "TOKENS_PER_PASS", 1)
+    assert kl_from_base(learner, rows) == pytest.approx(expected, rel=1e-3), "whatever the passes"
+
+
+# Limits
+
+
+@pytest.mark.parametrize(
+    ("longest", "limit"), [(1, 64), (32, 64), (50, 100), (128, 256), (999, 256)]
+)
+def test_an_answer_may_be_twice_as_long_as_the_longest_logged(pair_of, longest, limit):
+    short = EncodedPair(pair_of(1, "yes"), (1,), (2,), (3,))
+    long = (7,) * longest
+    for row in (
+        EncodedPair(pair_of(1, "yes"), (1,), long, (3,)),
+        EncodedPair(pair_of(1, "yes"), (1,), (2,), long),
+    ):
+        assert token_limit([short, row]) == limit
+
+
+# Answers
+
+
+def test_a_candidate_answers_as_it_was_taught(taught, prompts):
+    learner = taught("yes")
+    assert [answer(learner, prompt.messages) for prompt in prompts] == ["yes"] * 3
+    found = generations(learner, "candidate", prompts, limit=64)
+    assert found.mean_length == len(tokens(learner, "yes")) + 1, "the end of turn is a token too"
+    assert (found.empty, found.endless, found.tool_parse, found.finite) == (0, 0, None, True)
+
+
+def test_the_base_answers_beside_it_as_plain_transformers_does(taught, prompts):
+    learner, limit = taught("yes"), 40
+    found = generations(learner, "base", prompts, limit=limit)
+    lengths, texts = [], []
+    for prompt in prompts:
+        ids = torch.tensor([encode_prompt(prompt, learner.base.tokenizer)])
+        with torch.no_grad(), learner.speaking_as("base") as model:
+            out = model.generate(input_ids=ids, max_new_tokens=limit, do_sample=False)
+        lengths.append(out.shape[1] - ids.shape[1])
+        texts.append(tuple(out[0, ids.shape[1] :].tolist()))
+    assert found.mean_length == sum(lengths) / 3
+    assert found.endless == sum(length == limit for length in lengths) > 0
+    assert found.distinct_2 == evaluate.distinct_n(texts, 2)
+
+
+def test_without_a_live_adapter_live_answers_as_the_base(taught, prompts):
+    learner = taught("yes")
+    live = generations(learner, "live", prompts, limit=16)
+    assert live == generations(learner, "base", prompts, limit=16)
+    assert live != generations(learner, "candidate", prompts, limit=16)
+
+
+def test_answers_of_no_text_are_counted(taught, prompts):
+    found = generations(taught(""), "candidate", prompts, limit=64)
+    assert (found.empty, found.endless, found.mean_length) == (3, 0, 1.0)
+
+
+def test_an_answer_that_just_ends_at_the_limit_is_not_endless(taught, prompts):
+    learner = taught("yes")
+    whole = len(tokens(learner, "yes")) + 1
+    assert generations(learner, "candidate", prompts, limit=whole).endless == 0
+    assert generations(learner, "candidate", prompts, limit=whole - 1).endless == 3
+
+
+@pytest.mark.parametrize(("text", "rate"), [(CALL, 1.0), (BROKEN, 0.0)])
+def test_tool_calls_are_parsed(taught, prompts, text, rate):
+    learner = taught(text, epochs=12)
+    assert answer(learner, prompts[0].messages) == text
+    assert generations(learner, "candidate", prompts, limit=64).tool_parse == rate
+
+
+def test_numbers_that_are_not_finite_are_seen(fresh_learner, prompts):
+    learner = fresh_learner()
+    assert generations(learner, "candidate", prompts, limit=4).finite
+    poison(learner)
+    assert not generations(learner, "candidate", prompts, limit=4).finite
+    assert generations(learner, "base", prompts, limit=4).finite
