@@ -111,7 +111,7 @@ def _refusing(name: str) -> Iterator[None]:
     except (OSError, ValueError, SafetensorError) as error:
         why = str(error).strip().partition("\n")[0]
         raise UnsupportedModel(
-            f"{name!r} cannot be loaded: {why}; use a causal language model that transformers knows, "
+            f"{name!r} cannot be loaded: {why}; use a causal language model of transformers, "
             f"with a tokenizer and whole safetensors"
         ) from error
 
