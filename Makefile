@@ -11,11 +11,11 @@ PIP     := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c c
 SPEC    := pyproject.toml constraints.txt
 # One thread per process: the tests run in two of them, on what may be a two-core machine.
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
-SOURCES := agentpref adapters cli tests benchmarks
+SOURCES := agentpref adapters cli tests benchmarks docs examples
 TIMED   := ./.ci/timed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types imports tests fix wheel clean
+.PHONY: help demo test lint types imports tests fix docs wheel clean
 
 help: ## List the targets
 	@echo "usage: make TARGET [ARGS=\"...\"] [PYTHON=python3.12] [VENV=.venv]"
@@ -43,6 +43,9 @@ tests: $(VENV)/.dev ## Run the tests, e.g. make tests ARGS="-k gate"
 fix: $(VENV)/.dev ## Format the code and repair what ruff can
 	@$(BIN)/ruff check --fix $(SOURCES)
 	@$(BIN)/ruff format $(SOURCES)
+
+docs: $(VENV)/.dev ## Write the generated pages of the documentation anew
+	@$(BIN)/python docs/reference.py
 
 bench-%: $(VENV)/.dev ## Run one benchmark, e.g. make bench-startup
 	@$(BIN)/python -m benchmarks.$(subst -,_,$*) $(ARGS)

@@ -1,32 +1,30 @@
-"""Runs every snippet of docs/langchain.md, in order, as one program."""
+"""Plays docs/langchain.md on a small random model, and looks at what was logged."""
 
 from __future__ import annotations
 
-import re
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sessions import ROOT, play
 
 from agentpref.record.database import connect
 from agentpref.record.home import Home
 from agentpref.record.store import Store
 
-GUIDE = Path(__file__).parents[2] / "docs" / "langchain.md"
-
 
 def test_every_snippet_of_the_guide_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, random_base: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    snippets = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
-    program = "\n".join(snippets).replace('"tiny"', repr(str(random_base)))
+    monkeypatch.delenv("AGENTPREF_HOME", raising=False)
+    guide = (ROOT / "docs" / "langchain.md").read_text(encoding="utf-8")
     names: dict[str, Any] = {"__name__": "guide"}
-    exec(compile(program, str(GUIDE), "exec"), names)
+    list(play(guide.replace('"tiny"', repr(str(random_base))), tmp_path, names))
 
     assert names["answer"].response_metadata["revision"] == "base"
-    with closing(connect(Home.open(".agentpref"), readonly=True)) as connection:
+    home = Home.open(tmp_path / ".agentpref")
+    with closing(connect(home, readonly=True)) as connection:
         store = Store(connection)
         asked, served = store.runs("default")
         feedback = [(said.run_id, said.key) for said in store.feedback("default")]

@@ -1,0 +1,49 @@
+"""A night in one script: learn, act on the verdict, and have a running router follow.
+
+    python examples/nightly_update.py --model tiny [--home HOME]
+
+It exits as `agentpref update` does: 0 promoted, 3 nothing new, 4 refused, 5 too little evidence. In
+production the update runs from cron and the router in the server; `router.sync()` is then all that
+the server needs, after the update has exited with 0 or from a timer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import agentpref
+from agentpref_adapters.transformers import open_router
+
+EXIT_CODES = {"promoted": 0, "nothing_new": 3, "refused": 4, "insufficient": 5}
+
+
+def night(home: str, model: str) -> int:
+    """Run one update beside a router that serves, and return the exit code."""
+    router = open_router(home, model=model)
+    try:
+        report = agentpref.update(home, model=model)
+        print(f"{report.verdict}: {report.counts.get('new', 0)} new pairs")
+        for reason in report.reasons:
+            print(f"  {reason}")
+        print(f"serving: {router.sync().live or 'the base model'}")
+        return EXIT_CODES[report.verdict]
+    finally:
+        router.backend.close()
+
+
+def main() -> int:
+    """Read the command line; an error of agentpref's own is one line and exit code 1."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--home", default="./.agentpref")
+    parser.add_argument("--model", required=True)
+    options = parser.parse_args()
+    try:
+        return night(options.home, options.model)
+    except agentpref.AgentprefError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
