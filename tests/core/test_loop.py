@@ -260,6 +260,8 @@ def test_new_pairs_start_from_live_and_old_ones_are_replayed(trained, home, rand
     assert Registry(home).live().manifest["parent"] == first.revision
     assert report.counts["old"] == first.counts["new"]
     assert 16 <= report.counts["replayed"] <= report.counts["old"]
+    rows = report.counts["new"] + report.counts["replayed"]
+    assert report.training["steps"] == 3 * math.ceil(rows / 8)
     assert any(check["name"].startswith("retention of") for check in report.checks)
     roles = ledger(
         home,

@@ -127,7 +127,8 @@ def test_digests_tell_names_sizes_and_contents_apart(tmp_path):
         return digest_files(folder, ("*",))
 
     digests = [digest(a="xy"), digest(b="xy"), digest(a="x", b="y"), digest(a="", b="xy")]
-    assert len(set(digests)) == 4
+    digests += [digest(a="xb\0y"), digest(a="xb\0\0y")]
+    assert len(set(digests)) == 6
     assert digest(a="xy") == digests[0]
 
 

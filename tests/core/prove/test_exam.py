@@ -84,7 +84,7 @@ def test_the_gate_can_rule_on_the_evidence(taught, held_out):
 def test_old_pairs_are_evidence_of_retention_by_stratum(taught, held_out, pair_of):
     learner = taught("yes")
     learner = _with_config(learner, gate=GateSettings(min_stratum=4))
-    old = [pair_of(n, "yes", tag=tag) for n, tag in enumerate("a" * 12 + "b" * 5)]
+    old = [pair_of(n, "yes", tag=tag) for n, tag in enumerate("baaa" * 5)]
     evidence = gather(learner, held_out, old)
     sizes = {(s.tag, s.age): len(paired) for s, paired in evidence.retention.items()}
     assert sum(sizes.values()) == len(old)
