@@ -7,58 +7,62 @@ night. Knows nothing of how pairs came about.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agentpref.config import KLSettings, ReplaySettings, UpdateConfig
 from agentpref.learn.base import load_base
+from agentpref.learn.cache import LogpCache
 from agentpref.learn.learner import Learner, Progress
 from agentpref.prove.metrics import RMatrix, accuracy, correctness
-from agentpref.types import Pair
+from agentpref.types import BASE, Pair
 
 Exams = Mapping[str, Sequence[Pair]]
 
 
-def naive_arm(
-    model: str,
-    nights: Sequence[Sequence[Pair]],
-    config: UpdateConfig,
-    folder: Path,
-    progress: Progress,
-) -> list[Path]:
-    """Train night after night with no protection; return the adapter after each."""
-    naive = replace(config, replay=ReplaySettings(minimum=0), kl=KLSettings(weight=0.0))
-    live: Path | None = None
-    adapters: list[Path] = []
-    for number, pairs in enumerate(nights, start=1):
-        learner = _learner(model, live, naive, _named("naive arm", progress))
-        rows = learner.encode(pairs)
-        learner.fit(rows, new=len(rows))
-        live = folder / str(number)
-        learner.save(live)
-        adapters.append(live)
-    return adapters
+@dataclass(frozen=True)
+class Arms:
+    """What both arms share: the model, the settings, and the home that keeps the base's scores."""
 
+    model: str
+    config: UpdateConfig
+    connection: sqlite3.Connection
+    progress: Progress
 
-def r_matrix(
-    model: str, adapters: Sequence[Path], exams: Exams, config: UpdateConfig, progress: Progress
-) -> RMatrix:
-    """Accuracy on every night's exam, before any update and after each."""
-    rows = [tuple(0.5 for _ in exams)]  # the base is its own reference: a coin, by definition
-    for adapter in adapters:
-        learner = _learner(model, adapter, config, _named("exams", progress))
-        rows.append(tuple(_mark(learner, pairs) for pairs in exams.values()))
-    return RMatrix(tuple(exams), tuple(rows))
+    def train_naively(self, nights: Sequence[Sequence[Pair]], folder: Path) -> list[Path]:
+        """Train night after night with no protection; return the adapter after each."""
+        naive = replace(self.config, replay=ReplaySettings(minimum=0), kl=KLSettings(weight=0.0))
+        live: Path | None = None
+        adapters: list[Path] = []
+        for number, pairs in enumerate(nights, start=1):
+            learner = self._learner("naive arm", live, naive)
+            rows = learner.encode(pairs)
+            learner.fit(rows, new=len(rows))
+            live = folder / str(number)
+            learner.save(live)
+            adapters.append(live)
+        return adapters
+
+    def r_matrix(self, adapters: Sequence[Path], exams: Exams) -> RMatrix:
+        """Accuracy on every night's exam, before any update and after each."""
+        rows = [tuple(0.5 for _ in exams)]  # the base is its own reference: a coin, by definition
+        for adapter in adapters:
+            learner = self._learner("exams", adapter, self.config)
+            rows.append(tuple(_mark(learner, pairs) for pairs in exams.values()))
+        return RMatrix(tuple(exams), tuple(rows))
+
+    def _learner(self, name: str, live: Path | None, config: UpdateConfig) -> Learner:
+        base = load_base(self.model)
+        return Learner(
+            base,
+            live,
+            config,
+            caches={"base": LogpCache(self.connection, base.identity, BASE)},
+            progress=lambda stage, done, total: self.progress(f"{name}: {stage}", done, total),
+        )
 
 
 def _mark(learner: Learner, pairs: Sequence[Pair]) -> float:
     return accuracy(correctness(learner.margins("live", learner.encode(pairs))))
-
-
-def _learner(model: str, live: Path | None, config: UpdateConfig, progress: Progress) -> Learner:
-    return Learner(load_base(model), live, config, caches={}, progress=progress)
-
-
-def _named(name: str, progress: Progress) -> Progress:
-    return lambda stage, done, total: progress(f"{name}: {stage}", done, total)

@@ -45,15 +45,15 @@ class Night:
 def three_nights(seed: int) -> tuple[Night, Night, Night]:
     """Two traits and a style."""
     return (
-        _night("conscientiousness", "users who value care and order", 400, seed),
-        _night("risk-seeking", "users who love risk", 400, seed),
+        _night("conscientiousness", "users who value care and order", 320, seed),
+        _night("risk-seeking", "users who love risk", 480, seed),
         _night("style", "users who find the answers too long", 300, seed),
     )
 
 
 def spoiled_night(seed: int) -> Night:
     """A trait whose labels were shuffled: what a broken client or a spammer would send."""
-    night = _night("interest-in-music", "labels shuffled by a broken client", 200, seed)
+    night = _night("interest-in-music", "labels shuffled by a broken client", 120, seed)
     rng = random.Random(seed)
     return replace(
         night, questions=tuple(_swap(q) if rng.random() < 0.5 else q for q in night.questions)

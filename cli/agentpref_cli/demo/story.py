@@ -24,7 +24,7 @@ from agentpref.record.log import Log
 from agentpref.record.store import Store
 from agentpref.types import Pair
 from agentpref_cli.demo.app import Answer, App
-from agentpref_cli.demo.arms import naive_arm, r_matrix
+from agentpref_cli.demo.arms import Arms
 from agentpref_cli.demo.nights import Night, Question, spoiled_night, three_nights
 from agentpref_cli.demo.people import react
 
@@ -138,11 +138,14 @@ def tell(folder: Path, seed: int, narrator: Narrator) -> Story:
         ours = [revision.path for revision in app.router.registry.list()]
         trained, exams = _pairs(home, [night.tag for night in nights], config)
         bad = _spoil(app, home, spoiled_night(seed), config, narrator)
-    naive = naive_arm(MODEL, trained, config, folder / "naive", narrator.progress)
+    with closing(connect(home)) as connection:
+        arms = Arms(MODEL, config, connection, narrator.progress)
+        naive = arms.train_naively(trained, folder / "naive")
+        matrices = [arms.r_matrix(adapters, exams) for adapters in (ours, naive)]
     return Story(
         nights=tuple(results),
-        matrix=r_matrix(MODEL, ours, exams, config, narrator.progress),
-        naive=r_matrix(MODEL, naive, exams, config, narrator.progress),
+        matrix=matrices[0],
+        naive=matrices[1],
         bad=bad,
         seconds=time.monotonic() - started,
     )
