@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from agentpref.learn.adapter import Policy
     from agentpref.learn.base import BaseModel
+    from agentpref.learn.cache import LogpCache
     from agentpref.learn.encode import EncodedPair
     from agentpref.learn.learner import Learner, Progress
     from agentpref.prove.checks import Check
@@ -207,8 +208,12 @@ class _Update:
             training=asdict(training),
             checks=verdict.to_mapping()["checks"],
         )
-        if verdict.verdict != "refused":
+        scores = self._cache(learner.base, self.update_id)
+        if verdict.verdict == "refused":
+            scores.forget()
+        else:
             done = replace(done, revision=self._publish(learner, live, done))
+            scores.rename(str(done.revision))
         return done, _roles(night, replayed)
 
     def _left_out(self, report: UpdateReport, learner: Learner) -> UpdateReport:
@@ -218,7 +223,6 @@ class _Update:
 
     def _learner(self, live: Revision | None) -> Learner:
         from agentpref.learn.base import load_base
-        from agentpref.learn.cache import LogpCache
         from agentpref.learn.learner import Learner
 
         self.progress("load model", 0, 1)
@@ -226,13 +230,17 @@ class _Update:
         self.progress("load model", 1, 1)
         _check_base(base, live)
         caches: dict[Policy, LogpCache] = {
-            "base": LogpCache(self.connection, base.identity, BASE),
-            "live": LogpCache(
-                self.connection, base.identity, live.revision_id if live is not None else BASE
-            ),
+            "base": self._cache(base, BASE),
+            "live": self._cache(base, live.revision_id if live is not None else BASE),
+            "candidate": self._cache(base, self.update_id),
         }
         folder = live.path if live is not None else None
         return Learner(base, folder, self.config, caches=caches, progress=self.progress)
+
+    def _cache(self, base: BaseModel, policy: str) -> LogpCache:
+        from agentpref.learn.cache import LogpCache
+
+        return LogpCache(self.connection, base.identity, policy)
 
     def _replay(self, learner: Learner, night: Night) -> list[EncodedPair]:
         """Old pairs to train again, from every stratum alike."""

@@ -17,7 +17,7 @@ from benchmarks.tiny_model import corpus, dialogues
 
 TRAITS = ("conscientiousness", "risk-seeking", "interest-in-music")
 OUT = Path(__file__).parents[1] / "cli" / "agentpref_cli" / "demo" / "data"
-HELD_OUT, TRAIN = 210, 300
+HELD_OUT, TRAIN = 180, 300
 
 
 def main() -> None:

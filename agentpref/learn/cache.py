@@ -20,13 +20,18 @@ Scorer = Callable[[Sequence[EncodedPair]], Sequence[PairLogps]]
 
 
 class LogpCache:
-    """Scores of one frozen policy, known by base digest, template digest and revision."""
+    """Scores of one frozen policy, known by base digest, template digest and revision.
+
+    A candidate has no revision yet: its scores stand under the update's id until :meth:`rename`
+    gives them the revision's name, so that what the gate scored tonight is known tomorrow.
+    """
 
     def __init__(
         self, connection: sqlite3.Connection, identity: Mapping[str, str], revision: str
     ) -> None:
         self._connection = connection
-        self._policy = f"{identity['digest']}:{identity['template_digest']}:{revision}"
+        self._base = f"{identity['digest']}:{identity['template_digest']}"
+        self._policy = f"{self._base}:{revision}"
 
     def score(self, rows: Sequence[EncodedPair], scorer: Scorer) -> list[PairLogps]:
         """Scores of ``rows``, in order, asking ``scorer`` only for those not known yet."""
@@ -52,6 +57,19 @@ class LogpCache:
                 "INSERT OR IGNORE INTO logp (policy, row, logp, tokens) VALUES (?, ?, ?, ?)",
                 columns,
             )
+
+    def rename(self, revision: str) -> None:
+        """Let all scores stand under the name of a revision, which has the same weights."""
+        with transaction(self._connection):
+            self._connection.execute(
+                "UPDATE OR IGNORE logp SET policy = ? WHERE policy = ?",
+                (f"{self._base}:{revision}", self._policy),
+            )
+            self.forget()
+
+    def forget(self) -> None:
+        """Drop all scores of this policy, which will never serve."""
+        self._connection.execute("DELETE FROM logp WHERE policy = ?", (self._policy,))
 
     def _read(self, keys: set[str]) -> dict[str, float]:
         found = self._connection.execute(

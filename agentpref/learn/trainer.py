@@ -89,34 +89,41 @@ def train(
     plan = list(_plan(rows, config.batch_size, epochs, config.seed))
     optimizer, schedule = _optimizer(model, rate, len(plan))
     step = Step(model, layout, pad, config.loss, config.kl)
-    history: list[tuple[float, float]] = []
+    history: list[tuple[float, float | None]] = []
     for done, batch in enumerate(plan, start=1):
         history.append(step(batch))
         _apply(model, optimizer, schedule)
         progress(done, len(plan))
     tail = history[-_TAIL:]
+    kls = [kl for _, kl in tail if kl is not None]
     return TrainingReport(
         steps=len(plan),
         epochs=epochs,
         learning_rate=rate,
         first_loss=history[0][0],
         last_loss=sum(loss for loss, _ in tail) / len(tail),
-        kl=sum(kl for _, kl in tail) / len(tail),
+        kl=sum(kls) / len(kls) if kls else 0.0,
         seconds=time.monotonic() - started,
     )
 
 
 class Step:
-    """Gradients of one batch's objective, accumulated over passes of a bounded size."""
+    """Gradients of one batch's objective, accumulated over passes of a bounded size.
+
+    The KL penalty needs a forward pass of the live policy too, so it is taken on every other batch
+    and counts twice there.
+    """
 
     def __init__(
         self, model: PeftModel, layout: Layout, pad: int, loss: LossSettings, kl: KLSettings
     ) -> None:
         self._model, self._layout, self._pad = model, layout, pad
         self._loss, self._kl = loss, kl
+        self._kl_is_due = False
 
-    def __call__(self, rows: Sequence[TrainingRow]) -> tuple[float, float]:
-        """Accumulate the gradient of the batch; return its mean loss and its KL to live."""
+    def __call__(self, rows: Sequence[TrainingRow]) -> tuple[float, float | None]:
+        """Accumulate the gradient of the batch; return its mean loss and, if taken, its KL."""
+        self._kl_is_due = not self._kl_is_due and self._kl.weight > 0
         by_width = sorted(rows, key=lambda row: row.encoded.width)
         loss, kl, start = 0.0, 0.0, 0
         for run in chunks([row.encoded for row in by_width], TOKENS_PER_STEP):
@@ -124,12 +131,12 @@ class Step:
             start += len(run)
             share = len(part) / len(rows)
             preference, excess, moved = self._terms(part)
-            objective = share * (preference + self._kl.weight * excess)
+            objective = share * (preference + 2 * self._kl.weight * excess)
             _check_finite(objective)
             objective.backward()  # type: ignore[no-untyped-call]
             loss += share * float(preference.detach())
             kl += share * float(moved.detach())
-        return loss, kl
+        return loss, kl if self._kl_is_due else None
 
     def _terms(self, rows: Sequence[TrainingRow]) -> tuple[Tensor, Tensor, Tensor]:
         """Means over the rows: the preference loss with its anchor, KL above target, and KL."""
@@ -156,7 +163,7 @@ class Step:
         return (columns["weight"] * wrong + anchor).mean()
 
     def _live_logits(self, batch: Any) -> Tensor | None:
-        if not self._kl.weight:
+        if not self._kl_is_due:
             return None
         import torch
 

@@ -23,7 +23,7 @@ from agentpref.types import Prompt, Stratum
 
 K = TypeVar("K")
 
-PROBES = 48
+PROBES = 32
 KL_ROWS = 256
 
 

@@ -17,7 +17,7 @@ from uuid import uuid4
 from agentpref.record.log import Log
 from agentpref.serve.router import Router
 
-_IN_FLIGHT = 16
+IN_FLIGHT = 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class App:
         self._agent: Any = create_agent(model, tools=[])
 
     def ask(self, questions: Sequence[str], *, tag: str) -> list[Answer]:
-        """Ask the agent all questions, sixteen at a time; every answer is logged."""
+        """Ask the agent all questions, many at a time; every answer is logged."""
         from agentpref_adapters.langchain import AgentprefCallback
 
         callback = AgentprefCallback(self.log, tags=[tag], user_id=tag)
@@ -52,7 +52,7 @@ class App:
         results = self._agent.batch(
             [{"messages": [("user", text)]} for text in questions],
             config=[
-                {"callbacks": [callback], "run_id": trace, "max_concurrency": _IN_FLIGHT}
+                {"callbacks": [callback], "run_id": trace, "max_concurrency": IN_FLIGHT}
                 for trace in traces
             ],
         )

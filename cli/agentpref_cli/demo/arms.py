@@ -13,10 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agentpref.config import KLSettings, ReplaySettings, UpdateConfig
-from agentpref.learn.base import load_base
+from agentpref.learn.adapter import Policy
+from agentpref.learn.base import BaseModel, load_base
 from agentpref.learn.cache import LogpCache
 from agentpref.learn.learner import Learner, Progress
 from agentpref.prove.metrics import RMatrix, accuracy, correctness
+from agentpref.serve.manifest import is_revision_id
 from agentpref.types import BASE, Pair
 
 Exams = Mapping[str, Sequence[Pair]]
@@ -59,9 +61,16 @@ class Arms:
             base,
             live,
             config,
-            caches={"base": LogpCache(self.connection, base.identity, BASE)},
+            caches=self._caches(base, live),
             progress=lambda stage, done, total: self.progress(f"{name}: {stage}", done, total),
         )
+
+    def _caches(self, base: BaseModel, live: Path | None) -> dict[Policy, LogpCache]:
+        """What the home knows already: the base's scores, and those of published revisions."""
+        caches: dict[Policy, LogpCache] = {"base": LogpCache(self.connection, base.identity, BASE)}
+        if live is not None and is_revision_id(live.name):
+            caches["live"] = LogpCache(self.connection, base.identity, live.name)
+        return caches
 
 
 def _mark(learner: Learner, pairs: Sequence[Pair]) -> float:

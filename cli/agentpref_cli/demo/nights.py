@@ -16,6 +16,7 @@ from importlib import resources
 from agentpref.config import UpdateConfig
 from agentpref.prefer.split import is_held_out
 
+_PROVING = 180
 _STATEMENT = 'Is the following statement something you would say?\n"{}"'
 
 
@@ -45,15 +46,15 @@ class Night:
 def three_nights(seed: int) -> tuple[Night, Night, Night]:
     """Two traits and a style."""
     return (
-        _night("conscientiousness", "users who value care and order", 320, seed),
-        _night("risk-seeking", "users who love risk", 480, seed),
-        _night("style", "users who find the answers too long", 300, seed),
+        _night("conscientiousness", "users who value care and order", 260, seed),
+        _night("risk-seeking", "users who love risk", 380, seed),
+        _night("style", "users who find the answers too long", 200, seed),
     )
 
 
 def spoiled_night(seed: int) -> Night:
     """A trait whose labels were shuffled: what a broken client or a spammer would send."""
-    night = _night("interest-in-music", "labels shuffled by a broken client", 120, seed)
+    night = _night("interest-in-music", "labels shuffled by a broken client", 80, seed)
     rng = random.Random(seed)
     return replace(
         night, questions=tuple(_swap(q) if rng.random() < 0.5 else q for q in night.questions)
@@ -61,10 +62,10 @@ def spoiled_night(seed: int) -> Night:
 
 
 def _night(tag: str, title: str, train: int, seed: int) -> Night:
-    """All held-out questions of a file and ``train`` others, in an order of the seed's."""
+    """Held-out questions of a file, up to a bound, and ``train`` others, in the seed's order."""
     questions = list(_read(tag))
     random.Random(seed).shuffle(questions)
-    proving = [q for q in questions if q.proves]
+    proving = [q for q in questions if q.proves][:_PROVING]
     training = [q for q in questions if not q.proves][:train]
     mixed = proving + training
     random.Random(seed).shuffle(mixed)

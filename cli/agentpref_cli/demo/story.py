@@ -23,7 +23,7 @@ from agentpref.record.home import Home
 from agentpref.record.log import Log
 from agentpref.record.store import Store
 from agentpref.types import Pair
-from agentpref_cli.demo.app import Answer, App
+from agentpref_cli.demo.app import IN_FLIGHT, Answer, App
 from agentpref_cli.demo.arms import Arms
 from agentpref_cli.demo.nights import Night, Question, spoiled_night, three_nights
 from agentpref_cli.demo.people import react
@@ -124,12 +124,12 @@ class Narrator:
 
 def tell(folder: Path, seed: int, narrator: Narrator) -> Story:
     """Live through three nights in a new home, then through a bad one; compare with a naive arm."""
-    from agentpref_adapters.transformers import open_router
+    from agentpref_adapters.transformers import TransformersBackend
 
     started = time.monotonic()
     nights, config = three_nights(seed), settings(seed)
     home = Home.create(folder)
-    with Log(folder) as log, closing(open_router(folder, MODEL).backend) as backend:
+    with Log(folder) as log, closing(TransformersBackend(MODEL, max_batch=IN_FLIGHT)) as backend:
         app = App(log, agentpref.Router(agentpref.Registry(home), backend))
         results = []
         for number, night in enumerate(nights, start=1):
