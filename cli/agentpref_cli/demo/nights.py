@@ -48,7 +48,7 @@ def three_nights(seed: int) -> tuple[Night, Night, Night]:
     return (
         _night("conscientiousness", "users who value care and order", 260, seed),
         _night("risk-seeking", "users who love risk", 380, seed),
-        _night("style", "users who find the answers too long", 200, seed),
+        _night("style", "users who find the answers too long", 160, seed),
     )
 
 

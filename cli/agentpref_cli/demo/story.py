@@ -30,6 +30,7 @@ from agentpref_cli.demo.people import react
 
 MODEL = "tiny"
 SHOWN = 3
+ASKED_AGAIN = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +159,7 @@ def _live(
     before = _day(app, night)
     report = agentpref.update(home.path, model=MODEL, config=config, progress=narrator.progress)
     proving = [(q, a) for q, a in zip(night.questions, before, strict=True) if q.proves]
+    proving = proving[:ASKED_AGAIN]
     questions = [question for question, _ in proving]
     swap = _swap_under_load(app, [question.text for question in questions])
     after = app.ask([question.text for question in questions], tag="asked again")
