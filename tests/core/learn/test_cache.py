@@ -134,3 +134,22 @@ def test_the_number_of_tokens_is_kept_with_each_score(connection, rows):
 
 def test_no_rows_ask_nobody(connection):
     assert LogpCache(connection, IDENTITY, "base").score([], not_asked) == []
+
+
+def test_a_candidates_scores_outlive_its_promotion(connection, rows):
+    candidate = LogpCache(connection, IDENTITY, "update-1")
+    scores = candidate.score(rows, Scorer())
+    candidate.rename("rev-1")
+    assert LogpCache(connection, IDENTITY, "rev-1").score(rows, not_asked) == scores
+    assert policies(connection) == 1
+
+
+def test_a_refused_candidates_scores_are_dropped(connection, rows):
+    candidate = LogpCache(connection, IDENTITY, "update-1")
+    candidate.score(rows, Scorer())
+    candidate.forget()
+    assert policies(connection) == 0
+
+
+def policies(connection):
+    return connection.execute("SELECT count(DISTINCT policy) FROM logp").fetchone()[0]
