@@ -287,10 +287,15 @@ def _length(live: Generations, candidate: Generations, asked: float, s: GateSett
 
 
 def _no_more(name: str, live: int, candidate: int) -> Check:
+    """No more than live's, but for the noise of a count: two standard deviations, 2√live.
+
+    Where live has none, one is too many.
+    """
+    allowed = live + int(2 * math.sqrt(live))
     words = f"{candidate} on the probes, live {live}"
-    if candidate > live:
-        words += ": train less, or raise kl.weight"
-    return Check(name, candidate <= live, candidate, live, words)
+    if candidate > allowed:
+        words += f", at most {allowed}: train less, or raise kl.weight"
+    return Check(name, candidate <= allowed, candidate, allowed, words)
 
 
 def _tool_calls(live: float | None, candidate: float | None) -> Check:

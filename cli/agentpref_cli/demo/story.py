@@ -110,7 +110,7 @@ def settings(seed: int) -> UpdateConfig:
         learning_rate=2.5e-3,
         epochs=3,
         loss=LossSettings(beta=1.0),
-        kl=KLSettings(weight=1.5),
+        kl=KLSettings(weight=3.0),
         gate=GateSettings(min_pairs=150, kl_budget=0.4),
     )
 

@@ -238,7 +238,7 @@ def _any_refused(rng: random.Random, loss: float, gain: float) -> bool:
         (writing(mean_length=31.0), "length ratio", "40.0 -> 31.0 tokens, × .78, outside .80 to"),
         (writing(mean_length=51.0), "length ratio", "outside .80 to 1.25"),
         (writing(empty=1), "empty generations", "1 on the probes, live 0"),
-        (writing(endless=2), "endless generations", "2 on the probes, live 1"),
+        (writing(endless=4), "endless generations", "4 on the probes, live 1, at most 3"),
         (writing(tool_parse=0.8), "tool-call JSON", ".90 -> .80 of tool calls parse"),
         (
             replace(GOOD, user_checks=(UserCheck("tone", False, "too curt"),)),
