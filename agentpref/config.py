@@ -57,7 +57,7 @@ class LossSettings:
 class KLSettings:
     """λ·max(0, KL − target): holds a candidate near the live policy; target in nats per token."""
 
-    weight: float = 1.0
+    weight: float = 3.0
     target: float = 0.05
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import agentpref
-from agentpref.config import GateSettings, KLSettings, LossSettings, UpdateConfig
+from agentpref.config import GateSettings, LossSettings, UpdateConfig
 from agentpref.learn.learner import Progress
 from agentpref.prefer.pairs import read_pairs
 from agentpref.prove.metrics import RMatrix
@@ -110,7 +110,6 @@ def settings(seed: int) -> UpdateConfig:
         learning_rate=2.5e-3,
         epochs=3,
         loss=LossSettings(beta=1.0),
-        kl=KLSettings(weight=3.0),
         gate=GateSettings(min_pairs=150, kl_budget=0.4),
     )
 
