@@ -8,15 +8,17 @@ from contextlib import closing
 import pytest
 
 from agentpref.config import UpdateConfig
+from agentpref.errors import NotAHome
 from agentpref.prefer.pairs import read_pairs
 from agentpref.record.database import connect
 from agentpref.record.home import Home
 from agentpref.record.log import Log
 from agentpref.record.store import Store
-from agentpref_cli.demo.app import App, Traffic
+from agentpref_cli.demo.app import Answer, App, Traffic
+from agentpref_cli.demo.arms import Arms
 from agentpref_cli.demo.nights import spoiled_night, three_nights
 from agentpref_cli.demo.people import react
-from agentpref_cli.demo.story import Story, settings
+from agentpref_cli.demo.story import Narrator, Story, settings, tell
 
 NIGHTS = three_nights(seed=0)
 
@@ -39,8 +41,6 @@ def test_a_spoiled_night_flips_about_half_of_the_labels():
 
 
 def test_people_turn_every_answer_into_one_pair_with_the_right_side_up(tmp_path):
-    from agentpref_cli.demo.app import Answer
-
     questions = NIGHTS[0].questions[:30]
     with Log(tmp_path) as log:
         for number, question in enumerate(questions):
@@ -73,6 +73,27 @@ def test_the_agent_answers_from_the_live_revision_and_is_logged(tmp_path):
         logged = {run.run_id: run for run in Store(connection).runs("default")}
     assert {answer.run_id for answer in answers} <= logged.keys()
     assert logged[answers[0].run_id].tag == "night"
+
+
+def test_a_home_in_use_is_left_alone(tmp_path):
+    Home.create(tmp_path)
+    narrator = Narrator(progress=lambda stage, done, total: None)
+    with pytest.raises(NotAHome, match="a new folder of its own"):
+        tell(tmp_path, 0, narrator)
+    assert not (tmp_path / "naive").exists()
+
+
+def test_a_night_that_never_served_is_a_row_of_coins(tmp_path):
+    questions = NIGHTS[0].questions[:6]
+    with Log(tmp_path) as log:
+        for number, question in enumerate(questions):
+            asked = [{"role": "user", "content": question.text}]
+            run_id = log.record(asked, question.disliked, tags=["night"])
+            react(log, "night", question, Answer(run_id, question.disliked, "base"), number)
+    with closing(connect(Home.open(tmp_path))) as connection:
+        pairs = read_pairs(Store(connection), "default", held_out=0.2).pairs
+        arms = Arms("tiny", settings(0), connection, lambda stage, done, total: None)
+        assert arms.r_matrix([None], {"night": pairs}).rows == ((0.5,), (0.5,))
 
 
 def test_traffic_counts_what_failed():

@@ -47,8 +47,11 @@ class Arms:
             adapters.append(live)
         return adapters
 
-    def r_matrix(self, adapters: Sequence[Path], exams: Exams) -> RMatrix:
-        """Accuracy on every night's exam, before any update and after each."""
+    def r_matrix(self, adapters: Sequence[Path | None], exams: Exams) -> RMatrix:
+        """Accuracy on every night's exam, before any update and with the adapter after each.
+
+        Where an adapter is ``None``, the base still serves.
+        """
         rows = [tuple(0.5 for _ in exams)]  # the base is its own reference: a coin, by definition
         for adapter in adapters:
             learner = self._learner("exams", adapter, self.config)

@@ -15,6 +15,7 @@ from typing import Any
 
 import agentpref
 from agentpref.config import GateSettings, LossSettings, UpdateConfig
+from agentpref.errors import NotAHome
 from agentpref.learn.learner import Progress
 from agentpref.prefer.pairs import read_pairs
 from agentpref.prove.metrics import RMatrix
@@ -128,14 +129,15 @@ def tell(folder: Path, seed: int, narrator: Narrator) -> Story:
 
     started = time.monotonic()
     nights, config = three_nights(seed), settings(seed)
-    home = Home.create(folder)
+    home = _new_home(folder)
     with Log(folder) as log, closing(TransformersBackend(MODEL, max_batch=IN_FLIGHT)) as backend:
         app = App(log, agentpref.Router(agentpref.Registry(home), backend))
-        results = []
+        results, ours = [], []
         for number, night in enumerate(nights, start=1):
             results.append(_live(app, home, night, config, narrator))
             narrator.night(number, results[-1])
-        ours = [revision.path for revision in app.router.registry.list()]
+            live = app.router.registry.live()  # after a refused night, the one before
+            ours.append(None if live is None else live.path)
         trained, exams = _pairs(home, [night.tag for night in nights], config)
         bad = _spoil(app, home, spoiled_night(seed), config, narrator)
     with closing(connect(home)) as connection:
@@ -149,6 +151,13 @@ def tell(folder: Path, seed: int, narrator: Narrator) -> Story:
         bad=bad,
         seconds=time.monotonic() - started,
     )
+
+
+def _new_home(folder: Path) -> Home:
+    """A home of the demo's own: a home in use would learn from its invented users."""
+    if folder.is_dir() and any(folder.iterdir()):
+        raise NotAHome(f"{folder} is not empty; give the demo a new folder of its own")
+    return Home.create(folder)
 
 
 def _live(
