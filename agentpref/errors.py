@@ -10,6 +10,7 @@
     │   ├── InvalidFeedback         (ValueError)
     │   ├── UnknownRun              (LookupError)
     │   ├── NotKept
+    │   ├── ForgottenUser
     │   └── LogClosed
     ├── ExchangeError               (ValueError)
     ├── ConfigError                 (ValueError)
@@ -75,6 +76,10 @@ class UnknownRun(RecordError, LookupError):
 
 class NotKept(RecordError):
     """Feedback that could not be made durable (full disk, read-only home, locked database)."""
+
+
+class ForgottenUser(RecordError):
+    """What a user said before ``forget`` was asked for; it is not taken back in."""
 
 
 class LogClosed(RecordError):

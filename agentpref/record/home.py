@@ -42,6 +42,16 @@ class Home:
         """The folder of update reports."""
         return self.path / "reports"
 
+    @property
+    def spill(self) -> Path:
+        """The file of what the database could not take, until it can."""
+        return self.path / "spill.jsonl"
+
+    @property
+    def user_keys(self) -> Path:
+        """The keys of the hashes that stand for user ids; readable by their owner alone."""
+        return self.path / "user.keys"
+
     @staticmethod
     def resolve(path: StrPath | None = None) -> Path:
         """Say which folder is meant: ``path``, else ``$AGENTPREF_HOME``, else ``./.agentpref``."""

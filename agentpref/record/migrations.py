@@ -10,7 +10,11 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple, TypeAlias
+
+from agentpref.record.home import Home
+from agentpref.record.pseudonyms import Pseudonyms
 
 Change: TypeAlias = Callable[[sqlite3.Connection], None]
 
@@ -204,3 +208,41 @@ def revisions_and_serving(connection: sqlite3.Connection) -> None:
             weight REAL NOT NULL DEFAULT 0
         )"""
     )
+
+
+@step
+def privacy(connection: sqlite3.Connection) -> None:
+    """Whom to forget, and what learned from them.
+
+    ``user_id`` of ``run``, ``feedback`` and ``comparison`` is a keyed hash from here on; the key is
+    in the file ``user.keys``. ``forgotten`` keeps the hash of who was forgotten and when, so that
+    what still waits elsewhere (a queue, a spill, another home) is not let in again. ``pair_source``
+    says which feedback and comparisons each pair was made of that an update used: the way from a
+    user's words to the revisions whose training saw them, which are then ``tainted_at`` a time.
+    """
+    connection.execute(
+        """CREATE TABLE forgotten (
+            user_id TEXT PRIMARY KEY NOT NULL,
+            at REAL NOT NULL
+        ) WITHOUT ROWID"""
+    )
+    connection.execute(
+        """CREATE TABLE pair_source (
+            source TEXT NOT NULL,
+            pair_id TEXT NOT NULL,
+            PRIMARY KEY (source, pair_id)
+        ) WITHOUT ROWID"""
+    )
+    connection.execute("ALTER TABLE revision ADD COLUMN tainted_at REAL")
+    connection.create_function("pseudonym", 1, _pseudonyms(connection).name, deterministic=True)
+    for table in ("run", "feedback", "comparison"):
+        connection.execute(
+            f"UPDATE {table} SET user_id = pseudonym(user_id) WHERE user_id IS NOT NULL"
+        )
+
+
+def _pseudonyms(connection: sqlite3.Connection) -> Pseudonyms:
+    (file,) = connection.execute(
+        "SELECT file FROM pragma_database_list WHERE name = 'main'"
+    ).fetchone()
+    return Pseudonyms.of(Home(Path(file).parent))

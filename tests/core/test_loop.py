@@ -149,7 +149,7 @@ def test_the_revision_says_what_it_was_made_of(trained, random_base):
 
 def test_nothing_else_is_left_in_the_home(trained):
     found = {path.name for path in trained[0].iterdir() if not path.name.startswith("agentpref.db")}
-    assert found == {"adapters", "reports", "update.lock"}
+    assert found == {"adapters", "reports", "update.lock", "user.keys"}
 
 
 def test_the_same_inputs_and_seed_give_the_same_bytes(trained, fresh, random_base):

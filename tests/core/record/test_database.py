@@ -18,7 +18,7 @@ from agentpref.record.migrations import STEPS, Step
 
 TABLES = {
     "message", "run", "feedback", "comparison", "updates", "update_pair", "logp", "revision",
-    "serving", "serving_history", "migration",
+    "serving", "serving_history", "migration", "forgotten", "pair_source",
 }  # fmt: skip
 
 

@@ -37,7 +37,8 @@ def add(connection, updates):
         count += 1
         if candidate is not None:
             connection.execute(
-                "INSERT INTO revision VALUES (?, ?, ?, ?, ?, '{}')",
+                "INSERT INTO revision (revision_id, namespace, seq, parent, created_at, manifest)"
+                " VALUES (?, ?, ?, ?, ?, '{}')",
                 (candidate, namespace, count, parent, float(count)),
             )
         row = UpdateRow(
