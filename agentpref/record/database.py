@@ -1,12 +1,16 @@
 """Opening the database of a home, at the schema this version knows.
 
-Sets what every connection needs, brings an older schema up to date, refuses a newer one, and turns
-SQLite's errors into ours. Knows nothing of runs or feedback. Transactions are explicit: a
-connection stays in autocommit until :func:`transaction` opens one.
+Sets what every connection needs, brings an older schema up to date, refuses a newer one that breaks
+with this one, and turns SQLite's errors into ours. Knows nothing of runs or feedback. Transactions
+are explicit: a connection stays in autocommit until :func:`transaction` opens one.
+
+``PRAGMA user_version`` holds the last breaking step of a database: what a program must know to use
+it. All steps that were applied are in the table ``migration``.
 """
 
 from __future__ import annotations
 
+import functools
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -15,7 +19,7 @@ from typing import NamedTuple
 
 from agentpref.errors import AgentprefError, CorruptHome, NewerHome, NotAHome, NotKept
 from agentpref.record.home import Home
-from agentpref.record.migrations import STEPS
+from agentpref.record.migrations import STEPS, Step
 
 BUSY_SECONDS = 30.0
 """How long a connection waits for a lock that another one holds."""
@@ -111,7 +115,7 @@ def connect(home: Home, *, readonly: bool = False) -> sqlite3.Connection:
     Raises:
         NotAHome: there is no database, or it is another program's.
         CorruptHome: the file is no SQLite database, or a damaged one.
-        NewerHome: the schema is of a later agentpref.
+        NewerHome: the schema is of a later agentpref, and breaks with this one's.
         NotKept: the file cannot be opened, or stays locked.
     """
     if not home.database.is_file():
@@ -130,18 +134,47 @@ def connect(home: Home, *, readonly: bool = False) -> sqlite3.Connection:
     return connection
 
 
+def require_known_schema(connection: sqlite3.Connection, home: Home) -> None:
+    """Refuse a schema that breaks with the one this agentpref knows.
+
+    ``connect`` has asked already; a writer that stays open asks again in every transaction, since a
+    newer agentpref may have come to the home meanwhile. It costs a microsecond.
+
+    Raises:
+        NewerHome: a breaking step was applied that is not among ours.
+    """
+    (needed,) = connection.execute("PRAGMA user_version").fetchone()
+    if needed > len(STEPS):
+        raise NewerHome(
+            f"{home.database} needs an agentpref that knows schema {needed}, this one knows "
+            f"{len(STEPS)}; upgrade with `pip install --upgrade agentpref`, then start again"
+        )
+
+
 def _migrate(connection: sqlite3.Connection, home: Home) -> None:
     version = _version(connection, home)
-    if version > len(STEPS):
-        raise NewerHome(
-            f"{home.database} has schema {version}, this agentpref knows {len(STEPS)}; "
-            "upgrade with `pip install --upgrade agentpref`"
-        )
     if version < len(STEPS):
         connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
         _use_wal(connection)
-        with transaction(connection):
-            _apply_missing(connection, home)
+        while _apply_next(connection, home):
+            pass
+    require_known_schema(connection, home)
+    if version > len(STEPS):
+        _warn_of_newer(home, version, len(STEPS))
+
+
+@functools.cache
+def _warn_of_newer(home: Home, version: int, known: int) -> None:
+    """Say once in a process that a home is ahead of it."""
+    import logging  # 10 ms, which a home of our own schema never costs
+
+    logging.getLogger("agentpref").warning(
+        "%s has schema %d, this agentpref knows %d and leaves the rest alone; upgrade with "
+        "`pip install --upgrade agentpref`",
+        home.database,
+        version,
+        known,
+    )
 
 
 def _version(connection: sqlite3.Connection, home: Home) -> int:
@@ -159,15 +192,30 @@ def _version(connection: sqlite3.Connection, home: Home) -> int:
     return 0
 
 
-def _apply_missing(connection: sqlite3.Connection, home: Home) -> None:
-    """Apply the steps that are missing; which ones, is read again under the write lock."""
+def _apply_next(connection: sqlite3.Connection, home: Home) -> bool:
+    """Apply one missing step with the record of it; say whether there was one.
+
+    Which one is read under the write lock: other processes may be doing the same.
+    """
+    with transaction(connection):
+        step = next(iter(STEPS[_version(connection, home) :]), None)
+        if step is not None:
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS migration "
+                "(version INTEGER PRIMARY KEY, name TEXT NOT NULL, applied_at REAL NOT NULL)"
+            )
+            _apply(connection, step)
+    return step is not None
+
+
+def _apply(connection: sqlite3.Connection, step: Step) -> None:
+    step.change(connection)
     connection.execute(
-        "CREATE TABLE IF NOT EXISTS migration "
-        "(version INTEGER PRIMARY KEY, name TEXT NOT NULL, applied_at REAL NOT NULL)"
+        "INSERT INTO migration (version, name, applied_at) VALUES (?, ?, ?)",
+        (step.version, step.name, time.time()),
     )
-    for version, name, change in STEPS[_version(connection, home) :]:
-        change(connection)
-        connection.execute("INSERT INTO migration VALUES (?, ?, ?)", (version, name, time.time()))
+    if step.breaking:
+        connection.execute(f"PRAGMA user_version = {step.version}")
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:

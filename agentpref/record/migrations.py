@@ -2,12 +2,15 @@
 
 Each step is a function that changes a database from the version before; its docstring gives the
 reason for the columns it adds. A step that has been released is never edited: the next one is
-written. Applying the steps, with the record of them in the same transaction, is ``database``'s
-work. Times are seconds since 1970; columns of lists and mappings hold JSON text.
+written. A program that knows fewer steps than a database has goes on with it, unless one of those
+that it does not know is breaking. Applying the steps, each with the record of it in one
+transaction, is ``database``'s work. Times are seconds since 1970; columns of lists and mappings
+hold JSON text.
 """
 
 from __future__ import annotations
 
+import functools
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -20,19 +23,34 @@ Change: TypeAlias = Callable[[sqlite3.Connection], None]
 
 
 class Step(NamedTuple):
-    """One change of the schema; ``version`` is what the database has after it."""
+    """One change of the schema; ``version`` is what the database has after it.
+
+    ``breaking`` says that a program which does not know the step must not use the database any
+    more, not even one that had it open before.
+    """
 
     version: int
     name: str
     change: Change
+    breaking: bool = False
 
 
 STEPS: list[Step] = []
 
 
 def step(change: Change) -> Change:
-    """Add a change to the list, under the next number."""
+    """Add a change, under the next number, with which older programs may go on.
+
+    Such a change adds: tables, indices, views, triggers that need nobody's help, columns that may
+    be null or have a default. What older programs read stays, and means what it meant.
+    """
     STEPS.append(Step(len(STEPS) + 1, change.__name__, change))
+    return change
+
+
+def breaking_step(change: Change) -> Change:
+    """Add a change, under the next number, with which older programs must not go on."""
+    STEPS.append(Step(len(STEPS) + 1, change.__name__, change, breaking=True))
     return change
 
 
@@ -210,7 +228,7 @@ def revisions_and_serving(connection: sqlite3.Connection) -> None:
     )
 
 
-@step
+@breaking_step
 def privacy(connection: sqlite3.Connection) -> None:
     """Whom to forget, and what learned from them.
 
@@ -219,6 +237,7 @@ def privacy(connection: sqlite3.Connection) -> None:
     what still waits elsewhere (a queue, a spill, another home) is not let in again. ``pair_source``
     says which feedback and comparisons each pair was made of that an update used: the way from a
     user's words to the revisions whose training saw them, which are then ``tainted_at`` a time.
+    Older programs would write user ids as they are, and let the forgotten back in.
     """
     connection.execute(
         """CREATE TABLE forgotten (
@@ -234,7 +253,8 @@ def privacy(connection: sqlite3.Connection) -> None:
         ) WITHOUT ROWID"""
     )
     connection.execute("ALTER TABLE revision ADD COLUMN tainted_at REAL")
-    connection.create_function("pseudonym", 1, _pseudonyms(connection).name, deterministic=True)
+    key = functools.cache(functools.partial(_pseudonyms, connection))  # made when first needed
+    connection.create_function("pseudonym", 1, lambda user_id: key().name(user_id))
     for table in ("run", "feedback", "comparison"):
         connection.execute(
             f"UPDATE {table} SET user_id = pseudonym(user_id) WHERE user_id IS NOT NULL"

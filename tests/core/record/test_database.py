@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -12,8 +15,9 @@ import pytest
 
 from agentpref.errors import CorruptHome, NewerHome, NotAHome, NotKept
 from agentpref.record import database
-from agentpref.record.database import connect, transaction, translated
+from agentpref.record.database import connect, require_known_schema, transaction, translated
 from agentpref.record.home import Home
+from agentpref.record.ids import new_id
 from agentpref.record.migrations import STEPS, Step
 
 TABLES = {
@@ -80,20 +84,16 @@ def test_an_older_database_is_brought_up_to_date(
         assert new.execute("SELECT id FROM message").fetchall() == [("m",)]
 
 
-def test_an_upgrade_that_fails_changes_nothing(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    def good(connection: sqlite3.Connection) -> None:
-        connection.execute("CREATE TABLE extra (x)")
+def _extra(connection: sqlite3.Connection) -> None:
+    connection.execute("CREATE TABLE extra (x)")
 
-    def bad(connection: sqlite3.Connection) -> None:
-        connection.execute("INSERT INTO nowhere VALUES (1)")
 
-    connect(home).close()
-    steps = [*STEPS, Step(len(STEPS) + 1, "good", good), Step(len(STEPS) + 2, "bad", bad)]
-    with monkeypatch.context() as patch, pytest.raises(CorruptHome):
-        _of_steps(home, steps, patch)
-    with closing(connect(home)) as connection:
-        assert tables(connection) == TABLES
-        assert version(connection) == len(STEPS)
+def _breaking(connection: sqlite3.Connection) -> None:
+    connection.execute("ALTER TABLE run RENAME COLUMN model TO engine")
+
+
+ADDED = Step(len(STEPS) + 1, "extra", _extra)
+BROKEN = Step(len(STEPS) + 2, "broken", _breaking, breaking=True)
 
 
 def _of_steps(home: Home, steps: list[Step], monkeypatch: pytest.MonkeyPatch) -> sqlite3.Connection:
@@ -101,10 +101,121 @@ def _of_steps(home: Home, steps: list[Step], monkeypatch: pytest.MonkeyPatch) ->
     return connect(home)
 
 
-def test_a_newer_database_is_left_alone(home: Home, connection: sqlite3.Connection) -> None:
-    connection.execute("INSERT INTO migration VALUES (999, 'later', 0)")
-    with pytest.raises(NewerHome, match=r"schema 999.*pip install --upgrade agentpref"):
+def _upgraded(home: Home, *steps: Step) -> None:
+    """What a later agentpref, which has these steps too, leaves behind."""
+    with pytest.MonkeyPatch.context() as patch:
+        _of_steps(home, [*STEPS, *steps], patch).close()
+
+
+def test_an_upgrade_that_fails_stops_after_the_last_step_that_went_well(home: Home) -> None:
+    def bad(connection: sqlite3.Connection) -> None:
+        connection.execute("CREATE TABLE half (x)")
+        connection.execute("INSERT INTO nowhere VALUES (1)")
+
+    with pytest.raises(CorruptHome, match="nowhere"):
+        _upgraded(home, ADDED, Step(len(STEPS) + 2, "bad", bad, breaking=True))
+    with closing(connect(home)) as connection:
+        assert tables(connection) == TABLES | {"extra"}
+        assert version(connection) == len(STEPS) + 1
+
+
+def test_a_process_that_dies_in_a_step_leaves_the_step_before(home: Home) -> None:
+    script = f"""if True:
+        import os, sqlite3
+        from agentpref.record import database
+        from agentpref.record.home import Home
+        from agentpref.record.migrations import STEPS, Step
+
+        def dies(connection: sqlite3.Connection) -> None:
+            connection.execute("DROP TABLE updates")
+            os._exit(9)
+
+        database.STEPS = [*STEPS[:3], Step(4, "dies", dies)]
+        database.connect(Home.open({str(home.path)!r}))
+    """
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 9
+    with closing(sqlite3.connect(home.database)) as raw:
+        assert version(raw) == 3
+        assert "updates" in tables(raw)
+    with closing(connect(home)) as connection:
+        assert tables(connection) == TABLES
+
+
+def test_two_processes_that_upgrade_at_once_apply_each_step_once(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one has read the old version and waits for the lock while the first applies."""
+    connect(home).close()
+    applying = threading.Event()
+
+    def slowly(connection: sqlite3.Connection) -> None:
+        _extra(connection)
+        applying.set()
+        time.sleep(0.2)
+
+    monkeypatch.setattr(database, "STEPS", [*STEPS, Step(len(STEPS) + 1, "slow", slowly)])
+    first = threading.Thread(target=lambda: connect(home).close())
+    first.start()
+    assert applying.wait(10)
+    connect(home).close()
+    first.join()
+    with closing(connect(home)) as connection:
+        rows = connection.execute("SELECT version FROM migration ORDER BY version").fetchall()
+    assert [n for (n,) in rows] == list(range(1, len(STEPS) + 2))
+
+
+def test_a_home_that_a_later_version_added_to_goes_on(
+    home: Home, caplog: pytest.LogCaptureFixture
+) -> None:
+    _upgraded(home, ADDED)
+    for _ in range(3):
+        with closing(connect(home)) as connection:
+            connection.execute("INSERT INTO message (id, body) VALUES (?, '{}')", (new_id(),))
+            assert version(connection) == len(STEPS) + 1
+    assert [record.name for record in caplog.records] == ["agentpref"]
+    assert f"schema {len(STEPS) + 1}, this agentpref knows {len(STEPS)}" in caplog.text
+
+
+def test_a_home_that_a_later_version_broke_with_is_left_alone(home: Home) -> None:
+    _upgraded(home, ADDED, BROKEN)
+    with pytest.raises(NewerHome, match=r"schema \d+.*pip install --upgrade agentpref"):
         connect(home)
+
+
+def test_a_later_version_that_knows_the_breaking_step_goes_on(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _upgraded(home, ADDED, BROKEN, Step(len(STEPS) + 3, "more", lambda connection: None))
+    with closing(_of_steps(home, [*STEPS, ADDED, BROKEN], monkeypatch)) as connection:
+        assert connection.execute("SELECT engine FROM run").fetchall() == []
+
+
+def test_a_breaking_step_stops_those_who_had_the_home_open(
+    home: Home, connection: sqlite3.Connection
+) -> None:
+    _upgraded(home, ADDED)
+    with transaction(connection):
+        require_known_schema(connection, home)
+    _upgraded(home, ADDED, BROKEN)
+    with pytest.raises(NewerHome, match=str(home.database)), transaction(connection):
+        require_known_schema(connection, home)
+
+
+def test_one_who_waited_while_a_breaking_step_came_in_is_stopped(home: Home) -> None:
+    """He had a step of his own to apply; when he has the lock, it is applied, and more."""
+
+    def overtaken(connection: sqlite3.Connection, home: Home) -> bool:
+        waiting.undo()
+        _upgraded(home, ADDED, BROKEN)
+        return False
+
+    with pytest.MonkeyPatch.context() as waiting:
+        waiting.setattr(database, "STEPS", STEPS[:-1])
+        connect(home).close()
+        waiting.setattr(database, "STEPS", STEPS)
+        waiting.setattr(database, "_apply_next", overtaken)
+        with pytest.raises(NewerHome):
+            connect(home)
 
 
 def test_a_file_that_is_no_database(home: Home) -> None:
