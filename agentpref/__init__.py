@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from agentpref.errors import AgentprefError
     from agentpref.loop import UpdateReport, update
     from agentpref.record.log import Log
+    from agentpref.record.redaction import redact
     from agentpref.serve.registry import Registry
     from agentpref.serve.router import Router
     from agentpref.types import Comparison, Feedback, Pair, Run
@@ -31,6 +32,7 @@ _HOMES = {
     "Run": "agentpref.types",
     "UpdateConfig": "agentpref.config",
     "UpdateReport": "agentpref.loop",
+    "redact": "agentpref.record.redaction",
     "update": "agentpref.loop",
 }
 
@@ -45,6 +47,7 @@ __all__ = [
     "Run",
     "UpdateConfig",
     "UpdateReport",
+    "redact",
     "update",
 ]
 

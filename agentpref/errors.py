@@ -11,6 +11,8 @@
     │   ├── UnknownRun              (LookupError)
     │   ├── NotKept
     │   ├── ForgottenUser
+    │   ├── RedactionFailed
+    │   ├── RedactionFailed
     │   └── LogClosed
     ├── ExchangeError               (ValueError)
     ├── ConfigError                 (ValueError)
@@ -80,6 +82,14 @@ class NotKept(RecordError):
 
 class ForgottenUser(RecordError):
     """What a user said before ``forget`` was asked for; it is not taken back in."""
+
+
+class RedactionFailed(RecordError):
+    """The host's ``redact`` raised, or gave something that is no text; nothing was stored."""
+
+
+class RedactionFailed(RecordError):
+    """The host's redaction raised, or gave no text; what it was given is not stored."""
 
 
 class LogClosed(RecordError):

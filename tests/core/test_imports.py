@@ -20,6 +20,7 @@ NAMES = {
     "Run",
     "UpdateConfig",
     "UpdateReport",
+    "redact",
     "update",
 }
 HEAVY = [

@@ -1,0 +1,266 @@
+"""Taking personal data out of text before it is stored.
+
+:func:`redact` finds what has a form: e-mail addresses, telephone and payment card numbers, keys and
+passwords. It cannot find what has none, such as a name or a street; for those a host passes a
+callable of its own, which may call this one first. Each rule reads a text in time linear in its
+length, and a redacted text is left as it is. Knows nothing of the log or of the database.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+from agentpref.errors import RedactionFailed
+
+Redact: TypeAlias = Callable[[str], str]
+"""Takes a text and gives it back without what must not be stored."""
+
+
+def redact(text: str) -> str:
+    """Put ``[email]``, ``[phone]``, ``[card]`` and ``[key]`` where such things stand in a text.
+
+    Telephone numbers are found in international form (``+49 30 123456``) and, with separators, in
+    the national forms of most countries (``(555) 123-4567``, ``030 1234567``, ``01 23 45 67 89``);
+    digits in one piece stay, being order numbers more often. Card numbers have an issuer's prefix
+    and length, and a Luhn digit that is right. Keys are known by their provider's prefix, by where
+    they stand (``Bearer …``, ``password: …``, ``scheme://user:password@``), or as a PEM block.
+    """
+    lowered = text.lower()
+    for rule in _RULES:
+        if any(hint in lowered for hint in rule.hints):
+            text = rule.pattern.sub(rule.replacement, text)
+    return text
+
+
+def redacted(value: Any, redact: Redact) -> Any:
+    """Redact every text inside a JSON-like value; give the same object where nothing changed.
+
+    What holds a message or a tool together is left alone: the keys of mappings, ``role`` and
+    ``type``, the ids of tool calls, the names of functions, and the words of a JSON schema that are
+    not prose. The ``arguments`` of a call are text.
+
+    Raises:
+        RedactionFailed: ``redact`` raised, or gave something that is no text.
+    """
+    if isinstance(value, str):
+        return _redacted_text(value, redact)
+    if isinstance(value, Mapping):
+        return _redacted_mapping(value, redact)
+    if isinstance(value, (list, tuple)):
+        items = [redacted(item, redact) for item in value]
+        return value if _same(items, value) else type(value)(items)
+    return value
+
+
+def _redacted_text(text: str, redact: Redact) -> str:
+    try:
+        safe = redact(text)
+    except Exception as error:  # the host's own code: whatever it raises, the text is not stored
+        raise RedactionFailed(
+            f"redact raised {type(error).__name__} on a text of {len(text):,} characters, which is "
+            "not kept; let the callable take any text"
+        ) from error
+    if not isinstance(safe, str):
+        raise RedactionFailed(
+            f"redact returned {type(safe).__name__} for a text of {len(text):,} characters, which "
+            "is not kept; let the callable return a str"
+        )
+    return text if safe == text else safe
+
+
+def _redacted_mapping(value: Mapping[str, Any], redact: Redact) -> Mapping[str, Any]:
+    fixed = _fixed_keys(value)
+    items = [
+        item if key in fixed and _is_word(item) else redacted(item, redact)
+        for key, item in value.items()
+    ]
+    return value if _same(items, value.values()) else dict(zip(value, items, strict=True))
+
+
+def _same(items: list[Any], originals: Any) -> bool:
+    return all(item is original for item, original in zip(items, originals, strict=True))
+
+
+def _is_word(item: object) -> bool:
+    """A text, or a list of them: a property that is named ``type`` is a mapping, with prose in."""
+    return isinstance(item, str) or (
+        isinstance(item, (list, tuple)) and all(isinstance(word, str) for word in item)
+    )
+
+
+_CALL = frozenset({"type", "id", "name", "tool_call_id", "tool_use_id", "call_id"})
+_CALL_TYPES = frozenset(
+    {"function", "custom", "tool_use", "tool_result", "function_call", "function_call_output"}
+)
+_MESSAGE = frozenset({"role", "type", "id", "tool_call_id"})
+_SCHEMA = frozenset({"type", "format", "pattern", "required", "$ref", "$schema", "$id"})
+
+
+def _fixed_keys(value: Mapping[str, Any]) -> frozenset[str]:
+    """The keys whose texts are structure, by what kind of mapping this is.
+
+    A ``name`` is structure where it is a function's; that of a person who speaks is not.
+    """
+    if isinstance(value.get("role"), str):
+        return _MESSAGE | {"name"} if value["role"] in ("tool", "function") else _MESSAGE
+    if value.get("type") in _CALL_TYPES or not value.keys().isdisjoint(_OF_A_FUNCTION):
+        return _CALL
+    return _SCHEMA if "type" in value or "$ref" in value else _NONE
+
+
+_OF_A_FUNCTION = frozenset({"arguments", "parameters", "input_schema"})
+_NONE: frozenset[str] = frozenset()
+
+
+# The rules of `redact`.
+#
+# Linear time: a repeated class is bounded, or is followed by what is not in it, or by nothing; and
+# what may start a match cannot stand within the run that a failed match has read (lookbehinds).
+# Idempotent: to a rule's neighbours, a placeholder is what it stands for, so that a number beside
+# one is judged as it was beside the other number.
+
+
+class _Rule(NamedTuple):
+    """``pattern`` is tried where one of the ``hints`` is in the text in lower case."""
+
+    hints: tuple[str, ...]
+    pattern: re.Pattern[str]
+    replacement: str | Callable[[re.Match[str]], str]
+
+
+_DIGITS = tuple("0123456789")
+_BEFORE = r"(?<![\w\]])(?<![0-9\]][-./,])"
+_AFTER = r"(?![\w])(?![-.,]?\[(?:card|email|key|phone)\])(?![-./,][0-9])"
+
+_EMAIL = re.compile(
+    r"(?<![\w.+%\]-])[\w.+%-]{1,64}@(?![0-9]x\.)(?:[\w-]{1,63}\.){1,8}[^\W\d_]{2,24}"
+)
+
+_PEM = re.compile(
+    r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----"
+    r"(?:[^-]*(?:-(?!----)[^-]*)*-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----"
+    r"|(?:\s+[A-Za-z0-9+/=]{16,})*)"  # one that was cut short
+)
+_PROVIDER = re.compile(
+    r"""(?<![\w-])(?:
+        sk-[\w-]{16,}                           # OpenAI, Anthropic, OpenRouter, Langfuse, …
+      | [sr]k_(?:live|test)_\w{10,}             # Stripe
+      | whsec_\w{10,}
+      | (?:AKIA|ASIA)[A-Z0-9]{16}(?!\w)         # AWS
+      | gh[pousr]_[A-Za-z0-9]{20,}              # GitHub
+      | github_pat_\w{20,}
+      | glpat-[\w-]{16,}                        # GitLab
+      | xox[abeoprs]-[A-Za-z0-9-]{10,}          # Slack
+      | xapp-[A-Za-z0-9-]{10,}
+      | AIza[\w-]{30,}                          # Google
+      | ya29\.[\w.-]{20,}
+      | hf_[A-Za-z0-9]{20,}                     # Hugging Face
+      | (?:gsk|npm|r8)_[A-Za-z0-9]{20,}         # Groq, npm, Replicate
+      | lsv2_\w{20,}                            # LangSmith
+      | pypi-[\w-]{20,}
+      | SG\.[\w-]{16,}\.[\w-]{16,}              # SendGrid
+      | eyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*){1,3}   # JSON web tokens
+    )""",
+    re.ASCII | re.VERBOSE,
+)
+_BEARER = re.compile(r"\b(bearer|authorization: basic)( {1,4})([\w.~+/=-]{8,})", re.I | re.ASCII)
+_USERINFO = re.compile(r"(?<=://)[^\s/:@\[\]]{0,256}:[^\s/@]{1,256}(?=@)")
+
+_NAMES = r"""(?:
+    passw(?:or)?d | passphrase | pwd | secret | (?:access|private|secret|api)[_\ -]?key(?:[_-]?id)?
+  | (?:access|api|auth|bot|refresh|session)[_-]?token | (?<![a-z_-])token
+)"""
+_ASSIGNED = re.compile(
+    rf"""({_NAMES}(?:\\?["'`])?\]?\s{{0,8}}(?:[:=]{{1,2}}>?|\bis\b:?)\s{{0,8}})
+    (?: (\\?["'`])([^"'`\\\n]{{4,}})                   # quoted
+      | ([^\s"'`\\,;&<>(){{}}\[\]]{{6,}})                # not quoted
+    )""",
+    re.I | re.VERBOSE,
+)
+
+_CARD = re.compile(
+    rf"""{_BEFORE}(?:
+        [2-6][0-9]{{12,18}}
+      | [2-6][0-9]{{3}}([ .\u00a0\u202f-])[0-9]{{4}}\1[0-9]{{4}}\1[0-9]{{4}}
+      | 3[0-9]{{3}}([ .\u00a0\u202f-])[0-9]{{6}}\2[0-9]{{4,5}}
+    ){_AFTER}""",
+    re.VERBOSE,
+)
+_ISSUERS = re.compile(
+    r"""4(?:[0-9]{12}|[0-9]{15}|[0-9]{18})                   # Visa
+      | (?:5[1-5]|2[2-7])[0-9]{14}                           # Mastercard, Mir
+      | 3[47][0-9]{13}                                       # American Express
+      | 3(?:0[0-5]|[689][0-9])[0-9]{11}                      # Diners Club
+      | 35[0-9]{14}                                          # JCB
+      | 6(?:011|4[4-9]|5[0-9]|2[0-9])[0-9]{12,16}            # Discover, UnionPay
+      | (?:5[06-8]|6[37])[0-9]{11,17}                        # Maestro
+    """,
+    re.VERBOSE,
+)
+
+_SEPARATOR = r"(?:[ \u00a0\u202f./-]|[ -]?\(|\)[ -]?|\ -\ )?"
+_PHONE = re.compile(
+    rf"""{_BEFORE}(?:
+        \+(?!0|[0-9]{{4}}\ [0-9]{{4}}-)\(?[0-9](?:{_SEPARATOR}[0-9]){{7,14}}      # international
+      | 00(?!0)[0-9]{{1,3}}(?:[ ./-][0-9]{{2,12}}){{1,5}}
+      | (?:1[ .-])?[2-9][0-9]{{2}}([ .-])[0-9]{{3}}\1[0-9]{{4}}        # North America
+      | (?:1[ .-])?\([2-9][0-9]{{2}}\)[ ]?[0-9]{{3}}[ .-][0-9]{{4}}
+      | 1[3-9][0-9]([ -])[0-9]{{4}}\2[0-9]{{4}}                       # China, mobile
+      | 0[0-9]{{1,4}}([ ./-])[0-9]{{2,9}}(?:([ .-])[0-9]{{2,9}}(?:\4[0-9]{{2,9}}){{0,3}})?
+      | \((?!19|20)[0-9]{{2,5}}\)[ ]?[0-9]{{2,9}}(?:[ -][0-9]{{2,9}}){{0,3}}
+    ){_AFTER}""",
+    re.VERBOSE,
+)
+
+
+def _provider(match: re.Match[str]) -> str:
+    """Every key has digits; a class of a style sheet that begins with ``sk-`` has none."""
+    return "[key]" if any(map(str.isdigit, match[0])) else match[0]
+
+
+def _bearer(match: re.Match[str]) -> str:
+    scheme, space, token = match.groups()
+    secret = len(token) >= 20 or any(map(str.isdigit, token))
+    return f"{scheme}{space}[key]" if secret else match[0]
+
+
+def _assigned(match: re.Match[str]) -> str:
+    """What is quoted is a secret; a bare word is one unless it could be a name or prose."""
+    name, quote, quoted, bare = match.groups()
+    if quoted is not None:
+        return f"{name}{quote}[key]"
+    secret = not bare.startswith("$") and any(c in "0123456789!@#%^*+~?-" for c in bare)
+    return f"{name}[key]" if secret else match[0]
+
+
+def _card(match: re.Match[str]) -> str:
+    digits = re.sub("[^0-9]", "", match[0])
+    return "[card]" if _ISSUERS.fullmatch(digits) and _luhn(digits) else match[0]
+
+
+def _luhn(digits: str) -> bool:
+    doubled = [sum(divmod(2 * int(digit), 10)) for digit in digits[-2::-2]]
+    return (sum(doubled) + sum(map(int, digits[-1::-2]))) % 10 == 0
+
+
+def _phone(match: re.Match[str]) -> str:
+    """Nine to fifteen digits (eight behind a plus), and no number with a fraction."""
+    text = match[0]
+    digits = sum(map(str.isdigit, text))
+    least = 8 if text.startswith("+") else 9
+    fraction = re.fullmatch(r"[+(]?[0-9]+\.[0-9]+", text)
+    return "[phone]" if least <= digits <= 15 and not fraction else text
+
+
+_RULES = (
+    _Rule(("-----begin ",), _PEM, "[key]"),
+    _Rule(("://",), _USERINFO, "[key]"),
+    _Rule(("bearer", "basic"), _BEARER, _bearer),
+    _Rule(("pass", "pwd", "secret", "key", "token"), _ASSIGNED, _assigned),
+    _Rule(("-", "_", "akia", "asia", "aiza", "eyj", "."), _PROVIDER, _provider),
+    _Rule(("@",), _EMAIL, "[email]"),
+    _Rule(_DIGITS, _CARD, _card),
+    _Rule(_DIGITS, _PHONE, _phone),
+)
