@@ -15,6 +15,7 @@ from contextlib import closing
 from dataclasses import fields, is_dataclass
 from inspect import getdoc, getsource
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 from agentpref import config
@@ -95,7 +96,8 @@ def _objects(connection: sqlite3.Connection) -> dict[str, str]:
 
 def _indented(sql: str) -> str:
     """The statement with the indentation of a page, not of the code that it stands in."""
-    return re.sub(r"\n +", "\n  ", sql).replace("\n  )", "\n)") + ";"
+    first, *lines = sql.splitlines()
+    return "\n".join((first, dedent("\n".join(lines)).replace("    ", "  "))).rstrip() + ";"
 
 
 def _settings() -> Iterator[str]:

@@ -18,6 +18,7 @@ from typing import NamedTuple, TypeAlias
 
 from agentpref.record.home import Home
 from agentpref.record.pseudonyms import Pseudonyms
+from agentpref.record.views import create_views
 
 Change: TypeAlias = Callable[[sqlite3.Connection], None]
 
@@ -259,6 +260,27 @@ def privacy(connection: sqlite3.Connection) -> None:
         connection.execute(
             f"UPDATE {table} SET user_id = pseudonym(user_id) WHERE user_id IS NOT NULL"
         )
+
+
+@step
+def views(connection: sqlite3.Connection) -> None:
+    """What people read.
+
+    A row of ``run_text`` is one model call: when, for whom, the last question of the user, the
+    answer, and what its thumbs say on average. ``feedback_text`` and ``comparison_text`` are what
+    was said, beside the texts that it was said of; ``lineage`` is an update, what the gate ruled,
+    what became of its revision, and how many pairs went in; ``message_text`` is one message. Where
+    a message is a list of parts, its texts stand one below the other, and another part as its type
+    in brackets; what was called beside the text is JSON in ``tool_calls``.
+
+    ``time`` is UTC as ISO 8601, to be read. To filter or sort, use ``created_at`` (for runs with a
+    ``namespace``) or the ids: those are indexed, also in the views, which are no copies.
+    """
+    connection.execute("CREATE INDEX feedback_in_time ON feedback(created_at)")
+    connection.execute("CREATE INDEX comparison_in_time ON comparison(created_at)")
+    connection.execute("CREATE INDEX comparison_on_a ON comparison(run_a)")
+    connection.execute("CREATE INDEX comparison_on_b ON comparison(run_b)")
+    create_views(connection)
 
 
 def _pseudonyms(connection: sqlite3.Connection) -> Pseudonyms:
