@@ -48,6 +48,11 @@ class Home:
         return self.path / "spill.jsonl"
 
     @property
+    def refused(self) -> Path:
+        """The file of what waited in the spill and was then refused, for somebody to look at."""
+        return self.path / "refused.jsonl"
+
+    @property
     def user_keys(self) -> Path:
         """The keys of the hashes that stand for user ids; readable by their owner alone."""
         return self.path / "user.keys"

@@ -7,35 +7,39 @@ one home. Knows nothing of pairs, training or serving.
 
 from __future__ import annotations
 
+import reprlib
 import time
 import weakref
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from agentpref.errors import ConfigError, InvalidMessage
+from agentpref.errors import AgentprefError, ConfigError, InvalidMessage
 from agentpref.record.database import connect, translated
 from agentpref.record.forks import EXIT_SECONDS
 from agentpref.record.home import Home, StrPath
 from agentpref.record.ids import new_id
-from agentpref.record.judgement import as_output, comparison_of, correction_of, feedback_of
+from agentpref.record.intake import Intake
+from agentpref.record.judgement import comparison_of, correction_of, feedback_of
+from agentpref.record.pseudonyms import Pseudonyms
+from agentpref.record.reader import Reader
+from agentpref.record.redaction import Redact
 from agentpref.record.snapshot import Snapshot, freeze
-from agentpref.record.store import Store
 from agentpref.record.verify import Problem
 from agentpref.record.writer import Writer
 from agentpref.types import Message, Source, Tool, Winner
 
 CLOSE_SECONDS = 60.0
-"""How long ``close`` waits for the queue: longer than SQLite waits for a lock."""
+"""How long ``close`` waits for the queue."""
 
 
 class Log:
     """The log of one namespace of a home; a context manager that closes itself.
 
-    A run that cannot be stored (full queue, locked or full disk) never raises from ``record``: it
-    is counted in ``dropped`` and warned about once by the logger ``agentpref``. With ``strict``,
-    ``record`` waits until the run is on disk and raises ``NotKept`` if it cannot be. What cannot be
-    a run at all, such as an empty list of messages, raises ``InvalidMessage`` either way.
+    ``record`` raises nothing of ours and waits for nothing: a run that is no run, or that cannot be
+    stored at all, is counted in ``dropped`` and said by the logger ``agentpref``. While the
+    database is locked or full, runs and feedback go to a file of the home and from there to the
+    database later. With ``strict``, ``record`` waits until the run is on disk, and raises.
     """
 
     def __init__(
@@ -44,6 +48,8 @@ class Log:
         *,
         namespace: str = "default",
         queue_size: int = 10_000,
+        queue_bytes: int = 64 * 1024 * 1024,
+        redact: Redact | None = None,
         strict: bool = False,
     ) -> None:
         """Open a home, making it where the folder is missing or empty.
@@ -52,6 +58,9 @@ class Log:
             home: the folder; else ``$AGENTPREF_HOME``, else ``./.agentpref``.
             namespace: the agent or tenant whose runs, pairs and live revision are kept apart.
             queue_size: how many runs may wait for the disk before further ones are dropped.
+            queue_bytes: how many bytes of JSON these may take.
+            redact: given each text that is to be stored, gives the text that is; for example
+                ``agentpref.redact``. Called by the thread that writes.
             strict: make ``record`` durable, and let it raise.
 
         Raises:
@@ -62,12 +71,14 @@ class Log:
         """
         if not isinstance(namespace, str) or not namespace or not namespace.isprintable():
             raise ConfigError(f"namespace is {namespace!r}, but must be printable text")
-        if queue_size < 1:
-            raise ConfigError(f"queue_size is {queue_size!r}, but must be 1 or more")
+        for name, value in (("queue_size", queue_size), ("queue_bytes", queue_bytes)):
+            if value < 1:
+                raise ConfigError(f"{name} is {value!r}, but must be 1 or more")
         self.home = Home.create(home)
         self.namespace = namespace
         self.strict = strict
-        self._writer = Writer(self.home, limit=queue_size)
+        intake = Intake(namespace, Pseudonyms.of(self.home), redact)
+        self._writer = Writer(self.home, intake, limit=queue_size, limit_bytes=queue_bytes)
         self._finalizer = weakref.finalize(self, self._writer.close, EXIT_SECONDS)
 
     def record(
@@ -110,29 +121,37 @@ class Log:
             The run's id, to name it by in ``feedback``, ``correct`` and ``compare``.
 
         Raises:
-            InvalidMessage: a message or another argument cannot be stored; it is named.
-            NotKept: with ``strict`` only, the run could not be written.
-            LogClosed: the log was closed.
+            InvalidMessage: with ``strict`` only: an argument cannot be stored; it is named.
+            NotKept: with ``strict`` only: the run could not be written.
+            RedactionFailed: with ``strict`` only: ``redact`` raised, or gave no text.
+            LogClosed: with ``strict`` only: the log was closed.
         """
-        details = {
-            "model": model,
-            "revision": revision,
-            "thread_id": thread_id,
-            "trace_id": trace_id,
-            "user_id": user_id,
-            "params": params,
-            "token_ids": token_ids,
-            "logprobs": logprobs,
-            "tags": tags,
-            "metadata": metadata,
-        }
-        body = freeze(messages, as_output(output), tools, details)
-        name = new_id() if run_id is None else _checked(run_id)
-        snapshot = Snapshot(name, self.namespace, time.time(), body)
-        if self.strict:
-            self._writer.commit(snapshot)
-        else:
-            self._writer.offer(snapshot)
+        now = time.time_ns()
+        name = new_id(now) if run_id is None else run_id
+        try:
+            if run_id is not None:
+                _check_run_id(run_id)
+            body = freeze(
+                messages,
+                output,
+                tools,
+                model,
+                revision,
+                thread_id,
+                trace_id,
+                user_id,
+                params,
+                token_ids,
+                logprobs,
+                tags,
+                metadata,
+            )
+            take = self._writer.commit if self.strict else self._writer.offer
+            take(Snapshot(name, now / 1e9, body))
+        except AgentprefError as error:
+            if self.strict:
+                raise
+            self._writer.drop(type(error).__name__, 1, error)
         return name
 
     def feedback(
@@ -227,11 +246,15 @@ class Log:
 
     @property
     def dropped(self) -> dict[str, int]:
-        """How many runs this log could not keep, by reason."""
+        """How many runs this log could not keep, by reason; a forked child counts anew."""
         return self._writer.dropped
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Wait until what was recorded is on disk; say whether it was, within ``timeout`` seconds.
+        """Wait until what was recorded is on disk.
+
+        Returns:
+            Whether it is; not, when ``timeout`` seconds are over, or when neither the database nor
+            the spill can be written: then it waits in memory and is tried again.
 
         Raises:
             LogClosed: the log was closed.
@@ -252,7 +275,7 @@ class Log:
         connection = connect(self.home, readonly=True)
         try:
             with translated(self.home):
-                return Store(connection).verify()
+                return Reader(connection).verify()
         finally:
             connection.close()
 
@@ -279,7 +302,8 @@ class Log:
         return f"Log({str(self.home.path)!r}, namespace={self.namespace!r})"
 
 
-def _checked(run_id: str) -> str:
+def _check_run_id(run_id: str) -> None:
     if not isinstance(run_id, str) or not run_id or not run_id.isprintable():
-        raise InvalidMessage(f"run_id is {run_id!r}; pass a non-empty string of printable text")
-    return run_id
+        raise InvalidMessage(
+            f"run_id is {reprlib.repr(run_id)}; pass a non-empty string of printable text"
+        )

@@ -14,6 +14,7 @@ nothing here reads a database.
 from __future__ import annotations
 
 import hashlib
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -189,7 +190,7 @@ def _check_shape(message: Message, where: int | str) -> None:
     role = message.get("role")
     if not isinstance(role, str) or role not in ROLES:
         raise InvalidMessage(
-            f"{_name(where)} has role {role!r}; use one of {', '.join(sorted(ROLES))}"
+            f"{_name(where)} has role {reprlib.repr(role)}; use one of {', '.join(sorted(ROLES))}"
         )
     content = message.get("content")
     if not isinstance(content, (str, list, tuple)) and (content is not None or role != "assistant"):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -37,7 +36,7 @@ class Pseudonyms:
             OSError: it cannot be read or made.
         """
         if not home.user_keys.exists():
-            _create(home.user_keys, [secrets.token_bytes(_KEY_BYTES)])
+            _create(home.user_keys, [os.urandom(_KEY_BYTES)])
         return cls(_read(home.user_keys))
 
     def name(self, user_id: str) -> str:

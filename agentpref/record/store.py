@@ -7,27 +7,20 @@ has.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import orjson
 
-from agentpref.errors import ForgottenUser, InvalidFeedback
+from agentpref.errors import ForgottenUser, InvalidFeedback, RecordError
+from agentpref.record.bulk import insert_or_ignore
 from agentpref.record.database import transaction
-from agentpref.record.messages import Node, answer, chain, plain
+from agentpref.record.intake import LinkedRun, link
+from agentpref.record.messages import Node, answer, plain
 from agentpref.record.reader import COMPARISON, FEEDBACK, RUN, Reader, unknown
 from agentpref.types import Comparison, Feedback, Run
 
-
-def _insert(table: str, columns: Iterable[str]) -> str:
-    names, marks = ", ".join(columns), ", ".join(f":{name}" for name in columns)
-    return f"INSERT OR IGNORE INTO {table} ({names}) VALUES ({marks})"
-
-
-_INSERT_MESSAGE = "INSERT OR IGNORE INTO message (id, parent, body) VALUES (?, ?, ?)"
-_INSERT_RUN = _insert("run", RUN)
-_INSERT_FEEDBACK = _insert("feedback", FEEDBACK)
-_INSERT_COMPARISON = _insert("comparison", COMPARISON)
+_MESSAGE = ("id", "parent", "body")
 
 
 class Store(Reader):
@@ -42,12 +35,18 @@ class Store(Reader):
             InvalidMessage: a message cannot be stored.
             ForgottenUser: it is of somebody who was forgotten since.
         """
-        nodes, prompt = chain(run.prompt.messages, run.prompt.tools)
-        output = answer(prompt, run.output)
+        (refusal,) = self.add_runs([link(run)])
+        if refusal is not None:
+            raise refusal
+
+    def add_runs(self, runs: Sequence[LinkedRun]) -> list[RecordError | None]:
+        """Write many runs at once; say for each whether it was refused, as ``add_run`` raises."""
         with transaction(self._connection):
-            self._require_remembered(run)
-            self._add_nodes([*nodes, output])
-            self._connection.execute(_INSERT_RUN, _run_row(run, prompt, output.id))
+            refusals = self._refusals([linked.run for linked in runs])
+            kept = [run for run, no in zip(runs, refusals, strict=True) if no is None]
+            self._add_nodes(node for run in kept for node in run.nodes)
+            insert_or_ignore(self._connection, "run", RUN, [_run_row(run) for run in kept])
+        return refusals
 
     def add_feedback(self, feedback: Feedback) -> None:
         """Write a signal on a run, with the correction that it may carry.
@@ -65,7 +64,8 @@ class Store(Reader):
                 node = answer(prompt, feedback.correction)
                 self._add_nodes([node])
                 correction = node.id
-            self._connection.execute(_INSERT_FEEDBACK, _feedback_row(feedback, correction))
+            row = _row(feedback, FEEDBACK, correction=correction)
+            insert_or_ignore(self._connection, "feedback", FEEDBACK, [row])
 
     def add_comparison(self, comparison: Comparison) -> None:
         """Write a judgement between two runs of one prompt in one namespace.
@@ -85,23 +85,36 @@ class Store(Reader):
                     f"runs {comparison.run_a} and {comparison.run_b} are of different {what}; "
                     "compare two answers to the same messages and tools"
                 )
-            self._connection.execute(_INSERT_COMPARISON, _row(comparison, COMPARISON))
+            row = _row(comparison, COMPARISON)
+            insert_or_ignore(self._connection, "comparison", COMPARISON, [row])
 
-    def _require_remembered(self, record: Run | Feedback | Comparison) -> None:
+    def _require_remembered(self, said: Feedback | Comparison) -> None:
+        (refusal,) = self._refusals([said])
+        if refusal is not None:
+            raise refusal
+
+    def _refusals(self, said: Iterable[Run | Feedback | Comparison]) -> list[RecordError | None]:
         """Let nothing back in that was said before its user was forgotten."""
-        if record.user_id is None:
-            return
-        query = "SELECT at FROM forgotten WHERE user_id = ?"
-        row = self._connection.execute(query, (record.user_id,)).fetchone()
-        if row is not None and record.created_at <= row[0]:
-            raise ForgottenUser(
+        said = list(said)
+        users = {record.user_id for record in said if record.user_id is not None}
+        query = (
+            "SELECT user_id, at FROM forgotten WHERE user_id IN (SELECT value FROM json_each(?))"
+        )
+        found = self._connection.execute(query, (orjson.dumps([*users]),)) if users else ()
+        forgotten = dict(found)
+        return [
+            ForgottenUser(
                 f"user {record.user_id} was forgotten after this {type(record).__name__.lower()} "
                 "was made; it is not kept"
             )
+            if record.user_id in forgotten and record.created_at <= forgotten[record.user_id]
+            else None
+            for record in said
+        ]
 
-    def _add_nodes(self, nodes: list[Node]) -> None:
-        rows = ((node.id, node.parent, node.body.decode()) for node in nodes)
-        self._connection.executemany(_INSERT_MESSAGE, rows)
+    def _add_nodes(self, nodes: Iterable[Node]) -> None:
+        rows = {node.id: (node.id, node.parent, node.body.decode()) for node in nodes}
+        insert_or_ignore(self._connection, "message", _MESSAGE, [*rows.values()])
 
     def _place(self, run_id: str) -> tuple[str, str]:
         query = "SELECT namespace, prompt FROM run WHERE run_id = ?"
@@ -111,21 +124,32 @@ class Store(Reader):
         return row[0], row[1]
 
 
-def _json(value: Any) -> str | None:
-    return None if value is None else orjson.dumps(value, default=plain).decode()
+def _json(value: Any) -> str:
+    return orjson.dumps(value, default=plain).decode()
 
 
-def _row(record: Run | Feedback | Comparison, columns: Iterable[str]) -> dict[str, Any]:
-    return {name: getattr(record, name) for name in columns}
+def _json_or_null(value: Any) -> str | None:
+    return None if value is None else _json(value)
 
 
-def _run_row(run: Run, prompt: str, output: str) -> dict[str, Any]:
-    row = _row(run, RUN) | {"prompt": prompt, "output": output}
-    for name in ("params", "token_ids", "logprobs", "tags", "metadata"):
-        row[name] = _json(row[name])
+_TO_COLUMN: Mapping[str, Callable[[Any], str | None]] = {
+    "params": _json,
+    "metadata": _json,
+    "tags": _json,
+    "token_ids": _json_or_null,
+    "logprobs": _json_or_null,
+    "value": _json_or_null,
+}
+
+
+def _row(record: Run | Feedback | Comparison, columns: Iterable[str], **given: Any) -> list[Any]:
+    """A record's values in the order of its columns; messages are ``given`` by their ids."""
+    row = []
+    for name in columns:
+        value = given[name] if name in given else getattr(record, name)
+        row.append(_TO_COLUMN[name](value) if name in _TO_COLUMN else value)
     return row
 
 
-def _feedback_row(feedback: Feedback, correction: str | None) -> dict[str, Any]:
-    value = _json(feedback.value)
-    return _row(feedback, FEEDBACK) | {"value": value, "correction": correction}
+def _run_row(linked: LinkedRun) -> list[Any]:
+    return _row(linked.run, RUN, prompt=linked.run.prompt.id, output=linked.nodes[-1].id)

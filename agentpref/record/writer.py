@@ -1,9 +1,10 @@
-"""The background thread that puts what is logged on disk.
+"""The queue between the host's threads and the disk, and the thread that empties it.
 
-Runs are queued and written some at a time, in one transaction; a caller that waits (for feedback,
-for a flush) shortens the pause before the next batch and gets its own answer. What cannot be kept
-is counted by reason and said once. A writer owns one connection and lends it to nobody; around a
-fork it is closed, since SQLite's locks do not survive one.
+Runs are queued and written some at a time, in one transaction, by a thread of our own. A caller
+whose entry must be durable writes it itself, with all that is queued before it, if nobody else is
+writing just then; else it waits for the next batch, which one sync makes durable for all who wait.
+What cannot be kept now stays in the queue; what cannot be kept at all is counted by reason and
+said. Around a fork the database is closed, since SQLite's locks do not survive one.
 """
 
 from __future__ import annotations
@@ -12,16 +13,16 @@ import sqlite3
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 from agentpref.errors import AgentprefError, LogClosed, NotKept, RecordError
-from agentpref.record.database import connect, diagnose, transaction, translated
+from agentpref.record.database import diagnose
 from agentpref.record.forks import at_child_exit, guard
 from agentpref.record.home import Home
+from agentpref.record.intake import Entry, Intake, Said
+from agentpref.record.keeper import REST_SECONDS, Keeper
 from agentpref.record.snapshot import Snapshot
-from agentpref.record.store import Store
-from agentpref.types import Comparison, Feedback
 
 BATCH = 1_000
 """Entries in one transaction at most."""
@@ -29,45 +30,64 @@ BATCH = 1_000
 LINGER_SECONDS = 0.05
 """How long a run may wait in the queue for others to share its transaction."""
 
+CLOCK_STEP_SECONDS = 1.0
+"""By how much the clock may go back before somebody is told."""
+
 _PATIENCE_SECONDS = 1.0
 """How often a caller that waits looks whether there still is somebody to wait for."""
-
-Entry: TypeAlias = "Snapshot | Feedback | Comparison"
 
 
 class _Ticket:
     """An entry whose caller waits for the outcome; without an entry, it waits for its turn."""
 
-    __slots__ = ("done", "entry", "error")
+    __slots__ = ("done", "error", "said")
 
-    def __init__(self, entry: Entry | None) -> None:
-        self.entry = entry
+    def __init__(self, said: Said | None) -> None:
+        self.said = said
         self.error: AgentprefError | None = None
         self.done = threading.Event()
 
+    def settle(self, error: AgentprefError | None) -> None:
+        self.error = error
+        self.done.set()
+
+
+_Queued: TypeAlias = "Snapshot | _Ticket"
+
 
 class Writer:
-    """Writes to one home, from one thread, for as many callers as there are."""
+    """Writes to one home, for as many callers as there are."""
 
-    def __init__(self, home: Home, *, limit: int) -> None:
-        """Open the home's database; at most ``limit`` entries wait in the queue.
+    def __init__(self, home: Home, intake: Intake, *, limit: int, limit_bytes: int) -> None:
+        """Open the home's database.
+
+        Args:
+            home: where to write.
+            intake: what each entry goes through first.
+            limit: how many runs wait in the queue at most.
+            limit_bytes: how many bytes they take at most, as JSON.
 
         Raises:
             HomeError: the database is not ours to write.
         """
         self._home = home
+        self._intake = intake
         self._limit = limit
+        self._limit_bytes = limit_bytes
         self._closed = False
-        self._connection: sqlite3.Connection | None = connect(home)
+        self._keeper = Keeper(home)
         self._begin()
         guard(self)
 
     def _begin(self) -> None:
-        self._queue: deque[Snapshot | _Ticket] = deque()
+        self._queue: deque[_Queued] = deque()
+        self._bytes = 0
+        self._latest = 0.0
+        self._stuck: AgentprefError | None = None
         self._dropped: Counter[str] = Counter()
         self._thread: threading.Thread | None = None
         self._gate = threading.RLock()  # a finaliser of the host's may log in mid-logging
-        self._database = threading.Lock()
+        self._writing = threading.RLock()  # and the host's ``redact`` may judge a run
         self._wake = threading.Event()
         self._urgent = threading.Event()
 
@@ -83,70 +103,96 @@ class Writer:
         Raises:
             LogClosed: the writer was closed.
         """
+        size = len(snapshot.body)
         with self._gate:
-            self._require_running()
-            room = len(self._queue) < self._limit
+            if self._thread is None or self._closed:
+                self._require_running()
+            room = len(self._queue) < self._limit and self._bytes + size <= self._limit_bytes
             if room:
                 self._queue.append(snapshot)
+                self._bytes += size
         if not room:
-            self._drop("queue-full", 1, f"{self._limit} runs are waiting to be written")
+            self.drop("queue-full", 1, self._stuck or f"{len(self._queue):,} runs wait already")
         elif not self._wake.is_set():
             self._wake.set()
 
-    def commit(self, entry: Entry) -> None:
+    def commit(self, said: Said) -> None:
         """Write an entry and everything queued before it; return when it is on disk.
 
         Raises:
             RecordError: the store refused it, or it could not be kept.
             LogClosed: the writer was closed.
         """
-        ticket = self._submit(entry)
+        ticket = _Ticket(said)
+        if self._writing.acquire(blocking=False):
+            try:
+                self._submit(ticket)
+                self._write_until(ticket)
+            finally:
+                self._writing.release()
+            if self._queue:
+                self._wake.set()
+        else:
+            self._submit(ticket)
+            self._hurry()
         if not self._answered(ticket, None):
             raise NotKept("the writer of this log was stopped; open a new log and try again")
         if ticket.error is not None:
             raise ticket.error
 
     def flush(self, timeout: float | None) -> bool:
-        """Wait until all that is queued was written or dropped; say whether it was, in time."""
-        return self._answered(self._submit(None), timeout)
+        """Wait until all that is queued was written; say whether it was, in time.
+
+        Where the disk cannot take it now, the answer is no, without waiting for a better time.
+        """
+        ticket = _Ticket(None)
+        self._submit(ticket)
+        self._hurry()
+        return self._answered(ticket, timeout) and ticket.error is None
 
     def close(self, timeout: float) -> None:
         """Write what is queued, for at most ``timeout`` seconds, and stop."""
         with self._gate:
             already, self._closed = self._closed, True
             thread = self._thread
-        self._urgent.set()
-        self._wake.set()
+        self._hurry()
         if thread is None:
             self._release()
         elif thread is not threading.current_thread():  # else: collected by the writer itself
             thread.join(timeout)
             if thread.is_alive() and not already:
-                lost = len(self._queue)
-                self._drop("unfinished", lost, f"closing took longer than {timeout:g} s")
+                self._abandon(f"closing took longer than {timeout:g} s")
+
+    def drop(self, reason: str, count: int, why: object) -> None:
+        """Count runs that are not kept; say so at the first of a reason, the tenth, and so on."""
+        with self._gate:
+            before = self._dropped[reason]
+            after = self._dropped[reason] = before + count
+        if before == 0 or len(str(after)) > len(str(before)):
+            _warn("%d run(s) not kept (%s): %s", after, reason, why)
 
     def before_fork(self) -> None:
         """Let a batch that is being written end, and close the connection."""
-        self._database.acquire()
-        self._disconnect()
+        self._writing.acquire()
+        self._keeper.disconnect()
 
     def after_fork_in_parent(self) -> None:
         """Go on; the next batch opens a connection."""
-        self._database.release()
+        self._writing.release()
 
     def after_fork_in_child(self) -> None:
         """Begin with an empty queue: what was in it is the parent's to write."""
         self._begin()
 
-    def _submit(self, entry: Entry | None) -> _Ticket:
+    def _submit(self, ticket: _Ticket) -> None:
         """Queue an entry that somebody waits for; callers are few, so that none is refused."""
-        ticket = _Ticket(entry)
         with self._gate:
             self._require_running()
             self._queue.append(ticket)
+
+    def _hurry(self) -> None:
         self._urgent.set()
         self._wake.set()
-        return ticket
 
     def _require_running(self) -> None:
         """Start the thread where there is none: at the first call, and in a forked child."""
@@ -160,12 +206,11 @@ class Writer:
     def _answered(self, ticket: _Ticket, timeout: float | None) -> bool:
         end = None if timeout is None else time.monotonic() + timeout
         thread = self._thread
-        while thread is not None and thread.is_alive():
+        while not ticket.done.is_set() and thread is not None and thread.is_alive():
             left = _PATIENCE_SECONDS if end is None else end - time.monotonic()
-            if ticket.done.wait(max(0.0, min(left, _PATIENCE_SECONDS))):
-                return True
             if left <= 0:
                 return False
+            ticket.done.wait(min(left, _PATIENCE_SECONDS))
         return ticket.done.is_set()
 
     def _main(self) -> None:
@@ -174,92 +219,135 @@ class Writer:
             while not closing:
                 self._wake.wait()
                 self._wake.clear()
-                self._urgent.wait(LINGER_SECONDS)
+                self._urgent.wait(LINGER_SECONDS if self._stuck is None else REST_SECONDS)
                 self._urgent.clear()
                 closing = self._closed  # read first: nothing is queued once it is true
-                while batch := self._take():
-                    self._write(batch)
+                self._write_all()
+            self._abandon(self._stuck)
         finally:
             self._thread = None
             self._release()
 
-    def _take(self) -> list[Snapshot | _Ticket]:
-        return [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
+    def _write_all(self) -> None:
+        """Write until the queue is empty, or nothing can be written now."""
+        while self._queue:
+            with self._writing:
+                self._write(self._take())
+            if self._stuck is not None:
+                self._wake.set()
+                return
 
-    def _write(self, batch: Sequence[Snapshot | _Ticket]) -> None:
-        failure: AgentprefError = NotKept("the writer stopped unexpectedly; see its traceback")
-        outcomes: list[AgentprefError | None] = [failure] * len(batch)
-        try:
-            with self._database, translated(self._home):
-                outcomes = self._write_together(batch)
-        except AgentprefError as error:
-            outcomes = [error] * len(batch)
-        except sqlite3.Error as error:
-            failure = NotKept(f"{self._home.database}: {error}; please report this as a mistake")
-            failure.__cause__ = error
-            outcomes = [failure] * len(batch)
-        finally:
-            self._settle(batch, outcomes)
+    def _write_until(self, ticket: _Ticket) -> None:
+        while not ticket.done.is_set():
+            self._write(self._take())
 
-    def _write_together(self, batch: Sequence[Snapshot | _Ticket]) -> list[AgentprefError | None]:
-        if self._connection is None:
-            self._connection = connect(self._home)
-        store = Store(self._connection)
-        with transaction(self._connection):
-            return [_write_one(store, _entry(queued)) for queued in batch]
-
-    def _settle(
-        self, batch: Sequence[Snapshot | _Ticket], outcomes: Sequence[AgentprefError | None]
-    ) -> None:
-        lost: list[AgentprefError] = []
-        for queued, error in zip(batch, outcomes, strict=True):
-            if isinstance(queued, _Ticket):
-                queued.error = error
-                queued.done.set()
-            elif error is not None:
-                lost.append(error)
-        if lost:
-            self._drop(_reason(lost[0]), len(lost), str(lost[0]))
-
-    def _drop(self, reason: str, count: int, why: str) -> None:
+    def _take(self) -> list[_Queued]:
         with self._gate:
-            first = reason not in self._dropped
-            self._dropped[reason] += count
-        if first and count:
-            import logging  # 10 ms, which a log that keeps everything never spends
+            batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
+            self._bytes -= sum(map(_size, batch))
+        return batch
 
-            logging.getLogger("agentpref").warning(
-                "%d run(s) not kept (%s): %s. Log.dropped counts on, silently.", count, reason, why
-            )
+    def _write(self, batch: Sequence[_Queued]) -> None:
+        """Write a batch, and answer those who wait for one of its entries."""
+        done = False
+        try:
+            admitted = [(queued, entry) for queued in batch if (entry := self._admit(queued))]
+            try:
+                outcomes = self._keeper.keep([entry for _, entry in admitted])
+            except AgentprefError as trouble:
+                self._put_back([queued for queued, _ in admitted], batch, trouble)
+            else:
+                self._stuck = None
+                for (queued, _), error in zip(admitted, outcomes, strict=True):
+                    self._settle(queued, error)
+                _answer(batch, None)
+            done = True
+        finally:
+            if not done:
+                self._lose(batch)
+
+    def _admit(self, queued: _Queued) -> Entry | None:
+        """Make an entry of what was said; None where there is none, or it cannot be one."""
+        said = queued.said if isinstance(queued, _Ticket) else queued
+        if said is None:
+            return None
+        if isinstance(said, Snapshot):
+            self._watch_the_clock(said.created_at)
+        try:
+            return self._intake.admit(said)
+        except RecordError as refusal:
+            self._settle(queued, refusal)
+            return None
+
+    def _settle(self, queued: _Queued, error: RecordError | None) -> None:
+        if isinstance(queued, _Ticket):
+            queued.settle(error)
+        elif error is not None:
+            self.drop(type(error).__name__, 1, error)
+
+    def _put_back(
+        self, admitted: Iterable[_Queued], batch: Iterable[_Queued], trouble: AgentprefError
+    ) -> None:
+        """Leave the runs in the queue for later; tell all who wait that it cannot be done now."""
+        with self._gate:
+            runs = [queued for queued in admitted if isinstance(queued, Snapshot)]
+            later = [queued for queued in self._queue if isinstance(queued, Snapshot)]
+            waiting = [*batch, *self._queue]
+            self._queue = deque([*runs, *later])
+            self._bytes += sum(map(_size, runs))
+            first, self._stuck = self._stuck is None, trouble
+        _answer(waiting, trouble)
+        if first:
+            _warn("nothing can be written now, so that runs wait in memory: %s", trouble)
+
+    def _lose(self, batch: Sequence[_Queued]) -> None:
+        """Account for a batch that a mistake of ours has spoilt."""
+        why = "the writer stopped unexpectedly; see its traceback, and please report it"
+        _answer(batch, NotKept(why))
+        if runs := sum(isinstance(queued, Snapshot) for queued in batch):
+            self.drop("unexpected", runs, why)
+
+    def _watch_the_clock(self, now: float) -> None:
+        step = self._latest - now
+        if step > CLOCK_STEP_SECONDS:
+            _warn("the clock went back by %.0f s; runs keep the time that they were given", step)
+        if step < 0 or step > CLOCK_STEP_SECONDS:
+            self._latest = now
+
+    def _abandon(self, why: object) -> None:
+        """Count what is still queued as lost."""
+        with self._gate:
+            left = [queued for queued in self._queue if isinstance(queued, Snapshot)]
+            self._queue.clear()
+        if left:
+            self.drop(_reason(self._stuck), len(left), why)
 
     def _release(self) -> None:
-        with self._database:
-            self._disconnect()
-
-    def _disconnect(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        with self._writing:
+            self._keeper.disconnect()
 
 
-def _entry(queued: Snapshot | _Ticket) -> Entry | None:
-    return queued.entry if isinstance(queued, _Ticket) else queued
+def _size(queued: _Queued) -> int:
+    return len(queued.body) if isinstance(queued, Snapshot) else 0
 
 
-def _write_one(store: Store, entry: Entry | None) -> RecordError | None:
-    """Write an entry; a refusal is its own, and keeps nothing else of the batch from the disk."""
-    try:
-        if isinstance(entry, Snapshot):
-            store.add_run(entry.thaw())
-        elif isinstance(entry, Feedback):
-            store.add_feedback(entry)
-        elif isinstance(entry, Comparison):
-            store.add_comparison(entry)
-    except RecordError as refusal:
-        return refusal
-    return None
+def _answer(waiting: Iterable[_Queued], error: AgentprefError | None) -> None:
+    """Answer those who have no answer yet."""
+    for queued in waiting:
+        if isinstance(queued, _Ticket) and not queued.done.is_set():
+            queued.settle(error)
 
 
-def _reason(error: AgentprefError) -> str:
-    trouble = diagnose(error.__cause__) if isinstance(error.__cause__, sqlite3.Error) else None
-    return trouble.reason if trouble else type(error.__cause__ or error).__name__
+def _reason(error: AgentprefError | None) -> str:
+    """Name a trouble in a word."""
+    if error is None:
+        return "unfinished"
+    cause = error.__cause__
+    trouble = diagnose(cause) if isinstance(cause, sqlite3.Error) else None
+    return trouble.reason if trouble else type(error).__name__
+
+
+def _warn(message: str, *values: object) -> None:
+    import logging  # 10 ms, which a log that keeps everything never spends
+
+    logging.getLogger("agentpref").warning(message, *values)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
+import logging
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import MappingProxyType
@@ -13,6 +14,8 @@ from typing import Any, TypeAlias
 from uuid import UUID
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from agentpref.errors import (
     ConfigError,
@@ -25,6 +28,8 @@ from agentpref.errors import (
 from agentpref.record import messages
 from agentpref.record.home import Home
 from agentpref.record.log import Log
+from agentpref.record.pseudonyms import Pseudonyms
+from agentpref.record.snapshot import PARTS
 from agentpref.types import Comparison, Feedback, Run
 
 RunsIn: TypeAlias = "Callable[[Home], list[Run]]"
@@ -32,6 +37,16 @@ RunsOf: TypeAlias = "Callable[[Log], list[Run]]"
 JudgedIn: TypeAlias = "Callable[[Home], tuple[list[Feedback], list[Comparison]]]"
 
 ASKED = [{"role": "user", "content": "2 + 2?"}]
+
+
+def pseudonym(log: Log, user_id: str) -> str:
+    return Pseudonyms.of(log.home).name(user_id)
+
+
+@pytest.fixture
+def strict(tmp_path: Path) -> Iterator[Log]:
+    with Log(tmp_path / "strict", strict=True) as log:
+        yield log
 
 
 def test_a_run_is_logged_with_all_that_was_said_of_it(log: Log, runs_of: RunsOf) -> None:
@@ -56,7 +71,7 @@ def test_a_run_is_logged_with_all_that_was_said_of_it(log: Log, runs_of: RunsOf)
     assert run.prompt.messages == tuple(ASKED)
     assert run.prompt.tools == tuple(tools)
     assert run.output == {"role": "assistant", "content": "4"}
-    assert (run.model, run.revision, run.user_id) == ("tiny", "base", "u")
+    assert (run.model, run.revision, run.user_id) == ("tiny", "base", pseudonym(log, "u"))
     assert (run.thread_id, run.trace_id, run.tag) == ("t", "x", "maths")
     assert (run.token_ids, run.logprobs) == ((1, 2), (-0.5, 0))
     assert (run.params, run.metadata) == ({"temperature": 0}, {"n": 1})
@@ -93,7 +108,8 @@ def test_feedback_is_on_disk_when_the_call_returns(log: Log, judged_in: JudgedIn
     log.compare(a, b, winner="a", source="code")
     (thumbs, correction), (comparison,) = judged_in(log.home)
     assert (thumbs.run_id, thumbs.key, thumbs.score) == (a, "thumbs", 1.0)
-    assert (thumbs.value, thumbs.comment, thumbs.user_id) == ({"stars": 5}, "yes", "u")
+    assert (thumbs.value, thumbs.comment) == ({"stars": 5}, "yes")
+    assert thumbs.user_id == pseudonym(log, "u")
     assert (correction.run_id, correction.key, correction.source) == (b, "correction", "model")
     assert correction.correction == {"role": "assistant", "content": "four"}
     assert (comparison.run_a, comparison.run_b, comparison.winner) == (a, b, "a")
@@ -185,12 +201,13 @@ USER = {"role": "user", "content": "hi"}
     ],
 )
 def test_messages_that_cannot_be_kept_are_named(
-    log: Log, asked: Any, named: str, runs_of: RunsOf
+    strict: Log, asked: Any, named: str, runs_of: RunsOf
 ) -> None:
-    log.record(ASKED, "before")
+    strict.record(ASKED, "before")
     with pytest.raises(InvalidMessage, match=named):
-        log.record(asked, "4")
-    assert len(runs_of(log)) == 1
+        strict.record(asked, "4")
+    assert len(runs_of(strict)) == 1
+    assert strict.dropped == {}
 
 
 @pytest.mark.parametrize(
@@ -212,21 +229,64 @@ def test_messages_that_cannot_be_kept_are_named(
     ],
 )
 def test_arguments_that_cannot_be_kept_are_named(
-    log: Log, arguments: dict[str, Any], named: str
+    strict: Log, arguments: dict[str, Any], named: str
 ) -> None:
     with pytest.raises(InvalidMessage, match=named):
-        log.record(ASKED, **({"output": "4"} | arguments))
+        strict.record(ASKED, **({"output": "4"} | arguments))
+
+
+@pytest.mark.parametrize("asked", [[], "hi", [{"role": "robot", "content": "hi"}], [object()]])
+def test_what_is_no_run_is_counted_and_said_and_never_raised(
+    log: Log, asked: Any, runs_of: RunsOf, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "agentpref"):
+        names = [log.record(asked, "4") for _ in range(12)]
+        good = log.record(ASKED, "4")
+        assert [run.run_id for run in runs_of(log)] == [good]
+    assert len(set(names)) == 12
+    assert log.dropped == {"InvalidMessage": 12}
+    assert [record.args[0] for record in caplog.records if record.args] == [1, 10]
+    with pytest.raises(UnknownRun):
+        log.feedback(names[0], key="k", score=1)
+
+
+class Hostile:
+    def __repr__(self) -> str:
+        raise RuntimeError("no")
+
+
+json_like = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters())
+    | st.binary()
+    | st.builds(Hostile)
+    | st.builds(object),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner),
+    max_leaves=6,
+)
+
+
+@given(arguments=st.dictionaries(st.sampled_from([*PARTS, "run_id"]), json_like))
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_the_host_passes_record_raises_nothing(
+    log: Log, arguments: dict[str, Any]
+) -> None:
+    log.record(**({"messages": ASKED, "output": "4"} | arguments))
+    assert log.flush()
+    assert log.verify() == []
 
 
 def test_gigantic_text_is_refused_and_long_conversations_are_not(
-    log: Log, monkeypatch: pytest.MonkeyPatch, runs_of: RunsOf
+    strict: Log, monkeypatch: pytest.MonkeyPatch, runs_of: RunsOf
 ) -> None:
-    for module in ("messages", "snapshot"):
-        monkeypatch.setattr(f"agentpref.record.{module}.MAX_MESSAGE_BYTES", 100)
+    monkeypatch.setattr("agentpref.record.messages.MAX_MESSAGE_BYTES", 100)
     with pytest.raises(InvalidMessage, match=r"message 1 takes \d+ bytes, more than the 100"):
-        log.record([USER, {"role": "user", "content": "x" * 101}], "4")
-    log.record([USER] * 20, "4")
-    assert len(runs_of(log)) == 1
+        strict.record([USER, {"role": "user", "content": "x" * 101}], "4")
+    strict.record([USER] * 20, "4")
+    assert len(runs_of(strict)) == 1
     assert messages.MAX_MESSAGE_BYTES == 100
 
 
@@ -241,7 +301,7 @@ def test_what_describes_a_run_is_no_reason_to_lose_it(log: Log, runs_of: RunsOf)
     )
     (run,) = runs_of(log)
     assert run.output == {"role": "assistant", "content": None}
-    assert (run.thread_id, run.user_id) == (str(UUID(int=7)), "42")
+    assert (run.thread_id, run.user_id) == (str(UUID(int=7)), pseudonym(log, "42"))
     assert run.metadata == {"model": repr(threading.Lock)}
     assert run.logprobs is not None
     assert math.isnan(run.logprobs[0])
@@ -251,8 +311,9 @@ def test_a_closed_log_takes_nothing_more(tmp_path: Path, runs_in: RunsIn) -> Non
     with Log(tmp_path / "home") as log:
         run_id = log.record(ASKED, "4")
     log.close()
+    log.record(ASKED, "5")
+    assert log.dropped == {"LogClosed": 1}
     for call in (
-        lambda: log.record(ASKED, "5"),
         lambda: log.feedback(run_id, key="k", score=1),
         lambda: log.flush(),
         lambda: log.verify(),
@@ -290,6 +351,8 @@ def test_arguments_of_the_log_itself(tmp_path: Path) -> None:
         Log(tmp_path, namespace="")
     with pytest.raises(ConfigError, match="queue_size is 0"):
         Log(tmp_path, queue_size=0)
+    with pytest.raises(ConfigError, match="queue_bytes is 0"):
+        Log(tmp_path, queue_bytes=0)
     (tmp_path / "file").touch()
     with pytest.raises(NotAHome, match="file"):
         Log(tmp_path / "file")

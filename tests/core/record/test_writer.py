@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeAlias
@@ -12,7 +13,7 @@ from typing import TypeAlias
 import pytest
 
 from agentpref.errors import NotKept
-from agentpref.record import database
+from agentpref.record import keeper
 from agentpref.record.database import connect, transaction
 from agentpref.record.home import Home
 from agentpref.record.log import Log
@@ -45,7 +46,8 @@ def test_threads_share_a_log(log: Log, runs_of: RunsOf, judged_in: JudgedIn) -> 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(keeper, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(keeper, "REST_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -56,33 +58,104 @@ def locker(tmp_path: Path) -> Iterator[sqlite3.Connection]:
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_locked_database_is_counted_and_said_once(
-    log: Log, locker: sqlite3.Connection, caplog: pytest.LogCaptureFixture, runs_of: RunsOf
+def test_a_locked_database_loses_nothing(
+    log: Log, locker: sqlite3.Connection, runs_of: RunsOf, judged_in: JudgedIn
 ) -> None:
-    kept = log.record(ASKED, "kept")
+    before = log.record(ASKED, "before")
     log.flush()
-    with transaction(locker), caplog.at_level(logging.WARNING, "agentpref"):
-        for n in range(3):
-            log.record(ASKED, str(n))
-            log.flush()
-        with pytest.raises(NotKept, match="end the process that holds the database"):
-            log.feedback(kept, key="k", score=1)
-    assert log.dropped == {"locked": 3}
-    assert len(caplog.records) == 1
-    log.feedback(kept, key="k", score=1)
-    assert [run.run_id for run in runs_of(log)] == [kept]
+    with transaction(locker):
+        during = log.record(ASKED, "during")
+        log.feedback(before, key="k", score=1)
+        log.feedback(during, key="k", score=0)
+        log.compare(before, during, winner="a")
+        assert runs_in_file(log.home.spill) == 1
+    after = log.record(ASKED, "after")
+    assert [run.run_id for run in runs_of(log)] == [before, during, after]
+    feedback, comparisons = judged_in(log.home)
+    assert [(said.run_id, said.score) for said in feedback] == [(before, 1.0), (during, 0.0)]
+    assert [said.run_b for said in comparisons] == [during]
+    assert not log.home.spill.exists()
+    assert log.dropped == {}
+
+
+def runs_in_file(path: Path) -> int:
+    return sum(b'"run":' in line for line in path.read_bytes().splitlines())
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_strict_log_raises_what_others_count(
+def test_feedback_waits_for_no_lock_once_it_is_known(log: Log, locker: sqlite3.Connection) -> None:
+    run_id = log.record(ASKED, "4")
+    log.flush()
+    with transaction(locker):
+        log.feedback(run_id, key="k", score=1)
+        assert log._writer._keeper.trouble is not None
+        log.feedback(run_id, key="k", score=1)
+    log.feedback(run_id, key="k", score=1)
+    assert log._writer._keeper.trouble is None
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_strict_log_spills_too(
     tmp_path: Path, locker: sqlite3.Connection, runs_in: RunsIn
 ) -> None:
     with Log(tmp_path / "home", strict=True) as log:
-        log.record(ASKED, "4")
-        with transaction(locker), pytest.raises(NotKept, match="locked"):
+        with transaction(locker):
             log.record(ASKED, "5")
-        assert log.dropped == {}
-        assert len(runs_in(log.home)) == 1
+        log.record(ASKED, "4")
+        assert len(runs_in(log.home)) == 2
+
+
+@pytest.fixture
+def unwritable(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """A home that takes nothing, as one on a full disk: neither the database nor the spill."""
+
+    def refuse(*_: object) -> None:
+        raise NotKept("the disk is full; free space on it")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("agentpref.record.writer.REST_SECONDS", 0.01)
+        patch.setattr(keeper.Keeper, "keep", refuse)
+        yield patch
+
+
+def test_what_cannot_be_written_now_waits_in_memory(
+    log: Log,
+    unwritable: pytest.MonkeyPatch,
+    runs_of: RunsOf,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.WARNING, "agentpref"):
+        ids = [log.record(ASKED, str(n)) for n in range(3)]
+        assert log.flush() is False
+        with pytest.raises(NotKept, match="free space"):
+            log.feedback(ids[0], key="k", score=1)
+    assert len(caplog.records) == 1
+    unwritable.undo()
+    log.feedback(ids[0], key="k", score=1)
+    assert [run.run_id for run in runs_of(log)] == ids
+    assert log.dropped == {}
+
+
+def test_memory_is_bounded_too(tmp_path: Path, unwritable: pytest.MonkeyPatch) -> None:
+    with Log(tmp_path / "home", queue_bytes=1_000) as log:
+        for _ in range(3):
+            log.record(ASKED, "x" * 300)
+        assert log.dropped == {"queue-full": 1}
+        unwritable.undo()
+        assert log.flush()
+        log.record(ASKED, "x" * 300)
+        assert log.dropped == {"queue-full": 1}
+
+
+def test_what_closing_cannot_write_is_counted(
+    tmp_path: Path, unwritable: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = Log(tmp_path / "home")
+    log.record(ASKED, "4")
+    with caplog.at_level(logging.WARNING, "agentpref"):
+        log.close()
+    assert log.dropped == {"NotKept": 1}
+    assert "free space" in caplog.records[-1].message
 
 
 def test_a_full_queue_drops_runs_and_takes_feedback(
@@ -108,15 +181,69 @@ def test_flush_keeps_its_deadline(log: Log, locker: sqlite3.Connection) -> None:
     assert log.flush() is True
 
 
-def test_a_full_disk_loses_nothing_that_was_acknowledged(log: Log, runs_of: RunsOf) -> None:
+@pytest.mark.usefixtures("impatient")
+def test_a_full_database_loses_nothing(log: Log, runs_of: RunsOf, judged_in: JudgedIn) -> None:
     run_id = log.record(ASKED, "4")
     log.flush()
-    pages = log._writer._connection.execute("PRAGMA page_count").fetchone()[0]
-    log._writer._connection.execute(f"PRAGMA max_page_count = {pages}")
-    with pytest.raises(NotKept, match="free space"):
-        log.correct(run_id, "x" * 100_000)
+    connection = log._writer._keeper._connection
+    assert connection is not None
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    connection.execute(f"PRAGMA max_page_count = {pages}")
+    log.correct(run_id, "x" * 100_000)
     log.record(ASKED, "y" * 100_000)
     log.flush()
-    assert log.dropped == {"full": 1}
-    assert len(runs_of(log)) == 1
+    assert log.home.spill.stat().st_size > 200_000
+    connection.execute("PRAGMA max_page_count = 1000000")
+    assert len(runs_of(log)) == 2
+    assert len(judged_in(log.home)[0]) == 1
+    assert log.dropped == {}
     assert log.verify() == []
+
+
+def test_a_clock_that_goes_back_is_said_once(
+    log: Log,
+    monkeypatch: pytest.MonkeyPatch,
+    runs_of: RunsOf,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    now = 1_700_000_000_000_000_000
+    ticks = iter([now, now - 500_000_000, now - 3_600_000_000_000, now - 3_500_000_000_000])
+    with caplog.at_level(logging.WARNING, "agentpref"), monkeypatch.context() as patch:
+        patch.setattr(time, "time_ns", lambda: next(ticks))
+        ids = {log.record(ASKED, str(n)) for n in range(4)}
+    assert {run.run_id for run in runs_of(log)} == ids
+    assert [record.message for record in caplog.records] == [
+        "the clock went back by 3600 s; runs keep the time that they were given"
+    ]
+
+
+def test_what_a_redactor_says_of_the_log_is_no_deadlock(tmp_path: Path, runs_in: RunsIn) -> None:
+    seen: list[str] = []
+
+    def redact(text: str) -> str:
+        if text == "4" and not seen:
+            seen.append(log.record(ASKED, "from within"))
+            log.feedback(seen[0], key="k", score=1)
+        return text
+
+    with Log(tmp_path / "home", redact=redact) as log:
+        log.record(ASKED, "4")
+        assert log.flush(timeout=30)
+    assert len(runs_in(log.home)) == 2
+
+
+def test_a_mistake_of_ours_is_counted_and_the_log_goes_on(
+    log: Log, monkeypatch: pytest.MonkeyPatch, runs_of: RunsOf
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    said = threading.Event()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading, "excepthook", lambda _: said.set())
+        patch.setattr(keeper.Keeper, "keep", fail)
+        log.record(ASKED, "4")
+        assert said.wait(10)
+    assert log.dropped == {"unexpected": 1}
+    log.record(ASKED, "5")
+    assert len(runs_of(log)) == 1

@@ -1,0 +1,151 @@
+"""Puts entries on disk, whatever the state of the database.
+
+The database is tried first; while it is locked, full or otherwise unable, the spill takes what
+comes, and its entries go to the database before any later one. A keeper has one user at a time and
+owns one connection. Knows nothing of queues, threads and the host.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Sequence
+from contextlib import closing
+
+from agentpref.errors import AgentprefError, HomeError, NotKept, RecordError
+from agentpref.record.database import connect, transaction, translated
+from agentpref.record.home import Home
+from agentpref.record.intake import Entry, LinkedRun
+from agentpref.record.spill import Drained, Spill
+from agentpref.record.store import Store
+from agentpref.types import Comparison, Feedback
+
+PATIENCE_SECONDS = 2.0
+"""How long an entry waits for a lock before it goes to the spill."""
+
+REST_SECONDS = 1.0
+"""How long a database that was in trouble is left alone; then it is tried without patience."""
+
+
+class Keeper:
+    """Keeps entries in one home."""
+
+    def __init__(self, home: Home) -> None:
+        """Open the home's database.
+
+        Raises:
+            HomeError: the database is not ours to write.
+            NotKept: it cannot be opened.
+        """
+        self._home = home
+        self._spill = Spill(home)
+        self._connection: sqlite3.Connection | None = connect(home)
+        self._trouble: AgentprefError | None = None
+        self._rest_until = 0.0
+
+    @property
+    def trouble(self) -> AgentprefError | None:
+        """What keeps the database from taking entries, while something does."""
+        return self._trouble
+
+    def keep(self, entries: Sequence[Entry]) -> list[RecordError | None]:
+        """Put entries on disk, and say for each whether it was refused.
+
+        In the spill, nothing is refused: whether a run exists that feedback names is looked at when
+        the database takes it.
+
+        Raises:
+            NotKept: neither the database nor the spill can take them; none of them is on disk.
+        """
+        if self._trouble is None or time.monotonic() >= self._rest_until:
+            try:
+                return self._store(entries)
+            except (NotKept, HomeError) as trouble:
+                self._trouble = trouble
+                self._rest_until = time.monotonic() + REST_SECONDS
+        self._spill.append(entries)
+        return [None] * len(entries)
+
+    def drain(self) -> Drained:
+        """Write what waits in the spill to the database.
+
+        Raises:
+            NotKept: the database or the spill is still in trouble; nothing is lost.
+            HomeError: the database is not ours to write.
+        """
+        return self._spill.drain(self._write)
+
+    def disconnect(self) -> None:
+        """Let go of the database; the next entry opens it again."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    close = disconnect
+
+    def _store(self, entries: Sequence[Entry]) -> list[RecordError | None]:
+        if self._spill.waits():
+            _report(self._home, self.drain())
+        outcomes = self._write(entries)
+        self._trouble = None
+        return outcomes
+
+    def _write(self, entries: Sequence[Entry]) -> list[RecordError | None]:
+        """Write all runs first: what is said of them may come before them in a merged spill."""
+        runs = [entry for entry in entries if isinstance(entry, LinkedRun)]
+        with translated(self._home):
+            connection = self._open()
+            store = Store(connection)
+            with transaction(connection):
+                refused = iter(store.add_runs(runs))
+                return [
+                    next(refused) if isinstance(entry, LinkedRun) else _judge(store, entry)
+                    for entry in entries
+                ]
+
+    def _open(self) -> sqlite3.Connection:
+        if self._connection is None:
+            self._connection = connect(self._home)
+        patience = PATIENCE_SECONDS if self._trouble is None else 0.0
+        self._connection.execute(f"PRAGMA busy_timeout = {1000 * patience:.0f}")
+        return self._connection
+
+
+def drain(home: Home) -> Drained:
+    """Write what waits in a home's spill to its database; see :meth:`Keeper.drain`."""
+    if not Spill(home).waits():
+        return Drained(0, 0, 0)
+    with closing(Keeper(home)) as keeper:
+        return keeper.drain()
+
+
+def _judge(store: Store, said: Feedback | Comparison) -> RecordError | None:
+    """Write a judgement; its refusal keeps nothing else of the batch from the disk."""
+    try:
+        if isinstance(said, Feedback):
+            store.add_feedback(said)
+        else:
+            store.add_comparison(said)
+    except RecordError as refusal:
+        return refusal
+    return None
+
+
+def _report(home: Home, drained: Drained) -> None:
+    import logging
+
+    logger = logging.getLogger("agentpref")
+    logger.info("%s: %d entries went to the database", home.spill, drained.stored)
+    if drained.refused:
+        logger.warning(
+            "%d entries of %s name what this home does not have; they are kept in %s",
+            drained.refused,
+            home.spill,
+            home.refused,
+        )
+    if drained.torn:
+        logger.warning(
+            "%d lines of %s were cut off by a crash before they were acknowledged",
+            drained.torn,
+            home.spill,
+        )

@@ -1,0 +1,219 @@
+"""The spill gives back exactly what it took, once, and nothing that was cut off."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from agentpref.errors import NotKept, UnknownRun
+from agentpref.record import spill as module
+from agentpref.record.home import Home
+from agentpref.record.ids import new_id
+from agentpref.record.intake import Entry, link
+from agentpref.record.messages import prompt_of
+from agentpref.record.spill import Drained, Spill, whole_lines
+from agentpref.types import Comparison, Feedback, Run
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home.create(tmp_path / "home")
+
+
+@pytest.fixture
+def spill(home: Home) -> Spill:
+    return Spill(home)
+
+
+class Taker:
+    """A store that remembers what it was handed, and refuses what it is told to."""
+
+    def __init__(self, *refused: Entry) -> None:
+        self.refused = refused
+        self.taken: list[Entry] = []
+
+    def __call__(self, entries: Sequence[Entry]) -> list[UnknownRun | None]:
+        self.taken += entries
+        return [UnknownRun("no such run") if e in self.refused else None for e in entries]
+
+
+def said(comment: str = "yes") -> Feedback:
+    return Feedback(new_id(), "run", 1.0, "k", 1.0, comment=comment)
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]))
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | texts,
+    lambda inner: st.lists(inner) | st.dictionaries(texts, inner),
+    max_leaves=5,
+)
+messages = st.fixed_dictionaries(
+    {"role": st.sampled_from(["system", "user", "assistant"]), "content": texts}
+)
+runs = st.builds(
+    lambda asked, tools, output, **rest: Run(
+        prompt=prompt_of(asked, tools), output={"role": "assistant", "content": output}, **rest
+    ),
+    st.lists(messages, min_size=1, max_size=3),
+    st.lists(st.dictionaries(texts, values), max_size=1),
+    texts,
+    run_id=texts,
+    namespace=texts,
+    created_at=st.floats(0, 4e9),
+    user_id=st.none() | texts,
+    params=st.dictionaries(texts, values),
+    token_ids=st.none() | st.lists(st.integers(0, 10**6)).map(tuple),
+    logprobs=st.none() | st.lists(st.floats(-50, 0)).map(tuple),
+    tags=st.lists(texts).map(tuple),
+)
+feedback = st.builds(
+    Feedback,
+    texts,
+    texts,
+    st.floats(0, 4e9),
+    texts,
+    score=st.none() | st.floats(allow_nan=False, allow_infinity=False),
+    value=values,
+    comment=st.none() | texts,
+    correction=st.none() | messages,
+)
+comparisons = st.builds(
+    Comparison, texts, st.floats(0, 4e9), texts, texts, st.sampled_from(["a", "b", "tie"])
+)
+
+
+@given(st.lists(runs.map(link) | feedback | comparisons, min_size=1, max_size=5))
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_went_in_comes_out(spill: Spill, entries: list[Entry]) -> None:
+    spill.append(entries)
+    taker = Taker()
+    assert spill.drain(taker) == Drained(len(entries), 0, 0)
+    assert taker.taken == entries
+    assert not spill.waits()
+
+
+def test_numbers_that_json_has_not_are_marked(spill: Spill) -> None:
+    prompt = prompt_of([{"role": "user", "content": "x"}])
+    output = {"role": "assistant", "content": "y"}
+    spill.append([link(Run("r", "n", 1.0, prompt, output, logprobs=(-math.inf,)))])
+    taker = Taker()
+    spill.drain(taker)
+    assert taker.taken[0].run.logprobs == (None,)  # type: ignore[union-attr]
+
+
+def test_it_drains_in_batches_and_in_order(spill: Spill, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BATCH", 2)
+    entries = [said(str(n)) for n in range(5)]
+    for entry in entries:
+        spill.append([entry])
+    taker = Taker()
+    assert spill.drain(taker).stored == 5
+    assert taker.taken == entries
+
+
+@pytest.mark.parametrize("kept", [1, 20, 40, -2])
+def test_a_line_that_was_cut_off_is_left_out_and_harms_no_other(
+    home: Home, spill: Spill, kept: int
+) -> None:
+    first, cut, last = said(), said(), said()
+    spill.append([first])
+    whole = home.spill.read_bytes()
+    spill.append([cut])
+    line = home.spill.read_bytes()[len(whole) :]
+    home.spill.write_bytes(whole + line[:kept])
+    spill.append([last])
+    assert list(whole_lines(home.spill)) == [True, False, True]
+    taker = Taker()
+    assert spill.drain(taker) == Drained(2, 0, 1)
+    assert taker.taken == [first, last]
+
+
+def test_a_line_that_lacks_only_its_end_is_whole(home: Home, spill: Spill) -> None:
+    spill.append([said()])
+    home.spill.write_bytes(home.spill.read_bytes()[:-1])
+    spill.append([said()])
+    assert spill.drain(Taker()) == Drained(2, 0, 0)
+
+
+def test_a_line_that_was_changed_is_not_taken(home: Home, spill: Spill) -> None:
+    spill.append([said("yes")])
+    home.spill.write_bytes(home.spill.read_bytes().replace(b"yes", b"no!"))
+    assert spill.drain(Taker()) == Drained(0, 0, 1)
+
+
+def test_what_the_store_refuses_is_kept_apart(home: Home, spill: Spill) -> None:
+    good, bad = said("good"), said("bad")
+    spill.append([good, bad])
+    assert spill.drain(Taker(bad)) == Drained(1, 1, 0)
+    assert not home.spill.exists()
+    assert b"bad" in home.refused.read_bytes()
+    assert b"good" not in home.refused.read_bytes()
+
+
+def test_a_store_that_fails_leaves_the_file(home: Home, spill: Spill) -> None:
+    spill.append([said()])
+    before = home.spill.read_bytes()
+
+    def fail(_: object) -> list[None]:
+        raise NotKept("locked")
+
+    with pytest.raises(NotKept, match="locked"):
+        spill.drain(fail)
+    assert home.spill.read_bytes() == before
+
+
+def test_a_full_disk_leaves_no_half_line(
+    home: Home, spill: Spill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spill.append([said()])
+    before = home.spill.read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(NotKept, match="free space"):
+            spill.append([said(), said()])
+    assert home.spill.read_bytes() == before
+
+
+def test_processes_take_turns(home: Home, spill: Spill, monkeypatch: pytest.MonkeyPatch) -> None:
+    from filelock import FileLock
+
+    monkeypatch.setattr(module, "LOCK_SECONDS", 0.05)
+    with (
+        FileLock(home.path / "spill.lock"),
+        pytest.raises(NotKept, match="in the hands of another process"),
+    ):
+        spill.append([said()])
+    spill.append([said()])
+
+
+def test_threads_lose_nothing(home: Home) -> None:
+    def work(name: int) -> None:
+        mine = Spill(home)
+        for n in range(10):
+            mine.append([said(f"{name} {n}")])
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    taker = Taker()
+    assert Spill(home).drain(taker) == Drained(40, 0, 0)
+    assert len({entry.comment for entry in taker.taken if isinstance(entry, Feedback)}) == 40
+
+
+def test_nothing_waits_where_there_is_no_file(spill: Spill) -> None:
+    assert not spill.waits()
+    assert spill.drain(Taker()) == Drained(0, 0, 0)
