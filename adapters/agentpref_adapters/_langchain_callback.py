@@ -40,9 +40,10 @@ _MOST_KEPT = 10_000
 class CallbackCounts(NamedTuple):
     """What became of the model calls a callback has seen.
 
-    ``logged`` answers were handed to the log; ``failed`` calls raised, were cancelled or had their
-    stream left early, and have no answer to log; ``lost`` ones could not be logged, and LangChain's
-    own logger says why; ``open`` ones are still running.
+    ``logged`` answers were handed to the log, whose ``dropped`` counts what it could not keep;
+    ``failed`` calls raised, were cancelled or had their stream left early, and have no answer to
+    log; ``lost`` ones could not be converted, and LangChain's own logger says why; ``open`` ones
+    are still running.
     """
 
     logged: int

@@ -13,7 +13,12 @@ from collections.abc import Sequence
 from contextlib import closing
 
 from agentpref.errors import AgentprefError, HomeError, NotKept, RecordError
-from agentpref.record.database import connect, transaction, translated
+from agentpref.record.database import (
+    connect,
+    require_known_schema,
+    transaction,
+    translated,
+)
 from agentpref.record.home import Home
 from agentpref.record.intake import Entry, LinkedRun
 from agentpref.record.spill import Drained, Spill
@@ -61,6 +66,8 @@ class Keeper:
             try:
                 return self._store(entries)
             except (NotKept, HomeError) as trouble:
+                if self._trouble is None:
+                    _warn_of(trouble, self._home)
                 self._trouble = trouble
                 self._rest_until = time.monotonic() + REST_SECONDS
         self._spill.append(entries)
@@ -97,6 +104,7 @@ class Keeper:
             connection = self._open()
             store = Store(connection)
             with transaction(connection):
+                require_known_schema(connection, self._home)
                 refused = iter(store.add_runs(runs))
                 return [
                     next(refused) if isinstance(entry, LinkedRun) else _judge(store, entry)
@@ -129,6 +137,14 @@ def _judge(store: Store, said: Feedback | Comparison) -> RecordError | None:
     except RecordError as refusal:
         return refusal
     return None
+
+
+def _warn_of(trouble: AgentprefError, home: Home) -> None:
+    import logging  # 10 ms, which a log without trouble never spends
+
+    logging.getLogger("agentpref").warning(
+        "%s. Until then, what is logged goes to %s", trouble, home.spill
+    )
 
 
 def _report(home: Home, drained: Drained) -> None:

@@ -32,6 +32,7 @@ import agentpref_adapters._langchain_callback as callback_module
 from agentpref.record.database import connect
 from agentpref.record.home import Home
 from agentpref.record.log import Log
+from agentpref.record.pseudonyms import Pseudonyms
 from agentpref.record.store import Store
 from agentpref.types import Run
 from agentpref_adapters.langchain import AgentprefCallback, CallbackCounts
@@ -48,6 +49,12 @@ def home(tmp_path: Path) -> Path:
 def log(home: Path) -> Iterator[Log]:
     with closing(Log(home)) as log:
         yield log
+
+
+@pytest.fixture
+def name(log: Log) -> Callable[[str], str]:
+    """What the home keeps in the place of a user's id."""
+    return Pseudonyms.of(log.home).name
 
 
 @pytest.fixture
@@ -156,6 +163,7 @@ def test_a_chain_s_model_call_is_logged_once_however_it_is_called(
     call: Callable[[Runnable[Any, str], RunnableConfig], str],
     callback: AgentprefCallback,
     runs: Callable[[], list[Run]],
+    name: Callable[[str], str],
 ) -> None:
     trace = uuid4()
     config: RunnableConfig = {
@@ -168,7 +176,7 @@ def test_a_chain_s_model_call_is_logged_once_however_it_is_called(
     (run,) = runs()
     assert run.prompt.messages == asked("sky?")
     assert run.output == {"role": "assistant", "content": "It is blue."}
-    assert (run.thread_id, run.user_id, run.trace_id) == ("t1", "u1", str(trace))
+    assert (run.thread_id, run.user_id, run.trace_id) == ("t1", name("u1"), str(trace))
     assert run.tags == ("weather",)
     assert run.metadata == {"plan": "pro"}
     assert callback.answer_of(trace) == run.run_id
@@ -219,7 +227,7 @@ def test_the_model_that_answered_is_logged_rather_than_the_one_that_was_asked_fo
 
 
 def test_constructor_defaults_give_way_to_the_config(
-    log: Log, runs: Callable[[], list[Run]]
+    log: Log, runs: Callable[[], list[Run]], name: Callable[[str], str]
 ) -> None:
     callback = AgentprefCallback(log, tags=["shop"], thread_id="none", user_id="nobody")
     model = Echo()
@@ -227,8 +235,8 @@ def test_constructor_defaults_give_way_to_the_config(
     metadata = {"user_id": "u1", "thread_id": 7}
     model.invoke("two", {"callbacks": [callback], "metadata": metadata, "tags": ["a", "shop"]})
     first, second = runs()
-    assert (first.thread_id, first.user_id, first.tags) == ("none", "nobody", ("shop",))
-    assert (second.thread_id, second.user_id, second.tags) == ("7", "u1", ("shop", "a"))
+    assert (first.thread_id, first.user_id, first.tags) == ("none", name("nobody"), ("shop",))
+    assert (second.thread_id, second.user_id, second.tags) == ("7", name("u1"), ("shop", "a"))
 
 
 def test_a_plain_text_model_is_logged_as_a_message_of_the_user_s(
@@ -450,7 +458,8 @@ def test_a_log_that_fails_never_breaks_the_chain(
             {"question": "sky?"}, {"callbacks": [callback]}
         )
     assert answer == "blue"
-    assert callback.counts == CallbackCounts(logged=0, failed=0, lost=1, open=0)
+    assert callback.counts == CallbackCounts(logged=1, failed=0, lost=0, open=0)
+    assert log.dropped == {"LogClosed": 1}
     assert "closed" in caplog.text
 
 
