@@ -10,18 +10,19 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from agentpref.config import UpdateConfig
-from agentpref.errors import UpdateRunning, WrongBase
+from agentpref.errors import WrongBase
 from agentpref.prefer.pairs import read_pairs
 from agentpref.record.database import connect, translated
 from agentpref.record.home import Home
 from agentpref.record.ids import new_id
+from agentpref.record.locks import exclusive
 from agentpref.record.store import Store
 from agentpref.record.updates import Role, UpdateRow, Updates
 from agentpref.serve.backend import Revision
@@ -94,6 +95,10 @@ class Night:
         """Ids of the pairs that no ancestor has learned, on either side."""
         return {pair.pair_id for pair in (*self.new, *self.new_held_out)}
 
+    def all(self) -> tuple[Pair, ...]:
+        """The pairs of every kind."""
+        return (*self.new, *self.old, *self.new_held_out, *self.old_held_out)
+
     def counts(self) -> dict[str, int]:
         """How many pairs of each kind there are."""
         return {name: len(getattr(self, name)) for name in self.__dataclass_fields__}
@@ -125,13 +130,14 @@ def update(
     Raises:
         NotAHome: there is no home in the folder.
         UpdateRunning: another update holds the home.
+        RevisionError: the live revision is tainted by what was forgotten since.
         ModelNotFound: the model resolves to nothing.
         WrongBase: the live revision was trained on another base.
         TrainingDiverged: the loss is no longer finite. In all these cases nothing was changed.
     """
     place = Home.open(home)
     settings = config or UpdateConfig()
-    with _exclusive(place), translated(place), closing(connect(place)) as connection:
+    with exclusive(place), translated(place), closing(connect(place)) as connection:
         _sweep(place)
         return _Update(place, connection, model, settings, namespace, checks, progress).run()
 
@@ -160,6 +166,8 @@ class _Update:
         """Go through the night in order."""
         state = self.registry.state()
         live = None if state.live is None else self.registry.get(state.live)
+        if live is not None:
+            self.registry.require_untainted(live)
         pairs = read_pairs(Store(self.connection), self.namespace, held_out=self.config.held_out)
         night = Night.of(pairs.pairs, self.updates.learned_by(state.live))
         report = UpdateReport(
@@ -175,7 +183,7 @@ class _Update:
         if not night.new or night.fresh == self.updates.tried_on(self.namespace, state.live):
             return report
         report, roles = self._learn_and_prove(report, live, night)
-        self._keep(report, roles)
+        self._keep(report, roles, night)
         if report.verdict == "promoted" and report.revision is not None:
             self.registry.promote(report.revision, expected_generation=state.generation)
         return report
@@ -272,8 +280,8 @@ class _Update:
             )
         return revision.revision_id
 
-    def _keep(self, report: UpdateReport, roles: dict[str, Role]) -> None:
-        """Write the report and what each pair was used for into the ledger."""
+    def _keep(self, report: UpdateReport, roles: dict[str, Role], night: Night) -> None:
+        """Write the report, and of each pair what it was used for and made of, into the ledger."""
         self.updates.add(
             UpdateRow(
                 update_id=report.update_id,
@@ -285,6 +293,9 @@ class _Update:
                 verdict=report.verdict,
                 report=report.to_mapping(),
                 pairs=roles,
+                sources={
+                    pair.pair_id: pair.provenance for pair in night.all() if pair.pair_id in roles
+                },
             )
         )
 
@@ -311,21 +322,3 @@ def _sweep(home: Home) -> None:
     """Remove the candidates of updates that were killed. Call it with the home held."""
     for folder in home.path.glob(f"{_CANDIDATE}*"):
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _exclusive(home: Home) -> Iterator[None]:
-    """Hold the home for one update; the system lets go of it if the process dies."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(home.path / "update.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise UpdateRunning(
-            f"another update of {home.path} is running; wait for it to end, then try again"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()

@@ -1,13 +1,15 @@
 """The ledger of updates: what each was trained on, what it led to, and what the gate said.
 
-It answers one question that matters: which pairs has the revision that serves already learned?
-Those are what its line of ancestors trained on as new. Knows nothing of how pairs are made.
+It answers two questions. Which pairs has the revision that serves already learned? Those are what
+its line of ancestors trained on as new. And which revisions have seen what somebody said? Those
+that trained on a pair that was made of it, and all that descend from them. Knows nothing of how
+pairs are made.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -21,7 +23,11 @@ Role = Literal["new", "replay", "held_out"]
 
 @dataclass(frozen=True, slots=True)
 class UpdateRow:
-    """One update as it is kept. ``pairs`` maps the ids of the pairs it used to their role."""
+    """One update as it is kept.
+
+    ``pairs`` maps the ids of the pairs it used to their role, ``sources`` to the ids of the
+    feedback and comparisons that each was made of.
+    """
 
     update_id: str
     namespace: str
@@ -32,6 +38,7 @@ class UpdateRow:
     verdict: str
     report: Mapping[str, Any]
     pairs: Mapping[str, Role] = field(default_factory=dict)
+    sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 class Updates:
@@ -61,6 +68,10 @@ class Updates:
                 "INSERT INTO update_pair (update_id, pair_id, role) VALUES (?, ?, ?)",
                 [(update.update_id, pair, role) for pair, role in update.pairs.items()],
             )
+            self._connection.executemany(
+                "INSERT OR IGNORE INTO pair_source (source, pair_id) VALUES (?, ?)",
+                [(source, pair) for pair, sources in update.sources.items() for source in sources],
+            )
 
     def learned_by(self, revision: str | None) -> set[str]:
         """Ids of the pairs, held-out ones too, that were new to a revision or to an ancestor."""
@@ -87,6 +98,29 @@ class Updates:
         )
         return {pair for (pair,) in pairs}
 
+    def revisions_trained_on(self, sources: Iterable[str]) -> list[str]:
+        """Name the revisions whose training, or whose ancestors', saw any of these, oldest first.
+
+        Ask while the feedback and comparisons that ``sources`` names are still there: of a pair
+        that was used before its sources were kept, it is not known what it was made of, and every
+        update since the first of them that used such a pair counts.
+        """
+        found = self._connection.execute(_TRAINED_ON, {"sources": _json(sources)})
+        return [revision for (revision,) in found]
+
+    def forget_words(self, sources: Iterable[str]) -> None:
+        """Take what hosts' checks said out of the reports of updates that used any of these.
+
+        All else in a report is numbers, names of strata, and words of ours around them; but a check
+        may quote what the candidate answered to it.
+        """
+        reports = self._connection.execute(_REPORTS_ON, {"sources": _json(sources)}).fetchall()
+        with transaction(self._connection):
+            self._connection.executemany(
+                "UPDATE updates SET report = ? WHERE update_id = ?",
+                [(_without_words(report), update_id) for update_id, report in reports],
+            )
+
     def report(self, namespace: str, update_id: str | None = None) -> dict[str, Any]:
         """The report of an update, or of the namespace's last one.
 
@@ -103,3 +137,40 @@ class Updates:
             raise UpdateError(f"namespace {namespace!r} has {which}; run 'agentpref update' first")
         report: dict[str, Any] = orjson.loads(row[0])
         return report
+
+
+_USED = """
+WITH RECURSIVE source(id) AS (SELECT value FROM json_each(:sources)),
+since(at) AS (
+    SELECT min(created_at) FROM (
+        SELECT created_at FROM feedback WHERE feedback_id IN source
+        UNION ALL SELECT created_at FROM comparison WHERE comparison_id IN source)
+),
+used(update_id, role) AS (
+    SELECT DISTINCT update_id, role FROM updates JOIN update_pair USING (update_id), since
+    WHERE pair_id IN (SELECT pair_id FROM pair_source WHERE source IN source)
+        OR created_at >= at AND pair_id NOT IN (SELECT pair_id FROM pair_source)
+)
+"""
+_TRAINED_ON = f"""{_USED}, seen(name) AS (
+    SELECT candidate FROM updates JOIN used USING (update_id)
+    WHERE role IN ('new', 'replay') AND candidate IS NOT NULL
+    UNION SELECT revision_id FROM revision JOIN seen ON parent = name
+)
+SELECT revision_id FROM revision WHERE revision_id IN seen ORDER BY seq
+"""
+_REPORTS_ON = f"""{_USED}
+SELECT update_id, report FROM updates WHERE update_id IN (SELECT update_id FROM used)
+"""
+
+
+def _json(values: Iterable[str]) -> str:
+    return orjson.dumps([*values]).decode()
+
+
+def _without_words(report: str) -> str:
+    found = orjson.loads(report)
+    for check in found.get("checks", ()):
+        if check.get("name", "").startswith("check "):
+            check["words"] = "(removed: the training saw what was forgotten since)"
+    return orjson.dumps(found).decode()

@@ -20,7 +20,10 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True, slots=True)
 class Revision:
-    """An immutable, content-addressed adapter, ``rev-000042-<sha12>``, and the folder it is in."""
+    """An immutable, content-addressed adapter, ``rev-000042-<sha12>``, and the folder it is in.
+
+    ``tainted_at`` is when it was found that its training saw what a user has had forgotten.
+    """
 
     revision_id: str
     namespace: str
@@ -28,6 +31,7 @@ class Revision:
     created_at: float
     path: Path
     manifest: dict[str, Any]
+    tainted_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

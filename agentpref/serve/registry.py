@@ -9,11 +9,9 @@ engines and requests. Every call opens its own connection: threads and processes
 
 from __future__ import annotations
 
-import os
 import shutil
 import sqlite3
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -22,12 +20,13 @@ from typing import Any, NamedTuple, TypeAlias
 from agentpref.errors import GenerationConflict, InvalidAdapter, RevisionError, UnknownRevision
 from agentpref.record.database import connect, transaction, translated
 from agentpref.record.home import Home
+from agentpref.record.lineage import last_clean
+from agentpref.serve import folders
 from agentpref.serve import manifest as manifests
 from agentpref.serve.backend import Revision
-from agentpref.serve.validate import check_adapter, check_files, check_published
+from agentpref.serve.validate import check_adapter, check_published
+from agentpref.types import BASE
 
-_TEMPORARY = ".publishing-"
-_ABANDONED_AFTER = 3600.0
 _NOTHING: Mapping[str, Any] = {}
 
 # Inside the class, `list` is a method.
@@ -116,7 +115,17 @@ class Registry:
         Raises:
             RevisionError: nothing was ever promoted, or everything was rolled back.
         """
-        return _previous(self.history(), self.namespace)
+        with self._reading() as connection:
+            return _previous(connection, self.namespace)
+
+    def require_untainted(self, revision: Revision) -> None:
+        """Refuse a revision that saw what was forgotten since: it neither serves nor learns on.
+
+        Raises:
+            RevisionError: it is tainted; the cure names the last clean one of its line.
+        """
+        with self._reading() as connection:
+            _require_clean(connection, revision.revision_id)
 
     def publish(
         self,
@@ -142,7 +151,7 @@ class Registry:
         """
         if parent is not None:
             self.get(parent)
-        temporary = self._copy(Path(folder))
+        temporary = folders.copy(Path(folder), self.home.adapters)
         try:
             check_adapter(temporary)
             manifest = manifests.describe(
@@ -153,8 +162,8 @@ class Registry:
                 training=training,
                 watermark=watermark,
             )
-            _write(temporary / manifests.MANIFEST_FILE, manifests.encode(manifest))
-            _sync(temporary)
+            folders.write(temporary / manifests.MANIFEST_FILE, manifests.encode(manifest))
+            folders.sync(temporary)
             return self._name(temporary, manifest)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -163,17 +172,21 @@ class Registry:
         """Make a revision live. It ends a canary, whichever revision that was.
 
         Args:
-            revision_id: the revision to serve from now on.
+            revision_id: the revision to serve from now on; ``"base"`` for the bare base model.
             expected_generation: refuse if the state has changed since it had this generation.
 
         Raises:
             UnknownRevision: this namespace has none of that id.
             InvalidAdapter: its files are not those that were published.
+            RevisionError: it is tainted: it saw what a user has had forgotten.
             GenerationConflict: somebody changed what is served in between.
         """
-        check_published(self.get(revision_id))
+        live = None if revision_id == BASE else revision_id
+        if live is not None:
+            check_published(self.get(live))
         with self._changing(expected_generation) as (connection, state):
-            new = state._replace(live=revision_id, canary=None, weight=0.0)
+            _require_clean(connection, live)
+            new = state._replace(live=live, canary=None, weight=0.0)
             return _change(connection, new, "promote")
 
     def canary(
@@ -191,7 +204,7 @@ class Registry:
             expected_generation: as for :meth:`promote`.
 
         Raises:
-            RevisionError: the weight is out of range.
+            RevisionError: the weight is out of range, or the revision is tainted.
             UnknownRevision: this namespace has none of that id.
             InvalidAdapter: its files are not those that were published.
             GenerationConflict: somebody changed what is served in between.
@@ -204,6 +217,7 @@ class Registry:
         if revision_id is not None:
             check_published(self.get(revision_id))
         with self._changing(expected_generation) as (connection, state):
+            _require_clean(connection, revision_id)
             new = state._replace(canary=revision_id, weight=float(weight))
             return _change(connection, new, "canary")
 
@@ -211,14 +225,15 @@ class Registry:
         """Undo the last promotion that still stands: the revision before it serves again.
 
         Rolling back twice goes back two promotions; from the first it goes to the bare base model.
-        A canary ends.
+        Tainted revisions are passed over: what must not serve is no way out of trouble. A canary
+        ends.
 
         Raises:
             RevisionError: no promotion is left to undo.
             GenerationConflict: somebody changed what is served in between.
         """
         with self._changing(expected_generation) as (connection, state):
-            live = _previous(_history(connection, self.namespace), self.namespace)
+            live = _previous(connection, self.namespace)
             return _change(
                 connection, state._replace(live=live, canary=None, weight=0.0), "rollback"
             )
@@ -262,15 +277,8 @@ class Registry:
             created_at=row["created_at"],
             path=self.home.adapters / name,
             manifest=manifests.decode(row["manifest"]),
+            tainted_at=row["tainted_at"],
         )
-
-    def _copy(self, folder: Path) -> Path:
-        check_files(folder)
-        temporary = self.home.adapters / f"{_TEMPORARY}{uuid.uuid4().hex}"
-        temporary.mkdir(parents=True)
-        for name in manifests.ADAPTER_FILES:
-            _copy_file(folder / name, temporary / name)
-        return temporary
 
     def _name(self, temporary: Path, manifest: dict[str, Any]) -> Revision:
         """Number the folder, move it to its place and write its row, as one transaction.
@@ -279,14 +287,16 @@ class Registry:
         publisher stands between its rename and its row.
         """
         with self._reading() as connection, transaction(connection):
-            _clean(connection, self.home.adapters)
+            known = {name for (name,) in connection.execute("SELECT revision_id FROM revision")}
+            folders.clean(self.home.adapters, known)
             (seq,) = connection.execute("SELECT COALESCE(MAX(seq), 0) + 1 FROM revision").fetchone()
             name = manifests.revision_id(seq, manifest["files"])
             temporary.rename(self.home.adapters / name)
-            _sync(self.home.adapters)
+            folders.sync(self.home.adapters)
             connection.execute(
-                "INSERT INTO revision (revision_id, namespace, seq, parent, created_at, manifest)"
-                " VALUES (?, ?, ?, ?, ?, ?)",
+                "INSERT INTO revision (revision_id, namespace, seq, parent, created_at, manifest,"
+                " tainted_at) VALUES (?, ?, ?, ?, ?, ?,"
+                " (SELECT tainted_at FROM revision WHERE revision_id = ?))",
                 (
                     name,
                     self.namespace,
@@ -294,6 +304,7 @@ class Registry:
                     manifest["parent"],
                     time.time(),
                     manifests.encode(manifest).decode(),
+                    manifest["parent"],
                 ),
             )
             return self._find(connection, name)
@@ -320,20 +331,45 @@ def _history(connection: sqlite3.Connection, namespace: str) -> list[HistoryEntr
     return [HistoryEntry(*row) for row in connection.execute(query, (namespace,))]
 
 
-def _previous(history: list[HistoryEntry], namespace: str) -> str | None:
-    """Replay the history as a stack: promotions push, rollbacks pop."""
-    served: list[str | None] = [None]
-    for entry in history:
-        if entry.action == "rollback":
-            served.pop()
-        elif entry.action == "promote" and entry.live != served[-1]:
-            served.append(entry.live)
+def _previous(connection: sqlite3.Connection, namespace: str) -> str | None:
+    """Find the last promotion to a clean revision that stands below the one that serves."""
+    served = _served(_history(connection, namespace))
     if len(served) == 1:
         raise RevisionError(
             f"nothing to roll back in {namespace!r}: the base model is live; "
             f"promote(revision) makes one live, canary(None, 0) ends a canary"
         )
-    return served[-2]
+    tainted = {
+        name
+        for (name,) in connection.execute(
+            "SELECT revision_id FROM revision WHERE tainted_at IS NOT NULL"
+        )
+    }
+    return next(name for name in reversed(served[:-1]) if name not in tainted)
+
+
+def _served(history: list[HistoryEntry]) -> list[str | None]:
+    """Replay the history as a stack: promotions push, a rollback pops down to where it went."""
+    served: list[str | None] = [None]
+    for entry in history:
+        if entry.action == "rollback":
+            served.pop()
+            while served[-1] != entry.live:
+                served.pop()
+        elif entry.action == "promote" and entry.live != served[-1]:
+            served.append(entry.live)
+    return served
+
+
+def _require_clean(connection: sqlite3.Connection, revision_id: str | None) -> None:
+    query = "SELECT 1 FROM revision WHERE revision_id = ? AND tainted_at IS NOT NULL"
+    if connection.execute(query, (revision_id,)).fetchone() and revision_id is not None:
+        clean = last_clean(connection, revision_id)
+        raise RevisionError(
+            f"{revision_id} is tainted: its training saw what a user has had forgotten; go back "
+            f"to {clean}, the last clean one of its line, with `agentpref adapters promote {clean}`"
+            ", then learn again with `agentpref update`"
+        )
 
 
 def _change(connection: sqlite3.Connection, new: ServingState, action: str) -> ServingState:
@@ -349,47 +385,3 @@ def _change(connection: sqlite3.Connection, new: ServingState, action: str) -> S
         (new.namespace, time.time(), new.generation, action, new.live, new.canary, new.weight),
     )
     return new
-
-
-def _clean(connection: sqlite3.Connection, adapters: Path) -> None:
-    """Remove what crashed publishers left. Call it with the write lock held."""
-    known = {row[0] for row in connection.execute("SELECT revision_id FROM revision")}
-    for folder in adapters.iterdir():
-        nameless = manifests.is_revision_id(folder.name) and folder.name not in known
-        if nameless or (folder.name.startswith(_TEMPORARY) and _abandoned(folder)):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _abandoned(temporary: Path) -> bool:
-    """Another publisher may be copying right now: only a folder left alone for an hour is dead."""
-    try:
-        return time.time() - temporary.stat().st_mtime > _ABANDONED_AFTER
-    except FileNotFoundError:
-        return False
-
-
-def _copy_file(source: Path, target: Path) -> None:
-    with source.open("rb") as reader, target.open("xb") as writer:
-        shutil.copyfileobj(reader, writer, 1 << 20)
-        writer.flush()
-        _seal(writer.fileno())
-
-
-def _write(target: Path, data: bytes) -> None:
-    with target.open("xb") as writer:
-        writer.write(data)
-        writer.flush()
-        _seal(writer.fileno())
-
-
-def _seal(descriptor: int) -> None:
-    os.fchmod(descriptor, 0o444)
-    os.fsync(descriptor)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
