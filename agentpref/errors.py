@@ -12,7 +12,7 @@
     │   ├── NotKept
     │   ├── ForgottenUser
     │   ├── RedactionFailed
-    │   ├── RedactionFailed
+    │   ├── ImplausibleClock
     │   └── LogClosed
     ├── ExchangeError               (ValueError)
     ├── ConfigError                 (ValueError)
@@ -88,8 +88,8 @@ class RedactionFailed(RecordError):
     """The host's ``redact`` raised, or gave something that is no text; nothing was stored."""
 
 
-class RedactionFailed(RecordError):
-    """The host's redaction raised, or gave no text; what it was given is not stored."""
+class ImplausibleClock(RecordError):
+    """By the clock, more has expired than can be true; nothing was removed."""
 
 
 class LogClosed(RecordError):
