@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
+from agentpref.record import tally_schema
 from agentpref.record.home import Home
 from agentpref.record.pseudonyms import Pseudonyms
 from agentpref.record.views import create_views
@@ -281,6 +282,26 @@ def views(connection: sqlite3.Connection) -> None:
     connection.execute("CREATE INDEX comparison_on_a ON comparison(run_a)")
     connection.execute("CREATE INDEX comparison_on_b ON comparison(run_b)")
     create_views(connection)
+
+
+@step
+def tallies(connection: sqlite3.Connection) -> None:
+    """What can be told at once of a record of any size.
+
+    ``tally`` counts what each namespace holds. Its row '' takes back the threads and users that
+    stand in several, so that the sum of all rows is the home's. ``thread`` and ``asker`` count the
+    runs of each conversation and of each user. A trigger on every new run would take as long as
+    writing it does (15 to 20 µs): runs are counted many at a time, in the order in which they were
+    written, and ``counted`` names the last one that was. Whoever reads adds those behind it. What
+    goes, and what is said of runs, is counted by triggers. A run goes after what was said of it,
+    and none is ever replaced or moved to another namespace.
+
+    ``judged`` holds the runs that something was said of, by prompt, since that is how pairs are
+    made; it may name some of which nothing is said any more. ``scale`` says what the scores of a
+    key look like: how many there are, how many are below 0, and how many beyond -1 to 1.
+    """
+    for statement in (*tally_schema.TABLES, *tally_schema.TRIGGERS, *tally_schema.FILLING):
+        connection.execute(statement)
 
 
 def _pseudonyms(connection: sqlite3.Connection) -> Pseudonyms:

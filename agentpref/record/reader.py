@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 
 from agentpref.errors import CorruptHome, UnknownRun
+from agentpref.record import tallies
 from agentpref.record.verify import Problem, problems
 from agentpref.types import Comparison, Feedback, Message, Prompt, Run
 
@@ -80,8 +81,7 @@ class Reader:
 
     def namespaces(self) -> list[str]:
         """Name the namespaces that have runs, in alphabetical order."""
-        rows = self._connection.execute("SELECT DISTINCT namespace FROM run ORDER BY namespace")
-        return [name for (name,) in rows]
+        return tallies.namespaces(self._connection)
 
     def stats(self, namespace: str | None = None) -> dict[str, Any]:
         """Count what a namespace holds, or the whole home.
@@ -90,24 +90,11 @@ class Reader:
             ``runs``, ``threads``, ``users``, ``feedback`` (corrections among it), ``corrections``,
             ``comparisons``, and ``first_at`` and ``last_at`` of its runs (None without runs).
         """
-        among = "" if namespace is None else "WHERE run.namespace = :namespace"
-        cursor = self._connection.execute(_STATS.format(among=among), {"namespace": namespace})
-        names = [column[0] for column in cursor.description]
-        return dict(zip(names, cursor.fetchone(), strict=True))
+        return tallies.stats(self._connection, namespace)
 
     def verify(self) -> list[Problem]:
         """Hash every message again and follow every reference; return what does not hold."""
         return list(problems(self._connection))
-
-
-_STATS = """
-SELECT count(*) AS runs, count(DISTINCT thread_id) AS threads, count(DISTINCT user_id) AS users,
-    (SELECT count(*) FROM feedback JOIN run USING (run_id) {among}) AS feedback,
-    (SELECT count(correction) FROM feedback JOIN run USING (run_id) {among}) AS corrections,
-    (SELECT count(*) FROM comparison JOIN run ON run.run_id = run_a {among}) AS comparisons,
-    min(created_at) AS first_at, max(created_at) AS last_at
-FROM run {among}
-"""
 
 
 class _Messages:

@@ -23,6 +23,7 @@ from agentpref.record.migrations import STEPS, Step
 TABLES = {
     "message", "run", "feedback", "comparison", "updates", "update_pair", "logp", "revision",
     "serving", "serving_history", "migration", "forgotten", "pair_source",
+    "tally", "counted", "thread", "asker", "judged", "scale",
 }  # fmt: skip
 
 
@@ -240,7 +241,7 @@ def test_a_folder_without_a_database(tmp_path: Path) -> None:
 
 def test_damaged_pages_are_called_corrupt(home: Home) -> None:
     with closing(connect(home)) as connection:
-        rows = ((f"m{n}", None, "x" * 500) for n in range(500))
+        rows = ((f"m{n}", None, "x" * 500) for n in range(2_000))
         with transaction(connection):
             connection.executemany("INSERT INTO message VALUES (?, ?, ?)", rows)
     content = bytearray(home.database.read_bytes())
