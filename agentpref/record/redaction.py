@@ -90,12 +90,18 @@ def _is_word(item: object) -> bool:
     )
 
 
-_CALL = frozenset({"type", "id", "name", "tool_call_id", "tool_use_id", "call_id"})
-_CALL_TYPES = frozenset(
-    {"function", "custom", "tool_use", "tool_result", "function_call", "function_call_output"}
-)
 _MESSAGE = frozenset({"role", "type", "id", "tool_call_id"})
+_CALL = frozenset({"type", "id", "name", "tool_call_id", "tool_use_id", "call_id"})
+_PART = frozenset({"type"})
 _SCHEMA = frozenset({"type", "format", "pattern", "required", "$ref", "$schema", "$id"})
+_NONE: frozenset[str] = frozenset()
+
+_OF_A_FUNCTION = frozenset({"arguments", "parameters", "input_schema"})
+_KEYS_BY_TYPE = {
+    **dict.fromkeys(("function", "custom", "tool_use", "tool_result"), _CALL),
+    **dict.fromkeys(("function_call", "function_call_output"), _CALL),
+    **dict.fromkeys(("object", "array", "string", "number", "integer", "boolean"), _SCHEMA),
+}
 
 
 def _fixed_keys(value: Mapping[str, Any]) -> frozenset[str]:
@@ -103,15 +109,12 @@ def _fixed_keys(value: Mapping[str, Any]) -> frozenset[str]:
 
     A ``name`` is structure where it is a function's; that of a person who speaks is not.
     """
-    if isinstance(value.get("role"), str):
-        return _MESSAGE | {"name"} if value["role"] in ("tool", "function") else _MESSAGE
-    if value.get("type") in _CALL_TYPES or not value.keys().isdisjoint(_OF_A_FUNCTION):
+    role, kind = value.get("role"), value.get("type")
+    if isinstance(role, str):
+        return _MESSAGE | {"name"} if role in ("tool", "function") else _MESSAGE
+    if not _OF_A_FUNCTION.isdisjoint(value):
         return _CALL
-    return _SCHEMA if "type" in value or "$ref" in value else _NONE
-
-
-_OF_A_FUNCTION = frozenset({"arguments", "parameters", "input_schema"})
-_NONE: frozenset[str] = frozenset()
+    return _KEYS_BY_TYPE.get(kind, _PART) if isinstance(kind, str) else _NONE
 
 
 # The rules of `redact`.
