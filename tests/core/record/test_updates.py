@@ -32,7 +32,15 @@ def add(connection, updates):
     """Add one update after the last; a candidate becomes a revision with its parent."""
     count = 0
 
-    def call(verdict="promoted", *, parent=None, candidate=None, namespace="default", **pairs):
+    def call(
+        verdict="promoted",
+        *,
+        parent=None,
+        candidate=None,
+        namespace="default",
+        sources=None,
+        **pairs,
+    ):
         nonlocal count
         count += 1
         if candidate is not None:
@@ -51,6 +59,7 @@ def add(connection, updates):
             verdict,
             {"update_id": f"u{count}", "accuracy": {"bread": 0.75}, "checks": [{"value": None}]},
             pairs,
+            {pair: (f"said-{pair}",) for pair in pairs} if sources is None else sources,
         )
         updates.add(row)
         return row
@@ -156,3 +165,80 @@ def test_an_update_is_kept_once(updates):
     with pytest.raises(sqlite3.IntegrityError):
         updates.add(replace(NOTHING, verdict="promoted", pairs={"a": "new"}))
     assert updates.tried_on("default", None) == set()
+
+
+# From what somebody said to the revisions that saw it
+
+
+@pytest.mark.parametrize(
+    ("said", "revisions"),
+    [
+        ("a", ["r1", "r2", "r3", "side"]),
+        ("c", ["r2", "r3"]),
+        ("d", ["r3"]),
+        ("f", ["side"]),
+        ("df", ["r3", "side"]),
+        ("be", []),
+        ("z", []),
+        ("", []),
+    ],
+)
+def test_those_that_trained_on_it_saw_it_and_all_that_descend(updates, line, said, revisions):
+    assert updates.revisions_trained_on([f"said-{pair}" for pair in said]) == revisions
+
+
+def test_what_was_replayed_was_seen(updates, add):
+    add(candidate="r1", a="new")
+    add(candidate="other", z="new", a="replay")
+    assert updates.revisions_trained_on(["said-a"]) == ["r1", "other"]
+
+
+def test_a_candidate_that_was_not_published_is_no_revision(updates, add):
+    add("refused", a="new")
+    assert updates.revisions_trained_on(["said-a"]) == []
+
+
+def test_any_of_a_pairs_sources_leads_to_it(updates, add):
+    add(candidate="r1", sources={"a": ("f1", "c1")}, a="new")
+    add(candidate="r2", parent="r1", sources={"a": ("f1", "f2")}, a="replay")
+    for source in ("f1", "c1", "f2"):
+        assert updates.revisions_trained_on([source]) == ["r1", "r2"]
+
+
+def test_a_pair_of_unknown_sources_counts_if_it_may_have_been_theirs(connection, updates, add):
+    """A ledger that was begun before sources were kept: better one revision too many."""
+    add(candidate="r1", sources={}, a="new")
+    add(candidate="r2", sources={}, b="new")
+    connection.execute("PRAGMA foreign_keys = OFF")
+    connection.execute(
+        "INSERT INTO feedback (feedback_id, run_id, created_at, key, source)"
+        " VALUES ('f', 'r', 1.5, 'thumbs', 'human')"
+    )
+    assert updates.revisions_trained_on(["f"]) == ["r2"]
+    assert updates.revisions_trained_on(["stranger"]) == []
+
+
+CHECKS = [
+    {"name": "check polite", "holds": False, "words": "it said: call Ada"},
+    {"name": "kl budget", "holds": True, "words": "0.01 nats"},
+]
+
+
+def test_what_hosts_checks_said_goes_from_the_reports_that_saw_it(updates):
+    for name in "ab":
+        updates.add(
+            replace(
+                NOTHING,
+                update_id=name,
+                namespace=name,
+                report={"checks": CHECKS},
+                pairs={name: "new"},
+                sources={name: (f"said-{name}",)},
+            )
+        )
+    updates.forget_words(["said-a"])
+    polite, budget = updates.report("a")["checks"]
+    assert "Ada" not in polite["words"]
+    assert (polite["name"], polite["holds"]) == ("check polite", False)
+    assert budget == CHECKS[1]
+    assert updates.report("b") == {"checks": CHECKS}
