@@ -15,7 +15,7 @@ SOURCES := agentpref adapters cli tests benchmarks docs examples
 TIMED   := ./.ci/timed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types imports tests fix docs wheel clean
+.PHONY: help demo test test-faults lint types imports tests fix docs wheel clean
 
 help: ## List the targets
 	@echo "usage: make TARGET [ARGS=\"...\"] [PYTHON=python3.12] [VENV=.venv]"
@@ -39,6 +39,9 @@ imports: $(VENV)/.dev ## Check the import rule
 
 tests: $(VENV)/.dev ## Run the tests, e.g. make tests ARGS="-k gate"
 	@$(THREADS) $(TIMED) "pytest" $(BIN)/python -m pytest -n 2 $(ARGS)
+
+test-faults: $(VENV)/.dev ## Kill, lock, fill and fork under load: what must survive it (3 min)
+	@$(TIMED) "faults" $(BIN)/python -m pytest tests/faults $(ARGS)
 
 fix: $(VENV)/.dev ## Format the code and repair what ruff can
 	@$(BIN)/ruff check --fix $(SOURCES)

@@ -66,12 +66,20 @@ class Keeper:
             try:
                 return self._store(entries)
             except (NotKept, HomeError) as trouble:
-                if self._trouble is None:
-                    _warn_of(trouble, self._home)
-                self._trouble = trouble
-                self._rest_until = time.monotonic() + REST_SECONDS
+                self._rest(trouble)
         self._spill.append(entries)
         return [None] * len(entries)
+
+    def waits(self) -> bool:
+        """Say whether something was spilled that the database has not taken yet."""
+        return self._trouble is not None and self._spill.waits()
+
+    def recover(self) -> None:
+        """Try to bring the database what waits; without success, that goes on waiting."""
+        try:
+            self._store([])
+        except (NotKept, HomeError) as trouble:
+            self._rest(trouble)
 
     def drain(self) -> Drained:
         """Write what waits in the spill to the database.
@@ -89,6 +97,12 @@ class Keeper:
             self._connection = None
 
     close = disconnect
+
+    def _rest(self, trouble: AgentprefError) -> None:
+        if self._trouble is None:
+            _warn_of(trouble, self._home)
+        self._trouble = trouble
+        self._rest_until = time.monotonic() + REST_SECONDS
 
     def _store(self, entries: Sequence[Entry]) -> list[RecordError | None]:
         if self._spill.waits():

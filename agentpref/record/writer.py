@@ -219,7 +219,7 @@ class Writer:
             while not closing:
                 self._wake.wait()
                 self._wake.clear()
-                self._urgent.wait(LINGER_SECONDS if self._stuck is None else REST_SECONDS)
+                self._urgent.wait(REST_SECONDS if self._keeper.trouble else LINGER_SECONDS)
                 self._urgent.clear()
                 closing = self._closed  # read first: nothing is queued once it is true
                 self._write_all()
@@ -229,13 +229,17 @@ class Writer:
             self._release()
 
     def _write_all(self) -> None:
-        """Write until the queue is empty, or nothing can be written now."""
+        """Write until the queue is empty or nothing can be written now; then come back, later."""
         while self._queue:
             with self._writing:
                 self._write(self._take())
             if self._stuck is not None:
-                self._wake.set()
-                return
+                break
+        if self._keeper.waits():
+            with self._writing:
+                self._keeper.recover()
+        if self._queue or self._keeper.waits():
+            self._wake.set()
 
     def _write_until(self, ticket: _Ticket) -> None:
         while not ticket.done.is_set():

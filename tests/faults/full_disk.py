@@ -1,0 +1,92 @@
+"""A home on a file system of one megabyte, filled to the brim and freed again.
+
+Run in a mount namespace of its own: `unshare -rm python full_disk.py FOLDER`. Prints "ok".
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from agentpref.errors import NotKept
+from agentpref.record.database import connect
+from agentpref.record.home import Home
+from agentpref.record.log import Log
+from agentpref.record.store import Store
+
+ASKED = [{"role": "user", "content": "2 + 2?"}]
+
+
+@contextmanager
+def mounted(folder: Path, size: str) -> Iterator[None]:
+    """Lay a file system of some size over a folder."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def fill(file: Path, *, but: int) -> None:
+    """Take all the room there is, but for some bytes."""
+    with open(file, "wb", buffering=0) as filler:
+        try:
+            while True:
+                filler.write(bytes(4096))
+        except OSError:
+            filler.truncate(filler.tell() - but)
+
+
+def feedback_until_full(log: Log, run: str) -> tuple[set[str], str]:
+    """Judge until it cannot be kept; return what was promised, and the words of the refusal."""
+    promised: set[str] = set()
+
+    def judge_for_ever() -> None:
+        while True:
+            promised.add(log.feedback(run, key="thumbs", score=1, comment="x" * 500))
+
+    with pytest.raises(NotKept) as refusal:
+        judge_for_ever()
+    return promised, str(refusal.value)
+
+
+def main(folder: Path) -> None:
+    """Log before, while and after there is room."""
+    words: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: words.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("agentpref").addHandler(handler)
+    with mounted(folder, "1m"):
+        with closing(Log(folder / "home")) as log:
+            first = log.record(ASKED, "4")
+            log.flush()
+            fill(folder / "filler", but=200_000)
+            promised, refusal = feedback_until_full(log, first)
+            waiting = [log.record(ASKED, f"while full {n} " + "y" * 500) for n in range(100)]
+            assert log.flush() is False
+            assert "free space" in refusal, refusal
+            assert len(words) == 2, words
+            assert "is full" in words[0], words
+            assert "runs wait in memory" in words[1], words
+            os.remove(folder / "filler")
+            promised.add(log.feedback(waiting[0], key="thumbs", score=0))
+            assert log.flush()
+            assert log.dropped == {}
+        with closing(connect(Home.open(folder / "home"))) as connection:
+            store = Store(connection)
+            assert {run.run_id for run in store.runs("default")} == {first, *waiting}
+            assert {said.feedback_id for said in store.feedback("default")} == promised
+            assert store.verify() == []
+    assert len(promised) >= 3
+    print("ok")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,97 @@
+"""Another process holds the database for half a minute; another one has a later schema."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from agentpref.record.log import Log
+
+ASKED = [{"role": "user", "content": "2 + 2?"}]
+
+HOLD = """
+import sys, time
+from agentpref.record.database import connect, transaction
+from agentpref.record.home import Home
+
+with transaction(connect(Home.open(sys.argv[1]))):
+    print("held", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+LATER_VERSION = """
+import sys
+from contextlib import closing
+from agentpref.record import migrations
+from agentpref.record.database import connect
+from agentpref.record.home import Home
+from agentpref.record.keeper import drain
+
+@migrations.breaking_step
+def of_the_future(connection):
+    connection.execute("CREATE TABLE of_the_future (x)")
+
+home = Home.open(sys.argv[1])
+drain(home)
+with closing(connect(home)) as connection:
+    for table in ("run", "feedback"):
+        print(table, connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
+"""
+
+
+@contextmanager
+def held_for(home: Path, seconds: float) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", HOLD, str(home), str(seconds)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+
+
+def test_a_lock_held_for_half_a_minute_delays_nobody(
+    tmp_path: Path,
+    held: Callable[[Path], dict[str, set[str]]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with closing(Log(tmp_path / "home")) as log, caplog.at_level(logging.WARNING, "agentpref"):
+        before = log.record(ASKED, "before")
+        log.flush()
+        with held_for(tmp_path / "home", seconds=30) as holder:
+            runs = [before, *(log.record(ASKED, f"during {n}") for n in range(50))]
+            said = {log.feedback(run, key="thumbs", score=1) for run in runs}
+            assert log.flush()
+            assert holder.poll() is None  # all of that was acknowledged while the lock was held
+        runs.append(log.record(ASKED, "after"))
+        assert log.flush()
+        assert log.dropped == {}
+    assert len(caplog.records) == 1
+    assert "locked" in caplog.records[0].message
+    assert "spill.jsonl" in caplog.records[0].message
+    there = held(tmp_path / "home")
+    assert there["run"] == {*runs}
+    assert there["feedback"] == said
+
+
+def test_a_writer_of_an_older_version_loses_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def as_later_version() -> str:
+        command = [sys.executable, "-c", LATER_VERSION, str(tmp_path / "home")]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    with closing(Log(tmp_path / "home")) as log, caplog.at_level(logging.WARNING, "agentpref"):
+        run = log.record(ASKED, "before")
+        log.flush()
+        assert as_later_version() == "run 1\nfeedback 0\n"
+        log.record(ASKED, "after")
+        log.feedback(run, key="thumbs", score=1)
+        assert log.flush()
+        assert log.dropped == {}
+    assert "upgrade" in caplog.records[0].message
+    assert as_later_version() == "run 2\nfeedback 1\n"
