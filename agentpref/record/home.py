@@ -10,9 +10,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from agentpref.errors import NotAHome
+
+if TYPE_CHECKING:
+    import sqlite3
 
 DATABASE = "agentpref.db"
 VARIABLE = "AGENTPREF_HOME"
@@ -101,6 +104,13 @@ class Home:
                 "with --home or AGENTPREF_HOME, or make one with `agentpref init`"
             )
         return home
+
+    @classmethod
+    def of(cls, connection: sqlite3.Connection) -> Home:
+        """Take the home whose database a connection has open."""
+        query = "SELECT file FROM pragma_database_list WHERE name = 'main'"
+        (file,) = connection.execute(query).fetchone()
+        return cls(Path(file).parent)
 
 
 def _require_empty(folder: Path) -> None:

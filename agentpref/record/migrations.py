@@ -13,7 +13,6 @@ from __future__ import annotations
 import functools
 import sqlite3
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from agentpref.record import tally_schema
@@ -255,8 +254,8 @@ def privacy(connection: sqlite3.Connection) -> None:
         ) WITHOUT ROWID"""
     )
     connection.execute("ALTER TABLE revision ADD COLUMN tainted_at REAL")
-    key = functools.cache(functools.partial(_pseudonyms, connection))  # made when first needed
-    connection.create_function("pseudonym", 1, lambda user_id: key().name(user_id))
+    keys = functools.cache(lambda: Pseudonyms.of(Home.of(connection)))  # made when first needed
+    connection.create_function("pseudonym", 1, lambda user_id: keys().name(user_id))
     for table in ("run", "feedback", "comparison"):
         connection.execute(
             f"UPDATE {table} SET user_id = pseudonym(user_id) WHERE user_id IS NOT NULL"
@@ -302,10 +301,3 @@ def tallies(connection: sqlite3.Connection) -> None:
     """
     for statement in (*tally_schema.TABLES, *tally_schema.TRIGGERS, *tally_schema.FILLING):
         connection.execute(statement)
-
-
-def _pseudonyms(connection: sqlite3.Connection) -> Pseudonyms:
-    (file,) = connection.execute(
-        "SELECT file FROM pragma_database_list WHERE name = 'main'"
-    ).fetchone()
-    return Pseudonyms.of(Home(Path(file).parent))

@@ -16,7 +16,7 @@ import orjson
 
 from agentpref.errors import CorruptHome, UnknownRun
 from agentpref.record import tallies
-from agentpref.record.verify import Problem, problems
+from agentpref.record.verify import Problem, examine
 from agentpref.types import Comparison, Feedback, Message, Prompt, Run
 
 
@@ -92,9 +92,12 @@ class Reader:
         """
         return tallies.stats(self._connection, namespace)
 
-    def verify(self) -> list[Problem]:
-        """Hash every message again and follow every reference; return what does not hold."""
-        return list(problems(self._connection))
+    def verify(self, *, sample: int | None = None) -> list[Problem]:
+        """Hash every message again and follow every reference; return what does not hold.
+
+        ``sample`` looks at so many rows of each large table instead, drawn at random.
+        """
+        return examine(self._connection, sample=sample).problems
 
 
 class _Messages:
