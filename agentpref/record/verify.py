@@ -134,7 +134,7 @@ def _some(
     for invariant in INVARIANTS:
         if invariant.table in rows:
             problems += _broken(connection, invariant, rows[invariant.table])
-    return problems, looked_at
+    return problems, {table: looked_at[table] for table in KEYS if table in looked_at}
 
 
 def _drawn(

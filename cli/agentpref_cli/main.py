@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from agentpref_cli.commands import adapters, demo, doctor, exchange, home, pairs, update
+from agentpref_cli.commands import adapters, demo, doctor, exchange, home, pairs, update, verify
 from agentpref_cli.terminal import fail
 
 BAD_USAGE = 2
@@ -53,7 +53,7 @@ app.command("pairs")(pairs.pairs)
 app.command("update")(update.update)
 app.command("report")(update.report)
 app.add_typer(adapters.app, name="adapters")
-app.command("verify")(home.verify)
+app.command("verify")(verify.verify)
 app.command("doctor")(doctor.doctor)
 
 

@@ -1,0 +1,107 @@
+"""`verify` on real homes, whole and tampered with."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+
+import pytest
+
+from agentpref.record.home import Home
+from agentpref.record.intake import link
+from agentpref.record.messages import prompt_of
+from agentpref.record.spill import Spill
+from agentpref.serve.registry import Registry
+from agentpref.testing import write_adapter
+from agentpref.types import Run
+
+IDENTITY = {"name": "tiny", "digest": "d" * 64, "template_digest": "t" * 64}
+
+
+def test_verify_of_an_honest_home(run, filled) -> None:
+    assert run("verify").out == "all that is recorded is as it was written\n"
+
+
+def test_verify_convicts_a_changed_message(run, filled) -> None:
+    with closing(sqlite3.connect(filled / "agentpref.db")) as connection, connection:
+        connection.execute("UPDATE message SET body = replace(body, 'No idea', 'An idea')")
+    result = run("verify", exits=1)
+    assert result.out.startswith("table\tkey\twhat\nmessage\t")
+    problems = run("verify", "--json", exits=1).json["problems"]
+    assert {problem["table"] for problem in problems} == {"message"}
+    assert f"problems: {len(problems)};" in result.out
+
+
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "adapter_config.json"])
+@pytest.mark.parametrize("namespace", ["default", "nothing-logged-here"])
+def test_verify_convicts_a_changed_adapter(run, filled, tmp_path, file, namespace) -> None:
+    adapter = write_adapter(tmp_path / "adapter")
+    registry = Registry(filled, namespace=namespace)
+    revision = registry.publish(adapter, parent=None, base=IDENTITY, training={})
+    assert run("verify", "--json").json["problems"] == []
+    (revision.path / file).chmod(0o644)
+    with (revision.path / file).open("ab") as stream:
+        stream.write(b" ")
+    (problem,) = run("verify", "--json", exits=1).json["problems"]
+    assert (problem["table"], problem["key"]) == ("revision", revision.revision_id)
+    assert file in problem["what"]
+
+
+def test_a_sample_says_how_much_it_looked_at(run, filled) -> None:
+    lines = run("verify", "--sample", "--rows", 20).out.splitlines()
+    assert lines[0] == "table\tlooked at\tof about"
+    assert "run\t20\t86" in lines
+    assert lines[-1] == "all that was looked at is as it was written"
+    assert run("verify", "--sample", "--json").json["looked_at"]["run"] == {"rows": 86, "of": 86}
+
+
+def test_a_sample_convicts_too(run, filled) -> None:
+    with closing(sqlite3.connect(filled / "agentpref.db")) as connection, connection:
+        connection.execute("UPDATE comparison SET winner = 'c'")
+    problems = run("verify", "--sample", "--rows", 7, "--json", exits=1).json["problems"]
+    assert {(p["table"], p["what"]) for p in problems} == {
+        ("comparison", "its winner is not a, b or tie")
+    }
+    assert len(problems) == 7
+
+
+def test_a_sample_looks_at_the_adapters_that_serve(run, filled, tmp_path) -> None:
+    registry = Registry(filled)
+    published = [
+        registry.publish(
+            write_adapter(tmp_path / f"adapter-{n}", seed=n),
+            parent=None,
+            base=IDENTITY,
+            training={},
+        )
+        for n in range(3)
+    ]
+    registry.promote(published[0].revision_id)
+    registry.canary(published[1].revision_id, 0.5)
+    for revision in published:
+        (revision.path / "adapter_config.json").chmod(0o644)
+        (revision.path / "adapter_config.json").write_text("{}", encoding="utf-8")
+    problems = run("verify", "--sample", "--json", exits=1).json["problems"]
+    assert [p["key"] for p in problems] == [one.revision_id for one in published[:2]]
+    assert len(run("verify", "--json", exits=1).json["problems"]) == 3
+
+
+def test_what_waits_in_the_spill_is_said_and_no_fault(run, filled) -> None:
+    home = Home.open(filled)
+    prompt = prompt_of([{"role": "user", "content": "hello"}])
+    waiting = Run("r", "default", 1.0, prompt, {"role": "assistant", "content": "hi"})
+    Spill(home).append([link(waiting)])
+    with home.spill.open("ab") as file:
+        file.write(b"0123 {")
+    assert run("verify").out == (
+        "1 entry waits in the spill for the next log that writes to this home\n"
+        "1 line of the spill cut off by a crash, before being acknowledged\n"
+        "all that is recorded is as it was written\n"
+    )
+    value = run("verify", "--sample", "--json").json
+    assert (value["waiting"], value["torn"]) == (1, 1)
+
+
+def test_a_full_check_tells_its_stages(run, filled) -> None:
+    assert run("verify").err.splitlines()[0] == "pages"
+    assert run("verify", "--json").err == ""
