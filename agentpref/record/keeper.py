@@ -20,7 +20,8 @@ from agentpref.record.database import (
     translated,
 )
 from agentpref.record.home import Home
-from agentpref.record.intake import Entry, LinkedRun
+from agentpref.record.intake import Entry
+from agentpref.record.rows import RunRow
 from agentpref.record.spill import Drained, Spill
 from agentpref.record.store import Store
 from agentpref.types import Comparison, Feedback
@@ -113,7 +114,7 @@ class Keeper:
 
     def _write(self, entries: Sequence[Entry]) -> list[RecordError | None]:
         """Write all runs first: what is said of them may come before them in a merged spill."""
-        runs = [entry for entry in entries if isinstance(entry, LinkedRun)]
+        runs = [entry for entry in entries if isinstance(entry, RunRow)]
         with translated(self._home):
             connection = self._open()
             store = Store(connection)
@@ -121,7 +122,7 @@ class Keeper:
                 require_known_schema(connection, self._home)
                 refused = iter(store.add_runs(runs))
                 return [
-                    next(refused) if isinstance(entry, LinkedRun) else _judge(store, entry)
+                    next(refused) if isinstance(entry, RunRow) else _judge(store, entry)
                     for entry in entries
                 ]
 

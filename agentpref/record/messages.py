@@ -27,6 +27,9 @@ ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """The largest message that is kept, as JSON."""
 
+REMEMBERED_BYTES = 8 * 1024 * 1024
+"""How much text a linker remembers the links of."""
+
 
 class Node(NamedTuple):
     """One link of a chain: ``id`` is the hash of ``parent`` and of the body's canonical form.
@@ -74,29 +77,74 @@ def node_id(parent: str | None, body: Mapping[str, Any]) -> str:
     return hashlib.blake2b(text, digest_size=16).hexdigest()
 
 
+class Linker:
+    """Links messages into chains, and remembers the links that it made last.
+
+    A conversation comes again with every turn, and a system prompt with every conversation: to
+    know a message again is cheaper than to hash it. Has one user at a time.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[str | None, bytes], Node] = {}
+        self._bytes = 0
+
+    def conversation(
+        self, messages: Sequence[Message], tools: Sequence[Tool], output: Message
+    ) -> tuple[Node, ...]:
+        """Link a prompt from its root to its last message, and the answer to it.
+
+        Raises:
+            InvalidMessage: there is no message, or one that cannot be stored.
+        """
+        nodes = self.chain(messages, tools)
+        check_output_shape(output)
+        return (*nodes, self.child(nodes[-1].id, output, "the output"))
+
+    def chain(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[Node]:
+        """Link a prompt from its root to its last message.
+
+        Raises:
+            InvalidMessage: there is no message, or one that cannot be stored.
+        """
+        check_shapes(messages)
+        nodes: list[Node] = []
+        parent: str | None = None
+        if tools:
+            check_tool_shapes(tools)
+            nodes.append(self.child(None, {"tools": tuple(tools)}, "the list of tools"))
+            parent = nodes[0].id
+        for index, message in enumerate(messages):
+            nodes.append(self.child(parent, message, index))
+            parent = nodes[-1].id
+        return nodes
+
+    def child(
+        self, parent: str | None, body: Mapping[str, Any], where: int | str = "the message"
+    ) -> Node:
+        """Link one body under a parent; ``where`` says in an error which one it is."""
+        key = (parent, _text(body, where))
+        node = self._made.get(key)
+        if node is None:
+            node = Node(node_id(parent, body), *key)
+            self._remember(key, node)
+        return node
+
+    def _remember(self, key: tuple[str | None, bytes], node: Node) -> None:
+        self._bytes += len(node.body)
+        if self._bytes > REMEMBERED_BYTES:
+            self._made.clear()
+            self._bytes = len(node.body)
+        self._made[key] = node
+
+
 def chain(messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[list[Node], str]:
     """Link a prompt from its root to its last message; return the nodes and the prompt's id.
 
     Raises:
         InvalidMessage: there is no message, or one that cannot be stored.
     """
-    check_shapes(messages)
-    nodes: list[Node] = []
-    parent: str | None = None
-    if tools:
-        check_tool_shapes(tools)
-        nodes.append(child(None, {"tools": tuple(tools)}, "the list of tools"))
-        parent = nodes[0].id
-    for index, message in enumerate(messages):
-        nodes.append(child(parent, message, index))
-        parent = nodes[-1].id
+    nodes = Linker().chain(messages, tools)
     return nodes, nodes[-1].id
-
-
-def child(parent: str | None, body: Mapping[str, Any], where: int | str = "the message") -> Node:
-    """Link one body under a parent; ``where`` says in an error which one it is."""
-    text = _text(body, where)
-    return Node(node_id(parent, body), parent, text)
 
 
 def answer(prompt_id: str, output: Message) -> Node:
@@ -106,12 +154,12 @@ def answer(prompt_id: str, output: Message) -> Node:
         InvalidMessage: it is no message of an assistant, or cannot be stored.
     """
     check_output_shape(output)
-    return child(prompt_id, output, "the output")
+    return Linker().child(prompt_id, output, "the output")
 
 
 def child_id(prompt_id: str, message: Message) -> str:
     """Say what a message that follows a prompt is called."""
-    return child(prompt_id, message).id
+    return Linker().child(prompt_id, message).id
 
 
 def prompt_of(messages: Sequence[Message], tools: Sequence[Tool] = ()) -> Prompt:
@@ -182,7 +230,7 @@ def check_tool_shapes(tools: Sequence[Tool]) -> None:
 
 
 def _check_shape(message: Message, where: int | str) -> None:
-    if not isinstance(message, Mapping):
+    if type(message) is not dict and not isinstance(message, Mapping):  # the first is quicker
         raise InvalidMessage(
             f"{_name(where)} is a {type(message).__name__}; pass a mapping with a role and a "
             "content (most libraries' message objects have .model_dump())"

@@ -21,9 +21,10 @@ import orjson
 
 from agentpref.errors import AgentprefError, NotKept, RecordError
 from agentpref.record.home import Home
-from agentpref.record.intake import Entry, LinkedRun, link
+from agentpref.record.intake import Entry
 from agentpref.record.messages import plain
-from agentpref.types import Comparison, Feedback, Prompt, Run
+from agentpref.record.rows import RunRow, relinked
+from agentpref.types import Comparison, Feedback
 
 BATCH = 1_000
 """Entries that are handed back at a time."""
@@ -187,20 +188,13 @@ def _encode(entry: Entry) -> bytes:
 
 
 def _as_json(entry: Entry) -> dict[str, Any]:
-    if isinstance(entry, LinkedRun):
-        return {"run": entry.run}  # orjson writes dataclasses by their fields
-    return {type(entry).__name__.lower(): entry}
+    if isinstance(entry, RunRow):
+        return {"run": [*entry[:-1]], "bodies": [node.body.decode() for node in entry.nodes]}
+    return {type(entry).__name__.lower(): entry}  # orjson writes dataclasses by their fields
 
 
 def _decode(line: bytes) -> Entry:
-    ((kind, fields),) = orjson.loads(line.partition(b" ")[2]).items()
-    if kind == "run":
-        return link(_run(**fields))
-    return Feedback(**fields) if kind == "feedback" else Comparison(**fields)
-
-
-def _run(prompt: dict[str, Any], **fields: Any) -> Run:
-    messages, tools = tuple(prompt["messages"]), tuple(prompt["tools"])
-    for name in ("token_ids", "logprobs", "tags"):
-        fields[name] = None if fields[name] is None else tuple(fields[name])
-    return Run(prompt=Prompt(prompt["id"], messages, tools), **fields)
+    said = orjson.loads(line.partition(b" ")[2])
+    if "run" in said:
+        return relinked(said["run"], said["bodies"])
+    return Feedback(**said["feedback"]) if "feedback" in said else Comparison(**said["comparison"])

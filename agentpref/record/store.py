@@ -7,17 +7,16 @@ has.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
-
-import orjson
 
 from agentpref.errors import ForgottenUser, InvalidFeedback, RecordError
 from agentpref.record.bulk import insert_or_ignore
 from agentpref.record.database import transaction
-from agentpref.record.intake import LinkedRun, link
-from agentpref.record.messages import Node, answer, plain
-from agentpref.record.reader import COMPARISON, FEEDBACK, RUN, Reader, unknown
+from agentpref.record.messages import Node, answer
+from agentpref.record.reader import COMPARISON, FEEDBACK, Reader, unknown
+from agentpref.record.rows import RUN_COLUMNS, RunRow, as_json, as_json_or_null, run_row
 from agentpref.types import Comparison, Feedback, Run
 
 _MESSAGE = ("id", "parent", "body")
@@ -35,17 +34,17 @@ class Store(Reader):
             InvalidMessage: a message cannot be stored.
             ForgottenUser: it is of somebody who was forgotten since.
         """
-        (refusal,) = self.add_runs([link(run)])
+        (refusal,) = self.add_runs([run_row(run)])
         if refusal is not None:
             raise refusal
 
-    def add_runs(self, runs: Sequence[LinkedRun]) -> list[RecordError | None]:
+    def add_runs(self, runs: Sequence[RunRow]) -> list[RecordError | None]:
         """Write many runs at once; say for each whether it was refused, as ``add_run`` raises."""
         with transaction(self._connection):
-            refusals = self._refusals([linked.run for linked in runs])
+            refusals = self._refusals(runs)
             kept = [run for run, no in zip(runs, refusals, strict=True) if no is None]
             self._add_nodes(node for run in kept for node in run.nodes)
-            insert_or_ignore(self._connection, "run", RUN, [_run_row(run) for run in kept])
+            insert_or_ignore(self._connection, "run", RUN_COLUMNS, [run[:-1] for run in kept])
         return refusals
 
     def add_feedback(self, feedback: Feedback) -> None:
@@ -64,7 +63,8 @@ class Store(Reader):
                 node = answer(prompt, feedback.correction)
                 self._add_nodes([node])
                 correction = node.id
-            row = _row(feedback, FEEDBACK, correction=correction)
+            value = as_json_or_null(feedback.value)
+            row = _row_of(feedback, FEEDBACK, value=value, correction=correction)
             insert_or_ignore(self._connection, "feedback", FEEDBACK, [row])
 
     def add_comparison(self, comparison: Comparison) -> None:
@@ -85,7 +85,7 @@ class Store(Reader):
                     f"runs {comparison.run_a} and {comparison.run_b} are of different {what}; "
                     "compare two answers to the same messages and tools"
                 )
-            row = _row(comparison, COMPARISON)
+            row = _row_of(comparison, COMPARISON)
             insert_or_ignore(self._connection, "comparison", COMPARISON, [row])
 
     def _require_remembered(self, said: Feedback | Comparison) -> None:
@@ -93,24 +93,27 @@ class Store(Reader):
         if refusal is not None:
             raise refusal
 
-    def _refusals(self, said: Iterable[Run | Feedback | Comparison]) -> list[RecordError | None]:
+    def _refusals(self, said: Sequence[RunRow | Feedback | Comparison]) -> list[RecordError | None]:
         """Let nothing back in that was said before its user was forgotten."""
-        said = list(said)
-        users = {record.user_id for record in said if record.user_id is not None}
-        query = (
-            "SELECT user_id, at FROM forgotten WHERE user_id IN (SELECT value FROM json_each(?))"
-        )
-        found = self._connection.execute(query, (orjson.dumps([*users]),)) if users else ()
-        forgotten = dict(found)
+        forgotten = self._forgotten({record.user_id for record in said} - {None})
+        if not forgotten:
+            return [None] * len(said)
         return [
             ForgottenUser(
-                f"user {record.user_id} was forgotten after this {type(record).__name__.lower()} "
-                "was made; it is not kept"
+                f"user {record.user_id} was forgotten after this was said; it is not kept"
             )
-            if record.user_id in forgotten and record.created_at <= forgotten[record.user_id]
+            if record.created_at <= forgotten.get(record.user_id, -math.inf)
             else None
             for record in said
         ]
+
+    def _forgotten(self, users: Collection[str | None]) -> dict[str | None, float]:
+        if not users:
+            return {}
+        query = (
+            "SELECT user_id, at FROM forgotten WHERE user_id IN (SELECT value FROM json_each(?))"
+        )
+        return dict(self._connection.execute(query, (as_json([*users]),)))
 
     def _add_nodes(self, nodes: Iterable[Node]) -> None:
         rows = {node.id: (node.id, node.parent, node.body.decode()) for node in nodes}
@@ -124,32 +127,6 @@ class Store(Reader):
         return row[0], row[1]
 
 
-def _json(value: Any) -> str:
-    return orjson.dumps(value, default=plain).decode()
-
-
-def _json_or_null(value: Any) -> str | None:
-    return None if value is None else _json(value)
-
-
-_TO_COLUMN: Mapping[str, Callable[[Any], str | None]] = {
-    "params": _json,
-    "metadata": _json,
-    "tags": _json,
-    "token_ids": _json_or_null,
-    "logprobs": _json_or_null,
-    "value": _json_or_null,
-}
-
-
-def _row(record: Run | Feedback | Comparison, columns: Iterable[str], **given: Any) -> list[Any]:
-    """A record's values in the order of its columns; messages are ``given`` by their ids."""
-    row = []
-    for name in columns:
-        value = given[name] if name in given else getattr(record, name)
-        row.append(_TO_COLUMN[name](value) if name in _TO_COLUMN else value)
-    return row
-
-
-def _run_row(linked: LinkedRun) -> list[Any]:
-    return _row(linked.run, RUN, prompt=linked.run.prompt.id, output=linked.nodes[-1].id)
+def _row_of(record: Feedback | Comparison, columns: Iterable[str], **given: Any) -> list[Any]:
+    """A record's values in the order of its columns, but for those that are ``given``."""
+    return [given[name] if name in given else getattr(record, name) for name in columns]

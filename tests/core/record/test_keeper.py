@@ -16,9 +16,9 @@ from agentpref.record import keeper as module
 from agentpref.record.database import connect, transaction
 from agentpref.record.home import Home
 from agentpref.record.ids import new_id
-from agentpref.record.intake import LinkedRun, link
 from agentpref.record.keeper import Keeper, drain
 from agentpref.record.messages import prompt_of
+from agentpref.record.rows import RunRow, run_row
 from agentpref.record.spill import Drained
 from agentpref.record.store import Store
 from agentpref.types import Feedback, Run
@@ -47,9 +47,9 @@ def locker(home: Home) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
-def a_run(answer: str = "4") -> LinkedRun:
+def a_run(answer: str = "4") -> RunRow:
     prompt = prompt_of([{"role": "user", "content": "2 + 2?"}])
-    return link(Run(new_id(), "n", 1.0, prompt, {"role": "assistant", "content": answer}))
+    return run_row(Run(new_id(), "n", 1.0, prompt, {"role": "assistant", "content": answer}))
 
 
 def on(run_id: str) -> Feedback:
@@ -67,10 +67,10 @@ def held(home: Home) -> tuple[set[str], set[str]]:
 
 def test_a_refusal_is_its_own(home: Home, keeper: Keeper) -> None:
     run, good, bad = a_run(), on(""), on("nowhere")
-    good = on(run.run.run_id)
+    good = on(run.run_id)
     outcomes = keeper.keep([bad, good, run])
     assert [type(outcome) for outcome in outcomes] == [UnknownRun, type(None), type(None)]
-    assert held(home) == ({run.run.run_id}, {good.feedback_id})
+    assert held(home) == ({run.run_id}, {good.feedback_id})
 
 
 def test_what_was_spilled_goes_first(
@@ -80,21 +80,21 @@ def test_what_was_spilled_goes_first(
     with transaction(locker):
         keeper.keep([run])
         assert home.spill.exists()
-    said = on(run.run.run_id)
+    said = on(run.run_id)
     with caplog.at_level(logging.INFO, "agentpref"):
         assert keeper.keep([said]) == [None]
-    assert held(home) == ({run.run.run_id}, {said.feedback_id})
+    assert held(home) == ({run.run_id}, {said.feedback_id})
     assert "1 entries went to the database" in caplog.text
 
 
 def test_another_process_brings_it_home(home: Home, locker: sqlite3.Connection) -> None:
     run = a_run()
     with closing(Keeper(home)) as first, transaction(locker):
-        first.keep([run, on(run.run.run_id)])
+        first.keep([run, on(run.run_id)])
     with closing(Keeper(home)) as second:
-        assert second.keep([on(run.run.run_id)]) == [None]
+        assert second.keep([on(run.run_id)]) == [None]
     runs, feedback = held(home)
-    assert (runs, len(feedback)) == ({run.run.run_id}, 2)
+    assert (runs, len(feedback)) == ({run.run_id}, 2)
 
 
 def test_drain_writes_what_waits(home: Home, locker: sqlite3.Connection) -> None:
@@ -123,7 +123,7 @@ def test_a_crash_between_database_and_file_stores_nothing_twice(
 ) -> None:
     run = a_run()
     with transaction(locker):
-        keeper.keep([run, on(run.run.run_id)])
+        keeper.keep([run, on(run.run_id)])
     spilled = home.spill.read_bytes()
     keeper.drain()
     home.spill.write_bytes(spilled)  # as if the process had died before it removed the file

@@ -17,8 +17,9 @@ from agentpref.errors import NotKept, UnknownRun
 from agentpref.record import spill as module
 from agentpref.record.home import Home
 from agentpref.record.ids import new_id
-from agentpref.record.intake import Entry, link
+from agentpref.record.intake import Entry
 from agentpref.record.messages import prompt_of
+from agentpref.record.rows import RunRow, run_row
 from agentpref.record.spill import Drained, Spill, whole_lines
 from agentpref.types import Comparison, Feedback, Run
 
@@ -90,7 +91,7 @@ comparisons = st.builds(
 )
 
 
-@given(st.lists(runs.map(link) | feedback | comparisons, min_size=1, max_size=5))
+@given(st.lists(runs.map(run_row) | feedback | comparisons, min_size=1, max_size=5))
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_went_in_comes_out(spill: Spill, entries: list[Entry]) -> None:
     spill.append(entries)
@@ -103,10 +104,12 @@ def test_what_went_in_comes_out(spill: Spill, entries: list[Entry]) -> None:
 def test_numbers_that_json_has_not_are_marked(spill: Spill) -> None:
     prompt = prompt_of([{"role": "user", "content": "x"}])
     output = {"role": "assistant", "content": "y"}
-    spill.append([link(Run("r", "n", 1.0, prompt, output, logprobs=(-math.inf,)))])
+    spill.append([run_row(Run("r", "n", 1.0, prompt, output, logprobs=(-math.inf,)))])
     taker = Taker()
     spill.drain(taker)
-    assert taker.taken[0].run.logprobs == (None,)  # type: ignore[union-attr]
+    (row,) = taker.taken
+    assert isinstance(row, RunRow)
+    assert row.logprobs == "[null]"
 
 
 def test_it_drains_in_batches_and_in_order(spill: Spill, monkeypatch: pytest.MonkeyPatch) -> None:
