@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 
 from agentpref.record.database import transaction
 
+LAG = 2_000
+"""Runs that a busy writer lets wait before it counts them: they cost a reader 3 ms."""
+
 AT_ONCE = 20_000
 """Runs that are counted in one transaction at most: some 50 ms of work."""
 
@@ -28,16 +31,21 @@ class Scale(NamedTuple):
     """How many are below -1 or above 1."""
 
 
-def catch_up(connection: sqlite3.Connection, *, limit: int = AT_ONCE) -> bool:
-    """Count the oldest runs that are not counted, ``limit`` at most; say whether any is left."""
+def catch_up(connection: sqlite3.Connection, *, lag: int = 1, limit: int = AT_ONCE) -> bool:
+    """Count the oldest runs that are not counted, ``limit`` at most; say whether any is left.
+
+    Where fewer than ``lag`` wait (or seem to: removed ones may be taken for waiting), nothing is
+    done, which costs 10 µs.
+    """
     with transaction(connection):
-        newest = connection.execute(_NEWEST).fetchone()
-        last = connection.execute(_LAST_OF, {"limit": limit}).fetchone()
-        if last is not None:
-            for statement in _COUNT:
-                connection.execute(statement, {"upto": last[0]})
-            connection.execute("UPDATE counted SET last = ?", (last[1],))
-    return last is not None and last != newest
+        newest, counted = connection.execute(_ENDS).fetchone()
+        if newest - counted < lag:
+            return False
+        upto, last = connection.execute(_LAST_OF, {"limit": limit}).fetchone()
+        for statement in _COUNT:
+            connection.execute(statement, {"upto": upto})
+        connection.execute("UPDATE counted SET last = ?", (last,))
+    return bool(upto < newest)
 
 
 def namespaces(connection: sqlite3.Connection) -> list[str]:
@@ -62,7 +70,7 @@ def scales(connection: sqlite3.Connection, namespace: str) -> list[Scale]:
 _COUNTED = "coalesce((SELECT run.rowid FROM counted JOIN run ON run_id = last), 0)"
 _NEW = f"FROM run NOT INDEXED WHERE rowid > {_COUNTED}"
 
-_NEWEST = "SELECT rowid, run_id FROM run ORDER BY rowid DESC LIMIT 1"
+_ENDS = f"SELECT coalesce((SELECT max(rowid) FROM run), 0), {_COUNTED}"
 _LAST_OF = f"""
 SELECT * FROM (SELECT rowid AS number, run_id {_NEW} ORDER BY rowid LIMIT :limit)
 ORDER BY number DESC LIMIT 1

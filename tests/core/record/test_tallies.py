@@ -117,7 +117,7 @@ def count(connection: sqlite3.Connection, limit: int) -> None:
     catch_up(connection, limit=limit)
 
 
-NUMBERS = st.integers(0, 9)
+NUMBERS = st.integers(0, 4)
 NAMES = st.sampled_from([None, "x", "y", "z"])
 SCORES = st.sampled_from([None, -1.0, 0.0, 0.5, 1.0, 4.0])
 KEYS = st.sampled_from(["thumbs", "stars"])
@@ -135,8 +135,8 @@ STEP = st.one_of(
 )
 
 
-@given(steps=st.lists(STEP, max_size=40))
-@settings(max_examples=150, deadline=None)
+@given(steps=st.lists(STEP, min_size=10, max_size=40))
+@settings(max_examples=300, deadline=None)
 def test_counts_are_those_of_a_recount(steps: list[Any], shared: sqlite3.Connection) -> None:
     shared.execute("BEGIN")
     try:
@@ -175,6 +175,7 @@ def test_an_older_home_is_counted_when_it_is_brought_up_to_date(
                 Store(old).add_run(run(number, SPACES[number % 2], "t", f"u{number}"))
             add_feedback(old, (0, "thumbs", 1.0, "human", False))
             add_feedback(old, (1, "thumbs", -1.0, "human", False))
+            add_feedback(old, (0, "thumbs", None, "human", True))
             add_comparison(old, (1, 3))
     with closing(connect(home)) as new:
         assert_true_counts(new)
@@ -188,7 +189,9 @@ def test_an_older_home_is_counted_when_it_is_brought_up_to_date(
 def test_catching_up_goes_step_by_step(connection: sqlite3.Connection) -> None:
     for number in range(5):
         add_run(connection, (number, "a", None, None))
-    assert [catch_up(connection, limit=2) for _ in range(3)] == [True, True, False]
+    assert not catch_up(connection, lag=6)
+    assert connection.execute("SELECT runs FROM tally WHERE namespace = 'a'").fetchone() is None
+    assert [catch_up(connection, lag=1, limit=2) for _ in range(3)] == [True, True, False]
     counted = connection.execute("SELECT runs FROM tally WHERE namespace = 'a'").fetchone()
     assert counted == (5,)
     assert not catch_up(connection)
@@ -215,3 +218,16 @@ def test_nothing_of_somebody_who_is_gone_stays_in_the_counts(
     delete_runs(connection, [1])
     for table in ("thread", "asker", "judged"):
         assert connection.execute(f"SELECT * FROM {table}").fetchall() == []
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("key", "stars"), ("score", 4.0), ("source", "code"), ("correction", ASKED.id)],
+)
+def test_feedback_that_is_changed_is_counted_anew(
+    connection: sqlite3.Connection, column: str, value: object
+) -> None:
+    add_run(connection, (1, "a", None, None))
+    add_feedback(connection, (1, "thumbs", 1.0, "human", False))
+    connection.execute(f"UPDATE feedback SET {column} = ?", (value,))
+    assert_true_counts(connection)
