@@ -16,6 +16,7 @@ from typing import Any
 
 import orjson
 
+from agentpref.errors import CorruptHome
 from agentpref.record.database import transaction
 from agentpref.record.home import Home, StrPath
 from agentpref.record.lineage import Rebuild, rebuilds, taint
@@ -70,6 +71,7 @@ def forget(
 
     Raises:
         NotAHome: there is no home in the folder.
+        CorruptHome: the keys of its users' names are missing or spoilt.
         UpdateRunning: an update holds the home; it would publish what it has read already.
         NotKept: the database or the spill cannot be written, and then nothing is removed; or a
             reader or a full disk keeps the text of what is removed from being overwritten. The
@@ -77,13 +79,24 @@ def forget(
     """
     place = home if isinstance(home, Home) else Home.open(home)
     tell: Progress = progress or (lambda stage, done, total: None)
-    names = Pseudonyms.of(place).names(str(user_id))
     with removal(place, tell) as connection:
+        _require_keys(place, connection)
+        names = Pseudonyms.of(place).names(str(user_id))
         _purge_refused(place, connection, names)
         with transaction(connection):
             removed, revisions = _remove(connection, names)
         return Forgotten(
             **asdict(removed), revisions=revisions, rebuild=rebuilds(connection, place)
+        )
+
+
+def _require_keys(home: Home, connection: sqlite3.Connection) -> None:
+    """A new key would find nobody, which must not look like somebody who was never here."""
+    query = "SELECT 1 FROM run WHERE user_id IS NOT NULL LIMIT 1"
+    if not home.user_keys.exists() and connection.execute(query).fetchone():
+        raise CorruptHome(
+            f"{home.user_keys} is missing: without it, no user of this home can be found; restore "
+            "it from a backup"
         )
 
 

@@ -15,6 +15,7 @@ import orjson
 
 from agentpref.errors import NotKept
 from agentpref.record.home import Home
+from agentpref.record.rows import RunRow
 from agentpref.record.spill import LOCK_SECONDS, is_whole
 
 IsGone: TypeAlias = Callable[[Mapping[str, Any]], bool]
@@ -55,5 +56,8 @@ def _rewrite(path: Path, is_gone: IsGone) -> None:
 
 
 def _fields(line: bytes) -> Mapping[str, Any]:
-    (fields,) = orjson.loads(line.partition(b" ")[2]).values()
+    entry = orjson.loads(line.partition(b" ")[2])
+    if "run" in entry:
+        return dict(zip(RunRow._fields, entry["run"], strict=False))
+    (fields,) = entry.values()
     return dict(fields)

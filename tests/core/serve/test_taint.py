@@ -1,0 +1,158 @@
+"""Revisions that saw what was forgotten: marked for good, and in no way to be served again."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from agentpref.errors import GenerationConflict, RevisionError
+from agentpref.record.database import connect
+from agentpref.record.home import Home
+from agentpref.record.lineage import last_clean, rebuilds, taint
+from agentpref.serve.registry import Registry
+from agentpref.testing import write_adapter
+
+IDENTITY = {"name": "my model", "digest": "d" * 64, "template_digest": "t" * 64}
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    return Registry(Home.create(tmp_path / "ho me"))
+
+
+@pytest.fixture
+def line(registry: Registry, tmp_path: Path) -> list[str]:
+    """Three revisions, each trained from the one before and then promoted."""
+    names: list[str] = []
+    for seed in range(3):
+        names.append(publish(registry, tmp_path, seed, names[-1] if names else None))
+        registry.promote(names[-1])
+    return names
+
+
+def publish(registry: Registry, tmp_path: Path, seed: int, parent: str | None) -> str:
+    folder = write_adapter(tmp_path / f"adapter-{seed}", seed=seed)
+    return registry.publish(folder, parent=parent, base=IDENTITY, training={}).revision_id
+
+
+def mark(registry: Registry, *names: str, at: float = 5.0) -> None:
+    with closing(connect(registry.home)) as connection:
+        taint(connection, names, at)
+
+
+def cures(registry: Registry):
+    with closing(connect(registry.home)) as connection:
+        return rebuilds(connection, registry.home)
+
+
+def test_a_revision_is_tainted_for_good_since_the_first_time(registry, line) -> None:
+    assert registry.get(line[1]).tainted_at is None
+    mark(registry, line[1])
+    mark(registry, line[1], line[2], at=9.0)
+    assert [revision.tainted_at for revision in registry.list()] == [None, 5.0, 9.0]
+
+
+def test_a_tainted_revision_is_neither_promoted_nor_a_canary(registry, line) -> None:
+    mark(registry, line[1], line[2])
+    before = registry.state()
+    for name in line[1:]:
+        with pytest.raises(RevisionError, match=f"{name} is tainted.* promote {line[0]}`"):
+            registry.promote(name)
+        with pytest.raises(RevisionError, match="is tainted"):
+            registry.canary(name, 0.5)
+        with pytest.raises(RevisionError, match="is tainted"):
+            registry.require_untainted(registry.get(name))
+    assert registry.state() == before, "what serves is the operator's to change"
+    registry.require_untainted(registry.get(line[0]))
+    assert registry.promote(line[0]).live == line[0]
+    with pytest.raises(RevisionError, match="is tainted"):
+        registry.promote(line[2])
+
+
+def test_where_all_of_a_line_is_tainted_the_base_is_clean(registry, line) -> None:
+    mark(registry, *line)
+    with pytest.raises(
+        RevisionError, match=r"go back to base, .*`agentpref adapters promote base`"
+    ):
+        registry.promote(line[0])
+
+
+def test_the_bare_base_can_be_promoted_and_that_rolled_back(registry, line) -> None:
+    registry.canary(line[0], 0.5)
+    state = registry.promote("base")
+    assert (state.live, state.canary, state.weight) == (None, None, 0.0)
+    assert registry.live() is None
+    assert registry.history()[-1].action == "promote"
+    assert registry.previous() == line[2]
+    assert registry.rollback().live == line[2]
+    with pytest.raises(GenerationConflict):
+        registry.promote("base", expected_generation=0)
+
+
+def test_a_rollback_passes_over_what_is_tainted(registry, line) -> None:
+    mark(registry, line[1])
+    assert registry.previous() == line[0]
+    assert registry.rollback().live == line[0]
+    assert registry.previous() is None, "the promotion that was passed over is undone too"
+    assert registry.rollback().live is None
+    with pytest.raises(RevisionError, match="nothing to roll back"):
+        registry.rollback()
+
+
+def test_a_rollback_can_always_reach_the_base(registry, line) -> None:
+    registry.promote("base")
+    mark(registry, *line)
+    assert registry.previous() is None
+    assert registry.rollback().live is None
+
+
+def test_what_is_trained_on_from_a_tainted_revision_is_tainted(registry, line, tmp_path) -> None:
+    mark(registry, line[2])
+    child = publish(registry, tmp_path, 7, line[2])
+    assert registry.get(child).tainted_at == 5.0
+    assert registry.get(publish(registry, tmp_path, 8, line[1])).tainted_at is None
+
+
+def test_nothing_is_to_be_rebuilt_while_nothing_tainted_serves(registry, line) -> None:
+    assert cures(registry) == ()
+    mark(registry, line[1])
+    assert cures(registry) == ()
+
+
+def test_a_rebuild_begins_at_the_last_clean_of_the_live_line(registry, line) -> None:
+    mark(registry, line[1], line[2])
+    (rebuild,) = cures(registry)
+    assert (rebuild.namespace, rebuild.tainted, rebuild.clean) == ("default", (line[2],), line[0])
+    where = f"--home '{registry.home.path}' --namespace default"
+    assert rebuild.commands == (
+        f"agentpref adapters promote {line[0]} {where}",
+        f"agentpref update --model 'my model' {where}",
+    )
+    registry.promote(line[0])
+    assert cures(registry) == ()
+
+
+def test_a_tainted_canary_ends_by_promoting_what_is_live(registry, line, tmp_path) -> None:
+    trial = publish(registry, tmp_path, 7, line[2])
+    registry.canary(trial, 0.1)
+    mark(registry, trial)
+    (rebuild,) = cures(registry)
+    assert (rebuild.tainted, rebuild.clean) == ((trial,), line[2])
+    assert registry.promote(rebuild.clean).canary is None
+    assert cures(registry) == ()
+
+
+def test_each_namespace_has_a_rebuild_of_its_own(registry, line, tmp_path) -> None:
+    other = Registry(registry.home, namespace="other")
+    theirs = publish(other, tmp_path, 9, None)
+    other.promote(theirs)
+    mark(registry, line[2], theirs)
+    found = [(rebuild.namespace, rebuild.clean) for rebuild in cures(registry)]
+    assert found == [("default", line[1]), ("other", "base")]
+
+
+def test_the_last_clean_of_a_clean_revision_is_itself(registry, line) -> None:
+    with closing(connect(registry.home)) as connection:
+        assert last_clean(connection, line[2]) == line[2]
