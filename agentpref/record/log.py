@@ -12,7 +12,7 @@ import time
 import weakref
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agentpref.errors import AgentprefError, ConfigError, InvalidMessage
 from agentpref.record.database import connect, translated
@@ -28,6 +28,9 @@ from agentpref.record.snapshot import Snapshot, freeze
 from agentpref.record.verify import Problem
 from agentpref.record.writer import Writer
 from agentpref.types import Message, Source, Tool, Winner
+
+if TYPE_CHECKING:
+    from agentpref.record.forget import Forgotten
 
 CLOSE_SECONDS = 60.0
 """How long ``close`` waits for the queue."""
@@ -278,6 +281,25 @@ class Log:
                 return Reader(connection).verify()
         finally:
             connection.close()
+
+    def forget(self, user_id: str) -> Forgotten:
+        """Remove everything that a user said from the home, and mark the revisions that saw it.
+
+        It reads the whole home and writes it anew: minutes for one of many gigabytes. Others may
+        log meanwhile.
+
+        Returns:
+            What was removed, which revisions saw it, and how to rebuild them.
+
+        Raises:
+            UpdateRunning: an update holds the home; it would publish what it has read already.
+            NotKept: not all of it could be done; the same call again completes it.
+            LogClosed: the log was closed.
+        """
+        from agentpref.record.forget import forget
+
+        self.flush()
+        return forget(self.home, user_id)
 
     def close(self) -> None:
         """Write what was recorded and stop; a closed log takes nothing more."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import math
@@ -305,6 +306,29 @@ def test_what_describes_a_run_is_no_reason_to_lose_it(log: Log, runs_of: RunsOf)
     assert run.metadata == {"model": repr(threading.Lock)}
     assert run.logprobs is not None
     assert math.isnan(run.logprobs[0])
+
+
+def test_a_log_forgets_what_is_still_in_its_queue(log: Log, runs_of: RunsOf) -> None:
+    log.record(ASKED, "4", user_id="ann")
+    kept = log.record(ASKED, "5", user_id="ben")
+    assert log.forget("ann").runs == 1
+    assert [run.run_id for run in runs_of(log)] == [kept]
+    log.record(ASKED, "4", user_id="ann")
+    assert len(runs_of(log)) == 2
+    assert log.verify() == []
+
+
+async def _log_and_judge(log: Log) -> str:
+    run_id = log.record(ASKED, "4")
+    return await asyncio.to_thread(log.feedback, run_id, key="k", score=1)
+
+
+def test_an_event_loop_may_judge_beside_its_work(log: Log, judged_in: JudgedIn) -> None:
+    async def many() -> list[str]:
+        return await asyncio.gather(*(_log_and_judge(log) for _ in range(20)))
+
+    ids = asyncio.run(many())
+    assert {said.feedback_id for said in judged_in(log.home)[0]} == {*ids}
 
 
 def test_a_closed_log_takes_nothing_more(tmp_path: Path, runs_in: RunsIn) -> None:
