@@ -22,6 +22,7 @@ from agentpref.prefer.pairs import read_pairs
 from agentpref.record.database import connect, translated
 from agentpref.record.home import Home
 from agentpref.record.ids import new_id
+from agentpref.record.keeper import drain
 from agentpref.record.locks import exclusive
 from agentpref.record.store import Store
 from agentpref.record.updates import Role, UpdateRow, Updates
@@ -138,6 +139,7 @@ def update(
     place = Home.open(home)
     settings = config or UpdateConfig()
     with exclusive(place), translated(place), closing(connect(place)) as connection:
+        drain(place)
         _sweep(place)
         return _Update(place, connection, model, settings, namespace, checks, progress).run()
 

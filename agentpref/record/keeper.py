@@ -24,6 +24,7 @@ from agentpref.record.intake import Entry
 from agentpref.record.rows import RunRow
 from agentpref.record.spill import Drained, Spill
 from agentpref.record.store import Store
+from agentpref.record.tallies import LAG, catch_up
 from agentpref.types import Comparison, Feedback
 
 PATIENCE_SECONDS = 2.0
@@ -121,10 +122,13 @@ class Keeper:
             with transaction(connection):
                 require_known_schema(connection, self._home)
                 refused = iter(store.add_runs(runs))
-                return [
+                outcomes = [
                     next(refused) if isinstance(entry, RunRow) else _judge(store, entry)
                     for entry in entries
                 ]
+                if runs:
+                    catch_up(connection, lag=LAG)
+        return outcomes
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:

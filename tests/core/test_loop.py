@@ -21,11 +21,16 @@ from agentpref.config import GateSettings, KLSettings, LossSettings, ReplaySetti
 from agentpref.errors import ConfigError, GenerationConflict, NotAHome, UpdateRunning, WrongBase
 from agentpref.record.database import connect
 from agentpref.record.home import Home
+from agentpref.record.messages import prompt_of
+from agentpref.record.rows import run_row
+from agentpref.record.spill import Spill
 from agentpref.record.updates import Updates
 from agentpref.serve.registry import Registry
 from agentpref.serve.validate import check_published
+from agentpref.types import Feedback, Run
 
 YES, NO = "yes", "no, never"
+ANSWER = {"role": "assistant", "content": YES}
 
 CONFIG = UpdateConfig(
     held_out=0.4,
@@ -238,6 +243,14 @@ def test_an_empty_home_has_nothing_to_learn(tmp_path, random_base):
     assert (report.verdict, sum(report.counts.values())) == ("nothing_new", 0)
     with pytest.raises(NotAHome):
         learn(tmp_path / "nowhere", random_base)
+
+
+def test_what_waits_in_the_spill_is_learned_from_too(tmp_path, random_base):
+    home = Home.create(tmp_path / "home")
+    run = Run("r", "default", 1.0, prompt_of([{"role": "user", "content": "?"}]), ANSWER)
+    Spill(home).append([run_row(run), Feedback("f", "r", 2.0, "thumbs", 1.0)])
+    assert learn(home.path, random_base, progress=no_training).counts["thumbs"] == 1
+    assert not home.spill.exists()
 
 
 # The nights after
