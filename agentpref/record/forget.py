@@ -52,7 +52,8 @@ class Forgotten(Removed):
 
     def to_mapping(self) -> dict[str, Any]:
         """All of it as plain values: what ``--json`` prints."""
-        return {**asdict(self), "commands": list(self.commands)}
+        rebuild = [{**asdict(each), "commands": each.commands} for each in self.rebuild]
+        return {**asdict(self), "rebuild": rebuild}
 
 
 def forget(

@@ -11,7 +11,17 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from agentpref_cli.commands import adapters, demo, doctor, exchange, home, pairs, update, verify
+from agentpref_cli.commands import (
+    adapters,
+    demo,
+    doctor,
+    exchange,
+    forget,
+    home,
+    pairs,
+    update,
+    verify,
+)
 from agentpref_cli.terminal import fail
 
 BAD_USAGE = 2
@@ -54,6 +64,7 @@ app.command("update")(update.update)
 app.command("report")(update.report)
 app.add_typer(adapters.app, name="adapters")
 app.command("verify")(verify.verify)
+app.command("forget")(forget.forget)
 app.command("doctor")(doctor.doctor)
 
 

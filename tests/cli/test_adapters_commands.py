@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from agentpref.record.database import connect
 from agentpref.record.home import Home
+from agentpref.record.lineage import taint
 from agentpref.serve.registry import Registry
 from agentpref.testing import write_adapter
 
@@ -34,7 +37,9 @@ def serving(run) -> str:
 
 def test_the_base_model_serves_a_new_home(run, home) -> None:
     run("init")
-    assert run("adapters", "list").out == "revision\tserves\tparent\tcreated\nbase\tlive\t-\t-\n"
+    header, base = run("adapters", "list").out.splitlines()
+    assert header == "revision\tserves\tparent\tcreated\ttainted"
+    assert base == "base\tlive\t-\t-\t-"
     assert run("adapters", "list", "--json").json["revisions"] == []
 
 
@@ -87,3 +92,23 @@ def test_an_edited_adapter_is_not_promoted(run, home, names) -> None:
 def test_namespaces_do_not_see_each_other(run, names) -> None:
     run("adapters", "promote", names[0], "--namespace", "other", exits=1)
     assert run("adapters", "list", "--json", "--namespace", "other").json["revisions"] == []
+
+
+def test_the_bare_base_can_be_promoted(run, names) -> None:
+    run("adapters", "promote", names[0])
+    assert run("adapters", "promote", "base").out.startswith("live: base ")
+    assert serving(run) == "base"
+    assert run("adapters", "rollback", "--json").json["live"] == names[0]
+
+
+def test_a_tainted_revision_is_shown_as_one_and_not_promoted(run, home, names) -> None:
+    with closing(connect(Home.open(home))) as connection:
+        taint(connection, names[1:], 5.0)
+    rows = [line.split("\t") for line in run("adapters", "list").out.splitlines()[1:]]
+    assert [row[-1] for row in rows] == ["-", "-", "yes"]
+    found = run("adapters", "list", "--json").json["revisions"]
+    assert [row["tainted_at"] for row in found] == [None, 5.0]
+    assert "tainted\t" in run("adapters", "show", names[1]).out
+    assert "tainted\t" not in run("adapters", "show", names[0]).out
+    err = run("adapters", "promote", names[1], exits=1).err
+    assert f"agentpref adapters promote {names[0]}" in err

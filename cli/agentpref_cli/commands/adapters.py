@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from agentpref_cli import options
-from agentpref_cli.terminal import GOOD, WARN, answer, facts, moment, say, table
+from agentpref_cli.terminal import BAD, GOOD, WARN, answer, facts, moment, say, table
 
 if TYPE_CHECKING:
     from agentpref.serve.backend import Revision
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 app = typer.Typer(help="See the revisions, and change which one serves.", no_args_is_help=True)
 
 RevisionId = Annotated[str, typer.Argument(metavar="REVISION", help="E.g. rev-000042-<sha12>.")]
+Promoted = Annotated[
+    str, typer.Argument(metavar="REVISION", help="E.g. rev-000042-<sha12>, or base.")
+]
 
 
 @app.command("list")
@@ -26,7 +29,10 @@ def list_(
     namespace: options.Namespace = "default",
     as_json: options.AsJson = False,
 ) -> None:
-    """List the revisions, the newest last, and say which serve."""
+    """List the revisions, the newest last, and say which serve and which are tainted.
+
+    A tainted one saw in training what a user has had forgotten; it cannot be promoted.
+    """
     registry = _registry(home, namespace)
     state, revisions = registry.state(), registry.list()
     answer(
@@ -52,12 +58,12 @@ def show(
 
 @app.command()
 def promote(
-    revision: RevisionId,
+    revision: Promoted,
     home: options.Home = None,
     namespace: options.Namespace = "default",
     as_json: options.AsJson = False,
 ) -> None:
-    """Make a revision the live one."""
+    """Make a revision the live one, or the bare base model."""
     state = _registry(home, namespace).promote(revision)
     answer(as_json, _state(state), lambda: _say_state(state))
 
@@ -68,7 +74,7 @@ def rollback(
     namespace: options.Namespace = "default",
     as_json: options.AsJson = False,
 ) -> None:
-    """Undo the last promotion: the revision before it serves again."""
+    """Undo the last promotion: the last untainted revision before it serves again."""
     state = _registry(home, namespace).rollback()
     answer(as_json, _state(state), lambda: _say_state(state))
 
@@ -92,6 +98,7 @@ def _revision(revision: Revision, state: ServingState) -> dict[str, Any]:
         "serves": _role(revision, state),
         "parent": revision.parent,
         "created_at": revision.created_at,
+        "tainted_at": revision.tainted_at,
         "path": str(revision.path),
     }
 
@@ -105,12 +112,18 @@ def _role(revision: Revision, state: ServingState) -> str | None:
 def _show_list(revisions: Sequence[Revision], state: ServingState) -> None:
     from agentpref.types import BASE
 
-    base = (BASE, "live" if state.live is None else None, "-", "-")
+    base = (BASE, "live" if state.live is None else None, "-", "-", "-")
     rows = [
-        (r.revision_id, _role(r, state), r.parent or BASE, moment(r.created_at)) for r in revisions
+        (r.revision_id, _role(r, state), r.parent or BASE, moment(r.created_at), _tainted(r))
+        for r in revisions
     ]
-    columns = ("revision", "serves", "parent", "created")
-    table(columns, [base, *rows], styles={"live": GOOD, "canary": WARN})
+    columns = ("revision", "serves", "parent", "created", "tainted")
+    styles = {"live": GOOD, "canary": WARN, "yes": BAD}
+    table(columns, [base, *rows], styles=styles)
+
+
+def _tainted(revision: Revision) -> str | None:
+    return None if revision.tainted_at is None else "yes"
 
 
 def _show_one(value: Mapping[str, Any]) -> None:
@@ -118,6 +131,8 @@ def _show_one(value: Mapping[str, Any]) -> None:
     manifest = value["manifest"]
     shown = {key: value[key] for key in ("revision", "serves", "parent", "path")}
     shown["created"] = moment(value["created_at"])
+    if value["tainted_at"] is not None:
+        shown["tainted"] = moment(value["tainted_at"])
     shown["base model"] = manifest["base"].get("name")
     figures = {k: v for k, v in manifest["training"].items() if not isinstance(v, Mapping)}
     facts(shown | figures)

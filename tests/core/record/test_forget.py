@@ -394,7 +394,7 @@ def test_it_says_how_to_rebuild_from_the_last_clean_parent(home: Home, line: lis
     again = forget(home, "ada")
     assert (again.revisions, again.commands) == ((), found.commands), "until it is done"
     value = orjson.loads(orjson.dumps(found.to_mapping()))
-    assert value["commands"] == list(found.commands)
+    assert value["rebuild"][0]["commands"] == list(found.commands)
     assert value["rebuild"][0]["clean"] == line[0]
     assert value["revisions"] == line[1:]
 

@@ -1,0 +1,186 @@
+"""`forget`: what it removes, what it says, and what it asks."""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import typer
+
+import agentpref
+from agentpref.record.database import connect
+from agentpref.record.home import Home
+from agentpref.record.locks import exclusive
+from agentpref.record.store import Store
+from agentpref.record.updates import UpdateRow, Updates
+from agentpref.serve.registry import Registry
+from agentpref.testing import write_adapter
+from agentpref_cli.commands import forget as command
+
+
+@pytest.fixture
+def shared(home: Path) -> Path:
+    """A home with a run of Ada's, one of Bob's, and one of nobody's from a hundred days ago."""
+    asked = [{"role": "user", "content": "hello"}]
+    with agentpref.Log(home) as log:
+        for user in ("ada", "bob", None):
+            run = log.record(asked, f"hello, {user}", user_id=user)
+            log.feedback(run, key="thumbs", score=1)
+    with closing(connect(Home.open(home))) as connection:
+        connection.execute(
+            "UPDATE run SET created_at = ? WHERE user_id IS NULL", [time.time() - 100 * 86_400]
+        )
+    return home
+
+
+@pytest.fixture
+def trained(shared: Path, tmp_path: Path) -> str:
+    """A live revision that all of it trained."""
+    registry = Registry(shared, namespace="default")
+    folder = write_adapter(tmp_path / "adapter")
+    identity = {"name": "tiny", "digest": "d", "template_digest": "t"}
+    made = registry.publish(folder, parent=None, base=identity, training={}).revision_id
+    with closing(connect(Home.open(shared))) as connection:
+        said = tuple(each.feedback_id for each in Store(connection).feedback("default"))
+        update = UpdateRow("u", "default", 1.0, 2.0, None, made, "promoted", {})
+        Updates(connection).add(replace(update, pairs={"p": "new"}, sources={"p": said}))
+    registry.promote(made)
+    return made
+
+
+def users(run) -> int:
+    return run("stats", "--json").json["default"]["users"]
+
+
+def runs(run) -> int:
+    return run("stats", "--json").json["default"]["runs"]
+
+
+def test_a_user_goes_and_the_others_stay(run, shared) -> None:
+    out = run("forget", "--user", "ada").out
+    assert out == (
+        "removed: runs 1, feedback 1, comparisons 0, messages 1\n"
+        "messages that other runs hold too, and that stay: 1\n"
+    )
+    assert (runs(run), users(run)) == (2, 1)
+    again = run("forget", "--user", "ada")
+    assert again.out == "removed: runs 0, feedback 0, comparisons 0, messages 0\n"
+    assert again.err.splitlines() == ["look for stray text", "remove", "scrub"]
+
+
+def test_it_says_what_is_tainted_and_how_to_rebuild(run, shared, trained) -> None:
+    lines = run("forget", "--user", "ada").out.splitlines()
+    where = f"--home {shared} --namespace default"
+    assert lines[2:] == [
+        f"tainted, their training having seen it: {trained}",
+        f"default is served by {trained}; to rebuild:",
+        f"  agentpref adapters promote base {where}",
+        f"  agentpref update --model tiny {where}",
+    ]
+    command = lines[4].split()[1:]
+    assert run(*command).out.startswith("live: base ")
+    assert "to rebuild" not in run("forget", "--user", "ada").out
+
+
+def test_json_is_all_of_it(run, shared, trained) -> None:
+    output = run("forget", "--user", "ada", "--json")
+    value = output.json
+    assert output.err == ""
+    assert (value["runs"], value["revisions"]) == (1, [trained])
+    (rebuild,) = value["rebuild"]
+    assert (rebuild["clean"], rebuild["tainted"]) == ("base", [trained])
+    assert len(rebuild["commands"]) == 2
+
+
+def test_what_is_old_goes(run, shared) -> None:
+    assert run("forget", "--older-than", "90d").out.startswith("removed: runs 1, feedback 1, ")
+    assert runs(run) == 2
+    assert run("forget", "--older-than", "90d", "--json").json["runs"] == 0
+    assert users(run) == 2
+
+
+@pytest.mark.parametrize(
+    ("age", "left"), [("2399h", 2), ("2401h", 3), ("14.2w", 2), ("144001m", 3)]
+)
+def test_ages_are_in_the_units_that_people_use(run, shared, age, left) -> None:
+    run("forget", "--older-than", age)
+    assert runs(run) == left
+
+
+def test_a_clock_that_must_be_wrong_is_believed_only_when_forced(run, shared) -> None:
+    time.sleep(0.002)
+    err = run("forget", "--older-than", "0.001s", exits=1).err
+    assert "nothing was removed; set the clock, or force the removal" in err
+    assert runs(run) == 3
+    run("forget", "--older-than", "0.001s", "--force")
+    assert run("stats", "--json").json == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "name one of them"),
+        (("--user", "ada", "--older-than", "90d"), "name one of them"),
+        (("--older-than", "90"), "'90' is no age"),
+        (("--older-than", "d"), "'d' is no age"),
+        (("--older-than", ""), "'' is no age"),
+        (("--older-than", "ninety days"), "is no age"),
+        (("--older-than", "-1d"), "must be above 0"),
+        (("--older-than", "infd"), "must be above 0"),
+        (("--user", "ada", "--force"), "--older-than only"),
+    ],
+)
+def test_what_makes_no_sense_is_bad_usage(run, shared, arguments, words) -> None:
+    assert words in " ".join(run("forget", *arguments, exits=2).err.replace("│", " ").split())
+    assert runs(run) == 3
+
+
+def test_while_an_update_runs_it_says_so(run, shared) -> None:
+    with exclusive(Home.open(shared)):
+        assert "wait for it to end" in run("forget", "--user", "ada", exits=1).err
+
+
+def test_a_folder_that_is_no_home_is_refused_before_anything_is_asked(run, home) -> None:
+    assert "is no agentpref home" in run("forget", "--user", "ada", exits=1).err
+
+
+class Terminal(io.StringIO):
+    """A standard input with somebody before it."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def answering(monkeypatch: pytest.MonkeyPatch):
+    """Call the command as on a terminal, where somebody types an answer."""
+
+    def call(typed: str, **options: object) -> int:
+        monkeypatch.setattr(sys, "stdin", Terminal(typed))
+        try:
+            command.forget(**options)
+        except typer.Exit as exit:
+            return exit.exit_code
+        return 0
+
+    return call
+
+
+def test_on_a_terminal_it_asks_first(answering, run, shared, capsys) -> None:
+    assert answering("n\n", user="ada") == 1
+    shown = capsys.readouterr()
+    assert shown.out == "nothing was removed\n"
+    assert f"Remove everything that user 'ada' said from {shared}, for good?" in shown.err
+    assert runs(run) == 3
+    assert answering("y\n", user="ada") == 0
+    assert runs(run) == 2
+
+
+def test_on_a_terminal_it_does_not_ask_who_has_said_yes(answering, run, shared) -> None:
+    assert answering("", older_than="90d", yes=True) == 0
+    assert runs(run) == 2
