@@ -22,7 +22,8 @@ from agentpref.prefer.preferences import Preference, stated_preferences
 from agentpref.prefer.split import is_held_out
 from agentpref.prefer.thumbs import Thumbed, oppose, settled_thumbs
 from agentpref.record.messages import canonical
-from agentpref.record.store import Store
+from agentpref.record.reader import Reader
+from agentpref.record.tallies import Scale
 from agentpref.types import Comparison, Feedback, Message, Origin, Pair, Run, Thumb
 
 LOWEST_JUDGE_NOISE = 0.05
@@ -45,16 +46,27 @@ class PairSet:
 
 
 def read_pairs(
-    store: Store, namespace: str, *, held_out: float, judge_noise: float = LOWEST_JUDGE_NOISE
+    store: Reader,
+    namespace: str,
+    *,
+    held_out: float,
+    judge_noise: float = LOWEST_JUDGE_NOISE,
+    since: float | None = None,
 ) -> PairSet:
-    """Build the pairs of one namespace from everything that its home has logged."""
-    return build_pairs(
-        store.runs(namespace),
-        store.feedback(namespace),
-        store.comparisons(namespace),
-        held_out=held_out,
-        judge_noise=judge_noise,
-    )
+    """Build the pairs of one namespace from everything that its home has logged.
+
+    With ``since`` (POSIX seconds), only those of prompts that something was said of then or later,
+    just as they are among all pairs: older words on these prompts count as they do there.
+    """
+    with store.one_state():
+        return build_pairs(
+            store.judged_runs(namespace, since=since),
+            store.feedback(namespace, since=since),
+            store.comparisons(namespace, since=since),
+            held_out=held_out,
+            judge_noise=judge_noise,
+            scales=store.scales(namespace),
+        )
 
 
 def build_pairs(
@@ -64,6 +76,7 @@ def build_pairs(
     *,
     held_out: float,
     judge_noise: float = LOWEST_JUDGE_NOISE,
+    scales: Iterable[Scale] | None = None,
 ) -> PairSet:
     """Build the pairs and lone thumbs of one namespace.
 
@@ -73,6 +86,7 @@ def build_pairs(
         comparisons: verdicts between two of those runs.
         held_out: the share of prompts, from 0 to 1, whose pairs prove and never train.
         judge_noise: the measured disagreement ε of judges with gold labels, from .05 to .5.
+        scales: what all scores of a key look like, where ``feedback`` is only some of them.
 
     Raises:
         ConfigError: for a ``judge_noise`` out of range.
@@ -82,7 +96,7 @@ def build_pairs(
     feedback, comparisons = list(feedback), list(comparisons)
     known = _judged_runs(runs, feedback, comparisons)
     stated, misread = stated_preferences(feedback, comparisons, known)
-    answers, unsettled = settled_thumbs(feedback, known)
+    answers, unsettled = settled_thumbs(feedback, known, scales)
     implied, lone, spare = oppose(answers)
     carried, lost = settle([*stated, *implied])
     pairs = [_pair(opinions, held_out, judge_noise) for opinions in carried]

@@ -17,6 +17,7 @@ from typing import TypeAlias
 from agentpref.prefer.opinions import LeftRow, Opinion, Reason, grouped, settle, sift
 from agentpref.prefer.preferences import Preference, preference_opinion
 from agentpref.record.messages import canonical
+from agentpref.record.tallies import Scale
 from agentpref.types import Feedback, Run
 
 PAIRS_PER_PROMPT = 4
@@ -30,11 +31,14 @@ Match: TypeAlias = "tuple[Thumbed, Thumbed]"
 
 
 def settled_thumbs(
-    feedback: Iterable[Feedback], runs: Mapping[str, Run]
+    feedback: Iterable[Feedback], runs: Mapping[str, Run], scales: Iterable[Scale] | None = None
 ) -> tuple[list[Thumbed], list[LeftRow]]:
-    """Find which answers are liked and which are not; pass over corrections."""
+    """Find which answers are liked and which are not; pass over corrections.
+
+    ``scales`` says what all scores of a key look like, where ``feedback`` is only some of them.
+    """
     rows = [row for row in feedback if row.correction is None]
-    middles = _middles(row for row in rows if _is_thumb(row))
+    middles = _middles(map(_scale, rows) if scales is None else scales)
     thumbs, misread = sift((row.feedback_id, _read(row, runs, middles)) for row in rows)
     answers, lost = settle(thumbs)
     return answers, [*misread, *lost]
@@ -61,23 +65,27 @@ def oppose(
     return preferences, lone, left
 
 
-def _is_thumb(row: Feedback) -> bool:
-    return row.score is not None and (row.source == "human" or row.key == "thumbs")
+def _scale(row: Feedback) -> Scale:
+    """What one score shows of the scale that it is on."""
+    if row.score is None:
+        return Scale(row.key, row.source, 0, 0, 0)
+    return Scale(row.key, row.source, 1, row.score < 0, abs(row.score) > 1)
 
 
-def _middles(thumbs: Iterable[Feedback]) -> dict[str, float | None]:
-    scores = {
-        key: [row.score for row in rows if row.score is not None]
-        for key, rows in grouped(thumbs, lambda row: row.key).items()
-    }
-    return {key: _middle(given) for key, given in scores.items()}
+def _is_thumb(said: Feedback | Scale) -> bool:
+    return said.source == "human" or said.key == "thumbs"
 
 
-def _middle(scores: Sequence[float]) -> float | None:
-    """Find the neutral score of a scale; ``None`` for one that would have to be guessed."""
-    if not all(-1 <= score <= 1 for score in scores):
+def _middles(scales: Iterable[Scale]) -> dict[str, float | None]:
+    """Find the neutral score of each key; ``None`` where its scale would have to be guessed."""
+    thumbs = filter(_is_thumb, scales)
+    return {key: _middle(same) for key, same in grouped(thumbs, lambda scale: scale.key).items()}
+
+
+def _middle(scales: Sequence[Scale]) -> float | None:
+    if any(scale.beyond for scale in scales):
         return None
-    return 0.0 if min(scores) < 0 else 0.5
+    return 0.0 if any(scale.negative for scale in scales) else 0.5
 
 
 def _read(

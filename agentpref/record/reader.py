@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import sqlite3
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
@@ -32,6 +33,26 @@ COMPARISON = columns(Comparison)
 
 def _select(table: str, columns: Iterable[str]) -> str:
     return f"SELECT {', '.join(f'{table}.{name}' for name in columns)} FROM {table}"
+
+
+def _select_said(table: str, columns: Iterable[str], run: str, since: float | None) -> str:
+    """Select the rows that hang on judged runs, from these: a namespace has far more others."""
+    names = ", ".join(f"{table}.{name}" for name in columns)
+    judged = _JUDGED if since is None else _JUDGED_SINCE
+    return f"SELECT {names} FROM ({judged}) AS judged CROSS JOIN {table} ON {run} = judged.run_id"
+
+
+_JUDGED = "SELECT run_id FROM judged WHERE namespace = :namespace"
+_JUDGED_SINCE = """
+SELECT judged.run_id FROM (
+    SELECT prompt FROM feedback CROSS JOIN run USING (run_id)
+    WHERE feedback.created_at >= :since AND namespace = :namespace
+    UNION
+    SELECT prompt FROM comparison CROSS JOIN run ON run_id = run_a
+    WHERE comparison.created_at >= :since AND namespace = :namespace
+) AS spoken CROSS JOIN judged
+ON judged.namespace = :namespace AND judged.prompt = spoken.prompt
+"""
 
 
 class Reader:
@@ -60,24 +81,50 @@ class Reader:
         for row in self._connection.execute(query, (namespace,)):
             yield _read_run(row, messages)
 
-    def feedback(self, namespace: str) -> Iterator[Feedback]:
-        """Read the feedback on a namespace's runs, oldest first."""
-        query = (
-            f"{_select('feedback', FEEDBACK)} JOIN run USING (run_id) WHERE run.namespace = ? "
-            "ORDER BY feedback.created_at, feedback_id"
-        )
+    def judged_runs(self, namespace: str, *, since: float | None = None) -> Iterator[Run]:
+        """Read the runs of a namespace that something was said of, prompt by prompt.
+
+        ``since`` (POSIX seconds) leaves only those of prompts that something was said of then or
+        later, the older answers to them among them.
+        """
+        query = _select_said("run", RUN, "run.run_id", since)
         messages = _Messages(self._connection)
-        for row in self._connection.execute(query, (namespace,)):
+        for row in self._connection.execute(query, {"namespace": namespace, "since": since}):
+            yield _read_run(row, messages)
+
+    def feedback(self, namespace: str, *, since: float | None = None) -> Iterator[Feedback]:
+        """Read the feedback on a namespace's runs, oldest first; ``since`` as in ``judged_runs``.
+
+        What is older than ``since`` is left out only with its whole prompt.
+        """
+        query = _select_said("feedback", FEEDBACK, "feedback.run_id", since)
+        query += " ORDER BY feedback.created_at, feedback_id"
+        messages = _Messages(self._connection)
+        for row in self._connection.execute(query, {"namespace": namespace, "since": since}):
             yield _read_feedback(row, messages)
 
-    def comparisons(self, namespace: str) -> Iterator[Comparison]:
-        """Read the comparisons between a namespace's runs, oldest first."""
-        query = (
-            f"{_select('comparison', COMPARISON)} JOIN run ON run.run_id = run_a "
-            "WHERE run.namespace = ? ORDER BY comparison.created_at, comparison_id"
-        )
-        for row in self._connection.execute(query, (namespace,)):
+    def comparisons(self, namespace: str, *, since: float | None = None) -> Iterator[Comparison]:
+        """Read the comparisons between a namespace's runs, oldest first; ``since`` as above."""
+        query = _select_said("comparison", COMPARISON, "run_a", since)
+        query += " ORDER BY comparison.created_at, comparison_id"
+        for row in self._connection.execute(query, {"namespace": namespace, "since": since}):
             yield Comparison(*row)
+
+    def scales(self, namespace: str) -> list[tallies.Scale]:
+        """Say what the scores look like that a namespace's runs were given, key by key."""
+        return tallies.scales(self._connection, namespace)
+
+    @contextmanager
+    def one_state(self) -> Iterator[None]:
+        """Let all that is read in a block be of one moment, whatever others write meanwhile."""
+        if self._connection.in_transaction:
+            yield
+            return
+        self._connection.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._connection.execute("ROLLBACK")
 
     def namespaces(self) -> list[str]:
         """Name the namespaces that have runs, in alphabetical order."""
