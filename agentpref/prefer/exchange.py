@@ -1,64 +1,64 @@
-"""Preference data in files: TRL's JSONL formats in, and out again.
+"""Preference data in files, in and out.
 
-An import makes of each line two runs and a comparison, or one run and a thumb, under ids that come
-from their content: a file that is imported twice adds nothing the second time. It streams, with one
-transaction for every :data:`BATCH_LINES` lines, so that memory is bounded and a bad line undoes its
-own batch alone. An export writes a file whole or not at all.
+An import makes of each row two runs and a comparison, or one run and a thumb, under ids that come
+from their content: a file that is imported twice adds nothing the second time. What a row says
+decides, not how it is filed: one that is known keeps the tag that it first came with. It streams,
+with one transaction for every :data:`BATCH_ROWS` rows, so that memory is bounded and a bad row
+undoes its own batch alone. An export writes a file whole or not at all.
 
-Knows nothing of what a row looks like (that is ``rows.py``), nor of which rows make pairs.
+Knows nothing of what a row looks like (that is ``formats/``), nor of how a file holds rows (that is
+``files.py``), nor of which runs make pairs.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-import reprlib
 import sqlite3
 import time
-from codecs import BOM_UTF8
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import chain, count, islice
 from pathlib import Path
-from typing import IO, Any, Literal, TypeVar, get_args
+from typing import IO, Any, Literal, TypeAlias, get_args
 
 import orjson
 
-from agentpref.errors import ExchangeError
-from agentpref.prefer.rows import (
+from agentpref.errors import ExchangeError, RedactionFailed
+from agentpref.prefer import parquet
+from agentpref.prefer.files import Found, Meter, read_rows, replacing
+from agentpref.prefer.filing import Entry, Filing, entry_of
+from agentpref.prefer.formats.table import (
+    COLUMNS,
+    READ_KEYS,
     Format,
-    PreferenceRow,
-    Row,
-    UnpairedRow,
-    preference_row,
+    PairFormat,
     read_row,
-    unpaired_row,
+    write_pair,
+    write_thumb,
 )
+from agentpref.prefer.rows import Row, redacted_row
 from agentpref.record.database import connect, transaction, translated
 from agentpref.record.home import Home, StrPath
-from agentpref.record.ids import new_id
-from agentpref.record.messages import MAX_MESSAGE_BYTES, child_id, plain
+from agentpref.record.messages import plain
+from agentpref.record.pseudonyms import Pseudonyms
+from agentpref.record.redaction import Redact
 from agentpref.record.store import Store
-from agentpref.types import Comparison, Feedback, Message, Pair, Run, Source, Thumb
+from agentpref.types import Comparison, Pair, Source, Thumb
 
-BATCH_LINES = 1000
-"""Lines that are imported in one transaction."""
-
-MAX_LINE_BYTES = 4 * MAX_MESSAGE_BYTES
-"""The longest line that is read: a prompt and two answers of the largest size fit."""
+BATCH_ROWS = 1000
+BATCH_BYTES = 16 * 1024 * 1024
+"""What is imported in one transaction: so many rows, of about so many bytes at most."""
 
 Outcome = Literal["added", "known", "bad"]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Imported:
     """How far an import is, or how it ended.
 
-    ``added`` and ``known`` count lines that were new and that the home had already; ``bad`` counts
-    those that were skipped. ``bytes_read`` and ``bytes_total`` measure the file.
+    ``added`` and ``known`` count rows that were new and that the home had already; ``bad`` counts
+    those that were skipped. ``bytes_read`` and ``bytes_total`` measure the file (0 for a pipe).
     """
 
     added: int
@@ -66,6 +66,14 @@ class Imported:
     bad: int
     bytes_read: int
     bytes_total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """How many rows were written, and how many the format could not hold and were skipped."""
+
+    rows: int
+    bad: int = 0
 
 
 def import_file(
@@ -77,69 +85,83 @@ def import_file(
     tag: str | None = None,
     source: Source = "human",
     user_id: str | None = None,
+    redact: Redact | None = None,
     skip_bad: bool = False,
     on_progress: Callable[[Imported], None] | None = None,
 ) -> Imported:
-    """Read a JSONL file of preferences, paired or not, into a home.
+    """Read a file of preferences, paired or not, into a home.
 
     Args:
         home: the home to write to.
-        path: a file in TRL's preference or unpaired-preference format, in text or in messages.
+        path: JSON lines, one JSON list, or Parquet; each row in one of the formats of
+            :mod:`agentpref.prefer.formats`.
         namespace: where the runs are filed.
-        format: ``"preference"`` or ``"unpaired"``; by default the keys of each line tell.
+        format: the format of every row; by default its keys tell.
         tag: the domain tag of every row; by default a row's own ``tag`` column.
         source: who judged: ``"human"``, ``"model"`` or ``"code"``.
-        user_id: the person or the judge, where it was one.
-        skip_bad: count lines that cannot be read, rather than stop at the first.
+        user_id: the person or the judge, where it was one; stored as a keyed hash.
+        redact: given each text that is to be stored, gives the text that is.
+        skip_bad: count rows that cannot be read, rather than stop at the first.
         on_progress: called after every batch.
 
     Raises:
-        ExchangeError: an argument is unknown, the file cannot be read or holds no row, or a line is
+        ExchangeError: an argument is unknown, the file cannot be read or holds no row, or a row is
             not what its format promises; the message names file, line and cure.
+        RedactionFailed: ``redact`` raised, or gave no text.
+        MissingDependency: the file is Parquet, and pyarrow is not installed.
     """
     _require_one_of("format", format, (None, *get_args(Format)))
     _require_one_of("source", source, get_args(Source))
-    filing = _Filing(namespace, tag, source, user_id, time.time(), Path(path).name)
-    counts: Counter[Outcome] = Counter()
-    with closing(connect(home)) as connection, translated(home), _open(path) as file:
-        for batch in _batches(_rows(file, path, format, skip_bad)):
+    filing = _filing(home, path, namespace, tag, source, user_id)
+    meter, counts = Meter(), Counter[Outcome]()
+    with (
+        closing(connect(home)) as connection,
+        translated(home),
+        closing(read_rows(path, READ_KEYS, meter)) as found,
+    ):
+        rows = _checked(found, path, format, redact, skip_bad)
+        for batch in _batches(
+            entry_of(row, filing, number) if row else None for number, row in rows
+        ):
             with transaction(connection):
-                counts.update(_add(row, filing, number, connection) for number, row in batch)
+                counts.update(_add(batch, connection))
             if on_progress is not None:
-                on_progress(_progress(counts, file))
-        if not counts:
-            raise ExchangeError(
-                f"{path} holds no rows; name a file with a JSON object on each line"
-            )
-        return _progress(counts, file)
+                on_progress(_progress(counts, meter))
+    if not counts:
+        raise ExchangeError(f"{path} holds no rows; name a file with a JSON object on each line")
+    return _progress(counts, meter)
 
 
-def export_pairs(pairs: Iterable[Pair], target: StrPath | IO[bytes]) -> int:
-    """Write pairs as TRL's conversational preference format, and return how many there were.
+def export_pairs(
+    pairs: Iterable[Pair],
+    target: StrPath | IO[bytes],
+    *,
+    format: PairFormat = "preference",
+    skip_bad: bool = False,
+) -> Exported:
+    """Write pairs, of which an import makes the same pairs again.
 
-    A path is replaced in one step when all is written; a binary stream is written to as it is.
+    A path is replaced in one step when all is written, with Parquet where it ends in ``.parquet``;
+    a binary stream is written to as it is. All else is JSON lines.
 
     Raises:
-        ExchangeError: the file cannot be written; what was there before is unchanged.
+        ExchangeError: the format is unknown or cannot hold a pair, which is named, or the file
+            cannot be written; what was there before is unchanged.
+        MissingDependency: Parquet is wanted, and pyarrow is not installed.
     """
-    return _write(map(preference_row, pairs), target)
+    _require_one_of("format", format, get_args(PairFormat))
+    bad: list[str] = []
+    rows = _held(pairs, format, bad if skip_bad else None)
+    return Exported(_write(rows, COLUMNS[format], target), len(bad))
 
 
-def export_thumbs(thumbs: Iterable[Thumb], target: StrPath | IO[bytes]) -> int:
-    """Write thumbs as TRL's conversational unpaired-preference format; see :func:`export_pairs`."""
-    return _write(map(unpaired_row, thumbs), target)
+def export_thumbs(thumbs: Iterable[Thumb], target: StrPath | IO[bytes]) -> Exported:
+    """Write thumbs as TRL's unpaired format, which holds all of them; see :func:`export_pairs`."""
+    return Exported(_write(map(write_thumb, thumbs), COLUMNS["unpaired"], target))
 
 
-@dataclass(frozen=True, slots=True)
-class _Filing:
-    """What all rows of one import have in common."""
-
-    namespace: str
-    tag: str | None
-    source: Source
-    user_id: str | None
-    started_at: float
-    file_name: str
+_Batch: TypeAlias = "list[Entry | None]"
+"""Entries in their order; ``None`` stands for a bad row that is skipped."""
 
 
 def _require_one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
@@ -147,175 +169,124 @@ def _require_one_of(name: str, value: object, allowed: tuple[object, ...]) -> No
         raise ExchangeError(f"{name} is {value!r}; pass one of {', '.join(map(repr, allowed))}")
 
 
-def _progress(counts: Counter[Outcome], file: IO[bytes]) -> Imported:
-    size = os.fstat(file.fileno()).st_size
-    return Imported(counts["added"], counts["known"], counts["bad"], file.tell(), size)
+def _filing(
+    home: Home,
+    path: StrPath,
+    namespace: str,
+    tag: str | None,
+    source: Source,
+    user_id: str | None,
+) -> Filing:
+    for name, text in (("namespace", namespace), ("tag", tag)):
+        if text is not None and not (text and text.isprintable()):
+            raise ExchangeError(f"{name} is {text!r}; pass printable text")
+    user = None if user_id is None else Pseudonyms.of(home).name(user_id)
+    file_name = os.fsencode(Path(path).name).decode(errors="replace")
+    return Filing(namespace, tag, source, user, time.time(), file_name)
 
 
-def _open(path: StrPath) -> IO[bytes]:
-    try:
-        return open(path, "rb")
-    except OSError as error:
-        raise ExchangeError(
-            f"{path} cannot be read ({error.strerror}); name a JSONL file that this user may read"
-        ) from error
+def _progress(counts: Counter[Outcome], meter: Meter) -> Imported:
+    return Imported(counts["added"], counts["known"], counts["bad"], meter.read, meter.total)
 
 
-def _batches(items: Iterable[T]) -> Iterator[Iterator[T]]:
-    """Part items into lazy batches; each must be used up before the next is asked for."""
-    rest = iter(items)
-    for first in rest:
-        yield chain([first], islice(rest, BATCH_LINES - 1))
-
-
-def _rows(
-    file: IO[bytes], path: StrPath, format: Format | None, skip_bad: bool
+def _checked(
+    found: Iterable[Found],
+    path: StrPath,
+    format: Format | None,
+    redact: Redact | None,
+    skip_bad: bool,
 ) -> Iterator[tuple[int, Row | None]]:
-    """Yield each line's number and its row: ``None`` for a bad line that is skipped."""
-    for number, line in _lines(file):
+    """Yield each row's number, and what it says: ``None`` for a bad one that is skipped."""
+    for number, place, fields in found:
         try:
-            row = read_row(_parse(line), format)
+            row = _read(fields, format, redact)
         except ExchangeError as error:
             if not skip_bad:
-                raise ExchangeError(f"{path}, line {number}: {error}") from error
+                raise ExchangeError(f"{path}, {place}: {error}") from error
             row = None
+        except RedactionFailed as error:
+            raise RedactionFailed(f"{path}, {place}: {error}") from error
         yield number, row
 
 
-def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines that are not blank, with their numbers; cut off what is too long."""
-    for number in count(1):
-        line = file.readline(MAX_LINE_BYTES + 1)
-        rest = line
-        while len(rest) > MAX_LINE_BYTES and not rest.endswith(b"\n"):
-            rest = file.readline(MAX_LINE_BYTES + 1)
-        if not line:
-            return
-        line = line.removeprefix(BOM_UTF8) if number == 1 else line
-        if line.strip():
-            yield number, line
+def _read(
+    fields: dict[str, Any] | ExchangeError, format: Format | None, redact: Redact | None
+) -> Row:
+    if isinstance(fields, ExchangeError):
+        raise fields
+    row = read_row(fields, format)
+    return row if redact is None else redacted_row(row, redact)
 
 
-def _parse(line: bytes) -> dict[str, Any]:
-    if len(line) > MAX_LINE_BYTES:
-        raise ExchangeError(
-            f"the line is longer than {MAX_LINE_BYTES:,} bytes; check that the file has one row on "
-            "each line, or cut the row's texts"
-        )
+def _batches(entries: Iterable[Entry | None]) -> Iterator[_Batch]:
+    batch: _Batch = []
+    size = 0
+    for entry in entries:
+        batch.append(entry)
+        size += 0 if entry is None else entry.size
+        if len(batch) >= BATCH_ROWS or size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _add(batch: _Batch, connection: sqlite3.Connection) -> Iterator[Outcome]:
+    """Write a batch; an entry is known where its verdict is, since that names its runs."""
+    store = Store(connection)
+    for refusal in store.add_runs([run for entry in batch if entry for run in entry.runs]):
+        if refusal is not None:
+            raise refusal
+    for entry in batch:
+        before = connection.total_changes
+        if entry is None:
+            yield "bad"
+            continue
+        if isinstance(entry.verdict, Comparison):
+            store.add_comparison(entry.verdict)
+        else:
+            store.add_feedback(entry.verdict)
+        yield "added" if connection.total_changes > before else "known"
+
+
+def _held(
+    pairs: Iterable[Pair], format: PairFormat, bad: list[str] | None
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of the pairs that the format can hold."""
+    for number, pair in enumerate(pairs, start=1):
+        row = _row(pair, number, format, bad)
+        if row is not None:
+            yield row
+
+
+def _row(
+    pair: Pair, number: int, format: PairFormat, bad: list[str] | None
+) -> dict[str, Any] | None:
+    """Write a pair; one that the format cannot hold is noted where ``bad`` is a list."""
     try:
-        row = orjson.loads(line.decode())
-    except UnicodeDecodeError as error:
-        raise ExchangeError(
-            f"byte {error.start} is not UTF-8 ({line[error.start]:#04x}); convert the file, for "
-            "example with `iconv -f LATIN1 -t UTF-8`"
-        ) from error
-    except orjson.JSONDecodeError as error:
-        raise ExchangeError(
-            f"it is no JSON ({error}); write one JSON object on each line"
-        ) from error
-    if not isinstance(row, dict):
-        raise ExchangeError(
-            f"it is {reprlib.repr(row)}, no JSON object; write one object on each line (a .json "
-            "file that holds one list must be made JSONL first)"
-        )
-    return row
+        return write_pair(pair, format)
+    except ExchangeError as error:
+        if bad is None:
+            raise ExchangeError(f"row {number} (pair {pair.pair_id}): {error}") from error
+        bad.append(pair.pair_id)
+        return None
 
 
-def _add(row: Row | None, filing: _Filing, number: int, connection: sqlite3.Connection) -> Outcome:
-    """Write one row; its time is the import's plus its place, so that later lines are newer."""
-    if row is None:
-        return "bad"
-    at = filing.started_at + number * 1e-6
-    before = connection.total_changes
-    if isinstance(row, PreferenceRow):
-        _add_preference(row, filing, at, Store(connection))
-    else:
-        _add_thumb(row, filing, at, Store(connection))
-    return "added" if connection.total_changes > before else "known"
+def _write(
+    rows: Iterable[dict[str, Any]], columns: Mapping[str, Any], target: StrPath | IO[bytes]
+) -> int:
+    if not isinstance(target, (str, os.PathLike)):
+        return _write_lines(rows, target)
+    path = Path(target)
+    with replacing(path) as file:
+        if path.suffix == ".parquet":
+            return parquet.write(rows, columns, file)
+        return _write_lines(rows, file)
 
 
-def _add_preference(row: PreferenceRow, filing: _Filing, at: float, store: Store) -> None:
-    runs = [_run(row, answer, filing, at) for answer in (row.chosen, row.rejected)]
-    for run in runs:
-        store.add_run(run)
-    ids = [run.run_id for run in runs]
-    comparison = Comparison(
-        comparison_id=_content_id("comparison", *ids, filing.source, filing.user_id),
-        created_at=at,
-        run_a=ids[0],
-        run_b=ids[1],
-        winner="a",
-        source=filing.source,
-        user_id=filing.user_id,
-    )
-    store.add_comparison(comparison)
-
-
-def _add_thumb(row: UnpairedRow, filing: _Filing, at: float, store: Store) -> None:
-    run = _run(row, row.completion, filing, at)
-    store.add_run(run)
-    verdict = (run.run_id, row.desirable, filing.source, filing.user_id)
-    thumb = Feedback(
-        feedback_id=_content_id("thumb", *verdict),
-        run_id=run.run_id,
-        created_at=at,
-        key="thumbs",
-        score=float(row.desirable),
-        source=filing.source,
-        user_id=filing.user_id,
-    )
-    store.add_feedback(thumb)
-
-
-def _run(row: Row, answer: Message, filing: _Filing, at: float) -> Run:
-    tag = filing.tag or row.tag
-    return Run(
-        run_id=_content_id("run", filing.namespace, child_id(row.prompt.id, answer)),
-        namespace=filing.namespace,
-        created_at=at,
-        prompt=row.prompt,
-        output=answer,
-        tags=(tag,) if tag else (),
-        metadata={"imported_from": filing.file_name},
-    )
-
-
-def _content_id(*parts: object) -> str:
-    """Name a row by what it says, so that the same line is the same row."""
-    return "import-" + hashlib.blake2b(orjson.dumps(parts), digest_size=16).hexdigest()
-
-
-def _write(rows: Iterable[dict[str, Any]], target: StrPath | IO[bytes]) -> int:
-    lines = (orjson.dumps(row, default=plain, option=orjson.OPT_APPEND_NEWLINE) for row in rows)
-    if isinstance(target, (str, os.PathLike)):
-        with _replacing(Path(target)) as file:
-            return _write_lines(lines, file)
-    return _write_lines(lines, target)
-
-
-def _write_lines(lines: Iterable[bytes], file: IO[bytes]) -> int:
+def _write_lines(rows: Iterable[dict[str, Any]], file: IO[bytes]) -> int:
     written = 0
-    for line in lines:
-        file.write(line)
+    for row in rows:
+        file.write(orjson.dumps(row, default=plain, option=orjson.OPT_APPEND_NEWLINE))
         written += 1
     return written
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Write beside a file and take its place when all is on the disk, or leave no trace."""
-    draft = path.with_name(f".{path.name}.{new_id()}")
-    try:
-        with open(draft, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    except OSError as error:
-        raise ExchangeError(
-            f"{path} cannot be written ({error.strerror}); name a file in a folder that this user "
-            "may write, with room for it"
-        ) from error
-    finally:
-        with suppress(OSError):
-            draft.unlink()

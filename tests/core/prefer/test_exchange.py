@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import re
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from agentpref.errors import ExchangeError, NotAHome
-from agentpref.prefer import exchange
-from agentpref.prefer.exchange import Imported, export_pairs, export_thumbs, import_file
+from agentpref.errors import ExchangeError, NotAHome, RedactionFailed
+from agentpref.prefer import exchange, files
+from agentpref.prefer.exchange import (
+    Exported,
+    Imported,
+    export_pairs,
+    export_thumbs,
+    import_file,
+)
 from agentpref.prefer.pairs import PairSet, pair_id_of, read_pairs
 from agentpref.record.database import connect
 from agentpref.record.home import Home
 from agentpref.record.messages import prompt_of
+from agentpref.record.pseudonyms import Pseudonyms
 from agentpref.record.store import Store
 from agentpref.types import Pair, Thumb
 
@@ -99,6 +108,48 @@ class TestImport:
         import_file(home, file, source="model", user_id="gpt", tag="colours")
         assert {(p.origin, p.tag) for p in found(home).pairs} == {("judge", "colours")}
 
+    def test_a_row_that_is_known_keeps_the_tag_that_it_came_with(
+        self, home: Home, file: Path
+    ) -> None:
+        write(file, *PAIRED)
+        import_file(home, file, tag="colours")
+        before = found(home)
+        assert counts(import_file(home, file, tag="other")) == (0, 2, 0)
+        assert counts(import_file(home, file)) == (0, 2, 0)
+        assert found(home) == before
+        assert {p.tag for p in before.pairs} == {"colours"}
+
+    def test_the_user_is_stored_as_the_hash_that_the_log_gives_too(
+        self, home: Home, file: Path
+    ) -> None:
+        write(file, PAIRED[0], UNPAIRED[0])
+        import_file(home, file, user_id="ana@example.org")
+        assert counts(import_file(home, file, user_id="ana@example.org")) == (0, 2, 0)
+        name = Pseudonyms.of(home).name("ana@example.org")
+        with closing(connect(home)) as connection:
+            store = Store(connection)
+            said = [*store.comparisons("default"), *store.feedback("default")]
+        assert [one.user_id for one in said] == [name, name]
+        assert b"ana@" not in home.database.read_bytes()
+
+    def test_texts_are_redacted_before_anything_is_stored(self, home: Home, file: Path) -> None:
+        write(file, {"prompt": "I am Ana.", "chosen": "Hi Ana!", "rejected": "Who is Ana?"})
+        redact = partial(re.sub, "Ana", "[name]")
+        assert counts(import_file(home, file, redact=redact)) == (1, 0, 0)
+        assert counts(import_file(home, file, redact=redact)) == (0, 1, 0)
+        assert preferences(found(home)) == {"I am [name].": ("Hi [name]!", "Who is [name]?")}
+        stored = b"".join(path.read_bytes() for path in home.path.iterdir() if path.is_file())
+        assert b"Ana" not in stored
+
+    def test_a_redaction_that_fails_stops_the_import_and_names_the_line(
+        self, home: Home, file: Path
+    ) -> None:
+        write(file, PAIRED[0])
+        with pytest.raises(RedactionFailed, match=f"{file}, line 1: ") as failed:
+            import_file(home, file, redact=lambda text: text[99], skip_bad=True)
+        assert "sky" not in str(failed.value)
+        assert found(home) == PairSet()
+
     def test_a_persons_word_and_a_judges_on_the_same_row_are_two(
         self, home: Home, file: Path
     ) -> None:
@@ -126,10 +177,38 @@ class TestImport:
         file.write_bytes(b"\xef\xbb\xbf" + row + b"\r\n\r\n  \n" + row.replace(b"sky", b"sea"))
         assert counts(import_file(home, file)) == (2, 0, 0)
 
+    @pytest.mark.parametrize("indent", [None, 2])
+    def test_a_file_that_holds_one_list_is_read_too(
+        self, home: Home, file: Path, indent: int | None
+    ) -> None:
+        file.write_text("\ufeff \n" + json.dumps([*PAIRED, *UNPAIRED], indent=indent))
+        done = import_file(home, file)
+        assert counts(done) == (4, 0, 0)
+        assert done.bytes_read == file.stat().st_size
+        assert set(preferences(found(home))) == {"What colour is the sky?", "And the sea?"}
+
+    def test_a_pipe_is_read_like_a_file(self, home: Home, tmp_path: Path) -> None:
+        pipe = tmp_path / "pipe"
+        os.mkfifo(pipe)
+        text = "".join(json.dumps(row) + "\n" for row in PAIRED)
+        writer = threading.Thread(target=pipe.write_text, args=(text,))
+        writer.start()
+        assert import_file(home, pipe) == Imported(2, 0, 0, len(text), 0)
+        writer.join()
+
+    def test_large_rows_make_small_batches(
+        self, home: Home, file: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(exchange, "BATCH_BYTES", 1000)
+        write(file, *({**PAIRED[0], "chosen": f"{n}" * 600} for n in range(5)))
+        seen: list[Imported] = []
+        import_file(home, file, on_progress=seen.append)
+        assert [one.added for one in seen] == [2, 4, 5]
+
     def test_progress_is_told_after_every_batch(
         self, home: Home, file: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(exchange, "BATCH_LINES", 2)
+        monkeypatch.setattr(exchange, "BATCH_ROWS", 2)
         write(file, *({**PAIRED[0], "chosen": f"answer {n}"} for n in range(5)))
         seen: list[Imported] = []
         last = import_file(home, file, on_progress=seen.append)
@@ -140,7 +219,7 @@ class TestImport:
 
 BAD_LINES = {
     b'{"prompt": "a", "chosen": "b"}': "lacks 'rejected'",
-    b'["a", "b"]': "no JSON object; write one object on each line",
+    b'["a", "b"]': "no JSON object; write one JSON object on each line, or one list",
     b'{"prompt": "a", ': "it is no JSON",
     b'{"prompt": "caf\xe9", "chosen": "b", "rejected": "c"}': "byte 15 is not UTF-8 (0xe9)",
     b'{"prompt": "a", "completion": "b", "label": 3}': "'label' is 3; write true",
@@ -165,23 +244,30 @@ class TestBadFiles:
     def test_a_gigantic_line_is_refused_and_can_be_skipped(
         self, home: Home, file: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(exchange, "MAX_LINE_BYTES", 200)
+        monkeypatch.setattr(files, "MAX_ROW_BYTES", 200)
         write(file, PAIRED[0], {**PAIRED[0], "chosen": "x" * 900}, PAIRED[1])
         assert counts(import_file(home, file, skip_bad=True)) == (2, 0, 1)
-        with pytest.raises(ExchangeError, match="line 2: the line is longer than 200 bytes"):
+        with pytest.raises(ExchangeError, match="line 2: it is longer than 200 bytes"):
             import_file(home, file)
 
     def test_a_bad_line_undoes_its_own_batch_alone(
         self, home: Home, file: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(exchange, "BATCH_LINES", 2)
+        monkeypatch.setattr(exchange, "BATCH_ROWS", 2)
         rows = [{**PAIRED[0], "chosen": f"answer {n}"} for n in range(3)]
         write(file, *rows, {"oops": 1})
         with pytest.raises(ExchangeError, match="line 4"):
             import_file(home, file)
         assert len(found(home).pairs) == 2
 
-    @pytest.mark.parametrize("content", [b"", b"\n\n"])
+    def test_a_bad_row_of_a_list_is_named_and_can_be_skipped(self, home: Home, file: Path) -> None:
+        good = json.dumps(PAIRED[0])
+        file.write_text(f'[{good},\n{{"prompt": ]}},\n{good}, "x"')
+        with pytest.raises(ExchangeError, match=f"{file}, row 2: it is no JSON"):
+            import_file(home, file)
+        assert counts(import_file(home, file, skip_bad=True)) == (1, 0, 2)
+
+    @pytest.mark.parametrize("content", [b"", b"\n\n", b"[]"])
     def test_a_file_without_rows_is_refused(self, home: Home, file: Path, content: bytes) -> None:
         file.write_bytes(content)
         with pytest.raises(ExchangeError, match="holds no rows; name a file with a JSON object"):
@@ -201,6 +287,18 @@ class TestBadFiles:
         for argument in arguments:
             with pytest.raises(ExchangeError, match=r"is '(robot|csv)'; pass one of"):
                 import_file(home, file, **argument)
+        for name in ("tag", "namespace"):
+            for text in ("", "a\nb", "\udcff"):
+                with pytest.raises(ExchangeError, match=f"{name} is .*; pass printable text"):
+                    import_file(home, file, **{name: text})
+
+    def test_the_name_of_a_file_may_be_any(self, home: Home, tmp_path: Path) -> None:
+        path = tmp_path / "caf\udce9.jsonl"
+        write(path, PAIRED[0])
+        import_file(home, path)
+        with closing(connect(home)) as connection:
+            [run, _] = Store(connection).runs("default")
+        assert run.metadata == {"imported_from": "caf\ufffd.jsonl"}
 
 
 def a_pair(prompt: str, chosen: str, rejected: str) -> Pair:
@@ -216,7 +314,7 @@ SKY = a_pair("What colour is the sky?", "Blue.", "Green.")
 class TestExport:
     def test_a_file_is_replaced_whole(self, file: Path) -> None:
         file.write_text("what was there before")
-        assert export_pairs([SKY], file) == 1
+        assert export_pairs([SKY], file) == Exported(1)
         assert [json.loads(line) for line in file.read_text().splitlines()] == [
             {
                 "prompt": [{"role": "user", "content": "What colour is the sky?"}],
@@ -245,52 +343,100 @@ class TestExport:
     def test_a_stream_is_written_to(self) -> None:
         stream = io.BytesIO()
         thumb = Thumb("r", "default", 0.0, SKY.prompt, SKY.chosen, desirable=True)
-        assert export_thumbs([thumb], stream) == 1
+        assert export_thumbs([thumb], stream) == Exported(1)
         row = json.loads(stream.getvalue())
         assert (row["completion"], row["label"]) == ([SKY.chosen], True)
 
-    def test_trl_reads_an_export_and_a_table_of_it_comes_back(self, home: Home, file: Path) -> None:
-        """``datasets`` fills a column that only some rows have with nulls, in every row."""
-        datasets = pytest.importorskip("datasets")
+    def test_a_pair_that_the_format_cannot_hold_is_named_or_skipped(self, file: Path) -> None:
+        prompt = prompt_of([*SKY.prompt.messages, *SKY.prompt.messages])
+        twice = replace(SKY, prompt=prompt, pair_id="twice")
+        file.write_text("what was there before")
+        with pytest.raises(ExchangeError, match=r"^row 2 \(pair twice\): message 1 is from"):
+            export_pairs([SKY, twice], file, format="llamafactory")
+        assert file.read_text() == "what was there before"
+        done = export_pairs([SKY, twice], file, format="llamafactory", skip_bad=True)
+        assert done == Exported(1, bad=1)
+        assert len(file.read_text().splitlines()) == 1
+
+    def test_an_unknown_format_is_refused(self, file: Path) -> None:
+        with pytest.raises(ExchangeError, match="format is 'csv'; pass one of 'preference'"):
+            export_pairs([SKY], file, format="csv")  # type: ignore[arg-type]
+
+
+class TestTables:
+    """What ``datasets`` and TRL make of our files, and we of theirs."""
+
+    @pytest.fixture
+    def datasets(self) -> Any:
+        return pytest.importorskip("datasets")
+
+    @pytest.fixture
+    def table(self, tmp_path: Path) -> Path:
+        return tmp_path / "preferences.parquet"
+
+    def test_trl_reads_an_export_and_a_table_of_it_comes_back(
+        self, home: Home, file: Path, table: Path, datasets: Any
+    ) -> None:
         data_utils = pytest.importorskip("trl.data_utils")
         tools = [{"type": "function", "function": {"name": "look_up"}}]
         prompt = prompt_of(SKY.prompt.messages, tools)
         with_tools = replace(
             SKY, prompt=prompt, pair_id=pair_id_of(prompt.id, SKY.chosen, SKY.rejected)
         )
+        cache = str(table.parent / "cache")
         export_pairs([SKY, with_tools], file)
-        table = datasets.Dataset.from_json(str(file), cache_dir=str(file.parent / "cache"))
-        assert all(data_utils.is_conversational(row) for row in table)
-        assert all(data_utils.maybe_extract_prompt(row) == row for row in table)
-        write(file, *table)
-        import_file(home, file)
+        export_pairs([SKY, with_tools], table)
+        from_lines = datasets.Dataset.from_json(str(file), cache_dir=cache)
+        from_table = datasets.Dataset.from_parquet(str(table), cache_dir=cache)
+        for rows in (from_lines, from_table):
+            assert all(data_utils.is_conversational(row) for row in rows)
+            assert all(data_utils.maybe_extract_prompt(row) == row for row in rows)
+        from_lines.to_parquet(str(table))
+        import_file(home, table)
         assert {p.pair_id for p in found(home).pairs} == {SKY.pair_id, with_tools.pair_id}
 
+    @pytest.mark.parametrize("mixed", [None, "use_json"])
+    def test_padding_is_no_part_of_a_message(
+        self, home: Home, table: Path, datasets: Any, mixed: str | None
+    ) -> None:
+        def tool(name: str) -> dict[str, Any]:
+            parameters = {"type": "object", "properties": {name: {"type": "string"}}}
+            return {"type": "function", "function": {"name": name, "parameters": parameters}}
 
-words = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8)
-some_pairs = st.lists(
-    st.tuples(words, words, words).filter(lambda said: said[1] != said[2]),
-    min_size=1,
-    max_size=5,
-    unique_by=lambda said: said[0],
-)
+        function = {"name": "a", "arguments": "{}"}
+        call = {"id": "1", "type": "function", "function": function}
+        called = [
+            {"role": "user", "content": "hi"},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "content": "x", "tool_call_id": "1"},
+        ]
+        answers = {
+            side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")
+        }
+        rows = [
+            {"prompt": called, "tools": [tool("a")], **answers},
+            {"prompt": called[:1], "tools": [tool("b"), tool("c")], **answers},
+        ]
+        rows_of_table = datasets.Dataset.from_list(rows, on_mixed_types=mixed)
+        rows_of_table.to_parquet(str(table))
+        assert counts(import_file(home, table)) == (2, 0, 0)
+        assert [p.prompt for p in found(home).pairs] == [
+            prompt_of(called, [tool("a")]),
+            prompt_of(called[:1], [tool("b"), tool("c")]),
+        ]
 
+    def test_a_row_of_a_table_is_named_and_can_be_skipped(
+        self, home: Home, table: Path, datasets: Any
+    ) -> None:
+        rows = [PAIRED[0], {**PAIRED[1], "chosen": None, "tag": None}, PAIRED[1]]
+        datasets.Dataset.from_list(rows).to_parquet(str(table))
+        with pytest.raises(ExchangeError, match=f"{table}, row 2: .* lacks 'chosen'"):
+            import_file(home, table)
+        done = import_file(home, table, skip_bad=True)
+        assert counts(done) == (2, 0, 1)
+        assert done.bytes_read == done.bytes_total == table.stat().st_size
 
-@settings(max_examples=10, deadline=None)
-@given(some_pairs)
-def test_preferences_survive_the_journey_out_and_in(
-    tmp_path_factory: pytest.TempPathFactory, said: list[tuple[str, str, str]]
-) -> None:
-    folder = tmp_path_factory.mktemp("journey")
-    pairs = [a_pair(*texts) for texts in said]
-    thumbs = [Thumb("r", "default", 0.0, p.prompt, p.chosen, desirable=True) for p in pairs]
-    export_pairs(pairs, folder / "pairs.jsonl")
-    export_thumbs(thumbs, folder / "thumbs.jsonl")
-    home = Home.create(folder / "home")
-    import_file(home, folder / "pairs.jsonl")
-    import_file(home, folder / "thumbs.jsonl")
-    arrived = found(home)
-    assert {p.pair_id for p in arrived.pairs} == {p.pair_id for p in pairs}
-    assert {(t.prompt.id, t.completion["content"], t.desirable) for t in arrived.thumbs} == {
-        (t.prompt.id, t.completion["content"], t.desirable) for t in thumbs
-    }
+    def test_a_broken_table_is_named(self, home: Home, table: Path) -> None:
+        table.write_bytes(b"PAR1 and no more")
+        with pytest.raises(ExchangeError, match=f"^{table}: it cannot be read as Parquet"):
+            import_file(home, table, skip_bad=True)

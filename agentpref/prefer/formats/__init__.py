@@ -1,0 +1,1 @@
+"""The formats that preference data is exchanged in: one module for each family."""

@@ -1,0 +1,74 @@
+"""OpenAI's preference format, as its guide shows it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from agentpref.errors import ExchangeError
+from agentpref.prefer.formats import openai
+from agentpref.prefer.formats.table import read_row
+from agentpref.prefer.rows import PreferenceRow
+from agentpref.record.messages import prompt_of
+from agentpref.types import Pair
+
+ASKED = [{"role": "user", "content": "How cold is San Francisco today?"}]
+GOOD = {"role": "assistant", "content": "Today it is 68 degrees Fahrenheit."}
+BAD = {"role": "assistant", "content": "It is not particularly cold."}
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+ROW: dict[str, Any] = {
+    "input": {"messages": ASKED, "tools": [], "parallel_tool_calls": True},
+    "preferred_output": [GOOD],
+    "non_preferred_output": [BAD],
+}
+
+
+def test_the_row_of_the_guide_is_a_preference() -> None:
+    assert read_row(ROW) == PreferenceRow(prompt_of(ASKED), GOOD, BAD)
+
+
+def test_tools_are_offered_with_the_prompt() -> None:
+    row = read_row({**ROW, "input": {"messages": ASKED, "tools": [TOOL]}})
+    assert row.prompt == prompt_of(ASKED, [TOOL])
+
+
+def test_turns_that_both_outputs_share_are_part_of_the_prompt() -> None:
+    calls = [
+        {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "weather"}}]},
+        {"role": "tool", "tool_call_id": "1", "content": "68"},
+    ]
+    row = {**ROW, "preferred_output": [*calls, GOOD], "non_preferred_output": [*calls, BAD]}
+    assert read_row(row) == PreferenceRow(prompt_of([*ASKED, *calls]), GOOD, BAD)
+
+
+def test_a_pair_is_written_with_no_key_that_openai_does_not_know() -> None:
+    pair = Pair("id", "default", 0.0, prompt_of(ASKED, [TOOL]), GOOD, BAD, "comparison", tag="x")
+    assert openai.write(pair) == {
+        "input": {"messages": tuple(ASKED), "tools": (TOOL,)},
+        "preferred_output": [GOOD],
+        "non_preferred_output": [BAD],
+    }
+
+
+BAD_ROWS: dict[str, dict[str, Any]] = {
+    "lacks 'non_preferred_output'; write 'input', 'preferred_output'": {
+        "non_preferred_output": None
+    },
+    "'input' is 'How cold?'; write {'messages': […]}": {"input": "How cold?"},
+    "'input' is {'tools': []}; write": {"input": {"tools": []}},
+    "'preferred_output' is {'content'": {"preferred_output": GOOD},
+    "'preferred_output' and 'non_preferred_output' differ before their last message": {
+        "preferred_output": [BAD, GOOD],
+    },
+    "messages is an empty list": {"input": {"messages": []}},
+    "the output has role 'user'": {"preferred_output": ASKED},
+    "'tools' is {'x': 1}; write": {"input": {"messages": ASKED, "tools": {"x": 1}}},
+}
+
+
+@pytest.mark.parametrize(("complaint", "change"), BAD_ROWS.items(), ids=BAD_ROWS)
+def test_a_bad_row_is_refused_with_its_cure(complaint: str, change: dict[str, Any]) -> None:
+    with pytest.raises(ExchangeError) as refused:
+        read_row({**ROW, **change}, "openai")
+    assert complaint in str(refused.value)

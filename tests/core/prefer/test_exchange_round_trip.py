@@ -1,0 +1,166 @@
+"""The law of an exchange: what a format holds comes back as the same pair; all else is refused."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Any, TypeAlias
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from agentpref.errors import ExchangeError
+from agentpref.prefer.exchange import Exported, export_pairs, export_thumbs, import_file
+from agentpref.prefer.formats import llamafactory
+from agentpref.prefer.formats.table import PairFormat
+from agentpref.prefer.pairs import PairSet, pair_id_of, read_pairs
+from agentpref.record.database import connect
+from agentpref.record.home import Home
+from agentpref.record.messages import canonical, prompt_of
+from agentpref.record.store import Store
+from agentpref.types import Pair, Thumb
+
+Strategy: TypeAlias = st.SearchStrategy[Any]
+
+
+def rarely(some: Strategy, others: Strategy) -> Strategy:
+    return st.integers(0, 9).flatmap(lambda number: others if number else some)
+
+
+words = st.text(st.characters(codec="utf-8"), max_size=8)
+finite = st.floats(allow_nan=False, allow_infinity=False)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**64 - 1) | finite | words,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(words, inner, max_size=2),
+    max_leaves=4,
+)
+parts = st.lists(
+    st.fixed_dictionaries({"type": st.just("text"), "text": words})
+    | st.just({"type": "image_url", "image_url": {"url": "sky.png"}}),
+    max_size=2,
+)
+contents = rarely(parts, words)
+more = st.fixed_dictionaries(
+    {}, optional={"name": words | st.none(), "refusal": st.none(), "extra": json_values}
+)
+
+
+def joined(*some: Strategy) -> Strategy:
+    return st.tuples(*some).map(lambda made: {k: v for one in made for k, v in one.items()})
+
+
+def said(*roles: str) -> Strategy:
+    told = st.fixed_dictionaries({"role": st.sampled_from(roles), "content": contents})
+    return joined(told, more)
+
+
+functions = st.fixed_dictionaries(
+    {"name": words},
+    optional={"arguments": rarely(words, st.sampled_from(['{"of":"sky"}', {"of": None}]))},
+)
+calls = st.lists(
+    st.fixed_dictionaries({"function": functions}, optional={"id": words, "type": words}),
+    min_size=1,
+    max_size=2,
+)
+calling = joined(
+    st.just({"role": "assistant"}),
+    st.fixed_dictionaries(
+        {}, optional={"content": rarely(contents, st.sampled_from([None, "", []]))}
+    ),
+    st.fixed_dictionaries({"tool_calls": calls}),
+    more,
+)
+answers = said("assistant") | calling
+asking = said("user", "tool")
+prompts = st.tuples(
+    st.lists(said("system", "developer"), max_size=1),
+    st.lists(st.tuples(asking, answers), max_size=2),
+    st.tuples(rarely(answers, asking)),
+).map(lambda made: [*made[0], *(one for both in made[1] for one in both), *made[2]])
+tools = st.lists(
+    st.fixed_dictionaries({"type": st.just("function"), "function": json_values}), max_size=2
+)
+tags = st.text("abé ", min_size=1, max_size=4)
+
+
+@st.composite
+def some_pairs(draw: st.DrawFn) -> list[Pair]:
+    """Pairs of prompts that differ from one another, as their answers do."""
+    pairs = {}
+    for _ in range(draw(st.integers(1, 3))):
+        prompt = prompt_of(draw(prompts), draw(tools))
+        chosen, rejected = draw(answers), draw(answers)
+        assume(canonical(chosen) != canonical(rejected))
+        pair_id = pair_id_of(prompt.id, chosen, rejected)
+        tag = draw(tags)
+        pairs[prompt.id] = Pair(
+            pair_id, "default", 0.0, prompt, chosen, rejected, "comparison", tag=tag
+        )
+    return [*pairs.values()]
+
+
+def found(home: Home) -> PairSet:
+    with closing(connect(home)) as connection:
+        return read_pairs(Store(connection), "default", held_out=0.2)
+
+
+def told(pair: Pair, *, tagged: bool = True) -> tuple[object, ...]:
+    """All that a row of a format says, but for the order of keys, which pairs may share."""
+    spelt = [canonical(one) for one in (*pair.prompt.messages, pair.chosen, pair.rejected)]
+    tools = [canonical(tool) for tool in pair.prompt.tools]
+    return pair.pair_id, pair.prompt.id, spelt, tools, tagged and pair.tag
+
+
+FORMATS: list[PairFormat] = ["preference", "openai", "llamafactory"]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+@pytest.mark.parametrize("format", FORMATS)
+@settings(max_examples=30)
+@given(pairs=some_pairs())
+def test_what_is_exported_is_imported_as_the_same_pairs(
+    tmp_path_factory: pytest.TempPathFactory, format: PairFormat, suffix: str, pairs: list[Pair]
+) -> None:
+    folder = tmp_path_factory.mktemp("journey")
+    path, home = folder / f"pairs{suffix}", Home.create(folder / "home")
+    held = [pair for pair in pairs if holds(format, pair)]
+    done = export_pairs(pairs, path, format=format, skip_bad=True)
+    assert done == Exported(len(held), bad=len(pairs) - len(held))
+    if held:
+        import_file(home, path)
+    tagged = format != "openai"
+    arrived = [told(pair, tagged=tagged) for pair in found(home).pairs]
+    assert arrived == [told(pair, tagged=tagged) for pair in held]
+
+
+def holds(format: PairFormat, pair: Pair) -> bool:
+    if format != "llamafactory":
+        return True
+    try:
+        llamafactory.write(pair)
+    except ExchangeError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+@settings(max_examples=15)
+@given(pairs=some_pairs(), desirable=st.booleans())
+def test_thumbs_come_back_too(
+    tmp_path_factory: pytest.TempPathFactory, suffix: str, pairs: list[Pair], desirable: bool
+) -> None:
+    folder = tmp_path_factory.mktemp("journey")
+    path, home = folder / f"thumbs{suffix}", Home.create(folder / "home")
+    thumbs = [
+        Thumb("r", "default", 0.0, pair.prompt, pair.chosen, desirable, tag=pair.tag)
+        for pair in pairs
+    ]
+    assert export_thumbs(thumbs, path) == Exported(len(thumbs))
+    import_file(home, path)
+    assert [row(thumb) for thumb in found(home).thumbs] == [row(thumb) for thumb in thumbs]
+
+
+def row(thumb: Thumb) -> tuple[object, ...]:
+    spelt = [canonical(one) for one in (*thumb.prompt.messages, thumb.completion)]
+    return thumb.prompt.id, spelt, thumb.desirable, thumb.tag
