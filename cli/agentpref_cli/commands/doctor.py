@@ -17,6 +17,7 @@ from agentpref_cli.terminal import answer, show_checks
 EXTRAS: Mapping[str, tuple[str, ...]] = {
     "train": ("torch", "transformers", "peft", "safetensors", "scipy", "numpy"),
     "langchain": ("langchain-core",),
+    "parquet": ("pyarrow",),
     "demo": ("langchain",),
 }
 """The packages that each extra brings."""

@@ -1,11 +1,12 @@
-"""`import` and `export`: preference data in TRL's JSONL formats, in and out."""
+"""`import` and `export`: preference data in files, in and out."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -14,20 +15,25 @@ from agentpref_cli.opening import reading
 from agentpref_cli.terminal import GOOD, WARN, Report, answer, progress, say
 
 if TYPE_CHECKING:
-    from agentpref.prefer.exchange import Imported
+    from agentpref.prefer.exchange import Exported, Imported
     from agentpref.prefer.pairs import PairSet
 
+Format = Literal["preference", "unpaired", "openai", "llamafactory"]
+
 _KILOBYTE = 1000
+_ROWS_TOLD = 1000
+
+T = TypeVar("T")
 
 
 def import_(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="JSONL, in TRL's preference or unpaired format.")
+        Path, typer.Argument(metavar="FILE", help="JSON lines, one JSON list, or Parquet.")
     ],
     home: options.Home = None,
     namespace: options.Namespace = "default",
     format: Annotated[
-        Literal["preference", "unpaired"] | None,
+        Format | None,
         typer.Option(help="What the rows are [default: their keys tell].", show_default=False),
     ] = None,
     tag: Annotated[
@@ -40,16 +46,21 @@ def import_(
     user: Annotated[
         str | None, typer.Option(metavar="ID", help="Which person or judge it was.")
     ] = None,
+    redact: Annotated[
+        bool,
+        typer.Option("--redact", help="Take addresses, numbers and keys out of all texts."),
+    ] = False,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Count bad lines; do not stop at the first.")
     ] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Read preferences from a JSONL file.
+    """Read preferences from a file, in TRL's, OpenAI's or LLaMA-Factory's format.
 
     A file that is read twice adds nothing the second time.
     """
     from agentpref.prefer.exchange import import_file
+    from agentpref.record import redaction
     from agentpref.record.home import Home
 
     with progress(as_json) as report:
@@ -61,6 +72,7 @@ def import_(
             tag=tag,
             source=source,
             user_id=user,
+            redact=redaction.redact if redact else None,
             skip_bad=skip_bad,
             on_progress=lambda so_far: _tell(report, so_far),
         )
@@ -72,19 +84,29 @@ def export(
     namespace: options.Namespace = "default",
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Where to [default: standard output]."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Where to; Parquet where it ends in .parquet [default: standard output].",
+        ),
     ] = None,
     format: Annotated[
-        Literal["preference", "unpaired"],
-        typer.Option(help="Pairs, or lone thumbs."),
+        Format, typer.Option(help="Pairs in one of three formats, or lone thumbs (unpaired).")
     ] = "preference",
     split: Annotated[
         Literal["all", "train", "held-out"], typer.Option(help="Which side of the split.")
     ] = "all",
     held_out: options.HeldOut = 0.2,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Count the rows that the format cannot hold.")
+    ] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Write pairs or lone thumbs as JSONL that TRL reads."""
+    """Write pairs or lone thumbs, as JSON lines or as Parquet.
+
+    Importing the file again gives the same pairs.
+    """
     from agentpref.prefer.pairs import read_pairs
     from agentpref.record.store import Store
 
@@ -93,22 +115,30 @@ def export(
     with reading(home) as connection:
         found = read_pairs(Store(connection), namespace, held_out=held_out)
     target = sys.stdout.buffer if output is None else output
-    count = _write(found, format, split, target)
+    with progress(as_json) as report:
+        done = _write(found, format, split, target, skip_bad, report)
     if output is not None:
-        rows = f"{count} row" if count == 1 else f"{count} rows"
-        answer(
-            as_json,
-            {"file": str(output), "rows": count},
-            lambda: say(f"wrote {rows} to {output}", GOOD),
-        )
+        value = {"file": str(output), **asdict(done)}
+        answer(as_json, value, lambda: _show_export(done, output))
 
 
-def _write(found: PairSet, format: str, split: str, target: Any) -> int:
+def _write(
+    found: PairSet, format: Format, split: str, target: Any, skip_bad: bool, report: Report | None
+) -> Exported:
     from agentpref.prefer.exchange import export_pairs, export_thumbs
 
-    if format == "preference":
-        return export_pairs((pair for pair in found.pairs if _is_on(split, pair.held_out)), target)
-    return export_thumbs((one for one in found.thumbs if _is_on(split, one.held_out)), target)
+    if format == "unpaired":
+        thumbs = [thumb for thumb in found.thumbs if _is_on(split, thumb.held_out)]
+        return export_thumbs(_told(thumbs, report), target)
+    pairs = [pair for pair in found.pairs if _is_on(split, pair.held_out)]
+    return export_pairs(_told(pairs, report), target, format=format, skip_bad=skip_bad)
+
+
+def _told(rows: Sequence[T], report: Report | None) -> Iterator[T]:
+    for number, row in enumerate(rows, start=1):
+        yield row
+        if report is not None and (number % _ROWS_TOLD == 0 or number == len(rows)):
+            report("writing (rows)", number, len(rows))
 
 
 def _is_on(split: str, held_out: bool) -> bool:
@@ -125,3 +155,10 @@ def _show_import(done: Imported) -> None:
     say(f"added {done.added}, known already {done.known}", GOOD)
     if done.bad:
         say(f"skipped {done.bad} bad lines; without --skip-bad the first one is explained", WARN)
+
+
+def _show_export(done: Exported, output: Path) -> None:
+    rows = f"{done.rows} row" if done.rows == 1 else f"{done.rows} rows"
+    say(f"wrote {rows} to {output}", GOOD)
+    if done.bad:
+        say(f"skipped {done.bad} rows that the format cannot hold", WARN)
