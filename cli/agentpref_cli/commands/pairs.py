@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,15 +25,24 @@ def pairs(
     limit: Annotated[
         int, typer.Option(min=0, metavar="N", help="How many of the newest pairs to show.")
     ] = 5,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHEN",
+            help="Only of prompts judged since then: 1d (s m h d w), or a date [default: all].",
+            show_default=False,
+        ),
+    ] = None,
     held_out: options.HeldOut = 0.2,
     as_json: options.AsJson = False,
 ) -> None:
     """Count the pairs, and show the newest."""
     from agentpref.prefer.pairs import read_pairs
-    from agentpref.record.store import Store
+    from agentpref.record.reader import Reader
 
+    start = None if since is None else _moment(since)
     with reading(home) as connection:
-        found = read_pairs(Store(connection), namespace, held_out=held_out)
+        found = read_pairs(Reader(connection), namespace, held_out=held_out, since=start)
     newest = found.pairs[::-1][:limit]
     value = {
         "strata": _strata(found),
@@ -40,7 +50,19 @@ def pairs(
         "left_out": dict(found.left_out),
         "newest": [_pair(pair) for pair in newest],
     }
-    answer(as_json, value, lambda: _show(value))
+    answer(as_json, value, lambda: _show(value, since))
+
+
+def _moment(text: str) -> float:
+    from agentpref_cli.moments import since
+
+    try:
+        return since(text, time.time())
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"{text!r} is no time; give an age such as 1d or 12h, or a date such as 2026-11-19",
+            param_hint="--since",
+        ) from error
 
 
 def _strata(found: PairSet) -> list[dict[str, Any]]:
@@ -73,9 +95,10 @@ def _text(message: Message) -> str:
     return str(message.get("content") or message.get("tool_calls") or "")
 
 
-def _show(value: dict[str, Any]) -> None:
+def _show(value: dict[str, Any], since: str | None) -> None:
     if not value["strata"]:
-        say("no pairs yet: compare two answers to a prompt, correct one, or import a file")
+        when = "yet" if since is None else f"since {since}"
+        say(f"no pairs {when}: compare two answers to a prompt, correct one, or import a file")
     else:
         columns = ("tag", "origin", "train", "held_out")
         table(columns, [tuple(row.values()) for row in value["strata"]])
