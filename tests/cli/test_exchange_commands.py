@@ -42,6 +42,16 @@ def test_import_files_rows_under_tag_source_and_user(run, home, rows) -> None:
     assert "'cat'" in run("import", rows, "--source", "cat", exits=2).err
 
 
+def test_import_redacts_when_told(run, home, tmp_path) -> None:
+    run("init")
+    file = tmp_path / "rows.jsonl"
+    row = {"prompt": "I am ana@example.org.", "chosen": "Hi!", "rejected": "Who?"}
+    file.write_bytes(orjson.dumps(row))
+    assert run("import", file, "--redact").out == "added 1, known already 0\n"
+    [pair] = run("pairs", "--json").json["newest"]
+    assert pair["prompt"] == "I am [email]."
+
+
 def test_a_format_that_the_rows_do_not_have_is_refused(run, home, rows) -> None:
     run("init")
     assert "lacks" in run("import", rows, "--format", "unpaired", exits=1).err
@@ -68,6 +78,52 @@ def test_thumbs_are_exported_as_the_unpaired_format(run, filled, tmp_path) -> No
     file = tmp_path / "thumbs.jsonl"
     assert run("export", "--format", "unpaired", "-o", file, "--json").json["rows"] == 6
     assert sorted(row["label"] for row in read(file)) == [False] * 3 + [True] * 3
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+@pytest.mark.parametrize("format", ["preference", "openai", "llamafactory", "unpaired"])
+def test_every_format_goes_out_and_comes_in(
+    run, filled, tmp_path, monkeypatch, format, suffix
+) -> None:
+    file, rows = tmp_path / f"out.{suffix}", 6 if format == "unpaired" else 40
+    done = run("export", "--format", format, "-o", file, "--json").json
+    assert done == {"file": str(file), "rows": rows, "bad": 0}
+    pairs = run("pairs", "--json", "--limit", "99").json
+    monkeypatch.setenv("AGENTPREF_HOME", str(tmp_path / "other"))
+    run("init")
+    assert run("import", file).out == f"added {rows}, known already 0\n"
+    again = run("pairs", "--json", "--limit", "99").json
+    kind = "thumbs" if format == "unpaired" else "newest"
+    names = (lambda value: value) if kind == "thumbs" else (lambda p: {one["pair"] for one in p})
+    assert names(again[kind]) == names(pairs[kind])
+
+
+def test_rows_that_a_format_cannot_hold_are_named_or_skipped(run, filled, tmp_path) -> None:
+    prompt = [{"role": "user", "content": text} for text in ("Hello!", "Anyone?")]
+    rows, out = tmp_path / "twice.jsonl", tmp_path / "out.jsonl"
+    rows.write_bytes(orjson.dumps({"prompt": prompt, "chosen": "Yes.", "rejected": "No."}))
+    run("import", rows)
+    wanted = ("export", "--format", "llamafactory", "-o", out)
+    assert "row 41 (pair " in run(*wanted, exits=1).err
+    assert not out.exists()
+    printed = run(*wanted, "--skip-bad").out.splitlines()
+    assert printed == [
+        f"wrote 40 rows to {out}",
+        "skipped 1 rows that the format cannot hold",
+    ]
+
+
+def test_long_work_says_how_far_it_is(run, filled, rows, tmp_path) -> None:
+    assert run("export", "-o", tmp_path / "out.jsonl").err.splitlines() == [
+        "writing (rows)",
+        "writing (rows): 40/40",
+    ]
+    kilobytes = rows.stat().st_size // 1000
+    assert run("import", rows).err.splitlines() == [
+        "reading (kB)",
+        f"reading (kB): {kilobytes}/{kilobytes}",
+    ]
+    assert run("import", rows, "--json").err == ""
 
 
 def test_rows_and_json_do_not_share_standard_output(run, filled) -> None:
