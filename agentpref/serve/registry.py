@@ -181,11 +181,11 @@ class Registry:
             RevisionError: it is tainted: it saw what a user has had forgotten.
             GenerationConflict: somebody changed what is served in between.
         """
+        if revision_id != BASE:
+            check_published(self.get(revision_id))
         live = None if revision_id == BASE else revision_id
-        if live is not None:
-            check_published(self.get(live))
         with self._changing(expected_generation) as (connection, state):
-            _require_clean(connection, live)
+            _require_clean(connection, revision_id)
             new = state._replace(live=live, canary=None, weight=0.0)
             return _change(connection, new, "promote")
 
@@ -217,7 +217,8 @@ class Registry:
         if revision_id is not None:
             check_published(self.get(revision_id))
         with self._changing(expected_generation) as (connection, state):
-            _require_clean(connection, revision_id)
+            if revision_id is not None:
+                _require_clean(connection, revision_id)
             new = state._replace(canary=revision_id, weight=float(weight))
             return _change(connection, new, "canary")
 
@@ -361,9 +362,9 @@ def _served(history: list[HistoryEntry]) -> list[str | None]:
     return served
 
 
-def _require_clean(connection: sqlite3.Connection, revision_id: str | None) -> None:
+def _require_clean(connection: sqlite3.Connection, revision_id: str) -> None:
     query = "SELECT 1 FROM revision WHERE revision_id = ? AND tainted_at IS NOT NULL"
-    if connection.execute(query, (revision_id,)).fetchone() and revision_id is not None:
+    if connection.execute(query, (revision_id,)).fetchone():
         clean = last_clean(connection, revision_id)
         raise RevisionError(
             f"{revision_id} is tainted: its training saw what a user has had forgotten; go back "

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agentpref.errors import GenerationConflict, RevisionError
+from agentpref.errors import GenerationConflict, RevisionError, UnknownRevision
 from agentpref.record.database import connect
 from agentpref.record.home import Home
 from agentpref.record.lineage import last_clean, rebuilds, taint
@@ -89,6 +89,12 @@ def test_the_bare_base_can_be_promoted_and_that_rolled_back(registry, line) -> N
     assert registry.rollback().live == line[2]
     with pytest.raises(GenerationConflict):
         registry.promote("base", expected_generation=0)
+
+
+def test_the_revision_of_a_report_that_has_none_is_not_the_base(registry, line) -> None:
+    with pytest.raises(UnknownRevision, match="no revision None"):
+        registry.promote(None)
+    assert registry.state().live == line[2]
 
 
 def test_a_rollback_passes_over_what_is_tainted(registry, line) -> None:
