@@ -134,6 +134,12 @@ class _Rule(NamedTuple):
 
 
 _DIGITS = tuple("0123456789")
+_NAMED = ("passw", "passphrase", "pwd", "secret", "token", "api", "access", "private")
+_PREFIXES = (
+    *("sk-", "sk_", "rk_", "whsec_", "akia", "asia", "ghp_", "gho_", "ghu_", "ghs_", "ghr_"),
+    *("github_pat_", "glpat-", "xox", "xapp-", "aiza", "ya29.", "hf_", "gsk_", "npm_", "r8_"),
+    *("lsv2_", "pypi-", "sg.", "eyj"),
+)
 _BEFORE = r"(?<![\w\]])(?<![0-9\]][-./,])"
 _AFTER = r"(?![\w])(?![-.,]?\[(?:card|email|key|phone)\])(?![-./,][0-9])"
 
@@ -261,8 +267,8 @@ _RULES = (
     _Rule(("-----begin ",), _PEM, "[key]"),
     _Rule(("://",), _USERINFO, "[key]"),
     _Rule(("bearer", "basic"), _BEARER, _bearer),
-    _Rule(("pass", "pwd", "secret", "key", "token"), _ASSIGNED, _assigned),
-    _Rule(("-", "_", "akia", "asia", "aiza", "eyj", "."), _PROVIDER, _provider),
+    _Rule(_NAMED, _ASSIGNED, _assigned),
+    _Rule(_PREFIXES, _PROVIDER, _provider),
     _Rule(("@",), _EMAIL, "[email]"),
     _Rule(_DIGITS, _CARD, _card),
     _Rule(_DIGITS, _PHONE, _phone),
