@@ -11,7 +11,7 @@ import random
 import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import orjson
 
@@ -223,16 +223,29 @@ def _is_json(text: bytes) -> bool:
 
 
 def _is_as_recorded(key: str, parent: str | None, text: bytes) -> bool:
-    """Hash a message again, by what it says, and compare how that is written.
+    try:
+        reread(key, parent, text)
+    except ValueError:
+        return False
+    return True
+
+
+def reread(key: str, parent: str | None, text: bytes) -> Any:
+    """Read the body of a message, hash it again by what it says, and compare how it is written.
 
     No id knows the order of keys. All else of the text has one form; were it free, a key that
     somebody wrote in beside its namesake would be read by one parser and hashed by another.
+
+    Raises:
+        ValueError: it is not what the id stands for.
     """
     try:
         body = orjson.loads(text)
-        return kept(body) == text and node_id(parent, body) == key
+        if kept(body) == text and node_id(parent, body) == key:
+            return body
     except (orjson.JSONDecodeError, TypeError):  # no JSON, or nested too deep to write again
-        return False
+        pass
+    raise ValueError("its text is not what was recorded")
 
 
 def _tell_nobody(stage: str, done: int, total: int) -> None:
