@@ -11,15 +11,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
-import orjson
-
 from agentpref.errors import InvalidMessage
 from agentpref.record.judgement import as_output
 from agentpref.record.messages import Linker
 from agentpref.record.pseudonyms import Pseudonyms
 from agentpref.record.redaction import Redact, redacted
 from agentpref.record.rows import RunRow, as_json, as_json_or_null
-from agentpref.record.snapshot import PARTS, Snapshot
+from agentpref.record.snapshot import Parts, Snapshot
 from agentpref.types import Comparison, Feedback
 
 _TEXTS = ("messages", "output", "tools", "params", "metadata")
@@ -50,28 +48,27 @@ class Intake:
         return said if self.redact is None else _redacted(said, self.redact)
 
     def _run(self, snapshot: Snapshot) -> RunRow:
-        parts = dict(zip(PARTS, orjson.loads(snapshot.body), strict=True))
-        parts["output"] = as_output(parts["output"])
+        parts = snapshot.thaw()
         _check_details(parts)
         if self.redact is not None:
             parts = _redacted_parts(parts, self.redact)
-        nodes = self._linker.conversation(parts["messages"], parts["tools"], parts["output"])
+        nodes = self._linker.conversation(parts.messages, parts.tools, as_output(parts.output))
         return RunRow(
             snapshot.run_id,
             self.namespace,
             snapshot.created_at,
             nodes[-2].id,
             nodes[-1].id,
-            _name(parts["model"]),
-            _name(parts["revision"]),
-            _name(parts["thread_id"]),
-            _name(parts["trace_id"]),
-            self._pseudonym(_name(parts["user_id"])),
-            as_json(parts["params"] or {}),
-            as_json_or_null(parts["token_ids"]),
-            as_json_or_null(parts["logprobs"]),
-            as_json(parts["tags"] or []),
-            as_json(parts["metadata"] or {}),
+            _name(parts.model),
+            _name(parts.revision),
+            _name(parts.thread_id),
+            _name(parts.trace_id),
+            self._pseudonym(_name(parts.user_id)),
+            as_json(parts.params) if parts.params else "{}",
+            as_json_or_null(parts.token_ids),
+            as_json_or_null(parts.logprobs),
+            as_json(parts.tags) if parts.tags else "[]",
+            as_json(parts.metadata) if parts.metadata else "{}",
             nodes,
         )
 
@@ -84,11 +81,12 @@ def _name(given: Any) -> str | None:
     return given if given is None or isinstance(given, str) else str(given)
 
 
-def _redacted_parts(parts: Mapping[str, Any], redact: Redact) -> dict[str, Any]:
+def _redacted_parts(parts: Parts, redact: Redact) -> Parts:
     """Redact the texts of a run; tokens spell the answer out, and go where it was changed."""
-    clean = {name: redacted(parts[name], redact) for name in _TEXTS}
-    tokens = {} if clean["output"] == parts["output"] else {"token_ids": None, "logprobs": None}
-    return {**parts, **clean, **tokens}
+    clean = {name: redacted(getattr(parts, name), redact) for name in _TEXTS}
+    if clean["output"] != parts.output:
+        clean |= {"token_ids": None, "logprobs": None}
+    return parts._replace(**clean)
 
 
 def _redacted(said: Feedback | Comparison, redact: Redact) -> Feedback | Comparison:
@@ -106,13 +104,15 @@ _KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
 }
 
 
-def _check_details(parts: Mapping[str, Any]) -> None:
-    for name in ("params", "metadata"):
-        if parts[name] is not None and not isinstance(parts[name], dict):
-            raise _wrong(name, parts[name], "a mapping")
+def _check_details(parts: Parts) -> None:
+    for name, wanted in (("params", "a mapping"), ("metadata", "a mapping")):
+        given = getattr(parts, name)
+        if given is not None and not isinstance(given, dict):
+            raise _wrong(name, given, wanted)
     for name, (kinds, wanted) in _KINDS.items():
-        if parts[name] and not _are(parts[name], kinds):
-            raise _wrong(name, parts[name], wanted)
+        given = getattr(parts, name)
+        if given and not _are(given, kinds):
+            raise _wrong(name, given, wanted)
 
 
 def _are(values: object, kinds: Iterable[type]) -> bool:

@@ -16,34 +16,39 @@ from agentpref.errors import InvalidMessage
 from agentpref.record.judgement import as_output
 from agentpref.record.messages import check_messages, check_output, check_tools, plain
 
-PARTS = (
-    "messages",
-    "output",
-    "tools",
-    "model",
-    "revision",
-    "thread_id",
-    "trace_id",
-    "user_id",
-    "params",
-    "token_ids",
-    "logprobs",
-    "tags",
-    "metadata",
-)
-"""What the body of a snapshot holds, in this order."""
+
+class Parts(NamedTuple):
+    """What the body of a snapshot holds, in this order."""
+
+    messages: Any
+    output: Any
+    tools: Any
+    model: Any
+    revision: Any
+    thread_id: Any
+    trace_id: Any
+    user_id: Any
+    params: Any
+    token_ids: Any
+    logprobs: Any
+    tags: Any
+    metadata: Any
 
 
 class Snapshot(NamedTuple):
-    """A run as it was when it was recorded; ``body`` is a JSON list of :data:`PARTS`."""
+    """A run as it was when it was recorded; ``body`` is a JSON list of :class:`Parts`."""
 
     run_id: str
     created_at: float
     body: bytes
 
+    def thaw(self) -> Parts:
+        """Read the parts again; a tuple comes back as a list."""
+        return Parts(*orjson.loads(self.body))
+
 
 def freeze(*parts: Any) -> bytes:
-    """Dump the :data:`PARTS` of a run as JSON.
+    """Dump the :class:`Parts` of a run as JSON.
 
     Parameters and metadata that JSON cannot hold are kept by their ``repr``: they describe a run,
     and are no reason to lose it.

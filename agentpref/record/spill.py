@@ -19,7 +19,7 @@ from typing import IO, Any, NamedTuple, TypeAlias
 
 import orjson
 
-from agentpref.errors import AgentprefError, NotKept, RecordError
+from agentpref.errors import AgentprefError, ForgottenUser, NotKept, RecordError
 from agentpref.record.home import Home
 from agentpref.record.intake import Entry
 from agentpref.record.messages import plain
@@ -73,7 +73,8 @@ class Spill:
     def drain(self, store: Callable[[list[Entry]], Outcomes]) -> Drained:
         """Hand all entries to ``store`` and remove the file when it has them.
 
-        What the store refuses for good is kept in a file of its own, for the operator to look at.
+        What the store refuses for good is kept in a file of its own, for the operator to look at;
+        but what is of somebody who was forgotten since is kept nowhere.
 
         Raises:
             NotKept: the file cannot be read or removed; or what ``store`` raises. Nothing is lost.
@@ -94,10 +95,15 @@ class Spill:
     ) -> Drained:
         whole = [line for line in lines if is_whole(line)]
         outcomes = store([_decode(line) for line in whole])
-        refused = [line for line, error in zip(whole, outcomes, strict=True) if error is not None]
+        refused = [
+            line
+            for line, error in zip(whole, outcomes, strict=True)
+            if error is not None and not isinstance(error, ForgottenUser)
+        ]
         if refused:
             _append(self._refused, b"".join(refused))
-        return Drained(len(whole) - len(refused), len(refused), len(lines) - len(whole))
+        stored = sum(error is None for error in outcomes)
+        return Drained(stored, len(refused), len(lines) - len(whole))
 
     @contextmanager
     def _turn(self) -> Iterator[None]:

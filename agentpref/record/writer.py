@@ -263,7 +263,8 @@ class Writer:
             else:
                 self._stuck = None
                 for (queued, _), error in zip(admitted, outcomes, strict=True):
-                    self._settle(queued, error)
+                    if error is not None:
+                        self._settle(queued, error)
                 _answer(batch, None)
             done = True
         finally:

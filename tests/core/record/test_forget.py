@@ -294,7 +294,6 @@ def test_a_run_that_the_store_refused_goes_too(home: Home) -> None:
     forget(home, "ada")
     Spill(home).append([run_row(late)])
     drain(home)
-    forget(home, "ada")
     assert holding(home, SECRET) == []
 
 

@@ -12,7 +12,7 @@ from agentpref.record.intake import Intake
 from agentpref.record.messages import chain, prompt_of
 from agentpref.record.pseudonyms import Pseudonyms
 from agentpref.record.rows import RunRow, run_row
-from agentpref.record.snapshot import PARTS, Snapshot, freeze
+from agentpref.record.snapshot import Parts, Snapshot, freeze
 from agentpref.types import Comparison, Feedback, Prompt, Run
 
 PSEUDONYMS = Pseudonyms([b"k" * 32])
@@ -26,14 +26,14 @@ def hide(text: str) -> str:
 
 def admitted(intake: Intake | None = None, **parts: Any) -> RunRow:
     given = {"messages": ASKED, "output": "Hello Ann", "tools": (), "tags": ()} | parts
-    body = freeze(*(given.get(name) for name in PARTS))
+    body = freeze(*(given.get(name) for name in Parts._fields))
     entry = (intake or Intake("n", PSEUDONYMS)).admit(Snapshot("r", 1.0, body))
     assert isinstance(entry, RunRow)
     return entry
 
 
 def test_a_run_is_linked_as_the_store_would() -> None:
-    body = freeze(ASKED, "Hello Ann", *(None for _ in PARTS[2:]))
+    body = freeze(ASKED, "Hello Ann", *(None for _ in Parts._fields[2:]))
     entry = Intake("n", PSEUDONYMS).admit(Snapshot("r", 1.0, body))
     assert entry == run_row(Run("r", "n", 1.0, prompt_of(ASKED), ANSWER))
 

@@ -30,7 +30,7 @@ from agentpref.record import messages
 from agentpref.record.home import Home
 from agentpref.record.log import Log
 from agentpref.record.pseudonyms import Pseudonyms
-from agentpref.record.snapshot import PARTS
+from agentpref.record.snapshot import Parts
 from agentpref.types import Comparison, Feedback, Run
 
 RunsIn: TypeAlias = "Callable[[Home], list[Run]]"
@@ -270,7 +270,7 @@ json_like = st.recursive(
 )
 
 
-@given(arguments=st.dictionaries(st.sampled_from([*PARTS, "run_id"]), json_like))
+@given(arguments=st.dictionaries(st.sampled_from([*Parts._fields, "run_id"]), json_like))
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_the_host_passes_record_raises_nothing(
     log: Log, arguments: dict[str, Any]
