@@ -280,7 +280,8 @@ class TestBadFiles:
 
     def test_a_home_that_is_none_is_not_blamed_on_the_file(self, tmp_path: Path) -> None:
         with pytest.raises(NotAHome):
-            import_file(Home(tmp_path), tmp_path / "missing.jsonl")
+            import_file(Home(tmp_path), tmp_path / "missing.jsonl", user_id="ana")
+        assert [*tmp_path.iterdir()] == [], "and no key is left there"
 
     def test_unknown_arguments_are_refused(self, home: Home, file: Path) -> None:
         arguments: list[dict[str, Any]] = [{"source": "robot"}, {"format": "csv"}]

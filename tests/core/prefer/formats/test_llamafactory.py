@@ -103,6 +103,9 @@ BAD_ROWS: dict[str, dict[str, Any]] = {
     "'chosen' carries another message than it shows; take": {
         "chosen": {**turn("gpt", "Grey."), "agentpref": json.dumps(BLUE)}
     },
+    "'chosen' is {'content': 'Blue.', 'role': ['gpt']}, which holds no text": {
+        "chosen": {**turn("gpt", "Blue."), "agentpref": json.dumps(said(["gpt"], "Blue."))}  # type: ignore[arg-type]
+    },
     "'system' is 7; write text": {"system": 7},
 }
 BAD_INSTRUCTIONS: dict[str, dict[str, Any]] = {
