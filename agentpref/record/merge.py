@@ -93,7 +93,7 @@ def merge(
     for source in sources:
         if os.path.samefile(source.database, place.database):
             raise ConfigError(f"{source.path} is the home itself; name the other homes")
-    return [_merge_one(place, source, progress or _tell_nobody) for source in sources]
+    return [_merge_one(place, source, _told_of(source, progress)) for source in sources]
 
 
 def _opened(home: Home | StrPath | None) -> Home:
@@ -159,5 +159,11 @@ def _new_tombstones(home: Home, source: sqlite3.Connection) -> dict[str, float]:
     }
 
 
-def _tell_nobody(stage: str, done: int, total: int) -> None:
-    pass
+def _told_of(other: Home, progress: Progress | None) -> Progress:
+    """Tell of a stage by the home that it is about: several may have the same one."""
+
+    def tell(stage: str, done: int, total: int) -> None:
+        if progress is not None:
+            progress(f"{other.path.name}: {stage}", done, total)
+
+    return tell

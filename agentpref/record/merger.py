@@ -135,7 +135,9 @@ class Merger:
                 counts.known += 1
             else:
                 counts.conflicts += 1
-                self._name(kind, row, "a row with this id was here first, and stays")
+                self._name(
+                    kind.table, row[kind.key], "a row with this id was here first, and stays"
+                )
         sound = self._without_faults(kind, counts, fresh, kind.fault)
         forgotten = self._forgotten(sound)
         return self._without(counts, sound, lambda row: _is_of(forgotten, row))
@@ -206,7 +208,7 @@ class Merger:
                 kept.append(row)
             else:
                 counts.refused += 1
-                self._name(kind, row, why)
+                self._name(kind.table, row[kind.key], why)
         return kept
 
     def _without(self, counts: Counts, rows: Rows, is_forgotten: Callable[[Row], bool]) -> Rows:
@@ -252,17 +254,15 @@ class Merger:
         )
         return dict(self._target.execute(query, (_json(users),)))
 
-    def _name(self, kind: _Kind, row: Row, why: str) -> None:
-        if len(self.outcome.named) < NAMED:
-            self.outcome.named.append(Refusal(kind.table, str(row[kind.key]), why))
-
     def _count_messages(self) -> None:
         counts, refused = self.outcome.messages, self._carrier.refused
-        counts.added = self._carrier.added
         for id in [*refused][counts.refused :]:
-            if len(self.outcome.named) < NAMED:
-                self.outcome.named.append(Refusal("message", id, refused[id]))
-        counts.refused = len(refused)
+            self._name("message", id, refused[id])
+        counts.added, counts.refused = self._carrier.added, len(refused)
+
+    def _name(self, table: str, key: object, why: str) -> None:
+        if len(self.outcome.named) < NAMED:
+            self.outcome.named.append(Refusal(table, str(key), why))
 
 
 def _messages_of(row: Row) -> Iterator[str]:

@@ -19,6 +19,7 @@ from agentpref_cli.commands import (
     forget,
     home,
     pairs,
+    replicas,
     update,
     verify,
 )
@@ -65,6 +66,8 @@ app.command("report")(update.report)
 app.add_typer(adapters.app, name="adapters")
 app.command("verify")(verify.verify)
 app.command("forget")(forget.forget)
+app.command("backup")(replicas.backup)
+app.command("merge")(replicas.merge)
 app.command("doctor")(doctor.doctor)
 
 

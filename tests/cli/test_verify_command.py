@@ -8,8 +8,8 @@ from contextlib import closing
 import pytest
 
 from agentpref.record.home import Home
-from agentpref.record.intake import link
 from agentpref.record.messages import prompt_of
+from agentpref.record.rows import run_row
 from agentpref.record.spill import Spill
 from agentpref.serve.registry import Registry
 from agentpref.testing import write_adapter
@@ -90,7 +90,7 @@ def test_what_waits_in_the_spill_is_said_and_no_fault(run, filled) -> None:
     home = Home.open(filled)
     prompt = prompt_of([{"role": "user", "content": "hello"}])
     waiting = Run("r", "default", 1.0, prompt, {"role": "assistant", "content": "hi"})
-    Spill(home).append([link(waiting)])
+    Spill(home).append([run_row(waiting)])
     with home.spill.open("ab") as file:
         file.write(b"0123 {")
     assert run("verify").out == (

@@ -168,8 +168,20 @@ def test_batches_are_bounded_and_each_is_whole(make: Make, monkeypatch: pytest.M
         seen.append(len(rows(home)["run"]))
 
     merge(home, [other], progress=progress)
-    assert told == [("run", 2, 5), ("run", 4, 5), ("run", 5, 5)]
+    assert told == [("other: run", 2, 5), ("other: run", 4, 5), ("other: run", 5, 5)]
     assert seen == [2, 4, 5]
+
+
+def test_a_batch_that_fails_leaves_nothing(make: Make) -> None:
+    home, other = make("home"), make("other", *TALK)
+    edit(
+        home,
+        "CREATE TRIGGER no BEFORE INSERT ON run WHEN new.run_id = 'r3'"
+        " BEGIN SELECT RAISE(ABORT, 'no'); END",
+    )
+    with pytest.raises(sqlite3.IntegrityError):
+        merge(home, [other])
+    assert rows(home)["message"] == rows(home)["run"] == set()
 
 
 def test_a_merge_that_was_killed_is_completed_by_the_next(make: Make) -> None:
@@ -446,17 +458,14 @@ def test_a_message_of_the_wrong_shape_is_refused_though_its_hash_is_right(
 
 def test_an_answer_that_is_known_here_must_be_one_too(make: Make) -> None:
     """Its text is not looked at again, but whose it is and what it follows is."""
-    talk = (ASK, text("Yes."), {"role": "user", "content": "And now?"})
-    home, other = (
-        make("home", run("r1", "No.", talk)),
-        make("other", run("r2"), run("r3", "No.", talk)),
-    )
-    edit(
-        other,
-        "UPDATE run SET output = (SELECT prompt FROM run WHERE run_id = 'r3') WHERE run_id = 'r2'",
-    )
+    insists = (ASK, {"role": "user", "content": "Well?"})
+    home = make("home", run("r1", "No.", insists))
+    other = make("other", run("r2"), run("r3", "No.", insists))
+    prompt_of_r3 = "(SELECT prompt FROM run WHERE run_id = 'r3')"
+    edit(other, f"UPDATE run SET output = {prompt_of_r3} WHERE run_id = 'r2'")
     done = one(home, other).rows
     assert (done.runs.refused, done.runs.added) == (1, 1)
+    assert "is no answer to its prompt" in done.named[0].why
 
 
 def test_text_that_nothing_hangs_on_is_left_behind(make: Make) -> None:
@@ -487,6 +496,17 @@ def test_a_home_of_a_breaking_later_version_is_not_read(make: Make) -> None:
     edit(other, "PRAGMA user_version = 999")
     with pytest.raises(NewerHome):
         merge(make("home"), [other])
+
+
+def test_a_merge_stops_where_a_later_version_takes_the_home_over(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merger, "BATCH", 1)
+    home, other = make("home"), make("other", run("r1"), run("r2", "No."))
+    with pytest.raises(NewerHome):
+        merge(home, [other], progress=lambda *stage: edit(home, "PRAGMA user_version = 999"))
+    edit(home, "PRAGMA user_version = 0")
+    assert len(rows(home)["run"]) == 1
 
 
 def test_an_older_home_is_brought_up_to_date_first(make: Make, tmp_path: Path) -> None:

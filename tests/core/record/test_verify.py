@@ -14,10 +14,10 @@ import pytest
 from agentpref.record import tallies
 from agentpref.record.database import connect, transaction
 from agentpref.record.home import Home
-from agentpref.record.intake import link
 from agentpref.record.invariants import INVARIANTS, KEYS, SAMPLED, WHOLE
 from agentpref.record.messages import prompt_of
 from agentpref.record.reader import Reader
+from agentpref.record.rows import run_row
 from agentpref.record.spill import Spill
 from agentpref.record.store import Store
 from agentpref.record.updates import UpdateRow, Updates
@@ -277,7 +277,7 @@ def test_a_sample_seeks_and_does_not_scan(connection: sqlite3.Connection) -> Non
 
 
 def _waiting(home: Home, *content: str) -> None:
-    Spill(home).append([link(replace(run(f"w-{text}"), namespace=text)) for text in content])
+    Spill(home).append([run_row(replace(run(f"w-{text}"), namespace=text)) for text in content])
 
 
 def test_entries_that_wait_in_the_spill_are_counted(

@@ -1,0 +1,110 @@
+"""`backup` and `merge` on real homes."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from agentpref.record.forget import forget
+from agentpref.record.log import Log
+from agentpref_cli.commands import replicas
+
+ASK = [{"role": "user", "content": "When are you open?"}]
+
+
+@pytest.fixture
+def other(tmp_path: Path, filled: Path) -> Path:
+    """Another host's home, with three runs and a thumb; the hosts share their keys."""
+    folder = tmp_path / "other"
+    with Log(filled) as log:
+        log.record(ASK, "Always.", user_id="eve")
+    folder.mkdir()
+    shutil.copy(filled / "user.keys", tmp_path / "keys")
+    folder.rmdir()
+    with Log(folder):
+        shutil.copy(tmp_path / "keys", folder / "user.keys")
+    with Log(folder) as log:
+        runs = [log.record(ASK, f"From {n}.", user_id="ada") for n in (8, 9, 10)]
+        log.feedback(runs[0], key="thumbs", score=1)
+    return folder
+
+
+def test_a_backup_is_a_home(run, filled, tmp_path) -> None:
+    said = run("backup", tmp_path / "copy")
+    assert said.out.startswith("copied ")
+    assert said.out.endswith(f" MB and 0 revisions to {tmp_path / 'copy'}\n")
+    assert said.err.splitlines()[0] == "pages"
+    assert run("stats", "--json", "--home", tmp_path / "copy") == run("stats", "--json")
+    assert run("verify", "--home", tmp_path / "copy")
+
+
+def test_a_backup_as_json(run, filled, tmp_path) -> None:
+    value = run("backup", tmp_path / "copy", "--json").json
+    assert value["path"] == str(tmp_path / "copy")
+    assert value["bytes"] > 0
+    assert (value["revisions"], value["missing"]) == (0, [])
+
+
+def test_a_backup_into_a_folder_in_use_is_bad_usage(run, filled, tmp_path) -> None:
+    assert "missing or empty" in run("backup", filled.parent, exits=2).err
+    assert "inside the home" in run("backup", filled / "copy", exits=2).err
+
+
+def test_a_merge_says_what_came_over(run, filled, other) -> None:
+    lines = run("merge", other).out.splitlines()
+    assert lines == [
+        "home\trows\tadded\tknown\tconflicts\tforgotten\trefused",
+        "other\truns\t3\t0\t0\t0\t0",
+        "other\tfeedback\t1\t0\t0\t0\t0",
+        "other\tcomparisons\t0\t0\t0\t0\t0",
+    ]
+    (again,) = run("merge", other, "--json").json["merged"]
+    assert again["runs"]["known"] == 3
+    assert again["messages"]["added"] == 0
+    assert run("stats", "--json").json["default"]["runs"] == 90
+
+
+def test_a_row_that_is_not_let_in_is_named(run, filled, other) -> None:
+    with closing(sqlite3.connect(other / "agentpref.db")) as connection, connection:
+        connection.execute("UPDATE message SET body = replace(body, 'From 9', 'From 7')")
+    out = run("merge", other).out
+    assert "other\truns\t2\t0\t0\t0\t1\n" in out
+    assert "its text is not what was recorded" in out
+    assert out.endswith("rows not let in: 1; look at those homes with `agentpref verify`\n")
+
+
+def test_who_was_forgotten_there_is_said(run, filled, other) -> None:
+    run("merge", other)
+    forget(other, "ada")
+    out = run("merge", other).out
+    assert "forgotten there, so removed here: runs 3, feedback 1, comparisons 0\n" in out
+    assert run("stats", "--json").json["default"]["runs"] == 87
+
+
+def test_how_to_rebuild_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    rebuild = {"namespace": "default", "commands": ["agentpref adapters promote base"]}
+    forgot = {"runs": 1, "feedback": 0, "comparisons": 0, "rebuild": [rebuild]}
+    replicas._show_forgotten({"home": "/h", "keys": 0, "forgot": forgot})
+    assert capsys.readouterr().out.endswith(
+        "default is served by what saw it; to rebuild:\n  agentpref adapters promote base\n"
+    )
+
+
+def test_hosts_that_share_no_key_are_told(run, filled, tmp_path) -> None:
+    with Log(tmp_path / "stranger") as log:
+        log.record(ASK, "Always.", user_id="ada")
+    assert "stranger names its users under a key of its own" in run("merge", log.home.path).out
+    assert "key of its own" not in run("merge", log.home.path).out
+
+
+def test_a_merge_with_itself_is_bad_usage(run, filled) -> None:
+    assert "the home itself" in run("merge", filled, exits=2).err
+
+
+def test_a_merge_of_no_home_fails(run, filled, tmp_path) -> None:
+    assert "is no agentpref home" in run("merge", tmp_path / "nowhere", exits=1).err
+    run("merge", exits=2)
