@@ -121,6 +121,14 @@ def test_all_that_another_home_logged_comes_over(make: Make) -> None:
     assert done.named == []
 
 
+def test_a_long_conversation_comes_over_as_one_run(make: Make) -> None:
+    """A message is written after the one that it follows, also where that takes many statements."""
+    turns = [{"role": "user", "content": f"turn {n}"} for n in range(1_000)]
+    home, other = make("home"), make("other", run("r1", turns=turns))
+    merge(home, [other])
+    assert rows(home) == rows(other)
+
+
 def test_the_other_home_stays_as_it_is(make: Make) -> None:
     home, other = make("home", run("mine")), make("other", *TALK)
     before = rows(other)
