@@ -15,6 +15,7 @@ import orjson
 
 from agentpref.record.admission import TOOLS, role_of
 from agentpref.record.bulk import insert_or_ignore
+from agentpref.record.foreign import Foreign
 
 
 class Place(NamedTuple):
@@ -32,7 +33,7 @@ class Carrier:
     counts those that were brought.
     """
 
-    def __init__(self, source: sqlite3.Connection, target: sqlite3.Connection) -> None:
+    def __init__(self, source: Foreign, target: sqlite3.Connection) -> None:
         self.refused: dict[str, str] = {}
         self.added = 0
         self._source, self._target = source, target
@@ -101,7 +102,7 @@ class Carrier:
             "SELECT id, parent, CAST(body AS BLOB) FROM message"
             " WHERE id IN (SELECT value FROM json_each(?))"
         )
-        found = self._source.execute(query, (_json(ids),)).fetchall()
+        found = self._source.read(query, (_json(ids),))
         self.refused |= dict.fromkeys({*ids} - {row[0] for row in found}, "it is missing")
         return {parent for row in found if (parent := self._place(*row)) is not None}
 

@@ -1,35 +1,32 @@
 """Several homes united into one: every run, and all that was said of it, exactly once by id.
 
-A home is read as it was at one moment, though somebody may be writing to it. Every batch that is
-written is a transaction, so that a merge may be interrupted anywhere and done again. What a host
-has learned (updates, revisions, what serves) stays with it: weights are not united by copying them.
+Every batch that is written is a transaction, so that a merge may be interrupted anywhere and done
+again. The keys come first, then the tombstones, then the rows that these let in. What a host has
+learned (updates, revisions, what serves) stays with it: weights are not united by copying them.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import sqlite3
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from agentpref.errors import ConfigError, CorruptHome
+from agentpref.errors import ConfigError
 from agentpref.record import tombstones
 from agentpref.record.database import connect, translated
+from agentpref.record.foreign import Foreign, opened
 from agentpref.record.forget import Forgotten
 from agentpref.record.home import Home, StrPath
-from agentpref.record.keeper import drain
 from agentpref.record.merger import Merger, Outcome
 from agentpref.record.pseudonyms import Pseudonyms
 from agentpref.record.removal import Progress
 
 CACHE_KILOBYTES = 65_536
 """Memory for the pages of the database that grows: ids of messages fall anywhere in their index."""
-
-_TABLES = ("message", "run", "feedback", "comparison", "forgotten")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +98,8 @@ def _opened(home: Home | StrPath | None) -> Home:
 
 
 def _merge_one(home: Home, other: Home, tell: Progress) -> Merged:
-    drain(other)
-    keys = _adopt_keys(home, other)
-    with _reading(other) as source:
+    with opened(other) as source:
+        keys = _adopt_keys(home, other)
         theirs = _new_tombstones(home, source)
         forgot = tombstones.adopt(home, theirs, tell) if theirs else None
         with translated(home), closing(connect(home)) as target:
@@ -121,37 +117,12 @@ def _adopt_keys(home: Home, other: Home) -> int:
     return len(ours.adopt(Pseudonyms.of(other), home).names("")) - len(ours.names(""))
 
 
-@contextmanager
-def _reading(other: Home) -> Iterator[sqlite3.Connection]:
-    """Read another home as it is at this moment.
-
-    Raises:
-        CorruptHome: something else stands where a table should.
-    """
-    with translated(other), closing(connect(other, readonly=True)) as source:
-        source.text_factory = _text_or_bytes
-        source.execute("BEGIN")
-        query = "SELECT name FROM sqlite_master WHERE type = 'table' AND sql LIKE 'CREATE TABLE %'"
-        tables = {name for (name,) in source.execute(query)}
-        if missing := [name for name in _TABLES if name not in tables]:
-            raise CorruptHome(f"{other.database} has no table {missing[0]!r}; restore a backup")
-        yield source
-
-
-def _text_or_bytes(raw: bytes) -> str | bytes:
-    """Read text; what is no UTF-8 stays bytes, which no check of a row lets pass."""
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return raw
-
-
-def _new_tombstones(home: Home, source: sqlite3.Connection) -> dict[str, float]:
+def _new_tombstones(home: Home, source: Foreign) -> dict[str, float]:
     """Who was forgotten there and not here; a clock that is ahead forgets nothing to come."""
     query, now = "SELECT user_id, at FROM forgotten", time.time()
     with translated(home), closing(connect(home, readonly=True)) as target:
         ours = dict(target.execute(query))
-    theirs = ((name, at) for name, at in source.execute(query) if isinstance(name, str))
+    theirs = ((name, at) for name, at in source.read(query) if isinstance(name, str))
     return {
         name: min(at, now)
         for name, at in theirs

@@ -25,6 +25,7 @@ from agentpref.record.admission import (
 from agentpref.record.bulk import insert_or_ignore
 from agentpref.record.carrier import Carrier
 from agentpref.record.database import require_known_schema, transaction
+from agentpref.record.foreign import Foreign
 from agentpref.record.home import Home
 from agentpref.record.reader import COMPARISON, FEEDBACK
 from agentpref.record.rows import RUN_COLUMNS
@@ -92,9 +93,7 @@ _COMPARISON = _Kind("comparison", "comparison_id", COMPARISON, comparison_fault)
 class Merger:
     """Brings what ``source`` holds into ``target``, the open database of ``home``."""
 
-    def __init__(
-        self, source: sqlite3.Connection, target: sqlite3.Connection, home: Home, tell: Tell
-    ) -> None:
+    def __init__(self, source: Foreign, target: sqlite3.Connection, home: Home, tell: Tell) -> None:
         self.outcome = Outcome()
         self._source, self._target, self._home, self._tell = source, target, home, tell
         self._carrier = Carrier(source, target)
@@ -114,11 +113,11 @@ class Merger:
 
     def _batches(self, kind: _Kind) -> Iterator[Rows]:
         """Read a table in the order in which it was written."""
-        (last,) = self._source.execute(f"SELECT max(rowid) FROM {kind.table}").fetchone()
+        ((last,),) = self._source.read(f"SELECT max(rowid) FROM {kind.table}")
         names = ", ".join(kind.columns)
         query = f"SELECT rowid, {names} FROM {kind.table} WHERE rowid > ? ORDER BY rowid LIMIT ?"
         done = -(2**63)
-        while batch := self._source.execute(query, (done, BATCH)).fetchall():
+        while batch := self._source.read(query, (done, BATCH)):
             done = batch[-1][0]
             yield [dict(zip(kind.columns, values, strict=True)) for _, *values in batch]
             self._tell(kind.table, done, last)
@@ -241,7 +240,7 @@ class Merger:
             " WHERE run_id IN (SELECT value FROM json_each(?))"
         )
         names = ("run_id", "user_id", "created_at")
-        found = self._source.execute(query, (_json(ids),)).fetchall()
+        found = self._source.read(query, (_json(ids),))
         rows = [dict(zip(names, row, strict=True)) for row in found]
         sound = [row for row in rows if _has_user_and_time(row)]
         forgotten = self._forgotten(sound)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import sqlite3
 import subprocess
@@ -497,6 +498,68 @@ def test_something_else_in_place_of_a_table_is_not_read(make: Make, table: str, 
         connection.execute(f"CREATE {stead.format(table)}")
     with pytest.raises(CorruptHome, match=f"no table '{table}'"):
         merge(make("home"), [other])
+
+
+@pytest.mark.parametrize(
+    "tampering",
+    [
+        "ALTER TABLE run RENAME COLUMN params TO parameters",
+        "DELETE FROM migration WHERE version > 2",
+        "DELETE FROM migration",
+    ],
+)
+def test_tables_that_are_not_ours_are_said_of_the_home_that_has_them(
+    make: Make, tampering: str
+) -> None:
+    other = make("other", *TALK)
+    edit(other, tampering)
+    with pytest.raises(CorruptHome, match=str(other.database)):
+        merge(make("home"), [other])
+
+
+def test_damaged_pages_are_said_of_the_home_that_has_them(make: Make) -> None:
+    other = make("other", *(run(f"r{n}", f"{n}" * 900) for n in range(300)))
+    with closing(sqlite3.connect(other.database)) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")
+    content = bytearray(other.database.read_bytes())
+    content[len(content) // 2 :] = b"\xff" * (len(content) - len(content) // 2)
+    other.database.write_bytes(content)
+    with pytest.raises(CorruptHome, match=str(other.database)):
+        merge(make("home"), [other])
+
+
+def test_another_program_s_database_is_no_home(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "foreign").mkdir()
+    with closing(sqlite3.connect(tmp_path / "foreign" / "agentpref.db")) as connection:
+        connection.execute("CREATE TABLE songs (title)")
+    with pytest.raises(NotAHome, match="'songs'"):
+        merge(make("home"), [tmp_path / "foreign"])
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        b"[]",
+        b'{"run": 7}',
+        b'{"feedback": {"x": 1}}',
+        b'{"run": [], "bodies": [7]}',
+        b'{"run":["r","n",1.0,"p","o",null,null,null,null,null,"{}",null,null,"[]","{}"],"bodies":[]}',
+    ],
+)
+def test_a_spill_that_no_log_wrote_is_not_read(make: Make, entry: bytes) -> None:
+    home, other = make("home"), make("other", *TALK)
+    digest = hashlib.blake2b(entry + b"\n", digest_size=16).hexdigest().encode()
+    other.spill.write_bytes(digest + b" " + entry + b"\n")
+    with pytest.raises(CorruptHome, match="no log wrote"):
+        merge(home, [other])
+    assert rows(home)["run"] == set()
+
+
+def test_keys_that_are_none_are_refused(make: Make) -> None:
+    home, other = make("home"), make("other", *TALK)
+    other.user_keys.write_text("not keys", encoding="utf-8")
+    with pytest.raises(CorruptHome, match=r"user\.keys"):
+        merge(home, [other])
 
 
 def test_a_home_of_a_breaking_later_version_is_not_read(make: Make) -> None:
