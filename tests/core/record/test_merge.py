@@ -20,6 +20,7 @@ from agentpref.errors import ConfigError, CorruptHome, NewerHome, NotAHome, Upda
 from agentpref.record import database, merger, tombstones
 from agentpref.record.database import connect, transaction
 from agentpref.record.home import Home
+from agentpref.record.keeper import drain
 from agentpref.record.locks import exclusive
 from agentpref.record.log import Log
 from agentpref.record.merge import Merged, merge
@@ -132,10 +133,11 @@ def test_a_long_conversation_comes_over_as_one_run(make: Make) -> None:
 
 def test_the_other_home_stays_as_it_is(make: Make) -> None:
     home, other = make("home", run("mine")), make("other", *TALK)
+    other.user_keys.unlink()
     before = rows(other)
     merge(home, [other])
     assert rows(other) == before
-    assert other.spill.exists() is False
+    assert {path.name for path in other.path.iterdir()} == {"adapters", "agentpref.db", "reports"}
 
 
 def test_several_homes_at_once_in_their_order(make: Make) -> None:
@@ -230,6 +232,7 @@ def test_a_home_that_is_being_written_to_is_read_at_one_moment(
 
     def write(stage: str, done: int, total: int) -> None:
         late = f"{stage}-{done}"
+        assert done < 100, "what comes in meanwhile is not for this merge"
         filled(other.path, run(late, late), Feedback(f"f-{late}", late, 11.0, "k", 1.0))
 
     (merged,) = merge(home, [other], progress=write)
@@ -337,7 +340,8 @@ def test_revisions_that_saw_what_was_forgotten_there_are_tainted_here(make: Make
         "INSERT INTO revision (revision_id, namespace, seq, created_at, manifest)"
         " VALUES ('rev-1', 'default', 1, 20.0, '{}')",
         "INSERT INTO updates (update_id, namespace, created_at, candidate, verdict, report)"
-        " VALUES ('up', 'default', 20.0, 'rev-1', 'promoted', '{}')",
+        " VALUES ('up', 'default', 20.0, 'rev-1', 'promoted',"
+        ' \'{"checks":[{"name":"check tone","words":"it quoted u"}]}\')',
         "INSERT INTO update_pair VALUES ('up', 'p', 'new')",
         "INSERT INTO pair_source (source, pair_id) VALUES ('f2', 'p')",
     )
@@ -345,6 +349,44 @@ def test_revisions_that_saw_what_was_forgotten_there_are_tainted_here(make: Make
     merged = one(home, other)
     assert merged.forgot is not None
     assert merged.forgot.revisions == ("rev-1",)
+    with closing(connect(home)) as connection:
+        ((tainted_at,),) = connection.execute("SELECT tainted_at FROM revision")
+        ((report,),) = connection.execute("SELECT report FROM updates")
+    assert tainted_at is not None
+    assert "quoted" not in report
+
+
+def test_what_the_spill_could_not_store_of_them_goes_too(make: Make) -> None:
+    home, other = make("home", *THEIRS), make("other")
+    lost = [
+        Feedback("f7", "nowhere", 11.0, "k", 1.0, comment="theirs", user_id="u"),
+        Feedback("f8", "nowhere", 51.0, "k", 1.0, comment="later", user_id="u"),
+        Feedback("f9", "nowhere", 11.0, "k", 1.0, comment="mine", user_id="v"),
+    ]
+    Spill(home).append(lost)
+    assert drain(home).refused == 3
+    forget(other, "u")
+    merge(home, [other])
+    left = home.refused.read_text(encoding="utf-8")
+    assert [word in left for word in ("theirs", "later", "mine")] == [False, True, True]
+
+
+def test_a_removal_that_fails_halfway_leaves_nothing_done(make: Make) -> None:
+    home, other = make("home", *THEIRS), make("other")
+    forget(other, "u")
+    edit(home, "CREATE TRIGGER no BEFORE DELETE ON run BEGIN SELECT RAISE(ABORT, 'no'); END")
+    before = rows(home)
+    with pytest.raises(sqlite3.IntegrityError):
+        merge(home, [other])
+    assert rows(home) == before
+
+
+def test_of_two_tombstones_the_later_one_stands(make: Make) -> None:
+    home, later, earlier = make("home"), make("later"), make("earlier")
+    for each, at in ((home, 40.0), (later, 60.0), (earlier, 20.0)):
+        forget(each, "u", at=at)
+    merge(home, [later, earlier])
+    assert rows(home)["forgotten"] == {("u", 60.0)}
 
 
 def test_a_clock_that_is_ahead_forgets_nothing_to_come(make: Make) -> None:
