@@ -301,3 +301,14 @@ def tallies(connection: sqlite3.Connection) -> None:
     """
     for statement in (*tally_schema.TABLES, *tally_schema.TRIGGERS, *tally_schema.FILLING):
         connection.execute(statement)
+
+
+@step
+def shorter_time_index(connection: sqlite3.Connection) -> None:
+    """Less to write for each run.
+
+    ``run_in_time`` held the run's id too, to sort runs of the same microsecond without looking at
+    them: 37 bytes a run, for ties that hardly ever are.
+    """
+    connection.execute("DROP INDEX run_in_time")
+    connection.execute("CREATE INDEX run_in_time ON run(namespace, created_at)")

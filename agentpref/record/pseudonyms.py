@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from agentpref.errors import CorruptHome
+from agentpref.errors import AgentprefError, CorruptHome, NotKept
 from agentpref.record.home import Home
 from agentpref.record.ids import new_id
 
@@ -33,11 +33,19 @@ class Pseudonyms:
 
         Raises:
             CorruptHome: the file of keys is not one.
-            OSError: it cannot be read or made.
+            NotKept: it cannot be read or made.
         """
-        if not home.user_keys.exists():
-            _create(home.user_keys, [os.urandom(_KEY_BYTES)])
-        return cls(_read(home.user_keys))
+        try:
+            if not home.user_keys.exists():
+                _create(home.user_keys, [os.urandom(_KEY_BYTES)])
+            return cls(_read(home.user_keys))
+        except AgentprefError:
+            raise  # some of ours are OSErrors too
+        except OSError as error:
+            raise NotKept(
+                f"{home.user_keys} cannot be read or made ({error.strerror}); let this user write "
+                "the folder, and read what is in it"
+            ) from error
 
     def name(self, user_id: str) -> str:
         """Give the name that a user's rows are written under: 32 hex digits."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import agentpref
-from agentpref.errors import CorruptHome
+from agentpref.errors import CorruptHome, NotKept
 from agentpref.record.home import Home
 from agentpref.record.pseudonyms import Pseudonyms
 
@@ -71,6 +71,12 @@ def test_adopting_twice_changes_nothing(home: Home, other: Home) -> None:
     before = home.user_keys.read_bytes()
     Pseudonyms.of(home).adopt(theirs, home)
     assert home.user_keys.read_bytes() == before
+
+
+def test_keys_that_cannot_be_read_are_said(home: Home) -> None:
+    home.user_keys.mkdir()
+    with pytest.raises(NotKept, match=r"user\.keys cannot be read"):
+        Pseudonyms.of(home)
 
 
 @pytest.mark.parametrize("content", ["", "zz", "abcd", "é" * 64, "00" * 31, "00" * 32 + " 00"])
