@@ -30,7 +30,7 @@ Make = Callable[..., Home]
 Example = Callable[[], AbstractContextManager[Make]]
 
 HOMES = 3
-LAW = settings(max_examples=12, deadline=None)
+LAW = settings(max_examples=20, deadline=None)
 
 
 @pytest.fixture(scope="module")
