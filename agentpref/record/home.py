@@ -114,9 +114,9 @@ class Home:
 
 
 def _require_empty(folder: Path) -> None:
-    foreign = next(folder.iterdir(), None)
-    if foreign is not None:
+    found = {item.name for item in folder.iterdir()}
+    if found and DATABASE not in found:  # else another process was making it a home just now
         raise NotAHome(
-            f"{folder} holds {foreign.name!r} and no {DATABASE}, so it is no agentpref home; "
+            f"{folder} holds {min(found)!r} and no {DATABASE}, so it is no agentpref home; "
             "choose an empty or a new folder"
         )

@@ -114,20 +114,31 @@ class Keeper:
         return outcomes
 
     def _write(self, entries: Sequence[Entry]) -> list[RecordError | None]:
-        """Write all runs first: what is said of them may come before them in a merged spill."""
+        """Write entries together; where one breaks the schema's rules, it alone is refused."""
+        try:
+            with translated(self._home):
+                return self._write_together(entries)
+        except sqlite3.IntegrityError as error:
+            if len(entries) > 1:
+                return [outcome for entry in entries for outcome in self._write([entry])]
+            refusal = NotKept(f"{self._home.database} refused an entry: {error}; please report it")
+            refusal.__cause__ = error
+            return [refusal]
+
+    def _write_together(self, entries: Sequence[Entry]) -> list[RecordError | None]:
+        """Write all runs first: what is said of them may come before them in a spill."""
         runs = [entry for entry in entries if isinstance(entry, RunRow)]
-        with translated(self._home):
-            connection = self._open()
-            store = Store(connection)
-            with transaction(connection):
-                require_known_schema(connection, self._home)
-                refused = iter(store.add_runs(runs))
-                outcomes = [
-                    next(refused) if isinstance(entry, RunRow) else _judge(store, entry)
-                    for entry in entries
-                ]
-                if runs:
-                    catch_up(connection, lag=LAG)
+        connection = self._open()
+        store = Store(connection)
+        with transaction(connection):
+            require_known_schema(connection, self._home)
+            refused = iter(store.add_runs(runs))
+            outcomes = [
+                next(refused) if isinstance(entry, RunRow) else _judge(store, entry)
+                for entry in entries
+            ]
+            if runs:
+                catch_up(connection, lag=LAG)
         return outcomes
 
     def _open(self) -> sqlite3.Connection:

@@ -264,8 +264,12 @@ class Log:
         """
         return self._writer.flush(timeout)
 
-    def verify(self) -> list[Problem]:
+    def verify(self, *, sample: int | None = None) -> list[Problem]:
         """Hash every message of the home again and follow every reference.
+
+        Args:
+            sample: look at so many rows of each large table instead, drawn at random: a second's
+                work in a home of any size.
 
         Returns:
             What does not hold; empty for a sound record.
@@ -278,7 +282,7 @@ class Log:
         connection = connect(self.home, readonly=True)
         try:
             with translated(self.home):
-                return Reader(connection).verify()
+                return Reader(connection).verify(sample=sample)
         finally:
             connection.close()
 

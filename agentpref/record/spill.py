@@ -94,11 +94,13 @@ class Spill:
         self, lines: Sequence[bytes], store: Callable[[list[Entry]], Outcomes]
     ) -> Drained:
         whole = [line for line in lines if is_whole(line)]
-        outcomes = store([_decode(line) for line in whole])
+        entries = [_decode(line) for line in whole]
+        outcomes = store([entry for entry in entries if entry is not None])
+        rest = iter(outcomes)
         refused = [
             line
-            for line, error in zip(whole, outcomes, strict=True)
-            if error is not None and not isinstance(error, ForgottenUser)
+            for line, entry in zip(whole, entries, strict=True)
+            if entry is None or not _is_settled(next(rest))
         ]
         if refused:
             _append(self._refused, b"".join(refused))
@@ -126,14 +128,6 @@ class Spill:
                 f"{self._path} cannot be written ({error.strerror}); free space on its disk and "
                 "let this user write the folder"
             ) from error
-
-
-def whole_lines(path: Path) -> Iterator[bool]:
-    """Say of each line of a spill whether it is whole; of none where there is no file."""
-    if path.exists():
-        with open(path, "rb") as file:
-            for batch in _batches(file):
-                yield from map(is_whole, batch)
 
 
 def is_whole(line: bytes) -> bool:
@@ -199,8 +193,19 @@ def _as_json(entry: Entry) -> dict[str, Any]:
     return {type(entry).__name__.lower(): entry}  # orjson writes dataclasses by their fields
 
 
-def _decode(line: bytes) -> Entry:
-    said = orjson.loads(line.partition(b" ")[2])
-    if "run" in said:
-        return relinked(said["run"], said["bodies"])
-    return Feedback(**said["feedback"]) if "feedback" in said else Comparison(**said["comparison"])
+def _decode(line: bytes) -> Entry | None:
+    """Read an entry; None for one that another version of agentpref, or a hand, has written."""
+    try:
+        said = orjson.loads(line.partition(b" ")[2])
+        if "run" in said:
+            return relinked(said["run"], said["bodies"])
+        if "feedback" in said:
+            return Feedback(**said["feedback"])
+        return Comparison(**said["comparison"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _is_settled(error: RecordError | None) -> bool:
+    """Stored, or of somebody who is to leave no trace."""
+    return error is None or isinstance(error, ForgottenUser)

@@ -140,6 +140,14 @@ def test_a_home_that_is_gone_takes_nothing_and_says_so(home: Home, keeper: Keepe
     assert not home.path.exists()
 
 
+def test_an_entry_that_breaks_the_schema_is_refused_alone(home: Home, keeper: Keeper) -> None:
+    good, bad = a_run("good"), a_run("bad")
+    orphan = bad._replace(nodes=bad.nodes[-1:], prompt="0" * 32)
+    outcomes = keeper.keep([orphan, good, on(good.run_id)])
+    assert [type(outcome) for outcome in outcomes] == [NotKept, type(None), type(None)]
+    assert held(home)[0] == {good.run_id}
+
+
 def test_a_damaged_database_sends_all_to_the_spill(home: Home, keeper: Keeper) -> None:
     keeper.disconnect()
     for suffix in ("-wal", "-shm"):

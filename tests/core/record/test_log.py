@@ -8,6 +8,7 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
 from types import MappingProxyType
@@ -27,6 +28,7 @@ from agentpref.errors import (
     UnknownRun,
 )
 from agentpref.record import messages
+from agentpref.record.database import connect
 from agentpref.record.home import Home
 from agentpref.record.log import Log
 from agentpref.record.pseudonyms import Pseudonyms
@@ -306,6 +308,14 @@ def test_what_describes_a_run_is_no_reason_to_lose_it(log: Log, runs_of: RunsOf)
     assert run.metadata == {"model": repr(threading.Lock)}
     assert run.logprobs is not None
     assert math.isnan(run.logprobs[0])
+
+
+def test_a_log_verifies_a_sample(log: Log) -> None:
+    log.record(ASKED, "4")
+    assert log.flush()
+    with closing(connect(log.home)) as connection:
+        connection.execute("UPDATE message SET body = replace(body, '2', '3')")
+    assert {problem.table for problem in log.verify(sample=10)} == {"message"}
 
 
 def test_a_log_forgets_what_is_still_in_its_queue(log: Log, runs_of: RunsOf) -> None:

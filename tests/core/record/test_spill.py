@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import math
 import os
 import threading
@@ -20,7 +21,7 @@ from agentpref.record.ids import new_id
 from agentpref.record.intake import Entry
 from agentpref.record.messages import prompt_of
 from agentpref.record.rows import RunRow, run_row
-from agentpref.record.spill import Drained, Spill, whole_lines
+from agentpref.record.spill import Drained, Spill, is_whole
 from agentpref.types import Comparison, Feedback, Run
 
 
@@ -133,7 +134,11 @@ def test_a_line_that_was_cut_off_is_left_out_and_harms_no_other(
     line = home.spill.read_bytes()[len(whole) :]
     home.spill.write_bytes(whole + line[:kept])
     spill.append([last])
-    assert list(whole_lines(home.spill)) == [True, False, True]
+    assert [*map(is_whole, home.spill.read_bytes().splitlines(keepends=True))] == [
+        True,
+        False,
+        True,
+    ]
     taker = Taker()
     assert spill.drain(taker) == Drained(2, 0, 1)
     assert taker.taken == [first, last]
@@ -159,6 +164,21 @@ def test_what_the_store_refuses_is_kept_apart(home: Home, spill: Spill) -> None:
     assert not home.spill.exists()
     assert b"bad" in home.refused.read_bytes()
     assert b"good" not in home.refused.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"{}", b"[]", b"1", b'{"run":[1],"bodies":["{}"]}', b'{"feedback":{"of":"the future"}}'],
+)
+def test_what_another_version_wrote_is_kept_apart(home: Home, spill: Spill, body: bytes) -> None:
+    mark = hashlib.blake2b(body + b"\n", digest_size=16).hexdigest().encode()
+    home.spill.write_bytes(mark + b" " + body + b"\n")
+    known = said()
+    spill.append([known])
+    taker = Taker()
+    assert spill.drain(taker) == Drained(1, 1, 0)
+    assert taker.taken == [known]
+    assert body in home.refused.read_bytes()
 
 
 def test_a_store_that_fails_leaves_the_file(home: Home, spill: Spill) -> None:
