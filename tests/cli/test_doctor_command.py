@@ -7,6 +7,10 @@ import sys
 import pytest
 
 import agentpref_cli.commands.doctor as module
+from agentpref.record.home import Home
+from agentpref.record.keeper import drain
+from agentpref.record.spill import Spill
+from agentpref.types import Feedback
 
 
 def checks(value: dict) -> dict[str, dict]:
@@ -41,6 +45,22 @@ def test_a_home_that_is_none_fails_only_where_one_was_named(run, home, random_ba
     assert found["home"]["holds"] is True
     assert "agentpref init" in found["home"]["words"]
     run("doctor", "--model", random_base, "--home", tmp_path, exits=1)
+
+
+def test_what_waits_and_what_was_refused_is_said(run, home, filled, random_base) -> None:
+    assert (
+        checks(run("doctor", "--model", random_base, "--json").json)
+        .keys()
+        .isdisjoint({"spill", "refused"})
+    )
+    place = Home.open(home)
+    Spill(place).append([Feedback("f", "nowhere", 1.0, "k", 1.0)])
+    found = checks(run("doctor", "--model", random_base, "--json").json)
+    assert found["spill"]["words"].startswith("1 entries wait")
+    drain(place)
+    found = checks(run("doctor", "--model", random_base, "--json", exits=1).json)
+    assert "spill" not in found
+    assert found["refused"]["words"].startswith("1 entries name what this home has not")
 
 
 def test_what_is_not_installed_comes_with_its_cure(run, filled, random_base, monkeypatch) -> None:

@@ -42,7 +42,7 @@ def doctor(
 
     Exits 1 where one of them cannot be used.
     """
-    checks = [*_installation(), _torch(), _home(home), _model(model)]
+    checks = [*_installation(), _torch(), _home(home), *_spill(home), _model(model)]
     healthy = all(check.holds for check in checks)
     rows = [check._asdict() for check in checks]
     answer(as_json, {"healthy": healthy, "checks": rows}, lambda: show_checks(rows))
@@ -105,6 +105,23 @@ def _home(folder: Path | None) -> Check:
     except HomeError as error:
         return Check("home", False, str(error))
     return Check("home", True, f"{where}: {counts['runs']} runs, {counts['feedback']} feedback")
+
+
+def _spill(folder: Path | None) -> Iterator[Check]:
+    """Count what the database could not take yet, and what it has refused."""
+    from agentpref.record.home import Home
+    from agentpref.record.verify import examine_spill
+
+    home = Home(Home.resolve(folder))
+    if home.spill.exists():
+        waiting = examine_spill(home).waiting
+        words = f"{waiting} entries wait in {home.spill}; a log or an update brings them home"
+        yield Check("spill", True, words)
+    if home.refused.exists():
+        with home.refused.open("rb") as file:
+            refused = sum(1 for _ in file)
+        words = f"{refused} entries name what this home has not; look at {home.refused}, remove it"
+        yield Check("refused", False, words)
 
 
 def _model(name: str) -> Check:
