@@ -1,160 +1,166 @@
-"""Many processes and threads that write to one home for a while: does all of it get there?
+"""Eight processes of four threads log to one home for a minute: is all there, and how fast was it?
 
-Each thread records conversations that grow, and judges, corrects and compares what it recorded;
-each process tells what it was promised. Afterwards every run and every judgement must be in the
-home, `verify` must find nothing, and no log may have dropped a run.
-
-Run as `python -m benchmarks.record_soak`.
+Each thread records five answers to a prompt, judges one by thumbs, and now and then corrects one or
+compares two; judgements wait for the disk, so that no queue runs full. Afterwards every run that
+was recorded and every judgement that was acknowledged is looked for, and the home is verified. Run
+as `python -m benchmarks.record_soak`; it exits 1 where anything is missing or wrong.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
+import json
+import random
+import subprocess
+import sys
 import tempfile
-import threading
 import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from agentpref import Log
 from agentpref.record.database import connect
 from agentpref.record.home import Home
-from agentpref.record.keeper import drain
-from agentpref.record.store import Store
-from benchmarks._report import at_least, at_most, print_report
+from agentpref.record.reader import Reader
+from benchmarks._report import Target, at_least, at_most, print_report
 
-PAUSE_SECONDS = 0.001
-"""What a thread does between two turns of its conversation: hosts do not only log."""
+PROCESSES, THREADS = 8, 4
+ANSWERS = 5
+KEYS = {"run": "run_id", "feedback": "feedback_id", "comparison": "comparison_id"}
 
 
-@dataclass
+Logged: TypeAlias = "defaultdict[str, list[str]]"
+Spent: TypeAlias = "defaultdict[str, list[int]]"
+
+
+@dataclass(slots=True)
 class Told:
-    """What one process was told."""
+    """What one thread logged: the ids by table, and the nanoseconds by what it called."""
 
-    runs: list[str] = field(default_factory=list)
-    judgements: list[str] = field(default_factory=list)
-    record_us: list[float] = field(default_factory=list)
-    feedback_ms: list[float] = field(default_factory=list)
-    dropped: dict[str, int] = field(default_factory=dict)
+    ids: Logged = field(default_factory=lambda: defaultdict(list))
+    spent: Spent = field(default_factory=lambda: defaultdict(list))
+
+    def call(self, table: str, what: Callable[..., str], *given: Any, **named: Any) -> str:
+        """Call a method of the log, and note the id that it gave and how long it took."""
+        start = time.perf_counter_ns()
+        name = what(*given, **named)
+        self.spent[what.__name__].append(time.perf_counter_ns() - start)
+        self.ids[table].append(name)
+        return name
 
 
 def main() -> None:
-    """Write, look, print a line for each figure, and end with the JSON object."""
+    """Soak, look, print a line for each figure, and end with the JSON object."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--processes", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=4, help="in each process")
+    parser.add_argument("--processes", type=int, default=PROCESSES)
+    parser.add_argument("--threads", type=int, default=THREADS)
+    parser.add_argument("--folder", type=Path, help="where to write [default: a temporary folder]")
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    if options.worker:
+        return print(json.dumps(work(options.worker, options.threads, options.seconds)))
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         home = Home.create(Path(folder) / "home")
-        told = write(home, options.seconds, options.processes, options.threads)
-        figures = look(home, told, options.seconds)
+        connect(home).close()
+        reports = _soak(home, options.processes, options.threads, options.seconds)
+        figures = _times(reports, options.seconds) | losses(home, reports)
     for name, value in figures.items():
-        print(f"{name:<24} {value:12.2f}")
-    print_report(
-        "record_soak",
-        figures,
-        [
-            *(at_most(name, figures[name], 0) for name in ("lost", "dropped", "problems")),
-            at_least("runs", figures["runs"], 1),
-        ],
-    )
+        print(f"{name:<24} {value:14,.2f}")
+    promised = targets(figures)
+    print_report("record_soak", figures, promised)
+    raise SystemExit(0 if all(target.holds for target in promised) else 1)
 
 
-def write(home: Home, seconds: float, processes: int, threads: int) -> list[Told]:
-    """Let processes write until their time is over, and return what each was told."""
-    connect(home).close()
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(processes, maxtasksperchild=1) as pool:
-        work = [(home.path, seconds, threads)] * processes
-        return pool.starmap(_process, work, chunksize=1)
+def targets(figures: dict[str, float]) -> list[Target]:
+    """What was promised: no error (a worker that fails ends it all), no loss, nothing torn."""
+    nothing = ("lost_runs", "lost_judgements", "dropped", "problems")
+    return [
+        *(at_most(name, figures[name], 0) for name in nothing),
+        at_least("judgements", figures["judgements"], 1),
+    ]
 
 
-def _process(home: Path, seconds: float, threads: int) -> Told:
-    told = [Told() for _ in range(threads)]
+def work(folder: Path, threads: int, seconds: float) -> dict[str, Any]:
+    """Log from some threads of this process until the time is over; return all that was logged."""
     end = time.monotonic() + seconds
-    with Log(home) as log:
-        working = [threading.Thread(target=_work, args=(log, end, mine)) for mine in told]
-        for thread in working:
-            thread.start()
-        for thread in working:
-            thread.join()
-    return _together(told, log.dropped)
+    with Log(folder) as log, ThreadPoolExecutor(threads) as crew:
+        told = list(crew.map(lambda seed: _load(log, random.Random(seed), end), range(threads)))
+        log.flush()
+    ids: Logged = defaultdict(list)
+    spent: Spent = defaultdict(list)
+    for one in told:
+        for table in one.ids:
+            ids[table] += one.ids[table]
+        for call in one.spent:
+            spent[call] += one.spent[call]
+    return {"ids": ids, "spent": spent, "dropped": sum(log.dropped.values())}
 
 
-def _together(told: list[Told], dropped: dict[str, int]) -> Told:
-    lists = ("runs", "judgements", "record_us", "feedback_ms")
-    joined = {name: [one for each in told for one in getattr(each, name)] for name in lists}
-    return Told(**joined, dropped=dropped)
-
-
-def _work(log: Log, end: float, told: Told) -> None:
-    turn = 0
+def _load(log: Log, rng: random.Random, end: float) -> Told:
+    told = Told()
     while time.monotonic() < end:
-        said: list[dict[str, Any]] = [{"role": "user", "content": f"{id(told)} {turn} ".ljust(400)}]
-        for _ in range(5):
-            turn += 1
-            runs = [
-                _record(log, said, f"{id(told)} {turn} {way} ".ljust(400), told) for way in "ab"
-            ]
-            _judge(log, runs, turn, told)
-            said += [{"role": "assistant", "content": "yes"}, {"role": "user", "content": "more"}]
-            time.sleep(PAUSE_SECONDS)
+        asked = [{"role": "user", "content": f"{rng.getrandbits(64):x} {'why? ' * 150}"}]
+        answers = [f"{rng.getrandbits(64):x} {'because. ' * 20}" for _ in range(ANSWERS)]
+        runs = [told.call("run", log.record, asked, answer) for answer in answers]
+        told.call("feedback", log.feedback, rng.choice(runs), key="thumbs", score=1)
+        if rng.random() < 0.2:
+            told.call("feedback", log.correct, rng.choice(runs), "because it is so")
+        if rng.random() < 0.2:
+            told.call("comparison", log.compare, *rng.sample(runs, 2), winner="a")
+    return told
 
 
-def _record(log: Log, said: list[dict[str, Any]], answer: str, told: Told) -> str:
-    start = time.perf_counter()
-    run = log.record(said, answer, thread_id=str(id(told)), user_id="u")
-    told.record_us.append(1e6 * (time.perf_counter() - start))
-    told.runs.append(run)
-    return run
+def _soak(home: Home, processes: int, threads: int, seconds: float) -> list[dict[str, Any]]:
+    command = [sys.executable, "-m", "benchmarks.record_soak", "--worker", str(home.path)]
+    command += ["--threads", str(threads), "--seconds", str(seconds)]
+    workers = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(processes)
+    ]
+    said = [worker.communicate()[0] for worker in workers]
+    if any(worker.returncode for worker in workers):
+        raise RuntimeError("a process failed; its error is above")
+    return [json.loads(each) for each in said]
 
 
-def _judge(log: Log, runs: list[str], turn: int, told: Told) -> None:
-    start = time.perf_counter()
-    if turn % 3 == 0:
-        told.judgements.append(log.compare(*runs, winner="a"))
-    elif turn % 3 == 1:
-        told.judgements.append(log.feedback(runs[0], key="thumbs", score=turn % 2))
-    else:
-        told.judgements.append(log.correct(runs[1], f"{turn} better"))
-    told.feedback_ms.append(1e3 * (time.perf_counter() - start))
+def _times(reports: Sequence[dict[str, Any]], seconds: float) -> dict[str, float]:
+    """Calls a second of the whole crew, and what one took its caller, in microseconds."""
+    figures: dict[str, float] = {}
+    for call in ("record", "feedback", "correct", "compare"):
+        spent = sorted(took for report in reports for took in report["spent"].get(call, ()))
+        figures[f"{call}_per_second"] = round(len(spent) / seconds, 1)
+        for name, share in (("p50", 0.5), ("p99", 0.99), ("worst", 1.0)):
+            took = spent[min(len(spent) - 1, int(share * len(spent)))] if spent else 0
+            figures[f"{call}_{name}_us"] = took / 1e3
+    return figures
 
 
-def look(home: Home, told: list[Told], seconds: float) -> dict[str, float]:
-    """Count what is in the home, and what of the promised is not."""
-    drain(home)
+def losses(home: Home, reports: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Look for all that was recorded and acknowledged, and for what is wrong with the home."""
     with closing(connect(home, readonly=True)) as connection:
-        held = {
-            key
-            for table in ("run", "feedback", "comparison")
-            for (key,) in connection.execute(f"SELECT {table}_id FROM {table}")
-        }
-        problems = len(Store(connection).verify())
-    promised = [key for each in told for key in (*each.runs, *each.judgements)]
-    runs = sum(len(each.runs) for each in told)
-    judged = sum(len(each.judgements) for each in told)
-    figures: dict[str, float] = {
-        "runs": runs,
-        "judgements": judged,
-        "lost": len(set(promised) - held),
-        "dropped": sum(sum(each.dropped.values()) for each in told),
-        "problems": problems,
-        "runs_per_s": round(runs / seconds),
-        "judgements_per_s": round(judged / seconds),
-    }
-    figures |= _percentiles("record_us", [value for each in told for value in each.record_us])
-    return figures | _percentiles("feedback_ms", [v for each in told for v in each.feedback_ms])
-
-
-def _percentiles(name: str, values: list[float]) -> dict[str, float]:
-    ordered = sorted(values)
+        lost = {}
+        for table, key in KEYS.items():
+            logged = {name for report in reports for name in report["ids"].get(table, ())}
+            lost[table] = len(logged - {i for (i,) in connection.execute(_all(table, key))})
+        found = Reader(connection).stats()
+        problems = Reader(connection).verify()
     return {
-        f"{name}_p{share}": round(ordered[len(ordered) * share // 100], 2) for share in (50, 99)
+        "runs": found["runs"],
+        "judgements": found["feedback"] + found["comparisons"],
+        "lost_runs": lost["run"],
+        "lost_judgements": lost["feedback"] + lost["comparison"],
+        "dropped": sum(report["dropped"] for report in reports),
+        "problems": len(problems),
     }
+
+
+def _all(table: str, key: str) -> str:
+    return f"SELECT {key} FROM {table}"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,61 @@
+"""The benchmarks of the log run, on little, and a home made for them is a home like any other."""
+
+from __future__ import annotations
+
+import random
+from contextlib import closing
+from pathlib import Path
+
+from agentpref.prefer.pairs import read_pairs
+from agentpref.record.database import connect
+from agentpref.record.home import Home
+from agentpref.record.reader import Reader
+from benchmarks import large_home, record, record_scale, record_soak
+
+ROWS = 2_000
+
+
+def test_a_large_home_is_sound_and_has_what_it_should(tmp_path: Path) -> None:
+    home = large_home.make(tmp_path / "home", ROWS, lambda line: None)
+    with closing(connect(home)) as connection:
+        assert Reader(connection).verify() == []
+        found = Reader(connection).stats()
+        (messages,) = connection.execute("SELECT count(*) FROM message").fetchone()
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        pairs = read_pairs(Reader(connection), "default", held_out=0.2)
+    said = found["feedback"] + found["comparisons"]
+    assert abs(messages + found["runs"] + said - ROWS) < ROWS / 10
+    assert {pair.origin for pair in pairs.pairs} >= {"comparison", "correction"}
+    assert pairs.thumbs
+
+
+def test_conversations_come_in_the_order_of_time() -> None:
+    told = list(large_home.conversations(50, random.Random(0), until=1e9))
+    times = [run.created_at for one in told for run in one.runs]
+    assert times == sorted(times)
+    assert times[0] < 1e9 - 500, "2,000 judgements a night"
+
+
+def test_a_home_is_measured_task_by_task(tmp_path: Path) -> None:
+    home = large_home.make(tmp_path / "home", ROWS, lambda line: None)
+    assert set(record_scale.TASKS) > {"stats", "pairs_of_a_night", "verify_sample"}
+    for name, task in record_scale.TASKS.items():
+        assert task(home) > 0, name
+
+
+def test_a_soak_notes_all_that_was_logged(tmp_path: Path) -> None:
+    report = record_soak.work(tmp_path / "home", threads=2, seconds=0.2)
+    home = Home.open(tmp_path / "home")
+    figures = record_soak.losses(home, [report])
+    assert (figures["lost_runs"], figures["lost_judgements"]) == (0, 0)
+    assert (figures["dropped"], figures["problems"]) == (0, 0)
+    assert figures["runs"] == len(report["ids"]["run"]) > 0
+    report["ids"]["run"].append("never-written")
+    assert record_soak.losses(home, [report])["lost_runs"] == 1
+
+
+def test_the_log_is_measured_beside_raw_sqlite() -> None:
+    figures = record.throughput(1, runs=50) | record.feedback(1, calls=5)
+    assert min(figures.values()) > 0
+    assert record.disk(300, conversations=1, turns=3) > 1
+    assert set(record.time_calls("bare", 20, idle=False)) == {"p50", "p99"}
