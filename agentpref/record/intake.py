@@ -105,6 +105,8 @@ _KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
 
 
 def _check_details(parts: Parts) -> None:
+    if not any((parts.params, parts.token_ids, parts.logprobs, parts.tags, parts.metadata)):
+        return
     for name, wanted in (("params", "a mapping"), ("metadata", "a mapping")):
         given = getattr(parts, name)
         if given is not None and not isinstance(given, dict):

@@ -14,6 +14,7 @@ from contextlib import closing
 
 from agentpref.errors import AgentprefError, HomeError, NotKept, RecordError
 from agentpref.record.database import (
+    BUSY_SECONDS,
     connect,
     require_known_schema,
     transaction,
@@ -49,6 +50,7 @@ class Keeper:
         self._connection: sqlite3.Connection | None = connect(home)
         self._trouble: AgentprefError | None = None
         self._rest_until = 0.0
+        self._patience = BUSY_SECONDS
 
     @property
     def trouble(self) -> AgentprefError | None:
@@ -132,7 +134,7 @@ class Keeper:
         store = Store(connection)
         with transaction(connection):
             require_known_schema(connection, self._home)
-            refused = iter(store.add_runs(runs))
+            refused = iter(store.add_runs(runs) if runs else ())
             outcomes = [
                 next(refused) if isinstance(entry, RunRow) else _judge(store, entry)
                 for entry in entries
@@ -144,8 +146,11 @@ class Keeper:
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
             self._connection = connect(self._home)
+            self._patience = BUSY_SECONDS
         patience = PATIENCE_SECONDS if self._trouble is None else 0.0
-        self._connection.execute(f"PRAGMA busy_timeout = {1000 * patience:.0f}")
+        if patience != self._patience:
+            self._connection.execute(f"PRAGMA busy_timeout = {1000 * patience:.0f}")
+            self._patience = patience
         return self._connection
 
 

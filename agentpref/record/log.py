@@ -82,6 +82,7 @@ class Log:
         self.strict = strict
         intake = Intake(namespace, Pseudonyms.of(self.home), redact)
         self._writer = Writer(self.home, intake, limit=queue_size, limit_bytes=queue_bytes)
+        self._take = self._writer.commit if strict else self._writer.offer
         self._finalizer = weakref.finalize(self, self._writer.close, EXIT_SECONDS)
 
     def record(
@@ -149,8 +150,7 @@ class Log:
                 tags,
                 metadata,
             )
-            take = self._writer.commit if self.strict else self._writer.offer
-            take(Snapshot(name, now / 1e9, body))
+            self._take(Snapshot(name, now / 1e9, body))
         except AgentprefError as error:
             if self.strict:
                 raise
