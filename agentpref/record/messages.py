@@ -27,7 +27,7 @@ ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """The largest message that is kept, as JSON."""
 
-REMEMBERED_BYTES = 8 * 1024 * 1024
+REMEMBERED_BYTES = 1024 * 1024
 """How much text a linker remembers the links of."""
 
 
