@@ -45,8 +45,8 @@ def bare(folder: Path) -> tuple[Trace, Callable[[], object]]:
 
     queue: deque[bytes] = deque(maxlen=100)
 
-    def trace(messages: list[dict[str, Any]], answer: str) -> object:
-        return queue.append(orjson.dumps((messages, answer, "m", "t", "u")))
+    def trace(messages: list[dict[str, Any]], answer: str) -> None:
+        queue.append(orjson.dumps((messages, answer, "m", "t", "u")))
 
     return trace, queue.clear
 
@@ -58,12 +58,12 @@ def langsmith(folder: Path) -> tuple[Trace, Callable[[], object]]:
     logging.getLogger("langsmith").setLevel(logging.CRITICAL)
     client = Client(api_url=NOWHERE, api_key="none", timeout_ms=100)
 
-    def trace(messages: list[dict[str, Any]], answer: str) -> object:
+    def trace(messages: list[dict[str, Any]], answer: str) -> None:
         run, now = uuid.uuid4(), datetime.now(timezone.utc)
-        place = {"trace_id": run, "dotted_order": f"{now:%Y%m%dT%H%M%S%fZ}{run}"}
+        place: dict[str, Any] = {"trace_id": run, "dotted_order": f"{now:%Y%m%dT%H%M%S%fZ}{run}"}
         inputs = {"messages": messages}
         client.create_run("chat", inputs, "llm", id=run, start_time=now, project_name="p", **place)
-        return client.update_run(run, end_time=now, outputs={"content": answer}, **place)
+        client.update_run(run, end_time=now, outputs={"content": answer}, **place)
 
     return trace, lambda: None
 
