@@ -29,7 +29,7 @@ def insert_or_ignore(
     while start < len(rows):
         count = _statement_size(len(rows) - start, MAX_PARAMETERS // len(columns))
         values = tuple(chain.from_iterable(rows[start : start + count]))
-        connection.execute(_statement(table, tuple(columns), count), values)
+        connection.execute(statement(table, tuple(columns), count), values)
         start += count
 
 
@@ -39,6 +39,7 @@ def _statement_size(left: int, most: int) -> int:
 
 
 @functools.lru_cache(maxsize=64)
-def _statement(table: str, columns: tuple[str, ...], count: int) -> str:
+def statement(table: str, columns: tuple[str, ...], count: int = 1) -> str:
+    """Write the statement that inserts so many rows, or ignores those whose key is taken."""
     row = f"({', '.join('?' * len(columns))})"
     return f"INSERT OR IGNORE INTO {table} ({', '.join(columns)}) VALUES {', '.join([row] * count)}"

@@ -44,7 +44,8 @@ class Intake:
         """
         if isinstance(said, Snapshot):
             return self._run(said)
-        said = replace(said, user_id=self._pseudonym(said.user_id))
+        if said.user_id is not None:
+            said = replace(said, user_id=self.pseudonyms.name(said.user_id))
         return said if self.redact is None else _redacted(said, self.redact)
 
     def _run(self, snapshot: Snapshot) -> RunRow:

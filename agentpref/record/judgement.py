@@ -150,6 +150,8 @@ def _words(name: str, text: str | None) -> str | None:
 
 def _json(name: str, value: Any) -> Any:
     """Copy a value through JSON, so that the host may change it, and UTF-8 can hold it."""
+    if value is None:
+        return None
     try:
         return orjson.loads(orjson.dumps(value, default=plain))
     except TypeError as error:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from agentpref.errors import ForgottenUser, InvalidFeedback, RecordError
-from agentpref.record.bulk import insert_or_ignore
+from agentpref.record.bulk import insert_or_ignore, statement
 from agentpref.record.database import transaction
 from agentpref.record.messages import Node, answer
 from agentpref.record.reader import COMPARISON, FEEDBACK, Reader, unknown
@@ -20,6 +20,8 @@ from agentpref.record.rows import RUN_COLUMNS, RunRow, as_json, as_json_or_null,
 from agentpref.types import Comparison, Feedback, Run
 
 _MESSAGE = ("id", "parent", "body")
+_INSERT_FEEDBACK = statement("feedback", FEEDBACK)
+_INSERT_COMPARISON = statement("comparison", COMPARISON)
 
 
 class Store(Reader):
@@ -65,7 +67,7 @@ class Store(Reader):
                 correction = node.id
             value = as_json_or_null(feedback.value)
             row = _row_of(feedback, FEEDBACK, value=value, correction=correction)
-            insert_or_ignore(self._connection, "feedback", FEEDBACK, [row])
+            self._connection.execute(_INSERT_FEEDBACK, row)
 
     def add_comparison(self, comparison: Comparison) -> None:
         """Write a judgement between two runs of one prompt in one namespace.
@@ -85,10 +87,11 @@ class Store(Reader):
                     f"runs {comparison.run_a} and {comparison.run_b} are of different {what}; "
                     "compare two answers to the same messages and tools"
                 )
-            row = _row_of(comparison, COMPARISON)
-            insert_or_ignore(self._connection, "comparison", COMPARISON, [row])
+            self._connection.execute(_INSERT_COMPARISON, _row_of(comparison, COMPARISON))
 
     def _require_remembered(self, said: Feedback | Comparison) -> None:
+        if said.user_id is None:
+            return
         (refusal,) = self._refusals([said])
         if refusal is not None:
             raise refusal

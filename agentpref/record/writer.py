@@ -38,18 +38,28 @@ _PATIENCE_SECONDS = 1.0
 
 
 class _Ticket:
-    """An entry whose caller waits for the outcome; without an entry, it waits for its turn."""
+    """An entry whose caller waits for the outcome; without an entry, it waits for its turn.
 
-    __slots__ = ("done", "error", "said")
+    Who writes it himself has nobody to be woken by, and needs no event.
+    """
 
-    def __init__(self, said: Said | None) -> None:
+    __slots__ = ("_event", "error", "said", "settled")
+
+    def __init__(self, said: Said | None, event: threading.Event | None = None) -> None:
         self.said = said
+        self.settled = False
         self.error: AgentprefError | None = None
-        self.done = threading.Event()
+        self._event = event
 
     def settle(self, error: AgentprefError | None) -> None:
         self.error = error
-        self.done.set()
+        self.settled = True
+        if self._event is not None:
+            self._event.set()
+
+    def wait(self, seconds: float) -> None:
+        assert self._event is not None
+        self._event.wait(seconds)
 
 
 _Queued: TypeAlias = "Snapshot | _Ticket"
@@ -123,8 +133,8 @@ class Writer:
             RecordError: the store refused it, or it could not be kept.
             LogClosed: the writer was closed.
         """
-        ticket = _Ticket(said)
         if self._writing.acquire(blocking=False):
+            ticket = _Ticket(said)
             try:
                 self._submit(ticket)
                 self._write_until(ticket)
@@ -133,6 +143,7 @@ class Writer:
             if self._queue:
                 self._wake.set()
         else:
+            ticket = _Ticket(said, threading.Event())
             self._submit(ticket)
             self._hurry()
         if not self._answered(ticket, None):
@@ -145,7 +156,7 @@ class Writer:
 
         Where the disk cannot take it now, the answer is no, without waiting for a better time.
         """
-        ticket = _Ticket(None)
+        ticket = _Ticket(None, threading.Event())
         self._submit(ticket)
         self._hurry()
         return self._answered(ticket, timeout) and ticket.error is None
@@ -206,12 +217,12 @@ class Writer:
     def _answered(self, ticket: _Ticket, timeout: float | None) -> bool:
         end = None if timeout is None else time.monotonic() + timeout
         thread = self._thread
-        while not ticket.done.is_set() and thread is not None and thread.is_alive():
+        while not ticket.settled and thread is not None and thread.is_alive():
             left = _PATIENCE_SECONDS if end is None else end - time.monotonic()
             if left <= 0:
                 return False
-            ticket.done.wait(min(left, _PATIENCE_SECONDS))
-        return ticket.done.is_set()
+            ticket.wait(min(left, _PATIENCE_SECONDS))
+        return ticket.settled
 
     def _main(self) -> None:
         try:
@@ -242,7 +253,7 @@ class Writer:
             self._wake.set()
 
     def _write_until(self, ticket: _Ticket) -> None:
-        while not ticket.done.is_set():
+        while not ticket.settled:
             self._write(self._take())
 
     def _take(self) -> list[_Queued]:
@@ -339,7 +350,7 @@ def _size(queued: _Queued) -> int:
 def _answer(waiting: Iterable[_Queued], error: AgentprefError | None) -> None:
     """Answer those who have no answer yet."""
     for queued in waiting:
-        if isinstance(queued, _Ticket) and not queued.done.is_set():
+        if isinstance(queued, _Ticket) and not queued.settled:
             queued.settle(error)
 
 
