@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from agentpref.record.tally_schema import counted
+
 
 class Invariant(NamedTuple):
     """What is wrong with a row of a table where ``broken`` is true of it and what it ``joins``."""
@@ -76,7 +78,11 @@ def _served(table: str, role: str) -> Invariant:
     )
 
 
-_COUNTED = "run.rowid <= coalesce((SELECT run.rowid FROM counted JOIN run ON run.run_id = last), 0)"
+def _is_counted(table: str) -> str:
+    return f"{table}.rowid <= {counted(table)}"
+
+
+_SAID_OF_RUNS = f"FROM run CROSS JOIN feedback USING (run_id) WHERE {_is_counted('feedback')}"
 
 INVARIANTS = (
     Invariant(
@@ -208,12 +214,13 @@ INVARIANTS = (
         "its counts are not those of the rows",
         "tally.namespace <> '' AND ("
         + _miscounted(
-            runs=f"count(*) FROM run WHERE {_COUNTED}",
-            threads=f"count(DISTINCT thread_id) FROM run WHERE {_COUNTED}",
-            users=f"count(DISTINCT user_id) FROM run WHERE {_COUNTED}",
-            feedback="count(*) FROM run CROSS JOIN feedback USING (run_id) WHERE true",
-            corrections="count(correction) FROM run CROSS JOIN feedback USING (run_id) WHERE true",
-            comparisons="count(*) FROM run CROSS JOIN comparison ON run_a = run.run_id WHERE true",
+            runs=f"count(*) FROM run WHERE {_is_counted('run')}",
+            threads=f"count(DISTINCT thread_id) FROM run WHERE {_is_counted('run')}",
+            users=f"count(DISTINCT user_id) FROM run WHERE {_is_counted('run')}",
+            feedback=f"count(*) {_SAID_OF_RUNS}",
+            corrections=f"count(correction) {_SAID_OF_RUNS}",
+            comparisons="count(*) FROM run CROSS JOIN comparison ON run_a = run.run_id"
+            f" WHERE {_is_counted('comparison')}",
         )
         + ")",
     ),

@@ -38,21 +38,8 @@ def _select(table: str, columns: Iterable[str]) -> str:
 def _select_said(table: str, columns: Iterable[str], run: str, since: float | None) -> str:
     """Select the rows that hang on judged runs, from these: a namespace has far more others."""
     names = ", ".join(f"{table}.{name}" for name in columns)
-    judged = _JUDGED if since is None else _JUDGED_SINCE
+    judged = tallies.JUDGED if since is None else tallies.JUDGED_SINCE
     return f"SELECT {names} FROM ({judged}) AS judged CROSS JOIN {table} ON {run} = judged.run_id"
-
-
-_JUDGED = "SELECT run_id FROM judged WHERE namespace = :namespace"
-_JUDGED_SINCE = """
-SELECT judged.run_id FROM (
-    SELECT prompt FROM feedback CROSS JOIN run USING (run_id)
-    WHERE feedback.created_at >= :since AND namespace = :namespace
-    UNION
-    SELECT prompt FROM comparison CROSS JOIN run ON run_id = run_a
-    WHERE comparison.created_at >= :since AND namespace = :namespace
-) AS spoken CROSS JOIN judged
-ON judged.namespace = :namespace AND judged.prompt = spoken.prompt
-"""
 
 
 class Reader:

@@ -1,8 +1,9 @@
 """What a home holds, counted without reading it all.
 
-Runs are counted many at a time, behind their writing: :func:`catch_up` counts those that are not
+Rows are counted many at a time, behind their writing: :func:`catch_up` counts those that are not
 counted yet, and the readers here add them, so that their answers are right at any time and only
-sooner where somebody caught up. All else the database counts by itself (see the step ``tallies``).
+sooner where somebody caught up. What goes, the database takes off by itself (see the step
+``tallies``).
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import sqlite3
 from typing import Any, NamedTuple
 
 from agentpref.record.database import transaction
+from agentpref.record.tally_schema import additions, counted
 
 LAG = 2_000
-"""Runs that a busy writer lets wait before it counts them: they cost a reader 3 ms."""
+"""Rows that a busy writer lets wait before it counts them: they cost a reader some milliseconds."""
 
 AT_ONCE = 20_000
-"""Runs that are counted in one transaction at most: some 50 ms of work."""
+"""Rows of a table that are counted in one transaction at most: some 50 ms of work."""
 
 
 class Scale(NamedTuple):
@@ -32,19 +34,24 @@ class Scale(NamedTuple):
 
 
 def catch_up(connection: sqlite3.Connection, *, lag: int = 1, limit: int = AT_ONCE) -> bool:
-    """Count the oldest runs that are not counted, ``limit`` at most; say whether any is left.
+    """Count the oldest rows that are not counted, ``limit`` of a table at most; is any left?
 
     Where fewer than ``lag`` wait (or seem to: removed ones may be taken for waiting), nothing is
-    done, which costs 10 µs.
+    done, which costs some microseconds.
     """
     with transaction(connection):
-        newest, counted = connection.execute(_ENDS).fetchone()
-        if newest - counted < lag:
-            return False
-        upto, last = connection.execute(_LAST_OF, {"limit": limit}).fetchone()
-        for statement in _COUNT:
-            connection.execute(statement, {"upto": upto})
-        connection.execute("UPDATE counted SET last = ?", (last,))
+        left = [_count(connection, table, lag, limit) for table in _ADDITIONS]
+    return any(left)
+
+
+def _count(connection: sqlite3.Connection, table: str, lag: int, limit: int) -> bool:
+    newest, since = connection.execute(_ENDS[table]).fetchone()
+    if newest - since < lag:
+        return False
+    upto, last = connection.execute(_LAST_OF[table], {"since": since, "limit": limit}).fetchone()
+    for statement in _ADDITIONS[table]:
+        connection.execute(statement, {"since": since, "upto": upto})
+    connection.execute("UPDATE counted SET last = ? WHERE what = ?", (last, table))
     return bool(upto < newest)
 
 
@@ -62,43 +69,73 @@ def stats(connection: sqlite3.Connection, namespace: str | None) -> dict[str, An
 
 
 def scales(connection: sqlite3.Connection, namespace: str) -> list[Scale]:
-    """Say what the scores look like that the runs of a namespace were given."""
-    query = f"SELECT {', '.join(Scale._fields)} FROM scale WHERE namespace = ? AND scores > 0"
-    return [Scale(*row) for row in connection.execute(query, (namespace,))]
+    """Say what the scores look like that the runs of a namespace were given, in any order."""
+    return [Scale(*row) for row in connection.execute(_SCALES, {"namespace": namespace})]
 
 
-_COUNTED = "coalesce((SELECT run.rowid FROM counted JOIN run ON run_id = last), 0)"
-_NEW = f"FROM run NOT INDEXED WHERE rowid > {_COUNTED}"
+_ADDITIONS = additions("{table}.rowid > :since AND {table}.rowid <= :upto")
 
-_ENDS = f"SELECT coalesce((SELECT max(rowid) FROM run), 0), {_COUNTED}"
-_LAST_OF = f"""
-SELECT * FROM (SELECT rowid AS number, run_id {_NEW} ORDER BY rowid LIMIT :limit)
-ORDER BY number DESC LIMIT 1
-"""
+_ENDS = {
+    table: f"SELECT coalesce((SELECT max(rowid) FROM {table}), 0), {counted(table)}"
+    for table in _ADDITIONS
+}
 
-
-def _members(table: str, key: str) -> str:
-    return f"""
-    INSERT INTO {table} ({key}, namespace, runs)
-    SELECT {key}, namespace, count(*) {_NEW} AND rowid <= :upto AND {key} IS NOT NULL
-    GROUP BY {key}, namespace
-    ON CONFLICT ({key}, namespace) DO UPDATE SET runs = runs + excluded.runs
+_LAST_OF = {
+    table: f"""
+    SELECT * FROM (
+        SELECT rowid AS number, {table}_id FROM {table} WHERE rowid > :since
+        ORDER BY rowid LIMIT :limit)
+    ORDER BY number DESC LIMIT 1
     """
+    for table in _ADDITIONS
+}
 
-
-_COUNT = (
-    f"""
-    INSERT INTO tally (namespace, runs)
-    SELECT namespace, count(*) {_NEW} AND rowid <= :upto GROUP BY namespace
-    ON CONFLICT (namespace) DO UPDATE SET runs = runs + excluded.runs
-    """,
-    _members("thread", "thread_id"),
-    _members("asker", "user_id"),
-)
+_NEW_RUNS = f"FROM run NOT INDEXED WHERE rowid > {counted('run')}"
+_NEW_FEEDBACK = f"""FROM feedback NOT INDEXED CROSS JOIN run ON run.run_id = feedback.run_id
+WHERE feedback.rowid > {counted("feedback")}"""
+_NEW_COMPARISONS = f"""FROM comparison NOT INDEXED CROSS JOIN run ON run.run_id IN ({{runs}})
+WHERE comparison.rowid > {counted("comparison")}"""
 
 _NAMESPACES = f"""
-SELECT namespace FROM tally WHERE runs > 0 UNION SELECT namespace {_NEW} ORDER BY namespace
+SELECT namespace FROM tally WHERE runs > 0 UNION SELECT namespace {_NEW_RUNS} ORDER BY namespace
 """
+
+_SCALES = f"""
+SELECT key, source, sum(scores), sum(negative), sum(beyond) FROM (
+    SELECT key, source, scores, negative, beyond FROM scale WHERE namespace = :namespace
+    UNION ALL
+    SELECT key, source, 1, score < 0, abs(score) > 1 {_NEW_FEEDBACK}
+    AND namespace = :namespace AND score IS NOT NULL AND correction IS NULL)
+GROUP BY key, source HAVING sum(scores) > 0
+"""
+
+_NEW_JUDGED = f"""
+SELECT prompt, run.run_id {_NEW_FEEDBACK} AND namespace = :namespace
+UNION
+SELECT prompt, run.run_id {_NEW_COMPARISONS.format(runs="run_a, run_b")}
+AND namespace = :namespace
+"""
+
+JUDGED = f"""
+SELECT run_id FROM judged WHERE namespace = :namespace
+UNION SELECT run_id FROM ({_NEW_JUDGED})
+"""
+"""The ids of the runs of ``:namespace`` that something was said of."""
+
+_SPOKEN_OF = """
+SELECT prompt FROM feedback CROSS JOIN run USING (run_id)
+WHERE feedback.created_at >= :since AND namespace = :namespace
+UNION
+SELECT prompt FROM comparison CROSS JOIN run ON run_id = run_a
+WHERE comparison.created_at >= :since AND namespace = :namespace
+"""
+
+JUDGED_SINCE = f"""
+SELECT judged.run_id FROM ({_SPOKEN_OF}) AS spoken CROSS JOIN judged
+ON judged.namespace = :namespace AND judged.prompt = spoken.prompt
+UNION SELECT run_id FROM ({_NEW_JUDGED}) WHERE prompt IN ({_SPOKEN_OF})
+"""
+"""Those among them whose prompts something was said of at ``:since`` or later."""
 
 
 def _statement(*, whole: bool) -> str:
@@ -106,13 +143,12 @@ def _statement(*, whole: bool) -> str:
     this = "true" if whole else "namespace = :namespace"
     known = "true" if whole else "known.namespace = :namespace"
 
-    def members(table: str, key: str, count: str) -> str:
-        return f"""(SELECT coalesce(sum({count}), 0) FROM tally WHERE {this})
-        + (SELECT count(DISTINCT {key}) FROM new WHERE NOT EXISTS (
-            SELECT 1 FROM {table} AS known WHERE known.{key} = new.{key} AND {known}))"""
-
     def total(count: str) -> str:
         return f"(SELECT coalesce(sum({count}), 0) FROM tally WHERE {this})"
+
+    def members(table: str, key: str, count: str) -> str:
+        return f"""{total(count)} + (SELECT count(DISTINCT {key}) FROM new WHERE NOT EXISTS (
+            SELECT 1 FROM {table} AS known WHERE known.{key} = new.{key} AND {known}))"""
 
     def extreme(function: str) -> str:
         return f"""(SELECT {function}((
@@ -120,15 +156,18 @@ def _statement(*, whole: bool) -> str:
             FROM name)"""
 
     return f"""
-    WITH new AS (SELECT namespace, thread_id, user_id {_NEW} AND {this}),
+    WITH new AS (SELECT namespace, thread_id, user_id {_NEW_RUNS} AND {this}),
+    said AS (SELECT count(*) AS feedback, count(correction) AS corrections
+        {_NEW_FEEDBACK} AND {this}),
     name AS (
         SELECT namespace FROM tally WHERE runs > 0 AND {this} UNION SELECT namespace FROM new)
     SELECT {total("runs")} + (SELECT count(*) FROM new) AS runs,
         {members("thread", "thread_id", "threads")} AS threads,
         {members("asker", "user_id", "users")} AS users,
-        {total("feedback")} AS feedback,
-        {total("corrections")} AS corrections,
-        {total("comparisons")} AS comparisons,
+        {total("feedback")} + (SELECT feedback FROM said) AS feedback,
+        {total("corrections")} + (SELECT corrections FROM said) AS corrections,
+        {total("comparisons")}
+            + (SELECT count(*) {_NEW_COMPARISONS.format(runs="run_a")} AND {this}) AS comparisons,
         {extreme("min")} AS first_at,
         {extreme("max")} AS last_at
     """

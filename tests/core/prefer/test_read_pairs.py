@@ -19,6 +19,7 @@ from agentpref.record.home import Home
 from agentpref.record.messages import prompt_of
 from agentpref.record.reader import Reader
 from agentpref.record.store import Store
+from agentpref.record.tallies import catch_up
 from agentpref.types import Comparison, Feedback, Prompt, Run
 
 PROMPTS = tuple(prompt_of([{"role": "user", "content": f"question {n}"}]) for n in range(3))
@@ -75,6 +76,7 @@ def connection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Con
     st.lists(FEEDBACK, max_size=12, unique_by=lambda row: row.feedback_id),
     st.lists(COMPARISONS, max_size=8, unique_by=lambda row: row.comparison_id),
     TIMES,
+    st.integers(0, 12),
 )
 @settings(deadline=None)
 def test_a_night_s_pairs_are_those_of_all_whose_prompts_were_spoken_of(
@@ -82,7 +84,9 @@ def test_a_night_s_pairs_are_those_of_all_whose_prompts_were_spoken_of(
     feedback: list[Feedback],
     comparisons: list[Comparison],
     since: float,
+    counted: int,
 ) -> None:
+    """Also where some of what was said is counted already and some is not."""
     spoken_of = {PROMPT_OF[row.run_id].id for row in feedback if row.created_at >= since}
     spoken_of |= {PROMPT_OF[row.run_a].id for row in comparisons if row.created_at >= since}
     old = [row for row in feedback if PROMPT_OF[row.run_id].id not in spoken_of]
@@ -91,6 +95,8 @@ def test_a_night_s_pairs_are_those_of_all_whose_prompts_were_spoken_of(
     try:
         store = Store(connection)
         _store(store, feedback, comparisons)
+        if counted:
+            catch_up(connection, limit=counted)
         whole = read_pairs(store, "default", held_out=0.5)
         night = read_pairs(store, "default", held_out=0.5, since=since)
         scales = store.scales("default")

@@ -66,7 +66,8 @@ def rescaled(connection: sqlite3.Connection, space: str) -> list[Scale]:
 
 
 def judged(connection: sqlite3.Connection) -> set[str]:
-    return {run_id for (run_id,) in connection.execute("SELECT run_id FROM judged")}
+    store = Store(connection)
+    return {run.run_id for space in SPACES for run in store.judged_runs(space)}
 
 
 def add_run(connection: sqlite3.Connection, given: tuple[int, str, Any, Any]) -> None:
@@ -214,6 +215,7 @@ def test_nothing_of_somebody_who_is_gone_stays_in_the_counts(
     connection: sqlite3.Connection,
 ) -> None:
     add_run(connection, (1, "a", "their-thread", "their-name"))
+    add_feedback(connection, (1, "thumbs", 1.0, "human", False))
     catch_up(connection)
     delete_runs(connection, [1])
     for table in ("thread", "asker", "judged"):
@@ -229,5 +231,6 @@ def test_feedback_that_is_changed_is_counted_anew(
 ) -> None:
     add_run(connection, (1, "a", None, None))
     add_feedback(connection, (1, "thumbs", 1.0, "human", False))
+    catch_up(connection)
     connection.execute(f"UPDATE feedback SET {column} = ?", (value,))
     assert_true_counts(connection)
