@@ -44,6 +44,7 @@ from agentpref.record.messages import plain
 from agentpref.record.pseudonyms import Pseudonyms
 from agentpref.record.redaction import Redact
 from agentpref.record.store import Store
+from agentpref.record.tallies import LAG, catch_up
 from agentpref.types import Comparison, Pair, Source, Thumb
 
 BATCH_ROWS = 1000
@@ -132,6 +133,7 @@ def import_file(
         for batch in _batches(entries):
             with transaction(connection):
                 counts.update(_add(batch, connection))
+                catch_up(connection, lag=LAG)
             if on_progress is not None:
                 on_progress(_progress(counts, meter))
     if not counts:

@@ -29,6 +29,7 @@ from agentpref.record.foreign import Foreign
 from agentpref.record.home import Home
 from agentpref.record.reader import COMPARISON, FEEDBACK
 from agentpref.record.rows import RUN_COLUMNS
+from agentpref.record.tallies import LAG, catch_up
 
 BATCH = 2_000
 """Rows of one table that are written in one transaction at most."""
@@ -110,6 +111,7 @@ class Merger:
             with transaction(self._target):
                 require_known_schema(self._target, self._home)
                 add(self._fresh(kind, counts, rows))
+                catch_up(self._target, lag=LAG)
 
     def _batches(self, kind: _Kind) -> Iterator[Rows]:
         """Read a table in the order in which it was written."""
