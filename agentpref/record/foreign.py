@@ -44,11 +44,11 @@ def opened(home: Home) -> Iterator[Foreign]:
     """Open a home for reading.
 
     Raises:
-        CorruptHome: its database or its spill is not what a log wrote.
+        CorruptHome: its database is not what a log wrote.
         NewerHome: a later agentpref has changed it beyond what this one knows.
         NotKept: it cannot be opened.
     """
-    _drain(home)
+    drain(home)
     with _blamed(home):
         connection = connect(home, readonly=True)
     with closing(connection):
@@ -57,16 +57,6 @@ def opened(home: Home) -> Iterator[Foreign]:
         foreign = Foreign(home, connection)
         _require_tables(foreign)
         yield foreign
-
-
-def _drain(home: Home) -> None:
-    """A line that hashes right may still hold what no log writes: a hash is no signature."""
-    try:
-        drain(home)
-    except (LookupError, TypeError, ValueError, sqlite3.IntegrityError) as error:
-        raise CorruptHome(
-            f"{home.spill} holds an entry that no log wrote ({error}); move the file away"
-        ) from error
 
 
 @contextmanager
