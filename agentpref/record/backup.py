@@ -19,7 +19,7 @@ from typing import TypeAlias
 
 from agentpref.errors import AgentprefError, ConfigError, NotKept
 from agentpref.record.database import connect, translated
-from agentpref.record.home import Home, StrPath
+from agentpref.record.home import Home, StrPath, sync
 from agentpref.record.ids import new_id
 from agentpref.record.keeper import drain
 
@@ -133,7 +133,7 @@ def _copy_database(source: Home, draft: Home, tell: Progress) -> list[str]:
             )
     part.chmod(_mode(source.database))
     part.rename(draft.database)
-    _sync(draft.database)
+    sync(draft.database)
     return revisions
 
 
@@ -147,7 +147,7 @@ def _copy_adapters(
         tell("adapters", done, len(present))
         _copy_folder(source.adapters / name, draft.adapters / name)
     tell("adapters", len(present), len(present))
-    _sync(draft.adapters)
+    sync(draft.adapters)
     return tuple(name for name in revisions if name not in there)
 
 
@@ -164,7 +164,7 @@ def _copy_folder(folder: Path, copy: Path) -> None:
     for file in folder.iterdir():
         if file.is_file() and not file.is_symlink():
             _copy_file(file, copy / file.name)
-    _sync(copy)
+    sync(copy)
 
 
 def _copy_file(file: Path, copy: Path) -> None:
@@ -182,17 +182,9 @@ def _mode(path: Path) -> int:
 
 def _give_name(draft: Home, place: Path) -> None:
     """Put the copy in its place; where something came there meanwhile, that stays."""
-    _sync(draft.path)
+    sync(draft.path)
     draft.path.rename(place)
-    _sync(place.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(place.parent)
 
 
 def _tell_nobody(stage: str, done: int, total: int) -> None:

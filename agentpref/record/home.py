@@ -113,6 +113,15 @@ class Home:
         return cls(Path(file).parent)
 
 
+def sync(path: Path) -> None:
+    """Make durable what a file holds, or which files are in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _require_empty(folder: Path) -> None:
     found = {item.name for item in folder.iterdir()}
     if found and DATABASE not in found:  # else another process was making it a home just now

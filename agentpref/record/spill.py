@@ -20,7 +20,7 @@ from typing import IO, Any, NamedTuple, TypeAlias
 import orjson
 
 from agentpref.errors import AgentprefError, ForgottenUser, NotKept, RecordError
-from agentpref.record.home import Home
+from agentpref.record.home import Home, sync
 from agentpref.record.intake import Entry
 from agentpref.record.messages import plain
 from agentpref.record.rows import RunRow, relinked
@@ -153,7 +153,7 @@ def _append(path: Path, lines: bytes) -> None:
             file.truncate(end)
             raise
     if is_new:
-        _sync_folder(path.parent)
+        sync(path.parent)
 
 
 def _ends_a_line(file: IO[bytes], end: int) -> bool:
@@ -168,14 +168,6 @@ def _write_all(file: IO[bytes], data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[file.write(view) :]
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _hash(body: bytes) -> bytes:

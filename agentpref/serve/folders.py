@@ -42,15 +42,6 @@ def write(target: Path, data: bytes) -> None:
         _seal(writer.fileno())
 
 
-def sync(folder: Path) -> None:
-    """Make durable which files are in a folder."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def clean(adapters: Path, known: Container[str]) -> None:
     """Remove what crashed publishers left. Call it while no other can name a folder."""
     for folder in adapters.iterdir():

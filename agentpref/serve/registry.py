@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from agentpref.errors import GenerationConflict, InvalidAdapter, RevisionError, UnknownRevision
 from agentpref.record.database import connect, transaction, translated
-from agentpref.record.home import Home
+from agentpref.record.home import Home, sync
 from agentpref.record.lineage import last_clean
 from agentpref.serve import folders
 from agentpref.serve import manifest as manifests
@@ -163,7 +163,7 @@ class Registry:
                 watermark=watermark,
             )
             folders.write(temporary / manifests.MANIFEST_FILE, manifests.encode(manifest))
-            folders.sync(temporary)
+            sync(temporary)
             return self._name(temporary, manifest)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -293,7 +293,7 @@ class Registry:
             (seq,) = connection.execute("SELECT COALESCE(MAX(seq), 0) + 1 FROM revision").fetchone()
             name = manifests.revision_id(seq, manifest["files"])
             temporary.rename(self.home.adapters / name)
-            folders.sync(self.home.adapters)
+            sync(self.home.adapters)
             connection.execute(
                 "INSERT INTO revision (revision_id, namespace, seq, parent, created_at, manifest,"
                 " tainted_at) VALUES (?, ?, ?, ?, ?, ?,"
