@@ -157,11 +157,6 @@ def answer(prompt_id: str, output: Message) -> Node:
     return Linker().child(prompt_id, output, "the output")
 
 
-def child_id(prompt_id: str, message: Message) -> str:
-    """Say what a message that follows a prompt is called."""
-    return Linker().child(prompt_id, message).id
-
-
 def prompt_of(messages: Sequence[Message], tools: Sequence[Tool] = ()) -> Prompt:
     """Make a prompt, with its content address, of messages and the tools that were offered."""
     return Prompt(chain(messages, tools)[1], tuple(messages), tuple(tools))

@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agentpref_cli import options
+from agentpref_cli import moments, options
 from agentpref_cli.terminal import GOOD, WARN, answer, cell, progress, say
 
 if TYPE_CHECKING:
     from agentpref_cli.terminal import Report
-
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
 def forget(
@@ -84,15 +82,14 @@ def _confirm(question: str, yes: bool) -> None:
         raise typer.Exit(1)
 
 
-def _seconds(age: str) -> float:
-    number, unit = age[:-1], age[-1:]
-    try:
-        return float(number) * _SECONDS[unit]
-    except (KeyError, ValueError) as error:
+def _seconds(text: str) -> float:
+    seconds = moments.age(text)
+    if seconds is None:
         raise typer.BadParameter(
-            f"{age!r} is no age; give a number and one of s, m, h, d, w, such as 90d",
+            f"{text!r} is no age; give a number and one of s, m, h, d, w, such as 90d",
             param_hint="--older-than",
-        ) from error
+        )
+    return seconds
 
 
 _COUNTED = ("runs", "feedback", "comparisons", "messages")

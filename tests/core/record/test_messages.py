@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from agentpref.errors import InvalidMessage
 from agentpref.record.messages import (
+    Linker,
     Node,
     canonical,
     chain,
     check_messages,
-    child_id,
     node_id,
     prompt_of,
 )
@@ -65,7 +65,7 @@ def test_a_conversation_that_goes_on_keeps_its_nodes(messages: list[Any], reply:
     before, prompt_id = chain(messages)
     after, longer_id = chain([*messages, reply])
     assert after[:-1] == before
-    assert longer_id == child_id(prompt_id, reply)
+    assert longer_id == Linker().child(prompt_id, reply).id
 
 
 @given(JSON)
