@@ -20,7 +20,8 @@ from agentpref.learn.base import BaseModel
 from agentpref.learn.cache import LogpCache
 from agentpref.learn.encode import EncodedPair
 from agentpref.learn.logps import PairLogps
-from agentpref.learn.trainer import TrainingReport, TrainingRow
+from agentpref.learn.objective import TrainingRow
+from agentpref.learn.trainer import Observer, TrainingReport
 from agentpref.types import Pair
 
 if TYPE_CHECKING:
@@ -107,7 +108,9 @@ class Learner:
                 progress=lambda done: self._progress(f"score {policy}", done, len(rows)),
             )
 
-    def fit(self, rows: Sequence[EncodedPair], *, new: int) -> TrainingReport:
+    def fit(
+        self, rows: Sequence[EncodedPair], *, new: int, observe: Observer | None = None
+    ) -> TrainingReport:
         """Train the candidate on ``rows``, of which ``new`` are tonight's."""
         references = self.score("base", rows)
         return trainer.train(
@@ -118,6 +121,7 @@ class Learner:
             config=self.config,
             epochs=self.config.epochs or trainer.epochs_for(new),
             progress=lambda done, total: self._progress("train", done, total),
+            observe=observe,
         )
 
     def save(self, folder: Path) -> None:

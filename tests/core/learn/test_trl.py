@@ -9,7 +9,7 @@ from agentpref.config import KLSettings, LoraSettings, LossSettings
 from agentpref.learn import adapter
 from agentpref.learn.base import load_base
 from agentpref.learn.batch import plain, shared
-from agentpref.learn.trainer import Step, TrainingRow
+from agentpref.learn.objective import Objective, TrainingRow
 
 
 def randomise(model):
@@ -80,11 +80,11 @@ def theirs(random_base, tmp_path, ours):
 @pytest.mark.parametrize("layout", [plain, shared])
 def test_loss_and_gradients_equal_trl(ours, theirs, layout):
     learner, rows = ours
-    step = Step(
+    objective = Objective(
         learner._model, layout, learner.pad, LossSettings(beta=0.3, nll=0.0), KLSettings(weight=0.0)
     )
     with adapter.policy(learner._model, "candidate"):
-        loss, _ = step([row._replace(encoded=_certain(row.encoded)) for row in rows])
+        found = objective([row._replace(encoded=_certain(row.encoded)) for row in rows])
 
     batch = theirs.data_collator(
         [
@@ -99,7 +99,7 @@ def test_loss_and_gradients_equal_trl(ours, theirs, layout):
     expected = theirs.compute_loss(theirs.model, batch)
     expected.backward()
 
-    assert loss == pytest.approx(float(expected.detach()), abs=1e-5)
+    assert found.loss == pytest.approx(float(expected.detach()), abs=1e-5)
     mine, other = lora_gradients(learner._model), lora_gradients(theirs.model)
     assert mine.keys() == other.keys()
     for name in mine:
