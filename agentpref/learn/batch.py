@@ -1,136 +1,144 @@
-"""Pairs laid out as tensors, in one of two ways that give the same log-probs.
+"""Rows laid out as tensors, in one of two ways that give the same log-probs.
 
-*Plain*: two rows a pair, prompt+chosen and prompt+rejected. *Shared*: one row a pair, the prompt
-once and both completions after it, with an attention mask that hides each from the other and
-position ids that start both where the prompt ends. Prompts are padded on the left and completions
-on the right, so that completions stand in the same columns and logits are needed only there.
-Knows nothing of models, losses or labels.
+A row is a prompt and two completions of it. *Plain*: two sequences a row, the prompt before each.
+*Shared*: one sequence a row, ``[prompt | first | second]``, each part padded on the right, with
+position ids that start both completions where the prompt ends; who may look at whom is the business
+of ``ops.attention``. Either way only the places that predict a completion token are named: nothing
+is computed for padding behind the last layer. Knows nothing of models, losses or labels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from agentpref.learn.encode import EncodedPair, Ids
+from agentpref.learn.encode import Encoded, Ids
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, device
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Input of a forward pass, and where in its logits each completion token is predicted.
+    """Input of a forward pass, and where in its output each completion token is predicted.
 
-    ``ids``, ``positions``: ``[rows, T]``. ``mask``: true where a token may be looked at,
-    ``[rows, T]`` (causal besides) or ``[rows, 1, T, T]``.
-    ``keep``: how many trailing positions need logits. ``at``, ``targets``, ``real``:
-    ``[2·pairs, C]``: index into the kept logits of the row in ``row``, the token to predict there,
-    and whether it is a real token or padding. The first half are the chosen answers.
+    ``ids``, ``positions``: ``[sequences, T]``. ``mask``: true where there is a token, ``[sequences,
+    T]``, or for shared rows where there is a prompt token, ``[sequences, 1, 1, P]``. ``where``,
+    ``targets``, ``owner``: ``[N]``, one for each completion token: its place in the flattened
+    output, itself, and the completion that it belongs to. ``completions``: how many there are, two
+    a row; the first half are the rows' first ones.
     """
 
     ids: Tensor
     mask: Tensor
     positions: Tensor
-    keep: int
-    row: Tensor
-    at: Tensor
+    where: Tensor
     targets: Tensor
-    real: Tensor
+    owner: Tensor
+    completions: int
+
+    def sums(self, per_token: Tensor) -> Tensor:
+        """Add up what was found for each token: ``[N]`` to ``[completions]``."""
+        return per_token.new_zeros(self.completions).index_add(0, self.owner, per_token)
+
+    def means(self, per_token: Tensor) -> Tensor:
+        """Average what was found for each token: ``[N]`` to ``[completions]``."""
+        import torch
+
+        return self.sums(per_token) / self.sums(torch.ones_like(per_token))
+
+    def to(self, place: device) -> Batch:
+        """The batch on another device."""
+        moved = {field.name: getattr(self, field.name).to(place) for field in fields(self)[:-1]}
+        return Batch(**moved, completions=self.completions)
 
 
-Layout = Callable[[Sequence[EncodedPair], int], Batch]
+Layout = Callable[[Sequence[Encoded], int], Batch]
 
 
-def plain(rows: Sequence[EncodedPair], pad: int) -> Batch:
-    """Lay pairs out as two rows each; works with every causal model."""
+def plain(rows: Sequence[Encoded], pad: int) -> Batch:
+    """Lay rows out as two sequences each; works with every causal model."""
     import torch
 
-    prompts = _left([r.prompt for r in rows] * 2)
-    targets, real = _completions(rows, pad)
-    present = torch.cat([prompts != -1, real], 1)
-    width = targets.shape[1]
+    sides = [(row.prompt, row.completions[half]) for half in (0, 1) for row in rows]
+    ids, mask = _padded([prompt + completion for prompt, completion in sides], pad)
+    width = ids.shape[1]
+    places = [
+        index * width + len(prompt) - 1 + at
+        for index, (prompt, completion) in enumerate(sides)
+        for at in range(len(completion))
+    ]
     return Batch(
-        ids=torch.cat([prompts.masked_fill(prompts == -1, pad), targets], 1),
-        mask=present,
-        positions=(present.cumsum(1) - 1).clamp(min=0),
-        keep=width + 1,
-        row=torch.arange(len(targets)),
-        at=torch.arange(width).expand_as(targets),
-        targets=targets,
-        real=real,
+        ids=ids,
+        mask=mask,
+        positions=torch.arange(width).expand_as(ids),
+        where=torch.tensor(places),
+        **_targets([completion for _, completion in sides]),
     )
 
 
-def shared(rows: Sequence[EncodedPair], pad: int) -> Batch:
-    """Lay pairs out as one row each, the prompt encoded once; the model must take 4-D masks."""
+def shared(rows: Sequence[Encoded], pad: int) -> Batch:
+    """Lay rows out as one sequence each; the model must take ``ops.attention``."""
     import torch
 
-    n = len(rows)
-    prompts = _left([r.prompt for r in rows])
-    targets, real = _completions(rows, pad)
-    width = targets.shape[1]
-    ends = (prompts != -1).sum(1, keepdim=True)
-    columns = torch.arange(width)
-    positions = torch.cat([(prompts != -1).cumsum(1).sub(1).clamp(min=0), *[ends + columns] * 2], 1)
-    first = torch.zeros(1, dtype=torch.long)
+    prompts, mask = _padded([row.prompt for row in rows], pad)
+    sides = [row.completions[half] for half in (0, 1) for row in rows]
+    completions, _ = _padded(sides, pad)
+    first, second = completions.chunk(2)
+    ends = torch.tensor([[len(row.prompt)] for row in rows])
+    after = ends + torch.arange(completions.shape[1])
     return Batch(
-        ids=torch.cat([prompts.masked_fill(prompts == -1, pad), targets[:n], targets[n:]], 1),
-        mask=_apart(prompts != -1, real[:n], real[n:]),
-        positions=positions,
-        keep=2 * width + 1,
-        row=torch.arange(n).repeat(2),
-        at=torch.cat(
-            [columns.expand(n, -1), torch.cat([first, columns[1:] + width]).expand(n, -1)]
-        ),
-        targets=targets,
-        real=real,
+        ids=torch.cat([prompts, first, second], 1),
+        mask=mask[:, None, None],
+        positions=torch.cat([torch.arange(prompts.shape[1]).expand_as(prompts), after, after], 1),
+        where=torch.tensor(list(_forked(rows, prompts.shape[1], completions.shape[1]))),
+        **_targets(sides),
     )
 
 
-def chunks(rows: Sequence[EncodedPair], budget: int) -> Iterator[list[EncodedPair]]:
-    """Cut rows, in order, into runs whose padded width stays within ``budget`` tokens."""
-    run: list[EncodedPair] = []
+def chunks(rows: Sequence[T], cost: Callable[[T], int], budget: int) -> Iterator[list[T]]:
+    """Cut rows, in order, into runs whose padded cost stays within ``budget`` tokens."""
+    run: list[T] = []
     widest = 0
     for row in rows:
-        widest = max(widest, row.width)
+        widest = max(widest, cost(row))
         if run and widest * (len(run) + 1) > budget:
             yield run
-            run, widest = [], row.width
+            run, widest = [], cost(row)
         run.append(row)
     if run:
         yield run
 
 
-def _left(prompts: Sequence[Ids]) -> Tensor:
-    """Prompts padded on the left with −1, which no vocabulary has."""
+def _forked(rows: Sequence[Encoded], prompt: int, completion: int) -> Iterator[int]:
+    """Where each completion token is predicted: the first at the prompt's end, others before it."""
+    width = prompt + 2 * completion
+    for half in (0, 1):
+        for index, row in enumerate(rows):
+            start = index * width + prompt + half * completion
+            yield index * width + len(row.prompt) - 1
+            yield from range(start, start + len(row.completions[half]) - 1)
+
+
+def _targets(completions: Sequence[Ids]) -> dict[str, Any]:
     import torch
 
-    width = max(map(len, prompts))
-    return torch.tensor([[-1] * (width - len(ids)) + list(ids) for ids in prompts])
+    lengths = torch.tensor([len(ids) for ids in completions])
+    return {
+        "targets": torch.tensor([token for ids in completions for token in ids]),
+        "owner": torch.arange(len(completions)).repeat_interleave(lengths),
+        "completions": len(completions),
+    }
 
 
-def _completions(rows: Sequence[EncodedPair], pad: int) -> tuple[Tensor, Tensor]:
-    """All chosen, then all rejected completions, padded on the right; and which tokens are real."""
+def _padded(sequences: Sequence[Ids], pad: int) -> tuple[Tensor, Tensor]:
+    """Sequences padded on the right, and where there is a token."""
     import torch
 
-    sides = [r.chosen for r in rows] + [r.rejected for r in rows]
-    lengths = torch.tensor([[len(ids)] for ids in sides])
+    lengths = torch.tensor([[len(ids)] for ids in sequences])
     width = int(lengths.max())
-    targets = torch.tensor([list(ids) + [pad] * (width - len(ids)) for ids in sides])
-    return targets, torch.arange(width) < lengths
-
-
-def _apart(prompt: Tensor, chosen: Tensor, rejected: Tensor) -> Tensor:
-    """Mask ``[pairs, 1, T, T]``: causal, no padding, completions blind to each other."""
-    import torch
-
-    p, c = prompt.shape[1], chosen.shape[1]
-    seen = torch.cat([prompt, chosen, rejected], 1)
-    total = seen.shape[1]
-    allowed = torch.ones(total, total, dtype=torch.bool).tril()
-    allowed[p + c :, p : p + c] = False
-    allowed = allowed & seen[:, None, :]
-    allowed |= torch.eye(total, dtype=torch.bool)  # a row that sees nothing would give NaN
-    return allowed[:, None]
+    ids = torch.tensor([list(ids) + [pad] * (width - len(ids)) for ids in sequences])
+    return ids, torch.arange(width) < lengths

@@ -33,9 +33,17 @@ class EncodedPair:
     rejected: Ids
 
     @property
+    def completions(self) -> tuple[Ids, Ids]:
+        """Token ids of the chosen answer, then of the rejected one."""
+        return self.chosen, self.rejected
+
+    @property
     def width(self) -> int:
         """Tokens that the pair costs when prompt and completions stand in one row."""
         return len(self.prompt) + len(self.chosen) + len(self.rejected)
+
+
+Encoded = EncodedPair
 
 
 def sequence_key(prompt: Ids, completion: Ids) -> str:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agentpref.config import UpdateConfig
-from agentpref.learn import adapter, batch, encode, logps, trainer
+from agentpref.learn import adapter, encode, logps, trainer
 from agentpref.learn.base import BaseModel
 from agentpref.learn.cache import LogpCache
-from agentpref.learn.encode import EncodedPair
-from agentpref.learn.logps import PairLogps
+from agentpref.learn.encode import Encoded, EncodedPair
+from agentpref.learn.logps import PairLogps, Route
 from agentpref.learn.objective import TrainingRow
 from agentpref.learn.trainer import Observer, TrainingReport
 from agentpref.types import Pair
@@ -55,8 +55,11 @@ class Learner:
         self.left_out: Counter[str] = Counter()
         self._caches = caches
         self._progress = progress
+        from agentpref.learn.fuse import fuse
+
         self._model = adapter.attach(base, live, config.lora, seed=config.seed)
-        self._layout: batch.Layout | None = None
+        fuse(self._model)
+        self._route: Route | None = None
 
     @cached_property
     def pad(self) -> int:
@@ -76,12 +79,14 @@ class Learner:
         """The model with one policy active."""
         return adapter.policy(self._model, policy)
 
-    def layout(self, rows: Sequence[EncodedPair]) -> batch.Layout:
-        """The batch layout for this model, tried out on the first rows it is asked about."""
-        if self._layout is None:
+    def route(self, rows: Sequence[Encoded]) -> Route:
+        """The way from rows to log-probs for this model, tried out on the first rows given."""
+        if self._route is None:
             with self.speaking_as("base") as model:
-                self._layout = logps.trusted_layout(model, rows, pad=self.pad)
-        return self._layout
+                self._route = logps.trusted_route(
+                    model, rows, pad=self.pad, longest=self.config.max_length
+                )
+        return self._route
 
     def score(self, policy: adapter.Policy, rows: Sequence[EncodedPair]) -> list[PairLogps]:
         """Sequence log-probs of both completions of each row under one policy."""
@@ -98,12 +103,12 @@ class Learner:
     def _compute(self, policy: adapter.Policy, rows: Sequence[EncodedPair]) -> list[PairLogps]:
         if not rows:
             return []
-        layout = self.layout(rows)
+        route = self.route(rows)
         with self.speaking_as(policy) as model:
             return logps.score(
                 model,
                 rows,
-                layout=layout,
+                route=route,
                 pad=self.pad,
                 progress=lambda done: self._progress(f"score {policy}", done, len(rows)),
             )
@@ -116,7 +121,7 @@ class Learner:
         return trainer.train(
             self._model,
             [TrainingRow(row, logps) for row, logps in zip(rows, references, strict=True)],
-            layout=self.layout(rows),
+            route=self.route(rows),
             pad=self.pad,
             config=self.config,
             epochs=self.config.epochs or trainer.epochs_for(new),

@@ -1,98 +1,190 @@
-"""Log-probabilities of completions under a model, and which batch layout it can be trusted with.
+"""Log-probabilities of completions under a model, and by which route it can be trusted with them.
 
 Sums over completion tokens, in natural logs. Which adapter is active, and whether gradients flow,
 is the caller's affair.
+
+There are two ways to lay rows out and two to read the model's output. The *oracle* is the plain
+layout and the model's own logits; the *fast* route shares prompts and fuses the head with the
+log-softmax. A few rows decide at run time, not a list of names, which route gives a model the
+oracle's numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agentpref.learn import batch as layouts
 from agentpref.learn.batch import Batch, Layout
-from agentpref.learn.encode import EncodedPair
+from agentpref.learn.encode import Encoded
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from agentpref.learn.ops.head import Head
 
 TOKENS_PER_PASS = 4096
 """Padded tokens in one forward pass without gradients."""
 
 _PROBE_ROWS = 4
+_BENT_LOGITS = (
+    "final_logit_softcapping",
+    "logit_scale",
+    "logits_scaling",
+    "lm_head_multiplier",
+)
 
 
 class PairLogps(NamedTuple):
-    """Sequence log-probs of one pair's two completions."""
+    """Sequence log-probs of one row's two completions; of a pair the chosen one comes first."""
 
     chosen: float
     rejected: float
 
 
-def completion_logits(model: Any, batch: Batch) -> Tensor:
-    """Logits that predict each completion token: ``[2·pairs, C, vocabulary]``, in float32."""
-    import torch
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A way from rows to log-probs: how they are laid out, and which head reads the states.
 
-    mask = batch.mask
-    if mask.dim() == 4:
-        lowest = torch.finfo(model.dtype).min
-        mask = torch.zeros(mask.shape, dtype=model.dtype).masked_fill(~mask, lowest)
-    device = model.device
-    logits = model(
-        input_ids=batch.ids.to(device),
-        attention_mask=mask.to(device),
-        position_ids=batch.positions.to(device),
-        logits_to_keep=batch.keep,
-        use_cache=False,
-    ).logits
-    return logits[batch.row[:, None].to(device), batch.at.to(device)].float()  # type: ignore[no-any-return]
+    Without a ``head``, the states are the model's own logits.
+    """
+
+    name: str
+    layout: Layout
+    head: Head | None = None
+
+    def cost(self, row: Encoded) -> int:
+        """Tokens that a row takes in a forward pass, before padding."""
+        shared = self.layout is layouts.shared
+        return row.width if shared else row.width + len(row.prompt)
+
+    def states(self, model: Any, batch: Batch) -> Tensor:
+        """What predicts each completion token: ``[N, d]`` hidden states, or ``[N, vocabulary]``."""
+        inputs = {
+            "input_ids": batch.ids,
+            "attention_mask": _mask(batch.mask, model.dtype),
+            "position_ids": batch.positions,
+            "use_cache": False,
+        }
+        if self.head is None:
+            output = model(**inputs).logits
+        else:
+            output = _causal(model).base_model(**inputs).last_hidden_state
+        return output.flatten(0, 1).index_select(0, batch.where)  # type: ignore[no-any-return]
+
+    def read(
+        self, states: Tensor, batch: Batch, live: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Log-prob of each completion token and, given live's states, KL to live: ``[N]`` each."""
+        if self.head is not None:
+            from agentpref.learn.ops.head import token_logps
+
+            return token_logps(states, self.head, batch.targets, live)
+        from agentpref.learn.loss import token_kl
+
+        logps = states.float().log_softmax(-1).gather(-1, batch.targets[:, None])[:, 0]
+        return logps, None if live is None else token_kl(live.float(), states.float())
 
 
-def sequence_logps(logits: Tensor, batch: Batch) -> Tensor:
-    """Sum of the completion tokens' log-probs: ``[2·pairs]``, chosen answers first."""
-    targets, real = batch.targets.to(logits.device), batch.real.to(logits.device)
-    picked = logits.gather(-1, targets[..., None])[..., 0] - logits.logsumexp(-1)
-    return (picked * real).sum(-1)
+ORACLE = Route("plain", layouts.plain)
 
 
 def score(
     model: Any,
-    rows: Sequence[EncodedPair],
+    rows: Sequence[Encoded],
     *,
-    layout: Layout,
+    route: Route,
     pad: int,
     progress: Callable[[int], object] | None = None,
 ) -> list[PairLogps]:
-    """Score pairs without gradients, in passes of like width; ``progress`` is told rows done."""
+    """Score rows without gradients, in passes of like width; ``progress`` is told rows done."""
     import torch
 
     order = sorted(range(len(rows)), key=lambda i: rows[i].width)
     scores: dict[int, PairLogps] = {}
     with torch.no_grad():
-        for run in layouts.chunks([rows[i] for i in order], TOKENS_PER_PASS):
-            batch = layout(run, pad)
-            logps = sequence_logps(completion_logits(model, batch), batch).tolist()
-            for chosen, rejected in zip(logps[: len(run)], logps[len(run) :], strict=True):
-                scores[order[len(scores)]] = PairLogps(chosen, rejected)
+        for run in layouts.chunks([rows[i] for i in order], route.cost, TOKENS_PER_PASS):
+            batch = route.layout(run, pad).to(model.device)
+            logps = batch.sums(route.read(route.states(model, batch), batch)[0]).tolist()
+            for first, second in zip(logps[: len(run)], logps[len(run) :], strict=True):
+                scores[order[len(scores)]] = PairLogps(first, second)
             if progress is not None:
                 progress(len(scores))
     return [scores[i] for i in range(len(rows))]
 
 
-def trusted_layout(model: Any, rows: Sequence[EncodedPair], *, pad: int) -> Layout:
-    """The shared layout where it gives this model the plain one's log-probs, else the plain one.
+def trusted_route(model: Any, rows: Sequence[Encoded], *, pad: int, longest: int) -> Route:
+    """The fastest route that gives this model the oracle's log-probs on a few rows.
 
-    Models with sliding windows, linear attention or masks of their own may read a 4-D mask
-    differently or refuse it, so a few rows decide at run time, not a list of names.
+    Models with linear attention, masks of their own or logits that are bent afterwards may read
+    shared rows differently or refuse them. ``longest`` is the longest sequence that may come: with
+    a sliding window below it, rows are laid out plainly.
     """
+    probe = sorted(rows, key=lambda row: row.width)[-_PROBE_ROWS:]
+    expected = score(model, probe, route=ORACLE, pad=pad)
+    head = _head(model)
+    if _reaches_back(model, longest) and _with_our_attention(model):
+        route = Route("shared", layouts.shared, head)
+        if _is_true(route, model, probe, expected, pad):
+            return route
+        _causal(model).set_attn_implementation("sdpa")
+    route = Route("plain, fused head", layouts.plain, head)
+    return route if head and _is_true(route, model, probe, expected, pad) else ORACLE
+
+
+def _is_true(
+    route: Route, model: Any, probe: Sequence[Encoded], expected: Sequence[PairLogps], pad: int
+) -> bool:
+    """Whether a route gives the oracle's log-probs, to rounding."""
     import torch
 
-    probe = sorted(rows, key=lambda row: row.width)[-_PROBE_ROWS:]
-    expected = score(model, probe, layout=layouts.plain, pad=pad)
     try:
-        found = score(model, probe, layout=layouts.shared, pad=pad)
-    except (ValueError, RuntimeError, TypeError, IndexError):
-        return layouts.plain
+        found = score(model, probe, route=route, pad=pad)
+    except (ValueError, RuntimeError, TypeError, IndexError, AttributeError):
+        return False
     tolerance = 1e-3 if model.dtype == torch.float32 else 0.25
-    close = torch.allclose(torch.tensor(found), torch.tensor(expected), rtol=1e-4, atol=tolerance)
-    return layouts.shared if close else layouts.plain
+    return torch.allclose(torch.tensor(found), torch.tensor(expected), rtol=1e-4, atol=tolerance)
+
+
+def _reaches_back(model: Any, longest: int) -> bool:
+    """Whether a token may look back at all before it, in sequences of up to ``longest``."""
+    window = getattr(model.config, "sliding_window", None)
+    return window is None or window >= longest
+
+
+def _with_our_attention(model: Any) -> bool:
+    """Let a model that uses torch's attention use ours, which is torch's where rows are plain."""
+    from agentpref.learn.ops import attention
+
+    if model.config._attn_implementation == "sdpa":
+        attention.register()
+        _causal(model).set_attn_implementation(attention.NAME)
+    return bool(model.config._attn_implementation == attention.NAME)
+
+
+def _causal(model: Any) -> Any:
+    """The language model inside of whatever adapters it has."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _head(model: Any) -> Head | None:
+    """The output layer, if it is a plain one behind which nothing bends the logits."""
+    import torch
+
+    from agentpref.learn.ops.head import Head
+
+    layer = _causal(model).get_output_embeddings()
+    bent = any(getattr(model.config, name, None) not in (None, 1.0) for name in _BENT_LOGITS)
+    return None if bent or type(layer) is not torch.nn.Linear else Head(layer.weight, layer.bias)
+
+
+def _mask(mask: Tensor, dtype: Any) -> Tensor:
+    """Shared rows' masks are added to scores; the others are left to the model."""
+    import torch
+
+    if mask.dim() == 2:
+        return mask
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(
+        ~mask, torch.finfo(dtype).min
+    )

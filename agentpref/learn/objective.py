@@ -14,9 +14,9 @@ from agentpref.config import KLSettings, LossSettings
 from agentpref.errors import TrainingDiverged
 from agentpref.learn import adapter
 from agentpref.learn import loss as losses
-from agentpref.learn.batch import Layout, chunks
+from agentpref.learn.batch import Batch, chunks
 from agentpref.learn.encode import EncodedPair
-from agentpref.learn.logps import PairLogps, completion_logits, sequence_logps
+from agentpref.learn.logps import PairLogps, Route
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -52,20 +52,18 @@ class Objective:
     """
 
     def __init__(
-        self, model: PeftModel, layout: Layout, pad: int, loss: LossSettings, kl: KLSettings
+        self, model: PeftModel, route: Route, pad: int, loss: LossSettings, kl: KLSettings
     ) -> None:
-        self._model, self._layout, self._pad = model, layout, pad
+        self._model, self._route, self._pad = model, route, pad
         self._loss, self._kl = loss, kl
         self._kl_is_due = False
 
     def __call__(self, rows: Sequence[TrainingRow]) -> StepResult:
         """Accumulate the gradient of the batch, and say what it came to."""
         self._kl_is_due = not self._kl_is_due and self._kl.weight > 0
-        by_width = sorted(rows, key=lambda row: row.encoded.width)
-        loss, margin, kl, start = 0.0, 0.0, 0.0, 0
-        for run in chunks([row.encoded for row in by_width], TOKENS_PER_STEP):
-            part = by_width[start : start + len(run)]
-            start += len(run)
+        by_width = sorted(rows, key=self._cost)
+        loss, margin, kl = 0.0, 0.0, 0.0
+        for part in chunks(by_width, self._cost, TOKENS_PER_STEP):
             share = len(part) / len(rows)
             preference, gap, excess, moved = self._terms(part)
             objective = share * (preference + 2 * self._kl.weight * excess)
@@ -78,19 +76,19 @@ class Objective:
 
     def _terms(self, rows: Sequence[TrainingRow]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Means over the rows: preference loss with its anchor, margin, KL above target, and KL."""
-        batch = self._layout([row.encoded for row in rows], self._pad)
-        live = self._live_logits(batch)
-        logits = completion_logits(self._model, batch)
-        preference, margin = self._preference(rows, sequence_logps(logits, batch))
-        if live is None:
+        batch = self._route.layout([row.encoded for row in rows], self._pad).to(self._model.device)
+        live = self._live_states(batch)
+        states = self._route.states(self._model, batch)
+        per_token, moved = self._route.read(states, batch, live)
+        preference, margin = self._preference(rows, batch.sums(per_token))
+        if moved is None:
             nothing = preference.new_zeros(())
             return preference, margin, nothing, nothing
-        per_token = losses.token_kl(live, logits)
-        return (
-            preference,
-            margin,
-            *losses.kl_excess(per_token, batch.real.to(logits.device), self._kl.target),
-        )
+        kl = batch.means(moved).mean()
+        return preference, margin, (kl - self._kl.target).clamp(min=0), kl
+
+    def _cost(self, row: TrainingRow) -> int:
+        return self._route.cost(row.encoded)
 
     def _preference(self, rows: Sequence[TrainingRow], logps: Tensor) -> tuple[Tensor, Tensor]:
         chosen, rejected = logps.chunk(2)
@@ -102,13 +100,13 @@ class Objective:
         anchor = losses.nll_anchor(chosen, columns["length"]) * self._anchor_weights(rows, chosen)
         return (columns["weight"] * wrong + anchor).mean(), margin.mean()
 
-    def _live_logits(self, batch: Any) -> Tensor | None:
+    def _live_states(self, batch: Batch) -> Tensor | None:
         if not self._kl_is_due:
             return None
         import torch
 
         with torch.no_grad(), adapter.policy(self._model, "live") as live:
-            return completion_logits(live, batch)
+            return self._route.states(live, batch)
 
     def _anchor_weights(self, rows: Sequence[TrainingRow], like: Tensor) -> Tensor:
         corrected = [row.encoded.pair.origin == "correction" for row in rows]

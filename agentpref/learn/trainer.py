@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from agentpref.config import UpdateConfig
-from agentpref.learn.batch import Layout
+from agentpref.learn.logps import Route
 from agentpref.learn.objective import Objective, StepResult, TrainingRow
 from agentpref.learn.plan import plan
 
@@ -59,7 +59,7 @@ def train(
     model: PeftModel,
     rows: Sequence[TrainingRow],
     *,
-    layout: Layout,
+    route: Route,
     pad: int,
     config: UpdateConfig,
     epochs: int,
@@ -75,7 +75,7 @@ def train(
     rate = config.learning_rate or learning_rate_for(model)
     batches = plan(rows, size=config.batch_size, epochs=epochs, seed=config.seed)
     optimizer, schedule = _optimizer(model, rate, len(batches))
-    objective = Objective(model, layout, pad, config.loss, config.kl)
+    objective = Objective(model, route, pad, config.loss, config.kl)
     history: list[StepResult] = []
     for done, batch in enumerate(batches, start=1):
         history.append(objective(batch))

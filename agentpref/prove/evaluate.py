@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from agentpref.learn import batch, logps, loss
+from agentpref.learn import batch, logps
 from agentpref.learn.adapter import Policy
 from agentpref.learn.encode import EncodedPair, Ids, encode_prompt
 from agentpref.learn.learner import Learner
@@ -32,16 +32,16 @@ def kl_from_base(learner: Learner, rows: Sequence[EncodedPair]) -> float:
     """
     import torch
 
-    layout, total = learner.layout(rows), 0.0
+    route, total = learner.route(rows), 0.0
     with torch.no_grad():
-        for run in batch.chunks(sorted(rows, key=lambda row: row.width), logps.TOKENS_PER_PASS):
-            part = layout(run, learner.pad)
+        for run in batch.chunks(sorted(rows, key=route.cost), route.cost, logps.TOKENS_PER_PASS):
             with learner.speaking_as("base") as model:
-                base = logps.completion_logits(model, part)
+                part = route.layout(run, learner.pad).to(model.device)
+                base = route.states(model, part)
             with learner.speaking_as("candidate") as model:
-                candidate = logps.completion_logits(model, part)
-            _, kl = loss.kl_excess(loss.token_kl(base, candidate), part.real.to(base.device), 0.0)
-            total += len(run) * float(kl)
+                _, moved = route.read(route.states(model, part), part, base)
+            assert moved is not None  # it was asked for
+            total += float(part.means(moved).sum()) / 2
     return total / len(rows)
 
 

@@ -1,0 +1,63 @@
+"""Tiny random models of the families that people serve, with a LoRA adapter that does something."""
+
+from __future__ import annotations
+
+import torch
+import transformers as tf
+
+_SHAPE = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+_HEADS = {**_SHAPE, "head_dim": 8}
+
+FAMILIES = {
+    "llama": lambda: tf.LlamaConfig(**_SHAPE),
+    "qwen2": lambda: tf.Qwen2Config(**_SHAPE),
+    "qwen3": lambda: tf.Qwen3Config(**_HEADS),
+    "mistral": lambda: tf.MistralConfig(**_SHAPE, sliding_window=None),
+    "mistral, window": lambda: tf.MistralConfig(**_SHAPE, sliding_window=3),
+    "mistral, wide window": lambda: tf.MistralConfig(**_SHAPE, sliding_window=10),
+    "gemma": lambda: tf.GemmaConfig(**_HEADS),
+    "gemma2": lambda: tf.Gemma2Config(**_HEADS, sliding_window=4),
+    "gemma3": lambda: tf.Gemma3TextConfig(**_HEADS, sliding_window=4),
+    "phi": lambda: tf.PhiConfig(**_SHAPE),
+    "phi3": lambda: tf.Phi3Config(**_SHAPE, sliding_window=None),
+    "gpt2": lambda: tf.GPT2Config(vocab_size=50, n_positions=64, n_embd=32, n_layer=2, n_head=4),
+    "gpt_neox": lambda: tf.GPTNeoXConfig(**{**_SHAPE, "num_key_value_heads": None}),
+    "olmo2": lambda: tf.Olmo2Config(**_SHAPE),
+    "granite": lambda: tf.GraniteConfig(**_SHAPE, logits_scaling=4.0),
+    "falcon": lambda: tf.FalconConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, alibi=True
+    ),
+}
+
+
+def random_model(family: str):
+    """A model of a family with random weights, wide enough that every part shows."""
+    torch.manual_seed(0)
+    model = tf.AutoModelForCausalLM.from_config(FAMILIES[family]()).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model.requires_grad_(False)
+
+
+def adapted_model(family: str):
+    """Such a model as peft's, with a random candidate on all linear layers."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(random_model(family), config, "candidate").eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                torch.nn.init.normal_(parameter, std=0.2)
+    return model

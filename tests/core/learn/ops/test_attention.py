@@ -1,0 +1,137 @@
+"""Shared-prefix attention: equal to torch's own with a dense mask, in values and in gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn.functional import scaled_dot_product_attention
+
+from agentpref.learn.ops import attention
+
+LOWEST = torch.finfo(torch.float32).min
+
+
+def inputs(rows, heads, prompt, width, seed=0):
+    torch.manual_seed(seed)
+    shape = (rows, heads, prompt + 2 * width, 8)
+    return [torch.randn(shape, requires_grad=True) for _ in range(3)]
+
+
+def padding(lengths, prompt):
+    hidden = torch.arange(prompt) >= torch.tensor(lengths)[:, None]
+    return torch.zeros(hidden.shape).masked_fill(hidden, LOWEST)[:, None, None]
+
+
+def dense(query, key, value, mask, scale):
+    """The definition: one softmax over a full matrix, with everything hidden that must be."""
+    prompt, total = mask.shape[-1], query.shape[2]
+    width = (total - prompt) // 2
+    seen = torch.full((total, total), LOWEST).triu(1)
+    seen[prompt + width :, prompt : prompt + width] = LOWEST
+    seen = seen.expand(len(query), 1, total, total).clone()
+    seen[:, :, :, :prompt] += mask
+    seen.diagonal(dim1=-2, dim2=-1).zero_()  # what is padding sees itself, and no one sees it
+    return scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scale)
+
+
+def real(lengths, prompt, width):
+    """Where there is a token or part of a completion: padding of prompts may hold anything."""
+    tokens = torch.arange(prompt) < torch.tensor(lengths)[:, None]
+    return torch.cat([tokens, torch.ones(len(lengths), 2 * width, dtype=torch.bool)], 1)
+
+
+def with_gradients(attend, tensors, mask, places):
+    out = attend(*tensors, mask, 0.3).transpose(1, 2)[places]
+    weights = torch.linspace(-1, 1, out.numel()).reshape(out.shape)
+    return [out, *torch.autograd.grad((out * weights).sum(), tensors)]
+
+
+@pytest.mark.parametrize("attend", [attention.shared_attention, attention.composed_attention])
+@given(
+    prompt=st.integers(1, 9),
+    width=st.integers(1, 7),
+    heads=st.integers(1, 3),
+    data=st.data(),
+)
+def test_values_and_gradients_are_those_of_a_dense_mask(attend, prompt, width, heads, data):
+    lengths = data.draw(st.lists(st.integers(1, prompt), min_size=1, max_size=3))
+    tensors, mask = inputs(len(lengths), heads, prompt, width), padding(lengths, prompt)
+    places = real(lengths, prompt, width)
+    expected = with_gradients(dense, tensors, mask, places)
+    for mine, other in zip(with_gradients(attend, tensors, mask, places), expected, strict=True):
+        torch.testing.assert_close(mine, other, atol=2e-6, rtol=1e-4)
+
+
+def test_a_completion_sees_nothing_of_the_other():
+    query, key, value = inputs(1, 2, 4, 3)
+    mask = padding([4], 4)
+    before = attention.shared_attention(query, key, value, mask, 0.3)
+    with torch.no_grad():
+        for tensor in (query, key, value):
+            tensor[:, :, 4:7] += 5
+    after = attention.shared_attention(query, key, value, mask, 0.3)
+    assert torch.equal(before[:, :, 7:], after[:, :, 7:])
+    assert not torch.allclose(before[:, :, 4:7], after[:, :, 4:7])
+
+
+def test_bfloat16_is_worked_on_in_float32():
+    wide = inputs(2, 2, 6, 4)
+    narrow = [x.detach().bfloat16().requires_grad_() for x in wide]
+    mask = padding([6, 3], 6)
+    out = attention.shared_attention(*narrow, mask.bfloat16(), 0.3)
+    exact = attention.shared_attention(*(x.detach().float() for x in narrow), mask, 0.3)
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out, exact.bfloat16())
+    assert torch.autograd.grad(out.sum(), narrow)[0].dtype == torch.bfloat16
+
+
+class Module:
+    """What transformers hands over besides tensors: shared rows have no use for it."""
+
+    num_key_value_groups = 2
+    is_causal = True
+
+
+def test_grouped_heads_and_the_signature_of_transformers():
+    query, key, value = inputs(2, 4, 5, 3)
+    few_keys, few_values = key[:, :2], value[:, :2]
+    mask = padding([5, 4], 5)
+    out, _ = attention.attention_forward(Module(), query, few_keys, few_values, mask, scaling=0.3)
+    expected = dense(
+        query, few_keys.repeat_interleave(2, 1), few_values.repeat_interleave(2, 1), mask, 0.3
+    )
+    places = real([5, 4], 5, 3)
+    torch.testing.assert_close(out[places], expected.transpose(1, 2)[places], atol=1e-6, rtol=1e-4)
+
+
+def test_other_masks_are_left_to_torch():
+    query, key, value = inputs(1, 2, 3, 2)
+    out, _ = attention.attention_forward(Module(), query, key[:, :1], value[:, :1], None)
+    expected = scaled_dot_product_attention(
+        query, key[:, :1].repeat(1, 2, 1, 1), value[:, :1].repeat(1, 2, 1, 1), is_causal=True
+    )
+    torch.testing.assert_close(out, expected.transpose(1, 2))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"softcap": 30.0},
+        {"sliding_window": 3},
+        {"dropout": 0.1},
+        {"s_aux": torch.zeros(2)},
+        {"position_bias": torch.zeros(1)},
+    ],
+    ids=lambda option: next(iter(option)),
+)
+def test_what_shared_rows_cannot_have_is_refused(option):
+    query, key, value = inputs(1, 2, 4, 3)
+    with pytest.raises(ValueError, match="shared attention has no"):
+        attention.attention_forward(Module(), query, key, value, padding([4], 4), **option)
+
+
+def test_a_window_that_nothing_exceeds_is_taken():
+    query, key, value = inputs(1, 2, 4, 3)
+    attention.attention_forward(Module(), query, key, value, padding([4], 4), sliding_window=7)
