@@ -238,7 +238,7 @@ def gradient_of(criterion, batch, size):
 
 @given(st.lists(ROWS, min_size=1, max_size=3), st.sampled_from(KINDS), st.booleans())
 def test_a_batch_comes_to_the_same_one_row_at_a_time(batches, kind, wpo):
-    """Micro-batches of 1 and the whole batch: the same gradient, bit for bit, batch after batch."""
+    """Micro-batches of 1, of 3 and the whole: the same gradient and state, batch after batch."""
     settings = LossSettings(kind=kind, beta=0.5, wpo=wpo)
     whole, single, threes = (
         make(settings, desirable=3, undesirable=5, live="rev-1") for _ in range(3)
@@ -308,6 +308,14 @@ def test_a_batch_of_pairs_says_nothing_of_the_reference_point():
     criterion([pair_row()], laid_out((-1.0, -2.0)))
     criterion.end_batch()
     assert criterion.state() == make().state()
+
+
+def test_margins_are_figures_without_gradient():
+    sides = laid_out((-1.0, 0.0), (-1.0, 0.0)).requires_grad_()
+    for row in (pair_row(), thumb_row()):
+        found = make()([row] * 2, sides)
+        assert found.loss.requires_grad
+        assert not found.margin.requires_grad
 
 
 def test_single_precision_stays_single():

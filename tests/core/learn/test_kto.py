@@ -114,12 +114,13 @@ def test_a_restored_one_has_forgotten_the_batch_that_was_cut_short() -> None:
     assert point.state() == state
 
 
-def test_no_gradient_is_kept() -> None:
-    point = ReferencePoint()
-    policy = torch.tensor([1.0], requires_grad=True)
-    point.note(policy * 2)
-    assert point.seen() == Seen(2.0, 1)
-    assert policy.grad is None
+def test_what_was_seen_is_a_sum_and_a_number() -> None:
+    point = fed([8.0])
+    point.note(torch.tensor([1.0, -3.0], requires_grad=True) * 2)
+    point.note(torch.tensor([0.5]))
+    assert point.seen() == Seen(-3.5, 3)
+    point.end_batch()
+    assert point.seen() == Seen(0, 0)
 
 
 @given(counts, counts)
