@@ -35,8 +35,8 @@ class ReferencePoint:
     The value stands still during a batch: rows are noted as passes see them and folded in by
     ``end_batch``, all at once. So a batch has the same loss and gradient in whatever passes it is
     taken, one row at a time or all together, and its rows are not judged by their neighbours. The
-    price is that z₀ is one batch old, and 0 in the first one (unless ``end_batch`` is told before it
-    what the scores of the policy that training starts from have shown).
+    price is that z₀ is one batch old, and 0 in the first one (unless ``end_batch`` is told before
+    it what the scores of the policy that training starts from have shown).
 
     The average forgets by the row (``DECAY``), not by the batch, so that batches with few thumbs
     count for less; it starts at zero and is divided by the weight seen so far, as Adam's moments
