@@ -1,8 +1,9 @@
 """The settings of one update, as small values with defaults that are meant to be kept.
 
-Each group belongs to the part that reads it: ``lora`` and ``loss`` to the trainer, ``kl`` and
-``replay`` to what guards against forgetting, ``gate`` to the verdict. Keys that a user writes and
-that do not exist are refused, with the nearest name suggested. Nothing here reads a file.
+Each group belongs to the part that reads it: ``lora``, ``loss`` and ``thumbs`` to the trainer,
+``kl`` and ``replay`` to what guards against forgetting, ``gate`` to the verdict. Keys that a user
+writes and that do not exist are refused, with the nearest name suggested; so is a setting that
+another one leaves without effect. Nothing here reads a file.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from agentpref.errors import ConfigError
 
 T = TypeVar("T")
+
+LossKind: TypeAlias = Literal["sigmoid", "robust", "ipo", "ipo_sum", "hinge", "apo_zero"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +39,37 @@ class LoraSettings:
 
 @dataclass(frozen=True, slots=True)
 class LossSettings:
-    """β of DPO (2305.18290) and α of the NLL anchor (2404.19733)."""
+    """What a pair costs: a loss of its margin with β, and the NLL anchor (2404.19733) on top.
 
+    ``sigmoid`` is DPO (2305.18290) with the conservative noise term, ``robust`` its unbiased sister
+    (2403.00409), ``ipo`` IPO (2310.12036) on means over tokens and ``ipo_sum`` on sums, ``hinge``
+    SLiC's (2305.10425) and ``apo_zero`` APO-zero (2408.06266). ``noise`` is the share ε of flipped
+    labels, for all pairs instead of each one's own. ``wpo`` weighs answers that the live policy did
+    not write by how likely they are to it (2406.11827).
+    """
+
+    kind: LossKind = "sigmoid"
     beta: float = 0.1
+    noise: float | None = None
+    wpo: bool = False
     nll: float = 0.1
     nll_on_corrections: float = 1.0
 
     def __post_init__(self) -> None:
+        _require(
+            self.kind in ("sigmoid", "robust", "ipo", "ipo_sum", "hinge", "apo_zero"),
+            "loss.kind",
+            self.kind,
+            "sigmoid, robust, ipo, ipo_sum, hinge or apo_zero",
+        )
         _require(self.beta > 0, "loss.beta", self.beta, "above 0")
+        _require(
+            self.noise is None or 0 <= self.noise <= 0.5,
+            "loss.noise",
+            self.noise,
+            "from 0 to .5, below .5 for robust; sigmoid and robust only",
+        )
+        _require(isinstance(self.wpo, bool), "loss.wpo", self.wpo, "true or false")
         _require(self.nll >= 0, "loss.nll", self.nll, "0 or more")
         _require(
             self.nll_on_corrections >= 0,
@@ -51,6 +77,63 @@ class LossSettings:
             self.nll_on_corrections,
             "0 or more",
         )
+        self._check_noise()
+
+    def _check_noise(self) -> None:
+        if self.kind not in ("sigmoid", "robust"):
+            _refuse_idle(
+                self,
+                "loss.noise",
+                f"loss.kind {self.kind!r} has no noise term",
+                "leave it out, or set loss.kind to 'sigmoid' or 'robust'",
+            )
+        if self.kind == "robust" and self.noise == 0.5:
+            raise ConfigError(
+                "loss.noise is 0.5, at which loss.kind 'robust' divides by zero: a coin's labels "
+                "say nothing; lower it, or set loss.kind to 'sigmoid'"
+            )
+        if self.kind == "robust" and self.noise == 0:
+            _refuse_idle(
+                self,
+                "loss.kind",
+                "with loss.noise 0 it is plain DPO",
+                "leave it at 'sigmoid', or leave loss.noise out",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class ThumbSettings:
+    """What lone thumbs cost: KTO (2402.01306), in the same batches as the pairs.
+
+    At ``weight`` 1 a thumb counts on average as much as a pair. ``desirable`` and ``undesirable``
+    are λ_D and λ_U; those that are not given are balanced to the night's n_D likes and n_U
+    dislikes, so that λ_D·n_D = λ_U·n_U: the lower end of the paper's [1, 4/3], where neither side
+    outweighs the other. If neither is given, the mean of λ over the thumbs is 1.
+    """
+
+    weight: float = 1.0
+    desirable: float | None = None
+    undesirable: float | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.weight >= 0, "thumbs.weight", self.weight, "0 or more (0 turns them off)")
+        _require(
+            self.desirable is None or self.desirable > 0,
+            "thumbs.desirable",
+            self.desirable,
+            "above 0",
+        )
+        _require(
+            self.undesirable is None or self.undesirable > 0,
+            "thumbs.undesirable",
+            self.undesirable,
+            "above 0",
+        )
+        if self.weight == 0:
+            for name in ("thumbs.desirable", "thumbs.undesirable"):
+                _refuse_idle(
+                    self, name, "thumbs.weight is 0", "leave it out, or raise thumbs.weight"
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +146,8 @@ class KLSettings:
     def __post_init__(self) -> None:
         _require(self.weight >= 0, "kl.weight", self.weight, "0 or more (0 turns it off)")
         _require(self.target > 0, "kl.target", self.target, "above 0")
+        if self.weight == 0:
+            _refuse_idle(self, "kl.target", "kl.weight is 0", "leave it out, or raise kl.weight")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +160,13 @@ class ReplaySettings:
     def __post_init__(self) -> None:
         _require(self.minimum >= 0, "replay.minimum", self.minimum, "0 or more (0 turns it off)")
         _require(0 <= self.hard_share <= 1, "replay.hard_share", self.hard_share, "from 0 to 1")
+        if self.minimum == 0:
+            _refuse_idle(
+                self,
+                "replay.hard_share",
+                "replay.minimum is 0",
+                "leave it out, or raise replay.minimum",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +218,7 @@ class UpdateConfig:
     max_length: int = 1024
     lora: LoraSettings = field(default_factory=LoraSettings)
     loss: LossSettings = field(default_factory=LossSettings)
+    thumbs: ThumbSettings = field(default_factory=ThumbSettings)
     kl: KLSettings = field(default_factory=KLSettings)
     replay: ReplaySettings = field(default_factory=ReplaySettings)
     gate: GateSettings = field(default_factory=GateSettings)
@@ -160,6 +253,14 @@ class UpdateConfig:
 def _require(holds: bool, name: str, value: object, allowed: str) -> None:
     if not holds:
         raise ConfigError(f"{name} is {value!r}, but must be {allowed}")
+
+
+def _refuse_idle(group: Any, name: str, because: str, cure: str) -> None:
+    """Refuse a setting that was changed where another one leaves it without effect."""
+    key = name.rpartition(".")[2]
+    value = getattr(group, key)
+    if value != next(f.default for f in fields(group) if f.name == key):
+        raise ConfigError(f"{name} is {value!r}, but has no effect, since {because}: {cure}")
 
 
 def _build(kind: type[T], settings: Mapping[str, Any], prefix: str) -> T:

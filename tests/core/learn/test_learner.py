@@ -83,11 +83,11 @@ def test_another_seed_gives_other_bytes(make_learner, pairs, tmp_path):
 
 def test_the_kl_penalty_holds_the_candidate_near_live(make_learner, pairs):
     moved = {}
-    for weight in (0.0, 100.0):
-        learner = make_learner(epochs=4, kl=KLSettings(weight=weight, target=0.001))
+    for kl in (KLSettings(weight=0.0), KLSettings(weight=100.0, target=0.001)):
+        learner = make_learner(epochs=4, kl=kl)
         rows = learner.encode(pairs)
         learner.fit(rows, new=12)
-        moved[weight] = sum(map(abs, learner.margins("candidate", rows)))
+        moved[kl.weight] = sum(map(abs, learner.margins("candidate", rows)))
     assert moved[100.0] < 0.7 * moved[0.0]
 
 
