@@ -11,11 +11,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from agentpref.errors import ConfigError
 
 T = TypeVar("T")
+
+Precision: TypeAlias = Literal["auto", "float32", "bfloat16", "4bit"]
+"""What a base model may be held in while it is trained on."""
 
 LossKind: TypeAlias = Literal["sigmoid", "robust", "ipo", "ipo_sum", "hinge", "apo_zero"]
 
@@ -216,6 +219,7 @@ class UpdateConfig:
     learning_rate: float | None = None
     epochs: int | None = None
     max_length: int = 1024
+    precision: Precision = "auto"
     lora: LoraSettings = field(default_factory=LoraSettings)
     loss: LossSettings = field(default_factory=LossSettings)
     thumbs: ThumbSettings = field(default_factory=ThumbSettings)
@@ -234,6 +238,12 @@ class UpdateConfig:
         )
         _require(self.epochs is None or self.epochs >= 1, "epochs", self.epochs, "1 or more")
         _require(self.max_length >= 16, "max_length", self.max_length, "16 tokens or more")
+        _require(
+            self.precision in get_args(Precision),
+            "precision",
+            self.precision,
+            "auto, float32, bfloat16 or 4bit",
+        )
 
     @classmethod
     def from_mapping(cls, settings: Mapping[str, Any]) -> UpdateConfig:

@@ -236,7 +236,7 @@ class _Update:
         from agentpref.learn.learner import Learner
 
         self.progress("load model", 0, 1)
-        base = load_base(self.model)
+        base = load_base(self.model, held_in=self.config.precision)
         self.progress("load model", 1, 1)
         _check_base(base, live)
         caches: dict[Policy, LogpCache] = {
@@ -250,7 +250,7 @@ class _Update:
     def _cache(self, base: BaseModel, policy: str) -> LogpCache:
         from agentpref.learn.cache import LogpCache
 
-        return LogpCache(self.connection, base.identity, policy)
+        return LogpCache(self.connection, base.numbers, policy)
 
     def _replay(self, learner: Learner, night: Night) -> list[EncodedPair]:
         """Old pairs to train again, from every stratum alike."""

@@ -15,7 +15,9 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agentpref.config import Precision
 from agentpref.errors import MissingDependency, ModelNotFound, UnsupportedModel
+from agentpref.learn import precision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -40,6 +42,13 @@ class BaseModel:
     tokenizer: PreTrainedTokenizerBase
     digest: str
     template_digest: str
+    precision: precision.Held = "float32"
+
+    @property
+    def numbers(self) -> str:
+        """What cached log-probs stand under: the base, its template, and its precision."""
+        key = f"{self.digest}:{self.template_digest}"
+        return key if self.precision == "float32" else f"{key}:{self.precision}"
 
     @property
     def identity(self) -> dict[str, str]:
@@ -51,14 +60,14 @@ class BaseModel:
         }
 
 
-def load_base(name: str) -> BaseModel:
+def load_base(name: str, *, held_in: Precision | None = None) -> BaseModel:
     """Load a base model by the bundled name ``"tiny"``, a folder, or a model hub's name.
 
-    Weights are read from safetensors only and remote code is never run. The dtype is float32 on a
-    CPU, so that results are repeatable bit for bit, and bfloat16 on a GPU.
+    Weights are read from safetensors only and remote code is never run. Unless a precision is asked
+    for, the base is held in float32 on a CPU and in bfloat16 on a GPU.
 
     Raises:
-        MissingDependency: torch or transformers is not installed.
+        MissingDependency: torch, transformers or what a precision needs is not installed.
         ModelNotFound: the name resolves to nothing.
         UnsupportedModel: the model has no chat template or no safetensors, is no causal language
             model, or its files are not whole.
@@ -72,10 +81,10 @@ def load_base(name: str) -> BaseModel:
         ) from error
     path = find_base(name)
     with _quiet(transformers):
-        return _load(name, path)
+        return _load(name, path, held_in)
 
 
-def _load(name: str, path: Path) -> BaseModel:
+def _load(name: str, path: Path, asked: Precision | None) -> BaseModel:
     import torch
     import transformers
 
@@ -86,11 +95,14 @@ def _load(name: str, path: Path) -> BaseModel:
             f"{name!r} has no chat template; use an instruct model, or add chat_template.jinja"
         )
     gpu = torch.cuda.is_available()
+    held = precision.choose(asked or ("bfloat16" if gpu else "float32"), gpu=gpu)
     with _refusing(name):
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.bfloat16 if gpu else torch.float32, use_safetensors=True
+            path, use_safetensors=True, **precision.loading(held)
         )
-    model.to("cuda" if gpu else "cpu").eval().requires_grad_(False)
+    if held != "4bit":  # whose weights are on the GPU already, and cannot be moved
+        model.to("cuda" if gpu else "cpu")
+    model.eval().requires_grad_(False)
     return BaseModel(
         name=name,
         path=path,
@@ -98,6 +110,7 @@ def _load(name: str, path: Path) -> BaseModel:
         tokenizer=tokenizer,
         digest=digest_files(path, _WEIGHT_FILES),
         template_digest=digest_files(path, _TOKENIZER_FILES),
+        precision=held,
     )
 
 

@@ -8,7 +8,7 @@ nor of what the scores are for.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import orjson
 
@@ -20,17 +20,15 @@ Scorer = Callable[[Sequence[EncodedPair]], Sequence[PairLogps]]
 
 
 class LogpCache:
-    """Scores of one frozen policy, known by base digest, template digest and revision.
+    """Scores of one frozen policy, known by ``BaseModel.numbers`` and revision.
 
     A candidate has no revision yet: its scores stand under the update's id until :meth:`rename`
     gives them the revision's name, so that what the gate scored tonight is known tomorrow.
     """
 
-    def __init__(
-        self, connection: sqlite3.Connection, identity: Mapping[str, str], revision: str
-    ) -> None:
+    def __init__(self, connection: sqlite3.Connection, numbers: str, revision: str) -> None:
         self._connection = connection
-        self._base = f"{identity['digest']}:{identity['template_digest']}"
+        self._base = numbers
         self._policy = f"{self._base}:{revision}"
 
     def score(self, rows: Sequence[EncodedPair], scorer: Scorer) -> list[PairLogps]:

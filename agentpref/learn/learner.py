@@ -53,6 +53,7 @@ class Learner:
         self.base = base
         self.config = config
         self.left_out: Counter[str] = Counter()
+        self._live = None if live is None else live.name
         self._caches = caches
         self._progress = progress
         from agentpref.learn.fuse import fuse
@@ -125,6 +126,7 @@ class Learner:
             pad=self.pad,
             config=self.config,
             epochs=self.config.epochs or trainer.epochs_for(new),
+            live=self._live,
             progress=lambda done, total: self._progress("train", done, total),
             observe=observe,
         )

@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agentpref.learn import batch as layouts
+from agentpref.learn import loss as losses
 from agentpref.learn.batch import Batch, Layout
 from agentpref.learn.encode import Encoded
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from agentpref.learn.ops.head import Head
+    from agentpref.learn.ops.head import Head, Reading
 
 TOKENS_PER_PASS = 4096
 """Padded tokens in one forward pass without gradients."""
@@ -74,17 +75,24 @@ class Route:
         return output.flatten(0, 1).index_select(0, batch.where)  # type: ignore[no-any-return]
 
     def read(
-        self, states: Tensor, batch: Batch, live: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Log-prob of each completion token and, given live's states, KL to live: ``[N]`` each."""
+        self,
+        states: Tensor,
+        batch: Batch,
+        *,
+        live: Tensor | None = None,
+        collision: bool = False,
+    ) -> Reading:
+        """What the states say of each completion token, live's states beside them for the KL."""
+        from agentpref.learn.ops import head
+
         if self.head is not None:
-            from agentpref.learn.ops.head import token_logps
-
-            return token_logps(states, self.head, batch.targets, live)
-        from agentpref.learn.loss import token_kl
-
-        logps = states.float().log_softmax(-1).gather(-1, batch.targets[:, None])[:, 0]
-        return logps, None if live is None else token_kl(live.float(), states.float())
+            return head.read(states, self.head, batch.targets, live=live, collision=collision)
+        logits = states.float()
+        return head.Reading(
+            logits.log_softmax(-1).gather(-1, batch.targets[:, None])[:, 0],
+            None if live is None else losses.token_kl(live.float(), logits),
+            losses.log_collision(logits.detach()) if collision else None,
+        )
 
 
 ORACLE = Route("plain", layouts.plain)
@@ -106,7 +114,7 @@ def score(
     with torch.no_grad():
         for run in layouts.chunks([rows[i] for i in order], route.cost, TOKENS_PER_PASS):
             batch = route.layout(run, pad).to(model.device)
-            logps = batch.sums(route.read(route.states(model, batch), batch)[0]).tolist()
+            logps = batch.sums(route.read(route.states(model, batch), batch).logps).tolist()
             for first, second in zip(logps[: len(run)], logps[len(run) :], strict=True):
                 scores[order[len(scores)]] = PairLogps(first, second)
             if progress is not None:

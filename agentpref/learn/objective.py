@@ -1,21 +1,23 @@
 """The objective of one batch: what is added up, and in passes of what size its gradient is taken.
 
 It is given encoded rows with their reference log-probs and a model whose policies it may switch,
-and accumulates gradients in the candidate. It knows nothing of epochs, optimizers or time.
+and accumulates gradients in the candidate. What a row's log-probs come to is the criterion's
+business; the KL penalty, which is not a row's but a policy's, is added here. It knows nothing of
+epochs, optimizers or time.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
-from agentpref.config import KLSettings, LossSettings
+from agentpref.config import KLSettings, LossSettings, ThumbSettings
 from agentpref.errors import TrainingDiverged
 from agentpref.learn import adapter
-from agentpref.learn import loss as losses
 from agentpref.learn.batch import Batch, chunks
-from agentpref.learn.encode import EncodedPair
+from agentpref.learn.criterion import Criterion
+from agentpref.learn.encode import Encoded, EncodedPair
 from agentpref.learn.logps import PairLogps, Route
 
 if TYPE_CHECKING:
@@ -27,21 +29,29 @@ TOKENS_PER_STEP = 2048
 
 
 class TrainingRow(NamedTuple):
-    """A pair to train on, and its log-probs under the reference π_0."""
+    """A pair or thumb to train on, and its log-probs under the reference π_0."""
 
-    encoded: EncodedPair
+    encoded: Encoded
     reference: PairLogps
 
 
 class StepResult(NamedTuple):
-    """What one batch came to: its mean loss, its mean margin h, and KL to live where it was taken.
+    """What one batch came to: its mean loss, its mean margin, and KL to live where it was taken.
 
-    The loss is the preference loss with its anchor, a mean over rows; KL is in nats per token.
+    The loss is that of the rows, anchors included, and the margin h; KL is in nats per token.
     """
 
     loss: float
     margin: float
     kl: float | None
+
+
+class _Terms(NamedTuple):
+    """Means over the rows of one pass: loss, margin, and KL where it is due."""
+
+    loss: Tensor
+    margin: Tensor
+    kl: Tensor | None
 
 
 class Objective:
@@ -52,53 +62,59 @@ class Objective:
     """
 
     def __init__(
-        self, model: PeftModel, route: Route, pad: int, loss: LossSettings, kl: KLSettings
+        self,
+        model: PeftModel,
+        route: Route,
+        pad: int,
+        criterion: Criterion,
+        *,
+        kl: KLSettings,
+        wpo: bool = False,
     ) -> None:
         self._model, self._route, self._pad = model, route, pad
-        self._loss, self._kl = loss, kl
+        self._criterion, self._kl, self._wpo = criterion, kl, wpo
         self._kl_is_due = False
 
     def __call__(self, rows: Sequence[TrainingRow]) -> StepResult:
         """Accumulate the gradient of the batch, and say what it came to."""
         self._kl_is_due = not self._kl_is_due and self._kl.weight > 0
-        by_width = sorted(rows, key=self._cost)
         loss, margin, kl = 0.0, 0.0, 0.0
-        for part in chunks(by_width, self._cost, TOKENS_PER_STEP):
+        for part in chunks(sorted(rows, key=self._cost), self._cost, TOKENS_PER_STEP):
             share = len(part) / len(rows)
-            preference, gap, excess, moved = self._terms(part)
-            objective = share * (preference + 2 * self._kl.weight * excess)
+            terms = self._terms(part)
+            objective = share * (terms.loss + self._penalty(terms.kl))
             _check_finite(objective)
             objective.backward()  # type: ignore[no-untyped-call]
-            loss += share * float(preference.detach())
-            margin += share * float(gap.detach())
-            kl += share * float(moved.detach())
+            loss += share * float(terms.loss.detach())
+            margin += share * float(terms.margin)
+            kl += share * (0.0 if terms.kl is None else float(terms.kl.detach()))
+        self._criterion.end_batch()
         return StepResult(loss, margin, kl if self._kl_is_due else None)
 
-    def _terms(self, rows: Sequence[TrainingRow]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Means over the rows: preference loss with its anchor, margin, KL above target, and KL."""
+    def state(self) -> dict[str, float]:
+        """What is remembered from batch to batch."""
+        return {"kl_is_due": float(self._kl_is_due), **self._criterion.state()}
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        """Go on from a state, as if the batches before it had just been seen."""
+        self._kl_is_due = bool(state["kl_is_due"])
+        self._criterion.restore(state)
+
+    def _terms(self, rows: Sequence[TrainingRow]) -> _Terms:
         batch = self._route.layout([row.encoded for row in rows], self._pad).to(self._model.device)
         live = self._live_states(batch)
         states = self._route.states(self._model, batch)
-        per_token, moved = self._route.read(states, batch, live)
-        preference, margin = self._preference(rows, batch.sums(per_token))
-        if moved is None:
-            nothing = preference.new_zeros(())
-            return preference, margin, nothing, nothing
-        kl = batch.means(moved).mean()
-        return preference, margin, (kl - self._kl.target).clamp(min=0), kl
+        found = self._route.read(states, batch, live=live, collision=self._wpo)
+        collision = None if found.collision is None else batch.sums(found.collision)
+        judged = self._criterion(rows, batch.sums(found.logps), collision)
+        kl = None if found.kl is None else _mean_kl(rows, batch.means(found.kl))
+        return _Terms(judged.loss.mean(), judged.margin.mean(), kl)
 
-    def _cost(self, row: TrainingRow) -> int:
-        return self._route.cost(row.encoded)
-
-    def _preference(self, rows: Sequence[TrainingRow], logps: Tensor) -> tuple[Tensor, Tensor]:
-        chosen, rejected = logps.chunk(2)
-        columns = _columns(rows, chosen.device)
-        margin = losses.reward_margin(
-            chosen, rejected, columns["ref_chosen"], columns["ref_rejected"]
-        )
-        wrong = losses.dpo_loss(margin, beta=self._loss.beta, noise=columns["noise"])
-        anchor = losses.nll_anchor(chosen, columns["length"]) * self._anchor_weights(rows, chosen)
-        return (columns["weight"] * wrong + anchor).mean(), margin.mean()
+    def _penalty(self, kl: Tensor | None) -> Tensor | float:
+        """λ·max(0, KL − target), twice."""
+        if kl is None:
+            return 0.0
+        return 2 * self._kl.weight * (kl - self._kl.target).clamp(min=0)
 
     def _live_states(self, batch: Batch) -> Tensor | None:
         if not self._kl_is_due:
@@ -108,24 +124,33 @@ class Objective:
         with torch.no_grad(), adapter.policy(self._model, "live") as live:
             return self._route.states(live, batch)
 
-    def _anchor_weights(self, rows: Sequence[TrainingRow], like: Tensor) -> Tensor:
-        corrected = [row.encoded.pair.origin == "correction" for row in rows]
-        return like.new_tensor(
-            [self._loss.nll_on_corrections if c else self._loss.nll for c in corrected]
-        )
+    def _cost(self, row: TrainingRow) -> int:
+        return self._route.cost(row.encoded)
 
 
-def _columns(rows: Sequence[TrainingRow], device: Any) -> dict[str, Tensor]:
-    import torch
+def criterion_for(
+    rows: Sequence[TrainingRow], loss: LossSettings, thumbs: ThumbSettings, live: str | None
+) -> Criterion:
+    """A criterion whose likes and dislikes are balanced to the rows of a run."""
+    liked = [
+        row.encoded.thumb.desirable for row in rows if not isinstance(row.encoded, EncodedPair)
+    ]
+    return Criterion(
+        loss, thumbs, desirable=sum(liked), undesirable=len(liked) - sum(liked), live=live
+    )
 
-    columns = {
-        "ref_chosen": [row.reference.chosen for row in rows],
-        "ref_rejected": [row.reference.rejected for row in rows],
-        "noise": [row.encoded.pair.noise for row in rows],
-        "weight": [row.encoded.pair.weight for row in rows],
-        "length": [float(len(row.encoded.chosen)) for row in rows],
-    }
-    return {name: torch.tensor(values, device=device) for name, values in columns.items()}
+
+def _mean_kl(rows: Sequence[TrainingRow], kl: Tensor) -> Tensor:
+    """Mean over the answers that are trained: ``kl`` is ``[2·rows]``, first completions first.
+
+    A thumb's second completion is another prompt's answer, which nobody would give here.
+    """
+    trained = kl.new_tensor([[1.0] * len(rows), [_answers(row) - 1.0 for row in rows]]).flatten()
+    return (kl * trained).sum() / trained.sum()
+
+
+def _answers(row: TrainingRow) -> int:
+    return 2 if isinstance(row.encoded, EncodedPair) else 1
 
 
 def _check_finite(objective: Tensor) -> None:

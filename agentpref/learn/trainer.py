@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentpref.config import UpdateConfig
 from agentpref.learn.logps import Route
-from agentpref.learn.objective import Objective, StepResult, TrainingRow
+from agentpref.learn.objective import Objective, StepResult, TrainingRow, criterion_for
 from agentpref.learn.plan import plan
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def train(
     pad: int,
     config: UpdateConfig,
     epochs: int,
+    live: str | None,
     progress: Callable[[int, int], object],
     observe: Observer | None = None,
 ) -> TrainingReport:
@@ -75,7 +76,8 @@ def train(
     rate = config.learning_rate or learning_rate_for(model)
     batches = plan(rows, size=config.batch_size, epochs=epochs, seed=config.seed)
     optimizer, schedule = _optimizer(model, rate, len(batches))
-    objective = Objective(model, route, pad, config.loss, config.kl)
+    criterion = criterion_for(rows, config.loss, config.thumbs, live)
+    objective = Objective(model, route, pad, criterion, kl=config.kl, wpo=config.loss.wpo)
     history: list[StepResult] = []
     for done, batch in enumerate(batches, start=1):
         history.append(objective(batch))

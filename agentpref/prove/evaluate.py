@@ -39,9 +39,9 @@ def kl_from_base(learner: Learner, rows: Sequence[EncodedPair]) -> float:
                 part = route.layout(run, learner.pad).to(model.device)
                 base = route.states(model, part)
             with learner.speaking_as("candidate") as model:
-                _, moved = route.read(route.states(model, part), part, base)
-            assert moved is not None  # it was asked for
-            total += float(part.means(moved).sum()) / 2
+                found = route.read(route.states(model, part), part, live=base)
+            assert found.kl is not None  # it was asked for
+            total += float(part.means(found.kl).sum()) / 2
     return total / len(rows)
 
 

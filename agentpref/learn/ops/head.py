@@ -26,52 +26,69 @@ class Head(NamedTuple):
     bias: Tensor | None = None
 
 
-def token_logps(
-    hidden: Tensor, head: Head, targets: Tensor, live: Tensor | None = None
-) -> tuple[Tensor, Tensor | None]:
-    """Log-probs of ``targets`` and, where the live policy's states are given, KL(π_live ‖ π_θ).
+class Reading(NamedTuple):
+    """What is found at each position, ``[N]`` each, in float32 and nats.
+
+    ``logps`` are those of the targets, ``kl`` is KL(π_live ‖ π_θ), and ``collision`` log Σ π_θ²,
+    which carries no gradient; the last two where they were asked for.
+    """
+
+    logps: Tensor
+    kl: Tensor | None = None
+    collision: Tensor | None = None
+
+
+def read(
+    hidden: Tensor,
+    head: Head,
+    targets: Tensor,
+    *,
+    live: Tensor | None = None,
+    collision: bool = False,
+) -> Reading:
+    """Read last hidden states through the output layer.
 
     Args:
         hidden: the policy's last hidden states, ``[N, d]``.
         head: the output layer of both policies.
         targets: the token to be predicted at each, ``[N]``.
-        live: the live policy's hidden states at the same places, ``[N, d]``; no gradient flows
-            into them.
-
-    Returns:
-        Two ``[N]`` in float32 and nats; the second is None without ``live``.
+        live: the live policy's hidden states at the same places, ``[N, d]``, for the KL; no
+            gradient flows into them.
+        collision: whether the probability that two draws are the same token is wanted.
     """
-    logps, kl = _TokenLogps.apply(hidden, head, targets, live)  # type: ignore[no-untyped-call]
-    return logps, kl
+    return Reading(*_Read.apply(hidden, head, targets, live, collision))  # type: ignore[no-untyped-call]
 
 
-class _TokenLogps(torch.autograd.Function):
+class _Read(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, head: Head, targets: Tensor, live: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+        ctx: Any, hidden: Tensor, head: Head, targets: Tensor, live: Tensor | None, collide: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         size = len(hidden)
         logps = hidden.new_empty(size, dtype=torch.float32)
         kl = None if live is None else torch.empty_like(logps)
-        grads = [torch.empty_like(hidden) for _ in range(1 + (kl is not None))]
-        if not ctx.needs_input_grad[0]:
-            grads = []
+        collision = torch.empty_like(logps) if collide else None
+        wanted = (1 + (live is not None)) * ctx.needs_input_grad[0]
+        grads = [torch.empty_like(hidden) for _ in range(wanted)]
         step = max(1, LOGITS_PER_CHUNK // len(head.weight))
         for at in (slice(start, start + step) for start in range(0, size, step)):
-            logits = _logits(hidden[at], head)
-            lse = logits.logsumexp(-1, keepdim=True)
-            logps[at] = (logits.gather(-1, targets[at, None]) - lse)[:, 0]
-            probs = logits.sub_(lse).exp_() if live is None else logits.sub_(lse).exp()
+            logprobs = _logprobs(hidden[at], head)
+            logps[at] = logprobs.gather(-1, targets[at, None])[:, 0]
+            probs = logprobs.exp()
+            if collision is not None:
+                collision[at] = probs.square().sum(-1).log()
             if live is not None and kl is not None:
-                other = _logits(live[at], head).log_softmax(-1)
+                other = _logprobs(live[at], head)
                 theirs = other.exp()
-                kl[at] = (other.sub_(logits)).mul_(theirs).sum(-1)
+                kl[at] = other.sub_(logprobs).mul_(theirs).sum(-1)
                 if grads:
                     grads[1][at] = _back(theirs.neg_().add_(probs), head, hidden.dtype)
             if grads:
                 grads[0][at] = head.weight[targets[at]] - _back(probs, head, hidden.dtype)
         ctx.save_for_backward(*grads)
-        return logps, kl
+        if collision is not None:
+            ctx.mark_non_differentiable(collision)
+        return logps, kl, collision
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -80,11 +97,12 @@ class _TokenLogps(torch.autograd.Function):
             if scale is not None:
                 part = grad * scale[:, None].to(grad.dtype)
                 total = part if total is None else total.add_(part)
-        return total, None, None, None
+        return total, None, None, None, None
 
 
-def _logits(hidden: Tensor, head: Head) -> Tensor:
-    return torch.nn.functional.linear(hidden, head.weight, head.bias).float()
+def _logprobs(hidden: Tensor, head: Head) -> Tensor:
+    logits = torch.nn.functional.linear(hidden, head.weight, head.bias).float()
+    return logits.sub_(logits.logsumexp(-1, keepdim=True))
 
 
 def _back(grad: Tensor, head: Head, dtype: torch.dtype) -> Tensor:

@@ -59,7 +59,7 @@ class Arms:
         return RMatrix(tuple(exams), tuple(rows))
 
     def _learner(self, name: str, live: Path | None, config: UpdateConfig) -> Learner:
-        base = load_base(self.model)
+        base = load_base(self.model, held_in=self.config.precision)
         return Learner(
             base,
             live,
@@ -70,9 +70,9 @@ class Arms:
 
     def _caches(self, base: BaseModel, live: Path | None) -> dict[Policy, LogpCache]:
         """What the home knows already: the base's scores, and those of published revisions."""
-        caches: dict[Policy, LogpCache] = {"base": LogpCache(self.connection, base.identity, BASE)}
+        caches: dict[Policy, LogpCache] = {"base": LogpCache(self.connection, base.numbers, BASE)}
         if live is not None and is_revision_id(live.name):
-            caches["live"] = LogpCache(self.connection, base.identity, live.name)
+            caches["live"] = LogpCache(self.connection, base.numbers, live.name)
         return caches
 
 

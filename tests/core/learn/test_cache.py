@@ -55,7 +55,7 @@ def test_scores_are_the_scorers_in_order(connection, rows):
 def test_scores_of_a_real_model_come_back_bit_for_bit(connection, make_learner, pairs):
     learner = make_learner()
     rows = learner.encode(pairs)
-    cache = LogpCache(connection, learner.base.identity, "base")
+    cache = LogpCache(connection, learner.base.numbers, "base")
     scores = cache.score(rows, lambda missing: learner.score("base", missing))
     assert scores == learner.score("base", rows)
     assert cache.score(rows[::-1], not_asked) == scores[::-1]
@@ -104,12 +104,6 @@ def test_policies_do_not_mix(connection, rows, other):
     first.score(rows, Scorer())
     assert second.score(rows, Scorer(-7.0)) == Scorer(-7.0)(rows)
     assert first.score(rows, not_asked) == Scorer()(rows)
-
-
-def test_a_base_is_known_by_its_bytes_and_not_its_name(connection, rows):
-    LogpCache(connection, IDENTITY, "base").score(rows, Scorer())
-    moved = LogpCache(connection, {**IDENTITY, "name": "/elsewhere/tiny"}, "base")
-    assert moved.score(rows, not_asked) == Scorer()(rows)
 
 
 def test_scores_survive_reopening(home, rows):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from agentpref.config import KLSettings, LoraSettings, LossSettings
+from agentpref.config import KLSettings, LoraSettings, LossSettings, ThumbSettings
 from agentpref.learn import adapter, logps
 from agentpref.learn.base import load_base
-from agentpref.learn.objective import Objective, TrainingRow
+from agentpref.learn.objective import Objective, TrainingRow, criterion_for
 
 
 def randomise(model):
@@ -81,7 +81,11 @@ def test_loss_and_gradients_equal_trl(ours, theirs, plainly):
     learner, rows = ours
     route = logps.ORACLE if plainly else learner.route([row.encoded for row in rows])
     objective = Objective(
-        learner._model, route, learner.pad, LossSettings(beta=0.3, nll=0.0), KLSettings(weight=0.0)
+        learner._model,
+        route,
+        learner.pad,
+        criterion_for(rows, LossSettings(beta=0.3, nll=0.0), ThumbSettings(), None),
+        kl=KLSettings(weight=0.0),
     )
     with adapter.policy(learner._model, "candidate"):
         found = objective([row._replace(encoded=_certain(row.encoded)) for row in rows])

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentpref.learn.ops import head as heads
-from agentpref.learn.ops.head import Head, token_logps
+from agentpref.learn.ops.head import Head, read
 
 VOCABULARY = 23
 
@@ -36,7 +36,7 @@ def test_values_and_gradients_are_the_plain_ones_whatever_the_chunk(count, chunk
     hidden, head, targets, live = make(count, seed, bias)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(heads, "LOGITS_PER_CHUNK", chunk)
-        found = token_logps(hidden, head, targets, live)
+        found = read(hidden, head, targets, live=live)[:2]
     expected = plain(hidden, head, targets, live.detach())
     weights = torch.randn(2, count)
     gradients = [
@@ -49,7 +49,7 @@ def test_values_and_gradients_are_the_plain_ones_whatever_the_chunk(count, chunk
 
 def test_no_gradient_reaches_live():
     hidden, head, targets, live = make(5)
-    _, kl = token_logps(hidden, head, targets, live)
+    kl = read(hidden, head, targets, live=live).kl
     kl.sum().backward()
     assert live.grad is None
     assert hidden.grad is not None
@@ -57,12 +57,13 @@ def test_no_gradient_reaches_live():
 
 def test_without_live_there_is_no_kl():
     hidden, head, targets, _ = make(5)
-    assert token_logps(hidden, head, targets)[1] is None
+    found = read(hidden, head, targets)
+    assert found.kl is found.collision is None
 
 
 def test_a_policy_is_at_no_distance_from_itself():
     hidden, head, targets, _ = make(9)
-    _, kl = token_logps(hidden, head, targets, hidden.detach())
+    kl = read(hidden, head, targets, live=hidden.detach()).kl
     torch.testing.assert_close(kl, torch.zeros(9), atol=1e-6, rtol=0)
     (gradient,) = torch.autograd.grad(kl.sum(), hidden)
     torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-6, rtol=0)
@@ -72,5 +73,13 @@ def test_nothing_of_the_vocabularys_size_is_kept_for_the_backward_pass():
     hidden, head, targets, live = make(40)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.shape) or x, lambda x: x):
-        token_logps(hidden, head, targets, live)
+        read(hidden, head, targets, live=live)
     assert kept == [hidden.shape, hidden.shape]
+
+
+def test_collision_is_the_chance_that_two_draws_agree():
+    hidden, head, targets, _ = make(9)
+    found = read(hidden, head, targets, collision=True).collision
+    probs = (hidden @ head.weight.T).softmax(-1)
+    torch.testing.assert_close(found, probs.square().sum(-1).log())
+    assert not found.requires_grad

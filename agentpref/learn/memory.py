@@ -1,0 +1,106 @@
+"""How many tokens one pass may hold, and whether layers are recomputed to make them fit.
+
+What a pass keeps for its gradient is measured on one row, not guessed from a model's shape, and
+held against what the machine has free. Layers are recomputed in the backward pass (gradient
+checkpointing, 1604.06174: a third more work) only where a single row would not fit without. Knows
+nothing of losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+TOKENS_PER_PASS = {"cpu": 2048, "cuda": 16_384}
+"""Beyond these, larger passes are no faster; on a CPU smaller ones stay in its cache."""
+
+_SHARE = 0.5
+"""Of the free memory; the rest is for logits, gradients, the optimizer, and everybody else."""
+
+
+class Room(NamedTuple):
+    """What a pass may take: padded tokens, and whether layers are recomputed."""
+
+    tokens: int
+    recomputes: bool
+
+
+def room(
+    model: Any, states: Callable[[], Tensor], tokens: int, *, longest: int, free: int | None = None
+) -> Room:
+    """Find the room for passes of a model whose longest row has ``longest`` tokens.
+
+    Args:
+        model: the model; its layers are changed where they must be recomputed.
+        states: a forward pass of one row with gradients on.
+        tokens: how many padded tokens that row has.
+        longest: tokens of the longest row that will come.
+        free: bytes of memory to plan with, as the machine has them unless given.
+    """
+    device = model.device.type
+    most = TOKENS_PER_PASS.get(device, TOKENS_PER_PASS["cuda"])
+    available = (free_bytes(device) if free is None else free) * _SHARE
+    fits = int(available / (kept_bytes(states) / tokens))
+    if fits >= longest:
+        return Room(min(most, fits), recomputes=False)
+    recompute_layers(model)
+    fits = int(available / (kept_bytes(states) / tokens))
+    return Room(max(1, min(most, fits)), recomputes=True)
+
+
+def kept_bytes(states: Callable[[], Tensor]) -> int:
+    """Bytes of the tensors that a forward pass keeps for its gradient, frozen weights aside."""
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        if not _is_parameter(tensor):
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        output = states()  # held until all is counted: what is freed would be counted twice
+    del output
+    return max(1, sum(kept.values()))
+
+
+def free_bytes(device: str) -> int:
+    """Bytes of memory that are free where a model stands."""
+    if device == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def recompute_layers(model: Any) -> None:
+    """Let every decoder layer keep its input only, and run again in the backward pass."""
+    for layer in _layers(model):
+        if not isinstance(layer.forward, partial) or layer.forward.func is not _recomputed:
+            layer.forward = partial(_recomputed, layer.forward)
+
+
+def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    from torch.utils.checkpoint import checkpoint
+
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    # No layer draws random numbers: dropout is off in eval mode, and adapters have none.
+    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+
+def _layers(model: Any) -> Sequence[nn.Module]:
+    """The decoder's layers: of its lists of modules the longest, and of these the outermost."""
+    stacks = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList)]
+    return max(stacks, key=len, default=[])  # type: ignore[arg-type]
+
+
+def _is_parameter(tensor: Tensor) -> bool:
+    base = tensor._base if tensor._base is not None else tensor
+    return isinstance(base, torch.nn.Parameter)

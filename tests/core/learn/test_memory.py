@@ -1,0 +1,67 @@
+"""Passes fit into what is free, and layers are recomputed only where one row would not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from agentpref.learn import logps, memory
+from tests.core.learn.families import adapted_model
+from tests.core.learn.test_batch import ROWS
+
+LONGEST = 13
+
+
+@pytest.fixture
+def model():
+    return adapted_model("llama")
+
+
+def states(model):
+    route = logps.trusted_route(model, ROWS, pad=0, longest=40)
+    return lambda: route.states(model, route.layout(ROWS[:1], 0))
+
+
+def room(model, free):
+    return memory.room(model, states(model), ROWS[0].width, longest=LONGEST, free=free)
+
+
+def test_with_memory_to_spare_a_pass_is_as_large_as_is_useful(model):
+    assert room(model, 1 << 40) == memory.Room(memory.TOKENS_PER_PASS["cpu"], recomputes=False)
+
+
+def test_with_less_memory_a_pass_is_smaller(model):
+    needed = memory.kept_bytes(states(model)) / ROWS[0].width
+    assert room(model, int(2 * 50.5 * needed)) == memory.Room(50, recomputes=False)
+
+
+def test_where_no_row_fits_layers_are_recomputed(model):
+    needed = memory.kept_bytes(states(model)) / ROWS[0].width
+    found = room(model, int(2 * (LONGEST - 1) * needed))
+    assert found.recomputes
+    assert found.tokens > LONGEST
+    assert memory.kept_bytes(states(model)) / ROWS[0].width < needed / 2
+
+
+def test_a_row_that_never_fits_is_tried_alone(model):
+    assert room(model, 1) == memory.Room(1, recomputes=True)
+
+
+def test_recomputing_changes_no_bit(model):
+    leaves = [p for name, p in model.named_parameters() if "lora_" in name]
+    before = torch.autograd.grad(states(model)().square().sum(), leaves)
+    memory.recompute_layers(model)
+    memory.recompute_layers(model)  # a second time changes nothing
+    after = torch.autograd.grad(states(model)().square().sum(), leaves)
+    assert all(map(torch.equal, before, after))
+
+
+def test_without_gradients_nothing_is_recomputed(model, monkeypatch):
+    memory.recompute_layers(model)
+    monkeypatch.setattr("torch.utils.checkpoint.checkpoint", None)
+    with torch.no_grad():
+        states(model)()
+
+
+def test_the_machine_says_what_is_free():
+    assert memory.free_bytes("cpu") > 1 << 20
