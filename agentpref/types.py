@@ -112,6 +112,9 @@ class Pair:
 
     ``noise`` is the probability ε that the label is flipped; ``provenance`` names the feedback and
     comparisons that the pair was made of; ``held_out`` pairs prove adapters and never train them.
+    ``chosen_ids`` and ``chosen_by`` are the tokens of the chosen answer as the engine wrote them,
+    and the revision that did, both of one run that was judged; ``None`` where a person wrote it or
+    nobody knows. The same holds of the rejected one.
     """
 
     pair_id: str
@@ -126,11 +129,21 @@ class Pair:
     noise: float = 0.05
     held_out: bool = False
     provenance: tuple[str, ...] = ()
+    chosen_ids: tuple[int, ...] | None = None
+    rejected_ids: tuple[int, ...] | None = None
+    chosen_by: str | None = None
+    rejected_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Thumb:
-    """A lone judgement: one answer, liked or not, and nothing to compare it with."""
+    """A lone judgement: one answer, liked or not, and nothing to compare it with.
+
+    ``thumb_id`` is the content address of prompt, answer and direction, as a pair's is; it is empty
+    in thumbs that no log was asked for. ``token_ids`` and ``written_by`` are the answer's tokens as
+    the engine wrote them and the revision that did; ``provenance`` names the feedback it was made
+    of.
+    """
 
     run_id: str
     namespace: str
@@ -140,3 +153,7 @@ class Thumb:
     desirable: bool
     tag: str = "untagged"
     held_out: bool = False
+    thumb_id: str = ""
+    provenance: tuple[str, ...] = ()
+    token_ids: tuple[int, ...] | None = None
+    written_by: str | None = None
