@@ -137,7 +137,8 @@ def _pair(opinions: Sequence[Opinion[Preference]], held_out: float, judge_noise:
     """Merge the opinions that agree on one preference; the strongest names its origin."""
     first = opinions[0]
     run, chosen, rejected, *_ = first.about
-    chosen_run, rejected_run = _writers(opinion.about for opinion in opinions)
+    wrote_chosen = _writer(run for o in opinions for run in o.about.chosen_runs)
+    wrote_rejected = _writer(run for o in opinions for run in o.about.rejected_runs)
     origin = min((opinion.origin for opinion in opinions), key=STRENGTH.index)
     return Pair(
         pair_id=pair_id_of(run.prompt.id, chosen, rejected),
@@ -151,20 +152,16 @@ def _pair(opinions: Sequence[Opinion[Preference]], held_out: float, judge_noise:
         noise=judge_noise if origin == "judge" else NOISE[origin],
         held_out=is_held_out(run.prompt.messages, held_out),
         provenance=tuple(dict.fromkeys(row for opinion in opinions for row in opinion.rows)),
-        chosen_ids=chosen_run and chosen_run.token_ids,
-        rejected_ids=rejected_run and rejected_run.token_ids,
-        chosen_by=chosen_run and chosen_run.revision,
-        rejected_by=rejected_run and rejected_run.revision,
+        chosen_ids=None if wrote_chosen is None else wrote_chosen.token_ids,
+        rejected_ids=None if wrote_rejected is None else wrote_rejected.token_ids,
+        chosen_by=None if wrote_chosen is None else wrote_chosen.revision,
+        rejected_by=None if wrote_rejected is None else wrote_rejected.revision,
     )
 
 
-def _writers(preferences: Iterable[Preference]) -> tuple[Run | None, Run | None]:
-    """Of each of the two answers, the run to take its tokens and its writer from."""
-    chosen, rejected = [], []
-    for preference in preferences:
-        chosen += preference.chosen_runs
-        rejected += preference.rejected_runs
-    return max(chosen, key=_telling, default=None), max(rejected, key=_telling, default=None)
+def _writer(runs: Iterable[Run]) -> Run | None:
+    """Of the runs that wrote an answer, the one to take its tokens and its writer from."""
+    return max(runs, key=_telling, default=None)
 
 
 def _telling(run: Run) -> tuple[Any, ...]:

@@ -7,10 +7,11 @@ from contextlib import closing
 import pytest
 
 from agentpref.learn.cache import LogpCache
-from agentpref.learn.encode import EncodedPair
+from agentpref.learn.encode import EncodedPair, EncodedThumb
 from agentpref.learn.logps import PairLogps
 from agentpref.record.database import connect
 from agentpref.record.home import Home
+from agentpref.types import Thumb
 
 IDENTITY = {"name": "tiny", "digest": "d" * 64, "template_digest": "t" * 64}
 
@@ -153,3 +154,14 @@ def test_a_refused_candidates_scores_are_dropped(connection, rows):
 
 def policies(connection):
     return connection.execute("SELECT count(DISTINCT policy) FROM logp").fetchone()[0]
+
+
+def test_thumbs_and_pairs_share_the_scores_of_the_same_tokens(connection, pairs):
+    pair = pairs[0]
+    thumb = Thumb("r", "test", 0.0, pair.prompt, pair.chosen, desirable=True)
+    as_thumb = EncodedThumb(thumb, (1, 0), (2, 0, 3), (5,))
+    cache = LogpCache(connection, IDENTITY, "base")
+    cache.remember([EncodedPair(pair, (1, 0), (2, 0, 3), (5,))], [PairLogps(-1.0, -2.0)])
+    assert cache.score([as_thumb], not_asked) == [PairLogps(-1.0, -2.0)]
+    other = EncodedThumb(thumb, (1, 0), (2, 0, 3), (6,))
+    assert cache.score([other], lambda rows: [PairLogps(-1.0, -3.0)]) == [PairLogps(-1.0, -3.0)]
