@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import orjson
 
-from agentpref.learn.encode import EncodedPair, sequence_key
+from agentpref.learn.encode import Encoded, sequence_key
 from agentpref.learn.logps import PairLogps
 from agentpref.record.database import transaction
 
-Scorer = Callable[[Sequence[EncodedPair]], Sequence[PairLogps]]
+E = TypeVar("E", bound=Encoded)
 
 
 class LogpCache:
@@ -31,7 +32,9 @@ class LogpCache:
         self._base = numbers
         self._policy = f"{self._base}:{revision}"
 
-    def score(self, rows: Sequence[EncodedPair], scorer: Scorer) -> list[PairLogps]:
+    def score(
+        self, rows: Sequence[E], scorer: Callable[[Sequence[E]], Sequence[PairLogps]]
+    ) -> list[PairLogps]:
         """Scores of ``rows``, in order, asking ``scorer`` only for those not known yet."""
         known = self._read({key for row in rows for key, _ in _keys(row)})
         missing = [row for row in rows if any(key not in known for key, _ in _keys(row))]
@@ -41,7 +44,7 @@ class LogpCache:
             known.update((key, logp) for (key, _), logp in zip(_keys(row), scores, strict=True))
         return [PairLogps(*(known[key] for key, _ in _keys(row))) for row in rows]
 
-    def remember(self, rows: Sequence[EncodedPair], scores: Sequence[PairLogps]) -> None:
+    def remember(self, rows: Sequence[Encoded], scores: Sequence[PairLogps]) -> None:
         """Keep scores that were computed elsewhere."""
         columns = [
             (self._policy, key, logp, tokens)
@@ -78,9 +81,10 @@ class LogpCache:
         return dict(found.fetchall())
 
 
-def _keys(row: EncodedPair) -> tuple[tuple[str, int], tuple[str, int]]:
+def _keys(row: Encoded) -> tuple[tuple[str, int], tuple[str, int]]:
     """Key and number of tokens of each of the two completions."""
+    first, second = row.completions
     return (
-        (sequence_key(row.prompt, row.chosen), len(row.chosen)),
-        (sequence_key(row.prompt, row.rejected), len(row.rejected)),
+        (sequence_key(row.prompt, first), len(first)),
+        (sequence_key(row.prompt, second), len(second)),
     )

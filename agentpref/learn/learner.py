@@ -31,7 +31,10 @@ Progress = Callable[[str, int, int], object]
 
 
 class Learner:
-    """A candidate in the making. ``left_out`` counts pairs that could not be encoded, by reason.
+    """A candidate in the making.
+
+    ``left_out`` counts pairs that could not be encoded, by reason; ``shortened`` those whose prompt
+    lost old turns, and ``retokenised`` those whose logged tokens could not be used.
 
     Args:
         base: a base model of the learner's own; adapters are put into it.
@@ -54,6 +57,8 @@ class Learner:
         self.config = config
         self.left_out: Counter[str] = Counter()
         self._live = None if live is None else live.name
+        self.shortened: Counter[str] = Counter()
+        self.retokenised: Counter[str] = Counter()
         self._caches = caches
         self._progress = progress
         from agentpref.learn.fuse import fuse
@@ -70,11 +75,11 @@ class Learner:
 
     def encode(self, pairs: Sequence[Pair]) -> list[EncodedPair]:
         """Encode pairs, counting those that cannot be."""
-        rows, left_out = encode.encode_pairs(
-            pairs, self.base.tokenizer, max_length=self.config.max_length
-        )
-        self.left_out.update(left_out)
-        return rows
+        found = encode.encode_pairs(pairs, self.base.tokenizer, max_length=self.config.max_length)
+        self.left_out.update(found.left_out)
+        self.shortened.update(found.shortened)
+        self.retokenised.update(found.retokenised)
+        return found.rows
 
     def speaking_as(self, policy: adapter.Policy) -> AbstractContextManager[PeftModel]:
         """The model with one policy active."""

@@ -15,6 +15,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from agentpref.errors import ConfigError
 from agentpref.prefer.opinions import STRENGTH, LeftRow, Opinion, settle
@@ -100,6 +101,7 @@ def build_pairs(
     implied, lone, spare = oppose(answers)
     carried, lost = settle([*stated, *implied])
     pairs = [_pair(opinions, held_out, judge_noise) for opinions in carried]
+    lone = [_speaker_first(answer) for answer in lone]
     thumbs = [_thumb(answer[0], held_out) for answer in lone]
     return PairSet(
         pairs=tuple(sorted(pairs, key=lambda pair: (pair.created_at, pair.pair_id))),
@@ -110,8 +112,16 @@ def build_pairs(
 
 def pair_id_of(prompt_id: str, chosen: Message, rejected: Message) -> str:
     """Address a preference by its content: 32 hex digits."""
-    body = b"\n".join((prompt_id.encode(), canonical(chosen), canonical(rejected)))
-    return hashlib.blake2b(body, digest_size=16).hexdigest()
+    return _address(prompt_id.encode(), canonical(chosen), canonical(rejected))
+
+
+def thumb_id_of(prompt_id: str, completion: Message, desirable: bool) -> str:
+    """Address a lone judgement by its content: 32 hex digits."""
+    return _address(prompt_id.encode(), canonical(completion), b"up" if desirable else b"down")
+
+
+def _address(*parts: bytes) -> str:
+    return hashlib.blake2b(b"\n".join(parts), digest_size=16).hexdigest()
 
 
 def _judged_runs(
@@ -126,7 +136,9 @@ def _judged_runs(
 def _pair(opinions: Sequence[Opinion[Preference]], held_out: float, judge_noise: float) -> Pair:
     """Merge the opinions that agree on one preference; the strongest names its origin."""
     first = opinions[0]
-    run, chosen, rejected = first.about
+    run, chosen, rejected, *_ = first.about
+    wrote_chosen = _writer(run for o in opinions for run in o.about.chosen_runs)
+    wrote_rejected = _writer(run for o in opinions for run in o.about.rejected_runs)
     origin = min((opinion.origin for opinion in opinions), key=STRENGTH.index)
     return Pair(
         pair_id=pair_id_of(run.prompt.id, chosen, rejected),
@@ -140,25 +152,55 @@ def _pair(opinions: Sequence[Opinion[Preference]], held_out: float, judge_noise:
         noise=judge_noise if origin == "judge" else NOISE[origin],
         held_out=is_held_out(run.prompt.messages, held_out),
         provenance=tuple(dict.fromkeys(row for opinion in opinions for row in opinion.rows)),
+        chosen_ids=None if wrote_chosen is None else wrote_chosen.token_ids,
+        rejected_ids=None if wrote_rejected is None else wrote_rejected.token_ids,
+        chosen_by=None if wrote_chosen is None else wrote_chosen.revision,
+        rejected_by=None if wrote_rejected is None else wrote_rejected.revision,
     )
 
 
+def _writer(runs: Iterable[Run]) -> Run | None:
+    """Of the runs that wrote an answer, the one to take its tokens and its writer from."""
+    return max(runs, key=_telling, default=None)
+
+
+def _telling(run: Run) -> tuple[Any, ...]:
+    """How well a run says who wrote its answer: with tokens, by a known revision, lately.
+
+    Runs that this does not part say the same, so that nothing hangs on their ids.
+    """
+    known = (bool(run.token_ids), run.revision is not None)
+    return (*known, run.created_at, run.token_ids or (), run.revision or "")
+
+
+def _speaker_first(answer: Thumbed) -> Thumbed:
+    """Put first, of the thumbs on one answer, the one that is to stand for them.
+
+    It is the first whose run has its tokens, so that these come from a run in the provenance.
+    """
+    return sorted(answer, key=lambda opinion: not opinion.about.token_ids)
+
+
 def _thumb(opinion: Opinion[Run], held_out: float) -> Thumb:
-    run = opinion.about
+    run, desirable = opinion.about, opinion.side is True
     return Thumb(
         run_id=run.run_id,
         namespace=run.namespace,
         created_at=opinion.said_at,
         prompt=run.prompt,
         completion=run.output,
-        desirable=opinion.side is True,
+        desirable=desirable,
         tag=run.tag,
         held_out=is_held_out(run.prompt.messages, held_out),
+        thumb_id=thumb_id_of(run.prompt.id, run.output, desirable),
+        provenance=opinion.rows,
+        token_ids=run.token_ids,
+        written_by=run.revision,
     )
 
 
 def _repeated(lone: Iterable[Thumbed]) -> list[LeftRow]:
-    """Leave out all but the first row of each lone answer: one thumb stands for them."""
+    """Leave out all but the first row of each lone answer: one thumb stands for them all."""
     return [row for answer in lone for opinion in answer[1:] for row in opinion.leave("repeated")]
 
 

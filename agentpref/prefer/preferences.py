@@ -18,11 +18,16 @@ from agentpref.types import Comparison, Feedback, Message, Origin, Run
 
 
 class Preference(NamedTuple):
-    """One answer over another; ``run`` is the one that the chosen answer comes from."""
+    """One answer over another; ``run`` is the one that the chosen answer comes from.
+
+    ``chosen_runs`` and ``rejected_runs`` wrote the two answers; none wrote a correction.
+    """
 
     run: Run
     chosen: Message
     rejected: Message
+    chosen_runs: tuple[Run, ...] = ()
+    rejected_runs: tuple[Run, ...] = ()
 
 
 def stated_preferences(
@@ -69,7 +74,7 @@ def _read_correction(
     if canonical(correction) == canonical(run.output):
         return "identical_answers"
     return preference_opinion(
-        Preference(run, correction, run.output),
+        Preference(run, correction, run.output, rejected_runs=(run,)),
         rows=(row.feedback_id,),
         said_at=row.created_at,
         voters=frozenset({(row.source, row.user_id)}),
@@ -87,7 +92,7 @@ def _read_comparison(row: Comparison, runs: Mapping[str, Run]) -> Opinion[Prefer
         return "identical_answers"
     better, worse = (b, a) if row.winner == "b" else (a, b)
     return preference_opinion(
-        Preference(better, better.output, worse.output),
+        Preference(better, better.output, worse.output, (better,), (worse,)),
         rows=(row.comparison_id,),
         said_at=row.created_at,
         voters=frozenset({(row.source, row.user_id)}),

@@ -125,9 +125,9 @@ def _match(newest_first: Sequence[Thumbed]) -> list[Match]:
 def _preference(liked: Thumbed, disliked: Thumbed) -> Opinion[Preference]:
     said = [*liked, *disliked]
     by_people = all(any(o.origin == "thumbs" for o in answer) for answer in (liked, disliked))
-    run = liked[0].about
+    chosen, rejected = (tuple(o.about for o in answer) for answer in (liked, disliked))
     return preference_opinion(
-        Preference(run, run.output, disliked[0].about.output),
+        Preference(chosen[0], chosen[0].output, rejected[0].output, chosen, rejected),
         rows=tuple(row for opinion in said for row in opinion.rows),
         said_at=max(opinion.said_at for opinion in said),
         voters=frozenset().union(*(opinion.voters for opinion in said)),

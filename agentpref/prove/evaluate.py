@@ -52,12 +52,14 @@ def token_limit(rows: Sequence[EncodedPair]) -> int:
 
 
 def generations(
-    learner: Learner, policy: Policy, prompts: Sequence[Prompt], *, limit: int
+    learner: Learner, policy: Policy, prompts: Sequence[Ids], *, limit: int
 ) -> Generations:
-    """What a policy writes, greedily and at most ``limit`` tokens of it, on probe prompts."""
+    """What a policy writes, greedily and at most ``limit`` tokens of it, on probe prompts.
+
+    These come as the tokens of encoded rows, so that none is longer than those trained on.
+    """
     tokenizer = learner.base.tokenizer
-    asked = [encode_prompt(prompt, tokenizer) for prompt in prompts]
-    answers, finite = _answer(learner, policy, asked, limit)
+    answers, finite = _answer(learner, policy, prompts, limit)
     texts = [_text(learner, ids) for ids in answers]
     return Generations(
         distinct_2=distinct_n(answers, 2),

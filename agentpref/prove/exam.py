@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from agentpref.learn.encode import EncodedPair
+from agentpref.learn.encode import EncodedPair, Ids
 from agentpref.learn.learner import Learner
 from agentpref.prove.bootstrap import Paired
 from agentpref.prove.checks import Check, run_checks
@@ -19,7 +19,7 @@ from agentpref.prove.evaluate import answer, generations, kl_from_base, token_li
 from agentpref.prove.gate import Evidence
 from agentpref.prove.metrics import accuracy, correctness, distinct_n, length_ratio
 from agentpref.prove.strata import coarsen, stratify
-from agentpref.types import Prompt, Stratum
+from agentpref.types import Stratum
 
 K = TypeVar("K")
 
@@ -82,7 +82,7 @@ def evidence(
     """
     rng = random.Random(learner.config.seed)
     rows = [*new.rows, *old.rows] or list(trained)
-    probes = _sample(rng, list({row.pair.prompt.id: row.pair.prompt for row in rows}.values()))
+    probes = _sample(rng, list({row.pair.prompt.id: row.prompt for row in rows}.values()))
     limit = token_limit(rows)
     return Evidence(
         new=new.take(range(len(new.rows))),
@@ -96,7 +96,7 @@ def evidence(
     )
 
 
-def _sample(rng: random.Random, prompts: list[Prompt]) -> list[Prompt]:
+def _sample(rng: random.Random, prompts: list[Ids]) -> list[Ids]:
     return rng.sample(prompts, min(PROBES, len(prompts)))
 
 

@@ -68,8 +68,9 @@ def completion(tokenizer: Any, chosen: dict[str, Any]) -> str:
     """The text that would be trained as the better answer."""
     rejected = {"role": "assistant", "content": "No."}
     pair = Pair("id", "default", 0.0, Prompt("", (ASKED,)), chosen, rejected, "comparison")
-    ((row,), left_out) = encode_pairs([pair], tokenizer, max_length=512)
-    assert not left_out
+    found = encode_pairs([pair], tokenizer, max_length=512)
+    assert not found.left_out
+    (row,) = found.rows
     return tokenizer.decode(list(row.chosen))
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from agentpref.errors import ConfigError
 from agentpref.prefer.opinions import Reason
-from agentpref.prefer.pairs import PairSet, build_pairs, pair_id_of, read_pairs
+from agentpref.prefer.pairs import PairSet, build_pairs, pair_id_of, read_pairs, thumb_id_of
 from agentpref.prefer.split import is_held_out
 from agentpref.record.database import connect
 from agentpref.record.home import Home
@@ -124,6 +124,67 @@ class TestWhatEachSignalSays:
     def test_a_judge_less_noisy_than_people_is_refused(self) -> None:
         with pytest.raises(ConfigError, match=r"judge_noise is 0.01, but must be from .05 to .5"):
             build(AB, judge_noise=0.01)
+
+
+class TestWhoWroteTheAnswers:
+    A = replace(run("A"), token_ids=(1, 2), revision="rev-1")
+    B = replace(run("B"), token_ids=(3,), revision="rev-2")
+
+    @pytest.mark.parametrize(
+        "said",
+        [
+            [compare("A", "B", "b")],
+            [compare("B", "A", "a")],
+            [thumb("B", 1), thumb("A", 0)],
+        ],
+    )
+    def test_tokens_and_writers_go_with_their_answers(self, said: list[Any]) -> None:
+        (pair,) = build([self.A, self.B], *said).pairs
+        assert (pair.chosen_ids, pair.chosen_by) == ((3,), "rev-2")
+        assert (pair.rejected_ids, pair.rejected_by) == ((1, 2), "rev-1")
+
+    def test_a_correction_is_written_by_no_model(self) -> None:
+        (pair,) = build([self.A], correct("A", "better")).pairs
+        assert (pair.chosen_ids, pair.chosen_by) == (None, None)
+        assert (pair.rejected_ids, pair.rejected_by) == ((1, 2), "rev-1")
+
+    def test_what_nobody_logged_is_not_known(self) -> None:
+        (pair,) = build(AB, compare("A", "B", "a")).pairs
+        assert {pair.chosen_ids, pair.rejected_ids, pair.chosen_by, pair.rejected_by} == {None}
+
+    @pytest.mark.parametrize("turned", [False, True])
+    def test_of_several_runs_the_newest_that_has_tokens_speaks(self, turned: bool) -> None:
+        mute = replace(run("A2", "A"), created_at=9.0, revision="rev-9")
+        newer = replace(self.A, run_id="A0", created_at=5.0, token_ids=(1, 7), revision="rev-5")
+        runs = [self.A, mute, newer, self.B]
+        said = [compare(a, "B", "a", user_id=a) for a in ("A", "A2", "A0")]
+        (pair,) = build(runs[::-1] if turned else runs, *said).pairs
+        assert (pair.chosen_ids, pair.chosen_by) == ((1, 7), "rev-5")
+
+    def test_a_correction_that_a_model_wrote_too_has_its_tokens(self) -> None:
+        said = [correct("B", "A"), compare("A", "B", "a")]
+        (pair,) = build([self.A, self.B], *said).pairs
+        assert (pair.origin, pair.chosen_ids, pair.chosen_by) == ("correction", (1, 2), "rev-1")
+
+    def test_a_lone_thumb_carries_them_too(self) -> None:
+        said = thumb("A", 1)
+        (lone,) = build([self.A], said).thumbs
+        assert (lone.token_ids, lone.written_by) == ((1, 2), "rev-1")
+        assert lone.provenance == (said.feedback_id,)
+        assert lone.thumb_id == thumb_id_of(self.A.prompt.id, says("A"), True)
+
+    def test_the_thumb_whose_run_has_tokens_stands_for_the_others(self) -> None:
+        mute = run("A2", "A")
+        first, second = thumb("A2", 1, at=1, user_id="bob"), thumb("A", 1, at=2)
+        result = build([mute, self.A], first, second)
+        (lone,) = result.thumbs
+        assert (lone.run_id, lone.token_ids) == ("A", (1, 2))
+        assert (lone.provenance, result.left_out) == ((second.feedback_id,), {"repeated": 1})
+
+    def test_a_thumb_turned_round_is_another_thumb(self) -> None:
+        up, down = (build([self.A], thumb("A", score)).thumbs[0] for score in (1, 0))
+        assert up.thumb_id != down.thumb_id
+        assert up.thumb_id == build([self.A], thumb("A", 1, at=9, user_id="bob")).thumbs[0].thumb_id
 
 
 class TestScores:
@@ -250,9 +311,9 @@ class TestLeftOut:
 
 
 RUNS = [
-    run("r0", "yes", tag="x"),
-    run("r1", "no"),
-    run("r2", "yes"),
+    replace(run("r0", "yes", tag="x"), token_ids=(1, 2), revision="rev-1"),
+    replace(run("r1", "no"), revision="rev-2"),
+    replace(run("r2", "yes"), token_ids=(3,)),
     run("r3", "perhaps", tag="y"),
     run("r4", "yes", prompt="how?"),
     run("r5", "no", prompt="how?"),
@@ -306,6 +367,33 @@ class TestLaws:
         counted = len(in_pairs) + len(result.thumbs) + sum(result.left_out.values())
         assert counted == len(feedback) + len(comparisons)
         assert set(result.left_out) <= set(get_args(Reason))
+        in_thumbs = [row for thumb in result.thumbs for row in thumb.provenance]
+        assert in_pairs.isdisjoint(in_thumbs)
+        assert len(set(in_thumbs)) == len(result.thumbs)
+
+    @given(feedbacks, verdicts)
+    def test_tokens_come_from_a_run_that_wrote_the_answer_and_was_judged(
+        self, feedback: list[Feedback], comparisons: list[Comparison]
+    ) -> None:
+        runs_of: dict[str, set[str]] = {row.feedback_id: {row.run_id} for row in feedback}
+        runs_of |= {row.comparison_id: {row.run_a, row.run_b} for row in comparisons}
+        result = built(feedback, comparisons)
+        told = [
+            (made.prompt, answer, ids, by, made.provenance)
+            for pair in result.pairs
+            for made, answer, ids, by in (
+                (pair, pair.chosen, pair.chosen_ids, pair.chosen_by),
+                (pair, pair.rejected, pair.rejected_ids, pair.rejected_by),
+            )
+        ]
+        told += [
+            (t.prompt, t.completion, t.token_ids, t.written_by, t.provenance) for t in result.thumbs
+        ]
+        for prompt, answer, ids, by, rows in told:
+            judged = set().union(*(runs_of[row] for row in rows))
+            wrote = [r for r in RUNS if (r.prompt, r.output) == (prompt, answer)]
+            known = {(r.token_ids, r.revision) for r in wrote if r.run_id in judged}
+            assert (ids, by) in (known or {(None, None)})
 
     @given(feedbacks, verdicts)
     def test_naming_the_two_runs_the_other_way_round_changes_nothing(
@@ -329,7 +417,7 @@ class TestLaws:
         self, feedback: list[Feedback], comparisons: list[Comparison]
     ) -> None:
         def named(name: str | None) -> str | None:
-            return name and name[::-1] + "'"
+            return name and "".join(chr(0x2000 - ord(letter)) for letter in name)  # sorts backwards
 
         runs = [replace(r, run_id=named(r.run_id)) for r in RUNS]
         renamed = [replace(f, run_id=named(f.run_id), user_id=named(f.user_id)) for f in feedback]

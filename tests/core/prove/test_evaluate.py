@@ -78,17 +78,22 @@ def test_an_answer_may_be_twice_as_long_as_the_longest_logged(pair_of, longest, 
 # Answers
 
 
+def generate(learner, policy, prompts, *, limit):
+    asked = [encode_prompt(prompt, learner.base.tokenizer) for prompt in prompts]
+    return generations(learner, policy, asked, limit=limit)
+
+
 def test_a_candidate_answers_as_it_was_taught(taught, prompts):
     learner = taught("yes")
     assert [answer(learner, prompt.messages) for prompt in prompts] == ["yes"] * 3
-    found = generations(learner, "candidate", prompts, limit=64)
+    found = generate(learner, "candidate", prompts, limit=64)
     assert found.mean_length == len(tokens(learner, "yes")) + 1, "the end of turn is a token too"
     assert (found.empty, found.endless, found.tool_parse, found.finite) == (0, 0, None, True)
 
 
 def test_the_base_answers_beside_it_as_plain_transformers_does(taught, prompts):
     learner, limit = taught("yes"), 40
-    found = generations(learner, "base", prompts, limit=limit)
+    found = generate(learner, "base", prompts, limit=limit)
     lengths, texts = [], []
     for prompt in prompts:
         ids = torch.tensor([encode_prompt(prompt, learner.base.tokenizer)])
@@ -103,33 +108,33 @@ def test_the_base_answers_beside_it_as_plain_transformers_does(taught, prompts):
 
 def test_without_a_live_adapter_live_answers_as_the_base(taught, prompts):
     learner = taught("yes")
-    live = generations(learner, "live", prompts, limit=16)
-    assert live == generations(learner, "base", prompts, limit=16)
-    assert live != generations(learner, "candidate", prompts, limit=16)
+    live = generate(learner, "live", prompts, limit=16)
+    assert live == generate(learner, "base", prompts, limit=16)
+    assert live != generate(learner, "candidate", prompts, limit=16)
 
 
 def test_answers_of_no_text_are_counted(taught, prompts):
-    found = generations(taught(""), "candidate", prompts, limit=64)
+    found = generate(taught(""), "candidate", prompts, limit=64)
     assert (found.empty, found.endless, found.mean_length) == (3, 0, 1.0)
 
 
 def test_an_answer_that_just_ends_at_the_limit_is_not_endless(taught, prompts):
     learner = taught("yes")
     whole = len(tokens(learner, "yes")) + 1
-    assert generations(learner, "candidate", prompts, limit=whole).endless == 0
-    assert generations(learner, "candidate", prompts, limit=whole - 1).endless == 3
+    assert generate(learner, "candidate", prompts, limit=whole).endless == 0
+    assert generate(learner, "candidate", prompts, limit=whole - 1).endless == 3
 
 
 @pytest.mark.parametrize(("text", "rate"), [(CALL, 1.0), (BROKEN, 0.0)])
 def test_tool_calls_are_parsed(taught, prompts, text, rate):
     learner = taught(text, epochs=12)
     assert answer(learner, prompts[0].messages) == text
-    assert generations(learner, "candidate", prompts, limit=64).tool_parse == rate
+    assert generate(learner, "candidate", prompts, limit=64).tool_parse == rate
 
 
 def test_numbers_that_are_not_finite_are_seen(fresh_learner, prompts):
     learner = fresh_learner()
-    assert generations(learner, "candidate", prompts, limit=4).finite
+    assert generate(learner, "candidate", prompts, limit=4).finite
     poison(learner)
-    assert not generations(learner, "candidate", prompts, limit=4).finite
-    assert generations(learner, "base", prompts, limit=4).finite
+    assert not generate(learner, "candidate", prompts, limit=4).finite
+    assert generate(learner, "base", prompts, limit=4).finite

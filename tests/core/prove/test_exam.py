@@ -120,10 +120,26 @@ def test_each_prompt_is_probed_once_and_never_more_than_enough(
     (live, first), (candidate, second) = asked
     assert (live, candidate) == ("live", "candidate")
     assert first == second, "both answer the same prompts"
-    assert sorted(prompt.id for prompt in first) == sorted(p.prompt.id for p in held_out)
+    learner = taught("yes")
+    assert sorted(first) == sorted(row.prompt for row in learner.encode(held_out))
     monkeypatch.setattr(exam, "PROBES", 5)
     gather(taught("yes"), twice)
     assert len(asked[-1][1]) == 5
+
+
+def test_a_prompt_that_was_shortened_is_probed_as_it_was_scored(
+    fresh_learner, pair_of, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr(exam, "generations", lambda *a, limit: asked.append(a[2]))
+    learner, pair = fresh_learner(max_length=64), pair_of(1, "yes")
+    question = pair.prompt.messages[0]
+    history = [question, {"role": "assistant", "content": "word " * 60}, question]
+    long = replace(pair, prompt=replace(pair.prompt, messages=tuple(history)))
+    (row,) = learner.encode([long])
+    assert learner.shortened == {"prompt_shortened": 1}
+    gather(learner, [long])
+    assert asked == [[row.prompt]] * 2
 
 
 def test_the_same_seed_gives_the_same_evidence(taught, held_out, monkeypatch):

@@ -1,0 +1,150 @@
+"""How a conversation reads in a model's chat template, and how a long one is made shorter.
+
+Messages come in OpenAI's shape and are given to the template in the shape that templates expect.
+Text only: knows nothing of token ids, of what is trained, or of which answer was liked.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from agentpref.types import Message, Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+T = TypeVar("T")
+
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_HEAD = frozenset({"system", "developer"})
+
+
+class Told(NamedTuple):
+    """A conversation as text, and the spans of it that the template marks as the assistant's.
+
+    Spans are ``(start, end)`` in characters, in order; ``None`` where the template marks none.
+    """
+
+    text: str
+    spans: Sequence[tuple[int, int]] | None = None
+
+
+def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
+    """Write a prompt as text, up to where the assistant begins.
+
+    Raises:
+        jinja2.TemplateError: the template refuses the conversation.
+        TypeError: it joins to text what is none.
+    """
+    text = tokenizer.apply_chat_template(
+        _conversation(prompt), tools=_tools(prompt), tokenize=False, add_generation_prompt=True
+    )
+    return str(text)
+
+
+def asked(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str | None:
+    """Write a prompt as :func:`render` does; ``None`` where the template refuses it."""
+    return _unless_refused(lambda: render(tokenizer, prompt))
+
+
+def told(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, answer: Message) -> Told | None:
+    """Write a prompt and an answer to it as text; ``None`` where the template refuses them.
+
+    The spans come from the function that ``apply_chat_template`` renders with, as characters.
+    The mask of tokens that the latter makes of them is lost where one begins with white space.
+    """
+    return _unless_refused(lambda: _tell(tokenizer, prompt, answer))
+
+
+def _tell(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, answer: Message) -> Told:
+    turns, tools = _conversation(prompt, answer), _tools(prompt)
+    template = tokenizer.get_chat_template(tools=tools)
+    if not _GENERATION.search(template):
+        return Told(str(tokenizer.apply_chat_template(turns, tools=tools, tokenize=False)))
+    ((text,), (spans,)) = _render_with_spans(turns, tools, template, tokenizer)
+    return Told(text, spans)
+
+
+def _render_with_spans(
+    turns: list[dict[str, Any]], tools: Any, template: str, tokenizer: PreTrainedTokenizerBase
+) -> Any:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    named: dict[str, Any] = {**tokenizer.special_tokens_map}
+    return render_jinja_template(
+        conversations=[turns],
+        tools=tools,
+        chat_template=template,
+        return_assistant_tokens_mask=True,
+        **named,
+    )
+
+
+def _unless_refused(write: Callable[[], T]) -> T | None:
+    """What is written; ``None`` where a template was not made for the conversation and raises."""
+    from jinja2 import TemplateError
+
+    try:
+        return write()
+    except (TemplateError, TypeError):
+        return None
+
+
+def shorter(prompt: Prompt) -> list[Prompt]:
+    """The same prompt without its oldest turn, without its two oldest, and so on to its last one.
+
+    A turn is what a user said and all that was done about it, tool calls and their results
+    included, so that no result stands without its call. What stands before the first turn goes with
+    it, but for the system message, which stays.
+    """
+    messages = prompt.messages
+    head = next((i for i, m in enumerate(messages) if m["role"] not in _HEAD), len(messages))
+    starts = [i for i in range(head, len(messages)) if _begins_turn(messages, i)]
+    return [replace(prompt, messages=(*messages[:head], *messages[i:])) for i in starts if i > head]
+
+
+def _conversation(prompt: Prompt, *answers: Message) -> list[dict[str, Any]]:
+    return [_turn(message) for message in (*prompt.messages, *answers)]
+
+
+def _tools(prompt: Prompt) -> Any:
+    return [dict(tool) for tool in prompt.tools] or None
+
+
+def _begins_turn(messages: Sequence[Message], at: int) -> bool:
+    said_by_user = messages[at]["role"] == "user"
+    return said_by_user and (at == 0 or messages[at - 1]["role"] != "user")
+
+
+def _turn(message: Message) -> dict[str, Any]:
+    """A message as chat templates take it, who differ from OpenAI's shape in two points.
+
+    They join the content to other text, so that an assistant's ``None`` raises or comes out as
+    "None"; and they write arguments with ``tojson``, which quotes JSON text a second time.
+    """
+    turn = dict(message)
+    if turn["role"] == "assistant" and turn.get("content") is None:
+        turn["content"] = ""
+    if isinstance(turn.get("tool_calls"), (list, tuple)):
+        turn["tool_calls"] = [_call(call) for call in turn["tool_calls"]]
+    return turn
+
+
+def _call(call: Any) -> Any:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
+        return call
+    return {**call, "function": {**function, "arguments": _arguments(function["arguments"])}}
+
+
+def _arguments(text: str) -> dict[str, Any] | str:
+    """Parse arguments; what is no JSON object stays as the model wrote it."""
+    try:
+        arguments = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return arguments if isinstance(arguments, dict) else text
