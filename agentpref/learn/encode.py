@@ -189,8 +189,8 @@ def _mismatches(found: Sequence[tuple[Thumb, Tokens]], max_length: int) -> Itera
     circle = sorted(range(len(found)), key=lambda number: found[number][0].thumb_id)
     place = {number: at for at, number in enumerate(circle)}
     for number, (_, own) in enumerate(found):
-        at = place[number]
-        others = (found[other][1] for other in (*circle[at + 1 :], *circle[:at]))
+        after = range(place[number] + 1, place[number] + len(circle))
+        others = (found[circle[at % len(circle)]][1] for at in after)
         yield next((o.answers[0] for o in others if _mismatch(own, o, max_length)), None)
 
 

@@ -30,11 +30,13 @@ from agentpref.errors import (
     WrongBase,
 )
 from agentpref.learn.base import BaseModel, load_base
+from agentpref.learn.encode import encode_pairs
 from agentpref.record.home import Home
+from agentpref.record.messages import prompt_of
 from agentpref.serve.backend import GenerationRequest, Reply, Revision, ServingBackend
 from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
-from agentpref.types import BASE
+from agentpref.types import BASE, Pair
 from agentpref_adapters.transformers import TransformersBackend, open_router
 
 WEIGHTS = "adapter_model.safetensors"
@@ -146,6 +148,28 @@ def test_each_revision_answers_as_plain_peft_does(
         assert reply.revision == name
         ended = reply.token_ids[-1] == backend.base.tokenizer.eos_token_id
         assert reply.finish_reason == ("stop" if ended else "length")
+
+
+def test_what_it_wrote_is_trained_in_the_tokens_that_it_wrote(backend: TransformersBackend) -> None:
+    for tokens in (3, 24):
+        asked = [ask(prompt, max_tokens=tokens) for prompt in PROMPTS]
+        replies = [backend.generate(BASE, request) for request in asked]
+        pairs = [
+            Pair(
+                pair_id="id",
+                namespace="default",
+                created_at=0.0,
+                prompt=prompt_of(request.messages),
+                chosen=reply.message,
+                rejected={"role": "assistant", "content": "otherwise"},
+                origin="comparison",
+                chosen_ids=reply.token_ids,
+            )
+            for request, reply in zip(asked, replies, strict=True)
+        ]
+        found = encode_pairs(pairs, backend.base.tokenizer, max_length=512)
+        assert [row.chosen for row in found.rows] == [reply.token_ids for reply in replies]
+        assert not found.retokenised
 
 
 def test_unloading_gives_the_plain_model_back(served: Served, backend: TransformersBackend) -> None:
