@@ -7,7 +7,7 @@ and accumulates gradients in the candidate. It knows nothing of epochs, optimize
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agentpref.config import KLSettings, LossSettings
@@ -75,6 +75,14 @@ class Objective:
             margin += share * float(gap.detach())
             kl += share * float(moved.detach())
         return StepResult(loss, margin, kl if self._kl_is_due else None)
+
+    def state(self) -> dict[str, float]:
+        """What the objective remembers from batch to batch, as numbers."""
+        return {"kl_is_due": float(self._kl_is_due)}
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        """Go on from a state, as if the batches before it had just been seen."""
+        self._kl_is_due = bool(state["kl_is_due"])
 
     def _terms(self, rows: Sequence[TrainingRow]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Means over the rows: preference loss with its anchor, margin, KL above target, and KL."""
