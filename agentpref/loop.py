@@ -221,8 +221,7 @@ class _Update:
         night: Night,
         begun: Agenda | None,
     ) -> tuple[UpdateReport, dict[str, Role], Agenda]:
-        from agentpref.prove import exam
-        from agentpref.prove.gate import judge
+        from agentpref.prove import exam, gate
 
         learner = self._learner(base, live)
         new = learner.encode(night.new if begun is None else begun.new)
@@ -233,7 +232,7 @@ class _Update:
         training = self._train(learner, agenda, [*new, *replayed], new=len(new), sides=sides)
         marks = [exam.mark(learner, side) for side in sides]
         evidence = exam.evidence(learner, *marks, trained=new, checks=self._checks())
-        verdict = judge(evidence, self.config.gate, seed=self.config.seed)
+        verdict = gate.judge(evidence, self.config.gate, seed=self.config.seed)
         drawn = {"replayed": len(replayed), "old_examined": len(agenda.old_held_out)}
         done = replace(
             self._left_out(report, learner),

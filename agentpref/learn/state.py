@@ -95,7 +95,11 @@ class Checkpoint:
         return self._clock() - self._saved_at >= self._pause
 
     def load(self, fingerprint: str) -> Snapshot | None:
-        """The state of the run with this fingerprint; any other is removed and said."""
+        """The state of the run with this fingerprint; any other is removed and said.
+
+        From here on it is counted when to save again.
+        """
+        self._saved_at = self._clock()
         if not self.path.exists():
             return None
         try:
