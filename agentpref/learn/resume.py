@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from agentpref.config import UpdateConfig
 from agentpref.errors import UnusableState
 from agentpref.learn.base import BaseModel
-from agentpref.learn.state import Checkpoint, determining, peek
+from agentpref.learn.state import Checkpoint, determining, peek, read
 from agentpref.prefer.night import Agenda
 from agentpref.types import Pair
 
@@ -71,7 +71,7 @@ def find(
     if not checkpoint.path.exists():
         return None
     try:
-        return _thaw(peek(checkpoint.path).about, needed, pairs, ended)
+        return _thaw(read(checkpoint.path).about, needed, pairs, ended)
     except UnusableState as error:
         checkpoint.refuse(str(error))
         return None

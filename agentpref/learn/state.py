@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +59,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a state says of itself, ``about`` being the caller's own words; no tensor is read."""
+    """What a state says of itself, ``about`` being the caller's own words."""
 
     snapshot: Snapshot
     about: Mapping[str, Any]
@@ -103,10 +103,10 @@ class Checkpoint:
         if not self.path.exists():
             return None
         try:
-            header = peek(self.path)
-            if header.snapshot.fingerprint != fingerprint:
+            found = read(self.path).snapshot
+            if found.fingerprint != fingerprint:
                 raise UnusableState("its rows, model or settings are not those of this run")
-            return _read(self.path, header)
+            return found
         except UnusableState as error:
             self.refuse(str(error))
             return None
@@ -198,13 +198,34 @@ def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def peek(path: Path) -> Header:
-    """Read the header of a state; torch is not needed.
+    """Read the header of a state, and no tensor; torch is not needed.
 
     Raises:
         UnusableState: it is no state, is damaged, or is of another version.
     """
     with _refusing():
         return _header(_metadata(path))
+
+
+def read(path: Path) -> Header:
+    """Read all of a state, and hold it against its digest.
+
+    Raises:
+        UnusableState: as :func:`peek`, and where a tensor is not the one that was saved.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    header = peek(path)
+    with _refusing():
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                metadata = file.metadata()
+        except SafetensorError as error:
+            raise ValueError(f"it is damaged ({error})") from error
+        if metadata.get("digest") != _seal(metadata["state"], tensors):
+            raise ValueError("it is damaged (its digest is another)")
+    return Header(replace(header.snapshot, tensors=tensors), header.about)
 
 
 def _peek_or_none(path: Path) -> Header | None:
@@ -253,31 +274,6 @@ def _write(path: Path, snapshot: Snapshot, about: Mapping[str, Any]) -> None:
     except OSError:
         part.unlink(missing_ok=True)
         raise
-
-
-def _read(path: Path, header: Header) -> Snapshot:
-    """Read the tensors too, and hold all of it against the digest."""
-    from safetensors import SafetensorError, safe_open
-
-    with _refusing():
-        try:
-            with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                metadata = file.metadata()
-        except SafetensorError as error:
-            raise ValueError(f"it is damaged ({error})") from error
-        if metadata.get("digest") != _seal(metadata["state"], tensors):
-            raise ValueError("it is damaged (its digest is another)")
-        old = header.snapshot
-        return Snapshot(
-            old.fingerprint,
-            old.step,
-            old.planned,
-            old.seconds,
-            old.objective,
-            old.history,
-            tensors,
-        )
 
 
 def _seal(body: str, tensors: Mapping[str, Tensor]) -> str:

@@ -144,7 +144,7 @@ import os, signal, sys
 import agentpref
 from agentpref.learn import state
 sys.path.insert(0, sys.argv[4])
-from test_resume import CONFIG
+from test_interrupted_updates import CONFIG
 home, base, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
 state.Checkpoint.due = lambda self: True
 def tell(stage, done, total):
