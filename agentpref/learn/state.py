@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -171,10 +172,8 @@ def fingerprint(batches: Sequence[Sequence[TrainingRow]], **facts: Any) -> str:
     """
     import torch
 
-    from agentpref import __version__
-
     keys: dict[int, bytes] = {}
-    facts |= {"torch": torch.__version__, "agentpref": __version__, "format": _FORMAT}
+    facts |= {"torch": torch.__version__, "agentpref": _version(), "format": _FORMAT}
     digest = hashlib.blake2b(orjson.dumps(facts, option=orjson.OPT_SORT_KEYS), digest_size=16)
     for batch in batches:
         digest.update(b"batch")
@@ -233,6 +232,14 @@ def _peek_or_none(path: Path) -> Header | None:
         return peek(path)
     except UnusableState:
         return None
+
+
+def _version() -> str:
+    """The version that is installed: another one may train differently."""
+    try:
+        return version("agentpref")
+    except PackageNotFoundError:
+        return "a checkout"
 
 
 def _row_key(row: TrainingRow) -> bytes:
