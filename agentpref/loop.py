@@ -309,8 +309,7 @@ class _Update:
             return Limits(interrupts=self.interrupts)
         learner.score("base", rows)
         needed = exam.tokens_needed(held_out or rows) / learner.scoring_speed(rows)
-        spent = time.monotonic() - self.began
-        left = 60 * self.config.max_minutes - spent - needed
+        left = 60 * self.config.max_minutes - (time.monotonic() - self.began) - needed
         return Limits(seconds=max(0.0, left), interrupts=self.interrupts)
 
     def _left_out(self, report: UpdateReport, learner: Learner) -> UpdateReport:
