@@ -179,6 +179,7 @@ class GateSettings:
     ``flip_rate`` is the share of a stratum's pairs that an update may turn over, in both directions
     together, and still count as harmless: the retention margin is widened to what such an update
     would show by chance. Strata of fewer than ``min_stratum`` pairs are pooled with their siblings.
+    Of the pairs held out on earlier nights, ``max_old_pairs`` at most sit the exam.
     """
 
     confidence: float = 0.95
@@ -186,6 +187,7 @@ class GateSettings:
     retention_margin: float = 0.03
     flip_rate: float = 0.1
     min_stratum: int = 50
+    max_old_pairs: int = 1000
     kl_budget: float = 0.15
     distinct_floor: float = 0.9
     length_ratio: tuple[float, float] = (0.8, 1.25)
@@ -198,6 +200,7 @@ class GateSettings:
         )
         _require(0 <= self.flip_rate <= 1, "gate.flip_rate", self.flip_rate, "from 0 to 1")
         _require(self.min_stratum >= 1, "gate.min_stratum", self.min_stratum, "1 or more")
+        _require(self.max_old_pairs >= 1, "gate.max_old_pairs", self.max_old_pairs, "1 or more")
         _require(self.kl_budget > 0, "gate.kl_budget", self.kl_budget, "above 0")
         _require(self.distinct_floor >= 0, "gate.distinct_floor", self.distinct_floor, "0 or more")
         ratio = self.length_ratio
@@ -211,7 +214,10 @@ class GateSettings:
 
 @dataclass(frozen=True, slots=True)
 class UpdateConfig:
-    """Everything that one update can be told. ``None`` means: chosen by the data or the model."""
+    """Everything that one update can be told. ``None`` means: chosen by the data or the model.
+
+    ``max_minutes`` is the time that the whole update may take, with no limit where it is ``None``.
+    """
 
     seed: int = 0
     held_out: float = 0.2
@@ -220,6 +226,7 @@ class UpdateConfig:
     epochs: int | None = None
     max_length: int = 1024
     precision: Precision = "auto"
+    max_minutes: float | None = None
     lora: LoraSettings = field(default_factory=LoraSettings)
     loss: LossSettings = field(default_factory=LossSettings)
     thumbs: ThumbSettings = field(default_factory=ThumbSettings)
@@ -243,6 +250,12 @@ class UpdateConfig:
             "precision",
             self.precision,
             "auto, float32, bfloat16 or 4bit",
+        )
+        _require(
+            self.max_minutes is None or self.max_minutes > 0,
+            "max_minutes",
+            self.max_minutes,
+            "above 0",
         )
 
     @classmethod

@@ -27,6 +27,8 @@
     │   └── GenerationConflict
     ├── UpdateError
     │   ├── UpdateRunning
+    │   ├── UpdateInterrupted       (KeyboardInterrupt)
+    │   ├── UnusableState           (ValueError)
     │   └── TrainingDiverged        (ArithmeticError)
     └── ServingError
         ├── BackendClosed
@@ -146,6 +148,18 @@ class UpdateError(AgentprefError):
 
 class UpdateRunning(UpdateError):
     """Another update holds this home."""
+
+
+class UpdateInterrupted(UpdateError, KeyboardInterrupt):
+    """Ctrl-C or SIGTERM ended an update; ``signum`` says which. The next update resumes it."""
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.signum = signum
+
+
+class UnusableState(UpdateError, ValueError):
+    """What an interrupted update left is damaged, or not of this run; an update says so itself."""
 
 
 class TrainingDiverged(UpdateError, ArithmeticError):

@@ -6,8 +6,8 @@ one to the next, holds the home while it works, and leaves either everything or 
 
 from __future__ import annotations
 
-import random
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -17,8 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from agentpref.config import UpdateConfig
-from agentpref.errors import WrongBase
-from agentpref.prefer.pairs import read_pairs
+from agentpref.errors import TrainingDiverged, UpdateInterrupted, WrongBase
+from agentpref.learn import resume
+from agentpref.learn import state as states
+from agentpref.learn.interrupts import Interrupts
+from agentpref.prefer.night import Agenda, Night
+from agentpref.prefer.pairs import PairSet, read_pairs
 from agentpref.record.database import connect, translated
 from agentpref.record.home import Home
 from agentpref.record.ids import new_id
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
     from agentpref.learn.cache import LogpCache
     from agentpref.learn.encode import EncodedPair
     from agentpref.learn.learner import Learner, Progress
+    from agentpref.learn.trainer import Limits, TrainingReport
     from agentpref.prove.checks import Check
 
 _CANDIDATE = ".candidate-"
@@ -47,7 +52,11 @@ Outcome = Literal["promoted", "refused", "insufficient", "nothing_new"]
 
 @dataclass(frozen=True, slots=True)
 class UpdateReport:
-    """What an update did and why. Accuracies are held-out, per tag, before and after."""
+    """What an update did and why. Accuracies are held-out, per tag, before and after.
+
+    ``notes`` are what else is worth knowing, in words, such as why an interrupted training was not
+    gone on with.
+    """
 
     update_id: str
     namespace: str
@@ -62,6 +71,7 @@ class UpdateReport:
     accuracy: dict[str, dict[str, float]] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     checks: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def reasons(self) -> list[str]:
@@ -71,38 +81,6 @@ class UpdateReport:
     def to_mapping(self) -> dict[str, Any]:
         """The report as plain values: what ``--json`` prints and the database keeps."""
         return asdict(self)
-
-
-@dataclass(frozen=True, slots=True)
-class Night:
-    """The pairs of one update, by what they are for."""
-
-    new: tuple[Pair, ...]
-    old: tuple[Pair, ...]
-    new_held_out: tuple[Pair, ...]
-    old_held_out: tuple[Pair, ...]
-
-    @classmethod
-    def of(cls, pairs: Sequence[Pair], learned: set[str]) -> Night:
-        """Part pairs by side of the split, and by whether the live revision has learned them."""
-        parts: dict[tuple[bool, bool], list[Pair]] = {}
-        for pair in pairs:
-            parts.setdefault((pair.held_out, pair.pair_id in learned), []).append(pair)
-        sides = ((False, False), (False, True), (True, False), (True, True))
-        return cls(*(tuple(parts.get(side, ())) for side in sides))
-
-    @property
-    def fresh(self) -> set[str]:
-        """Ids of the pairs that no ancestor has learned, on either side."""
-        return {pair.pair_id for pair in (*self.new, *self.new_held_out)}
-
-    def all(self) -> tuple[Pair, ...]:
-        """The pairs of every kind."""
-        return (*self.new, *self.old, *self.new_held_out, *self.old_held_out)
-
-    def counts(self) -> dict[str, int]:
-        """How many pairs of each kind there are."""
-        return {name: len(getattr(self, name)) for name in self.__dataclass_fields__}
 
 
 def update(
@@ -115,6 +93,10 @@ def update(
     progress: Progress | None = None,
 ) -> UpdateReport:
     """Learn from what was logged since the live revision was trained, and serve it if it is better.
+
+    An update that was interrupted or killed while it trained is gone on with, on the pairs that it
+    had begun with; what came in since waits for the next one. While it runs in the main thread it
+    takes SIGINT and SIGTERM where they are at Python's defaults, to end between two steps.
 
     Args:
         home: a home folder; ``None`` means ``AGENTPREF_HOME`` or ``./.agentpref``.
@@ -134,14 +116,27 @@ def update(
         RevisionError: the live revision is tainted by what was forgotten since.
         ModelNotFound: the model resolves to nothing.
         WrongBase: the live revision was trained on another base.
-        TrainingDiverged: the loss is no longer finite. In all these cases nothing was changed.
+        TrainingDiverged: the loss is no longer finite.
+        UpdateInterrupted: a signal came; the next update goes on with this one. In all these cases
+            nothing was changed.
     """
-    place = Home.open(home)
+    place, interrupts = Home.open(home), Interrupts()
     settings = config or UpdateConfig()
-    with exclusive(place), translated(place), closing(connect(place)) as connection:
-        drain(place)
-        _sweep(place)
-        return _Update(place, connection, model, settings, namespace, checks, progress).run()
+    try:
+        with (
+            interrupts.listening(),
+            exclusive(place),
+            translated(place),
+            closing(connect(place)) as connection,
+        ):
+            drain(place)
+            _sweep(place)
+            return _Update(
+                place, connection, model, settings, namespace, checks, progress, interrupts
+            ).run()
+    except KeyboardInterrupt as error:
+        words = f"interrupted; {resume.outlook(states.path_of(place.training, namespace))}"
+        raise UpdateInterrupted(words, interrupts.signum or signal.SIGINT) from error
 
 
 class _Update:
@@ -156,13 +151,17 @@ class _Update:
         namespace: str,
         checks: Mapping[str, Check] | None,
         progress: Progress | None,
+        interrupts: Interrupts,
     ) -> None:
         self.home, self.connection, self.model, self.config = home, connection, model, config
-        self.namespace, self.checks = namespace, checks
+        self.namespace, self.checks, self.interrupts = namespace, checks, interrupts
         self.progress: Progress = progress or (lambda stage, done, total: None)
         self.registry = Registry(home, namespace=namespace)
         self.updates = Updates(connection)
-        self.update_id, self.started = new_id(), time.time()
+        self.checkpoint = states.Checkpoint(states.path_of(home.training, namespace))
+        self.update_id, self.created_at = new_id(), time.time()
+        self.began = time.monotonic()
+        self.needed: dict[str, Any] = {}
 
     def run(self) -> UpdateReport:
         """Go through the night in order."""
@@ -172,73 +171,164 @@ class _Update:
             self.registry.require_untainted(live)
         pairs = read_pairs(Store(self.connection), self.namespace, held_out=self.config.held_out)
         night = Night.of(pairs.pairs, self.updates.learned_by(state.live))
-        report = UpdateReport(
-            update_id=self.update_id,
-            namespace=self.namespace,
-            model=self.model,
-            created_at=self.started,
-            verdict="nothing_new",
-            parent=state.live,
-            counts={**night.counts(), "thumbs": len(pairs.thumbs)},
-            left_out=dict(pairs.left_out),
-        )
-        if not night.new or night.fresh == self.updates.tried_on(self.namespace, state.live):
+        tried = self.updates.tried_on(self.namespace, state.live)
+        is_new = bool(night.new) and night.fresh != tried
+        base, begun = None, None
+        if is_new or self.checkpoint.path.exists():
+            self.checks = self._checks()  # a broken one is said before any work
+            base = self._load_base(live)
+            begun = self._begun(base, state.live, pairs.pairs)
+        report = self._report(night, begun, live, pairs)
+        if base is None or not (is_new or begun):
             return report
-        report, roles = self._learn_and_prove(report, live, night)
-        self._keep(report, roles, night)
+        report, roles, agenda = self._learn_and_prove(report, base, live, night, begun)
+        self._keep(report, roles, agenda)
+        states.remove(self.checkpoint.path)
         if report.verdict == "promoted" and report.revision is not None:
             self.registry.promote(report.revision, expected_generation=state.generation)
         return report
 
-    def _learn_and_prove(
-        self, report: UpdateReport, live: Revision | None, night: Night
-    ) -> tuple[UpdateReport, dict[str, Role]]:
-        from agentpref.prove import exam
+    def _checks(self) -> Mapping[str, Check]:
         from agentpref.prove.checks import installed_checks
-        from agentpref.prove.gate import judge
 
-        checks = installed_checks() if self.checks is None else self.checks
-        learner = self._learner(live)
-        new = learner.encode(night.new)
+        return installed_checks() if self.checks is None else self.checks
+
+    def _report(
+        self, night: Night, begun: Agenda | None, live: Revision | None, pairs: PairSet
+    ) -> UpdateReport:
+        """The report as far as it is known before any work."""
+        counts = {**night.counts(), "thumbs": len(pairs.thumbs)}
+        if begun is not None:
+            counts |= {"new": len(begun.new), "new_held_out": len(begun.new_held_out)}
+            counts["waiting"] = len(night.fresh - {pair.pair_id for pair in begun.all()})
+        return UpdateReport(
+            update_id=self.update_id,
+            namespace=self.namespace,
+            model=self.model,
+            created_at=self.created_at,
+            verdict="nothing_new",
+            parent=live.revision_id if live is not None else None,
+            counts=counts,
+            left_out=dict(pairs.left_out),
+            notes=list(self.checkpoint.troubles),
+        )
+
+    def _learn_and_prove(
+        self,
+        report: UpdateReport,
+        base: BaseModel,
+        live: Revision | None,
+        night: Night,
+        begun: Agenda | None,
+    ) -> tuple[UpdateReport, dict[str, Role], Agenda]:
+        from agentpref.prove import exam, gate
+
+        learner = self._learner(base, live)
+        new = learner.encode(night.new if begun is None else begun.new)
+        agenda, replayed = self._agenda(learner, night, begun, any_new=bool(new))
         if not new:
-            return self._left_out(report, learner), _roles(night, ())
-        replayed = self._replay(learner, night)
-        training = learner.fit([*new, *replayed], new=len(new))
-        marks = [
-            exam.mark(learner, learner.encode(pairs))
-            for pairs in (night.new_held_out, night.old_held_out)
-        ]
-        evidence = exam.evidence(learner, *marks, trained=new, checks=checks)
-        verdict = judge(evidence, self.config.gate, seed=self.config.seed)
+            return self._left_out(report, learner), _roles(agenda), agenda
+        sides = [learner.encode(side) for side in (agenda.new_held_out, agenda.old_held_out)]
+        training = self._train(learner, agenda, [*new, *replayed], new=len(new), sides=sides)
+        marks = [exam.mark(learner, side) for side in sides]
+        evidence = exam.evidence(learner, *marks, trained=new, checks=self._checks())
+        verdict = gate.judge(evidence, self.config.gate, seed=self.config.seed)
+        drawn = {"replayed": len(replayed), "old_examined": len(agenda.old_held_out)}
         done = replace(
             self._left_out(report, learner),
             verdict=verdict.verdict,
-            counts={**report.counts, "replayed": len(replayed)},
+            counts={**report.counts, **drawn},
             accuracy=marks[0].joined(marks[1]).by_tag(),
             training=asdict(training),
             checks=verdict.to_mapping()["checks"],
+            notes=list(self.checkpoint.troubles),
         )
-        scores = self._cache(learner.base, self.update_id)
+        scores = self._cache(base, self.update_id)
         if verdict.verdict == "refused":
             scores.forget()
         else:
             done = replace(done, revision=self._publish(learner, live, done))
             scores.rename(str(done.revision))
-        return done, _roles(night, replayed)
+        return done, _roles(agenda), agenda
+
+    def _begun(self, base: BaseModel, live: str | None, pairs: Sequence[Pair]) -> Agenda | None:
+        """What an interrupted update had begun with, whose place this one then takes."""
+        self.needed = resume.conditions(self.namespace, live, base, self.config)
+        found = resume.find(self.checkpoint, self.needed, pairs, ended=self.updates.has)
+        if found is None:
+            return None
+        self.update_id, self.created_at = found.update_id, found.created_at
+        self._cache(base, found.update_id).forget()  # of a candidate that may have been another
+        return found.agenda
+
+    def _agenda(
+        self, learner: Learner, night: Night, begun: Agenda | None, *, any_new: bool
+    ) -> tuple[Agenda, list[EncodedPair]]:
+        """What this update works on, and the rows of what it replays."""
+        from agentpref.learn.replay import replay_size
+        from agentpref.prove.strata import by_stratum, sample
+
+        if begun is not None:
+            return begun, learner.encode(begun.replayed)
+        size = replay_size(len(night.new), self.config.replay) if any_new else 0
+        replayed = learner.draw(by_stratum(night.old), size)
+        agenda = Agenda(
+            night.new,
+            tuple(row.pair for row in replayed),
+            night.new_held_out,
+            tuple(sample(night.old_held_out, self.config.gate.max_old_pairs)),
+        )
+        return agenda, replayed
+
+    def _train(
+        self,
+        learner: Learner,
+        agenda: Agenda,
+        rows: Sequence[EncodedPair],
+        *,
+        new: int,
+        sides: Sequence[Sequence[EncodedPair]],
+    ) -> TrainingReport:
+        begun = resume.Begun(self.update_id, self.created_at, agenda)
+        self.checkpoint.about = begun.freeze(self.needed)
+        limits = self._limits(learner, rows, [row for side in sides for row in side])
+        try:
+            return learner.fit(rows, new=new, checkpoint=self.checkpoint, limits=limits)
+        except TrainingDiverged:
+            states.remove(self.checkpoint.path)  # it would only diverge again
+            raise
+
+    def _limits(
+        self, learner: Learner, rows: Sequence[EncodedPair], held_out: Sequence[EncodedPair]
+    ) -> Limits:
+        """Training's share of the budget: what is left of it now, less what the exam will take."""
+        from agentpref.learn.trainer import Limits
+        from agentpref.prove import exam
+
+        if self.config.max_minutes is None:
+            return Limits(interrupts=self.interrupts)
+        learner.score("base", rows)
+        needed = exam.tokens_needed(held_out or rows) / learner.scoring_speed(rows)
+        left = 60 * self.config.max_minutes - (time.monotonic() - self.began) - needed
+        return Limits(seconds=max(0.0, left), interrupts=self.interrupts)
 
     def _left_out(self, report: UpdateReport, learner: Learner) -> UpdateReport:
         """The report with what could not be encoded, and the time it took to see so."""
         left_out = {**report.left_out, **learner.left_out}
-        return replace(report, left_out=left_out, seconds=time.time() - self.started)
+        return replace(report, left_out=left_out, seconds=time.monotonic() - self.began)
 
-    def _learner(self, live: Revision | None) -> Learner:
+    def _load_base(self, live: Revision | None) -> BaseModel:
         from agentpref.learn.base import load_base
-        from agentpref.learn.learner import Learner
 
         self.progress("load model", 0, 1)
         base = load_base(self.model, held_in=self.config.precision)
         self.progress("load model", 1, 1)
         _check_base(base, live)
+        return base
+
+    def _learner(self, base: BaseModel, live: Revision | None) -> Learner:
+        from agentpref.learn.learner import Learner
+
         caches: dict[Policy, LogpCache] = {
             "base": self._cache(base, BASE),
             "live": self._cache(base, live.revision_id if live is not None else BASE),
@@ -252,24 +342,6 @@ class _Update:
 
         return LogpCache(self.connection, base.numbers, policy)
 
-    def _replay(self, learner: Learner, night: Night) -> list[EncodedPair]:
-        """Old pairs to train again, from every stratum alike."""
-        from agentpref.learn import replay
-        from agentpref.prove.strata import stratify
-
-        settings = self.config.replay
-        old = learner.encode(night.old)
-        strata: dict[str, list[EncodedPair]] = {}
-        for row, stratum in zip(old, stratify([row.pair for row in old]), strict=True):
-            strata.setdefault(str(stratum), []).append(row)
-        return replay.draw(
-            strata,
-            replay.replay_size(len(night.new), settings),
-            hard_share=settings.hard_share,
-            hardness=lambda rows: [-h for h in learner.margins("live", rows)],
-            rng=random.Random(self.config.seed),
-        )
-
     def _publish(self, learner: Learner, live: Revision | None, report: UpdateReport) -> str:
         with tempfile.TemporaryDirectory(dir=self.home.path, prefix=_CANDIDATE) as folder:
             learner.save(Path(folder))
@@ -282,7 +354,7 @@ class _Update:
             )
         return revision.revision_id
 
-    def _keep(self, report: UpdateReport, roles: dict[str, Role], night: Night) -> None:
+    def _keep(self, report: UpdateReport, roles: dict[str, Role], agenda: Agenda) -> None:
         """Write the report, and of each pair what it was used for and made of, into the ledger."""
         self.updates.add(
             UpdateRow(
@@ -296,16 +368,16 @@ class _Update:
                 report=report.to_mapping(),
                 pairs=roles,
                 sources={
-                    pair.pair_id: pair.provenance for pair in night.all() if pair.pair_id in roles
+                    pair.pair_id: pair.provenance for pair in agenda.all() if pair.pair_id in roles
                 },
             )
         )
 
 
-def _roles(night: Night, replayed: Sequence[EncodedPair]) -> dict[str, Role]:
-    roles: dict[str, Role] = {row.pair.pair_id: "replay" for row in replayed}
-    roles.update({pair.pair_id: "new" for pair in night.new})
-    roles.update({pair.pair_id: "held_out" for pair in night.new_held_out})
+def _roles(agenda: Agenda) -> dict[str, Role]:
+    roles: dict[str, Role] = {pair.pair_id: "replay" for pair in agenda.replayed}
+    roles.update({pair.pair_id: "new" for pair in agenda.new})
+    roles.update({pair.pair_id: "held_out" for pair in agenda.new_held_out})
     return roles
 
 
@@ -321,6 +393,7 @@ def _check_base(base: BaseModel, live: Revision | None) -> None:
 
 
 def _sweep(home: Home) -> None:
-    """Remove the candidates of updates that were killed. Call it with the home held."""
+    """Remove the halves that killed updates left. Call it with the home held."""
+    states.sweep(home.training)
     for folder in home.path.glob(f"{_CANDIDATE}*"):
         shutil.rmtree(folder, ignore_errors=True)

@@ -7,6 +7,9 @@ pairs are new, what a held-out pair is for, or where anything is stored.
 
 from __future__ import annotations
 
+import math
+import random
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -15,19 +18,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agentpref.config import UpdateConfig
-from agentpref.learn import adapter, encode, logps, trainer
+from agentpref.learn import adapter, encode, logps, replay, trainer
 from agentpref.learn.base import BaseModel
 from agentpref.learn.cache import LogpCache
 from agentpref.learn.encode import Encoded, EncodedPair
 from agentpref.learn.logps import PairLogps, Route
-from agentpref.learn.objective import TrainingRow
-from agentpref.learn.trainer import Observer, TrainingReport
+from agentpref.learn.objective import Means, TrainingRow
+from agentpref.learn.state import Checkpoint
+from agentpref.learn.trainer import Limits, Observer, TrainingReport
 from agentpref.types import Pair
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 Progress = Callable[[str, int, int], object]
+
+_SPEED_ROWS = 32
 
 
 class Learner:
@@ -66,6 +72,7 @@ class Learner:
         self._model = adapter.attach(base, live, config.lora, seed=config.seed)
         fuse(self._model)
         self._route: Route | None = None
+        self._scored_tokens, self._scored_seconds = 0, 0.0
 
     @cached_property
     def pad(self) -> int:
@@ -80,6 +87,36 @@ class Learner:
         self.shortened.update(found.shortened)
         self.retokenised.update(found.retokenised)
         return found.rows
+
+    def draw(self, strata: Mapping[str, Sequence[Pair]], size: int) -> list[EncodedPair]:
+        """Draw old pairs to train again, of which fewer than ``size`` may come.
+
+        Only what may be drawn is encoded, or counted where it cannot be, so that a night's cost
+        does not grow with the log.
+        """
+        rows: dict[str, EncodedPair | None] = {}
+
+        def encoded(pairs: Sequence[Pair]) -> list[EncodedPair | None]:
+            unseen = [pair for pair in pairs if pair.pair_id not in rows]
+            rows.update((pair.pair_id, None) for pair in unseen)
+            rows.update((row.pair.pair_id, row) for row in self.encode(unseen))
+            return [rows[pair.pair_id] for pair in pairs]
+
+        def hardness(pairs: Sequence[Pair]) -> list[float]:
+            """Minus the margin under live; what cannot be encoded comes last."""
+            found = [row for row in encoded(pairs) if row is not None]
+            margins = zip(found, self.margins("live", found), strict=True)
+            hard = {row.pair.pair_id: -margin for row, margin in margins}
+            return [hard.get(pair.pair_id, -math.inf) for pair in pairs]
+
+        drawn = replay.draw(
+            strata,
+            size,
+            hard_share=self.config.replay.hard_share,
+            hardness=hardness,
+            rng=random.Random(self.config.seed),
+        )
+        return [row for row in encoded(drawn) if row is not None]
 
     def speaking_as(self, policy: adapter.Policy) -> AbstractContextManager[PeftModel]:
         """The model with one policy active."""
@@ -110,31 +147,68 @@ class Learner:
         if not rows:
             return []
         route = self.route(rows)
+        started = time.monotonic()
         with self.speaking_as(policy) as model:
-            return logps.score(
+            scores = logps.score(
                 model,
                 rows,
                 route=route,
                 pad=self.pad,
                 progress=lambda done: self._progress(f"score {policy}", done, len(rows)),
             )
+        self._scored_seconds += time.monotonic() - started
+        self._scored_tokens += sum(row.width for row in rows)
+        return scores
+
+    def scoring_speed(self, rows: Sequence[EncodedPair]) -> float:
+        """Tokens scored in a second, as seen so far, or on some of ``rows`` if none was seen."""
+        if self._scored_tokens == 0:
+            self._compute("base", rows[:_SPEED_ROWS])
+        return self._scored_tokens / max(self._scored_seconds, 1e-9)
 
     def fit(
-        self, rows: Sequence[EncodedPair], *, new: int, observe: Observer | None = None
+        self,
+        rows: Sequence[EncodedPair],
+        *,
+        new: int,
+        observe: Observer | None = None,
+        checkpoint: Checkpoint | None = None,
+        limits: Limits | None = None,
     ) -> TrainingReport:
-        """Train the candidate on ``rows``, of which ``new`` are tonight's."""
+        """Train the candidate on ``rows``, of which ``new`` are tonight's.
+
+        ``checkpoint`` and ``limits`` are those of :func:`~agentpref.learn.trainer.train`.
+        """
         references = self.score("base", rows)
         return trainer.train(
             self._model,
             [TrainingRow(row, logps) for row, logps in zip(rows, references, strict=True)],
-            route=self.route(rows),
-            pad=self.pad,
+            means=self._means(rows),
             config=self.config,
             epochs=self.config.epochs or trainer.epochs_for(new),
             live=self._live,
             progress=lambda done, total: self._progress("train", done, total),
             observe=observe,
+            identity={"numbers": self.base.numbers},
+            checkpoint=checkpoint,
+            limits=limits,
         )
+
+    def _means(self, rows: Sequence[Encoded]) -> Means:
+        """How this machine will train on rows: their route, and how many go into one pass."""
+        from agentpref.learn import memory
+
+        route = self.route(rows)
+        widest = max(rows, key=route.cost)
+        batch = route.layout([widest], self.pad).to(self._model.device)
+        with self.speaking_as("candidate") as model:
+            room = memory.room(
+                model,
+                lambda: route.states(model, batch),
+                batch.ids.numel(),
+                longest=batch.ids.numel(),
+            )
+        return Means(route, self.pad, room, self.base.precision)
 
     def save(self, folder: Path) -> None:
         """Write the candidate's adapter into ``folder``."""

@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor
 
-TOKENS_PER_STEP = 2048
-"""Padded tokens in one forward and backward pass; larger batches are accumulated."""
+    from agentpref.learn.memory import Room
 
 
 class TrainingRow(NamedTuple):
@@ -46,6 +45,18 @@ class StepResult(NamedTuple):
     kl: float | None
 
 
+class Means(NamedTuple):
+    """By what means log-probs come about: the route, its padding, and the room for one pass.
+
+    ``precision`` is what the base is held in, for the report.
+    """
+
+    route: Route
+    pad: int
+    room: Room
+    precision: str
+
+
 class _Terms(NamedTuple):
     """Means over the rows of one pass: loss, margin, and KL where it is due."""
 
@@ -64,14 +75,14 @@ class Objective:
     def __init__(
         self,
         model: PeftModel,
-        route: Route,
-        pad: int,
+        means: Means,
         criterion: Criterion,
         *,
         kl: KLSettings,
         wpo: bool = False,
     ) -> None:
-        self._model, self._route, self._pad = model, route, pad
+        self._model, self._route, self._pad = model, means.route, means.pad
+        self._tokens = means.room.tokens
         self._criterion, self._kl, self._wpo = criterion, kl, wpo
         self._kl_is_due = False
 
@@ -79,7 +90,7 @@ class Objective:
         """Accumulate the gradient of the batch, and say what it came to."""
         self._kl_is_due = not self._kl_is_due and self._kl.weight > 0
         loss, margin, kl = 0.0, 0.0, 0.0
-        for part in chunks(sorted(rows, key=self._cost), self._cost, TOKENS_PER_STEP):
+        for part in chunks(sorted(rows, key=self._cost), self._cost, self._tokens):
             share = len(part) / len(rows)
             terms = self._terms(part)
             objective = share * (terms.loss + self._penalty(terms.kl))
@@ -92,12 +103,13 @@ class Objective:
         return StepResult(loss, margin, kl if self._kl_is_due else None)
 
     def state(self) -> dict[str, float]:
-        """What is remembered from batch to batch."""
-        return {"kl_is_due": float(self._kl_is_due), **self._criterion.state()}
+        """What is remembered from batch to batch; passes of one size, since sums depend on it."""
+        own = {"kl_is_due": self._kl_is_due, "tokens": self._tokens}
+        return {**{name: float(value) for name, value in own.items()}, **self._criterion.state()}
 
     def restore(self, state: Mapping[str, float]) -> None:
         """Go on from a state, as if the batches before it had just been seen."""
-        self._kl_is_due = bool(state["kl_is_due"])
+        self._kl_is_due, self._tokens = bool(state["kl_is_due"]), int(state["tokens"])
         self._criterion.restore(state)
 
     def _terms(self, rows: Sequence[TrainingRow]) -> _Terms:

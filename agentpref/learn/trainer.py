@@ -1,24 +1,35 @@
 """The training loop: the candidate's steps on tonight's pairs and the replayed ones.
 
 It walks a plan of batches, lets the objective take each one's gradient, and steps the optimizer;
-it changes the candidate's weights in place and says what happened. It does not choose the rows,
-judge the result or save anything.
+between two steps it may be saved, and ended by its budget or a signal. It changes the candidate's
+weights in place and says what happened. It does not choose the rows, judge the result, or know
+where a state is kept.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 from agentpref.config import UpdateConfig
-from agentpref.learn.logps import Route
-from agentpref.learn.objective import Objective, StepResult, TrainingRow, criterion_for
+from agentpref.errors import UnusableState
+from agentpref.learn.interrupts import Interrupts
+from agentpref.learn.objective import Means, Objective, StepResult, TrainingRow, criterion_for
 from agentpref.learn.plan import plan
+from agentpref.learn.state import (
+    Checkpoint,
+    Snapshot,
+    determining,
+    digest_tensors,
+    fingerprint,
+)
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from torch import Tensor
 
 Observer = Callable[[StepResult], object]
 """Told what each step came to, in order."""
@@ -27,6 +38,7 @@ _SMALL_MODEL = 50_000_000
 _MAX_GRADIENT_NORM = 1.0
 _WARMUP_SHARE = 0.1
 _TAIL = 10
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +46,10 @@ class TrainingReport:
     """What training did. Losses are means over pairs and KL to live is in nats per token.
 
     The first loss is the first batch's, the last loss and the KL are means of the last ten.
+    ``resumed_at`` counts the steps that an interrupted run had done before; ``seconds`` are those
+    of all steps. ``route``, ``precision``, ``tokens_per_pass`` and ``recomputes_layers`` are
+    what the machine and the model allowed. ``stopped`` is ``"time"`` where the budget ended the run
+    before its plan did.
     """
 
     steps: int
@@ -43,6 +59,22 @@ class TrainingReport:
     last_loss: float
     kl: float
     seconds: float
+    planned_steps: int
+    route: str = ""
+    precision: str = ""
+    tokens_per_pass: int = 0
+    recomputes_layers: bool = False
+    resumed_at: int = 0
+    stopped: Literal["end", "time"] = "end"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What may end a run before its plan does: a budget in seconds, and signals."""
+
+    seconds: float | None = None
+    interrupts: Interrupts = field(default_factory=Interrupts)
+    clock: Callable[[], float] = time.monotonic
 
 
 def epochs_for(new: int) -> int:
@@ -55,69 +87,270 @@ def learning_rate_for(model: Any) -> float:
     return 2e-3 if model.num_parameters() < _SMALL_MODEL else 5e-5
 
 
+def rate_share(position: float, steps: int) -> float:
+    """Share of the learning rate at a position in the plan: up over a tenth of it, then to zero."""
+    warmup = max(1, round(_WARMUP_SHARE * steps))
+    return min((position + 1) / warmup, (steps - position) / max(1, steps - warmup))
+
+
 def train(
     model: PeftModel,
     rows: Sequence[TrainingRow],
     *,
-    route: Route,
-    pad: int,
+    means: Means,
     config: UpdateConfig,
     epochs: int,
     live: str | None,
     progress: Callable[[int, int], object],
     observe: Observer | None = None,
+    identity: Mapping[str, str] | None = None,
+    checkpoint: Checkpoint | None = None,
+    limits: Limits | None = None,
 ) -> TrainingReport:
     """Train the candidate in place on ``rows``, in an order fixed by the seed.
 
+    Args:
+        model: base, live and candidate; only the candidate's weights change.
+        rows: the rows to train on, with their reference log-probs.
+        means: how rows become batches and log-probs, and how large a pass may be.
+        config: the settings of the update.
+        epochs: how often all rows are passed over.
+        live: the revision that is trained on, ``None`` for the base.
+        progress: told ``(done, planned)`` steps.
+        observe: told what each step came to; steps done before an interruption are not repeated.
+        identity: what the base is known by, as far as the weights depend on it.
+        checkpoint: where the state is kept; a state of the same run that is there is gone on from.
+        limits: what may end the run early. At least one step is done, whatever the budget. Under a
+            budget the learning rate falls to zero by steps or by time, whichever is further on
+            (1905.04753), so that a run that time ends has cooled down as well.
+
     Raises:
         TrainingDiverged: as soon as a loss is not finite; the candidate is then worthless.
+        KeyboardInterrupt: a signal came; the state of the last whole step is saved.
     """
-    started = time.monotonic()
     rate = config.learning_rate or learning_rate_for(model)
     batches = plan(rows, size=config.batch_size, epochs=epochs, seed=config.seed)
-    optimizer, schedule = _optimizer(model, rate, len(batches))
     criterion = criterion_for(rows, config.loss, config.thumbs, live)
-    objective = Objective(model, route, pad, criterion, kl=config.kl, wpo=config.loss.wpo)
-    history: list[StepResult] = []
-    for done, batch in enumerate(batches, start=1):
-        history.append(objective(batch))
-        _apply(model, optimizer, schedule)
-        if observe is not None:
-            observe(history[-1])
-        progress(done, len(batches))
-    tail = history[-_TAIL:]
+    objective = Objective(model, means, criterion, kl=config.kl, wpo=config.loss.wpo)
+    run = _Run(model, batches, rate, objective, limits)
+    name = fingerprint(
+        batches,
+        config=determining(config),
+        base=dict(identity or {}),
+        start=digest_tensors(run.weights),
+        live=live or "",
+        rate=rate,
+        route=means.route.name,
+    )
+    with _own_random_numbers(model, config.seed):
+        resumed_at = run.resume(checkpoint, name)
+        stopped = run.walk(checkpoint, name, progress, observe)
+    tail = run.history[-_TAIL:]
     kls = [step.kl for step in tail if step.kl is not None]
     return TrainingReport(
-        steps=len(batches),
+        steps=len(run.history),
         epochs=epochs,
         learning_rate=rate,
-        first_loss=history[0].loss,
+        first_loss=run.history[0].loss,
         last_loss=sum(step.loss for step in tail) / len(tail),
         kl=sum(kls) / len(kls) if kls else 0.0,
-        seconds=time.monotonic() - started,
+        seconds=run.seconds(),
+        planned_steps=len(batches),
+        route=means.route.name,
+        precision=means.precision,
+        tokens_per_pass=means.room.tokens,
+        recomputes_layers=means.room.recomputes,
+        resumed_at=resumed_at,
+        stopped=stopped,
     )
 
 
-def _optimizer(model: PeftModel, rate: float, steps: int) -> tuple[Any, Any]:
-    """AdamW on the candidate, warmed up over a tenth of the steps, then falling to zero."""
+class _Run:
+    """One run between its first step and its last: all that changes from step to step."""
+
+    def __init__(
+        self,
+        model: PeftModel,
+        batches: Sequence[Sequence[TrainingRow]],
+        rate: float,
+        objective: Objective,
+        limits: Limits | None,
+    ) -> None:
+        import torch
+
+        self.model, self.batches, self.rate, self.objective = model, batches, rate, objective
+        self.limits = limits or Limits()
+        self.weights = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self.optimizer = torch.optim.AdamW([*self.weights.values()], lr=rate, weight_decay=0.0)
+        self.history: list[StepResult] = []
+        self._start, self._seconds_before, self._started = 0, 0.0, self.limits.clock()
+
+    def seconds(self) -> float:
+        """The time that all steps took, those before an interruption too."""
+        return self._seconds_before + self.limits.clock() - self._started
+
+    def walk(
+        self,
+        checkpoint: Checkpoint | None,
+        name: str,
+        progress: Callable[[int, int], object],
+        observe: Observer | None,
+    ) -> Literal["end", "time"]:
+        """Do the steps that are left, as far as the limits allow, and save the state."""
+        planned = len(self.batches)
+        if self._start:
+            progress(self._start, planned)
+        with self.limits.interrupts.held():
+            while len(self.history) < planned and not self._is_over():
+                self._step(self.batches[len(self.history)])
+                if checkpoint is not None and checkpoint.due():
+                    checkpoint.save(self.snapshot(name))
+                if observe is not None:
+                    observe(self.history[-1])
+                progress(len(self.history), planned)
+            if checkpoint is not None:
+                checkpoint.save(self.snapshot(name))
+        return "end" if len(self.history) == planned else "time"
+
+    def resume(self, checkpoint: Checkpoint | None, name: str) -> int:
+        """Go back to where a run of this name was interrupted; return how many steps that was."""
+        snapshot = checkpoint.load(name) if checkpoint is not None else None
+        if checkpoint is None or snapshot is None:
+            return 0
+        try:
+            self._restore(snapshot)
+        except UnusableState as error:
+            checkpoint.refuse(str(error))
+            return 0
+        self.history = list(snapshot.history)
+        self._start, self._seconds_before = snapshot.step, snapshot.seconds
+        return snapshot.step
+
+    def snapshot(self, name: str) -> Snapshot:
+        """All of the run, as it is between two steps. Nothing draws from Python's generator."""
+        tensors: dict[str, Tensor] = {f"weight.{n}": p for n, p in self.weights.items()}
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"adamw.{index}.{key}": value for key, value in moments.items()}
+        return Snapshot(
+            fingerprint=name,
+            step=len(self.history),
+            planned=len(self.batches),
+            seconds=self.seconds(),
+            objective=self.objective.state(),
+            history=self.history,
+            tensors=tensors | _generators(self.model),
+        )
+
+    def _is_over(self) -> bool:
+        if self.limits.interrupts.asked:
+            return True
+        return len(self.history) > 0 and self._used() >= 1
+
+    def _used(self) -> float:
+        """Share of the budget that is used up, of this process's own."""
+        budget = self.limits.seconds
+        if budget is None:
+            return 0.0
+        return (self.limits.clock() - self._started) / budget if budget > 0 else 1.0
+
+    def _position(self) -> float:
+        """How far on the run is, in steps of its plan: by steps done, or by time used."""
+        planned = len(self.batches)
+        by_time = self._start + min(self._used(), 1.0) * (planned - self._start)
+        return max(len(self.history), min(by_time, planned - 1))
+
+    def _step(self, batch: Sequence[TrainingRow]) -> None:
+        import torch
+
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate * rate_share(self._position(), len(self.batches))
+        result = self.objective(batch)
+        torch.nn.utils.clip_grad_norm_(self.weights.values(), _MAX_GRADIENT_NORM)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.history.append(result)
+
+    def _restore(self, snapshot: Snapshot) -> None:
+        """Take over a state, once all of it is seen to fit; nothing is changed where it does not.
+
+        Raises:
+            UnusableState: a tensor or a number is missing, too many, misshapen or not finite.
+        """
+        import torch
+
+        left = dict(snapshot.tensors)
+        weights = {n: _taken(left, f"weight.{n}", p) for n, p in self.weights.items()}
+        moments = dict(enumerate(_moments(left, i, p) for i, p in enumerate(self.weights.values())))
+        generators = {n: _taken(left, n, state) for n, state in _generators(self.model).items()}
+        known = self.objective.state().keys() == snapshot.objective.keys()
+        if left or not known or snapshot.planned != len(self.batches):
+            raise UnusableState("it is damaged, or of another version (its parts)")
+        _set_generators(self.model, generators)
+        groups = self.optimizer.state_dict()["param_groups"]
+        state = {i: found for i, found in moments.items() if found}
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.objective.restore(snapshot.objective)
+        with torch.no_grad():
+            for name, parameter in self.weights.items():
+                parameter.copy_(weights[name])
+
+
+def _moments(left: dict[str, Tensor], index: int, like: Tensor) -> dict[str, Tensor]:
+    """One parameter's moments; none where it never had a gradient."""
+    if not any(f"adamw.{index}.{key}" in left for key in _MOMENTS):
+        return {}
+    shapes = {"exp_avg": like, "exp_avg_sq": like, "step": like.new_zeros(()).float()}
+    return {key: _taken(left, f"adamw.{index}.{key}", shapes[key]) for key in _MOMENTS}
+
+
+def _taken(left: dict[str, Tensor], name: str, like: Tensor) -> Tensor:
+    """Take a tensor out, if it is of the shape and type of another and finite."""
+    found = left.pop(name, None)
+    if (
+        found is None
+        or found.shape != like.shape
+        or found.dtype != like.dtype
+        or not bool(found.isfinite().all())
+    ):
+        raise UnusableState(f"it is damaged, or of another version ({name})")
+    return found
+
+
+@contextmanager
+def _own_random_numbers(model: PeftModel, seed: int) -> Iterator[None]:
+    """Let torch draw from generators of the run's own, and give the host its own back."""
     import torch
 
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=rate, weight_decay=0.0)
-    warmup = max(1, round(_WARMUP_SHARE * steps))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min((step + 1) / warmup, (steps - step) / max(1, steps - warmup)),
-    )
-    return optimizer, schedule
+    with torch.random.fork_rng(devices=_gpus(model)):
+        torch.manual_seed(seed)
+        yield
 
 
-def _apply(model: PeftModel, optimizer: Any, schedule: Any) -> None:
+def _generators(model: PeftModel) -> dict[str, Tensor]:
     import torch
 
-    torch.nn.utils.clip_grad_norm_(
-        [p for p in model.parameters() if p.requires_grad], _MAX_GRADIENT_NORM
-    )
-    optimizer.step()
-    schedule.step()
-    optimizer.zero_grad(set_to_none=True)
+    states = {"generator.cpu": torch.get_rng_state()}
+    for gpu in _gpus(model):
+        states[f"generator.{gpu}"] = torch.cuda.get_rng_state(gpu)
+    return states
+
+
+def _set_generators(model: PeftModel, states: Mapping[str, Tensor]) -> None:
+    import torch
+
+    try:
+        torch.set_rng_state(states["generator.cpu"])
+        for gpu in _gpus(model):
+            torch.cuda.set_rng_state(states[f"generator.{gpu}"], gpu)
+    except RuntimeError as error:
+        raise UnusableState(f"it is damaged ({error})") from error
+
+
+def _gpus(model: PeftModel) -> list[int]:
+    """The GPU that the model is on, if it is on one."""
+    import torch
+
+    device = model.device
+    if device.type != "cuda":
+        return []
+    return [device.index if device.index is not None else torch.cuda.current_device()]

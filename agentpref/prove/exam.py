@@ -25,6 +25,7 @@ K = TypeVar("K")
 
 PROBES = 32
 KL_ROWS = 256
+_WRITTEN_TOKEN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,20 @@ class Marks:
         """Accuracy of live (``before``) and candidate (``after``) per tag."""
         groups = _group([row.pair.tag for row in self.rows])
         return {tag: _summary(self.take(rows)) for tag, rows in sorted(groups.items())}
+
+
+def tokens_needed(rows: Sequence[EncodedPair]) -> int:
+    """What an exam on these rows costs, in tokens scored: rather too many than too few.
+
+    Every row is scored under three policies, as if nothing were known of them, and some again for
+    KL; a token that is written is taken to cost as much as several that are read. The user's own
+    checks are not in it.
+    """
+    tokens = sum(row.width for row in rows)
+    moved = 2 * tokens * min(KL_ROWS, len(rows)) // max(1, len(rows))
+    probes = min(PROBES, len({row.pair.prompt.id for row in rows}))
+    written = 2 * probes * token_limit(rows) if rows else 0
+    return 3 * tokens + moved + _WRITTEN_TOKEN * written
 
 
 def mark(learner: Learner, rows: Sequence[EncodedPair]) -> Marks:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
+from agentpref.learn.replay import equal_shares
 from agentpref.types import Pair, Stratum
 
 Age = Literal["old", "middle", "new"]
@@ -53,6 +54,32 @@ def coarsen(strata: Sequence[Stratum], minimum: int) -> tuple[Stratum, ...]:
     """
     ages_pooled = _pool(strata, [cell._replace(age=ANY) for cell in strata], minimum)
     return _pool(ages_pooled, [cell._replace(origin=ANY, age=ANY) for cell in strata], minimum)
+
+
+def by_stratum(pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
+    """Pairs by the name of their stratum, each in the given order."""
+    groups: dict[str, list[Pair]] = {}
+    for pair, stratum in zip(pairs, stratify(pairs), strict=True):
+        groups.setdefault(str(stratum), []).append(pair)
+    return groups
+
+
+def sample(pairs: Sequence[Pair], size: int) -> list[Pair]:
+    """Choose at most ``size`` pairs, as equally from every stratum as they allow, in their order.
+
+    Of a stratum those with the lowest ids are taken, which are hashes: as a stratum grows, most of
+    those chosen stay chosen, and what is known of them need not be found out again.
+    """
+    if len(pairs) <= size:
+        return list(pairs)
+    groups = by_stratum(pairs)
+    shares = equal_shares({name: len(found) for name, found in groups.items()}, size)
+    chosen = {
+        pair_id
+        for name, found in groups.items()
+        for pair_id in sorted(pair.pair_id for pair in found)[: shares[name]]
+    }
+    return [pair for pair in pairs if pair.pair_id in chosen]
 
 
 def _pool(

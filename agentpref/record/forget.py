@@ -3,11 +3,13 @@
 What goes is what the user asked and was answered, all that was said of it, and what the user said
 of other answers. What stays is a tombstone, the keyed hash of who was forgotten and when, so that
 what still waits in a queue, in a spill or in another home is not let in again; and the lineage,
-ids without text. It may be interrupted at any moment: the same call again completes it.
+ids without text. Training that was interrupted goes altogether. Forgetting may be interrupted at
+any moment: the same call again completes it.
 """
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
@@ -18,7 +20,7 @@ import orjson
 
 from agentpref.errors import CorruptHome
 from agentpref.record.database import transaction
-from agentpref.record.home import Home, StrPath
+from agentpref.record.home import Home, StrPath, sync
 from agentpref.record.lineage import Rebuild, rebuilds, taint
 from agentpref.record.pseudonyms import Pseudonyms
 from agentpref.record.refused import purge
@@ -83,6 +85,7 @@ def forget(
     with removal(place, tell) as connection:
         _require_keys(place, connection)
         names = Pseudonyms.of(place).names(str(user_id))
+        _drop_training(place)
         _purge_refused(place, connection, names)
         with transaction(connection):
             removed, revisions = _remove(connection, names)
@@ -120,6 +123,18 @@ def _remove(
         [(name, now) for name in names],
     )
     return delete(connection), revisions
+
+
+def _drop_training(home: Home) -> None:
+    """Remove what interrupted updates left, all of it and first: half-trained weights saw it too.
+
+    What that costs is training again; nothing is kept that would have to be looked through.
+    """
+    if home.training.is_symlink():
+        home.training.unlink()
+    elif home.training.exists():
+        shutil.rmtree(home.training)
+        sync(home.path)
 
 
 def _purge_refused(home: Home, connection: sqlite3.Connection, names: Sequence[str]) -> None:

@@ -46,6 +46,11 @@ class Home:
         return self.path / "reports"
 
     @property
+    def training(self) -> Path:
+        """The folder of interrupted training; there is none while nothing was interrupted."""
+        return self.path / "training"
+
+    @property
     def spill(self) -> Path:
         """The file of what the database could not take, until it can."""
         return self.path / "spill.jsonl"

@@ -73,6 +73,11 @@ class Updates:
                 [(source, pair) for pair, sources in update.sources.items() for source in sources],
             )
 
+    def has(self, update_id: str) -> bool:
+        """Whether an update has come to its end and was kept."""
+        query = "SELECT 1 FROM updates WHERE update_id = ?"
+        return self._connection.execute(query, (update_id,)).fetchone() is not None
+
     def learned_by(self, revision: str | None) -> set[str]:
         """Ids of the pairs, held-out ones too, that were new to a revision or to an ancestor."""
         found = self._connection.execute(

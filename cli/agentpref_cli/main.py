@@ -26,6 +26,7 @@ from agentpref_cli.commands import (
 from agentpref_cli.terminal import fail
 
 BAD_USAGE = 2
+SIGNALLED = 128
 INTERRUPTED = 130
 
 
@@ -33,11 +34,17 @@ class Commands(TyperGroup):
     """A group of commands that turns our errors and Ctrl-C into one line and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; 1 is a failure, 2 a setting that cannot be, 130 an interruption."""
-        from agentpref.errors import AgentprefError, ConfigError
+        """Run the command; 1 is a failure, 2 a setting that cannot be, 130 an interruption.
+
+        An update that SIGTERM ended exits 143: as with 130, it is 128 and the signal's number.
+        """
+        from agentpref.errors import AgentprefError, ConfigError, UpdateInterrupted
 
         try:
             return super().invoke(ctx)
+        except UpdateInterrupted as error:
+            fail(str(error))
+            raise typer.Exit(SIGNALLED + error.signum) from error
         except AgentprefError as error:
             fail(str(error))
             raise typer.Exit(BAD_USAGE if isinstance(error, ConfigError) else 1) from error

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import orjson
@@ -97,3 +100,47 @@ def test_an_update_elsewhere_is_waited_for_by_nobody(update, monkeypatch) -> Non
 def test_no_report_yet(run, filled) -> None:
     assert "no update yet" in run("report", exits=1).err
     assert "'u-1'" in run("report", "u-1", exits=1).err
+
+
+SIGNALLED = """
+import os, sys
+from agentpref.learn import trainer
+signum, step = int(sys.argv.pop(1)), trainer._Run._step
+def in_mid_step(self, batch):
+    if len(self.history) == 1:
+        os.kill(os.getpid(), signum)
+    step(self, batch)
+trainer._Run._step = in_mid_step
+from agentpref_cli.main import main
+main()
+"""
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_after_the_step_and_the_next_update_resumes(
+    run, update, filled, random_base, signum
+) -> None:
+    command = [sys.executable, "-c", SIGNALLED, str(int(signum)), "update", "--home", str(filled)]
+    done = subprocess.run(
+        [*command, "--model", str(random_base)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 128 + signum
+    words = done.stderr.splitlines()[-1]
+    assert words.startswith("error: interrupted; the next `agentpref update` resumes at step 2 of ")
+    found = {c["name"]: c for c in run("doctor", "--model", random_base, "--json").json["checks"]}
+    assert "'default' was interrupted at step 2 of " in found["training"]["words"]
+    result = update(exits=5)
+    assert "resumed at step 2 of " in result.out
+    assert "0 pairs that came in since wait for the next update" in result.out
+    found = {c["name"]: c for c in run("doctor", "--model", random_base, "--json").json["checks"]}
+    assert "training" not in found
+
+
+def test_out_of_time_it_says_how_far_it_came(update) -> None:
+    result = update("--max-minutes", "0.0001", exits=5)
+    assert "trained 1 of " in result.out
+    assert "the time was up" in result.out
+
+
+def test_no_time_is_bad_usage(update) -> None:
+    assert "max_minutes is 0.0, but must be above 0" in update("--max-minutes", "0", exits=2).err

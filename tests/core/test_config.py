@@ -23,6 +23,8 @@ def test_a_config_is_rebuilt_from_its_mapping() -> None:
         ({"loss": {"bete": 0.2}}, r"loss\.bete.*did you mean 'loss\.beta'"),
         ({"loss": 0.2}, r"loss is a group of settings: write loss\.KEY=VALUE, not 0\.2"),
         ({"loss": {"beta": -1}}, r"loss\.beta is -1, but must be"),
+        ({"max_minutes": 0}, r"max_minutes is 0, but must be above 0"),
+        ({"gate": {"max_old_pairs": 0}}, r"gate\.max_old_pairs is 0, but must be 1 or more"),
     ],
 )
 def test_what_is_no_setting_is_named(settings: dict[str, Any], complaint: str) -> None:

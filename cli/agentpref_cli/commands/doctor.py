@@ -42,7 +42,14 @@ def doctor(
 
     Exits 1 where one of them cannot be used.
     """
-    checks = [*_installation(), _torch(), _home(home), *_spill(home), _model(model)]
+    checks = [
+        *_installation(),
+        _torch(),
+        _home(home),
+        *_spill(home),
+        *_training(home),
+        _model(model),
+    ]
     healthy = all(check.holds for check in checks)
     rows = [check._asdict() for check in checks]
     answer(as_json, {"healthy": healthy, "checks": rows}, lambda: show_checks(rows))
@@ -122,6 +129,17 @@ def _spill(folder: Path | None) -> Iterator[Check]:
             refused = sum(1 for _ in file)
         words = f"{refused} entries name what this home has not; look at {home.refused}, remove it"
         yield Check("refused", False, words)
+
+
+def _training(folder: Path | None) -> Iterator[Check]:
+    """Name the updates that were interrupted and can be gone on with."""
+    from agentpref.learn.state import waiting
+    from agentpref.record.home import Home
+
+    for found in waiting(Home(Home.resolve(folder)).training):
+        words = f"an update of {found.about.get('namespace')!r} was interrupted at step "
+        words += f"{found.snapshot.step} of {found.snapshot.planned}; `agentpref update` resumes it"
+        yield Check("training", True, words)
 
 
 def _model(name: str) -> Check:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,17 +50,28 @@ def update(
             "--set", metavar="KEY=VALUE", help="One setting, e.g. loss.beta=0.2; may be repeated."
         ),
     ] = None,
+    max_minutes: Annotated[
+        float | None,
+        typer.Option(metavar="M", help="Time for the whole update; training stops early for it."),
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Train on what is new; serve it if it is better.
 
+    Ctrl-C and SIGTERM end it after the step at hand; the next update resumes there, as it does
+    after a kill. A second Ctrl-C does not wait for the step.
+
     Exits 0 when the candidate was promoted, 3 when there is nothing new, 4 when it was refused, 5
-    when the evidence does not suffice, 2 on bad usage and 1 on a failure.
+    when the evidence does not suffice, 2 on bad usage, 1 on a failure, 130 and 143 on a signal.
     """
+    from dataclasses import replace
+
     from agentpref.config import UpdateConfig
     from agentpref.loop import update as learn
 
     settings = UpdateConfig.from_mapping(read_settings(config, set_ or ()))
+    if max_minutes is not None:
+        settings = replace(settings, max_minutes=max_minutes)
     with progress(as_json) as reporter:
         made = learn(home, model=model, config=settings, namespace=namespace, progress=reporter)
     answer(as_json, made.to_mapping(), lambda: _show(made.to_mapping()))
@@ -94,8 +105,24 @@ def _show(report: Mapping[str, Any]) -> None:
         say(
             "pairs: " + ", ".join(f"{n.replace('_', ' ')} {v}" for n, v in report["counts"].items())
         )
+    for line in (*_training(report), *report.get("notes", ())):
+        say(line)
     if report["accuracy"]:
         rows = [(tag, found["before"], found["after"]) for tag, found in report["accuracy"].items()]
         table(("held-out accuracy", "before", "after"), rows)
     if report["checks"]:
         show_checks(report["checks"])
+
+
+def _training(report: Mapping[str, Any]) -> Iterator[str]:
+    """Say what was not as planned; reports of older versions do not tell."""
+    training = report["training"]
+    planned, resumed_at = training.get("planned_steps"), training.get("resumed_at")
+    if resumed_at:
+        waiting = report["counts"].get("waiting", 0)
+        yield (
+            f"resumed at step {resumed_at} of {planned}; {waiting} pairs that came in since wait "
+            "for the next update"
+        )
+    if training.get("stopped") == "time":
+        yield f"trained {training['steps']} of {planned} steps: the time was up"

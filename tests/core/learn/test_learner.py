@@ -108,3 +108,34 @@ def test_a_loss_that_is_not_finite_ends_training(make_learner, pairs):
         next(p for n, p in model.named_parameters() if "lora_B" in n).fill_(float("nan"))
     with pytest.raises(TrainingDiverged, match="nan"):
         learner.fit(rows, new=12)
+
+
+def test_what_is_drawn_is_encoded_once_and_nothing_else(make_learner, pairs, monkeypatch):
+    learner, seen = make_learner(), []
+    real = learner.encode
+
+    def counted(asked):
+        seen.extend(pair.pair_id for pair in asked)
+        return real(asked)
+
+    monkeypatch.setattr(learner, "encode", counted)
+    rows = learner.draw({"a": pairs[:10], "b": pairs[10:]}, 4)
+    assert len(rows) == len({row.pair.pair_id for row in rows}) == 4
+    assert len(seen) == len(set(seen)) <= 4 + 2 * 2
+    assert {row.pair.pair_id for row in rows} <= set(seen)
+
+
+def test_what_cannot_be_encoded_is_not_drawn_and_counted_once(make_learner, pairs):
+    learner = make_learner(max_length=16)
+    assert learner.draw({"a": pairs}, len(pairs)) == []
+    assert learner.left_out == {"too_long": len(pairs)}
+
+
+def test_the_speed_of_scoring_is_of_what_was_scored_or_is_tried(make_learner, pairs):
+    learner = make_learner()
+    rows = learner.encode(pairs)
+    assert learner.scoring_speed(rows) > 0
+    scored = learner._scored_tokens
+    assert scored == sum(row.width for row in rows)
+    learner.scoring_speed(rows)
+    assert learner._scored_tokens == scored, "it is tried once"

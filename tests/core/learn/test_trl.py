@@ -8,7 +8,8 @@ import torch
 from agentpref.config import KLSettings, LoraSettings, LossSettings, ThumbSettings
 from agentpref.learn import adapter, logps
 from agentpref.learn.base import load_base
-from agentpref.learn.objective import Objective, TrainingRow, criterion_for
+from agentpref.learn.memory import Room
+from agentpref.learn.objective import Means, Objective, TrainingRow, criterion_for
 
 
 def randomise(model):
@@ -82,8 +83,7 @@ def test_loss_and_gradients_equal_trl(ours, theirs, plainly):
     route = logps.ORACLE if plainly else learner.route([row.encoded for row in rows])
     objective = Objective(
         learner._model,
-        route,
-        learner.pad,
+        Means(route, learner.pad, Room(2048, recomputes=False), "float32"),
         criterion_for(rows, LossSettings(beta=0.3, nll=0.0), ThumbSettings(), None),
         kl=KLSettings(weight=0.0),
     )

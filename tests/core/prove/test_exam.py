@@ -174,3 +174,11 @@ def _with_config(learner, **changes):
     other = copy.copy(learner)
     other.config = replace(learner.config, **changes)
     return other
+
+
+def test_the_cost_of_an_exam_grows_with_its_rows_and_is_bounded_elsewhere(pair_of):
+    rows = [row(pair_of(n, "yes"), chosen=(1,) * 50) for n in range(600)]
+    costs = [exam.tokens_needed(rows[:n]) for n in (1, 300, 600)]
+    assert exam.tokens_needed([]) == 0
+    assert costs[2] - costs[1] == 3 * 300 * rows[0].width, "probes and rows for KL are bounded"
+    assert costs[0] >= 3 * rows[0].width

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+from hashlib import blake2b
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentpref.prove.strata import age_third, coarsen, stratify
+from agentpref.prove.strata import age_third, by_stratum, coarsen, sample, stratify
 from agentpref.types import Origin, Pair, Prompt, Stratum
 
 CELLS = st.lists(
@@ -111,3 +113,34 @@ def test_a_group_named_any_holds_all_its_siblings(filed: list[Stratum], minimum:
         for cell, group in zip(filed, groups, strict=True):
             if all(cell[i] == pooled[i] for i in named):
                 assert group == pooled
+
+
+def named(number: int, tag: str = "t") -> Pair:
+    pair_id = blake2b(str(number).encode(), digest_size=16).hexdigest()
+    return replace(pair(float(number), tag=tag), pair_id=pair_id)
+
+
+@given(st.lists(st.sampled_from("tuv"), max_size=60), st.integers(1, 40))
+def test_a_sample_is_as_large_as_it_may_be_and_in_order(tags: list[str], size: int) -> None:
+    pairs = [named(number, tag) for number, tag in enumerate(tags)]
+    chosen = sample(pairs, size)
+    assert len(chosen) == min(size, len(pairs))
+    assert chosen == [pair for pair in pairs if pair in chosen]
+
+
+def test_a_sample_takes_equally_of_every_stratum() -> None:
+    pairs = [named(number, "tu"[number >= 90]) for number in range(100)]
+    chosen = sample(pairs, 20)
+    sizes = [len(found) for found in by_stratum(pairs).values()]
+    assert sorted(sizes) == [10, 23, 33, 34]  # u is all new; t is of every age
+    tags = Counter(pair.tag for pair in chosen)
+    assert tags == {"t": 15, "u": 5}
+
+
+def test_most_of_a_sample_stays_as_the_pairs_grow() -> None:
+    """What live scored on earlier nights is known, and need not be scored again."""
+    nights = [sample([named(n) for n in range(size)], 300) for size in (3000, 3300)]
+    kept = {pair.pair_id for pair in nights[0]} & {pair.pair_id for pair in nights[1]}
+    assert len(kept) > 200
+    chance = 300 * 300 / 3300
+    assert len(kept) > 7 * chance

@@ -635,3 +635,19 @@ def test_a_copy_that_was_made_before_is_not_reached(busy: Home, tmp_path: Path) 
     backup = Home(shutil.copytree(busy.path, tmp_path / "backup"))
     forget(busy, "ada")
     assert holding(backup, SECRET)
+
+
+def test_interrupted_training_goes_whoever_is_forgotten(home: Home, tmp_path: Path) -> None:
+    """Half-trained weights may have seen them, and nobody is to find out which did."""
+    home.training.mkdir()
+    for name in ("one.safetensors", "two.safetensors", "two.part"):
+        (home.training / name).write_bytes(b"weights")
+    forget(home, "nobody")
+    assert not home.training.exists()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "mine").touch()
+    home.training.symlink_to(elsewhere)
+    forget(home, "nobody")
+    assert not home.training.exists()
+    assert (elsewhere / "mine").exists()

@@ -1,0 +1,246 @@
+"""Updates that are interrupted: the next one goes on with the same night, or says why not."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+import agentpref
+from agentpref.config import GateSettings, KLSettings, LossSettings, ReplaySettings, UpdateConfig
+from agentpref.errors import TrainingDiverged, UpdateInterrupted
+from agentpref.learn import state
+from agentpref.record.forget import forget
+from agentpref.record.home import Home
+from agentpref.serve.registry import Registry
+
+CONFIG = UpdateConfig(
+    held_out=0.4,
+    batch_size=8,
+    learning_rate=1e-2,
+    epochs=2,
+    kl=KLSettings(target=0.001),
+    loss=LossSettings(beta=1.0, nll=1.0),
+    replay=ReplaySettings(minimum=16),
+    gate=GateSettings(min_pairs=5, kl_budget=1e3, distinct_floor=0.0, length_ratio=(1e-3, 1e3)),
+)
+USER = "user-of-the-second-night"
+
+
+def teach(home, numbers, chosen="yes", rejected="no, never", user=None, ask="Is {} a number?"):
+    with agentpref.Log(home) as log:
+        for number in numbers:
+            asked = [{"role": "user", "content": ask.format(number)}]
+            runs = [log.record(asked, text, user_id=user) for text in (chosen, rejected)]
+            log.compare(*runs, winner="a", user_id=user)
+
+
+def learn(home, base, config=CONFIG, **options):
+    return agentpref.update(home, model=str(base), config=config, **{"checks": {}, **options})
+
+
+def adapter(home, report):
+    return (home / "adapters" / report.revision / "adapter_model.safetensors").read_bytes()
+
+
+def signal_at(stage, done, signum=signal.SIGINT):
+    def tell(now, at, total):
+        if (now, at) == (stage, done):
+            os.kill(os.getpid(), signum)
+
+    return tell
+
+
+def interrupt(home, base, stage="train", done=2, config=CONFIG, signum=signal.SIGINT):
+    with pytest.raises(UpdateInterrupted) as caught:
+        learn(home, base, config, progress=signal_at(stage, done, signum))
+    assert caught.value.signum == signum
+    return str(caught.value)
+
+
+def states(home):
+    return state.waiting(Home.open(home).training)
+
+
+@pytest.fixture(scope="module")
+def second_night(tmp_path_factory, random_base):
+    """A home with a live revision, and new pairs to learn beside old ones to replay."""
+    home = tmp_path_factory.mktemp("second_night") / "home"
+    teach(home, range(24))
+    assert learn(home, random_base).verdict == "promoted"
+    teach(home, range(20), "a friend", "an enemy", USER, "Who is {}?")
+    return home
+
+
+@pytest.fixture(scope="module")
+def whole(second_night, tmp_path_factory, random_base):
+    """What an uninterrupted update comes to: its report and the adapter's bytes."""
+    home = shutil.copytree(second_night, tmp_path_factory.mktemp("whole") / "home")
+    report = learn(home, random_base)
+    assert not (home / "training").exists(), "nothing is left of it"
+    return report, adapter(home, report)
+
+
+@pytest.fixture
+def home(second_night, tmp_path):
+    return shutil.copytree(second_night, tmp_path / "home")
+
+
+@pytest.fixture(scope="module")
+def begun(second_night, tmp_path_factory, random_base):
+    """The home with an update in it that was interrupted after two steps, and what was said."""
+    home = shutil.copytree(second_night, tmp_path_factory.mktemp("begun") / "home")
+    return home, interrupt(home, random_base)
+
+
+@pytest.fixture
+def waiting(begun, tmp_path):
+    return shutil.copytree(begun[0], tmp_path / "home")
+
+
+def test_it_goes_on_with_the_same_night_and_what_came_since_waits(
+    waiting, begun, whole, random_base
+):
+    planned = whole[0].training["planned_steps"]
+    assert begun[1] == f"interrupted; the next `agentpref update` resumes at step 2 of {planned}"
+    assert [found.snapshot.step for found in states(waiting)] == [2]
+    teach(waiting, range(100, 110))
+    gate = replace(CONFIG.gate, min_pairs=6)  # which determines no training
+    report = learn(waiting, random_base, replace(CONFIG, gate=gate))
+    assert adapter(waiting, report) == whole[1]
+    assert report.training["resumed_at"] == 2
+    assert report.counts == {**whole[0].counts, "waiting": 10}
+    assert report.verdict == whole[0].verdict == "promoted"
+    assert report.notes == []
+    assert not (waiting / "training").exists()
+    with pytest.raises(UpdateInterrupted):
+        learn(waiting, random_base, progress=signal_at("train", 1))
+    (following,) = states(waiting)
+    agenda = following.about["agenda"]
+    assert len(agenda["new"]) + len(agenda["new_held_out"]) == 10
+
+
+def test_interrupted_in_its_exam_it_has_trained_already(home, whole, random_base):
+    interrupt(home, random_base, "score candidate", whole[0].counts["new_held_out"], signum=15)
+    report = learn(home, random_base)
+    assert adapter(home, report) == whole[1]
+    assert report.training["resumed_at"] == report.training["planned_steps"]
+
+
+def test_interrupted_before_its_training_it_starts_anew(home, random_base):
+    words = interrupt(home, random_base, "load model", 1)
+    assert words == "interrupted; the next `agentpref update` starts anew"
+    assert not (home / "training").exists()
+
+
+KILLED = """
+import os, signal, sys
+import agentpref
+from agentpref.learn import state
+sys.path.insert(0, sys.argv[4])
+from test_interrupted_updates import CONFIG
+home, base, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
+state.Checkpoint.due = lambda self: True
+def tell(stage, done, total):
+    if stage == "train" and done == steps:
+        os.kill(os.getpid(), signal.SIGKILL)
+agentpref.update(home, model=base, config=CONFIG, checks={}, progress=tell)
+"""
+
+
+def test_killed_at_any_step_it_ends_with_the_same_bytes(home, whole, random_base):
+    for steps in (1, random.Random(os.getpid()).randrange(3, 8)):
+        command = [sys.executable, "-c", KILLED, str(home), str(random_base), str(steps)]
+        done = subprocess.run([*command, os.path.dirname(__file__)], check=False)
+        assert done.returncode == -signal.SIGKILL
+    (found,) = states(home)
+    teach(home, range(100, 104))
+    report = learn(home, random_base)
+    assert report.training["resumed_at"] == found.snapshot.step > 1
+    assert adapter(home, report) == whole[1]
+
+
+def test_forgetting_somebody_takes_what_was_half_trained_on_them(waiting, random_base):
+    kept = shutil.copytree(waiting / "training", waiting.parent / "kept")
+    forget(waiting, USER)
+    assert not (waiting / "training").exists()
+    shutil.copytree(kept, waiting / "training")  # as a restored folder would bring it back
+    report = learn(waiting, random_base)
+    assert report.verdict == "nothing_new"
+    assert "no longer there" in report.notes[0]
+    assert not (waiting / "training").exists()
+
+
+def test_a_state_holds_no_text(waiting):
+    (file,) = (waiting / "training").iterdir()
+    found = file.read_bytes()
+    assert all(word not in found for word in (b"friend", b"enemy", b"number", USER.encode()))
+
+
+@pytest.mark.parametrize("change", ["config", "live", "damage"])
+def test_what_cannot_be_gone_on_with_is_said_and_the_night_starts_anew(
+    waiting, random_base, change
+):
+    config, words = CONFIG, {"config": "its config", "live": "its live", "damage": "damaged"}
+    if change == "config":
+        config = replace(CONFIG, seed=7)
+    elif change == "live":
+        Registry(waiting).rollback()
+    else:
+        (file,) = (waiting / "training").iterdir()
+        file.write_bytes(file.read_bytes()[:-1])
+    teach(waiting, range(100, 103))
+    report = learn(waiting, random_base, config)
+    assert words[change] in report.notes[0]
+    assert (report.training["resumed_at"], "waiting" in report.counts) == (0, False)
+    assert not (waiting / "training").exists()
+
+
+def test_training_that_diverges_is_not_gone_on_with(home, random_base):
+    wild = replace(CONFIG, learning_rate=1e30)
+    with pytest.raises(TrainingDiverged):
+        learn(home, random_base, wild)
+    assert states(home) == []
+
+
+def test_namespaces_wait_apart(waiting, random_base):
+    assert learn(waiting, random_base, namespace="../other").verdict == "nothing_new"
+    assert len(states(waiting)) == 1
+
+
+def test_a_budget_ends_training_and_the_gate_still_rules(home, whole, random_base):
+    report = learn(home, random_base, replace(CONFIG, max_minutes=1e-6))
+    assert (report.training["stopped"], report.training["steps"]) == ("time", 1)
+    assert report.training["planned_steps"] == whole[0].training["planned_steps"]
+    assert report.checks
+    assert states(home) == []
+
+
+def test_a_night_has_to_do_with_a_bounded_number_of_old_pairs(home, random_base, monkeypatch):
+    """Neither is more encoded than may be drawn, nor do more than so many sit the exam."""
+    from agentpref.learn import encode
+
+    seen = []
+    real = encode.encode_pairs
+
+    def counted(pairs, *arguments, **options):
+        seen.extend(pair.pair_id for pair in pairs)
+        return real(pairs, *arguments, **options)
+
+    monkeypatch.setattr(encode, "encode_pairs", counted)
+    few = replace(CONFIG.gate, max_old_pairs=2)
+    config = replace(CONFIG, replay=ReplaySettings(minimum=0), gate=few, max_minutes=1e4)
+    report = learn(home, random_base, config)
+    new = report.counts["new"] + report.counts["new_held_out"]
+    assert len(seen) == len(set(seen)) == new + 2
+    assert report.counts["old_held_out"] > report.counts["old_examined"] == 2
+    assert (
+        sum(tag["pairs"] for tag in report.accuracy.values()) == report.counts["new_held_out"] + 2
+    )
+    assert report.training["stopped"] == "end", "the budget was ample"
