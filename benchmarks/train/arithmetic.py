@@ -65,7 +65,7 @@ def step_flops(shape: Shape, rows: Sequence[jobs.Ids], rank: int, *, shared: boo
     tokens = sum(_tokens(row, shared) for row in rows)
     answers = sum(len(row.chosen) + len(row.rejected) for row in rows)
     linear = sum(i * o for i, o in shape.linears().values())
-    first = sum(shape.linears()[name][0] * shape.linears()[name][1] for name in _FIRST)
+    first = sum(shape.linears()[n][0] * (shape.linears()[n][1] + rank) for n in _FIRST)
     lora = rank * sum(i + o for i, o in shape.linears().values())
     looks = sum(_looks(row, shared) for row in rows)
     return (

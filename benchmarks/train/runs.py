@@ -87,7 +87,8 @@ class Ledger:
         elif file.exists():
             for line in file.read_text(encoding="utf-8").splitlines():
                 entry = json.loads(line)
-                self._known[entry.pop("name")] = Run(**entry)
+                name = entry.pop("name")
+                self._known[name] = Run(**entry)
 
     def once(self, name: str, task: Callable[[], Run]) -> Run:
         """The run of this name, done now if it is not in the ledger."""

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.train import jobs
+from benchmarks.train.shapes import SHAPES
 
 if TYPE_CHECKING:
     from trl import DPOTrainer
@@ -33,6 +34,7 @@ DTYPES = ("float32", "autocast", "bfloat16")
 
 MICRO_BATCHES = (1, 2, 4, 8, 16)
 _STOCK_MICRO = 8
+_MIDDLE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,8 +196,9 @@ def _trainer_class() -> Any:
 
         def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
             loss = super().compute_loss(*args, **kwargs)
-            self.losses.append(loss.detach())
-            self.margins.append(self._metrics["train"]["rewards/margins"][-1] / self.beta)
+            if self.model.training:
+                self.losses.append(loss.detach())
+                self.margins.append(self._metrics["train"]["rewards/margins"][-1] / self.beta)
             return loss
 
     return JobTrainer
@@ -214,16 +217,33 @@ def sweep(folder: Path) -> dict[str, Any]:
     One process does them all, after a run that only warms it up; time from a loaded library to a
     trained adapter counts, loading of the model and reference included.
     """
-    job = jobs.load_job(folder)
-    middle = fitting(4, job.batch_size)
+    job, rows = jobs.load_job(folder), jobs.load_rows(folder)
+    sizes = {fitting(n, job.batch_size) for n in MICRO_BATCHES if _fits(job, rows, n)}
+    middle = max(n for n in sizes if n <= _MIDDLE)
     _seconds(folder, tuned(job, "float32", middle))
     tried = {d: _seconds(folder, tuned(job, d, middle)) for d in DTYPES}
     dtype = min(tried, key=lambda name: tried[name])
-    sizes = {fitting(n, job.batch_size) for n in MICRO_BATCHES}
     by_micro = {n: _seconds(folder, tuned(job, dtype, n)) for n in sorted(sizes - {middle})}
     by_micro[middle] = tried[dtype]
     micro = min(by_micro, key=lambda n: by_micro[n])
     return {"dtype": dtype, "micro": micro, "dtypes_s": tried, "micros_s": by_micro}
+
+
+def _fits(job: jobs.Job, rows: list[jobs.Ids], micro: int) -> bool:
+    """Whether the activations of a pass fit this machine; on a GPU it is tried instead.
+
+    About 16 hidden and 3 intermediate widths are kept for each token of a block. A CPU's process
+    that asks for too much is killed, and the search with it.
+    """
+    import torch
+
+    if micro == 1 or torch.cuda.is_available():
+        return True
+    shape = SHAPES[job.model]
+    width = max(len(row.prompt) + max(len(row.chosen), len(row.rejected)) for row in rows)
+    kept = 4 * (16 * shape.hidden + 3 * shape.intermediate)
+    needed = 2 * min(micro, job.batch_size) * width * shape.layers * kept
+    return needed < 0.8 * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _seconds(folder: Path, setting: Setting) -> float:
