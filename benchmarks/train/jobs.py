@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -137,13 +137,14 @@ def planned_order(rows: Sequence[Ids], batch_size: int, seed: int) -> tuple[int,
 
 
 def _pair(number: int) -> Pair:
-    sides = ({"role": "assistant", "content": text} for text in ("+", "-"))
     prompt = Prompt(str(number), ({"role": "user", "content": str(number)},))
-    return Pair(str(number), "bench", float(number), prompt, *sides, "comparison", noise=0.0)
+    good, bad = ({"role": "assistant", "content": text} for text in ("+", "-"))
+    name, when = str(number), float(number)
+    return Pair(name, "bench", when, prompt, good, bad, "comparison", noise=0.0)
 
 
 def _save_rows(file: Path, rows: Sequence[Ids]) -> None:
-    columns = {}
+    columns: dict[str, Any] = {}
     for side in Ids._fields:
         ids = [getattr(row, side) for row in rows]
         columns[side] = np.concatenate([np.asarray(part, np.int64) for part in ids])

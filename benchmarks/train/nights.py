@@ -18,6 +18,7 @@ import random
 import shutil
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from benchmarks.train.speed import Bench
 
 NEW, PROVING = 200, 50
+_NOMINAL_S = 60  # a night of all arms, roughly
 SCRIPTS = ("replay", "all")
 TRAITS = (
     "conscientiousness",
@@ -80,11 +82,26 @@ def measure(bench: Bench, nights: int, new: int = NEW, proving: int = PROVING) -
     rows.parent.mkdir(parents=True, exist_ok=True)
     rows.write_text(json.dumps(questions), encoding="utf-8")
     runs.run("benchmarks.train.nights_trl", ["prepare", rows], rows.parent, bench.machine)
+    say(f"about {bench.rounds * nights * _NOMINAL_S / 60:.0f} minutes on an idle machine")
     rounds = []
     for number in range(bench.rounds):
         say(f"week {number + 1} of {bench.rounds}")
-        rounds.append(_week(bench, f"nights/{nights}x{new}/{number}", questions, rows, setting))
+        stem = f"nights/{nights}x{new}/{number}"
+        rounds.append(_week_once(bench, stem, questions, rows, setting))
     return {"nights": summary(rounds)}
+
+
+def _week_once(
+    bench: Bench, stem: str, questions: Week, rows: Path, setting: tuple[str, int]
+) -> dict[str, list[Run]]:
+    """A week from the ledger, or lived through now; its nights hang together: one entry."""
+
+    def live() -> Run:
+        week = _week(bench, stem, questions, rows, setting)
+        return Run(0.0, 0.0, 0.0, {arm: [asdict(run) for run in week[arm]] for arm in week})
+
+    kept = bench.ledger.once(stem, live).result
+    return {arm: [Run(**run) for run in kept[arm]] for arm in kept}
 
 
 def _week(
@@ -113,7 +130,7 @@ def _week(
 
 
 def _run(bench: Bench, name: str, module: str, arguments: Sequence[object]) -> Run:
-    """A run of this name; a week that was broken off is begun again, since it hangs together."""
+    """One night of one arm."""
     out = bench.out(name)
     return runs.run(module, [*arguments, "--out", out], out, bench.machine)
 

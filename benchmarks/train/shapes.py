@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,8 @@ def make(name: str, folder: Path, *, seed: int = 0) -> None:
     for file in _TOKENIZER_FILES:
         shutil.copy(find_base(BUNDLED) / file, folder)
     torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(_config(SHAPES[name]))
+    automatic: Any = transformers.AutoModelForCausalLM
+    model = automatic.from_config(_config(SHAPES[name]))
     model.save_pretrained(folder)
 
 

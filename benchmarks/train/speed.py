@@ -150,16 +150,16 @@ def check(bench: Bench, model: str, workload: str) -> gate.Difference:
     names = [f"gate/{model}/{workload}/{arm}" for arm in ("ours", "trl")]
     ours = bench.ours(names[0], job, "float32")
     theirs = bench.theirs(names[1], job, "--row", "tuned", "--dtype", "float32", "--micro", 1)
-    folders = [bench.out(name) for name in names]
-    return gate.compare(*folders, job, [ours.result, theirs.result])
+    a, b = (bench.out(name) for name in names)
+    return gate.compare(a, b, job, [ours.result, theirs.result])
 
 
 def best_setting(
     bench: Bench, model: str, workload: str, batch: int | None = None
 ) -> tuple[str, int]:
-    """TRL's fastest dtype and micro-batch, searched for once on a job of two batches."""
+    """TRL's fastest dtype and micro-batch, searched for once on a job of one batch."""
     batch = batch or bench.size(model, workload).batch
-    job = bench.job("sweep", model, workload, 2 * batch, batch)
+    job = bench.job("sweep", model, workload, batch, batch)
     found = bench.theirs(f"sweep/{model}/{workload}/{batch}", job, "--sweep").result
     say(f"  TRL is tuned to {found['dtype']}, micro-batch {found['micro']}")
     return str(found["dtype"]), int(found["micro"])

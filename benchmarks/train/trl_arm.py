@@ -15,19 +15,18 @@ nothing, write no checkpoints, and take the rows and the learning rates that the
 from __future__ import annotations
 
 import argparse
+import gc
+import importlib
 import json
 import os
 import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from benchmarks.train import jobs
 from benchmarks.train.shapes import SHAPES
-
-if TYPE_CHECKING:
-    from trl import DPOTrainer
 
 DTYPES = ("float32", "autocast", "bfloat16")
 """Weights and arithmetic in float32; arithmetic in bf16 by autocast; weights in bf16 too."""
@@ -71,8 +70,8 @@ def fitting(micro: int, batch_size: int) -> int:
 def run(folder: Path, out: Path, setting: Setting) -> dict[str, Any]:
     """Do the job; return loss and margin of each step, and where the time went after imports."""
     import peft  # noqa: F401
-    import trl.trainer.dpo_trainer  # noqa: F401
 
+    _trl()
     from benchmarks.train.ours import gpu_peak
 
     started = time.perf_counter()
@@ -92,7 +91,7 @@ def run(folder: Path, out: Path, setting: Setting) -> dict[str, Any]:
     }
 
 
-def make_trainer(job: jobs.Job, folder: Path, setting: Setting, scratch: Path) -> DPOTrainer:
+def make_trainer(job: jobs.Job, folder: Path, setting: Setting, scratch: Path) -> Any:
     """A DPOTrainer that is about to do the job."""
     rows = jobs.load_rows(folder)
     return trainer_for(
@@ -108,7 +107,7 @@ def trainer_for(
     scratch: Path,
     *,
     prove: list[jobs.Ids] | None = None,
-) -> DPOTrainer:
+) -> Any:
     """A DPOTrainer over ``rows``, in that order, from the LoRA weights in a file.
 
     ``prove`` are rows to evaluate on.
@@ -146,9 +145,8 @@ def _dataset(rows: list[jobs.Ids]) -> Any:
 
 def _arguments(job: jobs.Job, setting: Setting, scratch: Path) -> Any:
     import torch
-    from trl import DPOConfig
 
-    return DPOConfig(
+    return _trl().DPOConfig(
         output_dir=str(scratch),
         beta=job.beta,
         learning_rate=job.learning_rate,
@@ -173,11 +171,17 @@ def _arguments(job: jobs.Job, setting: Setting, scratch: Path) -> Any:
     )
 
 
+def _trl() -> Any:
+    """The library, which has no types to be checked by."""
+    trl = importlib.import_module("trl")
+    importlib.import_module("trl.trainer.dpo_trainer")  # it loads its parts when they are named
+    return trl
+
+
 def _trainer_class() -> Any:
     from torch.optim.lr_scheduler import LambdaLR
-    from trl import DPOTrainer
 
-    class JobTrainer(DPOTrainer):  # type: ignore[misc]
+    class JobTrainer(_trl().DPOTrainer):  # type: ignore[misc]
         """DPOTrainer that is given token ids and the job's learning rates, and notes its steps."""
 
         job: jobs.Job
@@ -256,6 +260,9 @@ def _seconds(folder: Path, setting: Setting) -> float:
             make_trainer(jobs.load_job(folder), folder, setting, Path(scratch)).train()
         except torch.OutOfMemoryError:
             return float("inf")
+        finally:
+            gc.collect()  # a trainer is full of cycles, and holds a model
+            torch.cuda.empty_cache()
     return time.perf_counter() - started
 
 
