@@ -104,6 +104,7 @@ def _end(
     measured = {
         "libraries": {name: version(name) for name in _LIBRARIES},
         "threads": options.threads,
+        "parameters": {name: shapes.SHAPES[name].parameters() for name in options.models},
         **figures,
     }
     print_report("train", measured, targets)

@@ -75,9 +75,13 @@ def run(folder: Path, out: Path, dtype: str) -> dict[str, Any]:
 
 
 def describe(learner: Learner, rows: Any) -> str:
-    """What the learner chose for itself, in words."""
+    """What the learner chose for itself, and on what it ran, in words."""
+    import torch
+
+    gpu = torch.cuda.is_available()
+    device = torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads"
     dtype = str(learner.base.model.dtype).removeprefix("torch.")
-    return f"{dtype}, {getattr(learner.layout(rows), '__name__', 'own')} layout"
+    return f"{dtype}, {getattr(learner.layout(rows), '__name__', 'own')} layout, {device}"
 
 
 def gpu_peak() -> float:

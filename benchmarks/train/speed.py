@@ -180,7 +180,9 @@ def measure(bench: Bench, model: str, workload: str) -> dict[str, Any]:
             "stock": bench.theirs(name("stock"), job, "--row", "stock"),
         }
         rounds.append(took)
-        say(f"  round {number + 1}: " + ", ".join(_words(arm, took[arm]) for arm in ARMS))
+        left = sum(run.wall_s for run in took.values()) * (bench.rounds - number - 1) / 60
+        words = ", ".join(_words(arm, took[arm]) for arm in ARMS)
+        say(f"  round {number + 1}: {words}; about {left:.0f} minutes left here")
     return {"pairs": size.pairs, "batch": size.batch, **summary(rounds, gpu=bench.machine.gpu)}
 
 
