@@ -147,7 +147,7 @@ def check(bench: Bench, model: str, workload: str) -> gate.Difference:
     """Have both arms do a short job in float32, and compare."""
     size = SIZES[model][workload]
     job = bench.job("gate", model, workload, size.gate_pairs, size.gate_batch)
-    names = [f"gate/{model}/{workload}/{arm}" for arm in ("ours", "trl")]
+    names = [f"gate/{model}/{workload}/{size.gate_pairs}/{arm}" for arm in ("ours", "trl")]
     ours = bench.ours(names[0], job, "float32")
     theirs = bench.theirs(names[1], job, "--row", "tuned", "--dtype", "float32", "--micro", 1)
     a, b = (bench.out(name) for name in names)
