@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agentpref.config import Precision
 from benchmarks._report import Target, at_least
 from benchmarks.train import jobs, runs
 from benchmarks.train.runs import say
@@ -130,19 +131,19 @@ def _fastest(call: Callable[[], object]) -> float:
     return min(taken[1:])
 
 
-def run(folder: Path, dtype: str) -> dict[str, float]:
+def run(folder: Path, dtype: Precision) -> dict[str, float]:
     """Train the job, timing its steps, with GEMMs before and after; the faster GEMMs count."""
-    from agentpref.learn.batch import plain
-    from agentpref.learn.objective import TOKENS_PER_STEP
+    from agentpref.learn.memory import TOKENS_PER_PASS
     from benchmarks.train import ours
 
     job = jobs.load_job(folder)
     shape, rows = SHAPES[job.model], jobs.load_rows(folder)
     learner = ours.learner_for(job, folder, dtype)
     encoded = jobs.encoded(rows)
-    shared = learner.layout(encoded) is not plain
+    shared = learner.route(encoded).name == "shared"
     share = job.batch_size / job.pairs
-    width = min(TOKENS_PER_STEP, round(share * sum(_tokens(row, shared) for row in rows)))
+    most = TOKENS_PER_PASS[learner.base.model.device.type]
+    width = min(most, round(share * sum(_tokens(row, shared) for row in rows)))
     answers = round(share * sum(len(row.chosen) + len(row.rejected) for row in rows))
     model = learner.base.model
 

@@ -132,8 +132,9 @@ def encoded(rows: Sequence[Ids]) -> list[EncodedPair]:
 def planned_order(rows: Sequence[Ids], batch_size: int, seed: int) -> tuple[int, ...]:
     """The order in which our trainer takes these rows in one epoch."""
     known = [TrainingRow(row, PairLogps(0.0, 0.0)) for row in encoded(rows)]
+    numbers = {id(row): number for number, row in enumerate(known)}
     batches = plan(known, size=batch_size, epochs=1, seed=seed)
-    return tuple(int(row.encoded.pair.pair_id) for batch in batches for row in batch)
+    return tuple(numbers[id(row)] for batch in batches for row in batch)
 
 
 def _pair(number: int) -> Pair:

@@ -44,7 +44,7 @@ def prepare(questions: Path) -> None:
             )
             for number, q in enumerate(asked)
         ]
-        rows, _ = encode_pairs(pairs, tokenizer, max_length=1024)
+        rows = encode_pairs(pairs, tokenizer, max_length=1024).rows
         night: dict[str, list[Any]] = {"train": [], "prove": []}
         for row in rows:
             side = "prove" if row.pair.held_out else "train"

@@ -14,16 +14,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from agentpref.config import KLSettings, LoraSettings, LossSettings, UpdateConfig
-from agentpref.learn.base import BaseModel, load_base
+from agentpref.config import KLSettings, LoraSettings, LossSettings, Precision, UpdateConfig
+from agentpref.learn.base import load_base
 from agentpref.learn.learner import Learner
 from agentpref.learn.objective import StepResult
 from benchmarks.train import jobs
 
-DTYPES = ("auto", "float32", "bfloat16")
+DTYPES: tuple[Precision, ...] = ("auto", "float32", "bfloat16")
 
 
-def learner_for(job: jobs.Job, folder: Path, dtype: str) -> Learner:
+def learner_for(job: jobs.Job, folder: Path, dtype: Precision) -> Learner:
     """A learner that does what the job says and nothing else: no anchor, no KL, no noise."""
     config = UpdateConfig(
         seed=job.seed,
@@ -35,23 +35,13 @@ def learner_for(job: jobs.Job, folder: Path, dtype: str) -> Learner:
         loss=LossSettings(beta=job.beta, nll=0.0, nll_on_corrections=0.0),
         kl=KLSettings(weight=0.0),
     )
-    base = load(job.base, dtype)
+    base = load_base(job.base, held_in=dtype)
     learner = Learner(base, None, config, caches={}, progress=lambda stage, done, total: None)
     _start_from(learner, folder / "init.safetensors")
     return learner
 
 
-def load(name: str, dtype: str) -> BaseModel:
-    """The base, computing in ``dtype``; the one place where that is set."""
-    import torch
-
-    base = load_base(name)
-    if dtype != "auto":
-        base.model.to(getattr(torch, dtype))
-    return base
-
-
-def run(folder: Path, out: Path, dtype: str) -> dict[str, Any]:
+def run(folder: Path, out: Path, dtype: Precision) -> dict[str, Any]:
     """Do the job; return loss and margin of each step, and where the time went after imports."""
     import peft  # noqa: F401
     import transformers  # noqa: F401
@@ -80,8 +70,7 @@ def describe(learner: Learner, rows: Any) -> str:
 
     gpu = torch.cuda.is_available()
     device = torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads"
-    dtype = str(learner.base.model.dtype).removeprefix("torch.")
-    return f"{dtype}, {getattr(learner.layout(rows), '__name__', 'own')} layout, {device}"
+    return f"{learner.base.precision}, {learner.route(rows).name} rows, {device}"
 
 
 def gpu_peak() -> float:
