@@ -41,8 +41,13 @@ class Batch:
     completions: int
 
     def sums(self, per_token: Tensor) -> Tensor:
-        """Add up what was found for each token: ``[N]`` to ``[completions]``."""
-        return per_token.new_zeros(self.completions).index_add(0, self.owner, per_token)
+        """Add up what was found for each token: ``[N]`` to ``[completions]``, in float64.
+
+        A sum of a few hundred log-probs lies in the thousands, where float32 is 1e-4 coarse, and
+        what is wanted of two such sums is their small difference.
+        """
+        wide = per_token.double()
+        return wide.new_zeros(self.completions).index_add(0, self.owner, wide)
 
     def means(self, per_token: Tensor) -> Tensor:
         """Average what was found for each token: ``[N]`` to ``[completions]``."""

@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
     from agentpref.learn.ops.head import Head, Reading
 
-TOKENS_PER_PASS = 4096
-"""Padded tokens in one forward pass without gradients."""
-
 _PROBE_ROWS = 4
 _BENT_LOGITS = (
     "final_logit_softcapping",
@@ -109,10 +106,13 @@ def score(
     """Score rows without gradients, in passes of like width; ``progress`` is told rows done."""
     import torch
 
+    from agentpref.learn.memory import tokens_per_pass
+
+    most = tokens_per_pass(model.device.type)
     order = sorted(range(len(rows)), key=lambda i: rows[i].width)
     scores: dict[int, PairLogps] = {}
     with torch.no_grad():
-        for run in layouts.chunks([rows[i] for i in order], route.cost, TOKENS_PER_PASS):
+        for run in layouts.chunks([rows[i] for i in order], route.cost, most):
             batch = route.layout(run, pad).to(model.device)
             logps = batch.sums(route.read(route.states(model, batch), batch).logps).tolist()
             for first, second in zip(logps[: len(run)], logps[len(run) :], strict=True):

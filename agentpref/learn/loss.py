@@ -130,13 +130,11 @@ def token_kl(live_logits: Tensor, logits: Tensor) -> Tensor:
     return (live.exp() * (live - logits.log_softmax(-1))).sum(-1)
 
 
-def kl_excess(per_token: Tensor, real: Tensor, target: float) -> tuple[Tensor, Tensor]:
-    """max(0, KL − target) and KL itself, two scalars: what the penalty λ multiplies, and a figure.
+def kl_penalty(kl: Tensor, *, weight: float, target: float) -> Tensor:
+    """λ·max(0, KL − target), a scalar from a scalar in nats per token.
 
-    ``per_token`` and ``real`` are ``[sequences, C]``. The KL is the mean over sequences of each
-    one's mean over its real tokens, so that long answers do not drown short ones. Below the target
-    nothing pulls; above it the pull is λ times the gradient of the KL. A weight that is adapted to
-    hold the target (1909.08593, section 2.2) was tried first: docs/LOG.md says what it did.
+    Below the target nothing pulls; above it the pull is λ times the gradient of the KL. A weight
+    that is adapted to hold the target (1909.08593, section 2.2) was tried first: docs/LOG.md says
+    what it did.
     """
-    kl = ((per_token * real).sum(-1) / real.sum(-1)).mean()
-    return (kl - target).clamp(min=0), kl
+    return weight * (kl - target).clamp(min=0)

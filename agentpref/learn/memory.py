@@ -17,9 +17,6 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-TOKENS_PER_PASS = {"cpu": 2048, "cuda": 16_384}
-"""Beyond these, larger passes are no faster; on a CPU smaller ones stay in its cache."""
-
 _SHARE = 0.5
 """Of the free memory; the rest is for logits, gradients, the optimizer, and everybody else."""
 
@@ -44,7 +41,7 @@ def room(
         free: bytes of memory to plan with, as the machine has them unless given.
     """
     device = model.device.type
-    most = TOKENS_PER_PASS.get(device, TOKENS_PER_PASS["cuda"])
+    most = tokens_per_pass(device)
     available = (free_bytes(device) if free is None else free) * _SHARE
     fits = int(available / (kept_bytes(states) / tokens))
     if fits >= longest:
@@ -52,6 +49,11 @@ def room(
     recompute_layers(model)
     fits = int(available / (kept_bytes(states) / tokens))
     return Room(max(1, min(most, fits)), recomputes=True)
+
+
+def tokens_per_pass(device: str) -> int:
+    """Padded tokens beyond which passes are no faster; on a CPU smaller ones stay in its cache."""
+    return 1024 if device == "cpu" else 16_384
 
 
 def kept_bytes(states: Callable[[], Tensor]) -> int:

@@ -19,6 +19,7 @@ from agentpref.learn.batch import Batch, chunks
 from agentpref.learn.criterion import Criterion
 from agentpref.learn.encode import Encoded, EncodedPair
 from agentpref.learn.logps import PairLogps, Route
+from agentpref.learn.loss import kl_penalty
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -123,10 +124,9 @@ class Objective:
         return _Terms(judged.loss.mean(), judged.margin.mean(), kl)
 
     def _penalty(self, kl: Tensor | None) -> Tensor | float:
-        """λ·max(0, KL − target), twice."""
         if kl is None:
             return 0.0
-        return 2 * self._kl.weight * (kl - self._kl.target).clamp(min=0)
+        return kl_penalty(kl, weight=2 * self._kl.weight, target=self._kl.target)
 
     def _live_states(self, batch: Batch) -> Tensor | None:
         if not self._kl_is_due:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from agentpref.learn import batch, logps
+from agentpref.learn import batch
 from agentpref.learn.adapter import Policy
 from agentpref.learn.encode import EncodedPair, Ids, encode_prompt
 from agentpref.learn.learner import Learner
@@ -32,9 +32,15 @@ def kl_from_base(learner: Learner, rows: Sequence[EncodedPair]) -> float:
     """
     import torch
 
+    from agentpref.learn.memory import tokens_per_pass
+
     route, total = learner.route(rows), 0.0
     with torch.no_grad():
-        for run in batch.chunks(sorted(rows, key=route.cost), route.cost, logps.TOKENS_PER_PASS):
+        for run in batch.chunks(
+            sorted(rows, key=route.cost),
+            route.cost,
+            tokens_per_pass(learner.base.model.device.type),
+        ):
             with learner.speaking_as("base") as model:
                 part = route.layout(run, learner.pad).to(model.device)
                 base = route.states(model, part)

@@ -133,7 +133,7 @@ def _fastest(call: Callable[[], object]) -> float:
 
 def run(folder: Path, dtype: Precision) -> dict[str, float]:
     """Train the job, timing its steps, with GEMMs before and after; the faster GEMMs count."""
-    from agentpref.learn.memory import TOKENS_PER_PASS
+    from agentpref.learn.memory import tokens_per_pass
     from benchmarks.train import ours
 
     job = jobs.load_job(folder)
@@ -142,7 +142,7 @@ def run(folder: Path, dtype: Precision) -> dict[str, float]:
     encoded = jobs.encoded(rows)
     shared = learner.route(encoded).name == "shared"
     share = job.batch_size / job.pairs
-    most = TOKENS_PER_PASS[learner.base.model.device.type]
+    most = tokens_per_pass(learner.base.model.device.type)
     width = min(most, round(share * sum(_tokens(row, shared) for row in rows)))
     answers = round(share * sum(len(row.chosen) + len(row.rejected) for row in rows))
     model = learner.base.model

@@ -49,7 +49,7 @@ def test_the_route_and_the_fused_modules_change_no_number(family):
     route = trusted(model)
     batch = route.layout(ROWS, 0)
     found = batch.sums(route.read(route.states(model, batch), batch).logps).reshape(2, -1).T
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.float(), expected, atol=1e-4, rtol=1e-4)
     found_gradients = gradients(model, (found * torch.tensor([1.0, -0.5])).sum())
     for name, gradient in expected_gradients.items():
         torch.testing.assert_close(found_gradients[name], gradient, atol=2e-4, rtol=1e-3)

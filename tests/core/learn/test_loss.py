@@ -14,7 +14,7 @@ from agentpref.learn.loss import (
     dpo_loss,
     hinge_loss,
     ipo_loss,
-    kl_excess,
+    kl_penalty,
     kto_loss,
     kto_margin,
     log_collision,
@@ -248,17 +248,11 @@ def test_token_kl_of_equals_is_zero():
     assert token_kl(logits, logits + 3.0).abs().max().item() < 1e-6
 
 
-def test_kl_excess_by_hand():
-    per_token = torch.tensor([[0.2, 0.4, 9.0], [0.1, 9.0, 9.0]])
-    real = torch.tensor([[True, True, False], [True, False, False]])
-    excess, kl = kl_excess(per_token, real, target=0.05)
-    assert kl.item() == pytest.approx(
-        (0.3 + 0.1) / 2
-    )  # a short answer weighs as much as a long one
-    assert excess.item() == pytest.approx(0.15)
+def test_kl_penalty_by_hand():
+    assert kl_penalty(torch.tensor(0.2), weight=3.0, target=0.05).item() == pytest.approx(0.45)
 
 
 def test_nothing_pulls_below_the_target():
-    per_token = torch.tensor([[0.01]], requires_grad=True)
-    kl_excess(per_token, torch.tensor([[True]]), target=0.05)[0].backward()
-    assert per_token.grad.item() == 0.0
+    kl = torch.tensor(0.01, requires_grad=True)
+    kl_penalty(kl, weight=3.0, target=0.05).backward()
+    assert kl.grad.item() == 0.0

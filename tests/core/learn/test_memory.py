@@ -27,7 +27,7 @@ def room(model, free):
 
 
 def test_with_memory_to_spare_a_pass_is_as_large_as_is_useful(model):
-    assert room(model, 1 << 40) == memory.Room(memory.TOKENS_PER_PASS["cpu"], recomputes=False)
+    assert room(model, 1 << 40) == memory.Room(memory.tokens_per_pass("cpu"), recomputes=False)
 
 
 def test_with_less_memory_a_pass_is_smaller(model):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from agentpref.learn import logps
+from agentpref.learn import memory
 from agentpref.learn.encode import EncodedPair, encode_prompt
 from agentpref.prove import evaluate
 from agentpref.prove.evaluate import answer, generations, kl_from_base, token_limit
@@ -55,7 +55,7 @@ def test_kl_is_the_mean_over_completions_of_their_means(taught, pair_of, monkeyp
     expected = sum(each) / len(each)
     assert expected > 0.1
     assert kl_from_base(learner, rows) == pytest.approx(expected, rel=1e-3)
-    monkeypatch.setattr(logps, "TOKENS_PER_PASS", 1)
+    monkeypatch.setattr(memory, "tokens_per_pass", lambda device: 1)
     assert kl_from_base(learner, rows) == pytest.approx(expected, rel=1e-3), "whatever the passes"
 
 
