@@ -68,7 +68,7 @@ def prepare(learner: Learner, night: Night, begun: Agenda | None) -> Lessons:
         old_pairs = learner.encode(pairs_of(begun.replayed))
     else:
         old_pairs = _draw_pairs(learner, night)
-    replayed = (*(row.pair for row in old_pairs), *old_thumbs)
+    replayed: tuple[Example, ...] = (*(row.pair for row in old_pairs), *old_thumbs)
     agenda = begun or _agenda(learner, night, replayed)
     return Lessons(
         agenda,

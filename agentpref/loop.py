@@ -138,7 +138,8 @@ class _Update:
         if live is not None:
             self.registry.require_untainted(live)
         pairs = read_pairs(Store(self.connection), self.namespace, held_out=self.config.held_out)
-        examples = (*pairs.pairs, *(pairs.thumbs if self.config.thumbs.weight else ()))
+        thumbs = pairs.thumbs if self.config.thumbs.weight else ()
+        examples: tuple[Example, ...] = (*pairs.pairs, *thumbs)
         night = Night.of(examples, self.updates.learned_by(state.live))
         tried = self.updates.tried_on(self.namespace, state.live)
         is_new = bool(night.new) and night.fresh != tried
@@ -213,7 +214,7 @@ class _Update:
             accuracy=marks[0].joined(marks[1]).by_tag(),
             training=asdict(training),
             checks=verdict.to_mapping()["checks"],
-            notes=list(self.checkpoint.troubles),
+            notes=[*self.checkpoint.troubles, *marks[0].remarks()],
         )
         scores = self._cache(base, self.update_id)
         if verdict.verdict == "refused":

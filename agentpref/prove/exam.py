@@ -76,6 +76,18 @@ class Marks:
         counted = self.even(range(len(self.rows)))
         return sum(isinstance(self.rows[i], EncodedThumb) for i in counted)
 
+    def remarks(self) -> list[str]:
+        """Say in words that some thumbs do not count, where that is so."""
+        held_out = sum(isinstance(row, EncodedThumb) for row in self.rows)
+        counted = self.thumbs()
+        if counted == held_out:
+            return []
+        return [
+            f"{counted} of {held_out} new held-out thumbs count as evidence: as many likes as "
+            "dislikes in every tag, since a policy that moves all answers alike is right about one "
+            "kind"
+        ]
+
     def joined(self, other: Marks) -> Marks:
         """These marks and others', as one."""
         return Marks(

@@ -230,6 +230,7 @@ def test_thumbs_of_one_kind_prove_nothing(tmp_path, random_base):
     assert report.verdict == "insufficient"
     assert report.counts["examined_thumbs"] == 0
     assert not report.accuracy
+    assert "new held-out thumbs count as evidence" in report.notes[0]
 
 
 def test_a_single_new_thumb_is_compared_with_an_old_one(home, random_base):

@@ -224,6 +224,7 @@ def test_pairs_and_thumbs_are_marked_side_by_side(taught, held_out, thumbs):
     assert found.candidate == (1.0,) * len(mixed)
     assert len(found.take(range(len(mixed)))) == len(mixed)
     assert found.thumbs() == len(thumbs)
+    assert found.remarks() == []
 
 
 def test_thumbs_alone_are_evidence_that_the_gate_can_rule_on(taught, thumbs):
@@ -271,6 +272,8 @@ def test_moving_every_answer_alike_is_no_evidence(thumb_of, direction):
 def test_a_group_of_likes_alone_proves_nothing(thumb_of):
     marks = Marks([lone(thumb_of(n, f"{n}", True)) for n in range(6)], (0.5,) * 6, (1.0,) * 6)
     assert (len(marks.take(range(6))), marks.by_tag(), marks.thumbs()) == (0, {}, 0)
+    (words,) = marks.remarks()
+    assert words.startswith("0 of 6 new held-out thumbs count as evidence: ")
 
 
 def test_thumbs_ask_for_lengths_and_diversity_too(taught, thumbs, thumb_of):
