@@ -12,16 +12,17 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from agentpref.config import UpdateConfig
 from agentpref.errors import TrainingDiverged, UpdateInterrupted, WrongBase
 from agentpref.learn import resume
 from agentpref.learn import state as states
 from agentpref.learn.interrupts import Interrupts
-from agentpref.prefer.night import Agenda, Night
+from agentpref.lessons import Lessons, prepare
+from agentpref.prefer.night import Agenda, Night, count
 from agentpref.prefer.pairs import PairSet, read_pairs
 from agentpref.record.database import connect, translated
 from agentpref.record.home import Home
@@ -30,9 +31,10 @@ from agentpref.record.keeper import drain
 from agentpref.record.locks import exclusive
 from agentpref.record.store import Store
 from agentpref.record.updates import Role, UpdateRow, Updates
+from agentpref.report import Outcome, UpdateReport
 from agentpref.serve.backend import Revision
 from agentpref.serve.registry import Registry
-from agentpref.types import BASE, Pair
+from agentpref.types import BASE, Example
 
 if TYPE_CHECKING:
     import sqlite3
@@ -40,47 +42,13 @@ if TYPE_CHECKING:
     from agentpref.learn.adapter import Policy
     from agentpref.learn.base import BaseModel
     from agentpref.learn.cache import LogpCache
-    from agentpref.learn.encode import EncodedPair
     from agentpref.learn.learner import Learner, Progress
     from agentpref.learn.trainer import Limits, TrainingReport
     from agentpref.prove.checks import Check
 
+__all__ = ["Outcome", "UpdateReport", "update"]
+
 _CANDIDATE = ".candidate-"
-
-Outcome = Literal["promoted", "refused", "insufficient", "nothing_new"]
-
-
-@dataclass(frozen=True, slots=True)
-class UpdateReport:
-    """What an update did and why. Accuracies are held-out, per tag, before and after.
-
-    ``notes`` are what else is worth knowing, in words, such as why an interrupted training was not
-    gone on with.
-    """
-
-    update_id: str
-    namespace: str
-    model: str
-    created_at: float
-    verdict: Outcome
-    parent: str | None
-    revision: str | None = None
-    seconds: float = 0.0
-    counts: dict[str, int] = field(default_factory=dict)
-    left_out: dict[str, int] = field(default_factory=dict)
-    accuracy: dict[str, dict[str, float]] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
-    checks: list[dict[str, Any]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def reasons(self) -> list[str]:
-        """Words of the checks that did not hold."""
-        return [f"{check['name']}: {check['words']}" for check in self.checks if not check["holds"]]
-
-    def to_mapping(self) -> dict[str, Any]:
-        """The report as plain values: what ``--json`` prints and the database keeps."""
-        return asdict(self)
 
 
 def update(
@@ -94,8 +62,8 @@ def update(
 ) -> UpdateReport:
     """Learn from what was logged since the live revision was trained, and serve it if it is better.
 
-    An update that was interrupted or killed while it trained is gone on with, on the pairs that it
-    had begun with; what came in since waits for the next one. While it runs in the main thread it
+    An update that was interrupted or killed while it trained is gone on with, on what it had begun
+    with; what came in since waits for the next one. While it runs in the main thread it
     takes SIGINT and SIGTERM where they are at Python's defaults, to end between two steps.
 
     Args:
@@ -107,7 +75,7 @@ def update(
         progress: called with ``(stage, done, total)`` as work goes on.
 
     Returns:
-        The report. ``nothing_new`` means that no pair came in since the last update;
+        The report. ``nothing_new`` means that nothing came in since the last update;
         ``insufficient`` leaves a revision that may be canaried but does not serve.
 
     Raises:
@@ -170,14 +138,16 @@ class _Update:
         if live is not None:
             self.registry.require_untainted(live)
         pairs = read_pairs(Store(self.connection), self.namespace, held_out=self.config.held_out)
-        night = Night.of(pairs.pairs, self.updates.learned_by(state.live))
+        thumbs = pairs.thumbs if self.config.thumbs.weight else ()
+        examples: tuple[Example, ...] = (*pairs.pairs, *thumbs)
+        night = Night.of(examples, self.updates.learned_by(state.live))
         tried = self.updates.tried_on(self.namespace, state.live)
         is_new = bool(night.new) and night.fresh != tried
         base, begun = None, None
         if is_new or self.checkpoint.path.exists():
             self.checks = self._checks()  # a broken one is said before any work
             base = self._load_base(live)
-            begun = self._begun(base, state.live, pairs.pairs)
+            begun = self._begun(base, state.live, examples)
         report = self._report(night, begun, live, pairs)
         if base is None or not (is_new or begun):
             return report
@@ -197,10 +167,15 @@ class _Update:
         self, night: Night, begun: Agenda | None, live: Revision | None, pairs: PairSet
     ) -> UpdateReport:
         """The report as far as it is known before any work."""
-        counts = {**night.counts(), "thumbs": len(pairs.thumbs)}
+        counts = night.counts()
         if begun is not None:
-            counts |= {"new": len(begun.new), "new_held_out": len(begun.new_held_out)}
-            counts["waiting"] = len(night.fresh - {pair.pair_id for pair in begun.all()})
+            counts |= count(new=begun.new, new_held_out=begun.new_held_out)
+            known = {example.id for example in begun.all()}
+            fresh = (*night.new, *night.new_held_out)
+            counts |= count(waiting=[example for example in fresh if example.id not in known])
+        left_out = dict(pairs.left_out)
+        if pairs.thumbs and not self.config.thumbs.weight:
+            left_out["thumbs_turned_off"] = len(pairs.thumbs)
         return UpdateReport(
             update_id=self.update_id,
             namespace=self.namespace,
@@ -209,7 +184,7 @@ class _Update:
             verdict="nothing_new",
             parent=live.revision_id if live is not None else None,
             counts=counts,
-            left_out=dict(pairs.left_out),
+            left_out=left_out,
             notes=list(self.checkpoint.troubles),
         )
 
@@ -224,24 +199,22 @@ class _Update:
         from agentpref.prove import exam, gate
 
         learner = self._learner(base, live)
-        new = learner.encode(night.new if begun is None else begun.new)
-        agenda, replayed = self._agenda(learner, night, begun, any_new=bool(new))
-        if not new:
+        lessons = prepare(learner, night, begun)
+        agenda = lessons.agenda
+        if not lessons.new:
             return self._left_out(report, learner), _roles(agenda), agenda
-        sides = [learner.encode(side) for side in (agenda.new_held_out, agenda.old_held_out)]
-        training = self._train(learner, agenda, [*new, *replayed], new=len(new), sides=sides)
-        marks = [exam.mark(learner, side) for side in sides]
-        evidence = exam.evidence(learner, *marks, trained=new, checks=self._checks())
+        training = self._train(learner, lessons)
+        marks = [exam.mark(learner, side) for side in (lessons.new_held_out, lessons.old_held_out)]
+        evidence = exam.evidence(learner, *marks, trained=lessons.new, checks=self._checks())
         verdict = gate.judge(evidence, self.config.gate, seed=self.config.seed)
-        drawn = {"replayed": len(replayed), "old_examined": len(agenda.old_held_out)}
         done = replace(
             self._left_out(report, learner),
             verdict=verdict.verdict,
-            counts={**report.counts, **drawn},
+            counts=report.counts | lessons.counts() | {"examined_thumbs": marks[0].thumbs()},
             accuracy=marks[0].joined(marks[1]).by_tag(),
             training=asdict(training),
             checks=verdict.to_mapping()["checks"],
-            notes=list(self.checkpoint.troubles),
+            notes=[*self.checkpoint.troubles, *marks[0].remarks()],
         )
         scores = self._cache(base, self.update_id)
         if verdict.verdict == "refused":
@@ -251,71 +224,50 @@ class _Update:
             scores.rename(str(done.revision))
         return done, _roles(agenda), agenda
 
-    def _begun(self, base: BaseModel, live: str | None, pairs: Sequence[Pair]) -> Agenda | None:
+    def _begun(
+        self, base: BaseModel, live: str | None, examples: Sequence[Example]
+    ) -> Agenda | None:
         """What an interrupted update had begun with, whose place this one then takes."""
         self.needed = resume.conditions(self.namespace, live, base, self.config)
-        found = resume.find(self.checkpoint, self.needed, pairs, ended=self.updates.has)
+        found = resume.find(self.checkpoint, self.needed, examples, ended=self.updates.has)
         if found is None:
             return None
         self.update_id, self.created_at = found.update_id, found.created_at
         self._cache(base, found.update_id).forget()  # of a candidate that may have been another
         return found.agenda
 
-    def _agenda(
-        self, learner: Learner, night: Night, begun: Agenda | None, *, any_new: bool
-    ) -> tuple[Agenda, list[EncodedPair]]:
-        """What this update works on, and the rows of what it replays."""
-        from agentpref.learn.replay import replay_size
-        from agentpref.prove.strata import by_stratum, sample
-
-        if begun is not None:
-            return begun, learner.encode(begun.replayed)
-        size = replay_size(len(night.new), self.config.replay) if any_new else 0
-        replayed = learner.draw(by_stratum(night.old), size)
-        agenda = Agenda(
-            night.new,
-            tuple(row.pair for row in replayed),
-            night.new_held_out,
-            tuple(sample(night.old_held_out, self.config.gate.max_old_pairs)),
-        )
-        return agenda, replayed
-
-    def _train(
-        self,
-        learner: Learner,
-        agenda: Agenda,
-        rows: Sequence[EncodedPair],
-        *,
-        new: int,
-        sides: Sequence[Sequence[EncodedPair]],
-    ) -> TrainingReport:
-        begun = resume.Begun(self.update_id, self.created_at, agenda)
+    def _train(self, learner: Learner, lessons: Lessons) -> TrainingReport:
+        begun = resume.Begun(self.update_id, self.created_at, lessons.agenda)
         self.checkpoint.about = begun.freeze(self.needed)
-        limits = self._limits(learner, rows, [row for side in sides for row in side])
+        limits, new = self._limits(learner, lessons), len(lessons.new)
         try:
-            return learner.fit(rows, new=new, checkpoint=self.checkpoint, limits=limits)
+            return learner.fit(lessons.rows, new=new, checkpoint=self.checkpoint, limits=limits)
         except TrainingDiverged:
             states.remove(self.checkpoint.path)  # it would only diverge again
             raise
 
-    def _limits(
-        self, learner: Learner, rows: Sequence[EncodedPair], held_out: Sequence[EncodedPair]
-    ) -> Limits:
+    def _limits(self, learner: Learner, lessons: Lessons) -> Limits:
         """Training's share of the budget: what is left of it now, less what the exam will take."""
         from agentpref.learn.trainer import Limits
         from agentpref.prove import exam
 
         if self.config.max_minutes is None:
             return Limits(interrupts=self.interrupts)
+        rows = lessons.rows
         learner.score("base", rows)
-        needed = exam.tokens_needed(held_out or rows) / learner.scoring_speed(rows)
+        needed = exam.tokens_needed(lessons.held_out or rows) / learner.scoring_speed(rows)
         left = 60 * self.config.max_minutes - (time.monotonic() - self.began) - needed
         return Limits(seconds=max(0.0, left), interrupts=self.interrupts)
 
     def _left_out(self, report: UpdateReport, learner: Learner) -> UpdateReport:
-        """The report with what could not be encoded, and the time it took to see so."""
-        left_out = {**report.left_out, **learner.left_out}
-        return replace(report, left_out=left_out, seconds=time.monotonic() - self.began)
+        """The report with what could not be encoded as it was, and the time it took to see so."""
+        return replace(
+            report,
+            left_out={**report.left_out, **learner.left_out},
+            shortened=dict(learner.shortened),
+            retokenised=dict(learner.retokenised),
+            seconds=time.monotonic() - self.began,
+        )
 
     def _load_base(self, live: Revision | None) -> BaseModel:
         from agentpref.learn.base import load_base
@@ -350,12 +302,16 @@ class _Update:
                 parent=live.revision_id if live is not None else None,
                 base=learner.base.identity,
                 training={"config": self.config.to_mapping(), **report.training},
-                watermark={"update_id": self.update_id, "pairs": report.counts["new"]},
+                watermark={
+                    "update_id": self.update_id,
+                    "pairs": report.counts["new"],
+                    "thumbs": report.counts["new_thumbs"],
+                },
             )
         return revision.revision_id
 
     def _keep(self, report: UpdateReport, roles: dict[str, Role], agenda: Agenda) -> None:
-        """Write the report, and of each pair what it was used for and made of, into the ledger."""
+        """Write the report into the ledger, and what each example was used for and made of."""
         self.updates.add(
             UpdateRow(
                 update_id=report.update_id,
@@ -368,16 +324,18 @@ class _Update:
                 report=report.to_mapping(),
                 pairs=roles,
                 sources={
-                    pair.pair_id: pair.provenance for pair in agenda.all() if pair.pair_id in roles
+                    example.id: example.provenance
+                    for example in agenda.all()
+                    if example.id in roles
                 },
             )
         )
 
 
 def _roles(agenda: Agenda) -> dict[str, Role]:
-    roles: dict[str, Role] = {pair.pair_id: "replay" for pair in agenda.replayed}
-    roles.update({pair.pair_id: "new" for pair in agenda.new})
-    roles.update({pair.pair_id: "held_out" for pair in agenda.new_held_out})
+    roles: dict[str, Role] = {example.id: "replay" for example in agenda.replayed}
+    roles.update({example.id: "new" for example in agenda.new})
+    roles.update({example.id: "held_out" for example in agenda.new_held_out})
     return roles
 
 

@@ -134,6 +134,11 @@ class Pair:
     chosen_by: str | None = None
     rejected_by: str | None = None
 
+    @property
+    def id(self) -> str:
+        """What it is known by among all examples: its ``pair_id``."""
+        return self.pair_id
+
 
 @dataclass(frozen=True, slots=True)
 class Thumb:
@@ -157,3 +162,12 @@ class Thumb:
     provenance: tuple[str, ...] = ()
     token_ids: tuple[int, ...] | None = None
     written_by: str | None = None
+
+    @property
+    def id(self) -> str:
+        """What it is known by among all examples: its ``thumb_id``."""
+        return self.thumb_id
+
+
+Example: TypeAlias = "Pair | Thumb"
+"""Whatever is trained on, or held out to prove."""

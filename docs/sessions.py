@@ -70,13 +70,15 @@ def play(document: str, folder: Path, names: dict[str, Any] | None = None) -> It
 
 
 def normal(text: str) -> str:
-    """Write away what differs from run to run: ids, times, figures, and how lines are broken."""
+    """Write away what differs between runs and machines: ids, times, figures, and line breaks."""
     for pattern, name in (
         (r"\brev-(\d{6})-[0-9a-f]{12}", r"rev-\1-SHA"),
         (r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", "ID"),
         (r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "TIME"),
         (r"[+-]?\d*\.\d+(e-?\d+)?", "FIGURE"),
         (r"\b\d+ s\b", "SECONDS"),
+        (r"\b(float32|bfloat16|4bit)\b", "PRECISION"),
+        (r"\b\d+ tokens a pass", "TOKENS a pass"),
         (r"[─━]+", "─"),
     ):
         text = re.sub(pattern, name, text)

@@ -45,6 +45,11 @@ class EncodedPair:
     rejected: Ids
 
     @property
+    def example(self) -> Pair:
+        """What was encoded."""
+        return self.pair
+
+    @property
     def completions(self) -> tuple[Ids, Ids]:
         """The chosen answer, then the rejected one."""
         return self.chosen, self.rejected
@@ -67,6 +72,11 @@ class EncodedThumb:
     prompt: Ids
     completion: Ids
     mismatched: Ids
+
+    @property
+    def example(self) -> Thumb:
+        """What was encoded."""
+        return self.thumb
 
     @property
     def completions(self) -> tuple[Ids, Ids]:

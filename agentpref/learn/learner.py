@@ -21,12 +21,12 @@ from agentpref.config import UpdateConfig
 from agentpref.learn import adapter, encode, logps, replay, trainer
 from agentpref.learn.base import BaseModel
 from agentpref.learn.cache import LogpCache
-from agentpref.learn.encode import Encoded, EncodedPair
+from agentpref.learn.encode import Encoded, EncodedPair, EncodedThumb, Encoding, R
 from agentpref.learn.logps import PairLogps, Route
 from agentpref.learn.objective import Means, TrainingRow
 from agentpref.learn.state import Checkpoint
 from agentpref.learn.trainer import Limits, Observer, TrainingReport
-from agentpref.types import Pair
+from agentpref.types import Pair, Thumb
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -39,8 +39,8 @@ _SPEED_ROWS = 32
 class Learner:
     """A candidate in the making.
 
-    ``left_out`` counts pairs that could not be encoded, by reason; ``shortened`` those whose prompt
-    lost old turns, and ``retokenised`` those whose logged tokens could not be used.
+    ``left_out`` counts pairs and thumbs that could not be encoded, by reason; ``shortened`` those
+    whose prompt lost old turns, and ``retokenised`` those whose logged tokens could not be used.
 
     Args:
         base: a base model of the learner's own; adapters are put into it.
@@ -82,7 +82,15 @@ class Learner:
 
     def encode(self, pairs: Sequence[Pair]) -> list[EncodedPair]:
         """Encode pairs, counting those that cannot be."""
-        found = encode.encode_pairs(pairs, self.base.tokenizer, max_length=self.config.max_length)
+        limit = self.config.max_length
+        return self._counted(encode.encode_pairs(pairs, self.base.tokenizer, max_length=limit))
+
+    def encode_thumbs(self, thumbs: Sequence[Thumb]) -> list[EncodedThumb]:
+        """Encode thumbs, each with another one's answer beside its own, counting the others."""
+        limit = self.config.max_length
+        return self._counted(encode.encode_thumbs(thumbs, self.base.tokenizer, max_length=limit))
+
+    def _counted(self, found: Encoding[R]) -> list[R]:
         self.left_out.update(found.left_out)
         self.shortened.update(found.shortened)
         self.retokenised.update(found.retokenised)
@@ -131,19 +139,23 @@ class Learner:
                 )
         return self._route
 
-    def score(self, policy: adapter.Policy, rows: Sequence[EncodedPair]) -> list[PairLogps]:
+    def score(self, policy: adapter.Policy, rows: Sequence[Encoded]) -> list[PairLogps]:
         """Sequence log-probs of both completions of each row under one policy."""
         cache = self._caches.get(policy)
         if cache is None:
             return self._compute(policy, rows)
         return cache.score(rows, lambda missing: self._compute(policy, missing))
 
-    def margins(self, policy: adapter.Policy, rows: Sequence[EncodedPair]) -> list[float]:
-        """h of each row: how much further than the base a policy prefers the chosen answer."""
+    def ratios(self, policy: adapter.Policy, rows: Sequence[Encoded]) -> list[PairLogps]:
+        """log[π/π_0] of both completions of each row, in nats."""
         scored = zip(self.score(policy, rows), self.score("base", rows), strict=True)
-        return [(s.chosen - b.chosen) - (s.rejected - b.rejected) for s, b in scored]
+        return [PairLogps(s.chosen - b.chosen, s.rejected - b.rejected) for s, b in scored]
 
-    def _compute(self, policy: adapter.Policy, rows: Sequence[EncodedPair]) -> list[PairLogps]:
+    def margins(self, policy: adapter.Policy, rows: Sequence[EncodedPair]) -> list[float]:
+        """h of each pair: how much further than the base a policy prefers the chosen answer."""
+        return [ratio.chosen - ratio.rejected for ratio in self.ratios(policy, rows)]
+
+    def _compute(self, policy: adapter.Policy, rows: Sequence[Encoded]) -> list[PairLogps]:
         if not rows:
             return []
         route = self.route(rows)
@@ -160,7 +172,7 @@ class Learner:
         self._scored_tokens += sum(row.width for row in rows)
         return scores
 
-    def scoring_speed(self, rows: Sequence[EncodedPair]) -> float:
+    def scoring_speed(self, rows: Sequence[Encoded]) -> float:
         """Tokens scored in a second, as seen so far, or on some of ``rows`` if none was seen."""
         if self._scored_tokens == 0:
             self._compute("base", rows[:_SPEED_ROWS])
@@ -168,14 +180,14 @@ class Learner:
 
     def fit(
         self,
-        rows: Sequence[EncodedPair],
+        rows: Sequence[Encoded],
         *,
         new: int,
         observe: Observer | None = None,
         checkpoint: Checkpoint | None = None,
         limits: Limits | None = None,
     ) -> TrainingReport:
-        """Train the candidate on ``rows``, of which ``new`` are tonight's.
+        """Train the candidate on ``rows``, pairs and thumbs, of which ``new`` are tonight's.
 
         ``checkpoint`` and ``limits`` are those of :func:`~agentpref.learn.trainer.train`.
         """

@@ -18,14 +18,14 @@ from agentpref.errors import UnusableState
 from agentpref.learn.base import BaseModel
 from agentpref.learn.state import Checkpoint, determining, peek, read
 from agentpref.prefer.night import Agenda
-from agentpref.types import Pair
+from agentpref.types import Example
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """An update that has begun: its id, when that was, and the pairs it works on."""
+    """An update that has begun: its id, when that was, and what it works on."""
 
     update_id: str
     created_at: float
@@ -56,7 +56,7 @@ def conditions(
 def find(
     checkpoint: Checkpoint,
     needed: Mapping[str, Any],
-    pairs: Sequence[Pair],
+    examples: Sequence[Example],
     *,
     ended: Callable[[str], bool],
 ) -> Begun | None:
@@ -65,13 +65,13 @@ def find(
     Args:
         checkpoint: where its state would be; it is told why a state is refused.
         needed: the :func:`conditions` as they are now.
-        pairs: all pairs that there are now.
+        examples: all pairs and thumbs that there are now.
         ended: whether the update of an id came to its end, and only its state was left behind.
     """
     if not checkpoint.path.exists():
         return None
     try:
-        return _thaw(read(checkpoint.path).about, needed, pairs, ended)
+        return _thaw(read(checkpoint.path).about, needed, examples, ended)
     except UnusableState as error:
         checkpoint.refuse(str(error))
         return None
@@ -91,7 +91,7 @@ def outlook(path: Path) -> str:
 def _thaw(
     about: Mapping[str, Any],
     needed: Mapping[str, Any],
-    pairs: Sequence[Pair],
+    examples: Sequence[Example],
     ended: Callable[[str], bool],
 ) -> Begun:
     for name, value in needed.items():
@@ -100,7 +100,7 @@ def _thaw(
     update_id = _part(about, "update_id", str)
     if ended(update_id):
         raise UnusableState("its update has ended")
-    agenda = Agenda.thaw(_part(about, "agenda", dict), pairs)
+    agenda = Agenda.thaw(_part(about, "agenda", dict), examples)
     return Begun(update_id, _part(about, "created_at", float), agenda)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentpref.learn import batch
 from agentpref.learn.adapter import Policy
-from agentpref.learn.encode import EncodedPair, Ids, encode_prompt
+from agentpref.learn.encode import Encoded, EncodedPair, Ids, encode_prompt
 from agentpref.learn.learner import Learner
 from agentpref.prove.gate import Generations
 from agentpref.prove.metrics import distinct_n
@@ -25,10 +25,11 @@ FEWEST_TOKENS, MOST_TOKENS = 64, 256
 _TOOL_CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|$)", re.DOTALL)
 
 
-def kl_from_base(learner: Learner, rows: Sequence[EncodedPair]) -> float:
+def kl_from_base(learner: Learner, rows: Sequence[Encoded]) -> float:
     """KL(π_0 ‖ π_θ) in nats per completion token, exact at each token of ``rows``.
 
-    The mean over completions of each one's mean over its tokens, as in training.
+    The mean over completions of each one's mean over its tokens, as in training: both answers of a
+    pair, and the one of a thumb that was given to its prompt.
     """
     import torch
 
@@ -47,13 +48,19 @@ def kl_from_base(learner: Learner, rows: Sequence[EncodedPair]) -> float:
             with learner.speaking_as("candidate") as model:
                 found = route.read(route.states(model, part), part, live=base)
             assert found.kl is not None  # it was asked for
-            total += float(part.means(found.kl).sum()) / 2
-    return total / len(rows)
+            means = part.means(found.kl).tolist()
+            total += sum(means[: len(run)])
+            total += sum(
+                kl
+                for row, kl in zip(run, means[len(run) :], strict=True)
+                if isinstance(row, EncodedPair)
+            )
+    return total / sum(2 if isinstance(row, EncodedPair) else 1 for row in rows)
 
 
-def token_limit(rows: Sequence[EncodedPair]) -> int:
+def token_limit(rows: Sequence[Encoded]) -> int:
     """How long an answer may be before it counts as endless: twice the longest that was logged."""
-    longest = max(max(len(row.chosen), len(row.rejected)) for row in rows)
+    longest = max(len(ids) for row in rows for ids in row.completions)
     return min(MOST_TOKENS, max(FEWEST_TOKENS, 2 * longest))
 
 

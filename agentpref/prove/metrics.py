@@ -2,14 +2,15 @@
 
 A *margin* is DPO's implicit reward margin of one held-out pair (2305.18290, eq. 5, without β):
 h = log[π/π_0](chosen) − log[π/π_0](rejected), in nats. A policy is right about a pair when h > 0.
-This module knows nothing of models, tokenizers, the gate or its thresholds; all of it is plain
-Python and can be checked by hand.
+The margin of a held-out thumb is its log-ratio's distance from the policy's reference point, see
+:func:`thumb_margins`. This module knows nothing of models, tokenizers, the gate or its thresholds;
+all of it is plain Python and can be checked by hand.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any
@@ -27,6 +28,44 @@ def correctness(margins: Iterable[float]) -> tuple[float, ...]:
         TrainingDiverged: for a margin that is NaN or infinite.
     """
     return tuple(_right(index, margin) for index, margin in enumerate(margins))
+
+
+def thumb_margins(
+    ratios: Sequence[float], mismatched: Sequence[float], desirable: Sequence[bool]
+) -> tuple[float, ...]:
+    """±(r − z) of each held-out thumb, in nats: + where the answer was liked, − where it was not.
+
+    ``ratios`` are the log-ratios r = log[π/π_0] of the answers that were judged, and z is the mean
+    of ``mismatched``, those of answers to other prompts: how far the policy has moved in general.
+    A policy is right about a thumb when it has moved this answer up, or down, against that.
+
+    The reference point is KTO's (2402.01306, section 4.1; ``losses.kto_margin``), but for its clamp
+    at 0, which the exam must not have: a policy that lowers all log-ratios, as preference training
+    tends to, would be wrong about every like, and another that differs from it by nothing but a
+    constant would look better. Without the clamp, a constant added to all log-ratios changes no
+    margin. One that is added to the judged answers alone still moves likes and dislikes against
+    each other: so they count in equal numbers (:func:`evenly`). The base's margins are all 0.
+    """
+    reference = math.fsum(mismatched) / len(mismatched) if mismatched else 0.0
+    return tuple(
+        ratio - reference if liked else reference - ratio
+        for ratio, liked in zip(ratios, desirable, strict=True)
+    )
+
+
+def evenly(desirable: Mapping[str, bool]) -> frozenset[str]:
+    """Choose as many likes as dislikes, by id: all of the rarer kind, of the other the lowest ids.
+
+    A policy that moves every answer the same way is right about all of one kind and wrong about all
+    of the other; on these it scores ½, whatever people mostly press. Ids are hashes, so that the
+    choice is random and yet fixed. Thumbs of one kind alone prove nothing, and none is chosen. That
+    costs rows where one kind is rare, but little certainty, which hangs on the rarer kind: against
+    weighing all of both, the standard error grows by about √2 at most.
+    """
+    likes = sorted(key for key, liked in desirable.items() if liked)
+    dislikes = sorted(key for key, liked in desirable.items() if not liked)
+    number = min(len(likes), len(dislikes))
+    return frozenset([*likes[:number], *dislikes[:number]])
 
 
 def _right(index: int, margin: float) -> float:

@@ -1,9 +1,10 @@
-"""Which held-out pairs are judged together.
+"""Which held-out pairs and thumbs are judged together.
 
-A stratum is namespace × tag × origin × age third. Cells too small to judge are pooled with their
-siblings: first over ages, then over origins. Every pair stands in exactly one group, and a group
-that is named finer than namespace/tag has at least the number of pairs asked for. Pure and
-deterministic: knows nothing of policies, accuracies or the gate.
+A stratum is namespace × tag × origin × age third; the origin of a lone thumb is ``"thumb"``. Cells
+too small to judge are pooled with their siblings: first over ages, then over origins. Every example
+stands in exactly one group, and a group that is named finer than namespace/tag has at least the
+number of examples asked for. Pure and deterministic: knows nothing of policies, accuracies or the
+gate.
 """
 
 from __future__ import annotations
@@ -11,15 +12,19 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 from agentpref.learn.replay import equal_shares
-from agentpref.types import Pair, Stratum
+from agentpref.types import Example, Pair, Stratum, Thumb
+
+E = TypeVar("E", Pair, Thumb, Example)
 
 Age = Literal["old", "middle", "new"]
 
 AGES: tuple[Age, Age, Age] = ("old", "middle", "new")
 ANY = "any"
+LONE = "thumb"
+"""The origin of lone thumbs; ``"thumbs"`` is that of pairs of them."""
 
 
 def age_third(created_at: Sequence[float]) -> tuple[Age, ...]:
@@ -32,17 +37,21 @@ def age_third(created_at: Sequence[float]) -> tuple[Age, ...]:
     return tuple(AGES[bisect_left(ordered, at) * 3 // len(ordered)] for at in created_at)
 
 
-def stratify(pairs: Sequence[Pair]) -> tuple[Stratum, ...]:
-    """File each pair under its stratum; thirds of age are over all the pairs given.
+def stratify(examples: Sequence[Example]) -> tuple[Stratum, ...]:
+    """File each example under its stratum; thirds of age are over all the examples given.
 
     Over all, and not within each tag: what was learned first is what is forgotten first, and a tag
     that came on one night is then one cell, not three.
     """
-    ages = age_third([pair.created_at for pair in pairs])
+    ages = age_third([example.created_at for example in examples])
     return tuple(
-        Stratum(pair.namespace, pair.tag, pair.origin, age)
-        for pair, age in zip(pairs, ages, strict=True)
+        Stratum(example.namespace, example.tag, _origin(example), age)
+        for example, age in zip(examples, ages, strict=True)
     )
+
+
+def _origin(example: Example) -> str:
+    return LONE if isinstance(example, Thumb) else example.origin
 
 
 def coarsen(strata: Sequence[Stratum], minimum: int) -> tuple[Stratum, ...]:
@@ -56,30 +65,30 @@ def coarsen(strata: Sequence[Stratum], minimum: int) -> tuple[Stratum, ...]:
     return _pool(ages_pooled, [cell._replace(origin=ANY, age=ANY) for cell in strata], minimum)
 
 
-def by_stratum(pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
-    """Pairs by the name of their stratum, each in the given order."""
-    groups: dict[str, list[Pair]] = {}
-    for pair, stratum in zip(pairs, stratify(pairs), strict=True):
-        groups.setdefault(str(stratum), []).append(pair)
+def by_stratum(examples: Sequence[E]) -> dict[str, list[E]]:
+    """Examples by the name of their stratum, each in the given order."""
+    groups: dict[str, list[E]] = {}
+    for example, stratum in zip(examples, stratify(examples), strict=True):
+        groups.setdefault(str(stratum), []).append(example)
     return groups
 
 
-def sample(pairs: Sequence[Pair], size: int) -> list[Pair]:
-    """Choose at most ``size`` pairs, as equally from every stratum as they allow, in their order.
+def sample(examples: Sequence[Example], size: int) -> list[Example]:
+    """Choose at most ``size`` examples, as equally from every stratum as they allow, in order.
 
     Of a stratum those with the lowest ids are taken, which are hashes: as a stratum grows, most of
     those chosen stay chosen, and what is known of them need not be found out again.
     """
-    if len(pairs) <= size:
-        return list(pairs)
-    groups = by_stratum(pairs)
+    if len(examples) <= size:
+        return list(examples)
+    groups = by_stratum(examples)
     shares = equal_shares({name: len(found) for name, found in groups.items()}, size)
     chosen = {
-        pair_id
+        key
         for name, found in groups.items()
-        for pair_id in sorted(pair.pair_id for pair in found)[: shares[name]]
+        for key in sorted(example.id for example in found)[: shares[name]]
     }
-    return [pair for pair in pairs if pair.pair_id in chosen]
+    return [example for example in examples if example.id in chosen]
 
 
 def _pool(

@@ -146,7 +146,7 @@ def test_pairs_are_counted_by_stratum_and_the_newest_shown(run, filled) -> None:
     out = run("pairs", "--limit", "2").out
     assert "How is bread 39 baked?\tIn oven 39.\tNo idea." in out
     assert "In oven 37." not in out
-    assert "lone thumbs, kept for later: 6" in out
+    assert "lone thumbs, trained beside the pairs: 6" in out
 
 
 @pytest.mark.parametrize(("share", "side"), [("0.001", "train"), ("0.999", "held_out")])

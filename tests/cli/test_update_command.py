@@ -144,3 +144,67 @@ def test_out_of_time_it_says_how_far_it_came(update) -> None:
 
 def test_no_time_is_bad_usage(update) -> None:
     assert "max_minutes is 0.0, but must be above 0" in update("--max-minutes", "0", exits=2).err
+
+
+# Lone thumbs, and the words of the report
+
+
+def test_without_thumbs_none_are_spoken_of(update, home) -> None:
+    result = update("--set", "thumbs.weight=0", exits=5)
+    assert not any(line.startswith("thumbs: ") for line in result.out.splitlines())
+    assert "left out, thumbs.weight is 0: 6" in result.out.splitlines()
+
+
+def test_thumbs_are_counted_beside_the_pairs(run, update) -> None:
+    lines = update(exits=5).out.splitlines()
+    (pairs,) = (line for line in lines if line.startswith("pairs: "))
+    (thumbs,) = (line for line in lines if line.startswith("thumbs: "))
+    counts = run("report", "--json").json["counts"]
+    assert counts["new_thumbs"] + counts["new_held_out_thumbs"] == 6
+    assert f"new {counts['new_thumbs']}, " in thumbs
+    assert f"new {counts['new']}, " in pairs
+    assert "thumbs" not in pairs
+
+
+def test_a_night_of_thumbs_alone_is_no_empty_one(run, home, random_base, tmp_path) -> None:
+    rows = [{"prompt": f"Is it {i}?", "completion": f"{i}.", "label": i < 3} for i in range(6)]
+    file = tmp_path / "thumbs.jsonl"
+    file.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    run("init")
+    run("import", file)
+    lenient = ("--set", "gate.kl_budget=1000", "--set", "gate.distinct_floor=0.1")
+    value = run("update", "--model", random_base, *lenient, "--json", exits=5).json
+    assert value["counts"]["new"] == 0 < value["counts"]["new_thumbs"]
+    assert value["training"]["steps"] > 0
+
+
+def test_it_is_said_how_it_was_trained_and_what_was_not_as_logged() -> None:
+    from agentpref_cli.commands.update import _not_as_logged, _training
+
+    training = {"steps": 50, "planned_steps": 50, "seconds": 16.2, "precision": "bfloat16"}
+    more = {"route": "shared", "tokens_per_pass": 2048, "recomputes_layers": True}
+    counts = {"waiting": 3, "waiting_thumbs": 2}
+    report = {"counts": counts, "training": training | more, "left_out": {"too_long": 4, "tie": 1}}
+    report |= {"shortened": {"prompt_shortened": 2}, "retokenised": {"ids_disagree": 7}}
+    assert [*_training(report)] == [
+        "trained 50 steps in 16 s, bfloat16, shared prompts, at most 2048 tokens a pass, layers "
+        "recomputed to save memory"
+    ]
+    assert [*_not_as_logged(report)] == [
+        "left out, too long for max_length: 4",
+        "left out, tie: 1",
+        "shortened, its oldest turns do not fit: 2",
+        "retokenised, logged tokens spell another text: 7",
+    ]
+    resumed = report | {"training": training | {"resumed_at": 9}}
+    assert next(_training(resumed)) == (
+        "resumed at step 9 of 50; 3 pairs and 2 thumbs that came in since wait for the next update"
+    )
+
+
+def test_reports_of_older_versions_are_shown_too() -> None:
+    from agentpref_cli.commands.update import _not_as_logged, _training
+
+    training = {"steps": 50, "epochs": 3, "seconds": 16.2, "kl": 0.0}
+    old = {"counts": {"new": 9}, "training": training, "left_out": {}}
+    assert [*_training(old), *_not_as_logged(old)] == ["trained 50 steps in 16 s"]

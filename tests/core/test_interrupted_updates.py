@@ -115,7 +115,7 @@ def test_it_goes_on_with_the_same_night_and_what_came_since_waits(
     report = learn(waiting, random_base, replace(CONFIG, gate=gate))
     assert adapter(waiting, report) == whole[1]
     assert report.training["resumed_at"] == 2
-    assert report.counts == {**whole[0].counts, "waiting": 10}
+    assert report.counts == {**whole[0].counts, "waiting": 10, "waiting_thumbs": 0}
     assert report.verdict == whole[0].verdict == "promoted"
     assert report.notes == []
     assert not (waiting / "training").exists()

@@ -219,12 +219,13 @@ def test_every_row_of_the_log_is_accounted_for(fresh, random_base):
             "SELECT (SELECT count(*) FROM comparison) + (SELECT count(*) FROM feedback)"
         ).fetchone()[0],
     )
-    pairs = sum(report.counts[kind] for kind in ("new", "old", "new_held_out", "old_held_out"))
-    unencoded = report.left_out.pop("too_long")
-    assert unencoded == 4
-    assert rows == 47
-    assert pairs == 44
-    assert pairs + report.counts["thumbs"] + sum(report.left_out.values()) == rows
+    kinds = ("new", "old", "new_held_out", "old_held_out")
+    pairs = sum(report.counts[kind] for kind in kinds)
+    thumbs = sum(report.counts[f"{kind}_thumbs"] for kind in kinds)
+    unencoded = {why: report.left_out.pop(why) for why in ("too_long", "no_mismatch")}
+    assert unencoded == {"too_long": 4, "no_mismatch": 1}
+    assert (rows, pairs, thumbs) == (47, 44, 1)
+    assert pairs + thumbs + sum(report.left_out.values()) == rows
 
 
 def test_pairs_that_no_model_can_be_given_are_said_and_tried_once(tmp_path, random_base):
@@ -249,7 +250,9 @@ def test_what_waits_in_the_spill_is_learned_from_too(tmp_path, random_base):
     home = Home.create(tmp_path / "home")
     run = Run("r", "default", 1.0, prompt_of([{"role": "user", "content": "?"}]), ANSWER)
     Spill(home).append([run_row(run), Feedback("f", "r", 2.0, "thumbs", 1.0)])
-    assert learn(home.path, random_base, progress=no_training).counts["thumbs"] == 1
+    config = replace(CONFIG, held_out=0.999)
+    report = learn(home.path, random_base, config, progress=no_training)
+    assert report.counts["new_held_out_thumbs"] == 1
     assert not home.spill.exists()
 
 

@@ -110,6 +110,6 @@ def _show(value: dict[str, Any], since: str | None) -> None:
         ]
         table(columns, rows)
     if value["thumbs"]:
-        say(f"lone thumbs, kept for later: {value['thumbs']}")
+        say(f"lone thumbs, trained beside the pairs: {value['thumbs']}")
     for reason, count in value["left_out"].items():
         say(f"left out, {reason.replace('_', ' ')}: {count}")

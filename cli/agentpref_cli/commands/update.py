@@ -28,10 +28,26 @@ EXIT_CODES = {"promoted": 0, "nothing_new": 3, "refused": 4, "insufficient": 5}
 COLOURS = {"promoted": GOOD, "nothing_new": BOLD, "refused": BAD, "insufficient": WARN}
 OUTCOMES = {
     "promoted": "it is better, and serves now",
-    "nothing_new": "no pair has come in since the last update",
+    "nothing_new": "nothing to learn from has come in since the last update",
     "refused": "a check failed; what served before still does",
     "insufficient": "too little evidence; what served before still does",
 }
+ROUTES = {
+    "shared": "shared prompts",
+    "plain, fused head": "prompts repeated",
+    "plain": "prompts repeated, the model's own logits",
+}
+REASONS = {
+    "too_long": "too long for max_length",
+    "no_mismatch": "no other thumb to compare with",
+    "thumbs_turned_off": "thumbs.weight is 0",
+    "prompt_shortened": "its oldest turns do not fit",
+    "foreign_token_ids": "logged tokens are not in the vocabulary",
+    "ids_disagree": "logged tokens spell another text",
+}
+"""In plain words; other reasons are plain enough."""
+
+_THUMBS = "_thumbs"
 
 
 def update(
@@ -101,11 +117,8 @@ def _show(report: Mapping[str, Any]) -> None:
     say(f"update {report['update_id']}, {moment(report['created_at'])}, {report['seconds']:.0f} s")
     if report["revision"]:
         say(f"revision {report['revision']}, from {report['parent'] or 'the base model'}")
-    if report["counts"]:
-        say(
-            "pairs: " + ", ".join(f"{n.replace('_', ' ')} {v}" for n, v in report["counts"].items())
-        )
-    for line in (*_training(report), *report.get("notes", ())):
+    notes = report.get("notes", ())
+    for line in (*_counts(report), *_training(report), *_not_as_logged(report), *notes):
         say(line)
     if report["accuracy"]:
         rows = [(tag, found["before"], found["after"]) for tag, found in report["accuracy"].items()]
@@ -114,15 +127,55 @@ def _show(report: Mapping[str, Any]) -> None:
         show_checks(report["checks"])
 
 
+def _counts(report: Mapping[str, Any]) -> Iterator[str]:
+    """Say how many pairs there are of each kind, and thumbs where there are any."""
+    counts = report["counts"]
+    thumbs = {name[: -len(_THUMBS)]: n for name, n in counts.items() if name.endswith(_THUMBS)}
+    pairs = {name: n for name, n in counts.items() if not name.endswith(_THUMBS)}
+    for kind, found in (("pairs", pairs), ("thumbs", thumbs)):
+        if found and (kind == "pairs" or any(found.values())):
+            yield f"{kind}: " + ", ".join(f"{_plain(name)} {n}" for name, n in found.items())
+
+
 def _training(report: Mapping[str, Any]) -> Iterator[str]:
-    """Say what was not as planned; reports of older versions do not tell."""
+    """Say how it was trained, and what was not as planned; older reports tell less."""
     training = report["training"]
     planned, resumed_at = training.get("planned_steps"), training.get("resumed_at")
     if resumed_at:
-        waiting = report["counts"].get("waiting", 0)
         yield (
-            f"resumed at step {resumed_at} of {planned}; {waiting} pairs that came in since wait "
-            "for the next update"
+            f"resumed at step {resumed_at} of {planned}; {_waiting(report['counts'])} that came in "
+            "since wait for the next update"
         )
-    if training.get("stopped") == "time":
-        yield f"trained {training['steps']} of {planned} steps: the time was up"
+    if training:
+        in_time = training.get("stopped") != "time"
+        steps = f"{training['steps']}" if in_time else f"{training['steps']} of {planned}"
+        yield (
+            f"trained {steps} steps in {training['seconds']:.0f} s{_means(training)}"
+            + ("" if in_time else ": the time was up")
+        )
+
+
+def _means(training: Mapping[str, Any]) -> str:
+    """Say by what means the machine and the model let it be trained."""
+    parts = [training.get("precision"), ROUTES.get(training.get("route", ""))]
+    if training.get("tokens_per_pass"):
+        parts.append(f"at most {training['tokens_per_pass']} tokens a pass")
+    if training.get("recomputes_layers"):
+        parts.append("layers recomputed to save memory")
+    return "".join(f", {part}" for part in parts if part)
+
+
+def _waiting(counts: Mapping[str, int]) -> str:
+    thumbs = counts.get("waiting_thumbs", 0)
+    return f"{counts.get('waiting', 0)} pairs" + (f" and {thumbs} thumbs" if thumbs else "")
+
+
+def _not_as_logged(report: Mapping[str, Any]) -> Iterator[str]:
+    """Count by reason the rows that were not used, or not as they were logged."""
+    for name in ("left_out", "shortened", "retokenised"):
+        for reason, count in report.get(name, {}).items():
+            yield f"{_plain(name)}, {REASONS.get(reason, _plain(reason))}: {count}"
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", " ")

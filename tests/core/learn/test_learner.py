@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch
 from agentpref.config import KLSettings, LossSettings
 from agentpref.errors import TrainingDiverged
 from agentpref.learn.base import load_base
+from agentpref.types import Thumb
 
 
 def digest(folder):
@@ -139,3 +141,45 @@ def test_the_speed_of_scoring_is_of_what_was_scored_or_is_tried(make_learner, pa
     assert scored == sum(row.width for row in rows)
     learner.scoring_speed(rows)
     assert learner._scored_tokens == scored, "it is tried once"
+
+
+def lone(pair, number, liked):
+    """A thumb on one of the answers of a pair."""
+    said = pair.chosen if liked else pair.rejected
+    thumb = Thumb(f"r{number}", pair.namespace, pair.created_at, pair.prompt, said, liked)
+    return replace(thumb, thumb_id=f"t{number}")
+
+
+def test_pairs_and_thumbs_are_trained_in_the_same_batches(make_learner, pairs):
+    learner = make_learner(epochs=8, loss=LossSettings(beta=0.5))
+    thumbs = learner.encode_thumbs([lone(p, n, n % 2 == 0) for n, p in enumerate(pairs[6:])])
+    rows = [*learner.encode(pairs[:6]), *thumbs]
+    report = learner.fit(rows, new=12)
+    assert report.steps == 8 * 3
+    assert all(h > 0 for h in learner.margins("candidate", rows[:6]))
+    ratios = [ratio.chosen for ratio in learner.ratios("candidate", thumbs)]
+    likes, dislikes = ratios[::2], ratios[1::2]
+    assert min(likes) > max(dislikes)
+
+
+def test_thumbs_that_cannot_be_encoded_are_counted(make_learner, pairs):
+    learner = make_learner()
+    assert learner.encode_thumbs([lone(pairs[0], 0, True)]) == []
+    assert learner.left_out == {"no_mismatch": 1}
+
+
+def test_wpo_leaves_answers_of_the_revision_that_serves_as_they_are(make_learner, pairs, tmp_path):
+    """The live revision is known to the loss by its id, which is the name of its folder."""
+    live = tmp_path / "rev-000001-0123456789ab"
+    first = make_learner(epochs=1)
+    first.fit(first.encode(pairs), new=12)
+    first.save(live)
+
+    def losses(writer, wpo):
+        learner, seen = make_learner(live=live, epochs=1, loss=LossSettings(wpo=wpo)), []
+        mine = [replace(pair, chosen_by=writer, rejected_by=writer) for pair in pairs]
+        learner.fit(learner.encode(mine), new=12, observe=lambda step: seen.append(step.loss))
+        return seen
+
+    assert losses(live.name, wpo=True) == losses(live.name, wpo=False)
+    assert losses("base", wpo=True)[0] < losses("base", wpo=False)[0]

@@ -7,7 +7,7 @@ import pytest
 from agentpref.config import KLSettings, LossSettings, UpdateConfig
 from agentpref.learn.base import load_base
 from agentpref.learn.learner import Learner
-from agentpref.types import Pair, Prompt
+from agentpref.types import Pair, Prompt, Thumb
 
 
 def make_pair(number: int, chosen: str, rejected: str = "no, never", **changes) -> Pair:
@@ -21,6 +21,22 @@ def make_pair(number: int, chosen: str, rejected: str = "no, never", **changes) 
 def pair_of():
     """The factory ``pair_of(number, chosen, rejected, **changes)``."""
     return make_pair
+
+
+def make_thumb(number: int, answer: str, liked: bool, **changes) -> Thumb:
+    """An answer to the question of the pair of the same number, and whether it was liked."""
+    prompt = make_pair(number, answer).prompt
+    said = {"role": "assistant", "content": answer}
+    thumb_id = f"thumb{number}-{answer}"
+    return Thumb(
+        f"r{number}", "test", float(number), prompt, said, liked, thumb_id=thumb_id, **changes
+    )
+
+
+@pytest.fixture(scope="session")
+def thumb_of():
+    """The factory ``thumb_of(number, answer, liked, **changes)``."""
+    return make_thumb
 
 
 @pytest.fixture(scope="session")

@@ -59,6 +59,18 @@ def test_kl_is_the_mean_over_completions_of_their_means(taught, pair_of, monkeyp
     assert kl_from_base(learner, rows) == pytest.approx(expected, rel=1e-3), "whatever the passes"
 
 
+def test_of_a_thumb_only_the_answer_that_was_given_counts(taught, pair_of, thumb_of):
+    learner = taught("yes")
+    rows = [
+        *learner.encode_thumbs([thumb_of(1, "yes", True), thumb_of(22, "no " * 9, False)]),
+        *learner.encode([pair_of(333, "perhaps", "never")]),
+    ]
+    each = [kl_by_hand(learner, row.prompt, row.completions[0]) for row in rows]
+    each.append(kl_by_hand(learner, rows[-1].prompt, rows[-1].rejected))
+    expected = sum(each) / 4
+    assert kl_from_base(learner, rows) == pytest.approx(expected, rel=1e-3)
+
+
 # Limits
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from agentpref.config import GateSettings
-from agentpref.learn.encode import EncodedPair
+from agentpref.learn.encode import EncodedPair, EncodedThumb
 from agentpref.prove import exam
 from agentpref.prove.exam import Marks
 from agentpref.prove.gate import UserCheck, judge
@@ -182,3 +182,105 @@ def test_the_cost_of_an_exam_grows_with_its_rows_and_is_bounded_elsewhere(pair_o
     assert exam.tokens_needed([]) == 0
     assert costs[2] - costs[1] == 3 * 300 * rows[0].width, "probes and rows for KL are bounded"
     assert costs[0] >= 3 * rows[0].width
+
+
+# Lone thumbs
+
+
+@pytest.fixture
+def thumbs(thumb_of):
+    """By turns "yes", which is liked, and "no, never", which is not."""
+    return [thumb_of(n, ("yes", "no, never")[n % 2], n % 2 == 0) for n in range(200, 212)]
+
+
+def lone(thumb):
+    return EncodedThumb(thumb, (9,), (1, 2), (3,))
+
+
+def gather_thumbs(learner, new, old=(), **options):
+    new, old = (exam.mark(learner, learner.encode_thumbs(thumbs)) for thumbs in (new, old))
+    return exam.evidence(learner, new, old, **{"trained": new.rows, "checks": {}, **options})
+
+
+def test_to_a_fresh_candidate_thumbs_are_coins(fresh_learner, thumbs):
+    learner = fresh_learner()
+    found = exam.mark(learner, learner.encode_thumbs(thumbs))
+    assert found.live == found.candidate == (0.5,) * len(thumbs)
+
+
+def test_a_taught_candidate_is_right_about_likes_and_dislikes(taught, thumbs):
+    learner = taught("yes")
+    found = exam.mark(learner, learner.encode_thumbs(thumbs))
+    assert set(found.live) == {0.5}
+    assert set(found.candidate) == {1.0}
+    flipped = [replace(thumb, desirable=not thumb.desirable) for thumb in thumbs]
+    assert set(exam.mark(learner, learner.encode_thumbs(flipped)).candidate) == {0.0}
+
+
+def test_pairs_and_thumbs_are_marked_side_by_side(taught, held_out, thumbs):
+    learner = taught("yes")
+    mixed = [*learner.encode_thumbs(thumbs), *learner.encode(held_out)]
+    found = exam.mark(learner, mixed)
+    assert found.candidate == (1.0,) * len(mixed)
+    assert len(found.take(range(len(mixed)))) == len(mixed)
+    assert found.thumbs() == len(thumbs)
+    assert found.remarks() == []
+
+
+def test_thumbs_alone_are_evidence_that_the_gate_can_rule_on(taught, thumbs):
+    evidence = gather_thumbs(taught("yes"), thumbs)
+    assert set(evidence.new.prompts) == {thumb.prompt.id for thumb in thumbs}
+    settings = GateSettings(
+        min_pairs=5, kl_budget=1e3, distinct_floor=0.0, length_ratio=(1e-3, 1e3)
+    )
+    assert judge(evidence, settings).verdict == "promoted"
+
+
+def test_old_thumbs_are_evidence_of_retention_in_a_stratum_of_their_own(taught, thumbs):
+    learner = _with_config(taught("yes"), gate=GateSettings(min_stratum=4))
+    evidence = gather_thumbs(learner, thumbs[:2], thumbs)
+    assert {stratum.origin for stratum in evidence.retention} == {"thumb"}
+    assert sum(map(len, evidence.retention.values())) == len(thumbs)
+
+
+def test_as_many_likes_as_dislikes_count_in_every_tag(thumb_of):
+    """A domain that is mostly liked must not make up for one that is mostly disliked."""
+    kinds = {"a": [True] * 5 + [False] * 2, "b": [False] * 3, "c": [True, False]}
+    rows = [
+        lone(thumb_of(n, f"{tag}{n}", liked, tag=tag))
+        for tag, likes in kinds.items()
+        for n, liked in enumerate(likes)
+    ]
+    by_domain = [float(row.thumb.desirable is (row.thumb.tag != "b")) for row in rows]
+    marks = Marks(rows, (0.5,) * len(rows), by_domain)
+    found = marks.take(range(len(rows)))
+    assert (marks.thumbs(), len(found), sum(found.candidate)) == (6, 6, 3.0)
+    assert marks.by_tag() == {
+        "a": {"pairs": 4, "before": 0.5, "after": 0.5},
+        "c": {"pairs": 2, "before": 0.5, "after": 0.5},
+    }
+
+
+@pytest.mark.parametrize("direction", [True, False])
+def test_moving_every_answer_alike_is_no_evidence(thumb_of, direction):
+    rows = [lone(thumb_of(n, f"answer {n}", n % 4 == 0)) for n in range(40)]
+    alike = [float(row.thumb.desirable is direction) for row in rows]
+    found = Marks(rows, (0.5,) * 40, alike).take(range(40))
+    assert (len(found), sum(found.candidate)) == (20, 10.0)
+
+
+def test_a_group_of_likes_alone_proves_nothing(thumb_of):
+    marks = Marks([lone(thumb_of(n, f"{n}", True)) for n in range(6)], (0.5,) * 6, (1.0,) * 6)
+    assert (len(marks.take(range(6))), marks.by_tag(), marks.thumbs()) == (0, {}, 0)
+    (words,) = marks.remarks()
+    assert words.startswith("0 of 6 new held-out thumbs count as evidence: ")
+
+
+def test_thumbs_ask_for_lengths_and_diversity_too(taught, thumbs, thumb_of):
+    long = EncodedThumb(thumb_of(1, "a", True), (9,), (1, 2, 3, 4), (3,))
+    short = EncodedThumb(thumb_of(2, "b", False), (9,), (5, 5, 5), (3,))
+    evidence = gather_thumbs(taught("yes"), thumbs, trained=[long, short])
+    assert evidence.asked_length == pytest.approx(4 / 3)
+    assert evidence.asked_distinct == pytest.approx(1 / (1 / 2))
+    evidence = gather_thumbs(taught("yes"), thumbs, trained=[long])
+    assert (evidence.asked_length, evidence.asked_distinct) == (1.0, 1.0)

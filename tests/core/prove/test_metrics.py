@@ -13,9 +13,11 @@ from agentpref.prove.metrics import (
     accuracy,
     correctness,
     distinct_n,
+    evenly,
     flips,
     length_ratio,
     recovery,
+    thumb_margins,
 )
 
 STREAM = RMatrix(
@@ -116,3 +118,65 @@ def test_length_ratio_stays_finite_for_empty_answers() -> None:
     assert length_ratio(30.0, 40.0) == 0.75
     assert length_ratio(0.0, 40.0) == 1 / 40
     assert length_ratio(40.0, 0.0) == 40.0
+
+
+# Thumbs
+
+EIGHTHS = st.integers(-400, 400).map(lambda n: n / 8)
+ROW = st.tuples(EIGHTHS, EIGHTHS, st.booleans())
+"""Log-ratios of an answer and of one to another prompt, and whether the answer was liked."""
+THUMBS = st.lists(ROW, min_size=4, max_size=4) | st.lists(ROW, min_size=1, max_size=2)
+"""As many of them as have a mean without rounding."""
+
+
+def thumb_accuracy(rows: list[tuple[float, float, bool]]) -> float:
+    """Accuracy on as many likes as dislikes, as the exam takes it."""
+    right = correctness(thumb_margins(*zip(*rows, strict=True)))
+    counted = evenly({str(i): liked for i, (_, _, liked) in enumerate(rows)})
+    return accuracy([right[int(i)] for i in counted])
+
+
+def test_a_thumb_is_right_when_its_answer_moved_the_way_that_was_asked_for() -> None:
+    margins = thumb_margins([3.0, 1.0, 3.0, 1.0, 2.0], [1.0, 3.0], [True, True, False, False, True])
+    assert margins == (1.0, -1.0, -1.0, 1.0, 0.0)
+    assert correctness(margins) == (1.0, 0.0, 0.0, 1.0, 0.5)
+
+
+def test_to_the_base_all_thumbs_are_coins() -> None:
+    assert correctness(thumb_margins([0.0] * 3, [0.0] * 3, [True, False, True])) == (0.5,) * 3
+    assert thumb_margins([], [], []) == ()
+
+
+@given(THUMBS, EIGHTHS)
+def test_a_constant_added_to_all_log_ratios_changes_no_margin(rows, shift) -> None:
+    moved = [(ratio + shift, other + shift, liked) for ratio, other, liked in rows]
+    before, after = (thumb_margins(*zip(*r, strict=True)) for r in (rows, moved))
+    assert before == after
+
+
+def test_a_policy_that_lowers_everything_is_still_seen_to_tell_right_from_wrong() -> None:
+    """With KTO's clamp at 0 both likes would be wrong here, and right again 9 nats higher."""
+    assert thumb_margins([-2.0, -4.0, -8.0], [-6.0, -4.0], [True, True, False]) == (3.0, 1.0, 3.0)
+
+
+@given(
+    st.lists(st.booleans(), min_size=2, max_size=30).filter(lambda kinds: len(set(kinds)) == 2),
+    EIGHTHS,
+    EIGHTHS,
+)
+def test_moving_all_answers_alike_gains_nothing_whatever_people_mostly_press(
+    kinds, ratio, other
+) -> None:
+    assert thumb_accuracy([(ratio, other, liked) for liked in kinds]) == 0.5
+
+
+@given(st.dictionaries(st.text(max_size=4), st.booleans(), max_size=30))
+def test_as_many_likes_as_dislikes_count_and_all_of_the_rarer_kind(kinds) -> None:
+    counted = evenly(kinds)
+    sizes = {kind: list(kinds.values()).count(kind) for kind in (True, False)}
+    for kind in (True, False):
+        chosen = {key for key in counted if kinds[key] is kind}
+        assert len(chosen) == min(sizes.values())
+        assert all(
+            key > max(chosen) for key in kinds.keys() - chosen if kinds[key] is kind and chosen
+        )

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentpref.prove.strata import age_third, by_stratum, coarsen, sample, stratify
-from agentpref.types import Origin, Pair, Prompt, Stratum
+from agentpref.types import Origin, Pair, Prompt, Stratum, Thumb
 
 CELLS = st.lists(
     st.builds(
@@ -144,3 +144,12 @@ def test_most_of_a_sample_stays_as_the_pairs_grow() -> None:
     assert len(kept) > 200
     chance = 300 * 300 / 3300
     assert len(kept) > 7 * chance
+
+
+def test_lone_thumbs_have_strata_of_their_own() -> None:
+    pairs = [pair(1.0, origin="thumbs")] * 3
+    lone = Thumb("r", "n", 9.0, pairs[0].prompt, pairs[0].chosen, True, "t", thumb_id="lone")
+    filed = stratify([*pairs, lone])
+    assert filed[-1] == Stratum("n", "t", "thumb", "new")
+    assert {stratum.origin for stratum in filed[:-1]} == {"thumbs"}
+    assert lone in sample([*pairs, lone], 2), "strata share alike"
