@@ -124,7 +124,8 @@ def update(
         TrainingDiverged: the loss is no longer finite.
         UpdateInterrupted: a signal came; the next update goes on with this one. In all these cases
             nothing was changed.
-        UpdateError: another process that trains along is gone; what was trained so far is kept.
+        UpdateError: another process that trains along is gone; the next update goes on from the
+            state that was saved last.
     """
     with assembled() as team:
         if not team.main:

@@ -176,7 +176,7 @@ class Team:
         flat = torch.cat([grad.reshape(-1) for grad in grads])
         with _connected():
             distributed.all_reduce(flat)
-        parts = flat.split([p.numel() for p in parameters])
+        parts = torch.split(flat, [p.numel() for p in parameters])
         for parameter, part in zip(parameters, parts, strict=True):
             parameter.grad = part.view_as(parameter)
 
@@ -270,10 +270,10 @@ def _connected() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # torch has no narrower one for gloo
+        why = str(error).strip().partition("\n")[0].partition(". ")[0]
         raise UpdateError(
-            "another process of this update ended or cannot be reached, so that it cannot go on "
-            f"({str(error).strip().splitlines()[0]}); see what that process or the launcher said, "
-            "and start all of them again"
+            f"another process of this update ended or cannot be reached ({why}); see what that "
+            "process or the launcher said, and start all of them again"
         ) from error
 
 

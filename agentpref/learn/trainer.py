@@ -279,8 +279,8 @@ class _Run:
 
     def _goes_on(self) -> bool:
         """Whether another step is due, and at what place: as the main process has it."""
-        signum = self.limits.interrupts.signum or 0
-        over, self._at, signum = self.team.agree([self._is_over(), self._position(), signum])
+        asked = self.limits.interrupts.signum or 0
+        over, self._at, signum = self.team.agree([self._is_over(), self._position(), asked])
         if signum:
             self.limits.interrupts.signum = int(signum)
         return not over

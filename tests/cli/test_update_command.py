@@ -11,6 +11,8 @@ import orjson
 import pytest
 
 from agentpref.errors import UpdateRunning
+from agentpref.record.home import Home
+from agentpref.record.locks import exclusive
 
 ENOUGH = ("--set", "gate.min_pairs=5")
 
@@ -144,3 +146,32 @@ def test_out_of_time_it_says_how_far_it_came(update) -> None:
 
 def test_no_time_is_bad_usage(update) -> None:
     assert "max_minutes is 0.0, but must be above 0" in update("--max-minutes", "0", exits=2).err
+
+
+def test_two_processes_publish_one_revision(home, filled, random_base, launch) -> None:
+    done = launch("-m", "agentpref_cli", "update", "--model", random_base, *ENOUGH, "--json")
+    assert done.returncode == 0, done.stderr
+    value = orjson.loads(done.stdout)
+    assert value["verdict"] == "promoted"
+    assert value["training"]["processes"] == 2
+    assert [folder.name for folder in (home / "adapters").iterdir() if folder.is_dir()] == [
+        value["revision"]
+    ]
+
+
+def test_two_processes_end_alike_where_nothing_is_new(run, home, random_base, pair_of_processes):
+    run("init")
+    ended = pair_of_processes("-m", "agentpref_cli", "update", "--model", random_base)
+    assert [code for code, _, _ in ended] == [3, 3]
+    assert ended[0][1].startswith("nothing new: ")
+    assert ended[1][1:] == ("", ""), "a follower says nothing"
+
+
+def test_two_processes_end_alike_where_another_update_runs(
+    home, filled, random_base, pair_of_processes
+) -> None:
+    with exclusive(Home.open(home)):
+        ended = pair_of_processes("-m", "agentpref_cli", "update", "--model", random_base)
+    assert [code for code, _, _ in ended] == [1, 1]
+    assert ended[0][2].startswith("error: ")
+    assert ended[1][1:] == ("", "")

@@ -29,6 +29,7 @@ from agentpref.types import Pair, Prompt, Thumb
 
 PLAIN = UpdateConfig(batch_size=4, learning_rate=3e-3, epochs=2, kl=KLSettings(target=0.001))
 CONFIGS = {
+    "budgeted": PLAIN,
     "pairs": PLAIN,
     "uneven": UpdateConfig(batch_size=3, learning_rate=3e-3, epochs=2, kl=KLSettings(weight=1.0)),
     "mixed": PLAIN,
@@ -67,6 +68,7 @@ def lead(run, base, folder, team):
         load_base(str(base)), None, CONFIGS[run], caches={}, progress=lambda *_: None, team=team
     )
     rows, steps, interrupts = rows_of(run), [], Interrupts()
+    budget = {"seconds": 35.0, "clock": lambda: 10.0 * len(steps)} if run == "budgeted" else {}
     path = folder / "training" / f"{run}.safetensors"
     with interrupts.listening():
         report = learner.fit(
@@ -74,7 +76,7 @@ def lead(run, base, folder, team):
             new=len(rows),
             observe=steps.append,
             checkpoint=Checkpoint(path) if run in ("resumed", "dies") else None,
-            limits=Limits(interrupts=interrupts),
+            limits=Limits(interrupts=interrupts, **budget),
         )
     found = {
         "steps": [list(step) for step in steps],

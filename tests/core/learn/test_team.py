@@ -20,7 +20,7 @@ from agentpref.learn.state import fingerprint
 from agentpref.learn.team import Team, assembled, follows
 
 PROGRAM = Path(team_runs.__file__)
-RUNS = ("pairs", "uneven", "mixed", "resumed")
+RUNS = ("pairs", "uneven", "mixed", "resumed", "budgeted")
 
 
 @pytest.fixture(scope="module")
