@@ -58,7 +58,7 @@ def thumb(number):
 
 def rows_of(run):
     if run == "mixed":
-        return [row for number in range(6) for row in (pair(number), thumb(number))]
+        return [*map(pair, range(7)), *map(thumb, range(5))]
     return [pair(number) for number in range(7 if run == "uneven" else 12)]
 
 
