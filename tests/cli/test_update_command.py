@@ -11,8 +11,6 @@ import orjson
 import pytest
 
 from agentpref.errors import UpdateRunning
-from agentpref.record.home import Home
-from agentpref.record.locks import exclusive
 
 ENOUGH = ("--set", "gate.min_pairs=5")
 
@@ -165,13 +163,3 @@ def test_two_processes_end_alike_where_nothing_is_new(run, home, random_base, pa
     assert [code for code, _, _ in ended] == [3, 3]
     assert ended[0][1].startswith("nothing new: ")
     assert ended[1][1:] == ("", ""), "a follower says nothing"
-
-
-def test_two_processes_end_alike_where_another_update_runs(
-    home, filled, random_base, pair_of_processes
-) -> None:
-    with exclusive(Home.open(home)):
-        ended = pair_of_processes("-m", "agentpref_cli", "update", "--model", random_base)
-    assert [code for code, _, _ in ended] == [1, 1]
-    assert ended[0][2].startswith("error: ")
-    assert ended[1][1:] == ("", "")

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from agentpref.errors import AgentprefError, UpdateError, UpdateInterrupted
 from agentpref.learn import orders
 from agentpref.learn.logps import PairLogps
 from agentpref.learn.objective import TrainingRow
@@ -146,3 +147,49 @@ def test_rows_arrive_as_they_were_for_all_that_trains_and_without_a_text():
     assert fingerprint([thawed]) == fingerprint([rows]), "which covers all that a loss reads"
     assert b"assistant" not in frozen
     assert [row.encoded.width for row in thawed] == [row.encoded.width for row in rows]
+
+
+class Recorded(Team):
+    """A team whose one message is kept, to be heard by the follower of another."""
+
+    def tell(self, message):
+        self.message = message or self.message
+        return self.message
+
+
+def kinds(kind):
+    return [kind, *(one for under in kind.__subclasses__() for one in kinds(under))]
+
+
+ERRORS = [kind for kind in kinds(AgentprefError) if kind.__module__ == AgentprefError.__module__]
+
+
+@pytest.mark.parametrize("kind", ERRORS, ids=lambda kind: kind.__name__)
+def test_followers_end_with_the_error_that_the_main_process_ends_with(kind):
+    error = kind("why", 15) if kind is UpdateInterrupted else kind("why")
+    main, follower = Recorded(0, 2), Recorded(1, 2)
+    with pytest.raises(kind), main:
+        raise error
+    follower.message = main.message
+    with pytest.raises(kind, match="why") as caught, follower:
+        follower.hear()
+    assert type(caught.value) is kind
+    assert getattr(caught.value, "signum", None) == getattr(error, "signum", None)
+
+
+def test_a_stranger_s_error_reaches_followers_as_words():
+    main, follower = Recorded(0, 2), Recorded(1, 2)
+    with pytest.raises(ZeroDivisionError), main:
+        raise ZeroDivisionError("by zero")
+    follower.message = main.message
+    with pytest.raises(UpdateError, match="ZeroDivisionError: by zero"):
+        follower.hear()
+
+
+def test_a_follower_that_has_other_weights_is_found_out():
+    class Differing(Team):
+        def gather(self, message):
+            return [message, b"another"]
+
+    with pytest.raises(UpdateError, match="different weights"):
+        Differing(0, 2).conclude("one")
