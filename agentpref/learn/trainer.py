@@ -10,8 +10,7 @@ where a state is kept.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +18,7 @@ import orjson
 
 from agentpref.config import UpdateConfig
 from agentpref.errors import UnusableState
+from agentpref.learn import generators
 from agentpref.learn.interrupts import Interrupts
 from agentpref.learn.objective import Means, Objective, StepResult, TrainingRow, criterion_for
 from agentpref.learn.plan import plan
@@ -42,7 +42,6 @@ _SMALL_MODEL = 50_000_000
 _MAX_GRADIENT_NORM = 1.0
 _WARMUP_SHARE = 0.1
 _TAIL = 10
-_GENERATOR = "generator."
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -154,7 +153,7 @@ def train(
         route=means.route.name,
         **({"processes": team.size} if team.size > 1 else {}),  # sums depend on it
     )
-    with _own_random_numbers(model, config.seed):
+    with generators.own(model, config.seed):
         resumed_at = run.resume(checkpoint, name)
         run.align(name)
         stopped = run.walk(checkpoint, name, progress, observe)
@@ -251,14 +250,16 @@ class _Run:
         from safetensors.torch import load, save
 
         own = self.snapshot(name)
-        kept = {n: _packed(t) for n, t in own.tensors.items() if not n.startswith(_GENERATOR)}
+        kept = {n: _packed(t) for n, t in own.tensors.items() if not generators.is_state(n)}
         history = [list(result) for result in own.history]
         place = orjson.loads(self.team.tell(orjson.dumps([own.seconds, own.objective, history])))
         tensors = load(self.team.tell(save(kept)))
         if self.team.main:
             return
         seconds, objective, history = place
-        self._restore(replace(own, objective=objective, tensors=tensors | _generators(self.model)))
+        self._restore(
+            replace(own, objective=objective, tensors=tensors | generators.states(self.model))
+        )
         self.history = [StepResult(*result) for result in history]
         self._start, self._seconds_before = len(history), seconds
 
@@ -274,7 +275,7 @@ class _Run:
             seconds=self.seconds(),
             objective=self.objective.state(),
             history=self.history,
-            tensors=tensors | _generators(self.model),
+            tensors=tensors | generators.states(self.model),
         )
 
     def _goes_on(self) -> bool:
@@ -328,11 +329,11 @@ class _Run:
         left = dict(snapshot.tensors)
         weights = {n: _taken(left, f"weight.{n}", p) for n, p in self.weights.items()}
         moments = dict(enumerate(_moments(left, i, p) for i, p in enumerate(self.weights.values())))
-        generators = {n: _taken(left, n, state) for n, state in _generators(self.model).items()}
+        drawn = {n: _taken(left, n, t) for n, t in generators.states(self.model).items()}
         known = self.objective.state().keys() == snapshot.objective.keys()
         if left or not known or snapshot.planned != len(self.batches):
             raise UnusableState("it is damaged, or of another version (its parts)")
-        _set_generators(self.model, generators)
+        generators.restore(self.model, drawn)
         groups = self.optimizer.state_dict()["param_groups"]
         state = {i: found for i, found in moments.items() if found}
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
@@ -365,43 +366,3 @@ def _taken(left: dict[str, Tensor], name: str, like: Tensor) -> Tensor:
     ):
         raise UnusableState(f"it is damaged, or of another version ({name})")
     return found
-
-
-@contextmanager
-def _own_random_numbers(model: PeftModel, seed: int) -> Iterator[None]:
-    """Let torch draw from generators of the run's own, and give the host its own back."""
-    import torch
-
-    with torch.random.fork_rng(devices=_gpus(model)):
-        torch.manual_seed(seed)
-        yield
-
-
-def _generators(model: PeftModel) -> dict[str, Tensor]:
-    import torch
-
-    states = {f"{_GENERATOR}cpu": torch.get_rng_state()}
-    for gpu in _gpus(model):
-        states[f"{_GENERATOR}{gpu}"] = torch.cuda.get_rng_state(gpu)
-    return states
-
-
-def _set_generators(model: PeftModel, states: Mapping[str, Tensor]) -> None:
-    import torch
-
-    try:
-        torch.set_rng_state(states[f"{_GENERATOR}cpu"])
-        for gpu in _gpus(model):
-            torch.cuda.set_rng_state(states[f"{_GENERATOR}{gpu}"], gpu)
-    except RuntimeError as error:
-        raise UnusableState(f"it is damaged ({error})") from error
-
-
-def _gpus(model: PeftModel) -> list[int]:
-    """The GPU that the model is on, if it is on one."""
-    import torch
-
-    device = model.device
-    if device.type != "cuda":
-        return []
-    return [device.index if device.index is not None else torch.cuda.current_device()]
