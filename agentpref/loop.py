@@ -21,6 +21,7 @@ from agentpref.errors import TrainingDiverged, UpdateInterrupted, WrongBase
 from agentpref.learn import resume
 from agentpref.learn import state as states
 from agentpref.learn.interrupts import Interrupts
+from agentpref.learn.team import Team, assembled
 from agentpref.lessons import Lessons, prepare
 from agentpref.prefer.night import Agenda, Night, count
 from agentpref.prefer.pairs import PairSet, read_pairs
@@ -66,6 +67,10 @@ def update(
     with; what came in since waits for the next one. While it runs in the main thread it
     takes SIGINT and SIGTERM where they are at Python's defaults, to end between two steps.
 
+    Where a launcher (``accelerate launch``, ``torchrun``) started this program several times, all
+    processes call this and train together. The first one alone works on the home; in the others
+    ``checks`` and ``progress`` are not called, and it ends with the same report or error.
+
     Args:
         home: a home folder; ``None`` means ``AGENTPREF_HOME`` or ``./.agentpref``.
         model: ``"tiny"``, a folder of safetensors, or a name on a model hub.
@@ -87,9 +92,32 @@ def update(
         TrainingDiverged: the loss is no longer finite.
         UpdateInterrupted: a signal came; the next update goes on with this one. In all these cases
             nothing was changed.
+        UpdateError: another process that trains along is gone; the next update goes on from the
+            state that was saved last.
     """
-    place, interrupts = Home.open(home), Interrupts()
-    settings = config or UpdateConfig()
+    with assembled() as team:
+        if not team.main:
+            from agentpref.learn.follower import follow
+
+            return UpdateReport(**follow(team))
+        report = _lead(
+            team, Home.open(home), model, config or UpdateConfig(), namespace, checks, progress
+        )
+        team.dismiss(report.to_mapping())
+        return report
+
+
+def _lead(
+    team: Team,
+    place: Home,
+    model: str,
+    settings: UpdateConfig,
+    namespace: str,
+    checks: Mapping[str, Check] | None,
+    progress: Progress | None,
+) -> UpdateReport:
+    """Hold the home, and go through one update."""
+    interrupts = Interrupts()
     try:
         with (
             interrupts.listening(),
@@ -100,7 +128,7 @@ def update(
             drain(place)
             _sweep(place)
             return _Update(
-                place, connection, model, settings, namespace, checks, progress, interrupts
+                place, connection, model, settings, namespace, checks, progress, interrupts, team
             ).run()
     except KeyboardInterrupt as error:
         words = f"interrupted; {resume.outlook(states.path_of(place.training, namespace))}"
@@ -120,7 +148,9 @@ class _Update:
         checks: Mapping[str, Check] | None,
         progress: Progress | None,
         interrupts: Interrupts,
+        team: Team,
     ) -> None:
+        self.team = team
         self.home, self.connection, self.model, self.config = home, connection, model, config
         self.namespace, self.checks, self.interrupts = namespace, checks, interrupts
         self.progress: Progress = progress or (lambda stage, done, total: None)
@@ -287,7 +317,9 @@ class _Update:
             "candidate": self._cache(base, self.update_id),
         }
         folder = live.path if live is not None else None
-        return Learner(base, folder, self.config, caches=caches, progress=self.progress)
+        return Learner(
+            base, folder, self.config, caches=caches, progress=self.progress, team=self.team
+        )
 
     def _cache(self, base: BaseModel, policy: str) -> LogpCache:
         from agentpref.learn.cache import LogpCache

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,3 +89,56 @@ def _tokenizer():
         additional_special_tokens=["<|im_start|>"],
         chat_template=CHAT_TEMPLATE,
     )
+
+
+@pytest.fixture(scope="session")
+def launch():
+    """Call ``launch("-m", "module", …)`` to run a program in two processes, as Accelerate does."""
+    options = "--multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0"
+    options += " --mixed_precision no --dynamo_backend no"
+
+    def call(*command: object):
+        started = [sys.executable, "-m", "accelerate.commands.launch", *options.split()]
+        return subprocess.run(
+            [*started, *map(str, command)],
+            capture_output=True,
+            text=True,
+            timeout=240,  # a hanging process must not hang the tests
+            env={**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+            check=False,
+        )
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def pair_of_processes():
+    """Call it with a command to run it twice, as members of a team that no launcher watches over.
+
+    Gives of each process its exit code and what it wrote.
+    """
+
+    def call(*command: object):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        shared |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+        started = [
+            subprocess.Popen(
+                [sys.executable, *map(str, command)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank},
+            )
+            for rank in ("0", "1")
+        ]
+        try:
+            written = [process.communicate(timeout=240) for process in started]
+        finally:
+            for process in started:
+                process.kill()
+        return [(p.returncode, *texts) for p, texts in zip(started, written, strict=True)]
+
+    return call

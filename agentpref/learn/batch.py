@@ -9,6 +9,7 @@ is computed for padding behind the last layer. Knows nothing of models, losses o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -104,13 +105,18 @@ def shared(rows: Sequence[Encoded], pad: int) -> Batch:
     )
 
 
-def chunks(rows: Sequence[T], cost: Callable[[T], int], budget: int) -> Iterator[list[T]]:
-    """Cut rows, in order, into runs whose padded cost stays within ``budget`` tokens."""
+def chunks(
+    rows: Sequence[T], cost: Callable[[T], int], budget: int, *, side_by_side: int = 1
+) -> Iterator[list[T]]:
+    """Cut rows, in order, into runs whose padded cost stays within ``budget`` tokens.
+
+    Where a run is dealt out to several processes, ``side_by_side``, each one's share does.
+    """
     run: list[T] = []
     widest = 0
     for row in rows:
         widest = max(widest, cost(row))
-        if run and widest * (len(run) + 1) > budget:
+        if run and widest * math.ceil((len(run) + 1) / side_by_side) > budget:
             yield run
             run, widest = [], cost(row)
         run.append(row)

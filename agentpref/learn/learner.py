@@ -1,8 +1,9 @@
 """One update's model at work: encode, score, train, save.
 
 Holds the base with live and candidate on it and the batch layout that this model can be trusted
-with, so that callers speak of pairs and policies and never of tensors. It does not know which
-pairs are new, what a held-out pair is for, or where anything is stored.
+with, so that callers speak of pairs and policies and never of tensors. In a team it scores and
+trains together with the learners of the other processes; answers are written by the main one alone.
+It does not know which pairs are new, what a held-out pair is for, or where anything is stored.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agentpref.config import UpdateConfig
-from agentpref.learn import adapter, encode, logps, replay, trainer
+from agentpref.errors import UpdateError
+from agentpref.learn import adapter, encode, logps, orders, replay, trainer
 from agentpref.learn.base import BaseModel
 from agentpref.learn.cache import LogpCache
 from agentpref.learn.encode import Encoded, EncodedPair, EncodedThumb, Encoding, R
 from agentpref.learn.logps import PairLogps, Route
 from agentpref.learn.objective import Means, TrainingRow
 from agentpref.learn.state import Checkpoint
+from agentpref.learn.team import Team
 from agentpref.learn.trainer import Limits, Observer, TrainingReport
 from agentpref.types import Pair, Thumb
 
@@ -48,6 +51,10 @@ class Learner:
         config: the settings of the update.
         caches: where the scores of frozen policies are kept, by policy.
         progress: told ``(stage, done, total)`` as work goes on.
+        team: the processes to share the work with; none unless given.
+
+    Raises:
+        UpdateError: another process of the team has not the same model, or is gone.
     """
 
     def __init__(
@@ -58,6 +65,7 @@ class Learner:
         *,
         caches: Mapping[adapter.Policy, LogpCache],
         progress: Progress,
+        team: Team | None = None,
     ) -> None:
         self.base = base
         self.config = config
@@ -69,10 +77,16 @@ class Learner:
         self._progress = progress
         from agentpref.learn.fuse import fuse
 
-        self._model = adapter.attach(base, live, config.lora, seed=config.seed)
-        fuse(self._model)
+        self._team = team or Team()
+        with self._team.ordered(lambda: self._attach_order(live)):
+            self._model = adapter.attach(base, live, config.lora, seed=config.seed)
+            fuse(self._model)
+            troubles = self._team.gather(b"") if self._team.main else []
         self._route: Route | None = None
         self._scored_tokens, self._scored_seconds = 0, 0.0
+        for rank, trouble in enumerate(troubles):
+            if trouble:
+                raise UpdateError(f"process {rank} of the team: {trouble.decode()}")
 
     @cached_property
     def pad(self) -> int:
@@ -139,6 +153,11 @@ class Learner:
                 )
         return self._route
 
+    def take_route(self, name: str) -> None:
+        """Take the way that the main process of the team has found."""
+        if self._route is None:
+            self._route = logps.known_route(self._model, name)
+
     def score(self, policy: adapter.Policy, rows: Sequence[Encoded]) -> list[PairLogps]:
         """Sequence log-probs of both completions of each row under one policy."""
         cache = self._caches.get(policy)
@@ -160,17 +179,26 @@ class Learner:
             return []
         route = self.route(rows)
         started = time.monotonic()
-        with self.speaking_as(policy) as model:
-            scores = logps.score(
-                model,
-                rows,
-                route=route,
-                pad=self.pad,
-                progress=lambda done: self._progress(f"score {policy}", done, len(rows)),
-            )
+        with self._team.ordered(lambda: _score_order(policy, rows, route)):
+            scores = self.score_share(policy, rows)
         self._scored_seconds += time.monotonic() - started
         self._scored_tokens += sum(row.width for row in rows)
         return scores
+
+    def score_share(self, policy: adapter.Policy, rows: Sequence[Encoded]) -> list[PairLogps]:
+        """Score this process's share of the rows, and gather the scores of all, in order."""
+        by_width = sorted(range(len(rows)), key=lambda number: rows[number].width)
+        with self.speaking_as(policy) as model:
+            own = logps.score(
+                model,
+                [rows[number] for number in self._team.deal(by_width)],
+                route=self.route(rows),
+                pad=self.pad,
+                progress=lambda done: self._progress(
+                    f"score {policy}", min(done * self._team.size, len(rows)), len(rows)
+                ),
+            )
+        return _in_order(by_width, self._team.gather_numbers(n for logps in own for n in logps))
 
     def scoring_speed(self, rows: Sequence[Encoded]) -> float:
         """Tokens scored in a second, as seen so far, or on some of ``rows`` if none was seen."""
@@ -192,18 +220,37 @@ class Learner:
         ``checkpoint`` and ``limits`` are those of :func:`~agentpref.learn.trainer.train`.
         """
         references = self.score("base", rows)
+        training = [TrainingRow(row, logps) for row, logps in zip(rows, references, strict=True)]
+        epochs = self.config.epochs or trainer.epochs_for(new)
+        route = self.route(rows)
+        with self._team.ordered(lambda: _fit_order(training, epochs, route)):
+            return self.train(
+                training, epochs=epochs, observe=observe, checkpoint=checkpoint, limits=limits
+            )
+
+    def train(
+        self,
+        rows: Sequence[TrainingRow],
+        *,
+        epochs: int,
+        observe: Observer | None = None,
+        checkpoint: Checkpoint | None = None,
+        limits: Limits | None = None,
+    ) -> TrainingReport:
+        """Train the candidate on rows whose references are known, all of the team together."""
         return trainer.train(
             self._model,
-            [TrainingRow(row, logps) for row, logps in zip(rows, references, strict=True)],
-            means=self._means(rows),
+            rows,
+            means=self._means([row.encoded for row in rows]),
             config=self.config,
-            epochs=self.config.epochs or trainer.epochs_for(new),
+            epochs=epochs,
             live=self._live,
             progress=lambda done, total: self._progress("train", done, total),
             observe=observe,
             identity={"numbers": self.base.numbers},
             checkpoint=checkpoint,
             limits=limits,
+            team=self._team,
         )
 
     def _means(self, rows: Sequence[Encoded]) -> Means:
@@ -219,9 +266,42 @@ class Learner:
                 lambda: route.states(model, batch),
                 batch.ids.numel(),
                 longest=batch.ids.numel(),
+                free=memory.share_of_free_bytes(model.device.type, self._team),
             )
+            room = memory.agreed(model, room, self._team)
         return Means(route, self.pad, room, self.base.precision)
+
+    def _attach_order(self, live: Path | None) -> dict[str, object]:
+        return {
+            "do": "attach",
+            "model": self.base.name,
+            "numbers": self.base.numbers,
+            "precision": self.base.precision,
+            "live": None if live is None else str(live.absolute()),
+            "config": self.config.to_mapping(),
+        }
 
     def save(self, folder: Path) -> None:
         """Write the candidate's adapter into ``folder``."""
         adapter.save(self._model, self.base, folder)
+
+
+def _score_order(
+    policy: adapter.Policy, rows: Sequence[Encoded], route: Route
+) -> dict[str, object]:
+    frozen = [orders.freeze_row(row) for row in rows]
+    return {"do": "score", "policy": policy, "route": route.name, "rows": frozen}
+
+
+def _fit_order(rows: Sequence[TrainingRow], epochs: int, route: Route) -> dict[str, object]:
+    frozen = orders.freeze_training(rows)
+    return {"do": "fit", "epochs": epochs, "route": route.name, "rows": frozen}
+
+
+def _in_order(numbers: Sequence[int], shares: Sequence[Sequence[float]]) -> list[PairLogps]:
+    """Put scores where their rows stood: ``numbers`` was dealt out, and ``shares`` came back."""
+    scores: dict[int, PairLogps] = {}
+    for rank, share in enumerate(shares):
+        own = numbers[rank :: len(shares)]
+        scores.update(zip(own, map(PairLogps, share[::2], share[1::2]), strict=True))
+    return [scores[number] for number in range(len(numbers))]

@@ -17,6 +17,8 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from agentpref.learn.team import Team
+
 _SHARE = 0.5
 """Of the free memory; the rest is for logits, gradients, the optimizer, and everybody else."""
 
@@ -79,6 +81,19 @@ def free_bytes(device: str) -> int:
     import psutil
 
     return int(psutil.virtual_memory().available)
+
+
+def share_of_free_bytes(device: str, team: Team) -> int:
+    """Bytes that this process may plan with: a GPU is its own, and a CPU's memory is all's."""
+    return free_bytes(device) // (team.size if device == "cpu" else 1)
+
+
+def agreed(model: Any, own: Room, team: Team) -> Room:
+    """The room that every process of a team has; the model is changed where others recompute."""
+    tokens, keeps = team.least([own.tokens, not own.recomputes])
+    if not keeps and not own.recomputes:
+        recompute_layers(model)
+    return Room(int(tokens), recomputes=not keeps)
 
 
 def recompute_layers(model: Any) -> None:

@@ -9,7 +9,7 @@ epochs, optimizers or time.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from agentpref.config import KLSettings, LossSettings, ThumbSettings
@@ -18,8 +18,10 @@ from agentpref.learn import adapter
 from agentpref.learn.batch import Batch, chunks
 from agentpref.learn.criterion import Criterion
 from agentpref.learn.encode import Encoded, EncodedPair
+from agentpref.learn.kto import Seen
 from agentpref.learn.logps import PairLogps, Route
 from agentpref.learn.loss import kl_penalty
+from agentpref.learn.team import Team
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -59,7 +61,10 @@ class Means(NamedTuple):
 
 
 class _Terms(NamedTuple):
-    """Means over the rows of one pass: loss, margin, and KL where it is due."""
+    """Means over the rows of one pass: loss, margin, and KL where it is due.
+
+    In a team it is this process's part of them, and the parts of all add up to the means.
+    """
 
     loss: Tensor
     margin: Tensor
@@ -71,6 +76,10 @@ class Objective:
 
     The KL penalty needs a forward pass of the live policy too, so it is taken on every other batch
     and counts twice there.
+
+    A team takes every pass together: its rows are dealt out, and its KL is that of all of them, so
+    that a batch comes to what it would in one process whose passes are that large. What it came to
+    is the same number in all processes; the gradient is each one's part, to be added up.
     """
 
     def __init__(
@@ -81,7 +90,9 @@ class Objective:
         *,
         kl: KLSettings,
         wpo: bool = False,
+        team: Team | None = None,
     ) -> None:
+        self._team = team or Team()
         self._model, self._route, self._pad = model, means.route, means.pad
         self._tokens = means.room.tokens
         self._criterion, self._kl, self._wpo = criterion, kl, wpo
@@ -90,17 +101,15 @@ class Objective:
     def __call__(self, rows: Sequence[TrainingRow]) -> StepResult:
         """Accumulate the gradient of the batch, and say what it came to."""
         self._kl_is_due = not self._kl_is_due and self._kl.weight > 0
-        loss, margin, kl = 0.0, 0.0, 0.0
-        for part in chunks(sorted(rows, key=self._cost), self._cost, self._tokens):
+        found = [0.0] * 4
+        for part in self._passes(rows):
             share = len(part) / len(rows)
-            terms = self._terms(part)
-            objective = share * (terms.loss + self._penalty(terms.kl))
-            _check_finite(objective)
-            objective.backward()  # type: ignore[no-untyped-call]
-            loss += share * float(terms.loss.detach())
-            margin += share * float(terms.margin)
-            kl += share * (0.0 if terms.kl is None else float(terms.kl.detach()))
-        self._criterion.end_batch()
+            more = self._take(part, share)
+            found = [value + share * own for value, own in zip(found, more, strict=True)]
+        seen = self._criterion.seen()
+        objective, loss, margin, kl, total, noted = self._team.sum([*found, *seen])
+        _check_finite(objective)
+        self._criterion.end_batch(Seen(total, int(noted)))
         return StepResult(loss, margin, kl if self._kl_is_due else None)
 
     def state(self) -> dict[str, float]:
@@ -113,20 +122,41 @@ class Objective:
         self._kl_is_due, self._tokens = bool(state["kl_is_due"]), int(state["tokens"])
         self._criterion.restore(state)
 
-    def _terms(self, rows: Sequence[TrainingRow]) -> _Terms:
+    def _passes(self, rows: Sequence[TrainingRow]) -> Iterator[list[TrainingRow]]:
+        ordered = sorted(rows, key=self._cost)
+        return chunks(ordered, self._cost, self._tokens, side_by_side=self._team.size)
+
+    def _take(self, part: Sequence[TrainingRow], share: float) -> list[float]:
+        """Take this process's part of one pass's gradient; return objective, loss, margin, KL."""
+        rows = self._team.deal(part)
+        terms = self._terms(rows, part) if rows else None
+        own = 0.0 if terms is None or terms.kl is None else float(terms.kl.detach())
+        others = self._team.sum([own])[0] - own if self._kl_is_due else 0.0
+        if terms is None:
+            return [0.0] * 4
+        objective = terms.loss + self._penalty(terms.kl, others)
+        (share * objective).backward()  # type: ignore[no-untyped-call]
+        return [*map(float, (objective.detach(), terms.loss.detach(), terms.margin)), own]
+
+    def _terms(self, rows: Sequence[TrainingRow], part: Sequence[TrainingRow]) -> _Terms:
+        """What ``rows`` add to the means over the pass that they are a part of."""
         batch = self._route.layout([row.encoded for row in rows], self._pad).to(self._model.device)
         live = self._live_states(batch)
         states = self._route.states(self._model, batch)
         found = self._route.read(states, batch, live=live, collision=self._wpo)
         collision = None if found.collision is None else batch.sums(found.collision)
         judged = self._criterion(rows, batch.sums(found.logps), collision)
-        kl = None if found.kl is None else _mean_kl(rows, batch.means(found.kl))
-        return _Terms(judged.loss.mean(), judged.margin.mean(), kl)
+        among = len(rows) / len(part)
+        kl = None
+        if found.kl is not None:
+            kl = _mean_kl(rows, batch.means(found.kl)) * (_answers(rows) / _answers(part))
+        return _Terms(judged.loss.mean() * among, judged.margin.mean() * among, kl)
 
-    def _penalty(self, kl: Tensor | None) -> Tensor | float:
+    def _penalty(self, kl: Tensor | None, others: float) -> Tensor | float:
+        """The penalty on the KL of a whole pass, of which ``others`` is other processes' part."""
         if kl is None:
             return 0.0
-        return kl_penalty(kl, weight=2 * self._kl.weight, target=self._kl.target)
+        return kl_penalty(kl + others, weight=2 * self._kl.weight, target=self._kl.target)
 
     def _live_states(self, batch: Batch) -> Tensor | None:
         if not self._kl_is_due:
@@ -157,16 +187,17 @@ def _mean_kl(rows: Sequence[TrainingRow], kl: Tensor) -> Tensor:
 
     A thumb's second completion is another prompt's answer, which nobody would give here.
     """
-    trained = kl.new_tensor([[1.0] * len(rows), [_answers(row) - 1.0 for row in rows]]).flatten()
+    second = [1.0 if isinstance(row.encoded, EncodedPair) else 0.0 for row in rows]
+    trained = kl.new_tensor([[1.0] * len(rows), second]).flatten()
     return (kl * trained).sum() / trained.sum()
 
 
-def _answers(row: TrainingRow) -> int:
-    return 2 if isinstance(row.encoded, EncodedPair) else 1
+def _answers(rows: Sequence[TrainingRow]) -> int:
+    """How many answers are trained: both of a pair, and a thumb's own."""
+    return sum(2 if isinstance(row.encoded, EncodedPair) else 1 for row in rows)
 
 
-def _check_finite(objective: Tensor) -> None:
-    value = float(objective.detach())
+def _check_finite(value: float) -> None:
     if not math.isfinite(value):
         raise TrainingDiverged(
             f"the loss became {value}; lower learning_rate, or run 'agentpref verify' on the log"

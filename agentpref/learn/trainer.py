@@ -1,7 +1,8 @@
 """The training loop: the candidate's steps on tonight's pairs and the replayed ones.
 
 It walks a plan of batches, lets the objective take each one's gradient, and steps the optimizer;
-between two steps it may be saved, and ended by its budget or a signal. It changes the candidate's
+between two steps it may be saved, and ended by its budget or a signal. The processes of a team walk
+it side by side, and the main one keeps its time and its state. It changes the candidate's
 weights in place and says what happened. It does not choose the rows, judge the result, or know
 where a state is kept.
 """
@@ -9,13 +10,15 @@ where a state is kept.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
+
+import orjson
 
 from agentpref.config import UpdateConfig
 from agentpref.errors import UnusableState
+from agentpref.learn import generators
 from agentpref.learn.interrupts import Interrupts
 from agentpref.learn.objective import Means, Objective, StepResult, TrainingRow, criterion_for
 from agentpref.learn.plan import plan
@@ -26,6 +29,7 @@ from agentpref.learn.state import (
     digest_tensors,
     fingerprint,
 )
+from agentpref.learn.team import Team
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -47,9 +51,9 @@ class TrainingReport:
 
     The first loss is the first batch's, the last loss and the KL are means of the last ten.
     ``resumed_at`` counts the steps that an interrupted run had done before; ``seconds`` are those
-    of all steps. ``route``, ``precision``, ``tokens_per_pass`` and ``recomputes_layers`` are
-    what the machine and the model allowed. ``stopped`` is ``"time"`` where the budget ended the run
-    before its plan did.
+    of all steps. ``route``, ``precision``, ``tokens_per_pass`` (of each of the ``processes``) and
+    ``recomputes_layers`` are what the machine and the model allowed. ``stopped`` is ``"time"``
+    where the budget ended the run before its plan did.
     """
 
     steps: int
@@ -65,6 +69,7 @@ class TrainingReport:
     tokens_per_pass: int = 0
     recomputes_layers: bool = False
     resumed_at: int = 0
+    processes: int = 1
     stopped: Literal["end", "time"] = "end"
 
 
@@ -106,6 +111,7 @@ def train(
     identity: Mapping[str, str] | None = None,
     checkpoint: Checkpoint | None = None,
     limits: Limits | None = None,
+    team: Team | None = None,
 ) -> TrainingReport:
     """Train the candidate in place on ``rows``, in an order fixed by the seed.
 
@@ -123,16 +129,20 @@ def train(
         limits: what may end the run early. At least one step is done, whatever the budget. Under a
             budget the learning rate falls to zero by steps or by time, whichever is further on
             (1905.04753), so that a run that time ends has cooled down as well.
+        team: the processes that train together, each of which calls this with the same rows. The
+            checkpoint, the limits and the observer are the main one's.
 
     Raises:
         TrainingDiverged: as soon as a loss is not finite; the candidate is then worthless.
+        UpdateError: another process is gone, or ended with other weights than this one.
         KeyboardInterrupt: a signal came; the state of the last whole step is saved.
     """
     rate = config.learning_rate or learning_rate_for(model)
     batches = plan(rows, size=config.batch_size, epochs=epochs, seed=config.seed)
     criterion = criterion_for(rows, config.loss, config.thumbs, live)
-    objective = Objective(model, means, criterion, kl=config.kl, wpo=config.loss.wpo)
-    run = _Run(model, batches, rate, objective, limits)
+    team = team or Team()
+    objective = Objective(model, means, criterion, kl=config.kl, wpo=config.loss.wpo, team=team)
+    run = _Run(model, batches, rate, objective, limits, team)
     name = fingerprint(
         batches,
         config=determining(config),
@@ -141,9 +151,11 @@ def train(
         live=live or "",
         rate=rate,
         route=means.route.name,
+        **({"processes": team.size} if team.size > 1 else {}),  # sums depend on it
     )
-    with _own_random_numbers(model, config.seed):
+    with generators.own(model, config.seed):
         resumed_at = run.resume(checkpoint, name)
+        run.align(name)
         stopped = run.walk(checkpoint, name, progress, observe)
     tail = run.history[-_TAIL:]
     kls = [step.kl for step in tail if step.kl is not None]
@@ -161,6 +173,7 @@ def train(
         tokens_per_pass=means.room.tokens,
         recomputes_layers=means.room.recomputes,
         resumed_at=resumed_at,
+        processes=team.size,
         stopped=stopped,
     )
 
@@ -175,15 +188,17 @@ class _Run:
         rate: float,
         objective: Objective,
         limits: Limits | None,
+        team: Team,
     ) -> None:
         import torch
 
         self.model, self.batches, self.rate, self.objective = model, batches, rate, objective
-        self.limits = limits or Limits()
+        self.limits, self.team = limits or Limits(), team
         self.weights = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW([*self.weights.values()], lr=rate, weight_decay=0.0)
         self.history: list[StepResult] = []
         self._start, self._seconds_before, self._started = 0, 0.0, self.limits.clock()
+        self._at = 0.0
 
     def seconds(self) -> float:
         """The time that all steps took, those before an interruption too."""
@@ -201,13 +216,15 @@ class _Run:
         if self._start:
             progress(self._start, planned)
         with self.limits.interrupts.held():
-            while len(self.history) < planned and not self._is_over():
+            while self._goes_on():
                 self._step(self.batches[len(self.history)])
                 if checkpoint is not None and checkpoint.due():
                     checkpoint.save(self.snapshot(name))
                 if observe is not None:
                     observe(self.history[-1])
                 progress(len(self.history), planned)
+            if self.team.size > 1:
+                self.team.conclude(digest_tensors(self.weights))
             if checkpoint is not None:
                 checkpoint.save(self.snapshot(name))
         return "end" if len(self.history) == planned else "time"
@@ -226,6 +243,26 @@ class _Run:
         self._start, self._seconds_before = snapshot.step, snapshot.seconds
         return snapshot.step
 
+    def align(self, name: str) -> None:
+        """Let all processes go on from the main one's weights, moments and place."""
+        if self.team.size == 1:
+            return
+        from safetensors.torch import load, save
+
+        own = self.snapshot(name)
+        kept = {n: _packed(t) for n, t in own.tensors.items() if not generators.is_state(n)}
+        history = [list(result) for result in own.history]
+        place = orjson.loads(self.team.tell(orjson.dumps([own.seconds, own.objective, history])))
+        tensors = load(self.team.tell(save(kept)))
+        if self.team.main:
+            return
+        seconds, objective, history = place
+        self._restore(
+            replace(own, objective=objective, tensors=tensors | generators.states(self.model))
+        )
+        self.history = [StepResult(*result) for result in history]
+        self._start, self._seconds_before = len(history), seconds
+
     def snapshot(self, name: str) -> Snapshot:
         """All of the run, as it is between two steps. Nothing draws from Python's generator."""
         tensors: dict[str, Tensor] = {f"weight.{n}": p for n, p in self.weights.items()}
@@ -238,10 +275,20 @@ class _Run:
             seconds=self.seconds(),
             objective=self.objective.state(),
             history=self.history,
-            tensors=tensors | _generators(self.model),
+            tensors=tensors | generators.states(self.model),
         )
 
+    def _goes_on(self) -> bool:
+        """Whether another step is due, and at what place: as the main process has it."""
+        asked = self.limits.interrupts.signum or 0
+        over, self._at, signum = self.team.agree([self._is_over(), self._position(), asked])
+        if signum:
+            self.limits.interrupts.signum = int(signum)
+        return not over
+
     def _is_over(self) -> bool:
+        if len(self.history) == len(self.batches):
+            return True
         if self.limits.interrupts.asked:
             return True
         return len(self.history) > 0 and self._used() >= 1
@@ -263,8 +310,9 @@ class _Run:
         import torch
 
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate * rate_share(self._position(), len(self.batches))
+            group["lr"] = self.rate * rate_share(self._at, len(self.batches))
         result = self.objective(batch)
+        self.team.sum_gradients(self.weights.values())
         torch.nn.utils.clip_grad_norm_(self.weights.values(), _MAX_GRADIENT_NORM)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -281,11 +329,11 @@ class _Run:
         left = dict(snapshot.tensors)
         weights = {n: _taken(left, f"weight.{n}", p) for n, p in self.weights.items()}
         moments = dict(enumerate(_moments(left, i, p) for i, p in enumerate(self.weights.values())))
-        generators = {n: _taken(left, n, state) for n, state in _generators(self.model).items()}
+        drawn = {n: _taken(left, n, t) for n, t in generators.states(self.model).items()}
         known = self.objective.state().keys() == snapshot.objective.keys()
         if left or not known or snapshot.planned != len(self.batches):
             raise UnusableState("it is damaged, or of another version (its parts)")
-        _set_generators(self.model, generators)
+        generators.restore(self.model, drawn)
         groups = self.optimizer.state_dict()["param_groups"]
         state = {i: found for i, found in moments.items() if found}
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
@@ -293,6 +341,10 @@ class _Run:
         with torch.no_grad():
             for name, parameter in self.weights.items():
                 parameter.copy_(weights[name])
+
+
+def _packed(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous()
 
 
 def _moments(left: dict[str, Tensor], index: int, like: Tensor) -> dict[str, Tensor]:
@@ -314,43 +366,3 @@ def _taken(left: dict[str, Tensor], name: str, like: Tensor) -> Tensor:
     ):
         raise UnusableState(f"it is damaged, or of another version ({name})")
     return found
-
-
-@contextmanager
-def _own_random_numbers(model: PeftModel, seed: int) -> Iterator[None]:
-    """Let torch draw from generators of the run's own, and give the host its own back."""
-    import torch
-
-    with torch.random.fork_rng(devices=_gpus(model)):
-        torch.manual_seed(seed)
-        yield
-
-
-def _generators(model: PeftModel) -> dict[str, Tensor]:
-    import torch
-
-    states = {"generator.cpu": torch.get_rng_state()}
-    for gpu in _gpus(model):
-        states[f"generator.{gpu}"] = torch.cuda.get_rng_state(gpu)
-    return states
-
-
-def _set_generators(model: PeftModel, states: Mapping[str, Tensor]) -> None:
-    import torch
-
-    try:
-        torch.set_rng_state(states["generator.cpu"])
-        for gpu in _gpus(model):
-            torch.cuda.set_rng_state(states[f"generator.{gpu}"], gpu)
-    except RuntimeError as error:
-        raise UnusableState(f"it is damaged ({error})") from error
-
-
-def _gpus(model: PeftModel) -> list[int]:
-    """The GPU that the model is on, if it is on one."""
-    import torch
-
-    device = model.device
-    if device.type != "cuda":
-        return []
-    return [device.index if device.index is not None else torch.cuda.current_device()]

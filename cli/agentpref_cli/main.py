@@ -28,6 +28,7 @@ from agentpref_cli.terminal import fail
 BAD_USAGE = 2
 SIGNALLED = 128
 INTERRUPTED = 130
+LAST_WORDS_SECONDS = 5
 
 
 class Commands(TyperGroup):
@@ -100,8 +101,34 @@ def _root(
 
 def main() -> None:
     """Run the command line: the entry point of the installed script."""
+    from agentpref.learn.team import follows
+
     _quiet_the_libraries()
-    app(prog_name="agentpref")
+    if follows():
+        _follow()
+    else:
+        app(prog_name="agentpref")
+
+
+def _follow() -> None:
+    """Take part in an update that another process leads: without a word, and to its exit code.
+
+    A launcher ends all processes where one fails, so that this one lets the first one say its last
+    words, and is then ended itself; without a launcher it ends by itself.
+    """
+    import os
+    import sys
+    import time
+    from contextlib import redirect_stderr, redirect_stdout
+
+    if sys.argv[1:2] != ["update"]:
+        return  # nothing else can be shared
+    with open(os.devnull, "w") as nothing, redirect_stdout(nothing), redirect_stderr(nothing):
+        try:
+            app(prog_name="agentpref")
+        except SystemExit as end:
+            time.sleep(LAST_WORDS_SECONDS if end.code else 0)
+            raise
 
 
 def _quiet_the_libraries() -> None:

@@ -146,6 +146,25 @@ def test_no_time_is_bad_usage(update) -> None:
     assert "max_minutes is 0.0, but must be above 0" in update("--max-minutes", "0", exits=2).err
 
 
+def test_two_processes_publish_one_revision(home, filled, random_base, launch) -> None:
+    done = launch("-m", "agentpref_cli", "update", "--model", random_base, *ENOUGH, "--json")
+    assert done.returncode == 0, done.stderr
+    value = orjson.loads(done.stdout)
+    assert value["verdict"] == "promoted"
+    assert value["training"]["processes"] == 2
+    assert [folder.name for folder in (home / "adapters").iterdir() if folder.is_dir()] == [
+        value["revision"]
+    ]
+
+
+def test_two_processes_end_alike_where_nothing_is_new(run, home, random_base, pair_of_processes):
+    run("init")
+    ended = pair_of_processes("-m", "agentpref_cli", "update", "--model", random_base)
+    assert [code for code, _, _ in ended] == [3, 3]
+    assert ended[0][1].startswith("nothing new: ")
+    assert ended[1][1:] == ("", ""), "a follower says nothing"
+
+
 # Lone thumbs, and the words of the report
 
 

@@ -72,3 +72,13 @@ def test_chunks_keep_order_and_budget():
     runs = list(chunks(ROWS * 4, lambda row: row.width, 24))
     assert [row for run in runs for row in run] == ROWS * 4
     assert all(len(run) == 1 or len(run) * max(r.width for r in run) <= 24 for run in runs)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_chunks_that_are_dealt_out_keep_the_budget_of_each(size):
+    runs = list(chunks(ROWS * 4, lambda row: row.width, 24, side_by_side=size))
+    assert [row for run in runs for row in run] == ROWS * 4
+    for run in runs:
+        widest, share = max(r.width for r in run), len(run[::size])
+        assert share == 1 or share * widest <= 24
+    assert len(runs) < len(list(chunks(ROWS * 4, lambda row: row.width, 24)))

@@ -94,3 +94,15 @@ def test_scores_come_back_in_the_order_of_the_rows():
     expected = torch.tensor(truth(model))
     expected = torch.cat([expected.flip(0), expected])
     torch.testing.assert_close(torch.tensor(found), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_route_is_set_up_by_its_name_as_it_was_where_it_was_found(family):
+    finder, follower = adapted_model(family), adapted_model(family)
+    found = trusted(finder)
+    route = logps.known_route(follower, found.name)
+    assert (route.name, route.layout) == (found.name, found.layout)
+    assert (route.head is None) == (found.head is None)
+    assert follower.config._attn_implementation == finder.config._attn_implementation
+    expected = logps.score(finder, ROWS, route=found, pad=0)
+    assert logps.score(follower, ROWS, route=route, pad=0) == expected

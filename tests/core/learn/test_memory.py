@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from agentpref.learn import logps, memory
+from agentpref.learn.team import Team
 from tests.core.learn.families import adapted_model
 from tests.core.learn.test_batch import ROWS
 
@@ -65,3 +66,30 @@ def test_without_gradients_nothing_is_recomputed(model, monkeypatch):
 
 def test_the_machine_says_what_is_free():
     assert memory.free_bytes("cpu") > 1 << 20
+
+
+class Beside(Team):
+    """A process beside another one, which has these numbers."""
+
+    def __init__(self, other):
+        super().__init__(0, 2)
+        self._other = other
+
+    def least(self, numbers):
+        return list(map(min, numbers, self._other))
+
+
+def test_a_team_has_the_room_that_each_of_it_has(model):
+    ample = memory.Room(100, recomputes=False)
+    assert memory.agreed(model, ample, Team()) == ample
+    assert memory.agreed(model, ample, Beside([50.0, 1.0])) == memory.Room(50, recomputes=False)
+    kept = memory.kept_bytes(states(model))
+    assert memory.agreed(model, ample, Beside([200.0, 0.0])) == memory.Room(100, recomputes=True)
+    assert memory.kept_bytes(states(model)) < kept / 2, "it recomputes with the others"
+
+
+def test_what_is_free_on_a_cpu_is_shared(monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", {"cpu": 100, "cuda": 10}.__getitem__)
+    assert memory.share_of_free_bytes("cpu", Team()) == 100
+    assert memory.share_of_free_bytes("cpu", Team(1, 2)) == 50
+    assert memory.share_of_free_bytes("cuda", Team(1, 2)) == 10

@@ -1,0 +1,69 @@
+"""The random numbers of a training run: its own, so that the host's are left alone.
+
+A generator's state is a tensor, kept under a name. Knows nothing of what is drawn, or why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from agentpref.errors import UnusableState
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import Tensor
+
+_PREFIX = "generator."
+
+
+@contextmanager
+def own(model: PeftModel, seed: int) -> Iterator[None]:
+    """Let torch draw from generators of the run's own, and give the host its own back."""
+    import torch
+
+    with torch.random.fork_rng(devices=_gpus(model)):
+        torch.manual_seed(seed)
+        yield
+
+
+def states(model: PeftModel) -> dict[str, Tensor]:
+    """The states of all generators that training may draw from, by name."""
+    import torch
+
+    found = {f"{_PREFIX}cpu": torch.get_rng_state()}
+    for gpu in _gpus(model):
+        found[f"{_PREFIX}{gpu}"] = torch.cuda.get_rng_state(gpu)
+    return found
+
+
+def restore(model: PeftModel, saved: Mapping[str, Tensor]) -> None:
+    """Put the generators back into states that :func:`states` gave.
+
+    Raises:
+        UnusableState: a state is none.
+    """
+    import torch
+
+    try:
+        torch.set_rng_state(saved[f"{_PREFIX}cpu"])
+        for gpu in _gpus(model):
+            torch.cuda.set_rng_state(saved[f"{_PREFIX}{gpu}"], gpu)
+    except RuntimeError as error:
+        raise UnusableState(f"it is damaged ({error})") from error
+
+
+def is_state(name: str) -> bool:
+    """Whether a tensor of this name is a generator's state."""
+    return name.startswith(_PREFIX)
+
+
+def _gpus(model: PeftModel) -> list[int]:
+    """The GPU that the model is on, if it is on one."""
+    import torch
+
+    device = model.device
+    if device.type != "cuda":
+        return []
+    return [device.index if device.index is not None else torch.cuda.current_device()]

@@ -1,0 +1,164 @@
+"""A program of one or two processes that trains: what test_team.py runs and compares.
+
+``python team_runs.py BASE FOLDER [RUN…]`` does each run with a new learner, and writes for every
+process the adapter that it ended with, and for the main one what the steps came to.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+
+import orjson
+
+from agentpref.config import KLSettings, UpdateConfig
+from agentpref.errors import UpdateError
+from agentpref.learn.base import load_base
+from agentpref.learn.encode import EncodedPair, EncodedThumb
+from agentpref.learn.follower import follow
+from agentpref.learn.interrupts import Interrupts
+from agentpref.learn.learner import Learner
+from agentpref.learn.objective import Objective
+from agentpref.learn.state import Checkpoint
+from agentpref.learn.team import Team, assembled
+from agentpref.learn.trainer import Limits
+from agentpref.types import Pair, Prompt, Thumb
+
+PLAIN = UpdateConfig(batch_size=4, learning_rate=3e-3, epochs=2, kl=KLSettings(target=0.001))
+CONFIGS = {
+    "budgeted": PLAIN,
+    "pairs": PLAIN,
+    "uneven": UpdateConfig(batch_size=3, learning_rate=3e-3, epochs=2, kl=KLSettings(weight=1.0)),
+    "mixed": PLAIN,
+    "resumed": PLAIN,
+    "dies": PLAIN,
+    "differs": PLAIN,
+}
+PROMPT = Prompt("prompt", ({"role": "user", "content": "?"},))
+
+
+def ids(number, length):
+    return tuple((7 * number + 3 * at) % 300 + 3 for at in range(length))
+
+
+def pair(number):
+    origin = "correction" if number % 4 == 0 else "comparison"
+    message = {"role": "assistant", "content": "."}
+    found = Pair(f"p{number}", "", 0.0, PROMPT, message, message, origin, noise=0.01 * number)
+    return EncodedPair(found, ids(number, 5 + number % 4), ids(number + 1, 6), ids(number + 2, 4))
+
+
+def thumb(number):
+    found = Thumb("", "", 0.0, PROMPT, {"role": "assistant"}, number % 3 > 0, thumb_id=f"t{number}")
+    return EncodedThumb(found, ids(number, 6), ids(number + 5, 5), ids(number + 9, 7))
+
+
+def rows_of(run):
+    if run == "mixed":
+        return [*map(pair, range(7)), *map(thumb, range(5))]
+    return [pair(number) for number in range(7 if run == "uneven" else 12)]
+
+
+def lead(run, base, folder, team):
+    """Do a run as the main process, or as the only one; what it came to is written."""
+    learner = Learner(
+        load_base(str(base)), None, CONFIGS[run], caches={}, progress=lambda *_: None, team=team
+    )
+    rows, steps, interrupts = rows_of(run), [], Interrupts()
+    budget = {"seconds": 35.0, "clock": lambda: 10.0 * len(steps)} if run == "budgeted" else {}
+    path = folder / "training" / f"{run}.safetensors"
+    with interrupts.listening():
+        report = learner.fit(
+            rows,
+            new=len(rows),
+            observe=steps.append,
+            checkpoint=Checkpoint(path) if run in ("resumed", "dies") else None,
+            limits=Limits(interrupts=interrupts, **budget),
+        )
+    found = {
+        "steps": [list(step) for step in steps],
+        "scores": [list(logps) for logps in learner.score("candidate", rows)],
+        "processes": report.processes,
+        "resumed_at": report.resumed_at,
+    }
+    (folder / f"{run}.json").write_bytes(orjson.dumps(found))
+
+
+def interrupted(base, folder, team):
+    """Begin the run that is resumed, and be asked to end it after two steps."""
+    learner = Learner(
+        load_base(str(base)), None, PLAIN, caches={}, progress=lambda *_: None, team=team
+    )
+    limits, seen = Limits(), []
+
+    def observe(result):
+        seen.append(result)
+        limits.interrupts.signum = signal.SIGINT if len(seen) == 2 else None
+
+    rows = rows_of("resumed")
+    path = folder / "training" / "resumed.safetensors"
+    try:
+        learner.fit(rows, new=12, observe=observe, checkpoint=Checkpoint(path), limits=limits)
+    except KeyboardInterrupt:
+        return
+    raise AssertionError("it was not interrupted")
+
+
+def write_what_each_process_trains(folder, team, runs):
+    left, train = iter(runs), Learner.train
+
+    def trained(self, *args, **options):
+        report = train(self, *args, **options)
+        self.save(folder / f"{next(left)}-{team.rank}")
+        return report
+
+    Learner.train = trained
+
+
+def sabotage(run, team):
+    """Let the follower die at its third step, or train something else."""
+    if run == "dies" and not team.main:
+        step, steps = Objective.__call__, iter(range(9))
+
+        def dying(self, rows):
+            if next(steps) == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return step(self, rows)
+
+        Objective.__call__ = dying
+    if run == "differs" and not team.main:
+        together = Team.sum_gradients
+
+        def apart(self, parameters):
+            parameters = list(parameters)
+            together(self, parameters)
+            for parameter in parameters:
+                parameter.grad[0] += 1
+
+        Team.sum_gradients = apart
+
+
+def main(base, folder, *runs):
+    with assembled() as team:
+        write_what_each_process_trains(folder, team, runs)
+        for run in runs:
+            sabotage(run, team)
+        if not team.main:
+            print(follow(team))
+            return
+        for run in runs:
+            if run == "resumed":
+                interrupted(base, folder, team)
+            lead(run, base, folder, team)
+        team.dismiss({"runs": len(runs)})
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore", FutureWarning)  # peft's and transformers'
+    try:
+        main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])
+    except UpdateError as error:
+        sys.exit(str(error))
