@@ -10,12 +10,14 @@ import os
 import signal
 import sys
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import orjson
 
 from agentpref.config import KLSettings, UpdateConfig
 from agentpref.errors import UpdateError
+from agentpref.learn import memory
 from agentpref.learn.base import load_base
 from agentpref.learn.encode import EncodedPair, EncodedThumb
 from agentpref.learn.follower import follow
@@ -30,6 +32,10 @@ from agentpref.types import Pair, Prompt, Thumb
 PLAIN = UpdateConfig(batch_size=4, learning_rate=3e-3, epochs=2, kl=KLSettings(target=0.001))
 CONFIGS = {
     "budgeted": PLAIN,
+    "on live": PLAIN,
+    "many passes": UpdateConfig(
+        batch_size=6, learning_rate=3e-3, epochs=1, kl=KLSettings(weight=0.0)
+    ),
     "pairs": PLAIN,
     "uneven": UpdateConfig(batch_size=3, learning_rate=3e-3, epochs=2, kl=KLSettings(weight=1.0)),
     "mixed": PLAIN,
@@ -64,8 +70,9 @@ def rows_of(run):
 
 def lead(run, base, folder, team):
     """Do a run as the main process, or as the only one; what it came to is written."""
+    live = folder / "pairs-0" if run == "on live" else None
     learner = Learner(
-        load_base(str(base)), None, CONFIGS[run], caches={}, progress=lambda *_: None, team=team
+        load_base(str(base)), live, CONFIGS[run], caches={}, progress=lambda *_: None, team=team
     )
     rows, steps, interrupts = rows_of(run), [], Interrupts()
     budget = {"seconds": 35.0, "clock": lambda: 10.0 * len(steps)} if run == "budgeted" else {}
@@ -82,6 +89,7 @@ def lead(run, base, folder, team):
         "steps": [list(step) for step in steps],
         "scores": [list(logps) for logps in learner.score("candidate", rows)],
         "processes": report.processes,
+        "tokens_per_pass": report.tokens_per_pass,
         "resumed_at": report.resumed_at,
     }
     (folder / f"{run}.json").write_bytes(orjson.dumps(found))
@@ -105,6 +113,15 @@ def interrupted(base, folder, team):
     except KeyboardInterrupt:
         return
     raise AssertionError("it was not interrupted")
+
+
+@contextmanager
+def passes_of(tokens):
+    """Let this process take passes of so many tokens; the others have to agree."""
+    usual = memory.TOKENS_PER_PASS
+    memory.TOKENS_PER_PASS = {**usual, "cpu": tokens}
+    yield
+    memory.TOKENS_PER_PASS = usual
 
 
 def write_what_each_process_trains(folder, team, runs):
@@ -152,7 +169,8 @@ def main(base, folder, *runs):
         for run in runs:
             if run == "resumed":
                 interrupted(base, folder, team)
-            lead(run, base, folder, team)
+            with passes_of(40 if run == "many passes" else 2048):
+                lead(run, base, folder, team)
         team.dismiss({"runs": len(runs)})
 
 

@@ -13,15 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from agentpref.config import UpdateConfig
 from agentpref.errors import AgentprefError, UpdateError, UpdateInterrupted
 from agentpref.learn import orders
+from agentpref.learn.base import load_base
+from agentpref.learn.follower import follow
+from agentpref.learn.learner import Learner
 from agentpref.learn.logps import PairLogps
 from agentpref.learn.objective import TrainingRow
 from agentpref.learn.state import fingerprint
 from agentpref.learn.team import Team, assembled, follows
 
 PROGRAM = Path(team_runs.__file__)
-RUNS = ("pairs", "uneven", "mixed", "resumed", "budgeted")
+RUNS = ("pairs", "uneven", "mixed", "resumed", "budgeted", "on live", "many passes")
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +79,10 @@ def test_they_end_with_the_same_weights_to_the_last_bit(together, run):
         (together / f"{run}-{rank}" / "adapter_model.safetensors").read_bytes() for rank in (0, 1)
     )
     assert one == two
+
+
+def test_the_least_room_of_any_process_is_that_of_all(together):
+    assert read(together, "many passes")["tokens_per_pass"] == 40
 
 
 def test_a_resumed_team_ends_with_the_bytes_of_one_that_was_not_interrupted(together):
@@ -193,3 +201,46 @@ def test_a_follower_that_has_other_weights_is_found_out():
 
     with pytest.raises(UpdateError, match="different weights"):
         Differing(0, 2).conclude("one")
+
+
+class Told(Team):
+    """A process that is told these orders, and whose words are kept; others say ``beside``."""
+
+    def __init__(self, rank, told=(), beside=b""):
+        super().__init__(rank, 2)
+        self._told, self._beside, self.said = iter(told), beside, []
+
+    def tell(self, message):
+        self.said.append(message)
+        return message or orjson.dumps(next(self._told))
+
+    def gather(self, message):
+        self.said.append(message)
+        return [message, self._beside]
+
+
+def test_a_follower_with_another_model_says_so(random_base):
+    leading = Told(0)
+    Learner(
+        load_base(str(random_base)), None, UpdateConfig(), caches={}, progress=print, team=leading
+    )
+    attach = orjson.loads(leading.said[0])
+    right, wrong = ({**attach, "numbers": n} for n in (attach["numbers"], "another"))
+    team = Told(1, [right, wrong, {"outcome": {"all": "done"}}])
+    assert follow(team) == {"all": "done"}
+    words = [message.decode() for message in team.said if message]
+    assert len(words) == 1
+    assert str(random_base) in words[0]
+    assert "another model here" in words[0]
+
+
+def test_the_main_process_ends_where_a_follower_has_another_model(random_base):
+    with pytest.raises(UpdateError, match="process 1 of the team: no such model"):
+        Learner(
+            load_base(str(random_base)),
+            None,
+            UpdateConfig(),
+            caches={},
+            progress=print,
+            team=Told(0, beside=b"no such model"),
+        )
