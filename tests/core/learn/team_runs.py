@@ -118,10 +118,10 @@ def interrupted(base, folder, team):
 @contextmanager
 def passes_of(tokens):
     """Let this process take passes of so many tokens; the others have to agree."""
-    usual = memory.TOKENS_PER_PASS
-    memory.TOKENS_PER_PASS = {**usual, "cpu": tokens}
+    usual = memory.tokens_per_pass
+    memory.tokens_per_pass = lambda device: tokens
     yield
-    memory.TOKENS_PER_PASS = usual
+    memory.tokens_per_pass = usual
 
 
 def write_what_each_process_trains(folder, team, runs):
