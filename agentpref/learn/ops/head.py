@@ -15,8 +15,8 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-LOGITS_PER_CHUNK = 1 << 21
-"""Logits that exist at one time: 8 MB in float32, which stay in a processor's cache."""
+LOGITS_PER_CHUNK = 1 << 20
+"""Logits that exist at one time: 4 MB in float32, which stay in a processor's cache."""
 
 
 class Head(NamedTuple):
