@@ -116,8 +116,8 @@ def composed_attention(
 class _SharedAttention(torch.autograd.Function):
     """The blocks in the CPU's kernel; their gradients, given joint outputs and log-sum-exps.
 
-    In float32 within, whatever comes: the kernel's backward pass is several times slower in
-    bfloat16 (torch 2.13).
+    In float32 within, whatever comes: the kernel is no faster in bfloat16 (torch 2.13), and less
+    exact.
     """
 
     @staticmethod
