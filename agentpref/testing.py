@@ -17,7 +17,13 @@ from typing import Any
 import orjson
 
 from agentpref.errors import BackendClosed, GenerationFailed, SwapFailed
-from agentpref.serve.backend import Capabilities, GenerationRequest, Reply, Revision
+from agentpref.serve.backend import (
+    Capabilities,
+    GenerationRequest,
+    Reply,
+    Revision,
+    place_in_process,
+)
 from agentpref.serve.manifest import CONFIG_FILE, WEIGHTS_FILE
 from agentpref.serve.toolcalls import assistant_message
 from agentpref.serve.validate import check_published
@@ -45,6 +51,8 @@ class FakeBackend:
         fail_generate: revisions whose generation raises.
         gate: where given, every ``generate`` waits for it, so that a test can hold requests in
             flight for as long as it likes.
+        max_loaded: how many revisions fit beside each other.
+        place: where it pretends to hold them; by default in this process alone.
 
     ``calls`` lists what was asked of the backend: ``("load", revision_id)`` and so on.
     """
@@ -58,6 +66,7 @@ class FakeBackend:
         fail_generate: set[str] | None = None,
         gate: threading.Event | None = None,
         max_loaded: int | None = None,
+        place: str | None = None,
     ) -> None:
         """Make a backend that serves the base and nothing else yet."""
         self.fail_load = fail_load if fail_load is not None else set()
@@ -67,13 +76,16 @@ class FakeBackend:
         self._answer = answer
         self._gate = gate
         self._max_loaded = max_loaded
+        self._place = place or place_in_process()
         self._loaded: dict[str, Revision] = {}
         self._closed = False
         self._lock = threading.Lock()
 
     def capabilities(self) -> Capabilities:
         """Say what the fake can do."""
-        return Capabilities(engine="fake", streaming=True, max_loaded=self._max_loaded)
+        return Capabilities(
+            engine="fake", streaming=True, place=self._place, max_loaded=self._max_loaded
+        )
 
     def validate(self, revision: Revision) -> None:
         """Refuse a revision whose files are not those that were published."""

@@ -30,7 +30,13 @@ from agentpref.errors import (
 from agentpref.learn.base import BaseModel, load_base
 from agentpref.learn.encode import encode_prompt
 from agentpref.record.home import Home
-from agentpref.serve.backend import Capabilities, GenerationRequest, Reply, Revision
+from agentpref.serve.backend import (
+    Capabilities,
+    GenerationRequest,
+    Reply,
+    Revision,
+    place_in_process,
+)
 from agentpref.serve.owner import Owner
 from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
@@ -100,12 +106,13 @@ class TransformersBackend:
         self._pad = int(tokenizer.pad_token_id or 0)
         self._tokenizing = threading.Lock()
         self._adapters = Adapters(model)
+        self._place = place_in_process()
         self._loaded: tuple[str, ...] = ()
         self._owner: Owner[Row] = Owner(self._serve, max_batch=max_batch)
 
     def capabilities(self) -> Capabilities:
         """Any number of revisions, as memory allows; streaming."""
-        return Capabilities(engine="transformers", streaming=True)
+        return Capabilities(engine="transformers", streaming=True, place=self._place)
 
     def validate(self, revision: Revision) -> None:
         """Check a revision's files, digests, tensors and numbers against this very model."""

@@ -6,6 +6,8 @@ is told. It does not know which revision is live, who is asking, or why: that is
 
 from __future__ import annotations
 
+import os
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import inf
@@ -16,6 +18,9 @@ from agentpref.errors import ConfigError, InvalidMessage
 from agentpref.types import Message, Tool
 
 FinishReason = Literal["stop", "length"]
+
+IN_PROCESS = "process:"
+"""How the places of engines begin that end with their process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +79,22 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a backend can do. ``max_loaded`` is how many revisions fit beside each other."""
+    """What a backend can do, and where.
+
+    ``place`` says where loaded revisions are: it is equal for two backends that share an engine,
+    and unique to the process for an engine inside it. ``max_loaded`` is how many revisions fit
+    beside each other.
+    """
 
     engine: str
     streaming: bool
+    place: str
     max_loaded: int | None = None
+
+
+def place_in_process() -> str:
+    """Name an engine of this process that no other process can reach."""
+    return f"{IN_PROCESS}{os.getpid()}-{uuid.uuid4().hex[:12]}"
 
 
 @runtime_checkable
