@@ -34,6 +34,7 @@
         ├── BackendClosed
         ├── EngineFailed
         ├── GenerationFailed
+        ├── ServerUnreachable       (ConnectionError)
         └── SwapFailed
 
 A message names the offending value and ends with the cure. Foreign exceptions are chained, never
@@ -181,6 +182,10 @@ class EngineFailed(ServingError):
 
 class GenerationFailed(ServingError):
     """The engine raised while generating; the backend stays usable."""
+
+
+class ServerUnreachable(ServingError, ConnectionError):
+    """No inference server answers, or the one that does is failing; it may be back in a moment."""
 
 
 class SwapFailed(ServingError):

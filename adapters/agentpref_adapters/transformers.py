@@ -31,6 +31,7 @@ from agentpref.learn.base import BaseModel, load_base
 from agentpref.learn.encode import encode_prompt
 from agentpref.record.home import Home
 from agentpref.serve.backend import (
+    PROBE,
     Capabilities,
     GenerationRequest,
     Reply,
@@ -45,11 +46,6 @@ from agentpref.serve.validate import check_revision
 from agentpref.types import Prompt
 from agentpref_adapters._transformers_adapters import Adapters, linear_layers
 from agentpref_adapters._transformers_decode import Row, generate
-
-PROBE = GenerationRequest(
-    messages=({"role": "user", "content": "Hello! What can you do for me?"},), max_tokens=8
-)
-"""What a revision is asked before it may serve."""
 
 _RENEW = "close the backend and make a new one"
 _ASKED_OF_FORWARD = {"attention_mask", "position_ids", "past_key_values", "logits_to_keep"}
@@ -131,7 +127,7 @@ class TransformersBackend:
             self._change(lambda: self._adapters.add(name, folder))
 
     def probe(self, revision_id: str) -> Reply:
-        """Answer :data:`PROBE`.
+        """Answer the probe of :mod:`agentpref.serve.backend`.
 
         Raises:
             SwapFailed: the revision raised, or gave a log-probability that is not finite.

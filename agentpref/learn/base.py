@@ -88,12 +88,7 @@ def _load(name: str, path: Path, asked: Precision | None) -> BaseModel:
     import torch
     import transformers
 
-    with _refusing(name):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-    if tokenizer.chat_template is None:
-        raise UnsupportedModel(
-            f"{name!r} has no chat template; use an instruct model, or add chat_template.jinja"
-        )
+    tokenizer = load_tokenizer(name, path)
     gpu = torch.cuda.is_available()
     held = precision.choose(asked or ("bfloat16" if gpu else "float32"), gpu=gpu)
     with _refusing(name):
@@ -113,6 +108,28 @@ def _load(name: str, path: Path, asked: Precision | None) -> BaseModel:
         template_digest=template_digest,
         precision=held,
     )
+
+
+def load_tokenizer(name: str, path: Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a base model, chat template included; torch is not needed for that.
+
+    Raises:
+        MissingDependency: transformers is not installed.
+        UnsupportedModel: it cannot be loaded, or has no chat template.
+    """
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise MissingDependency(
+            f"a tokenizer needs {error.name}; install it with: pip install 'agentpref[train]'"
+        ) from error
+    with _refusing(name):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
+    if tokenizer.chat_template is None:
+        raise UnsupportedModel(
+            f"{name!r} has no chat template; use an instruct model, or add chat_template.jinja"
+        )
+    return tokenizer
 
 
 @contextmanager
