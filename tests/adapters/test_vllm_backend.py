@@ -318,7 +318,7 @@ class TestLoading:
         server.nan = {revision.revision_id}
         with closing(connect(server)) as backend:
             backend.load(revision)
-            with pytest.raises(SwapFailed, match="failed its probe .*not finite"):
+            with pytest.raises(SwapFailed, match=r"failed its probe .*not finite"):
                 backend.probe(revision.revision_id)
 
     def test_a_revision_of_other_layers_is_refused_before_a_server_hears_of_it(
