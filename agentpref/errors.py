@@ -32,6 +32,7 @@
     │   └── TrainingDiverged        (ArithmeticError)
     └── ServingError
         ├── BackendClosed
+        ├── EngineFailed
         ├── GenerationFailed
         ├── ServerUnreachable       (ConnectionError)
         └── SwapFailed
@@ -173,6 +174,10 @@ class ServingError(AgentprefError):
 
 class BackendClosed(ServingError):
     """The serving backend was closed before the call."""
+
+
+class EngineFailed(ServingError):
+    """An engine's server did not start, or keeps dying; the message quotes its log."""
 
 
 class GenerationFailed(ServingError):

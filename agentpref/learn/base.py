@@ -98,13 +98,14 @@ def _load(name: str, path: Path, asked: Precision | None) -> BaseModel:
     if held != "4bit":  # whose weights are on the GPU already, and cannot be moved
         model.to("cuda" if gpu else "cpu")
     model.eval().requires_grad_(False)
+    digest, template_digest = base_digests(path)
     return BaseModel(
         name=name,
         path=path,
         model=model,
         tokenizer=tokenizer,
-        digest=digest_files(path, _WEIGHT_FILES),
-        template_digest=digest_files(path, _TOKENIZER_FILES),
+        digest=digest,
+        template_digest=template_digest,
         precision=held,
     )
 
@@ -200,6 +201,11 @@ def _download(name: str) -> Path:
             f"no model is named {name!r}: it is no folder here and could not be fetched from the "
             f"hub; use 'tiny', a folder of safetensors, or a hub name, and check the network"
         ) from error
+
+
+def base_digests(folder: Path) -> tuple[str, str]:
+    """What a base is known by: the digest of its weights, and that of its tokenizer."""
+    return digest_files(folder, _WEIGHT_FILES), digest_files(folder, _TOKENIZER_FILES)
 
 
 def digest_files(folder: Path, patterns: tuple[str, ...]) -> str:
