@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential_jitter
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from agentpref.errors import (
     GenerationFailed,
@@ -42,11 +42,13 @@ class _Member:
         self.server = server
         self.loading = threading.Lock()
         self.base: Model | None = None
+        self.max_loras: int | None = None
         self.ready: set[str] = set()
         self.passed_over_until = 0.0
 
     def forget(self) -> None:
         self.base = None
+        self.max_loras = None
         self.ready = set()
         self.passed_over_until = time.monotonic() + _PASSED_OVER_SECONDS
 
@@ -101,7 +103,7 @@ class Fleet:
         try:
             self._everywhere(lambda member: self._load(member, revision))
         except ServingError:
-            self._revisions.pop(name, None)
+            self.unload(name)
             raise
 
     def probe(self, name: str) -> None:
@@ -143,8 +145,11 @@ class Fleet:
 
     def max_loras(self) -> int | None:
         """The smallest number of adapters that a server says it runs together, where any says."""
-        known = [member.server.max_loras() for member in self._members if member.base is not None]
-        return min((number for number in known if number is not None), default=None)
+        for member in self._members:
+            if member.max_loras is None and member.base is not None:
+                self._count(member)
+        known = [member.max_loras for member in self._members if member.max_loras is not None]
+        return min(known, default=None)
 
     def call(self, name: str, action: Action[T]) -> T:
         """Do something with a server that is ready to serve a revision, or the base.
@@ -164,6 +169,12 @@ class Fleet:
         """Close all connections."""
         for member in self._members:
             member.server.close()
+
+    def _count(self, member: _Member) -> None:
+        try:
+            member.max_loras = member.server.max_loras()
+        except ServerUnreachable:
+            member.forget()
 
     def _try(self, name: str, action: Action[T]) -> T:
         member = self._least_busy()
@@ -233,7 +244,7 @@ class Fleet:
     def _patiently(self, attempt: Callable[[], T]) -> T:
         retrying = Retrying(
             retry=retry_if_exception(_passes),
-            wait=wait_exponential_jitter(initial=0.05, max=2),
+            wait=wait_random_exponential(multiplier=0.1, max=2),
             stop=stop_after_delay(self._patience),
             reraise=True,
         )

@@ -23,6 +23,8 @@ from agentpref.serve.backend import FinishReason, GenerationRequest
 _IDLE_SECONDS = 4.0
 _CONNECT_SECONDS = 5.0
 _NOT_FOUND = 404
+# What vLLM answers, with status 400, where a log-probability is NaN: it fails to write it as JSON.
+_NOT_A_NUMBER = "Out of range float values"
 _MAX_LORAS = "vllm:lora_requests_info"
 _UPDATING = "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
 
@@ -91,6 +93,8 @@ class Server:
             ServerUnreachable: it does not answer, or is no server of models.
         """
         answer = self._asked("GET", "/v1/models")
+        if answer.is_server_error:
+            raise self._failing(answer)
         if answer.is_error:
             raise ServerUnreachable(
                 f"{self.url}/v1/models answered {_words(answer)}; check that the address is that "
@@ -203,16 +207,23 @@ class Server:
                 tuple(choice["token_ids"] or ()), tuple(logprobs), choice["finish_reason"]
             )
         except (KeyError, IndexError, TypeError) as error:
-            said = (value.get("error") or {}).get("message") or str(value)[:80]
-            raise ServerUnreachable(
-                f"{self.url} gave no token ids but {said!r}; agentpref needs a vLLM whose "
-                f"completions take return_token_ids"
-            ) from error
+            raise self._no_tokens(value) from error
         if piece.finish_reason not in (None, "stop", "length"):  # "abort", when it shuts down
             raise ServerUnreachable(
                 f"{self.url} ended an answer with {piece.finish_reason!r}; ask again"
             )
         return piece
+
+    def _no_tokens(self, value: Mapping[str, Any]) -> ServingError:
+        """What a piece without tokens means: an error in the middle, or another kind of server."""
+        error = value.get("error")
+        if isinstance(error, dict):
+            kind = ServerUnreachable if error.get("code", 500) >= 500 else GenerationFailed
+            return kind(f"{self.url} broke off: {error.get('message')}; look into its log")
+        return GenerationFailed(
+            f"{self.url} gave no token ids but {str(value)[:80]!r}; use a vLLM whose completions "
+            f"take return_token_ids (0.11 or newer)"
+        )
 
     def _has(self, name: str, path: str) -> bool:
         return any(model.name == name and model.root == path for model in self.models())
@@ -223,10 +234,15 @@ class Server:
         if answer.status_code == _NOT_FOUND and _error(answer).get("param") == "model":
             raise NotLoaded(f"{self.url} does not know {model}; load it first")
         if answer.is_server_error:
-            raise ServerUnreachable(
-                f"{self.url} answered {_words(answer)}; look into the server's log"
-            )
+            raise self._failing(answer)
+        if _NOT_A_NUMBER in answer.text:
+            raise GenerationFailed(f"{model} gave a logprob that is not finite; roll it back")
         raise GenerationFailed(f"{self.url} refused the request: {_words(answer)}")
+
+    def _failing(self, answer: httpx.Response) -> ServerUnreachable:
+        return ServerUnreachable(
+            f"{self.url} answered {_words(answer)}; look into the server's log"
+        )
 
     def _asked(self, method: str, path: str, **what: Any) -> httpx.Response:
         with self._translated():

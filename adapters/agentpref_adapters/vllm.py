@@ -21,7 +21,6 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, TypeAlias
 
 import orjson
-from agentpref.serve.base_files import read_base
 
 from agentpref.errors import (
     BackendClosed,
@@ -35,6 +34,7 @@ from agentpref.learn.base import load_tokenizer
 from agentpref.learn.encode import encode_prompt
 from agentpref.record.home import Home
 from agentpref.serve.backend import PROBE, Capabilities, GenerationRequest, Reply, Revision
+from agentpref.serve.base_files import read_base
 from agentpref.serve.manifest import is_revision_id
 from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
@@ -156,7 +156,10 @@ class VllmBackend:
             probe=self._ask_probe,
             patience=patience,
         )
-        self._fleet.greet()
+        with ExitStack() as on_failure:
+            on_failure.callback(self._fleet.close)
+            self._fleet.greet()
+            on_failure.pop_all()
 
     def capabilities(self) -> Capabilities:
         """Streaming; as many revisions as the servers were started for, where that is known."""
@@ -288,7 +291,10 @@ class VllmBackend:
 
     def _ask_probe(self, server: Server, model: Model) -> None:
         settings = self._settings(PROBE, self._probe_prompt, model)
-        piece = server.complete(model.name, self._probe_prompt, settings)
+        try:
+            piece = server.complete(model.name, self._probe_prompt, settings)
+        except GenerationFailed as error:
+            raise SwapFailed(f"{model.name} failed its probe on {server.url}: {error}") from error
         if not piece.token_ids or not finite(piece):
             raise SwapFailed(
                 f"{model.name} answers nothing finite on {server.url}; its training diverged, or "
