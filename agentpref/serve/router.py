@@ -14,10 +14,10 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 
-from agentpref.errors import ServingError, SwapFailed
+from agentpref.errors import BackendClosed, ServingError, SwapFailed
 from agentpref.serve.backend import GenerationRequest, Reply, Revision, ServingBackend
 from agentpref.serve.registry import Registry, ServingState
 from agentpref.types import BASE
@@ -60,7 +60,8 @@ class Router:
     """Admits requests to the revision that serves, and swaps it without dropping any.
 
     A router serves what the registry says at the moment it is made; :meth:`sync` follows what
-    other processes change later. All methods may be called from any thread.
+    other processes change later, and a :class:`~agentpref.serve.watch.Watcher` calls it by itself.
+    All methods may be called from any thread. A router is a context manager that closes itself.
 
     Args:
         registry: the revisions of one namespace, and which of them is live.
@@ -81,7 +82,36 @@ class Router:
         self._held: set[str] = set()  # what the backend may hold in our name
         self._pointers = threading.Lock()  # held for moments: the route, the leases, what is held
         self._swapping = threading.Lock()  # held for whole swaps and unloads, one at a time
+        self._at_close = ExitStack()
+        self._closed = False
         self.sync()
+
+    def __enter__(self) -> Router:
+        """Serve for a block."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the router."""
+        self.close()
+
+    def at_close(self, end: Callable[[], None]) -> None:
+        """Have something ended when the router is closed; what was added last ends first."""
+        self._at_close.callback(end)
+
+    def close(self) -> None:
+        """Admit nothing more, and end what belongs to the router; closing twice is harmless.
+
+        The backend is closed too where ``open_router`` made it. What is loaded in an engine of
+        another process stays loaded there.
+        """
+        with self._pointers:
+            self._closed = True
+        self._at_close.close()
 
     @property
     def serving(self) -> ServingState:
@@ -95,8 +125,12 @@ class Router:
         Args:
             thread_id: the conversation. While there is a canary, a thread is served by it or by
                 live, always the same one; requests that name no thread are served by live.
+
+        Raises:
+            BackendClosed: the router was closed before.
         """
         with self._pointers:
+            self._require_open()
             name = _chosen(self._route, thread_id)
             self._leases[name] += 1
         return Lease(name, self._give_back)
@@ -183,9 +217,16 @@ class Router:
         """
         try:
             with self._swapping:
+                self._require_open()
                 yield
         finally:
             self._sweep()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise BackendClosed(
+                f"the router of {self.registry.namespace!r} was closed; open another one"
+            )
 
     def _prepare(self, *names: str | None) -> None:
         """Have revisions ready beside those that serve; ``None`` is the base, which always is."""
@@ -212,6 +253,8 @@ class Router:
         try:
             self.backend.load(revision)
             self.backend.probe(name)
+        except BackendClosed:
+            raise
         except ServingError as error:
             raise SwapFailed(
                 f"{name} could not be made ready: {error}; "
@@ -237,7 +280,7 @@ class Router:
 
         The one who finds the lock taken may leave: its holder comes here after giving it back.
         """
-        while self._idle() and self._swapping.acquire(blocking=False):
+        while not self._closed and self._idle() and self._swapping.acquire(blocking=False):
             try:
                 if not self._unload_idle():
                     return

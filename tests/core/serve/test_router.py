@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from agentpref.errors import (
+    BackendClosed,
     GenerationConflict,
     GenerationFailed,
     InvalidAdapter,
@@ -410,6 +411,25 @@ def test_requests_in_flight_hold_their_revision_while_the_engine_is_slow(
         gate.set()
         assert {reply.result().revision for reply in early} == {names[0]}
     assert names[0] not in backend.list_loaded()
+
+
+def test_a_closed_router_admits_nothing_and_ends_what_belongs_to_it(
+    registry: Registry, backend: FakeBackend, names: list[str]
+) -> None:
+    ended: list[str] = []
+    with Router(registry, backend) as router:
+        router.at_close(lambda: ended.append("first"))
+        router.at_close(lambda: ended.append("second"))
+        router.activate(names[0])
+        lease = router.acquire()
+        assert ended == []
+    router.close()
+    assert ended == ["second", "first"]
+    lease.release()
+    for call in (router.acquire, router.sync, router.rollback, lambda: router.generate(ASK)):
+        with pytest.raises(BackendClosed, match="open another"):
+            call()
+    assert backend.generate(names[0], ASK).revision == names[0], "the backend is its owner's"
 
 
 def test_swaps_and_requests_from_many_threads_at_once(

@@ -1,0 +1,94 @@
+"""Following what other processes make live, from a thread of a router's own.
+
+The registry is asked for its generation every now and then, which costs one small read; a router
+that has fallen behind swaps as if it had been told to. Knows nothing of how a swap is made, and
+decides nothing: whatever cannot be made ready is left alone for a while, and what served still
+serves.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from time import monotonic
+
+from agentpref.errors import AgentprefError, BackendClosed
+from agentpref.serve.registry import ServingState
+from agentpref.serve.router import Router
+
+_LONGEST_WAIT = 30.0
+
+_logger = logging.getLogger(__name__)
+
+
+class Watcher:
+    """Keeps a router at what the registry says, until the router or the watcher is closed.
+
+    A swap that fails is logged once for each generation, and tried again after waits that double,
+    up to half a minute. A newer generation is tried at once.
+
+    Args:
+        router: what is to follow; closing it ends the watcher first.
+        every: seconds between two looks.
+        clock: seconds that only ever grow, by which the waits are measured.
+    """
+
+    def __init__(
+        self, router: Router, every: float = 1.0, *, clock: Callable[[], float] = monotonic
+    ) -> None:
+        """Start looking; the thread is a daemon, so that a forgotten one does not hold up an exit."""
+        self._router = router
+        self._every = every
+        self._clock = clock
+        self._failed: int | None = None  # the generation that could not be followed
+        self._wait = every
+        self._next_try = 0.0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="agentpref-watch", daemon=True)
+        router.at_close(self.close)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop looking; a swap that is under way is finished first. Closing twice is harmless."""
+        self._ended.set()
+        if threading.current_thread() is not self._thread and self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._ended.wait(self._every):
+            try:
+                self._look()
+            except BackendClosed:
+                return
+
+    def _look(self) -> None:
+        """Swap if the registry has moved on, unless it is too soon to try that again."""
+        generation: int | None = None
+        try:
+            generation = self._router.registry.state().generation
+            if generation != self._failed or self._clock() >= self._next_try:
+                self._caught_up(self._router.sync())
+        except BackendClosed:
+            raise
+        except (AgentprefError, OSError) as error:
+            self._put_off(generation if generation is not None else -1, error)
+
+    def _caught_up(self, state: ServingState) -> None:
+        if self._failed is not None:
+            _logger.info("generation %d is served now", state.generation)
+        self._failed, self._wait = None, self._every
+
+    def _put_off(self, generation: int, error: Exception) -> None:
+        if generation == self._failed:
+            self._wait = min(2 * self._wait, _LONGEST_WAIT)
+        else:
+            self._failed, self._wait = generation, self._every
+            _logger.warning(
+                "generation %d of %r cannot be followed, and is tried again from time to time; "
+                "what served before still serves: %s",
+                generation,
+                self._router.registry.namespace,
+                error,
+            )
+        self._next_try = self._clock() + self._wait
