@@ -36,7 +36,9 @@ class StandIn:
     ``asked`` lists what came in; ``aborted`` is set once a client has hung up on a stream.
     """
 
-    def __init__(self, root: str, *, max_loras: int = 4, max_length: int = 512) -> None:
+    def __init__(
+        self, root: str, *, max_loras: int = 4, max_length: int = 512, port: int = 0
+    ) -> None:
         self.root, self.max_loras, self.max_length = root, max_loras, max_length
         self.loaded: dict[str, str] = {}
         self.asked: list[tuple[str, dict[str, Any]]] = []
@@ -46,7 +48,7 @@ class StandIn:
         self.refused: set[str] = set()
         self.aborted = threading.Event()
         self._http: ThreadingHTTPServer | None = None
-        self._port = 0
+        self._port = port
         self.start()
 
     @property
@@ -119,6 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
         if server.broken:
             return self._refuse(500, "EngineCore encountered an issue.", "InternalServerError")
         paths = {"/v1/models": self._models, "/metrics": self._metrics}
+        paths |= {"/health": lambda body: self._say(200, "")}
         paths |= {"/v1/completions": self._completions}
         if server.updating:
             paths |= {"/v1/load_lora_adapter": self._load, "/v1/unload_lora_adapter": self._unload}
