@@ -61,9 +61,8 @@ class VllmSettings:
         python: the interpreter that has vLLM; found where ``None``.
         host: where it listens; other than on loopback only with ``allow_remote``.
         port: where it listens; 0 chooses a free one.
-        max_loras: how many adapters one batch may hold; live, canary, what was live before and what
-            comes next make 4.
-        max_cpu_loras: how many are kept in memory; twice ``max_loras`` where ``None``.
+        max_loras: how many adapters are loaded at a time; live, canary, what was live before and
+            what comes next make 4.
         max_lora_rank: the largest rank that will be loaded; memory is set aside for it.
         dtype: what the base is held in, as vLLM names it.
         max_model_len: the most tokens of prompt and answer; the model's own where ``None``.
@@ -79,7 +78,6 @@ class VllmSettings:
     host: str = "127.0.0.1"
     port: int = 0
     max_loras: int = 4
-    max_cpu_loras: int | None = None
     max_lora_rank: int = 16
     dtype: str = "auto"
     max_model_len: int | None = None
@@ -90,17 +88,9 @@ class VllmSettings:
         """Refuse what vLLM would, in fewer words, and a host that anybody can reach."""
         _require(0 <= self.port <= 65535, "port", self.port, "from 0 to 65535")
         _require(self.max_loras >= 1, "max_loras", self.max_loras, "1 or more")
-        kept = self.max_cpu_loras
-        least = f"{self.max_loras} or more, the number of max_loras"
-        _require(kept is None or kept >= self.max_loras, "max_cpu_loras", kept, least)
         ranks = ", ".join(map(str, RANKS))
         _require(self.max_lora_rank in RANKS, "max_lora_rank", self.max_lora_rank, ranks)
         _require_private(self.host, self.allow_remote)
-
-    @property
-    def kept_loras(self) -> int:
-        """How many adapters the server keeps in memory."""
-        return self.max_cpu_loras or 2 * self.max_loras
 
 
 def vllm_server(
@@ -165,7 +155,7 @@ def serve_arguments(settings: VllmSettings, base: Path, port: int) -> tuple[str,
         "--host": settings.host,
         "--port": port,
         "--max-loras": settings.max_loras,
-        "--max-cpu-loras": settings.kept_loras,
+        "--max-cpu-loras": settings.max_loras,
         "--max-lora-rank": settings.max_lora_rank,
         "--dtype": settings.dtype,
     }

@@ -55,12 +55,8 @@ def serve(
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(metavar="N", help="0 takes a free one.")] = 8000,
     max_loras: Annotated[
-        int, typer.Option(metavar="N", help="Revisions that one batch may hold.")
+        int, typer.Option(metavar="N", help="Revisions that are loaded at a time.")
     ] = 4,
-    max_cpu_loras: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Revisions kept in memory [default: twice --max-loras]."),
-    ] = None,
     max_lora_rank: Annotated[
         int, typer.Option(metavar="R", help="The largest rank; memory is set aside for it.")
     ] = 16,
@@ -107,7 +103,6 @@ def serve(
         host=host,
         port=port,
         max_loras=max_loras,
-        max_cpu_loras=max_cpu_loras,
         max_lora_rank=max_lora_rank,
         dtype=dtype,
         max_model_len=max_model_len,
@@ -147,5 +142,5 @@ def _vllm(
     key = os.environ.get("VLLM_API_KEY")
     return Prepared(
         server,
-        lambda: VllmBackend(server.url, base=settings.base, max_loras=settings.kept_loras, key=key),
+        lambda: VllmBackend(server.url, base=settings.base, max_loras=settings.max_loras, key=key),
     )
