@@ -176,10 +176,21 @@ class TestAnswers:
         ):
             backend.generate(BASE, ASK)
 
-    def test_the_api_key_is_sent(self, server: StandIn) -> None:
-        with closing(connect(server, key="sesame")) as backend:
+    @pytest.mark.parametrize("how", ["given", "in the environment"])
+    def test_the_api_key_is_sent(
+        self, server: StandIn, monkeypatch: pytest.MonkeyPatch, how: str
+    ) -> None:
+        server.key = "sesame"
+        if how != "given":
+            monkeypatch.setenv("VLLM_API_KEY", "sesame")
+        with closing(connect(server, key="sesame" if how == "given" else None)) as backend:
             backend.generate(BASE, ASK)
-        assert "sesame" not in repr(backend)
+
+    def test_a_wrong_key_is_no_secret_told(self, server: StandIn) -> None:
+        server.key = "sesame"
+        with pytest.raises(ServerUnreachable, match="and its API key") as refused:
+            connect(server, key="barley")
+        assert "barley" not in str(refused.value)
 
     def test_a_closed_backend_says_so(self, server: StandIn) -> None:
         backend = connect(server)
@@ -470,7 +481,7 @@ class TestRouter:
     ) -> None:
         first, second = publish().revision_id, publish().revision_id
         router = open_router(registry.home, server.url, base="tiny", follow=None)
-        with closing(router.backend):
+        with router:
             router.activate(first)
             router.activate(second)
             assert router.generate(ASK).revision == second
