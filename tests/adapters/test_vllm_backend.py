@@ -371,6 +371,15 @@ class TestTrouble:
             server.loaded = {}
             assert list(backend.stream(name, ASK))[-1] == expected
 
+    def test_what_is_loaded_again_is_probed_again(
+        self, server: StandIn, publish: Callable[[], Revision]
+    ) -> None:
+        with closing(connect(server, patience=5)) as backend:
+            name = ready(backend, publish())
+            server.loaded, server.nan = {}, {name}
+            with pytest.raises(GenerationFailed, match=r"failed its probe .* finite"):
+                backend.generate(name, ASK)
+
     def test_what_was_edited_meanwhile_is_not_loaded_again(
         self, server: StandIn, publish: Callable[[], Revision]
     ) -> None:
@@ -408,10 +417,10 @@ class TestTrouble:
 
     def test_a_slow_server_is_not_asked_twice(self, server: StandIn) -> None:
         with closing(connect(server, patience=20, timeout=0.2)) as backend:
-            server.delay = 1.0
+            server.delay, before = 1.0, len(server.asked)
             with pytest.raises(ServerUnreachable, match=r"no answer in 0\.2 seconds"):
                 backend.generate(BASE, ASK)
-        assert len(server.of("/v1/completions")) == 1
+        assert [path for path, _ in server.asked[before:]] == ["/v1/completions"]
 
     def test_a_web_server_is_no_vllm(self, server: StandIn) -> None:
         with pytest.raises(ServerUnreachable, match="check that the address"):
