@@ -36,7 +36,11 @@ _PASSED_OVER_SECONDS = 1.0
 
 
 class _Member:
-    """A server and what is known of it: forgotten when it does not answer, since it may restart."""
+    """A server and what is known of it.
+
+    Of one that does not answer it is forgotten what it serves, since it may restart as another.
+    ``ready`` may then name what it lost: the request that meets this puts it right.
+    """
 
     def __init__(self, server: Server) -> None:
         self.server = server
@@ -49,7 +53,6 @@ class _Member:
     def forget(self) -> None:
         self.base = None
         self.max_loras = None
-        self.ready = set()
         self.passed_over_until = time.monotonic() + _PASSED_OVER_SECONDS
 
 

@@ -13,6 +13,7 @@ adapter has it loaded again, checked and probed, and is then answered. Needs nei
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -40,6 +41,7 @@ from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
 from agentpref.serve.text import TextStream
 from agentpref.serve.validate import check_published, check_revision
+from agentpref.serve.watch import Watcher
 from agentpref.types import Prompt
 from agentpref_adapters._vllm_answer import Answer, finite
 from agentpref_adapters._vllm_fleet import Fleet
@@ -86,6 +88,9 @@ def open_router(
         on_failure.callback(backend.close)
         router = Router(registry, backend)
         on_failure.pop_all()
+    router.at_close(backend.close)
+    if follow is not None:
+        Watcher(router, follow)
     return router
 
 
@@ -116,7 +121,7 @@ class VllmBackend:
             ``None``: as many as they say that they run together.
         timeout: seconds that an answer, or the next piece of a stream, may take.
         patience: seconds for which a request waits while no server answers.
-        key: the servers' API key.
+        key: the servers' API key; ``None``: that in ``VLLM_API_KEY``, if any, where vLLM has its.
 
     Raises:
         ConfigError: no server is named.
@@ -146,7 +151,7 @@ class VllmBackend:
         self._max_loras = max_loras
         self._closed = False
         self._probe_prompt = self._encode(PROBE)
-        servers = [Server(url, timeout=timeout, key=key) for url in urls]
+        servers = [Server(url, timeout=timeout, key=key or _key()) for url in urls]
         self._place = _BETWEEN_URLS.join(sorted(server.url for server in servers))
         self._fleet = Fleet(
             servers,
@@ -351,8 +356,12 @@ def _end_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[i
     return frozenset(int(token) for token in ends if token is not None)
 
 
+def _key() -> str | None:
+    return os.environ.get("VLLM_API_KEY") or None
+
+
 def _holds(url: str, revision_id: str) -> bool | None:
-    with closing(Server(url, timeout=_ASKED_IN_PASSING_SECONDS)) as server:
+    with closing(Server(url, timeout=_ASKED_IN_PASSING_SECONDS, key=_key())) as server:
         try:
             return any(model.name == revision_id for model in server.models())
         except ServerUnreachable as error:

@@ -176,10 +176,21 @@ class TestAnswers:
         ):
             backend.generate(BASE, ASK)
 
-    def test_the_api_key_is_sent(self, server: StandIn) -> None:
-        with closing(connect(server, key="sesame")) as backend:
+    @pytest.mark.parametrize("how", ["given", "in the environment"])
+    def test_the_api_key_is_sent(
+        self, server: StandIn, monkeypatch: pytest.MonkeyPatch, how: str
+    ) -> None:
+        server.key = "sesame"
+        if how != "given":
+            monkeypatch.setenv("VLLM_API_KEY", "sesame")
+        with closing(connect(server, key="sesame" if how == "given" else None)) as backend:
             backend.generate(BASE, ASK)
-        assert "sesame" not in repr(backend)
+
+    def test_a_wrong_key_is_no_secret_told(self, server: StandIn) -> None:
+        server.key = "sesame"
+        with pytest.raises(ServerUnreachable, match="and its API key") as refused:
+            connect(server, key="barley")
+        assert "barley" not in str(refused.value)
 
     def test_a_closed_backend_says_so(self, server: StandIn) -> None:
         backend = connect(server)
@@ -360,6 +371,15 @@ class TestTrouble:
             server.loaded = {}
             assert list(backend.stream(name, ASK))[-1] == expected
 
+    def test_what_is_loaded_again_is_probed_again(
+        self, server: StandIn, publish: Callable[[], Revision]
+    ) -> None:
+        with closing(connect(server, patience=5)) as backend:
+            name = ready(backend, publish())
+            server.loaded, server.nan = {}, {name}
+            with pytest.raises(GenerationFailed, match=r"failed its probe .* finite"):
+                backend.generate(name, ASK)
+
     def test_what_was_edited_meanwhile_is_not_loaded_again(
         self, server: StandIn, publish: Callable[[], Revision]
     ) -> None:
@@ -397,10 +417,10 @@ class TestTrouble:
 
     def test_a_slow_server_is_not_asked_twice(self, server: StandIn) -> None:
         with closing(connect(server, patience=20, timeout=0.2)) as backend:
-            server.delay = 1.0
+            server.delay, before = 1.0, len(server.asked)
             with pytest.raises(ServerUnreachable, match=r"no answer in 0\.2 seconds"):
                 backend.generate(BASE, ASK)
-        assert len(server.of("/v1/completions")) == 1
+        assert [path for path, _ in server.asked[before:]] == ["/v1/completions"]
 
     def test_a_web_server_is_no_vllm(self, server: StandIn) -> None:
         with pytest.raises(ServerUnreachable, match="check that the address"):
@@ -470,7 +490,7 @@ class TestRouter:
     ) -> None:
         first, second = publish().revision_id, publish().revision_id
         router = open_router(registry.home, server.url, base="tiny", follow=None)
-        with closing(router.backend):
+        with router:
             router.activate(first)
             router.activate(second)
             assert router.generate(ASK).revision == second

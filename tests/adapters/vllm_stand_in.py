@@ -33,7 +33,8 @@ class StandIn:
     ``loaded`` is what it has, by name and path. ``updating`` says whether adapters may be loaded,
     ``broken`` makes it answer 500, ``delay`` slow, ``nan`` names models whose log-probs are NaN,
     ``refused`` those that it will not load, and ``breaks_off`` ends streams in the middle.
-    ``asked`` lists what came in; ``aborted`` is set once a client has hung up on a stream.
+    Where there is a ``key``, it is asked for. ``asked`` lists what came in; ``aborted`` is set once
+    a client has hung up on a stream.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class StandIn:
         self.delay = 0.0
         self.nan: set[str] = set()
         self.refused: set[str] = set()
+        self.key: str | None = None
         self.aborted = threading.Event()
         self._http: ThreadingHTTPServer | None = None
         self._port = port
@@ -118,6 +120,8 @@ class _Handler(BaseHTTPRequestHandler):
         server = self.server_of
         server.asked.append((self.path, body))
         time.sleep(server.delay)
+        if server.key and self.headers["Authorization"] != f"Bearer {server.key}":
+            return self._say(401, {"error": "Unauthorized"})
         if server.broken:
             return self._refuse(500, "EngineCore encountered an issue.", "InternalServerError")
         paths = {"/v1/models": self._models, "/metrics": self._metrics}

@@ -124,8 +124,6 @@ def serve(
 def _vllm(
     settings: VllmSettings, home: Home, minutes: float, tell: Callable[[ServerEvent], None]
 ) -> Prepared:
-    import os
-
     from agentpref.errors import MissingDependency
     from agentpref_adapters._server_process import Patience
     from agentpref_adapters._vllm_process import vllm_server
@@ -139,8 +137,7 @@ def _vllm(
         ) from error
     patience = Patience(start=60 * minutes)
     server = vllm_server(settings, logs=home.path / "logs", patience=patience, tell=tell)
-    key = os.environ.get("VLLM_API_KEY")
     return Prepared(
         server,
-        lambda: VllmBackend(server.url, base=settings.base, max_loras=settings.max_loras, key=key),
+        lambda: VllmBackend(server.url, base=settings.base, max_loras=settings.max_loras),
     )
