@@ -34,6 +34,7 @@
         ├── BackendClosed
         ├── GenerationFailed
         └── SwapFailed
+            └── ProbeFailed
 
 A message names the offending value and ends with the cure. Foreign exceptions are chained, never
 swallowed. This module knows nothing of the rest of the package.
@@ -180,3 +181,7 @@ class GenerationFailed(ServingError):
 
 class SwapFailed(ServingError):
     """A revision could not be made live; the old one still serves."""
+
+
+class ProbeFailed(SwapFailed):
+    """A revision loads, but answers the probe with numbers that are not finite."""

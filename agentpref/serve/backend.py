@@ -116,7 +116,12 @@ class ServingBackend(Protocol):
         """Make a revision ready to generate; loading one that is loaded does nothing."""
 
     def probe(self, revision_id: str) -> Reply:
-        """Answer one fixed prompt greedily; raise ``SwapFailed`` unless all is finite."""
+        """Answer one fixed prompt greedily.
+
+        Raises:
+            ProbeFailed: a log-probability is not finite; the revision is to blame.
+            SwapFailed: there was no answer; the engine is.
+        """
 
     def unload(self, revision_id: str) -> None:
         """Give back a revision's memory; unloading one that is not loaded does nothing."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic
 
 from agentpref.errors import AgentprefError, BackendClosed
@@ -37,7 +38,7 @@ class Watcher:
     def __init__(
         self, router: Router, every: float = 1.0, *, clock: Callable[[], float] = monotonic
     ) -> None:
-        """Start looking; the thread is a daemon, so that a forgotten one does not hold up an exit."""
+        """Start looking; the thread is a daemon, so that a forgotten one holds up no exit."""
         self._router = router
         self._every = every
         self._clock = clock
@@ -56,11 +57,9 @@ class Watcher:
             self._thread.join()
 
     def _run(self) -> None:
-        while not self._ended.wait(self._every):
-            try:
+        with suppress(BackendClosed):
+            while not self._ended.wait(self._every):
                 self._look()
-            except BackendClosed:
-                return
 
     def _look(self) -> None:
         """Swap if the registry has moved on, unless it is too soon to try that again."""
