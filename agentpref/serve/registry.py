@@ -9,18 +9,17 @@ engines and requests. Every call opens its own connection: threads and processes
 
 from __future__ import annotations
 
-import shutil
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from agentpref.errors import InvalidAdapter, RevisionError, UnknownRevision
 from agentpref.record.database import connect, transaction, translated
-from agentpref.record.home import Home, sync
-from agentpref.serve import folders, pointer, standing
+from agentpref.record.home import Home, StrPath
+from agentpref.serve import export, folders, pointer, retention, standing
 from agentpref.serve import manifest as manifests
 from agentpref.serve.backend import Revision
 from agentpref.serve.pointer import HistoryEntry as HistoryEntry
@@ -171,12 +170,14 @@ class Registry:
 
         Raises:
             InvalidAdapter: for an adapter that no engine should see; nothing is published.
+            NotKept: the home cannot be written.
             UnknownRevision: the parent does not exist.
         """
         if parent is not None:
             self.get(parent)
-        temporary = folders.copy(Path(folder), self.home.adapters)
-        try:
+        with folders.written(self.home.adapters), ExitStack() as at_end:
+            temporary = folders.copy(Path(folder), self.home.adapters)
+            at_end.callback(folders.discard, temporary)
             check_adapter(temporary)
             manifest = manifests.describe(
                 files=manifests.digest_adapter(temporary),
@@ -187,10 +188,7 @@ class Registry:
                 watermark=watermark,
             )
             folders.write(temporary / manifests.MANIFEST_FILE, manifests.encode(manifest))
-            sync(temporary)
             return self._name(temporary, manifest)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
     def promote(self, revision_id: str, *, expected_generation: int | None = None) -> ServingState:
         """Make a revision live. It ends a canary, whichever revision that was.
@@ -263,6 +261,52 @@ class Registry:
                 connection, state._replace(live=live, canary=None, weight=0.0), "rollback"
             )
 
+    def prune(
+        self,
+        keep: int = retention.KEEP,
+        *,
+        ask: retention.Ask = retention.silent,
+        dry_run: bool = False,
+    ) -> retention.Pruned:
+        """Remove the folders of revisions that nothing needs; their rows stay.
+
+        What stays: the live one and the canary, what a rollback would make live, the last clean
+        one of the live line, the newest, and what a process uses or an engine may have loaded.
+
+        Args:
+            keep: how many of the newest stay, 1 or more.
+            ask: told an engine's place (a URL) and a revision's id, says whether the engine has it
+                loaded; ``None`` if it does not say, and then the revision stays.
+            dry_run: remove nothing, and say what would go.
+
+        Raises:
+            ConfigError: ``keep`` is below 1.
+            NotKept: a folder cannot be removed.
+        """
+        with self._reading() as connection:
+            pruning = retention.Pruning(self.home, connection, self.namespace, keep=keep, ask=ask)
+            return pruning.run(dry_run=dry_run)
+
+    def export(self, revision_id: str, folder: StrPath) -> Path:
+        """Copy a revision to a folder of its own, that plain peft and plain vLLM load.
+
+        Args:
+            revision_id: the revision, live or not.
+            folder: a folder that is missing or empty, outside of the home.
+
+        Raises:
+            UnknownRevision: this namespace has none of that id.
+            RevisionError: it is tainted, or was pruned.
+            InvalidAdapter: its files are not those that were published.
+            ConfigError: the folder is no place for a copy.
+            NotKept: the folder cannot be written.
+        """
+        revision = self.get(revision_id)
+        with self._reading() as connection:
+            standing.require_clean(connection, revision_id)
+            standing.require_present(connection, revision_id)
+        return export.export(revision, folder, self.home)
+
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
         with translated(self.home), closing(connect(self.home)) as connection:
@@ -317,12 +361,10 @@ class Registry:
         publisher stands between its rename and its row.
         """
         with self._reading() as connection, transaction(connection):
-            known = {name for (name,) in connection.execute("SELECT revision_id FROM revision")}
-            folders.clean(self.home.adapters, known)
+            folders.clean(self.home.adapters, standing.names(connection))
             (seq,) = connection.execute("SELECT COALESCE(MAX(seq), 0) + 1 FROM revision").fetchone()
             name = manifests.revision_id(seq, manifest["files"])
-            temporary.rename(self.home.adapters / name)
-            sync(self.home.adapters)
+            folders.give_name(temporary, self.home.adapters / name)
             connection.execute(
                 "INSERT INTO revision (revision_id, namespace, seq, parent, created_at, manifest,"
                 " tainted_at) VALUES (?, ?, ?, ?, ?, ?,"

@@ -16,6 +16,11 @@ from agentpref.record.lineage import last_clean
 _FIT = "tainted_at IS NULL AND quarantined_at IS NULL AND pruned_at IS NULL"
 
 
+def names(connection: sqlite3.Connection) -> set[str]:
+    """Name all revisions that have a row, of all namespaces."""
+    return {name for (name,) in connection.execute("SELECT revision_id FROM revision")}
+
+
 def unfit(connection: sqlite3.Connection) -> set[str]:
     """Name the revisions that must not come to serve, of all namespaces."""
     query = f"SELECT revision_id FROM revision WHERE NOT ({_FIT})"
@@ -34,19 +39,24 @@ def require_clean(connection: sqlite3.Connection, revision_id: str) -> None:
         )
 
 
+def require_present(connection: sqlite3.Connection, revision_id: str) -> None:
+    """Refuse a revision that was pruned."""
+    query = "SELECT 1 FROM revision WHERE revision_id = ? AND pruned_at IS NOT NULL"
+    if connection.execute(query, (revision_id,)).fetchone():
+        raise RevisionError(
+            f"{revision_id} was pruned: its files are gone; choose another of `agentpref adapters "
+            f"list`, or publish it again from a backup"
+        )
+
+
 def require_available(connection: sqlite3.Connection, revision_id: str) -> None:
     """Refuse a revision that was pruned, or is in quarantine."""
+    require_present(connection, revision_id)
     query = (
-        "SELECT quarantined_at, quarantine_reason, pruned_at FROM revision WHERE revision_id = ?"
+        "SELECT quarantine_reason FROM revision"
+        " WHERE revision_id = ? AND quarantined_at IS NOT NULL"
     )
-    row = connection.execute(query, (revision_id,)).fetchone()
-    quarantined_at, reason, pruned_at = (None, None, None) if row is None else row
-    if pruned_at is not None:
-        raise RevisionError(
-            f"{revision_id} was pruned: its files are gone; choose one that `agentpref adapters "
-            f"list` shows as kept, or publish it again from a backup"
-        )
-    if quarantined_at is not None:
+    for (reason,) in connection.execute(query, (revision_id,)):
         raise RevisionError(
             f"{revision_id} is in quarantine: {reason}; when that is mended, `agentpref adapters "
             f"release {revision_id}` checks its files and lets it serve again"
@@ -76,6 +86,25 @@ def release(connection: sqlite3.Connection, revision_id: str) -> None:
     )
 
 
-def set_pruned(connection: sqlite3.Connection, revision_id: str, at: float | None) -> None:
-    """Mark a revision as pruned since a time, or take that back."""
-    connection.execute("UPDATE revision SET pruned_at = ? WHERE revision_id = ?", (at, revision_id))
+def pruned(connection: sqlite3.Connection) -> dict[str, float]:
+    """Say which revisions were pruned, and since when, of all namespaces."""
+    query = "SELECT revision_id, pruned_at FROM revision WHERE pruned_at IS NOT NULL"
+    return dict(connection.execute(query).fetchall())
+
+
+def mark_pruned(connection: sqlite3.Connection, revision_id: str, at: float) -> None:
+    """Mark a revision as pruned since a time."""
+    query = "UPDATE revision SET pruned_at = ? WHERE revision_id = ?"
+    connection.execute(query, (at, revision_id))
+
+
+def is_marked(connection: sqlite3.Connection, revision_id: str, at: float) -> bool:
+    """Say whether a revision is marked as pruned, and since just that time."""
+    query = "SELECT 1 FROM revision WHERE revision_id = ? AND pruned_at = ?"
+    return connection.execute(query, (revision_id, at)).fetchone() is not None
+
+
+def unmark_pruned(connection: sqlite3.Connection, revision_id: str, at: float) -> None:
+    """Take a mark back, and none that another has set."""
+    query = "UPDATE revision SET pruned_at = NULL WHERE revision_id = ? AND pruned_at = ?"
+    connection.execute(query, (revision_id, at))

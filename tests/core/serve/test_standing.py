@@ -14,7 +14,7 @@ from agentpref.record.home import Home
 from agentpref.record.lineage import last_clean, rebuilds, taint
 from agentpref.serve.manifest import WEIGHTS_FILE
 from agentpref.serve.registry import Registry
-from agentpref.serve.standing import set_pruned
+from agentpref.serve.standing import mark_pruned
 from agentpref.testing import write_adapter
 
 IDENTITY = {"name": "tiny", "digest": "d" * 64, "template_digest": "t" * 64}
@@ -46,7 +46,7 @@ def quarantined(registry: Registry, name: str) -> None:
 
 def pruned(registry: Registry, name: str) -> None:
     with closing(connect(registry.home)) as connection:
-        set_pruned(connection, name, 5.0)
+        mark_pruned(connection, name, 5.0)
 
 
 def tainted(registry: Registry, name: str) -> None:
