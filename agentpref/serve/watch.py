@@ -15,7 +15,6 @@ from contextlib import suppress
 from time import monotonic
 
 from agentpref.errors import AgentprefError, BackendClosed
-from agentpref.serve.registry import ServingState
 from agentpref.serve.router import Router
 
 _LONGEST_WAIT = 30.0
@@ -66,17 +65,15 @@ class Watcher:
         generation: int | None = None
         try:
             generation = self._router.registry.state().generation
-            if generation != self._failed or self._clock() >= self._next_try:
-                self._caught_up(self._router.sync())
+            if generation == self._router.serving.generation:
+                self._failed = None
+            elif generation != self._failed or self._clock() >= self._next_try:
+                self._router.sync()
+                self._failed = None
         except BackendClosed:
             raise
         except (AgentprefError, OSError) as error:
             self._put_off(generation if generation is not None else -1, error)
-
-    def _caught_up(self, state: ServingState) -> None:
-        if self._failed is not None:
-            _logger.info("generation %d is served now", state.generation)
-        self._failed, self._wait = None, self._every
 
     def _put_off(self, generation: int, error: Exception) -> None:
         if generation == self._failed:
