@@ -36,6 +36,7 @@
         ├── GenerationFailed
         ├── ServerUnreachable       (ConnectionError)
         └── SwapFailed
+            └── ProbeFailed
 
 A message names the offending value and ends with the cure. Foreign exceptions are chained, never
 swallowed. This module knows nothing of the rest of the package.
@@ -190,3 +191,7 @@ class ServerUnreachable(ServingError, ConnectionError):
 
 class SwapFailed(ServingError):
     """A revision could not be made live; the old one still serves."""
+
+
+class ProbeFailed(SwapFailed):
+    """A revision loads, but answers the probe with numbers that are not finite."""

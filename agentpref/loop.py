@@ -167,6 +167,7 @@ class _Update:
         live = None if state.live is None else self.registry.get(state.live)
         if live is not None:
             self.registry.require_untainted(live)
+            self.registry.require_available(live)
         pairs = read_pairs(Store(self.connection), self.namespace, held_out=self.config.held_out)
         thumbs = pairs.thumbs if self.config.thumbs.weight else ()
         examples: tuple[Example, ...] = (*pairs.pairs, *thumbs)

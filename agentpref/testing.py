@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from agentpref.errors import BackendClosed, GenerationFailed, SwapFailed
+from agentpref.errors import BackendClosed, GenerationFailed, ProbeFailed, SwapFailed
 from agentpref.serve.backend import (
     Capabilities,
     GenerationRequest,
@@ -107,7 +107,7 @@ class FakeBackend:
         """Answer a fixed prompt, unless the revision is to fail."""
         self._note("probe", revision_id)
         if revision_id in self.fail_probe:
-            raise SwapFailed(f"{revision_id} was told to fail; take it out of fail_probe")
+            raise ProbeFailed(f"{revision_id} was told to fail; take it out of fail_probe")
         return self._reply(revision_id, _PROBE)
 
     def unload(self, revision_id: str) -> None:

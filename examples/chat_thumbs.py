@@ -75,7 +75,7 @@ def main(home: str = "./.agentpref") -> None:
                     break
                 print(chat.say(line.strip()))
         finally:
-            router.backend.close()
+            router.close()
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def night(home: str, model: str) -> int:
         print(f"serving: {router.sync().live or 'the base model'}")
         return EXIT_CODES[report.verdict]
     finally:
-        router.backend.close()
+        router.close()
 
 
 def main() -> int:

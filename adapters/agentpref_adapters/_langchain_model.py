@@ -1,18 +1,20 @@
 """A LangChain chat model whose answers come from the router, each from one revision.
 
 The thread of the config keeps a conversation on one side of a canary. Tool calls and sampling are
-the engine's; this file only translates. It does not know which engine or revision serves, and
-logs nothing.
+the engine's; this file only translates. An asyncio task that is cancelled stops its request. It
+does not know which engine or revision serves, and logs nothing.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from langchain_core.caches import BaseCache
-from langchain_core.callbacks import CallbackManagerForLLMRun
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
 from langchain_core.messages import (
     AIMessage,
@@ -24,6 +26,7 @@ from langchain_core.messages import (
 from langchain_core.messages.tool import invalid_tool_call, tool_call
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig, ensure_config
+from langchain_core.runnables.config import run_in_executor
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import Field
@@ -35,6 +38,8 @@ from agentpref_adapters._langchain_convert import first_id, openai_messages
 
 _SAMPLING = ("max_tokens", "temperature", "top_p", "seed")
 _PER_CALL = (*_SAMPLING, "tools", "thread_id")
+
+RunManager = CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun
 
 
 class AgentprefChatModel(BaseChatModel):
@@ -130,8 +135,19 @@ class AgentprefChatModel(BaseChatModel):
     ) -> ChatResult:
         request = self._request(messages, stop, kwargs)
         reply = self.router.generate(request, thread_id=self._thread(run_manager, kwargs))
-        message = AIMessage(**_said(reply), response_metadata=self._provenance(reply))
-        return ChatResult(generations=[ChatGeneration(message=message)])
+        return self._result(reply)
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        request = self._request(messages, stop, kwargs)
+        pieces = self.router.stream(request, thread_id=self._thread(run_manager, kwargs))
+        replies = [piece async for piece in _off_loop(pieces) if isinstance(piece, Reply)]
+        return self._result(replies[-1])
 
     def _stream(
         self,
@@ -142,11 +158,33 @@ class AgentprefChatModel(BaseChatModel):
     ) -> Iterator[ChatGenerationChunk]:
         request = self._request(messages, stop, kwargs)
         for piece in self.router.stream(request, thread_id=self._thread(run_manager, kwargs)):
-            if isinstance(piece, Reply):
-                yield ChatGenerationChunk(message=self._last_chunk(piece, bool(request.tools)))
-            # A tool call is known as one only when it is whole; until then it would pass for text.
-            elif not request.tools:
-                yield ChatGenerationChunk(message=AIMessageChunk(content=piece))
+            yield from self._chunks(piece, request)
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        request = self._request(messages, stop, kwargs)
+        pieces = self.router.stream(request, thread_id=self._thread(run_manager, kwargs))
+        async for piece in _off_loop(pieces):
+            for chunk in self._chunks(piece, request):
+                yield chunk
+
+    def _result(self, reply: Reply) -> ChatResult:
+        message = AIMessage(**_said(reply), response_metadata=self._provenance(reply))
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+    def _chunks(
+        self, piece: str | Reply, request: GenerationRequest
+    ) -> Iterator[ChatGenerationChunk]:
+        if isinstance(piece, Reply):
+            yield ChatGenerationChunk(message=self._last_chunk(piece, bool(request.tools)))
+        # A tool call is known as one only when it is whole; until then it would pass for text.
+        elif not request.tools:
+            yield ChatGenerationChunk(message=AIMessageChunk(content=piece))
 
     def _last_chunk(self, reply: Reply, held_back: bool) -> AIMessageChunk:
         said = _said(reply) if held_back else {"content": ""}
@@ -179,9 +217,7 @@ class AgentprefChatModel(BaseChatModel):
             **{name: kwargs.get(name, getattr(self, name)) for name in _SAMPLING},
         )
 
-    def _thread(
-        self, run_manager: CallbackManagerForLLMRun | None, kwargs: Mapping[str, Any]
-    ) -> str | None:
+    def _thread(self, run_manager: RunManager | None, kwargs: Mapping[str, Any]) -> str | None:
         # generate() and the newest event streams come past invoke() and stream() above.
         metadata = run_manager.metadata if run_manager else {}
         return first_id("thread_id", kwargs, metadata, {"thread_id": self.thread_id})
@@ -196,6 +232,26 @@ class AgentprefChatModel(BaseChatModel):
     @property
     def _identifying_params(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("model", "thread_id", *_SAMPLING)}
+
+
+async def _off_loop(pieces: Iterator[str | Reply]) -> AsyncIterator[str | Reply]:
+    """Wait for pieces in other threads; leaving early closes them, after the one that is due."""
+    turn = threading.Lock()
+
+    def take() -> str | Reply | None:
+        with turn:
+            return next(pieces, None)
+
+    def leave() -> None:
+        with turn:
+            pieces.close()  # type: ignore[attr-defined]
+
+    try:
+        while (piece := await run_in_executor(None, take)) is not None:
+            yield piece
+    except (asyncio.CancelledError, GeneratorExit):
+        asyncio.get_running_loop().run_in_executor(None, leave)
+        raise
 
 
 def _in_thread(config: RunnableConfig | None, kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,138 +1,158 @@
-"""Generating a batch of requests together, each row with its own settings and its own end.
+"""Generating many requests together, each with its own revision, settings, beginning and end.
 
-The loop is a plain one over the model's forward call, since each row may be sampled, limited and
-stopped differently, and is answered the moment it ends. Keys and values are cached for the batch
-alone. Knows nothing of adapters: whatever is on in the model answers.
+The loop is a plain one over the model's forward call, a token for every row at a time. Between two
+tokens rows leave that have ended, and rows join that have come, after one pass over their prompts:
+nobody waits for the end of somebody else's answer. Keys and values are cached for as long as their
+row is there. Knows nothing of queues and threads.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from queue import SimpleQueue
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from agentpref.errors import GenerationFailed, ServingError
-from agentpref.serve.backend import FinishReason, GenerationRequest, Reply
-from agentpref.serve.text import TextStream
-from agentpref.serve.toolcalls import assistant_message
+from agentpref.errors import ServingError
+from agentpref.serve.backend import GenerationRequest
+from agentpref_adapters import _transformers_cache as caches
+from agentpref_adapters._transformers_adapters import Layers
+from agentpref_adapters._transformers_row import Row
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
     from transformers import PreTrainedModel
 
+Failure = Callable[[Row, Exception], ServingError]
 
-class Row:
-    """One request in a batch: what it was asked, what it has so far, and who waits for it."""
 
-    def __init__(
-        self,
-        key: str,
-        request: GenerationRequest,
-        prompt: tuple[int, ...],
-        text: TextStream,
-        ends: frozenset[int],
-        room: int,
-        *,
-        streaming: bool,
-    ) -> None:
-        """``room`` is how many tokens may be written, ``ends`` are the tokens that end a turn."""
-        self.key = key
-        self.request = request
-        self.prompt = prompt
-        self.done = False
-        self.generator = _generator(request)
-        self._text = text
-        self._ends = ends
-        self._room = room
-        self._streaming = streaming
-        self._tokens: list[int] = []
-        self._logprobs: list[float] = []
-        self._outbox: SimpleQueue[str | Reply | ServingError] = SimpleQueue()
+class Decoder:
+    """The engine: all rows that are being answered.
 
-    def results(self) -> Iterator[str | Reply]:
-        """Wait for what comes; leaving early tells the owner to stop."""
+    Args:
+        model: what generates.
+        layers: its layers, with the adapters that rows bring along.
+        pad: the token to fill with.
+        failure: what to raise for a row when the model raised.
+    """
+
+    def __init__(self, model: PreTrainedModel, layers: Layers, pad: int, failure: Failure) -> None:
+        """Begin with no rows."""
+        self._model = model
+        self._layers = layers
+        self._pad = pad
+        self._failure = failure
+        self._batches: list[_Batch] = []
+
+    @property
+    def active(self) -> int:
+        """How many rows are being answered."""
+        return sum(len(batch.rows) for batch in self._batches)
+
+    def admit(self, rows: list[Row]) -> None:
+        """Write the first token of each row, and let it go on with the others."""
+        waiting = [row for row in rows if not row.done]
+        if waiting:
+            self._advance(_Batch(waiting, self._pad, self._model.device))
+
+    def step(self) -> None:
+        """Write one more token of each row that has not ended."""
+        batches, self._batches = self._batches, []
+        for batch in batches:
+            batch.drop_ended()
+            if batch.rows:
+                self._advance(batch)
+
+    def _advance(self, batch: _Batch) -> None:
         try:
-            item: str | Reply | ServingError = ""
-            while not isinstance(item, Reply):
-                item = self._outbox.get()
-                if isinstance(item, ServingError):
-                    raise item
-                yield item
-        finally:
-            self.done = True
+            batch.advance(self._model, self._layers)
+        except Exception as error:  # not swallowed: every row that still waits raises it
+            for row in batch.rows:
+                row.fail(self._failure(row, error))
+            return
+        batch.drop_ended()
+        if batch.rows:
+            self._place(batch)
 
-    def take(self, token: int, logprob: float) -> None:
-        """Add a token; end the row if it was the last one."""
-        self._tokens.append(token)
-        self._logprobs.append(logprob)
-        if not math.isfinite(logprob):
-            self.fail(GenerationFailed(f"{self.key} gave a logprob of {logprob}; roll it back"))
-        elif token in self._ends:
-            self._finish("stop", self._tokens[:-1])
-        elif self._stopped(token):
-            self._finish("stop", self._tokens)
-        elif len(self._tokens) >= self._room:
-            self._finish("length", self._tokens)
-
-    def fail(self, error: ServingError) -> None:
-        """Raise an error where the row is waited for, unless it has its reply."""
-        if not self.done:
-            self.done = True
-            self._outbox.put(error)
-
-    def _stopped(self, token: int) -> bool:
-        """Turn the token into text as it comes, where somebody needs to see it so soon."""
-        if self._streaming or self.request.stop:
-            self._tell(self._text.push(token))
-        return self._text.stopped
-
-    def _finish(self, reason: FinishReason, tokens: list[int]) -> None:
-        if not (self._streaming or self.request.stop):
-            self._text.push(*tokens)
-        self._tell(self._text.finish())
-        self.done = True
-        turn = len(self.request.messages)
-        self._outbox.put(
-            Reply(
-                revision=self.key,
-                message=assistant_message(self._text.text, turn=turn),
-                token_ids=tuple(self._tokens),
-                logprobs=tuple(self._logprobs),
-                finish_reason=reason,
-            )
-        )
-
-    def _tell(self, piece: str) -> None:
-        if piece and self._streaming:
-            self._outbox.put(piece)
+    def _place(self, batch: _Batch) -> None:
+        """Go on with a batch, as part of another one where the model's cache allows it."""
+        other = next((other for other in self._batches if other.may_join(batch)), None)
+        if other is None:
+            self._batches.append(batch)
+        else:
+            other.join(batch)
 
 
-def generate(model: PreTrainedModel, rows: list[Row], pad: int) -> None:
-    """Generate all rows to their ends, one token of each at a time."""
-    import torch
+class _Batch:
+    """Rows that take their steps in one forward pass.
 
-    with torch.inference_mode():
-        tokens, mask = _left_padded(rows, pad, model.device)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        cache: Any = None
-        while not all(row.done for row in rows):
+    ``tokens`` and ``positions`` (rows, n) are what the next pass is given; ``mask`` (rows, all
+    tokens so far) is 0 where a row has nothing yet, on its left.
+    """
+
+    def __init__(self, rows: list[Row], pad: int, device: Any) -> None:
+        """Begin with the prompts, padded on the left, so that all rows end together."""
+        self.rows = rows
+        self.tokens, self.mask = _left_padded(rows, pad, device)
+        self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
+        self.cache: Any = None
+
+    def advance(self, model: PreTrainedModel, layers: Layers) -> None:
+        """Write one token of each row."""
+        import torch
+
+        adapters = [row.adapter for row in self.rows]
+        with torch.inference_mode(), layers.answering(adapters, self.tokens.shape[1]):
             output = model(
-                input_ids=tokens,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
+                input_ids=self.tokens,
+                attention_mask=self.mask,
+                position_ids=self.positions,
+                past_key_values=self.cache,
                 use_cache=True,
                 logits_to_keep=1,
             )
-            cache = output.past_key_values
-            chosen = _step(output.logits[:, -1].float(), rows)
-            tokens, positions = chosen[:, None], positions[:, -1:] + 1
-            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+            chosen = _step(output.logits[:, -1].float(), self.rows)
+            self.cache = output.past_key_values
+            self.tokens, self.positions = chosen[:, None], self.positions[:, -1:] + 1
+            self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.rows), 1)], dim=1)
+
+    def drop_ended(self) -> None:
+        """Let go of rows that have ended; a cache that cannot be cut goes when all of them have."""
+        import torch
+
+        left = [index for index, row in enumerate(self.rows) if not row.done]
+        if not left:
+            self.rows = []
+        elif len(left) < len(self.rows) and caches.is_plain(self.cache):
+            with torch.inference_mode():
+                self._keep(torch.tensor(left, device=self.mask.device))
+
+    def may_join(self, other: _Batch) -> bool:
+        """Whether another batch can become part of this one."""
+        return caches.is_plain(self.cache) and caches.is_plain(other.cache)
+
+    def join(self, other: _Batch) -> None:
+        """Take in the rows of another batch, which have been given their first token."""
+        import torch
+
+        with torch.inference_mode():
+            caches.join(self.cache, other.cache)
+            wide = max(self.mask.shape[1], other.mask.shape[1])
+            self.mask = torch.cat([_filled(self.mask, wide), _filled(other.mask, wide)])
+            self.tokens = torch.cat([self.tokens, other.tokens])
+            self.positions = torch.cat([self.positions, other.positions])
+        self.rows = self.rows + other.rows
+
+    def _keep(self, rows: Tensor) -> None:
+        mask = self.mask.index_select(0, rows)
+        begin = int(mask.argmax(-1).min())  # where the first of the rows begins
+        caches.keep(self.cache, rows, begin)
+        self.mask = mask[:, begin:]
+        self.tokens = self.tokens.index_select(0, rows)
+        self.positions = self.positions.index_select(0, rows)
+        self.rows = [self.rows[row] for row in rows.tolist()]
 
 
 def _left_padded(rows: list[Row], pad: int, device: Any) -> tuple[Tensor, Tensor]:
-    """Token ids and mask, (rows, longest prompt), so that all rows end where generation begins."""
+    """Token ids and mask, (rows, longest prompt)."""
     import torch
 
     width = max(len(row.prompt) for row in rows)
@@ -140,6 +160,12 @@ def _left_padded(rows: list[Row], pad: int, device: Any) -> tuple[Tensor, Tensor
     tokens = [[pad] * gap + list(row.prompt) for gap, row in zip(gaps, rows, strict=True)]
     mask = [[0] * gap + [1] * (width - gap) for gap in gaps]
     return torch.tensor(tokens, device=device), torch.tensor(mask, device=device)
+
+
+def _filled(mask: Tensor, wide: int) -> Tensor:
+    from torch.nn.functional import pad
+
+    return pad(mask, (wide - mask.shape[1], 0))
 
 
 def _step(logits: Tensor, rows: list[Row]) -> Tensor:
@@ -164,16 +190,3 @@ def _sample(logits: Tensor, request: GenerationRequest, generator: Generator) ->
     before = probabilities.cumsum(-1) - probabilities
     kept = probabilities.masked_fill(before >= request.top_p, 0.0)
     return int(order[torch.multinomial(kept, 1, generator=generator)])
-
-
-def _generator(request: GenerationRequest) -> Generator | None:
-    """A source of chance for one row alone, so that a seed means the same in every batch."""
-    if request.temperature == 0:
-        return None
-    import torch
-
-    generator = torch.Generator()
-    if request.seed is None:
-        generator.seed()
-        return generator
-    return generator.manual_seed(request.seed)

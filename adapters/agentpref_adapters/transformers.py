@@ -1,12 +1,13 @@
-"""Serving inside the process, over transformers and peft.
+"""Serving inside the process, over transformers.
 
-One model is in memory with the LoRA adapters of all loaded revisions beside it. One thread owns it:
-adapters are added, removed and switched there only, between batches, so that no token ever comes
-from two of them. Requests that wait for the same revision are generated together, padded on the
-left; each row keeps its own sampling settings, limits and stop strings. Caches of keys and values
-live as long as a batch, so none outlasts a swap. Nothing here knows which revision is live.
+One model is in memory, and the LoRA matrices of all loaded revisions beside it. One thread runs it,
+for all requests together, whichever revision each is for: a request is given its revision's
+matrices when it comes, and keeps them to its last token, whatever is loaded or unloaded meanwhile.
+Requests join and leave between two tokens, and loading does not touch the model, so a swap holds
+nobody up. Each keeps its own sampling settings, limits and stop strings. Nothing here knows which
+revision is live.
 
-torch, transformers and peft are imported when a backend is made, never before.
+torch and transformers are imported when a backend is made, never before.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 from agentpref.errors import (
     AgentprefError,
     GenerationFailed,
     MissingDependency,
+    ProbeFailed,
     ServingError,
     SwapFailed,
     UnsupportedModel,
@@ -43,23 +44,32 @@ from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
 from agentpref.serve.text import TextStream
 from agentpref.serve.validate import check_revision
-from agentpref.types import Prompt
-from agentpref_adapters._transformers_adapters import Adapters, linear_layers
-from agentpref_adapters._transformers_decode import Row, generate
+from agentpref.serve.watch import Watcher
+from agentpref.types import BASE, Prompt
+from agentpref_adapters._transformers_adapters import Adapter, Layers
+from agentpref_adapters._transformers_decode import Decoder
+from agentpref_adapters._transformers_row import NotFinite, Row
 
-_RENEW = "close the backend and make a new one"
 _ASKED_OF_FORWARD = {"attention_mask", "position_ids", "past_key_values", "logits_to_keep"}
 
 
 def open_router(
-    home: Home | str | Path | None, model: BaseModel | str, namespace: str = "default"
+    home: Home | str | Path | None,
+    model: BaseModel | str,
+    namespace: str = "default",
+    *,
+    follow: float | None = 1.0,
 ) -> Router:
     """Serve a home's live revision of a base model from inside this process.
+
+    Close the router in the end; that closes the backend as well.
 
     Args:
         home: the home, its folder, or ``None`` for ``AGENTPREF_HOME`` or ``./.agentpref``.
         model: the base model, as for ``agentpref.update``.
         namespace: whose revisions.
+        follow: how often to look for what other processes made live, in seconds; ``None`` follows
+            only when ``sync`` is called.
 
     Raises:
         NotAHome: there is no home in the folder.
@@ -72,6 +82,9 @@ def open_router(
         on_failure.callback(backend.close)
         router = Router(registry, backend)
         on_failure.pop_all()
+    router.at_close(backend.close)
+    if follow is not None:
+        Watcher(router, every=follow)
     return router
 
 
@@ -83,13 +96,13 @@ class TransformersBackend:
     ``Reply.logprobs`` are the model's own, before temperature and top-p.
 
     Args:
-        base: the model, or its name. A model that is given is the backend's own from then on:
-            adapters are put into its layers.
-        max_batch: how many requests are generated together at most.
+        base: the model, or its name. A model that is given is the backend's own until it is closed:
+            its layers answer with adapters.
+        max_batch: how many requests are generated together at most; others wait.
 
     Raises:
         ModelError: the model cannot be found, or is of a kind that cannot be served.
-        MissingDependency: torch, transformers or peft is not installed.
+        MissingDependency: torch, transformers or safetensors is not installed.
     """
 
     def __init__(self, base: BaseModel | str, *, max_batch: int = 16) -> None:
@@ -97,14 +110,14 @@ class TransformersBackend:
         self.base = load_base(base) if isinstance(base, str) else base
         _require_servable(self.base)
         model, tokenizer = self.base.model, self.base.tokenizer
-        self._layers = linear_layers(model)
+        self._layers = Layers(model)
         self._ends = _end_tokens(self.base)
-        self._pad = int(tokenizer.pad_token_id or 0)
         self._tokenizing = threading.Lock()
-        self._adapters = Adapters(model)
+        self._adapters: dict[str, Adapter] = {}
         self._place = place_in_process()
-        self._loaded: tuple[str, ...] = ()
-        self._owner: Owner[Row] = Owner(self._serve, max_batch=max_batch)
+        pad = int(tokenizer.pad_token_id or 0)
+        decoder = Decoder(model, self._layers, pad, _failure)
+        self._owner: Owner[Row] = Owner(decoder, max_active=max_batch)
 
     def capabilities(self) -> Capabilities:
         """Any number of revisions, as memory allows; streaming."""
@@ -112,39 +125,42 @@ class TransformersBackend:
 
     def validate(self, revision: Revision) -> None:
         """Check a revision's files, digests, tensors and numbers against this very model."""
-        check_revision(revision, base=self.base.identity, layers=self._layers)
+        check_revision(revision, base=self.base.identity, layers=self._layers.shapes())
 
     def load(self, revision: Revision) -> None:
-        """Put a revision's adapter beside the others.
+        """Put a revision's adapter beside the others. Requests go on meanwhile.
 
         Raises:
-            SwapFailed: peft could not load it; nothing of it remains.
+            SwapFailed: it could not be read, or does not fit; nothing of it remains.
         """
         name, folder = revision.revision_id, revision.path
-        with _translated(
-            SwapFailed, f"{name} could not be loaded from {folder}", "publish it again"
-        ):
-            self._change(lambda: self._adapters.add(name, folder))
+        self._owner.require_open()
+        if name not in self._adapters:
+            what = f"{name} could not be loaded from {folder}"
+            with _translated(SwapFailed, what, "publish it again"):
+                self._adapters[name] = self._layers.read(name, folder)
 
     def probe(self, revision_id: str) -> Reply:
         """Answer the probe of :mod:`agentpref.serve.backend`.
 
         Raises:
-            SwapFailed: the revision raised, or gave a log-probability that is not finite.
+            ProbeFailed: the revision gave a log-probability that is not finite.
+            SwapFailed: the engine raised.
         """
         try:
             return self.generate(revision_id, PROBE)
+        except NotFinite as error:
+            raise ProbeFailed(f"{revision_id} failed its probe: {error}") from error
         except GenerationFailed as error:
-            raise SwapFailed(f"{revision_id} failed its probe: {error}") from error
+            raise SwapFailed(f"{revision_id} could not be probed: {error}") from error
 
     def unload(self, revision_id: str) -> None:
-        """Take a revision's adapter out of the model."""
-        with _translated(ServingError, f"{revision_id} could not be unloaded", _RENEW):
-            self._change(lambda: self._adapters.remove(revision_id))
+        """Forget a revision's adapter; a request that uses it keeps it to its end."""
+        self._adapters.pop(revision_id, None)
 
     def list_loaded(self) -> tuple[str, ...]:
-        """Name the revisions whose adapters are in the model."""
-        return self._loaded
+        """Name the revisions whose adapters are in memory, oldest first."""
+        return tuple(self._adapters)
 
     def generate(self, revision_id: str, request: GenerationRequest) -> Reply:
         """Answer a request with one revision, or ``"base"``.
@@ -165,17 +181,10 @@ class TransformersBackend:
         yield from self._submit(revision_id, request, streaming=True).results()
 
     def close(self) -> None:
-        """Finish the batch at hand, fail what waits with ``BackendClosed``, and stop."""
+        """Finish what is being answered, fail what waits with ``BackendClosed``, and stop."""
         self._owner.close()
-
-    def _change(self, change: Any) -> None:
-        def changed() -> None:
-            try:
-                change()
-            finally:
-                self._loaded = self._adapters.names()
-
-        self._owner.call(changed)
+        self._layers.close()
+        self._adapters.clear()
 
     def _submit(self, revision_id: str, request: GenerationRequest, *, streaming: bool) -> Row:
         prompt = self._encode(request)
@@ -186,9 +195,21 @@ class TransformersBackend:
                 f"the prompt has {len(prompt)} tokens, the model takes {positions}; shorten it"
             )
         text = TextStream(self._decode, request.stop)
-        row = Row(revision_id, request, prompt, text, self._ends, room, streaming=streaming)
+        adapter = self._adapter(revision_id)
+        row = Row(
+            revision_id, adapter, request, prompt, text, self._ends, room, streaming=streaming
+        )
         self._owner.submit(row)
         return row
+
+    def _adapter(self, revision_id: str) -> Adapter | None:
+        if revision_id == BASE:
+            return None
+        adapter = self._adapters.get(revision_id)
+        if adapter is None:
+            self._owner.require_open()
+            raise GenerationFailed(f"{revision_id} is not loaded; load it first")
+        return adapter
 
     def _encode(self, request: GenerationRequest) -> tuple[int, ...]:
         prompt = Prompt("", request.messages, request.tools)
@@ -201,23 +222,13 @@ class TransformersBackend:
         with self._tokenizing:
             return str(self.base.tokenizer.decode(list(tokens), skip_special_tokens=True))
 
-    def _serve(self, rows: list[Row]) -> None:
-        waiting = [row for row in rows if not row.done]
-        try:
-            self._adapters.activate(rows[0].key)
-            if waiting:
-                generate(self.base.model, waiting, self._pad)
-        except Exception as error:  # not swallowed: every row that still waits raises it
-            for row in waiting:
-                row.fail(_failure(row, error))
-
 
 def _require_servable(base: BaseModel) -> None:
     try:
-        import peft  # noqa: F401
+        import safetensors  # noqa: F401
     except ImportError as error:
         raise MissingDependency(
-            "serving adapters needs peft; install it with: pip install 'agentpref[train]'"
+            "serving adapters needs safetensors; install it with: pip install 'agentpref[train]'"
         ) from error
     missing = _ASKED_OF_FORWARD - set(inspect.signature(base.model.forward).parameters)
     if missing:
@@ -237,7 +248,7 @@ def _end_tokens(base: BaseModel) -> frozenset[int]:
 
 @contextmanager
 def _translated(kind: type[ServingError], what: str, cure: str) -> Iterator[None]:
-    """Raise whatever torch, peft, jinja or a tokenizer raises as an error of ours."""
+    """Raise whatever torch, jinja or a tokenizer raises as an error of ours."""
     try:
         yield
     except AgentprefError:

@@ -122,7 +122,7 @@ def _copy_database(source: Home, draft: Home, tell: Progress) -> list[str]:
     part = draft.database.with_suffix(".part")
     with translated(source), closing(connect(source, readonly=True)) as connection:
         connection.execute("BEGIN")
-        query = "SELECT revision_id FROM revision ORDER BY seq"
+        query = "SELECT revision_id FROM revision WHERE pruned_at IS NULL ORDER BY seq"
         revisions = [name for (name,) in connection.execute(query)]
         with translated(draft), closing(sqlite3.connect(part)) as copy:
             copy.execute("PRAGMA synchronous = OFF")  # it is synced below, once

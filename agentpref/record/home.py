@@ -51,6 +51,11 @@ class Home:
         return self.path / "training"
 
     @property
+    def holds(self) -> Path:
+        """The folder of what says which revisions are loaded where; none before one is."""
+        return self.path / "holds"
+
+    @property
     def spill(self) -> Path:
         """The file of what the database could not take, until it can."""
         return self.path / "spill.jsonl"

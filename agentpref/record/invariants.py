@@ -193,6 +193,12 @@ INVARIANTS = (
     _served("serving", "canary"),
     Invariant(
         "serving",
+        "it names a revision that was pruned",
+        "revision.pruned_at IS NOT NULL",
+        "JOIN revision ON revision_id IN (serving.live, serving.canary)",
+    ),
+    Invariant(
+        "serving",
         "it is not what its history ends with",
         "last.live IS NOT serving.live OR last.canary IS NOT serving.canary"
         " OR last.weight IS NOT serving.weight OR last.generation IS NOT serving.generation",

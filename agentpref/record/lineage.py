@@ -2,8 +2,8 @@
 
 A revision is tainted for good: its weights cannot unlearn. Its line leads back to one that is
 clean, at worst to the bare base model, and from there an update learns all that is still on record,
-since pairs that the clean line has not learned are new to it. Reads and writes ``revision`` and
-``serving``; knows nothing of adapters' files.
+since pairs that the clean line has not learned are new to it. What is in quarantine or pruned is no
+way back either. Reads and writes ``revision`` and ``serving``; knows nothing of adapters' files.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Rebuild:
     """What serves a namespace and should not, and what to go back to.
 
     ``tainted`` names the live revision, the canary or both; ``clean`` is the last revision of the
-    live one's line that is clean (that one itself where it is), or ``"base"``; ``model`` is the
-    base model as the update was told it.
+    live one's line that is clean and may serve (that one itself where it is), or ``"base"``;
+    ``model`` is the base model as the update was told it.
     """
 
     home: str
@@ -46,6 +46,7 @@ class Rebuild:
 class _Known(NamedTuple):
     parent: str | None
     is_tainted: bool
+    is_fit: bool
     model: str
 
 
@@ -58,7 +59,10 @@ def taint(connection: sqlite3.Connection, revisions: Iterable[str], at: float) -
 
 
 def last_clean(connection: sqlite3.Connection, revision: str) -> str:
-    """Name the nearest ancestor of a revision that is clean, itself included, or ``"base"``."""
+    """Name the nearest ancestor of a revision, or itself, that is clean and may serve.
+
+    That is ``"base"`` where there is no other.
+    """
     return _last_clean(_known(connection), revision)
 
 
@@ -78,7 +82,7 @@ def rebuilds(connection: sqlite3.Connection, home: Home) -> tuple[Rebuild, ...]:
 
 
 def _last_clean(known: Mapping[str, _Known], revision: str | None) -> str:
-    while revision is not None and known[revision].is_tainted:
+    while revision is not None and not known[revision].is_fit:
         revision = known[revision].parent
     return revision or BASE
 
@@ -86,9 +90,10 @@ def _last_clean(known: Mapping[str, _Known], revision: str | None) -> str:
 def _known(connection: sqlite3.Connection) -> dict[str, _Known]:
     query = (
         "SELECT revision_id, parent, tainted_at IS NOT NULL,"
+        " coalesce(tainted_at, quarantined_at, pruned_at) IS NULL,"
         " coalesce(json_extract(manifest, '$.base.name'), 'MODEL') FROM revision"
     )
     return {
-        name: _Known(parent, bool(is_tainted), model)
-        for name, parent, is_tainted, model in connection.execute(query)
+        name: _Known(parent, bool(is_tainted), bool(is_fit), model)
+        for name, parent, is_tainted, is_fit, model in connection.execute(query)
     }

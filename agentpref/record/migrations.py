@@ -313,3 +313,16 @@ def shorter_time_index(connection: sqlite3.Connection) -> None:
     """
     connection.execute("DROP INDEX run_in_time")
     connection.execute("CREATE INDEX run_in_time ON run(namespace, created_at)")
+
+
+@step
+def standing(connection: sqlite3.Connection) -> None:
+    """Which revisions must not serve for now, and which are gone.
+
+    A revision that was found broken, or that an operator wants out of the way, is
+    ``quarantined_at`` a time for a reason until it is released. One whose folder went, to make
+    room, is ``pruned_at`` a time for good: its row stays, since history and taint lead through it.
+    """
+    connection.execute("ALTER TABLE revision ADD COLUMN quarantined_at REAL")
+    connection.execute("ALTER TABLE revision ADD COLUMN quarantine_reason TEXT")
+    connection.execute("ALTER TABLE revision ADD COLUMN pruned_at REAL")

@@ -27,7 +27,9 @@ IN_PROCESS = "process:"
 class Revision:
     """An immutable, content-addressed adapter, ``rev-000042-<sha12>``, and the folder it is in.
 
-    ``tainted_at`` is when it was found that its training saw what a user has had forgotten.
+    ``tainted_at`` is when it was found that its training saw what a user has had forgotten;
+    ``quarantined_at`` is since when it must not serve, for the ``quarantine_reason``; and
+    ``pruned_at`` is when its folder was removed, to make room.
     """
 
     revision_id: str
@@ -37,6 +39,9 @@ class Revision:
     path: Path
     manifest: dict[str, Any]
     tainted_at: float | None = None
+    quarantined_at: float | None = None
+    quarantine_reason: str | None = None
+    pruned_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +121,12 @@ class ServingBackend(Protocol):
         """Make a revision ready to generate; loading one that is loaded does nothing."""
 
     def probe(self, revision_id: str) -> Reply:
-        """Answer one fixed prompt greedily; raise ``SwapFailed`` unless all is finite."""
+        """Answer one fixed prompt greedily.
+
+        Raises:
+            ProbeFailed: a log-probability is not finite; the revision is to blame.
+            SwapFailed: there was no answer; the engine is.
+        """
 
     def unload(self, revision_id: str) -> None:
         """Give back a revision's memory; unloading one that is not loaded does nothing."""

@@ -1,58 +1,78 @@
 """One thread that owns a model, and the queue in front of it.
 
-Engines that run inside a process are not safe to share: switching an adapter while another thread
-generates mixes the two. Here everything that touches the model runs on one thread. Jobs of the same
-key that wait at the same time are served together; a task, which changes the model, runs between
-batches, after all jobs that were submitted before it. Knows nothing of models, text and revisions.
+Models inside a process are not safe to share: two threads that generate at once mix what they do.
+Here everything that runs the model runs on one thread, step by step. Whoever waits is admitted
+between two steps, so that a short request does not wait for the end of a long one. Knows nothing of
+models, text and revisions.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from agentpref.errors import BackendClosed, ServingError
 
-T = TypeVar("T")
-
 
 class Job(Protocol):
-    """Something to serve: jobs of one ``key`` can be served together."""
-
-    @property
-    def key(self) -> str:
-        """What has to be the same for all jobs of a batch."""
+    """Something to serve."""
 
     def fail(self, error: ServingError) -> None:
         """Tell whoever waits that there will be no answer."""
 
 
 J = TypeVar("J", bound=Job)
+J_contra = TypeVar("J_contra", bound=Job, contravariant=True)
+
+
+class Engine(Protocol[J_contra]):
+    """What the owner drives. It is called on the owner's thread alone, and may not raise."""
+
+    @property
+    def active(self) -> int:
+        """How many jobs were admitted and have not ended."""
+
+    def admit(self, jobs: list[J_contra]) -> None:
+        """Take jobs in; each of them is answered or failed in the end."""
+
+    def step(self) -> None:
+        """Bring all that is active a step further."""
 
 
 class Owner(Generic[J]):
-    """Runs jobs in batches and tasks one by one, all on its own thread, oldest first.
+    """Admits jobs to an engine, oldest first, and drives it, all on a thread of its own.
 
     A process that was forked off has no such thread, and is told that the backend is closed.
 
     Args:
-        serve: answers a batch. It must see to it that each job is answered or failed, and may not
-            raise.
-        max_batch: how many jobs are served together at most.
+        engine: what serves the jobs.
+        max_active: how many jobs are served at the same time at most.
     """
 
-    def __init__(self, serve: Callable[[list[J]], None], *, max_batch: int) -> None:
+    def __init__(self, engine: Engine[J], *, max_active: int) -> None:
         """Start the thread; it is a daemon, so that a forgotten owner does not hold up an exit."""
-        self._serve = serve
-        self._max_batch = max_batch
-        self._waiting: deque[J | _Task] = deque()
+        self._engine = engine
+        self._max_active = max_active
+        self._waiting: deque[J] = deque()
         self._arrived = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="agentpref-model", daemon=True)
         self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """How many jobs were submitted and not yet admitted."""
+        return len(self._waiting)
+
+    def require_open(self) -> None:
+        """Refuse to go on where nothing can be served any more.
+
+        Raises:
+            BackendClosed: the owner was closed, or its thread did not come along in a fork.
+        """
+        if self._closed or not self._thread.is_alive():
+            raise _closed()
 
     def submit(self, job: J) -> None:
         """Queue a job.
@@ -60,83 +80,41 @@ class Owner(Generic[J]):
         Raises:
             BackendClosed: the owner was closed before.
         """
-        self._put(job)
-
-    def call(self, change: Callable[[], T]) -> T:
-        """Run a task on the owner's thread between batches; return or raise what it does."""
-        task = _Task(change)
-        self._put(task)
-        result: T = task.future.result()
-        return result
+        with self._arrived:
+            self.require_open()
+            self._waiting.append(job)
+            self._arrived.notify()
 
     def close(self) -> None:
-        """Finish the batch at hand, fail what waits, and end the thread."""
-        with self._arrived:
-            self._closed = True
-            self._arrived.notify()
+        """Fail what waits, finish what is active, and end the thread."""
+        self._abandon()
         self._thread.join()
-
-    def _put(self, work: J | _Task) -> None:
-        with self._arrived:
-            if self._closed or not self._thread.is_alive():
-                raise _closed()
-            self._waiting.append(work)
-            self._arrived.notify()
 
     def _run(self) -> None:
         try:
-            while work := self._next():
-                if isinstance(work, _Task):
-                    work.run()
-                else:
-                    self._serve(work)
+            while (admitted := self._next()) is not None:
+                if admitted:
+                    self._engine.admit(admitted)
+                self._engine.step()
         finally:
             self._abandon()
 
-    def _next(self) -> _Task | list[J] | None:
+    def _next(self) -> list[J] | None:
+        """Wait until there is something to do; take who is to be admitted, ``None`` at the end."""
         with self._arrived:
-            self._arrived.wait_for(lambda: self._waiting or self._closed)
-            if self._closed:
+            self._arrived.wait_for(lambda: self._waiting or self._closed or self._engine.active)
+            if self._closed and not self._engine.active:
                 return None
-            first = self._waiting.popleft()
-            return first if isinstance(first, _Task) else [first, *self._companions(first)]
-
-    def _companions(self, first: J) -> list[J]:
-        """Take the waiting jobs that can go with the first one; none overtakes a task."""
-        batch: list[J] = []
-        passed: list[J] = []
-        while self._waiting and len(batch) + 1 < self._max_batch:
-            work = self._waiting[0]
-            if isinstance(work, _Task):
-                break
-            (batch if work.key == first.key else passed).append(work)
-            self._waiting.popleft()
-        self._waiting.extendleft(reversed(passed))
-        return batch
+            room = self._max_active - self._engine.active
+            return [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
 
     def _abandon(self) -> None:
         with self._arrived:
             self._closed = True
             abandoned, self._waiting = self._waiting, deque()
-        for work in abandoned:
-            work.fail(_closed())
-
-
-class _Task:
-    """A change of the model, and the place where its outcome is waited for."""
-
-    def __init__(self, change: Callable[[], Any]) -> None:
-        self.future: Future[Any] = Future()
-        self._change = change
-
-    def run(self) -> None:
-        try:
-            self.future.set_result(self._change())
-        except Exception as error:  # not swallowed: it is raised where the future is waited for
-            self.future.set_exception(error)
-
-    def fail(self, error: ServingError) -> None:
-        self.future.set_exception(error)
+            self._arrived.notify()
+        for job in abandoned:
+            job.fail(_closed())
 
 
 def _closed() -> BackendClosed:

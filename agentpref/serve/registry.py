@@ -9,51 +9,28 @@ engines and requests. Every call opens its own connection: threads and processes
 
 from __future__ import annotations
 
-import shutil
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
-from agentpref.errors import GenerationConflict, InvalidAdapter, RevisionError, UnknownRevision
+from agentpref.errors import InvalidAdapter, RevisionError, UnknownRevision
 from agentpref.record.database import connect, transaction, translated
-from agentpref.record.home import Home, sync
-from agentpref.record.lineage import last_clean
-from agentpref.serve import folders
+from agentpref.record.home import Home, StrPath
+from agentpref.serve import export, folders, pointer, retention, standing
 from agentpref.serve import manifest as manifests
 from agentpref.serve.backend import Revision
-from agentpref.serve.validate import check_adapter, check_published
+from agentpref.serve.pointer import HistoryEntry as HistoryEntry
+from agentpref.serve.pointer import ServingState as ServingState
+from agentpref.serve.validate import check_adapter, check_published, check_revision
 from agentpref.types import BASE
 
 _NOTHING: Mapping[str, Any] = {}
 
 # Inside the class, `list` is a method.
 Revisions: TypeAlias = list[Revision]
-
-
-class ServingState(NamedTuple):
-    """What a namespace serves. ``live`` is ``None`` for the bare base model."""
-
-    namespace: str
-    live: str | None
-    canary: str | None
-    weight: float
-    generation: int
-
-
-class HistoryEntry(NamedTuple):
-    """One change of what is served: ``action`` is ``promote``, ``canary`` or ``rollback``."""
-
-    at: float
-    generation: int
-    action: str
-    live: str | None
-    canary: str | None
-    weight: float
-
-
 History: TypeAlias = list[HistoryEntry]
 
 
@@ -102,12 +79,12 @@ class Registry:
     def state(self) -> ServingState:
         """What is live and canary now, and the generation to compare with."""
         with self._reading() as connection:
-            return _state(connection, self.namespace)
+            return pointer.state(connection, self.namespace)
 
     def history(self) -> History:
         """Every change of what is served, oldest first."""
         with self._reading() as connection:
-            return _history(connection, self.namespace)
+            return pointer.history(connection, self.namespace)
 
     def previous(self) -> str | None:
         """What a rollback would make live: a revision's id, or ``None`` for the bare base model.
@@ -116,7 +93,7 @@ class Registry:
             RevisionError: nothing was ever promoted, or everything was rolled back.
         """
         with self._reading() as connection:
-            return _previous(connection, self.namespace)
+            return pointer.previous(connection, self.namespace)
 
     def require_untainted(self, revision: Revision) -> None:
         """Refuse a revision that saw what was forgotten since: it neither serves nor learns on.
@@ -125,7 +102,53 @@ class Registry:
             RevisionError: it is tainted; the cure names the last clean one of its line.
         """
         with self._reading() as connection:
-            _require_clean(connection, revision.revision_id)
+            standing.require_clean(connection, revision.revision_id)
+
+    def require_available(self, revision: Revision) -> None:
+        """Refuse a revision whose files are pruned, or that is in quarantine.
+
+        A router asks after it took its hold: from then on, nobody prunes the revision.
+
+        Raises:
+            RevisionError: it is not to be loaded or learned on; the message says why.
+        """
+        with self._reading() as connection:
+            standing.require_available(connection, revision.revision_id)
+
+    def quarantine(self, revision_id: str, reason: str) -> Revision:
+        """Keep a revision from being made live, for a reason, until it is released.
+
+        What serves already goes on: roll back from it, or promote another. One that is in
+        quarantine keeps the time and the reason that it has.
+
+        Raises:
+            UnknownRevision: this namespace has none of that id.
+            RevisionError: the reason is empty.
+        """
+        if not reason.strip():
+            raise RevisionError(
+                f"no reason was given for a quarantine of {revision_id}; say what is wrong with it"
+            )
+        with self._reading() as connection, transaction(connection):
+            self._find(connection, revision_id)
+            standing.quarantine(connection, revision_id, reason.strip())
+            return self._find(connection, revision_id)
+
+    def release(self, revision_id: str) -> Revision:
+        """End a revision's quarantine, once its files have passed every check again.
+
+        Raises:
+            UnknownRevision: this namespace has none of that id.
+            InvalidAdapter: its files are still broken; it stays where it is.
+            RevisionError: it was pruned.
+        """
+        revision = self.get(revision_id)
+        if revision.pruned_at is None:
+            check_revision(revision)
+        with self._reading() as connection, transaction(connection):
+            standing.release(connection, revision_id)
+            standing.require_available(connection, revision_id)
+            return self._find(connection, revision_id)
 
     def publish(
         self,
@@ -147,12 +170,14 @@ class Registry:
 
         Raises:
             InvalidAdapter: for an adapter that no engine should see; nothing is published.
+            NotKept: the home cannot be written.
             UnknownRevision: the parent does not exist.
         """
         if parent is not None:
             self.get(parent)
-        temporary = folders.copy(Path(folder), self.home.adapters)
-        try:
+        with folders.written(self.home.adapters), ExitStack() as at_end:
+            temporary = folders.copy(Path(folder), self.home.adapters)
+            at_end.callback(folders.discard, temporary)
             check_adapter(temporary)
             manifest = manifests.describe(
                 files=manifests.digest_adapter(temporary),
@@ -163,10 +188,7 @@ class Registry:
                 watermark=watermark,
             )
             folders.write(temporary / manifests.MANIFEST_FILE, manifests.encode(manifest))
-            sync(temporary)
             return self._name(temporary, manifest)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
     def promote(self, revision_id: str, *, expected_generation: int | None = None) -> ServingState:
         """Make a revision live. It ends a canary, whichever revision that was.
@@ -178,16 +200,16 @@ class Registry:
         Raises:
             UnknownRevision: this namespace has none of that id.
             InvalidAdapter: its files are not those that were published.
-            RevisionError: it is tainted: it saw what a user has had forgotten.
+            RevisionError: it is tainted, in quarantine, or pruned.
             GenerationConflict: somebody changed what is served in between.
         """
         if revision_id != BASE:
-            check_published(self.get(revision_id))
+            self._check(revision_id)
         live = None if revision_id == BASE else revision_id
         with self._changing(expected_generation) as (connection, state):
-            _require_clean(connection, revision_id)
+            standing.require_fit(connection, revision_id)
             new = state._replace(live=live, canary=None, weight=0.0)
-            return _change(connection, new, "promote")
+            return pointer.change(connection, new, "promote")
 
     def canary(
         self,
@@ -204,7 +226,7 @@ class Registry:
             expected_generation: as for :meth:`promote`.
 
         Raises:
-            RevisionError: the weight is out of range, or the revision is tainted.
+            RevisionError: the weight is out of range, or the revision must not serve.
             UnknownRevision: this namespace has none of that id.
             InvalidAdapter: its files are not those that were published.
             GenerationConflict: somebody changed what is served in between.
@@ -215,29 +237,75 @@ class Registry:
                 f"and at most 1, or end the canary with canary(None, 0)"
             )
         if revision_id is not None:
-            check_published(self.get(revision_id))
+            self._check(revision_id)
         with self._changing(expected_generation) as (connection, state):
             if revision_id is not None:
-                _require_clean(connection, revision_id)
+                standing.require_fit(connection, revision_id)
             new = state._replace(canary=revision_id, weight=float(weight))
-            return _change(connection, new, "canary")
+            return pointer.change(connection, new, "canary")
 
     def rollback(self, *, expected_generation: int | None = None) -> ServingState:
         """Undo the last promotion that still stands: the revision before it serves again.
 
         Rolling back twice goes back two promotions; from the first it goes to the bare base model.
-        Tainted revisions are passed over: what must not serve is no way out of trouble. A canary
-        ends.
+        What is tainted, in quarantine or pruned is passed over: what must not serve is no way out
+        of trouble. A canary ends.
 
         Raises:
             RevisionError: no promotion is left to undo.
             GenerationConflict: somebody changed what is served in between.
         """
         with self._changing(expected_generation) as (connection, state):
-            live = _previous(connection, self.namespace)
-            return _change(
+            live = pointer.previous(connection, self.namespace)
+            return pointer.change(
                 connection, state._replace(live=live, canary=None, weight=0.0), "rollback"
             )
+
+    def prune(
+        self,
+        keep: int = retention.KEEP,
+        *,
+        ask: retention.Ask = retention.silent,
+        dry_run: bool = False,
+    ) -> retention.Pruned:
+        """Remove the folders of revisions that nothing needs; their rows stay.
+
+        What stays: the live one and the canary, what a rollback would make live, the last clean
+        one of the live line, the newest, and what a process uses or an engine may have loaded.
+
+        Args:
+            keep: how many of the newest stay, 1 or more.
+            ask: told an engine's place (a URL) and a revision's id, says whether the engine has it
+                loaded; ``None`` if it does not say, and then the revision stays.
+            dry_run: remove nothing, and say what would go.
+
+        Raises:
+            ConfigError: ``keep`` is below 1.
+            NotKept: a folder cannot be removed.
+        """
+        with self._reading() as connection:
+            pruning = retention.Pruning(self.home, connection, self.namespace, keep=keep, ask=ask)
+            return pruning.run(dry_run=dry_run)
+
+    def export(self, revision_id: str, folder: StrPath) -> Path:
+        """Copy a revision to a folder of its own, that plain peft and plain vLLM load.
+
+        Args:
+            revision_id: the revision, live or not.
+            folder: a folder that is missing or empty, outside of the home.
+
+        Raises:
+            UnknownRevision: this namespace has none of that id.
+            RevisionError: it is tainted, or was pruned.
+            InvalidAdapter: its files are not those that were published.
+            ConfigError: the folder is no place for a copy.
+            NotKept: the folder cannot be written.
+        """
+        revision = self.get(revision_id)
+        with self._reading() as connection:
+            standing.require_clean(connection, revision_id)
+            standing.require_present(connection, revision_id)
+        return export.export(revision, folder, self.home)
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
@@ -248,14 +316,16 @@ class Registry:
     @contextmanager
     def _changing(self, expected: int | None) -> Iterator[tuple[sqlite3.Connection, ServingState]]:
         with self._reading() as connection, transaction(connection):
-            state = _state(connection, self.namespace)
-            if expected is not None and state.generation != expected:
-                raise GenerationConflict(
-                    f"{self.namespace!r} is at generation {state.generation}, not {expected}: "
-                    f"{state.live or 'the base model'} was made live by somebody else; look at "
-                    f"history() and try again"
-                )
+            state = pointer.state(connection, self.namespace)
+            pointer.require_generation(state, expected)
             yield connection, state
+
+    def _check(self, revision_id: str) -> None:
+        """Refuse what must not serve before its files are read: what is pruned has none."""
+        revision = self.get(revision_id)
+        with self._reading() as connection:
+            standing.require_fit(connection, revision_id)
+        check_published(revision)
 
     def _find(self, connection: sqlite3.Connection, revision_id: str) -> Revision:
         query = "SELECT * FROM revision WHERE revision_id = ? AND namespace = ?"
@@ -279,6 +349,9 @@ class Registry:
             path=self.home.adapters / name,
             manifest=manifests.decode(row["manifest"]),
             tainted_at=row["tainted_at"],
+            quarantined_at=row["quarantined_at"],
+            quarantine_reason=row["quarantine_reason"],
+            pruned_at=row["pruned_at"],
         )
 
     def _name(self, temporary: Path, manifest: dict[str, Any]) -> Revision:
@@ -288,12 +361,10 @@ class Registry:
         publisher stands between its rename and its row.
         """
         with self._reading() as connection, transaction(connection):
-            known = {name for (name,) in connection.execute("SELECT revision_id FROM revision")}
-            folders.clean(self.home.adapters, known)
+            folders.clean(self.home.adapters, standing.names(connection))
             (seq,) = connection.execute("SELECT COALESCE(MAX(seq), 0) + 1 FROM revision").fetchone()
             name = manifests.revision_id(seq, manifest["files"])
-            temporary.rename(self.home.adapters / name)
-            sync(self.home.adapters)
+            folders.give_name(temporary, self.home.adapters / name)
             connection.execute(
                 "INSERT INTO revision (revision_id, namespace, seq, parent, created_at, manifest,"
                 " tainted_at) VALUES (?, ?, ?, ?, ?, ?,"
@@ -316,73 +387,3 @@ def namespaces_with_revisions(home: Home) -> list[str]:
     query = "SELECT DISTINCT namespace FROM revision ORDER BY namespace"
     with translated(home), closing(connect(home, readonly=True)) as connection:
         return [name for (name,) in connection.execute(query)]
-
-
-def _state(connection: sqlite3.Connection, namespace: str) -> ServingState:
-    query = "SELECT namespace, live, canary, weight, generation FROM serving WHERE namespace = ?"
-    row = connection.execute(query, (namespace,)).fetchone()
-    return ServingState(namespace, None, None, 0.0, 0) if row is None else ServingState(*row)
-
-
-def _history(connection: sqlite3.Connection, namespace: str) -> list[HistoryEntry]:
-    query = (
-        "SELECT at, generation, action, live, canary, weight FROM serving_history"
-        " WHERE namespace = ? ORDER BY id"
-    )
-    return [HistoryEntry(*row) for row in connection.execute(query, (namespace,))]
-
-
-def _previous(connection: sqlite3.Connection, namespace: str) -> str | None:
-    """Find the last promotion to a clean revision that stands below the one that serves."""
-    served = _served(_history(connection, namespace))
-    if len(served) == 1:
-        raise RevisionError(
-            f"nothing to roll back in {namespace!r}: the base model is live; "
-            f"promote(revision) makes one live, canary(None, 0) ends a canary"
-        )
-    tainted = {
-        name
-        for (name,) in connection.execute(
-            "SELECT revision_id FROM revision WHERE tainted_at IS NOT NULL"
-        )
-    }
-    return next(name for name in reversed(served[:-1]) if name not in tainted)
-
-
-def _served(history: list[HistoryEntry]) -> list[str | None]:
-    """Replay the history as a stack: promotions push, a rollback pops down to where it went."""
-    served: list[str | None] = [None]
-    for entry in history:
-        if entry.action == "rollback":
-            served.pop()
-            while served[-1] != entry.live:
-                served.pop()
-        elif entry.action == "promote" and entry.live != served[-1]:
-            served.append(entry.live)
-    return served
-
-
-def _require_clean(connection: sqlite3.Connection, revision_id: str) -> None:
-    query = "SELECT 1 FROM revision WHERE revision_id = ? AND tainted_at IS NOT NULL"
-    if connection.execute(query, (revision_id,)).fetchone():
-        clean = last_clean(connection, revision_id)
-        raise RevisionError(
-            f"{revision_id} is tainted: its training saw what a user has had forgotten; go back "
-            f"to {clean}, the last clean one of its line, with `agentpref adapters promote {clean}`"
-            ", then learn again with `agentpref update`"
-        )
-
-
-def _change(connection: sqlite3.Connection, new: ServingState, action: str) -> ServingState:
-    new = new._replace(generation=new.generation + 1)
-    connection.execute(
-        "INSERT OR REPLACE INTO serving (namespace, live, canary, weight, generation)"
-        " VALUES (?, ?, ?, ?, ?)",
-        new,
-    )
-    connection.execute(
-        "INSERT INTO serving_history (namespace, at, generation, action, live, canary, weight)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (new.namespace, time.time(), new.generation, action, new.live, new.canary, new.weight),
-    )
-    return new

@@ -3,8 +3,10 @@
 A request is bound to one revision at admission, by a lease, and keeps it to its last token. A swap
 validates, loads and probes the new revision beside the old one, changes the registry by
 compare-and-swap, and only then flips the route that later requests are admitted by; whatever fails
-before that leaves the route as it was. A revision is unloaded once it is neither routed to, nor
-what was live just before, nor leased. Knows nothing of prompts, tokens and models.
+before that leaves the route as it was. A revision is held, for other processes to see, from before
+it is validated until it is neither routed to, nor what was live just before, nor leased; it is then
+unloaded, unless somebody else holds it at the same place. Knows nothing of prompts, tokens and
+models.
 """
 
 from __future__ import annotations
@@ -14,11 +16,21 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
 
-from agentpref.errors import BackendClosed, ServingError, SwapFailed
+from agentpref.errors import (
+    AgentprefError,
+    BackendClosed,
+    InvalidAdapter,
+    ProbeFailed,
+    RecordError,
+    ServingError,
+    SwapFailed,
+    UnknownRevision,
+)
 from agentpref.serve.backend import GenerationRequest, Reply, Revision, ServingBackend
+from agentpref.serve.holds import Holds
 from agentpref.serve.registry import Registry, ServingState
 from agentpref.types import BASE
 
@@ -65,26 +77,34 @@ class Router:
 
     Args:
         registry: the revisions of one namespace, and which of them is live.
-        backend: the engine; several routers may share one.
+        backend: the engine; several routers, of several namespaces, may share one.
 
     Raises:
         RevisionError: what is live is broken or made for another base.
         SwapFailed: what is live could not be loaded.
+        NotKept: the home takes no files, so that nobody could see what is loaded.
     """
 
     def __init__(self, registry: Registry, backend: ServingBackend) -> None:
-        """Load what is live."""
+        """Load what is live, and tidy up what a router before left loaded."""
         self.registry = registry
         self.backend = backend
         self._route = ServingState(registry.namespace, None, None, 0.0, 0)
         self._last_live: str | None = None  # stays loaded, so that a rollback is instant
         self._leases: Counter[str] = Counter()
-        self._held: set[str] = set()  # what the backend may hold in our name
+        self._held: set[str] = set()  # what the backend may have loaded in our name
+        self._coming: set[str] = set()  # what the swap at hand is about to need
+        self._holds = Holds(registry.home.holds, backend.capabilities().place)
         self._pointers = threading.Lock()  # held for moments: the route, the leases, what is held
         self._swapping = threading.Lock()  # held for whole swaps and unloads, one at a time
-        self._at_close = ExitStack()
         self._closed = False
-        self.sync()
+        self._at_close = ExitStack()
+        self._at_close.callback(self._holds.close)
+        with ExitStack() as on_failure:
+            on_failure.callback(self.close)
+            self._adopt()
+            self.sync()
+            on_failure.pop_all()
 
     def __enter__(self) -> Router:
         """Serve for a block."""
@@ -111,6 +131,8 @@ class Router:
         """
         with self._pointers:
             self._closed = True
+        with self._swapping:
+            pass  # a swap under way is finished, and no other can begin
         self._at_close.close()
 
     @property
@@ -218,7 +240,10 @@ class Router:
         try:
             with self._swapping:
                 self._require_open()
-                yield
+                try:
+                    yield
+                finally:
+                    self._coming = set()
         finally:
             self._sweep()
 
@@ -233,33 +258,64 @@ class Router:
         wanted = self._wanted()
         new = [self.registry.get(name) for name in names if name and name not in wanted]
         for revision in new:
-            self.backend.validate(revision)
+            self._coming.add(revision.revision_id)
+            self._hold(revision.revision_id)
+            self.registry.require_available(revision)
+            self._validate(revision)
         if self._last_live not in names:
-            self._make_room(len(new))
+            self._make_room()
         for revision in new:
             self._load(revision)
 
-    def _make_room(self, count: int) -> None:
-        """Where the engine would be too full, give up what is kept for a rollback."""
+    def _hold(self, name: str) -> None:
+        self._holds.take(name)
+        with self._pointers:
+            self._held.add(name)
+
+    def _adopt(self) -> None:
+        """Hold what is loaded of this namespace, so that it is unloaded unless it is wanted."""
+        for name in self.backend.list_loaded():
+            with suppress(UnknownRevision):
+                self._hold(self.registry.get(name).revision_id)
+
+    def _make_room(self) -> None:
+        """Where the engine would be too full, give up what is kept for a rollback, or by nobody."""
         room = self.backend.capabilities().max_loaded
-        if room is not None and len(self.backend.list_loaded()) + count > room:
+        if room is not None and len(self._coming.union(self.backend.list_loaded())) > room:
             self._last_live = None
+            self._adopt()
             self._unload_idle()
+
+    def _validate(self, revision: Revision) -> None:
+        try:
+            self.backend.validate(revision)
+        except InvalidAdapter as error:
+            self._condemn(revision, error)
+            raise
 
     def _load(self, revision: Revision) -> None:
         name = revision.revision_id
-        with self._pointers:
-            self._held.add(name)
         try:
             self.backend.load(revision)
             self.backend.probe(name)
         except BackendClosed:
             raise
         except ServingError as error:
+            if isinstance(error, ProbeFailed):
+                self._condemn(revision, error)
             raise SwapFailed(
                 f"{name} could not be made ready: {error}; "
                 f"{self._route.live or 'the base model'} still serves"
             ) from error
+
+    def _condemn(self, revision: Revision, error: AgentprefError) -> None:
+        """Put a revision that is to blame itself where nobody promotes it again."""
+        try:
+            self.registry.quarantine(revision.revision_id, str(error))
+        except AgentprefError:
+            _logger.warning("%s is not in quarantine", revision.revision_id, exc_info=True)
+        else:
+            _logger.warning("%s is in quarantine now: %s", revision.revision_id, error)
 
     def _flip(self, state: ServingState) -> ServingState:
         with self._pointers:
@@ -280,32 +336,34 @@ class Router:
 
         The one who finds the lock taken may leave: its holder comes here after giving it back.
         """
-        while not self._closed and self._idle() and self._swapping.acquire(blocking=False):
+        while self._idle() and self._swapping.acquire(blocking=False):
             try:
-                if not self._unload_idle():
+                if self._closed or not self._unload_idle():
                     return
             finally:
                 self._swapping.release()
 
     def _wanted(self) -> set[str | None]:
-        """What is to stay loaded; all of it has passed the probe."""
+        """What is to stay loaded. All of it has passed the probe."""
         return {self._route.live, self._route.canary, self._last_live}
 
     def _idle(self) -> set[str]:
         """Loaded revisions that no request uses, none will, and no rollback is likely to want."""
         with self._pointers:
-            return self._held - self._wanted() - self._leases.keys()
+            return self._held - self._wanted() - self._coming - self._leases.keys()
 
     def _unload_idle(self) -> bool:
-        """Unload what is idle; say whether that worked.
+        """Give up what is idle, and unload it unless it is used by others; say if that worked.
 
         A failure must not fail the request whose end came to be the occasion, so it is logged, and
         tried again on the next one.
         """
         for name in self._idle():
             try:
-                self.backend.unload(name)
-            except ServingError:
+                with self._holds.drop(name) as alone:
+                    if alone:
+                        self.backend.unload(name)
+            except (ServingError, RecordError):
                 _logger.warning("%s could not be unloaded and stays loaded", name, exc_info=True)
                 return False
             with self._pointers:

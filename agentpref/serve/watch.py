@@ -11,10 +11,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic
 
 from agentpref.errors import AgentprefError, BackendClosed
-from agentpref.serve.registry import ServingState
 from agentpref.serve.router import Router
 
 _LONGEST_WAIT = 30.0
@@ -37,7 +37,7 @@ class Watcher:
     def __init__(
         self, router: Router, every: float = 1.0, *, clock: Callable[[], float] = monotonic
     ) -> None:
-        """Start looking; the thread is a daemon, so that a forgotten one does not hold up an exit."""
+        """Start looking; the thread is a daemon, so that a forgotten one holds up no exit."""
         self._router = router
         self._every = every
         self._clock = clock
@@ -56,28 +56,24 @@ class Watcher:
             self._thread.join()
 
     def _run(self) -> None:
-        while not self._ended.wait(self._every):
-            try:
+        with suppress(BackendClosed):
+            while not self._ended.wait(self._every):
                 self._look()
-            except BackendClosed:
-                return
 
     def _look(self) -> None:
         """Swap if the registry has moved on, unless it is too soon to try that again."""
         generation: int | None = None
         try:
             generation = self._router.registry.state().generation
-            if generation != self._failed or self._clock() >= self._next_try:
-                self._caught_up(self._router.sync())
+            if generation == self._router.serving.generation:
+                self._failed = None
+            elif generation != self._failed or self._clock() >= self._next_try:
+                self._router.sync()
+                self._failed = None
         except BackendClosed:
             raise
         except (AgentprefError, OSError) as error:
             self._put_off(generation if generation is not None else -1, error)
-
-    def _caught_up(self, state: ServingState) -> None:
-        if self._failed is not None:
-            _logger.info("generation %d is served now", state.generation)
-        self._failed, self._wait = None, self._every
 
     def _put_off(self, generation: int, error: Exception) -> None:
         if generation == self._failed:

@@ -199,6 +199,53 @@ def test_an_async_stream_left_early_holds_no_revision_back(
     assert first not in backend.list_loaded()
 
 
+class Endless(FakeBackend):
+    """Writes until it is left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.left = threading.Event(), threading.Event()
+
+    def stream(self, revision_id: str, request: GenerationRequest) -> Iterator[str | Reply]:
+        try:
+            while True:
+                self.begun.set()
+                yield "on "
+        finally:
+            self.left.set()
+
+
+async def through_tools(model: AgentprefChatModel) -> None:
+    """Where tools are offered no piece is handed on, so that the consumer never gets a turn."""
+    async for _ in model.bind_tools([add]).astream("hello"):
+        pass
+
+
+async def through_chunks(model: AgentprefChatModel) -> None:
+    async for _ in model.astream("hello"):
+        pass
+
+
+async def through_ainvoke(model: AgentprefChatModel) -> None:
+    await model.ainvoke("hello")
+
+
+@pytest.mark.parametrize("ask", [through_chunks, through_tools, through_ainvoke])
+def test_a_cancelled_task_stops_its_request(home: Home, ask: Callable[..., Any]) -> None:
+    backend = Endless()
+    model = serve(home, backend)
+
+    async def cancel() -> None:
+        task = asyncio.create_task(ask(model))
+        await asyncio.to_thread(backend.begun.wait)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancel())
+    assert backend.left.wait(60)
+
+
 # Tools.
 
 

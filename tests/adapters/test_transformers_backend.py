@@ -8,16 +8,15 @@ import random
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from served import LENGTH, PROMPTS, REVISIONS, Served, ask, get, held, make_adapter
 
 from agentpref.errors import (
     BackendClosed,
@@ -29,9 +28,8 @@ from agentpref.errors import (
     UnsupportedModel,
     WrongBase,
 )
-from agentpref.learn.base import BaseModel, load_base
+from agentpref.learn.base import load_base
 from agentpref.learn.encode import encode_pairs
-from agentpref.record.home import Home
 from agentpref.record.messages import prompt_of
 from agentpref.serve.backend import GenerationRequest, Reply, Revision, ServingBackend
 from agentpref.serve.registry import Registry
@@ -40,87 +38,6 @@ from agentpref.types import BASE, Pair
 from agentpref_adapters.transformers import TransformersBackend, open_router
 
 WEIGHTS = "adapter_model.safetensors"
-PROMPTS = ["hello", "What is the capital of France?", "tide", "Please answer briefly. " * 4, "é"]
-REVISIONS = 4
-LENGTH = 10
-
-
-class Served(NamedTuple):
-    home: Path
-    base: str
-    names: tuple[str, ...]
-    expected: dict[tuple[str, str], tuple[int, ...]]
-
-
-def ask(prompt: str, **settings) -> GenerationRequest:
-    settings = {"max_tokens": LENGTH, **settings}
-    return GenerationRequest(messages=({"role": "user", "content": prompt},), **settings)
-
-
-def make_adapter(base: str, folder: Path, seed: int, rank: int = 8) -> Path:
-    """A LoRA whose B matrices are random too, so that it changes what is generated."""
-    model = get_peft_model(load_base(base).model, LoraConfig(r=rank, target_modules="all-linear"))
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            torch.nn.init.normal_(parameter, std=0.2, generator=generator)
-    model.save_pretrained(folder)
-    return folder
-
-
-def oracle(base: BaseModel, prompt: str) -> tuple[int, ...]:
-    tokenizer = base.tokenizer
-    message = [{"role": "user", "content": prompt}]
-    encoded = tokenizer.apply_chat_template(
-        message, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
-    ids = base.model.generate(**encoded, max_new_tokens=LENGTH, do_sample=False)
-    return tuple(ids[0, encoded["input_ids"].shape[1] :].tolist())
-
-
-@pytest.fixture(scope="module")
-def served(random_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Served:
-    """A home with some revisions, and what each of them answers according to the oracle."""
-    root, base = tmp_path_factory.mktemp("served"), str(random_base)
-    registry = Registry(Home.create(root / "home"))
-    identity = load_base(base).identity
-    plain = load_base(base)
-    expected = {(BASE, prompt): oracle(plain, prompt) for prompt in PROMPTS}
-    names = []
-    for seed in range(REVISIONS):
-        folder = make_adapter(base, root / str(seed), seed)
-        revision = registry.publish(folder, parent=None, base=identity, training={})
-        names.append(revision.revision_id)
-        with_adapter = load_base(base)
-        peft = PeftModel.from_pretrained(with_adapter.model, folder)
-        for prompt in PROMPTS:
-            expected[revision.revision_id, prompt] = oracle(
-                replace(with_adapter, model=peft), prompt
-            )
-    return Served(root / "home", base, tuple(names), expected)
-
-
-@pytest.fixture
-def registry(served: Served, tmp_path: Path) -> Registry:
-    """A home of the test's own, with the revisions of the shared one."""
-    registry = Registry(Home.create(tmp_path / "own"))
-    shared = Registry(served.home)
-    for name in served.names:
-        revision = shared.get(name)
-        registry.publish(revision.path, parent=None, base=revision.manifest["base"], training={})
-    assert tuple(r.revision_id for r in registry.list()) == served.names
-    return registry
-
-
-@pytest.fixture
-def backend(served: Served) -> Iterator[TransformersBackend]:
-    backend = TransformersBackend(served.base)
-    yield backend
-    backend.close()
-
-
-def get(served: Served, index: int = 0) -> Revision:
-    return Registry(served.home).get(served.names[index])
 
 
 def test_the_oracle_tells_the_revisions_apart(served: Served) -> None:
@@ -222,34 +139,6 @@ def test_requests_that_wait_are_answered_in_one_batch(
     assert short.result().token_ids == alone["tide"].token_ids[:2]
     assert short.result().finish_reason == "length"
     assert chance.result().token_ids == alone_sampled.token_ids
-
-
-class held:  # noqa: N801
-    """Keep the owner busy until so many requests wait that a batch must form."""
-
-    def __init__(self, backend: TransformersBackend) -> None:
-        self.owner = backend._owner
-        self.gate = threading.Event()
-
-    def __enter__(self):
-        entered = threading.Event()
-
-        def busy() -> None:
-            entered.set()
-            self.gate.wait()
-
-        self.thread = threading.Thread(target=self.owner.call, args=(busy,))
-        self.thread.start()
-        entered.wait()
-        return self.wait_for
-
-    def __exit__(self, *_) -> None:
-        self.gate.set()
-        self.thread.join()
-
-    def wait_for(self, count: int) -> None:
-        while len(self.owner._waiting) < count:
-            threading.Event().wait(0.001)
 
 
 def test_logprobs_are_the_models_own(served: Served, backend: TransformersBackend) -> None:

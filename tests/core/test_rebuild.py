@@ -163,3 +163,11 @@ def test_where_the_whole_line_saw_it_the_way_back_is_the_base(nights, home, rand
     assert (report.verdict, report.parent) == ("promoted", None), report.reasons
     assert report.counts["new"] + report.counts["new_held_out"] == 48
     assert report.counts["old"] == 0
+
+
+def test_what_is_in_quarantine_is_not_learned_on(home, random_base):
+    registry = Registry(home)
+    live = registry.state().live
+    registry.quarantine(live, "its weights are broken")
+    with pytest.raises(RevisionError, match=f"{live} is in quarantine: its weights are broken"):
+        learn(home, random_base)

@@ -161,6 +161,15 @@ def test_a_revision_whose_folder_is_gone_is_named(log: Log, target: Path) -> Non
     assert (done.revisions, done.missing) == (0, ("rev-000001-0123456789ab",))
 
 
+def test_a_pruned_revision_is_not_missing(log: Log, target: Path) -> None:
+    publish(log.home, "rev-000001-0123456789ab")
+    with closing(connect(log.home)) as connection:
+        connection.execute("UPDATE revision SET pruned_at = 5.0")
+    done = backup(log.home, target)
+    assert (done.revisions, done.missing) == (0, ())
+    assert files(target / "adapters") == {}
+
+
 @pytest.mark.parametrize("name", ["../../secret", "..", ".", "", "/etc"])
 def test_a_name_that_leads_out_of_the_adapters_is_not_followed(
     log: Log, target: Path, name: str

@@ -126,6 +126,9 @@ EDITS = {
     ),
     ("serving", "its live is no revision of its namespace"): "UPDATE serving SET live = 'x'",
     ("serving", "its canary is no revision of its namespace"): "DELETE FROM revision WHERE seq = 2",
+    ("serving", "it names a revision that was pruned"): (
+        "UPDATE revision SET pruned_at = 50.0 WHERE seq = 2"
+    ),
     ("serving", "it is not what its history ends with"): "UPDATE serving SET weight = 0.9",
     ("serving_history", "its generation is not above the one before it"): (
         "UPDATE serving_history SET generation = 2"

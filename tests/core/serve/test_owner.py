@@ -1,11 +1,11 @@
-"""The owner's thread: order, batches, and what becomes of those who wait."""
+"""The owner's thread: who is admitted when, and what becomes of those who wait."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
@@ -15,115 +15,127 @@ from agentpref.serve.owner import Owner
 
 
 class Job:
-    def __init__(self, key: str, number: int = 0) -> None:
-        self.key = key
+    """Takes some steps, and is then answered with its number."""
+
+    def __init__(self, number: int, steps: int = 1) -> None:
         self.number = number
+        self.steps = steps
         self.outcome: Future[int] = Future()
 
     def fail(self, error: ServingError) -> None:
         self.outcome.set_exception(error)
 
 
-class Server:
-    """Notes what the owner does; ``pause`` holds the owner until the block ends."""
+class Counter:
+    """An engine that counts jobs down; ``gate`` holds it before a step, ``entered`` says so."""
 
     def __init__(self) -> None:
-        self.log: list[object] = []
+        self.jobs: list[Job] = []
+        self.log: list[list[int]] = []
         self.threads: set[int] = set()
-        self.owner = Owner(self.serve, max_batch=3)
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
 
-    def serve(self, batch: list[Job]) -> None:
+    @property
+    def active(self) -> int:
+        return len(self.jobs)
+
+    def admit(self, jobs: list[Job]) -> None:
         self.threads.add(threading.get_ident())
-        self.log.append([(job.key, job.number) for job in batch])
-        for job in batch:
-            job.outcome.set_result(job.number)
+        self.jobs += jobs
 
-    def pause(self) -> threading.Event:
-        entered, gate = threading.Event(), threading.Event()
-
-        def hold() -> None:
-            entered.set()
-            gate.wait()
-
-        threading.Thread(target=self.owner.call, args=(hold,)).start()
-        entered.wait()
-        return gate
+    def step(self) -> None:
+        self.threads.add(threading.get_ident())
+        if self.jobs:
+            self.entered.set()
+            self.gate.wait()
+            self.log.append([job.number for job in self.jobs])
+        for job in self.jobs:
+            job.steps -= 1
+            if not job.steps:
+                job.outcome.set_result(job.number)
+        self.jobs = [job for job in self.jobs if job.steps]
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server()
-    yield server
-    server.owner.close()
+def engine() -> Counter:
+    return Counter()
 
 
-def test_what_waits_for_the_same_key_is_served_together_oldest_first(server: Server) -> None:
-    gate = server.pause()
-    jobs = [Job(key, number) for number, key in enumerate("abacaa")]
+@pytest.fixture
+def owner(engine: Counter) -> Iterator[Owner[Job]]:
+    owner = Owner(engine, max_active=3)
+    yield owner
+    engine.gate.set()
+    owner.close()
+
+
+@pytest.fixture
+def hold(engine: Counter, owner: Owner[Job]) -> Callable[[], Job]:
+    """Keep the engine in the first of two steps of a job, numbered -1."""
+
+    def call() -> Job:
+        engine.gate.clear()
+        job = Job(-1, steps=2)
+        owner.submit(job)
+        engine.entered.wait()
+        return job
+
+    return call
+
+
+def test_who_comes_is_admitted_between_two_steps_of_who_is_there(
+    engine: Counter, owner: Owner[Job], hold: Callable[[], Job]
+) -> None:
+    first, second = hold(), Job(2)
+    owner.submit(second)
+    engine.gate.set()
+    assert second.outcome.result() == 2
+    assert first.outcome.result() == -1
+    assert engine.log == [[-1], [-1, 2]]
+
+
+def test_more_than_there_is_room_for_wait_their_turn_oldest_first(
+    engine: Counter, owner: Owner[Job], hold: Callable[[], Job]
+) -> None:
+    hold()
+    jobs = [Job(number, steps=1 + number % 2) for number in range(5)]
     for job in jobs:
-        server.owner.submit(job)
-    gate.set()
-    assert [job.outcome.result() for job in jobs] == list(range(6))
-    assert server.log == [
-        [("a", 0), ("a", 2), ("a", 4)],
-        [("b", 1)],
-        [("c", 3)],
-        [("a", 5)],
-    ]
+        owner.submit(job)
+    assert owner.waiting == 5
+    engine.gate.set()
+    assert [job.outcome.result() for job in jobs] == list(range(5))
+    assert engine.log == [[-1], [-1, 0, 1], [1, 2, 3], [3, 4]]
+    assert owner.waiting == 0
 
 
-def test_a_task_waits_for_the_jobs_before_it_and_precedes_those_after(server: Server) -> None:
-    gate = server.pause()
-    before, after = Job("a", 1), Job("a", 2)
-    server.owner.submit(before)
-    with ThreadPoolExecutor(1) as pool:
-        task = pool.submit(server.owner.call, lambda: server.log.append("task"))
-        while len(server.owner._waiting) < 2:
-            threading.Event().wait(0.001)
-        server.owner.submit(after)
-        gate.set()
-        task.result()
-    after.outcome.result()
-    assert server.log == [[("a", 1)], "task", [("a", 2)]]
-
-
-def test_everything_runs_on_one_thread(server: Server) -> None:
+def test_everything_runs_on_one_thread(engine: Counter, owner: Owner[Job]) -> None:
     for number in range(3):
-        job = Job("a", number)
-        server.owner.submit(job)
+        job = Job(number)
+        owner.submit(job)
         job.outcome.result()
-    server.threads.add(server.owner.call(threading.get_ident))
-    assert len(server.threads) == 1
-    assert threading.get_ident() not in server.threads
+    assert len(engine.threads) == 1
+    assert threading.get_ident() not in engine.threads
 
 
-def test_a_task_gives_back_what_it_returns_and_raises(server: Server) -> None:
-    assert server.owner.call(lambda: 42) == 42
-    with pytest.raises(ZeroDivisionError):
-        server.owner.call(lambda: 1 / 0)
-    assert server.owner.call(lambda: 43) == 43, "the owner outlives it"
-
-
-def test_closing_fails_what_waits_and_refuses_what_comes(server: Server) -> None:
-    gate = server.pause()
-    waiting = Job("a")
-    server.owner.submit(waiting)
-    with ThreadPoolExecutor(2) as pool:
-        task = pool.submit(server.owner.call, lambda: 1)
-        while len(server.owner._waiting) < 2:
-            threading.Event().wait(0.001)
-        closing = pool.submit(server.owner.close)
-        while not server.owner._closed:
-            threading.Event().wait(0.001)
-        gate.set()
-        closing.result()
+def test_closing_fails_what_waits_at_once_finishes_what_is_active_and_refuses_what_comes(
+    engine: Counter, owner: Owner[Job], hold: Callable[[], Job]
+) -> None:
+    active, waiting = hold(), Job(1)
+    owner.submit(waiting)
+    with ThreadPoolExecutor(1) as pool:
+        closing = pool.submit(owner.close)
         assert isinstance(waiting.outcome.exception(timeout=30), BackendClosed)
-        assert isinstance(task.exception(timeout=30), BackendClosed)
-    with pytest.raises(BackendClosed, match="make a new one"):
-        server.owner.submit(Job("a"))
+        assert not active.outcome.done()
+        with pytest.raises(BackendClosed, match="make a new one"):
+            owner.submit(Job(2))
+        engine.gate.set()
+        closing.result()
+    assert active.outcome.result() == -1
+    assert engine.log == [[-1], [-1]]
     with pytest.raises(BackendClosed):
-        server.owner.call(lambda: 1)
-    assert server.log == []
+        owner.require_open()
 
 
 FORKED = """
@@ -131,12 +143,21 @@ import os
 from agentpref.errors import BackendClosed
 from agentpref.serve.owner import Owner
 
-owner = Owner(lambda batch: None, max_batch=1)
-owner.call(lambda: None)
+class Idle:
+    active = 0
+
+    def admit(self, jobs):
+        pass
+
+    def step(self):
+        pass
+
+owner = Owner(Idle(), max_active=1)
+owner.require_open()
 child = os.fork()
 if not child:
     try:
-        owner.call(lambda: None)
+        owner.submit(None)
     except BackendClosed:
         os._exit(7)
     os._exit(0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 import threading
@@ -13,12 +15,19 @@ from agentpref.errors import (
     GenerationConflict,
     InvalidAdapter,
     NotAHome,
+    NotKept,
     RevisionError,
     UnknownRevision,
 )
 from agentpref.record.home import Home
 from agentpref.serve.backend import Revision
-from agentpref.serve.manifest import MANIFEST_FILE, WEIGHTS_FILE, digest_adapter, encode
+from agentpref.serve.manifest import (
+    CONFIG_FILE,
+    MANIFEST_FILE,
+    WEIGHTS_FILE,
+    digest_adapter,
+    encode,
+)
 from agentpref.serve.registry import Registry
 from agentpref.testing import write_adapter
 
@@ -77,6 +86,54 @@ def test_publish_copies_the_adapter_and_describes_it(registry: Registry, tmp_pat
     }
     assert (revision.path / MANIFEST_FILE).read_bytes() == encode(revision.manifest)
     assert digest_adapter(revision.path) == digest_adapter(folder)
+
+
+@pytest.mark.parametrize("umask", [0o077, 0o000])
+def test_modes_do_not_depend_on_the_umask(registry: Registry, tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        folder = publish(registry, tmp_path).path
+    finally:
+        os.umask(before)
+    assert folder.stat().st_mode & 0o777 == 0o755
+    assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o644}
+
+
+def test_a_name_is_given_only_to_what_is_on_disk(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def noted_fsync(descriptor: int) -> None:
+        steps.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    def noted_rename(path: Path, target: Path) -> Path:
+        steps.append("rename")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(Path, "rename", noted_rename)
+    publish(registry, tmp_path)
+    temporary = steps.pop(3)
+    assert temporary.startswith(".publishing-")
+    files = [CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE]
+    assert steps == [*files, "rename", "adapters", registry.home.path.name]
+
+
+def test_what_cannot_be_written_is_said_and_leaves_nothing(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(NotKept, match="No space left on device"):
+            publish(registry, tmp_path)
+    assert registry.list() == []
+    assert list(registry.home.adapters.iterdir()) == []
 
 
 def test_the_name_is_the_content(registry: Registry, tmp_path: Path) -> None:
@@ -279,8 +336,6 @@ def test_killed_at_any_step_publish_leaves_the_registry_valid(
 
 
 def test_the_next_publish_removes_what_crashes_left(registry: Registry, tmp_path: Path) -> None:
-    import os
-
     kept = publish(registry, tmp_path)
     adapters = registry.home.adapters
     unnamed = write_adapter(adapters / "rev-000007-0123456789ab")

@@ -124,6 +124,7 @@ def test_what_cannot_be_followed_is_told_once_and_tried_again_ever_more_rarely(
     wait = OFTEN
     for tries in range(1, 5):
         until(lambda: backend.calls.count(("load", names[1])) == tries)  # noqa: B023
+        look_again(registry)
         clock.now += 0.9 * wait
         look_again(registry)
         assert backend.calls.count(("load", names[1])) == tries, "it is too soon to try again"
@@ -131,6 +132,7 @@ def test_what_cannot_be_followed_is_told_once_and_tried_again_ever_more_rarely(
         wait *= 2
         assert router.generate(ASK).revision == names[0]
     until(lambda: backend.calls.count(("load", names[1])) == 5)
+    look_again(registry)
     [told] = [record for record in caplog.records if record.name == "agentpref.serve.watch"]
     assert names[1] in told.message
     assert "what served before still serves" in told.message

@@ -1,0 +1,245 @@
+"""The in-process backend with many requests at once: they join, leave, and see no other."""
+
+from __future__ import annotations
+
+import gc
+import random
+import signal
+import threading
+import weakref
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from served import PROMPTS, REVISIONS, Served, ask, get, held, make_home
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, MistralConfig
+
+from agentpref.errors import GenerationFailed
+from agentpref.serve.backend import Reply
+from agentpref.types import BASE
+from agentpref_adapters.transformers import TransformersBackend
+
+LONG = 300
+
+
+class Watched:
+    """Counts the rows of each forward pass, and lets a test stop the engine between two."""
+
+    def __init__(self, backend: TransformersBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.rows: list[int] = []
+        self.go = threading.Event()
+        self.go.set()
+        model = backend.base.model
+        forward = model.forward
+        endless = backend.base.tokenizer.eos_token_id
+
+        def watched(*args, **kwargs):
+            self.go.wait()
+            self.rows.append(len(kwargs["input_ids"]))
+            output = forward(*args, **kwargs)
+            output.logits[..., endless] = -torch.inf
+            return output
+
+        monkeypatch.setattr(model, "forward", watched)
+
+    def until(self, holds: Callable[[], bool]) -> None:
+        for _ in range(60_000):
+            if holds():
+                return
+            threading.Event().wait(0.001)
+        pytest.fail("it did not come about within a minute")
+
+    def until_idle(self, backend: TransformersBackend) -> None:
+        """Wait until nobody is answered, long before whoever left would have been."""
+        self.until(lambda: backend._owner._engine.active == 0)
+
+
+@pytest.fixture
+def watched(backend: TransformersBackend, monkeypatch: pytest.MonkeyPatch) -> Watched:
+    return Watched(backend, monkeypatch)
+
+
+def test_a_short_request_does_not_wait_for_the_end_of_a_long_one(
+    backend: TransformersBackend, watched: Watched
+) -> None:
+    long = backend.stream(BASE, ask("tide", max_tokens=LONG))
+    next(long)
+    backend.generate(BASE, ask("hello", max_tokens=3))
+    assert 2 in watched.rows, "they were in one batch"
+    assert len(watched.rows) < LONG, "the long one is not at its end"
+    *_, reply = long
+    assert len(reply.token_ids) == LONG
+    assert watched.rows[-1] == 1, "who has ended is no longer in the batch"
+
+
+def test_rows_of_all_revisions_share_a_batch_and_do_not_see_each_other(
+    served: Served, backend: TransformersBackend
+) -> None:
+    """At random moments, so that rows of all lengths join, leave and shift."""
+    for index in range(REVISIONS):
+        backend.load(get(served, index))
+    names = (BASE, *served.names)
+
+    def client(number: int) -> None:
+        source = random.Random(number)
+        for _ in range(12):
+            name, prompt = source.choice(names), source.choice(PROMPTS)
+            length = source.randint(1, 10)
+            reply = backend.generate(name, ask(prompt, max_tokens=length))
+            assert reply.token_ids == served.expected[name, prompt][:length]
+
+    with ThreadPoolExecutor(6) as pool:
+        for done in [pool.submit(client, number) for number in range(6)]:
+            done.result()
+
+
+def test_a_swap_does_not_switch_anything_under_a_request(
+    served: Served, backend: TransformersBackend
+) -> None:
+    """Not even unloading what it uses: it keeps its matrices, and they are freed after it."""
+    name, prompt = served.names[0], PROMPTS[1]
+    backend.load(get(served, 0))
+    adapter = weakref.ref(backend._adapters[name])
+    with ThreadPoolExecutor(1) as pool, held(backend) as waiting:
+        reply = pool.submit(backend.generate, name, ask(prompt))
+        waiting(1)
+        backend.load(get(served, 1))
+        backend.unload(name)
+        with pytest.raises(GenerationFailed, match="is not loaded"):
+            backend.generate(name, ask(prompt))
+    assert reply.result().token_ids == served.expected[name, prompt]
+    backend.generate(BASE, ask("hello", max_tokens=1))
+    del reply
+    gc.collect()
+    assert adapter() is None
+
+
+def test_more_than_fit_wait_and_are_answered(served: Served) -> None:
+    backend = TransformersBackend(served.base, max_batch=2)
+    with ThreadPoolExecutor(6) as pool:
+        replies = {p: pool.submit(backend.generate, BASE, ask(p)) for p in PROMPTS}
+        for prompt, reply in replies.items():
+            assert reply.result().token_ids == served.expected[BASE, prompt]
+    backend.close()
+
+
+def test_an_error_in_a_prompt_of_one_does_not_reach_the_others(
+    served: Served, backend: TransformersBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = backend.base.model
+    forward = model.forward
+    failing = threading.Event()
+
+    def broken(*args, **kwargs):
+        if kwargs["input_ids"].shape[1] > 1 and failing.is_set():
+            raise RuntimeError("out of memory")
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(model, "forward", broken)
+    stream = backend.stream(BASE, ask("tide"))
+    next(stream)
+    failing.set()
+    with pytest.raises(GenerationFailed, match="out of memory"):
+        backend.generate(BASE, ask("hello"))
+    *_, reply = stream
+    assert reply.token_ids == served.expected[BASE, "tide"]
+
+
+def test_ctrl_c_while_waiting_frees_the_place(
+    backend: TransformersBackend, watched: Watched
+) -> None:
+    def interrupt() -> None:
+        watched.until(lambda: len(watched.rows) > 2)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        backend.generate(BASE, ask("tide", max_tokens=LONG))
+    watched.until_idle(backend)
+    assert len(watched.rows) < LONG
+
+
+def test_a_stream_that_is_closed_frees_the_place(
+    backend: TransformersBackend, watched: Watched
+) -> None:
+    streams = [backend.stream(BASE, ask(p, max_tokens=LONG)) for p in PROMPTS[:2]]
+    for stream in streams:
+        next(stream)
+    streams[0].close()  # type: ignore[attr-defined]
+    alone = len(watched.rows)
+    watched.until(lambda: watched.rows[alone:].count(1) > 2)
+    streams[1].close()  # type: ignore[attr-defined]
+    watched.until_idle(backend)
+    assert len(watched.rows) < LONG
+
+
+def test_one_who_left_while_waiting_is_never_begun(
+    backend: TransformersBackend, watched: Watched
+) -> None:
+    watched.go.clear()
+    first = threading.Thread(target=backend.generate, args=(BASE, ask("tide", max_tokens=2)))
+    first.start()
+    row = backend._submit(BASE, ask("hello", max_tokens=LONG), streaming=True)
+    results = row.results()
+    row.done = True
+    watched.go.set()
+    first.join()
+    watched.until_idle(backend)
+    assert len(watched.rows) == 2
+    del results
+
+
+def test_closing_finishes_what_is_being_answered(
+    served: Served, backend: TransformersBackend
+) -> None:
+    stream = backend.stream(BASE, ask("tide"))
+    next(stream)
+    backend.close()
+    *_, reply = stream
+    assert isinstance(reply, Reply)
+    assert reply.token_ids == served.expected[BASE, "tide"]
+
+
+SMALL = {
+    "gpt2": GPT2Config(
+        n_embd=64, n_layer=2, n_head=4, n_positions=512, initializer_range=0.2, bos_token_id=None
+    ),
+    "mistral with a sliding window": MistralConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        sliding_window=8,
+        initializer_range=0.2,
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")  # peft's, of GPT-2
+@pytest.mark.parametrize("kind", SMALL)
+def test_other_kinds_of_model_answer_as_plain_peft_does(
+    kind: str, random_base: Path, tmp_path: Path
+) -> None:
+    """GPT-2 stores its weights the other way round; a sliding window's cache cannot be joined."""
+    tokenizer = AutoTokenizer.from_pretrained(random_base)
+    tokenizer.save_pretrained(tmp_path / "base")
+    config = SMALL[kind]
+    config.vocab_size, config.eos_token_id = len(tokenizer), tokenizer.eos_token_id
+    config.pad_token_id = tokenizer.pad_token_id
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    served = make_home(str(tmp_path / "base"), tmp_path)
+    backend = TransformersBackend(served.base)
+    for index in range(REVISIONS):
+        backend.load(get(served, index))
+    order = [(name, prompt) for name in (BASE, *served.names) for prompt in PROMPTS]
+    with ThreadPoolExecutor(5) as pool:
+        replies = pool.map(lambda case: backend.generate(case[0], ask(case[1])), order)
+        for case, reply in zip(order, replies, strict=True):
+            assert reply.token_ids == served.expected[case]
+    backend.close()
