@@ -101,7 +101,7 @@ def rollback(
 def canary(
     revision: Annotated[
         str | None,
-        typer.Argument(metavar="[REVISION]", help="The one to try.", show_default=False),
+        typer.Argument(metavar="REVISION", help="The one to try.", show_default=False),
     ] = None,
     weight: Annotated[
         float | None,
@@ -182,7 +182,9 @@ def prune(
 @app.command()
 def export(
     revision: RevisionId,
-    folder: Annotated[Path, typer.Argument(help="A folder that is missing or empty.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="A folder that is missing or empty.")
+    ],
     home: options.Home = None,
     namespace: options.Namespace = "default",
     as_json: options.AsJson = False,
