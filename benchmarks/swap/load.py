@@ -243,4 +243,3 @@ def _noted(told: Told, kind: str) -> Iterator[None]:
     begin = time.monotonic()
     yield
     told.windows[kind].append((begin, time.monotonic()))
-

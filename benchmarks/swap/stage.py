@@ -78,9 +78,13 @@ class Stage:
     left_out: int
     _adapters: dict[str, int | None] = field(default_factory=lambda: {BASE: None})
 
+    def registry(self) -> Registry:
+        """The registry of the home."""
+        return Registry(self.home)
+
     def publish(self, adapter: int) -> str:
         """Publish an adapter as a new revision; the same one gets another id each time."""
-        revision = Registry(self.home).publish(
+        revision = self.registry().publish(
             self.folders[adapter], parent=None, base=self.identity, training={}
         )
         self._adapters[revision.revision_id] = adapter
