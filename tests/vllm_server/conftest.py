@@ -19,6 +19,7 @@ from agentpref.record.home import Home
 from agentpref.serve.backend import GenerationRequest, Reply, Revision
 from agentpref.serve.base_files import BaseFiles, read_base
 from agentpref.serve.registry import Registry
+from agentpref.serve.router import Router
 from agentpref.testing import write_adapter
 from agentpref_adapters._server_process import ServerEvent, ServerProcess
 from agentpref_adapters._vllm_process import VllmSettings, vllm_server
@@ -150,6 +151,20 @@ def publish(
         ]
 
     return make
+
+
+@pytest.fixture
+def revisions(publish: Callable[[int], list[Revision]], registry: Registry) -> list[Revision]:
+    """Three revisions, the first of them live: on a processor, the base is no good beside them."""
+    made = publish(3)
+    registry.promote(made[0].revision_id)
+    return made
+
+
+@pytest.fixture
+def router(registry: Registry, revisions, backend: VllmBackend) -> Iterator[Router]:
+    with Router(registry, backend) as router:
+        yield router
 
 
 @pytest.fixture(scope="session")
