@@ -28,13 +28,13 @@ _PREFIX = "base_model.model."
 
 
 class Pair(NamedTuple):
-    """The matrices of one layer: A (rank, in), and B transposed (rank, out), which holds the scale."""
+    """The matrices of one layer: A (rank, in), and B transposed (rank, out), scaled already."""
 
     a: Tensor
     b: Tensor
 
     def add_to(self, output: Tensor, inputs: Tensor) -> Tensor:
-        """Add ``B A x`` to what the layer gave for x, in place where the numbers are of one kind."""
+        """Add ``B A x`` to what the layer gave for x; the output is the layer's own, and changed."""
         from torch.nn.functional import linear
 
         low = linear(inputs.reshape(-1, inputs.shape[-1]).to(self.a.dtype), self.a)
@@ -147,7 +147,7 @@ class Layers:
 
 
 def shares_of(adapters: Sequence[Adapter | None]) -> tuple[list[int], list[Share]]:
-    """Order rows so that those of one adapter stand together: which row goes where, and the runs."""
+    """Order rows so that those of one adapter stand together; give the order and the runs."""
     first: dict[Adapter | None, int] = {}
     for adapter in adapters:
         first.setdefault(adapter, len(first))
@@ -181,4 +181,3 @@ def _shape(module: Any) -> tuple[int, int]:
 def _scale(config: Mapping[str, Any]) -> float:
     rank, alpha = config["r"], config["lora_alpha"]
     return float(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
-

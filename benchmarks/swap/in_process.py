@@ -80,6 +80,8 @@ class _Hotswapped:
 def hotswap(stage: Stage, options: Options) -> Mapping[str, Any]:
     """Swap by ``hotswap_adapter`` while clients generate, and judge what they were answered."""
     served = _Hotswapped(stage)
+    served.client(0)()  # alone, it answers as it should
+    assert served.outcomes == {"right": 1}
     seconds, swaps = options.seconds * HOTSWAP_SHARE, int(options.swaps * HOTSWAP_SHARE)
     with clients(options.clients, served.client):
         for adapter in itertools.islice(itertools.cycle(range(len(stage.folders))), 1, swaps + 1):
