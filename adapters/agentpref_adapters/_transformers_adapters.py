@@ -34,7 +34,7 @@ class Pair(NamedTuple):
     b: Tensor
 
     def add_to(self, output: Tensor, inputs: Tensor) -> Tensor:
-        """Add ``B A x`` to what the layer gave for x; the output is the layer's own, and changed."""
+        """Add ``B A x`` to what a layer gave for x, in place."""
         from torch.nn.functional import linear
 
         low = linear(inputs.reshape(-1, inputs.shape[-1]).to(self.a.dtype), self.a)
