@@ -49,6 +49,22 @@ def fail(message: str) -> None:
         print(line, file=sys.stderr)
 
 
+def confirm(question: str, yes: bool) -> None:
+    """Ask where somebody sits before it; what runs by itself has been thought about before.
+
+    Raises:
+        Exit: the answer is not yes.
+    """
+    if yes or not sys.stdin.isatty():
+        return
+    print(question, end=" [y/N] ", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        import typer
+
+        say("nothing was removed")
+        raise typer.Exit(1)
+
+
 def table(
     columns: Sequence[str],
     rows: Sequence[Sequence[object]],

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from contextlib import closing
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import typer
 
 from agentpref.record.database import connect
 from agentpref.record.home import Home
 from agentpref.record.lineage import taint
+from agentpref.serve.holds import Holds
 from agentpref.serve.registry import Registry
 from agentpref.testing import write_adapter
+from agentpref_cli.commands.adapters import prune
 
 IDENTITY = {"name": "tiny", "digest": "d" * 64, "template_digest": "t" * 64}
 
@@ -38,7 +44,7 @@ def serving(run) -> str:
 def test_the_base_model_serves_a_new_home(run, home) -> None:
     run("init")
     header, base = run("adapters", "list").out.splitlines()
-    assert header == "revision\tserves\tparent\tcreated\ttainted"
+    assert header == "revision\tserves\tparent\tcreated\tstanding"
     assert base == "base\tlive\t-\t-\t-"
     assert run("adapters", "list", "--json").json["revisions"] == []
 
@@ -105,10 +111,182 @@ def test_a_tainted_revision_is_shown_as_one_and_not_promoted(run, home, names) -
     with closing(connect(Home.open(home))) as connection:
         taint(connection, names[1:], 5.0)
     rows = [line.split("\t") for line in run("adapters", "list").out.splitlines()[1:]]
-    assert [row[-1] for row in rows] == ["-", "-", "yes"]
+    assert [row[-1] for row in rows] == ["-", "-", "tainted"]
     found = run("adapters", "list", "--json").json["revisions"]
     assert [row["tainted_at"] for row in found] == [None, 5.0]
     assert "tainted\t" in run("adapters", "show", names[1]).out
     assert "tainted\t" not in run("adapters", "show", names[0]).out
     err = run("adapters", "promote", names[1], exits=1).err
     assert f"agentpref adapters promote {names[0]}" in err
+
+
+def generation(run) -> int:
+    return run("adapters", "list", "--json").json["serving"]["generation"]
+
+
+def test_a_canary_begins_and_ends(run, names) -> None:
+    run("adapters", "promote", names[0])
+    out = run("adapters", "canary", names[1], "--weight", ".1").out
+    assert out.splitlines()[1] == f"canary: {names[1]}, for 0.1 of the threads"
+    value = run("adapters", "canary", "--end", "--json").json
+    assert (value["live"], value["canary"], value["weight"]) == (names[0], None, 0.0)
+    assert "share above 0" in run("adapters", "canary", names[1], "--weight", "0", exits=1).err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["REV"], ["--weight", "0.1"], ["REV", "--end"], ["--end", "--weight", "0.1"]],
+)
+def test_a_canary_needs_a_revision_and_its_share_or_an_end(run, names, arguments) -> None:
+    words = [names[1] if word == "REV" else word for word in arguments]
+    assert "name a revision and its share" in run("adapters", "canary", *words, exits=2).err
+
+
+def test_who_acts_on_what_has_changed_since_is_told(run, names) -> None:
+    run("adapters", "promote", names[0], "--expected-generation", 0)
+    for command in (
+        ["promote", names[1]],
+        ["canary", names[1], "--weight", 0.1],
+        ["canary", "--end"],
+        ["rollback"],
+    ):
+        err = run("adapters", *command, "--expected-generation", 0, exits=1).err
+        assert "is at generation 1, not 0" in err
+    assert generation(run) == 1
+    run("adapters", "rollback", "--expected-generation", 1)
+    assert generation(run) == 2
+
+
+def test_a_quarantine_is_shown_refused_and_ended(run, names) -> None:
+    out = run("adapters", "quarantine", names[0], "--reason", "it answers in Latin").out
+    assert out == f"{names[0]} is in quarantine: it answers in Latin\n"
+    rows = [line.split("\t") for line in run("adapters", "list").out.splitlines()[1:]]
+    assert [row[-1] for row in rows] == ["-", "quarantined", "-"]
+    shown = dict(line.split("\t") for line in run("adapters", "show", names[0]).out.splitlines())
+    assert shown["reason"] == "it answers in Latin"
+    assert shown["quarantined"] != "-"
+    assert "it answers in Latin" in run("adapters", "promote", names[0], exits=1).err
+    assert "may serve again" in run("adapters", "release", names[0]).out
+    run("adapters", "promote", names[0])
+
+
+@pytest.mark.parametrize(("role", "end"), [("live", "rollback"), ("canary", "canary --end")])
+def test_a_quarantine_of_what_serves_says_how_to_end_that(run, home, names, role, end) -> None:
+    if role == "live":
+        Registry(home).promote(names[0])
+    else:
+        Registry(home).canary(names[0], 0.5)
+    out = run("adapters", "quarantine", names[0], "--reason", "bad").out
+    assert f"it is {role} still; end that with `agentpref adapters {end}`" in out
+    run("adapters", *end.split())
+    assert run("adapters", "list", "--json").json["revisions"][0]["serves"] is None
+
+
+def test_quarantine_and_release_as_json(run, names) -> None:
+    value = run("adapters", "quarantine", names[0], "--reason", "bad", "--json").json
+    assert (value["revision"], value["quarantine_reason"]) == (names[0], "bad")
+    assert value["quarantined_at"] is not None
+    value = run("adapters", "release", names[0], "--json").json
+    assert (value["quarantined_at"], value["quarantine_reason"]) == (None, None)
+
+
+def test_prune_removes_and_says_why_the_rest_stays(run, home, names) -> None:
+    dry = run("adapters", "prune", "--keep", 1, "--dry-run").out.splitlines()
+    assert dry[:3] == [
+        "revision\tpruning\twhy",
+        f"{names[0]}\twould go\t-",
+        f"{names[1]}\tkept\tone of the newest 1",
+    ]
+    assert dry[3].startswith("would free 0.0 MB")
+    assert (home / "adapters" / names[0]).exists()
+    value = run("adapters", "prune", "--keep", 1, "--json").json
+    assert value["removed"] == [names[0]]
+    assert value["kept"] == {names[1]: "one of the newest 1"}
+    assert value["bytes"] > 0
+    assert not (home / "adapters" / names[0]).exists()
+    rows = [line.split("\t") for line in run("adapters", "list").out.splitlines()[1:]]
+    assert [row[-1] for row in rows] == ["-", "pruned", "-"]
+    assert "pruned\t" in run("adapters", "show", names[0]).out
+    assert "was pruned" in run("adapters", "promote", names[0], exits=1).err
+    run("adapters", "prune", "--keep", 0, exits=2)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("said", "removed"), [("y\n", True), ("n\n", False), ("", False)])
+def test_prune_asks_who_sits_before_it(
+    home, names, monkeypatch, capsys, said: str, removed: bool
+) -> None:
+    monkeypatch.setattr("sys.stdin", Terminal(said))
+    try:
+        prune(keep=1, dry_run=False, yes=False, home=home, namespace="default", as_json=False)
+    except typer.Exit:
+        assert "nothing was removed" in capsys.readouterr().out
+    assert (home / "adapters" / names[0]).exists() != removed
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [(True, "loaded at"), (None, "which does not say"), (False, None)],
+)
+def test_prune_asks_the_engine_at_a_url(run, home, names, monkeypatch, answer, why) -> None:
+    left_loaded(home, names[0], "http://127.0.0.1:8000")
+    asked = []
+
+    def holds_revision(url: str, revision_id: str) -> bool | None:
+        asked.append((url, revision_id))
+        return answer
+
+    engine = ModuleType("agentpref_adapters.vllm")
+    engine.holds_revision = holds_revision  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "agentpref_adapters.vllm", engine)
+    value = run("adapters", "prune", "--keep", 1, "--json").json
+    assert set(asked) == {("http://127.0.0.1:8000", names[0])}
+    assert (value["removed"] == [names[0]]) == (why is None)
+    assert why is None or why in value["kept"][names[0]]
+
+
+def test_without_the_client_no_engine_is_asked(run, home, names, monkeypatch) -> None:
+    left_loaded(home, names[0], "http://127.0.0.1:8000")
+    monkeypatch.setitem(sys.modules, "agentpref_adapters.vllm", None)
+    value = run("adapters", "prune", "--keep", 1, "--json").json
+    assert "does not say" in value["kept"][names[0]]
+
+
+def test_a_place_that_is_no_url_is_not_asked(run, home, names, monkeypatch) -> None:
+    left_loaded(home, names[0], "somewhere")
+    monkeypatch.setitem(sys.modules, "agentpref_adapters.vllm", ModuleType("empty"))
+    value = run("adapters", "prune", "--keep", 1, "--json").json
+    assert "does not say" in value["kept"][names[0]]
+
+
+def left_loaded(home: Path, name: str, place: str) -> None:
+    """Hold a revision there and go, as a router does whose engine outlives it."""
+    holds = Holds(Home.open(home).holds, place)
+    holds.take(name)
+    holds.close()
+
+
+def test_export_copies_one_revision(run, home, names, tmp_path) -> None:
+    out = run("adapters", "export", names[0], tmp_path / "exported").out
+    assert out == f"{names[0]} is in {tmp_path / 'exported'}\n"
+    files = {file.name for file in (tmp_path / "exported").iterdir()}
+    assert files == {"adapter_config.json", "adapter_model.safetensors", "manifest.json"}
+    value = run("adapters", "export", names[0], tmp_path / "again", "--json").json
+    assert value == {"revision": names[0], "path": str(tmp_path / "again")}
+    run("adapters", "export", names[0], tmp_path / "again", exits=2)
+
+
+def test_a_rollback_does_not_go_to_what_is_broken(run, home, names) -> None:
+    for name in names:
+        run("adapters", "promote", name)
+    (home / "adapters" / names[0] / "adapter_model.safetensors").unlink()
+    err = run("adapters", "rollback", exits=1).err
+    assert f"agentpref adapters quarantine {names[0]} --reason broken" in err
+    assert serving(run) == names[1]
+    run("adapters", "quarantine", names[0], "--reason", "broken")
+    assert "adapter_model.safetensors" in run("adapters", "release", names[0], exits=1).err
+    assert run("adapters", "rollback", "--json").json["live"] == "base"

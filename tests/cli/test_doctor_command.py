@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
 import agentpref_cli.commands.doctor as module
+from agentpref.record.database import connect
 from agentpref.record.home import Home
 from agentpref.record.keeper import drain
 from agentpref.record.spill import Spill
+from agentpref.serve.holds import Holds
+from agentpref.serve.registry import Registry
+from agentpref.serve.standing import mark_pruned
+from agentpref.testing import write_adapter
 from agentpref.types import Feedback
 
 
@@ -77,3 +85,78 @@ def test_a_torch_that_cannot_be_imported_is_a_failure(run, filled, random_base, 
     monkeypatch.setattr(module, "import_module", broken)
     found = checks(run("doctor", "--model", random_base, "--json", exits=1).json)
     assert str(error) in found["threads"]["words"]
+
+
+@pytest.fixture
+def names(home: Path, tmp_path: Path) -> list[str]:
+    """Two revisions, of which the first is live and the second the canary."""
+    registry = Registry(Home.create(home))
+    published = []
+    for seed in (1, 2):
+        folder = write_adapter(tmp_path / f"adapter-{seed}", seed=seed)
+        revision = registry.publish(folder, parent=None, base={"name": "tiny"}, training={})
+        published.append(revision.revision_id)
+    registry.promote(published[0])
+    registry.canary(published[1], 0.1)
+    return published
+
+
+def test_what_serves_and_is_whole_is_said(run, random_base, names) -> None:
+    found = checks(run("doctor", "--model", random_base, "--json").json)
+    assert found["live"]["words"] == f"'default': {names[0]} is whole"
+    assert found["canary"]["words"] == f"'default': {names[1]} is whole"
+    assert found.keys().isdisjoint({"quarantine", "leavings", "holds"})
+
+
+def _quarantined(home: Path, name: str) -> None:
+    Registry(home).quarantine(name, "it answers in Latin")
+
+
+def _marked(home: Path, name: str) -> None:
+    with closing(connect(Home.open(home))) as connection:
+        mark_pruned(connection, name, 5.0)
+
+
+def _edited(home: Path, name: str) -> None:
+    with (home / "adapters" / name / "adapter_model.safetensors").open("r+b") as file:
+        file.write(b"!")
+
+
+def _deleted(home: Path, name: str) -> None:
+    shutil.rmtree(home / "adapters" / name)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (_quarantined, "is in quarantine: it answers in Latin"),
+        (_marked, "was pruned"),
+        (_edited, "adapter_model.safetensors is not the file that was published"),
+        (_deleted, "is gone"),
+    ],
+)
+@pytest.mark.parametrize("role", ["live", "canary"])
+def test_what_serves_and_must_not_is_a_failure(run, home, random_base, names, damage, words, role):
+    damage(home, names[role == "canary"])
+    found = checks(run("doctor", "--model", random_base, "--json", exits=1).json)
+    assert found[role]["holds"] is False
+    assert words in found[role]["words"]
+    assert found["canary" if role == "live" else "live"]["holds"] is True
+
+
+def test_what_is_locked_away_or_left_is_said(run, home, random_base, names) -> None:
+    registry = Registry(home)
+    registry.canary(None, 0)
+    registry.quarantine(names[1], "it answers in Latin")
+    (home / "adapters" / ".pruning-1").mkdir()
+    holds = Holds(Home.open(home).holds, "http://127.0.0.1:8000")
+    holds.take(names[1])
+    found = checks(run("doctor", "--model", random_base, "--json").json)
+    assert f"{names[1]} since " in found["quarantine"]["words"]
+    assert found["quarantine"]["words"].endswith("it answers in Latin")
+    assert found["leavings"]["words"].startswith("1 half-made or half-removed folders")
+    assert "holds" not in found, "a living process uses it"
+    holds.close()
+    found = checks(run("doctor", "--model", random_base, "--json").json)
+    assert "1 revisions were loaded" in found["holds"]["words"]
+    assert "at http://127.0.0.1:8000" in found["holds"]["words"]

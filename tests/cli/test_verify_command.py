@@ -86,6 +86,15 @@ def test_a_sample_looks_at_the_adapters_that_serve(run, filled, tmp_path) -> Non
     assert len(run("verify", "--json", exits=1).json["problems"]) == 3
 
 
+def test_a_pruned_adapter_is_no_fault(run, filled, tmp_path) -> None:
+    registry = Registry(filled)
+    adapter = write_adapter(tmp_path / "adapter")
+    for _ in range(2):
+        registry.publish(adapter, parent=None, base=IDENTITY, training={})
+    assert len(registry.prune(keep=1).removed) == 1
+    assert run("verify", "--json").json["problems"] == []
+
+
 def test_what_waits_in_the_spill_is_said_and_no_fault(run, filled) -> None:
     home = Home.open(filled)
     prompt = prompt_of([{"role": "user", "content": "hello"}])

@@ -9,17 +9,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from agentpref_cli import options
-from agentpref_cli.terminal import BAD, GOOD, WARN, answer, facts, moment, say, table
+from agentpref_cli.terminal import BAD, DIM, GOOD, WARN, answer, confirm, facts, moment, say, table
 
 if TYPE_CHECKING:
     from agentpref.serve.backend import Revision
     from agentpref.serve.registry import Registry, ServingState
+    from agentpref.serve.retention import Pruned
 
 app = typer.Typer(help="See the revisions, and change which one serves.", no_args_is_help=True)
 
 RevisionId = Annotated[str, typer.Argument(metavar="REVISION", help="E.g. rev-000042-<sha12>.")]
 Promoted = Annotated[
     str, typer.Argument(metavar="REVISION", help="E.g. rev-000042-<sha12>, or base.")
+]
+
+Expected = Annotated[
+    int | None,
+    typer.Option(
+        "--expected-generation",
+        min=0,
+        metavar="N",
+        help="Refuse if what is served has changed since it had this generation.",
+        show_default=False,
+    ),
 ]
 
 
@@ -29,9 +41,10 @@ def list_(
     namespace: options.Namespace = "default",
     as_json: options.AsJson = False,
 ) -> None:
-    """List the revisions, the newest last, and say which serve and which are tainted.
+    """List the revisions, the newest last, and say which serve and which must not.
 
-    A tainted one saw in training what a user has had forgotten; it cannot be promoted.
+    A tainted one saw in training what a user has had forgotten, one in quarantine was found broken,
+    and of one that is pruned the files are gone: none of them can be promoted.
     """
     registry = _registry(home, namespace)
     state, revisions = registry.state(), registry.list()
@@ -59,24 +72,156 @@ def show(
 @app.command()
 def promote(
     revision: Promoted,
+    expected: Expected = None,
     home: options.Home = None,
     namespace: options.Namespace = "default",
     as_json: options.AsJson = False,
 ) -> None:
     """Make a revision the live one, or the bare base model."""
-    state = _registry(home, namespace).promote(revision)
+    registry = _registry(home, namespace)
+    state = registry.promote(revision, expected_generation=expected)
     answer(as_json, _state(state), lambda: _say_state(state))
 
 
 @app.command()
 def rollback(
+    expected: Expected = None,
     home: options.Home = None,
     namespace: options.Namespace = "default",
     as_json: options.AsJson = False,
 ) -> None:
-    """Undo the last promotion: the last untainted revision before it serves again."""
-    state = _registry(home, namespace).rollback()
+    """Undo the last promotion: the last revision before it that may serve does again."""
+    registry = _registry(home, namespace)
+    _check_previous(registry)
+    state = registry.rollback(expected_generation=expected)
     answer(as_json, _state(state), lambda: _say_state(state))
+
+
+@app.command()
+def canary(
+    revision: Annotated[
+        str | None,
+        typer.Argument(metavar="REVISION", help="The one to try.", show_default=False),
+    ] = None,
+    weight: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Share of the threads, e.g. 0.1.", show_default=False),
+    ] = None,
+    end: Annotated[bool, typer.Option("--end", help="End the trial.")] = False,
+    expected: Expected = None,
+    home: options.Home = None,
+    namespace: options.Namespace = "default",
+    as_json: options.AsJson = False,
+) -> None:
+    """Let a revision serve a share of the threads, or end that."""
+    if end == (revision is not None) or end == (weight is not None):
+        raise typer.BadParameter(
+            "name a revision and its share of the threads, or --end",
+            param_hint="REVISION, --weight",
+        )
+    registry = _registry(home, namespace)
+    state = registry.canary(revision, weight or 0.0, expected_generation=expected)
+    answer(as_json, _state(state), lambda: _say_state(state))
+
+
+@app.command()
+def quarantine(
+    revision: RevisionId,
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="What is wrong with it.")],
+    home: options.Home = None,
+    namespace: options.Namespace = "default",
+    as_json: options.AsJson = False,
+) -> None:
+    """Keep a revision from being promoted, until it is released.
+
+    What it serves already it goes on serving: roll back too.
+    """
+    registry = _registry(home, namespace)
+    found = registry.quarantine(revision, reason)
+    value = _revision(found, registry.state())
+    answer(as_json, value, lambda: _say_quarantine(value))
+
+
+@app.command()
+def release(
+    revision: RevisionId,
+    home: options.Home = None,
+    namespace: options.Namespace = "default",
+    as_json: options.AsJson = False,
+) -> None:
+    """Check a revision's files again, and end its quarantine."""
+    registry = _registry(home, namespace)
+    value = _revision(registry.release(revision), registry.state())
+    answer(as_json, value, lambda: say(f"{revision} may serve again", GOOD))
+
+
+@app.command()
+def prune(
+    keep: Annotated[int, typer.Option(min=1, metavar="N", help="How many of the newest stay.")] = 5,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Remove nothing; say what would go.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    home: options.Home = None,
+    namespace: options.Namespace = "default",
+    as_json: options.AsJson = False,
+) -> None:
+    """Remove the files of revisions that nothing needs any more.
+
+    What stays: the live one and the canary, what a rollback goes to, the last untainted one of the
+    live line, the newest, and what a process uses or an engine has loaded, or does not say.
+    """
+    registry = _registry(home, namespace)
+    if not dry_run:
+        confirm(f"Remove all but what is needed from {registry.home.adapters}, for good?", yes)
+    done = registry.prune(keep, ask=_is_loaded, dry_run=dry_run)
+    value = {"removed": done.removed, "kept": done.kept, "bytes": done.bytes, "dry_run": dry_run}
+    answer(as_json, value, lambda: _show_pruned(done, dry_run))
+
+
+@app.command()
+def export(
+    revision: RevisionId,
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="A folder that is missing or empty.")
+    ],
+    home: options.Home = None,
+    namespace: options.Namespace = "default",
+    as_json: options.AsJson = False,
+) -> None:
+    """Copy a revision to a folder that plain peft and plain vLLM load."""
+    place = _registry(home, namespace).export(revision, folder)
+    value = {"revision": revision, "path": str(place)}
+    answer(as_json, value, lambda: say(f"{revision} is in {place}", GOOD))
+
+
+def _check_previous(registry: Registry) -> None:
+    """Look at the files that a rollback would go to: by hand, there is the time for it."""
+    from agentpref.errors import InvalidAdapter
+    from agentpref.serve.validate import check_published
+
+    name = registry.previous()
+    if name is None:
+        return
+    try:
+        check_published(registry.get(name))
+    except InvalidAdapter as error:
+        raise InvalidAdapter(
+            f"{error}; or pass it over: `agentpref adapters quarantine {name} --reason broken`, "
+            f"then roll back"
+        ) from error
+
+
+def _is_loaded(place: str, revision_id: str) -> bool | None:
+    """Ask an engine at a URL; without the client that asks, nobody says."""
+    if not place.startswith(("http://", "https://")):
+        return None
+    try:
+        from agentpref_adapters.vllm import holds_revision
+
+        return holds_revision(place, revision_id)
+    except ImportError:
+        return None
 
 
 def _registry(home: Path | None, namespace: str) -> Registry:
@@ -99,6 +244,9 @@ def _revision(revision: Revision, state: ServingState) -> dict[str, Any]:
         "parent": revision.parent,
         "created_at": revision.created_at,
         "tainted_at": revision.tainted_at,
+        "quarantined_at": revision.quarantined_at,
+        "quarantine_reason": revision.quarantine_reason,
+        "pruned_at": revision.pruned_at,
         "path": str(revision.path),
     }
 
@@ -114,16 +262,21 @@ def _show_list(revisions: Sequence[Revision], state: ServingState) -> None:
 
     base = (BASE, "live" if state.live is None else None, "-", "-", "-")
     rows = [
-        (r.revision_id, _role(r, state), r.parent or BASE, moment(r.created_at), _tainted(r))
+        (r.revision_id, _role(r, state), r.parent or BASE, moment(r.created_at), _standing(r))
         for r in revisions
     ]
-    columns = ("revision", "serves", "parent", "created", "tainted")
-    styles = {"live": GOOD, "canary": WARN, "yes": BAD}
+    columns = ("revision", "serves", "parent", "created", "standing")
+    styles = {"live": GOOD, "canary": WARN, "tainted": BAD, "quarantined": BAD, "pruned": DIM}
     table(columns, [base, *rows], styles=styles)
 
 
-def _tainted(revision: Revision) -> str | None:
-    return None if revision.tainted_at is None else "yes"
+def _standing(revision: Revision) -> str | None:
+    """Say in one word why a revision must not serve, the reason that lasts longest first."""
+    if revision.pruned_at is not None:
+        return "pruned"
+    if revision.tainted_at is not None:
+        return "tainted"
+    return None if revision.quarantined_at is None else "quarantined"
 
 
 def _show_one(value: Mapping[str, Any]) -> None:
@@ -131,8 +284,11 @@ def _show_one(value: Mapping[str, Any]) -> None:
     manifest = value["manifest"]
     shown = {key: value[key] for key in ("revision", "serves", "parent", "path")}
     shown["created"] = moment(value["created_at"])
-    if value["tainted_at"] is not None:
-        shown["tainted"] = moment(value["tainted_at"])
+    for flag in ("tainted", "quarantined", "pruned"):
+        if value[f"{flag}_at"] is not None:
+            shown[flag] = moment(value[f"{flag}_at"])
+    if value["quarantine_reason"] is not None:
+        shown["reason"] = value["quarantine_reason"]
     shown["base model"] = manifest["base"].get("name")
     figures = {k: v for k, v in manifest["training"].items() if not isinstance(v, Mapping)}
     facts(shown | figures)
@@ -140,3 +296,21 @@ def _show_one(value: Mapping[str, Any]) -> None:
 
 def _say_state(state: ServingState) -> None:
     say(f"live: {_state(state)['live']} (generation {state.generation})", GOOD)
+    if state.canary is not None:
+        say(f"canary: {state.canary}, for {state.weight:.4g} of the threads", WARN)
+
+
+def _say_quarantine(value: Mapping[str, Any]) -> None:
+    say(f"{value['revision']} is in quarantine: {value['quarantine_reason']}", WARN)
+    if value["serves"] is not None:
+        end = {"live": "rollback", "canary": "canary --end"}[value["serves"]]
+        say(f"it is {value['serves']} still; end that with `agentpref adapters {end}`", WARN)
+
+
+def _show_pruned(done: Pruned, dry_run: bool) -> None:
+    rows = [
+        *((name, "would go" if dry_run else "removed", None) for name in done.removed),
+        *((name, "kept", why) for name, why in done.kept.items()),
+    ]
+    table(("revision", "pruning", "why"), rows, styles={"removed": WARN, "would go": WARN})
+    say(f"{'would free' if dry_run else 'freed'} {done.bytes / 1e6:,.1f} MB")

@@ -6,13 +6,16 @@ import os
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
 from agentpref_cli import options
 from agentpref_cli.opening import reading
-from agentpref_cli.terminal import answer, show_checks
+from agentpref_cli.terminal import answer, moment, show_checks
+
+if TYPE_CHECKING:
+    from agentpref.serve.registry import Registry
 
 EXTRAS: Mapping[str, tuple[str, ...]] = {
     "train": ("torch", "transformers", "peft", "safetensors", "scipy", "numpy"),
@@ -48,6 +51,7 @@ def doctor(
         _home(home),
         *_spill(home),
         *_training(home),
+        *_serving(home),
         _model(model),
     ]
     healthy = all(check.holds for check in checks)
@@ -140,6 +144,55 @@ def _training(folder: Path | None) -> Iterator[Check]:
         words = f"an update of {found.about.get('namespace')!r} was interrupted at step "
         words += f"{found.snapshot.step} of {found.snapshot.planned}; `agentpref update` resumes it"
         yield Check("training", True, words)
+
+
+def _serving(folder: Path | None) -> Iterator[Check]:
+    """Look at what serves, at what must not, and at what crashes left of serving and pruning."""
+    from agentpref.errors import HomeError
+    from agentpref.record.home import Home
+    from agentpref.serve import folders
+    from agentpref.serve.holds import holders
+    from agentpref.serve.registry import Registry, namespaces_with_revisions
+
+    home = Home(Home.resolve(folder))
+    if not home.database.is_file():
+        return
+    try:
+        for namespace in namespaces_with_revisions(home):
+            yield from _served(Registry(home, namespace=namespace))
+    except HomeError:
+        return  # which is said of the home
+    if home.adapters.is_dir() and (left := folders.leavings(home.adapters)):
+        words = f"{len(left)} half-made or half-removed folders in {home.adapters}"
+        yield Check("leavings", True, f"{words}; the next publishing or pruning removes them")
+    if dead := [holder for holder in holders(home.holds) if not holder.alive]:
+        places = ", ".join(sorted({holder.place or "nowhere" for holder in dead}))
+        words = f"{len(dead)} revisions were loaded by processes that ended, at {places}"
+        yield Check("holds", True, f"{words}; a router there, or a pruning, tidies up")
+
+
+def _served(registry: Registry) -> Iterator[Check]:
+    """Say of one namespace whether what serves is whole and may serve, and what is locked away."""
+    from agentpref.errors import RevisionError
+    from agentpref.serve.validate import check_published
+
+    state, where = registry.state(), repr(registry.namespace)
+    for role, name in (("live", state.live), ("canary", state.canary)):
+        if name is None:
+            continue
+        try:
+            revision = registry.get(name)
+            registry.require_available(revision)
+            registry.require_untainted(revision)
+            check_published(revision)
+        except RevisionError as error:
+            yield Check(role, False, f"{where}: {error}")
+        else:
+            yield Check(role, True, f"{where}: {name} is whole")
+    apart = [r for r in registry.list() if r.quarantined_at is not None and r.pruned_at is None]
+    for revision in apart:
+        words = f"{where}: {revision.revision_id} since {moment(revision.quarantined_at)}"
+        yield Check("quarantine", True, f"{words}: {revision.quarantine_reason}")
 
 
 def _model(name: str) -> Check:

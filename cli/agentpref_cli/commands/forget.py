@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from agentpref_cli import moments, options
-from agentpref_cli.terminal import GOOD, WARN, answer, cell, progress, say
+from agentpref_cli.terminal import GOOD, WARN, answer, cell, confirm, progress, say
 
 if TYPE_CHECKING:
     from agentpref_cli.terminal import Report
@@ -47,7 +46,7 @@ def forget(
         raise typer.BadParameter("goes with --older-than only", param_hint="--force")
     age = None if older_than is None else _seconds(older_than)
     what = f"everything that user {user!r} said" if age is None else f"all older than {older_than}"
-    _confirm(f"Remove {what} from {_folder(home)}, for good?", yes)
+    confirm(f"Remove {what} from {_folder(home)}, for good?", yes)
     with progress(as_json) as reporter:
         value = _removed(home, user, age, force, reporter)
     answer(as_json, value, lambda: _show(value))
@@ -70,16 +69,6 @@ def _folder(home: Path | None) -> Path:
     from agentpref.record.home import Home
 
     return Home.open(home).path
-
-
-def _confirm(question: str, yes: bool) -> None:
-    """Ask where somebody sits before it; what runs by itself has been thought about before."""
-    if yes or not sys.stdin.isatty():
-        return
-    print(question, end=" [y/N] ", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        say("nothing was removed")
-        raise typer.Exit(1)
 
 
 def _seconds(text: str) -> float:

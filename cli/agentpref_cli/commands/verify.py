@@ -59,9 +59,13 @@ def _spoilt_revisions(folder: Path | None, *, serving_only: bool) -> Iterator[di
     home = Home.open(folder)
     for name in namespaces_with_revisions(home):
         registry = Registry(home, namespace=name)
-        for revision in _serving(registry) if serving_only else registry.list():
+        for revision in _serving(registry) if serving_only else _kept(registry):
             if what := _spoilt(revision):
                 yield {"table": "revision", "key": revision.revision_id, "what": what}
+
+
+def _kept(registry: Registry) -> list[Revision]:
+    return [one for one in registry.list() if one.pruned_at is None]
 
 
 def _serving(registry: Registry) -> list[Revision]:

@@ -1,0 +1,183 @@
+"""A revision as a folder of its own: whole, the same, loaded by plain peft, put nowhere else."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from agentpref.errors import ConfigError, InvalidAdapter, NotKept, RevisionError, UnknownRevision
+from agentpref.record.database import connect
+from agentpref.record.home import Home
+from agentpref.record.lineage import taint
+from agentpref.serve.backend import Revision
+from agentpref.serve.manifest import MANIFEST_FILE, WEIGHTS_FILE
+from agentpref.serve.registry import Registry
+from agentpref.serve.standing import mark_pruned
+from agentpref.testing import write_adapter
+
+IDENTITY = {"name": "tiny", "digest": "d" * 64, "template_digest": "t" * 64}
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    return Registry(Home.create(tmp_path / "home"))
+
+
+@pytest.fixture
+def revision(registry: Registry, tmp_path: Path) -> Revision:
+    folder = write_adapter(tmp_path / "adapter")
+    return registry.publish(folder, parent=None, base=IDENTITY, training={})
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def unfinished(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if ".unfinished-" in path.name]
+
+
+def test_an_export_is_the_revision_byte_for_byte(registry, revision, tmp_path) -> None:
+    place = registry.export(revision.revision_id, tmp_path / "new" / "exported")
+    assert place == tmp_path / "new" / "exported"
+    assert contents(place) == contents(revision.path)
+    assert MANIFEST_FILE in contents(place)
+    assert place.stat().st_mode & 0o777 == 0o755
+    assert {file.stat().st_mode & 0o777 for file in place.iterdir()} == {0o644}
+    assert unfinished(tmp_path) == []
+
+
+def test_an_empty_folder_is_taken(registry, revision, tmp_path) -> None:
+    (tmp_path / "empty").mkdir()
+    registry.export(revision.revision_id, tmp_path / "empty")
+    assert contents(tmp_path / "empty") == contents(revision.path)
+
+
+def test_plain_peft_loads_it(registry, tmp_path, random_base) -> None:
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(random_base)
+    get_peft_model(base, LoraConfig(r=8, target_modules=["q_proj"])).save_pretrained(
+        tmp_path / "trained"
+    )
+    revision = registry.publish(tmp_path / "trained", parent=None, base=IDENTITY, training={})
+    place = registry.export(revision.revision_id, tmp_path / "exported")
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(random_base), place)
+    loaded = {
+        name.replace(".default", ""): tensor
+        for name, tensor in model.state_dict().items()
+        if "lora_" in name
+    }
+    saved = load_file(revision.path / WEIGHTS_FILE)
+    assert loaded.keys() == saved.keys()
+    assert all(loaded[name].equal(saved[name]) for name in saved)
+
+
+def _full(place: Path, registry: Registry) -> Path:
+    place.mkdir()
+    (place / "thesis.txt").touch()
+    return place
+
+
+def _file(place: Path, registry: Registry) -> Path:
+    place.touch()
+    return place
+
+
+def _link(place: Path, registry: Registry) -> Path:
+    (place.parent / "elsewhere").mkdir()
+    place.symlink_to(place.parent / "elsewhere")
+    return place
+
+
+def _dangling(place: Path, registry: Registry) -> Path:
+    place.symlink_to(place.parent / "nowhere")
+    return place
+
+
+def _inside(place: Path, registry: Registry) -> Path:
+    return registry.home.adapters / "rev-000009-0123456789ab"
+
+
+def _inside_by_dots(place: Path, registry: Registry) -> Path:
+    return registry.home.path.parent / "x" / ".." / "home" / "adapters" / "mine"
+
+
+def _inside_by_link(place: Path, registry: Registry) -> Path:
+    place.symlink_to(registry.home.adapters)
+    return place / "mine"
+
+
+@pytest.mark.parametrize(
+    ("hostile", "words"),
+    [
+        (_full, "holds 'thesis.txt'"),
+        (_file, "is no folder"),
+        (_link, "is no folder"),
+        (_dangling, "is no folder"),
+        (_inside, "inside the home"),
+        (_inside_by_dots, "inside the home"),
+        (_inside_by_link, "inside the home"),
+    ],
+)
+def test_no_place_for_a_copy(
+    registry, revision, tmp_path, hostile: Callable[[Path, Registry], Path], words: str
+) -> None:
+    place = hostile(tmp_path / "target", registry)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ConfigError, match=words):
+        registry.export(revision.revision_id, place)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_cannot_be_written_is_said(registry, revision, tmp_path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NotKept, match="file"):
+        registry.export(revision.revision_id, tmp_path / "file" / "exported")
+
+
+def test_an_edited_revision_is_not_exported(registry, revision, tmp_path) -> None:
+    file = revision.path / WEIGHTS_FILE
+    file.write_bytes(file.read_bytes()[:-1] + b"!")
+    with pytest.raises(InvalidAdapter, match=WEIGHTS_FILE):
+        registry.export(revision.revision_id, tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()
+
+
+def test_what_changes_while_it_is_copied_is_not_exported(
+    registry, revision, tmp_path, monkeypatch
+) -> None:
+    copy = shutil.copyfileobj
+
+    def edited(reader, writer, length) -> None:
+        copy(reader, writer, length)
+        writer.seek(-1, 2)
+        writer.write(b"!")
+
+    monkeypatch.setattr(shutil, "copyfileobj", edited)
+    with pytest.raises(InvalidAdapter, match="changed while it was copied"):
+        registry.export(revision.revision_id, tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()
+    assert unfinished(tmp_path) == []
+
+
+def test_only_what_is_there_and_clean_leaves_the_home(registry, revision, tmp_path) -> None:
+    with pytest.raises(UnknownRevision):
+        registry.export("base", tmp_path / "exported")
+    registry.quarantine(revision.revision_id, "it answers in Latin")
+    registry.export(revision.revision_id, tmp_path / "to look into")
+    with closing(connect(registry.home)) as connection:
+        taint(connection, [revision.revision_id], 5.0)
+    with pytest.raises(RevisionError, match="is tainted"):
+        registry.export(revision.revision_id, tmp_path / "exported")
+    with closing(connect(registry.home)) as connection:
+        connection.execute("UPDATE revision SET tainted_at = NULL")
+        mark_pruned(connection, revision.revision_id, 5.0)
+    with pytest.raises(RevisionError, match="was pruned"):
+        registry.export(revision.revision_id, tmp_path / "exported")

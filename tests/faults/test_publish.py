@@ -1,0 +1,156 @@
+"""Publishing, promoting and pruning: killed, at once, and with files that somebody touched."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from agentpref.errors import InvalidAdapter, RevisionError
+from agentpref.record.home import Home
+from agentpref.serve.backend import GenerationRequest
+from agentpref.serve.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
+from agentpref.serve.registry import Registry
+from agentpref.serve.router import Router
+from agentpref.testing import FakeBackend, write_adapter
+
+KILLED = Path(__file__).with_name("killed_steps.py")
+IDENTITY = {"name": "tiny", "digest": "d" * 64, "template_digest": "t" * 64}
+REQUEST = GenerationRequest(messages=({"role": "user", "content": "Hello"},))
+
+# How many steps there must be at least, else this has not tried what it is for.
+STEPS = {
+    "publish": 40, "promote": 30, "canary": 30, "rollback": 10, "prune": 80, "quarantine": 10,
+    "release": 25,
+}  # fmt: skip
+
+
+@pytest.fixture
+def in_memory() -> Iterator[Path]:
+    """A folder where an fsync costs nothing: what is killed here is the process, not the power."""
+    memory = Path("/dev/shm")
+    with TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("operation", STEPS)
+def test_killed_before_any_step_it_leaves_a_sound_registry(in_memory: Path, operation: str) -> None:
+    command = [sys.executable, str(KILLED), operation, str(in_memory)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    word, steps = done.stdout.split()
+    assert word == "ok"
+    assert int(steps) >= STEPS[operation]
+
+
+OPERATOR = """
+import sys
+from agentpref.errors import GenerationConflict
+from agentpref.serve.registry import Registry
+
+registry, name = Registry(sys.argv[1]), sys.argv[2]
+for line in sys.stdin:
+    try:
+        registry.promote(name, expected_generation=int(line))
+    except GenerationConflict as told:
+        print("told:", told, flush=True)
+    else:
+        print("won", flush=True)
+"""
+
+
+def test_of_two_operators_at_once_one_wins_and_one_is_told(tmp_path: Path) -> None:
+    registry = Registry(Home.create(tmp_path / "home"))
+    names = publish(registry, tmp_path, 2)
+    with operator(registry, names[0]) as one, operator(registry, names[1]) as other:
+        for _ in range(50):
+            generation = registry.state().generation
+            for process in (one, other):
+                assert process.stdin is not None
+                process.stdin.write(f"{generation}\n")
+            for process in (one, other):
+                process.stdin.flush()
+            said = [process.stdout.readline() for process in (one, other)]
+            (loser,) = [words for words in said if words != "won\n"]
+            assert f"is at generation {generation + 1}, not {generation}" in loser
+            winner = names[said.index("won\n")]
+            assert registry.state()[1::3] == (winner, generation + 1)
+        for process in (one, other):
+            process.stdin.close()
+    assert [entry.generation for entry in registry.history()] == list(range(1, 51))
+
+
+def operator(registry: Registry, name: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", OPERATOR, str(registry.home.path), name]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def publish(registry: Registry, tmp_path: Path, count: int) -> list[str]:
+    folders = [write_adapter(tmp_path / str(seed), seed=seed) for seed in range(count)]
+    return [
+        registry.publish(folder, parent=None, base=IDENTITY, training={}).revision_id
+        for folder in folders
+    ]
+
+
+def deleted(file: Path) -> None:
+    file.unlink()
+
+
+def edited(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def cut_off(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def emptied(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def linked(file: Path) -> None:
+    """The very same bytes, but of a file that others may change."""
+    elsewhere = file.parent.parent.parent / "elsewhere"
+    shutil.move(file, elsewhere)
+    file.symlink_to(elsewhere)
+
+
+def made_a_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+def joined_by_a_pickle(file: Path) -> None:
+    file.with_name("adapter_model.bin").touch()
+
+
+@pytest.mark.parametrize(
+    "damage", [deleted, edited, cut_off, emptied, linked, made_a_folder, joined_by_a_pickle]
+)
+@pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE])
+def test_a_file_that_somebody_touched_is_noticed_before_it_is_used(
+    tmp_path: Path, damage: Callable[[Path], None], name: str
+) -> None:
+    registry = Registry(Home.create(tmp_path / "home"))
+    sound, spoilt = publish(registry, tmp_path, 2)
+    router = Router(registry, FakeBackend())
+    router.activate(sound)
+    damage(registry.get(spoilt).path / name)
+    for change in (registry.promote, lambda revision: registry.canary(revision, 0.5)):
+        with pytest.raises(InvalidAdapter):
+            change(spoilt)
+    for swap in (router.activate, lambda revision: router.canary(revision, 0.5)):
+        with pytest.raises(RevisionError):
+            swap(spoilt)
+    assert registry.state().live == sound
+    assert registry.state().canary is None
+    assert router.generate(REQUEST, thread_id="t").revision == sound
+    assert spoilt not in router.backend.list_loaded()
