@@ -16,7 +16,6 @@ from typing import Any
 from agentpref.learn.base import BaseModel, load_base
 from agentpref.record.home import Home
 from agentpref.serve.backend import GenerationRequest
-from agentpref.serve.registry import Registry
 from agentpref.types import BASE
 
 MAX_TOKENS = 32
@@ -82,13 +81,9 @@ class Stage:
         """The registry of the home."""
         return Registry(self.home)
 
-    def publish(self, adapter: int) -> str:
-        """Publish an adapter as a new revision; the same one gets another id each time."""
-        revision = self.registry().publish(
-            self.folders[adapter], parent=None, base=self.identity, training={}
-        )
-        self._adapters[revision.revision_id] = adapter
-        return revision.revision_id
+    def note(self, revision: str, adapter: int) -> None:
+        """Remember which adapter was published as a revision."""
+        self._adapters[revision] = adapter
 
     def answer(self, revision: str, prompt: str) -> Ids:
         """What a revision answers."""

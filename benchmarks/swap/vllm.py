@@ -22,6 +22,7 @@ from agentpref_adapters._vllm_process import VllmSettings, vllm_server
 from agentpref_adapters._vllm_server import Server, settings_of
 from agentpref_adapters.vllm import VllmBackend
 from benchmarks.swap import rival
+from benchmarks.swap.elsewhere import elsewhere
 from benchmarks.swap.load import Engine, Options, Rival
 from benchmarks.swap.stage import Ids, Stage, encoded, request
 
@@ -77,7 +78,8 @@ def _server(stage: Stage, python: str | None) -> Iterator[ServerProcess]:
 
 def _warm_up(stage: Stage, router: Router) -> None:
     """vLLM compiles for its first adapter, which takes a good ten seconds: not what is measured."""
-    router.activate(stage.publish(0))
+    with elsewhere(stage) as other:
+        router.activate(other.publish(0))
     router.generate(request(stage.prompts[0]))
 
 
