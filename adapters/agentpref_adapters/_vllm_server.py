@@ -41,6 +41,10 @@ class TooSlow(ServerUnreachable):
     """The server took longer than it may. It may yet do what it was told."""
 
 
+class NotFinite(GenerationFailed):
+    """The adapter makes the model write numbers that are none."""
+
+
 class Model(NamedTuple):
     """A line of ``/v1/models``: the base model, or an adapter, which has a ``parent``."""
 
@@ -236,7 +240,7 @@ class Server:
         if answer.is_server_error:
             raise self._failing(answer)
         if _NOT_A_NUMBER in answer.text:
-            raise GenerationFailed(f"{model} gave a logprob that is not finite; roll it back")
+            raise NotFinite(f"{model} gave a logprob that is not finite; roll it back")
         raise GenerationFailed(f"{self.url} refused the request: {_words(answer)}")
 
     def _failing(self, answer: httpx.Response) -> ServerUnreachable:

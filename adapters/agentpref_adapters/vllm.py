@@ -27,6 +27,7 @@ from agentpref.errors import (
     BackendClosed,
     ConfigError,
     GenerationFailed,
+    ProbeFailed,
     ServerUnreachable,
     SwapFailed,
     WrongBase,
@@ -45,7 +46,14 @@ from agentpref.serve.watch import Watcher
 from agentpref.types import Prompt
 from agentpref_adapters._vllm_answer import Answer, finite
 from agentpref_adapters._vllm_fleet import Fleet
-from agentpref_adapters._vllm_server import Model, NobodyListens, Piece, Server, settings_of
+from agentpref_adapters._vllm_server import (
+    Model,
+    NobodyListens,
+    NotFinite,
+    Piece,
+    Server,
+    settings_of,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -194,7 +202,8 @@ class VllmBackend:
         """Answer one fixed prompt on every server that answers.
 
         Raises:
-            SwapFailed: an answer held a log-probability that is not finite.
+            ProbeFailed: an answer held a log-probability that is not finite.
+            ServerUnreachable: none answers.
         """
         self._require_open()
         self._fleet.probe(revision_id)
@@ -298,10 +307,12 @@ class VllmBackend:
         settings = self._settings(PROBE, self._probe_prompt, model)
         try:
             piece = server.complete(model.name, self._probe_prompt, settings)
+        except NotFinite as error:
+            raise ProbeFailed(f"{model.name} failed its probe on {server.url}: {error}") from error
         except GenerationFailed as error:
-            raise SwapFailed(f"{model.name} failed its probe on {server.url}: {error}") from error
+            raise SwapFailed(f"{model.name} could not be probed: {error}") from error
         if not piece.token_ids or not finite(piece):
-            raise SwapFailed(
+            raise ProbeFailed(
                 f"{model.name} answers nothing finite on {server.url}; its training diverged, or "
                 f"the server's precision is too low for it"
             )
