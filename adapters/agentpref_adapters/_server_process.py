@@ -33,9 +33,8 @@ _PROBE_SECONDS = 5.0
 _TIDY_SECONDS = 2.0
 _TAIL_BYTES = 64 << 10
 _QUOTED_LINES = 3
-_TELLING = re.compile(
-    r"\b[A-Z]\w*(Error|Exception)\b|\berror: |No module named|out of memory", re.I
-)
+_TELLING = re.compile(r"\w(Error|Exception): |\berror: |No module named|out of memory", re.I)
+_WARNING = re.compile(r"\bwarn(ing)?\b", re.I)
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +279,7 @@ def telling_lines(log: Path) -> list[str]:
     except OSError:
         return []
     lines = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
-    named = [line for line in lines if _TELLING.search(line)]
+    named = [line for line in lines if _TELLING.search(line) and not _WARNING.search(line)]
     if len(named) > _QUOTED_LINES:
         named = [named[0], *named[1 - _QUOTED_LINES :]]
     return named or lines[-_QUOTED_LINES:]

@@ -25,7 +25,7 @@ from agentpref.errors import (
 )
 from agentpref.serve.backend import Revision
 from agentpref.types import BASE
-from agentpref_adapters._vllm_server import Model, NotLoaded, Server, TooSlow
+from agentpref_adapters._vllm_server import Model, NotLoaded, Piece, Server, TooSlow
 
 T = TypeVar("T")
 
@@ -76,7 +76,7 @@ class Fleet:
         recognise: Callable[[Server, Model], None],
         check: Callable[[Revision], None],
         path_of: Callable[[Revision], str],
-        probe: Callable[[Server, Model], None],
+        probe: Callable[[Server, Model], Piece],
         patience: float,
     ) -> None:
         """Meet the servers when they are first needed."""
@@ -109,14 +109,17 @@ class Fleet:
             self.unload(name)
             raise
 
-    def probe(self, name: str) -> None:
+    def probe(self, name: str) -> Piece:
         """Probe a revision in every server that answers; from then on they are ready to serve it.
+
+        Returns:
+            What one of them answered.
 
         Raises:
             SwapFailed: an answer is nonsense.
             ServerUnreachable: none answers.
         """
-        self._everywhere(lambda member: self._prepare(member, name))
+        return self._everywhere(lambda member: self._prepare(member, name))[0]
 
     def unload(self, name: str) -> None:
         """Unload a revision everywhere; a server that is gone holds nothing.
@@ -225,24 +228,27 @@ class Fleet:
                 self._check(revision)
                 member.server.load(revision.revision_id, self._path_of(revision))
 
-    def _prepare(self, member: _Member, name: str) -> None:
-        with member.loading:
-            if name not in member.ready:
-                self._probe(member.server, self._base(member)._replace(name=name))
-                member.ready.add(name)
+    def _prepare(self, member: _Member, name: str) -> Piece:
+        piece = self._probe(member.server, self._base(member)._replace(name=name))
+        member.ready.add(name)
+        return piece
 
-    def _everywhere(self, act: Callable[[_Member], object]) -> None:
+    def _everywhere(self, act: Callable[[_Member], T]) -> list[T]:
         """Act on all servers at once. Those that do not answer are left out, unless all are."""
-        with ThreadPoolExecutor(len(self._members)) as pool:
-            ends = [pool.submit(act, member) for member in self._members]
-        errors = [end.exception() for end in ends]
-        for member, error in zip(self._members, errors, strict=True):
-            if isinstance(error, ServerUnreachable):
+
+        def reach(member: _Member) -> T | ServerUnreachable:
+            try:
+                return act(member)
+            except ServerUnreachable as error:
                 member.forget()
-            elif error is not None:
-                raise error
-        if None not in errors and errors[0] is not None:
-            raise errors[0]
+                return error
+
+        with ThreadPoolExecutor(len(self._members)) as pool:
+            found = list(pool.map(reach, self._members))
+        done = [one for one in found if not isinstance(one, ServerUnreachable)]
+        if not done:
+            raise next(one for one in found if isinstance(one, ServerUnreachable))
+        return done
 
     def _patiently(self, attempt: Callable[[], T]) -> T:
         retrying = Retrying(

@@ -206,8 +206,9 @@ class VllmBackend:
             ServerUnreachable: none answers.
         """
         self._require_open()
-        self._fleet.probe(revision_id)
-        return self.generate(revision_id, PROBE)
+        answer = self._answer(revision_id, PROBE)
+        answer.take(self._fleet.probe(revision_id))
+        return answer.reply()
 
     def unload(self, revision_id: str) -> None:
         """Unload a revision from every server that answers."""
@@ -303,7 +304,7 @@ class VllmBackend:
                 f"those of {self.base.name!r}; give the base that it serves"
             )
 
-    def _ask_probe(self, server: Server, model: Model) -> None:
+    def _ask_probe(self, server: Server, model: Model) -> Piece:
         settings = self._settings(PROBE, self._probe_prompt, model)
         try:
             piece = server.complete(model.name, self._probe_prompt, settings)
@@ -316,6 +317,7 @@ class VllmBackend:
                 f"{model.name} answers nothing finite on {server.url}; its training diverged, or "
                 f"the server's precision is too low for it"
             )
+        return piece
 
     def _settings(
         self, request: GenerationRequest, prompt: Sequence[int], model: Model

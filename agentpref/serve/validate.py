@@ -8,16 +8,12 @@ Each refusal names the file or the tensor.
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import orjson
-
-from agentpref.errors import InvalidAdapter, MissingDependency, WrongBase
+from agentpref.errors import InvalidAdapter, WrongBase
 from agentpref.serve.backend import Revision
 from agentpref.serve.manifest import (
     ADAPTER_FILES,
@@ -28,37 +24,15 @@ from agentpref.serve.manifest import (
     digest_file,
     encode,
 )
+from agentpref.serve.plain_lora import RANKS as RANKS
+from agentpref.serve.plain_lora import read_config
+from agentpref.serve.strict import shortened
+from agentpref.serve.tensors import Shape, Tensor, check_finite
+from agentpref.serve.tensors import read_header as read_header
 
-RANKS = frozenset({8, 16, 32, 64, 128, 256, 512})
-"""The LoRA ranks that every engine loads."""
-
-Shape = tuple[int, ...]
-
-# Settings that may have any value, since none of them changes what the two matrices mean.
-_FREE = frozenset(
-    {
-        "auto_mapping", "base_model_name_or_path", "fan_in_fan_out", "inference_mode",
-        "init_lora_weights", "lora_alpha", "lora_dropout", "megatron_core", "peft_type",
-        "peft_version", "qalora_group_size", "r", "revision", "target_modules", "task_type",
-        "use_rslora",
-    }
-)  # fmt: skip
+# Layers that engines share with the embeddings, or pad.
+_OUTPUTS = frozenset({"lm_head", "embed_out"})
 _TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
-# Bytes per number, and the exponent bits that are all set in an infinity and in a NaN.
-_DTYPES = {"F32": (4, 0x7F800000), "F16": (2, 0x7C00), "BF16": (2, 0x7F80)}
-_BLOCK = 1 << 22
-_MAX_HEADER = 64 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """One entry of a safetensors header: ``begin`` and ``end`` are offsets into the file."""
-
-    name: str
-    dtype: str
-    shape: Shape
-    begin: int
-    end: int
 
 
 def check_revision(
@@ -101,7 +75,7 @@ def check_adapter(folder: Path, *, layers: Mapping[str, Shape] | None = None) ->
         InvalidAdapter: naming the file, the setting or the tensor that is wrong.
     """
     check_files(folder)
-    config = _read_config(folder / CONFIG_FILE)
+    config = read_config(folder / CONFIG_FILE)
     weights = folder / WEIGHTS_FILE
     tensors = read_header(weights)
     modules = _check_pairs(tensors, rank=config["r"], file=weights)
@@ -109,7 +83,7 @@ def check_adapter(folder: Path, *, layers: Mapping[str, Shape] | None = None) ->
     if layers is not None:
         _check_layers(modules, layers, weights)
     for tensor in tensors:
-        _check_finite(weights, tensor)
+        check_finite(weights, tensor)
 
 
 def check_base(revision: Revision, base: Mapping[str, Any]) -> None:
@@ -138,28 +112,6 @@ def check_files(folder: Path) -> None:
                 f"{folder} has no {name}; save the adapter with "
                 f"save_pretrained(folder, safe_serialization=True)"
             )
-
-
-def read_header(file: Path) -> list[Tensor]:
-    """Read the table of a safetensors file, and check that it describes exactly that file.
-
-    Raises:
-        InvalidAdapter: for a file that is truncated, padded, or no safetensors at all.
-    """
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or length > min(_MAX_HEADER, size - 8):
-            raise InvalidAdapter(f"{file} is no safetensors file; save the adapter again")
-        header = _parse_object(stream.read(length), file)
-    header.pop("__metadata__", None)
-    start = 8 + length
-    tensors = [_tensor(name, entry, start, file) for name, entry in header.items()]
-    tensors.sort(key=lambda tensor: tensor.begin)
-    ends = [start, *(tensor.end for tensor in tensors)]
-    if any(t.begin != end for t, end in zip(tensors, ends, strict=False)) or ends[-1] != size:
-        raise InvalidAdapter(f"{file} is truncated or has gaps; copy or save the adapter again")
-    return tensors
 
 
 def _check_folder(revision: Revision) -> None:
@@ -199,62 +151,20 @@ def _check_digests(revision: Revision) -> None:
             )
 
 
-def _read_config(file: Path) -> dict[str, Any]:
-    config = _parse_object(file.read_bytes(), file)
-    _require(config.get("peft_type") == "LORA", file, "peft_type", config.get("peft_type"), "LORA")
-    rank = config.get("r")
-    ranked = isinstance(rank, int) and rank in RANKS
-    _require(ranked, file, "r", rank, f"one of {sorted(RANKS)}")
-    init = config.get("init_lora_weights", True)
-    _require(isinstance(init, bool), file, "init_lora_weights", init, "true or false")
-    alpha = config.get("lora_alpha")
-    scales = isinstance(alpha, int | float) and math.isfinite(alpha) and alpha > 0
-    _require(scales, file, "lora_alpha", alpha, "a number above 0")
-    targets = config.get("target_modules")
-    listed = isinstance(targets, list) and targets and all(isinstance(t, str) for t in targets)
-    _require(bool(listed), file, "target_modules", targets, "a list of module names")
-    for key, value in config.items():
-        off = key in _FREE or not value or (key == "bias" and value == "none")
-        _require(off, file, key, value, "off: plain LoRA is all that every engine serves")
-    return config
-
-
-def _require(holds: bool, file: Path, key: str, value: object, allowed: str) -> None:
-    if not holds:
-        raise InvalidAdapter(f"{file}: {key} is {value!r}, but must be {allowed}")
-
-
-def _parse_object(data: bytes, file: Path) -> dict[str, Any]:
-    try:
-        value = orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        raise InvalidAdapter(f"{file} is not readable ({error}); save the adapter again") from error
-    if not isinstance(value, dict):
-        raise InvalidAdapter(f"{file} holds no JSON object; save the adapter again")
-    return value
-
-
-def _tensor(name: str, entry: Any, start: int, file: Path) -> Tensor:
-    try:
-        dtype, shape = str(entry["dtype"]), tuple(int(n) for n in entry["shape"])
-        begin, end = (start + int(offset) for offset in entry["data_offsets"])
-    except (TypeError, KeyError, ValueError) as error:
-        raise InvalidAdapter(f"{file}: the entry of {name} is malformed; save it again") from error
-    if dtype not in _DTYPES:
-        allowed = ", ".join(sorted(_DTYPES))
-        raise InvalidAdapter(f"{file}: {name} has dtype {dtype}, but must be one of {allowed}")
-    if min(shape, default=1) < 1 or end - begin != math.prod(shape) * _DTYPES[dtype][0]:
-        raise InvalidAdapter(f"{file}: {name} does not hold {shape} numbers; save it again")
-    return Tensor(name, dtype, shape, begin, end)
-
-
 def _check_pairs(tensors: list[Tensor], *, rank: int, file: Path) -> dict[str, Shape]:
     """Match each A with its B; return (out, in) of the layer that each pair adapts."""
     sides: dict[str, dict[str, Shape]] = {}
     for tensor in tensors:
         match = _TENSOR.fullmatch(tensor.name)
         if match is None:
-            raise InvalidAdapter(f"{file}: {tensor.name} is no LoRA matrix of a linear layer")
+            raise InvalidAdapter(
+                f"{file}: {shortened(tensor.name)} is no LoRA matrix of a linear layer"
+            )
+        if match["module"].rpartition(".")[2] in _OUTPUTS:
+            raise InvalidAdapter(
+                f"{file}: {tensor.name} adapts the output layer, which engines share with the "
+                f"embeddings; leave it out of target_modules"
+            )
         sides.setdefault(match["module"], {})[match["side"]] = tensor.shape
     return {module: _adapted(module, pair, rank, file) for module, pair in sides.items()}
 
@@ -303,30 +213,6 @@ def _check_layers(modules: Mapping[str, Shape], layers: Mapping[str, Shape], fil
                 f"{file}: {module} adapts a layer of (out, in) = {shape}, but the base model's "
                 f"is {tuple(layers[module])}"
             )
-
-
-def _check_finite(file: Path, tensor: Tensor) -> None:
-    """Look at the exponent bits themselves: no cast, and so no dtype that numpy lacks."""
-    try:
-        import numpy as np
-    except ImportError as error:
-        raise MissingDependency(
-            "checking weights needs numpy; install it with: pip install 'agentpref[train]'"
-        ) from error
-    width, exponent = _DTYPES[tensor.dtype]
-    for block in _blocks(file, tensor):
-        bits = np.frombuffer(block, dtype=f"<u{width}")
-        if ((bits & exponent) == exponent).any():
-            raise InvalidAdapter(
-                f"{file}: {tensor.name} holds a number that is not finite; the training diverged"
-            )
-
-
-def _blocks(file: Path, tensor: Tensor) -> Iterator[bytes]:
-    with file.open("rb") as stream:
-        stream.seek(tensor.begin)
-        for begin in range(tensor.begin, tensor.end, _BLOCK):
-            yield stream.read(min(_BLOCK, tensor.end - begin))
 
 
 def _short(digest: object) -> str:

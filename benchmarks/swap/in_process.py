@@ -31,7 +31,7 @@ def hotswap(stage: Stage, options: Options) -> Mapping[str, Any]:
     from peft.utils.hotswap import hotswap_adapter
 
     base = load_base(stage.base)
-    model = PeftModel.from_pretrained(base.model, str(stage.folders[0]))
+    model: Any = PeftModel.from_pretrained(base.model, str(stage.folders[0]))
 
     def swap(adapter: int) -> None:
         hotswap_adapter(model, str(stage.folders[adapter]), adapter_name="default")

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -25,6 +26,12 @@ from benchmarks.swap.load import Engine, Options, Rival
 from benchmarks.swap.stage import Ids, Stage, encoded, request
 
 MAX_LORAS = 4
+# What a server on a processor needs; set where the user has set nothing else.
+ON_A_PROCESSOR = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+}
 _NAME = "live"
 _TIMEOUT = 120.0
 
@@ -63,6 +70,7 @@ def _server(stage: Stage, python: str | None) -> Iterator[ServerProcess]:
         max_model_len=1024,
         extra=("--enforce-eager",),
     )
+    os.environ.update(ON_A_PROCESSOR | os.environ)
     with tempfile.TemporaryDirectory() as logs, vllm_server(settings, logs=Path(logs)) as server:
         yield server
 

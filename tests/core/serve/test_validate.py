@@ -194,9 +194,10 @@ def rewrite(folder: Path, dtype: str, change: Callable[[list[float]], list[float
         (lambda data: data + b"pickle", "gaps"),
         (lambda data: data[:7], "no safetensors"),
         (lambda data: b"\xff" * 8 + data[8:], "no safetensors"),
-        (lambda data: data[:8] + b"x" + data[9:], "not readable"),
+        (lambda data: data[:8] + b"x" + data[9:], "no safetensors"),
+        (lambda data: data[:9] + b"x" + data[10:], "not readable"),
         (lambda data: data.replace(b"data_offsets", b"data_offsetz"), "malformed"),
-        (lambda data: struct.pack("<Q", 2) + b"[]", "no JSON object"),
+        (lambda data: struct.pack("<Q", 2) + b"[]", "no safetensors"),
     ],
 )
 def test_a_weights_file_that_is_not_one(
