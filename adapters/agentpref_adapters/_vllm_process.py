@@ -1,8 +1,8 @@
 """A vLLM server of our own: where its interpreter is, and how it is told to start.
 
 vLLM is never imported here: it lives in an environment of its own, and is spoken to over HTTP. It
-listens on loopback, since whoever reaches its port may load and remove adapters, pause it, or read
-what others ask; its API key guards only what begins with ``/v1``. Knows nothing of revisions.
+listens on loopback, since whoever reaches its port may generate, and load and remove adapters: its
+API key guards little more than what begins with ``/v1``. Knows nothing of revisions.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ def _require_private(host: str, allow_remote: bool) -> None:
     if host not in LOOPBACK and not allow_remote:
         raise ConfigError(
             f"host is {host!r}, which others can reach, and vLLM's API key does not guard "
-            f"/invocations, /adapters or /pause: anybody could use, remove or stop what serves; "
+            f"/invocations and /adapters: anybody could use, replace or remove what serves; "
             f"use 127.0.0.1 with an allowlisting proxy in front (docs/vllm.md), or, where only "
             f"that proxy reaches the host, add --allow-remote"
         )

@@ -18,7 +18,7 @@ COMMANDS = (
     [],
     ["adapters"],
     *[[name] for name in ("init", "demo", "import", "export", "stats", "pairs", "update")],
-    *[[name] for name in ("report", "verify", "forget", "backup", "merge", "doctor")],
+    *[[name] for name in ("report", "verify", "forget", "backup", "merge", "doctor", "serve")],
     *[["adapters", name] for name in ("list", "show", "promote", "rollback")],
 )
 AGENTPREF = [sys.executable, "-m", "agentpref_cli"]

@@ -64,7 +64,7 @@ def test_an_adapter_that_vllm_takes_is_refused_before_it_sees_it(
     folder = tmp_path / "bad"
     BAD[flaw](folder, dict(base.layers or {}))
     assert loaded_by_vllm_itself(server, f"bad {flaw}", folder) == 200, "vLLM is better than it was"
-    with pytest.raises(InvalidAdapter, match="model.layers"):
+    with pytest.raises(InvalidAdapter, match=r"model\.layers"):
         backend.validate(registry.publish(folder, parent=None, base=base.identity, training={}))
 
 

@@ -78,12 +78,10 @@ def serve(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
     more: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[-- OPTION...]", help="More of the engine's own options, after `--`."
-        ),
+        typer.Argument(metavar="-- OPTION", help="More of the engine's own options, after `--`."),
     ] = None,
 ) -> None:
-    """Start an engine that serves what is live, keep it running, and follow each swap.
+    """Run an engine that serves what is live, and follow each swap.
 
     It listens on this machine alone. A promotion by another process is loaded, probed and followed
     within two seconds, without dropping a request; what fails leaves the old revision serving. An
