@@ -77,10 +77,6 @@ class Stage:
     left_out: int
     _adapters: dict[str, int | None] = field(default_factory=lambda: {BASE: None})
 
-    def registry(self) -> Registry:
-        """The registry of the home."""
-        return Registry(self.home)
-
     def note(self, revision: str, adapter: int) -> None:
         """Remember which adapter was published as a revision."""
         self._adapters[revision] = adapter

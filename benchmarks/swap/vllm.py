@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 
 from agentpref.learn.base import load_base
+from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
 from agentpref.serve.watch import Watcher
 from agentpref_adapters._server_process import ServerProcess
@@ -45,7 +46,7 @@ def engine(python: str | None) -> Engine:
         with (
             _server(stage, python) as server,
             closing(VllmBackend(server.url, base=stage.base, max_loras=MAX_LORAS)) as backend,
-            Router(stage.registry(), backend) as router,
+            Router(Registry(stage.home), backend) as router,
         ):
             Watcher(router)
             _warm_up(stage, router)
