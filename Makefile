@@ -5,6 +5,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 ARGS   ?=
+# Another interpreter that has vLLM may be named: make test-vllm VLLM_PYTHON=.../bin/python
+VLLM_PYTHON ?= .venv-vllm/bin/python
 
 BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
@@ -15,7 +17,7 @@ SOURCES := agentpref adapters cli tests benchmarks docs examples
 TIMED   := ./.ci/timed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-faults lint types imports tests fix docs wheel clean
+.PHONY: help demo test test-faults test-vllm lint types imports tests fix docs wheel clean
 
 help: ## List the targets
 	@echo "usage: make TARGET [ARGS=\"...\"] [PYTHON=python3.12] [VENV=.venv]"
@@ -43,6 +45,9 @@ tests: $(VENV)/.dev ## Run the tests, e.g. make tests ARGS="-k gate"
 test-faults: $(VENV)/.dev ## Kill, lock, fill and fork under load: what must survive it (3 min)
 	@$(TIMED) "faults" $(BIN)/python -m pytest tests/faults $(ARGS)
 
+test-vllm: $(VENV)/.dev $(VLLM_PYTHON) ## Serve and swap with a real vLLM, in an environment of its own (MINUTES min)
+	@$(THREADS) $(TIMED) "vllm" $(BIN)/python -m pytest tests/vllm_server --vllm-python $(VLLM_PYTHON) $(ARGS)
+
 fix: $(VENV)/.dev ## Format the code and repair what ruff can
 	@$(BIN)/ruff check --fix $(SOURCES)
 	@$(BIN)/ruff format $(SOURCES)
@@ -57,7 +62,7 @@ wheel: $(VENV)/.dev ## Build the wheel into dist/
 	@$(BIN)/python -m build --wheel
 
 clean: ## Remove the virtual environment and what tools left behind
-	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-vllm dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -74,3 +79,13 @@ $(VENV)/.dev: $(SPEC) | $(BIN)/python
 	@echo "installing what the tests need into $(VENV) (torch is large: this takes a minute or more) ..."
 	@$(PIP) -e '.[dev]'
 	@touch $@ $(VENV)/.demo
+
+# vLLM takes these three for granted where they are installed, and its wheel's do not load.
+.venv-vllm/.made: tests/vllm_server/requirements.txt | $(BIN)/python
+	@echo "installing vLLM into .venv-vllm (3.5 GB: this takes two minutes or more) ..."
+	@$(PYTHON) -m venv .venv-vllm
+	@.venv-vllm/bin/python -m pip --disable-pip-version-check install --quiet -r $<
+	@.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+.venv-vllm/bin/python: .venv-vllm/.made ;

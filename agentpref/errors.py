@@ -32,7 +32,9 @@
     │   └── TrainingDiverged        (ArithmeticError)
     └── ServingError
         ├── BackendClosed
+        ├── EngineFailed
         ├── GenerationFailed
+        ├── ServerUnreachable       (ConnectionError)
         └── SwapFailed
             └── ProbeFailed
 
@@ -175,8 +177,16 @@ class BackendClosed(ServingError):
     """The serving backend was closed before the call."""
 
 
+class EngineFailed(ServingError):
+    """An engine's server did not start, or keeps dying; the message quotes its log."""
+
+
 class GenerationFailed(ServingError):
     """The engine raised while generating; the backend stays usable."""
+
+
+class ServerUnreachable(ServingError, ConnectionError):
+    """No inference server answers, or the one that does is failing; it may be back in a moment."""
 
 
 class SwapFailed(ServingError):

@@ -32,6 +32,7 @@ from agentpref.learn.base import BaseModel, load_base
 from agentpref.learn.encode import encode_prompt
 from agentpref.record.home import Home
 from agentpref.serve.backend import (
+    PROBE,
     Capabilities,
     GenerationRequest,
     Reply,
@@ -48,11 +49,6 @@ from agentpref.types import BASE, Prompt
 from agentpref_adapters._transformers_adapters import Adapter, Layers
 from agentpref_adapters._transformers_decode import Decoder
 from agentpref_adapters._transformers_row import NotFinite, Row
-
-PROBE = GenerationRequest(
-    messages=({"role": "user", "content": "Hello! What can you do for me?"},), max_tokens=8
-)
-"""What a revision is asked before it may serve."""
 
 _ASKED_OF_FORWARD = {"attention_mask", "position_ids", "past_key_values", "logits_to_keep"}
 
@@ -145,7 +141,7 @@ class TransformersBackend:
                 self._adapters[name] = self._layers.read(name, folder)
 
     def probe(self, revision_id: str) -> Reply:
-        """Answer :data:`PROBE`.
+        """Answer the probe of :mod:`agentpref.serve.backend`.
 
         Raises:
             ProbeFailed: the revision gave a log-probability that is not finite.

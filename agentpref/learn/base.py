@@ -88,12 +88,7 @@ def _load(name: str, path: Path, asked: Precision | None) -> BaseModel:
     import torch
     import transformers
 
-    with _refusing(name):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-    if tokenizer.chat_template is None:
-        raise UnsupportedModel(
-            f"{name!r} has no chat template; use an instruct model, or add chat_template.jinja"
-        )
+    tokenizer = load_tokenizer(name, path)
     gpu = torch.cuda.is_available()
     held = precision.choose(asked or ("bfloat16" if gpu else "float32"), gpu=gpu)
     with _refusing(name):
@@ -103,15 +98,38 @@ def _load(name: str, path: Path, asked: Precision | None) -> BaseModel:
     if held != "4bit":  # whose weights are on the GPU already, and cannot be moved
         model.to("cuda" if gpu else "cpu")
     model.eval().requires_grad_(False)
+    digest, template_digest = base_digests(path)
     return BaseModel(
         name=name,
         path=path,
         model=model,
         tokenizer=tokenizer,
-        digest=digest_files(path, _WEIGHT_FILES),
-        template_digest=digest_files(path, _TOKENIZER_FILES),
+        digest=digest,
+        template_digest=template_digest,
         precision=held,
     )
+
+
+def load_tokenizer(name: str, path: Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a base model, chat template included; torch is not needed for that.
+
+    Raises:
+        MissingDependency: transformers is not installed.
+        UnsupportedModel: it cannot be loaded, or has no chat template.
+    """
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise MissingDependency(
+            f"a tokenizer needs {error.name}; install it with: pip install 'agentpref[train]'"
+        ) from error
+    with _refusing(name):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
+    if tokenizer.chat_template is None:
+        raise UnsupportedModel(
+            f"{name!r} has no chat template; use an instruct model, or add chat_template.jinja"
+        )
+    return tokenizer
 
 
 @contextmanager
@@ -183,6 +201,11 @@ def _download(name: str) -> Path:
             f"no model is named {name!r}: it is no folder here and could not be fetched from the "
             f"hub; use 'tiny', a folder of safetensors, or a hub name, and check the network"
         ) from error
+
+
+def base_digests(folder: Path) -> tuple[str, str]:
+    """What a base is known by: the digest of its weights, and that of its tokenizer."""
+    return digest_files(folder, _WEIGHT_FILES), digest_files(folder, _TOKENIZER_FILES)
 
 
 def digest_files(folder: Path, patterns: tuple[str, ...]) -> str:

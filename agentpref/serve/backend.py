@@ -147,3 +147,9 @@ class ServingBackend(Protocol):
 def _require(holds: bool, name: str, value: object, allowed: str) -> None:
     if not holds:
         raise ConfigError(f"{name} is {value!r}, but must be {allowed}")
+
+
+PROBE = GenerationRequest(
+    messages=({"role": "user", "content": "Hello! What can you do for me?"},), max_tokens=8
+)
+"""What engines ask a revision before it may serve."""

@@ -76,7 +76,8 @@ def _checks(config: Mapping[str, Any]) -> list[tuple[str, bool, str]]:
 
 
 def _is_number(value: object) -> TypeGuard[float]:
-    return type(value) in (int, float) and math.isfinite(value)
+    is_one = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_one and math.isfinite(value)
 
 
 def _is_off(key: str, value: object) -> bool:

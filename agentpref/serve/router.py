@@ -34,6 +34,9 @@ from agentpref.serve.holds import Holds
 from agentpref.serve.registry import Registry, ServingState
 from agentpref.types import BASE
 
+DRAIN_SECONDS = 30.0
+"""How long a swap waits for requests in flight whose revision takes the room of the new one."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -95,7 +98,8 @@ class Router:
         self._held: set[str] = set()  # what the backend may have loaded in our name
         self._coming: set[str] = set()  # what the swap at hand is about to need
         self._holds = Holds(registry.home.holds, backend.capabilities().place)
-        self._pointers = threading.Lock()  # held for moments: the route, the leases, what is held
+        # Held for moments: the route, the leases, what is held. Told when a revision is given back.
+        self._pointers = threading.Condition()
         self._swapping = threading.Lock()  # held for whole swaps and unloads, one at a time
         self._closed = False
         self._at_close = ExitStack()
@@ -279,12 +283,27 @@ class Router:
                 self._hold(self.registry.get(name).revision_id)
 
     def _make_room(self) -> None:
-        """Where the engine would be too full, give up what is kept for a rollback, or by nobody."""
-        room = self.backend.capabilities().max_loaded
-        if room is not None and len(self._coming.union(self.backend.list_loaded())) > room:
-            self._last_live = None
-            self._adopt()
+        """Where the engine would be too full, give up what is kept for a rollback, or by nobody.
+
+        What then is in the way may still be answering: that is waited for.
+        """
+        if not self._is_full():
+            return
+        self._last_live = None
+        self._adopt()
+        self._unload_idle()
+        if self._is_full():
+            with self._pointers:
+                self._pointers.wait_for(lambda: not self._leaving(), DRAIN_SECONDS)
             self._unload_idle()
+
+    def _is_full(self) -> bool:
+        room = self.backend.capabilities().max_loaded
+        return room is not None and len(self._coming.union(self.backend.list_loaded())) > room
+
+    def _leaving(self) -> set[str]:
+        """What is loaded for the sake of requests in flight alone."""
+        return self._held.intersection(self._leases) - self._wanted() - self._coming
 
     def _validate(self, revision: Revision) -> None:
         try:
@@ -329,6 +348,7 @@ class Router:
             self._leases[name] -= 1
             if not self._leases[name]:
                 del self._leases[name]
+                self._pointers.notify_all()
         self._sweep()
 
     def _sweep(self) -> None:

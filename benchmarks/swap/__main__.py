@@ -1,6 +1,6 @@
 """Is every reply right while revisions are swapped under load, and what does a swap cost?
 
-Run as ``python -m benchmarks.swap`` (about three minutes for the engine in the process). Four
+Run as ``python -m benchmarks.swap`` (about three minutes for each engine). Four
 clients ask without a pause, two of them streaming; every reply is compared with the greedy answer
 of the revision that it names, computed beforehand by plain transformers and peft. Windows with
 swaps and without take turns. The last line is one JSON object; the exit code is 1 where a target
@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._report import Target, print_report
-from benchmarks.swap import in_process, load
+from benchmarks.swap import in_process, load, vllm
 from benchmarks.swap.stage import MAX_TOKENS, build
 
-ENGINES = {engine.name: engine for engine in (in_process.ENGINE,)}
 ADAPTERS = 4
+_VLLM_PYTHON = ".venv-vllm/bin/python"
 _LIBRARIES = ("torch", "transformers", "peft")
 
 
@@ -60,13 +60,21 @@ def _options() -> tuple[load.Options, list[load.Engine], str]:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--engine", choices=[*ENGINES, "all"], default="all")
+    parser.add_argument("--engine", choices=["transformers", "vllm", "all"], default="all")
     parser.add_argument("--seconds", type=float, default=60, help="with swaps; half of it without")
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--swaps", type=int, default=100)
     parser.add_argument("--model", default="tiny", help="a bundled name or a folder")
+    parser.add_argument(
+        "--vllm-python",
+        metavar="FILE",
+        default=_VLLM_PYTHON if Path(_VLLM_PYTHON).exists() else None,
+        help=f"the interpreter that has vLLM (default: {_VLLM_PYTHON} after make test-vllm)",
+    )
     asked = parser.parse_args()
-    engines = list(ENGINES.values()) if asked.engine == "all" else [ENGINES[asked.engine]]
+    engines = [in_process.ENGINE, vllm.engine(asked.vllm_python)]
+    if asked.engine != "all":
+        engines = [engine for engine in engines if engine.name == asked.engine]
     return load.Options(asked.seconds, asked.clients, asked.swaps), engines, asked.model
 
 

@@ -20,6 +20,7 @@ from agentpref_cli.commands import (
     home,
     pairs,
     replicas,
+    serve,
     update,
     verify,
 )
@@ -72,6 +73,7 @@ app.command("pairs")(pairs.pairs)
 app.command("update")(update.update)
 app.command("report")(update.report)
 app.add_typer(adapters.app, name="adapters")
+app.command("serve")(serve.serve)
 app.command("verify")(verify.verify)
 app.command("forget")(forget.forget)
 app.command("backup")(replicas.backup)

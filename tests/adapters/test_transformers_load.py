@@ -204,6 +204,7 @@ def test_closing_finishes_what_is_being_answered(
     assert isinstance(reply, Reply)
     assert reply.token_ids == served.expected[BASE, "tide"]
 
+
 TRAINING = """
 import sys
 import agentpref

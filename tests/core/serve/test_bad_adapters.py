@@ -103,6 +103,20 @@ def test_of_all_that_peft_can_set_only_plain_lora_may_be_anything(random_base, t
                 check_adapter(tmp_path / "adapter")
 
 
+def test_to_peft_an_empty_setting_may_be_one(random_base, tmp_path) -> None:
+    """Why empty is not off: loading this changes the base model under every other adapter."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    settings(kasa_config={})(random_base, tmp_path / "adapter")
+    base = AutoModelForCausalLM.from_pretrained(random_base)
+    before = base.model.layers[0].self_attn.q_proj.weight.clone()
+    with pytest.warns(UserWarning, match="missing adapter keys"):
+        PeftModel.from_pretrained(base, tmp_path / "adapter")
+    after = base.model.layers[0].self_attn.q_proj.base_layer.weight
+    assert not after.equal(before)
+
+
 @pytest.mark.parametrize("off", [None, False, "", [], {}])
 def test_a_setting_of_the_future_that_is_off_passes(random_base, tmp_path, off: object) -> None:
     settings(a_setting_of_the_future=off)(random_base, tmp_path / "adapter")

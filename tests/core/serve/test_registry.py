@@ -99,6 +99,17 @@ def test_modes_do_not_depend_on_the_umask(registry: Registry, tmp_path: Path, um
     assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o644}
 
 
+def test_what_is_published_shares_no_file_with_what_was_saved(
+    registry: Registry, tmp_path: Path
+) -> None:
+    saved, linked = write_adapter(tmp_path / "saved"), tmp_path / "linked"
+    linked.mkdir()
+    for file in saved.iterdir():
+        os.link(file, linked / file.name)
+    revision = registry.publish(linked, parent=None, base=BASE_IDENTITY, training={})
+    assert {file.stat().st_nlink for file in revision.path.iterdir()} == {1}
+
+
 def test_a_name_is_given_only_to_what_is_on_disk(
     registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -340,6 +340,36 @@ def test_room_for_two_at_once(registry: Registry, names: list[str]) -> None:
     router.sync()
     assert served_by(router) == names[2]
     assert served_by(router, "thread") == names[3]
+
+
+def test_a_swap_waits_for_requests_whose_revision_is_in_the_way(
+    registry: Registry, names: list[str]
+) -> None:
+    backend = FakeBackend(max_loaded=2)
+    router = Router(registry, backend)
+    router.activate(names[0])
+    lease = router.acquire()
+    router.activate(names[1])
+    with ThreadPoolExecutor(1) as pool:
+        swap = pool.submit(router.activate, names[2])
+        assert not wait([swap], timeout=0.2).done, "there is no room yet"
+        assert served_by(router) == names[1]
+        lease.release()
+        assert swap.result(10).live == names[2]
+    assert set(backend.list_loaded()) == {names[1], names[2]}
+
+
+def test_a_swap_does_not_wait_for_ever(
+    registry: Registry, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentpref.serve.router.DRAIN_SECONDS", 0.05)
+    router = Router(registry, FakeBackend(max_loaded=2))
+    router.activate(names[0])
+    with router.acquire():
+        router.activate(names[1])
+        with pytest.raises(SwapFailed, match="does not fit"):
+            router.activate(names[2])
+    assert served_by(router) == names[1]
 
 
 def test_what_is_kept_for_rollback_is_not_given_up_when_it_is_wanted(

@@ -1,0 +1,101 @@
+"""A real vLLM server of this benchmark's own, and vLLM's way to load an adapter in place.
+
+``load_inplace`` puts the new adapter's weights under the old one's name, while the server answers.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from agentpref.learn.base import load_base
+from agentpref.serve.router import Router
+from agentpref.serve.watch import Watcher
+from agentpref_adapters._server_process import ServerProcess
+from agentpref_adapters._vllm_process import VllmSettings, vllm_server
+from agentpref_adapters._vllm_server import Server, settings_of
+from agentpref_adapters.vllm import VllmBackend
+from benchmarks.swap import rival
+from benchmarks.swap.load import Engine, Options, Rival
+from benchmarks.swap.stage import Ids, Stage, encoded, request
+
+MAX_LORAS = 4
+# What a server on a processor needs; set where the user has set nothing else.
+ON_A_PROCESSOR = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+}
+_NAME = "live"
+_TIMEOUT = 120.0
+
+
+def engine(python: str | None) -> Engine:
+    """The engine as a server that is run by the interpreter given."""
+
+    @contextmanager
+    def serve(stage: Stage) -> Iterator[Router]:
+        with (
+            _server(stage, python) as server,
+            closing(VllmBackend(server.url, base=stage.base, max_loras=MAX_LORAS)) as backend,
+            Router(stage.registry(), backend) as router,
+        ):
+            Watcher(router)
+            _warm_up(stage, router)
+            yield router
+
+    def load_inplace(stage: Stage, options: Options) -> Mapping[str, Any]:
+        with (
+            _server(stage, python) as process,
+            closing(Server(process.url, timeout=_TIMEOUT)) as server,
+        ):
+            return _load_inplace(stage, options, server)
+
+    return Engine("vllm", serve, activation=3.0, rivals=(Rival("load_inplace", load_inplace),))
+
+
+@contextmanager
+def _server(stage: Stage, python: str | None) -> Iterator[ServerProcess]:
+    settings = VllmSettings(
+        stage.base,
+        python=python,
+        dtype="float32",
+        max_loras=MAX_LORAS,
+        max_model_len=1024,
+        extra=("--enforce-eager",),
+    )
+    os.environ.update(ON_A_PROCESSOR | os.environ)
+    with tempfile.TemporaryDirectory() as logs, vllm_server(settings, logs=Path(logs)) as server:
+        yield server
+
+
+def _warm_up(stage: Stage, router: Router) -> None:
+    """vLLM compiles for its first adapter, which takes a good ten seconds: not what is measured."""
+    router.activate(stage.publish(0))
+    router.generate(request(stage.prompts[0]))
+
+
+def _load_inplace(stage: Stage, options: Options, server: Server) -> Mapping[str, Any]:
+    tokenizer = load_base(stage.base)
+    ends = [int(tokenizer.tokenizer.eos_token_id)]
+    prompts = {p: encoded(tokenizer, p)["input_ids"][0].tolist() for p in stage.prompts}
+
+    def swap(adapter: int) -> None:
+        body = {"lora_name": _NAME, "lora_path": str(stage.folders[adapter]), "load_inplace": True}
+        found = httpx.post(f"{server.url}/v1/load_lora_adapter", json=body, timeout=_TIMEOUT)
+        found.raise_for_status()
+
+    def answer(prompt: str) -> Ids:
+        asked = request(prompt)
+        settings = settings_of(asked, room=asked.max_tokens, ends=ends)
+        return server.complete(_NAME, prompts[prompt], settings).token_ids
+
+    swap(0)
+    answer(stage.prompts[0])
+    return rival.measure(stage, options, swap=swap, answer=answer)

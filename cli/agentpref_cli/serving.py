@@ -1,0 +1,160 @@
+"""What `agentpref serve` does while it runs: say what serves, and keep it loaded.
+
+Knows nothing of which engine it is: that is a supervised server, and what makes a backend of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from agentpref_cli.terminal import BAD, GOOD, WARN, say
+
+if TYPE_CHECKING:
+    from agentpref.record.home import Home
+    from agentpref.serve.backend import ServingBackend
+    from agentpref.serve.registry import ServingState
+    from agentpref.serve.router import Router
+    from agentpref_adapters._server_process import ServerEvent, ServerProcess
+
+FOLLOW_SECONDS = 1.0
+LOOK_SECONDS = 0.2
+STYLES = {"ready": GOOD, "serving": GOOD, "died": WARN, "warning": WARN, "gave_up": BAD}
+
+
+class Speaker:
+    """Says what happens, a line each: in words, or as JSON. Also hears what other threads tell."""
+
+    def __init__(self, as_json: bool) -> None:
+        self._as_json = as_json
+        self._heard: SimpleQueue[ServerEvent] = SimpleQueue()
+
+    def __call__(self, event: str, words: str, **facts: Any) -> None:
+        """Print one line, at once."""
+        if not self._as_json:
+            say(words, STYLES.get(event, ""))
+            sys.stdout.flush()  # a supervisor that reads a pipe wants each line when it is said
+            return
+        import orjson
+
+        line = orjson.dumps({"event": event, "words": words, **facts}, default=str)
+        print(line.decode(), flush=True)
+
+    def hear(self, event: ServerEvent) -> None:
+        """Take an event from a thread that must not wait for a terminal."""
+        self._heard.put(event)
+
+    def next(self, seconds: float) -> ServerEvent | None:
+        """Say the next event that was heard and return it, or ``None`` if there is none soon."""
+        try:
+            event = self._heard.get(timeout=seconds)
+        except Empty:
+            return None
+        self(event.what, event.words)
+        return event
+
+
+def run(
+    server: ServerProcess,
+    make_backend: Callable[[], ServingBackend],
+    home: Home,
+    namespaces: Sequence[str],
+    speaker: Speaker,
+) -> None:
+    """Start the server and serve what is live, until the server is given up or a signal comes.
+
+    Raises:
+        EngineFailed: the server did not start, or died too often.
+        AgentprefError: what is live cannot be served.
+        KeyboardInterrupt: a signal came; the server has ended.
+    """
+    speaker(
+        "starting", f"starting {server.name}; its log is {server.log}", url=server.url,
+        log=server.log,
+    )  # fmt: skip
+    with ExitStack() as opened:
+        opened.enter_context(server)
+        opened.enter_context(_warnings_said(speaker))
+        speaker.next(LOOK_SECONDS)
+        backend = opened.enter_context(closing(make_backend()))
+        routers = [opened.enter_context(_router(home, name, backend)) for name in namespaces]
+        _attend(server, routers, speaker)
+
+
+def _attend(server: ServerProcess, routers: Sequence[Router], speaker: Speaker) -> None:
+    shown: dict[str, ServingState] = {}
+    while server.failure is None:
+        for router in routers:
+            state = router.serving
+            if shown.get(state.namespace) != state:
+                shown[state.namespace] = state
+                _say_state(state, speaker)
+        event = speaker.next(LOOK_SECONDS)
+        if event is not None and event.what == "ready":
+            for router in routers:
+                _load_again(router, speaker)
+    raise server.failure
+
+
+@contextmanager
+def _router(home: Home, namespace: str, backend: ServingBackend) -> Iterator[Router]:
+    from agentpref.serve.registry import Registry
+    from agentpref.serve.router import Router
+    from agentpref.serve.watch import Watcher
+
+    with Router(Registry(home, namespace=namespace), backend) as router:
+        Watcher(router, FOLLOW_SECONDS)
+        yield router
+
+
+def _load_again(router: Router, speaker: Speaker) -> None:
+    """An engine comes back empty; a question to a revision has it loaded again."""
+    from agentpref.errors import ServingError
+    from agentpref.serve.backend import PROBE
+
+    state = router.serving
+    for name in (state.live, state.canary):
+        if name is None:
+            continue
+        try:
+            router.backend.generate(name, PROBE)
+            speaker("loaded", f"{state.namespace}: {name} is loaded again", revision=name)
+        except ServingError as error:
+            speaker("warning", f"{state.namespace}: {name} is not loaded again yet: {error}")
+
+
+def _say_state(state: ServingState, speaker: Speaker) -> None:
+    from agentpref.types import BASE
+
+    live = state.live or BASE
+    words = f"{state.namespace}: {live} serves (generation {state.generation})"
+    if state.canary is not None:
+        words += f"; {state.canary} is canary for {state.weight:.0%} of the threads"
+    speaker("serving", words, **(state._asdict() | {"live": live}))
+
+
+@contextmanager
+def _warnings_said(speaker: Speaker) -> Iterator[None]:
+    """Say what the core warns of, such as a swap that failed, as lines among the others."""
+    handler = _Said(speaker)
+    loggers = [logging.getLogger(name) for name in ("agentpref", "agentpref_adapters")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+
+
+class _Said(logging.Handler):
+    def __init__(self, speaker: Speaker) -> None:
+        super().__init__(logging.WARNING)
+        self._speaker = speaker
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._speaker("warning", record.getMessage())

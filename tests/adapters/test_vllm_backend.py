@@ -1,0 +1,523 @@
+"""The client of vLLM servers, against one that speaks as they do; `tests/vllm` has the real one."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from agentpref.errors import (
+    BackendClosed,
+    ConfigError,
+    GenerationFailed,
+    ServerUnreachable,
+    SwapFailed,
+    WrongBase,
+)
+from agentpref.learn.base import find_base, load_tokenizer
+from agentpref.learn.encode import encode_prompt
+from agentpref.record.home import Home
+from agentpref.serve.backend import GenerationRequest, Reply, Revision, ServingBackend
+from agentpref.serve.base_files import read_base
+from agentpref.serve.registry import Registry
+from agentpref.serve.router import Router
+from agentpref.testing import write_adapter
+from agentpref.types import BASE, Prompt
+from agentpref_adapters.vllm import VllmBackend, holds_revision, open_router
+from tests.adapters.vllm_stand_in import END_OF_TURN, LENGTH, StandIn, written
+
+ROOT = str(find_base("tiny"))
+ASK = GenerationRequest(messages=({"role": "user", "content": "When is high tide?"},))
+LAYER = "model.layers.0.self_attn.q_proj"
+
+
+@pytest.fixture
+def server() -> Iterator[StandIn]:
+    server = StandIn(ROOT)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def other() -> Iterator[StandIn]:
+    server = StandIn(ROOT)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    return Registry(Home.create(tmp_path / "home"))
+
+
+@pytest.fixture
+def publish(registry: Registry, tmp_path: Path) -> Callable[[], Revision]:
+    base, seeds = read_base("tiny"), itertools.count()
+    assert base.layers is not None
+    layers = {LAYER: base.layers[LAYER]}
+
+    def publish() -> Revision:
+        seed = next(seeds)
+        folder = write_adapter(tmp_path / f"adapter-{seed}", seed=seed, layers=layers)
+        return registry.publish(folder, parent=None, base=base.identity, training={})
+
+    return publish
+
+
+def connect(*servers: StandIn, patience: float = 0.0, **settings) -> VllmBackend:
+    urls = [server.url for server in servers]
+    return VllmBackend(*urls, base="tiny", patience=patience, **settings)
+
+
+def ready(backend: VllmBackend, revision: Revision) -> str:
+    backend.validate(revision)
+    backend.load(revision)
+    backend.probe(revision.revision_id)
+    return revision.revision_id
+
+
+def prompt_ids(request: GenerationRequest) -> tuple[int, ...]:
+    tokenizer = load_tokenizer("tiny", find_base("tiny"))
+    return encode_prompt(Prompt("", request.messages, request.tools), tokenizer)
+
+
+def text_of(tokens: list[int]) -> str:
+    return str(load_tokenizer("tiny", find_base("tiny")).decode(tokens, skip_special_tokens=True))
+
+
+class TestAnswers:
+    def test_it_is_a_backend(self, server: StandIn) -> None:
+        with closing(connect(server)) as backend:
+            assert isinstance(backend, ServingBackend)
+
+    def test_a_reply_is_what_the_server_wrote(
+        self, server: StandIn, publish: Callable[[], Revision]
+    ) -> None:
+        with closing(connect(server)) as backend:
+            name = ready(backend, publish())
+            reply = backend.generate(name, ASK)
+        tokens = written(name, prompt_ids(ASK))
+        assert reply.revision == name
+        assert reply.token_ids == tuple(tokens)
+        assert reply.message == {"role": "assistant", "content": text_of(tokens[:-1])}
+        assert reply.logprobs == (-0.5,) * len(tokens)
+        assert reply.finish_reason == "stop"
+
+    def test_the_base_goes_by_the_servers_name_for_it(self, server: StandIn) -> None:
+        with closing(connect(server)) as backend:
+            reply = backend.generate(BASE, ASK)
+        assert reply.revision == BASE
+        assert reply.token_ids == tuple(written("served", prompt_ids(ASK)))
+
+    def test_the_prompt_goes_as_the_tokens_that_training_would_use(self, server: StandIn) -> None:
+        tool = {"type": "function", "function": {"name": "tides", "parameters": {"b": 1, "a": 2}}}
+        ask = GenerationRequest(messages=ASK.messages, tools=(tool,))
+        with closing(connect(server)) as backend:
+            backend.generate(BASE, ask)
+        (body,) = server.of("/v1/completions")
+        assert tuple(body["prompt"]) == prompt_ids(ask)
+        assert body["add_special_tokens"] is False
+
+    def test_nothing_is_left_to_the_servers_defaults(self, server: StandIn) -> None:
+        ask = GenerationRequest(
+            messages=ASK.messages, max_tokens=7, temperature=0.5, top_p=0.9, seed=3, stop=("x",)
+        )
+        with closing(connect(server)) as backend:
+            backend.generate(BASE, ask)
+        (body,) = server.of("/v1/completions")
+        assert {key: body[key] for key in ("max_tokens", "temperature", "top_p", "seed")} == {
+            "max_tokens": 7,
+            "temperature": 0.5,
+            "top_p": 0.9,
+            "seed": 3,
+        }
+        assert (body["top_k"], body["min_p"], body["repetition_penalty"]) == (0, 0.0, 1.0)
+        assert (body["presence_penalty"], body["frequency_penalty"]) == (0.0, 0.0)
+        assert body["stop"] == ["x"]
+        assert body["stop_token_ids"] == [END_OF_TURN]
+
+    def test_an_answer_that_is_too_long_is_cut_off(self, server: StandIn) -> None:
+        with closing(connect(server)) as backend:
+            reply = backend.generate(BASE, GenerationRequest(messages=ASK.messages, max_tokens=2))
+        assert len(reply.token_ids) == 2
+        assert reply.finish_reason == "length"
+
+    def test_a_prompt_that_fills_the_server_leaves_less_room(self, server: StandIn) -> None:
+        server.max_length = len(prompt_ids(ASK)) + 3
+        with closing(connect(server)) as backend:
+            assert len(backend.generate(BASE, ASK).token_ids) == 3
+
+    def test_a_prompt_that_does_not_fit_is_refused(self, server: StandIn) -> None:
+        server.max_length = 4
+        with (
+            closing(connect(server)) as backend,
+            pytest.raises(GenerationFailed, match="server takes 4; shorten it"),
+        ):
+            backend.generate(BASE, ASK)
+
+    def test_messages_that_do_not_render_are_refused(self, server: StandIn) -> None:
+        ask = GenerationRequest(messages=({"role": "user", "content": 7},))
+        with (
+            closing(connect(server)) as backend,
+            pytest.raises(GenerationFailed, match="does not render the messages"),
+        ):
+            backend.generate(BASE, ask)
+
+    def test_numbers_that_are_not_finite_are_no_answer(self, server: StandIn) -> None:
+        server.nan = {"served"}
+        with (
+            closing(connect(server)) as backend,
+            pytest.raises(GenerationFailed, match="not finite; roll it back"),
+        ):
+            backend.generate(BASE, ASK)
+
+    @pytest.mark.parametrize("how", ["given", "in the environment"])
+    def test_the_api_key_is_sent(
+        self, server: StandIn, monkeypatch: pytest.MonkeyPatch, how: str
+    ) -> None:
+        server.key = "sesame"
+        if how != "given":
+            monkeypatch.setenv("VLLM_API_KEY", "sesame")
+        with closing(connect(server, key="sesame" if how == "given" else None)) as backend:
+            backend.generate(BASE, ASK)
+
+    def test_a_wrong_key_is_no_secret_told(self, server: StandIn) -> None:
+        server.key = "sesame"
+        with pytest.raises(ServerUnreachable, match="and its API key") as refused:
+            connect(server, key="barley")
+        assert "barley" not in str(refused.value)
+
+    def test_a_closed_backend_says_so(self, server: StandIn) -> None:
+        backend = connect(server)
+        backend.close()
+        for call in (backend.list_loaded, lambda: backend.generate(BASE, ASK)):
+            with pytest.raises(BackendClosed):
+                call()
+        with pytest.raises(BackendClosed):
+            next(backend.stream(BASE, ASK))
+
+
+class TestStreams:
+    def test_pieces_and_reply_are_those_of_generate(
+        self, server: StandIn, publish: Callable[[], Revision]
+    ) -> None:
+        with closing(connect(server)) as backend:
+            name = ready(backend, publish())
+            *pieces, reply = backend.stream(name, ASK)
+            assert reply == backend.generate(name, ASK)
+        assert isinstance(reply, Reply)
+        assert "".join(map(str, pieces)) == reply.message["content"]
+        assert len(pieces) > 1
+
+    def test_closing_a_stream_ends_it_on_the_server(self, server: StandIn) -> None:
+        server.endless = True
+        with closing(connect(server)) as backend:
+            stream = backend.stream(BASE, ASK)
+            next(stream)
+            stream.close()
+            assert server.aborted.wait(10)
+
+    def test_one_that_breaks_off_is_not_begun_again(self, server: StandIn) -> None:
+        server.breaks_off = True
+        with (
+            closing(connect(server, patience=5)) as backend,
+            pytest.raises(ServerUnreachable, match="middle of an answer"),
+        ):
+            list(backend.stream(BASE, ASK))
+        assert len(server.of("/v1/completions")) == 1
+
+    def test_one_that_has_not_begun_is_begun_elsewhere(
+        self, server: StandIn, other: StandIn
+    ) -> None:
+        with closing(connect(server, other, patience=5)) as backend:
+            server.broken = True
+            for _ in range(4):
+                assert isinstance(list(backend.stream(BASE, ASK))[-1], Reply)
+        assert other.of("/v1/completions")
+
+
+class TestLoading:
+    def test_a_revision_goes_by_its_id_and_the_registrys_folder(
+        self, server: StandIn, publish: Callable[[], Revision]
+    ) -> None:
+        with closing(connect(server)) as backend:
+            revision = publish()
+            name = ready(backend, revision)
+            assert server.loaded == {name: str(revision.path)}
+            assert backend.list_loaded() == (name,)
+            backend.unload(name)
+            assert backend.list_loaded() == ()
+            backend.unload(name)
+
+    def test_the_servers_may_see_the_folder_elsewhere(
+        self, server: StandIn, publish: Callable[[], Revision]
+    ) -> None:
+        with closing(connect(server, adapters_at="/mnt/adapters")) as backend:
+            name = ready(backend, publish())
+        assert server.loaded == {name: f"/mnt/adapters/{name}"}
+
+    def test_what_another_process_loaded_is_as_good(
+        self, server: StandIn, publish: Callable[[], Revision]
+    ) -> None:
+        revision = publish()
+        with closing(connect(server)) as one, closing(connect(server)) as two:
+            ready(one, revision)
+            assert two.generate(ready(two, revision), ASK).revision == revision.revision_id
+
+    def test_the_same_name_from_another_folder_is_not(
+        self, server: StandIn, publish: Callable[[], Revision]
+    ) -> None:
+        revision = publish()
+        server.loaded[revision.revision_id] = "/elsewhere"
+        with closing(connect(server)) as backend, pytest.raises(SwapFailed, match="already been"):
+            backend.load(revision)
+
+    def test_updating_that_is_off_is_told_from_an_unknown_adapter(
+        self, server: StandIn, publish: Callable[[], Revision]
+    ) -> None:
+        server.updating = False
+        with (
+            closing(connect(server)) as backend,
+            pytest.raises(SwapFailed, match="VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"),
+        ):
+            backend.load(publish())
+
+    def test_what_the_server_refuses_is_said_in_its_words(
+        self, server: StandIn, publish: Callable[[], Revision]
+    ) -> None:
+        revision = publish()
+        server.refused = {revision.revision_id}
+        with closing(connect(server)) as backend:
+            with pytest.raises(SwapFailed, match=r"LoRA rank 64 .*--max-lora-rank"):
+                backend.load(revision)
+            with pytest.raises(GenerationFailed, match="load it first"):
+                backend.generate(revision.revision_id, ASK)
+
+    def test_what_one_server_refuses_none_keeps(
+        self, server: StandIn, other: StandIn, publish: Callable[[], Revision]
+    ) -> None:
+        revision = publish()
+        server.refused = {revision.revision_id}
+        with closing(connect(server, other)) as backend, pytest.raises(SwapFailed):
+            backend.load(revision)
+        assert other.loaded == {}
+
+    def test_there_must_be_room(self, server: StandIn, publish: Callable[[], Revision]) -> None:
+        server.max_loras = 1
+        with closing(connect(server)) as backend:
+            name = ready(backend, publish())
+            with pytest.raises(SwapFailed, match=f"hold 1 adapters, and have {name}"):
+                backend.load(publish())
+            assert backend.list_loaded() == (name,)
+
+    def test_room_may_be_told(self, server: StandIn, publish: Callable[[], Revision]) -> None:
+        server.max_loras = 1
+        with closing(connect(server, max_loras=2)) as backend:
+            assert backend.capabilities().max_loaded == 2
+            ready(backend, publish())
+            ready(backend, publish())
+
+    def test_a_probe_of_nonsense_fails(
+        self, server: StandIn, publish: Callable[[], Revision]
+    ) -> None:
+        revision = publish()
+        server.nan = {revision.revision_id}
+        with closing(connect(server)) as backend:
+            backend.load(revision)
+            with pytest.raises(SwapFailed, match=r"failed its probe .*not finite"):
+                backend.probe(revision.revision_id)
+
+    def test_a_revision_of_other_layers_is_refused_before_a_server_hears_of_it(
+        self, server: StandIn, registry: Registry, tmp_path: Path
+    ) -> None:
+        folder = write_adapter(tmp_path / "wide", layers={LAYER: (4, 4)})
+        base = read_base("tiny").identity
+        revision = registry.publish(folder, parent=None, base=base, training={})
+        with closing(connect(server)) as backend, pytest.raises(ValueError, match=LAYER):
+            backend.validate(revision)
+        assert server.loaded == {}
+
+
+class TestTrouble:
+    def test_nothing_there(self, server: StandIn) -> None:
+        server.stop()
+        with pytest.raises(ServerUnreachable, match="check that vLLM runs there"):
+            connect(server)
+
+    def test_no_address(self) -> None:
+        with pytest.raises(ConfigError, match=r"http://127\.0\.0\.1:8000"):
+            VllmBackend(base="tiny")
+
+    def test_another_base(self, server: StandIn, tmp_path: Path) -> None:
+        server.root = str(shutil.copytree(ROOT, tmp_path / "edited"))
+        connect(server).close()  # the same files, elsewhere
+        (tmp_path / "edited" / "chat_template.jinja").write_text("{{ messages }}")
+        with pytest.raises(WrongBase, match="give the base that it serves"):
+            connect(server)
+
+    def test_a_server_that_came_back_empty_is_given_what_it_needs(
+        self, server: StandIn, publish: Callable[[], Revision]
+    ) -> None:
+        with closing(connect(server, patience=5)) as backend:
+            name = ready(backend, publish())
+            expected = backend.generate(name, ASK)
+            server.loaded = {}
+            assert backend.generate(name, ASK) == expected
+            server.loaded = {}
+            assert list(backend.stream(name, ASK))[-1] == expected
+
+    def test_what_is_loaded_again_is_probed_again(
+        self, server: StandIn, publish: Callable[[], Revision]
+    ) -> None:
+        with closing(connect(server, patience=5)) as backend:
+            name = ready(backend, publish())
+            server.loaded, server.nan = {}, {name}
+            with pytest.raises(GenerationFailed, match=r"failed its probe .* finite"):
+                backend.generate(name, ASK)
+
+    def test_what_was_edited_meanwhile_is_not_loaded_again(
+        self, server: StandIn, publish: Callable[[], Revision]
+    ) -> None:
+        with closing(connect(server, patience=5)) as backend:
+            revision = publish()
+            name = ready(backend, revision)
+            server.loaded = {}
+            file = revision.path / "adapter_model.safetensors"
+            data = file.read_bytes()
+            file.chmod(0o644)
+            file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+            with pytest.raises(GenerationFailed, match="not the file that was published"):
+                backend.generate(name, ASK)
+        assert server.loaded == {}
+
+    def test_a_request_waits_for_a_server_that_restarts(
+        self, server: StandIn, publish: Callable[[], Revision]
+    ) -> None:
+        with closing(connect(server, patience=20)) as backend:
+            name = ready(backend, publish())
+            server.stop()
+            back = threading.Timer(0.3, server.start)
+            back.start()
+            assert backend.generate(name, ASK).revision == name
+            back.join()
+
+    @pytest.mark.parametrize("how", ["gone", "broken"])
+    def test_patience_ends(self, server: StandIn, how: str) -> None:
+        with closing(connect(server, patience=0.2)) as backend:
+            if how == "gone":
+                server.stop()
+            server.broken = True
+            with pytest.raises(ServerUnreachable, match=r"check that vLLM runs|server's log"):
+                backend.generate(BASE, ASK)
+
+    def test_a_slow_server_is_not_asked_twice(self, server: StandIn) -> None:
+        with closing(connect(server, patience=20, timeout=0.2)) as backend:
+            server.delay, before = 1.0, len(server.asked)
+            with pytest.raises(ServerUnreachable, match=r"no answer in 0\.2 seconds"):
+                backend.generate(BASE, ASK)
+        assert [path for path, _ in server.asked[before:]] == ["/v1/completions"]
+
+    def test_a_web_server_is_no_vllm(self, server: StandIn) -> None:
+        with pytest.raises(ServerUnreachable, match="check that the address"):
+            VllmBackend(f"{server.url}/metrics", base="tiny", patience=0)
+
+
+class TestSeveral:
+    def test_all_of_them_get_a_revision_and_a_share(
+        self, server: StandIn, other: StandIn, publish: Callable[[], Revision]
+    ) -> None:
+        server.delay = other.delay = 0.05
+        with closing(connect(server, other)) as backend:
+            name = ready(backend, publish())
+            asked = [threading.Thread(target=backend.generate, args=(name, ASK)) for _ in range(8)]
+            for thread in asked:
+                thread.start()
+            for thread in asked:
+                thread.join()
+        assert server.loaded.keys() == other.loaded.keys() == {name}
+        for one in (server, other):
+            assert len(one.of("/v1/completions")) > 2
+
+    def test_one_that_dies_costs_nobody_an_answer(
+        self, server: StandIn, other: StandIn, publish: Callable[[], Revision]
+    ) -> None:
+        with closing(connect(server, other, patience=10)) as backend:
+            name = ready(backend, publish())
+            server.stop()
+            assert {backend.generate(name, ASK).revision for _ in range(5)} == {name}
+
+    def test_one_that_was_away_during_a_swap_is_given_it_later(
+        self, server: StandIn, other: StandIn, publish: Callable[[], Revision]
+    ) -> None:
+        with closing(connect(server, other, patience=10)) as backend:
+            server.stop()
+            name = ready(backend, publish())
+            server.start()
+            other.stop()
+            assert backend.generate(name, ASK).revision == name
+            assert server.loaded.keys() == {name}
+
+
+class TestPlaces:
+    def test_the_same_servers_are_the_same_place(self, server: StandIn, other: StandIn) -> None:
+        with closing(connect(server, other)) as one, closing(connect(other, server)) as two:
+            assert one.capabilities().place == two.capabilities().place
+            assert one.capabilities().engine == "vllm"
+
+    def test_a_place_tells_what_it_holds(
+        self, server: StandIn, other: StandIn, publish: Callable[[], Revision]
+    ) -> None:
+        with closing(connect(server, other)) as backend:
+            name, place = publish().revision_id, backend.capabilities().place
+            assert holds_revision(place, name) is False
+            other.loaded[name] = "/there"
+            assert holds_revision(place, name) is True
+            other.loaded = {}
+            other.broken = True
+            assert holds_revision(place, name) is None
+            other.stop()
+            assert holds_revision(place, name) is False
+
+
+class TestRouter:
+    def test_swap_and_roll_back(
+        self, server: StandIn, registry: Registry, publish: Callable[[], Revision]
+    ) -> None:
+        first, second = publish().revision_id, publish().revision_id
+        router = open_router(registry.home, server.url, base="tiny", follow=None)
+        with router:
+            router.activate(first)
+            router.activate(second)
+            assert router.generate(ASK).revision == second
+            loads = len(server.of("/v1/load_lora_adapter"))
+            router.rollback()
+            assert router.generate(ASK).revision == first
+            assert len(server.of("/v1/load_lora_adapter")) == loads
+
+    @pytest.mark.parametrize("how", ["refused", "nan", "broken"])
+    def test_a_swap_that_fails_leaves_the_old_one_serving(
+        self, server: StandIn, registry: Registry, publish: Callable[[], Revision], how: str
+    ) -> None:
+        first, second = publish().revision_id, publish().revision_id
+        with closing(connect(server, patience=2)) as backend:
+            router = Router(registry, backend)
+            router.activate(first)
+            if how == "broken":
+                server.broken = True
+            else:
+                setattr(server, how, {second})
+            with pytest.raises(SwapFailed, match=f"{first} still serves"):
+                router.activate(second)
+            server.broken = False
+            assert router.generate(ASK).revision == first
+            assert registry.state().live == first
+            assert server.loaded.keys() == {first}
+
+
+def test_the_stand_in_ends_its_turns() -> None:
+    assert len(written("served", (1,))) == LENGTH + 1

@@ -1,0 +1,153 @@
+"""How a vLLM server is found and told to start. A real one is started in tests/vllm."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from agentpref.errors import ConfigError, MissingDependency, ModelNotFound
+from agentpref.learn.base import find_base
+from agentpref_adapters._vllm_process import (
+    VllmSettings,
+    environment,
+    find_python,
+    serve_arguments,
+    server_url,
+    vllm_server,
+)
+
+
+def arguments(**settings: object) -> list[str]:
+    return list(serve_arguments(VllmSettings("tiny", **settings), Path("/base"), 8123))
+
+
+def value(words: list[str], option: str) -> str:
+    return words[words.index(option) + 1]
+
+
+def test_the_server_is_told_of_the_base_and_its_adapters() -> None:
+    words = arguments(max_loras=3, max_lora_rank=64, dtype="float32", max_model_len=512)
+    assert value(words, "--model") == "/base"
+    assert value(words, "--served-model-name") == "base"
+    assert value(words, "--host") == "127.0.0.1"
+    assert value(words, "--port") == "8123"
+    assert value(words, "--max-loras") == "3"
+    assert value(words, "--max-cpu-loras") == "3"
+    assert value(words, "--max-lora-rank") == "64"
+    assert value(words, "--dtype") == "float32"
+    assert value(words, "--max-model-len") == "512"
+    assert "--enable-lora" in words
+    assert "--max-model-len" not in arguments()
+
+
+def test_what_the_user_adds_comes_last_and_so_wins() -> None:
+    words = arguments(extra=("--max-loras", "9", "--enforce-eager"))
+    assert words[-3:] == ["--max-loras", "9", "--enforce-eager"]
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7", "example.org"])
+def test_a_host_that_others_reach_is_refused_with_the_reason(host: str) -> None:
+    with pytest.raises(ConfigError, match=r"/invocations.*--allow-remote"):
+        VllmSettings("tiny", host=host)
+    assert VllmSettings("tiny", host=host, allow_remote=True).host == host
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
+def test_loopback_is_fine(host: str) -> None:
+    assert VllmSettings("tiny", host=host).host == host
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"port": 70000}, "port is 70000"),
+        ({"max_loras": 0}, "max_loras is 0"),
+        ({"max_lora_rank": 12}, "max_lora_rank is 12"),
+    ],
+)
+def test_what_vllm_would_refuse_is_refused_first(setting, words) -> None:
+    with pytest.raises(ConfigError, match=words):
+        VllmSettings("tiny", **setting)
+
+
+def test_what_the_user_set_stays_in_the_environment() -> None:
+    found = {"VLLM_NO_USAGE_STATS": "0", "PATH": "/bin", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    made = environment(found, same_interpreter=True)
+    assert made.items() >= found.items()
+    assert made["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "True"
+    assert made["HF_HUB_OFFLINE"] == "1"
+
+
+def test_another_interpreter_gets_nothing_of_ours() -> None:
+    found = {"PYTHONPATH": "/ours", "PYTHONHOME": "/ours"}
+    assert environment(found, same_interpreter=True).items() >= found.items()
+    assert not environment(found, same_interpreter=False).keys() & found.keys()
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:1"),
+        ("::1", "http://[::1]:1"),
+        ("0.0.0.0", "http://127.0.0.1:1"),
+        ("::", "http://[::1]:1"),
+    ],
+)
+def test_where_it_is_reached_from_here(host: str, url: str) -> None:
+    assert server_url(host, 1) == url
+
+
+def test_an_interpreter_without_vllm_is_told_how_to_get_it() -> None:
+    with pytest.raises(MissingDependency, match=r"has no vLLM; .* -m pip install vllm"):
+        find_python(sys.executable)
+
+
+def test_an_interpreter_that_is_not_there() -> None:
+    with pytest.raises(MissingDependency, match="/nowhere/python is no program"):
+        find_python("/nowhere/python")
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> Path:
+    """What says, when asked, that it has vLLM."""
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text("#!/bin/sh\nexit 0\n")
+    python.chmod(0o755)
+    return python
+
+
+def test_an_interpreter_that_has_it(python: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_python(str(python)) == str(python)
+    monkeypatch.chdir(python.parent)
+    assert find_python("./python") == str(python)
+
+
+def test_vllm_is_found_on_the_path(python: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{python.parent}:/bin")
+    with pytest.raises(MissingDependency, match="--python vllm-env/bin/python"):
+        find_python()
+    script = python.with_name("vllm")
+    script.write_text("#!/bin/sh\n")
+    script.chmod(0o755)
+    assert find_python() == str(python)
+
+
+def test_a_base_that_resolves_to_nothing_is_said_before_anything_starts(
+    python: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelNotFound):
+        vllm_server(VllmSettings(str(tmp_path / "no"), python=str(python)), logs=tmp_path)
+
+
+def test_preparing_a_server_imports_no_vllm_and_starts_nothing(
+    python: Path, tmp_path: Path
+) -> None:
+    server = vllm_server(VllmSettings("tiny", python=str(python)), logs=tmp_path)
+    assert server.starts == 0
+    port = server.url.rpartition(":")[2]
+    assert server.log == tmp_path / f"vllm-{port}.log"
+    assert find_base("tiny").is_dir()
+    assert "vllm" not in sys.modules

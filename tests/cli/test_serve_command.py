@@ -1,0 +1,207 @@
+"""`serve`, with a program in the place of vLLM. The real one is in tests/vllm_server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+import orjson
+import psutil
+import pytest
+
+from agentpref.record.home import Home
+from agentpref.serve.base_files import read_base
+from agentpref.serve.registry import Registry
+from agentpref.testing import write_adapter
+
+PROGRAM = Path(__file__).with_name("vllm_program.py")
+BASE = read_base("tiny")
+LAYERS = dict(list((BASE.layers or {}).items())[:2])
+ARGUMENTS = ("--model", "tiny", "--port", "0")
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> Path:
+    """An interpreter that says it has vLLM, and runs the stand-in."""
+    file = tmp_path / "python"
+    file.write_text(f'#!/bin/sh\n[ "$1" = -c ] || exec {sys.executable} {PROGRAM} "$@"\n')
+    file.chmod(0o755)
+    return file
+
+
+@pytest.fixture
+def revisions(home: Path, tmp_path: Path) -> list[str]:
+    """The ids of two revisions of the namespace ``default``, neither of them live."""
+    Home.create(home)
+    registry = Registry(home)
+    made = []
+    for seed in range(2):
+        folder = write_adapter(tmp_path / f"adapter-{seed}", seed=seed, layers=LAYERS)
+        made.append(registry.publish(folder, parent=None, base=BASE.identity, training={}))
+    return [revision.revision_id for revision in made]
+
+
+class Serving:
+    """A running `agentpref serve --json`, and what it has said."""
+
+    def __init__(self, *arguments: object) -> None:
+        command = [sys.executable, "-m", "agentpref_cli", "serve", *ARGUMENTS, "--json"]
+        self.process = subprocess.Popen(
+            [*command, *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._lines: Queue[str] = Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+        self.children: set[psutil.Process] = set()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._lines.put(line)
+
+    def until(self, event: str, **facts: object) -> dict[str, Any]:
+        """Read on until something was said; a test that waits in vain fails here."""
+        while True:
+            said = orjson.loads(self._lines.get(timeout=60))
+            if said["event"] == event and facts.items() <= said.items():
+                self.children |= set(psutil.Process(self.process.pid).children(recursive=True))
+                return said
+
+    def end(self, signum: int) -> int:
+        self.process.send_signal(signum)
+        return self.process.wait(60)
+
+
+@pytest.fixture
+def serving(python: Path) -> Iterator[Any]:
+    """Call it to start one; it is ended afterwards."""
+    started: list[Serving] = []
+
+    def start(*arguments: object) -> Serving:
+        started.append(Serving("--python", python, *arguments))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.process.kill()
+        one.process.communicate()
+
+
+def told(home: Path) -> list[str]:
+    """What the server was told to load and unload, since it was started."""
+    (log,) = (home / "logs").glob("vllm-*.log")
+    return [line for line in log.read_text().splitlines() if line.startswith("/v1/")]
+
+
+def test_it_says_what_serves_and_follows_a_promotion(serving, home, revisions) -> None:
+    one = serving()
+    one.until("starting")
+    assert one.until("ready")["words"].startswith("vLLM answers at http://127.0.0.1:")
+    assert one.until("serving")["live"] == "base"
+    Registry(home).promote(revisions[0])
+    assert one.until("serving")["live"] == revisions[0]
+    Registry(home).canary(revisions[1], 0.25)
+    said = one.until("serving", canary=revisions[1])
+    assert said["words"].endswith(f"{revisions[1]} is canary for 25% of the threads")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_and_the_server_and_unloads_nothing(
+    serving, home, revisions, signum
+) -> None:
+    Registry(home).promote(revisions[0])
+    one = serving()
+    one.until("serving", live=revisions[0])
+    assert one.children
+    assert one.end(signum) == 128 + signum
+    assert not any(child.is_running() for child in one.children)
+    assert told(home) == [f"/v1/load_lora_adapter {revisions[0]}"]
+    assert Registry(home).state().live == revisions[0]
+
+
+def test_a_server_that_dies_is_started_again_and_gets_what_serves(serving, home, revisions) -> None:
+    Registry(home).promote(revisions[0])
+    one = serving()
+    one.until("serving", live=revisions[0])
+    (log,) = (home / "logs").glob("vllm-*.log")
+    os.kill(int(log.read_text().split()[1]), signal.SIGKILL)
+    assert "starting it again" in one.until("died")["words"]
+    one.until("ready")
+    assert one.until("loaded")["revision"] == revisions[0]
+
+
+def test_a_revision_that_cannot_be_served_is_said_and_the_old_one_serves(
+    serving, home, revisions, tmp_path
+) -> None:
+    registry = Registry(home)
+    registry.promote(revisions[0])
+    one = serving()
+    one.until("serving", live=revisions[0])
+    folder = write_adapter(tmp_path / "misfit")  # whose layers are those of no real model
+    misfit = registry.publish(folder, parent=None, base=BASE.identity, training={})
+    registry.promote(misfit.revision_id)
+    words = one.until("warning")["words"]
+    assert "what served before still serves" in words
+    assert "model.layers.0.self_attn.q_proj" in words
+    assert one.end(signal.SIGTERM) == 143
+    assert told(home) == [f"/v1/load_lora_adapter {revisions[0]}"]
+
+
+def test_several_namespaces_share_one_server(serving, home, revisions, tmp_path) -> None:
+    folder = write_adapter(tmp_path / "other", seed=9, layers=LAYERS)
+    other = Registry(home, namespace="other")
+    name = other.publish(folder, parent=None, base=BASE.identity, training={}).revision_id
+    other.promote(name)
+    one = serving("--namespace", "default", "--namespace", "other")
+    assert one.until("serving", namespace="default")["live"] == "base"
+    assert one.until("serving", namespace="other")["live"] == name
+
+
+def test_in_words_it_is_a_line_each(python, home, revisions) -> None:
+    command = [sys.executable, "-m", "agentpref_cli", "serve", *ARGUMENTS, "--python", str(python)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(3)]
+        process.send_signal(signal.SIGTERM)
+        lines += process.stdout.readlines()
+    assert process.returncode == 143
+    assert lines[0].startswith(f"starting vLLM; its log is {home}/logs/vllm-")
+    assert lines[2:] == [
+        "default: base serves (generation 0)\n",
+        "ended; vLLM is stopped, and what is live is unchanged\n",
+    ]
+
+
+def test_an_engine_that_does_not_start_is_one_line_with_its_own_words(
+    run, home, revisions, python
+) -> None:
+    err = run("serve", *ARGUMENTS, "--python", python, "--", "--fail", exits=1).err
+    assert err.startswith("error: vLLM ended with exit code 1: ValueError: this GPU is too small; ")
+    assert err.count("\n") == 1
+
+
+def test_nothing_is_started_without_a_home(run, home, python) -> None:
+    assert "no agentpref home" in run("serve", *ARGUMENTS, "--python", python, exits=1).err
+
+
+def test_a_host_that_others_reach_is_bad_usage(run, home, revisions) -> None:
+    err = run("serve", *ARGUMENTS, "--host", "0.0.0.0", exits=2).err
+    assert "--allow-remote" in err
+
+
+def test_without_vllm_it_says_how_to_get_it(run, home, revisions) -> None:
+    err = run("serve", *ARGUMENTS, "--python", sys.executable, exits=1).err
+    assert "has no vLLM" in err
+
+
+def test_another_engine_does_not_exist(run, home, revisions) -> None:
+    assert "'other' is not" in run("serve", *ARGUMENTS, "--engine", "other", exits=2).err

@@ -1,0 +1,200 @@
+"""A real vLLM server, homes with revisions that answer differently, and the oracle.
+
+The server holds the bundled model in float32, on this machine's processor, and is shared by all
+tests; one that has killed it waits until it is back. The oracle is transformers and peft, in the
+process of the tests. Prompts are longer than a block of vLLM's key-value cache, which short ones
+never fill, and so never reuse.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from agentpref.record.home import Home
+from agentpref.serve.backend import GenerationRequest, Reply, Revision
+from agentpref.serve.base_files import BaseFiles, read_base
+from agentpref.serve.registry import Registry
+from agentpref.serve.router import Router
+from agentpref.testing import write_adapter
+from agentpref_adapters._server_process import ServerEvent, ServerProcess
+from agentpref_adapters._vllm_process import VllmSettings, vllm_server
+from agentpref_adapters.transformers import TransformersBackend
+from agentpref_adapters.vllm import VllmBackend
+
+MAX_LORAS = 4
+RANK = 16
+EXTRA = ("--enforce-eager", "--max-num-seqs", "8")
+# What a GPU host leaves unset.
+ON_A_PROCESSOR = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+}
+LONG = "Remember all of this, please, since I am going to ask about it later on. " * 12
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the tests be told where vLLM is."""
+    parser.addoption(
+        "--vllm-python", default=".venv-vllm/bin/python", help="the interpreter that has vLLM"
+    )
+
+
+@pytest.fixture(scope="session")
+def vllm_python(request: pytest.FixtureRequest) -> str:
+    """The interpreter that has vLLM."""
+    python = Path(request.config.getoption("--vllm-python"))
+    if not python.exists():
+        pytest.exit(f"{python} is not there; run: make test-vllm", returncode=2)
+    os.environ.update(ON_A_PROCESSOR)
+    return str(python.absolute())
+
+
+@pytest.fixture(scope="session")
+def base() -> BaseFiles:
+    """The bundled model."""
+    return read_base("tiny")
+
+
+class Events:
+    """What was told of a server."""
+
+    def __init__(self) -> None:
+        self.all: list[ServerEvent] = []
+
+    def __call__(self, event: ServerEvent) -> None:
+        self.all.append(event)
+
+    def count(self, what: str) -> int:
+        return sum(event.what == what for event in self.all)
+
+
+@pytest.fixture(scope="session")
+def events() -> Events:
+    """What the supervisor told of the shared server."""
+    return Events()
+
+
+@pytest.fixture(scope="session")
+def server(
+    vllm_python: str, events: Events, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
+    """The server that all tests share."""
+    settings = VllmSettings(
+        "tiny",
+        python=vllm_python,
+        dtype="float32",
+        max_loras=MAX_LORAS,
+        max_lora_rank=RANK,
+        max_model_len=512,
+        extra=EXTRA,
+    )
+    with vllm_server(settings, logs=tmp_path_factory.mktemp("logs"), tell=events) as server:
+        yield server
+
+
+@pytest.fixture
+def open_backend(server: ServerProcess) -> Iterator[Callable[..., VllmBackend]]:
+    """Call it for a backend of the shared server; what they loaded is unloaded afterwards."""
+    opened: list[VllmBackend] = []
+
+    def make(*urls: str, **settings: object) -> VllmBackend:
+        how = {"base": "tiny", "max_loras": MAX_LORAS} | settings
+        opened.append(VllmBackend(*(urls or [server.url]), **how))
+        return opened[-1]
+
+    yield make
+    for backend in opened:
+        backend.close()
+    with closing(VllmBackend(server.url, base="tiny")) as tidy:
+        for name in tidy.list_loaded():
+            tidy.unload(name)
+
+
+@pytest.fixture
+def backend(open_backend: Callable[..., VllmBackend]) -> VllmBackend:
+    """A backend of the shared server."""
+    return open_backend()
+
+
+@pytest.fixture(scope="session")
+def adapters(base: BaseFiles, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Six random adapters of all layers, so strong that their answers have little in common."""
+    folder = tmp_path_factory.mktemp("adapters")
+    assert base.layers is not None
+    return [
+        write_adapter(folder / str(seed), seed=seed, layers=dict(base.layers)) for seed in range(6)
+    ]
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    """An empty home's registry."""
+    return Registry(Home.create(tmp_path / "home"))
+
+
+@pytest.fixture
+def publish(
+    registry: Registry, base: BaseFiles, adapters: list[Path]
+) -> Callable[..., list[Revision]]:
+    """Call ``publish(3)`` for three revisions, none of them live."""
+
+    def make(count: int) -> list[Revision]:
+        return [
+            registry.publish(folder, parent=None, base=base.identity, training={})
+            for folder in adapters[:count]
+        ]
+
+    return make
+
+
+@pytest.fixture
+def revisions(publish: Callable[[int], list[Revision]], registry: Registry) -> list[Revision]:
+    """Three revisions, the first of them live: on a processor, the base is no good beside them."""
+    made = publish(3)
+    registry.promote(made[0].revision_id)
+    return made
+
+
+@pytest.fixture
+def router(registry: Registry, revisions, backend: VllmBackend) -> Iterator[Router]:
+    with Router(registry, backend) as router:
+        yield router
+
+
+@pytest.fixture(scope="session")
+def oracle() -> Iterator[TransformersBackend]:
+    """The bundled model in this process."""
+    with closing(TransformersBackend("tiny")) as backend:
+        yield backend
+
+
+@pytest.fixture
+def expected(oracle: TransformersBackend) -> Iterator[Callable[..., Reply]]:
+    """Call ``expected(revision, request)`` for what transformers and peft answer."""
+    loaded: set[str] = set()
+
+    def answer(revision: Revision | None, request: GenerationRequest) -> Reply:
+        if revision is None:
+            return oracle.generate("base", request)
+        oracle.load(revision)
+        loaded.add(revision.revision_id)
+        return oracle.generate(revision.revision_id, request)
+
+    yield answer
+    for name in loaded:
+        oracle.unload(name)
+
+
+def ask(question: str, **settings: object) -> GenerationRequest:
+    """A request whose prompt fills several blocks before the question comes."""
+    how = {"max_tokens": 24} | settings
+    return GenerationRequest(messages=({"role": "user", "content": LONG + question},), **how)
+
+
+QUESTIONS = ["What is the capital of France?", "When does the tide come in?", "Thank you!"]

@@ -1,0 +1,117 @@
+"""What a real vLLM takes without a word, we refuse; and what we export, it takes."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import orjson
+import pytest
+from conftest import QUESTIONS, ask
+
+from agentpref.errors import InvalidAdapter, WrongBase
+from agentpref.serve.base_files import BaseFiles
+from agentpref.serve.registry import Registry
+from agentpref.testing import write_adapter
+from agentpref_adapters._server_process import ServerProcess
+from agentpref_adapters.vllm import VllmBackend
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+
+
+def with_a_nan(folder: Path, layers: dict[str, tuple[int, int]]) -> None:
+    write_adapter(folder, layers=layers)
+    file = folder / WEIGHTS
+    file.write_bytes(file.read_bytes()[:-4] + struct.pack("<f", float("nan")))
+
+
+def half_as_wide(folder: Path, layers: dict[str, tuple[int, int]]) -> None:
+    write_adapter(folder, layers={name: (o // 2, i // 2) for name, (o, i) in layers.items()})
+
+
+def with_layers_missing(folder: Path, layers: dict[str, tuple[int, int]]) -> None:
+    """The settings name a kind of layer of which only the first has weights."""
+    first = next(iter(layers))
+    write_adapter(folder, layers={first: layers[first]})
+    config = orjson.loads((folder / CONFIG).read_bytes())
+    config["target_modules"] = [first.rpartition(".")[2]]
+    (folder / CONFIG).write_bytes(orjson.dumps(config))
+
+
+BAD = {"NaN": with_a_nan, "half-width": half_as_wide, "missing layers": with_layers_missing}
+
+
+def loaded_by_vllm_itself(server: ServerProcess, name: str, folder: Path) -> int:
+    """Load a folder past us, and unload it again; say what vLLM answered."""
+    body = {"lora_name": name, "lora_path": str(folder)}
+    status = httpx.post(f"{server.url}/v1/load_lora_adapter", json=body).status_code
+    httpx.post(f"{server.url}/v1/unload_lora_adapter", json={"lora_name": name})
+    return status
+
+
+@pytest.mark.parametrize("flaw", BAD)
+def test_an_adapter_that_vllm_takes_is_refused_before_it_sees_it(
+    server: ServerProcess,
+    registry: Registry,
+    backend: VllmBackend,
+    base: BaseFiles,
+    tmp_path: Path,
+    flaw: str,
+) -> None:
+    folder = tmp_path / "bad"
+    BAD[flaw](folder, dict(base.layers or {}))
+    assert loaded_by_vllm_itself(server, f"bad {flaw}", folder) == 200, "vLLM is better than it was"
+    with pytest.raises(InvalidAdapter, match="model.layers"):
+        backend.validate(registry.publish(folder, parent=None, base=base.identity, training={}))
+
+
+def test_an_adapter_of_another_base_too(
+    server: ServerProcess,
+    registry: Registry,
+    backend: VllmBackend,
+    base: BaseFiles,
+    adapters: list[Path],
+) -> None:
+    other = {**base.identity, "digest": "0" * 64}
+    revision = registry.publish(adapters[0], parent=None, base=other, training={})
+    assert loaded_by_vllm_itself(server, "other", revision.path) == 200
+    with pytest.raises(WrongBase):
+        backend.validate(revision)
+
+
+def test_what_is_exported_plain_vllm_and_plain_peft_load(
+    server: ServerProcess,
+    registry: Registry,
+    publish: Callable[..., list],
+    expected,
+    oracle,
+    base: BaseFiles,
+    tmp_path: Path,
+) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    (revision,) = publish(1)
+    request = ask(QUESTIONS[0], max_tokens=12)
+    right = expected(revision, request).token_ids
+    folder = tmp_path / "exported"
+    registry.export(revision.revision_id, folder)
+
+    body = {"lora_name": "exported", "lora_path": str(folder)}
+    assert httpx.post(f"{server.url}/v1/load_lora_adapter", json=body).status_code == 200
+    prompt = list(oracle._encode(request))
+    asked = {"model": "exported", "prompt": prompt, "max_tokens": 12, "temperature": 0}
+    answer = httpx.post(
+        f"{server.url}/v1/completions", json=asked | {"return_token_ids": True}, timeout=60
+    ).json()
+    httpx.post(f"{server.url}/v1/unload_lora_adapter", json={"lora_name": "exported"})
+    assert tuple(answer["choices"][0]["token_ids"]) == right
+
+    model = AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.float32)
+    model = PeftModel.from_pretrained(model, folder).eval()
+    ids = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)
+    assert tuple(ids[0, len(prompt) :].tolist()) == right

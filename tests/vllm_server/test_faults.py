@@ -1,0 +1,162 @@
+"""A real vLLM in trouble: killed in mid-load, slow, failing, too small, or told not to load."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import psutil
+import pytest
+from clients import CLIENTS, Load, wrong
+from conftest import EXTRA, MAX_LORAS, QUESTIONS, RANK, ask
+from proxy import Proxy
+
+from agentpref.errors import GenerationFailed, ServerUnreachable, SwapFailed
+from agentpref.serve.backend import Revision
+from agentpref.serve.base_files import BaseFiles
+from agentpref.serve.registry import Registry
+from agentpref.serve.router import Router
+from agentpref.testing import write_adapter
+from agentpref_adapters._server_process import ServerProcess
+from agentpref_adapters._vllm_process import VllmSettings, vllm_server
+from agentpref_adapters.vllm import VllmBackend
+
+
+@pytest.fixture
+def proxy(server: ServerProcess) -> Iterator[Proxy]:
+    with closing(Proxy(server.url)) as proxy:
+        yield proxy
+
+
+def kill(server: ServerProcess) -> None:
+    """Kill the program that answers at the server's port, and not what it has started."""
+    port = server.url.rpartition(":")[2]
+    (program,) = (
+        child
+        for child in psutil.Process().children(recursive=True)
+        if "api_server" in " ".join(child.cmdline()) and port in child.cmdline()
+        if "_process_guard" not in " ".join(child.cmdline())
+    )
+    os.kill(program.pid, signal.SIGKILL)
+
+
+def test_a_server_killed_under_load_comes_back_empty_and_is_made_good(
+    server: ServerProcess, events, registry: Registry, revisions, open_backend, expected
+) -> None:
+    backend = open_backend(patience=300.0)
+    with Router(registry, backend) as router:
+        load, starts = Load(router, stream=False), server.starts
+        with load.running():
+            load.more(CLIENTS)
+            kill(server)
+            load.more(4 * CLIENTS)
+        assert load.failed == []
+        assert wrong(load, revisions, expected) == []
+        assert server.starts == starts + 1
+        assert backend.list_loaded() == (revisions[0].revision_id,)
+        router.activate(revisions[1].revision_id)
+        assert router.generate(ask(QUESTIONS[0])).revision == revisions[1].revision_id
+    assert [event.what for event in events.all][-2:] == ["died", "ready"]
+
+
+def test_requests_wait_while_a_server_fails_and_no_swap_is_made(
+    proxy: Proxy, registry: Registry, revisions, open_backend, expected
+) -> None:
+    with Router(registry, open_backend(proxy.url, patience=60.0)) as router:
+        load = Load(router, stream=False)
+        with load.running():
+            load.more(CLIENTS)
+            proxy.failing = True
+            with pytest.raises(SwapFailed, match=f"{revisions[0].revision_id} still serves"):
+                router.activate(revisions[1].revision_id)
+            proxy.failing = False
+            load.more(CLIENTS)
+            assert router.serving.live == revisions[0].revision_id
+            router.activate(revisions[1].revision_id)
+            load.more(CLIENTS)
+        assert load.failed == []
+        assert wrong(load, revisions, expected) == []
+
+
+def test_a_server_that_keeps_failing_is_said_with_its_own_words(proxy: Proxy, open_backend) -> None:
+    backend = open_backend(proxy.url, patience=0.5)
+    proxy.failing = True
+    with pytest.raises(ServerUnreachable, match="500"):
+        backend.generate("base", ask(QUESTIONS[0]))
+
+
+def test_a_slow_server_is_not_asked_again(proxy: Proxy, open_backend) -> None:
+    backend = open_backend(proxy.url, timeout=0.5, patience=30.0)
+    proxy.delay = 2.0
+    with pytest.raises(ServerUnreachable, match=r"no answer in 0\.5 seconds"):
+        backend.generate("base", ask(QUESTIONS[0]))
+    proxy.delay = 0.0
+    assert backend.generate("base", ask(QUESTIONS[0])).finish_reason in ("stop", "length")
+
+
+def test_a_stream_that_breaks_off_is_not_taken_for_an_answer(
+    proxy: Proxy, publish, open_backend
+) -> None:
+    backend = open_backend(proxy.url, patience=1.0)
+    (revision,) = publish(1)
+    backend.load(revision)
+    backend.probe(revision.revision_id)
+    proxy.cut_after = 2000
+    pieces = backend.stream(revision.revision_id, ask(QUESTIONS[0], max_tokens=60))
+    assert isinstance(next(pieces), str)
+    with pytest.raises(ServerUnreachable):
+        list(pieces)
+
+
+def test_a_revision_that_was_never_loaded(backend: VllmBackend, publish) -> None:
+    (revision,) = publish(1)
+    with pytest.raises(GenerationFailed, match="not loaded; load it first"):
+        backend.generate(revision.revision_id, ask(QUESTIONS[0]))
+
+
+def test_a_rank_above_the_servers_is_refused_and_the_old_revision_serves(
+    registry: Registry, revisions, backend: VllmBackend, base: BaseFiles, tmp_path: Path
+) -> None:
+    assert base.layers is not None
+    folder = write_adapter(tmp_path / "wide", rank=2 * RANK, layers=dict(base.layers))
+    wide = registry.publish(folder, parent=None, base=base.identity, training={})
+    with Router(registry, backend) as router:
+        with pytest.raises(SwapFailed, match="--max-lora-rank"):
+            router.activate(wide.revision_id)
+        assert router.generate(ask(QUESTIONS[0])).revision == revisions[0].revision_id
+        assert wide.revision_id not in backend.list_loaded()
+
+
+def test_more_revisions_than_fit_are_refused_before_the_server_is_asked(
+    backend: VllmBackend, publish: Callable[[int], list[Revision]]
+) -> None:
+    *fitting, last = publish(MAX_LORAS + 1)
+    for revision in fitting:
+        backend.load(revision)
+    with pytest.raises(SwapFailed, match=f"{last.revision_id} does not fit: .* --max-loras"):
+        backend.load(last)
+    assert set(backend.list_loaded()) == {revision.revision_id for revision in fitting}
+
+
+def test_a_server_that_loads_nothing_at_runtime_says_so(
+    vllm_python: str, registry: Registry, publish, tmp_path: Path, monkeypatch
+) -> None:
+    """It knows the path as little as it knows the adapter, and says 404 to both."""
+    monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "False")
+    settings = VllmSettings(
+        "tiny", python=vllm_python, dtype="float32", max_model_len=512, extra=EXTRA
+    )
+    (revision,) = publish(1)
+    with (
+        vllm_server(settings, logs=tmp_path) as fixed,
+        closing(VllmBackend(fixed.url, base="tiny", max_loras=MAX_LORAS)) as backend,
+    ):
+        with pytest.raises(SwapFailed, match="VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"):
+            backend.load(revision)
+        with Router(registry, backend) as router:
+            with pytest.raises(SwapFailed, match="the base model still serves"):
+                router.activate(revision.revision_id)
+            assert router.generate(ask(QUESTIONS[0])).revision == "base"

@@ -1,0 +1,173 @@
+"""Several processes at one server: apps, a pruning, and `agentpref serve` itself."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import httpx
+import orjson
+import psutil
+import pytest
+from conftest import EXTRA, QUESTIONS, RANK, ask
+
+from agentpref.serve.backend import Revision
+from agentpref.serve.registry import Registry
+from agentpref.serve.router import Router
+from agentpref_adapters._server_process import ServerProcess
+from agentpref_adapters.vllm import VllmBackend, holds_revision, open_router
+
+# An app of its own: it says what answered, each time it is asked to by a line.
+APP = """
+import sys
+from agentpref.serve.backend import GenerationRequest
+from agentpref_adapters.vllm import open_router
+home, url = sys.argv[1:]
+with open_router(home, url, base="tiny", follow=None) as router:
+    print("open", flush=True)
+    for line in sys.stdin:
+        if line.strip() == "sync":
+            router.sync()
+        request = GenerationRequest(({"role": "user", "content": line},), max_tokens=4)
+        print(router.generate(request).revision, flush=True)
+"""
+
+
+class App:
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+
+    def ask(self, line: str) -> str:
+        assert self.process.stdin is not None
+        print(line, file=self.process.stdin, flush=True)
+        return self.read()
+
+    def read(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+
+@contextmanager
+def an_app(registry: Registry, url: str) -> Iterator[App]:
+    command = [sys.executable, "-c", APP, str(registry.home.path), url]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        app = App(process)
+        try:
+            assert app.read() == "open"
+            yield app
+        finally:
+            process.kill()
+
+
+def test_what_another_app_still_serves_is_not_unloaded(
+    registry: Registry, revisions: list[Revision], server: ServerProcess, backend: VllmBackend
+) -> None:
+    first, second, third = (revision.revision_id for revision in revisions)
+    with an_app(registry, server.url) as app, Router(registry, backend) as router:
+        assert app.ask("hello") == first
+        router.activate(second)
+        router.activate(third)
+        assert first in backend.list_loaded(), "the app has not followed yet"
+        assert app.ask("hello") == first
+        assert app.ask("sync") == third
+        assert set(backend.list_loaded()) == {first, second, third}, "a rollback would find it"
+
+
+def test_what_a_killed_app_left_loaded_is_tidied_up(
+    registry: Registry, revisions: list[Revision], server: ServerProcess, backend: VllmBackend
+) -> None:
+    first, second, third = (revision.revision_id for revision in revisions)
+    with an_app(registry, server.url) as app:
+        app.process.kill()
+        app.process.wait()
+    assert backend.list_loaded() == (first,)
+    registry.promote(second)
+    with Router(registry, backend):
+        assert backend.list_loaded() == (second,)
+
+
+def test_a_pruning_spares_what_a_server_has_loaded(
+    registry: Registry, publish: Callable[[int], list[Revision]], server, backend: VllmBackend
+) -> None:
+    names = [revision.revision_id for revision in publish(6)]
+    registry.promote(names[0])
+    with Router(registry, backend) as router:
+        registry.promote(names[1])
+        registry.promote(names[2])
+        kept = registry.prune(keep=1, ask=holds_revision).kept
+        assert names[0] in kept, "the router serves it still"
+        assert router.generate(ask(QUESTIONS[0])).revision == names[0]
+        router.sync()
+    pruned = registry.prune(keep=1, ask=holds_revision)
+    assert names[2] in pruned.kept
+    backend.unload(names[0])
+    again = registry.prune(keep=1, ask=holds_revision)
+    assert names[0] in {*pruned.removed, *again.removed}
+    assert not (registry.home.adapters / names[0]).exists()
+
+
+SERVE = ("-m", "agentpref_cli", "serve", "--model", "tiny", "--port", "0", "--json")
+SERVED = ("--dtype", "float32", "--max-model-len", "512", "--max-lora-rank", str(RANK))
+
+
+def said(process: subprocess.Popen[str], event: str) -> dict[str, object]:
+    """Read on until something was said, or it ended."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        value: dict[str, object] = orjson.loads(line)
+        if value["event"] == event:
+            return value
+    raise AssertionError(f"it ended before it said {event}")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+def test_agentpref_serve_follows_a_promotion_and_leaves_nothing_running(
+    vllm_python: str, registry: Registry, revisions: list[Revision], expected, signum: int
+) -> None:
+    home = str(registry.home.path)
+    command = [sys.executable, *SERVE, "--home", home, "--python", vllm_python, *SERVED, "--"]
+    with subprocess.Popen([*command, *EXTRA], stdout=subprocess.PIPE, text=True) as process:
+        url = str(said(process, "starting")["url"])
+        assert said(process, "serving")["live"] == revisions[0].revision_id
+        registry.promote(revisions[1].revision_id)
+        assert said(process, "serving")["live"] == revisions[1].revision_id
+        request = ask(QUESTIONS[0])
+        with open_router(home, url, base="tiny") as router:
+            reply = router.generate(request)
+        assert reply.revision == revisions[1].revision_id
+        assert reply.token_ids == expected(revisions[1], request).token_ids
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert any("EngineCore" in " ".join(child.cmdline()) for child in children)
+        process.send_signal(signum)
+    assert process.returncode == (143 if signum == signal.SIGTERM else -signum)
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert alive == []
+
+
+def test_what_the_api_key_does_not_guard(vllm_python: str, tmp_path: Path, monkeypatch) -> None:
+    """Why a server belongs on loopback: docs/vllm.md names these."""
+    from agentpref_adapters._vllm_process import VllmSettings, vllm_server
+
+    monkeypatch.setenv("VLLM_API_KEY", "secret")
+    settings = VllmSettings(
+        "tiny", python=vllm_python, dtype="float32", max_model_len=512, extra=EXTRA
+    )
+    with vllm_server(settings, logs=tmp_path) as guarded:
+        assert httpx.get(f"{guarded.url}/v1/models").status_code == 401
+        body = {"model": "base", "prompt": "Hello", "max_tokens": 1}
+        assert httpx.post(f"{guarded.url}/v1/completions", json=body).status_code == 401
+        answer = httpx.post(f"{guarded.url}/invocations", json=body, timeout=60)
+        assert answer.status_code == 200, "anybody may generate"
+        answer = httpx.post(f"{guarded.url}/adapters", json={"name": "x", "src": "/nowhere"})
+        assert answer.status_code not in (401, 403), "anybody may load adapters"
+        with closing(VllmBackend(guarded.url, base="tiny", key="secret")) as backend:
+            assert backend.generate("base", ask(QUESTIONS[0])).revision == "base"
+        open_paths = set(httpx.get(f"{guarded.url}/openapi.json").json()["paths"])
+        (tmp_path / "paths").write_text("\n".join(sorted(open_paths)))
+        print(*sorted(path for path in open_paths if not path.startswith("/v1")))
