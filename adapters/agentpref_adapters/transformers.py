@@ -73,6 +73,7 @@ def open_router(
 
     Raises:
         NotAHome: there is no home in the folder.
+        ConfigError: ``follow`` is not above 0.
         ModelError: the model cannot be found or served.
         RevisionError: what is live is broken or was trained on another base.
     """
@@ -81,10 +82,11 @@ def open_router(
         backend = TransformersBackend(model)
         on_failure.callback(backend.close)
         router = Router(registry, backend)
+        router.at_close(backend.close)
+        on_failure.callback(router.close)
+        if follow is not None:
+            Watcher(router, every=follow)
         on_failure.pop_all()
-    router.at_close(backend.close)
-    if follow is not None:
-        Watcher(router, every=follow)
     return router
 
 

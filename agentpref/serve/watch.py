@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from time import monotonic
 
-from agentpref.errors import AgentprefError, BackendClosed
+from agentpref.errors import AgentprefError, BackendClosed, ConfigError
 from agentpref.serve.router import Router
 
 _LONGEST_WAIT = 30.0
@@ -32,12 +32,19 @@ class Watcher:
         router: what is to follow; closing it ends the watcher first.
         every: seconds between two looks.
         clock: seconds that only ever grow, by which the waits are measured.
+
+    Raises:
+        ConfigError: ``every`` is not above 0.
     """
 
     def __init__(
         self, router: Router, every: float = 1.0, *, clock: Callable[[], float] = monotonic
     ) -> None:
         """Start looking; the thread is a daemon, so that a forgotten one holds up no exit."""
+        if not every > 0:
+            raise ConfigError(
+                f"a router cannot look every {every!r} seconds; give some above 0, or None"
+            )
         self._router = router
         self._every = every
         self._clock = clock

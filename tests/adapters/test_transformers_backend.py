@@ -32,6 +32,7 @@ from agentpref.learn.base import load_base
 from agentpref.learn.encode import encode_pairs
 from agentpref.record.messages import prompt_of
 from agentpref.serve.backend import GenerationRequest, Reply, Revision, ServingBackend
+from agentpref.serve.holds import holders
 from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
 from agentpref.types import BASE, Pair
@@ -462,10 +463,32 @@ def test_a_tampered_live_revision_is_not_opened(served: Served, registry: Regist
         open_router(registry.home.path, served.base)
 
 
-def test_open_router_serves_what_is_live(served: Served, registry: Registry) -> None:
+def test_open_router_serves_what_is_live_and_closes_what_it_made(
+    served: Served, registry: Registry
+) -> None:
     registry.promote(served.names[2])
-    router = open_router(registry.home.path, served.base)
-    reply = router.generate(ask("hello"))
-    router.backend.close()
+    with open_router(registry.home.path, served.base) as router:
+        reply = router.generate(ask("hello"))
+    with pytest.raises(BackendClosed):
+        router.backend.generate(BASE, ask("hello"))
+    assert holders(registry.home.holds) == []
     assert reply.revision == served.names[2]
     assert reply.token_ids == served.expected[served.names[2], "hello"]
+
+
+def test_open_router_follows_what_is_promoted_elsewhere(served: Served, registry: Registry) -> None:
+    with open_router(registry.home, served.base, follow=0.01) as router:
+        registry.promote(served.names[1])
+        for _ in range(6000):
+            reply = router.generate(ask("hello", max_tokens=1))
+            if reply.revision == served.names[1]:
+                break
+        assert reply.revision == served.names[1]
+    with open_router(registry.home, served.base, follow=None) as router:
+        registry.promote(served.names[0])
+        assert router.generate(ask("hello", max_tokens=1)).revision == served.names[1]
+        router.sync()
+        assert router.generate(ask("hello", max_tokens=1)).revision == served.names[0]
+    with pytest.raises(ConfigError, match="above 0"):
+        open_router(registry.home, served.base, follow=0)
+    assert holders(registry.home.holds) == []

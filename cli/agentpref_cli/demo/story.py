@@ -131,8 +131,12 @@ def tell(folder: Path, seed: int, narrator: Narrator) -> Story:
     started = time.monotonic()
     nights, config = three_nights(seed), settings(seed)
     home = _new_home(folder)
-    with Log(folder) as log, closing(TransformersBackend(MODEL, max_batch=IN_FLIGHT)) as backend:
-        app = App(log, agentpref.Router(agentpref.Registry(home), backend))
+    with (
+        Log(folder) as log,
+        closing(TransformersBackend(MODEL, max_batch=IN_FLIGHT)) as backend,
+        agentpref.Router(agentpref.Registry(home), backend) as router,
+    ):
+        app = App(log, router)
         results, ours = [], []
         for number, night in enumerate(nights, start=1):
             results.append(_live(app, home, night, config, narrator))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from agentpref.errors import ConfigError
 from agentpref.record.home import Home
 from agentpref.serve.backend import GenerationRequest
 from agentpref.serve.registry import Registry, ServingState
@@ -205,6 +206,12 @@ def test_a_watcher_ends_with_a_backend_that_was_closed(
     backend.close()
     registry.promote(names[0])
     until(lambda: watchers() == before)
+
+
+@pytest.mark.parametrize("every", [0.0, -1.0, float("nan")])
+def test_it_must_rest_between_two_looks(router: Router, every: float) -> None:
+    with pytest.raises(ConfigError, match="above 0"):
+        Watcher(router, every)
 
 
 def test_it_may_be_closed_twice_and_from_its_own_thread(
