@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 from agentpref.errors import InvalidAdapter, RevisionError, UnknownRevision
 from agentpref.record.database import connect, transaction, translated
 from agentpref.record.home import Home, StrPath
-from agentpref.serve import export, folders, pointer, retention, standing
+from agentpref.serve import export, folders, pointer, pruning, standing
 from agentpref.serve import manifest as manifests
 from agentpref.serve.backend import Revision
 from agentpref.serve.pointer import HistoryEntry as HistoryEntry
@@ -263,11 +263,11 @@ class Registry:
 
     def prune(
         self,
-        keep: int = retention.KEEP,
+        keep: int = pruning.KEEP,
         *,
-        ask: retention.Ask = retention.silent,
+        ask: pruning.Ask = pruning.silent,
         dry_run: bool = False,
-    ) -> retention.Pruned:
+    ) -> pruning.Pruned:
         """Remove the folders of revisions that nothing needs; their rows stay.
 
         What stays: the live one and the canary, what a rollback would make live, the last clean
@@ -284,8 +284,8 @@ class Registry:
             NotKept: a folder cannot be removed.
         """
         with self._reading() as connection:
-            pruning = retention.Pruning(self.home, connection, self.namespace, keep=keep, ask=ask)
-            return pruning.run(dry_run=dry_run)
+            work = pruning.Pruning(self.home, connection, self.namespace, keep=keep, ask=ask)
+            return work.run(dry_run=dry_run)
 
     def export(self, revision_id: str, folder: StrPath) -> Path:
         """Copy a revision to a folder of its own, that plain peft and plain vLLM load.

@@ -13,8 +13,8 @@ from agentpref_cli.terminal import BAD, DIM, GOOD, WARN, answer, confirm, facts,
 
 if TYPE_CHECKING:
     from agentpref.serve.backend import Revision
+    from agentpref.serve.pruning import Pruned
     from agentpref.serve.registry import Registry, ServingState
-    from agentpref.serve.retention import Pruned
 
 app = typer.Typer(help="See the revisions, and change which one serves.", no_args_is_help=True)
 
