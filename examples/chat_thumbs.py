@@ -65,17 +65,13 @@ class Chat:
 
 def main(home: str = "./.agentpref") -> None:
     """Chat until an empty line."""
-    with agentpref.Log(home) as log:
-        router = open_router(home, model=MODEL)
+    with agentpref.Log(home) as log, open_router(home, model=MODEL) as router:
         chat = Chat(log, router, thread_id="console")
         print(HELP)
-        try:
-            for line in iter(sys.stdin.readline, ""):
-                if not line.strip():
-                    break
-                print(chat.say(line.strip()))
-        finally:
-            router.close()
+        for line in iter(sys.stdin.readline, ""):
+            if not line.strip():
+                break
+            print(chat.say(line.strip()))
 
 
 if __name__ == "__main__":

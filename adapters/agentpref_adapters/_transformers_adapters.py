@@ -1,9 +1,8 @@
 """The LoRA matrices of loaded revisions, and how they take part in one model's forward pass.
 
 The model's layers stay its own: each linear layer has a hook that adds ``B A x · scale`` for the
-rows whose revision adapts it, with peft's arithmetic in peft's order. So rows of several revisions
-share a batch, nothing is ever switched, and loading one is no more than reading its file. Knows
-nothing of requests and text.
+rows whose revision adapts it. So rows of several revisions share a batch, nothing is ever switched,
+and loading one is no more than reading its file. Knows nothing of requests and text.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,17 +28,22 @@ _PREFIX = "base_model.model."
 
 
 class Pair(NamedTuple):
-    """The matrices of one layer, (rank, in) and (out, rank), and the scale of their product."""
+    """The matrices of one layer: A (rank, in), and B transposed (rank, out), scaled already."""
 
     a: Tensor
     b: Tensor
-    scale: float
 
-    def of(self, inputs: Tensor) -> Tensor:
-        """What the pair adds to the layer's output."""
+    def add_to(self, output: Tensor, inputs: Tensor) -> Tensor:
+        """Add ``B A x`` to what a layer gave for x, in place."""
         from torch.nn.functional import linear
 
-        return linear(linear(inputs.to(self.a.dtype), self.a), self.b) * self.scale
+        low = linear(inputs.reshape(-1, inputs.shape[-1]).to(self.a.dtype), self.a)
+        rows = output.view(-1, output.shape[-1])
+        if rows.dtype == self.b.dtype:
+            rows.addmm_(low, self.b)
+        else:
+            rows.add_(low @ self.b)
+        return output
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,11 +54,12 @@ class Adapter:
     pairs: Mapping[str, Pair]
 
 
-class _Share(NamedTuple):
-    """The rows of the batch at hand that one adapter answers; ``None`` for all of them."""
+class Share(NamedTuple):
+    """A run of rows, from ``begin`` to before ``end``, that one adapter answers."""
 
     adapter: Adapter
-    rows: Tensor | None
+    begin: int
+    end: int
 
 
 class Layers:
@@ -62,7 +68,7 @@ class Layers:
     def __init__(self, model: PreTrainedModel) -> None:
         """Put the hooks in; without an adapter they change nothing."""
         self._modules = dict(_linear_modules(model))
-        self._shares: tuple[_Share, ...] = ()
+        self._shares: tuple[Share, ...] = ()
         self._size = (0, 0)
         self._hooks = ExitStack()
         for name, module in self._modules.items():
@@ -95,10 +101,9 @@ class Layers:
         return Adapter(name, pairs)
 
     @contextmanager
-    def answering(self, adapters: Sequence[Adapter | None], width: int) -> Iterator[None]:
-        """Run a forward pass over (rows, width) tokens, each row with its adapter or the base."""
-        self._size = (len(adapters), width)
-        self._shares = tuple(_shares(adapters))
+    def answering(self, shares: Sequence[Share], rows: int, width: int) -> Iterator[None]:
+        """Run a forward pass over (rows, width) tokens; who is in no share is the base's."""
+        self._shares, self._size = tuple(shares), (rows, width)
         try:
             yield
         finally:
@@ -115,36 +120,45 @@ class Layers:
         if a.shape[1] != narrow or b.shape[0] != wide or a.shape[0] != b.shape[1]:
             raise ValueError(f"{module} is {(wide, narrow)}")
         device = next(layer.parameters()).device
-        return Pair(a.float().to(device), b.float().to(device), scale)
+        return Pair(a.float().to(device), (b.float() * scale).T.contiguous().to(device))
 
     def _hook(self, name: str) -> Any:
-        def add(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        def add(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             for share in self._shares:
                 pair = share.adapter.pairs.get(name)
                 if pair is not None:
-                    output = self._added(pair, inputs[0], output, share.rows)
-            return output
+                    pair.add_to(self._part(output, share), self._part(inputs[0], share))
 
         return add
 
-    def _added(self, pair: Pair, inputs: Tensor, output: Tensor, rows: Tensor | None) -> Tensor:
-        if rows is None:
-            return (output + pair.of(inputs)).to(output.dtype)
-        by_row, rows = self._by_row(output), rows.to(output.device)
-        changed = by_row.index_select(0, rows) + pair.of(self._by_row(inputs).index_select(0, rows))
-        return by_row.index_copy(0, rows, changed.to(output.dtype)).view_as(output)
-
-    def _by_row(self, values: Tensor) -> Tensor:
-        """Give back the rows' dimension to what a layer got as one long list of tokens."""
+    def _part(self, values: Tensor, share: Share) -> Tensor:
+        """What a layer got or gave for the rows of a share, out of that for all rows."""
         rows, width = self._size
-        if values.ndim > 2 and len(values) == rows:
+        if share.begin == 0 and share.end == rows:
             return values
-        if values.ndim == 2 and len(values) == rows * width:
-            return values.unflatten(0, (rows, width))
+        if len(values) == rows:
+            return values[share.begin : share.end]
+        if values.ndim == 2 and len(values) == rows * width:  # one long list of tokens
+            return values[share.begin * width : share.end * width]
         raise GenerationFailed(
             f"a layer was given {tuple(values.shape)} for {rows} rows of {width} tokens, so its "
             f"rows cannot be told apart; serve this model with one revision at a time"
         )
+
+
+def shares_of(adapters: Sequence[Adapter | None]) -> tuple[list[int], list[Share]]:
+    """Order rows so that those of one adapter stand together; give the order and the runs."""
+    first: dict[Adapter | None, int] = {}
+    for adapter in adapters:
+        first.setdefault(adapter, len(first))
+    order = sorted(range(len(adapters)), key=lambda row: first[adapters[row]])
+    shares, begin = [], 0
+    for adapter, rows in groupby(adapters[row] for row in order):
+        end = begin + len(list(rows))
+        if adapter is not None:
+            shares.append(Share(adapter, begin, end))
+        begin = end
+    return order, shares
 
 
 def _linear_modules(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
@@ -167,18 +181,3 @@ def _shape(module: Any) -> tuple[int, int]:
 def _scale(config: Mapping[str, Any]) -> float:
     rank, alpha = config["r"], config["lora_alpha"]
     return float(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
-
-
-def _shares(adapters: Sequence[Adapter | None]) -> Iterator[_Share]:
-    import torch
-
-    rows: dict[Adapter, list[int]] = {}
-    for row, adapter in enumerate(adapters):
-        if adapter is not None:
-            rows.setdefault(adapter, []).append(row)
-    for adapter, own in rows.items():
-        if len(own) == len(adapters):
-            yield _Share(adapter, None)
-        else:
-            device = next(iter(adapter.pairs.values())).a.device
-            yield _Share(adapter, torch.tensor(own, device=device))

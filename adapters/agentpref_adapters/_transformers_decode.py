@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from agentpref.errors import ServingError
 from agentpref.serve.backend import GenerationRequest
 from agentpref_adapters import _transformers_cache as caches
-from agentpref_adapters._transformers_adapters import Layers
+from agentpref_adapters._transformers_adapters import Layers, shares_of
 from agentpref_adapters._transformers_row import Row
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Decoder:
 
 
 class _Batch:
-    """Rows that take their steps in one forward pass.
+    """Rows that take their steps in one forward pass; those of one revision stand together.
 
     ``tokens`` and ``positions`` (rows, n) are what the next pass is given; ``mask`` (rows, all
     tokens so far) is 0 where a row has nothing yet, on its left.
@@ -90,8 +90,9 @@ class _Batch:
 
     def __init__(self, rows: list[Row], pad: int, device: Any) -> None:
         """Begin with the prompts, padded on the left, so that all rows end together."""
-        self.rows = rows
-        self.tokens, self.mask = _left_padded(rows, pad, device)
+        order, self.shares = shares_of([row.adapter for row in rows])
+        self.rows = [rows[row] for row in order]
+        self.tokens, self.mask = _left_padded(self.rows, pad, device)
         self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
         self.cache: Any = None
 
@@ -99,8 +100,7 @@ class _Batch:
         """Write one token of each row."""
         import torch
 
-        adapters = [row.adapter for row in self.rows]
-        with torch.inference_mode(), layers.answering(adapters, self.tokens.shape[1]):
+        with torch.inference_mode(), layers.answering(self.shares, *self.tokens.shape):
             output = model(
                 input_ids=self.tokens,
                 attention_mask=self.mask,
@@ -123,7 +123,7 @@ class _Batch:
             self.rows = []
         elif len(left) < len(self.rows) and caches.is_plain(self.cache):
             with torch.inference_mode():
-                self._keep(torch.tensor(left, device=self.mask.device))
+                self._keep(left)
 
     def may_join(self, other: _Batch) -> bool:
         """Whether another batch can become part of this one."""
@@ -139,16 +139,27 @@ class _Batch:
             self.mask = torch.cat([_filled(self.mask, wide), _filled(other.mask, wide)])
             self.tokens = torch.cat([self.tokens, other.tokens])
             self.positions = torch.cat([self.positions, other.positions])
-        self.rows = self.rows + other.rows
+            self.rows = self.rows + other.rows
+            self._sort()
 
-    def _keep(self, rows: Tensor) -> None:
+    def _sort(self) -> None:
+        order, self.shares = shares_of([row.adapter for row in self.rows])
+        if order != sorted(order):
+            self._keep(order)
+
+    def _keep(self, order: list[int]) -> None:
+        """Go on with these rows, in this order."""
+        import torch
+
+        rows = torch.tensor(order, device=self.mask.device)
         mask = self.mask.index_select(0, rows)
         begin = int(mask.argmax(-1).min())  # where the first of the rows begins
         caches.keep(self.cache, rows, begin)
         self.mask = mask[:, begin:]
         self.tokens = self.tokens.index_select(0, rows)
         self.positions = self.positions.index_select(0, rows)
-        self.rows = [self.rows[row] for row in rows.tolist()]
+        self.rows = [self.rows[row] for row in order]
+        _, self.shares = shares_of([row.adapter for row in self.rows])
 
 
 def _left_padded(rows: list[Row], pad: int, device: Any) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from itertools import chain
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import orjson
 
@@ -54,9 +54,6 @@ from agentpref_adapters._vllm_server import (
     Server,
     settings_of,
 )
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["VllmBackend", "holds_revision", "open_router"]
 
@@ -153,7 +150,7 @@ class VllmBackend:
             raise ConfigError("no server is named; give its address, e.g. http://127.0.0.1:8000")
         self.base = read_base(base)
         self._tokenizer = load_tokenizer(base, self.base.path)
-        self._ends = tuple(sorted(_end_tokens(self.base.path, self._tokenizer)))
+        self._ends = tuple(sorted(_end_tokens(self.base.path, self._tokenizer.eos_token_id)))
         self._tokenizing = threading.Lock()
         self._adapters_at = adapters_at
         self._max_loras = max_loras
@@ -359,9 +356,9 @@ def _begun(pieces: Pieces) -> tuple[Piece, Pieces]:
     raise ServerUnreachable("a server ended an answer before it began; ask again")
 
 
-def _end_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def _end_tokens(folder: Path, tokenizers: int | None) -> frozenset[int]:
     """The tokens that end a turn: the tokenizer's, and those of the model's generation settings."""
-    ends = {tokenizer.eos_token_id}
+    ends: set[int | None] = {tokenizers}
     file = folder / "generation_config.json"
     if file.is_file():
         configured = orjson.loads(file.read_bytes()).get("eos_token_id")

@@ -23,17 +23,16 @@ class Job(Protocol):
 
 
 J = TypeVar("J", bound=Job)
-J_contra = TypeVar("J_contra", bound=Job, contravariant=True)
 
 
-class Engine(Protocol[J_contra]):
+class Engine(Protocol[J]):
     """What the owner drives. It is called on the owner's thread alone, and may not raise."""
 
     @property
     def active(self) -> int:
         """How many jobs were admitted and have not ended."""
 
-    def admit(self, jobs: list[J_contra]) -> None:
+    def admit(self, jobs: list[J]) -> None:
         """Take jobs in; each of them is answered or failed in the end."""
 
     def step(self) -> None:

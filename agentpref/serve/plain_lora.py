@@ -76,8 +76,9 @@ def _checks(config: Mapping[str, Any]) -> list[tuple[str, bool, str]]:
 
 
 def _is_number(value: object) -> TypeGuard[float]:
-    is_one = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_one and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return math.isfinite(value)
 
 
 def _is_off(key: str, value: object) -> bool:

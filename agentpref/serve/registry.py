@@ -325,7 +325,12 @@ class Registry:
         revision = self.get(revision_id)
         with self._reading() as connection:
             standing.require_fit(connection, revision_id)
-        check_published(revision)
+        try:
+            check_published(revision)
+        except InvalidAdapter:
+            with self._reading() as connection:  # it may have been pruned just now
+                standing.require_present(connection, revision_id)
+            raise
 
     def _find(self, connection: sqlite3.Connection, revision_id: str) -> Revision:
         query = "SELECT * FROM revision WHERE revision_id = ? AND namespace = ?"

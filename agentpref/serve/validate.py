@@ -9,11 +9,12 @@ Each refusal names the file or the tensor.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from agentpref.errors import InvalidAdapter, WrongBase
+from agentpref.errors import InvalidAdapter, NotKept, WrongBase
 from agentpref.serve.backend import Revision
 from agentpref.serve.manifest import (
     ADAPTER_FILES,
@@ -63,9 +64,11 @@ def check_published(revision: Revision) -> None:
 
     Raises:
         InvalidAdapter: for a file that is missing, edited, linked or does not belong there.
+        NotKept: for one that this user may not read, or the disk does not give.
     """
-    _check_folder(revision)
-    _check_digests(revision)
+    with _readable(revision.path):
+        _check_folder(revision)
+        _check_digests(revision)
 
 
 def check_adapter(folder: Path, *, layers: Mapping[str, Shape] | None = None) -> None:
@@ -73,7 +76,13 @@ def check_adapter(folder: Path, *, layers: Mapping[str, Shape] | None = None) ->
 
     Raises:
         InvalidAdapter: naming the file, the setting or the tensor that is wrong.
+        NotKept: for a file that this user may not read, or the disk does not give.
     """
+    with _readable(folder):
+        _check_adapter(folder, layers)
+
+
+def _check_adapter(folder: Path, layers: Mapping[str, Shape] | None) -> None:
     check_files(folder)
     config = read_config(folder / CONFIG_FILE)
     weights = folder / WEIGHTS_FILE
@@ -112,6 +121,22 @@ def check_files(folder: Path) -> None:
                 f"{folder} has no {name}; save the adapter with "
                 f"save_pretrained(folder, safe_serialization=True)"
             )
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """Tell a file that went while it was read from one that cannot be read at all."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise InvalidAdapter(
+            f"{error.filename} went while it was read; publish the adapter again"
+        ) from error
+    except OSError as error:
+        raise NotKept(
+            f"{error.filename or folder} cannot be read ({error.strerror or error}); let this user "
+            f"read it, or check the disk"
+        ) from error
 
 
 def _check_folder(revision: Revision) -> None:

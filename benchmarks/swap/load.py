@@ -19,12 +19,13 @@ from agentpref.errors import AgentprefError
 from agentpref.serve.backend import Reply
 from agentpref.serve.router import Router
 from benchmarks._report import Target, at_least, at_most
-from benchmarks.swap import follow
+from benchmarks.swap.elsewhere import Elsewhere, elsewhere
 from benchmarks.swap.stage import Stage, request
 
 WINDOWS = 6
 ROLLBACK_EVERY = 5
 FOLLOWED = 8
+PATIENCE = 30.0
 
 
 class Rival(NamedTuple):
@@ -38,8 +39,8 @@ class Engine(NamedTuple):
     """One engine to measure.
 
     ``serve(stage)`` is a context manager that gives the router of the stage's home, which follows
-    other processes; a revision is published by ``stage.publish`` and made live by
-    ``router.activate``. ``activation`` is how many seconds that may take.
+    other processes; another process publishes the revisions, and ``router.activate`` makes them
+    live. ``activation`` is how many seconds that may take.
     """
 
     name: str
@@ -93,16 +94,72 @@ class Told:
 def run(stage: Stage, router: Router, options: Options) -> Told:
     """Ask and swap for the time given, then promote from another process some times."""
     told = Told()
-    with clients(options.clients, lambda number: _client(stage, router, number, told.asked.append)):
-        source = random.Random(0)
-        _swap(stage, router, source, told)
+    asking = clients(options.clients, lambda n: _client(stage, router, n, told.asked.append))
+    seconds, swaps = options.seconds / WINDOWS, -(-options.swaps // WINDOWS)
+    with elsewhere(stage) as other, asking:
+        swapper = _Swapper(router, other, told)
+        swapper.swap()
         for _ in range(WINDOWS):
-            _window(told, "quiet", options.seconds / WINDOWS / 2)
-            swaps = -(-options.swaps // WINDOWS)
+            with _noted(told, "quiet"):
+                time.sleep(seconds / 2)
             with _noted(told, "swaps"):
-                _swaps(stage, router, source, told, options.seconds / WINDOWS, swaps)
-        told.followed = follow.measure(stage, router, FOLLOWED)
+                swapper.go_on(seconds, swaps)
+        for number in range(FOLLOWED):
+            time.sleep(0.37 * (number % 3))  # not always at the same moment of the watcher's round
+            swapper.be_followed()
     return told
+
+
+class _Swapper:
+    """Swaps, rolls back and has the router follow, and notes how long each took."""
+
+    def __init__(self, router: Router, other: Elsewhere, told: Told) -> None:
+        self.router = router
+        self.other = other
+        self.told = told
+        self._source = random.Random(0)
+
+    def go_on(self, seconds: float, count: int) -> None:
+        """So many swaps at equal distances; now and then the last one is undone."""
+        begin = time.monotonic()
+        for number in range(count):
+            time.sleep(max(0.0, begin + number * seconds / count - time.monotonic()))
+            self.swap()
+            if number % ROLLBACK_EVERY == ROLLBACK_EVERY - 1:
+                self.roll_back()
+        time.sleep(max(0.0, begin + seconds - time.monotonic()))
+
+    def swap(self) -> None:
+        """Activate a revision that was published a moment ago."""
+        name = self._publish()
+        begin = time.monotonic()
+        self.router.activate(name)
+        self.told.activations.append(time.monotonic() - begin)
+        self._check(name)
+
+    def roll_back(self) -> None:
+        """Undo the last swap; the revision before it is still loaded."""
+        begin = time.monotonic()
+        state = self.router.rollback()
+        self.told.rollbacks.append(time.monotonic() - begin)
+        self._check(state.live)
+
+    def be_followed(self) -> None:
+        """Have the other process promote, and wait until requests are admitted to that."""
+        name = self._publish()
+        promoted = self.other.promote(name)
+        while self.router.serving.live != name:
+            if time.monotonic() > promoted + PATIENCE:
+                raise SystemExit(f"error: {name} is not followed within {PATIENCE:g} s")
+            time.sleep(0.002)
+        self.told.followed.append(time.monotonic() - promoted)
+
+    def _publish(self) -> str:
+        return self.other.publish(self._source.randrange(len(self.other.stage.folders)))
+
+    def _check(self, name: str | None) -> None:
+        with self.router.acquire() as lease:
+            self.told.late += lease.revision != name
 
 
 @contextmanager
@@ -201,41 +258,6 @@ def _ask(router: Router, prompt: str, streams: bool) -> tuple[Reply, bool]:
     *pieces, reply = router.stream(request(prompt))
     assert isinstance(reply, Reply)
     return reply, "".join(map(str, pieces)) == reply.message["content"]
-
-
-def _swaps(
-    stage: Stage, router: Router, source: random.Random, told: Told, seconds: float, count: int
-) -> None:
-    """So many swaps at equal distances; now and then the last one is undone."""
-    begin = time.monotonic()
-    for number in range(count):
-        time.sleep(max(0.0, begin + number * seconds / count - time.monotonic()))
-        _swap(stage, router, source, told)
-        if number % ROLLBACK_EVERY == ROLLBACK_EVERY - 1:
-            _roll_back(router, told)
-    time.sleep(max(0.0, begin + seconds - time.monotonic()))
-
-
-def _swap(stage: Stage, router: Router, source: random.Random, told: Told) -> None:
-    name = stage.publish(source.randrange(len(stage.folders)))
-    begin = time.monotonic()
-    router.activate(name)
-    told.activations.append(time.monotonic() - begin)
-    with router.acquire() as lease:
-        told.late += lease.revision != name
-
-
-def _roll_back(router: Router, told: Told) -> None:
-    begin = time.monotonic()
-    state = router.rollback()
-    told.rollbacks.append(time.monotonic() - begin)
-    with router.acquire() as lease:
-        told.late += lease.revision != state.live
-
-
-def _window(told: Told, kind: str, seconds: float) -> None:
-    with _noted(told, kind):
-        time.sleep(seconds)
 
 
 @contextmanager

@@ -66,6 +66,8 @@ def measure(
         answer: asks whatever is in; called from several threads.
     """
     judge = _Judge(stage, answer)
+    judge.client(0)()
+    assert judge.outcomes == {"right": 1}, "alone, it answers as it should"
     seconds, swaps = options.seconds * SHARE, int(options.swaps * SHARE)
     with clients(options.clients, judge.client):
         for adapter in itertools.islice(itertools.cycle(range(len(stage.folders))), 1, swaps + 1):

@@ -16,7 +16,6 @@ from typing import Any
 from agentpref.learn.base import BaseModel, load_base
 from agentpref.record.home import Home
 from agentpref.serve.backend import GenerationRequest
-from agentpref.serve.registry import Registry
 from agentpref.types import BASE
 
 MAX_TOKENS = 32
@@ -52,12 +51,6 @@ _QUESTIONS = (
     "Please write a short poem about the tide.",
     "Turn off the lamp in the hall.",
     "Set a timer of 5 minutes for the tea.",
-    "Who is at the desk at night?",
-    "We would like to stay for another day.",
-    "Could somebody wake us at six?",
-    "Is it far to the lighthouse?",
-    "My key does not open the door.",
-    "What does a room cost in winter?",
 )
 
 
@@ -78,17 +71,9 @@ class Stage:
     left_out: int
     _adapters: dict[str, int | None] = field(default_factory=lambda: {BASE: None})
 
-    def registry(self) -> Registry:
-        """The registry of the home."""
-        return Registry(self.home)
-
-    def publish(self, adapter: int) -> str:
-        """Publish an adapter as a new revision; the same one gets another id each time."""
-        revision = self.registry().publish(
-            self.folders[adapter], parent=None, base=self.identity, training={}
-        )
-        self._adapters[revision.revision_id] = adapter
-        return revision.revision_id
+    def note(self, revision: str, adapter: int) -> None:
+        """Remember which adapter was published as a revision."""
+        self._adapters[revision] = adapter
 
     def answer(self, revision: str, prompt: str) -> Ids:
         """What a revision answers."""
@@ -105,7 +90,8 @@ def build(root: Path, base: str, adapters: int) -> Stage:
     began = time.monotonic()
     folders = [_adapter(base, root / f"adapter-{number}", number) for number in range(adapters)]
     plain = load_base(base)
-    answers = {(None, prompt): found for prompt, found in _ask_all(plain, None).items()}
+    answers: dict[tuple[int | None, str], tuple[Ids, float]] = {}
+    answers |= {(None, prompt): answer for prompt, answer in _ask_all(plain, None).items()}
     for number, folder in enumerate(folders):
         found = _ask_all(load_base(base), folder)
         answers |= {(number, prompt): answer for prompt, answer in found.items()}
@@ -149,7 +135,7 @@ def _adapter(base: str, folder: Path, seed: int) -> Path:
             torch.nn.init.normal_(parameter, std=SPREAD, generator=generator)
         elif "lora_A" in name:
             torch.nn.init.normal_(parameter, std=0.1, generator=generator)
-    model.save_pretrained(folder)
+    model.save_pretrained(str(folder))
     return folder
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 
 from agentpref.learn.base import load_base
+from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
 from agentpref.serve.watch import Watcher
 from agentpref_adapters._server_process import ServerProcess
@@ -22,6 +23,7 @@ from agentpref_adapters._vllm_process import VllmSettings, vllm_server
 from agentpref_adapters._vllm_server import Server, settings_of
 from agentpref_adapters.vllm import VllmBackend
 from benchmarks.swap import rival
+from benchmarks.swap.elsewhere import elsewhere
 from benchmarks.swap.load import Engine, Options, Rival
 from benchmarks.swap.stage import Ids, Stage, encoded, request
 
@@ -44,7 +46,7 @@ def engine(python: str | None) -> Engine:
         with (
             _server(stage, python) as server,
             closing(VllmBackend(server.url, base=stage.base, max_loras=MAX_LORAS)) as backend,
-            Router(stage.registry(), backend) as router,
+            Router(Registry(stage.home), backend) as router,
         ):
             Watcher(router)
             _warm_up(stage, router)
@@ -77,7 +79,8 @@ def _server(stage: Stage, python: str | None) -> Iterator[ServerProcess]:
 
 def _warm_up(stage: Stage, router: Router) -> None:
     """vLLM compiles for its first adapter, which takes a good ten seconds: not what is measured."""
-    router.activate(stage.publish(0))
+    with elsewhere(stage) as other:
+        router.activate(other.publish(0))
     router.generate(request(stage.prompts[0]))
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import random
 import signal
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -18,8 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, Mistra
 
 from agentpref.errors import GenerationFailed
 from agentpref.serve.backend import Reply
+from agentpref.serve.registry import Registry
 from agentpref.types import BASE
-from agentpref_adapters.transformers import TransformersBackend
+from agentpref_adapters.transformers import TransformersBackend, open_router
 
 LONG = 300
 
@@ -200,6 +203,37 @@ def test_closing_finishes_what_is_being_answered(
     *_, reply = stream
     assert isinstance(reply, Reply)
     assert reply.token_ids == served.expected[BASE, "tide"]
+
+
+TRAINING = """
+import sys
+import agentpref
+
+with agentpref.Log(sys.argv[1]) as log:
+    for number in range(40):
+        asked = [{"role": "user", "content": f"question {number}"}]
+        yes, no = log.record(asked, "yes"), log.record(asked, "no")
+        log.compare(yes, no, winner="a")
+print("training", flush=True)
+print(agentpref.update(sys.argv[1], model=sys.argv[2]).verdict)
+"""
+
+
+def test_training_in_another_process_of_the_same_home_disturbs_nobody(
+    served: Served, registry: Registry
+) -> None:
+    registry.promote(served.names[0])
+    command = [sys.executable, "-W", "ignore", "-c", TRAINING, str(registry.home.path), served.base]
+    with (
+        open_router(registry.home, served.base) as router,
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as training,
+    ):
+        while training.poll() is None:
+            for prompt in PROMPTS:
+                reply = router.generate(ask(prompt))
+                assert reply.token_ids == served.expected[served.names[0], prompt]
+        assert training.stdout is not None
+        assert training.stdout.read().split()[1] in ("promoted", "refused", "insufficient")
 
 
 SMALL = {

@@ -20,6 +20,7 @@ COMMANDS = (
     *[[name] for name in ("init", "demo", "import", "export", "stats", "pairs", "update")],
     *[[name] for name in ("report", "verify", "forget", "backup", "merge", "doctor", "serve")],
     *[["adapters", name] for name in ("list", "show", "promote", "rollback")],
+    *[["adapters", name] for name in ("canary", "quarantine", "release", "prune", "export")],
 )
 AGENTPREF = [sys.executable, "-m", "agentpref_cli"]
 

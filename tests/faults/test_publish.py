@@ -154,3 +154,64 @@ def test_a_file_that_somebody_touched_is_noticed_before_it_is_used(
     assert registry.state().canary is None
     assert router.generate(REQUEST, thread_id="t").revision == sound
     assert spoilt not in router.backend.list_loaded()
+
+
+USER = """
+import random, sys
+from agentpref.errors import RevisionError
+from agentpref.serve.holds import Holds
+from agentpref.serve.registry import Registry
+from agentpref.serve.validate import check_revision
+
+registry, seed = Registry(sys.argv[1]), int(sys.argv[2])
+holds, rng, used = Holds(registry.home.holds, f"http://{seed}"), random.Random(seed), 0
+for _ in range(150):
+    revision = rng.choice([one for one in registry.list() if one.pruned_at is None])
+    holds.take(revision.revision_id)
+    try:
+        registry.require_available(revision)
+    except RevisionError:
+        pass
+    else:
+        for _ in range(rng.randrange(1, 4)):
+            check_revision(revision)  # nobody removes it while it is held
+        used += 1
+    with holds.drop(revision.revision_id):
+        pass
+print(used)
+"""
+
+PRUNER = """
+import sys
+from pathlib import Path
+from agentpref.serve.registry import Registry
+
+registry, adapter, removed = Registry(sys.argv[1]), Path(sys.argv[2]), 0
+while not adapter.with_name("enough").exists():
+    for _ in range(3):
+        registry.publish(adapter, parent=None, base={}, training={})
+    removed += len(registry.prune(keep=1, ask=lambda place, name: False).removed)
+print(removed)
+"""
+
+
+def test_what_a_process_holds_no_pruning_removes(in_memory: Path) -> None:
+    """Two that use revisions and two that prune, at once, over one home."""
+    registry = Registry(Home.create(in_memory / "home"))
+    publish(registry, in_memory, 1)
+    pruners = [run(PRUNER, registry, in_memory / "0") for _ in range(2)]
+    users = [run(USER, registry, seed) for seed in range(2)]
+    used = [int(user.communicate()[0]) for user in users]
+    (in_memory / "enough").touch()
+    removed = [int(pruner.communicate()[0]) for pruner in pruners]
+    assert [process.returncode for process in (*users, *pruners)] == [0] * 4
+    assert min(used) > 50
+    assert sum(removed) > 20
+    registry.prune(keep=1)
+    there = {path.name for path in registry.home.adapters.iterdir()}
+    assert there == {one.revision_id for one in registry.list() if one.pruned_at is None}
+
+
+def run(code: str, registry: Registry, argument: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", code, str(registry.home.path), str(argument)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

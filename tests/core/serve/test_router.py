@@ -313,8 +313,9 @@ def test_errors_reach_the_caller_and_give_the_lease_back(
 
 
 def test_a_full_engine_gives_up_what_is_kept_for_rollback(
-    registry: Registry, names: list[str]
+    registry: Registry, names: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("agentpref.serve.router.DRAIN_SECONDS", 0.05)
     backend = FakeBackend(max_loaded=2)
     router = Router(registry, backend)
     for name in names:

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+import agentpref.serve.registry as module
 from agentpref.errors import InvalidAdapter, RevisionError, UnknownRevision
 from agentpref.record.database import connect
 from agentpref.record.home import Home
 from agentpref.record.lineage import last_clean, rebuilds, taint
+from agentpref.serve.backend import Revision
 from agentpref.serve.manifest import WEIGHTS_FILE
 from agentpref.serve.registry import Registry
 from agentpref.serve.standing import mark_pruned
@@ -126,6 +128,19 @@ def test_a_router_asks_whether_a_revision_may_be_loaded(registry, line, unfit: U
     unfit(registry, line[0])
     with pytest.raises(RevisionError, match=line[0]):
         registry.require_available(revision)
+
+
+def test_what_is_pruned_while_it_is_looked_at_is_said_to_be(registry, line, monkeypatch) -> None:
+    registry.promote("base")
+    check = module.check_published
+
+    def prune_and_check(revision: Revision) -> None:
+        assert line[0] in registry.prune(keep=1).removed
+        check(revision)
+
+    monkeypatch.setattr(module, "check_published", prune_and_check)
+    with pytest.raises(RevisionError, match=f"{line[0]} was pruned"):
+        registry.promote(line[0])
 
 
 def test_a_quarantine_tells_since_when_and_why(registry, line) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from agentpref.errors import InvalidAdapter, WrongBase
+from agentpref.errors import InvalidAdapter, NotKept, WrongBase
 from agentpref.record.home import Home
 from agentpref.serve.backend import Revision
 from agentpref.serve.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
@@ -267,6 +267,26 @@ def test_a_revision_serves_from_its_own_folder_only(revision: Revision, tmp_path
     revision.path.symlink_to(tmp_path / revision.revision_id)
     with pytest.raises(InvalidAdapter, match="symbolic link"):
         check_revision(revision)
+
+
+@pytest.mark.parametrize(
+    ("error", "refusal", "words"),
+    [
+        (FileNotFoundError(2, "No such file", "weights"), InvalidAdapter, "weights went while"),
+        (PermissionError(13, "Permission denied", "weights"), NotKept, "weights cannot be read"),
+        (OSError(5, "Input/output error"), NotKept, r"rev-\S+ cannot be read \(Input/output error"),
+    ],
+)
+def test_what_goes_or_cannot_be_read_is_said(
+    revision: Revision, monkeypatch: pytest.MonkeyPatch, error, refusal, words: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Path, "open", fail)
+    for check in (lambda: check_revision(revision), lambda: check_adapter(revision.path)):
+        with pytest.raises(refusal, match=words):
+            check()
 
 
 def test_a_manifest_of_another_format_is_refused(revision: Revision) -> None:
