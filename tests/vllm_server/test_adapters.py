@@ -9,8 +9,8 @@ from pathlib import Path
 import httpx
 import orjson
 import pytest
+from asked import QUESTIONS, ask
 from bad_adapters import BAD_ADAPTERS, BadAdapter
-from conftest import QUESTIONS, ask
 
 from agentpref.errors import InvalidAdapter, WrongBase
 from agentpref.serve.base_files import BaseFiles
