@@ -45,7 +45,7 @@ tests: $(VENV)/.dev ## Run the tests, e.g. make tests ARGS="-k gate"
 test-faults: $(VENV)/.dev ## Kill, lock, fill and fork under load: what must survive it (3 min)
 	@$(TIMED) "faults" $(BIN)/python -m pytest tests/faults $(ARGS)
 
-test-vllm: $(VENV)/.dev $(VLLM_PYTHON) ## Serve and swap with a real vLLM, in an environment of its own (MINUTES min)
+test-vllm: $(VENV)/.dev $(VLLM_PYTHON) ## Serve and swap with a real vLLM, in an environment of its own (6 min)
 	@$(THREADS) $(TIMED) "vllm" $(BIN)/python -m pytest tests/vllm_server --vllm-python $(VLLM_PYTHON) $(ARGS)
 
 fix: $(VENV)/.dev ## Format the code and repair what ruff can

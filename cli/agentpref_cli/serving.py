@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from agentpref.serve.backend import ServingBackend
     from agentpref.serve.registry import ServingState
     from agentpref.serve.router import Router
-    from agentpref_adapters._server_process import ServerEvent, ServerProcess
+    from agentpref_adapters._server_process import ServerProcess
 
 FOLLOW_SECONDS = 1.0
 LOOK_SECONDS = 0.2
@@ -31,7 +31,7 @@ class Speaker:
 
     def __init__(self, as_json: bool) -> None:
         self._as_json = as_json
-        self._heard: SimpleQueue[ServerEvent] = SimpleQueue()
+        self._heard: SimpleQueue[tuple[str, str]] = SimpleQueue()
 
     def __call__(self, event: str, words: str, **facts: Any) -> None:
         """Print one line, at once."""
@@ -44,17 +44,17 @@ class Speaker:
         line = orjson.dumps({"event": event, "words": words, **facts}, default=str)
         print(line.decode(), flush=True)
 
-    def hear(self, event: ServerEvent) -> None:
-        """Take an event from a thread that must not wait for a terminal."""
-        self._heard.put(event)
+    def hear(self, heard: tuple[str, str]) -> None:
+        """Take an event and its words from another thread, so that no two speak at a time."""
+        self._heard.put(heard)
 
-    def next(self, seconds: float) -> ServerEvent | None:
-        """Say the next event that was heard and return it, or ``None`` if there is none soon."""
+    def next(self, seconds: float) -> str | None:
+        """Say the next event that was heard and name it; ``None`` if there is none soon."""
         try:
-            event = self._heard.get(timeout=seconds)
+            event, words = self._heard.get(timeout=seconds)
         except Empty:
             return None
-        self(event.what, event.words)
+        self(event, words)
         return event
 
 
@@ -93,10 +93,11 @@ def _attend(server: ServerProcess, routers: Sequence[Router], speaker: Speaker) 
             if shown.get(state.namespace) != state:
                 shown[state.namespace] = state
                 _say_state(state, speaker)
-        event = speaker.next(LOOK_SECONDS)
-        if event is not None and event.what == "ready":
+        if speaker.next(LOOK_SECONDS) == "ready":
             for router in routers:
                 _load_again(router, speaker)
+    while speaker.next(0):
+        pass  # what was heard before the end
     raise server.failure
 
 
@@ -157,4 +158,4 @@ class _Said(logging.Handler):
         self._speaker = speaker
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._speaker("warning", record.getMessage())
+        self._speaker.hear(("warning", record.getMessage()))

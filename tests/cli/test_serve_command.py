@@ -128,6 +128,20 @@ def test_a_signal_ends_it_and_the_server_and_unloads_nothing(
     assert Registry(home).state().live == revisions[0]
 
 
+def test_a_signal_is_heard_while_the_server_starts(serving, home, revisions) -> None:
+    one = serving("--", "--slow")
+    one.until("starting")
+    while not any("--slow" in child.cmdline() for child in _children(one)):
+        pass
+    children = _children(one)
+    assert one.end(signal.SIGTERM) == 143
+    assert psutil.wait_procs(children, timeout=60)[1] == []
+
+
+def _children(one: Serving) -> list[psutil.Process]:
+    return psutil.Process(one.process.pid).children(recursive=True)
+
+
 def test_a_server_that_dies_is_started_again_and_gets_what_serves(serving, home, revisions) -> None:
     Registry(home).promote(revisions[0])
     one = serving()
@@ -153,7 +167,8 @@ def test_a_revision_that_cannot_be_served_is_said_and_the_old_one_serves(
     while "what served before still serves" not in one.until("warning")["words"]:
         pass  # the other warning is that it is in quarantine
     assert one.end(signal.SIGTERM) == 143
-    assert told(home) == [f"/v1/load_lora_adapter {revisions[0]}"]
+    assert f"/v1/load_lora_adapter {misfit.revision_id}" not in told(home)
+    assert f"/v1/unload_lora_adapter {revisions[0]}" not in told(home)
 
 
 def test_several_namespaces_share_one_server(serving, home, revisions, tmp_path) -> None:

@@ -1,6 +1,7 @@
 """Stands in for vLLM's server program: `python vllm_program.py … --model BASE … --port PORT …`.
 
-It writes down what it is asked to load and unload, and ends with a complaint if told `--fail`.
+It writes down what it is asked to load and unload, ends with a complaint if told
+`--fail`, and never answers if told `--slow`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ def main(words: list[str]) -> None:
     if "--fail" in words:
         sys.exit("ValueError: this GPU is too small")
     print("pid", os.getpid(), flush=True)
+    if "--slow" in words:
+        time.sleep(600)
     server = StandIn(words[words.index("--model") + 1], port=int(words[words.index("--port") + 1]))
     said = 0
     while True:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import cycle
 
-from conftest import QUESTIONS, ask
+from asked import QUESTIONS, ask
 
 from agentpref.serve.backend import Reply, Revision
 from agentpref.serve.router import Router

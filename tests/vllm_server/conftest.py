@@ -14,6 +14,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from asked import EXTRA, MAX_LORAS, RANK
 
 from agentpref.record.home import Home
 from agentpref.serve.backend import GenerationRequest, Reply, Revision
@@ -26,16 +27,12 @@ from agentpref_adapters._vllm_process import VllmSettings, vllm_server
 from agentpref_adapters.transformers import TransformersBackend
 from agentpref_adapters.vllm import VllmBackend
 
-MAX_LORAS = 4
-RANK = 16
-EXTRA = ("--enforce-eager", "--max-num-seqs", "8")
 # What a GPU host leaves unset.
 ON_A_PROCESSOR = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "OMP_NUM_THREADS": "1",
 }
-LONG = "Remember all of this, please, since I am going to ask about it later on. " * 12
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -189,12 +186,3 @@ def expected(oracle: TransformersBackend) -> Iterator[Callable[..., Reply]]:
     yield answer
     for name in loaded:
         oracle.unload(name)
-
-
-def ask(question: str, **settings: object) -> GenerationRequest:
-    """A request whose prompt fills several blocks before the question comes."""
-    how = {"max_tokens": 24} | settings
-    return GenerationRequest(messages=({"role": "user", "content": LONG + question},), **how)
-
-
-QUESTIONS = ["What is the capital of France?", "When does the tide come in?", "Thank you!"]

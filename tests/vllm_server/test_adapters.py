@@ -9,7 +9,8 @@ from pathlib import Path
 import httpx
 import orjson
 import pytest
-from conftest import QUESTIONS, ask
+from asked import QUESTIONS, ask
+from bad_adapters import BAD_ADAPTERS, BadAdapter
 
 from agentpref.errors import InvalidAdapter, WrongBase
 from agentpref.serve.base_files import BaseFiles
@@ -66,6 +67,27 @@ def test_an_adapter_that_vllm_takes_is_refused_before_it_sees_it(
     assert loaded_by_vllm_itself(server, f"bad {flaw}", folder) == 200, "vLLM is better than it was"
     with pytest.raises(InvalidAdapter, match=r"model\.layers"):
         backend.validate(registry.publish(folder, parent=None, base=base.identity, training={}))
+
+
+def test_of_the_catalogue_vllm_serves_as_many_as_the_guide_says(
+    server: ServerProcess, base: BaseFiles, tmp_path: Path
+) -> None:
+    """All of them are refused by us: tests/core/serve/test_bad_adapters.py."""
+    served = [bad.name for bad in BAD_ADAPTERS if _serves(server, bad, base, tmp_path)]
+    guide = (Path(__file__).parents[2] / "docs" / "vllm.md").read_text(encoding="utf-8")
+    assert f"{len(served)} of the {len(BAD_ADAPTERS)}" in " ".join(guide.split()), served
+
+
+def _serves(server: ServerProcess, bad: BadAdapter, base: BaseFiles, folder: Path) -> bool:
+    bad.make(base.path, folder / bad.name)
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        body = {"lora_name": bad.name, "lora_path": str(folder / bad.name)}
+        if client.post("/v1/load_lora_adapter", json=body).is_error:
+            return False
+        asked = {"model": bad.name, "prompt": "Hello", "max_tokens": 2}
+        answered = client.post("/v1/completions", json=asked).is_success
+        client.post("/v1/unload_lora_adapter", json={"lora_name": bad.name})
+    return answered
 
 
 def test_an_adapter_of_another_base_too(

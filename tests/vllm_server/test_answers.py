@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
-from conftest import MAX_LORAS, QUESTIONS, ask
+from asked import MAX_LORAS, QUESTIONS, ask
 
 from agentpref.serve.backend import GenerationRequest, Reply, Revision
 from agentpref_adapters.vllm import VllmBackend

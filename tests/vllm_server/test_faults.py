@@ -10,8 +10,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from asked import EXTRA, MAX_LORAS, QUESTIONS, RANK, ask
 from clients import CLIENTS, Load, wrong
-from conftest import EXTRA, MAX_LORAS, QUESTIONS, RANK, ask
 from proxy import Proxy
 
 from agentpref.errors import GenerationFailed, ServerUnreachable, SwapFailed

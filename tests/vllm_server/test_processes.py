@@ -13,7 +13,7 @@ import httpx
 import orjson
 import psutil
 import pytest
-from conftest import EXTRA, QUESTIONS, RANK, ask
+from asked import EXTRA, QUESTIONS, RANK, ask
 
 from agentpref.serve.backend import Revision
 from agentpref.serve.registry import Registry

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from itertools import cycle, islice
 
+from asked import QUESTIONS, ask
 from clients import CLIENTS, Load, wrong
-from conftest import QUESTIONS, ask
 
 from agentpref.serve.backend import Revision
 from agentpref.serve.registry import Registry
