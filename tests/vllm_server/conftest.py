@@ -67,9 +67,6 @@ class Events:
     def __call__(self, event: ServerEvent) -> None:
         self.all.append(event)
 
-    def count(self, what: str) -> int:
-        return sum(event.what == what for event in self.all)
-
 
 @pytest.fixture(scope="session")
 def events() -> Events:
