@@ -12,17 +12,28 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import httpx
+import orjson
 from httpx_sse import EventSource, SSEError, connect_sse
 
-from agentpref.errors import GenerationFailed, ServerUnreachable, ServingError, SwapFailed
+from agentpref.errors import (
+    BackendClosed,
+    ConfigError,
+    GenerationFailed,
+    ServerUnreachable,
+    ServingError,
+    SwapFailed,
+)
 from agentpref.serve.backend import FinishReason, GenerationRequest
 
 # uvicorn drops a connection that was idle for five seconds: one that is about to go is not reused.
 _IDLE_SECONDS = 4.0
 _CONNECT_SECONDS = 5.0
+_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 _NOT_FOUND = 404
+_BROKEN = 500
 # What vLLM answers, with status 400, where a log-probability is NaN: it fails to write it as JSON.
 _NOT_A_NUMBER = "Out of range float values"
 _MAX_LORAS = "vllm:lora_requests_info"
@@ -35,6 +46,14 @@ class NotLoaded(ServingError):
 
 class NobodyListens(ServerUnreachable):
     """The machine answers and says that there is no server at the address."""
+
+
+class Misaddressed(ServerUnreachable):
+    """Something answers that is no vLLM server, or does not let us in: waiting changes nothing."""
+
+
+class Failing(ServerUnreachable):
+    """The server answers 500: it is about to die, or the request is what breaks it."""
 
 
 class TooSlow(ServerUnreachable):
@@ -67,14 +86,17 @@ class Server:
     """A client of one server; its methods may be called from any thread.
 
     Args:
-        url: e.g. ``http://127.0.0.1:8000``.
+        url: e.g. ``http://127.0.0.1:8000``; a ``/v1`` at its end does no harm.
         timeout: seconds that a call, or the next piece of a stream, may take.
         key: the API key, if the server asks for one.
+
+    Raises:
+        ConfigError: the URL is none of a server.
     """
 
     def __init__(self, url: str, *, timeout: float, key: str | None = None) -> None:
         """Prepare a pool of connections; nothing is asked yet."""
-        self.url = url.rstrip("/")
+        self.url, self.place = _address(url)
         self._busy = 0
         self._counting = threading.Lock()
         self._client = httpx.Client(
@@ -100,14 +122,14 @@ class Server:
         if answer.is_server_error:
             raise self._failing(answer)
         if answer.is_error:
-            raise ServerUnreachable(
+            raise Misaddressed(
                 f"{self.url}/v1/models answered {_words(answer)}; check that the address is that "
                 f"of a vLLM server, and its API key"
             )
         try:
             return tuple(map(_model, answer.json()["data"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise ServerUnreachable(
+            raise Misaddressed(
                 f"{self.url} is no vLLM server: /v1/models answered {answer.text[:80]!r}; check "
                 f"the address"
             ) from error
@@ -200,7 +222,7 @@ class Server:
         for event in source.iter_sse():
             if event.data == "[DONE]":
                 return
-            yield self._piece(event.json())
+            yield self._piece(_object(event.data))
         raise ServerUnreachable(f"{self.url} broke off in the middle of an answer; ask again")
 
     def _piece(self, value: Mapping[str, Any]) -> Piece:
@@ -244,9 +266,9 @@ class Server:
         raise GenerationFailed(f"{self.url} refused the request: {_words(answer)}")
 
     def _failing(self, answer: httpx.Response) -> ServerUnreachable:
-        return ServerUnreachable(
-            f"{self.url} answered {_words(answer)}; look into the server's log"
-        )
+        # 502 and its like are a proxy's words for a server that is gone.
+        kind = Failing if answer.status_code == _BROKEN else ServerUnreachable
+        return kind(f"{self.url} answered {_words(answer)}; look into the server's log")
 
     def _asked(self, method: str, path: str, **what: Any) -> httpx.Response:
         with self._translated():
@@ -272,7 +294,13 @@ class Server:
                 f"{self.url} gave no answer in {seconds:g} seconds; ask for fewer tokens, or give "
                 f"a longer timeout"
             ) from error
-        except (httpx.TransportError, httpx.InvalidURL, SSEError) as error:
+        except RuntimeError as error:
+            if self._client.is_closed:
+                raise BackendClosed(
+                    f"the connection to {self.url} was closed meanwhile; make a new backend"
+                ) from error
+            raise
+        except (httpx.TransportError, SSEError) as error:
             what = str(error) or type(error).__name__
             kind = NobodyListens if _refused(error) else ServerUnreachable
             raise kind(
@@ -323,10 +351,33 @@ def _refused(error: BaseException | None) -> bool:
     return error is not None
 
 
-def _json(answer: httpx.Response) -> Mapping[str, Any]:
+def _address(url: str) -> tuple[str, str]:
+    """A server's address, and the name of the place: the same for all names of this machine."""
+    parts = urlsplit(url)
     try:
-        value = answer.json()
+        host, port = parts.hostname, parts.port
     except ValueError:
+        host, port = None, None
+    if parts.scheme not in ("http", "https") or not host or parts.username or parts.query:
+        raise ConfigError(
+            f"{url!r} is no server's address; give one like http://127.0.0.1:8000, and the key, "
+            f"if there is one, in VLLM_API_KEY"
+        )
+    begin, end = f"{parts.scheme}://", parts.path.rstrip("/").removesuffix("/v1")
+    end = f":{port}{end}" if port else end
+    named = f"[{host}]" if ":" in host else host
+    return f"{begin}{named}{end}", f"{begin}{'localhost' if host in _LOOPBACK else named}{end}"
+
+
+def _json(answer: httpx.Response) -> Mapping[str, Any]:
+    return _object(answer.text)
+
+
+def _object(text: str) -> Mapping[str, Any]:
+    """A JSON object, or an empty one in the place of what is none."""
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError:
         value = None
     return value if isinstance(value, dict) else {}
 

@@ -46,6 +46,7 @@ from agentpref.serve.watch import Watcher
 from agentpref.types import Prompt
 from agentpref_adapters._vllm_answer import Answer, finite
 from agentpref_adapters._vllm_fleet import Fleet
+from agentpref_adapters._vllm_member import Handling
 from agentpref_adapters._vllm_server import (
     Model,
     NobodyListens,
@@ -59,7 +60,6 @@ __all__ = ["VllmBackend", "holds_revision", "open_router"]
 
 Pieces: TypeAlias = "Generator[Piece, None, None]"
 
-_BETWEEN_URLS = " "
 _IDENTITY = ("digest", "template_digest")
 _ASKED_IN_PASSING_SECONDS = 5.0
 
@@ -100,13 +100,18 @@ def open_router(
 
 
 def holds_revision(place: str, revision_id: str) -> bool | None:
-    """Say whether any server of a place has a revision loaded; ``None`` where one does not say.
+    """Say whether the server at a place has a revision loaded; ``None`` where it does not say.
 
-    A place is what :meth:`VllmBackend.capabilities` gives. Where nothing listens, nothing is
+    A place is one that :meth:`VllmBackend.capabilities` gives. Where nothing listens, nothing is
     loaded.
     """
-    answers = [_holds(url, revision_id) for url in place.split(_BETWEEN_URLS)]
-    return True if True in answers else None if None in answers else False
+    with closing(Server(place, timeout=_ASKED_IN_PASSING_SECONDS, key=_key())) as server:
+        try:
+            return any(model.name == revision_id for model in server.models())
+        except NobodyListens:
+            return False
+        except ServerUnreachable:
+            return None
 
 
 class VllmBackend:
@@ -155,17 +160,12 @@ class VllmBackend:
         self._adapters_at = adapters_at
         self._max_loras = max_loras
         self._closed = False
+        self._process = os.getpid()  # a child would answer on its parent's connections
         self._probe_prompt = self._encode(PROBE)
         servers = [Server(url, timeout=timeout, key=key or _key()) for url in urls]
-        self._place = _BETWEEN_URLS.join(sorted(server.url for server in servers))
-        self._fleet = Fleet(
-            servers,
-            recognise=self._recognise,
-            check=check_published,
-            path_of=self._path_of,
-            probe=self._ask_probe,
-            patience=patience,
-        )
+        self._places = tuple(sorted({server.place for server in servers}))
+        handling = Handling(self._recognise, check_published, self._path_of, self._ask_probe)
+        self._fleet = Fleet(servers, handling, patience=patience)
         with ExitStack() as on_failure:
             on_failure.callback(self._fleet.close)
             self._fleet.greet()
@@ -176,7 +176,7 @@ class VllmBackend:
         return Capabilities(
             engine="vllm",
             streaming=True,
-            place=self._place,
+            places=self._places,
             max_loaded=self._max_loras or self._fleet.max_loras(),
         )
 
@@ -188,7 +188,7 @@ class VllmBackend:
         """Load a revision into every server that answers.
 
         Raises:
-            SwapFailed: a server refuses it, or has no room for it.
+            SwapFailed: a server refuses it, or has no room for it; others may have it by then.
             ServerUnreachable: none answers.
         """
         self._require_open()
@@ -207,10 +207,14 @@ class VllmBackend:
         answer.take(self._fleet.probe(revision_id))
         return answer.reply()
 
-    def unload(self, revision_id: str) -> None:
-        """Unload a revision from every server that answers."""
+    def unload(self, revision_id: str, places: Sequence[str] | None = None) -> None:
+        """Unload a revision from the servers at some places, or from all of them.
+
+        Raises:
+            ServingError: one does not say that it has.
+        """
         self._require_open()
-        self._fleet.unload(revision_id)
+        self._fleet.unload(revision_id, self._places if places is None else places)
 
     def list_loaded(self) -> tuple[str, ...]:
         """Name the revisions that the servers have, whichever process loaded them."""
@@ -271,8 +275,11 @@ class VllmBackend:
         self._fleet.close()
 
     def _require_open(self) -> None:
-        if self._closed:
-            raise BackendClosed("the backend was closed; make a new one to go on serving")
+        if self._closed or os.getpid() != self._process:
+            raise BackendClosed(
+                "the backend was closed, or belongs to the process that this one was forked from; "
+                "make a new one to go on serving"
+            )
 
     def _require_room(self, name: str) -> None:
         room = self.capabilities().max_loaded
@@ -368,11 +375,3 @@ def _end_tokens(folder: Path, tokenizers: int | None) -> frozenset[int]:
 
 def _key() -> str | None:
     return os.environ.get("VLLM_API_KEY") or None
-
-
-def _holds(url: str, revision_id: str) -> bool | None:
-    with closing(Server(url, timeout=_ASKED_IN_PASSING_SECONDS, key=_key())) as server:
-        try:
-            return any(model.name == revision_id for model in server.models())
-        except ServerUnreachable as error:
-            return False if isinstance(error, NobodyListens) else None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -299,13 +301,50 @@ class TestLoading:
                 backend.generate(revision.revision_id, ASK)
 
     def test_what_one_server_refuses_none_keeps(
-        self, server: StandIn, other: StandIn, publish: Callable[[], Revision]
+        self, server: StandIn, other: StandIn, registry: Registry, publish: Callable[[], Revision]
     ) -> None:
         revision = publish()
         server.refused = {revision.revision_id}
-        with closing(connect(server, other)) as backend, pytest.raises(SwapFailed):
+        with closing(connect(server, other)) as backend, Router(registry, backend) as router:
+            with pytest.raises(SwapFailed):
+                router.activate(revision.revision_id)
+            assert other.of("/v1/load_lora_adapter")
+            assert other.loaded == {}
+
+    def test_a_server_that_does_not_say_that_it_unloaded_is_asked_again(
+        self, server: StandIn, other: StandIn, publish: Callable[[], Revision]
+    ) -> None:
+        with closing(connect(server, other)) as backend:
+            name = ready(backend, publish())
+            server.broken = True
+            with pytest.raises(ServerUnreachable, match="server's log"):
+                backend.unload(name)
+            assert other.loaded == {}
+            server.broken = False
+            backend.unload(name)
+            assert server.loaded == {}
+
+    def test_one_place_may_be_unloaded_alone(
+        self, server: StandIn, other: StandIn, publish: Callable[[], Revision]
+    ) -> None:
+        with closing(connect(server)) as alone:
+            (place,) = alone.capabilities().places
+        with closing(connect(server, other)) as backend:
+            name = ready(backend, publish())
+            backend.unload(name, [place])
+            assert server.loaded == {}
+            assert other.loaded.keys() == {name}
+
+    def test_one_that_was_away_while_it_was_loaded_is_probed_all_the_same(
+        self, server: StandIn, other: StandIn, publish: Callable[[], Revision]
+    ) -> None:
+        revision = publish()
+        with closing(connect(server, other)) as backend:
+            server.broken = True
             backend.load(revision)
-        assert other.loaded == {}
+            server.broken = False
+            backend.probe(revision.revision_id)
+        assert server.loaded.keys() == {revision.revision_id}
 
     def test_there_must_be_room(self, server: StandIn, publish: Callable[[], Revision]) -> None:
         server.max_loras = 1
@@ -349,9 +388,24 @@ class TestTrouble:
         with pytest.raises(ServerUnreachable, match="check that vLLM runs there"):
             connect(server)
 
-    def test_no_address(self) -> None:
+    @pytest.mark.parametrize(
+        "urls",
+        [
+            (),
+            ("127.0.0.1:8000",),
+            ("http://127.0.0.1:80o0",),
+            ("http://",),
+            ("ftp://127.0.0.1:8000",),
+            ("http://user:secret@127.0.0.1:8000",),
+        ],
+    )
+    def test_no_address(self, urls: tuple[str, ...]) -> None:
         with pytest.raises(ConfigError, match=r"http://127\.0\.0\.1:8000"):
-            VllmBackend(base="tiny")
+            VllmBackend(*urls, base="tiny")
+
+    def test_an_address_as_other_clients_want_it(self, server: StandIn) -> None:
+        with closing(VllmBackend(f"{server.url}/v1/", base="tiny", patience=0)) as backend:
+            assert backend.generate(BASE, ASK).revision == BASE
 
     def test_another_base(self, server: StandIn, tmp_path: Path) -> None:
         server.root = str(shutil.copytree(ROOT, tmp_path / "edited"))
@@ -370,6 +424,31 @@ class TestTrouble:
             assert backend.generate(name, ASK) == expected
             server.loaded = {}
             assert list(backend.stream(name, ASK))[-1] == expected
+
+    def test_many_who_meet_it_have_it_loaded_and_probed_once(
+        self, server: StandIn, publish: Callable[[], Revision]
+    ) -> None:
+        with closing(connect(server, patience=20)) as backend:
+            name = ready(backend, publish())
+            server.loaded = {}
+            before = len(server.of("/v1/load_lora_adapter"))
+            server.delay = 0.05
+            with ThreadPoolExecutor(6) as pool:
+                replies = list(pool.map(lambda _: backend.generate(name, ASK), range(6)))
+        assert {reply.revision for reply in replies} == {name}
+        assert len(server.of("/v1/load_lora_adapter")) - before == 1
+
+    def test_one_that_came_back_with_another_base_serves_nobody(
+        self, server: StandIn, publish: Callable[[], Revision], tmp_path: Path
+    ) -> None:
+        with closing(connect(server, patience=1)) as backend:
+            name = ready(backend, publish())
+            server.loaded = {}
+            server.root = str(shutil.copytree(ROOT, tmp_path / "other"))
+            (tmp_path / "other" / "chat_template.jinja").write_text("{{ messages }}")
+            with pytest.raises(GenerationFailed, match="give the base that it serves"):
+                backend.generate(name, ASK)
+        assert server.loaded == {}
 
     def test_what_is_loaded_again_is_probed_again(
         self, server: StandIn, publish: Callable[[], Revision]
@@ -415,6 +494,40 @@ class TestTrouble:
             with pytest.raises(ServerUnreachable, match=r"check that vLLM runs|server's log"):
                 backend.generate(BASE, ASK)
 
+    def test_what_may_break_a_server_is_not_asked_for_ever(self, server: StandIn) -> None:
+        with closing(connect(server, patience=60)) as backend:
+            backend.generate(BASE, ASK)
+            server.broken, before = True, len(server.asked)
+            with pytest.raises(ServerUnreachable, match="server's log"):
+                backend.generate(BASE, ASK)
+        assert len(server.asked) - before == 8
+
+    def test_a_wrong_key_is_not_waited_for(self, server: StandIn) -> None:
+        server.key = "sesame"
+        with pytest.raises(ServerUnreachable, match="API key"):
+            connect(server, key="barley", patience=60)
+        assert len(server.asked) == 1
+
+    def test_garbage_in_a_stream_is_an_error_of_ours(self, server: StandIn) -> None:
+        server.garbage = True
+        with (
+            closing(connect(server)) as backend,
+            pytest.raises(GenerationFailed, match="no token ids"),
+        ):
+            list(backend.stream(BASE, ASK))
+
+    def test_a_forked_child_is_told_to_make_its_own(self, server: StandIn) -> None:
+        with closing(connect(server)) as backend:
+            child = os.fork()
+            if child == 0:
+                try:
+                    backend.generate(BASE, ASK)
+                except BackendClosed:
+                    os._exit(7)
+                os._exit(1)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+            assert backend.generate(BASE, ASK).revision == BASE
+
     def test_a_slow_server_is_not_asked_twice(self, server: StandIn) -> None:
         with closing(connect(server, patience=20, timeout=0.2)) as backend:
             server.delay, before = 1.0, len(server.asked)
@@ -424,7 +537,7 @@ class TestTrouble:
 
     def test_a_web_server_is_no_vllm(self, server: StandIn) -> None:
         with pytest.raises(ServerUnreachable, match="check that the address"):
-            VllmBackend(f"{server.url}/metrics", base="tiny", patience=0)
+            VllmBackend(f"{server.url}/metrics", base="tiny", patience=60)
 
 
 class TestSeveral:
@@ -451,6 +564,15 @@ class TestSeveral:
             server.stop()
             assert {backend.generate(name, ASK).revision for _ in range(5)} == {name}
 
+    def test_one_that_cannot_be_given_a_revision_again_leaves_it_to_the_others(
+        self, server: StandIn, other: StandIn, publish: Callable[[], Revision]
+    ) -> None:
+        with closing(connect(server, other)) as backend:
+            name = ready(backend, publish())
+            server.loaded, server.refused = {}, {name}
+            assert {backend.generate(name, ASK).revision for _ in range(5)} == {name}
+        assert len(server.of("/v1/load_lora_adapter")) <= 3
+
     def test_one_that_was_away_during_a_swap_is_given_it_later(
         self, server: StandIn, other: StandIn, publish: Callable[[], Revision]
     ) -> None:
@@ -464,23 +586,47 @@ class TestSeveral:
 
 
 class TestPlaces:
-    def test_the_same_servers_are_the_same_place(self, server: StandIn, other: StandIn) -> None:
-        with closing(connect(server, other)) as one, closing(connect(other, server)) as two:
-            assert one.capabilities().place == two.capabilities().place
+    def test_a_server_is_a_place_by_any_name(self, server: StandIn, other: StandIn) -> None:
+        named = server.url.replace("127.0.0.1", "localhost")
+        with (
+            closing(connect(server, other)) as one,
+            closing(VllmBackend(named, base="tiny")) as two,
+        ):
+            assert set(two.capabilities().places) < set(one.capabilities().places)
+            assert len(one.capabilities().places) == 2
             assert one.capabilities().engine == "vllm"
 
-    def test_a_place_tells_what_it_holds(
-        self, server: StandIn, other: StandIn, publish: Callable[[], Revision]
+    def test_what_another_app_serves_is_not_unloaded(
+        self, server: StandIn, other: StandIn, registry: Registry, publish: Callable[[], Revision]
     ) -> None:
-        with closing(connect(server, other)) as backend:
-            name, place = publish().revision_id, backend.capabilities().place
+        first, second = publish().revision_id, publish().revision_id
+        with (
+            closing(connect(server)) as small,
+            closing(connect(server, other)) as large,
+            Router(registry, small) as one,
+            Router(registry, large) as two,
+        ):
+            one.activate(first)
+            two.sync()
+            two.activate(second)
+            two.activate(publish().revision_id)
+            assert first in server.loaded
+            assert first not in other.loaded
+            assert one.generate(ASK).revision == first
+
+    def test_a_place_tells_what_it_holds(
+        self, server: StandIn, publish: Callable[[], Revision]
+    ) -> None:
+        with closing(connect(server)) as backend:
+            name = publish().revision_id
+            (place,) = backend.capabilities().places
             assert holds_revision(place, name) is False
-            other.loaded[name] = "/there"
+            server.loaded[name] = "/there"
             assert holds_revision(place, name) is True
-            other.loaded = {}
-            other.broken = True
+            server.loaded = {}
+            server.broken = True
             assert holds_revision(place, name) is None
-            other.stop()
+            server.stop()
             assert holds_revision(place, name) is False
 
 

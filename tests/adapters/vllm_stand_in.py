@@ -32,7 +32,8 @@ class StandIn:
 
     ``loaded`` is what it has, by name and path. ``updating`` says whether adapters may be loaded,
     ``broken`` makes it answer 500, ``delay`` slow, ``nan`` names models whose log-probs are NaN,
-    ``refused`` those that it will not load, and ``breaks_off`` ends streams in the middle.
+    ``refused`` those that it will not load, ``breaks_off`` ends streams in the middle, and
+    ``garbage`` fills them with what is no JSON.
     Where there is a ``key``, it is asked for. ``asked`` lists what came in; ``aborted`` is set once
     a client has hung up on a stream.
     """
@@ -47,6 +48,7 @@ class StandIn:
         self.delay = 0.0
         self.nan: set[str] = set()
         self.refused: set[str] = set()
+        self.garbage = False
         self.key: str | None = None
         self.aborted = threading.Event()
         self._http: ThreadingHTTPServer | None = None
@@ -179,7 +181,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         try:
             for piece in _forever(tokens) if server.endless else _pieces(tokens):
-                self.wfile.write(f"data: {json.dumps({'choices': [piece]})}\n\n".encode())
+                said = "<html>" if server.garbage else json.dumps({"choices": [piece]})
+                self.wfile.write(f"data: {said}\n\n".encode())
                 self.wfile.flush()
                 if server.breaks_off:
                     return
