@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import threading
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ class FakeBackend:
     def capabilities(self) -> Capabilities:
         """Say what the fake can do."""
         return Capabilities(
-            engine="fake", streaming=True, place=self._place, max_loaded=self._max_loaded
+            engine="fake", streaming=True, places=(self._place,), max_loaded=self._max_loaded
         )
 
     def validate(self, revision: Revision) -> None:
@@ -110,9 +110,11 @@ class FakeBackend:
             raise ProbeFailed(f"{revision_id} was told to fail; take it out of fail_probe")
         return self._reply(revision_id, _PROBE)
 
-    def unload(self, revision_id: str) -> None:
-        """Forget a revision."""
+    def unload(self, revision_id: str, places: Sequence[str] | None = None) -> None:
+        """Forget a revision, if its place is among those that are meant."""
         self._note("unload", revision_id)
+        if places is not None and self._place not in places:
+            return
         with self._lock:
             self._loaded.pop(revision_id, None)
 

@@ -123,7 +123,7 @@ class TransformersBackend:
 
     def capabilities(self) -> Capabilities:
         """Any number of revisions, as memory allows; streaming."""
-        return Capabilities(engine="transformers", streaming=True, place=self._place)
+        return Capabilities(engine="transformers", streaming=True, places=(self._place,))
 
     def validate(self, revision: Revision) -> None:
         """Check a revision's files, digests, tensors and numbers against this very model."""
@@ -156,9 +156,10 @@ class TransformersBackend:
         except GenerationFailed as error:
             raise SwapFailed(f"{revision_id} could not be probed: {error}") from error
 
-    def unload(self, revision_id: str) -> None:
+    def unload(self, revision_id: str, places: Sequence[str] | None = None) -> None:
         """Forget a revision's adapter; a request that uses it keeps it to its end."""
-        self._adapters.pop(revision_id, None)
+        if places is None or self._place in places:
+            self._adapters.pop(revision_id, None)
 
     def list_loaded(self) -> tuple[str, ...]:
         """Name the revisions whose adapters are in memory, oldest first."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -86,14 +86,14 @@ class Reply:
 class Capabilities:
     """What a backend can do, and where.
 
-    ``place`` says where loaded revisions are: it is equal for two backends that share an engine,
-    and unique to the process for an engine inside it. ``max_loaded`` is how many revisions fit
-    beside each other.
+    ``places`` says where loaded revisions are, each server for itself: a place is equal for two
+    backends that share it, and unique to the process for an engine inside it. ``max_loaded`` is
+    how many revisions fit beside each other.
     """
 
     engine: str
     streaming: bool
-    place: str
+    places: tuple[str, ...]
     max_loaded: int | None = None
 
 
@@ -128,8 +128,13 @@ class ServingBackend(Protocol):
             SwapFailed: there was no answer; the engine is.
         """
 
-    def unload(self, revision_id: str) -> None:
-        """Give back a revision's memory; unloading one that is not loaded does nothing."""
+    def unload(self, revision_id: str, places: Sequence[str] | None = None) -> None:
+        """Give back a revision's memory; unloading one that is not loaded does nothing.
+
+        Args:
+            revision_id: the revision.
+            places: only there; ``None``: everywhere.
+        """
 
     def list_loaded(self) -> tuple[str, ...]:
         """Name the revisions that are ready, in the order they were loaded."""

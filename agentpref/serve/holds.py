@@ -12,7 +12,7 @@ import fcntl
 import hashlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +50,7 @@ class Holds:
 
     Args:
         folder: where the files are; it is made if it is missing.
-        place: where the revisions are loaded, as the backend's capabilities have it.
+        place: where the revisions are loaded, one of those that the backend's capabilities name.
     """
 
     def __init__(self, folder: Path, place: str) -> None:
@@ -173,6 +173,42 @@ class Holds:
             fcntl.flock(descriptor, fcntl.LOCK_UN)
             self._descriptors.discard(descriptor)
             os.close(descriptor)
+
+
+class EngineHolds:
+    """What this process may have loaded in one engine, at each of its places.
+
+    Args:
+        folder: where the files are.
+        places: as the backend's capabilities have them.
+    """
+
+    def __init__(self, folder: Path, places: Sequence[str]) -> None:
+        """Hold nothing yet."""
+        self._holds = [Holds(folder, place) for place in places]
+
+    def take(self, name: str) -> None:
+        """Hold a revision at every place, as :meth:`Holds.take` does at one."""
+        for holds in self._holds:
+            holds.take(name)
+
+    @contextmanager
+    def drop(self, name: str) -> Iterator[list[str]]:
+        """Give a revision up everywhere for a block, which is told where nobody else uses it.
+
+        As :meth:`Holds.drop` does at one place. All are taken first: who is alone at one place
+        makes others wait, and so must not wait at another.
+        """
+        self.take(name)
+        with ExitStack() as dropped:
+            alone = {holds.place: dropped.enter_context(holds.drop(name)) for holds in self._holds}
+            yield [place for place, is_alone in alone.items() if is_alone]
+
+    def close(self) -> None:
+        """Give everything up, as :meth:`Holds.close` does at one place."""
+        with ExitStack() as at_end:
+            for holds in self._holds:
+                at_end.callback(holds.close)
 
 
 def holders(folder: Path, name: str | None = None) -> list[Holder]:

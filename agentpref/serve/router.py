@@ -5,13 +5,12 @@ validates, loads and probes the new revision beside the old one, changes the reg
 compare-and-swap, and only then flips the route that later requests are admitted by; whatever fails
 before that leaves the route as it was. A revision is held, for other processes to see, from before
 it is validated until it is neither routed to, nor what was live just before, nor leased; it is then
-unloaded, unless somebody else holds it at the same place. Knows nothing of prompts, tokens and
+unloaded, where nobody else holds it at the same place. Knows nothing of prompts, tokens and
 models.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 from collections import Counter
@@ -29,46 +28,15 @@ from agentpref.errors import (
     SwapFailed,
     UnknownRevision,
 )
+from agentpref.serve.admission import Lease, chosen
 from agentpref.serve.backend import GenerationRequest, Reply, Revision, ServingBackend
-from agentpref.serve.holds import Holds
+from agentpref.serve.holds import EngineHolds
 from agentpref.serve.registry import Registry, ServingState
-from agentpref.types import BASE
 
 DRAIN_SECONDS = 30.0
 """How long a swap waits for requests in flight whose revision takes the room of the new one."""
 
 _logger = logging.getLogger(__name__)
-
-
-class Lease:
-    """The right to use one revision until it is released; a context manager.
-
-    ``revision`` is the id to generate with and to log, ``"base"`` for the bare base model.
-    """
-
-    def __init__(self, revision: str, release: Callable[[str], None]) -> None:
-        """Hold a revision; the router makes leases."""
-        self.revision = revision
-        self._release: Callable[[str], None] | None = release
-
-    def __enter__(self) -> Lease:
-        """Hold the revision for a block."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Release the revision."""
-        self.release()
-
-    def release(self) -> None:
-        """Give the revision back; a second call does nothing."""
-        release, self._release = self._release, None
-        if release is not None:
-            release(self.revision)
 
 
 class Router:
@@ -97,7 +65,7 @@ class Router:
         self._leases: Counter[str] = Counter()
         self._held: set[str] = set()  # what the backend may have loaded in our name
         self._coming: set[str] = set()  # what the swap at hand is about to need
-        self._holds = Holds(registry.home.holds, backend.capabilities().place)
+        self._holds = EngineHolds(registry.home.holds, backend.capabilities().places)
         # Held for moments: the route, the leases, what is held. Told when a revision is given back.
         self._pointers = threading.Condition()
         self._swapping = threading.Lock()  # held for whole swaps and unloads, one at a time
@@ -157,7 +125,7 @@ class Router:
         """
         with self._pointers:
             self._require_open()
-            name = _chosen(self._route, thread_id)
+            name = chosen(self._route, thread_id)
             self._leases[name] += 1
         return Lease(name, self._give_back)
 
@@ -380,20 +348,12 @@ class Router:
         """
         for name in self._idle():
             try:
-                with self._holds.drop(name) as alone:
-                    if alone:
-                        self.backend.unload(name)
+                with self._holds.drop(name) as places:
+                    if places:
+                        self.backend.unload(name, places)
             except (ServingError, RecordError):
                 _logger.warning("%s could not be unloaded and stays loaded", name, exc_info=True)
                 return False
             with self._pointers:
                 self._held.discard(name)
         return True
-
-
-def _chosen(route: ServingState, thread_id: str | None) -> str:
-    if route.canary is not None and thread_id is not None:
-        digest = hashlib.blake2b(f"{route.canary}\n{thread_id}".encode(), digest_size=8).digest()
-        if int.from_bytes(digest, "big") < route.weight * 2**64:
-            return route.canary
-    return route.live or BASE

@@ -19,7 +19,7 @@ from hypothesis.strategies import sampled_from
 
 from agentpref.errors import NotKept, RevisionError
 from agentpref.serve.backend import place_in_process
-from agentpref.serve.holds import Holder, Holds, forget, holders
+from agentpref.serve.holds import EngineHolds, Holder, Holds, forget, holders
 
 NAME = "rev-000001-0123456789ab"
 OTHER = "rev-000002-0123456789ab"
@@ -132,6 +132,20 @@ def test_places_have_nothing_to_do_with_each_other(folder: Path, start) -> None:
     with ours.drop(NAME) as alone:
         assert alone
     assert theirs.ask(f"drop {NAME}") == "True"
+
+
+def test_an_engine_of_two_places_is_told_where_nobody_else_is(folder: Path, start) -> None:
+    places = (URL, "http://127.0.0.1:8001")
+    engine, process = EngineHolds(folder, places), start(places[1])
+    process.ask(f"take {NAME}")
+    engine.take(NAME)
+    with engine.drop(NAME) as alone:
+        assert alone == [URL]
+    assert [holder.place for holder in holders(folder, NAME)] == [places[1]]
+    process.ask(f"drop {NAME}")
+    with engine.drop(NAME) as alone:
+        assert alone == list(places), "what a dead process left there can be unloaded"
+    assert holders(folder, NAME) == []
 
 
 def test_what_a_killed_process_held_is_known_and_can_be_tidied(folder: Path, start) -> None:

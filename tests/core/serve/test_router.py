@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -394,10 +394,10 @@ class StickyBackend(FakeBackend):
 
     stuck = True
 
-    def unload(self, revision_id: str) -> None:
+    def unload(self, revision_id: str, places: Sequence[str] | None = None) -> None:
         if self.stuck:
             raise ServingError("stuck")
-        super().unload(revision_id)
+        super().unload(revision_id, places)
 
 
 def test_a_failing_unload_fails_no_request_and_is_tried_again(

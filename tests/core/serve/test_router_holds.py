@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from agentpref.errors import InvalidAdapter, RevisionError, SwapFailed, WrongBase
 from agentpref.record.home import Home
-from agentpref.serve.backend import GenerationRequest, Revision
+from agentpref.serve.backend import Capabilities, GenerationRequest, Revision
 from agentpref.serve.holds import holders
 from agentpref.serve.manifest import WEIGHTS_FILE
 from agentpref.serve.registry import Registry
@@ -64,9 +65,9 @@ class Looking(FakeBackend):
         self.seen.append(("load", revision.revision_id in held(self.registry)))
         super().load(revision)
 
-    def unload(self, revision_id: str) -> None:
+    def unload(self, revision_id: str, places: Sequence[str] | None = None) -> None:
         self.seen.append(("unload", revision_id in held(self.registry)))
-        super().unload(revision_id)
+        super().unload(revision_id, places)
 
 
 def test_a_revision_is_held_from_before_it_is_validated_until_after_it_is_unloaded(
@@ -135,6 +136,41 @@ def test_two_routers_of_one_engine_unload_only_what_the_other_does_not_use(
         other.activate(names[3])
         assert names[0] not in backend.list_loaded()
         assert one.generate(ASK).revision == names[2]
+
+
+class Fleet(FakeBackend):
+    """Serves at two places, and notes from which of them a revision is to go."""
+
+    places = (SERVER, "http://127.0.0.1:8001")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unloaded: list[tuple[str, Sequence[str] | None]] = []
+
+    def capabilities(self) -> Capabilities:
+        return replace(super().capabilities(), places=self.places)
+
+    def unload(self, revision_id: str, places: Sequence[str] | None = None) -> None:
+        self.unloaded.append((revision_id, places))
+        super().unload(revision_id)
+
+
+def test_a_revision_is_held_at_every_place_and_unloaded_where_nobody_else_uses_it(
+    registry: Registry, names: list[str]
+) -> None:
+    fleet, second = Fleet(), FakeBackend(place=Fleet.places[1])
+    with Router(registry, fleet) as one, Router(registry, second) as other:
+        one.activate(names[0])
+        places = {holder.place for holder in holders(registry.home.holds, names[0])}
+        assert places == set(Fleet.places)
+        other.sync()
+        for name in names[1:3]:
+            one.activate(name)
+        assert fleet.unloaded == [(names[0], [SERVER])]
+        other.sync()
+        other.activate(names[3])
+        assert names[0] not in second.list_loaded()
+    assert holders(registry.home.holds, names[0]) == []
 
 
 def test_routers_of_several_namespaces_share_an_engine(
