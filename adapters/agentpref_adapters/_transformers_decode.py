@@ -8,7 +8,8 @@ row is there. Knows nothing of queues and threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from agentpref.errors import ServingError
@@ -40,6 +41,7 @@ class Decoder:
         self._layers = layers
         self._pad = pad
         self._failure = failure
+        self._rows: list[Row] = []  # all that were admitted and have not ended
         self._batches: list[_Batch] = []
 
     @property
@@ -50,24 +52,28 @@ class Decoder:
     def admit(self, rows: list[Row]) -> None:
         """Write the first token of each row, and let it go on with the others."""
         waiting = [row for row in rows if not row.done]
+        self._rows += waiting
         if waiting:
-            self._advance(_Batch(waiting, self._pad, self._model.device))
+            with self._failing(waiting):
+                self._advance(_Batch(waiting, self._pad, self._model.device))
 
     def step(self) -> None:
         """Write one more token of each row that has not ended."""
         batches, self._batches = self._batches, []
         for batch in batches:
-            batch.drop_ended()
-            if batch.rows:
-                self._advance(batch)
+            with self._failing(batch.rows):
+                batch.drop_ended()
+                if batch.rows:
+                    self._advance(batch)
+        self._rows = [row for row in self._rows if not row.done]
+
+    def abandon(self) -> list[Row]:
+        """Let go of every row, and give those that have not ended."""
+        rows, self._rows, self._batches = self._rows, [], []
+        return rows
 
     def _advance(self, batch: _Batch) -> None:
-        try:
-            batch.advance(self._model, self._layers)
-        except Exception as error:  # not swallowed: every row that still waits raises it
-            for row in batch.rows:
-                row.fail(self._failure(row, error))
-            return
+        batch.advance(self._model, self._layers)
         batch.drop_ended()
         if batch.rows:
             self._place(batch)
@@ -77,8 +83,20 @@ class Decoder:
         other = next((other for other in self._batches if other.may_join(batch)), None)
         if other is None:
             self._batches.append(batch)
-        else:
+            return
+        self._batches.remove(other)
+        with self._failing([*other.rows, *batch.rows]):  # one that is half joined is no batch
             other.join(batch)
+            self._batches.append(other)
+
+    @contextmanager
+    def _failing(self, rows: Sequence[Row]) -> Iterator[None]:
+        """Fail rows with whatever is raised, be it only where their caches are copied."""
+        try:
+            yield
+        except Exception as error:  # not swallowed: every row that still waits raises it
+            for row in rows:
+                row.fail(self._failure(row, error))
 
 
 class _Batch:

@@ -38,6 +38,9 @@ class Engine(Protocol[J]):
     def step(self) -> None:
         """Bring all that is active a step further."""
 
+    def abandon(self) -> list[J]:
+        """Let go of all that is active, and give it: the owner fails it."""
+
 
 class Owner(Generic[J]):
     """Admits jobs to an engine, oldest first, and drives it, all on a thread of its own.
@@ -97,6 +100,8 @@ class Owner(Generic[J]):
                 self._engine.step()
         finally:
             self._abandon()
+            for job in self._engine.abandon():  # only where the engine raised after all
+                job.fail(_died())
 
     def _next(self) -> list[J] | None:
         """Wait until there is something to do; take who is to be admitted, ``None`` at the end."""
@@ -114,6 +119,13 @@ class Owner(Generic[J]):
             self._arrived.notify()
         for job in abandoned:
             job.fail(_closed())
+
+
+def _died() -> BackendClosed:
+    return BackendClosed(
+        "the thread that runs the model died of an error, which it printed; make a new backend to "
+        "go on serving"
+    )
 
 
 def _closed() -> BackendClosed:

@@ -11,6 +11,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from agentpref.errors import GenerationFailed
 from agentpref.serve.backend import Reply
 from agentpref.serve.registry import Registry
 from agentpref.types import BASE
+from agentpref_adapters import _transformers_cache as caches
 from agentpref_adapters.transformers import TransformersBackend, open_router
 
 LONG = 300
@@ -146,6 +148,49 @@ def test_an_error_in_a_prompt_of_one_does_not_reach_the_others(
     failing.set()
     with pytest.raises(GenerationFailed, match="out of memory"):
         backend.generate(BASE, ask("hello"))
+    *_, reply = stream
+    assert reply.token_ids == served.expected[BASE, "tide"]
+
+
+@pytest.mark.parametrize("step", ["join", "keep"])
+def test_an_error_where_caches_are_copied_reaches_everybody_and_leaves_it_usable(
+    served: Served, backend: TransformersBackend, watched: Watched, step: str
+) -> None:
+    """There, as in the model, memory runs out."""
+    long = backend.stream(BASE, ask("tide", max_tokens=LONG))
+    next(long)
+    with pytest.MonkeyPatch.context() as patched:
+
+        def broken(*args: object) -> None:
+            raise RuntimeError("out of memory")
+
+        patched.setattr(caches, step, broken)
+        with suppress(GenerationFailed):  # one that has its answer before the caches are cut
+            backend.generate(BASE, ask("hello", max_tokens=3))
+        with pytest.raises(GenerationFailed, match="out of memory"):
+            list(long)
+    watched.until_idle(backend)
+    assert len(watched.rows) < LONG
+    assert len(backend.generate(BASE, ask("tide", max_tokens=5)).token_ids) == 5
+
+
+def test_what_cannot_be_copied_for_a_batch_fails_alone(
+    served: Served, backend: TransformersBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the batch that it would have joined, which was not touched."""
+    stream = backend.stream(BASE, ask("tide"))
+    next(stream)
+    tensor = torch.tensor
+
+    def broken(values: object, **settings: object) -> torch.Tensor:
+        if isinstance(values, list) and isinstance(values[0], list):
+            raise RuntimeError("out of memory")
+        return tensor(values, **settings)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "tensor", broken)
+        with pytest.raises(GenerationFailed, match="out of memory"):
+            backend.generate(BASE, ask("hello"))
     *_, reply = stream
     assert reply.token_ids == served.expected[BASE, "tide"]
 

@@ -57,6 +57,10 @@ class Counter:
                 job.outcome.set_result(job.number)
         self.jobs = [job for job in self.jobs if job.steps]
 
+    def abandon(self) -> list[Job]:
+        jobs, self.jobs = self.jobs, []
+        return jobs
+
 
 @pytest.fixture
 def engine() -> Counter:
@@ -138,6 +142,25 @@ def test_closing_fails_what_waits_at_once_finishes_what_is_active_and_refuses_wh
         owner.require_open()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_engine_that_raises_after_all_leaves_nobody_waiting(
+    engine: Counter, owner: Owner[Job], hold: Callable[[], Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    active, waiting = hold(), Job(1)
+    owner.submit(waiting)
+
+    def broken(jobs: list[Job]) -> None:
+        engine.jobs += jobs
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(engine, "admit", broken)
+    engine.gate.set()
+    for job in (active, waiting):
+        assert isinstance(job.outcome.exception(timeout=30), BackendClosed)
+    with pytest.raises(BackendClosed):
+        owner.submit(Job(2))
+
+
 FORKED = """
 import os
 from agentpref.errors import BackendClosed
@@ -151,6 +174,9 @@ class Idle:
 
     def step(self):
         pass
+
+    def abandon(self):
+        return []
 
 owner = Owner(Idle(), max_active=1)
 owner.require_open()
