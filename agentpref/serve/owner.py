@@ -82,6 +82,7 @@ class Owner(Generic[J]):
         Raises:
             BackendClosed: the owner was closed before.
         """
+        self.require_open()  # before the lock, too: another thread may have had it at a fork
         with self._arrived:
             self.require_open()
             self._waiting.append(job)

@@ -12,6 +12,7 @@ models.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -45,6 +46,7 @@ class Router:
     A router serves what the registry says at the moment it is made; :meth:`sync` follows what
     other processes change later, and a :class:`~agentpref.serve.watch.Watcher` calls it by itself.
     All methods may be called from any thread. A router is a context manager that closes itself.
+    It belongs to the process that made it: one that is forked off opens a router of its own.
 
     Args:
         registry: the revisions of one namespace, and which of them is live.
@@ -70,6 +72,7 @@ class Router:
         self._pointers = threading.Condition()
         self._swapping = threading.Lock()  # held for whole swaps and unloads, one at a time
         self._closed = False
+        self._process = os.getpid()
         self._at_close = ExitStack()
         self._at_close.callback(self._holds.close)
         with ExitStack() as on_failure:
@@ -99,8 +102,11 @@ class Router:
         """Admit nothing more, and end what belongs to the router; closing twice is harmless.
 
         The backend is closed too where ``open_router`` made it. What is loaded in an engine of
-        another process stays loaded there.
+        another process stays loaded there. In a process that was forked off, this does nothing:
+        all that there is to end is the parent's.
         """
+        if self._is_foreign():
+            return
         with self._pointers:
             self._closed = True
         with self._swapping:
@@ -110,8 +116,7 @@ class Router:
     @property
     def serving(self) -> ServingState:
         """What this router admits requests to at the moment."""
-        with self._pointers:
-            return self._route
+        return self._route
 
     def acquire(self, thread_id: str | None = None) -> Lease:
         """Admit a request: bind it to the revision that serves its thread now.
@@ -121,8 +126,10 @@ class Router:
                 live, always the same one; requests that name no thread are served by live.
 
         Raises:
-            BackendClosed: the router was closed before.
+            BackendClosed: the router was closed before, or belongs to the process that this one
+                was forked from.
         """
+        self._require_open()
         with self._pointers:
             self._require_open()
             name = chosen(self._route, thread_id)
@@ -209,6 +216,7 @@ class Router:
 
         That includes a revision that was loaded for a swap which then failed.
         """
+        self._require_open()
         try:
             with self._swapping:
                 self._require_open()
@@ -219,7 +227,17 @@ class Router:
         finally:
             self._sweep()
 
+    def _is_foreign(self) -> bool:
+        return os.getpid() != self._process
+
     def _require_open(self) -> None:
+        """Refuse to go on; asked before a lock is taken, which another thread had at a fork."""
+        if self._is_foreign():
+            raise BackendClosed(
+                f"the router of {self.registry.namespace!r} belongs to process {self._process}, "
+                f"which this one was forked from; open a router after the fork, as gunicorn does "
+                f"without --preload"
+            )
         if self._closed:
             raise BackendClosed(
                 f"the router of {self.registry.namespace!r} was closed; open another one"
@@ -312,6 +330,8 @@ class Router:
         return state
 
     def _give_back(self, name: str) -> None:
+        if self._is_foreign():
+            return
         with self._pointers:
             self._leases[name] -= 1
             if not self._leases[name]:

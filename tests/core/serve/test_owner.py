@@ -162,7 +162,7 @@ def test_an_engine_that_raises_after_all_leaves_nobody_waiting(
 
 
 FORKED = """
-import os
+import os, signal
 from agentpref.errors import BackendClosed
 from agentpref.serve.owner import Owner
 
@@ -180,13 +180,16 @@ class Idle:
 
 owner = Owner(Idle(), max_active=1)
 owner.require_open()
+owner._arrived.acquire()  # as another thread may have, just then
 child = os.fork()
 if not child:
+    signal.alarm(30)
     try:
         owner.submit(None)
     except BackendClosed:
         os._exit(7)
     os._exit(0)
+owner._arrived.release()
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -465,6 +467,55 @@ def test_a_closed_router_admits_nothing_and_ends_what_belongs_to_it(
         with pytest.raises(BackendClosed, match="open another"):
             call()
     assert backend.generate(names[0], ASK).revision == names[0], "the backend is its owner's"
+
+
+FORKED = """
+import os, signal, sys
+from agentpref.errors import BackendClosed
+from agentpref.serve.backend import GenerationRequest
+from agentpref.serve.registry import Registry
+from agentpref.serve.router import Router
+from agentpref.serve.watch import Watcher
+from agentpref.testing import FakeBackend
+
+ASK = GenerationRequest(messages=({"role": "user", "content": "hi"},))
+backend = FakeBackend()
+router = Router(Registry(sys.argv[1]), backend)
+router.at_close(backend.close)
+Watcher(router, 0.01)
+lease = router.acquire()
+locks = router._pointers, router._swapping
+for lock in locks:
+    lock.acquire()  # as another thread may have, just then
+child = os.fork()
+if not child:
+    signal.alarm(30)
+    calls = [router.acquire, router.sync, router.rollback, lambda: router.generate(ASK)]
+    calls += [lambda: router.activate("base"), lambda: router.canary(None, 0)]
+    calls += [lambda: next(router.stream(ASK))]
+    told = 0
+    for call in calls:
+        try:
+            call()
+        except BackendClosed as error:
+            told += "after the fork" in str(error)
+    assert router.serving.live is None
+    lease.release()
+    router.close()
+    os._exit(told)
+for lock in locks:
+    lock.release()
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), router.generate(ASK).revision)
+lease.release()
+router.close()
+"""
+
+
+def test_a_forked_process_is_told_to_open_a_router_of_its_own(registry: Registry) -> None:
+    """Half of one would serve what was live at the fork, for ever, and hold it nowhere."""
+    command = [sys.executable, "-W", "error", "-c", FORKED, str(registry.home.path)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert run.stdout.split() == ["7", BASE]
 
 
 def test_swaps_and_requests_from_many_threads_at_once(
