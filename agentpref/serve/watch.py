@@ -79,7 +79,7 @@ class Watcher:
                 self._failed = None
         except BackendClosed:
             raise
-        except (AgentprefError, OSError) as error:
+        except Exception as error:  # of whichever kind: without this thread nobody follows any more
             self._put_off(generation if generation is not None else -1, error)
 
     def _put_off(self, generation: int, error: Exception) -> None:
@@ -93,5 +93,6 @@ class Watcher:
                 generation,
                 self._router.registry.namespace,
                 error,
+                exc_info=None if isinstance(error, AgentprefError) else error,
             )
         self._next_try = self._clock() + self._wait

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -274,6 +275,16 @@ def test_a_revision_whose_files_are_broken_is_put_into_quarantine(
         assert WEIGHTS_FILE in (registry.get(names[0]).quarantine_reason or "")
         with pytest.raises(RevisionError, match="in quarantine"):
             registry.promote(names[0])
+
+
+def test_a_file_whose_name_is_no_utf_8_is_a_reason_too(
+    registry: Registry, names: list[str]
+) -> None:
+    with Router(registry, FakeBackend()) as router:
+        Path(os.fsdecode(os.fsencode(registry.get(names[0]).path) + b"/\xff")).touch()
+        with pytest.raises(InvalidAdapter):
+            router.activate(names[0])
+        assert "\\udcff" in (registry.get(names[0]).quarantine_reason or "")
 
 
 def test_a_revision_that_answers_nothing_finite_is_put_into_quarantine(

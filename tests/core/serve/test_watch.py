@@ -190,6 +190,26 @@ def test_a_home_that_cannot_be_read_for_a_while_is_no_end(
     until(lambda: router.generate(ASK).revision == names[0])
 
 
+def test_an_error_of_a_kind_that_nobody_foresaw_is_no_end(
+    router: Router,
+    registry: Watched,
+    backend: FakeBackend,
+    names: list[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("device-side assert")
+
+    Watcher(router, OFTEN, clock=Clock())
+    with monkeypatch.context() as patched:
+        patched.setattr(backend, "load", broken)
+        registry.promote(names[0])
+        until(lambda: "device-side assert" in caplog.text)
+    registry.promote(names[1])
+    until(lambda: router.generate(ASK).revision == names[1])
+
+
 def test_closing_the_router_ends_its_watcher(router: Router) -> None:
     before = watchers()
     Watcher(router, OFTEN)
