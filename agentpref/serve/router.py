@@ -53,7 +53,7 @@ class Router:
         backend: the engine; several routers, of several namespaces, may share one.
 
     Raises:
-        RevisionError: what is live is broken or made for another base.
+        RevisionError: what is live is broken, in quarantine, or made for another base.
         SwapFailed: what is live could not be loaded.
         NotKept: the home takes no files, so that nobody could see what is loaded.
     """
@@ -78,7 +78,7 @@ class Router:
         with ExitStack() as on_failure:
             on_failure.callback(self.close)
             self._adopt()
-            self.sync()
+            self._open()
             on_failure.pop_all()
 
     def __enter__(self) -> Router:
@@ -200,15 +200,36 @@ class Router:
     def sync(self) -> ServingState:
         """Follow what other processes made live; does nothing if nothing changed.
 
+        Live is followed first: a canary that cannot be made ready gets no threads, and is tried
+        again by the next call.
+
         Raises:
-            AgentprefError: as for :meth:`activate`; what served before still serves.
+            AgentprefError: as for :meth:`activate`; what served before still serves, or the new
+                live one without its canary.
         """
         with self._swap():
             state = self.registry.state()
-            if state.generation == self._route.generation:
+            if state == self._route:
                 return state
-            self._prepare(state.live, state.canary)
+            self._prepare(state.live)
+            if state.canary is not None and state.canary not in self._wanted():
+                self._flip(state._replace(canary=None, weight=0.0))
+                self._prepare(state.canary)
             return self._flip(state)
+
+    def _open(self) -> None:
+        """Serve what is live, if need be without a canary."""
+        before = self._route
+        try:
+            self.sync()
+        except (AgentprefError, OSError):
+            if self._route is before:
+                raise
+            _logger.warning(
+                "the canary of %r cannot be made ready, so live serves its threads",
+                self.registry.namespace,
+                exc_info=True,
+            )
 
     @contextmanager
     def _swap(self) -> Iterator[None]:
@@ -245,14 +266,14 @@ class Router:
 
     def _prepare(self, *names: str | None) -> None:
         """Have revisions ready beside those that serve; ``None`` is the base, which always is."""
-        wanted = self._wanted()
-        new = [self.registry.get(name) for name in names if name and name not in wanted]
+        ready = self._wanted()
+        self._coming.update(name for name in names if name)
+        new = [self.registry.get(name) for name in names if name and name not in ready]
         for revision in new:
-            self._coming.add(revision.revision_id)
             self._hold(revision.revision_id)
             self.registry.require_available(revision)
             self._validate(revision)
-        if self._last_live not in names:
+        if new:
             self._make_room()
         for revision in new:
             self._load(revision)
@@ -275,7 +296,8 @@ class Router:
         """
         if not self._is_full():
             return
-        self._last_live = None
+        if self._last_live not in self._coming:
+            self._last_live = None
         self._adopt()
         self._unload_idle()
         if self._is_full():

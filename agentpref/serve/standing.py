@@ -59,7 +59,8 @@ def require_available(connection: sqlite3.Connection, revision_id: str) -> None:
     for (reason,) in connection.execute(query, (revision_id,)):
         raise RevisionError(
             f"{revision_id} is in quarantine: {reason}; when that is mended, `agentpref adapters "
-            f"release {revision_id}` checks its files and lets it serve again"
+            f"release {revision_id}` checks its files and lets it serve again; if it is live, "
+            f"`agentpref adapters rollback` makes the one before it live"
         )
 
 

@@ -25,8 +25,8 @@ _logger = logging.getLogger(__name__)
 class Watcher:
     """Keeps a router at what the registry says, until the router or the watcher is closed.
 
-    A swap that fails is logged once for each generation, and tried again after waits that double,
-    up to half a minute. A newer generation is tried at once.
+    A swap that fails, if only for the canary, is logged once for each generation, and tried again
+    after waits that double, up to half a minute. A newer generation is tried at once.
 
     Args:
         router: what is to follow; closing it ends the watcher first.
@@ -71,8 +71,9 @@ class Watcher:
         """Swap if the registry has moved on, unless it is too soon to try that again."""
         generation: int | None = None
         try:
-            generation = self._router.registry.state().generation
-            if generation == self._router.serving.generation:
+            state = self._router.registry.state()
+            generation = state.generation
+            if state == self._router.serving:
                 self._failed = None
             elif generation != self._failed or self._clock() >= self._next_try:
                 self._router.sync()
@@ -89,9 +90,10 @@ class Watcher:
             self._failed, self._wait = generation, self._every
             _logger.warning(
                 "generation %d of %r cannot be followed, and is tried again from time to time; "
-                "what served before still serves: %s",
+                "%s still serves: %s",
                 generation,
                 self._router.registry.namespace,
+                self._router.serving.live or "the base model",
                 error,
                 exc_info=None if isinstance(error, AgentprefError) else error,
             )

@@ -168,6 +168,11 @@ def fail_probe(registry: Registry, name: str, backend: FakeBackend) -> type[Exce
     return SwapFailed
 
 
+def quarantine(registry: Registry, name: str, backend: FakeBackend) -> type[Exception]:
+    registry.quarantine(name, "it answers in Latin")
+    return RevisionError
+
+
 def be_overtaken(registry: Registry, name: str, backend: FakeBackend) -> type[Exception]:
     registry.canary(None, 0)
     return GenerationConflict
@@ -378,17 +383,78 @@ def test_a_swap_does_not_wait_for_ever(
 def test_what_is_kept_for_rollback_is_not_given_up_when_it_is_wanted(
     registry: Registry, names: list[str]
 ) -> None:
-    router = Router(registry, FakeBackend(max_loaded=2))
+    backend = FakeBackend(max_loaded=2)
+    router = Router(registry, backend)
     router.activate(names[0])
     router.activate(names[1])
     registry.rollback()
     registry.canary(names[2], 1.0)
-    with pytest.raises(SwapFailed, match="does not fit"):
-        router.sync()
-    assert served_by(router) == names[1]
-    registry.canary(None, 0)
     router.sync()
     assert served_by(router) == names[0]
+    assert served_by(router, "thread") == names[2]
+    assert backend.calls.count(("load", names[0])) == 1
+    assert ("unload", names[1]) in backend.calls, "which is what served in between"
+
+
+@pytest.mark.parametrize("break_it", [corrupt, fail_load, fail_probe, quarantine])
+def test_a_bad_canary_is_not_served_and_keeps_nobody_from_live(
+    registry: Registry,
+    names: list[str],
+    break_it: Callable[[Registry, str, FakeBackend], type[Exception]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    opened, following = FakeBackend(), FakeBackend()
+    follower = Router(registry, following)
+    registry.promote(names[0])
+    registry.canary(names[1], 1.0)
+    error, _ = (break_it(registry, names[1], backend) for backend in (opened, following))
+    router = Router(registry, opened)
+    assert "canary" in caplog.text
+    with pytest.raises((error, RevisionError)):  # which is in quarantine by now
+        follower.sync()
+    for one, backend in ((router, opened), (follower, following)):
+        assert served_by(one) == served_by(one, "thread") == names[0]
+        assert backend.list_loaded() == (names[0],)
+        assert one.serving == registry.state()._replace(canary=None, weight=0.0)
+
+
+def test_a_canary_that_came_to_be_ready_is_served_by_the_next_sync(
+    router: Router, registry: Registry, backend: FakeBackend, names: list[str]
+) -> None:
+    backend.fail_load.add(names[1])
+    registry.canary(names[1], 1.0)
+    with pytest.raises(SwapFailed, match="the base model still serves"):
+        router.sync()
+    backend.fail_load.clear()
+    assert router.sync() == registry.state()
+    assert served_by(router, "thread") == names[1]
+
+
+def test_a_canary_that_is_served_keeps_its_threads_while_its_share_grows(
+    router: Router, registry: Registry, backend: FakeBackend, names: list[str]
+) -> None:
+    router.canary(names[0], 0.5)
+    [tried, *_] = [t for t in map(str, range(99)) if served_by(router, t) == names[0]]
+    registry.canary(names[0], 1.0)
+    backend.fail_load.add(names[0])
+    router.sync()
+    assert served_by(router, tried) == names[0]
+    assert backend.calls.count(("load", names[0])) == 1
+
+
+def test_a_live_revision_in_quarantine_is_not_opened_and_the_cures_work(
+    registry: Registry, names: list[str]
+) -> None:
+    registry.promote(names[0])
+    registry.promote(names[1])
+    serving = Router(registry, FakeBackend())
+    registry.quarantine(names[1], "it answers in Latin")
+    with pytest.raises(RevisionError, match="`agentpref adapters rollback`"):
+        Router(registry, FakeBackend())
+    registry.canary(names[0], 1.0)
+    assert serving.sync().live == names[1], "what serves already goes on"
+    registry.rollback()
+    assert served_by(Router(registry, FakeBackend())) == names[0]
 
 
 class StickyBackend(FakeBackend):
