@@ -5,8 +5,7 @@ validates, loads and probes the new revision beside the old one, changes the reg
 compare-and-swap, and only then flips the route that later requests are admitted by; whatever fails
 before that leaves the route as it was. A revision is held, for other processes to see, from before
 it is validated until it is neither routed to, nor what was live just before, nor leased; it is then
-unloaded, where nobody else holds it at the same place. Knows nothing of prompts, tokens and
-models.
+unloaded, where nobody else holds it at the same place. Knows nothing of prompts and models.
 """
 
 from __future__ import annotations
@@ -22,15 +21,13 @@ from types import TracebackType
 from agentpref.errors import (
     AgentprefError,
     BackendClosed,
-    InvalidAdapter,
-    ProbeFailed,
     RecordError,
     ServingError,
-    SwapFailed,
     UnknownRevision,
 )
+from agentpref.serve import loading
 from agentpref.serve.admission import Lease, chosen
-from agentpref.serve.backend import GenerationRequest, Reply, Revision, ServingBackend
+from agentpref.serve.backend import GenerationRequest, Reply, ServingBackend
 from agentpref.serve.holds import EngineHolds
 from agentpref.serve.registry import Registry, ServingState
 
@@ -68,9 +65,11 @@ class Router:
         self._held: set[str] = set()  # what the backend may have loaded in our name
         self._coming: set[str] = set()  # what the swap at hand is about to need
         self._holds = EngineHolds(registry.home.holds, backend.capabilities().places)
-        # Held for moments: the route, the leases, what is held. Told when a revision is given back.
+        # Three locks, taken in this order. Held for whole swaps and unloads, one at a time; while
+        # the registry and then the route change, so that both do in one order; and for moments:
+        # the route, the leases, what is held. The last is told when a revision is given back.
+        self._swapping, self._flipping = threading.Lock(), threading.Lock()
         self._pointers = threading.Condition()
-        self._swapping = threading.Lock()  # held for whole swaps and unloads, one at a time
         self._closed = False
         self._process = os.getpid()
         self._at_close = ExitStack()
@@ -109,7 +108,7 @@ class Router:
             return
         with self._pointers:
             self._closed = True
-        with self._swapping:
+        with self._swapping, self._flipping:
             pass  # a swap under way is finished, and no other can begin
         self._at_close.close()
 
@@ -167,9 +166,10 @@ class Router:
         """
         with self._swap():
             self._prepare(revision_id)
-            return self._flip(
-                self.registry.promote(revision_id, expected_generation=expected_generation)
-            )
+            with self._flipping:
+                return self._flip(
+                    self.registry.promote(revision_id, expected_generation=expected_generation)
+                )
 
     def canary(self, revision_id: str | None, weight: float) -> ServingState:
         """Let a revision serve a share of the threads; ``canary(None, 0)`` ends that.
@@ -181,21 +181,28 @@ class Router:
         with self._swap():
             state = self.registry.state()
             self._prepare(state.live, revision_id)
-            return self._flip(
-                self.registry.canary(revision_id, weight, expected_generation=state.generation)
-            )
+            with self._flipping:
+                return self._flip(
+                    self.registry.canary(revision_id, weight, expected_generation=state.generation)
+                )
 
     def rollback(self) -> ServingState:
         """Undo the last promotion. The revision before is still loaded, so this is instant.
+
+        It does not even wait for another revision that is being made ready.
 
         Raises:
             RevisionError: no promotion is left to undo.
             AgentprefError: as for :meth:`activate`, where the revision had to be loaded.
         """
+        if (state := self._rolled_back()) is not None:
+            self._sweep()
+            return state
         with self._swap():
             generation = self.registry.state().generation
             self._prepare(self.registry.previous())
-            return self._flip(self.registry.rollback(expected_generation=generation))
+            with self._flipping:
+                return self._flip(self.registry.rollback(expected_generation=generation))
 
     def sync(self) -> ServingState:
         """Follow what other processes made live; does nothing if nothing changed.
@@ -208,14 +215,17 @@ class Router:
                 live one without its canary.
         """
         with self._swap():
+            before = self._route
             state = self.registry.state()
-            if state == self._route:
+            if state == before:
                 return state
             self._prepare(state.live)
             if state.canary is not None and state.canary not in self._wanted():
-                self._flip(state._replace(canary=None, weight=0.0))
+                alone = state._replace(canary=None, weight=0.0)
+                self._follow(alone, before)
                 self._prepare(state.canary)
-            return self._flip(state)
+                before = alone
+            return self._follow(state, before)
 
     def _open(self) -> None:
         """Serve what is live, if need be without a canary."""
@@ -225,11 +235,21 @@ class Router:
         except (AgentprefError, OSError):
             if self._route is before:
                 raise
-            _logger.warning(
-                "the canary of %r cannot be made ready, so live serves its threads",
-                self.registry.namespace,
-                exc_info=True,
-            )
+            words = "the canary of %r cannot be made ready, so live serves its threads"
+            _logger.warning(words, self.registry.namespace, exc_info=True)
+
+    def _rolled_back(self) -> ServingState | None:
+        """Roll back if nothing has to be loaded for it.
+
+        What is wanted stays loaded for as long as the flip lock is held: see :meth:`_make_room`.
+        """
+        self._require_open()
+        with self._flipping:
+            self._require_open()
+            state, name = self.registry.state(), self.registry.previous()
+            if name is not None and name not in self._wanted():
+                return None
+            return self._flip(self.registry.rollback(expected_generation=state.generation))
 
     @contextmanager
     def _swap(self) -> Iterator[None]:
@@ -272,11 +292,11 @@ class Router:
         for revision in new:
             self._hold(revision.revision_id)
             self.registry.require_available(revision)
-            self._validate(revision)
+            loading.validate(self.backend, self.registry, revision)
         if new:
             self._make_room()
         for revision in new:
-            self._load(revision)
+            loading.load(self.backend, self.registry, revision, serving=self._route.live)
 
     def _hold(self, name: str) -> None:
         self._holds.take(name)
@@ -296,8 +316,9 @@ class Router:
         """
         if not self._is_full():
             return
-        if self._last_live not in self._coming:
-            self._last_live = None
+        with self._flipping, self._pointers:
+            if self._last_live not in self._coming:
+                self._last_live = None
         self._adopt()
         self._unload_idle()
         if self._is_full():
@@ -313,38 +334,13 @@ class Router:
         """What is loaded for the sake of requests in flight alone."""
         return self._held.intersection(self._leases) - self._wanted() - self._coming
 
-    def _validate(self, revision: Revision) -> None:
-        try:
-            self.backend.validate(revision)
-        except InvalidAdapter as error:
-            self._condemn(revision, error)
-            raise
-
-    def _load(self, revision: Revision) -> None:
-        name = revision.revision_id
-        try:
-            self.backend.load(revision)
-            self.backend.probe(name)
-        except BackendClosed:
-            raise
-        except ServingError as error:
-            if isinstance(error, ProbeFailed):
-                self._condemn(revision, error)
-            raise SwapFailed(
-                f"{name} could not be made ready: {error}; "
-                f"{self._route.live or 'the base model'} still serves"
-            ) from error
-
-    def _condemn(self, revision: Revision, error: AgentprefError) -> None:
-        """Put a revision that is to blame itself where nobody promotes it again."""
-        try:
-            self.registry.quarantine(revision.revision_id, str(error))
-        except AgentprefError:
-            _logger.warning("%s is not in quarantine", revision.revision_id, exc_info=True)
-        else:
-            _logger.warning("%s is in quarantine now: %s", revision.revision_id, error)
+    def _follow(self, state: ServingState, before: ServingState) -> ServingState:
+        """Flip to what the registry said, unless a rollback has overtaken that."""
+        with self._flipping:
+            return self._flip(state) if self._route is before else self._route
 
     def _flip(self, state: ServingState) -> ServingState:
+        """Admit by a state from now on. Call it with the flip lock held."""
         with self._pointers:
             if state.live != self._route.live:
                 self._last_live = self._route.live
@@ -375,7 +371,8 @@ class Router:
 
     def _wanted(self) -> set[str | None]:
         """What is to stay loaded. All of it has passed the probe."""
-        return {self._route.live, self._route.canary, self._last_live}
+        with self._pointers:
+            return {self._route.live, self._route.canary, self._last_live}
 
     def _idle(self) -> set[str]:
         """Loaded revisions that no request uses, none will, and no rollback is likely to want."""

@@ -6,8 +6,9 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,119 @@ def test_the_last_live_stays_loaded_and_rollback_needs_no_load(
     assert served_by(router) == BASE
     with pytest.raises(RevisionError, match="nothing to roll back"):
         router.rollback()
+
+
+class Slow(FakeBackend):
+    """Holds up whoever probes one revision."""
+
+    slow = ""
+
+    def __init__(self, **settings: int) -> None:
+        super().__init__(**settings)
+        self.probing, self.gate = threading.Event(), threading.Event()
+
+    def probe(self, revision_id: str) -> Reply:
+        if revision_id == self.slow:
+            self.probing.set()
+            self.gate.wait()
+        return super().probe(revision_id)
+
+
+@pytest.fixture
+def held_up(registry: Registry, names: list[str]) -> Iterator[tuple[Router, Slow]]:
+    """A router that serves the second revision, with the first one for a rollback."""
+    backend = Slow()
+    router = Router(registry, backend)
+    router.activate(names[0])
+    router.activate(names[1])
+    backend.slow = names[2]
+    yield router, backend
+    backend.gate.set()
+
+
+def test_a_rollback_does_not_wait_for_a_revision_that_is_being_made_ready(
+    held_up: tuple[Router, Slow], registry: Registry, names: list[str]
+) -> None:
+    router, backend = held_up
+    with ThreadPoolExecutor(1) as pool:
+        swap = pool.submit(router.activate, names[2])
+        backend.probing.wait()
+        assert router.rollback().live == names[0]
+        assert served_by(router) == names[0]
+        assert not swap.done()
+        backend.gate.set()
+        assert swap.result().live == names[2], "whoever names no generation comes after it"
+    assert router.serving == registry.state()
+    assert set(backend.list_loaded()) == {names[0], names[2]}
+
+
+def test_a_swap_that_a_rollback_overtook_is_refused_where_its_author_looked_before(
+    held_up: tuple[Router, Slow], registry: Registry, names: list[str]
+) -> None:
+    router, backend = held_up
+    generation = registry.state().generation
+    with ThreadPoolExecutor(1) as pool:
+        swap = pool.submit(router.activate, names[2], expected_generation=generation)
+        backend.probing.wait()
+        router.rollback()
+        backend.gate.set()
+        assert isinstance(swap.exception(), GenerationConflict)
+    assert served_by(router) == names[0]
+    assert set(backend.list_loaded()) == {names[0], names[1]}
+
+
+@pytest.mark.parametrize("as_canary", [False, True])
+def test_a_sync_that_a_rollback_overtook_does_not_undo_it(
+    held_up: tuple[Router, Slow], registry: Registry, names: list[str], as_canary: bool
+) -> None:
+    router, backend = held_up
+    if as_canary:
+        registry.canary(names[2], 1.0)
+    else:
+        registry.promote(names[2])
+    with ThreadPoolExecutor(1) as pool:
+        swap = pool.submit(router.sync)
+        backend.probing.wait()
+        state = router.rollback()
+        backend.gate.set()
+        assert swap.result() == state == router.serving == registry.state()
+    assert served_by(router) == served_by(router, "thread") == state.live
+    assert names[2] not in backend.list_loaded()
+
+
+def test_rollbacks_and_swaps_of_many_threads_change_the_route_as_they_change_the_registry(
+    router: Router, registry: Registry, backend: FakeBackend, names: list[str]
+) -> None:
+    """And no request meets a revision that is not loaded, which the fake would refuse."""
+    done = threading.Event()
+
+    def ask() -> None:
+        while not done.is_set():
+            served_by(router, "thread")
+
+    def swap(name: str) -> None:
+        for turn in range(20):
+            with suppress(GenerationConflict):
+                router.canary(name, 0.5) if turn % 4 == 0 else router.activate(name)
+
+    def back() -> None:
+        for _ in range(40):
+            with suppress(RevisionError, GenerationConflict):
+                router.rollback()
+
+    with ThreadPoolExecutor(8) as pool:
+        asking = [pool.submit(ask) for _ in range(2)]
+        changing = [pool.submit(swap, name) for name in names] + [pool.submit(back)]
+        try:
+            for changer in changing:
+                changer.result()
+        finally:
+            done.set()
+        for asker in asking:
+            asker.result()
+    assert router.serving == registry.state()
+    assert served_by(router) == (registry.state().live or BASE)
+    assert len(backend.list_loaded()) <= 3
 
 
 def test_rollback_loads_what_this_process_never_had(
@@ -550,7 +664,7 @@ router = Router(Registry(sys.argv[1]), backend)
 router.at_close(backend.close)
 Watcher(router, 0.01)
 lease = router.acquire()
-locks = router._pointers, router._swapping
+locks = router._swapping, router._flipping, router._pointers
 for lock in locks:
     lock.acquire()  # as another thread may have, just then
 child = os.fork()
