@@ -54,14 +54,14 @@ class Decoder:
         waiting = [row for row in rows if not row.done]
         self._rows += waiting
         if waiting:
-            with self._failing(waiting):
+            with _failing(waiting, self._failure):
                 self._advance(_Batch(waiting, self._pad, self._model.device))
 
     def step(self) -> None:
         """Write one more token of each row that has not ended."""
         batches, self._batches = self._batches, []
         for batch in batches:
-            with self._failing(batch.rows):
+            with _failing(batch.rows, self._failure):
                 batch.drop_ended()
                 if batch.rows:
                     self._advance(batch)
@@ -73,7 +73,7 @@ class Decoder:
         return rows
 
     def _advance(self, batch: _Batch) -> None:
-        batch.advance(self._model, self._layers)
+        batch.advance(self._model, self._layers, self._failure)
         batch.drop_ended()
         if batch.rows:
             self._place(batch)
@@ -85,18 +85,10 @@ class Decoder:
             self._batches.append(batch)
             return
         self._batches.remove(other)
-        with self._failing([*other.rows, *batch.rows]):  # one that is half joined is no batch
+        both = [*other.rows, *batch.rows]
+        with _failing(both, self._failure):  # one that is half joined is no batch
             other.join(batch)
             self._batches.append(other)
-
-    @contextmanager
-    def _failing(self, rows: Sequence[Row]) -> Iterator[None]:
-        """Fail rows with whatever is raised, be it only where their caches are copied."""
-        try:
-            yield
-        except Exception as error:  # not swallowed: every row that still waits raises it
-            for row in rows:
-                row.fail(self._failure(row, error))
 
 
 class _Batch:
@@ -114,7 +106,7 @@ class _Batch:
         self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
         self.cache: Any = None
 
-    def advance(self, model: PreTrainedModel, layers: Layers) -> None:
+    def advance(self, model: PreTrainedModel, layers: Layers, failure: Failure) -> None:
         """Write one token of each row."""
         import torch
 
@@ -127,7 +119,7 @@ class _Batch:
                 use_cache=True,
                 logits_to_keep=1,
             )
-            chosen = _step(output.logits[:, -1].float(), self.rows)
+            chosen = _step(output.logits[:, -1].float(), self.rows, failure)
             self.cache = output.past_key_values
             self.tokens, self.positions = chosen[:, None], self.positions[:, -1:] + 1
             self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.rows), 1)], dim=1)
@@ -180,6 +172,16 @@ class _Batch:
         _, self.shares = shares_of([row.adapter for row in self.rows])
 
 
+@contextmanager
+def _failing(rows: Sequence[Row], failure: Failure) -> Iterator[None]:
+    """Fail rows with whatever is raised, be it only where their caches are copied."""
+    try:
+        yield
+    except Exception as error:  # not swallowed: every row that still waits raises it
+        for row in rows:
+            row.fail(failure(row, error))
+
+
 def _left_padded(rows: list[Row], pad: int, device: Any) -> tuple[Tensor, Tensor]:
     """Token ids and mask, (rows, longest prompt)."""
     import torch
@@ -197,25 +199,34 @@ def _filled(mask: Tensor, wide: int) -> Tensor:
     return pad(mask, (wide - mask.shape[1], 0))
 
 
-def _step(logits: Tensor, rows: list[Row]) -> Tensor:
-    """Choose a token for each row from (rows, vocabulary) and hand it over; return the tokens."""
+def _step(logits: Tensor, rows: list[Row], failure: Failure) -> Tensor:
+    """Choose a token for each row from (rows, vocabulary) and hand it over; return the tokens.
+
+    What is raised for one row, in sampling or in making text of it, is that row's alone.
+    """
     totals = logits.logsumexp(-1)
     chosen = logits.argmax(-1)
     for index, row in enumerate(rows):
         if row.generator is not None and not row.done and totals[index].isfinite():
-            chosen[index] = _sample(logits[index].cpu(), row.request, row.generator)
+            with _failing([row], failure):
+                chosen[index] = _sample(logits[index].cpu(), row.request, row.generator)
     logprobs = logits.gather(-1, chosen[:, None])[:, 0] - totals
     for row, token, logprob in zip(rows, chosen.tolist(), logprobs.tolist(), strict=True):
         if not row.done:
-            row.take(token, logprob)
+            with _failing([row], failure):
+                row.take(token, logprob)
     return chosen
 
 
 def _sample(logits: Tensor, request: GenerationRequest, generator: Generator) -> int:
-    """Draw from the smallest set of tokens whose probability reaches ``top_p`` (1904.09751)."""
+    """Draw from the smallest set of tokens whose probability reaches ``top_p`` (1904.09751).
+
+    The likeliest token's score is made 0, so that no temperature makes it an infinity.
+    """
     import torch
 
-    probabilities, order = (logits / request.temperature).softmax(-1).sort(descending=True)
+    scores = (logits.double() - logits.max()) / request.temperature
+    probabilities, order = scores.softmax(-1).sort(descending=True)
     before = probabilities.cumsum(-1) - probabilities
     kept = probabilities.masked_fill(before >= request.top_p, 0.0)
     return int(order[torch.multinomial(kept, 1, generator=generator)])
