@@ -46,8 +46,17 @@ class Decoder:
 
     @property
     def active(self) -> int:
-        """How many rows are being answered."""
-        return sum(len(batch.rows) for batch in self._batches)
+        """How many rows are being answered.
+
+        A batch whose cache cannot be cut keeps its rows to the end of the last one; somebody else
+        may have their places before.
+        """
+        return sum(not row.done for row in self._rows)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether there is a batch."""
+        return bool(self._batches)
 
     def admit(self, rows: list[Row]) -> None:
         """Write the first token of each row, and let it go on with the others."""

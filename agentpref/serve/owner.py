@@ -30,7 +30,11 @@ class Engine(Protocol[J]):
 
     @property
     def active(self) -> int:
-        """How many jobs were admitted and have not ended."""
+        """How many jobs were admitted and have not ended: there is room for that many less."""
+
+    @property
+    def has_work(self) -> bool:
+        """Whether there is a step to take, be it only to clear up after jobs that have ended."""
 
     def admit(self, jobs: list[J]) -> None:
         """Take jobs in; each of them is answered or failed in the end."""
@@ -107,8 +111,8 @@ class Owner(Generic[J]):
     def _next(self) -> list[J] | None:
         """Wait until there is something to do; take who is to be admitted, ``None`` at the end."""
         with self._arrived:
-            self._arrived.wait_for(lambda: self._waiting or self._closed or self._engine.active)
-            if self._closed and not self._engine.active:
+            self._arrived.wait_for(lambda: self._waiting or self._closed or self._engine.has_work)
+            if self._closed and not self._engine.has_work:
                 return None
             room = self._max_active - self._engine.active
             return [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]

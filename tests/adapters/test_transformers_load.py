@@ -58,7 +58,7 @@ class Watched:
 
     def until_idle(self, backend: TransformersBackend) -> None:
         """Wait until nobody is answered, long before whoever left would have been."""
-        self.until(lambda: backend._owner._engine.active == 0)
+        self.until(lambda: not backend._owner._engine.has_work)
 
 
 @pytest.fixture
@@ -298,21 +298,45 @@ SMALL = {
 }
 
 
+def small_base(kind: str, random_base: Path, folder: Path) -> str:
+    """A random model of another kind, with the tokenizer of the shared one."""
+    tokenizer = AutoTokenizer.from_pretrained(random_base)
+    tokenizer.save_pretrained(folder)
+    config = SMALL[kind]
+    config.vocab_size, config.eos_token_id = len(tokenizer), tokenizer.eos_token_id
+    config.pad_token_id = tokenizer.pad_token_id
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return str(folder)
+
+
+def test_who_has_ended_in_a_batch_that_cannot_be_cut_leaves_room_for_others(
+    random_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = small_base("mistral with a sliding window", random_base, tmp_path / "base")
+    backend = TransformersBackend(base, max_batch=2)
+    watched = Watched(backend, monkeypatch)
+    with ThreadPoolExecutor(2) as pool:
+        with held(backend) as waiting:
+            long = pool.submit(backend.generate, BASE, ask("tide", max_tokens=LONG))
+            short = pool.submit(backend.generate, BASE, ask("hello", max_tokens=1))
+            waiting(2)
+        short.result()
+        backend.generate(BASE, ask("late", max_tokens=1))
+        assert not long.done()
+        assert len(watched.rows) < LONG
+        assert len(long.result().token_ids) == LONG
+    backend.close()
+
+
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")  # peft's, of GPT-2
 @pytest.mark.parametrize("kind", SMALL)
 def test_other_kinds_of_model_answer_as_plain_peft_does(
     kind: str, random_base: Path, tmp_path: Path
 ) -> None:
     """GPT-2 stores its weights the other way round; a sliding window's cache cannot be joined."""
-    tokenizer = AutoTokenizer.from_pretrained(random_base)
-    tokenizer.save_pretrained(tmp_path / "base")
-    config = SMALL[kind]
-    config.vocab_size, config.eos_token_id = len(tokenizer), tokenizer.eos_token_id
-    config.pad_token_id = tokenizer.pad_token_id
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
-    served = make_home(str(tmp_path / "base"), tmp_path)
+    served = make_home(small_base(kind, random_base, tmp_path / "base"), tmp_path)
     backend = TransformersBackend(served.base)
     for index in range(REVISIONS):
         backend.load(get(served, index))

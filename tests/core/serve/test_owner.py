@@ -41,6 +41,10 @@ class Counter:
     def active(self) -> int:
         return len(self.jobs)
 
+    @property
+    def has_work(self) -> bool:
+        return bool(self.jobs)
+
     def admit(self, jobs: list[Job]) -> None:
         self.threads.add(threading.get_ident())
         self.jobs += jobs
@@ -168,6 +172,7 @@ from agentpref.serve.owner import Owner
 
 class Idle:
     active = 0
+    has_work = False
 
     def admit(self, jobs):
         pass
