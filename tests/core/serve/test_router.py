@@ -382,6 +382,7 @@ def test_a_canary_takes_its_share_of_threads_and_keeps_them(
 def test_a_weight_of_one_takes_every_thread(router: Router, names: list[str]) -> None:
     router.canary(names[0], 1.0)
     assert {served_by(router, str(n)) for n in range(100)} == {names[0]}
+    assert served_by(router, "\ud800") == names[0]
 
 
 def test_a_canary_brings_the_live_revision_of_another_process_with_it(
