@@ -30,6 +30,7 @@ from agentpref.serve.admission import Lease, chosen
 from agentpref.serve.backend import GenerationRequest, Reply, ServingBackend
 from agentpref.serve.holds import EngineHolds
 from agentpref.serve.registry import Registry, ServingState
+from agentpref.types import BASE
 
 DRAIN_SECONDS = 30.0
 """How long a swap waits for requests in flight whose revision takes the room of the new one."""
@@ -154,7 +155,7 @@ class Router:
         """Make a revision live: once this returns, new requests are served by it.
 
         Args:
-            revision_id: the revision to serve.
+            revision_id: the revision to serve, ``"base"`` for the bare base model.
             expected_generation: refuse if what is served has changed since that generation.
 
         Raises:
@@ -165,7 +166,7 @@ class Router:
             GenerationConflict: somebody changed what is served in between.
         """
         with self._swap():
-            self._prepare(revision_id)
+            self._prepare(None if revision_id == BASE else revision_id)
             with self._flipping:
                 return self._flip(
                     self.registry.promote(revision_id, expected_generation=expected_generation)

@@ -344,6 +344,18 @@ def test_rollback_leaves_a_live_revision_that_cannot_be_loaded_here(
     assert router.rollback().live == names[0]
 
 
+def test_the_base_may_be_made_live_like_a_revision(
+    router: Router, registry: Registry, backend: FakeBackend, names: list[str]
+) -> None:
+    router.activate(names[0])
+    assert router.activate(BASE).live is None
+    assert served_by(router) == BASE
+    assert registry.live() is None
+    before = len(backend.calls)
+    assert router.rollback().live == names[0]
+    assert backend.calls[before:] == []
+
+
 def test_an_unknown_revision_is_refused(router: Router) -> None:
     with pytest.raises(UnknownRevision):
         router.activate("rev-000009-0123456789ab")
