@@ -8,6 +8,7 @@ row is there. Knows nothing of queues and threads.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,7 @@ class Decoder:
         self._layers = layers
         self._pad = pad
         self._failure = failure
+        self._turning_point = _turning_point(model.config.get_text_config())
         self._rows: list[Row] = []  # all that were admitted and have not ended
         self._batches: list[_Batch] = []
 
@@ -62,9 +64,12 @@ class Decoder:
         """Write the first token of each row, and let it go on with the others."""
         waiting = [row for row in rows if not row.done]
         self._rows += waiting
-        if waiting:
-            with _failing(waiting, self._failure):
-                self._advance(_Batch(waiting, self._pad, self._model.device))
+        together = [row for row in waiting if row.longest <= self._turning_point]
+        if together:
+            self._begin(together, alone=False)
+        for row in waiting:
+            if row.longest > self._turning_point:
+                self._begin([row], alone=True)
 
     def step(self) -> None:
         """Write one more token of each row that has not ended."""
@@ -80,6 +85,10 @@ class Decoder:
         """Let go of every row, and give those that have not ended."""
         rows, self._rows, self._batches = self._rows, [], []
         return rows
+
+    def _begin(self, rows: list[Row], *, alone: bool) -> None:
+        with _failing(rows, self._failure):
+            self._advance(_Batch(rows, self._pad, self._model.device, alone=alone))
 
     def _advance(self, batch: _Batch) -> None:
         batch.advance(self._model, self._layers, self._failure)
@@ -107,13 +116,14 @@ class _Batch:
     tokens so far) is 0 where a row has nothing yet, on its left.
     """
 
-    def __init__(self, rows: list[Row], pad: int, device: Any) -> None:
+    def __init__(self, rows: list[Row], pad: int, device: Any, *, alone: bool) -> None:
         """Begin with the prompts, padded on the left, so that all rows end together."""
         order, self.shares = shares_of([row.adapter for row in rows])
         self.rows = [rows[row] for row in order]
         self.tokens, self.mask = _left_padded(self.rows, pad, device)
         self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
         self.cache: Any = None
+        self._alone = alone
 
     def advance(self, model: PreTrainedModel, layers: Layers, failure: Failure) -> None:
         """Write one token of each row."""
@@ -146,6 +156,8 @@ class _Batch:
 
     def may_join(self, other: _Batch) -> bool:
         """Whether another batch can become part of this one."""
+        if self._alone or other._alone:
+            return False
         return caches.is_plain(self.cache) and caches.is_plain(other.cache)
 
     def join(self, other: _Batch) -> None:
@@ -179,6 +191,17 @@ class _Batch:
         self.positions = self.positions.index_select(0, rows)
         self.rows = [self.rows[row] for row in order]
         _, self.shares = shares_of([row.adapter for row in self.rows])
+
+
+def _turning_point(config: Any) -> float:
+    """From how many tokens on a row is rotated otherwise, and its whole batch with it (longrope).
+
+    So a row that may come to lie beyond that has a batch of its own.
+    """
+    settings = getattr(config, "rope_parameters", None) or {}
+    kinds = [settings, *(kind for kind in settings.values() if isinstance(kind, dict))]
+    longropes = [kind for kind in kinds if kind.get("rope_type") == "longrope"]
+    return min((kind["original_max_position_embeddings"] for kind in longropes), default=math.inf)
 
 
 @contextmanager

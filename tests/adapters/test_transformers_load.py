@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from served import PROMPTS, REVISIONS, Served, ask, get, held, make_home
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, MistralConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, MistralConfig, Phi3Config
 
 from agentpref.errors import GenerationFailed
 from agentpref.serve.backend import Reply
@@ -295,6 +295,24 @@ SMALL = {
         sliding_window=8,
         initializer_range=0.2,
     ),
+    "phi3 with longrope": Phi3Config(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        original_max_position_embeddings=64,
+        initializer_range=0.2,
+        bos_token_id=None,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "short_factor": [1.0] * 8,
+            "long_factor": [4.0 + number for number in range(8)],
+            "original_max_position_embeddings": 64,
+        },
+    ),
 }
 
 
@@ -327,6 +345,25 @@ def test_who_has_ended_in_a_batch_that_cannot_be_cut_leaves_room_for_others(
         assert not long.done()
         assert len(watched.rows) < LONG
         assert len(long.result().token_ids) == LONG
+    backend.close()
+
+
+def test_a_long_row_does_not_change_how_short_ones_are_rotated(
+    random_base: Path, tmp_path: Path
+) -> None:
+    """Longrope has other factors beyond a length, and transformers one set for a whole batch."""
+    base = small_base("phi3 with longrope", random_base, tmp_path / "base")
+    backend = TransformersBackend(base)
+    short, other, long = ask("tide"), ask("hello"), ask("tide tables " * 50, max_tokens=12)
+    asked = (short, long, other)
+    assert len(backend._encode(short)) + 10 < 64 < len(backend._encode(long))
+    alone = [backend.generate(BASE, request) for request in asked]
+    with ThreadPoolExecutor(3) as pool:
+        with held(backend) as waiting:
+            together = [pool.submit(backend.generate, BASE, request) for request in asked]
+            waiting(3)
+        for before, reply in zip(alone, together, strict=True):
+            assert reply.result().token_ids == before.token_ids
     backend.close()
 
 
