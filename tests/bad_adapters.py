@@ -282,6 +282,11 @@ BAD_ADAPTERS: tuple[BadAdapter, ...] = (
         r"entry of .*q_proj\.lora_A\.weight is malformed",
     ),
     BadAdapter(
+        "dtype_of_a_list",
+        table(lambda held: held[FIRST_A(held)].update(dtype=[])),
+        r"entry of .*q_proj\.lora_A\.weight is malformed",
+    ),
+    BadAdapter(
         "shape_without_end",
         table(lambda held: held[FIRST_A(held)].update(shape=[1 << 60] * 1000)),
         r"entry of .*q_proj\.lora_A\.weight is malformed",

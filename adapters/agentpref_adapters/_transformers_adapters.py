@@ -136,7 +136,7 @@ class Layers:
         rows, width = self._size
         if share.begin == 0 and share.end == rows:
             return values
-        if len(values) == rows:
+        if values.ndim > 2 and values.shape[:2] == (rows, width):
             return values[share.begin : share.end]
         if values.ndim == 2 and len(values) == rows * width:  # one long list of tokens
             return values[share.begin * width : share.end * width]

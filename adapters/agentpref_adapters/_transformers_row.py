@@ -67,6 +67,11 @@ class Row:
         self._logprobs: list[float] = []
         self._outbox: SimpleQueue[str | Reply | ServingError] = SimpleQueue()
 
+    @property
+    def longest(self) -> int:
+        """How many tokens there are at most in the end, those of the prompt included."""
+        return len(self.prompt) + self._room
+
     def results(self) -> Iterator[str | Reply]:
         """Wait for what comes; leaving early, by whatever exception, tells the engine to stop."""
         try:

@@ -190,6 +190,7 @@ class TransformersBackend:
         self._adapters.clear()
 
     def _submit(self, revision_id: str, request: GenerationRequest, *, streaming: bool) -> Row:
+        self._owner.require_open()
         prompt = self._encode(request)
         positions = getattr(self.base.model.config, "max_position_embeddings", None) or math.inf
         room = int(min(request.max_tokens, positions - len(prompt)))

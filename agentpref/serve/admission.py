@@ -51,7 +51,9 @@ def chosen(route: ServingState, thread_id: str | None) -> str:
     weight keeps the threads that it had. Requests of no thread are served by live.
     """
     if route.canary is not None and thread_id is not None:
-        digest = hashlib.blake2b(f"{route.canary}\n{thread_id}".encode(), digest_size=8).digest()
+        # Any string may name a thread, half a surrogate pair of somebody's JSON too.
+        key = f"{route.canary}\n{thread_id}".encode(errors="surrogatepass")
+        digest = hashlib.blake2b(key, digest_size=8).digest()
         if int.from_bytes(digest, "big") < route.weight * 2**64:
             return route.canary
     return route.live or BASE

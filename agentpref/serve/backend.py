@@ -19,6 +19,8 @@ from agentpref.types import Message, Tool
 
 FinishReason = Literal["stop", "length"]
 
+_SEEDS = 2**63
+
 IN_PROCESS = "process:"
 """How the places of engines begin that end with their process."""
 
@@ -68,6 +70,8 @@ class GenerationRequest:
         _require(self.max_tokens >= 1, "max_tokens", self.max_tokens, "1 or more")
         _require(0 <= self.temperature < inf, "temperature", self.temperature, "0 or more")
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
+        if self.seed is not None:
+            _require(-_SEEDS <= self.seed < _SEEDS, "seed", self.seed, "a whole number of 64 bits")
         _require(all(self.stop), "stop", self.stop, "strings that are not empty")
 
 

@@ -38,6 +38,7 @@ def copy(folder: Path, adapters: Path) -> Path:
     with ExitStack() as on_failure:
         on_failure.callback(discard, temporary)
         copy_files(folder, temporary, manifests.ADAPTER_FILES)
+        sync(adapters.parent)  # which may have got the folder of adapters just now
         on_failure.pop_all()
     return temporary
 
@@ -63,7 +64,6 @@ def give_name(temporary: Path, folder: Path) -> None:
     sync(temporary)
     temporary.rename(folder)
     sync(folder.parent)
-    sync(folder.parent.parent)  # which may have got the folder of adapters just now
 
 
 def take_name(folder: Path) -> Path:

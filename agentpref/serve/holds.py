@@ -84,7 +84,7 @@ class Holds:
 
         Raises:
             RevisionError: the name is no revision's.
-            NotKept: the file cannot be made or locked.
+            NotKept: the file cannot be made or locked, or not be removed in the end.
         """
         path = self._path(name)
         with ExitStack() as at_end:
@@ -102,18 +102,19 @@ class Holds:
                     self._keep(name, descriptor)
                 raise
             if alone:
-                path.unlink(missing_ok=True)
+                _unlink(path)
 
     def close(self) -> None:
-        """Give everything up; the files stay if the engine is one that outlives this process."""
-        for name in tuple(self._held):
-            descriptor = self._held.pop(name, None)
-            if descriptor is None:
-                continue
-            path = self._path(name)
-            if self.place.startswith(IN_PROCESS) and _claimed(descriptor, path):
-                path.unlink(missing_ok=True)
-            self._shut(descriptor)
+        """Give everything up; the files stay if the engine is one that outlives this process.
+
+        Raises:
+            NotKept: a file cannot be removed; all is given up nevertheless.
+        """
+        with ExitStack() as at_end:
+            for name in tuple(self._held):
+                descriptor = self._held.pop(name, None)
+                if descriptor is not None:
+                    at_end.callback(self._end, self._path(name), descriptor)
 
     def before_fork(self) -> None:
         """Have every descriptor noted."""
@@ -165,6 +166,13 @@ class Holds:
     def _keep(self, name: str, descriptor: int) -> None:
         """Hold what was locked, unless another thread did meanwhile."""
         if self._held.setdefault(name, descriptor) != descriptor:
+            self._shut(descriptor)
+
+    def _end(self, path: Path, descriptor: int) -> None:
+        try:
+            if self.place.startswith(IN_PROCESS) and _claimed(descriptor, path):
+                _unlink(path)
+        finally:
             self._shut(descriptor)
 
     def _shut(self, descriptor: int) -> None:
@@ -295,6 +303,11 @@ def _claimed(descriptor: int, path: Path) -> bool:
     return _is_at(path, descriptor)
 
 
+def _unlink(path: Path) -> None:
+    with _kept(path, "removed"):
+        path.unlink(missing_ok=True)
+
+
 def _is_at(path: Path, descriptor: int) -> bool:
     try:
         return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(descriptor))
@@ -303,11 +316,11 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 
 @contextmanager
-def _kept(path: Path) -> Iterator[None]:
+def _kept(path: Path, done: str = "made and locked") -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise NotKept(
-            f"{path} cannot be made and locked ({error.strerror or error}); let this user write "
+            f"{path} cannot be {done} ({error.strerror or error}); let this user write "
             f"the folder, on a file system that has locks"
         ) from error

@@ -30,13 +30,20 @@ class Engine(Protocol[J]):
 
     @property
     def active(self) -> int:
-        """How many jobs were admitted and have not ended."""
+        """How many jobs were admitted and have not ended: there is room for that many less."""
+
+    @property
+    def has_work(self) -> bool:
+        """Whether there is a step to take, be it only to clear up after jobs that have ended."""
 
     def admit(self, jobs: list[J]) -> None:
         """Take jobs in; each of them is answered or failed in the end."""
 
     def step(self) -> None:
         """Bring all that is active a step further."""
+
+    def abandon(self) -> list[J]:
+        """Let go of all that is active, and give it: the owner fails it."""
 
 
 class Owner(Generic[J]):
@@ -79,6 +86,7 @@ class Owner(Generic[J]):
         Raises:
             BackendClosed: the owner was closed before.
         """
+        self.require_open()  # before the lock, too: another thread may have had it at a fork
         with self._arrived:
             self.require_open()
             self._waiting.append(job)
@@ -97,12 +105,14 @@ class Owner(Generic[J]):
                 self._engine.step()
         finally:
             self._abandon()
+            for job in self._engine.abandon():  # only where the engine raised after all
+                job.fail(_died())
 
     def _next(self) -> list[J] | None:
         """Wait until there is something to do; take who is to be admitted, ``None`` at the end."""
         with self._arrived:
-            self._arrived.wait_for(lambda: self._waiting or self._closed or self._engine.active)
-            if self._closed and not self._engine.active:
+            self._arrived.wait_for(lambda: self._waiting or self._closed or self._engine.has_work)
+            if self._closed and not self._engine.has_work:
                 return None
             room = self._max_active - self._engine.active
             return [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
@@ -114,6 +124,13 @@ class Owner(Generic[J]):
             self._arrived.notify()
         for job in abandoned:
             job.fail(_closed())
+
+
+def _died() -> BackendClosed:
+    return BackendClosed(
+        "the thread that runs the model died of an error, which it printed; make a new backend to "
+        "go on serving"
+    )
 
 
 def _closed() -> BackendClosed:

@@ -5,13 +5,13 @@ validates, loads and probes the new revision beside the old one, changes the reg
 compare-and-swap, and only then flips the route that later requests are admitted by; whatever fails
 before that leaves the route as it was. A revision is held, for other processes to see, from before
 it is validated until it is neither routed to, nor what was live just before, nor leased; it is then
-unloaded, where nobody else holds it at the same place. Knows nothing of prompts, tokens and
-models.
+unloaded, where nobody else holds it at the same place. Knows nothing of prompts and models.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,17 +21,16 @@ from types import TracebackType
 from agentpref.errors import (
     AgentprefError,
     BackendClosed,
-    InvalidAdapter,
-    ProbeFailed,
     RecordError,
     ServingError,
-    SwapFailed,
     UnknownRevision,
 )
+from agentpref.serve import loading
 from agentpref.serve.admission import Lease, chosen
-from agentpref.serve.backend import GenerationRequest, Reply, Revision, ServingBackend
+from agentpref.serve.backend import GenerationRequest, Reply, ServingBackend
 from agentpref.serve.holds import EngineHolds
 from agentpref.serve.registry import Registry, ServingState
+from agentpref.types import BASE
 
 DRAIN_SECONDS = 30.0
 """How long a swap waits for requests in flight whose revision takes the room of the new one."""
@@ -45,13 +44,14 @@ class Router:
     A router serves what the registry says at the moment it is made; :meth:`sync` follows what
     other processes change later, and a :class:`~agentpref.serve.watch.Watcher` calls it by itself.
     All methods may be called from any thread. A router is a context manager that closes itself.
+    It belongs to the process that made it: one that is forked off opens a router of its own.
 
     Args:
         registry: the revisions of one namespace, and which of them is live.
         backend: the engine; several routers, of several namespaces, may share one.
 
     Raises:
-        RevisionError: what is live is broken or made for another base.
+        RevisionError: what is live is broken, in quarantine, or made for another base.
         SwapFailed: what is live could not be loaded.
         NotKept: the home takes no files, so that nobody could see what is loaded.
     """
@@ -66,16 +66,19 @@ class Router:
         self._held: set[str] = set()  # what the backend may have loaded in our name
         self._coming: set[str] = set()  # what the swap at hand is about to need
         self._holds = EngineHolds(registry.home.holds, backend.capabilities().places)
-        # Held for moments: the route, the leases, what is held. Told when a revision is given back.
+        # Three locks, taken in this order. Held for whole swaps and unloads, one at a time; while
+        # the registry and then the route change, so that both do in one order; and for moments:
+        # the route, the leases, what is held. The last is told when a revision is given back.
+        self._swapping, self._flipping = threading.Lock(), threading.Lock()
         self._pointers = threading.Condition()
-        self._swapping = threading.Lock()  # held for whole swaps and unloads, one at a time
         self._closed = False
+        self._process = os.getpid()
         self._at_close = ExitStack()
         self._at_close.callback(self._holds.close)
         with ExitStack() as on_failure:
             on_failure.callback(self.close)
             self._adopt()
-            self.sync()
+            self._open()
             on_failure.pop_all()
 
     def __enter__(self) -> Router:
@@ -99,19 +102,21 @@ class Router:
         """Admit nothing more, and end what belongs to the router; closing twice is harmless.
 
         The backend is closed too where ``open_router`` made it. What is loaded in an engine of
-        another process stays loaded there.
+        another process stays loaded there. In a process that was forked off, this does nothing:
+        all that there is to end is the parent's.
         """
+        if self._is_foreign():
+            return
         with self._pointers:
             self._closed = True
-        with self._swapping:
+        with self._swapping, self._flipping:
             pass  # a swap under way is finished, and no other can begin
         self._at_close.close()
 
     @property
     def serving(self) -> ServingState:
         """What this router admits requests to at the moment."""
-        with self._pointers:
-            return self._route
+        return self._route
 
     def acquire(self, thread_id: str | None = None) -> Lease:
         """Admit a request: bind it to the revision that serves its thread now.
@@ -121,8 +126,10 @@ class Router:
                 live, always the same one; requests that name no thread are served by live.
 
         Raises:
-            BackendClosed: the router was closed before.
+            BackendClosed: the router was closed before, or belongs to the process that this one
+                was forked from.
         """
+        self._require_open()
         with self._pointers:
             self._require_open()
             name = chosen(self._route, thread_id)
@@ -148,7 +155,7 @@ class Router:
         """Make a revision live: once this returns, new requests are served by it.
 
         Args:
-            revision_id: the revision to serve.
+            revision_id: the revision to serve, ``"base"`` for the bare base model.
             expected_generation: refuse if what is served has changed since that generation.
 
         Raises:
@@ -159,10 +166,11 @@ class Router:
             GenerationConflict: somebody changed what is served in between.
         """
         with self._swap():
-            self._prepare(revision_id)
-            return self._flip(
-                self.registry.promote(revision_id, expected_generation=expected_generation)
-            )
+            self._prepare(None if revision_id == BASE else revision_id)
+            with self._flipping:
+                return self._flip(
+                    self.registry.promote(revision_id, expected_generation=expected_generation)
+                )
 
     def canary(self, revision_id: str | None, weight: float) -> ServingState:
         """Let a revision serve a share of the threads; ``canary(None, 0)`` ends that.
@@ -174,34 +182,75 @@ class Router:
         with self._swap():
             state = self.registry.state()
             self._prepare(state.live, revision_id)
-            return self._flip(
-                self.registry.canary(revision_id, weight, expected_generation=state.generation)
-            )
+            with self._flipping:
+                return self._flip(
+                    self.registry.canary(revision_id, weight, expected_generation=state.generation)
+                )
 
     def rollback(self) -> ServingState:
         """Undo the last promotion. The revision before is still loaded, so this is instant.
+
+        It does not even wait for another revision that is being made ready.
 
         Raises:
             RevisionError: no promotion is left to undo.
             AgentprefError: as for :meth:`activate`, where the revision had to be loaded.
         """
+        if (state := self._rolled_back()) is not None:
+            self._sweep()
+            return state
         with self._swap():
             generation = self.registry.state().generation
             self._prepare(self.registry.previous())
-            return self._flip(self.registry.rollback(expected_generation=generation))
+            with self._flipping:
+                return self._flip(self.registry.rollback(expected_generation=generation))
 
     def sync(self) -> ServingState:
         """Follow what other processes made live; does nothing if nothing changed.
 
+        Live is followed first: a canary that cannot be made ready gets no threads, and is tried
+        again by the next call.
+
         Raises:
-            AgentprefError: as for :meth:`activate`; what served before still serves.
+            AgentprefError: as for :meth:`activate`; what served before still serves, or the new
+                live one without its canary.
         """
         with self._swap():
+            before = self._route
             state = self.registry.state()
-            if state.generation == self._route.generation:
+            if state == before:
                 return state
-            self._prepare(state.live, state.canary)
-            return self._flip(state)
+            self._prepare(state.live)
+            if state.canary is not None and state.canary not in self._wanted():
+                alone = state._replace(canary=None, weight=0.0)
+                self._follow(alone, before)
+                self._prepare(state.canary)
+                before = alone
+            return self._follow(state, before)
+
+    def _open(self) -> None:
+        """Serve what is live, if need be without a canary."""
+        before = self._route
+        try:
+            self.sync()
+        except (AgentprefError, OSError):
+            if self._route is before:
+                raise
+            words = "the canary of %r cannot be made ready, so live serves its threads"
+            _logger.warning(words, self.registry.namespace, exc_info=True)
+
+    def _rolled_back(self) -> ServingState | None:
+        """Roll back if nothing has to be loaded for it.
+
+        What is wanted stays loaded for as long as the flip lock is held: see :meth:`_make_room`.
+        """
+        self._require_open()
+        with self._flipping:
+            self._require_open()
+            state, name = self.registry.state(), self.registry.previous()
+            if name is not None and name not in self._wanted():
+                return None
+            return self._flip(self.registry.rollback(expected_generation=state.generation))
 
     @contextmanager
     def _swap(self) -> Iterator[None]:
@@ -209,6 +258,7 @@ class Router:
 
         That includes a revision that was loaded for a swap which then failed.
         """
+        self._require_open()
         try:
             with self._swapping:
                 self._require_open()
@@ -219,7 +269,17 @@ class Router:
         finally:
             self._sweep()
 
+    def _is_foreign(self) -> bool:
+        return os.getpid() != self._process
+
     def _require_open(self) -> None:
+        """Refuse to go on; asked before a lock is taken, which another thread had at a fork."""
+        if self._is_foreign():
+            raise BackendClosed(
+                f"the router of {self.registry.namespace!r} belongs to process {self._process}, "
+                f"which this one was forked from; open a router after the fork, as gunicorn does "
+                f"without --preload"
+            )
         if self._closed:
             raise BackendClosed(
                 f"the router of {self.registry.namespace!r} was closed; open another one"
@@ -227,17 +287,17 @@ class Router:
 
     def _prepare(self, *names: str | None) -> None:
         """Have revisions ready beside those that serve; ``None`` is the base, which always is."""
-        wanted = self._wanted()
-        new = [self.registry.get(name) for name in names if name and name not in wanted]
+        ready = self._wanted()
+        self._coming.update(name for name in names if name)
+        new = [self.registry.get(name) for name in names if name and name not in ready]
         for revision in new:
-            self._coming.add(revision.revision_id)
             self._hold(revision.revision_id)
             self.registry.require_available(revision)
-            self._validate(revision)
-        if self._last_live not in names:
+            loading.validate(self.backend, self.registry, revision)
+        if new:
             self._make_room()
         for revision in new:
-            self._load(revision)
+            loading.load(self.backend, self.registry, revision, serving=self._route.live)
 
     def _hold(self, name: str) -> None:
         self._holds.take(name)
@@ -257,7 +317,9 @@ class Router:
         """
         if not self._is_full():
             return
-        self._last_live = None
+        with self._flipping, self._pointers:
+            if self._last_live not in self._coming:
+                self._last_live = None
         self._adopt()
         self._unload_idle()
         if self._is_full():
@@ -273,38 +335,13 @@ class Router:
         """What is loaded for the sake of requests in flight alone."""
         return self._held.intersection(self._leases) - self._wanted() - self._coming
 
-    def _validate(self, revision: Revision) -> None:
-        try:
-            self.backend.validate(revision)
-        except InvalidAdapter as error:
-            self._condemn(revision, error)
-            raise
-
-    def _load(self, revision: Revision) -> None:
-        name = revision.revision_id
-        try:
-            self.backend.load(revision)
-            self.backend.probe(name)
-        except BackendClosed:
-            raise
-        except ServingError as error:
-            if isinstance(error, ProbeFailed):
-                self._condemn(revision, error)
-            raise SwapFailed(
-                f"{name} could not be made ready: {error}; "
-                f"{self._route.live or 'the base model'} still serves"
-            ) from error
-
-    def _condemn(self, revision: Revision, error: AgentprefError) -> None:
-        """Put a revision that is to blame itself where nobody promotes it again."""
-        try:
-            self.registry.quarantine(revision.revision_id, str(error))
-        except AgentprefError:
-            _logger.warning("%s is not in quarantine", revision.revision_id, exc_info=True)
-        else:
-            _logger.warning("%s is in quarantine now: %s", revision.revision_id, error)
+    def _follow(self, state: ServingState, before: ServingState) -> ServingState:
+        """Flip to what the registry said, unless a rollback has overtaken that."""
+        with self._flipping:
+            return self._flip(state) if self._route is before else self._route
 
     def _flip(self, state: ServingState) -> ServingState:
+        """Admit by a state from now on. Call it with the flip lock held."""
         with self._pointers:
             if state.live != self._route.live:
                 self._last_live = self._route.live
@@ -312,6 +349,8 @@ class Router:
         return state
 
     def _give_back(self, name: str) -> None:
+        if self._is_foreign():
+            return
         with self._pointers:
             self._leases[name] -= 1
             if not self._leases[name]:
@@ -333,7 +372,8 @@ class Router:
 
     def _wanted(self) -> set[str | None]:
         """What is to stay loaded. All of it has passed the probe."""
-        return {self._route.live, self._route.canary, self._last_live}
+        with self._pointers:
+            return {self._route.live, self._route.canary, self._last_live}
 
     def _idle(self) -> set[str]:
         """Loaded revisions that no request uses, none will, and no rollback is likely to want."""

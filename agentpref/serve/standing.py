@@ -59,7 +59,8 @@ def require_available(connection: sqlite3.Connection, revision_id: str) -> None:
     for (reason,) in connection.execute(query, (revision_id,)):
         raise RevisionError(
             f"{revision_id} is in quarantine: {reason}; when that is mended, `agentpref adapters "
-            f"release {revision_id}` checks its files and lets it serve again"
+            f"release {revision_id}` checks its files and lets it serve again; if it is live, "
+            f"`agentpref adapters rollback` makes the one before it live"
         )
 
 
@@ -70,7 +71,11 @@ def require_fit(connection: sqlite3.Connection, revision_id: str) -> None:
 
 
 def quarantine(connection: sqlite3.Connection, revision_id: str, reason: str) -> None:
-    """Put a revision into quarantine; one that is there keeps its time and its reason."""
+    """Put a revision into quarantine; one that is there keeps its time and its reason.
+
+    A reason may name a file whose name is no UTF-8, which no database takes as it is.
+    """
+    reason = reason.encode(errors="backslashreplace").decode()
     connection.execute(
         "UPDATE revision SET quarantined_at = ?, quarantine_reason = ?"
         " WHERE revision_id = ? AND quarantined_at IS NULL",

@@ -97,7 +97,8 @@ def _tensor(name: str, entry: Any, start: int, file: Path) -> Tensor:
         numbers = (*shape, begin, end)
     except (TypeError, KeyError, ValueError) as error:
         raise _malformed(name, file) from error
-    if any(type(number) is not int for number in numbers) or len(shape) > _MAX_DIMENSIONS:
+    strange = not isinstance(dtype, str) or any(type(number) is not int for number in numbers)
+    if strange or len(shape) > _MAX_DIMENSIONS:
         raise _malformed(name, file)
     if dtype not in _DTYPES:
         allowed = ", ".join(sorted(_DTYPES))

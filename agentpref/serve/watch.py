@@ -25,8 +25,8 @@ _logger = logging.getLogger(__name__)
 class Watcher:
     """Keeps a router at what the registry says, until the router or the watcher is closed.
 
-    A swap that fails is logged once for each generation, and tried again after waits that double,
-    up to half a minute. A newer generation is tried at once.
+    A swap that fails, if only for the canary, is logged once for each generation, and tried again
+    after waits that double, up to half a minute. A newer generation is tried at once.
 
     Args:
         router: what is to follow; closing it ends the watcher first.
@@ -71,15 +71,16 @@ class Watcher:
         """Swap if the registry has moved on, unless it is too soon to try that again."""
         generation: int | None = None
         try:
-            generation = self._router.registry.state().generation
-            if generation == self._router.serving.generation:
+            state = self._router.registry.state()
+            generation = state.generation
+            if state == self._router.serving:
                 self._failed = None
             elif generation != self._failed or self._clock() >= self._next_try:
                 self._router.sync()
                 self._failed = None
         except BackendClosed:
             raise
-        except (AgentprefError, OSError) as error:
+        except Exception as error:  # of whichever kind: without this thread nobody follows any more
             self._put_off(generation if generation is not None else -1, error)
 
     def _put_off(self, generation: int, error: Exception) -> None:
@@ -89,9 +90,11 @@ class Watcher:
             self._failed, self._wait = generation, self._every
             _logger.warning(
                 "generation %d of %r cannot be followed, and is tried again from time to time; "
-                "what served before still serves: %s",
+                "%s still serves: %s",
                 generation,
                 self._router.registry.namespace,
+                self._router.serving.live or "the base model",
                 error,
+                exc_info=None if isinstance(error, AgentprefError) else error,
             )
         self._next_try = self._clock() + self._wait

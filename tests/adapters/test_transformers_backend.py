@@ -36,6 +36,8 @@ from agentpref.serve.holds import holders
 from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
 from agentpref.types import BASE, Pair
+from agentpref_adapters import _transformers_decode
+from agentpref_adapters._transformers_row import Row
 from agentpref_adapters.transformers import TransformersBackend, open_router
 
 WEIGHTS = "adapter_model.safetensors"
@@ -174,6 +176,47 @@ def test_a_tiny_top_p_is_greedy(served: Served, backend: TransformersBackend) ->
     assert reply.token_ids == served.expected[BASE, "tide"]
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-45, 1e-30])
+def test_a_tiny_temperature_is_greedy(
+    served: Served, backend: TransformersBackend, temperature: float
+) -> None:
+    reply = backend.generate(BASE, ask("tide", temperature=temperature))
+    assert reply.token_ids == served.expected[BASE, "tide"]
+
+
+def test_every_seed_and_temperature_that_a_request_takes_is_answered(
+    backend: TransformersBackend,
+) -> None:
+    for seed in (-(2**63), -1, 0, 2**63 - 1):
+        for temperature in (1.0, sys.float_info.max):
+            request = ask("tide", temperature=temperature, seed=seed, max_tokens=2)
+            assert backend.generate(BASE, request) == backend.generate(BASE, request)
+
+
+@pytest.mark.parametrize("where", ["_sample", "take"])
+def test_what_goes_wrong_with_one_row_does_not_reach_the_others_of_its_batch(
+    served: Served, backend: TransformersBackend, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def broken(*args: object) -> int:
+        raise RuntimeError("no such chance")
+
+    def take(row: Row, *args: object) -> None:
+        broken() if row.generator else taken(row, *args)
+
+    taken = Row.take
+    if where == "take":
+        monkeypatch.setattr(Row, "take", take)
+    else:
+        monkeypatch.setattr(_transformers_decode, "_sample", broken)
+    with ThreadPoolExecutor(2) as pool, held(backend) as waiting:
+        good = pool.submit(backend.generate, BASE, ask("tide"))
+        bad = pool.submit(backend.generate, BASE, ask("hello", temperature=1.0))
+        waiting(2)
+    assert good.result().token_ids == served.expected[BASE, "tide"]
+    assert isinstance(bad.exception(), GenerationFailed)
+    assert "no such chance" in str(bad.exception())
+
+
 def test_a_stop_string_ends_the_answer_and_is_cut_off(backend: TransformersBackend) -> None:
     whole = backend.generate(BASE, ask("tide")).message["content"]
     stop = whole[len(whole) // 2 :][:2]
@@ -303,6 +346,8 @@ def test_the_answer_ends_where_the_context_does(backend: TransformersBackend) ->
         {"temperature": -1},
         {"temperature": math.nan},
         {"top_p": 0},
+        {"seed": 2**63},
+        {"seed": -(2**63) - 1},
         {"stop": ("",)},
     ],
 )

@@ -11,17 +11,19 @@ import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 from served import PROMPTS, REVISIONS, Served, ask, get, held, make_home
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, MistralConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, MistralConfig, Phi3Config
 
 from agentpref.errors import GenerationFailed
 from agentpref.serve.backend import Reply
 from agentpref.serve.registry import Registry
 from agentpref.types import BASE
+from agentpref_adapters import _transformers_cache as caches
 from agentpref_adapters.transformers import TransformersBackend, open_router
 
 LONG = 300
@@ -56,7 +58,7 @@ class Watched:
 
     def until_idle(self, backend: TransformersBackend) -> None:
         """Wait until nobody is answered, long before whoever left would have been."""
-        self.until(lambda: backend._owner._engine.active == 0)
+        self.until(lambda: not backend._owner._engine.has_work)
 
 
 @pytest.fixture
@@ -146,6 +148,49 @@ def test_an_error_in_a_prompt_of_one_does_not_reach_the_others(
     failing.set()
     with pytest.raises(GenerationFailed, match="out of memory"):
         backend.generate(BASE, ask("hello"))
+    *_, reply = stream
+    assert reply.token_ids == served.expected[BASE, "tide"]
+
+
+@pytest.mark.parametrize("step", ["join", "keep"])
+def test_an_error_where_caches_are_copied_reaches_everybody_and_leaves_it_usable(
+    served: Served, backend: TransformersBackend, watched: Watched, step: str
+) -> None:
+    """There, as in the model, memory runs out."""
+    long = backend.stream(BASE, ask("tide", max_tokens=LONG))
+    next(long)
+    with pytest.MonkeyPatch.context() as patched:
+
+        def broken(*args: object) -> None:
+            raise RuntimeError("out of memory")
+
+        patched.setattr(caches, step, broken)
+        with suppress(GenerationFailed):  # one that has its answer before the caches are cut
+            backend.generate(BASE, ask("hello", max_tokens=3))
+        with pytest.raises(GenerationFailed, match="out of memory"):
+            list(long)
+    watched.until_idle(backend)
+    assert len(watched.rows) < LONG
+    assert len(backend.generate(BASE, ask("tide", max_tokens=5)).token_ids) == 5
+
+
+def test_what_cannot_be_copied_for_a_batch_fails_alone(
+    served: Served, backend: TransformersBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the batch that it would have joined, which was not touched."""
+    stream = backend.stream(BASE, ask("tide"))
+    next(stream)
+    tensor = torch.tensor
+
+    def broken(values: object, **settings: object) -> torch.Tensor:
+        if isinstance(values, list) and isinstance(values[0], list):
+            raise RuntimeError("out of memory")
+        return tensor(values, **settings)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "tensor", broken)
+        with pytest.raises(GenerationFailed, match="out of memory"):
+            backend.generate(BASE, ask("hello"))
     *_, reply = stream
     assert reply.token_ids == served.expected[BASE, "tide"]
 
@@ -250,7 +295,76 @@ SMALL = {
         sliding_window=8,
         initializer_range=0.2,
     ),
+    "phi3 with longrope": Phi3Config(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        original_max_position_embeddings=64,
+        initializer_range=0.2,
+        bos_token_id=None,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "short_factor": [1.0] * 8,
+            "long_factor": [4.0 + number for number in range(8)],
+            "original_max_position_embeddings": 64,
+        },
+    ),
 }
+
+
+def small_base(kind: str, random_base: Path, folder: Path) -> str:
+    """A random model of another kind, with the tokenizer of the shared one."""
+    tokenizer = AutoTokenizer.from_pretrained(random_base)
+    tokenizer.save_pretrained(folder)
+    config = SMALL[kind]
+    config.vocab_size, config.eos_token_id = len(tokenizer), tokenizer.eos_token_id
+    config.pad_token_id = tokenizer.pad_token_id
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return str(folder)
+
+
+def test_who_has_ended_in_a_batch_that_cannot_be_cut_leaves_room_for_others(
+    random_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = small_base("mistral with a sliding window", random_base, tmp_path / "base")
+    backend = TransformersBackend(base, max_batch=2)
+    watched = Watched(backend, monkeypatch)
+    with ThreadPoolExecutor(2) as pool:
+        with held(backend) as waiting:
+            long = pool.submit(backend.generate, BASE, ask("tide", max_tokens=LONG))
+            short = pool.submit(backend.generate, BASE, ask("hello", max_tokens=1))
+            waiting(2)
+        short.result()
+        backend.generate(BASE, ask("late", max_tokens=1))
+        assert not long.done()
+        assert len(watched.rows) < LONG
+        assert len(long.result().token_ids) == LONG
+    backend.close()
+
+
+def test_a_long_row_does_not_change_how_short_ones_are_rotated(
+    random_base: Path, tmp_path: Path
+) -> None:
+    """Longrope has other factors beyond a length, and transformers one set for a whole batch."""
+    base = small_base("phi3 with longrope", random_base, tmp_path / "base")
+    backend = TransformersBackend(base)
+    short, other, long = ask("tide"), ask("hello"), ask("tide tables " * 50, max_tokens=12)
+    asked = (short, long, other)
+    assert len(backend._encode(short)) + 10 < 64 < len(backend._encode(long))
+    alone = [backend.generate(BASE, request) for request in asked]
+    with ThreadPoolExecutor(3) as pool:
+        with held(backend) as waiting:
+            together = [pool.submit(backend.generate, BASE, request) for request in asked]
+            waiting(3)
+        for before, reply in zip(alone, together, strict=True):
+            assert reply.result().token_ids == before.token_ids
+    backend.close()
 
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")  # peft's, of GPT-2
@@ -259,15 +373,7 @@ def test_other_kinds_of_model_answer_as_plain_peft_does(
     kind: str, random_base: Path, tmp_path: Path
 ) -> None:
     """GPT-2 stores its weights the other way round; a sliding window's cache cannot be joined."""
-    tokenizer = AutoTokenizer.from_pretrained(random_base)
-    tokenizer.save_pretrained(tmp_path / "base")
-    config = SMALL[kind]
-    config.vocab_size, config.eos_token_id = len(tokenizer), tokenizer.eos_token_id
-    config.pad_token_id = tokenizer.pad_token_id
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
-    served = make_home(str(tmp_path / "base"), tmp_path)
+    served = make_home(small_base(kind, random_base, tmp_path / "base"), tmp_path)
     backend = TransformersBackend(served.base)
     for index in range(REVISIONS):
         backend.load(get(served, index))

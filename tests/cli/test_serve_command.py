@@ -164,7 +164,7 @@ def test_a_revision_that_cannot_be_served_is_said_and_the_old_one_serves(
     misfit = registry.publish(folder, parent=None, base=BASE.identity, training={})
     registry.promote(misfit.revision_id)
     assert "model.layers.0.self_attn.q_proj" in one.until("warning")["words"]
-    while "what served before still serves" not in one.until("warning")["words"]:
+    while f"{revisions[0]} still serves: " not in one.until("warning")["words"]:
         pass  # the other warning is that it is in quarantine
     assert one.end(signal.SIGTERM) == 143
     assert f"/v1/load_lora_adapter {misfit.revision_id}" not in told(home)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from contextlib import closing
@@ -49,6 +50,24 @@ def test_an_export_is_the_revision_byte_for_byte(registry, revision, tmp_path) -
     assert place.stat().st_mode & 0o777 == 0o755
     assert {file.stat().st_mode & 0o777 for file in place.iterdir()} == {0o644}
     assert unfinished(tmp_path) == []
+
+
+def test_nothing_above_the_folder_that_gets_it_is_opened(
+    registry, revision, tmp_path, monkeypatch
+) -> None:
+    """A user may not read the folder above their own: /home, of mode 0711."""
+    (tmp_path / "user").mkdir()
+    synced: list[Path] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    registry.export(revision.revision_id, tmp_path / "user" / "exported")
+    assert tmp_path / "user" in synced
+    assert all(path.is_relative_to(tmp_path / "user") for path in synced)
 
 
 def test_an_empty_folder_is_taken(registry, revision, tmp_path) -> None:

@@ -41,6 +41,10 @@ class Counter:
     def active(self) -> int:
         return len(self.jobs)
 
+    @property
+    def has_work(self) -> bool:
+        return bool(self.jobs)
+
     def admit(self, jobs: list[Job]) -> None:
         self.threads.add(threading.get_ident())
         self.jobs += jobs
@@ -56,6 +60,10 @@ class Counter:
             if not job.steps:
                 job.outcome.set_result(job.number)
         self.jobs = [job for job in self.jobs if job.steps]
+
+    def abandon(self) -> list[Job]:
+        jobs, self.jobs = self.jobs, []
+        return jobs
 
 
 @pytest.fixture
@@ -138,13 +146,33 @@ def test_closing_fails_what_waits_at_once_finishes_what_is_active_and_refuses_wh
         owner.require_open()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_engine_that_raises_after_all_leaves_nobody_waiting(
+    engine: Counter, owner: Owner[Job], hold: Callable[[], Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    active, waiting = hold(), Job(1)
+    owner.submit(waiting)
+
+    def broken(jobs: list[Job]) -> None:
+        engine.jobs += jobs
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(engine, "admit", broken)
+    engine.gate.set()
+    for job in (active, waiting):
+        assert isinstance(job.outcome.exception(timeout=30), BackendClosed)
+    with pytest.raises(BackendClosed):
+        owner.submit(Job(2))
+
+
 FORKED = """
-import os
+import os, signal
 from agentpref.errors import BackendClosed
 from agentpref.serve.owner import Owner
 
 class Idle:
     active = 0
+    has_work = False
 
     def admit(self, jobs):
         pass
@@ -152,15 +180,21 @@ class Idle:
     def step(self):
         pass
 
+    def abandon(self):
+        return []
+
 owner = Owner(Idle(), max_active=1)
 owner.require_open()
+owner._arrived.acquire()  # as another thread may have, just then
 child = os.fork()
 if not child:
+    signal.alarm(30)
     try:
         owner.submit(None)
     except BackendClosed:
         os._exit(7)
     os._exit(0)
+owner._arrived.release()
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 

@@ -127,10 +127,10 @@ def test_a_name_is_given_only_to_what_is_on_disk(
     monkeypatch.setattr(os, "fsync", noted_fsync)
     monkeypatch.setattr(Path, "rename", noted_rename)
     publish(registry, tmp_path)
-    temporary = steps.pop(3)
+    temporary = steps.pop(4)
     assert temporary.startswith(".publishing-")
-    files = [CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE]
-    assert steps == [*files, "rename", "adapters", registry.home.path.name]
+    copied = [CONFIG_FILE, WEIGHTS_FILE, registry.home.path.name, MANIFEST_FILE]
+    assert steps == [*copied, "rename", "adapters"]
 
 
 def test_what_cannot_be_written_is_said_and_leaves_nothing(

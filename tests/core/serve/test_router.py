@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -131,6 +134,119 @@ def test_the_last_live_stays_loaded_and_rollback_needs_no_load(
         router.rollback()
 
 
+class Slow(FakeBackend):
+    """Holds up whoever probes one revision."""
+
+    slow = ""
+
+    def __init__(self, **settings: int) -> None:
+        super().__init__(**settings)
+        self.probing, self.gate = threading.Event(), threading.Event()
+
+    def probe(self, revision_id: str) -> Reply:
+        if revision_id == self.slow:
+            self.probing.set()
+            self.gate.wait()
+        return super().probe(revision_id)
+
+
+@pytest.fixture
+def held_up(registry: Registry, names: list[str]) -> Iterator[tuple[Router, Slow]]:
+    """A router that serves the second revision, with the first one for a rollback."""
+    backend = Slow()
+    router = Router(registry, backend)
+    router.activate(names[0])
+    router.activate(names[1])
+    backend.slow = names[2]
+    yield router, backend
+    backend.gate.set()
+
+
+def test_a_rollback_does_not_wait_for_a_revision_that_is_being_made_ready(
+    held_up: tuple[Router, Slow], registry: Registry, names: list[str]
+) -> None:
+    router, backend = held_up
+    with ThreadPoolExecutor(1) as pool:
+        swap = pool.submit(router.activate, names[2])
+        backend.probing.wait()
+        assert router.rollback().live == names[0]
+        assert served_by(router) == names[0]
+        assert not swap.done()
+        backend.gate.set()
+        assert swap.result().live == names[2], "whoever names no generation comes after it"
+    assert router.serving == registry.state()
+    assert set(backend.list_loaded()) == {names[0], names[2]}
+
+
+def test_a_swap_that_a_rollback_overtook_is_refused_where_its_author_looked_before(
+    held_up: tuple[Router, Slow], registry: Registry, names: list[str]
+) -> None:
+    router, backend = held_up
+    generation = registry.state().generation
+    with ThreadPoolExecutor(1) as pool:
+        swap = pool.submit(router.activate, names[2], expected_generation=generation)
+        backend.probing.wait()
+        router.rollback()
+        backend.gate.set()
+        assert isinstance(swap.exception(), GenerationConflict)
+    assert served_by(router) == names[0]
+    assert set(backend.list_loaded()) == {names[0], names[1]}
+
+
+@pytest.mark.parametrize("as_canary", [False, True])
+def test_a_sync_that_a_rollback_overtook_does_not_undo_it(
+    held_up: tuple[Router, Slow], registry: Registry, names: list[str], as_canary: bool
+) -> None:
+    router, backend = held_up
+    if as_canary:
+        registry.canary(names[2], 1.0)
+    else:
+        registry.promote(names[2])
+    with ThreadPoolExecutor(1) as pool:
+        swap = pool.submit(router.sync)
+        backend.probing.wait()
+        state = router.rollback()
+        backend.gate.set()
+        assert swap.result() == state == router.serving == registry.state()
+    assert served_by(router) == served_by(router, "thread") == state.live
+    assert names[2] not in backend.list_loaded()
+
+
+def test_rollbacks_and_swaps_of_many_threads_change_the_route_as_they_change_the_registry(
+    router: Router, registry: Registry, backend: FakeBackend, names: list[str]
+) -> None:
+    """And no request meets a revision that is not loaded, which the fake would refuse."""
+    done = threading.Event()
+
+    def ask() -> None:
+        while not done.is_set():
+            served_by(router, "thread")
+
+    def swap(name: str) -> None:
+        for turn in range(20):
+            with suppress(GenerationConflict):
+                router.canary(name, 0.5) if turn % 4 == 0 else router.activate(name)
+
+    def back() -> None:
+        for _ in range(40):
+            with suppress(RevisionError, GenerationConflict):
+                router.rollback()
+
+    with ThreadPoolExecutor(8) as pool:
+        asking = [pool.submit(ask) for _ in range(2)]
+        changing = [pool.submit(swap, name) for name in names] + [pool.submit(back)]
+        try:
+            for changer in changing:
+                changer.result()
+        finally:
+            done.set()
+        for asker in asking:
+            asker.result()
+    assert router.serving == registry.state()
+    assert served_by(router) == (registry.state().live or BASE)
+    assert len(backend.list_loaded()) <= 3
+
+
 def test_rollback_loads_what_this_process_never_had(
     registry: Registry, backend: FakeBackend, names: list[str]
 ) -> None:
@@ -164,6 +280,11 @@ def fail_load(registry: Registry, name: str, backend: FakeBackend) -> type[Excep
 def fail_probe(registry: Registry, name: str, backend: FakeBackend) -> type[Exception]:
     backend.fail_probe.add(name)
     return SwapFailed
+
+
+def quarantine(registry: Registry, name: str, backend: FakeBackend) -> type[Exception]:
+    registry.quarantine(name, "it answers in Latin")
+    return RevisionError
 
 
 def be_overtaken(registry: Registry, name: str, backend: FakeBackend) -> type[Exception]:
@@ -223,6 +344,18 @@ def test_rollback_leaves_a_live_revision_that_cannot_be_loaded_here(
     assert router.rollback().live == names[0]
 
 
+def test_the_base_may_be_made_live_like_a_revision(
+    router: Router, registry: Registry, backend: FakeBackend, names: list[str]
+) -> None:
+    router.activate(names[0])
+    assert router.activate(BASE).live is None
+    assert served_by(router) == BASE
+    assert registry.live() is None
+    before = len(backend.calls)
+    assert router.rollback().live == names[0]
+    assert backend.calls[before:] == []
+
+
 def test_an_unknown_revision_is_refused(router: Router) -> None:
     with pytest.raises(UnknownRevision):
         router.activate("rev-000009-0123456789ab")
@@ -261,6 +394,7 @@ def test_a_canary_takes_its_share_of_threads_and_keeps_them(
 def test_a_weight_of_one_takes_every_thread(router: Router, names: list[str]) -> None:
     router.canary(names[0], 1.0)
     assert {served_by(router, str(n)) for n in range(100)} == {names[0]}
+    assert served_by(router, "\ud800") == names[0]
 
 
 def test_a_canary_brings_the_live_revision_of_another_process_with_it(
@@ -376,17 +510,78 @@ def test_a_swap_does_not_wait_for_ever(
 def test_what_is_kept_for_rollback_is_not_given_up_when_it_is_wanted(
     registry: Registry, names: list[str]
 ) -> None:
-    router = Router(registry, FakeBackend(max_loaded=2))
+    backend = FakeBackend(max_loaded=2)
+    router = Router(registry, backend)
     router.activate(names[0])
     router.activate(names[1])
     registry.rollback()
     registry.canary(names[2], 1.0)
-    with pytest.raises(SwapFailed, match="does not fit"):
-        router.sync()
-    assert served_by(router) == names[1]
-    registry.canary(None, 0)
     router.sync()
     assert served_by(router) == names[0]
+    assert served_by(router, "thread") == names[2]
+    assert backend.calls.count(("load", names[0])) == 1
+    assert ("unload", names[1]) in backend.calls, "which is what served in between"
+
+
+@pytest.mark.parametrize("break_it", [corrupt, fail_load, fail_probe, quarantine])
+def test_a_bad_canary_is_not_served_and_keeps_nobody_from_live(
+    registry: Registry,
+    names: list[str],
+    break_it: Callable[[Registry, str, FakeBackend], type[Exception]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    opened, following = FakeBackend(), FakeBackend()
+    follower = Router(registry, following)
+    registry.promote(names[0])
+    registry.canary(names[1], 1.0)
+    error, _ = (break_it(registry, names[1], backend) for backend in (opened, following))
+    router = Router(registry, opened)
+    assert "canary" in caplog.text
+    with pytest.raises((error, RevisionError)):  # which is in quarantine by now
+        follower.sync()
+    for one, backend in ((router, opened), (follower, following)):
+        assert served_by(one) == served_by(one, "thread") == names[0]
+        assert backend.list_loaded() == (names[0],)
+        assert one.serving == registry.state()._replace(canary=None, weight=0.0)
+
+
+def test_a_canary_that_came_to_be_ready_is_served_by_the_next_sync(
+    router: Router, registry: Registry, backend: FakeBackend, names: list[str]
+) -> None:
+    backend.fail_load.add(names[1])
+    registry.canary(names[1], 1.0)
+    with pytest.raises(SwapFailed, match="the base model still serves"):
+        router.sync()
+    backend.fail_load.clear()
+    assert router.sync() == registry.state()
+    assert served_by(router, "thread") == names[1]
+
+
+def test_a_canary_that_is_served_keeps_its_threads_while_its_share_grows(
+    router: Router, registry: Registry, backend: FakeBackend, names: list[str]
+) -> None:
+    router.canary(names[0], 0.5)
+    [tried, *_] = [t for t in map(str, range(99)) if served_by(router, t) == names[0]]
+    registry.canary(names[0], 1.0)
+    backend.fail_load.add(names[0])
+    router.sync()
+    assert served_by(router, tried) == names[0]
+    assert backend.calls.count(("load", names[0])) == 1
+
+
+def test_a_live_revision_in_quarantine_is_not_opened_and_the_cures_work(
+    registry: Registry, names: list[str]
+) -> None:
+    registry.promote(names[0])
+    registry.promote(names[1])
+    serving = Router(registry, FakeBackend())
+    registry.quarantine(names[1], "it answers in Latin")
+    with pytest.raises(RevisionError, match="`agentpref adapters rollback`"):
+        Router(registry, FakeBackend())
+    registry.canary(names[0], 1.0)
+    assert serving.sync().live == names[1], "what serves already goes on"
+    registry.rollback()
+    assert served_by(Router(registry, FakeBackend())) == names[0]
 
 
 class StickyBackend(FakeBackend):
@@ -465,6 +660,55 @@ def test_a_closed_router_admits_nothing_and_ends_what_belongs_to_it(
         with pytest.raises(BackendClosed, match="open another"):
             call()
     assert backend.generate(names[0], ASK).revision == names[0], "the backend is its owner's"
+
+
+FORKED = """
+import os, signal, sys
+from agentpref.errors import BackendClosed
+from agentpref.serve.backend import GenerationRequest
+from agentpref.serve.registry import Registry
+from agentpref.serve.router import Router
+from agentpref.serve.watch import Watcher
+from agentpref.testing import FakeBackend
+
+ASK = GenerationRequest(messages=({"role": "user", "content": "hi"},))
+backend = FakeBackend()
+router = Router(Registry(sys.argv[1]), backend)
+router.at_close(backend.close)
+Watcher(router, 0.01)
+lease = router.acquire()
+locks = router._swapping, router._flipping, router._pointers
+for lock in locks:
+    lock.acquire()  # as another thread may have, just then
+child = os.fork()
+if not child:
+    signal.alarm(30)
+    calls = [router.acquire, router.sync, router.rollback, lambda: router.generate(ASK)]
+    calls += [lambda: router.activate("base"), lambda: router.canary(None, 0)]
+    calls += [lambda: next(router.stream(ASK))]
+    told = 0
+    for call in calls:
+        try:
+            call()
+        except BackendClosed as error:
+            told += "after the fork" in str(error)
+    assert router.serving.live is None
+    lease.release()
+    router.close()
+    os._exit(told)
+for lock in locks:
+    lock.release()
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), router.generate(ASK).revision)
+lease.release()
+router.close()
+"""
+
+
+def test_a_forked_process_is_told_to_open_a_router_of_its_own(registry: Registry) -> None:
+    """Half of one would serve what was live at the fork, for ever, and hold it nowhere."""
+    command = [sys.executable, "-W", "error", "-c", FORKED, str(registry.home.path)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert run.stdout.split() == ["7", BASE]
 
 
 def test_swaps_and_requests_from_many_threads_at_once(

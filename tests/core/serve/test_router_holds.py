@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from agentpref.errors import InvalidAdapter, RevisionError, SwapFailed, WrongBase
+from agentpref.errors import InvalidAdapter, NotKept, RevisionError, SwapFailed, WrongBase
 from agentpref.record.home import Home
 from agentpref.serve.backend import Capabilities, GenerationRequest, Revision
 from agentpref.serve.holds import holders
@@ -92,6 +94,48 @@ def test_a_leased_revision_stays_held(registry: Registry, names: list[str]) -> N
         assert names[0] in held(registry)
         lease.release()
         assert names[0] not in held(registry)
+
+
+def test_a_home_that_takes_no_more_changes_fails_no_request(
+    registry: Registry,
+    names: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The end of a request is where what it used is given up."""
+
+    def fail(path: Path, **_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    with Router(registry, FakeBackend()) as router:
+        router.activate(names[0])
+        lease = router.acquire()
+        for name in names[1:3]:
+            router.activate(name)
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "unlink", fail)
+            lease.release()
+            assert "Read-only file system" in caplog.text
+            assert router.generate(ASK).revision == names[2]
+        router.acquire().release()
+        assert held(registry) == set(names[1:3])
+
+
+def test_closing_gives_up_what_it_cannot_remove(
+    registry: Registry, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, **_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    router = Router(registry, FakeBackend())
+    router.activate(names[0])
+    router.activate(names[1])
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", fail)
+        with pytest.raises(NotKept, match="Read-only file system"):
+            router.close()
+    assert held(registry) == set()
+    assert all(holder.is_over for holder in holders(registry.home.holds))
 
 
 @pytest.mark.parametrize("step", ["validate", "load", "probe"])
@@ -274,6 +318,16 @@ def test_a_revision_whose_files_are_broken_is_put_into_quarantine(
         assert WEIGHTS_FILE in (registry.get(names[0]).quarantine_reason or "")
         with pytest.raises(RevisionError, match="in quarantine"):
             registry.promote(names[0])
+
+
+def test_a_file_whose_name_is_no_utf_8_is_a_reason_too(
+    registry: Registry, names: list[str]
+) -> None:
+    with Router(registry, FakeBackend()) as router:
+        Path(os.fsdecode(os.fsencode(registry.get(names[0]).path) + b"/\xff")).touch()
+        with pytest.raises(InvalidAdapter):
+            router.activate(names[0])
+        assert "\\udcff" in (registry.get(names[0]).quarantine_reason or "")
 
 
 def test_a_revision_that_answers_nothing_finite_is_put_into_quarantine(

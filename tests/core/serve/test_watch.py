@@ -136,10 +136,32 @@ def test_what_cannot_be_followed_is_told_once_and_tried_again_ever_more_rarely(
     look_again(registry)
     [told] = [record for record in caplog.records if record.name == "agentpref.serve.watch"]
     assert names[1] in told.message
-    assert "what served before still serves" in told.message
+    assert f"{names[0]} still serves" in told.message
     backend.fail_load.clear()
     clock.now += 60
     until(lambda: router.generate(ASK).revision == names[1])
+
+
+def test_live_is_followed_without_a_canary_that_is_tried_again(
+    router: Router,
+    registry: Watched,
+    backend: FakeBackend,
+    names: list[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    backend.fail_load.add(names[1])
+    clock = Clock()
+    registry.promote(names[0])
+    registry.canary(names[1], 1.0)
+    Watcher(router, OFTEN, clock=clock)
+    until(lambda: router.generate(ASK).revision == names[0])
+    until(lambda: names[1] in caplog.text)
+    look_again(registry)
+    assert backend.calls.count(("load", names[1])) == 1, "it is too soon to try again"
+    assert router.generate(ASK, thread_id="thread").revision == names[0]
+    backend.fail_load.clear()
+    clock.now += 60
+    until(lambda: router.generate(ASK, thread_id="thread").revision == names[1])
 
 
 def test_a_wait_is_half_a_minute_at_most(
@@ -188,6 +210,26 @@ def test_a_home_that_cannot_be_read_for_a_while_is_no_end(
     away.rename(registry.home.database)
     clock.now += 60
     until(lambda: router.generate(ASK).revision == names[0])
+
+
+def test_an_error_of_a_kind_that_nobody_foresaw_is_no_end(
+    router: Router,
+    registry: Watched,
+    backend: FakeBackend,
+    names: list[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("device-side assert")
+
+    Watcher(router, OFTEN, clock=Clock())
+    with monkeypatch.context() as patched:
+        patched.setattr(backend, "load", broken)
+        registry.promote(names[0])
+        until(lambda: "device-side assert" in caplog.text)
+    registry.promote(names[1])
+    until(lambda: router.generate(ASK).revision == names[1])
 
 
 def test_closing_the_router_ends_its_watcher(router: Router) -> None:
