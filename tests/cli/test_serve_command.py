@@ -211,6 +211,14 @@ def test_nothing_is_started_without_a_home(run, home, python) -> None:
 def test_a_host_that_others_reach_is_bad_usage(run, home, revisions) -> None:
     err = run("serve", *ARGUMENTS, "--host", "0.0.0.0", exits=2).err
     assert "--allow-remote" in err
+    err = run("serve", *ARGUMENTS, "--", "--host=0.0.0.0", exits=2).err
+    assert "--allow-remote" in err
+
+
+def test_a_key_among_the_options_of_the_engine_is_bad_usage(run, home, revisions) -> None:
+    err = run("serve", *ARGUMENTS, "--", "--api-key", "s3cret", exits=2).err
+    assert "set VLLM_API_KEY" in err
+    assert "s3cret" not in err
 
 
 def test_without_vllm_it_says_how_to_get_it(run, home, revisions) -> None:
