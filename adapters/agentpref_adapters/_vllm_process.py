@@ -42,6 +42,19 @@ _HAS_VLLM = (
     "sys.exit(not (found and found.origin))"
 )
 _PROBE_SECONDS = 60
+# What the extra options may not say, and what does instead.
+_NOT_EXTRA = {
+    "--model": "use --model before the --",
+    "--host": "use --host before the --, which asks for --allow-remote where others can reach it",
+    "--port": "use --port before the --",
+    "--max-loras": "use --max-loras before the --",
+    "--max-lora-rank": "use --max-lora-rank before the --",
+    "--dtype": "use --dtype before the --",
+    "--max-model-len": "use --max-model-len before the --",
+    "--api-key": "set VLLM_API_KEY, which the server and those who ask it read, and no list shows",
+    "--uds": "use --host and --port before the --: it is asked over TCP",
+    "--config": "give its options one by one, since a file could say any of the others",
+}
 # What belongs to the interpreter that runs us, and would mislead another one.
 _OURS = ("PYTHONPATH", "PYTHONHOME", "__PYVENV_LAUNCHER__")
 _DEFAULTS = {
@@ -66,11 +79,12 @@ class VllmSettings:
         max_lora_rank: the largest rank that will be loaded; memory is set aside for it.
         dtype: what the base is held in, as vLLM names it.
         max_model_len: the most tokens of prompt and answer; the model's own where ``None``.
-        extra: more of vLLM's own options, which win over all of these.
+        extra: more of vLLM's own options; none that is a setting here, nor its API key.
         allow_remote: listen beyond this machine; only behind an allowlist.
 
     Raises:
-        ConfigError: a setting is out of range, or would open the server to the network.
+        ConfigError: a setting is out of range, would open the server to the network, or is hidden
+            among the extra options.
     """
 
     base: str
@@ -91,6 +105,7 @@ class VllmSettings:
         ranks = ", ".join(map(str, RANKS))
         _require(self.max_lora_rank in RANKS, "max_lora_rank", self.max_lora_rank, ranks)
         _require_private(self.host, self.allow_remote)
+        _require_extra(self.extra)
 
 
 def vllm_server(
@@ -209,3 +224,14 @@ def _require_private(host: str, allow_remote: bool) -> None:
             f"use 127.0.0.1 with an allowlisting proxy in front (docs/vllm.md), or, where only "
             f"that proxy reaches the host, add --allow-remote"
         )
+
+
+def _require_extra(words: tuple[str, ...]) -> None:
+    """Refuse what vLLM would read as one of ours: it takes `_` for `-`, and beginnings of names."""
+    for word in words:
+        name = word.partition("=")[0].replace("_", "-")
+        if len(name) <= len("--"):
+            continue
+        for option, cure in _NOT_EXTRA.items():
+            if option.startswith(name):
+                raise ConfigError(f"{word.partition('=')[0]} is no extra option of vLLM's: {cure}")

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from queue import Empty, SimpleQueue
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from agentpref_cli.terminal import BAD, GOOD, WARN, say
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 FOLLOW_SECONDS = 1.0
 LOOK_SECONDS = 0.2
+LOADED_SECONDS = 1.0
 STYLES = {"ready": GOOD, "serving": GOOD, "died": WARN, "warning": WARN, "gave_up": BAD}
 
 
@@ -86,19 +88,69 @@ def run(
 
 
 def _attend(server: ServerProcess, routers: Sequence[Router], speaker: Speaker) -> None:
-    shown: dict[str, ServingState] = {}
+    from agentpref_adapters._server_process import answers
+
+    watched, up = [_Watched(router, speaker) for router in routers], True
     while server.failure is None:
-        for router in routers:
-            state = router.serving
-            if shown.get(state.namespace) != state:
-                shown[state.namespace] = state
-                _say_state(state, speaker)
-        if speaker.next(LOOK_SECONDS) == "ready":
-            for router in routers:
-                _load_again(router, speaker)
+        for one in watched:
+            if up and one.is_due() and answers(server.url):  # else a look would wait for it
+                one.look()
+        up = {"died": False, "ready": True}.get(speaker.next(LOOK_SECONDS) or "", up)
     while speaker.next(0):
         pass  # what was heard before the end
     raise server.failure
+
+
+class _Watched:
+    """A router whose revisions are seen to be loaded, and which is then said to serve them.
+
+    An engine that was started again is empty. A request has its own revision loaded again, but
+    nobody asks for what was live before, on which a rollback counts.
+    """
+
+    def __init__(self, router: Router, speaker: Speaker) -> None:
+        self._router = router
+        self._speaker = speaker
+        self._said: ServingState | None = None
+        self._before: str | None = None  # what was live before, which the router keeps loaded
+        self._seen: ServingState | None = None
+        self._next_look = 0.0
+        self._failures: dict[str, str] = {}
+
+    def is_due(self) -> bool:
+        """Whether something else serves than when it was looked at, or that is a while ago."""
+        return self._router.serving != self._seen or monotonic() >= self._next_look
+
+    def look(self) -> None:
+        """Have what is wanted loaded where it is not, and say what serves if it has changed."""
+        self._seen = state = self._router.serving
+        self._next_look = monotonic() + LOADED_SECONDS
+        if self._said is not None and self._said.live != state.live:
+            self._before = self._said.live
+        loaded = self._router.backend.list_loaded()
+        wanted = dict.fromkeys((state.live, state.canary, self._before))
+        lacking = [name for name in wanted if name is not None and name not in loaded]
+        failed = [name for name in lacking if not self._load_again(name)]
+        if state != self._said and not {state.live, state.canary}.intersection(failed):
+            self._said = state
+            _say_state(state, self._speaker)
+
+    def _load_again(self, name: str) -> bool:
+        """Ask the revision something, which has it loaded; say a failure once, not each time."""
+        from agentpref.errors import ServingError
+        from agentpref.serve.backend import PROBE
+
+        where = self._router.registry.namespace
+        try:
+            self._router.backend.generate(name, PROBE)
+        except ServingError as error:
+            if self._failures.get(name) != str(error):
+                self._failures[name] = str(error)
+                self._speaker("warning", f"{where}: {name} is not loaded again yet: {error}")
+            return False
+        self._failures.pop(name, None)
+        self._speaker("loaded", f"{where}: {name} is loaded again", revision=name)
+        return True
 
 
 @contextmanager
@@ -110,22 +162,6 @@ def _router(home: Home, namespace: str, backend: ServingBackend) -> Iterator[Rou
     with Router(Registry(home, namespace=namespace), backend) as router:
         Watcher(router, FOLLOW_SECONDS)
         yield router
-
-
-def _load_again(router: Router, speaker: Speaker) -> None:
-    """An engine comes back empty; a question to a revision has it loaded again."""
-    from agentpref.errors import ServingError
-    from agentpref.serve.backend import PROBE
-
-    state = router.serving
-    for name in (state.live, state.canary):
-        if name is None:
-            continue
-        try:
-            router.backend.generate(name, PROBE)
-            speaker("loaded", f"{state.namespace}: {name} is loaded again", revision=name)
-        except ServingError as error:
-            speaker("warning", f"{state.namespace}: {name} is not loaded again yet: {error}")
 
 
 def _say_state(state: ServingState, speaker: Speaker) -> None:

@@ -43,8 +43,39 @@ def test_the_server_is_told_of_the_base_and_its_adapters() -> None:
 
 
 def test_what_the_user_adds_comes_last_and_so_wins() -> None:
-    words = arguments(extra=("--max-loras", "9", "--enforce-eager"))
-    assert words[-3:] == ["--max-loras", "9", "--enforce-eager"]
+    words = arguments(extra=("--max-cpu-loras", "9", "--enforce-eager"))
+    assert words[-3:] == ["--max-cpu-loras", "9", "--enforce-eager"]
+
+
+@pytest.mark.parametrize(
+    ("words", "cure"),
+    [
+        (("--host", "0.0.0.0"), "--allow-remote"),
+        (("--host=0.0.0.0",), "--allow-remote"),
+        (("--hos", "0.0.0.0"), "--allow-remote"),  # which vLLM's parser takes for --host
+        (("--enforce-eager", "--port", "9000"), "use --port before"),
+        (("--model", "other"), "use --model before"),
+        (("--max_loras", "9"), "use --max-loras before"),
+        (("--max-lora-rank=64",), "use --max-lora-rank before"),
+        (("--dtype", "half"), "use --dtype before"),
+        (("--max_model_len=9",), "use --max-model-len before"),
+        (("--api-key", "secret"), "set VLLM_API_KEY"),
+        (("--api_key=secret",), "set VLLM_API_KEY"),
+        (("--uds", "/tmp/socket"), "over TCP"),
+        (("--config=vllm.yaml",), "one by one"),
+    ],
+)
+def test_what_has_a_setting_of_its_own_is_no_extra_option(
+    words: tuple[str, ...], cure: str
+) -> None:
+    with pytest.raises(ConfigError, match=cure) as refused:
+        VllmSettings("tiny", extra=words)
+    assert "secret" not in str(refused.value)
+
+
+def test_options_that_only_begin_like_a_setting_are_fine() -> None:
+    extra = ("--max-num-seqs", "8", "-tp", "2", "--model-impl=auto", "--api-server-count", "1")
+    assert VllmSettings("tiny", extra=extra).extra == extra
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7", "example.org"])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from contextlib import closing
+from importlib.metadata import metadata, requires
 from pathlib import Path
 
 import pytest
@@ -75,6 +77,16 @@ def test_what_is_not_installed_comes_with_its_cure(run, filled, random_base, mon
     monkeypatch.setattr(module, "EXTRAS", {"train": ("torch", "no-such-package")})
     words = checks(run("doctor", "--model", random_base, "--json").json)["train"]["words"]
     assert words == "not installed (no-such-package); if wanted: pip install 'agentpref[train]'"
+
+
+def test_it_knows_the_extras_that_there_are_and_all_that_they_bring() -> None:
+    offered = set(metadata("agentpref").get_all("Provides-Extra") or ())
+    assert module.EXTRAS.keys() == offered - {"all", "bench", "dev"}
+    known = {package for packages in module.EXTRAS.values() for package in packages}
+    for extra, packages in module.EXTRAS.items():
+        asked = [one for one in requires("agentpref") or () if re.search(rf"\b{extra}\W$", one)]
+        brought = {re.split(r"[^\w-]", one)[0] for one in asked} - {"agentpref"}
+        assert set(packages) <= brought <= known
 
 
 @pytest.mark.parametrize("error", [ImportError("libtorch is missing"), OSError("no space")])

@@ -69,12 +69,17 @@ class Serving:
             self._lines.put(line)
 
     def until(self, event: str, **facts: object) -> dict[str, Any]:
-        """Read on until something was said; a test that waits in vain fails here."""
+        """Read on until something was said."""
         while True:
-            said = orjson.loads(self._lines.get(timeout=60))
+            said = self.next()
             if said["event"] == event and facts.items() <= said.items():
                 self.children |= set(psutil.Process(self.process.pid).children(recursive=True))
                 return said
+
+    def next(self) -> dict[str, Any]:
+        """Read one line; a test that waits in vain fails here."""
+        said: dict[str, Any] = orjson.loads(self._lines.get(timeout=60))
+        return said
 
     def end(self, signum: int) -> int:
         self.process.send_signal(signum)
@@ -142,15 +147,57 @@ def _children(one: Serving) -> list[psutil.Process]:
     return psutil.Process(one.process.pid).children(recursive=True)
 
 
+def _kill_the_server(home: Path) -> None:
+    (log,) = (home / "logs").glob("vllm-*.log")
+    os.kill(int(log.read_text().split()[1]), signal.SIGKILL)
+
+
 def test_a_server_that_dies_is_started_again_and_gets_what_serves(serving, home, revisions) -> None:
     Registry(home).promote(revisions[0])
     one = serving()
     one.until("serving", live=revisions[0])
-    (log,) = (home / "logs").glob("vllm-*.log")
-    os.kill(int(log.read_text().split()[1]), signal.SIGKILL)
+    _kill_the_server(home)
     assert "starting it again" in one.until("died")["words"]
     one.until("ready")
     assert one.until("loaded")["revision"] == revisions[0]
+
+
+def test_what_a_rollback_would_serve_is_loaded_again_too(serving, home, revisions) -> None:
+    registry = Registry(home)
+    registry.promote(revisions[0])
+    one = serving()
+    one.until("serving", live=revisions[0])
+    registry.promote(revisions[1])
+    one.until("serving", live=revisions[1])
+    _kill_the_server(home)
+    one.until("ready")
+    assert {one.until("loaded")["revision"] for _ in revisions} == set(revisions)
+    registry.rollback()
+    one.until("serving", live=revisions[0])
+    assert told(home) == [f"/v1/load_lora_adapter {name}" for name in reversed(revisions)]
+
+
+def test_what_cannot_be_loaded_again_is_said_once_and_tried_until_it_can(
+    serving, home, revisions, tmp_path
+) -> None:
+    refused = tmp_path / "refused"
+    registry = Registry(home)
+    registry.promote(revisions[0])
+    one = serving("--", "--refused", refused)
+    one.until("serving", live=revisions[0])
+    registry.promote(revisions[1])
+    one.until("serving", live=revisions[1])
+    refused.write_text(" ".join(revisions))
+    _kill_the_server(home)
+    one.until("ready")
+    for name in reversed(revisions):
+        assert f"{name} is not loaded again yet" in one.until("warning")["words"]
+    registry.rollback()
+    while told(home).count(f"/v1/load_lora_adapter {revisions[0]}") < 3:
+        pass
+    refused.write_text("")
+    assert [one.next()["event"] for _ in revisions] == ["loaded", "loaded"]
+    assert one.next()["live"] == revisions[0]
 
 
 def test_a_revision_that_cannot_be_served_is_said_and_the_old_one_serves(
@@ -211,6 +258,14 @@ def test_nothing_is_started_without_a_home(run, home, python) -> None:
 def test_a_host_that_others_reach_is_bad_usage(run, home, revisions) -> None:
     err = run("serve", *ARGUMENTS, "--host", "0.0.0.0", exits=2).err
     assert "--allow-remote" in err
+    err = run("serve", *ARGUMENTS, "--", "--host=0.0.0.0", exits=2).err
+    assert "--allow-remote" in err
+
+
+def test_a_key_among_the_options_of_the_engine_is_bad_usage(run, home, revisions) -> None:
+    err = run("serve", *ARGUMENTS, "--", "--api-key", "s3cret", exits=2).err
+    assert "set VLLM_API_KEY" in err
+    assert "s3cret" not in err
 
 
 def test_without_vllm_it_says_how_to_get_it(run, home, revisions) -> None:

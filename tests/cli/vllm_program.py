@@ -1,7 +1,7 @@
 """Stands in for vLLM's server program: `python vllm_program.py … --model BASE … --port PORT …`.
 
-It writes down what it is asked to load and unload, ends with a complaint if told
-`--fail`, and never answers if told `--slow`.
+It writes down what it is asked to load and unload, ends with a complaint if told `--fail`, never
+answers if told `--slow`, and refuses to load what the file after `--refused` names.
 """
 
 from __future__ import annotations
@@ -26,11 +26,20 @@ def main(words: list[str]) -> None:
     server = StandIn(words[words.index("--model") + 1], port=int(words[words.index("--port") + 1]))
     said = 0
     while True:
+        server.refused = refused(words)
         time.sleep(0.01)
         for path, body in server.asked[said:]:
             if "lora" in path:
                 print(path, body["lora_name"], flush=True)
         said = len(server.asked)
+
+
+def refused(words: list[str]) -> set[str]:
+    """What is not to be loaded at the moment."""
+    if "--refused" not in words:
+        return set()
+    file = Path(words[words.index("--refused") + 1])
+    return set(file.read_text().split()) if file.exists() else set()
 
 
 if __name__ == "__main__":

@@ -97,9 +97,9 @@ def open_backend(server: ServerProcess) -> Iterator[Callable[..., VllmBackend]]:
     """Call it for a backend of the shared server; what they loaded is unloaded afterwards."""
     opened: list[VllmBackend] = []
 
-    def make(*urls: str, **settings: object) -> VllmBackend:
+    def make(*urls: str, kind: type[VllmBackend] = VllmBackend, **settings: object) -> VllmBackend:
         how = {"base": "tiny", "max_loras": MAX_LORAS} | settings
-        opened.append(VllmBackend(*(urls or [server.url]), **how))
+        opened.append(kind(*(urls or [server.url]), **how))
         return opened[-1]
 
     yield make

@@ -1,4 +1,4 @@
-"""A real vLLM in trouble: killed in mid-load, slow, failing, too small, or told not to load."""
+"""A real vLLM in trouble: killed under load or in mid-swap, slow, failing, too small, fixed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from clients import CLIENTS, Load, wrong
 from proxy import Proxy
 
 from agentpref.errors import GenerationFailed, ServerUnreachable, SwapFailed
-from agentpref.serve.backend import Revision
+from agentpref.serve.backend import Reply, Revision
 from agentpref.serve.base_files import BaseFiles
 from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
@@ -60,6 +60,54 @@ def test_a_server_killed_under_load_comes_back_empty_and_is_made_good(
         router.activate(revisions[1].revision_id)
         assert router.generate(ask(QUESTIONS[0])).revision == revisions[1].revision_id
     assert [event.what for event in events.all][-2:] == ["died", "ready"]
+
+
+class KilledAfter(VllmBackend):
+    """Has a server killed as soon as a step of a swap, told in ``after``, is done."""
+
+    after: Callable[[], None] = staticmethod(lambda: None)
+    step = ""
+
+    def load(self, revision: Revision) -> None:
+        super().load(revision)
+        self._done("load")
+
+    def probe(self, revision_id: str) -> Reply:
+        reply = super().probe(revision_id)
+        self._done("probe")
+        return reply
+
+    def _done(self, step: str) -> None:
+        if step == self.step:
+            self.step = ""
+            self.after()
+
+
+@pytest.mark.parametrize("step", ["load", "probe"])
+def test_a_server_killed_in_mid_swap_leaves_the_old_or_the_new_revision_serving(
+    step: str, server: ServerProcess, registry: Registry, revisions, open_backend, expected
+) -> None:
+    old, new = (revision.revision_id for revision in revisions[:2])
+    backend = open_backend(patience=300.0, kind=KilledAfter)
+    with Router(registry, backend) as router:
+        load, starts = Load(router, stream=False), server.starts
+        backend.step, backend.after = step, lambda: kill(server)
+        with load.running():
+            load.more(CLIENTS)
+            if step == "load":
+                with pytest.raises(SwapFailed, match=f"{old} still serves"):
+                    router.activate(new)
+            else:
+                router.activate(new)
+            load.more(4 * CLIENTS)
+        serves = old if step == "load" else new
+        assert router.serving.live == registry.state().live == serves
+        assert router.generate(ask(QUESTIONS[0])).revision == serves
+        assert load.failed == []
+        assert wrong(load, revisions, expected) == []
+        assert server.starts == starts + 1
+        router.activate(new)
+        assert router.generate(ask(QUESTIONS[0])).revision == new
 
 
 def test_requests_wait_while_a_server_fails_and_no_swap_is_made(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -152,33 +153,58 @@ def test_agentpref_serve_follows_a_promotion_and_leaves_nothing_running(
     assert alive == []
 
 
-# What docs/vllm.md says that anybody can reach who reaches the port, whatever the key.
-UNGUARDED = {
-    "/adapters",
-    "/adapters/{adapter_name}",
-    "/detokenize",
-    "/invocations",
-    "/metrics",
-    "/scale_elastic_ep",
-    "/tokenize",
-}
+GUIDE = Path(__file__).parents[2] / "docs" / "vllm.md"
+HARMLESS = {"/health", "/ping", "/is_scaling_elastic_ep", "/kv_event_sources"}
+ANYBODY = {"model": "base", "prompt": "Hello", "max_tokens": 1}
+BY_REVISION = {"X-Amzn-SageMaker-Adapter-Identifier": "mine"}  # /invocations reads no "model"
 
 
-def test_what_the_api_key_does_not_guard(vllm_python: str, tmp_path: Path, monkeypatch) -> None:
-    """Why a server belongs on loopback, or behind an allowlist."""
+def unguarded(adapter: Path) -> list[tuple[str, str, dict[str, object]]]:
+    """What anybody can have done, in this order: what is loaded is used, and then unloaded."""
+    score = {"query": "Yes?", "items": ["No"], "label_token_ids": [1]}
+    return [
+        ("POST", "/adapters", {"json": {"name": "mine", "src": str(adapter)}}),
+        ("POST", "/invocations", {"json": ANYBODY, "headers": BY_REVISION}),
+        ("POST", "/generative_scoring", {"json": score}),
+        ("DELETE", "/adapters/{name}", {}),
+        ("POST", "/scale_elastic_ep", {"json": {"new_data_parallel_size": 1}}),
+        ("POST", "/tokenize", {"json": {"prompt": "Hello"}}),
+        ("POST", "/detokenize", {"json": {"tokens": [1, 300]}}),
+        ("GET", "/metrics", {}),
+        ("GET", "/load", {}),
+        ("GET", "/version", {}),
+    ]
+
+
+PATHS = {path for _, path, _ in unguarded(Path())}
+
+
+def test_what_the_api_key_does_not_guard(
+    vllm_python: str, adapters: list[Path], tmp_path: Path, monkeypatch
+) -> None:
+    """Why a server belongs on loopback, or behind an allowlist: each of these works without it."""
     monkeypatch.setenv("VLLM_API_KEY", "secret")
     settings = VllmSettings(
         "tiny", python=vllm_python, dtype="float32", max_model_len=512, extra=EXTRA
     )
-    with vllm_server(settings, logs=tmp_path) as guarded:
-        client = httpx.Client(base_url=guarded.url, timeout=60, trust_env=False)
-        body = {"model": "base", "prompt": "Hello", "max_tokens": 1}
+    with (
+        vllm_server(settings, logs=tmp_path) as guarded,
+        httpx.Client(base_url=guarded.url, timeout=60, trust_env=False) as client,
+    ):
         assert client.get("/v1/models").status_code == 401
-        assert client.post("/v1/completions", json=body).status_code == 401
-        assert client.post("/invocations", json=body).status_code == 200, "anybody may generate"
-        loading = client.post("/adapters", json={"name": "x", "src": "/nowhere"})
-        assert loading.status_code not in (401, 403), "anybody may load adapters"
-        assert client.get("/openapi.json").json()["paths"].keys() >= UNGUARDED
+        assert client.post("/v1/completions", json=ANYBODY).status_code == 401
+        for method, path, what in unguarded(adapters[0]):
+            answer = client.request(method, path.format(name="mine"), **what)
+            assert answer.status_code == 200, (path, answer.text)
+            if path == "/invocations":
+                assert answer.json()["model"] == "mine"
+        paths = client.get("/openapi.json").json()["paths"]
         with closing(VllmBackend(guarded.url, base="tiny", key="secret")) as backend:
             assert backend.generate("base", ask(QUESTIONS[0])).revision == "base"
-        client.close()
+    found = {path.replace("adapter_name", "name") for path in paths if not path.startswith("/v1/")}
+    assert found - HARMLESS == PATHS
+
+
+def test_the_guide_names_all_of_them() -> None:
+    rows = re.findall(r"^\| (`/.*?) \|", GUIDE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(re.findall(r"`([^`]+)`", " ".join(rows))) == PATHS

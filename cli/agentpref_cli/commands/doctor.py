@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     from agentpref.serve.registry import Registry
 
 EXTRAS: Mapping[str, tuple[str, ...]] = {
-    "train": ("torch", "transformers", "peft", "safetensors", "scipy", "numpy"),
+    "train": (
+        *("torch", "transformers", "peft", "accelerate", "safetensors", "scipy", "numpy"),
+        *("jinja2", "psutil"),
+    ),
+    "vllm": ("httpx", "httpx-sse", "tenacity", "transformers", "jinja2", "numpy", "safetensors"),
+    "quantized": ("bitsandbytes",),
     "langchain": ("langchain-core",),
     "parquet": ("pyarrow",),
     "demo": ("langchain",),
