@@ -21,6 +21,7 @@ from tenacity import (
     stop_any,
     wait_random_exponential,
 )
+from tenacity.stop import stop_base
 
 from agentpref.errors import (
     GenerationFailed,
@@ -211,7 +212,7 @@ class Fleet:
         retrying = Retrying(
             retry=retry_if_exception(_passes),
             wait=wait_random_exponential(multiplier=0.1, max=2),
-            stop=stop_any(stop_after_delay(self._patience), _fails_too_often),
+            stop=stop_any(stop_after_delay(self._patience), _FailsTooOften()),
             reraise=True,
         )
         return retrying(attempt)
@@ -248,6 +249,11 @@ def _passes(error: BaseException) -> bool:
     return isinstance(error, ServerUnreachable | NotLoaded) and not lasting
 
 
-def _fails_too_often(state: RetryCallState) -> bool:
-    error = state.outcome.exception() if state.outcome is not None else None
-    return isinstance(error, Failing) and state.attempt_number >= _FAILING_ROUNDS
+class _FailsTooOften(stop_base):
+    """The end of trying where servers answer, and answer 500."""
+
+    def __call__(self, retry_state: RetryCallState) -> bool:
+        """Say whether that was once too often."""
+        outcome = retry_state.outcome
+        error = outcome.exception() if outcome is not None else None
+        return isinstance(error, Failing) and retry_state.attempt_number >= _FAILING_ROUNDS
