@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from queue import Queue
@@ -177,6 +178,14 @@ def test_what_a_rollback_would_serve_is_loaded_again_too(serving, home, revision
     assert told(home) == [f"/v1/load_lora_adapter {name}" for name in reversed(revisions)]
 
 
+def _wait_for_tries(home: Path, name: str, tries: int) -> None:
+    for _ in range(600):
+        if told(home).count(f"/v1/load_lora_adapter {name}") >= tries:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{name} is not tried again")
+
+
 def test_what_cannot_be_loaded_again_is_said_once_and_tried_until_it_can(
     serving, home, revisions, tmp_path
 ) -> None:
@@ -193,8 +202,7 @@ def test_what_cannot_be_loaded_again_is_said_once_and_tried_until_it_can(
     for name in reversed(revisions):
         assert f"{name} is not loaded again yet" in one.until("warning")["words"]
     registry.rollback()
-    while told(home).count(f"/v1/load_lora_adapter {revisions[0]}") < 3:
-        pass
+    _wait_for_tries(home, revisions[0], 3)
     refused.write_text("")
     assert [one.next()["event"] for _ in revisions] == ["loaded", "loaded"]
     assert one.next()["live"] == revisions[0]
