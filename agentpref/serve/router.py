@@ -197,8 +197,7 @@ class Router:
             AgentprefError: as for :meth:`activate`, where the revision had to be loaded.
         """
         if (state := self._rolled_back()) is not None:
-            self._sweep()
-            return state
+            return state  # what is idle now is unloaded by the next swap, look or end of a request
         with self._swap():
             generation = self.registry.state().generation
             self._prepare(self.registry.previous())

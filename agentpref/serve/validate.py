@@ -151,7 +151,7 @@ def _check_folder(revision: Revision) -> None:
     for file in folder.iterdir():
         if file.name not in wanted or file.is_symlink() or not file.is_file():
             raise InvalidAdapter(
-                f"{file} does not belong in a revision, which holds {', '.join(sorted(wanted))} "
+                f"{_printable(file)} does not belong in a revision, which holds {', '.join(sorted(wanted))} "
                 f"as plain files; publish the adapter again"
             )
 
@@ -242,3 +242,8 @@ def _check_layers(modules: Mapping[str, Shape], layers: Mapping[str, Shape], fil
 
 def _short(digest: object) -> str:
     return str(digest)[:12]
+
+
+def _printable(path: Path) -> str:
+    """A path as text that any terminal and log takes, whatever bytes are in its name."""
+    return str(path).encode(errors="backslashreplace").decode()

@@ -1,7 +1,8 @@
 """Is every reply right while revisions are swapped under load, and what does a swap cost?
 
-Run as ``python -m benchmarks.swap`` (about three minutes for each engine; ``make test-vllm`` first
-makes the environment that vLLM runs in). Four clients ask without a pause, two of them streaming;
+Run as ``OMP_NUM_THREADS=1 python -m benchmarks.swap`` (about three minutes for each engine; ``make
+test-vllm`` first makes the environment that vLLM runs in; small models are slower in two threads
+beside other work). Four clients ask without a pause, two of them streaming;
 every reply is compared with the greedy answer of the revision that it names, computed beforehand by
 plain transformers and peft. Windows with swaps and without take turns. The last line is one JSON
 object; the exit code is 1 where a target is missed.

@@ -325,8 +325,9 @@ def test_a_file_whose_name_is_no_utf_8_is_a_reason_too(
 ) -> None:
     with Router(registry, FakeBackend()) as router:
         Path(os.fsdecode(os.fsencode(registry.get(names[0]).path) + b"/\xff")).touch()
-        with pytest.raises(InvalidAdapter):
+        with pytest.raises(InvalidAdapter) as refused:
             router.activate(names[0])
+        assert str(refused.value).encode()  # a log and a terminal take it
         assert "\\udcff" in (registry.get(names[0]).quarantine_reason or "")
 
 
