@@ -151,8 +151,8 @@ def _check_folder(revision: Revision) -> None:
     for file in folder.iterdir():
         if file.name not in wanted or file.is_symlink() or not file.is_file():
             raise InvalidAdapter(
-                f"{_printable(file)} does not belong in a revision, which holds {', '.join(sorted(wanted))} "
-                f"as plain files; publish the adapter again"
+                f"{_printable(file)} does not belong in a revision, which holds "
+                f"{', '.join(sorted(wanted))} as plain files; publish the adapter again"
             )
 
 
