@@ -132,7 +132,7 @@ def test_the_newest_may_be_a_trial(registry, keep: int) -> None:
         registry.prune(keep=keep)
 
 
-@pytest.mark.parametrize("place", [URL, place_in_process()])
+@pytest.mark.parametrize("place", [URL, place_in_process()], ids=["server", "process"])
 def test_what_a_living_process_uses_stays(registry, publish, place: str) -> None:
     old, _ = publish(2)
     holds = Holds(registry.home.holds, place)
