@@ -27,7 +27,9 @@ from benchmarks.swap.elsewhere import elsewhere
 from benchmarks.swap.load import Engine, Options, Rival
 from benchmarks.swap.stage import Ids, Stage, encoded, request
 
-MAX_LORAS = 4
+MAX_LORAS = 8
+"""More than a server needs: here revisions follow each other faster than requests end."""
+
 # What a server on a processor needs; set where the user has set nothing else.
 ON_A_PROCESSOR = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
