@@ -33,6 +33,7 @@ _IDLE_SECONDS = 4.0
 _CONNECT_SECONDS = 5.0
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 _NOT_FOUND = 404
+_REFUSALS = range(400, 500)
 _BROKEN = 500
 # What vLLM answers, with status 400, where a log-probability is NaN: it fails to write it as JSON.
 _NOT_A_NUMBER = "Out of range float values"
@@ -244,7 +245,7 @@ class Server:
         """What a piece without tokens means: an error in the middle, or another kind of server."""
         error = value.get("error")
         if isinstance(error, dict):
-            kind = ServerUnreachable if error.get("code", 500) >= 500 else GenerationFailed
+            kind = GenerationFailed if error.get("code") in _REFUSALS else ServerUnreachable
             return kind(f"{self.url} broke off: {error.get('message')}; look into its log")
         return GenerationFailed(
             f"{self.url} gave no token ids but {str(value)[:80]!r}; use a vLLM whose completions "

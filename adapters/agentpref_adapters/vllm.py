@@ -134,7 +134,7 @@ class VllmBackend:
         key: the servers' API key; ``None``: that in ``VLLM_API_KEY``, if any, where vLLM has its.
 
     Raises:
-        ConfigError: no server is named.
+        ConfigError: no server is named, or an address is none.
         ModelError: the base cannot be found, or has no chat template.
         ServerUnreachable: no server answers.
         WrongBase: a server has another base.
