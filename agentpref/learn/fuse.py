@@ -1,76 +1,165 @@
 """Puts the written-out operations into a model, where they give what its own modules give.
 
 A module is replaced only after both were tried on the same random input, so a normalisation that
-adds one to its weight, a gate with another activation or an adapter with dropout stays as it is.
-Only the module object's ``forward`` changes: parameters, names and what peft saves do not.
+adds one to its weight, a gate with another activation, an attention that turns its heads another
+way or an adapter with dropout stays as it is. Only the module object's ``forward`` changes:
+parameters, names and what peft saves do not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from agentpref.learn.ops import attention
 from agentpref.learn.ops.lora import lora_linear
 from agentpref.learn.ops.pointwise import rms_norm, swiglu
+from agentpref.learn.ops.rotary import Turn
+from agentpref.learn.ops.stack import Stack, plain_adapter
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor, nn
 
 _ROWS = 3
+_PROMPT, _ANSWER = 5, 3
+"""Tokens of the shared row that attention is tried on."""
+
+_ATTENTION = ("q_proj", "k_proj", "v_proj")
+_GATED = ("gate_proj", "up_proj")
 
 
 def fuse(model: PeftModel) -> int:
     """Replace what can be; return how many modules were."""
-    return sum(_replace(module, forward) for module, forward in _candidates(model))
+    modules = list(model.modules())
+    count = sum(_fuse_linear(module) for module in modules if _is_lora_linear(module))
+    for module in modules:
+        if type(module).__name__.endswith("RMSNorm"):
+            count += _replace(module, partial(_norm_forward, module), _random(module))
+        elif all(hasattr(module, name) for name in (*_GATED, "down_proj")):
+            count += _fuse_gated(module)
+        elif _is_plain_attention(module):
+            count += _fuse_attention(module)
+    return count
 
 
-def _candidates(model: PeftModel) -> Iterator[tuple[nn.Module, Callable[..., Tensor]]]:
-    from peft.tuners.lora import Linear as LoraLinear
-
-    for module in model.modules():
-        if isinstance(module, LoraLinear) and isinstance(module.base_layer, torch.nn.Linear):
-            yield module, partial(_lora_forward, module, module.forward)
-        elif type(module).__name__.endswith("RMSNorm"):
-            yield module, partial(_norm_forward, module)
-        elif all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj")):
-            yield module, partial(_gated_forward, module)
+def _fuse_linear(module: nn.Module) -> bool:
+    forward = partial(_lora_forward, module, module.forward)
+    return _replace(module, forward, _random(module))
 
 
-def _replace(module: nn.Module, forward: Callable[..., Tensor]) -> bool:
-    """Replace a module's forward if the new one gives the same on a random input."""
-    weight = next(module.parameters())
-    wide = getattr(module, "in_features", None) or weight.shape[-1]
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(_ROWS, wide, generator=generator).to(weight.device, _dtype(module))
-    tolerance = 1e-5 if x.dtype == torch.float32 else 2e-2
+def _fuse_gated(module: nn.Module) -> bool:
+    stack = _stacked(module, _GATED)
+    if stack is None:
+        return False
+    forward = partial(_gated_forward, module, module.forward, stack)
+    replaced = _replace(module, forward, _random(module))
+    if replaced:
+        stack.adopt()
+    return replaced
+
+
+def _fuse_attention(module: Any) -> bool:
+    """Replace an attention's forward where it gives the same for a shared row.
+
+    The input is scaled so that its scores differ: were all of them near zero, it would not matter
+    how heads are turned.
+    """
+    stack = _stacked(module, _ATTENTION)
+    if stack is None:
+        return False
+    forward = partial(_attention_forward, module, module.forward, stack)
+    x = _random(module, 1, _PROMPT + 2 * _ANSWER)
+    angles = torch.linspace(0, 3, x.shape[1] * module.head_dim // 2).view(1, x.shape[1], -1)
+    turn = [f(torch.cat([angles, angles], -1)).to(x.dtype) for f in (torch.cos, torch.sin)]
+    with torch.no_grad(), _our_attention(module):
+        x = x / stack(x).std()
+        mask = x.new_zeros(1, 1, 1, _PROMPT)
+        replaced = _replace(
+            module, forward, x, position_embeddings=tuple(turn), attention_mask=mask
+        )
+    if replaced:
+        stack.adopt()
+    return replaced
+
+
+def _replace(module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
+    """Replace a module's forward if the new one gives the same on an input."""
     with torch.no_grad():
         try:
-            same = torch.allclose(forward(x), module(x), rtol=tolerance, atol=1e-5)
-        except (RuntimeError, TypeError, AttributeError):
-            same = False
+            found, expected = (call(*args, **kwargs) for call in (forward, module.forward))
+        except (RuntimeError, TypeError, AttributeError, ValueError):
+            return False
+    if isinstance(expected, tuple):
+        found, expected = found[0], expected[0]
+    tolerance = 1e-5 if expected.dtype == torch.float32 else 2e-2
+    same = found.shape == expected.shape and bool(
+        (found - expected).abs().max() <= tolerance * expected.abs().max()
+    )
     if same:
         module.forward = forward
     return same
 
 
-def _dtype(module: nn.Module) -> torch.dtype:
-    """The dtype that a module computes in: that of its frozen weights, not of its adapters."""
-    return next(p.dtype for name, p in module.named_parameters() if "lora_" not in name)
+def _stacked(module: nn.Module, names: tuple[str, ...]) -> Stack | None:
+    """Some of a module's layers as a stack, where they are such that they can be."""
+    layers = [getattr(module, name) for name in names]
+    alike = len({layer.base_layer.bias is None for layer in layers if _is_lora_linear(layer)}) == 1
+    return Stack(layers) if alike and all(map(_is_lora_linear, layers)) else None
+
+
+def _is_lora_linear(module: object) -> bool:
+    from peft.tuners.lora import Linear as LoraLinear
+
+    return isinstance(module, LoraLinear) and isinstance(module.base_layer, torch.nn.Linear)
+
+
+def _is_plain_attention(module: Any) -> bool:
+    """Whether a module is an attention of nothing but its projections, of the CPU's kernel."""
+    parts = {name for name, _ in module.named_children()}
+    return (
+        parts == {*_ATTENTION, "o_proj"}
+        and hasattr(module, "head_dim")
+        and getattr(module.config, "sliding_window", None) is None
+        and module.o_proj.weight.device.type == "cpu"
+        and attention.grouping_kernel()
+    )
+
+
+@contextmanager
+def _our_attention(module: Any) -> Iterator[None]:
+    """Let a module know what a shared row is."""
+    attention.register()
+    before = module.config._attn_implementation
+    module.config._attn_implementation = attention.NAME
+    try:
+        yield
+    finally:
+        module.config._attn_implementation = before
+
+
+def _random(module: nn.Module, *rows: int) -> Tensor:
+    """A random input, in the dtype of the module's frozen weights, not of its adapters."""
+    frozen = next(p for name, p in module.named_parameters() if "lora_" not in name)
+    wide = getattr(module, "in_features", None) or frozen.shape[-1]
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(*(rows or (_ROWS,)), wide, generator=generator).to(
+        frozen.device, frozen.dtype
+    )
 
 
 def _lora_forward(
     module: Any, plain: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any
 ) -> Tensor:
-    active = [name for name in module.active_adapters if name in module.lora_A]
-    if module.disable_adapters or not active:
+    name = plain_adapter(module)
+    if name == "":
         return module.base_layer(x)  # type: ignore[no-any-return]
-    if args or kwargs or module.merged or len(active) > 1 or module.lora_variant:
+    if args or kwargs or name is None:
         return plain(x, *args, **kwargs)
-    (name,) = active
     base = module.base_layer
     down, up = module.lora_A[name].weight, module.lora_B[name].weight
     return lora_linear(x, base.weight, base.bias, down, up, module.scaling[name])
@@ -81,5 +170,29 @@ def _norm_forward(module: Any, x: Tensor) -> Tensor:
     return rms_norm(x, module.weight, eps)
 
 
-def _gated_forward(module: Any, x: Tensor) -> Tensor:
-    return module.down_proj(swiglu(module.gate_proj(x), module.up_proj(x)))  # type: ignore[no-any-return]
+def _gated_forward(module: Any, plain: Callable[..., Tensor], stack: Stack, x: Tensor) -> Tensor:
+    if not stack.serves():
+        return plain(x)
+    return module.down_proj(swiglu(stack(x)))  # type: ignore[no-any-return]
+
+
+def _attention_forward(
+    module: Any,
+    plain: Callable[..., Any],
+    stack: Stack,
+    hidden_states: Tensor,
+    position_embeddings: tuple[Tensor, Tensor] | None = None,
+    attention_mask: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of shared rows; of all other rows, and with a cache of keys, the module's own."""
+    shared = attention.is_shared(hidden_states.shape[1], attention_mask)
+    cached = kwargs.get("past_key_values") is not None
+    if not shared or cached or position_embeddings is None or not stack.serves():
+        return plain(hidden_states, position_embeddings, attention_mask, **kwargs)  # type: ignore[no-any-return]
+    sizes = [layer.out_features // module.head_dim for layer in (module.q_proj, module.k_proj)]
+    turn = Turn(*position_embeddings)
+    out = attention.rotary_attention(
+        stack(hidden_states), turn, attention_mask, (sizes[0], sizes[1]), module.scaling
+    )
+    return module.o_proj(out), None

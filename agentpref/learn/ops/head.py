@@ -70,21 +70,19 @@ class _Read(torch.autograd.Function):
         collision = torch.empty_like(logps) if collide else None
         wanted = (1 + (live is not None)) * ctx.needs_input_grad[0]
         grads = [torch.empty_like(hidden) for _ in range(wanted)]
-        step = max(1, LOGITS_PER_CHUNK // len(head.weight))
+        step = max(1, min(size, LOGITS_PER_CHUNK // len(head.weight)))
+        own, others = (_Softmax(head, hidden, step if used else 0) for used in (True, live is not None))
         for at in (slice(start, start + step) for start in range(0, size, step)):
-            logprobs = _logprobs(hidden[at], head)
-            logps[at] = logprobs.gather(-1, targets[at, None])[:, 0]
-            probs = logprobs.exp()
+            logps[at] = own.of(hidden[at]).logps(targets[at])
             if collision is not None:
-                collision[at] = probs.square().sum(-1).log()
+                collision[at] = own.collision()
             if live is not None and kl is not None:
-                other = _logprobs(live[at], head)
-                theirs = other.exp()
-                kl[at] = other.sub_(logprobs).mul_(theirs).sum(-1)
-                if grads:
-                    grads[1][at] = _back(theirs.neg_().add_(probs), head, hidden.dtype)
+                kl[at] = others.of(live[at]).kl_from(own)
             if grads:
-                grads[0][at] = head.weight[targets[at]] - _back(probs, head, hidden.dtype)
+                expected = own.expected_rows()
+                grads[0][at] = head.weight[targets[at]] - expected
+            if len(grads) > 1:
+                grads[1][at] = expected - others.expected_rows()
         ctx.save_for_backward(*grads)
         if collision is not None:
             ctx.mark_non_differentiable(collision)
@@ -100,11 +98,46 @@ class _Read(torch.autograd.Function):
         return total, None, None, None, None
 
 
-def _logprobs(hidden: Tensor, head: Head) -> Tensor:
-    logits = torch.nn.functional.linear(hidden, head.weight, head.bias).float()
-    return logits.sub_(logits.logsumexp(-1, keepdim=True))
+class _Softmax:
+    """The softmax of one chunk at a time, in memory that is taken once.
 
+    Logits less their largest, their exponentials and the sums of these are kept, never divided
+    tables: everything asked for divides a vector in the end.
+    """
 
-def _back(grad: Tensor, head: Head, dtype: torch.dtype) -> Tensor:
-    """From a gradient of logits to one of hidden states."""
-    return grad.to(dtype) @ head.weight.to(dtype)
+    def __init__(self, head: Head, hidden: Tensor, positions: int) -> None:
+        size = (positions, len(head.weight))
+        self._head = head
+        self._wide = [hidden.new_empty(size, dtype=torch.float32) for _ in range(2)]
+        narrow = hidden.dtype != torch.float32
+        self._narrow = hidden.new_empty(size) if narrow else self._wide[0]
+
+    def of(self, hidden: Tensor) -> _Softmax:
+        """Take in a chunk's hidden states."""
+        self._shifted, self._exps = (wide[: len(hidden)] for wide in self._wide)
+        logits = torch.mm(hidden, self._head.weight.T, out=self._narrow[: len(hidden)])
+        if self._head.bias is not None:
+            logits.add_(self._head.bias)
+        self._shifted.copy_(logits)
+        self._shifted.sub_(self._shifted.amax(-1, keepdim=True))
+        self._sums = torch.exp(self._shifted, out=self._exps).sum(-1)
+        return self
+
+    def logps(self, targets: Tensor) -> Tensor:
+        """Log-probs of the targets."""
+        return self._shifted.gather(-1, targets[:, None])[:, 0] - self._sums.log()
+
+    def collision(self) -> Tensor:
+        """log Σ π²."""
+        return torch.linalg.vecdot(self._exps, self._exps).log() - 2 * self._sums.log()
+
+    def kl_from(self, other: _Softmax) -> Tensor:
+        """KL of this policy from another; the shifted logits are used up."""
+        apart = torch.linalg.vecdot(self._shifted.sub_(other._shifted), self._exps)
+        return apart / self._sums - self._sums.log() + other._sums.log()
+
+    def expected_rows(self) -> Tensor:
+        """The output layer's rows, averaged under the policy: the gradient of log Σ exp."""
+        dtype = self._head.weight.dtype
+        exps = self._exps if dtype == torch.float32 else self._narrow[: len(self._exps)].copy_(self._exps)
+        return (exps @ self._head.weight) / self._sums[:, None].to(dtype)

@@ -21,9 +21,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return y
 
 
-def swiglu(gate: Tensor, value: Tensor) -> Tensor:
-    """silu(gate)·value (2002.05202), elementwise."""
-    y: Tensor = _SwiGLU.apply(gate, value)  # type: ignore[no-untyped-call]
+def swiglu(gated: Tensor) -> Tensor:
+    """silu(gate)·value (2002.05202), of ``[…, 2·d]`` that holds gates and then values."""
+    y: Tensor = _SwiGLU.apply(gated)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -48,12 +48,17 @@ class _RMSNorm(torch.autograd.Function):
 
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, value: Tensor) -> Tensor:
-        ctx.save_for_backward(gate, value)
+    def forward(ctx: Any, gated: Tensor) -> Tensor:
+        ctx.save_for_backward(gated)
+        gate, value = gated.chunk(2, -1)
         return silu(gate).mul_(value)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        gate, value = ctx.saved_tensors
-        value_grad = silu(gate).mul_(grad)
-        return torch.ops.aten.silu_backward(grad * value, gate), value_grad
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (gated,) = ctx.saved_tensors
+        gate, value = gated.chunk(2, -1)
+        back = torch.empty_like(gated)
+        gate_back, value_back = back.chunk(2, -1)
+        torch.mul(silu(gate), grad, out=value_back)
+        torch.ops.aten.silu_backward(grad * value, gate, grad_input=gate_back)
+        return back

@@ -14,7 +14,7 @@ IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
 
 def test_a_llama_is_fused_whole():
     model = adapted_model("llama")
-    assert fuse(model) == 2 * 7 + 2 * 2 + 1 + 2  # linear layers, norms, gates
+    assert fuse(model) == 2 * 7 + 2 * 2 + 1 + 2 + 2  # layers, norms, gates, attentions
 
 
 def test_a_norm_of_another_formula_is_left_alone():
