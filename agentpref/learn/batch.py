@@ -2,8 +2,8 @@
 
 A row is a prompt and two completions of it. *Plain*: two sequences a row, the prompt before each.
 *Shared*: one sequence a row, ``[prompt | first | second]``, each part padded on the right, with
-position ids that start both completions where the prompt ends; who may look at whom is the business
-of ``ops.attention``. Either way only the places that predict a completion token are named: nothing
+position ids that go on from the prompt in both completions; who may look at whom is the business of
+``ops.attention``. Either way only the places that predict a completion token are named: nothing
 is computed for padding behind the last layer. Knows nothing of models, losses or labels.
 """
 
@@ -87,20 +87,28 @@ def plain(rows: Sequence[Encoded], pad: int) -> Batch:
 
 
 def shared(rows: Sequence[Encoded], pad: int) -> Batch:
-    """Lay rows out as one sequence each; the model must take ``ops.attention``."""
+    """Lay rows out as one sequence each; the model must take ``ops.attention``.
+
+    The prompt's last token stands before both completions instead, whose own last tokens predict
+    nothing and are left out: so all predictions are made in the two parts, and none in the prompt.
+    """
     import torch
 
-    prompts, mask = _padded([row.prompt for row in rows], pad)
+    from agentpref.learn.ops.blocks import LANES
+
+    prompts, mask = _padded([row.prompt[:-1] for row in rows], pad, multiple=LANES)
     sides = [row.completions[half] for half in (0, 1) for row in rows]
-    completions, _ = _padded(sides, pad)
-    first, second = completions.chunk(2)
-    ends = torch.tensor([[len(row.prompt)] for row in rows])
-    after = ends + torch.arange(completions.shape[1])
+    starts = [row.prompt[-1:] for row in rows] * 2
+    answers = [start + ids[:-1] for start, ids in zip(starts, sides, strict=True)]
+    parts, real = _padded(answers, pad, multiple=LANES)
+    first, second = parts.chunk(2)
+    ends = torch.tensor([[len(row.prompt) - 1] for row in rows])
+    after = ends + torch.arange(parts.shape[1])
     return Batch(
         ids=torch.cat([prompts, first, second], 1),
         mask=mask[:, None, None],
         positions=torch.cat([torch.arange(prompts.shape[1]).expand_as(prompts), after, after], 1),
-        where=torch.tensor(list(_forked(rows, prompts.shape[1], completions.shape[1]))),
+        where=_predicting(real, prompts.shape[1]),
         **_targets(sides),
     )
 
@@ -124,14 +132,14 @@ def chunks(
         yield run
 
 
-def _forked(rows: Sequence[Encoded], prompt: int, completion: int) -> Iterator[int]:
-    """Where each completion token is predicted: the first at the prompt's end, others before it."""
-    width = prompt + 2 * completion
-    for half in (0, 1):
-        for index, row in enumerate(rows):
-            start = index * width + prompt + half * completion
-            yield index * width + len(row.prompt) - 1
-            yield from range(start, start + len(row.completions[half]) - 1)
+def _predicting(real: Tensor, prompt: int) -> Tensor:
+    """Places of the parts' tokens in the flattened rows; ``real`` is ``[2·rows, C]``."""
+    import torch
+
+    size, width = len(real) // 2, real.shape[1]
+    row = torch.arange(size).repeat(2)[:, None] * (prompt + 2 * width)
+    part = prompt + torch.arange(2).repeat_interleave(size)[:, None] * width
+    return (row + part + torch.arange(width))[real]
 
 
 def _targets(completions: Sequence[Ids]) -> dict[str, Any]:
@@ -145,11 +153,11 @@ def _targets(completions: Sequence[Ids]) -> dict[str, Any]:
     }
 
 
-def _padded(sequences: Sequence[Ids], pad: int) -> tuple[Tensor, Tensor]:
-    """Sequences padded on the right, and where there is a token."""
+def _padded(sequences: Sequence[Ids], pad: int, multiple: int = 1) -> tuple[Tensor, Tensor]:
+    """Sequences padded on the right to a multiple of some width, and where there is a token."""
     import torch
 
     lengths = torch.tensor([[len(ids)] for ids in sequences])
-    width = int(lengths.max())
+    width = multiple * max(1, math.ceil(int(lengths.max()) / multiple))
     ids = torch.tensor([list(ids) + [pad] * (width - len(ids)) for ids in sequences])
     return ids, torch.arange(width) < lengths

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from agentpref.learn.memory import decoder_layers
 from agentpref.learn.ops import attention
+from agentpref.learn.ops.blocks import grouping_kernel
 from agentpref.learn.ops.lora import lora_linear
 from agentpref.learn.ops.pointwise import rms_norm, swiglu
 from agentpref.learn.ops.rotary import Turn
@@ -29,8 +31,10 @@ _ROWS = 3
 _PROMPT, _ANSWER = 5, 3
 """Tokens of the shared row that attention is tried on."""
 
-_ATTENTION = ("q_proj", "k_proj", "v_proj")
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+_HEAD_NORMS = {"q_norm", "k_norm"}
 _GATED = ("gate_proj", "up_proj")
+_LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 
 
 def fuse(model: PeftModel) -> int:
@@ -44,7 +48,7 @@ def fuse(model: PeftModel) -> int:
             count += _fuse_gated(module)
         elif _is_plain_attention(module):
             count += _fuse_attention(module)
-    return count
+    return count + _fuse_last_layer(model)
 
 
 def _fuse_linear(module: nn.Module) -> bool:
@@ -69,26 +73,42 @@ def _fuse_attention(module: Any) -> bool:
     The input is scaled so that its scores differ: were all of them near zero, it would not matter
     how heads are turned.
     """
-    stack = _stacked(module, _ATTENTION)
+    stack = _stacked(module, _PROJECTIONS)
     if stack is None:
         return False
     forward = partial(_attention_forward, module, module.forward, stack)
     x = _random(module, 1, _PROMPT + 2 * _ANSWER)
-    angles = torch.linspace(0, 3, x.shape[1] * module.head_dim // 2).view(1, x.shape[1], -1)
-    turn = [f(torch.cat([angles, angles], -1)).to(x.dtype) for f in (torch.cos, torch.sin)]
     with torch.no_grad(), _our_attention(module):
         x = x / stack(x).std()
-        mask = x.new_zeros(1, 1, 1, _PROMPT)
-        replaced = _replace(
-            module, forward, x, position_embeddings=tuple(turn), attention_mask=mask
-        )
+        replaced = _replace(module, forward, x, **_as_shared_row(module, x))
     if replaced:
         stack.adopt()
     return replaced
 
 
-def _replace(module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
-    """Replace a module's forward if the new one gives the same on an input."""
+def _fuse_last_layer(model: PeftModel) -> bool:
+    """Let the last layer leave out what nobody reads of a shared row: what comes of its prompt."""
+    layer: Any = decoder_layers(model)[-1]
+    if {name for name, _ in layer.named_children()} != _LAYER:
+        return False
+    forward = partial(_last_layer_forward, layer, layer.forward)
+    x = _random(layer, 1, _PROMPT + 2 * _ANSWER)
+    with _our_attention(layer.self_attn):
+        inputs = _as_shared_row(layer.self_attn, x)
+        return _replace(layer, forward, x, read=slice(_PROMPT, None), **inputs)
+
+
+def _replace(
+    module: nn.Module,
+    forward: Callable[..., Any],
+    *args: Tensor,
+    read: slice | None = None,
+    **kwargs: Any,
+) -> bool:
+    """Replace a module's forward if the new one gives the same on an input.
+
+    ``read`` are the columns of the output that count, if not all do.
+    """
     with torch.no_grad():
         try:
             found, expected = (call(*args, **kwargs) for call in (forward, module.forward))
@@ -96,6 +116,8 @@ def _replace(module: nn.Module, forward: Callable[..., Any], *args: Any, **kwarg
             return False
     if isinstance(expected, tuple):
         found, expected = found[0], expected[0]
+    if read is not None:
+        found, expected = found[:, read], expected[:, read]
     tolerance = 1e-5 if expected.dtype == torch.float32 else 2e-2
     same = found.shape == expected.shape and bool(
         (found - expected).abs().max() <= tolerance * expected.abs().max()
@@ -119,14 +141,14 @@ def _is_lora_linear(module: object) -> bool:
 
 
 def _is_plain_attention(module: Any) -> bool:
-    """Whether a module is an attention of nothing but its projections, of the CPU's kernel."""
+    """Whether a module is an attention of projections and norms only, for the CPU's kernel."""
     parts = {name for name, _ in module.named_children()}
     return (
-        parts == {*_ATTENTION, "o_proj"}
+        parts - _HEAD_NORMS == {*_PROJECTIONS, "o_proj"}
         and hasattr(module, "head_dim")
         and getattr(module.config, "sliding_window", None) is None
         and module.o_proj.weight.device.type == "cpu"
-        and attention.grouping_kernel()
+        and grouping_kernel()
     )
 
 
@@ -147,9 +169,16 @@ def _random(module: nn.Module, *rows: int) -> Tensor:
     frozen = next(p for name, p in module.named_parameters() if "lora_" not in name)
     wide = getattr(module, "in_features", None) or frozen.shape[-1]
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(*(rows or (_ROWS,)), wide, generator=generator).to(
-        frozen.device, frozen.dtype
-    )
+    x = torch.randn(*(rows or (_ROWS,)), wide, generator=generator)
+    return x.to(frozen.device, frozen.dtype)
+
+
+def _as_shared_row(module: Any, x: Tensor) -> dict[str, Any]:
+    """What a model tells its layers of a shared row: angles of its positions, and its mask."""
+    angles = torch.linspace(0, 3, x.shape[1] * module.head_dim // 2).view(1, x.shape[1], -1)
+    both = torch.cat([angles, angles], -1)
+    turn = both.cos().to(x.dtype), both.sin().to(x.dtype)
+    return {"position_embeddings": turn, "attention_mask": x.new_zeros(1, 1, 1, _PROMPT)}
 
 
 def _lora_forward(
@@ -183,16 +212,56 @@ def _attention_forward(
     hidden_states: Tensor,
     position_embeddings: tuple[Tensor, Tensor] | None = None,
     attention_mask: Tensor | None = None,
+    *,
+    answers_only: bool = False,
     **kwargs: Any,
-) -> tuple[Tensor, None]:
+) -> tuple[Tensor, Any]:
     """Attention of shared rows; of all other rows, and with a cache of keys, the module's own."""
     shared = attention.is_shared(hidden_states.shape[1], attention_mask)
-    cached = kwargs.get("past_key_values") is not None
-    if not shared or cached or position_embeddings is None or not stack.serves():
-        return plain(hidden_states, position_embeddings, attention_mask, **kwargs)  # type: ignore[no-any-return]
-    sizes = [layer.out_features // module.head_dim for layer in (module.q_proj, module.k_proj)]
-    turn = Turn(*position_embeddings)
+    if attention_mask is None or position_embeddings is None or not shared or not stack.serves():
+        out, weights = plain(hidden_states, position_embeddings, attention_mask, **kwargs)
+        if answers_only and attention_mask is not None:
+            out = out[:, attention_mask.shape[-1] :]
+        return out, weights
+    heads = [layer.out_features // module.head_dim for layer in (module.q_proj, module.k_proj)]
     out = attention.rotary_attention(
-        stack(hidden_states), turn, attention_mask, (sizes[0], sizes[1]), module.scaling
+        _with_heads_normed(module, stack(hidden_states), heads),
+        Turn(*position_embeddings),
+        attention_mask,
+        (heads[0], heads[1]),
+        module.scaling,
+        answers_only=answers_only,
     )
     return module.o_proj(out), None
+
+
+def _with_heads_normed(module: Any, projected: Tensor, heads: list[int]) -> Tensor:
+    """Queries and keys by their norms, where a module has some (as Qwen3's)."""
+    if not hasattr(module, "q_norm"):
+        return projected
+    sizes = [heads[0], heads[1], heads[1]]
+    apart = torch.unflatten(projected, -1, (sum(sizes), -1))
+    query, key, value = torch.split(apart, sizes, 2)
+    return torch.cat([module.q_norm(query), module.k_norm(key), value], 2).flatten(2)
+
+
+def _last_layer_forward(
+    layer: Any,
+    plain: Callable[..., Tensor],
+    hidden_states: Tensor,
+    attention_mask: Tensor | None = None,
+    **kwargs: Any,
+) -> Tensor:
+    """The layer's own, but for shared rows, of which the prompt's columns come out as zeros."""
+    if attention_mask is None or not attention.is_shared(hidden_states.shape[1], attention_mask):
+        return plain(hidden_states, attention_mask=attention_mask, **kwargs)
+    prompt = attention_mask.shape[-1]
+    seen, _ = layer.self_attn(
+        layer.input_layernorm(hidden_states),
+        attention_mask=attention_mask,
+        answers_only=True,
+        **kwargs,
+    )
+    x = hidden_states[:, prompt:] + seen
+    x = x + layer.mlp(layer.post_attention_layernorm(x))
+    return torch.nn.functional.pad(x, (0, 0, prompt, 0))

@@ -55,7 +55,7 @@ def room(
 
 def tokens_per_pass(device: str) -> int:
     """Padded tokens beyond which passes are no faster; on a CPU smaller ones stay in its cache."""
-    return 1024 if device == "cpu" else 16_384
+    return 2048 if device == "cpu" else 16_384
 
 
 def kept_bytes(states: Callable[[], Tensor]) -> int:
@@ -98,7 +98,7 @@ def agreed(model: Any, own: Room, team: Team) -> Room:
 
 def recompute_layers(model: Any) -> None:
     """Let every decoder layer keep its input only, and run again in the backward pass."""
-    for layer in _layers(model):
+    for layer in decoder_layers(model):
         if not isinstance(layer.forward, partial) or layer.forward.func is not _recomputed:
             layer.forward = partial(_recomputed, layer.forward)
 
@@ -112,7 +112,7 @@ def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 
-def _layers(model: Any) -> Sequence[nn.Module]:
+def decoder_layers(model: Any) -> Sequence[nn.Module]:
     """The decoder's layers: of its lists of modules the longest, and of these the outermost."""
     stacks = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList)]
     return max(stacks, key=len, default=[])  # type: ignore[arg-type]

@@ -71,7 +71,9 @@ class _Read(torch.autograd.Function):
         wanted = (1 + (live is not None)) * ctx.needs_input_grad[0]
         grads = [torch.empty_like(hidden) for _ in range(wanted)]
         step = max(1, min(size, LOGITS_PER_CHUNK // len(head.weight)))
-        own, others = (_Softmax(head, hidden, step if used else 0) for used in (True, live is not None))
+        own, others = (
+            _Softmax(head, hidden, step if used else 0) for used in (True, live is not None)
+        )
         for at in (slice(start, start + step) for start in range(0, size, step)):
             logps[at] = own.of(hidden[at]).logps(targets[at])
             if collision is not None:
@@ -129,15 +131,24 @@ class _Softmax:
 
     def collision(self) -> Tensor:
         """log Σ π²."""
-        return torch.linalg.vecdot(self._exps, self._exps).log() - 2 * self._sums.log()
+        return _vecdot(self._exps, self._exps).log() - 2 * self._sums.log()
 
     def kl_from(self, other: _Softmax) -> Tensor:
         """KL of this policy from another; the shifted logits are used up."""
-        apart = torch.linalg.vecdot(self._shifted.sub_(other._shifted), self._exps)
+        apart = _vecdot(self._shifted.sub_(other._shifted), self._exps)
         return apart / self._sums - self._sums.log() + other._sums.log()
 
     def expected_rows(self) -> Tensor:
         """The output layer's rows, averaged under the policy: the gradient of log Σ exp."""
         dtype = self._head.weight.dtype
-        exps = self._exps if dtype == torch.float32 else self._narrow[: len(self._exps)].copy_(self._exps)
+        exps = (
+            self._exps
+            if dtype == torch.float32
+            else self._narrow[: len(self._exps)].copy_(self._exps)
+        )
         return (exps @ self._head.weight) / self._sums[:, None].to(dtype)
+
+
+def _vecdot(a: Tensor, b: Tensor) -> Tensor:
+    products: Tensor = torch.linalg.vecdot(a, b)
+    return products

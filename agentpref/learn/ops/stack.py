@@ -50,10 +50,10 @@ class Stack:
         """Let the layers use the stack's memory instead of their own."""
         bases = [module.base_layer for module in self._modules]
         sizes = [len(base.weight) for base in bases]
-        for base, weight in zip(bases, self._weight.split(sizes), strict=True):
+        for base, weight in zip(bases, torch.split(self._weight, sizes), strict=True):
             base.weight.data = weight
         if self._bias is not None:
-            for base, bias in zip(bases, self._bias.split(sizes), strict=True):
+            for base, bias in zip(bases, torch.split(self._bias, sizes), strict=True):
                 base.bias.data = bias
 
     def serves(self) -> bool:
@@ -67,7 +67,7 @@ class Stack:
         if not name:
             return linear(x, self._weight, self._bias)
         down = torch.cat([module.lora_A[name].weight for module in self._modules])
-        up = torch.block_diag(
+        up = torch.block_diag(  # type: ignore[no-untyped-call]
             *(module.lora_B[name].weight * module.scaling[name] for module in self._modules)
         )
         return lora_linear(x, self._weight, self._bias, down, up, 1.0)

@@ -14,7 +14,8 @@ IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
 
 def test_a_llama_is_fused_whole():
     model = adapted_model("llama")
-    assert fuse(model) == 2 * 7 + 2 * 2 + 1 + 2 + 2  # layers, norms, gates, attentions
+    parts = {"layers": 2 * 7, "norms": 2 * 2 + 1, "gates": 2, "attentions": 2, "last layer": 1}
+    assert fuse(model) == sum(parts.values())
 
 
 def test_a_norm_of_another_formula_is_left_alone():
@@ -28,6 +29,74 @@ def test_a_gate_with_another_activation_is_left_alone():
     model = adapted_model("gemma")  # gelu
     fuse(model)
     assert "forward" not in vars(model.get_base_model().model.layers[0].mlp)
+
+
+def attention(model):
+    return model.get_base_model().model.layers[0].self_attn
+
+
+def last_layer(model):
+    return model.get_base_model().model.layers[-1]
+
+
+def test_an_attention_that_norms_its_heads_is_fused():
+    model = adapted_model("qwen3")
+    fuse(model)
+    assert "forward" in vars(attention(model))
+
+
+def test_an_attention_that_norms_all_heads_at_once_is_left_alone():
+    model = adapted_model("olmo2")
+    fuse(model)
+    assert "forward" not in vars(attention(model))
+
+
+def test_an_attention_with_a_window_is_left_alone():
+    model = adapted_model("mistral, wide window")
+    fuse(model)
+    assert "forward" not in vars(attention(model))
+
+
+def test_an_attention_that_turns_its_heads_another_way_is_left_alone(monkeypatch):
+    from transformers.models.llama import modeling_llama
+
+    right = modeling_llama.apply_rotary_pos_emb
+    wrong = lambda q, k, cos, sin: right(q, k, cos, -sin)  # noqa: E731
+    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", wrong)
+    model = adapted_model("llama")
+    fuse(model)
+    assert "forward" not in vars(attention(model))
+
+
+def test_even_where_weights_are_so_small_that_scores_hardly_differ(monkeypatch):
+    from transformers.models.llama import modeling_llama
+
+    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", lambda q, k, cos, sin: (q, k))
+    model = adapted_model("llama")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1e-3)
+    model.get_base_model().to(torch.bfloat16)
+    fuse(model)
+    assert "forward" not in vars(attention(model))
+
+
+def test_a_last_layer_that_adds_up_otherwise_is_left_alone():
+    model = adapted_model("granite")
+    last_layer(model).residual_multiplier = 0.5
+    fuse(model)
+    assert "forward" not in vars(last_layer(model))
+    assert "forward" in vars(attention(model))
+
+
+def test_weights_are_held_once():
+    model = adapted_model("llama")
+    fuse(model)
+    layer = model.get_base_model().model.layers[0]
+    projections = [getattr(layer.self_attn, f"{name}_proj").base_layer.weight for name in "qkv"]
+    gated = [layer.mlp.gate_proj.base_layer.weight, layer.mlp.up_proj.base_layer.weight]
+    for together in (projections, gated):
+        assert len({weight.untyped_storage().data_ptr() for weight in together}) == 1
 
 
 @pytest.mark.parametrize("policy", ["base", "candidate"])

@@ -7,8 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from agentpref.learn.ops import attention
+from agentpref.learn.ops.rotary import Turn
 
 LOWEST = torch.finfo(torch.float32).min
 
@@ -76,15 +78,80 @@ def test_a_completion_sees_nothing_of_the_other():
     assert not torch.allclose(before[:, :, 4:7], after[:, :, 4:7])
 
 
-def test_bfloat16_is_worked_on_in_float32():
+def test_bfloat16_is_as_exact_as_it_can_be_and_its_gradients_are_worked_on_in_float32():
     wide = inputs(2, 2, 6, 4)
     narrow = [x.detach().bfloat16().requires_grad_() for x in wide]
-    mask = padding([6, 3], 6)
-    out = attention.shared_attention(*narrow, mask.bfloat16(), 0.3)
-    exact = attention.shared_attention(*(x.detach().float() for x in narrow), mask, 0.3)
-    assert out.dtype == torch.bfloat16
-    assert torch.equal(out, exact.bfloat16())
-    assert torch.autograd.grad(out.sum(), narrow)[0].dtype == torch.bfloat16
+    exact = [x.detach().float().requires_grad_() for x in narrow]
+    mask, places = padding([6, 3], 6), real([6, 3], 6, 4)
+    found = with_gradients(attention.shared_attention, narrow, mask.bfloat16(), places)
+    expected = with_gradients(attention.shared_attention, exact, mask, places)
+    for mine, other in zip(found, expected, strict=True):
+        assert mine.dtype == torch.bfloat16
+        torch.testing.assert_close(mine.float(), other, atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("threads", [1, 8])
+def test_query_heads_share_key_heads_however_many_threads_there_are(threads):
+    query, key, value = inputs(2, 6, 5, 3)
+    few = [x[:, :2].detach().requires_grad_() for x in (key, value)]
+    mask, places = padding([5, 4], 5), real([5, 4], 5, 3)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = with_gradients(attention.shared_attention, [query, *few], mask, places)
+    finally:
+        torch.set_num_threads(before)
+    spread = [x.detach().repeat_interleave(3, 1).requires_grad_() for x in few]
+    expected = with_gradients(dense, [query, *spread], mask, places)
+    expected[2:] = [x.unflatten(1, (2, 3)).sum(2) for x in expected[2:]]
+    for mine, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, other, atol=2e-6, rtol=1e-4)
+
+
+def test_where_the_kernel_cannot_share_heads_they_are_repeated(monkeypatch):
+    query, key, value = inputs(1, 4, 5, 3)
+    mask = padding([5], 5)
+    expected = attention.shared_attention(query, key[:, :2], value[:, :2], mask, 0.3)
+    monkeypatch.setattr(attention, "grouping_kernel", lambda: False)
+    found = attention.shared_attention(query, key[:, :2], value[:, :2], mask, 0.3)
+    torch.testing.assert_close(found, expected)
+
+
+def projection(rows, prompt, width):
+    """Projected heads, four of queries and two of keys and values, and angles of positions."""
+    torch.manual_seed(1)
+    total = prompt + 2 * width
+    projected = torch.randn(rows, total, 8 * 8, requires_grad=True)
+    angles = torch.randn(rows, total, 4)
+    angles = torch.cat([angles, angles], -1)
+    return projected, Turn(angles.cos(), angles.sin())
+
+
+def by_parts(projected, turn, mask):
+    heads = projected.unflatten(-1, (8, 8)).transpose(1, 2)
+    query, key, value = heads.split([4, 2, 2], 1)
+    query, key = apply_rotary_pos_emb(query, key, turn.cos, turn.sin)
+    key, value = key.repeat_interleave(2, 1), value.repeat_interleave(2, 1)
+    return dense(query, key, value, mask, 0.3).transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("answers_only", [False, True])
+@given(prompt=st.integers(1, 9), width=st.integers(1, 7), data=st.data())
+def test_from_one_projection_all_is_as_from_its_parts(answers_only, prompt, width, data):
+    lengths = data.draw(st.lists(st.integers(1, prompt), min_size=1, max_size=3))
+    projected, turn = projection(len(lengths), prompt, width)
+    mask, places = padding(lengths, prompt), real(lengths, prompt, width)
+    found = attention.rotary_attention(
+        projected, turn, mask, (4, 2), 0.3, answers_only=answers_only
+    )
+    expected = by_parts(projected, turn, mask)
+    if answers_only:
+        expected, places = expected[:, prompt:], places[:, prompt:]
+    assert found.shape == expected.shape
+    sums = [(x[places] * torch.linspace(-1, 1, x.shape[-1])).sum() for x in (found, expected)]
+    gradients = [torch.autograd.grad(total, projected)[0] for total in sums]
+    torch.testing.assert_close(found[places], expected[places], atol=2e-6, rtol=1e-4)
+    torch.testing.assert_close(*gradients, atol=5e-6, rtol=1e-4)
 
 
 class Module:
@@ -119,7 +186,7 @@ def test_other_masks_are_left_to_torch():
     "option",
     [
         {"softcap": 30.0},
-        {"sliding_window": 3},
+        {"sliding_window": 17},
         {"dropout": 0.1},
         {"s_aux": torch.zeros(2)},
         {"position_bias": torch.zeros(1)},
@@ -127,11 +194,11 @@ def test_other_masks_are_left_to_torch():
     ids=lambda option: next(iter(option)),
 )
 def test_what_shared_rows_cannot_have_is_refused(option):
-    query, key, value = inputs(1, 2, 4, 3)
+    query, key, value = inputs(1, 2, 32, 16)
     with pytest.raises(ValueError, match="shared attention has no"):
-        attention.attention_forward(Module(), query, key, value, padding([4], 4), **option)
+        attention.attention_forward(Module(), query, key, value, padding([32], 32), **option)
 
 
 def test_a_window_that_nothing_exceeds_is_taken():
-    query, key, value = inputs(1, 2, 4, 3)
-    attention.attention_forward(Module(), query, key, value, padding([4], 4), sliding_window=7)
+    query, key, value = inputs(1, 2, 32, 16)  # of which 17 and 1 may be tokens
+    attention.attention_forward(Module(), query, key, value, padding([17], 32), sliding_window=18)
