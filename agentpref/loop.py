@@ -21,6 +21,7 @@ from agentpref.errors import TrainingDiverged, UpdateInterrupted, WrongBase
 from agentpref.learn import resume
 from agentpref.learn import state as states
 from agentpref.learn.interrupts import Interrupts
+from agentpref.learn.process import LOADING
 from agentpref.learn.team import Team, assembled
 from agentpref.lessons import Lessons, prepare
 from agentpref.prefer.night import Agenda, Night, count
@@ -303,9 +304,9 @@ class _Update:
     def _load_base(self, live: Revision | None) -> BaseModel:
         from agentpref.learn.base import load_base
 
-        self.progress("load model", 0, 1)
+        self.progress(LOADING, 0, 1)
         base = load_base(self.model, held_in=self.config.precision)
-        self.progress("load model", 1, 1)
+        self.progress(LOADING, 1, 1)
         _check_base(base, live)
         return base
 

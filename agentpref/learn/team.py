@@ -231,8 +231,12 @@ class Team:
 
 def follows() -> bool:
     """Whether a launcher started this process to follow another one. Loads nothing."""
-    rank, size = _launched()
-    return size > 1 and rank != _MAIN
+    return shares() and _launched()[0] != _MAIN
+
+
+def shares() -> bool:
+    """Whether a launcher started this process as one of several. Loads nothing."""
+    return _launched()[1] > 1
 
 
 def assembled() -> Team:
@@ -242,7 +246,7 @@ def assembled() -> Team:
         MissingDependency: several processes were started, and Accelerate is not installed.
         UpdateError: the others could not be reached.
     """
-    if _launched()[1] == 1:
+    if not shares():
         return Team()
     try:
         import torch

@@ -18,6 +18,7 @@ from agentpref.config import KLSettings, LoraSettings, LossSettings, Precision, 
 from agentpref.learn.base import load_base
 from agentpref.learn.learner import Learner
 from agentpref.learn.objective import StepResult
+from agentpref.learn.process import settle
 from benchmarks.train import jobs
 
 DTYPES: tuple[Precision, ...] = ("auto", "float32", "bfloat16")
@@ -43,9 +44,7 @@ def learner_for(job: jobs.Job, folder: Path, dtype: Precision) -> Learner:
 
 def run(folder: Path, out: Path, dtype: Precision) -> dict[str, Any]:
     """Do the job; return loss and margin of each step, and where the time went after imports."""
-    import peft  # noqa: F401
-    import transformers  # noqa: F401
-
+    settle()
     started = time.perf_counter()
     job = jobs.load_job(folder)
     learner = learner_for(job, folder, dtype)

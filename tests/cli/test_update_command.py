@@ -227,3 +227,20 @@ def test_reports_of_older_versions_are_shown_too() -> None:
     training = {"steps": 50, "epochs": 3, "seconds": 16.2, "kl": 0.0}
     old = {"counts": {"new": 9}, "training": training, "left_out": {}}
     assert [*_training(old), *_not_as_logged(old)] == ["trained 50 steps in 16 s"]
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_a_process_of_ours_is_settled_where_there_is_work(run, update, home, random_base, new):
+    """The library itself never does that to its host; with nothing new, nothing heavy is loaded."""
+    if not new:
+        update(*ENOUGH, exits=0)
+    code = """
+import atexit, gc, sys
+atexit.register(lambda: print(gc.get_freeze_count() > 0, "torch" in sys.modules))
+from agentpref_cli.main import main
+main()
+"""
+    options = ["update", "--model", str(random_base), *ENOUGH, "--json"]
+    done = subprocess.run([sys.executable, "-c", code, *options], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == f"{new} {new}", done.stderr
+    assert done.stderr == ""

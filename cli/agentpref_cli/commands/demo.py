@@ -29,8 +29,10 @@ def demo(
     Needs no network, and up to three minutes on two cores.
     """
     _require("torch", "peft", "langchain")
+    from agentpref.learn.process import settle
     from agentpref_cli.demo import run
 
+    settle()
     run(home=home, json=as_json, seed=seed)
 
 

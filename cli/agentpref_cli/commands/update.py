@@ -83,13 +83,17 @@ def update(
     from dataclasses import replace
 
     from agentpref.config import UpdateConfig
+    from agentpref.learn import process, team
     from agentpref.loop import update as learn
 
     settings = UpdateConfig.from_mapping(read_settings(config, set_ or ()))
     if max_minutes is not None:
         settings = replace(settings, max_minutes=max_minutes)
+    if team.shares():  # it needs torch to come together, and followers are told of no progress
+        process.settle()
     with progress(as_json) as reporter:
-        made = learn(home, model=model, config=settings, namespace=namespace, progress=reporter)
+        told = process.settling(reporter)
+        made = learn(home, model=model, config=settings, namespace=namespace, progress=told)
     answer(as_json, made.to_mapping(), lambda: _show(made.to_mapping()))
     raise typer.Exit(EXIT_CODES[made.verdict])
 
