@@ -88,8 +88,8 @@ def _fuse_attention(module: Any) -> bool:
 
 def _fuse_last_layer(model: PeftModel) -> bool:
     """Let the last layer leave out what nobody reads of a shared row: what comes of its prompt."""
-    layer: Any = decoder_layers(model)[-1]
-    if {name for name, _ in layer.named_children()} != _LAYER:
+    layer: Any = next(reversed(decoder_layers(model)), None)
+    if layer is None or {name for name, _ in layer.named_children()} != _LAYER:
         return False
     forward = partial(_last_layer_forward, layer, layer.forward)
     x = _random(layer, 1, _PROMPT + 2 * _ANSWER)

@@ -17,6 +17,7 @@ last line is one JSON object; progress goes to stderr. TRL comes with the extra 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -41,7 +42,15 @@ def main() -> None:
         sys.exit("error: TRL is not installed; it needs Python 3.11: pip install 'agentpref[dev]'")
     ledger = Ledger(options.work / "runs.jsonl", resume=options.resume)
     machine = Machine(options.threads, options.gpu)
-    bench = speed.Bench(machine, options.work, ledger, options.runs, options.dtype, options.pairs)
+    bench = speed.Bench(
+        machine,
+        options.work,
+        ledger,
+        options.runs,
+        options.dtype,
+        options.pairs,
+        options.stock_runs,
+    )
     say(f"{options.threads} threads; models, jobs and finished runs are in {options.work}")
     if options.nights:
         figures = nights.measure(bench, len(nights.TRAITS))
@@ -90,11 +99,11 @@ def print_table(figures: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
                 said = "holds" if f["gate"]["holds"] else "does not hold: nothing is claimed"
                 print(f"{model:6} {workload:9} the gate {said}")
                 continue
+            stock, than_stock = f.get("stock_s", math.nan), f.get("faster_than_stock", math.nan)
             print(
                 f"{model:6} {workload:9} {f['pairs']:5} {f['ours_s']:7.1f} {f['tuned_s']:7.1f} "
-                f"{f['stock_s']:7.1f} {f['faster_than_tuned']:7.2f} "
-                f"{f['faster_than_stock']:7.2f} {f['ours_mb']:8.0f} {f['tuned_mb']:7.0f} "
-                f"{f['memory_by_tuned']:8.2f}"
+                f"{stock:7.1f} {f['faster_than_tuned']:7.2f} {than_stock:7.2f} "
+                f"{f['ours_mb']:8.0f} {f['tuned_mb']:7.0f} {f['memory_by_tuned']:8.2f}"
             )
 
 
@@ -124,6 +133,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--models", type=_several(speed.SIZES), help="default: small,large")
     parser.add_argument("--workloads", type=_several(jobs.WORKLOADS), help="default: all")
     parser.add_argument("--runs", type=int, default=5, help="rounds (default: 5; 0: the gate only)")
+    parser.add_argument("--stock-runs", type=int, help="rounds with stock TRL too (default: all)")
     parser.add_argument("--pairs", type=int, help="pairs of a timed job (default: by workload)")
     parser.add_argument("--dtype", choices=ours.DTYPES, default="auto", help="our arithmetic")
     parser.add_argument("--threads", type=int, default=_cores(), help="default: all cores")

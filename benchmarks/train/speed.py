@@ -89,6 +89,7 @@ class Bench:
     rounds: int
     dtype: str = "auto"
     pairs: int | None = None
+    stock_rounds: int | None = None
     figures: dict[str, Any] = field(default_factory=dict)
 
     def base(self, model: str) -> Path:
@@ -177,11 +178,12 @@ def measure(bench: Bench, model: str, workload: str) -> dict[str, Any]:
         took = {
             "ours": bench.ours(name("ours"), job, bench.dtype),
             "tuned": bench.theirs(name("tuned"), job, "--dtype", dtype, "--micro", micro),
-            "stock": bench.theirs(name("stock"), job, "--row", "stock"),
         }
+        if bench.stock_rounds is None or number < bench.stock_rounds:
+            took["stock"] = bench.theirs(name("stock"), job, "--row", "stock")
         rounds.append(took)
         left = sum(run.wall_s for run in took.values()) * (bench.rounds - number - 1) / 60
-        words = ", ".join(_words(arm, took[arm]) for arm in ARMS)
+        words = ", ".join(_words(arm, took[arm]) for arm in took)
         say(f"  round {number + 1}: {words}; about {left:.0f} minutes left here")
     return {"pairs": size.pairs, "batch": size.batch, **summary(rounds, gpu=bench.machine.gpu)}
 
@@ -191,24 +193,33 @@ def _words(arm: str, took: Run) -> str:
 
 
 def summary(rounds: Sequence[Mapping[str, Run]], *, gpu: bool) -> dict[str, Any]:
-    """Medians over rounds. Ratios are theirs by ours for time, ours by theirs for memory."""
+    """Medians over rounds. Ratios are theirs by ours for time, ours by theirs for memory.
+
+    An arm that was not run in every round has the medians of those that it was run in.
+    """
     figures: dict[str, Any] = {}
     for arm in ARMS:
-        figures[f"{arm}_s"] = _median(took[arm].wall_s for took in rounds)
-        figures[f"{arm}_work_s"] = _median(_work(took[arm]) for took in rounds)
-        figures[f"{arm}_mb"] = _median(_memory(took[arm], gpu) for took in rounds)
-        figures[f"{arm}_setting"] = rounds[0][arm].result["setting"]
-    for arm in ARMS[1:]:
-        figures[f"faster_than_{arm}"] = _median(
-            took[arm].wall_s / took["ours"].wall_s for took in rounds
-        )
-        figures[f"work_faster_than_{arm}"] = _median(
-            _work(took[arm]) / _work(took["ours"]) for took in rounds
-        )
-        figures[f"memory_by_{arm}"] = _median(
-            _memory(took["ours"], gpu) / max(1.0, _memory(took[arm], gpu)) for took in rounds
-        )
+        found = [took for took in rounds if arm in took]
+        if not found:
+            continue
+        figures[f"{arm}_rounds"] = len(found)
+        figures[f"{arm}_s"] = _median(took[arm].wall_s for took in found)
+        figures[f"{arm}_work_s"] = _median(_work(took[arm]) for took in found)
+        figures[f"{arm}_mb"] = _median(_memory(took[arm], gpu) for took in found)
+        figures[f"{arm}_setting"] = found[0][arm].result["setting"]
+        if arm != "ours":
+            figures |= _ratios(arm, found, gpu)
     return figures
+
+
+def _ratios(arm: str, rounds: Sequence[Mapping[str, Run]], gpu: bool) -> dict[str, float]:
+    """One of TRL's arms beside ours, within each round."""
+    times = [(took[arm], took["ours"]) for took in rounds]
+    return {
+        f"faster_than_{arm}": _median(a.wall_s / b.wall_s for a, b in times),
+        f"work_faster_than_{arm}": _median(_work(a) / _work(b) for a, b in times),
+        f"memory_by_{arm}": _median(_memory(b, gpu) / max(1.0, _memory(a, gpu)) for a, b in times),
+    }
 
 
 def _work(run: Run) -> float:

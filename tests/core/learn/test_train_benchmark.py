@@ -107,6 +107,20 @@ def test_the_race_runs_from_end_to_end(in_process, tmp_path, monkeypatch, capsys
     assert bool(report["targets"]) is bool(where), "nothing is promised of so small a model"
 
 
+def test_an_arm_of_some_rounds_only_is_compared_within_these():
+    def took(seconds):
+        result = {"load_s": 1.0, "work_s": seconds, "setting": ""}
+        return runs.Run(seconds, seconds, 100.0, result)
+
+    rounds = [
+        {"ours": took(2.0), "tuned": took(4.0), "stock": took(6.0)},
+        {"ours": took(1.0), "tuned": took(4.0)},
+    ]
+    found = speed.summary(rounds, gpu=False)
+    assert (found["tuned_rounds"], found["stock_rounds"]) == (2, 1)
+    assert (found["faster_than_tuned"], found["faster_than_stock"]) == (3.0, 3.0)
+
+
 def test_a_gate_that_fails_ends_with_1_and_no_claim(in_process, tmp_path, monkeypatch, capsys):
     pytest.importorskip("trl")
     main = importlib.import_module("benchmarks.train.__main__")
