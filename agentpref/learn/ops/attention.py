@@ -163,9 +163,9 @@ class _SharedAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, mask, out, lse = ctx.saved_tensors
-        wide = Inputs(query.float(), key.float(), value.float(), ctx.scale)
-        grads = tuple(torch.empty_like(x) for x in wide[:3])
-        attend_backward(wide, mask, grad, out, lse, grads)
+        inputs = Inputs(query, key, value, ctx.scale)
+        grads = tuple(torch.empty_like(x, dtype=torch.float32) for x in inputs[:3])
+        attend_backward(inputs, mask, grad, out, lse, grads)
         return (*(whole.to(grad.dtype) for whole in grads), None, None)
 
 
@@ -195,11 +195,11 @@ class _RotaryAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         turned, cos, sin, mask, out, lse = ctx.saved_tensors
         heads, total = ctx.heads, sum(ctx.heads)
-        wide = Inputs(*_split(turned.float(), heads, ctx.skipped), ctx.scale)
+        inputs = Inputs(*_split(turned, heads, ctx.skipped), ctx.scale)
         grads = torch.empty_like(turned, dtype=torch.float32)
         grads[:, : ctx.skipped, : heads[0]] = 0
         grad_out = torch.unflatten(grad, -1, (heads[0], -1)).transpose(1, 2)
-        attend_backward(wide, mask, grad_out, out, lse, _split(grads, heads, ctx.skipped))
+        attend_backward(inputs, mask, grad_out, out, lse, _split(grads, heads, ctx.skipped))
         back = torch.empty_like(turned)
         back[:, :, :total] = rotate(grads[:, :, :total], Turn(cos, sin).back())
         back[:, :, total:] = grads[:, :, total:]

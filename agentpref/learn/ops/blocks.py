@@ -22,6 +22,10 @@ LANES = 16
 third longer than with 256 (torch 2.13)."""
 
 
+_LONG, _WIDE = 512, 64
+"""Keys, and their width, from which on the kernel's backward pass is faster in bfloat16."""
+
+
 class Block(NamedTuple):
     """A rectangle of the attention matrix: rows of queries, rows of keys, and what hides keys."""
 
@@ -104,27 +108,36 @@ def attend(inputs: Inputs, mask: Tensor) -> tuple[Tensor, Tensor]:
 def attend_backward(
     inputs: Inputs, mask: Tensor, grad: Tensor, out: Tensor, lse: Tensor, grads: tuple[Tensor, ...]
 ) -> None:
-    """Write the gradients of queries, keys and values into ``grads``; all is in float32 here.
+    """Write the gradients of queries, keys and values into ``grads``, which are in float32.
 
-    In bfloat16 the kernel's backward pass is up to eight times slower than in float32 (torch 2.13,
-    heads of 32); its forward pass is twice as fast.
+    In bfloat16 the kernel's forward pass is twice as fast as in float32; its backward pass is up to
+    eight times slower, but for wide heads and many keys (torch 2.13). So it is in float32, whatever
+    the inputs are, except on long prompts.
     """
-    grad, out = grad.float(), out.float()
+    wide = Inputs(inputs.query.float(), inputs.key.float(), inputs.value.float(), inputs.scale)
+    wide_grad, wide_out = grad.float(), out.float()
     prompt, cross, first, second = _blocks(inputs, mask.float())
-    unasked = slice(0, cross.keys.stop)
     if prompt is None:
         for whole in grads[1:]:
-            whole[:, :, unasked] = 0
+            whole[:, :, cross.keys] = 0
     for block in (prompt, first, second, cross):
         if block is None:
             continue
-        found = inputs.attend_backward(block, grad, out, lse)
+        if block is prompt and _is_long(inputs, block):
+            found = inputs.attend_backward(block, grad, out, lse)
+        else:
+            found = wide.attend_backward(block, wide_grad, wide_out, lse)
         places = (block.queries, block.keys, block.keys)
         for whole, place, part in zip(grads, places, found, strict=True):
             if block is cross:
                 whole[:, :, place] += part
             else:
                 whole[:, :, place] = part
+
+
+def _is_long(inputs: Inputs, block: Block) -> bool:
+    keys, width = block.keys.stop - block.keys.start, inputs.key.shape[-1]
+    return keys >= _LONG and width >= _WIDE
 
 
 def _blocks(inputs: Inputs, mask: Tensor) -> tuple[Block | None, Block, Block, Block]:

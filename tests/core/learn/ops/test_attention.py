@@ -90,6 +90,20 @@ def test_bfloat16_is_as_exact_as_it_can_be_and_its_gradients_are_worked_on_in_fl
         torch.testing.assert_close(mine.float(), other, atol=2e-2, rtol=2e-2)
 
 
+def test_long_prompts_of_wide_heads_have_their_gradients_in_bfloat16():
+    torch.manual_seed(0)
+    narrow = [
+        torch.randn(1, 2, 512 + 32, 64, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)
+    ]
+    exact = [x.detach().float().requires_grad_() for x in narrow]
+    mask, places = padding([512], 512), real([512], 512, 16)
+    attend = attention.shared_attention
+    found = with_gradients(attend, narrow, mask.bfloat16(), places)
+    expected = with_gradients(attend, exact, mask, places)
+    for mine, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine.float(), other, atol=2e-2, rtol=5e-2)
+
+
 @pytest.mark.parametrize("threads", [1, 8])
 def test_query_heads_share_key_heads_however_many_threads_there_are(threads):
     query, key, value = inputs(2, 6, 5, 3)

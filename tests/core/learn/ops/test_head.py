@@ -36,6 +36,7 @@ def test_values_and_gradients_are_the_plain_ones_whatever_the_chunk(count, chunk
     hidden, head, targets, live = make(count, seed, bias)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(heads, "LOGITS_PER_CHUNK", chunk)
+        patch.setattr(heads, "LEAST_POSITIONS", 1)
         found = read(hidden, head, targets, live=live)[:2]
     expected = plain(hidden, head, targets, live.detach())
     weights = torch.randn(2, count)
@@ -83,3 +84,15 @@ def test_collision_is_the_chance_that_two_draws_agree():
     probs = (hidden @ head.weight.T).softmax(-1)
     torch.testing.assert_close(found, probs.square().sum(-1).log())
     assert not found.requires_grad
+
+
+def test_however_large_the_vocabulary_chunks_are_of_many_positions(monkeypatch):
+    sizes = []
+    right = heads._Softmax.of
+    monkeypatch.setattr(heads, "LOGITS_PER_CHUNK", 1)
+    monkeypatch.setattr(
+        heads._Softmax, "of", lambda self, x: (sizes.append(len(x)), right(self, x))[1]
+    )
+    hidden, head, targets, _ = make(200)
+    read(hidden, head, targets)
+    assert sizes == [96, 96, 8]
