@@ -133,3 +133,22 @@ def test_a_dora_adapter_keeps_its_own_forward():
         before = model(IDS).logits
         fuse(model)
         torch.testing.assert_close(model(IDS).logits, before, atol=1e-5, rtol=1e-5)
+
+
+def test_a_trained_adapter_in_bfloat16_is_fused_as_a_fresh_one_is(random_base):
+    """Sums that cancel are rounded apart: that must leave no layer out, night after night more."""
+    from agentpref.config import LoraSettings
+    from agentpref.learn.base import load_base
+
+    fused = []
+    for trained in (False, True):
+        base = load_base(str(random_base), held_in="bfloat16")
+        model = adapter.attach(base, None, LoraSettings(), seed=0)
+        if trained:
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                torch.manual_seed(0)
+                for name, parameter in model.named_parameters():
+                    if "lora_B" in name:
+                        parameter.normal_(std=0.05)
+        fused.append(fuse(model))
+    assert fused[0] == fused[1] > 2 * 7
