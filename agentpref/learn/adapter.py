@@ -16,6 +16,7 @@ from agentpref.learn.base import BaseModel
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
 Policy = Literal["base", "live", "candidate"]
 
@@ -45,16 +46,17 @@ def attach(base: BaseModel, live: Path | None, settings: LoraSettings, *, seed: 
 
 @contextmanager
 def policy(model: PeftModel, name: Policy) -> Iterator[PeftModel]:
-    """Let the model speak as one policy; outside of this it is the candidate."""
-    if name == "base" or (name == "live" and "live" not in model.peft_config):
-        with model.disable_adapter():
-            yield model
-        return
-    _activate(model, name)
+    """Let the model speak as one policy; outside of this it is the candidate.
+
+    Layer by layer, as every other step of training switches there and back: peft's own ways of
+    doing it for a whole model walk through all of its modules several times, and inspect them.
+    """
+    layers = _layers(model)
+    _activate(layers, name if name in model.peft_config else "base")
     try:
         yield model
     finally:
-        _activate(model, "candidate")
+        _activate(layers, "candidate")
 
 
 def save(model: PeftModel, base: BaseModel, folder: Path) -> None:
@@ -78,11 +80,18 @@ def save(model: PeftModel, base: BaseModel, folder: Path) -> None:
     config.save_pretrained(folder)
 
 
-def _activate(model: PeftModel, name: str) -> None:
-    """Switch adapters; peft freezes what is not active, so the candidate is thawed again."""
-    model.set_adapter(name)
-    for parameter_name, parameter in model.named_parameters():
-        if ".candidate." in parameter_name:
-            parameter.requires_grad_(True)
-        elif ".live." in parameter_name:
-            parameter.requires_grad_(False)
+def _layers(model: PeftModel) -> list[BaseTunerLayer]:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def _activate(layers: list[BaseTunerLayer], name: Policy) -> None:
+    """Switch adapters. Only the candidate learns, and only while it speaks."""
+    for layer in layers:
+        if name == "base":
+            layer.enable_adapters(False)
+        else:
+            layer.set_adapter(name, inference_mode=name == "live")
+            if layer.disable_adapters:
+                layer.enable_adapters(True)
