@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import TypeVar
 
 from agentpref.config import ReplaySettings
@@ -39,16 +40,36 @@ def draw(
 
     Of each stratum's share, ``hard_share`` are the hardest of a uniform sample three times as
     large as is needed (so that a night's cost does not grow with the log), and the rest uniform.
-    ``hardness`` maps rows to numbers, larger for harder.
+    ``hardness`` maps rows to numbers, larger for harder. It is asked once, of all strata together,
+    and not of those that are drawn whole.
     """
     shares = equal_shares({name: len(rows) for name, rows in strata.items()}, size)
     drawn: list[T] = []
+    samples: list[tuple[int, list[T]]] = []
     for name in sorted(shares):
         hard = round(shares[name] * hard_share)
         pool = rng.sample(list(strata[name]), min(len(strata[name]), shares[name] + 2 * hard))
-        easy, rest = pool[: shares[name] - hard], pool[shares[name] - hard :]
-        ranked = sorted(zip(hardness(rest), range(len(rest)), strict=True), reverse=True)
-        drawn.extend(easy + [rest[i] for _, i in ranked[:hard]])
+        easy, sample = pool[: shares[name] - hard], pool[shares[name] - hard :]
+        if hard < len(sample):
+            samples.append((hard, sample))
+            drawn += easy
+        else:
+            drawn += pool
+    return drawn + _hardest(samples, hardness)
+
+
+def _hardest(
+    samples: Sequence[tuple[int, list[T]]], hardness: Callable[[Sequence[T]], Sequence[float]]
+) -> list[T]:
+    """As many rows of each sample as are wanted of it, the hardest ones."""
+    if not samples:
+        return []
+    found = iter(hardness([row for _, sample in samples for row in sample]))
+    drawn: list[T] = []
+    for wanted, sample in samples:
+        scores = list(islice(found, len(sample)))
+        ranked = sorted(range(len(sample)), key=lambda i: (scores[i], i), reverse=True)
+        drawn.extend(sample[i] for i in ranked[:wanted])
     return drawn
 
 

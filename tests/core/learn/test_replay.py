@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -65,6 +66,28 @@ def test_hardness_is_asked_of_a_bounded_pool():
 
     draw(rows(a=10_000), 100, hard_share=0.3, hardness=spy, rng=random.Random(0))
     assert sum(asked) == 90
+
+
+def test_hardness_is_asked_once_of_all_strata_and_each_gives_its_hardest():
+    asked = []
+
+    def spy(pool):
+        asked.append(Counter(name for name, _ in pool))
+        return by_number(pool)
+
+    drawn = draw(rows(a=50, b=80, c=5), 25, hard_share=1.0, hardness=spy, rng=random.Random(3))
+    assert asked == [{"a": 30, "b": 30}], "c is drawn whole"
+    assert Counter(name for name, _ in drawn) == {"a": 10, "b": 10, "c": 5}
+    (again,) = (draw(rows(a=50), 10, hard_share=1.0, hardness=by_number, rng=random.Random(0)),)
+    assert again == sorted(again, reverse=True), "hardest first"
+
+
+def test_hardness_is_not_asked_where_all_are_drawn():
+    def fail(pool):
+        raise AssertionError
+
+    drawn = draw(rows(a=7, b=9), 16, hard_share=0.3, hardness=fail, rng=random.Random(0))
+    assert len(set(drawn)) == 16
 
 
 def test_hardness_is_not_asked_when_nothing_hard_is_wanted():
