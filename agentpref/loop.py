@@ -236,8 +236,9 @@ class _Update:
         if not lessons.new:
             return self._left_out(report, learner), _roles(agenda), agenda
         training = self._train(learner, lessons)
+        kl = exam.distance(learner, lessons.held_out or lessons.new)
         marks = [exam.mark(learner, side) for side in (lessons.new_held_out, lessons.old_held_out)]
-        evidence = exam.evidence(learner, *marks, trained=lessons.new, checks=self._checks())
+        evidence = exam.evidence(learner, *marks, kl=kl, trained=lessons.new, checks=self._checks())
         verdict = gate.judge(evidence, self.config.gate, seed=self.config.seed)
         done = replace(
             self._left_out(report, learner),

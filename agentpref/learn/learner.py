@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from agentpref.config import UpdateConfig
 from agentpref.errors import UpdateError
 from agentpref.learn import adapter, encode, logps, orders, replay, trainer
+from agentpref.learn import batch as layouts
 from agentpref.learn.base import BaseModel
 from agentpref.learn.cache import LogpCache
 from agentpref.learn.encode import Encoded, EncodedPair, EncodedThumb, Encoding, R
@@ -199,6 +200,45 @@ class Learner:
                 ),
             )
         return _in_order(by_width, self._team.gather_numbers(n for logps in own for n in logps))
+
+    def divergences(self, rows: Sequence[Encoded]) -> list[tuple[float, float]]:
+        """KL(π_0 ‖ π_θ) of both completions of each row: means over their tokens, in nats.
+
+        The candidate's scores of the rows come of the same pass, and are kept. In a team this is
+        the main process's work alone.
+        """
+        import torch
+
+        from agentpref.learn.memory import tokens_per_pass
+
+        route, found, scores = self.route(rows), dict[int, tuple[float, float]](), list[PairLogps]()
+        order = sorted(range(len(rows)), key=lambda number: route.cost(rows[number]))
+        most = tokens_per_pass(self._model.device.type)
+        with torch.no_grad():
+            for run in layouts.chunks(order, lambda number: route.cost(rows[number]), most):
+                means, sums = self._beside_base([rows[number] for number in run], route)
+                found.update(zip(run, means, strict=True))
+                scores += sums
+                self._progress("score candidate", len(found), len(rows))
+        if (cache := self._caches.get("candidate")) is not None:
+            cache.remember([rows[number] for number in order], scores)
+        return [found[number] for number in range(len(rows))]
+
+    def _beside_base(
+        self, rows: Sequence[Encoded], route: Route
+    ) -> tuple[list[tuple[float, float]], list[PairLogps]]:
+        """Of one pass, each row's divergences and its scores under the candidate."""
+        batch = route.layout(rows, self.pad).to(self._model.device)
+        with self.speaking_as("base") as model:
+            base = route.states(model, batch)
+        with self.speaking_as("candidate") as model:
+            read = route.read(route.states(model, batch), batch, live=base)
+        assert read.kl is not None  # it was asked for
+        means, sums = (
+            zip(*found.view(2, -1).tolist(), strict=True)
+            for found in (batch.means(read.kl), batch.sums(read.logps))
+        )
+        return list(means), [PairLogps(*pair) for pair in sums]
 
     def scoring_speed(self, rows: Sequence[Encoded]) -> float:
         """Tokens scored in a second, as seen so far, or on some of ``rows`` if none was seen."""

@@ -10,7 +10,6 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from agentpref.learn import batch
 from agentpref.learn.adapter import Policy
 from agentpref.learn.encode import Encoded, EncodedPair, Ids, encode_prompt
 from agentpref.learn.learner import Learner
@@ -31,31 +30,13 @@ def kl_from_base(learner: Learner, rows: Sequence[Encoded]) -> float:
     The mean over completions of each one's mean over its tokens, as in training: both answers of a
     pair, and the one of a thumb that was given to its prompt.
     """
-    import torch
-
-    from agentpref.learn.memory import tokens_per_pass
-
-    route, total = learner.route(rows), 0.0
-    with torch.no_grad():
-        for run in batch.chunks(
-            sorted(rows, key=route.cost),
-            route.cost,
-            tokens_per_pass(learner.base.model.device.type),
-        ):
-            with learner.speaking_as("base") as model:
-                part = route.layout(run, learner.pad).to(model.device)
-                base = route.states(model, part)
-            with learner.speaking_as("candidate") as model:
-                found = route.read(route.states(model, part), part, live=base)
-            assert found.kl is not None  # it was asked for
-            means = part.means(found.kl).tolist()
-            total += sum(means[: len(run)])
-            total += sum(
-                kl
-                for row, kl in zip(run, means[len(run) :], strict=True)
-                if isinstance(row, EncodedPair)
-            )
-    return total / sum(2 if isinstance(row, EncodedPair) else 1 for row in rows)
+    found = learner.divergences(rows)
+    answers = [
+        kl
+        for row, kls in zip(rows, found, strict=True)
+        for kl in (kls if isinstance(row, EncodedPair) else kls[:1])
+    ]
+    return sum(answers) / len(answers)
 
 
 def token_limit(rows: Sequence[Encoded]) -> int:

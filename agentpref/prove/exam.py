@@ -106,15 +106,24 @@ class Marks:
 def tokens_needed(rows: Sequence[Encoded]) -> int:
     """What an exam on these rows costs, in tokens scored: rather too many than too few.
 
-    Every row is scored under three policies, as if nothing were known of them, and some again for
-    KL; a token that is written is taken to cost as much as several that are read. The user's own
-    checks are not in it.
+    Every row is scored under three policies, as if nothing were known of them, and for KL some
+    under the base again; a token that is written is taken to cost as much as several that are read.
+    The user's own checks are not in it.
     """
     tokens = sum(row.width for row in rows)
-    moved = 2 * tokens * min(KL_ROWS, len(rows)) // max(1, len(rows))
+    moved = tokens * min(KL_ROWS, len(rows)) // max(1, len(rows))
     probes = min(PROBES, len({row.example.prompt.id for row in rows}))
     written = 2 * probes * token_limit(rows) if rows else 0
     return 3 * tokens + moved + _WRITTEN_TOKEN * written
+
+
+def distance(learner: Learner, rows: Sequence[Encoded]) -> float:
+    """How far the candidate is from the base on some of the rows: KL(π_0 ‖ π_θ) in nats per token.
+
+    Ask for it before the marks, which need not score these rows under the candidate then.
+    """
+    rng = random.Random(learner.config.seed)
+    return kl_from_base(learner, rng.sample(list(rows), min(KL_ROWS, len(rows))))
 
 
 def mark(learner: Learner, rows: Sequence[Encoded]) -> Marks:
@@ -146,6 +155,7 @@ def evidence(
     new: Marks,
     old: Marks,
     *,
+    kl: float,
     trained: Sequence[Encoded],
     checks: Mapping[str, Check],
 ) -> Evidence:
@@ -155,6 +165,7 @@ def evidence(
         learner: holds live and candidate.
         new: marks on the held-out rows that live has not learned.
         old: marks on those that it has; they are what must not be forgotten.
+        kl: the candidate's :func:`distance` from the base.
         trained: tonight's training rows, which say what lengths they ask for.
         checks: the user's own checks.
     """
@@ -165,7 +176,7 @@ def evidence(
     return Evidence(
         new=new.take(range(len(new.rows))),
         retention=_retention(old, learner.config.gate.min_stratum),
-        kl=kl_from_base(learner, rng.sample(rows, min(KL_ROWS, len(rows)))),
+        kl=kl,
         live=generations(learner, "live", probes, limit=limit),
         candidate=generations(learner, "candidate", probes, limit=limit),
         asked_length=_asked_length(trained),

@@ -127,7 +127,9 @@ def test_it_goes_on_with_the_same_night_and_what_came_since_waits(
 
 
 def test_interrupted_in_its_exam_it_has_trained_already(home, whole, random_base):
-    interrupt(home, random_base, "score candidate", whole[0].counts["new_held_out"], signum=15)
+    counts = whole[0].counts
+    examined = counts["new_held_out"] + counts["old_examined"]
+    interrupt(home, random_base, "score candidate", examined, signum=15)
     report = learn(home, random_base)
     assert adapter(home, report) == whole[1]
     assert report.training["resumed_at"] == report.training["planned_steps"]

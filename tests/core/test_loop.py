@@ -19,6 +19,7 @@ import pytest
 import agentpref
 from agentpref.config import GateSettings, KLSettings, LossSettings, ReplaySettings, UpdateConfig
 from agentpref.errors import ConfigError, GenerationConflict, NotAHome, UpdateRunning, WrongBase
+from agentpref.learn.learner import Learner
 from agentpref.record.database import connect
 from agentpref.record.home import Home
 from agentpref.record.messages import prompt_of
@@ -134,7 +135,35 @@ def test_new_pairs_are_counted_by_side(trained):
 
 def test_progress_tells_every_stage_in_order(trained):
     stages = list(dict.fromkeys(trained[2]))
-    assert stages == ["load model", "score base", "train", "score live", "score candidate"]
+    assert stages == ["load model", "score base", "train", "score candidate", "score live"]
+
+
+def test_no_row_is_scored_twice_under_a_policy(home, random_base, monkeypatch):
+    """The candidate's scores come of the pass for KL, and are live's the next night."""
+    scored = {"base": [], "live": [], "candidate": []}
+    compute, beside_base = Learner._compute, Learner._beside_base
+
+    def computed(learner, policy, rows):
+        scored[policy] += [row.example.id for row in rows]
+        return compute(learner, policy, rows)
+
+    def diverged(learner, rows, route):
+        scored["candidate"] += [row.example.id for row in rows]
+        return beside_base(learner, rows, route)
+
+    monkeypatch.setattr(Learner, "_compute", computed)
+    monkeypatch.setattr(Learner, "_beside_base", diverged)
+    monkeypatch.setattr("agentpref.prove.exam.KL_ROWS", 5)
+    teach_about_friends(home)
+    config = replace(CONFIG, replay=replace(CONFIG.replay, hard_share=0.0))
+    counts = learn(home, random_base, config).counts
+    assert {policy: len(rows) for policy, rows in scored.items()} == {
+        "base": counts["new"] + counts["new_held_out"],
+        "live": counts["new_held_out"],
+        "candidate": counts["new_held_out"] + counts["old_examined"],
+    }
+    assert all(len(set(rows)) == len(rows) for rows in scored.values())
+    assert counts["old_examined"] > 5, "some were marked apart from the pass for KL"
 
 
 def test_the_report_is_kept_as_it_was_returned(trained):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,9 @@ import torch
 from agentpref.config import KLSettings, LossSettings
 from agentpref.errors import TrainingDiverged
 from agentpref.learn.base import load_base
+from agentpref.learn.cache import LogpCache
+from agentpref.record.database import connect
+from agentpref.record.home import Home
 from agentpref.types import Thumb
 
 
@@ -131,6 +135,30 @@ def test_what_cannot_be_encoded_is_not_drawn_and_counted_once(make_learner, pair
     learner = make_learner(max_length=16)
     assert learner.draw({"a": pairs}, len(pairs)) == []
     assert learner.left_out == {"too_long": len(pairs)}
+
+
+def test_divergences_bring_the_candidates_scores_with_them(make_learner, pairs, tmp_path):
+    """They are kept, and are what scoring gives; nothing else is known by them."""
+    learner = make_learner(epochs=2)
+    rows = learner.encode(pairs)
+    learner.fit(rows, new=12)
+    expected = learner.score("candidate", rows)
+    with closing(connect(Home.create(tmp_path / "home"))) as connection:
+        learner._caches = {
+            policy: LogpCache(connection, learner.base.numbers, policy)
+            for policy in ("base", "candidate")
+        }
+        found = learner.divergences(rows[1:])
+        assert all(kl > 0 for kls in found for kl in kls)
+        computed = []
+        compute = learner._compute
+        learner._compute = lambda policy, rows: computed.append(rows) or compute(policy, rows)
+        scores = learner.score("candidate", rows)
+        assert computed == [rows[:1]]
+        learner.score("base", rows)
+        assert computed == [rows[:1], rows]
+    for score, wanted in zip(scores, expected, strict=True):
+        assert score == pytest.approx(wanted, abs=1e-3)
 
 
 def test_the_speed_of_scoring_is_of_what_was_scored_or_is_tried(make_learner, pairs):

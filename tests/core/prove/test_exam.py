@@ -31,9 +31,14 @@ def held_out(pair_of):
 
 
 def gather(learner, new, old=(), **options):
-    new, old = (exam.mark(learner, learner.encode(pairs)) for pairs in (new, old))
-    options = {"trained": new.rows, "checks": {}, **options}
-    return exam.evidence(learner, new, old, **options)
+    return examined(learner, *(learner.encode(pairs) for pairs in (new, old)), **options)
+
+
+def examined(learner, new, old, **options):
+    options = {"trained": new, "checks": {}, **options}
+    kl = exam.distance(learner, [*new, *old] or options["trained"])
+    marks = (exam.mark(learner, rows) for rows in (new, old))
+    return exam.evidence(learner, *marks, kl=kl, **options)
 
 
 def test_marks_of_some_rows_keep_their_prompts(marks):
@@ -198,8 +203,7 @@ def lone(thumb):
 
 
 def gather_thumbs(learner, new, old=(), **options):
-    new, old = (exam.mark(learner, learner.encode_thumbs(thumbs)) for thumbs in (new, old))
-    return exam.evidence(learner, new, old, **{"trained": new.rows, "checks": {}, **options})
+    return examined(learner, *(learner.encode_thumbs(thumbs) for thumbs in (new, old)), **options)
 
 
 def test_to_a_fresh_candidate_thumbs_are_coins(fresh_learner, thumbs):
