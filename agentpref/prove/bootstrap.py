@@ -1,12 +1,11 @@
 """How sure a change in accuracy is, when two policies answer the same held-out pairs.
 
-The bound is a one-sided paired bootstrap over prompts rather than pairs: pairs that share a prompt
-rise and fall together, and counting them as independent would overstate what is known. It is
-scipy's, draw for draw, without the quarter of a second that importing scipy's statistics takes.
-The percentile method is taken, not BCa. On changes of accuracy its coverage is as good (measured:
-.94 to .97 for a nominal .95, from 20 prompts up), and, unlike BCa's, its bound can never fall when
-a pair improves, so that no candidate is refused for being better. This module knows nothing of
-thresholds or verdicts.
+The bound is the one-sided paired bootstrap of scipy, over prompts rather than pairs: pairs that
+share a prompt rise and fall together, and counting them as independent would overstate what is
+known. The percentile method is taken, not BCa. On changes of accuracy its coverage is as good
+(measured: .94 to .97 for a nominal .95, from 20 prompts up), and, unlike BCa's, its bound can
+never fall when a pair improves, so that no candidate is refused for being better. This module
+knows nothing of thresholds or verdicts.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 from agentpref.errors import MissingDependency, UpdateError
 from agentpref.prove.metrics import accuracy
@@ -100,7 +100,7 @@ def lower_bound(
 
     Raises:
         UpdateError: for no pairs at all.
-        MissingDependency: numpy is not installed.
+        MissingDependency: scipy is not installed.
     """
     live, candidate = accuracy(paired.live), accuracy(paired.candidate)
     sums, counts = _by_prompt(paired)
@@ -145,14 +145,25 @@ def _resample(
 ) -> tuple[float, float]:
     try:
         import numpy as np
+        from scipy.stats import bootstrap
     except ImportError as error:
         raise MissingDependency(
             f"proving an adapter needs {error.name}: pip install 'agentpref[train]'"
         ) from error
-    changes, pairs, rng = np.array(sums), np.array(counts), np.random.default_rng(seed)
-    found, at_once = np.empty(resamples), max(1, _CELLS_AT_ONCE // len(sums))
-    for start in range(0, resamples, at_once):
-        part = found[start : start + at_once]
-        drawn = rng.integers(0, len(sums), (len(part), len(sums)))
-        part[:] = changes[drawn].sum(1) / pairs[drawn].sum(1)
-    return float(np.percentile(found, 100 * (1 - confidence))), float(found.std(ddof=1))
+    result = bootstrap(
+        (np.array(sums), np.array(counts)),
+        _ratio,
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        alternative="greater",
+        confidence_level=confidence,
+        n_resamples=resamples,
+        batch=max(1, _CELLS_AT_ONCE // len(sums)),
+        rng=seed,
+    )
+    return float(result.confidence_interval.low), float(result.standard_error)
+
+
+def _ratio(sums: Any, counts: Any, axis: int = -1) -> Any:
+    return sums.sum(axis=axis) / counts.sum(axis=axis)

@@ -50,31 +50,6 @@ def test_pairs_that_share_a_prompt_count_as_one_observation() -> None:
     assert (lower_bound(copies).pairs, lower_bound(copies).prompts) == (300, 60)
 
 
-@pytest.mark.parametrize(("prompts", "cells"), [(7, 10_000), (60, 10_000), (60, 1_000_000)])
-def test_it_is_scipys_bootstrap_draw_for_draw(monkeypatch, prompts: int, cells: int) -> None:
-    from scipy.stats import bootstrap
-
-    monkeypatch.setattr("agentpref.prove.bootstrap._CELLS_AT_ONCE", cells)
-    rows = [(i % 2, 1 - i % 3 / 2, i % prompts) for i in range(3 * prompts + 2)]
-    sums = [sum(new - old for old, new, p in rows if p == prompt) for prompt in range(prompts)]
-    counts = [sum(p == prompt for *_, p in rows) for prompt in range(prompts)]
-    expected = bootstrap(
-        (sums, counts),
-        lambda sums, counts, axis=-1: sums.sum(axis) / counts.sum(axis),
-        paired=True,
-        vectorized=True,
-        method="percentile",
-        alternative="greater",
-        confidence_level=0.9,
-        n_resamples=999,
-        batch=max(1, cells // prompts),
-        rng=5,
-    )
-    found = lower_bound(paired(rows), confidence=0.9, seed=5, resamples=999)
-    assert found.lower == expected.confidence_interval.low
-    assert found.error == expected.standard_error
-
-
 def test_prompts_weigh_as_many_pairs_as_they_have() -> None:
     bound = lower_bound(paired([(0.0, 1.0, 0)] * 3 + [(1.0, 0.0, 1)]))
     assert bound.change == pytest.approx(0.5)
@@ -151,7 +126,7 @@ def test_no_number_of_pairs_settles_a_loss_or_an_unknown_spread() -> None:
     assert pairs_needed(lower_bound(paired([(0.0, 1.0, 0)]))) is None
 
 
-def test_a_missing_numpy_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "numpy", None)
-    with pytest.raises(MissingDependency, match=r"numpy.*pip install 'agentpref\[train\]'"):
+def test_a_missing_scipy_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    with pytest.raises(MissingDependency, match=r"scipy.*pip install 'agentpref\[train\]'"):
         lower_bound(draw(random.Random(7), prompts=20, each=1))
