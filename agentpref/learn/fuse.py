@@ -91,6 +91,8 @@ def _fuse_last_layer(model: PeftModel) -> bool:
     layer: Any = next(reversed(decoder_layers(model)), None)
     if layer is None or {name for name, _ in layer.named_children()} != _LAYER:
         return False
+    if not _is_plain_attention(layer.self_attn):
+        return False
     forward = partial(_last_layer_forward, layer, layer.forward)
     x = _random(layer, 1, _PROMPT + 2 * _ANSWER)
     with _our_attention(layer.self_attn):
@@ -145,7 +147,8 @@ def _is_plain_attention(module: Any) -> bool:
     parts = {name for name, _ in module.named_children()}
     return (
         parts - _HEAD_NORMS == {*_PROJECTIONS, "o_proj"}
-        and hasattr(module, "head_dim")
+        and getattr(module, "head_dim", 1) % 2 == 0
+        and hasattr(module, "config")
         and getattr(module.config, "sliding_window", None) is None
         and module.o_proj.weight.device.type == "cpu"
         and grouping_kernel()
