@@ -37,7 +37,7 @@ class Size(NamedTuple):
 SIZES: Mapping[str, Mapping[str, Size]] = {
     "nano": {workload: Size(8, 4, 16, 8) for workload in jobs.WORKLOADS},
     "small": {
-        "64:256": Size(64, 16, 64, 32),
+        "64:256": Size(64, 16, 128, 64),
         "256:64": Size(64, 16, 24, 8),
         "1024:128": Size(24, 8, 32, 16),
         "2048:64": Size(16, 8, 16, 8),
