@@ -2,11 +2,8 @@
 
 A row is ``[prompt | first | second]``, ``P + 2·C`` columns, each part padded on the right. Prompt
 tokens look back at the prompt, completion tokens at the prompt and back at their own completion.
-That is four causal or full blocks and no dense mask: what a completion sees in its prompt and what
-it sees in itself are attended to apart and joined by their log-sum-exps, and each part's gradient
-is exact given the joint ones (as in ring attention, 2310.01889).
-
-On a CPU the blocks run in torch's fused kernel; elsewhere, two calls of torch's own attention do.
+That is four causal or full blocks and no dense mask. On a CPU they run in torch's fused kernel
+(``ops.blocks``); elsewhere, calls of torch's own attention do.
 Knows nothing of models, but for the signature that transformers gives to attention functions.
 """
 

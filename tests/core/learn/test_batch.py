@@ -68,6 +68,13 @@ def test_shared_rows_hold_the_prompt_once():
     assert (plain(ROWS, 0).ids == 18).sum() == 2
 
 
+def test_parts_of_shared_rows_are_as_wide_as_the_kernel_likes():
+    batch = shared(ROWS, 0)
+    prompt = batch.mask.shape[-1]
+    assert (prompt, batch.ids.shape[1] - prompt) == (16, 2 * 16)
+    assert batch.mask.sum(-1).flatten().tolist() == [len(row.prompt) - 1 for row in ROWS]
+
+
 def test_chunks_keep_order_and_budget():
     runs = list(chunks(ROWS * 4, lambda row: row.width, 24))
     assert [row for run in runs for row in run] == ROWS * 4

@@ -89,6 +89,21 @@ def test_a_last_layer_that_adds_up_otherwise_is_left_alone():
     assert "forward" in vars(attention(model))
 
 
+def test_the_last_layer_leaves_out_what_comes_of_a_shared_prompt():
+    from agentpref.learn import logps
+    from tests.core.learn.test_batch import ROWS
+
+    model = adapted_model("llama")
+    fuse(model)
+    route = logps.trusted_route(model, ROWS, pad=0, longest=40)
+    batch, seen = route.layout(ROWS, 0), []
+    hook = last_layer(model).mlp.register_forward_hook(lambda *parts: seen.append(parts[2].shape))
+    route.states(model, batch)
+    hook.remove()
+    assert route.name == "shared"
+    assert [shape[1] for shape in seen] == [batch.ids.shape[1] - batch.mask.shape[-1]]
+
+
 def test_weights_are_held_once():
     model = adapted_model("llama")
     fuse(model)
