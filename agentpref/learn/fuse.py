@@ -42,7 +42,7 @@ def fuse(model: PeftModel) -> int:
     modules = list(model.modules())
     count = sum(_fuse_linear(module) for module in modules if _is_lora_linear(module))
     for module in modules:
-        if type(module).__name__.endswith("RMSNorm"):
+        if type(module).__name__.endswith("RMSNorm") and hasattr(module, "weight"):
             count += _replace(module, partial(_norm_forward, module), _random(module))
         elif all(hasattr(module, name) for name in (*_GATED, "down_proj")):
             count += _fuse_gated(module)

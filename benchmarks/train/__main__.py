@@ -47,9 +47,9 @@ def main() -> None:
         options.work,
         ledger,
         options.runs,
-        options.dtype,
-        options.pairs,
-        options.stock_runs,
+        dtype=options.dtype,
+        pairs=options.pairs,
+        stock_rounds=options.stock_runs,
     )
     say(f"{options.threads} threads; models, jobs and finished runs are in {options.work}")
     if options.nights:

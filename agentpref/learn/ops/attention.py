@@ -215,14 +215,17 @@ def _split(turned: Tensor, heads: tuple[int, int], skipped: int) -> tuple[Tensor
 def _refuse(options: dict[str, Any], total: int, prompt: int) -> None:
     """Refuse what these blocks would get wrong; a window that nothing exceeds changes nothing.
 
-    Of the columns up to a completion's end, padding may be all but one of the last lanes, twice.
+    Padding may be all but one column of the last lanes of a prompt and of a completion, so what is
+    known here is how long rows are at least.
     """
     for name in _REFUSED:
         if options.get(name) is not None:
             raise ValueError(f"shared attention has no {name}")
     window = options.get("sliding_window")
-    longest = max(2, prompt + (total - prompt) // 2 - 2 * (LANES - 1))
+    longest = prompt + (total - prompt) // 2 - 2 * (LANES - 1)
     if window is not None and window < longest:
-        raise ValueError(f"shared attention has no window of {window} tokens over {longest}")
+        raise ValueError(
+            f"shared attention has no window of {window} tokens over {longest} or more"
+        )
     if options.get("dropout"):
         raise ValueError("shared attention has no dropout")

@@ -75,19 +75,19 @@ class _Read(torch.autograd.Function):
         wanted = (1 + (live is not None)) * ctx.needs_input_grad[0]
         grads = [torch.empty_like(hidden) for _ in range(wanted)]
         step = max(1, min(size, max(LEAST_POSITIONS, LOGITS_PER_CHUNK // len(head.weight))))
-        own, others = (
-            _Softmax(head, hidden, step if used else 0) for used in (True, live is not None)
-        )
+        own = _Softmax(head, hidden, step)
+        others = None if live is None else _Softmax(head, hidden, step)
         for at in (slice(start, start + step) for start in range(0, size, step)):
             logps[at] = own.of(hidden[at]).logps(targets[at])
             if collision is not None:
                 collision[at] = own.collision()
-            if live is not None and kl is not None:
+            if live is not None and kl is not None and others is not None:
                 kl[at] = others.of(live[at]).kl_from(own)
-            if grads:
-                expected = own.expected_rows()
-                grads[0][at] = head.weight[targets[at]] - expected
-            if len(grads) > 1:
+            if not grads:
+                continue
+            expected = own.expected_rows()
+            grads[0][at] = head.weight[targets[at]] - expected
+            if others is not None:
                 grads[1][at] = expected - others.expected_rows()
         ctx.save_for_backward(*grads)
         if collision is not None:

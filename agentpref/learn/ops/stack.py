@@ -33,9 +33,6 @@ class Stack:
 
     Args:
         modules: peft's LoRA layers around plain linear ones, all with a bias or all without.
-
-    Raises:
-        TypeError: some have a bias and some none.
     """
 
     def __init__(self, modules: Sequence[Any]) -> None:

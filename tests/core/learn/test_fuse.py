@@ -25,6 +25,17 @@ def test_a_norm_of_another_formula_is_left_alone():
     assert "forward" not in vars(norm)
 
 
+def test_a_norm_without_weights_is_left_alone():
+    class BareRMSNorm(torch.nn.Module):
+        def forward(self, x):
+            return x
+
+    model = adapted_model("llama")
+    model.get_base_model().model.norm = BareRMSNorm()
+    fuse(model)
+    assert "forward" not in vars(model.get_base_model().model.norm)
+
+
 def test_a_gate_with_another_activation_is_left_alone():
     model = adapted_model("gemma")  # gelu
     fuse(model)

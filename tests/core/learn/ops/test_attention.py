@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from agentpref.learn.ops import attention
+from agentpref.learn.ops import attention, blocks
 from agentpref.learn.ops.rotary import Turn
 
 LOWEST = torch.finfo(torch.float32).min
@@ -78,7 +78,20 @@ def test_a_completion_sees_nothing_of_the_other():
     assert not torch.allclose(before[:, :, 4:7], after[:, :, 4:7])
 
 
-def test_bfloat16_is_as_exact_as_it_can_be_and_its_gradients_are_worked_on_in_float32():
+@pytest.fixture
+def backward_calls(monkeypatch):
+    """Of each call of the kernel's backward pass: keys, their heads and their dtype."""
+    calls, right = [], blocks._kernel_backward
+
+    def spy(block, heads, seen, scale):
+        calls.append((heads[1].shape[2], heads[1].shape[1], heads[1].dtype))
+        return right(block, heads, seen, scale)
+
+    monkeypatch.setattr(blocks, "_kernel_backward", spy)
+    return calls
+
+
+def test_bfloat16_is_as_exact_as_it_can_be_and_its_gradients_are_in_float32(backward_calls):
     wide = inputs(2, 2, 6, 4)
     narrow = [x.detach().bfloat16().requires_grad_() for x in wide]
     exact = [x.detach().float().requires_grad_() for x in narrow]
@@ -88,9 +101,10 @@ def test_bfloat16_is_as_exact_as_it_can_be_and_its_gradients_are_worked_on_in_fl
     for mine, other in zip(found, expected, strict=True):
         assert mine.dtype == torch.bfloat16
         torch.testing.assert_close(mine.float(), other, atol=2e-2, rtol=2e-2)
+    assert {dtype for _, _, dtype in backward_calls} == {torch.float32}
 
 
-def test_long_prompts_of_wide_heads_have_their_gradients_in_bfloat16():
+def test_long_prompts_of_wide_heads_have_their_gradients_in_bfloat16(backward_calls):
     torch.manual_seed(0)
     narrow = [
         torch.randn(1, 2, 512 + 32, 64, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)
@@ -99,13 +113,17 @@ def test_long_prompts_of_wide_heads_have_their_gradients_in_bfloat16():
     mask, places = padding([512], 512), real([512], 512, 16)
     attend = attention.shared_attention
     found = with_gradients(attend, narrow, mask.bfloat16(), places)
+    dtypes = [dtype for _, _, dtype in backward_calls]
+    assert dtypes == [torch.bfloat16, *[torch.float32] * 3], "the prompt's own block, and the rest"
     expected = with_gradients(attend, exact, mask, places)
     for mine, other in zip(found, expected, strict=True):
         torch.testing.assert_close(mine.float(), other, atol=2e-2, rtol=5e-2)
 
 
-@pytest.mark.parametrize("threads", [1, 8])
-def test_query_heads_share_key_heads_however_many_threads_there_are(threads):
+@pytest.mark.parametrize(("threads", "key_heads"), [(1, 2), (8, 6)])
+def test_query_heads_share_key_heads_where_these_suffice_for_all_threads(
+    threads, key_heads, backward_calls
+):
     query, key, value = inputs(2, 6, 5, 3)
     few = [x[:, :2].detach().requires_grad_() for x in (key, value)]
     mask, places = padding([5, 4], 5), real([5, 4], 5, 3)
@@ -115,6 +133,7 @@ def test_query_heads_share_key_heads_however_many_threads_there_are(threads):
         found = with_gradients(attention.shared_attention, [query, *few], mask, places)
     finally:
         torch.set_num_threads(before)
+    assert {heads for _, heads, _ in backward_calls} == {key_heads}
     spread = [x.detach().repeat_interleave(3, 1).requires_grad_() for x in few]
     expected = with_gradients(dense, [query, *spread], mask, places)
     expected[2:] = [x.unflatten(1, (2, 3)).sum(2) for x in expected[2:]]
