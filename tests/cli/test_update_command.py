@@ -231,7 +231,7 @@ def test_reports_of_older_versions_are_shown_too() -> None:
 
 @pytest.mark.parametrize("new", [True, False])
 def test_a_process_of_ours_is_settled_where_there_is_work(run, update, home, random_base, new):
-    """The library itself never does that to its host; with nothing new, nothing heavy is loaded."""
+    """With nothing new, nothing heavy is loaded."""
     if not new:
         update(*ENOUGH, exits=0)
     code = """
@@ -244,3 +244,14 @@ main()
     done = subprocess.run([sys.executable, "-c", code, *options], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == f"{new} {new}", done.stderr
     assert done.stderr == ""
+
+
+def test_a_host_of_the_library_is_not_settled(filled, home, random_base) -> None:
+    code = f"""
+import gc
+import agentpref
+report = agentpref.update({str(home)!r}, model={str(random_base)!r})
+print(report.counts["new"] > 0, gc.get_freeze_count())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "0"], done.stderr
