@@ -18,10 +18,10 @@ import torch
 from agentpref.learn.memory import decoder_layers
 from agentpref.learn.ops import attention
 from agentpref.learn.ops.blocks import grouping_kernel
-from agentpref.learn.ops.lora import lora_linear
-from agentpref.learn.ops.pointwise import rms_norm, swiglu
+from agentpref.learn.ops.lora import lora_linear, swiglu_linear
+from agentpref.learn.ops.norm import rms_norm
 from agentpref.learn.ops.rotary import Turn
-from agentpref.learn.ops.stack import Stack, plain_adapter
+from agentpref.learn.ops.stack import Stack, layer_of, plain_adapter
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -192,9 +192,7 @@ def _lora_forward(
         return module.base_layer(x)  # type: ignore[no-any-return]
     if args or kwargs or name is None:
         return plain(x, *args, **kwargs)
-    base = module.base_layer
-    down, up = module.lora_A[name].weight, module.lora_B[name].weight
-    return lora_linear(x, base.weight, base.bias, down, up, module.scaling[name])
+    return lora_linear(x, layer_of(module, name))
 
 
 def _norm_forward(module: Any, x: Tensor) -> Tensor:
@@ -205,7 +203,12 @@ def _norm_forward(module: Any, x: Tensor) -> Tensor:
 def _gated_forward(module: Any, plain: Callable[..., Tensor], stack: Stack, x: Tensor) -> Tensor:
     if not stack.serves():
         return plain(x)
-    return module.down_proj(swiglu(stack(x)))  # type: ignore[no-any-return]
+    gated, last = stack(x), module.down_proj
+    name = plain_adapter(last) if _is_lora_linear(last) else None
+    if name:
+        return swiglu_linear(gated, layer_of(last, name))
+    gate, value = gated.chunk(2, -1)
+    return last(torch.nn.functional.silu(gate) * value)  # type: ignore[no-any-return]
 
 
 def _attention_forward(

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 from agentpref.config import UpdateConfig
 from agentpref.errors import UpdateError
 from agentpref.learn import adapter, encode, logps, orders, replay, trainer
-from agentpref.learn import batch as layouts
 from agentpref.learn.base import BaseModel
 from agentpref.learn.cache import LogpCache
 from agentpref.learn.encode import Encoded, EncodedPair, EncodedThumb, Encoding, R
@@ -34,6 +33,9 @@ from agentpref.types import Pair, Thumb
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+    from agentpref.learn.batch import Batch
+    from agentpref.learn.ops.head import Reading
 
 Progress = Callable[[str, int, int], object]
 
@@ -209,36 +211,27 @@ class Learner:
         """
         import torch
 
-        from agentpref.learn.memory import tokens_per_pass
-
-        route, found, scores = self.route(rows), dict[int, tuple[float, float]](), list[PairLogps]()
-        order = sorted(range(len(rows)), key=lambda number: route.cost(rows[number]))
-        most = tokens_per_pass(self._model.device.type)
+        route, found = self.route(rows), dict[int, tuple[float, float]]()
+        scored: list[Encoded] = []
+        scores: list[PairLogps] = []
         with torch.no_grad():
-            for run in layouts.chunks(order, lambda number: route.cost(rows[number]), most):
-                means, sums = self._beside_base([rows[number] for number in run], route)
-                found.update(zip(run, means, strict=True))
-                scores += sums
+            for run, batch in logps.passes(self._model, rows, route, self.pad):
+                read = self._beside_base(batch, route)
+                assert read.kl is not None  # it was asked for
+                found.update(zip(run, logps.by_row(batch.means(read.kl)), strict=True))
+                scored += [rows[number] for number in run]
+                scores += logps.by_row(batch.sums(read.logps))
                 self._progress("score candidate", len(found), len(rows))
         if (cache := self._caches.get("candidate")) is not None:
-            cache.remember([rows[number] for number in order], scores)
+            cache.remember(scored, scores)
         return [found[number] for number in range(len(rows))]
 
-    def _beside_base(
-        self, rows: Sequence[Encoded], route: Route
-    ) -> tuple[list[tuple[float, float]], list[PairLogps]]:
-        """Of one pass, each row's divergences and its scores under the candidate."""
-        batch = route.layout(rows, self.pad).to(self._model.device)
+    def _beside_base(self, batch: Batch, route: Route) -> Reading:
+        """What the candidate says of a batch, its divergence from the base with it."""
         with self.speaking_as("base") as model:
             base = route.states(model, batch)
         with self.speaking_as("candidate") as model:
-            read = route.read(route.states(model, batch), batch, live=base)
-        assert read.kl is not None  # it was asked for
-        means, sums = (
-            zip(*found.view(2, -1).tolist(), strict=True)
-            for found in (batch.means(read.kl), batch.sums(read.logps))
-        )
-        return list(means), [PairLogps(*pair) for pair in sums]
+            return route.read(route.states(model, batch), batch, live=base)
 
     def scoring_speed(self, rows: Sequence[Encoded]) -> float:
         """Tokens scored in a second, as seen so far, or on some of ``rows`` if none was seen."""

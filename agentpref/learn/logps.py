@@ -11,7 +11,7 @@ oracle's numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -95,6 +95,18 @@ class Route:
 ORACLE = Route("plain", layouts.plain)
 
 
+def passes(
+    model: Any, rows: Sequence[Encoded], route: Route, pad: int
+) -> Iterator[tuple[list[int], Batch]]:
+    """Batches of rows of like cost, as large as the device takes, with the rows' numbers."""
+    from agentpref.learn.memory import tokens_per_pass
+
+    most = tokens_per_pass(model.device.type)
+    order = sorted(range(len(rows)), key=lambda number: route.cost(rows[number]))
+    for run in layouts.chunks(order, lambda number: route.cost(rows[number]), most):
+        yield run, route.layout([rows[number] for number in run], pad).to(model.device)
+
+
 def score(
     model: Any,
     rows: Sequence[Encoded],
@@ -103,23 +115,22 @@ def score(
     pad: int,
     progress: Callable[[int], object] | None = None,
 ) -> list[PairLogps]:
-    """Score rows without gradients, in passes of like width; ``progress`` is told rows done."""
+    """Score rows without gradients; ``progress`` is told rows done."""
     import torch
 
-    from agentpref.learn.memory import tokens_per_pass
-
-    most = tokens_per_pass(model.device.type)
-    order = sorted(range(len(rows)), key=lambda i: rows[i].width)
     scores: dict[int, PairLogps] = {}
     with torch.no_grad():
-        for run in layouts.chunks([rows[i] for i in order], route.cost, most):
-            batch = route.layout(run, pad).to(model.device)
-            logps = batch.sums(route.read(route.states(model, batch), batch).logps).tolist()
-            for first, second in zip(logps[: len(run)], logps[len(run) :], strict=True):
-                scores[order[len(scores)]] = PairLogps(first, second)
+        for run, batch in passes(model, rows, route, pad):
+            logps = batch.sums(route.read(route.states(model, batch), batch).logps)
+            scores.update(zip(run, by_row(logps), strict=True))
             if progress is not None:
                 progress(len(scores))
     return [scores[i] for i in range(len(rows))]
+
+
+def by_row(found: Tensor) -> list[PairLogps]:
+    """What was found of each completion of a batch, two to a row."""
+    return [PairLogps(*pair) for pair in zip(*found.view(2, -1).tolist(), strict=True)]
 
 
 def trusted_route(model: Any, rows: Sequence[Encoded], *, pad: int, longest: int) -> Route:

@@ -17,7 +17,6 @@ last line is one JSON object; progress goes to stderr. TRL comes with the extra 
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
 from collections.abc import Mapping
@@ -99,10 +98,13 @@ def print_table(figures: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
                 said = "holds" if f["gate"]["holds"] else "does not hold: nothing is claimed"
                 print(f"{model:6} {workload:9} the gate {said}")
                 continue
-            stock, than_stock = f.get("stock_s", math.nan), f.get("faster_than_stock", math.nan)
+            stock, than_stock = (
+                f"{f[name]:.{digits}f}" if name in f else "-"
+                for name, digits in (("stock_s", 1), ("faster_than_stock", 2))
+            )
             print(
                 f"{model:6} {workload:9} {f['pairs']:5} {f['ours_s']:7.1f} {f['tuned_s']:7.1f} "
-                f"{stock:7.1f} {f['faster_than_tuned']:7.2f} {than_stock:7.2f} "
+                f"{stock:>7} {f['faster_than_tuned']:7.2f} {than_stock:>7} "
                 f"{f['ours_mb']:8.0f} {f['tuned_mb']:7.0f} {f['memory_by_tuned']:8.2f}"
             )
 

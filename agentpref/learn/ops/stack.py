@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.functional import linear
 
-from agentpref.learn.ops.lora import lora_linear
+from agentpref.learn.ops.lora import Layer, lora_linear
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +26,12 @@ def plain_adapter(module: Any) -> str | None:
         return ""
     plain = len(active) == 1 and not module.merged and not module.lora_variant
     return active[0] if plain else None
+
+
+def layer_of(module: Any, name: str) -> Layer:
+    """peft's layer with the adapter of this name."""
+    base, down, up = module.base_layer, module.lora_A[name].weight, module.lora_B[name].weight
+    return Layer(base.weight, base.bias, down, up, module.scaling[name])
 
 
 class Stack:
@@ -67,4 +73,4 @@ class Stack:
         up = torch.block_diag(  # type: ignore[no-untyped-call]
             *(module.lora_B[name].weight * module.scaling[name] for module in self._modules)
         )
-        return lora_linear(x, self._weight, self._bias, down, up, 1.0)
+        return lora_linear(x, Layer(self._weight, self._bias, down, up, 1.0))

@@ -125,6 +125,21 @@ def test_weights_are_held_once():
         assert len({weight.untyped_storage().data_ptr() for weight in together}) == 1
 
 
+def test_what_comes_out_of_a_gate_is_not_kept_for_the_backward_pass():
+    model = adapted_model("llama")
+    fuse(model)
+    kept = []
+    with (
+        adapter.policy(model, "candidate"),
+        torch.autograd.graph.saved_tensors_hooks(kept.append, lambda tensor: tensor),
+    ):
+        model(IDS)
+    of_each_token = {tensor.shape[-1] for tensor in kept if tensor.shape[:-1] == IDS.shape}
+    wide = model.config.intermediate_size
+    assert 2 * wide in of_each_token
+    assert wide not in of_each_token
+
+
 @pytest.mark.parametrize("policy", ["base", "candidate"])
 def test_every_policy_speaks_as_before(policy):
     model = adapted_model("qwen3")

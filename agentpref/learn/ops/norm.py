@@ -1,7 +1,6 @@
-"""Normalisation and gating with fewer passes over memory than their definitions spell out.
+"""Normalisation with fewer passes over memory than its definition spells out.
 
-On a CPU a small model spends as long in these as in its matrices. Each is one operation to
-autograd and keeps its inputs only. Knows nothing of models.
+One operation to autograd, which keeps its input only. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn.functional import silu
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,12 +16,6 @@ if TYPE_CHECKING:
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """w·x/√(mean(x²) + ε) over the last dimension (1910.07467), in float32 within; w is frozen."""
     y: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
-    return y
-
-
-def swiglu(gated: Tensor) -> Tensor:
-    """silu(gate)·value (2002.05202), of ``[…, 2·d]`` that holds gates and then values."""
-    y: Tensor = _SwiGLU.apply(gated)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -44,21 +36,3 @@ class _RMSNorm(torch.autograd.Function):
         inner = (grad * weight).float()
         along = torch.linalg.vecdot(inner, unit)[..., None].div_(x.shape[-1])
         return inner.addcmul_(unit, along, value=-1).mul_(scale).to(x.dtype), None, None
-
-
-class _SwiGLU(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, gated: Tensor) -> Tensor:
-        ctx.save_for_backward(gated)
-        gate, value = gated.chunk(2, -1)
-        return silu(gate).mul_(value)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (gated,) = ctx.saved_tensors
-        gate, value = gated.chunk(2, -1)
-        back = torch.empty_like(gated)
-        gate_back, value_back = back.chunk(2, -1)
-        torch.mul(silu(gate), grad, out=value_back)
-        torch.ops.aten.silu_backward(grad * value, gate, grad_input=gate_back)
-        return back
