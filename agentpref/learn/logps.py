@@ -5,13 +5,14 @@ is the caller's affair.
 
 There are two ways to lay rows out and two to read the model's output. The *oracle* is the plain
 layout and the model's own logits; the *fast* route shares prompts and fuses the head with the
-log-softmax. A few rows decide at run time, not a list of names, which route gives a model the
+log-softmax. Two rows decide at run time, not a list of names, which route gives a model the
 oracle's numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
     from agentpref.learn.ops.head import Head, Reading
 
-_PROBE_ROWS = 4
 _BENT_LOGITS = (
     "final_logit_softcapping",
     "logit_scale",
@@ -66,10 +66,9 @@ class Route:
             "use_cache": False,
         }
         if self.head is None:
-            output = model(**inputs).logits
-        else:
-            output = _causal(model).base_model(**inputs).last_hidden_state
-        return output.flatten(0, 1).index_select(0, batch.where)  # type: ignore[no-any-return]
+            return _own_logits(model, inputs, batch)
+        states = _causal(model).base_model(**inputs).last_hidden_state
+        return states.flatten(0, 1).index_select(0, batch.where)  # type: ignore[no-any-return]
 
     def read(
         self,
@@ -134,13 +133,13 @@ def by_row(found: Tensor) -> list[PairLogps]:
 
 
 def trusted_route(model: Any, rows: Sequence[Encoded], *, pad: int, longest: int) -> Route:
-    """The fastest route that gives this model the oracle's log-probs on a few rows.
+    """The fastest route that gives this model the oracle's log-probs on two rows.
 
-    Models with linear attention, masks of their own or logits that are bent afterwards may read
-    shared rows differently or refuse them. ``longest`` is the longest sequence that may come: with
-    a sliding window below it, rows are laid out plainly.
+    These are the longest and the shortest. Models with linear attention, masks of their own or
+    logits that are bent afterwards may read shared rows differently or refuse them. ``longest`` is
+    the longest sequence that may come: with a sliding window below it, rows are laid out plainly.
     """
-    probe = sorted(rows, key=lambda row: row.width)[-_PROBE_ROWS:]
+    probe = sorted(rows, key=lambda row: row.width)[:: max(1, len(rows) - 1)]
     expected = score(model, probe, route=ORACLE, pad=pad)
     head = _head(model)
     if _reaches_back(model, longest) and _with_our_attention(model):
@@ -193,6 +192,23 @@ def _with_our_attention(model: Any) -> bool:
 def _causal(model: Any) -> Any:
     """The language model inside of whatever adapters it has."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _own_logits(model: Any, inputs: Mapping[str, Any], batch: Batch) -> Tensor:
+    """The model's own logits of each completion token, ``[N, vocabulary]``.
+
+    Prompts are most of a row, and logits the largest tensor there is: a model that can be told
+    which columns to give them for makes no others.
+    """
+    import torch
+
+    if "logits_to_keep" not in inspect.signature(_causal(model).forward).parameters:
+        return model(**inputs).logits.flatten(0, 1).index_select(0, batch.where)  # type: ignore[no-any-return]
+    width = batch.ids.shape[1]
+    columns, at = torch.unique(batch.where % width, return_inverse=True)
+    logits = model(**inputs, logits_to_keep=columns).logits.flatten(0, 1)
+    where = batch.where.div(width, rounding_mode="floor") * len(columns) + at
+    return logits.index_select(0, where)  # type: ignore[no-any-return]
 
 
 def _head(model: Any) -> Head | None:

@@ -62,6 +62,49 @@ def test_families_take_the_fastest_route_that_is_true_to_them(family):
     assert (route.head is None) == (family in OWN_LOGITS)
 
 
+def test_logits_are_made_for_columns_of_completions_only():
+    model = random_model("llama")
+    batch, seen = logps.ORACLE.layout(ROWS, 0), []
+    hook = model.lm_head.register_forward_hook(lambda *parts: seen.append(parts[2].shape[1]))
+    logps.ORACLE.states(model, batch)
+    hook.remove()
+    predicting = {int(place) % batch.ids.shape[1] for place in batch.where}
+    assert seen == [len(predicting)]
+    assert len(predicting) < batch.ids.shape[1]
+
+
+def test_a_model_that_cannot_be_told_which_logits_is_scored_alike():
+    model = random_model("llama")
+    expected = logps.score(model, ROWS, route=logps.ORACLE, pad=0)
+    forward = model.forward
+
+    def without_a_choice(input_ids, attention_mask, position_ids, use_cache):
+        return forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            use_cache=use_cache,
+        )
+
+    model.forward = without_a_choice
+    found = logps.score(model, ROWS, route=logps.ORACLE, pad=0)
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected))
+
+
+def test_the_longest_and_the_shortest_row_decide(monkeypatch):
+    scored = []
+
+    def noted(model, rows, **options):
+        scored.append([row.width for row in rows])
+        return score(model, rows, **options)
+
+    score = logps.score
+    monkeypatch.setattr(logps, "score", noted)
+    trusted(random_model("llama"))
+    widths = [row.width for row in ROWS]
+    assert scored == [[min(widths), max(widths)]] * 2
+
+
 def test_a_window_that_is_long_enough_may_share():
     model = adapted_model("mistral, wide window")
     assert trusted(model, longest=11).name != "shared"
