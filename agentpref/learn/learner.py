@@ -79,11 +79,13 @@ class Learner:
         self._caches = caches
         self._progress = progress
         from agentpref.learn.fuse import fuse
+        from agentpref.learn.memory import unmap
 
         self._team = team or Team()
         with self._team.ordered(lambda: self._attach_order(live)):
             self._model = adapter.attach(base, live, config.lora, seed=config.seed)
             fuse(self._model)
+            unmap(self._model)
             troubles = self._team.gather(b"") if self._team.main else []
         self._route: Route | None = None
         self._scored_tokens, self._scored_seconds = 0, 0.0

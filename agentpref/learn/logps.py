@@ -100,7 +100,7 @@ def passes(
     """Batches of rows of like cost, as large as the device takes, with the rows' numbers."""
     from agentpref.learn.memory import tokens_per_pass
 
-    most = tokens_per_pass(model.device.type)
+    most = tokens_per_pass(model)
     order = sorted(range(len(rows)), key=lambda number: route.cost(rows[number]))
     for run in layouts.chunks(order, lambda number: route.cost(rows[number]), most):
         yield run, route.layout([rows[number] for number in run], pad).to(model.device)

@@ -42,9 +42,8 @@ def room(
         longest: tokens of the longest row that will come.
         free: bytes of memory to plan with, as the machine has them unless given.
     """
-    device = model.device.type
-    most = tokens_per_pass(device)
-    available = (free_bytes(device) if free is None else free) * _SHARE
+    most = tokens_per_pass(model)
+    available = (free_bytes(model.device.type) if free is None else free) * _SHARE
     fits = int(available / (kept_bytes(states) / tokens))
     if fits >= longest:
         return Room(min(most, fits), recomputes=False)
@@ -53,9 +52,23 @@ def room(
     return Room(max(1, min(most, fits)), recomputes=True)
 
 
-def tokens_per_pass(device: str) -> int:
-    """Padded tokens beyond which passes are no faster; on a CPU smaller ones stay in its cache."""
-    return 2048 if device == "cpu" else 16_384
+def tokens_per_pass(model: Any) -> int:
+    """Padded tokens beyond which passes are hardly faster; on a CPU they are as many bytes."""
+    if model.device.type != "cpu":
+        return 16_384
+    return 4096 // int(model.dtype.itemsize)
+
+
+def unmap(model: nn.Module) -> None:
+    """Let a model on a CPU have its weights in memory of its own, not in a mapped file.
+
+    A file that somebody writes to would change a run that has begun with it, or kill it. Weights
+    that share their memory with others are nobody's file any more: they were laid out anew.
+    """
+    for parameter in model.parameters():
+        shares = parameter.untyped_storage().nbytes() > parameter.nbytes
+        if parameter.device.type == "cpu" and not shares:
+            parameter.data = parameter.data.clone()
 
 
 def kept_bytes(states: Callable[[], Tensor]) -> int:

@@ -142,7 +142,7 @@ def run(folder: Path, dtype: Precision) -> dict[str, float]:
     encoded = jobs.encoded(rows)
     shared = learner.route(encoded).name == "shared"
     share = job.batch_size / job.pairs
-    most = tokens_per_pass(learner.base.model.device.type)
+    most = tokens_per_pass(learner.base.model)
     width = min(most, round(share * sum(_tokens(row, shared) for row in rows)))
     answers = round(share * sum(len(row.chosen) + len(row.rejected) for row in rows))
     model = learner.base.model

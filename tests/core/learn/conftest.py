@@ -23,9 +23,9 @@ def pairs():
 
 @pytest.fixture
 def make_learner(random_base):
-    def make(live=None, **changes):
+    def make(live=None, base=random_base, **changes):
         return Learner(
-            load_base(str(random_base)),
+            load_base(str(base)),
             live,
             UpdateConfig(**{"batch_size": 4, "learning_rate": 3e-3, **changes}),
             caches={},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 from contextlib import closing
 from dataclasses import replace
 
@@ -33,6 +34,20 @@ def test_the_first_loss_of_a_fresh_candidate_is_log_2(make_learner, pairs):
     learner = make_learner(loss=LossSettings(nll=0.0), batch_size=12, epochs=1)
     report = learner.fit(learner.encode(pairs), new=12)
     assert report.first_loss == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_a_file_that_is_written_to_does_not_change_a_run(
+    make_learner, pairs, random_base, tmp_path
+):
+    base = shutil.copytree(random_base, tmp_path / "base")
+    learner = make_learner(base=base)
+    rows = learner.encode(pairs)
+    before = learner.score("base", rows)
+    weights = base / "model.safetensors"
+    with weights.open("r+b") as file:
+        file.seek(weights.stat().st_size // 2)
+        file.write(bytes(weights.stat().st_size // 2))
+    assert learner.score("base", rows) == before
 
 
 def test_training_teaches_the_pairs(make_learner, pairs):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from agentpref.learn import logps, memory
+from agentpref.learn.fuse import fuse
 from agentpref.learn.team import Team
 from tests.core.learn.families import adapted_model
 from tests.core.learn.test_batch import ROWS
@@ -28,7 +29,7 @@ def room(model, free):
 
 
 def test_with_memory_to_spare_a_pass_is_as_large_as_is_useful(model):
-    assert room(model, 1 << 40) == memory.Room(memory.tokens_per_pass("cpu"), recomputes=False)
+    assert room(model, 1 << 40) == memory.Room(memory.tokens_per_pass(model), recomputes=False)
 
 
 def test_with_less_memory_a_pass_is_smaller(model):
@@ -93,3 +94,16 @@ def test_what_is_free_on_a_cpu_is_shared(monkeypatch):
     assert memory.share_of_free_bytes("cpu", Team()) == 100
     assert memory.share_of_free_bytes("cpu", Team(1, 2)) == 50
     assert memory.share_of_free_bytes("cuda", Team(1, 2)) == 10
+
+
+def test_on_a_cpu_a_pass_takes_as_many_bytes_in_either_precision(model):
+    wide = memory.tokens_per_pass(model)
+    assert memory.tokens_per_pass(model.bfloat16()) == 2 * wide
+
+
+def test_weights_that_share_memory_go_on_sharing_it(model):
+    fuse(model)
+    stacked = model.get_base_model().model.layers[0].mlp
+    before = [p.data_ptr() for p in (stacked.gate_proj.weight, stacked.up_proj.weight)]
+    memory.unmap(model)
+    assert [p.data_ptr() for p in (stacked.gate_proj.weight, stacked.up_proj.weight)] == before
