@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Layer(NamedTuple):
-    """W ``[out, in]``, b ``[out]``, A ``[r, in]``, B ``[out, r]`` and the scale s."""
+    """A layer and its adapter: W ``[out, in]``, b ``[out]``, A ``[r, in]``, B ``[out, r]``, s."""
 
     weight: Tensor
     bias: Tensor | None
@@ -51,15 +51,16 @@ class Layer(NamedTuple):
 
 
 def lora_linear(x: Tensor, layer: Layer) -> Tensor:
-    """The layer: ``[…, in]`` to ``[…, out]``."""
+    """What the layer makes of x: ``[…, in]`` to ``[…, out]``."""
     y: Tensor = _LoraLinear.apply(x, *layer)  # type: ignore[no-untyped-call]
     return y
 
 
 def swiglu_linear(gated: Tensor, layer: Layer) -> Tensor:
-    """The layer of silu(gate)·value (2002.05202): ``[…, 2·in]``, gates and then values.
+    """What the layer makes of silu(gate)·value (2002.05202): ``[…, 2·in]`` to ``[…, out]``.
 
-    What the layer reads is made anew in the backward pass, which needs the most of it anyway.
+    ``gated`` holds gates and then values. Their product is not kept: the backward pass makes it
+    anew from what it computes anyway.
     """
     y: Tensor = _SwiGLULinear.apply(gated, *layer)  # type: ignore[no-untyped-call]
     return y
