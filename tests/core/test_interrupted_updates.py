@@ -28,7 +28,13 @@ CONFIG = UpdateConfig(
     kl=KLSettings(target=0.001),
     loss=LossSettings(beta=1.0, nll=1.0),
     replay=ReplaySettings(minimum=16),
-    gate=GateSettings(min_pairs=5, kl_budget=1e3, distinct_floor=0.0, length_ratio=(1e-3, 1e3)),
+    gate=GateSettings(
+        min_pairs=5,
+        retention_margin=1.0,  # what so small a model forgets differs from processor to processor
+        kl_budget=1e3,
+        distinct_floor=0.0,
+        length_ratio=(1e-3, 1e3),
+    ),
 )
 USER = "user-of-the-second-night"
 
@@ -70,11 +76,14 @@ def states(home):
 
 @pytest.fixture(scope="module")
 def second_night(tmp_path_factory, random_base):
-    """A home with a live revision, and new pairs to learn beside old ones to replay."""
+    """A home with a live revision, and new pairs to learn beside old ones to replay.
+
+    They want what live would not say, so that there is much to gain.
+    """
     home = tmp_path_factory.mktemp("second_night") / "home"
     teach(home, range(24))
     assert learn(home, random_base).verdict == "promoted"
-    teach(home, range(20), "a friend", "an enemy", USER, "Who is {}?")
+    teach(home, range(20), "no, never", "yes", USER, "Who is {}?")
     return home
 
 

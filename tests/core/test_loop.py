@@ -141,18 +141,18 @@ def test_progress_tells_every_stage_in_order(trained):
 def test_no_row_is_scored_twice_under_a_policy(home, random_base, monkeypatch):
     """The candidate's scores come of the pass for KL, and are live's the next night."""
     scored = {"base": [], "live": [], "candidate": []}
-    compute, beside_base = Learner._compute, Learner._beside_base
+    compute, divergences = Learner._compute, Learner.divergences
 
     def computed(learner, policy, rows):
         scored[policy] += [row.example.id for row in rows]
         return compute(learner, policy, rows)
 
-    def diverged(learner, rows, route):
+    def diverged(learner, rows):
         scored["candidate"] += [row.example.id for row in rows]
-        return beside_base(learner, rows, route)
+        return divergences(learner, rows)
 
     monkeypatch.setattr(Learner, "_compute", computed)
-    monkeypatch.setattr(Learner, "_beside_base", diverged)
+    monkeypatch.setattr(Learner, "divergences", diverged)
     monkeypatch.setattr("agentpref.prove.exam.KL_ROWS", 5)
     teach_about_friends(home)
     config = replace(CONFIG, replay=replace(CONFIG.replay, hard_share=0.0))
