@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
+from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -222,7 +223,7 @@ class Learner:
                 assert read.kl is not None  # it was asked for
                 found.update(zip(run, logps.by_row(batch.means(read.kl)), strict=True))
                 scored += [rows[number] for number in run]
-                scores += logps.by_row(batch.sums(read.logps))
+                scores += starmap(PairLogps, logps.by_row(batch.sums(read.logps)))
                 self._progress("score candidate", len(found), len(rows))
         if (cache := self._caches.get("candidate")) is not None:
             cache.remember(scored, scores)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agentpref.learn import batch as layouts
@@ -121,15 +122,15 @@ def score(
     with torch.no_grad():
         for run, batch in passes(model, rows, route, pad):
             logps = batch.sums(route.read(route.states(model, batch), batch).logps)
-            scores.update(zip(run, by_row(logps), strict=True))
+            scores.update(zip(run, starmap(PairLogps, by_row(logps)), strict=True))
             if progress is not None:
                 progress(len(scores))
     return [scores[i] for i in range(len(rows))]
 
 
-def by_row(found: Tensor) -> list[PairLogps]:
-    """What was found of each completion of a batch, two to a row."""
-    return [PairLogps(*pair) for pair in zip(*found.view(2, -1).tolist(), strict=True)]
+def by_row(found: Tensor) -> Iterator[tuple[float, float]]:
+    """What was found of a batch's completions, ``[completions]``, two and two of each row."""
+    yield from zip(*found.view(2, -1).tolist(), strict=True)
 
 
 def trusted_route(model: Any, rows: Sequence[Encoded], *, pad: int, longest: int) -> Route:

@@ -1,4 +1,5 @@
-"""How many tokens one pass may hold, and whether layers are recomputed to make them fit.
+"""How many tokens one pass may hold, whether layers are recomputed to make them fit, and in whose
+memory the weights are.
 
 What a pass keeps for its gradient is measured on one row, not guessed from a model's shape, and
 held against what the machine has free. Layers are recomputed in the backward pass (gradient
@@ -53,10 +54,10 @@ def room(
 
 
 def tokens_per_pass(model: Any) -> int:
-    """Padded tokens beyond which passes are hardly faster; on a CPU they are as many bytes."""
+    """Padded tokens beyond which passes are hardly faster; of wider numbers a CPU takes fewer."""
     if model.device.type != "cpu":
         return 16_384
-    return 4096 // int(model.dtype.itemsize)
+    return 2048 if model.dtype.itemsize < 4 else 1024
 
 
 def unmap(model: nn.Module) -> None:

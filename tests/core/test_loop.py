@@ -141,7 +141,9 @@ def test_progress_tells_every_stage_in_order(trained):
 def test_no_row_is_scored_twice_under_a_policy(home, random_base, monkeypatch):
     """The candidate's scores come of the pass for KL, and are live's the next night."""
     scored = {"base": [], "live": [], "candidate": []}
+    passed = []
     compute, divergences = Learner._compute, Learner.divergences
+    beside_base = Learner._beside_base
 
     def computed(learner, policy, rows):
         scored[policy] += [row.example.id for row in rows]
@@ -152,7 +154,13 @@ def test_no_row_is_scored_twice_under_a_policy(home, random_base, monkeypatch):
         return divergences(learner, rows)
 
     monkeypatch.setattr(Learner, "_compute", computed)
+
+    def counted(learner, batch, route):
+        passed.append(batch.completions // 2)
+        return beside_base(learner, batch, route)
+
     monkeypatch.setattr(Learner, "divergences", diverged)
+    monkeypatch.setattr(Learner, "_beside_base", counted)
     monkeypatch.setattr("agentpref.prove.exam.KL_ROWS", 5)
     teach_about_friends(home)
     config = replace(CONFIG, replay=replace(CONFIG.replay, hard_share=0.0))
@@ -163,6 +171,7 @@ def test_no_row_is_scored_twice_under_a_policy(home, random_base, monkeypatch):
         "candidate": counts["new_held_out"] + counts["old_examined"],
     }
     assert all(len(set(rows)) == len(rows) for rows in scored.values())
+    assert sum(passed) == 5
     assert counts["old_examined"] > 5, "some were marked apart from the pass for KL"
 
 

@@ -96,7 +96,7 @@ def test_what_is_free_on_a_cpu_is_shared(monkeypatch):
     assert memory.share_of_free_bytes("cuda", Team(1, 2)) == 10
 
 
-def test_on_a_cpu_a_pass_takes_as_many_bytes_in_either_precision(model):
+def test_on_a_cpu_a_pass_takes_as_many_bytes_in_float32_as_in_bfloat16(model):
     wide = memory.tokens_per_pass(model)
     assert memory.tokens_per_pass(model.bfloat16()) == 2 * wide
 
