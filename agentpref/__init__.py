@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from agentpref.config import UpdateConfig
     from agentpref.errors import AgentprefError
-    from agentpref.loop import UpdateReport, update
+    from agentpref.pipeline import UpdateReport, update
+    from agentpref.record.ingest.redaction import redact
     from agentpref.record.log import Log
-    from agentpref.record.redaction import redact
     from agentpref.serve.registry import Registry
     from agentpref.serve.router import Router
     from agentpref.types import Comparison, Feedback, Pair, Run
@@ -31,9 +31,9 @@ _HOMES = {
     "Router": "agentpref.serve.router",
     "Run": "agentpref.types",
     "UpdateConfig": "agentpref.config",
-    "UpdateReport": "agentpref.loop",
-    "redact": "agentpref.record.redaction",
-    "update": "agentpref.loop",
+    "UpdateReport": "agentpref.pipeline",
+    "redact": "agentpref.record.ingest.redaction",
+    "update": "agentpref.pipeline",
 }
 
 __all__ = [

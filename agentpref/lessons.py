@@ -80,7 +80,7 @@ def prepare(learner: Learner, night: Night, begun: Agenda | None) -> Lessons:
 
 
 def _agenda(learner: Learner, night: Night, replayed: Sequence[Example]) -> Agenda:
-    from agentpref.prove.strata import sample
+    from agentpref.prefer.strata import sample
 
     examined = sample(night.old_held_out, learner.config.gate.max_old_pairs)
     return Agenda(night.new, tuple(replayed), night.new_held_out, tuple(examined))
@@ -88,7 +88,7 @@ def _agenda(learner: Learner, night: Night, replayed: Sequence[Example]) -> Agen
 
 def _draw_pairs(learner: Learner, night: Night) -> list[EncodedPair]:
     from agentpref.learn.replay import replay_size
-    from agentpref.prove.strata import by_stratum
+    from agentpref.prefer.strata import by_stratum
 
     size = replay_size(len(pairs_of(night.new)), learner.config.replay)
     return learner.draw(by_stratum(pairs_of(night.old)), size)
@@ -97,7 +97,7 @@ def _draw_pairs(learner: Learner, night: Night) -> list[EncodedPair]:
 def _draw_thumbs(learner: Learner, night: Night) -> list[Thumb]:
     """Old thumbs, uniformly from each stratum: how hard one is hangs on what it is drawn with."""
     from agentpref.learn.replay import draw, replay_size
-    from agentpref.prove.strata import by_stratum
+    from agentpref.prefer.strata import by_stratum
 
     return draw(
         by_stratum(thumbs_of(night.old)),

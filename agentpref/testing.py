@@ -17,6 +17,7 @@ from typing import Any
 import orjson
 
 from agentpref.errors import BackendClosed, GenerationFailed, ProbeFailed, SwapFailed
+from agentpref.models.tool_calls import assistant_message
 from agentpref.serve.backend import (
     Capabilities,
     GenerationRequest,
@@ -25,7 +26,6 @@ from agentpref.serve.backend import (
     place_in_process,
 )
 from agentpref.serve.manifest import CONFIG_FILE, WEIGHTS_FILE
-from agentpref.serve.toolcalls import assistant_message
 from agentpref.serve.validate import check_published
 from agentpref.types import BASE
 

@@ -18,8 +18,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from agentpref.home import Home
 from agentpref.record.database import connect, transaction
-from agentpref.record.home import Home
 from agentpref.record.ids import new_id
 from agentpref.record.messages import Linker, Node
 from agentpref.record.rows import RunRow, run_row

@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import Any
 
 from agentpref import Log
+from agentpref.home import Home
 from agentpref.record.database import connect
-from agentpref.record.home import Home
 from agentpref.record.writer import BATCH
 from benchmarks._report import Target, at_least, at_most, print_report
 from benchmarks._tracers import CONTESTANTS

@@ -21,9 +21,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from agentpref import Log
+from agentpref.home import Home
 from agentpref.prefer.pairs import read_pairs
 from agentpref.record.database import connect
-from agentpref.record.home import Home
 from agentpref.record.reader import Reader
 from benchmarks import large_home
 from benchmarks._report import Target, at_most, print_report

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from agentpref import Log
+from agentpref.home import Home
 from agentpref.record.database import connect
-from agentpref.record.home import Home
 from agentpref.record.reader import Reader
 from benchmarks._report import Target, at_least, at_most, print_report
 

@@ -36,17 +36,17 @@ from typing import Any, NamedTuple, TypeVar, get_args
 
 from agentpref.config import LossKind, LossSettings, Precision, UpdateConfig
 from agentpref.errors import TrainingDiverged
-from agentpref.learn.base import BUNDLED, load_base
+from agentpref.home import Home
 from agentpref.learn.cache import LogpCache
 from agentpref.learn.learner import Learner
 from agentpref.learn.replay import replay_size
+from agentpref.models.base import BUNDLED, load_base
 from agentpref.prefer.split import is_held_out
+from agentpref.prefer.strata import by_stratum
 from agentpref.prove.evaluate import kl_from_base
 from agentpref.prove.exam import KL_ROWS
 from agentpref.prove.metrics import RMatrix, accuracy, correctness
-from agentpref.prove.strata import by_stratum
 from agentpref.record.database import connect
-from agentpref.record.home import Home
 from agentpref.types import BASE, Pair, Prompt
 from benchmarks._report import print_report
 from benchmarks.train.runs import Ledger, Run, say

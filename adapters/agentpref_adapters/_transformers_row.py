@@ -12,9 +12,9 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from agentpref.errors import GenerationFailed, ServingError
+from agentpref.models.text_stream import TextStream
+from agentpref.models.tool_calls import assistant_message
 from agentpref.serve.backend import FinishReason, GenerationRequest, Reply
-from agentpref.serve.text import TextStream
-from agentpref.serve.toolcalls import assistant_message
 
 if TYPE_CHECKING:
     from torch import Generator

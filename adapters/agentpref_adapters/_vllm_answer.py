@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 
 from agentpref.errors import GenerationFailed, ServerUnreachable
+from agentpref.models.text_stream import TextStream
+from agentpref.models.tool_calls import assistant_message
 from agentpref.serve.backend import Reply
-from agentpref.serve.text import TextStream
-from agentpref.serve.toolcalls import assistant_message
 from agentpref_adapters._vllm_server import Piece
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agentpref.errors import ConfigError, MissingDependency
-from agentpref.learn.base import find_base
+from agentpref.models.base import find_base
 from agentpref_adapters._server_process import (
     Patience,
     ServerEvent,

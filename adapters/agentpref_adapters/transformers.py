@@ -28,9 +28,10 @@ from agentpref.errors import (
     SwapFailed,
     UnsupportedModel,
 )
-from agentpref.learn.base import BaseModel, load_base
+from agentpref.home import Home
 from agentpref.learn.encode import encode_prompt
-from agentpref.record.home import Home
+from agentpref.models.base import BaseModel, load_base
+from agentpref.models.text_stream import TextStream
 from agentpref.serve.backend import (
     PROBE,
     Capabilities,
@@ -42,7 +43,6 @@ from agentpref.serve.backend import (
 from agentpref.serve.owner import Owner
 from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
-from agentpref.serve.text import TextStream
 from agentpref.serve.validate import check_revision
 from agentpref.serve.watch import Watcher
 from agentpref.types import BASE, Prompt

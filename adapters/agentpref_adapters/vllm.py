@@ -32,15 +32,15 @@ from agentpref.errors import (
     SwapFailed,
     WrongBase,
 )
-from agentpref.learn.base import load_tokenizer
+from agentpref.home import Home
 from agentpref.learn.encode import encode_prompt
-from agentpref.record.home import Home
+from agentpref.models.base import load_tokenizer
+from agentpref.models.base_files import read_base
+from agentpref.models.text_stream import TextStream
 from agentpref.serve.backend import PROBE, Capabilities, GenerationRequest, Reply, Revision
-from agentpref.serve.base_files import read_base
 from agentpref.serve.manifest import is_revision_id
 from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
-from agentpref.serve.text import TextStream
 from agentpref.serve.validate import check_published, check_revision
 from agentpref.serve.watch import Watcher
 from agentpref.types import Prompt

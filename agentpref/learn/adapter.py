@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from agentpref.config import LoraSettings
-from agentpref.learn.base import BaseModel
+from agentpref.models.base import BaseModel
 
 if TYPE_CHECKING:
     from peft import PeftModel

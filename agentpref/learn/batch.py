@@ -94,7 +94,7 @@ def shared(rows: Sequence[Encoded], pad: int) -> Batch:
     """
     import torch
 
-    from agentpref.learn.ops.blocks import LANES
+    from agentpref.learn.kernels.blocks import LANES
 
     prompts, mask = _padded([row.prompt[:-1] for row in rows], pad, multiple=LANES)
     sides = [row.completions[half] for half in (0, 1) for row in rows]

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
-from agentpref.learn.render import render
-from agentpref.learn.tokens import Answer, Ids, Question, Tokeniser, Tokens
+from agentpref.models.template import render
+from agentpref.models.tokenizer import Answer, Ids, Question, Tokeniser, Tokens
 from agentpref.types import Pair, Prompt, Thumb
 
 if TYPE_CHECKING:

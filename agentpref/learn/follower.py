@@ -14,11 +14,11 @@ from typing import Any
 from agentpref.config import UpdateConfig
 from agentpref.errors import AgentprefError, UpdateError
 from agentpref.learn import orders
-from agentpref.learn.base import load_base
 from agentpref.learn.interrupts import Interrupts
 from agentpref.learn.learner import Learner
 from agentpref.learn.team import Team
 from agentpref.learn.trainer import Limits
+from agentpref.models.base import load_base
 
 
 def follow(team: Team) -> dict[str, Any]:

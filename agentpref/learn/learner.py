@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING
 from agentpref.config import UpdateConfig
 from agentpref.errors import UpdateError
 from agentpref.learn import adapter, encode, logps, orders, replay, trainer
-from agentpref.learn.base import BaseModel
 from agentpref.learn.cache import LogpCache
 from agentpref.learn.encode import Encoded, EncodedPair, EncodedThumb, Encoding, R
 from agentpref.learn.logps import PairLogps, Route
@@ -30,13 +29,14 @@ from agentpref.learn.objective import Means, TrainingRow
 from agentpref.learn.state import Checkpoint
 from agentpref.learn.team import Team
 from agentpref.learn.trainer import Limits, Observer, TrainingReport
+from agentpref.models.base import BaseModel
 from agentpref.types import Pair, Thumb
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
     from agentpref.learn.batch import Batch
-    from agentpref.learn.ops.head import Reading
+    from agentpref.learn.kernels.head import Reading
 
 Progress = Callable[[str, int, int], object]
 
@@ -79,7 +79,7 @@ class Learner:
         self.retokenised: Counter[str] = Counter()
         self._caches = caches
         self._progress = progress
-        from agentpref.learn.fuse import fuse
+        from agentpref.learn.kernels.fuse import fuse
         from agentpref.learn.memory import unmap
 
         self._team = team or Team()

@@ -25,7 +25,7 @@ from agentpref.learn.encode import Encoded
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from agentpref.learn.ops.head import Head, Reading
+    from agentpref.learn.kernels.head import Head, Reading
 
 _BENT_LOGITS = (
     "final_logit_softcapping",
@@ -80,7 +80,7 @@ class Route:
         collision: bool = False,
     ) -> Reading:
         """What the states say of each completion token, live's states beside them for the KL."""
-        from agentpref.learn.ops import head
+        from agentpref.learn.kernels import head
 
         if self.head is not None:
             return head.read(states, self.head, batch.targets, live=live, collision=collision)
@@ -182,7 +182,7 @@ def _reaches_back(model: Any, longest: int) -> bool:
 
 def _with_our_attention(model: Any) -> bool:
     """Let a model that uses torch's attention use ours, which is torch's where rows are plain."""
-    from agentpref.learn.ops import attention
+    from agentpref.learn.kernels import attention
 
     if model.config._attn_implementation == "sdpa":
         attention.register()
@@ -216,7 +216,7 @@ def _head(model: Any) -> Head | None:
     """The output layer, if it is a plain one behind which nothing bends the logits."""
     import torch
 
-    from agentpref.learn.ops.head import Head
+    from agentpref.learn.kernels.head import Head
 
     layer = _causal(model).get_output_embeddings()
     bent = any(getattr(model.config, name, None) not in (None, 1.0) for name in _BENT_LOGITS)

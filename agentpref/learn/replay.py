@@ -14,6 +14,7 @@ from itertools import islice
 from typing import TypeVar
 
 from agentpref.config import ReplaySettings
+from agentpref.prefer.strata import equal_shares
 
 T = TypeVar("T")
 
@@ -71,20 +72,6 @@ def _hardest(
         ranked = sorted(range(len(sample)), key=lambda i: (scores[i], i), reverse=True)
         drawn.extend(sample[i] for i in ranked[:wanted])
     return drawn
-
-
-def equal_shares(available: Mapping[str, int], size: int) -> dict[str, int]:
-    """Split ``size`` equally, passing on what small strata cannot fill; never more than there is.
-
-    >>> equal_shares({"a": 2, "b": 50, "c": 50}, 30)
-    {'a': 2, 'b': 14, 'c': 14}
-    """
-    shares: dict[str, int] = {}
-    left = size
-    for place, name in enumerate(sorted(available, key=lambda name: (available[name], name))):
-        shares[name] = min(available[name], left // (len(available) - place))
-        left -= shares[name]
-    return shares
 
 
 def group(rows: Sequence[T], key: Callable[[T], str]) -> dict[str, list[T]]:

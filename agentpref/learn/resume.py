@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 from agentpref.config import UpdateConfig
 from agentpref.errors import UnusableState
-from agentpref.learn.base import BaseModel
 from agentpref.learn.state import Checkpoint, determining, peek, read
+from agentpref.models.base import BaseModel
 from agentpref.prefer.night import Agenda
 from agentpref.types import Example
 

@@ -24,9 +24,9 @@ import orjson
 
 from agentpref.config import UpdateConfig
 from agentpref.errors import UnusableState
+from agentpref.home import sync
 from agentpref.learn.encode import EncodedPair, sequence_key
 from agentpref.learn.objective import StepResult, TrainingRow
-from agentpref.record.home import sync
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -25,6 +25,7 @@ from typing import IO, Any, Literal, TypeAlias, get_args
 import orjson
 
 from agentpref.errors import ExchangeError, RedactionFailed
+from agentpref.home import Home, StrPath
 from agentpref.prefer import parquet
 from agentpref.prefer.files import Found, Meter, read_rows, replacing
 from agentpref.prefer.filing import Entry, Filing, entry_of
@@ -39,10 +40,9 @@ from agentpref.prefer.formats.table import (
 )
 from agentpref.prefer.rows import Row, redacted_row
 from agentpref.record.database import connect, transaction, translated
-from agentpref.record.home import Home, StrPath
+from agentpref.record.ingest.pseudonyms import Pseudonyms
+from agentpref.record.ingest.redaction import Redact
 from agentpref.record.messages import plain
-from agentpref.record.pseudonyms import Pseudonyms
-from agentpref.record.redaction import Redact
 from agentpref.record.store import Store
 from agentpref.record.tallies import LAG, catch_up
 from agentpref.types import Comparison, Pair, Source, Thumb

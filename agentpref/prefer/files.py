@@ -21,9 +21,9 @@ from typing import IO, Any, NamedTuple, TypeAlias
 import orjson
 
 from agentpref.errors import ExchangeError
+from agentpref.home import StrPath
 from agentpref.prefer import parquet
 from agentpref.prefer.jsonlist import Text, items
-from agentpref.record.home import StrPath
 from agentpref.record.ids import new_id
 from agentpref.record.messages import MAX_MESSAGE_BYTES
 

@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agentpref.errors import ConfigError
-from agentpref.prefer.opinions import STRENGTH, LeftRow, Opinion, settle
 from agentpref.prefer.preferences import Preference, stated_preferences
 from agentpref.prefer.split import is_held_out
 from agentpref.prefer.thumbs import Thumbed, oppose, settled_thumbs
+from agentpref.prefer.votes import STRENGTH, LeftRow, Opinion, settle
 from agentpref.record.messages import canonical
 from agentpref.record.reader import Reader
 from agentpref.record.tallies import Scale
@@ -38,7 +38,7 @@ class PairSet:
     """Everything that a namespace has to learn from, sorted by time.
 
     ``left_out`` counts the rows that made neither a pair nor a thumb, by
-    :data:`~agentpref.prefer.opinions.Reason`.
+    :data:`~agentpref.prefer.votes.Reason`.
     """
 
     pairs: tuple[Pair, ...] = ()

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from agentpref.prefer.opinions import LeftRow, Opinion, Reason, Voter, grouped, sift
+from agentpref.prefer.votes import LeftRow, Opinion, Reason, Voter, grouped, sift
 from agentpref.record.messages import canonical
 from agentpref.types import Comparison, Feedback, Message, Origin, Run
 

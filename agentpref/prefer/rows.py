@@ -17,8 +17,8 @@ from typing import Any, TypeAlias
 import orjson
 
 from agentpref.errors import ExchangeError
+from agentpref.record.ingest.redaction import Redact, redacted
 from agentpref.record.messages import check_output, prompt_of
-from agentpref.record.redaction import Redact, redacted
 from agentpref.types import Message, Prompt, Tool
 
 Fields: TypeAlias = Mapping[str, Any]

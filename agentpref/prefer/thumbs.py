@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
-from agentpref.prefer.opinions import LeftRow, Opinion, Reason, grouped, settle, sift
 from agentpref.prefer.preferences import Preference, preference_opinion
+from agentpref.prefer.votes import LeftRow, Opinion, Reason, grouped, settle, sift
 from agentpref.record.messages import canonical
 from agentpref.record.tallies import Scale
 from agentpref.types import Feedback, Run

@@ -15,6 +15,7 @@ from typing import TypeVar
 from agentpref.learn.adapter import Policy
 from agentpref.learn.encode import Encoded, EncodedPair, EncodedThumb, Ids
 from agentpref.learn.learner import Learner
+from agentpref.prefer.strata import coarsen, stratify
 from agentpref.prove.bootstrap import Paired
 from agentpref.prove.checks import Check, run_checks
 from agentpref.prove.evaluate import answer, generations, kl_from_base, token_limit
@@ -27,7 +28,6 @@ from agentpref.prove.metrics import (
     length_ratio,
     thumb_margins,
 )
-from agentpref.prove.strata import coarsen, stratify
 from agentpref.types import Stratum
 
 K = TypeVar("K")

@@ -68,8 +68,8 @@ class Evidence:
     """All that a verdict rests on.
 
     ``new`` holds tonight's held-out pairs pooled over recent updates. ``retention`` holds the
-    groups of :func:`~agentpref.prove.strata.coarsen` that live has learned, and none while the base
-    serves, which has nothing to forget. ``kl`` is KL(π_0‖π_θ) in nats per token. ``live`` and
+    groups of :func:`~agentpref.prefer.strata.coarsen` that live has learned, and none while the
+    base serves, which has nothing to forget. ``kl`` is KL(π_0‖π_θ) in nats per token. ``live`` and
     ``candidate`` answered the same probes. ``asked_length`` and ``asked_distinct`` are length ratio
     and ratio of distinct-2 between the chosen and the rejected answers of the new pairs: what the
     pairs themselves ask for.

@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 from agentpref.errors import AgentprefError, CorruptHome, NewerHome, NotAHome, NotKept
-from agentpref.record.home import Home
+from agentpref.home import Home
 from agentpref.record.migrations import STEPS, Step
 
 BUSY_SECONDS = 30.0

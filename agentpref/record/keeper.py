@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import closing
 
 from agentpref.errors import AgentprefError, HomeError, NotKept, RecordError
+from agentpref.home import Home
 from agentpref.record.database import (
     BUSY_SECONDS,
     connect,
@@ -20,8 +21,7 @@ from agentpref.record.database import (
     transaction,
     translated,
 )
-from agentpref.record.home import Home
-from agentpref.record.intake import Entry
+from agentpref.record.ingest.intake import Entry
 from agentpref.record.rows import RunRow
 from agentpref.record.spill import Drained, Spill
 from agentpref.record.store import Store

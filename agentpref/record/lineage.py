@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from agentpref.record.home import Home
+from agentpref.home import Home
 from agentpref.types import BASE
 
 

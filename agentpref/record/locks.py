@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from agentpref.errors import UpdateRunning
-from agentpref.record.home import Home
+from agentpref.home import Home
 
 
 @contextmanager

@@ -15,22 +15,22 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from agentpref.errors import AgentprefError, ConfigError, InvalidMessage
+from agentpref.home import Home, StrPath
 from agentpref.record.database import connect, translated
 from agentpref.record.forks import EXIT_SECONDS
-from agentpref.record.home import Home, StrPath
 from agentpref.record.ids import new_id
-from agentpref.record.intake import Intake
-from agentpref.record.judgement import comparison_of, correction_of, feedback_of
-from agentpref.record.pseudonyms import Pseudonyms
+from agentpref.record.ingest.intake import Intake
+from agentpref.record.ingest.judgement import comparison_of, correction_of, feedback_of
+from agentpref.record.ingest.pseudonyms import Pseudonyms
+from agentpref.record.ingest.redaction import Redact
+from agentpref.record.ingest.snapshot import Snapshot, freeze
+from agentpref.record.integrity import Problem
 from agentpref.record.reader import Reader
-from agentpref.record.redaction import Redact
-from agentpref.record.snapshot import Snapshot, freeze
-from agentpref.record.verify import Problem
 from agentpref.record.writer import Writer
 from agentpref.types import Message, Source, Tool, Winner
 
 if TYPE_CHECKING:
-    from agentpref.record.forget import Forgotten
+    from agentpref.record.deletion.forget import Forgotten
 
 CLOSE_SECONDS = 60.0
 """How long ``close`` waits for the queue."""
@@ -300,7 +300,7 @@ class Log:
             NotKept: not all of it could be done; the same call again completes it.
             LogClosed: the log was closed.
         """
-        from agentpref.record.forget import forget
+        from agentpref.record.deletion.forget import forget
 
         self.flush()
         return forget(self.home, user_id)

@@ -15,9 +15,9 @@ import sqlite3
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
+from agentpref.home import Home
 from agentpref.record import tally_schema
-from agentpref.record.home import Home
-from agentpref.record.pseudonyms import Pseudonyms
+from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.views import create_views
 
 Change: TypeAlias = Callable[[sqlite3.Connection], None]

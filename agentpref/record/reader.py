@@ -17,7 +17,7 @@ import orjson
 
 from agentpref.errors import CorruptHome, UnknownRun
 from agentpref.record import tallies
-from agentpref.record.verify import Problem, examine
+from agentpref.record.integrity import Problem, examine
 from agentpref.types import Comparison, Feedback, Message, Prompt, Run
 
 

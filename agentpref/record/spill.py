@@ -20,8 +20,8 @@ from typing import IO, Any, NamedTuple, TypeAlias
 import orjson
 
 from agentpref.errors import AgentprefError, ForgottenUser, NotKept, RecordError
-from agentpref.record.home import Home, sync
-from agentpref.record.intake import Entry
+from agentpref.home import Home, sync
+from agentpref.record.ingest.intake import Entry
 from agentpref.record.messages import plain
 from agentpref.record.rows import RunRow, relinked
 from agentpref.types import Comparison, Feedback

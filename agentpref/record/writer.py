@@ -17,12 +17,12 @@ from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 from agentpref.errors import AgentprefError, LogClosed, NotKept, RecordError
+from agentpref.home import Home
 from agentpref.record.database import diagnose
 from agentpref.record.forks import at_child_exit, guard
-from agentpref.record.home import Home
-from agentpref.record.intake import Entry, Intake, Said
+from agentpref.record.ingest.intake import Entry, Intake, Said
+from agentpref.record.ingest.snapshot import Snapshot
 from agentpref.record.keeper import REST_SECONDS, Keeper
-from agentpref.record.snapshot import Snapshot
 
 BATCH = 1_000
 """Entries in one transaction at most."""

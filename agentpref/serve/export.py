@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from agentpref.errors import ConfigError, InvalidAdapter
-from agentpref.record.home import Home, StrPath
+from agentpref.home import Home, StrPath
 from agentpref.record.ids import new_id
 from agentpref.serve import folders
 from agentpref.serve import manifest as manifests

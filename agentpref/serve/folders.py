@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from agentpref.errors import AgentprefError, NotKept
-from agentpref.record.home import sync
+from agentpref.home import sync
 from agentpref.serve import manifest as manifests
 from agentpref.serve.validate import check_files
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agentpref.errors import NotKept, RevisionError
+from agentpref.home import sync
 from agentpref.record import forks
-from agentpref.record.home import sync
 from agentpref.serve.backend import IN_PROCESS
 from agentpref.serve.manifest import is_revision_id
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from agentpref.errors import InvalidAdapter, RevisionError, UnknownRevision
+from agentpref.home import Home, StrPath
 from agentpref.record.database import connect, transaction, translated
-from agentpref.record.home import Home, StrPath
 from agentpref.serve import export, folders, pointer, pruning, standing
 from agentpref.serve import manifest as manifests
 from agentpref.serve.backend import Revision

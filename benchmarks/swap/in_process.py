@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from agentpref.learn.base import load_base
+from agentpref.models.base import load_base
 from agentpref.serve.router import Router
 from agentpref_adapters.transformers import open_router
 from benchmarks.swap import rival

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agentpref.learn.base import BaseModel, load_base
-from agentpref.record.home import Home
+from agentpref.home import Home
+from agentpref.models.base import BaseModel, load_base
 from agentpref.serve.backend import GenerationRequest
 from agentpref.types import BASE
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from agentpref.learn.base import load_base
+from agentpref.models.base import load_base
 from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
 from agentpref.serve.watch import Watcher

@@ -24,8 +24,8 @@ def prepare(questions: Path) -> None:
     """Encode all questions as our trainer does, and write the ids beside them."""
     from transformers import AutoTokenizer
 
-    from agentpref.learn.base import BUNDLED, find_base
     from agentpref.learn.encode import encode_pairs
+    from agentpref.models.base import BUNDLED, find_base
     from agentpref.types import Pair, Prompt
 
     tokenizer = AutoTokenizer.from_pretrained(find_base(BUNDLED))
@@ -73,7 +73,7 @@ def rows_of(questions: Path, script: str, night: int) -> tuple[list[jobs.Ids], l
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Train on from last night's adapter, evaluate, and save tonight's."""
-    from agentpref.learn.base import BUNDLED, find_base
+    from agentpref.models.base import BUNDLED, find_base
 
     train, prove = rows_of(options.questions, options.script, options.night)
     whole = -(-len(train) // _BATCH) * _BATCH

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from agentpref.config import KLSettings, LoraSettings, LossSettings, Precision, UpdateConfig
-from agentpref.learn.base import load_base
 from agentpref.learn.learner import Learner
 from agentpref.learn.objective import StepResult
 from agentpref.learn.process import settle
+from agentpref.models.base import load_base
 from benchmarks.train import jobs
 
 DTYPES: tuple[Precision, ...] = ("auto", "float32", "bfloat16")

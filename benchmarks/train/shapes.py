@@ -72,7 +72,7 @@ def make(name: str, folder: Path, *, seed: int = 0) -> None:
     import torch
     import transformers
 
-    from agentpref.learn.base import BUNDLED, find_base
+    from agentpref.models.base import BUNDLED, find_base
 
     folder.mkdir(parents=True, exist_ok=True)
     for file in _TOKENIZER_FILES:

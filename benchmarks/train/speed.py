@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from agentpref.learn.base import BUNDLED, find_base
+from agentpref.models.base import BUNDLED, find_base
 from benchmarks._report import Target, at_least, at_most
 from benchmarks.train import gate, jobs, runs
 from benchmarks.train.runs import Ledger, Machine, Run, say

@@ -18,8 +18,8 @@ def reading(folder: Path | None) -> Iterator[sqlite3.Connection]:
     Raises:
         HomeError: there is no home at the folder, or it cannot be read.
     """
+    from agentpref.home import Home
     from agentpref.record.database import connect, translated
-    from agentpref.record.home import Home
 
     home = Home.open(folder)
     with translated(home), closing(connect(home, readonly=True)) as connection:

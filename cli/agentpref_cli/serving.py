@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from agentpref_cli.terminal import BAD, GOOD, WARN, say
 
 if TYPE_CHECKING:
-    from agentpref.record.home import Home
+    from agentpref.home import Home
     from agentpref.serve.backend import ServingBackend
     from agentpref.serve.registry import ServingState
     from agentpref.serve.router import Router

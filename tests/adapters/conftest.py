@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agentpref.record.home import Home
+from agentpref.home import Home
 from agentpref.serve.registry import Registry
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from agentpref.errors import GenerationFailed
-from agentpref.learn.base import BaseModel, load_base
-from agentpref.record.home import Home
+from agentpref.home import Home
+from agentpref.models.base import BaseModel, load_base
 from agentpref.serve.backend import GenerationRequest, Revision
 from agentpref.serve.registry import Registry
 from agentpref.types import BASE

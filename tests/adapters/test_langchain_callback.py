@@ -29,10 +29,10 @@ from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 
 import agentpref_adapters._langchain_callback as callback_module
+from agentpref.home import Home
 from agentpref.record.database import connect
-from agentpref.record.home import Home
+from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.log import Log
-from agentpref.record.pseudonyms import Pseudonyms
 from agentpref.record.store import Store
 from agentpref.types import Run
 from agentpref_adapters.langchain import AgentprefCallback, CallbackCounts

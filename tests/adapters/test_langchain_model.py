@@ -18,8 +18,8 @@ from langchain_core.tools import tool
 from pydantic import BaseModel
 
 from agentpref.errors import ConfigError, GenerationFailed
+from agentpref.home import Home
 from agentpref.record.database import connect
-from agentpref.record.home import Home
 from agentpref.record.log import Log
 from agentpref.record.store import Store
 from agentpref.serve.backend import GenerationRequest, Reply

@@ -13,7 +13,7 @@ from served import REVISIONS, Served, get
 
 from agentpref.config import Precision
 from agentpref.errors import GenerationFailed, SwapFailed
-from agentpref.learn.base import load_base
+from agentpref.models.base import load_base
 from agentpref.testing import write_adapter
 from agentpref_adapters._transformers_adapters import Adapter, Layers, Share, shares_of
 

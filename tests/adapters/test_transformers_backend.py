@@ -28,8 +28,8 @@ from agentpref.errors import (
     UnsupportedModel,
     WrongBase,
 )
-from agentpref.learn.base import load_base
 from agentpref.learn.encode import encode_pairs
+from agentpref.models.base import load_base
 from agentpref.record.messages import prompt_of
 from agentpref.serve.backend import GenerationRequest, Reply, Revision, ServingBackend
 from agentpref.serve.holds import holders

@@ -21,11 +21,11 @@ from agentpref.errors import (
     SwapFailed,
     WrongBase,
 )
-from agentpref.learn.base import find_base, load_tokenizer
+from agentpref.home import Home
 from agentpref.learn.encode import encode_prompt
-from agentpref.record.home import Home
+from agentpref.models.base import find_base, load_tokenizer
+from agentpref.models.base_files import read_base
 from agentpref.serve.backend import GenerationRequest, Reply, Revision, ServingBackend
-from agentpref.serve.base_files import read_base
 from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
 from agentpref.testing import write_adapter

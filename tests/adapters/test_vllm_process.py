@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agentpref.errors import ConfigError, MissingDependency, ModelNotFound
-from agentpref.learn.base import find_base
+from agentpref.models.base import find_base
 from agentpref_adapters._vllm_process import (
     VllmSettings,
     environment,

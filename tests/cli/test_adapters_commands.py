@@ -11,8 +11,8 @@ from types import ModuleType
 import pytest
 import typer
 
+from agentpref.home import Home
 from agentpref.record.database import connect
-from agentpref.record.home import Home
 from agentpref.record.lineage import taint
 from agentpref.serve.holds import Holds
 from agentpref.serve.registry import Registry

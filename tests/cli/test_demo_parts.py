@@ -9,9 +9,9 @@ import pytest
 
 from agentpref.config import UpdateConfig
 from agentpref.errors import NotAHome
+from agentpref.home import Home
 from agentpref.prefer.pairs import read_pairs
 from agentpref.record.database import connect
-from agentpref.record.home import Home
 from agentpref.record.log import Log
 from agentpref.record.store import Store
 from agentpref_cli.demo.app import Answer, App, Traffic
@@ -105,7 +105,7 @@ def test_traffic_counts_what_failed():
 def test_json_has_what_scripts_rely_on():
     from dataclasses import replace
 
-    from agentpref.loop import UpdateReport
+    from agentpref.pipeline import UpdateReport
     from agentpref.prove.metrics import RMatrix
     from agentpref_cli.demo.story import NightResult
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import agentpref_cli.commands.doctor as module
+from agentpref.home import Home
 from agentpref.record.database import connect
-from agentpref.record.home import Home
 from agentpref.record.keeper import drain
 from agentpref.record.spill import Spill
 from agentpref.serve.holds import Holds

@@ -13,8 +13,8 @@ import pytest
 import typer
 
 import agentpref
+from agentpref.home import Home
 from agentpref.record.database import connect
-from agentpref.record.home import Home
 from agentpref.record.locks import exclusive
 from agentpref.record.store import Store
 from agentpref.record.updates import UpdateRow, Updates

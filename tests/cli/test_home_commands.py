@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agentpref.record.home import Home
+from agentpref.home import Home
 
 
 def test_init_makes_a_home_once(run, home) -> None:

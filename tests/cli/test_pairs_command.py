@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from contextlib import closing
 
+from agentpref.home import Home
 from agentpref.record.database import connect
-from agentpref.record.home import Home
 from agentpref.record.log import Log
 
 

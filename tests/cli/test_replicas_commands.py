@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agentpref.record.forget import forget
+from agentpref.record.deletion.forget import forget
 from agentpref.record.log import Log
 from agentpref_cli.commands import replicas
 

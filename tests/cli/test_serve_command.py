@@ -17,8 +17,8 @@ import orjson
 import psutil
 import pytest
 
-from agentpref.record.home import Home
-from agentpref.serve.base_files import read_base
+from agentpref.home import Home
+from agentpref.models.base_files import read_base
 from agentpref.serve.registry import Registry
 from agentpref.testing import write_adapter
 

@@ -93,7 +93,7 @@ def test_an_update_elsewhere_is_waited_for_by_nobody(update, monkeypatch) -> Non
     def held(*_arguments, **_options):
         raise UpdateRunning("another update holds this home; wait for it to end")
 
-    monkeypatch.setattr("agentpref.loop.update", held)
+    monkeypatch.setattr("agentpref.pipeline.update", held)
     assert update(exits=1).err == "error: another update holds this home; wait for it to end\n"
 
 

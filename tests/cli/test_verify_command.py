@@ -7,7 +7,7 @@ from contextlib import closing
 
 import pytest
 
-from agentpref.record.home import Home
+from agentpref.home import Home
 from agentpref.record.messages import prompt_of
 from agentpref.record.rows import run_row
 from agentpref.record.spill import Spill

@@ -15,9 +15,9 @@ import pytest
 import agentpref
 from agentpref.config import GateSettings, KLSettings, LossSettings, ReplaySettings, UpdateConfig
 from agentpref.errors import TrainingDiverged, UpdateInterrupted
+from agentpref.home import Home
 from agentpref.learn import state
-from agentpref.record.forget import forget
-from agentpref.record.home import Home
+from agentpref.record.deletion.forget import forget
 from agentpref.serve.registry import Registry
 
 CONFIG = UpdateConfig(

@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 import agentpref
 from agentpref.config import GateSettings, KLSettings, LossSettings, ReplaySettings, UpdateConfig
 from agentpref.errors import RevisionError
+from agentpref.home import Home
 from agentpref.record.database import connect
-from agentpref.record.forget import forget
-from agentpref.record.home import Home
+from agentpref.record.deletion.forget import forget
 from agentpref.record.updates import Updates
 from agentpref.serve.registry import Registry
 from agentpref_cli.main import app

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from agentpref.errors import BackendClosed, GenerationFailed, InvalidAdapter, SwapFailed
-from agentpref.record.home import Home
+from agentpref.home import Home
 from agentpref.serve.backend import GenerationRequest, Reply, Revision, ServingBackend
 from agentpref.serve.manifest import WEIGHTS_FILE, digest_adapter
 from agentpref.serve.registry import Registry

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 import agentpref
+from agentpref.home import Home
 from agentpref.prefer.exchange import import_file
 from agentpref.prefer.pairs import read_pairs
 from agentpref.record.database import connect
-from agentpref.record.home import Home
 from agentpref.record.store import Store
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

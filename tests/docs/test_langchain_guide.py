@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from sessions import ROOT, play
 
+from agentpref.home import Home
 from agentpref.record.database import connect
-from agentpref.record.home import Home
 from agentpref.record.store import Store
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from agentpref.home import Home
 from agentpref.record.database import connect
-from agentpref.record.home import Home
 from agentpref.record.keeper import drain
 from agentpref.record.store import Store
 

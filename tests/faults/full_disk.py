@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from agentpref.errors import NotKept
+from agentpref.home import Home
 from agentpref.record.database import connect
-from agentpref.record.home import Home
 from agentpref.record.log import Log
 from agentpref.record.store import Store
 

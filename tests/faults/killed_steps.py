@@ -16,9 +16,9 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+from agentpref.home import Home
 from agentpref.record.database import connect
-from agentpref.record.home import Home
-from agentpref.record.verify import examine
+from agentpref.record.integrity import examine
 from agentpref.serve.holds import Holds
 from agentpref.serve.registry import Registry
 from agentpref.serve.validate import check_revision

@@ -19,9 +19,9 @@ from types import FrameType
 from typing import Any
 
 import agentpref.serve
+from agentpref.home import Home
 from agentpref.record.database import connect
-from agentpref.record.home import Home
-from agentpref.record.verify import examine
+from agentpref.record.integrity import examine
 from agentpref.serve.backend import GenerationRequest
 from agentpref.serve.holds import holders
 from agentpref.serve.registry import Registry

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from agentpref.home import Home
 from agentpref.record.database import connect, transaction
-from agentpref.record.home import Home
 
 LOAD = Path(__file__).with_name("load.py")
 KILLS = 200

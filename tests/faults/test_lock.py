@@ -18,7 +18,7 @@ ASKED = [{"role": "user", "content": "2 + 2?"}]
 HOLD = """
 import sys, time
 from agentpref.record.database import connect, transaction
-from agentpref.record.home import Home
+from agentpref.home import Home
 
 with transaction(connect(Home.open(sys.argv[1]))):
     print("held", flush=True)
@@ -30,7 +30,7 @@ import sys
 from contextlib import closing
 from agentpref.record import migrations
 from agentpref.record.database import connect
-from agentpref.record.home import Home
+from agentpref.home import Home
 from agentpref.record.keeper import drain
 
 @migrations.breaking_step

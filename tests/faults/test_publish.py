@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from agentpref.errors import InvalidAdapter, RevisionError
-from agentpref.record.home import Home
+from agentpref.home import Home
 from agentpref.serve.backend import GenerationRequest
 from agentpref.serve.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
 from agentpref.serve.registry import Registry

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from asked import EXTRA, MAX_LORAS, RANK
 
-from agentpref.record.home import Home
+from agentpref.home import Home
+from agentpref.models.base_files import BaseFiles, read_base
 from agentpref.serve.backend import GenerationRequest, Reply, Revision
-from agentpref.serve.base_files import BaseFiles, read_base
 from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
 from agentpref.testing import write_adapter

@@ -13,7 +13,7 @@ from asked import QUESTIONS, ask
 from bad_adapters import BAD_ADAPTERS, BadAdapter
 
 from agentpref.errors import InvalidAdapter, WrongBase
-from agentpref.serve.base_files import BaseFiles
+from agentpref.models.base_files import BaseFiles
 from agentpref.serve.registry import Registry
 from agentpref.testing import write_adapter
 from agentpref_adapters._server_process import ServerProcess

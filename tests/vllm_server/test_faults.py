@@ -15,8 +15,8 @@ from clients import CLIENTS, Load, wrong
 from proxy import Proxy
 
 from agentpref.errors import GenerationFailed, ServerUnreachable, SwapFailed
+from agentpref.models.base_files import BaseFiles
 from agentpref.serve.backend import Reply, Revision
-from agentpref.serve.base_files import BaseFiles
 from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
 from agentpref.testing import write_adapter

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from proxy import Proxy
 
-from agentpref.record.home import Home
-from agentpref.serve.base_files import BaseFiles
+from agentpref.home import Home
+from agentpref.models.base_files import BaseFiles
 from agentpref.serve.registry import Registry
 from agentpref_adapters._server_process import ServerProcess
 

@@ -109,7 +109,7 @@ def _torch() -> Check:
 def _home(folder: Path | None) -> Check:
     """Count what is in the home, which opens and migrates it; no home yet is no fault."""
     from agentpref.errors import HomeError, NotAHome
-    from agentpref.record.home import Home
+    from agentpref.home import Home
     from agentpref.record.store import Store
 
     where = Home.resolve(folder)
@@ -125,8 +125,8 @@ def _home(folder: Path | None) -> Check:
 
 def _spill(folder: Path | None) -> Iterator[Check]:
     """Count what the database could not take yet, and what it has refused."""
-    from agentpref.record.home import Home
-    from agentpref.record.verify import examine_spill
+    from agentpref.home import Home
+    from agentpref.record.integrity import examine_spill
 
     home = Home(Home.resolve(folder))
     if home.spill.exists():
@@ -142,8 +142,8 @@ def _spill(folder: Path | None) -> Iterator[Check]:
 
 def _training(folder: Path | None) -> Iterator[Check]:
     """Name the updates that were interrupted and can be gone on with."""
+    from agentpref.home import Home
     from agentpref.learn.state import waiting
-    from agentpref.record.home import Home
 
     for found in waiting(Home(Home.resolve(folder)).training):
         words = f"an update of {found.about.get('namespace')!r} was interrupted at step "
@@ -154,7 +154,7 @@ def _training(folder: Path | None) -> Iterator[Check]:
 def _serving(folder: Path | None) -> Iterator[Check]:
     """Look at what serves, at what must not, and at what crashes left of serving and pruning."""
     from agentpref.errors import HomeError
-    from agentpref.record.home import Home
+    from agentpref.home import Home
     from agentpref.serve import folders
     from agentpref.serve.holds import holders
     from agentpref.serve.registry import Registry, namespaces_with_revisions
@@ -202,7 +202,7 @@ def _served(registry: Registry) -> Iterator[Check]:
 
 def _model(name: str) -> Check:
     from agentpref.errors import AgentprefError
-    from agentpref.learn.base import find_base
+    from agentpref.models.base import find_base
 
     try:
         return Check("model", True, f"{name} is {find_base(name)}")

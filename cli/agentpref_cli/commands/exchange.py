@@ -59,9 +59,9 @@ def import_(
 
     A file that is read twice adds nothing the second time.
     """
+    from agentpref.home import Home
     from agentpref.prefer.exchange import import_file
-    from agentpref.record import redaction
-    from agentpref.record.home import Home
+    from agentpref.record.ingest import redaction
 
     with progress(as_json) as report:
         done = import_file(

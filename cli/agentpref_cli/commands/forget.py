@@ -57,8 +57,8 @@ def _removed(
 ) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from agentpref.record.forget import forget as forget_user
-    from agentpref.record.retention import expire
+    from agentpref.record.deletion.forget import forget as forget_user
+    from agentpref.record.deletion.retention import expire
 
     if user is not None:
         return forget_user(home, user, progress=reporter).to_mapping()
@@ -66,7 +66,7 @@ def _removed(
 
 
 def _folder(home: Path | None) -> Path:
-    from agentpref.record.home import Home
+    from agentpref.home import Home
 
     return Home.open(home).path
 

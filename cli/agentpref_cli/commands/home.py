@@ -14,8 +14,8 @@ from agentpref_cli.terminal import GOOD, answer, moment, say, table
 
 def init(home: options.Home = None, as_json: options.AsJson = False) -> None:
     """Make a home folder; one that exists stays as it is."""
+    from agentpref.home import Home
     from agentpref.record.database import connect
-    from agentpref.record.home import Home
 
     existed = Home(Home.resolve(home)).database.exists()
     created = Home.create(home)

@@ -13,7 +13,7 @@ from agentpref_cli import options
 from agentpref_cli.terminal import BAD, GOOD, WARN, answer, progress, say, table
 
 if TYPE_CHECKING:
-    from agentpref.record.backup import Backup
+    from agentpref.record.transfer.backup import Backup
 
 
 def backup(
@@ -28,7 +28,7 @@ def backup(
     The copy is a home too: database, adapters, and the keys of its users' names. It holds all that
     was acknowledged before the command began, and is there as a whole or not at all.
     """
-    from agentpref.record.backup import backup
+    from agentpref.record.transfer.backup import backup
 
     with progress(as_json) as report:
         done = backup(home, target, progress=report)
@@ -48,7 +48,7 @@ def merge(
     named. Who was forgotten in one home is forgotten in this one. Revisions, and what serves, stay
     with the home that trained them. Done again, or after an interruption, it adds what is missing.
     """
-    from agentpref.record.merge import merge
+    from agentpref.record.transfer.merge import merge
 
     with progress(as_json) as report:
         done = [merged.to_mapping() for merged in merge(home, others, progress=report)]

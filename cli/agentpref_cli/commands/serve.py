@@ -11,7 +11,7 @@ import typer
 from agentpref_cli import options
 
 if TYPE_CHECKING:
-    from agentpref.record.home import Home
+    from agentpref.home import Home
     from agentpref.serve.backend import ServingBackend
     from agentpref_adapters._server_process import ServerEvent, ServerProcess
     from agentpref_adapters._vllm_process import VllmSettings
@@ -90,8 +90,8 @@ def serve(
     Ctrl-C and SIGTERM end it and the engine; exits 130 and 143 then, 1 where the engine does not
     start or keeps dying, 2 on bad usage.
     """
+    from agentpref.home import Home
     from agentpref.learn.interrupts import Interrupts
-    from agentpref.record.home import Home
     from agentpref_adapters._vllm_process import VllmSettings
     from agentpref_cli.serving import Speaker, run
 

@@ -84,7 +84,7 @@ def update(
 
     from agentpref.config import UpdateConfig
     from agentpref.learn import process, team
-    from agentpref.loop import update as learn
+    from agentpref.pipeline import update as learn
 
     settings = UpdateConfig.from_mapping(read_settings(config, set_ or ()))
     if max_minutes is not None:

@@ -13,7 +13,7 @@ from agentpref_cli.opening import reading
 from agentpref_cli.terminal import BAD, GOOD, WARN, answer, progress, say, table
 
 if TYPE_CHECKING:
-    from agentpref.record.verify import Findings
+    from agentpref.record.integrity import Findings
     from agentpref.serve.backend import Revision
     from agentpref.serve.registry import Registry
 
@@ -35,7 +35,7 @@ def verify(
     where anything is not what was recorded. Nothing is repaired. A sample looks at the adapters
     that serve, and says how many rows of each table it looked at.
     """
-    from agentpref.record.verify import examine
+    from agentpref.record.integrity import examine
 
     with reading(home) as connection, progress(as_json) as report:
         found = examine(connection, sample=rows if sample else None, progress=report)
@@ -53,7 +53,7 @@ def verify(
 
 def _spoilt_revisions(folder: Path | None, *, serving_only: bool) -> Iterator[dict[str, str]]:
     """Find the revisions, of whichever namespace, whose files are not those that were published."""
-    from agentpref.record.home import Home
+    from agentpref.home import Home
     from agentpref.serve.registry import Registry, namespaces_with_revisions
 
     home = Home.open(folder)

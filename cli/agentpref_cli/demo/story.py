@@ -16,11 +16,11 @@ from typing import Any
 import agentpref
 from agentpref.config import GateSettings, LossSettings, UpdateConfig
 from agentpref.errors import NotAHome
+from agentpref.home import Home
 from agentpref.learn.learner import Progress
 from agentpref.prefer.pairs import read_pairs
 from agentpref.prove.metrics import RMatrix
 from agentpref.record.database import connect
-from agentpref.record.home import Home
 from agentpref.record.log import Log
 from agentpref.record.store import Store
 from agentpref.types import Pair

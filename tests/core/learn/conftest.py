@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from agentpref.config import UpdateConfig
-from agentpref.learn.base import load_base
 from agentpref.learn.learner import Learner
+from agentpref.models.base import load_base
 from agentpref.types import Pair, Prompt
 
 

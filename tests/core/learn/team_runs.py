@@ -18,7 +18,6 @@ import orjson
 from agentpref.config import KLSettings, UpdateConfig
 from agentpref.errors import UpdateError
 from agentpref.learn import memory
-from agentpref.learn.base import load_base
 from agentpref.learn.encode import EncodedPair, EncodedThumb
 from agentpref.learn.follower import follow
 from agentpref.learn.interrupts import Interrupts
@@ -27,6 +26,7 @@ from agentpref.learn.objective import Objective
 from agentpref.learn.state import Checkpoint
 from agentpref.learn.team import Team, assembled
 from agentpref.learn.trainer import Limits
+from agentpref.models.base import load_base
 from agentpref.types import Pair, Prompt, Thumb
 
 PLAIN = UpdateConfig(batch_size=4, learning_rate=3e-3, epochs=2, kl=KLSettings(target=0.001))

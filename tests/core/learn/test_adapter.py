@@ -9,7 +9,7 @@ import torch
 
 from agentpref.config import LoraSettings
 from agentpref.learn import adapter
-from agentpref.learn.base import load_base
+from agentpref.models.base import load_base
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ from contextlib import closing
 
 import pytest
 
+from agentpref.home import Home
 from agentpref.learn.cache import LogpCache
 from agentpref.learn.encode import EncodedPair, EncodedThumb
 from agentpref.learn.logps import PairLogps
 from agentpref.record.database import connect
-from agentpref.record.home import Home
 from agentpref.types import Thumb
 
 NUMBERS = "d" * 64 + ":" + "t" * 64

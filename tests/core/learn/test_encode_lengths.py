@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from agentpref.learn.encode import encode_pairs, encode_prompt
-from agentpref.learn.render import shorter
+from agentpref.models.template import shorter
 from agentpref.types import Pair, Prompt
 
 SYSTEM = {"role": "system", "content": "Be brief."}

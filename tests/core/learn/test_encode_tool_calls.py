@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from agentpref.learn.base import find_base
 from agentpref.learn.encode import encode_pairs, encode_prompt
-from agentpref.serve.toolcalls import assistant_message
+from agentpref.models.base import find_base
+from agentpref.models.tool_calls import assistant_message
 from agentpref.types import Pair, Prompt
 
 TINY = (find_base("tiny") / "chat_template.jinja").read_text(encoding="utf-8")

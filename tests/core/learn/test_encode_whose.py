@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from agentpref.learn.base import find_base
 from agentpref.learn.encode import encode_pairs, encode_prompt
+from agentpref.models.base import find_base
 from agentpref.types import Message, Pair, Prompt
 
 END = "<|im_end|>"

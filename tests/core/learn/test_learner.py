@@ -14,10 +14,10 @@ import torch
 
 from agentpref.config import KLSettings, LossSettings
 from agentpref.errors import TrainingDiverged
-from agentpref.learn.base import load_base
+from agentpref.home import Home
 from agentpref.learn.cache import LogpCache
+from agentpref.models.base import load_base
 from agentpref.record.database import connect
-from agentpref.record.home import Home
 from agentpref.types import Thumb
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from agentpref.learn import logps
-from agentpref.learn.fuse import fuse
+from agentpref.learn.kernels.fuse import fuse
 from tests.core.learn.families import FAMILIES, adapted_model, random_model
 from tests.core.learn.test_batch import ROWS
 
@@ -112,7 +112,7 @@ def test_a_window_that_is_long_enough_may_share():
 
 
 def test_a_model_that_reads_shared_rows_wrongly_is_found_out(monkeypatch):
-    from agentpref.learn.ops import attention
+    from agentpref.learn.kernels import attention
 
     right = attention.shared_attention
     wrong = lambda *tensors: right(*tensors[:-1], 1.1 * tensors[-1])  # noqa: E731

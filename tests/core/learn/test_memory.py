@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from agentpref.learn import logps, memory
-from agentpref.learn.fuse import fuse
+from agentpref.learn.kernels.fuse import fuse
 from agentpref.learn.team import Team
 from tests.core.learn.families import adapted_model
 from tests.core.learn.test_batch import ROWS

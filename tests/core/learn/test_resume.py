@@ -8,8 +8,8 @@ import pytest
 
 from agentpref.config import UpdateConfig
 from agentpref.learn import resume
-from agentpref.learn.base import BaseModel
 from agentpref.learn.state import Checkpoint, Snapshot
+from agentpref.models.base import BaseModel
 from agentpref.prefer.night import Agenda
 from agentpref.types import Pair, Prompt
 

@@ -16,13 +16,13 @@ from safetensors.torch import load_file
 from agentpref.config import UpdateConfig
 from agentpref.errors import AgentprefError, UpdateError, UpdateInterrupted
 from agentpref.learn import orders
-from agentpref.learn.base import load_base
 from agentpref.learn.follower import follow
 from agentpref.learn.learner import Learner
 from agentpref.learn.logps import PairLogps
 from agentpref.learn.objective import TrainingRow
 from agentpref.learn.state import fingerprint
 from agentpref.learn.team import Team, assembled, follows
+from agentpref.models.base import load_base
 
 PROGRAM = Path(team_runs.__file__)
 RUNS = ("pairs", "uneven", "mixed", "resumed", "budgeted", "on live", "many passes")

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from agentpref.home import Home
 from agentpref.prefer.pairs import read_pairs
 from agentpref.record.database import connect
-from agentpref.record.home import Home
 from agentpref.record.reader import Reader
 from benchmarks.train import arithmetic, gate, jobs, nights, nights_trl, ours, runs, shapes, speed
 
@@ -206,7 +206,7 @@ def test_the_arithmetic_arm_measures(in_process, tmp_path):
 def test_parameters_are_counted(base, name):
     from transformers import AutoModelForCausalLM
 
-    from agentpref.learn.base import find_base
+    from agentpref.models.base import find_base
 
     folder = base if name == "nano" else find_base("tiny")
     model = AutoModelForCausalLM.from_pretrained(folder)

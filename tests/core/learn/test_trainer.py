@@ -14,10 +14,10 @@ import torch
 
 from agentpref.config import KLSettings, UpdateConfig
 from agentpref.learn import state, trainer
-from agentpref.learn.base import load_base
 from agentpref.learn.learner import Learner
 from agentpref.learn.state import Checkpoint
 from agentpref.learn.trainer import Limits, rate_share
+from agentpref.models.base import load_base
 from agentpref.types import Pair, Prompt
 
 STEPS = 6  # 12 pairs in batches of 4, passed over twice

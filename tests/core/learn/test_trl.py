@@ -7,9 +7,9 @@ import torch
 
 from agentpref.config import KLSettings, LoraSettings, LossSettings, ThumbSettings
 from agentpref.learn import adapter, logps
-from agentpref.learn.base import load_base
 from agentpref.learn.memory import Room
 from agentpref.learn.objective import Means, Objective, TrainingRow, criterion_for
+from agentpref.models.base import load_base
 
 
 def randomise(model):

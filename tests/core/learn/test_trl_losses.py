@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from agentpref.config import LossSettings, ThumbSettings
-from agentpref.learn.base import load_base
 from agentpref.learn.criterion import Criterion
 from agentpref.learn.encode import EncodedPair
 from agentpref.learn.logps import PairLogps
 from agentpref.learn.loss import log_collision
 from agentpref.learn.objective import TrainingRow
+from agentpref.models.base import load_base
 from agentpref.types import Thumb
 
 # TRL 1.16 asks transformers 5 by the old name; not ours to change.

@@ -8,12 +8,12 @@ from pathlib import Path
 import orjson
 import pytest
 
+from agentpref.home import Home
 from agentpref.prefer.exchange import import_file
 from agentpref.record.database import connect
-from agentpref.record.home import Home
 from agentpref.record.log import Log
-from agentpref.record.merge import merge
 from agentpref.record.tallies import LAG
+from agentpref.record.transfer.merge import merge
 
 ROWS = LAG + 500
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from agentpref.errors import ExchangeError, NotAHome, RedactionFailed
+from agentpref.home import Home
 from agentpref.prefer import exchange, files
 from agentpref.prefer.exchange import (
     Exported,
@@ -27,9 +28,8 @@ from agentpref.prefer.exchange import (
 )
 from agentpref.prefer.pairs import PairSet, pair_id_of, read_pairs
 from agentpref.record.database import connect
-from agentpref.record.home import Home
+from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.messages import prompt_of
-from agentpref.record.pseudonyms import Pseudonyms
 from agentpref.record.store import Store
 from agentpref.types import Pair, Thumb
 

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentpref.errors import ExchangeError
+from agentpref.home import Home
 from agentpref.prefer.exchange import Imported, import_file
 from agentpref.prefer.formats.table import READ_KEYS
 from agentpref.record.database import connect
-from agentpref.record.home import Home
-from agentpref.record.redaction import redact
+from agentpref.record.ingest.redaction import redact
 from agentpref.record.store import Store
 
 ASKED = [{"role": "user", "content": "The sky?"}]

@@ -10,12 +10,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from agentpref.errors import ExchangeError
+from agentpref.home import Home
 from agentpref.prefer.exchange import Exported, export_pairs, export_thumbs, import_file
 from agentpref.prefer.formats import llamafactory
 from agentpref.prefer.formats.table import PairFormat
 from agentpref.prefer.pairs import PairSet, pair_id_of, read_pairs
 from agentpref.record.database import connect
-from agentpref.record.home import Home
 from agentpref.record.messages import canonical, prompt_of
 from agentpref.record.store import Store
 from agentpref.types import Pair, Thumb

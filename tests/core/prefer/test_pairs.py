@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentpref.errors import ConfigError
-from agentpref.prefer.opinions import Reason
+from agentpref.home import Home
 from agentpref.prefer.pairs import PairSet, build_pairs, pair_id_of, read_pairs, thumb_id_of
 from agentpref.prefer.split import is_held_out
+from agentpref.prefer.votes import Reason
 from agentpref.record.database import connect
-from agentpref.record.home import Home
 from agentpref.record.messages import canonical, prompt_of
 from agentpref.record.store import Store
 from agentpref.types import Comparison, Feedback, Run, Source, Winner

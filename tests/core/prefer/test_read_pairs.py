@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agentpref.home import Home
 from agentpref.prefer.pairs import build_pairs, read_pairs
 from agentpref.record.database import connect
-from agentpref.record.home import Home
 from agentpref.record.messages import prompt_of
 from agentpref.record.reader import Reader
 from agentpref.record.store import Store

@@ -314,7 +314,7 @@ def test_a_verdict_is_plain_json_even_where_numbers_are_not() -> None:
 
 def test_importing_the_gate_loads_nothing_heavy() -> None:
     code = (
-        "import sys, agentpref.prove.gate, agentpref.prove.strata\n"
+        "import sys, agentpref.prove.gate, agentpref.prefer.strata\n"
         "print({'numpy', 'scipy', 'torch'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,8 +8,8 @@ from typing import TypeAlias
 
 import pytest
 
+from agentpref.home import Home
 from agentpref.record.database import connect
-from agentpref.record.home import Home
 from agentpref.record.log import Log
 from agentpref.record.store import Store
 from agentpref.types import Comparison, Feedback, Run

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from agentpref.errors import CorruptHome, NewerHome, NotAHome, NotKept
+from agentpref.home import Home
 from agentpref.record import database
 from agentpref.record.database import connect, require_known_schema, transaction, translated
-from agentpref.record.home import Home
 from agentpref.record.ids import new_id
 from agentpref.record.migrations import STEPS, Step
 
@@ -124,7 +124,7 @@ def test_a_process_that_dies_in_a_step_leaves_the_step_before(home: Home) -> Non
     script = f"""if True:
         import os, sqlite3
         from agentpref.record import database
-        from agentpref.record.home import Home
+        from agentpref.home import Home
         from agentpref.record.migrations import STEPS, Step
 
         def dies(connection: sqlite3.Connection) -> None:

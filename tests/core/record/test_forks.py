@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import pytest
 
-from agentpref.record.home import Home
+from agentpref.home import Home
 from agentpref.record.log import Log
 from agentpref.types import Comparison, Feedback, Run
 

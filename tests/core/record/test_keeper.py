@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from agentpref.errors import NotKept, UnknownRun
+from agentpref.home import Home
 from agentpref.record import keeper as module
 from agentpref.record.database import connect, transaction
-from agentpref.record.home import Home
 from agentpref.record.ids import new_id
 from agentpref.record.keeper import Keeper, drain
 from agentpref.record.messages import prompt_of

@@ -27,12 +27,12 @@ from agentpref.errors import (
     NotAHome,
     UnknownRun,
 )
+from agentpref.home import Home
 from agentpref.record import messages
 from agentpref.record.database import connect
-from agentpref.record.home import Home
+from agentpref.record.ingest.pseudonyms import Pseudonyms
+from agentpref.record.ingest.snapshot import Parts
 from agentpref.record.log import Log
-from agentpref.record.pseudonyms import Pseudonyms
-from agentpref.record.snapshot import Parts
 from agentpref.types import Comparison, Feedback, Run
 
 RunsIn: TypeAlias = "Callable[[Home], list[Run]]"

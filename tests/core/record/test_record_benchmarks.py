@@ -6,9 +6,9 @@ import random
 from contextlib import closing
 from pathlib import Path
 
+from agentpref.home import Home
 from agentpref.prefer.pairs import read_pairs
 from agentpref.record.database import connect
-from agentpref.record.home import Home
 from agentpref.record.reader import Reader
 from benchmarks import large_home, record, record_scale, record_soak
 

@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agentpref.errors import NotKept, UnknownRun
+from agentpref.home import Home
 from agentpref.record import spill as module
-from agentpref.record.home import Home
 from agentpref.record.ids import new_id
-from agentpref.record.intake import Entry
+from agentpref.record.ingest.intake import Entry
 from agentpref.record.messages import prompt_of
 from agentpref.record.rows import RunRow, run_row
 from agentpref.record.spill import Drained, Spill, is_whole

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentpref.errors import CorruptHome, InvalidFeedback, InvalidMessage, UnknownRun
+from agentpref.home import Home
 from agentpref.record.database import connect, transaction
-from agentpref.record.home import Home
 from agentpref.record.messages import prompt_of
 from agentpref.record.store import Store
 from agentpref.types import Comparison, Feedback, Run

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agentpref.home import Home
 from agentpref.record import database
 from agentpref.record.database import connect
-from agentpref.record.home import Home
 from agentpref.record.messages import prompt_of
 from agentpref.record.migrations import STEPS
 from agentpref.record.store import Store

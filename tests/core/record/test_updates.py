@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 
 from agentpref.errors import UpdateError
+from agentpref.home import Home
 from agentpref.record.database import connect
-from agentpref.record.home import Home
 from agentpref.record.updates import UpdateRow, Updates
 
 NOTHING = UpdateRow("u0", "default", 0.0, 0.5, None, None, "refused", {})

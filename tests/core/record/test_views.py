@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import sqlite_utils
 
+from agentpref.home import Home
 from agentpref.record.database import connect
-from agentpref.record.home import Home
 from agentpref.record.messages import prompt_of
 from agentpref.record.store import Store
 from agentpref.record.updates import UpdateRow, Updates

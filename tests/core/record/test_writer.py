@@ -13,9 +13,9 @@ from typing import TypeAlias
 import pytest
 
 from agentpref.errors import NotKept
+from agentpref.home import Home
 from agentpref.record import keeper
 from agentpref.record.database import connect, transaction
-from agentpref.record.home import Home
 from agentpref.record.log import Log
 from agentpref.types import Comparison, Feedback, Run
 

@@ -10,7 +10,7 @@ from adapter_damage import CONFIG, settings, sound
 from bad_adapters import BAD_ADAPTERS, BadAdapter
 
 from agentpref.errors import InvalidAdapter
-from agentpref.record.home import Home
+from agentpref.home import Home
 from agentpref.serve.registry import Registry
 from agentpref.serve.validate import check_adapter, check_revision
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from agentpref.errors import ConfigError, InvalidAdapter, NotKept, RevisionError, UnknownRevision
+from agentpref.home import Home
 from agentpref.record.database import connect
-from agentpref.record.home import Home
 from agentpref.record.lineage import taint
 from agentpref.serve.backend import Revision
 from agentpref.serve.manifest import MANIFEST_FILE, WEIGHTS_FILE

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentpref.errors import ConfigError, NotKept, RevisionError
+from agentpref.home import Home
 from agentpref.record.database import connect
-from agentpref.record.home import Home
 from agentpref.record.lineage import taint
 from agentpref.serve.backend import place_in_process
 from agentpref.serve.holds import Holds, holders

@@ -19,7 +19,7 @@ from agentpref.errors import (
     RevisionError,
     UnknownRevision,
 )
-from agentpref.record.home import Home
+from agentpref.home import Home
 from agentpref.serve.backend import Revision
 from agentpref.serve.manifest import (
     CONFIG_FILE,

@@ -23,7 +23,7 @@ from agentpref.errors import (
     SwapFailed,
     UnknownRevision,
 )
-from agentpref.record.home import Home
+from agentpref.home import Home
 from agentpref.serve.backend import GenerationRequest, Reply
 from agentpref.serve.manifest import WEIGHTS_FILE
 from agentpref.serve.registry import Registry

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from agentpref.errors import InvalidAdapter, NotKept, RevisionError, SwapFailed, WrongBase
-from agentpref.record.home import Home
+from agentpref.home import Home
 from agentpref.serve.backend import Capabilities, GenerationRequest, Revision
 from agentpref.serve.holds import holders
 from agentpref.serve.manifest import WEIGHTS_FILE

@@ -10,8 +10,8 @@ import pytest
 
 import agentpref.serve.registry as module
 from agentpref.errors import InvalidAdapter, RevisionError, UnknownRevision
+from agentpref.home import Home
 from agentpref.record.database import connect
-from agentpref.record.home import Home
 from agentpref.record.lineage import last_clean, rebuilds, taint
 from agentpref.serve.backend import Revision
 from agentpref.serve.manifest import WEIGHTS_FILE

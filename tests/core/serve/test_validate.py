@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from agentpref.errors import InvalidAdapter, NotKept, WrongBase
-from agentpref.record.home import Home
+from agentpref.home import Home
 from agentpref.serve.backend import Revision
 from agentpref.serve.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
 from agentpref.serve.registry import Registry

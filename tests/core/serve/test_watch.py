@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from agentpref.errors import ConfigError
-from agentpref.record.home import Home
+from agentpref.home import Home
 from agentpref.serve.backend import GenerationRequest
 from agentpref.serve.registry import Registry, ServingState
 from agentpref.serve.router import Router

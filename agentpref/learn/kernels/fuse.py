@@ -1,0 +1,273 @@
+"""Puts the written-out operations into a model, where they give what its own modules give.
+
+A module is replaced only after both were tried on the same random input, so a normalisation that
+adds one to its weight, a gate with another activation, an attention that turns its heads another
+way or an adapter with dropout stays as it is. Only the module object's ``forward`` changes:
+parameters, names and what peft saves do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from agentpref.learn.kernels import attention
+from agentpref.learn.kernels.blocks import grouping_kernel
+from agentpref.learn.kernels.lora import lora_linear, swiglu_linear
+from agentpref.learn.kernels.norm import rms_norm
+from agentpref.learn.kernels.rotary import Turn
+from agentpref.learn.kernels.stack import Stack, layer_of, plain_adapter
+from agentpref.learn.memory import decoder_layers
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import Tensor, nn
+
+_ROWS = 3
+_PROMPT, _ANSWER = 5, 3
+"""Tokens of the shared row that attention is tried on."""
+
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+_HEAD_NORMS = {"q_norm", "k_norm"}
+_GATED = ("gate_proj", "up_proj")
+_LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
+
+
+def fuse(model: PeftModel) -> int:
+    """Replace what can be; return how many modules were."""
+    modules = list(model.modules())
+    count = sum(_fuse_linear(module) for module in modules if _is_lora_linear(module))
+    for module in modules:
+        if type(module).__name__.endswith("RMSNorm") and hasattr(module, "weight"):
+            count += _replace(module, partial(_norm_forward, module), _random(module))
+        elif all(hasattr(module, name) for name in (*_GATED, "down_proj")):
+            count += _fuse_gated(module)
+        elif _is_plain_attention(module):
+            count += _fuse_attention(module)
+    return count + _fuse_last_layer(model)
+
+
+def _fuse_linear(module: nn.Module) -> bool:
+    forward = partial(_lora_forward, module, module.forward)
+    return _replace(module, forward, _random(module))
+
+
+def _fuse_gated(module: nn.Module) -> bool:
+    stack = _stacked(module, _GATED)
+    if stack is None:
+        return False
+    forward = partial(_gated_forward, module, module.forward, stack)
+    replaced = _replace(module, forward, _random(module))
+    if replaced:
+        stack.adopt()
+    return replaced
+
+
+def _fuse_attention(module: Any) -> bool:
+    """Replace an attention's forward where it gives the same for a shared row.
+
+    The input is scaled so that its scores differ: were all of them near zero, it would not matter
+    how heads are turned.
+    """
+    stack = _stacked(module, _PROJECTIONS)
+    if stack is None:
+        return False
+    forward = partial(_attention_forward, module, module.forward, stack)
+    x = _random(module, 1, _PROMPT + 2 * _ANSWER)
+    with torch.no_grad(), _our_attention(module):
+        x = x / stack(x).std()
+        replaced = _replace(module, forward, x, **_as_shared_row(module, x))
+    if replaced:
+        stack.adopt()
+    return replaced
+
+
+def _fuse_last_layer(model: PeftModel) -> bool:
+    """Let the last layer leave out what nobody reads of a shared row: what comes of its prompt."""
+    layer: Any = next(reversed(decoder_layers(model)), None)
+    if layer is None or {name for name, _ in layer.named_children()} != _LAYER:
+        return False
+    if not _is_plain_attention(layer.self_attn):
+        return False
+    forward = partial(_last_layer_forward, layer, layer.forward)
+    x = _random(layer, 1, _PROMPT + 2 * _ANSWER)
+    with _our_attention(layer.self_attn):
+        inputs = _as_shared_row(layer.self_attn, x)
+        return _replace(layer, forward, x, read=slice(_PROMPT, None), **inputs)
+
+
+def _replace(
+    module: nn.Module,
+    forward: Callable[..., Any],
+    *args: Tensor,
+    read: slice | None = None,
+    **kwargs: Any,
+) -> bool:
+    """Replace a module's forward if the new one gives the same on an input.
+
+    ``read`` are the columns of the output that count, if not all do.
+    """
+    with torch.no_grad():
+        try:
+            found, expected = (call(*args, **kwargs) for call in (forward, module.forward))
+        except (RuntimeError, TypeError, AttributeError, ValueError):
+            return False
+    if isinstance(expected, tuple):
+        found, expected = found[0], expected[0]
+    if read is not None:
+        found, expected = found[:, read], expected[:, read]
+    tolerance = 1e-5 if expected.dtype == torch.float32 else 2e-2
+    same = found.shape == expected.shape and bool(
+        (found - expected).abs().max() <= tolerance * expected.abs().max()
+    )
+    if same:
+        module.forward = forward
+    return same
+
+
+def _stacked(module: nn.Module, names: tuple[str, ...]) -> Stack | None:
+    """Some of a module's layers as a stack, where they are such that they can be."""
+    layers = [getattr(module, name) for name in names]
+    alike = len({layer.base_layer.bias is None for layer in layers if _is_lora_linear(layer)}) == 1
+    return Stack(layers) if alike and all(map(_is_lora_linear, layers)) else None
+
+
+def _is_lora_linear(module: object) -> bool:
+    from peft.tuners.lora import Linear as LoraLinear
+
+    return isinstance(module, LoraLinear) and isinstance(module.base_layer, torch.nn.Linear)
+
+
+def _is_plain_attention(module: Any) -> bool:
+    """Whether a module is an attention of projections and norms only, for the CPU's kernel."""
+    parts = {name for name, _ in module.named_children()}
+    return (
+        parts - _HEAD_NORMS == {*_PROJECTIONS, "o_proj"}
+        and getattr(module, "head_dim", 1) % 2 == 0
+        and hasattr(module, "config")
+        and getattr(module.config, "sliding_window", None) is None
+        and module.o_proj.weight.device.type == "cpu"
+        and grouping_kernel()
+    )
+
+
+@contextmanager
+def _our_attention(module: Any) -> Iterator[None]:
+    """Let a module know what a shared row is."""
+    attention.register()
+    before = module.config._attn_implementation
+    module.config._attn_implementation = attention.NAME
+    try:
+        yield
+    finally:
+        module.config._attn_implementation = before
+
+
+def _random(module: nn.Module, *rows: int) -> Tensor:
+    """A random input, in the dtype of the module's frozen weights, not of its adapters."""
+    frozen = next(p for name, p in module.named_parameters() if "lora_" not in name)
+    wide = getattr(module, "in_features", None) or frozen.shape[-1]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(*(rows or (_ROWS,)), wide, generator=generator)
+    return x.to(frozen.device, frozen.dtype)
+
+
+def _as_shared_row(module: Any, x: Tensor) -> dict[str, Any]:
+    """What a model tells its layers of a shared row: angles of its positions, and its mask."""
+    angles = torch.linspace(0, 3, x.shape[1] * module.head_dim // 2).view(1, x.shape[1], -1)
+    both = torch.cat([angles, angles], -1)
+    turn = both.cos().to(x.dtype), both.sin().to(x.dtype)
+    return {"position_embeddings": turn, "attention_mask": x.new_zeros(1, 1, 1, _PROMPT)}
+
+
+def _lora_forward(
+    module: Any, plain: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any
+) -> Tensor:
+    name = plain_adapter(module)
+    if name == "":
+        return module.base_layer(x)  # type: ignore[no-any-return]
+    if args or kwargs or name is None:
+        return plain(x, *args, **kwargs)
+    return lora_linear(x, layer_of(module, name))
+
+
+def _norm_forward(module: Any, x: Tensor) -> Tensor:
+    eps = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
+    return rms_norm(x, module.weight, eps)
+
+
+def _gated_forward(module: Any, plain: Callable[..., Tensor], stack: Stack, x: Tensor) -> Tensor:
+    if not stack.serves():
+        return plain(x)
+    gated, last = stack(x), module.down_proj
+    name = plain_adapter(last) if _is_lora_linear(last) else None
+    if name:
+        return swiglu_linear(gated, layer_of(last, name))
+    gate, value = gated.chunk(2, -1)
+    return last(torch.nn.functional.silu(gate) * value)  # type: ignore[no-any-return]
+
+
+def _attention_forward(
+    module: Any,
+    plain: Callable[..., Any],
+    stack: Stack,
+    hidden_states: Tensor,
+    position_embeddings: tuple[Tensor, Tensor] | None = None,
+    attention_mask: Tensor | None = None,
+    *,
+    answers_only: bool = False,
+    **kwargs: Any,
+) -> tuple[Tensor, Any]:
+    """Attention of shared rows; of all other rows, and with a cache of keys, the module's own."""
+    shared = attention.is_shared(hidden_states.shape[1], attention_mask)
+    if attention_mask is None or position_embeddings is None or not shared or not stack.serves():
+        out, weights = plain(hidden_states, position_embeddings, attention_mask, **kwargs)
+        if answers_only and attention_mask is not None:
+            out = out[:, attention_mask.shape[-1] :]
+        return out, weights
+    heads = [layer.out_features // module.head_dim for layer in (module.q_proj, module.k_proj)]
+    out = attention.rotary_attention(
+        _with_heads_normed(module, stack(hidden_states), heads),
+        Turn(*position_embeddings),
+        attention_mask,
+        (heads[0], heads[1]),
+        module.scaling,
+        answers_only=answers_only,
+    )
+    return module.o_proj(out), None
+
+
+def _with_heads_normed(module: Any, projected: Tensor, heads: list[int]) -> Tensor:
+    """Queries and keys by their norms, where a module has some (as Qwen3's)."""
+    if not hasattr(module, "q_norm"):
+        return projected
+    sizes = [heads[0], heads[1], heads[1]]
+    apart = torch.unflatten(projected, -1, (sum(sizes), -1))
+    query, key, value = torch.split(apart, sizes, 2)
+    return torch.cat([module.q_norm(query), module.k_norm(key), value], 2).flatten(2)
+
+
+def _last_layer_forward(
+    layer: Any,
+    plain: Callable[..., Tensor],
+    hidden_states: Tensor,
+    attention_mask: Tensor | None = None,
+    **kwargs: Any,
+) -> Tensor:
+    """The layer's own, but for shared rows, of which the prompt's columns come out as zeros."""
+    if attention_mask is None or not attention.is_shared(hidden_states.shape[1], attention_mask):
+        return plain(hidden_states, attention_mask=attention_mask, **kwargs)
+    prompt = attention_mask.shape[-1]
+    seen, _ = layer.self_attn(
+        layer.input_layernorm(hidden_states),
+        attention_mask=attention_mask,
+        answers_only=True,
+        **kwargs,
+    )
+    x = hidden_states[:, prompt:] + seen
+    x = x + layer.mlp(layer.post_attention_layernorm(x))
+    return torch.nn.functional.pad(x, (0, 0, prompt, 0))

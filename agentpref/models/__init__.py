@@ -1,0 +1,1 @@
+"""What training and serving share: the base model, its tokenizer and its chat template."""

@@ -1,0 +1,54 @@
+"""Parts that packages register by name: losses, formats, checks.
+
+A package names an object in the entry-point group of its kind, and a setting or a flag names it
+from then on. Our own parts go through the same door, so ``pyproject.toml`` lists them as a
+stranger's package would:
+
+    [project.entry-points."agentpref.losses"]
+    sigmoid = "agentpref.learn.losses.dpo:Sigmoid"
+
+Listing names imports nothing; a part is imported when it is loaded.
+"""
+
+from __future__ import annotations
+
+import difflib
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from agentpref.errors import ConfigError
+
+LOSSES = "agentpref.losses"
+FORMATS = "agentpref.formats"
+CHECKS = "agentpref.checks"
+
+
+def names(group: str) -> tuple[str, ...]:
+    """The registered names of a group, in alphabetical order."""
+    return tuple(sorted({point.name for point in entry_points(group=group)}))
+
+
+def load(group: str, name: str) -> Any:
+    """Import the part that is registered under ``name``.
+
+    Raises:
+        ConfigError: no part has that name (the nearest one is suggested), or its package cannot be
+            imported.
+    """
+    for point in entry_points(group=group):
+        if point.name == name:
+            return _import(point, group)
+    known = names(group)
+    nearest = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}"
+    raise ConfigError(f"nothing is registered as {name!r} in {group}; {hint}")
+
+
+def _import(point: EntryPoint, group: str) -> Any:
+    try:
+        return point.load()
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"{point.name!r} of {group} cannot be loaded from {point.value!r}: {error}; repair or "
+            "uninstall the package that offers it"
+        ) from error

@@ -1,0 +1,1 @@
+"""Removing runs: forgetting a user, letting old runs go."""

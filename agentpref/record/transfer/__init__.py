@@ -1,0 +1,1 @@
+"""Copying and merging whole homes."""

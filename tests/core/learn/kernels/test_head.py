@@ -1,0 +1,98 @@
+"""The fused head: log-probs, KL and their gradients as the plain formulas give them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentpref.learn.kernels import head as heads
+from agentpref.learn.kernels.head import Head, read
+
+VOCABULARY = 23
+
+
+def make(count, seed=0, bias=False):
+    torch.manual_seed(seed)
+    hidden, live = (torch.randn(count, 6, requires_grad=True) for _ in range(2))
+    head = Head(torch.randn(VOCABULARY, 6), torch.randn(VOCABULARY) if bias else None)
+    return hidden, head, torch.randint(0, VOCABULARY, (count,)), live
+
+
+def plain(hidden, head, targets, live):
+    logps, theirs = (
+        torch.nn.functional.linear(x, head.weight, head.bias).log_softmax(-1)
+        for x in (hidden, live)
+    )
+    kl = (theirs.exp() * (theirs - logps)).sum(-1)
+    return logps.gather(-1, targets[:, None])[:, 0], kl
+
+
+@given(
+    count=st.integers(1, 40), chunk=st.integers(1, 400), bias=st.booleans(), seed=st.integers(0, 9)
+)
+def test_values_and_gradients_are_the_plain_ones_whatever_the_chunk(count, chunk, bias, seed):
+    hidden, head, targets, live = make(count, seed, bias)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(heads, "LOGITS_PER_CHUNK", chunk)
+        patch.setattr(heads, "LEAST_POSITIONS", 1)
+        found = read(hidden, head, targets, live=live)[:2]
+    expected = plain(hidden, head, targets, live.detach())
+    weights = torch.randn(2, count)
+    gradients = [
+        torch.autograd.grad((pair[0] * weights[0] + pair[1] * weights[1]).sum(), hidden)[0]
+        for pair in (found, expected)
+    ]
+    for mine, other in zip((*found, gradients[0]), (*expected, gradients[1]), strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-4)
+
+
+def test_no_gradient_reaches_live():
+    hidden, head, targets, live = make(5)
+    kl = read(hidden, head, targets, live=live).kl
+    kl.sum().backward()
+    assert live.grad is None
+    assert hidden.grad is not None
+
+
+def test_without_live_there_is_no_kl():
+    hidden, head, targets, _ = make(5)
+    found = read(hidden, head, targets)
+    assert found.kl is found.collision is None
+
+
+def test_a_policy_is_at_no_distance_from_itself():
+    hidden, head, targets, _ = make(9)
+    kl = read(hidden, head, targets, live=hidden.detach()).kl
+    torch.testing.assert_close(kl, torch.zeros(9), atol=1e-6, rtol=0)
+    (gradient,) = torch.autograd.grad(kl.sum(), hidden)
+    torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-6, rtol=0)
+
+
+def test_nothing_of_the_vocabularys_size_is_kept_for_the_backward_pass():
+    hidden, head, targets, live = make(40)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.shape) or x, lambda x: x):
+        read(hidden, head, targets, live=live)
+    assert kept == [hidden.shape, hidden.shape]
+
+
+def test_collision_is_the_chance_that_two_draws_agree():
+    hidden, head, targets, _ = make(9)
+    found = read(hidden, head, targets, collision=True).collision
+    probs = (hidden @ head.weight.T).softmax(-1)
+    torch.testing.assert_close(found, probs.square().sum(-1).log())
+    assert not found.requires_grad
+
+
+def test_however_large_the_vocabulary_chunks_are_of_many_positions(monkeypatch):
+    sizes = []
+    right = heads._Softmax.of
+    monkeypatch.setattr(heads, "LOGITS_PER_CHUNK", 1)
+    monkeypatch.setattr(
+        heads._Softmax, "of", lambda self, x: (sizes.append(len(x)), right(self, x))[1]
+    )
+    hidden, head, targets, _ = make(200)
+    read(hidden, head, targets)
+    assert sizes == [96, 96, 8]

@@ -1,0 +1,190 @@
+"""A base read from its files is the base that training loads: the same digests, the same layers."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import orjson
+import pytest
+import torch
+import transformers as tf
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from agentpref.errors import ModelNotFound, UnsupportedModel
+from agentpref.models.base import load_base
+from agentpref.models.base_files import read_base
+
+_SHAPE = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+_HEADS = {**_SHAPE, "head_dim": 16}
+KNOWN = {
+    "llama": tf.LlamaConfig(**_SHAPE),
+    "llama, tied": tf.LlamaConfig(**_SHAPE, tie_word_embeddings=True),
+    "qwen2": tf.Qwen2Config(**_SHAPE),
+    "qwen3": tf.Qwen3Config(**_HEADS),
+    "mistral": tf.MistralConfig(**_SHAPE),
+    "gemma": tf.GemmaConfig(**_HEADS),
+    "gemma2": tf.Gemma2Config(**_HEADS),
+    "gemma3": tf.Gemma3TextConfig(**_HEADS),
+    "phi": tf.PhiConfig(**_SHAPE),
+    "phi3": tf.Phi3Config(**_SHAPE, pad_token_id=0),
+    "olmo2": tf.Olmo2Config(**_SHAPE),
+    "granite": tf.GraniteConfig(**_SHAPE),
+    "smollm3": tf.SmolLM3Config(**_SHAPE, pad_token_id=0),
+    "gpt2": tf.GPT2Config(vocab_size=50, n_positions=64, n_embd=32, n_layer=2, n_head=4),
+    "gpt_neox": tf.GPTNeoXConfig(**{**_SHAPE, "num_key_value_heads": None}),
+    "falcon": tf.FalconConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4
+    ),
+}
+UNKNOWN = {
+    "mixtral": tf.MixtralConfig(**_SHAPE, num_local_experts=2),
+    "opt": tf.OPTConfig(
+        vocab_size=50, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4
+    ),
+}
+
+
+def save(config: tf.PreTrainedConfig, folder: Path, **how: object) -> nn.Module:
+    model = tf.AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(folder, **how)
+    return model
+
+
+def linear_layers(model: tf.PreTrainedModel) -> dict[str, tuple[int, int]]:
+    """(out, in) of each linear layer that is not the head, as the modules themselves say."""
+    shapes = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and module is not model.get_output_embeddings():
+            shapes[name] = (module.out_features, module.in_features)
+        elif isinstance(module, Conv1D):
+            shapes[name] = (module.nf, module.nx)
+    return shapes
+
+
+@pytest.mark.parametrize("family", KNOWN)
+def test_the_layers_are_those_of_the_loaded_model(family: str, tmp_path: Path) -> None:
+    model = save(KNOWN[family], tmp_path)
+    assert read_base(str(tmp_path)).layers == linear_layers(model)
+
+
+def test_weights_in_several_files(tmp_path: Path) -> None:
+    model = save(KNOWN["llama"], tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    assert read_base(str(tmp_path)).layers == linear_layers(model)
+
+
+def test_other_weights_beside_them_are_not_read(tmp_path: Path) -> None:
+    model = save(KNOWN["mistral"], tmp_path)
+    save_file({"layers.0.wq.weight": torch.zeros(2, 2)}, tmp_path / "consolidated.safetensors")
+    assert read_base(str(tmp_path)).layers == linear_layers(model)
+
+
+def test_gpt2_as_its_authors_saved_it(tmp_path: Path) -> None:
+    model = save(KNOWN["gpt2"], tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    bare = {name.removeprefix("transformer."): weight for name, weight in weights.items()}
+    assert "h.0.attn.c_attn.weight" in bare
+    bare["h.0.attn.bias"] = torch.zeros(1, 1, 64, 64)
+    save_file(bare, file, metadata={"format": "pt"})
+    assert read_base(str(tmp_path)).layers == linear_layers(model)
+    assert linear_layers(tf.AutoModelForCausalLM.from_pretrained(tmp_path)) == linear_layers(model)
+
+
+@pytest.mark.parametrize("family", UNKNOWN)
+def test_what_is_not_known_is_not_guessed(family: str, tmp_path: Path) -> None:
+    save(UNKNOWN[family], tmp_path)
+    assert read_base(str(tmp_path)).layers is None
+
+
+def test_a_matrix_that_nothing_explains_leaves_the_layers_untold(tmp_path: Path) -> None:
+    save(KNOWN["llama"], tmp_path)
+    file = tmp_path / "model.safetensors"
+    more = load_file(file) | {"model.layers.0.extra.weight": torch.zeros(2, 2)}
+    save_file(more, file, metadata={"format": "pt"})
+    assert read_base(str(tmp_path)).layers is None
+
+
+def test_quantized_weights_leave_the_layers_untold(tmp_path: Path) -> None:
+    save(KNOWN["llama"], tmp_path)
+    file = tmp_path / "config.json"
+    config = orjson.loads(file.read_bytes()) | {"quantization_config": {"quant_method": "gptq"}}
+    file.write_bytes(orjson.dumps(config))
+    assert read_base(str(tmp_path)).layers is None
+
+
+@pytest.mark.parametrize("name", ["tiny", None])
+def test_it_is_the_base_that_training_knows(name: str | None, random_base: Path) -> None:
+    name = name or str(random_base)
+    loaded, read = load_base(name), read_base(name)
+    assert read.identity == loaded.identity
+    assert read.path == loaded.path
+    assert read.layers == linear_layers(loaded.model)
+
+
+def test_reading_needs_no_torch(tmp_path: Path) -> None:
+    code = """
+import sys
+sys.modules.update(dict.fromkeys(["torch", "transformers", "safetensors", "numpy"]))
+from agentpref.models.base_files import read_base
+print(len(read_base("tiny").layers))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 0
+
+
+def test_a_name_that_resolves_to_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFound):
+        read_base(str(tmp_path / "nowhere"))
+
+
+@pytest.fixture
+def broken(tmp_path: Path, random_base: Path) -> Path:
+    return Path(shutil.copytree(random_base, tmp_path / "base"))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("config.json", None, "config.json cannot be read"),
+        ("config.json", b"[]", "no JSON object"),
+        ("config.json", b"{", "config.json cannot be read"),
+        ("model.safetensors", b"", "cannot be read as safetensors"),
+        ("model.safetensors", b"\2\0\0\0\0\0\0\0[]", "cannot be read as safetensors"),
+        ("model.safetensors", b'\x08\0\0\0\0\0\0\0{"a": 1}', "cannot be read as safetensors"),
+        ("model.safetensors", b"\xff" * 16, "cannot be read as safetensors"),
+    ],
+)
+def test_files_that_are_not_whole(broken: Path, file: str, content: bytes | None, words) -> None:
+    (broken / file).unlink()
+    if content is not None:
+        (broken / file).write_bytes(content)
+    with pytest.raises(UnsupportedModel, match=words):
+        read_base(str(broken))
+
+
+@pytest.mark.parametrize("part", ["../model.safetensors", "/etc/passwd", 3])
+def test_an_index_names_files_beside_it_only(broken: Path, part: object) -> None:
+    (broken / "model.safetensors").rename(broken / "model-00001-of-00001.safetensors")
+    index = {"weight_map": {"model.norm.weight": part}}
+    (broken / "model.safetensors.index.json").write_bytes(orjson.dumps(index))
+    with pytest.raises(UnsupportedModel, match="names no files beside it"):
+        read_base(str(broken))
+
+
+def test_weights_of_another_name(broken: Path) -> None:
+    (broken / "model.safetensors").rename(broken / "weights.safetensors")
+    with pytest.raises(UnsupportedModel, match="neither model"):
+        read_base(str(broken))

@@ -1,0 +1,94 @@
+"""Tool calls in generated text."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentpref.models.tool_calls import assistant_message
+
+CALL = '<tool_call>\n{"name": "search", "arguments": {"query": "tide"}}\n</tool_call>'
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def test_text_without_calls_is_left_as_it_is() -> None:
+    text = "  The tide turns at six.\n"
+    assert assistant_message(text) == {"role": "assistant", "content": text}
+
+
+def test_a_call_becomes_a_tool_call_and_leaves_the_text() -> None:
+    message = assistant_message(f"Let me see.\n{CALL}\n")
+    assert message["content"] == "Let me see."
+    (call,) = message["tool_calls"]
+    assert call["type"] == "function"
+    assert call["function"]["name"] == "search"
+    assert json.loads(call["function"]["arguments"]) == {"query": "tide"}
+
+
+def test_calls_keep_their_order_and_have_ids_of_their_own() -> None:
+    other = CALL.replace("tide", "moon")
+    message = assistant_message(CALL + other + CALL, turn=3)
+    queries = [json.loads(c["function"]["arguments"])["query"] for c in message["tool_calls"]]
+    assert queries == ["tide", "moon", "tide"]
+    ids = [call["id"] for call in message["tool_calls"]]
+    assert len(set(ids)) == 3
+    assert ids == [c["id"] for c in assistant_message(CALL + other + CALL, turn=3)["tool_calls"]]
+    assert not {*ids} & {c["id"] for c in assistant_message(CALL, turn=5)["tool_calls"]}
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        "not json",
+        "[]",
+        '{"arguments": {}}',
+        '{"name": "", "arguments": {}}',
+        '{"name": 3, "arguments": {}}',
+        '{"name": "search", "arguments": "tide"}',
+        '{"name": "search", "arguments": {"query": "tide"}',
+        '{"name": "search", "arguments": {"limit": NaN}}',
+        '{"name": "search", "arguments": {"query": "\\ud800"}}',
+        '{"name": "search", "arguments": ' + '{"a":' * 100_000 + "1" + "}" * 100_001,
+    ],
+)
+def test_what_does_not_parse_stays_in_the_text(block: str) -> None:
+    text = f"<tool_call>{block}</tool_call>"
+    assert assistant_message(text) == {"role": "assistant", "content": text}
+    mixed = assistant_message(f"{text}{CALL}")
+    assert mixed["content"] == text
+    assert len(mixed["tool_calls"]) == 1
+
+
+def test_arguments_keep_the_form_they_were_written_in() -> None:
+    written = '{"query": "marée", "depth": 123456789012345678901234, "all": [1, 2.5, null]}'
+    message = assistant_message(f'<tool_call>{{"name": "f", "arguments": {written}}}</tool_call>')
+    assert message["tool_calls"][0]["function"]["arguments"] == written
+
+
+def test_a_call_that_is_cut_short_is_text() -> None:
+    cut = CALL[: -len("</tool_call>")]
+    assert assistant_message(cut) == {"role": "assistant", "content": cut}
+
+
+def test_a_call_without_arguments_has_none() -> None:
+    (call,) = assistant_message('<tool_call>{"name": "now"}</tool_call>')["tool_calls"]
+    assert call["function"]["arguments"] == "{}"
+
+
+@given(name=st.text(min_size=1), arguments=st.dictionaries(st.text(), json_values, max_size=4))
+def test_any_call_survives_the_round_trip(name: str, arguments: dict) -> None:
+    # A value that itself holds the closing tag cannot be told from the end of the call.
+    block = json.dumps({"name": name, "arguments": arguments})
+    if "</tool_call>" in block:
+        return
+    (call,) = assistant_message(f"<tool_call>{block}</tool_call>")["tool_calls"]
+    assert call["function"]["name"] == name
+    assert json.loads(call["function"]["arguments"]) == arguments

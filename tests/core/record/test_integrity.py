@@ -1,0 +1,322 @@
+"""The record convicts itself: of each thing that must hold, when it does not."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from agentpref.home import Home
+from agentpref.record import tallies
+from agentpref.record.database import connect, transaction
+from agentpref.record.integrity import Looked, examine
+from agentpref.record.invariants import INVARIANTS, KEYS, SAMPLED, WHOLE
+from agentpref.record.messages import prompt_of
+from agentpref.record.reader import Reader
+from agentpref.record.rows import run_row
+from agentpref.record.spill import Spill
+from agentpref.record.store import Store
+from agentpref.record.updates import UpdateRow, Updates
+from agentpref.types import Comparison, Feedback, Run
+
+TURNS = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"})
+OTHER = ({"role": "user", "content": "3 + 3?"},)
+
+
+def run(run_id: str, content: str = "4", turns: tuple[dict[str, str], ...] = TURNS) -> Run:
+    output = {"role": "assistant", "content": content}
+    return Run(run_id, "default", 10.0, prompt_of(turns), output, user_id="u")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home.create(tmp_path / "home")
+
+
+@pytest.fixture
+def connection(home: Home) -> Iterator[sqlite3.Connection]:
+    """A sound record in which every table has rows."""
+    with closing(connect(home)) as connection:
+        with transaction(connection):
+            _log(Store(connection))
+            _learn(connection)
+        tallies.catch_up(connection)
+        yield connection
+
+
+def _log(store: Store) -> None:
+    for each in (run("r1"), run("r2", "four"), run("r3", "6", OTHER)):
+        store.add_run(each)
+    fixed = {"role": "assistant", "content": "It is 4."}
+    store.add_feedback(Feedback("f1", "r1", 11.0, "k", 1.0, "x", user_id="u", correction=fixed))
+    store.add_comparison(Comparison("c1", 12.0, "r1", "r2", "a", user_id="u"))
+
+
+def _learn(connection: sqlite3.Connection) -> None:
+    revision = (
+        "INSERT INTO revision (revision_id, namespace, seq, parent, created_at, manifest)"
+        " VALUES (?, 'default', ?, ?, 20.0, ?)"
+    )
+    connection.execute(revision, ("rev-1", 1, None, '{"parent":null}'))
+    connection.execute(revision, ("rev-2", 2, "rev-1", '{"parent":"rev-1"}'))
+    updates, pairs = Updates(connection), {"p1": "new"}
+    updates.add(UpdateRow("u1", "default", 19.0, 21.0, None, "rev-1", "promoted", {}, pairs))
+    updates.add(UpdateRow("u2", "default", 29.0, 31.0, "rev-1", "rev-2", "insufficient", {}))
+    connection.execute("INSERT INTO pair_source (source, pair_id) VALUES ('f1', 'p1')")
+    connection.execute("INSERT INTO forgotten (user_id, at) VALUES ('gone', 15.0)")
+    history = (
+        "INSERT INTO serving_history (namespace, at, generation, action, live, canary, weight)"
+        " VALUES ('default', 40.0, ?, ?, 'rev-1', ?, ?)"
+    )
+    connection.execute(history, (1, "promote", None, 0.0))
+    connection.execute(history, (2, "canary", "rev-2", 0.1))
+    connection.execute(
+        "INSERT INTO serving (namespace, live, canary, weight, generation)"
+        " VALUES ('default', 'rev-1', 'rev-2', 0.1, 2)"
+    )
+
+
+EDITS = {
+    ("message", "its parent is missing"): "UPDATE message SET parent = 'x' WHERE id LIKE '%a%'",
+    ("run", "its prompt is missing"): "UPDATE run SET prompt = 'x'",
+    ("run", "its output is missing or answers another prompt"): "UPDATE run SET output = prompt",
+    ("run", "one of its columns is not JSON"): "UPDATE run SET tags = 'no JSON'",
+    ("run", "it is of somebody who was forgotten since"): "UPDATE run SET user_id = 'gone'",
+    ("feedback", "its run is missing"): "DELETE FROM run WHERE run_id = 'r1'",
+    ("feedback", "its correction is missing or answers another prompt"): (
+        "UPDATE feedback SET correction = (SELECT output FROM run WHERE run_id = 'r3')"
+    ),
+    ("feedback", "its source is not human, model or code"): "UPDATE feedback SET source = 'x'",
+    ("feedback", "its value is not JSON"): "UPDATE feedback SET value = 'no JSON'",
+    ("feedback", "it is of somebody who was forgotten since"): (
+        "UPDATE feedback SET user_id = 'gone'"
+    ),
+    ("comparison", "one of its runs is missing, or they are of different prompts or namespaces"): (
+        "UPDATE comparison SET run_b = 'r3'"
+    ),
+    ("comparison", "its source is not human, model or code"): "UPDATE comparison SET source = 'x'",
+    ("comparison", "its winner is not a, b or tie"): "UPDATE comparison SET winner = 'c'",
+    ("comparison", "it is of somebody who was forgotten since"): (
+        "UPDATE forgotten SET user_id = 'u'"
+    ),
+    ("updates", "its candidate is missing, or has another parent or namespace"): (
+        "UPDATE updates SET parent = NULL"
+    ),
+    ("updates", "its parent is no revision of its namespace"): (
+        "UPDATE revision SET namespace = 'other'"
+    ),
+    ("updates", "it promoted no candidate"): "UPDATE updates SET candidate = NULL",
+    ("updates", "its report is not JSON"): "UPDATE updates SET report = '{'",
+    ("update_pair", "its update is missing"): "UPDATE update_pair SET update_id = 'x'",
+    ("update_pair", "its role is not new, replay or held_out"): "UPDATE update_pair SET role = 'x'",
+    ("pair_source", "no update used its pair"): "DELETE FROM update_pair",
+    ("revision", "its parent is missing, younger, or of another namespace"): (
+        "UPDATE revision SET seq = 3 WHERE seq = 1"
+    ),
+    ("revision", "its parent is tainted and it is not"): (
+        "UPDATE revision SET tainted_at = 50.0 WHERE seq = 1"
+    ),
+    ("revision", "its manifest is not JSON, or names another parent"): (
+        "UPDATE revision SET parent = NULL"
+    ),
+    ("serving", "its live is no revision of its namespace"): "UPDATE serving SET live = 'x'",
+    ("serving", "its canary is no revision of its namespace"): "DELETE FROM revision WHERE seq = 2",
+    ("serving", "it names a revision that was pruned"): (
+        "UPDATE revision SET pruned_at = 50.0 WHERE seq = 2"
+    ),
+    ("serving", "it is not what its history ends with"): "UPDATE serving SET weight = 0.9",
+    ("serving_history", "its generation is not above the one before it"): (
+        "UPDATE serving_history SET generation = 2"
+    ),
+    ("serving_history", "its live is no revision of its namespace"): (
+        "UPDATE serving_history SET live = 'x' WHERE id = 1"
+    ),
+    ("serving_history", "its canary is no revision of its namespace"): (
+        "UPDATE serving_history SET canary = 'x' WHERE id = 1"
+    ),
+    ("tally", "its counts are not those of the rows"): "UPDATE tally SET feedback = 7",
+}
+
+
+NOT_SAMPLED = set(KEYS) - {*SAMPLED, *WHOLE}
+
+
+@pytest.mark.parametrize("broken", EDITS, ids=" ".join)
+@pytest.mark.parametrize("sample", [None, 100])
+def test_what_does_not_hold_is_found(
+    connection: sqlite3.Connection, broken: tuple[str, str], sample: int | None
+) -> None:
+    assert examine(connection, sample=sample).problems == []
+    connection.execute("PRAGMA foreign_keys = OFF")
+    connection.execute(EDITS[broken])
+    found = {problem[::2] for problem in examine(connection, sample=sample).problems}
+    assert (broken in found) == (sample is None or broken[0] not in NOT_SAMPLED)
+
+
+def test_every_invariant_is_tried() -> None:
+    assert set(EDITS) == {(invariant.table, invariant.what) for invariant in INVARIANTS}
+
+
+@pytest.mark.parametrize("count", ["runs", "threads", "users", "corrections", "comparisons"])
+def test_each_count_of_a_tally_is_counted_again(connection: sqlite3.Connection, count: str) -> None:
+    connection.execute(f"UPDATE tally SET {count} = {count} + 1 WHERE namespace = 'default'")
+    assert [problem.table for problem in examine(connection).problems] == ["tally"]
+
+
+def test_what_was_said_after_somebody_was_forgotten_stands(connection: sqlite3.Connection) -> None:
+    connection.execute("UPDATE run SET user_id = 'gone', created_at = 15.5")
+    assert examine(connection).problems == []
+
+
+def test_a_source_that_is_gone_is_no_fault(connection: sqlite3.Connection) -> None:
+    """It was forgotten, or is older than what is kept; that it trained a revision stays known."""
+    connection.execute("DELETE FROM feedback")
+    assert examine(connection).problems == []
+
+
+@pytest.mark.parametrize("body", [b"\xff\xfe", b"[1]", b"7", b'{"role":"user"}', b"[" * 5000])
+@pytest.mark.parametrize("sample", [None, 100])
+def test_a_message_that_is_not_what_was_recorded(
+    connection: sqlite3.Connection, body: bytes, sample: int | None
+) -> None:
+    (key,) = connection.execute("SELECT id FROM message WHERE parent IS NULL LIMIT 1").fetchone()
+    connection.execute("UPDATE message SET body = CAST(? AS TEXT) WHERE id = ?", (body, key))
+    (problem,) = examine(connection, sample=sample).problems
+    assert problem == ("message", key, "its text is not what was recorded")
+
+
+def test_a_full_check_says_how_much_it_looked_at(connection: sqlite3.Connection) -> None:
+    looked_at = examine(connection).looked_at
+    assert looked_at["message"] == Looked(7, 7)
+    assert looked_at["run"] == Looked(3, 3)
+    assert looked_at["update_pair"] == Looked(1, 1)
+
+
+def test_a_full_check_tells_how_far_it_is(connection: sqlite3.Connection) -> None:
+    told: list[tuple[str, int, int]] = []
+    examine(connection, progress=lambda *stage: told.append(stage))
+    assert list(dict.fromkeys(stage for stage, _, _ in told)) == ["pages", "messages", "references"]
+    assert [done == total for _, done, total in told].count(True) == 3
+
+
+def _many(connection: sqlite3.Connection, count: int) -> None:
+    store = Store(connection)
+    with transaction(connection):
+        for n in range(count):
+            store.add_run(run(f"many-{n}", f"answer {n}"))
+
+
+def test_a_sample_looks_at_so_many_rows(connection: sqlite3.Connection) -> None:
+    _many(connection, 97)
+    looked_at = examine(connection, sample=20, seed=1).looked_at
+    assert looked_at["run"] == Looked(20, 100)
+    assert looked_at["feedback"] == Looked(1, 1)
+    assert looked_at["serving_history"] == Looked(2, 2)
+    assert "update_pair" not in looked_at
+
+
+def test_a_sample_of_an_empty_home(home: Home) -> None:
+    with closing(connect(home)) as connection:
+        found = examine(connection, sample=20)
+    assert found.problems == []
+    assert set(found.looked_at.values()) == {Looked(0, 0)}
+
+
+def test_a_sample_is_repeatable_by_its_seed(connection: sqlite3.Connection) -> None:
+    _many(connection, 50)
+    connection.execute("UPDATE run SET tags = 'no JSON'")
+    first, again, other = (examine(connection, sample=5, seed=seed).problems for seed in (1, 1, 2))
+    assert len(first) == 5
+    assert first == again != other
+
+
+def test_every_row_is_as_likely_as_any_other_also_beside_gaps(
+    connection: sqlite3.Connection,
+) -> None:
+    """Rows after a gap would be drawn more often if the next row stood in for a removed one."""
+    _many(connection, 57)
+    connection.execute("DELETE FROM run WHERE run_id LIKE 'many-1%' OR run_id LIKE 'many-4%'")
+    connection.execute("UPDATE run SET tags = 'no JSON'")
+    (left,) = connection.execute("SELECT count(*) FROM run").fetchone()
+    drawn: dict[str, int] = {}
+    for seed in range(400):
+        for problem in examine(connection, sample=6, seed=seed).problems:
+            if problem.table == "run":
+                drawn[problem.key] = drawn.get(problem.key, 0) + 1
+    expected = 400 * 6 / left
+    assert len(drawn) == left
+    assert all(0.5 * expected < count < 1.6 * expected for count in drawn.values())
+
+
+def test_the_size_of_a_table_with_gaps_is_estimated(connection: sqlite3.Connection) -> None:
+    _many(connection, 997)
+    connection.execute("DELETE FROM run WHERE run_id LIKE 'many-%' AND rowid % 2")
+    rows, of = examine(connection, sample=200, seed=0).looked_at["run"]
+    assert rows == 200
+    assert 400 < of < 600
+
+
+def test_a_sample_seeks_and_does_not_scan(connection: sqlite3.Connection) -> None:
+    """What it costs must not grow with the home: no statement of its own walks a large table."""
+    _many(connection, 20)
+    statements: list[str] = []
+    connection.set_trace_callback(statements.append)
+    examine(connection, sample=10, seed=0)
+    connection.set_trace_callback(None)
+    queries = [one for one in statements if one.startswith("SELECT")]
+    plans = [row[3] for one in queries for row in connection.execute(f"EXPLAIN QUERY PLAN {one}")]
+    scans = {plan.split()[1] for plan in plans if plan.startswith("SCAN")}
+    assert len(queries) > len(INVARIANTS) - 5
+    assert scans <= {
+        "CONSTANT", "json_each", "pragma_database_list", "serving", "serving_history",
+        "newest", "before", "(subquery-2)", "(subquery-3)", "last",
+    }  # fmt: skip
+
+
+def _waiting(home: Home, *content: str) -> None:
+    Spill(home).append([run_row(replace(run(f"w-{text}"), namespace=text)) for text in content])
+
+
+def test_entries_that_wait_in_the_spill_are_counted(
+    home: Home, connection: sqlite3.Connection
+) -> None:
+    assert examine(connection).waiting == 0
+    _waiting(home, "one", "two")
+    for sample in (None, 1):
+        found = examine(connection, sample=sample)
+        assert (found.waiting, found.torn, found.problems) == (2, 0, [])
+
+
+@pytest.mark.parametrize("lost", [1, 2, 20, 300])
+def test_a_line_that_a_crash_cut_off_is_no_fault(
+    home: Home, connection: sqlite3.Connection, lost: int
+) -> None:
+    _waiting(home, "one", "two")
+    os.truncate(home.spill, home.spill.stat().st_size - lost)
+    found = examine(connection)
+    assert (found.waiting, found.torn, found.problems) == (1, 1, [])
+    _waiting(home, "three")
+    found = examine(connection)
+    assert found.waiting + found.torn == 3
+    assert found.problems == []
+
+
+def test_a_line_of_the_spill_that_was_edited_is_a_fault(
+    home: Home, connection: sqlite3.Connection
+) -> None:
+    _waiting(home, "one", "two")
+    home.spill.write_bytes(home.spill.read_bytes().replace(b'"two"', b'"new"'))
+    found = examine(connection)
+    assert found.problems == [("spill", "line 2", "it is not what was written")]
+    assert found.waiting == 1
+
+
+def test_a_reader_gives_the_problems_alone(connection: sqlite3.Connection) -> None:
+    connection.execute("UPDATE comparison SET winner = 'c'")
+    expected = [("comparison", "c1", "its winner is not a, b or tie")]
+    assert Reader(connection).verify() == Reader(connection).verify(sample=5) == expected

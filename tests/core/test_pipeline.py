@@ -1,0 +1,482 @@
+"""One update, end to end: real log, real model, real training, real registry.
+
+The preference taught here is one that a random model learns in seconds: say yes, never no.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import closing
+from dataclasses import replace
+
+import pytest
+
+import agentpref
+from agentpref.config import GateSettings, KLSettings, LossSettings, ReplaySettings, UpdateConfig
+from agentpref.errors import ConfigError, GenerationConflict, NotAHome, UpdateRunning, WrongBase
+from agentpref.home import Home
+from agentpref.learn.learner import Learner
+from agentpref.record.database import connect
+from agentpref.record.messages import prompt_of
+from agentpref.record.rows import run_row
+from agentpref.record.spill import Spill
+from agentpref.record.updates import Updates
+from agentpref.serve.registry import Registry
+from agentpref.serve.validate import check_published
+from agentpref.types import Feedback, Run
+
+YES, NO = "yes", "no, never"
+ANSWER = {"role": "assistant", "content": YES}
+
+CONFIG = UpdateConfig(
+    held_out=0.4,
+    precision="float32",  # so that every processor comes to the same
+    batch_size=8,
+    learning_rate=1e-2,
+    epochs=3,
+    kl=KLSettings(weight=0.0),
+    loss=LossSettings(beta=1.0, nll=1.0),
+    replay=ReplaySettings(minimum=16),
+    gate=GateSettings(min_pairs=5, kl_budget=1e3, distinct_floor=0.0, length_ratio=(1e-3, 1e3)),
+)
+
+
+@pytest.fixture(scope="module")
+def first_night(tmp_path_factory, random_base):
+    """A home with 40 pairs on 40 prompts, and nothing trained."""
+    home = tmp_path_factory.mktemp("first_night") / "home"
+    teach(home, range(40))
+    return home
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, first_night, random_base):
+    """The same home after its first update: the path, and the report."""
+    home = shutil.copytree(first_night, tmp_path_factory.mktemp("trained") / "home")
+    stages = []
+    report = learn(home, random_base, progress=lambda stage, *_: stages.append(stage))
+    return home, report, stages
+
+
+@pytest.fixture
+def fresh(first_night, tmp_path):
+    """A copy of the home in which nothing was trained yet."""
+    return shutil.copytree(first_night, tmp_path / "home")
+
+
+@pytest.fixture
+def home(trained, tmp_path):
+    """A copy of the home after its first update."""
+    return shutil.copytree(trained[0], tmp_path / "home")
+
+
+def teach(home, numbers, chosen=YES, rejected=NO, question="Is {} a number?"):
+    """Log two answers to each question, and that the first was liked better."""
+    with agentpref.Log(home) as log:
+        for number in numbers:
+            asked = [{"role": "user", "content": question.format(number)}]
+            log.compare(log.record(asked, chosen), log.record(asked, rejected), winner="a")
+
+
+def teach_about_friends(home):
+    """Log a preference that the first night says nothing of."""
+    teach(home, range(40), chosen="a friend", rejected="an enemy", question="Who is {}?")
+
+
+def learn(home, base, config=CONFIG, **options):
+    return agentpref.update(home, model=str(base), config=config, **{"checks": {}, **options})
+
+
+def no_training(stage, done, total):
+    pytest.fail(f"there was nothing to do, but it came to {stage!r}")
+
+
+def revisions(home):
+    """Ids of the published revisions; the folders on disk are exactly theirs."""
+    names = [revision.revision_id for revision in Registry(home).list()]
+    assert sorted(folder.name for folder in (home / "adapters").iterdir()) == sorted(names)
+    return names
+
+
+def ledger(home, read):
+    with closing(connect(Home.open(home), readonly=True)) as connection:
+        return read(connection)
+
+
+def holds(report, name):
+    return next(check["holds"] for check in report.checks if check["name"] == name)
+
+
+# The first night
+
+
+def test_a_candidate_that_learned_is_promoted(trained):
+    home, report, _ = trained
+    assert report.verdict == "promoted"
+    assert report.reasons == []
+    assert report.parent is None
+    assert report.revision == Registry(home).live().revision_id
+    assert revisions(home) == [report.revision]
+    assert report.accuracy["untagged"]["after"] > report.accuracy["untagged"]["before"]
+    check_published(Registry(home).live())
+
+
+def test_new_pairs_are_counted_by_side(trained):
+    counts = trained[1].counts
+    assert counts["new"] + counts["new_held_out"] == 40
+    assert counts["new_held_out"] >= 5
+    assert (counts["old"], counts["old_held_out"], counts["replayed"]) == (0, 0, 0)
+
+
+def test_progress_tells_every_stage_in_order(trained):
+    stages = list(dict.fromkeys(trained[2]))
+    assert stages == ["load model", "score base", "train", "score candidate", "score live"]
+
+
+def test_no_row_is_scored_twice_under_a_policy(home, random_base, monkeypatch):
+    """The candidate's scores come of the pass for KL, and are live's the next night."""
+    scored = {"base": [], "live": [], "candidate": []}
+    passed = []
+    compute, divergences = Learner._compute, Learner.divergences
+    beside_base = Learner._beside_base
+
+    def computed(learner, policy, rows):
+        scored[policy] += [row.example.id for row in rows]
+        return compute(learner, policy, rows)
+
+    def diverged(learner, rows):
+        scored["candidate"] += [row.example.id for row in rows]
+        return divergences(learner, rows)
+
+    monkeypatch.setattr(Learner, "_compute", computed)
+
+    def counted(learner, batch, route):
+        passed.append(batch.completions // 2)
+        return beside_base(learner, batch, route)
+
+    monkeypatch.setattr(Learner, "divergences", diverged)
+    monkeypatch.setattr(Learner, "_beside_base", counted)
+    monkeypatch.setattr("agentpref.prove.exam.KL_ROWS", 5)
+    teach_about_friends(home)
+    config = replace(CONFIG, replay=replace(CONFIG.replay, hard_share=0.0))
+    counts = learn(home, random_base, config).counts
+    assert {policy: len(rows) for policy, rows in scored.items()} == {
+        "base": counts["new"] + counts["new_held_out"],
+        "live": counts["new_held_out"],
+        "candidate": counts["new_held_out"] + counts["old_examined"],
+    }
+    assert all(len(set(rows)) == len(rows) for rows in scored.values())
+    assert sum(passed) == 5
+    assert counts["old_examined"] > 5, "some were marked apart from the pass for KL"
+
+
+def test_the_report_is_kept_as_it_was_returned(trained):
+    home, report, _ = trained
+    kept = ledger(home, lambda c: Updates(c).report("default"))
+    assert kept == report.to_mapping()
+    assert kept["training"]["steps"] == 3 * math.ceil(report.counts["new"] / 8)
+
+
+def test_the_revision_says_what_it_was_made_of(trained, random_base):
+    home, report, _ = trained
+    manifest = Registry(home).live().manifest
+    assert manifest["parent"] is None
+    assert manifest["base"]["name"] == str(random_base)
+    assert manifest["training"]["config"]["learning_rate"] == CONFIG.learning_rate
+    assert manifest["watermark"]["update_id"] == report.update_id
+
+
+def test_nothing_else_is_left_in_the_home(trained):
+    found = {path.name for path in trained[0].iterdir() if not path.name.startswith("agentpref.db")}
+    assert found == {"adapters", "reports", "update.lock", "user.keys"}
+
+
+def test_the_same_inputs_and_seed_give_the_same_bytes(trained, fresh, random_base):
+    home, report, _ = trained
+    again = learn(fresh, random_base)
+    assert again.revision == report.revision
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        files = [place / "adapters" / report.revision / name for place in (home, fresh)]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_too_few_held_out_pairs_publish_but_do_not_serve(fresh, random_base):
+    config = replace(CONFIG, gate=replace(CONFIG.gate, min_pairs=200))
+    report = learn(fresh, random_base, config)
+    assert report.verdict == "insufficient"
+    assert not holds(report, "enough evidence")
+    assert revisions(fresh) == [report.revision]
+    assert Registry(fresh).state().generation == 0
+    again = learn(fresh, random_base, config, progress=no_training)
+    assert again.verdict == "nothing_new"
+
+
+def test_a_check_of_the_users_own_vetoes(fresh, random_base):
+    answers = []
+
+    def polite(ask):
+        answers.append(ask([{"role": "user", "content": "Is 7 a number?"}]))
+        return False, "it did not say please"
+
+    report = learn(fresh, random_base, checks={"polite": polite, "calm": lambda ask: True})
+    assert report.verdict == "refused"
+    assert report.reasons == ["check polite: it did not say please"]
+    assert holds(report, "check calm")
+    assert answers == [YES], "the check speaks with the candidate"
+    assert (report.revision, revisions(fresh), Registry(fresh).live()) == (None, [], None)
+
+
+def test_an_installed_check_that_is_broken_is_said_before_any_work(
+    fresh, random_base, tmp_path, monkeypatch
+):
+    package = tmp_path / "polite-1.0.dist-info"
+    package.mkdir()
+    package.joinpath("METADATA").write_text("Name: polite\nVersion: 1.0\n")
+    package.joinpath("entry_points.txt").write_text("[agentpref.checks]\npolite = polite_gone:ok")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="'polite' cannot be loaded from 'polite_gone:ok'"):
+        learn(fresh, random_base, checks=None, progress=no_training)
+
+
+def test_every_row_of_the_log_is_accounted_for(fresh, random_base):
+    with agentpref.Log(fresh) as log:
+        asked = [{"role": "user", "content": "Is the sea a number?"}]
+        runs = [log.record(asked, text) for text in (YES, NO, "perhaps")]
+        log.compare(runs[0], runs[2], winner="tie")
+        log.feedback(runs[0], key="thumbs", score=1)
+        log.feedback(runs[1], key="latency", score=0.3, source="code")
+    teach(fresh, range(200, 204), chosen="word " * 600)
+    report = learn(fresh, random_base)
+    rows = ledger(
+        fresh,
+        lambda c: c.execute(
+            "SELECT (SELECT count(*) FROM comparison) + (SELECT count(*) FROM feedback)"
+        ).fetchone()[0],
+    )
+    kinds = ("new", "old", "new_held_out", "old_held_out")
+    pairs = sum(report.counts[kind] for kind in kinds)
+    thumbs = sum(report.counts[f"{kind}_thumbs"] for kind in kinds)
+    unencoded = {why: report.left_out.pop(why) for why in ("too_long", "no_mismatch")}
+    assert unencoded == {"too_long": 4, "no_mismatch": 1}
+    assert (rows, pairs, thumbs) == (47, 44, 1)
+    assert pairs + thumbs + sum(report.left_out.values()) == rows
+
+
+def test_pairs_that_no_model_can_be_given_are_said_and_tried_once(tmp_path, random_base):
+    teach(tmp_path / "home", range(6), chosen="word " * 600)
+    report = learn(tmp_path / "home", random_base)
+    assert report.verdict == "nothing_new"
+    assert report.left_out == {"too_long": report.counts["new"]}
+    assert revisions(tmp_path / "home") == []
+    again = learn(tmp_path / "home", random_base, progress=no_training)
+    assert again.verdict == "nothing_new"
+
+
+def test_an_empty_home_has_nothing_to_learn(tmp_path, random_base):
+    Home.create(tmp_path / "home")
+    report = learn(tmp_path / "home", random_base, progress=no_training)
+    assert (report.verdict, sum(report.counts.values())) == ("nothing_new", 0)
+    with pytest.raises(NotAHome):
+        learn(tmp_path / "nowhere", random_base)
+
+
+def test_what_waits_in_the_spill_is_learned_from_too(tmp_path, random_base):
+    home = Home.create(tmp_path / "home")
+    run = Run("r", "default", 1.0, prompt_of([{"role": "user", "content": "?"}]), ANSWER)
+    Spill(home).append([run_row(run), Feedback("f", "r", 2.0, "thumbs", 1.0)])
+    config = replace(CONFIG, held_out=0.999)
+    report = learn(home.path, random_base, config, progress=no_training)
+    assert report.counts["new_held_out_thumbs"] == 1
+    assert not home.spill.exists()
+
+
+# The nights after
+
+
+def test_a_second_night_without_news_trains_nothing(trained, home, random_base):
+    report = learn(home, random_base, progress=no_training)
+    assert report.verdict == "nothing_new"
+    assert report.parent == trained[1].revision
+    assert report.counts["old"] == trained[1].counts["new"]
+    assert revisions(home) == [trained[1].revision]
+
+
+def test_new_pairs_start_from_live_and_old_ones_are_replayed(trained, home, random_base):
+    teach_about_friends(home)
+    report = learn(home, random_base)
+    first = trained[1]
+    assert report.verdict == "promoted", report.reasons
+    assert report.parent == first.revision
+    assert Registry(home).live().manifest["parent"] == first.revision
+    assert report.counts["old"] == first.counts["new"]
+    assert 16 <= report.counts["replayed"] <= report.counts["old"]
+    rows = report.counts["new"] + report.counts["replayed"]
+    assert report.training["steps"] == 3 * math.ceil(rows / 8)
+    assert any(check["name"].startswith("retention of") for check in report.checks)
+    roles = ledger(
+        home,
+        lambda c: dict(
+            c.execute(
+                "SELECT role, count(*) FROM update_pair WHERE update_id = ? GROUP BY role",
+                (report.update_id,),
+            ).fetchall()
+        ),
+    )
+    assert roles == {
+        "new": report.counts["new"],
+        "held_out": report.counts["new_held_out"],
+        "replay": report.counts["replayed"],
+    }
+
+
+def test_a_candidate_starts_as_live(trained, home, random_base):
+    from safetensors.torch import load_file
+
+    teach_about_friends(home)
+    still = replace(CONFIG, learning_rate=1e-12, gate=replace(CONFIG.gate, min_pairs=1000))
+    report = learn(home, random_base, still)
+    assert report.verdict == "insufficient"
+    candidate, live = (
+        load_file(home / "adapters" / name / "adapter_model.safetensors")
+        for name in (report.revision, trained[1].revision)
+    )
+    assert candidate.keys() == live.keys()
+    assert all((candidate[name] - live[name]).abs().max() < 1e-9 for name in live)
+
+
+def test_flipped_labels_are_refused_once_and_not_tried_again(trained, home, random_base):
+    before = Registry(home).state()
+    teach(home, range(100, 140), chosen=NO, rejected=YES)
+    report = learn(home, random_base, replace(CONFIG, replay=ReplaySettings(minimum=0)))
+    assert report.verdict == "refused"
+    assert any(reason.startswith("retention of") for reason in report.reasons)
+    assert report.revision is None
+    assert Registry(home).state() == before
+    assert revisions(home) == [trained[1].revision]
+    assert learn(home, random_base, progress=no_training).verdict == "nothing_new"
+    teach(home, [140])
+    with pytest.raises(Reached):
+        learn(home, random_base, progress=stop_at("train"))
+
+
+def test_old_pairs_that_cannot_be_encoded_do_not_stop_a_night(fresh, random_base):
+    """What was too long on one night is old on the next, and still too long."""
+    teach(fresh, range(300, 320), chosen="word " * 600)
+    assert learn(fresh, random_base).left_out == {"too_long": 20}
+    teach_about_friends(fresh)
+    gate = replace(CONFIG.gate, retention_margin=1.5)  # what is retained is another test's matter
+    config = replace(CONFIG, replay=ReplaySettings(minimum=40), gate=gate)
+    report = learn(fresh, random_base, config)
+    assert report.verdict == "promoted", report.reasons
+    assert report.left_out == {"too_long": 20}
+
+
+def test_another_base_is_refused_before_any_training(home, random_base, tmp_path):
+    other = shutil.copytree(random_base, tmp_path / "other")
+    template = other / "chat_template.jinja"
+    template.write_text(template.read_text() + "{# changed #}")
+    teach(home, range(100, 104))
+    with pytest.raises(WrongBase, match="use a new namespace"):
+        learn(home, other, progress=stop_at("score base", "train"))
+
+
+def test_namespaces_learn_apart(home, random_base):
+    report = learn(home, random_base, namespace="other", progress=no_training)
+    assert (report.verdict, report.parent) == ("nothing_new", None)
+
+
+def test_live_changed_in_the_meantime_is_left_as_it_is(trained, home, random_base):
+    teach_about_friends(home)
+
+    def rolls_back(ask):
+        Registry(home).rollback()
+        return True
+
+    with pytest.raises(GenerationConflict):
+        learn(home, random_base, checks={"meanwhile": rolls_back})
+    assert Registry(home).live() is None
+    with pytest.raises(Reached):
+        learn(home, random_base, progress=stop_at("train"))
+
+
+# Updates that are not alone, or do not end
+
+
+class Reached(Exception):
+    """Ends an update from outside, as Ctrl-C would."""
+
+
+def stop_at(*stages):
+    def stop(stage, done, total):
+        if stage in stages:
+            raise Reached(stage)
+
+    return stop
+
+
+def test_an_update_that_ends_early_leaves_nothing_behind(fresh, random_base):
+    (fresh / ".candidate-dead").mkdir()
+    with pytest.raises(Reached):
+        learn(fresh, random_base, progress=stop_at("score candidate"))
+    assert revisions(fresh) == []
+    assert not (fresh / ".candidate-dead").exists(), "nor what a killed update had left"
+    assert ledger(fresh, lambda c: c.execute("SELECT count(*) FROM updates").fetchone()) == (0,)
+    with pytest.raises(Reached):
+        learn(fresh, random_base, progress=stop_at("train"))
+
+
+def test_a_second_update_says_so_and_leaves(fresh, random_base):
+    caught = []
+
+    def second():
+        try:
+            learn(fresh, random_base, progress=no_training)
+        except UpdateRunning as error:
+            caught.append(error)
+
+    def meanwhile(stage, done, total):
+        if stage == "train" and done == 1:
+            thread = threading.Thread(target=second)
+            thread.start()
+            thread.join()
+
+    assert learn(fresh, random_base, progress=meanwhile).verdict == "promoted"
+    (error,) = caught
+    assert str(fresh) in str(error)
+
+
+ENDLESS = """
+import sys
+from dataclasses import replace
+import agentpref
+home, base = sys.argv[1:]
+def tell(stage, done, total):
+    if stage == "train":
+        print(done, flush=True)
+agentpref.update(home, model=base, config=agentpref.UpdateConfig(epochs=100_000), checks={},
+                 progress=tell)
+"""
+
+
+def test_killed_in_mid_training_it_leaves_a_home_that_learns(trained, fresh, random_base):
+    process = subprocess.Popen(
+        [sys.executable, "-c", ENDLESS, str(fresh), str(random_base)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    with process:
+        assert process.stdout.readline() == b"1\n"
+        with pytest.raises(UpdateRunning):
+            learn(fresh, random_base)
+        process.send_signal(signal.SIGKILL)
+    with agentpref.Log(fresh) as log:
+        assert log.verify() == []
+    assert revisions(fresh) == []
+    report = learn(fresh, random_base)
+    assert report.verdict == "promoted"
+    assert report.revision == trained[1].revision, "as if nothing had happened"
