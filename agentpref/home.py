@@ -1,13 +1,14 @@
-"""The home folder: where a log, its adapters and its reports live.
+"""The home folder: where a log, its adapters and its reports live; and writing files safely.
 
-A folder is a home when it holds ``agentpref.db``. That file is made first, so that a second process
-that looks while the first is still creating the home already sees one. Knows nothing of what is in
-the database.
+A folder is a home if it holds ``agentpref.db``. That file is made first, so that another process
+that looks meanwhile already sees a home.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -47,38 +48,38 @@ class Home:
 
     @property
     def training(self) -> Path:
-        """The folder of interrupted training; there is none while nothing was interrupted."""
+        """The folder of interrupted training; there is none unless something was interrupted."""
         return self.path / "training"
 
     @property
     def holds(self) -> Path:
-        """The folder of what says which revisions are loaded where; none before one is."""
+        """The folder of pins, which say what process has loaded which revisions."""
         return self.path / "holds"
 
     @property
     def spill(self) -> Path:
-        """The file of what the database could not take, until it can."""
+        """The file of records that wait until the database can take them."""
         return self.path / "spill.jsonl"
 
     @property
     def refused(self) -> Path:
-        """The file of what waited in the spill and was then refused, for somebody to look at."""
+        """The file of records of the spill that the database refused, for the operator."""
         return self.path / "refused.jsonl"
 
     @property
     def user_keys(self) -> Path:
-        """The keys of the hashes that stand for user ids; readable by their owner alone."""
+        """The keys of the hashes that stand for user ids; only their owner can read them."""
         return self.path / "user.keys"
 
     @staticmethod
     def resolve(path: StrPath | None = None) -> Path:
-        """Say which folder is meant: ``path``, else ``$AGENTPREF_HOME``, else ``./.agentpref``."""
+        """Return the folder: ``path``, else ``$AGENTPREF_HOME``, else ``./.agentpref``."""
         chosen = path if path is not None else os.environ.get(VARIABLE) or DEFAULT
         return Path(os.path.abspath(os.path.expanduser(chosen)))
 
     @classmethod
     def create(cls, path: StrPath | None = None) -> Home:
-        """Make a home of a missing or empty folder; an existing home stays as it is.
+        """Make a home of a missing or empty folder, or open the home that is there.
 
         Raises:
             NotAHome: the path is a file, a folder of something else, or cannot be written.
@@ -102,7 +103,7 @@ class Home:
 
     @classmethod
     def open(cls, path: StrPath | None = None) -> Home:
-        """Take an existing home.
+        """Open an existing home.
 
         Raises:
             NotAHome: there is no home at the path.
@@ -110,21 +111,21 @@ class Home:
         home = cls(cls.resolve(path))
         if not home.database.is_file():
             raise NotAHome(
-                f"{home.path} is no agentpref home (it has no {DATABASE}); name another folder "
+                f"{home.path} is not an agentpref home (it has no {DATABASE}); name another folder "
                 "with --home or AGENTPREF_HOME, or make one with `agentpref init`"
             )
         return home
 
     @classmethod
     def of(cls, connection: sqlite3.Connection) -> Home:
-        """Take the home whose database a connection has open."""
+        """Return the home whose database a connection has open."""
         query = "SELECT file FROM pragma_database_list WHERE name = 'main'"
         (file,) = connection.execute(query).fetchone()
         return cls(Path(file).parent)
 
 
 def sync(path: Path) -> None:
-    """Make durable what a file holds, or which files are in a folder."""
+    """Make the content of a file, or the list of a folder's files, durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -132,10 +133,30 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a file whole or not at all: yield a draft beside it, which then takes its place.
+
+    After the block the draft is synced and renamed to ``path``; if the block raises, it is removed
+    and ``path`` stays as it was.
+
+    >>> with replacing(home.reports / "last.json") as draft:
+    ...     draft.write_bytes(report)
+    """
+    draft = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
+    try:
+        yield draft
+        sync(draft)
+        os.replace(draft, path)
+        sync(path.parent)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
 def _require_empty(folder: Path) -> None:
     found = {item.name for item in folder.iterdir()}
     if found and DATABASE not in found:  # else another process was making it a home just now
         raise NotAHome(
-            f"{folder} holds {min(found)!r} and no {DATABASE}, so it is no agentpref home; "
+            f"{folder} holds {min(found)!r} and no {DATABASE}, so it is not an agentpref home; "
             "choose an empty or a new folder"
         )

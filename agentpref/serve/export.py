@@ -12,7 +12,7 @@ from pathlib import Path
 
 from agentpref.errors import ConfigError, InvalidAdapter
 from agentpref.home import Home, StrPath
-from agentpref.record.ids import new_id
+from agentpref.record.messages import new_id
 from agentpref.serve import folders
 from agentpref.serve import manifest as manifests
 from agentpref.serve.backend import Revision

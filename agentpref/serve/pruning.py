@@ -21,7 +21,7 @@ from typing import TypeAlias
 from agentpref.errors import ConfigError, RevisionError
 from agentpref.home import Home
 from agentpref.record.database import transaction
-from agentpref.record.lineage import last_clean
+from agentpref.record.updates import last_clean
 from agentpref.serve import folders, holds, pointer, standing
 from agentpref.types import BASE
 

@@ -11,7 +11,7 @@ import sqlite3
 import time
 
 from agentpref.errors import RevisionError
-from agentpref.record.lineage import last_clean
+from agentpref.record.updates import last_clean
 
 _FIT = "tainted_at IS NULL AND quarantined_at IS NULL AND pruned_at IS NULL"
 

@@ -31,8 +31,7 @@ from agentpref.record.deletion.removal import (
     removal,
 )
 from agentpref.record.ingest.pseudonyms import Pseudonyms
-from agentpref.record.lineage import Rebuild, rebuilds, taint
-from agentpref.record.updates import Updates
+from agentpref.record.updates import Rebuild, Updates, rebuilds, taint
 
 
 @dataclass(frozen=True, slots=True)

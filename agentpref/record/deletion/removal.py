@@ -17,9 +17,8 @@ from typing import Any, TypeAlias
 
 from agentpref.errors import NotKept
 from agentpref.home import Home
-from agentpref.record.database import connect, diagnose, translated
-from agentpref.record.keeper import drain
-from agentpref.record.locks import exclusive
+from agentpref.record.database import connect, diagnose, exclusive, translated
+from agentpref.record.spill import drain
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Told the stage that runs, how much of it is done, and how much there is."""

@@ -27,8 +27,7 @@ from agentpref.record.deletion.removal import (
     delete,
     removal,
 )
-from agentpref.record.lineage import rebuilds, taint
-from agentpref.record.updates import Updates
+from agentpref.record.updates import Updates, rebuilds, taint
 
 
 def adopt(home: Home, tombstones: Mapping[str, float], tell: Progress) -> Forgotten:

@@ -20,8 +20,8 @@ from typing import TypeAlias
 from agentpref.errors import AgentprefError, ConfigError, NotKept
 from agentpref.home import Home, StrPath, sync
 from agentpref.record.database import connect, translated
-from agentpref.record.ids import new_id
-from agentpref.record.keeper import drain
+from agentpref.record.messages import new_id
+from agentpref.record.spill import drain
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Told the stage that runs, how much of it is done, and how much there is."""

@@ -38,11 +38,11 @@ def pairs(
 ) -> None:
     """Count the pairs, and show the newest."""
     from agentpref.prefer.pairs import read_pairs
-    from agentpref.record.reader import Reader
+    from agentpref.record.store import Store
 
     start = None if since is None else _moment(since)
     with reading(home) as connection:
-        found = read_pairs(Reader(connection), namespace, held_out=held_out, since=start)
+        found = read_pairs(Store(connection), namespace, held_out=held_out, since=start)
     newest = found.pairs[::-1][:limit]
     value = {
         "strata": _strata(found),
