@@ -23,7 +23,6 @@ from agentpref.record.migrations import STEPS, Step
 TABLES = {
     "message", "run", "feedback", "comparison", "updates", "update_pair", "logp", "revision",
     "serving", "serving_history", "migration", "forgotten", "pair_source",
-    "tally", "counted", "thread", "asker", "judged", "scale",
 }  # fmt: skip
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from agentpref.home import Home
-from agentpref.record import stats as tallies
 from agentpref.record.database import connect, transaction
 from agentpref.record.integrity import INVARIANTS, KEYS, SAMPLED, WHOLE, Looked, examine
 from agentpref.record.messages import prompt_of, run_row
@@ -42,7 +41,6 @@ def connection(home: Home) -> Iterator[sqlite3.Connection]:
         with transaction(connection):
             _log(Store(connection))
             _learn(connection)
-        tallies.catch_up(connection)
         yield connection
 
 
@@ -136,7 +134,6 @@ EDITS = {
     ("serving_history", "its canary is no revision of its namespace"): (
         "UPDATE serving_history SET canary = 'x' WHERE id = 1"
     ),
-    ("tally", "its counts are not those of the rows"): "UPDATE tally SET feedback = 7",
 }
 
 
@@ -157,12 +154,6 @@ def test_what_does_not_hold_is_found(
 
 def test_every_invariant_is_tried() -> None:
     assert set(EDITS) == {(invariant.table, invariant.what) for invariant in INVARIANTS}
-
-
-@pytest.mark.parametrize("count", ["runs", "threads", "users", "corrections", "comparisons"])
-def test_each_count_of_a_tally_is_counted_again(connection: sqlite3.Connection, count: str) -> None:
-    connection.execute(f"UPDATE tally SET {count} = {count} + 1 WHERE namespace = 'default'")
-    assert [problem.table for problem in examine(connection).problems] == ["tally"]
 
 
 def test_what_was_said_after_somebody_was_forgotten_stands(connection: sqlite3.Connection) -> None:

@@ -212,7 +212,7 @@ def test_processes_take_turns(home: Home, spill: Spill, monkeypatch: pytest.Monk
     monkeypatch.setattr(module, "LOCK_SECONDS", 0.05)
     with (
         FileLock(home.path / "spill.lock"),
-        pytest.raises(NotKept, match="in the hands of another process"),
+        pytest.raises(NotKept, match="is locked by another process"),
     ):
         spill.append([said()])
     spill.append([said()])
