@@ -143,7 +143,7 @@ def test_other_scores_are_refused(log: Log, score: Any, judged_in: JudgedIn) -> 
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ({}, "says nothing"),
+        ({}, "has no content"),
         ({"score": 1, "key": ""}, "key is ''"),
         ({"score": 1, "source": "oracle"}, "source is 'oracle'"),
         ({"value": object()}, "value is not JSON"),

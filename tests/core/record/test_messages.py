@@ -17,7 +17,6 @@ from agentpref.record.messages import (
     Node,
     canonical,
     chain,
-    check_messages,
     node_id,
     prompt_of,
 )
@@ -89,14 +88,14 @@ def test_the_order_of_keys_and_the_kind_of_mapping_do_not_matter() -> None:
 
 @pytest.mark.parametrize("role", ["system", "developer", "user", "assistant", "tool", "function"])
 def test_roles_that_are_kept(role: str) -> None:
-    check_messages([{"role": role, "content": "x"}])
-    check_messages([{"role": role, "content": [{"type": "text", "text": "x"}]}])
+    prompt_of([{"role": role, "content": "x"}])
+    prompt_of([{"role": role, "content": [{"type": "text", "text": "x"}]}])
 
 
 def test_an_assistant_may_say_nothing() -> None:
-    check_messages([{"role": "assistant", "tool_calls": [{"id": "1"}]}])
+    prompt_of([{"role": "assistant", "tool_calls": [{"id": "1"}]}])
     with pytest.raises(InvalidMessage, match="message 0 has content of type NoneType"):
-        check_messages([{"role": "user"}])
+        prompt_of([{"role": "user"}])
 
 
 def test_numbers_that_json_cannot_hold_are_refused() -> None:

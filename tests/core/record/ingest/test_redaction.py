@@ -208,9 +208,9 @@ def test_redacting_twice_changes_nothing(text: str) -> None:
 
 
 HOSTILE = [
-    "a", "a.", "a@", "a@a.", "1", "0 ", "+1-", "+1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 ", "+999 1 ", "+49 30 1234567 ", "4111 ", "(555)", "0" * 13 + " ", "eyJ", "sk-",
-    "eyJaaaaaaaa.", "SG.aaaaaaaaaaaaaaaaa.", "Bearer ", "password", "password:   ", 'password="',
-    "token", "://a:",
+    "a", "a.", "a@", "a@a.", "1", "0 ", "+1-", "+1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 ", "+999 1 ",
+    "+49 30 1234567 ", "4111 ", "(555)", "0" * 13 + " ", "eyJ", "sk-", "eyJaaaaaaaa.",
+    "SG.aaaaaaaaaaaaaaaaa.", "Bearer ", "password", "password:   ", 'password="', "token", "://a:",
     "-----BEGIN PRIVATE KEY-----", "-----BEGIN PRIVATE KEY-----\nAAAAAAAAAAAAAAAAAAAA\n",
 ]  # fmt: skip
 

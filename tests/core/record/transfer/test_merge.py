@@ -416,7 +416,7 @@ HOSTILE = [
     ("UPDATE message SET body = replace(body, 'Yes', 'Now')", "run", "its text is not what was"),
     ("UPDATE message SET body = x'ff' WHERE body LIKE '%Yes%'", "run", "its text is not what was"),
     ("UPDATE message SET parent = NULL WHERE body LIKE '%Yes%'", "run", "not what was recorded"),
-    ("UPDATE message SET parent = x'ff' WHERE body LIKE '%Yes%'", "run", "its columns are not text"),
+    ("UPDATE message SET parent = x'ff' WHERE body LIKE '%Yes%'", "run", "columns are not text"),
     ("DELETE FROM message WHERE body LIKE '%Yes%'", "run", "it is missing"),
     ("DELETE FROM message WHERE body LIKE '%raining%'", "run", "it is missing"),
     ("UPDATE run SET output = prompt", "run", "no answer to its prompt"),
