@@ -226,15 +226,9 @@ class Log:
             InvalidFeedback: another argument is wrong; it is named.
             UnknownRun, NotKept, LogClosed: as in ``feedback``.
         """
+        now, fixed = time.time(), as_output(output)
         given = Feedback(
-            new_id(),
-            run_id,
-            time.time(),
-            "correction",
-            comment=comment,
-            source=source,
-            user_id=user_id,
-            correction=as_output(output),
+            new_id(), run_id, now, "correction", None, None, comment, source, user_id, fixed
         )
         return self._commit(given).feedback_id
 

@@ -37,20 +37,18 @@ class Step(NamedTuple):
 STEPS: list[Step] = []
 
 
-def step(change: Change) -> Change:
+def step(change: Change, *, breaking: bool = False) -> Change:
     """Add a change, under the next number, that older programs can live with.
 
     Such a change only adds: tables, indices, views, columns that may be null or have a default.
     What older programs read stays, and means what it meant.
     """
-    STEPS.append(Step(len(STEPS) + 1, change.__name__, change))
+    STEPS.append(Step(len(STEPS) + 1, change.__name__, change, breaking))
     return change
 
 
-def breaking_step(change: Change) -> Change:
-    """Add a change, under the next number, that older programs cannot live with."""
-    STEPS.append(Step(len(STEPS) + 1, change.__name__, change, breaking=True))
-    return change
+breaking_step = functools.partial(step, breaking=True)
+"""Add a change, under the next number, that older programs cannot live with."""
 
 
 @step

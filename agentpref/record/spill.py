@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import orjson
 
@@ -313,27 +313,19 @@ def _append(path: Path, lines: bytes) -> None:
     with open(path, "a+b", buffering=0) as file:
         end = file.seek(0, os.SEEK_END)
         try:
-            _write_all(file, lines if _ends_a_line(file, end) else b"\n" + lines)
+            if end:
+                file.seek(end - 1)
+                if file.read(1) != b"\n":  # a crash left half a line
+                    lines = b"\n" + lines
+            rest = memoryview(lines)
+            while rest:
+                rest = rest[file.write(rest) :]
             os.fsync(file.fileno())
         except OSError:
             file.truncate(end)
             raise
     if is_new:
         sync(path.parent)
-
-
-def _ends_a_line(file: IO[bytes], end: int) -> bool:
-    """A crash may have left half a line, which must not swallow the next one."""
-    if end == 0:
-        return True
-    file.seek(end - 1)
-    return file.read(1) == b"\n"
-
-
-def _write_all(file: IO[bytes], data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[file.write(view) :]
 
 
 def _hash(body: bytes) -> bytes:

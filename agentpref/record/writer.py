@@ -137,7 +137,8 @@ class Writer:
             ticket = _Ticket(entry)
             try:
                 self._submit(ticket)
-                self._write_until(ticket)
+                while not ticket.settled:
+                    self._write(self._take())
             finally:
                 self._writing.release()
             if self._queue:
@@ -251,10 +252,6 @@ class Writer:
                 self._durable.recover()
         if self._queue or self._durable.waits():
             self._wake.set()
-
-    def _write_until(self, ticket: _Ticket) -> None:
-        while not ticket.settled:
-            self._write(self._take())
 
     def _take(self) -> list[_Queued]:
         with self._lock:
