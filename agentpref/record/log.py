@@ -22,7 +22,7 @@ from agentpref.record.ingest.checks import Judgement, as_output, checked
 from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.ingest.redaction import Redact
 from agentpref.record.integrity import Problem, examine
-from agentpref.record.messages import new_id
+from agentpref.record.messages import check_output, new_id
 from agentpref.record.writer import Writer
 from agentpref.types import Comparison, Feedback, Message, Source, Tool, Winner
 
@@ -227,6 +227,7 @@ class Log:
             UnknownRun, NotKept, LogClosed: as in ``feedback``.
         """
         now, fixed = time.time(), as_output(output)
+        check_output(fixed)
         given = Feedback(
             new_id(), run_id, now, "correction", None, None, comment, source, user_id, fixed
         )

@@ -19,7 +19,6 @@ from agentpref.record.messages import (
     FEEDBACK_COLUMNS,
     MAX_MESSAGE_BYTES,
     TOOLS,
-    check_output,
     check_shapes,
     check_tool_shapes,
     plain,
@@ -37,12 +36,11 @@ def checked(given: Judgement) -> Judgement:
 
     Raises:
         InvalidFeedback: a field is wrong; it is named, with the cure.
-        InvalidMessage: the corrected output cannot be stored.
     """
     columns = FEEDBACK_COLUMNS if isinstance(given, Feedback) else COMPARISON_COLUMNS
     record = {name: getattr(given, name) for name in columns}
-    for name in ("run_id", "run_a", "run_b", "key"):
-        text = record.get(name, "-")
+    for name in record.keys() & {"run_id", "run_a", "run_b", "key"}:
+        text = record[name]
         if not isinstance(text, str) or not text or not text.isprintable():
             raise InvalidFeedback(f"{name} is {text!r}; pass a non-empty string of printable text")
     for name, allowed in (("source", SOURCES), ("winner", WINNERS)):
@@ -50,9 +48,7 @@ def checked(given: Judgement) -> Judgement:
             choices = ", ".join(map(repr, allowed))
             raise InvalidFeedback(f"{name} is {record[name]!r}; use one of {choices}")
     if isinstance(given, Feedback):
-        if given.correction is not None:
-            check_output(given.correction)
-        elif given.score is None and given.value is None:
+        if given.score is None and given.value is None and given.correction is None:
             raise InvalidFeedback(
                 f"feedback {given.key!r} has no content; pass score=, value= or both"
             )

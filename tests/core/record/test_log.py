@@ -172,6 +172,13 @@ def test_invalid_feedback_is_refused_with_the_argument_s_name(
         log.feedback(run_id, **({"key": "k"} | arguments))
 
 
+@pytest.mark.parametrize("output", [None, 4, {"role": "user", "content": "x"}, "\ud800"])
+def test_a_correction_that_is_no_answer_is_refused(log: Log, output: Any) -> None:
+    run_id = log.record(ASKED, "4")
+    with pytest.raises(InvalidMessage, match="the output"):
+        log.correct(run_id, output)
+
+
 def test_feedback_on_an_unknown_run_is_refused(log: Log, runs_of: RunsOf) -> None:
     run_id = log.record(ASKED, "4")
     for call in (
