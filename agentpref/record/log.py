@@ -10,7 +10,6 @@ import reprlib
 import time
 import weakref
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from agentpref.errors import AgentprefError, ConfigError, InvalidFeedback, InvalidMessage
@@ -328,12 +327,7 @@ class Log:
         """Return the log itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         """Close the log."""
         self.close()
 
