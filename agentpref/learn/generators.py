@@ -1,7 +1,4 @@
-"""The random numbers of a training run: its own, so that the host's are left alone.
-
-A generator's state is a tensor, kept under a name. Knows nothing of what is drawn, or why.
-"""
+"""The random generators of a training run, kept apart from the host's."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ _PREFIX = "generator."
 
 @contextmanager
 def own(model: PeftModel, seed: int) -> Iterator[None]:
-    """Let torch draw from generators of the run's own, and give the host its own back."""
+    """Let torch draw from generators of the run's own within the block."""
     import torch
 
     with torch.random.fork_rng(devices=_gpus(model)):
@@ -42,7 +39,7 @@ def restore(model: PeftModel, saved: Mapping[str, Tensor]) -> None:
     """Put the generators back into states that :func:`states` gave.
 
     Raises:
-        UnusableState: a state is none.
+        UnusableState: a tensor is not a generator's state.
     """
     import torch
 

@@ -1,10 +1,9 @@
-"""The state of a training run on disk, so that one that was killed goes on where it was.
+"""The state of a training run on disk, so a killed run continues where it stopped.
 
-One safetensors file: the tensors, and in its header everything else as JSON, with a digest over
-both. It is written beside its place, synced and renamed, so that there is always the old state or
-the new one, whole. It holds weights, moments and numbers; of texts nothing but the fingerprint of
-the run. What is read back is believed only when all of it is well-formed and the fingerprint is
-that of the run at hand. Knows nothing of models, optimizers and pairs.
+One safetensors file holds the tensors, and in its header everything else as JSON, with a digest of
+both. It is written beside its place, synced and renamed, so the file is always a whole old state or
+a whole new one. It holds weights, moments and numbers, and no text. A state is used only when all
+of it is well-formed and its fingerprint is that of the run at hand.
 """
 
 from __future__ import annotations
@@ -16,37 +15,36 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from agentpref.config import UpdateConfig
 from agentpref.errors import UnusableState
 from agentpref.home import sync
-from agentpref.learn.encode import EncodedPair, sequence_key
-from agentpref.learn.objective import StepResult, TrainingRow
+from agentpref.learn.objective import StepResult
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 EVERY_SECONDS = 30.0
-"""How much training is between two saves, at least."""
+"""Seconds of training between two saves, at least."""
+
+FORMAT = 2
+"""2: examples with any number of completions; states of format 1 had pairs and thumbs."""
 
 _COST_SHARE = 0.01
-_FORMAT = 1
 _MOST_HEADER_BYTES = 1 << 26
 _SUFFIX = ".safetensors"
 _NUMBERS = (int, float)
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
+class TrainingState:
     """A run between two steps: ``step`` of ``planned`` are done, one entry of history each.
 
-    ``tensors`` are weights, moments and generators by name; ``objective`` is the loss's own state;
-    ``seconds`` is the time that the steps took.
+    ``tensors`` are weights, moments and random generators by name; ``objective`` is the state of
+    the losses; ``seconds`` is the time that the steps took.
     """
 
     fingerprint: str
@@ -60,22 +58,22 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a state says of itself, ``about`` being the caller's own words."""
+    """What a state file says of itself; ``about`` holds the caller's own values."""
 
-    snapshot: Snapshot
+    state: TrainingState
     about: Mapping[str, Any]
 
 
 class Checkpoint:
-    """Where one run keeps its state, and how often: as seldom as costs below 1 % of its time.
+    """Where one run saves its state, and how often: seldom enough to cost below 1 % of its time.
 
     Args:
-        path: the file; its folder is made when there is something to keep.
-        about: plain values that are kept with the state, for whoever finds it.
+        path: the file; its folder is made with the first save.
+        about: plain values that are stored with the state.
         every: seconds of training between two saves, at least.
-        clock: seconds that pass.
+        clock: a monotonic clock, in seconds.
 
-    ``troubles`` says in words what was wrong with a state that was not used, or could not be kept.
+    ``troubles`` lists why a state was not used, or could not be saved.
     """
 
     def __init__(
@@ -95,55 +93,55 @@ class Checkpoint:
         """Whether it is time to save again."""
         return self._clock() - self._saved_at >= self._pause
 
-    def load(self, fingerprint: str) -> Snapshot | None:
-        """The state of the run with this fingerprint; any other is removed and said.
+    def load(self, fingerprint: str) -> TrainingState | None:
+        """The state of the run with this fingerprint; any other is removed and reported.
 
-        From here on it is counted when to save again.
+        The time to the next save counts from here.
         """
         self._saved_at = self._clock()
         if not self.path.exists():
             return None
         try:
-            found = read(self.path).snapshot
+            found = read(self.path).state
             if found.fingerprint != fingerprint:
                 raise UnusableState("its rows, model or settings are not those of this run")
             return found
         except UnusableState as error:
-            self.refuse(str(error))
+            self.discard(str(error))
             return None
 
-    def refuse(self, why: str) -> None:
-        """Remove the state, and say why it was not used."""
-        self.troubles.append(f"the state of an interrupted training was thrown away: {why}")
+    def discard(self, why: str) -> None:
+        """Remove the state, and report why it was not used."""
+        self.troubles.append(f"the state of an interrupted training was discarded: {why}")
         remove(self.path)
 
-    def save(self, snapshot: Snapshot) -> None:
-        """Put a state in the place of the last one. A disk that cannot take it ends no training."""
+    def save(self, state: TrainingState) -> None:
+        """Replace the saved state. Training goes on where the disk cannot take it."""
         from safetensors import SafetensorError
 
         started = self._clock()
         try:
-            _write(self.path, snapshot, self.about)
+            _write(self.path, state, self.about)
         except (OSError, SafetensorError) as error:
-            trouble = f"the training could not be saved in {self.path.parent}: {error}"
+            trouble = f"the training state could not be saved in {self.path.parent}: {error}"
             self.troubles += [trouble] if trouble not in self.troubles else []
         self._saved_at = self._clock()
         self._pause = max(self._every, (self._saved_at - started) / _COST_SHARE)
 
 
 def path_of(folder: Path, namespace: str) -> Path:
-    """The file of a namespace's state. Namespaces are any text, so a digest names it."""
+    """The file of a namespace's state. Namespaces are any text, so a digest names the file."""
     return folder / (hashlib.blake2b(namespace.encode(), digest_size=16).hexdigest() + _SUFFIX)
 
 
 def waiting(folder: Path) -> list[Header]:
-    """The states that are kept in a folder; those that cannot be read are passed over."""
+    """The states in a folder; those that cannot be read are skipped."""
     found = (_peek_or_none(path) for path in sorted(folder.glob(f"*{_SUFFIX}")))
     return [header for header in found if header is not None]
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a kill in the middle of a save left. Call it with the home held."""
+    """Remove what a kill in the middle of a save left. Call it with the home locked."""
     for part in folder.glob("*.part"):
         part.unlink()
     _remove_empty(folder)
@@ -152,40 +150,12 @@ def sweep(folder: Path) -> None:
 def remove(path: Path) -> None:
     """Remove a state, and its folder with the last one."""
     path.unlink(missing_ok=True)
-    _part(path).unlink(missing_ok=True)
+    path.with_suffix(".part").unlink(missing_ok=True)
     _remove_empty(path.parent)
 
 
-def determining(config: UpdateConfig) -> dict[str, Any]:
-    """The settings that determine what is trained, as plain values: all but gate and budget."""
-    settings = config.to_mapping()
-    for name in ("gate", "max_minutes"):
-        settings.pop(name)
-    plain: dict[str, Any] = orjson.loads(orjson.dumps(settings))
-    return plain
-
-
-def fingerprint(batches: Sequence[Sequence[TrainingRow]], **facts: Any) -> str:
-    """Address a run by all that determines it: its rows in order, and plain values beside them.
-
-    Of a row: its token ids, its references to the last bit, and what the loss reads of its pair.
-    """
-    import torch
-
-    keys: dict[int, bytes] = {}
-    facts |= {"torch": torch.__version__, "agentpref": _version(), "format": _FORMAT}
-    digest = hashlib.blake2b(orjson.dumps(facts, option=orjson.OPT_SORT_KEYS), digest_size=16)
-    for batch in batches:
-        digest.update(b"batch")
-        for row in batch:
-            if id(row) not in keys:
-                keys[id(row)] = _row_key(row)
-            digest.update(keys[id(row)])
-    return digest.hexdigest()
-
-
 def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """Address tensors by their names, types, shapes and bytes."""
+    """The address of tensors by their names, types, shapes and bytes."""
     import torch
 
     digest = hashlib.blake2b(digest_size=16)
@@ -200,14 +170,14 @@ def peek(path: Path) -> Header:
     """Read the header of a state, and no tensor; torch is not needed.
 
     Raises:
-        UnusableState: it is no state, is damaged, or is of another version.
+        UnusableState: it is not a state, is damaged, or is of another version.
     """
-    with _refusing():
+    with _translating_errors():
         return _header(_metadata(path))
 
 
 def read(path: Path) -> Header:
-    """Read all of a state, and hold it against its digest.
+    """Read all of a state, and check it against its digest.
 
     Raises:
         UnusableState: as :func:`peek`, and where a tensor is not the one that was saved.
@@ -215,7 +185,7 @@ def read(path: Path) -> Header:
     from safetensors import SafetensorError, safe_open
 
     header = peek(path)
-    with _refusing():
+    with _translating_errors():
         try:
             with safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -223,8 +193,8 @@ def read(path: Path) -> Header:
         except SafetensorError as error:
             raise ValueError(f"it is damaged ({error})") from error
         if metadata.get("digest") != _seal(metadata["state"], tensors):
-            raise ValueError("it is damaged (its digest is another)")
-    return Header(replace(header.snapshot, tensors=tensors), header.about)
+            raise ValueError("it is damaged (its digest does not match)")
+    return Header(replace(header.state, tensors=tensors), header.about)
 
 
 def _peek_or_none(path: Path) -> Header | None:
@@ -234,48 +204,24 @@ def _peek_or_none(path: Path) -> Header | None:
         return None
 
 
-def _version() -> str:
-    """The version that is installed: another one may train differently."""
-    try:
-        return version("agentpref")
-    except PackageNotFoundError:
-        return "a checkout"
-
-
-def _row_key(row: TrainingRow) -> bytes:
-    """Address all that the loss reads of a row."""
-    encoded = row.encoded
-    parts = [
-        *(sequence_key(encoded.prompt, ids) for ids in encoded.completions),
-        *(float(logp).hex() for logp in row.reference),
-    ]
-    if isinstance(encoded, EncodedPair):
-        pair = encoded.pair
-        parts += [float(pair.weight).hex(), float(pair.noise).hex(), pair.origin]
-        parts += [f"{pair.chosen_by}", f"{pair.rejected_by}"]
-    else:
-        parts += ["liked" if encoded.thumb.desirable else "disliked"]
-    return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).digest()
-
-
-def _write(path: Path, snapshot: Snapshot, about: Mapping[str, Any]) -> None:
+def _write(path: Path, state: TrainingState, about: Mapping[str, Any]) -> None:
     from safetensors.torch import save_file
 
-    tensors = {name: t.detach().cpu().contiguous() for name, t in snapshot.tensors.items()}
+    tensors = {name: t.detach().cpu().contiguous() for name, t in state.tensors.items()}
     body = orjson.dumps(
         {
-            "format": _FORMAT,
-            "fingerprint": snapshot.fingerprint,
-            "step": snapshot.step,
-            "planned": snapshot.planned,
-            "seconds": snapshot.seconds,
-            "objective": dict(snapshot.objective),
-            "history": [list(step) for step in snapshot.history],
+            "format": FORMAT,
+            "fingerprint": state.fingerprint,
+            "step": state.step,
+            "planned": state.planned,
+            "seconds": state.seconds,
+            "objective": dict(state.objective),
+            "history": [list(step) for step in state.history],
             "about": about,
         }
     ).decode()
     path.parent.mkdir(mode=0o700, exist_ok=True)
-    part = _part(path)
+    part = path.with_suffix(".part")
     try:
         save_file(tensors, part, metadata={"state": body, "digest": _seal(body, tensors)})
         sync(part)
@@ -292,7 +238,7 @@ def _seal(body: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _metadata(path: Path) -> Any:
-    """What the header of a safetensors file says beside the tensors: 8 bytes of length, JSON."""
+    """The metadata in the header of a safetensors file: 8 bytes of length, then JSON."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 0 < length <= _MOST_HEADER_BYTES:
@@ -301,8 +247,10 @@ def _metadata(path: Path) -> Any:
 
 
 def _header(found: Any) -> Header:
-    """Take nothing on trust: a field of another kind than it should be is damage."""
-    _require(isinstance(found, dict) and found.get("format") == _FORMAT, "format")
+    """Check every field's type before it is used."""
+    _require(isinstance(found, dict), "format")
+    if found.get("format") != FORMAT:
+        raise ValueError("another version of agentpref wrote it")
     step, planned, seconds = found["step"], found["planned"], found["seconds"]
     _require(type(step) is int and type(planned) is int and 0 <= step <= planned, "step")
     _require(_is_number(seconds) and seconds >= 0, "seconds")
@@ -311,8 +259,8 @@ def _header(found: Any) -> Header:
     _require(isinstance(about, dict) and isinstance(found["fingerprint"], str), "about")
     history = [_result(entry) for entry in found["history"]]
     _require(len(history) == step, "history")
-    snapshot = Snapshot(found["fingerprint"], step, planned, seconds, objective, history)
-    return Header(snapshot, about)
+    state = TrainingState(found["fingerprint"], step, planned, seconds, objective, history)
+    return Header(state, about)
 
 
 def _result(entry: Any) -> StepResult:
@@ -326,26 +274,22 @@ def _is_number(value: Any) -> bool:
     return type(value) in _NUMBERS and math.isfinite(value)
 
 
-def _require(holds: bool, what: str) -> None:
-    if not holds:
-        raise ValueError(f"it is damaged, or of another version ({what})")
+def _require(passed: bool, what: str) -> None:
+    if not passed:
+        raise ValueError(f"it is damaged ({what})")
 
 
 @contextmanager
-def _refusing() -> Iterator[None]:
-    """Whatever reading strange bytes comes to is one thing to the caller: not usable."""
+def _translating_errors() -> Iterator[None]:
+    """Raise whatever reading strange bytes raises as ``UnusableState``."""
     try:
         yield
     except UnusableState:
         raise
     except (KeyError, TypeError, AttributeError) as error:
-        raise UnusableState(f"it is damaged, or of another version ({error!r})") from error
+        raise UnusableState(f"it is damaged ({error!r})") from error
     except (ValueError, OSError, OverflowError, RecursionError) as error:
         raise UnusableState(str(error)) from error
-
-
-def _part(path: Path) -> Path:
-    return path.with_suffix(".part")
 
 
 def _remove_empty(folder: Path) -> None:
