@@ -8,13 +8,12 @@ Knows nothing of templates, models and padding.
 
 from __future__ import annotations
 
-import hashlib
-from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
+from agentpref.learn.cache import sequence_key
 from agentpref.models.template import render
 from agentpref.models.tokenizer import Answer, Ids, Question, Tokeniser, Tokens
 from agentpref.types import Pair, Prompt, Thumb
@@ -55,6 +54,11 @@ class EncodedPair:
         return self.chosen, self.rejected
 
     @property
+    def masks(self) -> tuple[None, None]:
+        """All tokens of both completions count."""
+        return None, None
+
+    @property
     def width(self) -> int:
         """Tokens that the pair costs when prompt and completions stand in one row."""
         return len(self.prompt) + len(self.chosen) + len(self.rejected)
@@ -82,6 +86,11 @@ class EncodedThumb:
     def completions(self) -> tuple[Ids, Ids]:
         """The thumb's own answer, then the other one."""
         return self.completion, self.mismatched
+
+    @property
+    def masks(self) -> tuple[None, None]:
+        """All tokens of both completions count."""
+        return None, None
 
     @property
     def width(self) -> int:
@@ -122,14 +131,6 @@ class Encoding(Generic[R]):
         self.rows.append(row)
         self.shortened.update(["prompt_shortened"] if tokens.shortened else [])
         self.retokenised.update(tokens.retokenised)
-
-
-def sequence_key(prompt: Ids, completion: Ids) -> str:
-    """Content address of one completion after one prompt, as token ids; caches are keyed by it."""
-    digest = hashlib.blake2b(digest_size=16)
-    for ids in (prompt, completion):
-        digest.update(len(ids).to_bytes(4, "little") + array("I", ids).tobytes())
-    return digest.hexdigest()
 
 
 def encode_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> Ids:

@@ -10,8 +10,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from agentpref.learn.kernels.head import log_collision, token_kl
+
 if TYPE_CHECKING:
     from torch import Tensor
+
+__all__ = ["log_collision", "token_kl"]
 
 
 def reward_margin(
@@ -111,23 +115,12 @@ def wpo_weight(logps: Tensor, lengths: Tensor, collision: Tensor | float = 0.0) 
     return ((logps - collision) / lengths).exp().clamp(max=1).detach()
 
 
-def log_collision(logits: Tensor) -> Tensor:
-    """log Σ_v π(v)² at each position: ``[…, vocabulary]`` gives ``[…]``; minus Rényi's entropy."""
-    return (2 * logits).logsumexp(-1) - 2 * logits.logsumexp(-1)
-
-
 def nll_anchor(chosen: Tensor, lengths: Tensor) -> Tensor:
     """−log π_θ(y⁺) / |y⁺|, one number per pair: keeps the chosen answers likely (2404.19733).
 
     ``lengths`` counts the completion tokens of each chosen answer.
     """
     return -chosen / lengths
-
-
-def token_kl(live_logits: Tensor, logits: Tensor) -> Tensor:
-    """KL(π_live ‖ π_θ) in nats at each position: ``[…, vocabulary]`` twice gives ``[…]``."""
-    live = live_logits.log_softmax(-1)
-    return (live.exp() * (live - logits.log_softmax(-1))).sum(-1)
 
 
 def kl_penalty(kl: Tensor, *, weight: float, target: float) -> Tensor:
