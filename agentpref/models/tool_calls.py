@@ -13,11 +13,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from agentpref.types import Message
 
 _BLOCK = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+_WRITTEN = re.compile(r"<tool_call>(.*?)(?:</tool_call>|$)", re.DOTALL)
 
 
 def assistant_message(text: str, *, turn: int = 0) -> Message:
@@ -62,3 +64,16 @@ def _parse(block: str, place: str) -> dict[str, Any] | None:
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
+
+
+def parse_rate(texts: Sequence[str]) -> float | None:
+    """Share of the tool calls written that are JSON objects; ``None`` where none was written."""
+    calls = [body for text in texts for body in _WRITTEN.findall(text)]
+    return sum(map(_is_object, calls)) / len(calls) if calls else None
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False

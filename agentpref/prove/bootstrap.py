@@ -93,9 +93,9 @@ def lower_bound(
 
     The statistic is Σ_c s_c / Σ_c n_c over prompts c, where s_c sums the changes of the n_c pairs
     of one prompt: with a pair per prompt, the plain mean. The same seed gives the same bound. Two
-    cases leave nothing to resample, and ``message`` names them: one prompt bounds nothing, so the bound
-    is −1, the least that a change can be; and where all prompts changed equally, that change is
-    the bound.
+    cases leave nothing to resample, and ``message`` names them: one prompt bounds nothing, so the
+    bound is −1, the least that a change can be; and where all prompts changed equally, that change
+    is the bound.
 
     Raises:
         UpdateError: for no pairs at all.

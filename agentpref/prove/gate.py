@@ -68,10 +68,10 @@ class Evidence:
 
     ``new`` holds the scores of held-out examples that live has not learned. ``retention`` holds
     those of the groups of :func:`~agentpref.prefer.strata.coarsen` that it has learned; there is
-    none while the base serves, which has nothing to forget. ``kl`` is KL(π_0‖π_θ) in nats per token. ``live`` and
-    ``candidate`` answered the same probes. ``asked_length`` and ``asked_distinct`` are length ratio
-    and ratio of distinct-2 between the chosen and the rejected answers of the new pairs: what the
-    pairs themselves ask for.
+    none while the base serves, which has nothing to forget. ``kl`` is KL(π_0‖π_θ) in nats per
+    token. ``live`` and ``candidate`` answered the same probes. ``asked_length`` and
+    ``asked_distinct`` are length ratio and ratio of distinct-2 between the chosen and the rejected
+    answers of the new examples: what they ask for.
     """
 
     new: Paired

@@ -1,9 +1,9 @@
-"""Puts the written-out operations into a model, where they give what its own modules give.
+"""Puts the handwritten operations into a model, where they give what its own modules give.
 
-A module is replaced only after both were tried on the same random input, so a normalisation that
-adds one to its weight, a gate with another activation, an attention that turns its heads another
-way or an adapter with dropout stays as it is. Only the module object's ``forward`` changes:
-parameters, names and what peft saves do not.
+A module is replaced only after a trial on a random input. So a normalisation that adds one to its
+weight, a gate with another activation, an attention with other rotary positions or an adapter with
+dropout keeps its own forward. Only ``forward`` of the module object changes, so parameters, names
+and what peft saves stay the same.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ import torch
 
 from agentpref.learn.kernels import attention
 from agentpref.learn.kernels.blocks import grouping_kernel
-from agentpref.learn.kernels.lora import lora_linear, swiglu_linear
-from agentpref.learn.kernels.norm import rms_norm
-from agentpref.learn.kernels.rotary import Turn
-from agentpref.learn.kernels.stack import Stack, layer_of, plain_adapter
+from agentpref.learn.kernels.lora import (
+    Stack,
+    layer_of,
+    lora_linear,
+    plain_adapter,
+    swiglu_linear,
+)
 from agentpref.learn.memory import decoder_layers
 
 if TYPE_CHECKING:
@@ -28,8 +31,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _ROWS = 3
-_PROMPT, _ANSWER = 5, 3
-"""Tokens of the shared row that attention is tried on."""
+_PROMPT, _COMPLETIONS, _TOKENS = 5, 2, 3
+"""Shape of the shared row for the trial of attention: its prompt, and tokens per completion."""
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 _HEAD_NORMS = {"q_norm", "k_norm"}
@@ -37,8 +40,33 @@ _GATED = ("gate_proj", "up_proj")
 _LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 
 
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """w·x/√(mean(x²) + ε) over the last dimension (1910.07467), in float32 within; w is frozen."""
+    y: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = x.float()
+        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        unit: Tensor = wide * scale
+        return unit.to(x.dtype).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, scale = ctx.saved_tensors
+        unit = x.float() * scale
+        inner = (grad * weight).float()
+        along = torch.linalg.vecdot(inner, unit)[..., None].div_(x.shape[-1])
+        return inner.addcmul_(unit, along, value=-1).mul_(scale).to(x.dtype), None, None
+
+
 def fuse(model: PeftModel) -> int:
-    """Replace what can be; return how many modules were."""
+    """Replace the forward of all modules that allow it; return how many."""
     modules = list(model.modules())
     count = sum(_fuse_linear(module) for module in modules if _is_lora_linear(module))
     for module in modules:
@@ -68,16 +96,16 @@ def _fuse_gated(module: nn.Module) -> bool:
 
 
 def _fuse_attention(module: Any) -> bool:
-    """Replace an attention's forward where it gives the same for a shared row.
+    """Replace an attention's forward if the new one gives the same for a shared row.
 
-    The input is scaled so that its scores differ: were all of them near zero, it would not matter
-    how heads are turned.
+    The input is scaled so that its scores differ. With scores near zero, an attention with other
+    rotary positions would pass the trial too.
     """
     stack = _stacked(module, _PROJECTIONS)
     if stack is None:
         return False
     forward = partial(_attention_forward, module, module.forward, stack)
-    x = _random(module, 1, _PROMPT + 2 * _ANSWER)
+    x = _random(module, 1, _PROMPT + _COMPLETIONS * _TOKENS)
     with torch.no_grad(), _our_attention(module):
         x = x / stack(x).std()
         replaced = _replace(module, forward, x, **_as_shared_row(module, x))
@@ -87,14 +115,14 @@ def _fuse_attention(module: Any) -> bool:
 
 
 def _fuse_last_layer(model: PeftModel) -> bool:
-    """Let the last layer leave out what nobody reads of a shared row: what comes of its prompt."""
+    """Let the last layer skip the prompt of a shared row, whose outputs are not used."""
     layer: Any = next(reversed(decoder_layers(model)), None)
     if layer is None or {name for name, _ in layer.named_children()} != _LAYER:
         return False
     if not _is_plain_attention(layer.self_attn):
         return False
     forward = partial(_last_layer_forward, layer, layer.forward)
-    x = _random(layer, 1, _PROMPT + 2 * _ANSWER)
+    x = _random(layer, 1, _PROMPT + _COMPLETIONS * _TOKENS)
     with _our_attention(layer.self_attn):
         inputs = _as_shared_row(layer.self_attn, x)
         return _replace(layer, forward, x, read=slice(_PROMPT, None), **inputs)
@@ -109,7 +137,7 @@ def _replace(
 ) -> bool:
     """Replace a module's forward if the new one gives the same on an input.
 
-    ``read`` are the columns of the output that count, if not all do.
+    ``read`` are the columns of the output to compare; all by default.
     """
     with torch.no_grad():
         try:
@@ -130,7 +158,7 @@ def _replace(
 
 
 def _stacked(module: nn.Module, names: tuple[str, ...]) -> Stack | None:
-    """Some of a module's layers as a stack, where they are such that they can be."""
+    """Some of a module's layers as a stack, or ``None`` if they are not all alike LoRA layers."""
     layers = [getattr(module, name) for name in names]
     alike = len({layer.base_layer.bias is None for layer in layers if _is_lora_linear(layer)}) == 1
     return Stack(layers) if alike and all(map(_is_lora_linear, layers)) else None
@@ -143,10 +171,10 @@ def _is_lora_linear(module: object) -> bool:
 
 
 def _is_plain_attention(module: Any) -> bool:
-    """Whether a module is an attention of projections and norms only, for the CPU's kernel."""
-    parts = {name for name, _ in module.named_children()}
+    """Whether a module is an attention of projections and norms only, on a CPU."""
+    names = {name for name, _ in module.named_children()}
     return (
-        parts - _HEAD_NORMS == {*_PROJECTIONS, "o_proj"}
+        names - _HEAD_NORMS == {*_PROJECTIONS, "o_proj"}
         and getattr(module, "head_dim", 1) % 2 == 0
         and hasattr(module, "config")
         and getattr(module.config, "sliding_window", None) is None
@@ -157,7 +185,7 @@ def _is_plain_attention(module: Any) -> bool:
 
 @contextmanager
 def _our_attention(module: Any) -> Iterator[None]:
-    """Let a module know what a shared row is."""
+    """Let a module's own forward use our attention, so that it can read a shared row."""
     attention.register()
     before = module.config._attn_implementation
     module.config._attn_implementation = attention.NAME
@@ -168,7 +196,7 @@ def _our_attention(module: Any) -> Iterator[None]:
 
 
 def _random(module: nn.Module, *rows: int) -> Tensor:
-    """A random input, in the dtype of the module's frozen weights, not of its adapters."""
+    """A random input in the dtype of the module's frozen weights."""
     frozen = next(p for name, p in module.named_parameters() if "lora_" not in name)
     wide = getattr(module, "in_features", None) or frozen.shape[-1]
     generator = torch.Generator().manual_seed(0)
@@ -177,11 +205,12 @@ def _random(module: nn.Module, *rows: int) -> Tensor:
 
 
 def _as_shared_row(module: Any, x: Tensor) -> dict[str, Any]:
-    """What a model tells its layers of a shared row: angles of its positions, and its mask."""
+    """The angles and the mask that a model gives its layers with a shared row."""
     angles = torch.linspace(0, 3, x.shape[1] * module.head_dim // 2).view(1, x.shape[1], -1)
     both = torch.cat([angles, angles], -1)
     turn = both.cos().to(x.dtype), both.sin().to(x.dtype)
-    return {"position_embeddings": turn, "attention_mask": x.new_zeros(1, 1, 1, _PROMPT)}
+    mask = x.new_zeros(1, _COMPLETIONS, 1, _PROMPT)
+    return {"position_embeddings": turn, "attention_mask": mask}
 
 
 def _lora_forward(
@@ -219,30 +248,30 @@ def _attention_forward(
     position_embeddings: tuple[Tensor, Tensor] | None = None,
     attention_mask: Tensor | None = None,
     *,
-    answers_only: bool = False,
+    completions_only: bool = False,
     **kwargs: Any,
 ) -> tuple[Tensor, Any]:
-    """Attention of shared rows; of all other rows, and with a cache of keys, the module's own."""
+    """Our attention for shared rows; the module's own for all others."""
     shared = attention.is_shared(hidden_states.shape[1], attention_mask)
     if attention_mask is None or position_embeddings is None or not shared or not stack.serves():
         out, weights = plain(hidden_states, position_embeddings, attention_mask, **kwargs)
-        if answers_only and attention_mask is not None:
+        if completions_only and attention_mask is not None:
             out = out[:, attention_mask.shape[-1] :]
         return out, weights
     heads = [layer.out_features // module.head_dim for layer in (module.q_proj, module.k_proj)]
     out = attention.rotary_attention(
         _with_heads_normed(module, stack(hidden_states), heads),
-        Turn(*position_embeddings),
+        attention.Turn(*position_embeddings),
         attention_mask,
         (heads[0], heads[1]),
         module.scaling,
-        answers_only=answers_only,
+        completions_only=completions_only,
     )
     return module.o_proj(out), None
 
 
 def _with_heads_normed(module: Any, projected: Tensor, heads: list[int]) -> Tensor:
-    """Queries and keys by their norms, where a module has some (as Qwen3's)."""
+    """Apply the norms of query and key heads, if the module has them (as Qwen3's)."""
     if not hasattr(module, "q_norm"):
         return projected
     sizes = [heads[0], heads[1], heads[1]]
@@ -258,14 +287,14 @@ def _last_layer_forward(
     attention_mask: Tensor | None = None,
     **kwargs: Any,
 ) -> Tensor:
-    """The layer's own, but for shared rows, of which the prompt's columns come out as zeros."""
+    """The layer's own forward; of shared rows, the prompt's columns come out as zeros."""
     if attention_mask is None or not attention.is_shared(hidden_states.shape[1], attention_mask):
         return plain(hidden_states, attention_mask=attention_mask, **kwargs)
     prompt = attention_mask.shape[-1]
     seen, _ = layer.self_attn(
         layer.input_layernorm(hidden_states),
         attention_mask=attention_mask,
-        answers_only=True,
+        completions_only=True,
         **kwargs,
     )
     x = hidden_states[:, prompt:] + seen
