@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from agentpref.record.log import Log
     from agentpref.serve.registry import Registry
     from agentpref.serve.router import Router
-    from agentpref.types import Comparison, Feedback, Pair, Run
+    from agentpref.types import Comparison, Example, Feedback, Run
 
 __version__ = "0.1.0"
 
@@ -26,7 +26,7 @@ _HOMES = {
     "Comparison": "agentpref.types",
     "Feedback": "agentpref.types",
     "Log": "agentpref.record.log",
-    "Pair": "agentpref.types",
+    "Example": "agentpref.types",
     "Registry": "agentpref.serve.registry",
     "Router": "agentpref.serve.router",
     "Run": "agentpref.types",
@@ -39,9 +39,9 @@ _HOMES = {
 __all__ = [
     "AgentprefError",
     "Comparison",
+    "Example",
     "Feedback",
     "Log",
-    "Pair",
     "Registry",
     "Router",
     "Run",
