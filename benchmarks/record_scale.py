@@ -22,7 +22,7 @@ from pathlib import Path
 
 from agentpref import Log
 from agentpref.home import Home
-from agentpref.prefer.pairs import read_pairs
+from agentpref.prefer.examples import read_examples
 from agentpref.record.database import connect
 from agentpref.record.reader import Reader
 from benchmarks import large_home
@@ -102,14 +102,14 @@ def _night(home: Home) -> float:
     since = _newest(home, large_home.JUDGEMENTS_PER_NIGHT)
     with _timed() as took, closing(connect(home, readonly=True)) as connection:
         for name in Reader(connection).namespaces():
-            read_pairs(Reader(connection), name, held_out=HELD_OUT, since=since)
+            read_examples(Reader(connection), name, held_out=HELD_OUT, since=since)
     return took()
 
 
 def _all_pairs(home: Home) -> float:
     with _timed() as took, closing(connect(home, readonly=True)) as connection:
         for name in Reader(connection).namespaces():
-            read_pairs(Reader(connection), name, held_out=HELD_OUT)
+            read_examples(Reader(connection), name, held_out=HELD_OUT)
     return took()
 
 
