@@ -12,9 +12,9 @@ import agentpref
 NAMES = {
     "AgentprefError",
     "Comparison",
+    "Example",
     "Feedback",
     "Log",
-    "Pair",
     "Registry",
     "Router",
     "Run",
