@@ -131,8 +131,8 @@ def test_the_next_update_resumes_with_the_same_data_and_newer_feedback_waits(
     with pytest.raises(UpdateInterrupted):
         learn(waiting, random_base, progress=signal_at("train", 1))
     (following,) = states(waiting)
-    agenda = following.about["agenda"]
-    assert len(agenda["new"]) + len(agenda["new_held_out"]) == 10
+    data = following.about["data"]
+    assert len(data["new"]) + len(data["new_held_out"]) == 10
 
 
 def test_an_update_interrupted_while_it_evaluates_does_not_train_again(home, whole, random_base):
