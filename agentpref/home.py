@@ -101,12 +101,14 @@ class Home:
         return home
 
     @classmethod
-    def open(cls, path: StrPath | None = None) -> Home:
-        """Take an existing home.
+    def open(cls, path: Home | StrPath | None = None) -> Home:
+        """Take an existing home: by its path, or one that was opened before.
 
         Raises:
             NotAHome: there is no home at the path.
         """
+        if isinstance(path, Home):
+            return path
         home = cls(cls.resolve(path))
         if not home.database.is_file():
             raise NotAHome(
