@@ -117,7 +117,7 @@ def _settings() -> Iterator[str]:
 def _groups() -> Iterator[tuple[Any, str]]:
     """The groups of settings with the prefixes of their names, the settings of no group first."""
     yield config.UpdateConfig, ""
-    for name, field in config.UpdateConfig.__pydantic_fields__.items():
+    for name, field in config.UpdateConfig.__pydantic_fields__.items():  # type: ignore[attr-defined]
         if is_dataclass(field.annotation):
             yield field.annotation, f"{name}."
 
