@@ -61,8 +61,17 @@ class _OneOf(NamedTuple):
         return value
 
 
-def _group(prefix: str) -> Callable[[type[T]], type[T]]:
-    """Class decorator: make errors ``ConfigError``, with names that begin with ``prefix``."""
+def setting(default: T, description: str, **constraints: Any) -> T:
+    """Declare a setting, with pydantic's constraints: ``ge`` and ``le``, ``gt`` and ``lt``."""
+    declared: T = Field(default=default, description=description, **constraints)
+    return declared
+
+
+def _group(prefix: str, *, switch: str | None = None) -> Callable[[type[T]], type[T]]:
+    """Class decorator: make errors ``ConfigError``, with names that begin with ``prefix``.
+
+    Where the setting ``switch`` is 0, it turns the others off, and they must stay as they are.
+    """
 
     def decorate(kind: type[T]) -> type[T]:
         validate: Callable[..., None] = kind.__init__
@@ -73,6 +82,11 @@ def _group(prefix: str) -> Callable[[type[T]], type[T]]:
                 validate(self, **settings)
             except ValidationError as error:
                 raise _explained(kind, prefix, error.errors()[0], settings) from error
+            if switch and not getattr(self, switch):
+                off = prefix + switch
+                for name in (name for name in _fields(kind) if name != switch):
+                    cure = f"leave it out, or raise {off}"
+                    _refuse_idle(self, prefix + name, f"{off} is 0", cure)
 
         kind.__init__ = checked  # type: ignore[method-assign, assignment]
         return kind
@@ -85,10 +99,8 @@ def _group(prefix: str) -> Callable[[type[T]], type[T]]:
 class LoraSettings:
     """Shape of the adapter."""
 
-    rank: Annotated[int, _OneOf(lambda: LORA_RANKS)] = Field(
-        default=16, description="rank; vLLM loads only these"
-    )
-    alpha: int = Field(default=32, gt=0, description="the adapter is scaled by α/rank")
+    rank: Annotated[int, _OneOf(lambda: LORA_RANKS)] = setting(16, "rank; vLLM loads no others")
+    alpha: int = setting(32, "scale: what the adapter adds is multiplied by α/rank", gt=0)
 
 
 @_group("loss.")
@@ -96,26 +108,24 @@ class LoraSettings:
 class LossSettings:
     """The loss of a pair, and the anchor on the chosen answer."""
 
-    kind: Annotated[str, _OneOf(loss_kinds)] = Field(
-        default="sigmoid", description="a registered loss: see training.md"
+    kind: Annotated[str, _OneOf(loss_kinds)] = setting(
+        "sigmoid", "one of the registered losses: see training.md"
     )
-    beta: float = Field(default=0.1, gt=0, description="temperature β of the loss")
-    noise: float | None = Field(
-        default=None,
+    beta: float = setting(0.1, "temperature β of the loss", gt=0)
+    noise: float | None = setting(
+        None,
+        "share ε of flipped labels; None: each pair's own. Only for sigmoid and "
+        "robust (there below 0.5)",
         ge=0,
         le=0.5,
-        description="share ε of flipped labels; None: each pair's own. Only for sigmoid and "
-        "robust (there below 0.5)",
     )
-    wpo: bool = Field(
-        default=False,
-        description="weigh answers that the live revision did not write by how likely they are "
+    wpo: bool = setting(
+        False,
+        "weigh answers that the live revision did not write by how likely they are "
         "under it (2406.11827)",
     )
-    nll: float = Field(default=0.1, ge=0, description="weight α of the NLL anchor (2404.19733)")
-    nll_on_corrections: float = Field(
-        default=1.0, ge=0, description="weight α of the anchor on corrections"
-    )
+    nll: float = setting(0.1, "weight α of the NLL anchor (2404.19733)", ge=0)
+    nll_on_corrections: float = setting(1.0, "weight α of the anchor on corrections", ge=0)
 
     def __post_init__(self) -> None:
         if self.kind not in NOISY_LOSSES:
@@ -131,7 +141,7 @@ class LossSettings:
             _refuse_idle(self, "loss.kind", "with loss.noise 0 it is plain DPO", cure)
 
 
-@_group("thumbs.")
+@_group("thumbs.", switch="weight")
 @dataclass(config=_STRICT, frozen=True, slots=True, kw_only=True)
 class ThumbSettings:
     """The loss of a lone thumb: KTO (2402.01306), in the same batches as the pairs.
@@ -141,52 +151,27 @@ class ThumbSettings:
     of λ over the thumbs is 1.
     """
 
-    weight: float = Field(
-        default=1.0, ge=0, description="weight of a thumb beside a pair's 1; 0 turns thumbs off"
-    )
-    desirable: float | None = Field(
-        default=None, gt=0, description="λ_D, the weight of likes; None: balanced"
-    )
-    undesirable: float | None = Field(
-        default=None, gt=0, description="λ_U, the weight of dislikes; None: balanced"
-    )
-
-    def __post_init__(self) -> None:
-        if self.weight == 0:
-            for name in ("thumbs.desirable", "thumbs.undesirable"):
-                cure = "leave it out, or raise thumbs.weight"
-                _refuse_idle(self, name, "thumbs.weight is 0", cure)
+    weight: float = setting(1.0, "weight of a thumb beside a pair's 1; 0 turns thumbs off", ge=0)
+    desirable: float | None = setting(None, "λ_D, the weight of likes; None: balanced", gt=0)
+    undesirable: float | None = setting(None, "λ_U, the weight of dislikes; None: balanced", gt=0)
 
 
-@_group("kl.")
+@_group("kl.", switch="weight")
 @dataclass(config=_STRICT, frozen=True, slots=True, kw_only=True)
 class KLSettings:
     """The penalty λ·max(0, KL − target), which keeps a candidate near the live revision."""
 
-    weight: float = Field(default=3.0, ge=0, description="weight λ; 0 turns the penalty off")
-    target: float = Field(default=0.05, gt=0, description="KL without penalty, in nats per token")
-
-    def __post_init__(self) -> None:
-        if self.weight == 0:
-            _refuse_idle(self, "kl.target", "kl.weight is 0", "leave it out, or raise kl.weight")
+    weight: float = setting(3.0, "weight λ; 0 turns the penalty off", ge=0)
+    target: float = setting(0.05, "KL without penalty, in nats per token", gt=0)
 
 
-@_group("replay.")
+@_group("replay.", switch="minimum")
 @dataclass(config=_STRICT, frozen=True, slots=True, kw_only=True)
 class ReplaySettings:
     """How many old examples are trained again beside the new ones."""
 
-    minimum: int = Field(
-        default=128, ge=0, description="replay at least so many; 0 turns replay off"
-    )
-    hard_share: float = Field(
-        default=0.3, ge=0, le=1, description="share of hard examples; the rest are random"
-    )
-
-    def __post_init__(self) -> None:
-        if self.minimum == 0:
-            cure = "leave it out, or raise replay.minimum"
-            _refuse_idle(self, "replay.hard_share", "replay.minimum is 0", cure)
+    minimum: int = setting(128, "replay at least so many examples; 0 turns replay off", ge=0)
+    hard_share: float = setting(0.3, "share of hard examples; the rest are random", ge=0, le=1)
 
 
 @_group("gate.")
@@ -194,40 +179,24 @@ class ReplaySettings:
 class GateSettings:
     """What a candidate must prove before it serves."""
 
-    confidence: float = Field(
-        default=0.95, gt=0.5, lt=1, description="confidence of one-sided intervals"
-    )
-    min_pairs: int = Field(
-        default=200, ge=1, description="new held-out pairs that a promotion needs"
-    )
-    retention_margin: float = Field(
-        default=0.03, ge=0, description="loss of accuracy that is allowed"
-    )
-    flip_rate: float = Field(
-        default=0.1,
+    confidence: float = setting(0.95, "confidence of one-sided intervals", gt=0.5, lt=1)
+    min_pairs: int = setting(200, "new held-out pairs that a promotion needs", ge=1)
+    retention_margin: float = setting(0.03, "loss of accuracy that is allowed", ge=0)
+    flip_rate: float = setting(
+        0.1,
+        "share of a stratum's pairs that a harmless update may turn over, both ways "
+        "together; the retention margin is widened to what that shows by chance",
         ge=0,
         le=1,
-        description="share of a stratum's pairs that a harmless update may turn over, both ways "
-        "together; the retention margin is widened to what that shows by chance",
     )
-    min_stratum: int = Field(
-        default=50, ge=1, description="smaller strata are pooled with their siblings"
-    )
-    max_old_pairs: int = Field(
-        default=1000, ge=1, description="evaluate at most so many old held-out pairs"
-    )
-    kl_budget: float = Field(
-        default=0.15, gt=0, description="KL from the base model, in nats per token"
-    )
-    distinct_floor: float = Field(
-        default=0.9, ge=0, description="distinct-2 of the answers, relative to live"
-    )
+    min_stratum: int = setting(50, "smaller strata are pooled with their siblings", ge=1)
+    max_old_pairs: int = setting(1000, "evaluate at most so many old held-out pairs", ge=1)
+    kl_budget: float = setting(0.15, "KL from the base model, in nats per token", gt=0)
+    distinct_floor: float = setting(0.9, "distinct-2 of the answers, relative to live", ge=0)
     length_ratio: tuple[
         Annotated[float, Field(gt=0, le=1)],
         Annotated[float, Field(ge=1)],
-    ] = Field(
-        default=(0.8, 1.25), strict=False, description="length of the answers, relative to live"
-    )
+    ] = setting((0.8, 1.25), "length of the answers, relative to live", strict=False)
 
 
 @_group("")
@@ -239,26 +208,26 @@ class UpdateConfig:
     checked copy.
     """
 
-    seed: int = Field(default=0, ge=0, le=2**32 - 1, description="seed of everything random")
-    held_out: float = Field(
-        default=HELD_OUT, gt=0, lt=1, description="share of the prompts that never train"
+    seed: int = setting(0, "seed of everything random", ge=0, le=2**32 - 1)
+    held_out: float = setting(
+        HELD_OUT, "share of the prompts that prove and never train", gt=0, lt=1
     )
-    batch_size: int = Field(default=16, ge=1, description="examples per step")
-    learning_rate: float | None = Field(
-        default=None, gt=0, description="peak rate; None: from the model's size"
+    batch_size: int = setting(16, "examples in a step", ge=1)
+    learning_rate: float | None = setting(
+        None, "peak of the rate; None: from the model's size", gt=0
     )
-    epochs: int | None = Field(default=None, ge=1, description="None: from the number of new pairs")
-    max_length: int = Field(default=1024, ge=16, description="tokens of a prompt with its answer")
-    precision: Precision = Field(default="auto", description="number format of the base model")
-    max_minutes: float | None = Field(
-        default=None, gt=0, description="time for the whole update; None: no limit"
+    epochs: int | None = setting(
+        None, "passes over the data; None: from the number of new pairs", ge=1
     )
-    lora: LoraSettings = Field(default=LoraSettings())
-    loss: LossSettings = Field(default=LossSettings())
-    thumbs: ThumbSettings = Field(default=ThumbSettings())
-    kl: KLSettings = Field(default=KLSettings())
-    replay: ReplaySettings = Field(default=ReplaySettings())
-    gate: GateSettings = Field(default=GateSettings())
+    max_length: int = setting(1024, "tokens of a prompt with an answer, at most", ge=16)
+    precision: Precision = setting("auto", "number format of the base model")
+    max_minutes: float | None = setting(None, "time for the whole update; None: no limit", gt=0)
+    lora: LoraSettings = LoraSettings()
+    loss: LossSettings = LossSettings()
+    thumbs: ThumbSettings = ThumbSettings()
+    kl: KLSettings = KLSettings()
+    replay: ReplaySettings = ReplaySettings()
+    gate: GateSettings = GateSettings()
 
     @classmethod
     def from_mapping(cls, settings: Mapping[str, Any]) -> UpdateConfig:

@@ -11,14 +11,13 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from agentpref_cli import demo
 from agentpref_cli.commands import (
     adapters,
-    demo,
     doctor,
     exchange,
     forget,
     home,
-    pairs,
     replicas,
     serve,
     update,
@@ -69,7 +68,7 @@ app.command("demo")(demo.demo)
 app.command("import")(exchange.import_)
 app.command("export")(exchange.export)
 app.command("stats")(home.stats)
-app.command("pairs")(pairs.pairs)
+app.command("pairs")(home.pairs)
 app.command("update")(update.update)
 app.command("report")(update.report)
 app.add_typer(adapters.app, name="adapters")
