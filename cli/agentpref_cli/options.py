@@ -70,7 +70,6 @@ def held_out_share(
     """The share of prompts to hold out: the given one, the last update's, or the default."""
     from agentpref.errors import UpdateError
     from agentpref.record.updates import Updates
-    from agentpref.serve.registry import Registry
     from agentpref.types import HELD_OUT
 
     if given is not None:
@@ -80,6 +79,8 @@ def held_out_share(
     except UpdateError:
         return HELD_OUT  # no update yet
     if config is None:  # reports of 0.1.0 have no config, the manifests of revisions have
+        from agentpref.serve.registry import Registry
+
         revisions = Registry(home, namespace=namespace).list()
         config = revisions[-1].manifest["training"].get("config", {}) if revisions else {}
     return float(config.get("held_out", HELD_OUT))

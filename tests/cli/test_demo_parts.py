@@ -108,7 +108,7 @@ def test_the_json_has_the_keys_that_scripts_rely_on():
 
     report = UpdateReport("u", "default", "tiny", 0.0, "promoted", None)
     report = replace(report, accuracy={"style": {"pairs": 9, "before": 0.5, "after": 0.9}})
-    updated = Updated("style", "a style", report, 9, 0.1, 0.9, (), {"base": 3})
+    updated = Updated("style", "a style", report, 9, 0.1, 0.9, [], {"base": 3})
     matrix = RMatrix(("a", "b"), ((0.5, 0.5), (0.9, 0.4), (0.8, 0.9)))
     told = Story((updated,), matrix, matrix, replace(report, verdict="refused"), 1.0).to_mapping()
     assert told["updates"][0]["stratum"] == "style"

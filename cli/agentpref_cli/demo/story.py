@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +34,11 @@ ASKED_AGAIN = 60
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """A question that was asked before and after an update, and both answers."""
-
-    question: str
-    liked: str
-    before: str
-    after: str
-
-
-@dataclass(frozen=True, slots=True)
 class Updated:
-    """One update: its report, the swap, and the share of answers that users like."""
+    """One update: its report, the swap, and answers to held-out questions before and after.
+
+    ``shown`` has a few of those questions, with the liked answer and both replies.
+    """
 
     stratum: str
     title: str
@@ -53,7 +46,7 @@ class Updated:
     answers: int
     liked_before: float
     liked_after: float
-    shown: tuple[Shown, ...]
+    shown: list[dict[str, str]]
     swap: dict[str, int]
 
     def to_mapping(self) -> dict[str, Any]:
@@ -67,7 +60,7 @@ class Updated:
             "liked_before": self.liked_before,
             "liked_after": self.liked_after,
             "swap": self.swap,
-            "shown": [asdict(shown) for shown in self.shown],
+            "shown": self.shown,
         }
 
 
@@ -169,6 +162,11 @@ def _one_update(app: App, asked: Round, update: Callable[[], agentpref.UpdateRep
         app.router.sync()  # follows the promotion while requests are in flight
         traffic.wait_for(20)
     after = app.ask(texts, tag="asked again")
+    rows = [
+        {"question": q.text, "liked": q.liked, "before": b.text, "after": a.text}
+        for q, b, a in zip(questions, before, after, strict=True)
+    ]
+    changed = [row for row in rows if row["before"] != row["after"]]
     return Updated(
         stratum=asked.tag,
         title=asked.title,
@@ -176,7 +174,7 @@ def _one_update(app: App, asked: Round, update: Callable[[], agentpref.UpdateRep
         answers=len(replies),
         liked_before=_liked(before, questions),
         liked_after=_liked(after, questions),
-        shown=_shown(questions, before, after),
+        shown=(changed or rows)[:SHOWN],
         swap=dict(traffic.answered),
     )
 
@@ -193,17 +191,6 @@ def _collect_feedback(app: App, asked: Round) -> list[Reply]:
 def _liked(replies: Sequence[Reply], questions: Sequence[Question]) -> float:
     """Share of the replies that are, word for word, what the users like."""
     return sum(r.text == q.liked for r, q in zip(replies, questions, strict=True)) / len(questions)
-
-
-def _shown(
-    questions: Sequence[Question], before: Sequence[Reply], after: Sequence[Reply]
-) -> tuple[Shown, ...]:
-    """A few questions whose answer changed, or the first few if none did."""
-    rows = [
-        Shown(q.text, q.liked, b.text, a.text)
-        for q, b, a in zip(questions, before, after, strict=True)
-    ]
-    return tuple([row for row in rows if row.before != row.after][:SHOWN] or rows[:SHOWN])
 
 
 def print_opening() -> None:
@@ -234,9 +221,9 @@ def print_update(number: int, updated: Updated) -> None:
     say(f"  requests during the swap: {by}; {failed} failed", BAD if failed else "")
     say(f"  answers as users like them: {updated.liked_before:.0%} -> {updated.liked_after:.0%}")
     for shown in updated.shown:
-        say(f"    {one_line(shown.question, 96)}", DIM)
-        say(f"      before: {one_line(shown.before, 84)}")
-        say(f"      after:  {one_line(shown.after, 84)}", GOOD)
+        say(f"    {one_line(shown['question'], 96)}", DIM)
+        say(f"      before: {one_line(shown['before'], 84)}")
+        say(f"      after:  {one_line(shown['after'], 84)}", GOOD)
 
 
 def print_end(story: Story) -> None:
