@@ -23,6 +23,9 @@ Origin: TypeAlias = Literal["correction", "comparison", "thumbs", "judge"]
 BASE = "base"
 """The revision name of the bare base model, with no adapter."""
 
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 512)
+"""The LoRA ranks that every engine loads."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
