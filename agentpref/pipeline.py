@@ -36,14 +36,14 @@ from agentpref.record.updates import Role, UpdateRow, Updates
 from agentpref.report import Outcome, UpdateReport
 from agentpref.serve.backend import Revision
 from agentpref.serve.registry import Registry
-from agentpref.types import BASE, Example
+from agentpref.types import BASE, Example, Progress
 
 if TYPE_CHECKING:
     import sqlite3
 
     from agentpref.learn.adapter import Policy
     from agentpref.learn.cache import LogpCache
-    from agentpref.learn.learner import Learner, Progress
+    from agentpref.learn.learner import Learner
     from agentpref.learn.trainer import Limits, TrainingReport
     from agentpref.models.base import BaseModel
     from agentpref.prove.checks import Check

@@ -10,7 +10,7 @@ Messages are OpenAI-shaped mappings: ``{"role": …, "content": …}`` plus, whe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -24,7 +24,13 @@ BASE = "base"
 """The revision name of the bare base model, with no adapter."""
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 512)
-"""The LoRA ranks that every engine loads."""
+"""The ranks of adapters that vLLM loads; others are neither trained nor served."""
+
+HELD_OUT = 0.2
+"""The share of the prompts that is held out where no setting says another."""
+
+Progress: TypeAlias = Callable[[str, int, int], object]
+"""A callback of long work: the name of the stage, how much of it is done, and how much there is."""
 
 
 @dataclass(frozen=True, slots=True)

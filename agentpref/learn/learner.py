@@ -12,7 +12,7 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from itertools import starmap
@@ -30,7 +30,7 @@ from agentpref.learn.state import Checkpoint
 from agentpref.learn.team import Team
 from agentpref.learn.trainer import Limits, Observer, TrainingReport
 from agentpref.models.base import BaseModel
-from agentpref.types import Pair, Thumb
+from agentpref.types import Pair, Progress, Thumb
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from agentpref.learn.batch import Batch
     from agentpref.learn.kernels.head import Reading
 
-Progress = Callable[[str, int, int], object]
 
 _SPEED_ROWS = 32
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import random
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -19,9 +19,7 @@ from agentpref.home import Home
 from agentpref.record.invariants import INVARIANTS, KEYS, SAMPLED, WHOLE, Invariant
 from agentpref.record.messages import kept, node_id
 from agentpref.record.spill import is_whole
-
-Progress: TypeAlias = Callable[[str, int, int], None]
-"""Told the stage that runs, how much of it is done, and how much there is."""
+from agentpref.types import Progress
 
 _TRIES = 10
 """Row numbers drawn for each row of a sample at most: those of removed rows lead nowhere."""

@@ -49,7 +49,7 @@ class Registry:
         self, home: Home | str | Path | None = None, *, namespace: str = "default"
     ) -> None:
         """Take an existing home; nothing is created."""
-        self.home = home if isinstance(home, Home) else Home.open(home)
+        self.home = Home.open(home)
         self.namespace = namespace
 
     def __repr__(self) -> str:

@@ -11,19 +11,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-Report: TypeAlias = Callable[[str, int, int], None]
-"""Told the stage that runs, how much of it is done, and how much there is."""
+    from agentpref.types import Progress
 
 GOOD, BAD, WARN, DIM, BOLD = "green", "red", "yellow", "dim", "bold"
 
 
-def answer(as_json: bool, value: Any, show: Callable[[], None]) -> None:
+def print_result(as_json: bool, value: Any, show: Callable[[], None]) -> None:
     """Print ``value`` as one JSON object, or let ``show`` print it for people."""
     if not as_json:
         return show()
@@ -97,7 +96,7 @@ def facts(values: Mapping[str, object]) -> None:
 
 
 @contextmanager
-def progress(as_json: bool) -> Iterator[Report | None]:
+def progress(as_json: bool) -> Iterator[Progress | None]:
     """Yield a function to be told of progress, which is shown on standard error.
 
     A bar on a terminal; one line a stage elsewhere; nothing beside ``--json`` where it is piped.
@@ -169,24 +168,17 @@ def _is_number(value: object) -> bool:
 
 
 @contextmanager
-def _bars() -> Iterator[Report]:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TaskID,
-        TextColumn,
-        TimeElapsedColumn,
-    )
+def _bars() -> Iterator[Progress]:
+    from rich import progress as rich
 
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        rich.TimeElapsedColumn(),
     )
-    tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=_console(sys.stderr)) as bars:
+    tasks: dict[str, rich.TaskID] = {}
+    with rich.Progress(*columns, console=_console(sys.stderr)) as bars:
 
         def report(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
@@ -196,7 +188,7 @@ def _bars() -> Iterator[Report]:
         yield report
 
 
-def _stage_lines(stream: TextIO) -> Report:
+def _stage_lines(stream: TextIO) -> Progress:
     seen: set[str] = set()
 
     def report(stage: str, done: int, total: int) -> None:

@@ -20,7 +20,6 @@ from agentpref.record.database import connect, transaction, translated
 from agentpref.record.deletion.forget import Forgotten
 from agentpref.record.deletion.refused import purge
 from agentpref.record.deletion.removal import (
-    Progress,
     Removed,
     choose,
     chosen_judgements,
@@ -29,6 +28,7 @@ from agentpref.record.deletion.removal import (
 )
 from agentpref.record.lineage import rebuilds, taint
 from agentpref.record.updates import Updates
+from agentpref.types import Progress
 
 
 def adopt(home: Home, tombstones: Mapping[str, float], tell: Progress) -> Forgotten:

@@ -30,6 +30,7 @@ from agentpref.record.rows import RUN_COLUMNS
 from agentpref.record.tallies import LAG, catch_up
 from agentpref.record.transfer.carrier import Carrier
 from agentpref.record.transfer.foreign import Foreign
+from agentpref.types import Progress
 
 BATCH = 2_000
 """Rows of one table that are written in one transaction at most."""
@@ -40,7 +41,6 @@ NAMED = 100
 Row: TypeAlias = Mapping[str, Any]
 Rows: TypeAlias = Sequence[Row]
 Fault: TypeAlias = Callable[[Row], str | None]
-Tell: TypeAlias = Callable[[str, int, int], None]
 
 
 class Refusal(NamedTuple):
@@ -94,7 +94,9 @@ _COMPARISON = _Kind("comparison", "comparison_id", COMPARISON, comparison_fault)
 class Merger:
     """Brings what ``source`` holds into ``target``, the open database of ``home``."""
 
-    def __init__(self, source: Foreign, target: sqlite3.Connection, home: Home, tell: Tell) -> None:
+    def __init__(
+        self, source: Foreign, target: sqlite3.Connection, home: Home, tell: Progress
+    ) -> None:
         self.outcome = Outcome()
         self._source, self._target, self._home, self._tell = source, target, home, tell
         self._carrier = Carrier(source, target)

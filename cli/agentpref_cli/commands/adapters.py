@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from agentpref_cli import options
-from agentpref_cli.terminal import BAD, DIM, GOOD, WARN, answer, confirm, facts, moment, say, table
+from agentpref_cli.terminal import (
+    BAD,
+    DIM,
+    GOOD,
+    WARN,
+    confirm,
+    facts,
+    moment,
+    print_result,
+    say,
+    table,
+)
 
 if TYPE_CHECKING:
     from agentpref.serve.backend import Revision
@@ -48,7 +59,7 @@ def list_(
     """
     registry = _registry(home, namespace)
     state, revisions = registry.state(), registry.list()
-    answer(
+    print_result(
         as_json,
         {"serving": _state(state), "revisions": [_revision(r, state) for r in revisions]},
         lambda: _show_list(revisions, state),
@@ -66,7 +77,7 @@ def show(
     registry = _registry(home, namespace)
     found = registry.get(revision)
     value = _revision(found, registry.state()) | {"manifest": found.manifest}
-    answer(as_json, value, lambda: _show_one(value))
+    print_result(as_json, value, lambda: _show_one(value))
 
 
 @app.command()
@@ -80,7 +91,7 @@ def promote(
     """Make a revision the live one, or the bare base model."""
     registry = _registry(home, namespace)
     state = registry.promote(revision, expected_generation=expected)
-    answer(as_json, _state(state), lambda: _say_state(state))
+    print_result(as_json, _state(state), lambda: _say_state(state))
 
 
 @app.command()
@@ -94,7 +105,7 @@ def rollback(
     registry = _registry(home, namespace)
     _check_previous(registry)
     state = registry.rollback(expected_generation=expected)
-    answer(as_json, _state(state), lambda: _say_state(state))
+    print_result(as_json, _state(state), lambda: _say_state(state))
 
 
 @app.command()
@@ -121,7 +132,7 @@ def canary(
         )
     registry = _registry(home, namespace)
     state = registry.canary(revision, weight or 0.0, expected_generation=expected)
-    answer(as_json, _state(state), lambda: _say_state(state))
+    print_result(as_json, _state(state), lambda: _say_state(state))
 
 
 @app.command()
@@ -139,7 +150,7 @@ def quarantine(
     registry = _registry(home, namespace)
     found = registry.quarantine(revision, reason)
     value = _revision(found, registry.state())
-    answer(as_json, value, lambda: _say_quarantine(value))
+    print_result(as_json, value, lambda: _say_quarantine(value))
 
 
 @app.command()
@@ -152,7 +163,7 @@ def release(
     """Check a revision's files again, and end its quarantine."""
     registry = _registry(home, namespace)
     value = _revision(registry.release(revision), registry.state())
-    answer(as_json, value, lambda: say(f"{revision} may serve again", GOOD))
+    print_result(as_json, value, lambda: say(f"{revision} may serve again", GOOD))
 
 
 @app.command()
@@ -176,7 +187,7 @@ def prune(
         confirm(f"Remove all but what is needed from {registry.home.adapters}, for good?", yes)
     done = registry.prune(keep, ask=_is_loaded, dry_run=dry_run)
     value = {"removed": done.removed, "kept": done.kept, "bytes": done.bytes, "dry_run": dry_run}
-    answer(as_json, value, lambda: _show_pruned(done, dry_run))
+    print_result(as_json, value, lambda: _show_pruned(done, dry_run))
 
 
 @app.command()
@@ -192,7 +203,7 @@ def export(
     """Copy a revision to a folder that plain peft and plain vLLM load."""
     place = _registry(home, namespace).export(revision, folder)
     value = {"revision": revision, "path": str(place)}
-    answer(as_json, value, lambda: say(f"{revision} is in {place}", GOOD))
+    print_result(as_json, value, lambda: say(f"{revision} is in {place}", GOOD))
 
 
 def _check_previous(registry: Registry) -> None:

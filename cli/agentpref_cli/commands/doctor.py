@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from agentpref_cli import options
-from agentpref_cli.opening import reading
-from agentpref_cli.terminal import answer, moment, show_checks
+from agentpref_cli.options import reading
+from agentpref_cli.terminal import moment, print_result, show_checks
 
 if TYPE_CHECKING:
     from agentpref.serve.registry import Registry
@@ -61,7 +61,7 @@ def doctor(
     ]
     healthy = all(check.holds for check in checks)
     rows = [check._asdict() for check in checks]
-    answer(as_json, {"healthy": healthy, "checks": rows}, lambda: show_checks(rows))
+    print_result(as_json, {"healthy": healthy, "checks": rows}, lambda: show_checks(rows))
     raise typer.Exit(0 if healthy else 1)
 
 

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import typer
 
 from agentpref_cli import options
-from agentpref_cli.opening import reading
-from agentpref_cli.terminal import GOOD, WARN, Report, answer, progress, say
+from agentpref_cli.options import reading
+from agentpref_cli.terminal import GOOD, WARN, print_result, progress, say
 
 if TYPE_CHECKING:
     from agentpref.prefer.exchange import Exported, Imported
     from agentpref.prefer.pairs import PairSet
+    from agentpref.types import Progress
 
 Format = Literal["preference", "unpaired", "openai", "llamafactory"]
 
@@ -43,7 +44,7 @@ def import_(
     source: Annotated[Literal["human", "model", "code"], typer.Option(help="Who judged.")] = (
         "human"
     ),
-    user: Annotated[
+    user_id: Annotated[
         str | None, typer.Option(metavar="ID", help="Which person or judge it was.")
     ] = None,
     redact: Annotated[
@@ -71,12 +72,12 @@ def import_(
             format=format,
             tag=tag,
             source=source,
-            user_id=user,
+            user_id=user_id,
             redact=redaction.redact if redact else None,
             skip_bad=skip_bad,
             on_progress=lambda so_far: _tell(report, so_far),
         )
-    answer(as_json, asdict(done), lambda: _show_import(done))
+    print_result(as_json, asdict(done), lambda: _show_import(done))
 
 
 def export(
@@ -119,11 +120,11 @@ def export(
         done = _write(found, format, split, target, skip_bad, report)
     if output is not None:
         value = {"file": str(output), **asdict(done)}
-        answer(as_json, value, lambda: _show_export(done, output))
+        print_result(as_json, value, lambda: _show_export(done, output))
 
 
 def _write(
-    found: PairSet, format: Format, split: str, target: Any, skip_bad: bool, report: Report | None
+    found: PairSet, format: Format, split: str, target: Any, skip_bad: bool, report: Progress | None
 ) -> Exported:
     from agentpref.prefer.exchange import export_pairs, export_thumbs
 
@@ -134,7 +135,7 @@ def _write(
     return export_pairs(_told(pairs, report), target, format=format, skip_bad=skip_bad)
 
 
-def _told(rows: Sequence[T], report: Report | None) -> Iterator[T]:
+def _told(rows: Sequence[T], report: Progress | None) -> Iterator[T]:
     for number, row in enumerate(rows, start=1):
         yield row
         if report is not None and (number % _ROWS_TOLD == 0 or number == len(rows)):
@@ -145,7 +146,7 @@ def _is_on(split: str, held_out: bool) -> bool:
     return split == "all" or held_out == (split == "held-out")
 
 
-def _tell(report: Report | None, so_far: Imported) -> None:
+def _tell(report: Progress | None, so_far: Imported) -> None:
     if report is not None:
         read, total = so_far.bytes_read // _KILOBYTE, so_far.bytes_total // _KILOBYTE
         report("reading (kB)", read, total)

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from agentpref_cli import options
-from agentpref_cli.opening import reading
-from agentpref_cli.terminal import GOOD, answer, moment, say, table
+from agentpref_cli.options import reading
+from agentpref_cli.terminal import GOOD, moment, print_result, say, table
 
 
 def init(home: options.Home = None, as_json: options.AsJson = False) -> None:
@@ -20,7 +20,7 @@ def init(home: options.Home = None, as_json: options.AsJson = False) -> None:
     existed = Home(Home.resolve(home)).database.exists()
     created = Home.create(home)
     connect(created).close()
-    answer(
+    print_result(
         as_json,
         {"home": str(created.path), "existed": existed},
         lambda: say(f"{'already a home' if existed else 'made a home'}: {created.path}", GOOD),
@@ -42,7 +42,7 @@ def stats(
         store = Store(connection)
         names = store.namespaces() if namespace is None else [namespace]
         counts = {name: store.stats(name) for name in names}
-    answer(as_json, counts, lambda: _show_counts(counts))
+    print_result(as_json, counts, lambda: _show_counts(counts))
 
 
 def _show_counts(counts: Mapping[str, Mapping[str, Any]]) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from agentpref_cli import options
-from agentpref_cli.opening import reading
-from agentpref_cli.terminal import answer, one_line, say, table
+from agentpref_cli.options import reading
+from agentpref_cli.terminal import one_line, print_result, say, table
 
 if TYPE_CHECKING:
     from agentpref.prefer.pairs import PairSet
@@ -50,14 +50,14 @@ def pairs(
         "left_out": dict(found.left_out),
         "newest": [_pair(pair) for pair in newest],
     }
-    answer(as_json, value, lambda: _show(value, since))
+    print_result(as_json, value, lambda: _show(value, since))
 
 
 def _moment(text: str) -> float:
-    from agentpref_cli.moments import since
+    from agentpref_cli.options import parse_since
 
     try:
-        return since(text, time.time())
+        return parse_since(text, time.time())
     except ValueError as error:
         raise typer.BadParameter(
             f"{text!r} is no time; give an age such as 1d or 12h, or a date such as 2026-11-19",

@@ -9,15 +9,14 @@ from typing import Annotated, Any
 import typer
 
 from agentpref_cli import options
-from agentpref_cli.opening import reading
-from agentpref_cli.settings import read_settings
+from agentpref_cli.options import read_settings, reading
 from agentpref_cli.terminal import (
     BAD,
     BOLD,
     GOOD,
     WARN,
-    answer,
     moment,
+    print_result,
     progress,
     say,
     show_checks,
@@ -94,7 +93,7 @@ def update(
     with progress(as_json) as reporter:
         told = process.settling(reporter)
         made = learn(home, model=model, config=settings, namespace=namespace, progress=told)
-    answer(as_json, made.to_mapping(), lambda: _show(made.to_mapping()))
+    print_result(as_json, made.to_mapping(), lambda: _show(made.to_mapping()))
     raise typer.Exit(EXIT_CODES[made.verdict])
 
 
@@ -111,7 +110,7 @@ def report(
 
     with reading(home) as connection:
         found = Updates(connection).report(namespace, update_id)
-    answer(as_json, found, lambda: _show(found))
+    print_result(as_json, found, lambda: _show(found))
 
 
 def _show(report: Mapping[str, Any]) -> None:

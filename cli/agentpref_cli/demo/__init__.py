@@ -14,7 +14,7 @@ from pathlib import Path
 def run(*, home: Path | None, json: bool, seed: int) -> None:
     """Tell the story in ``home``, or in a folder that is removed afterwards, and print it."""
     from agentpref_cli.demo import screen, story
-    from agentpref_cli.terminal import answer, progress
+    from agentpref_cli.terminal import print_result, progress
 
     with ExitStack() as stack:
         folder = home or Path(stack.enter_context(tempfile.TemporaryDirectory()), "home")
@@ -24,4 +24,4 @@ def run(*, home: Path | None, json: bool, seed: int) -> None:
             screen.open_story()
             narrator.night = screen.show_night
         told = story.tell(folder, seed, narrator)
-    answer(json, told.to_mapping(), lambda: screen.close_story(told))
+    print_result(json, told.to_mapping(), lambda: screen.close_story(told))

@@ -15,11 +15,11 @@ from pathlib import Path
 from agentpref.config import KLSettings, ReplaySettings, UpdateConfig
 from agentpref.learn.adapter import Policy
 from agentpref.learn.cache import LogpCache
-from agentpref.learn.learner import Learner, Progress
+from agentpref.learn.learner import Learner
 from agentpref.models.base import BaseModel, load_base
 from agentpref.prove.metrics import RMatrix, accuracy, correctness
 from agentpref.serve.manifest import is_revision_id
-from agentpref.types import BASE, Pair
+from agentpref.types import BASE, Pair, Progress
 
 Exams = Mapping[str, Sequence[Pair]]
 

@@ -17,13 +17,12 @@ import agentpref
 from agentpref.config import GateSettings, LossSettings, UpdateConfig
 from agentpref.errors import NotAHome
 from agentpref.home import Home
-from agentpref.learn.learner import Progress
 from agentpref.prefer.pairs import read_pairs
 from agentpref.prove.metrics import RMatrix
 from agentpref.record.database import connect
 from agentpref.record.log import Log
 from agentpref.record.store import Store
-from agentpref.types import Pair
+from agentpref.types import Pair, Progress
 from agentpref_cli.demo.app import IN_FLIGHT, Answer, App
 from agentpref_cli.demo.arms import Arms
 from agentpref_cli.demo.nights import Night, Question, spoiled_night, three_nights

@@ -1,7 +1,8 @@
-"""Settings from TOML and from the command line."""
+"""What users write in options: ages, dates, TOML files and `--set` assignments."""
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from agentpref.config import UpdateConfig
 from agentpref.errors import ConfigError
-from agentpref_cli.settings import read_settings
+from agentpref_cli.options import SECONDS, parse_age, parse_since, read_settings
 
 NAMES = st.lists(st.sampled_from("abc"), min_size=1, max_size=3)
 ASSIGNMENTS = st.lists(st.tuples(NAMES.map(".".join), st.integers(0, 9)), max_size=6)
@@ -59,3 +60,36 @@ def test_a_file_that_is_not_toml_is_named(tmp_path: Path, content: bytes) -> Non
     file.write_bytes(content)
     with pytest.raises(ConfigError, match=r"update\.toml"):
         read_settings(file, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("2m", 120), ("12h", 43_200), ("1.5d", 129_600), ("1w", 604_800)],
+)
+def test_an_age_is_a_number_and_a_unit(text: str, seconds: float) -> None:
+    assert parse_age(text) == seconds
+    assert parse_since(text, 1_000_000.0) == 1_000_000.0 - seconds
+
+
+@pytest.mark.parametrize("text", ["", "d", "1", "1y", "-1d", "nand", "1d2h", "9" * 400 + "d"])
+def test_what_is_no_age(text: str) -> None:
+    assert parse_age(text) is None
+
+
+@given(st.integers(0, 10**6), st.sampled_from(sorted(SECONDS)))
+def test_every_unit_counts_in_seconds(number: int, unit: str) -> None:
+    assert parse_age(f"{number}{unit}") == number * SECONDS[unit]
+
+
+def test_a_date_is_local_midnight_unless_it_says_otherwise() -> None:
+    assert parse_since("2026-11-19", 0) == datetime(2026, 11, 19).timestamp()
+    assert parse_since("2026-11-19T02:30", 0) == datetime(2026, 11, 19, 2, 30).timestamp()
+    greenwich = datetime(2026, 11, 19, 2, 30, tzinfo=timezone.utc).timestamp()
+    assert parse_since("2026-11-19T02:30Z", 0) == greenwich
+    assert parse_since("2026-11-19T03:30+01:00", 0) == greenwich
+
+
+@pytest.mark.parametrize("text", ["yesterday", "19.11.2026", "2026-13-01", "soon d"])
+def test_what_is_no_moment(text: str) -> None:
+    with pytest.raises(ValueError, match=r"isoformat|month"):
+        parse_since(text, 0)
