@@ -155,7 +155,7 @@ class Registry:
         folder: str | Path,
         *,
         parent: str | None,
-        base: Mapping[str, Any],
+        model: Mapping[str, Any],
         training: Mapping[str, Any],
         watermark: Mapping[str, Any] = _NOTHING,
     ) -> Revision:
@@ -164,7 +164,7 @@ class Registry:
         Args:
             folder: where peft saved the adapter; it is left as it is.
             parent: the revision that training started from, ``None`` for the bare base model.
-            base: ``name``, ``digest`` and ``template_digest`` of the base model.
+            model: ``name``, ``digest`` and ``template_digest`` of the base model.
             training: settings and figures of the update, as plain values.
             watermark: how far into the log the training data reached.
 
@@ -183,7 +183,7 @@ class Registry:
                 files=manifests.digest_adapter(temporary),
                 namespace=self.namespace,
                 parent=parent,
-                base=base,
+                base=model,
                 training=training,
                 watermark=watermark,
             )

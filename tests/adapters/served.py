@@ -66,7 +66,7 @@ def make_home(base: str, root: Path) -> Served:
     names = []
     for seed in range(REVISIONS):
         folder = make_adapter(base, root / str(seed), seed)
-        revision = registry.publish(folder, parent=None, base=identity, training={})
+        revision = registry.publish(folder, parent=None, model=identity, training={})
         names.append(revision.revision_id)
         with_adapter = load_base(base)
         peft = PeftModel.from_pretrained(with_adapter.model, folder)

@@ -417,7 +417,7 @@ def test_validate_knows_the_model(
     backend.validate(revision)
     for key in ("digest", "template_digest"):
         base = {**backend.base.identity, key: "0" * 64}
-        other = registry.publish(revision.path, parent=None, base=base, training={})
+        other = registry.publish(revision.path, parent=None, model=base, training={})
         with pytest.raises(WrongBase):
             backend.validate(other)
     wide = make_adapter(served.base, tmp_path / "wide", seed=9)
@@ -425,7 +425,7 @@ def test_validate_knows_the_model(
     key = next(k for k in tensors if k.endswith("q_proj.lora_B.weight"))
     tensors[key] = torch.cat([tensors[key]] * 2)
     save_file(tensors, wide / WEIGHTS)
-    published = registry.publish(wide, parent=None, base=backend.base.identity, training={})
+    published = registry.publish(wide, parent=None, model=backend.base.identity, training={})
     with pytest.raises(InvalidAdapter, match="q_proj adapts a layer of"):
         backend.validate(published)
 

@@ -66,7 +66,7 @@ def publish(registry: Registry, tmp_path: Path) -> Callable[[], Revision]:
     def publish() -> Revision:
         seed = next(seeds)
         folder = write_adapter(tmp_path / f"adapter-{seed}", seed=seed, layers=layers)
-        return registry.publish(folder, parent=None, base=base.identity, training={})
+        return registry.publish(folder, parent=None, model=base.identity, training={})
 
     return publish
 
@@ -376,7 +376,7 @@ class TestLoading:
     ) -> None:
         folder = write_adapter(tmp_path / "wide", layers={LAYER: (4, 4)})
         base = read_base("tiny").identity
-        revision = registry.publish(folder, parent=None, base=base, training={})
+        revision = registry.publish(folder, parent=None, model=base, training={})
         with closing(connect(server)) as backend, pytest.raises(ValueError, match=LAYER):
             backend.validate(revision)
         assert server.loaded == {}

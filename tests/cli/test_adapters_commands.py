@@ -31,7 +31,7 @@ def names(home: Path, tmp_path: Path) -> list[str]:
         folder = write_adapter(tmp_path / f"adapter-{seed}", seed=seed)
         parent = published[-1] if published else None
         revision = registry.publish(
-            folder, parent=parent, base=IDENTITY, training={"learning_rate": 0.1}
+            folder, parent=parent, model=IDENTITY, training={"learning_rate": 0.1}
         )
         published.append(revision.revision_id)
     return published

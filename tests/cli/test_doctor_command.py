@@ -106,7 +106,7 @@ def names(home: Path, tmp_path: Path) -> list[str]:
     published = []
     for seed in (1, 2):
         folder = write_adapter(tmp_path / f"adapter-{seed}", seed=seed)
-        revision = registry.publish(folder, parent=None, base={"name": "tiny"}, training={})
+        revision = registry.publish(folder, parent=None, model={"name": "tiny"}, training={})
         published.append(revision.revision_id)
     registry.promote(published[0])
     registry.canary(published[1], 0.1)

@@ -45,7 +45,7 @@ def revisions(home: Path, tmp_path: Path) -> list[str]:
     made = []
     for seed in range(2):
         folder = write_adapter(tmp_path / f"adapter-{seed}", seed=seed, layers=LAYERS)
-        made.append(registry.publish(folder, parent=None, base=BASE.identity, training={}))
+        made.append(registry.publish(folder, parent=None, model=BASE.identity, training={}))
     return [revision.revision_id for revision in made]
 
 
@@ -216,7 +216,7 @@ def test_a_revision_that_cannot_be_served_is_said_and_the_old_one_serves(
     one = serving()
     one.until("serving", live=revisions[0])
     folder = write_adapter(tmp_path / "misfit")  # whose layers are those of no real model
-    misfit = registry.publish(folder, parent=None, base=BASE.identity, training={})
+    misfit = registry.publish(folder, parent=None, model=BASE.identity, training={})
     registry.promote(misfit.revision_id)
     assert "model.layers.0.self_attn.q_proj" in one.until("warning")["words"]
     while f"{revisions[0]} still serves: " not in one.until("warning")["words"]:
@@ -229,7 +229,7 @@ def test_a_revision_that_cannot_be_served_is_said_and_the_old_one_serves(
 def test_several_namespaces_share_one_server(serving, home, revisions, tmp_path) -> None:
     folder = write_adapter(tmp_path / "other", seed=9, layers=LAYERS)
     other = Registry(home, namespace="other")
-    name = other.publish(folder, parent=None, base=BASE.identity, training={}).revision_id
+    name = other.publish(folder, parent=None, model=BASE.identity, training={}).revision_id
     other.promote(name)
     one = serving("--namespace", "default", "--namespace", "other")
     assert one.until("serving", namespace="default")["live"] == "base"

@@ -140,7 +140,7 @@ def publish(
 
     def make(count: int) -> list[Revision]:
         return [
-            registry.publish(folder, parent=None, base=base.identity, training={})
+            registry.publish(folder, parent=None, model=base.identity, training={})
             for folder in adapters[:count]
         ]
 

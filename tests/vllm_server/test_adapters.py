@@ -66,7 +66,7 @@ def test_an_adapter_that_vllm_takes_is_refused_before_it_sees_it(
     BAD[flaw](folder, dict(base.layers or {}))
     assert loaded_by_vllm_itself(server, f"bad {flaw}", folder) == 200, "vLLM is better than it was"
     with pytest.raises(InvalidAdapter, match=r"model\.layers"):
-        backend.validate(registry.publish(folder, parent=None, base=base.identity, training={}))
+        backend.validate(registry.publish(folder, parent=None, model=base.identity, training={}))
 
 
 def test_of_the_catalogue_vllm_serves_as_many_as_the_guide_says(
@@ -98,7 +98,7 @@ def test_an_adapter_of_another_base_too(
     adapters: list[Path],
 ) -> None:
     other = {**base.identity, "digest": "0" * 64}
-    revision = registry.publish(adapters[0], parent=None, base=other, training={})
+    revision = registry.publish(adapters[0], parent=None, model=other, training={})
     assert loaded_by_vllm_itself(server, "other", revision.path) == 200
     with pytest.raises(WrongBase):
         backend.validate(revision)

@@ -170,7 +170,7 @@ def test_a_rank_above_the_servers_is_refused_and_the_old_revision_serves(
 ) -> None:
     assert base.layers is not None
     folder = write_adapter(tmp_path / "wide", rank=2 * RANK, layers=dict(base.layers))
-    wide = registry.publish(folder, parent=None, base=base.identity, training={})
+    wide = registry.publish(folder, parent=None, model=base.identity, training={})
     with Router(registry, backend) as router:
         with pytest.raises(SwapFailed, match="--max-lora-rank"):
             router.activate(wide.revision_id)

@@ -34,7 +34,7 @@ def test_every_snippet_of_the_guide_runs(
 ) -> None:
     monkeypatch.delenv("AGENTPREF_HOME", raising=False)
     registry = Registry(Home.create(tmp_path / ".agentpref"))
-    revision = registry.publish(adapters[0], parent=None, base=base.identity, training={})
+    revision = registry.publish(adapters[0], parent=None, model=base.identity, training={})
     registry.promote(revision.revision_id)
     with closing(Proxy(server.url)) as second:
         guide = GUIDE.replace("http://127.0.0.1:8000", server.url)

@@ -31,7 +31,7 @@ def registry(tmp_path: Path) -> Registry:
 @pytest.fixture
 def revision(registry: Registry, tmp_path: Path) -> Revision:
     folder = write_adapter(tmp_path / "adapter")
-    return registry.publish(folder, parent=None, base=IDENTITY, training={})
+    return registry.publish(folder, parent=None, model=IDENTITY, training={})
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -85,7 +85,7 @@ def test_plain_peft_loads_it(registry, tmp_path, random_base) -> None:
     get_peft_model(base, LoraConfig(r=8, target_modules=["q_proj"])).save_pretrained(
         tmp_path / "trained"
     )
-    revision = registry.publish(tmp_path / "trained", parent=None, base=IDENTITY, training={})
+    revision = registry.publish(tmp_path / "trained", parent=None, model=IDENTITY, training={})
     place = registry.export(revision.revision_id, tmp_path / "exported")
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(random_base), place)
     loaded = {

@@ -40,7 +40,7 @@ def publish(registry: Registry, tmp_path: Path) -> Callable[..., list[str]]:
 
     def publisher(count: int, parent: str | None = None, to: Registry = registry) -> list[str]:
         return [
-            to.publish(folder, parent=parent, base=IDENTITY, training={}).revision_id
+            to.publish(folder, parent=parent, model=IDENTITY, training={}).revision_id
             for _ in range(count)
         ]
 
@@ -388,7 +388,7 @@ def test_whatever_is_done_what_serves_is_whole(steps: list[tuple[str, int]]) -> 
 def _do(registry: Registry, folder: Path, step: str, number: int, name: str | None) -> None:
     try:
         if step == "publish":
-            registry.publish(folder, parent=name, base=IDENTITY, training={})
+            registry.publish(folder, parent=name, model=IDENTITY, training={})
         elif step == "prune":
             registry.prune(keep=1 + number % 3)
         elif step == "rollback":

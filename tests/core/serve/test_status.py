@@ -36,7 +36,7 @@ def line(registry: Registry, tmp_path: Path) -> list[str]:
     for seed in range(3):
         folder = write_adapter(tmp_path / f"adapter-{seed}", seed=seed)
         parent = names[-1] if names else None
-        revision = registry.publish(folder, parent=parent, base=IDENTITY, training={})
+        revision = registry.publish(folder, parent=parent, model=IDENTITY, training={})
         names.append(revision.revision_id)
         registry.promote(names[-1])
     return names

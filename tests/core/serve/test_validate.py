@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def revision(tmp_path: Path, folder: Path) -> Revision:
     registry = Registry(Home.create(tmp_path / "home"))
-    return registry.publish(folder, parent=None, base=BASE, training={})
+    return registry.publish(folder, parent=None, model=BASE, training={})
 
 
 def edit_config(folder: Path, **changes: object) -> None:
