@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable
 from types import TracebackType
 
-from agentpref.serve.pointer import ServingState
+from agentpref.serve.status import ServingState
 from agentpref.types import BASE
 
 

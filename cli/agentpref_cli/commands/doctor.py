@@ -167,7 +167,7 @@ def _serving(folder: Path | None) -> Iterator[Check]:
             yield from _served(Registry(home, namespace=namespace))
     except HomeError:
         return  # which is said of the home
-    if home.adapters.is_dir() and (left := folders.leavings(home.adapters)):
+    if home.adapters.is_dir() and (left := folders.leftovers(home.adapters)):
         words = f"{len(left)} half-made or half-removed folders in {home.adapters}"
         yield Check("leavings", True, f"{words}; the next publishing or pruning removes them")
     if dead := [pin for pin in find_pins(home.pins) if not pin.alive]:

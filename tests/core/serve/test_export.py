@@ -16,8 +16,8 @@ from agentpref.record.database import connect
 from agentpref.record.lineage import taint
 from agentpref.serve.backend import Revision
 from agentpref.serve.manifest import MANIFEST_FILE, WEIGHTS_FILE
+from agentpref.serve.pruning import mark_pruned
 from agentpref.serve.registry import Registry
-from agentpref.serve.status import mark_pruned
 from agentpref.testing import write_adapter
 
 IDENTITY = {"name": "tiny", "digest": "d" * 64, "template_digest": "t" * 64}
@@ -136,10 +136,10 @@ def _inside_by_link(place: Path, registry: Registry) -> Path:
 @pytest.mark.parametrize(
     ("hostile", "words"),
     [
-        (_full, "holds 'thesis.txt'"),
-        (_file, "is no folder"),
-        (_link, "is no folder"),
-        (_dangling, "is no folder"),
+        (_full, "contains 'thesis.txt'"),
+        (_file, "is not a folder"),
+        (_link, "is not a folder"),
+        (_dangling, "is not a folder"),
         (_inside, "inside the home"),
         (_inside_by_dots, "inside the home"),
         (_inside_by_link, "inside the home"),

@@ -19,8 +19,8 @@ from agentpref.record.database import connect
 from agentpref.record.lineage import taint
 from agentpref.serve.backend import place_in_process
 from agentpref.serve.pins import Pins, find_pins
+from agentpref.serve.pruning import mark_pruned
 from agentpref.serve.registry import Registry
-from agentpref.serve.status import mark_pruned
 from agentpref.serve.validate import check_revision
 from agentpref.testing import write_adapter
 
