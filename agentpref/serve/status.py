@@ -7,12 +7,14 @@ connection of the caller's; those that change something are called in a transact
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 import time
 from typing import NamedTuple
 
 from agentpref.errors import GenerationConflict, RevisionError
 from agentpref.record.lineage import last_clean
+from agentpref.types import BASE
 
 
 class ServingState(NamedTuple):
@@ -23,6 +25,20 @@ class ServingState(NamedTuple):
     canary: str | None
     weight: float
     generation: int
+
+    def revision_for(self, thread_id: str | None) -> str:
+        """Name the revision that serves a thread, ``"base"`` for the bare base model.
+
+        A thread belongs to the canary by a hash of its id, so it stays with one revision, and a
+        growing weight keeps the threads that the canary had. Requests without a thread are live's.
+        """
+        if self.canary is not None and thread_id is not None:
+            # A thread's id may be any string, even one that is not valid Unicode.
+            key = f"{self.canary}\n{thread_id}".encode(errors="surrogatepass")
+            digest = hashlib.blake2b(key, digest_size=8).digest()
+            if int.from_bytes(digest, "big") < self.weight * 2**64:
+                return self.canary
+        return self.live or BASE
 
 
 class HistoryEntry(NamedTuple):
