@@ -33,9 +33,13 @@ Home = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Namespace = Annotated[str, typer.Option(metavar="NAME", help="Which of the home's namespaces.")]
 HeldOut = Annotated[
-    float,
+    float | None,
     typer.Option(
-        min=0, max=1, metavar="SHARE", help="Share of the prompts that prove and never train."
+        min=0,
+        max=1,
+        metavar="SHARE",
+        help="Share of the prompts that is held out [default: that of the last update].",
+        show_default=False,
     ),
 ]
 
@@ -58,6 +62,28 @@ def reading(folder: Path | None) -> Iterator[sqlite3.Connection]:
     home = Home.open(folder)
     with translated(home), closing(connect(home, readonly=True)) as connection:
         yield connection
+
+
+def held_out_share(
+    home: Path | None, connection: sqlite3.Connection, namespace: str, given: float | None
+) -> float:
+    """The share of prompts to hold out: the given one, the last update's, or the default."""
+    from agentpref.errors import UpdateError
+    from agentpref.record.updates import Updates
+    from agentpref.types import HELD_OUT
+
+    if given is not None:
+        return given
+    try:
+        config = Updates(connection).report(namespace).get("config")
+    except UpdateError:
+        return HELD_OUT  # no update yet
+    if config is None:  # reports of 0.1.0 have no config, the manifests of revisions have
+        from agentpref.serve.registry import Registry
+
+        revisions = Registry(home, namespace=namespace).list()
+        config = revisions[-1].manifest["training"].get("config", {}) if revisions else {}
+    return float(config.get("held_out", HELD_OUT))
 
 
 def parse_age(text: str) -> float | None:

@@ -173,12 +173,12 @@ def answering(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_on_a_terminal_it_asks_first(answering, run, shared, capsys) -> None:
-    assert answering("n\n", user="ada") == 1
+    assert answering("n\n", user_id="ada") == 1
     shown = capsys.readouterr()
     assert shown.out == "nothing was removed\n"
     assert f"Remove everything that user 'ada' said from {shared}, for good?" in shown.err
     assert runs(run) == 3
-    assert answering("y\n", user="ada") == 0
+    assert answering("y\n", user_id="ada") == 0
     assert runs(run) == 2
 
 

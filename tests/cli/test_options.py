@@ -17,7 +17,7 @@ NAMES = st.lists(st.sampled_from("abc"), min_size=1, max_size=3)
 ASSIGNMENTS = st.lists(st.tuples(NAMES.map(".".join), st.integers(0, 9)), max_size=6)
 
 
-def test_values_are_toml_and_keys_nest() -> None:
+def test_values_are_toml_and_dotted_keys_nest() -> None:
     settings = read_settings(
         None, ["seed=3", "loss.beta=0.2", "loss.nll = 1", "gate.length_ratio=[0.5, 2.0]"]
     )
@@ -29,7 +29,7 @@ def test_values_are_toml_and_keys_nest() -> None:
     assert UpdateConfig.from_mapping(settings).gate.length_ratio == (0.5, 2.0)
 
 
-def test_assignments_overlay_the_file(tmp_path: Path) -> None:
+def test_assignments_win_over_the_file(tmp_path: Path) -> None:
     file = tmp_path / "update.toml"
     file.write_text("seed = 1\n[loss]\nbeta = 0.5\nnll = 0.3\n", encoding="utf-8")
     assert read_settings(file, ["loss.beta=0.2"]) == {"seed": 1, "loss": {"beta": 0.2, "nll": 0.3}}
@@ -48,7 +48,7 @@ def test_overlaying_one_by_one_equals_overlaying_at_once(assignments) -> None:
 
 
 @pytest.mark.parametrize("assignment", ["seed", "seed=", "seed=one", "=1", "seed=1\nepochs=2"])
-def test_what_is_not_an_assignment_is_named(assignment: str) -> None:
+def test_a_text_that_is_no_assignment_is_named(assignment: str) -> None:
     with pytest.raises(ConfigError, match="--set") as caught:
         read_settings(None, [assignment])
     assert repr(assignment) in str(caught.value)
@@ -72,7 +72,7 @@ def test_an_age_is_a_number_and_a_unit(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "d", "1", "1y", "-1d", "nand", "1d2h", "9" * 400 + "d"])
-def test_what_is_no_age(text: str) -> None:
+def test_a_text_that_is_no_age_is_none(text: str) -> None:
     assert parse_age(text) is None
 
 
@@ -90,6 +90,6 @@ def test_a_date_is_local_midnight_unless_it_says_otherwise() -> None:
 
 
 @pytest.mark.parametrize("text", ["yesterday", "19.11.2026", "2026-13-01", "soon d"])
-def test_what_is_no_moment(text: str) -> None:
+def test_a_text_that_is_no_time_raises(text: str) -> None:
     with pytest.raises(ValueError, match=r"isoformat|month"):
         parse_since(text, 0)

@@ -98,7 +98,7 @@ def export(
     split: Annotated[
         Literal["all", "train", "held-out"], typer.Option(help="Which side of the split.")
     ] = "all",
-    held_out: options.HeldOut = 0.2,
+    held_out: options.HeldOut = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Count the rows that the format cannot hold.")
     ] = False,
@@ -114,12 +114,17 @@ def export(
     if as_json and output is None:
         raise typer.BadParameter("--json needs --output: the rows go to standard output")
     with reading(home) as connection:
-        found = read_pairs(Store(connection), namespace, held_out=held_out)
+        share = options.held_out_share(home, connection, namespace, held_out)
+        found = read_pairs(Store(connection), namespace, held_out=share)
     target = sys.stdout.buffer if output is None else output
     with progress(as_json) as report:
         done = _write(found, format, split, target, skip_bad, report)
     if output is not None:
+<<<<<<< HEAD
         value = {"file": str(output), **asdict(done)}
+=======
+        value = {"file": str(output), "held_out": share, **asdict(done)}
+>>>>>>> cli
         print_result(as_json, value, lambda: _show_export(done, output))
 
 
