@@ -51,8 +51,8 @@ class Home:
         return self.path / "training"
 
     @property
-    def holds(self) -> Path:
-        """The folder of what says which revisions are loaded where; none before one is."""
+    def pins(self) -> Path:
+        """The folder of pins: which revisions are loaded where; missing before one is."""
         return self.path / "holds"
 
     @property

@@ -40,7 +40,6 @@ from agentpref.serve.backend import (
     Revision,
     place_in_process,
 )
-from agentpref.serve.owner import Owner
 from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
 from agentpref.serve.validate import check_revision
@@ -49,6 +48,7 @@ from agentpref.types import BASE, Prompt
 from agentpref_adapters._transformers_adapters import Adapter, Layers
 from agentpref_adapters._transformers_decode import Decoder
 from agentpref_adapters._transformers_row import NotFinite, Row
+from agentpref_adapters._transformers_thread import Owner
 
 _ASKED_OF_FORWARD = {"attention_mask", "position_ids", "past_key_values", "logits_to_keep"}
 

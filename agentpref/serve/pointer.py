@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from agentpref.errors import GenerationConflict, RevisionError
-from agentpref.serve.standing import unfit
+from agentpref.serve.status import unfit
 
 
 class ServingState(NamedTuple):

@@ -22,7 +22,8 @@ from agentpref.errors import ConfigError, RevisionError
 from agentpref.home import Home
 from agentpref.record.database import transaction
 from agentpref.record.lineage import last_clean
-from agentpref.serve import folders, holds, pointer, standing
+from agentpref.serve import folders, pointer, status
+from agentpref.serve.pins import find_pins
 from agentpref.types import BASE
 
 KEEP = 5
@@ -126,52 +127,52 @@ class Pruning:
         return why.get(name) or self._in_use(name)
 
     def _in_use(self, name: str) -> str | None:
-        for holder in holds.holders(self._home.holds, name):
-            if holder.alive:
-                return f"in use at {holder.place}"
-            loaded = False if holder.is_over else self._ask(holder.place, name)
+        for pin in find_pins(self._home.pins, name):
+            if pin.alive:
+                return f"in use at {pin.place}"
+            loaded = False if pin.is_stale else self._ask(pin.place, name)
             if loaded is None:
-                return f"perhaps loaded at {holder.place}, which does not say"
+                return f"perhaps loaded at {pin.place}, which does not say"
             if loaded:
-                return f"loaded at {holder.place}"
+                return f"loaded at {pin.place}"
         return None
 
     def _let_go(self, name: str) -> str | None:
         """Mark, look at the holds again, and remove; say why not where that was not to be."""
         folder, at = self._home.adapters / name, time.time()
         with transaction(self._connection):
-            if name in standing.pruned(self._connection):
+            if name in status.pruned(self._connection):
                 return _OTHER
             why = protected(self._connection, self._namespace, self._keep).get(name)
             if why is not None:
                 return why
-            standing.mark_pruned(self._connection, name, at)
+            status.mark_pruned(self._connection, name, at)
         with folders.written(folder), ExitStack() as otherwise:
-            otherwise.callback(standing.unmark_pruned, self._connection, name, at)
+            otherwise.callback(status.unmark_pruned, self._connection, name, at)
             why = self._in_use(name)
             if why is not None:
                 return why
             with transaction(self._connection):
-                if not standing.is_marked(self._connection, name, at):
+                if not status.is_marked(self._connection, name, at):
                     return _OTHER
                 leaving = folders.take_name(folder) if folder.exists() else None
             otherwise.pop_all()
         if leaving is not None:
             folders.discard(leaving)
-        for holder in holds.holders(self._home.holds, name):
-            holds.forget(self._home.holds, holder)
+        for pin in find_pins(self._home.pins, name):
+            pin.remove()
         return None
 
     def _clean(self) -> None:
         """Undo what crashes left: half-removed folders, marks, and holds whose engine has ended."""
         with transaction(self._connection):
-            folders.clean(self._home.adapters, standing.names(self._connection))
-            for name, at in standing.pruned(self._connection).items():
+            folders.clean(self._home.adapters, status.names(self._connection))
+            for name, at in status.pruned(self._connection).items():
                 if (self._home.adapters / name).exists():
-                    standing.unmark_pruned(self._connection, name, at)
-        for holder in holds.holders(self._home.holds):
-            if holder.is_over:
-                holds.forget(self._home.holds, holder)
+                    status.unmark_pruned(self._connection, name, at)
+        for pin in find_pins(self._home.pins):
+            if pin.is_stale:
+                pin.remove()
 
 
 def _size(folder: Path) -> int:

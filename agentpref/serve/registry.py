@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 from agentpref.errors import InvalidAdapter, RevisionError, UnknownRevision
 from agentpref.home import Home, StrPath
 from agentpref.record.database import connect, transaction, translated
-from agentpref.serve import export, folders, pointer, pruning, standing
+from agentpref.serve import export, folders, pointer, pruning, status
 from agentpref.serve import manifest as manifests
 from agentpref.serve.backend import Revision
 from agentpref.serve.pointer import HistoryEntry as HistoryEntry
@@ -102,7 +102,7 @@ class Registry:
             RevisionError: it is tainted; the cure names the last clean one of its line.
         """
         with self._reading() as connection:
-            standing.require_clean(connection, revision.revision_id)
+            status.require_clean(connection, revision.revision_id)
 
     def require_available(self, revision: Revision) -> None:
         """Refuse a revision whose files are pruned, or that is in quarantine.
@@ -113,7 +113,7 @@ class Registry:
             RevisionError: it is not to be loaded or learned on; the message says why.
         """
         with self._reading() as connection:
-            standing.require_available(connection, revision.revision_id)
+            status.require_available(connection, revision.revision_id)
 
     def quarantine(self, revision_id: str, reason: str) -> Revision:
         """Keep a revision from being made live, for a reason, until it is released.
@@ -131,7 +131,7 @@ class Registry:
             )
         with self._reading() as connection, transaction(connection):
             self._find(connection, revision_id)
-            standing.quarantine(connection, revision_id, reason.strip())
+            status.quarantine(connection, revision_id, reason.strip())
             return self._find(connection, revision_id)
 
     def release(self, revision_id: str) -> Revision:
@@ -146,8 +146,8 @@ class Registry:
         if revision.pruned_at is None:
             check_revision(revision)
         with self._reading() as connection, transaction(connection):
-            standing.release(connection, revision_id)
-            standing.require_available(connection, revision_id)
+            status.release(connection, revision_id)
+            status.require_available(connection, revision_id)
             return self._find(connection, revision_id)
 
     def publish(
@@ -207,7 +207,7 @@ class Registry:
             self._check(revision_id)
         live = None if revision_id == BASE else revision_id
         with self._changing(expected_generation) as (connection, state):
-            standing.require_fit(connection, revision_id)
+            status.require_fit(connection, revision_id)
             new = state._replace(live=live, canary=None, weight=0.0)
             return pointer.change(connection, new, "promote")
 
@@ -240,7 +240,7 @@ class Registry:
             self._check(revision_id)
         with self._changing(expected_generation) as (connection, state):
             if revision_id is not None:
-                standing.require_fit(connection, revision_id)
+                status.require_fit(connection, revision_id)
             new = state._replace(canary=revision_id, weight=float(weight))
             return pointer.change(connection, new, "canary")
 
@@ -303,8 +303,8 @@ class Registry:
         """
         revision = self.get(revision_id)
         with self._reading() as connection:
-            standing.require_clean(connection, revision_id)
-            standing.require_present(connection, revision_id)
+            status.require_clean(connection, revision_id)
+            status.require_present(connection, revision_id)
         return export.export(revision, folder, self.home)
 
     @contextmanager
@@ -324,12 +324,12 @@ class Registry:
         """Refuse what must not serve before its files are read: what is pruned has none."""
         revision = self.get(revision_id)
         with self._reading() as connection:
-            standing.require_fit(connection, revision_id)
+            status.require_fit(connection, revision_id)
         try:
             check_published(revision)
         except InvalidAdapter:
             with self._reading() as connection:  # it may have been pruned just now
-                standing.require_present(connection, revision_id)
+                status.require_present(connection, revision_id)
             raise
 
     def _find(self, connection: sqlite3.Connection, revision_id: str) -> Revision:
@@ -366,7 +366,7 @@ class Registry:
         publisher stands between its rename and its row.
         """
         with self._reading() as connection, transaction(connection):
-            folders.clean(self.home.adapters, standing.names(connection))
+            folders.clean(self.home.adapters, status.names(connection))
             (seq,) = connection.execute("SELECT COALESCE(MAX(seq), 0) + 1 FROM revision").fetchone()
             name = manifests.revision_id(seq, manifest["files"])
             folders.give_name(temporary, self.home.adapters / name)

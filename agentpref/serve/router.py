@@ -28,7 +28,7 @@ from agentpref.errors import (
 from agentpref.serve import loading
 from agentpref.serve.admission import Lease, chosen
 from agentpref.serve.backend import GenerationRequest, Reply, ServingBackend
-from agentpref.serve.holds import EngineHolds
+from agentpref.serve.pins import Pins
 from agentpref.serve.registry import Registry, ServingState
 from agentpref.types import BASE
 
@@ -65,7 +65,7 @@ class Router:
         self._leases: Counter[str] = Counter()
         self._held: set[str] = set()  # what the backend may have loaded in our name
         self._coming: set[str] = set()  # what the swap at hand is about to need
-        self._holds = EngineHolds(registry.home.holds, backend.capabilities().places)
+        self._pins = Pins(registry.home.pins, *backend.capabilities().places)
         # Three locks, taken in this order. Held for whole swaps and unloads, one at a time; while
         # the registry and then the route change, so that both do in one order; and for moments:
         # the route, the leases, what is held. The last is told when a revision is given back.
@@ -74,7 +74,7 @@ class Router:
         self._closed = False
         self._process = os.getpid()
         self._at_close = ExitStack()
-        self._at_close.callback(self._holds.close)
+        self._at_close.callback(self._pins.close)
         with ExitStack() as on_failure:
             on_failure.callback(self.close)
             self._adopt()
@@ -299,7 +299,7 @@ class Router:
             loading.load(self.backend, self.registry, revision, serving=self._route.live)
 
     def _hold(self, name: str) -> None:
-        self._holds.take(name)
+        self._pins.take(name)
         with self._pointers:
             self._held.add(name)
 
@@ -360,7 +360,7 @@ class Router:
     def _sweep(self) -> None:
         """Unload what is idle, unless a swap is under way: that sweeps when it ends.
 
-        The one who finds the lock taken may leave: its holder comes here after giving it back.
+        The one who finds the lock taken may leave: its pin comes here after giving it back.
         """
         while self._idle() and self._swapping.acquire(blocking=False):
             try:
@@ -387,7 +387,7 @@ class Router:
         """
         for name in self._idle():
             try:
-                with self._holds.drop(name) as places:
+                with self._pins.drop(name) as places:
                     if places:
                         self.backend.unload(name, places)
             except (ServingError, RecordError):

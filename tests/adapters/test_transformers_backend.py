@@ -32,7 +32,7 @@ from agentpref.learn.encode import encode_pairs
 from agentpref.models.base import load_base
 from agentpref.record.messages import prompt_of
 from agentpref.serve.backend import GenerationRequest, Reply, Revision, ServingBackend
-from agentpref.serve.holds import holders
+from agentpref.serve.pins import find_pins
 from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
 from agentpref.types import BASE, Pair
@@ -516,7 +516,7 @@ def test_open_router_serves_what_is_live_and_closes_what_it_made(
         reply = router.generate(ask("hello"))
     with pytest.raises(BackendClosed):
         router.backend.generate(BASE, ask("hello"))
-    assert holders(registry.home.holds) == []
+    assert find_pins(registry.home.pins) == []
     assert reply.revision == served.names[2]
     assert reply.token_ids == served.expected[served.names[2], "hello"]
 
@@ -536,4 +536,4 @@ def test_open_router_follows_what_is_promoted_elsewhere(served: Served, registry
         assert router.generate(ask("hello", max_tokens=1)).revision == served.names[0]
     with pytest.raises(ConfigError, match="above 0"):
         open_router(registry.home, served.base, follow=0)
-    assert holders(registry.home.holds) == []
+    assert find_pins(registry.home.pins) == []

@@ -14,7 +14,7 @@ import typer
 from agentpref.home import Home
 from agentpref.record.database import connect
 from agentpref.record.lineage import taint
-from agentpref.serve.holds import Holds
+from agentpref.serve.pins import Pins
 from agentpref.serve.registry import Registry
 from agentpref.testing import write_adapter
 from agentpref_cli.commands.adapters import prune
@@ -265,9 +265,9 @@ def test_a_place_that_is_no_url_is_not_asked(run, home, names, monkeypatch) -> N
 
 def left_loaded(home: Path, name: str, place: str) -> None:
     """Hold a revision there and go, as a router does whose engine outlives it."""
-    holds = Holds(Home.open(home).holds, place)
-    holds.take(name)
-    holds.close()
+    pins = Pins(Home.open(home).pins, place)
+    pins.take(name)
+    pins.close()
 
 
 def test_export_copies_one_revision(run, home, names, tmp_path) -> None:

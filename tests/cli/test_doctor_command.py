@@ -16,9 +16,9 @@ from agentpref.home import Home
 from agentpref.record.database import connect
 from agentpref.record.keeper import drain
 from agentpref.record.spill import Spill
-from agentpref.serve.holds import Holds
+from agentpref.serve.pins import Pins
 from agentpref.serve.registry import Registry
-from agentpref.serve.standing import mark_pruned
+from agentpref.serve.status import mark_pruned
 from agentpref.testing import write_adapter
 from agentpref.types import Feedback
 
@@ -161,14 +161,14 @@ def test_what_is_locked_away_or_left_is_said(run, home, random_base, names) -> N
     registry.canary(None, 0)
     registry.quarantine(names[1], "it answers in Latin")
     (home / "adapters" / ".pruning-1").mkdir()
-    holds = Holds(Home.open(home).holds, "http://127.0.0.1:8000")
-    holds.take(names[1])
+    pins = Pins(Home.open(home).pins, "http://127.0.0.1:8000")
+    pins.take(names[1])
     found = checks(run("doctor", "--model", random_base, "--json").json)
     assert f"{names[1]} since " in found["quarantine"]["words"]
     assert found["quarantine"]["words"].endswith("it answers in Latin")
     assert found["leavings"]["words"].startswith("1 half-made or half-removed folders")
     assert "holds" not in found, "a living process uses it"
-    holds.close()
+    pins.close()
     found = checks(run("doctor", "--model", random_base, "--json").json)
     assert "1 revisions were loaded" in found["holds"]["words"]
     assert "at http://127.0.0.1:8000" in found["holds"]["words"]

@@ -159,15 +159,15 @@ def test_a_file_that_somebody_touched_is_noticed_before_it_is_used(
 USER = """
 import random, sys
 from agentpref.errors import RevisionError
-from agentpref.serve.holds import Holds
+from agentpref.serve.pins import Pins
 from agentpref.serve.registry import Registry
 from agentpref.serve.validate import check_revision
 
 registry, seed = Registry(sys.argv[1]), int(sys.argv[2])
-holds, rng, used = Holds(registry.home.holds, f"http://{seed}"), random.Random(seed), 0
+pins, rng, used = Pins(registry.home.pins, f"http://{seed}"), random.Random(seed), 0
 for _ in range(150):
     revision = rng.choice([one for one in registry.list() if one.pruned_at is None])
-    holds.take(revision.revision_id)
+    pins.take(revision.revision_id)
     try:
         registry.require_available(revision)
     except RevisionError:
@@ -176,7 +176,7 @@ for _ in range(150):
         for _ in range(rng.randrange(1, 4)):
             check_revision(revision)  # nobody removes it while it is held
         used += 1
-    with holds.drop(revision.revision_id):
+    with pins.drop(revision.revision_id):
         pass
 print(used)
 """

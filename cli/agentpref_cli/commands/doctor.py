@@ -156,7 +156,7 @@ def _serving(folder: Path | None) -> Iterator[Check]:
     from agentpref.errors import HomeError
     from agentpref.home import Home
     from agentpref.serve import folders
-    from agentpref.serve.holds import holders
+    from agentpref.serve.pins import find_pins
     from agentpref.serve.registry import Registry, namespaces_with_revisions
 
     home = Home(Home.resolve(folder))
@@ -170,8 +170,8 @@ def _serving(folder: Path | None) -> Iterator[Check]:
     if home.adapters.is_dir() and (left := folders.leavings(home.adapters)):
         words = f"{len(left)} half-made or half-removed folders in {home.adapters}"
         yield Check("leavings", True, f"{words}; the next publishing or pruning removes them")
-    if dead := [holder for holder in holders(home.holds) if not holder.alive]:
-        places = ", ".join(sorted({holder.place or "nowhere" for holder in dead}))
+    if dead := [pin for pin in find_pins(home.pins) if not pin.alive]:
+        places = ", ".join(sorted({pin.place or "nowhere" for pin in dead}))
         words = f"{len(dead)} revisions were loaded by processes that ended, at {places}"
         yield Check("holds", True, f"{words}; a router there, or a pruning, tidies up")
 

@@ -17,7 +17,7 @@ from agentpref.record.lineage import taint
 from agentpref.serve.backend import Revision
 from agentpref.serve.manifest import MANIFEST_FILE, WEIGHTS_FILE
 from agentpref.serve.registry import Registry
-from agentpref.serve.standing import mark_pruned
+from agentpref.serve.status import mark_pruned
 from agentpref.testing import write_adapter
 
 IDENTITY = {"name": "tiny", "digest": "d" * 64, "template_digest": "t" * 64}

@@ -1,4 +1,4 @@
-"""Holds over real files, with real processes that share them, and die."""
+"""Pins over real files, with real processes that share them, and die."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hypothesis.strategies import sampled_from
 
 from agentpref.errors import NotKept, RevisionError
 from agentpref.serve.backend import place_in_process
-from agentpref.serve.holds import EngineHolds, Holder, Holds, forget, holders
+from agentpref.serve.pins import Pin, Pins, find_pins
 
 NAME = "rev-000001-0123456789ab"
 OTHER = "rev-000002-0123456789ab"
@@ -28,20 +28,20 @@ URL = "http://127.0.0.1:8000"
 PROCESS = """
 import sys
 from pathlib import Path
-from agentpref.serve.holds import Holds
+from agentpref.serve.pins import Pins
 
-holds = Holds(Path(sys.argv[1]), sys.argv[2])
+pins = Pins(Path(sys.argv[1]), sys.argv[2])
 print("ready", flush=True)
 for line in sys.stdin:
     word, name = line.split()
     if word == "take":
-        holds.take(name)
+        pins.take(name)
         print("taken", flush=True)
     elif word == "drop":
-        with holds.drop(name) as alone:
-            print(alone, flush=True)
+        with pins.drop(name) as alone:
+            print(bool(alone), flush=True)
     else:
-        holds.close()
+        pins.close()
         print("closed", flush=True)
 """
 
@@ -98,37 +98,37 @@ def start(folder: Path) -> Iterator[Callable[..., Process]]:
 
 
 def test_what_is_held_is_a_file_that_names_the_place(folder: Path) -> None:
-    assert holders(folder, NAME) == []
-    holds = Holds(folder, URL)
-    holds.take(NAME)
-    holds.take(NAME)
+    assert find_pins(folder, NAME) == []
+    pins = Pins(folder, URL)
+    pins.take(NAME)
+    pins.take(NAME)
     (file,) = folder.iterdir()
     assert file.name.startswith(f"{NAME}@")
     assert file.read_text() == URL
-    assert holders(folder, NAME) == [Holder(NAME, URL, alive=True)]
-    assert holders(folder, OTHER) == []
-    with holds.drop(NAME) as alone:
+    assert find_pins(folder, NAME) == [Pin(NAME, URL, alive=True)]
+    assert find_pins(folder, OTHER) == []
+    with pins.drop(NAME) as alone:
         assert alone
         assert file.exists(), "until it is unloaded, it may be loaded"
-    assert holders(folder) == []
+    assert find_pins(folder) == []
 
 
 def test_only_the_last_to_go_is_alone(folder: Path, start) -> None:
-    ours, theirs = Holds(folder, URL), start()
+    ours, theirs = Pins(folder, URL), start()
     ours.take(NAME)
     theirs.ask(f"take {NAME}")
     with ours.drop(NAME) as alone:
         assert not alone
-    assert holders(folder, NAME) == [Holder(NAME, URL, alive=True)]
+    assert find_pins(folder, NAME) == [Pin(NAME, URL, alive=True)]
     assert theirs.ask(f"drop {NAME}") == "True"
     ours.close()
 
 
 def test_places_have_nothing_to_do_with_each_other(folder: Path, start) -> None:
-    ours, theirs = Holds(folder, URL), start("http://127.0.0.1:8001")
+    ours, theirs = Pins(folder, URL), start("http://127.0.0.1:8001")
     ours.take(NAME)
     theirs.ask(f"take {NAME}")
-    assert {holder.place for holder in holders(folder, NAME)} == {URL, "http://127.0.0.1:8001"}
+    assert {pin.place for pin in find_pins(folder, NAME)} == {URL, "http://127.0.0.1:8001"}
     with ours.drop(NAME) as alone:
         assert alone
     assert theirs.ask(f"drop {NAME}") == "True"
@@ -136,81 +136,81 @@ def test_places_have_nothing_to_do_with_each_other(folder: Path, start) -> None:
 
 def test_an_engine_of_two_places_is_told_where_nobody_else_is(folder: Path, start) -> None:
     places = (URL, "http://127.0.0.1:8001")
-    engine, process = EngineHolds(folder, places), start(places[1])
+    engine, process = Pins(folder, *places), start(places[1])
     process.ask(f"take {NAME}")
     engine.take(NAME)
     with engine.drop(NAME) as alone:
         assert alone == [URL]
-    assert [holder.place for holder in holders(folder, NAME)] == [places[1]]
+    assert [pin.place for pin in find_pins(folder, NAME)] == [places[1]]
     process.ask(f"drop {NAME}")
     with engine.drop(NAME) as alone:
         assert alone == list(places), "what a dead process left there can be unloaded"
-    assert holders(folder, NAME) == []
+    assert find_pins(folder, NAME) == []
 
 
 def test_what_a_killed_process_held_is_known_and_can_be_tidied(folder: Path, start) -> None:
     theirs = start()
     theirs.ask(f"take {NAME}")
-    assert holders(folder, NAME) == [Holder(NAME, URL, alive=True)]
+    assert find_pins(folder, NAME) == [Pin(NAME, URL, alive=True)]
     theirs.kill()
-    assert holders(folder, NAME) == [Holder(NAME, URL, alive=False)]
-    with Holds(folder, URL).drop(NAME) as alone:
+    assert find_pins(folder, NAME) == [Pin(NAME, URL, alive=False)]
+    with Pins(folder, URL).drop(NAME) as alone:
         assert alone, "so that what it left loaded can be unloaded"
-    assert holders(folder) == []
+    assert find_pins(folder) == []
 
 
 def test_closing_leaves_the_file_only_where_the_engine_lives_on(folder: Path) -> None:
     for place in (URL, place_in_process()):
-        holds = Holds(folder, place)
-        holds.take(NAME)
-        holds.take(OTHER)
-        holds.close()
-        holds.close()
-    assert holders(folder) == [Holder(NAME, URL, alive=False), Holder(OTHER, URL, alive=False)]
+        pins = Pins(folder, place)
+        pins.take(NAME)
+        pins.take(OTHER)
+        pins.close()
+        pins.close()
+    assert find_pins(folder) == [Pin(NAME, URL, alive=False), Pin(OTHER, URL, alive=False)]
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
 def test_what_could_not_be_unloaded_is_held_as_before(folder: Path, start, kind) -> None:
-    holds, theirs = Holds(folder, URL), start()
-    with pytest.raises(kind), holds.drop(NAME):
+    pins, theirs = Pins(folder, URL), start()
+    with pytest.raises(kind), pins.drop(NAME):
         raise kind
     theirs.ask(f"take {NAME}")
     assert theirs.ask(f"drop {NAME}") == "False", "we have it"
-    with holds.drop(NAME) as alone:
+    with pins.drop(NAME) as alone:
         assert alone
 
 
 def test_who_takes_waits_for_who_unloads(folder: Path, start) -> None:
     """The file that it waited for is gone then, and so it makes another."""
-    ours, theirs = Holds(folder, URL), start()
+    ours, theirs = Pins(folder, URL), start()
     ours.take(NAME)
     with ours.drop(NAME) as alone:
         assert alone
         theirs.tell(f"take {NAME}")
         assert not theirs.has_answered(within=0.3)  # long enough for it to come to the lock
     assert theirs.answer() == "taken"
-    assert holders(folder, NAME) == [Holder(NAME, URL, alive=True)]
+    assert find_pins(folder, NAME) == [Pin(NAME, URL, alive=True)]
 
 
 STRESS = """
 import random, sys, time
 from pathlib import Path
-from agentpref.serve.holds import Holds
+from agentpref.serve.pins import Pins
 
 folder, engine, seed = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 rng = random.Random(seed)
-holds = Holds(folder, "http://127.0.0.1:8000")
+pins = Pins(folder, "http://127.0.0.1:8000")
 names = ["rev-000001-0123456789ab", "rev-000002-0123456789ab"]
 unloaded = 0
 for _ in range(200):
     name = rng.choice(names)
     loaded = engine / name
-    holds.take(name)
+    pins.take(name)
     loaded.touch()
     for _ in range(rng.randrange(4)):
         time.sleep(rng.random() / 2000)
         assert loaded.exists(), "it was unloaded while we used it"
-    with holds.drop(name) as alone:
+    with pins.drop(name) as alone:
         if alone:
             loaded.unlink()
             time.sleep(rng.random() / 500)  # long enough for others to come to the lock
@@ -233,17 +233,17 @@ def test_nothing_is_unloaded_under_another_process(folder: Path, tmp_path: Path)
     assert [process.returncode for process in processes] == [0, 0, 0, 0]
     assert sum(unloaded) > 4
     assert list(engine.iterdir()) == [], "the last one of all unloaded"
-    assert holders(folder) == []
+    assert find_pins(folder) == []
 
 
 FORKS = """
 import os, sys, threading
 from pathlib import Path
-from agentpref.serve.holds import Holds, holders
+from agentpref.serve.pins import Pins, find_pins
 
 folder, name = Path(sys.argv[1]), sys.argv[2]
-holds = Holds(folder, "http://127.0.0.1:8000")
-holds.take(name)
+pins = Pins(folder, "http://127.0.0.1:8000")
+pins.take(name)
 
 def in_child(work):
     child = os.fork()
@@ -253,12 +253,12 @@ def in_child(work):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 def own():
-    holds.take(name)
-    with holds.drop(name) as alone:
-        os._exit(int(alone))
+    pins.take(name)
+    with pins.drop(name) as alone:
+        os._exit(bool(alone))
 
-assert in_child(holds.close) == 0
-assert holders(folder, name)[0].alive, "a child must not take from its parent"
+assert in_child(pins.close) == 0
+assert find_pins(folder, name)[0].alive, "a child must not take from its parent"
 assert in_child(own) == 0, "what it takes it shares with its parent"
 release, wait = os.pipe()
 if not os.fork():
@@ -266,9 +266,9 @@ if not os.fork():
     os.read(release, 1)
     os._exit(0)
 os.close(release)
-with holds.drop(name) as alone:
+with pins.drop(name) as alone:
     assert alone, "a child that holds nothing must not keep its parent from unloading"
-holds.take(name)
+pins.take(name)
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -281,16 +281,16 @@ def test_a_forked_child_holds_nothing(folder: Path) -> None:
         assert parent.stdout.readline() == b"held\n"
         parent.communicate()
     assert parent.returncode == 0
-    assert holders(folder, NAME) == [Holder(NAME, URL, alive=False)]
+    assert find_pins(folder, NAME) == [Pin(NAME, URL, alive=False)]
 
 
 ORPHAN = """
 import os, signal, sys
 from pathlib import Path
-from agentpref.serve.holds import Holds
+from agentpref.serve.pins import Pins
 
-holds = Holds(Path(sys.argv[1]), "http://127.0.0.1:8000")
-holds.take(sys.argv[2])
+pins = Pins(Path(sys.argv[1]), "http://127.0.0.1:8000")
+pins.take(sys.argv[2])
 ready, tell = os.pipe()
 if not os.fork():
     os.write(tell, b".")
@@ -305,7 +305,7 @@ def test_a_child_does_not_keep_what_its_killed_parent_held(folder: Path) -> None
     command = [sys.executable, "-c", ORPHAN, str(folder), NAME]
     parent = subprocess.Popen(command, stdin=subprocess.PIPE)
     assert parent.wait() == -signal.SIGKILL
-    assert [holder.alive for holder in holders(folder, NAME)] == [False]
+    assert [pin.alive for pin in find_pins(folder, NAME)] == [False]
     assert parent.stdin is not None
     parent.stdin.close()  # which ends the child
 
@@ -313,16 +313,16 @@ def test_a_child_does_not_keep_what_its_killed_parent_held(folder: Path) -> None
 FORKED_IN_C = """
 import ctypes, os, signal, sys
 from pathlib import Path
-from agentpref.serve.holds import Holds, holders
+from agentpref.serve.pins import Pins, find_pins
 
 folder, name = Path(sys.argv[1]), sys.argv[2]
-holds = Holds(folder, "http://127.0.0.1:8000")
-holds.take(name)
+pins = Pins(folder, "http://127.0.0.1:8000")
+pins.take(name)
 child = ctypes.CDLL(None).fork()
 if not child:
     signal.pause()
-holds.close()
-alive = holders(folder, name)[0].alive
+pins.close()
+alive = find_pins(folder, name)[0].alive
 os.kill(child, signal.SIGKILL)
 os.waitpid(child, 0)
 sys.exit(alive)
@@ -335,28 +335,28 @@ def test_what_is_given_up_is_not_kept_by_a_copy_of_the_descriptor(folder: Path) 
 
 
 def test_no_fork_comes_between_a_file_and_the_note_that_it_is_open(folder: Path) -> None:
-    holds = Holds(folder, URL)
-    taking = threading.Thread(target=holds.take, args=(NAME,))
-    holds.before_fork()
+    pins = Pins(folder, URL)
+    taking = threading.Thread(target=pins.take, args=(NAME,))
+    pins.before_fork()
     taking.start()
     taking.join(0.2)  # long enough to come to the file
     assert taking.is_alive()
-    assert holders(folder) == []
-    holds.after_fork_in_parent()
+    assert find_pins(folder) == []
+    pins.after_fork_in_parent()
     taking.join()
-    assert holders(folder) == [Holder(NAME, URL, alive=True)]
-    holds.close()
+    assert find_pins(folder) == [Pin(NAME, URL, alive=True)]
+    pins.close()
 
 
 def test_of_a_file_that_was_removed_by_hand_nobody_is_the_last(folder: Path, start) -> None:
-    ours, theirs = Holds(folder, URL), start()
+    ours, theirs = Pins(folder, URL), start()
     ours.take(NAME)
     for file in folder.iterdir():
         file.unlink()
     theirs.ask(f"take {NAME}")
     with ours.drop(NAME) as alone:
         assert not alone
-    assert holders(folder, NAME) == [Holder(NAME, URL, alive=True)]
+    assert find_pins(folder, NAME) == [Pin(NAME, URL, alive=True)]
 
 
 def test_a_dead_place_is_forgotten_and_a_living_one_is_not(folder: Path, start) -> None:
@@ -365,61 +365,61 @@ def test_a_dead_place_is_forgotten_and_a_living_one_is_not(folder: Path, start) 
     over = start(place)
     over.ask(f"take {NAME}")
     over.kill()
-    dead, living = sorted(holders(folder, NAME), key=lambda holder: holder.alive)
-    assert dead == Holder(NAME, place, alive=False)
-    assert dead.is_over
-    assert not living.is_over
-    assert not Holder(NAME, URL, alive=False).is_over, "its engine may live on"
-    assert forget(folder, dead)
-    assert forget(folder, dead), "twice does nothing"
-    assert not forget(folder, living)
-    assert holders(folder) == [living]
+    dead, living = sorted(find_pins(folder, NAME), key=lambda pin: pin.alive)
+    assert dead == Pin(NAME, place, alive=False)
+    assert dead.is_stale
+    assert not living.is_stale
+    assert not Pin(NAME, URL, alive=False).is_stale, "its engine may live on"
+    assert dead.remove()
+    assert dead.remove(), "twice does nothing"
+    assert not living.remove()
+    assert find_pins(folder) == [living]
 
 
 def test_a_process_that_died_before_it_signed_is_over(folder: Path) -> None:
     folder.mkdir()
     (folder / f"{NAME}@0123456789ab").touch()
-    (holder,) = holders(folder)
-    assert holder == Holder(NAME, "", alive=False)
-    assert holder.is_over
-    assert forget(folder, holder)
-    assert holders(folder) == []
+    (pin,) = find_pins(folder)
+    assert pin == Pin(NAME, "", alive=False)
+    assert pin.is_stale
+    assert pin.remove()
+    assert find_pins(folder) == []
 
 
 @pytest.mark.parametrize("name", ["base", "../rev-000001-0123456789ab", f"{NAME}/..", ""])
 def test_only_names_of_revisions_become_files(folder: Path, name: str) -> None:
-    holds = Holds(folder, URL)
-    with pytest.raises(RevisionError, match="is no revision's name"):
-        holds.take(name)
-    with pytest.raises(RevisionError, match="is no revision's name"), holds.drop(name):
+    pins = Pins(folder, URL)
+    with pytest.raises(RevisionError, match="is not a revision's name"):
+        pins.take(name)
+    with pytest.raises(RevisionError, match="is not a revision's name"), pins.drop(name):
         pass
     assert not folder.exists()
 
 
 def test_a_link_is_not_followed(folder: Path, tmp_path: Path) -> None:
-    holds = Holds(folder, URL)
-    holds.take(NAME)
+    pins = Pins(folder, URL)
+    pins.take(NAME)
     (file,) = folder.iterdir()
-    holds.close()
+    pins.close()
     file.unlink()
     victim = tmp_path / "victim"
     victim.touch()
     file.symlink_to(victim)
     with pytest.raises(NotKept, match=f"{NAME}@"):
-        holds.take(NAME)
+        pins.take(NAME)
     assert victim.read_text() == ""
 
 
 def test_a_folder_that_cannot_be_made_is_named(folder: Path) -> None:
     folder.touch()
     with pytest.raises(NotKept, match=r"holds/rev-000001.* cannot be made and locked"):
-        Holds(folder, URL).take(NAME)
+        Pins(folder, URL).take(NAME)
 
 
 def test_files_that_are_none_of_ours_are_left_alone(folder: Path) -> None:
     folder.mkdir()
     (folder / "notes").touch()
-    assert holders(folder) == []
+    assert find_pins(folder) == []
 
 
 class HoldsOfThree(RuleBasedStateMachine):
@@ -429,7 +429,7 @@ class HoldsOfThree(RuleBasedStateMachine):
         super().__init__()
         self.temporary = TemporaryDirectory()
         self.folder = Path(self.temporary.name) / "holds"
-        self.three = [Holds(self.folder, URL) for _ in range(3)]
+        self.three = [Pins(self.folder, URL) for _ in range(3)]
         self.using: set[int] = set()
         self.left = False
 
@@ -443,7 +443,7 @@ class HoldsOfThree(RuleBasedStateMachine):
         others = self.using - {who}
         try:
             with self.three[who].drop(NAME) as alone:
-                assert alone == (not others)
+                assert bool(alone) == (not others)
                 if fails:
                     raise RuntimeError
             self.using.discard(who)
@@ -461,12 +461,12 @@ class HoldsOfThree(RuleBasedStateMachine):
 
     @invariant()
     def the_file_tells(self) -> None:
-        expected = [Holder(NAME, URL, alive=bool(self.using))] if self.using or self.left else []
-        assert holders(self.folder) == expected
+        expected = [Pin(NAME, URL, alive=bool(self.using))] if self.using or self.left else []
+        assert find_pins(self.folder) == expected
 
     def teardown(self) -> None:
-        for holds in self.three:
-            holds.close()
+        for pins in self.three:
+            pins.close()
         self.temporary.cleanup()
 
 

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 
 from agentpref.errors import BackendClosed, ServingError
-from agentpref.serve.owner import Owner
+from agentpref_adapters._transformers_thread import Owner
 
 
 class Job:
@@ -168,7 +168,7 @@ def test_an_engine_that_raises_after_all_leaves_nobody_waiting(
 FORKED = """
 import os, signal
 from agentpref.errors import BackendClosed
-from agentpref.serve.owner import Owner
+from agentpref_adapters._transformers_thread import Owner
 
 class Idle:
     active = 0

@@ -15,8 +15,8 @@ import pytest
 from agentpref.errors import InvalidAdapter, NotKept, RevisionError, SwapFailed, WrongBase
 from agentpref.home import Home
 from agentpref.serve.backend import Capabilities, GenerationRequest, Revision
-from agentpref.serve.holds import holders
 from agentpref.serve.manifest import WEIGHTS_FILE
+from agentpref.serve.pins import find_pins
 from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
 from agentpref.testing import FakeBackend, write_adapter
@@ -48,7 +48,7 @@ def names(registry: Registry, tmp_path: Path) -> list[str]:
 
 
 def held(registry: Registry) -> set[str]:
-    return {holder.revision_id for holder in holders(registry.home.holds) if holder.alive}
+    return {pin.revision_id for pin in find_pins(registry.home.pins) if pin.alive}
 
 
 class Looking(FakeBackend):
@@ -82,7 +82,7 @@ def test_a_revision_is_held_from_before_it_is_validated_until_after_it_is_unload
             assert held(registry) == set(backend.list_loaded())
         assert set(backend.seen) == {("validate", True), ("load", True), ("unload", True)}
         assert held(registry) == set(names[-2:])
-    assert holders(registry.home.holds) == []
+    assert find_pins(registry.home.pins) == []
 
 
 def test_a_leased_revision_stays_held(registry: Registry, names: list[str]) -> None:
@@ -135,7 +135,7 @@ def test_closing_gives_up_what_it_cannot_remove(
         with pytest.raises(NotKept, match="Read-only file system"):
             router.close()
     assert held(registry) == set()
-    assert all(holder.is_over for holder in holders(registry.home.holds))
+    assert all(pin.is_stale for pin in find_pins(registry.home.pins))
 
 
 @pytest.mark.parametrize("step", ["validate", "load", "probe"])
@@ -162,7 +162,7 @@ def test_a_router_that_could_not_be_made_holds_nothing(
     registry.promote(names[0])
     with pytest.raises(SwapFailed):
         Router(registry, FakeBackend(fail_load={names[0]}))
-    assert holders(registry.home.holds) == []
+    assert find_pins(registry.home.pins) == []
 
 
 def test_two_routers_of_one_engine_unload_only_what_the_other_does_not_use(
@@ -205,7 +205,7 @@ def test_a_revision_is_held_at_every_place_and_unloaded_where_nobody_else_uses_i
     fleet, second = Fleet(), FakeBackend(place=Fleet.places[1])
     with Router(registry, fleet) as one, Router(registry, second) as other:
         one.activate(names[0])
-        places = {holder.place for holder in holders(registry.home.holds, names[0])}
+        places = {pin.place for pin in find_pins(registry.home.pins, names[0])}
         assert places == set(Fleet.places)
         other.sync()
         for name in names[1:3]:
@@ -214,7 +214,7 @@ def test_a_revision_is_held_at_every_place_and_unloaded_where_nobody_else_uses_i
         other.sync()
         other.activate(names[3])
         assert names[0] not in second.list_loaded()
-    assert holders(registry.home.holds, names[0]) == []
+    assert find_pins(registry.home.pins, names[0]) == []
 
 
 def test_routers_of_several_namespaces_share_an_engine(
@@ -234,13 +234,13 @@ def test_routers_of_several_namespaces_share_an_engine(
 
 LEAVE_BEHIND = """
 import os, sys
-from agentpref.serve.holds import Holds
+from agentpref.serve.pins import Pins
 from agentpref.serve.registry import Registry
 
 registry = Registry(sys.argv[1])
-holds = Holds(registry.home.holds, sys.argv[2])
+pins = Pins(registry.home.pins, sys.argv[2])
 for name in sys.argv[3:]:
-    holds.take(name)
+    pins.take(name)
 os.kill(os.getpid(), 9)
 """
 
@@ -286,8 +286,8 @@ def test_what_a_server_has_stays_there_when_the_router_closes(
     with Router(registry, backend) as router:
         router.activate(names[0])
     assert backend.list_loaded() == (names[0],)
-    [holder] = holders(registry.home.holds)
-    assert (holder.revision_id, holder.place, holder.alive) == (names[0], SERVER, False)
+    [pin] = find_pins(registry.home.pins)
+    assert (pin.revision_id, pin.place, pin.alive) == (names[0], SERVER, False)
     with Router(registry, backend):
         assert held(registry) == {names[0]}
 
