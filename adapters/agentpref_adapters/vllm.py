@@ -56,7 +56,7 @@ from agentpref_adapters._vllm_server import (
     settings_of,
 )
 
-__all__ = ["VllmBackend", "holds_revision", "open_router"]
+__all__ = ["VllmBackend", "has_loaded", "open_router"]
 
 Pieces: TypeAlias = "Generator[Piece, None, None]"
 
@@ -99,7 +99,7 @@ def open_router(
     return router
 
 
-def holds_revision(place: str, revision_id: str) -> bool | None:
+def has_loaded(place: str, revision_id: str) -> bool | None:
     """Say whether the server at a place has a revision loaded; ``None`` where it does not say.
 
     A place is one that :meth:`VllmBackend.capabilities` gives. Where nothing listens, nothing is

@@ -20,7 +20,7 @@ from agentpref.serve.backend import Revision
 from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
 from agentpref_adapters._vllm_process import VllmProcess, VllmSettings, vllm_process
-from agentpref_adapters.vllm import VllmBackend, holds_revision, open_router
+from agentpref_adapters.vllm import VllmBackend, has_loaded, open_router
 
 # An app of its own: it says what answered, each time it is asked to by a line.
 APP = """
@@ -101,14 +101,14 @@ def test_a_pruning_spares_what_a_server_has_loaded(
     with Router(registry, backend) as router:
         registry.promote(names[1])
         registry.promote(names[2])
-        kept = registry.prune(keep=1, ask=holds_revision).kept
+        kept = registry.prune(keep=1, ask=has_loaded).kept
         assert names[0] in kept, "the router serves it still"
         assert router.generate(ask(QUESTIONS[0])).revision == names[0]
         router.sync()
-    pruned = registry.prune(keep=1, ask=holds_revision)
+    pruned = registry.prune(keep=1, ask=has_loaded)
     assert names[2] in pruned.kept
     backend.unload(names[0])
-    again = registry.prune(keep=1, ask=holds_revision)
+    again = registry.prune(keep=1, ask=has_loaded)
     assert names[0] in {*pruned.removed, *again.removed}
     assert not (registry.home.adapters / names[0]).exists()
 
