@@ -350,7 +350,7 @@ class TestLoading:
         server.max_loras = 1
         with closing(connect(server)) as backend:
             name = ready(backend, publish())
-            with pytest.raises(SwapFailed, match=f"hold 1 adapters, and have {name}"):
+            with pytest.raises(SwapFailed, match=f"keep 1 adapters, and have {name}"):
                 backend.load(publish())
             assert backend.list_loaded() == (name,)
 
