@@ -10,10 +10,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from time import monotonic
 
 from agentpref.errors import AgentprefError, BackendClosed, ConfigError
+from agentpref.home import Home
+from agentpref.serve.backend import ServingBackend
+from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
 
 _LONGEST_WAIT = 30.0
@@ -96,3 +100,36 @@ class Watcher:
                 exc_info=None if isinstance(error, AgentprefError) else error,
             )
         self._next_try = self._clock() + self._wait
+
+
+def open_router(
+    home: Home | str | Path | None,
+    make_backend: Callable[[], ServingBackend],
+    *,
+    namespace: str = "default",
+    follow: float | None = 1.0,
+) -> Router:
+    """Open a router over a new backend; closing the router closes the backend, too.
+
+    Args:
+        home: the home, its folder, or ``None`` for ``AGENTPREF_HOME`` or ``./.agentpref``.
+        make_backend: makes the engine, once the home is found.
+        namespace: serve the revisions of this namespace.
+        follow: seconds between two looks at what other processes made live; ``None``: never.
+
+    Raises:
+        NotAHome: there is no home in the folder.
+        ConfigError: ``follow`` is not above 0.
+        AgentprefError: the backend cannot be made, or cannot serve the live revision.
+    """
+    registry = Registry(home, namespace=namespace)
+    with ExitStack() as on_failure:
+        backend = make_backend()
+        on_failure.callback(backend.close)
+        router = Router(registry, backend)
+        router.at_close(backend.close)
+        on_failure.callback(router.close)
+        if follow is not None:
+            Watcher(router, follow)
+        on_failure.pop_all()
+    return router

@@ -114,5 +114,5 @@ class held:  # noqa: N801
         self.thread.join()
 
     def wait_for(self, count: int) -> None:
-        while self.backend._owner.waiting < count:
+        while self.backend._thread.waiting < count:
             threading.Event().wait(0.001)

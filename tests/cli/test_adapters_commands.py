@@ -236,12 +236,12 @@ def test_prune_asks_the_engine_at_a_url(run, home, names, monkeypatch, answer, w
     left_loaded(home, names[0], "http://127.0.0.1:8000")
     asked = []
 
-    def holds_revision(url: str, revision_id: str) -> bool | None:
+    def has_loaded(url: str, revision_id: str) -> bool | None:
         asked.append((url, revision_id))
         return answer
 
     engine = ModuleType("agentpref_adapters.vllm")
-    engine.holds_revision = holds_revision  # type: ignore[attr-defined]
+    engine.has_loaded = has_loaded  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "agentpref_adapters.vllm", engine)
     value = run("adapters", "prune", "--keep", 1, "--json").json
     assert set(asked) == {("http://127.0.0.1:8000", names[0])}

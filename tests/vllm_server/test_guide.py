@@ -13,7 +13,7 @@ from proxy import Proxy
 from agentpref.home import Home
 from agentpref.models.base_files import BaseFiles
 from agentpref.serve.registry import Registry
-from agentpref_adapters._server_process import ServerProcess
+from agentpref_adapters._vllm_process import VllmProcess
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "docs"))
@@ -25,7 +25,7 @@ LET_THROUGH = {"/v1/completions", "/v1/chat/completions", "/v1/models", "/health
 
 
 def test_every_snippet_of_the_guide_runs(
-    server: ServerProcess,
+    server: VllmProcess,
     open_backend,  # which tidies up afterwards
     base: BaseFiles,
     adapters: list[Path],

@@ -228,9 +228,9 @@ def _is_loaded(place: str, revision_id: str) -> bool | None:
     if not place.startswith(("http://", "https://")):
         return None
     try:
-        from agentpref_adapters.vllm import holds_revision
+        from agentpref_adapters.vllm import has_loaded
 
-        return holds_revision(place, revision_id)
+        return has_loaded(place, revision_id)
     except ImportError:
         return None
 
