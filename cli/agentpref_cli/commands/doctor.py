@@ -13,10 +13,6 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from agentpref_cli import options
-<<<<<<< HEAD
-from agentpref_cli.options import reading
-=======
->>>>>>> cli
 from agentpref_cli.terminal import moment, print_result, show_checks
 
 if TYPE_CHECKING:
@@ -56,13 +52,8 @@ def doctor(
         *_serving(place),
         _model(model),
     ]
-<<<<<<< HEAD
-    healthy = all(check.holds for check in checks)
-    rows = [check._asdict() for check in checks]
-=======
     healthy = all(finding.passed for finding in findings)
     rows = [finding._asdict() for finding in findings]
->>>>>>> cli
     print_result(as_json, {"healthy": healthy, "checks": rows}, lambda: show_checks(rows))
     raise typer.Exit(0 if healthy else 1)
 
@@ -155,17 +146,10 @@ def _serving(home: Home) -> Iterator[Finding]:
         for namespace in namespaces_with_revisions(home):
             yield from _revisions(Registry(home, namespace=namespace))
     except HomeError:
-<<<<<<< HEAD
-        return  # which is said of the home
-    if home.adapters.is_dir() and (left := folders.leftovers(home.adapters)):
-        words = f"{len(left)} half-made or half-removed folders in {home.adapters}"
-        yield Check("leavings", True, f"{words}; the next publishing or pruning removes them")
-=======
         return  # the finding about the home says so
     if home.adapters.is_dir() and (left := folders.leftovers(home.adapters)):
         message = f"{len(left)} half-made or half-removed folders in {home.adapters}"
         yield Finding("leftovers", True, f"{message}; the next update or pruning removes them")
->>>>>>> cli
     if dead := [pin for pin in find_pins(home.pins) if not pin.alive]:
         places = ", ".join(sorted({pin.place or "an unnamed place" for pin in dead}))
         message = f"{len(dead)} revisions were loaded by processes that ended, at {places}"

@@ -120,11 +120,7 @@ def export(
     with progress(as_json) as report:
         done = _write(found, format, split, target, skip_bad, report)
     if output is not None:
-<<<<<<< HEAD
-        value = {"file": str(output), **asdict(done)}
-=======
         value = {"file": str(output), "held_out": share, **asdict(done)}
->>>>>>> cli
         print_result(as_json, value, lambda: _show_export(done, output))
 
 
