@@ -335,7 +335,7 @@ class _Update:
             revision = self.registry.publish(
                 folder,
                 parent=live.revision_id if live is not None else None,
-                base=learner.base.identity,
+                model=learner.base.identity,
                 training={"config": self.config.to_mapping(), **report.training},
                 watermark={
                     "update_id": self.update_id,

@@ -1,9 +1,7 @@
-"""One thread that owns a model, and the queue in front of it.
+"""The one thread that runs a model, and the queue in front of it.
 
-Models inside a process are not safe to share: two threads that generate at once mix what they do.
-Here everything that runs the model runs on one thread, step by step. Whoever waits is admitted
-between two steps, so that a short request does not wait for the end of a long one. Knows nothing of
-models, text and revisions.
+Threads that share a model mix up its state. So one thread runs the model, step by step, and admits
+waiting requests between two steps.
 """
 
 from __future__ import annotations
@@ -14,50 +12,57 @@ from typing import Generic, Protocol, TypeVar
 
 from agentpref.errors import BackendClosed, ServingError
 
+_CLOSED = (
+    "the backend was closed, or belongs to the process that this one was forked from; "
+    "make a new one to continue serving"
+)
+_DIED = (
+    "the thread that runs the model died of an error, which it printed; make a new backend to "
+    "continue serving"
+)
+
 
 class Job(Protocol):
-    """Something to serve."""
+    """A request that waits for an answer."""
 
     def fail(self, error: ServingError) -> None:
-        """Tell whoever waits that there will be no answer."""
+        """Raise an error where the answer is waited for."""
 
 
 J = TypeVar("J", bound=Job)
 
 
-class Engine(Protocol[J]):
-    """What the owner drives. It is called on the owner's thread alone, and may not raise."""
+class Steps(Protocol[J]):
+    """The engine that a :class:`ModelThread` drives, on that thread only. It may not raise."""
 
     @property
     def active(self) -> int:
-        """How many jobs were admitted and have not ended: there is room for that many less."""
+        """How many admitted jobs have not ended."""
 
     @property
     def has_work(self) -> bool:
-        """Whether there is a step to take, be it only to clear up after jobs that have ended."""
+        """Whether :meth:`step` has anything to do."""
 
     def admit(self, jobs: list[J]) -> None:
-        """Take jobs in; each of them is answered or failed in the end."""
+        """Take jobs in; the engine answers or fails each of them."""
 
     def step(self) -> None:
-        """Bring all that is active a step further."""
+        """Advance all active jobs by one step."""
 
     def abandon(self) -> list[J]:
-        """Let go of all that is active, and give it: the owner fails it."""
+        """Remove all active jobs and return them."""
 
 
-class Owner(Generic[J]):
-    """Admits jobs to an engine, oldest first, and drives it, all on a thread of its own.
-
-    A process that was forked off has no such thread, and is told that the backend is closed.
+class ModelThread(Generic[J]):
+    """Admits jobs to an engine, oldest first, and drives it on a thread of its own.
 
     Args:
-        engine: what serves the jobs.
-        max_active: how many jobs are served at the same time at most.
+        engine: answers the jobs.
+        max_active: the most jobs to answer at the same time.
     """
 
-    def __init__(self, engine: Engine[J], *, max_active: int) -> None:
-        """Start the thread; it is a daemon, so that a forgotten owner does not hold up an exit."""
+    def __init__(self, engine: Steps[J], *, max_active: int) -> None:
+        """Start the thread; it is a daemon and does not delay the end of the process."""
         self._engine = engine
         self._max_active = max_active
         self._waiting: deque[J] = deque()
@@ -72,29 +77,29 @@ class Owner(Generic[J]):
         return len(self._waiting)
 
     def require_open(self) -> None:
-        """Refuse to go on where nothing can be served any more.
+        """Check that jobs can be served.
 
         Raises:
-            BackendClosed: the owner was closed, or its thread did not come along in a fork.
+            BackendClosed: the thread was closed, or this is a forked process, which has none.
         """
         if self._closed or not self._thread.is_alive():
-            raise _closed()
+            raise BackendClosed(_CLOSED)
 
     def submit(self, job: J) -> None:
         """Queue a job.
 
         Raises:
-            BackendClosed: the owner was closed before.
+            BackendClosed: as :meth:`require_open`.
         """
-        self.require_open()  # before the lock, too: another thread may have had it at a fork
+        self.require_open()  # before the lock, which another thread may have held at a fork
         with self._arrived:
             self.require_open()
             self._waiting.append(job)
             self._arrived.notify()
 
     def close(self) -> None:
-        """Fail what waits, finish what is active, and end the thread."""
-        self._abandon()
+        """Fail the waiting jobs, finish the active ones, and end the thread."""
+        self._fail_waiting()
         self._thread.join()
 
     def _run(self) -> None:
@@ -104,12 +109,12 @@ class Owner(Generic[J]):
                     self._engine.admit(admitted)
                 self._engine.step()
         finally:
-            self._abandon()
+            self._fail_waiting()
             for job in self._engine.abandon():  # only where the engine raised after all
-                job.fail(_died())
+                job.fail(BackendClosed(_DIED))
 
     def _next(self) -> list[J] | None:
-        """Wait until there is something to do; take who is to be admitted, ``None`` at the end."""
+        """Wait for work; return the jobs to admit, or ``None`` at the end."""
         with self._arrived:
             self._arrived.wait_for(lambda: self._waiting or self._closed or self._engine.has_work)
             if self._closed and not self._engine.has_work:
@@ -117,24 +122,10 @@ class Owner(Generic[J]):
             room = self._max_active - self._engine.active
             return [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
 
-    def _abandon(self) -> None:
+    def _fail_waiting(self) -> None:
         with self._arrived:
             self._closed = True
             abandoned, self._waiting = self._waiting, deque()
             self._arrived.notify()
         for job in abandoned:
-            job.fail(_closed())
-
-
-def _died() -> BackendClosed:
-    return BackendClosed(
-        "the thread that runs the model died of an error, which it printed; make a new backend to "
-        "go on serving"
-    )
-
-
-def _closed() -> BackendClosed:
-    return BackendClosed(
-        "the backend was closed, or belongs to the process that this one was forked from; "
-        "make a new one to go on serving"
-    )
+            job.fail(BackendClosed(_CLOSED))

@@ -273,3 +273,16 @@ def _numbered(prompts: Iterable[Prompt]) -> tuple[list[int], list[Prompt]]:
 
 def _squeezed(text: str) -> str:
     return "".join(text.split())
+
+
+def end_tokens(
+    tokenizer: PreTrainedTokenizerBase, configured: int | Sequence[int] | None
+) -> frozenset[int]:
+    """The tokens that end a turn: the tokenizer's, and those of the model's generation settings.
+
+    Args:
+        tokenizer: its ``eos_token_id`` ends a turn.
+        configured: ``eos_token_id`` of the generation settings, which may be a list.
+    """
+    ids = configured if isinstance(configured, Sequence) else [configured]
+    return frozenset(int(token) for token in (tokenizer.eos_token_id, *ids) if token is not None)

@@ -77,6 +77,11 @@ class Pins:
         self._opening = threading.Lock()  # no fork happens between opening and noting one
         forks.guard(self)
 
+    @property
+    def names(self) -> set[str]:
+        """The revisions that this process has pinned."""
+        return {path.name.partition("@")[0] for path in tuple(self._held)}
+
     def take(self, name: str) -> None:
         """Pin a revision at every place, before it is loaded; pinning it again does nothing.
 

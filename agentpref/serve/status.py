@@ -1,41 +1,140 @@
-"""Whether a revision may serve: it is not tainted, not in quarantine, and not pruned.
+"""The status of revisions: what a namespace serves, and which revisions may serve.
 
-Reads and writes the flags of ``revision``, over a connection that it is given. Taint is set by
-``record.lineage``; it and a pruning are for good, a quarantine ends. Knows nothing of files, and of
-what serves.
+What serves is one row per namespace, changed under the next generation, and a history of its
+changes. A revision may serve unless it is tainted, in quarantine or pruned. The functions use a
+connection of the caller's; those that change something are called in a transaction.
 """
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 import time
+from typing import NamedTuple
 
-from agentpref.errors import RevisionError
+from agentpref.errors import GenerationConflict, RevisionError
 from agentpref.record.lineage import last_clean
-
-_FIT = "tainted_at IS NULL AND quarantined_at IS NULL AND pruned_at IS NULL"
-
-
-def names(connection: sqlite3.Connection) -> set[str]:
-    """Name all revisions that have a row, of all namespaces."""
-    return {name for (name,) in connection.execute("SELECT revision_id FROM revision")}
+from agentpref.types import BASE
 
 
-def unfit(connection: sqlite3.Connection) -> set[str]:
-    """Name the revisions that must not come to serve, of all namespaces."""
-    query = f"SELECT revision_id FROM revision WHERE NOT ({_FIT})"
-    return {name for (name,) in connection.execute(query)}
+class ServingState(NamedTuple):
+    """What a namespace serves. ``live`` is ``None`` for the bare base model."""
+
+    namespace: str
+    live: str | None
+    canary: str | None
+    weight: float
+    generation: int
+
+    def revision_for(self, thread_id: str | None) -> str:
+        """Name the revision that serves a thread, ``"base"`` for the bare base model.
+
+        A thread belongs to the canary by a hash of its id, so it stays with one revision, and a
+        growing weight keeps the threads that the canary had. Requests without a thread are live's.
+        """
+        if self.canary is not None and thread_id is not None:
+            # A thread's id may be any string, even one that is not valid Unicode.
+            key = f"{self.canary}\n{thread_id}".encode(errors="surrogatepass")
+            digest = hashlib.blake2b(key, digest_size=8).digest()
+            if int.from_bytes(digest, "big") < self.weight * 2**64:
+                return self.canary
+        return self.live or BASE
 
 
-def require_clean(connection: sqlite3.Connection, revision_id: str) -> None:
-    """Refuse a tainted revision; the cure names the last one of its line that may serve."""
+class HistoryEntry(NamedTuple):
+    """One change of what is served: ``action`` is ``promote``, ``canary`` or ``rollback``."""
+
+    at: float
+    generation: int
+    action: str
+    live: str | None
+    canary: str | None
+    weight: float
+
+
+def read_state(
+    connection: sqlite3.Connection, namespace: str, expected_generation: int | None = None
+) -> ServingState:
+    """Read what is live and canary now.
+
+    Raises:
+        GenerationConflict: the generation is not the expected one.
+    """
+    query = "SELECT namespace, live, canary, weight, generation FROM serving WHERE namespace = ?"
+    row = connection.execute(query, (namespace,)).fetchone()
+    found = ServingState(namespace, None, None, 0.0, 0) if row is None else ServingState(*row)
+    if expected_generation not in (None, found.generation):
+        raise GenerationConflict(
+            f"{namespace!r} is at generation {found.generation}, not {expected_generation}: "
+            f"another process made {found.live or 'the base model'} live; look at history() and "
+            f"try again"
+        )
+    return found
+
+
+def read_history(connection: sqlite3.Connection, namespace: str) -> list[HistoryEntry]:
+    """Read every change of what is served, oldest first."""
+    query = (
+        "SELECT at, generation, action, live, canary, weight FROM serving_history"
+        " WHERE namespace = ? ORDER BY id"
+    )
+    return [HistoryEntry(*row) for row in connection.execute(query, (namespace,))]
+
+
+def change(connection: sqlite3.Connection, new: ServingState, action: str) -> ServingState:
+    """Write what is served from now on, under the next generation, and add it to the history."""
+    new = new._replace(generation=new.generation + 1)
+    connection.execute(
+        "INSERT OR REPLACE INTO serving (namespace, live, canary, weight, generation)"
+        " VALUES (?, ?, ?, ?, ?)",
+        new,
+    )
+    connection.execute(
+        "INSERT INTO serving_history (namespace, at, generation, action, live, canary, weight)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (new.namespace, time.time(), new.generation, action, new.live, new.canary, new.weight),
+    )
+    return new
+
+
+def previous(connection: sqlite3.Connection, namespace: str) -> str | None:
+    """Find what a rollback makes live: a revision that may serve, or ``None`` for the base model.
+
+    The history is read as a stack: a promotion pushes, a rollback pops down to where it went.
+
+    Raises:
+        RevisionError: no promotion is left to undo.
+    """
+    served: list[str | None] = [None]
+    for entry in read_history(connection, namespace):
+        if entry.action == "rollback":
+            served.pop()
+            while served[-1] != entry.live:
+                served.pop()
+        elif entry.action == "promote" and entry.live != served[-1]:
+            served.append(entry.live)
+    if len(served) == 1:
+        raise RevisionError(
+            f"nothing to roll back in {namespace!r}: the base model is live; "
+            f"promote(revision) makes one live, canary(None, 0) ends a canary"
+        )
+    query = (
+        "SELECT revision_id FROM revision"
+        " WHERE coalesce(tainted_at, quarantined_at, pruned_at) IS NOT NULL"
+    )
+    passed_over = {served[-1], *(name for (name,) in connection.execute(query))}
+    return next((name for name in reversed(served) if name not in passed_over), None)
+
+
+def require_untainted(connection: sqlite3.Connection, revision_id: str) -> None:
+    """Refuse a tainted revision; the cure names the last revision of its line that may serve."""
     query = "SELECT 1 FROM revision WHERE revision_id = ? AND tainted_at IS NOT NULL"
     if connection.execute(query, (revision_id,)).fetchone():
         clean = last_clean(connection, revision_id)
         raise RevisionError(
-            f"{revision_id} is tainted: its training saw what a user has had forgotten; go back "
-            f"to {clean}, the last clean one of its line, with `agentpref adapters promote {clean}`"
-            ", then learn again with `agentpref update`"
+            f"{revision_id} is tainted: it was trained on what was forgotten since; go back to "
+            f"{clean}, the last clean one of its line, with `agentpref adapters promote {clean}`, "
+            f"then learn again with `agentpref update`"
         )
 
 
@@ -58,58 +157,7 @@ def require_available(connection: sqlite3.Connection, revision_id: str) -> None:
     )
     for (reason,) in connection.execute(query, (revision_id,)):
         raise RevisionError(
-            f"{revision_id} is in quarantine: {reason}; when that is mended, `agentpref adapters "
+            f"{revision_id} is in quarantine: {reason}; once that is repaired, `agentpref adapters "
             f"release {revision_id}` checks its files and lets it serve again; if it is live, "
             f"`agentpref adapters rollback` makes the one before it live"
         )
-
-
-def require_fit(connection: sqlite3.Connection, revision_id: str) -> None:
-    """Refuse a revision that must not come to serve, for whichever reason."""
-    require_clean(connection, revision_id)
-    require_available(connection, revision_id)
-
-
-def quarantine(connection: sqlite3.Connection, revision_id: str, reason: str) -> None:
-    """Put a revision into quarantine; one that is there keeps its time and its reason.
-
-    A reason may name a file whose name is no UTF-8, which no database takes as it is.
-    """
-    reason = reason.encode(errors="backslashreplace").decode()
-    connection.execute(
-        "UPDATE revision SET quarantined_at = ?, quarantine_reason = ?"
-        " WHERE revision_id = ? AND quarantined_at IS NULL",
-        (time.time(), reason, revision_id),
-    )
-
-
-def release(connection: sqlite3.Connection, revision_id: str) -> None:
-    """End a quarantine."""
-    connection.execute(
-        "UPDATE revision SET quarantined_at = NULL, quarantine_reason = NULL WHERE revision_id = ?",
-        (revision_id,),
-    )
-
-
-def pruned(connection: sqlite3.Connection) -> dict[str, float]:
-    """Say which revisions were pruned, and since when, of all namespaces."""
-    query = "SELECT revision_id, pruned_at FROM revision WHERE pruned_at IS NOT NULL"
-    return dict(connection.execute(query).fetchall())
-
-
-def mark_pruned(connection: sqlite3.Connection, revision_id: str, at: float) -> None:
-    """Mark a revision as pruned since a time."""
-    query = "UPDATE revision SET pruned_at = ? WHERE revision_id = ?"
-    connection.execute(query, (at, revision_id))
-
-
-def is_marked(connection: sqlite3.Connection, revision_id: str, at: float) -> bool:
-    """Say whether a revision is marked as pruned, and since just that time."""
-    query = "SELECT 1 FROM revision WHERE revision_id = ? AND pruned_at = ?"
-    return connection.execute(query, (revision_id, at)).fetchone() is not None
-
-
-def unmark_pruned(connection: sqlite3.Connection, revision_id: str, at: float) -> None:
-    """Take a mark back, and none that another has set."""
-    query = "UPDATE revision SET pruned_at = NULL WHERE revision_id = ? AND pruned_at = ?"
-    connection.execute(query, (revision_id, at))

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 
 from agentpref.errors import BackendClosed, ServingError
-from agentpref_adapters._transformers_thread import Owner
+from agentpref_adapters._transformers_thread import ModelThread
 
 
 class Job:
@@ -72,86 +72,89 @@ def engine() -> Counter:
 
 
 @pytest.fixture
-def owner(engine: Counter) -> Iterator[Owner[Job]]:
-    owner = Owner(engine, max_active=3)
-    yield owner
+def thread(engine: Counter) -> Iterator[ModelThread[Job]]:
+    thread = ModelThread(engine, max_active=3)
+    yield thread
     engine.gate.set()
-    owner.close()
+    thread.close()
 
 
 @pytest.fixture
-def hold(engine: Counter, owner: Owner[Job]) -> Callable[[], Job]:
+def hold(engine: Counter, thread: ModelThread[Job]) -> Callable[[], Job]:
     """Keep the engine in the first of two steps of a job, numbered -1."""
 
     def call() -> Job:
         engine.gate.clear()
         job = Job(-1, steps=2)
-        owner.submit(job)
+        thread.submit(job)
         engine.entered.wait()
         return job
 
     return call
 
 
-def test_who_comes_is_admitted_between_two_steps_of_who_is_there(
-    engine: Counter, owner: Owner[Job], hold: Callable[[], Job]
+def test_a_new_job_is_admitted_between_two_steps_of_an_active_one(
+    engine: Counter, thread: ModelThread[Job], hold: Callable[[], Job]
 ) -> None:
     first, second = hold(), Job(2)
-    owner.submit(second)
+    thread.submit(second)
     engine.gate.set()
     assert second.outcome.result() == 2
     assert first.outcome.result() == -1
     assert engine.log == [[-1], [-1, 2]]
 
 
-def test_more_than_there_is_room_for_wait_their_turn_oldest_first(
-    engine: Counter, owner: Owner[Job], hold: Callable[[], Job]
+def test_jobs_beyond_the_limit_wait_and_the_oldest_is_admitted_first(
+    engine: Counter, thread: ModelThread[Job], hold: Callable[[], Job]
 ) -> None:
     hold()
     jobs = [Job(number, steps=1 + number % 2) for number in range(5)]
     for job in jobs:
-        owner.submit(job)
-    assert owner.waiting == 5
+        thread.submit(job)
+    assert thread.waiting == 5
     engine.gate.set()
     assert [job.outcome.result() for job in jobs] == list(range(5))
     assert engine.log == [[-1], [-1, 0, 1], [1, 2, 3], [3, 4]]
-    assert owner.waiting == 0
+    assert thread.waiting == 0
 
 
-def test_everything_runs_on_one_thread(engine: Counter, owner: Owner[Job]) -> None:
+def test_the_engine_runs_on_one_thread(engine: Counter, thread: ModelThread[Job]) -> None:
     for number in range(3):
         job = Job(number)
-        owner.submit(job)
+        thread.submit(job)
         job.outcome.result()
     assert len(engine.threads) == 1
     assert threading.get_ident() not in engine.threads
 
 
-def test_closing_fails_what_waits_at_once_finishes_what_is_active_and_refuses_what_comes(
-    engine: Counter, owner: Owner[Job], hold: Callable[[], Job]
+def test_closing_fails_waiting_jobs_finishes_active_ones_and_refuses_new_ones(
+    engine: Counter, thread: ModelThread[Job], hold: Callable[[], Job]
 ) -> None:
     active, waiting = hold(), Job(1)
-    owner.submit(waiting)
+    thread.submit(waiting)
     with ThreadPoolExecutor(1) as pool:
-        closing = pool.submit(owner.close)
+        closing = pool.submit(thread.close)
         assert isinstance(waiting.outcome.exception(timeout=30), BackendClosed)
         assert not active.outcome.done()
         with pytest.raises(BackendClosed, match="make a new one"):
-            owner.submit(Job(2))
+            thread.submit(Job(2))
         engine.gate.set()
         closing.result()
     assert active.outcome.result() == -1
     assert engine.log == [[-1], [-1]]
     with pytest.raises(BackendClosed):
-        owner.require_open()
+        thread.require_open()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_an_engine_that_raises_after_all_leaves_nobody_waiting(
-    engine: Counter, owner: Owner[Job], hold: Callable[[], Job], monkeypatch: pytest.MonkeyPatch
+def test_an_engine_that_raises_fails_all_jobs(
+    engine: Counter,
+    thread: ModelThread[Job],
+    hold: Callable[[], Job],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     active, waiting = hold(), Job(1)
-    owner.submit(waiting)
+    thread.submit(waiting)
 
     def broken(jobs: list[Job]) -> None:
         engine.jobs += jobs
@@ -162,13 +165,13 @@ def test_an_engine_that_raises_after_all_leaves_nobody_waiting(
     for job in (active, waiting):
         assert isinstance(job.outcome.exception(timeout=30), BackendClosed)
     with pytest.raises(BackendClosed):
-        owner.submit(Job(2))
+        thread.submit(Job(2))
 
 
 FORKED = """
 import os, signal
 from agentpref.errors import BackendClosed
-from agentpref_adapters._transformers_thread import Owner
+from agentpref_adapters._transformers_thread import ModelThread
 
 class Idle:
     active = 0
@@ -183,23 +186,23 @@ class Idle:
     def abandon(self):
         return []
 
-owner = Owner(Idle(), max_active=1)
-owner.require_open()
-owner._arrived.acquire()  # as another thread may have, just then
+thread = ModelThread(Idle(), max_active=1)
+thread.require_open()
+thread._arrived.acquire()  # as another thread may have, just then
 child = os.fork()
 if not child:
     signal.alarm(30)
     try:
-        owner.submit(None)
+        thread.submit(None)
     except BackendClosed:
         os._exit(7)
     os._exit(0)
-owner._arrived.release()
+thread._arrived.release()
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
-def test_a_forked_process_is_told_instead_of_waiting_for_ever() -> None:
+def test_a_forked_process_gets_an_error_instead_of_waiting() -> None:
     command = [sys.executable, "-c", FORKED]
     run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert run.stdout.strip() == "7"

@@ -17,8 +17,8 @@ from agentpref.record.database import connect
 from agentpref.record.keeper import drain
 from agentpref.record.spill import Spill
 from agentpref.serve.pins import Pins
+from agentpref.serve.pruning import mark_pruned
 from agentpref.serve.registry import Registry
-from agentpref.serve.status import mark_pruned
 from agentpref.testing import write_adapter
 from agentpref.types import Feedback
 
@@ -109,7 +109,7 @@ def names(home: Path, tmp_path: Path) -> list[str]:
     published = []
     for seed in (1, 2):
         folder = write_adapter(tmp_path / f"adapter-{seed}", seed=seed)
-        revision = registry.publish(folder, parent=None, base={"name": "tiny"}, training={})
+        revision = registry.publish(folder, parent=None, model={"name": "tiny"}, training={})
         published.append(revision.revision_id)
     registry.promote(published[0])
     registry.canary(published[1], 0.1)
@@ -147,7 +147,7 @@ def _deleted(home: Path, name: str) -> None:
         (_quarantined, "is in quarantine: it answers in Latin"),
         (_marked, "was pruned"),
         (_edited, "adapter_model.safetensors is not the file that was published"),
-        (_deleted, "is gone"),
+        (_deleted, "is missing or a symbolic link"),
     ],
 )
 @pytest.mark.parametrize("role", ["live", "canary"])

@@ -44,7 +44,7 @@ def trained(shared: Path, tmp_path: Path) -> str:
     registry = Registry(shared, namespace="default")
     folder = write_adapter(tmp_path / "adapter")
     identity = {"name": "tiny", "digest": "d", "template_digest": "t"}
-    made = registry.publish(folder, parent=None, base=identity, training={}).revision_id
+    made = registry.publish(folder, parent=None, model=identity, training={}).revision_id
     with closing(connect(Home.open(shared))) as connection:
         said = tuple(each.feedback_id for each in Store(connection).feedback("default"))
         update = UpdateRow("u", "default", 1.0, 2.0, None, made, "promoted", {})

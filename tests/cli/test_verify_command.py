@@ -37,7 +37,7 @@ def test_verify_convicts_a_changed_message(run, filled) -> None:
 def test_verify_convicts_a_changed_adapter(run, filled, tmp_path, file, namespace) -> None:
     adapter = write_adapter(tmp_path / "adapter")
     registry = Registry(filled, namespace=namespace)
-    revision = registry.publish(adapter, parent=None, base=IDENTITY, training={})
+    revision = registry.publish(adapter, parent=None, model=IDENTITY, training={})
     assert run("verify", "--json").json["problems"] == []
     (revision.path / file).chmod(0o644)
     with (revision.path / file).open("ab") as stream:
@@ -71,7 +71,7 @@ def test_a_sample_looks_at_the_adapters_that_serve(run, filled, tmp_path) -> Non
         registry.publish(
             write_adapter(tmp_path / f"adapter-{n}", seed=n),
             parent=None,
-            base=IDENTITY,
+            model=IDENTITY,
             training={},
         )
         for n in range(3)
@@ -90,7 +90,7 @@ def test_a_pruned_adapter_is_no_fault(run, filled, tmp_path) -> None:
     registry = Registry(filled)
     adapter = write_adapter(tmp_path / "adapter")
     for _ in range(2):
-        registry.publish(adapter, parent=None, base=IDENTITY, training={})
+        registry.publish(adapter, parent=None, model=IDENTITY, training={})
     assert len(registry.prune(keep=1).removed) == 1
     assert run("verify", "--json").json["problems"] == []
 

@@ -36,7 +36,7 @@ Operation = Callable[[Registry, Path], object]
 
 def publish(registry: Registry, adapter: Path) -> object:
     parent = registry.state().live
-    return registry.publish(adapter, parent=parent, base=IDENTITY, training={})
+    return registry.publish(adapter, parent=parent, model=IDENTITY, training={})
 
 
 def promote(registry: Registry, adapter: Path) -> object:

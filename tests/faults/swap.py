@@ -30,7 +30,7 @@ from agentpref.testing import FakeBackend
 
 ASK = GenerationRequest(messages=({"role": "user", "content": "hi"},))
 SERVING = str(Path(agentpref.serve.__file__).parent)
-STEPPED = {"router.py", "registry.py", "pointer.py", "status.py", "pins.py"}
+STEPPED = {"router.py", "registry.py", "status.py", "pins.py"}
 AUDITED = ("open", "os.", "fcntl.", "sqlite3.", "shutil.")
 
 

@@ -93,7 +93,7 @@ def operator(registry: Registry, name: str) -> subprocess.Popen[str]:
 def publish(registry: Registry, tmp_path: Path, count: int) -> list[str]:
     folders = [write_adapter(tmp_path / str(seed), seed=seed) for seed in range(count)]
     return [
-        registry.publish(folder, parent=None, base=IDENTITY, training={}).revision_id
+        registry.publish(folder, parent=None, model=IDENTITY, training={}).revision_id
         for folder in folders
     ]
 
@@ -189,7 +189,7 @@ from agentpref.serve.registry import Registry
 registry, adapter, removed = Registry(sys.argv[1]), Path(sys.argv[2]), 0
 while not adapter.with_name("enough").exists():
     for _ in range(3):
-        registry.publish(adapter, parent=None, base={}, training={})
+        registry.publish(adapter, parent=None, model={}, training={})
     removed += len(registry.prune(keep=1, ask=lambda place, name: False).removed)
 print(removed)
 """

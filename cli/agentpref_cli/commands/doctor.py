@@ -147,7 +147,7 @@ def _serving(home: Home) -> Iterator[Finding]:
             yield from _revisions(Registry(home, namespace=namespace))
     except HomeError:
         return  # the finding about the home says so
-    if home.adapters.is_dir() and (left := folders.leavings(home.adapters)):
+    if home.adapters.is_dir() and (left := folders.leftovers(home.adapters)):
         message = f"{len(left)} half-made or half-removed folders in {home.adapters}"
         yield Finding("leftovers", True, f"{message}; the next update or pruning removes them")
     if dead := [pin for pin in find_pins(home.pins) if not pin.alive]:

@@ -19,8 +19,8 @@ from agentpref.record.database import connect
 from agentpref.record.lineage import taint
 from agentpref.serve.backend import place_in_process
 from agentpref.serve.pins import Pins, find_pins
+from agentpref.serve.pruning import mark_pruned
 from agentpref.serve.registry import Registry
-from agentpref.serve.status import mark_pruned
 from agentpref.serve.validate import check_revision
 from agentpref.testing import write_adapter
 
@@ -40,7 +40,7 @@ def publish(registry: Registry, tmp_path: Path) -> Callable[..., list[str]]:
 
     def publisher(count: int, parent: str | None = None, to: Registry = registry) -> list[str]:
         return [
-            to.publish(folder, parent=parent, base=IDENTITY, training={}).revision_id
+            to.publish(folder, parent=parent, model=IDENTITY, training={}).revision_id
             for _ in range(count)
         ]
 
@@ -388,7 +388,7 @@ def test_whatever_is_done_what_serves_is_whole(steps: list[tuple[str, int]]) -> 
 def _do(registry: Registry, folder: Path, step: str, number: int, name: str | None) -> None:
     try:
         if step == "publish":
-            registry.publish(folder, parent=name, base=IDENTITY, training={})
+            registry.publish(folder, parent=name, model=IDENTITY, training={})
         elif step == "prune":
             registry.prune(keep=1 + number % 3)
         elif step == "rollback":

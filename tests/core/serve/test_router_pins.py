@@ -30,7 +30,7 @@ def publish(registry: Registry, folder: Path, count: int) -> list[str]:
         registry.publish(
             write_adapter(folder / f"{registry.namespace}-{seed}", seed=seed),
             parent=None,
-            base={},
+            model={},
             training={},
         ).revision_id
         for seed in range(count)

@@ -15,8 +15,8 @@ from agentpref.record.database import connect
 from agentpref.record.lineage import last_clean, rebuilds, taint
 from agentpref.serve.backend import Revision
 from agentpref.serve.manifest import WEIGHTS_FILE
+from agentpref.serve.pruning import mark_pruned
 from agentpref.serve.registry import Registry
-from agentpref.serve.status import mark_pruned
 from agentpref.testing import write_adapter
 
 IDENTITY = {"name": "tiny", "digest": "d" * 64, "template_digest": "t" * 64}
@@ -36,7 +36,7 @@ def line(registry: Registry, tmp_path: Path) -> list[str]:
     for seed in range(3):
         folder = write_adapter(tmp_path / f"adapter-{seed}", seed=seed)
         parent = names[-1] if names else None
-        revision = registry.publish(folder, parent=parent, base=IDENTITY, training={})
+        revision = registry.publish(folder, parent=parent, model=IDENTITY, training={})
         names.append(revision.revision_id)
         registry.promote(names[-1])
     return names
@@ -160,7 +160,7 @@ def test_what_serves_is_the_operators_to_change(registry, line) -> None:
 
 
 def test_a_quarantine_needs_a_revision_and_a_reason(registry, line) -> None:
-    with pytest.raises(RevisionError, match="no reason was given"):
+    with pytest.raises(RevisionError, match="has no reason"):
         registry.quarantine(line[0], " ")
     for call in (lambda name: registry.quarantine(name, "why"), registry.release):
         with pytest.raises(UnknownRevision):

@@ -34,7 +34,7 @@ def line(registry: Registry, tmp_path: Path) -> list[str]:
 
 def publish(registry: Registry, tmp_path: Path, seed: int, parent: str | None) -> str:
     folder = write_adapter(tmp_path / f"adapter-{seed}", seed=seed)
-    return registry.publish(folder, parent=parent, base=IDENTITY, training={}).revision_id
+    return registry.publish(folder, parent=parent, model=IDENTITY, training={}).revision_id
 
 
 def mark(registry: Registry, *names: str, at: float = 5.0) -> None:

@@ -339,7 +339,7 @@ def learned(
     parent = registry.state().live
     adapter = write_adapter(folder / f"adapter-{number}", seed=number)
     identity = {"name": "tiny", "digest": "d", "template_digest": "t"}
-    made = registry.publish(adapter, parent=parent, base=identity, training={})
+    made = registry.publish(adapter, parent=parent, model=identity, training={})
     update = UpdateRow(
         update_id=f"u{number}",
         namespace="default",
