@@ -27,10 +27,9 @@ from agentpref.learn.team import Team, assembled
 from agentpref.lessons import Lessons, prepare
 from agentpref.prefer.night import Agenda, Night, count
 from agentpref.prefer.pairs import PairSet, read_pairs
-from agentpref.record.database import connect, translated
-from agentpref.record.ids import new_id
-from agentpref.record.keeper import drain
-from agentpref.record.locks import exclusive
+from agentpref.record.database import connect, exclusive, translated
+from agentpref.record.messages import new_id
+from agentpref.record.spill import drain
 from agentpref.record.store import Store
 from agentpref.record.updates import Role, UpdateRow, Updates
 from agentpref.report import Outcome, UpdateReport

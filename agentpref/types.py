@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 Message: TypeAlias = Mapping[str, Any]
 Tool: TypeAlias = Mapping[str, Any]
 Winner: TypeAlias = Literal["a", "b", "tie"]
 Source: TypeAlias = Literal["human", "model", "code"]
+SOURCES: tuple[Source, ...] = get_args(Source)
+WINNERS: tuple[Winner, ...] = get_args(Winner)
 Origin: TypeAlias = Literal["correction", "comparison", "thumbs", "judge"]
 
 BASE = "base"

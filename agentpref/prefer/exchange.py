@@ -44,7 +44,6 @@ from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.ingest.redaction import Redact
 from agentpref.record.messages import plain
 from agentpref.record.store import Store
-from agentpref.record.tallies import LAG, catch_up
 from agentpref.types import Comparison, Pair, Source, Thumb
 
 BATCH_ROWS = 1000
@@ -133,7 +132,6 @@ def import_file(
         for batch in _batches(entries):
             with transaction(connection):
                 counts.update(_add(batch, connection))
-                catch_up(connection, lag=LAG)
             if on_progress is not None:
                 on_progress(_progress(counts, meter))
     if not counts:

@@ -24,8 +24,7 @@ from agentpref.errors import ExchangeError
 from agentpref.home import StrPath
 from agentpref.prefer import parquet
 from agentpref.prefer.jsonlist import Text, items
-from agentpref.record.ids import new_id
-from agentpref.record.messages import MAX_MESSAGE_BYTES
+from agentpref.record.messages import MAX_MESSAGE_BYTES, new_id
 
 MAX_ROW_BYTES = 4 * MAX_MESSAGE_BYTES
 """The longest row that is read: a prompt and two answers of the largest size fit."""

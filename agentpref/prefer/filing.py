@@ -14,8 +14,7 @@ from dataclasses import dataclass
 import orjson
 
 from agentpref.prefer.rows import Row, UnpairedRow
-from agentpref.record.messages import Node, answer, chain
-from agentpref.record.rows import RunRow, run_row
+from agentpref.record.messages import Node, RunRow, answer, chain, run_row
 from agentpref.types import Comparison, Feedback, Message, Run, Source
 
 

@@ -23,8 +23,8 @@ from agentpref.prefer.split import is_held_out
 from agentpref.prefer.thumbs import Thumbed, oppose, settled_thumbs
 from agentpref.prefer.votes import STRENGTH, LeftRow, Opinion, settle
 from agentpref.record.messages import canonical
-from agentpref.record.reader import Reader
-from agentpref.record.tallies import Scale
+from agentpref.record.stats import Scale
+from agentpref.record.store import Store
 from agentpref.types import Comparison, Feedback, Message, Origin, Pair, Run, Thumb
 
 LOWEST_JUDGE_NOISE = 0.05
@@ -47,7 +47,7 @@ class PairSet:
 
 
 def read_pairs(
-    store: Reader,
+    store: Store,
     namespace: str,
     *,
     held_out: float,

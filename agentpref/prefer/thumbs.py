@@ -17,7 +17,7 @@ from typing import TypeAlias
 from agentpref.prefer.preferences import Preference, preference_opinion
 from agentpref.prefer.votes import LeftRow, Opinion, Reason, grouped, settle, sift
 from agentpref.record.messages import canonical
-from agentpref.record.tallies import Scale
+from agentpref.record.stats import Scale
 from agentpref.types import Feedback, Run
 
 PAIRS_PER_PROMPT = 4

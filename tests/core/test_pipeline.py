@@ -22,8 +22,7 @@ from agentpref.errors import ConfigError, GenerationConflict, NotAHome, UpdateRu
 from agentpref.home import Home
 from agentpref.learn.learner import Learner
 from agentpref.record.database import connect
-from agentpref.record.messages import prompt_of
-from agentpref.record.rows import run_row
+from agentpref.record.messages import prompt_of, run_row
 from agentpref.record.spill import Spill
 from agentpref.record.updates import Updates
 from agentpref.serve.registry import Registry

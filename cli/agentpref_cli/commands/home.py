@@ -86,12 +86,12 @@ def pairs(
     Prompts are held out as by the namespace's last update, unless --held-out says otherwise.
     """
     from agentpref.prefer.pairs import read_pairs
-    from agentpref.record.reader import Reader
+    from agentpref.record.store import Store
 
     start = None if since is None else _parse_since(since)
     with options.reading(home) as connection:
         share = options.held_out_share(home, connection, namespace, held_out)
-        found = read_pairs(Reader(connection), namespace, held_out=share, since=start)
+        found = read_pairs(Store(connection), namespace, held_out=share, since=start)
     value = {
         "held_out": share,
         "strata": _strata(found),

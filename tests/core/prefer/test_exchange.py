@@ -29,6 +29,7 @@ from agentpref.prefer.exchange import (
 from agentpref.prefer.pairs import PairSet, pair_id_of, read_pairs
 from agentpref.record.database import connect
 from agentpref.record.ingest.pseudonyms import Pseudonyms
+from agentpref.record.integrity import examine
 from agentpref.record.messages import prompt_of
 from agentpref.record.store import Store
 from agentpref.types import Pair, Thumb
@@ -168,7 +169,7 @@ class TestImport:
         write(file, *PAIRED, *UNPAIRED)
         import_file(home, file)
         with closing(connect(home)) as connection:
-            assert Store(connection).verify() == []
+            assert examine(connection).problems == []
 
     def test_a_mark_of_byte_order_and_blank_lines_are_passed_over(
         self, home: Home, file: Path

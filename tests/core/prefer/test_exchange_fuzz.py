@@ -19,7 +19,7 @@ from agentpref.prefer.exchange import Imported, import_file
 from agentpref.prefer.formats.table import READ_KEYS
 from agentpref.record.database import connect
 from agentpref.record.ingest.redaction import redact
-from agentpref.record.store import Store
+from agentpref.record.integrity import examine
 
 ASKED = [{"role": "user", "content": "The sky?"}]
 BLUE, RED = ({"role": "assistant", "content": text} for text in ("Blue.", "Red."))
@@ -158,4 +158,4 @@ def test_the_rows_that_are_mutated_are_valid_ones(home: Home, tmp_path: Path) ->
 
 def test_what_was_let_in_is_sound(home: Home) -> None:
     with closing(connect(home)) as connection:
-        assert Store(connection).verify() == []
+        assert examine(connection).problems == []

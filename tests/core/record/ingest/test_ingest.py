@@ -8,13 +8,12 @@ import orjson
 import pytest
 
 from agentpref.errors import InvalidMessage, RedactionFailed
-from agentpref.record.ingest.intake import Intake
+from agentpref.record.ingest import DETAILS, Ingest, RawRun, freeze
 from agentpref.record.ingest.pseudonyms import Pseudonyms
-from agentpref.record.ingest.snapshot import Parts, Snapshot, freeze
-from agentpref.record.messages import chain, prompt_of
-from agentpref.record.rows import RunRow, run_row
+from agentpref.record.messages import RunRow, chain, prompt_of, run_row
 from agentpref.types import Comparison, Feedback, Prompt, Run
 
+PARTS = ("messages", "output", "tools", *DETAILS)
 PSEUDONYMS = Pseudonyms([b"k" * 32])
 ASKED = [{"role": "user", "content": "I am Ann"}]
 ANSWER = {"role": "assistant", "content": "Hello Ann"}
@@ -24,17 +23,17 @@ def hide(text: str) -> str:
     return text.replace("Ann", "[name]")
 
 
-def admitted(intake: Intake | None = None, **parts: Any) -> RunRow:
+def admitted(ingest: Ingest | None = None, **parts: Any) -> RunRow:
     given = {"messages": ASKED, "output": "Hello Ann", "tools": (), "tags": ()} | parts
-    body = freeze(*(given.get(name) for name in Parts._fields))
-    entry = (intake or Intake("n", PSEUDONYMS)).admit(Snapshot("r", 1.0, body))
+    body = freeze(*(given.get(name) for name in PARTS))
+    entry = (ingest or Ingest("n", PSEUDONYMS)).prepare(RawRun("r", 1.0, body))
     assert isinstance(entry, RunRow)
     return entry
 
 
 def test_a_run_is_linked_as_the_store_would() -> None:
-    body = freeze(ASKED, "Hello Ann", *(None for _ in Parts._fields[2:]))
-    entry = Intake("n", PSEUDONYMS).admit(Snapshot("r", 1.0, body))
+    body = freeze(ASKED, "Hello Ann", *(None for _ in PARTS[2:]))
+    entry = Ingest("n", PSEUDONYMS).prepare(RawRun("r", 1.0, body))
     assert entry == run_row(Run("r", "n", 1.0, prompt_of(ASKED), ANSWER))
 
 
@@ -47,15 +46,15 @@ def test_users_go_by_a_pseudonym() -> None:
     assert admitted(user_id="ann").user_id == PSEUDONYMS.name("ann")
     assert admitted(user_id=7).user_id == PSEUDONYMS.name("7")
     assert admitted().user_id is None
-    feedback = Intake("n", PSEUDONYMS).admit(Feedback("f", "r", 1.0, "k", 1.0, user_id="ann"))
-    comparison = Intake("n", PSEUDONYMS).admit(Comparison("c", 1.0, "a", "b", "a", user_id="ann"))
+    feedback = Ingest("n", PSEUDONYMS).prepare(Feedback("f", "r", 1.0, "k", 1.0, user_id="ann"))
+    comparison = Ingest("n", PSEUDONYMS).prepare(Comparison("c", 1.0, "a", "b", "a", user_id="ann"))
     assert feedback.user_id == comparison.user_id == PSEUDONYMS.name("ann")  # type: ignore[union-attr]
 
 
 def test_every_text_is_redacted() -> None:
-    intake = Intake("n", PSEUDONYMS, hide)
+    ingest = Ingest("n", PSEUDONYMS, hide)
     row = admitted(
-        intake,
+        ingest,
         messages=[{"role": "user", "content": [{"type": "text", "text": "I am Ann"}]}],
         metadata={"signed": "Ann"},
         params={"stop": ["Ann"]},
@@ -63,16 +62,16 @@ def test_every_text_is_redacted() -> None:
     assert "Ann" not in repr(row)
     assert row.prompt == chain([orjson.loads(node.body) for node in row.nodes[:-1]])[1]
     said = Feedback("f", "r", 1.0, "k", value=["Ann"], comment="Ann", correction=ANSWER)
-    assert b"Ann" not in orjson.dumps(intake.admit(said))
+    assert b"Ann" not in orjson.dumps(ingest.prepare(said))
     judged = Comparison("c", 1.0, "a", "b", "a", comment="Ann")
-    assert b"Ann" not in orjson.dumps(intake.admit(judged))
+    assert b"Ann" not in orjson.dumps(ingest.prepare(judged))
 
 
 def test_tokens_of_an_answer_that_was_redacted_are_not_kept() -> None:
-    intake = Intake("n", PSEUDONYMS, hide)
-    changed = admitted(intake, token_ids=[1, 2], logprobs=[-1.0, -2.0])
+    ingest = Ingest("n", PSEUDONYMS, hide)
+    changed = admitted(ingest, token_ids=[1, 2], logprobs=[-1.0, -2.0])
     assert (changed.token_ids, changed.logprobs) == (None, None)
-    same = admitted(intake, output="Hello", token_ids=[1, 2], logprobs=[-1.0, -2.0])
+    same = admitted(ingest, output="Hello", token_ids=[1, 2], logprobs=[-1.0, -2.0])
     assert (same.token_ids, same.logprobs) == ("[1,2]", "[-1.0,-2.0]")
 
 
@@ -81,7 +80,7 @@ def test_a_redactor_that_fails_lets_nothing_through() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(RedactionFailed, match="ZeroDivisionError"):
-        admitted(Intake("n", PSEUDONYMS, fail))
+        admitted(Ingest("n", PSEUDONYMS, fail))
 
 
 @pytest.mark.parametrize("name", ["tools", "tags", "params", "metadata", "token_ids", "logprobs"])

@@ -1,8 +1,10 @@
-"""Counts that are kept equal counts that are made anew, whatever came and went."""
+"""Stats, scales and judged runs are right at any time, also in a home that kept counts before."""
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -12,37 +14,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agentpref.errors import NewerHome
 from agentpref.home import Home
 from agentpref.record import database
-from agentpref.record.database import connect
+from agentpref.record.database import connect, require_known_schema
+from agentpref.record.integrity import examine
 from agentpref.record.messages import prompt_of
 from agentpref.record.migrations import STEPS
+from agentpref.record.stats import Scale, scales
 from agentpref.record.store import Store
-from agentpref.record.tallies import Scale, catch_up, scales
 from agentpref.types import Comparison, Feedback, Run, Source
 
 ASKED = prompt_of(({"role": "user", "content": "2 + 2?"},))
 SPACES = ("a", "b")
-
-RECOUNT = """
-SELECT count(*) AS runs, count(DISTINCT thread_id) AS threads, count(DISTINCT user_id) AS users,
-    (SELECT count(*) FROM feedback JOIN run USING (run_id) WHERE {this}) AS feedback,
-    (SELECT count(correction) FROM feedback JOIN run USING (run_id) WHERE {this}) AS corrections,
-    (SELECT count(*) FROM comparison JOIN run ON run_id = run_a WHERE {this}) AS comparisons,
-    min(created_at) AS first_at, max(created_at) AS last_at
-FROM run WHERE {this}
-"""
+DATA = Path(__file__).parents[2] / "data"
 
 
 def run(number: int, space: str = "a", thread: str | None = None, user: str | None = None) -> Run:
     output = {"role": "assistant", "content": f"{number}"}
     return Run(f"r{number}", space, float(number), ASKED, output, thread_id=thread, user_id=user)
-
-
-@pytest.fixture
-def connection(tmp_path: Path) -> Iterator[sqlite3.Connection]:
-    with closing(connect(Home.create(tmp_path / "home"))) as connection:
-        yield connection
 
 
 @pytest.fixture(scope="module")
@@ -52,17 +42,38 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connect
 
 
 def recount(connection: sqlite3.Connection, space: str | None) -> dict[str, Any]:
-    this = "true" if space is None else "run.namespace = :space"
-    cursor = connection.execute(RECOUNT.format(this=this), {"space": space})
-    return dict(zip([column[0] for column in cursor.description], cursor.fetchone(), strict=True))
+    """Count in Python, row by row."""
+    runs = {run.run_id: run for run in everything(connection) if space in (None, run.namespace)}
+    said = connection.execute("SELECT run_id, correction FROM feedback").fetchall()
+    compared = connection.execute("SELECT run_a FROM comparison").fetchall()
+    times = [run.created_at for run in runs.values()]
+    return {
+        "runs": len(runs),
+        "threads": len({run.thread_id for run in runs.values()} - {None}),
+        "users": len({run.user_id for run in runs.values()} - {None}),
+        "feedback": sum(run_id in runs for run_id, _ in said),
+        "corrections": sum(run_id in runs and fixed is not None for run_id, fixed in said),
+        "comparisons": sum(run_id in runs for (run_id,) in compared),
+        "first_at": min(times, default=None),
+        "last_at": max(times, default=None),
+    }
 
 
 def rescaled(connection: sqlite3.Connection, space: str) -> list[Scale]:
-    query = """SELECT key, source, count(*), sum(score < 0), sum(abs(score) > 1)
-        FROM feedback JOIN run USING (run_id)
-        WHERE namespace = ? AND score IS NOT NULL AND correction IS NULL
-        GROUP BY key, source ORDER BY key, source"""
-    return [Scale(*row) for row in connection.execute(query, (space,))]
+    spaces = {run.run_id: run.namespace for run in everything(connection)}
+    scores = defaultdict(list)
+    query = "SELECT run_id, key, source, score FROM feedback WHERE correction IS NULL"
+    for run_id, key, source, score in connection.execute(query):
+        if spaces[run_id] == space and score is not None:
+            scores[key, source].append(score)
+    return sorted(
+        Scale(*kind, len(some), sum(n < 0 for n in some), sum(abs(n) > 1 for n in some))
+        for kind, some in scores.items()
+    )
+
+
+def everything(connection: sqlite3.Connection) -> list[Run]:
+    return [run for space in SPACES for run in Store(connection).runs(space)]
 
 
 def judged(connection: sqlite3.Connection) -> set[str]:
@@ -114,10 +125,6 @@ def change(connection: sqlite3.Connection, given: tuple[int, Any, Any, Any]) -> 
     connection.execute("UPDATE feedback SET score = ? WHERE run_id = ?", (score, f"r{number}"))
 
 
-def count(connection: sqlite3.Connection, limit: int) -> None:
-    catch_up(connection, limit=limit)
-
-
 NUMBERS = st.integers(0, 4)
 NAMES = st.sampled_from([None, "x", "y", "z"])
 SCORES = st.sampled_from([None, -1.0, 0.0, 0.5, 1.0, 4.0])
@@ -132,13 +139,14 @@ STEP = st.one_of(
     st.tuples(st.just(delete_runs), st.lists(NUMBERS, min_size=1, max_size=4)),
     st.tuples(st.just(delete_feedback), KEYS),
     st.tuples(st.just(change), st.tuples(NUMBERS, NAMES, NAMES, SCORES)),
-    st.tuples(st.just(count), st.integers(1, 20)),
 )
 
 
 @given(steps=st.lists(STEP, min_size=10, max_size=40))
 @settings(max_examples=300, deadline=None)
-def test_counts_are_those_of_a_recount(steps: list[Any], shared: sqlite3.Connection) -> None:
+def test_counts_are_right_after_any_writes_and_removals(
+    steps: list[Any], shared: sqlite3.Connection
+) -> None:
     shared.execute("BEGIN")
     try:
         for act, given_to_it in steps:
@@ -154,17 +162,48 @@ def assert_true_counts(connection: sqlite3.Connection) -> None:
     for space in SPACES:
         assert store.stats(space) == recount(connection, space)
         assert sorted(scales(connection, space)) == rescaled(connection, space)
-    named = connection.execute("SELECT DISTINCT namespace FROM run ORDER BY namespace")
-    assert store.namespaces() == [name for (name,) in named]
+    assert store.namespaces() == sorted({run.namespace for run in everything(connection)})
     spoken_of = connection.execute(
         "SELECT run_id FROM feedback UNION SELECT run_a FROM comparison "
         "UNION SELECT run_b FROM comparison"
     )
-    there = {run_id for (run_id,) in connection.execute("SELECT run_id FROM run")}
-    assert {run_id for (run_id,) in spoken_of} <= judged(connection) <= there
+    assert judged(connection) == {run_id for (run_id,) in spoken_of}
 
 
-def test_an_older_home_is_counted_when_it_is_brought_up_to_date(
+# Homes that kept counts in tables, by triggers
+
+TALLY_TABLES = {"tally", "thread", "asker", "judged", "scale", "counted"}
+
+
+def names(connection: sqlite3.Connection, kind: str) -> set[str]:
+    query = "SELECT name FROM sqlite_master WHERE type = ?"
+    return {name for (name,) in connection.execute(query, (kind,))}
+
+
+def test_a_home_of_0_1_0_loses_its_counting_triggers_and_tables_when_it_is_opened(
+    tmp_path: Path,
+) -> None:
+    shutil.copytree(DATA / "home-0.1.0", tmp_path / "home")
+    with closing(sqlite3.connect(tmp_path / "home" / "agentpref.db")) as old:
+        assert names(old, "table") > TALLY_TABLES
+        assert len(names(old, "trigger")) == 16
+        (runs,) = old.execute("SELECT count(*) FROM run").fetchone()
+    with closing(connect(Home.open(tmp_path / "home"))) as new:
+        assert not names(new, "table") & TALLY_TABLES
+        assert not names(new, "trigger")
+        assert Store(new).stats()["runs"] == runs > 0
+        assert examine(new).problems == []
+
+
+def test_a_trigger_of_the_user_s_own_stays(tmp_path: Path) -> None:
+    shutil.copytree(DATA / "home-0.1.0", tmp_path / "home")
+    with closing(sqlite3.connect(tmp_path / "home" / "agentpref.db")) as old:
+        old.execute("CREATE TRIGGER mine AFTER INSERT ON run BEGIN SELECT 1; END")
+    with closing(connect(Home.open(tmp_path / "home"))) as new:
+        assert names(new, "trigger") == {"mine"}
+
+
+def test_a_home_from_before_the_counting_step_is_brought_up_to_date(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = Home.create(tmp_path / "home")
@@ -175,62 +214,27 @@ def test_an_older_home_is_counted_when_it_is_brought_up_to_date(
             for number in range(4):
                 Store(old).add_run(run(number, SPACES[number % 2], "t", f"u{number}"))
             add_feedback(old, (0, "thumbs", 1.0, "human", False))
-            add_feedback(old, (1, "thumbs", -1.0, "human", False))
-            add_feedback(old, (0, "thumbs", None, "human", True))
             add_comparison(old, (1, 3))
     with closing(connect(home)) as new:
         assert_true_counts(new)
         assert judged(new) == {"r0", "r1", "r3"}
-        assert not catch_up(new), "nothing was left to be counted"
-        add_run(new, (5, "a", "t", "u5"))
-        catch_up(new)
-        assert_true_counts(new)
+        steps = new.execute("SELECT name FROM migration ORDER BY version").fetchall()
+    assert [name for (name,) in steps] == [step.name for step in STEPS]
 
 
-def test_catching_up_goes_step_by_step(connection: sqlite3.Connection) -> None:
-    for number in range(5):
-        add_run(connection, (number, "a", None, None))
-    assert not catch_up(connection, lag=6)
-    assert connection.execute("SELECT runs FROM tally WHERE namespace = 'a'").fetchone() is None
-    assert [catch_up(connection, lag=1, limit=2) for _ in range(3)] == [True, True, False]
-    counted = connection.execute("SELECT runs FROM tally WHERE namespace = 'a'").fetchone()
-    assert counted == (5,)
-    assert not catch_up(connection)
-    assert Store(connection).stats("a")["runs"] == 5
-
-
-def test_counts_hold_after_a_vacuum(connection: sqlite3.Connection) -> None:
-    """It may number rows anew, which is why the last that was counted is known by its id."""
-    for number in range(6):
-        add_run(connection, (number, "a", f"t{number}", None))
-    catch_up(connection, limit=4)
-    delete_runs(connection, [0, 1])
-    connection.execute("VACUUM")
-    connection.execute("PRAGMA foreign_keys = OFF")
-    connection.execute("UPDATE run SET rowid = rowid - 2")
-    assert_true_counts(connection)
-
-
-def test_nothing_of_somebody_who_is_gone_stays_in_the_counts(
-    connection: sqlite3.Connection,
+def test_an_older_program_is_told_to_upgrade_once_the_counts_are_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add_run(connection, (1, "a", "their-thread", "their-name"))
-    add_feedback(connection, (1, "thumbs", 1.0, "human", False))
-    catch_up(connection)
-    delete_runs(connection, [1])
-    for table in ("thread", "asker", "judged"):
-        assert connection.execute(f"SELECT * FROM {table}").fetchall() == []
-
-
-@pytest.mark.parametrize(
-    ("column", "value"),
-    [("key", "stars"), ("score", 4.0), ("source", "code"), ("correction", ASKED.id)],
-)
-def test_feedback_that_is_changed_is_counted_anew(
-    connection: sqlite3.Connection, column: str, value: object
-) -> None:
-    add_run(connection, (1, "a", None, None))
-    add_feedback(connection, (1, "thumbs", 1.0, "human", False))
-    catch_up(connection)
-    connection.execute(f"UPDATE feedback SET {column} = ?", (value,))
-    assert_true_counts(connection)
+    """It read the tables of counts, so it must stop, even if it has the home open."""
+    home = Home.create(tmp_path / "home")
+    known = next(step.version for step in STEPS if step.name == "counted_when_asked") - 1
+    with monkeypatch.context() as patch:
+        patch.setattr(database, "STEPS", STEPS[:known])
+        with closing(connect(home)) as old:
+            patch.setattr(database, "STEPS", STEPS)
+            connect(home).close()
+            patch.setattr(database, "STEPS", STEPS[:known])
+            with pytest.raises(NewerHome, match="upgrade"):
+                require_known_schema(old, home)
+            with pytest.raises(NewerHome, match="upgrade"):
+                connect(home)
