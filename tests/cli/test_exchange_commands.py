@@ -87,7 +87,7 @@ def test_every_format_goes_out_and_comes_in(
 ) -> None:
     file, rows = tmp_path / f"out.{suffix}", 6 if format == "unpaired" else 40
     done = run("export", "--format", format, "-o", file, "--json").json
-    assert done == {"file": str(file), "rows": rows, "bad": 0}
+    assert done == {"file": str(file), "held_out": 0.2, "rows": rows, "bad": 0}
     pairs = run("pairs", "--json", "--limit", "99").json
     monkeypatch.setenv("AGENTPREF_HOME", str(tmp_path / "other"))
     run("init")
