@@ -1,4 +1,4 @@
-"""TRL's formats, row by row: each way of writing one preference must read as the same one."""
+"""TRL's formats: every way to write a preference reads as the same record."""
 
 from __future__ import annotations
 
@@ -9,11 +9,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentpref.errors import ExchangeError
-from agentpref.prefer.formats.table import read_row
+from agentpref.prefer.formats import PreferenceRecord, RowReader
 from agentpref.prefer.formats.trl import write_preference, write_unpaired
-from agentpref.prefer.rows import PreferenceRow, UnpairedRow
 from agentpref.record.messages import prompt_of
-from agentpref.types import Pair, Thumb
+from agentpref.types import Message, Prompt
+
+
+def read_row(row: dict[str, Any], format: str | None = None) -> PreferenceRecord:
+    return RowReader(format).read(row)
+
+
+def pair(prompt: Prompt, *answers: Message, tag: str | None = None) -> PreferenceRecord:
+    return PreferenceRecord(prompt, answers, (1, 0), tag)
+
+
+def thumb(prompt: Prompt, answer: Message, liked: bool, tag: str | None = None) -> PreferenceRecord:
+    return PreferenceRecord(prompt, (answer,), (int(liked),), tag)
 
 
 def turn(role: str, content: str | None, **rest: Any) -> dict[str, Any]:
@@ -22,7 +33,7 @@ def turn(role: str, content: str | None, **rest: Any) -> dict[str, Any]:
 
 SKY = [turn("user", "What colour is the sky?")]
 BLUE, GREEN = turn("assistant", "Blue."), turn("assistant", "Green.")
-PREFERRED = PreferenceRow(prompt_of(SKY), BLUE, GREEN)
+PREFERRED = pair(prompt_of(SKY), BLUE, GREEN)
 
 WAYS_TO_SAY_IT: dict[str, dict[str, Any]] = {
     "text": {"prompt": "What colour is the sky?", "chosen": "Blue.", "rejected": "Green."},
@@ -55,22 +66,24 @@ WAYS_TO_SAY_IT: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("row", WAYS_TO_SAY_IT.values(), ids=WAYS_TO_SAY_IT)
-def test_every_way_to_write_a_preference_reads_alike(row: dict[str, Any]) -> None:
+def test_every_way_to_write_a_preference_reads_as_the_same_record(row: dict[str, Any]) -> None:
     assert read_row(row) == PREFERRED
 
 
 @pytest.mark.parametrize("prompt", ["What colour is the sky?", SKY])
 @pytest.mark.parametrize("completion", ["Blue.", [BLUE]])
 @pytest.mark.parametrize("label", [True, 1])
-def test_every_way_to_write_a_thumb_reads_alike(prompt: Any, completion: Any, label: Any) -> None:
+def test_every_way_to_write_a_thumb_reads_as_the_same_record(
+    prompt: Any, completion: Any, label: Any
+) -> None:
     row = {"prompt": prompt, "completion": completion, "label": label}
-    assert read_row(row) == UnpairedRow(prompt_of(SKY), BLUE, desirable=True)
+    assert read_row(row) == thumb(prompt_of(SKY), BLUE, True)
 
 
 def test_turns_that_both_sides_share_are_part_of_the_prompt() -> None:
     shared = [turn("assistant", "Day or night?"), turn("user", "Day.")]
     row = {"prompt": SKY, "chosen": [*shared, BLUE], "rejected": [*shared, GREEN]}
-    assert read_row(row) == PreferenceRow(prompt_of([*SKY, *shared]), BLUE, GREEN)
+    assert read_row(row) == pair(prompt_of([*SKY, *shared]), BLUE, GREEN)
 
 
 def test_a_text_prompt_beside_whole_conversations_adds_nothing_to_them() -> None:
@@ -80,14 +93,13 @@ def test_a_text_prompt_beside_whole_conversations_adds_nothing_to_them() -> None
         "chosen": [*briefed, BLUE],
         "rejected": [*briefed, GREEN],
     }
-    assert read_row(row) == PreferenceRow(prompt_of(briefed), BLUE, GREEN)
+    assert read_row(row) == pair(prompt_of(briefed), BLUE, GREEN)
 
 
 def test_an_implied_prompt_ends_between_words() -> None:
     row = read_row({"chosen": "The sky is blue.", "rejected": "The sky is black."})
-    assert isinstance(row, PreferenceRow)
     assert row.prompt.messages == (turn("user", "The sky is"),)
-    assert row.rejected["content"] == "black."
+    assert row.completions[1]["content"] == "black."
 
 
 def test_tools_are_offered_with_the_prompt_in_either_form() -> None:
@@ -102,27 +114,26 @@ def test_tools_are_offered_with_the_prompt_in_either_form() -> None:
 def test_an_answer_may_be_a_tool_call() -> None:
     call = turn("assistant", None, tool_calls=[{"id": "1", "function": {"name": "look_up"}}])
     row = read_row({"prompt": SKY, "chosen": [call], "rejected": [BLUE]})
-    assert isinstance(row, PreferenceRow)
-    assert row.chosen == call
+    assert row.completions[0] == call
 
 
-def test_a_null_that_was_recorded_is_kept() -> None:
+def test_a_recorded_null_is_kept() -> None:
     recorded = prompt_of([SKY[0] | {"name": None}])
-    pair = Pair("id", "default", 0.0, recorded, BLUE | {"refusal": None}, GREEN, "comparison")
-    row = read_row(_as_json(write_preference(pair)))
-    assert row == PreferenceRow(recorded, BLUE | {"refusal": None}, GREEN, tag="untagged")
+    told = pair(recorded, BLUE | {"refusal": None}, GREEN, tag="untagged")
+    row = read_row(_as_json(write_preference(told)))
+    assert row == pair(recorded, BLUE | {"refusal": None}, GREEN, tag="untagged")
     assert recorded != prompt_of(SKY)
 
 
-def test_a_row_that_fits_both_formats_is_read_as_told() -> None:
+def test_a_row_that_fits_both_formats_is_a_preference_unless_the_format_is_named() -> None:
     both = {**WAYS_TO_SAY_IT["messages"], "completion": [GREEN], "label": False}
-    assert isinstance(read_row(both), PreferenceRow)
-    assert isinstance(read_row(both, "unpaired"), UnpairedRow)
+    assert read_row(both) == PREFERRED
+    assert read_row(both, "unpaired") == thumb(prompt_of(SKY), GREEN, False)
 
 
 BAD_ROWS = {
-    "the row has the keys 'prompt', 'chosen' and lacks 'rejected'; write 'chosen', 'rejected' in "
-    "every row of the preference format": {"prompt": "a", "chosen": "b"},
+    "the row has the keys 'prompt', 'chosen' and lacks 'rejected'; write 'prompt', 'chosen', "
+    "'rejected' in every row of the preference format": {"prompt": "a", "chosen": "b"},
     "lacks 'label'; write 'prompt', 'completion', 'label' in every row of the unpaired": {
         "prompt": "a",
         "completion": "b",
@@ -156,7 +167,7 @@ BAD_ROWS = {
         "rejected": "c",
         "tools": 7,
     },
-    "'tools' is no JSON": {"prompt": "a", "chosen": "b", "rejected": "c", "tools": "look_up"},
+    "'tools' is not JSON": {"prompt": "a", "chosen": "b", "rejected": "c", "tools": "look_up"},
     "tool 0 is a str": {"prompt": "a", "chosen": "b", "rejected": "c", "tools": ["look_up"]},
 }
 
@@ -176,23 +187,21 @@ answers = st.builds(turn, st.just("assistant"), texts)
 
 
 @given(prompts, answers, answers, st.sampled_from([(), ({"name": "look_up"},)]))
-def test_a_pair_that_is_written_reads_as_itself(
+def test_a_written_pair_reads_back_as_the_same_record(
     messages: list[dict[str, Any]], chosen: Any, rejected: Any, tools: tuple[Any, ...]
 ) -> None:
     prompt = prompt_of(messages, tools)
-    pair = Pair("id", "default", 0.0, prompt, chosen, rejected, "comparison", tag="chat")
-    written = _as_json(write_preference(pair))
-    assert read_row(written) == PreferenceRow(prompt, chosen, rejected, tag="chat")
+    told = pair(prompt, chosen, rejected, tag="chat")
+    assert read_row(_as_json(write_preference(told))) == told
 
 
 @given(prompts, answers, st.booleans())
-def test_a_thumb_that_is_written_reads_as_itself(
+def test_a_written_thumb_reads_back_as_the_same_record(
     messages: list[dict[str, Any]], completion: Any, desirable: bool
 ) -> None:
     prompt = prompt_of(messages)
-    thumb = Thumb("r", "default", 0.0, prompt, completion, desirable, tag="chat")
-    written = _as_json(write_unpaired(thumb))
-    assert read_row(written) == UnpairedRow(prompt, completion, desirable, tag="chat")
+    told = thumb(prompt, completion, desirable, tag="chat")
+    assert read_row(_as_json(write_unpaired(told))) == told
 
 
 def _as_json(row: dict[str, Any]) -> dict[str, Any]:
