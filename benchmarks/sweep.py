@@ -34,7 +34,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_args
 
-from agentpref.config import LossKind, LossSettings, Precision, UpdateConfig
+from agentpref.config import LossSettings, Precision, UpdateConfig, loss_kinds
 from agentpref.errors import TrainingDiverged
 from agentpref.home import Home
 from agentpref.learn.cache import LogpCache
@@ -86,7 +86,7 @@ class Point:
 
     learning_rate: float
     beta: float
-    kind: LossKind = "sigmoid"
+    kind: str = "sigmoid"
     precision: Precision = "float32"
     epochs: int | None = None
 
@@ -330,7 +330,7 @@ def _options() -> argparse.Namespace:
     add = parser.add_argument
     add("--rates", type=_several(float), default=RATES, help="default: 5e-4,1e-3,2e-3,4e-3")
     add("--betas", type=_several(float), default=BETAS, help="default: .03,.1,.3,1")
-    add("--kinds", type=_several(str, get_args(LossKind)), default=["sigmoid"], help="losses")
+    add("--kinds", type=_several(str, loss_kinds()), default=["sigmoid"], help="losses")
     add("--precisions", type=_several(str, get_args(Precision)), default=["float32"])
     add("--epochs", type=_several(int), default=[None], help="default: by the night's size")
     add("--streams", type=_several(str, STREAMS), default=["traits", "systems"])

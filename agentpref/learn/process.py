@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-Progress = Callable[[str, int, int], object]
+from agentpref.types import Progress
 
 LOADING = "load model"
 """The stage of an update in which the heavy imports come; with nothing new there is none."""

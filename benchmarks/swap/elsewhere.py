@@ -23,7 +23,7 @@ base = json.loads(sys.argv[2])
 for line in sys.stdin:
     command, what = line.rstrip("\\n").split(" ", 1)
     if command == "publish":
-        what = registry.publish(what, parent=None, base=base, training={}).revision_id
+        what = registry.publish(what, parent=None, model=base, training={}).revision_id
     else:
         registry.promote(what)
     print(json.dumps([what, time.monotonic()]), flush=True)

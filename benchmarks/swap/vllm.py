@@ -18,8 +18,7 @@ from agentpref.models.base import load_base
 from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
 from agentpref.serve.watch import Watcher
-from agentpref_adapters._server_process import ServerProcess
-from agentpref_adapters._vllm_process import VllmSettings, vllm_server
+from agentpref_adapters._vllm_process import VllmProcess, VllmSettings, vllm_process
 from agentpref_adapters._vllm_server import Server, settings_of
 from agentpref_adapters.vllm import VllmBackend
 from benchmarks.swap import rival
@@ -65,7 +64,7 @@ def engine(python: str | None) -> Engine:
 
 
 @contextmanager
-def _server(stage: Stage, python: str | None) -> Iterator[ServerProcess]:
+def _server(stage: Stage, python: str | None) -> Iterator[VllmProcess]:
     settings = VllmSettings(
         stage.base,
         python=python,
@@ -75,7 +74,7 @@ def _server(stage: Stage, python: str | None) -> Iterator[ServerProcess]:
         extra=("--enforce-eager",),
     )
     os.environ.update(ON_A_PROCESSOR | os.environ)
-    with tempfile.TemporaryDirectory() as logs, vllm_server(settings, logs=Path(logs)) as server:
+    with tempfile.TemporaryDirectory() as logs, vllm_process(settings, logs=Path(logs)) as server:
         yield server
 
 

@@ -61,7 +61,7 @@ def home(tmp_path: Path) -> Home:
 def publish(home: Home, tmp_path: Path) -> Callable[[int], str]:
     def publish(seed: int) -> str:
         folder = write_adapter(tmp_path / f"adapter-{seed}", seed=seed)
-        revision = Registry(home).publish(folder, parent=None, base=BASE_IDENTITY, training={})
+        revision = Registry(home).publish(folder, parent=None, model=BASE_IDENTITY, training={})
         return revision.revision_id
 
     return publish
@@ -511,7 +511,7 @@ def test_an_agent_over_the_real_engine_is_logged_as_the_revision_that_wrote_it(
         layers = {f"model.layers.{i}.self_attn.q_proj": (64, 64) for i in range(2)}
         folder = write_adapter(tmp_path / "adapter", layers=layers)
         identity = backend.base.identity
-        live = registry.publish(folder, parent=None, base=identity, training={}).revision_id
+        live = registry.publish(folder, parent=None, model=identity, training={}).revision_id
         agent = create_agent(AgentprefChatModel(router=router, max_tokens=12), [add])
         config: Any = {"callbacks": [AgentprefCallback(log)]}
         agent.invoke({"messages": [("user", "1 + 2?")]}, config)

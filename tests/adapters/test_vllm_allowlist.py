@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from agentpref_adapters._server_process import free_port
+from agentpref_adapters._vllm_process import free_port
 
 GUIDE = Path(__file__).parents[2] / "docs" / "vllm.md"
 BEHIND = "http://127.0.0.1:8000"

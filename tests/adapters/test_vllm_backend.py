@@ -22,15 +22,15 @@ from agentpref.errors import (
     WrongBase,
 )
 from agentpref.home import Home
-from agentpref.learn.encode import encode_prompt
 from agentpref.models.base import find_base, load_tokenizer
 from agentpref.models.base_files import read_base
+from agentpref.models.tokenizer import encode_prompt
 from agentpref.serve.backend import GenerationRequest, Reply, Revision, ServingBackend
 from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
 from agentpref.testing import write_adapter
 from agentpref.types import BASE, Prompt
-from agentpref_adapters.vllm import VllmBackend, holds_revision, open_router
+from agentpref_adapters.vllm import VllmBackend, has_loaded, open_router
 from tests.adapters.vllm_stand_in import END_OF_TURN, LENGTH, StandIn, written
 
 ROOT = str(find_base("tiny"))
@@ -66,7 +66,7 @@ def publish(registry: Registry, tmp_path: Path) -> Callable[[], Revision]:
     def publish() -> Revision:
         seed = next(seeds)
         folder = write_adapter(tmp_path / f"adapter-{seed}", seed=seed, layers=layers)
-        return registry.publish(folder, parent=None, base=base.identity, training={})
+        return registry.publish(folder, parent=None, model=base.identity, training={})
 
     return publish
 
@@ -350,7 +350,7 @@ class TestLoading:
         server.max_loras = 1
         with closing(connect(server)) as backend:
             name = ready(backend, publish())
-            with pytest.raises(SwapFailed, match=f"hold 1 adapters, and have {name}"):
+            with pytest.raises(SwapFailed, match=f"keep 1 adapters, and have {name}"):
                 backend.load(publish())
             assert backend.list_loaded() == (name,)
 
@@ -376,7 +376,7 @@ class TestLoading:
     ) -> None:
         folder = write_adapter(tmp_path / "wide", layers={LAYER: (4, 4)})
         base = read_base("tiny").identity
-        revision = registry.publish(folder, parent=None, base=base, training={})
+        revision = registry.publish(folder, parent=None, model=base, training={})
         with closing(connect(server)) as backend, pytest.raises(ValueError, match=LAYER):
             backend.validate(revision)
         assert server.loaded == {}
@@ -620,14 +620,14 @@ class TestPlaces:
         with closing(connect(server)) as backend:
             name = publish().revision_id
             (place,) = backend.capabilities().places
-            assert holds_revision(place, name) is False
+            assert has_loaded(place, name) is False
             server.loaded[name] = "/there"
-            assert holds_revision(place, name) is True
+            assert has_loaded(place, name) is True
             server.loaded = {}
             server.broken = True
-            assert holds_revision(place, name) is None
+            assert has_loaded(place, name) is None
             server.stop()
-            assert holds_revision(place, name) is False
+            assert has_loaded(place, name) is False
 
 
 class TestRouter:

@@ -14,8 +14,7 @@ import typer
 
 import agentpref
 from agentpref.home import Home
-from agentpref.record.database import connect
-from agentpref.record.locks import exclusive
+from agentpref.record.database import connect, exclusive
 from agentpref.record.store import Store
 from agentpref.record.updates import UpdateRow, Updates
 from agentpref.serve.registry import Registry
@@ -44,7 +43,7 @@ def trained(shared: Path, tmp_path: Path) -> str:
     registry = Registry(shared, namespace="default")
     folder = write_adapter(tmp_path / "adapter")
     identity = {"name": "tiny", "digest": "d", "template_digest": "t"}
-    made = registry.publish(folder, parent=None, base=identity, training={}).revision_id
+    made = registry.publish(folder, parent=None, model=identity, training={}).revision_id
     with closing(connect(Home.open(shared))) as connection:
         said = tuple(each.feedback_id for each in Store(connection).feedback("default"))
         update = UpdateRow("u", "default", 1.0, 2.0, None, made, "promoted", {})
@@ -62,19 +61,19 @@ def runs(run) -> int:
 
 
 def test_a_user_goes_and_the_others_stay(run, shared) -> None:
-    out = run("forget", "--user", "ada").out
+    out = run("forget", "--user-id", "ada").out
     assert out == (
         "removed: runs 1, feedback 1, comparisons 0, messages 1\n"
         "messages that other runs hold too, and that stay: 1\n"
     )
     assert (runs(run), users(run)) == (2, 1)
-    again = run("forget", "--user", "ada")
+    again = run("forget", "--user-id", "ada")
     assert again.out == "removed: runs 0, feedback 0, comparisons 0, messages 0\n"
     assert again.err.splitlines() == ["look for stray text", "remove", "scrub"]
 
 
 def test_it_says_what_is_tainted_and_how_to_rebuild(run, shared, trained) -> None:
-    lines = run("forget", "--user", "ada").out.splitlines()
+    lines = run("forget", "--user-id", "ada").out.splitlines()
     where = f"--home {shared} --namespace default"
     assert lines[2:] == [
         f"tainted, their training having seen it: {trained}",
@@ -84,11 +83,11 @@ def test_it_says_what_is_tainted_and_how_to_rebuild(run, shared, trained) -> Non
     ]
     command = lines[4].split()[1:]
     assert run(*command).out.startswith("live: base ")
-    assert "to rebuild" not in run("forget", "--user", "ada").out
+    assert "to rebuild" not in run("forget", "--user-id", "ada").out
 
 
 def test_json_is_all_of_it(run, shared, trained) -> None:
-    output = run("forget", "--user", "ada", "--json")
+    output = run("forget", "--user-id", "ada", "--json")
     value = output.json
     assert output.err == ""
     assert (value["runs"], value["revisions"]) == (1, [trained])
@@ -125,7 +124,7 @@ def test_a_clock_that_must_be_wrong_is_believed_only_when_forced(run, shared) ->
     ("arguments", "words"),
     [
         ((), "name one of them"),
-        (("--user", "ada", "--older-than", "90d"), "name one of them"),
+        (("--user-id", "ada", "--older-than", "90d"), "name one of them"),
         (("--older-than", "90"), "'90' is no age"),
         (("--older-than", "d"), "'d' is no age"),
         (("--older-than", ""), "'' is no age"),
@@ -133,7 +132,7 @@ def test_a_clock_that_must_be_wrong_is_believed_only_when_forced(run, shared) ->
         (("--older-than", "-1d"), "is no age"),
         (("--older-than", "0d"), "must be above 0"),
         (("--older-than", "infd"), "is no age"),
-        (("--user", "ada", "--force"), "--older-than only"),
+        (("--user-id", "ada", "--force"), "--older-than only"),
     ],
 )
 def test_what_makes_no_sense_is_bad_usage(run, shared, arguments, words) -> None:
@@ -143,11 +142,11 @@ def test_what_makes_no_sense_is_bad_usage(run, shared, arguments, words) -> None
 
 def test_while_an_update_runs_it_says_so(run, shared) -> None:
     with exclusive(Home.open(shared)):
-        assert "wait for it to end" in run("forget", "--user", "ada", exits=1).err
+        assert "wait for it to end" in run("forget", "--user-id", "ada", exits=1).err
 
 
 def test_a_folder_that_is_no_home_is_refused_before_anything_is_asked(run, home) -> None:
-    assert "is no agentpref home" in run("forget", "--user", "ada", exits=1).err
+    assert "is not an agentpref home" in run("forget", "--user-id", "ada", exits=1).err
 
 
 class Terminal(io.StringIO):
@@ -173,12 +172,12 @@ def answering(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_on_a_terminal_it_asks_first(answering, run, shared, capsys) -> None:
-    assert answering("n\n", user="ada") == 1
+    assert answering("n\n", user_id="ada") == 1
     shown = capsys.readouterr()
     assert shown.out == "nothing was removed\n"
     assert f"Remove everything that user 'ada' said from {shared}, for good?" in shown.err
     assert runs(run) == 3
-    assert answering("y\n", user="ada") == 0
+    assert answering("y\n", user_id="ada") == 0
     assert runs(run) == 2
 
 

@@ -11,6 +11,7 @@ import agentpref
 
 NAMES = {
     "AgentprefError",
+    "Chat",
     "Comparison",
     "Example",
     "Feedback",

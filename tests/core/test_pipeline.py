@@ -22,8 +22,7 @@ from agentpref.errors import ConfigError, GenerationConflict, NotAHome, UpdateRu
 from agentpref.home import Home
 from agentpref.learn.learner import Learner
 from agentpref.record.database import connect
-from agentpref.record.messages import prompt_of
-from agentpref.record.rows import run_row
+from agentpref.record.messages import prompt_of, run_row
 from agentpref.record.spill import Spill
 from agentpref.record.updates import Updates
 from agentpref.serve.registry import Registry
@@ -233,7 +232,7 @@ def test_a_broken_installed_check_is_reported_before_any_work(
     package.joinpath("METADATA").write_text("Name: polite\nVersion: 1.0\n")
     package.joinpath("entry_points.txt").write_text("[agentpref.checks]\npolite = polite_gone:ok")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ConfigError, match="'polite' of agentpref.checks cannot be loaded from 'polite_gone:ok'"):
+    with pytest.raises(ConfigError, match=r"'polite' of agentpref\.checks cannot be loaded"):
         learn(fresh, random_base, checks=None, progress=no_training)
 
 

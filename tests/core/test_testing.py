@@ -25,7 +25,7 @@ ASK = GenerationRequest(messages=({"role": "user", "content": "ahoy"},))
 @pytest.fixture
 def revision(tmp_path: Path) -> Revision:
     registry = Registry(Home.create(tmp_path / "home"))
-    return registry.publish(write_adapter(tmp_path / "a"), parent=None, base={}, training={})
+    return registry.publish(write_adapter(tmp_path / "a"), parent=None, model={}, training={})
 
 
 def test_it_is_a_serving_backend() -> None:

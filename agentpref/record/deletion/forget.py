@@ -23,7 +23,6 @@ from agentpref.home import Home, StrPath, sync
 from agentpref.record.database import transaction
 from agentpref.record.deletion.refused import purge
 from agentpref.record.deletion.removal import (
-    Progress,
     Removed,
     choose,
     chosen_judgements,
@@ -31,8 +30,8 @@ from agentpref.record.deletion.removal import (
     removal,
 )
 from agentpref.record.ingest.pseudonyms import Pseudonyms
-from agentpref.record.lineage import Rebuild, rebuilds, taint
-from agentpref.record.updates import Updates
+from agentpref.record.updates import Rebuild, Updates, rebuilds, taint
+from agentpref.types import Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +79,7 @@ def forget(
             reader or a full disk keeps the text of what is removed from being overwritten. The
             same call again completes it.
     """
-    place = home if isinstance(home, Home) else Home.open(home)
+    place = Home.open(home)
     tell: Progress = progress or (lambda stage, done, total: None)
     with removal(place, tell) as connection:
         _require_keys(place, connection)

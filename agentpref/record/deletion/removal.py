@@ -10,19 +10,16 @@ that was interrupted is completed by the next. Knows nothing of users, ages and 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 from agentpref.errors import NotKept
 from agentpref.home import Home
-from agentpref.record.database import connect, diagnose, translated
-from agentpref.record.keeper import drain
-from agentpref.record.locks import exclusive
-
-Progress: TypeAlias = Callable[[str, int, int], None]
-"""Told the stage that runs, how much of it is done, and how much there is."""
+from agentpref.record.database import connect, diagnose, exclusive, translated
+from agentpref.record.spill import drain
+from agentpref.types import Progress
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ import time
 from agentpref.errors import ConfigError, ImplausibleClock
 from agentpref.home import Home, StrPath
 from agentpref.record.database import transaction
-from agentpref.record.deletion.removal import Progress, Removed, choose, delete, removal
+from agentpref.record.deletion.removal import Removed, choose, delete, removal
+from agentpref.types import Progress
 
 TOLERANCE_SECONDS = 3600.0
 """How far the newest run may lie in the future: hosts' clocks differ."""
@@ -44,7 +45,7 @@ def expire(
     """
     if not 0 < older_than < float("inf"):
         raise ConfigError(f"older_than is {older_than!r}, but must be above 0, in seconds")
-    place = home if isinstance(home, Home) else Home.open(home)
+    place = Home.open(home)
     tell: Progress = progress or (lambda stage, done, total: None)
     with removal(place, tell) as connection, transaction(connection):
         return _remove(connection, older_than, force)

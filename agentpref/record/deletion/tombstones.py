@@ -20,15 +20,14 @@ from agentpref.record.database import connect, transaction, translated
 from agentpref.record.deletion.forget import Forgotten
 from agentpref.record.deletion.refused import purge
 from agentpref.record.deletion.removal import (
-    Progress,
     Removed,
     choose,
     chosen_judgements,
     delete,
     removal,
 )
-from agentpref.record.lineage import rebuilds, taint
-from agentpref.record.updates import Updates
+from agentpref.record.updates import Updates, rebuilds, taint
+from agentpref.types import Progress
 
 
 def adopt(home: Home, tombstones: Mapping[str, float], tell: Progress) -> Forgotten:

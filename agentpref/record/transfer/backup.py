@@ -11,20 +11,17 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 from agentpref.errors import AgentprefError, ConfigError, NotKept
 from agentpref.home import Home, StrPath, sync
 from agentpref.record.database import connect, translated
-from agentpref.record.ids import new_id
-from agentpref.record.keeper import drain
-
-Progress: TypeAlias = Callable[[str, int, int], None]
-"""Told the stage that runs, how much of it is done, and how much there is."""
+from agentpref.record.messages import new_id
+from agentpref.record.spill import drain
+from agentpref.types import Progress
 
 _UNFINISHED = ".unfinished-"
 _PAGES = 1_000
@@ -58,7 +55,7 @@ def backup(
         NotKept: the copy cannot be written, or what waits in the home's spill cannot be read into
             its database; there is no copy then.
     """
-    source = home if isinstance(home, Home) else Home.open(home)
+    source = Home.open(home)
     place = Home.resolve(target)
     _require_free(place, source)
     drain(source)

@@ -20,10 +20,10 @@ from agentpref.home import Home, StrPath
 from agentpref.record.database import connect, translated
 from agentpref.record.deletion import tombstones
 from agentpref.record.deletion.forget import Forgotten
-from agentpref.record.deletion.removal import Progress
 from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.transfer.foreign import Foreign, opened
 from agentpref.record.transfer.merger import Merger, Outcome
+from agentpref.types import Progress
 
 CACHE_KILOBYTES = 65_536
 """Memory for the pages of the database that grows: ids of messages fall anywhere in their index."""
@@ -94,7 +94,7 @@ def merge(
 
 
 def _opened(home: Home | StrPath | None) -> Home:
-    return home if isinstance(home, Home) else Home.open(home)
+    return Home.open(home)
 
 
 def _merge_one(home: Home, other: Home, tell: Progress) -> Merged:

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agentpref_cli import moments, options
-from agentpref_cli.terminal import GOOD, WARN, answer, cell, confirm, progress, say
+from agentpref_cli import options
+from agentpref_cli.terminal import GOOD, WARN, cell, confirm, print_result, progress, say
 
 if TYPE_CHECKING:
-    from agentpref_cli.terminal import Report
+    from agentpref.types import Progress
 
 
 def forget(
-    user: Annotated[
+    user_id: Annotated[
         str | None,
-        typer.Option("--user", metavar="ID", help="Whom, by the id that your app logs."),
+        typer.Option("--user-id", metavar="ID", help="Whom, by the id that your app logs."),
     ] = None,
     older_than: Annotated[
         str | None,
@@ -35,33 +35,39 @@ def forget(
     """Remove what a user said, or what is old.
 
     Removes runs, all that was said of them, and their text from every page of the disk. With
-    --user, it also marks the revisions whose training saw it, and says how to rebuild. What was
+    --user-id, it also marks the revisions whose training saw it, and says how to rebuild. What was
     interrupted is finished by calling again. Exits 0 when it is done.
     """
-    if (user is None) == (older_than is None):
+    if (user_id is None) == (older_than is None):
         raise typer.BadParameter(
-            "name one of them, and one only", param_hint="--user, --older-than"
+            "name one of them, and one only", param_hint="--user-id, --older-than"
         )
     if force and older_than is None:
         raise typer.BadParameter("goes with --older-than only", param_hint="--force")
     age = None if older_than is None else _seconds(older_than)
-    what = f"everything that user {user!r} said" if age is None else f"all older than {older_than}"
+    what = (
+        f"everything that user {user_id!r} said" if age is None else f"all older than {older_than}"
+    )
     confirm(f"Remove {what} from {_folder(home)}, for good?", yes)
     with progress(as_json) as reporter:
-        value = _removed(home, user, age, force, reporter)
-    answer(as_json, value, lambda: _show(value))
+        value = _removed(home, user_id, age, force, reporter)
+    print_result(as_json, value, lambda: _show(value))
 
 
 def _removed(
-    home: Path | None, user: str | None, age: float | None, force: bool, reporter: Report | None
+    home: Path | None,
+    user_id: str | None,
+    age: float | None,
+    force: bool,
+    reporter: Progress | None,
 ) -> dict[str, Any]:
     from dataclasses import asdict
 
     from agentpref.record.deletion.forget import forget as forget_user
     from agentpref.record.deletion.retention import expire
 
-    if user is not None:
-        return forget_user(home, user, progress=reporter).to_mapping()
+    if user_id is not None:
+        return forget_user(home, user_id, progress=reporter).to_mapping()
     return asdict(expire(home, older_than=age or 0.0, force=force, progress=reporter))
 
 
@@ -72,7 +78,7 @@ def _folder(home: Path | None) -> Path:
 
 
 def _seconds(text: str) -> float:
-    seconds = moments.age(text)
+    seconds = options.parse_age(text)
     if seconds is None:
         raise typer.BadParameter(
             f"{text!r} is no age; give a number and one of s, m, h, d, w, such as 90d",

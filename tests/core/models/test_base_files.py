@@ -159,7 +159,7 @@ def broken(tmp_path: Path, random_base: Path) -> Path:
     ("file", "content", "words"),
     [
         ("config.json", None, "config.json cannot be read"),
-        ("config.json", b"[]", "no JSON object"),
+        ("config.json", b"[]", "is not a JSON object"),
         ("config.json", b"{", "config.json cannot be read"),
         ("model.safetensors", b"", "cannot be read as safetensors"),
         ("model.safetensors", b"\2\0\0\0\0\0\0\0[]", "cannot be read as safetensors"),
@@ -180,7 +180,7 @@ def test_an_index_names_files_beside_it_only(broken: Path, part: object) -> None
     (broken / "model.safetensors").rename(broken / "model-00001-of-00001.safetensors")
     index = {"weight_map": {"model.norm.weight": part}}
     (broken / "model.safetensors.index.json").write_bytes(orjson.dumps(index))
-    with pytest.raises(UnsupportedModel, match="names no files beside it"):
+    with pytest.raises(UnsupportedModel, match="must name files in its own folder"):
         read_base(str(broken))
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentpref.models.tool_calls import assistant_message
+from agentpref.models.tool_calls import assistant_message, parse_rate
 
 CALL = '<tool_call>\n{"name": "search", "arguments": {"query": "tide"}}\n</tool_call>'
 
@@ -92,3 +92,9 @@ def test_any_call_survives_the_round_trip(name: str, arguments: dict) -> None:
     (call,) = assistant_message(f"<tool_call>{block}</tool_call>")["tool_calls"]
     assert call["function"]["name"] == name
     assert json.loads(call["function"]["arguments"]) == arguments
+
+
+def test_the_parse_rate_is_the_share_of_written_calls_that_are_json_objects() -> None:
+    assert parse_rate(["no call", ""]) is None
+    assert parse_rate([CALL, f"{CALL} and <tool_call>[]</tool_call>"]) == pytest.approx(2 / 3)
+    assert parse_rate([CALL, '<tool_call>{"name": "search", "arg']) == 0.5

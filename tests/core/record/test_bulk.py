@@ -6,7 +6,7 @@ import sqlite3
 
 import pytest
 
-from agentpref.record.bulk import MAX_PARAMETERS, insert_or_ignore
+from agentpref.record.database import MAX_PARAMETERS, insert_or_ignore
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from agentpref.errors import CorruptHome, NewerHome, NotAHome, NotKept
 from agentpref.home import Home
 from agentpref.record import database
 from agentpref.record.database import connect, require_known_schema, transaction, translated
-from agentpref.record.ids import new_id
+from agentpref.record.messages import new_id
 from agentpref.record.migrations import STEPS, Step
 
 TABLES = {

@@ -12,13 +12,10 @@ from pathlib import Path
 import pytest
 
 from agentpref.home import Home
-from agentpref.record import tallies
+from agentpref.record import stats as tallies
 from agentpref.record.database import connect, transaction
-from agentpref.record.integrity import Looked, examine
-from agentpref.record.invariants import INVARIANTS, KEYS, SAMPLED, WHOLE
-from agentpref.record.messages import prompt_of
-from agentpref.record.reader import Reader
-from agentpref.record.rows import run_row
+from agentpref.record.integrity import INVARIANTS, KEYS, SAMPLED, WHOLE, Looked, examine
+from agentpref.record.messages import prompt_of, run_row
 from agentpref.record.spill import Spill
 from agentpref.record.store import Store
 from agentpref.record.updates import UpdateRow, Updates
@@ -319,4 +316,4 @@ def test_a_line_of_the_spill_that_was_edited_is_a_fault(
 def test_a_reader_gives_the_problems_alone(connection: sqlite3.Connection) -> None:
     connection.execute("UPDATE comparison SET winner = 'c'")
     expected = [("comparison", "c1", "its winner is not a, b or tie")]
-    assert Reader(connection).verify() == Reader(connection).verify(sample=5) == expected
+    assert examine(connection).problems == examine(connection, sample=5).problems == expected

@@ -30,8 +30,8 @@ from agentpref.errors import (
 from agentpref.home import Home
 from agentpref.record import messages
 from agentpref.record.database import connect
+from agentpref.record.ingest import DETAILS
 from agentpref.record.ingest.pseudonyms import Pseudonyms
-from agentpref.record.ingest.snapshot import Parts
 from agentpref.record.log import Log
 from agentpref.types import Comparison, Feedback, Run
 
@@ -272,7 +272,11 @@ json_like = st.recursive(
 )
 
 
-@given(arguments=st.dictionaries(st.sampled_from([*Parts._fields, "run_id"]), json_like))
+@given(
+    arguments=st.dictionaries(
+        st.sampled_from(["messages", "output", "tools", *DETAILS, "run_id"]), json_like
+    )
+)
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_the_host_passes_record_raises_nothing(
     log: Log, arguments: dict[str, Any]

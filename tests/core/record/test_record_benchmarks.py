@@ -6,10 +6,12 @@ import random
 from contextlib import closing
 from pathlib import Path
 
-from agentpref.home import Home
 from agentpref.prefer.pairs import read_pairs
+
+from agentpref.home import Home
 from agentpref.record.database import connect
-from agentpref.record.reader import Reader
+from agentpref.record.integrity import examine
+from agentpref.record.store import Store
 from benchmarks import large_home, record, record_scale, record_soak
 
 ROWS = 2_000
@@ -18,11 +20,11 @@ ROWS = 2_000
 def test_a_large_home_is_sound_and_has_what_it_should(tmp_path: Path) -> None:
     home = large_home.make(tmp_path / "home", ROWS, lambda line: None)
     with closing(connect(home)) as connection:
-        assert Reader(connection).verify() == []
-        found = Reader(connection).stats()
+        assert examine(connection).problems == []
+        found = Store(connection).stats()
         (messages,) = connection.execute("SELECT count(*) FROM message").fetchone()
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-        pairs = read_pairs(Reader(connection), "default", held_out=0.2)
+        pairs = read_pairs(Store(connection), "default", held_out=0.2)
     said = found["feedback"] + found["comparisons"]
     assert abs(messages + found["runs"] + said - ROWS) < ROWS / 10
     assert {pair.origin for pair in pairs.pairs} >= {"comparison", "correction"}

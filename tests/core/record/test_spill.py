@@ -17,10 +17,7 @@ from hypothesis import strategies as st
 from agentpref.errors import NotKept, UnknownRun
 from agentpref.home import Home
 from agentpref.record import spill as module
-from agentpref.record.ids import new_id
-from agentpref.record.ingest.intake import Entry
-from agentpref.record.messages import prompt_of
-from agentpref.record.rows import RunRow, run_row
+from agentpref.record.messages import RunRow, StoredRecord, new_id, prompt_of, run_row
 from agentpref.record.spill import Drained, Spill, is_whole
 from agentpref.types import Comparison, Feedback, Run
 
@@ -38,11 +35,11 @@ def spill(home: Home) -> Spill:
 class Taker:
     """A store that remembers what it was handed, and refuses what it is told to."""
 
-    def __init__(self, *refused: Entry) -> None:
+    def __init__(self, *refused: StoredRecord) -> None:
         self.refused = refused
-        self.taken: list[Entry] = []
+        self.taken: list[StoredRecord] = []
 
-    def __call__(self, entries: Sequence[Entry]) -> list[UnknownRun | None]:
+    def __call__(self, entries: Sequence[StoredRecord]) -> list[UnknownRun | None]:
         self.taken += entries
         return [UnknownRun("no such run") if e in self.refused else None for e in entries]
 
@@ -94,7 +91,7 @@ comparisons = st.builds(
 
 @given(st.lists(runs.map(run_row) | feedback | comparisons, min_size=1, max_size=5))
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_what_went_in_comes_out(spill: Spill, entries: list[Entry]) -> None:
+def test_what_went_in_comes_out(spill: Spill, entries: list[StoredRecord]) -> None:
     spill.append(entries)
     taker = Taker()
     assert spill.drain(taker) == Drained(len(entries), 0, 0)

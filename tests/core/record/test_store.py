@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from agentpref.errors import CorruptHome, InvalidFeedback, InvalidMessage, UnknownRun
 from agentpref.home import Home
 from agentpref.record.database import connect, transaction
+from agentpref.record.integrity import examine
 from agentpref.record.messages import prompt_of
 from agentpref.record.store import Store
 from agentpref.types import Comparison, Feedback, Run
@@ -64,13 +65,15 @@ TOOL = {"type": "function", "function": {"name": "add", "description": "a + b"}}
 REORDERED = {"function": {"description": "a + b", "name": "add"}, "type": "function"}
 
 
-def test_keys_come_back_in_the_order_they_were_given_in(store: Store) -> None:
+def test_keys_come_back_in_the_order_they_were_given_in(
+    store: Store, connection: sqlite3.Connection
+) -> None:
     """A chat template that writes a tool as JSON makes other tokens of another order."""
     store.add_run(run(prompt=prompt_of(TURNS, [TOOL])))
     (tool,) = store.run("r1").prompt.tools
     assert orjson.dumps(tool) == orjson.dumps(TOOL)
     assert orjson.dumps(store.run("r1").prompt.messages) == orjson.dumps(TURNS)
-    assert store.verify() == []
+    assert examine(connection).problems == []
 
 
 def test_prompts_that_differ_in_the_order_of_keys_share_the_first_one_s(store: Store) -> None:
@@ -81,7 +84,9 @@ def test_prompts_that_differ_in_the_order_of_keys_share_the_first_one_s(store: S
     assert orjson.dumps(first.tools) == orjson.dumps(second.tools) == orjson.dumps([TOOL])
 
 
-def test_feedback_and_comparisons_come_back_whole(store: Store) -> None:
+def test_feedback_and_comparisons_come_back_whole(
+    store: Store, connection: sqlite3.Connection
+) -> None:
     store.add_run(run("r1"))
     store.add_run(run("r2", "four"))
     correction = {"role": "assistant", "content": "It is 4."}
@@ -91,7 +96,7 @@ def test_feedback_and_comparisons_come_back_whole(store: Store) -> None:
     store.add_comparison(judged)
     assert list(store.feedback("default")) == [said]
     assert list(store.comparisons("default")) == [judged]
-    assert store.verify() == []
+    assert examine(connection).problems == []
 
 
 def test_a_second_write_of_an_id_changes_nothing(store: Store) -> None:
@@ -203,10 +208,10 @@ def test_verify_finds_what_was_edited(
     store.add_run(run("r2", "5"))
     store.add_feedback(Feedback("f1", "r1", 1.0, "thumbs", 1.0))
     store.add_comparison(Comparison("c1", 1.0, "r1", "r2", "a"))
-    assert store.verify() == []
+    assert examine(connection).problems == []
     connection.execute("PRAGMA foreign_keys = OFF")
     connection.execute(edit)
-    assert table in {problem.table for problem in store.verify()}
+    assert table in {problem.table for problem in examine(connection).problems}
 
 
 def test_reading_past_a_missing_message_says_so(
@@ -268,6 +273,6 @@ def test_whatever_is_stored_is_read(runs: list[Run], shared: sqlite3.Connection)
             store.add_run(each)
         read = {each.run_id: each for each in store.runs("n")}
         assert read == {each.run_id: each for each in runs}
-        assert store.verify() == []
+        assert examine(shared).problems == []
     finally:
         shared.execute("ROLLBACK")

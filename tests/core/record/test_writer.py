@@ -14,7 +14,7 @@ import pytest
 
 from agentpref.errors import NotKept
 from agentpref.home import Home
-from agentpref.record import keeper
+from agentpref.record import spill
 from agentpref.record.database import connect, transaction
 from agentpref.record.log import Log
 from agentpref.types import Comparison, Feedback, Run
@@ -46,8 +46,8 @@ def test_threads_share_a_log(log: Log, runs_of: RunsOf, judged_in: JudgedIn) -> 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeper, "PATIENCE_SECONDS", 0.05)
-    monkeypatch.setattr(keeper, "REST_SECONDS", 0.0)
+    monkeypatch.setattr(spill, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(spill, "REST_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -88,10 +88,10 @@ def test_feedback_waits_for_no_lock_once_it_is_known(log: Log, locker: sqlite3.C
     log.flush()
     with transaction(locker):
         log.feedback(run_id, key="k", score=1)
-        assert log._writer._keeper.trouble is not None
+        assert log._writer._durable.trouble is not None
         log.feedback(run_id, key="k", score=1)
     log.feedback(run_id, key="k", score=1)
-    assert log._writer._keeper.trouble is None
+    assert log._writer._durable.trouble is None
 
 
 @pytest.mark.usefixtures("impatient")
@@ -114,7 +114,7 @@ def unwritable(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 
     with monkeypatch.context() as patch:
         patch.setattr("agentpref.record.writer.REST_SECONDS", 0.01)
-        patch.setattr(keeper.Keeper, "keep", refuse)
+        patch.setattr(spill.DurableWriter, "write", refuse)
         yield patch
 
 
@@ -185,7 +185,7 @@ def test_flush_keeps_its_deadline(log: Log, locker: sqlite3.Connection) -> None:
 def test_a_full_database_loses_nothing(log: Log, runs_of: RunsOf, judged_in: JudgedIn) -> None:
     run_id = log.record(ASKED, "4")
     log.flush()
-    connection = log._writer._keeper._connection
+    connection = log._writer._durable._connection
     assert connection is not None
     (pages,) = connection.execute("PRAGMA page_count").fetchone()
     connection.execute(f"PRAGMA max_page_count = {pages}")
@@ -241,7 +241,7 @@ def test_a_mistake_of_ours_is_counted_and_the_log_goes_on(
     said = threading.Event()
     with monkeypatch.context() as patch:
         patch.setattr(threading, "excepthook", lambda _: said.set())
-        patch.setattr(keeper.Keeper, "keep", fail)
+        patch.setattr(spill.DurableWriter, "write", fail)
         log.record(ASKED, "4")
         assert said.wait(10)
     assert log.dropped == {"unexpected": 1}

@@ -61,7 +61,7 @@ def test_only_a_look_at_the_base_shows_what_the_files_do_not(random_base, tmp_pa
 
 
 def publish(registry: Registry, folder: Path):
-    return registry.publish(folder, parent=None, base=IDENTITY, training={})
+    return registry.publish(folder, parent=None, model=IDENTITY, training={})
 
 
 def test_what_they_are_all_made_from_is_sound(random_base, layers, tmp_path) -> None:

@@ -13,11 +13,11 @@ import pytest
 from agentpref.errors import ConfigError, InvalidAdapter, NotKept, RevisionError, UnknownRevision
 from agentpref.home import Home
 from agentpref.record.database import connect
-from agentpref.record.lineage import taint
+from agentpref.record.updates import taint
 from agentpref.serve.backend import Revision
 from agentpref.serve.manifest import MANIFEST_FILE, WEIGHTS_FILE
+from agentpref.serve.pruning import mark_pruned
 from agentpref.serve.registry import Registry
-from agentpref.serve.standing import mark_pruned
 from agentpref.testing import write_adapter
 
 IDENTITY = {"name": "tiny", "digest": "d" * 64, "template_digest": "t" * 64}
@@ -31,7 +31,7 @@ def registry(tmp_path: Path) -> Registry:
 @pytest.fixture
 def revision(registry: Registry, tmp_path: Path) -> Revision:
     folder = write_adapter(tmp_path / "adapter")
-    return registry.publish(folder, parent=None, base=IDENTITY, training={})
+    return registry.publish(folder, parent=None, model=IDENTITY, training={})
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -85,7 +85,7 @@ def test_plain_peft_loads_it(registry, tmp_path, random_base) -> None:
     get_peft_model(base, LoraConfig(r=8, target_modules=["q_proj"])).save_pretrained(
         tmp_path / "trained"
     )
-    revision = registry.publish(tmp_path / "trained", parent=None, base=IDENTITY, training={})
+    revision = registry.publish(tmp_path / "trained", parent=None, model=IDENTITY, training={})
     place = registry.export(revision.revision_id, tmp_path / "exported")
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(random_base), place)
     loaded = {
@@ -136,10 +136,10 @@ def _inside_by_link(place: Path, registry: Registry) -> Path:
 @pytest.mark.parametrize(
     ("hostile", "words"),
     [
-        (_full, "holds 'thesis.txt'"),
-        (_file, "is no folder"),
-        (_link, "is no folder"),
-        (_dangling, "is no folder"),
+        (_full, "contains 'thesis.txt'"),
+        (_file, "is not a folder"),
+        (_link, "is not a folder"),
+        (_dangling, "is not a folder"),
         (_inside, "inside the home"),
         (_inside_by_dots, "inside the home"),
         (_inside_by_link, "inside the home"),

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from agentpref.errors import ConfigError, NotKept, RevisionError
 from agentpref.home import Home
 from agentpref.record.database import connect
-from agentpref.record.lineage import taint
+from agentpref.record.updates import taint
 from agentpref.serve.backend import place_in_process
-from agentpref.serve.holds import Holds, holders
+from agentpref.serve.pins import Pins, find_pins
+from agentpref.serve.pruning import mark_pruned
 from agentpref.serve.registry import Registry
-from agentpref.serve.standing import mark_pruned
 from agentpref.serve.validate import check_revision
 from agentpref.testing import write_adapter
 
@@ -40,7 +40,7 @@ def publish(registry: Registry, tmp_path: Path) -> Callable[..., list[str]]:
 
     def publisher(count: int, parent: str | None = None, to: Registry = registry) -> list[str]:
         return [
-            to.publish(folder, parent=parent, base=IDENTITY, training={}).revision_id
+            to.publish(folder, parent=parent, model=IDENTITY, training={}).revision_id
             for _ in range(count)
         ]
 
@@ -135,15 +135,15 @@ def test_the_newest_may_be_a_trial(registry, keep: int) -> None:
 @pytest.mark.parametrize("place", [URL, place_in_process()], ids=["server", "process"])
 def test_what_a_living_process_uses_stays(registry, publish, place: str) -> None:
     old, _ = publish(2)
-    holds = Holds(registry.home.holds, place)
-    holds.take(old)
+    pins = Pins(registry.home.pins, place)
+    pins.take(old)
     done = registry.prune(keep=1, ask=never)
     assert done.removed == ()
     assert done.kept[old] == f"in use at {place}"
     assert registry.get(old).pruned_at is None
-    holds.close()
+    pins.close()
     assert registry.prune(keep=1, ask=never).removed == (old,)
-    assert holders(registry.home.holds) == []
+    assert find_pins(registry.home.pins) == []
 
 
 @pytest.mark.parametrize(
@@ -156,9 +156,9 @@ def test_what_a_living_process_uses_stays(registry, publish, place: str) -> None
 )
 def test_an_engine_that_outlives_its_users_is_asked(registry, publish, answer, why) -> None:
     old, _ = publish(2)
-    holds = Holds(registry.home.holds, URL)
-    holds.take(old)
-    holds.close()
+    pins = Pins(registry.home.pins, URL)
+    pins.take(old)
+    pins.close()
     asked = []
 
     def ask(place: str, revision_id: str) -> bool | None:
@@ -168,31 +168,31 @@ def test_an_engine_that_outlives_its_users_is_asked(registry, publish, answer, w
     done = registry.prune(keep=1, ask=ask)
     assert set(asked) == {(URL, old)}
     assert done.kept.get(old) == why
-    assert (done.removed == (old,)) == (why is None) == (holders(registry.home.holds) == [])
+    assert (done.removed == (old,)) == (why is None) == (find_pins(registry.home.pins) == [])
 
 
 def test_by_default_engines_do_not_say(registry, publish) -> None:
     old, _ = publish(2)
-    holds = Holds(registry.home.holds, URL)
-    holds.take(old)
-    holds.close()
+    pins = Pins(registry.home.pins, URL)
+    pins.take(old)
+    pins.close()
     assert "does not say" in registry.prune(keep=1).kept[old]
 
 
 def test_holds_of_processes_that_died_are_tidied(registry, publish) -> None:
     (only,) = publish(1)
     code = (
-        "import os, sys; from pathlib import Path; from agentpref.serve.holds import Holds;"
-        "Holds(Path(sys.argv[1]), sys.argv[2]).take(sys.argv[3]); os._exit(0)"
+        "import os, sys; from pathlib import Path; from agentpref.serve.pins import Pins;"
+        "Pins(Path(sys.argv[1]), sys.argv[2]).take(sys.argv[3]); os._exit(0)"
     )
     for place in (place_in_process(), URL):
-        command = [sys.executable, "-c", code, str(registry.home.holds), place, only]
+        command = [sys.executable, "-c", code, str(registry.home.pins), place, only]
         subprocess.run(command, check=True)
-    assert len(holders(registry.home.holds)) == 2
+    assert len(find_pins(registry.home.pins)) == 2
     registry.prune(dry_run=True)
-    assert len(holders(registry.home.holds)) == 2
+    assert len(find_pins(registry.home.pins)) == 2
     registry.prune()
-    assert [holder.place for holder in holders(registry.home.holds)] == [URL]
+    assert [pin.place for pin in find_pins(registry.home.pins)] == [URL]
 
 
 def test_who_takes_hold_after_the_mark_is_refused_and_before_it_is_waited_for(
@@ -200,8 +200,8 @@ def test_who_takes_hold_after_the_mark_is_refused_and_before_it_is_waited_for(
 ) -> None:
     """The two flags: whichever comes first, nobody loads what is removed."""
     names = publish(3)
-    late = Holds(registry.home.holds, URL)
-    early = Holds(registry.home.holds, "http://127.0.0.1:8001")
+    late = Pins(registry.home.pins, URL)
+    early = Pins(registry.home.pins, "http://127.0.0.1:8001")
     for name in names[:2]:
         early.take(name)
     early.close()
@@ -231,9 +231,9 @@ def test_who_takes_hold_after_the_mark_is_refused_and_before_it_is_waited_for(
 
 def test_what_is_promoted_after_the_first_look_stays(registry, publish) -> None:
     old, _ = publish(2)
-    holds = Holds(registry.home.holds, URL)
-    holds.take(old)
-    holds.close()
+    pins = Pins(registry.home.pins, URL)
+    pins.take(old)
+    pins.close()
 
     def ask(place: str, name: str) -> bool:
         registry.promote(old)
@@ -245,9 +245,9 @@ def test_what_is_promoted_after_the_first_look_stays(registry, publish) -> None:
 
 def test_what_is_marked_can_no_more_be_promoted(registry, publish) -> None:
     old, _ = publish(2)
-    holds = Holds(registry.home.holds, URL)
-    holds.take(old)
-    holds.close()
+    pins = Pins(registry.home.pins, URL)
+    pins.take(old)
+    pins.close()
     looks = []
 
     def ask(place: str, name: str) -> bool:
@@ -263,9 +263,9 @@ def test_what_is_marked_can_no_more_be_promoted(registry, publish) -> None:
 @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
 def test_whatever_interrupts_it_the_mark_is_taken_back(registry, publish, kind) -> None:
     old, _ = publish(2)
-    holds = Holds(registry.home.holds, URL)
-    holds.take(old)
-    holds.close()
+    pins = Pins(registry.home.pins, URL)
+    pins.take(old)
+    pins.close()
     looks = []
 
     def ask(place: str, name: str) -> bool:
@@ -308,11 +308,11 @@ def test_what_was_marked_by_a_crash_and_is_needed_comes_back(registry, publish) 
     marked, _ = publish(2)
     with closing(connect(registry.home)) as connection:
         mark_pruned(connection, marked, 5.0)
-    holds = Holds(registry.home.holds, URL)
-    holds.take(marked)
+    pins = Pins(registry.home.pins, URL)
+    pins.take(marked)
     assert registry.prune(keep=1).kept[marked] == f"in use at {URL}"
     registry.promote(marked)
-    holds.close()
+    pins.close()
 
 
 def test_publishing_cleans_up_after_a_pruning_too(registry, publish) -> None:
@@ -325,9 +325,9 @@ def test_publishing_cleans_up_after_a_pruning_too(registry, publish) -> None:
 def test_two_prunings_at_once_do_not_undo_each_other(registry, publish, look: int) -> None:
     """At the second look, the other one finds a mark, takes it for a crash's, and decides anew."""
     old, _ = publish(2)
-    holds = Holds(registry.home.holds, URL)
-    holds.take(old)
-    holds.close()
+    pins = Pins(registry.home.pins, URL)
+    pins.take(old)
+    pins.close()
     looks = []
     inner = []
 
@@ -388,7 +388,7 @@ def test_whatever_is_done_what_serves_is_whole(steps: list[tuple[str, int]]) -> 
 def _do(registry: Registry, folder: Path, step: str, number: int, name: str | None) -> None:
     try:
         if step == "publish":
-            registry.publish(folder, parent=name, base=IDENTITY, training={})
+            registry.publish(folder, parent=name, model=IDENTITY, training={})
         elif step == "prune":
             registry.prune(keep=1 + number % 3)
         elif step == "rollback":

@@ -46,7 +46,7 @@ def registry(home: Home) -> Registry:
 
 def publish(registry: Registry, tmp_path: Path, seed: int = 0, parent: str | None = None):
     folder = write_adapter(tmp_path / f"adapter-{seed}", seed=seed)
-    return registry.publish(folder, parent=parent, base=BASE_IDENTITY, training={"seed": seed})
+    return registry.publish(folder, parent=parent, model=BASE_IDENTITY, training={"seed": seed})
 
 
 def test_a_new_home_serves_the_base_model(registry: Registry) -> None:
@@ -67,7 +67,7 @@ def test_publish_copies_the_adapter_and_describes_it(registry: Registry, tmp_pat
     revision = registry.publish(
         folder,
         parent=first.revision_id,
-        base=BASE_IDENTITY,
+        model=BASE_IDENTITY,
         training={"beta": 0.1},
         watermark={"runs": 7},
     )
@@ -106,7 +106,7 @@ def test_what_is_published_shares_no_file_with_what_was_saved(
     linked.mkdir()
     for file in saved.iterdir():
         os.link(file, linked / file.name)
-    revision = registry.publish(linked, parent=None, base=BASE_IDENTITY, training={})
+    revision = registry.publish(linked, parent=None, model=BASE_IDENTITY, training={})
     assert {file.stat().st_nlink for file in revision.path.iterdir()} == {1}
 
 
@@ -159,7 +159,7 @@ def test_an_adapter_that_is_no_good_is_not_published(registry: Registry, tmp_pat
     weights = folder / WEIGHTS_FILE
     weights.write_bytes(weights.read_bytes()[:-4])
     with pytest.raises(InvalidAdapter, match="truncated"):
-        registry.publish(folder, parent=None, base=BASE_IDENTITY, training={})
+        registry.publish(folder, parent=None, model=BASE_IDENTITY, training={})
     assert registry.list() == []
     assert list(registry.home.adapters.iterdir()) == []
 
@@ -320,7 +320,7 @@ shutil.copyfileobj = fatal(shutil.copyfileobj)
 Path.mkdir = fatal(Path.mkdir)
 Path.rename = fatal(Path.rename)
 module.Registry._find = fatal(module.Registry._find)
-module.Registry(home).publish(folder, parent=None, base={}, training={})
+module.Registry(home).publish(folder, parent=None, model={}, training={})
 """
 
 
@@ -378,7 +378,7 @@ def test_publishers_at_once_each_get_a_number(registry: Registry, tmp_path: Path
     folders = [write_adapter(tmp_path / str(seed), seed=seed) for seed in range(6)]
 
     def work(folder: Path) -> None:
-        registry.publish(folder, parent=None, base=BASE_IDENTITY, training={})
+        registry.publish(folder, parent=None, model=BASE_IDENTITY, training={})
 
     threads = [threading.Thread(target=work, args=(folder,)) for folder in folders]
     for thread in threads:

@@ -43,7 +43,7 @@ def registry(tmp_path: Path) -> Registry:
 def names(registry: Registry, tmp_path: Path) -> list[str]:
     return [
         registry.publish(
-            write_adapter(tmp_path / str(seed), seed=seed), parent=None, base={}, training={}
+            write_adapter(tmp_path / str(seed), seed=seed), parent=None, model={}, training={}
         ).revision_id
         for seed in range(4)
     ]

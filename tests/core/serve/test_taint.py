@@ -10,7 +10,7 @@ import pytest
 from agentpref.errors import GenerationConflict, RevisionError, UnknownRevision
 from agentpref.home import Home
 from agentpref.record.database import connect
-from agentpref.record.lineage import last_clean, rebuilds, taint
+from agentpref.record.updates import last_clean, rebuilds, taint
 from agentpref.serve.registry import Registry
 from agentpref.testing import write_adapter
 
@@ -34,7 +34,7 @@ def line(registry: Registry, tmp_path: Path) -> list[str]:
 
 def publish(registry: Registry, tmp_path: Path, seed: int, parent: str | None) -> str:
     folder = write_adapter(tmp_path / f"adapter-{seed}", seed=seed)
-    return registry.publish(folder, parent=parent, base=IDENTITY, training={}).revision_id
+    return registry.publish(folder, parent=parent, model=IDENTITY, training={}).revision_id
 
 
 def mark(registry: Registry, *names: str, at: float = 5.0) -> None:

@@ -19,17 +19,14 @@ import pytest
 from agentpref.errors import ConfigError, CorruptHome, NewerHome, NotAHome, UpdateRunning
 from agentpref.home import Home
 from agentpref.record import database
-from agentpref.record.database import connect, transaction
+from agentpref.record.database import connect, exclusive, transaction
 from agentpref.record.deletion import tombstones
 from agentpref.record.ingest.pseudonyms import Pseudonyms
-from agentpref.record.keeper import drain
-from agentpref.record.locks import exclusive
+from agentpref.record.integrity import examine
 from agentpref.record.log import Log
-from agentpref.record.messages import node_id, prompt_of
+from agentpref.record.messages import node_id, prompt_of, run_row
 from agentpref.record.migrations import STEPS
-from agentpref.record.reader import Reader
-from agentpref.record.rows import run_row
-from agentpref.record.spill import Spill
+from agentpref.record.spill import Spill, drain
 from agentpref.record.store import Store
 from agentpref.record.transfer import merger
 from agentpref.record.transfer.merge import Merged, merge
@@ -96,7 +93,7 @@ def edit(home: Home, *statements: str) -> None:
 
 def verified(home: Home) -> bool:
     with closing(connect(home, readonly=True)) as connection:
-        return Reader(connection).verify() == []
+        return examine(connection).problems == []
 
 
 def one(home: Home, other: Home) -> Merged:
