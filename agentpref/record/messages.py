@@ -190,27 +190,10 @@ def prompt_of(messages: Sequence[Message], tools: Sequence[Tool] = ()) -> Prompt
     return Prompt(chain(messages, tools)[1], tuple(messages), tuple(tools))
 
 
-def check_messages(messages: Sequence[Message]) -> None:
-    """Refuse a prompt that cannot be stored and read back as it is.
-
-    Raises:
-        InvalidMessage: with the index of the message, and the cure.
-    """
-    check_shapes(messages)
-    for index, message in enumerate(messages):
-        _text(message, index)
-
-
 def check_output(output: Message) -> None:
     """Refuse an output that is not an assistant's message, or that cannot be stored."""
     check_output_shape(output)
     _text(output, "the output")
-
-
-def check_tools(tools: Sequence[Tool]) -> None:
-    """Refuse tools that are not a list of mappings, or that cannot be stored."""
-    check_tool_shapes(tools)
-    _text({TOOLS: tuple(tools)}, "the list of tools")
 
 
 def check_shapes(messages: Sequence[Message]) -> None:

@@ -18,7 +18,7 @@ from langchain_core.messages import (
 from langchain_core.tools import tool
 from pydantic import BaseModel
 
-from agentpref.record.messages import check_messages
+from agentpref.record.messages import prompt_of
 from agentpref_adapters._langchain_convert import (
     first_id,
     openai_message,
@@ -55,7 +55,7 @@ def test_a_conversation_with_a_tool_call_takes_openai_s_shape() -> None:
         {"role": "tool", "content": "3", "tool_call_id": "c1", "name": "add"},
         {"role": "assistant", "content": "3"},
     ]
-    check_messages(messages)
+    prompt_of(messages)
 
 
 def test_multimodal_content_stays_a_list() -> None:

@@ -22,9 +22,6 @@ from agentpref.record.messages import (
     Linker,
     RunRow,
     StoredRecord,
-    check_messages,
-    check_output,
-    check_tools,
     column,
     plain,
 )
@@ -63,10 +60,7 @@ def freeze(*parts: Any) -> bytes:
 
 
 def _freeze_with_reprs(messages: Any, output: Any, tools: Any, *details: Any) -> bytes:
-    """Look at the host's own values, as long as they are here to be named."""
-    check_messages(messages)
-    check_output(as_output(output))
-    check_tools(tools)
+    Linker().conversation(messages, tools, as_output(output))  # names the message that is wrong
     try:
         return orjson.dumps((messages, output, tools, *details), default=_described)
     except TypeError as error:
@@ -127,6 +121,6 @@ class Ingest:
         if details["user_id"] is not None:
             details["user_id"] = self.pseudonyms.name(details["user_id"])
         nodes = self._linker.conversation(messages, tools, as_output(output))
-        columns = [column(name, value) for name, value in details.items()]
-        place = (raw.run_id, self.namespace, raw.created_at, nodes[-2].id, nodes[-1].id)
-        return RunRow._make((*place, *columns, nodes))
+        head = (raw.run_id, self.namespace, raw.created_at, nodes[-2].id, nodes[-1].id)
+        values = [column(name, value) for name, value in details.items()]
+        return RunRow._make((*head, *values, nodes))
