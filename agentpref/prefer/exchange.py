@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import permutations
 from pathlib import Path
 from typing import IO, Any, NamedTuple, get_args
 
@@ -231,15 +231,16 @@ def recorded_row(record: PreferenceRecord, context: ImportContext, number: int) 
             thumb_id, run_id, at, "thumbs", float(liked), source=source, user_id=user_id
         )
         return RecordedRow((*runs,), thumbs=(thumb,))
-    ranked = sorted(zip(record.labels, runs, strict=True), key=lambda one: one[0], reverse=True)
-    named = ((a.run_id, b.run_id) for (high, a), (low, b) in combinations(ranked, 2) if high > low)
-    comparisons = tuple(
+    judged = zip(record.labels, (run.run_id for run in runs), strict=True)
+    comparisons = [
         Comparison(
-            _content_id("comparison", *two, source, user_id), at, *two, "a", source, user_id=user_id
+            _content_id("comparison", better, worse, source, user_id),
+            *(at, better, worse, "a", source, user_id),
         )
-        for two in named
-    )
-    return RecordedRow((*runs,), comparisons)
+        for (high, better), (low, worse) in permutations(judged, 2)
+        if high > low
+    ]
+    return RecordedRow((*runs,), (*comparisons,))
 
 
 def _content_id(*parts: object) -> str:
