@@ -206,3 +206,12 @@ def test_answers_during_a_swap_are_recorded_under_the_revision_that_wrote_them(
         run = recorded[reply.run_id]
         assert run.revision == reply.revision
         assert run.output["content"] == f"{run.revision} heard: When is high tide?"
+
+
+def test_an_unknown_option_is_refused_before_the_engine_is_asked(
+    chat: Chat, backend: FakeBackend
+) -> None:
+    for ask in (chat.reply, lambda *a, **k: list(chat.stream(*a, **k))):
+        with pytest.raises(TypeError, match="temprature"):
+            ask(ASK, temprature=0.5)
+    assert ("generate", "base") not in backend.calls

@@ -412,7 +412,7 @@ def test_a_link_is_not_followed(folder: Path, tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_named(folder: Path) -> None:
     folder.touch()
-    with pytest.raises(NotKept, match=r"holds/rev-000001.* cannot be made and locked"):
+    with pytest.raises(NotKept, match=r"holds/rev-000001.* cannot be written"):
         Pins(folder, URL).take(NAME)
 
 
