@@ -188,7 +188,7 @@ def test_answers_during_a_swap_are_recorded_under_the_revision_that_wrote_them(
     stop = threading.Event()
 
     def ask() -> None:
-        while not stop.is_set():
+        while not stop.wait(0.001):  # a pause, so that the log's queue never fills up
             replies.append(chat.reply(ASK))
 
     threads = [threading.Thread(target=ask) for _ in range(3)]
@@ -196,6 +196,9 @@ def test_answers_during_a_swap_are_recorded_under_the_revision_that_wrote_them(
         thread.start()
     for name in ("base", revision) * 5:
         chat.router.activate(name)
+        seen = len(replies)
+        while len(replies) < seen + 6:
+            stop.wait(0.001)
     stop.set()
     for thread in threads:
         thread.join()
