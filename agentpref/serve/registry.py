@@ -267,7 +267,7 @@ class Registry:
         self,
         keep: int = pruning.KEEP,
         *,
-        ask: pruning.Ask | None = None,
+        ask: pruning.Ask = pruning.no_answer,
         dry_run: bool = False,
     ) -> pruning.Pruned:
         """Remove the folders of revisions that nothing needs; their rows stay.
@@ -287,8 +287,7 @@ class Registry:
             NotKept: a folder cannot be removed.
         """
         with self._connected() as connection:
-            work = pruning.Pruning(self.home, connection, self.namespace, keep=keep, ask=ask)
-            return work.run(dry_run=dry_run)
+            return pruning.Pruning(self.home, connection, self.namespace, keep, ask).run(dry_run)
 
     def export(self, revision_id: str, folder: StrPath) -> Path:
         """Copy a revision to a folder of its own, which plain peft and plain vLLM load.
