@@ -11,7 +11,6 @@ or Kubernetes.
 
 from __future__ import annotations
 
-import http.client
 import importlib.util
 import os
 import re
@@ -22,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +31,7 @@ from agentpref.errors import ConfigError, EngineFailed, MissingDependency
 from agentpref.models.base import find_base
 from agentpref.types import BASE
 from agentpref_adapters import _vllm_guard
+from agentpref_adapters._vllm_server import Server
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM accepts for ``--max-lora-rank``."""
@@ -142,35 +142,29 @@ def find_python(asked: str | None = None) -> str:
     Raises:
         MissingDependency: none of them has vLLM.
     """
-    if asked is not None:
-        return _require_vllm(asked)
-    here = importlib.util.find_spec("vllm")
-    if here is not None and here.origin is not None:
+    here, script = importlib.util.find_spec("vllm"), shutil.which("vllm")
+    if asked is None and here is not None and here.origin is not None:
         return sys.executable
-    script = shutil.which("vllm")
-    if script is not None:
-        return _require_vllm(str(Path(script).with_name("python")))
-    raise MissingDependency(
-        f"vLLM was not found: neither {sys.executable} nor the PATH has it; install it in an "
-        f"environment of its own with: python -m venv vllm-env && vllm-env/bin/pip install vllm; "
-        f"then add --python vllm-env/bin/python"
-    )
-
-
-def _require_vllm(python: str) -> str:
+    python = asked or (script and str(Path(script).with_name("python")))
+    if not python:
+        raise MissingDependency(
+            f"vLLM was not found: neither {sys.executable} nor the PATH has it; install it in an "
+            f"environment of its own with: python -m venv vllm-env && vllm-env/bin/pip install "
+            f"vllm; then add --python vllm-env/bin/python"
+        )
     found = shutil.which(os.path.expanduser(python))
     if found is None:
         raise MissingDependency(f"{python} is no program; name the python of vLLM's environment")
     # Links stay unresolved: the target of a virtual environment's python is outside of it.
     found = os.path.abspath(found)
-    asked = subprocess.run(
+    result = subprocess.run(
         [found, "-c", _HAS_VLLM],
         capture_output=True,
         env=environment(os.environ, same_interpreter=False),
         timeout=_ASK_PYTHON_SECONDS,
         check=False,
     )
-    if asked.returncode != 0:
+    if result.returncode != 0:
         raise MissingDependency(
             f"{python} has no vLLM; install it there with: {found} -m pip install vllm"
         )
@@ -325,14 +319,15 @@ class VllmProcess:
 
     def _wait_until_ready(self) -> None:
         limit = time.monotonic() + self._start_seconds
-        while not answers(self.url):
-            if (failure := self.failure()) is not None:
-                raise failure
-            if time.monotonic() > limit:
-                raise self._failed(
-                    f"did not answer at {self.url} within {self._start_seconds:.0f} s"
-                )
-            time.sleep(_POLL_SECONDS)
+        with closing(Server(self.url, timeout=_HEALTH_SECONDS)) as server:
+            while not server.is_ready():
+                if (failure := self.failure()) is not None:
+                    raise failure
+                if time.monotonic() > limit:
+                    raise self._failed(
+                        f"did not answer at {self.url} within {self._start_seconds:.0f} s"
+                    )
+                time.sleep(_POLL_SECONDS)
 
     def _failed(self, what: str) -> EngineFailed:
         quoted = " | ".join(error_lines(self.log))
@@ -340,21 +335,6 @@ class VllmProcess:
             f"vLLM {what}{': ' if quoted else ''}{quoted}; read {self.log}, fix the cause, and "
             f"start it again"
         )
-
-
-def answers(url: str) -> bool:
-    """Whether ``/health`` below a URL answers 200."""
-    parts = urlsplit(url)
-    connection = http.client.HTTPConnection(
-        parts.hostname or "", parts.port, timeout=_HEALTH_SECONDS
-    )
-    try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == http.client.OK
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
 
 
 def free_port(host: str) -> int:

@@ -120,6 +120,13 @@ class Server:
         """How many answers this client waits for."""
         return self._busy
 
+    def is_ready(self) -> bool:
+        """Whether the server answers requests."""
+        try:
+            return self._asked("GET", "/health").is_success
+        except ServerUnreachable:
+            return False
+
     def models(self) -> tuple[Model, ...]:
         """The base model, then the adapters in the order they were loaded."""
         answer = self._asked("GET", "/v1/models")

@@ -108,7 +108,7 @@ class TransformersBackend:
         self._adapters: dict[str, Adapter] = {}
         self._place = place_in_process()
         engine = Engine(model, self._layers, int(tokenizer.pad_token_id or 0))
-        self._thread: ModelThread[ActiveRequest] = ModelThread(engine, max_active=max_batch)
+        self._thread = ModelThread(engine, max_active=max_batch)
 
     def capabilities(self) -> Capabilities:
         """Any number of revisions, as memory allows; streaming."""

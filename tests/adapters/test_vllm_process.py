@@ -11,6 +11,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ import pytest
 from agentpref.errors import EngineFailed
 from agentpref_adapters._vllm_process import (
     VllmProcess,
-    answers,
     error_lines,
     free_port,
     require_free,
 )
+from agentpref_adapters._vllm_server import Server
 
 STAND_IN = Path(__file__).with_name("stand_in_server.py")
 
@@ -45,6 +46,11 @@ def server(tmp_path: Path) -> Iterator[Any]:
     yield make
     for one in made:
         one.stop()
+
+
+def answers(url: str) -> bool:
+    with closing(Server(url, timeout=5)) as server:
+        return server.is_ready()
 
 
 def running(pid: int) -> bool:
@@ -182,6 +188,7 @@ def test_an_interrupt_while_the_server_starts_ends_it(server, tmp_path) -> None:
 PARENT = """
 import os, sys, threading, time
 from pathlib import Path
+from agentpref_adapters._vllm_server import Server
 from agentpref_adapters._vllm_process import VllmProcess
 port, folder = sys.argv[1:3]
 command = [sys.executable, *sys.argv[3:], port, folder]
