@@ -19,7 +19,7 @@ from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
 from agentpref.serve.watch import Watcher
 from agentpref_adapters._vllm_process import VllmProcess, VllmSettings, vllm_process
-from agentpref_adapters._vllm_server import Server, settings_of
+from agentpref_adapters._vllm_server import Server, completion_body
 from agentpref_adapters.vllm import VllmBackend
 from benchmarks.swap import rival
 from benchmarks.swap.elsewhere import elsewhere
@@ -97,8 +97,9 @@ def _load_inplace(stage: Stage, options: Options, server: Server) -> Mapping[str
 
     def answer(prompt: str) -> Ids:
         asked = request(prompt)
-        settings = settings_of(asked, room=asked.max_tokens, ends=ends)
-        return server.complete(_NAME, prompts[prompt], settings).token_ids
+        room = asked.max_tokens
+        body = completion_body(asked, _NAME, prompts[prompt], room=room, ends=ends)
+        return server.complete(body).token_ids
 
     swap(0)
     answer(stage.prompts[0])
