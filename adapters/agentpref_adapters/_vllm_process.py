@@ -77,20 +77,17 @@ _WARNING = re.compile(r"\bwarn(ing)?\b", re.I)
 
 @dataclass(frozen=True, slots=True)
 class VllmSettings:
-    """How to start a server.
+    """How to start a server; ``port``, ``dtype`` and the limits are vLLM's options of that name.
 
     Args:
         base: ``"tiny"``, a folder of safetensors, or a name on a model hub.
         python: the interpreter that has vLLM; ``None`` searches for one.
         host: the address to listen on; an address others can reach needs ``allow_remote``.
-        port: the port to listen on; 0 chooses a free one.
+        port: 0 chooses a free one.
         max_loras: how many adapters are loaded at a time. The default has room for live, the
             canary, the revision before live, and the next one.
         max_lora_rank: the largest rank that can be loaded; vLLM reserves memory for it.
-        dtype: the type of the base model's weights, as vLLM names it.
-        max_model_len: the most tokens of prompt and answer together; ``None``: the model's own.
         extra: more options of vLLM.
-        allow_remote: allow a ``host`` that other machines can reach.
 
     Raises:
         ConfigError: a setting is out of range, opens the server to the network, or is given in

@@ -39,9 +39,7 @@ class Engine(str, Enum):
 def serve(
     model: Annotated[
         str,
-        typer.Option(
-            metavar="NAME", help="`tiny`, a folder of safetensors, or a name on a model hub."
-        ),
+        typer.Option(metavar="NAME", help="`tiny`, a folder of safetensors, or a hub's name."),
     ],
     engine: Annotated[Engine, typer.Option(help="The engine that generates.")] = Engine.vllm,
     home: options.Home = None,
@@ -59,12 +57,8 @@ def serve(
             metavar="FILE", help="The interpreter that has vLLM [default: searched on the PATH]."
         ),
     ] = None,
-    host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="The address to listen on.")
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(metavar="N", help="The port to listen on; 0 takes a free one.")
-    ] = 8000,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="N", help="0 takes a free one.")] = 8000,
     max_loras: Annotated[
         int, typer.Option(metavar="N", help="How many revisions are loaded at a time.")
     ] = 4,
