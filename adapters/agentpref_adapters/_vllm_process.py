@@ -24,7 +24,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from urllib.parse import urlsplit
 
 from agentpref.errors import ConfigError, EngineFailed, MissingDependency
@@ -256,12 +255,7 @@ class VllmProcess:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """End the server."""
         self.stop()
 
@@ -272,7 +266,9 @@ class VllmProcess:
             EngineFailed: the port is taken, the server ended, or it was not ready in time; the
                 message quotes the log. No process is left running.
         """
-        require_free(self.url)
+        address = urlsplit(self.url)
+        # Whoever has the port would be mistaken for the server.
+        _listen(address.hostname or "", address.port or 0).close()
         self._guard = self._spawn()
         with ExitStack() as on_failure:
             on_failure.callback(self.stop)
@@ -336,30 +332,20 @@ class VllmProcess:
 
 def free_port(host: str) -> int:
     """Choose a port of a host on which no program listens now."""
-    with _listening(host, 0) as listener:
+    with _listen(host, 0) as listener:
         return int(listener.getsockname()[1])
 
 
-def require_free(url: str) -> None:
-    """Refuse a URL whose port is taken: its owner would be mistaken for the server.
-
-    Raises:
-        EngineFailed: the port is taken, or this machine does not have the host's address.
-    """
-    parts = urlsplit(url)
-    host, port = parts.hostname or "", parts.port or 0
+def _listen(host: str, port: int) -> socket.socket:
+    """Listen on a port; ``EngineFailed`` if it is taken or the host's address is not ours."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        _listening(host, port).close()
+        return socket.create_server((host, port), family=family)
     except OSError as error:
         raise EngineFailed(
             f"cannot listen on port {port} of {host} ({error.strerror or error}); end the program "
             f"that listens there, or choose another port (0 takes a free one)"
         ) from error
-
-
-def _listening(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family)
 
 
 def error_lines(log: Path) -> list[str]:

@@ -23,7 +23,6 @@ from agentpref_adapters._vllm_process import (
     VllmProcess,
     error_lines,
     free_port,
-    require_free,
 )
 from agentpref_adapters._vllm_server import Server
 
@@ -145,8 +144,10 @@ def test_a_program_that_does_not_exist_is_named(tmp_path) -> None:
 
 
 def test_a_taken_port_is_refused_and_nothing_starts(server, tmp_path) -> None:
-    with server() as one, pytest.raises(EngineFailed, match="choose another port"):
-        require_free(one.url)
+    with server() as one:
+        two = VllmProcess(["true"], {}, url=one.url, log=tmp_path / "unused")
+        with pytest.raises(EngineFailed, match="choose another port"):
+            two.start()
     with socket.create_server(("127.0.0.1", 0)) as other:
         url = f"http://127.0.0.1:{other.getsockname()[1]}"
         two = VllmProcess(["true"], {}, url=url, log=tmp_path / "unused")
