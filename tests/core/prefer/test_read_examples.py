@@ -1,4 +1,4 @@
-"""What is read of a home is what there is, and a part of it is the same part of the whole."""
+"""Examples read from a home: all of them, or those of prompts judged since a time."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from agentpref.prefer.pairs import build_pairs, read_pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentpref.home import Home
+from agentpref.prefer.examples import build_examples, read_examples
 from agentpref.record.database import connect
 from agentpref.record.messages import prompt_of
 from agentpref.record.store import Store
@@ -76,30 +76,29 @@ def connection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Con
     TIMES,
 )
 @settings(deadline=None)
-def test_a_night_s_pairs_are_those_of_all_whose_prompts_were_spoken_of(
+def test_examples_since_a_time_are_those_of_prompts_judged_then_or_later(
     connection: sqlite3.Connection,
     feedback: list[Feedback],
     comparisons: list[Comparison],
     since: float,
 ) -> None:
-    spoken_of = {PROMPT_OF[row.run_id].id for row in feedback if row.created_at >= since}
-    spoken_of |= {PROMPT_OF[row.run_a].id for row in comparisons if row.created_at >= since}
-    old = [row for row in feedback if PROMPT_OF[row.run_id].id not in spoken_of]
-    old_too = [row for row in comparisons if PROMPT_OF[row.run_a].id not in spoken_of]
+    judged = {PROMPT_OF[row.run_id].id for row in feedback if row.created_at >= since}
+    judged |= {PROMPT_OF[row.run_a].id for row in comparisons if row.created_at >= since}
+    old = [row for row in feedback if PROMPT_OF[row.run_id].id not in judged]
+    old_too = [row for row in comparisons if PROMPT_OF[row.run_a].id not in judged]
     connection.execute("BEGIN")
     try:
         store = Store(connection)
         _store(store, feedback, comparisons)
-        whole = read_pairs(store, "default", held_out=0.5)
-        night = read_pairs(store, "default", held_out=0.5, since=since)
+        whole = read_examples(store, "default", held_out=0.5)
+        recent = read_examples(store, "default", held_out=0.5, since=since)
         scales = store.scales("default")
     finally:
         connection.execute("ROLLBACK")
-    rest = build_pairs(RUNS.values(), old, old_too, held_out=0.5, scales=scales)
-    assert whole == build_pairs(RUNS.values(), feedback, comparisons, held_out=0.5)
-    assert night.pairs == tuple(p for p in whole.pairs if p.prompt.id in spoken_of)
-    assert night.thumbs == tuple(t for t in whole.thumbs if t.prompt.id in spoken_of)
-    assert Counter(night.left_out) + Counter(rest.left_out) == Counter(whole.left_out)
+    rest = build_examples(RUNS.values(), old, old_too, held_out=0.5, scales=scales)
+    assert whole == build_examples(RUNS.values(), feedback, comparisons, held_out=0.5)
+    assert recent.examples == tuple(e for e in whole.examples if e.prompt.id in judged)
+    assert Counter(recent.left_out) + Counter(rest.left_out) == Counter(whole.left_out)
 
 
 def _store(store: Store, feedback: list[Feedback], comparisons: list[Comparison]) -> None:
@@ -107,11 +106,11 @@ def _store(store: Store, feedback: list[Feedback], comparisons: list[Comparison]
         store.add_feedback(said)
         decoy = replace(said, feedback_id=f"x{said.feedback_id}", run_id=f"x{said.run_id}")
         store.add_feedback(replace(decoy, score=9.0, created_at=99.0))
-    for judged in comparisons:
-        store.add_comparison(judged)
+    for row in comparisons:
+        store.add_comparison(row)
 
 
-def test_runs_that_nothing_is_said_of_are_not_read(connection: sqlite3.Connection) -> None:
+def test_runs_without_a_judgement_are_not_read(connection: sqlite3.Connection) -> None:
     connection.execute("BEGIN")
     try:
         store = Store(connection)
@@ -124,7 +123,7 @@ def test_runs_that_nothing_is_said_of_are_not_read(connection: sqlite3.Connectio
         connection.execute("ROLLBACK")
 
 
-def test_pairs_are_of_one_moment_whatever_is_written_meanwhile(tmp_path: Path) -> None:
+def test_examples_are_of_one_moment_when_rows_are_written_meanwhile(tmp_path: Path) -> None:
     """Else the answer's first comparison would be read, and not the thumb that came before it."""
     home = Home.create(tmp_path / "home")
     with closing(connect(home)) as ours, closing(connect(home)) as theirs:
@@ -137,6 +136,6 @@ def test_pairs_are_of_one_moment_whatever_is_written_meanwhile(tmp_path: Path) -
 
         for name in ("r00", "r01"):
             Store(theirs).add_run(RUNS[name])
-        assert not read_pairs(Interrupted(ours), "default", held_out=0.5).pairs
-        (pair,) = read_pairs(Store(ours), "default", held_out=0.5).pairs
-        assert pair.chosen == RUNS["r01"].output
+        assert not read_examples(Interrupted(ours), "default", held_out=0.5).pairs
+        (pair,) = read_examples(Store(ours), "default", held_out=0.5).pairs
+        assert pair.completions[0].message == RUNS["r01"].output
