@@ -8,8 +8,7 @@ import torch
 from agentpref.learn import logps, memory
 from agentpref.learn.kernels.fuse import fuse
 from agentpref.learn.team import Team
-from tests.core.learn.families import adapted_model
-from tests.core.learn.test_batch import ROWS
+from tests.core.learn.families import ROWS, adapted_model
 
 LONGEST = 13
 
