@@ -1,8 +1,8 @@
-"""A process that follows: it computes its share of what the main one orders, and nothing else.
+"""A process that follows: it computes its share of what the main process orders.
 
-It has the base, the live adapter and a candidate of its own, equal to the main one's to the last
-bit. It never opens a home, publishes nothing and prints nothing, and it ends when the main process
-lets it go or is gone.
+It loads the base, the live adapter and a candidate, equal to the main process's to the last bit. It
+never opens a home, publishes nothing and prints nothing. It ends when the main process sends the
+outcome or ends itself.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from agentpref.models.base import load_base
 
 
 def follow(team: Team) -> dict[str, Any]:
-    """Carry out the main process's orders until it is done; return what it came to.
+    """Carry out the main process's orders until it is done; returns the outcome it sends.
 
-    Ctrl-C and SIGTERM reach all processes of a launcher: it is the main one that answers them, at
-    its next step, and a follower that did so at once would break that step off.
+    A launcher passes Ctrl-C and SIGTERM to all processes. The main process reacts at its next step;
+    a follower ignores the first signal, because ending at once would break off that step.
 
     Raises:
-        UpdateError: the main process is gone, or the processes came to different weights.
-        AgentprefError: what the main process ended with.
+        UpdateError: the main process ended, or the processes ended with different weights.
+        AgentprefError: the error with which the main process ended.
         KeyboardInterrupt: a second signal came.
     """
     interrupts, outcome = Interrupts(), None
@@ -43,7 +43,7 @@ def follow(team: Team) -> dict[str, Any]:
 
 
 class _Follower:
-    """What a follower holds from one order to the next."""
+    """A follower and the learner it keeps from one order to the next."""
 
     def __init__(self, team: Team) -> None:
         self._team = team
@@ -71,7 +71,7 @@ class _Follower:
             self._fit(learner, order)
 
     def _attach(self, order: Mapping[str, Any]) -> None:
-        """Load what the main process has, and say whether that went well."""
+        """Load the same models as the main process, and report an error to it if there is one."""
         trouble = ""
         try:
             self._held = _learner(order, self._team)
@@ -85,13 +85,13 @@ class _Follower:
             learner.train(rows, epochs=order["epochs"], limits=limits)
         except KeyboardInterrupt:
             if not limits.interrupts.asked:
-                raise  # it was this process that was asked, time and again
-            # Else the main one was, and says itself what comes of it.
+                raise  # this process got a second signal
+            # Otherwise the main process got the signal, and its next order says how to go on.
 
     @property
     def _learner(self) -> Learner:
         if self._held is None:
-            raise UpdateError("the first process ordered work before it named a model")
+            raise UpdateError("the main process ordered work before it named a model")
         return self._held
 
 
@@ -99,8 +99,8 @@ def _learner(order: Mapping[str, Any], team: Team) -> Learner:
     base = load_base(order["model"], held_in=order["precision"])
     if base.numbers != order["numbers"]:
         raise UpdateError(
-            f"{order['model']!r} is another model here than in the first process; give all "
-            "machines the same files"
+            f"{order['model']!r} is another model here than in the main process; copy the same "
+            "files to all machines"
         )
     live = None if order["live"] is None else Path(order["live"])
     config = UpdateConfig.from_mapping(order["config"])

@@ -1,8 +1,8 @@
-"""What the main process of a team tells its followers: plain values that JSON holds.
+"""The contents of orders from a team's main process to its followers, as plain JSON values.
 
-Of a row go the token ids, its references, and what the loss reads of its pair or thumb; no text
-does. Numbers that need not be finite are written in hexadecimal, to the last bit. Knows nothing of
-how orders travel, nor of how they are carried out.
+A row is sent as its token ids, its reference log-probs and the fields of its pair or thumb that the
+loss reads, without any text. Numbers that may be infinite are written in hexadecimal, to the last
+bit.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _NO_PROMPT = Prompt("", ())
 
 
 def freeze_row(row: Encoded) -> dict[str, Any]:
-    """A row as plain values."""
+    """Turn a row into plain values."""
     ids = {"prompt": row.prompt, "completions": row.completions}
     if isinstance(row, EncodedThumb):
         return {**ids, "desirable": row.thumb.desirable, "id": row.thumb.thumb_id}
@@ -35,7 +35,7 @@ def freeze_row(row: Encoded) -> dict[str, Any]:
 
 
 def thaw_row(values: Mapping[str, Any]) -> Encoded:
-    """A row that trains and scores as the one that was frozen; its texts are empty."""
+    """Restore a row that trains and scores like the frozen one; its texts are empty."""
     prompt = tuple(values["prompt"])
     first, second = (tuple(ids) for ids in values["completions"])
     if "desirable" in values:
@@ -59,7 +59,7 @@ def thaw_row(values: Mapping[str, Any]) -> Encoded:
 
 
 def freeze_training(rows: Sequence[TrainingRow]) -> list[dict[str, Any]]:
-    """Rows and their references as plain values."""
+    """Turn rows and their reference log-probs into plain values."""
     return [
         {**freeze_row(row.encoded), "reference": [float(logp).hex() for logp in row.reference]}
         for row in rows
@@ -67,7 +67,7 @@ def freeze_training(rows: Sequence[TrainingRow]) -> list[dict[str, Any]]:
 
 
 def thaw_training(rows: Sequence[Mapping[str, Any]]) -> list[TrainingRow]:
-    """Rows to train on, as they were frozen."""
+    """Restore rows with their reference log-probs."""
     return [
         TrainingRow(thaw_row(row), PairLogps(*(float.fromhex(logp) for logp in row["reference"])))
         for row in rows
