@@ -10,12 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from agentpref.learn.kernels.head import log_collision, token_kl
-
 if TYPE_CHECKING:
     from torch import Tensor
-
-__all__ = ["log_collision", "token_kl"]
 
 
 def reward_margin(
@@ -109,8 +105,8 @@ def wpo_weight(logps: Tensor, lengths: Tensor, collision: Tensor | float = 0.0) 
     exp of the mean over tokens of log π_θ(y_t), at most 1; ``logps`` are the sums and ``lengths``
     count the tokens. The paper's sampled alignment divides π_θ(y_t) by Σ_v π_θ(v)², which is what
     a token that the policy draws itself can expect, so that its own answers weigh about 1:
-    ``collision`` is the sum over tokens of log Σ_v π_θ(v)², see ``log_collision``. Without it all
-    answers weigh less, the less sure the model is.
+    ``collision`` is the sum over tokens of log Σ_v π_θ(v)², see ``kernels.head.log_collision``.
+    Without it all answers weigh less, the less sure the model is.
     """
     return ((logps - collision) / lengths).exp().clamp(max=1).detach()
 
