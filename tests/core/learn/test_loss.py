@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agentpref.learn.kernels.head import log_collision
 from agentpref.learn.loss import (
     apo_zero_loss,
     dpo_loss,
@@ -17,12 +18,10 @@ from agentpref.learn.loss import (
     kl_penalty,
     kto_loss,
     kto_margin,
-    log_collision,
     nll_anchor,
     per_token,
     reward_margin,
     robust_loss,
-    token_kl,
     wpo_weight,
 )
 
@@ -235,17 +234,6 @@ def test_no_margin_makes_a_loss_or_its_gradient_infinite(margin, noise):
 
 def test_anchor_is_per_token():
     assert nll_anchor(torch.tensor([-6.0]), torch.tensor([3.0])).tolist() == [2.0]
-
-
-def test_token_kl_by_hand():
-    live, candidate = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.9, 0.1]]).log()
-    expected = 0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1)
-    assert token_kl(live, candidate).item() == pytest.approx(expected)
-
-
-def test_token_kl_of_equals_is_zero():
-    logits = torch.randn(4, 7, generator=torch.Generator().manual_seed(0))
-    assert token_kl(logits, logits + 3.0).abs().max().item() < 1e-6
 
 
 def test_kl_penalty_by_hand():

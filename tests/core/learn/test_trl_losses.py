@@ -10,8 +10,8 @@ import torch
 from agentpref.config import LossSettings, ThumbSettings
 from agentpref.learn.criterion import Criterion
 from agentpref.learn.encode import EncodedPair
+from agentpref.learn.kernels.head import log_collision
 from agentpref.learn.logps import PairLogps
-from agentpref.learn.loss import log_collision
 from agentpref.learn.objective import TrainingRow
 from agentpref.models.base import load_base
 from agentpref.types import Thumb
