@@ -50,7 +50,7 @@ from adapter_damage import (
 
 
 class BadAdapter(NamedTuple):
-    """``named`` is a regular expression; ``needs_layers`` if only the base model shows the fault."""
+    """``named`` is a regular expression; ``needs_layers`` if only the base shows the fault."""
 
     name: str
     make: Make
