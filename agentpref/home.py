@@ -1,4 +1,4 @@
-"""The home folder: the paths of the log, the adapters and the reports.
+"""The home folder: the paths of the log, the adapters and the reports; and writing files safely.
 
 A folder is a home if it has a file ``agentpref.db``. ``Home.create`` makes that file first, so that
 two processes can create the same home at once.
@@ -113,7 +113,7 @@ class Home:
         home = cls(cls.resolve(path))
         if not home.database.is_file():
             raise NotAHome(
-                f"{home.path} is no agentpref home (it has no {DATABASE}); name another folder "
+                f"{home.path} is not an agentpref home (it has no {DATABASE}); name another folder "
                 "with --home or AGENTPREF_HOME, or make one with `agentpref init`"
             )
         return home
@@ -160,10 +160,30 @@ def writing(place: Path) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a file whole or not at all: yield a draft beside it, which then takes its place.
+
+    After the block the draft is synced and renamed to ``path``; if the block raises, it is removed
+    and ``path`` stays as it was.
+
+    >>> with replacing(home.reports / "last.json") as draft:
+    ...     draft.write_bytes(report)
+    """
+    draft = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
+    try:
+        yield draft
+        sync(draft)
+        os.replace(draft, path)
+        sync(path.parent)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
 def _require_empty(folder: Path) -> None:
     found = {item.name for item in folder.iterdir()}
     if found and DATABASE not in found:  # else another process is making the home
         raise NotAHome(
-            f"{folder} has {min(found)!r} and no {DATABASE}, so it is no agentpref home; "
+            f"{folder} has {min(found)!r} and no {DATABASE}, so it is not an agentpref home; "
             "choose an empty or a new folder"
         )

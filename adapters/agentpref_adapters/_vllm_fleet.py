@@ -99,8 +99,7 @@ class Member:
         """Load a revision, unless it is ready; ``RevisionError`` if its files were edited."""
         self.base()
         with self._loading:
-            if revision.revision_id not in self._ready:
-                self._load(revision)
+            self._load(revision)
 
     def probe(self, name: str) -> Piece:
         """Probe a loaded revision; it is ready to serve from then on."""
@@ -117,8 +116,7 @@ class Member:
             raise GenerationFailed(f"{name} is not loaded; load it first")
         if name not in self._ready:
             with self._loading:
-                if name not in self._ready:
-                    self._load(revision)
+                if self._load(revision):
                     self.probe(name)
         return base._replace(name=name)
 
@@ -144,12 +142,16 @@ class Member:
         self._failures = 0
         self.passed_over_until = 0.0
 
-    def _load(self, revision: Revision) -> None:
-        check_published(revision)
+    def _load(self, revision: Revision) -> bool:
+        """Load a revision; return ``False`` if it was ready."""
         name, path = revision.revision_id, str(revision.path)
+        if name in self._ready:
+            return False
+        check_published(revision)
         if self._adapters_at is not None:
             path = str(PurePosixPath(self._adapters_at) / name)
         self.server.load(name, path)
+        return True
 
     def _check_base(self, served: str) -> None:
         base, root = self._expected, Path(served)

@@ -19,7 +19,7 @@ from typing import TypeAlias
 from agentpref.errors import ConfigError, RevisionError
 from agentpref.home import Home, writing
 from agentpref.record.database import transaction
-from agentpref.record.lineage import last_clean
+from agentpref.record.updates import last_clean
 from agentpref.serve import folders, status
 from agentpref.serve.pins import find_pins
 from agentpref.types import BASE

@@ -13,7 +13,7 @@ import time
 from typing import NamedTuple
 
 from agentpref.errors import GenerationConflict, RevisionError
-from agentpref.record.lineage import last_clean
+from agentpref.record.updates import last_clean
 from agentpref.types import BASE
 
 

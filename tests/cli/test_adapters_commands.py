@@ -13,7 +13,7 @@ import typer
 
 from agentpref.home import Home
 from agentpref.record.database import connect
-from agentpref.record.lineage import taint
+from agentpref.record.updates import taint
 from agentpref.serve.pins import Pins
 from agentpref.serve.registry import Registry
 from agentpref.testing import write_adapter

@@ -14,8 +14,7 @@ import pytest
 import agentpref_cli.commands.doctor as module
 from agentpref.home import Home
 from agentpref.record.database import connect
-from agentpref.record.keeper import drain
-from agentpref.record.spill import Spill
+from agentpref.record.spill import Spill, drain
 from agentpref.serve.pins import Pins
 from agentpref.serve.pruning import mark_pruned
 from agentpref.serve.registry import Registry

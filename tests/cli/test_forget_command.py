@@ -14,8 +14,7 @@ import typer
 
 import agentpref
 from agentpref.home import Home
-from agentpref.record.database import connect
-from agentpref.record.locks import exclusive
+from agentpref.record.database import connect, exclusive
 from agentpref.record.store import Store
 from agentpref.record.updates import UpdateRow, Updates
 from agentpref.serve.registry import Registry
@@ -147,7 +146,7 @@ def test_while_an_update_runs_it_says_so(run, shared) -> None:
 
 
 def test_a_folder_that_is_no_home_is_refused_before_anything_is_asked(run, home) -> None:
-    assert "is no agentpref home" in run("forget", "--user-id", "ada", exits=1).err
+    assert "is not an agentpref home" in run("forget", "--user-id", "ada", exits=1).err
 
 
 class Terminal(io.StringIO):

@@ -116,7 +116,7 @@ def test_the_share_of_an_update_by_an_older_version_is_read_from_its_revision(
 ) -> None:
     training = {"config": {"held_out": 0.8}}
     Registry(filled).publish(
-        write_adapter(tmp_path / "adapter"), parent=None, base={"name": "tiny"}, training=training
+        write_adapter(tmp_path / "adapter"), parent=None, model={"name": "tiny"}, training=training
     )
     last_update({"verdict": "insufficient"})
     assert _held_out(run)[0] == 0.8

@@ -87,7 +87,7 @@ def test_a_folder_without_a_home_is_one_clear_error_line(run, rows, tmp_path, ar
     arguments = [argument.format(rows=rows) for argument in arguments]
     result = run(*arguments, "--home", tmp_path, exits=1)
     assert result.out == ""
-    assert result.err.startswith(f"error: {tmp_path} is no agentpref home")
+    assert result.err.startswith(f"error: {tmp_path} is not an agentpref home")
     assert "agentpref init" in result.err
     assert result.err.count("\n") == 1
 

@@ -106,5 +106,5 @@ def test_a_merge_with_itself_is_bad_usage(run, filled) -> None:
 
 
 def test_a_merge_of_no_home_fails(run, filled, tmp_path) -> None:
-    assert "is no agentpref home" in run("merge", tmp_path / "nowhere", exits=1).err
+    assert "is not an agentpref home" in run("merge", tmp_path / "nowhere", exits=1).err
     run("merge", exits=2)

@@ -8,8 +8,7 @@ from contextlib import closing
 import pytest
 
 from agentpref.home import Home
-from agentpref.record.messages import prompt_of
-from agentpref.record.rows import run_row
+from agentpref.record.messages import prompt_of, run_row
 from agentpref.record.spill import Spill
 from agentpref.serve.registry import Registry
 from agentpref.testing import write_adapter

@@ -1,4 +1,4 @@
-"""The generated pages are those that `make docs` would write now."""
+"""The generated pages in the repository equal what `make docs` generates now."""
 
 from __future__ import annotations
 

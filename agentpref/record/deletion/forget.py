@@ -30,8 +30,7 @@ from agentpref.record.deletion.removal import (
     removal,
 )
 from agentpref.record.ingest.pseudonyms import Pseudonyms
-from agentpref.record.lineage import Rebuild, rebuilds, taint
-from agentpref.record.updates import Updates
+from agentpref.record.updates import Rebuild, Updates, rebuilds, taint
 from agentpref.types import Progress
 
 

@@ -15,7 +15,7 @@ import orjson
 
 from agentpref.errors import NotKept
 from agentpref.home import Home
-from agentpref.record.rows import RunRow
+from agentpref.record.messages import RUN_COLUMNS
 from agentpref.record.spill import LOCK_SECONDS, is_whole
 
 IsGone: TypeAlias = Callable[[Mapping[str, Any]], bool]
@@ -58,6 +58,6 @@ def _rewrite(path: Path, is_gone: IsGone) -> None:
 def _fields(line: bytes) -> Mapping[str, Any]:
     entry = orjson.loads(line.partition(b" ")[2])
     if "run" in entry:
-        return dict(zip(RunRow._fields, entry["run"], strict=False))
+        return dict(zip(RUN_COLUMNS, entry["run"], strict=False))
     (fields,) = entry.values()
     return dict(fields)

@@ -17,9 +17,8 @@ from typing import Any
 
 from agentpref.errors import NotKept
 from agentpref.home import Home
-from agentpref.record.database import connect, diagnose, translated
-from agentpref.record.keeper import drain
-from agentpref.record.locks import exclusive
+from agentpref.record.database import connect, diagnose, exclusive, translated
+from agentpref.record.spill import drain
 from agentpref.types import Progress
 
 

@@ -26,8 +26,7 @@ from agentpref.record.deletion.removal import (
     delete,
     removal,
 )
-from agentpref.record.lineage import rebuilds, taint
-from agentpref.record.updates import Updates
+from agentpref.record.updates import Updates, rebuilds, taint
 from agentpref.types import Progress
 
 

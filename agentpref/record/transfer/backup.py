@@ -19,8 +19,8 @@ from pathlib import Path
 from agentpref.errors import AgentprefError, ConfigError, NotKept
 from agentpref.home import Home, StrPath, sync
 from agentpref.record.database import connect, translated
-from agentpref.record.ids import new_id
-from agentpref.record.keeper import drain
+from agentpref.record.messages import new_id
+from agentpref.record.spill import drain
 from agentpref.types import Progress
 
 _UNFINISHED = ".unfinished-"

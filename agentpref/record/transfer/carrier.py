@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from agentpref.record.bulk import insert_or_ignore
-from agentpref.record.ingest.admission import TOOLS, role_of
+from agentpref.record.database import insert_or_ignore
+from agentpref.record.ingest.checks import role_of
+from agentpref.record.messages import TOOLS
 from agentpref.record.transfer.foreign import Foreign
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from agentpref.errors import CorruptHome
 from agentpref.home import Home
 from agentpref.record.database import connect, translated
-from agentpref.record.keeper import drain
+from agentpref.record.spill import drain
 
 _TABLES = ("message", "run", "feedback", "comparison", "forgotten")
 

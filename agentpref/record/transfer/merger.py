@@ -17,17 +17,14 @@ from typing import Any, NamedTuple, TypeAlias
 import orjson
 
 from agentpref.home import Home
-from agentpref.record.bulk import insert_or_ignore
-from agentpref.record.database import require_known_schema, transaction
-from agentpref.record.ingest.admission import (
+from agentpref.record.database import insert_or_ignore, require_known_schema, transaction
+from agentpref.record.ingest.checks import row_fault
+from agentpref.record.messages import (
+    COMPARISON_COLUMNS,
+    FEEDBACK_COLUMNS,
+    RUN_COLUMNS,
     TOOLS,
-    comparison_fault,
-    feedback_fault,
-    run_fault,
 )
-from agentpref.record.reader import COMPARISON, FEEDBACK
-from agentpref.record.rows import RUN_COLUMNS
-from agentpref.record.tallies import LAG, catch_up
 from agentpref.record.transfer.carrier import Carrier
 from agentpref.record.transfer.foreign import Foreign
 from agentpref.types import Progress
@@ -86,9 +83,9 @@ class _Kind(NamedTuple):
     fault: Fault
 
 
-_RUN = _Kind("run", "run_id", RUN_COLUMNS, run_fault)
-_FEEDBACK = _Kind("feedback", "feedback_id", FEEDBACK, feedback_fault)
-_COMPARISON = _Kind("comparison", "comparison_id", COMPARISON, comparison_fault)
+_RUN = _Kind("run", "run_id", RUN_COLUMNS, row_fault)
+_FEEDBACK = _Kind("feedback", "feedback_id", FEEDBACK_COLUMNS, row_fault)
+_COMPARISON = _Kind("comparison", "comparison_id", COMPARISON_COLUMNS, row_fault)
 
 
 class Merger:
@@ -113,7 +110,6 @@ class Merger:
             with transaction(self._target):
                 require_known_schema(self._target, self._home)
                 add(self._fresh(kind, counts, rows))
-                catch_up(self._target, lag=LAG)
 
     def _batches(self, kind: _Kind) -> Iterator[Rows]:
         """Read a table in the order in which it was written."""

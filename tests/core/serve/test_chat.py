@@ -8,11 +8,11 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from agentpref.prefer.pairs import read_pairs
 
 import agentpref
 from agentpref.errors import ConfigError, GenerationFailed, InvalidMessage, UnknownRun
 from agentpref.home import Home
-from agentpref.prefer.pairs import read_pairs
 from agentpref.record.database import connect
 from agentpref.record.store import Store
 from agentpref.serve.chat import Chat, ChatReply

@@ -13,7 +13,7 @@ import pytest
 from agentpref.errors import ConfigError, InvalidAdapter, NotKept, RevisionError, UnknownRevision
 from agentpref.home import Home
 from agentpref.record.database import connect
-from agentpref.record.lineage import taint
+from agentpref.record.updates import taint
 from agentpref.serve.backend import Revision
 from agentpref.serve.manifest import MANIFEST_FILE, WEIGHTS_FILE
 from agentpref.serve.pruning import mark_pruned

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from agentpref.errors import ConfigError, NotKept, RevisionError
 from agentpref.home import Home
 from agentpref.record.database import connect
-from agentpref.record.lineage import taint
+from agentpref.record.updates import taint
 from agentpref.serve.backend import place_in_process
 from agentpref.serve.pins import Pins, find_pins
 from agentpref.serve.pruning import mark_pruned

@@ -12,7 +12,7 @@ import agentpref.serve.registry as module
 from agentpref.errors import InvalidAdapter, RevisionError, UnknownRevision
 from agentpref.home import Home
 from agentpref.record.database import connect
-from agentpref.record.lineage import last_clean, rebuilds, taint
+from agentpref.record.updates import last_clean, rebuilds, taint
 from agentpref.serve.backend import Revision
 from agentpref.serve.manifest import WEIGHTS_FILE
 from agentpref.serve.pruning import mark_pruned

@@ -10,7 +10,7 @@ import pytest
 from agentpref.errors import GenerationConflict, RevisionError, UnknownRevision
 from agentpref.home import Home
 from agentpref.record.database import connect
-from agentpref.record.lineage import last_clean, rebuilds, taint
+from agentpref.record.updates import last_clean, rebuilds, taint
 from agentpref.serve.registry import Registry
 from agentpref.testing import write_adapter
 

@@ -24,14 +24,12 @@ import agentpref
 from agentpref.errors import CorruptHome, ForgottenUser, NotAHome, NotKept, UpdateRunning
 from agentpref.home import Home
 from agentpref.record import database
-from agentpref.record.database import connect, transaction
+from agentpref.record.database import connect, exclusive, transaction
 from agentpref.record.deletion.forget import Forgotten, forget
 from agentpref.record.ingest.pseudonyms import Pseudonyms
-from agentpref.record.keeper import drain
-from agentpref.record.locks import exclusive
-from agentpref.record.messages import prompt_of
-from agentpref.record.rows import run_row
-from agentpref.record.spill import Spill
+from agentpref.record.integrity import examine
+from agentpref.record.messages import prompt_of, run_row
+from agentpref.record.spill import Spill, drain
 from agentpref.record.store import Store
 from agentpref.record.updates import Role, UpdateRow, Updates
 from agentpref.serve.registry import Registry
@@ -137,7 +135,7 @@ def test_what_is_removed_is_counted_and_the_rest_stays(home: Home) -> None:
     assert found.shared == 1, "the system's"
     with closing(connect(home)) as connection:
         store = Store(connection)
-        assert store.verify() == []
+        assert examine(connection).problems == []
         assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
         assert store.stats()["runs"] == 6
         assert not {run.run_id for run in store.runs("default")} & set(theirs)
@@ -571,7 +569,7 @@ def _add(store: Store, said: Run | Feedback | Comparison) -> None:
 def state(home: Home) -> dict[str, Any]:
     with closing(connect(home)) as connection:
         store = Store(connection)
-        assert store.verify() == []
+        assert examine(connection).problems == []
         assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
         return {
             "runs": list(store.runs("default")),
@@ -626,7 +624,7 @@ def test_others_may_write_meanwhile(busy: Home) -> None:
     thread.join()
     with closing(connect(busy)) as connection:
         store = Store(connection)
-        assert store.verify() == []
+        assert examine(connection).problems == []
         assert {run.run_id for run in store.runs("default")} >= {*written}
 
 

@@ -12,13 +12,12 @@ import pytest
 
 from agentpref.errors import ConfigError, ImplausibleClock, NotAHome, RecordError, UpdateRunning
 from agentpref.home import Home
-from agentpref.record.database import connect
+from agentpref.record.database import connect, exclusive
 from agentpref.record.deletion import retention
 from agentpref.record.deletion.removal import Removed
 from agentpref.record.deletion.retention import expire
-from agentpref.record.locks import exclusive
-from agentpref.record.messages import prompt_of
-from agentpref.record.rows import run_row
+from agentpref.record.integrity import examine
+from agentpref.record.messages import prompt_of, run_row
 from agentpref.record.spill import Spill
 from agentpref.record.store import Store
 from agentpref.types import Comparison, Feedback, Run
@@ -61,7 +60,7 @@ def aged(home: Home) -> Home:
 def left(home: Home) -> dict[str, list[str]]:
     with closing(connect(home)) as connection:
         store = Store(connection)
-        assert store.verify() == []
+        assert examine(connection).problems == []
         return {
             "runs": [each.run_id for each in store.runs("default")],
             "feedback": [each.feedback_id for each in store.feedback("default")],

@@ -16,11 +16,11 @@ import pytest
 from agentpref.errors import ConfigError, CorruptHome, NotAHome, NotKept
 from agentpref.home import Home
 from agentpref.record.database import connect
+from agentpref.record.integrity import examine
 from agentpref.record.log import Log
-from agentpref.record.messages import prompt_of
-from agentpref.record.reader import Reader
-from agentpref.record.rows import run_row
+from agentpref.record.messages import prompt_of, run_row
 from agentpref.record.spill import Spill
+from agentpref.record.store import Store
 from agentpref.record.transfer import backup as module
 from agentpref.record.transfer.backup import backup
 from agentpref.types import Run
@@ -98,8 +98,8 @@ def test_what_was_acknowledged_is_in_the_copy_although_writers_go_on(
     enough.set()
     writer.join()
     with closing(connect(Home.open(target), readonly=True)) as connection:
-        assert Reader(connection).verify() == []
-        there = {one.feedback_id for one in Reader(connection).feedback("default")}
+        assert examine(connection).problems == []
+        there = {one.feedback_id for one in Store(connection).feedback("default")}
     assert set(before) <= there < {*said, *there}
 
 

@@ -19,17 +19,14 @@ import pytest
 from agentpref.errors import ConfigError, CorruptHome, NewerHome, NotAHome, UpdateRunning
 from agentpref.home import Home
 from agentpref.record import database
-from agentpref.record.database import connect, transaction
+from agentpref.record.database import connect, exclusive, transaction
 from agentpref.record.deletion import tombstones
 from agentpref.record.ingest.pseudonyms import Pseudonyms
-from agentpref.record.keeper import drain
-from agentpref.record.locks import exclusive
+from agentpref.record.integrity import examine
 from agentpref.record.log import Log
-from agentpref.record.messages import node_id, prompt_of
+from agentpref.record.messages import node_id, prompt_of, run_row
 from agentpref.record.migrations import STEPS
-from agentpref.record.reader import Reader
-from agentpref.record.rows import run_row
-from agentpref.record.spill import Spill
+from agentpref.record.spill import Spill, drain
 from agentpref.record.store import Store
 from agentpref.record.transfer import merger
 from agentpref.record.transfer.merge import Merged, merge
@@ -96,7 +93,7 @@ def edit(home: Home, *statements: str) -> None:
 
 def verified(home: Home) -> bool:
     with closing(connect(home, readonly=True)) as connection:
-        return Reader(connection).verify() == []
+        return examine(connection).problems == []
 
 
 def one(home: Home, other: Home) -> Merged:
@@ -419,13 +416,13 @@ HOSTILE = [
     ("UPDATE message SET body = replace(body, 'Yes', 'Now')", "run", "its text is not what was"),
     ("UPDATE message SET body = x'ff' WHERE body LIKE '%Yes%'", "run", "its text is not what was"),
     ("UPDATE message SET parent = NULL WHERE body LIKE '%Yes%'", "run", "not what was recorded"),
-    ("UPDATE message SET parent = x'ff' WHERE body LIKE '%Yes%'", "run", "its columns are no text"),
+    ("UPDATE message SET parent = x'ff' WHERE body LIKE '%Yes%'", "run", "columns are not text"),
     ("DELETE FROM message WHERE body LIKE '%Yes%'", "run", "it is missing"),
     ("DELETE FROM message WHERE body LIKE '%raining%'", "run", "it is missing"),
     ("UPDATE run SET output = prompt", "run", "no answer to its prompt"),
     ("UPDATE run SET prompt = output", "run", "no answer to its prompt"),
-    ("UPDATE run SET params = '[]'", "run", "its params is '[]', not a JSON object"),
-    ("UPDATE run SET metadata = 'x'", "run", "its metadata is 'x', not a JSON object"),
+    ("UPDATE run SET params = '[]'", "run", "its params is '[]', not a mapping in JSON"),
+    ("UPDATE run SET metadata = 'x'", "run", "its metadata is 'x', not a mapping in JSON"),
     ("UPDATE run SET tags = '[1]'", "run", "its tags is"),
     ("UPDATE run SET token_ids = '[1.5]'", "run", "its token_ids is"),
     ("UPDATE run SET logprobs = '{}'", "run", "its logprobs is"),
