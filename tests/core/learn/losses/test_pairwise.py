@@ -1,176 +1,36 @@
-"""The objective, checked against numbers worked by hand and against published ones."""
+"""Losses of comparisons: margins, anchors and WPO weights of pairs, and means over groups."""
 
 from __future__ import annotations
 
 import math
+from itertools import combinations
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentpref.learn.loss import (
-    apo_zero_loss,
-    dpo_loss,
-    hinge_loss,
-    ipo_loss,
-    kl_penalty,
-    kto_loss,
-    kto_margin,
-    log_collision,
-    nll_anchor,
-    per_token,
-    reward_margin,
-    robust_loss,
-    token_kl,
-    wpo_weight,
-)
+from agentpref.config import LossSettings, UpdateConfig
+from agentpref.learn.kernels.head import log_collision
+from agentpref.learn.losses import LossInputs, load_loss
+from agentpref.learn.losses.apo_zero import apo_zero_loss
+from agentpref.learn.losses.dpo import Sigmoid, dpo_loss
+from agentpref.learn.losses.hinge import hinge_loss
+from agentpref.learn.losses.ipo import ipo_loss
+from agentpref.learn.losses.kto import kto_loss
+from agentpref.learn.losses.pairwise import nll_anchor, reward_margin, wpo_weight
+from agentpref.learn.losses.robust import robust_loss
+from tests.core.learn.examples import make_group, make_pair, with_completions
 
 margins = st.floats(-200, 200, allow_nan=False)
-betas = st.floats(0.01, 5)
-log_ratios = st.floats(-20, 20, allow_nan=False)
+KINDS = ("sigmoid", "robust", "ipo", "ipo_sum", "hinge", "apo_zero")
+GRADES = {"four": 1.0, "about four": 0.7, "five": 0.2, "six": 0.2}
+RATIOS = (1.5, -0.5, 0.25, -2.0)
 
 
 def test_margin_by_hand():
     margin = reward_margin(*map(torch.tensor, ([-1.0], [-3.0], [-2.0], [-2.5])))
     assert margin.tolist() == [1.5]  # (-1 + 2) - (-3 + 2.5)
-
-
-def test_loss_by_hand():
-    assert dpo_loss(torch.tensor([1.5]), beta=2.0).item() == pytest.approx(math.log1p(math.exp(-3)))
-
-
-def test_conservative_loss_by_hand():
-    good, bad = math.log1p(math.exp(-3)), math.log1p(math.exp(3))
-    loss = dpo_loss(torch.tensor([1.5]), beta=2.0, noise=torch.tensor([0.1]))
-    assert loss.item() == pytest.approx(0.9 * good + 0.1 * bad)
-
-
-def test_torchtune_published_values():
-    margin = reward_margin(
-        torch.tensor([-0.5, -10.0, -1.0]),
-        torch.tensor([-0.1, -30.0, -21.0]),
-        torch.tensor([-0.5, -10.1, -0.1]),
-        torch.tensor([-0.1, -20.1, -0.1]),
-    )
-    expected = torch.tensor([0.6931, 0.3133, 0.1269])
-    torch.testing.assert_close(dpo_loss(margin, beta=0.1), expected, atol=1e-4, rtol=0)
-
-
-@given(margins, st.floats(0.001, 5))
-def test_a_coin_label_makes_the_loss_symmetric(margin, beta):
-    there, back = torch.tensor([margin]), torch.tensor([-margin])
-    assert dpo_loss(there, beta=beta, noise=0.5).item() == pytest.approx(
-        dpo_loss(back, beta=beta, noise=0.5).item()
-    )
-
-
-@given(margins, st.floats(0, 1))
-def test_a_flipped_label_is_the_opposite_margin(margin, noise):
-    flipped = dpo_loss(torch.tensor([-margin]), beta=0.1, noise=1 - noise).item()
-    assert dpo_loss(torch.tensor([margin]), beta=0.1, noise=noise).item() == pytest.approx(
-        flipped, abs=1e-4
-    )
-
-
-@given(st.floats(0, 1))
-def test_policy_equal_to_reference_costs_log_2(noise):
-    assert dpo_loss(torch.zeros(1), beta=0.1, noise=noise).item() == pytest.approx(math.log(2))
-
-
-@pytest.mark.parametrize("noise", [0.0, 0.1, 0.2, 0.3, 0.4, 0.5])
-def test_label_smoothing_sweep(noise):
-    """As LLaMA-Factory's: worked from probabilities, and the more noise the flatter the loss."""
-    margin = torch.tensor([-3.0, -0.5, 0.0, 0.5, 3.0], dtype=torch.float64)
-    right = [1 / (1 + math.exp(-0.4 * h)) for h in margin.tolist()]
-    expected = [-(1 - noise) * math.log(p) - noise * math.log(1 - p) for p in right]
-    found = dpo_loss(margin, beta=0.4, noise=noise)
-    assert found.tolist() == pytest.approx(expected)
-    steepness = (found[0] - found[-1]).item()
-    assert steepness == pytest.approx((1 - 2 * noise) * 0.4 * 3)  # ℓ(-z) - ℓ(z) = z
-
-
-@given(margins, st.floats(0, 0.49), betas)
-def test_robust_loss_is_the_clean_one_on_average_over_flips(margin, noise, beta):
-    said, unsaid = torch.tensor([[margin], [-margin]], dtype=torch.float64)
-    over_flips = (1 - noise) * robust_loss(said, beta=beta, noise=noise) + noise * robust_loss(
-        unsaid, beta=beta, noise=noise
-    )
-    assert over_flips.item() == pytest.approx(dpo_loss(said, beta=beta).item(), abs=1e-9)
-
-
-def test_robust_loss_by_hand():
-    good, bad = math.log1p(math.exp(-3)), math.log1p(math.exp(3))
-    loss = robust_loss(torch.tensor([1.5]), beta=2.0, noise=torch.tensor([0.1]))
-    assert loss.item() == pytest.approx((0.9 * good - 0.1 * bad) / 0.8, abs=1e-6)
-
-
-@given(st.floats(0, 0.49), betas)
-def test_robust_loss_of_the_reference_is_log_2(noise, beta):
-    loss = robust_loss(torch.zeros(1, dtype=torch.float64), beta=beta, noise=noise)
-    assert loss.item() == pytest.approx(math.log(2))
-
-
-@given(betas, st.floats(-5, 5))
-def test_ipo_is_least_at_half_of_one_over_beta(beta, off):
-    best = torch.tensor([1 / (2 * beta)], dtype=torch.float64)
-    assert ipo_loss(best, beta=beta).item() == 0.0
-    assert ipo_loss(best + off, beta=beta).item() == pytest.approx(off**2)
-
-
-def test_hinge_by_hand_and_flat_beyond_one_over_beta():
-    margin = torch.tensor([-2.0, 0.0, 1.0, 4.0], requires_grad=True)
-    loss = hinge_loss(margin, beta=0.5)
-    assert loss.tolist() == [2.0, 1.0, 0.5, 0.0]
-    loss.sum().backward()
-    assert margin.grad.tolist() == [-0.5, -0.5, -0.5, 0.0]
-
-
-@given(betas)
-def test_apo_zero_of_the_reference_is_one(beta):
-    assert apo_zero_loss(torch.zeros(1), torch.zeros(1), beta=beta).item() == 1.0
-
-
-def test_apo_zero_moves_both_answers_whatever_the_gap():
-    """DPO is content with a gap; here each answer is held against the reference itself."""
-    chosen = torch.tensor([-1.0], requires_grad=True)  # less likely than before, but less so
-    rejected = torch.tensor([-5.0], requires_grad=True)
-    loss = apo_zero_loss(chosen, rejected, beta=1.0)
-    assert loss.item() == pytest.approx(1 / (1 + math.exp(-1)) + 1 / (1 + math.exp(5)))
-    loss.backward()
-    assert chosen.grad.item() < -0.19
-    assert 0 < rejected.grad.item() < 0.01
-
-
-@given(log_ratios, st.floats(0, 20), betas)
-def test_likes_and_dislikes_mirror_each_other_about_the_reference_point(ratio, z0, beta):
-    above = torch.tensor([z0 + ratio, z0 - ratio], dtype=torch.float64)
-    liked = torch.tensor([True, False])
-    loss = kto_loss(above, liked, beta=beta, reference_point=z0)
-    margin = kto_margin(above, liked, reference_point=z0)
-    assert loss[0].item() == pytest.approx(loss[1].item(), abs=1e-9)
-    assert margin.tolist() == pytest.approx([ratio, ratio], abs=1e-9)
-    assert loss.sum().item() == pytest.approx(2 / (1 + math.exp(beta * ratio)))
-
-
-@pytest.mark.parametrize("liked", [True, False])
-def test_kto_of_the_reference_is_one_half(liked):
-    loss = kto_loss(torch.zeros(3), torch.tensor([liked] * 3), beta=0.1, reference_point=0.0)
-    assert loss.tolist() == [0.5, 0.5, 0.5]
-
-
-def test_kto_of_a_batch_is_that_of_its_rows():
-    ratios, liked = torch.tensor([-2.0, 0.3, 7.0]), torch.tensor([True, False, True])
-    together = kto_loss(ratios, liked, beta=0.3, reference_point=0.4)
-    apart = [
-        kto_loss(ratios[i : i + 1], liked[i : i + 1], beta=0.3, reference_point=0.4)
-        for i in range(3)
-    ]
-    assert torch.equal(together, torch.cat(apart))
-
-
-def test_per_token_divides_each_by_its_own_length():
-    assert per_token(torch.tensor([-6.0, 2.0]), torch.tensor([3.0, 4.0])).tolist() == [-2.0, 0.5]
 
 
 def test_wpo_weight_is_the_mean_likelihood_of_a_token():
@@ -180,7 +40,7 @@ def test_wpo_weight_is_the_mean_likelihood_of_a_token():
     assert not weight.requires_grad
 
 
-def test_wpo_alignment_measures_against_what_the_policy_would_draw():
+def test_aligned_wpo_weights_are_relative_to_what_the_policy_would_draw():
     """A token drawn from k equally likely ones weighs 1 for any k; a surprising one less."""
     for k in (1, 4, 100):
         logits = torch.zeros(1, 3, k)
@@ -210,7 +70,7 @@ def test_wpo_alignment_measures_against_what_the_policy_would_draw():
     ],
     ids=["sigmoid", "robust", "ipo", "hinge", "apo_zero", "kto", "nll"],
 )
-def test_gradients_are_those_of_finite_differences(loss):
+def test_gradients_of_all_losses_are_those_of_finite_differences(loss):
     chosen = torch.tensor([-1.5, 0.2, 3.0], dtype=torch.float64, requires_grad=True)
     rejected = torch.tensor([0.5, -0.9, 1.1], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(loss, (chosen, rejected))
@@ -237,22 +97,86 @@ def test_anchor_is_per_token():
     assert nll_anchor(torch.tensor([-6.0]), torch.tensor([3.0])).tolist() == [2.0]
 
 
-def test_token_kl_by_hand():
-    live, candidate = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.9, 0.1]]).log()
-    expected = 0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1)
-    assert token_kl(live, candidate).item() == pytest.approx(expected)
+def inputs_of(examples, ratios, lengths=None):
+    """Inputs of a loss; the reference is -1 per completion, so the policy is the ratio less 1."""
+    ratios = torch.tensor(ratios, dtype=torch.float64)
+    lengths = torch.ones_like(ratios).long() if lengths is None else torch.tensor(lengths)
+    return LossInputs(examples, ratios - 1, torch.full_like(ratios, -1.0), lengths)
 
 
-def test_token_kl_of_equals_is_zero():
-    logits = torch.randn(4, 7, generator=torch.Generator().manual_seed(0))
-    assert token_kl(logits, logits + 3.0).abs().max().item() < 1e-6
+def loss_of(kind, examples, ratios, lengths=None, **settings):
+    config = UpdateConfig(loss=LossSettings(kind=kind, **{"beta": 0.5, "nll": 0.0, **settings}))
+    return load_loss(kind)(config, examples, "base")(inputs_of(examples, ratios, lengths))
 
 
-def test_kl_penalty_by_hand():
-    assert kl_penalty(torch.tensor(0.2), weight=3.0, target=0.05).item() == pytest.approx(0.45)
+def test_the_loss_of_a_group_is_the_mean_over_its_comparisons_by_hand():
+    """Four answers of which two have the same grade: five comparisons."""
+    group = make_group(0, GRADES, weight=3.0, noise=0.1)
+    margins = [RATIOS[i] - RATIOS[j] for i, j in ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3))]
+    good = [math.log1p(math.exp(-0.5 * h)) for h in margins]
+    bad = [math.log1p(math.exp(0.5 * h)) for h in margins]
+    expected = sum(0.9 * g + 0.1 * b for g, b in zip(good, bad, strict=True)) / 5
+    found = loss_of("sigmoid", [group], [RATIOS])
+    assert found.loss.item() == pytest.approx(3.0 * expected)
+    assert found.margin.item() == pytest.approx(sum(margins) / 5)
 
 
-def test_nothing_pulls_below_the_target():
-    kl = torch.tensor(0.01, requires_grad=True)
-    kl_penalty(kl, weight=3.0, target=0.05).backward()
-    assert kl.grad.item() == 0.0
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_loss_of_a_group_is_the_mean_of_its_pairs(kind):
+    """Of the pairs that its comparisons would be on their own, in every kind of loss."""
+    lengths = (4, 2, 3, 5)
+    pairs, ratios, tokens = [], [], []
+    for (i, one), (j, other) in combinations(enumerate(GRADES), 2):
+        if GRADES[one] != GRADES[other]:
+            pairs.append(make_pair(i, one, other, noise=0.2))
+            ratios.append((RATIOS[i], RATIOS[j]))
+            tokens.append((lengths[i], lengths[j]))
+    found = loss_of(kind, [make_group(0, GRADES, noise=0.2)], [RATIOS], [lengths])
+    expected = loss_of(kind, pairs, ratios, tokens)
+    assert found.loss.item() == pytest.approx(expected.loss.mean().item())
+    assert found.margin.item() == pytest.approx(expected.margin.mean().item())
+
+
+def test_the_order_of_the_completions_of_a_group_does_not_matter():
+    turned = dict(reversed(GRADES.items()))
+    found = loss_of("sigmoid", [make_group(0, turned)], [RATIOS[::-1]], nll=0.7)
+    expected = loss_of("sigmoid", [make_group(0, GRADES)], [RATIOS], nll=0.7)
+    torch.testing.assert_close(found.loss, expected.loss)
+
+
+def test_the_anchor_of_a_group_is_on_its_best_completion():
+    worst_first = {"six": 0.2, "four": 1.0, "five": 0.0}
+    group, ratios, lengths = [make_group(0, worst_first)], [(0.5, -3.0, 0.1)], [(2, 4, 3)]
+    plain = loss_of("sigmoid", group, ratios, lengths).loss
+    anchored = loss_of("sigmoid", group, ratios, lengths, nll=0.25).loss
+    assert (anchored - plain).item() == pytest.approx(0.25 * 4.0 / 4)  # policy: -3 - 1
+
+
+def test_wpo_weighs_each_comparison_of_a_group_by_both_of_its_answers():
+    group = make_group(0, {"four": 1.0, "five": 0.5, "six": 0.0})
+    group = with_completions(group, {}, {"author": "base"})
+    ratios, lengths = [(0.5, 0.0, -1.0)], [(2, 1, 4)]
+    weights = [math.exp(-0.5 / 2), 1.0, math.exp(-2.0 / 4)]  # of the mean token; live wrote one
+    costs = [
+        weights[i] * weights[j] * math.log1p(math.exp(-0.5 * (ratios[0][i] - ratios[0][j])))
+        for i, j in ((0, 1), (0, 2), (1, 2))
+    ]
+    found = loss_of("sigmoid", [group], ratios, lengths, wpo=True, noise=0.0)
+    assert found.loss.item() == pytest.approx(sum(costs) / 3)
+
+
+def test_a_group_without_a_preference_costs_nothing():
+    tied = make_group(0, {"four": 0.5, "five": 0.5})
+    alone = loss_of("sigmoid", [tied], [(1.0, -2.0)], nll=0.3)
+    assert (alone.loss.tolist(), alone.margin.tolist()) == ([0.0], [0.0])
+    pair = make_pair(1, "yes", "no")
+    both = loss_of("sigmoid", [tied, pair], [(1.0, -2.0), (0.5, -0.5)], nll=0.3)
+    assert both.loss.tolist() == [0.0, loss_of("sigmoid", [pair], [(0.5, -0.5)], nll=0.3).loss]
+
+
+def test_no_gradient_flows_between_examples():
+    examples = [make_pair(0, "yes", "no"), make_pair(1, "yes", "no")]
+    policy = torch.zeros(2, 2, dtype=torch.float64, requires_grad=True)
+    inputs = LossInputs(examples, policy, torch.zeros(2, 2).double(), torch.ones(2, 2).long())
+    Sigmoid(UpdateConfig(), examples, "base")(inputs).loss[0].backward()
+    assert policy.grad[1].tolist() == [0.0, 0.0]
