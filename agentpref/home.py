@@ -8,11 +8,13 @@ the database.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from agentpref.errors import NotAHome
+from agentpref.errors import AgentprefError, NotAHome, NotKept
 
 if TYPE_CHECKING:
     import sqlite3
@@ -130,6 +132,31 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def copy_file(source: Path, target: Path, mode: int | None = None) -> None:
+    """Copy a file to a new one, durably; ``mode`` is by default that of the source."""
+    import shutil
+
+    with source.open("rb") as reader, target.open("xb") as writer:
+        shutil.copyfileobj(reader, writer, 1 << 20)
+        writer.flush()
+        os.fchmod(writer.fileno(), source.stat().st_mode & 0o777 if mode is None else mode)
+        os.fsync(writer.fileno())
+
+
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Raise the system's errors as ``NotKept``: the block writes to ``place`` and cannot."""
+    try:
+        yield
+    except AgentprefError:
+        raise  # some of ours are OSErrors too
+    except OSError as error:
+        raise NotKept(
+            f"{place} cannot be written ({error.strerror or error}); free space on its disk, and "
+            "let this user write the folder"
+        ) from error
 
 
 def _require_empty(folder: Path) -> None:
