@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from agentpref.prefer.pairs import read_pairs
+from agentpref.prefer.examples import read_examples
 
 import agentpref
 from agentpref.home import Home
@@ -43,7 +43,7 @@ def test_the_chat_logs_the_answer_and_the_feedback_on_it(script: Script, tmp_pat
     with closing(connect(Home.open(tmp_path / "home"), readonly=True)) as connection:
         store = Store(connection)
         [run] = store.runs("default")
-        [pair] = read_pairs(store, "default", held_out=0.2).pairs
+        [pair] = read_examples(store, "default", held_out=0.2).pairs
         said = [(one.run_id, one.key, one.score) for one in store.feedback("default")]
     assert run.output["content"] == printed[2] == pair.rejected["content"]
     assert pair.chosen["content"] == "The lamp is off, as you wished."

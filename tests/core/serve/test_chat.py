@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from agentpref.prefer.pairs import read_pairs
+from agentpref.prefer.examples import read_examples
 
 import agentpref
 from agentpref.errors import ConfigError, GenerationFailed, InvalidMessage, UnknownRun
@@ -119,7 +119,7 @@ def test_feedback_on_an_answer_that_waits_in_the_queue_is_kept(
     with closing(connect(registry.home, readonly=True)) as connection:
         store = Store(connection)
         said = [(one.run_id, one.key, one.score) for one in store.feedback("default")]
-        [pair] = read_pairs(store, "default", held_out=0.2).pairs
+        [pair] = read_examples(store, "default", held_out=0.2).pairs
     assert said == [(reply.run_id, "thumbs", 0.0), (reply.run_id, "correction", None)]
     assert pair.rejected == reply.message
     assert pair.chosen["content"] == "At six."
