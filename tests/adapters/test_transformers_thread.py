@@ -27,7 +27,7 @@ class Job:
 
 
 class Counter:
-    """An engine that counts jobs down; ``may_step`` blocks it before a step, and ``entered`` tells that it waits there."""
+    """Counts jobs down; ``may_step`` blocks it before a step, where ``entered`` is set."""
 
     def __init__(self) -> None:
         self.jobs: list[Job] = []
