@@ -28,7 +28,6 @@ CONFIG = UpdateConfig.from_mapping(
         "precision": "float32",
         "held_out": 0.3,
         "lora": {"rank": 8, "alpha": 16},
-        "epochs": 1,
     }
 )
 QUESTION = [{"role": "user", "content": "Switch the alarm in the kitchen off."}]

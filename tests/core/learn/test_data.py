@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import orjson
 import pytest
+from agentpref.prefer.night import Agenda, Night, pairs_of, thumbs_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agentpref.errors import UnusableState
-from agentpref.prefer.night import Agenda, Night, pairs_of, thumbs_of
 from agentpref.types import Pair, Prompt, Thumb
 
 

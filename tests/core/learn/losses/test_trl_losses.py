@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from agentpref.learn.criterion import Criterion
+from agentpref.learn.loss import log_collision
 
 from agentpref.config import LossSettings, ThumbSettings
-from agentpref.learn.criterion import Criterion
 from agentpref.learn.encode import EncodedPair
+from agentpref.learn.kernels.head import log_collision
 from agentpref.learn.logps import PairLogps
-from agentpref.learn.loss import log_collision
 from agentpref.learn.objective import TrainingRow
 from agentpref.models.base import load_base
 from agentpref.types import Thumb
