@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from agentpref.pipeline import UpdateReport, update
     from agentpref.record.ingest.redaction import redact
     from agentpref.record.log import Log
+    from agentpref.serve.chat import Chat
     from agentpref.serve.registry import Registry
     from agentpref.serve.router import Router
     from agentpref.types import Comparison, Example, Feedback, Run
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AgentprefError": "agentpref.errors",
+    "Chat": "agentpref.serve.chat",
     "Comparison": "agentpref.types",
     "Feedback": "agentpref.types",
     "Log": "agentpref.record.log",
@@ -38,6 +40,7 @@ _HOMES = {
 
 __all__ = [
     "AgentprefError",
+    "Chat",
     "Comparison",
     "Example",
     "Feedback",

@@ -31,10 +31,9 @@ from agentpref.learn.process import LOADING
 from agentpref.learn.resume import StartedUpdate
 from agentpref.learn.team import Team, assembled
 from agentpref.prefer.examples import ExampleSet, read_examples
-from agentpref.record.database import connect, translated
-from agentpref.record.ids import new_id
-from agentpref.record.keeper import drain
-from agentpref.record.locks import exclusive
+from agentpref.record.database import connect, exclusive, translated
+from agentpref.record.messages import new_id
+from agentpref.record.spill import drain
 from agentpref.record.store import Store
 from agentpref.record.updates import Role, UpdateRow, Updates
 from agentpref.report import UpdateReport, Verdict
@@ -377,7 +376,7 @@ class _Update:
             revision = self.registry.publish(
                 folder,
                 parent=live.revision_id if live is not None else None,
-                base=learner.base.identity,
+                model=learner.base.identity,
                 training={"config": report.config, **report.training},
                 watermark={
                     "update_id": self.update_id,

@@ -11,20 +11,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 Message: TypeAlias = Mapping[str, Any]
 Tool: TypeAlias = Mapping[str, Any]
 Winner: TypeAlias = Literal["a", "b", "tie"]
 Source: TypeAlias = Literal["human", "model", "code"]
+SOURCES: tuple[Source, ...] = get_args(Source)
+WINNERS: tuple[Winner, ...] = get_args(Winner)
 Origin: TypeAlias = Literal["correction", "comparison", "thumbs", "judge", "thumb"]
 """What an example is made of: ``thumbs`` are opposed ones on one prompt, ``thumb`` is lone."""
 
-Progress: TypeAlias = Callable[[str, int, int], object]
-"""Called with ``(stage, done, total)`` as long work goes on."""
-
 BASE = "base"
 """The revision name of the bare base model, with no adapter."""
+
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 512)
+"""The ranks of adapters that vLLM loads; others are neither trained nor served."""
+
+HELD_OUT = 0.2
+"""The share of the prompts that is held out where no setting says another."""
+
+Progress: TypeAlias = Callable[[str, int, int], object]
+"""A callback of long work: the name of the stage, how much of it is done, and how much there is."""
 
 
 @dataclass(frozen=True, slots=True)

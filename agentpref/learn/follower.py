@@ -91,7 +91,7 @@ class _Follower:
     @property
     def _learner(self) -> Learner:
         if self._held is None:
-            raise UpdateError("the first process ordered work before it named a model")
+            raise UpdateError("the main process ordered work before it named a model")
         return self._held
 
 

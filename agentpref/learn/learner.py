@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 
 from agentpref.config import UpdateConfig
 from agentpref.errors import UpdateError
-from agentpref.learn import adapter, encode, logps, trainer
+from agentpref.learn import adapter, logps, trainer
+from agentpref.learn import encode as encoding
 from agentpref.learn.cache import LogpCache
-from agentpref.learn.encode import EncodedExample
+from agentpref.learn.encode import EncodedExample, Encoding
 from agentpref.learn.logps import Logps, Route
 from agentpref.learn.objective import ForwardPlan, Losses, TrainingRow
 from agentpref.learn.team import Team
@@ -100,8 +101,8 @@ class Learner:
         self.retokenized.update(found.retokenized)
         return found.rows
 
-    def _encode(self, examples: Sequence[Example]) -> encode.Encoding:
-        return encode.encode(examples, self.base.tokenizer, max_length=self.config.max_length)
+    def _encode(self, examples: Sequence[Example]) -> Encoding:
+        return encoding.encode(examples, self.base.tokenizer, max_length=self.config.max_length)
 
     def policy(self, name: adapter.Policy) -> AbstractContextManager[PeftModel]:
         """The model with one policy active, for a block."""

@@ -121,12 +121,15 @@ class ExampleTokenizer:
             masks.append(mask)
             retokenized.update([objection] if objection else [])
         room = self._max_length - max(map(len, completions))
-        ids = prompt.ids if len(prompt.ids) <= room else self._shortened(example.prompt, room)
-        if ids is None:
+        asked = prompt.ids if len(prompt.ids) <= room else self._shortened(example.prompt, room)
+        if asked is None:
             return "too_long"
-        shortened = ids is not prompt.ids
         return TokenizedExample(
-            ids, tuple(completions), tuple(masks), shortened, frozenset(retokenized)
+            asked,
+            tuple(completions),
+            tuple(masks),
+            shortened=asked is not prompt.ids,
+            retokenized=frozenset(retokenized),
         )
 
     def _rendered_prompts(self, prompts: Iterable[Prompt]) -> list[_RenderedPrompt | None]:
@@ -285,3 +288,16 @@ def _numbered(prompts: Iterable[Prompt]) -> tuple[list[int], list[Prompt]]:
 
 def _squeezed(text: str) -> str:
     return "".join(text.split())
+
+
+def end_tokens(
+    tokenizer: PreTrainedTokenizerBase, configured: int | Sequence[int] | None
+) -> frozenset[int]:
+    """The tokens that end a turn: the tokenizer's, and those of the model's generation settings.
+
+    Args:
+        tokenizer: its ``eos_token_id`` ends a turn.
+        configured: ``eos_token_id`` of the generation settings, which may be a list.
+    """
+    ids = configured if isinstance(configured, Sequence) else [configured]
+    return frozenset(int(token) for token in (tokenizer.eos_token_id, *ids) if token is not None)

@@ -25,8 +25,8 @@ from agentpref.prefer.signals import (
 )
 from agentpref.prefer.votes import STRENGTH, LeftOut, Vote, settle
 from agentpref.record.messages import canonical
-from agentpref.record.reader import Reader
-from agentpref.record.tallies import Scale
+from agentpref.record.stats import Scale
+from agentpref.record.store import Store
 from agentpref.types import Comparison, Completion, Example, Feedback, Message, Origin, Run
 
 LOWEST_JUDGE_NOISE = 0.05
@@ -58,7 +58,7 @@ class ExampleSet:
 
 
 def read_examples(
-    store: Reader,
+    store: Store,
     namespace: str,
     *,
     held_out: float,

@@ -21,7 +21,7 @@ from typing import NamedTuple, TypeAlias
 
 from agentpref.prefer.votes import LeftOut, Reason, Vote, Voter, grouped, separate, settle
 from agentpref.record.messages import canonical
-from agentpref.record.tallies import Scale
+from agentpref.record.stats import Scale
 from agentpref.types import Comparison, Feedback, Message, Origin, Run
 
 PAIRS_PER_PROMPT = 4

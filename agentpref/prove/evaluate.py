@@ -145,13 +145,14 @@ def score(learner: Learner, rows: Sequence[EncodedExample]) -> Scores:
     one when it has moved it the way that was asked for, against its mean over all mismatched
     completions among the rows.
     """
-    live, candidate = (_correctness(learner, policy, rows) for policy in ("live", "candidate"))
+    live, candidate = (policy_scores(learner, policy, rows) for policy in ("live", "candidate"))
     return Scores(rows, live, candidate)
 
 
-def _correctness(
+def policy_scores(
     learner: Learner, policy: Policy, rows: Sequence[EncodedExample]
 ) -> tuple[float, ...]:
+    """How right one policy is about each row, from 0 to 1."""
     ratios = learner.ratios(policy, rows)
     lone = [i for i, row in enumerate(rows) if row.example.lone]
     margins = thumb_margins(

@@ -239,16 +239,13 @@ def _refuse(options: dict[str, Any], total: int, mask: Tensor) -> None:
     Up to ``LANES - 1`` columns of a prompt and of a completion may be padding, so only a lower
     bound of the rows' lengths is known here.
     """
-    for name in _REFUSED:
-        if options.get(name) is not None:
-            raise ValueError(f"shared attention does not support {name}")
     count, prompt = mask.shape[1], mask.shape[-1]
     longest = prompt + (total - prompt) // count - 2 * (LANES - 1)
+    unsupported = [name for name in _REFUSED if options.get(name) is not None]
+    if options.get("dropout"):
+        unsupported.append("dropout")
     window = options.get("sliding_window")
     if window is not None and window < longest:
-        raise ValueError(
-            f"shared attention does not support a window of {window} tokens"
-            f" over rows of {longest} or more"
-        )
-    if options.get("dropout"):
-        raise ValueError("shared attention does not support dropout")
+        unsupported.append(f"a window of {window} tokens over rows of {longest} or more")
+    if unsupported:
+        raise ValueError(f"shared attention does not support {', '.join(unsupported)}")

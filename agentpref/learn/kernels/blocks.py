@@ -98,7 +98,7 @@ def attend(inputs: Inputs, mask: Tensor) -> tuple[Tensor, Tensor]:
         out[:, :, prompt.queries], lse[:, :, prompt.queries] = inputs.attend(prompt)
     seen, seen_lse = inputs.attend(cross)
     widths = [block.keys.stop - block.keys.start for block in own]
-    of_parts = zip(own, seen.split(widths, 2), seen_lse.split(widths, 2), strict=True)
+    of_parts = zip(own, *(torch.split(x, widths, 2) for x in (seen, seen_lse)), strict=True)
     for block, seen_part, seen_part_lse in of_parts:
         own_out, own_lse = inputs.attend(block)
         lse[:, :, block.queries] = joint = torch.logaddexp(seen_part_lse, own_lse)

@@ -40,78 +40,28 @@ _GATED = ("gate_proj", "up_proj")
 _LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """w·x/√(mean(x²) + ε) over the last dimension (1910.07467), in float32 within; w is frozen."""
-    y: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
-    return y
-
-
-class _RMSNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = x.float()
-        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        ctx.save_for_backward(x, weight, scale)
-        unit: Tensor = wide * scale
-        return unit.to(x.dtype).mul_(weight)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, scale = ctx.saved_tensors
-        unit = x.float() * scale
-        inner = (grad * weight).float()
-        along = torch.linalg.vecdot(inner, unit)[..., None].div_(x.shape[-1])
-        return inner.addcmul_(unit, along, value=-1).mul_(scale).to(x.dtype), None, None
-
-
 def fuse(model: PeftModel) -> int:
     """Replace the forward of all modules that allow it; return how many."""
-    modules = list(model.modules())
-    count = sum(_fuse_linear(module) for module in modules if _is_lora_linear(module))
+    modules: list[Any] = list(model.modules())
+    forward: Callable[..., Any]
+    count = 0
+    for module in filter(_is_lora_linear, modules):
+        forward = partial(_lora_forward, module, module.forward)
+        count += _replace(module, forward, _random(module))
     for module in modules:
         if type(module).__name__.endswith("RMSNorm") and hasattr(module, "weight"):
             count += _replace(module, partial(_norm_forward, module), _random(module))
         elif all(hasattr(module, name) for name in (*_GATED, "down_proj")):
-            count += _fuse_gated(module)
-        elif _is_plain_attention(module):
-            count += _fuse_attention(module)
+            if stack := _stacked(module, _GATED):
+                forward = partial(_gated_forward, module, module.forward, stack)
+                count += _replace(module, forward, _random(module), stack=stack)
+        elif _is_plain_attention(module) and (stack := _stacked(module, _PROJECTIONS)):
+            forward = partial(_attention_forward, module, module.forward, stack)
+            with torch.no_grad(), _shared_row(module, module) as (x, inputs):
+                # Scores must differ, or an attention with other rotary positions passes too.
+                x = x / stack(x).std()
+                count += _replace(module, forward, x, stack=stack, **inputs)
     return count + _fuse_last_layer(model)
-
-
-def _fuse_linear(module: nn.Module) -> bool:
-    forward = partial(_lora_forward, module, module.forward)
-    return _replace(module, forward, _random(module))
-
-
-def _fuse_gated(module: nn.Module) -> bool:
-    stack = _stacked(module, _GATED)
-    if stack is None:
-        return False
-    forward = partial(_gated_forward, module, module.forward, stack)
-    replaced = _replace(module, forward, _random(module))
-    if replaced:
-        stack.adopt()
-    return replaced
-
-
-def _fuse_attention(module: Any) -> bool:
-    """Replace an attention's forward if the new one gives the same for a shared row.
-
-    The input is scaled so that its scores differ. With scores near zero, an attention with other
-    rotary positions would pass the trial too.
-    """
-    stack = _stacked(module, _PROJECTIONS)
-    if stack is None:
-        return False
-    forward = partial(_attention_forward, module, module.forward, stack)
-    x = _random(module, 1, _PROMPT + _COMPLETIONS * _TOKENS)
-    with torch.no_grad(), _our_attention(module):
-        x = x / stack(x).std()
-        replaced = _replace(module, forward, x, **_as_shared_row(module, x))
-    if replaced:
-        stack.adopt()
-    return replaced
 
 
 def _fuse_last_layer(model: PeftModel) -> bool:
@@ -122,38 +72,40 @@ def _fuse_last_layer(model: PeftModel) -> bool:
     if not _is_plain_attention(layer.self_attn):
         return False
     forward = partial(_last_layer_forward, layer, layer.forward)
-    x = _random(layer, 1, _PROMPT + _COMPLETIONS * _TOKENS)
-    with _our_attention(layer.self_attn):
-        inputs = _as_shared_row(layer.self_attn, x)
-        return _replace(layer, forward, x, read=slice(_PROMPT, None), **inputs)
+    with _shared_row(layer, layer.self_attn) as (x, inputs):
+        return _replace(layer, forward, x, skipped=_PROMPT, **inputs)
 
 
 def _replace(
     module: nn.Module,
     forward: Callable[..., Any],
-    *args: Tensor,
-    read: slice | None = None,
-    **kwargs: Any,
+    x: Tensor,
+    *,
+    skipped: int = 0,
+    stack: Stack | None = None,
+    **inputs: Any,
 ) -> bool:
     """Replace a module's forward if the new one gives the same on an input.
 
-    ``read`` are the columns of the output to compare; all by default.
+    The first ``skipped`` columns may differ. The layers adopt the ``stack`` that replaces them.
     """
     with torch.no_grad():
         try:
-            found, expected = (call(*args, **kwargs) for call in (forward, module.forward))
+            found, expected = (call(x, **inputs) for call in (forward, module.forward))
         except (RuntimeError, TypeError, AttributeError, ValueError):
             return False
     if isinstance(expected, tuple):
         found, expected = found[0], expected[0]
-    if read is not None:
-        found, expected = found[:, read], expected[:, read]
+    if skipped:
+        found, expected = found[:, skipped:], expected[:, skipped:]
     tolerance = 1e-5 if expected.dtype == torch.float32 else 2e-2
     same = found.shape == expected.shape and bool(
         (found - expected).abs().max() <= tolerance * expected.abs().max()
     )
     if same:
         module.forward = forward
+        if stack is not None:
+            stack.adopt()
     return same
 
 
@@ -183,18 +135,6 @@ def _is_plain_attention(module: Any) -> bool:
     )
 
 
-@contextmanager
-def _our_attention(module: Any) -> Iterator[None]:
-    """Let a module's own forward use our attention, so that it can read a shared row."""
-    attention.register()
-    before = module.config._attn_implementation
-    module.config._attn_implementation = attention.NAME
-    try:
-        yield
-    finally:
-        module.config._attn_implementation = before
-
-
 def _random(module: nn.Module, *rows: int) -> Tensor:
     """A random input in the dtype of the module's frozen weights."""
     frozen = next(p for name, p in module.named_parameters() if "lora_" not in name)
@@ -204,13 +144,24 @@ def _random(module: nn.Module, *rows: int) -> Tensor:
     return x.to(frozen.device, frozen.dtype)
 
 
-def _as_shared_row(module: Any, x: Tensor) -> dict[str, Any]:
-    """The angles and the mask that a model gives its layers with a shared row."""
-    angles = torch.linspace(0, 3, x.shape[1] * module.head_dim // 2).view(1, x.shape[1], -1)
+@contextmanager
+def _shared_row(module: nn.Module, reader: Any) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+    """A random shared row for a module, with its angles and its mask.
+
+    Meanwhile the attention ``reader`` uses ours in its own forward, so that it can read the row.
+    """
+    x = _random(module, 1, _PROMPT + _COMPLETIONS * _TOKENS)
+    angles = torch.linspace(0, 3, x.shape[1] * reader.head_dim // 2).view(1, x.shape[1], -1)
     both = torch.cat([angles, angles], -1)
     turn = both.cos().to(x.dtype), both.sin().to(x.dtype)
     mask = x.new_zeros(1, _COMPLETIONS, 1, _PROMPT)
-    return {"position_embeddings": turn, "attention_mask": mask}
+    attention.register()
+    before = reader.config._attn_implementation
+    reader.config._attn_implementation = attention.NAME
+    try:
+        yield x, {"position_embeddings": turn, "attention_mask": mask}
+    finally:
+        reader.config._attn_implementation = before
 
 
 def _lora_forward(
@@ -227,6 +178,31 @@ def _lora_forward(
 def _norm_forward(module: Any, x: Tensor) -> Tensor:
     eps = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
     return rms_norm(x, module.weight, eps)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """w·x/√(mean(x²) + ε) over the last dimension (1910.07467), in float32 within; w is frozen."""
+    y: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = x.float()
+        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        unit: Tensor = wide * scale
+        return unit.to(x.dtype).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, scale = ctx.saved_tensors
+        unit = x.float() * scale
+        inner = (grad * weight).float()
+        along = torch.linalg.vecdot(inner, unit)[..., None].div_(x.shape[-1])
+        return inner.addcmul_(unit, along, value=-1).mul_(scale).to(x.dtype), None, None
 
 
 def _gated_forward(module: Any, plain: Callable[..., Tensor], stack: Stack, x: Tensor) -> Tensor:

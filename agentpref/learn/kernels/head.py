@@ -158,11 +158,12 @@ class _Softmax:
 
     def collision(self) -> Tensor:
         """log Σ π²."""
-        return _dot(self._exps, self._exps).log() - 2 * self._sums.log()
+        squares: Tensor = torch.linalg.vecdot(self._exps, self._exps)
+        return squares.log() - 2 * self._sums.log()
 
     def kl_from(self, other: _Softmax) -> Tensor:
         """KL(self ‖ other); overwrites the shifted logits."""
-        apart = _dot(self._shifted.sub_(other._shifted), self._exps)
+        apart: Tensor = torch.linalg.vecdot(self._shifted.sub_(other._shifted), self._exps)
         return apart / self._sums - self._sums.log() + other._sums.log()
 
     def expected_rows(self) -> Tensor:
@@ -171,8 +172,3 @@ class _Softmax:
         if dtype != torch.float32:
             exps = self._narrow[: len(exps)].copy_(exps)
         return (exps @ self._head.weight) / self._sums[:, None].to(dtype)
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    products: Tensor = torch.linalg.vecdot(a, b)
-    return products

@@ -26,34 +26,10 @@ class Layer(NamedTuple):
     up: Tensor
     scale: float
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """y, and x·Aᵀ, ``[N, r]``, which the backward pass needs."""
-        flat = x.reshape(-1, x.shape[-1])
-        low = flat @ self.down.to(flat.dtype).T
-        y = linear(x, self.weight, self.bias)
-        y.view(-1, y.shape[-1]).addmm_(low, self.up.to(flat.dtype).T, alpha=self.scale)
-        return y, low
-
-    def low_backward(self, grad: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradients of x·Aᵀ and of B."""
-        flat = grad.reshape(-1, grad.shape[-1])
-        low_grad = (flat @ self.up.to(flat.dtype)).mul_(self.scale)
-        return low_grad, (flat.T @ low).mul_(self.scale).to(self.up.dtype)
-
-    def down_backward(self, low_grad: Tensor, x: Tensor) -> Tensor:
-        """The gradient of A."""
-        return (low_grad.T @ x.reshape(-1, x.shape[-1])).to(self.down.dtype)
-
-    def x_backward(self, grad: Tensor, low_grad: Tensor) -> Tensor:
-        """The gradient of x."""
-        x_grad = grad @ self.weight
-        x_grad.view(-1, x_grad.shape[-1]).addmm_(low_grad, self.down.to(grad.dtype))
-        return x_grad
-
 
 def lora_linear(x: Tensor, layer: Layer) -> Tensor:
     """Apply the layer to x: ``[…, in]`` to ``[…, out]``."""
-    y: Tensor = _LoraLinear.apply(x, *layer)  # type: ignore[no-untyped-call]
+    y: Tensor = _LoraLinear.apply(x, False, *layer)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -63,56 +39,50 @@ def swiglu_linear(gated: Tensor, layer: Layer) -> Tensor:
     ``gated`` holds the gates, then the values. The backward pass recomputes their product from
     what it computes anyway.
     """
-    y: Tensor = _SwiGLULinear.apply(gated, *layer)  # type: ignore[no-untyped-call]
+    y: Tensor = _LoraLinear.apply(gated, True, *layer)  # type: ignore[no-untyped-call]
     return y
 
 
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *layer: Any) -> Tensor:
-        y, low = Layer(*layer).forward(x)
-        _keep(ctx, x, low, Layer(*layer))
+    def forward(ctx: Any, x: Tensor, gated: bool, *layer: Any) -> Tensor:
+        weight, bias, down, up, scale = Layer(*layer)
+        inner = x
+        if gated:
+            gate, value = x.chunk(2, -1)
+            inner = silu(gate).mul_(value)
+        flat = inner.reshape(-1, inner.shape[-1])
+        low = flat @ down.to(flat.dtype).T
+        y = linear(inner, weight, bias)
+        y.view(-1, y.shape[-1]).addmm_(low, up.to(flat.dtype).T, alpha=scale)
+        ctx.save_for_backward(x, low, weight, down, up)
+        ctx.gated, ctx.scale = gated, scale
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, low, layer = _kept(ctx)
-        low_grad, up_grad = layer.low_backward(grad, low)
-        down_grad = layer.down_backward(low_grad, x)
-        x_grad = layer.x_backward(grad, low_grad) if ctx.needs_input_grad[0] else None
-        return x_grad, None, None, down_grad, up_grad, None
+        x, low, weight, down, up = ctx.saved_tensors
+        flat = grad.reshape(-1, grad.shape[-1])
+        low_grad = (flat @ up.to(flat.dtype)).mul_(ctx.scale)
+        up_grad = (flat.T @ low).mul_(ctx.scale).to(up.dtype)
+        inner, x_grad = x, None
+        if ctx.needs_input_grad[0] or ctx.gated:
+            x_grad = grad @ weight
+            x_grad.view(-1, x_grad.shape[-1]).addmm_(low_grad, down.to(grad.dtype))
+        if ctx.gated:
+            inner, x_grad = _gate_backward(x, x_grad)
+        down_grad = (low_grad.T @ inner.reshape(-1, inner.shape[-1])).to(down.dtype)
+        return x_grad, None, None, None, down_grad, up_grad, None
 
 
-class _SwiGLULinear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, gated: Tensor, *layer: Any) -> Tensor:
-        gate, value = gated.chunk(2, -1)
-        y, low = Layer(*layer).forward(silu(gate).mul_(value))
-        _keep(ctx, gated, low, Layer(*layer))
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        gated, low, layer = _kept(ctx)
-        gate, value = gated.chunk(2, -1)
-        low_grad, up_grad = layer.low_backward(grad, low)
-        x_grad = layer.x_backward(grad, low_grad)
-        open_gate, back = silu(gate), torch.empty_like(gated)
-        gate_back, value_back = back.chunk(2, -1)
-        torch.mul(open_gate, x_grad, out=value_back)
-        torch.ops.aten.silu_backward(x_grad.mul_(value), gate, grad_input=gate_back)
-        down_grad = layer.down_backward(low_grad, open_gate.mul_(value))
-        return back, None, None, down_grad, up_grad, None
-
-
-def _keep(ctx: Any, x: Tensor, low: Tensor, layer: Layer) -> None:
-    ctx.save_for_backward(x, low, layer.weight, layer.down, layer.up)
-    ctx.scale = layer.scale
-
-
-def _kept(ctx: Any) -> tuple[Tensor, Tensor, Layer]:
-    x, low, weight, down, up = ctx.saved_tensors
-    return x, low, Layer(weight, None, down, up, ctx.scale)
+def _gate_backward(gated: Tensor, grad: Any) -> tuple[Tensor, Tensor]:
+    """silu(gate)·value, and the gradient of ``gated``; overwrites ``grad``, the product's own."""
+    gate, value = gated.chunk(2, -1)
+    open_gate, back = silu(gate), torch.empty_like(gated)
+    gate_back, value_back = back.chunk(2, -1)
+    torch.mul(open_gate, grad, out=value_back)
+    torch.ops.aten.silu_backward(grad.mul_(value), gate, grad_input=gate_back)
+    return open_gate.mul_(value), back
 
 
 def plain_adapter(module: Any) -> str | None:
