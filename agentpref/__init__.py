@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from agentpref.serve.chat import Chat
     from agentpref.serve.registry import Registry
     from agentpref.serve.router import Router
-    from agentpref.types import Comparison, Feedback, Pair, Run
+    from agentpref.types import Comparison, Example, Feedback, Run
 
 __version__ = "0.1.0"
 
@@ -28,7 +28,7 @@ _HOMES = {
     "Comparison": "agentpref.types",
     "Feedback": "agentpref.types",
     "Log": "agentpref.record.log",
-    "Pair": "agentpref.types",
+    "Example": "agentpref.types",
     "Registry": "agentpref.serve.registry",
     "Router": "agentpref.serve.router",
     "Run": "agentpref.types",
@@ -42,9 +42,9 @@ __all__ = [
     "AgentprefError",
     "Chat",
     "Comparison",
+    "Example",
     "Feedback",
     "Log",
-    "Pair",
     "Registry",
     "Router",
     "Run",

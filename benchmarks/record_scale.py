@@ -22,7 +22,7 @@ from pathlib import Path
 
 from agentpref import Log
 from agentpref.home import Home
-from agentpref.prefer.pairs import read_pairs
+from agentpref.prefer.examples import read_examples
 from agentpref.record.database import connect
 from agentpref.record.integrity import examine
 from agentpref.record.store import Store
@@ -103,14 +103,14 @@ def _night(home: Home) -> float:
     since = _newest(home, large_home.JUDGEMENTS_PER_NIGHT)
     with _timed() as took, closing(connect(home, readonly=True)) as connection:
         for name in Store(connection).namespaces():
-            read_pairs(Store(connection), name, held_out=HELD_OUT, since=since)
+            read_examples(Store(connection), name, held_out=HELD_OUT, since=since)
     return took()
 
 
 def _all_pairs(home: Home) -> float:
     with _timed() as took, closing(connect(home, readonly=True)) as connection:
         for name in Store(connection).namespaces():
-            read_pairs(Store(connection), name, held_out=HELD_OUT)
+            read_examples(Store(connection), name, held_out=HELD_OUT)
     return took()
 
 

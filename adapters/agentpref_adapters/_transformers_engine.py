@@ -61,6 +61,7 @@ class ActiveRequest:
     """Set at the end of the answer, or when the caller leaves."""
     generator: Generator | None = None
     _tokens: list[int] = field(default_factory=list)
+    _unread: list[int] = field(default_factory=list)
     _logprobs: list[float] = field(default_factory=list)
     _outbox: SimpleQueue[str | Reply | ServingError] = field(default_factory=SimpleQueue)
 
@@ -99,12 +100,15 @@ class ActiveRequest:
         self._logprobs.append(logprob)
         if not math.isfinite(logprob):
             self.fail(NotFinite(f"{self.revision} gave a logprob of {logprob}; roll it back"))
-        elif token in self.ends:
-            self._finish("stop", self._tokens[:-1])
-        elif self._writes_as_it_goes and self._is_stopped_by(token):
-            self._finish("stop", self._tokens)
+            return
+        if token not in self.ends:
+            self._unread.append(token)
+        if self.streaming or self.request.stop:  # otherwise text is decoded once, at the end
+            self._read()
+        if token in self.ends or self.text.stopped:
+            self._finish("stop")
         elif len(self._tokens) >= self.room:
-            self._finish("length", self._tokens)
+            self._finish("length")
 
     def fail(self, error: ServingError) -> None:
         """Raise an error in the thread that waits, unless the answer has ended."""
@@ -112,33 +116,21 @@ class ActiveRequest:
             self.done = True
             self._outbox.put(error)
 
-    @property
-    def _writes_as_it_goes(self) -> bool:
-        """Whether text is needed at each token; otherwise it is decoded once, at the end."""
-        return self.streaming or bool(self.request.stop)
-
-    def _is_stopped_by(self, token: int) -> bool:
-        self._put_text(self.text.push(token))
-        return self.text.stopped
-
-    def _finish(self, reason: FinishReason, tokens: list[int]) -> None:
-        if not self._writes_as_it_goes:
-            self.text.push(*tokens)
-        self._put_text(self.text.finish())
-        self.done = True
-        self._outbox.put(
-            Reply(
-                revision=self.revision,
-                message=assistant_message(self.text.text, turn=len(self.request.messages)),
-                token_ids=tuple(self._tokens),
-                logprobs=tuple(self._logprobs),
-                finish_reason=reason,
-            )
-        )
+    def _read(self) -> None:
+        self._put_text(self.text.push(*self._unread))
+        self._unread.clear()
 
     def _put_text(self, piece: str) -> None:
         if piece and self.streaming:
             self._outbox.put(piece)
+
+    def _finish(self, reason: FinishReason) -> None:
+        self._read()
+        self._put_text(self.text.finish())
+        self.done = True
+        message = assistant_message(self.text.text, turn=len(self.request.messages))
+        tokens, logprobs = tuple(self._tokens), tuple(self._logprobs)
+        self._outbox.put(Reply(self.revision, message, tokens, logprobs, reason))
 
 
 class Engine:

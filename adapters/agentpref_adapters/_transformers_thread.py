@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING
 
-from agentpref.errors import BackendClosed, ServingError
+from agentpref.errors import BackendClosed
+
+if TYPE_CHECKING:
+    from agentpref_adapters._transformers_engine import ActiveRequest, Engine
 
 _CLOSED = (
     "the backend was closed, or belongs to the process that this one was forked from; "
@@ -22,50 +25,19 @@ _DIED = (
 )
 
 
-class Job(Protocol):
-    """A request that waits for an answer."""
-
-    def fail(self, error: ServingError) -> None:
-        """Raise an error where the answer is waited for."""
-
-
-J = TypeVar("J", bound=Job)
-
-
-class Steps(Protocol[J]):
-    """The engine that a :class:`ModelThread` drives, on that thread only. It may not raise."""
-
-    @property
-    def active(self) -> int:
-        """How many admitted jobs have not ended."""
-
-    @property
-    def has_work(self) -> bool:
-        """Whether :meth:`step` has anything to do."""
-
-    def admit(self, jobs: list[J]) -> None:
-        """Take jobs in; the engine answers or fails each of them."""
-
-    def step(self) -> None:
-        """Advance all active jobs by one step."""
-
-    def abandon(self) -> list[J]:
-        """Remove all active jobs and return them."""
-
-
-class ModelThread(Generic[J]):
-    """Admits jobs to an engine, oldest first, and drives it on a thread of its own.
+class ModelThread:
+    """Admits requests to an engine, oldest first, and drives it on a thread of its own.
 
     Args:
-        engine: answers the jobs.
-        max_active: the most jobs to answer at the same time.
+        engine: answers the requests.
+        max_active: the most requests to answer at the same time.
     """
 
-    def __init__(self, engine: Steps[J], *, max_active: int) -> None:
+    def __init__(self, engine: Engine, *, max_active: int) -> None:
         """Start the thread; it is a daemon and does not delay the end of the process."""
         self._engine = engine
         self._max_active = max_active
-        self._waiting: deque[J] = deque()
+        self._waiting: deque[ActiveRequest] = deque()
         self._arrived = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="agentpref-model", daemon=True)
@@ -73,11 +45,11 @@ class ModelThread(Generic[J]):
 
     @property
     def waiting(self) -> int:
-        """How many jobs were submitted and not yet admitted."""
+        """How many requests were submitted and not yet admitted."""
         return len(self._waiting)
 
     def require_open(self) -> None:
-        """Check that jobs can be served.
+        """Check that requests can be answered.
 
         Raises:
             BackendClosed: the thread was closed, or this is a forked process, which has none.
@@ -85,8 +57,8 @@ class ModelThread(Generic[J]):
         if self._closed or not self._thread.is_alive():
             raise BackendClosed(_CLOSED)
 
-    def submit(self, job: J) -> None:
-        """Queue a job.
+    def submit(self, request: ActiveRequest) -> None:
+        """Queue a request.
 
         Raises:
             BackendClosed: as :meth:`require_open`.
@@ -94,11 +66,11 @@ class ModelThread(Generic[J]):
         self.require_open()  # before the lock, which another thread may have held at a fork
         with self._arrived:
             self.require_open()
-            self._waiting.append(job)
+            self._waiting.append(request)
             self._arrived.notify()
 
     def close(self) -> None:
-        """Fail the waiting jobs, finish the active ones, and end the thread."""
+        """Fail the waiting requests, finish the active ones, and end the thread."""
         self._fail_waiting()
         self._thread.join()
 
@@ -110,11 +82,11 @@ class ModelThread(Generic[J]):
                 self._engine.step()
         finally:
             self._fail_waiting()
-            for job in self._engine.abandon():  # only where the engine raised after all
-                job.fail(BackendClosed(_DIED))
+            for request in self._engine.abandon():  # only where the engine raised after all
+                request.fail(BackendClosed(_DIED))
 
-    def _next(self) -> list[J] | None:
-        """Wait for work; return the jobs to admit, or ``None`` at the end."""
+    def _next(self) -> list[ActiveRequest] | None:
+        """Wait for work; return the requests to admit, or ``None`` at the end."""
         with self._arrived:
             self._arrived.wait_for(lambda: self._waiting or self._closed or self._engine.has_work)
             if self._closed and not self._engine.has_work:
@@ -127,5 +99,5 @@ class ModelThread(Generic[J]):
             self._closed = True
             abandoned, self._waiting = self._waiting, deque()
             self._arrived.notify()
-        for job in abandoned:
-            job.fail(BackendClosed(_CLOSED))
+        for request in abandoned:
+            request.fail(BackendClosed(_CLOSED))

@@ -11,7 +11,6 @@ or Kubernetes.
 
 from __future__ import annotations
 
-import http.client
 import importlib.util
 import os
 import re
@@ -22,16 +21,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from urllib.parse import urlsplit
 
 from agentpref.errors import ConfigError, EngineFailed, MissingDependency
 from agentpref.models.base import find_base
 from agentpref.types import BASE
 from agentpref_adapters import _vllm_guard
+from agentpref_adapters._vllm_server import Server
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM accepts for ``--max-lora-rank``."""
@@ -77,20 +76,17 @@ _WARNING = re.compile(r"\bwarn(ing)?\b", re.I)
 
 @dataclass(frozen=True, slots=True)
 class VllmSettings:
-    """How to start a server.
+    """How to start a server; ``port``, ``dtype`` and the limits are vLLM's options of that name.
 
     Args:
         base: ``"tiny"``, a folder of safetensors, or a name on a model hub.
         python: the interpreter that has vLLM; ``None`` searches for one.
         host: the address to listen on; an address others can reach needs ``allow_remote``.
-        port: the port to listen on; 0 chooses a free one.
+        port: 0 chooses a free one.
         max_loras: how many adapters are loaded at a time. The default has room for live, the
             canary, the revision before live, and the next one.
         max_lora_rank: the largest rank that can be loaded; vLLM reserves memory for it.
-        dtype: the type of the base model's weights, as vLLM names it.
-        max_model_len: the most tokens of prompt and answer together; ``None``: the model's own.
         extra: more options of vLLM.
-        allow_remote: allow a ``host`` that other machines can reach.
 
     Raises:
         ConfigError: a setting is out of range, opens the server to the network, or is given in
@@ -142,35 +138,29 @@ def find_python(asked: str | None = None) -> str:
     Raises:
         MissingDependency: none of them has vLLM.
     """
-    if asked is not None:
-        return _require_vllm(asked)
-    here = importlib.util.find_spec("vllm")
-    if here is not None and here.origin is not None:
+    here, script = importlib.util.find_spec("vllm"), shutil.which("vllm")
+    if asked is None and here is not None and here.origin is not None:
         return sys.executable
-    script = shutil.which("vllm")
-    if script is not None:
-        return _require_vllm(str(Path(script).with_name("python")))
-    raise MissingDependency(
-        f"vLLM was not found: neither {sys.executable} nor the PATH has it; install it in an "
-        f"environment of its own with: python -m venv vllm-env && vllm-env/bin/pip install vllm; "
-        f"then add --python vllm-env/bin/python"
-    )
-
-
-def _require_vllm(python: str) -> str:
+    python = asked or (script and str(Path(script).with_name("python")))
+    if not python:
+        raise MissingDependency(
+            f"vLLM was not found: neither {sys.executable} nor the PATH has it; install it in an "
+            f"environment of its own with: python -m venv vllm-env && vllm-env/bin/pip install "
+            f"vllm; then add --python vllm-env/bin/python"
+        )
     found = shutil.which(os.path.expanduser(python))
     if found is None:
         raise MissingDependency(f"{python} is no program; name the python of vLLM's environment")
     # Links stay unresolved: the target of a virtual environment's python is outside of it.
     found = os.path.abspath(found)
-    asked = subprocess.run(
+    result = subprocess.run(
         [found, "-c", _HAS_VLLM],
         capture_output=True,
         env=environment(os.environ, same_interpreter=False),
         timeout=_ASK_PYTHON_SECONDS,
         check=False,
     )
-    if asked.returncode != 0:
+    if result.returncode != 0:
         raise MissingDependency(
             f"{python} has no vLLM; install it there with: {found} -m pip install vllm"
         )
@@ -265,12 +255,7 @@ class VllmProcess:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """End the server."""
         self.stop()
 
@@ -281,7 +266,9 @@ class VllmProcess:
             EngineFailed: the port is taken, the server ended, or it was not ready in time; the
                 message quotes the log. No process is left running.
         """
-        require_free(self.url)
+        address = urlsplit(self.url)
+        # Whoever has the port would be mistaken for the server.
+        _listen(address.hostname or "", address.port or 0).close()
         self._guard = self._spawn()
         with ExitStack() as on_failure:
             on_failure.callback(self.stop)
@@ -325,14 +312,15 @@ class VllmProcess:
 
     def _wait_until_ready(self) -> None:
         limit = time.monotonic() + self._start_seconds
-        while not answers(self.url):
-            if (failure := self.failure()) is not None:
-                raise failure
-            if time.monotonic() > limit:
-                raise self._failed(
-                    f"did not answer at {self.url} within {self._start_seconds:.0f} s"
-                )
-            time.sleep(_POLL_SECONDS)
+        with closing(Server(self.url, timeout=_HEALTH_SECONDS)) as server:
+            while not server.is_ready():
+                if (failure := self.failure()) is not None:
+                    raise failure
+                if time.monotonic() > limit:
+                    raise self._failed(
+                        f"did not answer at {self.url} within {self._start_seconds:.0f} s"
+                    )
+                time.sleep(_POLL_SECONDS)
 
     def _failed(self, what: str) -> EngineFailed:
         quoted = " | ".join(error_lines(self.log))
@@ -342,47 +330,22 @@ class VllmProcess:
         )
 
 
-def answers(url: str) -> bool:
-    """Whether ``/health`` below a URL answers 200."""
-    parts = urlsplit(url)
-    connection = http.client.HTTPConnection(
-        parts.hostname or "", parts.port, timeout=_HEALTH_SECONDS
-    )
-    try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == http.client.OK
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
-
-
 def free_port(host: str) -> int:
     """Choose a port of a host on which no program listens now."""
-    with _listening(host, 0) as listener:
+    with _listen(host, 0) as listener:
         return int(listener.getsockname()[1])
 
 
-def require_free(url: str) -> None:
-    """Refuse a URL whose port is taken: its owner would be mistaken for the server.
-
-    Raises:
-        EngineFailed: the port is taken, or this machine does not have the host's address.
-    """
-    parts = urlsplit(url)
-    host, port = parts.hostname or "", parts.port or 0
+def _listen(host: str, port: int) -> socket.socket:
+    """Listen on a port; ``EngineFailed`` if it is taken or the host's address is not ours."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        _listening(host, port).close()
+        return socket.create_server((host, port), family=family)
     except OSError as error:
         raise EngineFailed(
             f"cannot listen on port {port} of {host} ({error.strerror or error}); end the program "
             f"that listens there, or choose another port (0 takes a free one)"
         ) from error
-
-
-def _listening(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family)
 
 
 def error_lines(log: Path) -> list[str]:

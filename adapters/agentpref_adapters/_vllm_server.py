@@ -120,6 +120,13 @@ class Server:
         """How many answers this client waits for."""
         return self._busy
 
+    def is_ready(self) -> bool:
+        """Whether the server answers requests."""
+        try:
+            return self._asked("GET", "/health").is_success
+        except ServerUnreachable:
+            return False
+
     def models(self) -> tuple[Model, ...]:
         """The base model, then the adapters in the order they were loaded."""
         answer = self._asked("GET", "/v1/models")
@@ -177,24 +184,21 @@ class Server:
                 f"with {_UPDATING}"
             )
 
-    def complete(self, model: str, prompt: Sequence[int], settings: Mapping[str, Any]) -> Piece:
-        """Continue token ids up to the end of the answer.
+    def complete(self, body: Mapping[str, Any]) -> Piece:
+        """Send a :func:`completion_body` and wait for the whole answer.
 
         Raises:
             NotLoaded: the server has no such model.
             GenerationFailed: it refuses the request.
         """
-        body = _body(model, prompt, settings)
         with self._counted():
             answer = self._asked("POST", "/v1/completions", json=body)
-        self._check(model, answer)
+        self._check(body["model"], answer)
         return self._piece(_object(answer.text))
 
-    def stream(
-        self, model: str, prompt: Sequence[int], settings: Mapping[str, Any]
-    ) -> Generator[Piece, None, None]:
+    def stream(self, body: Mapping[str, Any]) -> Generator[Piece, None, None]:
         """As :meth:`complete`, piece by piece; closing the iterator stops the server, too."""
-        body = _body(model, prompt, settings) | {"stream": True}
+        body = {**body, "stream": True}
         with (
             self._counted(),
             self._translated(),
@@ -202,7 +206,7 @@ class Server:
         ):
             if source.response.is_error:
                 source.response.read()
-                self._check(model, source.response)
+                self._check(body["model"], source.response)
             for event in source.iter_sse():
                 if event.data == "[DONE]":
                     return
@@ -293,13 +297,20 @@ class Server:
             ) from error
 
 
-def settings_of(request: GenerationRequest, *, room: int, ends: Sequence[int]) -> dict[str, Any]:
-    """A request's settings in vLLM's format.
+def completion_body(
+    request: GenerationRequest, model: str, prompt: Sequence[int], *, room: int, ends: Sequence[int]
+) -> dict[str, Any]:
+    """The body of a completion request that writes at most ``room`` tokens.
 
     It sets everything that the server would take from its own or the model's defaults, so that
     temperature 0 gives the likeliest token on any server.
     """
     return {
+        "model": model,
+        "prompt": list(prompt),
+        "add_special_tokens": False,
+        "logprobs": 0,  # of the tokens written only
+        "return_token_ids": True,
         "max_tokens": room,
         "temperature": request.temperature,
         "top_p": request.top_p,
@@ -311,17 +322,6 @@ def settings_of(request: GenerationRequest, *, room: int, ends: Sequence[int]) -
         "seed": request.seed,
         "stop": list(request.stop),
         "stop_token_ids": list(ends),
-    }
-
-
-def _body(model: str, prompt: Sequence[int], settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "model": model,
-        "prompt": list(prompt),
-        "logprobs": 0,  # of the tokens written only
-        "return_token_ids": True,
-        "add_special_tokens": False,
-        **settings,
     }
 
 

@@ -27,10 +27,9 @@ from agentpref.errors import (
     UnsupportedModel,
 )
 from agentpref.home import Home
-from agentpref.learn.encode import encode_prompt
 from agentpref.models.base import BaseModel, load_base
 from agentpref.models.text_stream import TextStream
-from agentpref.models.tokenizer import end_tokens
+from agentpref.models.tokenizer import encode_prompt, end_tokens
 from agentpref.serve import watch
 from agentpref.serve.backend import (
     PROBE,
@@ -59,20 +58,14 @@ def open_router(
 ) -> Router:
     """Serve a home's live revision of a base model inside this process.
 
-    Closing the router closes the backend, too.
+    Closing the router closes the backend, too. ``home``, ``namespace`` and ``follow`` are those of
+    :func:`agentpref.serve.watch.open_router`, which also says what is raised.
 
     Args:
-        home: the home, its folder, or ``None`` for ``AGENTPREF_HOME`` or ``./.agentpref``.
+        home: the home, its folder, or ``None``.
         model: the base model, as for ``agentpref.update``.
         namespace: serve the revisions of this namespace.
-        follow: seconds between two looks at what other processes made live; ``None``: follow only
-            when ``sync`` is called.
-
-    Raises:
-        NotAHome: there is no home in the folder.
-        ConfigError: ``follow`` is not above 0.
-        ModelError: the model cannot be found or served.
-        RevisionError: the live revision is broken or was trained on another base.
+        follow: seconds between two looks at what other processes made live.
     """
     return watch.open_router(
         home, lambda: TransformersBackend(model), namespace=namespace, follow=follow
@@ -108,7 +101,7 @@ class TransformersBackend:
         self._adapters: dict[str, Adapter] = {}
         self._place = place_in_process()
         engine = Engine(model, self._layers, int(tokenizer.pad_token_id or 0))
-        self._thread: ModelThread[ActiveRequest] = ModelThread(engine, max_active=max_batch)
+        self._thread = ModelThread(engine, max_active=max_batch)
 
     def capabilities(self) -> Capabilities:
         """Any number of revisions, as memory allows; streaming."""

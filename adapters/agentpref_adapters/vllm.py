@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from itertools import chain
 from pathlib import Path
@@ -27,15 +27,16 @@ from agentpref.errors import (
     ConfigError,
     GenerationFailed,
     ProbeFailed,
+    RevisionError,
     ServerUnreachable,
+    ServingError,
     SwapFailed,
 )
 from agentpref.home import Home
-from agentpref.learn.encode import encode_prompt
 from agentpref.models.base import load_tokenizer
 from agentpref.models.base_files import read_base
 from agentpref.models.text_stream import TextStream
-from agentpref.models.tokenizer import end_tokens
+from agentpref.models.tokenizer import encode_prompt, end_tokens
 from agentpref.models.tool_calls import assistant_message
 from agentpref.serve import watch
 from agentpref.serve.backend import (
@@ -57,7 +58,7 @@ from agentpref_adapters._vllm_server import (
     NotFinite,
     Piece,
     Server,
-    settings_of,
+    completion_body,
 )
 
 __all__ = ["VllmBackend", "has_loaded", "open_router"]
@@ -76,23 +77,15 @@ def open_router(
 ) -> Router:
     """Serve a home's live revision through running vLLM servers.
 
-    Closing the router closes the backend, too.
+    Closing the router closes the backend, too. ``home``, ``namespace`` and ``follow`` are those of
+    :func:`agentpref.serve.watch.open_router`, which also says what is raised.
 
     Args:
-        home: the home, its folder, or ``None`` for ``AGENTPREF_HOME`` or ``./.agentpref``.
+        home: the home, its folder, or ``None``.
         urls: the servers, e.g. ``http://127.0.0.1:8000``; all of them serve ``base``.
         base: the base model, as for ``agentpref.update``; its tokenizer is used here.
         namespace: serve the revisions of this namespace.
-        follow: seconds between two looks at what other processes made live; ``None``: follow only
-            when ``sync`` is called.
-
-    Raises:
-        NotAHome: there is no home in the folder.
-        ConfigError: ``follow`` is not above 0.
-        ModelError: the base cannot be found.
-        ServerUnreachable: no server answers.
-        WrongBase: a server or the live revision has another base.
-        RevisionError: the live revision is broken.
+        follow: seconds between two looks at what other processes made live.
     """
     return watch.open_router(
         home, lambda: VllmBackend(*urls, base=base), namespace=namespace, follow=follow
@@ -158,6 +151,7 @@ class VllmBackend:
         self._ends = end_tokens(self._tokenizer, _generation_end(self.base.path))
         self._tokenizing = threading.Lock()
         self._max_loras = max_loras
+        self._revisions: dict[str, Revision] = {}
         self._closed = False
         self._process = os.getpid()  # a forked child would read answers to its parent
         self._probe_prompt = self._encode(PROBE)
@@ -176,7 +170,7 @@ class VllmBackend:
             engine="vllm",
             streaming=True,
             places=self._places,
-            max_loaded=self._max_loras or self._fleet.max_loras(),
+            max_loaded=self._max_loras or self._reported_max_loras(),
         )
 
     def validate(self, revision: Revision) -> None:
@@ -188,23 +182,27 @@ class VllmBackend:
 
         Raises:
             SwapFailed: a server refuses it, or has no room; other servers may have loaded it.
-            ServerUnreachable: none answers.
         """
         self._require_open()
-        self._require_room(revision.revision_id)
-        self._fleet.load(revision)
+        name = revision.revision_id
+        self._require_room(name)
+        self._revisions[name] = revision
+        try:
+            self._fleet.everywhere(lambda member: member.load(revision))
+        except (ServingError, RevisionError):
+            self._revisions.pop(name, None)
+            raise
 
     def probe(self, revision_id: str) -> Reply:
         """Answer one fixed prompt on every server that answers.
 
         Raises:
             ProbeFailed: a log-probability in an answer is not finite.
-            ServerUnreachable: none answers.
         """
         self._require_open()
-        builder = self._builder(revision_id, PROBE)
-        builder.add(self._fleet.probe(revision_id))
-        return builder.reply()
+        revision = self._revisions[revision_id]
+        pieces = self._fleet.everywhere(lambda member: member.probe(revision))
+        return self._reply(revision_id, PROBE, pieces[0])
 
     def unload(self, revision_id: str, places: Sequence[str] | None = None) -> None:
         """Unload a revision from the servers at some places, or from all of them.
@@ -213,12 +211,15 @@ class VllmBackend:
             ServingError: a server refuses or does not answer.
         """
         self._require_open()
+        self._revisions.pop(revision_id, None)
         self._fleet.unload(revision_id, self._places if places is None else places)
 
     def list_loaded(self) -> tuple[str, ...]:
         """Name the revisions that the servers have loaded, for this or another process."""
         self._require_open()
-        return tuple(name for name in self._fleet.loaded() if is_revision_id(name))
+        found, _ = self._fleet.reach(lambda member: member.server.models())
+        names = [model.name for models in found for model in models if model.parent is not None]
+        return tuple(dict.fromkeys(filter(is_revision_id, names)))
 
     def generate(self, revision_id: str, request: GenerationRequest) -> Reply:
         """Answer a request with one revision, or ``"base"``.
@@ -230,42 +231,36 @@ class VllmBackend:
         """
         self._require_open()
         prompt = self._encode(request)
-        piece = self._fleet.call(
-            revision_id,
-            lambda server, model: server.complete(
-                model.name, prompt, self._settings(request, prompt, model)
-            ),
-        )
-        builder = self._builder(revision_id, request)
-        builder.add(piece)
-        return builder.reply()
+        revision = self._revisions.get(revision_id)
+
+        def complete(member: Member) -> Piece:
+            model = member.serving(revision_id, revision)
+            return member.server.complete(self._body(request, prompt, model))
+
+        piece = self._fleet.call(complete)
+        return self._reply(revision_id, request, piece)
 
     def stream(self, revision_id: str, request: GenerationRequest) -> Iterator[str | Reply]:
-        """Yield pieces of text as they come, then the reply.
+        """Yield pieces of text as they come, then the reply; raises as :meth:`generate` does.
 
         Closing the stream early stops the server, too. A stream that breaks in the middle is not
         repeated, because its first pieces are already out.
-
-        Raises:
-            GenerationFailed: as for :meth:`generate`.
-            ServerUnreachable: as for :meth:`generate`, or the server broke off.
         """
         self._require_open()
         prompt = self._encode(request)
-        builder = self._builder(revision_id, request)
-        first, rest = self._fleet.call(
-            revision_id,
-            lambda server, model: _begun(
-                server.stream(model.name, prompt, self._settings(request, prompt, model))
-            ),
-        )
+        revision = self._revisions.get(revision_id)
+
+        def begin(member: Member) -> tuple[Piece, Pieces]:
+            """Wait for the first piece: a failure before it can be repeated elsewhere."""
+            model = member.serving(revision_id, revision)
+            pieces = member.server.stream(self._body(request, prompt, model))
+            for first in pieces:
+                return first, pieces
+            raise ServerUnreachable("a server ended an answer before its first token; ask again")
+
+        first, rest = self._fleet.call(begin)
         with closing(rest):
-            for piece in chain([first], rest):
-                if text := builder.add(piece):
-                    yield text
-        if text := builder.rest():
-            yield text
-        yield builder.reply()
+            yield from self._read(revision_id, request, chain([first], rest))
 
     def close(self) -> None:
         """Close the connections; the servers keep running and keep their adapters."""
@@ -279,6 +274,11 @@ class VllmBackend:
                 "make a new one to continue serving"
             )
 
+    def _reported_max_loras(self) -> int | None:
+        """The smallest number of adapters that a server runs together, if any server says."""
+        found, _ = self._fleet.reach(lambda member: member.server.max_loras())
+        return min((number for number in found if number is not None), default=None)
+
     def _require_room(self, name: str) -> None:
         room = self.capabilities().max_loaded
         loaded = {*self.list_loaded(), name}
@@ -290,9 +290,8 @@ class VllmBackend:
             )
 
     def _ask_probe(self, server: Server, model: Model) -> Piece:
-        settings = self._settings(PROBE, self._probe_prompt, model)
         try:
-            piece = server.complete(model.name, self._probe_prompt, settings)
+            piece = server.complete(self._body(PROBE, self._probe_prompt, model))
         except NotFinite as error:
             raise ProbeFailed(f"{model.name} failed its probe on {server.url}: {error}") from error
         except GenerationFailed as error:
@@ -304,7 +303,7 @@ class VllmBackend:
             )
         return piece
 
-    def _settings(
+    def _body(
         self, request: GenerationRequest, prompt: Sequence[int], model: Model
     ) -> dict[str, object]:
         longest = model.max_length or math.inf
@@ -314,7 +313,8 @@ class VllmBackend:
                 f"the prompt has {len(prompt)} tokens, the server takes {longest}; shorten it, or "
                 f"start the server with a larger --max-model-len"
             )
-        return settings_of(request, room=room, ends=sorted(self._ends))
+        ends = sorted(self._ends)
+        return completion_body(request, model.name, prompt, room=room, ends=ends)
 
     def _encode(self, request: GenerationRequest) -> tuple[int, ...]:
         from jinja2 import TemplateError
@@ -332,62 +332,34 @@ class VllmBackend:
         with self._tokenizing:
             return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
 
-    def _builder(self, revision_id: str, request: GenerationRequest) -> _ReplyBuilder:
+    def _reply(self, revision_id: str, request: GenerationRequest, piece: Piece) -> Reply:
+        items = self._read(revision_id, request, [piece])
+        return next(item for item in items if isinstance(item, Reply))
+
+    def _read(
+        self, revision_id: str, request: GenerationRequest, pieces: Iterable[Piece]
+    ) -> Iterator[str | Reply]:
+        """Turn the pieces of an answer into text that can no longer change, then the reply."""
         text = TextStream(self._decode, request.stop)
-        return _ReplyBuilder(revision_id, len(request.messages), text, self._ends)
-
-
-class _ReplyBuilder:
-    """Collects the pieces of one answer.
-
-    Args:
-        revision: the revision that writes it.
-        turn: the number of messages before it.
-        text: turns its tokens into text.
-        ends: the tokens that end a turn; they have no text.
-    """
-
-    def __init__(self, revision: str, turn: int, text: TextStream, ends: frozenset[int]) -> None:
-        """Begin with an empty answer."""
-        self._revision, self._turn, self._text, self._ends = revision, turn, text, ends
-        self._tokens: list[int] = []
-        self._logprobs: list[float] = []
-        self._finish_reason: FinishReason | None = None
-
-    def add(self, piece: Piece) -> str:
-        """Add a piece; return the text that can no longer change."""
-        if not piece.is_finite:
-            raise GenerationFailed(
-                f"{self._revision} gave logprobs of {list(piece.logprobs)}; roll it back"
-            )
-        self._finish_reason = piece.finish_reason
-        self._tokens += piece.token_ids
-        self._logprobs += [value for value in piece.logprobs if value is not None]
-        return self._text.push(*(token for token in piece.token_ids if token not in self._ends))
-
-    def rest(self) -> str:
-        """The text that was held back."""
-        return self._text.finish()
-
-    def reply(self) -> Reply:
-        """The whole answer."""
-        self.rest()
-        if self._finish_reason is None:
-            raise ServerUnreachable(f"the answer of {self._revision} broke off; ask again")
-        return Reply(
-            revision=self._revision,
-            message=assistant_message(self._text.text, turn=self._turn),
-            token_ids=tuple(self._tokens),
-            logprobs=tuple(self._logprobs),
-            finish_reason=self._finish_reason,
-        )
-
-
-def _begun(pieces: Pieces) -> tuple[Piece, Pieces]:
-    """Wait for the first piece: a failure before it can be repeated on another server."""
-    for first in pieces:
-        return first, pieces
-    raise ServerUnreachable("a server ended an answer before its first token; ask again")
+        tokens: list[int] = []
+        logprobs: list[float] = []
+        reason: FinishReason | None = None
+        for piece in pieces:
+            if not piece.is_finite:
+                raise GenerationFailed(
+                    f"{revision_id} gave logprobs of {list(piece.logprobs)}; roll it back"
+                )
+            tokens += piece.token_ids
+            logprobs += [value for value in piece.logprobs if value is not None]
+            reason = piece.finish_reason
+            if fresh := text.push(*(token for token in piece.token_ids if token not in self._ends)):
+                yield fresh
+        if rest := text.finish():
+            yield rest
+        if reason is None:
+            raise ServerUnreachable(f"the answer of {revision_id} broke off; ask again")
+        message = assistant_message(text.text, turn=len(request.messages))
+        yield Reply(revision_id, message, tuple(tokens), tuple(logprobs), reason)
 
 
 def _generation_end(folder: Path) -> int | list[int] | None:

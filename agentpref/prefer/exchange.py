@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import permutations
 from pathlib import Path
 from typing import IO, Any, NamedTuple, get_args
 
@@ -35,7 +35,7 @@ from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.ingest.redaction import Redact
 from agentpref.record.messages import RunRow, answer, chain, run_row
 from agentpref.record.store import Store
-from agentpref.types import Comparison, Example, Feedback, Pair, Run, Source
+from agentpref.types import Comparison, Example, Feedback, Run, Source
 
 _CACHE = ("PRAGMA cache_size = -65536", "PRAGMA wal_autocheckpoint = 8000")
 """Hashes as ids touch pages all over the indices. With 64 MB of pages in memory, and in the
@@ -179,8 +179,10 @@ def export_file(
             return chosen.write(record_of(example))
         except ExchangeError as error:
             if not skip_bad:
-                raise ExchangeError(f"row {number} (example {example.id}): {error}") from error
-            bad.append(example.id)
+                raise ExchangeError(
+                    f"row {number} (example {example.example_id}): {error}"
+                ) from error
+            bad.append(example.example_id)
             return None
 
     rows = (row_of(number, example) for number, example in enumerate(examples, start=1))
@@ -190,11 +192,12 @@ def export_file(
 
 def record_of(example: Example) -> PreferenceRecord:
     """Take the part of an example that formats hold."""
-    if isinstance(example, Pair):
-        answers = (example.chosen, example.rejected)
-        return PreferenceRecord(example.prompt, answers, (1, 0), example.tag)
-    label = int(example.desirable)
-    return PreferenceRecord(example.prompt, (example.completion,), (label,), example.tag)
+    return PreferenceRecord(
+        example.prompt,
+        tuple(completion.message for completion in example.completions),
+        tuple(completion.label or 0 for completion in example.completions),
+        example.tag,
+    )
 
 
 def recorded_row(record: PreferenceRecord, context: ImportContext, number: int) -> RecordedRow:
@@ -228,15 +231,16 @@ def recorded_row(record: PreferenceRecord, context: ImportContext, number: int) 
             thumb_id, run_id, at, "thumbs", float(liked), source=source, user_id=user_id
         )
         return RecordedRow((*runs,), thumbs=(thumb,))
-    ranked = sorted(zip(record.labels, runs, strict=True), key=lambda one: one[0], reverse=True)
-    named = ((a.run_id, b.run_id) for (high, a), (low, b) in combinations(ranked, 2) if high > low)
-    comparisons = tuple(
+    judged = zip(record.labels, (run.run_id for run in runs), strict=True)
+    comparisons = [
         Comparison(
-            _content_id("comparison", *two, source, user_id), at, *two, "a", source, user_id=user_id
+            _content_id("comparison", better, worse, source, user_id),
+            *(at, better, worse, "a", source, user_id),
         )
-        for two in named
-    )
-    return RecordedRow((*runs,), comparisons)
+        for (high, better), (low, worse) in permutations(judged, 2)
+        if high > low
+    ]
+    return RecordedRow((*runs,), (*comparisons,))
 
 
 def _content_id(*parts: object) -> str:

@@ -49,6 +49,7 @@ _UTF8_CURE = "convert the file, for example with `iconv -f LATIN1 -t UTF-8`"
 Parsed: TypeAlias = "dict[str, Any] | ExchangeError"
 Found: TypeAlias = tuple[str, Parsed]
 """The place of a row (``"line 3"`` or ``"row 3"``), and the row or why it cannot be read."""
+Decode: TypeAlias = Callable[[Any], Any]
 T = TypeVar("T")
 
 
@@ -248,8 +249,9 @@ def _table_rows(file: IO[bytes], wanted: Collection[str], meter: Meter) -> Itera
         total = sum(data.row_group(index).total_byte_size for index in range(data.num_row_groups))
         size = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, total // rows)))
         names = [name for name in table.schema_arrow.names if name in wanted]
+        decode = _decoder(pa, pa.struct([*table.schema_arrow]))
         for batch in table.iter_batches(batch_size=size, columns=names or None):
-            for row in _decoded_rows(pa, batch):
+            for row in _decoded_rows(batch, decode, (pa.ArrowException, ValueError)):
                 number += 1
                 meter.read = meter.total * number // rows
                 yield f"row {number}", row
@@ -259,30 +261,38 @@ def _table_rows(file: IO[bytes], wanted: Collection[str], meter: Meter) -> Itera
         ) from error
 
 
-def _decoded_rows(pa: Any, batch: Any) -> list[Parsed]:
+def _decoded_rows(batch: Any, decode: Decode, errors: tuple[type[Exception], ...]) -> list[Parsed]:
     """Decode rows together, or one by one if a value in one of them cannot be read."""
-    kind = pa.struct([*batch.schema])
     try:
-        return [_decoded(pa, row, kind) for row in batch.to_pylist()]
-    except (pa.ArrowException, ValueError) as error:
+        return [decode(row) for row in batch.to_pylist()]
+    except errors as error:
         if batch.num_rows == 1:
             return [ExchangeError(f"a value cannot be read ({error}); write the row again")]
-    return [row for i in range(batch.num_rows) for row in _decoded_rows(pa, batch.slice(i, 1))]
+    singles = (batch.slice(index, 1) for index in range(batch.num_rows))
+    return [row for single in singles for row in _decoded_rows(single, decode, errors)]
 
 
-def _decoded(pa: Any, value: Any, kind: Any) -> Any:
-    """Parse JSON text and leave out the nulls that fill up structs: ``to_pylist`` keeps both."""
-    if value is None:
-        return None
+def _decoder(pa: Any, kind: Any) -> Decode:
+    """Make a function that parses JSON text and leaves out the nulls that fill up structs.
+
+    It takes a value of the type ``kind`` as ``to_pylist`` gives it.
+    """
     if isinstance(kind, pa.JsonType):
-        return orjson.loads(value)
-    if pa.types.is_struct(kind):
-        fields = {field.name: _decoded(pa, value[field.name], field.type) for field in kind}
-        keep = "content" if "role" in fields else None
-        return {name: item for name, item in fields.items() if item is not None or name == keep}
+        return lambda text: None if text is None else orjson.loads(text)
     if isinstance(kind, (pa.ListType, pa.LargeListType, pa.FixedSizeListType)):
-        return [_decoded(pa, item, kind.value_type) for item in value]
-    return value
+        inner = _decoder(pa, kind.value_type)
+        return lambda items: None if items is None else [inner(item) for item in items]
+    if not isinstance(kind, pa.StructType):
+        return lambda value: value
+    fields = {field.name: _decoder(pa, field.type) for field in kind}
+    keep = "content" if "role" in fields else None
+
+    def without_padding(row: Any) -> Any:
+        values = {} if row is None else {name: fields[name](item) for name, item in row.items()}
+        kept = {name: v for name, v in values.items() if v is not None or name == keep}
+        return None if row is None else kept
+
+    return without_padding
 
 
 def _write_table(

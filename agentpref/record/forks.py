@@ -33,7 +33,7 @@ class Guarded(Protocol):
 
 
 _guarded: weakref.WeakValueDictionary[int, Guarded] = weakref.WeakValueDictionary()
-_held = threading.local()
+_forking = threading.local()  # keeps alive what a fork of this thread has called before it
 
 
 def guard(thing: Guarded) -> None:
@@ -45,24 +45,22 @@ def guard(thing: Guarded) -> None:
 @functools.cache
 def _register_hooks() -> None:
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)
+        os.register_at_fork(
+            before=_before,
+            after_in_parent=lambda: _after("after_fork_in_parent"),
+            after_in_child=lambda: _after("after_fork_in_child"),
+        )
 
 
 def _before() -> None:
-    things = [thing for ref in _guarded.valuerefs() if (thing := ref()) is not None]
-    for thing in things:
+    _forking.things = [thing for ref in _guarded.valuerefs() if (thing := ref()) is not None]
+    for thing in _forking.things:
         thing.before_fork()
-    _held.things = things
 
 
-def _in_parent() -> None:
-    for thing in _held.__dict__.pop("things", ()):
-        thing.after_fork_in_parent()
-
-
-def _in_child() -> None:
-    for thing in _held.__dict__.pop("things", ()):
-        thing.after_fork_in_child()
+def _after(call: str) -> None:
+    for thing in _forking.__dict__.pop("things", ()):
+        getattr(thing, call)()
 
 
 def at_child_exit(close: Callable[[float], None]) -> None:

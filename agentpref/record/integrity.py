@@ -272,124 +272,80 @@ def _served(table: str, role: str) -> Invariant:
     )
 
 
+# fmt: off
 INVARIANTS = (
-    Invariant(
-        "message",
-        "its parent is missing",
+    Invariant("message", "its parent is missing",
         "message.parent IS NOT NULL AND above.id IS NULL",
-        "LEFT JOIN message AS above ON above.id = message.parent",
-    ),
-    Invariant(
-        "run", "its prompt is missing", "message.id IS NULL", "LEFT JOIN message ON id = prompt"
-    ),
-    Invariant(
-        "run",
-        "its output is missing or answers another prompt",
+        "LEFT JOIN message AS above ON above.id = message.parent"),
+    Invariant("run", "its prompt is missing",
+        "message.id IS NULL",
+        "LEFT JOIN message ON message.id = prompt"),
+    Invariant("run", "its output is missing or answers another prompt",
         "message.parent IS NOT prompt",
-        "LEFT JOIN message ON message.id = output",
-    ),
-    Invariant(
-        "run",
-        "one of its columns is not JSON",
+        "LEFT JOIN message ON message.id = output"),
+    Invariant("run", "one of its columns is not JSON",
         "NOT (json_valid(params) AND json_valid(tags) AND json_valid(metadata)"
-        " AND json_valid(coalesce(token_ids, '[]')) AND json_valid(coalesce(logprobs, '[]')))",
-    ),
+        " AND json_valid(coalesce(token_ids, '[]')) AND json_valid(coalesce(logprobs, '[]')))"),
     _of_the_forgotten("run"),
-    Invariant(
-        "feedback",
-        "its run is missing",
+    Invariant("feedback", "its run is missing",
         "run.run_id IS NULL",
-        "LEFT JOIN run ON run.run_id = feedback.run_id",
-    ),
-    Invariant(
-        "feedback",
-        "its correction is missing or answers another prompt",
+        "LEFT JOIN run ON run.run_id = feedback.run_id"),
+    Invariant("feedback", "its correction is missing or answers another prompt",
         "correction IS NOT NULL AND message.parent IS NOT prompt",
-        "JOIN run ON run.run_id = feedback.run_id LEFT JOIN message ON message.id = correction",
-    ),
+        "JOIN run ON run.run_id = feedback.run_id LEFT JOIN message ON message.id = correction"),
     _one_of("feedback", "source", SOURCES),
     Invariant("feedback", "its value is not JSON", "NOT json_valid(coalesce(value, 'null'))"),
     _of_the_forgotten("feedback"),
-    Invariant(
-        "comparison",
+    Invariant("comparison",
         "one of its runs is missing, or they are of different prompts or namespaces",
         "a.prompt IS NULL OR b.prompt IS NULL OR a.prompt <> b.prompt"
         " OR a.namespace <> b.namespace",
-        "LEFT JOIN run AS a ON a.run_id = run_a LEFT JOIN run AS b ON b.run_id = run_b",
-    ),
+        "LEFT JOIN run AS a ON a.run_id = run_a LEFT JOIN run AS b ON b.run_id = run_b"),
     _one_of("comparison", "source", SOURCES),
     _one_of("comparison", "winner", WINNERS),
     _of_the_forgotten("comparison"),
-    Invariant(
-        "updates",
-        "its candidate is missing, or has another parent or namespace",
+    Invariant("updates", "its candidate is missing, or has another parent or namespace",
         "candidate IS NOT NULL AND (revision.namespace IS NOT updates.namespace"
         " OR revision.parent IS NOT updates.parent)",
-        "LEFT JOIN revision ON revision_id = candidate",
-    ),
-    Invariant(
-        "updates",
-        "its parent is no revision of its namespace",
+        "LEFT JOIN revision ON revision_id = candidate"),
+    Invariant("updates", "its parent is no revision of its namespace",
         "updates.parent IS NOT NULL AND revision.namespace IS NOT updates.namespace",
-        "LEFT JOIN revision ON revision_id = updates.parent",
-    ),
+        "LEFT JOIN revision ON revision_id = updates.parent"),
     Invariant("updates", "it promoted no candidate", "verdict = 'promoted' AND candidate IS NULL"),
     Invariant("updates", "its report is not JSON", "NOT json_valid(coalesce(report, 'null'))"),
-    Invariant(
-        "update_pair",
-        "its update is missing",
+    Invariant("update_pair", "its update is missing",
         "updates.update_id IS NULL",
-        "LEFT JOIN updates ON updates.update_id = update_pair.update_id",
-    ),
+        "LEFT JOIN updates ON updates.update_id = update_pair.update_id"),
     _one_of("update_pair", "role", get_args(Role)),
-    Invariant(
-        "pair_source",  # its source may have been forgotten or expired since
-        "no update used its pair",
-        "pair_id NOT IN (SELECT pair_id FROM update_pair)",
-    ),
-    Invariant(
-        "revision",
-        "its parent is missing, younger, or of another namespace",
+    # Nothing more about a pair's source: it may have been forgotten since, or have expired.
+    Invariant("pair_source", "no update used its pair",
+        "pair_id NOT IN (SELECT pair_id FROM update_pair)"),
+    Invariant("revision", "its parent is missing, younger, or of another namespace",
         "revision.parent IS NOT NULL"
         " AND (above.namespace IS NOT revision.namespace OR above.seq >= revision.seq)",
-        "LEFT JOIN revision AS above ON above.revision_id = revision.parent",
-    ),
-    Invariant(
-        "revision",
-        "its parent is tainted and it is not",
+        "LEFT JOIN revision AS above ON above.revision_id = revision.parent"),
+    Invariant("revision", "its parent is tainted and it is not",
         "revision.tainted_at IS NULL AND above.tainted_at IS NOT NULL",
-        "JOIN revision AS above ON above.revision_id = revision.parent",
-    ),
-    Invariant(
-        "revision",
-        "its manifest is not JSON, or names another parent",
+        "JOIN revision AS above ON above.revision_id = revision.parent"),
+    Invariant("revision", "its manifest is not JSON, or names another parent",
         "NOT json_valid(manifest) OR (json_type(manifest, '$.parent') IS NOT NULL"
-        " AND json_extract(manifest, '$.parent') IS NOT parent)",
-    ),
+        " AND json_extract(manifest, '$.parent') IS NOT parent)"),
     _served("serving", "live"),
     _served("serving", "canary"),
-    Invariant(
-        "serving",
-        "it names a revision that was pruned",
+    Invariant("serving", "it names a revision that was pruned",
         "revision.pruned_at IS NOT NULL",
-        "JOIN revision ON revision_id IN (serving.live, serving.canary)",
-    ),
-    Invariant(
-        "serving",
-        "it is not what its history ends with",
+        "JOIN revision ON revision_id IN (serving.live, serving.canary)"),
+    Invariant("serving", "it is not what its history ends with",
         "last.live IS NOT serving.live OR last.canary IS NOT serving.canary"
         " OR last.weight IS NOT serving.weight OR last.generation IS NOT serving.generation",
         "LEFT JOIN (SELECT namespace, max(id) AS id FROM serving_history GROUP BY namespace)"
         " AS newest ON newest.namespace = serving.namespace"
-        " LEFT JOIN serving_history AS last ON last.id = newest.id",
-    ),
-    Invariant(
-        "serving_history",
-        "its generation is not above the one before it",
+        " LEFT JOIN serving_history AS last ON last.id = newest.id"),
+    Invariant("serving_history", "its generation is not above the one before it",
         "serving_history.generation <= before.generation",
         "JOIN (SELECT id, lag(generation) OVER (PARTITION BY namespace ORDER BY id) AS generation"
-        " FROM serving_history) AS before ON before.id = serving_history.id",
-    ),
+        " FROM serving_history) AS before ON before.id = serving_history.id"),
     _served("serving_history", "live"),
     _served("serving_history", "canary"),
 )
+# fmt: on

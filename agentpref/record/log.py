@@ -18,13 +18,13 @@ from agentpref.home import Home, StrPath
 from agentpref.record.database import connect, translated
 from agentpref.record.forks import EXIT_SECONDS
 from agentpref.record.ingest import Ingest, RawRun, freeze
-from agentpref.record.ingest.checks import comparison_of, correction_of, feedback_of
+from agentpref.record.ingest.checks import Judgement, as_output, checked
 from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.ingest.redaction import Redact
 from agentpref.record.integrity import Problem, examine
 from agentpref.record.messages import new_id
 from agentpref.record.writer import Writer
-from agentpref.types import Message, Source, Tool, Winner
+from agentpref.types import Comparison, Feedback, Message, Source, Tool, Winner
 
 if TYPE_CHECKING:
     from agentpref.record.deletion.forget import Forgotten
@@ -137,20 +137,9 @@ class Log:
             if run_id is not None:
                 _check_run_id(run_id)
             body = freeze(
-                messages,
-                output,
-                tools,
-                model,
-                revision,
-                thread_id,
-                trace_id,
-                user_id,
-                params,
-                token_ids,
-                logprobs,
-                tags,
-                metadata,
-            )
+                messages, output, tools, model, revision, thread_id, trace_id, user_id,
+                params, token_ids, logprobs, tags, metadata,
+            )  # fmt: skip
             self._take(RawRun(name, now / 1e9, body))
         except AgentprefError as error:
             if self.strict:
@@ -215,17 +204,8 @@ class Log:
             NotKept: the feedback could not be written.
             LogClosed: the log was closed.
         """
-        given = feedback_of(
-            run_id,
-            key=key,
-            score=score,
-            value=value,
-            comment=comment,
-            source=source,
-            user_id=user_id,
-        )
-        self._writer.commit(given)
-        return given.feedback_id
+        given = Feedback(new_id(), run_id, time.time(), key, score, value, comment, source, user_id)
+        return self._commit(given).feedback_id
 
     def correct(
         self,
@@ -246,9 +226,17 @@ class Log:
             InvalidFeedback: another argument is wrong; it is named.
             UnknownRun, NotKept, LogClosed: as in ``feedback``.
         """
-        given = correction_of(run_id, output, comment=comment, source=source, user_id=user_id)
-        self._writer.commit(given)
-        return given.feedback_id
+        given = Feedback(
+            new_id(),
+            run_id,
+            time.time(),
+            "correction",
+            comment=comment,
+            source=source,
+            user_id=user_id,
+            correction=as_output(output),
+        )
+        return self._commit(given).feedback_id
 
     def compare(
         self,
@@ -270,11 +258,13 @@ class Log:
                 different prompts, or another argument is wrong.
             UnknownRun, NotKept, LogClosed: as in ``feedback``.
         """
-        given = comparison_of(
-            run_a, run_b, winner=winner, source=source, user_id=user_id, comment=comment
-        )
+        given = Comparison(new_id(), time.time(), run_a, run_b, winner, source, user_id, comment)
+        return self._commit(given).comparison_id
+
+    def _commit(self, given: Judgement) -> Judgement:
+        given = checked(given)
         self._writer.commit(given)
-        return given.comparison_id
+        return given
 
     @property
     def dropped(self) -> dict[str, int]:

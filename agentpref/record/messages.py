@@ -190,27 +190,10 @@ def prompt_of(messages: Sequence[Message], tools: Sequence[Tool] = ()) -> Prompt
     return Prompt(chain(messages, tools)[1], tuple(messages), tuple(tools))
 
 
-def check_messages(messages: Sequence[Message]) -> None:
-    """Refuse a prompt that cannot be stored and read back as it is.
-
-    Raises:
-        InvalidMessage: with the index of the message, and the cure.
-    """
-    check_shapes(messages)
-    for index, message in enumerate(messages):
-        _text(message, index)
-
-
 def check_output(output: Message) -> None:
     """Refuse an output that is not an assistant's message, or that cannot be stored."""
     check_output_shape(output)
     _text(output, "the output")
-
-
-def check_tools(tools: Sequence[Tool]) -> None:
-    """Refuse tools that are not a list of mappings, or that cannot be stored."""
-    check_tool_shapes(tools)
-    _text({TOOLS: tuple(tools)}, "the list of tools")
 
 
 def check_shapes(messages: Sequence[Message]) -> None:
@@ -339,16 +322,11 @@ def run_row(run: Run, nodes: Sequence[Node] = ()) -> RunRow:
         InvalidMessage: a message cannot be stored.
     """
     nodes = nodes or Linker().conversation(run.prompt.messages, run.prompt.tools, run.output)
-    values = {name: column(name, getattr(run, name)) for name in RUN_COLUMNS}
+    values = {name: getattr(run, name) for name in RUN_COLUMNS}
     values |= {"prompt": nodes[-1].parent, "output": nodes[-1].id}
+    for name, empty in EMPTY_JSON.items():
+        values[name] = empty if values[name] is None else as_json(values[name])
     return RunRow(**values, nodes=tuple(nodes))
-
-
-def column(name: str, value: Any) -> Any:
-    """Write a field of a run as its column holds it."""
-    if name not in EMPTY_JSON:
-        return value
-    return EMPTY_JSON[name] if value is None else as_json(value)
 
 
 def as_json(value: Any) -> str:

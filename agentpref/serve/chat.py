@@ -97,15 +97,8 @@ class Chat:
             ServingError: the engine failed; nothing is recorded.
         """
         request = GenerationRequest(tuple(messages), tuple(tools), **sampling)
-        return self._record(
-            request,
-            self.router.generate(request, thread_id=thread_id),
-            thread_id=thread_id,
-            trace_id=trace_id,
-            user_id=user_id,
-            tags=tags,
-            metadata=metadata,
-        )
+        reply = self.router.generate(request, thread_id=thread_id)
+        return self._record(request, reply, thread_id, trace_id, user_id, tags, metadata)
 
     def stream(
         self,
@@ -127,15 +120,7 @@ class Chat:
         request = GenerationRequest(tuple(messages), tuple(tools), **sampling)
         for piece in self.router.stream(request, thread_id=thread_id):
             if isinstance(piece, Reply):
-                yield self._record(
-                    request,
-                    piece,
-                    thread_id=thread_id,
-                    trace_id=trace_id,
-                    user_id=user_id,
-                    tags=tags,
-                    metadata=metadata,
-                )
+                yield self._record(request, piece, thread_id, trace_id, user_id, tags, metadata)
             else:
                 yield piece
 
@@ -156,16 +141,29 @@ class Chat:
         """Say what an answer should have been, as ``log.correct``; return the feedback's id."""
         return self.log.correct(run_id, output, comment=comment, user_id=user_id)
 
-    def _record(self, request: GenerationRequest, reply: Reply, **about: Any) -> ChatReply:
+    def _record(
+        self,
+        request: GenerationRequest,
+        reply: Reply,
+        thread_id: str | None,
+        trace_id: str | None,
+        user_id: str | None,
+        tags: Sequence[str],
+        metadata: Mapping[str, Any] | None,
+    ) -> ChatReply:
         run_id = self.log.record(
             request.messages,
             reply.message,
             model=self.model,
             revision=reply.revision,
+            thread_id=thread_id,
+            trace_id=trace_id,
+            user_id=user_id,
             tools=request.tools,
             params={name: getattr(request, name) for name in _SAMPLING},
             token_ids=reply.token_ids,
             logprobs=reply.logprobs,
-            **about,
+            tags=tags,
+            metadata=metadata,
         )
         return ChatReply(run_id, reply.revision, reply.message, reply.finish_reason)

@@ -12,7 +12,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Container, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from agentpref.errors import ConfigError, InvalidAdapter
@@ -87,12 +87,16 @@ def clean(adapters: Path, known: Container[str]) -> None:
 
 def leftovers(adapters: Path) -> list[str]:
     """Name the folders that a crash during publishing or pruning left."""
-    return sorted(
-        folder.name
-        for folder in adapters.iterdir()
-        if folder.name.startswith(_LEAVING)
-        or (folder.name.startswith(_TEMPORARY) and _is_abandoned(folder))
-    )
+    found: list[str] = []
+    for folder in adapters.iterdir():
+        with suppress(FileNotFoundError):
+            # A younger one may be in use: another process is publishing right now.
+            is_abandoned = time.time() - folder.stat().st_mtime > _ABANDONED_AFTER
+            if folder.name.startswith(_LEAVING) or (
+                folder.name.startswith(_TEMPORARY) and is_abandoned
+            ):
+                found.append(folder.name)
+    return sorted(found)
 
 
 def export(revision: Revision, target: StrPath, home: Home) -> Path:
@@ -125,14 +129,6 @@ def _copy_files(source: Path, target: Path, names: Iterable[str]) -> None:
     target.chmod(_FOLDER_MODE)
     for name in names:
         copy_file(source / name, target / name, _FILE_MODE)
-
-
-def _is_abandoned(temporary: Path) -> bool:
-    """Whether nobody wrote to it for an hour: another process may be publishing right now."""
-    try:
-        return time.time() - temporary.stat().st_mtime > _ABANDONED_AFTER
-    except FileNotFoundError:
-        return False
 
 
 def _require_free(place: Path, home: Home) -> None:

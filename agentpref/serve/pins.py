@@ -17,8 +17,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agentpref.errors import NotKept, RevisionError
-from agentpref.home import sync
+from agentpref.errors import RevisionError
+from agentpref.home import sync, writing
 from agentpref.record import forks
 from agentpref.serve.backend import IN_PROCESS
 from agentpref.serve.manifest import is_revision_id
@@ -71,7 +71,7 @@ class Pins:
     def __init__(self, folder: Path, *places: str) -> None:
         """Take no pin yet."""
         self._folder = folder
-        self._places = {_digest(place): place for place in places}
+        self._places = {hashlib.sha256(p.encode()).hexdigest()[:12]: p for p in places}
         self._held: dict[Path, int] = {}  # descriptors, each with a shared lock
         self._descriptors: set[int] = set()  # all open ones: those held and those being taken
         self._opening = threading.Lock()  # no fork happens between opening and noting one
@@ -123,11 +123,12 @@ class Pins:
         with ExitStack() as at_end:
             for path in tuple(self._held):
                 descriptor = self._held.pop(path, None)
-                if descriptor is not None:
-                    at_end.callback(self._shut, descriptor)
-                    place = self._places[path.name.partition("@")[2]]
-                    if place.startswith(IN_PROCESS):
-                        at_end.callback(_unlink_alone, descriptor, path)
+                if descriptor is None:
+                    continue
+                at_end.callback(self._shut, descriptor)
+                place = self._places[path.name.partition("@")[2]]
+                if place.startswith(IN_PROCESS) and _lock_alone(descriptor, path):
+                    at_end.callback(_unlink, path)
 
     def before_fork(self) -> None:
         """Wait until every open descriptor is noted."""
@@ -170,7 +171,7 @@ class Pins:
 
     def _locked(self, path: Path, place: str) -> int:
         """Open and lock the file; again if its last user removed it in between."""
-        with _translated(path, "made and locked"):
+        with writing(path):
             while True:
                 with ExitStack() as on_failure:
                     self._folder.mkdir(exist_ok=True)
@@ -217,10 +218,6 @@ def find_pins(folder: Path, name: str | None = None) -> list[Pin]:
     return found
 
 
-def _digest(place: str) -> str:
-    return hashlib.sha256(place.encode()).hexdigest()[:12]
-
-
 def _place(path: Path) -> str | None:
     try:
         return path.read_text(encoding="utf-8", errors="replace")
@@ -259,22 +256,6 @@ def _is_at(path: Path, descriptor: int) -> bool:
         return False
 
 
-def _unlink_alone(descriptor: int, path: Path) -> None:
-    if _lock_alone(descriptor, path):
-        _unlink(path)
-
-
 def _unlink(path: Path) -> None:
-    with _translated(path, "removed"):
+    with writing(path):
         path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _translated(path: Path, done: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise NotKept(
-            f"{path} cannot be {done} ({error.strerror or error}); let this user write to the "
-            f"folder, and keep the home on a file system that has locks"
-        ) from error

@@ -33,6 +33,10 @@ Ask: TypeAlias = Callable[[str, str], bool | None]
 _UNMARK = "UPDATE revision SET pruned_at = NULL WHERE revision_id = ? AND pruned_at = ?"
 
 
+def no_answer(place: str, revision_id: str) -> None:
+    """The default :data:`Ask`: no engine says what it has loaded."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pruned:
     """What was removed, oldest first, how many bytes that freed, and why each other one stayed."""
@@ -42,54 +46,38 @@ class Pruned:
     bytes: int
 
 
+@dataclass(frozen=True, slots=True)
 class Pruning:
-    """One pruning of one namespace.
+    """One pruning of one namespace; the arguments are those of ``Registry.prune``.
 
-    Args:
-        home: the home of the revisions.
-        connection: to its database; the pruning opens transactions of its own.
-        namespace: whose revisions are pruned.
-        keep: how many of the newest stay.
-        ask: whether an engine that outlives its users has a revision loaded.
-
-    Raises:
-        ConfigError: ``keep`` is below 1, so that the candidate of an update could be removed.
+    ``connection`` is to the home's database; the pruning opens transactions of its own.
     """
 
-    def __init__(
-        self,
-        home: Home,
-        connection: sqlite3.Connection,
-        namespace: str,
-        *,
-        keep: int,
-        ask: Ask | None,
-    ) -> None:
-        """Change nothing yet."""
-        if keep < 1:
-            raise ConfigError(
-                f"keep is {keep!r}, but must be 1 or more: the newest may be a candidate"
-            )
-        self._home = home
-        self._connection = connection
-        self._namespace = namespace
-        self._keep = keep
-        self._ask = ask or (lambda place, revision_id: None)
+    home: Home
+    connection: sqlite3.Connection
+    namespace: str
+    keep: int
+    ask: Ask
 
-    def run(self, *, dry_run: bool) -> Pruned:
+    def run(self, dry_run: bool) -> Pruned:
         """Remove what nothing needs, oldest first; with ``dry_run``, only say what that is.
 
         Raises:
+            ConfigError: ``keep`` is below 1, so that the candidate of an update could be removed.
             NotKept: a folder cannot be removed.
         """
+        if self.keep < 1:
+            raise ConfigError(
+                f"keep is {self.keep!r}, but must be 1 or more: the newest may be a candidate"
+            )
         removed: list[str] = []
         kept: dict[str, str] = {}
         freed = 0
         if not dry_run:
             self._clean()
         query = "SELECT revision_id, pruned_at FROM revision WHERE namespace = ? ORDER BY seq"
-        for name, pruned_at in self._connection.execute(query, (self._namespace,)).fetchall():
-            folder = self._home.adapters / name
+        for name, pruned_at in self.connection.execute(query, (self.namespace,)).fetchall():
+            folder = self.home.adapters / name
             if pruned_at is not None and not folder.exists():
                 continue  # removed before; where the folder is there, a crash interrupted that
             size = 0
@@ -107,18 +95,18 @@ class Pruning:
 
     def _needed(self) -> dict[str, str]:
         """Which revisions of the namespace must stay whether or not they are loaded, and why."""
-        state = status.read_state(self._connection, self._namespace)
+        state = status.read_state(self.connection, self.namespace)
         query = (
             "SELECT revision_id FROM revision WHERE namespace = ? AND pruned_at IS NULL"
             " ORDER BY seq DESC LIMIT ?"
         )
-        newest = self._connection.execute(query, (self._namespace, self._keep))
-        why = {name: f"one of the newest {self._keep}" for (name,) in newest}
+        newest = self.connection.execute(query, (self.namespace, self.keep))
+        why = {name: f"one of the newest {self.keep}" for (name,) in newest}
         if state.live is not None:
-            clean = last_clean(self._connection, state.live)
+            clean = last_clean(self.connection, state.live)
             why[clean] = "the last clean one of the live line"
         with suppress(RevisionError):  # nothing to roll back to
-            previous = status.previous(self._connection, self._namespace)
+            previous = status.previous(self.connection, self.namespace)
             why[previous or BASE] = "what a rollback goes to"
         why |= {state.canary or BASE: "canary", state.live or BASE: "live"}
         why.pop(BASE, None)
@@ -126,10 +114,10 @@ class Pruning:
 
     def _use(self, name: str) -> str | None:
         """Where a revision is or may be loaded; ``None`` if it is nowhere."""
-        for pin in find_pins(self._home.pins, name):
+        for pin in find_pins(self.home.pins, name):
             if pin.alive:
                 return f"in use at {pin.place}"
-            loaded = False if pin.is_stale else self._ask(pin.place, name)
+            loaded = False if pin.is_stale else self.ask(pin.place, name)
             if loaded is None:
                 return f"perhaps loaded at {pin.place}, which does not say"
             if loaded:
@@ -138,46 +126,46 @@ class Pruning:
 
     def _remove(self, name: str) -> str | None:
         """Mark a revision, read the pins again, and remove it; say why if it has to stay."""
-        folder, now = self._home.adapters / name, time.time()
+        folder, now = self.home.adapters / name, time.time()
         other = "another pruning is at it"
-        with transaction(self._connection):
+        with transaction(self.connection):
             if self._is_marked(name):
                 return other
             why = self._needed().get(name)
             if why is not None:
                 return why
-            mark_pruned(self._connection, name, now)
+            mark_pruned(self.connection, name, now)
         with writing(folder), ExitStack() as on_failure:
-            on_failure.callback(self._connection.execute, _UNMARK, (name, now))
+            on_failure.callback(self.connection.execute, _UNMARK, (name, now))
             why = self._use(name)
             if why is not None:
                 return why
-            with transaction(self._connection):
+            with transaction(self.connection):
                 if not self._is_marked(name, now):
                     return other
                 leaving = folders.take_name(folder) if folder.exists() else None
             on_failure.pop_all()
         if leaving is not None:
             folders.discard(leaving)
-        for pin in find_pins(self._home.pins, name):
+        for pin in find_pins(self.home.pins, name):
             pin.remove()
         return None
 
     def _is_marked(self, name: str, at: float | None = None) -> bool:
         query = "SELECT pruned_at FROM revision WHERE revision_id = ? AND pruned_at IS NOT NULL"
-        row = self._connection.execute(query, (name,)).fetchone()
+        row = self.connection.execute(query, (name,)).fetchone()
         return row is not None and at in (None, row["pruned_at"])
 
     def _clean(self) -> None:
         """Undo what crashes left: folders, marks of revisions still there, and stale pins."""
-        with transaction(self._connection):
-            rows = self._connection.execute("SELECT revision_id, pruned_at FROM revision")
+        with transaction(self.connection):
+            rows = self.connection.execute("SELECT revision_id, pruned_at FROM revision")
             marks: dict[str, float | None] = dict(rows.fetchall())
-            folders.clean(self._home.adapters, marks)
+            folders.clean(self.home.adapters, marks)
             for name, at in marks.items():
-                if at is not None and (self._home.adapters / name).exists():
-                    self._connection.execute(_UNMARK, (name, at))
-        for pin in find_pins(self._home.pins):
+                if at is not None and (self.home.adapters / name).exists():
+                    self.connection.execute(_UNMARK, (name, at))
+        for pin in find_pins(self.home.pins):
             if pin.is_stale:
                 pin.remove()
 

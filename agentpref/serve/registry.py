@@ -96,13 +96,13 @@ class Registry:
             return status.previous(connection, self.namespace)
 
     def require_untainted(self, revision: Revision) -> None:
-        """Refuse a revision that was trained on what was forgotten since.
+        """Refuse a revision that was trained on what was forgotten since, or that was pruned.
 
         Raises:
-            RevisionError: it is tainted; the cure names the last clean one of its line.
+            RevisionError: the cure names the last clean one of its line.
         """
         with self._connected() as connection:
-            status.require_untainted(connection, revision.revision_id)
+            status.require_fit(connection, revision.revision_id, released=False)
 
     def require_available(self, revision: Revision) -> None:
         """Refuse a revision that was pruned, or is in quarantine.
@@ -110,10 +110,10 @@ class Registry:
         A router asks after it has pinned the revision: from then on, nobody prunes it.
 
         Raises:
-            RevisionError: it must not be loaded or trained on; the message says why.
+            RevisionError: the message says why.
         """
         with self._connected() as connection:
-            status.require_available(connection, revision.revision_id)
+            status.require_fit(connection, revision.revision_id, untainted=False)
 
     def quarantine(self, revision_id: str, reason: str) -> Revision:
         """Keep a revision from being made live until it is released.
@@ -152,7 +152,7 @@ class Registry:
         if revision.pruned_at is None:
             check_revision(revision)
         with self._connected() as connection, transaction(connection):
-            status.require_present(connection, revision_id)
+            status.require_fit(connection, revision_id, untainted=False, released=False)
             connection.execute(
                 "UPDATE revision SET quarantined_at = NULL, quarantine_reason = NULL"
                 " WHERE revision_id = ?",
@@ -267,7 +267,7 @@ class Registry:
         self,
         keep: int = pruning.KEEP,
         *,
-        ask: pruning.Ask | None = None,
+        ask: pruning.Ask = pruning.no_answer,
         dry_run: bool = False,
     ) -> pruning.Pruned:
         """Remove the folders of revisions that nothing needs; their rows stay.
@@ -287,8 +287,7 @@ class Registry:
             NotKept: a folder cannot be removed.
         """
         with self._connected() as connection:
-            work = pruning.Pruning(self.home, connection, self.namespace, keep=keep, ask=ask)
-            return work.run(dry_run=dry_run)
+            return pruning.Pruning(self.home, connection, self.namespace, keep, ask).run(dry_run)
 
     def export(self, revision_id: str, folder: StrPath) -> Path:
         """Copy a revision to a folder of its own, which plain peft and plain vLLM load.
@@ -306,8 +305,7 @@ class Registry:
         """
         revision = self.get(revision_id)
         with self._connected() as connection:
-            status.require_untainted(connection, revision_id)
-            status.require_present(connection, revision_id)
+            status.require_fit(connection, revision_id, released=False)
         return folders.export(revision, folder, self.home)
 
     @contextmanager
@@ -323,20 +321,16 @@ class Registry:
         """Change what serves in one transaction, for a revision that may serve and is intact."""
         if revision_id != BASE:
             revision = self.get(revision_id)
-            with self._connected() as connection:
-                status.require_untainted(connection, revision_id)
-                status.require_available(connection, revision_id)
+            self.require_untainted(revision)
+            self.require_available(revision)
             try:
                 check_published(revision)
             except InvalidAdapter:
-                with self._connected() as connection:  # it may have been pruned just now
-                    status.require_present(connection, revision_id)
+                self.require_available(revision)  # it may have been pruned just now
                 raise
         with self._connected() as connection, transaction(connection):
             state = status.read_state(connection, self.namespace, expected_generation)
-            if revision_id != BASE:
-                status.require_untainted(connection, revision_id)
-                status.require_available(connection, revision_id)
+            status.require_fit(connection, revision_id)
             yield connection, state
 
     def _find(self, connection: sqlite3.Connection, revision_id: str) -> Revision:

@@ -126,38 +126,44 @@ def previous(connection: sqlite3.Connection, namespace: str) -> str | None:
     return next((name for name in reversed(served) if name not in passed_over), None)
 
 
-def require_untainted(connection: sqlite3.Connection, revision_id: str) -> None:
-    """Refuse a tainted revision; the cure names the last revision of its line that may serve."""
-    query = "SELECT 1 FROM revision WHERE revision_id = ? AND tainted_at IS NOT NULL"
-    if connection.execute(query, (revision_id,)).fetchone():
-        clean = last_clean(connection, revision_id)
-        raise RevisionError(
-            f"{revision_id} is tainted: it was trained on what was forgotten since; go back to "
-            f"{clean}, the last clean one of its line, with `agentpref adapters promote {clean}`, "
-            f"then learn again with `agentpref update`"
-        )
+def require_fit(
+    connection: sqlite3.Connection,
+    revision_id: str,
+    *,
+    untainted: bool = True,
+    released: bool = True,
+) -> None:
+    """Refuse a revision that was pruned, is tainted, or is in quarantine.
 
+    Args:
+        connection: to the database.
+        revision_id: the revision.
+        untainted: refuse it if it is tainted; the cure names the last clean one of its line.
+        released: refuse it if it is in quarantine.
 
-def require_present(connection: sqlite3.Connection, revision_id: str) -> None:
-    """Refuse a revision that was pruned."""
-    query = "SELECT 1 FROM revision WHERE revision_id = ? AND pruned_at IS NOT NULL"
-    if connection.execute(query, (revision_id,)).fetchone():
-        raise RevisionError(
-            f"{revision_id} was pruned: its files are gone; choose another of `agentpref adapters "
-            f"list`, or publish it again from a backup"
-        )
-
-
-def require_available(connection: sqlite3.Connection, revision_id: str) -> None:
-    """Refuse a revision that was pruned, or is in quarantine."""
-    require_present(connection, revision_id)
+    Raises:
+        RevisionError: it must not be used; the message says why.
+    """
     query = (
-        "SELECT quarantine_reason FROM revision"
-        " WHERE revision_id = ? AND quarantined_at IS NOT NULL"
+        "SELECT pruned_at, tainted_at, quarantined_at, quarantine_reason FROM revision"
+        " WHERE revision_id = ?"
     )
-    for (reason,) in connection.execute(query, (revision_id,)):
-        raise RevisionError(
-            f"{revision_id} is in quarantine: {reason}; once that is repaired, `agentpref adapters "
-            f"release {revision_id}` checks its files and lets it serve again; if it is live, "
-            f"`agentpref adapters rollback` makes the one before it live"
-        )
+    for pruned_at, tainted_at, quarantined_at, reason in connection.execute(query, (revision_id,)):
+        if untainted and tainted_at is not None:
+            clean = last_clean(connection, revision_id)
+            raise RevisionError(
+                f"{revision_id} is tainted: it was trained on what was forgotten since; go back to "
+                f"{clean}, the last clean one of its line, with `agentpref adapters promote "
+                f"{clean}`, then learn again with `agentpref update`"
+            )
+        if pruned_at is not None:
+            raise RevisionError(
+                f"{revision_id} was pruned: its files are gone; choose another of `agentpref "
+                f"adapters list`, or publish it again from a backup"
+            )
+        if released and quarantined_at is not None:
+            raise RevisionError(
+                f"{revision_id} is in quarantine: {reason}; once that is repaired, `agentpref "
+                f"adapters release {revision_id}` checks its files and lets it serve again; if it "
+                f"is live, `agentpref adapters rollback` makes the one before it live"
+            )

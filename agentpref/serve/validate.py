@@ -80,8 +80,23 @@ def check_published(revision: Revision) -> None:
         InvalidAdapter: a file is missing, edited, a link, or does not belong there.
         NotKept: a file cannot be read.
     """
-    with _readable(revision.path):
-        _check_folder(revision)
+    folder, wanted = revision.path, {*ADAPTER_FILES, MANIFEST_FILE}
+    if folder.name != revision.revision_id:
+        raise InvalidAdapter(
+            f"{revision.revision_id} is in the folder {folder}; publish it through the registry"
+        )
+    with _readable(folder):
+        if not folder.is_dir() or folder.is_symlink():
+            raise InvalidAdapter(
+                f"{folder} is missing or a symbolic link; publish the adapter again"
+            )
+        for file in folder.iterdir():
+            if file.name not in wanted or file.is_symlink() or not file.is_file():
+                printable = str(file).encode(errors="backslashreplace").decode()
+                raise InvalidAdapter(
+                    f"{printable} does not belong in a revision, which contains "
+                    f"{', '.join(sorted(wanted))} as plain files; publish the adapter again"
+                )
         _check_digests(revision)
 
 
@@ -128,24 +143,6 @@ def _readable(folder: Path) -> Iterator[None]:
             f"{error.filename or folder} cannot be read ({error.strerror or error}); let this user "
             f"read it, or check the disk"
         ) from error
-
-
-def _check_folder(revision: Revision) -> None:
-    folder = revision.path
-    if folder.name != revision.revision_id:
-        raise InvalidAdapter(
-            f"{revision.revision_id} is in the folder {folder}; publish it through the registry"
-        )
-    if not folder.is_dir() or folder.is_symlink():
-        raise InvalidAdapter(f"{folder} is missing or a symbolic link; publish the adapter again")
-    wanted = {*ADAPTER_FILES, MANIFEST_FILE}
-    for file in folder.iterdir():
-        if file.name not in wanted or file.is_symlink() or not file.is_file():
-            printable = str(file).encode(errors="backslashreplace").decode()
-            raise InvalidAdapter(
-                f"{printable} does not belong in a revision, which contains "
-                f"{', '.join(sorted(wanted))} as plain files; publish the adapter again"
-            )
 
 
 def _check_digests(revision: Revision) -> None:

@@ -72,7 +72,7 @@ def engine() -> Counter:
 
 
 @pytest.fixture
-def thread(engine: Counter) -> Iterator[ModelThread[Job]]:
+def thread(engine: Counter) -> Iterator[ModelThread]:
     thread = ModelThread(engine, max_active=3)
     yield thread
     engine.gate.set()
@@ -80,7 +80,7 @@ def thread(engine: Counter) -> Iterator[ModelThread[Job]]:
 
 
 @pytest.fixture
-def hold(engine: Counter, thread: ModelThread[Job]) -> Callable[[], Job]:
+def hold(engine: Counter, thread: ModelThread) -> Callable[[], Job]:
     """Keep the engine in the first of two steps of a job, numbered -1."""
 
     def call() -> Job:
@@ -94,7 +94,7 @@ def hold(engine: Counter, thread: ModelThread[Job]) -> Callable[[], Job]:
 
 
 def test_a_new_job_is_admitted_between_two_steps_of_an_active_one(
-    engine: Counter, thread: ModelThread[Job], hold: Callable[[], Job]
+    engine: Counter, thread: ModelThread, hold: Callable[[], Job]
 ) -> None:
     first, second = hold(), Job(2)
     thread.submit(second)
@@ -105,7 +105,7 @@ def test_a_new_job_is_admitted_between_two_steps_of_an_active_one(
 
 
 def test_jobs_beyond_the_limit_wait_and_the_oldest_is_admitted_first(
-    engine: Counter, thread: ModelThread[Job], hold: Callable[[], Job]
+    engine: Counter, thread: ModelThread, hold: Callable[[], Job]
 ) -> None:
     hold()
     jobs = [Job(number, steps=1 + number % 2) for number in range(5)]
@@ -118,7 +118,7 @@ def test_jobs_beyond_the_limit_wait_and_the_oldest_is_admitted_first(
     assert thread.waiting == 0
 
 
-def test_the_engine_runs_on_one_thread(engine: Counter, thread: ModelThread[Job]) -> None:
+def test_the_engine_runs_on_one_thread(engine: Counter, thread: ModelThread) -> None:
     for number in range(3):
         job = Job(number)
         thread.submit(job)
@@ -128,7 +128,7 @@ def test_the_engine_runs_on_one_thread(engine: Counter, thread: ModelThread[Job]
 
 
 def test_closing_fails_waiting_jobs_finishes_active_ones_and_refuses_new_ones(
-    engine: Counter, thread: ModelThread[Job], hold: Callable[[], Job]
+    engine: Counter, thread: ModelThread, hold: Callable[[], Job]
 ) -> None:
     active, waiting = hold(), Job(1)
     thread.submit(waiting)
@@ -149,7 +149,7 @@ def test_closing_fails_waiting_jobs_finishes_active_ones_and_refuses_new_ones(
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_engine_that_raises_fails_all_jobs(
     engine: Counter,
-    thread: ModelThread[Job],
+    thread: ModelThread,
     hold: Callable[[], Job],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -11,6 +11,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,10 @@ import pytest
 from agentpref.errors import EngineFailed
 from agentpref_adapters._vllm_process import (
     VllmProcess,
-    answers,
     error_lines,
     free_port,
-    require_free,
 )
+from agentpref_adapters._vllm_server import Server
 
 STAND_IN = Path(__file__).with_name("stand_in_server.py")
 
@@ -45,6 +45,11 @@ def server(tmp_path: Path) -> Iterator[Any]:
     yield make
     for one in made:
         one.stop()
+
+
+def answers(url: str) -> bool:
+    with closing(Server(url, timeout=5)) as server:
+        return server.is_ready()
 
 
 def running(pid: int) -> bool:
@@ -139,8 +144,10 @@ def test_a_program_that_does_not_exist_is_named(tmp_path) -> None:
 
 
 def test_a_taken_port_is_refused_and_nothing_starts(server, tmp_path) -> None:
-    with server() as one, pytest.raises(EngineFailed, match="choose another port"):
-        require_free(one.url)
+    with server() as one:
+        two = VllmProcess(["true"], {}, url=one.url, log=tmp_path / "unused")
+        with pytest.raises(EngineFailed, match="choose another port"):
+            two.start()
     with socket.create_server(("127.0.0.1", 0)) as other:
         url = f"http://127.0.0.1:{other.getsockname()[1]}"
         two = VllmProcess(["true"], {}, url=url, log=tmp_path / "unused")
@@ -182,6 +189,7 @@ def test_an_interrupt_while_the_server_starts_ends_it(server, tmp_path) -> None:
 PARENT = """
 import os, sys, threading, time
 from pathlib import Path
+from agentpref_adapters._vllm_server import Server
 from agentpref_adapters._vllm_process import VllmProcess
 port, folder = sys.argv[1:3]
 command = [sys.executable, *sys.argv[3:], port, folder]

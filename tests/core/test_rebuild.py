@@ -82,9 +82,9 @@ def said_of(home: Path, question: str) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def first_night(tmp_path_factory, random_base):
+def first_update(tmp_path_factory, random_base):
     """Bob's words, learned: the home, the revision, and the runs."""
-    home = tmp_path_factory.mktemp("nights") / "home"
+    home = tmp_path_factory.mktemp("updates") / "home"
     runs = teach(home, "bob", "Is {} a number?", "yes")
     report = learn(home, random_base)
     assert report.verdict == "promoted", report.reasons
@@ -92,23 +92,23 @@ def first_night(tmp_path_factory, random_base):
 
 
 @pytest.fixture(scope="module")
-def nights(tmp_path_factory, first_night, random_base):
-    """The same and a second night, of Ada's words and of Carol's."""
-    home = shutil.copytree(first_night[0], tmp_path_factory.mktemp("nights") / "home")
+def updates(tmp_path_factory, first_update, random_base):
+    """The same and a second update, of Ada's words and of Carol's."""
+    home = shutil.copytree(first_update[0], tmp_path_factory.mktemp("updates") / "home")
     teach(home, "ada", "Is {} a secret?", "hush")
     teach(home, "carol", "Is {} a friend?", "a friend")
     report = learn(home, random_base)
     assert report.verdict == "promoted", report.reasons
-    return home, first_night[1], report.revision
+    return home, first_update[1], report.revision
 
 
 @pytest.fixture
-def home(nights, tmp_path):
-    return shutil.copytree(nights[0], tmp_path / "home")
+def home(updates, tmp_path):
+    return shutil.copytree(updates[0], tmp_path / "home")
 
 
-def test_an_update_keeps_what_each_pair_was_made_of(nights):
-    home, first, second = nights
+def test_an_update_keeps_what_each_pair_was_made_of(updates):
+    home, first, second = updates
     bobs, adas, carols = (said_of(home, word) for word in ("number", "secret", "friend"))
     assert 0 < len(trained_on(home, first)) < 24
     assert trained_on(home, first) < bobs
@@ -121,17 +121,17 @@ def test_an_update_keeps_what_each_pair_was_made_of(nights):
         assert updates.revisions_trained_on(adas) == [second]
 
 
-def test_who_agreed_later_is_in_what_was_replayed(first_night, tmp_path, random_base):
-    home = shutil.copytree(first_night[0], tmp_path / "home")
-    eves = agree(home, "eve", first_night[2])
+def test_who_agreed_later_is_in_what_was_replayed(first_update, tmp_path, random_base):
+    home = shutil.copytree(first_update[0], tmp_path / "home")
+    eves = agree(home, "eve", first_update[2])
     teach(home, "carol", "Is {} a friend?", "a friend")
     report = learn(home, random_base)
     assert trained_on(home, report.revision) & eves
     assert report.revision in forget(home, "eve").revisions
 
 
-def test_what_forget_says_to_do_leads_to_weights_that_never_saw_it(nights, home, random_base):
-    _, first, second = nights
+def test_what_forget_says_to_do_leads_to_weights_that_never_saw_it(updates, home, random_base):
+    _, first, second = updates
     adas, carols = said_of(home, "secret"), said_of(home, "friend")
     found = forget(home, "ada")
     assert found.revisions == (second,)
@@ -153,8 +153,8 @@ def test_what_forget_says_to_do_leads_to_weights_that_never_saw_it(nights, home,
     assert forget(home, "ada").rebuild == ()
 
 
-def test_where_the_whole_line_saw_it_the_way_back_is_the_base(nights, home, random_base):
-    _, first, second = nights
+def test_where_the_whole_line_saw_it_the_way_back_is_the_base(updates, home, random_base):
+    _, first, second = updates
     found = forget(home, "bob")
     assert found.revisions == (first, second)
     assert [rebuild.clean for rebuild in found.rebuild] == ["base"]

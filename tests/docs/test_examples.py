@@ -11,11 +11,11 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+from agentpref.prefer.pairs import read_pairs
 
 import agentpref
 from agentpref.home import Home
 from agentpref.prefer.exchange import import_file
-from agentpref.prefer.pairs import read_pairs
 from agentpref.record.database import connect
 from agentpref.record.store import Store
 

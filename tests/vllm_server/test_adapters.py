@@ -54,7 +54,7 @@ def loaded_by_vllm_itself(server: VllmProcess, name: str, folder: Path) -> int:
 
 
 @pytest.mark.parametrize("flaw", BAD)
-def test_an_adapter_that_vllm_takes_is_refused_before_it_sees_it(
+def test_a_bad_adapter_that_vllm_accepts_is_refused_before_it_is_sent(
     server: VllmProcess,
     registry: Registry,
     backend: VllmBackend,
@@ -69,7 +69,7 @@ def test_an_adapter_that_vllm_takes_is_refused_before_it_sees_it(
         backend.validate(registry.publish(folder, parent=None, model=base.identity, training={}))
 
 
-def test_of_the_catalogue_vllm_serves_as_many_as_the_guide_says(
+def test_vllm_serves_as_many_bad_adapters_as_the_guide_says(
     server: VllmProcess, base: BaseFiles, tmp_path: Path
 ) -> None:
     """All of them are refused by us: tests/core/serve/test_bad_adapters.py."""
@@ -90,7 +90,7 @@ def _serves(server: VllmProcess, bad: BadAdapter, base: BaseFiles, folder: Path)
     return answered
 
 
-def test_an_adapter_of_another_base_too(
+def test_an_adapter_of_another_base_is_refused_before_it_is_sent(
     server: VllmProcess,
     registry: Registry,
     backend: VllmBackend,
@@ -104,7 +104,7 @@ def test_an_adapter_of_another_base_too(
         backend.validate(revision)
 
 
-def test_what_is_exported_plain_vllm_and_plain_peft_load(
+def test_plain_vllm_and_plain_peft_load_an_exported_revision(
     server: VllmProcess,
     registry: Registry,
     publish: Callable[..., list],

@@ -48,7 +48,7 @@ def restart(server: VllmProcess) -> None:
     server.start()
 
 
-def test_a_server_killed_under_load_comes_back_empty_and_is_made_good(
+def test_a_server_killed_under_load_is_loaded_again_after_its_restart(
     server: VllmProcess, registry: Registry, revisions, open_backend, expected
 ) -> None:
     backend = open_backend(patience=300.0)
@@ -114,7 +114,7 @@ def test_a_server_killed_in_mid_swap_leaves_the_old_or_the_new_revision_serving(
         assert router.generate(ask(QUESTIONS[0])).revision == new
 
 
-def test_requests_wait_while_a_server_fails_and_no_swap_is_made(
+def test_while_a_server_fails_requests_wait_and_swaps_are_refused(
     proxy: Proxy, registry: Registry, revisions, open_backend, expected
 ) -> None:
     with Router(registry, open_backend(proxy.url, patience=60.0)) as router:
@@ -133,14 +133,14 @@ def test_requests_wait_while_a_server_fails_and_no_swap_is_made(
         assert wrong(load, revisions, expected) == []
 
 
-def test_a_server_that_keeps_failing_is_said_with_its_own_words(proxy: Proxy, open_backend) -> None:
+def test_a_server_that_keeps_failing_is_quoted(proxy: Proxy, open_backend) -> None:
     backend = open_backend(proxy.url, patience=0.5)
     proxy.failing = True
     with pytest.raises(ServerUnreachable, match="500"):
         backend.generate("base", ask(QUESTIONS[0]))
 
 
-def test_a_slow_server_is_not_asked_again(proxy: Proxy, open_backend) -> None:
+def test_a_request_that_timed_out_is_not_repeated(proxy: Proxy, open_backend) -> None:
     backend = open_backend(proxy.url, timeout=0.5, patience=30.0)
     proxy.delay = 2.0
     with pytest.raises(ServerUnreachable, match=r"no answer in 0\.5 seconds"):
@@ -149,9 +149,7 @@ def test_a_slow_server_is_not_asked_again(proxy: Proxy, open_backend) -> None:
     assert backend.generate("base", ask(QUESTIONS[0])).finish_reason in ("stop", "length")
 
 
-def test_a_stream_that_breaks_off_is_not_taken_for_an_answer(
-    proxy: Proxy, publish, open_backend
-) -> None:
+def test_a_stream_that_breaks_off_is_an_error(proxy: Proxy, publish, open_backend) -> None:
     backend = open_backend(proxy.url, patience=1.0)
     (revision,) = publish(1)
     backend.load(revision)
@@ -163,7 +161,7 @@ def test_a_stream_that_breaks_off_is_not_taken_for_an_answer(
         list(pieces)
 
 
-def test_a_revision_that_was_never_loaded(backend: VllmBackend, publish) -> None:
+def test_a_revision_that_was_never_loaded_is_refused(backend: VllmBackend, publish) -> None:
     (revision,) = publish(1)
     with pytest.raises(GenerationFailed, match="not loaded; load it first"):
         backend.generate(revision.revision_id, ask(QUESTIONS[0]))
@@ -182,7 +180,7 @@ def test_a_rank_above_the_servers_is_refused_and_the_old_revision_serves(
         assert wide.revision_id not in backend.list_loaded()
 
 
-def test_more_revisions_than_fit_are_refused_before_the_server_is_asked(
+def test_a_revision_beyond_the_servers_room_is_refused(
     backend: VllmBackend, publish: Callable[[int], list[Revision]]
 ) -> None:
     *fitting, last = publish(MAX_LORAS + 1)
@@ -193,7 +191,7 @@ def test_more_revisions_than_fit_are_refused_before_the_server_is_asked(
     assert set(backend.list_loaded()) == {revision.revision_id for revision in fitting}
 
 
-def test_a_server_that_loads_nothing_at_runtime_says_so(
+def test_a_server_without_runtime_updating_is_refused_with_the_cure(
     vllm_python: str, registry: Registry, publish, tmp_path: Path, monkeypatch
 ) -> None:
     """It knows the path as little as it knows the adapter, and says 404 to both."""

@@ -66,7 +66,7 @@ def an_app(registry: Registry, url: str) -> Iterator[App]:
             process.kill()
 
 
-def test_what_another_app_still_serves_is_not_unloaded(
+def test_a_revision_that_another_app_serves_is_not_unloaded(
     registry: Registry, revisions: list[Revision], server: VllmProcess, backend: VllmBackend
 ) -> None:
     first, second, third = (revision.revision_id for revision in revisions)
@@ -80,7 +80,7 @@ def test_what_another_app_still_serves_is_not_unloaded(
         assert set(backend.list_loaded()) == {first, second, third}, "a rollback would find it"
 
 
-def test_what_a_killed_app_left_loaded_is_tidied_up(
+def test_revisions_that_a_killed_app_left_loaded_are_unloaded(
     registry: Registry, revisions: list[Revision], server: VllmProcess, backend: VllmBackend
 ) -> None:
     first, second = (revision.revision_id for revision in revisions[:2])
@@ -93,7 +93,7 @@ def test_what_a_killed_app_left_loaded_is_tidied_up(
         assert backend.list_loaded() == (second,)
 
 
-def test_a_pruning_spares_what_a_server_has_loaded(
+def test_a_revision_that_a_server_has_loaded_is_not_pruned(
     registry: Registry, publish: Callable[[int], list[Revision]], server, backend: VllmBackend
 ) -> None:
     names = [revision.revision_id for revision in publish(6)]
@@ -178,7 +178,7 @@ def unguarded(adapter: Path) -> list[tuple[str, str, dict[str, object]]]:
 PATHS = {path for _, path, _ in unguarded(Path())}
 
 
-def test_what_the_api_key_does_not_guard(
+def test_the_api_key_does_not_guard_these_paths(
     vllm_python: str, adapters: list[Path], tmp_path: Path, monkeypatch
 ) -> None:
     """Why a server belongs on loopback, or behind an allowlist: each of these works without it."""
@@ -204,6 +204,6 @@ def test_what_the_api_key_does_not_guard(
     assert found - HARMLESS == PATHS
 
 
-def test_the_guide_names_all_of_them() -> None:
+def test_the_guide_names_all_unguarded_paths() -> None:
     rows = re.findall(r"^\| (`/.*?) \|", GUIDE.read_text(encoding="utf-8"), re.MULTILINE)
     assert set(re.findall(r"`([^`]+)`", " ".join(rows))) == PATHS

@@ -41,12 +41,21 @@ _NAMES = {role: name for name, role in _ROLES.items()} | {
     "developer": "system",
     "function": "observation",
 }
+_SIDES = ("chosen", "rejected")
 _INSTEAD = "export it in the format 'preference', or leave it out with --skip-bad"
 
 
 def read(row: Fields) -> PreferenceRecord:
     """Read a row of ShareGPT, or of Alpaca if it has no ``conversations``."""
-    return _read_sharegpt(row) if "conversations" in row else _read_alpaca(row)
+    if "conversations" not in row:
+        return _read_alpaca(row)
+    given = row["conversations"]
+    if not isinstance(given, list):
+        raise ExchangeError(f"'conversations' is {reprlib.repr(given)}; write a list of turns")
+    messages = [_message(turn, f"turn {index}") for index, turn in enumerate(given)]
+    if not messages or messages[0].get("role") not in ("system", "developer"):
+        messages = [*_system(row), *messages]
+    return record_of_row(row, messages, [_message(row[side], repr(side)) for side in _SIDES])
 
 
 def write(record: PreferenceRecord) -> dict[str, Any]:
@@ -69,36 +78,22 @@ def write(record: PreferenceRecord) -> dict[str, Any]:
     return row
 
 
-def _read_sharegpt(row: Fields) -> PreferenceRecord:
-    given = row["conversations"]
-    if not isinstance(given, list):
-        raise ExchangeError(f"'conversations' is {reprlib.repr(given)}; write a list of turns")
-    messages = [_message(turn, f"turn {index}") for index, turn in enumerate(given)]
-    if not messages or messages[0].get("role") not in ("system", "developer"):
-        messages = [*_system(row), *messages]
-    answers = [_message(row[side], repr(side)) for side in ("chosen", "rejected")]
-    return record_of_row(row, messages, answers)
-
-
 def _read_alpaca(row: Fields) -> PreferenceRecord:
     rounds = row.get("history", [])
-    if not isinstance(rounds, list) or not all(map(_is_round, rounds)):
+    if not isinstance(rounds, list) or not all(
+        isinstance(said, list) and [type(text) for text in said] == [str, str] for said in rounds
+    ):
         raise ExchangeError(
             f"'history' is {reprlib.repr(rounds)}; write a list of ['question', 'answer']"
         )
     asked = [text for key in ("instruction", "input") if (text := _text(row, key))]
     messages = _system(row)
-    for question, answer in [*rounds, ("\n".join(asked), None)]:
+    for question, answer in rounds:
         messages.append({"role": "user", "content": question})
-        messages += [] if answer is None else [{"role": "assistant", "content": answer}]
-    answers = [
-        {"role": "assistant", "content": _text(row, side)} for side in ("chosen", "rejected")
-    ]
+        messages.append({"role": "assistant", "content": answer})
+    messages.append({"role": "user", "content": "\n".join(asked)})
+    answers = [{"role": "assistant", "content": _text(row, side)} for side in _SIDES]
     return record_of_row(row, messages, answers)
-
-
-def _is_round(said: object) -> bool:
-    return isinstance(said, list) and len(said) == 2 and all(isinstance(t, str) for t in said)
 
 
 def _system(row: Fields) -> list[Message]:
@@ -154,12 +149,17 @@ def _calls(text: str, name: str) -> list[dict[str, Any]]:
     calls = given if isinstance(given, list) else [given]
     if not calls or not all(isinstance(c, dict) and isinstance(c.get("name"), str) for c in calls):
         raise ExchangeError(f"{name} calls {reprlib.repr(given)}; {cure}")
-    functions = []
-    for call in calls:
-        said = call.get("arguments", {})
-        arguments = said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
-        functions.append({"name": call["name"], "arguments": arguments})
-    return [{"type": "function", "function": function} for function in functions]
+    return [
+        {
+            "type": "function",
+            "function": {"name": call["name"], "arguments": _as_text(call.get("arguments", {}))},
+        }
+        for call in calls
+    ]
+
+
+def _as_text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _turn(message: Message, name: str) -> Turn:
@@ -179,8 +179,7 @@ def _shown(message: Message, name: str) -> Turn:
             raise ExchangeError(f"{name} holds text and tool calls, a turn one of them; {_INSTEAD}")
         given = calls if isinstance(calls, (list, tuple)) else [calls]
         shown = [_shown_call(call, name) for call in given]
-        value = json.dumps(shown if len(shown) > 1 else shown[0], ensure_ascii=False)
-        return {"from": "function_call", "value": value}
+        return {"from": "function_call", "value": _as_text(shown if len(shown) > 1 else shown[0])}
     if text is None or not isinstance(role, str) or role not in _NAMES:
         raise ExchangeError(f"{name} is {reprlib.repr(message)}, which has no text; {_INSTEAD}")
     return {"from": _NAMES[role], "value": text}

@@ -14,18 +14,16 @@ from typing import Any, NamedTuple, TypeAlias
 import orjson
 
 from agentpref.errors import InvalidMessage
-from agentpref.record.ingest.checks import as_output, check_details
+from agentpref.record.ingest.checks import as_output, check_detail
 from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.ingest.redaction import Redact, redacted
 from agentpref.record.messages import (
+    EMPTY_JSON,
     RUN_COLUMNS,
     Linker,
     RunRow,
     StoredRecord,
-    check_messages,
-    check_output,
-    check_tools,
-    column,
+    as_json,
     plain,
 )
 from agentpref.types import Comparison, Feedback
@@ -63,10 +61,7 @@ def freeze(*parts: Any) -> bytes:
 
 
 def _freeze_with_reprs(messages: Any, output: Any, tools: Any, *details: Any) -> bytes:
-    """Look at the host's own values, as long as they are here to be named."""
-    check_messages(messages)
-    check_output(as_output(output))
-    check_tools(tools)
+    Linker().conversation(messages, tools, as_output(output))  # names the message that is wrong
     try:
         return orjson.dumps((messages, output, tools, *details), default=_described)
     except TypeError as error:
@@ -111,7 +106,9 @@ class Ingest:
     def _run(self, raw: RawRun) -> RunRow:
         messages, output, tools, *values = orjson.loads(raw.body)
         details = dict(zip(DETAILS, values, strict=True))
-        check_details(details)
+        for name in EMPTY_JSON:
+            if details[name]:
+                check_detail(name, details[name])
         if self.redact is not None:
             original = output
             messages = redacted(messages, self.redact)
@@ -121,18 +118,13 @@ class Ingest:
                 details[name] = redacted(details[name], self.redact)
             if output != original:  # the tokens spell the answer out
                 details |= {"token_ids": None, "logprobs": None}
+        for name, empty in EMPTY_JSON.items():
+            details[name] = as_json(details[name]) if details[name] else empty
         for name in _NAMES:  # the host may give UUIDs and numbers
             if details[name] is not None and not isinstance(details[name], str):
                 details[name] = str(details[name])
         if details["user_id"] is not None:
             details["user_id"] = self.pseudonyms.name(details["user_id"])
         nodes = self._linker.conversation(messages, tools, as_output(output))
-        return RunRow(
-            raw.run_id,
-            self.namespace,
-            raw.created_at,
-            nodes[-2].id,
-            nodes[-1].id,
-            *[column(name, value) for name, value in details.items()],
-            nodes=nodes,
-        )
+        head = (raw.run_id, self.namespace, raw.created_at, nodes[-2].id, nodes[-1].id)
+        return RunRow._make((*head, *details.values(), nodes))

@@ -7,120 +7,68 @@ lead.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping
 from numbers import Real
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
 from agentpref.errors import InvalidFeedback, InvalidMessage
 from agentpref.record.messages import (
+    COMPARISON_COLUMNS,
+    FEEDBACK_COLUMNS,
     MAX_MESSAGE_BYTES,
     TOOLS,
     check_output,
     check_shapes,
     check_tool_shapes,
-    new_id,
     plain,
     reread,
 )
-from agentpref.types import SOURCES, WINNERS, Comparison, Feedback, Message, Source, Winner
+from agentpref.types import SOURCES, WINNERS, Comparison, Feedback, Message
 
 # What a host says
 
+Judgement = TypeVar("Judgement", Feedback, Comparison)
 
-def feedback_of(
-    run_id: str,
-    *,
-    key: str,
-    score: float | None = None,
-    value: Any = None,
-    comment: str | None = None,
-    source: Source = "human",
-    user_id: str | None = None,
-) -> Feedback:
-    """Make feedback of a score, a value or both.
+
+def checked(given: Judgement) -> Judgement:
+    """Check a judgement, and copy it, because the host may change its values later.
 
     Raises:
-        InvalidFeedback: an argument is wrong; it is named.
-    """
-    _check_text(run_id=run_id, key=key)
-    _check_choice("source", source, SOURCES)
-    if score is None and value is None:
-        raise InvalidFeedback(f"feedback {key!r} says nothing; pass score=, value= or both")
-    return Feedback(
-        new_id(),
-        run_id,
-        time.time(),
-        key,
-        score=None if score is None else _number(score),
-        value=_copy("value", value),
-        comment=_text("comment", comment),
-        source=source,
-        user_id=_user(user_id),
-    )
-
-
-def correction_of(
-    run_id: str,
-    output: str | Message,
-    *,
-    comment: str | None = None,
-    source: Source = "human",
-    user_id: str | None = None,
-) -> Feedback:
-    """Make a correction: what the run should have answered.
-
-    Raises:
-        InvalidFeedback: an argument is wrong; it is named.
+        InvalidFeedback: a field is wrong; it is named, with the cure.
         InvalidMessage: the corrected output cannot be stored.
     """
-    _check_text(run_id=run_id)
-    _check_choice("source", source, SOURCES)
-    message = as_output(output)
-    check_output(message)
-    return Feedback(
-        new_id(),
-        run_id,
-        time.time(),
-        "correction",
-        comment=_text("comment", comment),
-        source=source,
-        user_id=_user(user_id),
-        correction=_copy("output", message),
-    )
-
-
-def comparison_of(
-    run_a: str,
-    run_b: str,
-    *,
-    winner: Winner,
-    source: Source = "human",
-    user_id: str | None = None,
-    comment: str | None = None,
-) -> Comparison:
-    """Make a comparison of two runs.
-
-    Raises:
-        InvalidFeedback: an argument is wrong; it is named.
-    """
-    _check_text(run_a=run_a, run_b=run_b)
-    _check_choice("winner", winner, WINNERS)
-    _check_choice("source", source, SOURCES)
-    if run_a == run_b:
-        raise InvalidFeedback(f"run {run_a} is compared with itself; pass the ids of two runs")
-    return Comparison(
-        new_id(),
-        time.time(),
-        run_a,
-        run_b,
-        winner,
-        source=source,
-        user_id=_user(user_id),
-        comment=_text("comment", comment),
-    )
+    columns = FEEDBACK_COLUMNS if isinstance(given, Feedback) else COMPARISON_COLUMNS
+    record = {name: getattr(given, name) for name in columns}
+    for name in ("run_id", "run_a", "run_b", "key"):
+        text = record.get(name, "-")
+        if not isinstance(text, str) or not text or not text.isprintable():
+            raise InvalidFeedback(f"{name} is {text!r}; pass a non-empty string of printable text")
+    for name, allowed in (("source", SOURCES), ("winner", WINNERS)):
+        if name in record and record[name] not in allowed:
+            choices = ", ".join(map(repr, allowed))
+            raise InvalidFeedback(f"{name} is {record[name]!r}; use one of {choices}")
+    if isinstance(given, Feedback):
+        if given.correction is not None:
+            check_output(given.correction)
+        elif given.score is None and given.value is None:
+            raise InvalidFeedback(
+                f"feedback {given.key!r} has no content; pass score=, value= or both"
+            )
+        record["score"] = None if given.score is None else _number(given.score)
+    elif given.run_a == given.run_b:
+        raise InvalidFeedback(
+            f"run {given.run_a} is compared with itself; pass the ids of two runs"
+        )
+    if not isinstance(given.comment, (str, type(None))):
+        raise InvalidFeedback(f"comment is {given.comment!r}; pass a string")
+    if given.user_id is not None:
+        record["user_id"] = str(given.user_id)
+    for name in ("user_id", "comment", "value", "correction"):
+        if record.get(name) is not None:
+            record[name] = _copy(name, record[name])
+    return type(given)(**record)
 
 
 def as_output(output: str | Message) -> Message:
@@ -142,32 +90,7 @@ def _number(score: object) -> float:
     return number
 
 
-def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise InvalidFeedback(f"{name} is {value!r}; use one of {', '.join(map(repr, allowed))}")
-
-
-def _check_text(**arguments: object) -> None:
-    for name, text in arguments.items():
-        if not isinstance(text, str) or not text or not text.isprintable():
-            raise InvalidFeedback(f"{name} is {text!r}; pass a non-empty string of printable text")
-
-
-def _user(user_id: object) -> str | None:
-    return None if user_id is None else _text("user_id", str(user_id))
-
-
-def _text(name: str, text: str | None) -> str | None:
-    if not isinstance(text, (str, type(None))):
-        raise InvalidFeedback(f"{name} is {text!r}; pass a string")
-    _copy(name, text)
-    return text
-
-
 def _copy(name: str, value: Any) -> Any:
-    """Copy a value through JSON: the host may change its own, and UTF-8 must hold it."""
-    if value is None:
-        return None
     try:
         return orjson.loads(orjson.dumps(value, default=plain))
     except TypeError as error:
@@ -195,18 +118,15 @@ _JSON: Mapping[str, tuple[_Check, str]] = {
 }
 
 
-def check_details(details: dict[str, Any]) -> None:
-    """Refuse details of a run that are of the wrong type; make None of other empty values.
+def check_detail(name: str, value: Any) -> None:
+    """Refuse a detail of a run that has the wrong type.
 
     Raises:
         InvalidMessage: with the name of the detail and what to pass.
     """
-    for name, (is_right, wanted) in _JSON.items():
-        value = details[name]
-        if value is not None and not is_right(value):
-            if value:
-                raise InvalidMessage(f"{name} is {repr(value)[:80]}; pass {wanted}")
-            details[name] = None
+    is_right, wanted = _JSON[name]
+    if not is_right(value):
+        raise InvalidMessage(f"{name} is {repr(value)[:80]}; pass {wanted}")
 
 
 # Rows from another home: such a file may hold anything, and everybody reads what is let in.

@@ -241,23 +241,18 @@ def _state(state: ServingState) -> dict[str, Any]:
 
 
 def _revision(revision: Revision, state: ServingState) -> dict[str, Any]:
+    times = ("created_at", "tainted_at", "quarantined_at", "quarantine_reason", "pruned_at")
     return {
         "revision": revision.revision_id,
         "serves": _role(revision, state),
         "parent": revision.parent,
-        "created_at": revision.created_at,
-        "tainted_at": revision.tainted_at,
-        "quarantined_at": revision.quarantined_at,
-        "quarantine_reason": revision.quarantine_reason,
-        "pruned_at": revision.pruned_at,
+        **{name: getattr(revision, name) for name in times},
         "path": str(revision.path),
     }
 
 
 def _role(revision: Revision, state: ServingState) -> str | None:
-    if revision.revision_id == state.live:
-        return "live"
-    return "canary" if revision.revision_id == state.canary else None
+    return {state.canary: "canary", state.live: "live"}.get(revision.revision_id)
 
 
 def _show_list(revisions: Sequence[Revision], state: ServingState) -> None:

@@ -118,7 +118,7 @@ def _home(home: Home, *, named: bool) -> Finding:
 
 def _waiting(home: Home) -> Iterator[Finding]:
     """What the database could not take yet, what it refused, and interrupted updates."""
-    from agentpref.learn.state import waiting
+    from agentpref.learn.checkpoint import waiting
     from agentpref.record.integrity import examine_spill
 
     if home.spill.exists():
@@ -130,7 +130,7 @@ def _waiting(home: Home) -> Iterator[Finding]:
         message = f"{refused} entries name runs that are not in this home; look at {home.refused}"
         yield Finding("refused", False, f"{message}, then remove it")
     for found in waiting(home.training):
-        step, planned = found.snapshot.step, found.snapshot.planned
+        step, planned = found.state.step, found.state.planned
         message = f"an update of {found.about.get('namespace')!r} was interrupted at step {step}"
         yield Finding("training", True, f"{message} of {planned}; `agentpref update` resumes it")
 

@@ -112,8 +112,8 @@ def export(
     Importing the file gives the same examples again.
     """
     from agentpref import plugins
+    from agentpref.prefer.examples import read_examples
     from agentpref.prefer.exchange import export_file
-    from agentpref.prefer.pairs import read_pairs
     from agentpref.record.store import Store
 
     if as_json and output is None:
@@ -121,7 +121,7 @@ def export(
     completions = plugins.load(plugins.FORMATS, format).completions
     with options.reading(home) as connection:
         share = options.held_out_share(home, connection, namespace, held_out)
-        found = read_pairs(Store(connection), namespace, held_out=share)
+        found = read_examples(Store(connection), namespace, held_out=share)
     examples = [
         example
         for example in (found.thumbs if completions == 1 else found.pairs)

@@ -13,7 +13,7 @@ from agentpref_cli import options
 from agentpref_cli.terminal import GOOD, moment, one_line, print_result, say, table
 
 if TYPE_CHECKING:
-    from agentpref.prefer.pairs import PairSet
+    from agentpref.prefer.examples import ExampleSet
     from agentpref.types import Message
 
 _SHOWN = 60
@@ -85,13 +85,13 @@ def pairs(
 
     Prompts are held out as by the namespace's last update, unless --held-out says otherwise.
     """
-    from agentpref.prefer.pairs import read_pairs
+    from agentpref.prefer.examples import read_examples
     from agentpref.record.store import Store
 
     start = None if since is None else _parse_since(since)
     with options.reading(home) as connection:
         share = options.held_out_share(home, connection, namespace, held_out)
-        found = read_pairs(Store(connection), namespace, held_out=share, since=start)
+        found = read_examples(Store(connection), namespace, held_out=share, since=start)
     value = {
         "held_out": share,
         "strata": _strata(found),
@@ -99,13 +99,13 @@ def pairs(
         "left_out": dict(found.left_out),
         "newest": [
             {
-                "pair": pair.pair_id,
+                "pair": pair.example_id,
                 "tag": pair.tag,
                 "origin": pair.origin,
                 "held_out": pair.held_out,
                 "prompt": _text(pair.prompt.messages[-1]),
-                "chosen": _text(pair.chosen),
-                "rejected": _text(pair.rejected),
+                "chosen": _text(pair.completions[0].message),
+                "rejected": _text(pair.completions[-1].message),
             }
             for pair in found.pairs[::-1][:limit]
         ],
@@ -123,7 +123,7 @@ def _parse_since(text: str) -> float:
         ) from error
 
 
-def _strata(found: PairSet) -> list[dict[str, Any]]:
+def _strata(found: ExampleSet) -> list[dict[str, Any]]:
     counts = Counter((pair.tag, pair.origin, pair.held_out) for pair in found.pairs)
     return [
         {

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing, nullcontext
 from enum import Enum
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from agentpref.serve.registry import ServingState
     from agentpref.serve.router import Router
     from agentpref_adapters._vllm_process import VllmProcess
+
+    Backend = Callable[[], ServingBackend]
 
 SIGNALLED = 128
 FOLLOW_SECONDS = 1.0
@@ -37,9 +39,7 @@ class Engine(str, Enum):
 def serve(
     model: Annotated[
         str,
-        typer.Option(
-            metavar="NAME", help="`tiny`, a folder of safetensors, or a name on a model hub."
-        ),
+        typer.Option(metavar="NAME", help="`tiny`, a folder of safetensors, or a hub's name."),
     ],
     engine: Annotated[Engine, typer.Option(help="The engine that generates.")] = Engine.vllm,
     home: options.Home = None,
@@ -57,12 +57,8 @@ def serve(
             metavar="FILE", help="The interpreter that has vLLM [default: searched on the PATH]."
         ),
     ] = None,
-    host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="The address to listen on.")
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(metavar="N", help="The port to listen on; 0 takes a free one.")
-    ] = 8000,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="N", help="0 takes a free one.")] = 8000,
     max_loras: Annotated[
         int, typer.Option(metavar="N", help="How many revisions are loaded at a time.")
     ] = 4,
@@ -106,8 +102,15 @@ def serve(
     from agentpref.errors import MissingDependency
     from agentpref.home import Home
     from agentpref.learn.interrupts import Interrupts
-    from agentpref_adapters._vllm_process import VllmSettings, vllm_process
 
+    try:
+        from agentpref_adapters._vllm_process import VllmSettings, vllm_process
+        from agentpref_adapters.vllm import VllmBackend
+    except ImportError as error:
+        raise MissingDependency(
+            f"serving through vLLM needs {error.name}; install it with: "
+            f"pip install 'agentpref[vllm]'"
+        ) from error
     settings = VllmSettings(
         model,
         python=python,
@@ -122,84 +125,45 @@ def serve(
     )
     opened = Home.open(home)
     server = vllm_process(settings, logs=opened.path / "logs", start_seconds=60 * start_minutes)
-    try:
-        from agentpref_adapters.vllm import VllmBackend
-    except ImportError as error:
-        raise MissingDependency(
-            f"serving through vLLM needs {error.name}; install it with: "
-            f"pip install 'agentpref[vllm]'"
-        ) from error
-    printer = Printer(as_json)
-    interrupts = Interrupts()
+
+    def backend() -> VllmBackend:
+        return VllmBackend(server.url, base=model, max_loras=max_loras)
+
+    printer, interrupts = Printer(as_json), Interrupts()
     with interrupts.listening():
         try:
-            _run(
-                server,
-                lambda: VllmBackend(server.url, base=model, max_loras=max_loras),
-                opened,
-                namespace or ["default"],
-                printer,
-            )
+            _run(server, backend, opened, namespace or ["default"], printer)
         except KeyboardInterrupt:
             printer("ended", "ended; vLLM is stopped, and the live revision is unchanged")
             raise typer.Exit(SIGNALLED + (interrupts.signum or 0)) from None
 
 
 class Printer(logging.Handler):
-    """Prints one line for each event, as text or as JSON.
-
-    As a logging handler it collects the core's warnings, such as a swap that failed, which other
-    threads log; :meth:`print_warnings` prints them on the main thread.
-    """
+    """Prints one line for each event, as text or as JSON, also for warnings that threads log."""
 
     def __init__(self, as_json: bool) -> None:
         super().__init__(logging.WARNING)
         self._as_json = as_json
-        self._warnings: SimpleQueue[str] = SimpleQueue()
 
     def __call__(self, event: str, message: str, **facts: Any) -> None:
         """Print one line at once, also into a pipe."""
-        if self._as_json:
-            import orjson
+        with self.lock or nullcontext():  # one line at a time
+            if self._as_json:
+                import orjson
 
-            line = {"event": event, "message": message, **facts}
-            print(orjson.dumps(line, default=str).decode(), flush=True)
-        else:
-            say(message, STYLES.get(event, ""))
+                line = {"event": event, "message": message, **facts}
+                print(orjson.dumps(line, default=str).decode())
+            else:
+                say(message, STYLES.get(event, ""))
             sys.stdout.flush()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a warning until the main thread prints it."""
-        self._warnings.put(record.getMessage())
-
-    def print_warnings(self, seconds: float) -> None:
-        """Wait some seconds for a warning, and print it and those that follow."""
-        try:
-            while True:
-                self("warning", self._warnings.get(timeout=seconds))
-                seconds = 0.01
-        except Empty:
-            return
-
-    @contextmanager
-    def collecting(self) -> Iterator[None]:
-        """Collect the warnings of agentpref within a block."""
-        loggers = [logging.getLogger(name) for name in ("agentpref", "agentpref_adapters")]
-        for logger in loggers:
-            logger.addHandler(self)
-        try:
-            yield
-        finally:
-            for logger in loggers:
-                logger.removeHandler(self)
+        """Print a warning of agentpref, such as a swap that failed."""
+        self("warning", record.getMessage())
 
 
 def _run(
-    server: VllmProcess,
-    make_backend: Callable[[], ServingBackend],
-    home: Home,
-    namespaces: Sequence[str],
-    printer: Printer,
+    server: VllmProcess, backend: Backend, home: Home, namespaces: Sequence[str], printer: Printer
 ) -> None:
     """Start the server and follow what is live, until the server ends or a signal comes.
 
@@ -208,32 +172,30 @@ def _run(
         AgentprefError: the live revision cannot be served.
         KeyboardInterrupt: a signal came; the server has ended.
     """
-    printer("starting", f"starting vLLM; its log is {server.log}", url=server.url, log=server.log)
-    with ExitStack() as stack:
-        stack.enter_context(server)
-        printer("ready", f"vLLM answers at {server.url}")
-        stack.enter_context(printer.collecting())
-        backend = stack.enter_context(closing(make_backend()))
-        routers = [stack.enter_context(_router(home, name, backend)) for name in namespaces]
-        printed: dict[Router, ServingState] = {}
-        while (failure := server.failure()) is None:
-            for router in routers:
-                if printed.get(router) != (state := router.serving):
-                    printed[router] = state
-                    _print_state(state, printer)
-            printer.print_warnings(LOOK_SECONDS)
-        raise failure
-
-
-@contextmanager
-def _router(home: Home, namespace: str, backend: ServingBackend) -> Iterator[Router]:
     from agentpref.serve.registry import Registry
     from agentpref.serve.router import Router
     from agentpref.serve.watch import Watcher
 
-    with Router(Registry(home, namespace=namespace), backend) as router:
-        Watcher(router, FOLLOW_SECONDS)
-        yield router
+    printer("starting", f"starting vLLM; its log is {server.log}", url=server.url, log=server.log)
+    with ExitStack() as stack:
+        stack.enter_context(server)
+        printer("ready", f"vLLM answers at {server.url}")
+        for logger in map(logging.getLogger, ("agentpref", "agentpref_adapters")):
+            logger.addHandler(printer)
+            stack.callback(logger.removeHandler, printer)
+        engine = stack.enter_context(closing(backend()))
+        printed: dict[Router, ServingState | None] = {}
+        for namespace in namespaces:
+            router = Router(Registry(home, namespace=namespace), engine)
+            Watcher(stack.enter_context(router), FOLLOW_SECONDS)
+            printed[router] = None
+        while (failure := server.failure()) is None:
+            for router, before in printed.items():
+                if before != (state := router.serving):
+                    printed[router] = state
+                    _print_state(state, printer)
+            time.sleep(LOOK_SECONDS)
+        raise failure
 
 
 def _print_state(state: ServingState, printer: Printer) -> None:

@@ -16,9 +16,10 @@ from agentpref.learn.adapter import Policy
 from agentpref.learn.cache import LogpCache
 from agentpref.learn.learner import Learner
 from agentpref.models.base import load_base
-from agentpref.prove.metrics import RMatrix, accuracy, correctness
+from agentpref.prove.evaluate import policy_scores
+from agentpref.prove.metrics import RMatrix, accuracy
 from agentpref.serve.manifest import is_revision_id
-from agentpref.types import BASE, Pair, Progress
+from agentpref.types import BASE, Example, Progress
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Arms:
     connection: sqlite3.Connection
     progress: Progress
 
-    def train_naively(self, updates: Sequence[Sequence[Pair]], folder: Path) -> list[Path]:
+    def train_naively(self, updates: Sequence[Sequence[Example]], folder: Path) -> list[Path]:
         """Train on the pairs of each update without protection; return the adapter after each."""
         naive = replace(self.config, replay=ReplaySettings(minimum=0), kl=KLSettings(weight=0.0))
         live: Path | None = None
@@ -45,7 +46,7 @@ class Arms:
         return adapters
 
     def r_matrix(
-        self, adapters: Sequence[Path | None], held_out: Mapping[str, Sequence[Pair]]
+        self, adapters: Sequence[Path | None], held_out: Mapping[str, Sequence[Example]]
     ) -> RMatrix:
         """Accuracy on the held-out pairs of every update: one row for the base, one per adapter.
 
@@ -56,7 +57,7 @@ class Arms:
             learner = self._learner("evaluation", adapter, self.config)
             rows.append(
                 tuple(
-                    accuracy(correctness(learner.margins("live", learner.encode(pairs))))
+                    accuracy(policy_scores(learner, "live", learner.encode(pairs)))
                     for pairs in held_out.values()
                 )
             )

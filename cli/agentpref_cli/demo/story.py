@@ -17,7 +17,7 @@ import agentpref
 from agentpref.config import GateSettings, LossSettings, UpdateConfig
 from agentpref.errors import NotAHome
 from agentpref.home import Home
-from agentpref.prefer.pairs import read_pairs
+from agentpref.prefer.examples import read_examples
 from agentpref.prove.metrics import RMatrix
 from agentpref.record.database import connect
 from agentpref.record.log import Log
@@ -140,7 +140,7 @@ def tell(
         _collect_feedback(app, shuffled_round(seed))
         bad = update()
     with closing(connect(home)) as connection:
-        found = read_pairs(Store(connection), "default", held_out=config.held_out).pairs
+        found = read_examples(Store(connection), "default", held_out=config.held_out).pairs
         tags = [asked.tag for asked in rounds]
         trained = [[p for p in found if p.tag == tag and not p.held_out] for tag in tags]
         held_out = {tag: [p for p in found if p.tag == tag and p.held_out] for tag in tags}

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib import resources
 
-from agentpref.prefer.split import is_held_out
+from agentpref.prefer.examples import is_held_out
 from agentpref.record.log import Log
 from agentpref.types import HELD_OUT
 from agentpref_cli.demo.app import Reply

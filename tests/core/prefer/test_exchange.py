@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from agentpref.prefer.pairs import PairSet, pair_id_of, read_pairs
 
 from agentpref.errors import ConfigError, ExchangeError, NotAHome, RedactionFailed
 from agentpref.home import Home
 from agentpref.prefer import rowfiles
 from agentpref.prefer.exchange import Exported, Imported, export_file, import_file
-from agentpref.prefer.pairs import PairSet, pair_id_of, read_pairs
 from agentpref.record.database import connect
 from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.integrity import examine

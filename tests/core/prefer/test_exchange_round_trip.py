@@ -6,6 +6,7 @@ from contextlib import closing
 from typing import Any, TypeAlias
 
 import pytest
+from agentpref.prefer.pairs import PairSet, pair_id_of, read_pairs
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +14,6 @@ from agentpref.errors import ExchangeError
 from agentpref.home import Home
 from agentpref.prefer.exchange import Exported, export_file, import_file, record_of
 from agentpref.prefer.formats import llamafactory
-from agentpref.prefer.pairs import PairSet, pair_id_of, read_pairs
 from agentpref.record.database import connect
 from agentpref.record.messages import canonical, prompt_of
 from agentpref.record.store import Store

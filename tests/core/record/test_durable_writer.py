@@ -1,4 +1,4 @@
-"""A writer finds a place for what it is given, and brings it home later."""
+"""The durable writer stores records in the database, or in the spill until it can."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def held(home: Home) -> tuple[set[str], set[str]]:
         )
 
 
-def test_a_refusal_is_its_own(home: Home, writer: DurableWriter) -> None:
+def test_one_refused_record_does_not_stop_the_others(home: Home, writer: DurableWriter) -> None:
     run, good, bad = a_run(), on(""), on("nowhere")
     good = on(run.run_id)
     outcomes = writer.write([bad, good, run])
@@ -70,7 +70,7 @@ def test_a_refusal_is_its_own(home: Home, writer: DurableWriter) -> None:
     assert held(home) == ({run.run_id}, {good.feedback_id})
 
 
-def test_what_was_spilled_goes_first(
+def test_the_spill_is_stored_before_later_records(
     home: Home, writer: DurableWriter, locker: sqlite3.Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = a_run()
@@ -84,7 +84,7 @@ def test_what_was_spilled_goes_first(
     assert "1 entries went to the database" in caplog.text
 
 
-def test_another_process_brings_it_home(home: Home, locker: sqlite3.Connection) -> None:
+def test_another_process_stores_the_spill(home: Home, locker: sqlite3.Connection) -> None:
     run = a_run()
     with closing(DurableWriter(home)) as first, transaction(locker):
         first.write([run, on(run.run_id)])
@@ -94,7 +94,7 @@ def test_another_process_brings_it_home(home: Home, locker: sqlite3.Connection) 
     assert (runs, len(feedback)) == ({run.run_id}, 2)
 
 
-def test_drain_writes_what_waits(home: Home, locker: sqlite3.Connection) -> None:
+def test_drain_stores_the_spill(home: Home, locker: sqlite3.Connection) -> None:
     assert drain(home) == Drained(0, 0, 0)
     with closing(DurableWriter(home)) as writer, transaction(locker):
         writer.write([a_run()])
@@ -104,7 +104,7 @@ def test_drain_writes_what_waits(home: Home, locker: sqlite3.Connection) -> None
     assert len(held(home)[0]) == 1
 
 
-def test_feedback_on_nothing_is_found_out_later_and_kept_apart(
+def test_spilled_feedback_on_an_unknown_run_goes_to_the_refused_file(
     home: Home, writer: DurableWriter, locker: sqlite3.Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     with transaction(locker):
@@ -115,7 +115,7 @@ def test_feedback_on_nothing_is_found_out_later_and_kept_apart(
     assert b"nowhere" in home.refused.read_bytes()
 
 
-def test_a_crash_between_database_and_file_stores_nothing_twice(
+def test_a_crash_before_the_spill_is_removed_stores_nothing_twice(
     home: Home, writer: DurableWriter, locker: sqlite3.Connection
 ) -> None:
     run = a_run()
@@ -129,7 +129,7 @@ def test_a_crash_between_database_and_file_stores_nothing_twice(
     assert (len(runs), len(feedback)) == (1, 1)
 
 
-def test_a_home_that_is_gone_takes_nothing_and_says_so(home: Home, writer: DurableWriter) -> None:
+def test_writing_to_a_home_that_is_gone_raises_not_kept(home: Home, writer: DurableWriter) -> None:
     writer.close()
     shutil.rmtree(home.path)
     with pytest.raises(NotKept, match="is gone"):
@@ -147,7 +147,9 @@ def test_a_record_that_breaks_the_schema_is_refused_alone(
     assert held(home)[0] == {good.run_id}
 
 
-def test_a_damaged_database_sends_all_to_the_spill(home: Home, writer: DurableWriter) -> None:
+def test_records_go_to_the_spill_when_the_database_is_damaged(
+    home: Home, writer: DurableWriter
+) -> None:
     writer.close()
     for suffix in ("-wal", "-shm"):
         home.path.joinpath(home.database.name + suffix).unlink(missing_ok=True)

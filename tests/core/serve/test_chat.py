@@ -8,11 +8,11 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from agentpref.prefer.pairs import read_pairs
 
 import agentpref
 from agentpref.errors import ConfigError, GenerationFailed, InvalidMessage, UnknownRun
 from agentpref.home import Home
-from agentpref.prefer.pairs import read_pairs
 from agentpref.record.database import connect
 from agentpref.record.store import Store
 from agentpref.serve.chat import Chat, ChatReply
@@ -188,7 +188,7 @@ def test_answers_during_a_swap_are_recorded_under_the_revision_that_wrote_them(
     stop = threading.Event()
 
     def ask() -> None:
-        while not stop.is_set():
+        while not stop.wait(0.001):  # a pause, so that the log's queue never fills up
             replies.append(chat.reply(ASK))
 
     threads = [threading.Thread(target=ask) for _ in range(3)]
@@ -196,6 +196,9 @@ def test_answers_during_a_swap_are_recorded_under_the_revision_that_wrote_them(
         thread.start()
     for name in ("base", revision) * 5:
         chat.router.activate(name)
+        seen = len(replies)
+        while len(replies) < seen + 6:
+            stop.wait(0.001)
     stop.set()
     for thread in threads:
         thread.join()
@@ -206,3 +209,12 @@ def test_answers_during_a_swap_are_recorded_under_the_revision_that_wrote_them(
         run = recorded[reply.run_id]
         assert run.revision == reply.revision
         assert run.output["content"] == f"{run.revision} heard: When is high tide?"
+
+
+def test_an_unknown_option_is_refused_before_the_engine_is_asked(
+    chat: Chat, backend: FakeBackend
+) -> None:
+    for ask in (chat.reply, lambda *a, **k: list(chat.stream(*a, **k))):
+        with pytest.raises(TypeError, match="temprature"):
+            ask(ASK, temprature=0.5)
+    assert ("generate", "base") not in backend.calls

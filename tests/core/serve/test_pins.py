@@ -1,4 +1,4 @@
-"""Pins over real files, with real processes that share them, and die."""
+"""Pins over real files, shared by real processes that are killed."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ Ask = Callable[[str], str]
 
 
 class Process:
-    """Another process with holds of its own, that does as it is told."""
+    """Another process with pins of its own, which takes commands."""
 
     def __init__(self, folder: Path, place: str) -> None:
         command = [sys.executable, "-c", PROCESS, str(folder), place]
@@ -97,7 +97,7 @@ def start(folder: Path) -> Iterator[Callable[..., Process]]:
         yield starter
 
 
-def test_what_is_held_is_a_file_that_names_the_place(folder: Path) -> None:
+def test_a_pin_is_a_file_that_contains_the_place(folder: Path) -> None:
     assert find_pins(folder, NAME) == []
     pins = Pins(folder, URL)
     pins.take(NAME)
@@ -113,7 +113,9 @@ def test_what_is_held_is_a_file_that_names_the_place(folder: Path) -> None:
     assert find_pins(folder) == []
 
 
-def test_only_the_last_to_go_is_alone(folder: Path, start) -> None:
+def test_only_the_last_process_to_unpin_is_told_that_nobody_else_uses_it(
+    folder: Path, start
+) -> None:
     ours, theirs = Pins(folder, URL), start()
     ours.take(NAME)
     theirs.ask(f"take {NAME}")
@@ -124,7 +126,7 @@ def test_only_the_last_to_go_is_alone(folder: Path, start) -> None:
     ours.close()
 
 
-def test_places_have_nothing_to_do_with_each_other(folder: Path, start) -> None:
+def test_pins_at_different_places_are_independent(folder: Path, start) -> None:
     ours, theirs = Pins(folder, URL), start("http://127.0.0.1:8001")
     ours.take(NAME)
     theirs.ask(f"take {NAME}")
@@ -134,7 +136,7 @@ def test_places_have_nothing_to_do_with_each_other(folder: Path, start) -> None:
     assert theirs.ask(f"drop {NAME}") == "True"
 
 
-def test_an_engine_of_two_places_is_told_where_nobody_else_is(folder: Path, start) -> None:
+def test_unpinning_names_the_places_where_nobody_else_uses_it(folder: Path, start) -> None:
     places = (URL, "http://127.0.0.1:8001")
     engine, process = Pins(folder, *places), start(places[1])
     process.ask(f"take {NAME}")
@@ -148,7 +150,7 @@ def test_an_engine_of_two_places_is_told_where_nobody_else_is(folder: Path, star
     assert find_pins(folder, NAME) == []
 
 
-def test_what_a_killed_process_held_is_known_and_can_be_tidied(folder: Path, start) -> None:
+def test_the_pin_of_a_killed_process_is_found_and_can_be_dropped(folder: Path, start) -> None:
     theirs = start()
     theirs.ask(f"take {NAME}")
     assert find_pins(folder, NAME) == [Pin(NAME, URL, alive=True)]
@@ -159,7 +161,7 @@ def test_what_a_killed_process_held_is_known_and_can_be_tidied(folder: Path, sta
     assert find_pins(folder) == []
 
 
-def test_closing_leaves_the_file_only_where_the_engine_lives_on(folder: Path) -> None:
+def test_closing_keeps_the_file_if_the_engine_outlives_the_process(folder: Path) -> None:
     for place in (URL, place_in_process()):
         pins = Pins(folder, place)
         pins.take(NAME)
@@ -170,7 +172,7 @@ def test_closing_leaves_the_file_only_where_the_engine_lives_on(folder: Path) ->
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
-def test_what_could_not_be_unloaded_is_held_as_before(folder: Path, start, kind) -> None:
+def test_a_revision_stays_pinned_when_unloading_fails(folder: Path, start, kind) -> None:
     pins, theirs = Pins(folder, URL), start()
     with pytest.raises(kind), pins.drop(NAME):
         raise kind
@@ -180,7 +182,7 @@ def test_what_could_not_be_unloaded_is_held_as_before(folder: Path, start, kind)
         assert alone
 
 
-def test_who_takes_waits_for_who_unloads(folder: Path, start) -> None:
+def test_taking_a_pin_waits_while_another_process_unloads(folder: Path, start) -> None:
     """The file that it waited for is gone then, and so it makes another."""
     ours, theirs = Pins(folder, URL), start()
     ours.take(NAME)
@@ -219,7 +221,7 @@ print(unloaded)
 """
 
 
-def test_nothing_is_unloaded_under_another_process(folder: Path, tmp_path: Path) -> None:
+def test_no_process_unloads_what_another_uses(folder: Path, tmp_path: Path) -> None:
     engine = tmp_path / "engine"
     engine.mkdir()
     processes = [
@@ -274,7 +276,7 @@ sys.stdin.read()
 """
 
 
-def test_a_forked_child_holds_nothing(folder: Path) -> None:
+def test_a_forked_child_has_no_pins(folder: Path) -> None:
     command = [sys.executable, "-c", FORKS, str(folder), NAME]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
@@ -301,7 +303,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_a_child_does_not_keep_what_its_killed_parent_held(folder: Path) -> None:
+def test_a_forked_child_does_not_keep_the_pins_of_its_killed_parent(folder: Path) -> None:
     command = [sys.executable, "-c", ORPHAN, str(folder), NAME]
     parent = subprocess.Popen(command, stdin=subprocess.PIPE)
     assert parent.wait() == -signal.SIGKILL
@@ -329,12 +331,12 @@ sys.exit(alive)
 """
 
 
-def test_what_is_given_up_is_not_kept_by_a_copy_of_the_descriptor(folder: Path) -> None:
+def test_a_copied_descriptor_does_not_keep_a_dropped_pin(folder: Path) -> None:
     command = [sys.executable, "-c", FORKED_IN_C, str(folder), NAME]
     subprocess.run(command, check=True, timeout=60)
 
 
-def test_no_fork_comes_between_a_file_and_the_note_that_it_is_open(folder: Path) -> None:
+def test_no_fork_happens_between_opening_a_file_and_noting_it(folder: Path) -> None:
     pins = Pins(folder, URL)
     taking = threading.Thread(target=pins.take, args=(NAME,))
     pins.before_fork()
@@ -348,7 +350,7 @@ def test_no_fork_comes_between_a_file_and_the_note_that_it_is_open(folder: Path)
     pins.close()
 
 
-def test_of_a_file_that_was_removed_by_hand_nobody_is_the_last(folder: Path, start) -> None:
+def test_nobody_is_the_last_user_when_the_file_was_deleted_by_hand(folder: Path, start) -> None:
     ours, theirs = Pins(folder, URL), start()
     ours.take(NAME)
     for file in folder.iterdir():
@@ -359,7 +361,7 @@ def test_of_a_file_that_was_removed_by_hand_nobody_is_the_last(folder: Path, sta
     assert find_pins(folder, NAME) == [Pin(NAME, URL, alive=True)]
 
 
-def test_a_dead_place_is_forgotten_and_a_living_one_is_not(folder: Path, start) -> None:
+def test_a_dead_pin_can_be_removed_and_a_living_one_cannot(folder: Path, start) -> None:
     theirs, place = start(), place_in_process()
     theirs.ask(f"take {NAME}")
     over = start(place)
@@ -376,7 +378,7 @@ def test_a_dead_place_is_forgotten_and_a_living_one_is_not(folder: Path, start) 
     assert find_pins(folder) == [living]
 
 
-def test_a_process_that_died_before_it_signed_is_over(folder: Path) -> None:
+def test_a_pin_without_a_place_is_stale(folder: Path) -> None:
     folder.mkdir()
     (folder / f"{NAME}@0123456789ab").touch()
     (pin,) = find_pins(folder)
@@ -387,7 +389,7 @@ def test_a_process_that_died_before_it_signed_is_over(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["base", "../rev-000001-0123456789ab", f"{NAME}/..", ""])
-def test_only_names_of_revisions_become_files(folder: Path, name: str) -> None:
+def test_a_name_that_is_not_a_revisions_is_refused(folder: Path, name: str) -> None:
     pins = Pins(folder, URL)
     with pytest.raises(RevisionError, match="is not a revision's name"):
         pins.take(name)
@@ -396,7 +398,7 @@ def test_only_names_of_revisions_become_files(folder: Path, name: str) -> None:
     assert not folder.exists()
 
 
-def test_a_link_is_not_followed(folder: Path, tmp_path: Path) -> None:
+def test_a_symbolic_link_in_place_of_a_pin_is_not_followed(folder: Path, tmp_path: Path) -> None:
     pins = Pins(folder, URL)
     pins.take(NAME)
     (file,) = folder.iterdir()
@@ -410,20 +412,20 @@ def test_a_link_is_not_followed(folder: Path, tmp_path: Path) -> None:
     assert victim.read_text() == ""
 
 
-def test_a_folder_that_cannot_be_made_is_named(folder: Path) -> None:
+def test_the_error_names_the_folder_that_cannot_be_made(folder: Path) -> None:
     folder.touch()
-    with pytest.raises(NotKept, match=r"holds/rev-000001.* cannot be made and locked"):
+    with pytest.raises(NotKept, match=r"holds/rev-000001.* cannot be written"):
         Pins(folder, URL).take(NAME)
 
 
-def test_files_that_are_none_of_ours_are_left_alone(folder: Path) -> None:
+def test_other_files_in_the_folder_are_left_alone(folder: Path) -> None:
     folder.mkdir()
     (folder / "notes").touch()
     assert find_pins(folder) == []
 
 
 class HoldsOfThree(RuleBasedStateMachine):
-    """Three holders of one place, as if in three processes: descriptors do not share locks."""
+    """Three users of one place, as if in three processes: descriptors do not share locks."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a router holds, what it tidies up, and what it puts into quarantine."""
+"""What a router pins, what it unloads, and what it puts into quarantine."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Looking(FakeBackend):
         super().unload(revision_id, places)
 
 
-def test_a_revision_is_held_from_before_it_is_validated_until_after_it_is_unloaded(
+def test_a_revision_is_pinned_from_before_it_is_validated_until_after_it_is_unloaded(
     registry: Registry, names: list[str]
 ) -> None:
     backend = Looking(registry)
@@ -85,7 +85,7 @@ def test_a_revision_is_held_from_before_it_is_validated_until_after_it_is_unload
     assert find_pins(registry.home.pins) == []
 
 
-def test_a_leased_revision_stays_held(registry: Registry, names: list[str]) -> None:
+def test_a_leased_revision_stays_pinned(registry: Registry, names: list[str]) -> None:
     with Router(registry, FakeBackend()) as router:
         router.activate(names[0])
         lease = router.acquire()
@@ -96,7 +96,7 @@ def test_a_leased_revision_stays_held(registry: Registry, names: list[str]) -> N
         assert names[0] not in held(registry)
 
 
-def test_a_home_that_takes_no_more_changes_fails_no_request(
+def test_requests_are_answered_while_the_home_cannot_be_written(
     registry: Registry,
     names: list[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -121,7 +121,7 @@ def test_a_home_that_takes_no_more_changes_fails_no_request(
         assert held(registry) == set(names[1:3])
 
 
-def test_closing_gives_up_what_it_cannot_remove(
+def test_closing_unpins_what_it_cannot_remove(
     registry: Registry, names: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(path: Path, **_: object) -> None:
@@ -139,7 +139,7 @@ def test_closing_gives_up_what_it_cannot_remove(
 
 
 @pytest.mark.parametrize("step", ["validate", "load", "probe"])
-def test_a_failed_swap_leaves_nothing_held(
+def test_a_failed_swap_leaves_no_pin(
     registry: Registry, names: list[str], step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend = FakeBackend()
@@ -156,9 +156,7 @@ def test_a_failed_swap_leaves_nothing_held(
         assert backend.list_loaded() == (names[0],)
 
 
-def test_a_router_that_could_not_be_made_holds_nothing(
-    registry: Registry, names: list[str]
-) -> None:
+def test_a_router_that_cannot_be_made_leaves_no_pin(registry: Registry, names: list[str]) -> None:
     registry.promote(names[0])
     with pytest.raises(SwapFailed):
         Router(registry, FakeBackend(fail_load={names[0]}))
@@ -199,7 +197,7 @@ class Fleet(FakeBackend):
         super().unload(revision_id)
 
 
-def test_a_revision_is_held_at_every_place_and_unloaded_where_nobody_else_uses_it(
+def test_a_revision_is_pinned_at_every_place_and_unloaded_where_nobody_else_uses_it(
     registry: Registry, names: list[str]
 ) -> None:
     fleet, second = Fleet(), FakeBackend(place=Fleet.places[1])
@@ -245,7 +243,7 @@ os.kill(os.getpid(), 9)
 """
 
 
-def test_what_a_killed_router_left_loaded_is_tidied_up(
+def test_a_new_router_unloads_what_a_killed_router_left(
     registry: Registry, names: list[str], tmp_path: Path
 ) -> None:
     """On a server that outlived it, and is full; what is of other namespaces stays."""
@@ -267,7 +265,7 @@ def namespace_of(name: str, foreign: list[str]) -> str:
     return "support" if name in foreign else "default"
 
 
-def test_a_full_engine_is_tidied_of_what_another_router_left_while_this_one_ran(
+def test_a_router_makes_room_by_unloading_what_another_router_left(
     registry: Registry, names: list[str]
 ) -> None:
     backend = FakeBackend(place=SERVER, max_loaded=2)
@@ -279,7 +277,7 @@ def test_a_full_engine_is_tidied_of_what_another_router_left_while_this_one_ran(
         assert names[1] not in backend.list_loaded()
 
 
-def test_what_a_server_has_stays_there_when_the_router_closes(
+def test_a_revision_stays_loaded_on_a_server_when_the_router_closes(
     registry: Registry, names: list[str]
 ) -> None:
     backend = FakeBackend(place=SERVER)
@@ -320,9 +318,7 @@ def test_a_revision_whose_files_are_broken_is_put_into_quarantine(
             registry.promote(names[0])
 
 
-def test_a_file_whose_name_is_no_utf_8_is_a_reason_too(
-    registry: Registry, names: list[str]
-) -> None:
+def test_a_reason_may_name_a_file_that_is_not_utf_8(registry: Registry, names: list[str]) -> None:
     with Router(registry, FakeBackend()) as router:
         Path(os.fsdecode(os.fsencode(registry.get(names[0]).path) + b"/\xff")).touch()
         with pytest.raises(InvalidAdapter) as refused:
@@ -331,7 +327,7 @@ def test_a_file_whose_name_is_no_utf_8_is_a_reason_too(
         assert "\\udcff" in (registry.get(names[0]).quarantine_reason or "")
 
 
-def test_a_revision_that_answers_nothing_finite_is_put_into_quarantine(
+def test_a_revision_that_fails_its_probe_is_put_into_quarantine(
     registry: Registry, names: list[str]
 ) -> None:
     with Router(registry, FakeBackend(fail_probe={names[0]})) as router:
@@ -341,7 +337,7 @@ def test_a_revision_that_answers_nothing_finite_is_put_into_quarantine(
 
 
 @pytest.mark.parametrize("error", [WrongBase, SwapFailed])
-def test_a_revision_that_is_not_to_blame_is_not(
+def test_a_revision_is_not_put_into_quarantine_when_the_engine_fails(
     registry: Registry,
     names: list[str],
     error: Callable[[str], Exception],
@@ -359,7 +355,7 @@ def test_a_revision_that_is_not_to_blame_is_not(
         assert registry.get(names[0]).quarantined_at is None
 
 
-def test_a_quarantine_that_cannot_be_written_does_not_hide_why(
+def test_a_swap_raises_its_own_error_when_the_quarantine_cannot_be_written(
     registry: Registry,
     names: list[str],
     monkeypatch: pytest.MonkeyPatch,

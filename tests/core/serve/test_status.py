@@ -1,4 +1,4 @@
-"""Revisions in quarantine, or pruned: what refuses them, and in which words."""
+"""Revisions in quarantine or pruned: what refuses them, and with which message."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ UNFIT = pytest.mark.parametrize(
 
 
 @UNFIT
-def test_what_must_not_serve_is_neither_promoted_nor_a_canary(
+def test_an_unfit_revision_is_neither_promoted_nor_made_a_canary(
     registry, line, unfit: Unfit, words: str
 ) -> None:
     registry.promote("base")
@@ -80,7 +80,7 @@ def test_what_must_not_serve_is_neither_promoted_nor_a_canary(
 
 
 @UNFIT
-def test_a_rollback_passes_over_what_must_not_serve(registry, line, unfit: Unfit, words) -> None:
+def test_a_rollback_passes_over_unfit_revisions(registry, line, unfit: Unfit, words) -> None:
     unfit(registry, line[1])
     assert registry.previous() == line[0]
     assert registry.rollback().live == line[0]
@@ -88,7 +88,7 @@ def test_a_rollback_passes_over_what_must_not_serve(registry, line, unfit: Unfit
 
 
 @UNFIT
-def test_a_rollback_leads_away_from_what_is_live(registry, line, unfit: Unfit, words) -> None:
+def test_a_rollback_never_stays_at_the_live_revision(registry, line, unfit: Unfit, words) -> None:
     registry.promote(line[1])
     registry.promote(line[2])
     unfit(registry, line[1])
@@ -97,7 +97,9 @@ def test_a_rollback_leads_away_from_what_is_live(registry, line, unfit: Unfit, w
 
 
 @UNFIT
-def test_a_rollback_from_the_base_with_nothing_fit_stays_there(registry, line, unfit, words):
+def test_a_rollback_from_the_base_stays_there_when_no_revision_may_serve(
+    registry, line, unfit, words
+):
     registry.promote("base")
     for name in line:
         unfit(registry, name)
@@ -106,7 +108,9 @@ def test_a_rollback_from_the_base_with_nothing_fit_stays_there(registry, line, u
 
 
 @UNFIT
-def test_a_rebuild_begins_at_one_that_may_serve(registry, line, unfit: Unfit, words) -> None:
+def test_a_rebuild_starts_from_a_revision_that_may_serve(
+    registry, line, unfit: Unfit, words
+) -> None:
     tainted(registry, line[2])
     unfit(registry, line[1])
     with closing(connect(registry.home)) as connection:
@@ -115,7 +119,7 @@ def test_a_rebuild_begins_at_one_that_may_serve(registry, line, unfit: Unfit, wo
     assert rebuild.tainted == (line[2],)
 
 
-def test_only_taint_calls_for_a_rebuild(registry, line) -> None:
+def test_only_a_tainted_live_revision_needs_a_rebuild(registry, line) -> None:
     quarantined(registry, line[2])
     with closing(connect(registry.home)) as connection:
         assert rebuilds(connection, registry.home) == ()
@@ -130,7 +134,9 @@ def test_a_router_asks_whether_a_revision_may_be_loaded(registry, line, unfit: U
         registry.require_available(revision)
 
 
-def test_what_is_pruned_while_it_is_looked_at_is_said_to_be(registry, line, monkeypatch) -> None:
+def test_a_revision_that_is_pruned_during_a_promotion_is_reported_as_pruned(
+    registry, line, monkeypatch
+) -> None:
     registry.promote("base")
     check = module.check_published
 
@@ -143,7 +149,7 @@ def test_what_is_pruned_while_it_is_looked_at_is_said_to_be(registry, line, monk
         registry.promote(line[0])
 
 
-def test_a_quarantine_tells_since_when_and_why(registry, line) -> None:
+def test_a_quarantine_records_its_time_and_reason(registry, line) -> None:
     assert registry.get(line[0]).quarantined_at is None
     first = registry.quarantine(line[0], " it answers in Latin\n")
     assert first == registry.get(line[0])
@@ -153,7 +159,7 @@ def test_a_quarantine_tells_since_when_and_why(registry, line) -> None:
     assert [bool(revision.quarantined_at) for revision in registry.list()] == [True, False, False]
 
 
-def test_what_serves_is_the_operators_to_change(registry, line) -> None:
+def test_a_quarantine_does_not_change_what_serves(registry, line) -> None:
     before = registry.state()
     registry.quarantine(line[2], "it answers in Latin")
     assert registry.state() == before
@@ -199,7 +205,7 @@ def test_a_pruned_revision_is_not_released(registry, line) -> None:
     assert registry.get(line[0]).quarantined_at is not None
 
 
-def test_a_tainted_revision_that_is_released_is_tainted_still(registry, line) -> None:
+def test_a_released_revision_stays_tainted(registry, line) -> None:
     tainted(registry, line[0])
     registry.quarantine(line[0], "it answers in Latin")
     registry.release(line[0])

@@ -1,4 +1,4 @@
-"""Every way of breaking an adapter is refused, with the file or the tensor named."""
+"""Damaged adapters and revisions are refused, and the error names the file or the tensor."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_our_writer_and_reader_agree_with_safetensors(folder: Path) -> None:
         ({"a_setting_of_the_future": 1}, "a_setting_of_the_future is 1"),
     ],
 )
-def test_settings_that_no_engine_serves(folder: Path, changes: dict, named: str) -> None:
+def test_settings_beyond_plain_lora_are_refused(folder: Path, changes: dict, named: str) -> None:
     edit_config(folder, **changes)
     with pytest.raises(InvalidAdapter, match=named):
         check_adapter(folder)
@@ -122,7 +122,7 @@ def test_settings_that_are_off_pass(folder: Path, changes: dict) -> None:
         ),
     ],
 )
-def test_tensors_that_do_not_fit(
+def test_tensors_that_do_not_fit_the_settings_are_refused(
     folder: Path, change: Callable[[Tensors], object], named: str
 ) -> None:
     edit_tensors(folder, change)
@@ -130,7 +130,7 @@ def test_tensors_that_do_not_fit(
         check_adapter(folder)
 
 
-def test_layers_of_the_base_are_held_to_their_shapes(folder: Path) -> None:
+def test_an_adapter_of_another_shape_than_the_base_is_refused(folder: Path) -> None:
     with pytest.raises(InvalidAdapter, match=r"q_proj adapts .* \(16, 24\), but .* \(16, 48\)"):
         check_adapter(folder, layers={**LAYERS, "model.layers.0.self_attn.q_proj": (16, 48)})
     with pytest.raises(InvalidAdapter, match=r"up_proj is not a linear layer"):
@@ -147,7 +147,9 @@ def test_a_layer_that_the_settings_name_must_have_tensors(folder: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_a_single_number_that_is_not_finite(folder: Path, dtype: str, value: float) -> None:
+def test_a_single_number_that_is_not_finite_is_refused(
+    folder: Path, dtype: str, value: float
+) -> None:
     rewrite(folder, dtype, lambda numbers: numbers)
     check_adapter(folder)
     rewrite(folder, dtype, lambda numbers: [*numbers[:-1], value])
@@ -157,7 +159,7 @@ def test_a_single_number_that_is_not_finite(folder: Path, dtype: str, value: flo
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(value=st.floats(width=32), index=st.integers(0, 255))
-def test_finite_numbers_pass_and_others_do_not(folder: Path, value: float, index: int) -> None:
+def test_exactly_the_finite_numbers_pass(folder: Path, value: float, index: int) -> None:
     write_adapter(folder, layers=LAYERS)
     edit_tensors(folder, lambda t: t[UP_B].ravel().__setitem__(index, value))
     if np.isfinite(value):
@@ -204,7 +206,7 @@ def rewrite(folder: Path, dtype: str, change: Callable[[list[float]], list[float
         (lambda data: struct.pack("<Q", 2) + b"[]", "not a safetensors file"),
     ],
 )
-def test_a_weights_file_that_is_not_one(
+def test_a_damaged_weights_file_is_refused(
     folder: Path, damage: Callable[[bytes], bytes], named: str
 ) -> None:
     file = folder / WEIGHTS_FILE
@@ -213,7 +215,7 @@ def test_a_weights_file_that_is_not_one(
         check_adapter(folder)
 
 
-def test_pickles_and_links_are_not_taken(folder: Path, tmp_path: Path) -> None:
+def test_pickles_and_links_are_refused(folder: Path, tmp_path: Path) -> None:
     weights = folder / WEIGHTS_FILE
     weights.rename(folder / "adapter_model.bin")
     with pytest.raises(InvalidAdapter, match="safe_serialization=True"):
@@ -248,7 +250,7 @@ def test_one_changed_byte_is_refused(revision: Revision, name: str) -> None:
         check_revision(revision)
 
 
-def test_what_does_not_belong_in_a_revision_is_refused(revision: Revision) -> None:
+def test_an_extra_file_in_a_revision_is_refused(revision: Revision) -> None:
     (revision.path / "adapter_model.bin").touch()
     with pytest.raises(InvalidAdapter, match=r"adapter_model\.bin does not belong"):
         check_revision(revision)
@@ -285,7 +287,7 @@ def test_a_revision_serves_from_its_own_folder_only(revision: Revision, tmp_path
         (OSError(5, "Input/output error"), NotKept, r"rev-\S+ cannot be read \(Input/output error"),
     ],
 )
-def test_what_goes_or_cannot_be_read_is_said(
+def test_a_file_that_disappears_or_cannot_be_read_is_reported(
     revision: Revision, monkeypatch: pytest.MonkeyPatch, error, refusal, words: str
 ) -> None:
     def fail(*_: object, **__: object) -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from agentpref.prefer.pairs import read_pairs
 
 from agentpref import plugins
 from agentpref.errors import ConfigError, ExchangeError
 from agentpref.home import Home
 from agentpref.prefer.exchange import export_file, import_file
 from agentpref.prefer.formats import Fields, Format, PreferenceRecord, RowReader, record_of_row
-from agentpref.prefer.pairs import read_pairs
 from agentpref.record.database import connect
 from agentpref.record.messages import prompt_of
 from agentpref.record.store import Store

@@ -1,4 +1,4 @@
-"""Nothing reaches the disk unchecked, unredacted or under a user's own id."""
+"""Every record on disk is checked and redacted, and has a pseudonym instead of a user's id."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ def admitted(ingest: Ingest | None = None, **parts: Any) -> RunRow:
     return entry
 
 
-def test_a_run_is_linked_as_the_store_would() -> None:
+def test_a_raw_run_becomes_the_row_that_the_store_would_make() -> None:
     body = freeze(ASKED, "Hello Ann", *(None for _ in PARTS[2:]))
     entry = Ingest("n", PSEUDONYMS).prepare(RawRun("r", 1.0, body))
     assert entry == run_row(Run("r", "n", 1.0, prompt_of(ASKED), ANSWER))
 
 
-def test_a_prompts_id_is_not_taken_on_trust() -> None:
+def test_a_prompt_s_id_is_computed() -> None:
     forged = Run("r", "n", 1.0, Prompt("0" * 32, tuple(ASKED)), ANSWER)
     assert run_row(forged).prompt == prompt_of(ASKED).id
 
 
-def test_users_go_by_a_pseudonym() -> None:
+def test_user_ids_become_pseudonyms() -> None:
     assert admitted(user_id="ann").user_id == PSEUDONYMS.name("ann")
     assert admitted(user_id=7).user_id == PSEUDONYMS.name("7")
     assert admitted().user_id is None
@@ -67,7 +67,7 @@ def test_every_text_is_redacted() -> None:
     assert b"Ann" not in orjson.dumps(ingest.prepare(judged))
 
 
-def test_tokens_of_an_answer_that_was_redacted_are_not_kept() -> None:
+def test_token_ids_of_a_redacted_answer_are_dropped() -> None:
     ingest = Ingest("n", PSEUDONYMS, hide)
     changed = admitted(ingest, token_ids=[1, 2], logprobs=[-1.0, -2.0])
     assert (changed.token_ids, changed.logprobs) == (None, None)
@@ -75,7 +75,7 @@ def test_tokens_of_an_answer_that_was_redacted_are_not_kept() -> None:
     assert (same.token_ids, same.logprobs) == ("[1,2]", "[-1.0,-2.0]")
 
 
-def test_a_redactor_that_fails_lets_nothing_through() -> None:
+def test_a_run_is_refused_when_the_redactor_fails() -> None:
     def fail(text: str) -> str:
         raise ZeroDivisionError
 
@@ -84,7 +84,7 @@ def test_a_redactor_that_fails_lets_nothing_through() -> None:
 
 
 @pytest.mark.parametrize("name", ["tools", "tags", "params", "metadata", "token_ids", "logprobs"])
-def test_none_is_nothing(name: str) -> None:
+def test_a_detail_that_is_none_is_stored_as_empty(name: str) -> None:
     empty = {"params": "{}", "metadata": "{}", "tags": "[]"}
     assert getattr(admitted(**{name: None}), name, None) == empty.get(name)
 
@@ -93,6 +93,6 @@ def test_none_is_nothing(name: str) -> None:
     ("name", "value"),
     [("tags", "maths"), ("tags", [1]), ("token_ids", [1.5]), ("logprobs", ["x"]), ("params", [1])],
 )
-def test_what_is_wrong_is_named(name: str, value: object) -> None:
+def test_a_wrong_detail_is_refused_by_name(name: str, value: object) -> None:
     with pytest.raises(InvalidMessage, match=f"{name} is "):
         admitted(**{name: value})
