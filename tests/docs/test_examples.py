@@ -45,8 +45,9 @@ def test_the_chat_logs_the_answer_and_the_feedback_on_it(script: Script, tmp_pat
         [run] = store.runs("default")
         [pair] = read_examples(store, "default", held_out=0.2).pairs
         said = [(one.run_id, one.key, one.score) for one in store.feedback("default")]
-    assert run.output["content"] == printed[2] == pair.completions[1].message["content"]
-    assert pair.completions[0].message["content"] == "The lamp is off, as you wished."
+    chosen, rejected = pair.completions
+    assert run.output["content"] == printed[2] == rejected.message["content"]
+    assert chosen.message["content"] == "The lamp is off, as you wished."
     assert said == [(run.run_id, "thumbs", 0.0), (run.run_id, "correction", None)]
     assert (run.revision, run.thread_id) == ("base", "console")
     assert run.token_ids is not None

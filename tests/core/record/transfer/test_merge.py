@@ -28,7 +28,7 @@ from agentpref.record.log import Log
 from agentpref.record.messages import node_id, prompt_of, run_row
 from agentpref.record.migrations import STEPS
 from agentpref.record.spill import Spill, drain
-from agentpref.record.store import Reader, Store
+from agentpref.record.store import Store
 from agentpref.record.transfer import merge as module
 from agentpref.record.transfer.merge import Counts, Merged, merge
 from agentpref.types import Comparison, Feedback, Run
@@ -94,7 +94,7 @@ def edit(home: Home, *statements: str) -> None:
 
 def verified(home: Home) -> bool:
     with closing(connect(home, readonly=True)) as connection:
-        return Reader(connection).verify() == []
+        return Store(connection).verify() == []
 
 
 def one(home: Home, other: Home) -> Merged:
