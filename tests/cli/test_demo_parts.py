@@ -6,11 +6,11 @@ from collections import Counter
 from contextlib import closing
 
 import pytest
-from agentpref.prefer.examples import read_examples
 
 from agentpref.config import UpdateConfig
 from agentpref.errors import NotAHome
 from agentpref.home import Home
+from agentpref.prefer.examples import read_examples
 from agentpref.record.database import connect
 from agentpref.record.log import Log
 from agentpref.record.store import Store
