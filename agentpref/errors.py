@@ -54,7 +54,7 @@ class HomeError(AgentprefError):
 
 
 class NotAHome(HomeError, FileNotFoundError):
-    """The folder is no agentpref home."""
+    """The folder is not an agentpref home."""
 
 
 class CorruptHome(HomeError):

@@ -1,8 +1,7 @@
-"""The home folder: where a log, its adapters and its reports live.
+"""The home folder: the paths of the log, the adapters and the reports; and writing files safely.
 
-A folder is a home when it holds ``agentpref.db``. That file is made first, so that a second process
-that looks while the first is still creating the home already sees one. Knows nothing of what is in
-the database.
+A folder is a home if it has a file ``agentpref.db``. ``Home.create`` makes that file first, so that
+two processes can create the same home at once.
 """
 
 from __future__ import annotations
@@ -49,38 +48,38 @@ class Home:
 
     @property
     def training(self) -> Path:
-        """The folder of interrupted training; there is none while nothing was interrupted."""
+        """The folder of interrupted updates; missing if there are none."""
         return self.path / "training"
 
     @property
-    def holds(self) -> Path:
-        """The folder of what says which revisions are loaded where; none before one is."""
+    def pins(self) -> Path:
+        """The folder of pins: which revisions are loaded where; missing before one is."""
         return self.path / "holds"
 
     @property
     def spill(self) -> Path:
-        """The file of what the database could not take, until it can."""
+        """The file of entries that wait for a locked or full database."""
         return self.path / "spill.jsonl"
 
     @property
     def refused(self) -> Path:
-        """The file of what waited in the spill and was then refused, for somebody to look at."""
+        """The file of entries of the spill that the database refused, for a person to look at."""
         return self.path / "refused.jsonl"
 
     @property
     def user_keys(self) -> Path:
-        """The keys of the hashes that stand for user ids; readable by their owner alone."""
+        """The keys that user ids are hashed with; readable by the owner only."""
         return self.path / "user.keys"
 
     @staticmethod
     def resolve(path: StrPath | None = None) -> Path:
-        """Say which folder is meant: ``path``, else ``$AGENTPREF_HOME``, else ``./.agentpref``."""
+        """The absolute path of ``path``, else ``$AGENTPREF_HOME``, else ``./.agentpref``."""
         chosen = path if path is not None else os.environ.get(VARIABLE) or DEFAULT
         return Path(os.path.abspath(os.path.expanduser(chosen)))
 
     @classmethod
     def create(cls, path: StrPath | None = None) -> Home:
-        """Make a home of a missing or empty folder; an existing home stays as it is.
+        """Make a home in a missing or empty folder; an existing home stays as it is.
 
         Raises:
             NotAHome: the path is a file, a folder of something else, or cannot be written.
@@ -97,36 +96,38 @@ class Home:
             if isinstance(error, NotAHome):
                 raise
             raise NotAHome(
-                f"{home.path} cannot be made a home ({error.strerror}); "
-                "choose a folder that this user may write"
+                f"cannot make a home in {home.path} ({error.strerror}); "
+                "choose a folder that this user may write to"
             ) from error
         return home
 
     @classmethod
-    def open(cls, path: StrPath | None = None) -> Home:
-        """Take an existing home.
+    def open(cls, path: Home | StrPath | None = None) -> Home:
+        """Take an existing home: by its path, or one that was opened before.
 
         Raises:
             NotAHome: there is no home at the path.
         """
+        if isinstance(path, Home):
+            return path
         home = cls(cls.resolve(path))
         if not home.database.is_file():
             raise NotAHome(
-                f"{home.path} is no agentpref home (it has no {DATABASE}); name another folder "
+                f"{home.path} is not an agentpref home (it has no {DATABASE}); name another folder "
                 "with --home or AGENTPREF_HOME, or make one with `agentpref init`"
             )
         return home
 
     @classmethod
     def of(cls, connection: sqlite3.Connection) -> Home:
-        """Take the home whose database a connection has open."""
+        """The home whose database a connection has open."""
         query = "SELECT file FROM pragma_database_list WHERE name = 'main'"
         (file,) = connection.execute(query).fetchone()
         return cls(Path(file).parent)
 
 
 def sync(path: Path) -> None:
-    """Make durable what a file holds, or which files are in a folder."""
+    """Flush a file, or the list of files in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -159,10 +160,30 @@ def writing(place: Path) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a file whole or not at all: yield a draft beside it, which then takes its place.
+
+    After the block the draft is synced and renamed to ``path``; if the block raises, it is removed
+    and ``path`` stays as it was.
+
+    >>> with replacing(home.reports / "last.json") as draft:
+    ...     draft.write_bytes(report)
+    """
+    draft = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
+    try:
+        yield draft
+        sync(draft)
+        os.replace(draft, path)
+        sync(path.parent)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
 def _require_empty(folder: Path) -> None:
     found = {item.name for item in folder.iterdir()}
-    if found and DATABASE not in found:  # else another process was making it a home just now
+    if found and DATABASE not in found:  # else another process is making the home
         raise NotAHome(
-            f"{folder} holds {min(found)!r} and no {DATABASE}, so it is no agentpref home; "
+            f"{folder} has {min(found)!r} and no {DATABASE}, so it is not an agentpref home; "
             "choose an empty or a new folder"
         )

@@ -1,14 +1,11 @@
-"""What an update did and why, as plain values: what is returned, kept and shown.
-
-Knows nothing of how any of it came about.
-"""
+"""What an update did and why, as plain values: what is returned, stored and shown."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-Outcome = Literal["promoted", "refused", "insufficient", "nothing_new"]
+Verdict = Literal["promoted", "refused", "insufficient", "nothing_new"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,35 +13,36 @@ class UpdateReport:
     """What an update did and why. Accuracies are held-out, per tag, before and after.
 
     ``counts`` are of pairs, and under the same name with ``_thumbs`` of lone thumbs.
-    ``examined_thumbs`` are the new held-out thumbs that count as evidence: as many likes as
+    ``evaluated_thumbs`` are the new held-out thumbs that count as evidence: as many likes as
     dislikes. Every row that was not used, or not as it was logged, is counted by reason:
-    ``left_out`` those that train and prove nothing, ``shortened`` those whose prompt lost its
-    oldest turns, ``retokenised`` those whose logged tokens could not be used. ``notes`` are what
-    else is worth knowing, in words, such as why an interrupted training was not gone on with.
+    ``left_out`` are neither trained nor evaluated, ``shortened`` lost the oldest turns of their
+    prompt, ``retokenized`` had logged tokens that could not be used. ``config`` holds the settings,
+    and ``notes`` anything else worth knowing, such as why an interrupted training started over.
     """
 
     update_id: str
     namespace: str
     model: str
     created_at: float
-    verdict: Outcome
+    verdict: Verdict
     parent: str | None
     revision: str | None = None
     seconds: float = 0.0
     counts: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
     shortened: dict[str, int] = field(default_factory=dict)
-    retokenised: dict[str, int] = field(default_factory=dict)
+    retokenized: dict[str, int] = field(default_factory=dict)
     accuracy: dict[str, dict[str, float]] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     checks: list[dict[str, Any]] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
     def reasons(self) -> list[str]:
-        """Words of the checks that did not hold."""
-        return [f"{check['name']}: {check['words']}" for check in self.checks if not check["holds"]]
+        """The messages of the checks that failed."""
+        return [f"{c['name']}: {c['message']}" for c in self.checks if not c["passed"]]
 
     def to_mapping(self) -> dict[str, Any]:
-        """The report as plain values: what ``--json`` prints and the database keeps."""
+        """The report as plain values: what ``--json`` prints and the database stores."""
         return asdict(self)

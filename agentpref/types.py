@@ -1,8 +1,7 @@
 """The records that flow through agentpref, as plain immutable values.
 
 A *run* is one model call. *Feedback* and *comparisons* say what people, judges and programs
-thought of runs. A *pair* is what DPO trains on. A *thumb* is a lone judgement with nothing to be
-compared with. Nothing here knows of SQLite, tokens, models or adapters.
+thought of runs. An *example* is what is trained or held out: a prompt and one or more completions.
 
 Messages are OpenAI-shaped mappings: ``{"role": …, "content": …}`` plus, where there are any,
 ``tool_calls``, ``tool_call_id`` and ``name``. They are never changed once recorded.
@@ -10,18 +9,30 @@ Messages are OpenAI-shaped mappings: ``{"role": …, "content": …}`` plus, whe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 Message: TypeAlias = Mapping[str, Any]
 Tool: TypeAlias = Mapping[str, Any]
 Winner: TypeAlias = Literal["a", "b", "tie"]
 Source: TypeAlias = Literal["human", "model", "code"]
-Origin: TypeAlias = Literal["correction", "comparison", "thumbs", "judge"]
+SOURCES: tuple[Source, ...] = get_args(Source)
+WINNERS: tuple[Winner, ...] = get_args(Winner)
+Origin: TypeAlias = Literal["correction", "comparison", "thumbs", "judge", "thumb"]
+"""What an example is made of: ``thumbs`` are opposed ones on one prompt, ``thumb`` is lone."""
 
 BASE = "base"
 """The revision name of the bare base model, with no adapter."""
+
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 512)
+"""The ranks of adapters that vLLM loads; others are neither trained nor served."""
+
+HELD_OUT = 0.2
+"""The share of the prompts that is held out where no setting says another."""
+
+Progress: TypeAlias = Callable[[str, int, int], object]
+"""A callback of long work: the name of the stage, how much of it is done, and how much there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +106,7 @@ class Comparison:
 
 
 class Stratum(NamedTuple):
-    """A slice of pairs that is protected separately."""
+    """A slice of examples that the gate protects separately."""
 
     namespace: str
     tag: str
@@ -107,67 +118,52 @@ class Stratum(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
-    """One preference: ``chosen`` was liked better than ``rejected`` as an answer to ``prompt``.
+class Completion:
+    """One answer to a prompt, and what is known of it.
 
-    ``noise`` is the probability ε that the label is flipped; ``provenance`` names the feedback and
-    comparisons that the pair was made of; ``held_out`` pairs prove adapters and never train them.
-    ``chosen_ids`` and ``chosen_by`` are the tokens of the chosen answer as the engine wrote them,
-    and the revision that did, both of one run that was judged; ``None`` where a person wrote it or
-    nobody knows. The same holds of the rejected one.
+    ``label`` says how good it is: 1 for preferred or liked, 0 for rejected or disliked, or any
+    score or return, where larger is better. ``token_ids`` and ``logprobs`` are the tokens as the
+    engine wrote them, with their natural log-probabilities; ``loss_mask`` says which of these
+    tokens are trained (``None``: all). ``author`` is the revision that wrote it; ``None`` is a
+    person, or unknown.
     """
 
-    pair_id: str
+    message: Message
+    label: float | None = None
+    token_ids: tuple[int, ...] | None = None
+    logprobs: tuple[float, ...] | None = None
+    loss_mask: tuple[bool, ...] | None = None
+    author: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """What is trained, or held out to prove adapters: a prompt and n ≥ 1 completions of it.
+
+    A pair has two completions, the chosen one first, labelled 1 and 0. A lone thumb has one. A
+    judged group has as many as were judged, best first. The examples of one trace share its
+    ``trace_id``; ``run_at`` (POSIX seconds) orders them.
+
+    ``example_id`` is the content address of prompt, completions and labels. ``noise`` is the
+    probability ε that the label is flipped. ``provenance`` names the rows of feedback and
+    comparisons that the example was made of.
+    """
+
+    example_id: str
     namespace: str
     created_at: float
     prompt: Prompt
-    chosen: Message
-    rejected: Message
+    completions: tuple[Completion, ...]
     origin: Origin
     tag: str = "untagged"
     weight: float = 1.0
     noise: float = 0.05
     held_out: bool = False
     provenance: tuple[str, ...] = ()
-    chosen_ids: tuple[int, ...] | None = None
-    rejected_ids: tuple[int, ...] | None = None
-    chosen_by: str | None = None
-    rejected_by: str | None = None
+    trace_id: str | None = None
+    run_at: float = 0.0
 
     @property
-    def id(self) -> str:
-        """What it is known by among all examples: its ``pair_id``."""
-        return self.pair_id
-
-
-@dataclass(frozen=True, slots=True)
-class Thumb:
-    """A lone judgement: one answer, liked or not, and nothing to compare it with.
-
-    ``thumb_id`` is the content address of prompt, answer and direction, as a pair's is; it is empty
-    in thumbs that no log was asked for. ``token_ids`` and ``written_by`` are the answer's tokens as
-    the engine wrote them and the revision that did; ``provenance`` names the feedback it was made
-    of.
-    """
-
-    run_id: str
-    namespace: str
-    created_at: float
-    prompt: Prompt
-    completion: Message
-    desirable: bool
-    tag: str = "untagged"
-    held_out: bool = False
-    thumb_id: str = ""
-    provenance: tuple[str, ...] = ()
-    token_ids: tuple[int, ...] | None = None
-    written_by: str | None = None
-
-    @property
-    def id(self) -> str:
-        """What it is known by among all examples: its ``thumb_id``."""
-        return self.thumb_id
-
-
-Example: TypeAlias = "Pair | Thumb"
-"""Whatever is trained on, or held out to prove."""
+    def lone(self) -> bool:
+        """Whether there is a single completion, with nothing to compare it to."""
+        return len(self.completions) == 1

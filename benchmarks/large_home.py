@@ -20,11 +20,8 @@ from typing import Any
 
 from agentpref.home import Home
 from agentpref.record.database import connect, transaction
-from agentpref.record.ids import new_id
-from agentpref.record.messages import Linker, Node
-from agentpref.record.rows import RunRow, run_row
+from agentpref.record.messages import Linker, Node, RunRow, new_id, run_row
 from agentpref.record.store import Store
-from agentpref.record.tallies import catch_up
 from agentpref.types import Comparison, Feedback, Prompt, Run
 
 TURNS = 4
@@ -66,7 +63,6 @@ def make(folder: Path, rows: int, tell: Callable[[str], None] = print, *, seed: 
         while some := list(islice(source, _AT_ONCE)):
             with transaction(connection):
                 _write(store, some)
-                catch_up(connection)
             done += len(some)
             if done % 100_000 < _AT_ONCE:
                 tell(f"written: {done:,} of {count:,} conversations")

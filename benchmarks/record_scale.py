@@ -22,9 +22,10 @@ from pathlib import Path
 
 from agentpref import Log
 from agentpref.home import Home
-from agentpref.prefer.pairs import read_pairs
+from agentpref.prefer.examples import read_examples
 from agentpref.record.database import connect
-from agentpref.record.reader import Reader
+from agentpref.record.integrity import examine
+from agentpref.record.store import Store
 from benchmarks import large_home
 from benchmarks._report import Target, at_most, print_report
 
@@ -79,7 +80,7 @@ def _made(folder: Path, rows: int) -> dict[str, float]:
     took = time.perf_counter() - start
     home = Home.open(folder)
     with closing(connect(home, readonly=True)) as connection:
-        found = Reader(connection).stats()
+        found = Store(connection).stats()
         (messages,) = connection.execute("SELECT max(rowid) FROM message").fetchone()
     said = found["feedback"] + found["comparisons"]
     return {
@@ -93,7 +94,7 @@ def _made(folder: Path, rows: int) -> dict[str, float]:
 
 def _stats(home: Home) -> float:
     with _timed() as took, closing(connect(home, readonly=True)) as connection:
-        Reader(connection).stats()
+        Store(connection).stats()
     return took()
 
 
@@ -101,21 +102,21 @@ def _night(home: Home) -> float:
     """Build the pairs of the newest 2,000 judgements' prompts, of all namespaces."""
     since = _newest(home, large_home.JUDGEMENTS_PER_NIGHT)
     with _timed() as took, closing(connect(home, readonly=True)) as connection:
-        for name in Reader(connection).namespaces():
-            read_pairs(Reader(connection), name, held_out=HELD_OUT, since=since)
+        for name in Store(connection).namespaces():
+            read_examples(Store(connection), name, held_out=HELD_OUT, since=since)
     return took()
 
 
 def _all_pairs(home: Home) -> float:
     with _timed() as took, closing(connect(home, readonly=True)) as connection:
-        for name in Reader(connection).namespaces():
-            read_pairs(Reader(connection), name, held_out=HELD_OUT)
+        for name in Store(connection).namespaces():
+            read_examples(Store(connection), name, held_out=HELD_OUT)
     return took()
 
 
 def _verify(home: Home) -> float:
     with _timed() as took, closing(connect(home, readonly=True)) as connection:
-        problems = Reader(connection).verify(sample=SAMPLE)
+        problems = examine(connection, sample=SAMPLE).problems
     assert problems == [], problems
     return took()
 

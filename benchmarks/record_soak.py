@@ -26,7 +26,8 @@ from typing import Any, TypeAlias
 from agentpref import Log
 from agentpref.home import Home
 from agentpref.record.database import connect
-from agentpref.record.reader import Reader
+from agentpref.record.integrity import examine
+from agentpref.record.store import Store
 from benchmarks._report import Target, at_least, at_most, print_report
 
 PROCESSES, THREADS = 8, 4
@@ -147,8 +148,8 @@ def losses(home: Home, reports: Sequence[dict[str, Any]]) -> dict[str, float]:
         for table, key in KEYS.items():
             logged = {name for report in reports for name in report["ids"].get(table, ())}
             lost[table] = len(logged - {i for (i,) in connection.execute(_all(table, key))})
-        found = Reader(connection).stats()
-        problems = Reader(connection).verify()
+        found = Store(connection).stats()
+        problems = examine(connection).problems
     return {
         "runs": found["runs"],
         "judgements": found["feedback"] + found["comparisons"],

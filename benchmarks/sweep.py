@@ -34,20 +34,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_args
 
-from agentpref.config import LossKind, LossSettings, Precision, UpdateConfig
+from agentpref.config import LossSettings, Precision, UpdateConfig, loss_kinds
 from agentpref.errors import TrainingDiverged
 from agentpref.home import Home
 from agentpref.learn.cache import LogpCache
+from agentpref.learn.data import UpdateData, prepare
 from agentpref.learn.learner import Learner
-from agentpref.learn.replay import replay_size
 from agentpref.models.base import BUNDLED, load_base
-from agentpref.prefer.split import is_held_out
-from agentpref.prefer.strata import by_stratum
-from agentpref.prove.evaluate import kl_from_base
-from agentpref.prove.exam import KL_ROWS
-from agentpref.prove.metrics import RMatrix, accuracy, correctness
+from agentpref.prefer.examples import is_held_out
+from agentpref.prove.evaluate import KL_ROWS, kl_from_base, policy_scores
+from agentpref.prove.metrics import RMatrix, accuracy
 from agentpref.record.database import connect
-from agentpref.types import BASE, Pair, Prompt
+from agentpref.types import BASE, Completion, Example, Prompt
 from benchmarks._report import print_report
 from benchmarks.train.runs import Ledger, Run, say
 
@@ -88,7 +86,7 @@ class Point:
 
     learning_rate: float
     beta: float
-    kind: LossKind = "sigmoid"
+    kind: str = "sigmoid"
     precision: Precision = "float32"
     epochs: int | None = None
 
@@ -199,28 +197,27 @@ class Stream:
             live = folder / str(number)
             learner.save(live)
         names = tuple(f"{number} {night.trait}" for number, night in enumerate(self._nights, 1))
-        kl = kl_from_base(learner, learner.encode(self._probes()))
+        kl = kl_from_base(learner, learner.encode(self._probes()), seed=0)
         matrix = RMatrix(names, tuple(rows)).to_mapping()
         return {**matrix, "kl": kl, "seconds": seconds}
 
-    def _train(self, learner: Learner, new: Sequence[Pair], old: Sequence[Pair]) -> None:
-        """As an update does: tonight's pairs, and old ones drawn beside them."""
-        rows = learner.encode(new)
-        replayed = learner.draw(by_stratum(old), replay_size(len(new), self._config.replay))
-        learner.fit([*rows, *replayed], new=len(rows))
+    def _train(self, learner: Learner, new: Sequence[Example], old: Sequence[Example]) -> None:
+        """Train as an update does: on new pairs, and on old ones drawn beside them."""
+        rows = prepare(learner, UpdateData(tuple(new), tuple(old)), None, self._config)
+        learner.fit(rows.trained, new=len(rows.new))
 
     def _learner(self, live: Path | None) -> Learner:
         base = load_base(self._model, held_in=self._config.precision)
         known = LogpCache(self._connection, base.numbers, BASE)
         return Learner(base, live, self._config, caches={"base": known}, progress=_silent)
 
-    def _probes(self) -> list[Pair]:
+    def _probes(self) -> list[Example]:
         """Held-out pairs of all nights, as many as an exam asks about KL."""
         pairs = [pair for exam in self._exams for pair in exam]
         return random.Random(0).sample(pairs, min(KL_ROWS, len(pairs)))
 
 
-def pairs_of(night: Night, sizes: Sizes, config: UpdateConfig) -> list[Pair]:
+def pairs_of(night: Night, sizes: Sizes, config: UpdateConfig) -> list[Example]:
     """A night's pairs; those that prove are the same for every seed.
 
     Raises:
@@ -240,19 +237,21 @@ def pairs_of(night: Night, sizes: Sizes, config: UpdateConfig) -> list[Pair]:
     return random.Random(config.seed).sample(training, sizes.new) + proving
 
 
-def _pair(night: Night, number: int, row: Mapping[str, str], config: UpdateConfig) -> Pair:
+def _pair(night: Night, number: int, row: Mapping[str, str], config: UpdateConfig) -> Example:
     """A statement that users answer one way, as a comparison of Yes with No."""
     asked = [{"role": "user", "content": _QUESTION.format(row["statement"])}]
     system = [{"role": "system", "content": night.system}] if night.system else []
     other = {"Yes": "No", "No": "Yes"}[row["answer"]]
     name = f"{night.trait}/{number}"
-    return Pair(
-        pair_id=name,
+    return Example(
+        example_id=name,
         namespace="sweep",
-        created_at=0.0,  # strata of one age: replay draws from nights in equal shares
+        created_at=0.0,  # strata of one age: replay draws from all updates in equal shares
         prompt=Prompt(name, (*system, *asked)),
-        chosen={"role": "assistant", "content": row["answer"]},
-        rejected={"role": "assistant", "content": other},
+        completions=(
+            Completion({"role": "assistant", "content": row["answer"]}, 1.0),
+            Completion({"role": "assistant", "content": other}, 0.0),
+        ),
         origin="comparison",
         tag=night.trait,
         held_out=is_held_out(asked, config.held_out),
@@ -269,8 +268,8 @@ def scores_of_the_base() -> Iterator[sqlite3.Connection]:
         yield connection
 
 
-def _mark(learner: Learner, pairs: Sequence[Pair]) -> float:
-    return accuracy(correctness(learner.margins("candidate", learner.encode(pairs))))
+def _mark(learner: Learner, pairs: Sequence[Example]) -> float:
+    return accuracy(policy_scores(learner, "candidate", learner.encode(pairs)))
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -331,7 +330,7 @@ def _options() -> argparse.Namespace:
     add = parser.add_argument
     add("--rates", type=_several(float), default=RATES, help="default: 5e-4,1e-3,2e-3,4e-3")
     add("--betas", type=_several(float), default=BETAS, help="default: .03,.1,.3,1")
-    add("--kinds", type=_several(str, get_args(LossKind)), default=["sigmoid"], help="losses")
+    add("--kinds", type=_several(str, loss_kinds()), default=["sigmoid"], help="losses")
     add("--precisions", type=_several(str, get_args(Precision)), default=["float32"])
     add("--epochs", type=_several(int), default=[None], help="default: by the night's size")
     add("--streams", type=_several(str, STREAMS), default=["traits", "systems"])

@@ -1,7 +1,7 @@
 """Between LangChain's messages, tools and configs and the OpenAI shapes that agentpref keeps.
 
-Pure functions, used by both halves of the LangChain integration, so that a message has one form
-whether it was logged, served or came back in the next prompt. Knows nothing of logs or routers.
+Both halves of the LangChain integration use these pure functions, so that a message has one form
+whether it is logged, served or part of the next prompt.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _PARAMS = (
 _STEP_TAG = re.compile(
     r"(seq|graph):step:\d+|map:key:.*|condition:\d+|branch:(\d+|default)|langsmith:.*"
 )
-# "langgraph_node" stays: it says which part of a graph spoke.
+# "langgraph_node" stays: it names the part of a graph that called the model.
 _FRAMEWORK_KEY = re.compile(
     r"(?!langgraph_node$)(ls|lc|langgraph|checkpoint)_.*|__.*|thread_id|user_id"
 )
 
 
 def openai_messages(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
-    """Write messages as OpenAI does; one that carries several tool results becomes several.
+    """Convert messages to OpenAI's shape; one with several tool results becomes several.
 
     Content that is all text becomes one string; multimodal content stays a list of blocks.
     """
@@ -37,12 +37,12 @@ def openai_messages(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
 
 
 def openai_message(message: BaseMessage) -> dict[str, Any]:
-    """Write one message, such as a model's output, as OpenAI does."""
+    """Convert one message, such as a model's output, to OpenAI's shape."""
     return _bodies(message)[0]
 
 
 def openai_tool(tool: Any) -> dict[str, Any]:
-    """Describe a tool as OpenAI does; a provider's own built-in tool is kept as it is written."""
+    """Describe a tool in OpenAI's shape; a provider's built-in tool stays as it is."""
     try:
         return convert_to_openai_tool(tool)
     except ValueError:
@@ -52,22 +52,22 @@ def openai_tool(tool: Any) -> dict[str, Any]:
 
 
 def sampling_params(invocation: Mapping[str, Any]) -> dict[str, Any]:
-    """Pick out how the answer was sampled; all else may hold endpoints, headers and keys."""
+    """Keep the sampling parameters only; others may be endpoints, headers and keys."""
     return {name: invocation[name] for name in _PARAMS if invocation.get(name) is not None}
 
 
 def user_tags(tags: Sequence[str]) -> list[str]:
-    """Drop the tags by which LangChain numbers the steps of a chain."""
+    """Drop the tags with which LangChain numbers the steps of a chain."""
     return [tag for tag in tags if not _STEP_TAG.fullmatch(tag)]
 
 
 def user_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Drop what the frameworks add to every run, and the two ids that have columns of their own."""
+    """Drop what the frameworks add to every run, and the thread and user ids."""
     return {key: value for key, value in metadata.items() if not _FRAMEWORK_KEY.fullmatch(key)}
 
 
 def first_id(name: str, *places: Mapping[str, Any] | None) -> str | None:
-    """Find an id by name in the first place that has it."""
+    """The id of that name from the first place that has it, as a string."""
     found = (place[name] for place in places if place and place.get(name) is not None)
     value = next(found, None)
     return None if value is None else str(value)
@@ -78,14 +78,14 @@ def _bodies(message: BaseMessage) -> list[dict[str, Any]]:
     for body in bodies:
         body["content"] = _joined(body["content"])
     if isinstance(message, AIMessage) and message.invalid_tool_calls:
-        # LangChain leaves these out; but the model wrote them, and a log says what it wrote.
+        # LangChain leaves these out, but the model wrote them.
         calls = [_raw_call(call) for call in message.invalid_tool_calls]
         bodies[0].setdefault("tool_calls", []).extend(calls)
     return bodies
 
 
 def _joined(content: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
-    # Nothing goes between the parts: providers cut one sentence into several blocks to cite.
+    # No separator: providers split one sentence into several blocks to cite sources.
     if all(block.get("type") == "text" for block in content):
         return "".join(block["text"] for block in content)
     return content

@@ -1,7 +1,7 @@
 """LangChain: a callback that logs every model call, and a chat model that the router serves.
 
-Either works without the other. Needs langchain-core alone: no part of this integration imports
-langchain or langgraph, whose agents are used through the interfaces of langchain-core.
+Each works without the other. Both import langchain-core only, and work with the agents of langchain
+and langgraph through its interfaces.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from agentpref.errors import MissingDependency
 
 try:
-    import langchain_core  # noqa: F401  (only to say, before anything else, that it is missing)
+    import langchain_core  # noqa: F401  (checked first, for a clear error)
 except ImportError as error:
     raise MissingDependency(
         "agentpref_adapters.langchain needs langchain-core, which is not installed: "

@@ -1,6 +1,6 @@
-"""The random numbers of a training run: its own, so that the host's are left alone.
+"""A training run's own random number generators; the host's stay untouched.
 
-A generator's state is a tensor, kept under a name. Knows nothing of what is drawn, or why.
+The state of a generator is a tensor, saved under a name.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PREFIX = "generator."
 
 @contextmanager
 def own(model: PeftModel, seed: int) -> Iterator[None]:
-    """Let torch draw from generators of the run's own, and give the host its own back."""
+    """Seed generators for the block, and restore the host's at its end."""
     import torch
 
     with torch.random.fork_rng(devices=_gpus(model)):
@@ -29,7 +29,7 @@ def own(model: PeftModel, seed: int) -> Iterator[None]:
 
 
 def states(model: PeftModel) -> dict[str, Tensor]:
-    """The states of all generators that training may draw from, by name."""
+    """The states of all generators that training uses, by name."""
     import torch
 
     found = {f"{_PREFIX}cpu": torch.get_rng_state()}
@@ -39,10 +39,10 @@ def states(model: PeftModel) -> dict[str, Tensor]:
 
 
 def restore(model: PeftModel, saved: Mapping[str, Tensor]) -> None:
-    """Put the generators back into states that :func:`states` gave.
+    """Set the generators to states from :func:`states`.
 
     Raises:
-        UnusableState: a state is none.
+        UnusableState: a saved tensor is not the state of a generator.
     """
     import torch
 
@@ -55,12 +55,12 @@ def restore(model: PeftModel, saved: Mapping[str, Tensor]) -> None:
 
 
 def is_state(name: str) -> bool:
-    """Whether a tensor of this name is a generator's state."""
+    """Whether a tensor of this name is the state of a generator."""
     return name.startswith(_PREFIX)
 
 
 def _gpus(model: PeftModel) -> list[int]:
-    """The GPU that the model is on, if it is on one."""
+    """The number of the model's GPU, or nothing if it is on a CPU."""
     import torch
 
     device = model.device

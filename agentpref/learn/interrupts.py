@@ -1,8 +1,7 @@
-"""Being asked to end: signals that a training run answers at its next step boundary.
+"""Ctrl-C and SIGTERM: a training run stops at its next step boundary.
 
-A step that is broken off leaves weights and moments half changed, so while training holds them,
-the first Ctrl-C or SIGTERM is only noted. Everywhere else, and the second time, it is raised at
-once, as Python does. Knows nothing of what is being trained, nor of what is saved on the way out.
+Breaking off a step would leave weights and optimizer moments half changed. So during training the
+first signal is only noted. Outside of training, and the second time, it is raised at once.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any
 
 
 class Interrupts:
-    """The signals that came while it listened. ``signum`` is the last of them, or ``None``."""
+    """Catches signals. ``signum`` is the last one that came, or ``None``."""
 
     def __init__(self) -> None:
         self.signum: int | None = None
@@ -23,14 +22,14 @@ class Interrupts:
 
     @property
     def asked(self) -> bool:
-        """Whether somebody has asked for the end."""
+        """Whether a signal has come."""
         return self.signum is not None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take SIGINT and SIGTERM for a block, where they are at Python's defaults.
+        """Handle SIGINT and SIGTERM within the block, if they have Python's default handlers.
 
-        A host's own handlers stay, and outside of the main thread there is nothing to take.
+        A host's own handlers stay. Outside of the main thread this changes nothing.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -50,10 +49,10 @@ class Interrupts:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Note the first signal within the block, and raise it at the block's end.
+        """Note the first signal within the block, and raise it at the end of the block.
 
         Raises:
-            KeyboardInterrupt: at the end where one signal came, at once where a second did.
+            KeyboardInterrupt: at the end after one signal, at once on a second one.
         """
         self._held = True
         try:

@@ -1,21 +1,20 @@
-"""A process that does nothing but train: how it starts and ends, and what it does with memory.
+"""Settings for a process that only trains: imports, garbage collection and freed memory.
 
-Garbage collection and the allocator are the whole process's, and a host's are its own affair: only
-our commands and the processes of a team call this, the library never. Knows nothing of what is
-trained, nor what for.
+These settings affect the whole process. Only our commands and the processes of a team use them; the
+library leaves a host's process as it is.
 """
 
 from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-Progress = Callable[[str, int, int], object]
+from agentpref.types import Progress
 
 LOADING = "load model"
-"""The stage of an update in which the heavy imports come; with nothing new there is none."""
+"""The stage of an update that does the heavy imports; without new data an update has none."""
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
 _KEPT_BYTES = 1 << 30  # the values are C ints
@@ -23,12 +22,12 @@ _PAD_BYTES = 64 << 20
 
 
 def settle() -> None:
-    """Load what training needs, and take this process's collection and memory in hand for it.
+    """Import what training needs, and set up garbage collection and memory for it.
 
-    The imports make some 400,000 objects that live as long as the process. Collection would go
-    through them again and again while they are made, and once more at the end to take them apart:
-    so they are made without it, and then set apart from it. What is not installed is said where it
-    is needed, as ever.
+    The imports create about 400,000 objects that live as long as the process. The collector would
+    scan them again and again during the imports, and once more at exit. So collection is off during
+    the imports, and the objects are frozen afterwards. A package that is not installed is reported
+    later, where it is needed.
     """
     with _uncollected():
         _keep_freed_memory()
@@ -37,9 +36,9 @@ def settle() -> None:
 
 
 def settling(progress: Progress | None) -> Progress:
-    """Let an update that is told of ``progress`` settle this process when it comes to load a model.
+    """Wrap ``progress`` so that the process settles when an update starts to load a model.
 
-    Where nothing is new, it never does, and nothing heavy is loaded.
+    An update without new data never gets there, and imports nothing heavy.
     """
 
     def told(stage: str, done: int, total: int) -> None:
@@ -57,12 +56,12 @@ def _load() -> None:
         import torch  # noqa: F401
         from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
     except ImportError:
-        return  # what loads the model says which one, and what to do
+        return  # loading the model reports which package is missing, and the cure
 
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Collect nothing within the block."""
+    """Turn garbage collection off within the block."""
     collected = gc.isenabled()
     gc.disable()
     try:
@@ -73,10 +72,10 @@ def _uncollected() -> Iterator[None]:
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc keep what is freed for the next step, which wants as much of it again.
+    """Let glibc keep freed memory for the next step, which needs the same amount again.
 
-    By default large blocks are mapped and unmapped one by one, and every page of them is faulted in
-    and cleared anew, step after step. Other C libraries are left as they are.
+    By default glibc maps and unmaps large blocks one by one, and the kernel clears every page of
+    them again in each step. Other C libraries are left as they are.
     """
     if sys.platform != "linux":
         return

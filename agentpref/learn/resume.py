@@ -1,55 +1,59 @@
-"""What an interrupted update had begun with, and whether the next one may go on with it.
+"""Whether an update may continue with the state of an interrupted one.
 
-A state stands for a promise that nothing it rests on has changed. Every condition is looked at
-before a weight is read, and what was forgotten since must above all not come back in weights that
-were half trained on it. Where one does not hold, the state is removed and the reason said. Knows
-nothing of how the training goes on.
+Every condition is checked before a weight is read; above all, text that was forgotten since must
+not come back in weights that were partly trained on it. Where a condition fails, the state is
+removed and the reason reported.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
+import orjson
+
 from agentpref.config import UpdateConfig
 from agentpref.errors import UnusableState
-from agentpref.learn.state import Checkpoint, determining, peek, read
+from agentpref.learn.checkpoint import FORMAT, Checkpoint, peek, read
+from agentpref.learn.data import UpdateData
+from agentpref.learn.objective import TrainingRow
 from agentpref.models.base import BaseModel
-from agentpref.prefer.night import Agenda
 from agentpref.types import Example
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
-    """An update that has begun: its id, when that was, and what it works on."""
+class StartedUpdate:
+    """An update that has started: its id, when it was created, and what it works on."""
 
     update_id: str
     created_at: float
-    agenda: Agenda
+    data: UpdateData
 
     def freeze(self, conditions: Mapping[str, Any]) -> dict[str, Any]:
-        """What is kept with the state, so that :func:`find` makes an equal value of it."""
+        """What is stored with the state, so :func:`find` can make an equal value of it."""
         return {
             **conditions,
             "update_id": self.update_id,
             "created_at": self.created_at,
-            "agenda": self.agenda.freeze(),
+            "data": self.data.freeze(),
         }
 
 
 def conditions(
     namespace: str, live: str | None, base: BaseModel, config: UpdateConfig
 ) -> dict[str, Any]:
-    """What must be now as it was when the update began."""
+    """What must be the same now as when the update started."""
     return {
         "namespace": namespace,
         "live revision": live,
         "base model": [base.digest, base.template_digest],
-        "config": determining(config),
+        "config": training_settings(config),
     }
 
 
@@ -59,49 +63,73 @@ def find(
     examples: Sequence[Example],
     *,
     ended: Callable[[str], bool],
-) -> Begun | None:
-    """The update that was interrupted, if there is one and it can still be gone on with.
+) -> StartedUpdate | None:
+    """The update that was interrupted, if there is one that can continue.
 
     Args:
-        checkpoint: where its state would be; it is told why a state is refused.
+        checkpoint: where its state would be; it reports why a state is not used.
         needed: the :func:`conditions` as they are now.
-        examples: all pairs and thumbs that there are now.
-        ended: whether the update of an id came to its end, and only its state was left behind.
+        examples: all examples that there are now.
+        ended: whether the update of an id has ended, and only its state was left behind.
     """
     if not checkpoint.path.exists():
         return None
     try:
-        return _thaw(read(checkpoint.path).about, needed, examples, ended)
+        about = read(checkpoint.path).about
+        for name, value in needed.items():
+            if about.get(name) != value:
+                raise UnusableState(f"its {name} is not that of this update")
+        update_id = _part(about, "update_id", str)
+        if ended(update_id):
+            raise UnusableState("its update has ended")
+        data = UpdateData.thaw(_part(about, "data", dict), examples)
+        return StartedUpdate(update_id, _part(about, "created_at", float), data)
     except UnusableState as error:
-        checkpoint.refuse(str(error))
+        checkpoint.discard(str(error))
         return None
 
 
 def outlook(path: Path) -> str:
-    """Say in words what the next update will do with the state in ``path``."""
+    """What the next update will do with the state in ``path``, in words."""
     if not path.exists():
-        return "the next `agentpref update` starts anew"
+        return "the next `agentpref update` starts over"
     try:
-        saved = peek(path).snapshot
+        saved = peek(path).state
     except UnusableState as error:
-        return f"the next `agentpref update` starts anew, as of the state {error}"
+        return f"the next `agentpref update` starts over; the saved state cannot be used: {error}"
     return f"the next `agentpref update` resumes at step {saved.step} of {saved.planned}"
 
 
-def _thaw(
-    about: Mapping[str, Any],
-    needed: Mapping[str, Any],
-    examples: Sequence[Example],
-    ended: Callable[[str], bool],
-) -> Begun:
-    for name, value in needed.items():
-        if about.get(name) != value:
-            raise UnusableState(f"its {name} is not that of this update")
-    update_id = _part(about, "update_id", str)
-    if ended(update_id):
-        raise UnusableState("its update has ended")
-    agenda = Agenda.thaw(_part(about, "agenda", dict), examples)
-    return Begun(update_id, _part(about, "created_at", float), agenda)
+def training_settings(config: UpdateConfig) -> dict[str, Any]:
+    """The settings that determine what is trained, as plain values: all but gate and budget."""
+    settings = config.to_mapping()
+    for name in ("gate", "max_minutes"):
+        settings.pop(name)
+    plain: dict[str, Any] = orjson.loads(orjson.dumps(settings))
+    return plain
+
+
+def fingerprint(batches: Sequence[Sequence[TrainingRow]], **facts: Any) -> str:
+    """The address of a run by all that determines it: its rows in order, and plain values.
+
+    Of a row: its token ids, its references to the last bit, and what the losses read of it.
+    """
+    import torch
+
+    try:
+        installed = version("agentpref")  # another version may train differently
+    except PackageNotFoundError:
+        installed = "a checkout"
+    facts |= {"torch": torch.__version__, "agentpref": installed, "format": FORMAT}
+    digest = hashlib.blake2b(orjson.dumps(facts, option=orjson.OPT_SORT_KEYS), digest_size=16)
+    keys: dict[int, bytes] = {}
+    for batch in batches:
+        digest.update(b"batch")
+        for row in batch:
+            if id(row) not in keys:
+                keys[id(row)] = hashlib.blake2b(orjson.dumps(row.freeze()), digest_size=16).digest()
+            digest.update(keys[id(row)])
+    return digest.hexdigest()
 
 
 def _part(about: Mapping[str, Any], name: str, kind: type[T]) -> T:

@@ -1,14 +1,13 @@
-"""The training loop: the candidate's steps on tonight's pairs and the replayed ones.
+"""The training loop: takes the candidate's steps on new and replayed rows.
 
-It walks a plan of batches, lets the objective take each one's gradient, and steps the optimizer;
-between two steps it may be saved, and ended by its budget or a signal. The processes of a team walk
-it side by side, and the main one keeps its time and its state. It changes the candidate's
-weights in place and says what happened. It does not choose the rows, judge the result, or know
-where a state is kept.
+It walks a plan of batches, lets the objective take the gradient of each, and steps the optimizer.
+Between two steps it may be saved, and stopped by its budget or a signal. The processes of a team
+walk the plan side by side; the main one keeps the time and the saved state.
 """
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,16 +18,10 @@ import orjson
 from agentpref.config import UpdateConfig
 from agentpref.errors import UnusableState
 from agentpref.learn import generators
+from agentpref.learn.checkpoint import Checkpoint, TrainingState, digest_tensors
 from agentpref.learn.interrupts import Interrupts
-from agentpref.learn.objective import Means, Objective, StepResult, TrainingRow, criterion_for
-from agentpref.learn.plan import plan
-from agentpref.learn.state import (
-    Checkpoint,
-    Snapshot,
-    determining,
-    digest_tensors,
-    fingerprint,
-)
+from agentpref.learn.objective import ForwardPlan, Losses, Objective, StepResult, TrainingRow
+from agentpref.learn.resume import fingerprint, training_settings
 from agentpref.learn.team import Team
 
 if TYPE_CHECKING:
@@ -36,20 +29,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Observer = Callable[[StepResult], object]
-"""Told what each step came to, in order."""
+"""Called with what each step came to, in order."""
 
 _SMALL_MODEL = 50_000_000
 _MAX_GRADIENT_NORM = 1.0
 _WARMUP_SHARE = 0.1
 _TAIL = 10
+_WINDOW = 8
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingReport:
-    """What training did. Losses are means over pairs and KL to live is in nats per token.
+    """What training did. Losses are means over examples and KL to live is in nats per token.
 
-    The first loss is the first batch's, the last loss and the KL are means of the last ten.
+    The first loss is the first batch's; the last loss and the KL are means of the last ten.
     ``resumed_at`` counts the steps that an interrupted run had done before; ``seconds`` are those
     of all steps. ``route``, ``precision``, ``tokens_per_pass`` (of each of the ``processes``) and
     ``recomputes_layers`` are what the machine and the model allowed. ``stopped`` is ``"time"``
@@ -75,7 +69,7 @@ class TrainingReport:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What may end a run before its plan does: a budget in seconds, and signals."""
+    """What may stop a run before its plan ends: a budget in seconds, and signals."""
 
     seconds: float | None = None
     interrupts: Interrupts = field(default_factory=Interrupts)
@@ -83,7 +77,7 @@ class Limits:
 
 
 def epochs_for(new: int) -> int:
-    """How often a night's rows are passed over: small nights need more passes to be learned."""
+    """How many epochs to train on so many new examples: small updates need more of them."""
     return 3 if new < 200 else 2 if new < 1000 else 1
 
 
@@ -98,11 +92,31 @@ def rate_share(position: float, steps: int) -> float:
     return min((position + 1) / warmup, (steps - position) / max(1, steps - warmup))
 
 
+def plan_batches(
+    rows: Sequence[TrainingRow], *, size: int, epochs: int, seed: int
+) -> list[list[TrainingRow]]:
+    """The batches of every epoch; each epoch has an order of its own, fixed by the seed.
+
+    Within a window of some batches, rows of like width are put together, which saves padding; the
+    batches of a window then come in random order.
+    """
+    rng = random.Random(seed)
+    planned: list[list[TrainingRow]] = []
+    for _ in range(epochs):
+        shuffled = rng.sample(list(rows), len(rows))
+        for start in range(0, len(shuffled), size * _WINDOW):
+            window = shuffled[start : start + size * _WINDOW]
+            window.sort(key=lambda row: row.encoded.width)
+            batches = [window[i : i + size] for i in range(0, len(window), size)]
+            planned.extend(rng.sample(batches, len(batches)))
+    return planned
+
+
 def train(
     model: PeftModel,
     rows: Sequence[TrainingRow],
     *,
-    means: Means,
+    plan: ForwardPlan,
     config: UpdateConfig,
     epochs: int,
     live: str | None,
@@ -118,39 +132,40 @@ def train(
     Args:
         model: base, live and candidate; only the candidate's weights change.
         rows: the rows to train on, with their reference log-probs.
-        means: how rows become batches and log-probs, and how large a pass may be.
+        plan: how rows become batches and log-probs, and how large a pass may be.
         config: the settings of the update.
-        epochs: how often all rows are passed over.
-        live: the revision that is trained on, ``None`` for the base.
-        progress: told ``(done, planned)`` steps.
-        observe: told what each step came to; steps done before an interruption are not repeated.
-        identity: what the base is known by, as far as the weights depend on it.
-        checkpoint: where the state is kept; a state of the same run that is there is gone on from.
-        limits: what may end the run early. At least one step is done, whatever the budget. Under a
+        epochs: how often to train on all rows.
+        live: the revision that training starts from, ``None`` for the base.
+        progress: called with ``(done, planned)`` steps.
+        observe: called with what each step came to; steps done before an interruption are not
+            repeated.
+        identity: what identifies the base, as far as the weights depend on it.
+        checkpoint: where the state is saved; a saved state of the same run is continued.
+        limits: what may stop the run early. At least one step is done, whatever the budget. Under a
             budget the learning rate falls to zero by steps or by time, whichever is further on
-            (1905.04753), so that a run that time ends has cooled down as well.
+            (1905.04753), so a run that time stops has cooled down as well.
         team: the processes that train together, each of which calls this with the same rows. The
             checkpoint, the limits and the observer are the main one's.
 
     Raises:
-        TrainingDiverged: as soon as a loss is not finite; the candidate is then worthless.
-        UpdateError: another process is gone, or ended with other weights than this one.
+        TrainingDiverged: a loss is not finite; the candidate is then worthless.
+        UpdateError: another process ended, or has other weights than this one.
         KeyboardInterrupt: a signal came; the state of the last whole step is saved.
     """
     rate = config.learning_rate or learning_rate_for(model)
-    batches = plan(rows, size=config.batch_size, epochs=epochs, seed=config.seed)
-    criterion = criterion_for(rows, config.loss, config.thumbs, live)
+    batches = plan_batches(rows, size=config.batch_size, epochs=epochs, seed=config.seed)
+    losses = Losses(config, [row.encoded.example for row in rows], live)
     team = team or Team()
-    objective = Objective(model, means, criterion, kl=config.kl, wpo=config.loss.wpo, team=team)
+    objective = Objective(model, plan, losses, config, team)
     run = _Run(model, batches, rate, objective, limits, team)
     name = fingerprint(
         batches,
-        config=determining(config),
+        config=training_settings(config),
         base=dict(identity or {}),
         start=digest_tensors(run.weights),
         live=live or "",
         rate=rate,
-        route=means.route.name,
+        route=plan.route.name,
         **({"processes": team.size} if team.size > 1 else {}),  # sums depend on it
     )
     with generators.own(model, config.seed):
@@ -168,10 +183,10 @@ def train(
         kl=sum(kls) / len(kls) if kls else 0.0,
         seconds=run.seconds(),
         planned_steps=len(batches),
-        route=means.route.name,
-        precision=means.precision,
-        tokens_per_pass=means.room.tokens,
-        recomputes_layers=means.room.recomputes,
+        route=plan.route.name,
+        precision=plan.precision,
+        tokens_per_pass=plan.room.tokens,
+        recomputes_layers=plan.room.recomputes,
         resumed_at=resumed_at,
         processes=team.size,
         stopped=stopped,
@@ -211,45 +226,45 @@ class _Run:
         progress: Callable[[int, int], object],
         observe: Observer | None,
     ) -> Literal["end", "time"]:
-        """Do the steps that are left, as far as the limits allow, and save the state."""
+        """Take the remaining steps, as far as the limits allow, and save the state."""
         planned = len(self.batches)
         if self._start:
             progress(self._start, planned)
         with self.limits.interrupts.held():
-            while self._goes_on():
+            while self._continues():
                 self._step(self.batches[len(self.history)])
                 if checkpoint is not None and checkpoint.due():
-                    checkpoint.save(self.snapshot(name))
+                    checkpoint.save(self.state(name))
                 if observe is not None:
                     observe(self.history[-1])
                 progress(len(self.history), planned)
             if self.team.size > 1:
                 self.team.conclude(digest_tensors(self.weights))
             if checkpoint is not None:
-                checkpoint.save(self.snapshot(name))
+                checkpoint.save(self.state(name))
         return "end" if len(self.history) == planned else "time"
 
     def resume(self, checkpoint: Checkpoint | None, name: str) -> int:
-        """Go back to where a run of this name was interrupted; return how many steps that was."""
-        snapshot = checkpoint.load(name) if checkpoint is not None else None
-        if checkpoint is None or snapshot is None:
+        """Restore the interrupted run of this name; return how many steps it had done."""
+        state = checkpoint.load(name) if checkpoint is not None else None
+        if checkpoint is None or state is None:
             return 0
         try:
-            self._restore(snapshot)
+            self._restore(state)
         except UnusableState as error:
-            checkpoint.refuse(str(error))
+            checkpoint.discard(str(error))
             return 0
-        self.history = list(snapshot.history)
-        self._start, self._seconds_before = snapshot.step, snapshot.seconds
-        return snapshot.step
+        self.history = list(state.history)
+        self._start, self._seconds_before = state.step, state.seconds
+        return state.step
 
     def align(self, name: str) -> None:
-        """Let all processes go on from the main one's weights, moments and place."""
+        """Give all processes the main one's weights, moments and place."""
         if self.team.size == 1:
             return
         from safetensors.torch import load, save
 
-        own = self.snapshot(name)
+        own = self.state(name)
         kept = {n: _packed(t) for n, t in own.tensors.items() if not generators.is_state(n)}
         history = [list(result) for result in own.history]
         place = orjson.loads(self.team.tell(orjson.dumps([own.seconds, own.objective, history])))
@@ -263,12 +278,12 @@ class _Run:
         self.history = [StepResult(*result) for result in history]
         self._start, self._seconds_before = len(history), seconds
 
-    def snapshot(self, name: str) -> Snapshot:
-        """All of the run, as it is between two steps. Nothing draws from Python's generator."""
+    def state(self, name: str) -> TrainingState:
+        """All of the run between two steps. Nothing draws from Python's own generator."""
         tensors: dict[str, Tensor] = {f"weight.{n}": p for n, p in self.weights.items()}
         for index, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adamw.{index}.{key}": value for key, value in moments.items()}
-        return Snapshot(
+        return TrainingState(
             fingerprint=name,
             step=len(self.history),
             planned=len(self.batches),
@@ -278,8 +293,8 @@ class _Run:
             tensors=tensors | generators.states(self.model),
         )
 
-    def _goes_on(self) -> bool:
-        """Whether another step is due, and at what place: as the main process has it."""
+    def _continues(self) -> bool:
+        """Whether to take another step, and at what place: the main process decides."""
         asked = self.limits.interrupts.signum or 0
         over, self._at, signum = self.team.agree([self._is_over(), self._position(), asked])
         if signum:
@@ -294,7 +309,7 @@ class _Run:
         return len(self.history) > 0 and self._used() >= 1
 
     def _used(self) -> float:
-        """Share of the budget that is used up, of this process's own."""
+        """Share of this process's budget that is used up."""
         budget = self.limits.seconds
         if budget is None:
             return 0.0
@@ -318,26 +333,26 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         self.history.append(result)
 
-    def _restore(self, snapshot: Snapshot) -> None:
-        """Take over a state, once all of it is seen to fit; nothing is changed where it does not.
+    def _restore(self, state: TrainingState) -> None:
+        """Restore a state once all of it is checked; nothing changes where a check fails.
 
         Raises:
-            UnusableState: a tensor or a number is missing, too many, misshapen or not finite.
+            UnusableState: a tensor or a number is missing, unknown, misshapen or not finite.
         """
         import torch
 
-        left = dict(snapshot.tensors)
+        left = dict(state.tensors)
         weights = {n: _taken(left, f"weight.{n}", p) for n, p in self.weights.items()}
         moments = dict(enumerate(_moments(left, i, p) for i, p in enumerate(self.weights.values())))
         drawn = {n: _taken(left, n, t) for n, t in generators.states(self.model).items()}
-        known = self.objective.state().keys() == snapshot.objective.keys()
-        if left or not known or snapshot.planned != len(self.batches):
-            raise UnusableState("it is damaged, or of another version (its parts)")
+        known = self.objective.state().keys() == state.objective.keys()
+        if left or not known or state.planned != len(self.batches):
+            raise UnusableState("it is damaged (its parts)")
         generators.restore(self.model, drawn)
         groups = self.optimizer.state_dict()["param_groups"]
-        state = {i: found for i, found in moments.items() if found}
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        self.objective.restore(snapshot.objective)
+        optimizer = {i: found for i, found in moments.items() if found}
+        self.optimizer.load_state_dict({"state": optimizer, "param_groups": groups})
+        self.objective.restore(state.objective)
         with torch.no_grad():
             for name, parameter in self.weights.items():
                 parameter.copy_(weights[name])
@@ -356,7 +371,7 @@ def _moments(left: dict[str, Tensor], index: int, like: Tensor) -> dict[str, Ten
 
 
 def _taken(left: dict[str, Tensor], name: str, like: Tensor) -> Tensor:
-    """Take a tensor out, if it is of the shape and type of another and finite."""
+    """Take a tensor out, if it is finite and has the shape and type of another."""
     found = left.pop(name, None)
     if (
         found is None
@@ -364,5 +379,5 @@ def _taken(left: dict[str, Tensor], name: str, like: Tensor) -> Tensor:
         or found.dtype != like.dtype
         or not bool(found.isfinite().all())
     ):
-        raise UnusableState(f"it is damaged, or of another version ({name})")
+        raise UnusableState(f"it is damaged ({name})")
     return found

@@ -1,11 +1,11 @@
-"""Opening the database of a home, at the schema this version knows.
+"""The database of a home: opening it at the schema of this version, writing to it, locking it.
 
-Sets what every connection needs, brings an older schema up to date, refuses a newer one that breaks
-with this one, and turns SQLite's errors into ours. Knows nothing of runs or feedback. Transactions
-are explicit: a connection stays in autocommit until :func:`transaction` opens one.
+A connection has the settings that all need, an up-to-date schema, and SQLite's errors as ours. It
+stays in autocommit until :func:`transaction` opens a transaction.
 
-``PRAGMA user_version`` holds the last breaking step of a database: what a program must know to use
-it. All steps that were applied are in the table ``migration``.
+``PRAGMA user_version`` holds the version of the last breaking step that a database went through;
+a program that does not know that step must not use the database. The table ``migration`` lists all
+steps that were applied.
 """
 
 from __future__ import annotations
@@ -13,23 +13,31 @@ from __future__ import annotations
 import functools
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import NamedTuple
+from itertools import chain
+from typing import Any, NamedTuple
 
-from agentpref.errors import AgentprefError, CorruptHome, NewerHome, NotAHome, NotKept
+from agentpref.errors import (
+    AgentprefError,
+    CorruptHome,
+    NewerHome,
+    NotAHome,
+    NotKept,
+    UpdateRunning,
+)
 from agentpref.home import Home
 from agentpref.record.migrations import STEPS, Step
 
 BUSY_SECONDS = 30.0
-"""How long a connection waits for a lock that another one holds."""
+"""How long a connection waits for another one's lock."""
 
 PAGE_BYTES = 8192
 """The page of a new database: 1 kB messages fill it to 83 %, SQLite's 4096 to 76 %."""
 
 
 class Trouble(NamedTuple):
-    """One way in which SQLite fails through no fault of the caller's."""
+    """One way in which SQLite fails that is not the caller's mistake."""
 
     reason: str
     error: type[AgentprefError]
@@ -51,43 +59,35 @@ TROUBLES: dict[str, Trouble] = {
     "no such table": _CORRUPT,
     "no such column": _CORRUPT,
 }
-"""SQLite's words (Python 3.10 gives no error code) and what is meant by them."""
+"""What SQLite's messages mean (Python 3.10 gives no error code)."""
 
 
 def diagnose(error: sqlite3.Error) -> Trouble | None:
-    """Say what went wrong, or None where the error is a mistake in our own SQL."""
-    words = str(error)
-    return next((trouble for part, trouble in TROUBLES.items() if part in words), None)
-
-
-def translation(home: Home, error: sqlite3.Error) -> AgentprefError | None:
-    """Say SQLite's error as one of ours, naming the file and the cure; None as in ``diagnose``."""
-    trouble = diagnose(error)
-    if trouble is None:
-        return None
-    return trouble.error(f"{home.database}: {error}; {trouble.cure}")
+    """Say what went wrong; None if the error is a mistake in our own SQL."""
+    message = str(error)
+    return next((trouble for part, trouble in TROUBLES.items() if part in message), None)
 
 
 @contextmanager
 def translated(home: Home) -> Iterator[None]:
-    """Raise SQLite's errors as ours: ``CorruptHome`` or ``NotKept``.
+    """Raise SQLite's errors as ours, naming the file and the cure: ``CorruptHome`` or ``NotKept``.
 
     Errors that only a mistake of ours can cause (bad SQL, a broken constraint) pass unchanged.
     """
     try:
         yield
     except sqlite3.Error as error:
-        ours = translation(home, error)
-        if ours is None:
+        trouble = diagnose(error)
+        if trouble is None:
             raise
-        raise ours from error
+        raise trouble.error(f"{home.database}: {error}; {trouble.cure}") from error
 
 
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """Hold the write lock for a block: all of it is committed, or none.
+    """Hold the write lock for a block, and commit all of it or nothing.
 
-    Inside a transaction that is already open, the block joins it.
+    If a transaction is open already, the block joins it.
     """
     if connection.in_transaction:
         yield
@@ -101,7 +101,7 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def _roll_back(connection: sqlite3.Connection) -> None:
-    """Undo what is open; SQLite has done so itself after a full disk or an I/O error."""
+    """Undo what is open; after a full disk or an I/O error SQLite has done so itself."""
     if connection.in_transaction:
         connection.execute("ROLLBACK")
 
@@ -109,13 +109,13 @@ def _roll_back(connection: sqlite3.Connection) -> None:
 def connect(home: Home, *, readonly: bool = False) -> sqlite3.Connection:
     """Open a home's database and bring its schema up to date.
 
-    The connection may be handed from thread to thread, but has one user at a time. ``readonly``
-    refuses every write after the schema is known to be current.
+    The connection may move from thread to thread, but has one user at a time. With ``readonly`` it
+    refuses every write once the schema is up to date.
 
     Raises:
         NotAHome: there is no database, or it is another program's.
-        CorruptHome: the file is no SQLite database, or a damaged one.
-        NewerHome: the schema is of a later agentpref, and breaks with this one's.
+        CorruptHome: the file is not a SQLite database, or a damaged one.
+        NewerHome: a later agentpref changed the schema in a way that this one cannot use.
         NotKept: the file cannot be opened, or stays locked.
     """
     if not home.database.is_file():
@@ -135,13 +135,13 @@ def connect(home: Home, *, readonly: bool = False) -> sqlite3.Connection:
 
 
 def require_known_schema(connection: sqlite3.Connection, home: Home) -> None:
-    """Refuse a schema that breaks with the one this agentpref knows.
+    """Refuse a schema that this agentpref cannot use.
 
-    ``connect`` has asked already; a writer that stays open asks again in every transaction, since a
-    newer agentpref may have come to the home meanwhile. It costs a microsecond.
+    ``connect`` calls this. A writer that stays open calls it again in every transaction, because a
+    newer agentpref may have changed the home meanwhile. It costs a microsecond.
 
     Raises:
-        NewerHome: a breaking step was applied that is not among ours.
+        NewerHome: the database went through a breaking step that this agentpref does not know.
     """
     (needed,) = connection.execute("PRAGMA user_version").fetchone()
     if needed > len(STEPS):
@@ -165,8 +165,8 @@ def _migrate(connection: sqlite3.Connection, home: Home) -> None:
 
 @functools.cache
 def _warn_of_newer(home: Home, version: int, known: int) -> None:
-    """Say once in a process that a home is ahead of it."""
-    import logging  # 10 ms, which a home of our own schema never costs
+    """Warn once in a process that a home is ahead of it."""
+    import logging  # takes 10 ms: only when needed
 
     logging.getLogger("agentpref").warning(
         "%s has schema %d, this agentpref knows %d and leaves the rest alone; upgrade with "
@@ -193,9 +193,9 @@ def _version(connection: sqlite3.Connection, home: Home) -> int:
 
 
 def _apply_next(connection: sqlite3.Connection, home: Home) -> bool:
-    """Apply one missing step with the record of it; say whether there was one.
+    """Apply one missing step and record it; return whether there was one.
 
-    Which one is read under the write lock: other processes may be doing the same.
+    The version is read under the write lock, because other processes may be doing the same.
     """
     with transaction(connection):
         step = next(iter(STEPS[_version(connection, home) :]), None)
@@ -233,3 +233,62 @@ def _wal_taken(connection: sqlite3.Connection, *, last_try: bool) -> bool:
             raise
         return False
     return True
+
+
+# Inserting many rows with few statements
+#
+# Python releases the interpreter's lock for every statement, and a busy host takes up to 5 ms (the
+# switch interval) to give it back. Row by row, a thread that computes would starve the thread that
+# writes. So rows are inserted by hundreds, with many VALUES in one statement.
+
+MAX_PARAMETERS = 900
+"""How many values one statement binds at most; every build of SQLite allows 999."""
+
+
+def insert_or_ignore(
+    connection: sqlite3.Connection,
+    table: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+) -> None:
+    """Insert rows in their order; a row whose key is taken changes nothing."""
+    start = 0
+    while start < len(rows):
+        most = min(len(rows) - start, MAX_PARAMETERS // len(columns))
+        count = 1 << (most.bit_length() - 1)  # a power of two: few sizes, reused statements
+        values = tuple(chain.from_iterable(rows[start : start + count]))
+        connection.execute(statement(table, tuple(columns), count), values)
+        start += count
+
+
+@functools.lru_cache(maxsize=64)
+def statement(table: str, columns: tuple[str, ...], count: int = 1) -> str:
+    """Write the statement that inserts ``count`` rows and ignores those whose key is taken."""
+    row = f"({', '.join('?' * len(columns))})"
+    return f"INSERT OR IGNORE INTO {table} ({', '.join(columns)}) VALUES {', '.join([row] * count)}"
+
+
+@contextmanager
+def exclusive(home: Home) -> Iterator[None]:
+    """Lock a home for one update or one removal; recording goes on beside it.
+
+    An update reads the record, trains for minutes and then publishes: what is removed meanwhile
+    would come back in its weights. The system releases the lock when the process dies.
+
+    Raises:
+        UpdateRunning: another process has the lock; this does not wait for it.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(home.path / "update.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UpdateRunning(
+            f"another update of {home.path}, or a removal from it, is running; wait for it to "
+            "end, then try again"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

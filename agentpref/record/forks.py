@@ -1,9 +1,8 @@
-"""Keeps what cannot cross a fork from crossing it, and lets it end with a forked child.
+"""Closes connections around a fork, and logs at the end of a forked child.
 
-A child that inherits an open SQLite connection inherits SQLite's belief in locks that the child
-does not hold, and with them lost writes. So whatever owns a connection and a thread is made to let
-go of them before the fork, in the parent, and starts anew on either side. Knows nothing of what it
-guards, and keeps nothing alive.
+A child that inherits an open SQLite connection also inherits SQLite's belief in locks that it does
+not have, and loses writes. So an object that owns a connection and a thread is called before each
+fork, to let go of them, and after it on both sides. Objects are referred to weakly.
 """
 
 from __future__ import annotations
@@ -17,28 +16,28 @@ from collections.abc import Callable
 from typing import Protocol
 
 EXIT_SECONDS = 10.0
-"""How long the end of a process waits for what is still to be written."""
+"""How long the end of a process waits for pending writes."""
 
 
 class Guarded(Protocol):
     """Something that must not be in the middle of its work when the process forks."""
 
     def before_fork(self) -> None:
-        """Finish what is in hand, let go of it, and stay so."""
+        """Finish the work in hand, close what must not cross the fork, and wait."""
 
     def after_fork_in_parent(self) -> None:
-        """Go on."""
+        """Continue."""
 
     def after_fork_in_child(self) -> None:
-        """Begin anew: no other thread exists, and all that was waiting is the parent's."""
+        """Start again: no other thread exists, and pending work is the parent's."""
 
 
 _guarded: weakref.WeakValueDictionary[int, Guarded] = weakref.WeakValueDictionary()
-_held = threading.local()
+_forking = threading.local()  # keeps alive what a fork of this thread has called before it
 
 
 def guard(thing: Guarded) -> None:
-    """Call ``thing`` around every fork of this process for as long as it lives."""
+    """Call ``thing`` around every fork of this process, as long as ``thing`` lives."""
     _register_hooks()
     _guarded[id(thing)] = thing
 
@@ -46,30 +45,28 @@ def guard(thing: Guarded) -> None:
 @functools.cache
 def _register_hooks() -> None:
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)
+        os.register_at_fork(
+            before=_before,
+            after_in_parent=lambda: _after("after_fork_in_parent"),
+            after_in_child=lambda: _after("after_fork_in_child"),
+        )
 
 
 def _before() -> None:
-    things = [thing for ref in _guarded.valuerefs() if (thing := ref()) is not None]
-    for thing in things:
+    _forking.things = [thing for ref in _guarded.valuerefs() if (thing := ref()) is not None]
+    for thing in _forking.things:
         thing.before_fork()
-    _held.things = things
 
 
-def _in_parent() -> None:
-    for thing in _held.__dict__.pop("things", ()):
-        thing.after_fork_in_parent()
-
-
-def _in_child() -> None:
-    for thing in _held.__dict__.pop("things", ()):
-        thing.after_fork_in_child()
+def _after(call: str) -> None:
+    for thing in _forking.__dict__.pop("things", ()):
+        getattr(thing, call)()
 
 
 def at_child_exit(close: Callable[[float], None]) -> None:
-    """Close with a child of multiprocessing, which ends by ``os._exit`` and so skips ``atexit``.
+    """Close at the end of a child of multiprocessing, which skips ``atexit``.
 
-    Anywhere else this does nothing. ``close`` is a bound method, and its object is not kept alive.
+    In any other process this does nothing. ``close`` is a bound method; its object may die first.
     """
     process = sys.modules.get("multiprocessing.process")
     if process is not None and process.parent_process() is not None:

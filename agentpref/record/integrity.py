@@ -1,37 +1,35 @@
-"""What the record can convict itself of.
+"""Integrity checks of a home.
 
-Hashes messages again, asks whether the invariants hold, and reads the spill: all of it, or a random
-sample in a time that does not depend on how much there is. Reports what does not hold and repairs
-nothing: preferences are evidence, and evidence is not edited.
+A check hashes messages again, looks for rows that break an invariant, and reads the spill. It looks
+at everything, or at a random sample, which takes the same time for a home of any size. It reports
+what is wrong and repairs nothing.
 """
 
 from __future__ import annotations
 
 import random
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, get_args
 
 import orjson
 
 from agentpref.home import Home
-from agentpref.record.invariants import INVARIANTS, KEYS, SAMPLED, WHOLE, Invariant
-from agentpref.record.messages import kept, node_id
+from agentpref.record.messages import reread
 from agentpref.record.spill import is_whole
-
-Progress: TypeAlias = Callable[[str, int, int], None]
-"""Told the stage that runs, how much of it is done, and how much there is."""
+from agentpref.record.updates import Role
+from agentpref.types import SOURCES, WINNERS, Progress
 
 _TRIES = 10
-"""Row numbers drawn for each row of a sample at most: those of removed rows lead nowhere."""
+"""How many row numbers are drawn for each row of a sample: removed rows leave gaps."""
 
-_STRIDE = 10_000
-"""Messages hashed between two reports of progress."""
+_STRIDE = 10_000  # messages between two reports of progress
 
 
 class Problem(NamedTuple):
-    """One thing that does not hold: the table and key of the row, and what is wrong with it."""
+    """What is wrong with a row, which its table and key name."""
 
     table: str
     key: str
@@ -39,17 +37,17 @@ class Problem(NamedTuple):
 
 
 class Looked(NamedTuple):
-    """How many rows of a table were looked at, and of how many: beside a sample, an estimate."""
+    """How many rows of a table were looked at, and of how many (an estimate beside a sample)."""
 
     rows: int
     of: int
 
 
 class Spilled(NamedTuple):
-    """What is in the spill: entries that wait for the database, and lines that are none.
+    """What is in the spill: records that wait for the database, and broken lines.
 
-    A line is ``torn`` where a crash cut it off, before it was acknowledged: no fault. One that was
-    written to its end and is not what was written is a problem.
+    A ``torn`` line was cut off by a crash before it was acknowledged, which is no fault. A line
+    that was written to its end and has changed since is a problem.
     """
 
     waiting: int
@@ -59,7 +57,7 @@ class Spilled(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What does not hold, how many rows of each table were looked at, and what is in the spill."""
+    """The problems of a home, how many rows of each table were looked at, and the spill."""
 
     problems: list[Problem]
     looked_at: dict[str, Looked]
@@ -78,31 +76,40 @@ def examine(
 
     Args:
         connection: of ``database.connect``; nothing is written.
-        sample: how many rows of each large table to look at, drawn evenly at random; by default all
-            rows are looked at, and every page of the file.
+        sample: how many rows of each large table to look at, drawn at random; by default all rows,
+            and every page of the file.
         seed: makes the sample repeatable.
-        progress: told of a full check, which takes minutes where there are millions of rows.
+        progress: called during a full check, which takes minutes for millions of rows.
     """
     spilled = examine_spill(Home.of(connection))
     if sample is None:
-        problems, looked_at = _all(connection, progress or _tell_nobody)
+        problems, looked_at = _all(connection, progress or (lambda stage, done, total: None))
     else:
         problems, looked_at = _some(connection, sample, random.Random(seed))
     return Findings([*problems, *spilled.problems], looked_at, spilled.waiting, spilled.torn)
 
 
 def examine_spill(home: Home) -> Spilled:
-    """Read what waits in the spill of a home."""
+    """Check the spill of a home."""
     waiting = torn = 0
     problems = []
-    for number, line in enumerate(_lines(home), start=1):
-        if is_whole(line):
-            waiting += 1
-        elif line.endswith(b"\n") and _is_json(line.partition(b" ")[2]):
-            problems.append(Problem("spill", f"line {number}", "it is not what was written"))
-        elif line.strip():
-            torn += 1
+    with suppress(FileNotFoundError), home.spill.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if is_whole(line):
+                waiting += 1
+            elif line.endswith(b"\n") and _is_json(line.partition(b" ")[2]):
+                problems.append(Problem("spill", f"line {number}", "it is not what was written"))
+            elif line.strip():
+                torn += 1
     return Spilled(waiting, torn, problems)
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return False
+    return True
 
 
 def _all(connection: sqlite3.Connection, tell: Progress) -> tuple[list[Problem], dict[str, Looked]]:
@@ -111,10 +118,11 @@ def _all(connection: sqlite3.Connection, tell: Progress) -> tuple[list[Problem],
     problems = [Problem("database", "", finding) for finding in pages if finding != "ok"]
     tell("pages", 1, 1)
     looked_at = {table: _counted(connection, table) for table in KEYS}
-    for done, problem in enumerate(_spoilt(connection)):
+    for done, problem in enumerate(_changed_messages(connection)):
         if done % _STRIDE == 0:
             tell("messages", done, looked_at["message"].of)
-        problems += problem
+        if problem is not None:
+            problems.append(problem)
     tell("messages", looked_at["message"].of, looked_at["message"].of)
     for done, invariant in enumerate(INVARIANTS):
         tell("references", done, len(INVARIANTS))
@@ -130,7 +138,7 @@ def _some(
     rows: dict[str, list[int] | None] = dict.fromkeys(WHOLE)
     for table in SAMPLED:
         rows[table], looked_at[table] = _drawn(connection, table, size, source)
-    problems = [one for problem in _spoilt(connection, rows["message"]) for one in problem]
+    problems = [one for one in _changed_messages(connection, rows["message"]) if one is not None]
     for invariant in INVARIANTS:
         if invariant.table in rows:
             problems += _broken(connection, invariant, rows[invariant.table])
@@ -140,7 +148,7 @@ def _some(
 def _drawn(
     connection: sqlite3.Connection, table: str, size: int, source: random.Random
 ) -> tuple[list[int], Looked]:
-    """Draw row numbers until enough of them are of a row: each row is as likely as any other."""
+    """Draw row numbers until enough of them exist: each row is as likely as any other."""
     first, last = connection.execute(
         f"SELECT (SELECT min(rowid) FROM {table}), (SELECT max(rowid) FROM {table})"
     ).fetchone()
@@ -153,8 +161,9 @@ def _drawn(
     while len(found) < size and tried < len(numbers):
         some = numbers[tried : tried + size]
         tried += len(some)
-        query = f"SELECT rowid FROM {table} WHERE {_among(table)}"
-        there = {number for (number,) in connection.execute(query, (_json(some),))}
+        where, bound = _restriction(table, some)
+        query = f"SELECT rowid FROM {table} WHERE {where}"
+        there = {number for (number,) in connection.execute(query, bound)}
         found += [number for number in some if number in there]
     return found[:size], Looked(min(len(found), size), round(span * len(found) / tried))
 
@@ -164,19 +173,26 @@ def _counted(connection: sqlite3.Connection, table: str) -> Looked:
     return Looked(count, count)
 
 
-def _spoilt(
+def _changed_messages(
     connection: sqlite3.Connection, rows: list[int] | None = None
-) -> Iterator[list[Problem]]:
-    """Say of each message what is wrong with its text. Read as bytes: it may be no UTF-8 now."""
+) -> Iterator[Problem | None]:
+    """Yield for each message what is wrong with its text, read as bytes: it may not be UTF-8."""
     parts = (f"CAST({name} AS BLOB)" for name in ("id", "parent", "body"))
     where, bound = _restriction("message", rows)
     for key, parent, body in connection.execute(
         f"SELECT {', '.join(parts)} FROM message WHERE {where}", bound
     ):
-        if _is_as_recorded(_text(key), None if parent is None else _text(parent), body):
-            yield []
-        else:
-            yield [Problem("message", _text(key), "its text is not what was recorded")]
+        name = _text(key)
+        why = _change(name, None if parent is None else _text(parent), body)
+        yield Problem("message", name, why) if why else None
+
+
+def _change(key: str, parent: str | None, body: bytes) -> str | None:
+    try:
+        reread(key, parent, body)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _broken(
@@ -190,63 +206,146 @@ def _broken(
 
 
 def _restriction(table: str, rows: list[int] | None) -> tuple[str, tuple[str, ...]]:
-    return ("true", ()) if rows is None else (_among(table), (_json(rows),))
-
-
-def _among(table: str) -> str:
-    return f"{table}.rowid IN (SELECT value FROM json_each(?))"
-
-
-def _json(rows: list[int]) -> str:
-    return orjson.dumps(rows).decode()
+    if rows is None:
+        return "true", ()
+    return f"{table}.rowid IN (SELECT value FROM json_each(?))", (orjson.dumps(rows).decode(),)
 
 
 def _text(key: bytes) -> str:
     return key.decode(errors="backslashreplace")
 
 
-def _lines(home: Home) -> Iterator[bytes]:
-    try:
-        file = home.spill.open("rb")
-    except FileNotFoundError:
-        return
-    with file:
-        yield from file
+# What is true of every sound record. Each invariant looks at the rows of one table and follows
+# their references by key, so that a sample can be checked as well as everything.
 
 
-def _is_json(text: bytes) -> bool:
-    try:
-        orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return False
-    return True
+class Invariant(NamedTuple):
+    """``what`` is wrong with a row of ``table`` if ``broken`` is true of it and its ``joins``."""
+
+    table: str
+    what: str
+    broken: str
+    joins: str = ""
 
 
-def _is_as_recorded(key: str, parent: str | None, text: bytes) -> bool:
-    try:
-        reread(key, parent, text)
-    except ValueError:
-        return False
-    return True
+KEYS = {
+    "message": "message.id",
+    "run": "run.run_id",
+    "feedback": "feedback.feedback_id",
+    "comparison": "comparison.comparison_id",
+    "updates": "updates.update_id",
+    "update_pair": "update_pair.update_id",
+    "pair_source": "pair_source.source",
+    "revision": "revision.revision_id",
+    "serving": "serving.namespace",
+    "serving_history": "serving_history.id",
+}
+"""What a row is called in a finding, by table."""
+
+SAMPLED = ("message", "run", "feedback", "comparison", "updates", "revision")
+"""Tables that grow with what is logged and learned."""
+
+WHOLE = ("serving", "serving_history")
+"""Tables so small that they are read as a whole beside a sample, too."""
 
 
-def reread(key: str, parent: str | None, text: bytes) -> Any:
-    """Read the body of a message, hash it again by what it says, and compare how it is written.
-
-    No id knows the order of keys. All else of the text has one form; were it free, a key that
-    somebody wrote in beside its namesake would be read by one parser and hashed by another.
-
-    Raises:
-        ValueError: it is not what the id stands for.
-    """
-    try:
-        body = orjson.loads(text)
-        if kept(body) == text and node_id(parent, body) == key:
-            return body
-    except (orjson.JSONDecodeError, TypeError):  # no JSON, or nested too deep to write again
-        pass
-    raise ValueError("its text is not what was recorded")
+def _of_the_forgotten(table: str) -> Invariant:
+    return Invariant(
+        table,
+        "it is of somebody who was forgotten since",
+        f"{table}.created_at <= forgotten.at",
+        f"CROSS JOIN forgotten ON forgotten.user_id = {table}.user_id",
+    )
 
 
-def _tell_nobody(stage: str, done: int, total: int) -> None:
-    pass
+def _one_of(table: str, column: str, allowed: tuple[str, ...]) -> Invariant:
+    names = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
+    return Invariant(table, f"its {column} is not {names}", f"{column} NOT IN {allowed}")
+
+
+def _served(table: str, role: str) -> Invariant:
+    return Invariant(
+        table,
+        f"its {role} is no revision of its namespace",
+        f"{table}.{role} IS NOT NULL AND revision.namespace IS NOT {table}.namespace",
+        f"LEFT JOIN revision ON revision_id = {table}.{role}",
+    )
+
+
+# fmt: off
+INVARIANTS = (
+    Invariant("message", "its parent is missing",
+        "message.parent IS NOT NULL AND above.id IS NULL",
+        "LEFT JOIN message AS above ON above.id = message.parent"),
+    Invariant("run", "its prompt is missing",
+        "message.id IS NULL",
+        "LEFT JOIN message ON message.id = prompt"),
+    Invariant("run", "its output is missing or answers another prompt",
+        "message.parent IS NOT prompt",
+        "LEFT JOIN message ON message.id = output"),
+    Invariant("run", "one of its columns is not JSON",
+        "NOT (json_valid(params) AND json_valid(tags) AND json_valid(metadata)"
+        " AND json_valid(coalesce(token_ids, '[]')) AND json_valid(coalesce(logprobs, '[]')))"),
+    _of_the_forgotten("run"),
+    Invariant("feedback", "its run is missing",
+        "run.run_id IS NULL",
+        "LEFT JOIN run ON run.run_id = feedback.run_id"),
+    Invariant("feedback", "its correction is missing or answers another prompt",
+        "correction IS NOT NULL AND message.parent IS NOT prompt",
+        "JOIN run ON run.run_id = feedback.run_id LEFT JOIN message ON message.id = correction"),
+    _one_of("feedback", "source", SOURCES),
+    Invariant("feedback", "its value is not JSON", "NOT json_valid(coalesce(value, 'null'))"),
+    _of_the_forgotten("feedback"),
+    Invariant("comparison",
+        "one of its runs is missing, or they are of different prompts or namespaces",
+        "a.prompt IS NULL OR b.prompt IS NULL OR a.prompt <> b.prompt"
+        " OR a.namespace <> b.namespace",
+        "LEFT JOIN run AS a ON a.run_id = run_a LEFT JOIN run AS b ON b.run_id = run_b"),
+    _one_of("comparison", "source", SOURCES),
+    _one_of("comparison", "winner", WINNERS),
+    _of_the_forgotten("comparison"),
+    Invariant("updates", "its candidate is missing, or has another parent or namespace",
+        "candidate IS NOT NULL AND (revision.namespace IS NOT updates.namespace"
+        " OR revision.parent IS NOT updates.parent)",
+        "LEFT JOIN revision ON revision_id = candidate"),
+    Invariant("updates", "its parent is no revision of its namespace",
+        "updates.parent IS NOT NULL AND revision.namespace IS NOT updates.namespace",
+        "LEFT JOIN revision ON revision_id = updates.parent"),
+    Invariant("updates", "it promoted no candidate", "verdict = 'promoted' AND candidate IS NULL"),
+    Invariant("updates", "its report is not JSON", "NOT json_valid(coalesce(report, 'null'))"),
+    Invariant("update_pair", "its update is missing",
+        "updates.update_id IS NULL",
+        "LEFT JOIN updates ON updates.update_id = update_pair.update_id"),
+    _one_of("update_pair", "role", get_args(Role)),
+    # Nothing more about a pair's source: it may have been forgotten since, or have expired.
+    Invariant("pair_source", "no update used its pair",
+        "pair_id NOT IN (SELECT pair_id FROM update_pair)"),
+    Invariant("revision", "its parent is missing, younger, or of another namespace",
+        "revision.parent IS NOT NULL"
+        " AND (above.namespace IS NOT revision.namespace OR above.seq >= revision.seq)",
+        "LEFT JOIN revision AS above ON above.revision_id = revision.parent"),
+    Invariant("revision", "its parent is tainted and it is not",
+        "revision.tainted_at IS NULL AND above.tainted_at IS NOT NULL",
+        "JOIN revision AS above ON above.revision_id = revision.parent"),
+    Invariant("revision", "its manifest is not JSON, or names another parent",
+        "NOT json_valid(manifest) OR (json_type(manifest, '$.parent') IS NOT NULL"
+        " AND json_extract(manifest, '$.parent') IS NOT parent)"),
+    _served("serving", "live"),
+    _served("serving", "canary"),
+    Invariant("serving", "it names a revision that was pruned",
+        "revision.pruned_at IS NOT NULL",
+        "JOIN revision ON revision_id IN (serving.live, serving.canary)"),
+    Invariant("serving", "it is not what its history ends with",
+        "last.live IS NOT serving.live OR last.canary IS NOT serving.canary"
+        " OR last.weight IS NOT serving.weight OR last.generation IS NOT serving.generation",
+        "LEFT JOIN (SELECT namespace, max(id) AS id FROM serving_history GROUP BY namespace)"
+        " AS newest ON newest.namespace = serving.namespace"
+        " LEFT JOIN serving_history AS last ON last.id = newest.id"),
+    Invariant("serving_history", "its generation is not above the one before it",
+        "serving_history.generation <= before.generation",
+        "JOIN (SELECT id, lag(generation) OVER (PARTITION BY namespace ORDER BY id) AS generation"
+        " FROM serving_history) AS before ON before.id = serving_history.id"),
+    _served("serving_history", "live"),
+    _served("serving_history", "canary"),
+)
+# fmt: on

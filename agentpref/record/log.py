@@ -1,8 +1,7 @@
-"""The log that a host embeds: runs, and what is thought of them, into one home folder.
+"""The log that a host embeds: it records runs, and judgements of them, in one home folder.
 
-Recording costs its caller a check and one JSON dump; a thread of our own writes. Feedback is on
-disk before the call returns. One log may be used from many threads, and many processes may log to
-one home. Knows nothing of pairs, training or serving.
+``record`` costs its caller a check and one JSON dump; a thread of our own writes. Feedback is on
+disk before the call returns. Many threads may use one log, and many processes one home.
 """
 
 from __future__ import annotations
@@ -14,20 +13,18 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from agentpref.errors import AgentprefError, ConfigError, InvalidMessage
+from agentpref.errors import AgentprefError, ConfigError, InvalidFeedback, InvalidMessage
 from agentpref.home import Home, StrPath
 from agentpref.record.database import connect, translated
 from agentpref.record.forks import EXIT_SECONDS
-from agentpref.record.ids import new_id
-from agentpref.record.ingest.intake import Intake
-from agentpref.record.ingest.judgement import comparison_of, correction_of, feedback_of
+from agentpref.record.ingest import Ingest, RawRun, freeze
+from agentpref.record.ingest.checks import Judgement, as_output, checked
 from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.ingest.redaction import Redact
-from agentpref.record.ingest.snapshot import Snapshot, freeze
-from agentpref.record.integrity import Problem
-from agentpref.record.reader import Reader
+from agentpref.record.integrity import Problem, examine
+from agentpref.record.messages import new_id
 from agentpref.record.writer import Writer
-from agentpref.types import Message, Source, Tool, Winner
+from agentpref.types import Comparison, Feedback, Message, Source, Tool, Winner
 
 if TYPE_CHECKING:
     from agentpref.record.deletion.forget import Forgotten
@@ -39,10 +36,14 @@ CLOSE_SECONDS = 60.0
 class Log:
     """The log of one namespace of a home; a context manager that closes itself.
 
-    ``record`` raises nothing of ours and waits for nothing: a run that is no run, or that cannot be
-    stored at all, is counted in ``dropped`` and said by the logger ``agentpref``. While the
-    database is locked or full, runs and feedback go to a file of the home and from there to the
-    database later. With ``strict``, ``record`` waits until the run is on disk, and raises.
+    ``record`` never blocks and never raises an error of ours: a run that cannot be stored is
+    counted in ``dropped``, and the logger ``agentpref`` warns. While the database is locked or
+    full, runs and feedback go to a file of the home, and from there to the database later. With
+    ``strict``, ``record`` returns when the run is on disk, and raises.
+
+    >>> with Log("./.agentpref") as log:
+    ...     run = log.record([{"role": "user", "content": "2 + 2?"}], "4")
+    ...     log.thumbs(run, up=True)
     """
 
     def __init__(
@@ -55,22 +56,22 @@ class Log:
         redact: Redact | None = None,
         strict: bool = False,
     ) -> None:
-        """Open a home, making it where the folder is missing or empty.
+        """Open a home, or make one of a missing or empty folder.
 
         Args:
             home: the folder; else ``$AGENTPREF_HOME``, else ``./.agentpref``.
-            namespace: the agent or tenant whose runs, pairs and live revision are kept apart.
+            namespace: an agent or tenant with runs, pairs and a live revision of its own.
             queue_size: how many runs may wait for the disk before further ones are dropped.
-            queue_bytes: how many bytes of JSON these may take.
-            redact: given each text that is to be stored, gives the text that is; for example
-                ``agentpref.redact``. Called by the thread that writes.
+            queue_bytes: how many bytes of JSON they may take.
+            redact: takes each text and returns the text to store, for example
+                ``agentpref.redact``. The thread that writes calls it.
             strict: make ``record`` durable, and let it raise.
 
         Raises:
             NotAHome: the path is a file, or a folder of something else.
             CorruptHome: the database cannot be read.
-            NewerHome: the database was written by a later agentpref.
-            ConfigError: the namespace is no printable text, or the queue has no room.
+            NewerHome: a later agentpref wrote the database.
+            ConfigError: the namespace is not printable text, or the queue has no room.
         """
         if not isinstance(namespace, str) or not namespace or not namespace.isprintable():
             raise ConfigError(f"namespace is {namespace!r}, but must be printable text")
@@ -80,8 +81,8 @@ class Log:
         self.home = Home.create(home)
         self.namespace = namespace
         self.strict = strict
-        intake = Intake(namespace, Pseudonyms.of(self.home), redact)
-        self._writer = Writer(self.home, intake, limit=queue_size, limit_bytes=queue_bytes)
+        ingest = Ingest(namespace, Pseudonyms.of(self.home), redact)
+        self._writer = Writer(self.home, ingest, limit=queue_size, limit_bytes=queue_bytes)
         self._take = self._writer.commit if strict else self._writer.offer
         self._finalizer = weakref.finalize(self, self._writer.close, EXIT_SECONDS)
 
@@ -103,32 +104,32 @@ class Log:
         tags: Sequence[str] = (),
         metadata: Mapping[str, Any] | None = None,
     ) -> str:
-        """Record one model call, as it is now; later changes by the host do not reach it.
+        """Record one model call as it is now; the host may change its values afterwards.
 
         Args:
             messages: what the model was asked, in OpenAI's shape.
-            output: what it answered: plain text or an assistant's message.
-            run_id: the host's own id; recording the same id again changes nothing.
+            output: its answer: plain text or an assistant's message.
+            run_id: an id of your own; recording the same id again changes nothing.
             model: name of the base model.
             revision: the adapter that answered, as the router's lease names it.
             thread_id: the conversation.
-            trace_id: the task of an agent, of which this call is a part.
+            trace_id: the agent's task that this call is a part of.
             user_id: who asked.
-            tools: what the model was offered, in OpenAI's shape.
-            params: how it was sampled.
+            tools: the tools that the model was offered, in OpenAI's shape.
+            params: the sampling parameters.
             token_ids: the answer's tokens, as the engine wrote them.
-            logprobs: one natural log-probability for each of them.
-            tags: domains; the first is the one the run's pairs are filed under.
+            logprobs: the natural log-probability of each token.
+            tags: domains; the run's pairs are filed under the first one.
             metadata: anything else; what JSON cannot hold is kept by its ``repr``.
 
         Returns:
-            The run's id, to name it by in ``feedback``, ``correct`` and ``compare``.
+            The run's id, for ``thumbs``, ``feedback``, ``correct`` and ``compare``.
 
         Raises:
-            InvalidMessage: with ``strict`` only: an argument cannot be stored; it is named.
-            NotKept: with ``strict`` only: the run could not be written.
-            RedactionFailed: with ``strict`` only: ``redact`` raised, or gave no text.
-            LogClosed: with ``strict`` only: the log was closed.
+            InvalidMessage: (with ``strict``) an argument cannot be stored; it is named.
+            NotKept: (with ``strict``) the run could not be written.
+            RedactionFailed: (with ``strict``) ``redact`` raised, or returned no text.
+            LogClosed: (with ``strict``) the log was closed.
         """
         now = time.time_ns()
         name = new_id(now) if run_id is None else run_id
@@ -136,30 +137,45 @@ class Log:
             if run_id is not None:
                 _check_run_id(run_id)
             body = freeze(
-                messages,
-                output,
-                tools,
-                model,
-                revision,
-                thread_id,
-                trace_id,
-                user_id,
-                params,
-                token_ids,
-                logprobs,
-                tags,
-                metadata,
-            )
-            self._take(Snapshot(name, now / 1e9, body))
+                messages, output, tools, model, revision, thread_id, trace_id, user_id,
+                params, token_ids, logprobs, tags, metadata,
+            )  # fmt: skip
+            self._take(RawRun(name, now / 1e9, body))
         except AgentprefError as error:
             if self.strict:
                 raise
             self._writer.drop(type(error).__name__, 1, error)
         return name
 
+    def thumbs(
+        self,
+        run_id: str,
+        up: bool,
+        comment: str | None = None,
+        source: Source = "human",
+        user_id: str | None = None,
+    ) -> str:
+        """Give a run a thumbs up or down; it is on disk when this returns.
+
+        This is feedback with the key ``"thumbs"`` and the score 1 or 0.
+
+        >>> log.thumbs(run, up=False, comment="too long")
+
+        Returns:
+            The feedback's id.
+
+        Raises:
+            InvalidFeedback, UnknownRun, NotKept, LogClosed: as in ``feedback``.
+        """
+        if not isinstance(up, bool):
+            raise InvalidFeedback(f"up is {up!r}; pass True or False")
+        return self.feedback(
+            run_id, key="thumbs", score=up, comment=comment, source=source, user_id=user_id
+        )
+
     def feedback(
         self,
-        run: str,
+        run_id: str,
         *,
         key: str,
         score: float | None = None,
@@ -168,14 +184,14 @@ class Log:
         source: Source = "human",
         user_id: str | None = None,
     ) -> str:
-        """Say something about a run; it is on disk when this returns.
+        """Judge a run; the feedback is on disk when this returns.
 
         Args:
-            run: the run's id.
-            key: what is judged, such as ``"thumbs"``.
+            run_id: the run.
+            key: what is judged, such as ``"thumbs"`` or ``"helpfulness"``.
             score: a finite number or a bool; more is better.
-            value: anything that JSON can hold, beside the score or in its stead.
-            comment: the judge's words.
+            value: anything that JSON can hold, with or without a score.
+            comment: the judge's own words.
             source: ``"human"``, ``"model"`` or ``"code"``.
             user_id: who judged.
 
@@ -183,41 +199,44 @@ class Log:
             The feedback's id.
 
         Raises:
-            InvalidFeedback: an argument is not what it must be.
-            UnknownRun: no such run is in this home.
-            NotKept: it could not be written.
+            InvalidFeedback: an argument is wrong; it is named.
+            UnknownRun: the run is not in this home.
+            NotKept: the feedback could not be written.
             LogClosed: the log was closed.
         """
-        said = feedback_of(
-            run, key=key, score=score, value=value, comment=comment, source=source, user_id=user_id
-        )
-        self._writer.commit(said)
-        return said.feedback_id
+        given = Feedback(new_id(), run_id, time.time(), key, score, value, comment, source, user_id)
+        return self._commit(given).feedback_id
 
     def correct(
         self,
-        run: str,
+        run_id: str,
         output: str | Message,
         *,
         comment: str | None = None,
         source: Source = "human",
         user_id: str | None = None,
     ) -> str:
-        """Say what a run should have answered; it is on disk when this returns.
+        """Say what a run should have answered; the correction is on disk when this returns.
 
         Returns:
             The id of the feedback, whose key is ``"correction"``.
 
         Raises:
             InvalidMessage: the output cannot be stored.
-            InvalidFeedback: another argument is not what it must be.
-            UnknownRun: no such run is in this home.
-            NotKept: it could not be written.
-            LogClosed: the log was closed.
+            InvalidFeedback: another argument is wrong; it is named.
+            UnknownRun, NotKept, LogClosed: as in ``feedback``.
         """
-        said = correction_of(run, output, comment=comment, source=source, user_id=user_id)
-        self._writer.commit(said)
-        return said.feedback_id
+        given = Feedback(
+            new_id(),
+            run_id,
+            time.time(),
+            "correction",
+            comment=comment,
+            source=source,
+            user_id=user_id,
+            correction=as_output(output),
+        )
+        return self._commit(given).feedback_id
 
     def compare(
         self,
@@ -235,29 +254,29 @@ class Log:
             The comparison's id.
 
         Raises:
-            InvalidFeedback: the winner is not ``"a"``, ``"b"`` or ``"tie"``, the runs are of
-                different prompts, or another argument is not what it must be.
-            UnknownRun: one of the runs is not in this home.
-            NotKept: it could not be written.
-            LogClosed: the log was closed.
+            InvalidFeedback: the winner is not ``"a"``, ``"b"`` or ``"tie"``, the runs have
+                different prompts, or another argument is wrong.
+            UnknownRun, NotKept, LogClosed: as in ``feedback``.
         """
-        said = comparison_of(
-            run_a, run_b, winner=winner, source=source, user_id=user_id, comment=comment
-        )
-        self._writer.commit(said)
-        return said.comparison_id
+        given = Comparison(new_id(), time.time(), run_a, run_b, winner, source, user_id, comment)
+        return self._commit(given).comparison_id
+
+    def _commit(self, given: Judgement) -> Judgement:
+        given = checked(given)
+        self._writer.commit(given)
+        return given
 
     @property
     def dropped(self) -> dict[str, int]:
-        """How many runs this log could not keep, by reason; a forked child counts anew."""
+        """How many runs this log could not keep, by reason; a forked child starts from zero."""
         return self._writer.dropped
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Wait until what was recorded is on disk.
+        """Wait until everything recorded is on disk.
 
         Returns:
-            Whether it is; not, when ``timeout`` seconds are over, or when neither the database nor
-            the spill can be written: then it waits in memory and is tried again.
+            Whether it is. False after ``timeout`` seconds, and when neither the database nor the
+            spill can be written; the runs then wait in memory, and the log tries again.
 
         Raises:
             LogClosed: the log was closed.
@@ -265,14 +284,14 @@ class Log:
         return self._writer.flush(timeout)
 
     def verify(self, *, sample: int | None = None) -> list[Problem]:
-        """Hash every message of the home again and follow every reference.
+        """Check the home: hash every message again and follow every reference.
 
         Args:
-            sample: look at so many rows of each large table instead, drawn at random: a second's
-                work in a home of any size.
+            sample: look at this many random rows of each large table instead, which takes about a
+                second in a home of any size.
 
         Returns:
-            What does not hold; empty for a sound record.
+            The problems; empty for a sound home.
 
         Raises:
             CorruptHome: the database cannot be read.
@@ -282,22 +301,22 @@ class Log:
         connection = connect(self.home, readonly=True)
         try:
             with translated(self.home):
-                return Reader(connection).verify(sample=sample)
+                return examine(connection, sample=sample).problems
         finally:
             connection.close()
 
     def forget(self, user_id: str) -> Forgotten:
-        """Remove everything that a user said from the home, and mark the revisions that saw it.
+        """Remove everything that a user said from the home, and mark the revisions trained on it.
 
-        It reads the whole home and writes it anew: minutes for one of many gigabytes. Others may
-        log meanwhile.
+        This reads the whole home and writes it again, which takes minutes for many gigabytes.
+        Others may log meanwhile.
 
         Returns:
-            What was removed, which revisions saw it, and how to rebuild them.
+            What was removed, which revisions were trained on it, and how to rebuild them.
 
         Raises:
-            UpdateRunning: an update holds the home; it would publish what it has read already.
-            NotKept: not all of it could be done; the same call again completes it.
+            UpdateRunning: an update is running; it would publish what it has already read.
+            NotKept: the removal is incomplete; the same call again completes it.
             LogClosed: the log was closed.
         """
         from agentpref.record.deletion.forget import forget
@@ -306,12 +325,12 @@ class Log:
         return forget(self.home, user_id)
 
     def close(self) -> None:
-        """Write what was recorded and stop; a closed log takes nothing more."""
+        """Write what was recorded, and stop; a closed log takes nothing more."""
         self._finalizer.detach()
         self._writer.close(CLOSE_SECONDS)
 
     def __enter__(self) -> Log:
-        """Give the log itself."""
+        """Return the log itself."""
         return self
 
     def __exit__(
@@ -324,7 +343,7 @@ class Log:
         self.close()
 
     def __repr__(self) -> str:
-        """Say which home and namespace it writes to."""
+        """Name the home and the namespace."""
         return f"Log({str(self.home.path)!r}, namespace={self.namespace!r})"
 
 

@@ -1,38 +1,44 @@
-"""Messages as a Merkle chain: what one is, what it is called, and which ones are refused.
+"""Messages as a Merkle chain, the rows of a run, and ids.
 
-A message's id is a hash of its canonical JSON and of its parent's id, so that the id of a prompt's
-last message stands for the whole prompt, and two runs of one prompt share its rows. Tools, where
-there are any, are the root of the chain. Identity is by content alone: who said it, when and to
-which model is the run's business.
+A message's id is a hash of its canonical JSON and of its parent's id. So the id of a prompt's last
+message stands for the whole prompt, and two runs of one prompt share its rows. Tools, if there are
+any, are the root of the chain. Only the content decides the id; author, time and model belong to
+the run.
 
-What is kept is not what is hashed: a body keeps its keys in the order they came in, since a chat
-template that dumps a tool as JSON makes other tokens of another order. Bodies that differ in the
-order of keys alone share an id, and the store keeps the one that came first. Pure functions;
-nothing here reads a database.
+The store keeps a body with its keys in the order they came in, because a chat template that dumps a
+tool as JSON makes other tokens of another order. Bodies that differ only in the order of their keys
+share an id; the store keeps the first one.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
+import random
 import reprlib
+import time
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import fields
+from typing import Any, NamedTuple, TypeAlias
 
 import orjson
 
 from agentpref.errors import InvalidMessage
-from agentpref.types import Message, Prompt, Tool
+from agentpref.types import Comparison, Feedback, Message, Prompt, Run, Tool
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
+TOOLS = "tools"
+"""The only key of a chain's root that lists tools, and what such a root has instead of a role."""
+
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """The largest message that is kept, as JSON."""
 
 REMEMBERED_BYTES = 1024 * 1024
-"""How much text a linker remembers the links of."""
+"""How much text a :class:`Linker` remembers."""
 
 
 class Node(NamedTuple):
-    """One link of a chain: ``id`` is the hash of ``parent`` and of the body's canonical form.
+    """One link of a chain: ``id`` hashes ``parent`` and the canonical form of ``body``.
 
     ``body`` is the JSON that is kept, its keys in their own order.
     """
@@ -43,25 +49,25 @@ class Node(NamedTuple):
 
 
 def canonical(body: Mapping[str, Any]) -> bytes:
-    """Write a mapping as JSON in the one form that is hashed: UTF-8, sorted keys, no spaces.
+    """Write a mapping as the JSON that is hashed: UTF-8, sorted keys, no spaces.
 
     Raises:
-        TypeError: for what JSON or UTF-8 cannot hold.
+        TypeError: JSON or UTF-8 cannot hold it.
     """
     return orjson.dumps(body, default=plain, option=orjson.OPT_SORT_KEYS)
 
 
 def kept(body: Mapping[str, Any]) -> bytes:
-    """Write a mapping as JSON in the form that is stored: as ``canonical``, keys as they come.
+    """Write a mapping as the JSON that is stored: like ``canonical``, with keys as they come.
 
     Raises:
-        TypeError: for what JSON or UTF-8 cannot hold.
+        TypeError: JSON or UTF-8 cannot hold it.
     """
     return orjson.dumps(body, default=plain)
 
 
 def plain(value: Any) -> dict[str, Any]:
-    """Turn a mapping that is no dict into one, for ``orjson.dumps(default=…)``."""
+    """Turn any mapping into a dict; pass it as ``default`` to ``orjson.dumps``."""
     if isinstance(value, Mapping):
         return dict(value)
     raise TypeError(f"a value of type {type(value).__name__} is not JSON")
@@ -71,17 +77,35 @@ def node_id(parent: str | None, body: Mapping[str, Any]) -> str:
     """Hash a body's canonical form under its parent: blake2b, 128 bits, hexadecimal.
 
     Raises:
-        TypeError: for what JSON or UTF-8 cannot hold.
+        TypeError: JSON or UTF-8 cannot hold the body.
     """
     text = b"%s\n%s" % ((parent or "").encode(), canonical(body))
     return hashlib.blake2b(text, digest_size=16).hexdigest()
 
 
-class Linker:
-    """Links messages into chains, and remembers the links that it made last.
+def reread(key: str, parent: str | None, text: bytes) -> Any:
+    """Parse the stored body of a message, and check that it is what its id stands for.
 
-    A conversation comes again with every turn, and a system prompt with every conversation: to
-    know a message again is cheaper than to hash it. Has one user at a time.
+    The text must also be written as ``kept`` writes it: with a repeated key, for example, one
+    parser would read what another one had not hashed.
+
+    Raises:
+        ValueError: it is not what was recorded.
+    """
+    try:
+        body = orjson.loads(text)
+        if kept(body) == text and node_id(parent, body) == key:
+            return body
+    except (orjson.JSONDecodeError, TypeError):  # not JSON, or nested too deep to be written
+        pass
+    raise ValueError("its text is not what was recorded")
+
+
+class Linker:
+    """Links messages into chains and remembers the latest links.
+
+    A conversation comes again with every turn, and a system prompt with every conversation.
+    Looking a message up is cheaper than hashing it. Not safe to share between threads.
     """
 
     def __init__(self) -> None:
@@ -94,7 +118,7 @@ class Linker:
         """Link a prompt from its root to its last message, and the answer to it.
 
         Raises:
-            InvalidMessage: there is no message, or one that cannot be stored.
+            InvalidMessage: there is no message, or one cannot be stored.
         """
         nodes = self.chain(messages, tools)
         check_output_shape(output)
@@ -104,14 +128,14 @@ class Linker:
         """Link a prompt from its root to its last message.
 
         Raises:
-            InvalidMessage: there is no message, or one that cannot be stored.
+            InvalidMessage: there is no message, or one cannot be stored.
         """
         check_shapes(messages)
         nodes: list[Node] = []
         parent: str | None = None
         if tools:
             check_tool_shapes(tools)
-            nodes.append(self.child(None, {"tools": tuple(tools)}, "the list of tools"))
+            nodes.append(self.child(None, {TOOLS: tuple(tools)}, "the list of tools"))
             parent = nodes[0].id
         for index, message in enumerate(messages):
             nodes.append(self.child(parent, message, index))
@@ -121,7 +145,7 @@ class Linker:
     def child(
         self, parent: str | None, body: Mapping[str, Any], where: int | str = "the message"
     ) -> Node:
-        """Link one body under a parent; ``where`` says in an error which one it is."""
+        """Link one body under a parent; an error names the body by ``where``."""
         key = (parent, _text(body, where))
         node = self._made.get(key)
         if node is None:
@@ -141,7 +165,7 @@ def chain(messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[list
     """Link a prompt from its root to its last message; return the nodes and the prompt's id.
 
     Raises:
-        InvalidMessage: there is no message, or one that cannot be stored.
+        InvalidMessage: there is no message, or one cannot be stored.
     """
     nodes = Linker().chain(messages, tools)
     return nodes, nodes[-1].id
@@ -151,45 +175,29 @@ def answer(prompt_id: str, output: Message) -> Node:
     """Link an output under the prompt that it answers.
 
     Raises:
-        InvalidMessage: it is no message of an assistant, or cannot be stored.
+        InvalidMessage: it is not an assistant's message, or cannot be stored.
     """
     check_output_shape(output)
     return Linker().child(prompt_id, output, "the output")
 
 
 def prompt_of(messages: Sequence[Message], tools: Sequence[Tool] = ()) -> Prompt:
-    """Make a prompt, with its content address, of messages and the tools that were offered."""
+    """Make a prompt, with its content address, of messages and the tools that were offered.
+
+    >>> prompt_of([{"role": "user", "content": "hello"}]).id
+    'c9a0f457786f263ee5ac976323e4ab09'
+    """
     return Prompt(chain(messages, tools)[1], tuple(messages), tuple(tools))
 
 
-def check_messages(messages: Sequence[Message]) -> None:
-    """Refuse a prompt that cannot be stored and read back as it is.
-
-    Raises:
-        InvalidMessage: naming the message by its index, and the cure.
-    """
-    check_shapes(messages)
-    for index, message in enumerate(messages):
-        _text(message, index)
-
-
 def check_output(output: Message) -> None:
-    """Refuse an output that is no message of an assistant, or that cannot be stored."""
+    """Refuse an output that is not an assistant's message, or that cannot be stored."""
     check_output_shape(output)
     _text(output, "the output")
 
 
-def check_tools(tools: Sequence[Tool]) -> None:
-    """Refuse tools that are no list of mappings, or that cannot be stored."""
-    check_tool_shapes(tools)
-    _text({"tools": tuple(tools)}, "the list of tools")
-
-
 def check_shapes(messages: Sequence[Message]) -> None:
-    """Refuse messages of the wrong shape, without looking at their text.
-
-    This is the part that ``Log.record`` can afford at every call.
-    """
+    """Refuse messages of the wrong shape, without looking at their text."""
     if not isinstance(messages, (list, tuple)):
         raise InvalidMessage(
             f"messages is a {type(messages).__name__}; pass a list such as "
@@ -202,7 +210,7 @@ def check_shapes(messages: Sequence[Message]) -> None:
 
 
 def check_output_shape(message: Message) -> None:
-    """Refuse an output that is no message of an assistant, without looking at its text."""
+    """Refuse an output that is not an assistant's message, without looking at its text."""
     _check_shape(message, "the output")
     if message["role"] != "assistant":
         raise InvalidMessage(
@@ -212,7 +220,7 @@ def check_output_shape(message: Message) -> None:
 
 
 def check_tool_shapes(tools: Sequence[Tool]) -> None:
-    """Refuse tools that are no list of mappings, without looking at their text."""
+    """Refuse tools that are not a list of mappings, without looking at their text."""
     if not isinstance(tools, (list, tuple)):
         raise InvalidMessage(
             f"tools is a {type(tools).__name__}; pass a list of mappings, one for each tool"
@@ -261,3 +269,99 @@ def _text(body: Mapping[str, Any], where: int | str) -> bytes:
 
 def _name(where: int | str) -> str:
     return f"message {where}" if isinstance(where, int) else where
+
+
+# Rows: the columns of the tables are the fields of the records in `types`.
+
+
+class RunRow(NamedTuple):
+    """A run as its table holds it, and ``nodes``: its chain and its answer.
+
+    ``prompt`` and ``output`` are ids of messages; ``params``, ``token_ids``, ``logprobs``,
+    ``tags`` and ``metadata`` are JSON text.
+    """
+
+    run_id: str
+    namespace: str
+    created_at: float
+    prompt: str
+    output: str
+    model: str | None
+    revision: str | None
+    thread_id: str | None
+    trace_id: str | None
+    user_id: str | None
+    params: str
+    token_ids: str | None
+    logprobs: str | None
+    tags: str
+    metadata: str
+    nodes: tuple[Node, ...]
+
+
+StoredRecord: TypeAlias = "RunRow | Feedback | Comparison"
+"""What goes into the database, checked, redacted and under pseudonyms."""
+
+RUN_COLUMNS = RunRow._fields[:-1]
+FEEDBACK_COLUMNS = tuple(field.name for field in fields(Feedback))
+COMPARISON_COLUMNS = tuple(field.name for field in fields(Comparison))
+
+EMPTY_JSON = {"params": "{}", "token_ids": None, "logprobs": None, "tags": "[]", "metadata": "{}"}
+"""The columns of a run that hold JSON, and what they hold where the host gave nothing."""
+
+
+def run_row(run: Run, nodes: Sequence[Node] = ()) -> RunRow:
+    """Make the row of a run. The prompt's id is always computed from its messages.
+
+    Args:
+        run: the run.
+        nodes: its chain and its answer, if they are linked already; nodes of the chain that the
+            store has may be left out.
+
+    Raises:
+        InvalidMessage: a message cannot be stored.
+    """
+    nodes = nodes or Linker().conversation(run.prompt.messages, run.prompt.tools, run.output)
+    values = {name: getattr(run, name) for name in RUN_COLUMNS}
+    values |= {"prompt": nodes[-1].parent, "output": nodes[-1].id}
+    for name, empty in EMPTY_JSON.items():
+        values[name] = empty if values[name] is None else as_json(values[name])
+    return RunRow(**values, nodes=tuple(nodes))
+
+
+def as_json(value: Any) -> str:
+    """Write a column that holds JSON."""
+    return orjson.dumps(value, default=plain).decode()
+
+
+# Ids
+
+_VARIANT = 0b10 << 14
+_RANDOM_BITS = 62
+
+_generator = random.Random()
+_random_bits = _generator.getrandbits
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_generator.seed)
+
+
+def new_id(now: int | None = None) -> str:
+    """Make an id, such as ``0198c2a4-7d1e-7b3f-9c55-0a1b2c3d4e5f``, that sorts by its time.
+
+    It is a UUID version 7 (RFC 9562) whose ``rand_a`` bits carry the fraction of the millisecond.
+    The other 62 bits come from a generator that is seeded by the operating system, again in every
+    forked child. Asking the system for each id would release the interpreter's lock in the middle
+    of the host's call.
+
+    Args:
+        now: the time that it carries, in nanoseconds since 1970; by default the present.
+    """
+    milliseconds, rest = divmod(time.time_ns() if now is None else now, 1_000_000)
+    bits = _random_bits(_RANDOM_BITS)
+    return "%08x-%04x-7%03x-%04x-%012x" % (  # noqa: UP031  a quarter quicker than an f-string
+        milliseconds >> 16,
+        milliseconds & 0xFFFF,
+        (rest << 12) // 1_000_000,
+        bits >> 48 | _VARIANT,
+        bits & 0xFFFFFFFFFFFF,
+    )

@@ -1,36 +1,53 @@
-"""The file that takes what the database cannot, until it can.
+"""Puts records on disk, whatever the state of the database.
 
-Append-only, one line an entry: the hash of the rest, a space, JSON. A line is whole or known not to
-be; one batch of them is one fsync. Processes take turns by a lock file. An entry that comes back
-twice is stored once, since the store goes by ids, so that a crash anywhere loses nothing: what the
-file held is only gone when the database has it. Entries have come through ``intake.py``: the file
-holds no text that was to be redacted and no user's id. Knows nothing of SQLite and threads.
+:class:`DurableWriter` tries the database first. While that is locked, full or otherwise in trouble,
+records go to the spill, a file of the home, and from there to the database before any later ones.
+
+The spill is append-only, one line a record: the hash of the rest, a space, JSON. So a line that is
+cut off is recognised. One batch of lines is one fsync, and processes take turns by a lock file. The
+store ignores ids that it knows, and the file is removed only after the database has its records, so
+a crash at any moment loses nothing and stores nothing twice. Records came through ``ingest``: the
+file holds no text that was to be redacted and no user's own id.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import sqlite3
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeAlias
 
 import orjson
 
-from agentpref.errors import AgentprefError, ForgottenUser, NotKept, RecordError
+from agentpref.errors import AgentprefError, ForgottenUser, HomeError, NotKept, RecordError
 from agentpref.home import Home, sync
-from agentpref.record.ingest.intake import Entry
-from agentpref.record.messages import plain
-from agentpref.record.rows import RunRow, relinked
+from agentpref.record.database import (
+    BUSY_SECONDS,
+    connect,
+    require_known_schema,
+    transaction,
+    translated,
+)
+from agentpref.record.messages import Linker, Node, RunRow, StoredRecord, plain
+from agentpref.record.store import Store
 from agentpref.types import Comparison, Feedback
 
+PATIENCE_SECONDS = 2.0
+"""How long a record waits for a lock of the database before it goes to the spill."""
+
+REST_SECONDS = 1.0
+"""How long a database in trouble is left alone; then it is tried without waiting for locks."""
+
 BATCH = 1_000
-"""Entries that are handed back at a time."""
+"""How many records of the spill are written to the database at a time."""
 
 LOCK_SECONDS = 10.0
-"""How long a process waits for another one's turn with the file."""
+"""How long a process waits for its turn with the spill."""
 
 _HASH_BYTES = 16
 
@@ -38,11 +55,164 @@ Outcomes: TypeAlias = "Sequence[RecordError | None]"
 
 
 class Drained(NamedTuple):
-    """What came of a spill: entries stored, entries the store refused, lines cut off by a crash."""
+    """What became of a spill: how many records were stored, refused, and cut off by a crash."""
 
     stored: int
     refused: int
     torn: int
+
+
+class DurableWriter:
+    """Writes records to one home. Owns a connection; has one user at a time."""
+
+    def __init__(self, home: Home) -> None:
+        """Open the home's database.
+
+        Raises:
+            HomeError: the database is not ours to write.
+            NotKept: it cannot be opened.
+        """
+        self._home = home
+        self._spill = Spill(home)
+        self._connection: sqlite3.Connection | None = connect(home)
+        self._rest_until = 0.0
+        self._patience = BUSY_SECONDS
+        self.trouble: AgentprefError | None = None
+        """What keeps the database from taking records, while something does."""
+
+    def write(self, records: Sequence[StoredRecord]) -> Outcomes:
+        """Put records on disk; return for each the error that refused it, or None.
+
+        The spill refuses nothing: only the database knows whether a run exists that feedback names.
+
+        Raises:
+            NotKept: neither the database nor the spill can take them; none of them is on disk.
+        """
+        if self.trouble is None or time.monotonic() >= self._rest_until:
+            try:
+                return self._to_database(records)
+            except (NotKept, HomeError) as trouble:
+                self._rest(trouble)
+        self._spill.append(records)
+        return [None] * len(records)
+
+    def waits(self) -> bool:
+        """Return whether the spill has records that the database could not take."""
+        return self.trouble is not None and self._spill.waits()
+
+    def recover(self) -> None:
+        """Try to bring the spill to the database; without success, it keeps waiting."""
+        try:
+            self._to_database([])
+        except (NotKept, HomeError) as trouble:
+            self._rest(trouble)
+
+    def drain(self) -> Drained:
+        """Write the spill to the database.
+
+        Raises:
+            NotKept: the database or the spill is still in trouble; nothing is lost.
+            HomeError: the database is not ours to write.
+        """
+        return self._spill.drain(self._store)
+
+    def close(self) -> None:
+        """Close the connection; the next record opens it again."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _rest(self, trouble: AgentprefError) -> None:
+        if self.trouble is None:
+            import logging  # takes 10 ms: only when needed
+
+            logging.getLogger("agentpref").warning(
+                "%s. Until then, runs and feedback go to %s", trouble, self._home.spill
+            )
+        self.trouble = trouble
+        self._rest_until = time.monotonic() + REST_SECONDS
+
+    def _to_database(self, records: Sequence[StoredRecord]) -> Outcomes:
+        if self._spill.waits():
+            _report(self._home, self.drain())
+        outcomes = self._store(records)
+        self.trouble = None
+        return outcomes
+
+    def _store(self, records: Sequence[StoredRecord]) -> Outcomes:
+        """Store records in one transaction; one that breaks the schema's rules is refused alone."""
+        try:
+            with translated(self._home):
+                return self._store_together(records)
+        except sqlite3.IntegrityError as error:
+            if len(records) > 1:
+                return [outcome for record in records for outcome in self._store([record])]
+            refusal = NotKept(f"{self._home.database} refused a record: {error}; please report it")
+            refusal.__cause__ = error
+            return [refusal]
+
+    def _store_together(self, records: Sequence[StoredRecord]) -> Outcomes:
+        """Store runs first: in a spill, feedback may come before its run."""
+        runs = [record for record in records if isinstance(record, RunRow)]
+        connection = self._open()
+        store = Store(connection)
+        with transaction(connection):
+            require_known_schema(connection, self._home)
+            refused = iter(store.add_runs(runs) if runs else ())
+            return [
+                next(refused) if isinstance(record, RunRow) else _judge(store, record)
+                for record in records
+            ]
+
+    def _open(self) -> sqlite3.Connection:
+        if self._connection is None:
+            self._connection = connect(self._home)
+            self._patience = BUSY_SECONDS
+        patience = PATIENCE_SECONDS if self.trouble is None else 0.0
+        if patience != self._patience:
+            self._connection.execute(f"PRAGMA busy_timeout = {1000 * patience:.0f}")
+            self._patience = patience
+        return self._connection
+
+
+def drain(home: Home) -> Drained:
+    """Write a home's spill to its database; see :meth:`DurableWriter.drain`."""
+    if not Spill(home).waits():
+        return Drained(0, 0, 0)
+    with closing(DurableWriter(home)) as writer:
+        return writer.drain()
+
+
+def _judge(store: Store, judgement: Feedback | Comparison) -> RecordError | None:
+    """Store a judgement; return its refusal, which does not stop the rest of the batch."""
+    try:
+        if isinstance(judgement, Feedback):
+            store.add_feedback(judgement)
+        else:
+            store.add_comparison(judgement)
+    except RecordError as refusal:
+        return refusal
+    return None
+
+
+def _report(home: Home, drained: Drained) -> None:
+    import logging  # takes 10 ms: only when needed
+
+    logger = logging.getLogger("agentpref")
+    logger.info("%s: %d entries went to the database", home.spill, drained.stored)
+    if drained.refused:
+        logger.warning(
+            "%d entries of %s name what this home does not have; they are kept in %s",
+            drained.refused,
+            home.spill,
+            home.refused,
+        )
+    if drained.torn:
+        logger.warning(
+            "%d lines of %s were cut off by a crash before they were acknowledged",
+            drained.torn,
+            home.spill,
+        )
 
 
 class Spill:
@@ -54,53 +224,54 @@ class Spill:
         self._lock_path = home.path / "spill.lock"
 
     def waits(self) -> bool:
-        """Say whether there is anything to drain."""
+        """Return whether there is anything to drain."""
         try:
             return os.stat(self._path).st_size > 0
         except FileNotFoundError:
             return False
 
-    def append(self, entries: Iterable[Entry]) -> None:
-        """Put entries on disk, all or none; they are there when this returns.
+    def append(self, records: Iterable[StoredRecord]) -> None:
+        """Put records on disk, all or none; they are there when this returns.
 
         Raises:
             NotKept: the file cannot be written.
         """
-        lines = b"".join(map(_encode, entries))
+        lines = b"".join(map(_encode, records))
         with self._turn():
             _append(self._path, lines)
 
-    def drain(self, store: Callable[[list[Entry]], Outcomes]) -> Drained:
-        """Hand all entries to ``store`` and remove the file when it has them.
+    def drain(self, store: Callable[[list[StoredRecord]], Outcomes]) -> Drained:
+        """Hand all records to ``store``, and remove the file when it has them.
 
-        What the store refuses for good is kept in a file of its own, for the operator to look at;
-        but what is of somebody who was forgotten since is kept nowhere.
+        What the store refuses for good goes to the file ``refused.jsonl`` for the operator, except
+        records of a user who was forgotten: these are dropped.
 
         Raises:
-            NotKept: the file cannot be read or removed; or what ``store`` raises. Nothing is lost.
+            NotKept: the file cannot be read or removed, or what ``store`` raises. Nothing is lost.
         """
         counts = [0, 0, 0]
         with self._turn():
             if not self.waits():
                 return Drained(0, 0, 0)
             with open(self._path, "rb") as file:
-                for batch in _batches(file):
-                    for n, more in enumerate(self._hand_over(batch, store)):
+                while batch := list(islice(file, BATCH)):
+                    lines = [line for line in batch if line != b"\n"]
+                    for n, more in enumerate(self._hand_over(lines, store)):
                         counts[n] += more
             self._path.unlink()
         return Drained(*counts)
 
     def _hand_over(
-        self, lines: Sequence[bytes], store: Callable[[list[Entry]], Outcomes]
+        self, lines: Sequence[bytes], store: Callable[[list[StoredRecord]], Outcomes]
     ) -> Drained:
         whole = [line for line in lines if is_whole(line)]
-        entries = [_decode(line) for line in whole]
-        outcomes = store([entry for entry in entries if entry is not None])
+        records = [_decode(line) for line in whole]
+        outcomes = store([record for record in records if record is not None])
         rest = iter(outcomes)
         refused = [
             line
-            for line, entry in zip(whole, entries, strict=True)
-            if entry is None or not _is_settled(next(rest))
+            for line, record in zip(whole, records, strict=True)
+            if record is None or not isinstance(next(rest), ForgottenUser | None)
         ]
         if refused:
             _append(self._refused, b"".join(refused))
@@ -111,14 +282,14 @@ class Spill:
     def _turn(self) -> Iterator[None]:
         from filelock import FileLock, Timeout
 
-        if not self._path.parent.is_dir():  # which the lock would make anew
+        if not self._path.parent.is_dir():  # the lock would make it again
             raise NotKept(f"{self._path.parent} is gone; make a home with `agentpref init`")
         try:
             with FileLock(self._lock_path, timeout=LOCK_SECONDS):
                 yield
         except Timeout as error:
             raise NotKept(
-                f"{self._path} is in the hands of another process for more than {LOCK_SECONDS:g} s;"
+                f"{self._path} is locked by another process for more than {LOCK_SECONDS:g} s;"
                 " end that process, then try again"
             ) from error
         except AgentprefError:
@@ -131,18 +302,13 @@ class Spill:
 
 
 def is_whole(line: bytes) -> bool:
-    """Say whether a line is as it was written, to its end."""
+    """Return whether a line is as it was written, to its end."""
     mark, _, body = line.partition(b" ")
     return body.endswith(b"\n") and mark == _hash(body)
 
 
-def _batches(file: IO[bytes]) -> Iterator[list[bytes]]:
-    while batch := list(islice(file, BATCH)):
-        yield [line for line in batch if line != b"\n"]
-
-
 def _append(path: Path, lines: bytes) -> None:
-    """Append and sync; where that fails, cut the file back to what it was."""
+    """Append and sync; if that fails, cut the file back to what it was."""
     is_new = not path.exists()
     with open(path, "a+b", buffering=0) as file:
         end = file.seek(0, os.SEEK_END)
@@ -174,30 +340,32 @@ def _hash(body: bytes) -> bytes:
     return hashlib.blake2b(body, digest_size=_HASH_BYTES).hexdigest().encode()
 
 
-def _encode(entry: Entry) -> bytes:
-    body = orjson.dumps(_as_json(entry), default=plain, option=orjson.OPT_APPEND_NEWLINE)
+def _encode(record: StoredRecord) -> bytes:
+    if isinstance(record, RunRow):
+        bodies = [node.body.decode() for node in record.nodes]
+        content: dict[str, Any] = {"run": [*record[:-1]], "bodies": bodies}
+    else:
+        content = {type(record).__name__.lower(): record}  # orjson writes dataclasses by fields
+    body = orjson.dumps(content, default=plain, option=orjson.OPT_APPEND_NEWLINE)
     return _hash(body) + b" " + body
 
 
-def _as_json(entry: Entry) -> dict[str, Any]:
-    if isinstance(entry, RunRow):
-        return {"run": [*entry[:-1]], "bodies": [node.body.decode() for node in entry.nodes]}
-    return {type(entry).__name__.lower(): entry}  # orjson writes dataclasses by their fields
-
-
-def _decode(line: bytes) -> Entry | None:
-    """Read an entry; None for one that another version of agentpref, or a hand, has written."""
+def _decode(line: bytes) -> StoredRecord | None:
+    """Read a record; None for one that another version of agentpref, or a hand, has written."""
     try:
-        said = orjson.loads(line.partition(b" ")[2])
-        if "run" in said:
-            return relinked(said["run"], said["bodies"])
-        if "feedback" in said:
-            return Feedback(**said["feedback"])
-        return Comparison(**said["comparison"])
+        content = orjson.loads(line.partition(b" ")[2])
+        if "run" in content:
+            return _linked_again(content["run"], content["bodies"])
+        if "feedback" in content:
+            return Feedback(**content["feedback"])
+        return Comparison(**content["comparison"])
     except (KeyError, TypeError, ValueError):
         return None
 
 
-def _is_settled(error: RecordError | None) -> bool:
-    """Stored, or of somebody who is to leave no trace."""
-    return error is None or isinstance(error, ForgottenUser)
+def _linked_again(values: Sequence[Any], bodies: Sequence[str]) -> RunRow:
+    linker = Linker()
+    nodes: list[Node] = []
+    for body in bodies:
+        nodes.append(linker.child(nodes[-1].id if nodes else None, orjson.loads(body)))
+    return RunRow._make((*values, tuple(nodes)))

@@ -1,113 +1,233 @@
-"""Runs, feedback and comparisons, written to one open database.
+"""Runs, feedback and comparisons, written to and read from one open database.
 
-Writes are plain SQL, idempotent by id, and join the caller's transaction where there is one.
-Knows nothing of threads, queues or who is live; one store has one user at a time, as its connection
-has.
+Writes are idempotent by id and join the caller's transaction if there is one. Reads return whole
+values and parse each message once. A store has one user at a time, like its connection.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+import sqlite3
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from agentpref.errors import ForgottenUser, InvalidFeedback, RecordError
-from agentpref.record.bulk import insert_or_ignore, statement
-from agentpref.record.database import transaction
-from agentpref.record.messages import Node, answer
-from agentpref.record.reader import COMPARISON, FEEDBACK, Reader, unknown
-from agentpref.record.rows import RUN_COLUMNS, RunRow, as_json, as_json_or_null, run_row
-from agentpref.types import Comparison, Feedback, Run
+import orjson
 
-_MESSAGE = ("id", "parent", "body")
-_INSERT_FEEDBACK = statement("feedback", FEEDBACK)
-_INSERT_COMPARISON = statement("comparison", COMPARISON)
+from agentpref.errors import (
+    CorruptHome,
+    ForgottenUser,
+    InvalidFeedback,
+    RecordError,
+    UnknownRun,
+)
+from agentpref.record import stats
+from agentpref.record.database import insert_or_ignore, statement, transaction
+from agentpref.record.messages import (
+    COMPARISON_COLUMNS,
+    EMPTY_JSON,
+    FEEDBACK_COLUMNS,
+    RUN_COLUMNS,
+    TOOLS,
+    Node,
+    RunRow,
+    StoredRecord,
+    answer,
+    as_json,
+    run_row,
+)
+from agentpref.types import Comparison, Feedback, Message, Prompt, Run
+
+_PARSED_MESSAGES = 50_000
+"""How many messages one reading keeps parsed."""
+
+_INSERT_FEEDBACK = statement("feedback", FEEDBACK_COLUMNS)
+_INSERT_COMPARISON = statement("comparison", COMPARISON_COLUMNS)
 
 
-class Store(Reader):
-    """The record of one home, to write to and to read."""
+def _columns(table: str, columns: Iterable[str]) -> str:
+    return ", ".join(f"{table}.{name}" for name in columns)
+
+
+_SELECT_RUN = f"SELECT {_columns('run', RUN_COLUMNS)} FROM run"
+
+
+class Store:
+    """The record of one home, over a connection of ``database.connect``."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        """Take a connection; whoever opened it closes it."""
+        self._connection = connection
 
     def add_run(self, run: Run) -> None:
-        """Write a run and its messages; a run whose id is known already is left as it was.
-
-        The prompt's id is computed from its messages, never taken on trust.
+        """Write a run and its messages; a run whose id is known changes nothing.
 
         Raises:
             InvalidMessage: a message cannot be stored.
-            ForgottenUser: it is of somebody who was forgotten since.
+            ForgottenUser: its user was forgotten after the run.
         """
         (refusal,) = self.add_runs([run_row(run)])
         if refusal is not None:
             raise refusal
 
     def add_runs(self, runs: Sequence[RunRow]) -> list[RecordError | None]:
-        """Write many runs at once; say for each whether it was refused, as ``add_run`` raises."""
+        """Write many runs at once; return for each the error that ``add_run`` would raise."""
         with transaction(self._connection):
             refusals = self._refusals(runs)
-            kept = [run for run, no in zip(runs, refusals, strict=True) if no is None]
-            self._add_nodes(node for run in kept for node in run.nodes)
-            insert_or_ignore(self._connection, "run", RUN_COLUMNS, [run[:-1] for run in kept])
+            accepted = [run for run, no in zip(runs, refusals, strict=True) if no is None]
+            self._add_nodes(node for run in accepted for node in run.nodes)
+            rows = [run[:-1] for run in accepted]
+            insert_or_ignore(self._connection, "run", RUN_COLUMNS, rows)
         return refusals
 
     def add_feedback(self, feedback: Feedback) -> None:
-        """Write a signal on a run, with the correction that it may carry.
+        """Write feedback on a run, with its correction if it has one.
 
         Raises:
             UnknownRun: the run is not in this home.
             InvalidMessage: the correction cannot be stored.
-            ForgottenUser: it was said by somebody who was forgotten since.
+            ForgottenUser: its user was forgotten after the feedback.
         """
         with transaction(self._connection):
             self._require_remembered(feedback)
-            _, prompt = self._place(feedback.run_id)
-            correction = None
+            _, prompt = self._namespace_and_prompt(feedback.run_id)
+            row = {name: getattr(feedback, name) for name in FEEDBACK_COLUMNS}
             if feedback.correction is not None:
                 node = answer(prompt, feedback.correction)
                 self._add_nodes([node])
-                correction = node.id
-            value = as_json_or_null(feedback.value)
-            row = _row_of(feedback, FEEDBACK, value=value, correction=correction)
-            self._connection.execute(_INSERT_FEEDBACK, row)
+                row["correction"] = node.id
+            if feedback.value is not None:
+                row["value"] = as_json(feedback.value)
+            self._connection.execute(_INSERT_FEEDBACK, [*row.values()])
 
     def add_comparison(self, comparison: Comparison) -> None:
-        """Write a judgement between two runs of one prompt in one namespace.
+        """Write a comparison of two runs of one prompt in one namespace.
 
         Raises:
             UnknownRun: one of the runs is not in this home.
             InvalidFeedback: the runs differ in prompt or namespace.
-            ForgottenUser: it was said by somebody who was forgotten since.
+            ForgottenUser: its user was forgotten after the comparison.
         """
         with transaction(self._connection):
             self._require_remembered(comparison)
-            space_a, prompt_a = self._place(comparison.run_a)
-            space_b, prompt_b = self._place(comparison.run_b)
+            space_a, prompt_a = self._namespace_and_prompt(comparison.run_a)
+            space_b, prompt_b = self._namespace_and_prompt(comparison.run_b)
             if (space_a, prompt_a) != (space_b, prompt_b):
                 what = "prompts" if space_a == space_b else "namespaces"
                 raise InvalidFeedback(
                     f"runs {comparison.run_a} and {comparison.run_b} are of different {what}; "
                     "compare two answers to the same messages and tools"
                 )
-            self._connection.execute(_INSERT_COMPARISON, _row_of(comparison, COMPARISON))
+            values = [getattr(comparison, name) for name in COMPARISON_COLUMNS]
+            self._connection.execute(_INSERT_COMPARISON, values)
 
-    def _require_remembered(self, said: Feedback | Comparison) -> None:
-        if said.user_id is None:
+    def run(self, run_id: str) -> Run:
+        """Read one run.
+
+        Raises:
+            UnknownRun: it is not in this home.
+        """
+        row = self._connection.execute(f"{_SELECT_RUN} WHERE run_id = ?", (run_id,)).fetchone()
+        if row is None:
+            raise _unknown(run_id)
+        return _read_run(row, _Messages(self._connection))
+
+    def runs(self, namespace: str) -> Iterator[Run]:
+        """Read a namespace's runs, oldest first."""
+        query = f"{_SELECT_RUN} WHERE namespace = ? ORDER BY created_at, run_id"
+        messages = _Messages(self._connection)
+        for row in self._connection.execute(query, (namespace,)):
+            yield _read_run(row, messages)
+
+    def judged_runs(self, namespace: str, *, since: float | None = None) -> Iterator[Run]:
+        """Read a namespace's runs that have feedback or comparisons, in the order of their ids.
+
+        ``since`` (POSIX seconds) selects prompts that were judged then or later, with all judged
+        answers to them, also the older ones.
+        """
+        messages = _Messages(self._connection)
+        for row in self._judged("run", RUN_COLUMNS, "run_id", namespace, since, "run.run_id"):
+            yield _read_run(row, messages)
+
+    def feedback(self, namespace: str, *, since: float | None = None) -> Iterator[Feedback]:
+        """Read the feedback on a namespace's runs, oldest first; ``since`` as in ``judged_runs``.
+
+        All feedback on a selected prompt is read, also what is older than ``since``.
+        """
+        messages = _Messages(self._connection)
+        order = "feedback.created_at, feedback_id"
+        for row in self._judged("feedback", FEEDBACK_COLUMNS, "run_id", namespace, since, order):
+            yield _read_feedback(row, messages)
+
+    def comparisons(self, namespace: str, *, since: float | None = None) -> Iterator[Comparison]:
+        """Read the comparisons of a namespace's runs, oldest first; ``since`` as above."""
+        order = "comparison.created_at, comparison_id"
+        for row in self._judged("comparison", COMPARISON_COLUMNS, "run_a", namespace, since, order):
+            yield Comparison(*row)
+
+    def scales(self, namespace: str) -> list[stats.Scale]:
+        """Describe the scores that a namespace's runs were given, key by key."""
+        return stats.scales(self._connection, namespace)
+
+    def namespaces(self) -> list[str]:
+        """Name the namespaces that have runs, in alphabetical order."""
+        return stats.namespaces(self._connection)
+
+    def stats(self, namespace: str | None = None) -> dict[str, Any]:
+        """Count what a namespace holds, or the whole home.
+
+        Returns:
+            ``runs``, ``threads``, ``users``, ``feedback`` (which includes corrections),
+            ``corrections``, ``comparisons``, and ``first_at`` and ``last_at`` of its runs (POSIX
+            seconds; None without runs).
+        """
+        return stats.stats(self._connection, namespace)
+
+    @contextmanager
+    def one_state(self) -> Iterator[None]:
+        """Read everything in a block from one state of the home, whatever others write."""
+        if self._connection.in_transaction:
+            yield
             return
-        (refusal,) = self._refusals([said])
-        if refusal is not None:
-            raise refusal
+        self._connection.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._connection.execute("ROLLBACK")
 
-    def _refusals(self, said: Sequence[RunRow | Feedback | Comparison]) -> list[RecordError | None]:
-        """Let nothing back in that was said before its user was forgotten."""
-        forgotten = self._forgotten({record.user_id for record in said} - {None})
+    def _judged(
+        self,
+        table: str,
+        columns: Iterable[str],
+        run: str,
+        namespace: str,
+        since: float | None,
+        order: str,
+    ) -> Iterator[tuple[Any, ...]]:
+        """Read the rows that belong to judged runs, starting from these: most are not judged."""
+        judged = stats.JUDGED if since is None else stats.JUDGED_SINCE
+        query = (
+            f"SELECT {_columns(table, columns)} FROM ({judged}) AS judged"
+            f" CROSS JOIN {table} ON {table}.{run} = judged.run_id ORDER BY {order}"
+        )
+        return self._connection.execute(query, {"namespace": namespace, "since": since})
+
+    def _require_remembered(self, judgement: Feedback | Comparison) -> None:
+        if judgement.user_id is not None:
+            (refusal,) = self._refusals([judgement])
+            if refusal is not None:
+                raise refusal
+
+    def _refusals(self, records: Sequence[StoredRecord]) -> list[RecordError | None]:
+        """Refuse what a user said before that user was forgotten."""
+        forgotten = self._forgotten({record.user_id for record in records} - {None})
         if not forgotten:
-            return [None] * len(said)
+            return [None] * len(records)
         return [
-            ForgottenUser(
-                f"user {record.user_id} was forgotten after this was said; it is not kept"
-            )
+            ForgottenUser(f"user {record.user_id} was forgotten after this was said; it is dropped")
             if record.created_at <= forgotten.get(record.user_id, -math.inf)
             else None
-            for record in said
+            for record in records
         ]
 
     def _forgotten(self, users: Collection[str | None]) -> dict[str | None, float]:
@@ -120,16 +240,81 @@ class Store(Reader):
 
     def _add_nodes(self, nodes: Iterable[Node]) -> None:
         rows = {node.id: (node.id, node.parent, node.body.decode()) for node in nodes}
-        insert_or_ignore(self._connection, "message", _MESSAGE, [*rows.values()])
+        insert_or_ignore(self._connection, "message", Node._fields, [*rows.values()])
 
-    def _place(self, run_id: str) -> tuple[str, str]:
+    def _namespace_and_prompt(self, run_id: str) -> tuple[str, str]:
         query = "SELECT namespace, prompt FROM run WHERE run_id = ?"
         row = self._connection.execute(query, (run_id,)).fetchone()
         if row is None:
-            raise unknown(run_id)
+            raise _unknown(run_id)
         return row[0], row[1]
 
 
-def _row_of(record: Feedback | Comparison, columns: Iterable[str], **given: Any) -> list[Any]:
-    """A record's values in the order of its columns, but for those that are ``given``."""
-    return [given[name] if name in given else getattr(record, name) for name in columns]
+class _Messages:
+    """Reads chains and parses each message once; made anew for each reading."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._nodes: dict[str, tuple[str | None, dict[str, Any]]] = {}
+
+    def prompt(self, prompt_id: str) -> Prompt:
+        bodies: list[dict[str, Any]] = []
+        parent: str | None = prompt_id
+        while parent is not None:
+            parent, body = self._node(parent)
+            bodies.append(body)
+        bodies.reverse()
+        tools = bodies.pop(0)[TOOLS] if TOOLS in bodies[0] else ()
+        return Prompt(prompt_id, tuple(bodies), tuple(tools))
+
+    def message(self, message_id: str) -> Message:
+        return self._node(message_id)[1]
+
+    def _node(self, message_id: str) -> tuple[str | None, dict[str, Any]]:
+        node = self._nodes.get(message_id)
+        if node is None:
+            if len(self._nodes) >= _PARSED_MESSAGES:
+                self._nodes.clear()
+            node = self._nodes[message_id] = self._read(message_id)
+        return node
+
+    def _read(self, message_id: str) -> tuple[str | None, dict[str, Any]]:
+        query = "SELECT parent, body FROM message WHERE id = ?"
+        row = self._connection.execute(query, (message_id,)).fetchone()
+        if row is None:
+            raise CorruptHome(
+                f"message {message_id} is referred to but missing; see `agentpref verify`, "
+                "then restore a backup"
+            )
+        return row[0], orjson.loads(row[1])
+
+
+def _unknown(run_id: str) -> UnknownRun:
+    return UnknownRun(
+        f"no run {run_id!r} is in this home; pass an id that Log.record returned for the same home "
+        "(a run that could not be kept is counted in Log.dropped)"
+    )
+
+
+def _read_run(row: tuple[Any, ...], messages: _Messages) -> Run:
+    run = dict(zip(RUN_COLUMNS, row, strict=True))
+    run["prompt"] = messages.prompt(run["prompt"])
+    run["output"] = messages.message(run["output"])
+    for name in EMPTY_JSON:
+        if run[name] is not None:
+            run[name] = orjson.loads(run[name])
+    run["tags"] = tuple(run["tags"])
+    if run["token_ids"] is not None:
+        run["token_ids"] = tuple(run["token_ids"])
+    if run["logprobs"] is not None:  # JSON has no infinity and no NaN, and stores both as null
+        run["logprobs"] = tuple(math.nan if n is None else n for n in run["logprobs"])
+    return Run(**run)
+
+
+def _read_feedback(row: tuple[Any, ...], messages: _Messages) -> Feedback:
+    feedback = dict(zip(FEEDBACK_COLUMNS, row, strict=True))
+    if feedback["value"] is not None:
+        feedback["value"] = orjson.loads(feedback["value"])
+    if feedback["correction"] is not None:
+        feedback["correction"] = messages.message(feedback["correction"])
+    return Feedback(**feedback)

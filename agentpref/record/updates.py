@@ -1,32 +1,36 @@
-"""The ledger of updates: what each was trained on, what it led to, and what the gate said.
+"""The ledger of updates: what each was trained on, its candidate, and the gate's report.
 
-It answers two questions. Which pairs has the revision that serves already learned? Those are what
-its line of ancestors trained on as new. And which revisions have seen what somebody said? Those
-that trained on a pair that was made of it, and all that descend from them. Knows nothing of how
-pairs are made.
+It answers three questions. Which pairs has a revision learned? Those that were new to it or to an
+ancestor. Which revisions have seen what somebody said? Those that trained on a pair made of it, and
+their descendants; they are tainted for good, because weights cannot unlearn. And which revision can
+serve instead? The nearest ancestor that is clean, at worst the bare base model: an update that
+starts there learns again everything that is still on record.
 """
 
 from __future__ import annotations
 
+import shlex
 import sqlite3
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, NamedTuple
 
 import orjson
 
 from agentpref.errors import UpdateError
-from agentpref.record.database import transaction
+from agentpref.home import Home
+from agentpref.record.database import insert_or_ignore, transaction
+from agentpref.types import BASE
 
 Role = Literal["new", "replay", "held_out"]
 
 
 @dataclass(frozen=True, slots=True)
 class UpdateRow:
-    """One update as it is kept.
+    """One update as the ledger keeps it.
 
-    ``pairs`` maps the ids of the pairs it used to their role, ``sources`` to the ids of the
-    feedback and comparisons that each was made of.
+    ``pairs`` maps the ids of the pairs it used to their role; ``sources`` maps them to the ids of
+    the feedback and comparisons that each was made of.
     """
 
     update_id: str
@@ -41,6 +45,9 @@ class UpdateRow:
     sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
+_COLUMNS = [column.name for column in fields(UpdateRow)][:-2]  # all but pairs and sources
+
+
 class Updates:
     """The updates of a home, over one open connection."""
 
@@ -49,37 +56,26 @@ class Updates:
 
     def add(self, update: UpdateRow) -> None:
         """Keep an update and the pairs it used, both or neither."""
+        row = {name: getattr(update, name) for name in _COLUMNS}
+        row["report"] = orjson.dumps(update.report).decode()
         with transaction(self._connection):
             self._connection.execute(
-                "INSERT INTO updates (update_id, namespace, created_at, finished_at, parent,"
-                " candidate, verdict, report) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    update.update_id,
-                    update.namespace,
-                    update.created_at,
-                    update.finished_at,
-                    update.parent,
-                    update.candidate,
-                    update.verdict,
-                    orjson.dumps(update.report).decode(),
-                ),
+                f"INSERT INTO updates ({', '.join(row)}) VALUES (:{', :'.join(row)})", row
             )
             self._connection.executemany(
                 "INSERT INTO update_pair (update_id, pair_id, role) VALUES (?, ?, ?)",
                 [(update.update_id, pair, role) for pair, role in update.pairs.items()],
             )
-            self._connection.executemany(
-                "INSERT OR IGNORE INTO pair_source (source, pair_id) VALUES (?, ?)",
-                [(source, pair) for pair, sources in update.sources.items() for source in sources],
-            )
+            sources = [(source, pair) for pair, some in update.sources.items() for source in some]
+            insert_or_ignore(self._connection, "pair_source", ("source", "pair_id"), sources)
 
     def has(self, update_id: str) -> bool:
-        """Whether an update has come to its end and was kept."""
+        """Return whether an update was finished and kept."""
         query = "SELECT 1 FROM updates WHERE update_id = ?"
         return self._connection.execute(query, (update_id,)).fetchone() is not None
 
     def learned_by(self, revision: str | None) -> set[str]:
-        """Ids of the pairs, held-out ones too, that were new to a revision or to an ancestor."""
+        """Return the ids of the pairs, held-out ones too, that were new to it or to an ancestor."""
         found = self._connection.execute(
             "WITH RECURSIVE line(name) AS ("
             "  SELECT ? UNION SELECT parent FROM revision JOIN line ON revision_id = name"
@@ -90,7 +86,10 @@ class Updates:
         return {pair for (pair,) in found}
 
     def tried_on(self, namespace: str, parent: str | None) -> set[str]:
-        """Ids of the pairs that a namespace's last update used in vain on top of ``parent``."""
+        """Return the ids of the pairs that the last update tried on ``parent`` without success.
+
+        The set is empty if that update had another parent or was promoted.
+        """
         last = self._connection.execute(
             "SELECT update_id, parent, verdict FROM updates WHERE namespace = ?"
             " ORDER BY created_at DESC, update_id DESC LIMIT 1",
@@ -104,30 +103,29 @@ class Updates:
         return {pair for (pair,) in pairs}
 
     def revisions_trained_on(self, sources: Iterable[str]) -> list[str]:
-        """Name the revisions whose training, or whose ancestors', saw any of these, oldest first.
+        """Name the revisions that trained on any of these, or descend from one, oldest first.
 
-        Ask while the feedback and comparisons that ``sources`` names are still there: of a pair
-        that was used before its sources were kept, it is not known what it was made of, and every
-        update since the first of them that used such a pair counts.
+        ``sources`` are ids of feedback and comparisons that are still in the home. For pairs that
+        were used before their sources were recorded, every update since the first source counts.
         """
         found = self._connection.execute(_TRAINED_ON, {"sources": _json(sources)})
         return [revision for (revision,) in found]
 
     def forget_words(self, sources: Iterable[str]) -> None:
-        """Take what hosts' checks said out of the reports of updates that used any of these.
+        """Remove the messages of hosts' checks from reports of updates that used any of these.
 
-        All else in a report is numbers, names of strata, and words of ours around them; but a check
-        may quote what the candidate answered to it.
+        Such a message may quote what the candidate answered. Everything else in a report is
+        numbers, names of strata, and our own words.
         """
         reports = self._connection.execute(_REPORTS_ON, {"sources": _json(sources)}).fetchall()
         with transaction(self._connection):
             self._connection.executemany(
                 "UPDATE updates SET report = ? WHERE update_id = ?",
-                [(_without_words(report), update_id) for update_id, report in reports],
+                [(_without_messages(report), update_id) for update_id, report in reports],
             )
 
     def report(self, namespace: str, update_id: str | None = None) -> dict[str, Any]:
-        """The report of an update, or of the namespace's last one.
+        """Return the report of an update, or of the namespace's last one.
 
         Raises:
             UpdateError: there is no such update.
@@ -173,9 +171,86 @@ def _json(values: Iterable[str]) -> str:
     return orjson.dumps([*values]).decode()
 
 
-def _without_words(report: str) -> str:
+def _without_messages(report: str) -> str:
     found = orjson.loads(report)
     for check in found.get("checks", ()):
         if check.get("name", "").startswith("check "):
-            check["words"] = "(removed: the training saw what was forgotten since)"
+            for key in {"message", "words"} & check.keys():  # "words" in reports of 0.1
+                check[key] = "(removed: the training saw what was forgotten since)"
     return orjson.dumps(found).decode()
+
+
+# Taint, and the way back to a clean revision
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuild:
+    """A namespace that a tainted revision serves, and what to go back to.
+
+    ``tainted`` names the live revision, the canary or both. ``clean`` is the last revision of the
+    live one's line that is clean and may serve (perhaps the live one itself), or ``"base"``.
+    ``model`` is the base model as it was given to the update.
+    """
+
+    home: str
+    namespace: str
+    tainted: tuple[str, ...]
+    clean: str
+    model: str
+
+    @property
+    def commands(self) -> tuple[str, ...]:
+        """The commands that rebuild: serve the clean revision now, then learn again from it."""
+        where = f"--home {shlex.quote(self.home)} --namespace {shlex.quote(self.namespace)}"
+        return (
+            f"agentpref adapters promote {self.clean} {where}",
+            f"agentpref update --model {shlex.quote(self.model)} {where}",
+        )
+
+
+class _Revision(NamedTuple):
+    parent: str | None
+    is_tainted: bool
+    may_serve: bool
+    model: str
+
+
+def taint(connection: sqlite3.Connection, revisions: Iterable[str], at: float) -> None:
+    """Mark revisions as tainted since ``at``; a revision that is tainted keeps its older time."""
+    connection.executemany(
+        "UPDATE revision SET tainted_at = coalesce(tainted_at, ?) WHERE revision_id = ?",
+        [(at, revision) for revision in revisions],
+    )
+
+
+def last_clean(connection: sqlite3.Connection, revision: str) -> str:
+    """Name a revision or its nearest ancestor that is clean and may serve, else ``"base"``."""
+    return _last_clean(_revisions(connection), revision)
+
+
+def rebuilds(connection: sqlite3.Connection, home: Home) -> tuple[Rebuild, ...]:
+    """Say how to rebuild each namespace that a tainted revision serves."""
+    known = _revisions(connection)
+    found = []
+    query = "SELECT namespace, live, canary FROM serving ORDER BY namespace"
+    for namespace, *serving in connection.execute(query):
+        tainted = tuple(name for name in serving if name in known and known[name].is_tainted)
+        if tainted:
+            clean, model = _last_clean(known, serving[0]), known[tainted[0]].model
+            found.append(Rebuild(str(home.path), namespace, tainted, clean, model))
+    return tuple(found)
+
+
+def _last_clean(known: Mapping[str, _Revision], revision: str | None) -> str:
+    while revision is not None and not known[revision].may_serve:
+        revision = known[revision].parent
+    return revision or BASE
+
+
+def _revisions(connection: sqlite3.Connection) -> dict[str, _Revision]:
+    query = (
+        "SELECT revision_id, parent, tainted_at IS NOT NULL,"
+        " coalesce(tainted_at, quarantined_at, pruned_at) IS NULL,"
+        " coalesce(json_extract(manifest, '$.base.name'), 'MODEL') FROM revision"
+    )
+    return {name: _Revision(*values) for name, *values in connection.execute(query)}

@@ -1,17 +1,22 @@
-"""The views of the database: what people read, with sqlite-utils, Datasette or SQL of their own.
+"""The views of the database, for people who read it with sqlite-utils, Datasette or SQL.
 
 The tables are made for writing: text is JSON in a chain of messages, times are numbers. Each view
-here gives one row for one thing that happened, with its texts and with its time as ISO 8601 (UTC).
-Nothing of agentpref reads them. A view that changes is dropped and made again by a new migration.
+gives one row for one thing that happened, with its texts and its time as ISO 8601 (UTC). agentpref
+itself reads none of them. A view that changes is dropped and made again by a new migration.
 """
 
 from __future__ import annotations
 
-import sqlite3
-
 
 def _moment(column: str) -> str:
     return f"strftime('%Y-%m-%dT%H:%M:%fZ', {column}, 'unixepoch')"
+
+
+def _count_pairs(role: str) -> str:
+    return f"""(
+        SELECT count(*) FROM update_pair
+        WHERE update_pair.update_id = updates.update_id AND role = '{role}'
+    )"""
 
 
 _MESSAGE_TEXT = """
@@ -86,28 +91,15 @@ SELECT update_id, {_moment("updates.created_at")} AS time,
     updates.namespace, verdict, updates.parent, candidate AS revision,
     CASE candidate WHEN live THEN 'live' WHEN canary THEN 'canary' END AS serves,
     {_moment("tainted_at")} AS tainted,
-    (
-        SELECT count(*) FROM update_pair
-        WHERE update_pair.update_id = updates.update_id AND role = 'new'
-    ) AS pairs_new,
-    (
-        SELECT count(*) FROM update_pair
-        WHERE update_pair.update_id = updates.update_id AND role = 'replay'
-    ) AS pairs_replayed,
-    (
-        SELECT count(*) FROM update_pair
-        WHERE update_pair.update_id = updates.update_id AND role = 'held_out'
-    ) AS pairs_held_out,
+    {_count_pairs("new")} AS pairs_new,
+    {_count_pairs("replay")} AS pairs_replayed,
+    {_count_pairs("held_out")} AS pairs_held_out,
     finished_at - updates.created_at AS seconds, updates.created_at
 FROM updates
 LEFT JOIN revision ON revision_id = candidate
 LEFT JOIN serving ON serving.namespace = updates.namespace
 """
 
-_VIEWS = (_MESSAGE_TEXT, _RUN_TEXT, _FEEDBACK_TEXT, _COMPARISON_TEXT, _LINEAGE)
-
-
-def create_views(connection: sqlite3.Connection) -> None:
-    """Make all views of a database that has none."""
-    for view in _VIEWS:
-        connection.execute(view.strip())
+VIEWS = tuple(
+    view.strip() for view in (_MESSAGE_TEXT, _RUN_TEXT, _FEEDBACK_TEXT, _COMPARISON_TEXT, _LINEAGE)
+)

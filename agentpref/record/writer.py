@@ -1,10 +1,10 @@
 """The queue between the host's threads and the disk, and the thread that empties it.
 
-Runs are queued and written some at a time, in one transaction, by a thread of our own. A caller
-whose entry must be durable writes it itself, with all that is queued before it, if nobody else is
-writing just then; else it waits for the next batch, which one sync makes durable for all who wait.
-What cannot be kept now stays in the queue; what cannot be kept at all is counted by reason and
-said. Around a fork the database is closed, since SQLite's locks do not survive one.
+A thread of our own writes queued runs in batches, one transaction each. A caller whose entry must
+be durable writes it itself, with everything queued before it; while another thread is writing, it
+waits for the next batch, and one sync makes that durable for all who wait. Entries that cannot be
+written now stay in the queue. Runs that cannot be kept at all are counted by reason and logged.
+The database is closed around a fork, because SQLite's locks do not survive one.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from agentpref.errors import AgentprefError, LogClosed, NotKept, RecordError
 from agentpref.home import Home
 from agentpref.record.database import diagnose
 from agentpref.record.forks import at_child_exit, guard
-from agentpref.record.ingest.intake import Entry, Intake, Said
-from agentpref.record.ingest.snapshot import Snapshot
-from agentpref.record.keeper import REST_SECONDS, Keeper
+from agentpref.record.ingest import FromHost, Ingest, RawRun
+from agentpref.record.messages import StoredRecord
+from agentpref.record.spill import REST_SECONDS, DurableWriter
 
 BATCH = 1_000
-"""Entries in one transaction at most."""
+"""How many entries one transaction writes at most."""
 
 LINGER_SECONDS = 0.05
 """How long a run may wait in the queue for others to share its transaction."""
 
 CLOCK_STEP_SECONDS = 1.0
-"""By how much the clock may go back before somebody is told."""
+"""By how much the clock may go back without a warning."""
 
 _PATIENCE_SECONDS = 1.0
-"""How often a caller that waits looks whether there still is somebody to wait for."""
+"""How often a waiting caller checks that the writing thread is alive."""
 
 
 class _Ticket:
-    """An entry whose caller waits for the outcome; without an entry, it waits for its turn.
+    """An entry whose caller waits for the outcome, or nothing but a place in the queue.
 
-    Who writes it himself has nobody to be woken by, and needs no event.
+    A caller that writes the entry itself needs no event.
     """
 
-    __slots__ = ("_event", "error", "said", "settled")
+    __slots__ = ("_event", "entry", "error", "settled")
 
-    def __init__(self, said: Said | None, event: threading.Event | None = None) -> None:
-        self.said = said
+    def __init__(self, entry: FromHost | None, event: threading.Event | None = None) -> None:
+        self.entry = entry
         self.settled = False
         self.error: AgentprefError | None = None
         self._event = event
@@ -62,30 +62,30 @@ class _Ticket:
         self._event.wait(seconds)
 
 
-_Queued: TypeAlias = "Snapshot | _Ticket"
+_Queued: TypeAlias = "RawRun | _Ticket"
 
 
 class Writer:
-    """Writes to one home, for as many callers as there are."""
+    """Writes to one home for any number of threads."""
 
-    def __init__(self, home: Home, intake: Intake, *, limit: int, limit_bytes: int) -> None:
+    def __init__(self, home: Home, ingest: Ingest, *, limit: int, limit_bytes: int) -> None:
         """Open the home's database.
 
         Args:
             home: where to write.
-            intake: what each entry goes through first.
-            limit: how many runs wait in the queue at most.
-            limit_bytes: how many bytes they take at most, as JSON.
+            ingest: checks, redacts and pseudonymises each entry.
+            limit: how many runs may wait in the queue.
+            limit_bytes: how many bytes of JSON they may take.
 
         Raises:
             HomeError: the database is not ours to write.
         """
         self._home = home
-        self._intake = intake
+        self._ingest = ingest
         self._limit = limit
         self._limit_bytes = limit_bytes
         self._closed = False
-        self._keeper = Keeper(home)
+        self._durable = DurableWriter(home)
         self._begin()
         guard(self)
 
@@ -96,7 +96,7 @@ class Writer:
         self._stuck: AgentprefError | None = None
         self._dropped: Counter[str] = Counter()
         self._thread: threading.Thread | None = None
-        self._gate = threading.RLock()  # a finaliser of the host's may log in mid-logging
+        self._lock = threading.RLock()  # a finaliser of the host's may log in mid-logging
         self._writing = threading.RLock()  # and the host's ``redact`` may judge a run
         self._wake = threading.Event()
         self._urgent = threading.Event()
@@ -104,37 +104,37 @@ class Writer:
     @property
     def dropped(self) -> dict[str, int]:
         """How many runs could not be kept, by reason."""
-        with self._gate:
+        with self._lock:
             return dict(self._dropped)
 
-    def offer(self, snapshot: Snapshot) -> None:
-        """Queue a run; where the queue is full, count it as dropped instead.
+    def offer(self, run: RawRun) -> None:
+        """Queue a run; if the queue is full, count it as dropped.
 
         Raises:
             LogClosed: the writer was closed.
         """
-        size = len(snapshot.body)
-        with self._gate:
+        size = len(run.body)
+        with self._lock:
             if self._thread is None or self._closed:
                 self._require_running()
             room = len(self._queue) < self._limit and self._bytes + size <= self._limit_bytes
             if room:
-                self._queue.append(snapshot)
+                self._queue.append(run)
                 self._bytes += size
         if not room:
             self.drop("queue-full", 1, self._stuck or f"{len(self._queue):,} runs wait already")
         elif not self._wake.is_set():
             self._wake.set()
 
-    def commit(self, said: Said) -> None:
-        """Write an entry and everything queued before it; return when it is on disk.
+    def commit(self, entry: FromHost) -> None:
+        """Write an entry and everything queued before it; it is on disk when this returns.
 
         Raises:
             RecordError: the store refused it, or it could not be kept.
             LogClosed: the writer was closed.
         """
         if self._writing.acquire(blocking=False):
-            ticket = _Ticket(said)
+            ticket = _Ticket(entry)
             try:
                 self._submit(ticket)
                 self._write_until(ticket)
@@ -143,7 +143,7 @@ class Writer:
             if self._queue:
                 self._wake.set()
         else:
-            ticket = _Ticket(said, threading.Event())
+            ticket = _Ticket(entry, threading.Event())
             self._submit(ticket)
             self._hurry()
         if not self._answered(ticket, None):
@@ -152,9 +152,9 @@ class Writer:
             raise ticket.error
 
     def flush(self, timeout: float | None) -> bool:
-        """Wait until all that is queued was written; say whether it was, in time.
+        """Wait until everything queued is written; return whether it was, in time.
 
-        Where the disk cannot take it now, the answer is no, without waiting for a better time.
+        If the disk cannot take it now, return False at once.
         """
         ticket = _Ticket(None, threading.Event())
         self._submit(ticket)
@@ -163,7 +163,7 @@ class Writer:
 
     def close(self, timeout: float) -> None:
         """Write what is queued, for at most ``timeout`` seconds, and stop."""
-        with self._gate:
+        with self._lock:
             already, self._closed = self._closed, True
             thread = self._thread
         self._hurry()
@@ -175,29 +175,29 @@ class Writer:
                 self._abandon(f"closing took longer than {timeout:g} s")
 
     def drop(self, reason: str, count: int, why: object) -> None:
-        """Count runs that are not kept; say so at the first of a reason, the tenth, and so on."""
-        with self._gate:
+        """Count runs that are not kept; warn at the 1st, 10th, 100th, … run of a reason."""
+        with self._lock:
             before = self._dropped[reason]
             after = self._dropped[reason] = before + count
         if before == 0 or len(str(after)) > len(str(before)):
             _warn("%d run(s) not kept (%s): %s", after, reason, why)
 
     def before_fork(self) -> None:
-        """Let a batch that is being written end, and close the connection."""
+        """Wait for the batch that is being written, and close the connection."""
         self._writing.acquire()
-        self._keeper.disconnect()
+        self._durable.close()
 
     def after_fork_in_parent(self) -> None:
-        """Go on; the next batch opens a connection."""
+        """Continue; the next batch opens a connection."""
         self._writing.release()
 
     def after_fork_in_child(self) -> None:
-        """Begin with an empty queue: what was in it is the parent's to write."""
+        """Start with an empty queue: the parent writes what was in it."""
         self._begin()
 
     def _submit(self, ticket: _Ticket) -> None:
-        """Queue an entry that somebody waits for; callers are few, so that none is refused."""
-        with self._gate:
+        """Queue an entry that a caller waits for; such entries have no limit: callers are few."""
+        with self._lock:
             self._require_running()
             self._queue.append(ticket)
 
@@ -206,7 +206,7 @@ class Writer:
         self._wake.set()
 
     def _require_running(self) -> None:
-        """Start the thread where there is none: at the first call, and in a forked child."""
+        """Start the thread at the first call, and again in a forked child."""
         if self._closed:
             raise LogClosed(f"the log of {self._home.path} was closed; open a new one")
         if self._thread is None:
@@ -230,7 +230,7 @@ class Writer:
             while not closing:
                 self._wake.wait()
                 self._wake.clear()
-                self._urgent.wait(REST_SECONDS if self._keeper.trouble else LINGER_SECONDS)
+                self._urgent.wait(REST_SECONDS if self._durable.trouble else LINGER_SECONDS)
                 self._urgent.clear()
                 closing = self._closed  # read first: nothing is queued once it is true
                 self._write_all()
@@ -240,16 +240,16 @@ class Writer:
             self._release()
 
     def _write_all(self) -> None:
-        """Write until the queue is empty or nothing can be written now; then come back, later."""
+        """Write until the queue is empty or nothing can be written now; wake again for the rest."""
         while self._queue:
             with self._writing:
                 self._write(self._take())
             if self._stuck is not None:
                 break
-        if self._keeper.waits():
+        if self._durable.waits():
             with self._writing:
-                self._keeper.recover()
-        if self._queue or self._keeper.waits():
+                self._durable.recover()
+        if self._queue or self._durable.waits():
             self._wake.set()
 
     def _write_until(self, ticket: _Ticket) -> None:
@@ -257,23 +257,23 @@ class Writer:
             self._write(self._take())
 
     def _take(self) -> list[_Queued]:
-        with self._gate:
+        with self._lock:
             batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
             self._bytes -= sum(map(_size, batch))
         return batch
 
     def _write(self, batch: Sequence[_Queued]) -> None:
-        """Write a batch, and answer those who wait for one of its entries."""
+        """Write a batch, and tell the outcome to the callers who wait for it."""
         done = False
         try:
-            admitted = [(queued, entry) for queued in batch if (entry := self._admit(queued))]
+            ready = [(queued, record) for queued in batch if (record := self._prepare(queued))]
             try:
-                outcomes = self._keeper.keep([entry for _, entry in admitted])
+                outcomes = self._durable.write([record for _, record in ready])
             except AgentprefError as trouble:
-                self._put_back([queued for queued, _ in admitted], batch, trouble)
+                self._put_back([queued for queued, _ in ready], batch, trouble)
             else:
                 self._stuck = None
-                for (queued, _), error in zip(admitted, outcomes, strict=True):
+                for (queued, _), error in zip(ready, outcomes, strict=True):
                     if error is not None:
                         self._settle(queued, error)
                 _answer(batch, None)
@@ -282,15 +282,15 @@ class Writer:
             if not done:
                 self._lose(batch)
 
-    def _admit(self, queued: _Queued) -> Entry | None:
-        """Make an entry of what was said; None where there is none, or it cannot be one."""
-        said = queued.said if isinstance(queued, _Ticket) else queued
-        if said is None:
+    def _prepare(self, queued: _Queued) -> StoredRecord | None:
+        """Make a record of an entry; None for no entry, and for one that is refused."""
+        entry = queued.entry if isinstance(queued, _Ticket) else queued
+        if entry is None:
             return None
-        if isinstance(said, Snapshot):
-            self._watch_the_clock(said.created_at)
+        if isinstance(entry, RawRun):
+            self._watch_the_clock(entry.created_at)
         try:
-            return self._intake.admit(said)
+            return self._ingest.prepare(entry)
         except RecordError as refusal:
             self._settle(queued, refusal)
             return None
@@ -302,12 +302,12 @@ class Writer:
             self.drop(type(error).__name__, 1, error)
 
     def _put_back(
-        self, admitted: Iterable[_Queued], batch: Iterable[_Queued], trouble: AgentprefError
+        self, ready: Iterable[_Queued], batch: Iterable[_Queued], trouble: AgentprefError
     ) -> None:
-        """Leave the runs in the queue for later; tell all who wait that it cannot be done now."""
-        with self._gate:
-            runs = [queued for queued in admitted if isinstance(queued, Snapshot)]
-            later = [queued for queued in self._queue if isinstance(queued, Snapshot)]
+        """Leave the runs in the queue for later; tell all callers who wait that it failed."""
+        with self._lock:
+            runs = [queued for queued in ready if isinstance(queued, RawRun)]
+            later = [queued for queued in self._queue if isinstance(queued, RawRun)]
             waiting = [*batch, *self._queue]
             self._queue = deque([*runs, *later])
             self._bytes += sum(map(_size, runs))
@@ -317,10 +317,10 @@ class Writer:
             _warn("nothing can be written now, so that runs wait in memory: %s", trouble)
 
     def _lose(self, batch: Sequence[_Queued]) -> None:
-        """Account for a batch that a mistake of ours has spoilt."""
+        """Account for a batch that a bug of ours has spoilt."""
         why = "the writer stopped unexpectedly; see its traceback, and please report it"
         _answer(batch, NotKept(why))
-        if runs := sum(isinstance(queued, Snapshot) for queued in batch):
+        if runs := sum(isinstance(queued, RawRun) for queued in batch):
             self.drop("unexpected", runs, why)
 
     def _watch_the_clock(self, now: float) -> None:
@@ -332,30 +332,30 @@ class Writer:
 
     def _abandon(self, why: object) -> None:
         """Count what is still queued as lost."""
-        with self._gate:
-            left = [queued for queued in self._queue if isinstance(queued, Snapshot)]
+        with self._lock:
+            left = [queued for queued in self._queue if isinstance(queued, RawRun)]
             self._queue.clear()
         if left:
             self.drop(_reason(self._stuck), len(left), why)
 
     def _release(self) -> None:
         with self._writing:
-            self._keeper.disconnect()
+            self._durable.close()
 
 
 def _size(queued: _Queued) -> int:
-    return len(queued.body) if isinstance(queued, Snapshot) else 0
+    return len(queued.body) if isinstance(queued, RawRun) else 0
 
 
 def _answer(waiting: Iterable[_Queued], error: AgentprefError | None) -> None:
-    """Answer those who have no answer yet."""
+    """Tell the outcome to the callers who have none yet."""
     for queued in waiting:
         if isinstance(queued, _Ticket) and not queued.settled:
             queued.settle(error)
 
 
 def _reason(error: AgentprefError | None) -> str:
-    """Name a trouble in a word."""
+    """Name a trouble in one word."""
     if error is None:
         return "unfinished"
     cause = error.__cause__
@@ -364,6 +364,6 @@ def _reason(error: AgentprefError | None) -> str:
 
 
 def _warn(message: str, *values: object) -> None:
-    import logging  # 10 ms, which a log that keeps everything never spends
+    import logging  # takes 10 ms: only when needed
 
     logging.getLogger("agentpref").warning(message, *values)

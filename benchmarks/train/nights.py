@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentpref.config import UpdateConfig
 from agentpref.home import Home
-from agentpref.prefer.split import is_held_out
+from agentpref.prefer.examples import is_held_out
 from agentpref.record.log import Log
 from benchmarks._report import Target, at_least, at_most
 from benchmarks.train import runs, speed

@@ -66,7 +66,7 @@ def make_home(base: str, root: Path) -> Served:
     names = []
     for seed in range(REVISIONS):
         folder = make_adapter(base, root / str(seed), seed)
-        revision = registry.publish(folder, parent=None, base=identity, training={})
+        revision = registry.publish(folder, parent=None, model=identity, training={})
         names.append(revision.revision_id)
         with_adapter = load_base(base)
         peft = PeftModel.from_pretrained(with_adapter.model, folder)
@@ -114,5 +114,5 @@ class held:  # noqa: N801
         self.thread.join()
 
     def wait_for(self, count: int) -> None:
-        while self.backend._owner.waiting < count:
+        while self.backend._thread.waiting < count:
             threading.Event().wait(0.001)

@@ -14,8 +14,7 @@ import typer
 
 import agentpref
 from agentpref.home import Home
-from agentpref.record.database import connect
-from agentpref.record.locks import exclusive
+from agentpref.record.database import connect, exclusive
 from agentpref.record.store import Store
 from agentpref.record.updates import UpdateRow, Updates
 from agentpref.serve.registry import Registry

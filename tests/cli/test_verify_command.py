@@ -8,8 +8,7 @@ from contextlib import closing
 import pytest
 
 from agentpref.home import Home
-from agentpref.record.messages import prompt_of
-from agentpref.record.rows import run_row
+from agentpref.record.messages import prompt_of, run_row
 from agentpref.record.spill import Spill
 from agentpref.serve.registry import Registry
 from agentpref.testing import write_adapter
@@ -37,7 +36,7 @@ def test_verify_finds_a_changed_message(run, filled) -> None:
 def test_verify_finds_a_changed_adapter(run, filled, tmp_path, file, namespace) -> None:
     adapter = write_adapter(tmp_path / "adapter")
     registry = Registry(filled, namespace=namespace)
-    revision = registry.publish(adapter, parent=None, base=IDENTITY, training={})
+    revision = registry.publish(adapter, parent=None, model=IDENTITY, training={})
     assert run("verify", "--json").json["problems"] == []
     (revision.path / file).chmod(0o644)
     with (revision.path / file).open("ab") as stream:
@@ -71,7 +70,7 @@ def test_a_sample_checks_the_adapters_that_serve(run, filled, tmp_path) -> None:
         registry.publish(
             write_adapter(tmp_path / f"adapter-{n}", seed=n),
             parent=None,
-            base=IDENTITY,
+            model=IDENTITY,
             training={},
         )
         for n in range(3)
@@ -90,7 +89,7 @@ def test_a_pruned_adapter_is_no_problem(run, filled, tmp_path) -> None:
     registry = Registry(filled)
     adapter = write_adapter(tmp_path / "adapter")
     for _ in range(2):
-        registry.publish(adapter, parent=None, base=IDENTITY, training={})
+        registry.publish(adapter, parent=None, model=IDENTITY, training={})
     assert len(registry.prune(keep=1).removed) == 1
     assert run("verify", "--json").json["problems"] == []
 

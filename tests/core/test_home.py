@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from agentpref.errors import NotAHome
-from agentpref.home import Home
+from agentpref.home import Home, replacing
 
 
 def test_a_missing_folder_becomes_a_home(tmp_path: Path) -> None:
@@ -26,7 +27,7 @@ def test_an_empty_folder_and_a_home_may_be_created_again(tmp_path: Path) -> None
 
 def test_a_folder_of_something_else_is_left_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(NotAHome, match=r"holds 'thesis.tex'.*choose an empty or a new folder"):
+    with pytest.raises(NotAHome, match=r"has 'thesis.tex'.*choose an empty or a new folder"):
         Home.create(tmp_path)
     assert [each.name for each in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -57,3 +58,23 @@ def test_where_a_home_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert Home.resolve("named") == tmp_path / "named"
     monkeypatch.setenv("HOME", str(tmp_path))
     assert Home.resolve("~/mine") == tmp_path / "mine"
+
+
+def test_a_file_is_replaced_whole_when_the_block_ends(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"old")
+    with replacing(file) as draft:
+        draft.write_bytes(b"new")
+        assert file.read_bytes() == b"old"
+    assert file.read_bytes() == b"new"
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_stays_as_it_was_when_the_block_raises(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"old")
+    with suppress(ZeroDivisionError), replacing(file) as draft:
+        draft.write_bytes(b"half")
+        raise ZeroDivisionError
+    assert file.read_bytes() == b"old"
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]

@@ -10,7 +10,8 @@ import pytest
 
 from agentpref.home import Home
 from agentpref.record.database import connect
-from agentpref.record.keeper import drain
+from agentpref.record.integrity import examine
+from agentpref.record.spill import drain
 from agentpref.record.store import Store
 
 Held = dict[str, set[str]]
@@ -26,7 +27,7 @@ def held() -> Callable[[Path], Held]:
         assert drained.refused == 0
         with closing(connect(home, readonly=True)) as connection:
             store = Store(connection)
-            assert store.verify() == []
+            assert examine(connection).problems == []
             return {
                 "run": {run.run_id for run in store.runs("default")},
                 "feedback": {said.feedback_id for said in store.feedback("default")},

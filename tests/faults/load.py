@@ -11,7 +11,7 @@ import random
 import sys
 import threading
 
-from agentpref.record import keeper
+from agentpref.record import spill
 from agentpref.record.log import Log
 
 THREADS = 3
@@ -38,8 +38,8 @@ def work(log: Log, rng: random.Random) -> None:
 
 def main() -> None:
     """Load the home until killed; with a lock in its way, it spills soon and comes back soon."""
-    keeper.PATIENCE_SECONDS = 0.01
-    keeper.REST_SECONDS = 0.02
+    spill.PATIENCE_SECONDS = 0.01
+    spill.REST_SECONDS = 0.02
     log = Log(sys.argv[1])
     promise("ready", str(os.getpid()))
     for n in range(THREADS):

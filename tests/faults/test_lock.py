@@ -31,7 +31,7 @@ from contextlib import closing
 from agentpref.record import migrations
 from agentpref.record.database import connect
 from agentpref.home import Home
-from agentpref.record.keeper import drain
+from agentpref.record.spill import drain
 
 @migrations.breaking_step
 def of_the_future(connection):

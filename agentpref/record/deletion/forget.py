@@ -22,7 +22,6 @@ from agentpref.errors import CorruptHome
 from agentpref.home import Home, StrPath, sync
 from agentpref.record.database import connect, transaction, translated
 from agentpref.record.deletion.removal import (
-    Progress,
     Removed,
     choose,
     chosen_judgements,
@@ -31,8 +30,8 @@ from agentpref.record.deletion.removal import (
     removal,
 )
 from agentpref.record.ingest.pseudonyms import Pseudonyms
-from agentpref.record.lineage import Rebuild, rebuilds, taint
-from agentpref.record.updates import Updates
+from agentpref.record.updates import Rebuild, Updates, rebuilds, taint
+from agentpref.types import Progress
 
 
 @dataclass(frozen=True, slots=True)

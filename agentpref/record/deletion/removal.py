@@ -19,19 +19,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import orjson
 
 from agentpref.errors import ConfigError, ImplausibleClock, NotKept
 from agentpref.home import Home, StrPath
-from agentpref.record.database import connect, diagnose, transaction, translated
-from agentpref.record.keeper import drain
-from agentpref.record.locks import exclusive
-from agentpref.record.rows import RunRow
-from agentpref.record.spill import LOCK_SECONDS, is_whole
+from agentpref.record.database import connect, diagnose, exclusive, transaction, translated
+from agentpref.record.messages import RunRow
+from agentpref.record.spill import LOCK_SECONDS, drain, is_whole
+from agentpref.types import Progress
 
-Progress: TypeAlias = Callable[[str, int, int], None]
 """A callback for long work: the name of the stage, how much of it is done, how much there is."""
 
 CLOCK_TOLERANCE_SECONDS = 3600.0

@@ -1,1 +1,130 @@
-"""What is done to a run and to feedback before they are stored: checks, redaction, pseudonyms."""
+"""From the host's call to a record that may be stored: checks, redaction, pseudonyms.
+
+``Log.record`` only makes a :class:`RawRun`, which costs the host one JSON dump. :class:`Ingest`
+does the rest on the thread that writes. Everything in the database and in the spill went through
+it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, TypeAlias
+
+import orjson
+
+from agentpref.errors import InvalidMessage
+from agentpref.record.ingest.checks import as_output, check_detail
+from agentpref.record.ingest.pseudonyms import Pseudonyms
+from agentpref.record.ingest.redaction import Redact, redacted
+from agentpref.record.messages import (
+    EMPTY_JSON,
+    RUN_COLUMNS,
+    Linker,
+    RunRow,
+    StoredRecord,
+    as_json,
+    plain,
+)
+from agentpref.types import Comparison, Feedback
+
+DETAILS = RUN_COLUMNS[RUN_COLUMNS.index("model") :]
+"""What a host may say of a run beside its messages, in the order in which a body has it."""
+
+_NAMES = ("model", "revision", "thread_id", "trace_id", "user_id")
+
+
+class RawRun(NamedTuple):
+    """A run as the host gave it; ``body`` is the JSON list that :func:`freeze` makes."""
+
+    run_id: str
+    created_at: float
+    body: bytes
+
+
+FromHost: TypeAlias = "RawRun | Feedback | Comparison"
+
+
+def freeze(*parts: Any) -> bytes:
+    """Dump messages, output, tools and the :data:`DETAILS` of a run, in this order, as JSON.
+
+    Params and metadata that JSON cannot hold are kept by their ``repr``, because they only describe
+    the run.
+
+    Raises:
+        InvalidMessage: JSON cannot hold another part; it is named, with the cure.
+    """
+    try:
+        return orjson.dumps(parts, default=plain)
+    except TypeError:
+        return _freeze_with_reprs(*parts)
+
+
+def _freeze_with_reprs(messages: Any, output: Any, tools: Any, *details: Any) -> bytes:
+    Linker().conversation(messages, tools, as_output(output))  # names the message that is wrong
+    try:
+        return orjson.dumps((messages, output, tools, *details), default=_described)
+    except TypeError as error:
+        raise InvalidMessage(
+            f"the run's ids, tags, params or metadata are not JSON in UTF-8: {error}; keep "
+            "to strings, numbers, lists and mappings, and clean text with "
+            ".encode('utf-8', 'replace').decode()"
+        ) from error
+
+
+def _described(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else repr(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Ingest:
+    """Prepares what the host said in one namespace. Has one user at a time."""
+
+    namespace: str
+    pseudonyms: Pseudonyms
+    redact: Redact | None = None
+    _linker: Linker = field(default_factory=Linker, repr=False)
+
+    def prepare(self, given: FromHost) -> StoredRecord:
+        """Check, redact and pseudonymise.
+
+        Raises:
+            InvalidMessage: the run cannot be stored; what is wrong is named.
+            RedactionFailed: the host's ``redact`` raised, or returned something else than a text.
+        """
+        if isinstance(given, RawRun):
+            return self._run(given)
+        if given.user_id is not None:
+            given = replace(given, user_id=self.pseudonyms.name(given.user_id))
+        if self.redact is not None:
+            is_feedback = isinstance(given, Feedback)
+            names = ("comment", "value", "correction") if is_feedback else ("comment",)
+            texts = {name: redacted(getattr(given, name), self.redact) for name in names}
+            given = replace(given, **texts)
+        return given
+
+    def _run(self, raw: RawRun) -> RunRow:
+        messages, output, tools, *values = orjson.loads(raw.body)
+        details = dict(zip(DETAILS, values, strict=True))
+        for name in EMPTY_JSON:
+            if details[name]:
+                check_detail(name, details[name])
+        if self.redact is not None:
+            original = output
+            messages = redacted(messages, self.redact)
+            output = redacted(output, self.redact)
+            tools = redacted(tools, self.redact)
+            for name in ("params", "metadata"):
+                details[name] = redacted(details[name], self.redact)
+            if output != original:  # the tokens spell the answer out
+                details |= {"token_ids": None, "logprobs": None}
+        for name, empty in EMPTY_JSON.items():
+            details[name] = as_json(details[name]) if details[name] else empty
+        for name in _NAMES:  # the host may give UUIDs and numbers
+            if details[name] is not None and not isinstance(details[name], str):
+                details[name] = str(details[name])
+        if details["user_id"] is not None:
+            details["user_id"] = self.pseudonyms.name(details["user_id"])
+        nodes = self._linker.conversation(messages, tools, as_output(output))
+        head = (raw.run_id, self.namespace, raw.created_at, nodes[-2].id, nodes[-1].id)
+        return RunRow._make((*head, *details.values(), nodes))

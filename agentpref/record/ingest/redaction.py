@@ -1,9 +1,9 @@
-"""Taking personal data out of text before it is stored.
+"""Takes personal data out of text before it is stored.
 
-:func:`redact` finds what has a form: e-mail addresses, telephone and payment card numbers, keys and
-passwords. It cannot find what has none, such as a name or a street; for those a host passes a
-callable of its own, which may call this one first. Each rule reads a text in time linear in its
-length, and a redacted text is left as it is. Knows nothing of the log or of the database.
+:func:`redact` finds what has a form: e-mail addresses, phone and payment card numbers, keys and
+passwords. For names and streets, which have none, a host passes a callable of its own, which may
+call this one first. Each rule takes time linear in the length of a text, and redacting a redacted
+text changes nothing.
 """
 
 from __future__ import annotations
@@ -15,34 +15,38 @@ from typing import Any, NamedTuple, TypeAlias
 from agentpref.errors import RedactionFailed
 
 Redact: TypeAlias = Callable[[str], str]
-"""Takes a text and gives it back without what must not be stored."""
+"""Takes a text and returns it without what must not be stored."""
 
 
 def redact(text: str) -> str:
-    """Put ``[email]``, ``[phone]``, ``[card]`` and ``[key]`` where such things stand in a text.
+    """Replace e-mail addresses, phone and card numbers, and keys in a text by their kind.
 
-    Telephone numbers are found in international form (``+49 30 123456``) and, with separators, in
-    the national forms of most countries (``(555) 123-4567``, ``030 1234567``, ``01 23 45 67 89``);
-    digits in one piece stay, being order numbers more often. Card numbers have an issuer's prefix
-    and length, and a Luhn digit that is right. Keys are known by their provider's prefix, by where
-    they stand (``Bearer …``, ``password: …``, ``scheme://user:password@``), or as a PEM block.
+    Phone numbers are found in international form (``+49 30 123456``; ``phonenumbers`` says whether
+    the number is possible) and, with separators, in the national forms of most countries
+    (``(555) 123-4567``, ``030 1234567``, ``01 23 45 67 89``). Digits without separators stay: most
+    are order numbers. Card numbers have an issuer's prefix and length and a correct Luhn digit.
+    Keys are recognised by their provider's prefix, by what is before them (``Bearer …``,
+    ``password: …``, ``scheme://user:password@``), or as a PEM block.
+
+    >>> redact("mail ada@example.org or call +49 30 1234567")
+    'mail [email] or call [phone]'
     """
     lowered = text.lower()
     for rule in _RULES:
         if any(hint in lowered for hint in rule.hints):
             text = rule.pattern.sub(rule.replacement, text)
-    return text
+    return _without_phones(text) if any(digit in text for digit in _DIGITS) else text
 
 
 def redacted(value: Any, redact: Redact) -> Any:
-    """Redact every text inside a JSON-like value; give the same object where nothing changed.
+    """Redact every text inside a JSON-like value; return the same object if nothing changed.
 
-    What holds a message or a tool together is left alone: the keys of mappings, ``role`` and
-    ``type``, the ids of tool calls, the names of functions, and the words of a JSON schema that are
-    not prose. The ``arguments`` of a call are text.
+    The structure of messages and tools stays: the keys of mappings, ``role`` and ``type``, the ids
+    of tool calls, the names of functions, and the keywords of a JSON schema. The ``arguments`` of a
+    call are text.
 
     Raises:
-        RedactionFailed: ``redact`` raised, or gave something that is no text.
+        RedactionFailed: ``redact`` raised, or returned something else than a text.
     """
     if isinstance(value, str):
         return _redacted_text(value, redact)
@@ -57,7 +61,7 @@ def redacted(value: Any, redact: Redact) -> Any:
 def _redacted_text(text: str, redact: Redact) -> str:
     try:
         safe = redact(text)
-    except Exception as error:  # the host's own code: whatever it raises, the text is not stored
+    except Exception as error:  # the host's code: whatever it raises, the text is not stored
         raise RedactionFailed(
             f"redact raised {type(error).__name__} on a text of {len(text):,} characters, which is "
             "not kept; let the callable take any text"
@@ -84,7 +88,7 @@ def _same(items: list[Any], originals: Any) -> bool:
 
 
 def _is_word(item: object) -> bool:
-    """A text, or a list of them: a property that is named ``type`` is a mapping, with prose in."""
+    """A text or a list of texts. A property that is named ``type`` is a mapping with prose."""
     return isinstance(item, str) or (
         isinstance(item, (list, tuple)) and all(isinstance(word, str) for word in item)
     )
@@ -105,9 +109,9 @@ _KEYS_BY_TYPE = {
 
 
 def _fixed_keys(value: Mapping[str, Any]) -> frozenset[str]:
-    """The keys whose texts are structure, by what kind of mapping this is.
+    """Return the keys whose texts are structure, by the kind of mapping.
 
-    A ``name`` is structure where it is a function's; that of a person who speaks is not.
+    The ``name`` of a function is structure; the ``name`` of a speaker is not.
     """
     role, kind = value.get("role"), value.get("type")
     if isinstance(role, str):
@@ -119,14 +123,13 @@ def _fixed_keys(value: Mapping[str, Any]) -> frozenset[str]:
 
 # The rules of `redact`.
 #
-# Linear time: a repeated class is bounded, or is followed by what is not in it, or by nothing; and
-# what may start a match cannot stand within the run that a failed match has read (lookbehinds).
-# Idempotent: to a rule's neighbours, a placeholder is what it stands for, so that a number beside
-# one is judged as it was beside the other number.
+# Linear time: a repeated class is bounded, or is followed by something outside the class, or by
+# nothing; and lookbehinds keep a match from starting inside text that a failed match has read.
+# Idempotent: a number beside a placeholder is judged as it was beside the number it stands for.
 
 
 class _Rule(NamedTuple):
-    """``pattern`` is tried where one of the ``hints`` is in the text in lower case."""
+    """``pattern`` is tried if one of the ``hints`` is in the text in lower case."""
 
     hints: tuple[str, ...]
     pattern: re.Pattern[str]
@@ -150,7 +153,7 @@ _EMAIL = re.compile(
 _PEM = re.compile(
     r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----"
     r"(?:[^-]*(?:-(?!----)[^-]*)*-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----"
-    r"|(?:\s+[A-Za-z0-9+/=]{16,})*)"  # one that was cut short
+    r"|(?:\s+[A-Za-z0-9+/=]{16,})*)"  # a block without its end
 )
 _PROVIDER = re.compile(
     r"""(?<![\w-])(?:
@@ -225,7 +228,7 @@ _PHONE = re.compile(
 
 
 def _provider(match: re.Match[str]) -> str:
-    """Every key has digits; a class of a style sheet that begins with ``sk-`` has none."""
+    """Every key has digits; CSS classes that begin with ``sk-`` have none."""
     return "[key]" if any(map(str.isdigit, match[0])) else match[0]
 
 
@@ -236,7 +239,7 @@ def _bearer(match: re.Match[str]) -> str:
 
 
 def _assigned(match: re.Match[str]) -> str:
-    """What is quoted is a secret; a bare word is one unless it could be a name or prose."""
+    """A quoted text is a secret; a bare word is one unless it could be a name or prose."""
     name, quote, quoted, bare = match.groups()
     if quoted is not None:
         return f"{name}{quote}[key]"
@@ -245,22 +248,46 @@ def _assigned(match: re.Match[str]) -> str:
 
 
 def _card(match: re.Match[str]) -> str:
+    from stdnum import luhn  # takes 100 ms, and only texts with such digits need it
+
     digits = re.sub("[^0-9]", "", match[0])
-    return "[card]" if _ISSUERS.fullmatch(digits) and _luhn(digits) else match[0]
+    return "[card]" if _ISSUERS.fullmatch(digits) and luhn.is_valid(digits) else match[0]
 
 
-def _luhn(digits: str) -> bool:
-    doubled = [sum(divmod(2 * int(digit), 10)) for digit in digits[-2::-2]]
-    return (sum(doubled) + sum(map(int, digits[-1::-2]))) % 10 == 0
+def _without_phones(text: str) -> str:
+    parts = []
+    done = start = 0
+    while match := _PHONE.search(text, start):
+        length = _phone_length(match[0])
+        start = match.start() + length if length else match.end()
+        if length:
+            parts += [text[done : match.start()], "[phone]"]
+            done = start
+    return "".join([*parts, text[done:]])
 
 
-def _phone(match: re.Match[str]) -> str:
-    """Nine to fifteen digits (eight behind a plus), and no number with a fraction."""
-    text = match[0]
-    digits = sum(map(str.isdigit, text))
-    least = 8 if text.startswith("+") else 9
-    fraction = re.fullmatch(r"[+(]?[0-9]+\.[0-9]+", text)
-    return "[phone]" if least <= digits <= 15 and not fraction else text
+def _phone_length(text: str) -> int:
+    """Return how much of a text that looks like a phone number is one; 0 if it is none.
+
+    An international number ends where its country's numbers do: more digits may follow it.
+    """
+    if re.fullmatch(r"[+(]?[0-9]+\.[0-9]+", text):  # a number with a fraction
+        return 0
+    if not text.startswith(("+", "00")):
+        return len(text) if 9 <= sum(map(str.isdigit, text)) <= 15 else 0
+    ends = [len(text), *(gap.start() for gap in reversed([*re.finditer("[^0-9+]+", text)]))]
+    return next((end for end in ends if end > 7 and _is_possible(text[:end])), 0)
+
+
+def _is_possible(text: str) -> bool:
+    """Ask whether a number has a country's code, and a length that exists there."""
+    import phonenumbers  # takes 60 ms, and only texts with such numbers need it
+
+    try:
+        number = phonenumbers.parse(re.sub("^00", "+", text), None)
+    except phonenumbers.NumberParseException:
+        return False
+    return phonenumbers.is_possible_number(number)
 
 
 _RULES = (
@@ -271,5 +298,4 @@ _RULES = (
     _Rule(_PREFIXES, _PROVIDER, _provider),
     _Rule(("@",), _EMAIL, "[email]"),
     _Rule(_DIGITS, _CARD, _card),
-    _Rule(_DIGITS, _PHONE, _phone),
 )

@@ -18,9 +18,9 @@ from pathlib import Path
 from agentpref.errors import ConfigError
 from agentpref.home import Home, StrPath, copy_file, sync, writing
 from agentpref.record.database import connect, translated
-from agentpref.record.deletion.removal import Progress
-from agentpref.record.ids import new_id
-from agentpref.record.keeper import drain
+from agentpref.record.messages import new_id
+from agentpref.record.spill import drain
+from agentpref.types import Progress
 
 _PAGES = 1_000
 """Pages copied between two reports of progress: 8 MB."""

@@ -19,7 +19,7 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
@@ -28,14 +28,14 @@ from agentpref.errors import AgentprefError, ConfigError, CorruptHome, UpdateRun
 from agentpref.home import Home, StrPath, copy_file, writing
 from agentpref.record.database import connect, require_known_schema, transaction, translated
 from agentpref.record.deletion.forget import Forgotten, adopt
-from agentpref.record.deletion.removal import MERGE_COPY, MERGE_LOCK, Progress
-from agentpref.record.ingest.admission import comparison_fault, feedback_fault, role_of, run_fault
+from agentpref.record.deletion.removal import MERGE_COPY, MERGE_LOCK
+from agentpref.record.ingest.checks import role_of, row_fault
 from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.integrity import Problem, examine, examine_spill
-from agentpref.record.keeper import drain
-from agentpref.record.reader import COMPARISON, FEEDBACK
-from agentpref.record.rows import RUN_COLUMNS
+from agentpref.record.messages import COMPARISON_COLUMNS, FEEDBACK_COLUMNS, RUN_COLUMNS
+from agentpref.record.spill import drain
 from agentpref.record.transfer.backup import copy_database
+from agentpref.types import Progress
 
 BATCH = 2_000
 """Rows of one table that one transaction writes at most: some 50 ms of work."""
@@ -246,7 +246,7 @@ def _misshapen(connection: sqlite3.Connection) -> list[Problem]:
     for table in (_RUN, _FEEDBACK, _COMPARISON):
         query = f"SELECT {table.name}_id, {', '.join(table.columns)} FROM {table.name}"
         for key, *values in connection.execute(query):
-            if fault := table.fault(dict(zip(table.columns, values, strict=True))):
+            if fault := row_fault(dict(zip(table.columns, values, strict=True))):
                 problems.append(Problem(table.name, str(key), fault))
     for name, column, role, what in _ROLES:
         query = (
@@ -281,7 +281,6 @@ class _Table(NamedTuple):
 
     name: str
     columns: tuple[str, ...]
-    fault: Callable[[Mapping[str, Any]], str | None]
     runs: tuple[str, ...] = ()
     messages: tuple[str, ...] = ()
 
@@ -335,9 +334,9 @@ class _Table(NamedTuple):
 
 
 _ADDED = "rowid IN (SELECT row FROM batch WHERE fate = 'added')"
-_RUN = _Table("run", RUN_COLUMNS, run_fault, messages=("prompt", "output"))
-_FEEDBACK = _Table("feedback", FEEDBACK, feedback_fault, ("run_id",), ("correction",))
-_COMPARISON = _Table("comparison", COMPARISON, comparison_fault, ("run_a", "run_b"))
+_RUN = _Table("run", RUN_COLUMNS, messages=("prompt", "output"))
+_FEEDBACK = _Table("feedback", FEEDBACK_COLUMNS, ("run_id",), ("correction",))
+_COMPARISON = _Table("comparison", COMPARISON_COLUMNS, ("run_a", "run_b"))
 
 
 def _insert(

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from agentpref_cli import moments, options
-from agentpref_cli.terminal import GOOD, WARN, answer, cell, confirm, progress, say
+from agentpref_cli import options
+from agentpref_cli.terminal import GOOD, WARN, cell, confirm, print_result, progress, say
 
 
 def forget(
@@ -44,7 +44,7 @@ def forget(
         raise typer.BadParameter("give exactly one of them", param_hint="--user-id, --older-than")
     if force and older_than is None:
         raise typer.BadParameter("needs --older-than", param_hint="--force")
-    age = None if older_than is None else moments.age(older_than)
+    age = None if older_than is None else options.parse_age(older_than)
     if older_than is not None and age is None:
         raise typer.BadParameter(
             f"{older_than!r} is no age; give a number and one of s, m, h, d, w, such as 90d",
@@ -61,7 +61,7 @@ def forget(
         else:
             removed = expire(place, older_than=age or 0.0, force=force, progress=report)
             value = asdict(removed)
-    answer(as_json, value, lambda: _show(value))
+    print_result(as_json, value, lambda: _show(value))
 
 
 def _show(removed: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ import typer
 
 from agentpref_cli import options
 from agentpref_cli.commands.forget import show_rebuild
-from agentpref_cli.terminal import BAD, GOOD, WARN, answer, progress, say, table
+from agentpref_cli.terminal import BAD, GOOD, WARN, print_result, progress, say, table
 
 if TYPE_CHECKING:
     from agentpref.record.transfer.backup import Backup
@@ -33,7 +33,7 @@ def backup(
 
     with progress(as_json) as report:
         done = backup(home, target, progress=report)
-    answer(as_json, asdict(done), lambda: _show_backup(done))
+    print_result(as_json, asdict(done), lambda: _show_backup(done))
 
 
 def merge(
@@ -53,7 +53,7 @@ def merge(
 
     with progress(as_json) as report:
         done = [merged.to_mapping() for merged in merge(home, others, progress=report)]
-    answer(as_json, {"merged": done}, lambda: _show_merge(done))
+    print_result(as_json, {"merged": done}, lambda: _show_merge(done))
 
 
 def _show_backup(done: Backup) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agentpref_cli import options
-from agentpref_cli.opening import reading
-from agentpref_cli.terminal import BAD, GOOD, WARN, answer, progress, say, table
+from agentpref_cli.options import reading
+from agentpref_cli.terminal import BAD, GOOD, WARN, print_result, progress, say, table
 
 if TYPE_CHECKING:
     from agentpref.record.integrity import Findings, Problem
@@ -44,7 +44,7 @@ def verify(
         "waiting": found.waiting,
         "torn": found.torn,
     }
-    answer(as_json, value, lambda: _show(found, problems, sample))
+    print_result(as_json, value, lambda: _show(found, problems, sample))
     raise typer.Exit(1 if problems else 0)
 
 

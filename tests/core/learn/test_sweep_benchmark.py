@@ -115,4 +115,4 @@ def test_names_of_points_are_distinct():
 def test_what_is_unknown_is_told(run, capsys):
     with pytest.raises(SystemExit):
         run("--kinds", "sigmiod")
-    assert "'sigmiod' is none of sigmoid, robust" in capsys.readouterr().err
+    assert "'sigmiod' is none of apo_zero, hinge" in capsys.readouterr().err

@@ -11,11 +11,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from agentpref.prefer.pairs import read_pairs
 
 from agentpref.home import Home
-from agentpref.prefer.pairs import read_pairs
 from agentpref.record.database import connect
-from agentpref.record.reader import Reader
+from agentpref.record.store import Store
 from benchmarks.train import arithmetic, gate, jobs, nights, nights_trl, ours, runs, shapes, speed
 
 # TRL 1.16 and peft 0.21 ask transformers 5 by old names; not ours to change.
@@ -154,7 +154,7 @@ def test_a_night_is_as_large_as_it_says(tmp_path):
     Home.create(tmp_path / "home")
     nights.log_night(tmp_path / "home", asked)
     with connect(Home.open(tmp_path / "home")) as connection:
-        pairs = read_pairs(Reader(connection), "default", held_out=0.2).pairs
+        pairs = read_pairs(Store(connection), "default", held_out=0.2).pairs
     assert sum(not pair.held_out for pair in pairs) == nights.NEW
     assert sum(pair.held_out for pair in pairs) == nights.PROVING
 

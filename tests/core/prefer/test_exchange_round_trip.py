@@ -1,4 +1,4 @@
-"""The law of an exchange: what a format holds comes back as the same pair; all else is refused."""
+"""An exported example is imported as the same example, or its export is refused."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ from contextlib import closing
 from typing import Any, TypeAlias
 
 import pytest
+from agentpref.prefer.pairs import PairSet, pair_id_of, read_pairs
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from agentpref.errors import ExchangeError
 from agentpref.home import Home
-from agentpref.prefer.exchange import Exported, export_pairs, export_thumbs, import_file
+from agentpref.prefer.exchange import Exported, export_file, import_file, record_of
 from agentpref.prefer.formats import llamafactory
-from agentpref.prefer.formats.table import PairFormat
-from agentpref.prefer.pairs import PairSet, pair_id_of, read_pairs
 from agentpref.record.database import connect
 from agentpref.record.messages import canonical, prompt_of
 from agentpref.record.store import Store
@@ -112,20 +111,20 @@ def told(pair: Pair, *, tagged: bool = True) -> tuple[object, ...]:
     return pair.pair_id, pair.prompt.id, spelt, tools, tagged and pair.tag
 
 
-FORMATS: list[PairFormat] = ["preference", "openai", "llamafactory"]
+FORMATS = ["preference", "openai", "llamafactory"]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 @pytest.mark.parametrize("format", FORMATS)
 @settings(max_examples=30)
 @given(pairs=some_pairs())
-def test_what_is_exported_is_imported_as_the_same_pairs(
-    tmp_path_factory: pytest.TempPathFactory, format: PairFormat, suffix: str, pairs: list[Pair]
+def test_exported_pairs_are_imported_as_the_same_pairs(
+    tmp_path_factory: pytest.TempPathFactory, format: str, suffix: str, pairs: list[Pair]
 ) -> None:
     folder = tmp_path_factory.mktemp("journey")
     path, home = folder / f"pairs{suffix}", Home.create(folder / "home")
     held = [pair for pair in pairs if holds(format, pair)]
-    done = export_pairs(pairs, path, format=format, skip_bad=True)
+    done = export_file(pairs, path, format=format, skip_bad=True)
     assert done == Exported(len(held), bad=len(pairs) - len(held))
     if held:
         import_file(home, path)
@@ -134,11 +133,11 @@ def test_what_is_exported_is_imported_as_the_same_pairs(
     assert arrived == [told(pair, tagged=tagged) for pair in held]
 
 
-def holds(format: PairFormat, pair: Pair) -> bool:
+def holds(format: str, pair: Pair) -> bool:
     if format != "llamafactory":
         return True
     try:
-        llamafactory.write(pair)
+        llamafactory.write(record_of(pair))
     except ExchangeError:
         return False
     return True
@@ -147,7 +146,7 @@ def holds(format: PairFormat, pair: Pair) -> bool:
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 @settings(max_examples=15)
 @given(pairs=some_pairs(), desirable=st.booleans())
-def test_thumbs_come_back_too(
+def test_exported_thumbs_are_imported_as_the_same_thumbs(
     tmp_path_factory: pytest.TempPathFactory, suffix: str, pairs: list[Pair], desirable: bool
 ) -> None:
     folder = tmp_path_factory.mktemp("journey")
@@ -156,7 +155,7 @@ def test_thumbs_come_back_too(
         Thumb("r", "default", 0.0, pair.prompt, pair.chosen, desirable, tag=pair.tag)
         for pair in pairs
     ]
-    assert export_thumbs(thumbs, path) == Exported(len(thumbs))
+    assert export_file(thumbs, path, format="unpaired") == Exported(len(thumbs))
     import_file(home, path)
     assert [row(thumb) for thumb in found(home).thumbs] == [row(thumb) for thumb in thumbs]
 

@@ -1,4 +1,4 @@
-"""Rows that go in together go in as if one by one."""
+"""Many rows inserted together are the same as rows inserted one by one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sqlite3
 
 import pytest
 
-from agentpref.record.bulk import MAX_PARAMETERS, insert_or_ignore
+from agentpref.record.database import MAX_PARAMETERS, insert_or_ignore
 
 
 @pytest.fixture
@@ -17,19 +17,19 @@ def connection() -> sqlite3.Connection:
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 255, 256, 257, 1000])
-def test_all_rows_go_in_in_their_order(connection: sqlite3.Connection, count: int) -> None:
+def test_rows_are_inserted_in_their_order(connection: sqlite3.Connection, count: int) -> None:
     rows = [(count - n, str(n)) for n in range(count)]
     insert_or_ignore(connection, "t", ("k", "v"), rows)
     assert connection.execute("SELECT k, v FROM t ORDER BY k DESC").fetchall() == rows
 
 
-def test_the_first_of_a_key_stays(connection: sqlite3.Connection) -> None:
+def test_a_row_whose_key_is_taken_changes_nothing(connection: sqlite3.Connection) -> None:
     insert_or_ignore(connection, "t", ("k", "v"), [(1, "a"), (2, "b"), (1, "c")])
     insert_or_ignore(connection, "t", ("k", "v"), [(2, "d"), (3, "e")])
     assert connection.execute("SELECT v FROM t ORDER BY k").fetchall() == [("a",), ("b",), ("e",)]
 
 
-def test_few_statements_of_few_sizes(connection: sqlite3.Connection) -> None:
+def test_many_rows_take_few_statements_of_few_sizes(connection: sqlite3.Connection) -> None:
     seen: list[str] = []
     connection.set_trace_callback(seen.append)
     for count in range(1, 40):

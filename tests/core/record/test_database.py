@@ -1,4 +1,4 @@
-"""A connection has the schema and the settings that everybody relies on, or says why not."""
+"""A connection has the current schema and our settings, or raises an error that names the cure."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ from agentpref.errors import CorruptHome, NewerHome, NotAHome, NotKept
 from agentpref.home import Home
 from agentpref.record import database
 from agentpref.record.database import connect, require_known_schema, transaction, translated
-from agentpref.record.ids import new_id
+from agentpref.record.messages import new_id
 from agentpref.record.migrations import STEPS, Step
 
 TABLES = {
     "message", "run", "feedback", "comparison", "updates", "update_pair", "logp", "revision",
     "serving", "serving_history", "migration", "forgotten", "pair_source",
-    "tally", "counted", "thread", "asker", "judged", "scale",
 }  # fmt: skip
 
 
@@ -58,7 +57,7 @@ def test_a_new_database_has_the_whole_schema(connection: sqlite3.Connection) -> 
     ("setting", "value"),
     [("journal_mode", "wal"), ("synchronous", 2), ("foreign_keys", 1), ("busy_timeout", 30_000)],
 )
-def test_every_connection_is_set_up(
+def test_every_connection_has_the_settings(
     home: Home, connection: sqlite3.Connection, setting: str, value: object
 ) -> None:
     with closing(connect(home)) as second:
@@ -108,7 +107,7 @@ def _upgraded(home: Home, *steps: Step) -> None:
         _of_steps(home, [*STEPS, *steps], patch).close()
 
 
-def test_an_upgrade_that_fails_stops_after_the_last_step_that_went_well(home: Home) -> None:
+def test_an_upgrade_that_fails_keeps_the_steps_before_the_failure(home: Home) -> None:
     def bad(connection: sqlite3.Connection) -> None:
         connection.execute("CREATE TABLE half (x)")
         connection.execute("INSERT INTO nowhere VALUES (1)")
@@ -120,7 +119,7 @@ def test_an_upgrade_that_fails_stops_after_the_last_step_that_went_well(home: Ho
         assert version(connection) == len(STEPS) + 1
 
 
-def test_a_process_that_dies_in_a_step_leaves_the_step_before(home: Home) -> None:
+def test_a_process_killed_in_a_step_leaves_the_schema_before_it(home: Home) -> None:
     script = f"""if True:
         import os, sqlite3
         from agentpref.record import database
@@ -165,7 +164,7 @@ def test_two_processes_that_upgrade_at_once_apply_each_step_once(
     assert [n for (n,) in rows] == list(range(1, len(STEPS) + 2))
 
 
-def test_a_home_that_a_later_version_added_to_goes_on(
+def test_a_home_with_a_newer_additive_step_still_works(
     home: Home, caplog: pytest.LogCaptureFixture
 ) -> None:
     _upgraded(home, ADDED)
@@ -177,13 +176,13 @@ def test_a_home_that_a_later_version_added_to_goes_on(
     assert f"schema {len(STEPS) + 1}, this agentpref knows {len(STEPS)}" in caplog.text
 
 
-def test_a_home_that_a_later_version_broke_with_is_left_alone(home: Home) -> None:
+def test_a_home_with_a_newer_breaking_step_is_refused(home: Home) -> None:
     _upgraded(home, ADDED, BROKEN)
     with pytest.raises(NewerHome, match=r"schema \d+.*pip install --upgrade agentpref"):
         connect(home)
 
 
-def test_a_later_version_that_knows_the_breaking_step_goes_on(
+def test_a_version_that_knows_the_breaking_step_works(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _upgraded(home, ADDED, BROKEN, Step(len(STEPS) + 3, "more", lambda connection: None))
@@ -191,7 +190,7 @@ def test_a_later_version_that_knows_the_breaking_step_goes_on(
         assert connection.execute("SELECT engine FROM run").fetchall() == []
 
 
-def test_a_breaking_step_stops_those_who_had_the_home_open(
+def test_a_breaking_step_stops_an_open_log_of_an_older_version(
     home: Home, connection: sqlite3.Connection
 ) -> None:
     _upgraded(home, ADDED)
@@ -202,7 +201,7 @@ def test_a_breaking_step_stops_those_who_had_the_home_open(
         require_known_schema(connection, home)
 
 
-def test_one_who_waited_while_a_breaking_step_came_in_is_stopped(home: Home) -> None:
+def test_a_writer_that_waited_during_a_breaking_step_is_stopped(home: Home) -> None:
     """He had a step of his own to apply; when he has the lock, it is applied, and more."""
 
     def overtaken(connection: sqlite3.Connection, home: Home) -> bool:
@@ -219,27 +218,27 @@ def test_one_who_waited_while_a_breaking_step_came_in_is_stopped(home: Home) -> 
             connect(home)
 
 
-def test_a_file_that_is_no_database(home: Home) -> None:
+def test_a_file_that_is_not_a_database_is_refused(home: Home) -> None:
     home.database.write_bytes(b"not a database at all" * 100)
     with pytest.raises(CorruptHome, match=r"agentpref\.db.*restore a backup"):
         connect(home)
     assert home.database.read_bytes().startswith(b"not a database")
 
 
-def test_another_programs_database(home: Home) -> None:
+def test_another_program_s_database_is_refused(home: Home) -> None:
     with closing(sqlite3.connect(home.database)) as foreign:
         foreign.execute("CREATE TABLE songs (title)")
     with pytest.raises(NotAHome, match="'songs'"):
         connect(home)
 
 
-def test_a_folder_without_a_database(tmp_path: Path) -> None:
+def test_a_folder_without_a_database_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NotAHome, match="agentpref init"):
         connect(Home(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_damaged_pages_are_called_corrupt(home: Home) -> None:
+def test_damaged_pages_raise_corrupt_home(home: Home) -> None:
     with closing(connect(home)) as connection:
         rows = ((f"m{n}", None, "x" * 500) for n in range(2_000))
         with transaction(connection):
@@ -252,7 +251,7 @@ def test_damaged_pages_are_called_corrupt(home: Home) -> None:
         connection.execute("SELECT sum(length(body)) FROM message").fetchall()
 
 
-def test_a_missing_table_is_called_corrupt(home: Home, connection: sqlite3.Connection) -> None:
+def test_a_missing_table_raises_corrupt_home(home: Home, connection: sqlite3.Connection) -> None:
     connection.execute("DROP TABLE comparison")
     with pytest.raises(CorruptHome, match="no such table"), translated(home):
         connection.execute("SELECT * FROM comparison")
@@ -265,17 +264,17 @@ def test_a_readonly_connection_writes_nothing(home: Home) -> None:
             connection.execute("INSERT INTO message VALUES ('m', NULL, '{}')")
 
 
-def test_a_folder_that_vanished_cannot_be_opened(home: Home, tmp_path: Path) -> None:
+def test_a_folder_that_is_gone_is_refused(home: Home, tmp_path: Path) -> None:
     with pytest.raises(NotKept, match="read and write the folder"), translated(home):
         sqlite3.connect(tmp_path / "gone" / "agentpref.db")
 
 
-def test_mistakes_of_our_own_are_not_dressed_up(home: Home, connection: sqlite3.Connection) -> None:
+def test_errors_in_our_own_sql_pass_unchanged(home: Home, connection: sqlite3.Connection) -> None:
     with pytest.raises(sqlite3.IntegrityError), translated(home):
         connection.execute("INSERT INTO message VALUES ('m', 'no such parent', '{}')")
 
 
-def test_a_transaction_is_all_or_nothing(connection: sqlite3.Connection) -> None:
+def test_a_transaction_commits_all_or_nothing(connection: sqlite3.Connection) -> None:
     with suppress(ZeroDivisionError), transaction(connection):
         connection.execute("INSERT INTO message VALUES ('m', NULL, '{}')")
         with transaction(connection):
@@ -285,7 +284,7 @@ def test_a_transaction_is_all_or_nothing(connection: sqlite3.Connection) -> None
     assert connection.execute("SELECT count(*) FROM message").fetchone() == (0,)
 
 
-def test_a_revision_s_number_is_given_once_in_a_home(connection: sqlite3.Connection) -> None:
+def test_a_revision_s_number_is_unique_in_a_home(connection: sqlite3.Connection) -> None:
     """All namespaces keep their revisions in one folder, under names that begin with it."""
     insert = (
         "INSERT INTO revision (revision_id, namespace, seq, created_at, manifest)"

@@ -37,7 +37,9 @@ def test_importing_the_log_stays_light() -> None:
     assert finish(code).strip() == "[]"
 
 
-def test_what_was_recorded_is_written_at_interpreter_exit(tmp_path: Path, runs_in: RunsIn) -> None:
+def test_queued_runs_are_written_when_the_interpreter_exits(
+    tmp_path: Path, runs_in: RunsIn
+) -> None:
     code = """
 import sys
 from agentpref.record.log import Log
@@ -152,7 +154,9 @@ assert os.waitpid(child, 0)[1] == 0
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_child_outlives_its_parents_log(tmp_path: Path, judged_in: JudgedIn) -> None:
+def test_a_forked_child_may_log_after_its_parent_closed(
+    tmp_path: Path, judged_in: JudgedIn
+) -> None:
     """An inherited connection would let the parent delete the file that the child writes to."""
     finish(OUTLIVING, tmp_path / "home")
     assert [said.key for said in judged_in(Home.open(tmp_path / "home"))[0]] == ["before", "after"]

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from agentpref.record.ids import new_id
+from agentpref.record.messages import new_id
 
 
 def test_an_id_is_a_uuid_of_its_moment() -> None:

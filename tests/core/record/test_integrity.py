@@ -1,4 +1,4 @@
-"""The record convicts itself: of each thing that must hold, when it does not."""
+"""Integrity checks find each kind of damage."""
 
 from __future__ import annotations
 
@@ -12,13 +12,9 @@ from pathlib import Path
 import pytest
 
 from agentpref.home import Home
-from agentpref.record import tallies
 from agentpref.record.database import connect, transaction
-from agentpref.record.integrity import Looked, examine
-from agentpref.record.invariants import INVARIANTS, KEYS, SAMPLED, WHOLE
-from agentpref.record.messages import prompt_of
-from agentpref.record.reader import Reader
-from agentpref.record.rows import run_row
+from agentpref.record.integrity import INVARIANTS, KEYS, SAMPLED, WHOLE, Looked, examine
+from agentpref.record.messages import prompt_of, run_row
 from agentpref.record.spill import Spill
 from agentpref.record.store import Store
 from agentpref.record.updates import UpdateRow, Updates
@@ -45,7 +41,6 @@ def connection(home: Home) -> Iterator[sqlite3.Connection]:
         with transaction(connection):
             _log(Store(connection))
             _learn(connection)
-        tallies.catch_up(connection)
         yield connection
 
 
@@ -139,7 +134,6 @@ EDITS = {
     ("serving_history", "its canary is no revision of its namespace"): (
         "UPDATE serving_history SET canary = 'x' WHERE id = 1"
     ),
-    ("tally", "its counts are not those of the rows"): "UPDATE tally SET feedback = 7",
 }
 
 
@@ -148,7 +142,7 @@ NOT_SAMPLED = set(KEYS) - {*SAMPLED, *WHOLE}
 
 @pytest.mark.parametrize("broken", EDITS, ids=" ".join)
 @pytest.mark.parametrize("sample", [None, 100])
-def test_what_does_not_hold_is_found(
+def test_a_broken_invariant_is_found(
     connection: sqlite3.Connection, broken: tuple[str, str], sample: int | None
 ) -> None:
     assert examine(connection, sample=sample).problems == []
@@ -158,22 +152,16 @@ def test_what_does_not_hold_is_found(
     assert (broken in found) == (sample is None or broken[0] not in NOT_SAMPLED)
 
 
-def test_every_invariant_is_tried() -> None:
+def test_every_invariant_has_a_test() -> None:
     assert set(EDITS) == {(invariant.table, invariant.what) for invariant in INVARIANTS}
 
 
-@pytest.mark.parametrize("count", ["runs", "threads", "users", "corrections", "comparisons"])
-def test_each_count_of_a_tally_is_counted_again(connection: sqlite3.Connection, count: str) -> None:
-    connection.execute(f"UPDATE tally SET {count} = {count} + 1 WHERE namespace = 'default'")
-    assert [problem.table for problem in examine(connection).problems] == ["tally"]
-
-
-def test_what_was_said_after_somebody_was_forgotten_stands(connection: sqlite3.Connection) -> None:
+def test_records_after_a_user_was_forgotten_are_sound(connection: sqlite3.Connection) -> None:
     connection.execute("UPDATE run SET user_id = 'gone', created_at = 15.5")
     assert examine(connection).problems == []
 
 
-def test_a_source_that_is_gone_is_no_fault(connection: sqlite3.Connection) -> None:
+def test_a_pair_s_source_may_be_gone(connection: sqlite3.Connection) -> None:
     """It was forgotten, or is older than what is kept; that it trained a revision stays known."""
     connection.execute("DELETE FROM feedback")
     assert examine(connection).problems == []
@@ -181,7 +169,7 @@ def test_a_source_that_is_gone_is_no_fault(connection: sqlite3.Connection) -> No
 
 @pytest.mark.parametrize("body", [b"\xff\xfe", b"[1]", b"7", b'{"role":"user"}', b"[" * 5000])
 @pytest.mark.parametrize("sample", [None, 100])
-def test_a_message_that_is_not_what_was_recorded(
+def test_a_changed_message_is_found(
     connection: sqlite3.Connection, body: bytes, sample: int | None
 ) -> None:
     (key,) = connection.execute("SELECT id FROM message WHERE parent IS NULL LIMIT 1").fetchone()
@@ -190,14 +178,14 @@ def test_a_message_that_is_not_what_was_recorded(
     assert problem == ("message", key, "its text is not what was recorded")
 
 
-def test_a_full_check_says_how_much_it_looked_at(connection: sqlite3.Connection) -> None:
+def test_a_full_check_counts_the_rows_it_looked_at(connection: sqlite3.Connection) -> None:
     looked_at = examine(connection).looked_at
     assert looked_at["message"] == Looked(7, 7)
     assert looked_at["run"] == Looked(3, 3)
     assert looked_at["update_pair"] == Looked(1, 1)
 
 
-def test_a_full_check_tells_how_far_it_is(connection: sqlite3.Connection) -> None:
+def test_a_full_check_reports_progress(connection: sqlite3.Connection) -> None:
     told: list[tuple[str, int, int]] = []
     examine(connection, progress=lambda *stage: told.append(stage))
     assert list(dict.fromkeys(stage for stage, _, _ in told)) == ["pages", "messages", "references"]
@@ -211,7 +199,7 @@ def _many(connection: sqlite3.Connection, count: int) -> None:
             store.add_run(run(f"many-{n}", f"answer {n}"))
 
 
-def test_a_sample_looks_at_so_many_rows(connection: sqlite3.Connection) -> None:
+def test_a_sample_looks_at_the_given_number_of_rows(connection: sqlite3.Connection) -> None:
     _many(connection, 97)
     looked_at = examine(connection, sample=20, seed=1).looked_at
     assert looked_at["run"] == Looked(20, 100)
@@ -220,7 +208,7 @@ def test_a_sample_looks_at_so_many_rows(connection: sqlite3.Connection) -> None:
     assert "update_pair" not in looked_at
 
 
-def test_a_sample_of_an_empty_home(home: Home) -> None:
+def test_a_sample_of_an_empty_home_finds_nothing(home: Home) -> None:
     with closing(connect(home)) as connection:
         found = examine(connection, sample=20)
     assert found.problems == []
@@ -235,7 +223,7 @@ def test_a_sample_is_repeatable_by_its_seed(connection: sqlite3.Connection) -> N
     assert first == again != other
 
 
-def test_every_row_is_as_likely_as_any_other_also_beside_gaps(
+def test_every_row_is_equally_likely_in_a_sample_despite_gaps(
     connection: sqlite3.Connection,
 ) -> None:
     """Rows after a gap would be drawn more often if the next row stood in for a removed one."""
@@ -282,9 +270,7 @@ def _waiting(home: Home, *content: str) -> None:
     Spill(home).append([run_row(replace(run(f"w-{text}"), namespace=text)) for text in content])
 
 
-def test_entries_that_wait_in_the_spill_are_counted(
-    home: Home, connection: sqlite3.Connection
-) -> None:
+def test_records_in_the_spill_are_counted(home: Home, connection: sqlite3.Connection) -> None:
     assert examine(connection).waiting == 0
     _waiting(home, "one", "two")
     for sample in (None, 1):
@@ -293,7 +279,7 @@ def test_entries_that_wait_in_the_spill_are_counted(
 
 
 @pytest.mark.parametrize("lost", [1, 2, 20, 300])
-def test_a_line_that_a_crash_cut_off_is_no_fault(
+def test_a_line_that_a_crash_cut_off_is_counted_as_torn(
     home: Home, connection: sqlite3.Connection, lost: int
 ) -> None:
     _waiting(home, "one", "two")
@@ -306,7 +292,7 @@ def test_a_line_that_a_crash_cut_off_is_no_fault(
     assert found.problems == []
 
 
-def test_a_line_of_the_spill_that_was_edited_is_a_fault(
+def test_an_edited_line_of_the_spill_is_a_problem(
     home: Home, connection: sqlite3.Connection
 ) -> None:
     _waiting(home, "one", "two")
@@ -316,7 +302,7 @@ def test_a_line_of_the_spill_that_was_edited_is_a_fault(
     assert found.waiting == 1
 
 
-def test_a_reader_gives_the_problems_alone(connection: sqlite3.Connection) -> None:
+def test_a_sample_finds_the_same_problems_in_a_small_home(connection: sqlite3.Connection) -> None:
     connection.execute("UPDATE comparison SET winner = 'c'")
     expected = [("comparison", "c1", "its winner is not a, b or tie")]
-    assert Reader(connection).verify() == Reader(connection).verify(sample=5) == expected
+    assert examine(connection).problems == examine(connection, sample=5).problems == expected

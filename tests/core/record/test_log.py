@@ -1,4 +1,4 @@
-"""The log keeps what it is told, as it was told, and names what it cannot keep."""
+"""The log stores what it is given unchanged, and names what it cannot store."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from agentpref.errors import (
 from agentpref.home import Home
 from agentpref.record import messages
 from agentpref.record.database import connect
+from agentpref.record.ingest import DETAILS
 from agentpref.record.ingest.pseudonyms import Pseudonyms
-from agentpref.record.ingest.snapshot import Parts
 from agentpref.record.log import Log
 from agentpref.types import Comparison, Feedback, Run
 
@@ -52,7 +52,7 @@ def strict(tmp_path: Path) -> Iterator[Log]:
         yield log
 
 
-def test_a_run_is_logged_with_all_that_was_said_of_it(log: Log, runs_of: RunsOf) -> None:
+def test_a_run_is_logged_with_its_feedback_and_comparisons(log: Log, runs_of: RunsOf) -> None:
     tools = [{"type": "function", "function": {"name": "add"}}]
     run_id = log.record(
         ASKED,
@@ -86,7 +86,7 @@ def test_ids_sort_in_the_order_of_recording(log: Log) -> None:
     assert {UUID(each).version for each in ids} == {7}
 
 
-def test_what_the_host_changes_after_recording_is_not_recorded(log: Log, runs_of: RunsOf) -> None:
+def test_later_changes_by_the_host_are_not_recorded(log: Log, runs_of: RunsOf) -> None:
     asked: list[dict[str, Any]] = [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]
     metadata = {"list": [1]}
     log.record(asked, "hello", metadata=metadata)
@@ -118,7 +118,20 @@ def test_feedback_is_on_disk_when_the_call_returns(log: Log, judged_in: JudgedIn
     assert (comparison.run_a, comparison.run_b, comparison.winner) == (a, b, "a")
 
 
-def test_another_log_of_the_home_can_judge_what_was_flushed(log: Log, judged_in: JudgedIn) -> None:
+def test_thumbs_are_feedback_with_the_score_one_or_zero(log: Log, judged_in: JudgedIn) -> None:
+    run_id = log.record(ASKED, "4")
+    name = log.thumbs(run_id, up=False, comment="too long", user_id="u")
+    log.thumbs(run_id, True, source="model")
+    down, up = judged_in(log.home)[0]
+    assert (down.feedback_id, down.run_id, down.key) == (name, run_id, "thumbs")
+    assert (down.score, down.comment, down.source) == (0.0, "too long", "human")
+    assert down.user_id == pseudonym(log, "u")
+    assert (up.score, up.comment, up.source) == (1.0, None, "model")
+    with pytest.raises(InvalidFeedback, match="up is 1; pass True or False"):
+        log.thumbs(run_id, up=1)  # type: ignore[arg-type]
+
+
+def test_another_log_can_judge_a_run_that_was_flushed(log: Log, judged_in: JudgedIn) -> None:
     run_id = log.record(ASKED, "4")
     assert log.flush(timeout=30)
     with Log(log.home.path, namespace="elsewhere") as other:
@@ -143,7 +156,7 @@ def test_other_scores_are_refused(log: Log, score: Any, judged_in: JudgedIn) -> 
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ({}, "says nothing"),
+        ({}, "has no content"),
         ({"score": 1, "key": ""}, "key is ''"),
         ({"score": 1, "source": "oracle"}, "source is 'oracle'"),
         ({"value": object()}, "value is not JSON"),
@@ -151,7 +164,7 @@ def test_other_scores_are_refused(log: Log, score: Any, judged_in: JudgedIn) -> 
         ({"score": 1, "comment": b"x"}, "comment is b'x'"),
     ],
 )
-def test_feedback_that_cannot_be_kept_is_named(
+def test_invalid_feedback_is_refused_with_the_argument_s_name(
     log: Log, arguments: dict[str, Any], named: str
 ) -> None:
     run_id = log.record(ASKED, "4")
@@ -159,7 +172,7 @@ def test_feedback_that_cannot_be_kept_is_named(
         log.feedback(run_id, **({"key": "k"} | arguments))
 
 
-def test_feedback_on_a_run_that_was_never_logged(log: Log, runs_of: RunsOf) -> None:
+def test_feedback_on_an_unknown_run_is_refused(log: Log, runs_of: RunsOf) -> None:
     run_id = log.record(ASKED, "4")
     for call in (
         lambda: log.feedback("nowhere", key="k", score=1),
@@ -173,7 +186,7 @@ def test_feedback_on_a_run_that_was_never_logged(log: Log, runs_of: RunsOf) -> N
     assert [run.run_id for run in runs_of(log)] == [run_id]
 
 
-def test_comparisons_that_mean_nothing_are_refused(log: Log, judged_in: JudgedIn) -> None:
+def test_invalid_comparisons_are_refused(log: Log, judged_in: JudgedIn) -> None:
     a, b = log.record(ASKED, "4"), log.record(ASKED, "5")
     other = log.record([{"role": "user", "content": "2 + 3?"}], "5")
     with pytest.raises(InvalidFeedback, match=r"winner is 'both'; use one of 'a', 'b', 'tie'"):
@@ -203,7 +216,7 @@ USER = {"role": "user", "content": "hi"}
         ([USER, {"role": "user", "content": "x", "when": object()}], "message 1 is not JSON"),
     ],
 )
-def test_messages_that_cannot_be_kept_are_named(
+def test_invalid_messages_are_refused_by_their_index(
     strict: Log, asked: Any, named: str, runs_of: RunsOf
 ) -> None:
     strict.record(ASKED, "before")
@@ -231,7 +244,7 @@ def test_messages_that_cannot_be_kept_are_named(
         ({"run_id": 7}, "run_id is 7"),
     ],
 )
-def test_arguments_that_cannot_be_kept_are_named(
+def test_invalid_arguments_of_record_are_refused_by_name(
     strict: Log, arguments: dict[str, Any], named: str
 ) -> None:
     with pytest.raises(InvalidMessage, match=named):
@@ -239,7 +252,7 @@ def test_arguments_that_cannot_be_kept_are_named(
 
 
 @pytest.mark.parametrize("asked", [[], "hi", [{"role": "robot", "content": "hi"}], [object()]])
-def test_what_is_no_run_is_counted_and_said_and_never_raised(
+def test_a_malformed_run_is_counted_and_logged_and_never_raises(
     log: Log, asked: Any, runs_of: RunsOf, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "agentpref"):
@@ -272,9 +285,13 @@ json_like = st.recursive(
 )
 
 
-@given(arguments=st.dictionaries(st.sampled_from([*Parts._fields, "run_id"]), json_like))
+@given(
+    arguments=st.dictionaries(
+        st.sampled_from(["messages", "output", "tools", *DETAILS, "run_id"]), json_like
+    )
+)
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_whatever_the_host_passes_record_raises_nothing(
+def test_record_raises_nothing_whatever_the_host_passes(
     log: Log, arguments: dict[str, Any]
 ) -> None:
     log.record(**({"messages": ASKED, "output": "4"} | arguments))
@@ -282,7 +299,7 @@ def test_whatever_the_host_passes_record_raises_nothing(
     assert log.verify() == []
 
 
-def test_gigantic_text_is_refused_and_long_conversations_are_not(
+def test_a_huge_message_is_refused_and_a_long_conversation_is_kept(
     strict: Log, monkeypatch: pytest.MonkeyPatch, runs_of: RunsOf
 ) -> None:
     monkeypatch.setattr("agentpref.record.messages.MAX_MESSAGE_BYTES", 100)
@@ -293,7 +310,9 @@ def test_gigantic_text_is_refused_and_long_conversations_are_not(
     assert messages.MAX_MESSAGE_BYTES == 100
 
 
-def test_what_describes_a_run_is_no_reason_to_lose_it(log: Log, runs_of: RunsOf) -> None:
+def test_params_and_metadata_that_json_cannot_hold_are_kept_by_repr(
+    log: Log, runs_of: RunsOf
+) -> None:
     log.record(
         [MappingProxyType(ASKED[0])],
         MappingProxyType({"role": "assistant", "content": None}),
@@ -310,7 +329,7 @@ def test_what_describes_a_run_is_no_reason_to_lose_it(log: Log, runs_of: RunsOf)
     assert math.isnan(run.logprobs[0])
 
 
-def test_a_log_verifies_a_sample(log: Log) -> None:
+def test_log_verify_checks_a_sample(log: Log) -> None:
     log.record(ASKED, "4")
     assert log.flush()
     with closing(connect(log.home)) as connection:
@@ -318,7 +337,7 @@ def test_a_log_verifies_a_sample(log: Log) -> None:
     assert {problem.table for problem in log.verify(sample=10)} == {"message"}
 
 
-def test_a_log_forgets_what_is_still_in_its_queue(log: Log, runs_of: RunsOf) -> None:
+def test_log_forget_removes_runs_that_are_still_queued(log: Log, runs_of: RunsOf) -> None:
     log.record(ASKED, "4", user_id="ann")
     kept = log.record(ASKED, "5", user_id="ben")
     assert log.forget("ann").runs == 1
@@ -333,7 +352,7 @@ async def _log_and_judge(log: Log) -> str:
     return await asyncio.to_thread(log.feedback, run_id, key="k", score=1)
 
 
-def test_an_event_loop_may_judge_beside_its_work(log: Log, judged_in: JudgedIn) -> None:
+def test_feedback_works_in_a_thread_beside_an_event_loop(log: Log, judged_in: JudgedIn) -> None:
     async def many() -> list[str]:
         return await asyncio.gather(*(_log_and_judge(log) for _ in range(20)))
 
@@ -341,7 +360,7 @@ def test_an_event_loop_may_judge_beside_its_work(log: Log, judged_in: JudgedIn) 
     assert {said.feedback_id for said in judged_in(log.home)[0]} == {*ids}
 
 
-def test_a_closed_log_takes_nothing_more(tmp_path: Path, runs_in: RunsIn) -> None:
+def test_a_closed_log_drops_runs_and_refuses_feedback(tmp_path: Path, runs_in: RunsIn) -> None:
     with Log(tmp_path / "home") as log:
         run_id = log.record(ASKED, "4")
     log.close()
@@ -357,7 +376,7 @@ def test_a_closed_log_takes_nothing_more(tmp_path: Path, runs_in: RunsIn) -> Non
     assert len(runs_in(log.home)) == 1
 
 
-def test_a_log_that_is_forgotten_writes_what_it_had(tmp_path: Path, runs_in: RunsIn) -> None:
+def test_a_garbage_collected_log_writes_its_queue(tmp_path: Path, runs_in: RunsIn) -> None:
     log = Log(tmp_path / "home")
     home = log.home
     log.record(ASKED, "4")
@@ -380,7 +399,7 @@ def test_two_logs_may_open_a_new_home_at_once(tmp_path: Path) -> None:
         log.close()
 
 
-def test_arguments_of_the_log_itself(tmp_path: Path) -> None:
+def test_invalid_arguments_of_the_log_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="namespace is ''"):
         Log(tmp_path, namespace="")
     with pytest.raises(ConfigError, match="queue_size is 0"):

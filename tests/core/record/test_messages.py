@@ -1,4 +1,4 @@
-"""A chain names a prompt by all that is in it and by nothing else."""
+"""A prompt's id depends on all of its content and on nothing else."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from agentpref.record.messages import (
     Node,
     canonical,
     chain,
-    check_messages,
     node_id,
     prompt_of,
 )
@@ -44,7 +43,7 @@ def unchain(nodes: list[Node]) -> tuple[list[Any], list[Any]]:
 
 
 @given(MESSAGES, TOOLS)
-def test_a_chain_holds_what_it_was_made_of(messages: list[Any], tools: list[Any]) -> None:
+def test_a_chain_holds_its_messages_and_tools(messages: list[Any], tools: list[Any]) -> None:
     nodes, prompt_id = chain(messages, tools)
     assert orjson.dumps(unchain(nodes)) == orjson.dumps((messages, tools)), "in the order of keys"
     assert nodes[-1].id == prompt_id == prompt_of(messages, tools).id
@@ -61,7 +60,7 @@ def test_only_equal_prompts_share_an_id(
 
 
 @given(MESSAGES, MESSAGE)
-def test_a_conversation_that_goes_on_keeps_its_nodes(messages: list[Any], reply: Any) -> None:
+def test_a_longer_conversation_keeps_its_nodes(messages: list[Any], reply: Any) -> None:
     before, prompt_id = chain(messages)
     after, longer_id = chain([*messages, reply])
     assert after[:-1] == before
@@ -74,7 +73,7 @@ def test_the_canonical_form_is_stable(value: Any) -> None:
     assert canonical(orjson.loads(text)) == text
 
 
-def test_ids_are_fixed_for_ever() -> None:
+def test_known_prompts_keep_their_ids() -> None:
     ask = {"role": "user", "content": "hello"}
     assert canonical(ask) == b'{"content":"hello","role":"user"}'
     assert prompt_of([ask]).id == "c9a0f457786f263ee5ac976323e4ab09"
@@ -88,15 +87,15 @@ def test_the_order_of_keys_and_the_kind_of_mapping_do_not_matter() -> None:
 
 
 @pytest.mark.parametrize("role", ["system", "developer", "user", "assistant", "tool", "function"])
-def test_roles_that_are_kept(role: str) -> None:
-    check_messages([{"role": role, "content": "x"}])
-    check_messages([{"role": role, "content": [{"type": "text", "text": "x"}]}])
+def test_every_role_is_accepted(role: str) -> None:
+    prompt_of([{"role": role, "content": "x"}])
+    prompt_of([{"role": role, "content": [{"type": "text", "text": "x"}]}])
 
 
-def test_an_assistant_may_say_nothing() -> None:
-    check_messages([{"role": "assistant", "tool_calls": [{"id": "1"}]}])
+def test_only_an_assistant_may_have_no_content() -> None:
+    prompt_of([{"role": "assistant", "tool_calls": [{"id": "1"}]}])
     with pytest.raises(InvalidMessage, match="message 0 has content of type NoneType"):
-        check_messages([{"role": "user"}])
+        prompt_of([{"role": "user"}])
 
 
 def test_numbers_that_json_cannot_hold_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""The benchmarks of the log run, on little, and a home made for them is a home like any other."""
+"""The benchmarks of the log run on small data, and the homes they generate are sound."""
 
 from __future__ import annotations
 
@@ -6,23 +6,25 @@ import random
 from contextlib import closing
 from pathlib import Path
 
-from agentpref.home import Home
 from agentpref.prefer.pairs import read_pairs
+
+from agentpref.home import Home
 from agentpref.record.database import connect
-from agentpref.record.reader import Reader
+from agentpref.record.integrity import examine
+from agentpref.record.store import Store
 from benchmarks import large_home, record, record_scale, record_soak
 
 ROWS = 2_000
 
 
-def test_a_large_home_is_sound_and_has_what_it_should(tmp_path: Path) -> None:
+def test_a_generated_home_is_sound_and_has_the_right_size(tmp_path: Path) -> None:
     home = large_home.make(tmp_path / "home", ROWS, lambda line: None)
     with closing(connect(home)) as connection:
-        assert Reader(connection).verify() == []
-        found = Reader(connection).stats()
+        assert examine(connection).problems == []
+        found = Store(connection).stats()
         (messages,) = connection.execute("SELECT count(*) FROM message").fetchone()
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-        pairs = read_pairs(Reader(connection), "default", held_out=0.2)
+        pairs = read_pairs(Store(connection), "default", held_out=0.2)
     said = found["feedback"] + found["comparisons"]
     assert abs(messages + found["runs"] + said - ROWS) < ROWS / 10
     assert {pair.origin for pair in pairs.pairs} >= {"comparison", "correction"}
@@ -36,14 +38,14 @@ def test_conversations_come_in_the_order_of_time() -> None:
     assert times[0] < 1e9 - 500, "2,000 judgements a night"
 
 
-def test_a_home_is_measured_task_by_task(tmp_path: Path) -> None:
+def test_each_task_of_the_scale_benchmark_runs(tmp_path: Path) -> None:
     home = large_home.make(tmp_path / "home", ROWS, lambda line: None)
     assert set(record_scale.TASKS) > {"stats", "pairs_of_a_night", "verify_sample"}
     for name, task in record_scale.TASKS.items():
         assert task(home) > 0, name
 
 
-def test_a_soak_notes_all_that_was_logged(tmp_path: Path) -> None:
+def test_the_soak_benchmark_finds_lost_runs(tmp_path: Path) -> None:
     report = record_soak.work(tmp_path / "home", threads=2, seconds=0.2)
     home = Home.open(tmp_path / "home")
     figures = record_soak.losses(home, [report])

@@ -1,4 +1,4 @@
-"""The spill gives back exactly what it took, once, and nothing that was cut off."""
+"""The spill returns each record exactly once, and drops lines that were cut off."""
 
 from __future__ import annotations
 
@@ -17,10 +17,7 @@ from hypothesis import strategies as st
 from agentpref.errors import NotKept, UnknownRun
 from agentpref.home import Home
 from agentpref.record import spill as module
-from agentpref.record.ids import new_id
-from agentpref.record.ingest.intake import Entry
-from agentpref.record.messages import prompt_of
-from agentpref.record.rows import RunRow, run_row
+from agentpref.record.messages import RunRow, StoredRecord, new_id, prompt_of, run_row
 from agentpref.record.spill import Drained, Spill, is_whole
 from agentpref.types import Comparison, Feedback, Run
 
@@ -38,11 +35,11 @@ def spill(home: Home) -> Spill:
 class Taker:
     """A store that remembers what it was handed, and refuses what it is told to."""
 
-    def __init__(self, *refused: Entry) -> None:
+    def __init__(self, *refused: StoredRecord) -> None:
         self.refused = refused
-        self.taken: list[Entry] = []
+        self.taken: list[StoredRecord] = []
 
-    def __call__(self, entries: Sequence[Entry]) -> list[UnknownRun | None]:
+    def __call__(self, entries: Sequence[StoredRecord]) -> list[UnknownRun | None]:
         self.taken += entries
         return [UnknownRun("no such run") if e in self.refused else None for e in entries]
 
@@ -94,7 +91,7 @@ comparisons = st.builds(
 
 @given(st.lists(runs.map(run_row) | feedback | comparisons, min_size=1, max_size=5))
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_what_went_in_comes_out(spill: Spill, entries: list[Entry]) -> None:
+def test_a_spill_returns_the_records_it_took(spill: Spill, entries: list[StoredRecord]) -> None:
     spill.append(entries)
     taker = Taker()
     assert spill.drain(taker) == Drained(len(entries), 0, 0)
@@ -102,7 +99,7 @@ def test_what_went_in_comes_out(spill: Spill, entries: list[Entry]) -> None:
     assert not spill.waits()
 
 
-def test_numbers_that_json_has_not_are_marked(spill: Spill) -> None:
+def test_infinite_logprobs_survive_the_spill_as_null(spill: Spill) -> None:
     prompt = prompt_of([{"role": "user", "content": "x"}])
     output = {"role": "assistant", "content": "y"}
     spill.append([run_row(Run("r", "n", 1.0, prompt, output, logprobs=(-math.inf,)))])
@@ -113,7 +110,9 @@ def test_numbers_that_json_has_not_are_marked(spill: Spill) -> None:
     assert row.logprobs == "[null]"
 
 
-def test_it_drains_in_batches_and_in_order(spill: Spill, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_spill_drains_in_batches_and_in_order(
+    spill: Spill, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "BATCH", 2)
     entries = [said(str(n)) for n in range(5)]
     for entry in entries:
@@ -124,7 +123,7 @@ def test_it_drains_in_batches_and_in_order(spill: Spill, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("kept", [1, 20, 40, -2])
-def test_a_line_that_was_cut_off_is_left_out_and_harms_no_other(
+def test_a_torn_line_is_skipped_and_the_others_are_stored(
     home: Home, spill: Spill, kept: int
 ) -> None:
     first, cut, last = said(), said(), said()
@@ -144,20 +143,20 @@ def test_a_line_that_was_cut_off_is_left_out_and_harms_no_other(
     assert taker.taken == [first, last]
 
 
-def test_a_line_that_lacks_only_its_end_is_whole(home: Home, spill: Spill) -> None:
+def test_a_line_that_lacks_only_its_newline_is_stored(home: Home, spill: Spill) -> None:
     spill.append([said()])
     home.spill.write_bytes(home.spill.read_bytes()[:-1])
     spill.append([said()])
     assert spill.drain(Taker()) == Drained(2, 0, 0)
 
 
-def test_a_line_that_was_changed_is_not_taken(home: Home, spill: Spill) -> None:
+def test_a_changed_line_is_not_stored(home: Home, spill: Spill) -> None:
     spill.append([said("yes")])
     home.spill.write_bytes(home.spill.read_bytes().replace(b"yes", b"no!"))
     assert spill.drain(Taker()) == Drained(0, 0, 1)
 
 
-def test_what_the_store_refuses_is_kept_apart(home: Home, spill: Spill) -> None:
+def test_refused_records_go_to_the_refused_file(home: Home, spill: Spill) -> None:
     good, bad = said("good"), said("bad")
     spill.append([good, bad])
     assert spill.drain(Taker(bad)) == Drained(1, 1, 0)
@@ -170,7 +169,9 @@ def test_what_the_store_refuses_is_kept_apart(home: Home, spill: Spill) -> None:
     "body",
     [b"{}", b"[]", b"1", b'{"run":[1],"bodies":["{}"]}', b'{"feedback":{"of":"the future"}}'],
 )
-def test_what_another_version_wrote_is_kept_apart(home: Home, spill: Spill, body: bytes) -> None:
+def test_a_line_of_another_version_goes_to_the_refused_file(
+    home: Home, spill: Spill, body: bytes
+) -> None:
     mark = hashlib.blake2b(body + b"\n", digest_size=16).hexdigest().encode()
     home.spill.write_bytes(mark + b" " + body + b"\n")
     known = said()
@@ -181,7 +182,7 @@ def test_what_another_version_wrote_is_kept_apart(home: Home, spill: Spill, body
     assert body in home.refused.read_bytes()
 
 
-def test_a_store_that_fails_leaves_the_file(home: Home, spill: Spill) -> None:
+def test_the_spill_stays_when_the_store_fails(home: Home, spill: Spill) -> None:
     spill.append([said()])
     before = home.spill.read_bytes()
 
@@ -193,7 +194,7 @@ def test_a_store_that_fails_leaves_the_file(home: Home, spill: Spill) -> None:
     assert home.spill.read_bytes() == before
 
 
-def test_a_full_disk_leaves_no_half_line(
+def test_a_full_disk_leaves_no_partial_line(
     home: Home, spill: Spill, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spill.append([said()])
@@ -209,19 +210,21 @@ def test_a_full_disk_leaves_no_half_line(
     assert home.spill.read_bytes() == before
 
 
-def test_processes_take_turns(home: Home, spill: Spill, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_waits_too_long_for_the_spill_raises_not_kept(
+    home: Home, spill: Spill, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from filelock import FileLock
 
     monkeypatch.setattr(module, "LOCK_SECONDS", 0.05)
     with (
         FileLock(home.path / "spill.lock"),
-        pytest.raises(NotKept, match="in the hands of another process"),
+        pytest.raises(NotKept, match="is locked by another process"),
     ):
         spill.append([said()])
     spill.append([said()])
 
 
-def test_threads_lose_nothing(home: Home) -> None:
+def test_threads_that_append_at_once_lose_nothing(home: Home) -> None:
     def work(name: int) -> None:
         mine = Spill(home)
         for n in range(10):
@@ -237,6 +240,6 @@ def test_threads_lose_nothing(home: Home) -> None:
     assert len({entry.comment for entry in taker.taken if isinstance(entry, Feedback)}) == 40
 
 
-def test_nothing_waits_where_there_is_no_file(spill: Spill) -> None:
+def test_nothing_waits_without_a_spill_file(spill: Spill) -> None:
     assert not spill.waits()
     assert spill.drain(Taker()) == Drained(0, 0, 0)

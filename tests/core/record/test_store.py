@@ -1,11 +1,11 @@
-"""The store gives back what it was given, and convicts a record that was edited."""
+"""The store returns records as they were written, and edits are found."""
 
 from __future__ import annotations
 
 import contextlib
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from agentpref.errors import CorruptHome, InvalidFeedback, InvalidMessage, UnknownRun
 from agentpref.home import Home
 from agentpref.record.database import connect, transaction
-from agentpref.record.messages import prompt_of
+from agentpref.record.integrity import examine
+from agentpref.record.messages import RUN_COLUMNS, prompt_of
 from agentpref.record.store import Store
 from agentpref.types import Comparison, Feedback, Run
 
@@ -41,7 +42,7 @@ def store(connection: sqlite3.Connection) -> Store:
     return Store(connection)
 
 
-def test_a_run_comes_back_whole(store: Store) -> None:
+def test_a_run_is_read_as_it_was_written(store: Store) -> None:
     tools = ({"type": "function", "function": {"name": "add"}},)
     given_run = run(
         prompt=prompt_of(({"role": "system", "content": "s"}, *TURNS), tools),
@@ -60,20 +61,26 @@ def test_a_run_comes_back_whole(store: Store) -> None:
     assert store.run("r1") == given_run
 
 
+def test_a_run_s_columns_are_the_fields_of_a_run() -> None:
+    assert tuple(field.name for field in fields(Run)) == RUN_COLUMNS
+
+
 TOOL = {"type": "function", "function": {"name": "add", "description": "a + b"}}
 REORDERED = {"function": {"description": "a + b", "name": "add"}, "type": "function"}
 
 
-def test_keys_come_back_in_the_order_they_were_given_in(store: Store) -> None:
+def test_keys_come_back_in_the_order_they_were_given_in(
+    store: Store, connection: sqlite3.Connection
+) -> None:
     """A chat template that writes a tool as JSON makes other tokens of another order."""
     store.add_run(run(prompt=prompt_of(TURNS, [TOOL])))
     (tool,) = store.run("r1").prompt.tools
     assert orjson.dumps(tool) == orjson.dumps(TOOL)
     assert orjson.dumps(store.run("r1").prompt.messages) == orjson.dumps(TURNS)
-    assert store.verify() == []
+    assert examine(connection).problems == []
 
 
-def test_prompts_that_differ_in_the_order_of_keys_share_the_first_one_s(store: Store) -> None:
+def test_prompts_that_differ_only_in_key_order_share_the_first_body(store: Store) -> None:
     for run_id, tool in (("r1", TOOL), ("r2", REORDERED)):
         store.add_run(run(run_id, prompt=prompt_of(TURNS, [tool])))
     first, second = store.run("r1").prompt, store.run("r2").prompt
@@ -81,7 +88,9 @@ def test_prompts_that_differ_in_the_order_of_keys_share_the_first_one_s(store: S
     assert orjson.dumps(first.tools) == orjson.dumps(second.tools) == orjson.dumps([TOOL])
 
 
-def test_feedback_and_comparisons_come_back_whole(store: Store) -> None:
+def test_feedback_and_comparisons_are_read_as_they_were_written(
+    store: Store, connection: sqlite3.Connection
+) -> None:
     store.add_run(run("r1"))
     store.add_run(run("r2", "four"))
     correction = {"role": "assistant", "content": "It is 4."}
@@ -91,7 +100,7 @@ def test_feedback_and_comparisons_come_back_whole(store: Store) -> None:
     store.add_comparison(judged)
     assert list(store.feedback("default")) == [said]
     assert list(store.comparisons("default")) == [judged]
-    assert store.verify() == []
+    assert examine(connection).problems == []
 
 
 def test_a_second_write_of_an_id_changes_nothing(store: Store) -> None:
@@ -100,7 +109,7 @@ def test_a_second_write_of_an_id_changes_nothing(store: Store) -> None:
     assert [r.output["content"] for r in store.runs("default")] == ["4"]
 
 
-def test_runs_of_one_namespace_in_the_order_of_time(store: Store) -> None:
+def test_runs_of_a_namespace_are_read_oldest_first(store: Store) -> None:
     for run_id, at, namespace in [("b", 2.0, "x"), ("a", 3.0, "x"), ("c", 1.0, "y")]:
         store.add_run(run(run_id, created_at=at, namespace=namespace))
     assert [r.run_id for r in store.runs("x")] == ["b", "a"]
@@ -196,20 +205,20 @@ EDITS = [
 
 
 @pytest.mark.parametrize(("edit", "table"), EDITS)
-def test_verify_finds_what_was_edited(
+def test_a_check_finds_edited_rows(
     store: Store, connection: sqlite3.Connection, edit: str, table: str
 ) -> None:
     store.add_run(run("r1"))
     store.add_run(run("r2", "5"))
     store.add_feedback(Feedback("f1", "r1", 1.0, "thumbs", 1.0))
     store.add_comparison(Comparison("c1", 1.0, "r1", "r2", "a"))
-    assert store.verify() == []
+    assert examine(connection).problems == []
     connection.execute("PRAGMA foreign_keys = OFF")
     connection.execute(edit)
-    assert table in {problem.table for problem in store.verify()}
+    assert table in {problem.table for problem in examine(connection).problems}
 
 
-def test_reading_past_a_missing_message_says_so(
+def test_reading_a_run_without_its_message_raises_corrupt_home(
     store: Store, connection: sqlite3.Connection
 ) -> None:
     store.add_run(run("r1"))
@@ -260,7 +269,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connect
 
 @given(runs=st.lists(RUNS, max_size=4, unique_by=lambda r: r.run_id))
 @settings(max_examples=50, deadline=None)
-def test_whatever_is_stored_is_read(runs: list[Run], shared: sqlite3.Connection) -> None:
+def test_any_run_is_read_as_it_was_written(runs: list[Run], shared: sqlite3.Connection) -> None:
     store = Store(shared)
     shared.execute("BEGIN")
     try:
@@ -268,6 +277,6 @@ def test_whatever_is_stored_is_read(runs: list[Run], shared: sqlite3.Connection)
             store.add_run(each)
         read = {each.run_id: each for each in store.runs("n")}
         assert read == {each.run_id: each for each in runs}
-        assert store.verify() == []
+        assert examine(shared).problems == []
     finally:
         shared.execute("ROLLBACK")

@@ -76,7 +76,7 @@ def line(add):
     add("insufficient", parent="r1", candidate="side", f="new", a="replay")
 
 
-def test_nothing_was_learned_by_the_base_or_a_stranger(updates, line):
+def test_the_base_and_unknown_revisions_have_learned_nothing(updates, line):
     assert updates.learned_by(None) == set()
     assert updates.learned_by("r9") == set()
 
@@ -84,27 +84,27 @@ def test_nothing_was_learned_by_the_base_or_a_stranger(updates, line):
 @pytest.mark.parametrize(
     ("revision", "learned"), [("r1", "ab"), ("r2", "abc"), ("r3", "abcde"), ("side", "abf")]
 )
-def test_a_revision_has_learned_what_its_line_did(updates, line, revision, learned):
+def test_a_revision_has_learned_the_pairs_of_its_ancestors(updates, line, revision, learned):
     assert updates.learned_by(revision) == set(learned)
 
 
-def test_after_a_rollback_what_came_later_is_new_again(updates, line):
+def test_pairs_learned_after_the_rollback_target_are_new_again(updates, line):
     assert updates.learned_by("r3") - updates.learned_by("r1") == {"c", "d", "e"}
 
 
-def test_what_was_only_replayed_was_not_learned(updates, add):
+def test_replayed_pairs_are_not_learned(updates, add):
     add(candidate="r1", a="new")
     add(candidate="other", z="new", a="replay")
     assert updates.learned_by("other") == {"z"}
 
 
-def test_refused_pairs_are_learned_by_nobody(updates, add):
+def test_pairs_of_a_refused_candidate_are_not_learned(updates, add):
     add("refused", a="new", b="held_out")
     assert updates.learned_by(None) == set()
 
 
 @pytest.mark.parametrize("verdict", ["refused", "insufficient", "nothing_new"])
-def test_the_last_update_in_vain_says_what_it_tried(updates, add, verdict):
+def test_tried_on_returns_the_pairs_of_the_last_refused_update(updates, add, verdict):
     add(verdict, parent="r1", a="new", b="held_out", c="replay")
     assert updates.tried_on("default", "r1") == {"a", "b"}
 
@@ -117,25 +117,25 @@ def test_only_the_last_try_on_the_same_parent_counts(updates, add):
     assert updates.tried_on("default", None) == set()
 
 
-def test_the_base_is_a_parent_too(updates, add):
+def test_tried_on_works_for_the_base(updates, add):
     add("refused", a="new")
     assert updates.tried_on("default", None) == {"a"}
 
 
-def test_a_promotion_was_not_in_vain(updates, add):
+def test_tried_on_is_empty_after_a_promotion(updates, add):
     add("refused", a="new")
     add("promoted", candidate="r1", a="new")
     assert updates.tried_on("default", None) == set()
 
 
-def test_namespaces_try_apart(updates, add):
+def test_tried_on_is_per_namespace(updates, add):
     add("refused", a="new")
     add("promoted", candidate="r1", namespace="other")
     assert updates.tried_on("default", None) == {"a"}
     assert updates.tried_on("other", None) == set()
 
 
-def test_reports_come_back_as_they_were_given(updates, add):
+def test_a_report_is_read_as_it_was_written(updates, add):
     first, second = add("refused"), add("insufficient")
     elsewhere = add(namespace="other")
     assert updates.report("default") == second.report
@@ -143,7 +143,7 @@ def test_reports_come_back_as_they_were_given(updates, add):
     assert updates.report("other") == elsewhere.report
 
 
-def test_a_report_that_is_not_there_is_named(updates, add):
+def test_a_missing_report_is_refused_by_name(updates, add):
     with pytest.raises(UpdateError, match=r"'default' has no update yet; run 'agentpref update'"):
         updates.report("default")
     add(namespace="other")
@@ -151,7 +151,7 @@ def test_a_report_that_is_not_there_is_named(updates, add):
         updates.report("default", "u1")
 
 
-def test_an_update_is_kept_with_its_pairs_or_not_at_all(connection, updates):
+def test_an_update_and_its_pairs_are_kept_together_or_not_at_all(connection, updates):
     with pytest.raises(sqlite3.IntegrityError):
         updates.add(replace(NOTHING, pairs={"a": "new", "b": None}))
     with pytest.raises(UpdateError):
@@ -160,7 +160,7 @@ def test_an_update_is_kept_with_its_pairs_or_not_at_all(connection, updates):
     assert not connection.in_transaction
 
 
-def test_an_update_is_kept_once(updates):
+def test_an_update_id_is_kept_once(updates):
     updates.add(NOTHING)
     with pytest.raises(sqlite3.IntegrityError):
         updates.add(replace(NOTHING, verdict="promoted", pairs={"a": "new"}))
@@ -183,29 +183,29 @@ def test_an_update_is_kept_once(updates):
         ("", []),
     ],
 )
-def test_those_that_trained_on_it_saw_it_and_all_that_descend(updates, line, said, revisions):
+def test_revisions_trained_on_a_source_include_their_descendants(updates, line, said, revisions):
     assert updates.revisions_trained_on([f"said-{pair}" for pair in said]) == revisions
 
 
-def test_what_was_replayed_was_seen(updates, add):
+def test_revisions_trained_on_a_source_include_replay(updates, add):
     add(candidate="r1", a="new")
     add(candidate="other", z="new", a="replay")
     assert updates.revisions_trained_on(["said-a"]) == ["r1", "other"]
 
 
-def test_a_candidate_that_was_not_published_is_no_revision(updates, add):
+def test_an_unpublished_candidate_is_not_listed(updates, add):
     add("refused", a="new")
     assert updates.revisions_trained_on(["said-a"]) == []
 
 
-def test_any_of_a_pairs_sources_leads_to_it(updates, add):
+def test_any_source_of_a_pair_leads_to_its_revisions(updates, add):
     add(candidate="r1", sources={"a": ("f1", "c1")}, a="new")
     add(candidate="r2", parent="r1", sources={"a": ("f1", "f2")}, a="replay")
     for source in ("f1", "c1", "f2"):
         assert updates.revisions_trained_on([source]) == ["r1", "r2"]
 
 
-def test_a_pair_of_unknown_sources_counts_if_it_may_have_been_theirs(connection, updates, add):
+def test_a_pair_without_recorded_sources_counts_if_it_is_young_enough(connection, updates, add):
     """A ledger that was begun before sources were kept: better one revision too many."""
     add(candidate="r1", sources={}, a="new")
     add(candidate="r2", sources={}, b="new")
@@ -224,7 +224,7 @@ CHECKS = [
 ]
 
 
-def test_what_hosts_checks_said_goes_from_the_reports_that_saw_it(updates):
+def test_messages_of_host_checks_are_removed_from_reports_that_used_a_source(updates):
     for name in "ab":
         updates.add(
             replace(

@@ -1,4 +1,4 @@
-"""The views show what was said, to the tools that people read a database with."""
+"""The views show runs and judgements to the tools that people read a database with."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def only(views: sqlite_utils.Database, view: str) -> dict[str, Any]:
     return dict(row)
 
 
-def test_sqlite_utils_finds_them_all(views: sqlite_utils.Database) -> None:
+def test_sqlite_utils_lists_every_view(views: sqlite_utils.Database) -> None:
     assert set(views.view_names()) == {
         "message_text", "run_text", "feedback_text", "comparison_text", "lineage",
     }  # fmt: skip
 
 
-def test_a_run_is_a_question_and_its_answer(store: Store, views: sqlite_utils.Database) -> None:
+def test_run_text_shows_question_and_answer(store: Store, views: sqlite_utils.Database) -> None:
     store.add_run(run("r1", thread_id="t", model="m", revision="base", tags=("a", "b")))
     row = only(views, "run_text")
     assert row.pop("time") == "1970-01-01T00:00:01.500Z"
@@ -68,9 +68,7 @@ def test_a_run_is_a_question_and_its_answer(store: Store, views: sqlite_utils.Da
     }  # fmt: skip
 
 
-def test_the_question_is_the_last_that_a_user_asked(
-    store: Store, views: sqlite_utils.Database
-) -> None:
+def test_the_question_is_the_user_s_last(store: Store, views: sqlite_utils.Database) -> None:
     called = {"role": "assistant", "content": None, "tool_calls": CALLS}
     told = {"role": "tool", "tool_call_id": "c1", "content": "rain"}
     earlier = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi!"}, YES)
@@ -78,16 +76,14 @@ def test_the_question_is_the_last_that_a_user_asked(
     assert only(views, "run_text")["question"] == "Is it raining?"
 
 
-def test_a_run_that_no_user_asked_for_has_no_question(
+def test_a_run_without_a_user_s_message_has_no_question(
     store: Store, views: sqlite_utils.Database
 ) -> None:
     store.add_run(run("r1", {"role": "system", "content": "Report the weather."}))
     assert only(views, "run_text")["question"] is None
 
 
-def test_a_call_of_a_tool_is_shown_beside_the_text(
-    store: Store, views: sqlite_utils.Database
-) -> None:
+def test_tool_calls_are_shown_beside_the_text(store: Store, views: sqlite_utils.Database) -> None:
     store.add_run(run("r1", output={"role": "assistant", "content": None, "tool_calls": CALLS}))
     row = only(views, "run_text")
     assert row["answer"] is None
@@ -106,23 +102,21 @@ def test_a_call_of_a_tool_is_shown_beside_the_text(
         ('quoted "text", [not] {json}', 'quoted "text", [not] {json}'),
     ],
 )
-def test_a_list_of_parts_is_shown_as_their_text(
+def test_parts_of_a_message_are_shown_as_lines_of_text(
     store: Store, views: sqlite_utils.Database, content: Any, text: str | None
 ) -> None:
     store.add_run(run("r1", {"role": "user", "content": content}))
     assert only(views, "run_text")["question"] == text
 
 
-def test_thumbs_are_shown_by_their_mean_and_nothing_else_is_counted_in(
-    store: Store, views: sqlite_utils.Database
-) -> None:
+def test_thumbs_are_shown_as_their_mean(store: Store, views: sqlite_utils.Database) -> None:
     store.add_run(run("r1"))
     for n, (key, score) in enumerate([("thumbs", 1.0), ("thumbs", 0.0), ("latency", 90.0)]):
         store.add_feedback(Feedback(f"f{n}", "r1", 2.0, key, score))
     assert only(views, "run_text")["thumbs"] == 0.5
 
 
-def test_feedback_stands_beside_what_it_is_about(
+def test_feedback_text_shows_feedback_beside_its_run(
     store: Store, views: sqlite_utils.Database
 ) -> None:
     store.add_run(run("r1", revision="base"))
@@ -136,9 +130,7 @@ def test_feedback_stands_beside_what_it_is_about(
     }  # fmt: skip
 
 
-def test_a_comparison_stands_beside_both_answers(
-    store: Store, views: sqlite_utils.Database
-) -> None:
+def test_comparison_text_shows_both_answers(store: Store, views: sqlite_utils.Database) -> None:
     store.add_run(run("r1"))
     store.add_run(run("r2", output={"role": "assistant", "content": "No."}, revision="rev-2"))
     store.add_comparison(Comparison("c", 3.0, "r1", "r2", "b", comment="looked outside"))
@@ -150,7 +142,7 @@ def test_a_comparison_stands_beside_both_answers(
     }  # fmt: skip
 
 
-def test_lineage_says_what_became_of_an_update(
+def test_lineage_shows_the_verdict_and_the_state_of_the_revision(
     connection: sqlite3.Connection, views: sqlite_utils.Database
 ) -> None:
     pairs = {"p1": "new", "p2": "new", "p3": "replay", "p4": "held_out"}
@@ -183,7 +175,7 @@ def test_lineage_says_what_became_of_an_update(
         "DELETE FROM message",
     ],
 )
-def test_a_damaged_message_hides_no_row(
+def test_a_damaged_message_still_has_its_row(
     store: Store, connection: sqlite3.Connection, views: sqlite_utils.Database, edit: str
 ) -> None:
     store.add_run(run("r1", {"role": "system", "content": "x"}, ASK))
@@ -210,9 +202,7 @@ def test_a_damaged_message_hides_no_row(
         "SELECT * FROM lineage WHERE update_id = 'u'",
     ],
 )
-def test_what_people_ask_for_is_looked_up_and_not_searched_for(
-    connection: sqlite3.Connection, query: str
-) -> None:
+def test_common_queries_on_views_use_an_index(connection: sqlite3.Connection, query: str) -> None:
     plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {query}")]
     walks = ("SCAN line", "SCAN part")  # up one conversation, along the parts of one message
     scans = [line for line in plan if line.startswith("SCAN") and not line.startswith(walks)]

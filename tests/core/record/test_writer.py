@@ -1,4 +1,4 @@
-"""The writer counts what it cannot keep, answers those that wait, and blocks nobody else."""
+"""The writer counts runs it cannot keep, and answers every caller that waits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from agentpref.errors import NotKept
 from agentpref.home import Home
-from agentpref.record import keeper
+from agentpref.record import spill
 from agentpref.record.database import connect, transaction
 from agentpref.record.log import Log
 from agentpref.types import Comparison, Feedback, Run
@@ -26,7 +26,7 @@ JudgedIn: TypeAlias = "Callable[[Home], tuple[list[Feedback], list[Comparison]]]
 ASKED = [{"role": "user", "content": "2 + 2?"}]
 
 
-def test_threads_share_a_log(log: Log, runs_of: RunsOf, judged_in: JudgedIn) -> None:
+def test_many_threads_share_a_log(log: Log, runs_of: RunsOf, judged_in: JudgedIn) -> None:
     def work(name: int) -> None:
         for n in range(20):
             run_id = log.record(ASKED, f"{name} {n}")
@@ -46,8 +46,8 @@ def test_threads_share_a_log(log: Log, runs_of: RunsOf, judged_in: JudgedIn) -> 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeper, "PATIENCE_SECONDS", 0.05)
-    monkeypatch.setattr(keeper, "REST_SECONDS", 0.0)
+    monkeypatch.setattr(spill, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(spill, "REST_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def locker(tmp_path: Path) -> Iterator[sqlite3.Connection]:
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_locked_database_loses_nothing(
+def test_runs_and_feedback_of_a_locked_database_are_stored_later(
     log: Log, locker: sqlite3.Connection, runs_of: RunsOf, judged_in: JudgedIn
 ) -> None:
     before = log.record(ASKED, "before")
@@ -83,15 +83,17 @@ def runs_in_file(path: Path) -> int:
 
 
 @pytest.mark.usefixtures("impatient")
-def test_feedback_waits_for_no_lock_once_it_is_known(log: Log, locker: sqlite3.Connection) -> None:
+def test_feedback_does_not_wait_for_a_lock_that_is_known(
+    log: Log, locker: sqlite3.Connection
+) -> None:
     run_id = log.record(ASKED, "4")
     log.flush()
     with transaction(locker):
         log.feedback(run_id, key="k", score=1)
-        assert log._writer._keeper.trouble is not None
+        assert log._writer._durable.trouble is not None
         log.feedback(run_id, key="k", score=1)
     log.feedback(run_id, key="k", score=1)
-    assert log._writer._keeper.trouble is None
+    assert log._writer._durable.trouble is None
 
 
 @pytest.mark.usefixtures("impatient")
@@ -114,11 +116,11 @@ def unwritable(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 
     with monkeypatch.context() as patch:
         patch.setattr("agentpref.record.writer.REST_SECONDS", 0.01)
-        patch.setattr(keeper.Keeper, "keep", refuse)
+        patch.setattr(spill.DurableWriter, "write", refuse)
         yield patch
 
 
-def test_what_cannot_be_written_now_waits_in_memory(
+def test_runs_wait_in_memory_when_nothing_can_be_written(
     log: Log,
     unwritable: pytest.MonkeyPatch,
     runs_of: RunsOf,
@@ -136,7 +138,7 @@ def test_what_cannot_be_written_now_waits_in_memory(
     assert log.dropped == {}
 
 
-def test_memory_is_bounded_too(tmp_path: Path, unwritable: pytest.MonkeyPatch) -> None:
+def test_the_queue_is_bounded_in_bytes(tmp_path: Path, unwritable: pytest.MonkeyPatch) -> None:
     with Log(tmp_path / "home", queue_bytes=1_000) as log:
         for _ in range(3):
             log.record(ASKED, "x" * 300)
@@ -147,7 +149,7 @@ def test_memory_is_bounded_too(tmp_path: Path, unwritable: pytest.MonkeyPatch) -
         assert log.dropped == {"queue-full": 1}
 
 
-def test_what_closing_cannot_write_is_counted(
+def test_runs_that_close_cannot_write_are_counted(
     tmp_path: Path, unwritable: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     log = Log(tmp_path / "home")
@@ -158,7 +160,7 @@ def test_what_closing_cannot_write_is_counted(
     assert "free space" in caplog.records[-1].message
 
 
-def test_a_full_queue_drops_runs_and_takes_feedback(
+def test_a_full_queue_drops_runs_and_accepts_feedback(
     tmp_path: Path, locker: sqlite3.Connection, runs_of: RunsOf
 ) -> None:
     with Log(tmp_path / "home", queue_size=2) as log:
@@ -174,7 +176,7 @@ def test_a_full_queue_drops_runs_and_takes_feedback(
         assert len(runs_of(log)) == 4
 
 
-def test_flush_keeps_its_deadline(log: Log, locker: sqlite3.Connection) -> None:
+def test_flush_returns_at_its_deadline(log: Log, locker: sqlite3.Connection) -> None:
     with transaction(locker):
         log.record(ASKED, "4")
         assert log.flush(timeout=0.05) is False
@@ -182,10 +184,12 @@ def test_flush_keeps_its_deadline(log: Log, locker: sqlite3.Connection) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_full_database_loses_nothing(log: Log, runs_of: RunsOf, judged_in: JudgedIn) -> None:
+def test_runs_and_feedback_of_a_full_database_are_stored_later(
+    log: Log, runs_of: RunsOf, judged_in: JudgedIn
+) -> None:
     run_id = log.record(ASKED, "4")
     log.flush()
-    connection = log._writer._keeper._connection
+    connection = log._writer._durable._connection
     assert connection is not None
     (pages,) = connection.execute("PRAGMA page_count").fetchone()
     connection.execute(f"PRAGMA max_page_count = {pages}")
@@ -200,7 +204,7 @@ def test_a_full_database_loses_nothing(log: Log, runs_of: RunsOf, judged_in: Jud
     assert log.verify() == []
 
 
-def test_a_clock_that_goes_back_is_said_once(
+def test_a_clock_that_goes_back_is_warned_of_once(
     log: Log,
     monkeypatch: pytest.MonkeyPatch,
     runs_of: RunsOf,
@@ -217,7 +221,7 @@ def test_a_clock_that_goes_back_is_said_once(
     ]
 
 
-def test_what_a_redactor_says_of_the_log_is_no_deadlock(tmp_path: Path, runs_in: RunsIn) -> None:
+def test_a_redactor_may_call_the_log(tmp_path: Path, runs_in: RunsIn) -> None:
     seen: list[str] = []
 
     def redact(text: str) -> str:
@@ -232,7 +236,7 @@ def test_what_a_redactor_says_of_the_log_is_no_deadlock(tmp_path: Path, runs_in:
     assert len(runs_in(log.home)) == 2
 
 
-def test_a_mistake_of_ours_is_counted_and_the_log_goes_on(
+def test_a_bug_of_ours_is_counted_and_the_log_keeps_working(
     log: Log, monkeypatch: pytest.MonkeyPatch, runs_of: RunsOf
 ) -> None:
     def fail(*_: object) -> None:
@@ -241,7 +245,7 @@ def test_a_mistake_of_ours_is_counted_and_the_log_goes_on(
     said = threading.Event()
     with monkeypatch.context() as patch:
         patch.setattr(threading, "excepthook", lambda _: said.set())
-        patch.setattr(keeper.Keeper, "keep", fail)
+        patch.setattr(spill.DurableWriter, "write", fail)
         log.record(ASKED, "4")
         assert said.wait(10)
     assert log.dropped == {"unexpected": 1}

@@ -25,14 +25,12 @@ import agentpref
 from agentpref.errors import CorruptHome, ForgottenUser, NotAHome, NotKept, UpdateRunning
 from agentpref.home import Home
 from agentpref.record import database
-from agentpref.record.database import connect, transaction
+from agentpref.record.database import connect, exclusive, transaction
 from agentpref.record.deletion.forget import Forgotten, forget
 from agentpref.record.ingest.pseudonyms import Pseudonyms
-from agentpref.record.keeper import drain
-from agentpref.record.locks import exclusive
-from agentpref.record.messages import prompt_of
-from agentpref.record.rows import run_row
-from agentpref.record.spill import Spill
+from agentpref.record.integrity import examine
+from agentpref.record.messages import prompt_of, run_row
+from agentpref.record.spill import Spill, drain
 from agentpref.record.store import Store
 from agentpref.record.updates import Role, UpdateRow, Updates
 from agentpref.serve.registry import Registry
@@ -138,7 +136,7 @@ def test_removed_rows_are_counted_and_all_others_stay(home: Home) -> None:
     assert found.shared == 1, "the system's"
     with closing(connect(home)) as connection:
         store = Store(connection)
-        assert store.verify() == []
+        assert examine(connection).problems == []
         assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
         assert store.stats()["runs"] == 6
         assert not {run.run_id for run in store.runs("default")} & set(theirs)
@@ -353,7 +351,7 @@ def learned(
     parent = registry.state().live
     adapter = write_adapter(folder / f"adapter-{number}", seed=number)
     identity = {"name": "tiny", "digest": "d", "template_digest": "t"}
-    made = registry.publish(adapter, parent=parent, base=identity, training={})
+    made = registry.publish(adapter, parent=parent, model=identity, training={})
     update = UpdateRow(
         update_id=f"u{number}",
         namespace="default",
@@ -589,7 +587,7 @@ def _add(store: Store, said: Run | Feedback | Comparison) -> None:
 def state(home: Home) -> dict[str, Any]:
     with closing(connect(home)) as connection:
         store = Store(connection)
-        assert store.verify() == []
+        assert examine(connection).problems == []
         assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
         return {
             "runs": list(store.runs("default")),
@@ -646,7 +644,7 @@ def test_other_users_may_be_logged_during_a_removal(busy: Home) -> None:
     thread.join()
     with closing(connect(busy)) as connection:
         store = Store(connection)
-        assert store.verify() == []
+        assert examine(connection).problems == []
         assert {run.run_id for run in store.runs("default")} >= {*written}
 
 

@@ -12,14 +12,11 @@ import pytest
 
 from agentpref.errors import ConfigError, ImplausibleClock, NotAHome, RecordError, UpdateRunning
 from agentpref.home import Home
-from agentpref.record.database import connect
+from agentpref.record.database import connect, exclusive
 from agentpref.record.deletion import removal as module
 from agentpref.record.deletion.removal import Removed, choose, delete, expire, removal
-from agentpref.record.keeper import drain
-from agentpref.record.locks import exclusive
-from agentpref.record.messages import prompt_of
-from agentpref.record.rows import run_row
-from agentpref.record.spill import Spill
+from agentpref.record.messages import prompt_of, run_row
+from agentpref.record.spill import Spill, drain
 from agentpref.record.store import Store
 from agentpref.types import Comparison, Feedback, Run
 

@@ -1,4 +1,4 @@
-"""The names that stand for users: stable under a key, unreadable without it, found under any."""
+"""A user's pseudonym is stable under a key, unreadable without it, and found under every key."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def other(tmp_path: Path) -> Home:
     return Home.create(tmp_path / "other")
 
 
-def test_a_name_is_a_users_for_good(home: Home) -> None:
+def test_a_user_has_the_same_name_in_every_process(home: Home) -> None:
     first = Pseudonyms.of(home)
     name = first.name("ada@example.org")
     assert Pseudonyms.of(home).name("ada@example.org") == name
@@ -45,7 +45,7 @@ def test_homes_that_share_a_key_share_names(home: Home, other: Home) -> None:
     assert Pseudonyms.of(home).name("ada") == Pseudonyms.of(other).name("ada")
 
 
-def test_the_key_is_its_owners_alone_and_not_in_the_database(home: Home) -> None:
+def test_the_key_file_is_private_and_not_in_the_database(home: Home) -> None:
     with agentpref.Log(home.path) as log:
         log.record([{"role": "user", "content": "hello"}], "hello", user_id="ada@example.org")
     assert stat.S_IMODE(home.user_keys.stat().st_mode) == 0o600
@@ -73,14 +73,14 @@ def test_adopting_twice_changes_nothing(home: Home, other: Home) -> None:
     assert home.user_keys.read_bytes() == before
 
 
-def test_keys_that_cannot_be_read_are_said(home: Home) -> None:
+def test_an_unreadable_key_file_raises_not_kept(home: Home) -> None:
     home.user_keys.mkdir()
     with pytest.raises(NotKept, match=r"user\.keys cannot be read"):
         Pseudonyms.of(home)
 
 
 @pytest.mark.parametrize("content", ["", "zz", "abcd", "é" * 64, "00" * 31, "00" * 32 + " 00"])
-def test_a_spoilt_file_of_keys_is_not_replaced(home: Home, content: str) -> None:
+def test_a_damaged_key_file_is_refused_and_stays(home: Home, content: str) -> None:
     """A new key in its place would make every user of the home a stranger."""
     home.user_keys.write_text(content, encoding="utf-8")
     with pytest.raises(CorruptHome, match="restore it from a backup"):
@@ -98,7 +98,7 @@ print(Pseudonyms.of(Home(Path(sys.argv[1]))).name("ada"))
 """
 
 
-def test_processes_that_begin_at_once_agree_on_one_key(home: Home) -> None:
+def test_processes_that_start_at_once_agree_on_one_key(home: Home) -> None:
     arguments = [sys.executable, "-c", MANY, str(home.path)]
     started = [
         subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

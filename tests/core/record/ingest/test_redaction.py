@@ -1,7 +1,9 @@
-"""What is taken out of a text, what is left in it, and where in a message texts are looked for."""
+"""What `redact` replaces in a text, what it leaves, and which texts of a message are redacted."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -101,6 +103,8 @@ REWRITTEN = [
     ("postgres://ada:hunter2@db.example.org/x", "postgres://[key]@db.example.org/x"),
     ("4111-1111-1111-1111 12/26 123", "[card] 12/26 123"),
     ("Call 030 12345678 2 times", "Call [phone] 2 times"),
+    ("Call +1 555 123 4567 2 times", "Call [phone] 2 times"),
+    ("+1 555 123 4567 030 12345678 x", "[phone] [phone] x"),
     ("mail a@b.example, or b@c.example.", "mail [email], or [email]."),
     (f"-----BEGIN PRIVATE KEY-----\n{'A' * 64}\n{'B' * 40}\nbye", "[key]\nbye"),
     ("-----BEGIN PGP PRIVATE KEY BLOCK-----\nx\n-----END PGP PRIVATE KEY BLOCK-----.", "[key]."),
@@ -143,6 +147,8 @@ LEFT = [
     "+1.2345678e+00",
     "+15000000.25",
     "+40.7128, -74.0060",
+    "+999 123 456 789",
+    "+1 234 567",
     "3.14159265358979",
     "Nature 521 (2015) 436-444",
     "logo@2x.png",
@@ -169,19 +175,19 @@ LEFT = [
 @pytest.mark.parametrize(
     ("kind", "text"), [(kind, text) for kind, texts in TAKEN.items() for text in texts]
 )
-def test_what_has_a_form_is_taken_out(kind: str, text: str) -> None:
+def test_an_email_phone_card_or_key_is_replaced_by_its_kind(kind: str, text: str) -> None:
     assert redact(text) == f"[{kind}]"
     assert redact(f"It is {text}, I think.") == f"It is [{kind}], I think."
     assert redact(f"({text})") == f"([{kind}])"
 
 
 @pytest.mark.parametrize(("text", "safe"), REWRITTEN)
-def test_what_stands_around_it_is_left(text: str, safe: str) -> None:
+def test_the_text_around_a_match_stays(text: str, safe: str) -> None:
     assert redact(text) == safe
 
 
 @pytest.mark.parametrize("text", LEFT)
-def test_what_only_looks_like_it_stays(text: str) -> None:
+def test_a_text_that_only_looks_like_personal_data_stays(text: str) -> None:
     assert redact(text) == text
     assert redact(f"so {text}; yes") == f"so {text}; yes"
 
@@ -196,27 +202,46 @@ PIECES = st.sampled_from(
 
 @given(st.lists(PIECES, max_size=8).map("".join) | st.text(max_size=60))
 @settings(max_examples=600)
-def test_a_redacted_text_is_left_as_it_is(text: str) -> None:
+def test_redacting_twice_changes_nothing(text: str) -> None:
     once = redact(text)
     assert redact(once) == once
 
 
 HOSTILE = [
-    "a", "a.", "a@", "a@a.", "1", "0 ", "+1-", "4111 ", "(555)", "0" * 13 + " ", "eyJ", "sk-",
-    "eyJaaaaaaaa.", "SG.aaaaaaaaaaaaaaaaa.", "Bearer ", "password", "password:   ", 'password="',
-    "token", "://a:",
+    "a", "a.", "a@", "a@a.", "1", "0 ", "+1-", "+1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 ", "+999 1 ",
+    "+49 30 1234567 ", "4111 ", "(555)", "0" * 13 + " ", "eyJ", "sk-", "eyJaaaaaaaa.",
+    "SG.aaaaaaaaaaaaaaaaa.", "Bearer ", "password", "password:   ", 'password="', "token", "://a:",
     "-----BEGIN PRIVATE KEY-----", "-----BEGIN PRIVATE KEY-----\nAAAAAAAAAAAAAAAAAAAA\n",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("unit", HOSTILE)
-def test_a_hostile_megabyte_ends(unit: str) -> None:
+def test_a_hostile_megabyte_is_redacted_in_linear_time(unit: str) -> None:
     """A rule that is quadratic would take minutes here."""
     assert redact(unit * (1_000_000 // len(unit)))
 
 
-def test_it_stands_at_the_front_door() -> None:
+def test_redact_is_public() -> None:
     assert agentpref.redact is redact
+
+
+def test_the_libraries_for_numbers_load_only_when_a_text_needs_them() -> None:
+    script = """if True:
+        import sys
+        from agentpref import redact
+
+        def loaded():
+            return sorted({"phonenumbers", "stdnum"} & sys.modules.keys())
+
+        redact("order 12345 of 2024-01-02")
+        print(loaded())
+        redact("+49 30 1234567, 4111 1111 1111 1111")
+        print(loaded())
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, check=True, text=True
+    )
+    assert done.stdout == "[]\n['phonenumbers', 'stdnum']\n"
 
 
 # Every text of a JSON-like value
@@ -226,12 +251,12 @@ def shout(text: str) -> str:
     return text.upper()
 
 
-def test_texts_are_found_at_any_depth() -> None:
+def test_texts_are_redacted_at_any_depth() -> None:
     value = {"a": ["x", {"b": ("y", 1, None, True, 2.5)}]}
     assert redacted(value, shout) == {"a": ["X", {"b": ("Y", 1, None, True, 2.5)}]}
 
 
-def test_what_does_not_change_is_the_same_object() -> None:
+def test_a_value_without_matches_is_returned_as_the_same_object() -> None:
     value = {"kept": ["x", {"y": "z"}], "changed": "ada@example.org"}
     safe = redacted(value, redact)
     assert safe["changed"] == "[email]"
@@ -240,7 +265,7 @@ def test_what_does_not_change_is_the_same_object() -> None:
     assert value["changed"] == "ada@example.org", "what the host gave is left as it is"
 
 
-def test_what_holds_a_message_together_is_left_alone() -> None:
+def test_the_structure_of_a_message_stays() -> None:
     messages = [
         {"role": "user", "content": [{"type": "text", "text": "hello"}], "name": "ada"},
         {
@@ -273,7 +298,7 @@ def test_what_holds_a_message_together_is_left_alone() -> None:
     ]
 
 
-def test_what_holds_a_tool_together_is_left_alone() -> None:
+def test_the_structure_of_a_tool_stays() -> None:
     def tool(prose: Any) -> Any:
         properties = {"type": {"type": "string", "description": prose("kind of thing")}}
         return {
@@ -288,7 +313,7 @@ def test_what_holds_a_tool_together_is_left_alone() -> None:
     assert redacted(tool(str), shout) == tool(shout)
 
 
-def test_a_name_in_metadata_is_a_persons() -> None:
+def test_a_name_in_metadata_is_redacted() -> None:
     metadata = {"name": "ada", "id": "a-1", "type": ["x"], "pattern": {"type": "x", "format": "y"}}
     assert redacted(metadata, shout) == {
         "name": "ADA",
@@ -301,7 +326,7 @@ def test_a_name_in_metadata_is_a_persons() -> None:
 # Hosts' callables that fail
 
 
-def test_a_callable_that_raises_is_named_and_the_text_is_not() -> None:
+def test_a_redactor_that_raises_is_reported_without_the_text() -> None:
     def broken(text: str) -> str:
         raise KeyError(text)
 
@@ -313,6 +338,6 @@ def test_a_callable_that_raises_is_named_and_the_text_is_not() -> None:
 
 
 @pytest.mark.parametrize("given", [None, b"safe", 0])
-def test_a_callable_that_gives_no_text_is_refused(given: object) -> None:
+def test_a_redactor_that_returns_no_text_is_refused(given: object) -> None:
     with pytest.raises(RedactionFailed, match=f"returned {type(given).__name__} .* return a str"):
         redacted(["secret"], lambda text: given)  # type: ignore[arg-type, return-value]

@@ -17,11 +17,11 @@ import pytest
 from agentpref.errors import ConfigError, CorruptHome, NotAHome, NotKept
 from agentpref.home import Home
 from agentpref.record.database import connect
+from agentpref.record.integrity import examine
 from agentpref.record.log import Log
-from agentpref.record.messages import prompt_of
-from agentpref.record.reader import Reader
-from agentpref.record.rows import run_row
+from agentpref.record.messages import prompt_of, run_row
 from agentpref.record.spill import Spill
+from agentpref.record.store import Store
 from agentpref.record.transfer import backup as module
 from agentpref.record.transfer.backup import backup
 from agentpref.types import Run
@@ -99,8 +99,8 @@ def test_acknowledged_feedback_is_in_the_copy_while_writers_continue(
     enough.set()
     writer.join()
     with closing(connect(Home.open(target), readonly=True)) as connection:
-        assert Reader(connection).verify() == []
-        there = {one.feedback_id for one in Reader(connection).feedback("default")}
+        assert examine(connection).problems == []
+        there = {one.feedback_id for one in Store(connection).feedback("default")}
     assert set(before) <= there < {*said, *there}
 
 

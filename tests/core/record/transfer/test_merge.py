@@ -20,19 +20,15 @@ from filelock import FileLock
 from agentpref.errors import ConfigError, CorruptHome, NewerHome, NotAHome, UpdateRunning
 from agentpref.home import Home
 from agentpref.record import database
-from agentpref.record.database import connect, transaction
+from agentpref.record.database import connect, exclusive, transaction
 from agentpref.record.deletion.forget import adopt
 from agentpref.record.deletion.forget import forget as delete_user
 from agentpref.record.ingest.pseudonyms import Pseudonyms
-from agentpref.record.keeper import drain
-from agentpref.record.locks import exclusive
 from agentpref.record.log import Log
-from agentpref.record.messages import node_id, prompt_of
+from agentpref.record.messages import node_id, prompt_of, run_row
 from agentpref.record.migrations import STEPS
-from agentpref.record.reader import Reader
-from agentpref.record.rows import run_row
-from agentpref.record.spill import Spill
-from agentpref.record.store import Store
+from agentpref.record.spill import Spill, drain
+from agentpref.record.store import Reader, Store
 from agentpref.record.transfer import merge as module
 from agentpref.record.transfer.merge import Counts, Merged, merge
 from agentpref.types import Comparison, Feedback, Run

@@ -17,8 +17,8 @@ from agentpref.home import Home
 from agentpref.record.database import connect, transaction
 from agentpref.record.deletion.forget import adopt
 from agentpref.record.ingest.pseudonyms import Pseudonyms
+from agentpref.record.integrity import examine
 from agentpref.record.messages import prompt_of
-from agentpref.record.reader import Reader
 from agentpref.record.store import Store
 from agentpref.record.transfer.merge import merge
 from agentpref.types import Comparison, Feedback, Run
@@ -75,7 +75,7 @@ def forget(home: Home, forgotten: Forgotten) -> None:
 
 def rows(home: Home) -> dict[str, set[Any]]:
     with closing(connect(home, readonly=True)) as connection:
-        assert Reader(connection).verify() == []
+        assert examine(connection).problems == []
         return {
             table: set(connection.execute(f"SELECT * FROM {table}"))
             for table in ("message", "run", "feedback", "comparison", "forgotten")

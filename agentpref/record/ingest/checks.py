@@ -1,0 +1,211 @@
+"""What may be stored: checks of what a host says, and of rows that come from another home.
+
+Only the store can tell whether the runs exist that a judgement names, and where a row's references
+lead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from numbers import Real
+from typing import Any, TypeVar
+
+import orjson
+
+from agentpref.errors import InvalidFeedback, InvalidMessage
+from agentpref.record.messages import (
+    COMPARISON_COLUMNS,
+    FEEDBACK_COLUMNS,
+    MAX_MESSAGE_BYTES,
+    TOOLS,
+    check_output,
+    check_shapes,
+    check_tool_shapes,
+    plain,
+    reread,
+)
+from agentpref.types import SOURCES, WINNERS, Comparison, Feedback, Message
+
+# What a host says
+
+Judgement = TypeVar("Judgement", Feedback, Comparison)
+
+
+def checked(given: Judgement) -> Judgement:
+    """Check a judgement, and copy it, because the host may change its values later.
+
+    Raises:
+        InvalidFeedback: a field is wrong; it is named, with the cure.
+        InvalidMessage: the corrected output cannot be stored.
+    """
+    columns = FEEDBACK_COLUMNS if isinstance(given, Feedback) else COMPARISON_COLUMNS
+    record = {name: getattr(given, name) for name in columns}
+    for name in ("run_id", "run_a", "run_b", "key"):
+        text = record.get(name, "-")
+        if not isinstance(text, str) or not text or not text.isprintable():
+            raise InvalidFeedback(f"{name} is {text!r}; pass a non-empty string of printable text")
+    for name, allowed in (("source", SOURCES), ("winner", WINNERS)):
+        if name in record and record[name] not in allowed:
+            choices = ", ".join(map(repr, allowed))
+            raise InvalidFeedback(f"{name} is {record[name]!r}; use one of {choices}")
+    if isinstance(given, Feedback):
+        if given.correction is not None:
+            check_output(given.correction)
+        elif given.score is None and given.value is None:
+            raise InvalidFeedback(
+                f"feedback {given.key!r} has no content; pass score=, value= or both"
+            )
+        record["score"] = None if given.score is None else _number(given.score)
+    elif given.run_a == given.run_b:
+        raise InvalidFeedback(
+            f"run {given.run_a} is compared with itself; pass the ids of two runs"
+        )
+    if not isinstance(given.comment, (str, type(None))):
+        raise InvalidFeedback(f"comment is {given.comment!r}; pass a string")
+    if given.user_id is not None:
+        record["user_id"] = str(given.user_id)
+    for name in ("user_id", "comment", "value", "correction"):
+        if record.get(name) is not None:
+            record[name] = _copy(name, record[name])
+    return type(given)(**record)
+
+
+def as_output(output: str | Message) -> Message:
+    """Make an assistant's message of a plain string; a message stays as it is."""
+    return {"role": "assistant", "content": output} if isinstance(output, str) else output
+
+
+def _number(score: object) -> float:
+    if not isinstance(score, Real):
+        raise InvalidFeedback(
+            f"score is {score!r}; pass a number or a bool, and words as value= or comment="
+        )
+    try:
+        number = float(score)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise InvalidFeedback(f"score is {number}; pass a finite number")
+    return number
+
+
+def _copy(name: str, value: Any) -> Any:
+    try:
+        return orjson.loads(orjson.dumps(value, default=plain))
+    except TypeError as error:
+        raise InvalidFeedback(
+            f"{name} is not JSON in UTF-8: {error}; keep to strings, numbers, lists and mappings"
+        ) from error
+
+
+# The columns of a run that hold JSON
+
+_Check = Callable[[Any], bool]
+
+
+def _list_of(*kinds: type) -> _Check:
+    return lambda value: isinstance(value, list) and {*map(type, value)} <= {*kinds}
+
+
+_MAPPING = (lambda value: isinstance(value, dict), "a mapping")
+_JSON: Mapping[str, tuple[_Check, str]] = {
+    "params": _MAPPING,
+    "metadata": _MAPPING,
+    "tags": (_list_of(str), "a list of strings"),
+    "token_ids": (_list_of(int), "a list of int (arrays have .tolist())"),
+    "logprobs": (_list_of(float, int, type(None)), "a list of float (arrays have .tolist())"),
+}
+
+
+def check_detail(name: str, value: Any) -> None:
+    """Refuse a detail of a run that has the wrong type.
+
+    Raises:
+        InvalidMessage: with the name of the detail and what to pass.
+    """
+    is_right, wanted = _JSON[name]
+    if not is_right(value):
+        raise InvalidMessage(f"{name} is {repr(value)[:80]}; pass {wanted}")
+
+
+# Rows from another home: such a file may hold anything, and everybody reads what is let in.
+
+
+def role_of(key: str, parent: Any, text: Any) -> str:
+    """Check a message of another home and return its role, or :data:`TOOLS` for a list of tools.
+
+    Args:
+        key: its id.
+        parent: the id of the message before it, or None.
+        text: its body, as bytes.
+
+    Raises:
+        ValueError: it is not what its id stands for, or no log would have stored it.
+    """
+    if not _is_text_or_null(parent) or not isinstance(text, bytes):
+        raise ValueError("its columns are not text")
+    if len(text) > MAX_MESSAGE_BYTES:
+        raise ValueError(f"it takes more than the {MAX_MESSAGE_BYTES:,} bytes that are kept")
+    body = reread(key, parent, text)
+    if parent is None and isinstance(body, dict) and body.keys() == {TOOLS}:
+        check_tool_shapes(body[TOOLS])
+        return TOOLS
+    check_shapes([body])
+    return str(body["role"])
+
+
+def row_fault(row: Mapping[str, Any]) -> str | None:
+    """Say which column of a run, feedback or comparison no log would have written, and why."""
+    for name, value in row.items():
+        holds, wanted = _COLUMNS.get(name, _TEXT_OR_NULL)
+        if not holds(value):
+            return f"its {name} is {repr(value)[:80]}, not {wanted}"
+    return None
+
+
+def _is_text_or_null(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, float | int) and math.isfinite(value)
+
+
+def _is_json(holds: _Check) -> _Check:
+    def check(value: Any) -> bool:
+        try:
+            return isinstance(value, str) and holds(orjson.loads(value))
+        except orjson.JSONDecodeError:
+            return False
+
+    return check
+
+
+def _or_null(check: tuple[_Check, str]) -> tuple[_Check, str]:
+    holds, wanted = check
+    return (lambda value: value is None or holds(value), f"{wanted}, or null")
+
+
+def _one_of(allowed: tuple[str, ...]) -> tuple[_Check, str]:
+    return (lambda value: value in allowed, f"one of {', '.join(allowed)}")
+
+
+_TEXT_COLUMNS = (
+    "run_id", "namespace", "prompt", "output", "feedback_id", "key",
+    "comparison_id", "run_a", "run_b",
+)  # fmt: skip
+_TEXT_OR_NULL = (_is_text_or_null, "text or null")
+_IN_JSON = {name: (_is_json(holds), f"{wanted} in JSON") for name, (holds, wanted) in _JSON.items()}
+_COLUMNS: Mapping[str, tuple[_Check, str]] = {
+    **dict.fromkeys(_TEXT_COLUMNS, (lambda value: isinstance(value, str), "text")),
+    "created_at": (_is_finite, "a time"),
+    **_IN_JSON,
+    "token_ids": _or_null(_IN_JSON["token_ids"]),
+    "logprobs": _or_null(_IN_JSON["logprobs"]),
+    "score": _or_null((_is_finite, "a finite number")),
+    "value": _or_null((_is_json(lambda value: True), "JSON")),
+    "source": _one_of(SOURCES),
+    "winner": _one_of(WINNERS),
+}
+"""The columns of the three tables that must be more than text or null, by their names."""
