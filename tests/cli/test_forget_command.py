@@ -43,7 +43,7 @@ def trained(shared: Path, tmp_path: Path) -> str:
     registry = Registry(shared, namespace="default")
     folder = write_adapter(tmp_path / "adapter")
     identity = {"name": "tiny", "digest": "d", "template_digest": "t"}
-    made = registry.publish(folder, parent=None, base=identity, training={}).revision_id
+    made = registry.publish(folder, parent=None, model=identity, training={}).revision_id
     with closing(connect(Home.open(shared))) as connection:
         said = tuple(each.feedback_id for each in Store(connection).feedback("default"))
         update = UpdateRow("u", "default", 1.0, 2.0, None, made, "promoted", {})
@@ -146,7 +146,7 @@ def test_forget_fails_while_an_update_runs(run, shared) -> None:
 
 
 def test_a_folder_that_is_no_home_is_refused_before_the_question(run, home) -> None:
-    assert "is no agentpref home" in run("forget", "--user-id", "ada", exits=1).err
+    assert "is not an agentpref home" in run("forget", "--user-id", "ada", exits=1).err
 
 
 class Terminal(io.StringIO):

@@ -123,5 +123,5 @@ def test_merging_a_home_with_itself_is_bad_usage(run, filled) -> None:
 
 
 def test_merging_a_folder_that_is_no_home_fails(run, filled, tmp_path) -> None:
-    assert "is no agentpref home" in run("merge", tmp_path / "nowhere", exits=1).err
+    assert "is not an agentpref home" in run("merge", tmp_path / "nowhere", exits=1).err
     run("merge", exits=2)
