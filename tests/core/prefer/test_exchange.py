@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agentpref.prefer.pairs import PairSet, pair_id_of, read_pairs
+from agentpref.prefer.examples import PairSet, pair_id_of, read_examples
 
 from agentpref.errors import ConfigError, ExchangeError, NotAHome, RedactionFailed
 from agentpref.home import Home
@@ -54,7 +54,7 @@ def write(file: Path, *rows: Any) -> None:
 
 def found(home: Home, namespace: str = "default") -> PairSet:
     with closing(connect(home)) as connection:
-        return read_pairs(Store(connection), namespace, held_out=0.2)
+        return read_examples(Store(connection), namespace, held_out=0.2)
 
 
 def counts(imported: Imported) -> tuple[int, int, int]:

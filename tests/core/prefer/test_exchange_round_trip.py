@@ -6,7 +6,7 @@ from contextlib import closing
 from typing import Any, TypeAlias
 
 import pytest
-from agentpref.prefer.pairs import PairSet, pair_id_of, read_pairs
+from agentpref.prefer.examples import PairSet, pair_id_of, read_examples
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -101,7 +101,7 @@ def some_pairs(draw: st.DrawFn) -> list[Pair]:
 
 def found(home: Home) -> PairSet:
     with closing(connect(home)) as connection:
-        return read_pairs(Store(connection), "default", held_out=0.2)
+        return read_examples(Store(connection), "default", held_out=0.2)
 
 
 def told(pair: Pair, *, tagged: bool = True) -> tuple[object, ...]:

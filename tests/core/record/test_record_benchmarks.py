@@ -6,7 +6,7 @@ import random
 from contextlib import closing
 from pathlib import Path
 
-from agentpref.prefer.pairs import read_pairs
+from agentpref.prefer.examples import read_examples
 
 from agentpref.home import Home
 from agentpref.record.database import connect
@@ -24,7 +24,7 @@ def test_a_generated_home_is_sound_and_has_the_right_size(tmp_path: Path) -> Non
         found = Store(connection).stats()
         (messages,) = connection.execute("SELECT count(*) FROM message").fetchone()
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-        pairs = read_pairs(Store(connection), "default", held_out=0.2)
+        pairs = read_examples(Store(connection), "default", held_out=0.2)
     said = found["feedback"] + found["comparisons"]
     assert abs(messages + found["runs"] + said - ROWS) < ROWS / 10
     assert {pair.origin for pair in pairs.pairs} >= {"comparison", "correction"}

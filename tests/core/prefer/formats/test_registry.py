@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agentpref.prefer.pairs import read_pairs
+from agentpref.prefer.examples import read_examples
 
 from agentpref import plugins
 from agentpref.errors import ConfigError, ExchangeError
@@ -158,7 +158,7 @@ def test_a_format_of_another_package_is_detected_read_and_written(
 
 def pairs_of(home: Home) -> Any:
     with closing(connect(home)) as connection:
-        return read_pairs(Store(connection), "default", held_out=0.2).pairs
+        return read_examples(Store(connection), "default", held_out=0.2).pairs
 
 
 def _as_json(value: Any) -> Any:
