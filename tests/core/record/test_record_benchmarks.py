@@ -6,9 +6,8 @@ import random
 from contextlib import closing
 from pathlib import Path
 
-from agentpref.prefer.examples import read_examples
-
 from agentpref.home import Home
+from agentpref.prefer.examples import read_examples
 from agentpref.record.database import connect
 from agentpref.record.integrity import examine
 from agentpref.record.store import Store
