@@ -3,7 +3,8 @@
 ``large_home`` makes the home (two million rows: 700,000 runs, 50,000 judgements, 1.2 GB, half a
 minute), which is removed afterwards. Each figure is taken in two fresh processes: ``cold``, after
 the system was told to drop the file from its cache (the disk's own cache stays), and ``warm``,
-right after that. Opening the database counts, imports do not. Run as `python -m benchmarks.record_scale`;
+right after that. Opening the database counts, imports do not. Run as
+`python -m benchmarks.record_scale`;
 `--home FOLDER` makes the home there, or finds it, and keeps it.
 """
 
