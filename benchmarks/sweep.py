@@ -81,7 +81,7 @@ STREAMS: dict[str, tuple[Stage, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One setting of the grid. Without ``epochs`` their number follows from the size of the update."""
+    """One setting of the grid; without ``epochs`` their number follows from an update's size."""
 
     learning_rate: float
     beta: float
@@ -212,7 +212,7 @@ class Stream:
 
     def _probes(self) -> list[Example]:
         """Held-out pairs of all updates, as many as an evaluation uses for KL."""
-        pairs = [pair for pairs in self._held_out for pair in exam]
+        pairs = [pair for pairs in self._held_out for pair in pairs]
         return random.Random(0).sample(pairs, min(KL_ROWS, len(pairs)))
 
 
