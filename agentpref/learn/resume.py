@@ -103,10 +103,7 @@ def outlook(path: Path) -> str:
 def training_settings(config: UpdateConfig) -> dict[str, Any]:
     """The settings that determine what is trained, as plain values: all but gate and budget."""
     settings = config.to_mapping()
-    for name in ("gate", "max_minutes"):
-        settings.pop(name)
-    plain: dict[str, Any] = orjson.loads(orjson.dumps(settings))
-    return plain
+    return {key: settings[key] for key in settings if key not in ("gate", "max_minutes")}
 
 
 def fingerprint(batches: Sequence[Sequence[TrainingRow]], **facts: Any) -> str:

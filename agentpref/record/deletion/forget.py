@@ -78,7 +78,7 @@ def forget(
         NotKept: the database or the spill cannot be written, and nothing was removed; or a reader
             or a full disk prevents overwriting the removed text. The same call again completes it.
     """
-    place = home if isinstance(home, Home) else Home.open(home)
+    place = Home.open(home)
     with removal(place, progress) as connection:
         _require_keys(place, connection)
         names = Pseudonyms.of(place).names(str(user_id))

@@ -11,7 +11,6 @@ below is one pass over a table, however many runs are deleted.
 
 from __future__ import annotations
 
-import os
 import shutil
 import sqlite3
 import time
@@ -24,13 +23,11 @@ from typing import Any
 import orjson
 
 from agentpref.errors import ConfigError, ImplausibleClock, NotKept
-from agentpref.home import Home, StrPath
+from agentpref.home import Home, StrPath, replacing
 from agentpref.record.database import connect, diagnose, exclusive, transaction, translated
 from agentpref.record.messages import RunRow
 from agentpref.record.spill import LOCK_SECONDS, drain, is_whole
 from agentpref.types import Progress
-
-"""A callback for long work: the name of the stage, how much of it is done, how much there is."""
 
 CLOCK_TOLERANCE_SECONDS = 3600.0
 """How far in the future the newest run may be, since the clocks of hosts differ."""
@@ -84,7 +81,7 @@ def expire(
     """
     if not 0 < older_than < float("inf"):
         raise ConfigError(f"older_than is {older_than!r}, but must be above 0, in seconds")
-    place = home if isinstance(home, Home) else Home.open(home)
+    place = Home.open(home)
     now = time.time()
     before = now - older_than
     with removal(place, progress) as connection:
@@ -195,17 +192,12 @@ def purge_refused(home: Home, is_gone: Callable[[Mapping[str, Any]], bool]) -> N
 
 def _keep_lines(path: Path, is_kept: Callable[[Mapping[str, Any]], bool]) -> None:
     """Rewrite the file completely or not at all; delete it if no line is left."""
-    draft = path.with_suffix(".draft")
-    with path.open("rb") as old, draft.open("wb") as new:
+    with replacing(path) as draft, path.open("rb") as old, draft.open("wb") as new:
         for line in old:
             fields = _fields(line)
             if fields is not None and is_kept(fields):
                 new.write(line)
-        new.flush()
-        os.fsync(new.fileno())
-        is_empty = new.tell() == 0
-    os.replace(draft, path)
-    if is_empty:
+    if path.stat().st_size == 0:
         path.unlink()
 
 

@@ -59,7 +59,7 @@ def backup(
         NotKept: the copy cannot be written, or the home's spill cannot be written to its database;
             no copy is left.
     """
-    source = home if isinstance(home, Home) else Home.open(home)
+    source = Home.open(home)
     place = Home.resolve(target)
     _require_free(place, source)
     tell: Progress = progress or (lambda stage, done, total: None)

@@ -113,16 +113,12 @@ def merge(
             this home is running.
         NotKept: a database cannot be written.
     """
-    place = _opened(home)
-    sources = [_opened(other) for other in others]
+    place = Home.open(home)
+    sources = [Home.open(other) for other in others]
     for other in sources:
         if os.path.samefile(other.database, place.database):
             raise ConfigError(f"{other.path} is the home itself; name the other homes")
     return [_merge_one(place, other, progress) for other in sources]
-
-
-def _opened(home: Home | StrPath | None) -> Home:
-    return home if isinstance(home, Home) else Home.open(home)
 
 
 def _merge_one(home: Home, other: Home, progress: Progress | None) -> Merged:

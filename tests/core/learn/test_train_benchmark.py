@@ -11,9 +11,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from agentpref.prefer.examples import read_examples
 
 from agentpref.home import Home
+from agentpref.prefer.examples import read_examples
 from agentpref.record.database import connect
 from agentpref.record.store import Store
 from benchmarks.train import arithmetic, gate, jobs, nights, nights_trl, ours, runs, shapes, speed

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agentpref.prefer.examples import PairSet, pair_id_of, read_examples
 
 from agentpref.errors import ConfigError, ExchangeError, NotAHome, RedactionFailed
 from agentpref.home import Home
 from agentpref.prefer import rowfiles
+from agentpref.prefer.examples import PairSet, pair_id_of, read_examples
 from agentpref.prefer.exchange import Exported, Imported, export_file, import_file
 from agentpref.record.database import connect
 from agentpref.record.ingest.pseudonyms import Pseudonyms

@@ -6,12 +6,12 @@ from contextlib import closing
 from typing import Any, TypeAlias
 
 import pytest
-from agentpref.prefer.examples import PairSet, pair_id_of, read_examples
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from agentpref.errors import ExchangeError
 from agentpref.home import Home
+from agentpref.prefer.examples import PairSet, pair_id_of, read_examples
 from agentpref.prefer.exchange import Exported, export_file, import_file, record_of
 from agentpref.prefer.formats import llamafactory
 from agentpref.record.database import connect

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agentpref.prefer.examples import read_examples
 
 from agentpref import plugins
 from agentpref.errors import ConfigError, ExchangeError
 from agentpref.home import Home
+from agentpref.prefer.examples import read_examples
 from agentpref.prefer.exchange import export_file, import_file
 from agentpref.prefer.formats import Fields, Format, PreferenceRecord, RowReader, record_of_row
 from agentpref.record.database import connect

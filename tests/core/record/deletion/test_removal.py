@@ -15,6 +15,7 @@ from agentpref.home import Home
 from agentpref.record.database import connect, exclusive
 from agentpref.record.deletion import removal as module
 from agentpref.record.deletion.removal import Removed, choose, delete, expire, removal
+from agentpref.record.integrity import examine
 from agentpref.record.messages import prompt_of, run_row
 from agentpref.record.spill import Spill, drain
 from agentpref.record.store import Store
@@ -58,7 +59,7 @@ def aged(home: Home) -> Home:
 def left(home: Home) -> dict[str, list[str]]:
     with closing(connect(home)) as connection:
         store = Store(connection)
-        assert store.verify() == []
+        assert examine(connection).problems == []
         return {
             "runs": [each.run_id for each in store.runs("default")],
             "feedback": [each.feedback_id for each in store.feedback("default")],

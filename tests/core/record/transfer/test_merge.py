@@ -24,6 +24,7 @@ from agentpref.record.database import connect, exclusive, transaction
 from agentpref.record.deletion.forget import adopt
 from agentpref.record.deletion.forget import forget as delete_user
 from agentpref.record.ingest.pseudonyms import Pseudonyms
+from agentpref.record.integrity import examine
 from agentpref.record.log import Log
 from agentpref.record.messages import node_id, prompt_of, run_row
 from agentpref.record.migrations import STEPS
@@ -94,7 +95,7 @@ def edit(home: Home, *statements: str) -> None:
 
 def verified(home: Home) -> bool:
     with closing(connect(home, readonly=True)) as connection:
-        return Store(connection).verify() == []
+        return examine(connection).problems == []
 
 
 def one(home: Home, other: Home) -> Merged:
@@ -483,7 +484,7 @@ HOSTILE = [
     ("DELETE FROM message WHERE body LIKE '%raining%'", "its parent is missing"),
     ("UPDATE run SET output = prompt", "answers another prompt"),
     ("UPDATE run SET prompt = output", "answers another prompt"),
-    ("UPDATE run SET params = '[]'", r"its params is '\[\]', not a JSON object"),
+    ("UPDATE run SET params = '[]'", r"its params is '\[\]', not a mapping in JSON"),
     ("UPDATE run SET metadata = 'x'", "one of its columns is not JSON"),
     ("UPDATE run SET tags = '[1]'", "its tags is"),
     ("UPDATE run SET token_ids = '[1.5]'", "its token_ids is"),
