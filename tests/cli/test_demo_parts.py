@@ -53,7 +53,7 @@ def test_the_feedback_on_every_reply_makes_one_pair_that_prefers_the_liked_answe
     assert len(found.pairs) == len(questions)
     assert {pair.origin for pair in found.pairs} == {"correction", "comparison", "thumbs"}
     for pair in found.pairs:
-        assert pair.chosen["content"] == liked[pair.prompt.messages[0]["content"]]
+        assert pair.completions[0].message["content"] == liked[pair.prompt.messages[0]["content"]]
 
 
 def test_the_agents_replies_come_from_the_live_revision_and_are_logged(tmp_path):
