@@ -71,7 +71,7 @@ _ASK_SECONDS = 5.0
 def open_router(
     home: Home | str | Path | None,
     *urls: str,
-    base: str,
+    model: str,
     namespace: str = "default",
     follow: float | None = 1.0,
 ) -> Router:
@@ -82,13 +82,13 @@ def open_router(
 
     Args:
         home: the home, its folder, or ``None``.
-        urls: the servers, e.g. ``http://127.0.0.1:8000``; all of them serve ``base``.
-        base: the base model, as for ``agentpref.update``; its tokenizer is used here.
+        urls: the servers, e.g. ``http://127.0.0.1:8000``; all of them serve ``model``.
+        model: the base model, as for ``agentpref.update``; its tokenizer is used here.
         namespace: serve the revisions of this namespace.
         follow: seconds between two looks at what other processes made live.
     """
     return watch.open_router(
-        home, lambda: VllmBackend(*urls, base=base), namespace=namespace, follow=follow
+        home, lambda: VllmBackend(*urls, model=model), namespace=namespace, follow=follow
     )
 
 
@@ -116,7 +116,7 @@ class VllmBackend:
 
     Args:
         urls: the servers, e.g. ``http://127.0.0.1:8000``.
-        base: the base model: ``"tiny"``, a folder, or a name on a model hub. Only its tokenizer is
+        model: the base model: ``"tiny"``, a folder, or a name on a model hub. Only its tokenizer is
             loaded, and its files are what revisions are checked against.
         adapters_at: the folder in which the servers see the home's ``adapters/``, if they run in a
             container or on another machine.
@@ -136,7 +136,7 @@ class VllmBackend:
     def __init__(
         self,
         *urls: str,
-        base: str,
+        model: str,
         adapters_at: str | None = None,
         max_loras: int | None = None,
         timeout: float = 60.0,
@@ -146,8 +146,8 @@ class VllmBackend:
         """Read the base's tokenizer, and wait for a server to answer."""
         if not urls:
             raise ConfigError("no server is named; give its address, e.g. http://127.0.0.1:8000")
-        self.base = read_base(base)
-        self._tokenizer = load_tokenizer(base, self.base.path)
+        self.base = read_base(model)
+        self._tokenizer = load_tokenizer(model, self.base.path)
         self._ends = end_tokens(self._tokenizer, _generation_end(self.base.path))
         self._tokenizing = threading.Lock()
         self._max_loras = max_loras
