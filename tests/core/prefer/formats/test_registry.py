@@ -148,12 +148,12 @@ def test_a_format_of_another_package_is_detected_read_and_written(
     home, other = Home.create(tmp_path / "home"), Home.create(tmp_path / "other")
     assert import_file(home, rows).added == 1
     pairs = pairs_of(home)
-    assert {(p.chosen["content"], p.rejected["content"]) for p in pairs} == {
+    assert {tuple(c.message["content"] for c in p.completions) for p in pairs} == {
         ("Blue.", "Grey."), ("Blue.", "Red."), ("Grey.", "Red.")
     }  # fmt: skip
     assert export_file(pairs, back, format="ranking").rows == 3
     assert import_file(other, back, format="ranking").added == 3
-    assert {p.pair_id for p in pairs_of(other)} == {p.pair_id for p in pairs}
+    assert {p.example_id for p in pairs_of(other)} == {p.example_id for p in pairs}
 
 
 def pairs_of(home: Home) -> Any:
