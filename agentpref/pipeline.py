@@ -36,10 +36,9 @@ from agentpref.record.messages import new_id
 from agentpref.record.spill import drain
 from agentpref.record.store import Store
 from agentpref.record.updates import Role, UpdateRow, Updates
-from agentpref.report import UpdateReport, Verdict
 from agentpref.serve.backend import Revision
 from agentpref.serve.registry import Registry
-from agentpref.types import BASE, Example, Progress
+from agentpref.types import BASE, Example, Progress, UpdateReport, Verdict
 
 if TYPE_CHECKING:
     import sqlite3
