@@ -21,7 +21,7 @@ Source: TypeAlias = Literal["human", "model", "code"]
 SOURCES: tuple[Source, ...] = get_args(Source)
 WINNERS: tuple[Winner, ...] = get_args(Winner)
 Origin: TypeAlias = Literal["correction", "comparison", "thumbs", "judge", "thumb"]
-"""What an example is made of; ``thumbs`` are opposed ones on one prompt, ``thumb`` is a lone one."""
+"""What an example is made of; ``thumbs`` are opposed ones on one prompt, ``thumb`` is lone."""
 
 Verdict: TypeAlias = Literal["promoted", "refused", "insufficient", "nothing_new"]
 """The outcome of an update."""
