@@ -23,12 +23,9 @@ from agentpref.config import UpdateConfig
 from agentpref.errors import TrainingDiverged, UpdateInterrupted, WrongBase
 from agentpref.home import Home
 from agentpref.learn import checkpoint as checkpoints
-from agentpref.learn import resume
-from agentpref.learn.checkpoint import Checkpoint
+from agentpref.learn.checkpoint import Checkpoint, StartedUpdate
 from agentpref.learn.data import UpdateData, UpdateRows, count, prepare
-from agentpref.learn.interrupts import Interrupts
-from agentpref.learn.process import LOADING
-from agentpref.learn.resume import StartedUpdate
+from agentpref.learn.process import LOADING, Interrupts
 from agentpref.learn.team import Team, assembled
 from agentpref.prefer.examples import ExampleSet, read_examples
 from agentpref.record.database import connect, exclusive, translated
@@ -36,10 +33,9 @@ from agentpref.record.messages import new_id
 from agentpref.record.spill import drain
 from agentpref.record.store import Store
 from agentpref.record.updates import Role, UpdateRow, Updates
-from agentpref.report import UpdateReport, Verdict
 from agentpref.serve.backend import Revision
 from agentpref.serve.registry import Registry
-from agentpref.types import BASE, Example, Progress
+from agentpref.types import BASE, Example, Progress, UpdateReport, Verdict
 
 if TYPE_CHECKING:
     import sqlite3
@@ -117,7 +113,7 @@ def update(
                 interrupts,
                 team,
             ).run()
-        team.dismiss(report.to_mapping())
+        team.finish(report.to_mapping())
         return report
 
 
@@ -137,7 +133,9 @@ def _locked(home: Home, namespace: str, interrupts: Interrupts) -> Iterator[sqli
                 shutil.rmtree(folder, ignore_errors=True)
             yield connection
     except KeyboardInterrupt as error:
-        message = f"interrupted; {resume.outlook(checkpoints.path_of(home.training, namespace))}"
+        message = (
+            f"interrupted; {checkpoints.outlook(checkpoints.path_of(home.training, namespace))}"
+        )
         raise UpdateInterrupted(message, interrupts.signum or signal.SIGINT) from error
 
 
@@ -186,7 +184,7 @@ class _Update:
         if is_new or self.checkpoint.path.exists():
             self.checks = self._checks()  # a broken check is reported before any work
             base = self._load_base(live)
-            needed = resume.conditions(self.namespace, serving.live, base, self.config)
+            needed = checkpoints.conditions(self.namespace, serving.live, base, self.config)
             started = self._started(base, needed, examples)
         report = self._report(available, started, live, found)
         if base is None or not (is_new or started):
@@ -235,7 +233,7 @@ class _Update:
         self, base: BaseModel, needed: Mapping[str, Any], examples: Sequence[Example]
     ) -> StartedUpdate | None:
         """The interrupted update, whose id and time this one then takes over."""
-        started = resume.find(self.checkpoint, needed, examples, ended=self.updates.has)
+        started = checkpoints.find(self.checkpoint, needed, examples, ended=self.updates.has)
         if started is not None:
             self.update_id, self.created_at = started.update_id, started.created_at
             self._cache(base, started.update_id).forget()  # its candidate may have been another

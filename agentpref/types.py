@@ -1,16 +1,17 @@
 """The records that flow through agentpref, as plain immutable values.
 
-A *run* is one model call. *Feedback* and *comparisons* say what people, judges and programs
-thought of runs. An *example* is what is trained or held out: a prompt and one or more completions.
+A *run* is one model call. *Feedback* and *comparisons* are the judgements of people, judges and
+programs on runs. An *example* is a prompt with one or more completions, to train on or to hold out.
+An *update report* says what an update did, and why.
 
-Messages are OpenAI-shaped mappings: ``{"role": …, "content": …}`` plus, where there are any,
-``tool_calls``, ``tool_call_id`` and ``name``. They are never changed once recorded.
+Messages are OpenAI-shaped mappings: ``{"role": …, "content": …}`` and, where there are any,
+``tool_calls``, ``tool_call_id`` and ``name``. They never change once they are recorded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 Message: TypeAlias = Mapping[str, Any]
@@ -20,24 +21,27 @@ Source: TypeAlias = Literal["human", "model", "code"]
 SOURCES: tuple[Source, ...] = get_args(Source)
 WINNERS: tuple[Winner, ...] = get_args(Winner)
 Origin: TypeAlias = Literal["correction", "comparison", "thumbs", "judge", "thumb"]
-"""What an example is made of: ``thumbs`` are opposed ones on one prompt, ``thumb`` is lone."""
+"""What an example is made of; ``thumbs`` are opposed ones on one prompt, ``thumb`` is lone."""
+
+Verdict: TypeAlias = Literal["promoted", "refused", "insufficient", "nothing_new"]
+"""The outcome of an update."""
 
 BASE = "base"
 """The revision name of the bare base model, with no adapter."""
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 512)
-"""The ranks of adapters that vLLM loads; others are neither trained nor served."""
+"""The ranks of adapters that vLLM loads, and so all that are trained and served."""
 
 HELD_OUT = 0.2
-"""The share of the prompts that is held out where no setting says another."""
+"""The default share of the prompts that is held out."""
 
 Progress: TypeAlias = Callable[[str, int, int], object]
-"""A callback of long work: the name of the stage, how much of it is done, and how much there is."""
+"""A callback of long work: ``(stage, done, total)``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the model was asked. ``id`` is the content address of tools and messages together."""
+    """Messages and tools that a model was given; ``id`` is their content address."""
 
     id: str
     messages: tuple[Message, ...]
@@ -66,13 +70,13 @@ class Run:
 
     @property
     def tag(self) -> str:
-        """The domain tag that a run is filed under: its first one, or ``"untagged"``."""
+        """The domain of the run: its first tag, or ``"untagged"``."""
         return self.tags[0] if self.tags else "untagged"
 
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
-    """A signal on one run. ``correction`` is the output as it should have been, if it is one."""
+    """A judgement on one run; ``correction`` is the output as it should have been."""
 
     feedback_id: str
     run_id: str
@@ -100,7 +104,7 @@ class Comparison:
     comment: str | None = None
 
     def swap(self) -> Comparison:
-        """The same judgement with the two runs named in the other order."""
+        """The same judgement with the two runs in the other order."""
         flipped: dict[Winner, Winner] = {"a": "b", "b": "a", "tie": "tie"}
         return replace(self, run_a=self.run_b, run_b=self.run_a, winner=flipped[self.winner])
 
@@ -121,11 +125,10 @@ class Stratum(NamedTuple):
 class Completion:
     """One answer to a prompt, and what is known of it.
 
-    ``label`` says how good it is: 1 for preferred or liked, 0 for rejected or disliked, or any
-    score or return, where larger is better. ``token_ids`` and ``logprobs`` are the tokens as the
-    engine wrote them, with their natural log-probabilities; ``loss_mask`` says which of these
-    tokens are trained (``None``: all). ``author`` is the revision that wrote it; ``None`` is a
-    person, or unknown.
+    ``label`` is 1 for preferred or liked, 0 for rejected or disliked, or any score or return, where
+    larger is better. ``token_ids`` and ``logprobs`` are the tokens as the engine wrote them, with
+    their natural log-probabilities; ``loss_mask`` marks the tokens to train (``None``: all).
+    ``author`` is the revision that wrote it; ``None`` is a person, or unknown.
     """
 
     message: Message
@@ -138,7 +141,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """What is trained, or held out to prove adapters: a prompt and n ≥ 1 completions of it.
+    """A prompt with n ≥ 1 completions: to train on, or held out to prove adapters.
 
     A pair has two completions, the chosen one first, labelled 1 and 0. A lone thumb has one. A
     judged group has as many as were judged, best first. The examples of one trace share its
@@ -167,3 +170,43 @@ class Example:
     def lone(self) -> bool:
         """Whether there is a single completion, with nothing to compare it to."""
         return len(self.completions) == 1
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateReport:
+    """What an update did and why. Accuracies are held-out, per tag, before and after.
+
+    ``counts`` are numbers of pairs and, under the same names with ``_thumbs``, of lone thumbs.
+    ``evaluated_thumbs`` are the new held-out thumbs that count as evidence: as many likes as
+    dislikes. Every example that was not used as it was logged is counted by reason: ``left_out``
+    are neither trained nor evaluated, ``shortened`` lost the oldest turns of their prompt, and the
+    logged tokens of ``retokenized`` could not be used. ``config`` holds the settings, and ``notes``
+    anything else, such as why an interrupted training started over.
+    """
+
+    update_id: str
+    namespace: str
+    model: str
+    created_at: float
+    verdict: Verdict
+    parent: str | None
+    revision: str | None = None
+    seconds: float = 0.0
+    counts: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
+    shortened: dict[str, int] = field(default_factory=dict)
+    retokenized: dict[str, int] = field(default_factory=dict)
+    accuracy: dict[str, dict[str, float]] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    checks: list[dict[str, Any]] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def reasons(self) -> list[str]:
+        """The messages of the checks that failed."""
+        return [f"{c['name']}: {c['message']}" for c in self.checks if not c["passed"]]
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The report as plain values: what ``--json`` prints and the database stores."""
+        return asdict(self)

@@ -78,7 +78,7 @@ class Learner:
         self._team = team or Team()
         self._route: Route | None = None
         self._scored_tokens, self._scored_seconds = 0, 0.0
-        with self._team.ordered(lambda: self._attach_order(live)):
+        with self._team.order(lambda: self._attach_order(live)):
             self._model = adapter.attach(base, live, config.lora, seed=config.seed)
             fuse(self._model)
             unmap(self._model)
@@ -149,7 +149,7 @@ class Learner:
         route = self.route(rows)
         started = time.monotonic()
         order = {"do": "score", "policy": policy, "route": route.name}
-        with self._team.ordered(lambda: order | {"rows": [row.freeze() for row in rows]}):
+        with self._team.order(lambda: order | {"rows": [row.freeze() for row in rows]}):
             scores = self.score_share(policy, rows)
         self._scored_seconds += time.monotonic() - started
         self._scored_tokens += sum(row.width for row in rows)
@@ -227,7 +227,7 @@ class Learner:
         training = [TrainingRow(*each) for each in zip(rows, references, live, strict=True)]
         epochs = self.config.epochs or trainer.epochs_for(new)
         order = {"do": "fit", "epochs": epochs, "route": self.route(rows).name}
-        with self._team.ordered(lambda: order | {"rows": [row.freeze() for row in training]}):
+        with self._team.order(lambda: order | {"rows": [row.freeze() for row in training]}):
             return self.train(
                 training, epochs=epochs, observe=observe, checkpoint=checkpoint, limits=limits
             )

@@ -41,14 +41,13 @@ def room(
         longest: the padded tokens of the longest row to come.
         free: bytes of memory to plan with; by default what the machine has free.
     """
-    most = tokens_per_pass(model)
     available = (free_bytes(model.device.type) if free is None else free) * _SHARE
     fits = int(available / (kept_bytes(states) / tokens))
-    if fits >= longest:
-        return Room(min(most, fits), recomputes=False)
-    recompute_layers(model)
-    fits = int(available / (kept_bytes(states) / tokens))
-    return Room(max(1, min(most, fits)), recomputes=True)
+    recomputes = fits < longest
+    if recomputes:
+        recompute_layers(model)
+        fits = int(available / (kept_bytes(states) / tokens))
+    return Room(max(1, min(tokens_per_pass(model), fits)), recomputes)
 
 
 def tokens_per_pass(model: Any) -> int:
@@ -75,7 +74,7 @@ def kept_bytes(states: Callable[[], Tensor]) -> int:
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
-        if not _is_parameter(tensor):
+        if not isinstance(tensor if tensor._base is None else tensor._base, torch.nn.Parameter):
             storage = tensor.untyped_storage()
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
@@ -128,8 +127,3 @@ def decoder_layers(model: Any) -> Sequence[nn.Module]:
     """The decoder's layers: the longest list of modules, and the outermost of equally long ones."""
     stacks = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList)]
     return max(stacks, key=len, default=[])  # type: ignore[arg-type]
-
-
-def _is_parameter(tensor: Tensor) -> bool:
-    base = tensor._base if tensor._base is not None else tensor
-    return isinstance(base, torch.nn.Parameter)

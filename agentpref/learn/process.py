@@ -1,15 +1,19 @@
-"""Settings for a process that only trains: imports, garbage collection and freed memory.
+"""Handles signals, memory and imports of a process that trains.
 
-These settings affect the whole process. Only our commands and the processes of a team use them; the
-library leaves a host's process as it is.
+Ctrl-C and SIGTERM stop training between two steps: to break a step off would leave weights and
+optimizer moments half changed. All of this affects the whole process, so only updates, our commands
+and the processes of a team use it; the library leaves a host's process as it is.
 """
 
 from __future__ import annotations
 
 import gc
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from agentpref.types import Progress
 
@@ -21,6 +25,60 @@ _KEPT_BYTES = 1 << 30  # the values are C ints
 _PAD_BYTES = 64 << 20
 
 
+class Interrupts:
+    """Catches signals. ``signum`` is the last one that came, or ``None``."""
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._deferred = False
+
+    @property
+    def asked(self) -> bool:
+        """Whether a signal has come."""
+        return self.signum is not None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handle SIGINT and SIGTERM within the block, if they have Python's default handlers.
+
+        A host's own handlers stay. Outside of the main thread this changes nothing.
+        """
+        defaults: dict[int, Any] = {
+            signal.SIGINT: signal.default_int_handler,
+            signal.SIGTERM: signal.SIG_DFL,
+        }
+        replaced: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            replaced = {s: d for s, d in defaults.items() if signal.getsignal(s) == d}
+        try:
+            for signum in replaced:
+                signal.signal(signum, self._on_signal)
+            yield
+        finally:
+            for signum, default in replaced.items():
+                signal.signal(signum, default)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Note the first signal within the block, and raise it at the end of the block.
+
+        Raises:
+            KeyboardInterrupt: at the end after one signal, at once on a second one.
+        """
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+        if self.asked:
+            raise KeyboardInterrupt
+
+    def _on_signal(self, signum: int, frame: object) -> None:
+        first, self.signum = self.signum is None, signum
+        if not (first and self._deferred):
+            raise KeyboardInterrupt
+
+
 def settle() -> None:
     """Import what training needs, and set up garbage collection and memory for it.
 
@@ -29,10 +87,15 @@ def settle() -> None:
     the imports, and the objects are frozen afterwards. A package that is not installed is reported
     later, where it is needed.
     """
-    with _uncollected():
+    collected = gc.isenabled()
+    gc.disable()
+    try:
         _keep_freed_memory()
-        _load()
+        _import()
         gc.freeze()
+    finally:
+        if collected:
+            gc.enable()
 
 
 def settling(progress: Progress | None) -> Progress:
@@ -41,16 +104,16 @@ def settling(progress: Progress | None) -> Progress:
     An update without new data never gets there, and imports nothing heavy.
     """
 
-    def told(stage: str, done: int, total: int) -> None:
+    def report(stage: str, done: int, total: int) -> None:
         if progress is not None:
             progress(stage, done, total)
         if (stage, done) == (LOADING, 0):
             settle()
 
-    return told
+    return report
 
 
-def _load() -> None:
+def _import() -> None:
     try:
         import peft  # noqa: F401
         import torch  # noqa: F401
@@ -59,31 +122,18 @@ def _load() -> None:
         return  # loading the model reports which package is missing, and the cure
 
 
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Turn garbage collection off within the block."""
-    collected = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collected:
-            gc.enable()
-
-
 def _keep_freed_memory() -> None:
     """Let glibc keep freed memory for the next step, which needs the same amount again.
 
     By default glibc maps and unmaps large blocks one by one, and the kernel clears every page of
-    them again in each step. Other C libraries are left as they are.
+    them again in each step. Other C libraries stay as they are.
     """
     if sys.platform != "linux":
         return
     import ctypes
 
     libc = ctypes.CDLL(None)
-    if not hasattr(libc, "gnu_get_libc_version"):
-        return
-    libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
-    libc.mallopt(_M_TOP_PAD, _PAD_BYTES)
-    libc.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+    if hasattr(libc, "gnu_get_libc_version"):
+        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+        libc.mallopt(_M_TOP_PAD, _PAD_BYTES)
+        libc.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)

@@ -17,7 +17,6 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
@@ -31,19 +30,19 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _MAIN = 0
-_STEP_APART = timedelta(minutes=30)
+_STEP_TIMEOUT = timedelta(minutes=30)
 """How long a device waits for another one's share of a step before it reports an error."""
 
-_FOR_ORDERS = timedelta(days=7)
+_ORDER_TIMEOUT = timedelta(days=7)
 """How long followers wait while the main process works alone. Its end closes the connection."""
 
 
 class Team:
     """A process's view of its team: it is ``rank`` of ``size``. ``Team()`` is a single process.
 
-    Every process must call these at the same point: ``tell`` (in followers ``hear``), ``agree``,
-    ``gather``, ``sum``, ``least``, ``sum_gradients`` and ``conclude``. Each raises ``UpdateError``
-    if another process ended.
+    Every process must call these at the same point: ``broadcast`` (in followers ``receive``),
+    ``agree``, ``gather``, ``sum``, ``least``, ``sum_gradients`` and ``conclude``. Each raises
+    ``UpdateError`` if another process ended.
 
     As a context manager it sends an error in its block to the followers, so that they end too.
     """
@@ -62,91 +61,72 @@ class Team:
     def __enter__(self) -> Team:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self.size == 1 or self._over:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if self.size == 1 or self._over or error is None:
             return
-        if self.main and self._in_step and error is not None:
-            self._let_go(_described(error))
-        elif error is not None:
-            self._come_apart()
+        if self.main and self._in_step:
+            self._broadcast_last(_error_to_json(error))
+        else:
+            self._disconnect()
 
     def deal(self, rows: Sequence[T]) -> Sequence[T]:
         """This process's share: every ``size``-th row, so that sorted rows are shared evenly."""
         return rows[self.rank :: self.size]
 
     @contextmanager
-    def ordered(self, order: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
+    def order(self, write: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
         """Send an order to the followers, if there are any; the block is the main process's part.
 
         After an error in the block the followers may be anywhere, so no further order is sent.
         """
         if self.size > 1 and self.main:
-            self.tell(orjson.dumps(order()))
+            self.broadcast(orjson.dumps(write()))
             self._in_step = False
         yield
         self._in_step = True
 
-    def hear(self) -> dict[str, Any]:
-        """Wait for the main process's next order.
+    def receive(self) -> dict[str, Any]:
+        """Wait for the main process's next order; one with an ``outcome`` is the last.
 
         Raises:
             UpdateError: the main process ended without a message.
             AgentprefError: the main process ended with this error.
         """
-        order: dict[str, Any] = orjson.loads(self.tell(b""))
+        order: dict[str, Any] = orjson.loads(self.broadcast(b""))
+        self._over = "error" in order or "outcome" in order
         if "error" in order:
-            self._over = True
-            raise _error(order)
+            raise _error_from_json(order)
         return order
 
-    def dismiss(self, outcome: Mapping[str, Any]) -> None:
+    def finish(self, outcome: Mapping[str, Any]) -> None:
         """Send the outcome to the followers, so that they end."""
         if self.size > 1:
-            self._let_go({"outcome": outcome})
+            self._broadcast_last({"outcome": outcome})
 
-    def released(self) -> None:
-        """Note, as a follower, that the last order has come."""
-        self._over = True
-
-    def tell(self, message: bytes) -> bytes:
+    def broadcast(self, message: bytes) -> bytes:
         """Send the main process's message to all processes; returns it in each."""
         if self.size == 1:
             return message
         import torch
         from torch import distributed
 
-        with _connected():
+        with _translating_errors():
             length = torch.tensor([len(message)])
             distributed.broadcast(length, _MAIN, group=self._orders)
-            body = _tensor(message, int(length)) if self.main else _tensor(b"", int(length))
+            body = _tensor(message if self.main else b"", int(length))
             distributed.broadcast(body, _MAIN, group=self._orders)
         return body.numpy().tobytes()
 
     def agree(self, numbers: Sequence[float]) -> list[float]:
         """Send the main process's numbers to all processes, bit for bit; returns them in each."""
-        if self.size == 1:
-            return list(numbers)
-        import torch
-        from torch import distributed
-
-        with _connected():
-            agreed = torch.tensor(numbers, dtype=torch.float64)
-            distributed.broadcast(agreed, _MAIN, group=self._orders)
-        found: list[float] = agreed.tolist()
-        return found
+        return list(array("d", self.broadcast(array("d", numbers).tobytes())))
 
     def gather(self, message: bytes) -> list[bytes]:
         """Exchange messages: returns those of all processes, by rank, in each."""
         if self.size == 1:
             return [message]
         lengths = [int(length) for length in self._columns([len(message)])[0]]
-        own = _tensor(message, max(lengths))
-        bodies = self._gathered(own)
+        bodies = self._all_gather(_tensor(message, max(lengths)))
         return [
             body.numpy().tobytes()[:length] for body, length in zip(bodies, lengths, strict=True)
         ]
@@ -173,7 +153,7 @@ class Team:
         parameters = list(parameters)
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         flat = torch.cat([grad.reshape(-1) for grad in grads])
-        with _connected():
+        with _translating_errors():
             distributed.all_reduce(flat)
         parts = torch.split(flat, [p.numel() for p in parameters])
         for parameter, part in zip(parameters, parts, strict=True):
@@ -199,28 +179,28 @@ class Team:
             return [[number] for number in numbers]
         import torch
 
-        found = self._gathered(torch.tensor(numbers, dtype=torch.float64))
+        found = self._all_gather(torch.tensor(numbers, dtype=torch.float64))
         columns: list[list[float]] = torch.stack(found, 1).tolist()
         return columns
 
-    def _gathered(self, own: Tensor) -> list[Tensor]:
+    def _all_gather(self, own: Tensor) -> list[Tensor]:
         import torch
         from torch import distributed
 
-        with _connected():
+        with _translating_errors():
             found = [torch.empty_like(own) for _ in range(self.size)]
             distributed.all_gather(found, own, group=self._orders)
         return found
 
-    def _let_go(self, order: Mapping[str, Any]) -> None:
+    def _broadcast_last(self, order: Mapping[str, Any]) -> None:
         """Send the last order; a process that ended already does not need it."""
         self._over = True
         try:
-            self.tell(orjson.dumps(order))
+            self.broadcast(orjson.dumps(order))
         except UpdateError:
-            self._come_apart()
+            self._disconnect()
 
-    def _come_apart(self) -> None:
+    def _disconnect(self) -> None:
         """Close the connections, so that no other process waits for this one."""
         from torch import distributed
 
@@ -231,12 +211,12 @@ class Team:
 
 def follows() -> bool:
     """Whether a launcher started this process to follow another one. Imports nothing."""
-    return shares() and _launched()[0] != _MAIN
+    return shares() and int(os.environ.get("RANK", "0")) != _MAIN
 
 
 def shares() -> bool:
     """Whether a launcher started this process as one of several. Imports nothing."""
-    return _launched()[1] > 1
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1  # torch's launchers set it
 
 
 def assembled() -> Team:
@@ -257,20 +237,15 @@ def assembled() -> Team:
         ) from error
     from torch import distributed
 
-    with _connected():
-        found = PartialState(cpu=not torch.cuda.is_available(), timeout=_STEP_APART)
-        orders = distributed.new_group(backend="gloo", timeout=_FOR_ORDERS)
+    with _translating_errors():
+        found = PartialState(cpu=not torch.cuda.is_available(), timeout=_STEP_TIMEOUT)
+        orders = distributed.new_group(backend="gloo", timeout=_ORDER_TIMEOUT)
     return Team(found.process_index, found.num_processes, orders)
 
 
-def _launched() -> tuple[int, int]:
-    """Rank and size, from the environment variables that torch's launchers set."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-
-
 @contextmanager
-def _connected() -> Iterator[None]:
-    """Turn torch's errors into an ``UpdateError``: nearly always another process has ended."""
+def _translating_errors() -> Iterator[None]:
+    """Raise torch's errors as ``UpdateError``: nearly always another process has ended."""
     try:
         yield
     except RuntimeError as error:  # torch raises nothing more specific for gloo
@@ -288,19 +263,18 @@ def _tensor(message: bytes, length: int) -> Tensor:
     return torch.frombuffer(bytearray(message.ljust(max(1, length), b"\0")), dtype=torch.uint8)
 
 
-def _described(error: BaseException) -> dict[str, Any]:
-    """An error as its name and message; any error that is not ours becomes an ``UpdateError``."""
-    if isinstance(error, AgentprefError):
-        signum = error.signum if isinstance(error, UpdateInterrupted) else None
-        return {"error": type(error).__name__, "words": str(error), "signum": signum}
-    words = f"the main process ended with {type(error).__name__}: {error}"
-    return {"error": UpdateError.__name__, "words": words, "signum": None}
+def _error_to_json(error: BaseException) -> dict[str, Any]:
+    """An error as its name and message; an error of another library becomes ``UpdateError``."""
+    name, message = type(error).__name__, str(error)
+    if not isinstance(error, AgentprefError):
+        name, message = "UpdateError", f"the main process ended with {name}: {message}"
+    signum = error.signum if isinstance(error, UpdateInterrupted) else None
+    return {"error": name, "message": message, "signum": signum}
 
 
-def _error(order: Mapping[str, Any]) -> AgentprefError:
-    """The error that :func:`_described` described."""
+def _error_from_json(order: Mapping[str, Any]) -> AgentprefError:
+    """The error that :func:`_error_to_json` wrote."""
     if order["signum"] is not None:
-        return UpdateInterrupted(order["words"], order["signum"])
-    kind = getattr(errors, order["error"])
-    found: AgentprefError = kind(order["words"])
+        return UpdateInterrupted(order["message"], order["signum"])
+    found: AgentprefError = getattr(errors, order["error"])(order["message"])
     return found

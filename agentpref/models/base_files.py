@@ -1,12 +1,17 @@
-"""What a base model is, read from its files: for engines that run it in another process.
+"""Reads a base model's digests and layers from its files, and the headers of safetensors files.
 
-The digests equal those that training writes into manifests. The linear layers come from the headers
-of the weights. So a revision can be checked against a base model that is never loaded, without
-torch and transformers.
+A revision can thus be checked against a base model that another process runs, without torch and
+transformers. The digests equal those that training writes into manifests; the linear layers come
+from the headers of the weights.
+
+A safetensors file begins with eight bytes of length and a JSON object. The JSON is read strictly,
+since parsers differ in what they accept and in which of two equal keys they keep: one program could
+check what another does not read.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,11 +22,11 @@ import orjson
 
 from agentpref.errors import UnsupportedModel
 from agentpref.models.base import base_digests, find_base
-from agentpref.models.safetensors import read_header
 
 _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_MAX_HEADER = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,17 +126,17 @@ def _linear_layers(
 
 def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor in the files that transformers reads."""
-    return {k: shape for file in _weight_files(folder) for k, shape in _shapes_in(file).items()}
-
-
-def _shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    files = _weight_files(folder)
     try:
-        tensors = read_header(file).tensors
-        return {name: tuple(map(int, entry["shape"])) for name, entry in tensors.items()}
+        for file in files:
+            for name, entry in read_header(file).tensors.items():
+                shapes[name] = tuple(map(int, entry["shape"]))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UnsupportedModel(
             f"{file} cannot be read as safetensors ({error}); copy or save the model again"
         ) from error
+    return shapes
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -158,3 +163,59 @@ def _read_object(file: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UnsupportedModel(f"{file} is not a JSON object; copy the model again")
     return value
+
+
+class Header(NamedTuple):
+    """The header of a safetensors file.
+
+    ``tensors`` maps a name to its ``dtype``, ``shape`` and ``data_offsets``, which are unchecked
+    and count from byte ``start`` of the file. ``metadata`` maps strings to strings.
+    """
+
+    start: int
+    tensors: dict[str, Any]
+    metadata: dict[str, Any]
+
+
+def read_header(file: Path) -> Header:
+    """Read the header of a safetensors file.
+
+    Raises:
+        ValueError: the file does not begin with such a header.
+        OSError: the file cannot be read.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > min(_MAX_HEADER, size - 8):
+            raise ValueError("not a safetensors file")
+        data = stream.read(length)
+    if not data.startswith(b"{"):
+        raise ValueError("not a safetensors file")
+    tensors = parse_object(data)
+    metadata = tensors.pop("__metadata__", {})
+    return Header(8 + length, tensors, metadata)
+
+
+def parse_object(data: bytes) -> dict[str, Any]:
+    """Read a JSON object that every parser reads alike.
+
+    Raises:
+        ValueError: it is not strict JSON, not an object, or has a key twice at some depth.
+    """
+    try:
+        value = orjson.loads(data)
+        json.loads(data, object_pairs_hook=_require_unique, parse_int=len, parse_float=len)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    return value
+
+
+def _require_unique(pairs: list[tuple[str, Any]]) -> None:
+    seen: set[str] = set()
+    for key, _ in pairs:
+        if key in seen:
+            raise ValueError(f"has the key {key[:200]!r} twice")
+        seen.add(key)

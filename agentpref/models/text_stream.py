@@ -21,7 +21,6 @@ class TextStream:
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = ()) -> None:
-        """Start with no text."""
         self._decode = decode
         self._stop = tuple(stop)
         self._ids: list[int] = []

@@ -30,8 +30,7 @@ from typing import Any
 from agentpref.config import GateSettings
 from agentpref.prove.bootstrap import Bound, Paired, lower_bound, pairs_needed
 from agentpref.prove.metrics import length_ratio
-from agentpref.report import Verdict
-from agentpref.types import Stratum
+from agentpref.types import Stratum, Verdict
 
 FEWEST_PROMPTS = 30  # below this the bootstrap covers less than it says
 

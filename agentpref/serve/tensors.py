@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from agentpref.errors import InvalidAdapter, MissingDependency
-from agentpref.models.safetensors import read_header
+from agentpref.models.base_files import read_header
 
 Shape = tuple[int, ...]
 

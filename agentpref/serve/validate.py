@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from agentpref.errors import InvalidAdapter, NotKept, WrongBase
-from agentpref.models.safetensors import parse_object
+from agentpref.models.base_files import parse_object
 from agentpref.serve.backend import Revision
 from agentpref.serve.manifest import (
     ADAPTER_FILES,

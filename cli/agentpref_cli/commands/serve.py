@@ -101,7 +101,7 @@ def serve(
     """
     from agentpref.errors import MissingDependency
     from agentpref.home import Home
-    from agentpref.learn.interrupts import Interrupts
+    from agentpref.learn.process import Interrupts
 
     try:
         from agentpref_adapters._vllm_process import VllmSettings, vllm_process

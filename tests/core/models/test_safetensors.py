@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from agentpref.models.safetensors import parse_object, read_header
+from agentpref.models.base_files import parse_object, read_header
 
 
 def test_the_header_equals_what_the_library_wrote(tmp_path: Path) -> None:
