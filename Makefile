@@ -24,7 +24,7 @@ help: ## List the targets
 	@sed -n 's/^\([a-z%-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | \
 	  awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
 
-demo: $(VENV)/.demo ## Three nights of learning on real preferences, without network (3 min)
+demo: $(VENV)/.demo ## Three updates on real preferences, without network (3 min)
 	@$(BIN)/agentpref demo $(ARGS)
 
 test: lint types imports tests ## All that must hold: style, types, import rule, tests

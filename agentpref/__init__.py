@@ -15,18 +15,20 @@ if TYPE_CHECKING:
     from agentpref.pipeline import UpdateReport, update
     from agentpref.record.ingest.redaction import redact
     from agentpref.record.log import Log
+    from agentpref.serve.chat import Chat
     from agentpref.serve.registry import Registry
     from agentpref.serve.router import Router
-    from agentpref.types import Comparison, Feedback, Pair, Run
+    from agentpref.types import Comparison, Example, Feedback, Run
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "AgentprefError": "agentpref.errors",
+    "Chat": "agentpref.serve.chat",
     "Comparison": "agentpref.types",
     "Feedback": "agentpref.types",
     "Log": "agentpref.record.log",
-    "Pair": "agentpref.types",
+    "Example": "agentpref.types",
     "Registry": "agentpref.serve.registry",
     "Router": "agentpref.serve.router",
     "Run": "agentpref.types",
@@ -38,10 +40,11 @@ _HOMES = {
 
 __all__ = [
     "AgentprefError",
+    "Chat",
     "Comparison",
+    "Example",
     "Feedback",
     "Log",
-    "Pair",
     "Registry",
     "Router",
     "Run",

@@ -1,262 +1,236 @@
-"""The settings of one update, as small values with defaults that are meant to be kept.
+"""The settings of one update, each declared once: type, bounds, default and description.
 
-Each group belongs to the part that reads it: ``lora``, ``loss`` and ``thumbs`` to the trainer,
-``kl`` and ``replay`` to what guards against forgetting, ``gate`` to the verdict. Keys that a user
-writes and that do not exist are refused, with the nearest name suggested; so is a setting that
-another one leaves without effect. Nothing here reads a file.
+    >>> UpdateConfig(seed=1, loss=LossSettings(beta=0.2)).loss.beta
+    0.2
+    >>> UpdateConfig(batch_size=2.5)
+    Traceback (most recent call last):
+    agentpref.errors.ConfigError: batch_size is 2.5, but must be a whole number of 1 or more
+
+pydantic checks every value in strict mode, in Python as well as from TOML and ``--set``: `true` is
+no number, `2.0` no whole number, and infinity and NaN are refused. An unknown name is refused with
+the nearest known one, and so is a setting that another setting leaves without effect. `make docs`
+writes the table of settings in docs/updates.md from these declarations.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any, Literal, TypeAlias, TypeVar, get_args
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, is_dataclass
+from functools import wraps
+from types import NoneType
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
+import orjson
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
+from pydantic_core import ErrorDetails, core_schema
+
+from agentpref import plugins
 from agentpref.errors import ConfigError
+from agentpref.types import HELD_OUT, LORA_RANKS
+
+Precision: TypeAlias = Literal["auto", "float32", "bfloat16", "4bit"]
+"""The number format in which a base model is held."""
+
+_STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+_LONE_THUMBS = "kto"
 
 T = TypeVar("T")
 
-Precision: TypeAlias = Literal["auto", "float32", "bfloat16", "4bit"]
-"""What a base model may be held in while it is trained on."""
 
-LossKind: TypeAlias = Literal["sigmoid", "robust", "ipo", "ipo_sum", "hinge", "apo_zero"]
-
-
-@dataclass(frozen=True, slots=True)
-class LoraSettings:
-    """Shape of the adapter. vLLM loads ranks 8, 16, 32, 64, 128, 256 and 512 only."""
-
-    rank: int = 16
-    alpha: int = 32
-
-    def __post_init__(self) -> None:
-        _require(
-            self.rank in {8, 16, 32, 64, 128, 256, 512},
-            "lora.rank",
-            self.rank,
-            "8, 16, 32, 64, 128, 256 or 512, the ranks that vLLM loads",
-        )
-        _require(self.alpha > 0, "lora.alpha", self.alpha, "above 0")
+def loss_kinds() -> tuple[str, ...]:
+    """The losses of pairs that installed packages register: what ``loss.kind`` may be."""
+    return tuple(name for name in plugins.names(plugins.LOSSES) if name != _LONE_THUMBS)
 
 
-@dataclass(frozen=True, slots=True)
-class LossSettings:
-    """What a pair costs: a loss of its margin with β, and the NLL anchor (2404.19733) on top.
+def _takes_noise(kind: str) -> bool:
+    return bool(plugins.load(plugins.LOSSES, kind).takes_noise)
 
-    ``sigmoid`` is DPO (2305.18290) with the conservative noise term, ``robust`` its unbiased sister
-    (2403.00409), ``ipo`` IPO (2310.12036) on means over tokens and ``ipo_sum`` on sums, ``hinge``
-    SLiC's (2305.10425) and ``apo_zero`` APO-zero (2408.06266). ``noise`` is the share ε of flipped
-    labels, for all pairs instead of each one's own. ``wpo`` weighs answers that the live policy did
-    not write by how likely they are to it (2406.11827).
+
+class _OneOf(NamedTuple):
+    """Field metadata: the allowed values, looked up when a value is checked."""
+
+    choices: Callable[[], Iterable[object]]
+
+    def __get_pydantic_core_schema__(self, kind: Any, handler: Any) -> core_schema.CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(kind))
+
+    def _check(self, value: T) -> T:
+        if value not in self.choices():
+            raise ValueError("not one of the choices")
+        return value
+
+
+def setting(default: T, description: str, **constraints: Any) -> T:
+    """Declare a setting, with pydantic's constraints: ``ge`` and ``le``, ``gt`` and ``lt``."""
+    declared: T = Field(default=default, description=description, **constraints)
+    return declared
+
+
+def _group(prefix: str, *, switch: str | None = None) -> Callable[[type[T]], type[T]]:
+    """Class decorator: make errors ``ConfigError``, with names that begin with ``prefix``.
+
+    Where the setting ``switch`` is 0, it turns the others off, and they must stay as they are.
     """
 
-    kind: LossKind = "sigmoid"
-    beta: float = 0.1
-    noise: float | None = None
-    wpo: bool = False
-    nll: float = 0.1
-    nll_on_corrections: float = 1.0
+    def decorate(kind: type[T]) -> type[T]:
+        validate: Callable[..., None] = kind.__init__
+
+        @wraps(validate)
+        def checked(self: T, **settings: Any) -> None:
+            try:
+                validate(self, **settings)
+            except ValidationError as error:
+                raise _explained(kind, prefix, error.errors()[0], settings) from error
+            if switch and not getattr(self, switch):
+                off = prefix + switch
+                for name in (name for name in _fields(kind) if name != switch):
+                    cure = f"leave it out, or raise {off}"
+                    _refuse_idle(self, prefix + name, f"{off} is 0", cure)
+
+        kind.__init__ = checked  # type: ignore[method-assign, assignment]
+        return kind
+
+    return decorate
+
+
+@_group("lora.")
+@dataclass(config=_STRICT, frozen=True, slots=True, kw_only=True)
+class LoraSettings:
+    """Shape of the adapter."""
+
+    rank: Annotated[int, _OneOf(lambda: LORA_RANKS)] = setting(16, "rank; vLLM loads no others")
+    alpha: int = setting(32, "scale: what the adapter adds is multiplied by α/rank", gt=0)
+
+
+@_group("loss.")
+@dataclass(config=_STRICT, frozen=True, slots=True, kw_only=True)
+class LossSettings:
+    """The loss of a pair, and the anchor on the chosen answer."""
+
+    kind: Annotated[str, _OneOf(loss_kinds)] = setting(
+        "sigmoid", "one of the registered losses: see training.md"
+    )
+    beta: float = setting(0.1, "temperature β of the loss", gt=0)
+    noise: float | None = setting(
+        None,
+        "share ε of flipped labels; None: each pair's own. Only for sigmoid and "
+        "robust (there below 0.5)",
+        ge=0,
+        le=0.5,
+    )
+    wpo: bool = setting(
+        False,
+        "weigh answers that the live revision did not write by how likely they are "
+        "under it (2406.11827)",
+    )
+    nll: float = setting(0.1, "weight α of the NLL anchor (2404.19733)", ge=0)
+    nll_on_corrections: float = setting(1.0, "weight α of the anchor on corrections", ge=0)
 
     def __post_init__(self) -> None:
-        _require(
-            self.kind in ("sigmoid", "robust", "ipo", "ipo_sum", "hinge", "apo_zero"),
-            "loss.kind",
-            self.kind,
-            "sigmoid, robust, ipo, ipo_sum, hinge or apo_zero",
-        )
-        _require(self.beta > 0, "loss.beta", self.beta, "above 0")
-        _require(
-            self.noise is None or 0 <= self.noise <= 0.5,
-            "loss.noise",
-            self.noise,
-            "from 0 to .5, below .5 for robust; sigmoid and robust only",
-        )
-        _require(isinstance(self.wpo, bool), "loss.wpo", self.wpo, "true or false")
-        _require(self.nll >= 0, "loss.nll", self.nll, "0 or more")
-        _require(
-            self.nll_on_corrections >= 0,
-            "loss.nll_on_corrections",
-            self.nll_on_corrections,
-            "0 or more",
-        )
-        self._check_noise()
-
-    def _check_noise(self) -> None:
-        if self.kind not in ("sigmoid", "robust"):
-            _refuse_idle(
-                self,
-                "loss.noise",
-                f"loss.kind {self.kind!r} has no noise term",
-                "leave it out, or set loss.kind to 'sigmoid' or 'robust'",
-            )
+        if self.noise is not None and not _takes_noise(self.kind):
+            noisy = _listed(repr(kind) for kind in loss_kinds() if _takes_noise(kind))
+            cure = f"leave it out, or set loss.kind to {noisy}"
+            _refuse_idle(self, "loss.noise", f"loss.kind {self.kind!r} has no noise term", cure)
         if self.kind == "robust" and self.noise == 0.5:
             raise ConfigError(
-                "loss.noise is 0.5, at which loss.kind 'robust' divides by zero: a coin's labels "
-                "say nothing; lower it, or set loss.kind to 'sigmoid'"
+                "loss.noise is 0.5, at which loss.kind 'robust' divides by zero: such labels are "
+                "random; lower it, or set loss.kind to 'sigmoid'"
             )
         if self.kind == "robust" and self.noise == 0:
-            _refuse_idle(
-                self,
-                "loss.kind",
-                "with loss.noise 0 it is plain DPO",
-                "leave it at 'sigmoid', or leave loss.noise out",
-            )
+            cure = "leave it at 'sigmoid', or leave loss.noise out"
+            _refuse_idle(self, "loss.kind", "with loss.noise 0 it is plain DPO", cure)
 
 
-@dataclass(frozen=True, slots=True)
+@_group("thumbs.", switch="weight")
+@dataclass(config=_STRICT, frozen=True, slots=True, kw_only=True)
 class ThumbSettings:
-    """What lone thumbs cost: KTO (2402.01306), in the same batches as the pairs.
+    """The loss of a lone thumb: KTO (2402.01306), in the same batches as the pairs.
 
-    At ``weight`` 1 a thumb counts on average as much as a pair. ``desirable`` and ``undesirable``
-    are λ_D and λ_U; those that are not given are balanced to the night's n_D likes and n_U
-    dislikes, so that λ_D·n_D = λ_U·n_U: the lower end of the paper's [1, 4/3], where neither side
-    outweighs the other. If neither is given, the mean of λ over the thumbs is 1.
+    λ that are not given are balanced to the n_D likes and n_U dislikes of the update, so that
+    λ_D·n_D = λ_U·n_U: the lower end of the paper's range [1, 4/3]. If neither is given, the mean
+    of λ over the thumbs is 1.
     """
 
-    weight: float = 1.0
-    desirable: float | None = None
-    undesirable: float | None = None
-
-    def __post_init__(self) -> None:
-        _require(self.weight >= 0, "thumbs.weight", self.weight, "0 or more (0 turns them off)")
-        _require(
-            self.desirable is None or self.desirable > 0,
-            "thumbs.desirable",
-            self.desirable,
-            "above 0",
-        )
-        _require(
-            self.undesirable is None or self.undesirable > 0,
-            "thumbs.undesirable",
-            self.undesirable,
-            "above 0",
-        )
-        if self.weight == 0:
-            for name in ("thumbs.desirable", "thumbs.undesirable"):
-                _refuse_idle(
-                    self, name, "thumbs.weight is 0", "leave it out, or raise thumbs.weight"
-                )
+    weight: float = setting(1.0, "weight of a thumb beside a pair's 1; 0 turns thumbs off", ge=0)
+    desirable: float | None = setting(None, "λ_D, the weight of likes; None: balanced", gt=0)
+    undesirable: float | None = setting(None, "λ_U, the weight of dislikes; None: balanced", gt=0)
 
 
-@dataclass(frozen=True, slots=True)
+@_group("kl.", switch="weight")
+@dataclass(config=_STRICT, frozen=True, slots=True, kw_only=True)
 class KLSettings:
-    """λ·max(0, KL − target): holds a candidate near the live policy; target in nats per token."""
+    """The penalty λ·max(0, KL − target), which keeps a candidate near the live revision."""
 
-    weight: float = 3.0
-    target: float = 0.05
-
-    def __post_init__(self) -> None:
-        _require(self.weight >= 0, "kl.weight", self.weight, "0 or more (0 turns it off)")
-        _require(self.target > 0, "kl.target", self.target, "above 0")
-        if self.weight == 0:
-            _refuse_idle(self, "kl.target", "kl.weight is 0", "leave it out, or raise kl.weight")
+    weight: float = setting(3.0, "weight λ; 0 turns the penalty off", ge=0)
+    target: float = setting(0.05, "KL without penalty, in nats per token", gt=0)
 
 
-@dataclass(frozen=True, slots=True)
+@_group("replay.", switch="minimum")
+@dataclass(config=_STRICT, frozen=True, slots=True, kw_only=True)
 class ReplaySettings:
-    """How many old pairs are trained again beside the new ones."""
+    """How many old examples are trained again beside the new ones."""
 
-    minimum: int = 128
-    hard_share: float = 0.3
-
-    def __post_init__(self) -> None:
-        _require(self.minimum >= 0, "replay.minimum", self.minimum, "0 or more (0 turns it off)")
-        _require(0 <= self.hard_share <= 1, "replay.hard_share", self.hard_share, "from 0 to 1")
-        if self.minimum == 0:
-            _refuse_idle(
-                self,
-                "replay.hard_share",
-                "replay.minimum is 0",
-                "leave it out, or raise replay.minimum",
-            )
+    minimum: int = setting(128, "replay at least so many examples; 0 turns replay off", ge=0)
+    hard_share: float = setting(0.3, "share of hard examples; the rest are random", ge=0, le=1)
 
 
-@dataclass(frozen=True, slots=True)
+@_group("gate.")
+@dataclass(config=_STRICT, frozen=True, slots=True, kw_only=True)
 class GateSettings:
-    """What a candidate must prove before it serves.
+    """What a candidate must prove before it serves."""
 
-    ``flip_rate`` is the share of a stratum's pairs that an update may turn over, in both directions
-    together, and still count as harmless: the retention margin is widened to what such an update
-    would show by chance. Strata of fewer than ``min_stratum`` pairs are pooled with their siblings.
-    Of the pairs held out on earlier nights, ``max_old_pairs`` at most sit the exam.
-    """
-
-    confidence: float = 0.95
-    min_pairs: int = 200
-    retention_margin: float = 0.03
-    flip_rate: float = 0.1
-    min_stratum: int = 50
-    max_old_pairs: int = 1000
-    kl_budget: float = 0.15
-    distinct_floor: float = 0.9
-    length_ratio: tuple[float, float] = (0.8, 1.25)
-
-    def __post_init__(self) -> None:
-        _require(0.5 < self.confidence < 1, "gate.confidence", self.confidence, "from .5 to 1")
-        _require(self.min_pairs >= 1, "gate.min_pairs", self.min_pairs, "1 or more")
-        _require(
-            self.retention_margin >= 0, "gate.retention_margin", self.retention_margin, "0 or more"
-        )
-        _require(0 <= self.flip_rate <= 1, "gate.flip_rate", self.flip_rate, "from 0 to 1")
-        _require(self.min_stratum >= 1, "gate.min_stratum", self.min_stratum, "1 or more")
-        _require(self.max_old_pairs >= 1, "gate.max_old_pairs", self.max_old_pairs, "1 or more")
-        _require(self.kl_budget > 0, "gate.kl_budget", self.kl_budget, "above 0")
-        _require(self.distinct_floor >= 0, "gate.distinct_floor", self.distinct_floor, "0 or more")
-        ratio = self.length_ratio
-        _require(
-            len(ratio) == 2 and 0 < ratio[0] <= 1 <= ratio[1],
-            "gate.length_ratio",
-            ratio,
-            "two numbers around 1, as in (0.8, 1.25)",
-        )
+    confidence: float = setting(0.95, "confidence of one-sided intervals", gt=0.5, lt=1)
+    min_pairs: int = setting(200, "new held-out pairs that a promotion needs", ge=1)
+    retention_margin: float = setting(0.03, "loss of accuracy that is allowed", ge=0)
+    flip_rate: float = setting(
+        0.1,
+        "share of a stratum's pairs that a harmless update may turn over, both ways "
+        "together; the retention margin is widened to what that shows by chance",
+        ge=0,
+        le=1,
+    )
+    min_stratum: int = setting(50, "smaller strata are pooled with their siblings", ge=1)
+    max_old_pairs: int = setting(1000, "evaluate at most so many old held-out pairs", ge=1)
+    kl_budget: float = setting(0.15, "KL from the base model, in nats per token", gt=0)
+    distinct_floor: float = setting(0.9, "distinct-2 of the answers, relative to live", ge=0)
+    length_ratio: tuple[
+        Annotated[float, Field(gt=0, le=1)],
+        Annotated[float, Field(ge=1)],
+    ] = setting((0.8, 1.25), "length of the answers, relative to live", strict=False)
 
 
-@dataclass(frozen=True, slots=True)
+@_group("")
+@dataclass(config=_STRICT, frozen=True, slots=True, kw_only=True)
 class UpdateConfig:
-    """Everything that one update can be told. ``None`` means: chosen by the data or the model.
+    """All settings of one update.
 
-    ``max_minutes`` is the time that the whole update may take, with no limit where it is ``None``.
+    Instances are immutable and comparable; ``dataclasses.replace(config, seed=1)`` makes a changed,
+    checked copy.
     """
 
-    seed: int = 0
-    held_out: float = 0.2
-    batch_size: int = 16
-    learning_rate: float | None = None
-    epochs: int | None = None
-    max_length: int = 1024
-    precision: Precision = "auto"
-    max_minutes: float | None = None
-    lora: LoraSettings = field(default_factory=LoraSettings)
-    loss: LossSettings = field(default_factory=LossSettings)
-    thumbs: ThumbSettings = field(default_factory=ThumbSettings)
-    kl: KLSettings = field(default_factory=KLSettings)
-    replay: ReplaySettings = field(default_factory=ReplaySettings)
-    gate: GateSettings = field(default_factory=GateSettings)
-
-    def __post_init__(self) -> None:
-        _require(0 < self.held_out < 1, "held_out", self.held_out, "between 0 and 1")
-        _require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
-        _require(
-            self.learning_rate is None or self.learning_rate > 0,
-            "learning_rate",
-            self.learning_rate,
-            "above 0",
-        )
-        _require(self.epochs is None or self.epochs >= 1, "epochs", self.epochs, "1 or more")
-        _require(self.max_length >= 16, "max_length", self.max_length, "16 tokens or more")
-        _require(
-            self.precision in get_args(Precision),
-            "precision",
-            self.precision,
-            "auto, float32, bfloat16 or 4bit",
-        )
-        _require(
-            self.max_minutes is None or self.max_minutes > 0,
-            "max_minutes",
-            self.max_minutes,
-            "above 0",
-        )
+    seed: int = setting(0, "seed of everything random", ge=0, le=2**32 - 1)
+    held_out: float = setting(
+        HELD_OUT, "share of the prompts that prove and never train", gt=0, lt=1
+    )
+    batch_size: int = setting(16, "examples in a step", ge=1)
+    learning_rate: float | None = setting(
+        None, "peak of the rate; None: from the model's size", gt=0
+    )
+    epochs: int | None = setting(
+        None, "passes over the data; None: from the number of new pairs", ge=1
+    )
+    max_length: int = setting(1024, "tokens of a prompt with an answer, at most", ge=16)
+    precision: Precision = setting("auto", "number format of the base model")
+    max_minutes: float | None = setting(None, "time for the whole update; None: no limit", gt=0)
+    lora: LoraSettings = LoraSettings()
+    loss: LossSettings = LossSettings()
+    thumbs: ThumbSettings = ThumbSettings()
+    kl: KLSettings = KLSettings()
+    replay: ReplaySettings = ReplaySettings()
+    gate: GateSettings = GateSettings()
 
     @classmethod
     def from_mapping(cls, settings: Mapping[str, Any]) -> UpdateConfig:
@@ -266,50 +240,93 @@ class UpdateConfig:
             ConfigError: for a key that does not exist (the nearest one is suggested) or a value
                 of the wrong type or out of range.
         """
-        return _build(cls, settings, prefix="")
+        groups = {name: field.annotation for name, field in _fields(cls).items()}
+        return cls(
+            **{
+                name: groups[name](**value)
+                if isinstance(value, Mapping) and is_dataclass(groups.get(name))
+                else value
+                for name, value in settings.items()
+            }
+        )
 
     def to_mapping(self) -> dict[str, Any]:
-        """The config as nested plain values: what reports and manifests store."""
-        return asdict(self)
+        """The config as nested JSON values: what reports and manifests store."""
+        values: dict[str, Any] = orjson.loads(orjson.dumps(asdict(self)))
+        return values
 
 
-def _require(holds: bool, name: str, value: object, allowed: str) -> None:
-    if not holds:
-        raise ConfigError(f"{name} is {value!r}, but must be {allowed}")
+def _fields(group: Any) -> dict[str, Any]:
+    """The pydantic declarations of a group's fields."""
+    return group.__pydantic_fields__  # type: ignore[no-any-return]
+
+
+def allowed(field: Any) -> str:
+    """Say in words which values a setting takes, from its declaration."""
+    kinds = [kind for kind in typing.get_args(field.annotation) if kind is not NoneType]
+    origin = typing.get_origin(field.annotation)
+    if origin is Literal:
+        return _listed(kinds)
+    if origin is tuple:
+        return (
+            f"[{', '.join(_bounded('a number', item.__metadata__[0].metadata) for item in kinds)}]"
+        )
+    for constraint in field.metadata:
+        if isinstance(constraint, _OneOf):
+            return _listed(constraint.choices())
+    kind = kinds[0] if kinds else field.annotation
+    if kind is bool:
+        return "true or false"
+    return _bounded("a whole number" if kind is int else "a number", field.metadata)
+
+
+def _bounded(noun: str, constraints: Iterable[object]) -> str:
+    bound = {
+        name: getattr(constraint, name)
+        for constraint in constraints
+        for name in ("gt", "ge", "lt", "le")
+        if hasattr(constraint, name)
+    }
+    if bound.keys() == {"ge", "le"}:
+        return f"{noun} from {bound['ge']} to {bound['le']}"
+    if bound.keys() == {"ge"}:
+        return f"{noun} of {bound['ge']} or more"
+    words = {"gt": "above", "lt": "below", "le": "up to"}
+    return f"{noun} " + " and ".join(f"{words[name]} {value}" for name, value in bound.items())
+
+
+def _listed(choices: Iterable[object]) -> str:
+    """Join choices as in `a, b or c`."""
+    names = [*map(str, choices)]
+    return " or ".join([", ".join(names[:-1]), *names[-1:]]) if len(names) > 1 else "".join(names)
+
+
+def _explained(
+    kind: type, prefix: str, error: ErrorDetails, settings: Mapping[str, Any]
+) -> ConfigError:
+    """Say which setting is wrong, its value, and what is allowed."""
+    cause = error.get("ctx", {}).get("error")
+    if isinstance(cause, ConfigError):
+        return cause  # of ``__post_init__``
+    key, known = str(error["loc"][0]), _fields(kind)
+    name = prefix + key
+    if key not in known:
+        nearest = difflib.get_close_matches(name, [prefix + other for other in known], n=1)
+        names = ", ".join(sorted(prefix + other for other in known))
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {names}"
+        return ConfigError(f"no setting is named {name!r}; {hint}")
+    value = settings[key]
+    if is_dataclass(known[key].annotation):
+        return ConfigError(
+            f"{name} is a group of settings: write {name}.KEY=VALUE, or "
+            f"{known[key].annotation.__name__}(KEY=VALUE) in Python, not {value!r}"
+        )
+    return ConfigError(f"{name} is {value!r}, but must be {allowed(known[key])}")
 
 
 def _refuse_idle(group: Any, name: str, because: str, cure: str) -> None:
     """Refuse a setting that was changed where another one leaves it without effect."""
     key = name.rpartition(".")[2]
     value = getattr(group, key)
-    if value != next(f.default for f in fields(group) if f.name == key):
+    if value != _fields(type(group))[key].default:
         raise ConfigError(f"{name} is {value!r}, but has no effect, since {because}: {cure}")
-
-
-def _build(kind: type[T], settings: Mapping[str, Any], prefix: str) -> T:
-    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
-    values: dict[str, Any] = {}
-    for key, value in settings.items():
-        if key not in known:
-            raise ConfigError(_unknown_key(prefix + key, [prefix + name for name in known]))
-        values[key] = _coerce(known[key].default_factory, value, prefix + key)
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise ConfigError(
-            f"a setting under {prefix or 'the top level'!r} has the wrong type: {error}"
-        ) from error
-
-
-def _coerce(group: Any, value: Any, name: str) -> Any:
-    if not is_dataclass(group):
-        return tuple(value) if isinstance(value, list) else value
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{name} is a group of settings: write {name}.KEY=VALUE, not {value!r}")
-    return _build(group, value, prefix=name + ".")  # type: ignore[arg-type]
-
-
-def _unknown_key(name: str, known: list[str]) -> str:
-    nearest = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(sorted(known))}"
-    return f"no setting is named {name!r}; {hint}"

@@ -1,7 +1,7 @@
-"""The home folder: where a log, its adapters and its reports live; and writing files safely.
+"""The home folder: the paths of the log, the adapters and the reports; and writing files safely.
 
-A folder is a home if it holds ``agentpref.db``. That file is made first, so that another process
-that looks meanwhile already sees a home.
+A folder is a home if it has a file ``agentpref.db``. ``Home.create`` makes that file first, so that
+two processes can create the same home at once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from agentpref.errors import NotAHome
+from agentpref.errors import AgentprefError, NotAHome, NotKept
 
 if TYPE_CHECKING:
     import sqlite3
@@ -48,38 +48,38 @@ class Home:
 
     @property
     def training(self) -> Path:
-        """The folder of interrupted training; there is none unless something was interrupted."""
+        """The folder of interrupted updates; missing if there are none."""
         return self.path / "training"
 
     @property
-    def holds(self) -> Path:
-        """The folder of pins, which say what process has loaded which revisions."""
+    def pins(self) -> Path:
+        """The folder of pins: which revisions are loaded where; missing before one is."""
         return self.path / "holds"
 
     @property
     def spill(self) -> Path:
-        """The file of records that wait until the database can take them."""
+        """The file of entries that wait for a locked or full database."""
         return self.path / "spill.jsonl"
 
     @property
     def refused(self) -> Path:
-        """The file of records of the spill that the database refused, for the operator."""
+        """The file of entries of the spill that the database refused, for a person to look at."""
         return self.path / "refused.jsonl"
 
     @property
     def user_keys(self) -> Path:
-        """The keys of the hashes that stand for user ids; only their owner can read them."""
+        """The keys that user ids are hashed with; readable by the owner only."""
         return self.path / "user.keys"
 
     @staticmethod
     def resolve(path: StrPath | None = None) -> Path:
-        """Return the folder: ``path``, else ``$AGENTPREF_HOME``, else ``./.agentpref``."""
+        """The absolute path of ``path``, else ``$AGENTPREF_HOME``, else ``./.agentpref``."""
         chosen = path if path is not None else os.environ.get(VARIABLE) or DEFAULT
         return Path(os.path.abspath(os.path.expanduser(chosen)))
 
     @classmethod
     def create(cls, path: StrPath | None = None) -> Home:
-        """Make a home of a missing or empty folder, or open the home that is there.
+        """Make a home in a missing or empty folder; an existing home stays as it is.
 
         Raises:
             NotAHome: the path is a file, a folder of something else, or cannot be written.
@@ -96,18 +96,20 @@ class Home:
             if isinstance(error, NotAHome):
                 raise
             raise NotAHome(
-                f"{home.path} cannot be made a home ({error.strerror}); "
-                "choose a folder that this user may write"
+                f"cannot make a home in {home.path} ({error.strerror}); "
+                "choose a folder that this user may write to"
             ) from error
         return home
 
     @classmethod
-    def open(cls, path: StrPath | None = None) -> Home:
-        """Open an existing home.
+    def open(cls, path: Home | StrPath | None = None) -> Home:
+        """Take an existing home: by its path, or one that was opened before.
 
         Raises:
             NotAHome: there is no home at the path.
         """
+        if isinstance(path, Home):
+            return path
         home = cls(cls.resolve(path))
         if not home.database.is_file():
             raise NotAHome(
@@ -118,19 +120,44 @@ class Home:
 
     @classmethod
     def of(cls, connection: sqlite3.Connection) -> Home:
-        """Return the home whose database a connection has open."""
+        """The home whose database a connection has open."""
         query = "SELECT file FROM pragma_database_list WHERE name = 'main'"
         (file,) = connection.execute(query).fetchone()
         return cls(Path(file).parent)
 
 
 def sync(path: Path) -> None:
-    """Make the content of a file, or the list of a folder's files, durable."""
+    """Flush a file, or the list of files in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def copy_file(source: Path, target: Path, mode: int | None = None) -> None:
+    """Copy a file to a new one, durably; ``mode`` is by default that of the source."""
+    import shutil
+
+    with source.open("rb") as reader, target.open("xb") as writer:
+        shutil.copyfileobj(reader, writer, 1 << 20)
+        writer.flush()
+        os.fchmod(writer.fileno(), source.stat().st_mode & 0o777 if mode is None else mode)
+        os.fsync(writer.fileno())
+
+
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Raise the system's errors as ``NotKept``: the block writes to ``place`` and cannot."""
+    try:
+        yield
+    except AgentprefError:
+        raise  # some of ours are OSErrors too
+    except OSError as error:
+        raise NotKept(
+            f"{place} cannot be written ({error.strerror or error}); free space on its disk, and "
+            "let this user write the folder"
+        ) from error
 
 
 @contextmanager
@@ -155,8 +182,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def _require_empty(folder: Path) -> None:
     found = {item.name for item in folder.iterdir()}
-    if found and DATABASE not in found:  # else another process was making it a home just now
+    if found and DATABASE not in found:  # else another process is making the home
         raise NotAHome(
-            f"{folder} holds {min(found)!r} and no {DATABASE}, so it is not an agentpref home; "
+            f"{folder} has {min(found)!r} and no {DATABASE}, so it is not an agentpref home; "
             "choose an empty or a new folder"
         )

@@ -1,13 +1,13 @@
-"""Public fakes, for the tests of applications as for our own.
+"""Fakes for the tests of applications, and of agentpref itself.
 
-:class:`FakeBackend` serves any revision without a model, deterministically, and fails where it is
-told to; :func:`write_adapter` makes a small adapter that passes every check. Needs neither torch
-nor numpy, and imports nothing private.
+:class:`FakeBackend` serves any revision without a model, deterministically, and fails on request.
+:func:`write_adapter` makes a small adapter that passes every check. Neither needs torch or numpy.
 """
 
 from __future__ import annotations
 
 import random
+import re
 import threading
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +19,7 @@ import orjson
 from agentpref.errors import BackendClosed, GenerationFailed, ProbeFailed, SwapFailed
 from agentpref.models.tool_calls import assistant_message
 from agentpref.serve.backend import (
+    PROBE,
     Capabilities,
     GenerationRequest,
     Reply,
@@ -29,14 +30,11 @@ from agentpref.serve.manifest import CONFIG_FILE, WEIGHTS_FILE
 from agentpref.serve.validate import check_published
 from agentpref.types import BASE
 
-Answer = Callable[[str, GenerationRequest], str]
-
 _LAYERS: Mapping[str, tuple[int, int]] = {"model.layers.0.self_attn.q_proj": (16, 16)}
-_PROBE = GenerationRequest(messages=({"role": "user", "content": "Hello"},))
 
 
 def echo(revision_id: str, request: GenerationRequest) -> str:
-    """The default answer of :class:`FakeBackend`: which revision it is, and what it was asked."""
+    """The default answer of :class:`FakeBackend`: the revision's name and the last message."""
     return f"{revision_id} heard: {request.messages[-1].get('content')}"
 
 
@@ -44,22 +42,22 @@ class FakeBackend:
     """A serving backend with no model behind it.
 
     Args:
-        answer: what a revision answers to a request; its text may hold ``<tool_call>`` blocks.
-            Tokens are single characters, and each has log-probability -1.
-        fail_load: revisions whose loading fails. All three sets may be changed at any time.
-        fail_probe: revisions that load, but answer nothing finite.
-        fail_generate: revisions whose generation raises.
-        gate: where given, every ``generate`` waits for it, so that a test can hold requests in
-            flight for as long as it likes.
+        answer: called with a revision's id and a request, returns the text of the answer, which may
+            contain ``<tool_call>`` blocks. Each character is a token of log-probability -1.
+        fail_load: revisions that cannot be loaded. All three sets may be changed at any time.
+        fail_probe: revisions that load, but fail their probe.
+        fail_generate: revisions that raise instead of answering.
+        gate: if given, every ``generate`` waits for it, so a test decides how long requests are in
+            flight.
         max_loaded: how many revisions fit beside each other.
-        place: where it pretends to hold them; by default in this process alone.
+        place: where it claims to load them; by default a place of its own in this process.
 
-    ``calls`` lists what was asked of the backend: ``("load", revision_id)`` and so on.
+    ``calls`` lists the calls so far: ``("load", revision_id)`` and so on.
     """
 
     def __init__(
         self,
-        answer: Answer = echo,
+        answer: Callable[[str, GenerationRequest], str] = echo,
         *,
         fail_load: set[str] | None = None,
         fail_probe: set[str] | None = None,
@@ -68,7 +66,7 @@ class FakeBackend:
         max_loaded: int | None = None,
         place: str | None = None,
     ) -> None:
-        """Make a backend that serves the base and nothing else yet."""
+        """Make a backend that has only the base model loaded."""
         self.fail_load = fail_load if fail_load is not None else set()
         self.fail_probe = fail_probe if fail_probe is not None else set()
         self.fail_generate = fail_generate if fail_generate is not None else set()
@@ -93,25 +91,25 @@ class FakeBackend:
         check_published(revision)
 
     def load(self, revision: Revision) -> None:
-        """Hold a revision, unless it is to fail or there is no room."""
+        """Load a revision, unless it is in ``fail_load`` or there is no room."""
         name = revision.revision_id
         self._note("load", name)
         if name in self.fail_load:
-            raise SwapFailed(f"{name} was told to fail to load; take it out of fail_load")
+            raise SwapFailed(f"{name} is in fail_load; take it out to load it")
         with self._lock:
             if self._max_loaded is not None and len({*self._loaded, name}) > self._max_loaded:
                 raise SwapFailed(f"{name} does not fit: {self._max_loaded} are loaded; unload one")
             self._loaded[name] = revision
 
     def probe(self, revision_id: str) -> Reply:
-        """Answer a fixed prompt, unless the revision is to fail."""
+        """Answer a fixed prompt, unless the revision is in ``fail_probe``."""
         self._note("probe", revision_id)
         if revision_id in self.fail_probe:
-            raise ProbeFailed(f"{revision_id} was told to fail; take it out of fail_probe")
-        return self._reply(revision_id, _PROBE)
+            raise ProbeFailed(f"{revision_id} is in fail_probe; take it out to probe it")
+        return self._reply(revision_id, PROBE)
 
     def unload(self, revision_id: str, places: Sequence[str] | None = None) -> None:
-        """Forget a revision, if its place is among those that are meant."""
+        """Unload a revision, if ``places`` includes the backend's own."""
         self._note("unload", revision_id)
         if places is not None and self._place not in places:
             return
@@ -119,12 +117,12 @@ class FakeBackend:
             self._loaded.pop(revision_id, None)
 
     def list_loaded(self) -> tuple[str, ...]:
-        """Name the revisions held, in the order they were loaded."""
+        """Name the loaded revisions, in the order they were loaded."""
         with self._lock:
             return tuple(self._loaded)
 
     def generate(self, revision_id: str, request: GenerationRequest) -> Reply:
-        """Answer a request, once the gate is open."""
+        """Answer a request, once ``gate`` is set."""
         self._note("generate", revision_id)
         if self._gate is not None:
             self._gate.wait()
@@ -132,16 +130,11 @@ class FakeBackend:
 
     def stream(self, revision_id: str, request: GenerationRequest) -> Iterator[str | Reply]:
         """Yield the answer word by word, then the reply."""
-        text = self._text(revision_id, request)
-        start = 0
-        while start < len(text):
-            end = text.find(" ", start) + 1 or len(text)
-            yield text[start:end]
-            start = end
+        yield from re.findall(r"[^ ]* |[^ ]+", self._text(revision_id, request))
         yield self.generate(revision_id, request)
 
     def close(self) -> None:
-        """Serve nothing from now on."""
+        """Refuse every later call."""
         self._closed = True
 
     def _note(self, call: str, revision_id: str) -> None:
@@ -153,7 +146,7 @@ class FakeBackend:
         if revision_id != BASE and revision_id not in self.list_loaded():
             raise GenerationFailed(f"{revision_id} is not loaded; load it first")
         if revision_id in self.fail_generate:
-            raise GenerationFailed(f"{revision_id} was told to fail; take it out of fail_generate")
+            raise GenerationFailed(f"{revision_id} is in fail_generate; take it out to ask it")
         return self._answer(revision_id, request)
 
     def _reply(self, revision_id: str, request: GenerationRequest) -> Reply:
@@ -177,10 +170,10 @@ def write_adapter(
     """Write a random LoRA adapter as peft would save it; return the folder.
 
     Args:
-        folder: where to; it is made if it is missing.
-        seed: adapters of different seeds have different content.
+        folder: where to write; it is made if it is missing.
+        seed: adapters with different seeds have different content.
         rank: the LoRA rank.
-        layers: (out, in) of the linear layers it adapts, by module name.
+        layers: (out, in) of the linear layers that it adapts, by module name.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = {

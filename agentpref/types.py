@@ -1,17 +1,17 @@
 """The records that flow through agentpref, as plain immutable values.
 
-A *run* is one model call. *Feedback* and *comparisons* say what people, judges and programs
-thought of runs. A *pair* is what DPO trains on. A *thumb* is a lone judgement with nothing to be
-compared with. Nothing here knows of SQLite, tokens, models or adapters.
+A *run* is one model call. *Feedback* and *comparisons* are the judgements of people, judges and
+programs on runs. An *example* is a prompt with one or more completions, to train on or to hold out.
+An *update report* says what an update did, and why.
 
-Messages are OpenAI-shaped mappings: ``{"role": …, "content": …}`` plus, where there are any,
-``tool_calls``, ``tool_call_id`` and ``name``. They are never changed once recorded.
+Messages are OpenAI-shaped mappings: ``{"role": …, "content": …}`` and, where there are any,
+``tool_calls``, ``tool_call_id`` and ``name``. They never change once they are recorded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 Message: TypeAlias = Mapping[str, Any]
@@ -20,15 +20,28 @@ Winner: TypeAlias = Literal["a", "b", "tie"]
 Source: TypeAlias = Literal["human", "model", "code"]
 SOURCES: tuple[Source, ...] = get_args(Source)
 WINNERS: tuple[Winner, ...] = get_args(Winner)
-Origin: TypeAlias = Literal["correction", "comparison", "thumbs", "judge"]
+Origin: TypeAlias = Literal["correction", "comparison", "thumbs", "judge", "thumb"]
+"""What an example is made of; ``thumbs`` are opposed ones on one prompt, ``thumb`` is lone."""
+
+Verdict: TypeAlias = Literal["promoted", "refused", "insufficient", "nothing_new"]
+"""The outcome of an update."""
 
 BASE = "base"
 """The revision name of the bare base model, with no adapter."""
 
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 512)
+"""The ranks of adapters that vLLM loads, and so all that are trained and served."""
+
+HELD_OUT = 0.2
+"""The default share of the prompts that is held out."""
+
+Progress: TypeAlias = Callable[[str, int, int], object]
+"""A callback of long work: ``(stage, done, total)``."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the model was asked. ``id`` is the content address of tools and messages together."""
+    """Messages and tools that a model was given; ``id`` is their content address."""
 
     id: str
     messages: tuple[Message, ...]
@@ -57,13 +70,13 @@ class Run:
 
     @property
     def tag(self) -> str:
-        """The domain tag that a run is filed under: its first one, or ``"untagged"``."""
+        """The domain of the run: its first tag, or ``"untagged"``."""
         return self.tags[0] if self.tags else "untagged"
 
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
-    """A signal on one run. ``correction`` is the output as it should have been, if it is one."""
+    """A judgement on one run; ``correction`` is the output as it should have been."""
 
     feedback_id: str
     run_id: str
@@ -91,13 +104,13 @@ class Comparison:
     comment: str | None = None
 
     def swap(self) -> Comparison:
-        """The same judgement with the two runs named in the other order."""
+        """The same judgement with the two runs in the other order."""
         flipped: dict[Winner, Winner] = {"a": "b", "b": "a", "tie": "tie"}
         return replace(self, run_a=self.run_b, run_b=self.run_a, winner=flipped[self.winner])
 
 
 class Stratum(NamedTuple):
-    """A slice of pairs that is protected separately."""
+    """A slice of examples that the gate protects separately."""
 
     namespace: str
     tag: str
@@ -109,67 +122,91 @@ class Stratum(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
-    """One preference: ``chosen`` was liked better than ``rejected`` as an answer to ``prompt``.
+class Completion:
+    """One answer to a prompt, and what is known of it.
 
-    ``noise`` is the probability ε that the label is flipped; ``provenance`` names the feedback and
-    comparisons that the pair was made of; ``held_out`` pairs prove adapters and never train them.
-    ``chosen_ids`` and ``chosen_by`` are the tokens of the chosen answer as the engine wrote them,
-    and the revision that did, both of one run that was judged; ``None`` where a person wrote it or
-    nobody knows. The same holds of the rejected one.
+    ``label`` is 1 for preferred or liked, 0 for rejected or disliked, or any score or return, where
+    larger is better. ``token_ids`` and ``logprobs`` are the tokens as the engine wrote them, with
+    their natural log-probabilities; ``loss_mask`` marks the tokens to train (``None``: all).
+    ``author`` is the revision that wrote it; ``None`` is a person, or unknown.
     """
 
-    pair_id: str
+    message: Message
+    label: float | None = None
+    token_ids: tuple[int, ...] | None = None
+    logprobs: tuple[float, ...] | None = None
+    loss_mask: tuple[bool, ...] | None = None
+    author: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A prompt with n ≥ 1 completions: to train on, or held out to prove adapters.
+
+    A pair has two completions, the chosen one first, labelled 1 and 0. A lone thumb has one. A
+    judged group has as many as were judged, best first. The examples of one trace share its
+    ``trace_id``; ``run_at`` (POSIX seconds) orders them.
+
+    ``example_id`` is the content address of prompt, completions and labels. ``noise`` is the
+    probability ε that the label is flipped. ``provenance`` names the rows of feedback and
+    comparisons that the example was made of.
+    """
+
+    example_id: str
     namespace: str
     created_at: float
     prompt: Prompt
-    chosen: Message
-    rejected: Message
+    completions: tuple[Completion, ...]
     origin: Origin
     tag: str = "untagged"
     weight: float = 1.0
     noise: float = 0.05
     held_out: bool = False
     provenance: tuple[str, ...] = ()
-    chosen_ids: tuple[int, ...] | None = None
-    rejected_ids: tuple[int, ...] | None = None
-    chosen_by: str | None = None
-    rejected_by: str | None = None
+    trace_id: str | None = None
+    run_at: float = 0.0
 
     @property
-    def id(self) -> str:
-        """What it is known by among all examples: its ``pair_id``."""
-        return self.pair_id
+    def lone(self) -> bool:
+        """Whether there is a single completion, with nothing to compare it to."""
+        return len(self.completions) == 1
 
 
 @dataclass(frozen=True, slots=True)
-class Thumb:
-    """A lone judgement: one answer, liked or not, and nothing to compare it with.
+class UpdateReport:
+    """What an update did and why. Accuracies are held-out, per tag, before and after.
 
-    ``thumb_id`` is the content address of prompt, answer and direction, as a pair's is; it is empty
-    in thumbs that no log was asked for. ``token_ids`` and ``written_by`` are the answer's tokens as
-    the engine wrote them and the revision that did; ``provenance`` names the feedback it was made
-    of.
+    ``counts`` are numbers of pairs and, under the same names with ``_thumbs``, of lone thumbs.
+    ``evaluated_thumbs`` are the new held-out thumbs that count as evidence: as many likes as
+    dislikes. Every example that was not used as it was logged is counted by reason: ``left_out``
+    are neither trained nor evaluated, ``shortened`` lost the oldest turns of their prompt, and the
+    logged tokens of ``retokenized`` could not be used. ``config`` holds the settings, and ``notes``
+    anything else, such as why an interrupted training started over.
     """
 
-    run_id: str
+    update_id: str
     namespace: str
+    model: str
     created_at: float
-    prompt: Prompt
-    completion: Message
-    desirable: bool
-    tag: str = "untagged"
-    held_out: bool = False
-    thumb_id: str = ""
-    provenance: tuple[str, ...] = ()
-    token_ids: tuple[int, ...] | None = None
-    written_by: str | None = None
+    verdict: Verdict
+    parent: str | None
+    revision: str | None = None
+    seconds: float = 0.0
+    counts: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
+    shortened: dict[str, int] = field(default_factory=dict)
+    retokenized: dict[str, int] = field(default_factory=dict)
+    accuracy: dict[str, dict[str, float]] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    checks: list[dict[str, Any]] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     @property
-    def id(self) -> str:
-        """What it is known by among all examples: its ``thumb_id``."""
-        return self.thumb_id
+    def reasons(self) -> list[str]:
+        """The messages of the checks that failed."""
+        return [f"{c['name']}: {c['message']}" for c in self.checks if not c["passed"]]
 
-
-Example: TypeAlias = "Pair | Thumb"
-"""Whatever is trained on, or held out to prove."""
+    def to_mapping(self) -> dict[str, Any]:
+        """The report as plain values: what ``--json`` prints and the database stores."""
+        return asdict(self)

@@ -12,7 +12,7 @@ import random
 import shutil
 from pathlib import Path
 
-from agentpref.prefer.split import is_held_out
+from agentpref.prefer.examples import is_held_out
 from benchmarks.tiny_model import corpus, dialogues
 
 TRAITS = ("conscientiousness", "risk-seeking", "interest-in-music")

@@ -3,7 +3,8 @@
 ``large_home`` makes the home (two million rows: 700,000 runs, 50,000 judgements, 1.2 GB, half a
 minute), which is removed afterwards. Each figure is taken in two fresh processes: ``cold``, after
 the system was told to drop the file from its cache (the disk's own cache stays), and ``warm``,
-right after that. Opening the database counts, imports do not. Run as `python -m benchmarks.record_scale`;
+right after that. Opening the database counts, imports do not. Run as
+`python -m benchmarks.record_scale`;
 `--home FOLDER` makes the home there, or finds it, and keeps it.
 """
 
@@ -22,7 +23,7 @@ from pathlib import Path
 
 from agentpref import Log
 from agentpref.home import Home
-from agentpref.prefer.pairs import read_pairs
+from agentpref.prefer.examples import read_examples
 from agentpref.record.database import connect
 from agentpref.record.integrity import examine
 from agentpref.record.store import Store
@@ -103,14 +104,14 @@ def _day(home: Home) -> float:
     since = _newest(home, large_home.JUDGEMENTS_PER_DAY)
     with _timed() as took, closing(connect(home, readonly=True)) as connection:
         for name in Store(connection).namespaces():
-            read_pairs(Store(connection), name, held_out=HELD_OUT, since=since)
+            read_examples(Store(connection), name, held_out=HELD_OUT, since=since)
     return took()
 
 
 def _all_pairs(home: Home) -> float:
     with _timed() as took, closing(connect(home, readonly=True)) as connection:
         for name in Store(connection).namespaces():
-            read_pairs(Store(connection), name, held_out=HELD_OUT)
+            read_examples(Store(connection), name, held_out=HELD_OUT)
     return took()
 
 

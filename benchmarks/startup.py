@@ -1,4 +1,4 @@
-"""How soon agentpref is there: import, first run recorded, and `agentpref --help`.
+"""Start-up times: `import agentpref`, the first logged run, and `agentpref --help`.
 
 Each figure is the median over fresh interpreters, in milliseconds. The import is what it adds to
 an interpreter that does nothing; the first run is timed from a missing home folder until the run

@@ -1,19 +1,21 @@
-"""Writes the parts of the documentation that the code knows better: `make docs`.
+"""Generates pages of the documentation from the code: `make docs`.
 
-cli.md is the help of every command, schema.md what the migrations say and make, and the table in
-updates.md the settings with their defaults. A test compares the committed files with what is
-written here. What guides show as output is recorded by ``sessions.py``, not here.
+- cli.md: the help of every command;
+- schema.md: the reason for each migration, and the SQL of what it makes;
+- the tables in updates.md: every setting with its default, its bounds and its description.
+
+A test compares the committed files with what this script generates. The output that guides show is
+recorded by ``sessions.py``.
 """
 
 from __future__ import annotations
 
-import ast
 import re
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import fields, is_dataclass
-from inspect import getdoc, getsource
+from dataclasses import is_dataclass
+from inspect import getdoc
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -101,27 +103,23 @@ def _indented(sql: str) -> str:
 
 
 def _settings() -> Iterator[str]:
-    """A table for each group of settings: names, defaults, and what is allowed."""
-    allowed = _allowed()
-    for kind, prefix in _groups(config.UpdateConfig, ""):
-        yield f"\n{_markdown(kind)}\n"
-        yield "| setting | default | must be |\n|---|---|---|"
-        for field in fields(kind):
-            name = prefix + field.name
-            if not _is_group(field):
-                yield f"| `{name}` | {_default(field.default)} | {allowed.get(name, '')} |"
+    """A table for each group of settings: names, defaults, what is allowed, and what they do."""
+    for group, prefix in _groups():
+        yield f"\n{_markdown(group)}\n"
+        yield "| setting | default | must be | description |\n|---|---|---|---|"
+        for name, field in group.__pydantic_fields__.items():
+            if not is_dataclass(field.annotation):
+                cells = (f"`{prefix}{name}`", _default(field.default), config.allowed(field))
+                yield f"| {' | '.join(cells)} | {field.description} |"
     yield "\n"
 
 
-def _groups(kind: Any, prefix: str) -> Iterator[tuple[Any, str]]:
-    yield kind, prefix
-    for field in fields(kind):
-        if _is_group(field):
-            yield from _groups(field.default_factory, f"{prefix}{field.name}.")
-
-
-def _is_group(field: Any) -> bool:
-    return is_dataclass(field.default_factory)
+def _groups() -> Iterator[tuple[Any, str]]:
+    """The groups of settings with the prefixes of their names, the settings of no group first."""
+    yield config.UpdateConfig, ""
+    for name, field in config.UpdateConfig.__pydantic_fields__.items():  # type: ignore[attr-defined]
+        if is_dataclass(field.annotation):
+            yield field.annotation, f"{name}."
 
 
 def _markdown(documented: object) -> str:
@@ -130,19 +128,7 @@ def _markdown(documented: object) -> str:
 
 
 def _default(value: object) -> str:
-    return "chosen" if value is None else f"`{list(value) if isinstance(value, tuple) else value}`"
-
-
-def _allowed() -> Mapping[str, str]:
-    """What the checks of config.py say that each setting must be."""
-    tree = ast.parse(getsource(config))
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    checks = [c.args for c in calls if isinstance(c.func, ast.Name) and c.func.id == "_require"]
-    return {_text(name): _text(words) for _, name, _, words in checks}
-
-
-def _text(node: ast.expr) -> str:
-    return str(node.value) if isinstance(node, ast.Constant) else ""
+    return f"`{list(value) if isinstance(value, tuple) else value}`"
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Plays a guide as its reader would: top to bottom, in one folder, and keeps what is written.
+"""Runs a guide as its reader does: from top to bottom, in one folder, and keeps the output.
 
 A ``python`` fence runs in one program with those above it; a ``text`` fence right after it is what
 it printed. A ``console`` fence is a terminal session: each line that begins with ``$ `` is run by
 a real shell on a pseudo-terminal of 100 columns, and the lines below it are its standard output
-(progress goes to standard error and is not shown). Other fences are only to be read.
+(progress goes to standard error and is not shown). Other fences are not run.
 
-``python docs/sessions.py FILE…`` records anew what the fences show; the tests compare it. Knows
-nothing of agentpref but that the command is installed beside this interpreter.
+``python docs/sessions.py FILE…`` records the outputs again; the tests compare them. The command
+``agentpref`` must be installed beside this interpreter.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 READER = "/home/you/app"
-"""The folder that a guide shows in place of the one it was played in."""
+"""The folder that a guide shows in place of the one it ran in."""
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -41,7 +41,7 @@ class Fence(NamedTuple):
 
 
 class Played(NamedTuple):
-    """A fence that shows output, and what was really written."""
+    """A fence that shows output, and the real output."""
 
     fence: Fence
     written: str
@@ -55,7 +55,7 @@ def fences(document: str) -> list[Fence]:
 def play(document: str, folder: Path, names: dict[str, Any] | None = None) -> Iterator[Played]:
     """Run the fences of a document in ``folder`` and yield those that show output.
 
-    ``names`` is the namespace of the Python fences; it may be looked into afterwards.
+    ``names`` is the namespace of the Python fences; callers may read it afterwards.
     """
     names = {"__name__": "guide"} if names is None else names
     (folder / "examples").symlink_to(ROOT / "examples")
@@ -70,7 +70,7 @@ def play(document: str, folder: Path, names: dict[str, Any] | None = None) -> It
 
 
 def normal(text: str) -> str:
-    """Write away what differs between runs and machines: ids, times, figures, and line breaks."""
+    """Replace what differs between runs and machines: ids, times, figures, and line breaks."""
     for pattern, name in (
         (r"\brev-(\d{6})-[0-9a-f]{12}", r"rev-\1-SHA"),
         (r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", "ID"),
@@ -102,7 +102,7 @@ def _inside(folder: Path) -> Iterator[None]:
 
 
 def _session(text: str, folder: Path) -> str:
-    """The session as it really goes: each command, and below it what it wrote."""
+    """Run the session: each command, and below it its output."""
     commands = [line for line in text.splitlines() if line.startswith("$ ")]
     parts = [f"{command}\n{_shell(command[2:], folder)}" for command in commands]
     return "".join(parts).replace(str(folder), READER)
@@ -126,21 +126,21 @@ def _shell(command: str, folder: Path) -> str:
 
 
 def _environment(outer: Mapping[str, str]) -> dict[str, str]:
-    """The reader's terminal; no home of the one who plays the guide shows through."""
+    """The environment of the reader's terminal, without the home of the person who runs this."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{outer.get('PATH', '')}"
     kept = {name: value for name, value in outer.items() if name != "AGENTPREF_HOME"}
     return {**kept, "PATH": path, "COLUMNS": "100", "TERM": "xterm", "HF_HUB_OFFLINE": "1"}
 
 
 def _chunks(terminal: int) -> Iterator[bytes]:
-    """Read until the other side of a pseudo-terminal is closed, which Linux calls an error."""
+    """Read until the other side of a pseudo-terminal closes, which is an error on Linux."""
     with contextlib.suppress(OSError):
         while chunk := os.read(terminal, 1 << 16):
             yield chunk
 
 
 def record(guide: Path) -> None:
-    """Play a guide and write what its fences now show into it."""
+    """Run a guide, and write its outputs into it."""
     document = guide.read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder:
         played = list(play(document, Path(folder).resolve()))

@@ -1,8 +1,8 @@
-"""A catalogue of bad adapters: each with how to make it, and what a refusal must name.
+"""A catalogue of bad adapters: how to make each, and what its refusal must name.
 
-What peft can save, real peft saves; the rest is edited by hand, as a broken disk, a careless script
-or somebody ill-disposed would. Made for any Llama-like base model in a folder. Each is refused by
-``agentpref.serve.validate``; most of them, vLLM or peft take without a word.
+Real peft saves what it can; the rest is edited by hand, as a broken disk, a careless script or an
+attacker would. The base model may be any Llama-like model in a folder. Each adapter is refused by
+``agentpref.serve.validate``; vLLM or peft accept most of them in silence.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from adapter_damage import (
 
 
 class BadAdapter(NamedTuple):
-    """``named`` is a regular expression; ``needs_layers`` if only a look at the base shows it."""
+    """``named`` is a regular expression; ``needs_layers`` if only the base shows the fault."""
 
     name: str
     make: Make
@@ -103,7 +103,7 @@ BAD_ADAPTERS: tuple[BadAdapter, ...] = (
     ),
     BadAdapter("float64", tensors(put(FIRST_A, lambda t: t.double())), r"q_proj.*dtype F64"),
     BadAdapter("int8", tensors(put(FIRST_A, lambda t: t.char())), r"q_proj.*dtype I8"),
-    # Tensors that are missing, or too many.
+    # Tensors that are missing or superfluous.
     BadAdapter("no_a", tensors(drop(FIRST_A)), r"layers\.0\.self_attn\.q_proj has no lora_A"),
     BadAdapter("no_b", tensors(drop(LAST_B)), r"mlp\.up_proj has no lora_B"),
     BadAdapter(
@@ -117,7 +117,7 @@ BAD_ADAPTERS: tuple[BadAdapter, ...] = (
     BadAdapter(
         "layer_too_many",
         tensors(add_layer),
-        r"layers\.99\..* is no linear layer",
+        r"layers\.99\..* is not a linear layer",
         needs_layers=True,
     ),
     BadAdapter("kind_too_many", tensors(add_kind), r"o_proj is adapted, but the settings"),
@@ -125,9 +125,11 @@ BAD_ADAPTERS: tuple[BadAdapter, ...] = (
         "kind_that_is_not", settings(target_modules=["q_proj", "up_proj", "w_q"]), "adapts w_q"
     ),
     BadAdapter(
-        "base_weights", tensors(base_weight), r"embed_tokens\.base_layer\.weight is no LoRA"
+        "base_weights", tensors(base_weight), r"embed_tokens\.base_layer\.weight is not a LoRA"
     ),
-    BadAdapter("names_of_another_kind", tensors(without_prefix), r"model\.layers\.0.* is no LoRA"),
+    BadAdapter(
+        "names_of_another_kind", tensors(without_prefix), r"model\.layers\.0.* is not a LoRA"
+    ),
     # Layers that no engine serves alike.
     BadAdapter(
         "embedding",
@@ -189,26 +191,26 @@ BAD_ADAPTERS: tuple[BadAdapter, ...] = (
         other_tuner("AdaLoraConfig", target_modules=["q_proj"], total_step=10),
         "peft_type is 'ADALORA'",
     ),
-    # The same, where the settings deny it.
+    # The same, with settings that do not say so.
     BadAdapter(
         "dora_denied",
         saved_in_disguise({"use_dora": False}, use_dora=True),
-        r"lora_magnitude_vector.* is no LoRA",
+        r"lora_magnitude_vector.* is not a LoRA",
     ),
     BadAdapter(
         "lora_bias_denied",
         saved_in_disguise({"lora_bias": False}, lora_bias=True),
-        r"lora_B\.bias is no LoRA",
+        r"lora_B\.bias is not a LoRA",
     ),
     BadAdapter(
         "modules_to_save_denied",
         saved_in_disguise({"modules_to_save": None}, modules_to_save=["lm_head"]),
-        r"lm_head.*weight is no LoRA",
+        r"lm_head.*weight is not a LoRA",
     ),
     BadAdapter(
         "trainable_tokens_denied",
         saved_in_disguise({"trainable_token_indices": None}, trainable_token_indices=[0, 1]),
-        r"trainable_tokens_delta is no LoRA",
+        r"trainable_tokens_delta is not a LoRA",
     ),
     BadAdapter(
         "rank_pattern_denied",
@@ -221,7 +223,7 @@ BAD_ADAPTERS: tuple[BadAdapter, ...] = (
         r"layers\.\d+\..* has no tensors",
         needs_layers=True,
     ),
-    # Settings by hand: inits that change the base model's weights, and what peft makes of nothing.
+    # Settings by hand: inits that change the base model's weights, and empty values.
     BadAdapter("loftq", settings(init_lora_weights="loftq"), "init_lora_weights is 'loftq'"),
     BadAdapter("loftq_config", settings(loftq_config={"loftq_bits": 4}), "loftq_config is"),
     BadAdapter("eva", settings(init_lora_weights="eva"), "init_lora_weights is 'eva'"),
@@ -261,12 +263,12 @@ BAD_ADAPTERS: tuple[BadAdapter, ...] = (
     BadAdapter("rank_4", settings(r=4), "r is 4"),
     BadAdapter("dropout_1", settings(lora_dropout=1.0), "lora_dropout is 1.0"),
     # Files.
-    BadAdapter("same_setting_twice", files(twice_in_settings), "says lora_alpha twice"),
-    BadAdapter("same_setting_twice_within", files(twice_within_settings), "says a twice"),
-    BadAdapter("same_tensor_twice", files(twice_in_table), r"says .*lora_[AB]\.weight twice"),
-    BadAdapter("table_behind_a_space", files(padded_table), "is no safetensors file"),
-    BadAdapter("table_without_end", files(endless_table), "is no safetensors file"),
-    BadAdapter("table_of_65_megabytes", files(huge_table), "is no safetensors file"),
+    BadAdapter("same_setting_twice", files(twice_in_settings), "the key 'lora_alpha' twice"),
+    BadAdapter("same_setting_twice_within", files(twice_within_settings), "the key 'a' twice"),
+    BadAdapter("same_tensor_twice", files(twice_in_table), r"the key '.*lora_[AB]\.weight' twice"),
+    BadAdapter("table_behind_a_space", files(padded_table), "not a safetensors file"),
+    BadAdapter("table_without_end", files(endless_table), "not a safetensors file"),
+    BadAdapter("table_of_65_megabytes", files(huge_table), "not a safetensors file"),
     BadAdapter(
         "shape_of_fractions",
         table(
@@ -309,7 +311,7 @@ BAD_ADAPTERS: tuple[BadAdapter, ...] = (
     BadAdapter(
         "something_behind", files(edit_bytes(WEIGHTS, lambda data: data + b"x")), "has gaps"
     ),
-    BadAdapter("empty", files(edit_bytes(WEIGHTS, lambda data: b"")), "is no safetensors file"),
+    BadAdapter("empty", files(edit_bytes(WEIGHTS, lambda data: b"")), "not a safetensors file"),
     BadAdapter(
         "settings_cut_off", files(edit_bytes(CONFIG, lambda data: data[:-3])), "not readable"
     ),
@@ -331,5 +333,5 @@ BAD_ADAPTERS: tuple[BadAdapter, ...] = (
     BadAdapter("pickle_pt", files(only_a_pickle("adapter_model.pt")), f"has no {WEIGHTS}"),
     BadAdapter("linked_weights", files(linked(WEIGHTS)), f"{WEIGHTS} is a symbolic link"),
     BadAdapter("linked_settings", files(linked(CONFIG)), f"{CONFIG} is a symbolic link"),
-    BadAdapter("linked_folder", files(linked_folder), "is no folder of its own"),
+    BadAdapter("linked_folder", files(linked_folder), "is not a folder"),
 )

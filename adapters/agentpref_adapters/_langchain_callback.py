@@ -1,12 +1,18 @@
 """Turns LangChain's events into ``Log.record`` calls, one for each answer of a model.
 
-A call is opened when the model starts, and recorded when it ends, under LangChain's own run id;
-a call that raises is dropped. Chains, tools and retrievers are followed only to know which trace
-they belong to. It does not know what is done with the log, nor who serves the model.
+The functions at the end convert LangChain's messages, tools and settings to the OpenAI shapes that
+agentpref stores. The chat model uses them too, so a message has one form everywhere.
+
+A call is noted when the model starts and recorded when it ends, under LangChain's own run id. A
+call that raises is dropped. Chains, tools and retrievers are followed to find the trace of a call.
+
+It keeps its own notes instead of LangChain's ``BaseTracer``, which never frees the notes of
+cancelled calls, nor one entry of its ``order_map`` for each run.
 """
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,35 +21,39 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages.utils import convert_to_openai_messages
 from langchain_core.outputs import ChatGeneration, Generation, LLMResult
 from langchain_core.runnables import ensure_config
+from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from agentpref.record.log import Log
-from agentpref_adapters._langchain_convert import (
-    first_id,
-    openai_message,
-    openai_messages,
-    openai_tool,
-    sampling_params,
-    user_metadata,
-    user_tags,
-)
 
 V = TypeVar("V")
 
-# LangChain sends no end for a call that is cancelled, so what is kept needs a bound of its own. It
-# is far above what one process keeps in flight.
+# LangChain sends no event when a call is cancelled, so notes need a limit. It is far above what
+# one process has in flight.
 _MOST_KEPT = 10_000
+_PARAMS = (
+    "temperature", "top_p", "top_k", "min_p", "seed", "n", "stop", "stop_sequences", "tool_choice",
+    "max_tokens", "max_completion_tokens", "max_output_tokens", "num_predict", "reasoning_effort",
+    "presence_penalty", "frequency_penalty", "repetition_penalty",
+)  # fmt: skip
+_STEP_TAG = re.compile(
+    r"(seq|graph):step:\d+|map:key:.*|condition:\d+|branch:(\d+|default)|langsmith:.*"
+)
+# "langgraph_node" stays: it names the part of a graph that called the model.
+_FRAMEWORK_KEY = re.compile(
+    r"(?!langgraph_node$)(ls|lc|langgraph|checkpoint)_.*|__.*|thread_id|user_id"
+)
 
 
 class CallbackCounts(NamedTuple):
-    """What became of the model calls a callback has seen.
+    """What became of the model calls of a callback.
 
-    ``logged`` answers were handed to the log, whose ``dropped`` counts what it could not keep;
-    ``failed`` calls raised, were cancelled or had their stream left early, and have no answer to
-    log; ``lost`` ones could not be converted, and LangChain's own logger says why; ``open`` ones
-    are still running.
+    ``logged`` answers were given to the log, whose ``dropped`` counts those it could not keep.
+    ``failed`` calls raised, were cancelled or had their stream closed early. ``lost`` calls could
+    not be converted; LangChain's logger says why. ``open`` calls are still running.
     """
 
     logged: int
@@ -55,26 +65,26 @@ class CallbackCounts(NamedTuple):
 class AgentprefCallback(BaseCallbackHandler):
     """Logs every model call of a chain or an agent; pass it in ``config={"callbacks": […]}``.
 
-    Works for invoke, stream, batch and their async forms. A run is logged under LangChain's own
-    run id, as a string; of several answers to one prompt, the further ones are ``"<run_id>:1"``,
-    ``"<run_id>:2"``, …. The trace is the root run of the chain or agent: :meth:`answer_of` leads
-    from it to the run that feedback on the final answer is about. The thread and the user are
-    ``thread_id`` and ``user_id`` in the config's ``metadata`` or ``configurable``, and else what
-    is given here. (In a ``batch``, LangChain shows a callback the metadata alone.)
+    Works for invoke, stream, batch and their async forms. A run gets LangChain's own run id, as a
+    string; further answers to the same prompt get ``"<run_id>:1"``, ``"<run_id>:2"``, …. The trace
+    is the root run of the chain or agent, and :meth:`answer_of` finds the run of its final answer,
+    for feedback. ``thread_id`` and ``user_id`` come from the config's ``metadata``, then from its
+    ``configurable``, then from the arguments here. (In a ``batch``, LangChain passes callbacks the
+    metadata only.)
 
-    A failure of ours never breaks the chain: LangChain logs and swallows it, and :attr:`counts`
-    counts it.
+    An error in the callback never breaks the chain: LangChain logs it, and :attr:`counts` counts
+    it.
 
     Args:
-        log: where runs go. Closing it stays with the caller.
+        log: where runs go; the caller closes it.
         tags: put before the tags of the config; the first is the domain tag of the run.
-        thread_id: the thread of runs whose config names none.
-        user_id: the user of runs whose config names none.
+        thread_id: the thread of runs whose config has none.
+        user_id: the user of runs whose config has none.
     """
 
     raise_error = False
-    # In the caller's thread and context, also under asyncio: recording takes microseconds, the
-    # order of events is kept, and the config that holds the thread id can be read.
+    # Run in the caller's thread and context, also under asyncio: recording takes microseconds, the
+    # order of events is kept, and the config with the thread id can be read.
     run_inline = True
 
     def __init__(
@@ -89,9 +99,9 @@ class AgentprefCallback(BaseCallbackHandler):
         self._tags = tuple(tags)
         self._defaults = {"thread_id": thread_id, "user_id": user_id}
         self._lock = threading.Lock()
-        self._calls: _Bounded[dict[str, Any]] = _Bounded()
-        self._roots: _Bounded[UUID] = _Bounded()
-        self._answers: _Bounded[str] = _Bounded()
+        self._calls: _Notes[dict[str, Any]] = _Notes()
+        self._roots: _Notes[UUID] = _Notes()
+        self._answers: _Notes[str] = _Notes()
         self._counted: Counter[str] = Counter()
 
     @property
@@ -102,9 +112,9 @@ class AgentprefCallback(BaseCallbackHandler):
         return CallbackCounts(seen["logged"], failed, seen["lost"], len(calls))
 
     def answer_of(self, trace_id: UUID) -> str | None:
-        """Name the run that answered last in a trace, of the 10,000 newest traces.
+        """The run that answered last in a trace, for the 10,000 newest traces.
 
-        The trace's id is the ``run_id`` of the config that the chain or agent was called with.
+        ``trace_id`` is the ``run_id`` of the config that the chain or agent was called with.
         """
         return self._answers.get(trace_id)
 
@@ -116,16 +126,16 @@ class AgentprefCallback(BaseCallbackHandler):
         run_id: UUID,
         **event: Any,
     ) -> None:
-        """Open a call to a chat model. LangChain sends one event for each prompt of a batch."""
+        """Note a call to a chat model. LangChain sends one event for each prompt of a batch."""
         with self._counting_losses():
-            self._open(run_id, openai_messages(messages[0]), event)
+            self._note(run_id, openai_messages(messages[0]), event)
 
     def on_llm_start(
         self, serialized: dict[str, Any], prompts: list[str], *, run_id: UUID, **event: Any
     ) -> None:
-        """Open a call to a plain text model, as one message of the user's."""
+        """Note a call to a plain text model, as one message of the user."""
         with self._counting_losses():
-            self._open(run_id, [{"role": "user", "content": prompts[0]}], event)
+            self._note(run_id, [{"role": "user", "content": prompts[0]}], event)
 
     def on_llm_end(self, response: LLMResult, *, run_id: UUID, **event: Any) -> None:
         """Record the answers to one prompt."""
@@ -140,49 +150,23 @@ class AgentprefCallback(BaseCallbackHandler):
             self._answers.put(UUID(call["trace_id"]), str(run_id))
 
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **event: Any) -> None:
-        """Drop a call that raised, was cancelled or whose stream was left early."""
+        """Drop a call that raised, was cancelled or had its stream closed early."""
         if self._calls.pop(run_id) is not None:
             self._count("failed")
 
-    def on_chain_start(self, serialized: Any, inputs: Any, *, run_id: UUID, **event: Any) -> None:
-        """Note which trace a chain belongs to."""
+    def _on_start(self, *what: Any, run_id: UUID, **event: Any) -> None:
+        """Note the trace of a chain, tool or retriever, which may call a model."""
         self._roots.put(run_id, self._root(run_id, event))
 
-    def on_tool_start(self, serialized: Any, input_str: str, *, run_id: UUID, **event: Any) -> None:
-        """Note which trace a tool belongs to: it may call a model itself."""
-        self._roots.put(run_id, self._root(run_id, event))
-
-    def on_retriever_start(
-        self, serialized: Any, query: str, *, run_id: UUID, **event: Any
-    ) -> None:
-        """Note which trace a retriever belongs to: it may call a model itself."""
-        self._roots.put(run_id, self._root(run_id, event))
-
-    def on_chain_end(self, outputs: Any, *, run_id: UUID, **event: Any) -> None:
-        """Forget a chain that is done."""
+    def _on_end(self, *what: Any, run_id: UUID, **event: Any) -> None:
+        """Drop the note of a chain, tool or retriever that ended or raised."""
         self._roots.pop(run_id)
 
-    def on_tool_end(self, output: Any, *, run_id: UUID, **event: Any) -> None:
-        """Forget a tool that is done."""
-        self._roots.pop(run_id)
+    on_chain_start = on_tool_start = on_retriever_start = _on_start
+    on_chain_end = on_tool_end = on_retriever_end = _on_end
+    on_chain_error = on_tool_error = on_retriever_error = _on_end
 
-    def on_retriever_end(self, documents: Any, *, run_id: UUID, **event: Any) -> None:
-        """Forget a retriever that is done."""
-        self._roots.pop(run_id)
-
-    def on_chain_error(self, error: BaseException, *, run_id: UUID, **event: Any) -> None:
-        """Forget a chain that raised."""
-        self._roots.pop(run_id)
-
-    def on_tool_error(self, error: BaseException, *, run_id: UUID, **event: Any) -> None:
-        """Forget a tool that raised."""
-        self._roots.pop(run_id)
-
-    def on_retriever_error(self, error: BaseException, *, run_id: UUID, **event: Any) -> None:
-        """Forget a retriever that raised."""
-        self._roots.pop(run_id)
-
-    def _open(self, run_id: UUID, messages: list[dict[str, Any]], event: Mapping[str, Any]) -> None:
+    def _note(self, run_id: UUID, messages: list[dict[str, Any]], event: Mapping[str, Any]) -> None:
         metadata = event.get("metadata") or {}
         invocation = event.get("invocation_params") or {}
         places = (metadata, invocation, ensure_config().get("configurable"), self._defaults)
@@ -204,11 +188,9 @@ class AgentprefCallback(BaseCallbackHandler):
         )
 
     def _root(self, run_id: UUID, event: Mapping[str, Any]) -> UUID:
+        """The root run; the parent, where the handler was attached below the root."""
         parent: UUID | None = event.get("parent_run_id")
-        if parent is None:
-            return run_id
-        # Unknown where the handler was attached below the root: the parent is as far as it sees.
-        return self._roots.get(parent) or parent
+        return run_id if parent is None else self._roots.get(parent) or parent
 
     def _count(self, name: str) -> None:
         with self._lock:
@@ -220,11 +202,11 @@ class AgentprefCallback(BaseCallbackHandler):
             yield
         except Exception:
             self._count("lost")
-            raise  # LangChain logs it and goes on, since raise_error is off
+            raise  # LangChain logs it and continues, since raise_error is off
 
 
-class _Bounded(Generic[V]):
-    """Something for each run, safe among threads; beyond a bound the oldest is forgotten."""
+class _Notes(Generic[V]):
+    """A value for each of the newest runs; safe among threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -250,15 +232,68 @@ class _Bounded(Generic[V]):
 
 
 def _answered(answer: Generation, model: str | None) -> dict[str, Any]:
-    """What a generation says for itself: the output, and who wrote it in which tokens."""
+    """The output of a generation, and who wrote it in which tokens."""
     if not isinstance(answer, ChatGeneration):
         return {"output": answer.text}
-    said = answer.message.response_metadata
-    by_us = said if "revision" in said else {}  # "logprobs" has other shapes elsewhere
+    reply = answer.message.response_metadata
+    ours = reply if "revision" in reply else {}  # elsewhere, "logprobs" has other shapes
     return {
-        "output": openai_message(answer.message),
-        "model": said.get("model_name") or said.get("model") or model,
-        "revision": by_us.get("revision"),
-        "token_ids": by_us.get("token_ids"),
-        "logprobs": by_us.get("logprobs"),
+        "output": openai_messages([answer.message])[0],
+        "model": reply.get("model_name") or reply.get("model") or model,
+        "revision": ours.get("revision"),
+        "token_ids": ours.get("token_ids"),
+        "logprobs": ours.get("logprobs"),
     }
+
+
+def openai_messages(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
+    """Convert messages to OpenAI's shape; one with several tool results becomes several.
+
+    Content that is all text becomes one string; multimodal content stays a list of blocks.
+    """
+    converted = []
+    for message in messages:
+        bodies = convert_to_openai_messages([message], text_format="block")
+        for body in bodies:
+            # No separator: providers split one sentence into several blocks to cite sources.
+            if all(block.get("type") == "text" for block in body["content"]):
+                body["content"] = "".join(block["text"] for block in body["content"])
+        # LangChain leaves invalid calls out, but the model wrote them.
+        for call in message.invalid_tool_calls if isinstance(message, AIMessage) else ():
+            function = {"name": call["name"] or "", "arguments": call["args"] or ""}
+            raw = {"type": "function", "id": call["id"], "function": function}
+            bodies[0].setdefault("tool_calls", []).append(raw)
+        converted += bodies
+    return converted
+
+
+def openai_tool(tool: Any) -> dict[str, Any]:
+    """Describe a tool in OpenAI's shape; a provider's built-in tool stays as it is."""
+    try:
+        return convert_to_openai_tool(tool)
+    except ValueError:
+        if isinstance(tool, Mapping):
+            return dict(tool)
+        raise
+
+
+def sampling_params(invocation: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep the sampling parameters only; others may be endpoints, headers and keys."""
+    return {name: invocation[name] for name in _PARAMS if invocation.get(name) is not None}
+
+
+def user_tags(tags: Sequence[str]) -> list[str]:
+    """Drop the tags with which LangChain numbers the steps of a chain."""
+    return [tag for tag in tags if not _STEP_TAG.fullmatch(tag)]
+
+
+def user_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop what the frameworks add to every run, and the thread and user ids."""
+    return {key: value for key, value in metadata.items() if not _FRAMEWORK_KEY.fullmatch(key)}
+
+
+def first_id(name: str, *places: Mapping[str, Any] | None) -> str | None:
+    """The id of that name from the first place that has it, as a string."""
+    found = (place[name] for place in places if place and place.get(name) is not None)
+    value = next(found, None)
+    return None if value is None else str(value)

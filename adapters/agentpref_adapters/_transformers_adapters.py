@@ -1,8 +1,8 @@
-"""The LoRA matrices of loaded revisions, and how they take part in one model's forward pass.
+"""The LoRA matrices of loaded revisions, and how they take part in a model's forward pass.
 
-The model's layers stay its own: each linear layer has a hook that adds ``B A x · scale`` for the
-rows whose revision adapts it. So rows of several revisions share a batch, nothing is ever switched,
-and loading one is no more than reading its file. Knows nothing of requests and text.
+A hook on each linear layer adds ``B A x · scale`` to the rows whose revision adapts that layer. So
+rows of several revisions share a batch, the model itself never changes, and loading a revision is
+reading its file.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 _PREFIX = "base_model.model."
 
 
-class Pair(NamedTuple):
-    """The matrices of one layer: A (rank, in), and B transposed (rank, out), scaled already."""
+class LoraWeights(NamedTuple):
+    """The matrices of one layer: A (rank, in), and B transposed and scaled (rank, out)."""
 
     a: Tensor
     b: Tensor
 
-    def add_to(self, output: Tensor, inputs: Tensor) -> Tensor:
-        """Add ``B A x`` to what a layer gave for x, in place."""
+    def add_to(self, output: Tensor, inputs: Tensor) -> None:
+        """Add ``B A x`` to a layer's output for x, in place."""
         from torch.nn.functional import linear
 
         low = linear(inputs.reshape(-1, inputs.shape[-1]).to(self.a.dtype), self.a)
@@ -43,19 +43,18 @@ class Pair(NamedTuple):
             rows.addmm_(low, self.b)
         else:
             rows.add_(low @ self.b)
-        return output
 
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """One revision in memory: the pair of each layer it adapts, by module name."""
+    """A revision in memory: the weights of each layer it adapts, by module name."""
 
     name: str
-    pairs: Mapping[str, Pair]
+    weights: Mapping[str, LoraWeights]
 
 
 class Share(NamedTuple):
-    """A run of rows, from ``begin`` to before ``end``, that one adapter answers."""
+    """The rows from ``begin`` to before ``end``, which one adapter answers."""
 
     adapter: Adapter
     begin: int
@@ -63,11 +62,18 @@ class Share(NamedTuple):
 
 
 class Layers:
-    """The linear layers of a model, ready for any adapter. Belongs to the thread that runs it."""
+    """The linear layers of a model, with hooks that apply adapters. For one thread at a time."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        """Put the hooks in; without an adapter they change nothing."""
-        self._modules = dict(_linear_modules(model))
+        """Add the hooks; without an adapter they change nothing."""
+        from torch import nn
+        from transformers.pytorch_utils import Conv1D
+
+        self._modules = {
+            name: module
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear | Conv1D)
+        }
         self._shares: tuple[Share, ...] = ()
         self._size = (0, 0)
         self._hooks = ExitStack()
@@ -79,30 +85,30 @@ class Layers:
         return {name: _shape(module) for name, module in self._modules.items()}
 
     def read(self, name: str, folder: Path) -> Adapter:
-        """Read an adapter from its folder, onto the devices of the layers.
-
-        May be called on any thread: the model is not touched.
+        """Read an adapter from its folder, onto the devices of the layers; on any thread.
 
         Raises:
-            SwapFailed: it does not fit this model; its files were not checked before.
+            SwapFailed: it does not fit this model.
         """
         from safetensors.torch import load_file
 
-        scale = _scale(orjson.loads((folder / CONFIG_FILE).read_bytes()))
+        config = orjson.loads((folder / CONFIG_FILE).read_bytes())
+        rank = config["r"]
+        scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
         tensors = load_file(folder / WEIGHTS_FILE)
         adapted = {key.removeprefix(_PREFIX).rpartition(".lora_")[0] for key in tensors}
         try:
-            pairs = {module: self._pair(module, tensors, scale) for module in sorted(adapted)}
+            weights = {module: self._weights(module, tensors, scale) for module in sorted(adapted)}
         except (KeyError, ValueError) as error:
             raise SwapFailed(
                 f"{name} could not be loaded from {folder}, since it does not fit the model "
                 f"({error}); train it on this one"
             ) from error
-        return Adapter(name, pairs)
+        return Adapter(name, weights)
 
     @contextmanager
     def answering(self, shares: Sequence[Share], rows: int, width: int) -> Iterator[None]:
-        """Run a forward pass over (rows, width) tokens; who is in no share is the base's."""
+        """Apply adapters to a forward pass over (rows, width) tokens; other rows are the base's."""
         self._shares, self._size = tuple(shares), (rows, width)
         try:
             yield
@@ -110,29 +116,29 @@ class Layers:
             self._shares = ()
 
     def close(self) -> None:
-        """Take the hooks out: the model is as it was."""
+        """Remove the hooks."""
         self._hooks.close()
 
-    def _pair(self, module: str, tensors: Mapping[str, Tensor], scale: float) -> Pair:
+    def _weights(self, module: str, tensors: Mapping[str, Tensor], scale: float) -> LoraWeights:
         layer = self._modules[module]
         a, b = (tensors[f"{_PREFIX}{module}.lora_{side}.weight"] for side in "AB")
         wide, narrow = _shape(layer)
         if a.shape[1] != narrow or b.shape[0] != wide or a.shape[0] != b.shape[1]:
             raise ValueError(f"{module} is {(wide, narrow)}")
         device = next(layer.parameters()).device
-        return Pair(a.float().to(device), (b.float() * scale).T.contiguous().to(device))
+        return LoraWeights(a.float().to(device), (b.float() * scale).T.contiguous().to(device))
 
     def _hook(self, name: str) -> Any:
         def add(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             for share in self._shares:
-                pair = share.adapter.pairs.get(name)
-                if pair is not None:
-                    pair.add_to(self._part(output, share), self._part(inputs[0], share))
+                weights = share.adapter.weights.get(name)
+                if weights is not None:
+                    weights.add_to(self._part(output, share), self._part(inputs[0], share))
 
         return add
 
     def _part(self, values: Tensor, share: Share) -> Tensor:
-        """What a layer got or gave for the rows of a share, out of that for all rows."""
+        """A layer's input or output for the rows of a share."""
         rows, width = self._size
         if share.begin == 0 and share.end == rows:
             return values
@@ -147,7 +153,7 @@ class Layers:
 
 
 def shares_of(adapters: Sequence[Adapter | None]) -> tuple[list[int], list[Share]]:
-    """Order rows so that those of one adapter stand together; give the order and the runs."""
+    """Order rows so that those of one adapter are neighbours; return the order and the shares."""
     first: dict[Adapter | None, int] = {}
     for adapter in adapters:
         first.setdefault(adapter, len(first))
@@ -161,23 +167,10 @@ def shares_of(adapters: Sequence[Adapter | None]) -> tuple[list[int], list[Share
     return order, shares
 
 
-def _linear_modules(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
-    from torch import nn
-    from transformers.pytorch_utils import Conv1D
-
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | Conv1D):
-            yield name, module
-
-
 def _shape(module: Any) -> tuple[int, int]:
+    """(out, in) of a linear layer. GPT-2's Conv1D stores its weight transposed."""
     from torch import nn
 
     if isinstance(module, nn.Linear):
         return module.out_features, module.in_features
-    return module.weight.shape[1], module.weight.shape[0]  # GPT-2's, stored the other way round
-
-
-def _scale(config: Mapping[str, Any]) -> float:
-    rank, alpha = config["r"], config["lora_alpha"]
-    return float(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+    return module.weight.shape[1], module.weight.shape[0]

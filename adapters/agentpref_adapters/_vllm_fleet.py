@@ -1,27 +1,27 @@
-"""Several vLLM servers that serve the same base: who answers, and where a revision is loaded.
+"""Several vLLM servers with the same base model: which one answers, and where a revision is loaded.
 
-A request goes to the server that has the least to do, and to the next one where that is gone or
-cannot be given the revision. What is loaded while a server is away is made good when it is back: a
-revision is loaded into a server at the latest when the first request for it arrives there. Knows
-nothing of prompts and text.
+A request goes to the server with the fewest active requests, and to the next one if that fails. A
+server may restart at any moment, and is empty then, or serves another base. So what is known of a
+server is forgotten when a call fails or an adapter is unknown there. A revision that a server lacks
+is checked, loaded and probed there when the next request for it arrives.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Generic, NamedTuple, TypeVar
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 from tenacity import (
     RetryCallState,
     Retrying,
     retry_if_exception,
     stop_after_delay,
-    stop_any,
     wait_random_exponential,
 )
-from tenacity.stop import stop_base
 
 from agentpref.errors import (
     GenerationFailed,
@@ -29,9 +29,12 @@ from agentpref.errors import (
     ServerUnreachable,
     ServingError,
     SwapFailed,
+    WrongBase,
 )
+from agentpref.models.base_files import BaseFiles, read_base
 from agentpref.serve.backend import Revision
-from agentpref_adapters._vllm_member import Handling, Member
+from agentpref.serve.validate import check_published
+from agentpref.types import BASE
 from agentpref_adapters._vllm_server import (
     Failing,
     Misaddressed,
@@ -45,215 +48,241 @@ from agentpref_adapters._vllm_server import (
 
 T = TypeVar("T")
 
-Action = Callable[[Server, Model], T]
-"""What is done with a server and the model of it that a request is for."""
+Probe = Callable[[Server, Model], Piece]
+"""Asks a server one question of a revision; raises ``SwapFailed`` if the answer is invalid."""
 
+LONGEST_PASS_SECONDS = 30.0
 _FAILING_ROUNDS = 8
-"""How often a request is put to servers that answer 500: it may be what breaks them."""
+"""How often a request is sent to servers that answer 500: the request may be what breaks them."""
+_IDENTITY = ("digest", "template_digest")
 
 
-class _Trouble(NamedTuple):
-    """Why a server could not do what it was asked; another one may."""
+class Member:
+    """A server of a fleet, and what is known of it; may be used from any thread.
 
-    error: ServingError | RevisionError
+    Args:
+        server: the client of the server.
+        base: the base model that the server must have.
+        probe: asks the server a question.
+        adapters_at: the folder in which the server sees the home's ``adapters/``; ``None``: the
+            same as here.
+    """
+
+    def __init__(
+        self, server: Server, base: BaseFiles, probe: Probe, adapters_at: str | None = None
+    ) -> None:
+        """Send no request yet."""
+        self.server = server
+        self.passed_over_until = 0.0
+        self._expected = base
+        self._probe = probe
+        self._adapters_at = adapters_at
+        self._base: Model | None = None
+        self._ready: set[str] = set()
+        self._failures = 0
+        self._loading = threading.Lock()  # one thread loads and probes; others wait for it
+
+    def base(self) -> Model:
+        """The base model as the server names it; ``WrongBase`` if it is another model."""
+        known = self._base
+        if known is None:
+            known = next((m for m in self.server.models() if m.parent is None), None)
+            if known is None:
+                raise ServerUnreachable(
+                    f"{self.server.url} serves no model; check how it was started"
+                )
+            self._check_base(known.root)
+            self._base = known
+        return known
+
+    def load(self, revision: Revision) -> None:
+        """Load a revision, unless it is ready; ``RevisionError`` if its files were edited."""
+        self.base()
+        with self._loading:
+            self._load(revision)
+
+    def probe(self, revision: Revision) -> Piece:
+        """Probe a revision, which is loaded if it is not; it is ready to serve from then on."""
+        name = revision.revision_id
+        try:
+            piece = self._probe(self.server, self.base()._replace(name=name))
+        except NotLoaded:  # the server did not answer when it was loaded, or restarted
+            self.load(revision)
+            piece = self._probe(self.server, self.base()._replace(name=name))
+        self._ready.add(name)
+        return piece
+
+    def serving(self, name: str, revision: Revision | None) -> Model:
+        """Get a revision ready if it is not; return the model to name in a request."""
+        base = self.base()
+        if name == BASE:
+            return base
+        if revision is None:
+            raise GenerationFailed(f"{name} is not loaded; load it first")
+        if name not in self._ready:
+            with self._loading:
+                if self._load(revision):
+                    self._probe(self.server, base._replace(name=name))
+                    self._ready.add(name)
+        return base._replace(name=name)
+
+    def unload(self, name: str) -> None:
+        """Unload a revision."""
+        self._ready.discard(name)
+        self.server.unload(name)
+
+    def forget(self) -> None:
+        """Forget what is known of the server, since it may have restarted."""
+        self._base = None
+        self._ready = set()
+
+    def pass_over(self) -> None:
+        """Forget the server, and prefer others for a while: 1 s, then 2 s, 4 s and so on."""
+        self.forget()
+        self._failures += 1
+        seconds = min(2.0 ** (self._failures - 1), LONGEST_PASS_SECONDS)
+        self.passed_over_until = time.monotonic() + seconds
+
+    def answered(self) -> None:
+        """Note that the server answered: it is no longer passed over."""
+        self._failures = 0
+        self.passed_over_until = 0.0
+
+    def _load(self, revision: Revision) -> bool:
+        """Load a revision; return ``False`` if it was ready."""
+        name, path = revision.revision_id, str(revision.path)
+        if name in self._ready:
+            return False
+        check_published(revision)
+        if self._adapters_at is not None:
+            path = str(PurePosixPath(self._adapters_at) / name)
+        self.server.load(name, path)
+        return True
+
+    def _check_base(self, served: str) -> None:
+        base, root = self._expected, Path(served)
+        if served == base.name or not root.is_dir() or root.samefile(base.path):
+            return
+        found = read_base(served)
+        if any(found.identity[key] != base.identity[key] for key in _IDENTITY):
+            raise WrongBase(
+                f"{self.server.url} serves {served}, whose weights, tokenizer or template are not "
+                f"those of {base.name!r}; give the base that it serves"
+            )
 
 
 class Fleet:
-    """Loads into all servers, and finds one for each request.
+    """Acts on all servers, and chooses one for each request.
 
     Args:
-        servers: clients of the servers.
-        handling: how they and revisions are checked.
+        members: the servers.
         patience: seconds for which a request waits for any server to answer.
     """
 
-    def __init__(self, servers: Sequence[Server], handling: Handling, *, patience: float) -> None:
-        """Meet the servers when they are first needed."""
-        self._members = [Member(server, handling) for server in servers]
+    def __init__(self, members: Sequence[Member], *, patience: float) -> None:
+        """Send no request yet."""
+        self._members = members
         self._patience = patience
-        self._revisions: dict[str, Revision] = {}
 
-    def greet(self) -> None:
-        """Wait for a first server that answers.
+    def connect(self) -> None:
+        """Wait until a server answers; ``WrongBase`` if one has another base."""
+        self._patiently(lambda: self.everywhere(Member.base))
 
-        Raises:
-            ServerUnreachable: none does.
-            WrongBase: it serves another base.
-        """
-        self._patiently(lambda: self._everywhere(Member.base))
+    def everywhere(self, act: Callable[[Member], T]) -> list[T]:
+        """Act on all servers that answer; ``ServerUnreachable`` if none does."""
+        done, errors = self.reach(act)
+        if not done:
+            raise errors[0]
+        return done
 
-    def load(self, revision: Revision) -> None:
-        """Load a revision into every server that answers.
+    def reach(self, act: Callable[[Member], T]) -> tuple[list[T], list[ServerUnreachable]]:
+        """Act on all servers at once; return the results, and the errors of unreachable ones."""
+        errors: list[ServerUnreachable] = []
 
-        Raises:
-            SwapFailed: one refuses it. Others may have it by then, and are to unload it.
-            ServerUnreachable: none answers.
-        """
-        name = revision.revision_id
-        self._revisions[name] = revision
-        try:
-            self._everywhere(lambda member: member.load(revision))
-        except (ServingError, RevisionError):
-            self._revisions.pop(name, None)
-            raise
-
-    def probe(self, name: str) -> Piece:
-        """Probe a revision in every server that answers; from then on they are ready to serve it.
-
-        Returns:
-            What one of them answered.
-
-        Raises:
-            SwapFailed: an answer is nonsense.
-            ServerUnreachable: none answers.
-        """
-        revision = self._revisions[name]
-
-        def probe(member: Member) -> Piece:
+        def one(member: Member) -> list[T]:
             try:
-                return member.probe(name)
-            except NotLoaded:  # it was away a moment ago
-                member.load(revision)
-                return member.probe(name)
+                return [act(member)]
+            except ServerUnreachable as error:
+                member.pass_over()
+                errors.append(error)
+                return []
 
-        return self._everywhere(probe)[0]
+        with ThreadPoolExecutor(len(self._members)) as pool:
+            return [result for found in pool.map(one, self._members) for result in found], errors
 
     def unload(self, name: str, places: Collection[str]) -> None:
-        """Unload a revision from some servers; one where nobody listens holds nothing.
+        """Unload a revision at some places; where nobody listens, it is unloaded already.
 
-        Raises:
-            ServingError: one refuses to unload it, or does not say; the others have.
+        Where a server refuses or does not answer, the error is raised after all were asked.
         """
-        self._revisions.pop(name, None)
-        troubles = [self._unload(m, name) for m in self._members if m.server.place in places]
-        for trouble in troubles:
-            if trouble is not None:
-                raise trouble.error
+        errors = []
+        for member in self._members:
+            if member.server.place in places:
+                try:
+                    member.unload(name)
+                except NobodyListens:
+                    member.pass_over()
+                except ServingError as error:
+                    errors.append(error)
+        if errors:
+            raise errors[0]
 
-    def loaded(self) -> tuple[str, ...]:
-        """The adapters that any server that answers has, as each of them tells it."""
-        names: dict[str, None] = {}
-        for models in self._wherever(lambda member: member.server.models()):
-            names |= {model.name: None for model in models if model.parent is not None}
-        return tuple(names)
-
-    def max_loras(self) -> int | None:
-        """The smallest number of adapters that a server says it runs together, where any says."""
-        known = self._wherever(Member.max_loras)
-        return min((number for number in known if number is not None), default=None)
-
-    def call(self, name: str, action: Action[T]) -> T:
-        """Do something with a server that is ready to serve a revision, or the base.
+    def call(self, act: Callable[[Member], T]) -> T:
+        """Act on the server with the fewest active requests that can do it.
 
         Raises:
-            GenerationFailed: the request is refused, or no server can be given the revision.
-            ServerUnreachable: no server answered as long as patience lasted, or one that did was
-                too slow.
+            GenerationFailed: the request is refused, or no server can load the revision.
+            ServerUnreachable: no server answered within ``patience``, or one was too slow.
         """
         try:
-            return self._patiently(lambda: self._round(name, action))
+            return self._patiently(lambda: self._round(act))
         except (RevisionError, SwapFailed, NotLoaded) as error:
-            raise GenerationFailed(f"{name} is in no server any more: {error}") from error
+            raise GenerationFailed(f"no server can serve the revision: {error}") from error
 
     def close(self) -> None:
         """Close all connections."""
         for member in self._members:
             member.server.close()
 
-    def _round(self, name: str, action: Action[T]) -> T:
-        """Ask one server after the other; raise what may pass, if anything may."""
+    def _round(self, act: Callable[[Member], T]) -> T:
+        """Try one server after the other; raise a temporary error if there is one."""
         now = time.monotonic()
         errors: list[ServingError | RevisionError] = []
         for member in sorted(
             self._members, key=lambda m: (m.passed_over_until > now, m.server.busy)
         ):
-            answer = self._ask(member, name, action)
-            if not isinstance(answer, _Trouble):
+            try:
+                answer = act(member)
+            except TooSlow:  # noqa: PERF203
+                member.pass_over()
+                raise
+            except NotLoaded as error:
+                member.forget()
+                errors.append(error)
+            except (ServerUnreachable, SwapFailed, RevisionError) as error:
+                member.pass_over()
+                errors.append(error)
+            else:
+                member.answered()
                 return answer
-            errors.append(answer.error)
-        raise next((error for error in errors if _passes(error)), errors[0])
-
-    def _ask(self, member: Member, name: str, action: Action[T]) -> T | _Trouble:
-        try:
-            answer = action(member.server, member.serving(name, self._revisions.get(name)))
-        except TooSlow:
-            member.pass_over()
-            raise
-        except NotLoaded as error:
-            member.forget()
-            return _Trouble(error)
-        except (ServerUnreachable, SwapFailed, RevisionError) as error:
-            member.pass_over()
-            return _Trouble(error)
-        member.praise()
-        return answer
-
-    def _unload(self, member: Member, name: str) -> _Trouble | None:
-        try:
-            member.unload(name)
-        except NobodyListens:
-            member.pass_over()
-        except ServingError as error:
-            return _Trouble(error)
-        return None
-
-    def _everywhere(self, act: Callable[[Member], T]) -> list[T]:
-        """Act on all servers at once. Those that do not answer are left out, unless all are."""
-        found = _Reached.by(self._members, act)
-        if not found.done:
-            raise found.away[0]
-        return found.done
-
-    def _wherever(self, act: Callable[[Member], T]) -> list[T]:
-        """Act on all servers that answer, if any does."""
-        return _Reached.by(self._members, act).done
+        raise next((error for error in errors if _is_temporary(error)), errors[0])
 
     def _patiently(self, attempt: Callable[[], T]) -> T:
-        retrying = Retrying(
-            retry=retry_if_exception(_passes),
+        out_of_time = stop_after_delay(self._patience)
+        return Retrying(
+            retry=retry_if_exception(_is_temporary),
             wait=wait_random_exponential(multiplier=0.1, max=2),
-            stop=stop_any(stop_after_delay(self._patience), _FailsTooOften()),
+            stop=lambda state: out_of_time(state) or _fails_too_often(state),
             reraise=True,
-        )
-        return retrying(attempt)
+        )(attempt)
 
 
-class _Reached(NamedTuple, Generic[T]):
-    """What servers that answered gave, and why others did not."""
-
-    done: list[T]
-    away: list[ServerUnreachable]
-
-    @classmethod
-    def by(cls, members: Sequence[Member], act: Callable[[Member], T]) -> _Reached[T]:
-        """Act on all at once; any other error than that one does not answer is raised."""
-
-        def reach(member: Member) -> T | ServerUnreachable:
-            try:
-                return act(member)
-            except ServerUnreachable as error:
-                member.pass_over()
-                return error
-
-        with ThreadPoolExecutor(len(members)) as pool:
-            found = list(pool.map(reach, members))
-        return cls(
-            [one for one in found if not isinstance(one, ServerUnreachable)],
-            [one for one in found if isinstance(one, ServerUnreachable)],
-        )
-
-
-def _passes(error: BaseException) -> bool:
-    """Whether it may be gone in a moment; one who is too slow is not to be asked twice."""
+def _is_temporary(error: BaseException) -> bool:
+    """Whether another attempt may succeed. A request that took too long is not sent twice."""
     lasting = isinstance(error, TooSlow | Misaddressed)
     return isinstance(error, ServerUnreachable | NotLoaded) and not lasting
 
 
-class _FailsTooOften(stop_base):
-    """The end of trying where servers answer, and answer 500."""
-
-    def __call__(self, retry_state: RetryCallState) -> bool:
-        """Say whether that was once too often."""
-        outcome = retry_state.outcome
-        error = outcome.exception() if outcome is not None else None
-        return isinstance(error, Failing) and retry_state.attempt_number >= _FAILING_ROUNDS
+def _fails_too_often(state: RetryCallState) -> bool:
+    error = state.outcome.exception() if state.outcome is not None else None
+    return isinstance(error, Failing) and state.attempt_number >= _FAILING_ROUNDS

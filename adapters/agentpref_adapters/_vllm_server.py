@@ -1,22 +1,22 @@
-"""One vLLM server, over HTTP: what it holds, loading, unloading, and continuing token ids.
+"""One vLLM server over HTTP: list, load and unload adapters, and continue token ids.
 
-All of vLLM's wire format is here: paths, fields, and how its failures are told apart. An adapter
-that is unknown, runtime updating that is turned off, and a server that is gone all look alike at
-first sight, and ask for different cures. Knows nothing of which revision ought to be loaded.
+This module holds all of vLLM's wire format: paths, fields, and how its failures are told apart. An
+unknown adapter, runtime updating that is turned off, and a server that is gone look alike at first
+and need different cures.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import httpx
 import orjson
-from httpx_sse import EventSource, SSEError, connect_sse
+from httpx_sse import SSEError, connect_sse
 
 from agentpref.errors import (
     BackendClosed,
@@ -35,34 +35,34 @@ _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 _NOT_FOUND = 404
 _REFUSALS = range(400, 500)
 _BROKEN = 500
-# What vLLM answers, with status 400, where a log-probability is NaN: it fails to write it as JSON.
+# The message of vLLM's status 400 for a log-probability that is NaN, which JSON cannot hold.
 _NOT_A_NUMBER = "Out of range float values"
 _MAX_LORAS = "vllm:lora_requests_info"
 _UPDATING = "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
 
 
 class NotLoaded(ServingError):
-    """The server knows no adapter of that name: it was never loaded, or the server restarted."""
+    """The server has no adapter of that name: it was never loaded, or the server restarted."""
 
 
 class NobodyListens(ServerUnreachable):
-    """The machine answers and says that there is no server at the address."""
+    """The machine refuses the connection: no server listens at the address."""
 
 
 class Misaddressed(ServerUnreachable):
-    """Something answers that is no vLLM server, or does not let us in: waiting changes nothing."""
+    """Another kind of server answers, or the API key is wrong: waiting does not help."""
 
 
 class Failing(ServerUnreachable):
-    """The server answers 500: it is about to die, or the request is what breaks it."""
+    """The server answers 500: it is about to die, or the request breaks it."""
 
 
 class TooSlow(ServerUnreachable):
-    """The server took longer than it may. It may yet do what it was told."""
+    """The server exceeded the timeout; it may still carry out the request."""
 
 
 class NotFinite(GenerationFailed):
-    """The adapter makes the model write numbers that are none."""
+    """The adapter makes the model write infinite or NaN log-probabilities."""
 
 
 class Model(NamedTuple):
@@ -76,27 +76,34 @@ class Model(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Tokens as they came, their log-probabilities, and why the answer ended, once it has."""
+    """A part of an answer: tokens, their log-probabilities, and why the answer ended, if it did."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float | None, ...]
     finish_reason: FinishReason | None
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether each token has a log-probability that is finite."""
+        return len(self.logprobs) == len(self.token_ids) and all(
+            value is not None and math.isfinite(value) for value in self.logprobs
+        )
+
 
 class Server:
-    """A client of one server; its methods may be called from any thread.
+    """A client of one server, for any thread. Without an answer it raises ``ServerUnreachable``.
 
     Args:
-        url: e.g. ``http://127.0.0.1:8000``; a ``/v1`` at its end does no harm.
+        url: e.g. ``http://127.0.0.1:8000``; a ``/v1`` at its end is ignored.
         timeout: seconds that a call, or the next piece of a stream, may take.
-        key: the API key, if the server asks for one.
+        key: the server's API key, if it has one.
 
     Raises:
-        ConfigError: the URL is none of a server.
+        ConfigError: the URL is invalid.
     """
 
     def __init__(self, url: str, *, timeout: float, key: str | None = None) -> None:
-        """Prepare a pool of connections; nothing is asked yet."""
+        """Prepare a pool of connections; send no request yet."""
         self.url, self.place = _address(url)
         self._busy = 0
         self._counting = threading.Lock()
@@ -110,25 +117,31 @@ class Server:
 
     @property
     def busy(self) -> int:
-        """How many answers are being written for us."""
+        """How many answers this client waits for."""
         return self._busy
 
-    def models(self) -> tuple[Model, ...]:
-        """What the server offers: the base model first, then the adapters as they were loaded.
+    def is_ready(self) -> bool:
+        """Whether the server answers requests."""
+        try:
+            return self._asked("GET", "/health").is_success
+        except ServerUnreachable:
+            return False
 
-        Raises:
-            ServerUnreachable: it does not answer, or is no server of models.
-        """
+    def models(self) -> tuple[Model, ...]:
+        """The base model, then the adapters in the order they were loaded."""
         answer = self._asked("GET", "/v1/models")
         if answer.is_server_error:
             raise self._failing(answer)
         if answer.is_error:
             raise Misaddressed(
-                f"{self.url}/v1/models answered {_words(answer)}; check that the address is that "
+                f"{self.url}/v1/models answered {_quoted(answer)}; check that the address is that "
                 f"of a vLLM server, and its API key"
             )
         try:
-            return tuple(map(_model, answer.json()["data"]))
+            return tuple(
+                Model(line["id"], line["root"], line.get("parent"), line.get("max_model_len"))
+                for line in answer.json()["data"]
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise Misaddressed(
                 f"{self.url} is no vLLM server: /v1/models answered {answer.text[:80]!r}; check "
@@ -136,7 +149,7 @@ class Server:
             ) from error
 
     def max_loras(self) -> int | None:
-        """How many adapters fit into one batch, where the server's metrics say so by now."""
+        """How many adapters fit into one batch, if the server's metrics say so already."""
         answer = self._asked("GET", "/metrics")
         if answer.is_error:
             return None
@@ -145,16 +158,11 @@ class Server:
         return next((int(number) for number in found if number.isdigit()), None)
 
     def load(self, name: str, path: str) -> None:
-        """Load an adapter; one that is loaded from the same path stays as it is.
-
-        Raises:
-            SwapFailed: the server refuses it; the message says why.
-            ServerUnreachable: the server does not answer.
-        """
+        """Load an adapter, unless it is loaded from the same path; ``SwapFailed`` if refused."""
         answer = self._asked(
             "POST", "/v1/load_lora_adapter", json={"lora_name": name, "lora_path": path}
         )
-        if answer.is_success or self._has(name, path):
+        if answer.is_success or any(m.name == name and m.root == path for m in self.models()):
             return
         if answer.status_code == _NOT_FOUND and not _error(answer):
             raise SwapFailed(
@@ -162,49 +170,35 @@ class Server:
                 f"with {_UPDATING} in its environment"
             )
         raise SwapFailed(
-            f"{self.url} refused to load {name} from {path}: {_words(answer)}; see that the server "
-            f"reads that folder, and that its --max-lora-rank is not below the adapter's rank"
+            f"{self.url} refused to load {name} from {path}: {_quoted(answer)}; check that the "
+            f"server can read that folder, and that its --max-lora-rank is at least the adapter's "
+            f"rank"
         )
 
     def unload(self, name: str) -> None:
-        """Unload an adapter; one that is not loaded is as good as unloaded.
-
-        Raises:
-            ServingError: the server refuses to.
-            ServerUnreachable: the server does not answer.
-        """
+        """Unload an adapter, unless it is not loaded; ``ServingError`` if the server refuses."""
         answer = self._asked("POST", "/v1/unload_lora_adapter", json={"lora_name": name})
         if answer.is_error and any(model.name == name for model in self.models()):
             raise ServingError(
-                f"{self.url} did not unload {name}: {_words(answer)}; check that it was started "
+                f"{self.url} did not unload {name}: {_quoted(answer)}; check that it was started "
                 f"with {_UPDATING}"
             )
 
-    def complete(self, model: str, prompt: Sequence[int], settings: Mapping[str, Any]) -> Piece:
-        """Continue token ids to the end.
+    def complete(self, body: Mapping[str, Any]) -> Piece:
+        """Send a :func:`completion_body` and wait for the whole answer.
 
         Raises:
-            NotLoaded: the server knows no such model.
+            NotLoaded: the server has no such model.
             GenerationFailed: it refuses the request.
-            ServerUnreachable: it is gone, fails, or takes too long.
         """
-        body = _body(model, prompt, settings)
         with self._counted():
             answer = self._asked("POST", "/v1/completions", json=body)
-        self._check(model, answer)
-        return self._piece(_json(answer))
+        self._check(body["model"], answer)
+        return self._piece(_object(answer.text))
 
-    def stream(
-        self, model: str, prompt: Sequence[int], settings: Mapping[str, Any]
-    ) -> Generator[Piece, None, None]:
-        """Continue token ids, piece by piece; closing the iterator ends it on the server, too.
-
-        Raises:
-            NotLoaded: the server knows no such model.
-            GenerationFailed: it refuses the request.
-            ServerUnreachable: it is gone, fails, or takes too long, be it in the middle.
-        """
-        body = _body(model, prompt, settings) | {"stream": True}
+    def stream(self, body: Mapping[str, Any]) -> Generator[Piece, None, None]:
+        """As :meth:`complete`, piece by piece; closing the iterator stops the server, too."""
+        body = {**body, "stream": True}
         with (
             self._counted(),
             self._translated(),
@@ -212,19 +206,16 @@ class Server:
         ):
             if source.response.is_error:
                 source.response.read()
-                self._check(model, source.response)
-            yield from self._pieces(source)
+                self._check(body["model"], source.response)
+            for event in source.iter_sse():
+                if event.data == "[DONE]":
+                    return
+                yield self._piece(_object(event.data))
+            raise ServerUnreachable(f"{self.url} broke off in the middle of an answer; ask again")
 
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
-
-    def _pieces(self, source: EventSource) -> Iterator[Piece]:
-        for event in source.iter_sse():
-            if event.data == "[DONE]":
-                return
-            yield self._piece(_object(event.data))
-        raise ServerUnreachable(f"{self.url} broke off in the middle of an answer; ask again")
 
     def _piece(self, value: Mapping[str, Any]) -> Piece:
         try:
@@ -242,34 +233,31 @@ class Server:
         return piece
 
     def _no_tokens(self, value: Mapping[str, Any]) -> ServingError:
-        """What a piece without tokens means: an error in the middle, or another kind of server."""
+        """The error for a piece without tokens: a failed answer, or another kind of server."""
         error = value.get("error")
         if isinstance(error, dict):
             kind = GenerationFailed if error.get("code") in _REFUSALS else ServerUnreachable
-            return kind(f"{self.url} broke off: {error.get('message')}; look into its log")
+            return kind(f"{self.url} broke off: {error.get('message')}; see its log")
         return GenerationFailed(
-            f"{self.url} gave no token ids but {str(value)[:80]!r}; use a vLLM whose completions "
-            f"take return_token_ids (0.11 or newer)"
+            f"{self.url} sent no token ids but {str(value)[:80]!r}; use vLLM 0.11 or newer, whose "
+            f"completions take return_token_ids"
         )
-
-    def _has(self, name: str, path: str) -> bool:
-        return any(model.name == name and model.root == path for model in self.models())
 
     def _check(self, model: str, answer: httpx.Response) -> None:
         if answer.is_success:
             return
         if answer.status_code == _NOT_FOUND and _error(answer).get("param") == "model":
-            raise NotLoaded(f"{self.url} does not know {model}; load it first")
+            raise NotLoaded(f"{self.url} does not have {model}; load it first")
         if answer.is_server_error:
             raise self._failing(answer)
         if _NOT_A_NUMBER in answer.text:
             raise NotFinite(f"{model} gave a logprob that is not finite; roll it back")
-        raise GenerationFailed(f"{self.url} refused the request: {_words(answer)}")
+        raise GenerationFailed(f"{self.url} refused the request: {_quoted(answer)}")
 
     def _failing(self, answer: httpx.Response) -> ServerUnreachable:
-        # 502 and its like are a proxy's words for a server that is gone.
+        # With 502 and the like, a proxy says that the server is gone.
         kind = Failing if answer.status_code == _BROKEN else ServerUnreachable
-        return kind(f"{self.url} answered {_words(answer)}; look into the server's log")
+        return kind(f"{self.url} answered {_quoted(answer)}; see the server's log")
 
     def _asked(self, method: str, path: str, **what: Any) -> httpx.Response:
         with self._translated():
@@ -298,7 +286,7 @@ class Server:
         except RuntimeError as error:
             if self._client.is_closed:
                 raise BackendClosed(
-                    f"the connection to {self.url} was closed meanwhile; make a new backend"
+                    f"the connection to {self.url} was closed; make a new backend"
                 ) from error
             raise
         except (httpx.TransportError, SSEError) as error:
@@ -309,13 +297,20 @@ class Server:
             ) from error
 
 
-def settings_of(request: GenerationRequest, *, room: int, ends: Sequence[int]) -> dict[str, Any]:
-    """A request's settings in vLLM's words.
+def completion_body(
+    request: GenerationRequest, model: str, prompt: Sequence[int], *, room: int, ends: Sequence[int]
+) -> dict[str, Any]:
+    """The body of a completion request that writes at most ``room`` tokens.
 
-    All that the server would otherwise take from its own or from the model's defaults is set, so
-    that greedy means the likeliest token on any server.
+    It sets everything that the server would take from its own or the model's defaults, so that
+    temperature 0 gives the likeliest token on any server.
     """
     return {
+        "model": model,
+        "prompt": list(prompt),
+        "add_special_tokens": False,
+        "logprobs": 0,  # of the tokens written only
+        "return_token_ids": True,
         "max_tokens": room,
         "temperature": request.temperature,
         "top_p": request.top_p,
@@ -330,52 +325,31 @@ def settings_of(request: GenerationRequest, *, room: int, ends: Sequence[int]) -
     }
 
 
-def _body(model: str, prompt: Sequence[int], settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "model": model,
-        "prompt": list(prompt),
-        "logprobs": 0,  # of the tokens written, and of no others
-        "return_token_ids": True,
-        "add_special_tokens": False,
-        **settings,
-    }
-
-
-def _model(line: Mapping[str, Any]) -> Model:
-    return Model(line["id"], line["root"], line.get("parent"), line.get("max_model_len"))
-
-
 def _refused(error: BaseException | None) -> bool:
-    """Whether the system refused the connection; httpx wraps that several times over."""
+    """Whether the system refused the connection; httpx wraps that error several times."""
     while error is not None and not isinstance(error, ConnectionRefusedError):
         error = error.__cause__ or error.__context__
     return error is not None
 
 
 def _address(url: str) -> tuple[str, str]:
-    """A server's address, and the name of the place: the same for all names of this machine."""
-    parts = urlsplit(url)
+    """A server's address, and its place: the address with one name for this machine."""
     try:
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host, port = None, None
-    if parts.scheme not in ("http", "https") or not host or parts.username or parts.query:
+        parts = httpx.URL(url)
+    except httpx.InvalidURL:
+        parts = httpx.URL("")
+    if parts.scheme not in ("http", "https") or not parts.host or parts.userinfo or parts.query:
         raise ConfigError(
-            f"{url!r} is no server's address; give one like http://127.0.0.1:8000, and the key, "
-            f"if there is one, in VLLM_API_KEY"
+            f"{url!r} is not the address of a server; give one like http://127.0.0.1:8000, and an "
+            f"API key in VLLM_API_KEY"
         )
-    begin, end = f"{parts.scheme}://", parts.path.rstrip("/").removesuffix("/v1")
-    end = f":{port}{end}" if port else end
-    named = f"[{host}]" if ":" in host else host
-    return f"{begin}{named}{end}", f"{begin}{'localhost' if host in _LOOPBACK else named}{end}"
-
-
-def _json(answer: httpx.Response) -> Mapping[str, Any]:
-    return _object(answer.text)
+    parts = parts.copy_with(path=parts.path.rstrip("/").removesuffix("/v1"))
+    place = parts.copy_with(host="localhost") if parts.host in _LOOPBACK else parts
+    return str(parts).rstrip("/"), str(place).rstrip("/")
 
 
 def _object(text: str) -> Mapping[str, Any]:
-    """A JSON object, or an empty one in the place of what is none."""
+    """Read a JSON object; anything else gives an empty one."""
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -384,11 +358,11 @@ def _object(text: str) -> Mapping[str, Any]:
 
 
 def _error(answer: httpx.Response) -> Mapping[str, Any]:
-    """The error object of vLLM's own answers; what its web server says of itself has none."""
-    error = _json(answer).get("error")
+    """The error object of an answer of vLLM; answers of its web server have none."""
+    error = _object(answer.text).get("error")
     return error if isinstance(error, dict) else {}
 
 
-def _words(answer: httpx.Response) -> str:
+def _quoted(answer: httpx.Response) -> str:
     said = _error(answer).get("message") or answer.text
     return f"{answer.status_code} ({str(said).strip()[:300]})"

@@ -1,13 +1,11 @@
 """Serving inside the process, over transformers.
 
-One model is in memory, and the LoRA matrices of all loaded revisions beside it. One thread runs it,
-for all requests together, whichever revision each is for: a request is given its revision's
-matrices when it comes, and keeps them to its last token, whatever is loaded or unloaded meanwhile.
-Requests join and leave between two tokens, and loading does not touch the model, so a swap holds
-nobody up. Each keeps its own sampling settings, limits and stop strings. Nothing here knows which
-revision is live.
+One model is in memory, with the LoRA matrices of all loaded revisions beside it. One thread runs it
+for all requests together. A request gets its revision's matrices when it comes and keeps them to
+its last token, whatever is loaded or unloaded meanwhile. Requests join and leave between two
+tokens, and loading does not touch the model, so a swap delays nobody.
 
-torch and transformers are imported when a backend is made, never before.
+torch and transformers are imported when a backend is made.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ import inspect
 import math
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from agentpref.errors import (
@@ -29,9 +27,10 @@ from agentpref.errors import (
     UnsupportedModel,
 )
 from agentpref.home import Home
-from agentpref.learn.encode import encode_prompt
 from agentpref.models.base import BaseModel, load_base
 from agentpref.models.text_stream import TextStream
+from agentpref.models.tokenizer import encode_prompt, end_tokens
+from agentpref.serve import watch
 from agentpref.serve.backend import (
     PROBE,
     Capabilities,
@@ -40,15 +39,12 @@ from agentpref.serve.backend import (
     Revision,
     place_in_process,
 )
-from agentpref.serve.owner import Owner
-from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
 from agentpref.serve.validate import check_revision
-from agentpref.serve.watch import Watcher
 from agentpref.types import BASE, Prompt
 from agentpref_adapters._transformers_adapters import Adapter, Layers
-from agentpref_adapters._transformers_decode import Decoder
-from agentpref_adapters._transformers_row import NotFinite, Row
+from agentpref_adapters._transformers_engine import ActiveRequest, Engine, NotFinite
+from agentpref_adapters._transformers_thread import ModelThread
 
 _ASKED_OF_FORWARD = {"attention_mask", "position_ids", "past_key_values", "logits_to_keep"}
 
@@ -60,83 +56,69 @@ def open_router(
     *,
     follow: float | None = 1.0,
 ) -> Router:
-    """Serve a home's live revision of a base model from inside this process.
+    """Serve a home's live revision of a base model inside this process.
 
-    Close the router in the end; that closes the backend as well.
+    Closing the router closes the backend, too. ``home``, ``namespace`` and ``follow`` are those of
+    :func:`agentpref.serve.watch.open_router`, which also says what is raised.
 
     Args:
-        home: the home, its folder, or ``None`` for ``AGENTPREF_HOME`` or ``./.agentpref``.
+        home: the home, its folder, or ``None``.
         model: the base model, as for ``agentpref.update``.
-        namespace: whose revisions.
-        follow: how often to look for what other processes made live, in seconds; ``None`` follows
-            only when ``sync`` is called.
-
-    Raises:
-        NotAHome: there is no home in the folder.
-        ConfigError: ``follow`` is not above 0.
-        ModelError: the model cannot be found or served.
-        RevisionError: what is live is broken or was trained on another base.
+        namespace: serve the revisions of this namespace.
+        follow: seconds between two looks at what other processes made live.
     """
-    registry = Registry(home, namespace=namespace)
-    with ExitStack() as on_failure:
-        backend = TransformersBackend(model)
-        on_failure.callback(backend.close)
-        router = Router(registry, backend)
-        router.at_close(backend.close)
-        on_failure.callback(router.close)
-        if follow is not None:
-            Watcher(router, every=follow)
-        on_failure.pop_all()
-    return router
+    return watch.open_router(
+        home, lambda: TransformersBackend(model), namespace=namespace, follow=follow
+    )
 
 
 class TransformersBackend:
     """A serving backend over a causal model of transformers, in this process.
 
-    Greedy means the likeliest token, whatever penalties the model's own generation settings ask
-    for. ``Reply.token_ids`` are all that was generated, the end of turn included;
+    Temperature 0 gives the likeliest token, whatever penalties the model's own generation settings
+    ask for. ``Reply.token_ids`` are all generated tokens, with the end of the turn;
     ``Reply.logprobs`` are the model's own, before temperature and top-p.
 
     Args:
-        base: the model, or its name. A model that is given is the backend's own until it is closed:
-            its layers answer with adapters.
-        max_batch: how many requests are generated together at most; others wait.
+        model: the base model, or its name. A loaded one belongs to the backend until it is closed:
+            hooks on its layers apply adapters.
+        max_batch: the most requests that are answered together; others wait.
 
     Raises:
         ModelError: the model cannot be found, or is of a kind that cannot be served.
         MissingDependency: torch, transformers or safetensors is not installed.
     """
 
-    def __init__(self, base: BaseModel | str, *, max_batch: int = 16) -> None:
-        """Load the base model and start the thread that owns it."""
-        self.base = load_base(base) if isinstance(base, str) else base
+    def __init__(self, model: BaseModel | str, *, max_batch: int = 16) -> None:
+        """Load the base model and start the thread that runs it."""
+        self.base = load_base(model) if isinstance(model, str) else model
         _require_servable(self.base)
-        model, tokenizer = self.base.model, self.base.tokenizer
-        self._layers = Layers(model)
-        self._ends = _end_tokens(self.base)
+        causal, tokenizer = self.base.model, self.base.tokenizer
+        self._layers = Layers(causal)
+        generation = getattr(causal.generation_config, "eos_token_id", None)
+        self._ends = end_tokens(tokenizer, generation)
         self._tokenizing = threading.Lock()
         self._adapters: dict[str, Adapter] = {}
         self._place = place_in_process()
-        pad = int(tokenizer.pad_token_id or 0)
-        decoder = Decoder(model, self._layers, pad, _failure)
-        self._owner: Owner[Row] = Owner(decoder, max_active=max_batch)
+        engine = Engine(causal, self._layers, int(tokenizer.pad_token_id or 0))
+        self._thread = ModelThread(engine, max_active=max_batch)
 
     def capabilities(self) -> Capabilities:
         """Any number of revisions, as memory allows; streaming."""
         return Capabilities(engine="transformers", streaming=True, places=(self._place,))
 
     def validate(self, revision: Revision) -> None:
-        """Check a revision's files, digests, tensors and numbers against this very model."""
+        """Check a revision's files, digests, tensors and numbers against this model."""
         check_revision(revision, base=self.base.identity, layers=self._layers.shapes())
 
     def load(self, revision: Revision) -> None:
-        """Put a revision's adapter beside the others. Requests go on meanwhile.
+        """Load a revision beside the others, while requests continue.
 
         Raises:
-            SwapFailed: it could not be read, or does not fit; nothing of it remains.
+            SwapFailed: it could not be read or does not fit; it is then not loaded.
         """
         name, folder = revision.revision_id, revision.path
-        self._owner.require_open()
+        self._thread.require_open()
         if name not in self._adapters:
             what = f"{name} could not be loaded from {folder}"
             with _translated(SwapFailed, what, "publish it again"):
@@ -157,7 +139,7 @@ class TransformersBackend:
             raise SwapFailed(f"{revision_id} could not be probed: {error}") from error
 
     def unload(self, revision_id: str, places: Sequence[str] | None = None) -> None:
-        """Forget a revision's adapter; a request that uses it keeps it to its end."""
+        """Drop a revision's adapter; a request that uses it keeps it to its end."""
         if places is None or self._place in places:
             self._adapters.pop(revision_id, None)
 
@@ -176,21 +158,23 @@ class TransformersBackend:
         return next(item for item in results if isinstance(item, Reply))
 
     def stream(self, revision_id: str, request: GenerationRequest) -> Iterator[str | Reply]:
-        """Yield pieces of text as they are certain, then the reply; raises as ``generate`` does.
+        """Yield pieces of text as they come, then the reply; raises as :meth:`generate` does.
 
-        The pieces are the text as the model wrote it, tool calls included. A stream that is
-        closed early stops generating.
+        The pieces are the model's text, tool calls included. Closing the stream early stops
+        generating.
         """
         yield from self._submit(revision_id, request, streaming=True).results()
 
     def close(self) -> None:
-        """Finish what is being answered, fail what waits with ``BackendClosed``, and stop."""
-        self._owner.close()
+        """Finish active requests, fail waiting ones with ``BackendClosed``, and stop."""
+        self._thread.close()
         self._layers.close()
         self._adapters.clear()
 
-    def _submit(self, revision_id: str, request: GenerationRequest, *, streaming: bool) -> Row:
-        self._owner.require_open()
+    def _submit(
+        self, revision_id: str, request: GenerationRequest, *, streaming: bool
+    ) -> ActiveRequest:
+        self._thread.require_open()
         prompt = self._encode(request)
         positions = getattr(self.base.model.config, "max_position_embeddings", None) or math.inf
         room = int(min(request.max_tokens, positions - len(prompt)))
@@ -200,18 +184,18 @@ class TransformersBackend:
             )
         text = TextStream(self._decode, request.stop)
         adapter = self._adapter(revision_id)
-        row = Row(
-            revision_id, adapter, request, prompt, text, self._ends, room, streaming=streaming
+        active = ActiveRequest(
+            revision_id, adapter, request, prompt, text, self._ends, room, streaming
         )
-        self._owner.submit(row)
-        return row
+        self._thread.submit(active)
+        return active
 
     def _adapter(self, revision_id: str) -> Adapter | None:
         if revision_id == BASE:
             return None
         adapter = self._adapters.get(revision_id)
         if adapter is None:
-            self._owner.require_open()
+            self._thread.require_open()
             raise GenerationFailed(f"{revision_id} is not loaded; load it first")
         return adapter
 
@@ -242,30 +226,12 @@ def _require_servable(base: BaseModel) -> None:
         )
 
 
-def _end_tokens(base: BaseModel) -> frozenset[int]:
-    ends = {base.tokenizer.eos_token_id}
-    generation = base.model.generation_config
-    configured = generation.eos_token_id if generation is not None else None
-    ends.update(configured if isinstance(configured, list) else [configured])
-    return frozenset(int(token) for token in ends if token is not None)
-
-
 @contextmanager
 def _translated(kind: type[ServingError], what: str, cure: str) -> Iterator[None]:
-    """Raise whatever torch, jinja or a tokenizer raises as an error of ours."""
+    """Raise any error of torch, jinja or a tokenizer as one of ours."""
     try:
         yield
     except AgentprefError:
         raise
     except Exception as error:
         raise kind(f"{what} ({type(error).__name__}: {error}); {cure}") from error
-
-
-def _failure(row: Row, error: Exception) -> GenerationFailed:
-    """An error of its own for each row, since each is raised in a thread of its own."""
-    cause = f"({type(error).__name__}: {error}); the backend stays usable, try again"
-    if isinstance(error, AgentprefError):
-        cause = f"({error})"
-    failure = GenerationFailed(f"{row.key} could not answer {cause}")
-    failure.__cause__ = error
-    return failure

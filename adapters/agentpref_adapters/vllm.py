@@ -1,13 +1,12 @@
-"""Serving through vLLM servers, which run elsewhere: in another process, container or machine.
+"""Serving through vLLM servers, which run in another process, container or machine.
 
 Prompts are rendered and tokenised here, by the code that training uses, and go to the server as
-token ids; what comes back is decoded here, too. So no template or parser of the server's can make
-serving differ from training. Adapters go by their revision's id and lie in the registry's folder,
-neither of which is ever reused: vLLM's prefix cache is keyed by both, and a reused one serves stale
-tokens. All that can be checked of an adapter is checked before a server hears of it.
+token ids; answers are decoded here, too. So serving cannot differ from training by a template or
+parser of the server. An adapter's name is its revision's id and its path is the registry's folder.
+Neither is ever reused, because vLLM's prefix cache is keyed by both. Every check of an adapter runs
+before a server loads it.
 
-A server that restarts comes back empty. Nothing watches for that: the request that meets an unknown
-adapter has it loaded again, checked and probed, and is then answered. Needs neither vLLM nor torch.
+A server that restarts is empty: the next request for a revision loads it again, checked and probed.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from itertools import chain
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TypeAlias
 
 import orjson
@@ -28,84 +27,78 @@ from agentpref.errors import (
     ConfigError,
     GenerationFailed,
     ProbeFailed,
+    RevisionError,
     ServerUnreachable,
+    ServingError,
     SwapFailed,
-    WrongBase,
 )
 from agentpref.home import Home
-from agentpref.learn.encode import encode_prompt
 from agentpref.models.base import load_tokenizer
 from agentpref.models.base_files import read_base
 from agentpref.models.text_stream import TextStream
-from agentpref.serve.backend import PROBE, Capabilities, GenerationRequest, Reply, Revision
+from agentpref.models.tokenizer import encode_prompt, end_tokens
+from agentpref.models.tool_calls import assistant_message
+from agentpref.serve import watch
+from agentpref.serve.backend import (
+    PROBE,
+    Capabilities,
+    FinishReason,
+    GenerationRequest,
+    Reply,
+    Revision,
+)
 from agentpref.serve.manifest import is_revision_id
-from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
-from agentpref.serve.validate import check_published, check_revision
-from agentpref.serve.watch import Watcher
+from agentpref.serve.validate import check_revision
 from agentpref.types import Prompt
-from agentpref_adapters._vllm_answer import Answer, finite
-from agentpref_adapters._vllm_fleet import Fleet
-from agentpref_adapters._vllm_member import Handling
+from agentpref_adapters._vllm_fleet import Fleet, Member
 from agentpref_adapters._vllm_server import (
     Model,
     NobodyListens,
     NotFinite,
     Piece,
     Server,
-    settings_of,
+    completion_body,
 )
 
-__all__ = ["VllmBackend", "holds_revision", "open_router"]
+__all__ = ["VllmBackend", "has_loaded", "open_router"]
 
 Pieces: TypeAlias = "Generator[Piece, None, None]"
 
-_IDENTITY = ("digest", "template_digest")
-_ASKED_IN_PASSING_SECONDS = 5.0
+_ASK_SECONDS = 5.0
 
 
 def open_router(
     home: Home | str | Path | None,
     *urls: str,
-    base: str,
+    model: str,
     namespace: str = "default",
     follow: float | None = 1.0,
 ) -> Router:
-    """Serve a home's live revision through vLLM servers that run already.
+    """Serve a home's live revision through running vLLM servers.
+
+    Closing the router closes the backend, too. ``home``, ``namespace`` and ``follow`` are those of
+    :func:`agentpref.serve.watch.open_router`, which also says what is raised.
 
     Args:
-        home: the home, its folder, or ``None`` for ``AGENTPREF_HOME`` or ``./.agentpref``.
-        urls: the servers, e.g. ``http://127.0.0.1:8000``; all of them serve ``base``.
-        base: the base model, as for ``agentpref.update``; its tokenizer is used here.
-        namespace: whose revisions.
-        follow: seconds between two looks at what other processes made live; ``None``: never.
-
-    Raises:
-        NotAHome: there is no home in the folder.
-        ModelError: the base cannot be found.
-        ServerUnreachable: no server answers.
-        WrongBase: a server, or what is live, has another base.
-        RevisionError: what is live is broken.
+        home: the home, its folder, or ``None``.
+        urls: the servers, e.g. ``http://127.0.0.1:8000``; all of them serve ``model``.
+        model: the base model, as for ``agentpref.update``; its tokenizer is used here.
+        namespace: serve the revisions of this namespace.
+        follow: seconds between two looks at what other processes made live.
     """
-    registry = Registry(home, namespace=namespace)
-    with ExitStack() as on_failure:
-        backend = VllmBackend(*urls, base=base)
-        on_failure.callback(backend.close)
-        router = Router(registry, backend)
-        on_failure.pop_all()
-    router.at_close(backend.close)
-    if follow is not None:
-        Watcher(router, follow)
-    return router
+    return watch.open_router(
+        home, lambda: VllmBackend(*urls, model=model), namespace=namespace, follow=follow
+    )
 
 
-def holds_revision(place: str, revision_id: str) -> bool | None:
-    """Say whether the server at a place has a revision loaded; ``None`` where it does not say.
+def has_loaded(place: str, revision_id: str) -> bool | None:
+    """Whether the server at a place has a revision loaded; ``None`` if it does not answer.
 
-    A place is one that :meth:`VllmBackend.capabilities` gives. Where nothing listens, nothing is
-    loaded.
+    :meth:`VllmBackend.capabilities` lists the places. Where no server listens, the answer is
+    ``False``.
     """
-    with closing(Server(place, timeout=_ASKED_IN_PASSING_SECONDS, key=_key())) as server:
+    with closing(Server(place, timeout=_ASK_SECONDS, key=_key())) as server:
         try:
             return any(model.name == revision_id for model in server.models())
         except NobodyListens:
@@ -117,24 +110,24 @@ def holds_revision(place: str, revision_id: str) -> bool | None:
 class VllmBackend:
     """A serving backend over one or several vLLM servers with the same base model.
 
-    Settings that vLLM would take from the model's or its own defaults are sent with each request,
-    so that greedy means the likeliest token. ``Reply.token_ids`` are all that was generated, the
-    end of turn included; ``Reply.logprobs`` are the model's own, before temperature and top-p.
+    Every request sends all sampling settings, so that temperature 0 gives the likeliest token on
+    any server. ``Reply.token_ids`` are all generated tokens, with the end of the turn;
+    ``Reply.logprobs`` are the model's own, before temperature and top-p.
 
     Args:
         urls: the servers, e.g. ``http://127.0.0.1:8000``.
-        base: the base model: ``"tiny"``, a folder, or a name on a model hub. Only its tokenizer is
+        model: the base model: ``"tiny"``, a folder, or a name on a model hub. Only its tokenizer is
             loaded, and its files are what revisions are checked against.
-        adapters_at: the folder in which the servers see the home's ``adapters/``, where it is
-            another one for them (a container, another machine).
-        max_loras: how many adapters the servers hold at a time, their ``--max-cpu-loras``;
-            ``None``: as many as they say that they run together.
+        adapters_at: the folder in which the servers see the home's ``adapters/``, if they run in a
+            container or on another machine.
+        max_loras: how many adapters the servers keep loaded, their ``--max-cpu-loras``; ``None``:
+            the number that they report for one batch.
         timeout: seconds that an answer, or the next piece of a stream, may take.
         patience: seconds for which a request waits while no server answers.
-        key: the servers' API key; ``None``: that in ``VLLM_API_KEY``, if any, where vLLM has its.
+        key: the servers' API key; ``None``: the one in ``VLLM_API_KEY``, if any.
 
     Raises:
-        ConfigError: no server is named, or an address is none.
+        ConfigError: no server is named, or an address is invalid.
         ModelError: the base cannot be found, or has no chat template.
         ServerUnreachable: no server answers.
         WrongBase: a server has another base.
@@ -143,7 +136,7 @@ class VllmBackend:
     def __init__(
         self,
         *urls: str,
-        base: str,
+        model: str,
         adapters_at: str | None = None,
         max_loras: int | None = None,
         timeout: float = 60.0,
@@ -153,31 +146,31 @@ class VllmBackend:
         """Read the base's tokenizer, and wait for a server to answer."""
         if not urls:
             raise ConfigError("no server is named; give its address, e.g. http://127.0.0.1:8000")
-        self.base = read_base(base)
-        self._tokenizer = load_tokenizer(base, self.base.path)
-        self._ends = tuple(sorted(_end_tokens(self.base.path, self._tokenizer.eos_token_id)))
+        self.base = read_base(model)
+        self._tokenizer = load_tokenizer(model, self.base.path)
+        self._ends = end_tokens(self._tokenizer, _generation_end(self.base.path))
         self._tokenizing = threading.Lock()
-        self._adapters_at = adapters_at
         self._max_loras = max_loras
+        self._revisions: dict[str, Revision] = {}
         self._closed = False
-        self._process = os.getpid()  # a child would answer on its parent's connections
+        self._process = os.getpid()  # a forked child would read answers to its parent
         self._probe_prompt = self._encode(PROBE)
         servers = [Server(url, timeout=timeout, key=key or _key()) for url in urls]
         self._places = tuple(sorted({server.place for server in servers}))
-        handling = Handling(self._recognise, check_published, self._path_of, self._ask_probe)
-        self._fleet = Fleet(servers, handling, patience=patience)
+        members = [Member(one, self.base, self._ask_probe, adapters_at) for one in servers]
+        self._fleet = Fleet(members, patience=patience)
         with ExitStack() as on_failure:
             on_failure.callback(self._fleet.close)
-            self._fleet.greet()
+            self._fleet.connect()
             on_failure.pop_all()
 
     def capabilities(self) -> Capabilities:
-        """Streaming; as many revisions as the servers were started for, where that is known."""
+        """Streaming; as many revisions as the servers were started for, if that is known."""
         return Capabilities(
             engine="vllm",
             streaming=True,
             places=self._places,
-            max_loaded=self._max_loras or self._fleet.max_loras(),
+            max_loaded=self._max_loras or self._reported_max_loras(),
         )
 
     def validate(self, revision: Revision) -> None:
@@ -188,38 +181,45 @@ class VllmBackend:
         """Load a revision into every server that answers.
 
         Raises:
-            SwapFailed: a server refuses it, or has no room for it; others may have it by then.
-            ServerUnreachable: none answers.
+            SwapFailed: a server refuses it, or has no room; other servers may have loaded it.
         """
         self._require_open()
-        self._require_room(revision.revision_id)
-        self._fleet.load(revision)
+        name = revision.revision_id
+        self._require_room(name)
+        self._revisions[name] = revision
+        try:
+            self._fleet.everywhere(lambda member: member.load(revision))
+        except (ServingError, RevisionError):
+            self._revisions.pop(name, None)
+            raise
 
     def probe(self, revision_id: str) -> Reply:
         """Answer one fixed prompt on every server that answers.
 
         Raises:
-            ProbeFailed: an answer held a log-probability that is not finite.
-            ServerUnreachable: none answers.
+            ProbeFailed: a log-probability in an answer is not finite.
         """
         self._require_open()
-        answer = self._answer(revision_id, PROBE)
-        answer.take(self._fleet.probe(revision_id))
-        return answer.reply()
+        revision = self._revisions[revision_id]
+        pieces = self._fleet.everywhere(lambda member: member.probe(revision))
+        return self._reply(revision_id, PROBE, pieces[0])
 
     def unload(self, revision_id: str, places: Sequence[str] | None = None) -> None:
         """Unload a revision from the servers at some places, or from all of them.
 
         Raises:
-            ServingError: one does not say that it has.
+            ServingError: a server refuses or does not answer.
         """
         self._require_open()
+        self._revisions.pop(revision_id, None)
         self._fleet.unload(revision_id, self._places if places is None else places)
 
     def list_loaded(self) -> tuple[str, ...]:
-        """Name the revisions that the servers have, whichever process loaded them."""
+        """Name the revisions that the servers have loaded, for this or another process."""
         self._require_open()
-        return tuple(name for name in self._fleet.loaded() if is_revision_id(name))
+        found, _ = self._fleet.reach(lambda member: member.server.models())
+        names = [model.name for models in found for model in models if model.parent is not None]
+        return tuple(dict.fromkeys(filter(is_revision_id, names)))
 
     def generate(self, revision_id: str, request: GenerationRequest) -> Reply:
         """Answer a request with one revision, or ``"base"``.
@@ -227,50 +227,43 @@ class VllmBackend:
         Raises:
             GenerationFailed: the revision is not loaded, the prompt does not fit, or the server
                 refuses the request.
-            ServerUnreachable: no server answered for as long as patience lasted.
+            ServerUnreachable: no server answered within ``patience``.
         """
         self._require_open()
         prompt = self._encode(request)
-        answer = self._answer(revision_id, request)
-        answer.take(
-            self._fleet.call(
-                revision_id,
-                lambda server, model: server.complete(
-                    model.name, prompt, self._settings(request, prompt, model)
-                ),
-            )
-        )
-        return answer.reply()
+        revision = self._revisions.get(revision_id)
+
+        def complete(member: Member) -> Piece:
+            model = member.serving(revision_id, revision)
+            return member.server.complete(self._body(request, prompt, model))
+
+        piece = self._fleet.call(complete)
+        return self._reply(revision_id, request, piece)
 
     def stream(self, revision_id: str, request: GenerationRequest) -> Iterator[str | Reply]:
-        """Yield pieces of text as they are certain, then the reply.
+        """Yield pieces of text as they come, then the reply; raises as :meth:`generate` does.
 
-        A stream that is closed early stops the server, too. One that breaks in the middle is not
-        begun again: what was said cannot be taken back.
-
-        Raises:
-            GenerationFailed: as for :meth:`generate`.
-            ServerUnreachable: as for :meth:`generate`, or the server broke off.
+        Closing the stream early stops the server, too. A stream that breaks in the middle is not
+        repeated, because its first pieces are already out.
         """
         self._require_open()
         prompt = self._encode(request)
-        answer = self._answer(revision_id, request)
-        first, rest = self._fleet.call(
-            revision_id,
-            lambda server, model: _begun(
-                server.stream(model.name, prompt, self._settings(request, prompt, model))
-            ),
-        )
+        revision = self._revisions.get(revision_id)
+
+        def begin(member: Member) -> tuple[Piece, Pieces]:
+            """Wait for the first piece: a failure before it can be repeated elsewhere."""
+            model = member.serving(revision_id, revision)
+            pieces = member.server.stream(self._body(request, prompt, model))
+            for first in pieces:
+                return first, pieces
+            raise ServerUnreachable("a server ended an answer before its first token; ask again")
+
+        first, rest = self._fleet.call(begin)
         with closing(rest):
-            for piece in chain([first], rest):
-                if text := answer.take(piece):
-                    yield text
-        if text := answer.rest():
-            yield text
-        yield answer.reply()
+            yield from self._read(revision_id, request, chain([first], rest))
 
     def close(self) -> None:
-        """Close the connections. The servers keep running, and keep what they have loaded."""
+        """Close the connections; the servers keep running and keep their adapters."""
         self._closed = True
         self._fleet.close()
 
@@ -278,52 +271,39 @@ class VllmBackend:
         if self._closed or os.getpid() != self._process:
             raise BackendClosed(
                 "the backend was closed, or belongs to the process that this one was forked from; "
-                "make a new one to go on serving"
+                "make a new one to continue serving"
             )
+
+    def _reported_max_loras(self) -> int | None:
+        """The smallest number of adapters that a server runs together, if any server says."""
+        found, _ = self._fleet.reach(lambda member: member.server.max_loras())
+        return min((number for number in found if number is not None), default=None)
 
     def _require_room(self, name: str) -> None:
         room = self.capabilities().max_loaded
         loaded = {*self.list_loaded(), name}
         if room is not None and len(loaded) > room:
             raise SwapFailed(
-                f"{name} does not fit: the servers hold {room} adapters, and have "
+                f"{name} does not fit: the servers keep {room} adapters, and have "
                 f"{', '.join(sorted(loaded - {name}))}; start them with a larger --max-loras and "
-                f"--max-cpu-loras, or say with max_loras how many they hold"
-            )
-
-    def _path_of(self, revision: Revision) -> str:
-        if self._adapters_at is None:
-            return str(revision.path)
-        return str(PurePosixPath(self._adapters_at) / revision.revision_id)
-
-    def _recognise(self, server: Server, model: Model) -> None:
-        """Refuse a server of another base, as far as that can be told from here."""
-        root = Path(model.root)
-        if model.root == self.base.name or not root.is_dir() or root.samefile(self.base.path):
-            return
-        found = read_base(model.root)
-        if any(found.identity[key] != self.base.identity[key] for key in _IDENTITY):
-            raise WrongBase(
-                f"{server.url} serves {model.root}, whose weights, tokenizer or template are not "
-                f"those of {self.base.name!r}; give the base that it serves"
+                f"--max-cpu-loras, or pass their number as max_loras"
             )
 
     def _ask_probe(self, server: Server, model: Model) -> Piece:
-        settings = self._settings(PROBE, self._probe_prompt, model)
         try:
-            piece = server.complete(model.name, self._probe_prompt, settings)
+            piece = server.complete(self._body(PROBE, self._probe_prompt, model))
         except NotFinite as error:
             raise ProbeFailed(f"{model.name} failed its probe on {server.url}: {error}") from error
         except GenerationFailed as error:
             raise SwapFailed(f"{model.name} could not be probed: {error}") from error
-        if not piece.token_ids or not finite(piece):
+        if not piece.token_ids or not piece.is_finite:
             raise ProbeFailed(
-                f"{model.name} answers nothing finite on {server.url}; its training diverged, or "
-                f"the server's precision is too low for it"
+                f"the logprobs of {model.name} on {server.url} are not finite; its training "
+                f"diverged, or the server's precision is too low for it"
             )
         return piece
 
-    def _settings(
+    def _body(
         self, request: GenerationRequest, prompt: Sequence[int], model: Model
     ) -> dict[str, object]:
         longest = model.max_length or math.inf
@@ -333,7 +313,8 @@ class VllmBackend:
                 f"the prompt has {len(prompt)} tokens, the server takes {longest}; shorten it, or "
                 f"start the server with a larger --max-model-len"
             )
-        return settings_of(request, room=room, ends=self._ends)
+        ends = sorted(self._ends)
+        return completion_body(request, model.name, prompt, room=room, ends=ends)
 
     def _encode(self, request: GenerationRequest) -> tuple[int, ...]:
         from jinja2 import TemplateError
@@ -351,26 +332,43 @@ class VllmBackend:
         with self._tokenizing:
             return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
 
-    def _answer(self, revision_id: str, request: GenerationRequest) -> Answer:
+    def _reply(self, revision_id: str, request: GenerationRequest, piece: Piece) -> Reply:
+        items = self._read(revision_id, request, [piece])
+        return next(item for item in items if isinstance(item, Reply))
+
+    def _read(
+        self, revision_id: str, request: GenerationRequest, pieces: Iterable[Piece]
+    ) -> Iterator[str | Reply]:
+        """Turn the pieces of an answer into text that can no longer change, then the reply."""
         text = TextStream(self._decode, request.stop)
-        return Answer(revision_id, len(request.messages), text, frozenset(self._ends))
+        tokens: list[int] = []
+        logprobs: list[float] = []
+        reason: FinishReason | None = None
+        for piece in pieces:
+            if not piece.is_finite:
+                raise GenerationFailed(
+                    f"{revision_id} gave logprobs of {list(piece.logprobs)}; roll it back"
+                )
+            tokens += piece.token_ids
+            logprobs += [value for value in piece.logprobs if value is not None]
+            reason = piece.finish_reason
+            if fresh := text.push(*(token for token in piece.token_ids if token not in self._ends)):
+                yield fresh
+        if rest := text.finish():
+            yield rest
+        if reason is None:
+            raise ServerUnreachable(f"the answer of {revision_id} broke off; ask again")
+        message = assistant_message(text.text, turn=len(request.messages))
+        yield Reply(revision_id, message, tuple(tokens), tuple(logprobs), reason)
 
 
-def _begun(pieces: Pieces) -> tuple[Piece, Pieces]:
-    """Wait for the first piece: what fails before it can be tried again elsewhere."""
-    for first in pieces:
-        return first, pieces
-    raise ServerUnreachable("a server ended an answer before it began; ask again")
-
-
-def _end_tokens(folder: Path, tokenizers: int | None) -> frozenset[int]:
-    """The tokens that end a turn: the tokenizer's, and those of the model's generation settings."""
-    ends: set[int | None] = {tokenizers}
+def _generation_end(folder: Path) -> int | list[int] | None:
+    """``eos_token_id`` of a model's generation settings."""
     file = folder / "generation_config.json"
+    found: int | list[int] | None = None
     if file.is_file():
-        configured = orjson.loads(file.read_bytes()).get("eos_token_id")
-        ends.update(configured if isinstance(configured, list) else [configured])
-    return frozenset(int(token) for token in ends if token is not None)
+        found = orjson.loads(file.read_bytes()).get("eos_token_id")
+    return found
 
 
 def _key() -> str | None:

@@ -1,7 +1,7 @@
-"""One model in memory, three policies: the base, the live adapter, and the candidate being trained.
+"""One model in memory with three policies: the base, the live adapter, and the candidate.
 
-The candidate starts as a copy of the live adapter's weights (or as a fresh LoRA, which is the base
-exactly) and nothing is ever merged. This module is all that knows how peft names and saves things.
+The candidate starts as a copy of the live adapter, or as a fresh LoRA, which equals the base.
+Adapters are never merged into the base. All use of peft's names and files is in this module.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Policy = Literal["base", "live", "candidate"]
 def attach(base: BaseModel, live: Path | None, settings: LoraSettings, *, seed: int) -> PeftModel:
     """Wrap a base model with a trainable candidate and, if there is one, the frozen live adapter.
 
-    The base's own module tree is changed in place: load a base of your own for each call.
+    This changes the base's module tree in place: load another base for each call.
     """
     import torch
     from peft import LoraConfig, PeftModel, get_peft_model
@@ -46,12 +46,14 @@ def attach(base: BaseModel, live: Path | None, settings: LoraSettings, *, seed: 
 
 @contextmanager
 def policy(model: PeftModel, name: Policy) -> Iterator[PeftModel]:
-    """Let the model speak as one policy; outside of this it is the candidate.
+    """Activate one policy within the block; outside of such blocks the candidate is active.
 
-    Layer by layer, as every other step of training switches there and back: peft's own ways of
-    doing it for a whole model walk through all of its modules several times, and inspect them.
+    Every other step of training switches there and back, so this switches layer by layer: peft's
+    own methods for a whole model walk through all of its modules several times.
     """
-    layers = _layers(model)
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     _activate(layers, name if name in model.peft_config else "base")
     try:
         yield model
@@ -59,8 +61,19 @@ def policy(model: PeftModel, name: Policy) -> Iterator[PeftModel]:
         _activate(layers, "candidate")
 
 
+def _activate(layers: list[BaseTunerLayer], name: Policy) -> None:
+    """Switch adapters; gradients are on for the candidate only, and only while it is active."""
+    for layer in layers:
+        if name == "base":
+            layer.enable_adapters(False)
+        else:
+            layer.set_adapter(name, inference_mode=name == "live")
+            if layer.disable_adapters:
+                layer.enable_adapters(True)
+
+
 def save(model: PeftModel, base: BaseModel, folder: Path) -> None:
-    """Write the candidate as a folder that plain peft and plain vLLM load: float32 safetensors."""
+    """Write the candidate as float32 safetensors, in a folder that peft and vLLM load as it is."""
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
@@ -76,22 +89,5 @@ def save(model: PeftModel, base: BaseModel, folder: Path) -> None:
     config: Any = model.peft_config["candidate"]
     config.base_model_name_or_path = base.name
     config.inference_mode = True
-    config.target_modules = sorted(config.target_modules)  # a set: its order is another each time
+    config.target_modules = sorted(config.target_modules)  # a set has no fixed order
     config.save_pretrained(folder)
-
-
-def _layers(model: PeftModel) -> list[BaseTunerLayer]:
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-
-
-def _activate(layers: list[BaseTunerLayer], name: Policy) -> None:
-    """Switch adapters. Only the candidate learns, and only while it speaks."""
-    for layer in layers:
-        if name == "base":
-            layer.enable_adapters(False)
-        else:
-            layer.set_adapter(name, inference_mode=name == "live")
-            if layer.disable_adapters:
-                layer.enable_adapters(True)

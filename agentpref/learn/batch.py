@@ -1,10 +1,10 @@
 """Rows laid out as tensors, in one of two ways that give the same log-probs.
 
-A row is a prompt and two completions of it. *Plain*: two sequences a row, the prompt before each.
-*Shared*: one sequence a row, ``[prompt | first | second]``, each part padded on the right, with
-position ids that go on from the prompt in both completions; who may look at whom is the business of
-``ops.attention``. Either way only the places that predict a completion token are named: nothing
-is computed for padding behind the last layer. Knows nothing of models, losses or labels.
+A row is a prompt and n completions of it. *Plain*: n sequences per row, the prompt before each.
+*Shared*: one sequence per row, ``[prompt | c1 | … | cn]``, each part padded on the right. Position
+ids continue from the prompt in every completion, and ``kernels.attention`` keeps the completions
+apart. Both layouts name only the places that predict a token that counts, so the output layer
+computes nothing else.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from agentpref.learn.encode import Encoded, Ids
+from agentpref.models.tokenizer import Ids, Mask
 
 if TYPE_CHECKING:
     from torch import Tensor, device
@@ -22,15 +22,37 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+class Sequences(Protocol):
+    """A prompt and n ≥ 1 completions as token ids.
+
+    Each completion has at least one token. ``masks`` has an entry per completion: which of its
+    tokens count (at least one), or ``None`` where all do. ``width`` is the number of all tokens.
+    """
+
+    @property
+    def prompt(self) -> Ids: ...  # noqa: D102
+    @property
+    def completions(self) -> tuple[Ids, ...]: ...  # noqa: D102
+    @property
+    def masks(self) -> tuple[Mask | None, ...]: ...  # noqa: D102
+    @property
+    def width(self) -> int: ...  # noqa: D102
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Input of a forward pass, and where in its output each completion token is predicted.
+    """The input of a forward pass, and where its output predicts each completion token.
 
-    ``ids``, ``positions``: ``[sequences, T]``. ``mask``: true where there is a token, ``[sequences,
-    T]``, or for shared rows where there is a prompt token, ``[sequences, 1, 1, P]``. ``where``,
-    ``targets``, ``owner``: ``[N]``, one for each completion token: its place in the flattened
-    output, itself, and the completion that it belongs to. ``completions``: how many there are, two
-    a row; the first half are the rows' first ones.
+    Attributes:
+        ids: token ids, ``[sequences, T]``.
+        mask: true where there is a token, ``[sequences, T]``; of shared rows, true where there is
+            a prompt token, ``[rows, n, 1, P]``.
+        positions: position ids, ``[sequences, T]``.
+        where: the place of each token that counts in the flattened output, ``[N]``.
+        targets: these tokens, ``[N]``.
+        owner: the completion of each, ``[N]``: its number × ``rows`` + the number of its row.
+        rows: how many rows there are.
+        n: how many completions each row has.
     """
 
     ids: Tensor
@@ -39,122 +61,136 @@ class Batch:
     where: Tensor
     targets: Tensor
     owner: Tensor
-    completions: int
+    rows: int
+    n: int
 
     def sums(self, per_token: Tensor) -> Tensor:
-        """Add up what was found for each token: ``[N]`` to ``[completions]``, in float64.
+        """Add up values per token, ``[N]``, by completion: ``[rows, n]``, in float64.
 
-        A sum of a few hundred log-probs lies in the thousands, where float32 is 1e-4 coarse, and
-        what is wanted of two such sums is their small difference.
+        Sums of a few hundred log-probs are in the thousands, where float32 has steps of 1e-4, and
+        losses depend on small differences between two of them.
         """
         wide = per_token.double()
-        return wide.new_zeros(self.completions).index_add(0, self.owner, wide)
+        sums = wide.new_zeros(self.n * self.rows).index_add(0, self.owner, wide)
+        return sums.view(self.n, self.rows).T
 
     def means(self, per_token: Tensor) -> Tensor:
-        """Average what was found for each token: ``[N]`` to ``[completions]``."""
-        import torch
+        """Average values per token, ``[N]``, by completion: ``[rows, n]``, in float64."""
+        return self.sums(per_token) / self.lengths()
 
-        return self.sums(per_token) / self.sums(torch.ones_like(per_token))
+    def lengths(self) -> Tensor:
+        """Count the tokens that count: ``[rows, n]``."""
+        return self.owner.bincount(minlength=self.n * self.rows).view(self.n, self.rows).T
 
     def to(self, place: device) -> Batch:
-        """The batch on another device."""
-        moved = {field.name: getattr(self, field.name).to(place) for field in fields(self)[:-1]}
-        return Batch(**moved, completions=self.completions)
+        """Copy the batch to another device."""
+        moved = {field.name: getattr(self, field.name).to(place) for field in fields(self)[:-2]}
+        return Batch(**moved, rows=self.rows, n=self.n)
 
 
-Layout = Callable[[Sequence[Encoded], int], Batch]
+Layout = Callable[[Sequence[Sequences], int], Batch]
 
 
-def plain(rows: Sequence[Encoded], pad: int) -> Batch:
-    """Lay rows out as two sequences each; works with every causal model."""
+def plain(rows: Sequence[Sequences], pad: int) -> Batch:
+    """Lay out rows as n sequences each; works with every causal model."""
     import torch
 
-    sides = [(row.prompt, row.completions[half]) for half in (0, 1) for row in rows]
-    ids, mask = _padded([prompt + completion for prompt, completion in sides], pad)
+    sides = list(_by_completion(rows))
+    ids, mask = _padded([prompt + completion for prompt, completion, _ in sides], pad)
     width = ids.shape[1]
     places = [
         index * width + len(prompt) - 1 + at
-        for index, (prompt, completion) in enumerate(sides)
+        for index, (prompt, completion, _) in enumerate(sides)
         for at in range(len(completion))
     ]
-    return Batch(
-        ids=ids,
-        mask=mask,
-        positions=torch.arange(width).expand_as(ids),
-        where=torch.tensor(places),
-        **_targets([completion for _, completion in sides]),
-    )
+    return _batch(rows, ids, mask, torch.arange(width).expand_as(ids), torch.tensor(places))
 
 
-def shared(rows: Sequence[Encoded], pad: int) -> Batch:
-    """Lay rows out as one sequence each; the model must take ``ops.attention``.
+def shared(rows: Sequence[Sequences], pad: int) -> Batch:
+    """Lay out rows as one sequence each; the model must use ``kernels.attention``.
 
-    The prompt's last token stands before both completions instead, whose own last tokens predict
-    nothing and are left out: so all predictions are made in the two parts, and none in the prompt.
+    The prompt's last token moves to the start of every completion, whose own last token is left
+    out because it predicts nothing. So the completions' parts make all predictions and the prompt's
+    part makes none.
     """
     import torch
 
     from agentpref.learn.kernels.blocks import LANES
 
+    n = len(rows[0].completions)
     prompts, mask = _padded([row.prompt[:-1] for row in rows], pad, multiple=LANES)
-    sides = [row.completions[half] for half in (0, 1) for row in rows]
-    starts = [row.prompt[-1:] for row in rows] * 2
-    answers = [start + ids[:-1] for start, ids in zip(starts, sides, strict=True)]
+    answers = [prompt[-1:] + ids[:-1] for prompt, ids, _ in _by_completion(rows)]
     parts, real = _padded(answers, pad, multiple=LANES)
-    first, second = parts.chunk(2)
+    (size, before), width = prompts.shape, parts.shape[1]
     ends = torch.tensor([[len(row.prompt) - 1] for row in rows])
-    after = ends + torch.arange(parts.shape[1])
-    return Batch(
-        ids=torch.cat([prompts, first, second], 1),
-        mask=mask[:, None, None],
-        positions=torch.cat([torch.arange(prompts.shape[1]).expand_as(prompts), after, after], 1),
-        where=_predicting(real, prompts.shape[1]),
-        **_targets(sides),
+    after = (ends + torch.arange(width)).repeat(1, n)
+    starts = torch.arange(size).repeat(n) * (before + n * width) + before
+    starts = starts + torch.arange(n).repeat_interleave(size) * width
+    return _batch(
+        rows,
+        torch.cat([prompts, *parts.chunk(n)], 1),
+        mask[:, None, None].expand(-1, n, -1, -1),
+        torch.cat([torch.arange(before).expand_as(prompts), after], 1),
+        (starts[:, None] + torch.arange(width))[real],
     )
 
 
 def chunks(
-    rows: Sequence[T], cost: Callable[[T], int], budget: int, *, side_by_side: int = 1
+    rows: Sequence[T],
+    cost: Callable[[T], int],
+    budget: int,
+    *,
+    n: Callable[[T], int],
+    side_by_side: int = 1,
 ) -> Iterator[list[T]]:
-    """Cut rows, in order, into runs whose padded cost stays within ``budget`` tokens.
+    """Cut rows into chunks of rows with equal ``n`` that cost at most ``budget`` tokens padded.
 
-    Where a run is dealt out to several processes, ``side_by_side``, each one's share does.
+    Rows with fewer completions come first; otherwise rows stay in order. ``side_by_side``
+    processes share a chunk, and the share of each stays within the budget.
     """
-    run: list[T] = []
-    widest = 0
-    for row in rows:
-        widest = max(widest, cost(row))
-        if run and widest * math.ceil((len(run) + 1) / side_by_side) > budget:
-            yield run
-            run, widest = [], cost(row)
-        run.append(row)
-    if run:
-        yield run
+    for count in sorted({n(row) for row in rows}):
+        chunk: list[T] = []
+        widest = 0
+        for row in (row for row in rows if n(row) == count):
+            widest = max(widest, cost(row))
+            if chunk and widest * math.ceil((len(chunk) + 1) / side_by_side) > budget:
+                yield chunk
+                chunk, widest = [], cost(row)
+            chunk.append(row)
+        yield chunk
 
 
-def _predicting(real: Tensor, prompt: int) -> Tensor:
-    """Places of the parts' tokens in the flattened rows; ``real`` is ``[2·rows, C]``."""
+def _by_completion(rows: Sequence[Sequences]) -> Iterator[tuple[Ids, Ids, Mask | None]]:
+    """Prompt, completion and mask: of all rows with the first completion, then the second, ….
+
+    Raises:
+        ValueError: the rows have different numbers of completions.
+    """
+    for column in zip(*(zip(r.completions, r.masks, strict=True) for r in rows), strict=True):
+        for row, (completion, counts) in zip(rows, column, strict=True):
+            yield row.prompt, completion, counts
+
+
+def _batch(
+    rows: Sequence[Sequences], ids: Tensor, mask: Tensor, positions: Tensor, places: Tensor
+) -> Batch:
+    """Keep those ``places``, one per completion token in order, whose token counts."""
     import torch
 
-    size, width = len(real) // 2, real.shape[1]
-    row = torch.arange(size).repeat(2)[:, None] * (prompt + 2 * width)
-    part = prompt + torch.arange(2).repeat_interleave(size)[:, None] * width
-    return (row + part + torch.arange(width))[real]
-
-
-def _targets(completions: Sequence[Ids]) -> dict[str, Any]:
-    import torch
-
-    lengths = torch.tensor([len(ids) for ids in completions])
-    return {
-        "targets": torch.tensor([token for ids in completions for token in ids]),
-        "owner": torch.arange(len(completions)).repeat_interleave(lengths),
-        "completions": len(completions),
-    }
+    sides = list(_by_completion(rows))
+    targets = torch.tensor([token for _, completion, _ in sides for token in completion])
+    lengths = torch.tensor([len(completion) for _, completion, _ in sides])
+    owner = torch.arange(len(sides)).repeat_interleave(lengths)
+    if any(counts is not None for _, _, counts in sides):
+        flags = [counts or (True,) * len(completion) for _, completion, counts in sides]
+        kept = torch.tensor([flag for own in flags for flag in own])
+        places, targets, owner = places[kept], targets[kept], owner[kept]
+    size = len(rows)
+    return Batch(ids, mask, positions, places, targets, owner, rows=size, n=len(sides) // size)
 
 
 def _padded(sequences: Sequence[Ids], pad: int, multiple: int = 1) -> tuple[Tensor, Tensor]:
-    """Sequences padded on the right to a multiple of some width, and where there is a token."""
+    """Pad sequences on the right to a multiple of a width; also return where there is a token."""
     import torch
 
     lengths = torch.tensor([[len(ids)] for ids in sequences])

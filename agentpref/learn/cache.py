@@ -1,30 +1,51 @@
-"""Log-probs that were computed once and hold for ever.
+"""A cache of sequence log-probs, which never go stale.
 
-A sequence log-prob is a function of the weights and the token ids, and is stored under both, so it
-is never stale: a new night scores only the rows that no night has scored. Knows nothing of losses,
-nor of what the scores are for.
+A sequence log-prob is a function of the weights and the token ids, and the cache keys it by both.
+So each update scores only rows that no update scored before.
 """
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import orjson
 
-from agentpref.learn.encode import Encoded, sequence_key
-from agentpref.learn.logps import PairLogps
+from agentpref.learn.batch import Sequences
+from agentpref.learn.logps import Logps
+from agentpref.models.tokenizer import Ids, Mask
 from agentpref.record.database import transaction
 
-E = TypeVar("E", bound=Encoded)
+E = TypeVar("E", bound=Sequences)
+
+
+def sequence_key(prompt: Ids, completion: Ids, mask: Mask | None = None) -> str:
+    """Content address of a completion after a prompt, and of which of its tokens count.
+
+    >>> sequence_key((1,), (2, 3)) == sequence_key((1,), (2, 3), (True, True))
+    True
+    >>> sequence_key((1,), (2, 3)) == sequence_key((1,), (2, 3), (False, True))
+    False
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for ids in (prompt, completion):
+        digest.update(len(ids).to_bytes(4, "little") + array("I", ids).tobytes())
+    if mask is not None and not all(mask):
+        digest.update(bytes(mask))
+    return digest.hexdigest()
 
 
 class LogpCache:
-    """Scores of one frozen policy, known by ``BaseModel.numbers`` and revision.
+    """Scores of one frozen policy.
 
-    A candidate has no revision yet: its scores stand under the update's id until :meth:`rename`
-    gives them the revision's name, so that what the gate scored tonight is known tomorrow.
+    Args:
+        connection: the home's database.
+        numbers: ``BaseModel.numbers``: the base model, its chat template and its precision.
+        revision: the policy's revision. A candidate has none yet: it takes the update's id, and
+            :meth:`rename` replaces that by the revision once it is promoted.
     """
 
     def __init__(self, connection: sqlite3.Connection, numbers: str, revision: str) -> None:
@@ -33,23 +54,23 @@ class LogpCache:
         self._policy = f"{self._base}:{revision}"
 
     def score(
-        self, rows: Sequence[E], scorer: Callable[[Sequence[E]], Sequence[PairLogps]]
-    ) -> list[PairLogps]:
-        """Scores of ``rows``, in order, asking ``scorer`` only for those not known yet."""
+        self, rows: Sequence[E], scorer: Callable[[Sequence[E]], Sequence[Logps]]
+    ) -> list[Logps]:
+        """Return the scores of ``rows``, in order; ``scorer`` computes only those not cached."""
         known = self._read({key for row in rows for key, _ in _keys(row)})
         missing = [row for row in rows if any(key not in known for key, _ in _keys(row))]
         fresh = scorer(missing) if missing else []
         self.remember(missing, fresh)
         for row, scores in zip(missing, fresh, strict=True):
             known.update((key, logp) for (key, _), logp in zip(_keys(row), scores, strict=True))
-        return [PairLogps(*(known[key] for key, _ in _keys(row))) for row in rows]
+        return [tuple(known[key] for key, _ in _keys(row)) for row in rows]
 
-    def remember(self, rows: Sequence[Encoded], scores: Sequence[PairLogps]) -> None:
-        """Keep scores that were computed elsewhere."""
+    def remember(self, rows: Sequence[Sequences], scores: Sequence[Logps]) -> None:
+        """Store scores that were computed elsewhere."""
         columns = [
             (self._policy, key, logp, tokens)
-            for row, pair in zip(rows, scores, strict=True)
-            for (key, tokens), logp in zip(_keys(row), pair, strict=True)
+            for row, logps in zip(rows, scores, strict=True)
+            for (key, tokens), logp in zip(_keys(row), logps, strict=True)
         ]
         if not columns:
             return
@@ -60,7 +81,7 @@ class LogpCache:
             )
 
     def rename(self, revision: str) -> None:
-        """Let all scores stand under the name of a revision, which has the same weights."""
+        """Move all scores to a revision that has the same weights."""
         with transaction(self._connection):
             self._connection.execute(
                 "UPDATE OR IGNORE logp SET policy = ? WHERE policy = ?",
@@ -69,7 +90,7 @@ class LogpCache:
             self.forget()
 
     def forget(self) -> None:
-        """Drop all scores of this policy, which will never serve."""
+        """Delete all scores of this policy."""
         self._connection.execute("DELETE FROM logp WHERE policy = ?", (self._policy,))
 
     def _read(self, keys: set[str]) -> dict[str, float]:
@@ -81,10 +102,7 @@ class LogpCache:
         return dict(found.fetchall())
 
 
-def _keys(row: Encoded) -> tuple[tuple[str, int], tuple[str, int]]:
-    """Key and number of tokens of each of the two completions."""
-    first, second = row.completions
-    return (
-        (sequence_key(row.prompt, first), len(first)),
-        (sequence_key(row.prompt, second), len(second)),
-    )
+def _keys(row: Sequences) -> Iterator[tuple[str, int]]:
+    """Key and number of counting tokens of each completion."""
+    for completion, mask in zip(row.completions, row.masks, strict=True):
+        yield sequence_key(row.prompt, completion, mask), sum(mask or (True,) * len(completion))

@@ -1,44 +1,38 @@
-"""One update's model at work: encode, score, train, save.
+"""One update's model at work: encodes, scores, trains and saves.
 
-Holds the base with live and candidate on it and the batch layout that this model can be trusted
-with, so that callers speak of pairs and policies and never of tensors. In a team it scores and
-trains together with the learners of the other processes; answers are written by the main one alone.
-It does not know which pairs are new, what a held-out pair is for, or where anything is stored.
+A learner holds the base with the live adapter and the candidate on it. Callers pass examples, rows
+and the name of a policy, and never tensors. In a team it scores and trains together with the
+learners of the other processes; only the main one generates.
 """
 
 from __future__ import annotations
 
 import math
-import random
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
-from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agentpref.config import UpdateConfig
 from agentpref.errors import UpdateError
-from agentpref.learn import adapter, encode, logps, orders, replay, trainer
+from agentpref.learn import adapter, logps, trainer
+from agentpref.learn import encode as encoding
 from agentpref.learn.cache import LogpCache
-from agentpref.learn.encode import Encoded, EncodedPair, EncodedThumb, Encoding, R
-from agentpref.learn.logps import PairLogps, Route
-from agentpref.learn.objective import Means, TrainingRow
-from agentpref.learn.state import Checkpoint
+from agentpref.learn.encode import EncodedExample, Encoding
+from agentpref.learn.logps import Logps, Route
+from agentpref.learn.objective import ForwardPlan, Losses, TrainingRow
 from agentpref.learn.team import Team
 from agentpref.learn.trainer import Limits, Observer, TrainingReport
 from agentpref.models.base import BaseModel
-from agentpref.types import Pair, Thumb
+from agentpref.types import Example, Progress
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from agentpref.learn.batch import Batch
-    from agentpref.learn.kernels.head import Reading
-
-Progress = Callable[[str, int, int], object]
+    from agentpref.learn.checkpoint import Checkpoint
 
 _SPEED_ROWS = 32
 
@@ -46,19 +40,19 @@ _SPEED_ROWS = 32
 class Learner:
     """A candidate in the making.
 
-    ``left_out`` counts pairs and thumbs that could not be encoded, by reason; ``shortened`` those
-    whose prompt lost old turns, and ``retokenised`` those whose logged tokens could not be used.
+    ``left_out`` counts examples that could not be encoded, by reason; ``shortened`` those whose
+    prompt lost old turns, and ``retokenized`` those whose logged tokens could not be used.
 
     Args:
         base: a base model of the learner's own; adapters are put into it.
         live: folder of the adapter to start from; ``None`` starts from the base.
         config: the settings of the update.
         caches: where the scores of frozen policies are kept, by policy.
-        progress: told ``(stage, done, total)`` as work goes on.
+        progress: called with ``(stage, done, total)`` as work goes on.
         team: the processes to share the work with; none unless given.
 
     Raises:
-        UpdateError: another process of the team has not the same model, or is gone.
+        UpdateError: another process of the team has another model, or has ended.
     """
 
     def __init__(
@@ -71,130 +65,100 @@ class Learner:
         progress: Progress,
         team: Team | None = None,
     ) -> None:
-        self.base = base
-        self.config = config
-        self.left_out: Counter[str] = Counter()
-        self._live = None if live is None else live.name
-        self.shortened: Counter[str] = Counter()
-        self.retokenised: Counter[str] = Counter()
-        self._caches = caches
-        self._progress = progress
         from agentpref.learn.kernels.fuse import fuse
         from agentpref.learn.memory import unmap
 
+        self.base = base
+        self.config = config
+        self.left_out: Counter[str] = Counter()
+        self.shortened: Counter[str] = Counter()
+        self.retokenized: Counter[str] = Counter()
+        self._live = None if live is None else live.name
+        self._caches, self._progress = caches, progress
         self._team = team or Team()
-        with self._team.ordered(lambda: self._attach_order(live)):
+        self._route: Route | None = None
+        self._scored_tokens, self._scored_seconds = 0, 0.0
+        with self._team.order(lambda: self._attach_order(live)):
             self._model = adapter.attach(base, live, config.lora, seed=config.seed)
             fuse(self._model)
             unmap(self._model)
-            troubles = self._team.gather(b"") if self._team.main else []
-        self._route: Route | None = None
-        self._scored_tokens, self._scored_seconds = 0, 0.0
-        for rank, trouble in enumerate(troubles):
-            if trouble:
-                raise UpdateError(f"process {rank} of the team: {trouble.decode()}")
+            failures = self._team.gather(b"") if self._team.main else []
+        for rank, failure in enumerate(failures):
+            if failure:
+                raise UpdateError(f"process {rank} of the team: {failure.decode()}")
 
     @cached_property
     def pad(self) -> int:
-        """The token that fills rows up; no mask ever lets it be seen."""
+        """The token that fills rows up; masks hide it everywhere."""
         tokenizer = self.base.tokenizer
         return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0)
 
-    def encode(self, pairs: Sequence[Pair]) -> list[EncodedPair]:
-        """Encode pairs, counting those that cannot be."""
-        limit = self.config.max_length
-        return self._counted(encode.encode_pairs(pairs, self.base.tokenizer, max_length=limit))
-
-    def encode_thumbs(self, thumbs: Sequence[Thumb]) -> list[EncodedThumb]:
-        """Encode thumbs, each with another one's answer beside its own, counting the others."""
-        limit = self.config.max_length
-        return self._counted(encode.encode_thumbs(thumbs, self.base.tokenizer, max_length=limit))
-
-    def _counted(self, found: Encoding[R]) -> list[R]:
+    def encode(self, examples: Sequence[Example]) -> list[EncodedExample]:
+        """Encode examples, and count those that cannot be encoded."""
+        found = self._encode(examples)
         self.left_out.update(found.left_out)
         self.shortened.update(found.shortened)
-        self.retokenised.update(found.retokenised)
+        self.retokenized.update(found.retokenized)
         return found.rows
 
-    def draw(self, strata: Mapping[str, Sequence[Pair]], size: int) -> list[EncodedPair]:
-        """Draw old pairs to train again, of which fewer than ``size`` may come.
+    def _encode(self, examples: Sequence[Example]) -> Encoding:
+        return encoding.encode(examples, self.base.tokenizer, max_length=self.config.max_length)
 
-        Only what may be drawn is encoded, or counted where it cannot be, so that a night's cost
-        does not grow with the log.
-        """
-        rows: dict[str, EncodedPair | None] = {}
+    def policy(self, name: adapter.Policy) -> AbstractContextManager[PeftModel]:
+        """The model with one policy active, for a block."""
+        return adapter.policy(self._model, name)
 
-        def encoded(pairs: Sequence[Pair]) -> list[EncodedPair | None]:
-            unseen = [pair for pair in pairs if pair.pair_id not in rows]
-            rows.update((pair.pair_id, None) for pair in unseen)
-            rows.update((row.pair.pair_id, row) for row in self.encode(unseen))
-            return [rows[pair.pair_id] for pair in pairs]
-
-        def hardness(pairs: Sequence[Pair]) -> list[float]:
-            """Minus the margin under live; what cannot be encoded comes last."""
-            found = [row for row in encoded(pairs) if row is not None]
-            margins = zip(found, self.margins("live", found), strict=True)
-            hard = {row.pair.pair_id: -margin for row, margin in margins}
-            return [hard.get(pair.pair_id, -math.inf) for pair in pairs]
-
-        drawn = replay.draw(
-            strata,
-            size,
-            hard_share=self.config.replay.hard_share,
-            hardness=hardness,
-            rng=random.Random(self.config.seed),
-        )
-        return [row for row in encoded(drawn) if row is not None]
-
-    def speaking_as(self, policy: adapter.Policy) -> AbstractContextManager[PeftModel]:
-        """The model with one policy active."""
-        return adapter.policy(self._model, policy)
-
-    def route(self, rows: Sequence[Encoded]) -> Route:
+    def route(self, rows: Sequence[EncodedExample]) -> Route:
         """The way from rows to log-probs for this model, tried out on the first rows given."""
         if self._route is None:
-            with self.speaking_as("base") as model:
+            with self.policy("base") as model:
                 self._route = logps.trusted_route(
                     model, rows, pad=self.pad, longest=self.config.max_length
                 )
         return self._route
 
-    def take_route(self, name: str) -> None:
-        """Take the way that the main process of the team has found."""
+    def use_route(self, name: str) -> None:
+        """Use the route that the main process of the team has found."""
         if self._route is None:
             self._route = logps.known_route(self._model, name)
 
-    def score(self, policy: adapter.Policy, rows: Sequence[Encoded]) -> list[PairLogps]:
-        """Sequence log-probs of both completions of each row under one policy."""
+    def score(self, policy: adapter.Policy, rows: Sequence[EncodedExample]) -> list[Logps]:
+        """Sequence log-probs of the completions of each row under one policy."""
         cache = self._caches.get(policy)
         if cache is None:
             return self._compute(policy, rows)
         return cache.score(rows, lambda missing: self._compute(policy, missing))
 
-    def ratios(self, policy: adapter.Policy, rows: Sequence[Encoded]) -> list[PairLogps]:
-        """log[π/π_0] of both completions of each row, in nats."""
+    def ratios(self, policy: adapter.Policy, rows: Sequence[EncodedExample]) -> list[Logps]:
+        """log[π/π_0] of the completions of each row, in nats."""
         scored = zip(self.score(policy, rows), self.score("base", rows), strict=True)
-        return [PairLogps(s.chosen - b.chosen, s.rejected - b.rejected) for s, b in scored]
+        return [tuple(p - b for p, b in zip(own, base, strict=True)) for own, base in scored]
 
-    def margins(self, policy: adapter.Policy, rows: Sequence[EncodedPair]) -> list[float]:
-        """h of each pair: how much further than the base a policy prefers the chosen answer."""
-        return [ratio.chosen - ratio.rejected for ratio in self.ratios(policy, rows)]
+    def hardness(self, examples: Sequence[Example]) -> list[float]:
+        """How wrong live is about each example: minus its margin; −∞ if it cannot be encoded."""
+        rows = self._encode(examples).rows
+        found = {
+            row.example.example_id: ratio[-1] - ratio[0]
+            for row, ratio in zip(rows, self.ratios("live", rows), strict=True)
+        }
+        return [found.get(example.example_id, -math.inf) for example in examples]
 
-    def _compute(self, policy: adapter.Policy, rows: Sequence[Encoded]) -> list[PairLogps]:
+    def _compute(self, policy: adapter.Policy, rows: Sequence[EncodedExample]) -> list[Logps]:
         if not rows:
             return []
         route = self.route(rows)
         started = time.monotonic()
-        with self._team.ordered(lambda: _score_order(policy, rows, route)):
+        order = {"do": "score", "policy": policy, "route": route.name}
+        with self._team.order(lambda: order | {"rows": [row.freeze() for row in rows]}):
             scores = self.score_share(policy, rows)
         self._scored_seconds += time.monotonic() - started
         self._scored_tokens += sum(row.width for row in rows)
         return scores
 
-    def score_share(self, policy: adapter.Policy, rows: Sequence[Encoded]) -> list[PairLogps]:
+    def score_share(self, policy: adapter.Policy, rows: Sequence[EncodedExample]) -> list[Logps]:
         """Score this process's share of the rows, and gather the scores of all, in order."""
         by_width = sorted(range(len(rows)), key=lambda number: rows[number].width)
-        with self.speaking_as(policy) as model:
+        with self.policy(policy) as model:
             own = logps.score(
                 model,
                 [rows[number] for number in self._team.deal(by_width)],
@@ -204,62 +168,66 @@ class Learner:
                     f"score {policy}", min(done * self._team.size, len(rows)), len(rows)
                 ),
             )
-        return _in_order(by_width, self._team.gather_numbers(n for logps in own for n in logps))
+        shares = self._team.gather_numbers(logp for scores in own for logp in scores)
+        scores: dict[int, Logps] = {}
+        for rank, share in enumerate(shares):
+            numbers = iter(share)
+            for number in by_width[rank :: len(shares)]:
+                scores[number] = tuple(next(numbers) for _ in rows[number].completions)
+        return [scores[number] for number in range(len(rows))]
 
-    def divergences(self, rows: Sequence[Encoded]) -> list[tuple[float, float]]:
-        """KL(π_0 ‖ π_θ) of both completions of each row: means over their tokens, in nats.
+    def divergences(self, rows: Sequence[EncodedExample]) -> list[Logps]:
+        """KL(π_0 ‖ π_θ) of the completions of each row: means over their tokens, in nats.
 
-        The candidate's scores of the rows come of the same pass, and are kept. In a team this is
+        The same pass gives the candidate's scores of the rows, which are cached. In a team this is
         the main process's work alone.
         """
         import torch
 
-        route, found = self.route(rows), dict[int, tuple[float, float]]()
-        scored: list[Encoded] = []
-        scores: list[PairLogps] = []
+        route, found, scored = self.route(rows), dict[int, Logps](), dict[int, Logps]()
         with torch.no_grad():
             for run, batch in logps.passes(self._model, rows, route, self.pad):
-                read = self._beside_base(batch, route)
+                with self.policy("base") as model:
+                    base = route.states(model, batch)
+                with self.policy("candidate") as model:
+                    read = route.read(route.states(model, batch), batch, live=base)
                 assert read.kl is not None  # it was asked for
-                found.update(zip(run, logps.by_row(batch.means(read.kl)), strict=True))
-                scored += [rows[number] for number in run]
-                scores += starmap(PairLogps, logps.by_row(batch.sums(read.logps)))
+                found.update(zip(run, map(tuple, batch.means(read.kl).tolist()), strict=True))
+                scored.update(zip(run, map(tuple, batch.sums(read.logps).tolist()), strict=True))
                 self._progress("score candidate", len(found), len(rows))
         if (cache := self._caches.get("candidate")) is not None:
-            cache.remember(scored, scores)
+            cache.remember([rows[number] for number in scored], [*scored.values()])
         return [found[number] for number in range(len(rows))]
 
-    def _beside_base(self, batch: Batch, route: Route) -> Reading:
-        """What the candidate says of a batch, its divergence from the base with it."""
-        with self.speaking_as("base") as model:
-            base = route.states(model, batch)
-        with self.speaking_as("candidate") as model:
-            return route.read(route.states(model, batch), batch, live=base)
-
-    def scoring_speed(self, rows: Sequence[Encoded]) -> float:
-        """Tokens scored in a second, as seen so far, or on some of ``rows`` if none was seen."""
+    def scoring_speed(self, rows: Sequence[EncodedExample]) -> float:
+        """Tokens scored per second so far, or on some of ``rows`` if none were scored yet."""
         if self._scored_tokens == 0:
             self._compute("base", rows[:_SPEED_ROWS])
         return self._scored_tokens / max(self._scored_seconds, 1e-9)
 
     def fit(
         self,
-        rows: Sequence[Encoded],
+        rows: Sequence[EncodedExample],
         *,
         new: int,
         observe: Observer | None = None,
         checkpoint: Checkpoint | None = None,
         limits: Limits | None = None,
     ) -> TrainingReport:
-        """Train the candidate on ``rows``, pairs and thumbs, of which ``new`` are tonight's.
+        """Train the candidate on ``rows``, of which ``new`` are new to the live revision.
 
-        ``checkpoint`` and ``limits`` are those of :func:`~agentpref.learn.trainer.train`.
+        ``observe``, ``checkpoint`` and ``limits`` are those of
+        :func:`~agentpref.learn.trainer.train`.
         """
         references = self.score("base", rows)
-        training = [TrainingRow(row, logps) for row, logps in zip(rows, references, strict=True)]
+        losses = Losses(self.config, [row.example for row in rows], self._live)
+        live: Sequence[Logps | None] = [None] * len(rows)
+        if losses.needs_live:
+            live = self.score("live", rows)
+        training = [TrainingRow(*each) for each in zip(rows, references, live, strict=True)]
         epochs = self.config.epochs or trainer.epochs_for(new)
-        route = self.route(rows)
-        with self._team.ordered(lambda: _fit_order(training, epochs, route)):
+        order = {"do": "fit", "epochs": epochs, "route": self.route(rows).name}
+        with self._team.order(lambda: order | {"rows": [row.freeze() for row in training]}):
             return self.train(
                 training, epochs=epochs, observe=observe, checkpoint=checkpoint, limits=limits
             )
@@ -273,11 +241,11 @@ class Learner:
         checkpoint: Checkpoint | None = None,
         limits: Limits | None = None,
     ) -> TrainingReport:
-        """Train the candidate on rows whose references are known, all of the team together."""
+        """Train the candidate on rows with known references, all processes of the team together."""
         return trainer.train(
             self._model,
             rows,
-            means=self._means([row.encoded for row in rows]),
+            plan=self._plan([row.encoded for row in rows]),
             config=self.config,
             epochs=epochs,
             live=self._live,
@@ -289,14 +257,14 @@ class Learner:
             team=self._team,
         )
 
-    def _means(self, rows: Sequence[Encoded]) -> Means:
-        """How this machine will train on rows: their route, and how many go into one pass."""
+    def _plan(self, rows: Sequence[EncodedExample]) -> ForwardPlan:
+        """How this machine trains on rows: their route, and how many tokens go into one pass."""
         from agentpref.learn import memory
 
         route = self.route(rows)
         widest = max(rows, key=route.cost)
         batch = route.layout([widest], self.pad).to(self._model.device)
-        with self.speaking_as("candidate") as model:
+        with self.policy("candidate") as model:
             room = memory.room(
                 model,
                 lambda: route.states(model, batch),
@@ -305,7 +273,7 @@ class Learner:
                 free=memory.share_of_free_bytes(model.device.type, self._team),
             )
             room = memory.agreed(model, room, self._team)
-        return Means(route, self.pad, room, self.base.precision)
+        return ForwardPlan(route, self.pad, room, self.base.precision)
 
     def _attach_order(self, live: Path | None) -> dict[str, object]:
         return {
@@ -320,24 +288,3 @@ class Learner:
     def save(self, folder: Path) -> None:
         """Write the candidate's adapter into ``folder``."""
         adapter.save(self._model, self.base, folder)
-
-
-def _score_order(
-    policy: adapter.Policy, rows: Sequence[Encoded], route: Route
-) -> dict[str, object]:
-    frozen = [orders.freeze_row(row) for row in rows]
-    return {"do": "score", "policy": policy, "route": route.name, "rows": frozen}
-
-
-def _fit_order(rows: Sequence[TrainingRow], epochs: int, route: Route) -> dict[str, object]:
-    frozen = orders.freeze_training(rows)
-    return {"do": "fit", "epochs": epochs, "route": route.name, "rows": frozen}
-
-
-def _in_order(numbers: Sequence[int], shares: Sequence[Sequence[float]]) -> list[PairLogps]:
-    """Put scores where their rows stood: ``numbers`` was dealt out, and ``shares`` came back."""
-    scores: dict[int, PairLogps] = {}
-    for rank, share in enumerate(shares):
-        own = numbers[rank :: len(shares)]
-        scores.update(zip(own, map(PairLogps, share[::2], share[1::2]), strict=True))
-    return [scores[number] for number in range(len(numbers))]

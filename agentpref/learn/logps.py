@@ -1,12 +1,12 @@
-"""Log-probabilities of completions under a model, and by which route it can be trusted with them.
+"""Log-probabilities of completions under a model, by the fastest route that gives true numbers.
 
-Sums over completion tokens, in natural logs. Which adapter is active, and whether gradients flow,
-is the caller's affair.
+Values are sums over completion tokens, in natural logs. The caller chooses the active adapter and
+whether gradients flow.
 
-There are two ways to lay rows out and two to read the model's output. The *oracle* is the plain
-layout and the model's own logits; the *fast* route shares prompts and fuses the head with the
-log-softmax. Two rows decide at run time, not a list of names, which route gives a model the
-oracle's numbers.
+There are two ways to lay out rows and two to read the model's output. The *oracle* is the plain
+layout with the model's own logits. The *fast* route shares prompts between completions and fuses
+the output layer with the log-softmax. A trial on two rows decides whether a model can take the
+fast route, so no list of model names is needed.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import starmap
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from agentpref.learn import batch as layouts
-from agentpref.learn import loss as losses
-from agentpref.learn.batch import Batch, Layout
-from agentpref.learn.encode import Encoded
+from agentpref.learn.batch import Batch, Layout, Sequences
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from agentpref.learn.kernels.head import Head, Reading
+
+Logps: TypeAlias = "tuple[float, ...]"
+"""Sequence log-probs of one row: one for each completion, in order."""
 
 _BENT_LOGITS = (
     "final_logit_softcapping",
@@ -35,16 +35,9 @@ _BENT_LOGITS = (
 )
 
 
-class PairLogps(NamedTuple):
-    """Sequence log-probs of one row's two completions; of a pair the chosen one comes first."""
-
-    chosen: float
-    rejected: float
-
-
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A way from rows to log-probs: how they are laid out, and which head reads the states.
+    """A way from rows to log-probs: a layout, and the output layer that reads hidden states.
 
     Without a ``head``, the states are the model's own logits.
     """
@@ -53,13 +46,13 @@ class Route:
     layout: Layout
     head: Head | None = None
 
-    def cost(self, row: Encoded) -> int:
-        """Tokens that a row takes in a forward pass, before padding."""
-        shared = self.layout is layouts.shared
-        return row.width if shared else row.width + len(row.prompt)
+    def cost(self, row: Sequences) -> int:
+        """Count the tokens that a row takes in a forward pass, before padding."""
+        again = 0 if self.layout is layouts.shared else len(row.completions) - 1
+        return row.width + again * len(row.prompt)
 
     def states(self, model: Any, batch: Batch) -> Tensor:
-        """What predicts each completion token: ``[N, d]`` hidden states, or ``[N, vocabulary]``."""
+        """Compute what predicts each token: ``[N, d]`` hidden states or ``[N, vocabulary]``."""
         inputs = {
             "input_ids": batch.ids,
             "attention_mask": _mask(batch.mask, model.dtype),
@@ -79,71 +72,67 @@ class Route:
         live: Tensor | None = None,
         collision: bool = False,
     ) -> Reading:
-        """What the states say of each completion token, live's states beside them for the KL."""
+        """Read log-probs from states; ``live`` are the live policy's states, for the KL."""
         from agentpref.learn.kernels import head
 
-        if self.head is not None:
-            return head.read(states, self.head, batch.targets, live=live, collision=collision)
-        logits = states.float()
-        return head.Reading(
-            logits.log_softmax(-1).gather(-1, batch.targets[:, None])[:, 0],
-            None if live is None else losses.token_kl(live.float(), logits),
-            losses.log_collision(logits.detach()) if collision else None,
-        )
+        if self.head is None:
+            return head.read_logits(states, batch.targets, live=live, collision=collision)
+        return head.read(states, self.head, batch.targets, live=live, collision=collision)
 
 
 ORACLE = Route("plain", layouts.plain)
 
 
 def passes(
-    model: Any, rows: Sequence[Encoded], route: Route, pad: int
+    model: Any, rows: Sequence[Sequences], route: Route, pad: int
 ) -> Iterator[tuple[list[int], Batch]]:
-    """Batches of rows of like cost, as large as the device takes, with the rows' numbers."""
+    """Yield batches as large as the device takes, each with the numbers of its rows.
+
+    The rows of a batch have about the same cost and the same number of completions.
+    """
     from agentpref.learn.memory import tokens_per_pass
 
-    most = tokens_per_pass(model)
-    order = sorted(range(len(rows)), key=lambda number: route.cost(rows[number]))
-    for run in layouts.chunks(order, lambda number: route.cost(rows[number]), most):
+    def cost(number: int) -> int:
+        return route.cost(rows[number])
+
+    order, most = sorted(range(len(rows)), key=cost), tokens_per_pass(model)
+    for run in layouts.chunks(order, cost, most, n=lambda number: len(rows[number].completions)):
         yield run, route.layout([rows[number] for number in run], pad).to(model.device)
 
 
 def score(
     model: Any,
-    rows: Sequence[Encoded],
+    rows: Sequence[Sequences],
     *,
     route: Route,
     pad: int,
     progress: Callable[[int], object] | None = None,
-) -> list[PairLogps]:
-    """Score rows without gradients; ``progress`` is told rows done."""
+) -> list[Logps]:
+    """Score rows without gradients; calls ``progress`` with the number of rows done so far."""
     import torch
 
-    scores: dict[int, PairLogps] = {}
+    scores: dict[int, Logps] = {}
     with torch.no_grad():
         for run, batch in passes(model, rows, route, pad):
             logps = batch.sums(route.read(route.states(model, batch), batch).logps)
-            scores.update(zip(run, starmap(PairLogps, by_row(logps)), strict=True))
+            scores.update(zip(run, map(tuple, logps.tolist()), strict=True))
             if progress is not None:
                 progress(len(scores))
-    return [scores[i] for i in range(len(rows))]
+    return [scores[number] for number in range(len(rows))]
 
 
-def by_row(found: Tensor) -> Iterator[tuple[float, float]]:
-    """What was found of a batch's completions, ``[completions]``, two and two of each row."""
-    yield from zip(*found.view(2, -1).tolist(), strict=True)
+def trusted_route(model: Any, rows: Sequence[Sequences], *, pad: int, longest: int) -> Route:
+    """Find the fastest route that gives this model the oracle's log-probs on two rows.
 
-
-def trusted_route(model: Any, rows: Sequence[Encoded], *, pad: int, longest: int) -> Route:
-    """The fastest route that gives this model the oracle's log-probs on two rows.
-
-    These are the longest and the shortest. Models with linear attention, masks of their own or
-    logits that are bent afterwards may read shared rows differently or refuse them. ``longest`` is
-    the longest sequence that may come: with a sliding window below it, rows are laid out plainly.
+    These are the shortest and the longest. Models with linear attention, masks of their own or
+    logits that they scale or cap may misread shared rows or raise an error on them. ``longest`` is
+    the length of the longest sequence to come; a shorter sliding window rules out sharing.
     """
     probe = sorted(rows, key=lambda row: row.width)[:: max(1, len(rows) - 1)]
     expected = score(model, probe, route=ORACLE, pad=pad)
     head = _head(model)
-    if _reaches_back(model, longest) and _with_our_attention(model):
+    window = getattr(model.config, "sliding_window", None)
+    if (window is None or window >= longest) and _with_our_attention(model):
         route = Route("shared", layouts.shared, head)
         if _is_true(route, model, probe, expected, pad):
             return route
@@ -153,7 +142,7 @@ def trusted_route(model: Any, rows: Sequence[Encoded], *, pad: int, longest: int
 
 
 def known_route(model: Any, name: str) -> Route:
-    """The route of this name, which another process with the same model found to be trusted."""
+    """Set up the route that another process with the same model found by :func:`trusted_route`."""
     if name == ORACLE.name:
         return ORACLE
     shared = name == "shared" and _with_our_attention(model)
@@ -161,7 +150,7 @@ def known_route(model: Any, name: str) -> Route:
 
 
 def _is_true(
-    route: Route, model: Any, probe: Sequence[Encoded], expected: Sequence[PairLogps], pad: int
+    route: Route, model: Any, probe: Sequence[Sequences], expected: Sequence[Logps], pad: int
 ) -> bool:
     """Whether a route gives the oracle's log-probs, to rounding."""
     import torch
@@ -171,17 +160,14 @@ def _is_true(
     except (ValueError, RuntimeError, TypeError, IndexError, AttributeError):
         return False
     tolerance = 1e-3 if model.dtype == torch.float32 else 0.25
-    return torch.allclose(torch.tensor(found), torch.tensor(expected), rtol=1e-4, atol=tolerance)
-
-
-def _reaches_back(model: Any, longest: int) -> bool:
-    """Whether a token may look back at all before it, in sequences of up to ``longest``."""
-    window = getattr(model.config, "sliding_window", None)
-    return window is None or window >= longest
+    return all(
+        torch.allclose(torch.tensor(own), torch.tensor(true), rtol=1e-4, atol=tolerance)
+        for own, true in zip(found, expected, strict=True)
+    )
 
 
 def _with_our_attention(model: Any) -> bool:
-    """Let a model that uses torch's attention use ours, which is torch's where rows are plain."""
+    """Switch a model from torch's attention to ours, which reads plain rows with torch's."""
     from agentpref.learn.kernels import attention
 
     if model.config._attn_implementation == "sdpa":
@@ -191,15 +177,15 @@ def _with_our_attention(model: Any) -> bool:
 
 
 def _causal(model: Any) -> Any:
-    """The language model inside of whatever adapters it has."""
+    """The language model inside the adapters, if there are any."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _own_logits(model: Any, inputs: Mapping[str, Any], batch: Batch) -> Tensor:
-    """The model's own logits of each completion token, ``[N, vocabulary]``.
+    """The model's own logits of each token that counts, ``[N, vocabulary]``.
 
-    Prompts are most of a row, and logits the largest tensor there is: a model that can be told
-    which columns to give them for makes no others.
+    Logits are the largest tensor of a pass, and most columns belong to prompts. A model that takes
+    ``logits_to_keep`` computes only the columns that are needed.
     """
     import torch
 
@@ -213,7 +199,7 @@ def _own_logits(model: Any, inputs: Mapping[str, Any], batch: Batch) -> Tensor:
 
 
 def _head(model: Any) -> Head | None:
-    """The output layer, if it is a plain one behind which nothing bends the logits."""
+    """The output layer, if it is a plain linear one whose logits are used as they are."""
     import torch
 
     from agentpref.learn.kernels.head import Head
@@ -224,11 +210,9 @@ def _head(model: Any) -> Head | None:
 
 
 def _mask(mask: Tensor, dtype: Any) -> Tensor:
-    """Shared rows' masks are added to scores; the others are left to the model."""
+    """The mask a model takes: of shared rows, what is added to scores; else the batch's own."""
     import torch
 
     if mask.dim() == 2:
         return mask
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(
-        ~mask, torch.finfo(dtype).min
-    )
+    return mask.new_zeros(mask.shape, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)

@@ -1,27 +1,26 @@
-"""The objective of one batch: what is added up, and in passes of what size its gradient is taken.
+"""The objective of one batch: losses and KL penalty, and the passes in which its gradient is taken.
+
+    L = mean over examples of their loss + λ·max(0, KL(π_live ‖ π_θ) − target)
 
 It is given encoded rows with their reference log-probs and a model whose policies it may switch,
-and accumulates gradients in the candidate. What a row's log-probs come to is the criterion's
-business; the KL penalty, which is not a row's but a policy's, is added here. It knows nothing of
-epochs, optimizers or time.
+and accumulates gradients in the candidate.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from agentpref.config import KLSettings, LossSettings, ThumbSettings
+from agentpref.config import UpdateConfig
 from agentpref.errors import TrainingDiverged
 from agentpref.learn import adapter
 from agentpref.learn.batch import Batch, chunks
-from agentpref.learn.criterion import Criterion
-from agentpref.learn.encode import Encoded, EncodedPair
-from agentpref.learn.kto import Seen
-from agentpref.learn.logps import PairLogps, Route
-from agentpref.learn.loss import kl_penalty
+from agentpref.learn.encode import EncodedExample
+from agentpref.learn.logps import Logps, Route
+from agentpref.learn.losses import LONE, Loss, LossInputs, LossOutput, load_loss
 from agentpref.learn.team import Team
+from agentpref.types import BASE, Example
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -31,16 +30,34 @@ if TYPE_CHECKING:
 
 
 class TrainingRow(NamedTuple):
-    """A pair or thumb to train on, and its log-probs under the reference π_0."""
+    """An example to train, and the log-probs of its completions under frozen policies.
 
-    encoded: Encoded
-    reference: PairLogps
+    ``reference`` is the base, π_0; ``live`` is what training starts from, where a loss needs it.
+    """
+
+    encoded: EncodedExample
+    reference: Logps
+    live: Logps | None = None
+
+    def freeze(self) -> dict[str, Any]:
+        """The row as JSON values without text; log-probs are in hexadecimal, to the last bit."""
+        scores = [None if logps is None else [x.hex() for x in logps] for logps in self[1:]]
+        return {**self.encoded.freeze(), "scores": scores}
+
+    @classmethod
+    def thaw(cls, values: Mapping[str, Any]) -> TrainingRow:
+        """The row that :meth:`freeze` wrote."""
+        reference, live = (
+            None if scores is None else tuple(map(float.fromhex, scores))
+            for scores in values["scores"]
+        )
+        return cls(EncodedExample.thaw(values), reference or (), live)
 
 
 class StepResult(NamedTuple):
     """What one batch came to: its mean loss, its mean margin, and KL to live where it was taken.
 
-    The loss is that of the rows, anchors included, and the margin h; KL is in nats per token.
+    The loss is that of the examples, anchors included, and the margin h; KL is in nats per token.
     """
 
     loss: float
@@ -48,8 +65,8 @@ class StepResult(NamedTuple):
     kl: float | None
 
 
-class Means(NamedTuple):
-    """By what means log-probs come about: the route, its padding, and the room for one pass.
+class ForwardPlan(NamedTuple):
+    """How rows become log-probs on this machine: the route, its padding, and the room for a pass.
 
     ``precision`` is what the base is held in, for the report.
     """
@@ -63,7 +80,7 @@ class Means(NamedTuple):
 class _Terms(NamedTuple):
     """Means over the rows of one pass: loss, margin, and KL where it is due.
 
-    In a team it is this process's part of them, and the parts of all add up to the means.
+    In a team each process has a part of them, and the parts add up to the means.
     """
 
     loss: Tensor
@@ -74,57 +91,68 @@ class _Terms(NamedTuple):
 class Objective:
     """Gradients of one batch's objective, accumulated over passes of a bounded size.
 
-    The KL penalty needs a forward pass of the live policy too, so it is taken on every other batch
-    and counts twice there.
+    The KL penalty needs a forward pass of the live policy, so it is taken on every other batch and
+    counts twice there.
 
-    A team takes every pass together: its rows are dealt out, and its KL is that of all of them, so
-    that a batch comes to what it would in one process whose passes are that large. What it came to
-    is the same number in all processes; the gradient is each one's part, to be added up.
+    The processes of a team take every pass together: its rows are dealt out, and its KL is that of
+    all of them, so a batch comes to what it would in one process with passes of that size. The
+    result is the same number in all processes; each one's gradient is a part, to be added up.
     """
 
     def __init__(
         self,
         model: PeftModel,
-        means: Means,
-        criterion: Criterion,
-        *,
-        kl: KLSettings,
-        wpo: bool = False,
+        plan: ForwardPlan,
+        losses: Losses,
+        config: UpdateConfig,
         team: Team | None = None,
     ) -> None:
         self._team = team or Team()
-        self._model, self._route, self._pad = model, means.route, means.pad
-        self._tokens = means.room.tokens
-        self._criterion, self._kl, self._wpo = criterion, kl, wpo
+        self._model, self._route, self._pad = model, plan.route, plan.pad
+        self._tokens = plan.room.tokens
+        self._losses, self._kl = losses, config.kl
         self._kl_is_due = False
 
     def __call__(self, rows: Sequence[TrainingRow]) -> StepResult:
-        """Accumulate the gradient of the batch, and say what it came to."""
+        """Accumulate the gradient of the batch, and return what it came to."""
         self._kl_is_due = not self._kl_is_due and self._kl.weight > 0
         found = [0.0] * 4
         for part in self._passes(rows):
             share = len(part) / len(rows)
             more = self._take(part, share)
             found = [value + share * own for value, own in zip(found, more, strict=True)]
-        seen = self._criterion.seen()
-        objective, loss, margin, kl, total, noted = self._team.sum([*found, *seen])
-        _check_finite(objective)
-        self._criterion.end_batch(Seen(total, int(noted)))
+        sums = self._team.sum([*found, *self._losses.seen()])
+        objective, loss, margin, kl = sums[:4]
+        if not math.isfinite(objective):
+            raise TrainingDiverged(
+                f"the loss became {objective}; lower learning_rate, or run 'agentpref verify' on "
+                "the log"
+            )
+        self._losses.end_batch(sums[4:])
         return StepResult(loss, margin, kl if self._kl_is_due else None)
 
     def state(self) -> dict[str, float]:
-        """What is remembered from batch to batch; passes of one size, since sums depend on it."""
-        own = {"kl_is_due": self._kl_is_due, "tokens": self._tokens}
-        return {**{name: float(value) for name, value in own.items()}, **self._criterion.state()}
+        """What the next batch depends on; the size of a pass too, since sums depend on it."""
+        own = {"kl_is_due": float(self._kl_is_due), "tokens": float(self._tokens)}
+        return {**own, **self._losses.state()}
 
     def restore(self, state: Mapping[str, float]) -> None:
-        """Go on from a state, as if the batches before it had just been seen."""
+        """Continue from a state."""
         self._kl_is_due, self._tokens = bool(state["kl_is_due"]), int(state["tokens"])
-        self._criterion.restore(state)
+        self._losses.restore(state)
 
     def _passes(self, rows: Sequence[TrainingRow]) -> Iterator[list[TrainingRow]]:
-        ordered = sorted(rows, key=self._cost)
-        return chunks(ordered, self._cost, self._tokens, side_by_side=self._team.size)
+        def cost(row: TrainingRow) -> int:
+            return self._route.cost(row.encoded)
+
+        ordered = sorted(rows, key=cost)
+        return chunks(
+            ordered,
+            cost,
+            self._tokens,
+            side_by_side=self._team.size,
+            n=lambda row: len(row.encoded.completions),
+        )
 
     def _take(self, part: Sequence[TrainingRow], share: float) -> list[float]:
         """Take this process's part of one pass's gradient; return objective, loss, margin, KL."""
@@ -134,71 +162,150 @@ class Objective:
         others = self._team.sum([own])[0] - own if self._kl_is_due else 0.0
         if terms is None:
             return [0.0] * 4
-        objective = terms.loss + self._penalty(terms.kl, others)
+        objective = terms.loss
+        if terms.kl is not None:
+            kl = terms.kl + others
+            objective = objective + kl_penalty(
+                kl, weight=2 * self._kl.weight, target=self._kl.target
+            )
         (share * objective).backward()  # type: ignore[no-untyped-call]
         return [*map(float, (objective.detach(), terms.loss.detach(), terms.margin)), own]
 
     def _terms(self, rows: Sequence[TrainingRow], part: Sequence[TrainingRow]) -> _Terms:
         """What ``rows`` add to the means over the pass that they are a part of."""
         batch = self._route.layout([row.encoded for row in rows], self._pad).to(self._model.device)
-        live = self._live_states(batch)
+        live = self._live_states(batch) if self._kl_is_due else None
         states = self._route.states(self._model, batch)
-        found = self._route.read(states, batch, live=live, collision=self._wpo)
+        found = self._route.read(states, batch, live=live, collision=self._losses.needs_collision)
         collision = None if found.collision is None else batch.sums(found.collision)
-        judged = self._criterion(rows, batch.sums(found.logps), collision)
+        output = self._losses(rows, batch.sums(found.logps), batch.lengths(), collision)
         among = len(rows) / len(part)
         kl = None
         if found.kl is not None:
-            kl = _mean_kl(rows, batch.means(found.kl)) * (_answers(rows) / _answers(part))
-        return _Terms(judged.loss.mean() * among, judged.margin.mean() * among, kl)
+            answers = [len(row.encoded.own) for row in rows]
+            share = sum(answers) / sum(len(row.encoded.own) for row in part)
+            kl = _mean_over_own(batch.means(found.kl), answers) * share
+        return _Terms(output.loss.mean() * among, output.margin.mean() * among, kl)
 
-    def _penalty(self, kl: Tensor | None, others: float) -> Tensor | float:
-        """The penalty on the KL of a whole pass, of which ``others`` is other processes' part."""
-        if kl is None:
-            return 0.0
-        return kl_penalty(kl + others, weight=2 * self._kl.weight, target=self._kl.target)
-
-    def _live_states(self, batch: Batch) -> Tensor | None:
-        if not self._kl_is_due:
-            return None
+    def _live_states(self, batch: Batch) -> Tensor:
         import torch
 
         with torch.no_grad(), adapter.policy(self._model, "live") as live:
             return self._route.states(live, batch)
 
-    def _cost(self, row: TrainingRow) -> int:
-        return self._route.cost(row.encoded)
 
+class Losses:
+    """The two losses of a run: ``loss.kind`` for completions to compare, ``kto`` for lone ones.
 
-def criterion_for(
-    rows: Sequence[TrainingRow], loss: LossSettings, thumbs: ThumbSettings, live: str | None
-) -> Criterion:
-    """A criterion whose likes and dislikes are balanced to the rows of a run."""
-    liked = [
-        row.encoded.thumb.desirable for row in rows if not isinstance(row.encoded, EncodedPair)
-    ]
-    return Criterion(
-        loss, thumbs, desirable=sum(liked), undesirable=len(liked) - sum(liked), live=live
-    )
-
-
-def _mean_kl(rows: Sequence[TrainingRow], kl: Tensor) -> Tensor:
-    """Mean over the answers that are trained: ``kl`` is ``[2·rows]``, first completions first.
-
-    A thumb's second completion is another prompt's answer, which nobody would give here.
+    Args:
+        config: the settings of the update.
+        examples: all that the run trains.
+        live: the revision that training starts from; ``None`` is the base.
     """
-    second = [1.0 if isinstance(row.encoded, EncodedPair) else 0.0 for row in rows]
-    trained = kl.new_tensor([[1.0] * len(rows), second]).flatten()
-    return (kl * trained).sum() / trained.sum()
+
+    def __init__(self, config: UpdateConfig, examples: Sequence[Example], live: str | None) -> None:
+        self._names = {False: config.loss.kind, True: LONE}
+        self._by_lone: dict[bool, Loss] = {
+            lone: load_loss(name)(config, examples, live or BASE)
+            for lone, name in self._names.items()
+        }
+
+    @property
+    def needs_collision(self) -> bool:
+        """Whether a loss reads log Σ_v π_θ(v)²."""
+        return any(loss.needs_collision for loss in self._by_lone.values())
+
+    @property
+    def needs_live(self) -> bool:
+        """Whether a loss reads log-probs of the live policy."""
+        return any(loss.needs_live for loss in self._by_lone.values())
+
+    def __call__(
+        self,
+        rows: Sequence[TrainingRow],
+        logps: Tensor,
+        lengths: Tensor,
+        collision: Tensor | None = None,
+    ) -> LossOutput:
+        """The loss and margin of each row, ``[rows]``.
+
+        Args:
+            rows: the rows of one pass.
+            logps: sums over tokens under the policy, ``[rows, n]``.
+            lengths: numbers of tokens, ``[rows, n]``.
+            collision: sums over tokens of log Σ_v π_θ(v)², ``[rows, n]``.
+        """
+        import torch
+
+        reference = logps.new_tensor([row.reference for row in rows])
+        lone = [row.encoded.example.lone for row in rows]
+        loss, margin = logps.new_zeros(len(rows)), logps.new_zeros(len(rows))
+        for kind in sorted(set(lone)):
+            numbers = [number for number, own in enumerate(lone) if own is kind]
+            examples = [rows[number].encoded.example for number in numbers]
+            live = None
+            if self._by_lone[kind].needs_live:
+                live = logps.new_tensor([rows[number].live for number in numbers])
+            at = torch.tensor(numbers, device=logps.device)
+            own = slice(None, len(examples[0].completions))
+            inputs = LossInputs(
+                examples,
+                logps[at][:, own],
+                reference[at][:, own],
+                lengths[at][:, own],
+                live=None if live is None else live[:, own],
+                collision=None if collision is None else collision[at][:, own],
+                mismatched=(logps - reference).detach()[at, -1] if kind else None,
+            )
+            output = self._by_lone[kind](inputs)
+            loss = loss.index_copy(0, at, output.loss)
+            margin = margin.index_copy(0, at, output.margin)
+        return LossOutput(loss, margin)
+
+    def seen(self) -> list[float]:
+        """What both losses gathered since the last batch ended."""
+        return [number for loss in self._by_lone.values() for number in loss.seen()]
+
+    def end_batch(self, seen: Sequence[float]) -> None:
+        """Give each loss its part of what all processes have seen."""
+        numbers = list(seen)
+        for loss in self._by_lone.values():
+            size = len(loss.seen())
+            loss.end_batch(numbers[:size])
+            numbers = numbers[size:]
+
+    def state(self) -> dict[str, float]:
+        """The states of both losses, by name."""
+        return {
+            f"{self._names[lone]}.{key}": value
+            for lone, loss in self._by_lone.items()
+            for key, value in loss.state().items()
+        }
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        """Continue from a state."""
+        for lone, loss in self._by_lone.items():
+            prefix = f"{self._names[lone]}."
+            own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            loss.restore(own)
 
 
-def _answers(rows: Sequence[TrainingRow]) -> int:
-    """How many answers are trained: both of a pair, and a thumb's own."""
-    return sum(2 if isinstance(row.encoded, EncodedPair) else 1 for row in rows)
+def kl_penalty(kl: Tensor, *, weight: float, target: float) -> Tensor:
+    """λ·max(0, KL − target), a scalar from a scalar in nats per token.
+
+    Below the target the gradient is zero; above it, it is λ times that of the KL. A weight adapted
+    to hold the target (1909.08593, section 2.2) was tried first: docs/LOG.md says what it did.
+    """
+    return weight * (kl - target).clamp(min=0)
 
 
-def _check_finite(value: float) -> None:
-    if not math.isfinite(value):
-        raise TrainingDiverged(
-            f"the loss became {value}; lower learning_rate, or run 'agentpref verify' on the log"
-        )
+def _mean_over_own(values: Tensor, own: Sequence[int]) -> Tensor:
+    """Mean of ``[rows, n]`` over the first ``own`` completions of each row.
+
+    The mismatched completion of a lone example is no answer to its prompt, and does not count.
+    """
+    import torch
+
+    columns = torch.arange(values.shape[1], device=values.device)
+    counted = columns < torch.tensor(own, device=values.device)[:, None]
+    return (values * counted).sum() / counted.sum()

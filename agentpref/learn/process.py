@@ -1,90 +1,139 @@
-"""A process that does nothing but train: how it starts and ends, and what it does with memory.
+"""Handles signals, memory and imports of a process that trains.
 
-Garbage collection and the allocator are the whole process's, and a host's are its own affair: only
-our commands and the processes of a team call this, the library never. Knows nothing of what is
-trained, nor what for.
+Ctrl-C and SIGTERM stop training between two steps: to break a step off would leave weights and
+optimizer moments half changed. All of this affects the whole process, so only updates, our commands
+and the processes of a team use it; the library leaves a host's process as it is.
 """
 
 from __future__ import annotations
 
 import gc
+import signal
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-Progress = Callable[[str, int, int], object]
+from agentpref.types import Progress
 
 LOADING = "load model"
-"""The stage of an update in which the heavy imports come; with nothing new there is none."""
+"""The stage of an update that does the heavy imports; without new data an update has none."""
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
 _KEPT_BYTES = 1 << 30  # the values are C ints
 _PAD_BYTES = 64 << 20
 
 
+class Interrupts:
+    """Catches signals. ``signum`` is the last one that came, or ``None``."""
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._deferred = False
+
+    @property
+    def asked(self) -> bool:
+        """Whether a signal has come."""
+        return self.signum is not None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handle SIGINT and SIGTERM within the block, if they have Python's default handlers.
+
+        A host's own handlers stay. Outside of the main thread this changes nothing.
+        """
+        defaults: dict[int, Any] = {
+            signal.SIGINT: signal.default_int_handler,
+            signal.SIGTERM: signal.SIG_DFL,
+        }
+        replaced: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            replaced = {s: d for s, d in defaults.items() if signal.getsignal(s) == d}
+        try:
+            for signum in replaced:
+                signal.signal(signum, self._on_signal)
+            yield
+        finally:
+            for signum, default in replaced.items():
+                signal.signal(signum, default)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Note the first signal within the block, and raise it at the end of the block.
+
+        Raises:
+            KeyboardInterrupt: at the end after one signal, at once on a second one.
+        """
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+        if self.asked:
+            raise KeyboardInterrupt
+
+    def _on_signal(self, signum: int, frame: object) -> None:
+        first, self.signum = self.signum is None, signum
+        if not (first and self._deferred):
+            raise KeyboardInterrupt
+
+
 def settle() -> None:
-    """Load what training needs, and take this process's collection and memory in hand for it.
+    """Import what training needs, and set up garbage collection and memory for it.
 
-    The imports make some 400,000 objects that live as long as the process. Collection would go
-    through them again and again while they are made, and once more at the end to take them apart:
-    so they are made without it, and then set apart from it. What is not installed is said where it
-    is needed, as ever.
+    The imports create about 400,000 objects that live as long as the process. The collector would
+    scan them again and again during the imports, and once more at exit. So collection is off during
+    the imports, and the objects are frozen afterwards. A package that is not installed is reported
+    later, where it is needed.
     """
-    with _uncollected():
-        _keep_freed_memory()
-        _load()
-        gc.freeze()
-
-
-def settling(progress: Progress | None) -> Progress:
-    """Let an update that is told of ``progress`` settle this process when it comes to load a model.
-
-    Where nothing is new, it never does, and nothing heavy is loaded.
-    """
-
-    def told(stage: str, done: int, total: int) -> None:
-        if progress is not None:
-            progress(stage, done, total)
-        if (stage, done) == (LOADING, 0):
-            settle()
-
-    return told
-
-
-def _load() -> None:
-    try:
-        import peft  # noqa: F401
-        import torch  # noqa: F401
-        from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
-    except ImportError:
-        return  # what loads the model says which one, and what to do
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Collect nothing within the block."""
     collected = gc.isenabled()
     gc.disable()
     try:
-        yield
+        _keep_freed_memory()
+        _import()
+        gc.freeze()
     finally:
         if collected:
             gc.enable()
 
 
-def _keep_freed_memory() -> None:
-    """Let glibc keep what is freed for the next step, which wants as much of it again.
+def settling(progress: Progress | None) -> Progress:
+    """Wrap ``progress`` so that the process settles when an update starts to load a model.
 
-    By default large blocks are mapped and unmapped one by one, and every page of them is faulted in
-    and cleared anew, step after step. Other C libraries are left as they are.
+    An update without new data never gets there, and imports nothing heavy.
+    """
+
+    def report(stage: str, done: int, total: int) -> None:
+        if progress is not None:
+            progress(stage, done, total)
+        if (stage, done) == (LOADING, 0):
+            settle()
+
+    return report
+
+
+def _import() -> None:
+    try:
+        import peft  # noqa: F401
+        import torch  # noqa: F401
+        from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+    except ImportError:
+        return  # loading the model reports which package is missing, and the cure
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep freed memory for the next step, which needs the same amount again.
+
+    By default glibc maps and unmaps large blocks one by one, and the kernel clears every page of
+    them again in each step. Other C libraries stay as they are.
     """
     if sys.platform != "linux":
         return
     import ctypes
 
     libc = ctypes.CDLL(None)
-    if not hasattr(libc, "gnu_get_libc_version"):
-        return
-    libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
-    libc.mallopt(_M_TOP_PAD, _PAD_BYTES)
-    libc.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+    if hasattr(libc, "gnu_get_libc_version"):
+        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+        libc.mallopt(_M_TOP_PAD, _PAD_BYTES)
+        libc.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)

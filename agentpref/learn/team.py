@@ -1,14 +1,13 @@
-"""The processes that train one candidate together, and what passes between them.
+"""The processes that train one candidate together, and the messages between them.
 
-A launcher (``accelerate launch``, ``torchrun``) starts the same program several times; Accelerate
-finds the others and their devices. The first process is the *main* one: it alone knows the home and
-decides. The others *follow*: they wait for its orders and compute their share. Where no launcher
-started several, a team is one process, costs nothing and loads nothing.
+A launcher (``accelerate launch``, ``torchrun``) starts the same program several times, and
+Accelerate connects the processes and assigns their devices. The first process is the *main* one:
+only it opens the home and decides. The others *follow*: they wait for orders and compute their
+share. Without a launcher a team is one process, which adds no cost and imports nothing.
 
-Two ways lead from one process to another. Orders, decisions and small numbers go through the CPU
-(gloo), where a process that ended is noticed at once by its closed connection; gradients go from
-device to device (NCCL on GPUs, gloo on CPUs). All is plain bytes and numbers: nothing is pickled.
-This module knows nothing of rows, models and losses.
+Orders, decisions and small numbers go through the CPU (gloo), where a closed connection shows at
+once that a process ended. Gradients go from device to device (NCCL on GPUs, gloo on CPUs). All
+messages are plain bytes and numbers; nothing is pickled.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
@@ -32,140 +30,121 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _MAIN = 0
-_STEP_APART = timedelta(minutes=30)
-"""How long a device waits for another one's share of a step before it is taken to be lost."""
+_STEP_TIMEOUT = timedelta(minutes=30)
+"""How long a device waits for another one's share of a step before it reports an error."""
 
-_FOR_ORDERS = timedelta(days=7)
-"""Followers wait as long as the main process works alone; its end is noticed without a timeout."""
+_ORDER_TIMEOUT = timedelta(days=7)
+"""How long followers wait while the main process works alone. Its end closes the connection."""
 
 
 class Team:
-    """Some processes, seen from one of them: ``rank`` of ``size``. ``Team()`` is a process alone.
+    """A process's view of its team: it is ``rank`` of ``size``. ``Team()`` is a single process.
 
-    What every process must call at the same point: ``tell`` (for followers ``hear``), ``agree``,
-    ``gather``, ``sum``, ``least``, ``sum_gradients`` and ``conclude``. Each raises ``UpdateError``
-    where another process is gone.
+    Every process must call these at the same point: ``broadcast`` (in followers ``receive``),
+    ``agree``, ``gather``, ``sum``, ``least``, ``sum_gradients`` and ``conclude``. Each raises
+    ``UpdateError`` if another process ended.
 
-    As a context manager it lets the followers go at its end, with the error if there was one.
+    As a context manager it sends an error in its block to the followers, so that they end too.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, orders: Any = None) -> None:
         self.rank, self.size = rank, size
         self._orders = orders
-        self._in_step = True  # whether all stand where an order may be given
+        self._in_step = True  # whether all processes are ready for an order
         self._over = False
 
     @property
     def main(self) -> bool:
-        """Whether this process is the one that decides."""
+        """Whether this is the main process."""
         return self.rank == _MAIN
 
     def __enter__(self) -> Team:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self.size == 1 or self._over:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if self.size == 1 or self._over or error is None:
             return
-        if self.main and self._in_step and error is not None:
-            self._let_go(_described(error))
-        elif error is not None:
-            self._come_apart()
+        if self.main and self._in_step:
+            self._broadcast_last(_error_to_json(error))
+        else:
+            self._disconnect()
 
     def deal(self, rows: Sequence[T]) -> Sequence[T]:
-        """This process's share: every ``size``-th row, so that sorted rows are dealt evenly."""
+        """This process's share: every ``size``-th row, so that sorted rows are shared evenly."""
         return rows[self.rank :: self.size]
 
     @contextmanager
-    def ordered(self, order: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
-        """Give an order, made where there is somebody to obey; the block is the main one's part.
+    def order(self, write: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
+        """Send an order to the followers, if there are any; the block is the main process's part.
 
-        Where the block raises, nobody can say how far the others are: no order can follow.
+        After an error in the block the followers may be anywhere, so no further order is sent.
         """
         if self.size > 1 and self.main:
-            self.tell(orjson.dumps(order()))
+            self.broadcast(orjson.dumps(write()))
             self._in_step = False
         yield
         self._in_step = True
 
-    def hear(self) -> dict[str, Any]:
-        """Wait for the main process's next order.
+    def receive(self) -> dict[str, Any]:
+        """Wait for the main process's next order; one with an ``outcome`` is the last.
 
         Raises:
-            UpdateError: the main process is gone.
-            AgentprefError: it ended with this error, and let its followers go.
+            UpdateError: the main process ended without a message.
+            AgentprefError: the main process ended with this error.
         """
-        order: dict[str, Any] = orjson.loads(self.tell(b""))
+        order: dict[str, Any] = orjson.loads(self.broadcast(b""))
+        self._over = "error" in order or "outcome" in order
         if "error" in order:
-            self._over = True
-            raise _error(order)
+            raise _error_from_json(order)
         return order
 
-    def dismiss(self, outcome: Mapping[str, Any]) -> None:
-        """Let the followers go, with what all has come to."""
+    def finish(self, outcome: Mapping[str, Any]) -> None:
+        """Send the outcome to the followers, so that they end."""
         if self.size > 1:
-            self._let_go({"outcome": outcome})
+            self._broadcast_last({"outcome": outcome})
 
-    def released(self) -> None:
-        """Note, as a follower, that it was let go."""
-        self._over = True
-
-    def tell(self, message: bytes) -> bytes:
-        """The main process's message, in all processes."""
+    def broadcast(self, message: bytes) -> bytes:
+        """Send the main process's message to all processes; returns it in each."""
         if self.size == 1:
             return message
         import torch
         from torch import distributed
 
-        with _connected():
+        with _translating_errors():
             length = torch.tensor([len(message)])
             distributed.broadcast(length, _MAIN, group=self._orders)
-            body = _tensor(message, int(length)) if self.main else _tensor(b"", int(length))
+            body = _tensor(message if self.main else b"", int(length))
             distributed.broadcast(body, _MAIN, group=self._orders)
         return body.numpy().tobytes()
 
     def agree(self, numbers: Sequence[float]) -> list[float]:
-        """The main process's numbers, to the last bit, in all processes."""
-        if self.size == 1:
-            return list(numbers)
-        import torch
-        from torch import distributed
-
-        with _connected():
-            agreed = torch.tensor(numbers, dtype=torch.float64)
-            distributed.broadcast(agreed, _MAIN, group=self._orders)
-        found: list[float] = agreed.tolist()
-        return found
+        """Send the main process's numbers to all processes, bit for bit; returns them in each."""
+        return list(array("d", self.broadcast(array("d", numbers).tobytes())))
 
     def gather(self, message: bytes) -> list[bytes]:
-        """The messages of all processes, by rank, in all processes."""
+        """Exchange messages: returns those of all processes, by rank, in each."""
         if self.size == 1:
             return [message]
         lengths = [int(length) for length in self._columns([len(message)])[0]]
-        own = _tensor(message, max(lengths))
-        bodies = self._gathered(own)
+        bodies = self._all_gather(_tensor(message, max(lengths)))
         return [
             body.numpy().tobytes()[:length] for body, length in zip(bodies, lengths, strict=True)
         ]
 
     def gather_numbers(self, numbers: Iterable[float]) -> list[list[float]]:
-        """As many numbers as each process has, by rank."""
+        """Exchange any number of numbers: returns those of all processes, by rank, in each."""
         return [list(array("d", found)) for found in self.gather(array("d", numbers).tobytes())]
 
     def sum(self, numbers: Sequence[float]) -> list[float]:
-        """Sums over the processes, added up by rank: the same to the last bit in all of them."""
+        """Sums over the processes, added in order of rank: equal to the last bit in all of them."""
         return [sum(others, main) for main, *others in self._columns(numbers)]
 
     def least(self, numbers: Sequence[float]) -> list[float]:
-        """The least of each number over the processes."""
+        """The minimum of each number over the processes."""
         return list(map(min, self._columns(numbers)))
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Add the gradients of all processes up, in place and in one go; none counts as zero."""
+        """Add up the gradients of all processes in place; a missing one counts as zero."""
         if self.size == 1:
             return
         import torch
@@ -174,54 +153,55 @@ class Team:
         parameters = list(parameters)
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         flat = torch.cat([grad.reshape(-1) for grad in grads])
-        with _connected():
+        with _translating_errors():
             distributed.all_reduce(flat)
         parts = torch.split(flat, [p.numel() for p in parameters])
         for parameter, part in zip(parameters, parts, strict=True):
             parameter.grad = part.view_as(parameter)
 
     def conclude(self, digest: str) -> None:
-        """Hold what all processes ended with against one another; an order may follow.
+        """Compare the digests of what the processes ended with; an order may follow.
 
         Raises:
             UpdateError: they ended with different weights.
         """
         if len(set(self.gather(digest.encode()))) > 1:
             raise UpdateError(
-                f"the {self.size} processes ended with different weights, so that none can be "
-                "trusted; use devices of one kind and one version of torch, or a single process"
+                f"the {self.size} processes ended with different weights, so the update is "
+                "discarded; use the same kind of device and the same torch everywhere, or a single "
+                "process"
             )
         self._in_step = True
 
     def _columns(self, numbers: Sequence[float]) -> list[list[float]]:
-        """Of each number, that of every process, by rank."""
+        """For each number, its values in all processes, by rank."""
         if self.size == 1:
             return [[number] for number in numbers]
         import torch
 
-        found = self._gathered(torch.tensor(numbers, dtype=torch.float64))
+        found = self._all_gather(torch.tensor(numbers, dtype=torch.float64))
         columns: list[list[float]] = torch.stack(found, 1).tolist()
         return columns
 
-    def _gathered(self, own: Tensor) -> list[Tensor]:
+    def _all_gather(self, own: Tensor) -> list[Tensor]:
         import torch
         from torch import distributed
 
-        with _connected():
+        with _translating_errors():
             found = [torch.empty_like(own) for _ in range(self.size)]
             distributed.all_gather(found, own, group=self._orders)
         return found
 
-    def _let_go(self, order: Mapping[str, Any]) -> None:
-        """Give the last order. Who is gone already need not be told."""
+    def _broadcast_last(self, order: Mapping[str, Any]) -> None:
+        """Send the last order; a process that ended already does not need it."""
         self._over = True
         try:
-            self.tell(orjson.dumps(order))
+            self.broadcast(orjson.dumps(order))
         except UpdateError:
-            self._come_apart()
+            self._disconnect()
 
-    def _come_apart(self) -> None:
-        """Close the connections, so that nobody waits for this process any longer."""
+    def _disconnect(self) -> None:
+        """Close the connections, so that no other process waits for this one."""
         from torch import distributed
 
         self._over = True
@@ -230,21 +210,21 @@ class Team:
 
 
 def follows() -> bool:
-    """Whether a launcher started this process to follow another one. Loads nothing."""
-    return shares() and _launched()[0] != _MAIN
+    """Whether a launcher started this process to follow another one. Imports nothing."""
+    return shares() and int(os.environ.get("RANK", "0")) != _MAIN
 
 
 def shares() -> bool:
-    """Whether a launcher started this process as one of several. Loads nothing."""
-    return _launched()[1] > 1
+    """Whether a launcher started this process as one of several. Imports nothing."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1  # torch's launchers set it
 
 
 def assembled() -> Team:
-    """The team that this process belongs to, once all of its processes have called this.
+    """Connect to the team of this process; returns once all its processes have called this.
 
     Raises:
-        MissingDependency: several processes were started, and Accelerate is not installed.
-        UpdateError: the others could not be reached.
+        MissingDependency: there are several processes, and Accelerate is not installed.
+        UpdateError: the other processes cannot be reached.
     """
     if not shares():
         return Team()
@@ -257,50 +237,44 @@ def assembled() -> Team:
         ) from error
     from torch import distributed
 
-    with _connected():
-        found = PartialState(cpu=not torch.cuda.is_available(), timeout=_STEP_APART)
-        orders = distributed.new_group(backend="gloo", timeout=_FOR_ORDERS)
+    with _translating_errors():
+        found = PartialState(cpu=not torch.cuda.is_available(), timeout=_STEP_TIMEOUT)
+        orders = distributed.new_group(backend="gloo", timeout=_ORDER_TIMEOUT)
     return Team(found.process_index, found.num_processes, orders)
 
 
-def _launched() -> tuple[int, int]:
-    """Rank and size as torch's launchers tell them."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-
-
 @contextmanager
-def _connected() -> Iterator[None]:
-    """Say of what torch cannot send that another process is gone, which is nearly always why."""
+def _translating_errors() -> Iterator[None]:
+    """Raise torch's errors as ``UpdateError``: nearly always another process has ended."""
     try:
         yield
-    except RuntimeError as error:  # torch has no narrower one for gloo
+    except RuntimeError as error:  # torch raises nothing more specific for gloo
         why = str(error).strip().partition("\n")[0].partition(". ")[0]
         raise UpdateError(
-            f"another process of this update ended or cannot be reached ({why}); see what that "
-            "process or the launcher said, and start all of them again"
+            f"another process of this update ended or cannot be reached ({why}); see the output "
+            "of that process or of the launcher, and start all of them again"
         ) from error
 
 
 def _tensor(message: bytes, length: int) -> Tensor:
-    """Bytes as a tensor, filled up with zeros to a length."""
+    """Bytes as a tensor, padded with zeros to a length."""
     import torch
 
     return torch.frombuffer(bytearray(message.ljust(max(1, length), b"\0")), dtype=torch.uint8)
 
 
-def _described(error: BaseException) -> dict[str, Any]:
-    """An error as its name and words; of a stranger's the followers need not know more."""
-    if isinstance(error, AgentprefError):
-        signum = error.signum if isinstance(error, UpdateInterrupted) else None
-        return {"error": type(error).__name__, "words": str(error), "signum": signum}
-    words = f"the first process ended with {type(error).__name__}: {error}"
-    return {"error": UpdateError.__name__, "words": words, "signum": None}
+def _error_to_json(error: BaseException) -> dict[str, Any]:
+    """An error as its name and message; an error of another library becomes ``UpdateError``."""
+    name, message = type(error).__name__, str(error)
+    if not isinstance(error, AgentprefError):
+        name, message = "UpdateError", f"the main process ended with {name}: {message}"
+    signum = error.signum if isinstance(error, UpdateInterrupted) else None
+    return {"error": name, "message": message, "signum": signum}
 
 
-def _error(order: Mapping[str, Any]) -> AgentprefError:
-    """The error that was described."""
+def _error_from_json(order: Mapping[str, Any]) -> AgentprefError:
+    """The error that :func:`_error_to_json` wrote."""
     if order["signum"] is not None:
-        return UpdateInterrupted(order["words"], order["signum"])
-    kind = getattr(errors, order["error"])
-    found: AgentprefError = kind(order["words"])
+        return UpdateInterrupted(order["message"], order["signum"])
+    found: AgentprefError = getattr(errors, order["error"])(order["message"])
     return found

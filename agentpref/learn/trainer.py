@@ -1,14 +1,13 @@
-"""The training loop: the candidate's steps on tonight's pairs and the replayed ones.
+"""The training loop: trains the candidate on new and replayed rows, batch by batch.
 
-It walks a plan of batches, lets the objective take each one's gradient, and steps the optimizer;
-between two steps it may be saved, and ended by its budget or a signal. The processes of a team walk
-it side by side, and the main one keeps its time and its state. It changes the candidate's
-weights in place and says what happened. It does not choose the rows, judge the result, or know
-where a state is kept.
+Between two steps a run can be saved, and stopped by its budget or a signal. The processes of a team
+go through the same batches side by side; the main one keeps the time and the saved state. A run has
+random number generators of its own, so the host's stay as they are.
 """
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,17 +17,15 @@ import orjson
 
 from agentpref.config import UpdateConfig
 from agentpref.errors import UnusableState
-from agentpref.learn import generators
-from agentpref.learn.interrupts import Interrupts
-from agentpref.learn.objective import Means, Objective, StepResult, TrainingRow, criterion_for
-from agentpref.learn.plan import plan
-from agentpref.learn.state import (
+from agentpref.learn.checkpoint import (
     Checkpoint,
-    Snapshot,
-    determining,
+    TrainingState,
     digest_tensors,
     fingerprint,
+    training_settings,
 )
+from agentpref.learn.objective import ForwardPlan, Losses, Objective, StepResult, TrainingRow
+from agentpref.learn.process import Interrupts
 from agentpref.learn.team import Team
 
 if TYPE_CHECKING:
@@ -36,24 +33,24 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Observer = Callable[[StepResult], object]
-"""Told what each step came to, in order."""
+"""A callback that gets the result of every step, in order."""
 
 _SMALL_MODEL = 50_000_000
 _MAX_GRADIENT_NORM = 1.0
 _WARMUP_SHARE = 0.1
 _TAIL = 10
-_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+_WINDOW = 8
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingReport:
-    """What training did. Losses are means over pairs and KL to live is in nats per token.
+    """What training did. Losses are means over examples and KL to live is in nats per token.
 
-    The first loss is the first batch's, the last loss and the KL are means of the last ten.
-    ``resumed_at`` counts the steps that an interrupted run had done before; ``seconds`` are those
-    of all steps. ``route``, ``precision``, ``tokens_per_pass`` (of each of the ``processes``) and
-    ``recomputes_layers`` are what the machine and the model allowed. ``stopped`` is ``"time"``
-    where the budget ended the run before its plan did.
+    The first loss is the first batch's; the last loss and the KL are means of the last ten.
+    ``resumed_at`` is the number of steps that an interrupted run had done before; ``seconds`` is
+    the time of all steps. ``route``, ``precision``, ``tokens_per_pass`` (of each of the
+    ``processes``) and ``recomputes_layers`` are what the machine and the model allowed.
+    ``stopped`` is ``"time"`` if the budget ended the run before its plan did.
     """
 
     steps: int
@@ -75,7 +72,7 @@ class TrainingReport:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What may end a run before its plan does: a budget in seconds, and signals."""
+    """Limits that stop a run before its plan ends: a budget in seconds, and signals."""
 
     seconds: float | None = None
     interrupts: Interrupts = field(default_factory=Interrupts)
@@ -83,7 +80,7 @@ class Limits:
 
 
 def epochs_for(new: int) -> int:
-    """How often a night's rows are passed over: small nights need more passes to be learned."""
+    """Epochs for a number of new examples: smaller updates need more of them."""
     return 3 if new < 200 else 2 if new < 1000 else 1
 
 
@@ -98,11 +95,31 @@ def rate_share(position: float, steps: int) -> float:
     return min((position + 1) / warmup, (steps - position) / max(1, steps - warmup))
 
 
+def plan_batches(
+    rows: Sequence[TrainingRow], *, size: int, epochs: int, seed: int
+) -> list[list[TrainingRow]]:
+    """The batches of all epochs; each epoch has another order, fixed by the seed.
+
+    In every window of 8 batches, rows of similar width share a batch, which saves padding; the
+    batches of a window come in random order.
+    """
+    rng = random.Random(seed)
+    planned: list[list[TrainingRow]] = []
+    for _ in range(epochs):
+        shuffled = rng.sample(list(rows), len(rows))
+        for start in range(0, len(shuffled), size * _WINDOW):
+            window = shuffled[start : start + size * _WINDOW]
+            window.sort(key=lambda row: row.encoded.width)
+            batches = [window[i : i + size] for i in range(0, len(window), size)]
+            planned.extend(rng.sample(batches, len(batches)))
+    return planned
+
+
 def train(
     model: PeftModel,
     rows: Sequence[TrainingRow],
     *,
-    means: Means,
+    plan: ForwardPlan,
     config: UpdateConfig,
     epochs: int,
     live: str | None,
@@ -118,45 +135,49 @@ def train(
     Args:
         model: base, live and candidate; only the candidate's weights change.
         rows: the rows to train on, with their reference log-probs.
-        means: how rows become batches and log-probs, and how large a pass may be.
+        plan: the route from rows to log-probs, and the size of a pass.
         config: the settings of the update.
-        epochs: how often all rows are passed over.
-        live: the revision that is trained on, ``None`` for the base.
-        progress: told ``(done, planned)`` steps.
-        observe: told what each step came to; steps done before an interruption are not repeated.
-        identity: what the base is known by, as far as the weights depend on it.
-        checkpoint: where the state is kept; a state of the same run that is there is gone on from.
-        limits: what may end the run early. At least one step is done, whatever the budget. Under a
-            budget the learning rate falls to zero by steps or by time, whichever is further on
-            (1905.04753), so that a run that time ends has cooled down as well.
-        team: the processes that train together, each of which calls this with the same rows. The
-            checkpoint, the limits and the observer are the main one's.
+        epochs: how often to train on all rows.
+        live: the revision that training starts from, ``None`` for the base.
+        progress: called with ``(done, planned)`` steps.
+        observe: called with the result of each step; steps done before an interruption are not
+            repeated.
+        identity: what identifies the base, as far as the weights depend on it.
+        checkpoint: saves the state; a saved state of the same run is resumed.
+        limits: stop the run early, after one step or later. Under a budget the learning rate falls
+            to zero by steps or by time, whichever is further on (1905.04753), so a run that time
+            stops has cooled down as well.
+        team: the processes that train together; each calls this with the same rows. Checkpoint,
+            limits and observer are the main one's.
 
     Raises:
-        TrainingDiverged: as soon as a loss is not finite; the candidate is then worthless.
-        UpdateError: another process is gone, or ended with other weights than this one.
+        TrainingDiverged: a loss is not finite; the candidate is then worthless.
+        UpdateError: another process ended, or has other weights than this one.
         KeyboardInterrupt: a signal came; the state of the last whole step is saved.
     """
+    import torch
+
     rate = config.learning_rate or learning_rate_for(model)
-    batches = plan(rows, size=config.batch_size, epochs=epochs, seed=config.seed)
-    criterion = criterion_for(rows, config.loss, config.thumbs, live)
+    batches = plan_batches(rows, size=config.batch_size, epochs=epochs, seed=config.seed)
+    losses = Losses(config, [row.encoded.example for row in rows], live)
     team = team or Team()
-    objective = Objective(model, means, criterion, kl=config.kl, wpo=config.loss.wpo, team=team)
-    run = _Run(model, batches, rate, objective, limits, team)
-    name = fingerprint(
+    objective = Objective(model, plan, losses, config, team)
+    run = _Run(model, batches, rate, objective, checkpoint, limits or Limits(), team)
+    run.name = fingerprint(
         batches,
-        config=determining(config),
+        config=training_settings(config),
         base=dict(identity or {}),
         start=digest_tensors(run.weights),
         live=live or "",
         rate=rate,
-        route=means.route.name,
+        route=plan.route.name,
         **({"processes": team.size} if team.size > 1 else {}),  # sums depend on it
     )
-    with generators.own(model, config.seed):
-        resumed_at = run.resume(checkpoint, name)
-        run.align(name)
-        stopped = run.walk(checkpoint, name, progress, observe)
+    with torch.random.fork_rng(devices=_gpus(model)):
+        torch.manual_seed(config.seed)
+        resumed_at = run.resume()
+        run.align()
+        run.walk(progress, observe)
     tail = run.history[-_TAIL:]
     kls = [step.kl for step in tail if step.kl is not None]
     return TrainingReport(
@@ -168,18 +189,18 @@ def train(
         kl=sum(kls) / len(kls) if kls else 0.0,
         seconds=run.seconds(),
         planned_steps=len(batches),
-        route=means.route.name,
-        precision=means.precision,
-        tokens_per_pass=means.room.tokens,
-        recomputes_layers=means.room.recomputes,
+        route=plan.route.name,
+        precision=plan.precision,
+        tokens_per_pass=plan.room.tokens,
+        recomputes_layers=plan.room.recomputes,
         resumed_at=resumed_at,
         processes=team.size,
-        stopped=stopped,
+        stopped="end" if len(run.history) == len(batches) else "time",
     )
 
 
 class _Run:
-    """One run between its first step and its last: all that changes from step to step."""
+    """The state of one run, which changes from step to step."""
 
     def __init__(
         self,
@@ -187,130 +208,123 @@ class _Run:
         batches: Sequence[Sequence[TrainingRow]],
         rate: float,
         objective: Objective,
-        limits: Limits | None,
+        checkpoint: Checkpoint | None,
+        limits: Limits,
         team: Team,
     ) -> None:
         import torch
 
         self.model, self.batches, self.rate, self.objective = model, batches, rate, objective
-        self.limits, self.team = limits or Limits(), team
+        self.checkpoint, self.limits, self.team = checkpoint, limits, team
+        self.name = ""
         self.weights = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW([*self.weights.values()], lr=rate, weight_decay=0.0)
         self.history: list[StepResult] = []
-        self._start, self._seconds_before, self._started = 0, 0.0, self.limits.clock()
-        self._at = 0.0
+        self._start, self._seconds_before, self._started = 0, 0.0, limits.clock()
+        self._position = 0.0
 
     def seconds(self) -> float:
-        """The time that all steps took, those before an interruption too."""
+        """The time of all steps, including those before an interruption."""
         return self._seconds_before + self.limits.clock() - self._started
 
-    def walk(
-        self,
-        checkpoint: Checkpoint | None,
-        name: str,
-        progress: Callable[[int, int], object],
-        observe: Observer | None,
-    ) -> Literal["end", "time"]:
-        """Do the steps that are left, as far as the limits allow, and save the state."""
+    def walk(self, progress: Callable[[int, int], object], observe: Observer | None) -> None:
+        """Take the remaining steps, as far as the limits allow, and save the state."""
         planned = len(self.batches)
         if self._start:
             progress(self._start, planned)
-        with self.limits.interrupts.held():
-            while self._goes_on():
+        with self.limits.interrupts.deferred():
+            while self._continues():
                 self._step(self.batches[len(self.history)])
-                if checkpoint is not None and checkpoint.due():
-                    checkpoint.save(self.snapshot(name))
+                if self.checkpoint is not None and self.checkpoint.due():
+                    self.checkpoint.save(self.state())
                 if observe is not None:
                     observe(self.history[-1])
                 progress(len(self.history), planned)
             if self.team.size > 1:
                 self.team.conclude(digest_tensors(self.weights))
-            if checkpoint is not None:
-                checkpoint.save(self.snapshot(name))
-        return "end" if len(self.history) == planned else "time"
+            if self.checkpoint is not None:
+                self.checkpoint.save(self.state())
 
-    def resume(self, checkpoint: Checkpoint | None, name: str) -> int:
-        """Go back to where a run of this name was interrupted; return how many steps that was."""
-        snapshot = checkpoint.load(name) if checkpoint is not None else None
-        if checkpoint is None or snapshot is None:
+    def resume(self) -> int:
+        """Restore the interrupted run of this name; return the number of steps that it had done."""
+        state = self.checkpoint.load(self.name) if self.checkpoint is not None else None
+        if self.checkpoint is None or state is None:
             return 0
         try:
-            self._restore(snapshot)
+            self._restore(state)
         except UnusableState as error:
-            checkpoint.refuse(str(error))
+            self.checkpoint.discard(str(error))
             return 0
-        self.history = list(snapshot.history)
-        self._start, self._seconds_before = snapshot.step, snapshot.seconds
-        return snapshot.step
+        return state.step
 
-    def align(self, name: str) -> None:
-        """Let all processes go on from the main one's weights, moments and place."""
+    def align(self) -> None:
+        """Give all processes the main one's weights, moments and history; keep own generators."""
         if self.team.size == 1:
             return
         from safetensors.torch import load, save
 
-        own = self.snapshot(name)
-        kept = {n: _packed(t) for n, t in own.tensors.items() if not generators.is_state(n)}
-        history = [list(result) for result in own.history]
-        place = orjson.loads(self.team.tell(orjson.dumps([own.seconds, own.objective, history])))
-        tensors = load(self.team.tell(save(kept)))
-        if self.team.main:
-            return
-        seconds, objective, history = place
-        self._restore(
-            replace(own, objective=objective, tensors=tensors | generators.states(self.model))
-        )
-        self.history = [StepResult(*result) for result in history]
-        self._start, self._seconds_before = len(history), seconds
+        own, generators = self.state(), _generator_states(self.model)
+        place = orjson.dumps([own.seconds, own.objective, [list(step) for step in own.history]])
+        seconds, objective, history = orjson.loads(self.team.broadcast(place))
+        shared = {
+            name: tensor.detach().cpu().contiguous()
+            for name, tensor in own.tensors.items()
+            if name not in generators
+        }
+        tensors = load(self.team.broadcast(save(shared)))
+        if not self.team.main:
+            self._restore(
+                replace(
+                    own,
+                    step=len(history),
+                    seconds=seconds,
+                    objective=objective,
+                    history=[StepResult(*step) for step in history],
+                    tensors=tensors | generators,
+                )
+            )
 
-    def snapshot(self, name: str) -> Snapshot:
-        """All of the run, as it is between two steps. Nothing draws from Python's generator."""
+    def state(self) -> TrainingState:
+        """All of the run between two steps. Training does not use Python's own generator."""
         tensors: dict[str, Tensor] = {f"weight.{n}": p for n, p in self.weights.items()}
         for index, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adamw.{index}.{key}": value for key, value in moments.items()}
-        return Snapshot(
-            fingerprint=name,
+        return TrainingState(
+            fingerprint=self.name,
             step=len(self.history),
             planned=len(self.batches),
             seconds=self.seconds(),
             objective=self.objective.state(),
             history=self.history,
-            tensors=tensors | generators.states(self.model),
+            tensors=tensors | _generator_states(self.model),
         )
 
-    def _goes_on(self) -> bool:
-        """Whether another step is due, and at what place: as the main process has it."""
-        asked = self.limits.interrupts.signum or 0
-        over, self._at, signum = self.team.agree([self._is_over(), self._position(), asked])
+    def _continues(self) -> bool:
+        """Whether to take another step, and at what position of the plan.
+
+        The main process decides for all. The position counts in steps, done or by time used.
+        """
+        done, planned, interrupts = len(self.history), len(self.batches), self.limits.interrupts
+        used, budget = 0.0, self.limits.seconds
+        if budget is not None:
+            used = (self.limits.clock() - self._started) / budget if budget > 0 else 1.0
+        by_time = self._start + min(used, 1.0) * (planned - self._start)
+        over, self._position, signum = self.team.agree(
+            [
+                done == planned or interrupts.asked or (done > 0 and used >= 1),
+                max(done, min(by_time, planned - 1)),
+                interrupts.signum or 0,
+            ]
+        )
         if signum:
-            self.limits.interrupts.signum = int(signum)
+            interrupts.signum = int(signum)
         return not over
-
-    def _is_over(self) -> bool:
-        if len(self.history) == len(self.batches):
-            return True
-        if self.limits.interrupts.asked:
-            return True
-        return len(self.history) > 0 and self._used() >= 1
-
-    def _used(self) -> float:
-        """Share of the budget that is used up, of this process's own."""
-        budget = self.limits.seconds
-        if budget is None:
-            return 0.0
-        return (self.limits.clock() - self._started) / budget if budget > 0 else 1.0
-
-    def _position(self) -> float:
-        """How far on the run is, in steps of its plan: by steps done, or by time used."""
-        planned = len(self.batches)
-        by_time = self._start + min(self._used(), 1.0) * (planned - self._start)
-        return max(len(self.history), min(by_time, planned - 1))
 
     def _step(self, batch: Sequence[TrainingRow]) -> None:
         import torch
 
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate * rate_share(self._at, len(self.batches))
+            group["lr"] = self.rate * rate_share(self._position, len(self.batches))
         result = self.objective(batch)
         self.team.sum_gradients(self.weights.values())
         torch.nn.utils.clip_grad_norm_(self.weights.values(), _MAX_GRADIENT_NORM)
@@ -318,51 +332,69 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         self.history.append(result)
 
-    def _restore(self, snapshot: Snapshot) -> None:
-        """Take over a state, once all of it is seen to fit; nothing is changed where it does not.
+    def _restore(self, state: TrainingState) -> None:
+        """Restore a state once all of it is checked; nothing changes where a check fails.
 
         Raises:
-            UnusableState: a tensor or a number is missing, too many, misshapen or not finite.
+            UnusableState: a tensor or a number is missing, unknown, misshapen or not finite.
         """
         import torch
 
-        left = dict(snapshot.tensors)
-        weights = {n: _taken(left, f"weight.{n}", p) for n, p in self.weights.items()}
-        moments = dict(enumerate(_moments(left, i, p) for i, p in enumerate(self.weights.values())))
-        drawn = {n: _taken(left, n, t) for n, t in generators.states(self.model).items()}
-        known = self.objective.state().keys() == snapshot.objective.keys()
-        if left or not known or snapshot.planned != len(self.batches):
-            raise UnusableState("it is damaged, or of another version (its parts)")
-        generators.restore(self.model, drawn)
+        saved, generators = state.tensors, _generator_states(self.model)
+        expected = {f"weight.{n}": p for n, p in self.weights.items()} | generators
+        for index, parameter in enumerate(self.weights.values()):
+            shapes = {"exp_avg": parameter, "exp_avg_sq": parameter, "step": torch.zeros(())}
+            moments = {f"adamw.{index}.{key}": like for key, like in shapes.items()}
+            if moments.keys() & saved.keys():  # a parameter without a gradient has no moments
+                expected |= moments
+        for name in sorted(expected.keys() | saved.keys()):
+            if not _alike(saved.get(name), expected.get(name)):
+                raise UnusableState(f"it is damaged ({name})")
+        known = self.objective.state().keys() == state.objective.keys()
+        if not known or state.planned != len(self.batches):
+            raise UnusableState("it is damaged (objective or plan)")
+        try:
+            torch.set_rng_state(saved["generator.cpu"])
+            for gpu in _gpus(self.model):
+                torch.cuda.set_rng_state(saved[f"generator.{gpu}"], gpu)
+        except RuntimeError as error:
+            raise UnusableState(f"it is damaged ({error})") from error
+        optimizer: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in saved.items():
+            if name.startswith("adamw."):
+                _, index, key = name.split(".")
+                optimizer.setdefault(int(index), {})[key] = tensor
         groups = self.optimizer.state_dict()["param_groups"]
-        state = {i: found for i, found in moments.items() if found}
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        self.objective.restore(snapshot.objective)
+        self.optimizer.load_state_dict({"state": optimizer, "param_groups": groups})
+        self.objective.restore(state.objective)
         with torch.no_grad():
             for name, parameter in self.weights.items():
-                parameter.copy_(weights[name])
+                parameter.copy_(saved[f"weight.{name}"])
+        self.history = list(state.history)
+        self._start, self._seconds_before = state.step, state.seconds
 
 
-def _packed(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous()
+def _alike(saved: Tensor | None, expected: Tensor | None) -> bool:
+    """Whether a saved tensor is finite, and has the shape and type of the expected one."""
+    if saved is None or expected is None:
+        return False
+    same = saved.shape == expected.shape and saved.dtype == expected.dtype
+    return same and bool(saved.isfinite().all())
 
 
-def _moments(left: dict[str, Tensor], index: int, like: Tensor) -> dict[str, Tensor]:
-    """One parameter's moments; none where it never had a gradient."""
-    if not any(f"adamw.{index}.{key}" in left for key in _MOMENTS):
-        return {}
-    shapes = {"exp_avg": like, "exp_avg_sq": like, "step": like.new_zeros(()).float()}
-    return {key: _taken(left, f"adamw.{index}.{key}", shapes[key]) for key in _MOMENTS}
+def _gpus(model: PeftModel) -> list[int]:
+    """The number of the model's GPU; nothing on a CPU."""
+    import torch
+
+    device = model.device
+    if device.type != "cuda":
+        return []
+    return [torch.cuda.current_device() if device.index is None else device.index]
 
 
-def _taken(left: dict[str, Tensor], name: str, like: Tensor) -> Tensor:
-    """Take a tensor out, if it is of the shape and type of another and finite."""
-    found = left.pop(name, None)
-    if (
-        found is None
-        or found.shape != like.shape
-        or found.dtype != like.dtype
-        or not bool(found.isfinite().all())
-    ):
-        raise UnusableState(f"it is damaged, or of another version ({name})")
-    return found
+def _generator_states(model: PeftModel) -> dict[str, Tensor]:
+    """The states of all random number generators that training uses, by name."""
+    import torch
+
+    states = {f"generator.{gpu}": torch.cuda.get_rng_state(gpu) for gpu in _gpus(model)}
+    return {"generator.cpu": torch.get_rng_state(), **states}

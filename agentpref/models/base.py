@@ -1,8 +1,12 @@
-"""The base model: finding it, loading it, and knowing it again.
+"""Finds, loads and identifies the base model.
 
-A base is known by two digests, one of its weights and shape, one of its tokenizer and chat
-template. Cached log-probs, revisions and serving all name them, so that nothing made for one base
-is ever used with another. This module knows nothing of adapters, pairs or training.
+Two digests identify a base: one of its weights and shape, one of its tokenizer and chat template.
+Cached log-probs, revisions and serving all name them, so nothing made for one base is used with
+another.
+
+A base is held in float32, in bfloat16 or in 4 bits. bfloat16 halves the memory. Where the processor
+multiplies it natively, matrix products are more than twice as fast; elsewhere bfloat16 is emulated
+and slower than float32. Adapters and optimizers are in float32 in every case.
 """
 
 from __future__ import annotations
@@ -13,14 +17,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from agentpref.config import Precision
 from agentpref.errors import MissingDependency, ModelNotFound, UnsupportedModel
-from agentpref.models import precision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Held: TypeAlias = Literal["float32", "bfloat16", "4bit"]
+"""The number format of a loaded base."""
 
 BUNDLED = "tiny"
 _TOKENIZER_FILES = (
@@ -34,7 +40,7 @@ _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json")
 
 @dataclass(frozen=True, slots=True)
 class BaseModel:
-    """A loaded base: model in eval mode, gradients off, and what it is known by."""
+    """A loaded base, in eval mode and without gradients, and its digests."""
 
     name: str
     path: Path
@@ -42,17 +48,17 @@ class BaseModel:
     tokenizer: PreTrainedTokenizerBase
     digest: str
     template_digest: str
-    precision: precision.Held = "float32"
+    precision: Held = "float32"
 
     @property
     def numbers(self) -> str:
-        """What cached log-probs stand under: the base, its template, and its precision."""
+        """The key of cached log-probs: the base, its template, and its precision."""
         key = f"{self.digest}:{self.template_digest}"
         return key if self.precision == "float32" else f"{key}:{self.precision}"
 
     @property
     def identity(self) -> dict[str, str]:
-        """What manifests store about the base of a revision."""
+        """What a manifest stores about the base of a revision."""
         return {
             "name": self.name,
             "digest": self.digest,
@@ -63,55 +69,39 @@ class BaseModel:
 def load_base(name: str, *, held_in: Precision | None = None) -> BaseModel:
     """Load a base model by the bundled name ``"tiny"``, a folder, or a model hub's name.
 
-    Weights are read from safetensors only and remote code is never run. Unless a precision is asked
-    for, the base is held in float32 on a CPU and in bfloat16 on a GPU.
+    Weights are read from safetensors only, and remote code is never run. Without ``held_in``, the
+    base is held in float32 on a CPU and in bfloat16 on a GPU.
 
     Raises:
         MissingDependency: torch, transformers or what a precision needs is not installed.
         ModelNotFound: the name resolves to nothing.
-        UnsupportedModel: the model has no chat template or no safetensors, is no causal language
-            model, or its files are not whole.
+        UnsupportedModel: the model has no chat template or no safetensors, is not a causal language
+            model, has damaged files, or is asked for in 4 bits without a GPU.
     """
     try:
-        import torch  # noqa: F401
+        import torch
         import transformers
     except ImportError as error:
         raise MissingDependency(
             f"a model needs {error.name}; install it with: pip install 'agentpref[train]'"
         ) from error
     path = find_base(name)
-    with _quiet(transformers):
-        return _load(name, path, held_in)
-
-
-def _load(name: str, path: Path, asked: Precision | None) -> BaseModel:
-    import torch
-    import transformers
-
-    tokenizer = load_tokenizer(name, path)
     gpu = torch.cuda.is_available()
-    held = precision.choose(asked or ("bfloat16" if gpu else "float32"), gpu=gpu)
-    with _refusing(name):
-        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            path, use_safetensors=True, **precision.loading(held)
-        )
-    if held != "4bit":  # whose weights are on the GPU already, and cannot be moved
+    with _quiet(transformers):
+        tokenizer = load_tokenizer(name, path)
+        held = choose_precision(held_in or ("bfloat16" if gpu else "float32"), gpu=gpu)
+        with _translating_errors(name):
+            model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+                path, use_safetensors=True, **precision_options(held)
+            )
+    if held != "4bit":  # 4-bit weights are on the GPU already, and cannot be moved
         model.to("cuda" if gpu else "cpu")
     model.eval().requires_grad_(False)
-    digest, template_digest = base_digests(path)
-    return BaseModel(
-        name=name,
-        path=path,
-        model=model,
-        tokenizer=tokenizer,
-        digest=digest,
-        template_digest=template_digest,
-        precision=held,
-    )
+    return BaseModel(name, path, model, tokenizer, *base_digests(path), held)
 
 
 def load_tokenizer(name: str, path: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a base model, chat template included; torch is not needed for that.
+    """Load the tokenizer of a base model with its chat template, without torch.
 
     Raises:
         MissingDependency: transformers is not installed.
@@ -123,7 +113,7 @@ def load_tokenizer(name: str, path: Path) -> PreTrainedTokenizerBase:
         raise MissingDependency(
             f"a tokenizer needs {error.name}; install it with: pip install 'agentpref[train]'"
         ) from error
-    with _refusing(name):
+    with _translating_errors(name):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
     if tokenizer.chat_template is None:
         raise UnsupportedModel(
@@ -133,8 +123,8 @@ def load_tokenizer(name: str, path: Path) -> PreTrainedTokenizerBase:
 
 
 @contextmanager
-def _refusing(name: str) -> Iterator[None]:
-    """Say of what transformers cannot load that it is not supported, and why."""
+def _translating_errors(name: str) -> Iterator[None]:
+    """Raise what transformers raises while it loads as ``UnsupportedModel``."""
     from safetensors import SafetensorError
 
     try:
@@ -149,7 +139,7 @@ def _refusing(name: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet(transformers: Any) -> Iterator[None]:
-    """Silence the progress bar of loading, which libraries must not write to a host's terminal."""
+    """Hide the progress bar of loading within the block: a library must not write to a terminal."""
     logging = transformers.utils.logging
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
@@ -161,10 +151,10 @@ def _quiet(transformers: Any) -> Iterator[None]:
 
 
 def find_base(name: str) -> Path:
-    """Resolve a model name to the folder of its files, downloading from the hub where allowed.
+    """Find the folder of a model's files; a name that is not a folder is downloaded from the hub.
 
     Raises:
-        MissingDependency: the name is no folder, and what downloads is not installed.
+        MissingDependency: the name is not a folder, and huggingface-hub is not installed.
         ModelNotFound: the name resolves to nothing.
         UnsupportedModel: the model has no safetensors.
     """
@@ -204,12 +194,12 @@ def _download(name: str) -> Path:
 
 
 def base_digests(folder: Path) -> tuple[str, str]:
-    """What a base is known by: the digest of its weights, and that of its tokenizer."""
+    """The digests that identify a base: that of its weights, and that of its tokenizer."""
     return digest_files(folder, _WEIGHT_FILES), digest_files(folder, _TOKENIZER_FILES)
 
 
 def digest_files(folder: Path, patterns: tuple[str, ...]) -> str:
-    """Sha256 over the names and bytes of the files in ``folder`` that match, in name order."""
+    """SHA-256 of the names and bytes of the matching files in a folder, in order of name."""
     digest = hashlib.sha256()
     for file in sorted({f for pattern in patterns for f in folder.glob(pattern)}):
         digest.update(file.name.encode() + b"\0" + str(file.stat().st_size).encode() + b"\0")
@@ -217,3 +207,54 @@ def digest_files(folder: Path, patterns: tuple[str, ...]) -> str:
             while block := stream.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def choose_precision(asked: Precision, *, gpu: bool) -> Held:
+    """Choose a precision; ``"auto"`` is bfloat16 where that is native, else float32.
+
+    Raises:
+        MissingDependency: 4 bits need bitsandbytes.
+        UnsupportedModel: 4 bits need a GPU.
+    """
+    if asked == "auto":
+        return "bfloat16" if native_bfloat16(gpu=gpu) else "float32"
+    if asked == "4bit" and not gpu:
+        raise UnsupportedModel(
+            "precision is '4bit', which needs a GPU; use 'auto', 'bfloat16' or 'float32' here"
+        )
+    if asked == "4bit":
+        try:
+            import bitsandbytes  # noqa: F401
+        except ImportError as error:
+            raise MissingDependency(
+                "precision is '4bit', which needs bitsandbytes; install it with: "
+                "pip install 'agentpref[quantized]'"
+            ) from error
+    return asked
+
+
+def native_bfloat16(*, gpu: bool) -> bool:
+    """Whether this machine multiplies matrices of bfloat16 without emulation."""
+    import torch
+
+    if gpu:
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    found: Any = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.13 has it, 2.8 does not
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16") or found.get("arm_bf16"))
+
+
+def precision_options(held: Held) -> dict[str, Any]:
+    """The arguments of transformers' ``from_pretrained`` for a precision."""
+    import torch
+
+    if held != "4bit":
+        return {"dtype": getattr(torch, held)}
+    from transformers import BitsAndBytesConfig
+
+    quantized = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return {"dtype": torch.bfloat16, "quantization_config": quantized}

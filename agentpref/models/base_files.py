@@ -1,38 +1,43 @@
-"""What a base model is, read from its files: for engines that hold it in another process.
+"""Reads a base model's digests and layers from its files, and the headers of safetensors files.
 
-The digests are those that training puts into manifests, and the linear layers are read off the
-headers of the weights, so that a revision can be held against its base where the base is never
-loaded. Needs no torch and no transformers. Knows nothing of adapters and engines.
+A revision can thus be checked against a base model that another process runs, without torch and
+transformers. The digests equal those that training writes into manifests; the linear layers come
+from the headers of the weights.
+
+A safetensors file begins with eight bytes of length and a JSON object. The JSON is read strictly,
+since parsers differ in what they accept and in which of two equal keys they keep: one program could
+check what another does not read.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
 from agentpref.errors import UnsupportedModel
 from agentpref.models.base import base_digests, find_base
 
-_MAX_HEADER = 64 << 20
 _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_MAX_HEADER = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class BaseFiles:
-    """A base model that is on disk.
+    """A base model on disk.
 
-    ``identity`` is what manifests say of it. ``layers`` is (out, in) of each linear layer in its
-    blocks, by the module's name in transformers; the head and the embeddings, which no engine
-    adapts, are not among them. It is ``None`` where the names in the files do not tell for sure
-    what the modules are called and which of them are linear: for families that are not known here,
-    for quantized weights, and where any matrix is left unexplained.
+    ``identity`` has the ``name``, ``digest`` and ``template_digest`` that manifests record.
+    ``layers`` is (out, in) of each linear layer in the model's blocks, by the module's name in
+    transformers, without the head and the embeddings, which no engine adapts. It is ``None`` where
+    the tensors' names do not show what the modules are called and which are linear: for families
+    not listed here, for quantized weights, and where a matrix fits no pattern of its family.
     """
 
     name: str
@@ -41,21 +46,16 @@ class BaseFiles:
     layers: Mapping[str, tuple[int, int]] | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Family:
-    """How a family names its matrices: its linear layers, and the others there are."""
+class _Family(NamedTuple):
+    """Patterns of the names of a family's linear layers and of its other matrices."""
 
-    linear: re.Pattern[str]
-    others: re.Pattern[str]
-    root: str = ""  # what some files leave off the names
+    linear: str
+    others: str
+    root: str = ""  # a prefix of the names in a causal model, which files of the bare model omit
     transposed: bool = False
 
 
-def _family(linear: str, others: str, *, root: str = "", transposed: bool = False) -> _Family:
-    return _Family(re.compile(linear), re.compile(others), root, transposed)
-
-
-_LLAMA = _family(
+_LLAMA = _Family(
     r"model\.layers\.\d+\.(self_attn|mlp)\.\w+\.weight",
     r"(model\.embed_tokens|lm_head)\.weight",
 )
@@ -67,17 +67,17 @@ _FAMILIES: Mapping[str, _Family] = {
         ),
         _LLAMA,
     ),
-    "gpt2": _family(
+    "gpt2": _Family(
         r"transformer\.h\.\d+\.(attn|mlp)\.c_\w+\.weight",
         r"transformer\.(wte|wpe)\.weight|lm_head\.weight|transformer\.h\.\d+\.attn\.bias",
         root="transformer.",
         transposed=True,
     ),
-    "gpt_neox": _family(
+    "gpt_neox": _Family(
         r"gpt_neox\.layers\.\d+\.(attention\.(query_key_value|dense)|mlp\.dense_\w+)\.weight",
         r"(gpt_neox\.embed_in|embed_out)\.weight|gpt_neox\.layers\.\d+\.attention\.bias",
     ),
-    "falcon": _family(
+    "falcon": _Family(
         r"transformer\.h\.\d+\.(self_attention\.(query_key_value|dense)|mlp\.dense_\w+)\.weight",
         r"(transformer\.word_embeddings|lm_head)\.weight",
     ),
@@ -85,12 +85,15 @@ _FAMILIES: Mapping[str, _Family] = {
 
 
 def read_base(name: str) -> BaseFiles:
-    """Read a base model's files, by the bundled name ``"tiny"``, a folder, or a hub's name.
+    """Read a base model's files.
+
+    Args:
+        name: the bundled ``"tiny"``, a folder, or a name on a model hub.
 
     Raises:
-        MissingDependency: the name is no folder, and what downloads is not installed.
-        ModelNotFound: the name resolves to nothing.
-        UnsupportedModel: its files are missing or not whole.
+        MissingDependency: the name is not a folder, and huggingface-hub is not installed.
+        ModelNotFound: no model has the name.
+        UnsupportedModel: files are missing or damaged.
     """
     path = find_base(name)
     config = _read_object(path / _CONFIG)
@@ -111,24 +114,29 @@ def _linear_layers(
         return None
     layers: dict[str, tuple[int, int]] = {}
     for stored, shape in shapes.items():
-        name = _full_name(stored, family)
-        if family.linear.fullmatch(name) and len(shape) == 2:
+        is_whole = stored.startswith((family.root, "lm_head."))
+        name = stored if is_whole else family.root + stored
+        if re.fullmatch(family.linear, name) and len(shape) == 2:
             out, into = reversed(shape) if family.transposed else shape
             layers[name.removesuffix(".weight")] = (out, into)
-        elif len(shape) > 1 and not family.others.fullmatch(name):
+        elif len(shape) > 1 and not re.fullmatch(family.others, name):
             return None
     return layers or None
 
 
-def _full_name(stored: str, family: _Family) -> str:
-    """A parameter's name in a causal model; files of the bare model leave its root off."""
-    bare = family.root and not stored.startswith((family.root, "lm_head."))
-    return family.root + stored if bare else stored
-
-
 def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor of the files that transformers would read."""
-    return {name: shape for file in _weight_files(folder) for name, shape in _read_header(file)}
+    """The shape of every tensor in the files that transformers reads."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    files = _weight_files(folder)
+    try:
+        for file in files:
+            for name, entry in read_header(file).tensors.items():
+                shapes[name] = tuple(map(int, entry["shape"]))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UnsupportedModel(
+            f"{file} cannot be read as safetensors ({error}); copy or save the model again"
+        ) from error
+    return shapes
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -143,22 +151,8 @@ def _weight_files(folder: Path) -> list[Path]:
     parts = _read_object(index).get("weight_map")
     names = set(parts.values()) if isinstance(parts, dict) else set()
     if not names or any(Path(str(part)).name != part for part in names):
-        raise UnsupportedModel(f"{index} names no files beside it; save the model again")
+        raise UnsupportedModel(f"{index} must name files in its own folder; save the model again")
     return [folder / part for part in sorted(names)]
-
-
-def _read_header(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    try:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = orjson.loads(stream.read(min(length, _MAX_HEADER)))
-        for name, entry in header.items():
-            if name != "__metadata__":
-                yield name, tuple(int(size) for size in entry["shape"])
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UnsupportedModel(
-            f"{file} cannot be read as safetensors ({error}); copy or save the model again"
-        ) from error
 
 
 def _read_object(file: Path) -> dict[str, Any]:
@@ -167,5 +161,61 @@ def _read_object(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UnsupportedModel(f"{file} cannot be read ({error}); copy the model again") from error
     if not isinstance(value, dict):
-        raise UnsupportedModel(f"{file} holds no JSON object; copy the model again")
+        raise UnsupportedModel(f"{file} is not a JSON object; copy the model again")
     return value
+
+
+class Header(NamedTuple):
+    """The header of a safetensors file.
+
+    ``tensors`` maps a name to its ``dtype``, ``shape`` and ``data_offsets``, which are unchecked
+    and count from byte ``start`` of the file. ``metadata`` maps strings to strings.
+    """
+
+    start: int
+    tensors: dict[str, Any]
+    metadata: dict[str, Any]
+
+
+def read_header(file: Path) -> Header:
+    """Read the header of a safetensors file.
+
+    Raises:
+        ValueError: the file does not begin with such a header.
+        OSError: the file cannot be read.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > min(_MAX_HEADER, size - 8):
+            raise ValueError("not a safetensors file")
+        data = stream.read(length)
+    if not data.startswith(b"{"):
+        raise ValueError("not a safetensors file")
+    tensors = parse_object(data)
+    metadata = tensors.pop("__metadata__", {})
+    return Header(8 + length, tensors, metadata)
+
+
+def parse_object(data: bytes) -> dict[str, Any]:
+    """Read a JSON object that every parser reads alike.
+
+    Raises:
+        ValueError: it is not strict JSON, not an object, or has a key twice at some depth.
+    """
+    try:
+        value = orjson.loads(data)
+        json.loads(data, object_pairs_hook=_require_unique, parse_int=len, parse_float=len)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    return value
+
+
+def _require_unique(pairs: list[tuple[str, Any]]) -> None:
+    seen: set[str] = set()
+    for key, _ in pairs:
+        if key in seen:
+            raise ValueError(f"has the key {key[:200]!r} twice")
+        seen.add(key)

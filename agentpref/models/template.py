@@ -1,7 +1,6 @@
-"""How a conversation reads in a model's chat template, and how a long one is made shorter.
+"""Renders a conversation with a model's chat template, and shortens a long one.
 
-Messages come in OpenAI's shape and are given to the template in the shape that templates expect.
-Text only: knows nothing of token ids, of what is trained, or of which answer was liked.
+Messages come in OpenAI's shape and are passed to the template in the shape that templates expect.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _HEAD = frozenset({"system", "developer"})
 
 
-class Told(NamedTuple):
-    """A conversation as text, and the spans of it that the template marks as the assistant's.
+class Rendered(NamedTuple):
+    """A conversation as text, and the spans that the template marks as the assistant's.
 
     Spans are ``(start, end)`` in characters, in order; ``None`` where the template marks none.
     """
@@ -38,7 +37,7 @@ def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
 
     Raises:
         jinja2.TemplateError: the template refuses the conversation.
-        TypeError: it joins to text what is none.
+        TypeError: it joins something that is not text to text.
     """
     text = tokenizer.apply_chat_template(
         _conversation(prompt), tools=_tools(prompt), tokenize=False, add_generation_prompt=True
@@ -46,27 +45,31 @@ def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
     return str(text)
 
 
-def asked(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str | None:
+def render_or_none(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str | None:
     """Write a prompt as :func:`render` does; ``None`` where the template refuses it."""
     return _unless_refused(lambda: render(tokenizer, prompt))
 
 
-def told(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, answer: Message) -> Told | None:
-    """Write a prompt and an answer to it as text; ``None`` where the template refuses them.
+def render_with_completion(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: Message
+) -> Rendered | None:
+    """Write a prompt and a completion as text; ``None`` where the template refuses them.
 
-    The spans come from the function that ``apply_chat_template`` renders with, as characters.
-    The mask of tokens that the latter makes of them is lost where one begins with white space.
+    The spans come from the function that ``apply_chat_template`` renders with, in characters. The
+    token mask that the latter makes of them is lost where a token begins with white space.
     """
-    return _unless_refused(lambda: _tell(tokenizer, prompt, answer))
+    return _unless_refused(lambda: _render_both(tokenizer, prompt, completion))
 
 
-def _tell(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, answer: Message) -> Told:
-    turns, tools = _conversation(prompt, answer), _tools(prompt)
+def _render_both(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: Message
+) -> Rendered:
+    turns, tools = _conversation(prompt, completion), _tools(prompt)
     template = tokenizer.get_chat_template(tools=tools)
     if not _GENERATION.search(template):
-        return Told(str(tokenizer.apply_chat_template(turns, tools=tools, tokenize=False)))
+        return Rendered(str(tokenizer.apply_chat_template(turns, tools=tools, tokenize=False)))
     ((text,), (spans,)) = _render_with_spans(turns, tools, template, tokenizer)
-    return Told(text, spans)
+    return Rendered(text, spans)
 
 
 def _render_with_spans(
@@ -85,7 +88,7 @@ def _render_with_spans(
 
 
 def _unless_refused(write: Callable[[], T]) -> T | None:
-    """What is written; ``None`` where a template was not made for the conversation and raises."""
+    """The text; ``None`` where the template raises on the conversation."""
     from jinja2 import TemplateError
 
     try:
@@ -97,9 +100,9 @@ def _unless_refused(write: Callable[[], T]) -> T | None:
 def shorter(prompt: Prompt) -> list[Prompt]:
     """The same prompt without its oldest turn, without its two oldest, and so on to its last one.
 
-    A turn is what a user said and all that was done about it, tool calls and their results
-    included, so that no result stands without its call. What stands before the first turn goes with
-    it, but for the system message, which stays.
+    A turn is what a user said and everything that followed, tool calls and their results included,
+    so no result is left without its call. Messages before the first turn are dropped with it; a
+    system message stays.
     """
     messages = prompt.messages
     head = next((i for i, m in enumerate(messages) if m["role"] not in _HEAD), len(messages))
@@ -116,15 +119,15 @@ def _tools(prompt: Prompt) -> Any:
 
 
 def _begins_turn(messages: Sequence[Message], at: int) -> bool:
-    said_by_user = messages[at]["role"] == "user"
-    return said_by_user and (at == 0 or messages[at - 1]["role"] != "user")
+    by_user = messages[at]["role"] == "user"
+    return by_user and (at == 0 or messages[at - 1]["role"] != "user")
 
 
 def _turn(message: Message) -> dict[str, Any]:
-    """A message as chat templates take it, who differ from OpenAI's shape in two points.
+    """A message in the shape of chat templates, which differs from OpenAI's in two points.
 
-    They join the content to other text, so that an assistant's ``None`` raises or comes out as
-    "None"; and they write arguments with ``tojson``, which quotes JSON text a second time.
+    Templates join the content to other text, so an assistant's ``None`` raises or becomes "None".
+    They write arguments with ``tojson``, which would quote JSON text a second time.
     """
     turn = dict(message)
     if turn["role"] == "assistant" and turn.get("content") is None:
@@ -142,7 +145,7 @@ def _call(call: Any) -> Any:
 
 
 def _arguments(text: str) -> dict[str, Any] | str:
-    """Parse arguments; what is no JSON object stays as the model wrote it."""
+    """Parse arguments; text that is not a JSON object stays as the model wrote it."""
     try:
         arguments = json.loads(text)
     except (ValueError, RecursionError):

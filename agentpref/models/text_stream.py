@@ -1,8 +1,7 @@
-"""From token ids to text, piece by piece, as a model generates.
+"""Decoding token ids to text piece by piece, while a model generates.
 
-A token is not always a whole character, and a stop string may be spread over several tokens; so a
-piece is handed out only once nothing that follows can change it. Knows nothing of models, batches
-or special tokens: those are never pushed.
+A token may be part of a character, and a stop string may be spread over several tokens. So a piece
+of text is returned once no later token can change it. Callers push no special tokens.
 """
 
 from __future__ import annotations
@@ -18,37 +17,36 @@ class TextStream:
     Args:
         decode: token ids to text. It is called on short windows, so that a long answer costs no
             more per token than a short one.
-        stop: strings that end the answer; the first that occurs is cut off with all after it.
+        stop: strings that end the answer; the text ends before the first that occurs.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = ()) -> None:
-        """Begin with no text."""
         self._decode = decode
         self._stop = tuple(stop)
         self._ids: list[int] = []
         self._text = ""
         self._sent = 0
-        # Tokens before `_read` are in the text; those from `_context` on are decoded again with
-        # what follows, since how a token reads may depend on the one before it.
+        # Tokens before `_read` are in the text. Those from `_context` on are decoded again with
+        # later ones, since a token's text may depend on the token before it.
         self._context = 0
         self._read = 0
         self.stopped = False
 
     @property
     def text(self) -> str:
-        """All the text so far that is certain, or all of it after :meth:`finish`."""
+        """The text returned so far; all of it after :meth:`finish`."""
         return self._text[: self._sent]
 
     def push(self, *tokens: int) -> str:
-        """Add tokens; return the text that became certain, which may be empty."""
+        """Add tokens; return the text that is now final, which may be empty."""
         self._ids.extend(tokens)
         fresh = self._fresh()
         if not fresh.endswith(_HALF_A_CHARACTER):
             self._take(fresh)
-        return self._send(len(self._text) - self._held_back())
+        return self._send(len(self._text) - self._withheld())
 
     def finish(self) -> str:
-        """End the answer; return the text that was still held back."""
+        """End the answer; return the text that was still withheld."""
         self._take(self._fresh())
         return self._send(len(self._text))
 
@@ -67,8 +65,8 @@ class TextStream:
         if cuts:
             self._text, self.stopped = self._text[: min(cuts)], True
 
-    def _held_back(self) -> int:
-        """How long the end of the text is that may yet turn out to begin a stop string."""
+    def _withheld(self) -> int:
+        """Length of the longest end of the text that could be the start of a stop string."""
         if self.stopped:
             return 0
         longest = max(map(len, self._stop), default=1) - 1

@@ -1,26 +1,24 @@
-"""Which tokens are the prompt's, and which are the assistant's own.
+"""Turns prompts and completions into token ids.
 
-A *question* is a prompt with the answers to it that are to be trained on. Its prompt is what a
-model is given when it is to answer; its answers are the tokens that a model writes then, up to the
-one that ends its turn, and nothing else of the conversation: earlier turns of the assistant, tool
-results and what a template writes after the turn are never trained.
+The prompt's tokens are what a model is given when it is to answer. A completion's tokens are what a
+model writes then, up to the one that ends its turn. Everything else of a conversation (earlier
+turns of the assistant, tool results, what a template writes after the turn) is part of the prompt,
+and is never trained.
 
-*Logged tokens* are used as they are, since the same text can be written in other tokens. One that
-does not end its turn was cut off, and is not taught to stop. They must be the model's own: every id
-is of the tokenizer's vocabulary, and they decode to the answer's text (special tokens and white
-space apart, which engines trim). Otherwise the text is tokenised, and that is counted.
+*Logged tokens* are used as they are, since the same text can be written in other tokens. A
+completion that does not end its turn was cut off, and is not taught to stop. Logged tokens must
+belong to this model: every id is in the tokenizer's vocabulary, and they decode to the completion's
+text (special tokens and white space apart, which engines trim). Otherwise the text is tokenized
+instead, and that is counted.
 
-*Text* is found by its place: the template renders prompt and answer, the first part is what it
-renders of the prompt alone, and the rest is the answer. A template that says with
-``{% generation %}`` which tokens are the assistant's must say the same. Nothing hangs on what the
-text says, so that a message that spells ``<|im_end|>`` moves no boundary.
+*Text* is found by its place: the template renders prompt and completion, the first part is what it
+renders of the prompt alone, and the rest is the completion. A template that marks the assistant's
+tokens with ``{% generation %}`` must mark the same ones. The boundary does not depend on what the
+text says, so a message that spells ``<|im_end|>`` cannot move it.
 
-A prompt that comes more than once is rendered and tokenised once, and all texts are tokenised
-together. That takes a third of a millisecond for a short pair, and two microseconds for each token
-of a long prompt, so no tokens are kept for another night: they would be one more copy of what users
-said, for ``forget`` to find.
-
-Knows nothing of pairs, thumbs and models.
+Each prompt is rendered and tokenized once, and all texts are tokenized in one call: a third of a
+millisecond for a short pair, and two microseconds for each token of a long prompt. Tokens are not
+stored from one update to the next: they would be one more copy of users' text to forget.
 """
 
 from __future__ import annotations
@@ -29,49 +27,37 @@ from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from agentpref.models import template as render
-from agentpref.models.template import Told
+from agentpref.models import template
 from agentpref.record.messages import kept
-from agentpref.types import Message, Prompt
+from agentpref.types import Completion, Example, Message, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Ids: TypeAlias = "tuple[int, ...]"
+Mask: TypeAlias = "tuple[bool, ...]"
 
 
-class Answer(NamedTuple):
-    """An assistant's message, and its tokens as the engine wrote them, where they were logged."""
+class TokenizedExample(NamedTuple):
+    """The token ids of a prompt and of its completions.
 
-    message: Message
-    logged: Ids | None = None
-
-
-class Question(NamedTuple):
-    """A prompt, and the answers to it that are to be trained on."""
-
-    prompt: Prompt
-    answers: tuple[Answer, ...]
-
-
-class Tokens(NamedTuple):
-    """A question as token ids.
-
-    ``shortened`` says that old turns of the prompt were dropped; ``retokenised`` says why logged
-    tokens were not used: ``foreign_token_ids`` or ``ids_disagree``.
+    ``masks`` says of each completion which of its tokens are trained (``None``: all).
+    ``shortened`` says that old turns of the prompt were dropped. ``retokenized`` holds the reasons
+    why logged tokens were not used: ``foreign_token_ids`` or ``ids_disagree``.
     """
 
     prompt: Ids
-    answers: tuple[Ids, ...]
+    completions: tuple[Ids, ...]
+    masks: tuple[Mask | None, ...]
     shortened: bool
-    retokenised: frozenset[str]
+    retokenized: frozenset[str]
 
 
-class _Asked(NamedTuple):
+class _RenderedPrompt(NamedTuple):
     """A prompt as text and as tokens; ``tail`` is the text from its last special token on.
 
-    Special tokens are cut out before anything is tokenised, so that what stands after one is
-    tokenised as it would be after all that stands before it.
+    Tokenizers cut special tokens out first, so the text after one gives the same tokens with or
+    without the text before it.
     """
 
     text: str
@@ -80,173 +66,202 @@ class _Asked(NamedTuple):
     tail_ids: Ids
 
 
-class _Written(NamedTuple):
-    """The text of an answer, as its template writes it after a prompt."""
+class _RenderedCompletion(NamedTuple):
+    """The text of a completion, as the template writes it after its prompt."""
 
-    asked: _Asked
+    prompt: _RenderedPrompt
     text: str
 
 
-class Tokeniser:
-    """Turns questions into token ids, prompt and longest answer at most ``max_length`` together."""
+def encode_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> Ids:
+    """The token ids that a model is given when it is to answer.
+
+    Raises:
+        jinja2.TemplateError: the chat template refuses the prompt.
+    """
+    rendered = template.render(tokenizer, prompt)
+    return tuple(tokenizer(rendered, add_special_tokens=False)["input_ids"])
+
+
+class ExampleTokenizer:
+    """Tokenizes examples; a prompt and its longest completion fit into ``max_length`` tokens."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
         self._tokenizer, self._max_length = tokenizer, max_length
         self._vocabulary, self._end = len(tokenizer), tokenizer.eos_token_id
         added = [(id_, t.content) for id_, t in tokenizer.added_tokens_decoder.items() if t.special]
-        self._special = frozenset(tokenizer.all_special_ids).union(id_ for id_, _ in added)
-        self._spelt = [text for _, text in added if text]
+        self._special_ids = frozenset(tokenizer.all_special_ids).union(id_ for id_, _ in added)
+        self._special_texts = [text for _, text in added if text]
 
-    def __call__(self, questions: Sequence[Question]) -> list[Tokens | str]:
-        """Encode every question; the reason, for one that cannot be encoded faithfully."""
-        asked = self._asked([question.prompt for question in questions])
-        written = iter(self._written(questions, asked))
+    def __call__(self, examples: Sequence[Example]) -> list[TokenizedExample | str]:
+        """Tokenize every example; the reason, for one that cannot be tokenized faithfully."""
+        prompts = self._rendered_prompts([example.prompt for example in examples])
+        texts = iter(self._text_ids(examples, prompts))
         return [
-            self._put_together(question, start, [next(written) for _ in question.answers])
-            for question, start in zip(questions, asked, strict=True)
+            self._assemble(example, prompt, [next(texts) for _ in example.completions])
+            for example, prompt in zip(examples, prompts, strict=True)
         ]
 
-    def _put_together(
-        self, question: Question, asked: _Asked | None, written: Sequence[Ids | str]
-    ) -> Tokens | str:
-        if asked is None:
+    def _assemble(
+        self, example: Example, prompt: _RenderedPrompt | None, texts: Sequence[Ids | str]
+    ) -> TokenizedExample | str:
+        if prompt is None:
             return "template_refuses"
-        chosen = [self._choose(*each) for each in zip(question.answers, written, strict=True)]
-        sides: list[Ids] = []
-        for ids, _ in chosen:
+        completions: list[Ids] = []
+        masks: list[Mask | None] = []
+        retokenized: set[str] = set()
+        for completion, text in zip(example.completions, texts, strict=True):
+            ids, objection = self._choose(completion, text)
             if isinstance(ids, str):
                 return ids
-            sides.append(ids)
-        if not all(sides):
-            return "empty_completion"
-        room = self._max_length - max(map(len, sides))
-        prompt = asked.ids if len(asked.ids) <= room else self._shortened(question.prompt, room)
-        if prompt is None:
+            mask = completion.loss_mask if ids == completion.token_ids else None
+            if not ids or (mask is not None and not any(mask)):
+                return "empty_completion"
+            completions.append(ids)
+            masks.append(mask)
+            retokenized.update([objection] if objection else [])
+        room = self._max_length - max(map(len, completions))
+        asked = prompt.ids if len(prompt.ids) <= room else self._shortened(example.prompt, room)
+        if asked is None:
             return "too_long"
-        objections = frozenset(why for _, why in chosen if why)
-        return Tokens(prompt, tuple(sides), prompt is not asked.ids, objections)
+        return TokenizedExample(
+            asked,
+            tuple(completions),
+            tuple(masks),
+            shortened=asked is not prompt.ids,
+            retokenized=frozenset(retokenized),
+        )
 
-    def _asked(self, prompts: Iterable[Prompt]) -> list[_Asked | None]:
+    def _rendered_prompts(self, prompts: Iterable[Prompt]) -> list[_RenderedPrompt | None]:
         """Each prompt as text and tokens; ``None`` for one that the template refuses."""
         order, distinct = _numbered(prompts)
-        texts = [render.asked(self._tokenizer, prompt) for prompt in distinct]
-        whole = self._ids({text for text in texts if text is not None})
+        texts = [template.render_or_none(self._tokenizer, prompt) for prompt in distinct]
+        whole = self._tokenize({text for text in texts if text is not None})
         tails = {text: text[self._last_special(text) :] for text in whole}
-        ends = self._ids(set(tails.values()))
+        tail_ids = self._tokenize(set(tails.values()))
         found = [
-            None if text is None else _Asked(text, whole[text], tails[text], ends[tails[text]])
+            None
+            if text is None
+            else _RenderedPrompt(text, whole[text], tails[text], tail_ids[tails[text]])
             for text in texts
         ]
         return [found[number] for number in order]
 
     def _last_special(self, text: str) -> int:
-        return max([0, *(text.rfind(token) for token in self._spelt)])
+        return max([0, *(text.rfind(token) for token in self._special_texts)])
 
     def _shortened(self, prompt: Prompt, room: int) -> Ids | None:
-        """The prompt without as few of its oldest turns as give it room; ``None`` if none do."""
-        prompts = render.shorter(prompt)
+        """The prompt without as few of its oldest turns as fit into the room; ``None`` if none."""
+        prompts = template.shorter(prompt)
         fitting: dict[int, Ids] = {}
 
         def fits(number: int) -> bool:
-            (asked,) = self._asked([prompts[number]])
-            if asked is not None and len(asked.ids) <= room:
-                fitting[number] = asked.ids
+            (rendered,) = self._rendered_prompts([prompts[number]])
+            if rendered is not None and len(rendered.ids) <= room:
+                fitting[number] = rendered.ids
             return number in fitting
 
         return fitting.get(bisect_left(range(len(prompts)), True, key=fits))
 
-    def _written(
-        self, questions: Sequence[Question], asked: Sequence[_Asked | None]
+    def _text_ids(
+        self, examples: Sequence[Example], prompts: Sequence[_RenderedPrompt | None]
     ) -> list[Ids | str]:
-        """Every answer's tokens as its text gives them, or why it gives none."""
-        told = [
-            self._told(question.prompt, answer.message, start)
-            for question, start in zip(questions, asked, strict=True)
-            for answer in question.answers
+        """The tokens of every completion's text, or the reason why there are none."""
+        rendered = [
+            self._rendered(example.prompt, completion.message, prompt)
+            for example, prompt in zip(examples, prompts, strict=True)
+            for completion in example.completions
         ]
-        found = [each for each in told if isinstance(each, _Written)]
-        ids = self._ids({each.asked.tail + each.text for each in found})
-        return [each if isinstance(each, str) else self._completion(each, ids) for each in told]
+        written = [each for each in rendered if isinstance(each, _RenderedCompletion)]
+        ids = self._tokenize({each.prompt.tail + each.text for each in written})
+        return [
+            each if isinstance(each, str) else self._completion_ids(each, ids) for each in rendered
+        ]
 
-    def _told(self, prompt: Prompt, message: Message, asked: _Asked | None) -> _Written | str:
-        """The text of an answer, or why no text is surely the answer's."""
-        words = kept(message).decode()
-        if any(token in words for token in self._spelt):
+    def _rendered(
+        self, prompt: Prompt, message: Message, asked: _RenderedPrompt | None
+    ) -> _RenderedCompletion | str:
+        """The text of a completion, or the reason why its boundary is not certain."""
+        spelled = kept(message).decode()
+        if any(token in spelled for token in self._special_texts):
             return "special_token_inside"
-        told = None if asked is None else render.told(self._tokenizer, prompt, message)
-        if told is None or asked is None:
+        whole = None
+        if asked is not None:
+            whole = template.render_with_completion(self._tokenizer, prompt, message)
+        if whole is None or asked is None:
             return "template_refuses"
-        if not told.text.startswith(asked.text):
+        if not whole.text.startswith(asked.text):
             return "template_rewrites_prompt"
-        if not self._is_marked(told, len(asked.text)):
+        if not self._is_marked(whole, len(asked.text)):
             return "template_marks_elsewhere"
-        return _Written(asked, told.text[len(asked.text) :])
+        return _RenderedCompletion(asked, whole.text[len(asked.text) :])
 
-    def _is_marked(self, told: Told, start: int) -> bool:
-        """Say whether a template that marks the assistant's text marks all of it from ``start``.
+    def _is_marked(self, whole: template.Rendered, start: int) -> bool:
+        """Whether a template that marks the assistant's text marks all of it from ``start``.
 
         White space and the special tokens that end the turn may stand outside.
         """
-        if told.spans is None:
+        if whole.spans is None:
             return True
-        for begin, end in told.spans:
+        for begin, end in whole.spans:
             if begin <= start <= end:
                 start = end
-        rest = told.text[start:]
-        for token in self._spelt:
+        rest = whole.text[start:]
+        for token in self._special_texts:
             rest = rest.replace(token, "")
         return not rest.strip()
 
-    def _completion(self, answer: _Written, ids: Mapping[str, Ids]) -> Ids:
+    def _completion_ids(self, completion: _RenderedCompletion, ids: Mapping[str, Ids]) -> Ids:
         """The tokens after the prompt's, up to the end of the turn.
 
-        Where one token would span both, the answer is tokenised apart, as it is when a model goes
-        on from the prompt's tokens.
+        Where one token would span both, the completion is tokenized by itself, as it is when a
+        model continues the prompt's tokens.
         """
-        asked = answer.asked
-        both = ids[asked.tail + answer.text]
-        if both[: len(asked.tail_ids)] != asked.tail_ids:
-            return self._until_end_of_turn(self._ids([answer.text])[answer.text])
-        return self._until_end_of_turn(both[len(asked.tail_ids) :])
+        prompt = completion.prompt
+        both = ids[prompt.tail + completion.text]
+        if both[: len(prompt.tail_ids)] != prompt.tail_ids:
+            return self._until_end_of_turn(self._tokenize([completion.text])[completion.text])
+        return self._until_end_of_turn(both[len(prompt.tail_ids) :])
 
     def _until_end_of_turn(self, ids: Ids) -> Ids:
-        """Cut what a template writes after the turn's end, which no model is asked to generate."""
+        """Cut what a template writes after the turn's end, which a model never generates."""
         ends = [i for i, token in enumerate(ids) if token == self._end]
         if ends:
             return ids[: ends[-1] + 1]
-        special = [i for i, token in enumerate(ids) if token in self._special]
-        if special and not self._words(ids[special[-1] + 1 :]):
+        special = [i for i, token in enumerate(ids) if token in self._special_ids]
+        if special and not self._plain_text(ids[special[-1] + 1 :]):
             return ids[: special[-1] + 1]
         return ids
 
-    def _choose(self, answer: Answer, text: Ids | str) -> tuple[Ids | str, str | None]:
-        """The logged tokens; where they cannot be used, those of the text, and why."""
-        if not answer.logged:
+    def _choose(self, completion: Completion, text: Ids | str) -> tuple[Ids | str, str | None]:
+        """The logged tokens; where they cannot be used, those of the text, and the reason."""
+        logged = completion.token_ids
+        if not logged:
             return text, None
-        if not all(0 <= token < self._vocabulary for token in answer.logged):
+        if not all(0 <= token < self._vocabulary for token in logged):
             return text, "foreign_token_ids"
-        if answer.logged != text and not self._agree(answer.logged, answer.message, text):
+        if logged != text and not self._agree(logged, completion.message, text):
             return text, "ids_disagree"
-        return answer.logged, None
+        return logged, None
 
     def _agree(self, logged: Ids, message: Message, text: Ids | str) -> bool:
-        """Say whether logged tokens decode to the words that the message shows or is rendered as.
+        """Whether logged tokens decode to the message's content, or to what the template renders.
 
-        Of a message with tool calls the rendering alone is whole: its content leaves them out.
+        The content of a message with tool calls leaves the calls out, so only the rendering counts.
         """
-        words = self._words(logged)
-        if not isinstance(text, str) and words == self._words(text):
+        said = self._plain_text(logged)
+        if not isinstance(text, str) and said == self._plain_text(text):
             return True
         content = message.get("content")
         shown = isinstance(content, str) and not message.get("tool_calls")
-        return shown and words == _squeezed(str(content))
+        return shown and said == _squeezed(str(content))
 
-    def _words(self, ids: Ids) -> str:
+    def _plain_text(self, ids: Ids) -> str:
         """What tokens say, without special tokens and white space."""
-        plain = [token for token in ids if token not in self._special]
+        plain = [token for token in ids if token not in self._special_ids]
         return _squeezed(str(self._tokenizer.decode(plain, clean_up_tokenization_spaces=False)))
 
-    def _ids(self, texts: Collection[str]) -> dict[str, Ids]:
+    def _tokenize(self, texts: Collection[str]) -> dict[str, Ids]:
         """Texts as tokens, all in one call."""
         if not texts:
             return {}
@@ -273,3 +288,16 @@ def _numbered(prompts: Iterable[Prompt]) -> tuple[list[int], list[Prompt]]:
 
 def _squeezed(text: str) -> str:
     return "".join(text.split())
+
+
+def end_tokens(
+    tokenizer: PreTrainedTokenizerBase, configured: int | Sequence[int] | None
+) -> frozenset[int]:
+    """The tokens that end a turn: the tokenizer's, and those of the model's generation settings.
+
+    Args:
+        tokenizer: its ``eos_token_id`` ends a turn.
+        configured: ``eos_token_id`` of the generation settings, which may be a list.
+    """
+    ids = configured if isinstance(configured, Sequence) else [configured]
+    return frozenset(int(token) for token in (tokenizer.eos_token_id, *ids) if token is not None)

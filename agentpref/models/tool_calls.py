@@ -4,8 +4,8 @@
     {"name": "search", "arguments": {"query": "tide tables"}}
     </tool_call>
 
-What parses becomes OpenAI-shaped ``tool_calls``; what does not stays in the text, since a reader
-must see what the model truly wrote. Knows nothing of tokens, engines or which tools exist.
+Calls that parse become OpenAI-shaped ``tool_calls``. Calls that do not parse stay in the text, so
+that a reader sees what the model wrote.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from agentpref.types import Message
 
-_BLOCK = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+# The second group is empty where the model stopped before the end of the call.
+_BLOCK = re.compile(r"<tool_call>(.*?)(</tool_call>|\Z)", re.DOTALL)
 
 
 def assistant_message(text: str, *, turn: int = 0) -> Message:
@@ -29,7 +31,7 @@ def assistant_message(text: str, *, turn: int = 0) -> Message:
     calls: list[dict[str, Any]] = []
 
     def take(block: re.Match[str]) -> str:
-        call = _parse(block[1], f"{turn}_{len(calls)}")
+        call = _parse(block[1], f"{turn}_{len(calls)}") if block[2] else None
         if call is None:
             return block[0]
         calls.append(call)
@@ -41,11 +43,31 @@ def assistant_message(text: str, *, turn: int = 0) -> Message:
     return {"role": "assistant", "content": content.strip(), "tool_calls": calls}
 
 
+def parse_rate(texts: Sequence[str]) -> float | None:
+    """Share of the tool calls in generated texts that are JSON objects, finished or not.
+
+    >>> parse_rate(['<tool_call>{"name": "search"}</tool_call>', '<tool_call>{"name":'])
+    0.5
+
+    Returns:
+        ``None`` where no call was written.
+    """
+    calls = [block[1] for text in texts for block in _BLOCK.finditer(text)]
+    return sum(map(_is_object, calls)) / len(calls) if calls else None
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 def _parse(block: str, place: str) -> dict[str, Any] | None:
-    """Read one call; ``None`` for what is no call, or holds what cannot be written as JSON again.
+    """Read one call; ``None`` if it is not one, or cannot be written as JSON again.
 
     Arguments are written as the chat templates' ``tojson`` writes them, so that a conversation
-    renders again as the model wrote it.
+    renders as the model wrote it.
     """
     try:
         call = json.loads(block, parse_constant=_refuse)
@@ -61,4 +83,4 @@ def _parse(block: str, place: str) -> dict[str, Any] | None:
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")

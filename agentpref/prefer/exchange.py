@@ -1,68 +1,53 @@
-"""Preference data in files, in and out.
+"""Import and export of preference data in files.
 
-An import makes of each row two runs and a comparison, or one run and a thumb, under ids that come
-from their content: a file that is imported twice adds nothing the second time. What a row says
-decides, not how it is filed: one that is known keeps the tag that it first came with. It streams,
-with one transaction for every :data:`BATCH_ROWS` rows, so that memory is bounded and a bad row
-undoes its own batch alone. An export writes a file whole or not at all.
+A row becomes runs and what was said of them: two answers make two runs and a comparison, a single
+answer makes a run and a thumb. Their ids are hashes of their content, so that a row adds nothing
+the second time, whichever file and format it comes in. A known row keeps its first tag.
 
-Knows nothing of what a row looks like (that is ``formats/``), nor of how a file holds rows (that is
-``files.py``), nor of which runs make pairs.
+An import streams: it commits every :data:`~agentpref.prefer.rowfiles.BATCH_ROWS` rows, so that
+memory is bounded and a bad row undoes only its own batch. An export writes the whole file or
+nothing. ``formats/`` defines the rows, ``rowfiles.py`` the files that hold them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
-from typing import IO, Any, Literal, TypeAlias, get_args
+from typing import IO, Any, NamedTuple, get_args
 
 import orjson
 
+from agentpref import plugins
 from agentpref.errors import ExchangeError, RedactionFailed
 from agentpref.home import Home, StrPath
-from agentpref.prefer import parquet
-from agentpref.prefer.files import Found, Meter, read_rows, replacing
-from agentpref.prefer.filing import Entry, Filing, entry_of
-from agentpref.prefer.formats.table import (
-    COLUMNS,
-    READ_KEYS,
-    Format,
-    PairFormat,
-    read_row,
-    write_pair,
-    write_thumb,
-)
-from agentpref.prefer.rows import Row, redacted_row
+from agentpref.prefer.formats import Format, PreferenceRecord, RowReader
+from agentpref.prefer.rowfiles import Found, Meter, batches, read_rows, write_rows
 from agentpref.record.database import connect, transaction, translated
 from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.ingest.redaction import Redact
-from agentpref.record.messages import plain
+from agentpref.record.messages import RunRow, answer, chain, run_row
 from agentpref.record.store import Store
-from agentpref.types import Comparison, Pair, Source, Thumb
+from agentpref.types import Comparison, Example, Feedback, Run, Source
 
-BATCH_ROWS = 1000
-BATCH_BYTES = 16 * 1024 * 1024
-"""What is imported in one transaction: so many rows, of about so many bytes at most."""
-
-_ROOM = ("PRAGMA cache_size = -65536", "PRAGMA wal_autocheckpoint = 8000")
-"""Ids that are hashes fall all over the indices: 64 MB of their pages stay in memory, and as many
-in the write-ahead log. A large import takes six tenths of the time that it would take without."""
-
-Outcome = Literal["added", "known", "bad"]
+_CACHE = ("PRAGMA cache_size = -65536", "PRAGMA wal_autocheckpoint = 8000")
+"""Hashes as ids touch pages all over the indices. With 64 MB of pages in memory, and in the
+write-ahead log, a large import takes 40 % less time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Imported:
     """How far an import is, or how it ended.
 
-    ``added`` and ``known`` count rows that were new and that the home had already; ``bad`` counts
-    those that were skipped. ``bytes_read`` and ``bytes_total`` measure the file (0 for a pipe).
+    ``added`` and ``known`` count the rows that were new and those that the home had; ``bad`` counts
+    the rows that were skipped. ``bytes_read`` and ``bytes_total`` measure the file (0 for a pipe).
     """
 
     added: int
@@ -74,10 +59,30 @@ class Imported:
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """How many rows were written, and how many the format could not hold and were skipped."""
+    """How many rows were written, and how many examples the format could not hold."""
 
     rows: int
     bad: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ImportContext:
+    """What all rows of one import share. ``user_id`` is a pseudonym already."""
+
+    namespace: str
+    tag: str | None
+    source: Source
+    user_id: str | None
+    started_at: float
+    file_name: str
+
+
+class RecordedRow(NamedTuple):
+    """What one row adds to the home: its runs, and the judgements on them."""
+
+    runs: tuple[RunRow, ...]
+    comparisons: tuple[Comparison, ...] = ()
+    thumbs: tuple[Feedback, ...] = ()
 
 
 def import_file(
@@ -85,7 +90,7 @@ def import_file(
     path: StrPath,
     *,
     namespace: str = "default",
-    format: Format | None = None,
+    format: str | None = None,
     tag: str | None = None,
     source: Source = "human",
     user_id: str | None = None,
@@ -93,202 +98,195 @@ def import_file(
     skip_bad: bool = False,
     on_progress: Callable[[Imported], None] | None = None,
 ) -> Imported:
-    """Read a file of preferences, paired or not, into a home.
+    """Read a file of preference data into a home.
 
     Args:
         home: the home to write to.
-        path: JSON lines, one JSON list, or Parquet; each row in one of the formats of
-            :mod:`agentpref.prefer.formats`.
-        namespace: where the runs are filed.
-        format: the format of every row; by default its keys tell.
-        tag: the domain tag of every row; by default a row's own ``tag`` column.
+        path: JSON lines, one JSON list, or Parquet.
+        namespace: the namespace of the runs.
+        format: the registered format of all rows; by default the keys of each row tell.
+        tag: the domain tag of all rows; by default each row's own ``tag`` column.
         source: who judged: ``"human"``, ``"model"`` or ``"code"``.
-        user_id: the person or the judge, where it was one; stored as a keyed hash.
-        redact: given each text that is to be stored, gives the text that is.
-        skip_bad: count rows that cannot be read, rather than stop at the first.
+        user_id: the person or the judge; stored as a keyed hash.
+        redact: takes each text before it is stored, and returns the text to store.
+        skip_bad: count bad rows and continue; by default the first one ends the import.
         on_progress: called after every batch.
 
     Raises:
-        ExchangeError: an argument is unknown, the file cannot be read or holds no row, or a row is
-            not what its format promises; the message names file, line and cure.
-        RedactionFailed: ``redact`` raised, or gave no text.
+        ConfigError: no format is registered under that name.
+        ExchangeError: an argument is invalid, the file cannot be read to its end or has no row, or
+            a row is not what its format requires; the message names file, line and cure.
+        RedactionFailed: ``redact`` raised, or returned something other than text.
         MissingDependency: the file is Parquet, and pyarrow is not installed.
     """
-    _require_one_of("format", format, (None, *get_args(Format)))
-    _require_one_of("source", source, get_args(Source))
-    _require_printable(namespace=namespace, tag=tag)
-    meter, counts = Meter(), Counter[Outcome]()
+    reader = RowReader(format)
+    if source not in get_args(Source):
+        known = ", ".join(map(repr, get_args(Source)))
+        raise ExchangeError(f"source is {source!r}; pass one of {known}")
+    for name, text in (("namespace", namespace), ("tag", tag)):
+        if text is not None and not (text and text.isprintable()):
+            raise ExchangeError(f"{name} is {text!r}; pass printable text")
+    meter, counts = Meter(), Counter[str]()
+
+    def so_far() -> Imported:
+        return Imported(counts["added"], counts["known"], counts["bad"], meter.read, meter.total)
+
     with (
         closing(connect(home)) as connection,
         translated(home),
-        closing(read_rows(path, READ_KEYS, meter)) as found,
+        closing(read_rows(path, reader.keys, meter)) as found,
     ):
-        for setting in _ROOM:
+        for setting in _CACHE:
             connection.execute(setting)
-        user = None if user_id is None else Pseudonyms.of(home).name(user_id)
-        filing = Filing(namespace, tag, source, user, time.time(), _name(path))
-        rows = _checked(found, path, format, redact, skip_bad)
-        entries = (None if row is None else entry_of(row, filing, n) for n, row in rows)
-        for batch in _batches(entries):
+        pseudonym = None if user_id is None else Pseudonyms.of(home).name(user_id)
+        file_name = os.fsencode(Path(path).name).decode(errors="replace")  # may be any bytes
+        context = ImportContext(namespace, tag, source, pseudonym, time.time(), file_name)
+        rows = _recorded_rows(found, path, reader, context, redact, skip_bad)
+        for batch in batches(rows, _size):
             with transaction(connection):
                 counts.update(_add(batch, connection))
             if on_progress is not None:
-                on_progress(_progress(counts, meter))
+                on_progress(so_far())
     if not counts:
         raise ExchangeError(f"{path} holds no rows; name a file with a JSON object on each line")
-    return _progress(counts, meter)
+    return so_far()
 
 
-def export_pairs(
-    pairs: Iterable[Pair],
+def export_file(
+    examples: Iterable[Example],
     target: StrPath | IO[bytes],
     *,
-    format: PairFormat = "preference",
+    format: str = "preference",
     skip_bad: bool = False,
 ) -> Exported:
-    """Write pairs, of which an import makes the same pairs again.
+    """Write examples to a file, from which an import makes the same examples again.
 
-    A path is replaced in one step when all is written, with Parquet where it ends in ``.parquet``;
-    a binary stream is written to as it is. All else is JSON lines.
+    A path is replaced in one step when everything is written, and becomes Parquet if it ends in
+    ``.parquet``. All else, and a binary stream, is JSON lines. With ``skip_bad``, examples that the
+    format cannot hold are counted; by default the first one ends the export.
 
     Raises:
-        ExchangeError: the format is unknown or cannot hold a pair, which is named, or the file
-            cannot be written; what was there before is unchanged.
+        ConfigError: no format is registered under that name.
+        ExchangeError: the format cannot hold an example, which is named, or the file cannot be
+            written; the old file is unchanged.
         MissingDependency: Parquet is wanted, and pyarrow is not installed.
     """
-    _require_one_of("format", format, get_args(PairFormat))
+    chosen: Format = plugins.load(plugins.FORMATS, format)
     bad: list[str] = []
-    rows = _held(pairs, format, bad if skip_bad else None)
-    return Exported(_write(rows, COLUMNS[format], target), len(bad))
+
+    def row_of(number: int, example: Example) -> dict[str, Any] | None:
+        try:
+            return chosen.write(record_of(example))
+        except ExchangeError as error:
+            if not skip_bad:
+                raise ExchangeError(
+                    f"row {number} (example {example.example_id}): {error}"
+                ) from error
+            bad.append(example.example_id)
+            return None
+
+    rows = (row_of(number, example) for number, example in enumerate(examples, start=1))
+    written = write_rows((row for row in rows if row is not None), chosen.columns, target)
+    return Exported(written, len(bad))
 
 
-def export_thumbs(thumbs: Iterable[Thumb], target: StrPath | IO[bytes]) -> Exported:
-    """Write thumbs as TRL's unpaired format, which holds all of them; see :func:`export_pairs`."""
-    return Exported(_write(map(write_thumb, thumbs), COLUMNS["unpaired"], target))
+def record_of(example: Example) -> PreferenceRecord:
+    """Take the part of an example that formats hold."""
+    return PreferenceRecord(
+        example.prompt,
+        tuple(completion.message for completion in example.completions),
+        tuple(completion.label or 0 for completion in example.completions),
+        example.tag,
+    )
 
 
-_Batch: TypeAlias = "list[Entry | None]"
-"""Entries in their order; ``None`` stands for a bad row that is skipped."""
+def recorded_row(record: PreferenceRecord, context: ImportContext, number: int) -> RecordedRow:
+    """Make the runs and judgements of a record.
+
+    A single completion makes a thumb. Of several, each two whose labels differ make a comparison.
+    The time is the start of the import plus ``number`` microseconds: later rows are newer.
+    """
+    at = context.started_at + number * 1e-6
+    tag = context.tag or record.tag
+    nodes, prompt_id = chain(record.prompt.messages, record.prompt.tools)
+    runs: list[RunRow] = []
+    for message in record.completions:
+        node = answer(prompt_id, message)
+        run = Run(
+            run_id=_content_id("run", context.namespace, node.id),
+            namespace=context.namespace,
+            created_at=at,
+            prompt=record.prompt,
+            output=message,
+            tags=(tag,) if tag else (),
+            metadata={"imported_from": context.file_name},
+        )
+        runs.append(run_row(run, (*nodes, node)))
+        nodes = []  # the first run brings the prompt for all
+    source, user_id = context.source, context.user_id
+    if len(runs) == 1:
+        run_id, liked = runs[0].run_id, record.labels[0] > 0
+        thumb_id = _content_id("thumb", run_id, liked, source, user_id)
+        thumb = Feedback(
+            thumb_id, run_id, at, "thumbs", float(liked), source=source, user_id=user_id
+        )
+        return RecordedRow((*runs,), thumbs=(thumb,))
+    judged = zip(record.labels, (run.run_id for run in runs), strict=True)
+    comparisons = [
+        Comparison(
+            _content_id("comparison", better, worse, source, user_id),
+            *(at, better, worse, "a", source, user_id),
+        )
+        for (high, better), (low, worse) in permutations(judged, 2)
+        if high > low
+    ]
+    return RecordedRow((*runs,), (*comparisons,))
 
 
-def _require_one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    if value not in allowed:
-        raise ExchangeError(f"{name} is {value!r}; pass one of {', '.join(map(repr, allowed))}")
+def _content_id(*parts: object) -> str:
+    return "import-" + hashlib.blake2b(orjson.dumps(parts), digest_size=16).hexdigest()
 
 
-def _require_printable(**texts: str | None) -> None:
-    for name, text in texts.items():
-        if text is not None and not (text and text.isprintable()):
-            raise ExchangeError(f"{name} is {text!r}; pass printable text")
+def _size(row: RecordedRow | None) -> int:
+    return sum(len(node.body) for run in row.runs for node in run.nodes) if row else 0
 
 
-def _name(path: StrPath) -> str:
-    """The file's name as text that can be stored, whatever bytes it is made of."""
-    return os.fsencode(Path(path).name).decode(errors="replace")
-
-
-def _progress(counts: Counter[Outcome], meter: Meter) -> Imported:
-    return Imported(counts["added"], counts["known"], counts["bad"], meter.read, meter.total)
-
-
-def _checked(
+def _recorded_rows(
     found: Iterable[Found],
     path: StrPath,
-    format: Format | None,
+    reader: RowReader,
+    context: ImportContext,
     redact: Redact | None,
     skip_bad: bool,
-) -> Iterator[tuple[int, Row | None]]:
-    """Yield each row's number, and what it says: ``None`` for a bad one that is skipped."""
-    for number, place, fields in found:
+) -> Iterator[RecordedRow | None]:
+    """Yield what each row adds, and ``None`` for a bad row that is skipped."""
+    for number, (place, fields) in enumerate(found, start=1):
+        row = None
         try:
-            row = _read(fields, format, redact)
+            if isinstance(fields, ExchangeError):
+                raise fields
+            record = reader.read(fields)
+            record = record if redact is None else record.redacted(redact)
+            row = recorded_row(record, context, number)
         except ExchangeError as error:
             if not skip_bad:
                 raise ExchangeError(f"{path}, {place}: {error}") from error
-            row = None
         except RedactionFailed as error:
             raise RedactionFailed(f"{path}, {place}: {error}") from error
-        yield number, row
+        yield row
 
 
-def _read(
-    fields: dict[str, Any] | ExchangeError, format: Format | None, redact: Redact | None
-) -> Row:
-    if isinstance(fields, ExchangeError):
-        raise fields
-    row = read_row(fields, format)
-    return row if redact is None else redacted_row(row, redact)
-
-
-def _batches(entries: Iterable[Entry | None]) -> Iterator[_Batch]:
-    batch: _Batch = []
-    size = 0
-    for entry in entries:
-        batch.append(entry)
-        size += 0 if entry is None else entry.size
-        if len(batch) >= BATCH_ROWS or size >= BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _add(batch: _Batch, connection: sqlite3.Connection) -> Iterator[Outcome]:
-    """Write a batch; an entry is known where its verdict is, since that names its runs."""
+def _add(batch: Sequence[RecordedRow | None], connection: sqlite3.Connection) -> Iterator[str]:
+    """Write a batch. A row is known if the home has its judgements, which name its runs."""
     store = Store(connection)
-    for refusal in store.add_runs([run for entry in batch if entry for run in entry.runs]):
+    for refusal in store.add_runs([run for row in batch if row for run in row.runs]):
         if refusal is not None:
             raise refusal
-    for entry in batch:
+    for row in batch:
         before = connection.total_changes
-        if entry is None:
-            yield "bad"
-            continue
-        if isinstance(entry.verdict, Comparison):
-            store.add_comparison(entry.verdict)
-        else:
-            store.add_feedback(entry.verdict)
-        yield "added" if connection.total_changes > before else "known"
-
-
-def _held(
-    pairs: Iterable[Pair], format: PairFormat, bad: list[str] | None
-) -> Iterator[dict[str, Any]]:
-    """Yield the rows of the pairs that the format can hold."""
-    for number, pair in enumerate(pairs, start=1):
-        row = _row(pair, number, format, bad)
-        if row is not None:
-            yield row
-
-
-def _row(
-    pair: Pair, number: int, format: PairFormat, bad: list[str] | None
-) -> dict[str, Any] | None:
-    """Write a pair; one that the format cannot hold is noted where ``bad`` is a list."""
-    try:
-        return write_pair(pair, format)
-    except ExchangeError as error:
-        if bad is None:
-            raise ExchangeError(f"row {number} (pair {pair.pair_id}): {error}") from error
-        bad.append(pair.pair_id)
-        return None
-
-
-def _write(
-    rows: Iterable[dict[str, Any]], columns: Mapping[str, Any], target: StrPath | IO[bytes]
-) -> int:
-    if not isinstance(target, (str, os.PathLike)):
-        return _write_lines(rows, target)
-    path = Path(target)
-    with replacing(path) as file:
-        if path.suffix == ".parquet":
-            return parquet.write(rows, columns, file)
-        return _write_lines(rows, file)
-
-
-def _write_lines(rows: Iterable[dict[str, Any]], file: IO[bytes]) -> int:
-    written = 0
-    for row in rows:
-        file.write(orjson.dumps(row, default=plain, option=orjson.OPT_APPEND_NEWLINE))
-        written += 1
-    return written
+        for comparison in row.comparisons if row else ():
+            store.add_comparison(comparison)
+        for thumb in row.thumbs if row else ():
+            store.add_feedback(thumb)
+        changed = connection.total_changes > before
+        yield "bad" if row is None else "added" if changed else "known"

@@ -1,11 +1,11 @@
-"""What people said about one question, and which side of it carries.
+"""Settles what people and judges said about one question.
 
-An *opinion* is one side of one question, taken by somebody at some time. Two rules settle every
-question. Each voter's newest word stands, and replaces what the same voter said otherwise before.
-Between voters the stronger kind of signal decides, and then the number of those who gave it.
+A *vote* is one side of one question, taken by somebody at some time. Two rules settle a question.
+The newest vote of each voter counts and supersedes the voter's older ones. Between voters, the
+stronger kind of signal wins; among equally strong signals, the number of voters does.
 
-Knows nothing of runs, prompts or stores: a question and its sides are anything that can be
-compared. Every row that has no say in the end leaves with a reason.
+A question and its sides are any values that can be compared. Every row of feedback that has no
+effect is returned with the reason.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ STRENGTH: tuple[Origin, ...] = ("correction", "comparison", "thumbs", "judge")
 """The kinds of signal, strongest first."""
 
 Voter: TypeAlias = "tuple[Source, str | None]"
-"""Who said it. All rows of one source that name no user count as one voter's."""
+"""Who voted. All rows of one source that name no user count as one voter."""
 
 Reason = Literal[
     "unknown_run",  # the row names a run that is not in this namespace
@@ -38,9 +38,9 @@ Reason = Literal[
     "over_limit",  # the prompt already has its share of thumbs pairs
     "repeated",  # the same lone answer was judged the same way before
 ]
-"""Why a row of feedback or a comparison made neither a pair nor a thumb."""
+"""Why a row of feedback or a comparison made no example."""
 
-LeftRow: TypeAlias = "tuple[str, Reason]"
+LeftOut: TypeAlias = "tuple[str, Reason]"
 """The id of a row, and why it was left out."""
 
 S = TypeVar("S")
@@ -49,53 +49,62 @@ K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
-class Opinion(Generic[S]):
+class Vote(Generic[S]):
     """One side taken on one question; ``side`` is ``None`` for a tie.
 
-    ``rows`` are the ids of the feedback and comparisons that say so, ``said_at`` is when the last
-    of them came, and ``about`` is whatever the caller wants back if this side carries.
+    ``rows`` are the ids of the feedback and comparisons that say so, ``created_at`` is the time of
+    the newest of them, and ``subject`` is what the caller gets back when this side wins.
     """
 
     rows: tuple[str, ...]
-    said_at: float
+    created_at: float
     voters: frozenset[Voter]
     question: Hashable
     side: Hashable | None
     origin: Origin
-    about: S
+    subject: S
 
-    def leave(self, reason: Reason) -> list[LeftRow]:
-        """Leave every row of this opinion out, for one reason."""
+    def left_out(self, reason: Reason) -> list[LeftOut]:
+        """Every row of this vote, with one reason."""
         return [(row, reason) for row in self.rows]
 
 
-def sift(
-    readings: Iterable[tuple[str, Opinion[S] | Reason]],
-) -> tuple[list[Opinion[S]], list[LeftRow]]:
-    """Part the rows that were read as an opinion from those that gave only a reason."""
-    opinions: list[Opinion[S]] = []
-    left: list[LeftRow] = []
+def separate(
+    readings: Iterable[tuple[str, Vote[S] | Reason]],
+) -> tuple[list[Vote[S]], list[LeftOut]]:
+    """Separate the rows that were read as a vote from those that gave only a reason."""
+    votes: list[Vote[S]] = []
+    left: list[LeftOut] = []
     for row, reading in readings:
-        if isinstance(reading, Opinion):
-            opinions.append(reading)
+        if isinstance(reading, Vote):
+            votes.append(reading)
         else:
             left.append((row, reading))
-    return opinions, left
+    return votes, left
 
 
-def settle(opinions: Iterable[Opinion[S]]) -> tuple[list[list[Opinion[S]]], list[LeftRow]]:
-    """Decide every question: the agreeing opinions that carried each, and the rows that did not.
+def settle(votes: Iterable[Vote[S]]) -> tuple[list[list[Vote[S]]], list[LeftOut]]:
+    """Decide every question.
 
-    The result depends on the opinions alone, not on their order: it is sorted by time, then id.
+    Returns the agreeing votes that won each question, sorted by time and then id, and the rows
+    that lost. The order of the input does not matter.
     """
-    standing, left = _newest_words(sorted(opinions, key=lambda o: (o.said_at, o.rows)))
-    carried: list[list[Opinion[S]]] = []
-    for asked in grouped(standing, lambda o: o.question).values():
-        winners, others = _decide(asked)
-        left += others
+    ordered = sorted(votes, key=lambda vote: (vote.created_at, vote.rows))
+    newest = {(vote.voters, vote.question): vote.side for vote in ordered}
+    counted: list[Vote[S]] = []
+    left: list[LeftOut] = []
+    for vote in ordered:
+        if newest[vote.voters, vote.question] == vote.side:
+            counted.append(vote)
+        else:
+            left += vote.left_out("superseded")
+    won: list[list[Vote[S]]] = []
+    for same_question in grouped(counted, lambda vote: vote.question).values():
+        winners, losers = _decide(same_question)
+        left += losers
         if winners:
-            carried.append(winners)
-    return carried, left
+            won.append(winners)
+    return won, left
 
 
 def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
@@ -106,32 +115,21 @@ def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
     return dict(groups)
 
 
-def _newest_words(ordered: Sequence[Opinion[S]]) -> tuple[list[Opinion[S]], list[LeftRow]]:
-    newest = {(o.voters, o.question): o.side for o in ordered}
-    standing: list[Opinion[S]] = []
-    left: list[LeftRow] = []
-    for opinion in ordered:
-        if newest[opinion.voters, opinion.question] == opinion.side:
-            standing.append(opinion)
-        else:
-            left += opinion.leave("superseded")
-    return standing, left
-
-
-def _decide(opinions: Sequence[Opinion[S]]) -> tuple[list[Opinion[S]], list[LeftRow]]:
-    sides = grouped(opinions, lambda o: o.side)
-    left = [row for opinion in sides.pop(None, []) for row in opinion.leave("tie")]
+def _decide(votes: Sequence[Vote[S]]) -> tuple[list[Vote[S]], list[LeftOut]]:
+    sides = grouped(votes, lambda vote: vote.side)
+    left = [row for vote in sides.pop(None, []) for row in vote.left_out("tie")]
     ranked = sorted(sides.values(), key=_support, reverse=True)
     even = len(ranked) > 1 and _support(ranked[0]) == _support(ranked[1])
     winners = [] if even or not ranked else ranked[0]
     losers = ranked if even else ranked[1:]
     reason: Reason = "contradicted" if even else "outvoted"
-    left += [row for side in losers for opinion in side for row in opinion.leave(reason)]
+    left += [row for side in losers for vote in side for row in vote.left_out(reason)]
     return winners, left
 
 
-def _support(side: Sequence[Opinion[S]]) -> tuple[int, ...]:
+def _support(side: Sequence[Vote[S]]) -> tuple[int, ...]:
     """Count the voters behind a side per kind of signal, strongest kind first."""
-    said = {(opinion.origin, voter) for opinion in side for voter in opinion.voters}
-    kinds = Counter(origin for origin, _ in said)
+    kinds = Counter(
+        origin for origin, _ in {(vote.origin, voter) for vote in side for voter in vote.voters}
+    )
     return tuple(kinds[origin] for origin in STRENGTH)

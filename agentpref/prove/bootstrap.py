@@ -1,11 +1,10 @@
-"""How sure a change in accuracy is, when two policies answer the same held-out pairs.
+"""How certain a change in accuracy is, when two policies answer the same held-out examples.
 
-The bound is the one-sided paired bootstrap of scipy, over prompts rather than pairs: pairs that
-share a prompt rise and fall together, and counting them as independent would overstate what is
-known. The percentile method is taken, not BCa. On changes of accuracy its coverage is as good
-(measured: .94 to .97 for a nominal .95, from 20 prompts up), and, unlike BCa's, its bound can
-never fall when a pair improves, so that no candidate is refused for being better. This module
-knows nothing of thresholds or verdicts.
+The bound is scipy's one-sided paired bootstrap over prompts rather than examples: examples that
+share a prompt rise and fall together, and counting them as independent would overstate the
+evidence. It is the percentile method, not BCa. On changes of accuracy its coverage is as good
+(measured: .94 to .97 for a nominal .95, from 20 prompts up), and unlike BCa's its bound can never
+fall when an example improves, so no candidate is refused for being better.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ _CELLS_AT_ONCE = 1_000_000  # resampled numbers held in memory at a time
 
 @dataclass(frozen=True, slots=True)
 class Paired:
-    """Correctness (0, ½ or 1) of two policies on the same pairs, and the prompt of each pair."""
+    """Correctness (0 to 1) of two policies on the same examples, and the prompt of each."""
 
     live: tuple[float, ...] = ()
     candidate: tuple[float, ...] = ()
     prompts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check that all three speak of the same pairs.
+        """Check that all three describe the same pairs.
 
         Raises:
             UpdateError: if their lengths differ or a correctness lies outside [0, 1].
@@ -70,7 +69,7 @@ class Bound:
     """A change in accuracy, candidate − live, and how low it may truly be.
 
     ``lower`` is the one-sided bound and ``error`` the standard error (``None`` where resampling
-    cannot tell it); ``words`` say what limits the bound, and are empty where nothing does.
+    cannot tell it); ``message`` says what limits the bound, and is empty where nothing does.
     """
 
     live: float
@@ -79,7 +78,7 @@ class Bound:
     error: float | None
     pairs: int
     prompts: int
-    words: str = ""
+    message: str = ""
 
     @property
     def change(self) -> float:
@@ -94,9 +93,9 @@ def lower_bound(
 
     The statistic is Σ_c s_c / Σ_c n_c over prompts c, where s_c sums the changes of the n_c pairs
     of one prompt: with a pair per prompt, the plain mean. The same seed gives the same bound. Two
-    cases leave nothing to resample and are said in words: one prompt bounds nothing, so the bound
-    is −1, the least that a change can be; and where all prompts changed equally, that change is
-    the bound.
+    cases leave nothing to resample, and ``message`` names them: one prompt bounds nothing, so the
+    bound is −1, the least that a change can be; and where all prompts changed equally, that change
+    is the bound.
 
     Raises:
         UpdateError: for no pairs at all.
@@ -104,14 +103,14 @@ def lower_bound(
     """
     live, candidate = accuracy(paired.live), accuracy(paired.candidate)
     sums, counts = _by_prompt(paired)
-    lower, error, words = candidate - live, None, ""
+    lower, error, message = candidate - live, None, ""
     if len(sums) == 1:
-        lower, words = -1.0, "a single prompt bounds nothing"
+        lower, message = -1.0, "a single prompt bounds nothing"
     elif len({s / n for s, n in zip(sums, counts, strict=True)}) == 1:
-        words = f"all {len(sums)} prompts changed equally, so resampling shows no spread"
+        message = f"all {len(sums)} prompts changed equally, so resampling shows no spread"
     else:
         lower, error = _resample(sums, counts, confidence, seed, resamples)
-    return Bound(live, candidate, lower, error, len(paired), len(sums), words)
+    return Bound(live, candidate, lower, error, len(paired), len(sums), message)
 
 
 def pairs_needed(

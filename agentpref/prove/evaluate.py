@@ -1,45 +1,237 @@
-"""Evidence from models: how far a candidate moved, and what it writes.
+"""Evaluates a candidate: gathers all the evidence that the gate needs.
 
-Measures and does not judge. Which prompts and pairs are asked about is the caller's choice.
+The learner scores held-out examples under the live policy and the candidate, measures how far the
+candidate is from the base, and answers the same probe prompts with both.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
+from agentpref.config import UpdateConfig
 from agentpref.learn.adapter import Policy
-from agentpref.learn.encode import Encoded, EncodedPair, Ids, encode_prompt
+from agentpref.learn.encode import EncodedExample
 from agentpref.learn.learner import Learner
-from agentpref.prove.gate import Generations
-from agentpref.prove.metrics import distinct_n
-from agentpref.types import Message, Prompt
+from agentpref.learn.losses.kto import is_liked
+from agentpref.models.tokenizer import Ids, encode_prompt
+from agentpref.models.tool_calls import parse_rate
+from agentpref.prefer.strata import coarsen, stratify
+from agentpref.prove.bootstrap import Paired
+from agentpref.prove.checks import UserCheck, run_checks
+from agentpref.prove.gate import Evidence, Generations
+from agentpref.prove.metrics import (
+    accuracy,
+    correctness,
+    distinct_n,
+    evenly,
+    length_ratio,
+    ranking_accuracy,
+    thumb_margins,
+)
+from agentpref.types import Message, Prompt, Stratum
 
-if TYPE_CHECKING:
-    from torch import Tensor
+K = TypeVar("K")
 
+PROBES = 32
+KL_ROWS = 256
 FEWEST_TOKENS, MOST_TOKENS = 64, 256
-_TOOL_CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|$)", re.DOTALL)
+_COST_OF_WRITING = 4
+"""How many tokens are scored in the time that one is generated."""
 
 
-def kl_from_base(learner: Learner, rows: Sequence[Encoded]) -> float:
-    """KL(π_0 ‖ π_θ) in nats per completion token, exact at each token of ``rows``.
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """How right live and candidate are about some held-out rows, from 0 to 1, row by row."""
 
-    The mean over completions of each one's mean over its tokens, as in training: both answers of a
-    pair, and the one of a thumb that was given to its prompt.
+    rows: Sequence[EncodedExample]
+    live: Sequence[float]
+    candidate: Sequence[float]
+
+    def paired(self, numbers: Sequence[int] | None = None) -> Paired:
+        """The scores of some rows, or of all, as evidence; see :meth:`counted`."""
+        counted = self.counted(range(len(self.rows)) if numbers is None else numbers)
+        return Paired(
+            tuple(self.live[i] for i in counted),
+            tuple(self.candidate[i] for i in counted),
+            tuple(self.rows[i].example.prompt.id for i in counted),
+        )
+
+    def counted(self, numbers: Sequence[int]) -> list[int]:
+        """The rows that count as evidence: all but surplus lone ones.
+
+        Of the lone rows in each tag, as many likes as dislikes count, lest a tag that is mostly
+        liked outweigh one that is mostly disliked.
+        """
+        by_tag: dict[str, dict[str, bool]] = {}
+        for example in (self.rows[i].example for i in numbers):
+            if example.lone:
+                by_tag.setdefault(example.tag, {})[example.example_id] = is_liked(example)
+        chosen = frozenset[str]().union(*map(evenly, by_tag.values()))
+        return [
+            i
+            for i in numbers
+            if not self.rows[i].example.lone or self.rows[i].example.example_id in chosen
+        ]
+
+    def counted_thumbs(self) -> int:
+        """How many lone rows count as evidence."""
+        return sum(self.rows[i].example.lone for i in self.counted(range(len(self.rows))))
+
+    def notes(self) -> list[str]:
+        """Says where some lone rows do not count."""
+        thumbs, counted = sum(row.example.lone for row in self.rows), self.counted_thumbs()
+        if counted == thumbs:
+            return []
+        return [
+            f"{counted} of {thumbs} new held-out thumbs count as evidence: as many likes as "
+            "dislikes in every tag, since a policy that moves all answers alike is right about one "
+            "kind"
+        ]
+
+    def joined(self, other: Scores) -> Scores:
+        """These scores and others', as one."""
+        return Scores(
+            [*self.rows, *other.rows],
+            [*self.live, *other.live],
+            [*self.candidate, *other.candidate],
+        )
+
+    def by_tag(self) -> dict[str, dict[str, float]]:
+        """Accuracy of live (``before``) and candidate (``after``) per tag with any evidence."""
+        found: dict[str, dict[str, float]] = {}
+        for tag, numbers in sorted(_group([row.example.tag for row in self.rows]).items()):
+            paired = self.paired(numbers)
+            if len(paired):
+                before, after = accuracy(paired.live), accuracy(paired.candidate)
+                found[tag] = {"pairs": len(paired), "before": before, "after": after}
+        return found
+
+
+def tokens_needed(rows: Sequence[EncodedExample]) -> int:
+    """An upper estimate of an evaluation's cost on these rows, in tokens scored.
+
+    Every row is scored under three policies, and for KL some under the base again. The user's own
+    checks are not included.
     """
-    found = learner.divergences(rows)
-    answers = [
+    tokens = sum(row.width for row in rows)
+    for_kl = tokens * min(KL_ROWS, len(rows)) // max(1, len(rows))
+    probes = min(PROBES, len({row.example.prompt.id for row in rows}))
+    written = 2 * probes * token_limit(rows) if rows else 0
+    return 3 * tokens + for_kl + _COST_OF_WRITING * written
+
+
+def kl_from_base(learner: Learner, rows: Sequence[EncodedExample], *, seed: int) -> float:
+    """KL(π_0 ‖ π_θ) in nats per completion token, exact at each token of some of the rows.
+
+    The mean over the examples' own completions of each one's mean over its tokens, as in training.
+    Call it before :func:`score`, which then needs no pass of its own for these rows.
+    """
+    rows = random.Random(seed).sample(list(rows), min(KL_ROWS, len(rows)))
+    values = [
         kl
-        for row, kls in zip(rows, found, strict=True)
-        for kl in (kls if isinstance(row, EncodedPair) else kls[:1])
+        for row, kls in zip(rows, learner.divergences(rows), strict=True)
+        for kl in kls[: len(row.own)]
     ]
-    return sum(answers) / len(answers)
+    return sum(values) / len(values)
 
 
-def token_limit(rows: Sequence[Encoded]) -> int:
+def score(learner: Learner, rows: Sequence[EncodedExample]) -> Scores:
+    """Score live and candidate on held-out rows.
+
+    A policy is right about completions when it ranks them as people did. It is right about a lone
+    one when it has moved it the way that was asked for, against its mean over all mismatched
+    completions among the rows.
+    """
+    live, candidate = (policy_scores(learner, policy, rows) for policy in ("live", "candidate"))
+    return Scores(rows, live, candidate)
+
+
+def policy_scores(
+    learner: Learner, policy: Policy, rows: Sequence[EncodedExample]
+) -> tuple[float, ...]:
+    """How right one policy is about each row, from 0 to 1."""
+    ratios = learner.ratios(policy, rows)
+    lone = [i for i, row in enumerate(rows) if row.example.lone]
+    margins = thumb_margins(
+        [ratios[i][0] for i in lone],
+        [ratios[i][-1] for i in lone],
+        [is_liked(rows[i].example) for i in lone],
+    )
+    of_lone = dict(zip(lone, correctness(margins), strict=True))
+    labels = ([c.label or 0.0 for c in row.example.completions] for row in rows)
+    return tuple(
+        of_lone[i] if i in of_lone else ranking_accuracy(ratio, wanted)
+        for i, (ratio, wanted) in enumerate(zip(ratios, labels, strict=True))
+    )
+
+
+def gather(
+    learner: Learner,
+    new: Scores,
+    old: Scores,
+    *,
+    kl: float,
+    trained: Sequence[EncodedExample],
+    checks: Mapping[str, UserCheck],
+    config: UpdateConfig,
+) -> Evidence:
+    """Everything the gate's verdict rests on.
+
+    Args:
+        learner: holds live and candidate.
+        new: scores of the held-out rows that live has not learned.
+        old: scores of those that it has; they are what must not be forgotten.
+        kl: the candidate's distance from the base, see :func:`kl_from_base`.
+        trained: the new training rows, which say what lengths they ask for.
+        checks: the user's own checks.
+        config: the seed and the settings of the gate.
+    """
+    rows = [*new.rows, *old.rows] or list(trained)
+    prompts = list({row.example.prompt.id: row.prompt for row in rows}.values())
+    probes = random.Random(config.seed).sample(prompts, min(PROBES, len(prompts)))
+    limit = token_limit(rows)
+    wanted, unwanted = _trained_answers(trained, best=True), _trained_answers(trained, best=False)
+    both = bool(wanted and unwanted)
+    distinct = distinct_n(unwanted)
+    return Evidence(
+        new=new.paired(),
+        retention=_retention(old, config.gate.min_stratum),
+        kl=kl,
+        live=generations(learner, "live", probes, limit=limit),
+        candidate=generations(learner, "candidate", probes, limit=limit),
+        asked_length=length_ratio(_mean_length(wanted), _mean_length(unwanted)) if both else 1.0,
+        asked_distinct=distinct_n(wanted) / distinct if wanted and distinct else 1.0,
+        user_checks=run_checks(checks, lambda messages: answer(learner, messages)),
+    )
+
+
+def _retention(old: Scores, minimum: int) -> dict[Stratum, Paired]:
+    """Evidence by group; a group of lone rows that are all liked, or all disliked, gives none."""
+    groups = _group(coarsen(stratify([row.example for row in old.rows]), minimum))
+    found = {stratum: old.paired(numbers) for stratum, numbers in groups.items()}
+    return {stratum: paired for stratum, paired in found.items() if len(paired)}
+
+
+def _trained_answers(rows: Sequence[EncodedExample], *, best: bool) -> list[Ids]:
+    """The completions that were chosen or liked; or those that were rejected or disliked."""
+    answers: list[Ids] = []
+    for row in rows:
+        labels = [c.label or 0.0 for c in row.example.completions]
+        if not row.example.lone:
+            answers.append(row.own[labels.index(max(labels) if best else min(labels))])
+        elif bool(labels[0]) is best:
+            answers.append(row.own[0])
+    return answers
+
+
+def _mean_length(answers: Sequence[Ids]) -> float:
+    return sum(map(len, answers)) / len(answers)
+
+
+def token_limit(rows: Sequence[EncodedExample]) -> int:
     """How long an answer may be before it counts as endless: twice the longest that was logged."""
     longest = max(len(ids) for row in rows for ids in row.completions)
     return min(MOST_TOKENS, max(FEWEST_TOKENS, 2 * longest))
@@ -48,27 +240,24 @@ def token_limit(rows: Sequence[Encoded]) -> int:
 def generations(
     learner: Learner, policy: Policy, prompts: Sequence[Ids], *, limit: int
 ) -> Generations:
-    """What a policy writes, greedily and at most ``limit`` tokens of it, on probe prompts.
-
-    These come as the tokens of encoded rows, so that none is longer than those trained on.
-    """
+    """What a policy writes on probe prompts, greedily and at most ``limit`` tokens each."""
     tokenizer = learner.base.tokenizer
-    answers, finite = _answer(learner, policy, prompts, limit)
+    answers, finite = _generate(learner, policy, prompts, limit)
     texts = [_text(learner, ids) for ids in answers]
     return Generations(
         distinct_2=distinct_n(answers, 2),
-        mean_length=sum(map(len, answers)) / len(answers),
+        mean_length=_mean_length(answers),
         empty=sum(not text.strip() for text in texts),
-        endless=sum(tokenizer.eos_token_id not in answer for answer in answers),
-        tool_parse=_parse_rate(texts),
+        endless=sum(tokenizer.eos_token_id not in ids for ids in answers),
+        tool_parse=parse_rate(texts),
         finite=finite,
     )
 
 
 def answer(learner: Learner, messages: Sequence[Message]) -> str:
     """The candidate's greedy answer to a list of messages, as text."""
-    asked = encode_prompt(Prompt("", tuple(messages)), learner.base.tokenizer)
-    ((ids,), _) = _answer(learner, "candidate", [asked], MOST_TOKENS)
+    prompt = encode_prompt(Prompt("", tuple(messages)), learner.base.tokenizer)
+    ((ids,), _) = _generate(learner, "candidate", [prompt], MOST_TOKENS)
     return _text(learner, ids)
 
 
@@ -76,16 +265,16 @@ def _text(learner: Learner, ids: Ids) -> str:
     return str(learner.base.tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
-def _answer(
-    learner: Learner, policy: Policy, asked: Sequence[Ids], limit: int
+def _generate(
+    learner: Learner, policy: Policy, prompts: Sequence[Ids], limit: int
 ) -> tuple[list[Ids], bool]:
     """Token ids of each answer up to its end of turn, and whether all logits were finite."""
     import torch
 
-    width = max(map(len, asked))
-    ids = torch.tensor([[learner.pad] * (width - len(row)) + list(row) for row in asked])
-    mask = torch.arange(width) >= torch.tensor([[width - len(row)] for row in asked])
-    with torch.no_grad(), learner.speaking_as(policy) as model:
+    width = max(map(len, prompts))
+    ids = torch.tensor([[learner.pad] * (width - len(row)) + list(row) for row in prompts])
+    mask = torch.arange(width) >= torch.tensor([[width - len(row)] for row in prompts])
+    with torch.no_grad(), learner.policy(policy) as model:
         out: Any = model.generate(  # type: ignore[no-untyped-call]
             input_ids=ids.to(model.device),
             attention_mask=mask.long().to(model.device),
@@ -96,27 +285,14 @@ def _answer(
             return_dict_in_generate=True,
         )
     finite = all(bool(torch.isfinite(step).all()) for step in out.logits)
-    end = learner.base.tokenizer.eos_token_id
-    return [_until(row, end) for row in _rows(out.sequences, width)], finite
-
-
-def _rows(sequences: Tensor, width: int) -> list[list[int]]:
+    end, sequences = learner.base.tokenizer.eos_token_id, out.sequences
     rows: list[list[int]] = sequences[:, width:].tolist()
-    return rows
+    return [tuple(row[: row.index(end) + 1] if end in row else row) for row in rows], finite
 
 
-def _until(row: list[int], end: Any) -> Ids:
-    return tuple(row[: row.index(end) + 1] if end in row else row)
-
-
-def _parse_rate(texts: Sequence[str]) -> float | None:
-    """Share of the tool calls written that are JSON; ``None`` where none was written."""
-    calls = [body for text in texts for body in _TOOL_CALL.findall(text)]
-    return sum(map(_is_object, calls)) / len(calls) if calls else None
-
-
-def _is_object(text: str) -> bool:
-    try:
-        return isinstance(json.loads(text), dict)
-    except ValueError:
-        return False
+def _group(keys: Sequence[K]) -> dict[K, list[int]]:
+    """Indices of equal keys, in order."""
+    groups: dict[K, list[int]] = {}
+    for index, key in enumerate(keys):
+        groups.setdefault(key, []).append(index)
+    return groups

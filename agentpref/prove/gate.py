@@ -1,10 +1,10 @@
-"""The verdict on a candidate: may it serve in place of live?
+"""The gate: decides whether a candidate may serve in place of live.
 
-Takes evidence, gives a verdict with its reasons in words and numbers; every check must hold. Pure:
-it scores no pair, generates no text, and does not know how a verdict is acted upon.
+It takes evidence and returns a verdict with its reasons in words and numbers; every check must
+pass. It is a pure function: scoring and generating happen in ``evaluate.py``.
 
 Retention is a test of non-inferiority per stratum: the lower bound of the change must lie above
-−margin. At a fixed margin of .03 a small stratum would refuse nearly everything, since a harmless
+−margin. A fixed margin of .03 would refuse nearly every update of a small stratum, since a harmless
 update turns over some pairs in either direction. So the margin of a stratum is
 
     max(retention_margin, (z_confidence + z_γ) · √(flip_rate / n) + 1/n),  γ = (1 − confidence) / K
@@ -13,8 +13,8 @@ for n prompts and K retention checks: what an update that changes nothing on ave
 ``flip_rate`` of the prompts, passes with probability 1 − γ (1/n, as a change moves in steps of one
 prompt). By Bonferroni such an update is refused with probability 1 − confidence at most, however
 many strata there are (simulated: .01 to .05 for strata of 10 to 500 prompts; .14 for many of 5).
-The price is that small strata see only large losses (K = 4: .19 at 50 prompts, .09 at 200, .04 at
-1,000); hence one more check, over all strata together, for damage too thin to be seen in any one:
+The price is that small strata detect only large losses (K = 4: .19 at 50 prompts, .09 at 200, .04
+at 1,000). So one more check covers all strata together, for damage too small to detect in any one:
 a loss of .05 in each of three strata of 200 is refused 93 times in 100. The margin depends on
 numbers of prompts and settings, never on what the candidate did.
 """
@@ -25,14 +25,12 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import Any
 
 from agentpref.config import GateSettings
 from agentpref.prove.bootstrap import Bound, Paired, lower_bound, pairs_needed
 from agentpref.prove.metrics import length_ratio
-from agentpref.types import Stratum
-
-Outcome = Literal["promoted", "refused", "insufficient"]
+from agentpref.types import Stratum, Verdict
 
 FEWEST_PROMPTS = 30  # below this the bootstrap covers less than it says
 
@@ -55,24 +53,24 @@ class Generations:
 
 
 @dataclass(frozen=True, slots=True)
-class UserCheck:
-    """What a check of the user's own found."""
+class UserCheckResult:
+    """The result of one of the user's own checks."""
 
     name: str
     passed: bool
-    words: str = ""
+    message: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """All that a verdict rests on.
 
-    ``new`` holds tonight's held-out pairs pooled over recent updates. ``retention`` holds the
-    groups of :func:`~agentpref.prefer.strata.coarsen` that live has learned, and none while the
-    base serves, which has nothing to forget. ``kl`` is KL(π_0‖π_θ) in nats per token. ``live`` and
-    ``candidate`` answered the same probes. ``asked_length`` and ``asked_distinct`` are length ratio
-    and ratio of distinct-2 between the chosen and the rejected answers of the new pairs: what the
-    pairs themselves ask for.
+    ``new`` holds the scores of held-out examples that live has not learned. ``retention`` holds
+    those of the groups of :func:`~agentpref.prefer.strata.coarsen` that it has learned; there is
+    none while the base serves, which has nothing to forget. ``kl`` is KL(π_0‖π_θ) in nats per
+    token. ``live`` and ``candidate`` answered the same probes. ``asked_length`` and
+    ``asked_distinct`` are length ratio and ratio of distinct-2 between the chosen and the rejected
+    answers of the new examples: what they ask for.
     """
 
     new: Paired
@@ -82,40 +80,40 @@ class Evidence:
     retention: Mapping[Stratum, Paired] = field(default_factory=dict)
     asked_length: float = 1.0
     asked_distinct: float = 1.0
-    user_checks: tuple[UserCheck, ...] = ()
+    user_checks: tuple[UserCheckResult, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
-    """One condition: the value found, the bound it is held against, and both in words."""
+class CheckResult:
+    """One condition: the value found, the bound it is compared with, and both in words."""
 
     name: str
-    holds: bool
+    passed: bool
     value: float | None
     bound: float | None
-    words: str
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What the gate rules, and every check it made."""
+class GateResult:
+    """The verdict on a candidate, and every check behind it."""
 
-    verdict: Outcome
-    checks: tuple[Check, ...]
+    verdict: Verdict
+    checks: tuple[CheckResult, ...]
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Words of the checks that failed; empty where the candidate is promoted."""
-        return tuple(f"{check.name}: {check.words}" for check in self.checks if not check.holds)
+        """The messages of the checks that failed; empty where the candidate is promoted."""
+        return tuple(f"{check.name}: {check.message}" for check in self.checks if not check.passed)
 
     def to_mapping(self) -> dict[str, Any]:
-        """The verdict as plain values for JSON; numbers that are not finite become ``None``."""
+        """The result as plain values for JSON; numbers that are not finite become ``None``."""
         checks = [{k: _plain(v) for k, v in asdict(check).items()} for check in self.checks]
         return {"verdict": self.verdict, "checks": checks}
 
 
-def judge(evidence: Evidence, settings: GateSettings | None = None, *, seed: int = 0) -> Verdict:
-    """Rule on a candidate. The same evidence, settings and seed give the same verdict.
+def judge(evidence: Evidence, settings: GateSettings | None = None, *, seed: int = 0) -> GateResult:
+    """Decide on a candidate. The same evidence, settings and seed give the same verdict.
 
     ``refused`` if anything but the amount of new evidence speaks against it; then
     ``insufficient`` if there is too little new evidence; then ``promoted``. With too little
@@ -131,12 +129,15 @@ def judge(evidence: Evidence, settings: GateSettings | None = None, *, seed: int
         *_retention(evidence.retention, settings, seed),
         _kl(evidence.kl, settings),
         *_generation(evidence, settings),
-        *(Check(f"check {c.name}", c.passed, None, None, c.words) for c in evidence.user_checks),
+        *(
+            CheckResult(f"check {c.name}", c.passed, None, None, c.message)
+            for c in evidence.user_checks
+        ),
     )
-    fault = not gain.holds if enough.holds else _is_worse(evidence.new, settings, seed)
-    refused = fault or not all(check.holds for check in guards)
-    outcome: Outcome = "refused" if refused else "promoted" if enough.holds else "insufficient"
-    return Verdict(outcome, (enough, gain, *guards))
+    fault = not gain.passed if enough.passed else _is_worse(evidence.new, settings, seed)
+    refused = fault or not all(check.passed for check in guards)
+    outcome: Verdict = "refused" if refused else "promoted" if enough.passed else "insufficient"
+    return GateResult(outcome, (enough, gain, *guards))
 
 
 def retention_margin(prompts: int, checks: int, settings: GateSettings) -> float:
@@ -151,29 +152,31 @@ def retention_margin(prompts: int, checks: int, settings: GateSettings) -> float
     return max(settings.retention_margin, noise)
 
 
-def _enough(new: Paired, settings: GateSettings) -> Check:
+def _enough(new: Paired, settings: GateSettings) -> CheckResult:
     """Enough pairs, and enough prompts among them for the bootstrap to be trusted."""
     pairs, prompts = len(new), len(set(new.prompts))
     fewest = min(FEWEST_PROMPTS, settings.min_pairs)
     if pairs < settings.min_pairs:
-        words = f"{pairs} new held-out pairs of at least {settings.min_pairs}: "
-        words += f"{settings.min_pairs - pairs} more would allow a promotion"
-        return Check("enough evidence", False, pairs, settings.min_pairs, words)
-    words = f"{pairs} new held-out pairs on {prompts} prompts"
+        message = f"{pairs} new held-out pairs of at least {settings.min_pairs}: "
+        message += f"{settings.min_pairs - pairs} more would allow a promotion"
+        return CheckResult("enough evidence", False, pairs, settings.min_pairs, message)
+    message = f"{pairs} new held-out pairs on {prompts} prompts"
     if prompts < fewest:
-        words += f" of at least {fewest}: ask about {fewest - prompts} other prompts"
-    return Check("enough evidence", prompts >= fewest, prompts, fewest, words)
+        message += f" of at least {fewest}: ask about {fewest - prompts} other prompts"
+    return CheckResult("enough evidence", prompts >= fewest, prompts, fewest, message)
 
 
-def _gain(new: Paired, settings: GateSettings, seed: int) -> Check:
+def _gain(new: Paired, settings: GateSettings, seed: int) -> CheckResult:
     if not len(new):
-        return Check("new preferences", False, None, 0.0, "no new held-out pair to judge by")
+        return CheckResult("new preferences", False, None, 0.0, "no new held-out pair to judge by")
     bound = lower_bound(new, confidence=settings.confidence, seed=seed)
-    holds = bound.lower > 0
-    words = _describe(bound, 0.0, holds)
-    if not holds:
-        words += _cure(bound, 0.0, settings, "no gain to prove: check the labels, or train longer")
-    return Check("new preferences", holds, bound.lower, 0.0, words)
+    passed = bound.lower > 0
+    message = _describe(bound, 0.0, passed)
+    if not passed:
+        message += _cure(
+            bound, 0.0, settings, "no gain to prove: check the labels, or train longer"
+        )
+    return CheckResult("new preferences", passed, bound.lower, 0.0, message)
 
 
 def _is_worse(new: Paired, settings: GateSettings, seed: int) -> bool:
@@ -186,7 +189,7 @@ def _is_worse(new: Paired, settings: GateSettings, seed: int) -> bool:
 
 def _retention(
     retention: Mapping[Stratum, Paired], settings: GateSettings, seed: int
-) -> Iterator[Check]:
+) -> Iterator[CheckResult]:
     groups = {str(stratum): paired for stratum, paired in retention.items()}
     if len(groups) > 1:
         groups["all strata together"] = Paired.pooled(groups.values())
@@ -196,23 +199,25 @@ def _retention(
         yield _retained(f"retention of {name}", bound, margin, settings)
 
 
-def _retained(name: str, bound: Bound, margin: float, settings: GateSettings) -> Check:
-    holds = bound.lower > -margin
-    words = _describe(bound, -margin, holds)
+def _retained(name: str, bound: Bound, margin: float, settings: GateSettings) -> CheckResult:
+    passed = bound.lower > -margin
+    message = _describe(bound, -margin, passed)
     if margin > settings.retention_margin:
-        words += f" (margin widened from {_dot(settings.retention_margin)}: on {bound.prompts} "
-        words += "prompts a smaller loss could not be told from chance)"
-    if not holds:
+        message += f" (margin widened from {_dot(settings.retention_margin)}: on {bound.prompts} "
+        message += "prompts a smaller loss could not be told from chance)"
+    if not passed:
         loss = "a loss beyond the margin: raise replay.minimum or kl.weight, or refit from base"
-        words += _cure(bound, -settings.retention_margin, settings, loss)
-    return Check(name, holds, bound.lower, -margin, words)
+        message += _cure(bound, -settings.retention_margin, settings, loss)
+    return CheckResult(name, passed, bound.lower, -margin, message)
 
 
-def _describe(bound: Bound, floor: float, holds: bool) -> str:
+def _describe(bound: Bound, floor: float, passed: bool) -> str:
     """Write a change as ``.52 -> .91 on 214 held-out pairs, +.39, lower bound +.33 > 0``."""
     against = "0" if floor == 0 else _dot(floor, signed=True)
-    relation = f"> {against}" if holds else f"not > {against}, short by {_dot(floor - bound.lower)}"
-    note = f" ({bound.words})" if bound.words else ""
+    relation = (
+        f"> {against}" if passed else f"not > {against}, short by {_dot(floor - bound.lower)}"
+    )
+    note = f" ({bound.message})" if bound.message else ""
     return (
         f"{_dot(bound.live)} -> {_dot(bound.candidate)} on {bound.pairs} held-out pairs, "
         f"{_dot(bound.change, signed=True)}, lower bound {_dot(bound.lower, signed=True)} "
@@ -228,16 +233,18 @@ def _cure(bound: Bound, floor: float, settings: GateSettings, otherwise: str) ->
     return f"; if this change is real, about {needed} pairs would settle it"
 
 
-def _kl(kl: float, settings: GateSettings) -> Check:
-    holds = kl <= settings.kl_budget
-    words = f"{_dot(kl)} nats per token from the base, {'within' if holds else 'over'} the budget "
-    words += f"of {_dot(settings.kl_budget)}"
-    if not holds:
-        words += ": refit from base on the whole buffer"
-    return Check("KL budget", holds, kl, settings.kl_budget, words)
+def _kl(kl: float, settings: GateSettings) -> CheckResult:
+    passed = kl <= settings.kl_budget
+    message = (
+        f"{_dot(kl)} nats per token from the base, {'within' if passed else 'over'} the budget "
+    )
+    message += f"of {_dot(settings.kl_budget)}"
+    if not passed:
+        message += ": refit from base on the whole buffer"
+    return CheckResult("KL budget", passed, kl, settings.kl_budget, message)
 
 
-def _generation(evidence: Evidence, settings: GateSettings) -> Iterator[Check]:
+def _generation(evidence: Evidence, settings: GateSettings) -> Iterator[CheckResult]:
     """Checks on what the candidate writes, none of which needs many probes."""
     live, candidate = evidence.live, evidence.candidate
     yield _finite(candidate.finite)
@@ -248,27 +255,31 @@ def _generation(evidence: Evidence, settings: GateSettings) -> Iterator[Check]:
     yield _tool_calls(live.tool_parse, candidate.tool_parse)
 
 
-def _finite(finite: bool) -> Check:
-    words = "all log-probabilities are finite"
+def _finite(finite: bool) -> CheckResult:
+    message = "all log-probabilities are finite"
     if not finite:
-        words = "NaN or infinite log-probabilities: lower the learning rate"
-    return Check("finite", finite, None, None, words)
+        message = "NaN or infinite log-probabilities: lower the learning rate"
+    return CheckResult("finite", finite, None, None, message)
 
 
-def _distinct(live: Generations, candidate: Generations, asked: float, s: GateSettings) -> Check:
+def _distinct(
+    live: Generations, candidate: Generations, asked: float, s: GateSettings
+) -> CheckResult:
     """Distinct-2 at least ``distinct_floor`` × live's, or less where the pairs ask for less.
 
     A set phrase that users prefer ("Certainly!") lowers the diversity of good answers too.
     """
     floor = s.distinct_floor * min(1.0, asked) * live.distinct_2
-    holds = candidate.distinct_2 >= floor
-    words = f"{_dot(live.distinct_2)} -> {_dot(candidate.distinct_2)}, at least {_dot(floor)}"
-    if not holds:
-        words += ": answers repeat themselves; train less, or raise kl.weight"
-    return Check("distinct-2", holds, candidate.distinct_2, floor, words)
+    passed = candidate.distinct_2 >= floor
+    message = f"{_dot(live.distinct_2)} -> {_dot(candidate.distinct_2)}, at least {_dot(floor)}"
+    if not passed:
+        message += ": answers repeat themselves; train less, or raise kl.weight"
+    return CheckResult("distinct-2", passed, candidate.distinct_2, floor, message)
 
 
-def _length(live: Generations, candidate: Generations, asked: float, s: GateSettings) -> Check:
+def _length(
+    live: Generations, candidate: Generations, asked: float, s: GateSettings
+) -> CheckResult:
     """Length within ``length_ratio`` of live's, stretched by what the pairs ask for.
 
     The end on the asked side is multiplied by the pairs' own ratio, so that an answer of just the
@@ -276,37 +287,37 @@ def _length(live: Generations, candidate: Generations, asked: float, s: GateSett
     """
     low, high = s.length_ratio[0] * min(1.0, asked), s.length_ratio[1] * max(1.0, asked)
     ratio = length_ratio(candidate.mean_length, live.mean_length)
-    holds = low <= ratio <= high
-    words = f"{live.mean_length:.1f} -> {candidate.mean_length:.1f} tokens, × {_dot(ratio)}, "
-    words += f"{'within' if holds else 'outside'} {_dot(low)} to {_dot(high)}"
+    passed = low <= ratio <= high
+    message = f"{live.mean_length:.1f} -> {candidate.mean_length:.1f} tokens, × {_dot(ratio)}, "
+    message += f"{'within' if passed else 'outside'} {_dot(low)} to {_dot(high)}"
     if (low, high) != s.length_ratio:
-        words += f" (stretched: chosen answers are × {_dot(asked)} as long as rejected ones)"
-    if not holds:
-        words += ": balance the lengths of the pairs, or lower the learning rate"
-    return Check("length ratio", holds, ratio, low if ratio < low else high, words)
+        message += f" (stretched: chosen answers are × {_dot(asked)} as long as rejected ones)"
+    if not passed:
+        message += ": balance the lengths of the pairs, or lower the learning rate"
+    return CheckResult("length ratio", passed, ratio, low if ratio < low else high, message)
 
 
-def _no_more(name: str, live: int, candidate: int) -> Check:
+def _no_more(name: str, live: int, candidate: int) -> CheckResult:
     """No more than live's, but for the noise of a count: two standard deviations, 2√live.
 
     Where live has none, one is too many.
     """
     allowed = live + int(2 * math.sqrt(live))
-    words = f"{candidate} on the probes, live {live}"
+    message = f"{candidate} on the probes, live {live}"
     if candidate > allowed:
-        words += f", at most {allowed}: train less, or raise kl.weight"
-    return Check(name, candidate <= allowed, candidate, allowed, words)
+        message += f", at most {allowed}: train less, or raise kl.weight"
+    return CheckResult(name, candidate <= allowed, candidate, allowed, message)
 
 
-def _tool_calls(live: float | None, candidate: float | None) -> Check:
+def _tool_calls(live: float | None, candidate: float | None) -> CheckResult:
     if live is None or candidate is None:
         silent = "live" if live is None else "the candidate"
-        words = f"nothing to compare: {silent} wrote no tool call on the probes"
-        return Check("tool-call JSON", True, candidate, live, words)
-    words = f"{_dot(live)} -> {_dot(candidate)} of tool calls parse"
+        message = f"nothing to compare: {silent} wrote no tool call on the probes"
+        return CheckResult("tool-call JSON", True, candidate, live, message)
+    message = f"{_dot(live)} -> {_dot(candidate)} of tool calls parse"
     if candidate < live:
-        words += ": raise loss.nll, or replay more pairs with tool calls"
-    return Check("tool-call JSON", candidate >= live, candidate, live, words)
+        message += ": raise loss.nll, or replay more pairs with tool calls"
+    return CheckResult("tool-call JSON", candidate >= live, candidate, live, message)
 
 
 def _dot(value: float, signed: bool = False) -> str:

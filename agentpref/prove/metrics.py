@@ -1,10 +1,9 @@
-"""What is measured of a policy, as pure functions of numbers and tokens.
+"""Measures of a policy, as pure functions of numbers and tokens.
 
 A *margin* is DPO's implicit reward margin of one held-out pair (2305.18290, eq. 5, without β):
 h = log[π/π_0](chosen) − log[π/π_0](rejected), in nats. A policy is right about a pair when h > 0.
-The margin of a held-out thumb is its log-ratio's distance from the policy's reference point, see
-:func:`thumb_margins`. This module knows nothing of models, tokenizers, the gate or its thresholds;
-all of it is plain Python and can be checked by hand.
+The margin of a held-out thumb is the distance of its log-ratio from the policy's reference point,
+see :func:`thumb_margins`.
 """
 
 from __future__ import annotations
@@ -30,6 +29,24 @@ def correctness(margins: Iterable[float]) -> tuple[float, ...]:
     return tuple(_right(index, margin) for index, margin in enumerate(margins))
 
 
+def ranking_accuracy(ratios: Sequence[float], labels: Sequence[float]) -> float:
+    """Share of an example's comparisons that a policy ranks as the labels do; ties count ½.
+
+    Two completions with different labels make a comparison, so a pair's accuracy is 0, ½ or 1. With
+    no comparison at all it is ½.
+
+    >>> ranking_accuracy([2.0, 1.0, 0.0], [1.0, 0.0, 0.5])
+    0.6666666666666666
+    """
+    right = correctness(
+        ratios[i] - ratios[j]
+        for i, better in enumerate(labels)
+        for j, worse in enumerate(labels)
+        if better > worse
+    )
+    return accuracy(right) if right else 0.5
+
+
 def thumb_margins(
     ratios: Sequence[float], mismatched: Sequence[float], desirable: Sequence[bool]
 ) -> tuple[float, ...]:
@@ -39,8 +56,8 @@ def thumb_margins(
     of ``mismatched``, those of answers to other prompts: how far the policy has moved in general.
     A policy is right about a thumb when it has moved this answer up, or down, against that.
 
-    The reference point is KTO's (2402.01306, section 4.1; ``losses.kto_margin``), but for its clamp
-    at 0, which the exam must not have: a policy that lowers all log-ratios, as preference training
+    The reference point is KTO's (2402.01306, section 4.1; ``kto_margin``), but for its clamp at 0,
+    which an evaluation must not have: a policy that lowers all log-ratios, as preference training
     tends to, would be wrong about every like, and another that differs from it by nothing but a
     constant would look better. Without the clamp, a constant added to all log-ratios changes no
     margin. One that is added to the judged answers alone still moves likes and dislikes against
@@ -173,7 +190,7 @@ class RMatrix:
 def recovery(acc: float, naive: float, joint: float) -> float | None:
     """(ACC − ACC_naive) / (ACC_joint − ACC_naive): the share of the forgetting gap that is closed.
 
-    0 is no better than training night by night with no protection, 1 as good as training on all
+    0 is no better than training update by update with no protection, 1 as good as training on all
     at once. ``None`` where naive and joint are equal: there is no gap to close.
     """
     return None if joint == naive else (acc - naive) / (joint - naive)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import random
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias, get_args
+from typing import NamedTuple, get_args
 
 import orjson
 
@@ -20,10 +20,7 @@ from agentpref.home import Home
 from agentpref.record.messages import reread
 from agentpref.record.spill import is_whole
 from agentpref.record.updates import Role
-from agentpref.types import SOURCES, WINNERS
-
-Progress: TypeAlias = Callable[[str, int, int], None]
-"""Called with the stage that runs, how much of it is done, and how much there is."""
+from agentpref.types import SOURCES, WINNERS, Progress
 
 _TRIES = 10
 """How many row numbers are drawn for each row of a sample: removed rows leave gaps."""

@@ -1,7 +1,7 @@
-"""What agentpref asks of an inference engine, and the values that pass between them.
+"""The protocol of an inference engine, and the values that are passed to it and from it.
 
-A backend loads revisions under their own, never reused names and generates with exactly the one it
-is told. It does not know which revision is live, who is asking, or why: that is the router's.
+A backend loads revisions under their own names, which are never reused, and generates with exactly
+the one that it is given. The router decides which one that is.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ FinishReason = Literal["stop", "length"]
 _SEEDS = 2**63
 
 IN_PROCESS = "process:"
-"""How the places of engines begin that end with their process."""
+"""The start of each place whose engine ends with its process."""
 
 
 @dataclass(frozen=True, slots=True)
 class Revision:
-    """An immutable, content-addressed adapter, ``rev-000042-<sha12>``, and the folder it is in.
+    """An immutable, content-addressed adapter, ``rev-000042-<sha12>``, and its folder.
 
-    ``tainted_at`` is when it was found that its training saw what a user has had forgotten;
-    ``quarantined_at`` is since when it must not serve, for the ``quarantine_reason``; and
-    ``pruned_at`` is when its folder was removed, to make room.
+    Times are in seconds since 1970. ``tainted_at`` is when something that it was trained on was
+    forgotten; ``quarantined_at`` is since when it must not serve, for the ``quarantine_reason``;
+    ``pruned_at`` is when its folder was removed to make room.
     """
 
     revision_id: str
@@ -48,7 +48,7 @@ class Revision:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One call to a model. ``temperature`` 0 is greedy; ``seed`` fixes a sampled answer.
+    """One call to a model. ``temperature`` 0 is greedy; ``seed`` makes sampling reproducible.
 
     Raises:
         InvalidMessage: there is no message.
@@ -64,20 +64,24 @@ class GenerationRequest:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse what no engine could answer."""
+        """Refuse settings that are out of range."""
         if not self.messages:
             raise InvalidMessage("a request has no messages; give at least one")
-        _require(self.max_tokens >= 1, "max_tokens", self.max_tokens, "1 or more")
-        _require(0 <= self.temperature < inf, "temperature", self.temperature, "0 or more")
-        _require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
-        if self.seed is not None:
-            _require(-_SEEDS <= self.seed < _SEEDS, "seed", self.seed, "a whole number of 64 bits")
-        _require(all(self.stop), "stop", self.stop, "strings that are not empty")
+        for name, is_allowed, allowed in (
+            ("max_tokens", self.max_tokens >= 1, "1 or more"),
+            ("temperature", 0 <= self.temperature < inf, "0 or more"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("seed", -_SEEDS <= (self.seed or 0) < _SEEDS, "a whole number of 64 bits"),
+            ("stop", all(self.stop), "strings that are not empty"),
+        ):
+            if not is_allowed:
+                value = getattr(self, name)
+                raise ConfigError(f"{name} is {value!r}, but must be {allowed}")
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What one revision answered. ``logprobs`` are natural logs, one per token of ``token_ids``."""
+    """The answer of one revision. ``logprobs`` are natural logs, one per token of ``token_ids``."""
 
     revision: str
     message: Message
@@ -90,9 +94,9 @@ class Reply:
 class Capabilities:
     """What a backend can do, and where.
 
-    ``places`` says where loaded revisions are, each server for itself: a place is equal for two
-    backends that share it, and unique to the process for an engine inside it. ``max_loaded`` is
-    how many revisions fit beside each other.
+    ``places`` names where revisions are loaded, one place per server: equal for two backends that
+    share a server, unique for an engine inside a process. ``max_loaded`` is how many revisions fit
+    beside each other.
     """
 
     engine: str
@@ -102,7 +106,7 @@ class Capabilities:
 
 
 def place_in_process() -> str:
-    """Name an engine of this process that no other process can reach."""
+    """Make a place for an engine inside this process."""
     return f"{IN_PROCESS}{os.getpid()}-{uuid.uuid4().hex[:12]}"
 
 
@@ -111,54 +115,49 @@ class ServingBackend(Protocol):
     """An inference engine that can hold several revisions of one base model."""
 
     def capabilities(self) -> Capabilities:
-        """Say what the engine can do, without touching the model."""
+        """Say what the engine can do, without using the model."""
 
     def validate(self, revision: Revision) -> None:
-        """Refuse a revision that this engine could not serve, before the engine sees it.
+        """Refuse a revision that this engine cannot serve, before it is loaded.
 
         Raises:
-            InvalidAdapter: for a broken, unsupported or edited adapter.
-            WrongBase: for one trained on another base model, tokenizer or chat template.
+            InvalidAdapter: the adapter is broken, unsupported or edited.
+            WrongBase: it was trained on another base model, tokenizer or chat template.
         """
 
     def load(self, revision: Revision) -> None:
-        """Make a revision ready to generate; loading one that is loaded does nothing."""
+        """Make a revision ready to generate; loading it again does nothing."""
 
     def probe(self, revision_id: str) -> Reply:
         """Answer one fixed prompt greedily.
 
         Raises:
-            ProbeFailed: a log-probability is not finite; the revision is to blame.
-            SwapFailed: there was no answer; the engine is.
+            ProbeFailed: a log-probability is not finite, so the revision is broken.
+            SwapFailed: there was no answer, so the engine is at fault.
         """
 
     def unload(self, revision_id: str, places: Sequence[str] | None = None) -> None:
-        """Give back a revision's memory; unloading one that is not loaded does nothing.
+        """Free a revision's memory; unloading one that is not loaded does nothing.
 
         Args:
             revision_id: the revision.
-            places: only there; ``None``: everywhere.
+            places: unload it there only; ``None`` for everywhere.
         """
 
     def list_loaded(self) -> tuple[str, ...]:
-        """Name the revisions that are ready, in the order they were loaded."""
+        """Name the loaded revisions, in the order they were loaded."""
 
     def generate(self, revision_id: str, request: GenerationRequest) -> Reply:
         """Answer a request with one revision (or ``"base"``), every token of it."""
 
     def stream(self, revision_id: str, request: GenerationRequest) -> Iterator[str | Reply]:
-        """Yield pieces of text as they come, then the whole :class:`Reply` last."""
+        """Yield pieces of text as they come, and the whole :class:`Reply` last."""
 
     def close(self) -> None:
         """Stop the engine; calls after this raise ``BackendClosed``."""
 
 
-def _require(holds: bool, name: str, value: object, allowed: str) -> None:
-    if not holds:
-        raise ConfigError(f"{name} is {value!r}, but must be {allowed}")
-
-
 PROBE = GenerationRequest(
     messages=({"role": "user", "content": "Hello! What can you do for me?"},), max_tokens=8
 )
-"""What engines ask a revision before it may serve."""
+"""What an engine asks a revision before it may serve."""

@@ -1,8 +1,8 @@
-"""Folders of adapters on disk: copied whole, named, removed, and cleaned up after a crash.
+"""Folders of adapters on disk: copied, named, exported, removed, and cleaned up after a crash.
 
-A folder has a revision's name only while it is whole: what is copied is synced before it gets one,
-and what is to go loses it first. Modes are set, not left to the umask, since an engine may run as
-another user. Knows nothing of the database: which folders have a row, it is told.
+A folder has a revision's name only while it is complete: a copy is synced before it gets the name,
+and a folder that is to be removed loses the name first. Modes are set, not left to the umask, since
+an engine may run as another user.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Container, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Container, Iterable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from agentpref.errors import AgentprefError, NotKept
-from agentpref.home import sync
-from agentpref.serve import manifest as manifests
-from agentpref.serve.validate import check_files
+from agentpref.errors import ConfigError, InvalidAdapter
+from agentpref.home import Home, StrPath, copy_file, sync, writing
+from agentpref.serve.backend import Revision
+from agentpref.serve.manifest import ADAPTER_FILES, MANIFEST_FILE, digest_adapter, is_revision_id
+from agentpref.serve.validate import check_files, check_published
 
 _TEMPORARY = ".publishing-"
 _LEAVING = ".pruning-"
@@ -27,36 +28,29 @@ _FILE_MODE = 0o644
 _ABANDONED_AFTER = 3600.0
 
 
-def copy(folder: Path, adapters: Path) -> Path:
-    """Copy an adapter's files into a folder that has no name yet, and return that.
+def copy_adapter(folder: Path, adapters: Path) -> Path:
+    """Copy an adapter's files into a new folder without a revision's name, and return that.
 
     Raises:
-        InvalidAdapter: a file is missing, or is none that an adapter has.
+        InvalidAdapter: a file is missing or a symbolic link.
     """
     check_files(folder)
     temporary = adapters / f"{_TEMPORARY}{uuid.uuid4().hex}"
     with ExitStack() as on_failure:
         on_failure.callback(discard, temporary)
-        copy_files(folder, temporary, manifests.ADAPTER_FILES)
-        sync(adapters.parent)  # which may have got the folder of adapters just now
+        _copy_files(folder, temporary, ADAPTER_FILES)
+        sync(adapters.parent)  # the folder of adapters may be new
         on_failure.pop_all()
     return temporary
 
 
-def copy_files(source: Path, target: Path, names: Iterable[str]) -> None:
-    """Copy files into a new folder, synced; the folder itself is not, until it gets a name."""
-    target.mkdir(parents=True)
-    target.chmod(_FOLDER_MODE)
-    for name in names:
-        _copy_file(source / name, target / name)
-
-
 def write(target: Path, data: bytes) -> None:
-    """Write a new file, synced."""
+    """Write a new file, durably."""
     with target.open("xb") as writer:
         writer.write(data)
         writer.flush()
-        _seal(writer.fileno())
+        os.fchmod(writer.fileno(), _FILE_MODE)
+        os.fsync(writer.fileno())
 
 
 def give_name(temporary: Path, folder: Path) -> None:
@@ -67,71 +61,83 @@ def give_name(temporary: Path, folder: Path) -> None:
 
 
 def take_name(folder: Path) -> Path:
-    """Take the name of a folder that is to go, durably, and return where it is now.
-
-    So no half of a folder ever has a revision's name: what a crash leaves, the next one cleans.
-    """
+    """Take the name from a folder that is to be removed, durably, and return its new path."""
     leaving = folder.with_name(f"{_LEAVING}{uuid.uuid4().hex}")
     folder.rename(leaving)
     sync(folder.parent)
     return leaving
 
 
-def clean(adapters: Path, known: Container[str]) -> None:
-    """Remove what crashed publishers left. Call it while no other can name a folder."""
-    for folder in adapters.iterdir():
-        nameless = manifests.is_revision_id(folder.name) and folder.name not in known
-        if nameless or _is_left(folder):
-            discard(folder)
-
-
-def leavings(adapters: Path) -> list[str]:
-    """Name the folders that a publisher or a pruning did not come to the end of."""
-    return sorted(folder.name for folder in adapters.iterdir() if _is_left(folder))
-
-
 def discard(folder: Path) -> None:
-    """Remove a folder that has no name, as far as that goes; of a link, the link."""
+    """Remove a folder without a revision's name as far as possible; of a link, the link."""
     if folder.is_symlink():
         folder.unlink()
     else:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@contextmanager
-def written(place: Path) -> Iterator[None]:
-    """Raise as ``NotKept`` what the system says where a place cannot be written."""
-    try:
-        yield
-    except AgentprefError:
-        raise  # some of ours are OSErrors too
-    except OSError as error:
-        raise NotKept(
-            f"{error.filename or place} cannot be written ({error.strerror or error}); free space "
-            f"on its disk, and let this user read and write it"
-        ) from error
+def clean(adapters: Path, known: Container[str]) -> None:
+    """Remove what crashes left. Call it while no other process can name a folder."""
+    leftover = leftovers(adapters)
+    for folder in adapters.iterdir():
+        is_unknown = is_revision_id(folder.name) and folder.name not in known
+        if is_unknown or folder.name in leftover:
+            discard(folder)
 
 
-def _is_left(folder: Path) -> bool:
-    publishing = folder.name.startswith(_TEMPORARY) and _abandoned(folder)
-    return publishing or folder.name.startswith(_LEAVING)
+def leftovers(adapters: Path) -> list[str]:
+    """Name the folders that a crash during publishing or pruning left."""
+    found: list[str] = []
+    for folder in adapters.iterdir():
+        with suppress(FileNotFoundError):
+            # A younger one may be in use: another process is publishing right now.
+            is_abandoned = time.time() - folder.stat().st_mtime > _ABANDONED_AFTER
+            if folder.name.startswith(_LEAVING) or (
+                folder.name.startswith(_TEMPORARY) and is_abandoned
+            ):
+                found.append(folder.name)
+    return sorted(found)
 
 
-def _abandoned(temporary: Path) -> bool:
-    """Another publisher may be copying right now: only a folder left alone for an hour is dead."""
-    try:
-        return time.time() - temporary.stat().st_mtime > _ABANDONED_AFTER
-    except FileNotFoundError:
-        return False
+def export(revision: Revision, target: StrPath, home: Home) -> Path:
+    """Copy a revision to a new folder, which gets its name once all of it is on disk.
+
+    Raises:
+        ConfigError: the target is in the home, a file, or a folder that is not empty.
+        InvalidAdapter: the revision's files are not those that were published.
+        NotKept: the target cannot be written.
+    """
+    place = Home.resolve(target)
+    with writing(place), ExitStack() as at_end:
+        _require_free(place, home)
+        check_published(revision)
+        draft = place.with_name(f"{place.name}.unfinished-{uuid.uuid4().hex}")
+        at_end.callback(discard, draft)
+        _copy_files(revision.path, draft, (*ADAPTER_FILES, MANIFEST_FILE))
+        copied = digest_adapter(draft)  # what was checked may have changed while it was copied
+        for name, digest in revision.manifest["files"].items():
+            if copied.get(name) != digest:
+                raise InvalidAdapter(
+                    f"{revision.path / name} changed while it was copied; export the revision again"
+                )
+        give_name(draft, place)
+    return place
 
 
-def _copy_file(source: Path, target: Path) -> None:
-    with source.open("rb") as reader, target.open("xb") as writer:
-        shutil.copyfileobj(reader, writer, 1 << 20)
-        writer.flush()
-        _seal(writer.fileno())
+def _copy_files(source: Path, target: Path, names: Iterable[str]) -> None:
+    target.mkdir(parents=True)
+    target.chmod(_FOLDER_MODE)
+    for name in names:
+        copy_file(source / name, target / name, _FILE_MODE)
 
 
-def _seal(descriptor: int) -> None:
-    os.fchmod(descriptor, _FILE_MODE)
-    os.fsync(descriptor)
+def _require_free(place: Path, home: Home) -> None:
+    if place.is_symlink() or (place.exists() and not place.is_dir()):
+        raise ConfigError(f"{place} is not a folder; choose one that is missing or empty")
+    if Path(os.path.realpath(place)).is_relative_to(os.path.realpath(home.path)):
+        raise ConfigError(f"{place} is inside the home itself; choose a folder elsewhere")
+    found = next(place.iterdir(), None) if place.is_dir() else None
+    if found is not None:
+        raise ConfigError(
+            f"{place} contains {found.name!r}; choose a folder that is missing or empty"
+        )

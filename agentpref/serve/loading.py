@@ -1,7 +1,7 @@
-"""Making a revision ready: it is checked, loaded, and asked a probe, before it may serve.
+"""Making a revision ready: it is checked, loaded and probed before it may serve.
 
-One that is to blame itself, whose files are broken or which answers nothing finite, is put into
-quarantine. Knows nothing of routes, leases and holds: whoever loads holds the revision already.
+A revision that is broken itself, because its files are damaged or its numbers are not finite, goes
+into quarantine. The caller has pinned the revision.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _logger = logging.getLogger(__name__)
 
 
 def validate(backend: ServingBackend, registry: Registry, revision: Revision) -> None:
-    """Check a revision before the engine sees it.
+    """Check a revision before the engine loads it.
 
     Raises:
         InvalidAdapter: its files are broken; it is in quarantine now.
@@ -32,17 +32,17 @@ def validate(backend: ServingBackend, registry: Registry, revision: Revision) ->
     try:
         backend.validate(revision)
     except InvalidAdapter as error:
-        _condemn(registry, revision, error)
+        _quarantine(registry, revision, error)
         raise
 
 
 def load(
     backend: ServingBackend, registry: Registry, revision: Revision, *, serving: str | None
 ) -> None:
-    """Load a revision beside what serves, which an error names, and probe it.
+    """Load a revision beside the one that is ``serving``, which errors name, and probe it.
 
     Raises:
-        SwapFailed: it could not be loaded, or answered the probe with nonsense.
+        SwapFailed: it could not be loaded, or its answer to the probe is not finite.
         BackendClosed: the backend was closed before.
     """
     name = revision.revision_id
@@ -53,14 +53,13 @@ def load(
         raise
     except ServingError as error:
         if isinstance(error, ProbeFailed):
-            _condemn(registry, revision, error)
+            _quarantine(registry, revision, error)
         raise SwapFailed(
             f"{name} could not be made ready: {error}; {serving or 'the base model'} still serves"
         ) from error
 
 
-def _condemn(registry: Registry, revision: Revision, error: AgentprefError) -> None:
-    """Put a revision that is to blame itself where nobody promotes it again."""
+def _quarantine(registry: Registry, revision: Revision, error: AgentprefError) -> None:
     try:
         registry.quarantine(revision.revision_id, str(error))
     except AgentprefError:

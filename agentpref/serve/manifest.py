@@ -1,8 +1,8 @@
-"""The manifest of a revision: what it is made of and where it came from.
+"""The manifest of a revision: what it consists of and where it came from.
 
 A revision is named by its content, ``rev-<number>-<first 12 hex digits of the files' digest>``, so
-that one name never means two adapters. The manifest is written canonically (sorted keys, UTF-8):
-equal manifests are equal bytes. Nothing here judges an adapter, or knows what is live.
+that a name never means two adapters. The manifest is written canonically (sorted keys, UTF-8):
+equal manifests are equal bytes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _REVISION_ID = re.compile(r"rev-\d{6,}-[0-9a-f]{12}")
 
 
 def is_revision_id(name: str) -> bool:
-    """Say whether a name has the form of a revision's, and so is safe as a folder's name."""
+    """Whether a name has the form of a revision's, and so is safe as a folder's name."""
     return _REVISION_ID.fullmatch(name) is not None
 
 
@@ -45,47 +45,17 @@ def digest_file(file: Path) -> str:
 
 
 def digest_adapter(folder: Path) -> dict[str, str]:
-    """Sha256 of each file that makes up an adapter, by name."""
+    """Sha256 of each file of an adapter, by name."""
     return {name: digest_file(folder / name) for name in ADAPTER_FILES}
 
 
-def describe(
-    *,
-    files: Mapping[str, str],
-    namespace: str,
-    parent: str | None,
-    base: Mapping[str, Any],
-    training: Mapping[str, Any],
-    watermark: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The manifest as a value.
-
-    Args:
-        files: sha256 by file name.
-        namespace: whose feedback the adapter was trained on.
-        parent: the revision that training started from, ``None`` for the bare base.
-        base: ``name``, ``digest`` and ``template_digest`` of the base model.
-        training: the settings and figures of the update.
-        watermark: how far into the log the training data reached.
-    """
-    return {
-        "format": FORMAT,
-        "files": dict(files),
-        "namespace": namespace,
-        "parent": parent,
-        "base": dict(base),
-        "training": dict(training),
-        "watermark": dict(watermark),
-    }
-
-
 def encode(manifest: Mapping[str, Any]) -> bytes:
-    """The canonical bytes of a manifest: what the folder and the database both hold."""
+    """The canonical bytes of a manifest, which the folder and the database both contain."""
     options = orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
     return orjson.dumps(dict(manifest), option=options)
 
 
 def decode(data: bytes | str) -> dict[str, Any]:
-    """Read a manifest back; unknown keys, written by a newer version, are kept."""
+    """Read a manifest back; keys that a newer version wrote are kept."""
     manifest: dict[str, Any] = orjson.loads(data)
     return manifest

@@ -1,11 +1,10 @@
-"""Which revisions may go, to make room, and letting them go.
+"""Pruning: removing the folders of revisions that nothing needs, to make room.
 
-A revision that serves, or may have to, stays; so does one that an engine may have loaded. Two flags
-keep a pruning and a router out of each other's way, and each sets its own before it looks at the
-other's: a pruning marks the row and then looks at the holds, a router takes its hold and then looks
-at the row. Two prunings know their marks by the time that is in them. The row stays for good, since
-history, lineage and taint lead through it. Knows nothing of engines: whether one has a revision
-loaded, it asks who called.
+A revision stays while it serves, may have to serve, or may be loaded in an engine. A pruning and a
+router use two flags, and each sets its own before it reads the other's: a pruning marks the row and
+then reads the pins; a router takes its pin and then reads the row. So no router loads what is being
+removed. Two prunings at once tell their marks apart by the time in them. The row stays for good,
+since history, lineage and taint refer to it.
 """
 
 from __future__ import annotations
@@ -15,98 +14,78 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeAlias
 
 from agentpref.errors import ConfigError, RevisionError
-from agentpref.home import Home
+from agentpref.home import Home, writing
 from agentpref.record.database import transaction
 from agentpref.record.updates import last_clean
-from agentpref.serve import folders, holds, pointer, standing
+from agentpref.serve import folders, status
+from agentpref.serve.pins import find_pins
 from agentpref.types import BASE
 
 KEEP = 5
 """How many of the newest revisions stay, whether or not anything needs them."""
 
-_OTHER = "another pruning is at it"
-
 Ask: TypeAlias = Callable[[str, str], bool | None]
-"""Told a place and a revision: is it loaded there? ``None`` where the engine does not say."""
+"""Called with a place and a revision: is it loaded there? ``None`` if the engine does not say."""
+
+_UNMARK = "UPDATE revision SET pruned_at = NULL WHERE revision_id = ? AND pruned_at = ?"
+
+
+def no_answer(place: str, revision_id: str) -> None:
+    """The default :data:`Ask`: no engine says what it has loaded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """What a pruning removed, oldest first, how many bytes that freed, and why the rest stayed."""
+    """What was removed, oldest first, how many bytes that freed, and why each other one stayed."""
 
     removed: tuple[str, ...]
     kept: Mapping[str, str]
     bytes: int
 
 
-def silent(place: str, revision_id: str) -> None:
-    """Answer for engines that nobody can ask: they do not say."""
-
-
-def protected(connection: sqlite3.Connection, namespace: str, keep: int) -> dict[str, str]:
-    """Say which revisions of a namespace must stay for what they are, and why."""
-    state = pointer.state(connection, namespace)
-    query = (
-        "SELECT revision_id FROM revision WHERE namespace = ? AND pruned_at IS NULL"
-        " ORDER BY seq DESC LIMIT ?"
-    )
-    why = {
-        name: f"one of the newest {keep}"
-        for (name,) in connection.execute(query, (namespace, keep))
-    }
-    if state.live is not None:
-        why[last_clean(connection, state.live)] = "the last clean one of the live line"
-    with suppress(RevisionError):  # nothing to roll back to
-        why[pointer.previous(connection, namespace) or BASE] = "what a rollback goes to"
-    why |= {state.canary or BASE: "canary", state.live or BASE: "live"}
-    why.pop(BASE, None)
-    return why
-
-
+@dataclass(frozen=True, slots=True)
 class Pruning:
-    """One pruning of one namespace.
+    """One pruning of one namespace; the arguments are those of ``Registry.prune``.
 
-    Args:
-        home: whose revisions.
-        connection: to its database; it opens transactions of its own.
-        namespace: whose revisions go; other namespaces' are not looked at.
-        keep: how many of the newest stay.
-        ask: whether an engine that outlives its users has a revision loaded.
-
-    Raises:
-        ConfigError: ``keep`` is below 1, and so the candidate of an update might go.
+    ``connection`` is to the home's database; the pruning opens transactions of its own.
     """
 
-    def __init__(
-        self, home: Home, connection: sqlite3.Connection, namespace: str, *, keep: int, ask: Ask
-    ) -> None:
-        """Touch nothing yet."""
-        if keep < 1:
-            raise ConfigError(f"keep is {keep!r}, but must be 1 or more: the newest may be a trial")
-        self._home = home
-        self._connection = connection
-        self._namespace = namespace
-        self._keep = keep
-        self._ask = ask
+    home: Home
+    connection: sqlite3.Connection
+    namespace: str
+    keep: int
+    ask: Ask
 
-    def run(self, *, dry_run: bool) -> Pruned:
-        """Let go of what may go, oldest first; where ``dry_run``, only say what that is.
+    def run(self, dry_run: bool) -> Pruned:
+        """Remove what nothing needs, oldest first; with ``dry_run``, only say what that is.
 
         Raises:
+            ConfigError: ``keep`` is below 1, so that the candidate of an update could be removed.
             NotKept: a folder cannot be removed.
         """
+        if self.keep < 1:
+            raise ConfigError(
+                f"keep is {self.keep!r}, but must be 1 or more: the newest may be a candidate"
+            )
         removed: list[str] = []
         kept: dict[str, str] = {}
         freed = 0
         if not dry_run:
             self._clean()
-        for name in self._candidates():
-            size = _size(self._home.adapters / name)
-            why = self._needed(name) or (None if dry_run else self._let_go(name))
+        query = "SELECT revision_id, pruned_at FROM revision WHERE namespace = ? ORDER BY seq"
+        for name, pruned_at in self.connection.execute(query, (self.namespace,)).fetchall():
+            folder = self.home.adapters / name
+            if pruned_at is not None and not folder.exists():
+                continue  # removed before; where the folder is there, a crash interrupted that
+            size = 0
+            with suppress(FileNotFoundError):  # someone deleted it by hand, or another pruning did
+                size = sum(file.stat().st_size for file in folder.iterdir())
+            why = self._needed().get(name) or self._use(name)
+            if why is None and not dry_run:
+                why = self._remove(name)
             if why is None:
                 removed.append(name)
                 freed += size
@@ -114,68 +93,84 @@ class Pruning:
                 kept[name] = why
         return Pruned(tuple(removed), kept, freed)
 
-    def _candidates(self) -> list[str]:
-        """Those that are there, and those whose pruning was cut short."""
-        query = "SELECT revision_id, pruned_at FROM revision WHERE namespace = ? ORDER BY seq"
-        rows = self._connection.execute(query, (self._namespace,)).fetchall()
-        return [name for name, at in rows if at is None or (self._home.adapters / name).exists()]
+    def _needed(self) -> dict[str, str]:
+        """Which revisions of the namespace must stay whether or not they are loaded, and why."""
+        state = status.read_state(self.connection, self.namespace)
+        query = (
+            "SELECT revision_id FROM revision WHERE namespace = ? AND pruned_at IS NULL"
+            " ORDER BY seq DESC LIMIT ?"
+        )
+        newest = self.connection.execute(query, (self.namespace, self.keep))
+        why = {name: f"one of the newest {self.keep}" for (name,) in newest}
+        if state.live is not None:
+            clean = last_clean(self.connection, state.live)
+            why[clean] = "the last clean one of the live line"
+        with suppress(RevisionError):  # nothing to roll back to
+            previous = status.previous(self.connection, self.namespace)
+            why[previous or BASE] = "what a rollback goes to"
+        why |= {state.canary or BASE: "canary", state.live or BASE: "live"}
+        why.pop(BASE, None)
+        return why
 
-    def _needed(self, name: str) -> str | None:
-        """Say what the revision is needed for, or None."""
-        why = protected(self._connection, self._namespace, self._keep)
-        return why.get(name) or self._in_use(name)
-
-    def _in_use(self, name: str) -> str | None:
-        for holder in holds.holders(self._home.holds, name):
-            if holder.alive:
-                return f"in use at {holder.place}"
-            loaded = False if holder.is_over else self._ask(holder.place, name)
+    def _use(self, name: str) -> str | None:
+        """Where a revision is or may be loaded; ``None`` if it is nowhere."""
+        for pin in find_pins(self.home.pins, name):
+            if pin.alive:
+                return f"in use at {pin.place}"
+            loaded = False if pin.is_stale else self.ask(pin.place, name)
             if loaded is None:
-                return f"perhaps loaded at {holder.place}, which does not say"
+                return f"perhaps loaded at {pin.place}, which does not say"
             if loaded:
-                return f"loaded at {holder.place}"
+                return f"loaded at {pin.place}"
         return None
 
-    def _let_go(self, name: str) -> str | None:
-        """Mark, look at the holds again, and remove; say why not where that was not to be."""
-        folder, at = self._home.adapters / name, time.time()
-        with transaction(self._connection):
-            if name in standing.pruned(self._connection):
-                return _OTHER
-            why = protected(self._connection, self._namespace, self._keep).get(name)
+    def _remove(self, name: str) -> str | None:
+        """Mark a revision, read the pins again, and remove it; say why if it has to stay."""
+        folder, now = self.home.adapters / name, time.time()
+        other = "another pruning is at it"
+        with transaction(self.connection):
+            if self._is_marked(name):
+                return other
+            why = self._needed().get(name)
             if why is not None:
                 return why
-            standing.mark_pruned(self._connection, name, at)
-        with folders.written(folder), ExitStack() as otherwise:
-            otherwise.callback(standing.unmark_pruned, self._connection, name, at)
-            why = self._in_use(name)
+            mark_pruned(self.connection, name, now)
+        with writing(folder), ExitStack() as on_failure:
+            on_failure.callback(self.connection.execute, _UNMARK, (name, now))
+            why = self._use(name)
             if why is not None:
                 return why
-            with transaction(self._connection):
-                if not standing.is_marked(self._connection, name, at):
-                    return _OTHER
+            with transaction(self.connection):
+                if not self._is_marked(name, now):
+                    return other
                 leaving = folders.take_name(folder) if folder.exists() else None
-            otherwise.pop_all()
+            on_failure.pop_all()
         if leaving is not None:
             folders.discard(leaving)
-        for holder in holds.holders(self._home.holds, name):
-            holds.forget(self._home.holds, holder)
+        for pin in find_pins(self.home.pins, name):
+            pin.remove()
         return None
 
+    def _is_marked(self, name: str, at: float | None = None) -> bool:
+        query = "SELECT pruned_at FROM revision WHERE revision_id = ? AND pruned_at IS NOT NULL"
+        row = self.connection.execute(query, (name,)).fetchone()
+        return row is not None and at in (None, row["pruned_at"])
+
     def _clean(self) -> None:
-        """Undo what crashes left: half-removed folders, marks, and holds whose engine has ended."""
-        with transaction(self._connection):
-            folders.clean(self._home.adapters, standing.names(self._connection))
-            for name, at in standing.pruned(self._connection).items():
-                if (self._home.adapters / name).exists():
-                    standing.unmark_pruned(self._connection, name, at)
-        for holder in holds.holders(self._home.holds):
-            if holder.is_over:
-                holds.forget(self._home.holds, holder)
+        """Undo what crashes left: folders, marks of revisions still there, and stale pins."""
+        with transaction(self.connection):
+            rows = self.connection.execute("SELECT revision_id, pruned_at FROM revision")
+            marks: dict[str, float | None] = dict(rows.fetchall())
+            folders.clean(self.home.adapters, marks)
+            for name, at in marks.items():
+                if at is not None and (self.home.adapters / name).exists():
+                    self.connection.execute(_UNMARK, (name, at))
+        for pin in find_pins(self.home.pins):
+            if pin.is_stale:
+                pin.remove()
 
 
-def _size(folder: Path) -> int:
-    try:
-        return sum(file.stat().st_size for file in folder.iterdir())
-    except FileNotFoundError:  # somebody deleted it, or another pruning is at it
-        return 0
+def mark_pruned(connection: sqlite3.Connection, revision_id: str, at: float) -> None:
+    """Mark a revision as pruned since a time."""
+    query = "UPDATE revision SET pruned_at = ? WHERE revision_id = ?"
+    connection.execute(query, (at, revision_id))

@@ -1,10 +1,10 @@
 """The registry: which revisions exist, and which of them serves.
 
-A revision is a folder that is never changed and a row that names it; the row is the truth. Publish
-makes the folder whole and durable first and the row last, so that a crash leaves a folder that
-nothing names, which the next publish removes. What is live is one row per namespace, changed only
-by compare-and-swap on its generation, and each change is appended to a history. Knows nothing of
-engines and requests. Every call opens its own connection: threads and processes may share a home.
+A revision is a folder that never changes and a row in the database; the row is the truth.
+Publishing makes the folder complete and durable first and writes the row last, so a crash leaves a
+folder without a row, which the next publishing removes. What is live is one row per namespace,
+changed only by compare-and-swap on its generation, and each change is added to a history. Every
+call opens its own connection: threads and processes may share a home.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from agentpref.errors import InvalidAdapter, RevisionError, UnknownRevision
-from agentpref.home import Home, StrPath
+from agentpref.home import Home, StrPath, writing
 from agentpref.record.database import connect, transaction, translated
-from agentpref.serve import export, folders, pointer, pruning, standing
+from agentpref.serve import folders, pruning, status
 from agentpref.serve import manifest as manifests
 from agentpref.serve.backend import Revision
-from agentpref.serve.pointer import HistoryEntry as HistoryEntry
-from agentpref.serve.pointer import ServingState as ServingState
+from agentpref.serve.status import HistoryEntry as HistoryEntry
+from agentpref.serve.status import ServingState as ServingState
 from agentpref.serve.validate import check_adapter, check_published, check_revision
 from agentpref.types import BASE
 
@@ -49,7 +49,7 @@ class Registry:
         self, home: Home | str | Path | None = None, *, namespace: str = "default"
     ) -> None:
         """Take an existing home; nothing is created."""
-        self.home = home if isinstance(home, Home) else Home.open(home)
+        self.home = Home.open(home)
         self.namespace = namespace
 
     def __repr__(self) -> str:
@@ -64,62 +64,62 @@ class Registry:
     def list(self) -> Revisions:
         """All published revisions of the namespace, oldest first."""
         query = "SELECT * FROM revision WHERE namespace = ? ORDER BY seq"
-        with self._reading() as connection:
+        with self._connected() as connection:
             return [self._revision(row) for row in connection.execute(query, (self.namespace,))]
 
     def get(self, revision_id: str) -> Revision:
-        """Look a revision up by its id.
+        """Look up a revision by its id.
 
         Raises:
             UnknownRevision: this namespace has none of that id.
         """
-        with self._reading() as connection:
+        with self._connected() as connection:
             return self._find(connection, revision_id)
 
     def state(self) -> ServingState:
         """What is live and canary now, and the generation to compare with."""
-        with self._reading() as connection:
-            return pointer.state(connection, self.namespace)
+        with self._connected() as connection:
+            return status.read_state(connection, self.namespace)
 
     def history(self) -> History:
         """Every change of what is served, oldest first."""
-        with self._reading() as connection:
-            return pointer.history(connection, self.namespace)
+        with self._connected() as connection:
+            return status.read_history(connection, self.namespace)
 
     def previous(self) -> str | None:
         """What a rollback would make live: a revision's id, or ``None`` for the bare base model.
 
         Raises:
-            RevisionError: nothing was ever promoted, or everything was rolled back.
+            RevisionError: nothing was promoted, or everything was rolled back.
         """
-        with self._reading() as connection:
-            return pointer.previous(connection, self.namespace)
+        with self._connected() as connection:
+            return status.previous(connection, self.namespace)
 
     def require_untainted(self, revision: Revision) -> None:
-        """Refuse a revision that saw what was forgotten since: it neither serves nor learns on.
+        """Refuse a revision that was trained on what was forgotten since, or that was pruned.
 
         Raises:
-            RevisionError: it is tainted; the cure names the last clean one of its line.
+            RevisionError: the cure names the last clean one of its line.
         """
-        with self._reading() as connection:
-            standing.require_clean(connection, revision.revision_id)
+        with self._connected() as connection:
+            status.require_fit(connection, revision.revision_id, released=False)
 
     def require_available(self, revision: Revision) -> None:
-        """Refuse a revision whose files are pruned, or that is in quarantine.
+        """Refuse a revision that was pruned, or is in quarantine.
 
-        A router asks after it took its hold: from then on, nobody prunes the revision.
+        A router asks after it has pinned the revision: from then on, nobody prunes it.
 
         Raises:
-            RevisionError: it is not to be loaded or learned on; the message says why.
+            RevisionError: the message says why.
         """
-        with self._reading() as connection:
-            standing.require_available(connection, revision.revision_id)
+        with self._connected() as connection:
+            status.require_fit(connection, revision.revision_id, untainted=False)
 
     def quarantine(self, revision_id: str, reason: str) -> Revision:
-        """Keep a revision from being made live, for a reason, until it is released.
+        """Keep a revision from being made live until it is released.
 
-        What serves already goes on: roll back from it, or promote another. One that is in
-        quarantine keeps the time and the reason that it has.
+        A revision that serves goes on serving: roll back, or promote another. A revision that is in
+        quarantine already keeps its time and reason.
 
         Raises:
             UnknownRevision: this namespace has none of that id.
@@ -127,11 +127,17 @@ class Registry:
         """
         if not reason.strip():
             raise RevisionError(
-                f"no reason was given for a quarantine of {revision_id}; say what is wrong with it"
+                f"the quarantine of {revision_id} has no reason; say what is wrong with it"
             )
-        with self._reading() as connection, transaction(connection):
+        # A reason may name a file whose name is not UTF-8, which SQLite does not store.
+        stored = reason.strip().encode(errors="backslashreplace").decode()
+        with self._connected() as connection, transaction(connection):
             self._find(connection, revision_id)
-            standing.quarantine(connection, revision_id, reason.strip())
+            connection.execute(
+                "UPDATE revision SET quarantined_at = ?, quarantine_reason = ?"
+                " WHERE revision_id = ? AND quarantined_at IS NULL",
+                (time.time(), stored, revision_id),
+            )
             return self._find(connection, revision_id)
 
     def release(self, revision_id: str) -> Revision:
@@ -139,15 +145,19 @@ class Registry:
 
         Raises:
             UnknownRevision: this namespace has none of that id.
-            InvalidAdapter: its files are still broken; it stays where it is.
+            InvalidAdapter: its files are still broken; it stays in quarantine.
             RevisionError: it was pruned.
         """
         revision = self.get(revision_id)
         if revision.pruned_at is None:
             check_revision(revision)
-        with self._reading() as connection, transaction(connection):
-            standing.release(connection, revision_id)
-            standing.require_available(connection, revision_id)
+        with self._connected() as connection, transaction(connection):
+            status.require_fit(connection, revision_id, untainted=False, released=False)
+            connection.execute(
+                "UPDATE revision SET quarantined_at = NULL, quarantine_reason = NULL"
+                " WHERE revision_id = ?",
+                (revision_id,),
+            )
             return self._find(connection, revision_id)
 
     def publish(
@@ -155,43 +165,44 @@ class Registry:
         folder: str | Path,
         *,
         parent: str | None,
-        base: Mapping[str, Any],
+        model: Mapping[str, Any],
         training: Mapping[str, Any],
         watermark: Mapping[str, Any] = _NOTHING,
     ) -> Revision:
         """Copy a trained adapter into the home as a new revision. It does not serve yet.
 
         Args:
-            folder: where peft saved the adapter; it is left as it is.
+            folder: where peft saved the adapter; it stays as it is.
             parent: the revision that training started from, ``None`` for the bare base model.
-            base: ``name``, ``digest`` and ``template_digest`` of the base model.
+            model: ``name``, ``digest`` and ``template_digest`` of the base model.
             training: settings and figures of the update, as plain values.
             watermark: how far into the log the training data reached.
 
         Raises:
-            InvalidAdapter: for an adapter that no engine should see; nothing is published.
+            InvalidAdapter: the adapter is broken or unsupported; nothing is published.
             NotKept: the home cannot be written.
             UnknownRevision: the parent does not exist.
         """
         if parent is not None:
             self.get(parent)
-        with folders.written(self.home.adapters), ExitStack() as at_end:
-            temporary = folders.copy(Path(folder), self.home.adapters)
+        with writing(self.home.adapters), ExitStack() as at_end:
+            temporary = folders.copy_adapter(Path(folder), self.home.adapters)
             at_end.callback(folders.discard, temporary)
             check_adapter(temporary)
-            manifest = manifests.describe(
-                files=manifests.digest_adapter(temporary),
-                namespace=self.namespace,
-                parent=parent,
-                base=base,
-                training=training,
-                watermark=watermark,
-            )
+            manifest = {
+                "format": manifests.FORMAT,
+                "files": manifests.digest_adapter(temporary),
+                "namespace": self.namespace,
+                "parent": parent,
+                "base": dict(model),
+                "training": dict(training),
+                "watermark": dict(watermark),
+            }
             folders.write(temporary / manifests.MANIFEST_FILE, manifests.encode(manifest))
-            return self._name(temporary, manifest)
+            return self._insert(temporary, manifest)
 
     def promote(self, revision_id: str, *, expected_generation: int | None = None) -> ServingState:
-        """Make a revision live. It ends a canary, whichever revision that was.
+        """Make a revision live. This ends a canary, whichever revision that was.
 
         Args:
             revision_id: the revision to serve from now on; ``"base"`` for the bare base model.
@@ -201,15 +212,12 @@ class Registry:
             UnknownRevision: this namespace has none of that id.
             InvalidAdapter: its files are not those that were published.
             RevisionError: it is tainted, in quarantine, or pruned.
-            GenerationConflict: somebody changed what is served in between.
+            GenerationConflict: another process changed what is served in between.
         """
-        if revision_id != BASE:
-            self._check(revision_id)
         live = None if revision_id == BASE else revision_id
-        with self._changing(expected_generation) as (connection, state):
-            standing.require_fit(connection, revision_id)
+        with self._changing(revision_id, expected_generation) as (connection, state):
             new = state._replace(live=live, canary=None, weight=0.0)
-            return pointer.change(connection, new, "promote")
+            return status.change(connection, new, "promote")
 
     def canary(
         self,
@@ -229,66 +237,60 @@ class Registry:
             RevisionError: the weight is out of range, or the revision must not serve.
             UnknownRevision: this namespace has none of that id.
             InvalidAdapter: its files are not those that were published.
-            GenerationConflict: somebody changed what is served in between.
+            GenerationConflict: another process changed what is served in between.
         """
         if not (0 < weight <= 1 if revision_id is not None else weight == 0):
             raise RevisionError(
                 f"canary weight {weight!r} of {revision_id} is out of range; give a share above 0 "
                 f"and at most 1, or end the canary with canary(None, 0)"
             )
-        if revision_id is not None:
-            self._check(revision_id)
-        with self._changing(expected_generation) as (connection, state):
-            if revision_id is not None:
-                standing.require_fit(connection, revision_id)
+        with self._changing(revision_id or BASE, expected_generation) as (connection, state):
             new = state._replace(canary=revision_id, weight=float(weight))
-            return pointer.change(connection, new, "canary")
+            return status.change(connection, new, "canary")
 
     def rollback(self, *, expected_generation: int | None = None) -> ServingState:
         """Undo the last promotion that still stands: the revision before it serves again.
 
         Rolling back twice goes back two promotions; from the first it goes to the bare base model.
-        What is tainted, in quarantine or pruned is passed over: what must not serve is no way out
-        of trouble. A canary ends.
+        Revisions that are tainted, in quarantine or pruned are passed over. A canary ends.
 
         Raises:
             RevisionError: no promotion is left to undo.
-            GenerationConflict: somebody changed what is served in between.
+            GenerationConflict: another process changed what is served in between.
         """
-        with self._changing(expected_generation) as (connection, state):
-            live = pointer.previous(connection, self.namespace)
-            return pointer.change(
-                connection, state._replace(live=live, canary=None, weight=0.0), "rollback"
-            )
+        with self._changing(BASE, expected_generation) as (connection, state):
+            live = status.previous(connection, self.namespace)
+            new = state._replace(live=live, canary=None, weight=0.0)
+            return status.change(connection, new, "rollback")
 
     def prune(
         self,
         keep: int = pruning.KEEP,
         *,
-        ask: pruning.Ask = pruning.silent,
+        ask: pruning.Ask = pruning.no_answer,
         dry_run: bool = False,
     ) -> pruning.Pruned:
         """Remove the folders of revisions that nothing needs; their rows stay.
 
-        What stays: the live one and the canary, what a rollback would make live, the last clean
-        one of the live line, the newest, and what a process uses or an engine may have loaded.
+        These stay: the live one and the canary, what a rollback would make live, the last clean one
+        of the live line, the newest, and what a process uses or an engine may have loaded.
 
         Args:
             keep: how many of the newest stay, 1 or more.
-            ask: told an engine's place (a URL) and a revision's id, says whether the engine has it
-                loaded; ``None`` if it does not say, and then the revision stays.
-            dry_run: remove nothing, and say what would go.
+            ask: is called with an engine's place (a URL) and a revision's id, and returns whether
+                the engine has it loaded, or ``None`` if it does not say. The revision is removed
+                only if it returns ``False``.
+            dry_run: remove nothing, and say what would be removed.
 
         Raises:
             ConfigError: ``keep`` is below 1.
             NotKept: a folder cannot be removed.
         """
-        with self._reading() as connection:
-            work = pruning.Pruning(self.home, connection, self.namespace, keep=keep, ask=ask)
-            return work.run(dry_run=dry_run)
+        with self._connected() as connection:
+            return pruning.Pruning(self.home, connection, self.namespace, keep, ask).run(dry_run)
 
     def export(self, revision_id: str, folder: StrPath) -> Path:
-        """Copy a revision to a folder of its own, that plain peft and plain vLLM load.
+        """Copy a revision to a folder of its own, which plain peft and plain vLLM load.
 
         Args:
             revision_id: the revision, live or not.
@@ -298,39 +300,38 @@ class Registry:
             UnknownRevision: this namespace has none of that id.
             RevisionError: it is tainted, or was pruned.
             InvalidAdapter: its files are not those that were published.
-            ConfigError: the folder is no place for a copy.
+            ConfigError: the folder is in the home, a file, or not empty.
             NotKept: the folder cannot be written.
         """
         revision = self.get(revision_id)
-        with self._reading() as connection:
-            standing.require_clean(connection, revision_id)
-            standing.require_present(connection, revision_id)
-        return export.export(revision, folder, self.home)
+        with self._connected() as connection:
+            status.require_fit(connection, revision_id, released=False)
+        return folders.export(revision, folder, self.home)
 
     @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
+    def _connected(self) -> Iterator[sqlite3.Connection]:
         with translated(self.home), closing(connect(self.home)) as connection:
             connection.row_factory = sqlite3.Row
             yield connection
 
     @contextmanager
-    def _changing(self, expected: int | None) -> Iterator[tuple[sqlite3.Connection, ServingState]]:
-        with self._reading() as connection, transaction(connection):
-            state = pointer.state(connection, self.namespace)
-            pointer.require_generation(state, expected)
+    def _changing(
+        self, revision_id: str, expected_generation: int | None
+    ) -> Iterator[tuple[sqlite3.Connection, ServingState]]:
+        """Change what serves in one transaction, for a revision that may serve and is intact."""
+        if revision_id != BASE:
+            revision = self.get(revision_id)
+            self.require_untainted(revision)
+            self.require_available(revision)
+            try:
+                check_published(revision)
+            except InvalidAdapter:
+                self.require_available(revision)  # it may have been pruned just now
+                raise
+        with self._connected() as connection, transaction(connection):
+            state = status.read_state(connection, self.namespace, expected_generation)
+            status.require_fit(connection, revision_id)
             yield connection, state
-
-    def _check(self, revision_id: str) -> None:
-        """Refuse what must not serve before its files are read: what is pruned has none."""
-        revision = self.get(revision_id)
-        with self._reading() as connection:
-            standing.require_fit(connection, revision_id)
-        try:
-            check_published(revision)
-        except InvalidAdapter:
-            with self._reading() as connection:  # it may have been pruned just now
-                standing.require_present(connection, revision_id)
-            raise
 
     def _find(self, connection: sqlite3.Connection, revision_id: str) -> Revision:
         query = "SELECT * FROM revision WHERE revision_id = ? AND namespace = ?"
@@ -338,14 +339,14 @@ class Registry:
         if row is None:
             raise UnknownRevision(
                 f"namespace {self.namespace!r} has no revision {revision_id!r}; "
-                f"list() names those it has"
+                f"list() gives those it has"
             )
         return self._revision(row)
 
     def _revision(self, row: sqlite3.Row) -> Revision:
         name = row["revision_id"]
         if not manifests.is_revision_id(name):
-            raise InvalidAdapter(f"{name!r} in {self.home.database} is no revision's name")
+            raise InvalidAdapter(f"{name!r} in {self.home.database} is not a revision's name")
         return Revision(
             revision_id=name,
             namespace=row["namespace"],
@@ -359,36 +360,30 @@ class Registry:
             pruned_at=row["pruned_at"],
         )
 
-    def _name(self, temporary: Path, manifest: dict[str, Any]) -> Revision:
+    def _insert(self, temporary: Path, manifest: dict[str, Any]) -> Revision:
         """Number the folder, move it to its place and write its row, as one transaction.
 
-        The write lock is what makes the cleaning safe: whoever holds it knows that no other
-        publisher stands between its rename and its row.
+        The write lock makes the cleaning safe: while a process has it, no other publisher is
+        between its rename and its row. A child of a tainted revision is tainted.
         """
-        with self._reading() as connection, transaction(connection):
-            folders.clean(self.home.adapters, standing.names(connection))
+        with self._connected() as connection, transaction(connection):
+            names = connection.execute("SELECT revision_id FROM revision")
+            folders.clean(self.home.adapters, {name for (name,) in names})
             (seq,) = connection.execute("SELECT COALESCE(MAX(seq), 0) + 1 FROM revision").fetchone()
             name = manifests.revision_id(seq, manifest["files"])
             folders.give_name(temporary, self.home.adapters / name)
+            parent, content = manifest["parent"], manifests.encode(manifest).decode()
             connection.execute(
                 "INSERT INTO revision (revision_id, namespace, seq, parent, created_at, manifest,"
                 " tainted_at) VALUES (?, ?, ?, ?, ?, ?,"
                 " (SELECT tainted_at FROM revision WHERE revision_id = ?))",
-                (
-                    name,
-                    self.namespace,
-                    seq,
-                    manifest["parent"],
-                    time.time(),
-                    manifests.encode(manifest).decode(),
-                    manifest["parent"],
-                ),
+                (name, self.namespace, seq, parent, time.time(), content, parent),
             )
             return self._find(connection, name)
 
 
 def namespaces_with_revisions(home: Home) -> list[str]:
-    """Name the namespaces that have a revision, in alphabetical order, whether or not they log."""
+    """List the namespaces that have a revision, in alphabetical order, whether or not they log."""
     query = "SELECT DISTINCT namespace FROM revision ORDER BY namespace"
     with translated(home), closing(connect(home, readonly=True)) as connection:
         return [name for (name,) in connection.execute(query)]

@@ -1,11 +1,13 @@
-"""The router: which revision answers a request, and how one takes over from another.
+"""The router: which revision answers a request, and how one replaces another.
 
 A request is bound to one revision at admission, by a lease, and keeps it to its last token. A swap
 validates, loads and probes the new revision beside the old one, changes the registry by
-compare-and-swap, and only then flips the route that later requests are admitted by; whatever fails
-before that leaves the route as it was. A revision is held, for other processes to see, from before
-it is validated until it is neither routed to, nor what was live just before, nor leased; it is then
-unloaded, where nobody else holds it at the same place. Knows nothing of prompts and models.
+compare-and-swap, and then changes the route by which later requests are admitted. A failure before
+that leaves the route as it was.
+
+A revision is pinned, visibly for other processes, from before it is validated until the route, the
+rollback and every lease are done with it. It is then unloaded at the places where nobody else uses
+it.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from types import TracebackType
 
 from agentpref.errors import (
     AgentprefError,
@@ -26,118 +27,144 @@ from agentpref.errors import (
     UnknownRevision,
 )
 from agentpref.serve import loading
-from agentpref.serve.admission import Lease, chosen
 from agentpref.serve.backend import GenerationRequest, Reply, ServingBackend
-from agentpref.serve.holds import EngineHolds
+from agentpref.serve.pins import Pins
 from agentpref.serve.registry import Registry, ServingState
 from agentpref.types import BASE
 
 DRAIN_SECONDS = 30.0
-"""How long a swap waits for requests in flight whose revision takes the room of the new one."""
+"""How long a swap waits for requests whose revision takes the room of the new one."""
 
 _logger = logging.getLogger(__name__)
+
+
+class Lease:
+    """The right to use one revision until it is released; a context manager.
+
+    ``revision`` is the id to generate with and to record, ``"base"`` for the bare base model.
+    """
+
+    def __init__(self, revision: str, release: Callable[[str], None]) -> None:
+        """Hold a revision; :meth:`Router.acquire` makes leases."""
+        self.revision = revision
+        self._release: Callable[[str], None] | None = release
+
+    def __enter__(self) -> Lease:
+        """Hold the revision for a block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Release the revision."""
+        self.release()
+
+    def release(self) -> None:
+        """Give the revision back; a second call does nothing."""
+        release, self._release = self._release, None
+        if release is not None:
+            release(self.revision)
 
 
 class Router:
     """Admits requests to the revision that serves, and swaps it without dropping any.
 
-    A router serves what the registry says at the moment it is made; :meth:`sync` follows what
-    other processes change later, and a :class:`~agentpref.serve.watch.Watcher` calls it by itself.
-    All methods may be called from any thread. A router is a context manager that closes itself.
-    It belongs to the process that made it: one that is forked off opens a router of its own.
+    A new router serves what the registry says. :meth:`sync` follows later changes by other
+    processes, and a :class:`~agentpref.serve.watch.Watcher` calls it regularly. All methods may be
+    called from any thread. A router is a context manager that closes itself. It belongs to the
+    process that made it: a forked process opens a router of its own.
 
     Args:
         registry: the revisions of one namespace, and which of them is live.
         backend: the engine; several routers, of several namespaces, may share one.
 
     Raises:
-        RevisionError: what is live is broken, in quarantine, or made for another base.
-        SwapFailed: what is live could not be loaded.
-        NotKept: the home takes no files, so that nobody could see what is loaded.
+        RevisionError: the live revision is broken, in quarantine, or made for another base model.
+        SwapFailed: the live revision could not be loaded.
+        NotKept: the home cannot be written, so no other process could see what is loaded.
     """
 
     def __init__(self, registry: Registry, backend: ServingBackend) -> None:
-        """Load what is live, and tidy up what a router before left loaded."""
+        """Load what is live, and unload what an earlier router left."""
         self.registry = registry
         self.backend = backend
         self._route = ServingState(registry.namespace, None, None, 0.0, 0)
         self._last_live: str | None = None  # stays loaded, so that a rollback is instant
         self._leases: Counter[str] = Counter()
-        self._held: set[str] = set()  # what the backend may have loaded in our name
-        self._coming: set[str] = set()  # what the swap at hand is about to need
-        self._holds = EngineHolds(registry.home.holds, backend.capabilities().places)
-        # Three locks, taken in this order. Held for whole swaps and unloads, one at a time; while
-        # the registry and then the route change, so that both do in one order; and for moments:
-        # the route, the leases, what is held. The last is told when a revision is given back.
+        self._coming: set[str] = set()  # what the current swap needs
+        self._pins = Pins(registry.home.pins, *backend.capabilities().places)
+        # Three locks, taken in this order. `_swapping` is held for a whole swap or unloading;
+        # `_flipping` while the registry and then the route change, so that both change in the same
+        # order; `_pointers` for moments, to read or change the route and the leases. The last is
+        # notified when a revision has no lease any more.
         self._swapping, self._flipping = threading.Lock(), threading.Lock()
         self._pointers = threading.Condition()
         self._closed = False
         self._process = os.getpid()
         self._at_close = ExitStack()
-        self._at_close.callback(self._holds.close)
+        self._at_close.callback(self._pins.close)
         with ExitStack() as on_failure:
             on_failure.callback(self.close)
-            self._adopt()
-            self._open()
+            self._pin_loaded()
+            empty = self._route
+            try:
+                self.sync()
+            except (AgentprefError, OSError):
+                if self._route is empty:
+                    raise
+                message = "the canary of %r cannot be made ready; live serves its threads"
+                _logger.warning(message, registry.namespace, exc_info=True)
             on_failure.pop_all()
 
     def __enter__(self) -> Router:
         """Serve for a block."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close the router."""
         self.close()
 
     def at_close(self, end: Callable[[], None]) -> None:
-        """Have something ended when the router is closed; what was added last ends first."""
+        """Call ``end`` when the router is closed; the last one added is called first."""
         self._at_close.callback(end)
 
     def close(self) -> None:
-        """Admit nothing more, and end what belongs to the router; closing twice is harmless.
+        """Admit no more requests, and close what belongs to the router. Closing twice is harmless.
 
-        The backend is closed too where ``open_router`` made it. What is loaded in an engine of
-        another process stays loaded there. In a process that was forked off, this does nothing:
-        all that there is to end is the parent's.
+        This closes the backend if ``open_router`` made it. What is loaded in an engine of another
+        process stays loaded there. In a forked process this does nothing.
         """
         if self._is_foreign():
             return
         with self._pointers:
             self._closed = True
         with self._swapping, self._flipping:
-            pass  # a swap under way is finished, and no other can begin
+            pass  # a swap under way ends first, and no other can begin
         self._at_close.close()
 
     @property
     def serving(self) -> ServingState:
-        """What this router admits requests to at the moment."""
+        """What this router admits requests to now."""
         return self._route
 
     def acquire(self, thread_id: str | None = None) -> Lease:
         """Admit a request: bind it to the revision that serves its thread now.
 
         Args:
-            thread_id: the conversation. While there is a canary, a thread is served by it or by
-                live, always the same one; requests that name no thread are served by live.
+            thread_id: the conversation. During a canary, a thread is served by the canary or by the
+                live revision, always by the same one. Requests without a thread are served by live.
 
         Raises:
-            BackendClosed: the router was closed before, or belongs to the process that this one
-                was forked from.
+            BackendClosed: the router was closed, or belongs to the process this one was forked
+                from.
         """
         self._require_open()
         with self._pointers:
             self._require_open()
-            name = chosen(self._route, thread_id)
+            name = self._route.revision_for(thread_id)
             self._leases[name] += 1
         return Lease(name, self._give_back)
 
     def generate(self, request: GenerationRequest, *, thread_id: str | None = None) -> Reply:
-        """Answer a request with the revision that serves its thread at this moment."""
+        """Answer a request with the revision that serves its thread now."""
         with self.acquire(thread_id) as lease:
             return self.backend.generate(lease.revision, request)
 
@@ -152,7 +179,7 @@ class Router:
             yield from self.backend.stream(lease.revision, request)
 
     def activate(self, revision_id: str, *, expected_generation: int | None = None) -> ServingState:
-        """Make a revision live: once this returns, new requests are served by it.
+        """Make a revision live: once this returns, it serves new requests.
 
         Args:
             revision_id: the revision to serve, ``"base"`` for the bare base model.
@@ -162,15 +189,14 @@ class Router:
             UnknownRevision: the registry has none of that id.
             InvalidAdapter: its files are broken, edited or unsupported.
             WrongBase: it was trained on another base model.
-            SwapFailed: it could not be loaded, or answered the probe with nonsense.
-            GenerationConflict: somebody changed what is served in between.
+            SwapFailed: it could not be loaded, or its answer to the probe is not finite.
+            GenerationConflict: another process changed what is served in between.
         """
         with self._swap():
             self._prepare(None if revision_id == BASE else revision_id)
             with self._flipping:
-                return self._flip(
-                    self.registry.promote(revision_id, expected_generation=expected_generation)
-                )
+                expected = expected_generation
+                return self._flip(self.registry.promote(revision_id, expected_generation=expected))
 
     def canary(self, revision_id: str | None, weight: float) -> ServingState:
         """Let a revision serve a share of the threads; ``canary(None, 0)`` ends that.
@@ -188,16 +214,21 @@ class Router:
                 )
 
     def rollback(self) -> ServingState:
-        """Undo the last promotion. The revision before is still loaded, so this is instant.
+        """Undo the last promotion. The revision before it is still loaded, so this is instant.
 
-        It does not even wait for another revision that is being made ready.
+        It does not wait for a swap under way, unless the revision has to be loaded again.
 
         Raises:
             RevisionError: no promotion is left to undo.
-            AgentprefError: as for :meth:`activate`, where the revision had to be loaded.
+            AgentprefError: as for :meth:`activate`, where the revision has to be loaded.
         """
-        if (state := self._rolled_back()) is not None:
-            return state  # what is idle now is unloaded by the next swap, look or end of a request
+        self._require_open()
+        with self._flipping:
+            self._require_open()
+            state, name = self.registry.state(), self.registry.previous()
+            # What is wanted stays loaded while the flip lock is held: see `_make_room`.
+            if name is None or name in self._wanted():
+                return self._flip(self.registry.rollback(expected_generation=state.generation))
         with self._swap():
             generation = self.registry.state().generation
             self._prepare(self.registry.previous())
@@ -207,12 +238,12 @@ class Router:
     def sync(self) -> ServingState:
         """Follow what other processes made live; does nothing if nothing changed.
 
-        Live is followed first: a canary that cannot be made ready gets no threads, and is tried
-        again by the next call.
+        The live revision is followed first. A canary that cannot be made ready gets no threads, and
+        the next call tries it again.
 
         Raises:
-            AgentprefError: as for :meth:`activate`; what served before still serves, or the new
-                live one without its canary.
+            AgentprefError: as for :meth:`activate`. What served before still serves, or the new
+                live revision without its canary.
         """
         with self._swap():
             before = self._route
@@ -227,33 +258,9 @@ class Router:
                 before = alone
             return self._follow(state, before)
 
-    def _open(self) -> None:
-        """Serve what is live, if need be without a canary."""
-        before = self._route
-        try:
-            self.sync()
-        except (AgentprefError, OSError):
-            if self._route is before:
-                raise
-            words = "the canary of %r cannot be made ready, so live serves its threads"
-            _logger.warning(words, self.registry.namespace, exc_info=True)
-
-    def _rolled_back(self) -> ServingState | None:
-        """Roll back if nothing has to be loaded for it.
-
-        What is wanted stays loaded for as long as the flip lock is held: see :meth:`_make_room`.
-        """
-        self._require_open()
-        with self._flipping:
-            self._require_open()
-            state, name = self.registry.state(), self.registry.previous()
-            if name is not None and name not in self._wanted():
-                return None
-            return self._flip(self.registry.rollback(expected_generation=state.generation))
-
     @contextmanager
     def _swap(self) -> Iterator[None]:
-        """One swap at a time; afterwards whatever is no longer wanted is unloaded.
+        """Run one swap at a time; afterwards unload what is no longer wanted.
 
         That includes a revision that was loaded for a swap which then failed.
         """
@@ -272,7 +279,7 @@ class Router:
         return os.getpid() != self._process
 
     def _require_open(self) -> None:
-        """Refuse to go on; asked before a lock is taken, which another thread had at a fork."""
+        """Refuse a closed router. Call it before taking a lock too: a fork may have copied it."""
         if self._is_foreign():
             raise BackendClosed(
                 f"the router of {self.registry.namespace!r} belongs to process {self._process}, "
@@ -285,12 +292,12 @@ class Router:
             )
 
     def _prepare(self, *names: str | None) -> None:
-        """Have revisions ready beside those that serve; ``None`` is the base, which always is."""
+        """Make revisions ready beside those that serve; ``None`` is the base, which always is."""
         ready = self._wanted()
         self._coming.update(name for name in names if name)
         new = [self.registry.get(name) for name in names if name and name not in ready]
         for revision in new:
-            self._hold(revision.revision_id)
+            self._pins.take(revision.revision_id)
             self.registry.require_available(revision)
             loading.validate(self.backend, self.registry, revision)
         if new:
@@ -298,44 +305,37 @@ class Router:
         for revision in new:
             loading.load(self.backend, self.registry, revision, serving=self._route.live)
 
-    def _hold(self, name: str) -> None:
-        self._holds.take(name)
-        with self._pointers:
-            self._held.add(name)
-
-    def _adopt(self) -> None:
-        """Hold what is loaded of this namespace, so that it is unloaded unless it is wanted."""
+    def _pin_loaded(self) -> None:
+        """Pin what the engine has loaded of this namespace, so that it is unloaded when idle."""
         for name in self.backend.list_loaded():
             with suppress(UnknownRevision):
-                self._hold(self.registry.get(name).revision_id)
+                self._pins.take(self.registry.get(name).revision_id)
 
     def _make_room(self) -> None:
-        """Where the engine would be too full, give up what is kept for a rollback, or by nobody.
+        """If the engine would be too full, unload what is kept for a rollback, or for nobody.
 
-        What then is in the way may still be answering: that is waited for.
+        If that is not enough, wait for the requests in flight whose revision is going.
         """
         if not self._is_full():
             return
         with self._flipping, self._pointers:
             if self._last_live not in self._coming:
                 self._last_live = None
-        self._adopt()
+        self._pin_loaded()
         self._unload_idle()
         if self._is_full():
             with self._pointers:
-                self._pointers.wait_for(lambda: not self._leaving(), DRAIN_SECONDS)
+                self._pointers.wait_for(
+                    lambda: not self._unwanted().intersection(self._leases), DRAIN_SECONDS
+                )
             self._unload_idle()
 
     def _is_full(self) -> bool:
         room = self.backend.capabilities().max_loaded
         return room is not None and len(self._coming.union(self.backend.list_loaded())) > room
 
-    def _leaving(self) -> set[str]:
-        """What is loaded for the sake of requests in flight alone."""
-        return self._held.intersection(self._leases) - self._wanted() - self._coming
-
     def _follow(self, state: ServingState, before: ServingState) -> ServingState:
-        """Flip to what the registry said, unless a rollback has overtaken that."""
+        """Change the route to what the registry said, unless a rollback changed it in between."""
         with self._flipping:
             return self._flip(state) if self._route is before else self._route
 
@@ -358,9 +358,9 @@ class Router:
         self._sweep()
 
     def _sweep(self) -> None:
-        """Unload what is idle, unless a swap is under way: that sweeps when it ends.
+        """Unload what is idle, unless a swap is under way: it sweeps when it ends.
 
-        The one who finds the lock taken may leave: its holder comes here after giving it back.
+        A caller that finds the lock taken returns: its holder comes here after releasing it.
         """
         while self._idle() and self._swapping.acquire(blocking=False):
             try:
@@ -370,29 +370,30 @@ class Router:
                 self._swapping.release()
 
     def _wanted(self) -> set[str | None]:
-        """What is to stay loaded. All of it has passed the probe."""
+        """What stays loaded. All of it has passed the probe."""
         with self._pointers:
             return {self._route.live, self._route.canary, self._last_live}
 
+    def _unwanted(self) -> set[str]:
+        """Loaded revisions that get no new request, now or by a rollback or the current swap."""
+        return self._pins.names - self._wanted() - self._coming
+
     def _idle(self) -> set[str]:
-        """Loaded revisions that no request uses, none will, and no rollback is likely to want."""
         with self._pointers:
-            return self._held - self._wanted() - self._coming - self._leases.keys()
+            return self._unwanted() - self._leases.keys()
 
     def _unload_idle(self) -> bool:
-        """Give up what is idle, and unload it unless it is used by others; say if that worked.
+        """Unpin what is idle, and unload it where nobody else uses it; say whether that worked.
 
-        A failure must not fail the request whose end came to be the occasion, so it is logged, and
-        tried again on the next one.
+        A failure is logged and tried again later: it must not fail the request that just ended.
         """
-        for name in self._idle():
-            try:
-                with self._holds.drop(name) as places:
+        name = None
+        try:
+            for name in self._idle():
+                with self._pins.drop(name) as places:
                     if places:
                         self.backend.unload(name, places)
-            except (ServingError, RecordError):
-                _logger.warning("%s could not be unloaded and stays loaded", name, exc_info=True)
-                return False
-            with self._pointers:
-                self._held.discard(name)
+        except (ServingError, RecordError):
+            _logger.warning("%s could not be unloaded and stays loaded", name, exc_info=True)
+            return False
         return True

@@ -1,20 +1,21 @@
-"""Refuse a broken adapter before any engine sees it.
+"""Refuse a broken adapter before an engine loads it.
 
-Engines do not: vLLM answers 200 to NaN weights, half-width tensors and a wrong base; peft takes
-missing keys in silence. So files, settings, names, shapes and every single number are checked here,
-with the safetensors header and numpy alone. No torch, no engine, no database; nothing is changed.
-Each refusal names the file or the tensor.
+Engines accept much in silence: vLLM answers 200 to NaN weights, half-width tensors and a wrong base
+model; peft ignores missing keys and settings that it does not know. So the files, settings, names,
+shapes and every single number are checked here, without torch and without an engine. Each refusal
+names the file, the setting or the tensor.
 """
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from agentpref.errors import InvalidAdapter, NotKept, WrongBase
+from agentpref.models.base_files import parse_object
 from agentpref.serve.backend import Revision
 from agentpref.serve.manifest import (
     ADAPTER_FILES,
@@ -25,15 +26,27 @@ from agentpref.serve.manifest import (
     digest_file,
     encode,
 )
-from agentpref.serve.plain_lora import RANKS as RANKS
-from agentpref.serve.plain_lora import read_config
-from agentpref.serve.strict import shortened
-from agentpref.serve.tensors import Shape, Tensor, check_finite
-from agentpref.serve.tensors import read_header as read_header
+from agentpref.serve.tensors import Shape, check_weights, shortened
+from agentpref.types import LORA_RANKS
 
-# Layers that engines share with the embeddings, or pad.
-_OUTPUTS = frozenset({"lm_head", "embed_out"})
-_TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+_MAX_CONFIG_BYTES = 1 << 20
+# Settings that may have any value, since none of them changes what the two matrices mean.
+_FREE = frozenset(
+    {
+        "auto_mapping", "base_model_name_or_path", "megatron_core", "peft_version",
+        "qalora_group_size", "revision",
+    }
+)  # fmt: skip
+# Settings that an empty list or mapping does not turn off. In peft, an empty `kasa_config` means
+# KaSA with its defaults, which changes the base model's own weights for good.
+_NEVER_EMPTY = frozenset(
+    {
+        "alora_invocation_tokens", "arrow_config", "bias", "corda_config", "eva_config",
+        "kasa_config", "layer_replication", "layers_to_transform", "lora_ga_config",
+        "megatron_config", "monteclora_config", "trainable_token_indices", "use_bdlora",
+        "velora_config",
+    }
+)  # fmt: skip
 
 
 def check_revision(
@@ -42,20 +55,21 @@ def check_revision(
     base: Mapping[str, Any] | None = None,
     layers: Mapping[str, Shape] | None = None,
 ) -> None:
-    """Check a published revision: its folder, its digests, its base and its adapter.
+    """Check a published revision: its folder, its digests, its base model and its adapter.
 
     Args:
-        revision: as the registry tells it; its manifest is the truth that files are held to.
+        revision: as the registry returns it; its files must match its manifest.
         base: ``digest`` and ``template_digest`` of the model that is to serve it, where known.
         layers: (out, in) of each linear layer of that model, by module name, where known.
 
     Raises:
-        InvalidAdapter: for anything missing, edited, unsupported or not finite.
-        WrongBase: for an adapter trained on another base model, tokenizer or chat template.
+        InvalidAdapter: something is missing, edited, unsupported or not finite.
+        WrongBase: it was trained on another base model, tokenizer or chat template.
+        NotKept: a file cannot be read.
     """
     check_published(revision)
     if base is not None:
-        check_base(revision, base)
+        _check_base(revision, base)
     check_adapter(revision.path, layers=layers)
 
 
@@ -63,55 +77,47 @@ def check_published(revision: Revision) -> None:
     """Check that a revision's files are those that were published, byte for byte.
 
     Raises:
-        InvalidAdapter: for a file that is missing, edited, linked or does not belong there.
-        NotKept: for one that this user may not read, or the disk does not give.
+        InvalidAdapter: a file is missing, edited, a link, or does not belong there.
+        NotKept: a file cannot be read.
     """
-    with _readable(revision.path):
-        _check_folder(revision)
+    folder, wanted = revision.path, {*ADAPTER_FILES, MANIFEST_FILE}
+    if folder.name != revision.revision_id:
+        raise InvalidAdapter(
+            f"{revision.revision_id} is in the folder {folder}; publish it through the registry"
+        )
+    with _readable(folder):
+        if not folder.is_dir() or folder.is_symlink():
+            raise InvalidAdapter(
+                f"{folder} is missing or a symbolic link; publish the adapter again"
+            )
+        for file in folder.iterdir():
+            if file.name not in wanted or file.is_symlink() or not file.is_file():
+                printable = str(file).encode(errors="backslashreplace").decode()
+                raise InvalidAdapter(
+                    f"{printable} does not belong in a revision, which contains "
+                    f"{', '.join(sorted(wanted))} as plain files; publish the adapter again"
+                )
         _check_digests(revision)
 
 
 def check_adapter(folder: Path, *, layers: Mapping[str, Shape] | None = None) -> None:
-    """Check the files of an adapter on their own: settings, names, shapes and values.
+    """Check the files of an adapter on their own: settings, names, shapes and numbers.
 
     Raises:
         InvalidAdapter: naming the file, the setting or the tensor that is wrong.
-        NotKept: for a file that this user may not read, or the disk does not give.
+        NotKept: a file cannot be read.
     """
     with _readable(folder):
-        _check_adapter(folder, layers)
-
-
-def _check_adapter(folder: Path, layers: Mapping[str, Shape] | None) -> None:
-    check_files(folder)
-    config = read_config(folder / CONFIG_FILE)
-    weights = folder / WEIGHTS_FILE
-    tensors = read_header(weights)
-    modules = _check_pairs(tensors, rank=config["r"], file=weights)
-    _check_targets(modules, config["target_modules"], layers, weights)
-    if layers is not None:
-        _check_layers(modules, layers, weights)
-    for tensor in tensors:
-        check_finite(weights, tensor)
-
-
-def check_base(revision: Revision, base: Mapping[str, Any]) -> None:
-    """Refuse a revision whose base model, tokenizer or template is not the one at hand."""
-    trained_on = revision.manifest.get("base", {})
-    for key, what in (("digest", "base model"), ("template_digest", "tokenizer or chat template")):
-        if trained_on.get(key) != base[key]:
-            raise WrongBase(
-                f"{revision.revision_id} was trained on another {what} "
-                f"({trained_on.get('name')!r}, {key} {_short(trained_on.get(key))}) than the one "
-                f"loaded ({base.get('name')!r}, {_short(base[key])}); load the base it was "
-                f"trained on, or train a new revision"
-            )
+        check_files(folder)
+        config = _read_config(folder / CONFIG_FILE)
+        rank, targets = config["r"], config["target_modules"]
+        check_weights(folder / WEIGHTS_FILE, rank=rank, targets=targets, layers=layers)
 
 
 def check_files(folder: Path) -> None:
     """Refuse a folder that is missing, or whose adapter files are missing or symbolic links."""
     if folder.is_symlink() or not folder.is_dir():
-        raise InvalidAdapter(f"{folder} is no folder of its own; give the folder peft saved to")
+        raise InvalidAdapter(f"{folder} is not a folder; give the folder that peft saved to")
     for name in ADAPTER_FILES:
         file = folder / name
         if file.is_symlink():
@@ -125,35 +131,18 @@ def check_files(folder: Path) -> None:
 
 @contextmanager
 def _readable(folder: Path) -> Iterator[None]:
-    """Tell a file that went while it was read from one that cannot be read at all."""
+    """Part a file that was removed while it was read from one that cannot be read at all."""
     try:
         yield
     except FileNotFoundError as error:
         raise InvalidAdapter(
-            f"{error.filename} went while it was read; publish the adapter again"
+            f"{error.filename} was removed while it was read; publish the adapter again"
         ) from error
     except OSError as error:
         raise NotKept(
             f"{error.filename or folder} cannot be read ({error.strerror or error}); let this user "
             f"read it, or check the disk"
         ) from error
-
-
-def _check_folder(revision: Revision) -> None:
-    folder = revision.path
-    if folder.name != revision.revision_id:
-        raise InvalidAdapter(
-            f"{revision.revision_id} claims the folder {folder}; publish it through the registry"
-        )
-    if not folder.is_dir() or folder.is_symlink():
-        raise InvalidAdapter(f"{folder} is gone or a symbolic link; publish the adapter again")
-    wanted = {*ADAPTER_FILES, MANIFEST_FILE}
-    for file in folder.iterdir():
-        if file.name not in wanted or file.is_symlink() or not file.is_file():
-            raise InvalidAdapter(
-                f"{_printable(file)} does not belong in a revision, which holds "
-                f"{', '.join(sorted(wanted))} as plain files; publish the adapter again"
-            )
 
 
 def _check_digests(revision: Revision) -> None:
@@ -171,79 +160,66 @@ def _check_digests(revision: Revision) -> None:
         file, expected = revision.path / name, revision.manifest["files"].get(name)
         if digest_file(file) != expected:
             raise InvalidAdapter(
-                f"{file} is not the file that was published (sha256 is not {_short(expected)}); "
+                f"{file} is not the file that was published (sha256 is not {str(expected)[:12]}); "
                 f"restore it from a backup, or roll back"
             )
 
 
-def _check_pairs(tensors: list[Tensor], *, rank: int, file: Path) -> dict[str, Shape]:
-    """Match each A with its B; return (out, in) of the layer that each pair adapts."""
-    sides: dict[str, dict[str, Shape]] = {}
-    for tensor in tensors:
-        match = _TENSOR.fullmatch(tensor.name)
-        if match is None:
-            raise InvalidAdapter(
-                f"{file}: {shortened(tensor.name)} is no LoRA matrix of a linear layer"
+def _check_base(revision: Revision, base: Mapping[str, Any]) -> None:
+    trained_on = revision.manifest.get("base", {})
+    for key, what in (("digest", "base model"), ("template_digest", "tokenizer or chat template")):
+        if trained_on.get(key) != base[key]:
+            raise WrongBase(
+                f"{revision.revision_id} was trained on another {what} "
+                f"({trained_on.get('name')!r}, {key} {str(trained_on.get(key))[:12]}) than the one "
+                f"loaded ({base.get('name')!r}, {base[key][:12]}); load the base it was "
+                f"trained on, or train a new revision"
             )
-        if match["module"].rpartition(".")[2] in _OUTPUTS:
-            raise InvalidAdapter(
-                f"{file}: {tensor.name} adapts the output layer, which engines share with the "
-                f"embeddings; leave it out of target_modules"
-            )
-        sides.setdefault(match["module"], {})[match["side"]] = tensor.shape
-    return {module: _adapted(module, pair, rank, file) for module, pair in sides.items()}
 
 
-def _adapted(module: str, pair: Mapping[str, Shape], rank: int, file: Path) -> Shape:
-    for side in "AB":
-        if side not in pair:
-            raise InvalidAdapter(f"{file}: {module} has no lora_{side}; save the adapter again")
-    a, b = pair["A"], pair["B"]
-    if len(a) != 2 or len(b) != 2 or a[0] != rank or b[1] != rank:
+def _read_config(file: Path) -> dict[str, Any]:
+    """Read an adapter's settings, and refuse all but plain LoRA, which every engine serves alike.
+
+    Settings that are unknown must be off: engines ignore in silence what they do not implement.
+    """
+    if file.stat().st_size > _MAX_CONFIG_BYTES:
         raise InvalidAdapter(
-            f"{file}: {module} has lora_A {a} and lora_B {b}, but rank {rank} asks for "
-            f"({rank}, in) and (out, {rank})"
+            f"{file} has more than {_MAX_CONFIG_BYTES} bytes; save the adapter again"
         )
-    return b[0], a[1]
+    try:
+        config = parse_object(file.read_bytes())
+    except ValueError as error:
+        raise InvalidAdapter(f"{file} is not readable ({error}); save the adapter again") from error
+    rank, alpha, targets = (config.get(key) for key in ("r", "lora_alpha", "target_modules"))
+    is_list = isinstance(targets, list) and targets and all(isinstance(t, str) for t in targets)
+    dropout = config.get("lora_dropout", 0)
+    flags = ("fan_in_fan_out", "inference_mode", "init_lora_weights", "use_rslora")
+    checks = [
+        ("peft_type", config.get("peft_type") == "LORA", "LORA"),
+        ("task_type", config.get("task_type") in (None, "CAUSAL_LM"), "CAUSAL_LM"),
+        ("r", isinstance(rank, int) and rank in LORA_RANKS, f"one of {list(LORA_RANKS)}"),
+        ("lora_alpha", _is_number(alpha) and alpha > 0, "a number above 0"),
+        ("lora_dropout", _is_number(dropout) and 0 <= dropout < 1, "a share below 1"),
+        ("target_modules", is_list, "a list of module names"),
+        ("bias", config.get("bias", "none") == "none", "none"),
+        *((flag, isinstance(config.get(flag, True), bool), "true or false") for flag in flags),
+    ]
+    known = _FREE.union(key for key, _, _ in checks)
+    others = ((key, _is_off(key, config[key])) for key in config if key not in known)
+    off = "off: every engine serves plain LoRA, and no other kind"
+    for key, is_allowed, allowed in [*checks, *((key, is_off, off) for key, is_off in others)]:
+        if not is_allowed:
+            value = shortened(repr(config.get(key)))
+            raise InvalidAdapter(f"{file}: {key} is {value}, but must be {allowed}")
+    return config
 
 
-def _check_targets(
-    modules: Mapping[str, Shape],
-    targets: list[str],
-    layers: Mapping[str, Shape] | None,
-    file: Path,
-) -> None:
-    """Every layer that the settings adapt has its tensors, and no other layer has any."""
-    for target in targets:
-        if not any(_adapts(target, module) for module in modules):
-            raise InvalidAdapter(f"{file}: no tensor adapts {target}, which the settings name")
-    for module in modules:
-        if not any(_adapts(target, module) for target in targets):
-            raise InvalidAdapter(f"{file}: {module} is adapted, but the settings do not name it")
-    for layer in layers or ():
-        if layer not in modules and any(_adapts(target, layer) for target in targets):
-            raise InvalidAdapter(f"{file}: {layer} has no tensors, though the settings name it")
+def _is_number(value: object) -> TypeGuard[float]:
+    is_bool = isinstance(value, bool)
+    return isinstance(value, int | float) and not is_bool and math.isfinite(value)
 
 
-def _adapts(target: str, module: str) -> bool:
-    return module == target or module.endswith("." + target)
-
-
-def _check_layers(modules: Mapping[str, Shape], layers: Mapping[str, Shape], file: Path) -> None:
-    for module, shape in modules.items():
-        if module not in layers:
-            raise InvalidAdapter(f"{file}: {module} is no linear layer of the base model")
-        if tuple(layers[module]) != shape:
-            raise InvalidAdapter(
-                f"{file}: {module} adapts a layer of (out, in) = {shape}, but the base model's "
-                f"is {tuple(layers[module])}"
-            )
-
-
-def _short(digest: object) -> str:
-    return str(digest)[:12]
-
-
-def _printable(path: Path) -> str:
-    """A path as text that any terminal and log takes, whatever bytes are in its name."""
-    return str(path).encode(errors="backslashreplace").decode()
+def _is_off(key: str, value: object) -> bool:
+    if value is None or value is False:
+        return True
+    return value in ("", [], {}) and key not in _NEVER_EMPTY

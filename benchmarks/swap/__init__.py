@@ -1,8 +1,7 @@
-"""Swapping revisions under load: are all replies right, and what does a swap cost those who wait?
+"""Swapping revisions under load: are all replies right, and how long do requests wait for a swap?
 
-``stage.py`` makes the revisions and says, by plain transformers and peft, what each of them
-answers. ``load.py`` asks from several threads while another one swaps, and knows no engine.
-``elsewhere.py`` is the process that publishes. Each engine is a module that makes an
-:class:`~benchmarks.swap.load.Engine`, which also names the ways to swap that it is compared with;
-``rival.py`` measures these.
+``stage.py`` makes the revisions, and computes the answers of each with plain transformers and peft.
+``load.py`` sends requests from several threads while another thread swaps. ``elsewhere.py`` is the
+process that publishes. Each engine has a module with an :class:`~benchmarks.swap.load.Engine`,
+which also names the other ways to swap that it is compared with; ``rival.py`` measures these.
 """

@@ -1,11 +1,11 @@
-"""Is every reply right while revisions are swapped under load, and what does a swap cost?
+"""Is every reply right while revisions are swapped under load, and how long do requests wait?
 
 Run as ``OMP_NUM_THREADS=1 python -m benchmarks.swap`` (about three minutes for each engine; ``make
-test-vllm`` first makes the environment that vLLM runs in; small models are slower in two threads
-beside other work). Four clients ask without a pause, two of them streaming;
-every reply is compared with the greedy answer of the revision that it names, computed beforehand by
-plain transformers and peft. Windows with swaps and without take turns. The last line is one JSON
-object; the exit code is 1 where a target is missed.
+test-vllm`` makes the environment that vLLM runs in; beside other work, small models are slower in
+two threads). Four clients send requests without a pause, two of them streaming. Every reply is
+compared with the greedy answer of the revision that it names, computed beforehand by plain
+transformers and peft. Windows with swaps and without alternate. The last line is one JSON object;
+the exit code is 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LIBRARIES = ("torch", "transformers", "peft")
 
 
 def main() -> None:
-    """Measure the engines that were asked for, and end with the JSON object."""
+    """Measure the chosen engines, and print the JSON object last."""
     options, engines, base = _options()
     found: dict[str, Any] = {"libraries": {name: version(name) for name in _LIBRARIES}}
     promised: list[Target] = []

@@ -1,4 +1,4 @@
-"""Another process of the same home, as a nightly update is: it publishes and promotes.
+"""Another process of the same home, like an update: it publishes and promotes.
 
 Both processes read the same monotonic clock of the machine.
 """
@@ -23,7 +23,7 @@ base = json.loads(sys.argv[2])
 for line in sys.stdin:
     command, what = line.rstrip("\\n").split(" ", 1)
     if command == "publish":
-        what = registry.publish(what, parent=None, base=base, training={}).revision_id
+        what = registry.publish(what, parent=None, model=base, training={}).revision_id
     else:
         registry.promote(what)
     print(json.dumps([what, time.monotonic()]), flush=True)
@@ -43,7 +43,7 @@ class Elsewhere(NamedTuple):
         return name
 
     def promote(self, name: str) -> float:
-        """Make a revision live; say when that was done."""
+        """Make a revision live; return when that was done."""
         return float(self._do("promote", name)[1])
 
     def _do(self, command: str, what: object) -> Any:

@@ -1,4 +1,4 @@
-"""The engine inside the process, and peft's own way to swap.
+"""The engine inside the process, and peft's way to swap.
 
 ``hotswap_adapter`` writes the new adapter's weights over the old one's, in place, while threads
 generate.

@@ -1,7 +1,6 @@
-"""Clients that ask without a pause while a thread swaps, and what became of their requests.
+"""Clients that send requests without a pause while a thread swaps, and the results.
 
-Windows with swaps and quiet ones take turns in one run, so that both meet the same machine. Knows
-no engine: it is given a router and a stage.
+Windows with swaps and quiet ones alternate in one run, so that both see the same machine.
 """
 
 from __future__ import annotations
@@ -59,8 +58,8 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """One request: when, and ``"right"``, ``"wrong"`` or what went wrong instead of a reply."""
+class Request:
+    """One request: when, and ``"right"``, ``"wrong"`` or the error instead of a reply."""
 
     begin: float
     end: float
@@ -69,10 +68,10 @@ class Asked:
 
 
 @dataclass(slots=True)
-class Told:
+class Measured:
     """What was measured, in seconds."""
 
-    asked: list[Asked] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
     windows: dict[str, list[tuple[float, float]]] = field(
         default_factory=lambda: {"quiet": [], "swaps": []}
     )
@@ -80,48 +79,48 @@ class Told:
     rollbacks: list[float] = field(default_factory=list)
     rollbacks_loading: list[float] = field(default_factory=list)  # room was needed meanwhile
     followed: list[float] = field(default_factory=list)
-    late: int = 0  # requests admitted to another revision after activate had returned
+    late: int = 0  # requests admitted to the old revision after activate had returned
 
     def latencies(self, kind: str) -> list[float]:
-        """The latencies of requests that lie in windows of one kind."""
+        """The latencies of requests within windows of one kind."""
         spans = self.windows[kind]
         return [
             one.end - one.begin
-            for one in self.asked
+            for one in self.requests
             if any(begin <= one.begin and one.end <= end for begin, end in spans)
         ]
 
 
-def run(stage: Stage, router: Router, options: Options) -> Told:
-    """Ask and swap for the time given, then promote from another process some times."""
-    told = Told()
-    asking = clients(options.clients, lambda n: _client(stage, router, n, told.asked.append))
+def run(stage: Stage, router: Router, options: Options) -> Measured:
+    """Send requests and swap for some time, then promote from another process several times."""
+    measured = Measured()
+    asking = clients(options.clients, lambda n: _client(stage, router, n, measured.requests.append))
     seconds, swaps = options.seconds / WINDOWS, -(-options.swaps // WINDOWS)
     with elsewhere(stage) as other, asking:
-        swapper = _Swapper(router, other, told)
+        swapper = _Swapper(router, other, measured)
         swapper.swap()
         for _ in range(WINDOWS):
-            with _noted(told, "quiet"):
+            with _noted(measured, "quiet"):
                 time.sleep(seconds / 2)
-            with _noted(told, "swaps"):
-                swapper.go_on(seconds, swaps)
+            with _noted(measured, "swaps"):
+                swapper.swap_often(seconds, swaps)
         for number in range(FOLLOWED):
-            time.sleep(0.37 * (number % 3))  # not always at the same moment of the watcher's round
-            swapper.be_followed()
-    return told
+            time.sleep(0.37 * (number % 3))  # at different moments of the watcher's interval
+            swapper.promote_elsewhere()
+    return measured
 
 
 class _Swapper:
-    """Swaps, rolls back and has the router follow, and notes how long each took."""
+    """Swaps, rolls back, lets the router follow, and measures how long each takes."""
 
-    def __init__(self, router: Router, other: Elsewhere, told: Told) -> None:
+    def __init__(self, router: Router, other: Elsewhere, measured: Measured) -> None:
         self.router = router
         self.other = other
-        self.told = told
+        self.measured = measured
         self._source = random.Random(0)
 
-    def go_on(self, seconds: float, count: int) -> None:
-        """So many swaps at equal distances; now and then the last one is undone."""
+    def swap_often(self, seconds: float, count: int) -> None:
+        """Swap ``count`` times at equal intervals, and sometimes roll back."""
         begin = time.monotonic()
         for number in range(count):
             time.sleep(max(0.0, begin + number * seconds / count - time.monotonic()))
@@ -131,52 +130,52 @@ class _Swapper:
         time.sleep(max(0.0, begin + seconds - time.monotonic()))
 
     def swap(self) -> None:
-        """Activate a revision that was published a moment ago."""
+        """Activate a new revision."""
         name = self._publish()
         begin = time.monotonic()
         self.router.activate(name)
-        self.told.activations.append(time.monotonic() - begin)
+        self.measured.activations.append(time.monotonic() - begin)
         self._check(name)
 
     def roll_back(self) -> None:
-        """Undo the last swap; the revision before it is still loaded, unless room was needed."""
+        """Undo the last swap. The revision before is still loaded, unless room was needed."""
         loaded = self.router.registry.previous() in self.router.backend.list_loaded()
         begin = time.monotonic()
         state = self.router.rollback()
-        rollbacks = self.told.rollbacks if loaded else self.told.rollbacks_loading
+        rollbacks = self.measured.rollbacks if loaded else self.measured.rollbacks_loading
         rollbacks.append(time.monotonic() - begin)
         self._check(state.live)
 
-    def be_followed(self) -> None:
-        """Have the other process promote, and wait until requests are admitted to that."""
+    def promote_elsewhere(self) -> None:
+        """Let the other process promote, and wait until the router serves that revision."""
         name = self._publish()
         promoted = self.other.promote(name)
         while self.router.serving.live != name:
             if time.monotonic() > promoted + PATIENCE:
                 raise SystemExit(f"error: {name} is not followed within {PATIENCE:g} s")
             time.sleep(0.002)
-        self.told.followed.append(time.monotonic() - promoted)
+        self.measured.followed.append(time.monotonic() - promoted)
 
     def _publish(self) -> str:
         return self.other.publish(self._source.randrange(len(self.other.stage.folders)))
 
     def _check(self, name: str | None) -> None:
         with self.router.acquire() as lease:
-            self.told.late += lease.revision != name
+            self.measured.late += lease.revision != name
 
 
 @contextmanager
 def clients(count: int, ask: Callable[[int], Callable[[], None]]) -> Iterator[None]:
-    """Have so many threads ask until the block ends; one that raises ends the run, too."""
+    """Send requests from ``count`` threads until the block ends; an error in one ends the run."""
     done = threading.Event()
 
-    def go_on(number: int) -> None:
+    def run_client(number: int) -> None:
         once = ask(number)
         while not done.is_set():
             once()
 
     with ThreadPoolExecutor(count) as pool:
-        asking = [pool.submit(go_on, number) for number in range(count)]
+        asking = [pool.submit(run_client, number) for number in range(count)]
         try:
             yield
         finally:
@@ -185,36 +184,38 @@ def clients(count: int, ask: Callable[[int], Callable[[], None]]) -> Iterator[No
             one.result()
 
 
-def figures(told: Told) -> dict[str, Any]:
-    """What is reported of a run, in milliseconds."""
-    outcomes = [one.outcome for one in told.asked]
+def figures(measured: Measured) -> dict[str, Any]:
+    """The figures of a run; times are in milliseconds."""
+    outcomes = [one.outcome for one in measured.requests]
     found: dict[str, Any] = {
         "requests": len(outcomes),
-        "streamed": sum(one.streamed for one in told.asked),
+        "streamed": sum(one.streamed for one in measured.requests),
         "right": outcomes.count("right"),
         "wrong": outcomes.count("wrong"),
         "failed": len(outcomes) - outcomes.count("right") - outcomes.count("wrong"),
         "failures": sorted({one for one in outcomes if one not in ("right", "wrong")})[:5],
-        "late": told.late,
-        "swaps": len(told.activations) + len(told.rollbacks) + len(told.rollbacks_loading),
-        "activations": len(told.activations),
-        "rollbacks": len(told.rollbacks),
+        "late": measured.late,
+        "swaps": len(measured.activations)
+        + len(measured.rollbacks)
+        + len(measured.rollbacks_loading),
+        "activations": len(measured.activations),
+        "rollbacks": len(measured.rollbacks),
     }
-    for kind in told.windows:
-        latencies = told.latencies(kind)
+    for kind in measured.windows:
+        latencies = measured.latencies(kind)
         found[f"requests_{kind}"] = len(latencies)
         found[f"p50_{kind}_ms"] = quantile(latencies, 0.5)
         found[f"p99_{kind}_ms"] = quantile(latencies, 0.99)
     found["p99_ratio"] = round(found["p99_swaps_ms"] / found["p99_quiet_ms"], 3)
     for name in ("activations", "rollbacks", "rollbacks_loading", "followed"):
-        measured = getattr(told, name)
-        found[f"{name}_p50_ms"] = quantile(measured, 0.5)
-        found[f"{name}_max_ms"] = quantile(measured, 1.0)
+        times = getattr(measured, name)
+        found[f"{name}_p50_ms"] = quantile(times, 0.5)
+        found[f"{name}_max_ms"] = quantile(times, 1.0)
     return found
 
 
 def targets(name: str, found: Mapping[str, Any], options: Options, limit: float) -> list[Target]:
-    """What was promised of an engine."""
+    """The targets of an engine."""
     return [
         at_least(f"{name}: replies right, share", found["right"] / max(1, found["requests"]), 1),
         at_most(f"{name}: failed requests", found["failed"], 0),
@@ -228,7 +229,7 @@ def targets(name: str, found: Mapping[str, Any], options: Options, limit: float)
 
 
 def quantile(seconds: Iterable[float], share: float) -> float:
-    """The value that a share of all lies at or below, in milliseconds."""
+    """The value that a share of all values does not exceed, in milliseconds."""
     ordered = sorted(seconds)
     if not ordered:
         return float("nan")
@@ -236,9 +237,9 @@ def quantile(seconds: Iterable[float], share: float) -> float:
 
 
 def _client(
-    stage: Stage, router: Router, number: int, note: Callable[[Asked], None]
+    stage: Stage, router: Router, number: int, note: Callable[[Request], None]
 ) -> Callable[[], None]:
-    """One of them: every second one streams."""
+    """A client; every second one streams."""
     source, streams = random.Random(number), number % 2 == 1
 
     def once() -> None:
@@ -250,13 +251,13 @@ def _client(
             outcome = "right" if right else "wrong"
         except AgentprefError as error:
             outcome = f"{type(error).__name__}: {error}"
-        note(Asked(begin, time.monotonic(), outcome, streams))
+        note(Request(begin, time.monotonic(), outcome, streams))
 
     return once
 
 
 def _ask(router: Router, prompt: str, streams: bool) -> tuple[Reply, bool]:
-    """A reply, and whether the pieces that came before it are its text."""
+    """A reply, and whether the streamed pieces are its text."""
     if not streams:
         return router.generate(request(prompt)), True
     *pieces, reply = router.stream(request(prompt))
@@ -265,7 +266,7 @@ def _ask(router: Router, prompt: str, streams: bool) -> tuple[Reply, bool]:
 
 
 @contextmanager
-def _noted(told: Told, kind: str) -> Iterator[None]:
+def _noted(measured: Measured, kind: str) -> Iterator[None]:
     begin = time.monotonic()
     yield
-    told.windows[kind].append((begin, time.monotonic()))
+    measured.windows[kind].append((begin, time.monotonic()))

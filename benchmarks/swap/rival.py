@@ -1,8 +1,8 @@
-"""Ways to swap that change what answers in place, under the same load.
+"""Other ways to swap, which change weights in place, under the same load.
 
-Each client notes which adapter was in before it asked, as a server would log it, and its answer is
-compared with that one's. An answer of another adapter was logged wrongly; one of no adapter at all
-was written by two of them.
+Each client notes the adapter that is loaded before its request, as a server would log it, and its
+answer is compared with that adapter's. ``another`` is an answer of another adapter; ``mixed`` is
+one of no single adapter.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from benchmarks.swap.load import Options, clients, quantile
 from benchmarks.swap.stage import Ids, Stage
 
 SHARE = 1 / 3
-"""Of the time and the swaps that an engine is given: it is soon seen what they do."""
+"""The share of an engine's time and swaps that is enough here."""
 
 
-class _Judge:
-    """What became of the requests."""
+class _Results:
+    """Compares the answers to requests, and counts the results."""
 
     def __init__(self, stage: Stage, answer: Callable[[str], Ids]) -> None:
         self.current = 0
@@ -33,7 +33,7 @@ class _Judge:
         self._noting = threading.Lock()
 
     def client(self, number: int) -> Callable[[], None]:
-        """Ask whatever is in."""
+        """A client that sends requests to the loaded adapter."""
         source = random.Random(number)
 
         def once() -> None:
@@ -42,11 +42,11 @@ class _Judge:
             answer = self._answer(prompt)
             with self._noting:
                 self.latencies.append(time.monotonic() - begin)
-                self.outcomes[self._judge(answer, named, prompt)] += 1
+                self.outcomes[self._compare(answer, named, prompt)] += 1
 
         return once
 
-    def _judge(self, answer: Ids, named: int, prompt: str) -> str:
+    def _compare(self, answer: Ids, named: int, prompt: str) -> str:
         expected = self._stage.expected
         if answer == expected[named, prompt]:
             return "right"
@@ -57,30 +57,30 @@ class _Judge:
 def measure(
     stage: Stage, options: Options, *, swap: Callable[[int], None], answer: Callable[[str], Ids]
 ) -> Mapping[str, Any]:
-    """Swap in place while clients ask, and judge what they were answered.
+    """Swap in place while clients send requests, and count right and wrong answers.
 
     Args:
-        stage: the adapters, the first of which is in, and what they answer.
-        options: how long, by how many clients, and how many swaps, before the share is taken.
-        swap: puts another adapter in.
-        answer: asks whatever is in; called from several threads.
+        stage: the adapters, the first of which is loaded, and their answers.
+        options: the seconds, clients and swaps of the engine; a share of them is used.
+        swap: loads another adapter.
+        answer: sends a request to the loaded adapter; called from several threads.
     """
-    judge = _Judge(stage, answer)
-    judge.client(0)()
-    assert judge.outcomes == {"right": 1}, "alone, it answers as it should"
+    results = _Results(stage, answer)
+    results.client(0)()
+    assert results.outcomes == {"right": 1}, "without swaps the answer is right"
     seconds, swaps = options.seconds * SHARE, int(options.swaps * SHARE)
-    with clients(options.clients, judge.client):
+    with clients(options.clients, results.client):
         for adapter in itertools.islice(itertools.cycle(range(len(stage.folders))), 1, swaps + 1):
             time.sleep(seconds / swaps)
             swap(adapter)
-            judge.current = adapter
-    found = judge.outcomes
+            results.current = adapter
+    found = results.outcomes
     return {
         "swaps": swaps,
         "requests": found.total(),
         "right": found["right"],
         "mixed": found["mixed"],
         "of_another_revision": found["another"],
-        "p50_ms": quantile(judge.latencies, 0.5),
-        "p99_ms": quantile(judge.latencies, 0.99),
+        "p50_ms": quantile(results.latencies, 0.5),
+        "p99_ms": quantile(results.latencies, 0.99),
     }

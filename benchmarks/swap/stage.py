@@ -1,8 +1,8 @@
-"""What is served: a home, some adapters of one base, and what each of them answers.
+"""A home, some adapters of one base, and the answers of each adapter.
 
-The answers come from plain transformers and peft, one prompt at a time: nothing of agentpref takes
-part in them. Prompts are longer than a block of a paged cache, and begin alike, so that an engine
-that confuses the caches of two revisions is found out.
+The answers come from plain transformers and peft, one prompt at a time, without agentpref. Prompts
+are longer than a block of a paged cache, and begin alike, so that an engine which confuses the
+caches of two revisions gives wrong answers.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from agentpref.types import BASE
 MAX_TOKENS = 32
 RANK = 8
 SPREAD = 0.2
-"""Standard deviation of the adapters' B matrices: what they write is no English, but their own."""
+"""Standard deviation of the adapters' B matrices: their answers are no English, but distinct."""
 
 CLOSE_CALL = 5e-4
-"""Prompts are left out where two tokens are closer than this, in nats: rounding may choose."""
+"""In nats; prompts with two tokens closer than this are left out, since rounding may decide."""
 
 Ids = tuple[int, ...]
 
@@ -72,7 +72,7 @@ class Stage:
     _adapters: dict[str, int | None] = field(default_factory=lambda: {BASE: None})
 
     def note(self, revision: str, adapter: int) -> None:
-        """Remember which adapter was published as a revision."""
+        """Note the adapter that was published as a revision."""
         self._adapters[revision] = adapter
 
     def answer(self, revision: str, prompt: str) -> Ids:
@@ -86,7 +86,7 @@ def request(prompt: str) -> GenerationRequest:
 
 
 def build(root: Path, base: str, adapters: int) -> Stage:
-    """Make adapters, ask the oracle, and keep the prompts whose answers tell them apart."""
+    """Make adapters and their answers; keep the prompts that they all answer differently."""
     began = time.monotonic()
     folders = [_adapter(base, root / f"adapter-{number}", number) for number in range(adapters)]
     plain = load_base(base)
@@ -98,7 +98,7 @@ def build(root: Path, base: str, adapters: int) -> Stage:
     prompts = [prompt for prompt in _QUESTIONS if _tells_apart(prompt, answers)]
     if len(prompts) < 4:
         raise SystemExit(f"error: only {len(prompts)} prompts tell the adapters apart")
-    print(f"the oracle took {time.monotonic() - began:.0f} s for {len(prompts)} prompts")
+    print(f"the expected answers took {time.monotonic() - began:.0f} s for {len(prompts)} prompts")
     return Stage(
         home=Home.create(root / "home"),
         base=base,
@@ -140,7 +140,7 @@ def _adapter(base: str, folder: Path, seed: int) -> Path:
 
 
 def _ask_all(base: BaseModel, folder: Path | None) -> dict[str, tuple[Ids, float]]:
-    """Each prompt's greedy answer, and by how much its closest call was won."""
+    """Each prompt's greedy answer, and the smallest margin between its two best tokens."""
     from peft import PeftModel
 
     model: Any = base.model

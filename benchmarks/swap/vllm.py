@@ -1,4 +1,4 @@
-"""A real vLLM server of this benchmark's own, and vLLM's way to load an adapter in place.
+"""A real vLLM server, and vLLM's way to load an adapter in place.
 
 ``load_inplace`` puts the new adapter's weights under the old one's name, while the server answers.
 """
@@ -18,9 +18,8 @@ from agentpref.models.base import load_base
 from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
 from agentpref.serve.watch import Watcher
-from agentpref_adapters._server_process import ServerProcess
-from agentpref_adapters._vllm_process import VllmSettings, vllm_server
-from agentpref_adapters._vllm_server import Server, settings_of
+from agentpref_adapters._vllm_process import VllmProcess, VllmSettings, vllm_process
+from agentpref_adapters._vllm_server import Server, completion_body
 from agentpref_adapters.vllm import VllmBackend
 from benchmarks.swap import rival
 from benchmarks.swap.elsewhere import elsewhere
@@ -28,9 +27,9 @@ from benchmarks.swap.load import Engine, Options, Rival
 from benchmarks.swap.stage import Ids, Stage, encoded, request
 
 MAX_LORAS = 8
-"""More than a server needs: here revisions follow each other faster than requests end."""
+"""More than usual: here revisions change faster than requests end."""
 
-# What a server on a processor needs; set where the user has set nothing else.
+# Settings for a server on a processor, unless the user has set others.
 ON_A_PROCESSOR = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -41,13 +40,13 @@ _TIMEOUT = 120.0
 
 
 def engine(python: str | None) -> Engine:
-    """The engine as a server that is run by the interpreter given."""
+    """The engine as a server that the given interpreter runs."""
 
     @contextmanager
     def serve(stage: Stage) -> Iterator[Router]:
         with (
             _server(stage, python) as server,
-            closing(VllmBackend(server.url, base=stage.base, max_loras=MAX_LORAS)) as backend,
+            closing(VllmBackend(server.url, model=stage.base, max_loras=MAX_LORAS)) as backend,
             Router(Registry(stage.home), backend) as router,
         ):
             Watcher(router)
@@ -65,7 +64,7 @@ def engine(python: str | None) -> Engine:
 
 
 @contextmanager
-def _server(stage: Stage, python: str | None) -> Iterator[ServerProcess]:
+def _server(stage: Stage, python: str | None) -> Iterator[VllmProcess]:
     settings = VllmSettings(
         stage.base,
         python=python,
@@ -75,12 +74,12 @@ def _server(stage: Stage, python: str | None) -> Iterator[ServerProcess]:
         extra=("--enforce-eager",),
     )
     os.environ.update(ON_A_PROCESSOR | os.environ)
-    with tempfile.TemporaryDirectory() as logs, vllm_server(settings, logs=Path(logs)) as server:
+    with tempfile.TemporaryDirectory() as logs, vllm_process(settings, logs=Path(logs)) as server:
         yield server
 
 
 def _warm_up(stage: Stage, router: Router) -> None:
-    """vLLM compiles for its first adapter, which takes a good ten seconds: not what is measured."""
+    """vLLM compiles for its first adapter, which takes ten seconds and is not measured."""
     with elsewhere(stage) as other:
         router.activate(other.publish(0))
     router.generate(request(stage.prompts[0]))
@@ -98,8 +97,9 @@ def _load_inplace(stage: Stage, options: Options, server: Server) -> Mapping[str
 
     def answer(prompt: str) -> Ids:
         asked = request(prompt)
-        settings = settings_of(asked, room=asked.max_tokens, ends=ends)
-        return server.complete(_NAME, prompts[prompt], settings).token_ids
+        room = asked.max_tokens
+        body = completion_body(asked, _NAME, prompts[prompt], room=room, ends=ends)
+        return server.complete(body).token_ids
 
     swap(0)
     answer(stage.prompts[0])

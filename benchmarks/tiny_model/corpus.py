@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from agentpref.config import UpdateConfig
-from agentpref.prefer.split import is_held_out
+from agentpref.prefer.examples import is_held_out
 from benchmarks.tiny_model import dialogues
 
 PERSONA = Path(__file__).parents[1] / "data" / "persona"

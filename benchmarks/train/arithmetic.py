@@ -1,8 +1,8 @@
-"""How much of the matrix rate of a plain GEMM our training step reaches.
+"""Measures how much of the rate of a plain GEMM our training step reaches.
 
-Counts the multiplications and additions that a step needs, by hand, from the model's shape and the
-rows' lengths; padding, recomputation and everything that is no matrix product count as waste. The
-GEMMs that it is put beside have the shapes of the model's own layers and the width of one pass.
+Counts the multiplications and additions that a step needs from the model's shape and the rows'
+lengths. Padding, recomputation and everything but matrix products count as waste. The GEMMs for
+comparison have the shapes of the model's own layers and the width of one pass.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def measure(bench: Bench, models: Sequence[str], workloads: Sequence[str]) -> di
 
 
 def targets(figures: Mapping[str, Any]) -> list[Target]:
-    """At least half of it, everywhere."""
+    """At least half of the GEMM rate, for every model and workload."""
     return [
         at_least(f"{model} {workload} share_of_gemm", found["share"], 0.5)
         for model, by_workload in figures["arithmetic"].items()
@@ -61,10 +61,11 @@ def step_flops(shape: Shape, rows: Sequence[jobs.Ids], rank: int, *, shared: boo
     """Floating-point operations of forward and backward passes over ``rows`` with LoRA.
 
     With frozen weights the backward pass has one product for each of the forward pass, for the
-    activations; the first block's q, k and v need none, since nothing before them is trained.
+    activations. The q, k and v of the first block need none, because nothing before them is
+    trained.
     """
     tokens = sum(_tokens(row, shared) for row in rows)
-    answers = sum(len(row.chosen) + len(row.rejected) for row in rows)
+    answers = sum(map(_answers, rows))
     linear = sum(i * o for i, o in shape.linears().values())
     first = sum(shape.linears()[n][0] * (shape.linears()[n][1] + rank) for n in _FIRST)
     lora = rank * sum(i + o for i, o in shape.linears().values())
@@ -80,23 +81,25 @@ def step_flops(shape: Shape, rows: Sequence[jobs.Ids], rank: int, *, shared: boo
 _FIRST = ("q_proj", "k_proj", "v_proj")
 
 
+def _answers(row: jobs.Ids) -> int:
+    return sum(map(len, row[1:]))
+
+
 def _tokens(row: jobs.Ids, shared: bool) -> int:
-    prompts = 1 if shared else 2
-    return prompts * len(row.prompt) + len(row.chosen) + len(row.rejected)
+    return (1 if shared else len(row[1:])) * len(row.prompt) + _answers(row)
 
 
 def _looks(row: jobs.Ids, shared: bool) -> float:
-    """Pairs of a position and one that it may look at, itself included."""
-    prompt = len(row.prompt)
-    own = prompt * (prompt + 1) / 2 * (1 if shared else 2)
-    return own + sum(n * prompt + n * (n + 1) / 2 for n in (len(row.chosen), len(row.rejected)))
+    """Count pairs of a position and one that it attends to, itself included."""
+    prompt, completions = len(row.prompt), row[1:]
+    own = prompt * (prompt + 1) / 2 * (1 if shared else len(completions))
+    return own + sum(n * prompt + n * (n + 1) / 2 for n in map(len, completions))
 
 
 def gemm_rate(shape: Shape, width: int, answers: int, dtype: Any, device: Any) -> float:
     """Flop/s of the model's own products, forward and for the activations' gradients.
 
-    ``width`` tokens go through the blocks and ``answers`` through the output layer, which stands
-    once beside all the blocks, as it does in the model.
+    ``width`` tokens go through every block, and ``answers`` through the one output layer.
     """
     flops = seconds = 0.0
     counted = [(size, width, shape.layers) for size in shape.linears().values()]
@@ -132,7 +135,7 @@ def _fastest(call: Callable[[], object]) -> float:
 
 
 def run(folder: Path, dtype: Precision) -> dict[str, float]:
-    """Train the job, timing its steps, with GEMMs before and after; the faster GEMMs count."""
+    """Time the steps of a job, and GEMMs before and after it, of which the faster ones count."""
     from agentpref.learn.memory import tokens_per_pass
     from benchmarks.train import ours
 
@@ -144,7 +147,7 @@ def run(folder: Path, dtype: Precision) -> dict[str, float]:
     share = job.batch_size / job.pairs
     most = tokens_per_pass(learner.base.model)
     width = min(most, round(share * sum(_tokens(row, shared) for row in rows)))
-    answers = round(share * sum(len(row.chosen) + len(row.rejected) for row in rows))
+    answers = round(share * sum(map(_answers, rows)))
     model = learner.base.model
 
     def rate() -> float:

@@ -2,8 +2,7 @@
 
 ``job.json`` holds the settings, ``rows.npz`` the token ids, ``init.safetensors`` the LoRA weights
 to start from. Rows are drawn at random from the vocabulary; only their lengths mean something.
-Knows nothing of how either trainer works, but for the order in which ours takes the rows, which
-is asked of its own plan and then written down for both.
+The order of the rows is that of our trainer's plan, and written down for both arms.
 """
 
 from __future__ import annotations
@@ -16,11 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from agentpref.learn.encode import EncodedPair
-from agentpref.learn.logps import PairLogps
+from agentpref.learn.encode import EncodedExample
 from agentpref.learn.objective import TrainingRow
-from agentpref.learn.plan import plan
-from agentpref.types import Pair, Prompt
+from agentpref.learn.trainer import plan_batches
+from agentpref.types import Completion, Example, Prompt
 from benchmarks.train import shapes
 
 REAL = "real"
@@ -124,24 +122,31 @@ def load_rows(folder: Path) -> list[Ids]:
     return [Ids(*(tuple(ids.tolist()) for ids in row)) for row in zip(*sides, strict=True)]
 
 
-def encoded(rows: Sequence[Ids]) -> list[EncodedPair]:
+def encoded(rows: Sequence[Ids]) -> list[EncodedExample]:
     """Rows as the learner takes them: certain labels, equal weights."""
-    return [EncodedPair(_pair(number), *ids) for number, ids in enumerate(rows)]
+    return [
+        EncodedExample(_pair(number), ids.prompt, (ids.chosen, ids.rejected), (None, None))
+        for number, ids in enumerate(rows)
+    ]
 
 
 def planned_order(rows: Sequence[Ids], batch_size: int, seed: int) -> tuple[int, ...]:
     """The order in which our trainer takes these rows in one epoch."""
-    known = [TrainingRow(row, PairLogps(0.0, 0.0)) for row in encoded(rows)]
+    known = [TrainingRow(row, (0.0, 0.0)) for row in encoded(rows)]
     numbers = {id(row): number for number, row in enumerate(known)}
-    batches = plan(known, size=batch_size, epochs=1, seed=seed)
+    batches = plan_batches(known, size=batch_size, epochs=1, seed=seed)
     return tuple(numbers[id(row)] for batch in batches for row in batch)
 
 
-def _pair(number: int) -> Pair:
+def _pair(number: int) -> Example:
     prompt = Prompt(str(number), ({"role": "user", "content": str(number)},))
-    good, bad = ({"role": "assistant", "content": text} for text in ("+", "-"))
-    name, when = str(number), float(number)
-    return Pair(name, "bench", when, prompt, good, bad, "comparison", noise=0.0)
+    completions = (
+        Completion({"role": "assistant", "content": "+"}, 1.0),
+        Completion({"role": "assistant", "content": "-"}, 0.0),
+    )
+    return Example(
+        str(number), "bench", float(number), prompt, completions, "comparison", noise=0.0
+    )
 
 
 def _save_rows(file: Path, rows: Sequence[Ids]) -> None:

@@ -24,31 +24,33 @@ def prepare(questions: Path) -> None:
     """Encode all questions as our trainer does, and write the ids beside them."""
     from transformers import AutoTokenizer
 
-    from agentpref.learn.encode import encode_pairs
+    from agentpref.learn.encode import encode
     from agentpref.models.base import BUNDLED, find_base
-    from agentpref.types import Pair, Prompt
+    from agentpref.types import Completion, Example, Prompt
 
     tokenizer = AutoTokenizer.from_pretrained(find_base(BUNDLED))
     nights: list[dict[str, list[Any]]] = []
     for asked in json.loads(questions.read_text(encoding="utf-8")):
         pairs = [
-            Pair(
+            Example(
                 str(number),
                 "bench",
                 0.0,
                 Prompt(str(number), ({"role": "user", "content": q["text"]},)),
-                {"role": "assistant", "content": q["liked"]},
-                {"role": "assistant", "content": q["disliked"]},
+                (
+                    Completion({"role": "assistant", "content": q["liked"]}, 1.0),
+                    Completion({"role": "assistant", "content": q["disliked"]}, 0.0),
+                ),
                 "comparison",
                 held_out=q["proves"],
             )
             for number, q in enumerate(asked)
         ]
-        rows = encode_pairs(pairs, tokenizer, max_length=1024).rows
+        rows = encode(pairs, tokenizer, max_length=1024).rows
         night: dict[str, list[Any]] = {"train": [], "prove": []}
         for row in rows:
-            side = "prove" if row.pair.held_out else "train"
-            night[side].append([row.prompt, row.chosen, row.rejected])
+            side = "prove" if row.example.held_out else "train"
+            night[side].append([row.prompt, *row.completions])
         nights.append(night)
     _ids(questions).write_text(json.dumps(nights), encoding="utf-8")
 
@@ -72,7 +74,7 @@ def rows_of(questions: Path, script: str, night: int) -> tuple[list[jobs.Ids], l
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Train on from last night's adapter, evaluate, and save tonight's."""
+    """Train from the adapter of the night before, evaluate, and save the new one."""
     from agentpref.models.base import BUNDLED, find_base
 
     train, prove = rows_of(options.questions, options.script, options.night)

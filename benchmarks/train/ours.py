@@ -83,7 +83,7 @@ def _start_from(learner: Learner, file: Path) -> None:
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    with learner.speaking_as("candidate") as model:
+    with learner.policy("candidate") as model:
         set_peft_model_state_dict(model, load_file(file), "candidate")
 
 

@@ -224,7 +224,7 @@ def sweep(folder: Path) -> dict[str, Any]:
     """
     import torch
 
-    from agentpref.models.precision import native_bfloat16
+    from agentpref.models.base import native_bfloat16
 
     dtypes = DTYPES if native_bfloat16(gpu=torch.cuda.is_available()) else DTYPES[:1]
     job, rows = jobs.load_job(folder), jobs.load_rows(folder)

@@ -1,7 +1,7 @@
-"""The `agentpref` command: a table of contents, and what every command has in common.
+"""The `agentpref` command: the list of commands, and how errors become exit codes.
 
-The modules named here import nothing but Typer at their top, so that ``agentpref --help`` starts
-quickly; each command reaches for the core when it is called.
+The modules of the commands import only Typer at their top, so that ``agentpref --help`` starts
+quickly. Each command imports the rest when it is called.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from agentpref_cli import demo
 from agentpref_cli.commands import (
     adapters,
-    demo,
     doctor,
     exchange,
     forget,
     home,
-    pairs,
     replicas,
     serve,
     update,
@@ -29,16 +28,16 @@ from agentpref_cli.terminal import fail
 BAD_USAGE = 2
 SIGNALLED = 128
 INTERRUPTED = 130
-LAST_WORDS_SECONDS = 5
+LEADER_SECONDS = 5
 
 
 class Commands(TyperGroup):
-    """A group of commands that turns our errors and Ctrl-C into one line and an exit code."""
+    """A group of commands that turns agentpref's errors and Ctrl-C into one line and exit code."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; 1 is a failure, 2 a setting that cannot be, 130 an interruption.
+        """Run the command. Exits 1 on a failure, 2 on a wrong setting, 130 on Ctrl-C.
 
-        An update that SIGTERM ended exits 143: as with 130, it is 128 and the signal's number.
+        An update that SIGTERM ended exits 143; like 130, that is 128 plus the signal's number.
         """
         from agentpref.errors import AgentprefError, ConfigError, UpdateInterrupted
 
@@ -51,7 +50,7 @@ class Commands(TyperGroup):
             fail(str(error))
             raise typer.Exit(BAD_USAGE if isinstance(error, ConfigError) else 1) from error
         except KeyboardInterrupt as error:
-            fail("interrupted; what was recorded is kept, and what serves is unchanged")
+            fail("interrupted; the log is kept, and the same revision serves")
             raise typer.Exit(INTERRUPTED) from error
 
 
@@ -69,7 +68,7 @@ app.command("demo")(demo.demo)
 app.command("import")(exchange.import_)
 app.command("export")(exchange.export)
 app.command("stats")(home.stats)
-app.command("pairs")(pairs.pairs)
+app.command("pairs")(home.pairs)
 app.command("update")(update.update)
 app.command("report")(update.report)
 app.add_typer(adapters.app, name="adapters")
@@ -94,7 +93,7 @@ def _root(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version and leave."
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
         ),
     ] = False,
 ) -> None:
@@ -103,9 +102,13 @@ def _root(
 
 def main() -> None:
     """Run the command line: the entry point of the installed script."""
+    import os
+    import warnings
+
     from agentpref.learn.team import follows
 
-    _quiet_the_libraries()
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # they draw over ours
+    warnings.filterwarnings("ignore", category=FutureWarning)  # addressed to developers
     if follows():
         _follow()
     else:
@@ -113,10 +116,10 @@ def main() -> None:
 
 
 def _follow() -> None:
-    """Take part in an update that another process leads: without a word, and to its exit code.
+    """Take part in an update that another process leads, silently, and exit with its exit code.
 
-    A launcher ends all processes where one fails, so that this one lets the first one say its last
-    words, and is then ended itself; without a launcher it ends by itself.
+    A launcher ends all processes as soon as one fails. So a follower that fails waits, until the
+    leader has printed its error and the launcher ends this process.
     """
     import os
     import sys
@@ -124,19 +127,10 @@ def _follow() -> None:
     from contextlib import redirect_stderr, redirect_stdout
 
     if sys.argv[1:2] != ["update"]:
-        return  # nothing else can be shared
+        return  # no other command runs in several processes
     with open(os.devnull, "w") as nothing, redirect_stdout(nothing), redirect_stderr(nothing):
         try:
             app(prog_name="agentpref")
         except SystemExit as end:
-            time.sleep(LAST_WORDS_SECONDS if end.code else 0)
+            time.sleep(LEADER_SECONDS if end.code else 0)
             raise
-
-
-def _quiet_the_libraries() -> None:
-    """Keep what libraries draw, and what they announce to developers, off the user's screen."""
-    import os
-    import warnings
-
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # they would draw over our own
-    warnings.filterwarnings("ignore", category=FutureWarning)

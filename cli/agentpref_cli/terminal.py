@@ -1,9 +1,8 @@
-"""What the commands say, and how it looks.
+"""How commands print.
 
 On a terminal: tables, colours and a progress bar, drawn by rich. Piped: tab-separated lines under
-a header, and one line of progress a stage. With ``--json``: one object on standard output and
-nothing else there. Rich is imported only when something is drawn, since it costs more than most
-commands. Knows nothing of homes, runs or adapters.
+a header, and one line of progress per stage. With ``--json``: one object on standard output. Rich
+is imported only to draw, because its import takes longer than most commands.
 """
 
 from __future__ import annotations
@@ -11,19 +10,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeAlias
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.text import Text
 
-Report: TypeAlias = Callable[[str, int, int], None]
-"""Told the stage that runs, how much of it is done, and how much there is."""
+    from agentpref.types import Progress
 
 GOOD, BAD, WARN, DIM, BOLD = "green", "red", "yellow", "dim", "bold"
 
 
-def answer(as_json: bool, value: Any, show: Callable[[], None]) -> None:
+def print_result(as_json: bool, value: Any, show: Callable[[], None]) -> None:
     """Print ``value`` as one JSON object, or let ``show`` print it for people."""
     if not as_json:
         return show()
@@ -33,24 +30,24 @@ def answer(as_json: bool, value: Any, show: Callable[[], None]) -> None:
 
 
 def say(text: str, style: str = "") -> None:
-    """Print one line, coloured where standard output is a terminal."""
+    """Print one line, coloured on a terminal."""
     if sys.stdout.isatty():
-        _console(sys.stdout).print(_text(text, style))
+        _draw(sys.stdout, _text(text, style))
     else:
         print(text)
 
 
 def fail(message: str) -> None:
-    """Print what went wrong as one line on standard error."""
+    """Print an error as one line on standard error."""
     line = "error: " + one_line(message)
     if sys.stderr.isatty():
-        _console(sys.stderr).print(_text(line, BAD), soft_wrap=True)
+        _draw(sys.stderr, _text(line, BAD), soft_wrap=True)
     else:
         print(line, file=sys.stderr)
 
 
 def confirm(question: str, yes: bool) -> None:
-    """Ask where somebody sits before it; what runs by itself has been thought about before.
+    """Ask before something is removed, if a person types at a terminal and did not say ``--yes``.
 
     Raises:
         Exit: the answer is not yes.
@@ -71,59 +68,71 @@ def table(
     *,
     styles: Mapping[str, str] | None = None,
 ) -> None:
-    """Print rows under a header. ``styles`` colours the cells that read as one of its keys."""
+    """Print rows under a header. ``styles`` maps the text of a cell to its colour."""
     if not sys.stdout.isatty():
         for row in (columns, *rows):
             print("\t".join(map(cell, row)))
         return
-    _console(sys.stdout).print(_drawn(columns, rows, styles or {}))
+    from rich import box
+    from rich.table import Table
+
+    drawn, styles = Table(box=box.SIMPLE_HEAD, pad_edge=False), styles or {}
+    for index, name in enumerate(columns):
+        numeric = bool(rows) and all(type(row[index]) in (int, float) for row in rows)
+        drawn.add_column(_text(name, BOLD), justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*(_text(text, styles.get(text, "")) for text in map(cell, row)))
+    _draw(sys.stdout, drawn)
 
 
 def show_checks(checks: Sequence[Mapping[str, Any]]) -> None:
-    """Print checks, each with its ``name``, whether it ``holds``, and ``words`` for it."""
-    rows = [(check["name"], check["holds"], check["words"]) for check in checks]
-    table(("check", "holds", "words"), rows, styles={"yes": GOOD, "no": BAD})
+    """Print the checks of a report: the name of each, whether it passed, and its message."""
+    rows = [(check["name"], *read_check(check)) for check in checks]
+    table(("check", "passed", "message"), rows, styles={"yes": GOOD, "no": BAD})
+
+
+def read_check(check: Mapping[str, Any]) -> tuple[bool, str]:
+    """Whether a check passed, and its message. Reports up to 0.1.0 call these holds and words."""
+    old = "holds" in check
+    return check["holds" if old else "passed"], check["words" if old else "message"]
 
 
 def facts(values: Mapping[str, object]) -> None:
-    """Print names and their values, one a line."""
+    """Print names and their values, one per line."""
     width = max(map(len, values), default=0)
     for name, value in values.items():
         if sys.stdout.isatty():
             label = _text(name.ljust(width + 2), DIM)
-            _console(sys.stdout).print(label.append(cell(value), style="default"), soft_wrap=True)
+            _draw(sys.stdout, label.append(cell(value), style="default"), soft_wrap=True)
         else:
             print(f"{name}\t{cell(value)}")
 
 
 @contextmanager
-def progress(as_json: bool) -> Iterator[Report | None]:
-    """Yield a function to be told of progress, which is shown on standard error.
+def progress(as_json: bool) -> Iterator[Progress | None]:
+    """Yield a callback that shows progress on standard error.
 
-    A bar on a terminal; one line a stage elsewhere; nothing beside ``--json`` where it is piped.
+    A bar on a terminal; one line per stage elsewhere; None with ``--json`` where it is piped.
     """
     if sys.stderr.isatty():
         with _bars() as report:
             yield report
     else:
-        yield None if as_json else _stage_lines(sys.stderr)
+        yield None if as_json else _stage_lines()
 
 
 def cell(value: object) -> str:
-    """Write one value for a table: short, on one line, with nothing a terminal would obey."""
+    """Write one value for a table: short, on one line, without control characters."""
     if value is None:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return one_line(str(value))
+    return f"{value:.4g}" if isinstance(value, float) else one_line(str(value))
 
 
 def one_line(text: str, limit: int | None = None) -> str:
     """Fold white space, drop control characters (a logged text may hold escapes), and cut."""
-    folded = " ".join(text.split())
-    clean = "".join(c for c in folded if c.isprintable())
+    clean = "".join(c for c in " ".join(text.split()) if c.isprintable())
     return clean if limit is None or len(clean) <= limit else clean[: limit - 1] + "…"
 
 
@@ -136,57 +145,32 @@ def moment(timestamp: float | None) -> str:
     return datetime.fromtimestamp(timestamp).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
-def _console(stream: TextIO) -> Console:
+def _draw(stream: TextIO, drawn: Any, *, soft_wrap: bool = False) -> None:
     from rich.console import Console
 
-    return Console(file=stream, highlight=False)
+    Console(file=stream, highlight=False).print(drawn, soft_wrap=soft_wrap)
 
 
 def _text(text: str, style: str) -> Text:
+    """Text that rich prints as it is, whatever looks like mark-up in it."""
     from rich.text import Text
 
     return Text(text, style=style)
 
 
-def _drawn(
-    columns: Sequence[str], rows: Sequence[Sequence[object]], styles: Mapping[str, str]
-) -> Any:
-    from rich import box
-    from rich.table import Table
-
-    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for index, name in enumerate(columns):
-        numeric = all(_is_number(row[index]) for row in rows)
-        side: Literal["left", "right"] = "right" if numeric and rows else "left"
-        drawn.add_column(_text(name, BOLD), justify=side, overflow="fold")
-    for row in rows:
-        drawn.add_row(*(_text(text, styles.get(text, "")) for text in map(cell, row)))
-    return drawn
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 @contextmanager
-def _bars() -> Iterator[Report]:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TaskID,
-        TextColumn,
-        TimeElapsedColumn,
-    )
+def _bars() -> Iterator[Progress]:
+    from rich import progress as rich
+    from rich.console import Console
 
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        rich.TimeElapsedColumn(),
     )
-    tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=_console(sys.stderr)) as bars:
+    tasks: dict[str, rich.TaskID] = {}
+    with rich.Progress(*columns, console=Console(file=sys.stderr, highlight=False)) as bars:
 
         def report(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
@@ -196,14 +180,14 @@ def _bars() -> Iterator[Report]:
         yield report
 
 
-def _stage_lines(stream: TextIO) -> Report:
+def _stage_lines() -> Progress:
     seen: set[str] = set()
 
     def report(stage: str, done: int, total: int) -> None:
         if stage not in seen:
             seen.add(stage)
-            print(stage, file=stream, flush=True)
+            print(stage, file=sys.stderr, flush=True)
         if done == total and total > 1:
-            print(f"{stage}: {done}/{total}", file=stream, flush=True)
+            print(f"{stage}: {done}/{total}", file=sys.stderr, flush=True)
 
     return report

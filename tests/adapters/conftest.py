@@ -31,7 +31,7 @@ def registry(served: Served, tmp_path: Path) -> Registry:
     shared = Registry(served.home)
     for name in served.names:
         revision = shared.get(name)
-        registry.publish(revision.path, parent=None, base=revision.manifest["base"], training={})
+        registry.publish(revision.path, parent=None, model=revision.manifest["base"], training={})
     assert tuple(r.revision_id for r in registry.list()) == served.names
     return registry
 

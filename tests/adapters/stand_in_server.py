@@ -1,9 +1,8 @@
-"""A server that is none of much: `python stand_in_server.py PORT FOLDER [HOW...]`.
+"""A minimal server: `python stand_in_server.py PORT FOLDER [HOW...]`.
 
-It answers 200 to everything, ends on `POST /die`, has a helper process as vLLM has its engine, and
-writes both process ids to FOLDER/pids. HOW: `fails` ends it before it answers, with a cause and
-what followed from it; `silent` never answers; `stubborn` ignores a request to end; `brief` ends it
-right after its first answer.
+It answers 200 to every GET, exits on `POST /die`, starts a helper process as vLLM starts its
+engine, and writes both process ids to FOLDER/pids. HOW: `fails` ends it before it answers, after
+two errors; `silent` never answers; `stubborn` ignores SIGTERM.
 """
 
 from __future__ import annotations
@@ -21,9 +20,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.send_response(200)
         self.end_headers()
-        self.wfile.flush()
-        if "brief" in sys.argv:
-            os._exit(7)
 
     def do_POST(self) -> None:
         os._exit(9)

@@ -159,7 +159,7 @@ def by_abatch(chain: Runnable[Any, str], config: RunnableConfig) -> str:
 @pytest.mark.parametrize(
     "call", [by_invoke, by_ainvoke, by_stream, by_astream, by_events, by_batch, by_abatch]
 )
-def test_a_chain_s_model_call_is_logged_once_however_it_is_called(
+def test_a_model_call_of_a_chain_is_logged_once_in_every_form_of_call(
     call: Callable[[Runnable[Any, str], RunnableConfig], str],
     callback: AgentprefCallback,
     runs: Callable[[], list[Run]],
@@ -184,7 +184,7 @@ def test_a_chain_s_model_call_is_logged_once_however_it_is_called(
 
 
 @pytest.mark.parametrize("call", [by_invoke, by_ainvoke, by_stream, by_astream, by_events])
-def test_the_thread_may_be_named_under_configurable_alone(
+def test_the_thread_is_read_from_configurable(
     call: Callable[[Runnable[Any, str], RunnableConfig], str],
     callback: AgentprefCallback,
     runs: Callable[[], list[Run]],
@@ -195,7 +195,7 @@ def test_the_thread_may_be_named_under_configurable_alone(
     assert run.thread_id == "t1"
 
 
-def test_the_run_id_is_langchain_s_own_and_takes_feedback(log: Log, home: Path) -> None:
+def test_feedback_can_be_given_by_the_run_id_of_langchain(log: Log, home: Path) -> None:
     run_id = uuid4()
     model = FakeListChatModel(responses=["blue"])
     model.invoke("sky?", {"callbacks": [AgentprefCallback(log)], "run_id": run_id})
@@ -226,7 +226,7 @@ def test_the_model_that_answered_is_logged_rather_than_the_one_that_was_asked_fo
     assert (run.model, run.revision, run.logprobs) == ("gpt-x-2026", None, None)
 
 
-def test_constructor_defaults_give_way_to_the_config(
+def test_the_config_overrides_the_arguments_of_the_callback(
     log: Log, runs: Callable[[], list[Run]], name: Callable[[str], str]
 ) -> None:
     callback = AgentprefCallback(log, tags=["shop"], thread_id="none", user_id="nobody")
@@ -239,7 +239,7 @@ def test_constructor_defaults_give_way_to_the_config(
     assert (second.thread_id, second.user_id, second.tags) == ("7", name("u1"), ("shop", "a"))
 
 
-def test_a_plain_text_model_is_logged_as_a_message_of_the_user_s(
+def test_the_prompt_of_a_text_model_is_logged_as_a_user_message(
     callback: AgentprefCallback, runs: Callable[[], list[Run]]
 ) -> None:
     FakeListLLM(responses=["blue"]).invoke("sky?", {"callbacks": [callback]})
@@ -248,7 +248,7 @@ def test_a_plain_text_model_is_logged_as_a_message_of_the_user_s(
     assert run.output == {"role": "assistant", "content": "blue"}
 
 
-def test_several_answers_to_one_prompt_are_several_runs_of_it(
+def test_several_answers_to_one_prompt_are_logged_as_several_runs(
     log: Log, callback: AgentprefCallback, runs: Callable[[], list[Run]]
 ) -> None:
     run_id = uuid4()
@@ -276,7 +276,7 @@ def assert_fifty_echoes(runs: list[Run], callback: AgentprefCallback) -> None:
     assert callback.counts == CallbackCounts(logged=50, failed=0, lost=0, open=0)
 
 
-def test_fifty_at_once_in_threads_are_not_mixed_up(
+def test_fifty_concurrent_calls_in_threads_are_not_mixed(
     callback: AgentprefCallback, runs: Callable[[], list[Run]]
 ) -> None:
     questions = [{"question": f"question {i}"} for i in range(50)]
@@ -285,7 +285,7 @@ def test_fifty_at_once_in_threads_are_not_mixed_up(
     assert_fifty_echoes(runs(), callback)
 
 
-def test_fifty_at_once_in_one_event_loop_are_not_mixed_up(
+def test_fifty_concurrent_calls_in_one_event_loop_are_not_mixed(
     callback: AgentprefCallback, runs: Callable[[], list[Run]]
 ) -> None:
     questions = [{"question": f"question {i}"} for i in range(50)]
@@ -368,7 +368,7 @@ def test_a_conversation_of_an_agent_shares_its_messages_on_disk(
     assert messages == 8
 
 
-def test_an_async_agent_s_stream_is_logged(
+def test_the_stream_of_an_async_agent_is_logged(
     callback: AgentprefCallback, runs: Callable[[], list[Run]]
 ) -> None:
     async def read() -> list[Any]:
@@ -382,7 +382,7 @@ def test_an_async_agent_s_stream_is_logged(
     assert first.trace_id == second.trace_id
 
 
-def test_a_model_within_a_tool_belongs_to_the_agent_s_trace(
+def test_a_model_call_in_a_tool_belongs_to_the_trace_of_the_agent(
     callback: AgentprefCallback, runs: Callable[[], list[Run]]
 ) -> None:
     @tool
@@ -401,7 +401,7 @@ def test_a_model_within_a_tool_belongs_to_the_agent_s_trace(
 # What goes wrong.
 
 
-def test_odd_metadata_does_not_cost_the_run(
+def test_metadata_that_is_not_json_does_not_prevent_logging(
     callback: AgentprefCallback, runs: Callable[[], list[Run]]
 ) -> None:
     metadata = {"session": object(), "plan": "pro"}
@@ -429,7 +429,7 @@ def test_a_stream_that_raises_midway_is_counted_and_not_logged(
     assert callback.counts == CallbackCounts(logged=0, failed=1, lost=0, open=0)
 
 
-def test_a_stream_that_is_left_early_is_counted_and_not_logged(
+def test_a_stream_that_is_closed_early_is_counted_and_not_logged(
     callback: AgentprefCallback, runs: Callable[[], list[Run]]
 ) -> None:
     stream = FakeListChatModel(responses=["blue"]).stream("sky?", {"callbacks": [callback]})
@@ -472,7 +472,7 @@ def test_a_message_that_cannot_be_converted_never_breaks_the_chain(
     assert callback.counts == CallbackCounts(logged=0, failed=0, lost=1, open=0)
 
 
-def test_cancelled_calls_of_which_langchain_says_nothing_do_not_pile_up(
+def test_notes_of_cancelled_calls_are_limited(
     callback: AgentprefCallback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(callback_module, "_MOST_KEPT", 2)
@@ -486,7 +486,7 @@ def test_cancelled_calls_of_which_langchain_says_nothing_do_not_pile_up(
     assert callback.counts == CallbackCounts(logged=0, failed=3, lost=0, open=2)
 
 
-def test_nothing_is_kept_of_chains_that_are_done(callback: AgentprefCallback) -> None:
+def test_no_notes_are_kept_of_ended_chains(callback: AgentprefCallback) -> None:
     chain = chain_of(FakeListChatModel(responses=["blue"]))
     chain.invoke({"question": "sky?"}, {"callbacks": [callback]})
     with pytest.raises(RuntimeError):
@@ -494,7 +494,7 @@ def test_nothing_is_kept_of_chains_that_are_done(callback: AgentprefCallback) ->
     assert len(callback._roots) == 0
 
 
-def test_without_langchain_core_the_error_names_the_cure() -> None:
+def test_without_langchain_core_the_error_names_the_install_command() -> None:
     code = "import sys; sys.modules['langchain_core'] = None; import agentpref_adapters.langchain"
     tried = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False

@@ -19,9 +19,8 @@ from langchain_core.tools import tool
 from pydantic import BaseModel
 
 from agentpref.record.messages import prompt_of
-from agentpref_adapters._langchain_convert import (
+from agentpref_adapters._langchain_callback import (
     first_id,
-    openai_message,
     openai_messages,
     openai_tool,
     sampling_params,
@@ -32,7 +31,12 @@ from agentpref_adapters._langchain_convert import (
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
 
 
-def test_a_conversation_with_a_tool_call_takes_openai_s_shape() -> None:
+def openai_message(message: BaseMessage) -> dict[str, Any]:
+    (body,) = openai_messages([message])
+    return body
+
+
+def test_a_conversation_with_a_tool_call_is_converted_to_openais_shape() -> None:
     call = {"name": "add", "args": {"a": 1, "b": "é"}, "id": "c1", "type": "tool_call"}
     messages = openai_messages(
         [
@@ -63,12 +67,12 @@ def test_multimodal_content_stays_a_list() -> None:
     assert openai_message(HumanMessage(blocks))["content"] == blocks
 
 
-def test_text_in_several_blocks_is_joined_without_anything_between() -> None:
+def test_text_in_several_blocks_is_joined_without_separator() -> None:
     cut = AIMessage([{"type": "text", "text": "The sky "}, {"type": "text", "text": "is blue."}])
     assert openai_message(cut) == {"role": "assistant", "content": "The sky is blue."}
 
 
-def test_anthropic_s_tool_use_block_is_a_tool_call_and_not_content() -> None:
+def test_a_tool_use_block_of_anthropic_becomes_a_tool_call() -> None:
     block = {"type": "tool_use", "id": "c1", "name": "add", "input": {"a": 1}}
     call = {"name": "add", "args": {"a": 1}, "id": "c1", "type": "tool_call"}
     body = openai_message(
@@ -78,7 +82,7 @@ def test_anthropic_s_tool_use_block_is_a_tool_call_and_not_content() -> None:
     assert [call["id"] for call in body["tool_calls"]] == ["c1"]
 
 
-def test_a_tool_call_that_the_model_got_wrong_is_kept_as_it_wrote_it() -> None:
+def test_an_invalid_tool_call_is_kept_as_the_model_wrote_it() -> None:
     wrong = {
         "name": "add",
         "args": '{"a": 1',
@@ -118,7 +122,7 @@ written = st.one_of(
 
 @settings(deadline=None, max_examples=50)
 @given(written)
-def test_a_message_survives_the_way_there_and_back(message: BaseMessage) -> None:
+def test_a_message_converted_there_and_back_is_the_same(message: BaseMessage) -> None:
     (back,) = convert_to_messages([openai_message(message)])
     assert type(back) is type(message)
     assert back.text == message.text
@@ -155,19 +159,19 @@ def anthropic_tool() -> dict[str, Any]:
         ({"type": "function", "function": {"name": "f", "parameters": {}}}, "f"),
     ],
 )
-def test_tools_in_every_form_are_described_alike(given_as: Any, name: str) -> None:
+def test_tools_in_every_form_get_the_same_description(given_as: Any, name: str) -> None:
     described = openai_tool(given_as)
     assert described["type"] == "function"
     assert described["function"]["name"] == name
     json.dumps(described)
 
 
-def test_a_provider_s_own_tool_is_kept_as_it_is() -> None:
+def test_a_built_in_tool_of_a_provider_is_kept() -> None:
     own = {"google_search": {}}
     assert openai_tool(own) == own
 
 
-def test_what_is_no_tool_at_all_is_refused() -> None:
+def test_an_object_that_is_not_a_tool_is_refused() -> None:
     with pytest.raises(ValueError, match="Unsupported"):
         openai_tool(3)
 
@@ -183,7 +187,7 @@ def test_only_sampling_parameters_are_kept() -> None:
     assert sampling_params(invocation) == {"temperature": 0.0, "stop": ["\n"]}
 
 
-def test_tags_of_the_framework_s_own_are_dropped_and_the_user_s_stay_in_order() -> None:
+def test_tags_of_the_framework_are_dropped_and_those_of_the_user_stay_in_order() -> None:
     tags = [
         "seq:step:2",
         "billing",
@@ -195,7 +199,7 @@ def test_tags_of_the_framework_s_own_are_dropped_and_the_user_s_stay_in_order() 
     assert user_tags(tags) == ["billing", "branch:main"]
 
 
-def test_metadata_keeps_what_the_user_and_the_graph_s_node_say() -> None:
+def test_metadata_keeps_the_entries_of_the_user_and_the_name_of_the_node() -> None:
     metadata = {
         "plan": "pro",
         "thread_id": "t1",
@@ -209,7 +213,7 @@ def test_metadata_keeps_what_the_user_and_the_graph_s_node_say() -> None:
     assert user_metadata(metadata) == {"plan": "pro", "langgraph_node": "planner"}
 
 
-def test_an_id_comes_from_the_first_place_that_has_one() -> None:
+def test_an_id_is_read_from_the_first_place_that_has_one() -> None:
     assert (
         first_id("thread_id", None, {}, {"thread_id": None}, {"thread_id": 7}, {"thread_id": 8})
         == "7"

@@ -61,7 +61,7 @@ def home(tmp_path: Path) -> Home:
 def publish(home: Home, tmp_path: Path) -> Callable[[int], str]:
     def publish(seed: int) -> str:
         folder = write_adapter(tmp_path / f"adapter-{seed}", seed=seed)
-        revision = Registry(home).publish(folder, parent=None, base=BASE_IDENTITY, training={})
+        revision = Registry(home).publish(folder, parent=None, model=BASE_IDENTITY, training={})
         return revision.revision_id
 
     return publish
@@ -87,7 +87,7 @@ class Heard:
         return self._last
 
 
-def test_an_answer_says_which_revision_wrote_it_and_in_which_tokens(
+def test_an_answer_names_its_revision_and_its_tokens(
     home: Home, publish: Callable[[int], str]
 ) -> None:
     model = serve(home, FakeBackend(lambda revision, request: "blue"), model="tiny")
@@ -105,7 +105,7 @@ def test_an_answer_says_which_revision_wrote_it_and_in_which_tokens(
     }
 
 
-def test_settings_reach_the_engine_and_a_call_may_change_them(home: Home) -> None:
+def test_settings_reach_the_engine_and_a_call_can_override_them(home: Home) -> None:
     heard = Heard("one", "two")
     model = serve(home, FakeBackend(heard), max_tokens=9, temperature=0.3, top_p=0.5, seed=4)
     model.invoke("sky?")
@@ -127,7 +127,7 @@ def test_a_setting_that_does_not_exist_is_refused_by_name(home: Home) -> None:
         model.invoke("sky?", temprature=0.5)
 
 
-def test_an_engine_s_error_reaches_the_caller(home: Home) -> None:
+def test_an_error_of_the_engine_reaches_the_caller(home: Home) -> None:
     model = serve(home, FakeBackend(fail_generate={"base"}))
     with pytest.raises(GenerationFailed):
         model.invoke("sky?")
@@ -164,7 +164,7 @@ def test_the_async_forms_give_the_same_answers_without_blocking_the_loop(home: H
     assert whole.response_metadata == joined(chunks).response_metadata
 
 
-def test_a_stream_left_early_holds_no_revision_back(
+def test_a_stream_closed_early_gives_its_lease_back(
     home: Home, publish: Callable[[int], str]
 ) -> None:
     backend = FakeBackend()
@@ -180,7 +180,7 @@ def test_a_stream_left_early_holds_no_revision_back(
     assert first not in backend.list_loaded()
 
 
-def test_an_async_stream_left_early_holds_no_revision_back(
+def test_an_async_stream_closed_early_gives_its_lease_back(
     home: Home, publish: Callable[[int], str]
 ) -> None:
     backend = FakeBackend()
@@ -271,7 +271,7 @@ class Careless(FakeBackend):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_call_whose_arguments_are_no_json_object_is_an_invalid_one(
+def test_a_call_whose_arguments_are_not_a_json_object_is_invalid(
     home: Home, streaming: bool
 ) -> None:
     model = serve(home, Careless()).bind_tools([add])
@@ -281,7 +281,7 @@ def test_a_call_whose_arguments_are_no_json_object_is_an_invalid_one(
     assert [call["args"] for call in answer.invalid_tool_calls] == ['{"a": 1', "[1]"]
 
 
-def test_a_stream_with_tools_holds_the_text_back_until_it_is_known_to_be_no_call(
+def test_a_stream_with_tools_comes_in_one_piece(
     home: Home,
 ) -> None:
     model = serve(home, FakeBackend(lambda revision, request: "Let me see. " + CALL))
@@ -294,7 +294,7 @@ def test_a_stream_with_tools_holds_the_text_back_until_it_is_known_to_be_no_call
     assert plain.tool_calls == []
 
 
-def test_a_result_goes_back_to_the_engine_under_the_call_s_id(home: Home) -> None:
+def test_a_tool_result_is_sent_with_the_id_of_its_call(home: Home) -> None:
     heard = Heard(CALL, "3")
     model = serve(home, FakeBackend(heard)).bind_tools([add])
     asked = HumanMessage("1 + 2?")
@@ -317,13 +317,15 @@ def test_a_result_goes_back_to_the_engine_under_the_call_s_id(home: Home) -> Non
         ({"type": "function", "function": {"name": "shout"}}, ["shout"]),
     ],
 )
-def test_tool_choice_narrows_what_is_offered(home: Home, choice: Any, offered: list[str]) -> None:
+def test_tool_choice_selects_the_tools_that_are_offered(
+    home: Home, choice: Any, offered: list[str]
+) -> None:
     heard = Heard("hello")
     serve(home, FakeBackend(heard)).bind_tools([add, shout], tool_choice=choice).invoke("hello")
     assert [tool["function"]["name"] for tool in heard.requests[0].tools] == offered
 
 
-def test_a_tool_choice_that_names_no_tool_is_refused(home: Home) -> None:
+def test_a_tool_choice_that_names_an_unknown_tool_is_refused(home: Home) -> None:
     with pytest.raises(ConfigError, match=r"'ad'.*add, shout"):
         serve(home, FakeBackend()).bind_tools([add, shout], tool_choice="ad")
 
@@ -382,7 +384,7 @@ def through_chain_batch(model: AgentprefChatModel, config: Any) -> AIMessage:
         through_chain_batch,
     ],
 )
-def test_a_thread_stays_on_its_side_of_a_canary_however_it_is_named_and_called(
+def test_a_thread_stays_on_its_side_of_a_canary_in_every_form_of_call(
     home: Home,
     publish: Callable[[int], str],
     ask: Callable[[AgentprefChatModel, Any], AIMessage],
@@ -402,7 +404,7 @@ def test_a_thread_stays_on_its_side_of_a_canary_however_it_is_named_and_called(
             assert answer.response_metadata["revision"] == revision
 
 
-def test_generate_which_sees_no_config_finds_the_thread_in_the_metadata(
+def test_generate_reads_the_thread_from_the_metadata(
     home: Home, publish: Callable[[int], str]
 ) -> None:
     model = serve(home, FakeBackend())
@@ -414,7 +416,7 @@ def test_generate_which_sees_no_config_finds_the_thread_in_the_metadata(
     assert answer.message.response_metadata["revision"] == canary
 
 
-def test_the_constructor_s_thread_is_for_calls_that_name_none(
+def test_the_thread_of_the_model_is_used_for_calls_without_one(
     home: Home, publish: Callable[[int], str]
 ) -> None:
     router = serve(home, FakeBackend()).router
@@ -428,9 +430,7 @@ def test_the_constructor_s_thread_is_for_calls_that_name_none(
         assert model.invoke("hello").response_metadata["revision"] == expected
 
 
-def test_a_process_wide_cache_never_answers_with_a_revision_of_yesterday(
-    home: Home, publish: Callable[[int], str]
-) -> None:
+def test_a_process_wide_cache_is_not_used(home: Home, publish: Callable[[int], str]) -> None:
     model = serve(home, FakeBackend())
     set_llm_cache(InMemoryCache())
     try:
@@ -458,7 +458,7 @@ def logged(home: Home, log: Log) -> list[Run]:
 
 
 @pytest.mark.parametrize("ask", [through_invoke, through_stream, through_astream, through_batch])
-def test_what_is_logged_is_the_revision_the_tokens_and_the_settings_that_served(
+def test_the_callback_logs_the_revision_the_tokens_and_the_settings(
     home: Home,
     publish: Callable[[int], str],
     log: Log,
@@ -511,7 +511,7 @@ def test_an_agent_over_the_real_engine_is_logged_as_the_revision_that_wrote_it(
         layers = {f"model.layers.{i}.self_attn.q_proj": (64, 64) for i in range(2)}
         folder = write_adapter(tmp_path / "adapter", layers=layers)
         identity = backend.base.identity
-        live = registry.publish(folder, parent=None, base=identity, training={}).revision_id
+        live = registry.publish(folder, parent=None, model=identity, training={}).revision_id
         agent = create_agent(AgentprefChatModel(router=router, max_tokens=12), [add])
         config: Any = {"callbacks": [AgentprefCallback(log)]}
         agent.invoke({"messages": [("user", "1 + 2?")]}, config)

@@ -1,4 +1,4 @@
-"""The matrices in the layers: held to peft's own arithmetic, alone and side by side."""
+"""LoRA matrices in the layers, compared with peft, alone and side by side."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_each_share_of_a_batch_gets_its_own(served: Served) -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_a_layer_that_gets_its_tokens_in_one_list_is_answered_row_by_row(served: Served) -> None:
+def test_a_layer_that_gets_its_tokens_in_one_list_is_adapted_row_by_row(served: Served) -> None:
     model = load_base(served.base).model
     layers = Layers(model)
     adapter = layers.read("one", get(served).path)

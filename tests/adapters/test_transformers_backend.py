@@ -1,4 +1,4 @@
-"""The in-process backend, held to plain transformers and peft as an oracle."""
+"""The in-process backend, compared with plain transformers and peft."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from served import LENGTH, PROMPTS, REVISIONS, Served, ask, get, held, make_adapter
+from served import LENGTH, PROMPTS, REVISIONS, Served, ask, blocked, get, make_adapter
 
 from agentpref.errors import (
     BackendClosed,
@@ -32,24 +32,24 @@ from agentpref.learn.encode import encode_pairs
 from agentpref.models.base import load_base
 from agentpref.record.messages import prompt_of
 from agentpref.serve.backend import GenerationRequest, Reply, Revision, ServingBackend
-from agentpref.serve.holds import holders
+from agentpref.serve.pins import find_pins
 from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
 from agentpref.types import BASE, Pair
-from agentpref_adapters import _transformers_decode
-from agentpref_adapters._transformers_row import Row
+from agentpref_adapters import _transformers_engine
+from agentpref_adapters._transformers_engine import ActiveRequest
 from agentpref_adapters.transformers import TransformersBackend, open_router
 
 WEIGHTS = "adapter_model.safetensors"
 
 
-def test_the_oracle_tells_the_revisions_apart(served: Served) -> None:
+def test_the_revisions_answer_differently_by_plain_peft(served: Served) -> None:
     for prompt in PROMPTS:
         answers = {served.expected[name, prompt] for name in (BASE, *served.names)}
         assert len(answers) == REVISIONS + 1
 
 
-def test_it_is_a_serving_backend(backend: TransformersBackend) -> None:
+def test_the_backend_implements_the_protocol(backend: TransformersBackend) -> None:
     assert isinstance(backend, ServingBackend)
     assert backend.capabilities().streaming
 
@@ -70,7 +70,7 @@ def test_each_revision_answers_as_plain_peft_does(
         assert reply.finish_reason == ("stop" if ended else "length")
 
 
-def test_what_it_wrote_is_trained_in_the_tokens_that_it_wrote(backend: TransformersBackend) -> None:
+def test_the_tokens_of_a_reply_are_those_that_training_uses(backend: TransformersBackend) -> None:
     for tokens in (3, 24):
         asked = [ask(prompt, max_tokens=tokens) for prompt in PROMPTS]
         replies = [backend.generate(BASE, request) for request in asked]
@@ -92,7 +92,9 @@ def test_what_it_wrote_is_trained_in_the_tokens_that_it_wrote(backend: Transform
         assert not found.retokenised
 
 
-def test_unloading_gives_the_plain_model_back(served: Served, backend: TransformersBackend) -> None:
+def test_after_unloading_the_base_answers_as_before(
+    served: Served, backend: TransformersBackend
+) -> None:
     layers = {name: type(module) for name, module in backend.base.model.named_modules()}
     for _ in range(2):
         backend.load(get(served, 0))
@@ -112,7 +114,7 @@ def test_unloading_gives_the_plain_model_back(served: Served, backend: Transform
         assert backend.generate(BASE, ask("hello")).token_ids == served.expected[BASE, "hello"]
 
 
-def test_requests_that_wait_are_answered_in_one_batch(
+def test_waiting_requests_are_answered_in_one_batch(
     served: Served, backend: TransformersBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Different lengths, limits and settings share a batch and do not see each other."""
@@ -129,7 +131,7 @@ def test_requests_that_wait_are_answered_in_one_batch(
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(backend.base.model, "forward", watched)
-    with ThreadPoolExecutor(8) as pool, held(backend) as waiting:
+    with ThreadPoolExecutor(8) as pool, blocked(backend) as waiting:
         futures = {p: pool.submit(backend.generate, name, ask(p)) for p in PROMPTS}
         short = pool.submit(backend.generate, name, ask("tide", max_tokens=2))
         chance = pool.submit(backend.generate, name, sampled)
@@ -194,21 +196,21 @@ def test_every_seed_and_temperature_that_a_request_takes_is_answered(
 
 
 @pytest.mark.parametrize("where", ["_sample", "take"])
-def test_what_goes_wrong_with_one_row_does_not_reach_the_others_of_its_batch(
+def test_an_error_of_one_request_does_not_fail_the_others_of_its_batch(
     served: Served, backend: TransformersBackend, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     def broken(*args: object) -> int:
         raise RuntimeError("no such chance")
 
-    def take(row: Row, *args: object) -> None:
+    def take(row: ActiveRequest, *args: object) -> None:
         broken() if row.generator else taken(row, *args)
 
-    taken = Row.take
+    taken = ActiveRequest.take
     if where == "take":
-        monkeypatch.setattr(Row, "take", take)
+        monkeypatch.setattr(ActiveRequest, "take", take)
     else:
-        monkeypatch.setattr(_transformers_decode, "_sample", broken)
-    with ThreadPoolExecutor(2) as pool, held(backend) as waiting:
+        monkeypatch.setattr(_transformers_engine, "_sample", broken)
+    with ThreadPoolExecutor(2) as pool, blocked(backend) as waiting:
         good = pool.submit(backend.generate, BASE, ask("tide"))
         bad = pool.submit(backend.generate, BASE, ask("hello", temperature=1.0))
         waiting(2)
@@ -240,7 +242,7 @@ def test_a_stream_is_the_text_and_then_the_same_reply(
         assert len(pieces) > 1
 
 
-def test_a_stream_that_is_left_stops_generating(
+def test_a_closed_stream_stops_generating(
     backend: TransformersBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = 0
@@ -307,7 +309,7 @@ def test_an_error_in_the_engine_reaches_every_caller_and_leaves_it_usable(
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(layer, "forward", broken)
-    with ThreadPoolExecutor(4) as pool, held(backend) as waiting:
+    with ThreadPoolExecutor(4) as pool, blocked(backend) as waiting:
         futures = [pool.submit(backend.generate, served.names[0], ask(p)) for p in PROMPTS[:4]]
         waiting(4)
     errors = [future.exception() for future in futures]
@@ -332,7 +334,7 @@ def test_a_prompt_that_cannot_be_answered_is_refused(backend: TransformersBacken
     assert backend.generate(BASE, ask("tide")).finish_reason
 
 
-def test_the_answer_ends_where_the_context_does(backend: TransformersBackend) -> None:
+def test_an_answer_ends_at_the_end_of_the_context(backend: TransformersBackend) -> None:
     prompt = "tide " * 240
     reply = backend.generate(BASE, ask(prompt, max_tokens=500))
     encoded = backend._encode(ask(prompt))
@@ -410,14 +412,14 @@ def test_weights_that_are_not_finite_fail_the_probe(
             backend.generate(broken.revision_id, request)
 
 
-def test_validate_knows_the_model(
+def test_validate_checks_a_revision_against_the_model(
     served: Served, registry: Registry, backend: TransformersBackend, tmp_path: Path
 ) -> None:
     revision = get(served)
     backend.validate(revision)
     for key in ("digest", "template_digest"):
         base = {**backend.base.identity, key: "0" * 64}
-        other = registry.publish(revision.path, parent=None, base=base, training={})
+        other = registry.publish(revision.path, parent=None, model=base, training={})
         with pytest.raises(WrongBase):
             backend.validate(other)
     wide = make_adapter(served.base, tmp_path / "wide", seed=9)
@@ -425,12 +427,12 @@ def test_validate_knows_the_model(
     key = next(k for k in tensors if k.endswith("q_proj.lora_B.weight"))
     tensors[key] = torch.cat([tensors[key]] * 2)
     save_file(tensors, wide / WEIGHTS)
-    published = registry.publish(wide, parent=None, base=backend.base.identity, training={})
+    published = registry.publish(wide, parent=None, model=backend.base.identity, training={})
     with pytest.raises(InvalidAdapter, match="q_proj adapts a layer of"):
         backend.validate(published)
 
 
-def test_importing_it_imports_no_engine() -> None:
+def test_importing_the_module_imports_no_torch() -> None:
     code = (
         "import sys, agentpref_adapters.transformers;"
         "print({'torch', 'transformers', 'peft', 'numpy'} & set(sys.modules))"
@@ -439,7 +441,7 @@ def test_importing_it_imports_no_engine() -> None:
     assert run.stdout.strip() == "set()"
 
 
-def test_a_closed_backend_says_so(served: Served) -> None:
+def test_a_closed_backend_refuses_requests(served: Served) -> None:
     backend = TransformersBackend(served.base)
     backend.close()
     backend.close()
@@ -452,7 +454,7 @@ def test_a_closed_backend_says_so(served: Served) -> None:
             call()
 
 
-def test_a_model_that_the_loop_cannot_drive_is_refused(served: Served) -> None:
+def test_a_model_whose_forward_lacks_arguments_is_refused(served: Served) -> None:
     base = load_base(served.base)
 
     class Recurrent(torch.nn.Module):
@@ -462,7 +464,7 @@ def test_a_model_that_the_loop_cannot_drive_is_refused(served: Served) -> None:
         TransformersBackend(replace(base, model=Recurrent()))
 
 
-def test_every_reply_during_swaps_is_the_one_its_revision_gives(
+def test_every_reply_during_swaps_comes_from_the_revision_it_names(
     served: Served, registry: Registry, backend: TransformersBackend
 ) -> None:
     """The guarantee: threads generate, streaming or not, while revisions come and go."""
@@ -501,14 +503,14 @@ def test_every_reply_during_swaps_is_the_one_its_revision_gives(
     assert len(backend.list_loaded()) <= 3, "live, the one before, and a canary"
 
 
-def test_a_tampered_live_revision_is_not_opened(served: Served, registry: Registry) -> None:
+def test_a_live_revision_with_edited_files_is_refused(served: Served, registry: Registry) -> None:
     registry.promote(served.names[0])
     spoil(registry.get(served.names[0]), lambda t: t[next(iter(t))].add_(1))
     with pytest.raises(InvalidAdapter, match=WEIGHTS):
         open_router(registry.home.path, served.base)
 
 
-def test_open_router_serves_what_is_live_and_closes_what_it_made(
+def test_open_router_serves_the_live_revision_and_closes_its_backend(
     served: Served, registry: Registry
 ) -> None:
     registry.promote(served.names[2])
@@ -516,12 +518,14 @@ def test_open_router_serves_what_is_live_and_closes_what_it_made(
         reply = router.generate(ask("hello"))
     with pytest.raises(BackendClosed):
         router.backend.generate(BASE, ask("hello"))
-    assert holders(registry.home.holds) == []
+    assert find_pins(registry.home.pins) == []
     assert reply.revision == served.names[2]
     assert reply.token_ids == served.expected[served.names[2], "hello"]
 
 
-def test_open_router_follows_what_is_promoted_elsewhere(served: Served, registry: Registry) -> None:
+def test_open_router_follows_promotions_of_other_processes(
+    served: Served, registry: Registry
+) -> None:
     with open_router(registry.home, served.base, follow=0.01) as router:
         registry.promote(served.names[1])
         for _ in range(6000):
@@ -536,4 +540,4 @@ def test_open_router_follows_what_is_promoted_elsewhere(served: Served, registry
         assert router.generate(ask("hello", max_tokens=1)).revision == served.names[0]
     with pytest.raises(ConfigError, match="above 0"):
         open_router(registry.home, served.base, follow=0)
-    assert holders(registry.home.holds) == []
+    assert find_pins(registry.home.pins) == []

@@ -1,4 +1,4 @@
-"""The in-process backend with many requests at once: they join, leave, and see no other."""
+"""The in-process backend with many requests at once: they join and leave without mixing."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from served import PROMPTS, REVISIONS, Served, ask, get, held, make_home
+from served import PROMPTS, REVISIONS, Served, ask, blocked, get, make_home
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, MistralConfig, Phi3Config
 
 from agentpref.errors import GenerationFailed
 from agentpref.serve.backend import Reply
 from agentpref.serve.registry import Registry
 from agentpref.types import BASE
-from agentpref_adapters import _transformers_cache as caches
+from agentpref_adapters._transformers_engine import _Batch
 from agentpref_adapters.transformers import TransformersBackend, open_router
 
 LONG = 300
@@ -58,7 +58,7 @@ class Watched:
 
     def until_idle(self, backend: TransformersBackend) -> None:
         """Wait until nobody is answered, long before whoever left would have been."""
-        self.until(lambda: not backend._owner._engine.has_work)
+        self.until(lambda: not backend._thread._engine.has_work)
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_a_short_request_does_not_wait_for_the_end_of_a_long_one(
     assert watched.rows[-1] == 1, "who has ended is no longer in the batch"
 
 
-def test_rows_of_all_revisions_share_a_batch_and_do_not_see_each_other(
+def test_requests_of_all_revisions_share_a_batch_without_mixing(
     served: Served, backend: TransformersBackend
 ) -> None:
     """At random moments, so that rows of all lengths join, leave and shift."""
@@ -100,14 +100,14 @@ def test_rows_of_all_revisions_share_a_batch_and_do_not_see_each_other(
             done.result()
 
 
-def test_a_swap_does_not_switch_anything_under_a_request(
+def test_an_unloaded_revision_still_answers_its_active_requests(
     served: Served, backend: TransformersBackend
 ) -> None:
     """Not even unloading what it uses: it keeps its matrices, and they are freed after it."""
     name, prompt = served.names[0], PROMPTS[1]
     backend.load(get(served, 0))
     adapter = weakref.ref(backend._adapters[name])
-    with ThreadPoolExecutor(1) as pool, held(backend) as waiting:
+    with ThreadPoolExecutor(1) as pool, blocked(backend) as waiting:
         reply = pool.submit(backend.generate, name, ask(prompt))
         waiting(1)
         backend.load(get(served, 1))
@@ -121,7 +121,7 @@ def test_a_swap_does_not_switch_anything_under_a_request(
     assert adapter() is None
 
 
-def test_more_than_fit_wait_and_are_answered(served: Served) -> None:
+def test_requests_beyond_max_batch_wait_and_are_answered(served: Served) -> None:
     backend = TransformersBackend(served.base, max_batch=2)
     with ThreadPoolExecutor(6) as pool:
         replies = {p: pool.submit(backend.generate, BASE, ask(p)) for p in PROMPTS}
@@ -130,7 +130,7 @@ def test_more_than_fit_wait_and_are_answered(served: Served) -> None:
     backend.close()
 
 
-def test_an_error_in_a_prompt_of_one_does_not_reach_the_others(
+def test_an_error_in_the_prompt_of_one_request_does_not_fail_the_others(
     served: Served, backend: TransformersBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = backend.base.model
@@ -152,8 +152,8 @@ def test_an_error_in_a_prompt_of_one_does_not_reach_the_others(
     assert reply.token_ids == served.expected[BASE, "tide"]
 
 
-@pytest.mark.parametrize("step", ["join", "keep"])
-def test_an_error_where_caches_are_copied_reaches_everybody_and_leaves_it_usable(
+@pytest.mark.parametrize("step", ["join", "_keep"])
+def test_an_error_while_caches_are_copied_fails_the_batch_and_the_backend_stays_usable(
     served: Served, backend: TransformersBackend, watched: Watched, step: str
 ) -> None:
     """There, as in the model, memory runs out."""
@@ -164,7 +164,7 @@ def test_an_error_where_caches_are_copied_reaches_everybody_and_leaves_it_usable
         def broken(*args: object) -> None:
             raise RuntimeError("out of memory")
 
-        patched.setattr(caches, step, broken)
+        patched.setattr(_Batch, step, broken)
         with suppress(GenerationFailed):  # one that has its answer before the caches are cut
             backend.generate(BASE, ask("hello", max_tokens=3))
         with pytest.raises(GenerationFailed, match="out of memory"):
@@ -174,7 +174,7 @@ def test_an_error_where_caches_are_copied_reaches_everybody_and_leaves_it_usable
     assert len(backend.generate(BASE, ask("tide", max_tokens=5)).token_ids) == 5
 
 
-def test_what_cannot_be_copied_for_a_batch_fails_alone(
+def test_an_error_before_joining_a_batch_fails_only_the_new_request(
     served: Served, backend: TransformersBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not the batch that it would have joined, which was not touched."""
@@ -195,7 +195,7 @@ def test_what_cannot_be_copied_for_a_batch_fails_alone(
     assert reply.token_ids == served.expected[BASE, "tide"]
 
 
-def test_ctrl_c_while_waiting_frees_the_place(
+def test_ctrl_c_while_waiting_stops_the_request(
     backend: TransformersBackend, watched: Watched
 ) -> None:
     def interrupt() -> None:
@@ -209,9 +209,7 @@ def test_ctrl_c_while_waiting_frees_the_place(
     assert len(watched.rows) < LONG
 
 
-def test_a_stream_that_is_closed_frees_the_place(
-    backend: TransformersBackend, watched: Watched
-) -> None:
+def test_closing_a_stream_stops_its_request(backend: TransformersBackend, watched: Watched) -> None:
     streams = [backend.stream(BASE, ask(p, max_tokens=LONG)) for p in PROMPTS[:2]]
     for stream in streams:
         next(stream)
@@ -223,7 +221,7 @@ def test_a_stream_that_is_closed_frees_the_place(
     assert len(watched.rows) < LONG
 
 
-def test_one_who_left_while_waiting_is_never_begun(
+def test_a_request_abandoned_while_waiting_is_never_started(
     backend: TransformersBackend, watched: Watched
 ) -> None:
     watched.go.clear()
@@ -239,7 +237,7 @@ def test_one_who_left_while_waiting_is_never_begun(
     del results
 
 
-def test_closing_finishes_what_is_being_answered(
+def test_closing_the_backend_finishes_active_requests(
     served: Served, backend: TransformersBackend
 ) -> None:
     stream = backend.stream(BASE, ask("tide"))
@@ -264,7 +262,7 @@ print(agentpref.update(sys.argv[1], model=sys.argv[2]).verdict)
 """
 
 
-def test_training_in_another_process_of_the_same_home_disturbs_nobody(
+def test_training_in_another_process_of_the_same_home_does_not_disturb_serving(
     served: Served, registry: Registry
 ) -> None:
     registry.promote(served.names[0])
@@ -329,14 +327,14 @@ def small_base(kind: str, random_base: Path, folder: Path) -> str:
     return str(folder)
 
 
-def test_who_has_ended_in_a_batch_that_cannot_be_cut_leaves_room_for_others(
+def test_ended_requests_of_a_batch_that_cannot_be_cut_make_room_for_others(
     random_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = small_base("mistral with a sliding window", random_base, tmp_path / "base")
     backend = TransformersBackend(base, max_batch=2)
     watched = Watched(backend, monkeypatch)
     with ThreadPoolExecutor(2) as pool:
-        with held(backend) as waiting:
+        with blocked(backend) as waiting:
             long = pool.submit(backend.generate, BASE, ask("tide", max_tokens=LONG))
             short = pool.submit(backend.generate, BASE, ask("hello", max_tokens=1))
             waiting(2)
@@ -348,7 +346,7 @@ def test_who_has_ended_in_a_batch_that_cannot_be_cut_leaves_room_for_others(
     backend.close()
 
 
-def test_a_long_row_does_not_change_how_short_ones_are_rotated(
+def test_a_long_request_does_not_change_the_answers_to_short_ones_under_longrope(
     random_base: Path, tmp_path: Path
 ) -> None:
     """Longrope has other factors beyond a length, and transformers one set for a whole batch."""
@@ -359,7 +357,7 @@ def test_a_long_row_does_not_change_how_short_ones_are_rotated(
     assert len(backend._encode(short)) + 10 < 64 < len(backend._encode(long))
     alone = [backend.generate(BASE, request) for request in asked]
     with ThreadPoolExecutor(3) as pool:
-        with held(backend) as waiting:
+        with blocked(backend) as waiting:
             together = [pool.submit(backend.generate, BASE, request) for request in asked]
             waiting(3)
         for before, reply in zip(alone, together, strict=True):

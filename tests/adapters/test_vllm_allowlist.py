@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from agentpref_adapters._server_process import free_port
+from agentpref_adapters._vllm_process import free_port
 
 GUIDE = Path(__file__).parents[2] / "docs" / "vllm.md"
 BEHIND = "http://127.0.0.1:8000"
@@ -153,7 +153,7 @@ def ask(port: int, method: str, path: str) -> int:
         return connection.getresponse().status
 
 
-def test_four_paths_pass(behind: Open, port: int) -> None:
+def test_the_four_allowed_paths_pass(behind: Open, port: int) -> None:
     passing = [
         ("POST", "/v1/completions"),
         ("POST", "/v1/chat/completions"),
@@ -165,7 +165,7 @@ def test_four_paths_pass(behind: Open, port: int) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
-def test_a_stream_passes_as_it_comes(behind: Open, port: int, path: str) -> None:
+def test_a_stream_passes_without_buffering(behind: Open, port: int, path: str) -> None:
     with closing(_connection(port)) as connection:
         connection.request("POST", path, b'{"stream": true}')
         answer = connection.getresponse()
@@ -176,7 +176,7 @@ def test_a_stream_passes_as_it_comes(behind: Open, port: int, path: str) -> None
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_no_other_path_does_however_it_is_spelt(behind: Open, port: int, method: str) -> None:
+def test_other_paths_are_refused_in_every_spelling(behind: Open, port: int, method: str) -> None:
     refused = [
         "/invocations",
         "/adapters",
@@ -201,7 +201,7 @@ def test_no_other_path_does_however_it_is_spelt(behind: Open, port: int, method:
 
 
 @pytest.mark.parametrize("path", ["/adapters/../health", "/adapters%2f..%2fhealth", "/%68ealth"])
-def test_another_spelling_of_a_path_is_not_passed_on(behind: Open, port: int, path: str) -> None:
+def test_the_server_gets_the_plain_spelling_of_a_path(behind: Open, port: int, path: str) -> None:
     """What nginx reads as one path, the server might read as another."""
     assert ask(port, "GET", path) == 200
     assert behind.asked == ["/health"]

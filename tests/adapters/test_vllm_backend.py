@@ -1,4 +1,4 @@
-"""The client of vLLM servers, against one that speaks as they do; `tests/vllm` has the real one."""
+"""The client of vLLM servers, on a stand-in; tests/vllm_server has the real one."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from agentpref.errors import (
     WrongBase,
 )
 from agentpref.home import Home
-from agentpref.learn.encode import encode_prompt
 from agentpref.models.base import find_base, load_tokenizer
 from agentpref.models.base_files import read_base
+from agentpref.models.tokenizer import encode_prompt
 from agentpref.serve.backend import GenerationRequest, Reply, Revision, ServingBackend
 from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
 from agentpref.testing import write_adapter
 from agentpref.types import BASE, Prompt
-from agentpref_adapters.vllm import VllmBackend, holds_revision, open_router
+from agentpref_adapters.vllm import VllmBackend, has_loaded, open_router
 from tests.adapters.vllm_stand_in import END_OF_TURN, LENGTH, StandIn, written
 
 ROOT = str(find_base("tiny"))
@@ -66,14 +66,14 @@ def publish(registry: Registry, tmp_path: Path) -> Callable[[], Revision]:
     def publish() -> Revision:
         seed = next(seeds)
         folder = write_adapter(tmp_path / f"adapter-{seed}", seed=seed, layers=layers)
-        return registry.publish(folder, parent=None, base=base.identity, training={})
+        return registry.publish(folder, parent=None, model=base.identity, training={})
 
     return publish
 
 
 def connect(*servers: StandIn, patience: float = 0.0, **settings) -> VllmBackend:
     urls = [server.url for server in servers]
-    return VllmBackend(*urls, base="tiny", patience=patience, **settings)
+    return VllmBackend(*urls, model="tiny", patience=patience, **settings)
 
 
 def ready(backend: VllmBackend, revision: Revision) -> str:
@@ -93,11 +93,11 @@ def text_of(tokens: list[int]) -> str:
 
 
 class TestAnswers:
-    def test_it_is_a_backend(self, server: StandIn) -> None:
+    def test_it_implements_the_protocol(self, server: StandIn) -> None:
         with closing(connect(server)) as backend:
             assert isinstance(backend, ServingBackend)
 
-    def test_a_reply_is_what_the_server_wrote(
+    def test_a_reply_has_the_tokens_of_the_server(
         self, server: StandIn, publish: Callable[[], Revision]
     ) -> None:
         with closing(connect(server)) as backend:
@@ -110,13 +110,13 @@ class TestAnswers:
         assert reply.logprobs == (-0.5,) * len(tokens)
         assert reply.finish_reason == "stop"
 
-    def test_the_base_goes_by_the_servers_name_for_it(self, server: StandIn) -> None:
+    def test_the_base_is_requested_by_the_servers_name_for_it(self, server: StandIn) -> None:
         with closing(connect(server)) as backend:
             reply = backend.generate(BASE, ASK)
         assert reply.revision == BASE
         assert reply.token_ids == tuple(written("served", prompt_ids(ASK)))
 
-    def test_the_prompt_goes_as_the_tokens_that_training_would_use(self, server: StandIn) -> None:
+    def test_the_prompt_is_sent_as_the_tokens_that_training_uses(self, server: StandIn) -> None:
         tool = {"type": "function", "function": {"name": "tides", "parameters": {"b": 1, "a": 2}}}
         ask = GenerationRequest(messages=ASK.messages, tools=(tool,))
         with closing(connect(server)) as backend:
@@ -125,7 +125,7 @@ class TestAnswers:
         assert tuple(body["prompt"]) == prompt_ids(ask)
         assert body["add_special_tokens"] is False
 
-    def test_nothing_is_left_to_the_servers_defaults(self, server: StandIn) -> None:
+    def test_every_sampling_setting_is_sent(self, server: StandIn) -> None:
         ask = GenerationRequest(
             messages=ASK.messages, max_tokens=7, temperature=0.5, top_p=0.9, seed=3, stop=("x",)
         )
@@ -149,7 +149,7 @@ class TestAnswers:
         assert len(reply.token_ids) == 2
         assert reply.finish_reason == "length"
 
-    def test_a_prompt_that_fills_the_server_leaves_less_room(self, server: StandIn) -> None:
+    def test_a_long_prompt_leaves_room_for_fewer_tokens(self, server: StandIn) -> None:
         server.max_length = len(prompt_ids(ASK)) + 3
         with closing(connect(server)) as backend:
             assert len(backend.generate(BASE, ASK).token_ids) == 3
@@ -170,7 +170,7 @@ class TestAnswers:
         ):
             backend.generate(BASE, ask)
 
-    def test_numbers_that_are_not_finite_are_no_answer(self, server: StandIn) -> None:
+    def test_logprobs_that_are_not_finite_fail_the_request(self, server: StandIn) -> None:
         server.nan = {"served"}
         with (
             closing(connect(server)) as backend,
@@ -188,13 +188,13 @@ class TestAnswers:
         with closing(connect(server, key="sesame" if how == "given" else None)) as backend:
             backend.generate(BASE, ASK)
 
-    def test_a_wrong_key_is_no_secret_told(self, server: StandIn) -> None:
+    def test_a_wrong_key_is_not_shown_in_the_error(self, server: StandIn) -> None:
         server.key = "sesame"
         with pytest.raises(ServerUnreachable, match="and its API key") as refused:
             connect(server, key="barley")
         assert "barley" not in str(refused.value)
 
-    def test_a_closed_backend_says_so(self, server: StandIn) -> None:
+    def test_a_closed_backend_refuses_requests(self, server: StandIn) -> None:
         backend = connect(server)
         backend.close()
         for call in (backend.list_loaded, lambda: backend.generate(BASE, ASK)):
@@ -205,7 +205,7 @@ class TestAnswers:
 
 
 class TestStreams:
-    def test_pieces_and_reply_are_those_of_generate(
+    def test_a_stream_has_the_text_and_the_reply_of_generate(
         self, server: StandIn, publish: Callable[[], Revision]
     ) -> None:
         with closing(connect(server)) as backend:
@@ -216,7 +216,7 @@ class TestStreams:
         assert "".join(map(str, pieces)) == reply.message["content"]
         assert len(pieces) > 1
 
-    def test_closing_a_stream_ends_it_on_the_server(self, server: StandIn) -> None:
+    def test_closing_a_stream_stops_the_server(self, server: StandIn) -> None:
         server.endless = True
         with closing(connect(server)) as backend:
             stream = backend.stream(BASE, ASK)
@@ -224,7 +224,7 @@ class TestStreams:
             stream.close()
             assert server.aborted.wait(10)
 
-    def test_one_that_breaks_off_is_not_begun_again(self, server: StandIn) -> None:
+    def test_a_stream_that_breaks_off_is_not_repeated(self, server: StandIn) -> None:
         server.breaks_off = True
         with (
             closing(connect(server, patience=5)) as backend,
@@ -233,7 +233,7 @@ class TestStreams:
             list(backend.stream(BASE, ASK))
         assert len(server.of("/v1/completions")) == 1
 
-    def test_one_that_has_not_begun_is_begun_elsewhere(
+    def test_a_stream_that_has_not_begun_is_sent_to_another_server(
         self, server: StandIn, other: StandIn
     ) -> None:
         with closing(connect(server, other, patience=5)) as backend:
@@ -244,7 +244,7 @@ class TestStreams:
 
 
 class TestLoading:
-    def test_a_revision_goes_by_its_id_and_the_registrys_folder(
+    def test_a_revision_is_loaded_by_its_id_from_the_registrys_folder(
         self, server: StandIn, publish: Callable[[], Revision]
     ) -> None:
         with closing(connect(server)) as backend:
@@ -256,14 +256,14 @@ class TestLoading:
             assert backend.list_loaded() == ()
             backend.unload(name)
 
-    def test_the_servers_may_see_the_folder_elsewhere(
+    def test_adapters_at_is_the_folder_sent_to_the_server(
         self, server: StandIn, publish: Callable[[], Revision]
     ) -> None:
         with closing(connect(server, adapters_at="/mnt/adapters")) as backend:
             name = ready(backend, publish())
         assert server.loaded == {name: f"/mnt/adapters/{name}"}
 
-    def test_what_another_process_loaded_is_as_good(
+    def test_a_revision_that_another_process_loaded_is_used(
         self, server: StandIn, publish: Callable[[], Revision]
     ) -> None:
         revision = publish()
@@ -271,7 +271,7 @@ class TestLoading:
             ready(one, revision)
             assert two.generate(ready(two, revision), ASK).revision == revision.revision_id
 
-    def test_the_same_name_from_another_folder_is_not(
+    def test_the_same_name_from_another_folder_is_refused(
         self, server: StandIn, publish: Callable[[], Revision]
     ) -> None:
         revision = publish()
@@ -279,7 +279,7 @@ class TestLoading:
         with closing(connect(server)) as backend, pytest.raises(SwapFailed, match="already been"):
             backend.load(revision)
 
-    def test_updating_that_is_off_is_told_from_an_unknown_adapter(
+    def test_a_server_without_runtime_updating_is_refused_with_the_cure(
         self, server: StandIn, publish: Callable[[], Revision]
     ) -> None:
         server.updating = False
@@ -289,7 +289,7 @@ class TestLoading:
         ):
             backend.load(publish())
 
-    def test_what_the_server_refuses_is_said_in_its_words(
+    def test_a_refusal_quotes_the_server(
         self, server: StandIn, publish: Callable[[], Revision]
     ) -> None:
         revision = publish()
@@ -300,7 +300,7 @@ class TestLoading:
             with pytest.raises(GenerationFailed, match="load it first"):
                 backend.generate(revision.revision_id, ASK)
 
-    def test_what_one_server_refuses_none_keeps(
+    def test_a_revision_that_one_server_refuses_is_unloaded_from_all(
         self, server: StandIn, other: StandIn, registry: Registry, publish: Callable[[], Revision]
     ) -> None:
         revision = publish()
@@ -311,7 +311,7 @@ class TestLoading:
             assert other.of("/v1/load_lora_adapter")
             assert other.loaded == {}
 
-    def test_a_server_that_does_not_say_that_it_unloaded_is_asked_again(
+    def test_an_unload_that_failed_can_be_repeated(
         self, server: StandIn, other: StandIn, publish: Callable[[], Revision]
     ) -> None:
         with closing(connect(server, other)) as backend:
@@ -324,7 +324,7 @@ class TestLoading:
             backend.unload(name)
             assert server.loaded == {}
 
-    def test_one_place_may_be_unloaded_alone(
+    def test_a_revision_can_be_unloaded_at_one_place(
         self, server: StandIn, other: StandIn, publish: Callable[[], Revision]
     ) -> None:
         with closing(connect(server)) as alone:
@@ -335,7 +335,7 @@ class TestLoading:
             assert server.loaded == {}
             assert other.loaded.keys() == {name}
 
-    def test_one_that_was_away_while_it_was_loaded_is_probed_all_the_same(
+    def test_a_server_that_missed_the_load_is_loaded_by_the_probe(
         self, server: StandIn, other: StandIn, publish: Callable[[], Revision]
     ) -> None:
         revision = publish()
@@ -346,24 +346,26 @@ class TestLoading:
             backend.probe(revision.revision_id)
         assert server.loaded.keys() == {revision.revision_id}
 
-    def test_there_must_be_room(self, server: StandIn, publish: Callable[[], Revision]) -> None:
+    def test_a_revision_beyond_the_servers_room_is_refused(
+        self, server: StandIn, publish: Callable[[], Revision]
+    ) -> None:
         server.max_loras = 1
         with closing(connect(server)) as backend:
             name = ready(backend, publish())
-            with pytest.raises(SwapFailed, match=f"hold 1 adapters, and have {name}"):
+            with pytest.raises(SwapFailed, match=f"keep 1 adapters, and have {name}"):
                 backend.load(publish())
             assert backend.list_loaded() == (name,)
 
-    def test_room_may_be_told(self, server: StandIn, publish: Callable[[], Revision]) -> None:
+    def test_max_loras_overrides_the_room_that_the_server_reports(
+        self, server: StandIn, publish: Callable[[], Revision]
+    ) -> None:
         server.max_loras = 1
         with closing(connect(server, max_loras=2)) as backend:
             assert backend.capabilities().max_loaded == 2
             ready(backend, publish())
             ready(backend, publish())
 
-    def test_a_probe_of_nonsense_fails(
-        self, server: StandIn, publish: Callable[[], Revision]
-    ) -> None:
+    def test_a_probe_with_nan_fails(self, server: StandIn, publish: Callable[[], Revision]) -> None:
         revision = publish()
         server.nan = {revision.revision_id}
         with closing(connect(server)) as backend:
@@ -371,19 +373,19 @@ class TestLoading:
             with pytest.raises(SwapFailed, match=r"failed its probe .*not finite"):
                 backend.probe(revision.revision_id)
 
-    def test_a_revision_of_other_layers_is_refused_before_a_server_hears_of_it(
+    def test_a_revision_of_other_layers_is_refused_before_it_is_sent(
         self, server: StandIn, registry: Registry, tmp_path: Path
     ) -> None:
         folder = write_adapter(tmp_path / "wide", layers={LAYER: (4, 4)})
         base = read_base("tiny").identity
-        revision = registry.publish(folder, parent=None, base=base, training={})
+        revision = registry.publish(folder, parent=None, model=base, training={})
         with closing(connect(server)) as backend, pytest.raises(ValueError, match=LAYER):
             backend.validate(revision)
         assert server.loaded == {}
 
 
 class TestTrouble:
-    def test_nothing_there(self, server: StandIn) -> None:
+    def test_no_server_at_the_address_is_an_error_with_the_cure(self, server: StandIn) -> None:
         server.stop()
         with pytest.raises(ServerUnreachable, match="check that vLLM runs there"):
             connect(server)
@@ -399,22 +401,22 @@ class TestTrouble:
             ("http://user:secret@127.0.0.1:8000",),
         ],
     )
-    def test_no_address(self, urls: tuple[str, ...]) -> None:
+    def test_an_invalid_address_is_refused_with_an_example(self, urls: tuple[str, ...]) -> None:
         with pytest.raises(ConfigError, match=r"http://127\.0\.0\.1:8000"):
-            VllmBackend(*urls, base="tiny")
+            VllmBackend(*urls, model="tiny")
 
-    def test_an_address_as_other_clients_want_it(self, server: StandIn) -> None:
-        with closing(VllmBackend(f"{server.url}/v1/", base="tiny", patience=0)) as backend:
+    def test_an_address_may_end_with_v1(self, server: StandIn) -> None:
+        with closing(VllmBackend(f"{server.url}/v1/", model="tiny", patience=0)) as backend:
             assert backend.generate(BASE, ASK).revision == BASE
 
-    def test_another_base(self, server: StandIn, tmp_path: Path) -> None:
+    def test_a_server_with_another_base_is_refused(self, server: StandIn, tmp_path: Path) -> None:
         server.root = str(shutil.copytree(ROOT, tmp_path / "edited"))
         connect(server).close()  # the same files, elsewhere
         (tmp_path / "edited" / "chat_template.jinja").write_text("{{ messages }}")
         with pytest.raises(WrongBase, match="give the base that it serves"):
             connect(server)
 
-    def test_a_server_that_came_back_empty_is_given_what_it_needs(
+    def test_a_restarted_server_is_loaded_by_the_next_request(
         self, server: StandIn, publish: Callable[[], Revision]
     ) -> None:
         with closing(connect(server, patience=5)) as backend:
@@ -425,7 +427,7 @@ class TestTrouble:
             server.loaded = {}
             assert list(backend.stream(name, ASK))[-1] == expected
 
-    def test_many_who_meet_it_have_it_loaded_and_probed_once(
+    def test_concurrent_requests_load_a_restarted_server_once(
         self, server: StandIn, publish: Callable[[], Revision]
     ) -> None:
         with closing(connect(server, patience=20)) as backend:
@@ -438,7 +440,7 @@ class TestTrouble:
         assert {reply.revision for reply in replies} == {name}
         assert len(server.of("/v1/load_lora_adapter")) - before == 1
 
-    def test_one_that_came_back_with_another_base_serves_nobody(
+    def test_a_server_restarted_with_another_base_serves_nothing(
         self, server: StandIn, publish: Callable[[], Revision], tmp_path: Path
     ) -> None:
         with closing(connect(server, patience=1)) as backend:
@@ -450,7 +452,7 @@ class TestTrouble:
                 backend.generate(name, ASK)
         assert server.loaded == {}
 
-    def test_what_is_loaded_again_is_probed_again(
+    def test_a_revision_that_is_loaded_again_is_probed_again(
         self, server: StandIn, publish: Callable[[], Revision]
     ) -> None:
         with closing(connect(server, patience=5)) as backend:
@@ -459,7 +461,7 @@ class TestTrouble:
             with pytest.raises(GenerationFailed, match=r"failed its probe .* finite"):
                 backend.generate(name, ASK)
 
-    def test_what_was_edited_meanwhile_is_not_loaded_again(
+    def test_an_edited_revision_is_not_loaded_again(
         self, server: StandIn, publish: Callable[[], Revision]
     ) -> None:
         with closing(connect(server, patience=5)) as backend:
@@ -486,7 +488,7 @@ class TestTrouble:
             back.join()
 
     @pytest.mark.parametrize("how", ["gone", "broken"])
-    def test_patience_ends(self, server: StandIn, how: str) -> None:
+    def test_a_request_fails_when_patience_ends(self, server: StandIn, how: str) -> None:
         with closing(connect(server, patience=0.2)) as backend:
             if how == "gone":
                 server.stop()
@@ -494,7 +496,7 @@ class TestTrouble:
             with pytest.raises(ServerUnreachable, match=r"check that vLLM runs|server's log"):
                 backend.generate(BASE, ASK)
 
-    def test_what_may_break_a_server_is_not_asked_for_ever(self, server: StandIn) -> None:
+    def test_a_request_that_gets_500_is_repeated_eight_times(self, server: StandIn) -> None:
         with closing(connect(server, patience=60)) as backend:
             backend.generate(BASE, ASK)
             server.broken, before = True, len(server.asked)
@@ -502,13 +504,13 @@ class TestTrouble:
                 backend.generate(BASE, ASK)
         assert len(server.asked) - before == 8
 
-    def test_a_wrong_key_is_not_waited_for(self, server: StandIn) -> None:
+    def test_a_wrong_key_fails_at_once(self, server: StandIn) -> None:
         server.key = "sesame"
         with pytest.raises(ServerUnreachable, match="API key"):
             connect(server, key="barley", patience=60)
         assert len(server.asked) == 1
 
-    def test_garbage_in_a_stream_is_an_error_of_ours(self, server: StandIn) -> None:
+    def test_invalid_json_in_a_stream_fails_the_request(self, server: StandIn) -> None:
         server.garbage = True
         with (
             closing(connect(server)) as backend,
@@ -516,7 +518,7 @@ class TestTrouble:
         ):
             list(backend.stream(BASE, ASK))
 
-    def test_a_forked_child_is_told_to_make_its_own(self, server: StandIn) -> None:
+    def test_a_forked_process_is_refused(self, server: StandIn) -> None:
         with closing(connect(server)) as backend:
             child = os.fork()
             if child == 0:
@@ -528,20 +530,20 @@ class TestTrouble:
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
             assert backend.generate(BASE, ASK).revision == BASE
 
-    def test_a_slow_server_is_not_asked_twice(self, server: StandIn) -> None:
+    def test_a_request_that_timed_out_is_not_repeated(self, server: StandIn) -> None:
         with closing(connect(server, patience=20, timeout=0.2)) as backend:
             server.delay, before = 1.0, len(server.asked)
             with pytest.raises(ServerUnreachable, match=r"no answer in 0\.2 seconds"):
                 backend.generate(BASE, ASK)
         assert [path for path, _ in server.asked[before:]] == ["/v1/completions"]
 
-    def test_a_web_server_is_no_vllm(self, server: StandIn) -> None:
+    def test_another_kind_of_server_is_refused(self, server: StandIn) -> None:
         with pytest.raises(ServerUnreachable, match="check that the address"):
-            VllmBackend(f"{server.url}/metrics", base="tiny", patience=60)
+            VllmBackend(f"{server.url}/metrics", model="tiny", patience=60)
 
 
 class TestSeveral:
-    def test_all_of_them_get_a_revision_and_a_share(
+    def test_all_servers_get_the_revision_and_a_share_of_requests(
         self, server: StandIn, other: StandIn, publish: Callable[[], Revision]
     ) -> None:
         server.delay = other.delay = 0.05
@@ -556,7 +558,7 @@ class TestSeveral:
         for one in (server, other):
             assert len(one.of("/v1/completions")) > 2
 
-    def test_one_that_dies_costs_nobody_an_answer(
+    def test_requests_go_to_another_server_when_one_dies(
         self, server: StandIn, other: StandIn, publish: Callable[[], Revision]
     ) -> None:
         with closing(connect(server, other, patience=10)) as backend:
@@ -564,7 +566,7 @@ class TestSeveral:
             server.stop()
             assert {backend.generate(name, ASK).revision for _ in range(5)} == {name}
 
-    def test_one_that_cannot_be_given_a_revision_again_leaves_it_to_the_others(
+    def test_requests_go_to_another_server_when_one_cannot_load_the_revision(
         self, server: StandIn, other: StandIn, publish: Callable[[], Revision]
     ) -> None:
         with closing(connect(server, other)) as backend:
@@ -573,7 +575,7 @@ class TestSeveral:
             assert {backend.generate(name, ASK).revision for _ in range(5)} == {name}
         assert len(server.of("/v1/load_lora_adapter")) <= 3
 
-    def test_one_that_was_away_during_a_swap_is_given_it_later(
+    def test_a_server_that_missed_a_swap_is_loaded_later(
         self, server: StandIn, other: StandIn, publish: Callable[[], Revision]
     ) -> None:
         with closing(connect(server, other, patience=10)) as backend:
@@ -586,17 +588,19 @@ class TestSeveral:
 
 
 class TestPlaces:
-    def test_a_server_is_a_place_by_any_name(self, server: StandIn, other: StandIn) -> None:
+    def test_a_server_is_the_same_place_under_any_local_name(
+        self, server: StandIn, other: StandIn
+    ) -> None:
         named = server.url.replace("127.0.0.1", "localhost")
         with (
             closing(connect(server, other)) as one,
-            closing(VllmBackend(named, base="tiny")) as two,
+            closing(VllmBackend(named, model="tiny")) as two,
         ):
             assert set(two.capabilities().places) < set(one.capabilities().places)
             assert len(one.capabilities().places) == 2
             assert one.capabilities().engine == "vllm"
 
-    def test_what_another_app_serves_is_not_unloaded(
+    def test_a_revision_that_another_app_serves_is_not_unloaded(
         self, server: StandIn, other: StandIn, registry: Registry, publish: Callable[[], Revision]
     ) -> None:
         first, second = publish().revision_id, publish().revision_id
@@ -614,28 +618,28 @@ class TestPlaces:
             assert first not in other.loaded
             assert one.generate(ASK).revision == first
 
-    def test_a_place_tells_what_it_holds(
+    def test_has_loaded_tells_what_a_place_has_loaded(
         self, server: StandIn, publish: Callable[[], Revision]
     ) -> None:
         with closing(connect(server)) as backend:
             name = publish().revision_id
             (place,) = backend.capabilities().places
-            assert holds_revision(place, name) is False
+            assert has_loaded(place, name) is False
             server.loaded[name] = "/there"
-            assert holds_revision(place, name) is True
+            assert has_loaded(place, name) is True
             server.loaded = {}
             server.broken = True
-            assert holds_revision(place, name) is None
+            assert has_loaded(place, name) is None
             server.stop()
-            assert holds_revision(place, name) is False
+            assert has_loaded(place, name) is False
 
 
 class TestRouter:
-    def test_swap_and_roll_back(
+    def test_a_rollback_loads_nothing(
         self, server: StandIn, registry: Registry, publish: Callable[[], Revision]
     ) -> None:
         first, second = publish().revision_id, publish().revision_id
-        router = open_router(registry.home, server.url, base="tiny", follow=None)
+        router = open_router(registry.home, server.url, model="tiny", follow=None)
         with router:
             router.activate(first)
             router.activate(second)
@@ -646,7 +650,7 @@ class TestRouter:
             assert len(server.of("/v1/load_lora_adapter")) == loads
 
     @pytest.mark.parametrize("how", ["refused", "nan", "broken"])
-    def test_a_swap_that_fails_leaves_the_old_one_serving(
+    def test_after_a_failed_swap_the_old_revision_serves(
         self, server: StandIn, registry: Registry, publish: Callable[[], Revision], how: str
     ) -> None:
         first, second = publish().revision_id, publish().revision_id
@@ -665,5 +669,5 @@ class TestRouter:
             assert server.loaded.keys() == {first}
 
 
-def test_the_stand_in_ends_its_turns() -> None:
+def test_the_stand_in_ends_its_answers() -> None:
     assert len(written("served", (1,))) == LENGTH + 1

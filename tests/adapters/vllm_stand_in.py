@@ -1,7 +1,7 @@
-"""A server that speaks as vLLM 0.32 does, and fails as it is told to.
+"""A server with the HTTP interface of vLLM 0.32, which can be made to fail.
 
-What it answers, statuses and fields, was read off a real server; `make test-vllm` holds our client
-to that. Its "model" writes tokens that depend on the adapter's name and the prompt alone.
+Its statuses and fields are those of a real server; `make test-vllm` tests our client against one.
+Its "model" writes tokens that depend on the adapter's name and the prompt only.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LOGPROB = -0.5
 
 
 def written(model: str, prompt: Sequence[int]) -> list[int]:
-    """What a model writes after a prompt: a few plain tokens and the end of its turn."""
+    """The tokens of a model's answer: a few plain ones and the end of the turn."""
     digest = hashlib.sha256(f"{model} {list(prompt)}".encode()).digest()
     return [300 + digest[i] for i in range(LENGTH)] + [END_OF_TURN]
 
@@ -30,12 +30,11 @@ def written(model: str, prompt: Sequence[int]) -> list[int]:
 class StandIn:
     """One server; attributes may be changed at any time.
 
-    ``loaded`` is what it has, by name and path. ``updating`` says whether adapters may be loaded,
+    ``loaded`` are its adapters, by name and path. ``updating`` says whether adapters may be loaded,
     ``broken`` makes it answer 500, ``delay`` slow, ``nan`` names models whose log-probs are NaN,
-    ``refused`` those that it will not load, ``breaks_off`` ends streams in the middle, and
-    ``garbage`` fills them with what is no JSON.
-    Where there is a ``key``, it is asked for. ``asked`` lists what came in; ``aborted`` is set once
-    a client has hung up on a stream.
+    ``refused`` those that it refuses to load, ``breaks_off`` ends streams in the middle, and
+    ``garbage`` fills them with invalid JSON. ``key`` is the API key it requires, if any. ``asked``
+    lists the requests; ``aborted`` is set once a client has closed a stream early.
     """
 
     def __init__(
@@ -71,7 +70,7 @@ class StandIn:
         threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True).start()
 
     def stop(self) -> None:
-        """Be gone, and forget what was loaded, as a process does that is killed."""
+        """Stop, and lose what was loaded, like a killed process."""
         if self._http is not None:
             self._http.shutdown()
             self._http.server_close()
@@ -80,7 +79,7 @@ class StandIn:
         self.loaded = {}
 
     def of(self, path: str) -> list[dict[str, Any]]:
-        """What came in at a path."""
+        """The bodies of the requests to a path."""
         return [body for where, body in self.asked if where == path]
 
 
@@ -102,7 +101,7 @@ class _Http(ThreadingHTTPServer):
                 connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of clients that hung up."""
+        """Ignore clients that hung up."""
 
 
 class _Handler(BaseHTTPRequestHandler):

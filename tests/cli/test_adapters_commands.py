@@ -14,7 +14,7 @@ import typer
 from agentpref.home import Home
 from agentpref.record.database import connect
 from agentpref.record.updates import taint
-from agentpref.serve.holds import Holds
+from agentpref.serve.pins import Pins
 from agentpref.serve.registry import Registry
 from agentpref.testing import write_adapter
 from agentpref_cli.commands.adapters import prune
@@ -31,7 +31,7 @@ def names(home: Path, tmp_path: Path) -> list[str]:
         folder = write_adapter(tmp_path / f"adapter-{seed}", seed=seed)
         parent = published[-1] if published else None
         revision = registry.publish(
-            folder, parent=parent, base=IDENTITY, training={"learning_rate": 0.1}
+            folder, parent=parent, model=IDENTITY, training={"learning_rate": 0.1}
         )
         published.append(revision.revision_id)
     return published
@@ -44,7 +44,7 @@ def serving(run) -> str:
 def test_the_base_model_serves_a_new_home(run, home) -> None:
     run("init")
     header, base = run("adapters", "list").out.splitlines()
-    assert header == "revision\tserves\tparent\tcreated\tstanding"
+    assert header == "revision\tserves\tparent\tcreated\tstatus"
     assert base == "base\tlive\t-\t-\t-"
     assert run("adapters", "list", "--json").json["revisions"] == []
 
@@ -60,7 +60,7 @@ def test_list_names_revisions_parents_and_roles(run, home, names) -> None:
     assert value["serving"]["weight"] == 0.1
 
 
-def test_promote_and_roll_back(run, names) -> None:
+def test_a_rollback_undoes_one_promotion_at_a_time(run, names) -> None:
     for name in names:
         assert run("adapters", "promote", name).out.startswith(f"live: {name} ")
         assert serving(run) == name
@@ -70,7 +70,7 @@ def test_promote_and_roll_back(run, names) -> None:
     assert err.startswith("error: nothing to roll back")
 
 
-def test_show_tells_where_a_revision_comes_from(run, names) -> None:
+def test_show_prints_where_a_revision_comes_from(run, names) -> None:
     facts = dict(line.split("\t") for line in run("adapters", "show", names[1]).out.splitlines())
     assert facts["revision"] == names[1]
     assert facts["parent"] == names[0]
@@ -81,7 +81,7 @@ def test_show_tells_where_a_revision_comes_from(run, names) -> None:
 
 
 @pytest.mark.parametrize("command", ["show", "promote"])
-def test_an_unknown_revision_is_named(run, names, command) -> None:
+def test_an_error_names_an_unknown_revision(run, names, command) -> None:
     err = run("adapters", command, "rev-000009-000000000000", exits=1).err
     assert "'rev-000009-000000000000'" in err
     assert err.count("\n") == 1
@@ -124,7 +124,7 @@ def generation(run) -> int:
     return run("adapters", "list", "--json").json["serving"]["generation"]
 
 
-def test_a_canary_begins_and_ends(run, names) -> None:
+def test_a_canary_starts_and_ends(run, names) -> None:
     run("adapters", "promote", names[0])
     out = run("adapters", "canary", names[1], "--weight", ".1").out
     assert out.splitlines()[1] == f"canary: {names[1]}, for 0.1 of the threads"
@@ -142,7 +142,7 @@ def test_a_canary_needs_a_revision_and_its_share_or_an_end(run, names, arguments
     assert "name a revision and its share" in run("adapters", "canary", *words, exits=2).err
 
 
-def test_who_acts_on_what_has_changed_since_is_told(run, names) -> None:
+def test_a_change_that_expects_an_older_generation_is_refused(run, names) -> None:
     run("adapters", "promote", names[0], "--expected-generation", 0)
     for command in (
         ["promote", names[1]],
@@ -177,7 +177,7 @@ def test_a_quarantine_of_what_serves_says_how_to_end_that(run, home, names, role
     else:
         Registry(home).canary(names[0], 0.5)
     out = run("adapters", "quarantine", names[0], "--reason", "bad").out
-    assert f"it is {role} still; end that with `agentpref adapters {end}`" in out
+    assert f"it is still {role}; end that with `agentpref adapters {end}`" in out
     run("adapters", *end.split())
     assert run("adapters", "list", "--json").json["revisions"][0]["serves"] is None
 
@@ -190,11 +190,11 @@ def test_quarantine_and_release_as_json(run, names) -> None:
     assert (value["quarantined_at"], value["quarantine_reason"]) == (None, None)
 
 
-def test_prune_removes_and_says_why_the_rest_stays(run, home, names) -> None:
+def test_prune_removes_revisions_and_says_why_the_others_stay(run, home, names) -> None:
     dry = run("adapters", "prune", "--keep", 1, "--dry-run").out.splitlines()
     assert dry[:3] == [
         "revision\tpruning\twhy",
-        f"{names[0]}\twould go\t-",
+        f"{names[0]}\twould be removed\t-",
         f"{names[1]}\tkept\tone of the newest 1",
     ]
     assert dry[3].startswith("would free 0.0 MB")
@@ -217,7 +217,7 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize(("said", "removed"), [("y\n", True), ("n\n", False), ("", False)])
-def test_prune_asks_who_sits_before_it(
+def test_prune_asks_before_it_removes_on_a_terminal(
     home, names, monkeypatch, capsys, said: str, removed: bool
 ) -> None:
     monkeypatch.setattr("sys.stdin", Terminal(said))
@@ -236,12 +236,12 @@ def test_prune_asks_the_engine_at_a_url(run, home, names, monkeypatch, answer, w
     left_loaded(home, names[0], "http://127.0.0.1:8000")
     asked = []
 
-    def holds_revision(url: str, revision_id: str) -> bool | None:
+    def has_loaded(url: str, revision_id: str) -> bool | None:
         asked.append((url, revision_id))
         return answer
 
     engine = ModuleType("agentpref_adapters.vllm")
-    engine.holds_revision = holds_revision  # type: ignore[attr-defined]
+    engine.has_loaded = has_loaded  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "agentpref_adapters.vllm", engine)
     value = run("adapters", "prune", "--keep", 1, "--json").json
     assert set(asked) == {("http://127.0.0.1:8000", names[0])}
@@ -249,14 +249,16 @@ def test_prune_asks_the_engine_at_a_url(run, home, names, monkeypatch, answer, w
     assert why is None or why in value["kept"][names[0]]
 
 
-def test_without_the_client_no_engine_is_asked(run, home, names, monkeypatch) -> None:
+def test_a_revision_stays_when_the_client_that_asks_is_not_installed(
+    run, home, names, monkeypatch
+) -> None:
     left_loaded(home, names[0], "http://127.0.0.1:8000")
     monkeypatch.setitem(sys.modules, "agentpref_adapters.vllm", None)
     value = run("adapters", "prune", "--keep", 1, "--json").json
     assert "does not say" in value["kept"][names[0]]
 
 
-def test_a_place_that_is_no_url_is_not_asked(run, home, names, monkeypatch) -> None:
+def test_a_place_that_is_not_a_url_is_not_asked(run, home, names, monkeypatch) -> None:
     left_loaded(home, names[0], "somewhere")
     monkeypatch.setitem(sys.modules, "agentpref_adapters.vllm", ModuleType("empty"))
     value = run("adapters", "prune", "--keep", 1, "--json").json
@@ -265,9 +267,9 @@ def test_a_place_that_is_no_url_is_not_asked(run, home, names, monkeypatch) -> N
 
 def left_loaded(home: Path, name: str, place: str) -> None:
     """Hold a revision there and go, as a router does whose engine outlives it."""
-    holds = Holds(Home.open(home).holds, place)
-    holds.take(name)
-    holds.close()
+    pins = Pins(Home.open(home).pins, place)
+    pins.take(name)
+    pins.close()
 
 
 def test_export_copies_one_revision(run, home, names, tmp_path) -> None:
@@ -280,7 +282,7 @@ def test_export_copies_one_revision(run, home, names, tmp_path) -> None:
     run("adapters", "export", names[0], tmp_path / "again", exits=2)
 
 
-def test_a_rollback_does_not_go_to_what_is_broken(run, home, names) -> None:
+def test_a_rollback_to_a_broken_revision_is_refused(run, home, names) -> None:
     for name in names:
         run("adapters", "promote", name)
     (home / "adapters" / names[0] / "adapter_model.safetensors").unlink()

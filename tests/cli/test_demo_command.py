@@ -1,4 +1,4 @@
-"""`demo`: what the command asks for first and hands to the story, which has tests of its own."""
+"""`demo`: the packages it needs, and the options it passes on; the story has tests of its own."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import pytest
 
 @pytest.fixture
 def told(monkeypatch):
-    """What the story was told, in place of three minutes of it."""
+    """The calls of the story, which is replaced: it takes three minutes."""
     calls: list[dict] = []
     monkeypatch.setattr("agentpref_cli.demo.run", lambda **given: calls.append(given))
     return calls
 
 
-def test_the_story_gets_folder_seed_and_format(run, told, tmp_path) -> None:
+def test_folder_seed_and_format_are_passed_on(run, told, tmp_path) -> None:
     run("demo")
     run("demo", "--home", tmp_path, "--seed", "7", "--json")
     assert told == [
@@ -24,7 +24,9 @@ def test_the_story_gets_folder_seed_and_format(run, told, tmp_path) -> None:
     ]
 
 
-def test_what_is_not_installed_comes_with_its_cure(run, told, monkeypatch) -> None:
+def test_a_missing_package_is_named_with_the_command_that_installs_it(
+    run, told, monkeypatch
+) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(
         "importlib.util.find_spec", lambda name: None if name == "langchain" else find(name)

@@ -1,4 +1,4 @@
-"""`doctor` on what is truly installed here, and on what is not."""
+"""`doctor` on the packages that are installed here, on a missing one, and on damaged homes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 import shutil
 import sys
 from contextlib import closing
-from importlib.metadata import metadata, requires
+from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
@@ -15,9 +15,9 @@ import agentpref_cli.commands.doctor as module
 from agentpref.home import Home
 from agentpref.record.database import connect
 from agentpref.record.spill import Spill, drain
-from agentpref.serve.holds import Holds
+from agentpref.serve.pins import Pins
+from agentpref.serve.pruning import mark_pruned
 from agentpref.serve.registry import Registry
-from agentpref.serve.standing import mark_pruned
 from agentpref.testing import write_adapter
 from agentpref.types import Feedback
 
@@ -26,37 +26,37 @@ def checks(value: dict) -> dict[str, dict]:
     return {check["name"]: check for check in value["checks"]}
 
 
-def test_a_sound_machine_is_healthy(run, filled, random_base) -> None:
+def test_a_working_installation_is_healthy(run, filled, random_base) -> None:
     value = run("doctor", "--model", random_base, "--json").json
     assert value["healthy"] is True
     found = checks(value)
-    assert "46 runs" in found["home"]["words"] or "86 runs" in found["home"]["words"]
-    assert "torch 2." in found["train"]["words"]
-    assert " for torch" in found["threads"]["words"]
-    assert str(random_base) in found["model"]["words"]
+    assert "46 runs" in found["home"]["message"] or "86 runs" in found["home"]["message"]
+    assert "torch 2." in found["train"]["message"]
+    assert " for torch" in found["threads"]["message"]
+    assert str(random_base) in found["model"]["message"]
 
 
-def test_a_model_that_is_nowhere_fails(run, filled, tmp_path) -> None:
+def test_a_missing_model_fails(run, filled, tmp_path) -> None:
     assert "nowhere" in run("doctor", "--model", tmp_path / "nowhere", exits=1).out
 
 
-def test_a_model_on_a_hub_needs_what_fetches_it(run, filled, monkeypatch) -> None:
+def test_a_model_on_a_hub_fails_without_the_client_of_the_hub(run, filled, monkeypatch) -> None:
     """The base install brings no client of the hub."""
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     found = checks(run("doctor", "--model", "some/name", "--json", exits=1).json)
-    assert found["model"]["holds"] is False
-    assert "'some/name' is no folder here" in found["model"]["words"]
-    assert "pip install 'agentpref[train]'" in found["model"]["words"]
+    assert found["model"]["passed"] is False
+    assert "'some/name' is no folder here" in found["model"]["message"]
+    assert "pip install 'agentpref[train]'" in found["model"]["message"]
 
 
-def test_a_home_that_is_none_fails_only_where_one_was_named(run, home, random_base, tmp_path):
+def test_a_missing_home_fails_only_if_it_was_named(run, home, random_base, tmp_path):
     found = checks(run("doctor", "--model", random_base, "--json").json)
-    assert found["home"]["holds"] is True
-    assert "agentpref init" in found["home"]["words"]
+    assert found["home"]["passed"] is True
+    assert "agentpref init" in found["home"]["message"]
     run("doctor", "--model", random_base, "--home", tmp_path, exits=1)
 
 
-def test_what_waits_and_what_was_refused_is_said(run, home, filled, random_base) -> None:
+def test_waiting_and_refused_entries_are_counted(run, home, filled, random_base) -> None:
     assert (
         checks(run("doctor", "--model", random_base, "--json").json)
         .keys()
@@ -65,37 +65,40 @@ def test_what_waits_and_what_was_refused_is_said(run, home, filled, random_base)
     place = Home.open(home)
     Spill(place).append([Feedback("f", "nowhere", 1.0, "k", 1.0)])
     found = checks(run("doctor", "--model", random_base, "--json").json)
-    assert found["spill"]["words"].startswith("1 entries wait")
+    assert found["spill"]["message"].startswith("1 entries wait")
     drain(place)
     found = checks(run("doctor", "--model", random_base, "--json", exits=1).json)
     assert "spill" not in found
-    assert found["refused"]["words"].startswith("1 entries name what this home has not")
+    assert found["refused"]["message"].startswith("1 entries name runs that are not in this home")
 
 
-def test_what_is_not_installed_comes_with_its_cure(run, filled, random_base, monkeypatch) -> None:
-    monkeypatch.setattr(module, "EXTRAS", {"train": ("torch", "no-such-package")})
-    words = checks(run("doctor", "--model", random_base, "--json").json)["train"]["words"]
-    assert words == "not installed (no-such-package); if wanted: pip install 'agentpref[train]'"
+def test_a_missing_package_is_named_with_the_command_that_installs_it(
+    run, filled, random_base, monkeypatch
+) -> None:
+    needed = ["torch>=2; extra == 'train'", "no-such-package==1.*; extra == 'train'"]
+    monkeypatch.setattr("importlib.metadata.requires", lambda package: needed)
+    message = checks(run("doctor", "--model", random_base, "--json").json)["train"]["message"]
+    assert message == "not installed (no-such-package); to use it: pip install 'agentpref[train]'"
 
 
-def test_it_knows_the_extras_that_there_are_and_all_that_they_bring() -> None:
-    offered = set(metadata("agentpref").get_all("Provides-Extra") or ())
-    assert module.EXTRAS.keys() == offered - {"all", "bench", "dev"}
-    known = {package for packages in module.EXTRAS.values() for package in packages}
-    for extra, packages in module.EXTRAS.items():
-        asked = [one for one in requires("agentpref") or () if re.search(rf"\b{extra}\W$", one)]
-        brought = {re.split(r"[^\w-]", one)[0] for one in asked} - {"agentpref"}
-        assert set(packages) <= brought <= known
+def test_every_extra_is_listed_with_the_packages_that_it_brings(run, filled, random_base) -> None:
+    offered = {*(metadata("agentpref").get_all("Provides-Extra") or ())} - {"all", "bench", "dev"}
+    found = checks(run("doctor", "--model", random_base, "--json").json)
+    assert offered <= found.keys()
+    assert "langchain-core 1" in found["langchain"]["message"]
+    assert {"torch", "peft", "transformers"} <= set(
+        re.findall(r"[a-z]+", found["train"]["message"])
+    )
 
 
 @pytest.mark.parametrize("error", [ImportError("libtorch is missing"), OSError("no space")])
-def test_a_torch_that_cannot_be_imported_is_a_failure(run, filled, random_base, monkeypatch, error):
+def test_a_torch_that_cannot_be_imported_fails(run, filled, random_base, monkeypatch, error):
     def broken(_name: str) -> None:
         raise error
 
     monkeypatch.setattr(module, "import_module", broken)
     found = checks(run("doctor", "--model", random_base, "--json", exits=1).json)
-    assert str(error) in found["threads"]["words"]
+    assert str(error) in found["threads"]["message"]
 
 
 @pytest.fixture
@@ -105,18 +108,18 @@ def names(home: Path, tmp_path: Path) -> list[str]:
     published = []
     for seed in (1, 2):
         folder = write_adapter(tmp_path / f"adapter-{seed}", seed=seed)
-        revision = registry.publish(folder, parent=None, base={"name": "tiny"}, training={})
+        revision = registry.publish(folder, parent=None, model={"name": "tiny"}, training={})
         published.append(revision.revision_id)
     registry.promote(published[0])
     registry.canary(published[1], 0.1)
     return published
 
 
-def test_what_serves_and_is_whole_is_said(run, random_base, names) -> None:
+def test_live_and_canary_pass_if_their_files_are_whole(run, random_base, names) -> None:
     found = checks(run("doctor", "--model", random_base, "--json").json)
-    assert found["live"]["words"] == f"'default': {names[0]} is whole"
-    assert found["canary"]["words"] == f"'default': {names[1]} is whole"
-    assert found.keys().isdisjoint({"quarantine", "leavings", "holds"})
+    assert found["live"]["message"] == f"'default': {names[0]} is whole"
+    assert found["canary"]["message"] == f"'default': {names[1]} is whole"
+    assert found.keys().isdisjoint({"quarantine", "leftovers", "pins"})
 
 
 def _quarantined(home: Path, name: str) -> None:
@@ -138,36 +141,40 @@ def _deleted(home: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "words"),
+    ("damage", "message"),
     [
         (_quarantined, "is in quarantine: it answers in Latin"),
         (_marked, "was pruned"),
         (_edited, "adapter_model.safetensors is not the file that was published"),
-        (_deleted, "is gone"),
+        (_deleted, "is missing or a symbolic link"),
     ],
 )
 @pytest.mark.parametrize("role", ["live", "canary"])
-def test_what_serves_and_must_not_is_a_failure(run, home, random_base, names, damage, words, role):
+def test_a_serving_revision_that_must_not_serve_fails(
+    run, home, random_base, names, damage, message, role
+):
     damage(home, names[role == "canary"])
     found = checks(run("doctor", "--model", random_base, "--json", exits=1).json)
-    assert found[role]["holds"] is False
-    assert words in found[role]["words"]
-    assert found["canary" if role == "live" else "live"]["holds"] is True
+    assert found[role]["passed"] is False
+    assert message in found[role]["message"]
+    assert found["canary" if role == "live" else "live"]["passed"] is True
 
 
-def test_what_is_locked_away_or_left_is_said(run, home, random_base, names) -> None:
+def test_quarantined_revisions_leftover_folders_and_dead_pins_are_listed(
+    run, home, random_base, names
+) -> None:
     registry = Registry(home)
     registry.canary(None, 0)
     registry.quarantine(names[1], "it answers in Latin")
     (home / "adapters" / ".pruning-1").mkdir()
-    holds = Holds(Home.open(home).holds, "http://127.0.0.1:8000")
-    holds.take(names[1])
+    pins = Pins(Home.open(home).pins, "http://127.0.0.1:8000")
+    pins.take(names[1])
     found = checks(run("doctor", "--model", random_base, "--json").json)
-    assert f"{names[1]} since " in found["quarantine"]["words"]
-    assert found["quarantine"]["words"].endswith("it answers in Latin")
-    assert found["leavings"]["words"].startswith("1 half-made or half-removed folders")
-    assert "holds" not in found, "a living process uses it"
-    holds.close()
+    assert f"{names[1]} since " in found["quarantine"]["message"]
+    assert found["quarantine"]["message"].endswith("it answers in Latin")
+    assert found["leftovers"]["message"].startswith("1 half-made or half-removed folders")
+    assert "pins" not in found, "a living process uses it"
+    pins.close()
     found = checks(run("doctor", "--model", random_base, "--json").json)
-    assert "1 revisions were loaded" in found["holds"]["words"]
-    assert "at http://127.0.0.1:8000" in found["holds"]["words"]
+    assert "1 revisions were loaded" in found["pins"]["message"]
+    assert "at http://127.0.0.1:8000" in found["pins"]["message"]

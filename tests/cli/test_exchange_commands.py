@@ -1,4 +1,4 @@
-"""`import`, `export` and `pairs`: what goes in comes out, and what is left out is counted."""
+"""`import`, `export` and `pairs`: exports import again, and rows left out are counted."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ def read(file: Path) -> list[dict]:
     return [orjson.loads(line) for line in file.read_bytes().splitlines()]
 
 
-def test_a_file_read_twice_adds_nothing(run, filled, rows) -> None:
+def test_importing_a_file_twice_adds_nothing(run, filled, rows) -> None:
     assert run("import", rows).out == "added 0, known already 46\n"
     counts = run("import", rows, "--json").json
     assert (counts["added"], counts["known"], counts["bad"]) == (0, 46, 0)
     assert counts["bytes_read"] == counts["bytes_total"] == rows.stat().st_size
 
 
-def test_a_bad_line_is_named_and_the_rest_can_be_had(run, home, tmp_path) -> None:
+def test_a_bad_line_is_named_and_can_be_skipped(run, home, tmp_path) -> None:
     run("init")
     file = tmp_path / "bad.jsonl"
     file.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n[1]\n', encoding="utf-8")
     assert f"{file}, line 2:" in run("import", file, exits=1).err
     result = run("import", file, "--skip-bad")
-    assert "skipped 1 bad lines" in result.out
+    assert "skipped bad rows: 1" in result.out
     assert run("pairs", "--json").json["strata"][0]["train"] == 1
 
 
@@ -34,15 +34,15 @@ def test_a_missing_file_is_named(run, home) -> None:
     assert "nowhere.jsonl cannot be read" in run("import", "nowhere.jsonl", exits=1).err
 
 
-def test_import_files_rows_under_tag_source_and_user(run, home, rows) -> None:
+def test_import_stores_tag_source_and_user(run, home, rows) -> None:
     run("init")
-    run("import", rows, "--tag", "art", "--source", "model", "--user", "judge-1")
+    run("import", rows, "--tag", "art", "--source", "model", "--user-id", "judge-1")
     (stratum,) = run("pairs", "--json").json["strata"]
     assert (stratum["tag"], stratum["origin"]) == ("art", "judge")
     assert "'cat'" in run("import", rows, "--source", "cat", exits=2).err
 
 
-def test_import_redacts_when_told(run, home, tmp_path) -> None:
+def test_import_redacts_texts_with_redact(run, home, tmp_path) -> None:
     run("init")
     file = tmp_path / "rows.jsonl"
     row = {"prompt": "I am ana@example.org.", "chosen": "Hi!", "rejected": "Who?"}
@@ -52,12 +52,17 @@ def test_import_redacts_when_told(run, home, tmp_path) -> None:
     assert pair["prompt"] == "I am [email]."
 
 
-def test_a_format_that_the_rows_do_not_have_is_refused(run, home, rows) -> None:
+def test_a_named_format_that_the_rows_do_not_have_is_refused(run, home, rows) -> None:
     run("init")
     assert "lacks" in run("import", rows, "--format", "unpaired", exits=1).err
 
 
-def test_export_gives_back_what_was_imported(run, filled, rows, tmp_path) -> None:
+@pytest.mark.parametrize("command", [("import", "rows.jsonl"), ("export",)])
+def test_an_unknown_format_is_refused_with_the_nearest_name(run, filled, command) -> None:
+    assert "did you mean 'openai'" in run(*command, "--format", "openapi", exits=2).err
+
+
+def test_export_writes_the_pairs_that_were_imported(run, filled, rows, tmp_path) -> None:
     file = tmp_path / "out.jsonl"
     assert run("export", "--output", file).out == f"wrote 40 rows to {file}\n"
     written = {row["prompt"][0]["content"]: row["chosen"][0]["content"] for row in read(file)}
@@ -82,12 +87,12 @@ def test_thumbs_are_exported_as_the_unpaired_format(run, filled, tmp_path) -> No
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 @pytest.mark.parametrize("format", ["preference", "openai", "llamafactory", "unpaired"])
-def test_every_format_goes_out_and_comes_in(
+def test_every_format_can_be_exported_and_imported_again(
     run, filled, tmp_path, monkeypatch, format, suffix
 ) -> None:
     file, rows = tmp_path / f"out.{suffix}", 6 if format == "unpaired" else 40
     done = run("export", "--format", format, "-o", file, "--json").json
-    assert done == {"file": str(file), "rows": rows, "bad": 0}
+    assert done == {"file": str(file), "held_out": 0.2, "rows": rows, "bad": 0}
     pairs = run("pairs", "--json", "--limit", "99").json
     monkeypatch.setenv("AGENTPREF_HOME", str(tmp_path / "other"))
     run("init")
@@ -104,16 +109,16 @@ def test_rows_that_a_format_cannot_hold_are_named_or_skipped(run, filled, tmp_pa
     rows.write_bytes(orjson.dumps({"prompt": prompt, "chosen": "Yes.", "rejected": "No."}))
     run("import", rows)
     wanted = ("export", "--format", "llamafactory", "-o", out)
-    assert "row 41 (pair " in run(*wanted, exits=1).err
+    assert "row 41 (example " in run(*wanted, exits=1).err
     assert not out.exists()
     printed = run(*wanted, "--skip-bad").out.splitlines()
     assert printed == [
         f"wrote 40 rows to {out}",
-        "skipped 1 rows that the format cannot hold",
+        "skipped rows that the format cannot hold: 1",
     ]
 
 
-def test_long_work_says_how_far_it_is(run, filled, rows, tmp_path) -> None:
+def test_import_and_export_report_their_progress(run, filled, rows, tmp_path) -> None:
     assert run("export", "-o", tmp_path / "out.jsonl").err.splitlines() == [
         "writing (rows)",
         "writing (rows): 40/40",
@@ -126,7 +131,7 @@ def test_long_work_says_how_far_it_is(run, filled, rows, tmp_path) -> None:
     assert run("import", rows, "--json").err == ""
 
 
-def test_rows_and_json_do_not_share_standard_output(run, filled) -> None:
+def test_export_refuses_json_without_output(run, filled) -> None:
     result = run("export", "--json", exits=2)
     assert result.out == ""
     assert "--output" in result.err
@@ -160,7 +165,7 @@ def test_pairs_of_an_empty_home_say_how_to_get_some(run, home) -> None:
     assert run("pairs").out.startswith("no pairs yet")
 
 
-def test_what_is_left_out_is_counted_by_reason(run, filled, tmp_path) -> None:
+def test_rows_left_out_of_the_pairs_are_counted_by_reason(run, filled, tmp_path) -> None:
     file = tmp_path / "opposite.jsonl"
     row = {"prompt": "How is bread 1 baked?", "chosen": "No idea.", "rejected": "In oven 1."}
     file.write_bytes(orjson.dumps(row))

@@ -30,13 +30,13 @@ def called(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_every_command_explains_itself(run, command) -> None:
+def test_every_command_prints_its_help(run, command) -> None:
     out = run(*command, "--help").out
     assert out.startswith(" ".join(["Usage: agentpref", *command]))
     assert out == run(*command, "-h").out
 
 
-def test_no_command_is_missing_from_the_list_above() -> None:
+def test_the_list_above_has_every_command() -> None:
     group = typer.main.get_command(app)
     names = {(name,) for name in group.commands}
     names |= {("adapters", name) for name in group.commands["adapters"].commands}
@@ -50,11 +50,11 @@ def test_every_command_takes_home_and_json(run, command) -> None:
     assert "--json" in out
 
 
-def test_version(run) -> None:
+def test_the_version_is_printed(run) -> None:
     assert run("--version").out == f"agentpref {agentpref.__version__}\n"
 
 
-def test_no_command_shows_the_help(run) -> None:
+def test_the_help_is_printed_when_no_command_is_given(run) -> None:
     assert "".join(run(exits=2)).count("Commands:") == 1
 
 
@@ -83,7 +83,7 @@ def test_bad_usage_exits_2_and_points_to_the_help(run, arguments) -> None:
     ],
     ids=" ".join,
 )
-def test_a_folder_that_is_no_home_is_one_clear_line(run, rows, tmp_path, arguments) -> None:
+def test_a_folder_without_a_home_is_one_clear_error_line(run, rows, tmp_path, arguments) -> None:
     arguments = [argument.format(rows=rows) for argument in arguments]
     result = run(*arguments, "--home", tmp_path, exits=1)
     assert result.out == ""
@@ -92,7 +92,7 @@ def test_a_folder_that_is_no_home_is_one_clear_line(run, rows, tmp_path, argumen
     assert result.err.count("\n") == 1
 
 
-def test_an_error_is_one_line_on_standard_error_of_a_real_process(tmp_path) -> None:
+def test_an_error_of_a_real_process_is_one_line_on_standard_error(tmp_path) -> None:
     done = called("stats", "--home", str(tmp_path))
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: ")
@@ -108,7 +108,7 @@ def test_a_damaged_database_is_named(run, filled) -> None:
     assert str(filled / "agentpref.db") in err
 
 
-def test_ctrl_c_says_one_line_exits_130_and_breaks_nothing(run, filled, tmp_path) -> None:
+def test_ctrl_c_prints_one_line_exits_130_and_damages_nothing(run, filled, tmp_path) -> None:
     pipe = tmp_path / "endless.jsonl"
     os.mkfifo(pipe)
     command = [*AGENTPREF, "import", str(pipe)]
@@ -127,7 +127,7 @@ def test_ctrl_c_says_one_line_exits_130_and_breaks_nothing(run, filled, tmp_path
     assert run("stats", "--json").json["default"]["comparisons"] == 40
 
 
-def test_a_reader_that_leaves_early_is_no_failure(filled) -> None:
+def test_a_closed_pipe_is_no_error(filled) -> None:
     command = [*AGENTPREF, "export", "--home", str(filled)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -136,8 +136,9 @@ def test_a_reader_that_leaves_early_is_no_failure(filled) -> None:
         assert process.stderr.read() == b""
 
 
-def test_help_needs_nothing_heavy() -> None:
+def test_the_help_imports_no_heavy_package() -> None:
     heavy = ["torch", "transformers", "sqlite_utils", "sqlite3", "numpy", "rich", "langchain_core"]
+    heavy += ["pydantic"]
     code = f"""
 import sys
 sys.argv = ["agentpref", "--help"]

@@ -1,4 +1,4 @@
-"""`serve`, with a program in the place of vLLM. The real one is in tests/vllm_server."""
+"""`serve`, with a program in the place of vLLM. tests/vllm_server has the real one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from queue import Queue
@@ -30,7 +29,7 @@ ARGUMENTS = ("--model", "tiny", "--port", "0")
 
 @pytest.fixture
 def python(tmp_path: Path) -> Path:
-    """An interpreter that says it has vLLM, and runs the stand-in."""
+    """An interpreter that claims to have vLLM and runs the stand-in."""
     file = tmp_path / "python"
     file.write_text(f'#!/bin/sh\n[ "$1" = -c ] || exec {sys.executable} {PROGRAM} "$@"\n')
     file.chmod(0o755)
@@ -45,12 +44,12 @@ def revisions(home: Path, tmp_path: Path) -> list[str]:
     made = []
     for seed in range(2):
         folder = write_adapter(tmp_path / f"adapter-{seed}", seed=seed, layers=LAYERS)
-        made.append(registry.publish(folder, parent=None, base=BASE.identity, training={}))
+        made.append(registry.publish(folder, parent=None, model=BASE.identity, training={}))
     return [revision.revision_id for revision in made]
 
 
 class Serving:
-    """A running `agentpref serve --json`, and what it has said."""
+    """A running `agentpref serve --json`, and the lines it prints."""
 
     def __init__(self, *arguments: object) -> None:
         command = [sys.executable, "-m", "agentpref_cli", "serve", *ARGUMENTS, "--json"]
@@ -70,7 +69,7 @@ class Serving:
             self._lines.put(line)
 
     def until(self, event: str, **facts: object) -> dict[str, Any]:
-        """Read on until something was said."""
+        """Read lines up to one of an event."""
         while True:
             said = self.next()
             if said["event"] == event and facts.items() <= said.items():
@@ -78,7 +77,7 @@ class Serving:
                 return said
 
     def next(self) -> dict[str, Any]:
-        """Read one line; a test that waits in vain fails here."""
+        """Read one line, or fail after a minute."""
         said: dict[str, Any] = orjson.loads(self._lines.get(timeout=60))
         return said
 
@@ -89,7 +88,7 @@ class Serving:
 
 @pytest.fixture
 def serving(python: Path) -> Iterator[Any]:
-    """Call it to start one; it is ended afterwards."""
+    """Call it to start the command; it is ended afterwards."""
     started: list[Serving] = []
 
     def start(*arguments: object) -> Serving:
@@ -103,25 +102,25 @@ def serving(python: Path) -> Iterator[Any]:
 
 
 def told(home: Path) -> list[str]:
-    """What the server was told to load and unload, since it was started."""
+    """The adapters that the server was asked to load and unload since it started."""
     (log,) = (home / "logs").glob("vllm-*.log")
     return [line for line in log.read_text().splitlines() if line.startswith("/v1/")]
 
 
-def test_it_says_what_serves_and_follows_a_promotion(serving, home, revisions) -> None:
+def test_it_prints_what_serves_and_follows_a_promotion(serving, home, revisions) -> None:
     one = serving()
     one.until("starting")
-    assert one.until("ready")["words"].startswith("vLLM answers at http://127.0.0.1:")
+    assert one.until("ready")["message"].startswith("vLLM answers at http://127.0.0.1:")
     assert one.until("serving")["live"] == "base"
     Registry(home).promote(revisions[0])
     assert one.until("serving")["live"] == revisions[0]
     Registry(home).canary(revisions[1], 0.25)
     said = one.until("serving", canary=revisions[1])
-    assert said["words"].endswith(f"{revisions[1]} is canary for 25% of the threads")
+    assert said["message"].endswith(f"{revisions[1]} is canary for 25% of the threads")
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_and_the_server_and_unloads_nothing(
+def test_a_signal_ends_the_command_and_the_engine_and_unloads_nothing(
     serving, home, revisions, signum
 ) -> None:
     Registry(home).promote(revisions[0])
@@ -134,7 +133,7 @@ def test_a_signal_ends_it_and_the_server_and_unloads_nothing(
     assert Registry(home).state().live == revisions[0]
 
 
-def test_a_signal_is_heard_while_the_server_starts(serving, home, revisions) -> None:
+def test_a_signal_while_the_engine_starts_ends_both(serving, home, revisions) -> None:
     one = serving("--", "--slow")
     one.until("starting")
     while not any("--slow" in child.cmdline() for child in _children(one)):
@@ -148,67 +147,18 @@ def _children(one: Serving) -> list[psutil.Process]:
     return psutil.Process(one.process.pid).children(recursive=True)
 
 
-def _kill_the_server(home: Path) -> None:
+def test_an_engine_that_dies_ends_the_command_with_its_error(serving, home, revisions) -> None:
+    one = serving()
+    one.until("serving")
     (log,) = (home / "logs").glob("vllm-*.log")
     os.kill(int(log.read_text().split()[1]), signal.SIGKILL)
+    _, err = one.process.communicate(timeout=60)
+    assert one.process.returncode == 1
+    assert err.startswith("error: vLLM ended with exit code 137")
+    assert psutil.wait_procs(one.children, timeout=60)[1] == []
 
 
-def test_a_server_that_dies_is_started_again_and_gets_what_serves(serving, home, revisions) -> None:
-    Registry(home).promote(revisions[0])
-    one = serving()
-    one.until("serving", live=revisions[0])
-    _kill_the_server(home)
-    assert "starting it again" in one.until("died")["words"]
-    one.until("ready")
-    assert one.until("loaded")["revision"] == revisions[0]
-
-
-def test_what_a_rollback_would_serve_is_loaded_again_too(serving, home, revisions) -> None:
-    registry = Registry(home)
-    registry.promote(revisions[0])
-    one = serving()
-    one.until("serving", live=revisions[0])
-    registry.promote(revisions[1])
-    one.until("serving", live=revisions[1])
-    _kill_the_server(home)
-    one.until("ready")
-    assert {one.until("loaded")["revision"] for _ in revisions} == set(revisions)
-    registry.rollback()
-    one.until("serving", live=revisions[0])
-    assert told(home) == [f"/v1/load_lora_adapter {name}" for name in reversed(revisions)]
-
-
-def _wait_for_tries(home: Path, name: str, tries: int) -> None:
-    for _ in range(600):
-        if told(home).count(f"/v1/load_lora_adapter {name}") >= tries:
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"{name} is not tried again")
-
-
-def test_what_cannot_be_loaded_again_is_said_once_and_tried_until_it_can(
-    serving, home, revisions, tmp_path
-) -> None:
-    refused = tmp_path / "refused"
-    registry = Registry(home)
-    registry.promote(revisions[0])
-    one = serving("--", "--refused", refused)
-    one.until("serving", live=revisions[0])
-    registry.promote(revisions[1])
-    one.until("serving", live=revisions[1])
-    refused.write_text(" ".join(revisions))
-    _kill_the_server(home)
-    one.until("ready")
-    for name in reversed(revisions):
-        assert f"{name} is not loaded again yet" in one.until("warning")["words"]
-    registry.rollback()
-    _wait_for_tries(home, revisions[0], 3)
-    refused.write_text("")
-    assert [one.next()["event"] for _ in revisions] == ["loaded", "loaded"]
-    assert one.next()["live"] == revisions[0]
-
-
-def test_a_revision_that_cannot_be_served_is_said_and_the_old_one_serves(
+def test_a_revision_that_cannot_be_served_is_reported_and_the_old_one_serves(
     serving, home, revisions, tmp_path
 ) -> None:
     registry = Registry(home)
@@ -216,27 +166,27 @@ def test_a_revision_that_cannot_be_served_is_said_and_the_old_one_serves(
     one = serving()
     one.until("serving", live=revisions[0])
     folder = write_adapter(tmp_path / "misfit")  # whose layers are those of no real model
-    misfit = registry.publish(folder, parent=None, base=BASE.identity, training={})
+    misfit = registry.publish(folder, parent=None, model=BASE.identity, training={})
     registry.promote(misfit.revision_id)
-    assert "model.layers.0.self_attn.q_proj" in one.until("warning")["words"]
-    while f"{revisions[0]} still serves: " not in one.until("warning")["words"]:
+    assert "model.layers.0.self_attn.q_proj" in one.until("warning")["message"]
+    while f"{revisions[0]} still serves: " not in one.until("warning")["message"]:
         pass  # the other warning is that it is in quarantine
     assert one.end(signal.SIGTERM) == 143
     assert f"/v1/load_lora_adapter {misfit.revision_id}" not in told(home)
     assert f"/v1/unload_lora_adapter {revisions[0]}" not in told(home)
 
 
-def test_several_namespaces_share_one_server(serving, home, revisions, tmp_path) -> None:
+def test_several_namespaces_share_one_engine(serving, home, revisions, tmp_path) -> None:
     folder = write_adapter(tmp_path / "other", seed=9, layers=LAYERS)
     other = Registry(home, namespace="other")
-    name = other.publish(folder, parent=None, base=BASE.identity, training={}).revision_id
+    name = other.publish(folder, parent=None, model=BASE.identity, training={}).revision_id
     other.promote(name)
     one = serving("--namespace", "default", "--namespace", "other")
     assert one.until("serving", namespace="default")["live"] == "base"
     assert one.until("serving", namespace="other")["live"] == name
 
 
-def test_in_words_it_is_a_line_each(python, home, revisions) -> None:
+def test_without_json_each_event_is_a_line_of_text(python, home, revisions) -> None:
     command = [sys.executable, "-m", "agentpref_cli", "serve", *ARGUMENTS, "--python", str(python)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -247,11 +197,11 @@ def test_in_words_it_is_a_line_each(python, home, revisions) -> None:
     assert lines[0].startswith(f"starting vLLM; its log is {home}/logs/vllm-")
     assert lines[2:] == [
         "default: base serves (generation 0)\n",
-        "ended; vLLM is stopped, and what is live is unchanged\n",
+        "ended; vLLM is stopped, and the live revision is unchanged\n",
     ]
 
 
-def test_an_engine_that_does_not_start_is_one_line_with_its_own_words(
+def test_an_engine_that_does_not_start_is_one_line_that_quotes_its_error(
     run, home, revisions, python
 ) -> None:
     err = run("serve", *ARGUMENTS, "--python", python, "--", "--fail", exits=1).err
@@ -259,27 +209,27 @@ def test_an_engine_that_does_not_start_is_one_line_with_its_own_words(
     assert err.count("\n") == 1
 
 
-def test_nothing_is_started_without_a_home(run, home, python) -> None:
-    assert "no agentpref home" in run("serve", *ARGUMENTS, "--python", python, exits=1).err
+def test_without_a_home_no_engine_starts(run, home, python) -> None:
+    assert "is not an agentpref home" in run("serve", *ARGUMENTS, "--python", python, exits=1).err
 
 
-def test_a_host_that_others_reach_is_bad_usage(run, home, revisions) -> None:
+def test_a_host_that_others_can_reach_is_bad_usage(run, home, revisions) -> None:
     err = run("serve", *ARGUMENTS, "--host", "0.0.0.0", exits=2).err
     assert "--allow-remote" in err
     err = run("serve", *ARGUMENTS, "--", "--host=0.0.0.0", exits=2).err
     assert "--allow-remote" in err
 
 
-def test_a_key_among_the_options_of_the_engine_is_bad_usage(run, home, revisions) -> None:
+def test_an_api_key_among_the_options_of_the_engine_is_bad_usage(run, home, revisions) -> None:
     err = run("serve", *ARGUMENTS, "--", "--api-key", "s3cret", exits=2).err
     assert "set VLLM_API_KEY" in err
     assert "s3cret" not in err
 
 
-def test_without_vllm_it_says_how_to_get_it(run, home, revisions) -> None:
+def test_without_vllm_the_error_says_how_to_install_it(run, home, revisions) -> None:
     err = run("serve", *ARGUMENTS, "--python", sys.executable, exits=1).err
     assert "has no vLLM" in err
 
 
-def test_another_engine_does_not_exist(run, home, revisions) -> None:
+def test_an_unknown_engine_is_bad_usage(run, home, revisions) -> None:
     assert "'other' is not" in run("serve", *ARGUMENTS, "--engine", "other", exits=2).err

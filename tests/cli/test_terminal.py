@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentpref_cli.terminal import cell, moment, one_line, progress, table
+from agentpref_cli.terminal import cell, moment, one_line, progress, show_checks, table
 
 
 @given(st.text())
-def test_a_cell_never_holds_what_a_terminal_would_obey(text: str) -> None:
+def test_a_cell_has_no_control_characters(text: str) -> None:
     shown = cell(text)
     assert shown.isprintable()
     assert "\t" not in shown
@@ -32,11 +32,11 @@ def test_a_line_is_cut_to_its_limit(text: str, limit: int) -> None:
     ("value", "shown"),
     [(None, "-"), (True, "yes"), (False, "no"), (3, "3"), (0.123456, "0.1235"), (" a\tb\n", "a b")],
 )
-def test_values_are_written_shortly(value: object, shown: str) -> None:
+def test_values_are_written_in_short(value: object, shown: str) -> None:
     assert cell(value) == shown
 
 
-def test_a_moment_that_never_was() -> None:
+def test_a_missing_time_is_a_dash() -> None:
     assert moment(None) == "-"
 
 
@@ -45,7 +45,15 @@ def test_a_piped_table_is_tab_separated(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out == "name\tn\na b\t1\nc d\t2\n"
 
 
-def test_piped_progress_is_one_line_a_stage(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("passed", "message"), [("passed", "message"), ("holds", "words")])
+def test_checks_are_shown_from_new_reports_and_from_those_of_older_versions(
+    capsys: pytest.CaptureFixture[str], passed: str, message: str
+) -> None:
+    show_checks([{"name": "KL budget", passed: False, message: "too far"}])
+    assert capsys.readouterr().out == "check\tpassed\tmessage\nKL budget\tno\ttoo far\n"
+
+
+def test_piped_progress_is_one_line_per_stage(capsys: pytest.CaptureFixture[str]) -> None:
     with progress(as_json=False) as report:
         assert report is not None
         for done in range(1, 4):
@@ -56,12 +64,12 @@ def test_piped_progress_is_one_line_a_stage(capsys: pytest.CaptureFixture[str]) 
     assert captured.err.splitlines() == ["training", "training: 3/3", "judging"]
 
 
-def test_beside_json_piped_progress_is_silent() -> None:
+def test_piped_progress_is_silent_with_json() -> None:
     with progress(as_json=True) as report:
         assert report is None
 
 
-def test_a_terminal_gets_a_drawn_table_and_a_bar() -> None:
+def test_a_terminal_shows_a_drawn_table_and_a_bar() -> None:
     code = """
 from agentpref_cli.terminal import GOOD, progress, table
 with progress(as_json=True) as report:
@@ -71,7 +79,7 @@ table(("name", "[bold]n[/bold]"), [("live", 1)], styles={"live": GOOD})
     shown = _on_a_terminal(code)
     assert "training" in shown
     assert "1/2" in shown
-    assert "[bold]n[/bold]" in shown, "what looks like mark-up is text"
+    assert "[bold]n[/bold]" in shown, "mark-up in a text is printed as it is"
     assert "\x1b[32mlive" in shown
     assert "───" in shown
 

@@ -1,4 +1,4 @@
-"""`update` and `report`: real updates of a small random model, and what they exit with."""
+"""`update` and `report`: real updates of a small random model, and their exit codes."""
 
 from __future__ import annotations
 
@@ -29,29 +29,31 @@ def serving(run) -> str:
     return run("adapters", "list", "--json").json["serving"]["live"]
 
 
-def test_a_better_candidate_exits_0_and_serves(run, update) -> None:
+def test_a_better_candidate_serves_and_the_command_exits_0(run, update) -> None:
     value = update(*ENOUGH, "--json", exits=0).json
     assert value["verdict"] == "promoted"
     assert serving(run) == value["revision"]
 
 
-def test_a_second_time_there_is_nothing_new_and_it_exits_3(run, update) -> None:
+def test_a_second_update_without_new_feedback_exits_3(run, update) -> None:
     first = update(*ENOUGH, "--json", exits=0).json
     result = update(*ENOUGH, exits=3)
     assert result.out.startswith("nothing new: ")
     assert serving(run) == first["revision"]
 
 
-def test_a_candidate_beyond_the_budget_exits_4_and_does_not_serve(run, update) -> None:
+def test_a_candidate_beyond_the_kl_budget_does_not_serve_and_the_command_exits_4(
+    run, update
+) -> None:
     result = update(*ENOUGH, "--set", "gate.kl_budget=1e-9", exits=4)
     assert result.out.startswith("refused: ")
     assert "KL budget\tno\t" in result.out
     assert serving(run) == "base"
 
 
-def test_too_little_evidence_exits_5_and_is_reported(run, update) -> None:
+def test_too_little_evidence_exits_5_and_the_report_is_kept(run, update) -> None:
     result = update(exits=5)
-    assert result.out.startswith("insufficient: ")
+    assert result.out.startswith("insufficient: too little evidence")
     assert "enough evidence\tno\t" in result.out
     assert "train" in result.err.splitlines()
     assert serving(run) == "base"
@@ -60,12 +62,12 @@ def test_too_little_evidence_exits_5_and_is_reported(run, update) -> None:
     assert run("report", value["update_id"], "--json").json == value
 
 
-def test_beside_json_there_is_no_other_output(update) -> None:
+def test_json_is_the_only_output_when_it_is_piped(update) -> None:
     assert "train" not in update("--json", exits=5).err.split()
 
 
-def test_settings_reach_the_training(update, home, tmp_path) -> None:
-    file = tmp_path / "night.toml"
+def test_settings_of_the_file_and_of_set_reach_the_training(update, home, tmp_path) -> None:
+    file = tmp_path / "update.toml"
     file.write_text("learning_rate = 1e-7\n[lora]\nrank = 32\nalpha = 64\n", encoding="utf-8")
     value = update("--config", str(file), "--set", "lora.rank=8", "--json", exits=5).json
     written = (home / "adapters" / value["revision"] / "adapter_config.json").read_bytes()
@@ -75,21 +77,35 @@ def test_settings_reach_the_training(update, home, tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("assignment", "words"),
-    [("loss.beat=1", "'loss.beta'"), ("seed", "KEY=VALUE"), ("lora.rank=3", "lora.rank is 3")],
+    [
+        ("loss.beat=1", "did you mean 'loss.beta'?"),
+        ("seed", "KEY=VALUE"),
+        ("seed=abc", "'seed=abc' is not KEY=VALUE with VALUE as in TOML"),
+        ("seed='abc'", "seed is 'abc', but must be a whole number from 0"),
+        ("batch_size=2.5", "batch_size is 2.5, but must be a whole number of 1 or more"),
+        ("epochs=1.5", "epochs is 1.5, but must be a whole number of 1 or more"),
+        ("max_length=99.5", "max_length is 99.5, but must be a whole number of 16 or more"),
+        ("learning_rate=true", "learning_rate is True, but must be a number above 0"),
+        ("lora.alpha=true", "lora.alpha is True, but must be a whole number above 0"),
+        ("lora.rank=3", "lora.rank is 3, but must be 8, 16"),
+        ("loss.beta=inf", "loss.beta is inf, but must be a number above 0"),
+        ("kl.weight=nan", "kl.weight is nan, but must be a number of 0 or more"),
+        ("loss=1", "loss is a group of settings: write loss.KEY=VALUE"),
+    ],
 )
-def test_a_setting_that_cannot_be_is_bad_usage(update, assignment, words) -> None:
+def test_a_wrong_setting_is_one_clear_line_and_exits_2(update, assignment, words) -> None:
     err = update("--set", assignment, exits=2).err
     assert words in err
     assert err.count("\n") == 1
 
 
-def test_a_model_that_does_not_resolve_is_named(run, filled, tmp_path) -> None:
+def test_a_missing_model_is_named_and_exits_1(run, filled, tmp_path) -> None:
     err = run("update", "--model", tmp_path / "nowhere", exits=1).err
     assert "nowhere" in err.splitlines()[-1]
     assert err.splitlines()[-1].startswith("error: ")
 
 
-def test_an_update_elsewhere_is_waited_for_by_nobody(update, monkeypatch) -> None:
+def test_an_update_of_the_same_home_that_runs_already_exits_1(update, monkeypatch) -> None:
     def held(*_arguments, **_options):
         raise UpdateRunning("another update holds this home; wait for it to end")
 
@@ -97,7 +113,7 @@ def test_an_update_elsewhere_is_waited_for_by_nobody(update, monkeypatch) -> Non
     assert update(exits=1).err == "error: another update holds this home; wait for it to end\n"
 
 
-def test_no_report_yet(run, filled) -> None:
+def test_a_report_before_the_first_update_exits_1(run, filled) -> None:
     assert "no update yet" in run("report", exits=1).err
     assert "'u-1'" in run("report", "u-1", exits=1).err
 
@@ -117,7 +133,7 @@ main()
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_after_the_step_and_the_next_update_resumes(
+def test_a_signal_ends_the_update_after_the_step_and_the_next_update_resumes(
     run, update, filled, random_base, signum
 ) -> None:
     command = [sys.executable, "-c", SIGNALLED, str(int(signum)), "update", "--home", str(filled)]
@@ -128,22 +144,25 @@ def test_a_signal_ends_it_after_the_step_and_the_next_update_resumes(
     words = done.stderr.splitlines()[-1]
     assert words.startswith("error: interrupted; the next `agentpref update` resumes at step 2 of ")
     found = {c["name"]: c for c in run("doctor", "--model", random_base, "--json").json["checks"]}
-    assert "'default' was interrupted at step 2 of " in found["training"]["words"]
+    assert "'default' was interrupted at step 2 of " in found["training"]["message"]
     result = update(exits=5)
     assert "resumed at step 2 of " in result.out
-    assert "0 pairs that came in since wait for the next update" in result.out
+    assert "0 pairs wait for the next update" in result.out
     found = {c["name"]: c for c in run("doctor", "--model", random_base, "--json").json["checks"]}
     assert "training" not in found
 
 
-def test_out_of_time_it_says_how_far_it_came(update) -> None:
+def test_an_update_out_of_time_says_how_many_steps_it_trained(update) -> None:
     result = update("--max-minutes", "0.0001", exits=5)
     assert "trained 1 of " in result.out
     assert "the time was up" in result.out
 
 
-def test_no_time_is_bad_usage(update) -> None:
-    assert "max_minutes is 0.0, but must be above 0" in update("--max-minutes", "0", exits=2).err
+def test_max_minutes_of_0_exits_2(update) -> None:
+    assert (
+        "max_minutes is 0.0, but must be a number above 0"
+        in update("--max-minutes", "0", exits=2).err
+    )
 
 
 def test_two_processes_publish_one_revision(home, filled, random_base, launch) -> None:
@@ -157,24 +176,24 @@ def test_two_processes_publish_one_revision(home, filled, random_base, launch) -
     ]
 
 
-def test_two_processes_end_alike_where_nothing_is_new(run, home, random_base, pair_of_processes):
+def test_two_processes_exit_alike_if_nothing_is_new(run, home, random_base, pair_of_processes):
     run("init")
     ended = pair_of_processes("-m", "agentpref_cli", "update", "--model", random_base)
     assert [code for code, _, _ in ended] == [3, 3]
     assert ended[0][1].startswith("nothing new: ")
-    assert ended[1][1:] == ("", ""), "a follower says nothing"
+    assert ended[1][1:] == ("", ""), "a follower prints nothing"
 
 
 # Lone thumbs, and the words of the report
 
 
-def test_without_thumbs_none_are_spoken_of(update, home) -> None:
+def test_thumbs_that_are_turned_off_are_only_counted_as_left_out(update, home) -> None:
     result = update("--set", "thumbs.weight=0", exits=5)
     assert not any(line.startswith("thumbs: ") for line in result.out.splitlines())
     assert "left out, thumbs.weight is 0: 6" in result.out.splitlines()
 
 
-def test_thumbs_are_counted_beside_the_pairs(run, update) -> None:
+def test_thumbs_are_counted_on_a_line_of_their_own(run, update) -> None:
     lines = update(exits=5).out.splitlines()
     (pairs,) = (line for line in lines if line.startswith("pairs: "))
     (thumbs,) = (line for line in lines if line.startswith("thumbs: "))
@@ -185,7 +204,7 @@ def test_thumbs_are_counted_beside_the_pairs(run, update) -> None:
     assert "thumbs" not in pairs
 
 
-def test_a_night_of_thumbs_alone_is_no_empty_one(run, home, random_base, tmp_path) -> None:
+def test_an_update_trains_on_thumbs_alone(run, home, random_base, tmp_path) -> None:
     rows = [{"prompt": f"Is it {i}?", "completion": f"{i}.", "label": i < 3} for i in range(6)]
     file = tmp_path / "thumbs.jsonl"
     file.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
@@ -197,7 +216,7 @@ def test_a_night_of_thumbs_alone_is_no_empty_one(run, home, random_base, tmp_pat
     assert value["training"]["steps"] > 0
 
 
-def test_it_is_said_how_it_was_trained_and_what_was_not_as_logged() -> None:
+def test_the_report_says_how_it_was_trained_and_which_rows_were_changed() -> None:
     from agentpref_cli.commands.update import _not_as_logged, _training
 
     training = {"steps": 50, "planned_steps": 50, "seconds": 16.2, "precision": "bfloat16"}
@@ -217,11 +236,21 @@ def test_it_is_said_how_it_was_trained_and_what_was_not_as_logged() -> None:
     ]
     resumed = report | {"training": training | {"resumed_at": 9}}
     assert next(_training(resumed)) == (
-        "resumed at step 9 of 50; 3 pairs and 2 thumbs that came in since wait for the next update"
+        "resumed at step 9 of 50; 3 pairs and 2 thumbs wait for the next update"
     )
 
 
-def test_reports_of_older_versions_are_shown_too() -> None:
+def test_a_promotion_says_the_accuracy_over_all_domains() -> None:
+    from agentpref_cli.commands.update import _meaning
+
+    accuracy = {
+        "hours": {"pairs": 100, "before": 0.5, "after": 0.8},
+        "style": {"pairs": 300, "before": 0.4, "after": 1.0},
+    }
+    assert _meaning("promoted", accuracy) == "held-out accuracy .42 -> .95; now serving"
+
+
+def test_a_report_of_an_older_version_is_shown_with_the_fields_it_has() -> None:
     from agentpref_cli.commands.update import _not_as_logged, _training
 
     training = {"steps": 50, "epochs": 3, "seconds": 16.2, "kl": 0.0}
@@ -230,7 +259,7 @@ def test_reports_of_older_versions_are_shown_too() -> None:
 
 
 @pytest.mark.parametrize("new", [True, False])
-def test_a_process_of_ours_is_settled_where_there_is_work(run, update, home, random_base, new):
+def test_the_command_tunes_its_process_only_if_there_is_work(run, update, home, random_base, new):
     """With nothing new, nothing heavy is loaded."""
     if not new:
         update(*ENOUGH, exits=0)
@@ -246,7 +275,7 @@ main()
     assert done.stderr == ""
 
 
-def test_a_host_of_the_library_is_not_settled(filled, home, random_base) -> None:
+def test_an_update_inside_a_program_does_not_tune_its_process(filled, home, random_base) -> None:
     code = f"""
 import gc
 import agentpref

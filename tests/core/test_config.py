@@ -1,13 +1,43 @@
-"""Settings as mappings: what is accepted, and what is said of what is not."""
+"""Settings: which values are accepted, in Python and from mappings, and what an error says."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from agentpref.config import UpdateConfig
+from agentpref import config as module
+from agentpref import plugins
+from agentpref.config import (
+    GateSettings,
+    KLSettings,
+    LoraSettings,
+    LossSettings,
+    ReplaySettings,
+    ThumbSettings,
+    UpdateConfig,
+)
 from agentpref.errors import ConfigError
+from agentpref.types import HELD_OUT, LORA_RANKS
+
+GROUPS = {
+    "": UpdateConfig,
+    "lora.": LoraSettings,
+    "loss.": LossSettings,
+    "thumbs.": ThumbSettings,
+    "kl.": KLSettings,
+    "replay.": ReplaySettings,
+    "gate.": GateSettings,
+}
+SETTINGS = [
+    (prefix, kind, name, field)
+    for prefix, kind in GROUPS.items()
+    for name, field in kind.__pydantic_fields__.items()
+    if f"{name}." not in GROUPS
+]
 
 
 def test_a_config_is_rebuilt_from_its_mapping() -> None:
@@ -16,50 +46,109 @@ def test_a_config_is_rebuilt_from_its_mapping() -> None:
     assert UpdateConfig.from_mapping(config.to_mapping()) == config
 
 
+def test_a_config_is_a_value_that_compares_and_shows_its_settings() -> None:
+    assert UpdateConfig(kl=KLSettings(weight=1)) == UpdateConfig.from_mapping({"kl": {"weight": 1}})
+    assert UpdateConfig(seed=1) != UpdateConfig()
+    assert "seed=1, held_out=0.2" in repr(UpdateConfig(seed=1))
+    with pytest.raises(FrozenInstanceError):
+        UpdateConfig().seed = 1  # type: ignore[misc]
+
+
+def test_a_changed_copy_is_checked_like_a_new_config() -> None:
+    assert replace(UpdateConfig(seed=1), batch_size=2) == UpdateConfig(seed=1, batch_size=2)
+    with pytest.raises(ConfigError, match=r"batch_size is 2\.5, but must be a whole number of 1"):
+        replace(UpdateConfig(), batch_size=2.5)  # type: ignore[arg-type]
+
+
+def test_a_whole_number_is_accepted_for_a_fraction_and_stored_as_one() -> None:
+    beta = LossSettings(beta=1).beta
+    assert (beta, type(beta)) == (1.0, float)
+
+
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
         ({"sed": 3}, r"sed.*did you mean 'seed'"),
         ({"loss": {"bete": 0.2}}, r"loss\.bete.*did you mean 'loss\.beta'"),
-        ({"loss": 0.2}, r"loss is a group of settings: write loss\.KEY=VALUE, not 0\.2"),
-        ({"loss": {"beta": -1}}, r"loss\.beta is -1, but must be"),
-        ({"max_minutes": 0}, r"max_minutes is 0, but must be above 0"),
-        ({"gate": {"max_old_pairs": 0}}, r"gate\.max_old_pairs is 0, but must be 1 or more"),
+        ({"loss": 0.2}, r"loss is a group of settings: write loss\.KEY=VALUE, .* not 0\.2"),
+        ({"xyzzy": 1}, r"no setting is named 'xyzzy'; known: batch_size, epochs"),
     ],
 )
-def test_what_is_no_setting_is_named(settings: dict[str, Any], complaint: str) -> None:
+def test_an_unknown_name_is_refused_with_the_nearest_one(
+    settings: dict[str, Any], complaint: str
+) -> None:
     with pytest.raises(ConfigError, match=complaint):
         UpdateConfig.from_mapping(settings)
 
 
-@pytest.mark.parametrize(
-    ("settings", "where"), [({"held_out": "a"}, "the top level"), ({"kl": {"weight": "a"}}, "kl")]
-)
-def test_a_value_of_the_wrong_type_is_placed_and_its_cause_kept(
-    settings: dict[str, Any], where: str
-) -> None:
-    with pytest.raises(ConfigError, match=f"a setting under '{where}") as caught:
-        UpdateConfig.from_mapping(settings)
-    assert isinstance(caught.value.__cause__, TypeError)
+def test_an_unknown_name_in_python_is_refused_too() -> None:
+    with pytest.raises(ConfigError, match=r"'loss\.bete'; did you mean 'loss\.beta'"):
+        LossSettings(bete=0.2)  # type: ignore[call-arg]
+    with pytest.raises(ConfigError, match=r"loss is a group .* LossSettings\(KEY=VALUE\)"):
+        UpdateConfig(loss={"beta": 0.2})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"loss": {"kind": "dpo"}}, r"loss\.kind is 'dpo', but must be sigmoid, robust, ipo,"),
-        ({"loss": {"kind": ["ipo"]}}, r"loss\.kind is \('ipo',\), but must be"),
-        ({"loss": {"noise": 0.6}}, r"loss\.noise is 0\.6, but must be from 0 to \.5"),
-        ({"loss": {"noise": -0.1}}, r"loss\.noise is -0\.1, but must be from 0"),
-        ({"loss": {"noise": float("nan")}}, r"loss\.noise is nan, but must be from 0"),
+        ({"batch_size": 2.5}, r"batch_size is 2\.5, but must be a whole number of 1 or more"),
+        ({"seed": "abc"}, r"seed is 'abc', but must be a whole number from 0 to"),
+        ({"seed": -1}, r"seed is -1, but must be a whole number from 0 to"),
+        ({"seed": 2**70}, r"seed is 1180591620717411303424, but must be"),
+        ({"epochs": 1.5}, r"epochs is 1\.5, but must be a whole number of 1 or more"),
+        ({"epochs": True}, r"epochs is True, but must be a whole number"),
+        ({"lora": {"alpha": True}}, r"lora\.alpha is True, but must be a whole number above 0"),
+        ({"lora": {"rank": 3}}, r"lora\.rank is 3, but must be 8, 16, 32, 64, 128, 256 or 512"),
+        ({"lora": {"rank": 16.0}}, r"lora\.rank is 16\.0, but must be 8, 16"),
+        ({"learning_rate": True}, r"learning_rate is True, but must be a number above 0"),
+        ({"learning_rate": "1e-4"}, r"learning_rate is '1e-4', but must be a number above 0"),
+        ({"max_length": 99.5}, r"max_length is 99\.5, but must be a whole number of 16 or more"),
+        ({"max_minutes": 0}, r"max_minutes is 0, but must be a number above 0"),
+        ({"held_out": "a"}, r"held_out is 'a', but must be a number above 0 and below 1"),
+        ({"held_out": 1.0}, r"held_out is 1\.0, but must be a number above 0 and below 1"),
+        ({"precision": ["4bit"]}, r"precision is \['4bit'\], but must be auto, float32, bfloat16"),
+        ({"loss": {"kind": "dpo"}}, r"loss\.kind is 'dpo', but must be .* robust or sigmoid"),
+        ({"loss": {"kind": ["ipo"]}}, r"loss\.kind is \['ipo'\], but must be"),
+        ({"loss": {"beta": -1}}, r"loss\.beta is -1, but must be a number above 0"),
+        ({"loss": {"beta": math.inf}}, r"loss\.beta is inf, but must be a number above 0"),
+        ({"loss": {"noise": 0.6}}, r"loss\.noise is 0\.6, but must be a number from 0 to 0\.5"),
+        ({"loss": {"noise": -0.1}}, r"loss\.noise is -0\.1, but must be a number from 0"),
+        ({"loss": {"noise": math.nan}}, r"loss\.noise is nan, but must be a number from 0"),
         ({"loss": {"wpo": "no"}}, r"loss\.wpo is 'no', but must be true or false"),
-        ({"thumbs": {"weight": -1}}, r"thumbs\.weight is -1, but must be 0 or more"),
-        ({"thumbs": {"desirable": 0}}, r"thumbs\.desirable is 0, but must be above 0"),
-        ({"thumbs": {"undesirable": -2}}, r"thumbs\.undesirable is -2, but must be above 0"),
+        ({"loss": {"wpo": 1}}, r"loss\.wpo is 1, but must be true or false"),
+        ({"thumbs": {"weight": -1}}, r"thumbs\.weight is -1, but must be a number of 0 or more"),
+        ({"thumbs": {"desirable": 0}}, r"thumbs\.desirable is 0, but must be a number above 0"),
+        ({"thumbs": {"undesirable": -2}}, r"thumbs\.undesirable is -2, but must be a number above"),
+        ({"kl": {"weight": "a"}}, r"kl\.weight is 'a', but must be a number of 0 or more"),
+        ({"gate": {"max_old_pairs": 0}}, r"gate\.max_old_pairs is 0, but must be a whole number"),
+        ({"gate": {"length_ratio": [0.5]}}, r"gate\.length_ratio is \[0\.5\], but must be \["),
+        ({"gate": {"length_ratio": [1.1, 2]}}, r"\[1\.1, 2\], but must be \[a number above 0 and"),
+        ({"gate": {"length_ratio": [True, 2]}}, r"gate\.length_ratio is \[True, 2\], but must be"),
     ],
 )
-def test_what_a_setting_cannot_be_is_said(settings: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(ConfigError, match=complaint):
+def test_a_wrong_value_is_refused_with_its_name_and_what_is_allowed(
+    settings: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(ConfigError, match=complaint) as caught:
         UpdateConfig.from_mapping(settings)
+    assert isinstance(caught.value.__cause__, ValidationError)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "kind", "name", "field"),
+    SETTINGS,
+    ids=[prefix + name for prefix, _, name, _ in SETTINGS],
+)
+@pytest.mark.parametrize("value", [True, math.inf, -math.inf, math.nan, "1", b"1", [], {}])
+def test_no_setting_accepts_a_value_of_another_type_in_python(
+    prefix: str, kind: Any, name: str, field: Any, value: object
+) -> None:
+    if name == "wpo" and value is True:
+        return
+    with pytest.raises(ConfigError, match=rf"^{prefix}{name} is .* but must be ") as caught:
+        kind(**{name: value})
+    assert repr(value) in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +158,7 @@ def test_what_a_setting_cannot_be_is_said(settings: dict[str, Any], complaint: s
             (
                 {"loss": {"kind": kind, "noise": noise}},
                 rf"loss\.noise is {noise}, but has no effect, since loss\.kind '{kind}' has no "
-                r"noise term: leave it out, or set loss\.kind to 'sigmoid' or 'robust'",
+                r"noise term: leave it out, or set loss\.kind to 'robust' or 'sigmoid'",
             )
             for kind in ("hinge", "ipo", "ipo_sum", "apo_zero")
             for noise in (0.0, 0.1)
@@ -101,7 +190,7 @@ def test_a_setting_without_effect_is_refused(settings: dict[str, Any], complaint
         UpdateConfig.from_mapping(settings)
 
 
-def test_robust_cannot_take_a_coin_for_a_label() -> None:
+def test_the_robust_loss_refuses_labels_that_are_random() -> None:
     with pytest.raises(ConfigError, match=r"loss\.noise is 0\.5.*lower it, or set loss\.kind to"):
         UpdateConfig.from_mapping({"loss": {"kind": "robust", "noise": 0.5}})
 
@@ -118,8 +207,27 @@ def test_robust_cannot_take_a_coin_for_a_label() -> None:
         {"thumbs": {"weight": 2, "desirable": 1.0, "undesirable": 3.0}},
         {"kl": {"weight": 0, "target": 0.05}},
         {"replay": {"minimum": 0}},
+        {"learning_rate": None, "epochs": None, "max_minutes": None},
     ],
 )
-def test_what_goes_together_is_taken(settings: dict[str, Any]) -> None:
+def test_settings_that_go_together_are_accepted(settings: dict[str, Any]) -> None:
     config = UpdateConfig.from_mapping(settings)
     assert UpdateConfig.from_mapping(config.to_mapping()) == config
+
+
+def test_every_registered_loss_of_pairs_may_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    registered = (*plugins.names(plugins.LOSSES), "a_strangers_loss")
+    monkeypatch.setattr(module.plugins, "names", lambda group: registered)
+    for kind in set(registered) - {"kto"}:
+        assert LossSettings(kind=kind).kind == kind
+    with pytest.raises(ConfigError, match=r"loss\.kind is 'kto', but must be .*a_strangers_loss"):
+        LossSettings(kind="kto")
+
+
+def test_ranks_and_the_held_out_share_are_those_of_the_types() -> None:
+    assert {LoraSettings(rank=rank).rank for rank in LORA_RANKS} == {*LORA_RANKS}
+    assert UpdateConfig().held_out == HELD_OUT
+
+
+def test_every_setting_is_described() -> None:
+    assert [prefix + name for prefix, _, name, field in SETTINGS if not field.description] == []

@@ -27,7 +27,7 @@ def test_an_empty_folder_and_a_home_may_be_created_again(tmp_path: Path) -> None
 
 def test_a_folder_of_something_else_is_left_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(NotAHome, match=r"holds 'thesis.tex'.*choose an empty or a new folder"):
+    with pytest.raises(NotAHome, match=r"has 'thesis.tex'.*choose an empty or a new folder"):
         Home.create(tmp_path)
     assert [each.name for each in tmp_path.iterdir()] == ["thesis.tex"]
 

@@ -11,10 +11,11 @@ import agentpref
 
 NAMES = {
     "AgentprefError",
+    "Chat",
     "Comparison",
+    "Example",
     "Feedback",
     "Log",
-    "Pair",
     "Registry",
     "Router",
     "Run",

@@ -1,4 +1,4 @@
-"""Updates that are interrupted: the next one goes on with the same night, or says why not."""
+"""Updates that are interrupted: the next one goes on with the same update, or says why not."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import agentpref
 from agentpref.config import GateSettings, KLSettings, LossSettings, ReplaySettings, UpdateConfig
 from agentpref.errors import TrainingDiverged, UpdateInterrupted
 from agentpref.home import Home
-from agentpref.learn import state
+from agentpref.learn import checkpoint
 from agentpref.record.deletion.forget import forget
 from agentpref.serve.registry import Registry
 
@@ -36,7 +36,7 @@ CONFIG = UpdateConfig(
         length_ratio=(1e-3, 1e3),
     ),
 )
-USER = "user-of-the-second-night"
+USER = "user-of-the-second-update"
 
 
 def teach(home, numbers, chosen="yes", rejected="no, never", user=None, ask="Is {} a number?"):
@@ -71,16 +71,16 @@ def interrupt(home, base, stage="train", done=2, config=CONFIG, signum=signal.SI
 
 
 def states(home):
-    return state.waiting(Home.open(home).training)
+    return checkpoint.waiting(Home.open(home).training)
 
 
 @pytest.fixture(scope="module")
-def second_night(tmp_path_factory, random_base):
+def second_update(tmp_path_factory, random_base):
     """A home with a live revision, and new pairs to learn beside old ones to replay.
 
     They want what live would not say, so that there is much to gain.
     """
-    home = tmp_path_factory.mktemp("second_night") / "home"
+    home = tmp_path_factory.mktemp("second_update") / "home"
     teach(home, range(24))
     assert learn(home, random_base).verdict == "promoted"
     teach(home, range(20), "no, never", "yes", USER, "Who is {}?")
@@ -88,23 +88,23 @@ def second_night(tmp_path_factory, random_base):
 
 
 @pytest.fixture(scope="module")
-def whole(second_night, tmp_path_factory, random_base):
+def whole(second_update, tmp_path_factory, random_base):
     """What an uninterrupted update comes to: its report and the adapter's bytes."""
-    home = shutil.copytree(second_night, tmp_path_factory.mktemp("whole") / "home")
+    home = shutil.copytree(second_update, tmp_path_factory.mktemp("whole") / "home")
     report = learn(home, random_base)
     assert not (home / "training").exists(), "nothing is left of it"
     return report, adapter(home, report)
 
 
 @pytest.fixture
-def home(second_night, tmp_path):
-    return shutil.copytree(second_night, tmp_path / "home")
+def home(second_update, tmp_path):
+    return shutil.copytree(second_update, tmp_path / "home")
 
 
 @pytest.fixture(scope="module")
-def begun(second_night, tmp_path_factory, random_base):
+def begun(second_update, tmp_path_factory, random_base):
     """The home with an update in it that was interrupted after two steps, and what was said."""
-    home = shutil.copytree(second_night, tmp_path_factory.mktemp("begun") / "home")
+    home = shutil.copytree(second_update, tmp_path_factory.mktemp("begun") / "home")
     return home, interrupt(home, random_base)
 
 
@@ -113,12 +113,12 @@ def waiting(begun, tmp_path):
     return shutil.copytree(begun[0], tmp_path / "home")
 
 
-def test_it_goes_on_with_the_same_night_and_what_came_since_waits(
+def test_the_next_update_resumes_with_the_same_data_and_newer_feedback_waits(
     waiting, begun, whole, random_base
 ):
     planned = whole[0].training["planned_steps"]
     assert begun[1] == f"interrupted; the next `agentpref update` resumes at step 2 of {planned}"
-    assert [found.snapshot.step for found in states(waiting)] == [2]
+    assert [found.state.step for found in states(waiting)] == [2]
     teach(waiting, range(100, 110))
     gate = replace(CONFIG.gate, min_pairs=6)  # which determines no training
     report = learn(waiting, random_base, replace(CONFIG, gate=gate))
@@ -131,33 +131,33 @@ def test_it_goes_on_with_the_same_night_and_what_came_since_waits(
     with pytest.raises(UpdateInterrupted):
         learn(waiting, random_base, progress=signal_at("train", 1))
     (following,) = states(waiting)
-    agenda = following.about["agenda"]
-    assert len(agenda["new"]) + len(agenda["new_held_out"]) == 10
+    data = following.about["data"]
+    assert len(data["new"]) + len(data["new_held_out"]) == 10
 
 
-def test_interrupted_in_its_exam_it_has_trained_already(home, whole, random_base):
+def test_an_update_interrupted_while_it_evaluates_does_not_train_again(home, whole, random_base):
     counts = whole[0].counts
-    examined = counts["new_held_out"] + counts["old_examined"]
+    examined = counts["new_held_out"] + counts["old_evaluated"]
     interrupt(home, random_base, "score candidate", examined, signum=15)
     report = learn(home, random_base)
     assert adapter(home, report) == whole[1]
     assert report.training["resumed_at"] == report.training["planned_steps"]
 
 
-def test_interrupted_before_its_training_it_starts_anew(home, random_base):
+def test_an_update_interrupted_before_training_starts_over(home, random_base):
     words = interrupt(home, random_base, "load model", 1)
-    assert words == "interrupted; the next `agentpref update` starts anew"
+    assert words == "interrupted; the next `agentpref update` starts over"
     assert not (home / "training").exists()
 
 
 KILLED = """
 import os, signal, sys
 import agentpref
-from agentpref.learn import state
+from agentpref.learn import checkpoint
 sys.path.insert(0, sys.argv[4])
 from test_interrupted_updates import CONFIG
 home, base, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
-state.Checkpoint.due = lambda self: True
+checkpoint.Checkpoint.due = lambda self: True
 def tell(stage, done, total):
     if stage == "train" and done == steps:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -165,7 +165,7 @@ agentpref.update(home, model=base, config=CONFIG, checks={}, progress=tell)
 """
 
 
-def test_killed_at_any_step_it_ends_with_the_same_bytes(home, whole, random_base):
+def test_an_update_killed_at_any_step_ends_with_the_same_bytes(home, whole, random_base):
     for steps in (1, random.Random(os.getpid()).randrange(3, 8)):
         command = [sys.executable, "-c", KILLED, str(home), str(random_base), str(steps)]
         done = subprocess.run([*command, os.path.dirname(__file__)], check=False)
@@ -173,11 +173,11 @@ def test_killed_at_any_step_it_ends_with_the_same_bytes(home, whole, random_base
     (found,) = states(home)
     teach(home, range(100, 104))
     report = learn(home, random_base)
-    assert report.training["resumed_at"] == found.snapshot.step > 1
+    assert report.training["resumed_at"] == found.state.step > 1
     assert adapter(home, report) == whole[1]
 
 
-def test_forgetting_somebody_takes_what_was_half_trained_on_them(waiting, random_base):
+def test_forgetting_a_user_removes_training_states_that_saw_them(waiting, random_base):
     kept = shutil.copytree(waiting / "training", waiting.parent / "kept")
     forget(waiting, USER)
     assert not (waiting / "training").exists()
@@ -195,9 +195,7 @@ def test_a_state_holds_no_text(waiting):
 
 
 @pytest.mark.parametrize("change", ["config", "live", "damage"])
-def test_what_cannot_be_gone_on_with_is_said_and_the_night_starts_anew(
-    waiting, random_base, change
-):
+def test_an_unusable_state_is_reported_and_the_update_starts_over(waiting, random_base, change):
     config, words = CONFIG, {"config": "its config", "live": "its live", "damage": "damaged"}
     if change == "config":
         config = replace(CONFIG, seed=7)
@@ -213,19 +211,19 @@ def test_what_cannot_be_gone_on_with_is_said_and_the_night_starts_anew(
     assert not (waiting / "training").exists()
 
 
-def test_training_that_diverges_is_not_gone_on_with(home, random_base):
+def test_training_that_diverged_is_not_resumed(home, random_base):
     wild = replace(CONFIG, learning_rate=1e30)
     with pytest.raises(TrainingDiverged):
         learn(home, random_base, wild)
     assert states(home) == []
 
 
-def test_namespaces_wait_apart(waiting, random_base):
+def test_each_namespace_has_its_own_interrupted_state(waiting, random_base):
     assert learn(waiting, random_base, namespace="../other").verdict == "nothing_new"
     assert len(states(waiting)) == 1
 
 
-def test_a_budget_ends_training_and_the_gate_still_rules(home, whole, random_base):
+def test_a_budget_stops_training_and_the_gate_still_decides(home, whole, random_base):
     report = learn(home, random_base, replace(CONFIG, max_minutes=1e-6))
     assert (report.training["stopped"], report.training["steps"]) == ("time", 1)
     assert report.training["planned_steps"] == whole[0].training["planned_steps"]
@@ -233,24 +231,24 @@ def test_a_budget_ends_training_and_the_gate_still_rules(home, whole, random_bas
     assert states(home) == []
 
 
-def test_a_night_has_to_do_with_a_bounded_number_of_old_pairs(home, random_base, monkeypatch):
-    """Neither is more encoded than may be drawn, nor do more than so many sit the exam."""
+def test_an_update_encodes_a_bounded_number_of_old_pairs(home, random_base, monkeypatch):
+    """It encodes no more than it draws, and evaluates no more than the limit."""
     from agentpref.learn import encode
 
     seen = []
-    real = encode.encode_pairs
+    real = encode.encode
 
-    def counted(pairs, *arguments, **options):
-        seen.extend(pair.pair_id for pair in pairs)
-        return real(pairs, *arguments, **options)
+    def counted(examples, *arguments, **options):
+        seen.extend(example.example_id for example in examples)
+        return real(examples, *arguments, **options)
 
-    monkeypatch.setattr(encode, "encode_pairs", counted)
+    monkeypatch.setattr(encode, "encode", counted)
     few = replace(CONFIG.gate, max_old_pairs=2)
     config = replace(CONFIG, replay=ReplaySettings(minimum=0), gate=few, max_minutes=1e4)
     report = learn(home, random_base, config)
     new = report.counts["new"] + report.counts["new_held_out"]
     assert len(seen) == len(set(seen)) == new + 2
-    assert report.counts["old_held_out"] > report.counts["old_examined"] == 2
+    assert report.counts["old_held_out"] > report.counts["old_evaluated"] == 2
     assert (
         sum(tag["pairs"] for tag in report.accuracy.values()) == report.counts["new_held_out"] + 2
     )

@@ -46,26 +46,26 @@ CONFIG = UpdateConfig(
 
 
 @pytest.fixture(scope="module")
-def first_night(tmp_path_factory, random_base):
+def first_update(tmp_path_factory, random_base):
     """A home with 40 pairs on 40 prompts, and nothing trained."""
-    home = tmp_path_factory.mktemp("first_night") / "home"
+    home = tmp_path_factory.mktemp("first_update") / "home"
     teach(home, range(40))
     return home
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, first_night, random_base):
+def trained(tmp_path_factory, first_update, random_base):
     """The same home after its first update: the path, and the report."""
-    home = shutil.copytree(first_night, tmp_path_factory.mktemp("trained") / "home")
+    home = shutil.copytree(first_update, tmp_path_factory.mktemp("trained") / "home")
     stages = []
     report = learn(home, random_base, progress=lambda stage, *_: stages.append(stage))
     return home, report, stages
 
 
 @pytest.fixture
-def fresh(first_night, tmp_path):
+def fresh(first_update, tmp_path):
     """A copy of the home in which nothing was trained yet."""
-    return shutil.copytree(first_night, tmp_path / "home")
+    return shutil.copytree(first_update, tmp_path / "home")
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def teach(home, numbers, chosen=YES, rejected=NO, question="Is {} a number?"):
 
 
 def teach_about_friends(home):
-    """Log a preference that the first night says nothing of."""
+    """Log a preference that the first update says nothing of."""
     teach(home, range(40), chosen="a friend", rejected="an enemy", question="Who is {}?")
 
 
@@ -107,11 +107,11 @@ def ledger(home, read):
         return read(connection)
 
 
-def holds(report, name):
-    return next(check["holds"] for check in report.checks if check["name"] == name)
+def passed(report, name):
+    return next(check["passed"] for check in report.checks if check["name"] == name)
 
 
-# The first night
+# The first update
 
 
 def test_a_candidate_that_learned_is_promoted(trained):
@@ -132,56 +132,50 @@ def test_new_pairs_are_counted_by_side(trained):
     assert (counts["old"], counts["old_held_out"], counts["replayed"]) == (0, 0, 0)
 
 
-def test_progress_tells_every_stage_in_order(trained):
+def test_progress_reports_every_stage_in_order(trained):
     stages = list(dict.fromkeys(trained[2]))
     assert stages == ["load model", "score base", "train", "score candidate", "score live"]
 
 
 def test_no_row_is_scored_twice_under_a_policy(home, random_base, monkeypatch):
-    """The candidate's scores come of the pass for KL, and are live's the next night."""
+    """The pass for KL gives the candidate's scores, which are live's in the next update."""
     scored = {"base": [], "live": [], "candidate": []}
-    passed = []
+    diverged = []
     compute, divergences = Learner._compute, Learner.divergences
-    beside_base = Learner._beside_base
 
     def computed(learner, policy, rows):
-        scored[policy] += [row.example.id for row in rows]
+        scored[policy] += [row.example.example_id for row in rows]
         return compute(learner, policy, rows)
 
-    def diverged(learner, rows):
-        scored["candidate"] += [row.example.id for row in rows]
+    def counted(learner, rows):
+        diverged.extend(row.example.example_id for row in rows)
         return divergences(learner, rows)
 
     monkeypatch.setattr(Learner, "_compute", computed)
-
-    def counted(learner, batch, route):
-        passed.append(batch.completions // 2)
-        return beside_base(learner, batch, route)
-
-    monkeypatch.setattr(Learner, "divergences", diverged)
-    monkeypatch.setattr(Learner, "_beside_base", counted)
-    monkeypatch.setattr("agentpref.prove.exam.KL_ROWS", 5)
+    monkeypatch.setattr(Learner, "divergences", counted)
+    monkeypatch.setattr("agentpref.prove.evaluate.KL_ROWS", 5)
     teach_about_friends(home)
     config = replace(CONFIG, replay=replace(CONFIG.replay, hard_share=0.0))
     counts = learn(home, random_base, config).counts
+    assert len(diverged) == 5
+    scored["candidate"] += diverged
     assert {policy: len(rows) for policy, rows in scored.items()} == {
         "base": counts["new"] + counts["new_held_out"],
         "live": counts["new_held_out"],
-        "candidate": counts["new_held_out"] + counts["old_examined"],
+        "candidate": counts["new_held_out"] + counts["old_evaluated"],
     }
     assert all(len(set(rows)) == len(rows) for rows in scored.values())
-    assert sum(passed) == 5
-    assert counts["old_examined"] > 5, "some were marked apart from the pass for KL"
+    assert counts["old_evaluated"] > 5, "some were scored apart from the pass for KL"
 
 
-def test_the_report_is_kept_as_it_was_returned(trained):
+def test_the_report_is_stored_as_it_was_returned(trained):
     home, report, _ = trained
     kept = ledger(home, lambda c: Updates(c).report("default"))
     assert kept == report.to_mapping()
     assert kept["training"]["steps"] == 3 * math.ceil(report.counts["new"] / 8)
 
 
-def test_the_revision_says_what_it_was_made_of(trained, random_base):
+def test_the_manifest_names_what_the_revision_was_made_of(trained, random_base):
     home, report, _ = trained
     manifest = Registry(home).live().manifest
     assert manifest["parent"] is None
@@ -204,18 +198,18 @@ def test_the_same_inputs_and_seed_give_the_same_bytes(trained, fresh, random_bas
         assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def test_too_few_held_out_pairs_publish_but_do_not_serve(fresh, random_base):
+def test_with_too_few_held_out_pairs_a_revision_is_published_but_does_not_serve(fresh, random_base):
     config = replace(CONFIG, gate=replace(CONFIG.gate, min_pairs=200))
     report = learn(fresh, random_base, config)
     assert report.verdict == "insufficient"
-    assert not holds(report, "enough evidence")
+    assert not passed(report, "enough evidence")
     assert revisions(fresh) == [report.revision]
     assert Registry(fresh).state().generation == 0
     again = learn(fresh, random_base, config, progress=no_training)
     assert again.verdict == "nothing_new"
 
 
-def test_a_check_of_the_users_own_vetoes(fresh, random_base):
+def test_a_failing_user_check_refuses_the_candidate(fresh, random_base):
     answers = []
 
     def polite(ask):
@@ -225,12 +219,12 @@ def test_a_check_of_the_users_own_vetoes(fresh, random_base):
     report = learn(fresh, random_base, checks={"polite": polite, "calm": lambda ask: True})
     assert report.verdict == "refused"
     assert report.reasons == ["check polite: it did not say please"]
-    assert holds(report, "check calm")
+    assert passed(report, "check calm")
     assert answers == [YES], "the check speaks with the candidate"
     assert (report.revision, revisions(fresh), Registry(fresh).live()) == (None, [], None)
 
 
-def test_an_installed_check_that_is_broken_is_said_before_any_work(
+def test_a_broken_installed_check_is_reported_before_any_work(
     fresh, random_base, tmp_path, monkeypatch
 ):
     package = tmp_path / "polite-1.0.dist-info"
@@ -238,7 +232,7 @@ def test_an_installed_check_that_is_broken_is_said_before_any_work(
     package.joinpath("METADATA").write_text("Name: polite\nVersion: 1.0\n")
     package.joinpath("entry_points.txt").write_text("[agentpref.checks]\npolite = polite_gone:ok")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ConfigError, match="'polite' cannot be loaded from 'polite_gone:ok'"):
+    with pytest.raises(ConfigError, match=r"'polite' of agentpref\.checks cannot be loaded"):
         learn(fresh, random_base, checks=None, progress=no_training)
 
 
@@ -266,7 +260,7 @@ def test_every_row_of_the_log_is_accounted_for(fresh, random_base):
     assert pairs + thumbs + sum(report.left_out.values()) == rows
 
 
-def test_pairs_that_no_model_can_be_given_are_said_and_tried_once(tmp_path, random_base):
+def test_pairs_that_cannot_be_encoded_are_reported_and_tried_once(tmp_path, random_base):
     teach(tmp_path / "home", range(6), chosen="word " * 600)
     report = learn(tmp_path / "home", random_base)
     assert report.verdict == "nothing_new"
@@ -284,7 +278,7 @@ def test_an_empty_home_has_nothing_to_learn(tmp_path, random_base):
         learn(tmp_path / "nowhere", random_base)
 
 
-def test_what_waits_in_the_spill_is_learned_from_too(tmp_path, random_base):
+def test_feedback_in_the_spill_is_learned_too(tmp_path, random_base):
     home = Home.create(tmp_path / "home")
     run = Run("r", "default", 1.0, prompt_of([{"role": "user", "content": "?"}]), ANSWER)
     Spill(home).append([run_row(run), Feedback("f", "r", 2.0, "thumbs", 1.0)])
@@ -294,10 +288,10 @@ def test_what_waits_in_the_spill_is_learned_from_too(tmp_path, random_base):
     assert not home.spill.exists()
 
 
-# The nights after
+# The updates after
 
 
-def test_a_second_night_without_news_trains_nothing(trained, home, random_base):
+def test_a_second_update_without_new_feedback_trains_nothing(trained, home, random_base):
     report = learn(home, random_base, progress=no_training)
     assert report.verdict == "nothing_new"
     assert report.parent == trained[1].revision
@@ -363,8 +357,8 @@ def test_flipped_labels_are_refused_once_and_not_tried_again(trained, home, rand
         learn(home, random_base, progress=stop_at("train"))
 
 
-def test_old_pairs_that_cannot_be_encoded_do_not_stop_a_night(fresh, random_base):
-    """What was too long on one night is old on the next, and still too long."""
+def test_old_pairs_that_cannot_be_encoded_do_not_stop_an_update(fresh, random_base):
+    """What was too long on one update is old on the next, and still too long."""
     teach(fresh, range(300, 320), chosen="word " * 600)
     assert learn(fresh, random_base).left_out == {"too_long": 20}
     teach_about_friends(fresh)
@@ -384,12 +378,12 @@ def test_another_base_is_refused_before_any_training(home, random_base, tmp_path
         learn(home, other, progress=stop_at("score base", "train"))
 
 
-def test_namespaces_learn_apart(home, random_base):
+def test_namespaces_learn_separately(home, random_base):
     report = learn(home, random_base, namespace="other", progress=no_training)
     assert (report.verdict, report.parent) == ("nothing_new", None)
 
 
-def test_live_changed_in_the_meantime_is_left_as_it_is(trained, home, random_base):
+def test_a_live_revision_that_changed_meanwhile_is_left_alone(trained, home, random_base):
     teach_about_friends(home)
 
     def rolls_back(ask):
@@ -429,7 +423,7 @@ def test_an_update_that_ends_early_leaves_nothing_behind(fresh, random_base):
         learn(fresh, random_base, progress=stop_at("train"))
 
 
-def test_a_second_update_says_so_and_leaves(fresh, random_base):
+def test_an_update_that_finds_the_home_locked_says_so_and_ends(fresh, random_base):
     caught = []
 
     def second():
@@ -462,7 +456,7 @@ agentpref.update(home, model=base, config=agentpref.UpdateConfig(epochs=100_000)
 """
 
 
-def test_killed_in_mid_training_it_leaves_a_home_that_learns(trained, fresh, random_base):
+def test_after_a_kill_while_training_the_next_update_works(trained, fresh, random_base):
     process = subprocess.Popen(
         [sys.executable, "-c", ENDLESS, str(fresh), str(random_base)],
         stdout=subprocess.PIPE,

@@ -22,7 +22,7 @@ from agentpref.config import (
 )
 from agentpref.errors import UpdateInterrupted
 from agentpref.home import Home
-from agentpref.prefer.split import is_held_out
+from agentpref.prefer.examples import is_held_out
 from agentpref.record.database import connect
 from agentpref.record.deletion.forget import forget
 from agentpref.serve.registry import Registry
@@ -103,7 +103,7 @@ def home(taught, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def mixed_night(taught, tmp_path_factory):
+def mixed_home(taught, tmp_path_factory):
     """The home with new pairs and new thumbs, beside the old thumbs."""
     home = shutil.copytree(taught[0], tmp_path_factory.mktemp("mixed") / "home")
     compare(home, range(40))
@@ -112,9 +112,9 @@ def mixed_night(taught, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def mixed(mixed_night, tmp_path_factory, random_base):
-    """What the mixed night comes to."""
-    home = shutil.copytree(mixed_night, tmp_path_factory.mktemp("mixed_whole") / "home")
+def mixed(mixed_home, tmp_path_factory, random_base):
+    """What the mixed update comes to."""
+    home = shutil.copytree(mixed_home, tmp_path_factory.mktemp("mixed_whole") / "home")
     return home, learn(home, random_base)
 
 
@@ -126,14 +126,14 @@ def test_a_namespace_with_thumbs_only_learns_and_is_promoted(taught):
     assert report.accuracy["untagged"]["after"] > 0.9
     counts = report.counts
     assert counts["new_thumbs"] + counts["new_held_out_thumbs"] == 60
-    assert 5 <= counts["examined_thumbs"] <= counts["new_held_out_thumbs"]
-    assert counts["examined_thumbs"] % 2 == 0, "as many likes as dislikes"
+    assert 5 <= counts["evaluated_thumbs"] <= counts["new_held_out_thumbs"]
+    assert counts["evaluated_thumbs"] % 2 == 0, "as many likes as dislikes"
     assert counts["new"] == counts["new_held_out"] == 0
     assert report.training["steps"] == 3 * math.ceil(counts["new_thumbs"] / 8)
     assert Registry(home).live().manifest["watermark"]["thumbs"] == counts["new_thumbs"]
 
 
-def test_what_was_learned_is_new_once(taught, home, random_base):
+def test_an_example_is_new_only_once(taught, home, random_base):
     report = learn(home, random_base, progress=nothing_to_do)
     assert report.verdict == "nothing_new"
     assert report.counts["old_thumbs"] == taught[1].counts["new_thumbs"]
@@ -149,7 +149,7 @@ def test_pairs_and_thumbs_train_in_one_run_and_old_thumbs_are_replayed(taught, m
     assert counts["new_thumbs"] + counts["new_held_out_thumbs"] == 20
     assert counts["replayed_thumbs"] == 16
     assert counts["replayed"] == 0, "there is no old pair"
-    assert counts["old_examined_thumbs"] == taught[1].counts["new_held_out_thumbs"]
+    assert counts["old_evaluated_thumbs"] == taught[1].counts["new_held_out_thumbs"]
     rows = counts["new"] + counts["new_thumbs"] + counts["replayed_thumbs"]
     assert report.training["steps"] == 3 * math.ceil(rows / 8)
     assert roles(home, report.update_id) == {
@@ -170,10 +170,10 @@ def test_old_pairs_are_replayed_beside_new_thumbs_alone(mixed, tmp_path, random_
     assert report.counts["replayed"] == report.counts["replayed_thumbs"] == 16
 
 
-def test_an_interrupted_mixed_night_ends_with_the_same_bytes(
-    mixed_night, mixed, tmp_path, random_base
+def test_an_interrupted_update_of_pairs_and_thumbs_ends_with_the_same_bytes(
+    mixed_home, mixed, tmp_path, random_base
 ):
-    home = shutil.copytree(mixed_night, tmp_path / "home")
+    home = shutil.copytree(mixed_home, tmp_path / "home")
 
     def interrupt(stage, done, total):
         if (stage, done) == ("train", 2):
@@ -210,7 +210,7 @@ def test_forgetting_somebody_whose_thumb_was_held_out_taints_nothing(tmp_path, r
     assert forget(home, USER).revisions == ()
 
 
-def test_turned_off_thumbs_are_counted_and_do_nothing(tmp_path, random_base):
+def test_thumbs_that_are_turned_off_are_counted_and_not_trained(tmp_path, random_base):
     home = tmp_path / "home"
     thumb(home, range(12))
     off = replace(CONFIG, thumbs=ThumbSettings(weight=0.0))
@@ -222,13 +222,13 @@ def test_turned_off_thumbs_are_counted_and_do_nothing(tmp_path, random_base):
     assert sum(roles(home, report.update_id).values()) == 12
 
 
-def test_thumbs_of_one_kind_prove_nothing(tmp_path, random_base):
+def test_likes_without_dislikes_are_no_evidence(tmp_path, random_base):
     home = tmp_path / "home"
     thumb(home, range(0, 40, 2))
     thumb(home, range(40, 80, 2), liked="another")  # which the others are compared with
     report = learn(home, random_base)
     assert report.verdict == "insufficient"
-    assert report.counts["examined_thumbs"] == 0
+    assert report.counts["evaluated_thumbs"] == 0
     assert not report.accuracy
     assert "new held-out thumbs count as evidence" in report.notes[0]
 
@@ -239,7 +239,7 @@ def test_a_single_new_thumb_is_compared_with_an_old_one(home, random_base):
     assert (report.left_out, report.counts["new_thumbs"]) == ({}, 1)
 
 
-def test_rows_that_were_shortened_or_retokenised_are_counted(tmp_path, random_base):
+def test_shortened_and_retokenized_rows_are_counted(tmp_path, random_base):
     home = tmp_path / "home"
     thumb(home, range(8), "word " * 40 + "{}?")
     with agentpref.Log(home) as log:
@@ -251,4 +251,4 @@ def test_rows_that_were_shortened_or_retokenised_are_counted(tmp_path, random_ba
             log.feedback(run, key="thumbs", score=1)
     report = learn(home, random_base, replace(CONFIG, max_length=256, epochs=1))
     assert report.shortened == {"prompt_shortened": 8}
-    assert report.retokenised == {"foreign_token_ids": 8}
+    assert report.retokenized == {"foreign_token_ids": 8}

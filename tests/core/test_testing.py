@@ -1,4 +1,4 @@
-"""The public fakes do what they say, so that tests built on them mean something."""
+"""The public fakes behave as documented."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ ASK = GenerationRequest(messages=({"role": "user", "content": "ahoy"},))
 @pytest.fixture
 def revision(tmp_path: Path) -> Revision:
     registry = Registry(Home.create(tmp_path / "home"))
-    return registry.publish(write_adapter(tmp_path / "a"), parent=None, base={}, training={})
+    return registry.publish(write_adapter(tmp_path / "a"), parent=None, model={}, training={})
 
 
-def test_it_is_a_serving_backend() -> None:
+def test_the_fake_is_a_serving_backend() -> None:
     assert isinstance(FakeBackend(), ServingBackend)
 
 
-def test_it_answers_the_same_each_time_and_names_the_revision(revision: Revision) -> None:
+def test_the_fake_answers_the_same_each_time_and_names_the_revision(revision: Revision) -> None:
     backend = FakeBackend()
     backend.load(revision)
     reply = backend.generate(revision.revision_id, ASK)
@@ -45,13 +45,13 @@ def test_it_answers_the_same_each_time_and_names_the_revision(revision: Revision
     assert "".join(map(str, pieces)) == reply.message["content"]
 
 
-def test_its_answers_can_be_scripted_tool_calls_included() -> None:
+def test_answers_can_be_scripted_with_tool_calls() -> None:
     call = '<tool_call>{"name": "search", "arguments": {}}</tool_call>'
     reply = FakeBackend(lambda revision, request: call).generate(BASE, ASK)
     assert reply.message["tool_calls"][0]["function"]["name"] == "search"
 
 
-def test_it_serves_only_what_is_loaded(revision: Revision) -> None:
+def test_the_fake_serves_only_loaded_revisions(revision: Revision) -> None:
     backend, name = FakeBackend(), revision.revision_id
     with pytest.raises(GenerationFailed, match="not loaded"):
         backend.generate(name, ASK)
@@ -65,7 +65,7 @@ def test_it_serves_only_what_is_loaded(revision: Revision) -> None:
     ]  # fmt: skip
 
 
-def test_it_fails_where_it_is_told_to(revision: Revision) -> None:
+def test_the_fake_fails_for_the_revisions_in_its_sets(revision: Revision) -> None:
     backend, name = FakeBackend(fail_load={revision.revision_id}), revision.revision_id
     with pytest.raises(SwapFailed, match="fail_load"):
         backend.load(revision)
@@ -81,7 +81,7 @@ def test_it_fails_where_it_is_told_to(revision: Revision) -> None:
         backend.generate(name, ASK)
 
 
-def test_it_validates_the_files_for_real(revision: Revision) -> None:
+def test_the_fake_checks_the_published_files(revision: Revision) -> None:
     backend = FakeBackend()
     backend.validate(revision)
     weights = revision.path / WEIGHTS_FILE
@@ -91,7 +91,7 @@ def test_it_validates_the_files_for_real(revision: Revision) -> None:
         backend.validate(revision)
 
 
-def test_its_room_is_limited(revision: Revision) -> None:
+def test_the_fake_loads_at_most_max_loaded_revisions(revision: Revision) -> None:
     backend = FakeBackend(max_loaded=0)
     assert backend.capabilities().max_loaded == 0
     with pytest.raises(SwapFailed, match="does not fit"):
@@ -110,14 +110,14 @@ def test_a_gate_holds_requests_in_flight() -> None:
         assert isinstance(reply.result(), Reply)
 
 
-def test_closed_it_answers_nothing() -> None:
+def test_a_closed_fake_raises_backend_closed() -> None:
     backend = FakeBackend()
     backend.close()
     with pytest.raises(BackendClosed):
         backend.generate(BASE, ASK)
 
 
-def test_written_adapters_are_sound_and_differ_by_seed(tmp_path: Path) -> None:
+def test_written_adapters_pass_every_check_and_differ_by_seed(tmp_path: Path) -> None:
     folders = [write_adapter(tmp_path / str(n), seed=seed) for n, seed in enumerate((0, 0, 1))]
     for folder in folders:
         check_adapter(folder)
@@ -125,7 +125,7 @@ def test_written_adapters_are_sound_and_differ_by_seed(tmp_path: Path) -> None:
     assert first == again != other
 
 
-def test_it_needs_no_heavy_import() -> None:
+def test_the_fakes_import_nothing_heavy() -> None:
     code = "import sys, agentpref.testing; print({'torch', 'numpy', 'peft'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"

@@ -1,4 +1,4 @@
-"""Plays docs/langchain.md on a small random model, and looks at what was logged."""
+"""Runs docs/langchain.md on a small random model, and checks what was logged."""
 
 from __future__ import annotations
 

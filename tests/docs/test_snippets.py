@@ -1,4 +1,4 @@
-"""Plays the README and the guides, and holds what happens against what they show."""
+"""Runs the README and the guides, and compares the output with what they show."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def _no_home_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("guide", PLAYED, ids=lambda guide: guide.name)
-def test_a_guide_shows_what_happens(guide: Path, tmp_path: Path) -> None:
+def test_a_guide_shows_the_real_output(guide: Path, tmp_path: Path) -> None:
     document = guide.read_text(encoding="utf-8")
     for fence, written in play(document, tmp_path.resolve()):
         assert normal(written) == normal(fence.text)
 
 
-def test_the_readme_tells_its_story_in_ten_lines_and_ends_in_a_promotion() -> None:
+def test_the_readme_has_an_example_of_ten_lines_that_ends_in_a_promotion() -> None:
     shown = fences(README.read_text(encoding="utf-8"))
     at = next(i for i, fence in enumerate(shown) if fence.language == "python")
     story, printed = shown[at : at + 2]
@@ -34,13 +34,13 @@ def test_the_readme_tells_its_story_in_ten_lines_and_ends_in_a_promotion() -> No
     assert printed.text.startswith("promoted")
 
 
-def test_every_guide_is_in_the_index() -> None:
+def test_every_guide_is_listed_in_the_index() -> None:
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     guides = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md", "LOG.md"}
     assert {name for name in guides if f"({name})" not in index} == set()
 
 
-def test_what_the_readme_points_to_is_there() -> None:
+def test_every_file_that_the_readme_names_exists() -> None:
     text = README.read_text(encoding="utf-8")
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
     tests = re.findall(r"`(tests/[^`]+\.py)`", text)
@@ -48,19 +48,19 @@ def test_what_the_readme_points_to_is_there() -> None:
     assert [path for path in [*links, *tests] if not (ROOT / path).exists()] == []
 
 
-def test_a_stale_output_is_seen(tmp_path: Path) -> None:
+def test_a_stale_output_is_detected(tmp_path: Path) -> None:
     document = "```python\nprint(1 + 1)\n```\n\n```text\n3\n```\n\n```console\n$ echo a\nb\n```\n"
     played = list(play(document, tmp_path))
     assert [written for _, written in played] == ["2\n", "$ echo a\na\n"]
     assert all(normal(written) != normal(fence.text) for fence, written in played)
 
 
-def test_text_that_follows_no_program_is_only_read(tmp_path: Path) -> None:
+def test_a_text_fence_after_no_program_is_not_compared(tmp_path: Path) -> None:
     document = "```python\nprint(1)\n```\n\nSome words.\n\n```text\nanything\n```\n"
     assert list(play(document, tmp_path)) == []
 
 
-def test_a_session_is_a_terminal_with_our_command_and_without_our_home(
+def test_a_session_runs_on_a_terminal_with_agentpref_and_without_the_home_of_the_test(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AGENTPREF_HOME", str(tmp_path / "elsewhere"))
@@ -86,7 +86,7 @@ def test_a_session_is_a_terminal_with_our_command_and_without_our_home(
         (" a\n ────\n b\n", " a\n ───────\n b"),
     ],
 )
-def test_what_differs_from_run_to_run_is_not_compared(one: str, other: str) -> None:
+def test_ids_times_and_figures_are_not_compared(one: str, other: str) -> None:
     assert normal(one) == normal(other)
 
 
@@ -94,11 +94,11 @@ def test_what_differs_from_run_to_run_is_not_compared(one: str, other: str) -> N
     ("one", "other"),
     [("promoted", "refused"), ("added 602", "added 601"), ("rev-000001-0123456789ab", "base")],
 )
-def test_what_was_said_is_compared(one: str, other: str) -> None:
+def test_words_and_counts_are_compared(one: str, other: str) -> None:
     assert normal(one) != normal(other)
 
 
-def test_fences_are_found_where_they_stand() -> None:
+def test_fences_are_found_with_their_positions() -> None:
     document = "Words.\n```python\nx = 1\n```\n```\nplain\n```\n"
     found = fences(document)
     assert [(fence.language, fence.text) for fence in found] == [

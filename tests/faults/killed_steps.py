@@ -19,7 +19,7 @@ from pathlib import Path
 from agentpref.home import Home
 from agentpref.record.database import connect
 from agentpref.record.integrity import examine
-from agentpref.serve.holds import Holds
+from agentpref.serve.pins import Pins
 from agentpref.serve.registry import Registry
 from agentpref.serve.validate import check_revision
 from agentpref.testing import write_adapter
@@ -36,7 +36,7 @@ Operation = Callable[[Registry, Path], object]
 
 def publish(registry: Registry, adapter: Path) -> object:
     parent = registry.state().live
-    return registry.publish(adapter, parent=parent, base=IDENTITY, training={})
+    return registry.publish(adapter, parent=parent, model=IDENTITY, training={})
 
 
 def promote(registry: Registry, adapter: Path) -> object:
@@ -78,9 +78,9 @@ def home_to_copy(folder: Path, adapter: Path) -> None:
     registry.promote(publish(registry, adapter).revision_id)
     publish(registry, adapter)
     registry.quarantine(names[0], "it answers in Latin")
-    holds = Holds(registry.home.holds, URL)
-    holds.take(names[1])
-    holds.close()
+    pins = Pins(registry.home.pins, URL)
+    pins.take(names[1])
+    pins.close()
 
 
 def tried(operation: Operation, home: Path, adapter: Path, steps: int) -> bool:

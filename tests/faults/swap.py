@@ -23,14 +23,14 @@ from agentpref.home import Home
 from agentpref.record.database import connect
 from agentpref.record.integrity import examine
 from agentpref.serve.backend import GenerationRequest
-from agentpref.serve.holds import holders
+from agentpref.serve.pins import find_pins
 from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
 from agentpref.testing import FakeBackend
 
 ASK = GenerationRequest(messages=({"role": "user", "content": "hi"},))
 SERVING = str(Path(agentpref.serve.__file__).parent)
-STEPPED = {"router.py", "registry.py", "pointer.py", "standing.py", "holds.py"}
+STEPPED = {"router.py", "registry.py", "status.py", "pins.py"}
 AUDITED = ("open", "os.", "fcntl.", "sqlite3.", "shutil.")
 
 
@@ -85,7 +85,7 @@ def forked(work: Callable[[], int]) -> tuple[int, int]:
 
 def check(registry: Registry, old: str, new: str) -> str:
     """The registry is sound, nobody holds anything, and a router serves one of the two."""
-    assert {holder.alive for holder in holders(registry.home.holds)} <= {False}
+    assert {pin.alive for pin in find_pins(registry.home.pins)} <= {False}
     with closing(connect(registry.home, readonly=True)) as connection:
         assert examine(connection).problems == []
     live = registry.state().live

@@ -93,7 +93,7 @@ def operator(registry: Registry, name: str) -> subprocess.Popen[str]:
 def publish(registry: Registry, tmp_path: Path, count: int) -> list[str]:
     folders = [write_adapter(tmp_path / str(seed), seed=seed) for seed in range(count)]
     return [
-        registry.publish(folder, parent=None, base=IDENTITY, training={}).revision_id
+        registry.publish(folder, parent=None, model=IDENTITY, training={}).revision_id
         for folder in folders
     ]
 
@@ -159,15 +159,15 @@ def test_a_file_that_somebody_touched_is_noticed_before_it_is_used(
 USER = """
 import random, sys
 from agentpref.errors import RevisionError
-from agentpref.serve.holds import Holds
+from agentpref.serve.pins import Pins
 from agentpref.serve.registry import Registry
 from agentpref.serve.validate import check_revision
 
 registry, seed = Registry(sys.argv[1]), int(sys.argv[2])
-holds, rng, used = Holds(registry.home.holds, f"http://{seed}"), random.Random(seed), 0
+pins, rng, used = Pins(registry.home.pins, f"http://{seed}"), random.Random(seed), 0
 for _ in range(150):
     revision = rng.choice([one for one in registry.list() if one.pruned_at is None])
-    holds.take(revision.revision_id)
+    pins.take(revision.revision_id)
     try:
         registry.require_available(revision)
     except RevisionError:
@@ -176,7 +176,7 @@ for _ in range(150):
         for _ in range(rng.randrange(1, 4)):
             check_revision(revision)  # nobody removes it while it is held
         used += 1
-    with holds.drop(revision.revision_id):
+    with pins.drop(revision.revision_id):
         pass
 print(used)
 """
@@ -189,7 +189,7 @@ from agentpref.serve.registry import Registry
 registry, adapter, removed = Registry(sys.argv[1]), Path(sys.argv[2]), 0
 while not adapter.with_name("enough").exists():
     for _ in range(3):
-        registry.publish(adapter, parent=None, base={}, training={})
+        registry.publish(adapter, parent=None, model={}, training={})
     removed += len(registry.prune(keep=1, ask=lambda place, name: False).removed)
 print(removed)
 """

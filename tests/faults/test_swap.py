@@ -30,7 +30,7 @@ def in_memory() -> Iterator[Path]:
 def publish(registry: Registry, folder: Path, count: int) -> list[str]:
     return [
         registry.publish(
-            write_adapter(folder / str(seed), seed=seed), parent=None, base={}, training={}
+            write_adapter(folder / str(seed), seed=seed), parent=None, model={}, training={}
         ).revision_id
         for seed in range(count)
     ]

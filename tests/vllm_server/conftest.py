@@ -1,7 +1,7 @@
 """A real vLLM server, homes with revisions that answer differently, and the oracle.
 
 The server holds the bundled model in float32, on this machine's processor, and is shared by all
-tests; one that has killed it waits until it is back. The oracle is transformers and peft, in the
+tests; a test that kills it starts it again. The oracle is transformers and peft, in the
 process of the tests. Prompts are longer than a block of vLLM's key-value cache, which short ones
 never fill, and so never reuse.
 """
@@ -22,8 +22,7 @@ from agentpref.serve.backend import GenerationRequest, Reply, Revision
 from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
 from agentpref.testing import write_adapter
-from agentpref_adapters._server_process import ServerEvent, ServerProcess
-from agentpref_adapters._vllm_process import VllmSettings, vllm_server
+from agentpref_adapters._vllm_process import VllmProcess, VllmSettings, vllm_process
 from agentpref_adapters.transformers import TransformersBackend
 from agentpref_adapters.vllm import VllmBackend
 
@@ -58,26 +57,8 @@ def base() -> BaseFiles:
     return read_base("tiny")
 
 
-class Events:
-    """What was told of a server."""
-
-    def __init__(self) -> None:
-        self.all: list[ServerEvent] = []
-
-    def __call__(self, event: ServerEvent) -> None:
-        self.all.append(event)
-
-
 @pytest.fixture(scope="session")
-def events() -> Events:
-    """What the supervisor told of the shared server."""
-    return Events()
-
-
-@pytest.fixture(scope="session")
-def server(
-    vllm_python: str, events: Events, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[ServerProcess]:
+def server(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmProcess]:
     """The server that all tests share."""
     settings = VllmSettings(
         "tiny",
@@ -88,24 +69,24 @@ def server(
         max_model_len=512,
         extra=EXTRA,
     )
-    with vllm_server(settings, logs=tmp_path_factory.mktemp("logs"), tell=events) as server:
+    with vllm_process(settings, logs=tmp_path_factory.mktemp("logs")) as server:
         yield server
 
 
 @pytest.fixture
-def open_backend(server: ServerProcess) -> Iterator[Callable[..., VllmBackend]]:
+def open_backend(server: VllmProcess) -> Iterator[Callable[..., VllmBackend]]:
     """Call it for a backend of the shared server; what they loaded is unloaded afterwards."""
     opened: list[VllmBackend] = []
 
     def make(*urls: str, kind: type[VllmBackend] = VllmBackend, **settings: object) -> VllmBackend:
-        how = {"base": "tiny", "max_loras": MAX_LORAS} | settings
+        how = {"model": "tiny", "max_loras": MAX_LORAS} | settings
         opened.append(kind(*(urls or [server.url]), **how))
         return opened[-1]
 
     yield make
     for backend in opened:
         backend.close()
-    with closing(VllmBackend(server.url, base="tiny")) as tidy:
+    with closing(VllmBackend(server.url, model="tiny")) as tidy:
         for name in tidy.list_loaded():
             tidy.unload(name)
 
@@ -140,7 +121,7 @@ def publish(
 
     def make(count: int) -> list[Revision]:
         return [
-            registry.publish(folder, parent=None, base=base.identity, training={})
+            registry.publish(folder, parent=None, model=base.identity, training={})
             for folder in adapters[:count]
         ]
 

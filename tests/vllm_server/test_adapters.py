@@ -16,7 +16,7 @@ from agentpref.errors import InvalidAdapter, WrongBase
 from agentpref.models.base_files import BaseFiles
 from agentpref.serve.registry import Registry
 from agentpref.testing import write_adapter
-from agentpref_adapters._server_process import ServerProcess
+from agentpref_adapters._vllm_process import VllmProcess
 from agentpref_adapters.vllm import VllmBackend
 
 WEIGHTS = "adapter_model.safetensors"
@@ -45,7 +45,7 @@ def with_layers_missing(folder: Path, layers: dict[str, tuple[int, int]]) -> Non
 BAD = {"NaN": with_a_nan, "half-width": half_as_wide, "missing layers": with_layers_missing}
 
 
-def loaded_by_vllm_itself(server: ServerProcess, name: str, folder: Path) -> int:
+def loaded_by_vllm_itself(server: VllmProcess, name: str, folder: Path) -> int:
     """Load a folder past us, and unload it again; say what vLLM answered."""
     body = {"lora_name": name, "lora_path": str(folder)}
     status = httpx.post(f"{server.url}/v1/load_lora_adapter", json=body).status_code
@@ -54,8 +54,8 @@ def loaded_by_vllm_itself(server: ServerProcess, name: str, folder: Path) -> int
 
 
 @pytest.mark.parametrize("flaw", BAD)
-def test_an_adapter_that_vllm_takes_is_refused_before_it_sees_it(
-    server: ServerProcess,
+def test_a_bad_adapter_that_vllm_accepts_is_refused_before_it_is_sent(
+    server: VllmProcess,
     registry: Registry,
     backend: VllmBackend,
     base: BaseFiles,
@@ -66,11 +66,11 @@ def test_an_adapter_that_vllm_takes_is_refused_before_it_sees_it(
     BAD[flaw](folder, dict(base.layers or {}))
     assert loaded_by_vllm_itself(server, f"bad {flaw}", folder) == 200, "vLLM is better than it was"
     with pytest.raises(InvalidAdapter, match=r"model\.layers"):
-        backend.validate(registry.publish(folder, parent=None, base=base.identity, training={}))
+        backend.validate(registry.publish(folder, parent=None, model=base.identity, training={}))
 
 
-def test_of_the_catalogue_vllm_serves_as_many_as_the_guide_says(
-    server: ServerProcess, base: BaseFiles, tmp_path: Path
+def test_vllm_serves_as_many_bad_adapters_as_the_guide_says(
+    server: VllmProcess, base: BaseFiles, tmp_path: Path
 ) -> None:
     """All of them are refused by us: tests/core/serve/test_bad_adapters.py."""
     served = [bad.name for bad in BAD_ADAPTERS if _serves(server, bad, base, tmp_path)]
@@ -78,7 +78,7 @@ def test_of_the_catalogue_vllm_serves_as_many_as_the_guide_says(
     assert f"{len(served)} of the {len(BAD_ADAPTERS)}" in " ".join(guide.split()), served
 
 
-def _serves(server: ServerProcess, bad: BadAdapter, base: BaseFiles, folder: Path) -> bool:
+def _serves(server: VllmProcess, bad: BadAdapter, base: BaseFiles, folder: Path) -> bool:
     bad.make(base.path, folder / bad.name)
     with httpx.Client(base_url=server.url, timeout=60) as client:
         body = {"lora_name": bad.name, "lora_path": str(folder / bad.name)}
@@ -90,22 +90,22 @@ def _serves(server: ServerProcess, bad: BadAdapter, base: BaseFiles, folder: Pat
     return answered
 
 
-def test_an_adapter_of_another_base_too(
-    server: ServerProcess,
+def test_an_adapter_of_another_base_is_refused_before_it_is_sent(
+    server: VllmProcess,
     registry: Registry,
     backend: VllmBackend,
     base: BaseFiles,
     adapters: list[Path],
 ) -> None:
     other = {**base.identity, "digest": "0" * 64}
-    revision = registry.publish(adapters[0], parent=None, base=other, training={})
+    revision = registry.publish(adapters[0], parent=None, model=other, training={})
     assert loaded_by_vllm_itself(server, "other", revision.path) == 200
     with pytest.raises(WrongBase):
         backend.validate(revision)
 
 
-def test_what_is_exported_plain_vllm_and_plain_peft_load(
-    server: ServerProcess,
+def test_plain_vllm_and_plain_peft_load_an_exported_revision(
+    server: VllmProcess,
     registry: Registry,
     publish: Callable[..., list],
     expected,

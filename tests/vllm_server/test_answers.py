@@ -70,14 +70,14 @@ def test_a_stream_is_the_same_answer_in_pieces(
         assert text == (reply.message.get("content") or "")
 
 
-def test_many_at_a_time_are_each_answered_by_their_own(
+def test_concurrent_requests_are_answered_by_their_own_revision(
     backend: VllmBackend, loaded, expected: Expected
 ) -> None:
     assert wrong_of_many(backend, loaded, expected) == []
 
 
 @pytest.mark.xfail(reason="vllm-project/vllm#48421: on processors an adapter is added to the base")
-def test_the_base_is_answered_by_itself_beside_others(
+def test_the_base_answers_beside_revisions(
     backend: VllmBackend, loaded, expected: Expected
 ) -> None:
     assert wrong_of_many(backend, [None, *loaded], expected) == []
@@ -104,7 +104,7 @@ def test_max_tokens_ends_an_answer(backend: VllmBackend, loaded, expected: Expec
     alike(reply, expected(loaded[0], request))
 
 
-def test_an_answer_ends_where_the_room_does(
+def test_an_answer_ends_at_the_end_of_the_context(
     backend: VllmBackend, loaded, expected: Expected
 ) -> None:
     request = ask(QUESTIONS[0], max_tokens=100_000)
@@ -115,7 +115,7 @@ def test_an_answer_ends_where_the_room_does(
     assert reply.token_ids == limited.token_ids
 
 
-def test_stop_strings(backend: VllmBackend, loaded, expected: Expected) -> None:
+def test_a_stop_string_ends_an_answer(backend: VllmBackend, loaded, expected: Expected) -> None:
     for revision in (None, loaded[0]):
         name = _name(revision)
         whole = str(expected(revision, ask(QUESTIONS[1])).message["content"])
@@ -149,7 +149,9 @@ def test_tools_reach_the_prompt(backend: VllmBackend, expected: Expected) -> Non
     alike(backend.generate("base", request), expected(None, request))
 
 
-def test_a_whole_conversation(backend: VllmBackend, loaded, expected: Expected) -> None:
+def test_a_conversation_of_several_turns_is_answered(
+    backend: VllmBackend, loaded, expected: Expected
+) -> None:
     turns = ({"role": "system", "content": "Be brief."}, *ask("Hello!").messages)
     turns += ({"role": "assistant", "content": "Hello."}, {"role": "user", "content": "And now?"})
     request = GenerationRequest(messages=turns, max_tokens=16)

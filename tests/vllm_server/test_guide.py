@@ -13,7 +13,7 @@ from proxy import Proxy
 from agentpref.home import Home
 from agentpref.models.base_files import BaseFiles
 from agentpref.serve.registry import Registry
-from agentpref_adapters._server_process import ServerProcess
+from agentpref_adapters._vllm_process import VllmProcess
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "docs"))
@@ -25,7 +25,7 @@ LET_THROUGH = {"/v1/completions", "/v1/chat/completions", "/v1/models", "/health
 
 
 def test_every_snippet_of_the_guide_runs(
-    server: ServerProcess,
+    server: VllmProcess,
     open_backend,  # which tidies up afterwards
     base: BaseFiles,
     adapters: list[Path],
@@ -34,7 +34,7 @@ def test_every_snippet_of_the_guide_runs(
 ) -> None:
     monkeypatch.delenv("AGENTPREF_HOME", raising=False)
     registry = Registry(Home.create(tmp_path / ".agentpref"))
-    revision = registry.publish(adapters[0], parent=None, base=base.identity, training={})
+    revision = registry.publish(adapters[0], parent=None, model=base.identity, training={})
     registry.promote(revision.revision_id)
     with closing(Proxy(server.url)) as second:
         guide = GUIDE.replace("http://127.0.0.1:8000", server.url)

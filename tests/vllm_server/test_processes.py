@@ -19,9 +19,8 @@ from asked import EXTRA, QUESTIONS, RANK, ask
 from agentpref.serve.backend import Revision
 from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
-from agentpref_adapters._server_process import ServerProcess
-from agentpref_adapters._vllm_process import VllmSettings, vllm_server
-from agentpref_adapters.vllm import VllmBackend, holds_revision, open_router
+from agentpref_adapters._vllm_process import VllmProcess, VllmSettings, vllm_process
+from agentpref_adapters.vllm import VllmBackend, has_loaded, open_router
 
 # An app of its own: it says what answered, each time it is asked to by a line.
 APP = """
@@ -29,7 +28,7 @@ import sys
 from agentpref.serve.backend import GenerationRequest
 from agentpref_adapters.vllm import open_router
 home, url = sys.argv[1:]
-with open_router(home, url, base="tiny", follow=None) as router:
+with open_router(home, url, model="tiny", follow=None) as router:
     print("open", flush=True)
     for line in sys.stdin:
         if line.strip() == "sync":
@@ -67,8 +66,8 @@ def an_app(registry: Registry, url: str) -> Iterator[App]:
             process.kill()
 
 
-def test_what_another_app_still_serves_is_not_unloaded(
-    registry: Registry, revisions: list[Revision], server: ServerProcess, backend: VllmBackend
+def test_a_revision_that_another_app_serves_is_not_unloaded(
+    registry: Registry, revisions: list[Revision], server: VllmProcess, backend: VllmBackend
 ) -> None:
     first, second, third = (revision.revision_id for revision in revisions)
     with an_app(registry, server.url) as app, Router(registry, backend) as router:
@@ -81,8 +80,8 @@ def test_what_another_app_still_serves_is_not_unloaded(
         assert set(backend.list_loaded()) == {first, second, third}, "a rollback would find it"
 
 
-def test_what_a_killed_app_left_loaded_is_tidied_up(
-    registry: Registry, revisions: list[Revision], server: ServerProcess, backend: VllmBackend
+def test_revisions_that_a_killed_app_left_loaded_are_unloaded(
+    registry: Registry, revisions: list[Revision], server: VllmProcess, backend: VllmBackend
 ) -> None:
     first, second = (revision.revision_id for revision in revisions[:2])
     with an_app(registry, server.url) as app:
@@ -94,7 +93,7 @@ def test_what_a_killed_app_left_loaded_is_tidied_up(
         assert backend.list_loaded() == (second,)
 
 
-def test_a_pruning_spares_what_a_server_has_loaded(
+def test_a_revision_that_a_server_has_loaded_is_not_pruned(
     registry: Registry, publish: Callable[[int], list[Revision]], server, backend: VllmBackend
 ) -> None:
     names = [revision.revision_id for revision in publish(6)]
@@ -102,14 +101,14 @@ def test_a_pruning_spares_what_a_server_has_loaded(
     with Router(registry, backend) as router:
         registry.promote(names[1])
         registry.promote(names[2])
-        kept = registry.prune(keep=1, ask=holds_revision).kept
+        kept = registry.prune(keep=1, ask=has_loaded).kept
         assert names[0] in kept, "the router serves it still"
         assert router.generate(ask(QUESTIONS[0])).revision == names[0]
         router.sync()
-    pruned = registry.prune(keep=1, ask=holds_revision)
+    pruned = registry.prune(keep=1, ask=has_loaded)
     assert names[2] in pruned.kept
     backend.unload(names[0])
-    again = registry.prune(keep=1, ask=holds_revision)
+    again = registry.prune(keep=1, ask=has_loaded)
     assert names[0] in {*pruned.removed, *again.removed}
     assert not (registry.home.adapters / names[0]).exists()
 
@@ -140,7 +139,7 @@ def test_agentpref_serve_follows_a_promotion_and_leaves_nothing_running(
         registry.promote(revisions[1].revision_id)
         assert said(process, "serving")["live"] == revisions[1].revision_id
         request = ask(QUESTIONS[0])
-        with open_router(home, url, base="tiny") as router:
+        with open_router(home, url, model="tiny") as router:
             reply = router.generate(request)
         assert reply.revision == revisions[1].revision_id
         assert reply.token_ids == expected(revisions[1], request).token_ids
@@ -179,7 +178,7 @@ def unguarded(adapter: Path) -> list[tuple[str, str, dict[str, object]]]:
 PATHS = {path for _, path, _ in unguarded(Path())}
 
 
-def test_what_the_api_key_does_not_guard(
+def test_the_api_key_does_not_guard_these_paths(
     vllm_python: str, adapters: list[Path], tmp_path: Path, monkeypatch
 ) -> None:
     """Why a server belongs on loopback, or behind an allowlist: each of these works without it."""
@@ -188,7 +187,7 @@ def test_what_the_api_key_does_not_guard(
         "tiny", python=vllm_python, dtype="float32", max_model_len=512, extra=EXTRA
     )
     with (
-        vllm_server(settings, logs=tmp_path) as guarded,
+        vllm_process(settings, logs=tmp_path) as guarded,
         httpx.Client(base_url=guarded.url, timeout=60, trust_env=False) as client,
     ):
         assert client.get("/v1/models").status_code == 401
@@ -199,12 +198,12 @@ def test_what_the_api_key_does_not_guard(
             if path == "/invocations":
                 assert answer.json()["model"] == "mine"
         paths = client.get("/openapi.json").json()["paths"]
-        with closing(VllmBackend(guarded.url, base="tiny", key="secret")) as backend:
+        with closing(VllmBackend(guarded.url, model="tiny", key="secret")) as backend:
             assert backend.generate("base", ask(QUESTIONS[0])).revision == "base"
     found = {path.replace("adapter_name", "name") for path in paths if not path.startswith("/v1/")}
     assert found - HARMLESS == PATHS
 
 
-def test_the_guide_names_all_of_them() -> None:
+def test_the_guide_names_all_unguarded_paths() -> None:
     rows = re.findall(r"^\| (`/.*?) \|", GUIDE.read_text(encoding="utf-8"), re.MULTILINE)
     assert set(re.findall(r"`([^`]+)`", " ".join(rows))) == PATHS

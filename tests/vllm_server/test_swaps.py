@@ -16,7 +16,7 @@ from agentpref_adapters.vllm import VllmBackend, open_router
 SWAPS = 12
 
 
-def test_swaps_under_load_drop_and_mix_nothing(
+def test_swaps_under_load_drop_and_mix_no_request(
     router: Router, revisions: list[Revision], expected
 ) -> None:
     load = Load(router)
@@ -30,7 +30,7 @@ def test_swaps_under_load_drop_and_mix_nothing(
     assert len({reply.revision for _, reply in load.answered}) == 3
 
 
-def test_once_activate_returns_new_requests_are_answered_by_the_new_one(
+def test_after_activate_new_requests_are_answered_by_the_new_revision(
     router: Router, revisions: list[Revision], expected
 ) -> None:
     request = ask(QUESTIONS[0])
@@ -64,7 +64,7 @@ def test_a_canary_serves_its_threads_and_a_rollback_loads_nothing(
     assert reply.token_ids == expected(live, request).token_ids
 
 
-def test_what_is_no_longer_wanted_is_unloaded(
+def test_revisions_that_no_longer_serve_are_unloaded(
     router: Router, revisions: list[Revision], backend: VllmBackend
 ) -> None:
     for revision in revisions:
@@ -72,10 +72,10 @@ def test_what_is_no_longer_wanted_is_unloaded(
     assert set(backend.list_loaded()) == {r.revision_id for r in revisions[1:]}
 
 
-def test_another_process_makes_live_and_it_is_followed(
+def test_a_promotion_by_another_process_is_followed(
     registry: Registry, revisions: list[Revision], server, expected
 ) -> None:
-    with open_router(registry.home, server.url, base="tiny", follow=0.05) as router:
+    with open_router(registry.home, server.url, model="tiny", follow=0.05) as router:
         registry.promote(revisions[1].revision_id)
         request = ask(QUESTIONS[2])
         replies = (router.generate(request) for _ in range(200))

@@ -1,15 +1,15 @@
-"""Attention over one prompt and two completions, with no work done twice or for nothing.
+"""Attention over one prompt and its n completions, which computes no hidden or repeated score.
 
-A row is ``[prompt | first | second]``, ``P + 2·C`` columns, each part padded on the right. Prompt
-tokens look back at the prompt, completion tokens at the prompt and back at their own completion.
-That is four causal or full blocks and no dense mask. On a CPU they run in torch's fused kernel
-(``ops.blocks``); elsewhere, calls of torch's own attention do.
-Knows nothing of models, but for the signature that transformers gives to attention functions.
+A row is ``[prompt | c1 | … | cn]``, ``P + n·C`` columns, each part padded on the right. Prompt
+tokens look back at the prompt; completion tokens at the prompt and back at their own completion.
+These are causal or full blocks, so no dense mask is needed. The mask, ``[rows, n, 1, P]``, tells
+the attention n and P; its values hide the prompt's padding. On a CPU the blocks run in torch's
+fused kernel (``blocks.py``), elsewhere in torch's scaled dot-product attention.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -23,19 +23,18 @@ from agentpref.learn.kernels.blocks import (
     parts,
     repeated,
 )
-from agentpref.learn.kernels.rotary import Turn, rotate
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 NAME = "agentpref_shared"
-"""What the attention is registered as with transformers."""
+"""The name under which transformers knows the attention."""
 
 _REFUSED = ("softcap", "position_bias", "s_aux", "cache")
 
 
 def register() -> None:
-    """Make the attention known to transformers, under :data:`NAME`."""
+    """Register the attention with transformers as :data:`NAME`."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
@@ -53,18 +52,18 @@ def attention_forward(
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it: ``[rows, heads, T, d]`` to ``[rows, T, heads, d]``.
 
-    A mask of ``[rows, 1, 1, P]`` says that rows are shared ones with prompts of P columns; with any
-    other, this is torch's own attention.
+    A mask of ``[rows, n, 1, P]`` marks shared rows; transformers passes 4-D masks on as they are.
+    With any other mask this is torch's own attention.
 
     Raises:
-        ValueError: the model asks for something that shared rows cannot have.
+        ValueError: the model needs an option that shared rows do not support.
     """
     if not is_shared(query.shape[2], attention_mask):
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     assert attention_mask is not None
-    _refuse(options, query.shape[2], attention_mask.shape[-1])
+    _refuse(options, query.shape[2], attention_mask)
     scale = options.get("scaling") or query.shape[-1] ** -0.5
     out = shared_attention(query, key, value, attention_mask, scale)
     return out.transpose(1, 2), None
@@ -78,10 +77,10 @@ def is_shared(total: int, mask: Tensor | None) -> bool:
 def shared_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float
 ) -> Tensor:
-    """Attention of shared rows, ``[rows, heads, P + 2·C, d]`` in and out.
+    """Attention of shared rows, ``[rows, heads, P + n·C, d]`` in and out.
 
-    Several heads of queries may share one of keys and values. ``mask`` is ``[rows, 1, 1, P]``, to
-    be added to the scores of prompt columns: 0, or the lowest number where there is padding.
+    Several query heads may share one key and value head. ``mask``, ``[rows, n, 1, P]``, is added to
+    the scores of prompt columns: 0, or the lowest number where there is padding.
     """
     if query.device.type != "cpu" or not grouping_kernel():
         groups = query.shape[1] // key.shape[1]
@@ -92,50 +91,23 @@ def shared_attention(
     return out
 
 
-def rotary_attention(
-    projected: Tensor,
-    turn: Turn,
-    mask: Tensor,
-    heads: tuple[int, int],
-    scale: float,
-    *,
-    answers_only: bool = False,
-) -> Tensor:
-    """The same on a CPU, from one projection and before its heads are turned by their positions.
-
-    Args:
-        projected: heads of queries, keys and values side by side, ``[rows, P + 2·C, (q + 2·k)·d]``.
-        turn: the angles of all positions.
-        mask: as above.
-        heads: how many are of queries, q, and how many of keys, k, and as many of values.
-        scale: what scores are multiplied with.
-        answers_only: whether the prompt's outputs are left out.
-
-    Returns:
-        The heads' outputs side by side, ``[rows, P + 2·C or 2·C, q·d]``.
-    """
-    skipped = mask.shape[-1] if answers_only else 0
-    out: Tensor = _RotaryAttention.apply(projected, turn, mask, heads, scale, skipped)  # type: ignore[no-untyped-call]
-    return out
-
-
 def composed_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float
 ) -> Tensor:
-    """The same by torch's own attention, with a mask for the completions."""
-    prompt, first, second = parts(query.shape[2], mask.shape[-1])
-    width = first.stop - first.start
+    """The same with torch's own attention, and a dense mask for each completion's columns."""
+    prompt, *completions = parts(query.shape[2], mask)
+    width = completions[0].stop - completions[0].start
     causal = torch.full((width, width), torch.finfo(query.dtype).min).triu(1)
     seen = torch.cat(
         [
-            mask.expand(-1, 1, width, -1),
+            mask[:, :1].expand(-1, 1, width, -1),
             causal.to(query).expand(len(query), 1, -1, -1),
         ],
         -1,
     )
     asked, keys, values = (x[:, :, prompt] for x in (query, key, value))
     outs = [scaled_dot_product_attention(asked, keys, values, is_causal=True, scale=scale)]
-    for part in (first, second):
+    for part in completions:
         keys, values = (torch.cat([x[:, :, prompt], x[:, :, part]], 2) for x in (key, value))
         outs.append(
             scaled_dot_product_attention(
@@ -145,9 +117,60 @@ def composed_attention(
     return torch.cat(outs, 2)
 
 
-class _SharedAttention(torch.autograd.Function):
-    """The blocks in the CPU's kernel; their gradients, given joint outputs and log-sum-exps."""
+class Turn(NamedTuple):
+    """Cosines and sines of each position's angles, ``[rows, T, d]``, in two equal halves."""
 
+    cos: Tensor
+    sin: Tensor
+
+    def back(self) -> Turn:
+        """The inverse turn, which is also its transpose."""
+        return Turn(self.cos, -self.sin)
+
+
+def rotate(x: Tensor, turn: Turn, out: Tensor | None = None) -> Tensor:
+    """Rotate heads, ``[rows, T, heads, d]``, by their positions (2104.09864, equation 34).
+
+    As in Llama, the first half of a head pairs with its second half, not neighbour with neighbour.
+    This takes half the passes over memory that the definition spells out.
+    """
+    half = x.shape[-1] // 2
+    first, second = x[..., :half], x[..., half:]
+    sin = turn.sin[..., None, :half]
+    turned = torch.mul(x, turn.cos[..., None, :], out=out)
+    turned[..., :half].addcmul_(second, sin, value=-1)
+    turned[..., half:].addcmul_(first, sin)
+    return turned
+
+
+def rotary_attention(
+    projected: Tensor,
+    turn: Turn,
+    mask: Tensor,
+    heads: tuple[int, int],
+    scale: float,
+    *,
+    completions_only: bool = False,
+) -> Tensor:
+    """Attention of shared rows on a CPU, from one projection and with rotary positions.
+
+    Args:
+        projected: heads of queries, keys and values side by side, ``[rows, P + n·C, (q + 2·k)·d]``.
+        turn: the angles of all positions.
+        mask: ``[rows, n, 1, P]``, as for :func:`shared_attention`.
+        heads: q, the number of query heads, and k, the number of key and of value heads.
+        scale: the factor of the scores.
+        completions_only: whether to leave out the prompt's outputs.
+
+    Returns:
+        The heads' outputs side by side, ``[rows, P + n·C or n·C, q·d]``.
+    """
+    skipped = mask.shape[-1] if completions_only else 0
+    out: Tensor = _RotaryAttention.apply(projected, turn, mask, heads, scale, skipped)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _SharedAttention(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float
@@ -167,8 +190,6 @@ class _SharedAttention(torch.autograd.Function):
 
 
 class _RotaryAttention(torch.autograd.Function):
-    """The same from a projection that holds query, key and value heads side by side."""
-
     @staticmethod
     def forward(
         ctx: Any,
@@ -204,7 +225,7 @@ class _RotaryAttention(torch.autograd.Function):
 
 
 def _split(turned: Tensor, heads: tuple[int, int], skipped: int) -> tuple[Tensor, Tensor, Tensor]:
-    """``[rows, T, all heads, d]`` to queries, keys and values of ``[rows, heads, T, d]``.
+    """Split ``[rows, T, all heads, d]`` into queries, keys and values, ``[rows, heads, T, d]``.
 
     The queries of the first ``skipped`` columns are left out.
     """
@@ -212,20 +233,19 @@ def _split(turned: Tensor, heads: tuple[int, int], skipped: int) -> tuple[Tensor
     return query[:, :, skipped:], key, value
 
 
-def _refuse(options: dict[str, Any], total: int, prompt: int) -> None:
-    """Refuse what these blocks would get wrong; a window that nothing exceeds changes nothing.
+def _refuse(options: dict[str, Any], total: int, mask: Tensor) -> None:
+    """Refuse options that these blocks do not support, except a window longer than all rows.
 
-    Padding may be all but one column of the last lanes of a prompt and of a completion, so what is
-    known here is how long rows are at least.
+    Up to ``LANES - 1`` columns of a prompt and of a completion may be padding, so only a lower
+    bound of the rows' lengths is known here.
     """
-    for name in _REFUSED:
-        if options.get(name) is not None:
-            raise ValueError(f"shared attention has no {name}")
-    window = options.get("sliding_window")
-    longest = prompt + (total - prompt) // 2 - 2 * (LANES - 1)
-    if window is not None and window < longest:
-        raise ValueError(
-            f"shared attention has no window of {window} tokens over {longest} or more"
-        )
+    count, prompt = mask.shape[1], mask.shape[-1]
+    longest = prompt + (total - prompt) // count - 2 * (LANES - 1)
+    unsupported = [name for name in _REFUSED if options.get(name) is not None]
     if options.get("dropout"):
-        raise ValueError("shared attention has no dropout")
+        unsupported.append("dropout")
+    window = options.get("sliding_window")
+    if window is not None and window < longest:
+        unsupported.append(f"a window of {window} tokens over rows of {longest} or more")
+    if unsupported:
+        raise ValueError(f"shared attention does not support {', '.join(unsupported)}")

@@ -1,9 +1,9 @@
-"""The blocks that attention of shared rows is made of, in torch's fused kernel for CPUs.
+"""Attention of shared rows, as calls of torch's fused kernel for CPUs.
 
-A row is ``[prompt | first | second]``: its prompt looks at itself, both completions at the prompt,
-and each back at itself. A completion's two blocks are attended to apart and joined by their
-log-sum-exps; each block's gradient is exact given the joint ones (as in ring attention,
-2310.01889). Knows nothing of autograd and of models.
+A row is ``[prompt | c1 | … | cn]``. The prompt attends to itself, all completions to the prompt (in
+one call), and each completion to itself. A completion's two blocks are computed apart and joined by
+their log-sum-exps; each block's gradient is exact given the joint ones (as in ring attention,
+2310.01889).
 """
 
 from __future__ import annotations
@@ -18,16 +18,15 @@ if TYPE_CHECKING:
 
 
 LANES = 16
-"""Prompts and completions are best padded to a multiple of this: with 255 keys the kernel's
-forward pass takes half again as long as with 256 (bfloat16, torch 2.13)."""
-
+"""Pad prompts and completions to a multiple of this. With 255 keys the kernel's forward pass takes
+1.5 times as long as with 256 (bfloat16, torch 2.13)."""
 
 _LONG, _WIDE = 512, 64
-"""Keys, and their width, from which on the kernel's backward pass is faster in bfloat16."""
+"""The kernel's backward pass is faster in bfloat16 from this many keys of this width on."""
 
 
 class Block(NamedTuple):
-    """A rectangle of the attention matrix: rows of queries, rows of keys, and what hides keys."""
+    """A rectangle of the attention matrix: its queries, its keys, and what hides keys."""
 
     queries: slice
     keys: slice
@@ -36,7 +35,7 @@ class Block(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """Queries, keys and values, ``[rows, heads, T, d]``, of which blocks are attended to."""
+    """Queries, keys and values of whole rows, ``[rows, heads, T, d]``."""
 
     query: Tensor
     key: Tensor
@@ -44,7 +43,7 @@ class Inputs(NamedTuple):
     scale: float
 
     def attend(self, block: Block) -> tuple[Tensor, Tensor]:
-        """Output and log-sum-exp of a block's queries, had they seen that block alone."""
+        """Output and log-sum-exp of a block's queries over that block alone."""
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             *self._of(block), 0.0, block.causal, attn_mask=block.mask, scale=self.scale
         )
@@ -53,18 +52,16 @@ class Inputs(NamedTuple):
     def attend_backward(
         self, block: Block, grad: Tensor, out: Tensor, lse: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of a block's queries, keys and values, given all that its queries saw."""
+        """Gradients of a block's queries, keys and values, given joint outputs and log-sum-exps."""
         query, key, value = self._of(block)
         seen = grad[:, :, block.queries], out[:, :, block.queries], lse[:, :, block.queries]
         kept, groups = key.shape[1], query.shape[1] // key.shape[1]
         if groups == 1 or len(key) * kept >= torch.get_num_threads():
             return _kernel_backward(block, (query, key, value), seen, self.scale)
-        # The kernel deals out key heads to threads, of which some would have none.
+        # The kernel gives each thread whole key heads, so some threads would have none.
         apart = query, repeated(key, groups), repeated(value, groups)
-        by_query, by_key, by_value = _kernel_backward(block, apart, seen, self.scale)
-        by_key, by_value = (
-            torch.unflatten(x, 1, (kept, groups)).sum(2) for x in (by_key, by_value)
-        )
+        by_query, *others = _kernel_backward(block, apart, seen, self.scale)
+        by_key, by_value = (torch.unflatten(x, 1, (kept, groups)).sum(2) for x in others)
         return by_query, by_key, by_value
 
     def _of(self, block: Block) -> tuple[Tensor, Tensor, Tensor]:
@@ -88,20 +85,25 @@ def _kernel_backward(
 
 
 def attend(inputs: Inputs, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Outputs, which lie in memory as ``[rows, T, heads, d]``, and joint log-sum-exps."""
+    """Outputs, which lie in memory as ``[rows, T, heads, d]``, and joint log-sum-exps.
+
+    ``mask`` is ``[rows, n, 1, P]``, and added to the scores of prompt columns. Where the inputs
+    lack the prompt's queries, the outputs lack them too.
+    """
     query = inputs.query
     out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
     out, lse = out.transpose(1, 2), query.new_empty(query.shape[:-1], dtype=torch.float32)
-    prompt, cross, first, second = _blocks(inputs, mask)
+    prompt, cross, own = _blocks(inputs, mask)
     if prompt is not None:
         out[:, :, prompt.queries], lse[:, :, prompt.queries] = inputs.attend(prompt)
     seen, seen_lse = inputs.attend(cross)
-    width = first.keys.stop - first.keys.start
-    for block, part in ((first, slice(0, width)), (second, slice(width, None))):
-        own, own_lse = inputs.attend(block)
-        lse[:, :, block.queries] = joint = torch.logaddexp(seen_lse[:, :, part], own_lse)
+    widths = [block.keys.stop - block.keys.start for block in own]
+    of_parts = zip(own, *(torch.split(x, widths, 2) for x in (seen, seen_lse)), strict=True)
+    for block, seen_part, seen_part_lse in of_parts:
+        own_out, own_lse = inputs.attend(block)
+        lse[:, :, block.queries] = joint = torch.logaddexp(seen_part_lse, own_lse)
         share = (own_lse - joint).exp_()[..., None]
-        out[:, :, block.queries] = torch.lerp(seen[:, :, part].float(), own.float(), share)
+        out[:, :, block.queries] = torch.lerp(seen_part.float(), own_out.float(), share)
     return out, lse
 
 
@@ -110,20 +112,20 @@ def attend_backward(
 ) -> None:
     """Write the gradients of queries, keys and values into ``grads``, which are in float32.
 
-    In bfloat16 the kernel's forward pass is twice as fast as in float32; its backward pass is up to
-    eight times slower, but for wide heads and many keys (torch 2.13). So it is in float32, whatever
-    the inputs are, except on long prompts.
+    In bfloat16 the kernel's forward pass is twice as fast as in float32, but its backward pass is
+    up to eight times slower, except with wide heads and many keys (torch 2.13). So the backward
+    pass runs in float32, except for long prompts.
     """
     wide = Inputs(inputs.query.float(), inputs.key.float(), inputs.value.float(), inputs.scale)
     wide_grad, wide_out = grad.float(), out.float()
-    prompt, cross, first, second = _blocks(inputs, mask.float())
+    prompt, cross, own = _blocks(inputs, mask.float())
     if prompt is None:
         for whole in grads[1:]:
             whole[:, :, cross.keys] = 0
-    for block in (prompt, first, second, cross):
+    for block in (prompt, *own, cross):
         if block is None:
             continue
-        if block is prompt and _is_long(inputs, block):
+        if block is prompt and block.keys.stop >= _LONG and inputs.key.shape[-1] >= _WIDE:
             found = inputs.attend_backward(block, grad, out, lse)
         else:
             found = wide.attend_backward(block, wide_grad, wide_out, lse)
@@ -135,36 +137,37 @@ def attend_backward(
                 whole[:, :, place] = part
 
 
-def _is_long(inputs: Inputs, block: Block) -> bool:
-    keys, width = block.keys.stop - block.keys.start, inputs.key.shape[-1]
-    return keys >= _LONG and width >= _WIDE
+def _blocks(inputs: Inputs, mask: Tensor) -> tuple[Block | None, Block, list[Block]]:
+    """Prompt on prompt, all completions on the prompt, and each completion on itself.
 
-
-def _blocks(inputs: Inputs, mask: Tensor) -> tuple[Block | None, Block, Block, Block]:
-    """Prompt on prompt, completions on prompt, and each completion on itself.
-
-    There is no first one where the prompt's queries are left out.
+    The first is ``None`` where the inputs lack the prompt's queries.
     """
     total = inputs.key.shape[2]
-    left_out = total - inputs.query.shape[2]
-    prompt, first, second = parts(total, mask.shape[-1])
-    hidden = mask if bool((mask != 0).any()) else None
+    skipped = total - inputs.query.shape[2]
+    prompt, *completions = parts(total, mask)
+    hidden = mask[:, :1]
 
-    def asked(start: slice, stop: slice) -> slice:
-        return slice(start.start - left_out, stop.stop - left_out)
+    def queries(columns: slice) -> slice:
+        return slice(columns.start - skipped, columns.stop - skipped)
 
     return (
-        None if left_out else Block(prompt, prompt, causal=True),
-        Block(asked(first, second), prompt, causal=False, mask=hidden),
-        Block(asked(first, first), first, causal=True),
-        Block(asked(second, second), second, causal=True),
+        None if skipped else Block(prompt, prompt, causal=True),
+        Block(
+            queries(slice(prompt.stop, total)),
+            prompt,
+            causal=False,
+            mask=hidden if bool((hidden != 0).any()) else None,
+        ),
+        [Block(queries(part), part, causal=True) for part in completions],
     )
 
 
-def parts(total: int, prompt: int) -> tuple[slice, slice, slice]:
-    """Columns of the prompt and of both completions in a row of ``total``."""
-    width = (total - prompt) // 2
-    return slice(0, prompt), slice(prompt, prompt + width), slice(prompt + width, total)
+def parts(total: int, mask: Tensor) -> list[slice]:
+    """Columns of the prompt and of each completion in rows of ``total`` columns."""
+    count, prompt = mask.shape[1], mask.shape[-1]
+    width = (total - prompt) // count
+    starts = [prompt + number * width for number in range(count)]
+    return [slice(0, prompt), *(slice(start, start + width) for start in starts)]
 
 
 def repeated(heads: Tensor, times: int) -> Tensor:

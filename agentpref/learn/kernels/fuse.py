@@ -1,9 +1,9 @@
-"""Puts the written-out operations into a model, where they give what its own modules give.
+"""Puts the handwritten operations into a model, where they give what its own modules give.
 
-A module is replaced only after both were tried on the same random input, so a normalisation that
-adds one to its weight, a gate with another activation, an attention that turns its heads another
-way or an adapter with dropout stays as it is. Only the module object's ``forward`` changes:
-parameters, names and what peft saves do not.
+A module is replaced only after a trial on a random input. So a normalisation that adds one to its
+weight, a gate with another activation, an attention with other rotary positions or an adapter with
+dropout keeps its own forward. Only ``forward`` of the module object changes, so parameters, names
+and what peft saves stay the same.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ import torch
 
 from agentpref.learn.kernels import attention
 from agentpref.learn.kernels.blocks import grouping_kernel
-from agentpref.learn.kernels.lora import lora_linear, swiglu_linear
-from agentpref.learn.kernels.norm import rms_norm
-from agentpref.learn.kernels.rotary import Turn
-from agentpref.learn.kernels.stack import Stack, layer_of, plain_adapter
+from agentpref.learn.kernels.lora import (
+    Stack,
+    layer_of,
+    lora_linear,
+    plain_adapter,
+    swiglu_linear,
+)
 from agentpref.learn.memory import decoder_layers
 
 if TYPE_CHECKING:
@@ -28,8 +31,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _ROWS = 3
-_PROMPT, _ANSWER = 5, 3
-"""Tokens of the shared row that attention is tried on."""
+_PROMPT, _COMPLETIONS, _TOKENS = 5, 2, 3
+"""Shape of the shared row for the trial of attention: its prompt, and tokens per completion."""
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 _HEAD_NORMS = {"q_norm", "k_norm"}
@@ -38,99 +41,76 @@ _LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 
 
 def fuse(model: PeftModel) -> int:
-    """Replace what can be; return how many modules were."""
-    modules = list(model.modules())
-    count = sum(_fuse_linear(module) for module in modules if _is_lora_linear(module))
+    """Replace the forward of all modules that allow it; return how many."""
+    modules: list[Any] = list(model.modules())
+    forward: Callable[..., Any]
+    count = 0
+    for module in filter(_is_lora_linear, modules):
+        forward = partial(_lora_forward, module, module.forward)
+        count += _replace(module, forward, _random(module))
     for module in modules:
         if type(module).__name__.endswith("RMSNorm") and hasattr(module, "weight"):
             count += _replace(module, partial(_norm_forward, module), _random(module))
         elif all(hasattr(module, name) for name in (*_GATED, "down_proj")):
-            count += _fuse_gated(module)
-        elif _is_plain_attention(module):
-            count += _fuse_attention(module)
+            if stack := _stacked(module, _GATED):
+                forward = partial(_gated_forward, module, module.forward, stack)
+                count += _replace(module, forward, _random(module), stack=stack)
+        elif _is_plain_attention(module) and (stack := _stacked(module, _PROJECTIONS)):
+            forward = partial(_attention_forward, module, module.forward, stack)
+            with torch.no_grad(), _shared_row(module, module) as (x, inputs):
+                # Scores must differ, or an attention with other rotary positions passes too.
+                x = x / stack(x).std()
+                count += _replace(module, forward, x, stack=stack, **inputs)
     return count + _fuse_last_layer(model)
 
 
-def _fuse_linear(module: nn.Module) -> bool:
-    forward = partial(_lora_forward, module, module.forward)
-    return _replace(module, forward, _random(module))
-
-
-def _fuse_gated(module: nn.Module) -> bool:
-    stack = _stacked(module, _GATED)
-    if stack is None:
-        return False
-    forward = partial(_gated_forward, module, module.forward, stack)
-    replaced = _replace(module, forward, _random(module))
-    if replaced:
-        stack.adopt()
-    return replaced
-
-
-def _fuse_attention(module: Any) -> bool:
-    """Replace an attention's forward where it gives the same for a shared row.
-
-    The input is scaled so that its scores differ: were all of them near zero, it would not matter
-    how heads are turned.
-    """
-    stack = _stacked(module, _PROJECTIONS)
-    if stack is None:
-        return False
-    forward = partial(_attention_forward, module, module.forward, stack)
-    x = _random(module, 1, _PROMPT + 2 * _ANSWER)
-    with torch.no_grad(), _our_attention(module):
-        x = x / stack(x).std()
-        replaced = _replace(module, forward, x, **_as_shared_row(module, x))
-    if replaced:
-        stack.adopt()
-    return replaced
-
-
 def _fuse_last_layer(model: PeftModel) -> bool:
-    """Let the last layer leave out what nobody reads of a shared row: what comes of its prompt."""
+    """Let the last layer skip the prompt of a shared row, whose outputs are not used."""
     layer: Any = next(reversed(decoder_layers(model)), None)
     if layer is None or {name for name, _ in layer.named_children()} != _LAYER:
         return False
     if not _is_plain_attention(layer.self_attn):
         return False
     forward = partial(_last_layer_forward, layer, layer.forward)
-    x = _random(layer, 1, _PROMPT + 2 * _ANSWER)
-    with _our_attention(layer.self_attn):
-        inputs = _as_shared_row(layer.self_attn, x)
-        return _replace(layer, forward, x, read=slice(_PROMPT, None), **inputs)
+    with _shared_row(layer, layer.self_attn) as (x, inputs):
+        return _replace(layer, forward, x, skipped=_PROMPT, **inputs)
 
 
 def _replace(
     module: nn.Module,
     forward: Callable[..., Any],
-    *args: Tensor,
-    read: slice | None = None,
-    **kwargs: Any,
+    x: Tensor,
+    *,
+    skipped: int = 0,
+    stack: Stack | None = None,
+    **inputs: Any,
 ) -> bool:
     """Replace a module's forward if the new one gives the same on an input.
 
-    ``read`` are the columns of the output that count, if not all do.
+    The first ``skipped`` columns may differ. The layers adopt the ``stack`` that replaces them.
     """
     with torch.no_grad():
         try:
-            found, expected = (call(*args, **kwargs) for call in (forward, module.forward))
+            found, expected = (call(x, **inputs) for call in (forward, module.forward))
         except (RuntimeError, TypeError, AttributeError, ValueError):
             return False
     if isinstance(expected, tuple):
         found, expected = found[0], expected[0]
-    if read is not None:
-        found, expected = found[:, read], expected[:, read]
+    if skipped:
+        found, expected = found[:, skipped:], expected[:, skipped:]
     tolerance = 1e-5 if expected.dtype == torch.float32 else 2e-2
     same = found.shape == expected.shape and bool(
         (found - expected).abs().max() <= tolerance * expected.abs().max()
     )
     if same:
         module.forward = forward
+        if stack is not None:
+            stack.adopt()
     return same
 
 
 def _stacked(module: nn.Module, names: tuple[str, ...]) -> Stack | None:
-    """Some of a module's layers as a stack, where they are such that they can be."""
+    """Some of a module's layers as a stack, or ``None`` if they are not all alike LoRA layers."""
     layers = [getattr(module, name) for name in names]
     alike = len({layer.base_layer.bias is None for layer in layers if _is_lora_linear(layer)}) == 1
     return Stack(layers) if alike and all(map(_is_lora_linear, layers)) else None
@@ -143,10 +123,10 @@ def _is_lora_linear(module: object) -> bool:
 
 
 def _is_plain_attention(module: Any) -> bool:
-    """Whether a module is an attention of projections and norms only, for the CPU's kernel."""
-    parts = {name for name, _ in module.named_children()}
+    """Whether a module is an attention of projections and norms only, on a CPU."""
+    names = {name for name, _ in module.named_children()}
     return (
-        parts - _HEAD_NORMS == {*_PROJECTIONS, "o_proj"}
+        names - _HEAD_NORMS == {*_PROJECTIONS, "o_proj"}
         and getattr(module, "head_dim", 1) % 2 == 0
         and hasattr(module, "config")
         and getattr(module.config, "sliding_window", None) is None
@@ -155,20 +135,8 @@ def _is_plain_attention(module: Any) -> bool:
     )
 
 
-@contextmanager
-def _our_attention(module: Any) -> Iterator[None]:
-    """Let a module know what a shared row is."""
-    attention.register()
-    before = module.config._attn_implementation
-    module.config._attn_implementation = attention.NAME
-    try:
-        yield
-    finally:
-        module.config._attn_implementation = before
-
-
 def _random(module: nn.Module, *rows: int) -> Tensor:
-    """A random input, in the dtype of the module's frozen weights, not of its adapters."""
+    """A random input in the dtype of the module's frozen weights."""
     frozen = next(p for name, p in module.named_parameters() if "lora_" not in name)
     wide = getattr(module, "in_features", None) or frozen.shape[-1]
     generator = torch.Generator().manual_seed(0)
@@ -176,12 +144,24 @@ def _random(module: nn.Module, *rows: int) -> Tensor:
     return x.to(frozen.device, frozen.dtype)
 
 
-def _as_shared_row(module: Any, x: Tensor) -> dict[str, Any]:
-    """What a model tells its layers of a shared row: angles of its positions, and its mask."""
-    angles = torch.linspace(0, 3, x.shape[1] * module.head_dim // 2).view(1, x.shape[1], -1)
+@contextmanager
+def _shared_row(module: nn.Module, reader: Any) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+    """A random shared row for a module, with its angles and its mask.
+
+    Meanwhile the attention ``reader`` uses ours in its own forward, so that it can read the row.
+    """
+    x = _random(module, 1, _PROMPT + _COMPLETIONS * _TOKENS)
+    angles = torch.linspace(0, 3, x.shape[1] * reader.head_dim // 2).view(1, x.shape[1], -1)
     both = torch.cat([angles, angles], -1)
     turn = both.cos().to(x.dtype), both.sin().to(x.dtype)
-    return {"position_embeddings": turn, "attention_mask": x.new_zeros(1, 1, 1, _PROMPT)}
+    mask = x.new_zeros(1, _COMPLETIONS, 1, _PROMPT)
+    attention.register()
+    before = reader.config._attn_implementation
+    reader.config._attn_implementation = attention.NAME
+    try:
+        yield x, {"position_embeddings": turn, "attention_mask": mask}
+    finally:
+        reader.config._attn_implementation = before
 
 
 def _lora_forward(
@@ -198,6 +178,31 @@ def _lora_forward(
 def _norm_forward(module: Any, x: Tensor) -> Tensor:
     eps = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
     return rms_norm(x, module.weight, eps)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """w·x/√(mean(x²) + ε) over the last dimension (1910.07467), in float32 within; w is frozen."""
+    y: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = x.float()
+        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        unit: Tensor = wide * scale
+        return unit.to(x.dtype).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, scale = ctx.saved_tensors
+        unit = x.float() * scale
+        inner = (grad * weight).float()
+        along = torch.linalg.vecdot(inner, unit)[..., None].div_(x.shape[-1])
+        return inner.addcmul_(unit, along, value=-1).mul_(scale).to(x.dtype), None, None
 
 
 def _gated_forward(module: Any, plain: Callable[..., Tensor], stack: Stack, x: Tensor) -> Tensor:
@@ -219,30 +224,30 @@ def _attention_forward(
     position_embeddings: tuple[Tensor, Tensor] | None = None,
     attention_mask: Tensor | None = None,
     *,
-    answers_only: bool = False,
+    completions_only: bool = False,
     **kwargs: Any,
 ) -> tuple[Tensor, Any]:
-    """Attention of shared rows; of all other rows, and with a cache of keys, the module's own."""
+    """Our attention for shared rows; the module's own for all others."""
     shared = attention.is_shared(hidden_states.shape[1], attention_mask)
     if attention_mask is None or position_embeddings is None or not shared or not stack.serves():
         out, weights = plain(hidden_states, position_embeddings, attention_mask, **kwargs)
-        if answers_only and attention_mask is not None:
+        if completions_only and attention_mask is not None:
             out = out[:, attention_mask.shape[-1] :]
         return out, weights
     heads = [layer.out_features // module.head_dim for layer in (module.q_proj, module.k_proj)]
     out = attention.rotary_attention(
         _with_heads_normed(module, stack(hidden_states), heads),
-        Turn(*position_embeddings),
+        attention.Turn(*position_embeddings),
         attention_mask,
         (heads[0], heads[1]),
         module.scaling,
-        answers_only=answers_only,
+        completions_only=completions_only,
     )
     return module.o_proj(out), None
 
 
 def _with_heads_normed(module: Any, projected: Tensor, heads: list[int]) -> Tensor:
-    """Queries and keys by their norms, where a module has some (as Qwen3's)."""
+    """Apply the norms of query and key heads, if the module has them (as Qwen3's)."""
     if not hasattr(module, "q_norm"):
         return projected
     sizes = [heads[0], heads[1], heads[1]]
@@ -258,14 +263,14 @@ def _last_layer_forward(
     attention_mask: Tensor | None = None,
     **kwargs: Any,
 ) -> Tensor:
-    """The layer's own, but for shared rows, of which the prompt's columns come out as zeros."""
+    """The layer's own forward; of shared rows, the prompt's columns come out as zeros."""
     if attention_mask is None or not attention.is_shared(hidden_states.shape[1], attention_mask):
         return plain(hidden_states, attention_mask=attention_mask, **kwargs)
     prompt = attention_mask.shape[-1]
     seen, _ = layer.self_attn(
         layer.input_layernorm(hidden_states),
         attention_mask=attention_mask,
-        answers_only=True,
+        completions_only=True,
         **kwargs,
     )
     x = hidden_states[:, prompt:] + seen

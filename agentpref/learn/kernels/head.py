@@ -1,9 +1,9 @@
-"""The language model's head, fused with the log-softmax, a few hundred positions at a time.
+"""The output layer fused with the log-softmax, a few hundred positions at a time.
 
-Of each position only one log-probability, and where asked for one KL, is ever wanted; the logits
-behind them are made, used and dropped chunk by chunk, and what the gradient needs is kept as a
-vector of the hidden size. So no ``[positions, vocabulary]`` tensor outlives its chunk, and nothing
-is computed a second time in the backward pass. The head itself is frozen.
+Training needs one log-probability of each position, and sometimes one KL. So the logits are made,
+used and overwritten chunk by chunk, and the gradient is kept as a vector of the hidden size: no
+``[positions, vocabulary]`` tensor outlives its chunk, and the backward pass recomputes nothing. The
+output layer itself is frozen. The plain formulas are here too: :func:`read_logits` is the oracle.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ LOGITS_PER_CHUNK = 1 << 21
 """Logits that exist at one time: 8 MB in float32, which stay in a processor's cache."""
 
 LEAST_POSITIONS = 96
-"""Positions of a chunk, whatever the vocabulary: each chunk reads the whole output layer twice, and
-with 150,000 rows of it, six positions at a time take eight times as long as 128."""
+"""Positions of a chunk, whatever the vocabulary. Each chunk reads the whole output layer twice;
+with a vocabulary of 150,000, chunks of 6 positions take eight times as long as chunks of 128."""
 
 
 class Head(NamedTuple):
@@ -31,15 +31,38 @@ class Head(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What is found at each position, ``[N]`` each, in float32 and nats.
+    """Values at each position, ``[N]`` each, in float32 and nats.
 
-    ``logps`` are those of the targets, ``kl`` is KL(π_live ‖ π_θ), and ``collision`` log Σ π_θ²,
-    which carries no gradient; the last two where they were asked for.
+    ``logps`` are those of the targets, ``kl`` is KL(π_live ‖ π_θ), and ``collision`` is
+    log Σ_v π_θ(v)², without a gradient. The last two are ``None`` unless they were asked for.
     """
 
     logps: Tensor
     kl: Tensor | None = None
     collision: Tensor | None = None
+
+
+def token_kl(live_logits: Tensor, logits: Tensor) -> Tensor:
+    """KL(π_live ‖ π_θ) in nats at each position: ``[…, vocabulary]`` twice gives ``[…]``."""
+    live = live_logits.log_softmax(-1)
+    return (live.exp() * (live - logits.log_softmax(-1))).sum(-1)
+
+
+def log_collision(logits: Tensor) -> Tensor:
+    """log Σ_v π(v)² at each position: ``[…, vocabulary]`` gives ``[…]``; minus Rényi's entropy."""
+    return (2 * logits).logsumexp(-1) - 2 * logits.logsumexp(-1)
+
+
+def read_logits(
+    logits: Tensor, targets: Tensor, *, live: Tensor | None = None, collision: bool = False
+) -> Reading:
+    """Read ``[N, vocabulary]`` logits by the plain formulas; ``live`` are the live policy's."""
+    logits = logits.float()
+    return Reading(
+        logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0],
+        None if live is None else token_kl(live.float(), logits),
+        log_collision(logits.detach()) if collision else None,
+    )
 
 
 def read(
@@ -50,15 +73,15 @@ def read(
     live: Tensor | None = None,
     collision: bool = False,
 ) -> Reading:
-    """Read last hidden states through the output layer.
+    """Read hidden states through the output layer, with the fused kernel.
 
     Args:
         hidden: the policy's last hidden states, ``[N, d]``.
         head: the output layer of both policies.
-        targets: the token to be predicted at each, ``[N]``.
-        live: the live policy's hidden states at the same places, ``[N, d]``, for the KL; no
-            gradient flows into them.
-        collision: whether the probability that two draws are the same token is wanted.
+        targets: the token to predict at each, ``[N]``.
+        live: the live policy's hidden states at the same places, ``[N, d]``, for the KL. They get
+            no gradient.
+        collision: whether to compute the probability that two draws are the same token.
     """
     return Reading(*_Read.apply(hidden, head, targets, live, collision))  # type: ignore[no-untyped-call]
 
@@ -105,10 +128,10 @@ class _Read(torch.autograd.Function):
 
 
 class _Softmax:
-    """The softmax of one chunk at a time, in memory that is taken once.
+    """The softmax of one chunk at a time, in memory that is allocated once.
 
-    Logits less their largest, their exponentials and the sums of these are kept, never divided
-    tables: everything asked for divides a vector in the end.
+    It keeps the logits less their maximum, their exponentials and the sums of these. It never
+    divides a whole table: each result divides a vector at the end.
     """
 
     def __init__(self, head: Head, hidden: Tensor, positions: int) -> None:
@@ -119,7 +142,7 @@ class _Softmax:
         self._narrow = hidden.new_empty(size) if narrow else self._wide[0]
 
     def of(self, hidden: Tensor) -> _Softmax:
-        """Take in a chunk's hidden states."""
+        """Compute the softmax of a chunk's hidden states."""
         self._shifted, self._exps = (wide[: len(hidden)] for wide in self._wide)
         logits = torch.mm(hidden, self._head.weight.T, out=self._narrow[: len(hidden)])
         if self._head.bias is not None:
@@ -135,24 +158,17 @@ class _Softmax:
 
     def collision(self) -> Tensor:
         """log Σ π²."""
-        return _vecdot(self._exps, self._exps).log() - 2 * self._sums.log()
+        squares: Tensor = torch.linalg.vecdot(self._exps, self._exps)
+        return squares.log() - 2 * self._sums.log()
 
     def kl_from(self, other: _Softmax) -> Tensor:
-        """KL of this policy from another; the shifted logits are used up."""
-        apart = _vecdot(self._shifted.sub_(other._shifted), self._exps)
+        """KL(self ‖ other); overwrites the shifted logits."""
+        apart: Tensor = torch.linalg.vecdot(self._shifted.sub_(other._shifted), self._exps)
         return apart / self._sums - self._sums.log() + other._sums.log()
 
     def expected_rows(self) -> Tensor:
-        """The output layer's rows, averaged under the policy: the gradient of log Σ exp."""
-        dtype = self._head.weight.dtype
-        exps = (
-            self._exps
-            if dtype == torch.float32
-            else self._narrow[: len(self._exps)].copy_(self._exps)
-        )
+        """The output layer's rows averaged under the policy: the gradient of log Σ exp."""
+        exps, dtype = self._exps, self._head.weight.dtype
+        if dtype != torch.float32:
+            exps = self._narrow[: len(exps)].copy_(exps)
         return (exps @ self._head.weight) / self._sums[:, None].to(dtype)
-
-
-def _vecdot(a: Tensor, b: Tensor) -> Tensor:
-    products: Tensor = torch.linalg.vecdot(a, b)
-    return products

@@ -1,11 +1,9 @@
-"""OpenAI's preference format, as its fine-tuning takes it.
+"""OpenAI's format of preference fine-tuning.
 
-A row holds ``input`` (``messages`` and, where there are any, ``tools``), ``preferred_output`` and
+A row holds ``input`` (``messages`` and optional ``tools``), ``preferred_output`` and
 ``non_preferred_output``, each a list of messages. ``parallel_tool_calls`` is a setting of the
-request and is passed over. Messages are written as they were recorded. The format has no place for
-a domain tag: OpenAI refuses keys that it does not know, so that none is written.
-
-Pure functions from rows to values and back.
+request and is ignored. Messages are written as they were recorded. OpenAI refuses keys that it does
+not define, so an export has no domain tag.
 """
 
 from __future__ import annotations
@@ -14,47 +12,45 @@ import reprlib
 from typing import Any
 
 from agentpref.errors import ExchangeError
-from agentpref.prefer.rows import (
+from agentpref.prefer.formats import (
     Fields,
-    PreferenceRow,
-    answer_of,
-    common_start,
-    tag_of,
-    tools_of,
-    turns,
+    Format,
+    PreferenceRecord,
+    chosen_and_rejected,
+    record_of_row,
+    shared_start,
 )
-from agentpref.record.messages import prompt_of
-from agentpref.types import Pair
-
-COLUMNS = {
-    "input": {"messages": ["json"], "tools": ["json"]},
-    "preferred_output": ["json"],
-    "non_preferred_output": ["json"],
-}
-
-_SIDES = ("preferred_output", "non_preferred_output")
 
 
-def read(row: Fields) -> PreferenceRow:
-    """Read two answers to one input.
-
-    Raises:
-        ExchangeError, InvalidMessage: something in the row is not what it should be.
-    """
+def read(row: Fields) -> PreferenceRecord:
+    """Read two answers to one input."""
     given = row["input"]
     if not isinstance(given, dict) or not isinstance(given.get("messages"), list):
         raise ExchangeError(
-            f"'input' is {reprlib.repr(given)}; write {{'messages': […]}}, with 'tools' beside "
-            "them where there were any"
+            f"'input' is {reprlib.repr(given)}; write {{'messages': […]}}, and 'tools' beside "
+            "'messages' if there were any"
         )
-    chosen, rejected = (turns(row[side], side, role="assistant") for side in _SIDES)
-    shared = common_start(chosen, rejected, names=_SIDES)
-    prompt = prompt_of([*given["messages"], *shared], tools_of(given))
-    return PreferenceRow(prompt, answer_of(chosen), answer_of(rejected), tag_of(row))
+    shared, answers = shared_start(row, "preferred_output", "non_preferred_output")
+    asked = [*given["messages"], *shared]
+    return record_of_row(row, asked, answers, tools=given.get("tools"))
 
 
-def write(pair: Pair) -> dict[str, Any]:
-    """Write a pair; every message can be held."""
-    tools = {"tools": pair.prompt.tools} if pair.prompt.tools else {}
-    asked = {"messages": pair.prompt.messages, **tools}
-    return {"input": asked, _SIDES[0]: [pair.chosen], _SIDES[1]: [pair.rejected]}
+def write(record: PreferenceRecord) -> dict[str, Any]:
+    """Write a pair; the format holds every message."""
+    chosen, rejected = chosen_and_rejected(record)
+    tools = {"tools": record.prompt.tools} if record.prompt.tools else {}
+    asked = {"messages": record.prompt.messages, **tools}
+    return {"input": asked, "preferred_output": [chosen], "non_preferred_output": [rejected]}
+
+
+OPENAI = Format(
+    shapes=(("input", "preferred_output", "non_preferred_output"),),
+    read=read,
+    write=write,
+    columns={
+        "input": {"messages": ["json"], "tools": ["json"]},
+        "preferred_output": ["json"],
+        "non_preferred_output": ["json"],
+    },
+    optional=("tag",),
+)

@@ -1,11 +1,9 @@
-"""TRL's preference formats.
+"""TRL's formats: preference and unpaired preference.
 
-Read are the preference format (``chosen`` and ``rejected``, the prompt explicit or the beginning
-that both share) and the unpaired one (``prompt``, ``completion``, ``label``), each in text or in
-messages. Written are messages with an explicit prompt. ``tools`` and ``tag`` are kept, any other
-column is passed over. Messages are written as they were recorded, so that nothing is lost.
-
-Pure functions from rows to values and back.
+A preference row has ``chosen`` and ``rejected``, and a ``prompt`` unless both begin with it. An
+unpaired row has ``prompt``, ``completion`` and ``label``. Each may be text or messages. ``tools``
+and ``tag`` are kept, other columns are ignored. Rows are written as messages with an explicit
+prompt, exactly as they were recorded.
 """
 
 from __future__ import annotations
@@ -16,90 +14,67 @@ from itertools import takewhile
 from typing import Any
 
 from agentpref.errors import ExchangeError
-from agentpref.prefer.rows import (
+from agentpref.prefer.formats import (
     Fields,
-    PreferenceRow,
-    UnpairedRow,
-    answer_of,
-    common_start,
-    tag_of,
-    tools_of,
+    Format,
+    PreferenceRecord,
+    chosen_and_rejected,
+    record_of_row,
+    shared_start,
     turns,
 )
-from agentpref.record.messages import prompt_of
-from agentpref.types import Message, Pair, Prompt, Thumb
-
-PREFERENCE_COLUMNS = {
-    "prompt": ["json"],
-    "chosen": ["json"],
-    "rejected": ["json"],
-    "tools": ["json"],
-    "tag": "text",
-}
-UNPAIRED_COLUMNS = {
-    "prompt": ["json"],
-    "completion": ["json"],
-    "label": "flag",
-    "tools": ["json"],
-    "tag": "text",
-}
+from agentpref.types import Message
 
 
-def read_preference(row: Fields) -> PreferenceRow:
-    """Read two answers to one prompt.
-
-    Raises:
-        ExchangeError, InvalidMessage: something in the row is not what it should be.
-    """
+def read_preference(row: Fields) -> PreferenceRecord:
+    """Read two answers to one prompt."""
     if "prompt" not in row and isinstance(row["chosen"], str) and isinstance(row["rejected"], str):
-        _require_no_prompt(row)
-        row = {**row, **_split_text(row["chosen"], row["rejected"])}
-    chosen = turns(row["chosen"], "chosen", role="assistant")
-    rejected = turns(row["rejected"], "rejected", role="assistant")
-    shared = common_start(chosen, rejected, names=("chosen", "rejected"))
-    return PreferenceRow(_prompt(row, shared), answer_of(chosen), answer_of(rejected), tag_of(row))
+        row = {**row, **_split_text(row)}
+    shared, answers = shared_start(row, "chosen", "rejected")
+    return record_of_row(row, _asked(row, shared), answers)
 
 
-def read_unpaired(row: Fields) -> UnpairedRow:
-    """Read one answer and whether it was liked; errors as in :func:`read_preference`."""
+def read_unpaired(row: Fields) -> PreferenceRecord:
+    """Read one answer and whether it was liked."""
     label = row["label"]
     if label not in (True, False):
         raise ExchangeError(
             f"'label' is {reprlib.repr(label)}; write true for a good answer, false for a bad one"
         )
-    completion = turns(row["completion"], "completion", role="assistant")
-    prompt = _prompt(row, completion[:-1])
-    return UnpairedRow(prompt, answer_of(completion), bool(label), tag_of(row))
+    *shared, answer = turns(row["completion"], "completion", role="assistant")
+    return record_of_row(row, _asked(row, shared), [answer], (int(label),))
 
 
-def write_preference(pair: Pair) -> dict[str, Any]:
-    """Write a pair as a row of the conversational preference format."""
-    answers = {"chosen": [pair.chosen], "rejected": [pair.rejected]}
-    return {"prompt": pair.prompt.messages, **answers, **_extras(pair)}
+def write_preference(record: PreferenceRecord) -> dict[str, Any]:
+    """Write a pair; the format holds every message."""
+    chosen, rejected = chosen_and_rejected(record)
+    return _row(record, chosen=[chosen], rejected=[rejected])
 
 
-def write_unpaired(thumb: Thumb) -> dict[str, Any]:
-    """Write a thumb as a row of the conversational unpaired format."""
-    judged = {"completion": [thumb.completion], "label": thumb.desirable}
-    return {"prompt": thumb.prompt.messages, **judged, **_extras(thumb)}
+def write_unpaired(record: PreferenceRecord) -> dict[str, Any]:
+    """Write a completion that was judged by itself; the format holds every message."""
+    if len(record.completions) != 1:
+        raise ExchangeError(
+            f"it has {len(record.completions)} completions, and this format holds one; choose "
+            "another format, such as 'preference'"
+        )
+    return _row(record, completion=[record.completions[0]], label=record.labels[0] == 1)
 
 
-def _extras(of: Pair | Thumb) -> dict[str, Any]:
-    return {"tag": of.tag} | ({"tools": of.prompt.tools} if of.prompt.tools else {})
+def _row(record: PreferenceRecord, **judged: Any) -> dict[str, Any]:
+    tools = {"tools": record.prompt.tools} if record.prompt.tools else {}
+    return {"prompt": record.prompt.messages, **judged, "tag": record.tag, **tools}
 
 
-def _require_no_prompt(row: Fields) -> None:
-    """Refuse to look for a prompt in the answers where it stands under another name."""
+def _split_text(row: Fields) -> dict[str, str]:
+    """Split two texts into the prompt that both begin with, up to its last space, and the rest.
+
+    TRL splits at the first letter that differs, which may be inside a word.
+    """
     named = next((key for key in ("question", "query", "instruction", "input") if key in row), None)
     if named is not None:
         raise ExchangeError(f"the row has no 'prompt' but a {named!r}; rename it to 'prompt'")
-
-
-def _split_text(chosen: str, rejected: str) -> dict[str, str]:
-    """Part two texts from the beginning they share, at its last space, as a prompt.
-
-    TRL parts them at the first letter that differs, which may be within a word.
-    """
+    chosen, rejected = row["chosen"], row["rejected"]
     alike = takewhile(lambda letters: letters[0] == letters[1], zip(chosen, rejected, strict=False))
     shared = "".join(letter for letter, _ in alike)
     cut = max((i + 1 for i, letter in enumerate(shared) if letter.isspace()), default=len(shared))
@@ -113,12 +88,29 @@ def _split_text(chosen: str, rejected: str) -> dict[str, str]:
     return {"prompt": prompt, **answers}
 
 
-def _prompt(row: Fields, shared: Sequence[Message]) -> Prompt:
-    """Join the prompt column and the turns that the answers share, which may repeat it."""
-    given = row.get("prompt", [])
+def _asked(row: Fields, shared: Sequence[Message]) -> list[Message]:
+    """Join the prompt and the turns that the answers share, which may repeat the prompt."""
+    given = row.get("prompt") or []
     asked = turns(given, "prompt", role="user") if given else []
     repeated = shared and (isinstance(given, str) or list(shared[: len(asked)]) == asked)
     messages = list(shared) if repeated else [*asked, *shared]
     if not messages:
         raise ExchangeError("the row has no prompt; write it in a column 'prompt'")
-    return prompt_of(messages, tools_of(row))
+    return messages
+
+
+_MORE = {"tools": ["json"], "tag": "text"}
+
+PREFERENCE = Format(
+    shapes=(("prompt", "chosen", "rejected"), ("chosen", "rejected")),
+    read=read_preference,
+    write=write_preference,
+    columns={"prompt": ["json"], "chosen": ["json"], "rejected": ["json"], **_MORE},
+)
+UNPAIRED = Format(
+    shapes=(("prompt", "completion", "label"),),
+    read=read_unpaired,
+    write=write_unpaired,
+    columns={"prompt": ["json"], "completion": ["json"], "label": "flag", **_MORE},
+    completions=1,
+)

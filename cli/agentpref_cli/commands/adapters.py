@@ -1,4 +1,4 @@
-"""`adapters`: which revisions there are, which one serves, and changing that by hand."""
+"""`adapters`: lists the revisions, shows which one serves, and changes that by hand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from agentpref_cli import options
-from agentpref_cli.terminal import BAD, DIM, GOOD, WARN, answer, confirm, facts, moment, say, table
+from agentpref_cli.terminal import (
+    BAD,
+    DIM,
+    GOOD,
+    WARN,
+    confirm,
+    facts,
+    moment,
+    print_result,
+    say,
+    table,
+)
 
 if TYPE_CHECKING:
     from agentpref.serve.backend import Revision
@@ -41,14 +52,14 @@ def list_(
     namespace: options.Namespace = "default",
     as_json: options.AsJson = False,
 ) -> None:
-    """List the revisions, the newest last, and say which serve and which must not.
+    """List the revisions, the newest last, with those that serve and those that must not.
 
-    A tainted one saw in training what a user has had forgotten, one in quarantine was found broken,
-    and of one that is pruned the files are gone: none of them can be promoted.
+    A tainted revision was trained on what was forgotten since, one in quarantine was found broken,
+    and the files of a pruned one were removed. None of them can be promoted.
     """
     registry = _registry(home, namespace)
     state, revisions = registry.state(), registry.list()
-    answer(
+    print_result(
         as_json,
         {"serving": _state(state), "revisions": [_revision(r, state) for r in revisions]},
         lambda: _show_list(revisions, state),
@@ -66,7 +77,7 @@ def show(
     registry = _registry(home, namespace)
     found = registry.get(revision)
     value = _revision(found, registry.state()) | {"manifest": found.manifest}
-    answer(as_json, value, lambda: _show_one(value))
+    print_result(as_json, value, lambda: _show_one(value))
 
 
 @app.command()
@@ -80,7 +91,7 @@ def promote(
     """Make a revision the live one, or the bare base model."""
     registry = _registry(home, namespace)
     state = registry.promote(revision, expected_generation=expected)
-    answer(as_json, _state(state), lambda: _say_state(state))
+    print_result(as_json, _state(state), lambda: _say_state(state))
 
 
 @app.command()
@@ -90,11 +101,21 @@ def rollback(
     namespace: options.Namespace = "default",
     as_json: options.AsJson = False,
 ) -> None:
-    """Undo the last promotion: the last revision before it that may serve does again."""
+    """Undo the last promotion: the last revision before it that may serve becomes live."""
+    from agentpref.errors import InvalidAdapter
+    from agentpref.serve.validate import check_published
+
     registry = _registry(home, namespace)
-    _check_previous(registry)
+    if (name := registry.previous()) is not None:
+        try:
+            check_published(registry.get(name))
+        except InvalidAdapter as error:
+            raise InvalidAdapter(
+                f"{error}; or pass it over: `agentpref adapters quarantine {name} --reason broken`,"
+                f" then roll back"
+            ) from error
     state = registry.rollback(expected_generation=expected)
-    answer(as_json, _state(state), lambda: _say_state(state))
+    print_result(as_json, _state(state), lambda: _say_state(state))
 
 
 @app.command()
@@ -113,7 +134,7 @@ def canary(
     namespace: options.Namespace = "default",
     as_json: options.AsJson = False,
 ) -> None:
-    """Let a revision serve a share of the threads, or end that."""
+    """Let a revision serve a share of the threads, or end that with --end."""
     if end == (revision is not None) or end == (weight is not None):
         raise typer.BadParameter(
             "name a revision and its share of the threads, or --end",
@@ -121,7 +142,7 @@ def canary(
         )
     registry = _registry(home, namespace)
     state = registry.canary(revision, weight or 0.0, expected_generation=expected)
-    answer(as_json, _state(state), lambda: _say_state(state))
+    print_result(as_json, _state(state), lambda: _say_state(state))
 
 
 @app.command()
@@ -132,14 +153,13 @@ def quarantine(
     namespace: options.Namespace = "default",
     as_json: options.AsJson = False,
 ) -> None:
-    """Keep a revision from being promoted, until it is released.
+    """Keep a revision from being promoted until it is released.
 
-    What it serves already it goes on serving: roll back too.
+    Does not stop it from serving; also run `adapters rollback`.
     """
     registry = _registry(home, namespace)
-    found = registry.quarantine(revision, reason)
-    value = _revision(found, registry.state())
-    answer(as_json, value, lambda: _say_quarantine(value))
+    value = _revision(registry.quarantine(revision, reason), registry.state())
+    print_result(as_json, value, lambda: _say_quarantine(value))
 
 
 @app.command()
@@ -152,31 +172,31 @@ def release(
     """Check a revision's files again, and end its quarantine."""
     registry = _registry(home, namespace)
     value = _revision(registry.release(revision), registry.state())
-    answer(as_json, value, lambda: say(f"{revision} may serve again", GOOD))
+    print_result(as_json, value, lambda: say(f"{revision} may serve again", GOOD))
 
 
 @app.command()
 def prune(
     keep: Annotated[int, typer.Option(min=1, metavar="N", help="How many of the newest stay.")] = 5,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Remove nothing; say what would go.")
+        bool, typer.Option("--dry-run", help="Remove nothing; say what would be removed.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     home: options.Home = None,
     namespace: options.Namespace = "default",
     as_json: options.AsJson = False,
 ) -> None:
-    """Remove the files of revisions that nothing needs any more.
+    """Remove the files of revisions that nothing needs.
 
-    What stays: the live one and the canary, what a rollback goes to, the last untainted one of the
-    live line, the newest, and what a process uses or an engine has loaded, or does not say.
+    These stay: the live one and the canary, what a rollback goes to, the last untainted one of the
+    live line, the newest, and those that a process or an engine has loaded, or may have.
     """
     registry = _registry(home, namespace)
     if not dry_run:
-        confirm(f"Remove all but what is needed from {registry.home.adapters}, for good?", yes)
+        confirm(f"Remove what nothing needs from {registry.home.adapters} for good?", yes)
     done = registry.prune(keep, ask=_is_loaded, dry_run=dry_run)
     value = {"removed": done.removed, "kept": done.kept, "bytes": done.bytes, "dry_run": dry_run}
-    answer(as_json, value, lambda: _show_pruned(done, dry_run))
+    print_result(as_json, value, lambda: _show_pruned(done, dry_run))
 
 
 @app.command()
@@ -192,34 +212,17 @@ def export(
     """Copy a revision to a folder that plain peft and plain vLLM load."""
     place = _registry(home, namespace).export(revision, folder)
     value = {"revision": revision, "path": str(place)}
-    answer(as_json, value, lambda: say(f"{revision} is in {place}", GOOD))
-
-
-def _check_previous(registry: Registry) -> None:
-    """Look at the files that a rollback would go to: by hand, there is the time for it."""
-    from agentpref.errors import InvalidAdapter
-    from agentpref.serve.validate import check_published
-
-    name = registry.previous()
-    if name is None:
-        return
-    try:
-        check_published(registry.get(name))
-    except InvalidAdapter as error:
-        raise InvalidAdapter(
-            f"{error}; or pass it over: `agentpref adapters quarantine {name} --reason broken`, "
-            f"then roll back"
-        ) from error
+    print_result(as_json, value, lambda: say(f"{revision} is in {place}", GOOD))
 
 
 def _is_loaded(place: str, revision_id: str) -> bool | None:
-    """Ask an engine at a URL; without the client that asks, nobody says."""
+    """Ask the engine at a URL; ``None`` if it is not at one, or its client is not installed."""
     if not place.startswith(("http://", "https://")):
         return None
     try:
-        from agentpref_adapters.vllm import holds_revision
+        from agentpref_adapters.vllm import has_loaded
 
-        return holds_revision(place, revision_id)
+        return has_loaded(place, revision_id)
     except ImportError:
         return None
 
@@ -231,30 +234,25 @@ def _registry(home: Path | None, namespace: str) -> Registry:
 
 
 def _state(state: ServingState) -> dict[str, Any]:
-    """A serving state for JSON, with the base model's own name where no revision serves."""
+    """A serving state for JSON, where ``live`` is ``"base"`` while no revision is."""
     from agentpref.types import BASE
 
     return state._asdict() | {"live": state.live or BASE}
 
 
 def _revision(revision: Revision, state: ServingState) -> dict[str, Any]:
+    times = ("created_at", "tainted_at", "quarantined_at", "quarantine_reason", "pruned_at")
     return {
         "revision": revision.revision_id,
         "serves": _role(revision, state),
         "parent": revision.parent,
-        "created_at": revision.created_at,
-        "tainted_at": revision.tainted_at,
-        "quarantined_at": revision.quarantined_at,
-        "quarantine_reason": revision.quarantine_reason,
-        "pruned_at": revision.pruned_at,
+        **{name: getattr(revision, name) for name in times},
         "path": str(revision.path),
     }
 
 
 def _role(revision: Revision, state: ServingState) -> str | None:
-    if revision.revision_id == state.live:
-        return "live"
-    return "canary" if revision.revision_id == state.canary else None
+    return {state.canary: "canary", state.live: "live"}.get(revision.revision_id)
 
 
 def _show_list(revisions: Sequence[Revision], state: ServingState) -> None:
@@ -262,16 +260,16 @@ def _show_list(revisions: Sequence[Revision], state: ServingState) -> None:
 
     base = (BASE, "live" if state.live is None else None, "-", "-", "-")
     rows = [
-        (r.revision_id, _role(r, state), r.parent or BASE, moment(r.created_at), _standing(r))
+        (r.revision_id, _role(r, state), r.parent or BASE, moment(r.created_at), _status(r))
         for r in revisions
     ]
-    columns = ("revision", "serves", "parent", "created", "standing")
+    columns = ("revision", "serves", "parent", "created", "status")
     styles = {"live": GOOD, "canary": WARN, "tainted": BAD, "quarantined": BAD, "pruned": DIM}
     table(columns, [base, *rows], styles=styles)
 
 
-def _standing(revision: Revision) -> str | None:
-    """Say in one word why a revision must not serve, the reason that lasts longest first."""
+def _status(revision: Revision) -> str | None:
+    """Why a revision must not serve, in one word: the reason that lasts longest."""
     if revision.pruned_at is not None:
         return "pruned"
     if revision.tainted_at is not None:
@@ -280,7 +278,7 @@ def _standing(revision: Revision) -> str | None:
 
 
 def _show_one(value: Mapping[str, Any]) -> None:
-    """Print where a revision comes from; its settings, which are nested, are for ``--json``."""
+    """Print where a revision comes from; ``--json`` has its settings too, which are nested."""
     manifest = value["manifest"]
     shown = {key: value[key] for key in ("revision", "serves", "parent", "path")}
     shown["created"] = moment(value["created_at"])
@@ -304,13 +302,13 @@ def _say_quarantine(value: Mapping[str, Any]) -> None:
     say(f"{value['revision']} is in quarantine: {value['quarantine_reason']}", WARN)
     if value["serves"] is not None:
         end = {"live": "rollback", "canary": "canary --end"}[value["serves"]]
-        say(f"it is {value['serves']} still; end that with `agentpref adapters {end}`", WARN)
+        say(f"it is still {value['serves']}; end that with `agentpref adapters {end}`", WARN)
 
 
 def _show_pruned(done: Pruned, dry_run: bool) -> None:
     rows = [
-        *((name, "would go" if dry_run else "removed", None) for name in done.removed),
+        *((name, "would be removed" if dry_run else "removed", None) for name in done.removed),
         *((name, "kept", why) for name, why in done.kept.items()),
     ]
-    table(("revision", "pruning", "why"), rows, styles={"removed": WARN, "would go": WARN})
+    table(("revision", "pruning", "why"), rows, styles={"removed": WARN, "would be removed": WARN})
     say(f"{'would free' if dry_run else 'freed'} {done.bytes / 1e6:,.1f} MB")

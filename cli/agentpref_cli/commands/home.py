@@ -1,26 +1,33 @@
-"""`init` and `stats`: make a home, and count what is in it."""
+"""`init`, `stats` and `pairs`: make a home, and count what is in it."""
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from agentpref_cli import options
-from agentpref_cli.opening import reading
-from agentpref_cli.terminal import GOOD, answer, moment, say, table
+from agentpref_cli.terminal import GOOD, moment, one_line, print_result, say, table
+
+if TYPE_CHECKING:
+    from agentpref.prefer.examples import ExampleSet
+    from agentpref.types import Message
+
+_SHOWN = 60
 
 
 def init(home: options.Home = None, as_json: options.AsJson = False) -> None:
-    """Make a home folder; one that exists stays as it is."""
+    """Make a home folder; an existing home stays as it is."""
     from agentpref.home import Home
     from agentpref.record.database import connect
 
     existed = Home(Home.resolve(home)).database.exists()
     created = Home.create(home)
     connect(created).close()
-    answer(
+    print_result(
         as_json,
         {"home": str(created.path), "existed": existed},
         lambda: say(f"{'already a home' if existed else 'made a home'}: {created.path}", GOOD),
@@ -31,18 +38,18 @@ def stats(
     home: options.Home = None,
     namespace: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Only this one [default: each].", show_default=False),
+        typer.Option(metavar="NAME", help="Only this one [default: all].", show_default=False),
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Count what was logged, by namespace."""
+    """Count what was logged, per namespace."""
     from agentpref.record.store import Store
 
-    with reading(home) as connection:
+    with options.reading(home) as connection:
         store = Store(connection)
         names = store.namespaces() if namespace is None else [namespace]
         counts = {name: store.stats(name) for name in names}
-    answer(as_json, counts, lambda: _show_counts(counts))
+    print_result(as_json, counts, lambda: _show_counts(counts))
 
 
 def _show_counts(counts: Mapping[str, Mapping[str, Any]]) -> None:
@@ -55,3 +62,104 @@ def _show_counts(counts: Mapping[str, Mapping[str, Any]]) -> None:
         for namespace, found in counts.items()
     ]
     table(("namespace", *names, "last run"), rows)
+
+
+def pairs(
+    home: options.Home = None,
+    namespace: options.Namespace = "default",
+    limit: Annotated[
+        int, typer.Option(min=0, metavar="N", help="How many of the newest pairs to show.")
+    ] = 5,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHEN",
+            help="Only prompts judged since then: 1d (s m h d w), or a date [default: all].",
+            show_default=False,
+        ),
+    ] = None,
+    held_out: options.HeldOut = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Count the pairs that an update would use, and show the newest.
+
+    Prompts are held out as by the namespace's last update, unless --held-out says otherwise.
+    """
+    from agentpref.prefer.examples import read_examples
+    from agentpref.record.store import Store
+
+    start = None if since is None else _parse_since(since)
+    with options.reading(home) as connection:
+        share = options.held_out_share(home, connection, namespace, held_out)
+        found = read_examples(Store(connection), namespace, held_out=share, since=start)
+    value = {
+        "held_out": share,
+        "strata": _strata(found),
+        "thumbs": len(found.thumbs),
+        "left_out": dict(found.left_out),
+        "newest": [
+            {
+                "pair": pair.example_id,
+                "tag": pair.tag,
+                "origin": pair.origin,
+                "held_out": pair.held_out,
+                "prompt": _text(pair.prompt.messages[-1]),
+                "chosen": _text(pair.completions[0].message),
+                "rejected": _text(pair.completions[-1].message),
+            }
+            for pair in found.pairs[::-1][:limit]
+        ],
+    }
+    print_result(as_json, value, lambda: _show_pairs(value, since))
+
+
+def _parse_since(text: str) -> float:
+    try:
+        return options.parse_since(text, time.time())
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"{text!r} is no time; give an age such as 1d or 12h, or a date such as 2026-11-19",
+            param_hint="--since",
+        ) from error
+
+
+def _strata(found: ExampleSet) -> list[dict[str, Any]]:
+    counts = Counter((pair.tag, pair.origin, pair.held_out) for pair in found.pairs)
+    return [
+        {
+            "tag": tag,
+            "origin": origin,
+            "train": counts[tag, origin, False],
+            "held_out": counts[tag, origin, True],
+        }
+        for tag, origin in sorted({(tag, origin) for tag, origin, _ in counts})
+    ]
+
+
+def _text(message: Message) -> str:
+    """The text of a message, or the tool calls of a message without text."""
+    return str(message.get("content") or message.get("tool_calls") or "")
+
+
+def _show_pairs(value: dict[str, Any], since: str | None) -> None:
+    from agentpref.types import HELD_OUT
+
+    if not value["strata"]:
+        when = "yet" if since is None else f"since {since}"
+        say(f"no pairs {when}: compare two answers to a prompt, correct one, or import a file")
+    else:
+        columns = ("tag", "origin", "train", "held_out")
+        table(columns, [tuple(row.values()) for row in value["strata"]])
+    if value["newest"]:
+        columns = ("pair", "prompt", "chosen", "rejected")
+        rows = [
+            (row["pair"][:8], *(one_line(row[name], _SHOWN) for name in columns[1:]))
+            for row in value["newest"]
+        ]
+        table(columns, rows)
+    if value["held_out"] != HELD_OUT:
+        say(f"share of the prompts that is held out: {value['held_out']:g}")
+    if value["thumbs"]:
+        say(f"lone thumbs, trained beside the pairs: {value['thumbs']}")
+    for reason, count in value["left_out"].items():
+        say(f"left out, {reason.replace('_', ' ')}: {count}")

@@ -1,4 +1,4 @@
-"""`update` and `report`: train on what was liked, and read what the gate said of it."""
+"""`update` and `report`: train on the new preferences, and show the gate's verdict."""
 
 from __future__ import annotations
 
@@ -9,29 +9,27 @@ from typing import Annotated, Any
 import typer
 
 from agentpref_cli import options
-from agentpref_cli.opening import reading
-from agentpref_cli.settings import read_settings
 from agentpref_cli.terminal import (
     BAD,
     BOLD,
     GOOD,
     WARN,
-    answer,
     moment,
+    print_result,
     progress,
     say,
     show_checks,
     table,
 )
 
-EXIT_CODES = {"promoted": 0, "nothing_new": 3, "refused": 4, "insufficient": 5}
-COLOURS = {"promoted": GOOD, "nothing_new": BOLD, "refused": BAD, "insufficient": WARN}
-OUTCOMES = {
-    "promoted": "it is better, and serves now",
-    "nothing_new": "nothing to learn from has come in since the last update",
-    "refused": "a check failed; what served before still does",
-    "insufficient": "too little evidence; what served before still does",
+VERDICTS = {
+    "promoted": (0, GOOD, "the new revision serves"),
+    "nothing_new": (3, BOLD, "no new feedback since the last update"),
+    "refused": (4, BAD, "a check failed; what served before still serves"),
+    "insufficient": (5, WARN, "too little evidence; what served before still serves"),
 }
+"""The exit code of each verdict, its colour, and what it means."""
+
 ROUTES = {
     "shared": "shared prompts",
     "plain, fused head": "prompts repeated",
@@ -45,7 +43,7 @@ REASONS = {
     "foreign_token_ids": "logged tokens are not in the vocabulary",
     "ids_disagree": "logged tokens spell another text",
 }
-"""In plain words; other reasons are plain enough."""
+"""Reasons in plain words; others are printed as they are named."""
 
 _THUMBS = "_thumbs"
 
@@ -72,30 +70,34 @@ def update(
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Train on what is new; serve it if it is better.
+    """Train on new preferences, and serve the result if it is better.
 
-    Ctrl-C and SIGTERM end it after the step at hand; the next update resumes there, as it does
-    after a kill. A second Ctrl-C does not wait for the step.
+    Ctrl-C and SIGTERM end the update after the current step, and the next update resumes there, as
+    it does after a crash. A second Ctrl-C ends it at once.
 
-    Exits 0 when the candidate was promoted, 3 when there is nothing new, 4 when it was refused, 5
-    when the evidence does not suffice, 2 on bad usage, 1 on a failure, 130 and 143 on a signal.
+    Exits 0 if the candidate was promoted, 3 if nothing is new, 4 if the candidate was refused, 5 if
+    there is too little evidence, 2 on bad usage, 1 on a failure, 130 or 143 on a signal.
     """
-    from dataclasses import replace
-
     from agentpref.config import UpdateConfig
     from agentpref.learn import process, team
-    from agentpref.pipeline import update as learn
+    from agentpref.pipeline import update as run_update
 
-    settings = UpdateConfig.from_mapping(read_settings(config, set_ or ()))
+    settings = options.read_settings(config, set_ or ())
     if max_minutes is not None:
-        settings = replace(settings, max_minutes=max_minutes)
-    if team.shares():  # it needs torch to come together, and followers are told of no progress
+        settings["max_minutes"] = max_minutes
+    checked = UpdateConfig.from_mapping(settings)
+    if team.shares():  # several processes need torch to connect, and followers get no progress
         process.settle()
-    with progress(as_json) as reporter:
-        told = process.settling(reporter)
-        made = learn(home, model=model, config=settings, namespace=namespace, progress=told)
-    answer(as_json, made.to_mapping(), lambda: _show(made.to_mapping()))
-    raise typer.Exit(EXIT_CODES[made.verdict])
+    with progress(as_json) as show_progress:
+        done = run_update(
+            home,
+            model=model,
+            config=checked,
+            namespace=namespace,
+            progress=process.settling(show_progress),
+        ).to_mapping()
+    print_result(as_json, done, lambda: _show(done))
+    raise typer.Exit(VERDICTS[done["verdict"]][0])
 
 
 def report(
@@ -109,73 +111,79 @@ def report(
     """Show an update and the gate's verdict on it."""
     from agentpref.record.updates import Updates
 
-    with reading(home) as connection:
+    with options.reading(home) as connection:
         found = Updates(connection).report(namespace, update_id)
-    answer(as_json, found, lambda: _show(found))
+    print_result(as_json, found, lambda: _show(found))
 
 
 def _show(report: Mapping[str, Any]) -> None:
-    """Print a report: the verdict first, then what it rests on."""
-    verdict = report["verdict"]
-    say(f"{verdict.replace('_', ' ')}: {OUTCOMES[verdict]}", COLOURS[verdict])
+    """Print a report: the verdict, how it was trained, accuracy, and the checks."""
+    verdict, accuracy = report["verdict"], report["accuracy"]
+    say(f"{verdict.replace('_', ' ')}: {_meaning(verdict, accuracy)}", VERDICTS[verdict][1])
     say(f"update {report['update_id']}, {moment(report['created_at'])}, {report['seconds']:.0f} s")
     if report["revision"]:
         say(f"revision {report['revision']}, from {report['parent'] or 'the base model'}")
     notes = report.get("notes", ())
     for line in (*_counts(report), *_training(report), *_not_as_logged(report), *notes):
         say(line)
-    if report["accuracy"]:
-        rows = [(tag, found["before"], found["after"]) for tag, found in report["accuracy"].items()]
+    if accuracy:
+        rows = [(tag, found["before"], found["after"]) for tag, found in accuracy.items()]
         table(("held-out accuracy", "before", "after"), rows)
     if report["checks"]:
         show_checks(report["checks"])
 
 
+def _meaning(verdict: str, accuracy: Mapping[str, Mapping[str, float]]) -> str:
+    """What a verdict means; of a promotion, the accuracy over all held-out examples too."""
+    total = sum(found["pairs"] for found in accuracy.values())
+    if verdict != "promoted" or not total:
+        return VERDICTS[verdict][2]
+    before, after = (
+        f"{sum(found['pairs'] * found[when] for found in accuracy.values()) / total:.2f}".lstrip(
+            "0"
+        )
+        for when in ("before", "after")
+    )
+    return f"held-out accuracy {before} -> {after}; now serving"
+
+
 def _counts(report: Mapping[str, Any]) -> Iterator[str]:
-    """Say how many pairs there are of each kind, and thumbs where there are any."""
-    counts = report["counts"]
-    thumbs = {name[: -len(_THUMBS)]: n for name, n in counts.items() if name.endswith(_THUMBS)}
-    pairs = {name: n for name, n in counts.items() if not name.endswith(_THUMBS)}
-    for kind, found in (("pairs", pairs), ("thumbs", thumbs)):
+    """The number of pairs of each kind, and of thumbs if there are any."""
+    thumbs = {name for name in report["counts"] if name.endswith(_THUMBS)}
+    for kind, wanted in (("pairs", report["counts"].keys() - thumbs), ("thumbs", thumbs)):
+        found = {name: count for name, count in report["counts"].items() if name in wanted}
         if found and (kind == "pairs" or any(found.values())):
-            yield f"{kind}: " + ", ".join(f"{_plain(name)} {n}" for name, n in found.items())
+            names = (f"{_plain(name.removesuffix(_THUMBS))} {n}" for name, n in found.items())
+            yield f"{kind}: {', '.join(names)}"
 
 
 def _training(report: Mapping[str, Any]) -> Iterator[str]:
-    """Say how it was trained, and what was not as planned; older reports tell less."""
-    training = report["training"]
+    """How the candidate was trained. Reports of older versions have fewer of these fields."""
+    training, counts = report["training"], report["counts"]
     planned, resumed_at = training.get("planned_steps"), training.get("resumed_at")
     if resumed_at:
-        yield (
-            f"resumed at step {resumed_at} of {planned}; {_waiting(report['counts'])} that came in "
-            "since wait for the next update"
-        )
-    if training:
-        in_time = training.get("stopped") != "time"
-        steps = f"{training['steps']}" if in_time else f"{training['steps']} of {planned}"
-        yield (
-            f"trained {steps} steps in {training['seconds']:.0f} s{_means(training)}"
-            + ("" if in_time else ": the time was up")
-        )
-
-
-def _means(training: Mapping[str, Any]) -> str:
-    """Say by what means the machine and the model let it be trained."""
-    parts = [training.get("precision"), ROUTES.get(training.get("route", ""))]
+        thumbs = counts.get("waiting_thumbs", 0)
+        waiting = f"{counts.get('waiting', 0)} pairs" + (f" and {thumbs} thumbs" if thumbs else "")
+        yield f"resumed at step {resumed_at} of {planned}; {waiting} wait for the next update"
+    if not training:
+        return
+    out_of_time = training.get("stopped") == "time"
+    parts = [
+        f"trained {training['steps']}{f' of {planned}' if out_of_time else ''} steps in "
+        f"{training['seconds']:.0f} s",
+        training.get("precision"),
+        ROUTES.get(training.get("route", "")),
+    ]
     if training.get("tokens_per_pass"):
         parts.append(f"at most {training['tokens_per_pass']} tokens a pass")
     if training.get("recomputes_layers"):
         parts.append("layers recomputed to save memory")
-    return "".join(f", {part}" for part in parts if part)
-
-
-def _waiting(counts: Mapping[str, int]) -> str:
-    thumbs = counts.get("waiting_thumbs", 0)
-    return f"{counts.get('waiting', 0)} pairs" + (f" and {thumbs} thumbs" if thumbs else "")
+    line = ", ".join(filter(None, parts))
+    yield f"{line}: the time was up" if out_of_time else line
 
 
 def _not_as_logged(report: Mapping[str, Any]) -> Iterator[str]:
-    """Count by reason the rows that were not used, or not as they were logged."""
+    """Count, by reason, the rows that were left out or changed."""
     for name in ("left_out", "shortened", "retokenised"):
         for reason, count in report.get(name, {}).items():
             yield f"{_plain(name)}, {REASONS.get(reason, _plain(reason))}: {count}"

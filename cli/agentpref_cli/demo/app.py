@@ -1,7 +1,6 @@
-"""The app of the demo: a LangChain agent that is served by the live revision and logged.
+"""The app of the demo: a LangChain agent that the live revision serves and the log records.
 
-This is what a user of agentpref writes: an agent, a callback, a router. It knows nothing of
-feedback and of training.
+This is what a user of agentpref writes: an agent, a callback and a router.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
@@ -18,10 +17,11 @@ from agentpref.record.log import Log
 from agentpref.serve.router import Router
 
 IN_FLIGHT = 48
+CLIENTS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Reply:
     """What the agent said, the run it was logged as, and the revision that wrote it."""
 
     run_id: str
@@ -30,10 +30,10 @@ class Answer:
 
 
 class App:
-    """An agent over a router, whose model calls are logged under one domain tag."""
+    """An agent over a router, whose model calls are logged."""
 
     def __init__(self, log: Log, router: Router, *, max_tokens: int = 48) -> None:
-        """Build the agent: no tools, the model that the router serves."""
+        """Build an agent without tools, on the model that the router serves."""
         from langchain.agents import create_agent
 
         from agentpref_adapters.langchain import AgentprefChatModel
@@ -43,8 +43,8 @@ class App:
         model = AgentprefChatModel(router=router, model="tiny", max_tokens=max_tokens)
         self._agent: Any = create_agent(model, tools=[])
 
-    def ask(self, questions: Sequence[str], *, tag: str) -> list[Answer]:
-        """Ask the agent all questions, many at a time; every answer is logged."""
+    def ask(self, questions: Sequence[str], *, tag: str) -> list[Reply]:
+        """Ask the agent all questions, many at a time, and log each reply under the tag."""
         from agentpref_adapters.langchain import AgentprefCallback
 
         callback = AgentprefCallback(self.log, tags=[tag], user_id=tag)
@@ -57,21 +57,29 @@ class App:
             ],
         )
         return [
-            Answer(
-                run_id=callback.answer_of(trace) or "",
-                text=_text(result["messages"][-1]),
-                revision=result["messages"][-1].response_metadata["revision"],
-            )
-            for trace, result in zip(traces, results, strict=True)
+            Reply(callback.answer_of(trace) or "", _text(message), _revision(message))
+            for trace, message in zip(traces, (r["messages"][-1] for r in results), strict=True)
         ]
 
     @contextmanager
     def traffic(self, questions: Sequence[str]) -> Iterator[Traffic]:
         """Keep requests in flight, from three threads, while the block runs."""
         traffic = Traffic()
+
+        def client(own: Sequence[str]) -> None:
+            while not traffic.stop.is_set():
+                for text in own:
+                    if traffic.stop.is_set():
+                        return
+                    try:
+                        result = self._agent.invoke({"messages": [("user", text)]})
+                    except Exception:  # any error is a dropped request, and counted as one
+                        traffic.count("failed")
+                    else:
+                        traffic.count(_revision(result["messages"][-1]))
+
         threads = [
-            threading.Thread(target=self._keep_asking, args=(questions[i::3], traffic))
-            for i in range(3)
+            threading.Thread(target=client, args=(questions[i::CLIENTS],)) for i in range(CLIENTS)
         ]
         for thread in threads:
             thread.start()
@@ -82,26 +90,14 @@ class App:
             for thread in threads:
                 thread.join()
 
-    def _keep_asking(self, questions: Sequence[str], traffic: Traffic) -> None:
-        while not traffic.stop.is_set():
-            for text in questions:
-                if traffic.stop.is_set():
-                    return
-                try:
-                    result = self._agent.invoke({"messages": [("user", text)]})
-                except Exception:  # whatever went wrong, this request was dropped: that is counted
-                    traffic.count("failed")
-                else:
-                    traffic.count(result["messages"][-1].response_metadata["revision"])
 
-
-@dataclass
 class Traffic:
     """How many requests each revision answered, and how many failed."""
 
-    stop: threading.Event = field(default_factory=threading.Event)
-    answered: Counter[str] = field(default_factory=Counter)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        self.answered: Counter[str] = Counter()
+        self._lock = threading.Lock()
 
     def count(self, revision: str) -> None:
         """Count one more request."""
@@ -115,7 +111,11 @@ class Traffic:
             self.stop.wait(0.01)
 
 
+def _revision(message: Any) -> str:
+    return str(message.response_metadata["revision"])
+
+
 def _text(message: Any) -> str:
-    """What the user sees: the text, or the tool that was called."""
+    """What the user sees: the text, or the tools that were called."""
     calls = ", ".join(f"{call['name']}({call['args']})" for call in message.tool_calls)
     return str(message.text) or f"[calls {calls}]"

@@ -1,8 +1,7 @@
-"""What the nights did to everything that was learned before, with protection and without.
+"""Compares the demo's updates with the same updates without protection: the naive arm.
 
-The naive arm trains on the same pairs in the same order from its own previous adapter, with no
-replay and no KL penalty and no gate. Both arms sit the same exams: the held-out pairs of each
-night. Knows nothing of how pairs came about.
+The naive arm trains on the same pairs in the same order, each time from its own previous adapter,
+without replay, KL penalty and gate. Both arms are evaluated on the held-out pairs of every update.
 """
 
 from __future__ import annotations
@@ -15,30 +14,29 @@ from pathlib import Path
 from agentpref.config import KLSettings, ReplaySettings, UpdateConfig
 from agentpref.learn.adapter import Policy
 from agentpref.learn.cache import LogpCache
-from agentpref.learn.learner import Learner, Progress
-from agentpref.models.base import BaseModel, load_base
-from agentpref.prove.metrics import RMatrix, accuracy, correctness
+from agentpref.learn.learner import Learner
+from agentpref.models.base import load_base
+from agentpref.prove.evaluate import policy_scores
+from agentpref.prove.metrics import RMatrix, accuracy
 from agentpref.serve.manifest import is_revision_id
-from agentpref.types import BASE, Pair
-
-Exams = Mapping[str, Sequence[Pair]]
+from agentpref.types import BASE, Example, Progress
 
 
 @dataclass(frozen=True)
 class Arms:
-    """What both arms share: the model, the settings, and the home that keeps the base's scores."""
+    """What both arms share: the model, the settings, and the home that caches log-probabilities."""
 
     model: str
     config: UpdateConfig
     connection: sqlite3.Connection
     progress: Progress
 
-    def train_naively(self, nights: Sequence[Sequence[Pair]], folder: Path) -> list[Path]:
-        """Train night after night with no protection; return the adapter after each."""
+    def train_naively(self, updates: Sequence[Sequence[Example]], folder: Path) -> list[Path]:
+        """Train on the pairs of each update without protection; return the adapter after each."""
         naive = replace(self.config, replay=ReplaySettings(minimum=0), kl=KLSettings(weight=0.0))
         live: Path | None = None
         adapters: list[Path] = []
-        for number, pairs in enumerate(nights, start=1):
+        for number, pairs in enumerate(updates, start=1):
             learner = self._learner("naive arm", live, naive)
             rows = learner.encode(pairs)
             learner.fit(rows, new=len(rows))
@@ -47,34 +45,33 @@ class Arms:
             adapters.append(live)
         return adapters
 
-    def r_matrix(self, adapters: Sequence[Path | None], exams: Exams) -> RMatrix:
-        """Accuracy on every night's exam, before any update and with the adapter after each.
+    def r_matrix(
+        self, adapters: Sequence[Path | None], held_out: Mapping[str, Sequence[Example]]
+    ) -> RMatrix:
+        """Accuracy on the held-out pairs of every update: one row for the base, one per adapter.
 
-        Where an adapter is ``None``, the base still serves.
+        An adapter that is ``None`` stands for the base model.
         """
-        rows = [tuple(0.5 for _ in exams)]  # the base is its own reference: a coin, by definition
+        rows = [tuple(0.5 for _ in held_out)]  # the base is its own reference: .5 by definition
         for adapter in adapters:
-            learner = self._learner("exams", adapter, self.config)
-            rows.append(tuple(_mark(learner, pairs) for pairs in exams.values()))
-        return RMatrix(tuple(exams), tuple(rows))
+            learner = self._learner("evaluation", adapter, self.config)
+            rows.append(
+                tuple(
+                    accuracy(policy_scores(learner, "live", learner.encode(pairs)))
+                    for pairs in held_out.values()
+                )
+            )
+        return RMatrix(tuple(held_out), tuple(rows))
 
     def _learner(self, name: str, live: Path | None, config: UpdateConfig) -> Learner:
         base = load_base(self.model, held_in=self.config.precision)
+        caches: dict[Policy, LogpCache] = {"base": LogpCache(self.connection, base.numbers, BASE)}
+        if live is not None and is_revision_id(live.name):
+            caches["live"] = LogpCache(self.connection, base.numbers, live.name)
         return Learner(
             base,
             live,
             config,
-            caches=self._caches(base, live),
+            caches=caches,
             progress=lambda stage, done, total: self.progress(f"{name}: {stage}", done, total),
         )
-
-    def _caches(self, base: BaseModel, live: Path | None) -> dict[Policy, LogpCache]:
-        """What the home knows already: the base's scores, and those of published revisions."""
-        caches: dict[Policy, LogpCache] = {"base": LogpCache(self.connection, base.numbers, BASE)}
-        if live is not None and is_revision_id(live.name):
-            caches["live"] = LogpCache(self.connection, base.numbers, live.name)
-        return caches
-
-
-def _mark(learner: Learner, pairs: Sequence[Pair]) -> float:
-    return accuracy(correctness(learner.margins("live", learner.encode(pairs))))

@@ -1,4 +1,4 @@
-"""Pairs and learners that the learning tests share."""
+"""Examples and learners that the learning tests share."""
 
 from __future__ import annotations
 
@@ -7,13 +7,7 @@ import pytest
 from agentpref.config import UpdateConfig
 from agentpref.learn.learner import Learner
 from agentpref.models.base import load_base
-from agentpref.types import Pair, Prompt
-
-
-def make_pair(number: int, chosen: str, rejected: str, **changes) -> Pair:
-    prompt = Prompt(f"prompt{number}", ({"role": "user", "content": f"Question {number}?"},))
-    sides = ({"role": "assistant", "content": text} for text in (chosen, rejected))
-    return Pair(f"pair{number}", "test", float(number), prompt, *sides, "comparison", **changes)
+from tests.core.learn.examples import make_pair
 
 
 @pytest.fixture

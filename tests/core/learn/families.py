@@ -1,9 +1,42 @@
-"""Tiny random models of the families that people serve, with a LoRA adapter that does something."""
+"""Tiny random models of common families with a random LoRA adapter, and rows to score on them."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import transformers as tf
+
+
+class Row(NamedTuple):
+    """A prompt and its completions, as learn.batch.Sequences asks for them."""
+
+    prompt: tuple[int, ...]
+    completions: tuple[tuple[int, ...], ...]
+    masks: tuple[tuple[bool, ...] | None, ...]
+
+    @property
+    def width(self) -> int:
+        return len(self.prompt) + sum(map(len, self.completions))
+
+
+def row(prompt, *completions, masks=None) -> Row:
+    return Row(prompt, completions, masks or (None,) * len(completions))
+
+
+ROWS = [
+    row((5, 6, 7, 8), (9, 10), (11, 12, 13)),
+    row((5,), (14,), (15, 0, 16, 17)),
+    row((18, 19, 20, 21, 22, 23), (24, 25, 26), (24, 27)),
+]
+
+
+def rows_of(n: int) -> list[Row]:
+    """Three rows with n completions each."""
+    parts = [(28, 29), (30,), (31, 32, 33, 34)]
+    made = [(*own.completions, *((*part, at) for at, part in enumerate(parts))) for own in ROWS]
+    return [row(own.prompt, *many[:n]) for own, many in zip(ROWS, made, strict=True)]
+
 
 _SHAPE = {
     "vocab_size": 50,
@@ -42,7 +75,7 @@ FAMILIES = {
 
 
 def random_model(family: str):
-    """A model of a family with random weights, wide enough that every part shows."""
+    """A model of a family with random weights, large enough that every part has an effect."""
     torch.manual_seed(0)
     model = tf.AutoModelForCausalLM.from_config(FAMILIES[family]()).eval()
     for parameter in model.parameters():
@@ -51,7 +84,7 @@ def random_model(family: str):
 
 
 def adapted_model(family: str):
-    """Such a model as peft's, with a random candidate on all linear layers."""
+    """Such a model with a random peft adapter, ``candidate``, on all linear layers."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")

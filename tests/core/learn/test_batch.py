@@ -1,91 +1,130 @@
-"""Layouts name each completion token once, at the place that predicts it."""
+"""Layouts name each token that counts once, at the place that predicts it."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agentpref.learn.batch import chunks, plain, shared
-from agentpref.learn.encode import EncodedPair
-from agentpref.types import Pair, Prompt
+from tests.core.learn.families import ROWS, row, rows_of
 
-PAIR = Pair("p", "n", 0.0, Prompt("q", ()), {}, {}, "comparison")
-ROWS = [
-    EncodedPair(PAIR, (5, 6, 7, 8), (9, 10), (11, 12, 13)),
-    EncodedPair(PAIR, (5,), (14,), (15, 0, 16, 17)),
-    EncodedPair(PAIR, (18, 19, 20, 21, 22, 23), (24, 25, 26), (24, 27)),
-]
+IDS = st.lists(st.integers(1, 99), min_size=1, max_size=20).map(tuple)
+LAYOUTS = pytest.mark.parametrize("layout", [plain, shared])
 
 
-def completions(rows):
-    return [row.chosen for row in rows] + [row.rejected for row in rows]
+@st.composite
+def many_rows(draw):
+    """Up to four rows with the same number of completions, some with masks."""
+    n = draw(st.integers(1, 5))
+    rows = []
+    for _ in range(draw(st.integers(1, 4))):
+        completions = draw(st.lists(IDS, min_size=n, max_size=n))
+        masks = [
+            draw(st.none() | st.lists(st.booleans(), min_size=len(ids), max_size=len(ids)))
+            for ids in completions
+        ]
+        masks = tuple(tuple(mask) if mask and any(mask) else None for mask in masks)
+        rows.append(row(draw(IDS), *completions, masks=masks))
+    return rows
 
 
-@pytest.mark.parametrize("layout", [plain, shared])
-def test_targets_are_the_completions_first_ones_first(layout):
-    batch = layout(ROWS, 0)
-    found = [
-        tuple(batch.targets[batch.owner == owner].tolist()) for owner in range(batch.completions)
+def counting(own):
+    """Of each completion, the numbers of the tokens that count."""
+    masks = zip(own.completions, own.masks, strict=True)
+    return [[at for at in range(len(ids)) if mask is None or mask[at]] for ids, mask in masks]
+
+
+def predicted(rows):
+    """Row, completion and number of each token that counts, in the order of a batch."""
+    return [
+        (own, own.completions[number], at)
+        for number in range(len(rows[0].completions))
+        for own in rows
+        for at in counting(own)[number]
     ]
-    assert found == completions(ROWS)
 
 
-@pytest.mark.parametrize("layout", [plain, shared])
-def test_a_token_is_predicted_where_the_one_before_it_stands(layout):
-    batch = layout(ROWS, 0)
-    seen = batch.ids.flatten()[batch.where]
-    prompts = [row.prompt for row in ROWS] * 2
+@LAYOUTS
+@given(rows=many_rows())
+def test_each_token_that_counts_is_predicted_from_the_token_before_it(layout, rows):
+    batch = layout(rows, 0)
     expected = [
-        before
-        for prompt, ids in zip(prompts, completions(ROWS), strict=True)
-        for before in (prompt[-1], *ids[:-1])
+        (ids[at], ids[at - 1] if at else own.prompt[-1], len(own.prompt) - 1 + at)
+        for own, ids, at in predicted(rows)
     ]
-    assert seen.tolist() == expected
+    before, positions = (x.flatten()[batch.where] for x in (batch.ids, batch.positions))
+    found = (x.tolist() for x in (batch.targets, before, positions))
+    assert list(zip(*found, strict=True)) == expected
 
 
-@pytest.mark.parametrize("layout", [plain, shared])
-def test_positions_count_from_the_start_of_the_prompt(layout):
-    batch = layout(ROWS, 0)
-    found = batch.positions.flatten()[batch.where]
-    expected = [
-        len(row.prompt) - 1 + at
-        for half in (0, 1)
-        for row in ROWS
-        for at in range(len(row.completions[half]))
-    ]
-    assert found.tolist() == expected
+@LAYOUTS
+@given(rows=many_rows())
+def test_sums_means_and_lengths_are_by_row_and_completion(layout, rows):
+    batch = layout(rows, 0)
+    values = torch.linspace(1, 2, len(batch.targets))
+    lists = [[[] for _ in own.completions] for own in rows]
+    at = iter(values.double().tolist())
+    for number in range(batch.n):
+        for index, own in enumerate(rows):
+            lists[index][number] = [next(at) for _ in counting(own)[number]]
+    assert (batch.rows, batch.n) == (len(rows), len(rows[0].completions))
+    assert batch.lengths().tolist() == [[len(part) for part in parts] for parts in lists]
+    sums = torch.tensor([[sum(part) for part in parts] for parts in lists], dtype=torch.float64)
+    torch.testing.assert_close(batch.sums(values), sums)
+    torch.testing.assert_close(batch.means(values), sums / batch.lengths())
 
 
-def test_sums_and_means_are_by_completion():
+def test_sums_of_one_completion_lie_side_by_side_in_memory():
     batch = shared(ROWS, 0)
-    ones = torch.ones(len(batch.targets))
-    assert batch.sums(ones).tolist() == [len(ids) for ids in completions(ROWS)]
-    assert batch.means(2 * ones).tolist() == [2.0] * 6
+    assert batch.sums(torch.ones(len(batch.targets)))[:, 1].is_contiguous()
 
 
-def test_shared_rows_hold_the_prompt_once():
-    assert (shared(ROWS, 0).ids == 18).sum() == 1
-    assert (plain(ROWS, 0).ids == 18).sum() == 2
+@LAYOUTS
+def test_rows_with_different_numbers_of_completions_are_refused(layout):
+    with pytest.raises(ValueError, match=r"shorter|longer"):
+        layout([*rows_of(2), *rows_of(3)], 0)
 
 
-def test_parts_of_shared_rows_are_as_wide_as_the_kernel_likes():
-    batch = shared(ROWS, 0)
-    prompt = batch.mask.shape[-1]
-    assert (prompt, batch.ids.shape[1] - prompt) == (16, 2 * 16)
-    assert batch.mask.sum(-1).flatten().tolist() == [len(row.prompt) - 1 for row in ROWS]
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_shared_rows_hold_the_prompt_once(n):
+    assert (shared(rows_of(n), 0).ids == 18).sum() == 1
+    assert (plain(rows_of(n), 0).ids == 18).sum() == n
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_parts_of_shared_rows_are_padded_to_a_width_the_kernel_is_fast_on(n):
+    batch = shared(rows_of(n), 0)
+    assert batch.mask.shape == (3, n, 1, 16)
+    assert batch.ids.shape == (3, 16 + n * 16)
+    assert (batch.mask.sum(-1)[..., 0] == torch.tensor([[3], [0], [5]])).all()
+
+
+def cut(rows, budget, **options):
+    width, n = (lambda own: own.width), (lambda own: len(own.completions))
+    return list(chunks(rows, width, budget, n=n, **options))
 
 
 def test_chunks_keep_order_and_budget():
-    runs = list(chunks(ROWS * 4, lambda row: row.width, 24))
-    assert [row for run in runs for row in run] == ROWS * 4
+    runs = cut(ROWS * 4, 24)
+    assert [own for run in runs for own in run] == ROWS * 4
     assert all(len(run) == 1 or len(run) * max(r.width for r in run) <= 24 for run in runs)
 
 
+@given(st.lists(st.integers(1, 5)))
+def test_chunks_never_mix_rows_with_different_numbers_of_completions(numbers):
+    rows = [rows_of(n)[0] for n in numbers]
+    runs = cut(rows, 60)
+    assert all(len({len(own.completions) for own in run}) == 1 for run in runs)
+    assert sorted(own for run in runs for own in run) == sorted(rows)
+
+
 @pytest.mark.parametrize("size", [2, 3])
-def test_chunks_that_are_dealt_out_keep_the_budget_of_each(size):
-    runs = list(chunks(ROWS * 4, lambda row: row.width, 24, side_by_side=size))
-    assert [row for run in runs for row in run] == ROWS * 4
+def test_chunks_for_several_processes_keep_the_budget_of_each(size):
+    runs = cut(ROWS * 4, 24, side_by_side=size)
+    assert [own for run in runs for own in run] == ROWS * 4
     for run in runs:
         widest, share = max(r.width for r in run), len(run[::size])
         assert share == 1 or share * widest <= 24
-    assert len(runs) < len(list(chunks(ROWS * 4, lambda row: row.width, 24)))
+    assert len(runs) < len(cut(ROWS * 4, 24))

@@ -1,4 +1,4 @@
-"""Cached log-probs: right, asked for once, and of one policy only."""
+"""Log-probs are computed once per policy and token ids, and come from the cache after that."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from contextlib import closing
 import pytest
 
 from agentpref.home import Home
-from agentpref.learn.cache import LogpCache
-from agentpref.learn.encode import EncodedPair, EncodedThumb
-from agentpref.learn.logps import PairLogps
+from agentpref.learn.cache import LogpCache, sequence_key
 from agentpref.record.database import connect
-from agentpref.types import Thumb
+from tests.core.learn.families import row
 
+MASKS = [None, (True, False), (False, True)]
 NUMBERS = "d" * 64 + ":" + "t" * 64
 
 
@@ -28,29 +27,33 @@ def connection(home):
 
 
 @pytest.fixture
-def rows(pairs):
-    return [EncodedPair(p, (1, n), (2, n, 3), (4, n)) for n, p in enumerate(pairs)]
+def rows():
+    """Rows of one to three completions."""
+    return [row((1, n), *((2 + c, n) + (3,) * c for c in range(1 + n % 3))) for n in range(12)]
 
 
 class Scorer:
-    """Scores that tell rows, sides and scorers apart, and a note of what was asked for."""
+    """Scores that differ by row, completion and scorer, and a list of the rows it scored."""
 
     def __init__(self, base: float = 0.0) -> None:
         self.base, self.asked = base, []
 
     def __call__(self, rows):
-        self.asked.append([row.pair.pair_id for row in rows])
-        return [PairLogps(self.base - row.prompt[1], self.base - 0.1 * row.width) for row in rows]
+        self.asked.append(list(rows))
+        return [
+            tuple(self.base - own.prompt[1] - 0.1 * sum(ids) for ids in own.completions)
+            for own in rows
+        ]
 
 
 def not_asked(rows):
     pytest.fail(f"asked again for {len(rows)} rows")
 
 
-def test_scores_are_the_scorers_in_order(connection, rows):
+def test_scores_are_those_of_the_scorer_in_order(connection, rows):
     cache, scorer = LogpCache(connection, NUMBERS, "base"), Scorer()
     assert cache.score(rows, scorer) == Scorer()(rows)
-    assert scorer.asked == [[row.pair.pair_id for row in rows]]
+    assert scorer.asked == [rows]
 
 
 def test_scores_of_a_real_model_come_back_bit_for_bit(connection, make_learner, pairs):
@@ -62,33 +65,49 @@ def test_scores_of_a_real_model_come_back_bit_for_bit(connection, make_learner, 
     assert cache.score(rows[::-1], not_asked) == scores[::-1]
 
 
-def test_a_row_is_asked_for_once_ever(connection, rows):
+def test_a_row_is_scored_once(connection, rows):
     cache, scorer = LogpCache(connection, NUMBERS, "base"), Scorer()
     cache.score(rows[:5], scorer)
     assert cache.score(rows, scorer) == Scorer()(rows)
-    assert scorer.asked == [[row.pair.pair_id for row in part] for part in (rows[:5], rows[5:])]
+    assert scorer.asked == [rows[:5], rows[5:]]
     cache.score(rows, not_asked)
 
 
-def test_a_row_with_one_new_side_is_asked_for(connection, rows):
+def test_a_row_with_one_new_completion_is_scored(connection, rows):
     cache, scorer = LogpCache(connection, NUMBERS, "base"), Scorer()
     cache.score(rows, scorer)
-    other = EncodedPair(rows[0].pair, rows[0].prompt, rows[0].chosen, (99,))
+    other = row(rows[1].prompt, *rows[1].completions, (99,))
     assert cache.score([other], scorer) == Scorer()([other])
     assert len(scorer.asked) == 2
 
 
-def test_what_is_known_does_not_depend_on_the_pair_that_asked(connection, rows):
+def test_rows_share_the_scores_of_the_same_completions_of_a_prompt(connection, rows):
     cache = LogpCache(connection, NUMBERS, "base")
-    (scores,) = cache.score(rows[:1], Scorer())
-    swapped = EncodedPair(rows[5].pair, rows[0].prompt, rows[0].rejected, rows[0].chosen)
-    assert cache.score([swapped], not_asked) == [PairLogps(scores.rejected, scores.chosen)]
+    (scores,) = cache.score(rows[2:3], Scorer())
+    first, second, third = rows[2].completions
+    others = [row(rows[2].prompt, third, first), row(rows[2].prompt, second)]
+    assert cache.score(others, not_asked) == [(scores[2], scores[0]), (scores[1],)]
 
 
-def test_the_prompt_counts(connection, rows):
+def test_a_completion_with_a_mask_has_a_score_of_its_own(connection):
+    cache = LogpCache(connection, NUMBERS, "base")
+    whole, masked, full = (
+        row((1,), (2, 3), masks=(mask,)) for mask in (None, (False, True), (True, True))
+    )
+    cache.remember([whole, masked], [(-3.0,), (-1.0,)])
+    assert cache.score([masked, full, whole], not_asked) == [(-1.0,), (-3.0,), (-3.0,)]
+    assert connection.execute("SELECT tokens FROM logp ORDER BY logp").fetchall() == [(2,), (1,)]
+
+
+def test_keys_without_a_mask_are_those_of_older_homes():
+    assert sequence_key((1, 2), (3,)) == "1828077f4e8ace0e994745da38c1e34e"
+    assert len({sequence_key((1,), (2, 3), mask) for mask in MASKS}) == len(MASKS)
+
+
+def test_another_prompt_makes_another_key(connection, rows):
     cache, scorer = LogpCache(connection, NUMBERS, "base"), Scorer()
     cache.score(rows[:1], scorer)
-    cache.score([EncodedPair(rows[0].pair, (7, 7), rows[0].chosen, rows[0].rejected)], scorer)
+    cache.score([row((7, 7), *rows[0].completions)], scorer)
     assert len(scorer.asked) == 2
 
 
@@ -124,10 +143,10 @@ def test_scores_that_were_computed_elsewhere_are_kept(connection, rows):
 def test_the_number_of_tokens_is_kept_with_each_score(connection, rows):
     LogpCache(connection, NUMBERS, "base").score(rows, Scorer())
     found = connection.execute("SELECT tokens, count(*) FROM logp GROUP BY tokens").fetchall()
-    assert found == [(2, len(rows)), (3, len(rows))]
+    assert found == [(2, 12), (3, 8), (4, 4)]
 
 
-def test_no_rows_ask_nobody(connection):
+def test_without_rows_the_scorer_is_not_called(connection):
     assert LogpCache(connection, NUMBERS, "base").score([], not_asked) == []
 
 
@@ -148,14 +167,3 @@ def test_a_refused_candidates_scores_are_dropped(connection, rows):
 
 def policies(connection):
     return connection.execute("SELECT count(DISTINCT policy) FROM logp").fetchone()[0]
-
-
-def test_thumbs_and_pairs_share_the_scores_of_the_same_tokens(connection, pairs):
-    pair = pairs[0]
-    thumb = Thumb("r", "test", 0.0, pair.prompt, pair.chosen, desirable=True)
-    as_thumb = EncodedThumb(thumb, (1, 0), (2, 0, 3), (5,))
-    cache = LogpCache(connection, NUMBERS, "base")
-    cache.remember([EncodedPair(pair, (1, 0), (2, 0, 3), (5,))], [PairLogps(-1.0, -2.0)])
-    assert cache.score([as_thumb], not_asked) == [PairLogps(-1.0, -2.0)]
-    other = EncodedThumb(thumb, (1, 0), (2, 0, 3), (6,))
-    assert cache.score([other], lambda rows: [PairLogps(-1.0, -3.0)]) == [PairLogps(-1.0, -3.0)]

@@ -1,14 +1,18 @@
-"""Encoding: the assistant's own tokens and no others, and no pair lost unseen."""
+"""Encoding separates prompt and completions, and counts what it leaves out."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import orjson
 import pytest
 from transformers import AutoTokenizer
 
-from agentpref.learn.encode import encode_pairs, encode_prompt, sequence_key
+from agentpref.learn.cache import sequence_key
+from agentpref.learn.encode import EncodedExample, encode
+from agentpref.models.tokenizer import encode_prompt
 from agentpref.types import Prompt
+from tests.core.learn.examples import answer, make_group, with_completions
 
 
 @pytest.fixture
@@ -17,46 +21,49 @@ def tokenizer(random_base):
 
 
 def encode_one(pair, tokenizer, max_length=512):
-    found = encode_pairs([pair], tokenizer, max_length=max_length)
+    found = encode([pair], tokenizer, max_length=max_length)
     assert not found.left_out
     (row,) = found.rows
     return row
 
 
-def test_prompt_ends_where_the_assistant_begins(pairs, tokenizer):
+def test_the_prompt_ends_where_the_assistant_begins(pairs, tokenizer):
     row = encode_one(pairs[3], tokenizer)
     assert tokenizer.decode(list(row.prompt)).endswith("<|im_start|>assistant\n")
     assert row.prompt == encode_prompt(pairs[3].prompt, tokenizer)
 
 
-def test_completions_end_with_the_turn_and_not_after_it(pairs, tokenizer):
+def test_completions_end_with_the_token_that_ends_the_turn(pairs, tokenizer):
     row = encode_one(pairs[3], tokenizer)
-    assert tokenizer.decode(list(row.chosen)) == "yes, 3 it is<|im_end|>"
-    assert tokenizer.decode(list(row.rejected)) == "no<|im_end|>"
+    assert tokenizer.decode(list(row.completions[0])) == "yes, 3 it is<|im_end|>"
+    assert tokenizer.decode(list(row.completions[1])) == "no<|im_end|>"
 
 
-def test_tool_calls_are_completions_too(pairs, tokenizer):
+def test_a_tool_call_is_encoded_as_a_completion(pairs, tokenizer):
     call = {"type": "function", "function": {"name": "look", "arguments": '{"at": "sea"}'}}
-    pair = replace(pairs[0], chosen={"role": "assistant", "content": None, "tool_calls": [call]})
-    assert '"look"' in tokenizer.decode(list(encode_one(pair, tokenizer).chosen))
+    message = {"role": "assistant", "content": None, "tool_calls": [call]}
+    pair = with_completions(pairs[0], {"message": message})
+    assert '"look"' in tokenizer.decode(list(encode_one(pair, tokenizer).completions[0]))
 
 
-def test_tools_stand_in_the_prompt(pairs, tokenizer):
+def test_tools_are_encoded_in_the_prompt(pairs, tokenizer):
     tool = {"type": "function", "function": {"name": "look", "parameters": {}}}
     prompt = Prompt("id", pairs[0].prompt.messages, (tool,))
     assert '"look"' in tokenizer.decode(list(encode_prompt(prompt, tokenizer)))
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
+    ("chosen", "reason"),
     [
-        ({"chosen": {"role": "assistant", "content": "word " * 600}}, "too_long"),
-        ({"chosen": {"role": "assistant", "content": "no"}}, "same_tokens"),
-        ({"chosen": {"role": "assistant", "content": "a<|im_end|>b"}}, "special_token_inside"),
+        ("word " * 600, "too_long"),
+        ("no", "same_tokens"),
+        ("a<|im_end|>b", "special_token_inside"),
     ],
 )
-def test_what_cannot_be_trained_is_counted(pairs, tokenizer, change, reason):
-    found = encode_pairs([replace(pairs[0], **change)], tokenizer, max_length=512)
+def test_examples_that_cannot_be_trained_are_counted_by_reason(pairs, tokenizer, chosen, reason):
+    message = {"role": "assistant", "content": chosen}
+    changed = with_completions(pairs[0], {"message": message})
+    found = encode([changed], tokenizer, max_length=512)
     assert (found.rows, found.left_out) == ([], {reason: 1})
 
 
@@ -64,7 +71,7 @@ def test_a_template_that_rewrites_the_prompt_is_counted(pairs, tokenizer):
     tokenizer.chat_template = (
         "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
     )
-    found = encode_pairs(pairs, tokenizer, max_length=512)
+    found = encode(pairs, tokenizer, max_length=512)
     assert (found.rows, found.left_out) == ([], {"template_rewrites_prompt": len(pairs)})
 
 
@@ -81,30 +88,29 @@ def test_a_template_that_refuses_a_conversation_is_counted(pairs, tokenizer):
         pairs[1],
         replace(pairs[2], prompt=in_parts),
     ]
-    found = encode_pairs(said, tokenizer, max_length=512)
-    assert [row.pair for row in found.rows] == [pairs[1]]
+    found = encode(said, tokenizer, max_length=512)
+    assert [row.example for row in found.rows] == [pairs[1]]
     assert found.left_out == {"template_refuses": 2}
 
 
-def test_an_answer_of_no_tokens_is_counted(pairs, tokenizer):
+def test_an_answer_without_tokens_is_counted(pairs, tokenizer):
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    pair = replace(pairs[0], chosen={"role": "assistant", "content": ""})
-    assert encode_pairs([pair], tokenizer, max_length=512).left_out == {"empty_completion": 1}
+    pair = with_completions(pairs[0], {"message": {"role": "assistant", "content": ""}})
+    assert encode([pair], tokenizer, max_length=512).left_out == {"empty_completion": 1}
 
 
-def test_keys_tell_prompt_and_completion_apart():
+def test_keys_differ_where_the_boundary_of_prompt_and_completion_differs():
     assert sequence_key((1, 2), (3,)) != sequence_key((1,), (2, 3))
     assert sequence_key((1, 2), (3,)) == sequence_key((1, 2), (3,))
 
 
-def test_prompts_are_told_apart_by_what_they_say(pairs, tokenizer):
-    """Their ids are hashes where a log gives them, and may be anything elsewhere."""
+def test_prompts_with_the_same_id_and_different_texts_are_encoded_apart(pairs, tokenizer):
     alike = [replace(pair, prompt=replace(pair.prompt, id="")) for pair in pairs]
-    rows = encode_pairs(alike, tokenizer, max_length=512).rows
+    rows = encode(alike, tokenizer, max_length=512).rows
     assert [row.prompt for row in rows] == [encode_prompt(p.prompt, tokenizer) for p in pairs]
 
 
-def test_a_prompt_is_rendered_and_tokenised_once(pairs, tokenizer, monkeypatch):
+def test_a_prompt_is_rendered_and_tokenized_once(pairs, tokenizer, monkeypatch):
     rendered, texts = [], []
     template, call = type(tokenizer).apply_chat_template, type(tokenizer).__call__
 
@@ -112,14 +118,70 @@ def test_a_prompt_is_rendered_and_tokenised_once(pairs, tokenizer, monkeypatch):
         rendered.append(how.get("add_generation_prompt", False))
         return template(self, conversation, **how)
 
-    def tokenise(self, text, **how):
+    def tokenize(self, text, **how):
         texts.append(text)
         return call(self, text, **how)
 
     monkeypatch.setattr(type(tokenizer), "apply_chat_template", render)
-    monkeypatch.setattr(type(tokenizer), "__call__", tokenise)
+    monkeypatch.setattr(type(tokenizer), "__call__", tokenize)
     same = [replace(pair, prompt=replace(pairs[0].prompt)) for pair in pairs]
-    assert len(encode_pairs(same, tokenizer, max_length=512).rows) == len(pairs)
+    assert len(encode(same, tokenizer, max_length=512).rows) == len(pairs)
     assert rendered.count(True) == 1
     assert [len(batch) for batch in texts][:2] == [1, 1]  # the prompt, and its tail
     assert len(texts) == 3  # all answers in one call
+
+
+def test_a_group_has_one_prompt_and_all_its_completions(tokenizer):
+    answers = {"four": 1.0, "about four": 0.7, "five": 0.2, "no idea": 0.0}
+    row = encode_one(make_group(1, answers), tokenizer)
+    assert [tokenizer.decode(list(ids)) for ids in row.completions] == [
+        f"{text}<|im_end|>" for text in answers
+    ]
+    assert row.own == row.completions
+    assert row.masks == (None,) * 4
+    assert row.width == len(row.prompt) + sum(map(len, row.completions))
+
+
+def test_a_group_with_two_equal_completions_is_counted(tokenizer):
+    group = make_group(1, {"four": 1.0, "five": 0.0})
+    twice = replace(group, completions=(*group.completions, answer("four", 0.5)))
+    found = encode([twice], tokenizer, max_length=512)
+    assert (found.rows, found.left_out) == ([], {"same_tokens": 1})
+
+
+def test_a_loss_mask_is_kept_with_the_logged_tokens_it_belongs_to(pairs, tokenizer):
+    ids = encode_one(pairs[0], tokenizer).completions[0]
+    mask = (False, True) * (len(ids) // 2) + (True,) * (len(ids) % 2)
+    masked = with_completions(pairs[0], {"token_ids": ids, "loss_mask": mask})
+    assert encode_one(masked, tokenizer).masks == (mask, None)
+    foreign = with_completions(masked, {"token_ids": (*ids[:-1], 10**6)})
+    found = encode([foreign], tokenizer, max_length=512)
+    assert (found.rows[0].completions[0], found.rows[0].masks) == (ids, (None, None))
+    assert found.retokenized == {"foreign_token_ids": 1}
+
+
+def test_a_loss_mask_that_trains_no_token_is_counted(pairs, tokenizer):
+    ids = encode_one(pairs[0], tokenizer).completions[0]
+    masked = with_completions(pairs[0], {"token_ids": ids, "loss_mask": (False,) * len(ids)})
+    assert encode([masked], tokenizer, max_length=512).left_out == {"empty_completion": 1}
+
+
+def test_a_frozen_row_keeps_its_tokens_and_what_losses_read_but_no_text(pairs, tokenizer):
+    ids = encode_one(pairs[0], tokenizer).completions[0]
+    masked = {"token_ids": ids, "loss_mask": (True,) * (len(ids) - 1) + (False,), "author": "rev-1"}
+    example = replace(with_completions(pairs[0], masked), origin="judge", weight=0.3, noise=0.21)
+    row = encode_one(example, tokenizer)
+    frozen = orjson.dumps(row.freeze())
+    found = EncodedExample.thaw(orjson.loads(frozen))
+    assert (found.prompt, found.completions, found.masks) == (
+        row.prompt,
+        row.completions,
+        row.masks,
+    )
+    assert (found.width, found.own) == (row.width, row.own)
+    for name in ("example_id", "origin", "weight", "noise", "lone"):
+        assert getattr(found.example, name) == getattr(row.example, name), name
+    for mine, other in zip(found.example.completions, example.completions, strict=True):
+        assert (mine.label, mine.author) == (other.label, other.author)
+    assert orjson.dumps(found.freeze()) == frozen
+    assert not any(text in frozen for text in (b"yes", b"Question"))

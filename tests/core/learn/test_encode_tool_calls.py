@@ -1,4 +1,4 @@
-"""Tool calls and absent contents, in OpenAI's shape, through templates that expect another."""
+"""Tool calls and absent contents are encoded in the shape that templates expect."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from agentpref.learn.encode import encode_pairs, encode_prompt
+from agentpref.learn.encode import encode
 from agentpref.models.base import find_base
+from agentpref.models.tokenizer import encode_prompt
 from agentpref.models.tool_calls import assistant_message
-from agentpref.types import Pair, Prompt
+from agentpref.types import Prompt
+from tests.core.learn.examples import make_pair
 
 TINY = (find_base("tiny") / "chat_template.jinja").read_text(encoding="utf-8")
 
@@ -66,12 +68,11 @@ with_any = pytest.mark.parametrize("tokenizer", TEMPLATES, indirect=True)
 
 def completion(tokenizer: Any, chosen: dict[str, Any]) -> str:
     """The text that would be trained as the better answer."""
-    rejected = {"role": "assistant", "content": "No."}
-    pair = Pair("id", "default", 0.0, Prompt("", (ASKED,)), chosen, rejected, "comparison")
-    found = encode_pairs([pair], tokenizer, max_length=512)
+    pair = make_pair(0, chosen, "No.", prompt=Prompt("", (ASKED,)))
+    found = encode([pair], tokenizer, max_length=512)
     assert not found.left_out
     (row,) = found.rows
-    return tokenizer.decode(list(row.chosen))
+    return tokenizer.decode(list(row.completions[0]))
 
 
 def calling(arguments: Any, content: str | None = None) -> dict[str, Any]:
@@ -81,7 +82,7 @@ def calling(arguments: Any, content: str | None = None) -> dict[str, Any]:
 
 @with_calls
 @pytest.mark.parametrize("arguments", ['{"at":"sea","n":[1,2.0]}', {"at": "sea", "n": [1, 2.0]}])
-def test_arguments_are_a_json_object_and_no_quoted_text(tokenizer: Any, arguments: Any) -> None:
+def test_arguments_are_encoded_as_a_json_object(tokenizer: Any, arguments: Any) -> None:
     assert completion(tokenizer, calling(arguments)) == (
         '<tool_call>\n{"name": "look", "arguments": {"at": "sea", "n": [1, 2.0]}}\n</tool_call>'
         "<|im_end|>"
@@ -89,7 +90,7 @@ def test_arguments_are_a_json_object_and_no_quoted_text(tokenizer: Any, argument
 
 
 @with_calls
-def test_what_a_model_wrote_is_rendered_again_as_it_wrote_it(tokenizer: Any) -> None:
+def test_a_parsed_tool_call_is_rendered_as_the_model_wrote_it(tokenizer: Any) -> None:
     call = '<tool_call>\n{"name": "look", "arguments": {"b": "Zoë \\"1\\"", "a": {}}}\n</tool_call>'
     for text in (call, f"Let me see.\n{call}"):
         assert completion(tokenizer, assistant_message(text)) == text + "<|im_end|>"
@@ -97,13 +98,13 @@ def test_what_a_model_wrote_is_rendered_again_as_it_wrote_it(tokenizer: Any) -> 
 
 @pytest.mark.parametrize("tokenizer", ["qwen"], indirect=True)
 @pytest.mark.parametrize("arguments", ['{"at": ', "[1]", ""])
-def test_arguments_that_are_no_object_stay_text(tokenizer: Any, arguments: str) -> None:
+def test_arguments_that_are_not_an_object_stay_text(tokenizer: Any, arguments: str) -> None:
     assert f'"arguments": {json.dumps(arguments)}}}' in completion(tokenizer, calling(arguments))
 
 
 @with_any
 @pytest.mark.parametrize("silence", [{"content": None}, {}])
-def test_an_assistant_that_said_nothing_says_no_none(tokenizer: Any, silence: Any) -> None:
+def test_an_absent_content_is_rendered_as_empty_text(tokenizer: Any, silence: Any) -> None:
     silent = {"role": "assistant", **silence}
     assert completion(tokenizer, silent) == "<|im_end|>"
     asked = tokenizer.decode(list(encode_prompt(Prompt("", (ASKED, silent, ASKED)), tokenizer)))
@@ -111,7 +112,7 @@ def test_an_assistant_that_said_nothing_says_no_none(tokenizer: Any, silence: An
 
 
 @with_calls
-def test_a_message_is_not_changed_by_being_rendered(tokenizer: Any) -> None:
+def test_rendering_does_not_change_the_message(tokenizer: Any) -> None:
     message = calling('{"at": "sea"}')
     completion(tokenizer, message)
     assert message == calling('{"at": "sea"}')

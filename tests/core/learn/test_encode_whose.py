@@ -1,4 +1,4 @@
-"""Whose tokens are whose: only the last answer is trained, whatever anybody says."""
+"""Only the tokens of the last answer are trained, whatever the messages and the template say."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from agentpref.learn.encode import encode_pairs, encode_prompt
+from agentpref.learn.encode import encode
 from agentpref.models.base import find_base
-from agentpref.types import Message, Pair, Prompt
+from agentpref.models.tokenizer import encode_prompt
+from agentpref.types import Example, Message, Prompt
+from tests.core.learn.examples import make_pair
 
 END = "<|im_end|>"
 HEADER = "<|im_start|>assistant\n"
@@ -65,14 +67,13 @@ def says(role: str, text: str) -> dict[str, Any]:
     return {"role": role, "content": text}
 
 
-def pair_of(messages: list[Message], chosen: str, rejected: str) -> Pair:
-    sides = (says("assistant", text) for text in (chosen, rejected))
-    return Pair("id", "default", 0.0, Prompt("", tuple(messages)), *sides, "comparison")
+def pair_of(messages: list[Message], chosen: str, rejected: str) -> Example:
+    return make_pair(0, chosen, rejected, prompt=Prompt("", tuple(messages)))
 
 
-def trained(tokenizer: Any, pair: Pair) -> tuple[str, str, str]:
+def trained(tokenizer: Any, pair: Example) -> tuple[str, str, str]:
     """What stands in the prompt and in the two completions, as text."""
-    found = encode_pairs([pair], tokenizer, max_length=4096)
+    found = encode([pair], tokenizer, max_length=4096)
     assert not found.left_out
     (row,) = found.rows
     assert row.prompt == encode_prompt(pair.prompt, tokenizer)
@@ -97,7 +98,7 @@ conversations = st.builds(
 
 
 @given(messages=conversations, chosen=words, rejected=words)
-def test_whatever_stands_in_the_prompt_the_answers_alone_are_trained(
+def test_only_the_answers_are_trained_whatever_the_prompt_says(
     marked: Any, unmarked: Any, tiny: Any, messages: Any, chosen: str, rejected: str
 ) -> None:
     if chosen == rejected:
@@ -109,32 +110,34 @@ def test_whatever_stands_in_the_prompt_the_answers_alone_are_trained(
 
 
 @given(messages=conversations, chosen=words, rejected=words)
-def test_marks_and_places_say_the_same(
+def test_templates_with_and_without_marks_give_the_same_tokens(
     marked: Any, unmarked: Any, messages: Any, chosen: str, rejected: str
 ) -> None:
     pair = pair_of(messages, chosen, rejected)
-    by_marks = encode_pairs([pair], marked, max_length=4096)
-    assert by_marks == encode_pairs([pair], unmarked, max_length=4096)
+    by_marks = encode([pair], marked, max_length=4096)
+    assert by_marks == encode([pair], unmarked, max_length=4096)
 
 
 @given(messages=conversations, answer=words.filter(lambda text: text[:1].strip()))
-def test_the_trained_tokens_are_those_that_transformers_masks_last(
+def test_the_trained_tokens_are_those_of_transformers_assistant_mask(
     marked: Any, messages: Any, answer: str
 ) -> None:
-    """Of an answer that begins with white space ``apply_chat_template`` masks nothing."""
+    """``apply_chat_template`` masks nothing of an answer that begins with white space."""
     pair = pair_of(messages, answer, "")
-    (row,) = encode_pairs([pair], marked, max_length=4096).rows
+    (row,) = encode([pair], marked, max_length=4096).rows
     out = marked.apply_chat_template(
-        [*messages, pair.chosen], return_dict=True, return_assistant_tokens_mask=True
+        [*messages, pair.completions[0].message],
+        return_dict=True,
+        return_assistant_tokens_mask=True,
     )
     ids, mask = out["input_ids"], out["assistant_masks"]
     last = len(mask) - 1 - mask[::-1].index(1)
     first = last - mask[last::-1].index(0) + 1
-    assert tuple(ids[first : last + 1]) == row.chosen
+    assert tuple(ids[first : last + 1]) == row.completions[0]
     assert tuple(ids[:first]) == row.prompt
 
 
-def test_earlier_turns_calls_and_results_stand_in_the_prompt(tiny: Any) -> None:
+def test_earlier_turns_tool_calls_and_results_are_in_the_prompt(tiny: Any) -> None:
     call = {"type": "function", "function": {"name": "look", "arguments": '{"at": "sea"}'}}
     messages = [
         says("user", "Hello"),
@@ -149,7 +152,7 @@ def test_earlier_turns_calls_and_results_stand_in_the_prompt(tiny: Any) -> None:
 
 
 @pytest.mark.parametrize("after", [END, f" {END}"])
-def test_the_end_of_the_turn_is_the_assistants_wherever_the_block_closes(
+def test_the_end_of_the_turn_is_trained_where_the_marked_block_ends_before_it(
     random_base: Path, after: str
 ) -> None:
     tokenizer = load(random_base, template(after=after))
@@ -158,27 +161,27 @@ def test_the_end_of_the_turn_is_the_assistants_wherever_the_block_closes(
 
 
 @pytest.mark.parametrize("words", [{"before": "Well: "}, {"after": f"So.{END}"}])
-def test_a_template_with_words_of_its_own_in_the_answer_is_counted(
+def test_a_template_that_adds_words_to_the_answer_is_counted(
     random_base: Path, words: dict[str, str]
 ) -> None:
     tokenizer = load(random_base, template(**{"inside": END, **words}))
-    found = encode_pairs([pair_of([says("user", "Hi")], "Yes", "No")], tokenizer, max_length=64)
+    found = encode([pair_of([says("user", "Hi")], "Yes", "No")], tokenizer, max_length=64)
     assert (found.rows, found.left_out) == ([], {"template_marks_elsewhere": 1})
 
 
-def test_a_template_that_marks_other_answers_only_is_counted(random_base: Path) -> None:
+def test_a_template_that_marks_only_other_answers_is_counted(random_base: Path) -> None:
     tokenizer = load(random_base, MARKED.replace("m.role == 'assistant'", "m.content == 'x'"))
-    found = encode_pairs([pair_of([says("user", "Hi")], "Yes", "No")], tokenizer, max_length=64)
+    found = encode([pair_of([says("user", "Hi")], "Yes", "No")], tokenizer, max_length=64)
     assert found.left_out == {"template_marks_elsewhere": 1}
 
 
-def test_blocks_side_by_side_are_one_answer(random_base: Path) -> None:
+def test_adjacent_marked_blocks_are_one_answer(random_base: Path) -> None:
     halves = template(inside="{% endgeneration %}{% generation %}" + END)
     _, *answers = trained(load(random_base, halves), pair_of([says("user", "Hi")], "Yes", "No"))
     assert answers == [f"Yes{END}", f"No{END}"]
 
 
-def test_what_follows_an_end_of_turn_that_is_not_the_end_of_text_is_not_trained(
+def test_nothing_after_an_end_of_turn_is_trained_where_it_is_not_the_end_of_text(
     random_base: Path,
 ) -> None:
     """Gemma's turns end with a special token that its tokenizer does not call the end."""
@@ -188,7 +191,7 @@ def test_what_follows_an_end_of_turn_that_is_not_the_end_of_text_is_not_trained(
     assert answers == [f"Yes{END}", f"No{END}"]
 
 
-def test_a_special_token_that_ends_no_turn_cuts_nothing(random_base: Path) -> None:
+def test_a_special_token_before_the_answer_does_not_cut_it(random_base: Path) -> None:
     """Mistral's templates begin a call with one."""
     calling = template(before="<|im_start|>").replace("{{ '\\n' }}", "")
     tokenizer = load(random_base, without_marks(calling))
@@ -196,7 +199,7 @@ def test_a_special_token_that_ends_no_turn_cuts_nothing(random_base: Path) -> No
     assert answers == ["<|im_start|>Yes", "<|im_start|>No"]
 
 
-def test_an_answer_is_tokenised_apart_where_a_token_would_span_the_boundary(
+def test_an_answer_is_tokenized_apart_where_a_token_would_span_the_boundary(
     random_base: Path,
 ) -> None:
     bare = (
@@ -211,8 +214,8 @@ def test_an_answer_is_tokenised_apart_where_a_token_would_span_the_boundary(
     assert joint[: len(apart)] != apart
 
 
-def test_a_word_is_not_begun_twice_after_a_prompt(random_base: Path) -> None:
-    """Tokenizers that mark the start of a text, as Llama 2's does, would mark the answer's too."""
+def test_no_start_of_text_is_added_to_an_answer_after_a_prompt(random_base: Path) -> None:
+    """Tokenizers such as Llama 2's mark the start of a text, and so of an answer on its own."""
     from tokenizers import decoders, pre_tokenizers
 
     tokenizer = load(random_base)
@@ -224,6 +227,6 @@ def test_a_word_is_not_begun_twice_after_a_prompt(random_base: Path) -> None:
         "{% for m in messages %}{{ m.content }}{% if m.role == 'user' %}:{% else %}<|im_end|>"
         "{% endif %}{% endfor %}"
     )
-    found = encode_pairs([pair_of([says("user", "Hi")], "yes", "no")], tokenizer, max_length=64)
-    assert tokenizer.decode(list(found.rows[0].chosen)) == f"yes{END}"
+    found = encode([pair_of([says("user", "Hi")], "yes", "no")], tokenizer, max_length=64)
+    assert tokenizer.decode(list(found.rows[0].completions[0])) == f"yes{END}"
     assert tokenizer.decode(tokenizer("yes", add_special_tokens=False)["input_ids"]) == "Qyes"

@@ -1,4 +1,4 @@
-"""Signals: noted while they are held, raised everywhere else, and taken from no host."""
+"""The first signal waits for the end of a held block; all others are raised at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def handlers():
 
 
 @pytest.mark.parametrize("signum", BOTH)
-def test_the_first_is_held_until_the_block_ends(signum):
+def test_the_first_signal_is_raised_at_the_end_of_a_held_block(signum):
     interrupts, reached = Interrupts(), []
 
     def work():
@@ -32,7 +32,7 @@ def test_the_first_is_held_until_the_block_ends(signum):
 
 
 @pytest.mark.parametrize("signum", BOTH)
-def test_the_second_is_raised_at_once(signum):
+def test_the_second_signal_is_raised_at_once(signum):
     interrupts, reached = Interrupts(), []
 
     def work():
@@ -47,14 +47,14 @@ def test_the_second_is_raised_at_once(signum):
 
 
 @pytest.mark.parametrize("signum", BOTH)
-def test_outside_of_the_block_it_is_raised_at_once(signum):
+def test_a_signal_outside_of_a_held_block_is_raised_at_once(signum):
     interrupts = Interrupts()
     with interrupts.listening(), pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signum)
     assert interrupts.signum == signum
 
 
-def test_handlers_are_as_they_were_afterwards():
+def test_the_default_handlers_are_back_after_listening():
     before = handlers()
     with Interrupts().listening():
         assert handlers() != before
@@ -72,7 +72,7 @@ def test_a_hosts_own_handler_stays(monkeypatch):
     assert caught == [signal.SIGTERM]
 
 
-def test_in_another_thread_nothing_is_taken():
+def test_listening_in_another_thread_changes_no_handler():
     found = []
 
     def listen():
@@ -86,7 +86,7 @@ def test_in_another_thread_nothing_is_taken():
     assert found == [before]
 
 
-def test_nobody_asked():
+def test_a_held_block_without_a_signal_ends_normally():
     interrupts = Interrupts()
     with interrupts.held():
         pass

@@ -1,14 +1,14 @@
-"""Every family's log-probs and gradients are those of plain single passes, by whatever route."""
+"""Log-probs and gradients of every family equal those of single sequences, by every route."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from agentpref.learn import batch as layouts
 from agentpref.learn import logps
 from agentpref.learn.kernels.fuse import fuse
-from tests.core.learn.families import FAMILIES, adapted_model, random_model
-from tests.core.learn.test_batch import ROWS
+from tests.core.learn.families import FAMILIES, ROWS, adapted_model, random_model, row, rows_of
 
 SHARED = {
     "llama", "qwen2", "qwen3", "mistral", "gemma", "phi", "phi3", "gpt2", "gpt_neox", "olmo2",
@@ -21,13 +21,24 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-def one_by_one(model, prompt, completion):
+def one_by_one(model, prompt, completion, mask=None):
     logits = model(torch.tensor([prompt + completion])).logits[0].log_softmax(-1)
-    return sum(logits[len(prompt) + i - 1, token] for i, token in enumerate(completion))
+    return sum(
+        logits[len(prompt) + i - 1, token]
+        for i, token in enumerate(completion)
+        if mask is None or mask[i]
+    )
 
 
-def truth(model):
-    return [[one_by_one(model, row.prompt, ids) for ids in row.completions] for row in ROWS]
+def truth(model, rows=ROWS):
+    return torch.stack(
+        [
+            torch.stack(
+                [one_by_one(model, own.prompt, *side) for side in zip(*own[1:], strict=True)]
+            )
+            for own in rows
+        ]
+    )
 
 
 def trusted(model, longest=40):
@@ -39,30 +50,68 @@ def gradients(model, total):
     return dict(zip(names, torch.autograd.grad(total, leaves), strict=True))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_route_and_the_fused_modules_change_no_number(family):
-    model = adapted_model(family)
-    expected = torch.stack([torch.stack(row) for row in truth(model)])
-    expected_gradients = gradients(model, (expected * torch.tensor([1.0, -0.5])).sum())
-
-    fuse(model)
-    route = trusted(model)
-    batch = route.layout(ROWS, 0)
-    found = batch.sums(route.read(route.states(model, batch), batch).logps).reshape(2, -1).T
+def check_rows(model, rows, route, expected, expected_gradients):
+    batch = route.layout(rows, 0)
+    found = batch.sums(route.read(route.states(model, batch), batch).logps)
     torch.testing.assert_close(found.float(), expected, atol=1e-4, rtol=1e-4)
-    found_gradients = gradients(model, (found * torch.tensor([1.0, -0.5])).sum())
+    found_gradients = gradients(model, (found * weights(found)).sum())
     for name, gradient in expected_gradients.items():
         torch.testing.assert_close(found_gradients[name], gradient, atol=2e-4, rtol=1e-3)
 
 
+def weights(sums):
+    return torch.linspace(1.0, -0.5, sums.shape[1])
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-def test_families_take_the_fastest_route_that_is_true_to_them(family):
+def test_the_trusted_route_and_fused_modules_change_no_number(family):
+    model = adapted_model(family)
+    expected = truth(model)
+    expected_gradients = gradients(model, (expected * weights(expected)).sum())
+    fuse(model)
+    check_rows(model, ROWS, trusted(model), expected, expected_gradients)
+
+
+@pytest.mark.parametrize("n", range(1, 6))
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "olmo2"])
+def test_rows_of_n_completions_equal_single_sequences_whether_plain_or_shared(family, n):
+    model, rows = adapted_model(family), rows_of(n)
+    expected = truth(model, rows)
+    expected_gradients = gradients(model, (expected * weights(expected)).sum())
+    fuse(model)
+    route = trusted(model)
+    assert route.name == "shared"
+    for own in (route, logps.ORACLE):
+        check_rows(model, rows, own, expected, expected_gradients)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_tokens_that_do_not_count_are_left_out(n):
+    model = adapted_model("llama")
+    rows = [
+        row(own.prompt, *own.completions, masks=tuple(map(every_other, own.completions)))
+        for own in rows_of(n)
+    ]
+    expected = truth(model, rows)
+    expected_gradients = gradients(model, (expected * weights(expected)).sum())
+    assert not torch.allclose(expected, truth(model, rows_of(n)))
+    for route in (trusted(model), logps.ORACLE):
+        check_rows(model, rows, route, expected, expected_gradients)
+
+
+def every_other(ids):
+    """The first token counts, the second does not, and so on; of some completions all count."""
+    return None if ids == (14,) else tuple(at % 2 == 0 for at in range(len(ids)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_take_the_fastest_route_that_gives_their_numbers(family):
     route = trusted(adapted_model(family))
     assert (route.name == "shared") == (family in SHARED)
     assert (route.head is None) == (family in OWN_LOGITS)
 
 
-def test_logits_are_made_for_columns_of_completions_only():
+def test_logits_are_computed_for_columns_that_predict_only():
     model = random_model("llama")
     batch, seen = logps.ORACLE.layout(ROWS, 0), []
     hook = model.lm_head.register_forward_hook(lambda *parts: seen.append(parts[2].shape[1]))
@@ -73,7 +122,7 @@ def test_logits_are_made_for_columns_of_completions_only():
     assert len(predicting) < batch.ids.shape[1]
 
 
-def test_a_model_that_cannot_be_told_which_logits_is_scored_alike():
+def test_a_model_without_logits_to_keep_gets_the_same_scores():
     model = random_model("llama")
     expected = logps.score(model, ROWS, route=logps.ORACLE, pad=0)
     forward = model.forward
@@ -91,27 +140,27 @@ def test_a_model_that_cannot_be_told_which_logits_is_scored_alike():
     torch.testing.assert_close(torch.tensor(found), torch.tensor(expected))
 
 
-def test_the_longest_and_the_shortest_row_decide(monkeypatch):
+def test_the_shortest_and_the_longest_row_are_tried(monkeypatch):
     scored = []
 
     def noted(model, rows, **options):
-        scored.append([row.width for row in rows])
+        scored.append([own.width for own in rows])
         return score(model, rows, **options)
 
     score = logps.score
     monkeypatch.setattr(logps, "score", noted)
     trusted(random_model("llama"))
-    widths = [row.width for row in ROWS]
+    widths = [own.width for own in ROWS]
     assert scored == [[min(widths), max(widths)]] * 2
 
 
-def test_a_window_that_is_long_enough_may_share():
+def test_a_model_shares_prompts_where_its_window_exceeds_all_rows():
     model = adapted_model("mistral, wide window")
     assert trusted(model, longest=11).name != "shared"
     assert trusted(model, longest=10).name == "shared"
 
 
-def test_a_model_that_reads_shared_rows_wrongly_is_found_out(monkeypatch):
+def test_a_model_that_misreads_shared_rows_takes_plain_ones(monkeypatch):
     from agentpref.learn.kernels import attention
 
     right = attention.shared_attention
@@ -122,7 +171,7 @@ def test_a_model_that_reads_shared_rows_wrongly_is_found_out(monkeypatch):
     assert model.config._attn_implementation == "sdpa"
 
 
-def test_generation_is_as_before_beside_shared_rows():
+def test_a_model_with_our_attention_generates_as_before():
     model = random_model("llama")
     asked = {"input_ids": torch.tensor([[5, 6, 7]]), "max_new_tokens": 6, "do_sample": False}
     before = model.generate(**asked)
@@ -130,17 +179,25 @@ def test_generation_is_as_before_beside_shared_rows():
     assert torch.equal(model.generate(**asked), before)
 
 
-def test_scores_come_back_in_the_order_of_the_rows():
+def test_scores_come_back_in_the_order_of_rows_that_differ_in_n():
     model = random_model("llama")
-    rows = ROWS[::-1] + ROWS
-    found = logps.score(model, rows, route=trusted(model), pad=0)
-    expected = torch.tensor(truth(model))
-    expected = torch.cat([expected.flip(0), expected])
-    torch.testing.assert_close(torch.tensor(found), expected, atol=1e-4, rtol=1e-4)
+    rows = [own for many in zip(*map(rows_of, (3, 1, 2)), strict=True) for own in many]
+    done = []
+    found = logps.score(model, rows, route=trusted(model), pad=0, progress=done.append)
+    for own, scores in zip(rows, found, strict=True):
+        expected = truth(model, [own])[0]
+        torch.testing.assert_close(torch.tensor(scores), expected, atol=1e-4, rtol=1e-4)
+    assert done == [3, 6, 9], "one pass for each n"
+
+
+def test_a_plain_row_costs_its_prompt_once_per_completion():
+    shared, plain = (logps.Route("", layout) for layout in (layouts.shared, layouts.plain))
+    costs = [(shared.cost(own), plain.cost(own)) for own in (rows_of(n)[0] for n in (1, 2, 3))]
+    assert costs == [(6, 6), (9, 13), (12, 20)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_route_is_set_up_by_its_name_as_it_was_where_it_was_found(family):
+def test_a_known_route_is_the_one_that_another_process_found(family):
     finder, follower = adapted_model(family), adapted_model(family)
     found = trusted(finder)
     route = logps.known_route(follower, found.name)

@@ -1,4 +1,4 @@
-"""Passes fit into what is free, and layers are recomputed only where one row would not."""
+"""Passes fit into the free memory; layers are recomputed only if one row does not fit."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import torch
 from agentpref.learn import logps, memory
 from agentpref.learn.kernels.fuse import fuse
 from agentpref.learn.team import Team
-from tests.core.learn.families import adapted_model
-from tests.core.learn.test_batch import ROWS
+from tests.core.learn.families import ROWS, adapted_model
 
 LONGEST = 13
 
@@ -28,16 +27,16 @@ def room(model, free):
     return memory.room(model, states(model), ROWS[0].width, longest=LONGEST, free=free)
 
 
-def test_with_memory_to_spare_a_pass_is_as_large_as_is_useful(model):
+def test_a_pass_is_as_large_as_is_useful_if_memory_allows(model):
     assert room(model, 1 << 40) == memory.Room(memory.tokens_per_pass(model), recomputes=False)
 
 
-def test_with_less_memory_a_pass_is_smaller(model):
+def test_a_pass_is_smaller_if_there_is_less_memory(model):
     needed = memory.kept_bytes(states(model)) / ROWS[0].width
     assert room(model, int(2 * 50.5 * needed)) == memory.Room(50, recomputes=False)
 
 
-def test_where_no_row_fits_layers_are_recomputed(model):
+def test_layers_are_recomputed_if_a_row_does_not_fit(model):
     needed = memory.kept_bytes(states(model)) / ROWS[0].width
     found = room(model, int(2 * (LONGEST - 1) * needed))
     assert found.recomputes
@@ -45,7 +44,7 @@ def test_where_no_row_fits_layers_are_recomputed(model):
     assert memory.kept_bytes(states(model)) / ROWS[0].width < needed / 2
 
 
-def test_a_row_that_never_fits_is_tried_alone(model):
+def test_a_pass_takes_one_row_if_even_that_does_not_fit(model):
     assert room(model, 1) == memory.Room(1, recomputes=True)
 
 
@@ -53,7 +52,7 @@ def test_recomputing_changes_no_bit(model):
     leaves = [p for name, p in model.named_parameters() if "lora_" in name]
     before = torch.autograd.grad(states(model)().square().sum(), leaves)
     memory.recompute_layers(model)
-    memory.recompute_layers(model)  # a second time changes nothing
+    memory.recompute_layers(model)  # the second call changes nothing
     after = torch.autograd.grad(states(model)().square().sum(), leaves)
     assert all(map(torch.equal, before, after))
 
@@ -65,12 +64,12 @@ def test_without_gradients_nothing_is_recomputed(model, monkeypatch):
         states(model)()
 
 
-def test_the_machine_says_what_is_free():
+def test_free_bytes_of_a_cpu_are_those_of_the_machine():
     assert memory.free_bytes("cpu") > 1 << 20
 
 
 class Beside(Team):
-    """A process beside another one, which has these numbers."""
+    """A process whose team mate has these numbers."""
 
     def __init__(self, other):
         super().__init__(0, 2)
@@ -80,16 +79,16 @@ class Beside(Team):
         return list(map(min, numbers, self._other))
 
 
-def test_a_team_has_the_room_that_each_of_it_has(model):
+def test_a_team_agrees_on_the_smallest_pass_and_recomputes_together(model):
     ample = memory.Room(100, recomputes=False)
     assert memory.agreed(model, ample, Team()) == ample
     assert memory.agreed(model, ample, Beside([50.0, 1.0])) == memory.Room(50, recomputes=False)
     kept = memory.kept_bytes(states(model))
     assert memory.agreed(model, ample, Beside([200.0, 0.0])) == memory.Room(100, recomputes=True)
-    assert memory.kept_bytes(states(model)) < kept / 2, "it recomputes with the others"
+    assert memory.kept_bytes(states(model)) < kept / 2, "it recomputes like the others"
 
 
-def test_what_is_free_on_a_cpu_is_shared(monkeypatch):
+def test_the_processes_of_a_team_share_the_memory_of_a_cpu(monkeypatch):
     monkeypatch.setattr(memory, "free_bytes", {"cpu": 100, "cuda": 10}.__getitem__)
     assert memory.share_of_free_bytes("cpu", Team()) == 100
     assert memory.share_of_free_bytes("cpu", Team(1, 2)) == 50
@@ -101,7 +100,7 @@ def test_on_a_cpu_a_pass_takes_as_many_bytes_in_float32_as_in_bfloat16(model):
     assert memory.tokens_per_pass(model.bfloat16()) == 2 * wide
 
 
-def test_weights_that_share_memory_go_on_sharing_it(model):
+def test_stacked_weights_still_share_memory_after_unmap(model):
     fuse(model)
     stacked = model.get_base_model().model.layers[0].mlp
     before = [p.data_ptr() for p in (stacked.gate_proj.weight, stacked.up_proj.weight)]

@@ -1,4 +1,4 @@
-"""Settling a process of our own: what is set apart, what is not touched, and what memory costs."""
+"""A settled process freezes what it imported, and keeps the memory that it freed."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ GLIBC = sys.platform == "linux" and hasattr(ctypes.CDLL(None), "gnu_get_libc_ver
 
 
 def outcome(code: str) -> str:
-    """What a fresh interpreter prints, and all that it says as it ends."""
+    """Standard output and error of a fresh interpreter that runs the code."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return done.stdout.strip() + done.stderr
 
 
-def test_what_the_imports_make_is_set_apart_and_collection_goes_on() -> None:
+def test_imported_objects_are_frozen_and_collection_stays_on() -> None:
     assert outcome("""
 import gc, sys
 from agentpref.learn.process import settle
@@ -29,7 +29,7 @@ print(frozen > 100_000, gc.isenabled(), "torch" in sys.modules, "peft" in sys.mo
 """) == "True True True True"  # fmt: skip
 
 
-def test_nothing_is_collected_while_they_are_made() -> None:
+def test_nothing_is_collected_during_the_imports() -> None:
     assert outcome("""
 import gc
 from agentpref.learn.process import settle
@@ -40,8 +40,8 @@ print(before == gc.get_stats())
 
 
 @pytest.mark.parametrize("collected", ["enable", "disable"])
-def test_where_an_import_fails_collection_is_as_it_was(collected) -> None:
-    """Missing libraries are left to be named by what needs them; a broken one is heard of."""
+def test_collection_is_as_before_if_an_import_fails(collected) -> None:
+    """A missing library is ignored here; the error of a broken one is raised."""
     assert outcome(f"""
 import gc, sys
 from agentpref.learn.process import settle
@@ -62,8 +62,8 @@ except RuntimeError:
 """).split() == [str(collected == "enable")] * 2  # fmt: skip
 
 
-@pytest.mark.skipif(not GLIBC, reason="only glibc's allocator is told anything")
-def test_what_was_freed_is_not_faulted_in_anew() -> None:
+@pytest.mark.skipif(not GLIBC, reason="only glibc's allocator is changed")
+def test_freed_memory_is_reused_without_page_faults() -> None:
     assert outcome("""
 import resource
 from agentpref.learn.process import settle
@@ -78,7 +78,7 @@ print(faults() - warm < 100)
 """) == "True"  # fmt: skip
 
 
-def test_progress_settles_when_a_model_is_to_be_loaded_and_once(monkeypatch) -> None:
+def test_progress_settles_the_process_once_when_a_model_is_loaded(monkeypatch) -> None:
     told: list[object] = []
     monkeypatch.setattr(process, "settle", lambda: told.append("settled"))
     progress = process.settling(lambda *stage: told.append(stage))

@@ -1,4 +1,4 @@
-"""A base read from its files is the base that training loads: the same digests, the same layers."""
+"""A base model read from its files has the digests and layers of the loaded model."""
 
 from __future__ import annotations
 
@@ -74,24 +74,24 @@ def linear_layers(model: tf.PreTrainedModel) -> dict[str, tuple[int, int]]:
 
 
 @pytest.mark.parametrize("family", KNOWN)
-def test_the_layers_are_those_of_the_loaded_model(family: str, tmp_path: Path) -> None:
+def test_the_layers_equal_those_of_the_loaded_model(family: str, tmp_path: Path) -> None:
     model = save(KNOWN[family], tmp_path)
     assert read_base(str(tmp_path)).layers == linear_layers(model)
 
 
-def test_weights_in_several_files(tmp_path: Path) -> None:
+def test_layers_are_read_from_several_files(tmp_path: Path) -> None:
     model = save(KNOWN["llama"], tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
     assert read_base(str(tmp_path)).layers == linear_layers(model)
 
 
-def test_other_weights_beside_them_are_not_read(tmp_path: Path) -> None:
+def test_other_weight_files_in_the_folder_are_not_read(tmp_path: Path) -> None:
     model = save(KNOWN["mistral"], tmp_path)
     save_file({"layers.0.wq.weight": torch.zeros(2, 2)}, tmp_path / "consolidated.safetensors")
     assert read_base(str(tmp_path)).layers == linear_layers(model)
 
 
-def test_gpt2_as_its_authors_saved_it(tmp_path: Path) -> None:
+def test_layers_are_read_from_gpt2_files_without_a_root(tmp_path: Path) -> None:
     model = save(KNOWN["gpt2"], tmp_path)
     file = tmp_path / "model.safetensors"
     weights = load_file(file)
@@ -104,12 +104,12 @@ def test_gpt2_as_its_authors_saved_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", UNKNOWN)
-def test_what_is_not_known_is_not_guessed(family: str, tmp_path: Path) -> None:
+def test_an_unknown_family_has_no_layers(family: str, tmp_path: Path) -> None:
     save(UNKNOWN[family], tmp_path)
     assert read_base(str(tmp_path)).layers is None
 
 
-def test_a_matrix_that_nothing_explains_leaves_the_layers_untold(tmp_path: Path) -> None:
+def test_a_model_with_an_unexplained_matrix_has_no_layers(tmp_path: Path) -> None:
     save(KNOWN["llama"], tmp_path)
     file = tmp_path / "model.safetensors"
     more = load_file(file) | {"model.layers.0.extra.weight": torch.zeros(2, 2)}
@@ -117,7 +117,7 @@ def test_a_matrix_that_nothing_explains_leaves_the_layers_untold(tmp_path: Path)
     assert read_base(str(tmp_path)).layers is None
 
 
-def test_quantized_weights_leave_the_layers_untold(tmp_path: Path) -> None:
+def test_a_quantized_model_has_no_layers(tmp_path: Path) -> None:
     save(KNOWN["llama"], tmp_path)
     file = tmp_path / "config.json"
     config = orjson.loads(file.read_bytes()) | {"quantization_config": {"quant_method": "gptq"}}
@@ -126,7 +126,7 @@ def test_quantized_weights_leave_the_layers_untold(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["tiny", None])
-def test_it_is_the_base_that_training_knows(name: str | None, random_base: Path) -> None:
+def test_the_identity_equals_that_of_the_loaded_model(name: str | None, random_base: Path) -> None:
     name = name or str(random_base)
     loaded, read = load_base(name), read_base(name)
     assert read.identity == loaded.identity
@@ -145,7 +145,7 @@ print(len(read_base("tiny").layers))
     assert int(done.stdout) > 0
 
 
-def test_a_name_that_resolves_to_nothing(tmp_path: Path) -> None:
+def test_a_name_without_a_model_raises_model_not_found(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFound):
         read_base(str(tmp_path / "nowhere"))
 
@@ -159,7 +159,7 @@ def broken(tmp_path: Path, random_base: Path) -> Path:
     ("file", "content", "words"),
     [
         ("config.json", None, "config.json cannot be read"),
-        ("config.json", b"[]", "no JSON object"),
+        ("config.json", b"[]", "is not a JSON object"),
         ("config.json", b"{", "config.json cannot be read"),
         ("model.safetensors", b"", "cannot be read as safetensors"),
         ("model.safetensors", b"\2\0\0\0\0\0\0\0[]", "cannot be read as safetensors"),
@@ -167,7 +167,7 @@ def broken(tmp_path: Path, random_base: Path) -> Path:
         ("model.safetensors", b"\xff" * 16, "cannot be read as safetensors"),
     ],
 )
-def test_files_that_are_not_whole(broken: Path, file: str, content: bytes | None, words) -> None:
+def test_damaged_files_are_refused(broken: Path, file: str, content: bytes | None, words) -> None:
     (broken / file).unlink()
     if content is not None:
         (broken / file).write_bytes(content)
@@ -176,15 +176,15 @@ def test_files_that_are_not_whole(broken: Path, file: str, content: bytes | None
 
 
 @pytest.mark.parametrize("part", ["../model.safetensors", "/etc/passwd", 3])
-def test_an_index_names_files_beside_it_only(broken: Path, part: object) -> None:
+def test_an_index_that_names_files_elsewhere_is_refused(broken: Path, part: object) -> None:
     (broken / "model.safetensors").rename(broken / "model-00001-of-00001.safetensors")
     index = {"weight_map": {"model.norm.weight": part}}
     (broken / "model.safetensors.index.json").write_bytes(orjson.dumps(index))
-    with pytest.raises(UnsupportedModel, match="names no files beside it"):
+    with pytest.raises(UnsupportedModel, match="must name files in its own folder"):
         read_base(str(broken))
 
 
-def test_weights_of_another_name(broken: Path) -> None:
+def test_weights_under_another_file_name_are_refused(broken: Path) -> None:
     (broken / "model.safetensors").rename(broken / "weights.safetensors")
     with pytest.raises(UnsupportedModel, match="neither model"):
         read_base(str(broken))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from agentpref.errors import MissingDependency, UnsupportedModel
-from agentpref.models import precision
+from agentpref.models import base
 from agentpref.models.base import load_base
 
 
@@ -24,34 +24,34 @@ def with_capabilities(monkeypatch, **found):
 )
 def test_auto_is_bfloat16_where_that_is_native(monkeypatch, found, chosen):
     with_capabilities(monkeypatch, **found)
-    assert precision.choose("auto", gpu=False) == chosen
+    assert base.choose_precision("auto", gpu=False) == chosen
 
 
 def test_auto_is_float32_where_torch_cannot_tell(monkeypatch):
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    assert precision.choose("auto", gpu=False) == "float32"
+    assert base.choose_precision("auto", gpu=False) == "float32"
 
 
 def test_what_was_asked_for_is_taken(monkeypatch):
     with_capabilities(monkeypatch)
-    assert precision.choose("bfloat16", gpu=False) == "bfloat16"
+    assert base.choose_precision("bfloat16", gpu=False) == "bfloat16"
 
 
 def test_four_bits_need_a_gpu():
     with pytest.raises(UnsupportedModel, match="needs a GPU"):
-        precision.choose("4bit", gpu=False)
+        base.choose_precision("4bit", gpu=False)
 
 
 def test_four_bits_need_bitsandbytes(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
     with pytest.raises(MissingDependency, match="pip install 'agentpref\\[quantized\\]'"):
-        precision.choose("4bit", gpu=True)
+        base.choose_precision("4bit", gpu=True)
 
 
 def test_four_bits_are_asked_of_transformers(monkeypatch):
-    told = precision.loading("4bit")
-    assert told["quantization_config"].load_in_4bit
-    assert told["quantization_config"].bnb_4bit_quant_type == "nf4"
+    options = base.precision_options("4bit")
+    assert options["quantization_config"].load_in_4bit
+    assert options["quantization_config"].bnb_4bit_quant_type == "nf4"
 
 
 def test_a_base_is_held_in_what_was_asked_and_its_scores_stand_apart(random_base):

@@ -1,4 +1,4 @@
-"""Text from tokens that are bytes: the hardest case, since no token need be a character."""
+"""Text from tokens that are single bytes, so that a token may be part of a character."""
 
 from __future__ import annotations
 
@@ -29,22 +29,20 @@ def feed(text: str, stop: Sequence[str] = ()) -> tuple[list[str], TextStream]:
 
 
 @given(words)
-def test_the_pieces_are_the_text(text: str) -> None:
+def test_the_pieces_join_to_the_text(text: str) -> None:
     pieces, stream = feed(text)
     assert "".join(pieces) == text == stream.text
     assert not stream.stopped
 
 
 @given(words)
-def test_pushed_at_once_the_text_is_the_same(text: str) -> None:
+def test_the_text_is_the_same_when_all_tokens_are_pushed_at_once(text: str) -> None:
     stream = TextStream(decode)
     assert stream.push(*text.encode()) + stream.finish() == text
 
 
 @given(words, stops)
-def test_the_first_stop_string_cuts_and_nothing_after_it_was_handed_out(
-    text: str, stop: list[str]
-) -> None:
+def test_the_text_ends_before_the_first_stop_string(text: str, stop: list[str]) -> None:
     cuts = [position for s in stop if (position := text.find(s)) >= 0]
     pieces, stream = feed(text, stop)
     # A longer stop string may begin earlier than the shorter one that is complete first.
@@ -55,17 +53,17 @@ def test_the_first_stop_string_cuts_and_nothing_after_it_was_handed_out(
     assert stream.stopped == bool(cuts)
 
 
-def test_a_character_waits_for_its_last_byte() -> None:
+def test_a_character_is_returned_with_its_last_byte() -> None:
     pieces, _ = feed("aé")
     assert pieces == ["a", "", "é", ""]
 
 
-def test_what_may_begin_a_stop_string_waits() -> None:
+def test_the_possible_start_of_a_stop_string_is_withheld() -> None:
     pieces, _ = feed("a##b", stop=("##!",))
     assert pieces == ["a", "", "", "##b", ""]
 
 
-def test_an_answer_that_ends_inside_a_character_says_so() -> None:
+def test_an_answer_that_ends_inside_a_character_ends_in_a_replacement_character() -> None:
     stream = TextStream(decode)
     assert stream.push(0xC3) == ""
     assert stream.finish() == "\ufffd"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentpref.models.tool_calls import assistant_message
+from agentpref.models.tool_calls import assistant_message, parse_rate
 
 CALL = '<tool_call>\n{"name": "search", "arguments": {"query": "tide"}}\n</tool_call>'
 
@@ -19,12 +19,12 @@ json_values = st.recursive(
 )
 
 
-def test_text_without_calls_is_left_as_it_is() -> None:
+def test_text_without_calls_stays_as_it_is() -> None:
     text = "  The tide turns at six.\n"
     assert assistant_message(text) == {"role": "assistant", "content": text}
 
 
-def test_a_call_becomes_a_tool_call_and_leaves_the_text() -> None:
+def test_a_call_becomes_a_tool_call_and_is_removed_from_the_text() -> None:
     message = assistant_message(f"Let me see.\n{CALL}\n")
     assert message["content"] == "Let me see."
     (call,) = message["tool_calls"]
@@ -33,7 +33,7 @@ def test_a_call_becomes_a_tool_call_and_leaves_the_text() -> None:
     assert json.loads(call["function"]["arguments"]) == {"query": "tide"}
 
 
-def test_calls_keep_their_order_and_have_ids_of_their_own() -> None:
+def test_calls_keep_their_order_and_get_unique_ids() -> None:
     other = CALL.replace("tide", "moon")
     message = assistant_message(CALL + other + CALL, turn=3)
     queries = [json.loads(c["function"]["arguments"])["query"] for c in message["tool_calls"]]
@@ -59,7 +59,7 @@ def test_calls_keep_their_order_and_have_ids_of_their_own() -> None:
         '{"name": "search", "arguments": ' + '{"a":' * 100_000 + "1" + "}" * 100_001,
     ],
 )
-def test_what_does_not_parse_stays_in_the_text(block: str) -> None:
+def test_a_call_that_does_not_parse_stays_in_the_text(block: str) -> None:
     text = f"<tool_call>{block}</tool_call>"
     assert assistant_message(text) == {"role": "assistant", "content": text}
     mixed = assistant_message(f"{text}{CALL}")
@@ -73,18 +73,18 @@ def test_arguments_keep_the_form_they_were_written_in() -> None:
     assert message["tool_calls"][0]["function"]["arguments"] == written
 
 
-def test_a_call_that_is_cut_short_is_text() -> None:
+def test_an_unfinished_call_stays_in_the_text() -> None:
     cut = CALL[: -len("</tool_call>")]
     assert assistant_message(cut) == {"role": "assistant", "content": cut}
 
 
-def test_a_call_without_arguments_has_none() -> None:
+def test_a_call_without_arguments_gets_an_empty_object() -> None:
     (call,) = assistant_message('<tool_call>{"name": "now"}</tool_call>')["tool_calls"]
     assert call["function"]["arguments"] == "{}"
 
 
 @given(name=st.text(min_size=1), arguments=st.dictionaries(st.text(), json_values, max_size=4))
-def test_any_call_survives_the_round_trip(name: str, arguments: dict) -> None:
+def test_any_call_is_read_back_as_it_was_written(name: str, arguments: dict) -> None:
     # A value that itself holds the closing tag cannot be told from the end of the call.
     block = json.dumps({"name": name, "arguments": arguments})
     if "</tool_call>" in block:
@@ -92,3 +92,9 @@ def test_any_call_survives_the_round_trip(name: str, arguments: dict) -> None:
     (call,) = assistant_message(f"<tool_call>{block}</tool_call>")["tool_calls"]
     assert call["function"]["name"] == name
     assert json.loads(call["function"]["arguments"]) == arguments
+
+
+def test_the_parse_rate_is_the_share_of_written_calls_that_are_json_objects() -> None:
+    assert parse_rate(["no call", ""]) is None
+    assert parse_rate([CALL, f"{CALL} and <tool_call>[]</tool_call>"]) == pytest.approx(2 / 3)
+    assert parse_rate([CALL, '<tool_call>{"name": "search", "arg']) == 0.5

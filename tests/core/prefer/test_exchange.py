@@ -1,4 +1,4 @@
-"""Files of preferences, in and out: what arrives, what is refused, what survives the journey."""
+"""Import and export of files: what is stored, what is refused, and what comes back."""
 
 from __future__ import annotations
 
@@ -16,23 +16,17 @@ from typing import Any
 
 import pytest
 
-from agentpref.errors import ExchangeError, NotAHome, RedactionFailed
+from agentpref.errors import ConfigError, ExchangeError, NotAHome, RedactionFailed
 from agentpref.home import Home
-from agentpref.prefer import exchange, files
-from agentpref.prefer.exchange import (
-    Exported,
-    Imported,
-    export_pairs,
-    export_thumbs,
-    import_file,
-)
-from agentpref.prefer.pairs import PairSet, pair_id_of, read_pairs
+from agentpref.prefer import rowfiles
+from agentpref.prefer.examples import ExampleSet, example_id_of, read_examples
+from agentpref.prefer.exchange import Exported, Imported, export_file, import_file
 from agentpref.record.database import connect
 from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.integrity import examine
 from agentpref.record.messages import prompt_of
 from agentpref.record.store import Store
-from agentpref.types import Pair, Thumb
+from agentpref.types import Completion, Example, Prompt
 
 PAIRED = [
     {"prompt": "What colour is the sky?", "chosen": "Blue.", "rejected": "Green."},
@@ -58,18 +52,20 @@ def write(file: Path, *rows: Any) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def found(home: Home, namespace: str = "default") -> PairSet:
+def found(home: Home, namespace: str = "default") -> ExampleSet:
     with closing(connect(home)) as connection:
-        return read_pairs(Store(connection), namespace, held_out=0.2)
+        return read_examples(Store(connection), namespace, held_out=0.2)
 
 
 def counts(imported: Imported) -> tuple[int, int, int]:
     return imported.added, imported.known, imported.bad
 
 
-def preferences(pairs: PairSet) -> dict[str, tuple[str, str]]:
-    return {p.prompt.messages[-1]["content"]: (p.chosen["content"], p.rejected["content"])
-            for p in pairs.pairs}  # fmt: skip
+def preferences(found: ExampleSet) -> dict[str, tuple[str, ...]]:
+    return {
+        pair.prompt.messages[-1]["content"]: tuple(c.message["content"] for c in pair.completions)
+        for pair in found.pairs
+    }
 
 
 class TestImport:
@@ -85,9 +81,9 @@ class TestImport:
             ("comparison", "untagged"),
             ("comparison", "sea"),
         ]
-        assert [(t.completion["content"], t.desirable) for t in result.thumbs] == [
-            ("Yellow.", True),
-            ("Purple.", False),
+        assert [(c.message["content"], c.label) for t in result.thumbs for c in t.completions] == [
+            ("Yellow.", 1.0),
+            ("Purple.", 0.0),
         ]
         assert result.left_out == {}
 
@@ -104,14 +100,12 @@ class TestImport:
         assert counts(import_file(home, file, namespace="b")) == (2, 0, 0)
         assert len(found(home, "a").pairs) == len(found(home, "b").pairs) == 2
 
-    def test_the_judge_and_the_tag_are_as_told(self, home: Home, file: Path) -> None:
+    def test_source_user_and_tag_of_the_import_are_stored(self, home: Home, file: Path) -> None:
         write(file, *PAIRED)
         import_file(home, file, source="model", user_id="gpt", tag="colours")
         assert {(p.origin, p.tag) for p in found(home).pairs} == {("judge", "colours")}
 
-    def test_a_row_that_is_known_keeps_the_tag_that_it_came_with(
-        self, home: Home, file: Path
-    ) -> None:
+    def test_a_known_row_keeps_its_first_tag(self, home: Home, file: Path) -> None:
         write(file, *PAIRED)
         import_file(home, file, tag="colours")
         before = found(home)
@@ -120,7 +114,7 @@ class TestImport:
         assert found(home) == before
         assert {p.tag for p in before.pairs} == {"colours"}
 
-    def test_the_user_is_stored_as_the_hash_that_the_log_gives_too(
+    def test_the_user_is_stored_as_the_same_hash_as_in_the_log(
         self, home: Home, file: Path
     ) -> None:
         write(file, PAIRED[0], UNPAIRED[0])
@@ -149,9 +143,9 @@ class TestImport:
         with pytest.raises(RedactionFailed, match=f"{file}, line 1: ") as failed:
             import_file(home, file, redact=lambda text: text[99], skip_bad=True)
         assert "sky" not in str(failed.value)
-        assert found(home) == PairSet()
+        assert found(home) == ExampleSet()
 
-    def test_a_persons_word_and_a_judges_on_the_same_row_are_two(
+    def test_a_person_and_a_judge_on_the_same_row_make_two_judgements(
         self, home: Home, file: Path
     ) -> None:
         write(file, *PAIRED)
@@ -165,21 +159,19 @@ class TestImport:
         import_file(home, file)
         assert preferences(found(home)) == {"And the sea?": ("Red.", "Green.")}
 
-    def test_what_was_imported_is_sound(self, home: Home, file: Path) -> None:
+    def test_an_imported_home_passes_verify(self, home: Home, file: Path) -> None:
         write(file, *PAIRED, *UNPAIRED)
         import_file(home, file)
         with closing(connect(home)) as connection:
             assert examine(connection).problems == []
 
-    def test_a_mark_of_byte_order_and_blank_lines_are_passed_over(
-        self, home: Home, file: Path
-    ) -> None:
+    def test_a_byte_order_mark_and_blank_lines_are_ignored(self, home: Home, file: Path) -> None:
         row = json.dumps(PAIRED[0]).encode()
         file.write_bytes(b"\xef\xbb\xbf" + row + b"\r\n\r\n  \n" + row.replace(b"sky", b"sea"))
         assert counts(import_file(home, file)) == (2, 0, 0)
 
     @pytest.mark.parametrize("indent", [None, 2])
-    def test_a_file_that_holds_one_list_is_read_too(
+    def test_a_file_with_one_json_list_is_read(
         self, home: Home, file: Path, indent: int | None
     ) -> None:
         file.write_text("\ufeff \n" + json.dumps([*PAIRED, *UNPAIRED], indent=indent))
@@ -200,16 +192,16 @@ class TestImport:
     def test_large_rows_make_small_batches(
         self, home: Home, file: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(exchange, "BATCH_BYTES", 1000)
+        monkeypatch.setattr(rowfiles, "BATCH_BYTES", 1000)
         write(file, *({**PAIRED[0], "chosen": f"{n}" * 600} for n in range(5)))
         seen: list[Imported] = []
         import_file(home, file, on_progress=seen.append)
         assert [one.added for one in seen] == [2, 4, 5]
 
-    def test_progress_is_told_after_every_batch(
+    def test_progress_is_reported_after_every_batch(
         self, home: Home, file: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(exchange, "BATCH_ROWS", 2)
+        monkeypatch.setattr(rowfiles, "BATCH_ROWS", 2)
         write(file, *({**PAIRED[0], "chosen": f"answer {n}"} for n in range(5)))
         seen: list[Imported] = []
         last = import_file(home, file, on_progress=seen.append)
@@ -220,8 +212,8 @@ class TestImport:
 
 BAD_LINES = {
     b'{"prompt": "a", "chosen": "b"}': "lacks 'rejected'",
-    b'["a", "b"]': "no JSON object; write one JSON object on each line, or one list",
-    b'{"prompt": "a", ': "it is no JSON",
+    b'["a", "b"]': "not a JSON object; write one JSON object on each line, or one list",
+    b'{"prompt": "a", ': "it is not JSON",
     b'{"prompt": "caf\xe9", "chosen": "b", "rejected": "c"}': "byte 15 is not UTF-8 (0xe9)",
     b'{"prompt": "a", "completion": "b", "label": 3}': "'label' is 3; write true",
 }
@@ -238,23 +230,23 @@ class TestBadFiles:
         assert str(refused.value).startswith(f"{file}, line 2: ")
         assert complaint in str(refused.value)
 
-    def test_bad_lines_may_be_skipped_and_are_counted(self, home: Home, file: Path) -> None:
+    def test_bad_lines_are_counted_when_skipped(self, home: Home, file: Path) -> None:
         file.write_bytes(b"\n".join([*BAD_LINES, json.dumps(PAIRED[0]).encode()]))
         assert counts(import_file(home, file, skip_bad=True)) == (1, 0, 5)
 
     def test_a_gigantic_line_is_refused_and_can_be_skipped(
         self, home: Home, file: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(files, "MAX_ROW_BYTES", 200)
+        monkeypatch.setattr(rowfiles, "MAX_ROW_BYTES", 200)
         write(file, PAIRED[0], {**PAIRED[0], "chosen": "x" * 900}, PAIRED[1])
         assert counts(import_file(home, file, skip_bad=True)) == (2, 0, 1)
         with pytest.raises(ExchangeError, match="line 2: it is longer than 200 bytes"):
             import_file(home, file)
 
-    def test_a_bad_line_undoes_its_own_batch_alone(
+    def test_a_bad_line_undoes_only_its_own_batch(
         self, home: Home, file: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(exchange, "BATCH_ROWS", 2)
+        monkeypatch.setattr(rowfiles, "BATCH_ROWS", 2)
         rows = [{**PAIRED[0], "chosen": f"answer {n}"} for n in range(3)]
         write(file, *rows, {"oops": 1})
         with pytest.raises(ExchangeError, match="line 4"):
@@ -262,11 +254,47 @@ class TestBadFiles:
         assert len(found(home).pairs) == 2
 
     def test_a_bad_row_of_a_list_is_named_and_can_be_skipped(self, home: Home, file: Path) -> None:
-        good = json.dumps(PAIRED[0])
-        file.write_text(f'[{good},\n{{"prompt": ]}},\n{good}, "x"')
-        with pytest.raises(ExchangeError, match=f"{file}, row 2: it is no JSON"):
+        file.write_text(json.dumps([PAIRED[0], {"prompt": "a"}, 7, PAIRED[1]]))
+        with pytest.raises(ExchangeError, match=f"{file}, row 2: the row has the keys 'prompt'"):
             import_file(home, file)
-        assert counts(import_file(home, file, skip_bad=True)) == (1, 0, 2)
+        assert counts(import_file(home, file, skip_bad=True)) == (2, 0, 2)
+
+    @pytest.mark.parametrize("skip_bad", [False, True])
+    @pytest.mark.parametrize(
+        ("rest", "complaint"),
+        [
+            (',{"prompt": ]}, 7]', "row 3 on it cannot be read as JSON .parse error: unallowed"),
+            (', {"prompt": "x', "row 3 on it cannot be read as JSON .parse error: premature EOF"),
+            ("] x", "row 3 on it cannot be read as JSON .parse error: trailing garbage"),
+        ],
+    )
+    def test_a_list_that_breaks_off_ends_the_import_after_its_whole_batches(
+        self,
+        home: Home,
+        file: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        rest: str,
+        complaint: str,
+        skip_bad: bool,
+    ) -> None:
+        monkeypatch.setattr(rowfiles, "BATCH_ROWS", 2)
+        file.write_text(json.dumps(PAIRED)[:-1] + rest)
+        with pytest.raises(ExchangeError, match=f"^{file}: from {complaint}"):
+            import_file(home, file, skip_bad=skip_bad)
+        assert len(found(home).pairs) == 2
+
+    @pytest.mark.parametrize(
+        ("start", "unpack"),
+        [(b"\x1f\x8b\x08", "zcat"), (b"PK\x03\x04", "unzip -p"), (b"\x28\xb5\x2f\xfd", "zstdcat")],
+    )
+    def test_a_compressed_file_is_refused_with_the_command_that_unpacks_it(
+        self, home: Home, file: Path, start: bytes, unpack: str
+    ) -> None:
+        file.write_bytes(start + b"more")
+        with pytest.raises(
+            ExchangeError, match=f"compressed; unpack it: .*import <.{unpack} {file}"
+        ):
+            import_file(home, file, skip_bad=True)
 
     @pytest.mark.parametrize("content", [b"", b"\n\n", b"[]"])
     def test_a_file_without_rows_is_refused(self, home: Home, file: Path, content: bytes) -> None:
@@ -279,22 +307,24 @@ class TestBadFiles:
             with pytest.raises(ExchangeError, match=f"{path} cannot be read"):
                 import_file(home, path)
 
-    def test_a_home_that_is_none_is_not_blamed_on_the_file(self, tmp_path: Path) -> None:
+    def test_a_missing_home_is_reported_before_a_missing_file(self, tmp_path: Path) -> None:
         with pytest.raises(NotAHome):
             import_file(Home(tmp_path), tmp_path / "missing.jsonl", user_id="ana")
         assert [*tmp_path.iterdir()] == [], "and no key is left there"
 
     def test_unknown_arguments_are_refused(self, home: Home, file: Path) -> None:
-        arguments: list[dict[str, Any]] = [{"source": "robot"}, {"format": "csv"}]
-        for argument in arguments:
-            with pytest.raises(ExchangeError, match=r"is '(robot|csv)'; pass one of"):
-                import_file(home, file, **argument)
+        with pytest.raises(ExchangeError, match="source is 'robot'; pass one of 'human'"):
+            import_file(home, file, source="robot")  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match=r"'csv' in agentpref\.formats; known: .*preference"):
+            import_file(home, file, format="csv")
         for name in ("tag", "namespace"):
             for text in ("", "a\nb", "\udcff"):
                 with pytest.raises(ExchangeError, match=f"{name} is .*; pass printable text"):
                     import_file(home, file, **{name: text})
 
-    def test_the_name_of_a_file_may_be_any(self, home: Home, tmp_path: Path) -> None:
+    def test_a_file_name_that_is_not_utf8_is_stored_with_replacements(
+        self, home: Home, tmp_path: Path
+    ) -> None:
         path = tmp_path / "caf\udce9.jsonl"
         write(path, PAIRED[0])
         import_file(home, path)
@@ -303,20 +333,22 @@ class TestBadFiles:
         assert run.metadata == {"imported_from": "caf\ufffd.jsonl"}
 
 
-def a_pair(prompt: str, chosen: str, rejected: str) -> Pair:
-    asked = prompt_of([{"role": "user", "content": prompt}])
-    better, worse = ({"role": "assistant", "content": text} for text in (chosen, rejected))
-    pair_id = pair_id_of(asked.id, better, worse)
-    return Pair(pair_id, "default", 0.0, asked, better, worse, "comparison")
+def example(prompt: Prompt, *completions: Completion) -> Example:
+    example_id = example_id_of(prompt.id, completions)
+    return Example(example_id, "default", 0.0, prompt, completions, "comparison")
 
 
-SKY = a_pair("What colour is the sky?", "Blue.", "Green.")
+BLUE, GREEN = (
+    Completion({"role": "assistant", "content": text}, label)
+    for text, label in (("Blue.", 1.0), ("Green.", 0.0))
+)
+SKY = example(prompt_of([{"role": "user", "content": "What colour is the sky?"}]), BLUE, GREEN)
 
 
 class TestExport:
-    def test_a_file_is_replaced_whole(self, file: Path) -> None:
+    def test_an_export_replaces_the_file(self, file: Path) -> None:
         file.write_text("what was there before")
-        assert export_pairs([SKY], file) == Exported(1)
+        assert export_file([SKY], file) == Exported(1)
         assert [json.loads(line) for line in file.read_text().splitlines()] == [
             {
                 "prompt": [{"role": "user", "content": "What colour is the sky?"}],
@@ -327,42 +359,41 @@ class TestExport:
         ]
 
     def test_an_export_that_fails_leaves_the_old_file_and_no_other(self, file: Path) -> None:
-        def failing() -> Iterator[Pair]:
+        def failing() -> Iterator[Example]:
             yield SKY
             raise KeyError("the source fails")
 
         file.write_text("what was there before")
         with pytest.raises(KeyError):
-            export_pairs(failing(), file)
+            export_file(failing(), file)
         assert [path.name for path in file.parent.iterdir()] == [file.name]
         assert file.read_text() == "what was there before"
 
     def test_a_path_that_cannot_be_written_is_named(self, tmp_path: Path) -> None:
         path = tmp_path / "no folder" / "out.jsonl"
         with pytest.raises(ExchangeError, match=r"out\.jsonl cannot be written"):
-            export_pairs([SKY], path)
+            export_file([SKY], path)
 
     def test_a_stream_is_written_to(self) -> None:
         stream = io.BytesIO()
-        thumb = Thumb("r", "default", 0.0, SKY.prompt, SKY.chosen, desirable=True)
-        assert export_thumbs([thumb], stream) == Exported(1)
+        assert export_file([example(SKY.prompt, BLUE)], stream, format="unpaired") == Exported(1)
         row = json.loads(stream.getvalue())
-        assert (row["completion"], row["label"]) == ([SKY.chosen], True)
+        assert (row["completion"], row["label"]) == ([BLUE.message], True)
 
-    def test_a_pair_that_the_format_cannot_hold_is_named_or_skipped(self, file: Path) -> None:
+    def test_an_example_that_the_format_cannot_hold_is_named_or_skipped(self, file: Path) -> None:
         prompt = prompt_of([*SKY.prompt.messages, *SKY.prompt.messages])
-        twice = replace(SKY, prompt=prompt, pair_id="twice")
+        twice = replace(SKY, prompt=prompt, example_id="twice")
         file.write_text("what was there before")
-        with pytest.raises(ExchangeError, match=r"^row 2 \(pair twice\): message 1 is from"):
-            export_pairs([SKY, twice], file, format="llamafactory")
+        with pytest.raises(ExchangeError, match=r"^row 2 \(example twice\): message 1 is from"):
+            export_file([SKY, twice], file, format="llamafactory")
         assert file.read_text() == "what was there before"
-        done = export_pairs([SKY, twice], file, format="llamafactory", skip_bad=True)
+        done = export_file([SKY, twice], file, format="llamafactory", skip_bad=True)
         assert done == Exported(1, bad=1)
         assert len(file.read_text().splitlines()) == 1
 
     def test_an_unknown_format_is_refused(self, file: Path) -> None:
-        with pytest.raises(ExchangeError, match="format is 'csv'; pass one of 'preference'"):
-            export_pairs([SKY], file, format="csv")  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match="did you mean 'preference'"):
+            export_file([SKY], file, format="preferences")
 
 
 class TestTables:
@@ -381,13 +412,10 @@ class TestTables:
     ) -> None:
         data_utils = pytest.importorskip("trl.data_utils")
         tools = [{"type": "function", "function": {"name": "look_up"}}]
-        prompt = prompt_of(SKY.prompt.messages, tools)
-        with_tools = replace(
-            SKY, prompt=prompt, pair_id=pair_id_of(prompt.id, SKY.chosen, SKY.rejected)
-        )
+        with_tools = example(prompt_of(SKY.prompt.messages, tools), BLUE, GREEN)
         cache = str(table.parent / "cache")
-        export_pairs([SKY, with_tools], file)
-        export_pairs([SKY, with_tools], table)
+        export_file([SKY, with_tools], file)
+        export_file([SKY, with_tools], table)
         from_lines = datasets.Dataset.from_json(str(file), cache_dir=cache)
         from_table = datasets.Dataset.from_parquet(str(table), cache_dir=cache)
         for rows in (from_lines, from_table):
@@ -395,10 +423,13 @@ class TestTables:
             assert all(data_utils.maybe_extract_prompt(row) == row for row in rows)
         from_lines.to_parquet(str(table))
         import_file(home, table)
-        assert {p.pair_id for p in found(home).pairs} == {SKY.pair_id, with_tools.pair_id}
+        assert {p.example_id for p in found(home).pairs} == {
+            SKY.example_id,
+            with_tools.example_id,
+        }
 
     @pytest.mark.parametrize("mixed", [None, "use_json"])
-    def test_padding_is_no_part_of_a_message(
+    def test_nulls_that_fill_up_structs_are_not_imported(
         self, home: Home, table: Path, datasets: Any, mixed: str | None
     ) -> None:
         def tool(name: str) -> dict[str, Any]:

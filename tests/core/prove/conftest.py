@@ -7,14 +7,24 @@ import pytest
 from agentpref.config import KLSettings, LossSettings, UpdateConfig
 from agentpref.learn.learner import Learner
 from agentpref.models.base import load_base
-from agentpref.types import Pair, Prompt, Thumb
+from agentpref.types import Completion, Example, Prompt
 
 
-def make_pair(number: int, chosen: str, rejected: str = "no, never", **changes) -> Pair:
+def make_pair(number: int, chosen: str, rejected: str = "no, never", **changes) -> Example:
     prompt = Prompt(f"prompt{number}", ({"role": "user", "content": f"Is {number} a number?"},))
-    sides = ({"role": "assistant", "content": text} for text in (chosen, rejected))
     details = {"origin": "comparison", **changes}
-    return Pair(f"pair{number}-{chosen}", "test", float(number), prompt, *sides, **details)
+    return Example(
+        f"pair{number}-{chosen}",
+        "test",
+        float(number),
+        prompt,
+        (completion(chosen, 1.0), completion(rejected, 0.0)),
+        **details,
+    )
+
+
+def completion(text: str, label: float) -> Completion:
+    return Completion({"role": "assistant", "content": text}, label)
 
 
 @pytest.fixture(scope="session")
@@ -23,13 +33,16 @@ def pair_of():
     return make_pair
 
 
-def make_thumb(number: int, answer: str, liked: bool, **changes) -> Thumb:
+def make_thumb(number: int, answer: str, liked: bool, **changes) -> Example:
     """An answer to the question of the pair of the same number, and whether it was liked."""
-    prompt = make_pair(number, answer).prompt
-    said = {"role": "assistant", "content": answer}
-    thumb_id = f"thumb{number}-{answer}"
-    return Thumb(
-        f"r{number}", "test", float(number), prompt, said, liked, thumb_id=thumb_id, **changes
+    return Example(
+        f"thumb{number}-{answer}",
+        "test",
+        float(number),
+        make_pair(number, answer).prompt,
+        (completion(answer, float(liked)),),
+        "thumb",
+        **changes,
     )
 
 

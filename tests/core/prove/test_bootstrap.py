@@ -65,14 +65,14 @@ def test_the_same_seed_gives_the_same_bound() -> None:
 def test_one_prompt_bounds_nothing() -> None:
     bound = lower_bound(paired([(0.0, 1.0, 0)] * 40))
     assert (bound.lower, bound.error) == (-1.0, None)
-    assert "single prompt" in bound.words
+    assert "single prompt" in bound.message
 
 
 @pytest.mark.parametrize(("live", "candidate", "change"), [(0.5, 1.0, 0.5), (1.0, 1.0, 0.0)])
 def test_equal_changes_are_their_own_bound(live: float, candidate: float, change: float) -> None:
     bound = lower_bound(paired([(live, candidate, i) for i in range(9)]))
     assert (bound.lower, bound.error) == (change, None)
-    assert "all 9 prompts changed equally" in bound.words
+    assert "all 9 prompts changed equally" in bound.message
 
 
 def test_no_pairs_have_no_bound() -> None:

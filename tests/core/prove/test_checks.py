@@ -8,7 +8,7 @@ import pytest
 
 from agentpref.errors import ConfigError
 from agentpref.prove.checks import installed_checks, run_checks
-from agentpref.prove.gate import UserCheck
+from agentpref.prove.gate import UserCheckResult
 
 HELLO = [{"role": "user", "content": "Hello?"}]
 
@@ -18,9 +18,11 @@ def echo(messages):
 
 
 def run_one(check):
-    ((name, passed, words),) = [(c.name, c.passed, c.words) for c in run_checks({"c": check}, echo)]
+    ((name, passed, message),) = [
+        (c.name, c.passed, c.message) for c in run_checks({"c": check}, echo)
+    ]
     assert name == "c"
-    return passed, words
+    return passed, message
 
 
 def test_no_checks_say_nothing():
@@ -38,7 +40,7 @@ def test_no_checks_say_nothing():
         ((False, ""), (False, "did not pass")),
     ],
 )
-def test_a_check_answers_with_or_without_words(outcome, found):
+def test_a_check_may_return_a_reason(outcome, found):
     assert run_one(lambda ask: outcome) == found
 
 
@@ -65,7 +67,10 @@ def test_checks_run_in_name_order_and_all_of_them():
         return lambda ask: seen.append(name) or outcome
 
     found = run_checks({"b": noting("b", False), "a": noting("a", True)}, echo)
-    assert found == (UserCheck("a", True, "passed"), UserCheck("b", False, "did not pass"))
+    assert found == (
+        UserCheckResult("a", True, "passed"),
+        UserCheckResult("b", False, "did not pass"),
+    )
     assert seen == ["a", "b"]
 
 
@@ -93,7 +98,7 @@ def forget_the_module():
 
 def test_checks_of_installed_packages_are_found(install):
     install("polite = polite_checks:ok", "def ok(ask):\n    return False, 'no please'\n")
-    assert run_checks(installed_checks(), echo) == (UserCheck("polite", False, "no please"),)
+    assert run_checks(installed_checks(), echo) == (UserCheckResult("polite", False, "no please"),)
 
 
 @pytest.mark.parametrize("source", [None, "def other(ask):\n    return True\n"])

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from agentpref.learn import memory
-from agentpref.learn.encode import EncodedPair, encode_prompt
+from agentpref.learn.encode import EncodedExample
+from agentpref.models.tokenizer import encode_prompt
 from agentpref.prove import evaluate
 from agentpref.prove.evaluate import answer, generations, kl_from_base, token_limit
 
@@ -18,12 +19,16 @@ def prompts(pair_of):
     return [pair_of(number, "yes").prompt for number in (3, 50, 1234)]
 
 
+def encoded(pair_of, *completions):
+    return EncodedExample(pair_of(1, "yes"), (1,), completions, (None, None))
+
+
 def tokens(learner, text):
     return learner.base.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def poison(learner):
-    with learner.speaking_as("candidate") as model, torch.no_grad():
+    with learner.policy("candidate") as model, torch.no_grad():
         next(p for n, p in model.named_parameters() if "lora_B" in n).fill_(float("nan"))
 
 
@@ -33,14 +38,14 @@ def poison(learner):
 def test_a_fresh_candidate_has_not_moved(fresh_learner, pair_of):
     learner = fresh_learner()
     rows = learner.encode([pair_of(n, "yes") for n in range(5)])
-    assert kl_from_base(learner, rows) == pytest.approx(0.0, abs=1e-6)
+    assert kl_from_base(learner, rows, seed=0) == pytest.approx(0.0, abs=1e-6)
 
 
 def kl_by_hand(learner, prompt, completion):
     """Mean over the completion's tokens of KL(base ‖ candidate), one sequence at a time."""
     ids, logs = torch.tensor([prompt + completion]), []
     for policy in ("base", "candidate"):
-        with torch.no_grad(), learner.speaking_as(policy) as model:
+        with torch.no_grad(), learner.policy(policy) as model:
             logits = model(ids).logits[0, len(prompt) - 1 : -1]
         logs.append(logits.double().log_softmax(-1))
     base, candidate = logs
@@ -51,24 +56,26 @@ def test_kl_is_the_mean_over_completions_of_their_means(taught, pair_of, monkeyp
     learner = taught("yes")
     answers = [("yes", "no"), ("yes, " * 9, "no"), ("perhaps", "a " * 20), ("yes", "never")]
     rows = learner.encode([pair_of(10**n, *sides) for n, sides in enumerate(answers)])
-    each = [kl_by_hand(learner, r.prompt, side) for r in rows for side in (r.chosen, r.rejected)]
+    each = [kl_by_hand(learner, r.prompt, side) for r in rows for side in r.completions]
     expected = sum(each) / len(each)
     assert expected > 0.1
-    assert kl_from_base(learner, rows) == pytest.approx(expected, rel=1e-3)
+    assert kl_from_base(learner, rows, seed=0) == pytest.approx(expected, rel=1e-3)
     monkeypatch.setattr(memory, "tokens_per_pass", lambda device: 1)
-    assert kl_from_base(learner, rows) == pytest.approx(expected, rel=1e-3), "whatever the passes"
+    assert kl_from_base(learner, rows, seed=0) == pytest.approx(expected, rel=1e-3), (
+        "whatever the passes"
+    )
 
 
 def test_of_a_thumb_only_the_answer_that_was_given_counts(taught, pair_of, thumb_of):
     learner = taught("yes")
     rows = [
-        *learner.encode_thumbs([thumb_of(1, "yes", True), thumb_of(22, "no " * 9, False)]),
+        *learner.encode([thumb_of(1, "yes", True), thumb_of(22, "no " * 9, False)]),
         *learner.encode([pair_of(333, "perhaps", "never")]),
     ]
     each = [kl_by_hand(learner, row.prompt, row.completions[0]) for row in rows]
-    each.append(kl_by_hand(learner, rows[-1].prompt, rows[-1].rejected))
+    each.append(kl_by_hand(learner, rows[-1].prompt, rows[-1].completions[1]))
     expected = sum(each) / 4
-    assert kl_from_base(learner, rows) == pytest.approx(expected, rel=1e-3)
+    assert kl_from_base(learner, rows, seed=0) == pytest.approx(expected, rel=1e-3)
 
 
 # Limits
@@ -78,11 +85,11 @@ def test_of_a_thumb_only_the_answer_that_was_given_counts(taught, pair_of, thumb
     ("longest", "limit"), [(1, 64), (32, 64), (50, 100), (128, 256), (999, 256)]
 )
 def test_an_answer_may_be_twice_as_long_as_the_longest_logged(pair_of, longest, limit):
-    short = EncodedPair(pair_of(1, "yes"), (1,), (2,), (3,))
+    short = encoded(pair_of, (2,), (3,))
     long = (7,) * longest
     for row in (
-        EncodedPair(pair_of(1, "yes"), (1,), long, (3,)),
-        EncodedPair(pair_of(1, "yes"), (1,), (2,), long),
+        encoded(pair_of, long, (3,)),
+        encoded(pair_of, (2,), long),
     ):
         assert token_limit([short, row]) == limit
 
@@ -109,7 +116,7 @@ def test_the_base_answers_beside_it_as_plain_transformers_does(taught, prompts):
     lengths, texts = [], []
     for prompt in prompts:
         ids = torch.tensor([encode_prompt(prompt, learner.base.tokenizer)])
-        with torch.no_grad(), learner.speaking_as("base") as model:
+        with torch.no_grad(), learner.policy("base") as model:
             out = model.generate(input_ids=ids, max_new_tokens=limit, do_sample=False)
         lengths.append(out.shape[1] - ids.shape[1])
         texts.append(tuple(out[0, ids.shape[1] :].tolist()))

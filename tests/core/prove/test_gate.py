@@ -15,11 +15,11 @@ from agentpref.config import GateSettings, UpdateConfig
 from agentpref.errors import ConfigError
 from agentpref.prove.bootstrap import Paired, lower_bound
 from agentpref.prove.gate import (
-    Check,
+    CheckResult,
     Evidence,
+    GateResult,
     Generations,
-    UserCheck,
-    Verdict,
+    UserCheckResult,
     judge,
     retention_margin,
 )
@@ -43,24 +43,24 @@ KEPT = counted(both=170, gained=8, lost=8, neither=14)
 GOOD = Evidence(new=GAIN, kl=0.05, live=LIVE, candidate=LIVE, retention={SUPPORT: KEPT})
 
 
-def named(verdict: Verdict, name: str) -> Check:
+def named(verdict: GateResult, name: str) -> CheckResult:
     return next(check for check in verdict.checks if check.name == name)
 
 
-def failed(verdict: Verdict) -> list[str]:
-    return [check.name for check in verdict.checks if not check.holds]
+def failed(verdict: GateResult) -> list[str]:
+    return [check.name for check in verdict.checks if not check.passed]
 
 
 def writing(**changes: float | bool | None) -> Evidence:
     return replace(GOOD, candidate=replace(LIVE, **changes))  # type: ignore[arg-type]
 
 
-def test_a_better_candidate_that_forgot_nothing_is_promoted_with_words() -> None:
+def test_a_better_candidate_that_forgot_nothing_is_promoted_with_a_message() -> None:
     verdict = judge(GOOD)
     assert (verdict.verdict, verdict.reasons) == ("promoted", ())
-    words = named(verdict, "new preferences").words
-    assert words.startswith(".52 -> .91 on 214 held-out pairs, +.39, lower bound +.3")
-    assert words.endswith(" > 0")
+    message = named(verdict, "new preferences").message
+    assert message.startswith(".52 -> .91 on 214 held-out pairs, +.39, lower bound +.3")
+    assert message.endswith(" > 0")
 
 
 def test_the_base_as_live_has_nothing_to_retain() -> None:
@@ -133,7 +133,7 @@ def test_a_candidate_identical_to_live_is_never_promoted(few: list[float], times
     evidence = Evidence(new=same, kl=0.0, live=LIVE, candidate=LIVE, retention={SUPPORT: same})
     verdict = judge(evidence)
     assert verdict.verdict == ("refused" if len(right) >= 200 else "insufficient")
-    assert named(verdict, "retention of default/support/any/any").holds
+    assert named(verdict, "retention of default/support/any/any").passed
 
 
 @settings(max_examples=25, deadline=None)
@@ -171,7 +171,7 @@ def test_retention_is_judged_by_the_bound_and_not_by_the_estimate() -> None:
     check = named(judge(replace(GOOD, retention={SUPPORT: noisy})), f"retention of {SUPPORT}")
     assert check.bound is not None
     assert check.bound < -0.07  # the change itself lies within the margin
-    assert not check.holds
+    assert not check.passed
 
 
 def test_damage_too_thin_for_any_stratum_is_seen_over_all_together() -> None:
@@ -187,15 +187,15 @@ def test_a_large_stratum_is_held_to_the_margin_of_the_settings() -> None:
     assert retention_margin(5_000, 1, GateSettings()) == 0.03
     large = counted(both=4_000, gained=100, lost=300, neither=600)
     check = named(judge(replace(GOOD, retention={SUPPORT: large})), f"retention of {SUPPORT}")
-    assert (check.holds, check.bound) == (False, -0.03)
-    assert "widened" not in check.words
+    assert (check.passed, check.bound) == (False, -0.03)
+    assert "widened" not in check.message
 
 
 def test_the_margin_of_a_small_stratum_is_widened_and_said() -> None:
     check = named(judge(GOOD), f"retention of {SUPPORT}")
     # (z.95 + z.95) sqrt(.1 / 200) + 1 / 200 = 3.2897 * .02236 + .005
     assert check.bound == pytest.approx(-0.0786, abs=1e-4)
-    assert "(margin widened from .03: on 200 prompts" in check.words
+    assert "(margin widened from .03: on 200 prompts" in check.message
 
 
 def test_margins_widen_with_fewer_prompts_and_more_checks_only() -> None:
@@ -229,7 +229,7 @@ def _any_refused(rng: random.Random, loss: float, gain: float) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("evidence", "name", "words"),
+    ("evidence", "name", "message"),
     [
         (replace(GOOD, kl=0.16), "KL budget", "over the budget of .15: refit from base"),
         (replace(GOOD, kl=math.nan), "KL budget", "nan nats"),
@@ -241,17 +241,17 @@ def _any_refused(rng: random.Random, loss: float, gain: float) -> bool:
         (writing(endless=4), "endless generations", "4 on the probes, live 1, at most 3"),
         (writing(tool_parse=0.8), "tool-call JSON", ".90 -> .80 of tool calls parse"),
         (
-            replace(GOOD, user_checks=(UserCheck("tone", False, "too curt"),)),
+            replace(GOOD, user_checks=(UserCheckResult("tone", False, "too curt"),)),
             "check tone",
             "too curt",
         ),
     ],
 )
-def test_each_guard_refuses_alone_and_says_why(evidence: Evidence, name: str, words: str) -> None:
+def test_each_guard_refuses_alone_and_says_why(evidence: Evidence, name: str, message: str) -> None:
     verdict = judge(evidence)
     assert verdict.verdict == "refused"
     assert failed(verdict) == [name]
-    assert words in verdict.reasons[0]
+    assert message in verdict.reasons[0]
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_each_guard_refuses_alone_and_says_why(evidence: Evidence, name: str, wo
         writing(distinct_2=0.55, mean_length=48.0, endless=0, tool_parse=1.0),
         writing(tool_parse=None),
         replace(GOOD, live=replace(LIVE, tool_parse=None)),
-        replace(GOOD, user_checks=(UserCheck("tone", True),)),
+        replace(GOOD, user_checks=(UserCheckResult("tone", True),)),
     ],
 )
 def test_guards_leave_room_up_to_their_bounds(evidence: Evidence) -> None:
@@ -274,7 +274,7 @@ def test_length_may_change_as_far_as_the_pairs_ask_and_in_that_direction_only() 
     assert judge(replace(shorter, asked_length=0.6)).verdict == "promoted"
     assert judge(replace(longer, asked_length=1.5)).verdict == "promoted"
     assert judge(replace(longer, asked_length=0.6)).verdict == "refused"
-    stretched = named(judge(replace(shorter, asked_length=0.6)), "length ratio").words
+    stretched = named(judge(replace(shorter, asked_length=0.6)), "length ratio").message
     assert "within .48 to 1.25 (stretched: chosen answers are × .60" in stretched
 
 
@@ -309,7 +309,7 @@ def test_a_verdict_is_plain_json_even_where_numbers_are_not() -> None:
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert report["verdict"] == "refused"
     kl = next(check for check in report["checks"] if check["name"] == "KL budget")
-    assert (kl["holds"], kl["value"], kl["bound"]) == (False, None, 0.15)
+    assert (kl["passed"], kl["value"], kl["bound"]) == (False, None, 0.15)
 
 
 def test_importing_the_gate_loads_nothing_heavy() -> None:

@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 from agentpref.home import Home
-from agentpref.prefer.pairs import read_pairs
+from agentpref.prefer.examples import read_examples
 from agentpref.record.database import connect
 from agentpref.record.integrity import examine
 from agentpref.record.store import Store
@@ -23,7 +23,7 @@ def test_a_generated_home_is_sound_and_has_the_right_size(tmp_path: Path) -> Non
         found = Store(connection).stats()
         (messages,) = connection.execute("SELECT count(*) FROM message").fetchone()
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-        pairs = read_pairs(Store(connection), "default", held_out=0.2)
+        pairs = read_examples(Store(connection), "default", held_out=0.2)
     said = found["feedback"] + found["comparisons"]
     assert abs(messages + found["runs"] + said - ROWS) < ROWS / 10
     assert {pair.origin for pair in pairs.pairs} >= {"comparison", "correction"}

@@ -1,4 +1,4 @@
-"""Every adapter of the catalogue is refused, in words that name what is wrong with it."""
+"""Each adapter of the catalogue is refused, and the error names what is wrong with it."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def layers(random_base: Path) -> Layers:
 
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    """A registry that all of them are offered, and that takes none."""
+    """A registry that every bad adapter is published to, without success."""
     return Registry(Home.create(tmp_path_factory.mktemp("bad") / "home"))
 
 
 @pytest.mark.parametrize("bad", BAD_ADAPTERS, ids=lambda bad: bad.name)
-def test_it_is_refused_with_what_is_wrong_named(
+def test_a_bad_adapter_is_refused_and_the_error_names_what_is_wrong(
     bad: BadAdapter, random_base: Path, layers: Layers, empty: Registry, tmp_path: Path
 ) -> None:
     bad.make(random_base, tmp_path / "adapter")
@@ -53,7 +53,7 @@ def test_it_is_refused_with_what_is_wrong_named(
         assert list(empty.home.adapters.iterdir()) == []
 
 
-def test_only_a_look_at_the_base_shows_what_the_files_do_not(random_base, tmp_path) -> None:
+def test_some_bad_adapters_pass_without_the_layers_of_the_base(random_base, tmp_path) -> None:
     for bad in BAD_ADAPTERS:
         if bad.needs_layers:
             bad.make(random_base, tmp_path / bad.name)
@@ -61,17 +61,17 @@ def test_only_a_look_at_the_base_shows_what_the_files_do_not(random_base, tmp_pa
 
 
 def publish(registry: Registry, folder: Path):
-    return registry.publish(folder, parent=None, base=IDENTITY, training={})
+    return registry.publish(folder, parent=None, model=IDENTITY, training={})
 
 
-def test_what_they_are_all_made_from_is_sound(random_base, layers, tmp_path) -> None:
+def test_the_adapter_that_all_bad_ones_are_made_from_passes(random_base, layers, tmp_path) -> None:
     sound(random_base, tmp_path / "adapter")
     check_adapter(tmp_path / "adapter", layers=layers)
     revision = publish(Registry(Home.create(tmp_path / "home")), tmp_path / "adapter")
     check_revision(revision, base=IDENTITY, layers=layers)
 
 
-def test_what_lies_beside_an_adapter_is_not_taken(random_base, layers, tmp_path) -> None:
+def test_other_files_beside_an_adapter_are_not_published(random_base, layers, tmp_path) -> None:
     sound(random_base, tmp_path / "adapter")
     for name in ("adapter_model.bin", "adapter_model.pt", "training_args.bin", "README.md"):
         (tmp_path / "adapter" / name).touch()
@@ -87,8 +87,8 @@ HARMLESS = {
 }  # fmt: skip
 
 
-def test_of_all_that_peft_can_set_only_plain_lora_may_be_anything(random_base, tmp_path) -> None:
-    """Whatever peft learns to do next is refused where it is used, and passes where it is not."""
+def test_every_setting_of_peft_beyond_plain_lora_is_refused(random_base, tmp_path) -> None:
+    """A setting of a later peft is refused if it is used, and passes if it is not."""
     from peft import LoraConfig
 
     sound(random_base, tmp_path / "adapter")
@@ -103,8 +103,8 @@ def test_of_all_that_peft_can_set_only_plain_lora_may_be_anything(random_base, t
                 check_adapter(tmp_path / "adapter")
 
 
-def test_to_peft_an_empty_setting_may_be_one(random_base, tmp_path) -> None:
-    """Why empty is not off: loading this changes the base model under every other adapter."""
+def test_peft_changes_the_base_model_when_kasa_config_is_empty(random_base, tmp_path) -> None:
+    """So an empty setting is not off: loading this changes the base model of every adapter."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -118,13 +118,13 @@ def test_to_peft_an_empty_setting_may_be_one(random_base, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("off", [None, False, "", [], {}])
-def test_a_setting_of_the_future_that_is_off_passes(random_base, tmp_path, off: object) -> None:
+def test_an_unknown_setting_that_is_off_passes(random_base, tmp_path, off: object) -> None:
     settings(a_setting_of_the_future=off)(random_base, tmp_path / "adapter")
     check_adapter(tmp_path / "adapter")
 
 
 @pytest.mark.parametrize("on", [0, 0.0, 1, "off", [None], {"": None}])
-def test_a_setting_of_the_future_that_is_not_off_does_not(random_base, tmp_path, on: object):
+def test_an_unknown_setting_that_is_on_is_refused(random_base, tmp_path, on: object):
     settings(a_setting_of_the_future=on)(random_base, tmp_path / "adapter")
     with pytest.raises(InvalidAdapter, match="a_setting_of_the_future is"):
         check_adapter(tmp_path / "adapter")

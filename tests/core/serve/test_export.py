@@ -1,4 +1,4 @@
-"""A revision as a folder of its own: whole, the same, loaded by plain peft, put nowhere else."""
+"""Exported revisions: complete, byte for byte, loaded by plain peft, only into a free folder."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from agentpref.record.database import connect
 from agentpref.record.updates import taint
 from agentpref.serve.backend import Revision
 from agentpref.serve.manifest import MANIFEST_FILE, WEIGHTS_FILE
+from agentpref.serve.pruning import mark_pruned
 from agentpref.serve.registry import Registry
-from agentpref.serve.standing import mark_pruned
 from agentpref.testing import write_adapter
 
 IDENTITY = {"name": "tiny", "digest": "d" * 64, "template_digest": "t" * 64}
@@ -31,7 +31,7 @@ def registry(tmp_path: Path) -> Registry:
 @pytest.fixture
 def revision(registry: Registry, tmp_path: Path) -> Revision:
     folder = write_adapter(tmp_path / "adapter")
-    return registry.publish(folder, parent=None, base=IDENTITY, training={})
+    return registry.publish(folder, parent=None, model=IDENTITY, training={})
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -52,9 +52,7 @@ def test_an_export_is_the_revision_byte_for_byte(registry, revision, tmp_path) -
     assert unfinished(tmp_path) == []
 
 
-def test_nothing_above_the_folder_that_gets_it_is_opened(
-    registry, revision, tmp_path, monkeypatch
-) -> None:
+def test_export_opens_no_folder_above_the_target(registry, revision, tmp_path, monkeypatch) -> None:
     """A user may not read the folder above their own: /home, of mode 0711."""
     (tmp_path / "user").mkdir()
     synced: list[Path] = []
@@ -70,13 +68,13 @@ def test_nothing_above_the_folder_that_gets_it_is_opened(
     assert all(path.is_relative_to(tmp_path / "user") for path in synced)
 
 
-def test_an_empty_folder_is_taken(registry, revision, tmp_path) -> None:
+def test_export_accepts_an_empty_folder(registry, revision, tmp_path) -> None:
     (tmp_path / "empty").mkdir()
     registry.export(revision.revision_id, tmp_path / "empty")
     assert contents(tmp_path / "empty") == contents(revision.path)
 
 
-def test_plain_peft_loads_it(registry, tmp_path, random_base) -> None:
+def test_plain_peft_loads_an_export(registry, tmp_path, random_base) -> None:
     from peft import LoraConfig, PeftModel, get_peft_model
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
@@ -85,7 +83,7 @@ def test_plain_peft_loads_it(registry, tmp_path, random_base) -> None:
     get_peft_model(base, LoraConfig(r=8, target_modules=["q_proj"])).save_pretrained(
         tmp_path / "trained"
     )
-    revision = registry.publish(tmp_path / "trained", parent=None, base=IDENTITY, training={})
+    revision = registry.publish(tmp_path / "trained", parent=None, model=IDENTITY, training={})
     place = registry.export(revision.revision_id, tmp_path / "exported")
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(random_base), place)
     loaded = {
@@ -136,16 +134,16 @@ def _inside_by_link(place: Path, registry: Registry) -> Path:
 @pytest.mark.parametrize(
     ("hostile", "words"),
     [
-        (_full, "holds 'thesis.txt'"),
-        (_file, "is no folder"),
-        (_link, "is no folder"),
-        (_dangling, "is no folder"),
+        (_full, "contains 'thesis.txt'"),
+        (_file, "is not a folder"),
+        (_link, "is not a folder"),
+        (_dangling, "is not a folder"),
         (_inside, "inside the home"),
         (_inside_by_dots, "inside the home"),
         (_inside_by_link, "inside the home"),
     ],
 )
-def test_no_place_for_a_copy(
+def test_export_refuses_a_target_that_is_not_free(
     registry, revision, tmp_path, hostile: Callable[[Path, Registry], Path], words: str
 ) -> None:
     place = hostile(tmp_path / "target", registry)
@@ -155,7 +153,7 @@ def test_no_place_for_a_copy(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_what_cannot_be_written_is_said(registry, revision, tmp_path) -> None:
+def test_a_target_that_cannot_be_written_raises_not_kept(registry, revision, tmp_path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(NotKept, match="file"):
         registry.export(revision.revision_id, tmp_path / "file" / "exported")
@@ -169,7 +167,7 @@ def test_an_edited_revision_is_not_exported(registry, revision, tmp_path) -> Non
     assert not (tmp_path / "exported").exists()
 
 
-def test_what_changes_while_it_is_copied_is_not_exported(
+def test_a_revision_that_changes_while_it_is_copied_is_not_exported(
     registry, revision, tmp_path, monkeypatch
 ) -> None:
     copy = shutil.copyfileobj
@@ -186,7 +184,7 @@ def test_what_changes_while_it_is_copied_is_not_exported(
     assert unfinished(tmp_path) == []
 
 
-def test_only_what_is_there_and_clean_leaves_the_home(registry, revision, tmp_path) -> None:
+def test_a_pruned_or_tainted_revision_is_not_exported(registry, revision, tmp_path) -> None:
     with pytest.raises(UnknownRevision):
         registry.export("base", tmp_path / "exported")
     registry.quarantine(revision.revision_id, "it answers in Latin")

@@ -1,4 +1,4 @@
-"""What a pruning removes from a real home, what it must leave, and what gets in its way."""
+"""Pruning a real home: what is removed, what stays, and what other processes do meanwhile."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from agentpref.home import Home
 from agentpref.record.database import connect
 from agentpref.record.updates import taint
 from agentpref.serve.backend import place_in_process
-from agentpref.serve.holds import Holds, holders
+from agentpref.serve.pins import Pins, find_pins
+from agentpref.serve.pruning import mark_pruned
 from agentpref.serve.registry import Registry
-from agentpref.serve.standing import mark_pruned
 from agentpref.serve.validate import check_revision
 from agentpref.testing import write_adapter
 
@@ -40,7 +40,7 @@ def publish(registry: Registry, tmp_path: Path) -> Callable[..., list[str]]:
 
     def publisher(count: int, parent: str | None = None, to: Registry = registry) -> list[str]:
         return [
-            to.publish(folder, parent=parent, base=IDENTITY, training={}).revision_id
+            to.publish(folder, parent=parent, model=IDENTITY, training={}).revision_id
             for _ in range(count)
         ]
 
@@ -80,7 +80,7 @@ def test_a_dry_run_removes_nothing(registry, publish) -> None:
     assert there(registry) == {names[2]}
 
 
-def test_what_serves_or_may_have_to_stays(registry, publish) -> None:
+def test_what_serves_and_what_a_rollback_goes_to_stay(registry, publish) -> None:
     (first,) = publish(1)
     second, third, canary, trial, newest = publish(5, parent=first)
     for name in (first, second, third):
@@ -109,7 +109,7 @@ def test_the_last_clean_one_of_the_live_line_stays(registry, publish) -> None:
     assert done.removed == (second,)
 
 
-def test_where_the_base_serves_only_the_newest_stay(registry, publish) -> None:
+def test_only_the_newest_stay_while_the_base_serves(registry, publish) -> None:
     names = publish(3)
     assert registry.prune(keep=2).removed == (names[0],)
     registry.promote(names[1])
@@ -127,7 +127,7 @@ def test_another_namespace_is_left_alone(registry, publish) -> None:
 
 
 @pytest.mark.parametrize("keep", [0, -1])
-def test_the_newest_may_be_a_trial(registry, keep: int) -> None:
+def test_keeping_no_newest_revision_is_refused(registry, keep: int) -> None:
     with pytest.raises(ConfigError, match=f"keep is {keep}"):
         registry.prune(keep=keep)
 
@@ -135,15 +135,15 @@ def test_the_newest_may_be_a_trial(registry, keep: int) -> None:
 @pytest.mark.parametrize("place", [URL, place_in_process()], ids=["server", "process"])
 def test_what_a_living_process_uses_stays(registry, publish, place: str) -> None:
     old, _ = publish(2)
-    holds = Holds(registry.home.holds, place)
-    holds.take(old)
+    pins = Pins(registry.home.pins, place)
+    pins.take(old)
     done = registry.prune(keep=1, ask=never)
     assert done.removed == ()
     assert done.kept[old] == f"in use at {place}"
     assert registry.get(old).pruned_at is None
-    holds.close()
+    pins.close()
     assert registry.prune(keep=1, ask=never).removed == (old,)
-    assert holders(registry.home.holds) == []
+    assert find_pins(registry.home.pins) == []
 
 
 @pytest.mark.parametrize(
@@ -156,9 +156,9 @@ def test_what_a_living_process_uses_stays(registry, publish, place: str) -> None
 )
 def test_an_engine_that_outlives_its_users_is_asked(registry, publish, answer, why) -> None:
     old, _ = publish(2)
-    holds = Holds(registry.home.holds, URL)
-    holds.take(old)
-    holds.close()
+    pins = Pins(registry.home.pins, URL)
+    pins.take(old)
+    pins.close()
     asked = []
 
     def ask(place: str, revision_id: str) -> bool | None:
@@ -168,40 +168,40 @@ def test_an_engine_that_outlives_its_users_is_asked(registry, publish, answer, w
     done = registry.prune(keep=1, ask=ask)
     assert set(asked) == {(URL, old)}
     assert done.kept.get(old) == why
-    assert (done.removed == (old,)) == (why is None) == (holders(registry.home.holds) == [])
+    assert (done.removed == (old,)) == (why is None) == (find_pins(registry.home.pins) == [])
 
 
-def test_by_default_engines_do_not_say(registry, publish) -> None:
+def test_a_revision_stays_when_nobody_asks_its_engine(registry, publish) -> None:
     old, _ = publish(2)
-    holds = Holds(registry.home.holds, URL)
-    holds.take(old)
-    holds.close()
+    pins = Pins(registry.home.pins, URL)
+    pins.take(old)
+    pins.close()
     assert "does not say" in registry.prune(keep=1).kept[old]
 
 
-def test_holds_of_processes_that_died_are_tidied(registry, publish) -> None:
+def test_pins_of_dead_processes_are_removed(registry, publish) -> None:
     (only,) = publish(1)
     code = (
-        "import os, sys; from pathlib import Path; from agentpref.serve.holds import Holds;"
-        "Holds(Path(sys.argv[1]), sys.argv[2]).take(sys.argv[3]); os._exit(0)"
+        "import os, sys; from pathlib import Path; from agentpref.serve.pins import Pins;"
+        "Pins(Path(sys.argv[1]), sys.argv[2]).take(sys.argv[3]); os._exit(0)"
     )
     for place in (place_in_process(), URL):
-        command = [sys.executable, "-c", code, str(registry.home.holds), place, only]
+        command = [sys.executable, "-c", code, str(registry.home.pins), place, only]
         subprocess.run(command, check=True)
-    assert len(holders(registry.home.holds)) == 2
+    assert len(find_pins(registry.home.pins)) == 2
     registry.prune(dry_run=True)
-    assert len(holders(registry.home.holds)) == 2
+    assert len(find_pins(registry.home.pins)) == 2
     registry.prune()
-    assert [holder.place for holder in holders(registry.home.holds)] == [URL]
+    assert [pin.place for pin in find_pins(registry.home.pins)] == [URL]
 
 
-def test_who_takes_hold_after_the_mark_is_refused_and_before_it_is_waited_for(
+def test_a_router_that_pins_after_the_mark_is_refused_and_one_before_it_keeps_the_revision(
     registry, publish
 ) -> None:
-    """The two flags: whichever comes first, nobody loads what is removed."""
+    """Whichever flag is set first, no router loads a revision that is being removed."""
     names = publish(3)
-    late = Holds(registry.home.holds, URL)
-    early = Holds(registry.home.holds, "http://127.0.0.1:8001")
+    late = Pins(registry.home.pins, URL)
+    early = Pins(registry.home.pins, "http://127.0.0.1:8001")
     for name in names[:2]:
         early.take(name)
     early.close()
@@ -209,7 +209,7 @@ def test_who_takes_hold_after_the_mark_is_refused_and_before_it_is_waited_for(
     asked: set[str] = set()
 
     def ask(place: str, name: str) -> bool:
-        """Be the router that comes between the first look at the holds, the mark, and the next."""
+        """Act as a router between the first look at the pins, the mark, and the second look."""
         if name in asked:
             with pytest.raises(RevisionError, match="was pruned"):
                 registry.require_available(registry.get(name))
@@ -229,11 +229,11 @@ def test_who_takes_hold_after_the_mark_is_refused_and_before_it_is_waited_for(
     late.close()
 
 
-def test_what_is_promoted_after_the_first_look_stays(registry, publish) -> None:
+def test_a_revision_that_is_promoted_during_a_pruning_stays(registry, publish) -> None:
     old, _ = publish(2)
-    holds = Holds(registry.home.holds, URL)
-    holds.take(old)
-    holds.close()
+    pins = Pins(registry.home.pins, URL)
+    pins.take(old)
+    pins.close()
 
     def ask(place: str, name: str) -> bool:
         registry.promote(old)
@@ -243,11 +243,11 @@ def test_what_is_promoted_after_the_first_look_stays(registry, publish) -> None:
     check_revision(registry.get(old))
 
 
-def test_what_is_marked_can_no_more_be_promoted(registry, publish) -> None:
+def test_a_marked_revision_cannot_be_promoted(registry, publish) -> None:
     old, _ = publish(2)
-    holds = Holds(registry.home.holds, URL)
-    holds.take(old)
-    holds.close()
+    pins = Pins(registry.home.pins, URL)
+    pins.take(old)
+    pins.close()
     looks = []
 
     def ask(place: str, name: str) -> bool:
@@ -261,11 +261,11 @@ def test_what_is_marked_can_no_more_be_promoted(registry, publish) -> None:
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
-def test_whatever_interrupts_it_the_mark_is_taken_back(registry, publish, kind) -> None:
+def test_an_interrupted_pruning_removes_its_mark(registry, publish, kind) -> None:
     old, _ = publish(2)
-    holds = Holds(registry.home.holds, URL)
-    holds.take(old)
-    holds.close()
+    pins = Pins(registry.home.pins, URL)
+    pins.take(old)
+    pins.close()
     looks = []
 
     def ask(place: str, name: str) -> bool:
@@ -293,7 +293,7 @@ def test_a_folder_that_cannot_be_removed_is_named_and_stays(registry, publish, m
     registry.promote(old)
 
 
-def test_what_a_crash_left_is_gone_on_with(registry, publish) -> None:
+def test_a_pruning_finishes_what_a_crash_interrupted(registry, publish) -> None:
     marked, _ = publish(2)
     with closing(connect(registry.home)) as connection:
         mark_pruned(connection, marked, 5.0)
@@ -304,15 +304,17 @@ def test_what_a_crash_left_is_gone_on_with(registry, publish) -> None:
     assert ".pruning-0" not in there(registry)
 
 
-def test_what_was_marked_by_a_crash_and_is_needed_comes_back(registry, publish) -> None:
+def test_a_revision_that_a_crash_left_marked_is_unmarked_when_it_is_needed(
+    registry, publish
+) -> None:
     marked, _ = publish(2)
     with closing(connect(registry.home)) as connection:
         mark_pruned(connection, marked, 5.0)
-    holds = Holds(registry.home.holds, URL)
-    holds.take(marked)
+    pins = Pins(registry.home.pins, URL)
+    pins.take(marked)
     assert registry.prune(keep=1).kept[marked] == f"in use at {URL}"
     registry.promote(marked)
-    holds.close()
+    pins.close()
 
 
 def test_publishing_cleans_up_after_a_pruning_too(registry, publish) -> None:
@@ -323,11 +325,11 @@ def test_publishing_cleans_up_after_a_pruning_too(registry, publish) -> None:
 
 @pytest.mark.parametrize("look", [1, 2])
 def test_two_prunings_at_once_do_not_undo_each_other(registry, publish, look: int) -> None:
-    """At the second look, the other one finds a mark, takes it for a crash's, and decides anew."""
+    """At the second look, the other pruning finds a mark and takes it for that of a crash."""
     old, _ = publish(2)
-    holds = Holds(registry.home.holds, URL)
-    holds.take(old)
-    holds.close()
+    pins = Pins(registry.home.pins, URL)
+    pins.take(old)
+    pins.close()
     looks = []
     inner = []
 
@@ -364,7 +366,7 @@ def test_a_revision_whose_folder_somebody_deleted_is_pruned_too(registry, publis
         max_size=25,
     )
 )
-def test_whatever_is_done_what_serves_is_whole(steps: list[tuple[str, int]]) -> None:
+def test_what_serves_is_intact_after_any_sequence_of_changes(steps: list[tuple[str, int]]) -> None:
     with TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as temporary:
         registry = Registry(Home.create(Path(temporary) / "home"))
         folder = write_adapter(Path(temporary) / "adapter")
@@ -388,7 +390,7 @@ def test_whatever_is_done_what_serves_is_whole(steps: list[tuple[str, int]]) -> 
 def _do(registry: Registry, folder: Path, step: str, number: int, name: str | None) -> None:
     try:
         if step == "publish":
-            registry.publish(folder, parent=name, base=IDENTITY, training={})
+            registry.publish(folder, parent=name, model=IDENTITY, training={})
         elif step == "prune":
             registry.prune(keep=1 + number % 3)
         elif step == "rollback":

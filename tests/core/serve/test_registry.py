@@ -46,7 +46,7 @@ def registry(home: Home) -> Registry:
 
 def publish(registry: Registry, tmp_path: Path, seed: int = 0, parent: str | None = None):
     folder = write_adapter(tmp_path / f"adapter-{seed}", seed=seed)
-    return registry.publish(folder, parent=parent, base=BASE_IDENTITY, training={"seed": seed})
+    return registry.publish(folder, parent=parent, model=BASE_IDENTITY, training={"seed": seed})
 
 
 def test_a_new_home_serves_the_base_model(registry: Registry) -> None:
@@ -56,7 +56,7 @@ def test_a_new_home_serves_the_base_model(registry: Registry) -> None:
     assert registry.state() == ("default", None, None, 0.0, 0)
 
 
-def test_a_folder_that_is_no_home_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_home_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NotAHome):
         Registry(tmp_path)
 
@@ -67,7 +67,7 @@ def test_publish_copies_the_adapter_and_describes_it(registry: Registry, tmp_pat
     revision = registry.publish(
         folder,
         parent=first.revision_id,
-        base=BASE_IDENTITY,
+        model=BASE_IDENTITY,
         training={"beta": 0.1},
         watermark={"runs": 7},
     )
@@ -99,18 +99,18 @@ def test_modes_do_not_depend_on_the_umask(registry: Registry, tmp_path: Path, um
     assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o644}
 
 
-def test_what_is_published_shares_no_file_with_what_was_saved(
+def test_a_revision_shares_no_file_with_the_saved_adapter(
     registry: Registry, tmp_path: Path
 ) -> None:
     saved, linked = write_adapter(tmp_path / "saved"), tmp_path / "linked"
     linked.mkdir()
     for file in saved.iterdir():
         os.link(file, linked / file.name)
-    revision = registry.publish(linked, parent=None, base=BASE_IDENTITY, training={})
+    revision = registry.publish(linked, parent=None, model=BASE_IDENTITY, training={})
     assert {file.stat().st_nlink for file in revision.path.iterdir()} == {1}
 
 
-def test_a_name_is_given_only_to_what_is_on_disk(
+def test_a_folder_gets_its_name_after_its_files_are_synced(
     registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[str] = []
@@ -133,7 +133,7 @@ def test_a_name_is_given_only_to_what_is_on_disk(
     assert steps == [*copied, "rename", "adapters"]
 
 
-def test_what_cannot_be_written_is_said_and_leaves_nothing(
+def test_a_failed_publishing_raises_not_kept_and_leaves_nothing(
     registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -147,19 +147,19 @@ def test_what_cannot_be_written_is_said_and_leaves_nothing(
     assert list(registry.home.adapters.iterdir()) == []
 
 
-def test_the_name_is_the_content(registry: Registry, tmp_path: Path) -> None:
+def test_a_revision_is_named_by_its_content(registry: Registry, tmp_path: Path) -> None:
     names = [publish(registry, tmp_path, seed).revision_id for seed in (0, 0, 1)]
     numbers, digests = zip(*(name.removeprefix("rev-").split("-") for name in names), strict=True)
     assert numbers == ("000001", "000002", "000003")
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_an_adapter_that_is_no_good_is_not_published(registry: Registry, tmp_path: Path) -> None:
+def test_a_broken_adapter_is_not_published(registry: Registry, tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "adapter")
     weights = folder / WEIGHTS_FILE
     weights.write_bytes(weights.read_bytes()[:-4])
     with pytest.raises(InvalidAdapter, match="truncated"):
-        registry.publish(folder, parent=None, base=BASE_IDENTITY, training={})
+        registry.publish(folder, parent=None, model=BASE_IDENTITY, training={})
     assert registry.list() == []
     assert list(registry.home.adapters.iterdir()) == []
 
@@ -180,7 +180,7 @@ def test_namespaces_do_not_see_each_other(registry: Registry, tmp_path: Path) ->
         other.promote(ours.revision_id)
 
 
-def test_promote_and_roll_back_step_by_step(registry: Registry, tmp_path: Path) -> None:
+def test_each_rollback_undoes_one_promotion(registry: Registry, tmp_path: Path) -> None:
     a, b = (publish(registry, tmp_path, seed) for seed in range(2))
     registry.promote(a.revision_id)
     assert registry.previous() is None
@@ -258,7 +258,9 @@ def test_an_edited_revision_is_not_promoted(registry: Registry, tmp_path: Path, 
     assert registry.live() is None
 
 
-def test_of_two_promoters_one_wins(registry: Registry, tmp_path: Path) -> None:
+def test_one_of_two_promotions_of_the_same_generation_is_refused(
+    registry: Registry, tmp_path: Path
+) -> None:
     names = [publish(registry, tmp_path, seed).revision_id for seed in range(2)]
     for _ in range(10):
         generation = registry.state().generation
@@ -320,11 +322,11 @@ shutil.copyfileobj = fatal(shutil.copyfileobj)
 Path.mkdir = fatal(Path.mkdir)
 Path.rename = fatal(Path.rename)
 module.Registry._find = fatal(module.Registry._find)
-module.Registry(home).publish(folder, parent=None, base={}, training={})
+module.Registry(home).publish(folder, parent=None, model={}, training={})
 """
 
 
-def test_killed_at_any_step_publish_leaves_the_registry_valid(
+def test_a_publish_that_is_killed_at_any_step_leaves_a_valid_registry(
     registry: Registry, tmp_path: Path
 ) -> None:
     script = tmp_path / "killed.py"
@@ -374,11 +376,11 @@ def test_an_orphan_of_the_same_name_does_not_block_publishing(
     registry.promote(name)
 
 
-def test_publishers_at_once_each_get_a_number(registry: Registry, tmp_path: Path) -> None:
+def test_concurrent_publishers_get_different_numbers(registry: Registry, tmp_path: Path) -> None:
     folders = [write_adapter(tmp_path / str(seed), seed=seed) for seed in range(6)]
 
     def work(folder: Path) -> None:
-        registry.publish(folder, parent=None, base=BASE_IDENTITY, training={})
+        registry.publish(folder, parent=None, model=BASE_IDENTITY, training={})
 
     threads = [threading.Thread(target=work, args=(folder,)) for folder in folders]
     for thread in threads:

@@ -43,7 +43,7 @@ def registry(tmp_path: Path) -> Registry:
 def names(registry: Registry, tmp_path: Path) -> list[str]:
     return [
         registry.publish(
-            write_adapter(tmp_path / str(seed), seed=seed), parent=None, base={}, training={}
+            write_adapter(tmp_path / str(seed), seed=seed), parent=None, model={}, training={}
         ).revision_id
         for seed in range(4)
     ]
@@ -135,7 +135,7 @@ def test_the_last_live_stays_loaded_and_rollback_needs_no_load(
 
 
 class Slow(FakeBackend):
-    """Holds up whoever probes one revision."""
+    """Blocks the probe of one revision."""
 
     slow = ""
 
@@ -178,7 +178,7 @@ def test_a_rollback_does_not_wait_for_a_revision_that_is_being_made_ready(
     assert set(backend.list_loaded()) == {names[0], names[2]}
 
 
-def test_a_swap_that_a_rollback_overtook_is_refused_where_its_author_looked_before(
+def test_a_swap_with_an_expected_generation_is_refused_when_a_rollback_overtook_it(
     held_up: tuple[Router, Slow], registry: Registry, names: list[str]
 ) -> None:
     router, backend = held_up
@@ -247,7 +247,7 @@ def test_rollbacks_and_swaps_of_many_threads_change_the_route_as_they_change_the
     assert len(backend.list_loaded()) <= 3
 
 
-def test_rollback_loads_what_this_process_never_had(
+def test_a_rollback_loads_a_revision_that_this_process_never_loaded(
     registry: Registry, backend: FakeBackend, names: list[str]
 ) -> None:
     registry.promote(names[0])
@@ -344,7 +344,7 @@ def test_rollback_leaves_a_live_revision_that_cannot_be_loaded_here(
     assert router.rollback().live == names[0]
 
 
-def test_the_base_may_be_made_live_like_a_revision(
+def test_the_base_can_be_activated(
     router: Router, registry: Registry, backend: FakeBackend, names: list[str]
 ) -> None:
     router.activate(names[0])
@@ -419,7 +419,7 @@ def test_streaming_is_bound_to_one_revision(router: Router, names: list[str]) ->
     assert "".join(map(str, pieces)) == reply.message["content"]
 
 
-def test_an_abandoned_stream_gives_its_revision_back(
+def test_a_stream_that_is_closed_early_releases_its_revision(
     router: Router, backend: FakeBackend, names: list[str]
 ) -> None:
     router.activate(names[0])
@@ -432,7 +432,7 @@ def test_an_abandoned_stream_gives_its_revision_back(
     assert names[0] not in backend.list_loaded()
 
 
-def test_errors_reach_the_caller_and_give_the_lease_back(
+def test_an_error_reaches_the_caller_and_releases_the_lease(
     router: Router, backend: FakeBackend, names: list[str]
 ) -> None:
     router.activate(names[0])
@@ -446,7 +446,7 @@ def test_errors_reach_the_caller_and_give_the_lease_back(
     assert names[0] not in backend.list_loaded()
 
 
-def test_a_full_engine_gives_up_what_is_kept_for_rollback(
+def test_a_full_engine_unloads_what_is_kept_for_a_rollback(
     registry: Registry, names: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agentpref.serve.router.DRAIN_SECONDS", 0.05)
@@ -465,7 +465,9 @@ def test_a_full_engine_gives_up_what_is_kept_for_rollback(
     assert served_by(router) == names[1]
 
 
-def test_room_for_two_at_once(registry: Registry, names: list[str]) -> None:
+def test_a_sync_makes_room_for_a_live_revision_and_a_canary(
+    registry: Registry, names: list[str]
+) -> None:
     backend = FakeBackend(max_loaded=3)
     router = Router(registry, backend)
     router.activate(names[0])
@@ -494,7 +496,7 @@ def test_a_swap_waits_for_requests_whose_revision_is_in_the_way(
     assert set(backend.list_loaded()) == {names[1], names[2]}
 
 
-def test_a_swap_does_not_wait_for_ever(
+def test_a_swap_fails_when_requests_do_not_end_in_time(
     registry: Registry, names: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agentpref.serve.router.DRAIN_SECONDS", 0.05)
@@ -507,7 +509,7 @@ def test_a_swap_does_not_wait_for_ever(
     assert served_by(router) == names[1]
 
 
-def test_what_is_kept_for_rollback_is_not_given_up_when_it_is_wanted(
+def test_what_is_kept_for_a_rollback_stays_when_the_swap_needs_it(
     registry: Registry, names: list[str]
 ) -> None:
     backend = FakeBackend(max_loaded=2)
@@ -524,7 +526,7 @@ def test_what_is_kept_for_rollback_is_not_given_up_when_it_is_wanted(
 
 
 @pytest.mark.parametrize("break_it", [corrupt, fail_load, fail_probe, quarantine])
-def test_a_bad_canary_is_not_served_and_keeps_nobody_from_live(
+def test_live_serves_all_threads_when_the_canary_cannot_be_loaded(
     registry: Registry,
     names: list[str],
     break_it: Callable[[Registry, str, FakeBackend], type[Exception]],
@@ -545,7 +547,7 @@ def test_a_bad_canary_is_not_served_and_keeps_nobody_from_live(
         assert one.serving == registry.state()._replace(canary=None, weight=0.0)
 
 
-def test_a_canary_that_came_to_be_ready_is_served_by_the_next_sync(
+def test_the_next_sync_serves_a_canary_that_can_be_loaded_again(
     router: Router, registry: Registry, backend: FakeBackend, names: list[str]
 ) -> None:
     backend.fail_load.add(names[1])
@@ -557,7 +559,7 @@ def test_a_canary_that_came_to_be_ready_is_served_by_the_next_sync(
     assert served_by(router, "thread") == names[1]
 
 
-def test_a_canary_that_is_served_keeps_its_threads_while_its_share_grows(
+def test_a_canary_keeps_its_threads_when_its_share_grows(
     router: Router, registry: Registry, backend: FakeBackend, names: list[str]
 ) -> None:
     router.canary(names[0], 0.5)
@@ -595,7 +597,7 @@ class StickyBackend(FakeBackend):
         super().unload(revision_id, places)
 
 
-def test_a_failing_unload_fails_no_request_and_is_tried_again(
+def test_a_failed_unload_is_logged_and_tried_again(
     registry: Registry, names: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     backend = StickyBackend()
@@ -610,7 +612,7 @@ def test_a_failing_unload_fails_no_request_and_is_tried_again(
     assert names[0] not in backend.list_loaded()
 
 
-def test_what_failed_and_could_not_be_unloaded_is_not_taken_for_ready(
+def test_a_failed_revision_that_stays_loaded_is_probed_again(
     registry: Registry, names: list[str]
 ) -> None:
     class Silent(StickyBackend):
@@ -624,7 +626,7 @@ def test_what_failed_and_could_not_be_unloaded_is_not_taken_for_ready(
     assert served_by(router) == BASE
 
 
-def test_requests_in_flight_hold_their_revision_while_the_engine_is_slow(
+def test_requests_in_flight_keep_their_revision_loaded(
     registry: Registry, names: list[str]
 ) -> None:
     gate = threading.Event()
@@ -643,7 +645,7 @@ def test_requests_in_flight_hold_their_revision_while_the_engine_is_slow(
     assert names[0] not in backend.list_loaded()
 
 
-def test_a_closed_router_admits_nothing_and_ends_what_belongs_to_it(
+def test_a_closed_router_refuses_requests_and_closes_what_belongs_to_it(
     registry: Registry, backend: FakeBackend, names: list[str]
 ) -> None:
     ended: list[str] = []

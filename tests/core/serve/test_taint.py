@@ -1,4 +1,4 @@
-"""Revisions that saw what was forgotten: marked for good, and in no way to be served again."""
+"""Revisions trained on what was forgotten: marked for good, and never served again."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def line(registry: Registry, tmp_path: Path) -> list[str]:
 
 def publish(registry: Registry, tmp_path: Path, seed: int, parent: str | None) -> str:
     folder = write_adapter(tmp_path / f"adapter-{seed}", seed=seed)
-    return registry.publish(folder, parent=parent, base=IDENTITY, training={}).revision_id
+    return registry.publish(folder, parent=parent, model=IDENTITY, training={}).revision_id
 
 
 def mark(registry: Registry, *names: str, at: float = 5.0) -> None:
@@ -47,14 +47,14 @@ def cures(registry: Registry):
         return rebuilds(connection, registry.home)
 
 
-def test_a_revision_is_tainted_for_good_since_the_first_time(registry, line) -> None:
+def test_a_taint_keeps_its_first_time(registry, line) -> None:
     assert registry.get(line[1]).tainted_at is None
     mark(registry, line[1])
     mark(registry, line[1], line[2], at=9.0)
     assert [revision.tainted_at for revision in registry.list()] == [None, 5.0, 9.0]
 
 
-def test_a_tainted_revision_is_neither_promoted_nor_a_canary(registry, line) -> None:
+def test_a_tainted_revision_is_neither_promoted_nor_made_a_canary(registry, line) -> None:
     mark(registry, line[1], line[2])
     before = registry.state()
     for name in line[1:]:
@@ -71,7 +71,7 @@ def test_a_tainted_revision_is_neither_promoted_nor_a_canary(registry, line) -> 
         registry.promote(line[2])
 
 
-def test_where_all_of_a_line_is_tainted_the_base_is_clean(registry, line) -> None:
+def test_the_base_is_the_last_clean_one_when_the_whole_line_is_tainted(registry, line) -> None:
     mark(registry, *line)
     with pytest.raises(
         RevisionError, match=r"go back to base, .*`agentpref adapters promote base`"
@@ -79,7 +79,7 @@ def test_where_all_of_a_line_is_tainted_the_base_is_clean(registry, line) -> Non
         registry.promote(line[0])
 
 
-def test_the_bare_base_can_be_promoted_and_that_rolled_back(registry, line) -> None:
+def test_a_promotion_of_the_base_can_be_rolled_back(registry, line) -> None:
     registry.canary(line[0], 0.5)
     state = registry.promote("base")
     assert (state.live, state.canary, state.weight) == (None, None, 0.0)
@@ -91,13 +91,13 @@ def test_the_bare_base_can_be_promoted_and_that_rolled_back(registry, line) -> N
         registry.promote("base", expected_generation=0)
 
 
-def test_the_revision_of_a_report_that_has_none_is_not_the_base(registry, line) -> None:
+def test_promoting_none_is_refused(registry, line) -> None:
     with pytest.raises(UnknownRevision, match="no revision None"):
         registry.promote(None)
     assert registry.state().live == line[2]
 
 
-def test_a_rollback_passes_over_what_is_tainted(registry, line) -> None:
+def test_a_rollback_passes_over_tainted_revisions(registry, line) -> None:
     mark(registry, line[1])
     assert registry.previous() == line[0]
     assert registry.rollback().live == line[0]
@@ -114,20 +114,20 @@ def test_a_rollback_can_always_reach_the_base(registry, line) -> None:
     assert registry.rollback().live is None
 
 
-def test_what_is_trained_on_from_a_tainted_revision_is_tainted(registry, line, tmp_path) -> None:
+def test_a_child_of_a_tainted_revision_is_tainted(registry, line, tmp_path) -> None:
     mark(registry, line[2])
     child = publish(registry, tmp_path, 7, line[2])
     assert registry.get(child).tainted_at == 5.0
     assert registry.get(publish(registry, tmp_path, 8, line[1])).tainted_at is None
 
 
-def test_nothing_is_to_be_rebuilt_while_nothing_tainted_serves(registry, line) -> None:
+def test_no_rebuild_is_needed_while_no_tainted_revision_serves(registry, line) -> None:
     assert cures(registry) == ()
     mark(registry, line[1])
     assert cures(registry) == ()
 
 
-def test_a_rebuild_begins_at_the_last_clean_of_the_live_line(registry, line) -> None:
+def test_a_rebuild_starts_from_the_last_clean_revision_of_the_live_line(registry, line) -> None:
     mark(registry, line[1], line[2])
     (rebuild,) = cures(registry)
     assert (rebuild.namespace, rebuild.tainted, rebuild.clean) == ("default", (line[2],), line[0])
@@ -140,7 +140,7 @@ def test_a_rebuild_begins_at_the_last_clean_of_the_live_line(registry, line) -> 
     assert cures(registry) == ()
 
 
-def test_a_tainted_canary_ends_by_promoting_what_is_live(registry, line, tmp_path) -> None:
+def test_a_tainted_canary_is_ended_by_promoting_the_live_revision(registry, line, tmp_path) -> None:
     trial = publish(registry, tmp_path, 7, line[2])
     registry.canary(trial, 0.1)
     mark(registry, trial)
@@ -150,7 +150,7 @@ def test_a_tainted_canary_ends_by_promoting_what_is_live(registry, line, tmp_pat
     assert cures(registry) == ()
 
 
-def test_each_namespace_has_a_rebuild_of_its_own(registry, line, tmp_path) -> None:
+def test_each_namespace_is_rebuilt_separately(registry, line, tmp_path) -> None:
     other = Registry(registry.home, namespace="other")
     theirs = publish(other, tmp_path, 9, None)
     other.promote(theirs)
@@ -159,6 +159,6 @@ def test_each_namespace_has_a_rebuild_of_its_own(registry, line, tmp_path) -> No
     assert found == [("default", line[1]), ("other", "base")]
 
 
-def test_the_last_clean_of_a_clean_revision_is_itself(registry, line) -> None:
+def test_a_clean_revision_is_the_last_clean_one_of_its_line(registry, line) -> None:
     with closing(connect(registry.home)) as connection:
         assert last_clean(connection, line[2]) == line[2]

@@ -1,4 +1,4 @@
-"""Every way of breaking an adapter is refused, with the file or the tensor named."""
+"""Damaged adapters and revisions are refused, and the error names the file or the tensor."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from agentpref.home import Home
 from agentpref.serve.backend import Revision
 from agentpref.serve.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
 from agentpref.serve.registry import Registry
-from agentpref.serve.validate import check_adapter, check_revision, read_header
+from agentpref.serve.tensors import read_tensors
+from agentpref.serve.validate import check_adapter, check_revision
 from agentpref.testing import write_adapter
 
 LAYERS = {"model.layers.0.self_attn.q_proj": (16, 24), "model.layers.0.mlp.up_proj": (32, 24)}
@@ -40,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def revision(tmp_path: Path, folder: Path) -> Revision:
     registry = Registry(Home.create(tmp_path / "home"))
-    return registry.publish(folder, parent=None, base=BASE, training={})
+    return registry.publish(folder, parent=None, model=BASE, training={})
 
 
 def edit_config(folder: Path, **changes: object) -> None:
@@ -62,7 +63,7 @@ def test_a_sound_adapter_passes_with_and_without_the_base_at_hand(folder: Path) 
 def test_our_writer_and_reader_agree_with_safetensors(folder: Path) -> None:
     with safe_open(folder / WEIGHTS_FILE, "np") as file:
         theirs = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    assert {t.name: t.shape for t in read_header(folder / WEIGHTS_FILE)} == theirs
+    assert {t.name: t.shape for t in read_tensors(folder / WEIGHTS_FILE)} == theirs
     assert theirs[UP_A] == (8, 24)
     assert theirs[UP_B] == (32, 8)
 
@@ -87,7 +88,7 @@ def test_our_writer_and_reader_agree_with_safetensors(folder: Path) -> None:
         ({"a_setting_of_the_future": 1}, "a_setting_of_the_future is 1"),
     ],
 )
-def test_settings_that_no_engine_serves(folder: Path, changes: dict, named: str) -> None:
+def test_settings_beyond_plain_lora_are_refused(folder: Path, changes: dict, named: str) -> None:
     edit_config(folder, **changes)
     with pytest.raises(InvalidAdapter, match=named):
         check_adapter(folder)
@@ -110,7 +111,10 @@ def test_settings_that_are_off_pass(folder: Path, changes: dict) -> None:
         (lambda t: t.update({UP_A: t[UP_A][:4]}), r"up_proj has lora_A \(4, 24\)"),
         (lambda t: t.update({UP_B: t[UP_B].ravel()}), r"lora_B \(256,\)"),
         (lambda t: t.update({UP_A: t[UP_A].astype("f8")}), "has dtype F64"),
-        (lambda t: t.update({"base_model.model.lm_head.weight": t[UP_A]}), "lm_head.weight is no"),
+        (
+            lambda t: t.update({"base_model.model.lm_head.weight": t[UP_A]}),
+            "lm_head.weight is not",
+        ),
         (lambda t: (t.pop(UP_A), t.pop(UP_B)), "no tensor adapts model.layers.0.mlp.up_proj"),
         (
             lambda t: t.update({k.replace("up", "down"): v for k, v in t.items()}),
@@ -118,7 +122,7 @@ def test_settings_that_are_off_pass(folder: Path, changes: dict) -> None:
         ),
     ],
 )
-def test_tensors_that_do_not_fit(
+def test_tensors_that_do_not_fit_the_settings_are_refused(
     folder: Path, change: Callable[[Tensors], object], named: str
 ) -> None:
     edit_tensors(folder, change)
@@ -126,10 +130,10 @@ def test_tensors_that_do_not_fit(
         check_adapter(folder)
 
 
-def test_layers_of_the_base_are_held_to_their_shapes(folder: Path) -> None:
+def test_an_adapter_of_another_shape_than_the_base_is_refused(folder: Path) -> None:
     with pytest.raises(InvalidAdapter, match=r"q_proj adapts .* \(16, 24\), but .* \(16, 48\)"):
         check_adapter(folder, layers={**LAYERS, "model.layers.0.self_attn.q_proj": (16, 48)})
-    with pytest.raises(InvalidAdapter, match=r"up_proj is no linear layer"):
+    with pytest.raises(InvalidAdapter, match=r"up_proj is not a linear layer"):
         check_adapter(folder, layers={"model.layers.0.self_attn.q_proj": (16, 24)})
 
 
@@ -143,17 +147,19 @@ def test_a_layer_that_the_settings_name_must_have_tensors(folder: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_a_single_number_that_is_not_finite(folder: Path, dtype: str, value: float) -> None:
+def test_a_single_number_that_is_not_finite_is_refused(
+    folder: Path, dtype: str, value: float
+) -> None:
     rewrite(folder, dtype, lambda numbers: numbers)
     check_adapter(folder)
     rewrite(folder, dtype, lambda numbers: [*numbers[:-1], value])
-    with pytest.raises(InvalidAdapter, match=r"up_proj.lora_B.weight holds .* not finite"):
+    with pytest.raises(InvalidAdapter, match=r"up_proj.lora_B.weight contains .* not finite"):
         check_adapter(folder)
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(value=st.floats(width=32), index=st.integers(0, 255))
-def test_finite_numbers_pass_and_others_do_not(folder: Path, value: float, index: int) -> None:
+def test_exactly_the_finite_numbers_pass(folder: Path, value: float, index: int) -> None:
     write_adapter(folder, layers=LAYERS)
     edit_tensors(folder, lambda t: t[UP_B].ravel().__setitem__(index, value))
     if np.isfinite(value):
@@ -192,15 +198,15 @@ def rewrite(folder: Path, dtype: str, change: Callable[[list[float]], list[float
     [
         (lambda data: data[:-4], "truncated"),
         (lambda data: data + b"pickle", "gaps"),
-        (lambda data: data[:7], "no safetensors"),
-        (lambda data: b"\xff" * 8 + data[8:], "no safetensors"),
-        (lambda data: data[:8] + b"x" + data[9:], "no safetensors"),
-        (lambda data: data[:9] + b"x" + data[10:], "not readable"),
+        (lambda data: data[:7], "not a safetensors file"),
+        (lambda data: b"\xff" * 8 + data[8:], "not a safetensors file"),
+        (lambda data: data[:8] + b"x" + data[9:], "not a safetensors file"),
+        (lambda data: data[:9] + b"x" + data[10:], "cannot be read as safetensors"),
         (lambda data: data.replace(b"data_offsets", b"data_offsetz"), "malformed"),
-        (lambda data: struct.pack("<Q", 2) + b"[]", "no safetensors"),
+        (lambda data: struct.pack("<Q", 2) + b"[]", "not a safetensors file"),
     ],
 )
-def test_a_weights_file_that_is_not_one(
+def test_a_damaged_weights_file_is_refused(
     folder: Path, damage: Callable[[bytes], bytes], named: str
 ) -> None:
     file = folder / WEIGHTS_FILE
@@ -209,7 +215,7 @@ def test_a_weights_file_that_is_not_one(
         check_adapter(folder)
 
 
-def test_pickles_and_links_are_not_taken(folder: Path, tmp_path: Path) -> None:
+def test_pickles_and_links_are_refused(folder: Path, tmp_path: Path) -> None:
     weights = folder / WEIGHTS_FILE
     weights.rename(folder / "adapter_model.bin")
     with pytest.raises(InvalidAdapter, match="safe_serialization=True"):
@@ -219,7 +225,7 @@ def test_pickles_and_links_are_not_taken(folder: Path, tmp_path: Path) -> None:
         check_adapter(folder)
     link = tmp_path / "link"
     link.symlink_to(folder)
-    with pytest.raises(InvalidAdapter, match="no folder of its own"):
+    with pytest.raises(InvalidAdapter, match="is not a folder"):
         check_adapter(link)
 
 
@@ -244,7 +250,7 @@ def test_one_changed_byte_is_refused(revision: Revision, name: str) -> None:
         check_revision(revision)
 
 
-def test_what_does_not_belong_in_a_revision_is_refused(revision: Revision) -> None:
+def test_an_extra_file_in_a_revision_is_refused(revision: Revision) -> None:
     (revision.path / "adapter_model.bin").touch()
     with pytest.raises(InvalidAdapter, match=r"adapter_model\.bin does not belong"):
         check_revision(revision)
@@ -259,10 +265,10 @@ def test_a_linked_file_in_a_revision_is_refused(revision: Revision, tmp_path: Pa
 
 
 def test_a_revision_serves_from_its_own_folder_only(revision: Revision, tmp_path: Path) -> None:
-    with pytest.raises(InvalidAdapter, match="claims the folder"):
+    with pytest.raises(InvalidAdapter, match="is in the folder"):
         check_revision(replace(revision, path=tmp_path))
     revision.path.rename(tmp_path / revision.revision_id)
-    with pytest.raises(InvalidAdapter, match="is gone"):
+    with pytest.raises(InvalidAdapter, match="is missing"):
         check_revision(revision)
     revision.path.symlink_to(tmp_path / revision.revision_id)
     with pytest.raises(InvalidAdapter, match="symbolic link"):
@@ -272,12 +278,16 @@ def test_a_revision_serves_from_its_own_folder_only(revision: Revision, tmp_path
 @pytest.mark.parametrize(
     ("error", "refusal", "words"),
     [
-        (FileNotFoundError(2, "No such file", "weights"), InvalidAdapter, "weights went while"),
+        (
+            FileNotFoundError(2, "No such file", "weights"),
+            InvalidAdapter,
+            "weights was removed",
+        ),
         (PermissionError(13, "Permission denied", "weights"), NotKept, "weights cannot be read"),
         (OSError(5, "Input/output error"), NotKept, r"rev-\S+ cannot be read \(Input/output error"),
     ],
 )
-def test_what_goes_or_cannot_be_read_is_said(
+def test_a_file_that_disappears_or_cannot_be_read_is_reported(
     revision: Revision, monkeypatch: pytest.MonkeyPatch, error, refusal, words: str
 ) -> None:
     def fail(*_: object, **__: object) -> None:

@@ -1,4 +1,4 @@
-"""A router that follows what another process makes live. Nothing here asserts how soon."""
+"""A router that follows what another process makes live. No test asserts how soon."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def registry(tmp_path: Path) -> Watched:
 def names(registry: Watched, tmp_path: Path) -> list[str]:
     return [
         registry.publish(
-            write_adapter(tmp_path / str(seed), seed=seed), parent=None, base={}, training={}
+            write_adapter(tmp_path / str(seed), seed=seed), parent=None, model={}, training={}
         ).revision_id
         for seed in range(3)
     ]
@@ -92,7 +92,7 @@ def watchers() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "agentpref-watch"]
 
 
-def test_what_another_process_promotes_is_served_by_itself(
+def test_a_watched_router_serves_what_another_process_promotes(
     router: Router, registry: Watched, names: list[str]
 ) -> None:
     Watcher(router, OFTEN)
@@ -102,7 +102,7 @@ def test_what_another_process_promotes_is_served_by_itself(
         until(lambda name=name: router.generate(ASK).revision == name)  # type: ignore[misc]
 
 
-def test_nothing_is_asked_of_the_engine_while_nothing_changes(
+def test_the_engine_is_not_called_while_the_registry_does_not_change(
     router: Router, registry: Watched, backend: FakeBackend
 ) -> None:
     Watcher(router, OFTEN)
@@ -110,7 +110,7 @@ def test_nothing_is_asked_of_the_engine_while_nothing_changes(
     assert backend.calls == []
 
 
-def test_what_cannot_be_followed_is_told_once_and_tried_again_ever_more_rarely(
+def test_a_failed_swap_is_logged_once_and_tried_again_after_growing_waits(
     router: Router,
     registry: Watched,
     backend: FakeBackend,
@@ -142,7 +142,7 @@ def test_what_cannot_be_followed_is_told_once_and_tried_again_ever_more_rarely(
     until(lambda: router.generate(ASK).revision == names[1])
 
 
-def test_live_is_followed_without_a_canary_that_is_tried_again(
+def test_live_is_followed_while_its_canary_is_tried_again(
     router: Router,
     registry: Watched,
     backend: FakeBackend,
@@ -193,7 +193,7 @@ def test_a_newer_generation_does_not_wait_for_the_one_that_failed(
     until(lambda: router.generate(ASK).revision == names[2])
 
 
-def test_a_home_that_cannot_be_read_for_a_while_is_no_end(
+def test_watching_goes_on_after_the_home_could_not_be_read(
     router: Router,
     registry: Watched,
     names: list[str],
@@ -212,7 +212,7 @@ def test_a_home_that_cannot_be_read_for_a_while_is_no_end(
     until(lambda: router.generate(ASK).revision == names[0])
 
 
-def test_an_error_of_a_kind_that_nobody_foresaw_is_no_end(
+def test_watching_goes_on_after_an_unexpected_error(
     router: Router,
     registry: Watched,
     backend: FakeBackend,
@@ -251,12 +251,12 @@ def test_a_watcher_ends_with_a_backend_that_was_closed(
 
 
 @pytest.mark.parametrize("every", [0.0, -1.0, float("nan")])
-def test_it_must_rest_between_two_looks(router: Router, every: float) -> None:
+def test_a_watcher_needs_a_time_above_zero_between_two_reads(router: Router, every: float) -> None:
     with pytest.raises(ConfigError, match="above 0"):
         Watcher(router, every)
 
 
-def test_it_may_be_closed_twice_and_from_its_own_thread(
+def test_a_watcher_can_be_closed_twice_and_from_its_own_thread(
     router: Router, registry: Watched, names: list[str]
 ) -> None:
     watcher = Watcher(router, OFTEN)

@@ -1,18 +1,18 @@
-"""Modules are replaced where, and only where, the replacement gives what they gave."""
+"""Modules are replaced if, and only if, the replacement gives the same; RMS norm is one."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from agentpref.learn import adapter
-from agentpref.learn.kernels.fuse import fuse
-from tests.core.learn.families import adapted_model
+from agentpref.learn import adapter, logps
+from agentpref.learn.kernels.fuse import fuse, rms_norm
+from tests.core.learn.families import ROWS, adapted_model, random_model
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
 
 
-def test_a_llama_is_fused_whole():
+def test_every_module_of_a_llama_is_fused():
     model = adapted_model("llama")
     parts = {"layers": 2 * 7, "norms": 2 * 2 + 1, "gates": 2, "attentions": 2, "last layer": 1}
     assert fuse(model) == sum(parts.values())
@@ -68,7 +68,7 @@ def test_an_attention_with_a_window_is_left_alone():
     assert "forward" not in vars(attention(model))
 
 
-def test_an_attention_that_turns_its_heads_another_way_is_left_alone(monkeypatch):
+def test_an_attention_with_other_rotary_positions_is_left_alone(monkeypatch):
     from transformers.models.llama import modeling_llama
 
     right = modeling_llama.apply_rotary_pos_emb
@@ -79,7 +79,9 @@ def test_an_attention_that_turns_its_heads_another_way_is_left_alone(monkeypatch
     assert "forward" not in vars(attention(model))
 
 
-def test_even_where_weights_are_so_small_that_scores_hardly_differ(monkeypatch):
+def test_an_attention_without_rotary_positions_is_left_alone_even_if_its_scores_hardly_differ(
+    monkeypatch,
+):
     from transformers.models.llama import modeling_llama
 
     monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", lambda q, k, cos, sin: (q, k))
@@ -92,7 +94,7 @@ def test_even_where_weights_are_so_small_that_scores_hardly_differ(monkeypatch):
     assert "forward" not in vars(attention(model))
 
 
-def test_a_last_layer_that_adds_up_otherwise_is_left_alone():
+def test_a_last_layer_with_scaled_residuals_is_left_alone():
     model = adapted_model("granite")
     last_layer(model).residual_multiplier = 0.5
     fuse(model)
@@ -100,10 +102,7 @@ def test_a_last_layer_that_adds_up_otherwise_is_left_alone():
     assert "forward" in vars(attention(model))
 
 
-def test_the_last_layer_leaves_out_what_comes_of_a_shared_prompt():
-    from agentpref.learn import logps
-    from tests.core.learn.test_batch import ROWS
-
+def test_the_last_layer_skips_the_prompt_of_shared_rows():
     model = adapted_model("llama")
     fuse(model)
     route = logps.trusted_route(model, ROWS, pad=0, longest=40)
@@ -125,7 +124,7 @@ def test_weights_are_held_once():
         assert len({weight.untyped_storage().data_ptr() for weight in together}) == 1
 
 
-def test_what_comes_out_of_a_gate_is_not_kept_for_the_backward_pass():
+def test_the_output_of_a_gate_is_not_kept_for_the_backward_pass():
     model = adapted_model("llama")
     fuse(model)
     kept = []
@@ -141,7 +140,7 @@ def test_what_comes_out_of_a_gate_is_not_kept_for_the_backward_pass():
 
 
 @pytest.mark.parametrize("policy", ["base", "candidate"])
-def test_every_policy_speaks_as_before(policy):
+def test_every_policy_gives_the_same_logits_as_before(policy):
     model = adapted_model("qwen3")
     with adapter.policy(model, policy), torch.no_grad():
         before = model(IDS).logits
@@ -150,7 +149,7 @@ def test_every_policy_speaks_as_before(policy):
         torch.testing.assert_close(model(IDS).logits, before, atol=1e-5, rtol=1e-5)
 
 
-def test_what_is_saved_is_not_touched():
+def test_the_state_dict_keeps_its_names():
     from peft import get_peft_model_state_dict
 
     model = adapted_model("llama")
@@ -163,8 +162,6 @@ def test_what_is_saved_is_not_touched():
 def test_a_dora_adapter_keeps_its_own_forward():
     from peft import LoraConfig, get_peft_model
 
-    from tests.core.learn.families import random_model
-
     config = LoraConfig(r=4, use_dora=True, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(random_model("llama"), config, "candidate").eval()
     with torch.no_grad():
@@ -176,8 +173,8 @@ def test_a_dora_adapter_keeps_its_own_forward():
         torch.testing.assert_close(model(IDS).logits, before, atol=1e-5, rtol=1e-5)
 
 
-def test_a_trained_adapter_in_bfloat16_is_fused_as_a_fresh_one_is(random_base):
-    """Sums that cancel are rounded apart: that must leave no layer out, night after night more."""
+def test_a_trained_adapter_in_bfloat16_is_fused_like_a_fresh_one(random_base):
+    """Rounding differences in sums that cancel must not keep a layer from being fused."""
     from agentpref.config import LoraSettings
     from agentpref.models.base import load_base
 
@@ -193,3 +190,37 @@ def test_a_trained_adapter_in_bfloat16_is_fused_as_a_fresh_one_is(random_base):
                         parameter.normal_(std=0.05)
         fused.append(fuse(model))
     assert fused[0] == fused[1] > 2 * 7
+
+
+def defined_norm(x, weight, eps):
+    return weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
+
+
+def check(mine, defined, *inputs):
+    weights = torch.randn_like(defined)
+    torch.testing.assert_close(mine, defined)
+    for a, b in zip(
+        torch.autograd.grad((mine * weights).sum(), inputs),
+        torch.autograd.grad((defined * weights).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_rms_norm_equals_its_definition():
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 3, 8, requires_grad=True), torch.randn(8)
+    check(rms_norm(x, weight, 1e-5), defined_norm(x, weight, 1e-5), x)
+
+
+def test_rms_norm_of_zeros_is_zero():
+    x = torch.zeros(1, 4, requires_grad=True)
+    y = rms_norm(x, torch.ones(4), 1e-6)
+    y.sum().backward()
+    assert torch.equal(y, torch.zeros(1, 4))
+    assert torch.isfinite(x.grad).all()
+
+
+def test_rms_norm_keeps_the_dtype():
+    x = torch.randn(2, 8, dtype=torch.bfloat16)
+    assert rms_norm(x, torch.ones(8, dtype=torch.bfloat16), 1e-6).dtype == torch.bfloat16

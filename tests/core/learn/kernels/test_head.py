@@ -1,6 +1,8 @@
-"""The fused head: log-probs, KL and their gradients as the plain formulas give them."""
+"""The fused output layer gives log-probs, KL and gradients of the plain formulas."""
 
 from __future__ import annotations
+
+import math
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentpref.learn.kernels import head as heads
-from agentpref.learn.kernels.head import Head, read
+from agentpref.learn.kernels.head import Head, read, read_logits, token_kl
 
 VOCABULARY = 23
 
@@ -32,7 +34,7 @@ def plain(hidden, head, targets, live):
 @given(
     count=st.integers(1, 40), chunk=st.integers(1, 400), bias=st.booleans(), seed=st.integers(0, 9)
 )
-def test_values_and_gradients_are_the_plain_ones_whatever_the_chunk(count, chunk, bias, seed):
+def test_values_and_gradients_are_the_plain_ones_for_any_size_of_chunk(count, chunk, bias, seed):
     hidden, head, targets, live = make(count, seed, bias)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(heads, "LOGITS_PER_CHUNK", chunk)
@@ -48,7 +50,7 @@ def test_values_and_gradients_are_the_plain_ones_whatever_the_chunk(count, chunk
         torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-4)
 
 
-def test_no_gradient_reaches_live():
+def test_live_gets_no_gradient():
     hidden, head, targets, live = make(5)
     kl = read(hidden, head, targets, live=live).kl
     kl.sum().backward()
@@ -62,7 +64,7 @@ def test_without_live_there_is_no_kl():
     assert found.kl is found.collision is None
 
 
-def test_a_policy_is_at_no_distance_from_itself():
+def test_the_kl_of_a_policy_from_itself_is_zero():
     hidden, head, targets, _ = make(9)
     kl = read(hidden, head, targets, live=hidden.detach()).kl
     torch.testing.assert_close(kl, torch.zeros(9), atol=1e-6, rtol=0)
@@ -70,7 +72,7 @@ def test_a_policy_is_at_no_distance_from_itself():
     torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-6, rtol=0)
 
 
-def test_nothing_of_the_vocabularys_size_is_kept_for_the_backward_pass():
+def test_no_tensor_of_the_vocabularys_size_is_kept_for_the_backward_pass():
     hidden, head, targets, live = make(40)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.shape) or x, lambda x: x):
@@ -78,7 +80,7 @@ def test_nothing_of_the_vocabularys_size_is_kept_for_the_backward_pass():
     assert kept == [hidden.shape, hidden.shape]
 
 
-def test_collision_is_the_chance_that_two_draws_agree():
+def test_collision_is_the_probability_that_two_draws_agree():
     hidden, head, targets, _ = make(9)
     found = read(hidden, head, targets, collision=True).collision
     probs = (hidden @ head.weight.T).softmax(-1)
@@ -86,7 +88,7 @@ def test_collision_is_the_chance_that_two_draws_agree():
     assert not found.requires_grad
 
 
-def test_however_large_the_vocabulary_chunks_are_of_many_positions(monkeypatch):
+def test_chunks_have_many_positions_even_with_a_large_vocabulary(monkeypatch):
     sizes = []
     right = heads._Softmax.of
     monkeypatch.setattr(heads, "LOGITS_PER_CHUNK", 1)
@@ -96,3 +98,24 @@ def test_however_large_the_vocabulary_chunks_are_of_many_positions(monkeypatch):
     hidden, head, targets, _ = make(200)
     read(hidden, head, targets)
     assert sizes == [96, 96, 8]
+
+
+def test_logits_are_read_as_hidden_states_are():
+    hidden, head, targets, live = make(9, bias=True)
+    expected = read(hidden, head, targets, live=live, collision=True)
+    logits, live_logits = (torch.nn.functional.linear(x, *head) for x in (hidden, live))
+    found = read_logits(logits, targets, live=live_logits, collision=True)
+    for mine, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, other)
+    assert read_logits(logits, targets)[1:] == (None, None)
+
+
+def test_token_kl_by_hand():
+    live, candidate = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.9, 0.1]]).log()
+    expected = 0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1)
+    assert token_kl(live, candidate).item() == pytest.approx(expected)
+
+
+def test_token_kl_of_equals_is_zero():
+    logits = torch.randn(4, 7, generator=torch.Generator().manual_seed(0))
+    assert token_kl(logits, logits + 3.0).abs().max().item() < 1e-6

@@ -1,4 +1,4 @@
-"""LLaMA-Factory's ranking formats: what is read, what is shown to it, and what it cannot hold."""
+"""LLaMA-Factory's ranking formats: what is read, written and refused."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from typing import Any
 import pytest
 
 from agentpref.errors import ExchangeError
-from agentpref.prefer.formats import llamafactory
-from agentpref.prefer.formats.table import read_row
-from agentpref.prefer.rows import PreferenceRow
+from agentpref.prefer.formats import PreferenceRecord, RowReader, llamafactory
 from agentpref.record.messages import prompt_of
-from agentpref.types import Message, Pair
+from agentpref.types import Message
 
 
 def said(role: str, content: Any, **rest: Any) -> dict[str, Any]:
@@ -23,9 +21,13 @@ def turn(sender: str, value: str) -> dict[str, str]:
     return {"from": sender, "value": value}
 
 
-def pair_of(messages: list[Message], chosen: Message, tools: Any = ()) -> Pair:
+def pair_of(messages: list[Message], chosen: Message, tools: Any = ()) -> PreferenceRecord:
     prompt = prompt_of(messages, tools)
-    return Pair("id", "default", 0.0, prompt, chosen, NO, "comparison", tag="sea")
+    return PreferenceRecord(prompt, (chosen, NO), (1, 0), tag="sea")
+
+
+def read_row(row: dict[str, Any]) -> PreferenceRecord:
+    return RowReader().read(row)
 
 
 SKY, BLUE, NO = said("user", "The sky?"), said("assistant", "Blue."), said("assistant", "No idea.")
@@ -45,7 +47,7 @@ def call(arguments: Any, **rest: Any) -> dict[str, Any]:
 class TestReading:
     @pytest.mark.parametrize("row", [SHAREGPT, ALPACA, {**ALPACA, "input": "", "history": []}])
     def test_both_shapes_say_the_same(self, row: dict[str, Any]) -> None:
-        assert read_row(row) == PreferenceRow(prompt_of([SKY]), BLUE, NO)
+        assert read_row(row) == PreferenceRecord(prompt_of([SKY]), (BLUE, NO), (1, 0))
 
     def test_every_kind_of_turn_has_its_role(self) -> None:
         turns = [
@@ -63,8 +65,7 @@ class TestReading:
     def test_an_answer_may_call_several_tools(self) -> None:
         calls = [{"name": "look_up", "arguments": {}}, {"name": "look_up", "arguments": "as text"}]
         row = read_row({**SHAREGPT, "chosen": turn("function_call", json.dumps(calls))})
-        assert isinstance(row, PreferenceRow)
-        assert row.chosen["tool_calls"] == [call("{}"), call("as text")]
+        assert row.completions[0]["tool_calls"] == [call("{}"), call("as text")]
 
     def test_a_system_turn_goes_before_the_system_column(self) -> None:
         brief = {**SHAREGPT, "system": "Be brief."}
@@ -93,17 +94,19 @@ BAD_ROWS: dict[str, dict[str, Any]] = {
     "messages is an empty list": {"conversations": []},
     "'chosen' is 'Blue.'; write {'from'": {"chosen": "Blue."},
     "the output has role 'user'": {"chosen": turn("human", "hi")},
-    "the value of 'chosen' is no JSON": {"chosen": turn("function_call", "look_up")},
+    "the value of 'chosen' is not JSON": {"chosen": turn("function_call", "look_up")},
     "'chosen' calls []; write {'name'": {"chosen": turn("function_call", "[]")},
     "'chosen' calls {'name': 7}; write": {"chosen": turn("function_call", '{"name": 7}')},
-    "'chosen' carries 7, no text; take 'agentpref' out": {
+    "'chosen' carries 7, which is not text; remove 'agentpref'": {
         "chosen": {**turn("gpt", "Blue."), "agentpref": 7}
     },
-    "what 'chosen' carries is no JSON": {"chosen": {**turn("gpt", "Blue."), "agentpref": "{"}},
-    "'chosen' carries another message than it shows; take": {
+    "the message that 'chosen' carries is not JSON": {
+        "chosen": {**turn("gpt", "Blue."), "agentpref": "{"}
+    },
+    "'chosen' carries another message than it shows; remove": {
         "chosen": {**turn("gpt", "Grey."), "agentpref": json.dumps(BLUE)}
     },
-    "'chosen' is {'content': 'Blue.', 'role': ['gpt']}, which holds no text": {
+    "'chosen' is {'content': 'Blue.', 'role': ['gpt']}, which has no text": {
         "chosen": {**turn("gpt", "Blue."), "agentpref": json.dumps(said(["gpt"], "Blue."))}  # type: ignore[arg-type]
     },
     "'system' is 7; write text": {"system": 7},
@@ -151,7 +154,7 @@ class TestWriting:
         row = llamafactory.write(pair_of([SKY], BLUE, [TOOL]))
         assert json.loads(row["tools"]) == [TOOL]
 
-    def test_a_call_is_shown_with_its_arguments_as_an_object(self) -> None:
+    def test_a_call_is_written_with_its_arguments_as_an_object(self) -> None:
         called = said("assistant", None, tool_calls=[call('{"of": "sky"}', id="1")])
         chosen = llamafactory.write(pair_of([SKY], called))["chosen"]
         assert chosen["from"] == "function_call"
@@ -166,7 +169,7 @@ class TestWriting:
             {"content": "The sky?", "role": "user"},
         ],
     )
-    def test_what_a_turn_does_not_say_is_carried(self, message: Message) -> None:
+    def test_a_turn_carries_the_message_that_it_cannot_show(self, message: Message) -> None:
         row = llamafactory.write(pair_of([message], BLUE))
         [shown] = row["conversations"]
         assert (shown["from"], shown["value"]) == ("human", "The sky?")
@@ -181,25 +184,24 @@ class TestWriting:
             said("assistant", None, tool_calls=[call('{"of":"sky"}')], refusal=None),
         ],
     )
-    def test_calls_come_back_to_the_letter(self, called: Message) -> None:
+    def test_tool_calls_read_back_exactly_as_written(self, called: Message) -> None:
         row = read_row(llamafactory.write(pair_of([SKY], called)))
-        assert isinstance(row, PreferenceRow)
-        assert row.chosen == called
+        assert row.completions[0] == called
 
 
 PICTURE = {"type": "image_url", "image_url": {"url": "sky.png"}}
-TOO_MUCH: dict[str, Pair] = {
-    "message 0 has parts that are no text": pair_of([said("user", [PICTURE])], BLUE),
+TOO_MUCH: dict[str, PreferenceRecord] = {
+    "message 0 has parts that are not text": pair_of([said("user", [PICTURE])], BLUE),
     "the chosen answer holds text and tool calls": pair_of(
         [SKY], said("assistant", "Look:", tool_calls=[call("{}")])
     ),
-    "the chosen answer is {'content': None, 'role': 'assistant'}, which holds no text": pair_of(
+    "the chosen answer is {'content': None, 'role': 'assistant'}, which has no text": pair_of(
         [SKY], said("assistant", None)
     ),
-    "the text that the chosen answer calls 'look_up' with is no JSON": pair_of(
+    "the argument text with which the chosen answer calls 'look_up' is not JSON": pair_of(
         [SKY], said("assistant", None, tool_calls=[call("{of: sky}")])
     ),
-    "the chosen answer holds the call {'id': '1'}, of no function": pair_of(
+    "the chosen answer holds the call {'id': '1'}, which names no function": pair_of(
         [SKY], said("assistant", None, tool_calls=[{"id": "1"}])
     ),
     "message 1 is from 'human', but": pair_of([SKY, SKY], BLUE),
@@ -208,12 +210,14 @@ TOO_MUCH: dict[str, Pair] = {
     ),
     "message 1 is from 'system', but": pair_of([SKY, said("system", "Be brief.")], BLUE),
     "message 0 is from 'gpt', but": pair_of([BLUE], BLUE),
-    "the prompt does not end with a person or a tool": pair_of([SKY, NO], BLUE),
+    "the prompt does not end with a user or a tool": pair_of([SKY, NO], BLUE),
 }
 
 
 @pytest.mark.parametrize(("complaint", "pair"), TOO_MUCH.items(), ids=TOO_MUCH)
-def test_what_the_format_cannot_hold_is_refused_with_the_cure(complaint: str, pair: Pair) -> None:
+def test_a_pair_that_the_format_cannot_hold_is_refused_with_the_cure(
+    complaint: str, pair: PreferenceRecord
+) -> None:
     with pytest.raises(ExchangeError) as refused:
         llamafactory.write(pair)
     assert complaint in str(refused.value)

@@ -1,4 +1,4 @@
-"""OpenAI's preference format, as its guide shows it."""
+"""OpenAI's format, as its guide shows it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,8 @@ from typing import Any
 import pytest
 
 from agentpref.errors import ExchangeError
-from agentpref.prefer.formats import openai
-from agentpref.prefer.formats.table import read_row
-from agentpref.prefer.rows import PreferenceRow
+from agentpref.prefer.formats import PreferenceRecord, RowReader, openai
 from agentpref.record.messages import prompt_of
-from agentpref.types import Pair
 
 ASKED = [{"role": "user", "content": "How cold is San Francisco today?"}]
 GOOD = {"role": "assistant", "content": "Today it is 68 degrees Fahrenheit."}
@@ -24,8 +21,12 @@ ROW: dict[str, Any] = {
 }
 
 
+def read_row(row: dict[str, Any]) -> PreferenceRecord:
+    return RowReader().read(row)
+
+
 def test_the_row_of_the_guide_is_a_preference() -> None:
-    assert read_row(ROW) == PreferenceRow(prompt_of(ASKED), GOOD, BAD)
+    assert read_row(ROW) == PreferenceRecord(prompt_of(ASKED), (GOOD, BAD), (1, 0))
 
 
 def test_tools_are_offered_with_the_prompt() -> None:
@@ -39,11 +40,11 @@ def test_turns_that_both_outputs_share_are_part_of_the_prompt() -> None:
         {"role": "tool", "tool_call_id": "1", "content": "68"},
     ]
     row = {**ROW, "preferred_output": [*calls, GOOD], "non_preferred_output": [*calls, BAD]}
-    assert read_row(row) == PreferenceRow(prompt_of([*ASKED, *calls]), GOOD, BAD)
+    assert read_row(row) == PreferenceRecord(prompt_of([*ASKED, *calls]), (GOOD, BAD), (1, 0))
 
 
-def test_a_pair_is_written_with_no_key_that_openai_does_not_know() -> None:
-    pair = Pair("id", "default", 0.0, prompt_of(ASKED, [TOOL]), GOOD, BAD, "comparison", tag="x")
+def test_a_pair_is_written_with_only_the_keys_that_openai_defines() -> None:
+    pair = PreferenceRecord(prompt_of(ASKED, [TOOL]), (GOOD, BAD), (1, 0), tag="x")
     assert openai.write(pair) == {
         "input": {"messages": tuple(ASKED), "tools": (TOOL,)},
         "preferred_output": [GOOD],
@@ -70,5 +71,5 @@ BAD_ROWS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(("complaint", "change"), BAD_ROWS.items(), ids=BAD_ROWS)
 def test_a_bad_row_is_refused_with_its_cure(complaint: str, change: dict[str, Any]) -> None:
     with pytest.raises(ExchangeError) as refused:
-        read_row({**ROW, **change}, "openai")
+        RowReader("openai").read({**ROW, **change})
     assert complaint in str(refused.value)

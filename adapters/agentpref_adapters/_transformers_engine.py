@@ -1,0 +1,375 @@
+"""Generates answers to many requests together, each with its own revision, settings and length.
+
+1. ``admit`` runs one forward pass over the prompts of new requests and writes their first tokens.
+2. ``step`` runs one forward pass per batch and writes one more token of each of its requests.
+3. Between two passes, requests that have ended leave their batch, and new ones join it. So a short
+   request never waits for the end of a long one.
+
+Rows of a batch end together, on the right: prompts are padded on the left, and a cache of keys and
+values grows and shrinks on the left. Caches of other kinds (sliding windows, linear attention)
+cannot be cut or joined: such a batch stays as it is until all its requests have ended.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from agentpref.errors import AgentprefError, GenerationFailed, ServingError
+from agentpref.models.text_stream import TextStream
+from agentpref.models.tool_calls import assistant_message
+from agentpref.serve.backend import FinishReason, GenerationRequest, Reply
+from agentpref_adapters._transformers_adapters import Adapter, Layers, shares_of
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+    from transformers import PreTrainedModel
+
+
+class NotFinite(GenerationFailed):
+    """A revision gave a log-probability that is infinite or NaN."""
+
+
+@dataclass(eq=False)
+class ActiveRequest:
+    """A request while it is answered: the model's thread fills it, and another thread waits.
+
+    Args:
+        revision: the revision's id, or ``"base"``.
+        adapter: the revision's matrices, kept in memory until the answer ends; ``None``: the base.
+        request: what was asked.
+        prompt: the token ids to continue.
+        text: turns tokens into text.
+        ends: the tokens that end a turn.
+        room: the most tokens to write.
+        streaming: whether the caller reads pieces of text.
+    """
+
+    revision: str
+    adapter: Adapter | None
+    request: GenerationRequest
+    prompt: tuple[int, ...]
+    text: TextStream
+    ends: frozenset[int]
+    room: int
+    streaming: bool
+    done: bool = False
+    """Set at the end of the answer, or when the caller leaves."""
+    generator: Generator | None = None
+    _tokens: list[int] = field(default_factory=list)
+    _unread: list[int] = field(default_factory=list)
+    _logprobs: list[float] = field(default_factory=list)
+    _outbox: SimpleQueue[str | Reply | ServingError] = field(default_factory=SimpleQueue)
+
+    def __post_init__(self) -> None:
+        """Give a sampled request its own random numbers: a seed means the same in every batch."""
+        if self.request.temperature == 0:
+            return
+        import torch
+
+        self.generator = torch.Generator()
+        if self.request.seed is None:
+            self.generator.seed()
+        else:
+            self.generator.manual_seed(self.request.seed)
+
+    @property
+    def longest(self) -> int:
+        """The most tokens of prompt and answer together."""
+        return len(self.prompt) + self.room
+
+    def results(self) -> Iterator[str | Reply]:
+        """Wait for pieces of text and the reply; leaving early makes the engine stop."""
+        try:
+            item: str | Reply | ServingError = ""
+            while not isinstance(item, Reply):
+                item = self._outbox.get()
+                if isinstance(item, ServingError):
+                    raise item
+                yield item
+        finally:
+            self.done = True
+
+    def take(self, token: int, logprob: float) -> None:
+        """Add a token, and end the answer if it is the last one."""
+        self._tokens.append(token)
+        self._logprobs.append(logprob)
+        if not math.isfinite(logprob):
+            self.fail(NotFinite(f"{self.revision} gave a logprob of {logprob}; roll it back"))
+            return
+        if token not in self.ends:
+            self._unread.append(token)
+        if self.streaming or self.request.stop:  # otherwise text is decoded once, at the end
+            self._read()
+        if token in self.ends or self.text.stopped:
+            self._finish("stop")
+        elif len(self._tokens) >= self.room:
+            self._finish("length")
+
+    def fail(self, error: ServingError) -> None:
+        """Raise an error in the thread that waits, unless the answer has ended."""
+        if not self.done:
+            self.done = True
+            self._outbox.put(error)
+
+    def _read(self) -> None:
+        self._put_text(self.text.push(*self._unread))
+        self._unread.clear()
+
+    def _put_text(self, piece: str) -> None:
+        if piece and self.streaming:
+            self._outbox.put(piece)
+
+    def _finish(self, reason: FinishReason) -> None:
+        self._read()
+        self._put_text(self.text.finish())
+        self.done = True
+        message = assistant_message(self.text.text, turn=len(self.request.messages))
+        tokens, logprobs = tuple(self._tokens), tuple(self._logprobs)
+        self._outbox.put(Reply(self.revision, message, tokens, logprobs, reason))
+
+
+class Engine:
+    """Answers requests on one model. :class:`ModelThread` calls it, always on the same thread.
+
+    Args:
+        model: the model that generates.
+        layers: its layers, which apply the adapters of requests.
+        pad: the token to pad prompts with.
+    """
+
+    def __init__(self, model: PreTrainedModel, layers: Layers, pad: int) -> None:
+        """Begin with no requests."""
+        self._model = model
+        self._layers = layers
+        self._pad = pad
+        self._turning_point = _turning_point(model.config.get_text_config())
+        self._requests: list[ActiveRequest] = []  # those that were admitted and have not ended
+        self._batches: list[_Batch] = []
+
+    @property
+    def active(self) -> int:
+        """How many requests are being answered.
+
+        A batch whose cache cannot be cut also holds requests that have ended; they do not count.
+        """
+        return sum(not request.done for request in self._requests)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether there is a batch."""
+        return bool(self._batches)
+
+    def admit(self, requests: list[ActiveRequest]) -> None:
+        """Write the first token of each request, and add it to the requests being answered."""
+        waiting = [request for request in requests if not request.done]
+        self._requests += waiting
+        together = [request for request in waiting if request.longest <= self._turning_point]
+        alone = [request for request in waiting if request.longest > self._turning_point]
+        for group in [together, *([request] for request in alone)]:
+            with _failing(group):
+                if group:
+                    device = self._model.device
+                    self._advance(_Batch(group, self._pad, device, alone=group is not together))
+
+    def step(self) -> None:
+        """Write one more token of each request that has not ended."""
+        batches, self._batches = self._batches, []
+        for batch in batches:
+            with _failing(batch.requests):
+                batch.drop_ended()
+                if batch.requests:
+                    self._advance(batch)
+        self._requests = [request for request in self._requests if not request.done]
+
+    def abandon(self) -> list[ActiveRequest]:
+        """Remove every request, and return those that have not ended."""
+        requests, self._requests, self._batches = self._requests, [], []
+        return requests
+
+    def _advance(self, batch: _Batch) -> None:
+        """Write one token of each request, and join the batch to another one where possible."""
+        batch.advance(self._model, self._layers)
+        batch.drop_ended()
+        if not batch.requests:
+            return
+        other = next((other for other in self._batches if other.may_join(batch)), None)
+        if other is None:
+            self._batches.append(batch)
+            return
+        self._batches.remove(other)
+        with _failing([*other.requests, *batch.requests]):  # a half-joined batch is unusable
+            other.join(batch)
+            self._batches.append(other)
+
+
+class _Batch:
+    """Requests that share a forward pass, a row each; rows of one adapter are neighbours.
+
+    ``tokens`` and ``positions`` (rows, n) are the input of the next pass. ``mask`` (rows, all
+    tokens so far) is 0 for padding, on the left.
+    """
+
+    def __init__(self, requests: list[ActiveRequest], pad: int, device: Any, *, alone: bool):
+        """Begin with the prompts."""
+        import torch
+
+        order, self.shares = shares_of([request.adapter for request in requests])
+        self.requests = [requests[row] for row in order]
+        width = max(len(request.prompt) for request in requests)
+        gaps = [width - len(request.prompt) for request in self.requests]
+        tokens = [[pad] * g + [*r.prompt] for g, r in zip(gaps, self.requests, strict=True)]
+        mask = [[0] * gap + [1] * (width - gap) for gap in gaps]
+        self.tokens = torch.tensor(tokens, device=device)
+        self.mask = torch.tensor(mask, device=device)
+        self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
+        self.cache: Any = None
+        self._alone = alone
+
+    def advance(self, model: PreTrainedModel, layers: Layers) -> None:
+        """Write one token of each request."""
+        import torch
+
+        with torch.inference_mode(), layers.answering(self.shares, *self.tokens.shape):
+            output = model(
+                input_ids=self.tokens,
+                attention_mask=self.mask,
+                position_ids=self.positions,
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            chosen = _choose(output.logits[:, -1].float(), self.requests)
+            self.cache = output.past_key_values
+            self.tokens, self.positions = chosen[:, None], self.positions[:, -1:] + 1
+            self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.requests), 1)], dim=1)
+
+    def drop_ended(self) -> None:
+        """Remove requests that have ended; a cache that cannot be cut waits for all of them."""
+        import torch
+
+        left = [row for row, request in enumerate(self.requests) if not request.done]
+        if not left:
+            self.requests = []
+        elif len(left) < len(self.requests) and _is_plain(self.cache):
+            with torch.inference_mode():
+                self._keep(left)
+
+    def may_join(self, other: _Batch) -> bool:
+        """Whether another batch can become part of this one."""
+        alone = self._alone or other._alone
+        return not alone and _is_plain(self.cache) and _is_plain(other.cache)
+
+    def join(self, other: _Batch) -> None:
+        """Take in the requests of another batch, whose first tokens are written."""
+        import torch
+        from torch.nn.functional import pad
+
+        def both(ours: Tensor, theirs: Tensor, dim: int) -> Tensor:
+            """Rows of both, filled with zeros on the left to the same length along ``dim``."""
+            wide = max(ours.shape[dim], theirs.shape[dim])
+            sides = (0, 0) * (-1 - dim)
+            filled = [
+                pad(part, (*sides, wide - part.shape[dim], 0)) if part.shape[dim] < wide else part
+                for part in (ours, theirs)
+            ]
+            return torch.cat(filled)
+
+        with torch.inference_mode():
+            for layer, their in zip(self.cache.layers, other.cache.layers, strict=True):
+                layer.keys = both(layer.keys, their.keys, -2)
+                layer.values = both(layer.values, their.values, -2)
+            self.mask = both(self.mask, other.mask, -1)
+            self.tokens = torch.cat([self.tokens, other.tokens])
+            self.positions = torch.cat([self.positions, other.positions])
+            self.requests = self.requests + other.requests
+            order, self.shares = shares_of([request.adapter for request in self.requests])
+            if order != sorted(order):
+                self._keep(order)
+
+    def _keep(self, order: list[int]) -> None:
+        """Continue with these rows, in this order, and drop padding that all of them have."""
+        import torch
+
+        rows = torch.tensor(order, device=self.mask.device)
+        mask = self.mask.index_select(0, rows)
+        begin = int(mask.argmax(-1).min())  # where the first of the rows begins
+        for layer in self.cache.layers:
+            on_device = rows.to(layer.keys.device)
+            layer.keys = layer.keys[:, :, begin:].index_select(0, on_device)
+            layer.values = layer.values[:, :, begin:].index_select(0, on_device)
+        self.mask = mask[:, begin:]
+        self.tokens = self.tokens.index_select(0, rows)
+        self.positions = self.positions.index_select(0, rows)
+        self.requests = [self.requests[row] for row in order]
+        _, self.shares = shares_of([request.adapter for request in self.requests])
+
+
+def _is_plain(cache: Any) -> bool:
+    """Whether a cache holds just (rows, heads, tokens, size) of keys and values per layer."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    return type(cache) is DynamicCache and all(type(x) is DynamicLayer for x in cache.layers)
+
+
+def _turning_point(config: Any) -> float:
+    """The length from which longrope rotates a whole batch differently; infinity without it.
+
+    A request that may become longer gets a batch of its own.
+    """
+    settings = getattr(config, "rope_parameters", None) or {}
+    kinds = [settings, *(kind for kind in settings.values() if isinstance(kind, dict))]
+    longropes = [kind for kind in kinds if kind.get("rope_type") == "longrope"]
+    return min((kind["original_max_position_embeddings"] for kind in longropes), default=math.inf)
+
+
+@contextmanager
+def _failing(requests: Sequence[ActiveRequest]) -> Iterator[None]:
+    """Pass whatever is raised to each request, as an error of its own for the thread that waits."""
+    try:
+        yield
+    except Exception as error:  # each request raises it where it is waited for
+        cause = f"({type(error).__name__}: {error}); the backend stays usable, try again"
+        if isinstance(error, AgentprefError):
+            cause = f"({error})"
+        for request in requests:
+            failure = GenerationFailed(f"{request.revision} could not answer {cause}")
+            failure.__cause__ = error
+            request.fail(failure)
+
+
+def _choose(logits: Tensor, requests: list[ActiveRequest]) -> Tensor:
+    """Choose a token of each request from (rows, vocabulary), add it, and return the tokens.
+
+    An error in sampling or decoding for one request fails that request only.
+    """
+    totals = logits.logsumexp(-1)
+    chosen = logits.argmax(-1)
+    for row, request in enumerate(requests):
+        if request.generator is not None and not request.done and totals[row].isfinite():
+            with _failing([request]):
+                chosen[row] = _sample(logits[row].cpu(), request.request, request.generator)
+    logprobs = logits.gather(-1, chosen[:, None])[:, 0] - totals
+    for request, token, logprob in zip(requests, chosen.tolist(), logprobs.tolist(), strict=True):
+        if not request.done:
+            with _failing([request]):
+                request.take(token, logprob)
+    return chosen
+
+
+def _sample(logits: Tensor, request: GenerationRequest, generator: Generator) -> int:
+    """Draw from the smallest set of tokens whose probability reaches ``top_p`` (1904.09751).
+
+    The highest logit is shifted to 0, so that no temperature makes it infinite.
+    """
+    import torch
+
+    scores = (logits.double() - logits.max()) / request.temperature
+    probabilities, order = scores.softmax(-1).sort(descending=True)
+    before = probabilities.cumsum(-1) - probabilities
+    kept = probabilities.masked_fill(before >= request.top_p, 0.0)
+    return int(order[torch.multinomial(kept, 1, generator=generator)])

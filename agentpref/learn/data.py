@@ -1,0 +1,259 @@
+"""What one update works on: its new examples, the old ones it replays, and those it evaluates.
+
+Replay draws old examples in equal shares from every stratum; part of each share uniformly, the rest
+those that the live policy gets most wrong. An interrupted update continues with exactly the
+examples it started with: their ids and what the loss reads of them are stored without any text, and
+looked up again. If one is gone or has changed, the update starts over.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from agentpref.config import ReplaySettings, UpdateConfig
+from agentpref.errors import UnusableState
+from agentpref.prefer.strata import by_stratum, equal_shares, sample
+from agentpref.types import Example
+
+if TYPE_CHECKING:
+    from agentpref.learn.encode import EncodedExample
+    from agentpref.learn.learner import Learner
+
+LARGE_UPDATE = 1000
+"""New examples above which replay is half as many, and no longer as many."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateData:
+    """Examples by use: trained or held out, new or already learned by the live revision.
+
+    :meth:`split` gives all there are; :func:`draw` and :func:`prepare` give what one update uses,
+    where ``old`` are the replayed examples and ``old_held_out`` the sampled ones.
+    """
+
+    new: tuple[Example, ...] = ()
+    old: tuple[Example, ...] = ()
+    new_held_out: tuple[Example, ...] = ()
+    old_held_out: tuple[Example, ...] = ()
+
+    @classmethod
+    def split(cls, examples: Sequence[Example], learned: set[str]) -> UpdateData:
+        """Split examples; ``learned`` holds the ids that the live revision has learned."""
+        parts: dict[str, list[Example]] = {}
+        for example in examples:
+            name = "old" if example.example_id in learned else "new"
+            parts.setdefault(f"{name}_held_out" if example.held_out else name, []).append(example)
+        return cls(**{name: tuple(found) for name, found in parts.items()})
+
+    def all(self) -> tuple[Example, ...]:
+        """The examples of every use."""
+        return (*self.new, *self.old, *self.new_held_out, *self.old_held_out)
+
+    @property
+    def fresh(self) -> set[str]:
+        """Ids of the examples that are new, trained or held out."""
+        return {example.example_id for example in (*self.new, *self.new_held_out)}
+
+    def freeze(self) -> dict[str, list[list[Any]]]:
+        """Plain values without text, from which :meth:`thaw` makes the same data again."""
+        return {
+            part.name: [_facts(example) for example in getattr(self, part.name)]
+            for part in fields(self)
+        }
+
+    @classmethod
+    def thaw(cls, frozen: Mapping[str, Any], examples: Sequence[Example]) -> UpdateData:
+        """Find frozen examples among those that there are now.
+
+        An example may have gained feedback that agrees with it. One that lost some, because it was
+        forgotten or retracted, is no longer what was trained.
+
+        Raises:
+            UnusableState: an example is gone or has changed, or ``frozen`` is damaged.
+        """
+        known = {example.example_id: example for example in examples}
+        try:
+            return cls(
+                **{
+                    part.name: tuple(
+                        _find(facts, known, held_out="held_out" in part.name)
+                        for facts in frozen[part.name]
+                    )
+                    for part in fields(cls)
+                }
+            )
+        except UnusableState:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            raise UnusableState("it is damaged (its examples)") from error
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateRows:
+    """The data of an update, and the rows of it that could be encoded.
+
+    Where no new example could be encoded there is nothing to train, and nothing else is encoded.
+    """
+
+    data: UpdateData
+    new: list[EncodedExample] = field(default_factory=list)
+    old: list[EncodedExample] = field(default_factory=list)
+    new_held_out: list[EncodedExample] = field(default_factory=list)
+    old_held_out: list[EncodedExample] = field(default_factory=list)
+
+    @property
+    def trained(self) -> list[EncodedExample]:
+        """All rows to train, in order."""
+        return [*self.new, *self.old]
+
+    @property
+    def held_out(self) -> list[EncodedExample]:
+        """All rows to evaluate."""
+        return [*self.new_held_out, *self.old_held_out]
+
+
+def count(**groups: Sequence[Example]) -> dict[str, int]:
+    """Count groups of examples: those with completions to compare, and lone thumbs beside them.
+
+    >>> count(new=())
+    {'new': 0, 'new_thumbs': 0}
+    """
+    counts: dict[str, int] = {}
+    for name, examples in groups.items():
+        thumbs = sum(example.lone for example in examples)
+        counts |= {name: len(examples) - thumbs, f"{name}_thumbs": thumbs}
+    return counts
+
+
+def prepare(
+    learner: Learner, available: UpdateData, started: UpdateData | None, config: UpdateConfig
+) -> UpdateRows:
+    """Choose and encode what an update works on.
+
+    Args:
+        learner: encodes examples, and scores old ones under the live policy.
+        available: all examples there are.
+        started: what an interrupted update had chosen, to continue with; else ``None``.
+        config: the settings of replay and gate, and the seed.
+    """
+    new = available.new if started is None else started.new
+    if started is not None:
+        lone = [example for example in started.old if example.lone]
+    else:
+        lone = _draw(available, config, lone=True)
+    # Lone examples are encoded together: even a single new one then finds its mismatch.
+    rows = learner.encode([*new, *lone])
+    ids = {example.example_id for example in new}
+    new_rows = [row for row in rows if row.example.example_id in ids]
+    old_lone = [row for row in rows if row.example.example_id not in ids]
+    if not new_rows:
+        return UpdateRows(started or UpdateData(new, (), available.new_held_out, ()))
+    if started is not None:
+        compared = [example for example in started.old if not example.lone]
+    else:
+        compared = _draw(available, config, lone=False, learner=learner)
+    old_rows = [*learner.encode(compared), *old_lone]
+    data = started or UpdateData(
+        new,
+        (*(row.example for row in old_rows if not row.example.lone), *lone),
+        available.new_held_out,
+        tuple(sample(available.old_held_out, config.gate.max_old_pairs)),
+    )
+    held_out = learner.encode([*data.new_held_out, *data.old_held_out])
+    ids = {example.example_id for example in data.new_held_out}
+    return UpdateRows(
+        data,
+        new_rows,
+        old_rows,
+        [row for row in held_out if row.example.example_id in ids],
+        [row for row in held_out if row.example.example_id not in ids],
+    )
+
+
+def _draw(
+    available: UpdateData, config: UpdateConfig, *, lone: bool, learner: Learner | None = None
+) -> list[Example]:
+    """Old examples to replay, of one kind.
+
+    How hard a lone example is depends on its mismatch, so those are drawn uniformly.
+    """
+    new = [example for example in available.new if example.lone is lone]
+    old = [example for example in available.old if example.lone is lone]
+    return draw(
+        by_stratum(old),
+        replay_size(len(new), config.replay),
+        hard_share=0.0 if learner is None else config.replay.hard_share,
+        hardness=_zeros if learner is None else learner.hardness,
+        rng=random.Random(config.seed),
+    )
+
+
+def _zeros(examples: Sequence[Example]) -> list[float]:
+    return [0.0] * len(examples)
+
+
+def replay_size(new: int, settings: ReplaySettings) -> int:
+    """How many old examples to train beside ``new`` ones; 0 when replay is off."""
+    if settings.minimum == 0:
+        return 0
+    return max(settings.minimum, new if new <= LARGE_UPDATE else new // 2)
+
+
+def draw(
+    strata: Mapping[str, Sequence[Example]],
+    size: int,
+    *,
+    hard_share: float,
+    hardness: Callable[[Sequence[Example]], Sequence[float]],
+    rng: random.Random,
+) -> list[Example]:
+    """Draw ``size`` examples without repetition, in shares as equal as the strata allow.
+
+    Of each stratum's share, ``hard_share`` are the hardest of a uniform sample three times as
+    large as is needed (so an update's cost does not grow with the log), and the rest uniform.
+    ``hardness`` maps examples to numbers, larger for harder. It is called once, for all strata
+    together, and not for those that are drawn whole.
+    """
+    shares = equal_shares({name: len(rows) for name, rows in strata.items()}, size)
+    drawn: list[Example] = []
+    samples: list[tuple[int, list[Example]]] = []
+    for name in sorted(shares):
+        hard = round(shares[name] * hard_share)
+        pool = rng.sample(list(strata[name]), min(len(strata[name]), shares[name] + 2 * hard))
+        easy, candidates = pool[: shares[name] - hard], pool[shares[name] - hard :]
+        if hard < len(candidates):
+            samples.append((hard, candidates))
+            drawn += easy
+        else:
+            drawn += pool
+    if not samples:
+        return drawn
+    scores = iter(hardness([example for _, candidates in samples for example in candidates]))
+    for wanted, candidates in samples:
+        found = list(islice(scores, len(candidates)))
+        ranked = sorted(range(len(candidates)), key=lambda i: (found[i], i), reverse=True)
+        drawn.extend(candidates[i] for i in ranked[:wanted])
+    return drawn
+
+
+def _facts(example: Example) -> list[Any]:
+    """What identifies an example, what the loss reads of it, and what it was made of."""
+    labels = [completion.label for completion in example.completions]
+    read = [example.origin, example.weight, example.noise, labels]
+    return [example.example_id, *read, list(example.provenance)]
+
+
+def _find(facts: Any, known: Mapping[str, Example], *, held_out: bool) -> Example:
+    example_id, *read, provenance = facts
+    example = known.get(example_id)
+    if example is None or not set(provenance) <= set(example.provenance):
+        raise UnusableState("an example that it trained on is no longer there")
+    if read != _facts(example)[1:-1]:
+        raise UnusableState("the feedback on an example that it trained on has changed")
+    if example.held_out != held_out:
+        raise UnusableState("another share of the prompts is held out now")
+    return example

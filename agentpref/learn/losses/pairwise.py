@@ -1,0 +1,139 @@
+"""The common part of all losses that compare completions.
+
+Every two completions of an example with different labels make a comparison; an example's loss is
+the mean over its comparisons. For a pair that is the one comparison of chosen and rejected. An
+example whose labels are all equal has no comparison, and its loss is 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from agentpref.learn.losses import Loss, LossInputs, LossOutput
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from agentpref.config import UpdateConfig
+    from agentpref.types import Example
+
+
+class PairwiseLoss(Loss):
+    """w·(preference loss) + α·(NLL anchor), where a subclass gives the preference loss."""
+
+    per_token = False
+    """Whether log-ratios are means over the tokens of each completion."""
+
+    def __init__(self, config: UpdateConfig, examples: Sequence[Example], live: str) -> None:
+        super().__init__(config, examples, live)
+        self.settings = config.loss
+
+    @property
+    def needs_collision(self) -> bool:
+        """WPO measures answers against what the policy would draw itself."""
+        return self.settings.wpo
+
+    def preference(self, chosen: Tensor, rejected: Tensor, noise: Tensor) -> Tensor:
+        """The loss of each comparison: log-ratios of both completions and ε, all ``[pairs]``."""
+        raise NotImplementedError
+
+    def noise(self, example: Example) -> float:
+        """The probability ε that an example's label is flipped."""
+        return example.noise if self.settings.noise is None else self.settings.noise
+
+    def __call__(self, inputs: LossInputs) -> LossOutput:
+        """Compute the loss and the mean margin h of each example."""
+        import torch
+
+        examples, device = inputs.examples, inputs.policy.device
+        pairs = _comparisons(examples)
+        row, better, worse = (torch.tensor(i, dtype=torch.long, device=device) for i in pairs)
+        ratios = inputs.ratios
+        margin = ratios[row, better] - ratios[row, worse]
+        scaled = ratios / inputs.lengths if self.per_token else ratios
+        noise = ratios.new_tensor([self.noise(examples[r]) for r in pairs.row])
+        loss = self.preference(scaled[row, better], scaled[row, worse], noise)
+        weight = ratios.new_tensor([examples[r].weight for r in pairs.row])
+        if self.settings.wpo:
+            own = self._wpo(inputs)
+            weight = weight * torch.stack([own[row, better], own[row, worse]]).prod(0)
+        counts = ratios.new_zeros(len(examples)).index_add(0, row, torch.ones_like(margin))
+        shares = counts.clamp(min=1)
+        loss = ratios.new_zeros(len(examples)).index_add(0, row, weight * loss) / shares
+        margin = ratios.new_zeros(len(examples)).index_add(0, row, margin.detach()) / shares
+        return LossOutput(loss + self._anchor(inputs) * counts.clamp(max=1), margin)
+
+    def _anchor(self, inputs: LossInputs) -> Tensor:
+        """α·NLL of each example's best completion."""
+        import torch
+
+        settings = self.settings
+        alphas = [
+            settings.nll_on_corrections if e.origin == "correction" else settings.nll
+            for e in inputs.examples
+        ]
+        labels = [[c.label or 0.0 for c in e.completions] for e in inputs.examples]
+        best = torch.tensor([values.index(max(values)) for values in labels])
+        at = torch.arange(len(labels)), best
+        return inputs.policy.new_tensor(alphas) * nll_anchor(inputs.policy[at], inputs.lengths[at])
+
+    def _wpo(self, inputs: LossInputs) -> Tensor:
+        """The weight of each completion, ``[examples, n]``; 1 for those that live wrote."""
+        import torch
+
+        own = [[c.author == self.live for c in e.completions] for e in inputs.examples]
+        collision = 0.0 if inputs.collision is None else inputs.collision
+        weights = wpo_weight(inputs.policy, inputs.lengths, collision)
+        return weights.masked_fill(torch.tensor(own, device=weights.device), 1.0)
+
+
+class _Comparisons(NamedTuple):
+    """Of each comparison: its example, its better completion, its worse one."""
+
+    row: list[int]
+    better: list[int]
+    worse: list[int]
+
+
+def _comparisons(examples: Sequence[Example]) -> _Comparisons:
+    found = _Comparisons([], [], [])
+    for row, example in enumerate(examples):
+        labels = [completion.label or 0.0 for completion in example.completions]
+        for i, one in enumerate(labels):
+            for j, other in enumerate(labels):
+                if one > other:
+                    for column, value in zip(found, (row, i, j), strict=True):
+                        column.append(value)
+    return found
+
+
+def reward_margin(
+    chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor
+) -> Tensor:
+    """h = log[π_θ/π_0](y⁺) − log[π_θ/π_0](y⁻), one number per pair.
+
+    All four are ``[pairs]``: sequence log-probs under the policy, then under the reference.
+    Times β it is the implicit reward margin of DPO (2305.18290, section 4).
+    """
+    return (chosen - ref_chosen) - (rejected - ref_rejected)
+
+
+def nll_anchor(chosen: Tensor, lengths: Tensor) -> Tensor:
+    """−log π_θ(y⁺) / |y⁺|, one number per example: keeps the chosen answers likely (2404.19733).
+
+    ``lengths`` counts the tokens of each chosen answer.
+    """
+    return -chosen / lengths
+
+
+def wpo_weight(logps: Tensor, lengths: Tensor, collision: Tensor | float = 0.0) -> Tensor:
+    """How far each answer is the policy's own: a weight in (0, 1], detached (WPO: 2406.11827).
+
+    exp of the mean over tokens of log π_θ(y_t), at most 1; ``logps`` are the sums and ``lengths``
+    count the tokens. The paper's sampled alignment divides π_θ(y_t) by Σ_v π_θ(v)², which is what
+    a token that the policy draws itself can expect, so its own answers weigh about 1:
+    ``collision`` is the sum over tokens of log Σ_v π_θ(v)². Without it all answers weigh less, the
+    less sure the model is.
+    """
+    return ((logps - collision) / lengths).exp().clamp(max=1).detach()

@@ -1,0 +1,243 @@
+"""Builds training examples from what was logged and what was said of it.
+
+``signals.py`` reads feedback and comparisons as votes, ``votes.py`` settles them, and each question
+that has a winner becomes one example: two completions for a preference, one for a lone thumb. Every
+row of feedback and every comparison ends in exactly one place: in the provenance of an example, or
+counted in ``left_out`` by reason. The result does not depend on the order of the input.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import orjson
+
+from agentpref.errors import ConfigError
+from agentpref.prefer.signals import (
+    JudgedAnswer,
+    Preference,
+    match_thumbs,
+    settled_thumbs,
+    stated_preferences,
+)
+from agentpref.prefer.votes import STRENGTH, LeftOut, Vote, settle
+from agentpref.record.messages import canonical
+from agentpref.record.stats import Scale
+from agentpref.record.store import Store
+from agentpref.types import Comparison, Completion, Example, Feedback, Message, Origin, Run
+
+LOWEST_JUDGE_NOISE = 0.05
+
+NOISE: Mapping[Origin, float] = {"correction": 0.02, "comparison": 0.05, "thumbs": 0.05}
+"""The share ε of flipped labels that is assumed of people's signals."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleSet:
+    """Everything that a namespace has to learn from: pairs, then lone thumbs, each sorted by time.
+
+    ``left_out`` counts the rows that made no example, by
+    :data:`~agentpref.prefer.votes.Reason`.
+    """
+
+    examples: tuple[Example, ...] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def pairs(self) -> tuple[Example, ...]:
+        """The examples with completions to compare."""
+        return tuple(example for example in self.examples if not example.lone)
+
+    @property
+    def thumbs(self) -> tuple[Example, ...]:
+        """The examples with a single completion."""
+        return tuple(example for example in self.examples if example.lone)
+
+
+def read_examples(
+    store: Store,
+    namespace: str,
+    *,
+    held_out: float,
+    judge_noise: float = LOWEST_JUDGE_NOISE,
+    since: float | None = None,
+) -> ExampleSet:
+    """Build the examples of one namespace from everything that its home has logged.
+
+    With ``since`` (POSIX seconds), only those of prompts that were judged then or later; older
+    judgements of these prompts count as well.
+    """
+    with store.one_state():
+        return build_examples(
+            store.judged_runs(namespace, since=since),
+            store.feedback(namespace, since=since),
+            store.comparisons(namespace, since=since),
+            held_out=held_out,
+            judge_noise=judge_noise,
+            scales=store.scales(namespace),
+        )
+
+
+def build_examples(
+    runs: Iterable[Run],
+    feedback: Iterable[Feedback],
+    comparisons: Iterable[Comparison],
+    *,
+    held_out: float,
+    judge_noise: float = LOWEST_JUDGE_NOISE,
+    scales: Iterable[Scale] | None = None,
+) -> ExampleSet:
+    """Build the examples of one namespace.
+
+    Args:
+        runs: the runs of the namespace; those that were not judged are not kept in memory.
+        feedback: scores and corrections of those runs.
+        comparisons: verdicts between two of those runs.
+        held_out: the share of prompts, from 0 to 1, that prove adapters and never train them.
+        judge_noise: the measured disagreement ε of judges with gold labels, from .05 to .5.
+        scales: describes all scores of each key, where ``feedback`` holds only some of them.
+
+    Raises:
+        ConfigError: ``judge_noise`` is out of range.
+    """
+    if not LOWEST_JUDGE_NOISE <= judge_noise <= 0.5:
+        raise ConfigError(f"judge_noise is {judge_noise!r}, but must be from .05 to .5")
+    feedback, comparisons = list(feedback), list(comparisons)
+    judged = {row.run_id for row in feedback}
+    judged.update(run_id for row in comparisons for run_id in (row.run_a, row.run_b))
+    known = {run.run_id: run for run in runs if run.run_id in judged}
+    stated, misread = stated_preferences(feedback, comparisons, known)
+    answers, unsettled = settled_thumbs(feedback, known, scales)
+    implied, lone, spare = match_thumbs(answers)
+    won, lost = settle([*stated, *implied])
+    pairs = [_pair(votes, held_out, judge_noise) for votes in won]
+    thumbs, repeated = _thumbs(lone, held_out)
+    return ExampleSet(
+        examples=(*_in_time(pairs), *_in_time(thumbs)),
+        left_out=_count([*misread, *unsettled, *spare, *lost, *repeated], pairs),
+    )
+
+
+def example_id_of(prompt_id: str, completions: Sequence[Completion]) -> str:
+    """The content address of an example, 32 hex digits.
+
+    It covers the prompt, the completions in their order, and their labels. Pairs and thumbs keep
+    the ids of version 0.1, which left a pair's labels out and wrote a thumb's as a word.
+    """
+    labels = [completion.label for completion in completions]
+    parts = [prompt_id.encode(), *(canonical(c.message) for c in completions)]
+    if labels in ([1], [0]):
+        parts.append(b"up" if labels[0] else b"down")
+    elif labels != [1, 0]:
+        parts.append(orjson.dumps(labels))
+    return hashlib.blake2b(b"\n".join(parts), digest_size=16).hexdigest()
+
+
+def split_point(messages: Sequence[Message]) -> float:
+    """Map a prompt to a point in [0, 1), uniformly.
+
+    The point depends on the prompt alone, so it is the same in every process and never changes when
+    rows are added. System messages do not count: they often carry a date or a user's name, and the
+    same question must not be both trained and held out.
+    """
+    turns = [[m["role"], m.get("content")] for m in messages if m["role"] != "system"]
+    digest = hashlib.blake2b(orjson.dumps(turns, option=orjson.OPT_SORT_KEYS), digest_size=8)
+    return int.from_bytes(digest.digest(), "big") / 2**64
+
+
+def is_held_out(messages: Sequence[Message], share: float) -> bool:
+    """Whether a prompt is held out when ``share`` of all prompts is."""
+    return split_point(messages) < share
+
+
+def _in_time(examples: Iterable[Example]) -> list[Example]:
+    return sorted(examples, key=lambda example: (example.created_at, example.example_id))
+
+
+def _pair(votes: Sequence[Vote[Preference]], held_out: float, judge_noise: float) -> Example:
+    """Make one example of the votes that agree on a preference; the strongest names its origin."""
+    preference = votes[0].subject
+    run = preference.run
+    origin = min((vote.origin for vote in votes), key=STRENGTH.index)
+    completions = (
+        _completion(preference.chosen, 1.0, [r for v in votes for r in v.subject.chosen_runs]),
+        _completion(preference.rejected, 0.0, [r for v in votes for r in v.subject.rejected_runs]),
+    )
+    return Example(
+        example_id=example_id_of(run.prompt.id, completions),
+        namespace=run.namespace,
+        created_at=votes[0].created_at,
+        prompt=run.prompt,
+        completions=completions,
+        origin=origin,
+        tag=run.tag,
+        noise=judge_noise if origin == "judge" else NOISE[origin],
+        held_out=is_held_out(run.prompt.messages, held_out),
+        provenance=tuple(dict.fromkeys(row for vote in votes for row in vote.rows)),
+        trace_id=run.trace_id,
+        run_at=run.created_at,
+    )
+
+
+def _thumbs(
+    answers: Iterable[JudgedAnswer], held_out: float
+) -> tuple[list[Example], list[LeftOut]]:
+    """Make one example of each lone answer, and leave out its other votes as repeated.
+
+    The vote that stands for the others is the first whose run has its tokens, so that these come
+    from a run in the provenance.
+    """
+    examples: list[Example] = []
+    repeated: list[LeftOut] = []
+    for answer in answers:
+        vote, *others = sorted(answer, key=lambda vote: not vote.subject.token_ids)
+        repeated += [row for other in others for row in other.left_out("repeated")]
+        run = vote.subject
+        completions = (_completion(run.output, float(vote.side is True), [run]),)
+        examples.append(
+            Example(
+                example_id=example_id_of(run.prompt.id, completions),
+                namespace=run.namespace,
+                created_at=vote.created_at,
+                prompt=run.prompt,
+                completions=completions,
+                origin="thumb",
+                tag=run.tag,
+                held_out=is_held_out(run.prompt.messages, held_out),
+                provenance=vote.rows,
+                trace_id=run.trace_id,
+                run_at=run.created_at,
+            )
+        )
+    return examples, repeated
+
+
+def _completion(message: Message, label: float, runs: Sequence[Run]) -> Completion:
+    """An answer with the tokens and the author of the run that knows most about them.
+
+    Preferred are runs with logged tokens, then with a known revision, then the newest. No run wrote
+    a correction.
+    """
+    if not runs:
+        return Completion(message, label)
+    run = max(
+        runs,
+        key=lambda r: (
+            bool(r.token_ids),
+            r.revision is not None,
+            r.created_at,
+            r.token_ids or (),
+            r.revision or "",
+        ),
+    )
+    return Completion(message, label, run.token_ids, run.logprobs, author=run.revision)
+
+
+def _count(left: Iterable[LeftOut], pairs: Iterable[Example]) -> dict[str, int]:
+    """Count each row once that is in no pair: a thumb may lose one match and win another."""
+    used = {row for pair in pairs for row in pair.provenance}
+    reasons = {row: reason for row, reason in left if row not in used}
+    return dict(sorted(Counter(reasons.values()).items()))

@@ -1,0 +1,169 @@
+"""The status of revisions: what a namespace serves, and which revisions may serve.
+
+What serves is one row per namespace, changed under the next generation, and a history of its
+changes. A revision may serve unless it is tainted, in quarantine or pruned. The functions use a
+connection of the caller's; those that change something are called in a transaction.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import time
+from typing import NamedTuple
+
+from agentpref.errors import GenerationConflict, RevisionError
+from agentpref.record.updates import last_clean
+from agentpref.types import BASE
+
+
+class ServingState(NamedTuple):
+    """What a namespace serves. ``live`` is ``None`` for the bare base model."""
+
+    namespace: str
+    live: str | None
+    canary: str | None
+    weight: float
+    generation: int
+
+    def revision_for(self, thread_id: str | None) -> str:
+        """Name the revision that serves a thread, ``"base"`` for the bare base model.
+
+        A thread belongs to the canary by a hash of its id, so it stays with one revision, and a
+        growing weight keeps the threads that the canary had. Requests without a thread are live's.
+        """
+        if self.canary is not None and thread_id is not None:
+            # A thread's id may be any string, even one that is not valid Unicode.
+            key = f"{self.canary}\n{thread_id}".encode(errors="surrogatepass")
+            digest = hashlib.blake2b(key, digest_size=8).digest()
+            if int.from_bytes(digest, "big") < self.weight * 2**64:
+                return self.canary
+        return self.live or BASE
+
+
+class HistoryEntry(NamedTuple):
+    """One change of what is served: ``action`` is ``promote``, ``canary`` or ``rollback``."""
+
+    at: float
+    generation: int
+    action: str
+    live: str | None
+    canary: str | None
+    weight: float
+
+
+def read_state(
+    connection: sqlite3.Connection, namespace: str, expected_generation: int | None = None
+) -> ServingState:
+    """Read what is live and canary now.
+
+    Raises:
+        GenerationConflict: the generation is not the expected one.
+    """
+    query = "SELECT namespace, live, canary, weight, generation FROM serving WHERE namespace = ?"
+    row = connection.execute(query, (namespace,)).fetchone()
+    found = ServingState(namespace, None, None, 0.0, 0) if row is None else ServingState(*row)
+    if expected_generation not in (None, found.generation):
+        raise GenerationConflict(
+            f"{namespace!r} is at generation {found.generation}, not {expected_generation}: "
+            f"another process made {found.live or 'the base model'} live; look at history() and "
+            f"try again"
+        )
+    return found
+
+
+def read_history(connection: sqlite3.Connection, namespace: str) -> list[HistoryEntry]:
+    """Read every change of what is served, oldest first."""
+    query = (
+        "SELECT at, generation, action, live, canary, weight FROM serving_history"
+        " WHERE namespace = ? ORDER BY id"
+    )
+    return [HistoryEntry(*row) for row in connection.execute(query, (namespace,))]
+
+
+def change(connection: sqlite3.Connection, new: ServingState, action: str) -> ServingState:
+    """Write what is served from now on, under the next generation, and add it to the history."""
+    new = new._replace(generation=new.generation + 1)
+    connection.execute(
+        "INSERT OR REPLACE INTO serving (namespace, live, canary, weight, generation)"
+        " VALUES (?, ?, ?, ?, ?)",
+        new,
+    )
+    connection.execute(
+        "INSERT INTO serving_history (namespace, at, generation, action, live, canary, weight)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (new.namespace, time.time(), new.generation, action, new.live, new.canary, new.weight),
+    )
+    return new
+
+
+def previous(connection: sqlite3.Connection, namespace: str) -> str | None:
+    """Find what a rollback makes live: a revision that may serve, or ``None`` for the base model.
+
+    The history is read as a stack: a promotion pushes, a rollback pops down to where it went.
+
+    Raises:
+        RevisionError: no promotion is left to undo.
+    """
+    served: list[str | None] = [None]
+    for entry in read_history(connection, namespace):
+        if entry.action == "rollback":
+            served.pop()
+            while served[-1] != entry.live:
+                served.pop()
+        elif entry.action == "promote" and entry.live != served[-1]:
+            served.append(entry.live)
+    if len(served) == 1:
+        raise RevisionError(
+            f"nothing to roll back in {namespace!r}: the base model is live; "
+            f"promote(revision) makes one live, canary(None, 0) ends a canary"
+        )
+    query = (
+        "SELECT revision_id FROM revision"
+        " WHERE coalesce(tainted_at, quarantined_at, pruned_at) IS NOT NULL"
+    )
+    passed_over = {served[-1], *(name for (name,) in connection.execute(query))}
+    return next((name for name in reversed(served) if name not in passed_over), None)
+
+
+def require_fit(
+    connection: sqlite3.Connection,
+    revision_id: str,
+    *,
+    untainted: bool = True,
+    released: bool = True,
+) -> None:
+    """Refuse a revision that was pruned, is tainted, or is in quarantine.
+
+    Args:
+        connection: to the database.
+        revision_id: the revision.
+        untainted: refuse it if it is tainted; the cure names the last clean one of its line.
+        released: refuse it if it is in quarantine.
+
+    Raises:
+        RevisionError: it must not be used; the message says why.
+    """
+    query = (
+        "SELECT pruned_at, tainted_at, quarantined_at, quarantine_reason FROM revision"
+        " WHERE revision_id = ?"
+    )
+    for pruned_at, tainted_at, quarantined_at, reason in connection.execute(query, (revision_id,)):
+        if untainted and tainted_at is not None:
+            clean = last_clean(connection, revision_id)
+            raise RevisionError(
+                f"{revision_id} is tainted: it was trained on what was forgotten since; go back to "
+                f"{clean}, the last clean one of its line, with `agentpref adapters promote "
+                f"{clean}`, then learn again with `agentpref update`"
+            )
+        if pruned_at is not None:
+            raise RevisionError(
+                f"{revision_id} was pruned: its files are gone; choose another of `agentpref "
+                f"adapters list`, or publish it again from a backup"
+            )
+        if released and quarantined_at is not None:
+            raise RevisionError(
+                f"{revision_id} is in quarantine: {reason}; once that is repaired, `agentpref "
+                f"adapters release {revision_id}` checks its files and lets it serve again; if it "
+                f"is live, `agentpref adapters rollback` makes the one before it live"
+            )

@@ -1,0 +1,29 @@
+"""A server of a fleet: for how long others are preferred to it."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+import pytest
+
+from agentpref.models.base_files import read_base
+from agentpref_adapters import _vllm_fleet
+from agentpref_adapters._vllm_fleet import LONGEST_PASS_SECONDS, Member
+from agentpref_adapters._vllm_server import Piece, Server
+
+
+def test_a_server_that_keeps_failing_is_passed_over_for_longer_and_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_vllm_fleet.time, "monotonic", lambda: 100.0)
+    with closing(Server("http://127.0.0.1:9", timeout=1)) as server:
+        member = Member(server, read_base("tiny"), lambda *_: Piece((), (), None))
+        waits = []
+        for _ in range(7):
+            member.pass_over()
+            waits.append(member.passed_over_until - 100)
+        assert waits == [1, 2, 4, 8, 16, LONGEST_PASS_SECONDS, LONGEST_PASS_SECONDS]
+        member.answered()
+        assert member.passed_over_until == 0
+        member.pass_over()
+        assert member.passed_over_until == 101
