@@ -233,6 +233,11 @@ def test_groups_pairs_and_thumbs_are_trained_in_one_update(make_learner, pairs):
     assert min(likes) > max(dislikes)
 
 
+def test_a_group_is_ranked_right_by_the_share_of_its_comparisons_and_a_half_without_any():
+    assert ranking_accuracy([3.0, 2.0, 1.0, 1.0], [1.0, 0.7, 0.7, 0.0]) == pytest.approx(4.5 / 5)
+    assert ranking_accuracy([3.0, 1.0], [0.5, 0.5]) == 0.5
+
+
 def test_the_first_loss_of_groups_pairs_and_thumbs_is_known(make_learner, pairs):
     """Log 2 for what is compared, and half of its weight for a thumb."""
     learner = make_learner(loss=LossSettings(nll=0.0), batch_size=12, epochs=1)

@@ -111,9 +111,9 @@ def test_the_main_process_ends_with_a_message_when_a_follower_dies(
 
 
 def test_processes_that_end_with_different_weights_fail(random_base, tmp_path, pair_of_processes):
-    for code, _, words in pair_of_processes(PROGRAM, random_base, tmp_path, "differs"):
+    for code, _, message in pair_of_processes(PROGRAM, random_base, tmp_path, "differs"):
         assert code == 1
-        assert words.startswith("the 2 processes ended with different weights")
+        assert message.startswith("the 2 processes ended with different weights")
     assert not (tmp_path / "differs.json").exists()
 
 
@@ -264,10 +264,10 @@ def test_a_follower_with_a_different_model_reports_it(random_base):
     right, wrong = ({**attach, "numbers": n} for n in (attach["numbers"], "another"))
     team = Told(1, [right, wrong, {"outcome": {"all": "done"}}])
     assert follow(team) == {"all": "done"}
-    words = [message.decode() for message in team.said if message]
-    assert len(words) == 1
-    assert str(random_base) in words[0]
-    assert "different model here" in words[0]
+    messages = [message.decode() for message in team.said if message]
+    assert len(messages) == 1
+    assert str(random_base) in messages[0]
+    assert "different model here" in messages[0]
 
 
 def test_the_main_process_ends_when_a_follower_has_a_different_model(random_base):

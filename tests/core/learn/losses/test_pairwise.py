@@ -167,10 +167,10 @@ def test_wpo_weighs_each_comparison_of_a_group_by_both_of_its_answers():
 
 def test_a_group_without_a_preference_costs_nothing():
     tied = make_group(0, {"four": 0.5, "five": 0.5})
-    alone = loss_of("sigmoid", [tied], [(1.0, -2.0)], nll=0.3)
+    alone = loss_of("sigmoid", [tied], [(0.5, -2.0)], nll=0.3)
     assert (alone.loss.tolist(), alone.margin.tolist()) == ([0.0], [0.0])
     pair = make_pair(1, "yes", "no")
-    both = loss_of("sigmoid", [tied, pair], [(1.0, -2.0), (0.5, -0.5)], nll=0.3)
+    both = loss_of("sigmoid", [tied, pair], [(0.5, -2.0), (0.5, -0.5)], nll=0.3)
     assert both.loss.tolist() == [0.0, loss_of("sigmoid", [pair], [(0.5, -0.5)], nll=0.3).loss]
 
 
