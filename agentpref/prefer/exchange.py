@@ -37,10 +37,6 @@ from agentpref.record.messages import RunRow, answer, chain, run_row
 from agentpref.record.store import Store
 from agentpref.types import Comparison, Example, Feedback, Run, Source
 
-_CACHE = ("PRAGMA cache_size = -65536", "PRAGMA wal_autocheckpoint = 8000")
-"""Hashes as ids touch pages all over the indices. With 64 MB of pages in memory, and in the
-write-ahead log, a large import takes 40 % less time."""
-
 
 @dataclass(frozen=True, slots=True)
 class Imported:
@@ -78,11 +74,10 @@ class ImportContext:
 
 
 class RecordedRow(NamedTuple):
-    """What one row adds to the home: its runs, and the judgements on them."""
+    """What one row adds to the home: its runs, and the judgements on them. A bad row adds none."""
 
-    runs: tuple[RunRow, ...]
-    comparisons: tuple[Comparison, ...] = ()
-    thumbs: tuple[Feedback, ...] = ()
+    runs: Sequence[RunRow] = ()
+    judgements: Sequence[Comparison | Feedback] = ()
 
 
 def import_file(
@@ -131,18 +126,36 @@ def import_file(
     def so_far() -> Imported:
         return Imported(counts["added"], counts["known"], counts["bad"], meter.read, meter.total)
 
+    def recorded_rows(found: Iterable[Found], context: ImportContext) -> Iterator[RecordedRow]:
+        for number, (place, fields) in enumerate(found, start=1):
+            row = RecordedRow()
+            try:
+                if isinstance(fields, ExchangeError):
+                    raise fields
+                record = reader.read(fields)
+                record = record if redact is None else record.redacted(redact)
+                row = recorded_row(record, context, number)
+            except (ExchangeError, RedactionFailed) as error:
+                if not skip_bad or isinstance(error, RedactionFailed):
+                    raise type(error)(f"{path}, {place}: {error}") from error
+            yield row
+
+    def size(row: RecordedRow) -> int:
+        return sum(len(node.body) for run in row.runs for node in run.nodes)
+
     with (
         closing(connect(home)) as connection,
         translated(home),
         closing(read_rows(path, reader.keys, meter)) as found,
     ):
-        for setting in _CACHE:
-            connection.execute(setting)
+        # Ids are hashes, so a batch touches pages all over the indices. With 64 MB of pages in
+        # memory, and in the write-ahead log, a large import takes 40 % less time.
+        connection.execute("PRAGMA cache_size = -65536")
+        connection.execute("PRAGMA wal_autocheckpoint = 8000")
         pseudonym = None if user_id is None else Pseudonyms.of(home).name(user_id)
         file_name = os.fsencode(Path(path).name).decode(errors="replace")  # may be any bytes
         context = ImportContext(namespace, tag, source, pseudonym, time.time(), file_name)
-        rows = _recorded_rows(found, path, reader, context, redact, skip_bad)
-        for batch in batches(rows, _size):
+        for batch in batches(recorded_rows(found, context), size):
             with transaction(connection):
                 counts.update(_add(batch, connection))
             if on_progress is not None:
@@ -172,22 +185,22 @@ def export_file(
         MissingDependency: Parquet is wanted, and pyarrow is not installed.
     """
     chosen: Format = plugins.load(plugins.FORMATS, format)
-    bad: list[str] = []
+    bad = 0
 
-    def row_of(number: int, example: Example) -> dict[str, Any] | None:
-        try:
-            return chosen.write(record_of(example))
-        except ExchangeError as error:
-            if not skip_bad:
-                raise ExchangeError(
-                    f"row {number} (example {example.example_id}): {error}"
-                ) from error
-            bad.append(example.example_id)
-            return None
+    def rows() -> Iterator[dict[str, Any]]:
+        nonlocal bad
+        for number, example in enumerate(examples, start=1):
+            record = record_of(example)
+            try:
+                yield chosen.write(record)
+            except ExchangeError as error:
+                if not skip_bad:
+                    where = f"row {number} (example {example.example_id})"
+                    raise ExchangeError(f"{where}: {error}") from error
+                bad += 1
 
-    rows = (row_of(number, example) for number, example in enumerate(examples, start=1))
-    written = write_rows((row for row in rows if row is not None), chosen.columns, target)
-    return Exported(written, len(bad))
+    written = write_rows(rows(), chosen.columns, target)
+    return Exported(written, bad)
 
 
 def record_of(example: Example) -> PreferenceRecord:
@@ -223,70 +236,37 @@ def recorded_row(record: PreferenceRecord, context: ImportContext, number: int) 
         )
         runs.append(run_row(run, (*nodes, node)))
         nodes = []  # the first run brings the prompt for all
-    source, user_id = context.source, context.user_id
+    by = context.source, context.user_id
     if len(runs) == 1:
         run_id, liked = runs[0].run_id, record.labels[0] > 0
-        thumb_id = _content_id("thumb", run_id, liked, source, user_id)
-        thumb = Feedback(
-            thumb_id, run_id, at, "thumbs", float(liked), source=source, user_id=user_id
-        )
-        return RecordedRow((*runs,), thumbs=(thumb,))
+        thumb_id = _content_id("thumb", run_id, liked, *by)
+        thumb = Feedback(thumb_id, run_id, at, "thumbs", float(liked), None, None, *by)
+        return RecordedRow(runs, [thumb])
     judged = zip(record.labels, (run.run_id for run in runs), strict=True)
     comparisons = [
-        Comparison(
-            _content_id("comparison", better, worse, source, user_id),
-            *(at, better, worse, "a", source, user_id),
-        )
+        Comparison(_content_id("comparison", better, worse, *by), at, better, worse, "a", *by)
         for (high, better), (low, worse) in permutations(judged, 2)
         if high > low
     ]
-    return RecordedRow((*runs,), (*comparisons,))
+    return RecordedRow(runs, comparisons)
 
 
 def _content_id(*parts: object) -> str:
     return "import-" + hashlib.blake2b(orjson.dumps(parts), digest_size=16).hexdigest()
 
 
-def _size(row: RecordedRow | None) -> int:
-    return sum(len(node.body) for run in row.runs for node in run.nodes) if row else 0
-
-
-def _recorded_rows(
-    found: Iterable[Found],
-    path: StrPath,
-    reader: RowReader,
-    context: ImportContext,
-    redact: Redact | None,
-    skip_bad: bool,
-) -> Iterator[RecordedRow | None]:
-    """Yield what each row adds, and ``None`` for a bad row that is skipped."""
-    for number, (place, fields) in enumerate(found, start=1):
-        row = None
-        try:
-            if isinstance(fields, ExchangeError):
-                raise fields
-            record = reader.read(fields)
-            record = record if redact is None else record.redacted(redact)
-            row = recorded_row(record, context, number)
-        except ExchangeError as error:
-            if not skip_bad:
-                raise ExchangeError(f"{path}, {place}: {error}") from error
-        except RedactionFailed as error:
-            raise RedactionFailed(f"{path}, {place}: {error}") from error
-        yield row
-
-
-def _add(batch: Sequence[RecordedRow | None], connection: sqlite3.Connection) -> Iterator[str]:
+def _add(batch: Sequence[RecordedRow], connection: sqlite3.Connection) -> Iterator[str]:
     """Write a batch. A row is known if the home has its judgements, which name its runs."""
     store = Store(connection)
-    for refusal in store.add_runs([run for row in batch if row for run in row.runs]):
+    for refusal in store.add_runs([run for row in batch for run in row.runs]):
         if refusal is not None:
             raise refusal
     for row in batch:
         before = connection.total_changes
-        for comparison in row.comparisons if row else ():
-            store.add_comparison(comparison)
-        for thumb in row.thumbs if row else ():
-            store.add_feedback(thumb)
+        for judgement in row.judgements:
+            if isinstance(judgement, Comparison):
+                store.add_comparison(judgement)
+            else:
+                store.add_feedback(judgement)
         changed = connection.total_changes > before
-        yield "bad" if row is None else "added" if changed else "known"
+        yield "added" if changed else "known" if row.runs else "bad"

@@ -14,10 +14,8 @@ from __future__ import annotations
 import json
 import os
 import reprlib
-import uuid
 from codecs import BOM_UTF8
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import count
@@ -29,7 +27,7 @@ import ijson
 import orjson
 
 from agentpref.errors import ExchangeError, MissingDependency
-from agentpref.home import StrPath
+from agentpref.home import StrPath, replacing
 from agentpref.record.messages import MAX_MESSAGE_BYTES, plain
 
 MAX_ROW_BYTES = 4 * MAX_MESSAGE_BYTES
@@ -110,10 +108,17 @@ def write_rows(
     """
     if not isinstance(target, (str, os.PathLike)):
         return _write_lines(rows, target)
-    with _replacing(Path(target)) as file:
-        if Path(target).suffix == ".parquet":
-            return _write_table(rows, columns, file)
-        return _write_lines(rows, file)
+    path = Path(target)
+    try:
+        with replacing(path) as draft, open(draft, "xb") as file:
+            if path.suffix == ".parquet":
+                return _write_table(rows, columns, file)
+            return _write_lines(rows, file)
+    except OSError as error:
+        raise ExchangeError(
+            f"{path} cannot be written ({error.strerror}); name a file in a folder that this user "
+            "may write, with room for it"
+        ) from error
 
 
 def batches(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
@@ -219,26 +224,6 @@ def _write_lines(rows: Iterable[Mapping[str, Any]], file: IO[bytes]) -> int:
     return sum(1 for line in lines if file.write(line))
 
 
-@contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Write beside a file and take its place when everything is on disk, or leave no trace."""
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with open(draft, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    except OSError as error:
-        raise ExchangeError(
-            f"{path} cannot be written ({error.strerror}); name a file in a folder that this user "
-            "may write, with room for it"
-        ) from error
-    finally:
-        with suppress(OSError):
-            draft.unlink()
-
-
 def _table_rows(file: IO[bytes], wanted: Collection[str], meter: Meter) -> Iterator[Found]:
     pa, number = _pyarrow(), 0
     try:
@@ -281,16 +266,17 @@ def _decoder(pa: Any, kind: Any) -> Decode:
         return lambda text: None if text is None else orjson.loads(text)
     if isinstance(kind, (pa.ListType, pa.LargeListType, pa.FixedSizeListType)):
         inner = _decoder(pa, kind.value_type)
-        return lambda items: None if items is None else [inner(item) for item in items]
+        return lambda items: items and [inner(item) for item in items]
     if not isinstance(kind, pa.StructType):
         return lambda value: value
     fields = {field.name: _decoder(pa, field.type) for field in kind}
     keep = "content" if "role" in fields else None
 
     def without_padding(row: Any) -> Any:
-        values = {} if row is None else {name: fields[name](item) for name, item in row.items()}
-        kept = {name: v for name, v in values.items() if v is not None or name == keep}
-        return None if row is None else kept
+        if row is None:
+            return None
+        items = ((name, fields[name](item)) for name, item in row.items())
+        return {name: item for name, item in items if item is not None or name == keep}
 
     return without_padding
 
@@ -330,14 +316,10 @@ def _encoded(value: Any, column: Any) -> Any:
 def _pyarrow() -> Any:
     try:
         import pyarrow.parquet
+        from pyarrow import json_  # noqa: F401  new in version 19
     except ImportError as error:
         raise MissingDependency(
-            "Parquet is read and written through pyarrow, which is not installed; install it with "
-            "`pip install 'agentpref[parquet]'`, or use JSON lines"
+            f"Parquet needs pyarrow of version 19 or newer ({error}); install it with `pip install "
+            "--upgrade 'agentpref[parquet]'`, or use JSON lines"
         ) from error
-    if not hasattr(pyarrow, "json_"):
-        raise MissingDependency(
-            f"pyarrow {pyarrow.__version__} is too old and has no JSON type; upgrade it with "
-            "`pip install --upgrade 'agentpref[parquet]'`"
-        )
     return pyarrow

@@ -132,16 +132,33 @@ class RowReader:
         return min(((n, s) for n, one in self._formats.items() for s in one.shapes), key=distance)
 
 
-def turns(value: object, key: str, *, role: str) -> list[dict[str, Any]]:
+def require(fits: object, name: str, value: object, cure: str) -> None:
+    """Refuse a value of a row that does not fit.
+
+    >>> require(label in (0, 1), "'label'", label, "write true or false")
+    Traceback (most recent call last):
+    agentpref.errors.ExchangeError: 'label' is 'good'; write true or false
+    """
+    if not fits:
+        raise ExchangeError(f"{name} is {reprlib.repr(value)}; {cure}")
+
+
+def parse(text: Any, name: str, cure: str) -> Any:
+    """Read JSON text inside a row."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise ExchangeError(f"{name} is not JSON ({error}); {cure}") from error
+
+
+def turns(value: Any, key: str, *, role: str) -> list[Message]:
     """Read text as one message of ``role``, and a list of messages as it is."""
     if isinstance(value, str):
         return [{"role": role, "content": value}]
-    if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value):
-        return value
-    raise ExchangeError(
-        f"{key!r} is {reprlib.repr(value)}; write text, or a list of messages such as "
-        f"[{{'role': {role!r}, 'content': …}}]"
-    )
+    fits = isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value)
+    cure = f"write text, or a list of messages such as [{{'role': {role!r}, 'content': …}}]"
+    require(fits, repr(key), value, cure)
+    return list(value)
 
 
 def shared_start(row: Fields, chosen: str, rejected: str) -> tuple[list[Message], list[Message]]:
@@ -155,7 +172,7 @@ def shared_start(row: Fields, chosen: str, rejected: str) -> tuple[list[Message]
             f"{chosen!r} and {rejected!r} differ before their last message; agentpref compares "
             "single answers, so cut both after the first message in which they differ"
         )
-    return list(better[:-1]), [better[-1], worse[-1]]
+    return better[:-1], [better[-1], worse[-1]]
 
 
 def record_of_row(
@@ -171,12 +188,11 @@ def record_of_row(
         InvalidMessage: a message cannot be stored, or a completion is not an assistant's.
     """
     cure = "write a list of tools, or leave it out"
-    offered: Any = tools or row.get("tools")
+    offered = tools or row.get("tools") or []
     if isinstance(offered, str):
-        offered = parse(offered, "'tools'", cure)
-    if offered and not isinstance(offered, list):
-        raise ExchangeError(f"'tools' is {reprlib.repr(offered)}; {cure}")
-    prompt = prompt_of(asked, offered or [])
+        offered = parse(offered, "'tools'", cure) or []
+    require(isinstance(offered, list), "'tools'", offered, cure)
+    prompt = prompt_of(asked, offered)
     for message in completions:
         check_output(message)
     tag = row.get("tag")
@@ -193,13 +209,5 @@ def chosen_and_rejected(record: PreferenceRecord) -> tuple[Message, ...]:
     return record.completions
 
 
-def parse(text: str, name: str, cure: str) -> Any:
-    """Read JSON text inside a row; ``name`` and ``cure`` go into the error."""
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise ExchangeError(f"{name} is not JSON ({error}); {cure}") from error
-
-
 def _quoted(keys: Iterable[str]) -> str:
-    return ", ".join(repr(key) for key in keys) or "none"
+    return ", ".join(map(repr, keys)) or "none"

@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
-
-import orjson
+from collections.abc import Mapping
+from typing import Any
 
 from agentpref.errors import ExchangeError
 from agentpref.prefer.formats import (
@@ -27,35 +25,50 @@ from agentpref.prefer.formats import (
     chosen_and_rejected,
     parse,
     record_of_row,
+    require,
 )
-from agentpref.record.messages import kept, plain
+from agentpref.record.messages import as_json, kept
 from agentpref.types import Message
-
-Turn: TypeAlias = "dict[str, str]"
 
 CARRIED = "agentpref"
 """The key of a turn under which it carries its message."""
+
+_SIDES = ("chosen", "rejected")
+_INSTEAD = "export it in the format 'preference', or leave it out with --skip-bad"
 
 _ROLES = {"human": "user", "gpt": "assistant", "system": "system", "observation": "tool"}
 _NAMES = {role: name for name, role in _ROLES.items()} | {
     "developer": "system",
     "function": "observation",
 }
-_SIDES = ("chosen", "rejected")
-_INSTEAD = "export it in the format 'preference', or leave it out with --skip-bad"
+_SPEAKERS = (("human", "observation"), ("gpt", "function_call"))
+"""Who takes turns after a system prompt. LLaMA-Factory drops other conversations silently."""
 
 
 def read(row: Fields) -> PreferenceRecord:
     """Read a row of ShareGPT, or of Alpaca if it has no ``conversations``."""
-    if "conversations" not in row:
-        return _read_alpaca(row)
-    given = row["conversations"]
-    if not isinstance(given, list):
-        raise ExchangeError(f"'conversations' is {reprlib.repr(given)}; write a list of turns")
-    messages = [_message(turn, f"turn {index}") for index, turn in enumerate(given)]
-    if not messages or messages[0].get("role") not in ("system", "developer"):
-        messages = [*_system(row), *messages]
-    return record_of_row(row, messages, [_message(row[side], repr(side)) for side in _SIDES])
+    if "conversations" in row:
+        given = row["conversations"]
+        require(isinstance(given, list), "'conversations'", given, "write a list of turns")
+        messages = [_message(turn, f"turn {index}") for index, turn in enumerate(given)]
+        answers = [_message(row[side], repr(side)) for side in _SIDES]
+    else:
+        rounds = row.get("history", [])
+        fits = isinstance(rounds, list) and all(
+            isinstance(texts, list) and [*map(type, texts)] == [str, str] for texts in rounds
+        )
+        require(fits, "'history'", rounds, "write a list of ['question', 'answer']")
+        messages = []
+        for question, answer in rounds:
+            messages.append({"role": "user", "content": question})
+            messages.append({"role": "assistant", "content": answer})
+        asked = filter(None, (_text(row, "instruction"), _text(row, "input")))
+        messages.append({"role": "user", "content": "\n".join(asked)})
+        answers = [{"role": "assistant", "content": _text(row, side)} for side in _SIDES]
+    briefed = messages and messages[0].get("role") in ("system", "developer")
+    if not briefed and (system := _text(row, "system")):
+        messages.insert(0, {"role": "system", "content": system})
+    return record_of_row(row, messages, answers)
 
 
 def write(record: PreferenceRecord) -> dict[str, Any]:
@@ -66,142 +79,103 @@ def write(record: PreferenceRecord) -> dict[str, Any]:
     """
     chosen, rejected = chosen_and_rejected(record)
     turns = [_turn(message, f"message {i}") for i, message in enumerate(record.prompt.messages)]
-    _require_order([turn["from"] for turn in turns])
-    row: dict[str, Any] = {
+    first = int(turns[0]["from"] == "system")
+    for index, turn in enumerate(turns[first:]):
+        if turn["from"] not in _SPEAKERS[index % 2]:
+            raise _cannot_hold(
+                f"message {first + index} is from {turn['from']!r}, but after a system prompt "
+                "users and tools must take turns with the model"
+            )
+    if (len(turns) - first) % 2 == 0:
+        raise _cannot_hold("the prompt does not end with a user or a tool")
+    row = {
         "conversations": turns,
         "chosen": _turn(chosen, "the chosen answer"),
         "rejected": _turn(rejected, "the rejected answer"),
         "tag": record.tag,
     }
-    if record.prompt.tools:
-        row["tools"] = orjson.dumps(record.prompt.tools, default=plain).decode()
-    return row
-
-
-def _read_alpaca(row: Fields) -> PreferenceRecord:
-    rounds = row.get("history", [])
-    if not isinstance(rounds, list) or not all(
-        isinstance(said, list) and [type(text) for text in said] == [str, str] for said in rounds
-    ):
-        raise ExchangeError(
-            f"'history' is {reprlib.repr(rounds)}; write a list of ['question', 'answer']"
-        )
-    asked = [text for key in ("instruction", "input") if (text := _text(row, key))]
-    messages = _system(row)
-    for question, answer in rounds:
-        messages.append({"role": "user", "content": question})
-        messages.append({"role": "assistant", "content": answer})
-    messages.append({"role": "user", "content": "\n".join(asked)})
-    answers = [{"role": "assistant", "content": _text(row, side)} for side in _SIDES]
-    return record_of_row(row, messages, answers)
-
-
-def _system(row: Fields) -> list[Message]:
-    text = _text(row, "system")
-    return [{"role": "system", "content": text}] if text else []
+    tools = {"tools": as_json(record.prompt.tools)} if record.prompt.tools else {}
+    return row | tools
 
 
 def _text(row: Fields, key: str) -> str:
-    text = row.get(key, "")
-    if not isinstance(text, str):
-        raise ExchangeError(f"{key!r} is {reprlib.repr(text)}; write text")
+    text: str = row.get(key, "")
+    require(isinstance(text, str), repr(key), text, "write text")
     return text
 
 
-def _message(turn: object, name: str) -> Message:
+def _message(turn: Any, name: str) -> Message:
     """Read a turn; a message that the turn carries must be the one that it shows."""
-    if not isinstance(turn, dict) or not all(
-        isinstance(turn.get(k), str) for k in ("from", "value")
-    ):
-        raise ExchangeError(
-            f"{name} is {reprlib.repr(turn)}; write {{'from': 'human', 'value': '…'}}"
-        )
+    shown = {key: turn.get(key) for key in ("from", "value")} if isinstance(turn, dict) else {}
+    fits = [*map(type, shown.values())] == [str, str]
+    require(fits, name, turn, "write {'from': 'human', 'value': '…'}")
     carried = turn.get(CARRIED)
     if carried is None:
         return _shown_message(turn, name)
     cure = f"remove {CARRIED!r} from the turn"
-    if not isinstance(carried, str):
-        raise ExchangeError(f"{name} carries {reprlib.repr(carried)}, which is not text; {cure}")
-    message = parse(carried, f"the message that {name} carries", cure)
-    shown = {"from": turn["from"], "value": turn["value"]}
+    message: Any = parse(carried, f"the message that {name} carries", cure)
     if not isinstance(message, dict) or _shown(message, name) != shown:
         raise ExchangeError(f"{name} carries another message than it shows; {cure}")
     return message
 
 
 def _shown_message(turn: Mapping[str, str], name: str) -> Message:
-    """Read the message that ``from`` and ``value`` show."""
-    if turn["from"] == "function_call":
-        return {"role": "assistant", "content": None, "tool_calls": _calls(turn["value"], name)}
-    if turn["from"] not in _ROLES:
+    """Read the message that ``from`` and ``value`` show.
+
+    Tool calls get OpenAI's shape, without ids. Arguments become JSON text as chat templates'
+    ``tojson`` writes it. Text stays as it is.
+    """
+    if turn["from"] in _ROLES:
+        return {"role": _ROLES[turn["from"]], "content": turn["value"]}
+    if turn["from"] != "function_call":
         known = ", ".join(map(repr, (*_ROLES, "function_call")))
         raise ExchangeError(f"{name} is from {turn['from']!r}; use one of {known}")
-    return {"role": _ROLES[turn["from"]], "content": turn["value"]}
-
-
-def _calls(text: str, name: str) -> list[dict[str, Any]]:
-    """Read tool calls in OpenAI's shape, without ids.
-
-    Arguments become JSON text as chat templates' ``tojson`` writes it. Text stays as it is.
-    """
     cure = "write {'name': …, 'arguments': {…}}, or a list of such calls"
-    given = parse(text, f"the value of {name}", cure)
-    calls = given if isinstance(given, list) else [given]
-    if not calls or not all(isinstance(c, dict) and isinstance(c.get("name"), str) for c in calls):
-        raise ExchangeError(f"{name} calls {reprlib.repr(given)}; {cure}")
-    return [
-        {
-            "type": "function",
-            "function": {"name": call["name"], "arguments": _as_text(call.get("arguments", {}))},
-        }
-        for call in calls
+    value = parse(turn["value"], f"the value of {name}", cure)
+    calls = value if isinstance(value, list) else [value]
+    fits = calls and all(isinstance(c, dict) and isinstance(c.get("name"), str) for c in calls)
+    require(fits, f"the value of {name}", value, cure)
+    functions = [
+        {"name": call["name"], "arguments": _as_text(call.get("arguments", {}))} for call in calls
     ]
+    tool_calls = [{"type": "function", "function": function} for function in functions]
+    return {"role": "assistant", "content": None, "tool_calls": tool_calls}
 
 
 def _as_text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _turn(message: Message, name: str) -> Turn:
+def _turn(message: Message, name: str) -> dict[str, str]:
     """Write a message as a turn, which carries the message if it would read back changed."""
     turn = _shown(message, name)
     if kept(_shown_message(turn, name)) == kept(message):
         return turn
-    return {**turn, CARRIED: kept(message).decode()}
+    return {**turn, CARRIED: as_json(message)}
 
 
-def _shown(message: Message, name: str) -> Turn:
+def _shown(message: Message, name: str) -> dict[str, str]:
     """Write a message as LLaMA-Factory reads it: one text, or tool calls and nothing else."""
-    role, calls = message.get("role"), message.get("tool_calls")
-    text = _text_of(message.get("content"), name)
+    role, text, calls = (message.get(key) for key in ("role", "content", "tool_calls"))
+    if isinstance(text, (list, tuple)):
+        if not all(isinstance(p, Mapping) and isinstance(p.get("text"), str) for p in text):
+            raise _cannot_hold(f"{name} has parts that are not text")
+        text = "".join(part["text"] for part in text)
     if role == "assistant" and calls:
         if text:
-            raise ExchangeError(f"{name} holds text and tool calls, a turn one of them; {_INSTEAD}")
+            raise _cannot_hold(f"{name} holds text and tool calls, a turn one of them")
         given = calls if isinstance(calls, (list, tuple)) else [calls]
         shown = [_shown_call(call, name) for call in given]
         return {"from": "function_call", "value": _as_text(shown if len(shown) > 1 else shown[0])}
-    if text is None or not isinstance(role, str) or role not in _NAMES:
-        raise ExchangeError(f"{name} is {reprlib.repr(message)}, which has no text; {_INSTEAD}")
+    if not isinstance(text, str) or not isinstance(role, str) or role not in _NAMES:
+        raise _cannot_hold(f"{name} is {reprlib.repr(message)}, which has no text")
     return {"from": _NAMES[role], "value": text}
-
-
-def _text_of(content: object, name: str) -> str | None:
-    """Join the parts of a content, all of which must be text."""
-    if content is None or isinstance(content, str):
-        return content
-    parts = content if isinstance(content, (list, tuple)) else [content]
-    texts = [part.get("text") if isinstance(part, Mapping) else None for part in parts]
-    if not all(isinstance(text, str) for text in texts):
-        raise ExchangeError(f"{name} has parts that are not text; {_INSTEAD}")
-    return "".join(map(str, texts))
 
 
 def _shown_call(call: object, name: str) -> dict[str, Any]:
     function = call.get("function") if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise ExchangeError(
-            f"{name} holds the call {reprlib.repr(call)}, which names no function; {_INSTEAD}"
-        )
+        raise _cannot_hold(f"{name} holds the call {reprlib.repr(call)}, which names no function")
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):
         whose = f"the argument text with which {name} calls {function['name']!r}"
@@ -209,18 +183,8 @@ def _shown_call(call: object, name: str) -> dict[str, Any]:
     return {"name": function["name"], "arguments": arguments}
 
 
-def _require_order(names: Sequence[str]) -> None:
-    """Refuse a conversation that LLaMA-Factory would leave out without a warning."""
-    first = 1 if names[0] == "system" else 0
-    turns = (("human", "observation"), ("gpt", "function_call"))
-    for index, name in enumerate(names[first:]):
-        if name not in turns[index % 2]:
-            raise ExchangeError(
-                f"message {first + index} is from {name!r}, but after a system prompt users and "
-                f"tools must take turns with the model; {_INSTEAD}"
-            )
-    if (len(names) - first) % 2 == 0:
-        raise ExchangeError(f"the prompt does not end with a user or a tool; {_INSTEAD}")
+def _cannot_hold(what: str) -> ExchangeError:
+    return ExchangeError(f"{what}; {_INSTEAD}")
 
 
 _TURN = {"from": "text", "value": "text", CARRIED: "text"}

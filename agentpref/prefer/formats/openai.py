@@ -8,16 +8,15 @@ not define, so an export has no domain tag.
 
 from __future__ import annotations
 
-import reprlib
 from typing import Any
 
-from agentpref.errors import ExchangeError
 from agentpref.prefer.formats import (
     Fields,
     Format,
     PreferenceRecord,
     chosen_and_rejected,
     record_of_row,
+    require,
     shared_start,
 )
 
@@ -25,11 +24,8 @@ from agentpref.prefer.formats import (
 def read(row: Fields) -> PreferenceRecord:
     """Read two answers to one input."""
     given = row["input"]
-    if not isinstance(given, dict) or not isinstance(given.get("messages"), list):
-        raise ExchangeError(
-            f"'input' is {reprlib.repr(given)}; write {{'messages': […]}}, and 'tools' beside "
-            "'messages' if there were any"
-        )
+    fits = isinstance(given, dict) and isinstance(given.get("messages"), list)
+    require(fits, "'input'", given, "write {'messages': […]}, and beside it any 'tools'")
     shared, answers = shared_start(row, "preferred_output", "non_preferred_output")
     asked = [*given["messages"], *shared]
     return record_of_row(row, asked, answers, tools=given.get("tools"))

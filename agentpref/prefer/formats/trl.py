@@ -8,8 +8,7 @@ prompt, exactly as they were recorded.
 
 from __future__ import annotations
 
-import reprlib
-from collections.abc import Sequence
+import re
 from itertools import takewhile
 from typing import Any
 
@@ -20,6 +19,7 @@ from agentpref.prefer.formats import (
     PreferenceRecord,
     chosen_and_rejected,
     record_of_row,
+    require,
     shared_start,
     turns,
 )
@@ -37,10 +37,7 @@ def read_preference(row: Fields) -> PreferenceRecord:
 def read_unpaired(row: Fields) -> PreferenceRecord:
     """Read one answer and whether it was liked."""
     label = row["label"]
-    if label not in (True, False):
-        raise ExchangeError(
-            f"'label' is {reprlib.repr(label)}; write true for a good answer, false for a bad one"
-        )
+    require(label in (True, False), "'label'", label, "write true for a good answer, or false")
     *shared, answer = turns(row["completion"], "completion", role="assistant")
     return record_of_row(row, _asked(row, shared), [answer], (int(label),))
 
@@ -58,7 +55,7 @@ def write_unpaired(record: PreferenceRecord) -> dict[str, Any]:
             f"it has {len(record.completions)} completions, and this format holds one; choose "
             "another format, such as 'preference'"
         )
-    return _row(record, completion=[record.completions[0]], label=record.labels[0] == 1)
+    return _row(record, completion=[*record.completions], label=record.labels[0] == 1)
 
 
 def _row(record: PreferenceRecord, **judged: Any) -> dict[str, Any]:
@@ -71,29 +68,29 @@ def _split_text(row: Fields) -> dict[str, str]:
 
     TRL splits at the first letter that differs, which may be inside a word.
     """
-    named = next((key for key in ("question", "query", "instruction", "input") if key in row), None)
-    if named is not None:
-        raise ExchangeError(f"the row has no 'prompt' but a {named!r}; rename it to 'prompt'")
     chosen, rejected = row["chosen"], row["rejected"]
-    alike = takewhile(lambda letters: letters[0] == letters[1], zip(chosen, rejected, strict=False))
+    for key in ("question", "query", "instruction", "input"):
+        if key in row:
+            raise ExchangeError(f"the row has no 'prompt' but a {key!r}; rename it to 'prompt'")
+    alike = takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False))
     shared = "".join(letter for letter, _ in alike)
-    cut = max((i + 1 for i, letter in enumerate(shared) if letter.isspace()), default=len(shared))
-    answers = {"chosen": chosen[cut:].lstrip(), "rejected": rejected[cut:].lstrip()}
-    prompt = shared[:cut].strip()
-    if not (prompt and all(answers.values())) or chosen == rejected:
+    words = re.match(r".*\s", shared, re.DOTALL)
+    start = words[0] if words else shared
+    answers = {side: row[side][len(start) :].lstrip() for side in ("chosen", "rejected")}
+    if not (start.strip() and all(answers.values())) or chosen == rejected:
         raise ExchangeError(
             "the row has no 'prompt', and 'chosen' and 'rejected' are not two answers after one "
             "beginning; write the prompt in a column 'prompt'"
         )
-    return {"prompt": prompt, **answers}
+    return {"prompt": start.strip(), **answers}
 
 
-def _asked(row: Fields, shared: Sequence[Message]) -> list[Message]:
+def _asked(row: Fields, shared: list[Message]) -> list[Message]:
     """Join the prompt and the turns that the answers share, which may repeat the prompt."""
-    given = row.get("prompt") or []
+    given = row.get("prompt")
     asked = turns(given, "prompt", role="user") if given else []
-    repeated = shared and (isinstance(given, str) or list(shared[: len(asked)]) == asked)
-    messages = list(shared) if repeated else [*asked, *shared]
+    repeated = shared and (isinstance(given, str) or shared[: len(asked)] == asked)
+    messages = shared if repeated else [*asked, *shared]
     if not messages:
         raise ExchangeError("the row has no prompt; write it in a column 'prompt'")
     return messages

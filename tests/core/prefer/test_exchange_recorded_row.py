@@ -23,8 +23,7 @@ CONTEXT = ImportContext("default", None, "human", None, 100.0, "rows.jsonl")
 def test_a_pair_adds_two_runs_and_a_comparison() -> None:
     row = recorded_row(PAIR, CONTEXT, 7)
     chosen, rejected = row.runs
-    [comparison] = row.comparisons
-    assert row.thumbs == ()
+    [comparison] = row.judgements
     assert (comparison.run_a, comparison.run_b) == (chosen.run_id, rejected.run_id)
     assert comparison.winner == "a"
     assert chosen.prompt == rejected.prompt == PROMPT.id
@@ -39,8 +38,7 @@ def test_a_pair_adds_two_runs_and_a_comparison() -> None:
 def test_a_single_completion_adds_a_run_and_a_thumb() -> None:
     for label in (1, 0):
         row = recorded_row(replace(THUMB, labels=(label,)), CONTEXT, 1)
-        [run], [thumb] = row.runs, row.thumbs
-        assert row.comparisons == ()
+        [run], [thumb] = row.runs, row.judgements
         assert thumb.run_id == run.run_id
         assert (thumb.key, thumb.score) == ("thumbs", float(label))
 
@@ -48,22 +46,21 @@ def test_a_single_completion_adds_a_run_and_a_thumb() -> None:
 def test_a_group_adds_a_comparison_for_each_two_completions_whose_labels_differ() -> None:
     row = recorded_row(PreferenceRecord(PROMPT, (GREY, BLUE, RED), (0.5, 1, 0.5)), CONTEXT, 1)
     grey, blue, red = (run.run_id for run in row.runs)
-    said = [(one.run_a, one.run_b, one.winner) for one in row.comparisons]
+    said = [(one.run_a, one.run_b, one.winner) for one in row.judgements]
     assert said == [(blue, grey, "a"), (blue, red, "a")]
-    assert row.thumbs == ()
 
 
 def test_ids_are_those_that_older_versions_gave() -> None:
     row = recorded_row(PAIR, CONTEXT, 1)
     assert [run.run_id for run in row.runs] == RUN_IDS
-    assert [one.comparison_id for one in row.comparisons] == COMPARISON_IDS
-    assert [one.feedback_id for one in recorded_row(THUMB, CONTEXT, 1).thumbs] == THUMB_IDS
+    assert [one.comparison_id for one in row.judgements] == COMPARISON_IDS
+    assert [one.feedback_id for one in recorded_row(THUMB, CONTEXT, 1).judgements] == THUMB_IDS
 
 
 def test_ids_depend_on_what_is_said_and_by_whom_and_on_nothing_else() -> None:
     def ids(context: ImportContext, record: PreferenceRecord = PAIR) -> tuple[str, str]:
         row = recorded_row(record, context, 1)
-        return row.runs[0].run_id, row.comparisons[0].comparison_id
+        return row.runs[0].run_id, row.judgements[0].comparison_id
 
     run, comparison = ids(CONTEXT)
     later = replace(CONTEXT, tag="sea", started_at=999.0, file_name="other.jsonl")

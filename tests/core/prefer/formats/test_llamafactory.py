@@ -95,12 +95,12 @@ BAD_ROWS: dict[str, dict[str, Any]] = {
     "'chosen' is 'Blue.'; write {'from'": {"chosen": "Blue."},
     "the output has role 'user'": {"chosen": turn("human", "hi")},
     "the value of 'chosen' is not JSON": {"chosen": turn("function_call", "look_up")},
-    "'chosen' calls []; write {'name'": {"chosen": turn("function_call", "[]")},
-    "'chosen' calls {'name': 7}; write": {"chosen": turn("function_call", '{"name": 7}')},
-    "'chosen' carries 7, which is not text; remove 'agentpref'": {
+    "the value of 'chosen' is []; write {'name'": {"chosen": turn("function_call", "[]")},
+    "the value of 'chosen' is {'name': 7}; write": {"chosen": turn("function_call", '{"name": 7}')},
+    "the message that 'chosen' carries is not JSON (Input must be": {
         "chosen": {**turn("gpt", "Blue."), "agentpref": 7}
     },
-    "the message that 'chosen' carries is not JSON": {
+    "the message that 'chosen' carries is not JSON (unexpected": {
         "chosen": {**turn("gpt", "Blue."), "agentpref": "{"}
     },
     "'chosen' carries another message than it shows; remove": {
