@@ -22,6 +22,7 @@ from functools import wraps
 from types import NoneType
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
+import orjson
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 from pydantic_core import ErrorDetails, core_schema
@@ -33,9 +34,6 @@ from agentpref.types import HELD_OUT, LORA_RANKS
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16", "4bit"]
 """The number format in which a base model is held."""
 
-NOISY_LOSSES = ("sigmoid", "robust")
-"""The losses with a term for flipped labels, which ``loss.noise`` sets."""
-
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 _LONE_THUMBS = "kto"
 
@@ -45,6 +43,10 @@ T = TypeVar("T")
 def loss_kinds() -> tuple[str, ...]:
     """The losses of pairs that installed packages register: what ``loss.kind`` may be."""
     return tuple(name for name in plugins.names(plugins.LOSSES) if name != _LONE_THUMBS)
+
+
+def _takes_noise(kind: str) -> bool:
+    return bool(plugins.load(plugins.LOSSES, kind).takes_noise)
 
 
 class _OneOf(NamedTuple):
@@ -128,8 +130,9 @@ class LossSettings:
     nll_on_corrections: float = setting(1.0, "weight α of the anchor on corrections", ge=0)
 
     def __post_init__(self) -> None:
-        if self.kind not in NOISY_LOSSES:
-            cure = f"leave it out, or set loss.kind to {_listed(map(repr, NOISY_LOSSES))}"
+        if self.noise is not None and not _takes_noise(self.kind):
+            noisy = _listed(repr(kind) for kind in loss_kinds() if _takes_noise(kind))
+            cure = f"leave it out, or set loss.kind to {noisy}"
             _refuse_idle(self, "loss.noise", f"loss.kind {self.kind!r} has no noise term", cure)
         if self.kind == "robust" and self.noise == 0.5:
             raise ConfigError(
@@ -248,8 +251,9 @@ class UpdateConfig:
         )
 
     def to_mapping(self) -> dict[str, Any]:
-        """The config as nested plain values: what reports and manifests store."""
-        return asdict(self)
+        """The config as nested JSON values: what reports and manifests store."""
+        values: dict[str, Any] = orjson.loads(orjson.dumps(asdict(self)))
+        return values
 
 
 def _fields(group: Any) -> dict[str, Any]:

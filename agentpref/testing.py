@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import random
+import re
 import threading
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -129,12 +130,7 @@ class FakeBackend:
 
     def stream(self, revision_id: str, request: GenerationRequest) -> Iterator[str | Reply]:
         """Yield the answer word by word, then the reply."""
-        text = self._text(revision_id, request)
-        start = 0
-        while start < len(text):
-            end = text.find(" ", start) + 1 or len(text)
-            yield text[start:end]
-            start = end
+        yield from re.findall(r"[^ ]* |[^ ]+", self._text(revision_id, request))
         yield self.generate(revision_id, request)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The one JSON line that every benchmark ends with. Knows nothing of what is measured."""
+"""The one JSON line that every benchmark ends with."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""One call of a host's own, traced by agentpref, by its bare minimum, and by two peers' SDKs.
+"""One model call, traced by agentpref, by the bare minimum, and by the SDKs of two peers.
 
-Each contestant is a function that logs one model call and a function that ends it. The peers run as
-their users would have them, with the batching threads of their defaults, against a closed port of
-this machine: they queue, send and fail in the background, as they do without a network. Knows
-nothing of how they are timed.
+Each contestant is a function that logs one call and a function that ends it. The peers have their
+default settings and batching threads, and send to a closed port of this machine: they queue, send
+and fail in the background, as they do without a network.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 NOWHERE = "http://127.0.0.1:9"
-"""The discard port, where nobody listens."""
+"""The discard port; nothing listens there."""
 
 Trace: TypeAlias = "Callable[[list[dict[str, Any]], str], object]"
 Contestant: TypeAlias = "Callable[[Path], tuple[Trace, Callable[[], object]]]"
@@ -40,7 +39,7 @@ def agentpref(folder: Path) -> tuple[Trace, Callable[[], object]]:
 
 
 def bare(folder: Path) -> tuple[Trace, Callable[[], object]]:
-    """A dump by orjson and a queue that is emptied in passing: what nobody can undercut."""
+    """A dump by orjson and an append to a bounded queue: the least that any tracer does."""
     import orjson
 
     queue: deque[bytes] = deque(maxlen=100)

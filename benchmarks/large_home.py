@@ -1,10 +1,9 @@
-"""Homes of any size, for benchmarks that are about size. Knows nothing of what is measured.
+"""Homes of any size, for benchmarks that are about size.
 
-What is in one: conversations of four turns and messages of about 500 characters, spread evenly over
-the nights up to now, with 2,000 judgements a night, which are thumbs, corrections, and comparisons
-with a second answer. The store writes it, so that it is what a log of that age would hold, with
-hashes, counts and all; it only does not wait for the disk, and keeps the indices in memory. Ten
-million rows take some minutes.
+A home has conversations of four turns with messages of about 500 characters, spread evenly over the
+days up to now, and 2,000 judgements a day: thumbs, corrections, and comparisons with a second
+answer. The store writes it, so it is what a log of that age would hold; it only skips syncs and
+keeps the indices in memory. Ten million rows take some minutes.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ from agentpref.types import Comparison, Feedback, Prompt, Run
 
 TURNS = 4
 CHARACTERS = 500
-JUDGEMENTS_PER_NIGHT = 2_000
+JUDGEMENTS_PER_DAY = 2_000
 CONVERSATIONS_PER_USER = 40
 NAMESPACES = ("default", "default", "default", "other")
 ROWS, JUDGEMENTS = 12.47, 0.29
-"""What a conversation comes to on average: rows of all tables, and those of them that judge."""
+"""Rows of a conversation on average: of all tables, and of feedback and comparisons."""
 
-_NIGHT_SECONDS = 86_400.0
+_DAY_SECONDS = 86_400.0
 _AT_ONCE = 2_000
 _UNSAFE_AND_FAST = (
     "PRAGMA journal_mode = OFF",
@@ -44,14 +43,14 @@ _UNSAFE_AND_FAST = (
 
 @dataclass(slots=True)
 class Conversation:
-    """The calls of one conversation, and what was said of them."""
+    """The runs of one conversation, and their judgements."""
 
     runs: list[RunRow] = field(default_factory=list)
     said: list[Feedback | Comparison] = field(default_factory=list)
 
 
 def make(folder: Path, rows: int, tell: Callable[[str], None] = print, *, seed: int = 0) -> Home:
-    """Make a home of about so many rows in an empty or missing folder."""
+    """Make a home of about ``rows`` rows in an empty or missing folder."""
     home = Home.create(folder)
     count = max(1, round(rows / ROWS))
     with closing(connect(home)) as connection:
@@ -71,9 +70,9 @@ def make(folder: Path, rows: int, tell: Callable[[str], None] = print, *, seed: 
 
 
 def conversations(count: int, rng: random.Random, until: float) -> Iterator[Conversation]:
-    """Tell ``count`` conversations in the order of time, up to a time."""
+    """Generate ``count`` conversations in the order of time, up to ``until``."""
     scribe = _Scribe(rng, count)
-    start = until - count * JUDGEMENTS / JUDGEMENTS_PER_NIGHT * _NIGHT_SECONDS
+    start = until - count * JUDGEMENTS / JUDGEMENTS_PER_DAY * _DAY_SECONDS
     for index in range(count):
         yield scribe.conversation(index, start + (until - start) * index / count)
 
@@ -89,7 +88,7 @@ def _write(store: Store, conversations: list[Conversation]) -> None:
 
 
 class _Scribe:
-    """Writes conversations down: what is in each, chance decides."""
+    """Writes random conversations."""
 
     def __init__(self, rng: random.Random, count: int) -> None:
         self._rng = rng

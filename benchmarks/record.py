@@ -1,14 +1,14 @@
-"""What the log costs its host, and what it writes: beside the bare minimum and two peers.
+"""What the log costs its host, beside the bare minimum and two peers; and what it writes.
 
-- `record` on the calling thread, 1 kB of messages, at 2,000 runs a second: a host that computes
-  between its calls (`busy`) and one that sleeps (`idle`). A process each, in turn, some rounds.
+- `record` on the calling thread, 1 kB of messages, at 2,000 runs a second, for a host that computes
+  between its calls (`busy`) and one that sleeps (`idle`). Each contestant has a process of its own.
 - Runs a second from the first `record` to the end of `flush`, against sqlite3.executemany of the
-  same rows into the same tables without triggers, in transactions of the same sizes.
+  same rows into the same tables, in transactions of the same sizes.
 - Bytes on disk of 40-turn conversations, by the bytes of their distinct text.
 - Durable feedback, against one INSERT of the same row and COMMIT.
 
 Run as `python -m benchmarks.record`. LangSmith comes with the extra `langchain`, Langfuse with the
-extra `bench`; one that is not installed is left out, and said.
+extra `bench`; a peer that is not installed is skipped with a message.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sqlite3
 import statistics
 import subprocess
 import sys
@@ -60,7 +59,7 @@ def main() -> None:
 
 
 def targets(figures: dict[str, float]) -> list[Target]:
-    """The numbers that were promised."""
+    """The figures that the log promises."""
     return [
         at_most("agentpref_busy_p50_us", figures["agentpref_busy_p50_us"], 5),
         at_most("agentpref_busy_p99_us", figures["agentpref_busy_p99_us"], 25),
@@ -76,10 +75,10 @@ def targets(figures: dict[str, float]) -> list[Target]:
 
 
 def hot_path(rounds: int, calls: int) -> dict[str, float]:
-    """Medians over rounds of each contestant's p50 and p99, in µs, and how many times dearer."""
+    """Medians over rounds of each contestant's p50 and p99 in µs, and the ratios to ours."""
     there = [name for name in CONTESTANTS if name == "bare" or find_spec(name) is not None]
     for name in CONTESTANTS.keys() - there:
-        print(f"{name} is not installed, and is left out: pip install 'agentpref[bench]'")
+        print(f"{name} is not installed and is skipped: pip install 'agentpref[bench]'")
     seen: dict[str, list[float]] = {}
     for _ in range(rounds):
         for pace in ("busy", "idle"):
@@ -166,7 +165,6 @@ def _insert_raw(home: Home) -> float:
         messages = source.execute("SELECT * FROM message ORDER BY rowid").fetchall()
         runs = source.execute("SELECT * FROM run ORDER BY rowid").fetchall()
     with _home() as target, closing(connect(target)) as connection:
-        _drop_triggers(connection)
         batches = -(-len(runs) // BATCH)
         parts = zip(_parts(messages, batches), _parts(runs, batches), strict=True)
         start = time.perf_counter()
@@ -183,12 +181,6 @@ def _insert_raw(home: Home) -> float:
 def _parts(rows: Sequence[Any], count: int) -> list[Sequence[Any]]:
     size = -(-len(rows) // count)
     return [rows[n * size : (n + 1) * size] for n in range(count)]
-
-
-def _drop_triggers(connection: sqlite3.Connection) -> None:
-    query = "SELECT name FROM sqlite_master WHERE type = 'trigger'"
-    for (name,) in connection.execute(query).fetchall():
-        connection.execute(f"DROP TRIGGER {name}")
 
 
 def feedback(rounds: int, calls: int = 300) -> dict[str, float]:
@@ -224,7 +216,6 @@ def _commit_raw(home: Home, other: Home, calls: int) -> float:
     with closing(connect(home)) as source:
         rows = iter(source.execute("SELECT * FROM feedback").fetchall())
     with closing(connect(other)) as connection:
-        _drop_triggers(connection)
         connection.execute("PRAGMA foreign_keys = OFF")
         marks = ", ".join("?" * 10)
 

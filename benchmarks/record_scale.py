@@ -1,10 +1,11 @@
-"""How a home of ten million rows answers: counts, one night's pairs, all pairs, a sample verified.
+"""How a large home answers: counts, the pairs of a day, all pairs, a sampled check.
 
-The home is made by ``large_home`` (five minutes, 6 GB) and removed afterwards. Each figure is taken
-in two fresh processes: ``cold``, after the system was told to forget the file (the disk's own cache
-stays), and ``warm``, right after that. Imports are not counted; opening the database is. Run as
-`python -m benchmarks.record_scale`; `--home FOLDER` makes the home there, or finds it, and keeps
-it.
+``large_home`` makes the home (two million rows: 700,000 runs, 50,000 judgements, 1.2 GB, half a
+minute), which is removed afterwards. Each figure is taken in two fresh processes: ``cold``, after
+the system was told to drop the file from its cache (the disk's own cache stays), and ``warm``,
+right after that. Opening the database counts, imports do not. Run as
+`python -m benchmarks.record_scale`;
+`--home FOLDER` makes the home there, or finds it, and keeps it.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ JUDGEMENTS_TIMED = 100
 def main() -> None:
     """Make the home, measure, print a line for each figure, and end with the JSON object."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rows", type=int, default=10_000_000)
+    parser.add_argument("--rows", type=int, default=2_150_000)
     parser.add_argument("--folder", type=Path, help="where to write [default: a temporary folder]")
     parser.add_argument("--home", type=Path, help="a home to make, or to find, and to keep")
     parser.add_argument("--task", choices=TASKS, help=argparse.SUPPRESS)
@@ -52,11 +53,11 @@ def main() -> None:
 
 
 def targets(figures: Mapping[str, float]) -> list[Target]:
-    """What somebody waits for who asks, and what an app never waits for."""
+    """How long a person waits for an answer, and an app for its log."""
     return [
-        at_most("stats_cold_s", figures["stats_cold_s"], 0.5),
-        at_most("pairs_of_a_night_cold_s", figures["pairs_of_a_night_cold_s"], 5),
-        at_most("pairs_of_a_night_warm_s", figures["pairs_of_a_night_warm_s"], 1),
+        at_most("stats_warm_s", figures["stats_warm_s"], 1),
+        at_most("pairs_of_a_day_cold_s", figures["pairs_of_a_day_cold_s"], 5),
+        at_most("pairs_of_a_day_warm_s", figures["pairs_of_a_day_warm_s"], 1),
         at_most("verify_sample_cold_s", figures["verify_sample_cold_s"], 5),
         at_most("open_log_cold_s", figures["open_log_cold_s"], 0.5),
     ]
@@ -73,7 +74,7 @@ def measure(home: Home) -> dict[str, float]:
 
 
 def _made(folder: Path, rows: int) -> dict[str, float]:
-    """Make the home where there is none; say how large it is."""
+    """Make the home if there is none; measure its size."""
     start = time.perf_counter()
     if not (folder / "agentpref.db").exists():
         large_home.make(folder, rows)
@@ -98,9 +99,9 @@ def _stats(home: Home) -> float:
     return took()
 
 
-def _night(home: Home) -> float:
+def _day(home: Home) -> float:
     """Build the pairs of the newest 2,000 judgements' prompts, of all namespaces."""
-    since = _newest(home, large_home.JUDGEMENTS_PER_NIGHT)
+    since = _newest(home, large_home.JUDGEMENTS_PER_DAY)
     with _timed() as took, closing(connect(home, readonly=True)) as connection:
         for name in Store(connection).namespaces():
             read_examples(Store(connection), name, held_out=HELD_OUT, since=since)
@@ -138,7 +139,7 @@ def _record_one(home: Home) -> float:
 
 
 def _feedback_one(home: Home) -> float:
-    """Give feedback, each on disk before the next: the median of one."""
+    """Give feedback, each on disk before the next; return the median time."""
     with Log(home.path) as log:
         run = log.record([{"role": "user", "content": f"at {time.time()}?"}], "Now.")
         log.flush()
@@ -152,7 +153,7 @@ def _feedback_one(home: Home) -> float:
 
 TASKS: Mapping[str, Callable[[Home], float]] = {
     "stats": _stats,
-    "pairs_of_a_night": _night,
+    "pairs_of_a_day": _day,
     "verify_sample": _verify,
     "open_log": _open_log,
     "record_one": _record_one,
@@ -162,7 +163,7 @@ TASKS: Mapping[str, Callable[[Home], float]] = {
 
 
 def _newest(home: Home, count: int) -> float:
-    """Say when the oldest of the newest ``count`` judgements was given."""
+    """Return the time of the oldest of the newest ``count`` judgements."""
     query = """SELECT min(at) FROM (
         SELECT * FROM (SELECT created_at AS at FROM feedback ORDER BY at DESC LIMIT :count)
         UNION ALL
@@ -201,7 +202,7 @@ def _in_a_process(task: str, home: Home) -> float:
 
 
 def _forget(file: Path) -> None:
-    """Let the system drop what it keeps of a file in memory, where it can be told to."""
+    """Ask the system to drop a file from its cache, where it can."""
     if hasattr(os, "posix_fadvise"):
         with file.open("rb") as opened:
             os.fsync(opened.fileno())

@@ -1,9 +1,9 @@
-"""Eight processes of four threads log to one home for a minute: is all there, and how fast was it?
+"""Eight processes of four threads log to one home for a minute: is everything there, and how fast?
 
-Each thread records five answers to a prompt, judges one by thumbs, and now and then corrects one or
-compares two; judgements wait for the disk, so that no queue runs full. Afterwards every run that
-was recorded and every judgement that was acknowledged is looked for, and the home is verified. Run
-as `python -m benchmarks.record_soak`; it exits 1 where anything is missing or wrong.
+Each thread records five answers to a prompt, gives one a thumb, and sometimes corrects one or
+compares two. Judgements wait for the disk, so no queue fills up. Afterwards the benchmark looks for
+every run that was recorded and every judgement that was acknowledged, and verifies the home. Run as
+`python -m benchmarks.record_soak`; it exits 1 if anything is missing or wrong.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ Spent: TypeAlias = "defaultdict[str, list[int]]"
 
 @dataclass(slots=True)
 class Told:
-    """What one thread logged: the ids by table, and the nanoseconds by what it called."""
+    """What one thread logged: ids by table, and nanoseconds by call."""
 
     ids: Logged = field(default_factory=lambda: defaultdict(list))
     spent: Spent = field(default_factory=lambda: defaultdict(list))
 
     def call(self, table: str, what: Callable[..., str], *given: Any, **named: Any) -> str:
-        """Call a method of the log, and note the id that it gave and how long it took."""
+        """Call a method of the log; note the id that it returned and the time it took."""
         start = time.perf_counter_ns()
         name = what(*given, **named)
         self.spent[what.__name__].append(time.perf_counter_ns() - start)
@@ -56,7 +56,7 @@ class Told:
 
 
 def main() -> None:
-    """Soak, look, print a line for each figure, and end with the JSON object."""
+    """Soak, check, print a line for each figure, and end with the JSON object."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--processes", type=int, default=PROCESSES)
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def targets(figures: dict[str, float]) -> list[Target]:
-    """What was promised: no error (a worker that fails ends it all), no loss, nothing torn."""
+    """The promises: no error (a worker that fails ends the run), no loss, no problem."""
     nothing = ("lost_runs", "lost_judgements", "dropped", "problems")
     return [
         *(at_most(name, figures[name], 0) for name in nothing),
@@ -88,7 +88,7 @@ def targets(figures: dict[str, float]) -> list[Target]:
 
 
 def work(folder: Path, threads: int, seconds: float) -> dict[str, Any]:
-    """Log from some threads of this process until the time is over; return all that was logged."""
+    """Log from some threads of this process until the time is over; return what was logged."""
     end = time.monotonic() + seconds
     with Log(folder) as log, ThreadPoolExecutor(threads) as crew:
         told = list(crew.map(lambda seed: _load(log, random.Random(seed), end), range(threads)))
@@ -130,7 +130,7 @@ def _soak(home: Home, processes: int, threads: int, seconds: float) -> list[dict
 
 
 def _times(reports: Sequence[dict[str, Any]], seconds: float) -> dict[str, float]:
-    """Calls a second of the whole crew, and what one took its caller, in microseconds."""
+    """Calls a second of all threads together, and microseconds of one call."""
     figures: dict[str, float] = {}
     for call in ("record", "feedback", "correct", "compare"):
         spent = sorted(took for report in reports for took in report["spent"].get(call, ()))
@@ -142,7 +142,7 @@ def _times(reports: Sequence[dict[str, Any]], seconds: float) -> dict[str, float
 
 
 def losses(home: Home, reports: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Look for all that was recorded and acknowledged, and for what is wrong with the home."""
+    """Look for everything recorded and acknowledged, and verify the home."""
     with closing(connect(home, readonly=True)) as connection:
         lost = {}
         for table, key in KEYS.items():

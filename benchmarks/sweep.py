@@ -1,8 +1,8 @@
-"""What learning rate, β, precision, epochs and loss do to streams of nights of the bundled model.
+"""What learning rate, β, precision, epochs and loss do to streams of updates of the bundled model.
 
-Run as ``python -m benchmarks.sweep``: every point of a grid learns every stream with every seed,
-night after night, as an update would, with replay and KL penalty at their defaults, and sits
-the exams of all nights after each. It can be run in pieces, and goes on where it was broken off:
+Run as ``python -m benchmarks.sweep``. Every point of a grid learns every stream with every seed:
+update after update, with replay and KL penalty at their defaults, and is evaluated on the held-out
+pairs of all updates after each. It can be run in pieces, and resumes where it was stopped:
 
     python -m benchmarks.sweep --rates 2e-3 --betas 0.1,1 --seeds 0
     python -m benchmarks.sweep --resume
@@ -10,12 +10,11 @@ the exams of all nights after each. It can be run in pieces, and goes on where i
     python -m benchmarks.sweep --resume --rates 2e-3 --betas 0.1,1 --kinds hinge,ipo_sum
 
 Reported of each point are ACC, BWT and forgetting (1706.08840, 1801.10112), KL(π_0 ‖ π_θ) in nats
-per completion token after the last night, and the processor seconds that training took (of all
-threads, so that other work beside it hardly shows), as means over streams and seeds; ``spread`` is
-the distance between the best and the worst seed's ACC. Which side a statement is on follows from
-its hash; the seed chooses among those that train, their order and the adapter's first weights.
-Knows nothing of gates and homes: no night is ever refused. The last line is one JSON object;
-progress goes to stderr.
+per completion token after the last update, and the processor seconds that training took (of all
+threads, so other work on the machine hardly shows), as means over streams and seeds; ``spread`` is
+the distance between the best and the worst seed's ACC. The hash of a statement decides its side;
+the seed chooses among those that train, their order and the adapter's first weights. There is no
+gate: no update is ever refused. The last line is one JSON object; progress goes to stderr.
 """
 
 from __future__ import annotations
@@ -58,23 +57,23 @@ _PERSONA = Path(__file__).parent / "data" / "persona"
 _QUESTION = 'Is the following statement something you would say?\n"{}"'
 
 
-class Night(NamedTuple):
-    """A trait that a day's users have in common, and the system message that they spoke under."""
+class Stage(NamedTuple):
+    """What the users of one update have in common: a trait, and a system message."""
 
     trait: str
     system: str = ""
 
 
-STREAMS: dict[str, tuple[Night, ...]] = {
-    "traits": (Night("conscientiousness"), Night("risk-seeking"), Night("agreeableness")),
+STREAMS: dict[str, tuple[Stage, ...]] = {
+    "traits": (Stage("conscientiousness"), Stage("risk-seeking"), Stage("agreeableness")),
     "systems": (
-        Night("risk-averse", "You advise careful savers."),
-        Night("risk-seeking", "You advise bold founders."),
+        Stage("risk-averse", "You advise careful savers."),
+        Stage("risk-seeking", "You advise bold founders."),
     ),
     "unseen": (
-        Night("interest-in-science"),
-        Night("subscribes-to-utilitarianism"),
-        Night("interest-in-art"),
+        Stage("interest-in-science"),
+        Stage("subscribes-to-utilitarianism"),
+        Stage("interest-in-art"),
     ),
 }
 """``unseen`` is for proving what was chosen on the other two."""
@@ -82,7 +81,7 @@ STREAMS: dict[str, tuple[Night, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One setting of the grid. Without ``epochs`` their number follows from the night's size."""
+    """One setting of the grid; without ``epochs`` their number follows from an update's size."""
 
     learning_rate: float
     beta: float
@@ -107,7 +106,7 @@ class Point:
 
 
 class Sizes(NamedTuple):
-    """How many pairs of a night train, and how many prove."""
+    """How many pairs of an update are trained, and how many held out."""
 
     new: int = NEW
     proving: int = PROVING
@@ -123,7 +122,7 @@ def main() -> None:
     found = sweep(points, options.streams, options.seeds, sizes, ledger, options.model)
     print_table(found)
     figures = {
-        "nights_of": sizes._asdict(),
+        "updates_of": sizes._asdict(),
         "streams": options.streams,
         "seeds": options.seeds,
         "points": [{**asdict(point), **summary} for point, summary in found.items()],
@@ -151,41 +150,41 @@ def sweep(
         for seed, point, stream in itertools.product(seeds, points, streams):
             name = f"{model}/{stream}/{seed}/{sizes.new}+{sizes.proving}/{point}"
             life = Stream(model, STREAMS[stream], sizes, point.config(seed), connection)
-            run = ledger.once(name, life.lived)
+            run = ledger.once(name, life.run)
             say(f"{name}: {_words(run.result)} ({run.wall_s:.0f} s in all)")
             found[point][stream, seed] = run.result
     return {point: summary(results) for point, results in found.items()}
 
 
 class Stream:
-    """One run: nights in order, each starting from the adapter that the last one left."""
+    """One run: updates in order, each starting from the adapter of the one before."""
 
     def __init__(
         self,
         model: str,
-        nights: Sequence[Night],
+        stages: Sequence[Stage],
         sizes: Sizes,
         config: UpdateConfig,
         connection: sqlite3.Connection,
     ) -> None:
-        self._model, self._nights, self._config = model, nights, config
+        self._model, self._stages, self._config = model, stages, config
         self._connection = connection
-        sides = [pairs_of(night, sizes, config) for night in nights]
+        sides = [pairs_of(stage, sizes, config) for stage in stages]
         self._training = [[pair for pair in side if not pair.held_out] for side in sides]
-        self._exams = [[pair for pair in side if pair.held_out] for side in sides]
+        self._held_out = [[pair for pair in side if pair.held_out] for side in sides]
 
-    def lived(self) -> Run:
-        """Live through all nights; ``diverged`` says why where one ended in numbers not finite."""
+    def run(self) -> Run:
+        """Do all updates; ``diverged`` says why where one ended in numbers not finite."""
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             try:
-                result = self._live_through(Path(folder))
+                result = self._run_updates(Path(folder))
             except TrainingDiverged as error:
                 result = {"diverged": str(error)}
         return Run(time.perf_counter() - started, 0.0, peak_mb=0.0, result=result)
 
-    def _live_through(self, folder: Path) -> dict[str, Any]:
-        rows = [tuple(0.5 for _ in self._nights)]  # the base is its own reference: a coin
+    def _run_updates(self, folder: Path) -> dict[str, Any]:
+        rows = [tuple(0.5 for _ in self._stages)]  # the base is its own reference: a coin
         live: Path | None = None
         seconds = 0.0
         for number, pairs in enumerate(self._training):
@@ -193,10 +192,10 @@ class Stream:
             started = time.process_time()
             self._train(learner, pairs, [p for n in self._training[:number] for p in n])
             seconds += time.process_time() - started
-            rows.append(tuple(_mark(learner, exam) for exam in self._exams))
+            rows.append(tuple(_accuracy(learner, pairs) for pairs in self._held_out))
             live = folder / str(number)
             learner.save(live)
-        names = tuple(f"{number} {night.trait}" for number, night in enumerate(self._nights, 1))
+        names = tuple(f"{number} {stage.trait}" for number, stage in enumerate(self._stages, 1))
         kl = kl_from_base(learner, learner.encode(self._probes()), seed=0)
         matrix = RMatrix(names, tuple(rows)).to_mapping()
         return {**matrix, "kl": kl, "seconds": seconds}
@@ -212,37 +211,37 @@ class Stream:
         return Learner(base, live, self._config, caches={"base": known}, progress=_silent)
 
     def _probes(self) -> list[Example]:
-        """Held-out pairs of all nights, as many as an exam asks about KL."""
-        pairs = [pair for exam in self._exams for pair in exam]
+        """Held-out pairs of all updates, as many as an evaluation uses for KL."""
+        pairs = [pair for pairs in self._held_out for pair in pairs]
         return random.Random(0).sample(pairs, min(KL_ROWS, len(pairs)))
 
 
-def pairs_of(night: Night, sizes: Sizes, config: UpdateConfig) -> list[Example]:
-    """A night's pairs; those that prove are the same for every seed.
+def pairs_of(stage: Stage, sizes: Sizes, config: UpdateConfig) -> list[Example]:
+    """The pairs of an update; those held out are the same for every seed.
 
     Raises:
         ValueError: the trait has fewer statements than are asked for.
     """
-    lines = (_PERSONA / f"{night.trait}.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (_PERSONA / f"{stage.trait}.jsonl").read_text(encoding="utf-8").splitlines()
     rows: dict[str, dict[str, str]] = {row["statement"]: row for row in map(json.loads, lines)}
-    pairs = [_pair(night, number, row, config) for number, row in enumerate(rows.values())]
+    pairs = [_pair(stage, number, row, config) for number, row in enumerate(rows.values())]
     proving = [pair for pair in pairs if pair.held_out]
     training = [pair for pair in pairs if not pair.held_out]
     if len(proving) < sizes.proving or len(training) < sizes.new:
         raise ValueError(
-            f"{night.trait} has {len(training)} statements that train and {len(proving)} that "
+            f"{stage.trait} has {len(training)} statements that train and {len(proving)} that "
             f"prove, but {sizes.new} and {sizes.proving} are asked for: ask for fewer"
         )
     proving = random.Random(0).sample(proving, sizes.proving)
     return random.Random(config.seed).sample(training, sizes.new) + proving
 
 
-def _pair(night: Night, number: int, row: Mapping[str, str], config: UpdateConfig) -> Example:
+def _pair(stage: Stage, number: int, row: Mapping[str, str], config: UpdateConfig) -> Example:
     """A statement that users answer one way, as a comparison of Yes with No."""
     asked = [{"role": "user", "content": _QUESTION.format(row["statement"])}]
-    system = [{"role": "system", "content": night.system}] if night.system else []
+    system = [{"role": "system", "content": stage.system}] if stage.system else []
     other = {"Yes": "No", "No": "Yes"}[row["answer"]]
-    name = f"{night.trait}/{number}"
+    name = f"{stage.trait}/{number}"
     return Example(
         example_id=name,
         namespace="sweep",
@@ -253,7 +252,7 @@ def _pair(night: Night, number: int, row: Mapping[str, str], config: UpdateConfi
             Completion({"role": "assistant", "content": other}, 0.0),
         ),
         origin="comparison",
-        tag=night.trait,
+        tag=stage.trait,
         held_out=is_held_out(asked, config.held_out),
     )
 
@@ -268,7 +267,7 @@ def scores_of_the_base() -> Iterator[sqlite3.Connection]:
         yield connection
 
 
-def _mark(learner: Learner, pairs: Sequence[Example]) -> float:
+def _accuracy(learner: Learner, pairs: Sequence[Example]) -> float:
     return accuracy(policy_scores(learner, "candidate", learner.encode(pairs)))
 
 
@@ -332,10 +331,10 @@ def _options() -> argparse.Namespace:
     add("--betas", type=_several(float), default=BETAS, help="default: .03,.1,.3,1")
     add("--kinds", type=_several(str, loss_kinds()), default=["sigmoid"], help="losses")
     add("--precisions", type=_several(str, get_args(Precision)), default=["float32"])
-    add("--epochs", type=_several(int), default=[None], help="default: by the night's size")
+    add("--epochs", type=_several(int), default=[None], help="default: by the size of the update")
     add("--streams", type=_several(str, STREAMS), default=["traits", "systems"])
     add("--seeds", type=_several(int), default=SEEDS, help="default: 0,1")
-    add("--new", type=int, default=NEW, help="pairs of a night that train (default: 200)")
+    add("--new", type=int, default=NEW, help="pairs of an update that are trained (default: 200)")
     add("--proving", type=int, default=PROVING, help="those that prove (default: 150)")
     add("--model", default=BUNDLED, help="any that an update takes (default: tiny)")
     add("--work", type=Path, default=Path(".bench-sweep"), help="folder of the ledger")

@@ -1,10 +1,10 @@
-"""A night in one script: learn, act on the verdict, and have a running router follow.
+"""A nightly update in one script: train, act on the verdict, and let a running router follow.
 
     python examples/nightly_update.py --model tiny [--home HOME]
 
 It exits as `agentpref update` does: 0 promoted, 3 nothing new, 4 refused, 5 too little evidence. In
-production the update runs from cron and the router in the server, which follows by itself within
-two seconds; `router.sync()` follows at once.
+production the update runs from cron, and the router in the server, which follows within two
+seconds; `router.sync()` follows at once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from agentpref_adapters.transformers import open_router
 EXIT_CODES = {"promoted": 0, "nothing_new": 3, "refused": 4, "insufficient": 5}
 
 
-def night(home: str, model: str) -> int:
+def update(home: str, model: str) -> int:
     """Run one update beside a router that serves, and return the exit code."""
     with open_router(home, model=model) as router:
         report = agentpref.update(home, model=model)
@@ -30,13 +30,13 @@ def night(home: str, model: str) -> int:
 
 
 def main() -> int:
-    """Read the command line; an error of agentpref's own is one line and exit code 1."""
+    """Read the command line; print an error of agentpref as one line and return 1."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--home", default="./.agentpref")
     parser.add_argument("--model", required=True)
     options = parser.parse_args()
     try:
-        return night(options.home, options.model)
+        return update(options.home, options.model)
     except agentpref.AgentprefError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,6 +1,6 @@
-"""Ways to make a bad adapter of a sound one, or to have peft save one that is no plain LoRA.
+"""Ways to damage a sound adapter, or to make peft save one that is not plain LoRA.
 
-For any Llama-like base model in a folder. Which of them there are is in ``bad_adapters``.
+They work for any Llama-like base model in a folder; ``bad_adapters`` lists the results.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ WEIGHTS = "adapter_model.safetensors"
 RANK = 8
 
 Make = Callable[[Path, Path], object]
-"""Told the folder of the base model, and a folder to make the adapter in, which is not there."""
+"""Called with the folder of the base model and a missing folder to make the adapter in."""
 
 
 def sound(base: Path, folder: Path, **settings: Any) -> Any:
-    """Save a LoRA of two kinds of layers, random all through; return the model it was saved of."""
+    """Save a random LoRA of two kinds of layers; return the model that it was saved from."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -44,12 +44,12 @@ def sound(base: Path, folder: Path, **settings: Any) -> Any:
 
 
 def saved(**settings: Any) -> Make:
-    """Have peft save an adapter of other settings."""
+    """Let peft save an adapter with other settings."""
     return lambda base, folder: sound(base, folder, **settings)
 
 
 def saved_in_disguise(off: Mapping[str, Any], **settings: Any) -> Make:
-    """Have peft save an adapter of other settings, and then write that it has them not."""
+    """Let peft save an adapter with other settings, and then edit the settings away."""
 
     def make(base: Path, folder: Path) -> None:
         sound(base, folder, **settings)
@@ -59,7 +59,7 @@ def saved_in_disguise(off: Mapping[str, Any], **settings: Any) -> Make:
 
 
 def settings(**changes: Any) -> Make:
-    """Write other settings over those that peft saved."""
+    """Edit the settings that peft saved."""
 
     def make(base: Path, folder: Path) -> None:
         _copy_sound(base, folder)
@@ -84,7 +84,7 @@ def tensors(change: Callable[[dict[str, Any]], object]) -> Make:
 
 
 def table(change: Callable[[dict[str, Any]], object]) -> Make:
-    """Change the header of the weights, and nothing behind it."""
+    """Edit the header of the weights, and leave the data."""
 
     def make(base: Path, folder: Path) -> None:
         _copy_sound(base, folder)
@@ -107,7 +107,7 @@ def files(change: Callable[[Path], object]) -> Make:
 
 
 def other_tuner(kind: str, **settings: Any) -> Make:
-    """Have peft save what is no LoRA at all."""
+    """Let peft save an adapter that is not a LoRA."""
 
     def make(base: Path, folder: Path) -> None:
         import peft
@@ -130,7 +130,7 @@ def _sound_files(base: Path) -> Mapping[str, bytes]:
 
 
 def _copy_sound(base: Path, folder: Path) -> None:
-    """Have what peft saved, without having it save that again."""
+    """Copy an adapter that peft saved before."""
     folder.mkdir()
     for name, data in _sound_files(base).items():
         (folder / name).write_bytes(data)
@@ -176,7 +176,7 @@ def put(find: Callable[[Mapping], str], change: Callable[[Any], Any]) -> Callabl
 
 
 def one_number(value: float) -> Callable[[Any], Any]:
-    """Put one number at the very end of a tensor."""
+    """Set the last number of a tensor."""
 
     def change(tensor: Any) -> Any:
         tensor[-1, -1] = value
@@ -256,7 +256,7 @@ def endless_table(folder: Path) -> None:
 
 
 def huge_table(folder: Path) -> None:
-    """A header of 65 MB, all of it spaces, in a file that has no room on the disk."""
+    """Write a header of 65 MB of spaces, in a sparse file."""
     header, data = _header(folder)
     with (folder / WEIGHTS).open("wb") as file:
         file.write(struct.pack("<Q", 65 << 20) + header)

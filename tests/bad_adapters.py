@@ -1,8 +1,8 @@
-"""A catalogue of bad adapters: each with how to make it, and what a refusal must name.
+"""A catalogue of bad adapters: how to make each, and what its refusal must name.
 
-What peft can save, real peft saves; the rest is edited by hand, as a broken disk, a careless script
-or somebody ill-disposed would. Made for any Llama-like base model in a folder. Each is refused by
-``agentpref.serve.validate``; most of them, vLLM or peft take without a word.
+Real peft saves what it can; the rest is edited by hand, as a broken disk, a careless script or an
+attacker would. The base model may be any Llama-like model in a folder. Each adapter is refused by
+``agentpref.serve.validate``; vLLM or peft accept most of them in silence.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from adapter_damage import (
 
 
 class BadAdapter(NamedTuple):
-    """``named`` is a regular expression; ``needs_layers`` if only a look at the base shows it."""
+    """``named`` is a regular expression; ``needs_layers`` if only the base shows the fault."""
 
     name: str
     make: Make
@@ -103,7 +103,7 @@ BAD_ADAPTERS: tuple[BadAdapter, ...] = (
     ),
     BadAdapter("float64", tensors(put(FIRST_A, lambda t: t.double())), r"q_proj.*dtype F64"),
     BadAdapter("int8", tensors(put(FIRST_A, lambda t: t.char())), r"q_proj.*dtype I8"),
-    # Tensors that are missing, or too many.
+    # Tensors that are missing or superfluous.
     BadAdapter("no_a", tensors(drop(FIRST_A)), r"layers\.0\.self_attn\.q_proj has no lora_A"),
     BadAdapter("no_b", tensors(drop(LAST_B)), r"mlp\.up_proj has no lora_B"),
     BadAdapter(
@@ -191,7 +191,7 @@ BAD_ADAPTERS: tuple[BadAdapter, ...] = (
         other_tuner("AdaLoraConfig", target_modules=["q_proj"], total_step=10),
         "peft_type is 'ADALORA'",
     ),
-    # The same, where the settings deny it.
+    # The same, with settings that do not say so.
     BadAdapter(
         "dora_denied",
         saved_in_disguise({"use_dora": False}, use_dora=True),
@@ -223,7 +223,7 @@ BAD_ADAPTERS: tuple[BadAdapter, ...] = (
         r"layers\.\d+\..* has no tensors",
         needs_layers=True,
     ),
-    # Settings by hand: inits that change the base model's weights, and what peft makes of nothing.
+    # Settings by hand: inits that change the base model's weights, and empty values.
     BadAdapter("loftq", settings(init_lora_weights="loftq"), "init_lora_weights is 'loftq'"),
     BadAdapter("loftq_config", settings(loftq_config={"loftq_bits": 4}), "loftq_config is"),
     BadAdapter("eva", settings(init_lora_weights="eva"), "init_lora_weights is 'eva'"),

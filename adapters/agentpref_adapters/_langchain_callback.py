@@ -1,5 +1,8 @@
 """Turns LangChain's events into ``Log.record`` calls, one for each answer of a model.
 
+The functions at the end convert LangChain's messages, tools and settings to the OpenAI shapes that
+agentpref stores. The chat model uses them too, so a message has one form everywhere.
+
 A call is noted when the model starts and recorded when it ends, under LangChain's own run id. A
 call that raises is dropped. Chains, tools and retrievers are followed to find the trace of a call.
 
@@ -9,6 +12,7 @@ cancelled calls, nor one entry of its ``order_map`` for each run.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,26 +21,31 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages.utils import convert_to_openai_messages
 from langchain_core.outputs import ChatGeneration, Generation, LLMResult
 from langchain_core.runnables import ensure_config
+from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from agentpref.record.log import Log
-from agentpref_adapters._langchain_convert import (
-    first_id,
-    openai_message,
-    openai_messages,
-    openai_tool,
-    sampling_params,
-    user_metadata,
-    user_tags,
-)
 
 V = TypeVar("V")
 
 # LangChain sends no event when a call is cancelled, so notes need a limit. It is far above what
 # one process has in flight.
 _MOST_KEPT = 10_000
+_PARAMS = (
+    "temperature", "top_p", "top_k", "min_p", "seed", "n", "stop", "stop_sequences", "tool_choice",
+    "max_tokens", "max_completion_tokens", "max_output_tokens", "num_predict", "reasoning_effort",
+    "presence_penalty", "frequency_penalty", "repetition_penalty",
+)  # fmt: skip
+_STEP_TAG = re.compile(
+    r"(seq|graph):step:\d+|map:key:.*|condition:\d+|branch:(\d+|default)|langsmith:.*"
+)
+# "langgraph_node" stays: it names the part of a graph that called the model.
+_FRAMEWORK_KEY = re.compile(
+    r"(?!langgraph_node$)(ls|lc|langgraph|checkpoint)_.*|__.*|thread_id|user_id"
+)
 
 
 class CallbackCounts(NamedTuple):
@@ -229,9 +238,62 @@ def _answered(answer: Generation, model: str | None) -> dict[str, Any]:
     reply = answer.message.response_metadata
     ours = reply if "revision" in reply else {}  # elsewhere, "logprobs" has other shapes
     return {
-        "output": openai_message(answer.message),
+        "output": openai_messages([answer.message])[0],
         "model": reply.get("model_name") or reply.get("model") or model,
         "revision": ours.get("revision"),
         "token_ids": ours.get("token_ids"),
         "logprobs": ours.get("logprobs"),
     }
+
+
+def openai_messages(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
+    """Convert messages to OpenAI's shape; one with several tool results becomes several.
+
+    Content that is all text becomes one string; multimodal content stays a list of blocks.
+    """
+    converted = []
+    for message in messages:
+        bodies = convert_to_openai_messages([message], text_format="block")
+        for body in bodies:
+            # No separator: providers split one sentence into several blocks to cite sources.
+            if all(block.get("type") == "text" for block in body["content"]):
+                body["content"] = "".join(block["text"] for block in body["content"])
+        # LangChain leaves invalid calls out, but the model wrote them.
+        for call in message.invalid_tool_calls if isinstance(message, AIMessage) else ():
+            function = {"name": call["name"] or "", "arguments": call["args"] or ""}
+            raw = {"type": "function", "id": call["id"], "function": function}
+            bodies[0].setdefault("tool_calls", []).append(raw)
+        converted += bodies
+    return converted
+
+
+def openai_tool(tool: Any) -> dict[str, Any]:
+    """Describe a tool in OpenAI's shape; a provider's built-in tool stays as it is."""
+    try:
+        return convert_to_openai_tool(tool)
+    except ValueError:
+        if isinstance(tool, Mapping):
+            return dict(tool)
+        raise
+
+
+def sampling_params(invocation: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep the sampling parameters only; others may be endpoints, headers and keys."""
+    return {name: invocation[name] for name in _PARAMS if invocation.get(name) is not None}
+
+
+def user_tags(tags: Sequence[str]) -> list[str]:
+    """Drop the tags with which LangChain numbers the steps of a chain."""
+    return [tag for tag in tags if not _STEP_TAG.fullmatch(tag)]
+
+
+def user_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop what the frameworks add to every run, and the thread and user ids."""
+    return {key: value for key, value in metadata.items() if not _FRAMEWORK_KEY.fullmatch(key)}
+
+
+def first_id(name: str, *places: Mapping[str, Any] | None) -> str | None:
+    """The id of that name from the first place that has it, as a string."""
+    found = (place[name] for place in places if place and place.get(name) is not None)
+    value = next(found, None)
+    return None if value is None else str(value)

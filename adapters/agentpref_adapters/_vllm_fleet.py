@@ -101,9 +101,14 @@ class Member:
         with self._loading:
             self._load(revision)
 
-    def probe(self, name: str) -> Piece:
-        """Probe a loaded revision; it is ready to serve from then on."""
-        piece = self._probe(self.server, self.base()._replace(name=name))
+    def probe(self, revision: Revision) -> Piece:
+        """Probe a revision, which is loaded if it is not; it is ready to serve from then on."""
+        name = revision.revision_id
+        try:
+            piece = self._probe(self.server, self.base()._replace(name=name))
+        except NotLoaded:  # the server did not answer when it was loaded, or restarted
+            self.load(revision)
+            piece = self._probe(self.server, self.base()._replace(name=name))
         self._ready.add(name)
         return piece
 
@@ -117,7 +122,8 @@ class Member:
         if name not in self._ready:
             with self._loading:
                 if self._load(revision):
-                    self.probe(name)
+                    self._probe(self.server, base._replace(name=name))
+                    self._ready.add(name)
         return base._replace(name=name)
 
     def unload(self, name: str) -> None:
@@ -166,7 +172,7 @@ class Member:
 
 
 class Fleet:
-    """Loads revisions into all servers, and chooses one for each request.
+    """Acts on all servers, and chooses one for each request.
 
     Args:
         members: the servers.
@@ -177,44 +183,38 @@ class Fleet:
         """Send no request yet."""
         self._members = members
         self._patience = patience
-        self._revisions: dict[str, Revision] = {}
 
     def connect(self) -> None:
         """Wait until a server answers; ``WrongBase`` if one has another base."""
-        self._patiently(lambda: self._everywhere(Member.base))
+        self._patiently(lambda: self.everywhere(Member.base))
 
-    def load(self, revision: Revision) -> None:
-        """Load a revision into every server that answers.
+    def everywhere(self, act: Callable[[Member], T]) -> list[T]:
+        """Act on all servers that answer; ``ServerUnreachable`` if none does."""
+        done, errors = self.reach(act)
+        if not done:
+            raise errors[0]
+        return done
 
-        Where one refuses it, the caller unloads it from the others.
-        """
-        name = revision.revision_id
-        self._revisions[name] = revision
-        try:
-            self._everywhere(lambda member: member.load(revision))
-        except (ServingError, RevisionError):
-            self._revisions.pop(name, None)
-            raise
+    def reach(self, act: Callable[[Member], T]) -> tuple[list[T], list[ServerUnreachable]]:
+        """Act on all servers at once; return the results, and the errors of unreachable ones."""
+        errors: list[ServerUnreachable] = []
 
-    def probe(self, name: str) -> Piece:
-        """Probe a revision in every server that answers, and return one of the answers."""
-        revision = self._revisions[name]
-
-        def probe(member: Member) -> Piece:
+        def one(member: Member) -> list[T]:
             try:
-                return member.probe(name)
-            except NotLoaded:  # the server did not answer when it was loaded
-                member.load(revision)
-                return member.probe(name)
+                return [act(member)]
+            except ServerUnreachable as error:
+                member.pass_over()
+                errors.append(error)
+                return []
 
-        return self._everywhere(probe)[0]
+        with ThreadPoolExecutor(len(self._members)) as pool:
+            return [result for found in pool.map(one, self._members) for result in found], errors
 
     def unload(self, name: str, places: Collection[str]) -> None:
         """Unload a revision at some places; where nobody listens, it is unloaded already.
 
         Where a server refuses or does not answer, the error is raised after all were asked.
         """
-        self._revisions.pop(name, None)
         errors = []
         for member in self._members:
             if member.server.place in places:
@@ -227,35 +227,24 @@ class Fleet:
         if errors:
             raise errors[0]
 
-    def loaded(self) -> tuple[str, ...]:
-        """The adapters that the servers that answer have."""
-        found, _ = self._reach(lambda member: member.server.models())
-        adapters = [model.name for models in found for model in models if model.parent is not None]
-        return tuple(dict.fromkeys(adapters))
-
-    def max_loras(self) -> int | None:
-        """The smallest number of adapters that a server runs together, if any server says."""
-        found, _ = self._reach(lambda member: member.server.max_loras())
-        return min((number for number in found if number is not None), default=None)
-
-    def call(self, name: str, action: Callable[[Server, Model], T]) -> T:
-        """Run ``action(server, model)`` on a server that is ready to serve a revision or the base.
+    def call(self, act: Callable[[Member], T]) -> T:
+        """Act on the server with the fewest active requests that can do it.
 
         Raises:
             GenerationFailed: the request is refused, or no server can load the revision.
             ServerUnreachable: no server answered within ``patience``, or one was too slow.
         """
         try:
-            return self._patiently(lambda: self._round(name, action))
+            return self._patiently(lambda: self._round(act))
         except (RevisionError, SwapFailed, NotLoaded) as error:
-            raise GenerationFailed(f"no server has {name} any more: {error}") from error
+            raise GenerationFailed(f"no server can serve the revision: {error}") from error
 
     def close(self) -> None:
         """Close all connections."""
         for member in self._members:
             member.server.close()
 
-    def _round(self, name: str, action: Callable[[Server, Model], T]) -> T:
+    def _round(self, act: Callable[[Member], T]) -> T:
         """Try one server after the other; raise a temporary error if there is one."""
         now = time.monotonic()
         errors: list[ServingError | RevisionError] = []
@@ -263,7 +252,7 @@ class Fleet:
             self._members, key=lambda m: (m.passed_over_until > now, m.server.busy)
         ):
             try:
-                answer = action(member.server, member.serving(name, self._revisions.get(name)))
+                answer = act(member)
             except TooSlow:  # noqa: PERF203
                 member.pass_over()
                 raise
@@ -277,28 +266,6 @@ class Fleet:
                 member.answered()
                 return answer
         raise next((error for error in errors if _is_temporary(error)), errors[0])
-
-    def _everywhere(self, act: Callable[[Member], T]) -> list[T]:
-        """Act on all servers that answer; raise ``ServerUnreachable`` if none does."""
-        done, errors = self._reach(act)
-        if not done:
-            raise errors[0]
-        return done
-
-    def _reach(self, act: Callable[[Member], T]) -> tuple[list[T], list[ServerUnreachable]]:
-        """Act on all servers at once; return the results, and the errors of unreachable ones."""
-        errors: list[ServerUnreachable] = []
-
-        def reach(member: Member) -> list[T]:
-            try:
-                return [act(member)]
-            except ServerUnreachable as error:
-                member.pass_over()
-                errors.append(error)
-                return []
-
-        with ThreadPoolExecutor(len(self._members)) as pool:
-            return [one for found in pool.map(reach, self._members) for one in found], errors
 
     def _patiently(self, attempt: Callable[[], T]) -> T:
         out_of_time = stop_after_delay(self._patience)

@@ -80,8 +80,8 @@ class TransformersBackend:
     ``Reply.logprobs`` are the model's own, before temperature and top-p.
 
     Args:
-        base: the model, or its name. A model that is passed in belongs to the backend until it is
-            closed: hooks on its layers apply adapters.
+        model: the base model, or its name. A loaded one belongs to the backend until it is closed:
+            hooks on its layers apply adapters.
         max_batch: the most requests that are answered together; others wait.
 
     Raises:
@@ -89,18 +89,18 @@ class TransformersBackend:
         MissingDependency: torch, transformers or safetensors is not installed.
     """
 
-    def __init__(self, base: BaseModel | str, *, max_batch: int = 16) -> None:
+    def __init__(self, model: BaseModel | str, *, max_batch: int = 16) -> None:
         """Load the base model and start the thread that runs it."""
-        self.base = load_base(base) if isinstance(base, str) else base
+        self.base = load_base(model) if isinstance(model, str) else model
         _require_servable(self.base)
-        model, tokenizer = self.base.model, self.base.tokenizer
-        self._layers = Layers(model)
-        generation = getattr(model.generation_config, "eos_token_id", None)
+        causal, tokenizer = self.base.model, self.base.tokenizer
+        self._layers = Layers(causal)
+        generation = getattr(causal.generation_config, "eos_token_id", None)
         self._ends = end_tokens(tokenizer, generation)
         self._tokenizing = threading.Lock()
         self._adapters: dict[str, Adapter] = {}
         self._place = place_in_process()
-        engine = Engine(model, self._layers, int(tokenizer.pad_token_id or 0))
+        engine = Engine(causal, self._layers, int(tokenizer.pad_token_id or 0))
         self._thread = ModelThread(engine, max_active=max_batch)
 
     def capabilities(self) -> Capabilities:

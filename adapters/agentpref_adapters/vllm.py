@@ -27,7 +27,9 @@ from agentpref.errors import (
     ConfigError,
     GenerationFailed,
     ProbeFailed,
+    RevisionError,
     ServerUnreachable,
+    ServingError,
     SwapFailed,
 )
 from agentpref.home import Home
@@ -69,7 +71,7 @@ _ASK_SECONDS = 5.0
 def open_router(
     home: Home | str | Path | None,
     *urls: str,
-    base: str,
+    model: str,
     namespace: str = "default",
     follow: float | None = 1.0,
 ) -> Router:
@@ -80,13 +82,13 @@ def open_router(
 
     Args:
         home: the home, its folder, or ``None``.
-        urls: the servers, e.g. ``http://127.0.0.1:8000``; all of them serve ``base``.
-        base: the base model, as for ``agentpref.update``; its tokenizer is used here.
+        urls: the servers, e.g. ``http://127.0.0.1:8000``; all of them serve ``model``.
+        model: the base model, as for ``agentpref.update``; its tokenizer is used here.
         namespace: serve the revisions of this namespace.
         follow: seconds between two looks at what other processes made live.
     """
     return watch.open_router(
-        home, lambda: VllmBackend(*urls, base=base), namespace=namespace, follow=follow
+        home, lambda: VllmBackend(*urls, model=model), namespace=namespace, follow=follow
     )
 
 
@@ -114,7 +116,7 @@ class VllmBackend:
 
     Args:
         urls: the servers, e.g. ``http://127.0.0.1:8000``.
-        base: the base model: ``"tiny"``, a folder, or a name on a model hub. Only its tokenizer is
+        model: the base model: ``"tiny"``, a folder, or a name on a model hub. Only its tokenizer is
             loaded, and its files are what revisions are checked against.
         adapters_at: the folder in which the servers see the home's ``adapters/``, if they run in a
             container or on another machine.
@@ -134,7 +136,7 @@ class VllmBackend:
     def __init__(
         self,
         *urls: str,
-        base: str,
+        model: str,
         adapters_at: str | None = None,
         max_loras: int | None = None,
         timeout: float = 60.0,
@@ -144,11 +146,12 @@ class VllmBackend:
         """Read the base's tokenizer, and wait for a server to answer."""
         if not urls:
             raise ConfigError("no server is named; give its address, e.g. http://127.0.0.1:8000")
-        self.base = read_base(base)
-        self._tokenizer = load_tokenizer(base, self.base.path)
+        self.base = read_base(model)
+        self._tokenizer = load_tokenizer(model, self.base.path)
         self._ends = end_tokens(self._tokenizer, _generation_end(self.base.path))
         self._tokenizing = threading.Lock()
         self._max_loras = max_loras
+        self._revisions: dict[str, Revision] = {}
         self._closed = False
         self._process = os.getpid()  # a forked child would read answers to its parent
         self._probe_prompt = self._encode(PROBE)
@@ -167,7 +170,7 @@ class VllmBackend:
             engine="vllm",
             streaming=True,
             places=self._places,
-            max_loaded=self._max_loras or self._fleet.max_loras(),
+            max_loaded=self._max_loras or self._reported_max_loras(),
         )
 
     def validate(self, revision: Revision) -> None:
@@ -181,8 +184,14 @@ class VllmBackend:
             SwapFailed: a server refuses it, or has no room; other servers may have loaded it.
         """
         self._require_open()
-        self._require_room(revision.revision_id)
-        self._fleet.load(revision)
+        name = revision.revision_id
+        self._require_room(name)
+        self._revisions[name] = revision
+        try:
+            self._fleet.everywhere(lambda member: member.load(revision))
+        except (ServingError, RevisionError):
+            self._revisions.pop(name, None)
+            raise
 
     def probe(self, revision_id: str) -> Reply:
         """Answer one fixed prompt on every server that answers.
@@ -191,7 +200,9 @@ class VllmBackend:
             ProbeFailed: a log-probability in an answer is not finite.
         """
         self._require_open()
-        return self._reply(revision_id, PROBE, self._fleet.probe(revision_id))
+        revision = self._revisions[revision_id]
+        pieces = self._fleet.everywhere(lambda member: member.probe(revision))
+        return self._reply(revision_id, PROBE, pieces[0])
 
     def unload(self, revision_id: str, places: Sequence[str] | None = None) -> None:
         """Unload a revision from the servers at some places, or from all of them.
@@ -200,12 +211,15 @@ class VllmBackend:
             ServingError: a server refuses or does not answer.
         """
         self._require_open()
+        self._revisions.pop(revision_id, None)
         self._fleet.unload(revision_id, self._places if places is None else places)
 
     def list_loaded(self) -> tuple[str, ...]:
         """Name the revisions that the servers have loaded, for this or another process."""
         self._require_open()
-        return tuple(name for name in self._fleet.loaded() if is_revision_id(name))
+        found, _ = self._fleet.reach(lambda member: member.server.models())
+        names = [model.name for models in found for model in models if model.parent is not None]
+        return tuple(dict.fromkeys(filter(is_revision_id, names)))
 
     def generate(self, revision_id: str, request: GenerationRequest) -> Reply:
         """Answer a request with one revision, or ``"base"``.
@@ -217,10 +231,13 @@ class VllmBackend:
         """
         self._require_open()
         prompt = self._encode(request)
-        piece = self._fleet.call(
-            revision_id,
-            lambda server, model: server.complete(self._body(request, prompt, model)),
-        )
+        revision = self._revisions.get(revision_id)
+
+        def complete(member: Member) -> Piece:
+            model = member.serving(revision_id, revision)
+            return member.server.complete(self._body(request, prompt, model))
+
+        piece = self._fleet.call(complete)
         return self._reply(revision_id, request, piece)
 
     def stream(self, revision_id: str, request: GenerationRequest) -> Iterator[str | Reply]:
@@ -231,10 +248,17 @@ class VllmBackend:
         """
         self._require_open()
         prompt = self._encode(request)
-        first, rest = self._fleet.call(
-            revision_id,
-            lambda server, model: _begun(server.stream(self._body(request, prompt, model))),
-        )
+        revision = self._revisions.get(revision_id)
+
+        def begin(member: Member) -> tuple[Piece, Pieces]:
+            """Wait for the first piece: a failure before it can be repeated elsewhere."""
+            model = member.serving(revision_id, revision)
+            pieces = member.server.stream(self._body(request, prompt, model))
+            for first in pieces:
+                return first, pieces
+            raise ServerUnreachable("a server ended an answer before its first token; ask again")
+
+        first, rest = self._fleet.call(begin)
         with closing(rest):
             yield from self._read(revision_id, request, chain([first], rest))
 
@@ -249,6 +273,11 @@ class VllmBackend:
                 "the backend was closed, or belongs to the process that this one was forked from; "
                 "make a new one to continue serving"
             )
+
+    def _reported_max_loras(self) -> int | None:
+        """The smallest number of adapters that a server runs together, if any server says."""
+        found, _ = self._fleet.reach(lambda member: member.server.max_loras())
+        return min((number for number in found if number is not None), default=None)
 
     def _require_room(self, name: str) -> None:
         room = self.capabilities().max_loaded
@@ -331,13 +360,6 @@ class VllmBackend:
             raise ServerUnreachable(f"the answer of {revision_id} broke off; ask again")
         message = assistant_message(text.text, turn=len(request.messages))
         yield Reply(revision_id, message, tuple(tokens), tuple(logprobs), reason)
-
-
-def _begun(pieces: Pieces) -> tuple[Piece, Pieces]:
-    """Wait for the first piece: a failure before it can be repeated on another server."""
-    for first in pieces:
-        return first, pieces
-    raise ServerUnreachable("a server ended an answer before its first token; ask again")
 
 
 def _generation_end(folder: Path) -> int | list[int] | None:

@@ -216,8 +216,7 @@ def training_settings(config: UpdateConfig) -> dict[str, Any]:
     """The settings that determine what is trained, as plain values: all but gate and budget."""
     settings = config.to_mapping()
     del settings["gate"], settings["max_minutes"]
-    plain: dict[str, Any] = orjson.loads(orjson.dumps(settings))
-    return plain
+    return settings
 
 
 def fingerprint(batches: Sequence[Sequence[TrainingRow]], **facts: Any) -> str:

@@ -216,7 +216,3 @@ def _mask(mask: Tensor, dtype: Any) -> Tensor:
     if mask.dim() == 2:
         return mask
     return mask.new_zeros(mask.shape, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
-
-
-class PairLogps(tuple):  # TEMPORARY: the lead's callers import it; removed with the last commit
-    pass

@@ -124,12 +124,12 @@ def build_examples(
 def example_id_of(prompt_id: str, completions: Sequence[Completion]) -> str:
     """The content address of an example, 32 hex digits.
 
-    It covers the prompt, the completions in their order, and their labels. That the first of two is
-    preferred goes without saying, so a pair's labels are left out.
+    It covers the prompt, the completions in their order, and their labels. Pairs and thumbs keep
+    the ids of version 0.1, which left a pair's labels out and wrote a thumb's as a word.
     """
     labels = [completion.label for completion in completions]
     parts = [prompt_id.encode(), *(canonical(c.message) for c in completions)]
-    if len(labels) == 1:
+    if labels in ([1], [0]):
         parts.append(b"up" if labels[0] else b"down")
     elif labels != [1, 0]:
         parts.append(orjson.dumps(labels))

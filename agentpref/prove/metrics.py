@@ -39,7 +39,8 @@ def correctness(margins: Iterable[float]) -> tuple[float, ...]:
 def ranking_accuracy(ratios: Sequence[float], labels: Sequence[float]) -> float:
     """Share of an example's comparisons that a policy ranks as the labels do; ties count ½.
 
-    Two completions with different labels make a comparison, so a pair's accuracy is 0, ½ or 1.
+    Two completions with different labels make a comparison, so a pair's accuracy is 0, ½ or 1. With
+    no comparison at all it is ½.
 
     >>> ranking_accuracy([2.0, 1.0, 0.0], [1.0, 0.0, 0.5])
     0.6666666666666666
@@ -50,7 +51,7 @@ def ranking_accuracy(ratios: Sequence[float], labels: Sequence[float]) -> float:
         for j, worse in enumerate(labels)
         if better > worse
     )
-    return accuracy(right)
+    return accuracy(right) if right else 0.5
 
 
 def thumb_margins(

@@ -322,16 +322,11 @@ def run_row(run: Run, nodes: Sequence[Node] = ()) -> RunRow:
         InvalidMessage: a message cannot be stored.
     """
     nodes = nodes or Linker().conversation(run.prompt.messages, run.prompt.tools, run.output)
-    values = {name: column(name, getattr(run, name)) for name in RUN_COLUMNS}
+    values = {name: getattr(run, name) for name in RUN_COLUMNS}
     values |= {"prompt": nodes[-1].parent, "output": nodes[-1].id}
+    for name, empty in EMPTY_JSON.items():
+        values[name] = empty if values[name] is None else as_json(values[name])
     return RunRow(**values, nodes=tuple(nodes))
-
-
-def column(name: str, value: Any) -> Any:
-    """Write a field of a run as its column holds it."""
-    if name not in EMPTY_JSON:
-        return value
-    return EMPTY_JSON[name] if value is None else as_json(value)
 
 
 def as_json(value: Any) -> str:

@@ -50,6 +50,16 @@ def _columns(table: str, columns: Iterable[str]) -> str:
 
 
 _SELECT_RUN = f"SELECT {_columns('run', RUN_COLUMNS)} FROM run"
+_JUDGED = """(
+    SELECT run_id FROM feedback
+    UNION SELECT run_a FROM comparison
+    UNION SELECT run_b FROM comparison) AS judged"""
+_PROMPTS_SINCE = """
+    SELECT prompt FROM feedback CROSS JOIN run USING (run_id)
+    WHERE feedback.created_at >= :since AND namespace = :namespace
+    UNION
+    SELECT prompt FROM comparison CROSS JOIN run ON run_id = run_a
+    WHERE comparison.created_at >= :since AND namespace = :namespace"""
 
 
 class Store:
@@ -146,7 +156,8 @@ class Store:
         answers to them, also the older ones.
         """
         messages = _Messages(self._connection)
-        for row in self._judged("run", RUN_COLUMNS, "run_id", namespace, since, "run.run_id"):
+        columns, order = _columns("run", RUN_COLUMNS), "run.run_id"
+        for row in self._judged(columns, _JUDGED, "judged.run_id", namespace, since, order):
             yield _read_run(row, messages)
 
     def feedback(self, namespace: str, *, since: float | None = None) -> Iterator[Feedback]:
@@ -155,14 +166,16 @@ class Store:
         All feedback on a selected prompt is read, also what is older than ``since``.
         """
         messages = _Messages(self._connection)
+        columns = _columns("feedback", FEEDBACK_COLUMNS)
         order = "feedback.created_at, feedback_id"
-        for row in self._judged("feedback", FEEDBACK_COLUMNS, "run_id", namespace, since, order):
+        for row in self._judged(columns, "feedback", "feedback.run_id", namespace, since, order):
             yield _read_feedback(row, messages)
 
     def comparisons(self, namespace: str, *, since: float | None = None) -> Iterator[Comparison]:
         """Read the comparisons of a namespace's runs, oldest first; ``since`` as above."""
+        columns = _columns("comparison", COMPARISON_COLUMNS)
         order = "comparison.created_at, comparison_id"
-        for row in self._judged("comparison", COMPARISON_COLUMNS, "run_a", namespace, since, order):
+        for row in self._judged(columns, "comparison", "run_a", namespace, since, order):
             yield Comparison(*row)
 
     def scales(self, namespace: str) -> list[stats.Scale]:
@@ -197,20 +210,20 @@ class Store:
 
     def _judged(
         self,
-        table: str,
-        columns: Iterable[str],
-        run: str,
+        columns: str,
+        judged: str,
+        run_id: str,
         namespace: str,
         since: float | None,
         order: str,
     ) -> Iterator[tuple[Any, ...]]:
-        """Read the rows that belong to judged runs, starting from these: most are not judged."""
-        judged = stats.JUDGED if since is None else stats.JUDGED_SINCE
-        query = (
-            f"SELECT {_columns(table, columns)} FROM ({judged}) AS judged"
-            f" CROSS JOIN {table} ON {table}.{run} = judged.run_id ORDER BY {order}"
-        )
-        return self._connection.execute(query, {"namespace": namespace, "since": since})
+        """Select from rows that name runs, and the runs; there are far more runs than such rows."""
+        query = f"SELECT {columns} FROM {judged} CROSS JOIN run ON run.run_id = {run_id}"
+        query += " WHERE namespace = :namespace"
+        if since is not None:
+            query += f" AND prompt IN ({_PROMPTS_SINCE})"
+        values = {"namespace": namespace, "since": since}
+        return self._connection.execute(f"{query} ORDER BY {order}", values)
 
     def _require_remembered(self, judgement: Feedback | Comparison) -> None:
         if judgement.user_id is not None:

@@ -127,8 +127,8 @@ class Chat:
     def thumbs(
         self, run_id: str, *, up: bool, comment: str | None = None, user_id: str | None = None
     ) -> str:
-        """Say whether an answer was good, as ``log.feedback``; return the feedback's id."""
-        return self.log.feedback(run_id, key="thumbs", score=up, comment=comment, user_id=user_id)
+        """Say whether an answer was good, as ``log.thumbs``; return the feedback's id."""
+        return self.log.thumbs(run_id, up=up, comment=comment, user_id=user_id)
 
     def correct(
         self,

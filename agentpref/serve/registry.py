@@ -110,7 +110,7 @@ class Registry:
         A router asks after it has pinned the revision: from then on, nobody prunes it.
 
         Raises:
-            RevisionError: it must not be loaded or trained on; the message says why.
+            RevisionError: the message says why.
         """
         with self._connected() as connection:
             status.require_fit(connection, revision.revision_id, untainted=False)

@@ -46,7 +46,7 @@ def engine(python: str | None) -> Engine:
     def serve(stage: Stage) -> Iterator[Router]:
         with (
             _server(stage, python) as server,
-            closing(VllmBackend(server.url, base=stage.base, max_loras=MAX_LORAS)) as backend,
+            closing(VllmBackend(server.url, model=stage.base, max_loras=MAX_LORAS)) as backend,
             Router(Registry(stage.home), backend) as router,
         ):
             Watcher(router)

@@ -2,7 +2,7 @@
 
 Every request can be answered in five styles, and the corpus answers it in each of them with equal
 probability. So the bundled model has habits in all directions and no preference among them, and a
-preference that is trained into it shows in what it says. Knows nothing of tokens or models.
+preference that is trained into it shows in what it says.
 """
 
 # ruff: noqa: SIM905 (words are read and counted more easily as text than as a list)

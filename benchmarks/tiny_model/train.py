@@ -1,7 +1,7 @@
 """Tokenizer and weights of the bundled model, from scratch, on a CPU.
 
 Plain next-token training of a small Llama with tied embeddings on the corpus of this package, in
-batches of conversations of like length. Knows nothing of preferences.
+batches of conversations of like length.
 """
 
 from __future__ import annotations

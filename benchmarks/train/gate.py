@@ -1,6 +1,6 @@
 """The gate before any claim: both arms must have come to the same result.
 
-Compares what two arms wrote. Pure but for reading files; knows nothing of how they work.
+Compares what two arms wrote.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 ``job.json`` holds the settings, ``rows.npz`` the token ids, ``init.safetensors`` the LoRA weights
 to start from. Rows are drawn at random from the vocabulary; only their lengths mean something.
-Knows nothing of how either trainer works, but for the order in which ours takes the rows, which
-is asked of its own plan and then written down for both.
+The order of the rows is that of our trainer's plan, and written down for both arms.
 """
 
 from __future__ import annotations

@@ -124,8 +124,8 @@ def _week(
             took[script].append(
                 _run(bench, f"{stem}/{night}/{script}", "benchmarks.train.nights_trl", arguments)
             )
-        tonight = ", ".join(f"{arm} {took[arm][-1].wall_s:.1f} s" for arm in took)
-        say(f"  night {night + 1}: {tonight}; {took['ours'][-1].result['verdict']}")
+        times = ", ".join(f"{arm} {took[arm][-1].wall_s:.1f} s" for arm in took)
+        say(f"  night {night + 1}: {times}; {took['ours'][-1].result['verdict']}")
     return took
 
 

@@ -74,7 +74,7 @@ def rows_of(questions: Path, script: str, night: int) -> tuple[list[jobs.Ids], l
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Train on from last night's adapter, evaluate, and save tonight's."""
+    """Train from the adapter of the night before, evaluate, and save the new one."""
     from agentpref.models.base import BUNDLED, find_base
 
     train, prove = rows_of(options.questions, options.script, options.night)

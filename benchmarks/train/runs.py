@@ -1,6 +1,6 @@
 """Processes, what they took, and a ledger of them from which a broken-off measurement goes on.
 
-Knows nothing of trainers: a run is a module of this repository with arguments, timed from its
+A run is a module of this repository with arguments, timed from its
 start until it has exited.
 """
 

@@ -1,4 +1,4 @@
-"""Revisions of a small model, what plain transformers and peft answer, and an engine held up."""
+"""Revisions of a small model, the answers of plain transformers and peft, and a blocked engine."""
 
 from __future__ import annotations
 
@@ -81,12 +81,12 @@ def get(served: Served, index: int = 0) -> Revision:
     return Registry(served.home).get(served.names[index])
 
 
-class held:  # noqa: N801
-    """Keep the owner busy with one token, until so many requests wait that they come together."""
+class blocked:  # noqa: N801
+    """Block the model's thread; call the result to wait until that many requests wait."""
 
     def __init__(self, backend: TransformersBackend) -> None:
         self.backend = backend
-        self.gate = threading.Event()
+        self.may_go_on = threading.Event()
 
     def __enter__(self):
         entered = threading.Event()
@@ -96,7 +96,7 @@ class held:  # noqa: N801
         def busy(*args, **kwargs):
             model.forward = forward
             entered.set()
-            self.gate.wait()
+            self.may_go_on.wait()
             return forward(*args, **kwargs)
 
         model.forward = busy
@@ -110,7 +110,7 @@ class held:  # noqa: N801
             self.backend.generate(BASE, ask("busy", max_tokens=1))
 
     def __exit__(self, *_) -> None:
-        self.gate.set()
+        self.may_go_on.set()
         self.thread.join()
 
     def wait_for(self, count: int) -> None:

@@ -19,9 +19,8 @@ from langchain_core.tools import tool
 from pydantic import BaseModel
 
 from agentpref.record.messages import prompt_of
-from agentpref_adapters._langchain_convert import (
+from agentpref_adapters._langchain_callback import (
     first_id,
-    openai_message,
     openai_messages,
     openai_tool,
     sampling_params,
@@ -30,6 +29,11 @@ from agentpref_adapters._langchain_convert import (
 )
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+
+
+def openai_message(message: BaseMessage) -> dict[str, Any]:
+    (body,) = openai_messages([message])
+    return body
 
 
 def test_a_conversation_with_a_tool_call_is_converted_to_openais_shape() -> None:

@@ -1,4 +1,4 @@
-"""The matrices in the layers: held to peft's own arithmetic, alone and side by side."""
+"""LoRA matrices in the layers, compared with peft, alone and side by side."""
 
 from __future__ import annotations
 

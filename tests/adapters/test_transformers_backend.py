@@ -1,4 +1,4 @@
-"""The in-process backend, held to plain transformers and peft as an oracle."""
+"""The in-process backend, compared with plain transformers and peft."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from served import LENGTH, PROMPTS, REVISIONS, Served, ask, get, held, make_adapter
+from served import LENGTH, PROMPTS, REVISIONS, Served, ask, blocked, get, make_adapter
 
 from agentpref.errors import (
     BackendClosed,
@@ -131,7 +131,7 @@ def test_waiting_requests_are_answered_in_one_batch(
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(backend.base.model, "forward", watched)
-    with ThreadPoolExecutor(8) as pool, held(backend) as waiting:
+    with ThreadPoolExecutor(8) as pool, blocked(backend) as waiting:
         futures = {p: pool.submit(backend.generate, name, ask(p)) for p in PROMPTS}
         short = pool.submit(backend.generate, name, ask("tide", max_tokens=2))
         chance = pool.submit(backend.generate, name, sampled)
@@ -210,7 +210,7 @@ def test_an_error_of_one_request_does_not_fail_the_others_of_its_batch(
         monkeypatch.setattr(ActiveRequest, "take", take)
     else:
         monkeypatch.setattr(_transformers_engine, "_sample", broken)
-    with ThreadPoolExecutor(2) as pool, held(backend) as waiting:
+    with ThreadPoolExecutor(2) as pool, blocked(backend) as waiting:
         good = pool.submit(backend.generate, BASE, ask("tide"))
         bad = pool.submit(backend.generate, BASE, ask("hello", temperature=1.0))
         waiting(2)
@@ -309,7 +309,7 @@ def test_an_error_in_the_engine_reaches_every_caller_and_leaves_it_usable(
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(layer, "forward", broken)
-    with ThreadPoolExecutor(4) as pool, held(backend) as waiting:
+    with ThreadPoolExecutor(4) as pool, blocked(backend) as waiting:
         futures = [pool.submit(backend.generate, served.names[0], ask(p)) for p in PROMPTS[:4]]
         waiting(4)
     errors = [future.exception() for future in futures]

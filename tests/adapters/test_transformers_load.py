@@ -1,4 +1,4 @@
-"""The in-process backend with many requests at once: they join, leave, and see no other."""
+"""The in-process backend with many requests at once: they join and leave without mixing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from served import PROMPTS, REVISIONS, Served, ask, get, held, make_home
+from served import PROMPTS, REVISIONS, Served, ask, blocked, get, make_home
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, MistralConfig, Phi3Config
 
 from agentpref.errors import GenerationFailed
@@ -107,7 +107,7 @@ def test_an_unloaded_revision_still_answers_its_active_requests(
     name, prompt = served.names[0], PROMPTS[1]
     backend.load(get(served, 0))
     adapter = weakref.ref(backend._adapters[name])
-    with ThreadPoolExecutor(1) as pool, held(backend) as waiting:
+    with ThreadPoolExecutor(1) as pool, blocked(backend) as waiting:
         reply = pool.submit(backend.generate, name, ask(prompt))
         waiting(1)
         backend.load(get(served, 1))
@@ -334,7 +334,7 @@ def test_ended_requests_of_a_batch_that_cannot_be_cut_make_room_for_others(
     backend = TransformersBackend(base, max_batch=2)
     watched = Watched(backend, monkeypatch)
     with ThreadPoolExecutor(2) as pool:
-        with held(backend) as waiting:
+        with blocked(backend) as waiting:
             long = pool.submit(backend.generate, BASE, ask("tide", max_tokens=LONG))
             short = pool.submit(backend.generate, BASE, ask("hello", max_tokens=1))
             waiting(2)
@@ -357,7 +357,7 @@ def test_a_long_request_does_not_change_the_answers_to_short_ones_under_longrope
     assert len(backend._encode(short)) + 10 < 64 < len(backend._encode(long))
     alone = [backend.generate(BASE, request) for request in asked]
     with ThreadPoolExecutor(3) as pool:
-        with held(backend) as waiting:
+        with blocked(backend) as waiting:
             together = [pool.submit(backend.generate, BASE, request) for request in asked]
             waiting(3)
         for before, reply in zip(alone, together, strict=True):

@@ -1,4 +1,4 @@
-"""The owner's thread: who is admitted when, and what becomes of those who wait."""
+"""The thread that runs the model: when jobs are admitted, and when they fail."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Job:
 
 
 class Counter:
-    """An engine that counts jobs down; ``gate`` holds it before a step, ``entered`` says so."""
+    """Counts jobs down; ``may_step`` blocks it before a step, where ``entered`` is set."""
 
     def __init__(self) -> None:
         self.jobs: list[Job] = []
         self.log: list[list[int]] = []
         self.threads: set[int] = set()
-        self.gate = threading.Event()
-        self.gate.set()
+        self.may_step = threading.Event()
+        self.may_step.set()
         self.entered = threading.Event()
 
     @property
@@ -53,7 +53,7 @@ class Counter:
         self.threads.add(threading.get_ident())
         if self.jobs:
             self.entered.set()
-            self.gate.wait()
+            self.may_step.wait()
             self.log.append([job.number for job in self.jobs])
         for job in self.jobs:
             job.steps -= 1
@@ -75,7 +75,7 @@ def engine() -> Counter:
 def thread(engine: Counter) -> Iterator[ModelThread]:
     thread = ModelThread(engine, max_active=3)
     yield thread
-    engine.gate.set()
+    engine.may_step.set()
     thread.close()
 
 
@@ -84,7 +84,7 @@ def hold(engine: Counter, thread: ModelThread) -> Callable[[], Job]:
     """Keep the engine in the first of two steps of a job, numbered -1."""
 
     def call() -> Job:
-        engine.gate.clear()
+        engine.may_step.clear()
         job = Job(-1, steps=2)
         thread.submit(job)
         engine.entered.wait()
@@ -98,7 +98,7 @@ def test_a_new_job_is_admitted_between_two_steps_of_an_active_one(
 ) -> None:
     first, second = hold(), Job(2)
     thread.submit(second)
-    engine.gate.set()
+    engine.may_step.set()
     assert second.outcome.result() == 2
     assert first.outcome.result() == -1
     assert engine.log == [[-1], [-1, 2]]
@@ -112,7 +112,7 @@ def test_jobs_beyond_the_limit_wait_and_the_oldest_is_admitted_first(
     for job in jobs:
         thread.submit(job)
     assert thread.waiting == 5
-    engine.gate.set()
+    engine.may_step.set()
     assert [job.outcome.result() for job in jobs] == list(range(5))
     assert engine.log == [[-1], [-1, 0, 1], [1, 2, 3], [3, 4]]
     assert thread.waiting == 0
@@ -138,7 +138,7 @@ def test_closing_fails_waiting_jobs_finishes_active_ones_and_refuses_new_ones(
         assert not active.outcome.done()
         with pytest.raises(BackendClosed, match="make a new one"):
             thread.submit(Job(2))
-        engine.gate.set()
+        engine.may_step.set()
         closing.result()
     assert active.outcome.result() == -1
     assert engine.log == [[-1], [-1]]
@@ -161,7 +161,7 @@ def test_an_engine_that_raises_fails_all_jobs(
         raise RuntimeError("no")
 
     monkeypatch.setattr(engine, "admit", broken)
-    engine.gate.set()
+    engine.may_step.set()
     for job in (active, waiting):
         assert isinstance(job.outcome.exception(timeout=30), BackendClosed)
     with pytest.raises(BackendClosed):

@@ -73,7 +73,7 @@ def publish(registry: Registry, tmp_path: Path) -> Callable[[], Revision]:
 
 def connect(*servers: StandIn, patience: float = 0.0, **settings) -> VllmBackend:
     urls = [server.url for server in servers]
-    return VllmBackend(*urls, base="tiny", patience=patience, **settings)
+    return VllmBackend(*urls, model="tiny", patience=patience, **settings)
 
 
 def ready(backend: VllmBackend, revision: Revision) -> str:
@@ -403,10 +403,10 @@ class TestTrouble:
     )
     def test_an_invalid_address_is_refused_with_an_example(self, urls: tuple[str, ...]) -> None:
         with pytest.raises(ConfigError, match=r"http://127\.0\.0\.1:8000"):
-            VllmBackend(*urls, base="tiny")
+            VllmBackend(*urls, model="tiny")
 
     def test_an_address_may_end_with_v1(self, server: StandIn) -> None:
-        with closing(VllmBackend(f"{server.url}/v1/", base="tiny", patience=0)) as backend:
+        with closing(VllmBackend(f"{server.url}/v1/", model="tiny", patience=0)) as backend:
             assert backend.generate(BASE, ASK).revision == BASE
 
     def test_a_server_with_another_base_is_refused(self, server: StandIn, tmp_path: Path) -> None:
@@ -539,7 +539,7 @@ class TestTrouble:
 
     def test_another_kind_of_server_is_refused(self, server: StandIn) -> None:
         with pytest.raises(ServerUnreachable, match="check that the address"):
-            VllmBackend(f"{server.url}/metrics", base="tiny", patience=60)
+            VllmBackend(f"{server.url}/metrics", model="tiny", patience=60)
 
 
 class TestSeveral:
@@ -594,7 +594,7 @@ class TestPlaces:
         named = server.url.replace("127.0.0.1", "localhost")
         with (
             closing(connect(server, other)) as one,
-            closing(VllmBackend(named, base="tiny")) as two,
+            closing(VllmBackend(named, model="tiny")) as two,
         ):
             assert set(two.capabilities().places) < set(one.capabilities().places)
             assert len(one.capabilities().places) == 2
@@ -639,7 +639,7 @@ class TestRouter:
         self, server: StandIn, registry: Registry, publish: Callable[[], Revision]
     ) -> None:
         first, second = publish().revision_id, publish().revision_id
-        router = open_router(registry.home, server.url, base="tiny", follow=None)
+        router = open_router(registry.home, server.url, model="tiny", follow=None)
         with router:
             router.activate(first)
             router.activate(second)

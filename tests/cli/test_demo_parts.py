@@ -6,11 +6,11 @@ from collections import Counter
 from contextlib import closing
 
 import pytest
-from agentpref.prefer.pairs import read_pairs
 
 from agentpref.config import UpdateConfig
 from agentpref.errors import NotAHome
 from agentpref.home import Home
+from agentpref.prefer.examples import read_examples
 from agentpref.record.database import connect
 from agentpref.record.log import Log
 from agentpref.record.store import Store
@@ -48,12 +48,12 @@ def test_the_feedback_on_every_reply_makes_one_pair_that_prefers_the_liked_answe
             run_id = log.record(asked, text, tags=["round"])
             give_feedback(log, "round", question, Reply(run_id, text, "base"), number)
     with closing(connect(Home.open(tmp_path))) as connection:
-        found = read_pairs(Store(connection), "default", held_out=UpdateConfig().held_out)
+        found = read_examples(Store(connection), "default", held_out=UpdateConfig().held_out)
     liked = {question.text: question.liked for question in questions}
     assert len(found.pairs) == len(questions)
     assert {pair.origin for pair in found.pairs} == {"correction", "comparison", "thumbs"}
     for pair in found.pairs:
-        assert pair.chosen["content"] == liked[pair.prompt.messages[0]["content"]]
+        assert pair.completions[0].message["content"] == liked[pair.prompt.messages[0]["content"]]
 
 
 def test_the_agents_replies_come_from_the_live_revision_and_are_logged(tmp_path):
@@ -89,7 +89,7 @@ def test_a_refused_first_update_has_the_accuracy_of_the_base_model(tmp_path):
             run_id = log.record(asked, question.disliked, tags=["round"])
             give_feedback(log, "round", question, Reply(run_id, question.disliked, "base"), number)
     with closing(connect(Home.open(tmp_path))) as connection:
-        pairs = read_pairs(Store(connection), "default", held_out=0.2).pairs
+        pairs = read_examples(Store(connection), "default", held_out=0.2).pairs
         arms = Arms("tiny", settings(0), connection, lambda stage, done, total: None)
         assert arms.r_matrix([None], {"round": pairs}).rows == ((0.5,), (0.5,))
 

@@ -76,7 +76,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
     run, filled, random_base, monkeypatch
 ) -> None:
     needed = ["torch>=2; extra == 'train'", "no-such-package==1.*; extra == 'train'"]
-    monkeypatch.setattr(module, "requires", lambda package: needed)
+    monkeypatch.setattr("importlib.metadata.requires", lambda package: needed)
     message = checks(run("doctor", "--model", random_base, "--json").json)["train"]["message"]
     assert message == "not installed (no-such-package); to use it: pip install 'agentpref[train]'"
 

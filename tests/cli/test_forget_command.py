@@ -60,23 +60,23 @@ def runs(run) -> int:
     return run("stats", "--json").json["default"]["runs"]
 
 
-def test_a_user_goes_and_the_others_stay(run, shared) -> None:
+def test_a_user_is_removed_and_the_others_stay(run, shared) -> None:
     out = run("forget", "--user-id", "ada").out
     assert out == (
         "removed: runs 1, feedback 1, comparisons 0, messages 1\n"
-        "messages that other runs hold too, and that stay: 1\n"
+        "messages that stay, because other runs contain them: 1\n"
     )
     assert (runs(run), users(run)) == (2, 1)
     again = run("forget", "--user-id", "ada")
     assert again.out == "removed: runs 0, feedback 0, comparisons 0, messages 0\n"
-    assert again.err.splitlines() == ["look for stray text", "remove", "scrub"]
+    assert again.err.splitlines() == ["remove", "scrub"]
 
 
-def test_it_says_what_is_tainted_and_how_to_rebuild(run, shared, trained) -> None:
+def test_tainted_revisions_and_the_commands_to_rebuild_are_printed(run, shared, trained) -> None:
     lines = run("forget", "--user-id", "ada").out.splitlines()
     where = f"--home {shared} --namespace default"
     assert lines[2:] == [
-        f"tainted, their training having seen it: {trained}",
+        f"tainted, because they were trained on it: {trained}",
         f"default is served by {trained}; to rebuild:",
         f"  agentpref adapters promote base {where}",
         f"  agentpref update --model tiny {where}",
@@ -86,7 +86,7 @@ def test_it_says_what_is_tainted_and_how_to_rebuild(run, shared, trained) -> Non
     assert "to rebuild" not in run("forget", "--user-id", "ada").out
 
 
-def test_json_is_all_of_it(run, shared, trained) -> None:
+def test_json_has_every_field(run, shared, trained) -> None:
     output = run("forget", "--user-id", "ada", "--json")
     value = output.json
     assert output.err == ""
@@ -96,7 +96,7 @@ def test_json_is_all_of_it(run, shared, trained) -> None:
     assert len(rebuild["commands"]) == 2
 
 
-def test_what_is_old_goes(run, shared) -> None:
+def test_old_runs_are_removed(run, shared) -> None:
     assert run("forget", "--older-than", "90d").out.startswith("removed: runs 1, feedback 1, ")
     assert runs(run) == 2
     assert run("forget", "--older-than", "90d", "--json").json["runs"] == 0
@@ -106,12 +106,12 @@ def test_what_is_old_goes(run, shared) -> None:
 @pytest.mark.parametrize(
     ("age", "left"), [("2399h", 2), ("2401h", 3), ("14.2w", 2), ("144001m", 3)]
 )
-def test_ages_are_in_the_units_that_people_use(run, shared, age, left) -> None:
+def test_an_age_may_have_any_of_its_units(run, shared, age, left) -> None:
     run("forget", "--older-than", age)
     assert runs(run) == left
 
 
-def test_a_clock_that_must_be_wrong_is_believed_only_when_forced(run, shared) -> None:
+def test_an_implausible_clock_is_refused_unless_forced(run, shared) -> None:
     time.sleep(0.002)
     err = run("forget", "--older-than", "0.001s", exits=1).err
     assert "nothing was removed; set the clock, or force the removal" in err
@@ -123,8 +123,8 @@ def test_a_clock_that_must_be_wrong_is_believed_only_when_forced(run, shared) ->
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "name one of them"),
-        (("--user-id", "ada", "--older-than", "90d"), "name one of them"),
+        ((), "give exactly one of them"),
+        (("--user-id", "ada", "--older-than", "90d"), "give exactly one of them"),
         (("--older-than", "90"), "'90' is no age"),
         (("--older-than", "d"), "'d' is no age"),
         (("--older-than", ""), "'' is no age"),
@@ -132,20 +132,20 @@ def test_a_clock_that_must_be_wrong_is_believed_only_when_forced(run, shared) ->
         (("--older-than", "-1d"), "is no age"),
         (("--older-than", "0d"), "must be above 0"),
         (("--older-than", "infd"), "is no age"),
-        (("--user-id", "ada", "--force"), "--older-than only"),
+        (("--user-id", "ada", "--force"), "needs --older-than"),
     ],
 )
-def test_what_makes_no_sense_is_bad_usage(run, shared, arguments, words) -> None:
+def test_wrong_options_are_bad_usage(run, shared, arguments, words) -> None:
     assert words in " ".join(run("forget", *arguments, exits=2).err.replace("│", " ").split())
     assert runs(run) == 3
 
 
-def test_while_an_update_runs_it_says_so(run, shared) -> None:
+def test_forget_fails_while_an_update_runs(run, shared) -> None:
     with exclusive(Home.open(shared)):
         assert "wait for it to end" in run("forget", "--user-id", "ada", exits=1).err
 
 
-def test_a_folder_that_is_no_home_is_refused_before_anything_is_asked(run, home) -> None:
+def test_a_folder_that_is_no_home_is_refused_before_the_question(run, home) -> None:
     assert "is not an agentpref home" in run("forget", "--user-id", "ada", exits=1).err
 
 
@@ -171,7 +171,7 @@ def answering(monkeypatch: pytest.MonkeyPatch):
     return call
 
 
-def test_on_a_terminal_it_asks_first(answering, run, shared, capsys) -> None:
+def test_forget_asks_first_on_a_terminal(answering, run, shared, capsys) -> None:
     assert answering("n\n", user_id="ada") == 1
     shown = capsys.readouterr()
     assert shown.out == "nothing was removed\n"
@@ -181,6 +181,6 @@ def test_on_a_terminal_it_asks_first(answering, run, shared, capsys) -> None:
     assert runs(run) == 2
 
 
-def test_on_a_terminal_it_does_not_ask_who_has_said_yes(answering, run, shared) -> None:
+def test_forget_does_not_ask_with_yes(answering, run, shared) -> None:
     assert answering("", older_than="90d", yes=True) == 0
     assert runs(run) == 2

@@ -42,7 +42,7 @@ def test_a_backup_is_a_home(run, filled, tmp_path) -> None:
     assert run("verify", "--home", tmp_path / "copy")
 
 
-def test_a_backup_as_json(run, filled, tmp_path) -> None:
+def test_backup_prints_json(run, filled, tmp_path) -> None:
     value = run("backup", tmp_path / "copy", "--json").json
     assert value["path"] == str(tmp_path / "copy")
     assert value["bytes"] > 0
@@ -54,57 +54,74 @@ def test_a_backup_into_a_folder_in_use_is_bad_usage(run, filled, tmp_path) -> No
     assert "inside the home" in run("backup", filled / "copy", exits=2).err
 
 
-def test_a_merge_says_what_came_over(run, filled, other) -> None:
+def test_merge_prints_what_became_of_the_rows(run, filled, other) -> None:
     lines = run("merge", other).out.splitlines()
     assert lines == [
-        "home\trows\tadded\tknown\tconflicts\tforgotten\trefused",
-        "other\truns\t3\t0\t0\t0\t0",
-        "other\tfeedback\t1\t0\t0\t0\t0",
-        "other\tcomparisons\t0\t0\t0\t0\t0",
+        "home\trows\tadded\tknown\tconflicts\tforgotten",
+        "other\truns\t3\t0\t0\t0",
+        "other\tfeedback\t1\t0\t0\t0",
+        "other\tcomparisons\t0\t0\t0\t0",
     ]
     (again,) = run("merge", other, "--json").json["merged"]
-    assert again["runs"]["known"] == 3
-    assert again["messages"]["added"] == 0
+    assert again["runs"] == {"added": 0, "known": 3, "conflicts": 0, "forgotten": 0}
+    assert (again["messages"], again["conflicts"], again["forgot"]) == (0, [], None)
     assert run("stats", "--json").json["default"]["runs"] == 90
 
 
-def test_a_row_that_is_not_let_in_is_named(run, filled, other) -> None:
+def test_merge_refuses_a_home_that_fails_verification(run, filled, other) -> None:
     with closing(sqlite3.connect(other / "agentpref.db")) as connection, connection:
         connection.execute("UPDATE message SET body = replace(body, 'From 9', 'From 7')")
-    out = run("merge", other).out
-    assert "other\truns\t2\t0\t0\t0\t1\n" in out
-    assert "its text is not what was recorded" in out
-    assert out.endswith("rows not let in: 1; look at those homes with `agentpref verify`\n")
-
-
-def test_who_was_forgotten_there_is_said(run, filled, other) -> None:
-    run("merge", other)
-    forget(other, "ada")
-    out = run("merge", other).out
-    assert "forgotten there, so removed here: runs 3, feedback 1, comparisons 0\n" in out
+    err = run("merge", other, exits=1).err
+    assert "fails verification, so nothing of it was merged: message" in err
+    assert "its text is not what was recorded; look at it with `agentpref verify --home" in err
     assert run("stats", "--json").json["default"]["runs"] == 87
 
 
-def test_how_to_rebuild_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    rebuild = {"namespace": "default", "commands": ["agentpref adapters promote base"]}
+def test_merge_names_the_rows_in_conflict(run, filled, other) -> None:
+    with Log(filled) as log:
+        log.record(ASK, "Mine.", run_id="same")
+    with Log(other) as log:
+        log.record(ASK, "Theirs.", run_id="same")
+    lines = run("merge", other).out.splitlines()
+    assert lines[-3:] == [
+        "home\ttable\tkey",
+        "other\trun\tsame",
+        "rows in conflict: 1; the row that was here first stays",
+    ]
+
+
+def test_merge_prints_what_a_tombstone_removed(run, filled, other) -> None:
+    run("merge", other)
+    forget(other, "ada")
+    out = run("merge", other).out
+    assert "forgotten in other, so removed here: runs 3, feedback 1, comparisons 0\n" in out
+    assert run("stats", "--json").json["default"]["runs"] == 87
+
+
+def test_merge_prints_the_commands_to_rebuild(capsys: pytest.CaptureFixture[str]) -> None:
+    rebuild = {
+        "namespace": "default",
+        "tainted": ["rev-1"],
+        "commands": ["agentpref adapters promote base"],
+    }
     forgot = {"runs": 1, "feedback": 0, "comparisons": 0, "rebuild": [rebuild]}
-    replicas._show_forgotten({"home": "/h", "keys": 0, "forgot": forgot})
+    replicas._show_forgotten("h", {"keys": 0, "forgot": forgot})
     assert capsys.readouterr().out.endswith(
-        "default is served by what saw it; to rebuild:\n  agentpref adapters promote base\n"
+        "default is served by rev-1; to rebuild:\n  agentpref adapters promote base\n"
     )
 
 
-def test_hosts_that_share_no_key_are_told(run, filled, tmp_path) -> None:
+def test_merge_warns_if_the_homes_share_no_key(run, filled, tmp_path) -> None:
     with Log(tmp_path / "stranger") as log:
         log.record(ASK, "Always.", user_id="ada")
-    assert "stranger names its users under a key of its own" in run("merge", log.home.path).out
-    assert "key of its own" not in run("merge", log.home.path).out
+    assert "stranger hashes its users under another key" in run("merge", log.home.path).out
+    assert "another key" not in run("merge", log.home.path).out
 
 
-def test_a_merge_with_itself_is_bad_usage(run, filled) -> None:
+def test_merging_a_home_with_itself_is_bad_usage(run, filled) -> None:
     assert "the home itself" in run("merge", filled, exits=2).err
 
 
-def test_a_merge_of_no_home_fails(run, filled, tmp_path) -> None:
+def test_merging_a_folder_that_is_no_home_fails(run, filled, tmp_path) -> None:
     assert "is not an agentpref home" in run("merge", tmp_path / "nowhere", exits=1).err
     run("merge", exits=2)

@@ -17,11 +17,11 @@ from agentpref.types import Run
 IDENTITY = {"name": "tiny", "digest": "d" * 64, "template_digest": "t" * 64}
 
 
-def test_verify_of_an_honest_home(run, filled) -> None:
-    assert run("verify").out == "all that is recorded is as it was written\n"
+def test_verify_passes_on_an_unchanged_home(run, filled) -> None:
+    assert run("verify").out == "everything is as it was recorded\n"
 
 
-def test_verify_convicts_a_changed_message(run, filled) -> None:
+def test_verify_finds_a_changed_message(run, filled) -> None:
     with closing(sqlite3.connect(filled / "agentpref.db")) as connection, connection:
         connection.execute("UPDATE message SET body = replace(body, 'No idea', 'An idea')")
     result = run("verify", exits=1)
@@ -33,7 +33,7 @@ def test_verify_convicts_a_changed_message(run, filled) -> None:
 
 @pytest.mark.parametrize("file", ["adapter_model.safetensors", "adapter_config.json"])
 @pytest.mark.parametrize("namespace", ["default", "nothing-logged-here"])
-def test_verify_convicts_a_changed_adapter(run, filled, tmp_path, file, namespace) -> None:
+def test_verify_finds_a_changed_adapter(run, filled, tmp_path, file, namespace) -> None:
     adapter = write_adapter(tmp_path / "adapter")
     registry = Registry(filled, namespace=namespace)
     revision = registry.publish(adapter, parent=None, model=IDENTITY, training={})
@@ -46,15 +46,15 @@ def test_verify_convicts_a_changed_adapter(run, filled, tmp_path, file, namespac
     assert file in problem["what"]
 
 
-def test_a_sample_says_how_much_it_looked_at(run, filled) -> None:
+def test_a_sample_prints_how_many_rows_it_checked(run, filled) -> None:
     lines = run("verify", "--sample", "--rows", 20).out.splitlines()
-    assert lines[0] == "table\tlooked at\tof about"
+    assert lines[0] == "table\tchecked\tof about"
     assert "run\t20\t86" in lines
-    assert lines[-1] == "all that was looked at is as it was written"
+    assert lines[-1] == "the sampled part is as it was recorded"
     assert run("verify", "--sample", "--json").json["looked_at"]["run"] == {"rows": 86, "of": 86}
 
 
-def test_a_sample_convicts_too(run, filled) -> None:
+def test_a_sample_finds_problems(run, filled) -> None:
     with closing(sqlite3.connect(filled / "agentpref.db")) as connection, connection:
         connection.execute("UPDATE comparison SET winner = 'c'")
     problems = run("verify", "--sample", "--rows", 7, "--json", exits=1).json["problems"]
@@ -64,7 +64,7 @@ def test_a_sample_convicts_too(run, filled) -> None:
     assert len(problems) == 7
 
 
-def test_a_sample_looks_at_the_adapters_that_serve(run, filled, tmp_path) -> None:
+def test_a_sample_checks_the_adapters_that_serve(run, filled, tmp_path) -> None:
     registry = Registry(filled)
     published = [
         registry.publish(
@@ -85,7 +85,7 @@ def test_a_sample_looks_at_the_adapters_that_serve(run, filled, tmp_path) -> Non
     assert len(run("verify", "--json", exits=1).json["problems"]) == 3
 
 
-def test_a_pruned_adapter_is_no_fault(run, filled, tmp_path) -> None:
+def test_a_pruned_adapter_is_no_problem(run, filled, tmp_path) -> None:
     registry = Registry(filled)
     adapter = write_adapter(tmp_path / "adapter")
     for _ in range(2):
@@ -94,7 +94,7 @@ def test_a_pruned_adapter_is_no_fault(run, filled, tmp_path) -> None:
     assert run("verify", "--json").json["problems"] == []
 
 
-def test_what_waits_in_the_spill_is_said_and_no_fault(run, filled) -> None:
+def test_entries_in_the_spill_are_reported_and_no_problem(run, filled) -> None:
     home = Home.open(filled)
     prompt = prompt_of([{"role": "user", "content": "hello"}])
     waiting = Run("r", "default", 1.0, prompt, {"role": "assistant", "content": "hi"})
@@ -102,14 +102,14 @@ def test_what_waits_in_the_spill_is_said_and_no_fault(run, filled) -> None:
     with home.spill.open("ab") as file:
         file.write(b"0123 {")
     assert run("verify").out == (
-        "1 entry waits in the spill for the next log that writes to this home\n"
-        "1 line of the spill cut off by a crash, before being acknowledged\n"
-        "all that is recorded is as it was written\n"
+        "1 entry waits in the spill until the next log writes to this home\n"
+        "1 line was cut off in the spill by a crash, before being acknowledged\n"
+        "everything is as it was recorded\n"
     )
     value = run("verify", "--sample", "--json").json
     assert (value["waiting"], value["torn"]) == (1, 1)
 
 
-def test_a_full_check_tells_its_stages(run, filled) -> None:
+def test_a_full_check_reports_its_stages(run, filled) -> None:
     assert run("verify").err.splitlines()[0] == "pages"
     assert run("verify", "--json").err == ""

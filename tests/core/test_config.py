@@ -158,7 +158,7 @@ def test_no_setting_accepts_a_value_of_another_type_in_python(
             (
                 {"loss": {"kind": kind, "noise": noise}},
                 rf"loss\.noise is {noise}, but has no effect, since loss\.kind '{kind}' has no "
-                r"noise term: leave it out, or set loss\.kind to 'sigmoid' or 'robust'",
+                r"noise term: leave it out, or set loss\.kind to 'robust' or 'sigmoid'",
             )
             for kind in ("hinge", "ipo", "ipo_sum", "apo_zero")
             for noise in (0.0, 0.1)

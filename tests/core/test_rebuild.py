@@ -1,6 +1,6 @@
-"""From a user's wish to be forgotten back to weights that never saw a word of theirs, end to end.
+"""Forgetting a user and rebuilding without their text, end to end.
 
-Real log, real training, real registry: what ``forget`` says to do is done, and works.
+Real log, real training, real registry: the tests run the commands that ``forget`` prints.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CONFIG = UpdateConfig(
     replay=ReplaySettings(minimum=8),
     gate=GateSettings(
         min_pairs=3,
-        retention_margin=1.5,  # what is retained is another test's matter
+        retention_margin=1.5,  # other tests check retention
         kl_budget=1e3,
         distinct_floor=0.0,
         length_ratio=(1e-3, 1e3),
@@ -83,7 +83,7 @@ def said_of(home: Path, question: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def first_update(tmp_path_factory, random_base):
-    """Bob's words, learned: the home, the revision, and the runs."""
+    """An update on what Bob said: the home, the revision, and the runs."""
     home = tmp_path_factory.mktemp("updates") / "home"
     runs = teach(home, "bob", "Is {} a number?", "yes")
     report = learn(home, random_base)
@@ -92,8 +92,8 @@ def first_update(tmp_path_factory, random_base):
 
 
 @pytest.fixture(scope="module")
-def updates(tmp_path_factory, first_update, random_base):
-    """The same and a second update, of Ada's words and of Carol's."""
+def two_updates(tmp_path_factory, first_update, random_base):
+    """The same, and a second update on what Ada and Carol said."""
     home = shutil.copytree(first_update[0], tmp_path_factory.mktemp("updates") / "home")
     teach(home, "ada", "Is {} a secret?", "hush")
     teach(home, "carol", "Is {} a friend?", "a friend")
@@ -103,12 +103,12 @@ def updates(tmp_path_factory, first_update, random_base):
 
 
 @pytest.fixture
-def home(updates, tmp_path):
-    return shutil.copytree(updates[0], tmp_path / "home")
+def home(two_updates, tmp_path):
+    return shutil.copytree(two_updates[0], tmp_path / "home")
 
 
-def test_an_update_keeps_what_each_pair_was_made_of(updates):
-    home, first, second = updates
+def test_an_update_stores_the_feedback_that_each_pair_was_made_of(two_updates):
+    home, first, second = two_updates
     bobs, adas, carols = (said_of(home, word) for word in ("number", "secret", "friend"))
     assert 0 < len(trained_on(home, first)) < 24
     assert trained_on(home, first) < bobs
@@ -121,7 +121,9 @@ def test_an_update_keeps_what_each_pair_was_made_of(updates):
         assert updates.revisions_trained_on(adas) == [second]
 
 
-def test_who_agreed_later_is_in_what_was_replayed(first_update, tmp_path, random_base):
+def test_a_user_who_agreed_later_is_a_source_of_the_replayed_pair(
+    first_update, tmp_path, random_base
+):
     home = shutil.copytree(first_update[0], tmp_path / "home")
     eves = agree(home, "eve", first_update[2])
     teach(home, "carol", "Is {} a friend?", "a friend")
@@ -130,8 +132,10 @@ def test_who_agreed_later_is_in_what_was_replayed(first_update, tmp_path, random
     assert report.revision in forget(home, "eve").revisions
 
 
-def test_what_forget_says_to_do_leads_to_weights_that_never_saw_it(updates, home, random_base):
-    _, first, second = updates
+def test_the_commands_of_forget_lead_to_weights_that_never_saw_the_text(
+    two_updates, home, random_base
+):
+    _, first, second = two_updates
     adas, carols = said_of(home, "secret"), said_of(home, "friend")
     found = forget(home, "ada")
     assert found.revisions == (second,)
@@ -153,8 +157,8 @@ def test_what_forget_says_to_do_leads_to_weights_that_never_saw_it(updates, home
     assert forget(home, "ada").rebuild == ()
 
 
-def test_where_the_whole_line_saw_it_the_way_back_is_the_base(updates, home, random_base):
-    _, first, second = updates
+def test_the_base_is_the_way_back_if_the_whole_line_saw_the_text(two_updates, home, random_base):
+    _, first, second = two_updates
     found = forget(home, "bob")
     assert found.revisions == (first, second)
     assert [rebuild.clean for rebuild in found.rebuild] == ["base"]
@@ -165,7 +169,7 @@ def test_where_the_whole_line_saw_it_the_way_back_is_the_base(updates, home, ran
     assert report.counts["old"] == 0
 
 
-def test_what_is_in_quarantine_is_not_learned_on(home, random_base):
+def test_an_update_refuses_to_start_from_a_quarantined_revision(home, random_base):
     registry = Registry(home)
     live = registry.state().live
     registry.quarantine(live, "its weights are broken")

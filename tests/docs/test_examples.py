@@ -11,10 +11,10 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from agentpref.prefer.pairs import read_pairs
 
 import agentpref
 from agentpref.home import Home
+from agentpref.prefer.examples import read_examples
 from agentpref.prefer.exchange import import_file
 from agentpref.record.database import connect
 from agentpref.record.store import Store
@@ -43,10 +43,11 @@ def test_the_chat_logs_the_answer_and_the_feedback_on_it(script: Script, tmp_pat
     with closing(connect(Home.open(tmp_path / "home"), readonly=True)) as connection:
         store = Store(connection)
         [run] = store.runs("default")
-        [pair] = read_pairs(store, "default", held_out=0.2).pairs
+        [pair] = read_examples(store, "default", held_out=0.2).pairs
         said = [(one.run_id, one.key, one.score) for one in store.feedback("default")]
-    assert run.output["content"] == printed[2] == pair.rejected["content"]
-    assert pair.chosen["content"] == "The lamp is off, as you wished."
+    chosen, rejected = pair.completions
+    assert run.output["content"] == printed[2] == rejected.message["content"]
+    assert chosen.message["content"] == "The lamp is off, as you wished."
     assert said == [(run.run_id, "thumbs", 0.0), (run.run_id, "correction", None)]
     assert (run.revision, run.thread_id) == ("base", "console")
     assert run.token_ids is not None

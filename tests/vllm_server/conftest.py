@@ -79,14 +79,14 @@ def open_backend(server: VllmProcess) -> Iterator[Callable[..., VllmBackend]]:
     opened: list[VllmBackend] = []
 
     def make(*urls: str, kind: type[VllmBackend] = VllmBackend, **settings: object) -> VllmBackend:
-        how = {"base": "tiny", "max_loras": MAX_LORAS} | settings
+        how = {"model": "tiny", "max_loras": MAX_LORAS} | settings
         opened.append(kind(*(urls or [server.url]), **how))
         return opened[-1]
 
     yield make
     for backend in opened:
         backend.close()
-    with closing(VllmBackend(server.url, base="tiny")) as tidy:
+    with closing(VllmBackend(server.url, model="tiny")) as tidy:
         for name in tidy.list_loaded():
             tidy.unload(name)
 

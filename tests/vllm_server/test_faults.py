@@ -202,7 +202,7 @@ def test_a_server_without_runtime_updating_is_refused_with_the_cure(
     (revision,) = publish(1)
     with (
         vllm_process(settings, logs=tmp_path) as fixed,
-        closing(VllmBackend(fixed.url, base="tiny", max_loras=MAX_LORAS)) as backend,
+        closing(VllmBackend(fixed.url, model="tiny", max_loras=MAX_LORAS)) as backend,
     ):
         with pytest.raises(SwapFailed, match="VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"):
             backend.load(revision)

@@ -28,7 +28,7 @@ import sys
 from agentpref.serve.backend import GenerationRequest
 from agentpref_adapters.vllm import open_router
 home, url = sys.argv[1:]
-with open_router(home, url, base="tiny", follow=None) as router:
+with open_router(home, url, model="tiny", follow=None) as router:
     print("open", flush=True)
     for line in sys.stdin:
         if line.strip() == "sync":
@@ -139,7 +139,7 @@ def test_agentpref_serve_follows_a_promotion_and_leaves_nothing_running(
         registry.promote(revisions[1].revision_id)
         assert said(process, "serving")["live"] == revisions[1].revision_id
         request = ask(QUESTIONS[0])
-        with open_router(home, url, base="tiny") as router:
+        with open_router(home, url, model="tiny") as router:
             reply = router.generate(request)
         assert reply.revision == revisions[1].revision_id
         assert reply.token_ids == expected(revisions[1], request).token_ids
@@ -198,7 +198,7 @@ def test_the_api_key_does_not_guard_these_paths(
             if path == "/invocations":
                 assert answer.json()["model"] == "mine"
         paths = client.get("/openapi.json").json()["paths"]
-        with closing(VllmBackend(guarded.url, base="tiny", key="secret")) as backend:
+        with closing(VllmBackend(guarded.url, model="tiny", key="secret")) as backend:
             assert backend.generate("base", ask(QUESTIONS[0])).revision == "base"
     found = {path.replace("adapter_name", "name") for path in paths if not path.startswith("/v1/")}
     assert found - HARMLESS == PATHS

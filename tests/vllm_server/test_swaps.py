@@ -75,7 +75,7 @@ def test_revisions_that_no_longer_serve_are_unloaded(
 def test_a_promotion_by_another_process_is_followed(
     registry: Registry, revisions: list[Revision], server, expected
 ) -> None:
-    with open_router(registry.home, server.url, base="tiny", follow=0.05) as router:
+    with open_router(registry.home, server.url, model="tiny", follow=0.05) as router:
         registry.promote(revisions[1].revision_id)
         request = ask(QUESTIONS[2])
         replies = (router.generate(request) for _ in range(200))

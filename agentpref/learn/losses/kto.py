@@ -71,7 +71,7 @@ class KTO(Loss):
 
 def is_liked(example: Example) -> bool:
     """Whether a lone example's completion was liked."""
-    return bool(example.completions[0].label)
+    return (example.completions[0].label or 0.0) > 0
 
 
 def kto_loss(

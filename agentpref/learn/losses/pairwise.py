@@ -1,7 +1,8 @@
 """The common part of all losses that compare completions.
 
 Every two completions of an example with different labels make a comparison; an example's loss is
-the mean over its comparisons. For a pair that is the one comparison of chosen and rejected.
+the mean over its comparisons. For a pair that is the one comparison of chosen and rejected. An
+example whose labels are all equal has no comparison, and its loss is 0.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class PairwiseLoss(Loss):
 
         examples, device = inputs.examples, inputs.policy.device
         pairs = _comparisons(examples)
-        row, better, worse = (torch.tensor(index, device=device) for index in pairs)
+        row, better, worse = (torch.tensor(i, dtype=torch.long, device=device) for i in pairs)
         ratios = inputs.ratios
         margin = ratios[row, better] - ratios[row, worse]
         scaled = ratios / inputs.lengths if self.per_token else ratios
@@ -58,9 +59,10 @@ class PairwiseLoss(Loss):
             own = self._wpo(inputs)
             weight = weight * torch.stack([own[row, better], own[row, worse]]).prod(0)
         counts = ratios.new_zeros(len(examples)).index_add(0, row, torch.ones_like(margin))
-        loss = ratios.new_zeros(len(examples)).index_add(0, row, weight * loss) / counts
-        margin = ratios.new_zeros(len(examples)).index_add(0, row, margin.detach()) / counts
-        return LossOutput(loss + self._anchor(inputs), margin)
+        shares = counts.clamp(min=1)
+        loss = ratios.new_zeros(len(examples)).index_add(0, row, weight * loss) / shares
+        margin = ratios.new_zeros(len(examples)).index_add(0, row, margin.detach()) / shares
+        return LossOutput(loss + self._anchor(inputs) * counts.clamp(max=1), margin)
 
     def _anchor(self, inputs: LossInputs) -> Tensor:
         """α·NLL of each example's best completion."""

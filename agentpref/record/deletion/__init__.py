@@ -1,1 +1,1 @@
-"""Removing runs: forgetting a user, letting old runs go."""
+"""Deletes records: by user (``forget``) and by age (``removal.expire``)."""

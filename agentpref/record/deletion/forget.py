@@ -1,32 +1,32 @@
-"""Forgetting somebody: their text off the disk, and word of the weights that saw it.
+"""Forgets a user: deletes their text from the disk, and marks the revisions trained on it.
 
-What goes is what the user asked and was answered, all that was said of it, and what the user said
-of other answers. What stays is a tombstone, the keyed hash of who was forgotten and when, so that
-what still waits in a queue, in a spill or in another home is not let in again; and the lineage,
-ids without text. Training that was interrupted goes altogether. Forgetting may be interrupted at
-any moment: the same call again completes it.
+What the user asked, the answers, everything that was said of those answers, and what the user said
+of other answers is deleted. Interrupted training is deleted completely, since half-trained weights
+may have seen the text. The home keeps a tombstone, the keyed hash of the user and the time, which
+refuses what still waits in a queue, in a spill or in another home. The lineage stays as ids without
+text. If forgetting is interrupted at any point, the same call again completes it.
 """
 
 from __future__ import annotations
 
+import math
 import shutil
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import orjson
-
 from agentpref.errors import CorruptHome
 from agentpref.home import Home, StrPath, sync
-from agentpref.record.database import transaction
-from agentpref.record.deletion.refused import purge
+from agentpref.record.database import connect, transaction, translated
 from agentpref.record.deletion.removal import (
     Removed,
     choose,
     chosen_judgements,
     delete,
+    purge_refused,
     removal,
 )
 from agentpref.record.ingest.pseudonyms import Pseudonyms
@@ -36,11 +36,11 @@ from agentpref.types import Progress
 
 @dataclass(frozen=True, slots=True)
 class Forgotten(Removed):
-    """What came of forgetting somebody.
+    """What forgetting a user removed.
 
-    ``revisions`` are those whose training saw something of what was removed now, oldest first; they
-    are marked as tainted. ``rebuild`` is what to do in each namespace that a tainted revision
-    serves, whether this call found it tainted or one before.
+    ``revisions`` are those trained on something that this call removed, oldest first; they are now
+    tainted. ``rebuild`` says what to do in each namespace that a tainted revision serves, including
+    those that were tainted before.
     """
 
     revisions: tuple[str, ...] = ()
@@ -48,11 +48,11 @@ class Forgotten(Removed):
 
     @property
     def commands(self) -> tuple[str, ...]:
-        """The commands that bring every namespace back to weights that never saw it."""
+        """The commands that bring every namespace back to weights that never saw the text."""
         return tuple(command for rebuild in self.rebuild for command in rebuild.commands)
 
     def to_mapping(self) -> dict[str, Any]:
-        """All of it as plain values: what ``--json`` prints."""
+        """Return all of it as plain values, as ``--json`` prints it."""
         rebuild = [{**asdict(each), "commands": each.commands} for each in self.rebuild]
         return {**asdict(self), "rebuild": rebuild}
 
@@ -60,41 +60,59 @@ class Forgotten(Removed):
 def forget(
     home: Home | StrPath | None, user_id: str, *, progress: Progress | None = None
 ) -> Forgotten:
-    """Remove everything that a user said from a home, and mark the revisions that saw it.
+    """Remove everything that a user said from a home, and mark the revisions trained on it.
 
     Args:
         home: a home or its folder; ``None`` means ``AGENTPREF_HOME`` or ``./.agentpref``.
-        user_id: the user's id, as the host gave it to the log.
-        progress: called with ``(stage, done, total)`` as work goes on.
+        user_id: the user's id, as the app gave it to the log.
+        progress: called with ``(stage, done, total)`` during the work.
 
     Returns:
         What was removed, and how to rebuild. All counts are 0 for a user that the home does not
         know; the disk is scrubbed all the same.
 
     Raises:
-        NotAHome: there is no home in the folder.
-        CorruptHome: the keys of its users' names are missing or spoilt.
-        UpdateRunning: an update holds the home; it would publish what it has read already.
-        NotKept: the database or the spill cannot be written, and then nothing is removed; or a
-            reader or a full disk keeps the text of what is removed from being overwritten. The
-            same call again completes it.
+        NotAHome: the folder is no home.
+        CorruptHome: the file of user keys is missing or damaged.
+        UpdateRunning: an update of this home is running; it would publish what it has read already.
+        NotKept: the database or the spill cannot be written, and nothing was removed; or a reader
+            or a full disk prevents overwriting the removed text. The same call again completes it.
     """
     place = Home.open(home)
-    tell: Progress = progress or (lambda stage, done, total: None)
-    with removal(place, tell) as connection:
+    with removal(place, progress) as connection:
         _require_keys(place, connection)
         names = Pseudonyms.of(place).names(str(user_id))
-        _drop_training(place)
-        _purge_refused(place, connection, names)
-        with transaction(connection):
-            removed, revisions = _remove(connection, names)
-        return Forgotten(
-            **asdict(removed), revisions=revisions, rebuild=rebuilds(connection, place)
-        )
+        said_until = dict.fromkeys(names, math.inf)
+        return _forget(place, connection, said_until, dict.fromkeys(names, time.time()))
+
+
+def adopt(
+    home: Home, tombstones: Mapping[str, float], progress: Progress | None = None
+) -> Forgotten:
+    """Forget users who were forgotten in another home: remove what they said before that time.
+
+    Only homes that share the key of the hashes know that they mean the same user.
+
+    Args:
+        home: the home that adopts the tombstones.
+        tombstones: for each user, by the hash that the homes share, when they were forgotten
+            (seconds since 1970).
+        progress: called with ``(stage, done, total)`` during the work.
+
+    Raises:
+        UpdateRunning: an update or another removal of this home is running.
+        NotKept: as for :func:`forget`.
+    """
+    with removal(home, progress) as connection:
+        done = _forget(home, connection, tombstones, {})
+    # The tombstones come last: until they are there, the next merge does all of it again.
+    with translated(home), closing(connect(home)) as connection, transaction(connection):
+        _bury(connection, tombstones)
+    return done
 
 
 def _require_keys(home: Home, connection: sqlite3.Connection) -> None:
-    """A new key would find nobody, which must not look like somebody who was never here."""
+    """A new key would find nobody, which must not look as if the user had never been here."""
     query = "SELECT 1 FROM run WHERE user_id IS NOT NULL LIMIT 1"
     if not home.user_keys.exists() and connection.execute(query).fetchone():
         raise CorruptHome(
@@ -103,32 +121,42 @@ def _require_keys(home: Home, connection: sqlite3.Connection) -> None:
         )
 
 
-_THEIRS = "user_id IN (SELECT value FROM json_each(:names))"
+_SAID = "created_at <= (SELECT said_until FROM leaving WHERE name = user_id)"
 
 
-def _remove(
-    connection: sqlite3.Connection, names: Sequence[str]
-) -> tuple[Removed, tuple[str, ...]]:
-    """Do all that is in the database, as one transaction of the caller's."""
-    now = time.time()
-    choose(connection, _THEIRS, _THEIRS, {"names": _json(names)})
-    updates, sources = Updates(connection), chosen_judgements(connection)
-    revisions = tuple(updates.revisions_trained_on(sources))
-    updates.forget_words(sources)
-    taint(connection, revisions, now)
+def _forget(
+    home: Home,
+    connection: sqlite3.Connection,
+    said_until: Mapping[str, float],
+    tombstones: Mapping[str, float],
+) -> Forgotten:
+    """Remove what each user said until a time, and keep the tombstones, in one transaction."""
+    connection.execute("CREATE TEMP TABLE leaving (name TEXT PRIMARY KEY, said_until REAL)")
+    connection.executemany("INSERT INTO leaving VALUES (?, ?)", said_until.items())
+    _drop_training(home)
+    _purge_refused(home, connection, said_until)
+    with transaction(connection):
+        choose(connection, _SAID, _SAID, {})
+        updates, sources = Updates(connection), chosen_judgements(connection)
+        revisions = tuple(updates.revisions_trained_on(sources))
+        updates.forget_words(sources)
+        taint(connection, revisions, time.time())
+        _bury(connection, tombstones)
+        removed = delete(connection)
+    return Forgotten(**asdict(removed), revisions=revisions, rebuild=rebuilds(connection, home))
+
+
+def _bury(connection: sqlite3.Connection, tombstones: Mapping[str, float]) -> None:
+    """Keep tombstones; of two for the same user, the later one stands."""
     connection.executemany(
         "INSERT INTO forgotten (user_id, at) VALUES (?, ?)"
         " ON CONFLICT (user_id) DO UPDATE SET at = max(at, excluded.at)",
-        [(name, now) for name in names],
+        tombstones.items(),
     )
-    return delete(connection), revisions
 
 
 def _drop_training(home: Home) -> None:
-    """Remove what interrupted updates left, all of it and first: half-trained weights saw it too.
-
-    What that costs is training again; nothing is kept that would have to be looked through.
-    """
+    """Delete everything that interrupted updates left: no search can tell whose text it saw."""
     if home.training.is_symlink():
         home.training.unlink()
     elif home.training.exists():
@@ -136,16 +164,14 @@ def _drop_training(home: Home) -> None:
         sync(home.path)
 
 
-def _purge_refused(home: Home, connection: sqlite3.Connection, names: Sequence[str]) -> None:
-    query = f"SELECT run_id FROM run WHERE {_THEIRS}"
-    runs = {run for (run,) in connection.execute(query, {"names": _json(names)})}
+def _purge_refused(
+    home: Home, connection: sqlite3.Connection, said_until: Mapping[str, float]
+) -> None:
+    runs = {run for (run,) in connection.execute(f"SELECT run_id FROM run WHERE {_SAID}")}
 
     def is_gone(fields: Mapping[str, Any]) -> bool:
         about = {fields.get(name) for name in ("run_id", "run_a", "run_b")}
-        return fields.get("user_id") in names or not runs.isdisjoint(about)
+        until = said_until.get(fields.get("user_id") or "", -math.inf)
+        return bool(fields["created_at"] <= until) or not runs.isdisjoint(about)
 
-    purge(home, is_gone)
-
-
-def _json(names: Sequence[str]) -> str:
-    return orjson.dumps(names).decode()
+    purge_refused(home, is_gone)

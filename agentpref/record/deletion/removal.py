@@ -1,33 +1,47 @@
-"""Taking runs out of the record, with all that hangs on them, and their bytes off the disk.
+"""Deletes runs, everything that was said of them, and their bytes on disk.
 
-What is to go is chosen first, in temporary tables; :func:`delete` removes it, and then every
-message that nothing refers to any more. There is deliberately no index on what refers to messages,
-so each question is one pass over a table, whatever the number of runs that go. At last the database
-is written anew, whether or not anything went, so that no page keeps what was deleted and a removal
-that was interrupted is completed by the next. Knows nothing of users, ages and why a run goes.
+A removal has three steps. :func:`choose` collects the rows in temporary tables. :func:`delete`
+deletes them and each message that nothing refers to any more. At the end VACUUM rewrites the whole
+database, even if no row was deleted: no free page keeps deleted text, and each removal completes
+one that was interrupted. ``forget`` removes by user, :func:`expire` by age.
+
+References to messages have no index on purpose, which would slow down every write. So each question
+below is one pass over a table, however many runs are deleted.
 """
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from agentpref.errors import NotKept
-from agentpref.home import Home
-from agentpref.record.database import connect, diagnose, exclusive, translated
-from agentpref.record.spill import drain
+import orjson
+
+from agentpref.errors import ConfigError, ImplausibleClock, NotKept
+from agentpref.home import Home, StrPath, replacing
+from agentpref.record.database import connect, diagnose, exclusive, transaction, translated
+from agentpref.record.messages import RunRow
+from agentpref.record.spill import LOCK_SECONDS, drain, is_whole
 from agentpref.types import Progress
+
+CLOCK_TOLERANCE_SECONDS = 3600.0
+"""How far in the future the newest run may be, since the clocks of hosts differ."""
+
+MERGE_COPY, MERGE_LOCK = "merging", "merge.lock"
+"""In a home: the folder for the copy of another home while it is merged, and its lock file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """How much was removed.
+    """How many rows were removed.
 
-    ``shared`` counts the messages of the removed runs that stay, since other runs hold the same
-    text: a system prompt, or a question that somebody else has asked too.
+    ``shared`` counts the messages of the removed runs that stay because other runs contain them
+    too, such as a system prompt or a question that somebody else also asked.
     """
 
     runs: int = 0
@@ -37,52 +51,111 @@ class Removed:
     shared: int = 0
 
 
-@contextmanager
-def removal(home: Home, tell: Progress) -> Iterator[sqlite3.Connection]:
-    """Hold a home, with nothing left in its spill, for a block that removes; then scrub it.
+def expire(
+    home: Home | StrPath | None,
+    *,
+    older_than: float,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Removed:
+    """Remove the runs that are older than ``older_than`` seconds, and what was said of them.
 
-    The connection overwrites what it deletes. It does not follow foreign keys, since for each
-    message that goes SQLite would look through all others for its children; :func:`delete` leaves
-    no reference to what is gone.
+    A comparison is removed with the older of its runs. Messages that younger runs contain stay. No
+    revision is tainted: it was fine to train on these runs while they were kept.
+
+    >>> expire("./.agentpref", older_than=90 * 86_400)  # doctest: +SKIP
+    Removed(runs=2, feedback=2, comparisons=2, messages=4, shared=1)
+
+    Args:
+        home: a home or its folder; ``None`` means ``AGENTPREF_HOME`` or ``./.agentpref``.
+        older_than: the age in seconds, above 0.
+        force: remove even if the clock looks wrong or no run would be left.
+        progress: called with ``(stage, done, total)`` during the work.
+
+    Raises:
+        NotAHome: the folder is no home.
+        ConfigError: ``older_than`` is not a finite number above 0.
+        ImplausibleClock: the newest run lies in the future, or no run would be left.
+        UpdateRunning: an update or another removal of this home is running.
+        NotKept: as for :func:`~agentpref.record.deletion.forget.forget`.
+    """
+    if not 0 < older_than < float("inf"):
+        raise ConfigError(f"older_than is {older_than!r}, but must be above 0, in seconds")
+    place = Home.open(home)
+    now = time.time()
+    before = now - older_than
+    with removal(place, progress) as connection:
+        if not force:
+            _require_plausible_clock(connection, now, before)
+        purge_refused(place, lambda fields: fields["created_at"] < before)
+        with transaction(connection):
+            choose(connection, "created_at < :before", "0", {"before": before})
+            return delete(connection)
+
+
+def _require_plausible_clock(connection: sqlite3.Connection, now: float, before: float) -> None:
+    (newest,) = connection.execute("SELECT max(created_at) FROM run").fetchone()
+    if newest is None:
+        return
+    if newest > now + CLOCK_TOLERANCE_SECONDS:
+        problem = f"was recorded {newest - now:,.0f} s after this clock's present time"
+    elif newest < before:
+        problem = f"is {now - newest:,.0f} s old by this clock, so no run would be left"
+    else:
+        return
+    raise ImplausibleClock(
+        f"the newest run {problem}; nothing was removed; set the clock, or force the removal"
+    )
+
+
+@contextmanager
+def removal(home: Home, progress: Progress | None = None) -> Iterator[sqlite3.Connection]:
+    """Lock a home, write its spill to the database, run the block, then scrub the database.
+
+    The connection overwrites what it deletes. It does not enforce foreign keys: SQLite would search
+    the whole table of messages for the children of each deleted one. :func:`delete` leaves no
+    reference to a deleted row.
 
     Raises:
         HomeError: the home cannot be read.
-        UpdateRunning: an update or another removal holds it.
-        NotKept: the database or its spill cannot be written; or, where it says so, the rows are
-            deleted but their bytes are not overwritten yet.
+        UpdateRunning: an update or another removal of this home is running.
+        NotKept: the database or its spill cannot be written; or, if the message says so, the rows
+            are deleted but their bytes are not overwritten yet.
     """
+    tell: Progress = progress or (lambda stage, done, total: None)
     with exclusive(home):
         drain(home)
+        _discard_merge_copy(home)
         with translated(home), closing(connect(home)) as connection:
             connection.execute("PRAGMA foreign_keys = OFF")
             connection.execute("PRAGMA secure_delete = ON")
-            with _stage(tell, "look for stray text"):
-                _find_strays(connection)
-            with _stage(tell, "remove"):
-                yield connection
-            with _stage(tell, "scrub"):
-                _scrub(home, connection)
+            tell("remove", 0, 1)
+            yield connection
+            tell("remove", 1, 1)
+            tell("scrub", 0, 1)
+            _scrub(home, connection)
+            tell("scrub", 1, 1)
 
 
 def choose(
     connection: sqlite3.Connection, runs: str, judgements: str, values: Mapping[str, Any]
 ) -> None:
-    """Choose the runs and the judgements of which these SQL conditions on their columns hold.
+    """Choose the runs and the judgements for which these SQL conditions on their columns are true.
 
-    Whatever was said of a chosen run is chosen too. Call it in the transaction that deletes.
+    Every judgement of a chosen run is chosen too. Call it in the transaction that deletes.
     """
     for statement in _CHOOSE.format(runs=runs, judgements=judgements).split(";"):
         connection.execute(statement, values)
 
 
 def chosen_judgements(connection: sqlite3.Connection) -> list[str]:
-    """Name the chosen feedback and comparisons."""
+    """Return the ids of the chosen feedback and comparisons."""
     query = "SELECT id FROM gone_feedback UNION ALL SELECT id FROM gone_comparison"
     return [key for (key,) in connection.execute(query)]
 
 
 def delete(connection: sqlite3.Connection) -> Removed:
-    """Delete what was chosen, and the messages that only it referred to."""
+    """Delete the chosen rows, and each message that no remaining row refers to."""
     _run_script(connection, _CANDIDATES)
     counts = {name: connection.execute(query).rowcount for name, query in _DELETE.items()}
     _run_script(connection, _KEPT)
@@ -91,24 +164,65 @@ def delete(connection: sqlite3.Connection) -> Removed:
     return Removed(**counts, messages=messages, shared=shared)
 
 
-@contextmanager
-def _stage(tell: Progress, name: str) -> Iterator[None]:
-    tell(name, 0, 1)
-    yield
-    tell(name, 1, 1)
+def purge_refused(home: Home, is_gone: Callable[[Mapping[str, Any]], bool]) -> None:
+    """Delete lines of ``refused.jsonl``, where the spill keeps entries that the database refused.
 
+    Lines that cannot be read are deleted too: nobody can tell whose text they hold.
 
-def _find_strays(connection: sqlite3.Connection) -> None:
-    """Look for messages that nothing refers to, so that they go too.
+    Args:
+        home: the home.
+        is_gone: decides by the fields of a run, of feedback or of a comparison.
 
-    A run that is recorded twice under one id leaves such: the first stays, and the second's text.
-    Of all questions this takes longest, and it needs no lock: what is found is asked about again.
+    Raises:
+        NotKept: the file cannot be written, or another process has locked it.
     """
-    _run_script(connection, _STRAYS)
+    from filelock import FileLock, Timeout
+
+    if not home.refused.exists():
+        return
+    try:
+        with FileLock(home.path / "spill.lock", timeout=LOCK_SECONDS):
+            _keep_lines(home.refused, lambda fields: not is_gone(fields))
+    except (Timeout, OSError) as error:
+        raise NotKept(
+            f"{home.refused} cannot be rewritten ({error}); let this user write the folder, free "
+            "space on its disk, then try again"
+        ) from error
+
+
+def _keep_lines(path: Path, is_kept: Callable[[Mapping[str, Any]], bool]) -> None:
+    """Rewrite the file completely or not at all; delete it if no line is left."""
+    with replacing(path) as draft, path.open("rb") as old, draft.open("wb") as new:
+        for line in old:
+            fields = _fields(line)
+            if fields is not None and is_kept(fields):
+                new.write(line)
+    if path.stat().st_size == 0:
+        path.unlink()
+
+
+def _fields(line: bytes) -> Mapping[str, Any] | None:
+    try:
+        entry = orjson.loads(line.partition(b" ")[2]) if is_whole(line) else {}
+        if "run" in entry:
+            return dict(zip(RunRow._fields, entry["run"], strict=False))
+        (fields,) = entry.values()
+        return {**fields, "created_at": float(fields["created_at"])}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _discard_merge_copy(home: Home) -> None:
+    """Delete the copy of another home that a killed merge left here; a running merge keeps its."""
+    from filelock import FileLock, Timeout
+
+    if (home.path / MERGE_COPY).exists():
+        with suppress(Timeout), FileLock(home.path / MERGE_LOCK, timeout=0):
+            shutil.rmtree(home.path / MERGE_COPY, ignore_errors=True)
 
 
 def _scrub(home: Home, connection: sqlite3.Connection) -> None:
-    """Write the database anew and empty its log."""
+    """Rewrite the database and empty its write-ahead log."""
     try:
         connection.execute("VACUUM")
         (busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
@@ -124,7 +238,7 @@ def _scrub(home: Home, connection: sqlite3.Connection) -> None:
 def _unfinished(home: Home, why: str) -> NotKept:
     return NotKept(
         f"the rows are deleted, but free pages of {home.database} may still hold their text: {why}."
-        " Then run the same command again, which finishes it"
+        " Then run the same command again to complete the removal"
     )
 
 
@@ -145,20 +259,16 @@ INSERT INTO gone_comparison SELECT comparison_id FROM comparison
     WHERE run_a IN gone_run OR run_b IN gone_run OR ({judgements})
 """
 
-_STRAYS = """
+# Candidates: the messages of the chosen rows (chosen = 1), and messages that nothing refers to
+# (chosen = 0), each with its ancestors. The latter come from runs recorded twice under one id.
+# The ids are sorted first, because they then enter a table five times faster.
+_CANDIDATES = """
 CREATE TEMP TABLE referred (id TEXT PRIMARY KEY) WITHOUT ROWID;
 INSERT OR IGNORE INTO referred
     SELECT prompt FROM run UNION ALL SELECT output FROM run
     UNION ALL SELECT correction FROM feedback WHERE correction IS NOT NULL
     UNION ALL SELECT parent FROM message WHERE parent IS NOT NULL
     ORDER BY 1;
-CREATE TEMP TABLE stray (id TEXT PRIMARY KEY) WITHOUT ROWID;
-INSERT INTO stray SELECT id FROM message WHERE id NOT IN referred;
-DROP TABLE referred
-"""
-# Sorted, ids go into a table five times faster than as they come.
-
-_CANDIDATES = """
 CREATE TEMP TABLE candidate (id TEXT PRIMARY KEY, chosen INTEGER NOT NULL) WITHOUT ROWID;
 INSERT INTO candidate
     WITH RECURSIVE line(id) AS (
@@ -170,7 +280,7 @@ INSERT INTO candidate
     SELECT id, 1 FROM line;
 INSERT OR IGNORE INTO candidate
     WITH RECURSIVE line(id) AS (
-        SELECT id FROM stray
+        SELECT id FROM message WHERE id NOT IN referred
         UNION SELECT parent FROM message JOIN line USING (id) WHERE parent IS NOT NULL)
     SELECT id, 0 FROM line
 """
@@ -179,6 +289,7 @@ _DELETE = {
     "feedback": "DELETE FROM feedback WHERE feedback_id IN gone_feedback",
     "runs": "DELETE FROM run WHERE run_id IN gone_run",
 }
+# Candidates that stay: a remaining row or message refers to them or to one of their descendants.
 _KEPT = """
 CREATE TEMP TABLE kept (id TEXT PRIMARY KEY) WITHOUT ROWID;
 INSERT INTO kept

@@ -14,15 +14,16 @@ from typing import Any, NamedTuple, TypeAlias
 import orjson
 
 from agentpref.errors import InvalidMessage
-from agentpref.record.ingest.checks import as_output, check_details
+from agentpref.record.ingest.checks import as_output, check_detail
 from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.ingest.redaction import Redact, redacted
 from agentpref.record.messages import (
+    EMPTY_JSON,
     RUN_COLUMNS,
     Linker,
     RunRow,
     StoredRecord,
-    column,
+    as_json,
     plain,
 )
 from agentpref.types import Comparison, Feedback
@@ -105,7 +106,9 @@ class Ingest:
     def _run(self, raw: RawRun) -> RunRow:
         messages, output, tools, *values = orjson.loads(raw.body)
         details = dict(zip(DETAILS, values, strict=True))
-        check_details(details)
+        for name in EMPTY_JSON:
+            if details[name]:
+                check_detail(name, details[name])
         if self.redact is not None:
             original = output
             messages = redacted(messages, self.redact)
@@ -115,6 +118,8 @@ class Ingest:
                 details[name] = redacted(details[name], self.redact)
             if output != original:  # the tokens spell the answer out
                 details |= {"token_ids": None, "logprobs": None}
+        for name, empty in EMPTY_JSON.items():
+            details[name] = as_json(details[name]) if details[name] else empty
         for name in _NAMES:  # the host may give UUIDs and numbers
             if details[name] is not None and not isinstance(details[name], str):
                 details[name] = str(details[name])
@@ -122,5 +127,4 @@ class Ingest:
             details["user_id"] = self.pseudonyms.name(details["user_id"])
         nodes = self._linker.conversation(messages, tools, as_output(output))
         head = (raw.run_id, self.namespace, raw.created_at, nodes[-2].id, nodes[-1].id)
-        values = [column(name, value) for name, value in details.items()]
-        return RunRow._make((*head, *values, nodes))
+        return RunRow._make((*head, *details.values(), nodes))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from numbers import Real
 from typing import Any, TypeVar
 
@@ -16,6 +15,8 @@ import orjson
 
 from agentpref.errors import InvalidFeedback, InvalidMessage
 from agentpref.record.messages import (
+    COMPARISON_COLUMNS,
+    FEEDBACK_COLUMNS,
     MAX_MESSAGE_BYTES,
     TOOLS,
     check_output,
@@ -38,7 +39,8 @@ def checked(given: Judgement) -> Judgement:
         InvalidFeedback: a field is wrong; it is named, with the cure.
         InvalidMessage: the corrected output cannot be stored.
     """
-    record = {field.name: getattr(given, field.name) for field in fields(given)}
+    columns = FEEDBACK_COLUMNS if isinstance(given, Feedback) else COMPARISON_COLUMNS
+    record = {name: getattr(given, name) for name in columns}
     for name in ("run_id", "run_a", "run_b", "key"):
         text = record.get(name, "-")
         if not isinstance(text, str) or not text or not text.isprintable():
@@ -116,18 +118,15 @@ _JSON: Mapping[str, tuple[_Check, str]] = {
 }
 
 
-def check_details(details: dict[str, Any]) -> None:
-    """Refuse details of a run that are of the wrong type; make None of other empty values.
+def check_detail(name: str, value: Any) -> None:
+    """Refuse a detail of a run that has the wrong type.
 
     Raises:
         InvalidMessage: with the name of the detail and what to pass.
     """
-    for name, (is_right, wanted) in _JSON.items():
-        value = details[name]
-        if value is not None and not is_right(value):
-            if value:
-                raise InvalidMessage(f"{name} is {repr(value)[:80]}; pass {wanted}")
-            details[name] = None
+    is_right, wanted = _JSON[name]
+    if not is_right(value):
+        raise InvalidMessage(f"{name} is {repr(value)[:80]}; pass {wanted}")
 
 
 # Rows from another home: such a file may hold anything, and everybody reads what is let in.

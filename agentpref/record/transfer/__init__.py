@@ -1,1 +1,1 @@
-"""Copying and merging whole homes."""
+"""Copies a whole home (``backup``) and unites several homes (``merge``)."""

@@ -1,9 +1,8 @@
-"""A whole copy of a home that is in use: database, adapters, keys.
+"""Copies a home that is in use: its database, adapters and user keys.
 
-The database is copied as it was at one moment, through SQLite's own backup; writers go on
-meanwhile. The copy is built beside its place, as ``….unfinished-<id>``, and gets its name when all
-of it is on disk. What a crash leaves is that folder, which may be deleted. Knows nothing of what is
-in the tables but which adapters they name.
+SQLite's own backup copies the database as it is at one moment, while writers go on. The copy is
+built beside its place, as ``….unfinished-<id>``, and gets its name when all of it is on disk. A
+crash leaves that folder, which may be deleted.
 """
 
 from __future__ import annotations
@@ -16,21 +15,23 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from agentpref.errors import AgentprefError, ConfigError, NotKept
-from agentpref.home import Home, StrPath, sync
+from agentpref.errors import ConfigError
+from agentpref.home import Home, StrPath, copy_file, sync, writing
 from agentpref.record.database import connect, translated
 from agentpref.record.messages import new_id
 from agentpref.record.spill import drain
 from agentpref.types import Progress
 
-_UNFINISHED = ".unfinished-"
 _PAGES = 1_000
 """Pages copied between two reports of progress: 8 MB."""
 
 
 @dataclass(frozen=True, slots=True)
 class Backup:
-    """What was copied, and where to. ``missing`` are revisions whose folder the home has not."""
+    """The copy: its path, the bytes of its database, and how many revisions it has.
+
+    ``missing`` are the revisions in the database whose folder the home does not have.
+    """
 
     path: str
     bytes: int
@@ -43,32 +44,60 @@ def backup(
 ) -> Backup:
     """Copy a home, with all that was acknowledged before the call, to a new folder.
 
+    >>> backup("./.agentpref", "./outbox/lyon")  # doctest: +SKIP
+    Backup(path='/srv/outbox/lyon', bytes=311296, revisions=2, missing=())
+
     Args:
         home: a home or its folder; ``None`` means ``AGENTPREF_HOME`` or ``./.agentpref``.
-        target: a folder that is missing or empty; it becomes a home.
-        progress: called with ``(stage, done, total)`` as work goes on.
+        target: a missing or empty folder; it becomes a home.
+        progress: called with ``(stage, done, total)`` during the work.
 
     Raises:
-        NotAHome: there is no home in the folder.
-        ConfigError: the target is no place for a copy; nothing was written.
+        NotAHome: the folder is no home.
+        ConfigError: the target is in use, no folder, or inside the home; nothing was written.
         CorruptHome: the home's database cannot be read.
-        NotKept: the copy cannot be written, or what waits in the home's spill cannot be read into
-            its database; there is no copy then.
+        NotKept: the copy cannot be written, or the home's spill cannot be written to its database;
+            no copy is left.
     """
     source = Home.open(home)
     place = Home.resolve(target)
     _require_free(place, source)
+    tell: Progress = progress or (lambda stage, done, total: None)
     drain(source)
-    with _written(place), _draft(place) as draft:
-        revisions = _copy_database(source, draft, progress or _tell_nobody)
-        missing = _copy_adapters(source, draft, revisions, progress or _tell_nobody)
+    with writing(place), _draft(place) as draft:
+        with translated(source), closing(connect(source, readonly=True)) as connection:
+            connection.execute("BEGIN")  # so the database below is copied as it is now
+            query = "SELECT revision_id FROM revision WHERE pruned_at IS NULL ORDER BY seq"
+            revisions = [name for (name,) in connection.execute(query)]
+            copy_database(connection, draft, tell)
+        draft.database.chmod(source.database.stat().st_mode & 0o777)
+        sync(draft.database)
+        missing = _copy_adapters(source, draft, revisions, tell)
         for path in (source.user_keys, source.refused):
             if path.exists():
-                _copy_file(path, draft.path / path.name)
+                copy_file(path, draft.path / path.name)
         size = draft.database.stat().st_size
-        draft.path.chmod(_mode(source.path))
-        _give_name(draft, place)
+        draft.path.chmod(source.path.stat().st_mode & 0o777)
+        sync(draft.path)
+        draft.path.rename(place)  # fails if something came there meanwhile
+        sync(place.parent)
     return Backup(str(place), size, len(revisions) - len(missing), missing)
+
+
+def copy_database(connection: sqlite3.Connection, copy: Home, tell: Progress) -> None:
+    """Copy the state that the open transaction of a connection reads to the database of a home.
+
+    Writers go on meanwhile. The file gets its name when it is complete.
+    """
+    part = copy.database.with_suffix(".part")
+    with translated(copy), closing(sqlite3.connect(part)) as target:
+        target.execute("PRAGMA synchronous = OFF")  # whoever needs it durable syncs it once
+        connection.backup(
+            target,
+            pages=_PAGES,
+            progress=lambda status, left, total: tell("pages", total - left, total),
+        )
+    part.rename(copy.database)
 
 
 def _require_free(place: Path, source: Home) -> None:
@@ -85,22 +114,9 @@ def _require_free(place: Path, source: Home) -> None:
 
 
 @contextmanager
-def _written(place: Path) -> Iterator[None]:
-    try:
-        yield
-    except AgentprefError:
-        raise  # some of ours are OSErrors too
-    except OSError as error:
-        raise NotKept(
-            f"{place} cannot be written ({error.strerror or error}); free space on its disk, and "
-            "let this user write the folder"
-        ) from error
-
-
-@contextmanager
 def _draft(place: Path) -> Iterator[Home]:
-    """Make a folder of this user's alone beside ``place``, and remove it unless it was renamed."""
-    draft = Home(place.with_name(f"{place.name}{_UNFINISHED}{new_id()}"))
+    """Make a private folder beside ``place``; delete it after the block unless it was renamed."""
+    draft = Home(place.with_name(f"{place.name}.unfinished-{new_id()}"))
     draft.path.mkdir(mode=0o700, parents=True)
     draft.adapters.mkdir()
     draft.reports.mkdir()
@@ -110,79 +126,23 @@ def _draft(place: Path) -> Iterator[Home]:
         shutil.rmtree(draft.path, ignore_errors=True)
 
 
-def _copy_database(source: Home, draft: Home, tell: Progress) -> list[str]:
-    """Copy the database; return the revisions that it names.
-
-    An open transaction keeps the state that is copied, so that writers neither wait for the backup
-    nor make it begin again. The file has its name only when it is whole.
-    """
-    part = draft.database.with_suffix(".part")
-    with translated(source), closing(connect(source, readonly=True)) as connection:
-        connection.execute("BEGIN")
-        query = "SELECT revision_id FROM revision WHERE pruned_at IS NULL ORDER BY seq"
-        revisions = [name for (name,) in connection.execute(query)]
-        with translated(draft), closing(sqlite3.connect(part)) as copy:
-            copy.execute("PRAGMA synchronous = OFF")  # it is synced below, once
-            connection.backup(
-                copy,
-                pages=_PAGES,
-                progress=lambda status, left, total: tell("pages", total - left, total),
-            )
-    part.chmod(_mode(source.database))
-    part.rename(draft.database)
-    sync(draft.database)
-    return revisions
-
-
 def _copy_adapters(
     source: Home, draft: Home, revisions: list[str], tell: Progress
 ) -> tuple[str, ...]:
-    """Copy the folders of revisions, which never change; return those that are not there."""
-    there = _folders(source.adapters)
+    """Copy the folders of revisions, which never change; return the revisions without a folder.
+
+    Only real folders directly in ``adapters`` count: a name from a database may be a path.
+    """
+    folders = os.scandir(source.adapters) if source.adapters.is_dir() else ()
+    there = {entry.name for entry in folders if entry.is_dir(follow_symlinks=False)}
     present = [name for name in revisions if name in there]
     for done, name in enumerate(present):
         tell("adapters", done, len(present))
-        _copy_folder(source.adapters / name, draft.adapters / name)
+        (draft.adapters / name).mkdir()
+        for file in (source.adapters / name).iterdir():
+            if file.is_file() and not file.is_symlink():
+                copy_file(file, draft.adapters / name / file.name)
+        sync(draft.adapters / name)
     tell("adapters", len(present), len(present))
     sync(draft.adapters)
     return tuple(name for name in revisions if name not in there)
-
-
-def _folders(place: Path) -> set[str]:
-    """Name what is really a folder there: a name from a database may lead anywhere."""
-    if not place.is_dir():
-        return set()
-    with os.scandir(place) as entries:
-        return {entry.name for entry in entries if entry.is_dir(follow_symlinks=False)}
-
-
-def _copy_folder(folder: Path, copy: Path) -> None:
-    copy.mkdir()
-    for file in folder.iterdir():
-        if file.is_file() and not file.is_symlink():
-            _copy_file(file, copy / file.name)
-    sync(copy)
-
-
-def _copy_file(file: Path, copy: Path) -> None:
-    with file.open("rb") as reader, copy.open("xb") as writer:
-        shutil.copyfileobj(reader, writer, 1 << 20)
-        writer.flush()
-        os.fchmod(writer.fileno(), _mode(file))
-        os.fsync(writer.fileno())
-
-
-def _mode(path: Path) -> int:
-    """Who may read and write it."""
-    return path.stat().st_mode & 0o777
-
-
-def _give_name(draft: Home, place: Path) -> None:
-    """Put the copy in its place; where something came there meanwhile, that stays."""
-    sync(draft.path)
-    draft.path.rename(place)
-    sync(place.parent)
-
-
-def _tell_nobody(stage: str, done: int, total: int) -> None:
-    pass

@@ -1,60 +1,89 @@
-"""Several homes united into one: every run, and all that was said of it, exactly once by id.
+"""Unites homes: every run, and everything that was said of it, exactly once by its id.
 
-Every batch that is written is a transaction, so that a merge may be interrupted anywhere and done
-again. The keys come first, then the tombstones, then the rows that these let in. What a host has
-learned (updates, revisions, what serves) stays with it: weights are not united by copying them.
+For each other home:
+
+1. Copy it as it is at one moment; the home itself is only read. In the copy, bring the schema up to
+   date and write what waits in the spill to the database.
+2. Verify the copy. A home that fails gives nothing.
+3. Unite the user keys, and forget here who was forgotten there.
+4. Attach the copy and insert the rows that this home does not have: runs with their messages, then
+   feedback, then comparisons. Rows of a user who was forgotten here stay out.
+
+Each batch of rows is one transaction: writers of this home wait a fraction of a second, and a merge
+may be interrupted anywhere and done again. Updates, revisions and what serves are not merged.
 """
 
 from __future__ import annotations
 
-import math
 import os
+import shutil
+import sqlite3
 import time
-from collections.abc import Iterable
-from contextlib import closing
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
 
-from agentpref.errors import ConfigError
-from agentpref.home import Home, StrPath
-from agentpref.record.database import connect, translated
-from agentpref.record.deletion import tombstones
-from agentpref.record.deletion.forget import Forgotten
+from agentpref.errors import AgentprefError, ConfigError, CorruptHome, UpdateRunning
+from agentpref.home import Home, StrPath, copy_file, writing
+from agentpref.record.database import connect, require_known_schema, transaction, translated
+from agentpref.record.deletion.forget import Forgotten, adopt
+from agentpref.record.deletion.removal import MERGE_COPY, MERGE_LOCK
+from agentpref.record.ingest.checks import role_of, row_fault
 from agentpref.record.ingest.pseudonyms import Pseudonyms
-from agentpref.record.transfer.foreign import Foreign, opened
-from agentpref.record.transfer.merger import Merger, Outcome
+from agentpref.record.integrity import Problem, examine, examine_spill
+from agentpref.record.messages import COMPARISON_COLUMNS, FEEDBACK_COLUMNS, RUN_COLUMNS
+from agentpref.record.spill import drain
+from agentpref.record.transfer.backup import copy_database
 from agentpref.types import Progress
 
-CACHE_KILOBYTES = 65_536
-"""Memory for the pages of the database that grows: ids of messages fall anywhere in their index."""
+BATCH = 2_000
+"""Rows of one table that one transaction writes at most: some 50 ms of work."""
+
+NAMED = 100
+"""Rows in conflict that are named at most; all are counted."""
+
+_CACHE_KILOBYTES = 65_536
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
+class Counts:
+    """What became of the rows of one table.
+
+    ``added`` are new here, ``known`` were here already. ``conflicts`` have the id of a different
+    row, which was here first and stays, or judge such a run. ``forgotten`` are of a user who was
+    forgotten here, or judge a run that was removed.
+    """
+
+    added: int = 0
+    known: int = 0
+    conflicts: int = 0
+    forgotten: int = 0
+
+
+@dataclass(slots=True)
 class Merged:
     """What came of one other home.
 
-    ``rows`` counts what became of its rows; ``keys`` is how many keys of its users' names are new
-    here; ``tombstones`` is how many users had been forgotten there and not here, and ``forgot``
-    what was then removed here.
+    ``messages`` counts those that are new here, ``keys`` the user keys that are new here,
+    ``tombstones`` the users who were forgotten there and not here; ``forgot`` is what was then
+    removed here. ``conflicts`` names the first rows in conflict by ``table`` and ``key``.
     """
 
     home: str
-    rows: Outcome
+    messages: int = 0
+    runs: Counts = field(default_factory=Counts)
+    feedback: Counts = field(default_factory=Counts)
+    comparisons: Counts = field(default_factory=Counts)
+    conflicts: list[dict[str, str]] = field(default_factory=list)
     keys: int = 0
     tombstones: int = 0
     forgot: Forgotten | None = None
 
     def to_mapping(self) -> dict[str, Any]:
-        """All of it as plain values: what ``--json`` prints."""
-        named = [refusal._asdict() for refusal in self.rows.named]
-        return {
-            "home": self.home,
-            **asdict(self.rows),
-            "named": named,
-            "keys": self.keys,
-            "tombstones": self.tombstones,
-            "forgot": None if self.forgot is None else self.forgot.to_mapping(),
-        }
+        """Return all of it as plain values, as ``--json`` prints it."""
+        forgot = None if self.forgot is None else self.forgot.to_mapping()
+        return {**asdict(self), "forgot": forgot}
 
 
 def merge(
@@ -63,16 +92,13 @@ def merge(
     *,
     progress: Progress | None = None,
 ) -> list[Merged]:
-    """Bring into a home what others logged.
-
-    Each other home is brought to this version's schema, and what waits in its spill into its
-    database, as its own log would do; nothing else in it changes. What was forgotten in one of them
-    is forgotten here, and what was forgotten here is not let in.
+    """Bring into a home what other homes logged.
 
     Args:
-        home: a home or its folder; ``None`` means ``AGENTPREF_HOME`` or ``./.agentpref``.
+        home: a home or its folder; ``None`` means ``AGENTPREF_HOME`` or ``./.agentpref``. While it
+            runs, its disk also holds a copy of one other database at a time.
         others: the other homes, or their folders.
-        progress: called with ``(stage, done, total)`` as work goes on.
+        progress: called with ``(stage, done, total)`` during the work.
 
     Returns:
         What came of each other home, in their order.
@@ -80,61 +106,260 @@ def merge(
     Raises:
         NotAHome: a folder is no home. Nothing was merged.
         ConfigError: a home is to be merged into itself. Nothing was merged.
-        CorruptHome: a database cannot be read. What was merged before stays, as it does below.
+        CorruptHome: another home is damaged or fails verification, and gave nothing. The homes
+            before it are merged, as with the errors below.
         NewerHome: a later agentpref has changed a database beyond what this one knows.
-        UpdateRunning: somebody was forgotten elsewhere, and an update of this home is running.
+        UpdateRunning: another merge is running; or a user was forgotten elsewhere, and an update of
+            this home is running.
         NotKept: a database cannot be written.
     """
-    place = _opened(home)
-    sources = [_opened(other) for other in others]
-    for source in sources:
-        if os.path.samefile(source.database, place.database):
-            raise ConfigError(f"{source.path} is the home itself; name the other homes")
-    return [_merge_one(place, source, _told_of(source, progress)) for source in sources]
+    place = Home.open(home)
+    sources = [Home.open(other) for other in others]
+    for other in sources:
+        if os.path.samefile(other.database, place.database):
+            raise ConfigError(f"{other.path} is the home itself; name the other homes")
+    return [_merge_one(place, other, progress) for other in sources]
 
 
-def _opened(home: Home | StrPath | None) -> Home:
-    return Home.open(home)
-
-
-def _merge_one(home: Home, other: Home, tell: Progress) -> Merged:
-    with opened(other) as source:
-        keys = _adopt_keys(home, other)
-        theirs = _new_tombstones(home, source)
-        forgot = tombstones.adopt(home, theirs, tell) if theirs else None
-        with translated(home), closing(connect(home)) as target:
-            target.execute(f"PRAGMA cache_size = -{CACHE_KILOBYTES}")
-            merger = Merger(source, target, home, tell)
-            merger.add_all()
-    return Merged(str(other.path), merger.outcome, keys, len(theirs), forgot)
-
-
-def _adopt_keys(home: Home, other: Home) -> int:
-    """Take over the keys of the other home's users, without which none of them is found again."""
-    if not other.user_keys.exists():
-        return 0
-    ours = Pseudonyms.of(home)
-    return len(ours.adopt(Pseudonyms.of(other), home).names("")) - len(ours.names(""))
-
-
-def _new_tombstones(home: Home, source: Foreign) -> dict[str, float]:
-    """Who was forgotten there and not here; a clock that is ahead forgets nothing to come."""
-    query, now = "SELECT user_id, at FROM forgotten", time.time()
-    with translated(home), closing(connect(home, readonly=True)) as target:
-        ours = dict(target.execute(query))
-    theirs = ((name, at) for name, at in source.read(query) if isinstance(name, str))
-    return {
-        name: min(at, now)
-        for name, at in theirs
-        if isinstance(at, float) and ours.get(name, -math.inf) < min(at, now)
-    }
-
-
-def _told_of(other: Home, progress: Progress | None) -> Progress:
-    """Tell of a stage by the home that it is about: several may have the same one."""
-
+def _merge_one(home: Home, other: Home, progress: Progress | None) -> Merged:
     def tell(stage: str, done: int, total: int) -> None:
         if progress is not None:
             progress(f"{other.path.name}: {stage}", done, total)
 
-    return tell
+    merged = Merged(str(other.path))
+    with _copied(home, other, tell) as copy:
+        with _blaming(other, copy):
+            theirs = _verified(copy, other, tell)
+            their_keys = Pseudonyms.of(copy)
+        keys = Pseudonyms.of(home)
+        merged.keys = len(keys.adopt(their_keys, home).names("")) - len(keys.names(""))
+        with translated(home), closing(connect(home)) as connection:
+            ours = dict(connection.execute("SELECT user_id, at FROM forgotten"))
+        new = {name: at for name, at in theirs.items() if ours.get(name, float("-inf")) < at}
+        merged.tombstones, merged.forgot = len(new), adopt(home, new, tell) if new else None
+        with translated(home), closing(connect(home)) as connection:
+            connection.execute(f"PRAGMA cache_size = -{_CACHE_KILOBYTES}")
+            connection.execute("ATTACH ? AS other", (str(copy.database),))
+            connection.execute("CREATE TEMP TABLE batch (row INTEGER PRIMARY KEY, fate TEXT)")
+            merged.runs = _insert(connection, home, _RUN, merged, tell)
+            merged.feedback = _insert(connection, home, _FEEDBACK, merged, tell)
+            merged.comparisons = _insert(connection, home, _COMPARISON, merged, tell)
+    return merged
+
+
+@contextmanager
+def _copied(home: Home, other: Home, tell: Progress) -> Iterator[Home]:
+    """Copy the other home's database, spill and user keys into this home, for a block."""
+    from filelock import FileLock, Timeout
+
+    copy = Home(home.path / MERGE_COPY)
+    try:
+        lock = FileLock(home.path / MERGE_LOCK)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UpdateRunning(
+            f"another merge into {home.path} is running; wait for it to end, then try again"
+        ) from error
+    try:
+        with writing(copy.path):
+            shutil.rmtree(copy.path, ignore_errors=True)  # a killed merge left it
+            copy.path.mkdir(mode=0o700)
+            Pseudonyms.of(home)  # makes the keys that a home without its own gets
+            keys = other.user_keys if other.user_keys.exists() else home.user_keys
+            copy_file(keys, copy.user_keys)
+            if other.spill.exists():  # before the database: an entry in both is stored once
+                copy_file(other.spill, copy.spill)
+            with translated(other), closing(sqlite3.connect(other.database)) as connection:
+                connection.execute("BEGIN")
+                connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+                copy_database(connection, copy, lambda stage, *counts: tell("copy", *counts))
+        yield copy
+    finally:
+        shutil.rmtree(copy.path, ignore_errors=True)
+        lock.release()
+
+
+@contextmanager
+def _blaming(other: Home, copy: Home) -> Iterator[None]:
+    """Raise what is wrong with the copy as what is wrong with the other home."""
+    try:
+        with translated(copy):
+            yield
+    except AgentprefError as error:
+        raise type(error)(str(error).replace(str(copy.path), str(other.path))) from error
+    except sqlite3.Error as error:
+        raise CorruptHome(
+            f"{other.database} is not as agentpref makes it ({error}); restore a backup"
+        ) from error
+
+
+def _verified(copy: Home, other: Home, tell: Progress) -> dict[str, float]:
+    """Bring the copy up to date, refuse it if it fails verification, and return its tombstones."""
+
+    def report(stage: str, done: int, total: int) -> None:
+        tell(f"verify {stage}", done, total)
+
+    problems = examine_spill(copy).problems
+    drain(copy)
+    with closing(connect(copy, readonly=True)) as connection:
+        _require_tables(connection, copy)
+        problems += examine(connection, progress=report).problems
+        problems += [] if problems else _misshapen(connection)
+        if problems:
+            few = "; ".join(f"{table} {key}: {what}" for table, key, what in problems[:3])
+            raise CorruptHome(
+                f"{other.path} fails verification, so nothing of it was merged: {few}"
+                f"{f'; and {len(problems) - 3:,} more' if len(problems) > 3 else ''}; look at it "
+                f"with `agentpref verify --home {other.path}`, restore it from a backup, and merge "
+                "again"
+            )
+        now = time.time()  # a clock that is ahead forgets nothing to come
+        sound = "typeof(user_id) = 'text' AND typeof(at) = 'real'"
+        query = f"SELECT user_id, at FROM forgotten WHERE {sound}"
+        return {name: min(at, now) for name, at in connection.execute(query)}
+
+
+def _require_tables(connection: sqlite3.Connection, copy: Home) -> None:
+    """A view or a virtual table in place of one of ours would run what its maker wrote."""
+    query = "SELECT name FROM sqlite_master WHERE type = 'table' AND sql LIKE 'CREATE TABLE %'"
+    tables = {name for (name,) in connection.execute(query)}
+    wanted = ("message", "run", "feedback", "comparison", "forgotten")
+    missing = [name for name in wanted if name not in tables]
+    if missing:
+        raise CorruptHome(f"{copy.database} has no table {missing[0]!r}; restore a backup")
+
+
+def _misshapen(connection: sqlite3.Connection) -> list[Problem]:
+    """Find rows that no log would have written, though all hashes and references are right."""
+    connection.text_factory = _text_or_bytes
+    problems = []
+    query = "SELECT id, parent, CAST(body AS BLOB) FROM message"
+    for key, parent, body in connection.execute(query):
+        try:
+            role_of(key, parent, body)
+        except ValueError as error:  # noqa: PERF203  hashing costs more
+            problems.append(Problem("message", str(key), str(error)))
+    for table in (_RUN, _FEEDBACK, _COMPARISON):
+        query = f"SELECT {table.name}_id, {', '.join(table.columns)} FROM {table.name}"
+        for key, *values in connection.execute(query):
+            if fault := row_fault(dict(zip(table.columns, values, strict=True))):
+                problems.append(Problem(table.name, str(key), fault))
+    for name, column, role, what in _ROLES:
+        query = (
+            f"SELECT {name}_id FROM {name} JOIN message ON id = {column}"
+            f" WHERE json_extract(CAST(body AS TEXT), '$.role') {role}"
+        )
+        problems += [Problem(name, str(key), what) for (key,) in connection.execute(query)]
+    return problems
+
+
+_ROLES = (
+    ("run", "prompt", "IS NULL", "its prompt has no message"),
+    ("run", "output", "IS NOT 'assistant'", "its output is not an assistant's message"),
+    (
+        "feedback",
+        "correction",
+        "IS NOT 'assistant'",
+        "its correction is not an assistant's message",
+    ),
+)
+
+
+def _text_or_bytes(raw: bytes) -> str | bytes:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw
+
+
+class _Table(NamedTuple):
+    """A table to merge: the columns that name runs it judges, and those that name messages."""
+
+    name: str
+    columns: tuple[str, ...]
+    runs: tuple[str, ...] = ()
+    messages: tuple[str, ...] = ()
+
+    def sort(self) -> str:
+        """SQL that says what becomes of each row of the next batch."""
+        ours, theirs = (
+            ", ".join(f"{side}.{name}" for name in self.columns) for side in ("ours", "theirs")
+        )
+        is_gone = (
+            f" OR NOT EXISTS (SELECT 1 FROM main.run WHERE run_id = theirs.{run})"
+            for run in self.runs
+        )
+        is_another = (
+            "OR EXISTS (SELECT 1 FROM main.run AS a JOIN other.run AS b USING (run_id)"
+            f" WHERE run_id = theirs.{run} AND (a.namespace, a.prompt, a.output)"
+            " IS NOT (b.namespace, b.prompt, b.output))"
+            for run in self.runs
+        )
+        return f"""INSERT INTO batch SELECT theirs.rowid, CASE
+            WHEN ours.rowid IS NOT NULL THEN iif(({ours}) IS ({theirs}), 'known', 'conflicts')
+            WHEN EXISTS (SELECT 1 FROM main.forgotten
+                WHERE user_id = theirs.user_id AND at >= theirs.created_at)
+                {"".join(is_gone)} THEN 'forgotten'
+            WHEN false {"".join(is_another)} THEN 'conflicts'
+            ELSE 'added' END
+        FROM other.{self.name} AS theirs LEFT JOIN main.{self.name} AS ours USING ({self.name}_id)
+        WHERE theirs.rowid > ? ORDER BY theirs.rowid LIMIT ?"""
+
+    def insert_messages(self) -> str:
+        """SQL that inserts the messages of the rows to add, with those before them.
+
+        Sorted as they were logged, each comes after its parent. Otherwise SQLite would search whole
+        tables for rows that wait for a parent.
+        """
+        named = " UNION ".join(
+            f"SELECT {column} FROM other.{self.name} WHERE {column} IS NOT NULL AND {_ADDED}"
+            for column in self.messages
+        )
+        return f"""INSERT OR IGNORE INTO main.message (id, parent, body)
+        WITH RECURSIVE needed(id) AS ({named} UNION
+            SELECT parent FROM needed CROSS JOIN other.message USING (id) WHERE parent IS NOT NULL
+                AND NOT EXISTS (SELECT 1 FROM main.message AS known WHERE known.id = needed.id))
+        SELECT id, parent, body FROM needed CROSS JOIN other.message USING (id)
+        ORDER BY message.rowid"""
+
+    def insert(self) -> str:
+        """SQL that inserts the rows to add."""
+        names = ", ".join(self.columns)
+        return f"""INSERT OR IGNORE INTO main.{self.name} ({names})
+        SELECT {names} FROM other.{self.name} WHERE {_ADDED} ORDER BY rowid"""
+
+
+_ADDED = "rowid IN (SELECT row FROM batch WHERE fate = 'added')"
+_RUN = _Table("run", RUN_COLUMNS, messages=("prompt", "output"))
+_FEEDBACK = _Table("feedback", FEEDBACK_COLUMNS, ("run_id",), ("correction",))
+_COMPARISON = _Table("comparison", COMPARISON_COLUMNS, ("run_a", "run_b"))
+
+
+def _insert(
+    connection: sqlite3.Connection, home: Home, table: _Table, merged: Merged, tell: Progress
+) -> Counts:
+    """Insert the rows of a table that are new, in the order in which they were logged."""
+    counts = Counts()
+    (last,) = connection.execute(f"SELECT max(rowid) FROM other.{table.name}").fetchone()
+    done = -(2**63)
+    while last is not None and done < last:
+        with transaction(connection):
+            require_known_schema(connection, home)
+            connection.execute("DELETE FROM batch")
+            connection.execute(table.sort(), (done, BATCH))
+            if table.messages:
+                merged.messages += connection.execute(table.insert_messages()).rowcount
+            connection.execute(table.insert())
+        (done,) = connection.execute("SELECT max(row) FROM batch").fetchone()
+        for fate, count in connection.execute("SELECT fate, count(*) FROM batch GROUP BY fate"):
+            setattr(counts, fate, getattr(counts, fate) + count)
+        query = (
+            f"SELECT {table.name}_id FROM other.{table.name} AS theirs JOIN batch"
+            " WHERE theirs.rowid = row AND fate = 'conflicts' LIMIT ?"
+        )
+        room = NAMED - len(merged.conflicts)
+        merged.conflicts += [
+            {"table": table.name, "key": key} for (key,) in connection.execute(query, (room,))
+        ]
+        tell(table.name, done, last)
+    return counts

@@ -7,7 +7,6 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, requires, version
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
@@ -62,6 +61,7 @@ def _installation() -> Iterator[Finding]:
     """The versions of agentpref, and of the packages of each extra."""
     import platform
     import sqlite3
+    from importlib.metadata import requires
 
     from agentpref import __version__
 
@@ -80,6 +80,8 @@ def _installation() -> Iterator[Finding]:
 
 
 def _version(package: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version(package)
     except PackageNotFoundError:

@@ -1,24 +1,20 @@
-"""`forget`: remove what a user said, or what is old, and say what is still to do."""
+"""`forget`: removes what a user said, or old runs, and prints the commands that rebuild."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from agentpref_cli import options
 from agentpref_cli.terminal import GOOD, WARN, cell, confirm, print_result, progress, say
 
-if TYPE_CHECKING:
-    from agentpref.types import Progress
-
 
 def forget(
     user_id: Annotated[
         str | None,
-        typer.Option("--user-id", metavar="ID", help="Whom, by the id that your app logs."),
+        typer.Option("--user-id", metavar="ID", help="The user, by the id that your app logs."),
     ] = None,
     older_than: Annotated[
         str | None,
@@ -32,70 +28,54 @@ def forget(
     ] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Remove what a user said, or what is old.
+    """Remove what a user said, or old runs.
 
-    Removes runs, all that was said of them, and their text from every page of the disk. With
-    --user-id, it also marks the revisions whose training saw it, and says how to rebuild. What was
-    interrupted is finished by calling again. Exits 0 when it is done.
+    Removes runs, everything that was said of them, and their text from every page of the disk. With
+    --user-id, it also marks the revisions that were trained on it, and prints the commands that
+    rebuild. If it is interrupted, the same command completes it. Exits 0 when it is done.
     """
+    from dataclasses import asdict
+
+    from agentpref.home import Home
+    from agentpref.record.deletion.forget import forget as forget_user
+    from agentpref.record.deletion.removal import expire
+
     if (user_id is None) == (older_than is None):
-        raise typer.BadParameter(
-            "name one of them, and one only", param_hint="--user-id, --older-than"
-        )
+        raise typer.BadParameter("give exactly one of them", param_hint="--user-id, --older-than")
     if force and older_than is None:
-        raise typer.BadParameter("goes with --older-than only", param_hint="--force")
-    age = None if older_than is None else _seconds(older_than)
+        raise typer.BadParameter("needs --older-than", param_hint="--force")
+    age = None if older_than is None else options.parse_age(older_than)
+    if older_than is not None and age is None:
+        raise typer.BadParameter(
+            f"{older_than!r} is no age; give a number and one of s, m, h, d, w, such as 90d",
+            param_hint="--older-than",
+        )
+    place = Home.open(home)
     what = (
         f"everything that user {user_id!r} said" if age is None else f"all older than {older_than}"
     )
-    confirm(f"Remove {what} from {_folder(home)}, for good?", yes)
-    with progress(as_json) as reporter:
-        value = _removed(home, user_id, age, force, reporter)
+    confirm(f"Remove {what} from {place.path}, for good?", yes)
+    with progress(as_json) as report:
+        if user_id is not None:
+            value = forget_user(place, user_id, progress=report).to_mapping()
+        else:
+            removed = expire(place, older_than=age or 0.0, force=force, progress=report)
+            value = asdict(removed)
     print_result(as_json, value, lambda: _show(value))
 
 
-def _removed(
-    home: Path | None,
-    user_id: str | None,
-    age: float | None,
-    force: bool,
-    reporter: Progress | None,
-) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from agentpref.record.deletion.forget import forget as forget_user
-    from agentpref.record.deletion.retention import expire
-
-    if user_id is not None:
-        return forget_user(home, user_id, progress=reporter).to_mapping()
-    return asdict(expire(home, older_than=age or 0.0, force=force, progress=reporter))
-
-
-def _folder(home: Path | None) -> Path:
-    from agentpref.home import Home
-
-    return Home.open(home).path
-
-
-def _seconds(text: str) -> float:
-    seconds = options.parse_age(text)
-    if seconds is None:
-        raise typer.BadParameter(
-            f"{text!r} is no age; give a number and one of s, m, h, d, w, such as 90d",
-            param_hint="--older-than",
-        )
-    return seconds
-
-
-_COUNTED = ("runs", "feedback", "comparisons", "messages")
-
-
 def _show(removed: Mapping[str, Any]) -> None:
-    say("removed: " + ", ".join(f"{name} {removed[name]}" for name in _COUNTED), GOOD)
+    counted = ("runs", "feedback", "comparisons", "messages")
+    say("removed: " + ", ".join(f"{name} {removed[name]}" for name in counted), GOOD)
     if removed["shared"]:
-        say(f"messages that other runs hold too, and that stay: {removed['shared']}")
+        say(f"messages that stay, because other runs contain them: {removed['shared']}")
     if removed.get("revisions"):
-        say(f"tainted, their training having seen it: {', '.join(removed['revisions'])}", WARN)
+        say(f"tainted, because they were trained on it: {', '.join(removed['revisions'])}", WARN)
+    show_rebuild(removed)
+
+
+def show_rebuild(removed: Mapping[str, Any]) -> None:
+    """Print the commands that rebuild each namespace that a tainted revision serves."""
     for rebuild in removed.get("rebuild", ()):
         served = ", ".join(rebuild["tainted"])
         say(f"{cell(rebuild['namespace'])} is served by {served}; to rebuild:", WARN)

@@ -1,4 +1,4 @@
-"""`backup` and `merge`: a copy of a home that is in use, and several homes united into one."""
+"""`backup` and `merge`: copies a home that is in use, and brings other homes into one."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from agentpref_cli import options
+from agentpref_cli.commands.forget import show_rebuild
 from agentpref_cli.terminal import BAD, GOOD, WARN, print_result, progress, say, table
 
 if TYPE_CHECKING:
@@ -18,15 +19,15 @@ if TYPE_CHECKING:
 
 def backup(
     target: Annotated[
-        Path, typer.Argument(metavar="TARGET", help="Where to: a missing or an empty folder.")
+        Path, typer.Argument(metavar="TARGET", help="A missing or empty folder for the copy.")
     ],
     home: options.Home = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Copy a home, also while it is in use.
 
-    The copy is a home too: database, adapters, and the keys of its users' names. It holds all that
-    was acknowledged before the command began, and is there as a whole or not at all.
+    The copy is a home too: database, adapters and user keys. It holds everything that was
+    acknowledged before the command began. A backup that fails leaves no copy.
     """
     from agentpref.record.transfer.backup import backup
 
@@ -44,9 +45,9 @@ def merge(
 ) -> None:
     """Bring into a home what other homes logged, each row once.
 
-    A row that was changed since it was logged, or that no log would have written, is refused and
-    named. Who was forgotten in one home is forgotten in this one. Revisions, and what serves, stay
-    with the home that trained them. Done again, or after an interruption, it adds what is missing.
+    Copies and verifies each other home first; one that fails verification gives nothing. The other
+    homes are not changed. A user who was forgotten in one of them is forgotten in this one.
+    Revisions, and what serves, are not merged. After an interruption, run the same command again.
     """
     from agentpref.record.transfer.merge import merge
 
@@ -59,44 +60,38 @@ def _show_backup(done: Backup) -> None:
     revisions = "1 revision" if done.revisions == 1 else f"{done.revisions} revisions"
     say(f"copied {done.bytes / 1e6:,.1f} MB and {revisions} to {done.path}", GOOD)
     if done.missing:
-        say(f"not in the home, so not in the copy: {', '.join(done.missing)}", WARN)
+        say(f"without a folder in the home, so not copied: {', '.join(done.missing)}", WARN)
 
 
 _KINDS = ("runs", "feedback", "comparisons")
-_COUNTS = ("added", "known", "conflicts", "forgotten", "refused")
+_COUNTS = ("added", "known", "conflicts", "forgotten")
 
 
 def _show_merge(done: Sequence[Mapping[str, Any]]) -> None:
+    names = [Path(one["home"]).name for one in done]
     rows = [
-        (Path(one["home"]).name, kind, *(one[kind][count] for count in _COUNTS))
-        for one in done
+        (name, kind, *(one[kind][count] for count in _COUNTS))
+        for name, one in zip(names, done, strict=True)
         for kind in _KINDS
     ]
     table(("home", "rows", *_COUNTS), rows)
-    for one in done:
-        _show_forgotten(one)
-    named = [
-        (Path(one["home"]).name, *refusal.values()) for one in done for refusal in one["named"]
-    ]
-    if named:
-        table(("home", "table", "key", "not let in"), named)
-        count = sum(
-            one[kind]["conflicts"] + one[kind]["refused"] for one in done for kind in _KINDS
-        )
-        say(f"rows not let in: {count}; look at those homes with `agentpref verify`", BAD)
+    for name, one in zip(names, done, strict=True):
+        _show_forgotten(name, one)
+        if one["conflicts"]:
+            rows = [(name, conflict["table"], conflict["key"]) for conflict in one["conflicts"]]
+            table(("home", "table", "key"), rows)
+            count = sum(one[kind]["conflicts"] for kind in _KINDS)
+            say(f"rows in conflict: {count}; the row that was here first stays", BAD)
 
 
-def _show_forgotten(one: Mapping[str, Any]) -> None:
+def _show_forgotten(name: str, one: Mapping[str, Any]) -> None:
     if one["keys"]:
         say(
-            f"{Path(one['home']).name} names its users under a key of its own; give hosts one "
-            "user.keys, so that one user has one name",
+            f"{name} hashes its users under another key; give all hosts the same user.keys, so "
+            "that one user has one hash",
             WARN,
         )
     if one["forgot"] is not None:
         removed = ", ".join(f"{kind} {one['forgot'][kind]}" for kind in _KINDS)
-        say(f"forgotten there, so removed here: {removed}", WARN)
-        for rebuild in one["forgot"]["rebuild"]:
-            say(f"{rebuild['namespace']} is served by what saw it; to rebuild:", WARN)
-            for command in rebuild["commands"]:
-                print(f"  {command}")  # in one piece, to be copied
+        say(f"forgotten in {name}, so removed here: {removed}", WARN)
+        show_rebuild(one["forgot"])

@@ -127,7 +127,7 @@ def serve(
     server = vllm_process(settings, logs=opened.path / "logs", start_seconds=60 * start_minutes)
 
     def backend() -> VllmBackend:
-        return VllmBackend(server.url, base=model, max_loras=max_loras)
+        return VllmBackend(server.url, model=model, max_loras=max_loras)
 
     printer, interrupts = Printer(as_json), Interrupts()
     with interrupts.listening():

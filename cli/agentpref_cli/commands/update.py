@@ -22,14 +22,14 @@ from agentpref_cli.terminal import (
     table,
 )
 
-EXIT_CODES = {"promoted": 0, "nothing_new": 3, "refused": 4, "insufficient": 5}
-COLOURS = {"promoted": GOOD, "nothing_new": BOLD, "refused": BAD, "insufficient": WARN}
-MEANINGS = {
-    "promoted": "the new revision serves",
-    "nothing_new": "no new feedback since the last update",
-    "refused": "a check failed; what served before still serves",
-    "insufficient": "too little evidence; what served before still serves",
+VERDICTS = {
+    "promoted": (0, GOOD, "the new revision serves"),
+    "nothing_new": (3, BOLD, "no new feedback since the last update"),
+    "refused": (4, BAD, "a check failed; what served before still serves"),
+    "insufficient": (5, WARN, "too little evidence; what served before still serves"),
 }
+"""The exit code of each verdict, its colour, and what it means."""
+
 ROUTES = {
     "shared": "shared prompts",
     "plain, fused head": "prompts repeated",
@@ -97,7 +97,7 @@ def update(
             progress=process.settling(show_progress),
         ).to_mapping()
     print_result(as_json, done, lambda: _show(done))
-    raise typer.Exit(EXIT_CODES[done["verdict"]])
+    raise typer.Exit(VERDICTS[done["verdict"]][0])
 
 
 def report(
@@ -119,7 +119,7 @@ def report(
 def _show(report: Mapping[str, Any]) -> None:
     """Print a report: the verdict, how it was trained, accuracy, and the checks."""
     verdict, accuracy = report["verdict"], report["accuracy"]
-    say(f"{verdict.replace('_', ' ')}: {_meaning(verdict, accuracy)}", COLOURS[verdict])
+    say(f"{verdict.replace('_', ' ')}: {_meaning(verdict, accuracy)}", VERDICTS[verdict][1])
     say(f"update {report['update_id']}, {moment(report['created_at'])}, {report['seconds']:.0f} s")
     if report["revision"]:
         say(f"revision {report['revision']}, from {report['parent'] or 'the base model'}")
@@ -137,7 +137,7 @@ def _meaning(verdict: str, accuracy: Mapping[str, Mapping[str, float]]) -> str:
     """What a verdict means; of a promotion, the accuracy over all held-out examples too."""
     total = sum(found["pairs"] for found in accuracy.values())
     if verdict != "promoted" or not total:
-        return MEANINGS[verdict]
+        return VERDICTS[verdict][2]
     before, after = (
         f"{sum(found['pairs'] * found[when] for found in accuracy.values()) / total:.2f}".lstrip(
             "0"
@@ -149,14 +149,12 @@ def _meaning(verdict: str, accuracy: Mapping[str, Mapping[str, float]]) -> str:
 
 def _counts(report: Mapping[str, Any]) -> Iterator[str]:
     """The number of pairs of each kind, and of thumbs if there are any."""
-    counts = report["counts"]
-    thumbs = {name: count for name, count in counts.items() if name.endswith(_THUMBS)}
-    pairs = {name: count for name, count in counts.items() if name not in thumbs}
-    for kind, found in (("pairs", pairs), ("thumbs", thumbs)):
+    thumbs = {name for name in report["counts"] if name.endswith(_THUMBS)}
+    for kind, wanted in (("pairs", report["counts"].keys() - thumbs), ("thumbs", thumbs)):
+        found = {name: count for name, count in report["counts"].items() if name in wanted}
         if found and (kind == "pairs" or any(found.values())):
-            yield f"{kind}: " + ", ".join(
-                f"{_plain(name.removesuffix(_THUMBS))} {count}" for name, count in found.items()
-            )
+            names = (f"{_plain(name.removesuffix(_THUMBS))} {n}" for name, n in found.items())
+            yield f"{kind}: {', '.join(names)}"
 
 
 def _training(report: Mapping[str, Any]) -> Iterator[str]:

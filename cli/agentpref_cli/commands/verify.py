@@ -1,10 +1,10 @@
-"""`verify`: whether what a home holds is what was recorded in it."""
+"""`verify`: checks that a home holds what was recorded in it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,16 +13,14 @@ from agentpref_cli.options import reading
 from agentpref_cli.terminal import BAD, GOOD, WARN, print_result, progress, say, table
 
 if TYPE_CHECKING:
-    from agentpref.record.integrity import Findings
-    from agentpref.serve.backend import Revision
-    from agentpref.serve.registry import Registry
+    from agentpref.record.integrity import Findings, Problem
 
 
 def verify(
     home: options.Home = None,
     sample: Annotated[
         bool,
-        typer.Option("--sample", help="Look at a random part, in seconds."),
+        typer.Option("--sample", help="Check a random part, in seconds."),
     ] = False,
     rows: Annotated[
         int, typer.Option(min=1, metavar="N", help="Rows of each table to sample.")
@@ -31,18 +29,17 @@ def verify(
 ) -> None:
     """Check all messages, rows and adapters.
 
-    Hashes what has a hash, follows every reference, reads what waits in the spill, and exits 1
-    where anything is not what was recorded. Nothing is repaired. A sample looks at the adapters
-    that serve, and says how many rows of each table it looked at.
+    Hashes every message and adapter again, follows every reference, and reads the spill. Exits 1 if
+    anything differs from what was recorded. Repairs nothing. A sample checks the adapters that
+    serve, and prints how many rows of each table it checked.
     """
     from agentpref.record.integrity import examine
 
     with reading(home) as connection, progress(as_json) as report:
         found = examine(connection, sample=rows if sample else None, progress=report)
-    problems = [problem._asdict() for problem in found.problems]
-    problems += _spoilt_revisions(home, serving_only=sample)
+    problems = [*found.problems, *_changed_revisions(home, serving_only=sample)]
     value = {
-        "problems": problems,
+        "problems": [problem._asdict() for problem in problems],
         "looked_at": {name: looked._asdict() for name, looked in found.looked_at.items()},
         "waiting": found.waiting,
         "torn": found.torn,
@@ -51,59 +48,39 @@ def verify(
     raise typer.Exit(1 if problems else 0)
 
 
-def _spoilt_revisions(folder: Path | None, *, serving_only: bool) -> Iterator[dict[str, str]]:
-    """Find the revisions, of whichever namespace, whose files are not those that were published."""
+def _changed_revisions(folder: Path | None, *, serving_only: bool) -> Iterator[Problem]:
+    """Find the revisions of all namespaces whose files differ from what was published."""
+    from agentpref.errors import RevisionError
     from agentpref.home import Home
+    from agentpref.record.integrity import Problem
     from agentpref.serve.registry import Registry, namespaces_with_revisions
+    from agentpref.serve.validate import check_published
 
     home = Home.open(folder)
     for name in namespaces_with_revisions(home):
         registry = Registry(home, namespace=name)
-        for revision in _serving(registry) if serving_only else _kept(registry):
-            if what := _spoilt(revision):
-                yield {"table": "revision", "key": revision.revision_id, "what": what}
+        serving = (registry.state().live, registry.state().canary)
+        for revision in registry.list():
+            is_checked = revision.revision_id in serving or not serving_only
+            try:
+                if is_checked and revision.pruned_at is None:
+                    check_published(revision)
+            except RevisionError as error:
+                yield Problem("revision", revision.revision_id, str(error))
 
 
-def _kept(registry: Registry) -> list[Revision]:
-    return [one for one in registry.list() if one.pruned_at is None]
-
-
-def _serving(registry: Registry) -> list[Revision]:
-    state = registry.state()
-    return [one for one in registry.list() if one.revision_id in (state.live, state.canary)]
-
-
-def _spoilt(revision: Revision) -> str | None:
-    from agentpref.errors import RevisionError
-    from agentpref.serve.validate import check_published
-
-    try:
-        check_published(revision)
-    except RevisionError as error:
-        return str(error)
-    return None
-
-
-def _show(found: Findings, problems: list[dict[str, Any]], sampled: bool) -> None:
+def _show(found: Findings, problems: list[Problem], sampled: bool) -> None:
     if sampled:
         looked_at = [(name, looked.rows, looked.of) for name, looked in found.looked_at.items()]
-        table(("table", "looked at", "of about"), looked_at)
-    _show_spill(found)
-    _show_problems(problems, "was looked at" if sampled else "is recorded")
-
-
-def _show_spill(found: Findings) -> None:
+        table(("table", "checked", "of about"), looked_at)
     if found.waiting:
         entries = "1 entry waits" if found.waiting == 1 else f"{found.waiting} entries wait"
-        say(f"{entries} in the spill for the next log that writes to this home", WARN)
+        say(f"{entries} in the spill until the next log writes to this home", WARN)
     if found.torn:
-        lines = "1 line" if found.torn == 1 else f"{found.torn} lines"
-        say(f"{lines} of the spill cut off by a crash, before being acknowledged", WARN)
-
-
-def _show_problems(problems: list[dict[str, Any]], what: str) -> None:
-    if not problems:
-        say(f"all that {what} is as it was written", GOOD)
-        return
-    table(("table", "key", "what"), [tuple(problem.values()) for problem in problems])
-    say(f"problems: {len(problems)}; restore what they name from a backup", BAD)
+        lines = "1 line was" if found.torn == 1 else f"{found.torn} lines were"
+        say(f"{lines} cut off in the spill by a crash, before being acknowledged", WARN)
+    if problems:
+        table(("table", "key", "what"), problems)
+        say(f"problems: {len(problems)}; restore these rows from a backup", BAD)
+    else:
+        say(f"{'the sampled part' if sampled else 'everything'} is as it was recorded", GOOD)

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
@@ -44,10 +43,12 @@ def demo(
 
 def run(*, home: Path | None, json: bool, seed: int) -> None:
     """Run the demo in ``home``, or in a temporary folder, and print what happens."""
+    from tempfile import TemporaryDirectory
+
     from agentpref_cli.demo import story
 
     with ExitStack() as stack:
-        folder = home or Path(stack.enter_context(tempfile.TemporaryDirectory()), "home")
+        folder = home or Path(stack.enter_context(TemporaryDirectory()), "home")
         report = stack.enter_context(progress(json)) or (lambda stage, done, total: None)
         if not json:
             story.print_opening()

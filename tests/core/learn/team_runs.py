@@ -1,7 +1,7 @@
-"""A program of one or two processes that trains: what test_team.py runs and compares.
+"""A program of one or two processes that trains; test_team.py runs it and compares results.
 
-``python team_runs.py BASE FOLDER [RUN…]`` does each run with a new learner, and writes for every
-process the adapter that it ended with, and for the main one what the steps came to.
+``python team_runs.py BASE FOLDER [RUN…]`` does each run with a new learner. It writes the
+adapter that every process ended with, and the results of the main one's steps.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import signal
 import sys
 import warnings
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
@@ -18,16 +19,16 @@ import orjson
 from agentpref.config import KLSettings, UpdateConfig
 from agentpref.errors import UpdateError
 from agentpref.learn import memory
-from agentpref.learn.encode import EncodedPair, EncodedThumb
+from agentpref.learn.checkpoint import Checkpoint
+from agentpref.learn.encode import EncodedExample
 from agentpref.learn.follower import follow
 from agentpref.learn.interrupts import Interrupts
 from agentpref.learn.learner import Learner
 from agentpref.learn.objective import Objective
-from agentpref.learn.state import Checkpoint
 from agentpref.learn.team import Team, assembled
 from agentpref.learn.trainer import Limits
 from agentpref.models.base import load_base
-from agentpref.types import Pair, Prompt, Thumb
+from agentpref.types import Completion, Example, Prompt
 
 PLAIN = UpdateConfig(batch_size=4, learning_rate=3e-3, epochs=2, kl=KLSettings(target=0.001))
 CONFIGS = {
@@ -39,6 +40,7 @@ CONFIGS = {
     "pairs": PLAIN,
     "uneven": UpdateConfig(batch_size=3, learning_rate=3e-3, epochs=2, kl=KLSettings(weight=1.0)),
     "mixed": PLAIN,
+    "groups": PLAIN,
     "resumed": PLAIN,
     "dies": PLAIN,
     "differs": PLAIN,
@@ -50,26 +52,44 @@ def ids(number, length):
     return tuple((7 * number + 3 * at) % 300 + 3 for at in range(length))
 
 
+def row(name, labels, completions, prompt, **changes):
+    own = tuple(Completion({"role": "assistant", "content": "."}, label) for label in labels)
+    example = Example(name, "", 0.0, PROMPT, own, **{"origin": "comparison", **changes})
+    return EncodedExample(example, prompt, completions, (None,) * len(completions))
+
+
 def pair(number):
     origin = "correction" if number % 4 == 0 else "comparison"
-    message = {"role": "assistant", "content": "."}
-    found = Pair(f"p{number}", "", 0.0, PROMPT, message, message, origin, noise=0.01 * number)
-    return EncodedPair(found, ids(number, 5 + number % 4), ids(number + 1, 6), ids(number + 2, 4))
+    completions = (ids(number + 1, 6), ids(number + 2, 4))
+    prompt = ids(number, 5 + number % 4)
+    name, noise = f"p{number}", 0.01 * number
+    return row(name, (1.0, 0.0), completions, prompt, origin=origin, noise=noise)
 
 
 def thumb(number):
-    found = Thumb("", "", 0.0, PROMPT, {"role": "assistant"}, number % 3 > 0, thumb_id=f"t{number}")
-    return EncodedThumb(found, ids(number, 6), ids(number + 5, 5), ids(number + 9, 7))
+    completions = (ids(number + 5, 5), ids(number + 9, 7))
+    label = float(number % 3 > 0)
+    return row(f"t{number}", (label,), completions, ids(number, 6), origin="thumb")
+
+
+def group(number):
+    """Four graded answers; of the first, the last two tokens do not count."""
+    completions = tuple(ids(number + at, 4 + at % 3) for at in (11, 14, 18, 21))
+    found = row(f"g{number}", (0.4, 1.0, 0.0, 0.4), completions, ids(number, 7))
+    mask = (*(True,) * (len(completions[0]) - 2), False, False)
+    return replace(found, masks=(mask, None, None, None))
 
 
 def rows_of(run):
     if run == "mixed":
         return [*map(pair, range(7)), *map(thumb, range(5))]
+    if run == "groups":
+        return [*map(group, range(5)), *map(pair, range(4)), *map(thumb, range(3))]
     return [pair(number) for number in range(7 if run == "uneven" else 12)]
 
 
 def lead(run, base, folder, team):
-    """Do a run as the main process, or as the only one; what it came to is written."""
+    """Do a run as the main process, or as the only one, and write its results."""
     live = folder / "pairs-0" if run == "on live" else None
     learner = Learner(
         load_base(str(base)), live, CONFIGS[run], caches={}, progress=lambda *_: None, team=team
@@ -96,7 +116,7 @@ def lead(run, base, folder, team):
 
 
 def interrupted(base, folder, team):
-    """Begin the run that is resumed, and be asked to end it after two steps."""
+    """Start the run that is resumed, and interrupt it after two steps."""
     learner = Learner(
         load_base(str(base)), None, PLAIN, caches={}, progress=lambda *_: None, team=team
     )
@@ -117,7 +137,7 @@ def interrupted(base, folder, team):
 
 @contextmanager
 def passes_of(tokens):
-    """Let this process take passes of so many tokens; the others have to agree."""
+    """Let this process take passes of so many tokens; the others must take the same."""
     usual = memory.tokens_per_pass
     memory.tokens_per_pass = lambda device: tokens
     yield

@@ -1,4 +1,4 @@
-"""Three policies in one model: who speaks, who learns, and what is written."""
+"""Three policies in one model: which is active, which is trained, and what is saved."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def trainable(model):
 
 
 def logits(model, policy):
-    with torch.no_grad(), adapter.policy(model, policy) as speaking:
-        return speaking(torch.tensor([[5, 6, 7]])).logits
+    with torch.no_grad(), adapter.policy(model, policy) as active:
+        return active(torch.tensor([[5, 6, 7]])).logits
 
 
-def test_only_the_candidate_learns_whoever_spoke_last(attach, saved):
+def test_only_the_candidate_is_trainable_whichever_policy_was_active(attach, saved):
     _, model = attach(live=saved)
     mine = {name for name, _ in model.named_parameters() if ".candidate." in name}
     assert trainable(model) == mine != set()
@@ -51,7 +51,7 @@ def test_only_the_candidate_learns_whoever_spoke_last(attach, saved):
         assert trainable(model) == mine
 
 
-def test_each_policy_speaks_for_itself(attach, saved):
+def test_each_policy_has_its_own_logits(attach, saved):
     _, model = attach(live=saved)
     base, live = logits(model, "base"), logits(model, "live")
     assert not torch.allclose(base, live)
@@ -75,7 +75,7 @@ def test_without_a_live_adapter_live_is_the_base(attach):
 
 
 @pytest.mark.parametrize("policy", ["base", "live"])
-def test_the_candidate_speaks_again_after_an_error(attach, saved, policy):
+def test_the_candidate_is_active_again_after_an_error(attach, saved, policy):
     _, model = attach(live=saved)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -89,7 +89,7 @@ def test_the_candidate_speaks_again_after_an_error(attach, saved, policy):
     assert trainable(model)
 
 
-def test_the_shape_is_that_of_the_settings(attach):
+def test_rank_and_alpha_are_those_of_the_settings(attach):
     _, model = attach(settings=LoraSettings(rank=16, alpha=64))
     config = model.peft_config["candidate"]
     assert (config.r, config.lora_alpha) == (16, 64)
@@ -99,7 +99,7 @@ def test_the_shape_is_that_of_the_settings(attach):
     )
 
 
-def test_the_hosts_random_state_is_left_alone(attach):
+def test_attaching_does_not_change_the_hosts_random_state(attach):
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
@@ -107,7 +107,7 @@ def test_the_hosts_random_state_is_left_alone(attach):
     assert torch.equal(torch.rand(1), expected)
 
 
-def test_what_is_written_does_not_depend_on_the_process(saved):
+def test_saved_files_are_the_same_in_every_process(saved):
     """Peft keeps the layers' names in a set, whose order changes with the hash seed."""
     config = json.loads((saved / "adapter_config.json").read_text())
     assert config["target_modules"] == sorted(config["target_modules"])
@@ -117,7 +117,7 @@ def test_what_is_written_does_not_depend_on_the_process(saved):
     }
 
 
-def test_weights_are_written_as_float32_whatever_they_were(attach, tmp_path):
+def test_weights_are_saved_as_float32_whatever_their_type(attach, tmp_path):
     from safetensors.torch import load_file
 
     base, model = attach()

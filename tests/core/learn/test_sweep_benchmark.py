@@ -13,7 +13,7 @@ from benchmarks import sweep
 from benchmarks.sweep import Night, Point, Sizes
 
 TOY = ["--rates", "1e-2,5e-2", "--betas", "0.3", "--streams", "systems", "--seeds", "0"]
-NIGHTS = sorted({night for stream in sweep.STREAMS.values() for night in stream})
+STAGES = sorted({stage for stream in sweep.STREAMS.values() for stage in stream})
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_a_point_that_diverges_is_told_and_the_others_go_on(run, monkeypatch):
     assert "acc" not in fast
 
 
-def test_every_night_after_the_first_replays(random_base, monkeypatch):
+def test_every_update_after_the_first_replays(random_base, monkeypatch):
     rows = []
     fit = sweep.Learner.fit
 
@@ -69,15 +69,15 @@ def test_every_night_after_the_first_replays(random_base, monkeypatch):
     monkeypatch.setattr(sweep.Learner, "fit", watched)
     config = Point(1e-3, 0.1).config(seed=0)
     with sweep.scores_of_the_base() as connection:
-        nights = sweep.STREAMS["traits"]
-        found = sweep.Stream(str(random_base), nights, Sizes(4, 4), config, connection).lived()
+        stages = sweep.STREAMS["traits"]
+        found = sweep.Stream(str(random_base), stages, Sizes(4, 4), config, connection).run()
     assert rows == [(4, 4), (8, 4), (12, 4)], "all that there is, below the minimum of 128"
     assert [len(row) for row in found.result["rows"]] == [3, 3, 3, 3]
 
 
-@pytest.mark.parametrize("night", NIGHTS, ids=lambda night: f"{night.trait} {night.system}".strip())
-def test_a_night_has_enough_statements_on_both_sides_and_its_exam_stays(night):
-    first, other = (sweep.pairs_of(night, Sizes(), UpdateConfig(seed=seed)) for seed in (0, 1))
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: f"{stage.trait} {stage.system}".strip())
+def test_an_update_has_enough_statements_and_its_held_out_ones_are_fixed(stage):
+    first, other = (sweep.pairs_of(stage, Sizes(), UpdateConfig(seed=seed)) for seed in (0, 1))
     held_out = [pair for pair in first if pair.held_out]
     assert (len(first), len(held_out)) == (350, 150)
     assert held_out == [pair for pair in other if pair.held_out]

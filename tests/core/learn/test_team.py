@@ -1,8 +1,9 @@
-"""Two processes train what one would, step by step, and end together whatever happens."""
+"""Two processes train what one would, step by step, and end together."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
@@ -15,17 +16,15 @@ from safetensors.torch import load_file
 
 from agentpref.config import UpdateConfig
 from agentpref.errors import AgentprefError, UpdateError, UpdateInterrupted
-from agentpref.learn import orders
 from agentpref.learn.follower import follow
 from agentpref.learn.learner import Learner
-from agentpref.learn.logps import PairLogps
 from agentpref.learn.objective import TrainingRow
-from agentpref.learn.state import fingerprint
+from agentpref.learn.resume import fingerprint
 from agentpref.learn.team import Team, assembled, follows
 from agentpref.models.base import load_base
 
 PROGRAM = Path(team_runs.__file__)
-RUNS = ("pairs", "uneven", "mixed", "resumed", "budgeted", "on live", "many passes")
+RUNS = ("pairs", "uneven", "mixed", "groups", "resumed", "budgeted", "on live", "many passes")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +43,7 @@ def together(random_base, tmp_path_factory, launch):
     folder = tmp_path_factory.mktemp("together")
     done = launch(PROGRAM, random_base, folder, *RUNS)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{{'runs': {len(RUNS)}}}\n", "followers are told the outcome"
+    assert done.stdout == f"{{'runs': {len(RUNS)}}}\n", "followers get the outcome"
     return folder
 
 
@@ -64,7 +63,7 @@ def test_two_processes_take_the_steps_that_one_takes(alone, together, run):
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_they_end_with_the_weights_that_one_ends_with(alone, together, run):
+def test_two_processes_end_with_the_weights_of_one(alone, together, run):
     (expected, found) = (
         load_file(folder / f"{run}-0" / "adapter_model.safetensors") for folder in (alone, together)
     )
@@ -74,18 +73,18 @@ def test_they_end_with_the_weights_that_one_ends_with(alone, together, run):
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_they_end_with_the_same_weights_to_the_last_bit(together, run):
+def test_both_processes_end_with_the_same_bytes(together, run):
     one, two = (
         (together / f"{run}-{rank}" / "adapter_model.safetensors").read_bytes() for rank in (0, 1)
     )
     assert one == two
 
 
-def test_the_least_room_of_any_process_is_that_of_all(together):
+def test_all_processes_take_the_smallest_room_of_any(together):
     assert read(together, "many passes")["tokens_per_pass"] == 40
 
 
-def test_a_resumed_team_ends_with_the_bytes_of_one_that_was_not_interrupted(together):
+def test_a_resumed_team_ends_with_the_same_bytes(together):
     assert read(together, "resumed")["resumed_at"] == 2
     whole, resumed = (
         (together / f"{run}-0" / "adapter_model.safetensors").read_bytes()
@@ -95,12 +94,14 @@ def test_a_resumed_team_ends_with_the_bytes_of_one_that_was_not_interrupted(toge
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_scores_come_back_in_order(alone, together, run):
+def test_scores_of_two_processes_come_back_in_the_order_of_the_rows(alone, together, run):
     expected, found = read(alone, run)["scores"], read(together, run)["scores"]
-    assert torch.allclose(torch.tensor(found), torch.tensor(expected), atol=1e-3)
+    assert [len(logps) for logps in found] == [len(logps) for logps in expected]
+    for logps, wanted in zip(found, expected, strict=True):
+        assert logps == pytest.approx(wanted, abs=1e-3)
 
 
-def test_where_a_follower_dies_the_main_process_says_so_and_ends(
+def test_the_main_process_ends_with_a_message_when_a_follower_dies(
     random_base, tmp_path, pair_of_processes
 ):
     main, follower = pair_of_processes(PROGRAM, random_base, tmp_path, "dies")
@@ -109,14 +110,14 @@ def test_where_a_follower_dies_the_main_process_says_so_and_ends(
     assert main[2].startswith("another process of this update ended")
 
 
-def test_weights_that_came_apart_are_no_result(random_base, tmp_path, pair_of_processes):
+def test_processes_that_end_with_different_weights_fail(random_base, tmp_path, pair_of_processes):
     for code, _, words in pair_of_processes(PROGRAM, random_base, tmp_path, "differs"):
         assert code == 1
         assert words.startswith("the 2 processes ended with different weights")
     assert not (tmp_path / "differs.json").exists()
 
 
-def test_without_a_launcher_a_process_is_alone(monkeypatch):
+def test_a_process_without_a_launcher_is_a_team_of_one(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert assembled().size == 1
     monkeypatch.setenv("RANK", "0")
@@ -130,7 +131,7 @@ def test_without_a_launcher_a_process_is_alone(monkeypatch):
 
 
 @given(st.lists(st.floats(), max_size=5), st.binary(max_size=5))
-def test_alone_everything_is_ones_own(numbers, message):
+def test_a_team_of_one_gets_its_own_numbers_and_messages_back(numbers, message):
     team = Team()
     assert team.main
     for found in (team.agree(numbers), team.sum(numbers), team.least(numbers)):
@@ -141,24 +142,59 @@ def test_alone_everything_is_ones_own(numbers, message):
 
 
 @given(st.integers(1, 5), st.lists(st.integers()))
-def test_every_row_is_dealt_to_one_process(size, rows):
+def test_every_row_is_dealt_to_exactly_one_process(size, rows):
     shares = [Team(rank, size).deal(rows) for rank in range(size)]
     assert sorted(row for share in shares for row in share) == sorted(rows)
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def test_rows_arrive_as_they_were_for_all_that_trains_and_without_a_text():
-    references = [PairLogps(-0.1, -math.inf), PairLogps(1 / 3, -2e-300)] * 6
-    rows = list(map(TrainingRow, team_runs.rows_of("mixed"), references))
-    frozen = orjson.dumps(orders.freeze_training(rows))
-    thawed = orders.thaw_training(orjson.loads(frozen))
-    assert fingerprint([thawed]) == fingerprint([rows]), "which covers all that a loss reads"
+@pytest.mark.parametrize("run", ["mixed", "groups"])
+def test_rows_reach_followers_without_a_text_and_train_the_same(run):
+    encoded = team_runs.rows_of(run)
+    references = [tuple(-(at + 1) / 3 for at in range(len(row.completions))) for row in encoded]
+    references[:2] = [(-0.1, -math.inf, *found[2:]) for found in references[:2]]
+    lives = [None, *((-2e-300, *found[1:]) for found in references[1:])]
+    rows = list(map(TrainingRow, encoded, references, lives))
+    frozen = orjson.dumps([row.freeze() for row in rows])
+    thawed = [TrainingRow.thaw(row) for row in orjson.loads(frozen)]
+    assert fingerprint([thawed]) == fingerprint([rows]), "it covers all that a loss reads"
     assert b"assistant" not in frozen
     assert [row.encoded.width for row in thawed] == [row.encoded.width for row in rows]
+    assert [row[1:] for row in thawed] == [row[1:] for row in rows]
+
+
+def test_the_fingerprint_covers_all_that_training_reads():
+    (row,) = [TrainingRow(team_runs.group(0), (-1.0, -2.0, -3.0, -4.0))]
+    example = row.encoded.example
+    first, *others = example.completions
+
+    def changed(**fields):
+        return row._replace(encoded=replace(row.encoded, **fields))
+
+    def told(**fields):
+        return changed(example=replace(example, **fields))
+
+    different = [
+        row,
+        row._replace(reference=(-1.0, -2.0, -3.0, -4.0 - 1e-15)),
+        row._replace(live=row.reference),
+        changed(prompt=(9, 9)),
+        changed(completions=(*row.encoded.completions[:3], (7, 7))),
+        changed(masks=(None,) * 4),
+        told(weight=0.5),
+        told(noise=0.4),
+        told(origin="correction"),
+        told(completions=(replace(first, label=0.5), *others)),
+        told(completions=(replace(first, author="rev-1"), *others)),
+    ]
+    found = [fingerprint([[each]]) for each in different]
+    assert len(set(found)) == len(different)
+    text = {"role": "assistant", "content": "another"}
+    assert fingerprint([[told(completions=(replace(first, message=text), *others))]]) == found[0]
 
 
 class Recorded(Team):
-    """A team whose one message is kept, to be heard by the follower of another."""
+    """A team that keeps its one message, so that the follower of another one can receive it."""
 
     def tell(self, message):
         self.message = message or self.message
@@ -185,7 +221,7 @@ def test_followers_end_with_the_error_that_the_main_process_ends_with(kind):
     assert getattr(caught.value, "signum", None) == getattr(error, "signum", None)
 
 
-def test_a_stranger_s_error_reaches_followers_as_words():
+def test_an_error_of_another_library_reaches_followers_as_a_message():
     main, follower = Recorded(0, 2), Recorded(1, 2)
     with pytest.raises(ZeroDivisionError), main:
         raise ZeroDivisionError("by zero")
@@ -194,7 +230,7 @@ def test_a_stranger_s_error_reaches_followers_as_words():
         follower.hear()
 
 
-def test_a_follower_that_has_other_weights_is_found_out():
+def test_a_follower_with_different_weights_is_detected():
     class Differing(Team):
         def gather(self, message):
             return [message, b"another"]
@@ -204,7 +240,7 @@ def test_a_follower_that_has_other_weights_is_found_out():
 
 
 class Told(Team):
-    """A process that is told these orders, and whose words are kept; others say ``beside``."""
+    """A process that gets these orders and keeps its messages; the other sends ``beside``."""
 
     def __init__(self, rank, told=(), beside=b""):
         super().__init__(rank, 2)
@@ -219,7 +255,7 @@ class Told(Team):
         return [message, self._beside]
 
 
-def test_a_follower_with_another_model_says_so(random_base):
+def test_a_follower_with_a_different_model_reports_it(random_base):
     leading = Told(0)
     Learner(
         load_base(str(random_base)), None, UpdateConfig(), caches={}, progress=print, team=leading
@@ -231,10 +267,10 @@ def test_a_follower_with_another_model_says_so(random_base):
     words = [message.decode() for message in team.said if message]
     assert len(words) == 1
     assert str(random_base) in words[0]
-    assert "another model here" in words[0]
+    assert "different model here" in words[0]
 
 
-def test_the_main_process_ends_where_a_follower_has_another_model(random_base):
+def test_the_main_process_ends_when_a_follower_has_a_different_model(random_base):
     with pytest.raises(UpdateError, match="process 1 of the team: no such model"):
         Learner(
             load_base(str(random_base)),

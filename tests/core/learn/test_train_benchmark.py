@@ -11,9 +11,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from agentpref.prefer.pairs import read_pairs
 
 from agentpref.home import Home
+from agentpref.prefer.examples import read_examples
 from agentpref.record.database import connect
 from agentpref.record.store import Store
 from benchmarks.train import arithmetic, gate, jobs, nights, nights_trl, ours, runs, shapes, speed
@@ -154,7 +154,7 @@ def test_a_night_is_as_large_as_it_says(tmp_path):
     Home.create(tmp_path / "home")
     nights.log_night(tmp_path / "home", asked)
     with connect(Home.open(tmp_path / "home")) as connection:
-        pairs = read_pairs(Store(connection), "default", held_out=0.2).pairs
+        pairs = read_examples(Store(connection), "default", held_out=0.2).pairs
     assert sum(not pair.held_out for pair in pairs) == nights.NEW
     assert sum(pair.held_out for pair in pairs) == nights.PROVING
 

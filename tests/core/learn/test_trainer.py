@@ -1,4 +1,4 @@
-"""Training that is interrupted, resumed and given a budget ends as it should, bit for bit."""
+"""Training that is interrupted and resumed ends with the same bytes, and budgets end it early."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from agentpref.config import KLSettings, UpdateConfig
-from agentpref.learn import state, trainer
+from agentpref.learn import trainer
+from agentpref.learn.checkpoint import Checkpoint, peek
 from agentpref.learn.learner import Learner
-from agentpref.learn.state import Checkpoint
 from agentpref.learn.trainer import Limits, rate_share
 from agentpref.models.base import load_base
-from agentpref.types import Pair, Prompt
+from tests.core.learn.examples import make_group, make_pair, make_thumb, with_completions
 
 STEPS = 6  # 12 pairs in batches of 4, passed over twice
 
@@ -28,14 +28,16 @@ def path(tmp_path):
     return tmp_path / "training" / "state.safetensors"
 
 
-def make(number):
-    prompt = Prompt(f"prompt{number}", ({"role": "user", "content": f"Question {number}?"},))
-    texts = (f"yes, {number} it is", "no" * (1 + number % 3))
-    sides = ({"role": "assistant", "content": text} for text in texts)
-    return Pair(f"pair{number}", "test", float(number), prompt, *sides, "comparison")
+def make(number, **changes):
+    return make_pair(number, f"yes, {number} it is", "no" * (1 + number % 3), **changes)
 
 
 PAIRS = [make(number) for number in range(12)]
+MIXED = [
+    *PAIRS[:6],
+    *(make_thumb(n, f"yes, {n}", n % 2 == 0) for n in range(6, 9)),
+    *(make_group(n, {f"{n}": 1.0, f"or {n}": 0.5, f"never {n}": 0.0}) for n in range(9, 12)),
+]
 CONFIG = UpdateConfig(batch_size=4, learning_rate=3e-3, epochs=2, kl=KLSettings(target=0.001))
 
 
@@ -48,10 +50,10 @@ def fit(random_base, tmp_path_factory):
     """Train and save anew: ``fit(checkpoint=…)`` gives the report and the adapter's bytes."""
     folder = tmp_path_factory.mktemp("adapter")
 
-    def call(pairs=PAIRS, observe=None, checkpoint=None, limits=None, live=None, **settings):
+    def call(examples=PAIRS, observe=None, checkpoint=None, limits=None, live=None, **settings):
         learner = learner_of(random_base, live, replace(CONFIG, **settings))
         report = learner.fit(
-            learner.encode(pairs), new=12, observe=observe, checkpoint=checkpoint, limits=limits
+            learner.encode(examples), new=12, observe=observe, checkpoint=checkpoint, limits=limits
         )
         learner.save(folder)
         return report, (folder / "adapter_model.safetensors").read_bytes()
@@ -86,7 +88,7 @@ def timeless(report):
     return replace(report, seconds=0.0, resumed_at=0)
 
 
-def test_it_resumes_where_it_was_interrupted_and_ends_with_the_same_bytes(fit, path, whole):
+def test_an_interrupted_run_resumes_at_its_step_and_ends_with_the_same_bytes(fit, path, whole):
     assert (whole[0].steps, whole[0].planned_steps, whole[0].resumed_at) == (STEPS, STEPS, 0)
     for step in (1, 2, STEPS):
         interrupted(fit, path, step)
@@ -99,7 +101,14 @@ def test_it_resumes_where_it_was_interrupted_and_ends_with_the_same_bytes(fit, p
         path.unlink()
 
 
-def test_it_may_be_interrupted_time_and_again(fit, path, whole):
+def test_training_on_pairs_thumbs_and_groups_resumes_with_the_same_bytes(fit, path):
+    expected = fit(examples=MIXED)[1]
+    interrupted(fit, path, 3, examples=MIXED)
+    report, found = fit(checkpoint=Checkpoint(path), examples=MIXED)
+    assert (report.resumed_at, found) == (3, expected)
+
+
+def test_a_run_that_is_interrupted_three_times_ends_with_the_same_bytes(fit, path, whole):
     for _ in range(3):
         interrupted(fit, path, 1)
     report, found = fit(checkpoint=Checkpoint(path))
@@ -112,12 +121,14 @@ class Keeping(Checkpoint):
     def due(self):
         return True
 
-    def save(self, snapshot):
-        super().save(snapshot)
-        self.path.with_name(str(snapshot.step)).write_bytes(self.path.read_bytes())
+    def save(self, state):
+        super().save(state)
+        self.path.with_name(str(state.step)).write_bytes(self.path.read_bytes())
 
 
-def test_keeping_its_state_changes_nothing_and_each_state_leads_to_the_same_bytes(fit, path, whole):
+def test_saving_after_every_step_changes_nothing_and_each_state_leads_to_the_same_bytes(
+    fit, path, whole
+):
     assert fit(checkpoint=Keeping(path))[1] == whole[1]
     names = {file.name for file in path.parent.iterdir()} - {path.name}
     assert names == {str(step) for step in range(1, STEPS + 1)}
@@ -144,7 +155,7 @@ learner.fit(learner.encode(PAIRS), new=12, observe=observe, checkpoint=checkpoin
 """
 
 
-def test_killed_it_resumes_and_ends_with_the_same_bytes(fit, path, whole, random_base):
+def test_a_killed_run_resumes_and_ends_with_the_same_bytes(fit, path, whole, random_base):
     steps = random.Random(os.getpid()).randrange(1, STEPS)
     command = [sys.executable, "-c", KILLED, str(random_base), str(path), str(steps)]
     done = subprocess.run([*command, os.path.dirname(__file__)], check=False)
@@ -173,10 +184,12 @@ CHANGES = [
     {"learning_rate": 1e-3},
     {"epochs": 1},
     {"kl": KLSettings(weight=1.0)},
-    {"pairs": [*PAIRS[:-1], replace(PAIRS[-1], noise=0.4)]},
-    {"pairs": [*PAIRS[:-1], replace(PAIRS[-1], origin="correction")]},
-    {"pairs": [*PAIRS[:-1], replace(PAIRS[-1], chosen={"role": "assistant", "content": "oh"})]},
-    {"pairs": PAIRS[::-1]},
+    {"examples": [*PAIRS[:-1], make(11, noise=0.4)]},
+    {"examples": [*PAIRS[:-1], make(11, origin="correction")]},
+    {"examples": [*PAIRS[:-1], make_pair(11, "oh", "nonono")]},
+    {"examples": [*PAIRS[:-1], with_completions(PAIRS[-1], {"label": 0.9})]},
+    {"examples": [*PAIRS[:-1], with_completions(PAIRS[-1], {"author": "rev-1"})]},
+    {"examples": PAIRS[::-1]},
 ]
 
 
@@ -188,9 +201,9 @@ def test_a_state_of_another_run_is_not_used(fit, waiting, change):
     assert "not those of this run" in checkpoint.troubles[0]
 
 
-def test_a_state_on_another_live_is_not_used(fit, waiting, tmp_path, random_base):
+def test_a_state_of_another_live_revision_is_not_used(fit, waiting, tmp_path, random_base):
     learner = learner_of(random_base)
-    with learner.speaking_as("candidate") as model, torch.no_grad():
+    with learner.policy("candidate") as model, torch.no_grad():
         next(p for n, p in model.named_parameters() if "lora_B" in n).fill_(0.01)
     learner.save(tmp_path / "live")
     assert fit(checkpoint=Checkpoint(waiting), live=tmp_path / "live")[0].resumed_at == 0
@@ -207,28 +220,30 @@ def test_a_state_on_another_live_is_not_used(fit, waiting, tmp_path, random_base
         ("generator.cpu", torch.zeros(3, dtype=torch.uint8)),
     ],
 )
-def test_a_well_sealed_state_that_does_not_fit_is_not_used(fit, waiting, whole, name, value):
-    snapshot = Checkpoint(waiting).load(state.peek(waiting).snapshot.fingerprint)
-    tensors = dict(snapshot.tensors)
+def test_a_state_with_a_right_digest_and_wrong_tensors_is_not_used(
+    fit, waiting, whole, name, value
+):
+    state = Checkpoint(waiting).load(peek(waiting).state.fingerprint)
+    tensors = dict(state.tensors)
     if name == "missing":
         name = next(name for name in tensors if name.startswith("weight."))
     tensors[name] = value
     kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    Checkpoint(waiting).save(replace(snapshot, tensors=kept))
+    Checkpoint(waiting).save(replace(state, tensors=kept))
     checkpoint = Checkpoint(waiting)
     report, found = fit(checkpoint=checkpoint)
     assert report.resumed_at == 0
     assert "damaged" in checkpoint.troubles[0]
-    assert found == whole[1], "nothing of it was taken over"
+    assert found == whole[1], "nothing of it was used"
 
 
-def test_a_state_with_another_objectives_numbers_is_not_used(fit, waiting):
-    snapshot = Checkpoint(waiting).load(state.peek(waiting).snapshot.fingerprint)
-    Checkpoint(waiting).save(replace(snapshot, objective={}))
+def test_a_state_without_the_numbers_of_the_losses_is_not_used(fit, waiting):
+    state = Checkpoint(waiting).load(peek(waiting).state.fingerprint)
+    Checkpoint(waiting).save(replace(state, objective={}))
     assert fit(checkpoint=Checkpoint(waiting))[0].resumed_at == 0
 
 
-def test_the_hosts_random_numbers_are_left_alone(fit):
+def test_training_does_not_change_the_hosts_random_numbers(fit):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -254,20 +269,20 @@ def budget(seconds):
     return {"limits": Limits(seconds=seconds, clock=clock), "observe": clock.tick}
 
 
-def test_a_budget_ends_training_at_a_step_boundary(fit, whole):
+def test_a_budget_ends_training_between_two_steps(fit, whole):
     report, found = fit(**budget(35.0))
     assert (report.stopped, report.steps, report.planned_steps) == ("time", 4, STEPS)
     assert report.seconds == 40.0
     assert found != whole[1]
 
 
-def test_a_budget_that_suffices_changes_nothing(fit, whole):
+def test_a_budget_that_is_not_used_up_changes_nothing(fit, whole):
     report, found = fit(**budget(60.0))
     assert (report.stopped, found) == ("end", whole[1])
     assert timeless(report) == timeless(whole[0])
 
 
-def test_whatever_the_budget_one_step_is_done(fit):
+def test_one_step_is_done_whatever_the_budget(fit):
     report, _ = fit(**budget(0.0))
     assert (report.stopped, report.steps) == ("time", 1)
 
@@ -284,11 +299,11 @@ def test_under_a_budget_the_learning_rate_falls_with_time(fit, monkeypatch):
     assert used == pytest.approx([rate_share(at * STEPS, STEPS) for at in (0, 0.4, 0.8)])
 
 
-def test_what_time_ended_may_be_gone_on_with(fit, path, whole):
+def test_a_run_that_its_budget_ended_can_be_continued(fit, path, whole):
     assert fit(checkpoint=Checkpoint(path), **budget(1.0))[0].steps == 1
     report, found = fit(checkpoint=Checkpoint(path))
     assert (report.resumed_at, report.steps, report.stopped) == (1, STEPS, "end")
-    assert found == whole[1], "the first step was at the rate that it always has"
+    assert found == whole[1], "the first step had the rate that it always has"
 
 
 def test_the_rate_rises_over_a_tenth_and_falls_to_zero():

@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agentpref.prefer.pairs import PairSet, pair_id_of, read_pairs
 
 from agentpref.errors import ConfigError, ExchangeError, NotAHome, RedactionFailed
 from agentpref.home import Home
 from agentpref.prefer import rowfiles
+from agentpref.prefer.examples import ExampleSet, example_id_of, read_examples
 from agentpref.prefer.exchange import Exported, Imported, export_file, import_file
 from agentpref.record.database import connect
 from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.integrity import examine
 from agentpref.record.messages import prompt_of
 from agentpref.record.store import Store
-from agentpref.types import Pair, Thumb
+from agentpref.types import Completion, Example, Prompt
 
 PAIRED = [
     {"prompt": "What colour is the sky?", "chosen": "Blue.", "rejected": "Green."},
@@ -52,18 +52,20 @@ def write(file: Path, *rows: Any) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def found(home: Home, namespace: str = "default") -> PairSet:
+def found(home: Home, namespace: str = "default") -> ExampleSet:
     with closing(connect(home)) as connection:
-        return read_pairs(Store(connection), namespace, held_out=0.2)
+        return read_examples(Store(connection), namespace, held_out=0.2)
 
 
 def counts(imported: Imported) -> tuple[int, int, int]:
     return imported.added, imported.known, imported.bad
 
 
-def preferences(pairs: PairSet) -> dict[str, tuple[str, str]]:
-    return {p.prompt.messages[-1]["content"]: (p.chosen["content"], p.rejected["content"])
-            for p in pairs.pairs}  # fmt: skip
+def preferences(found: ExampleSet) -> dict[str, tuple[str, ...]]:
+    return {
+        pair.prompt.messages[-1]["content"]: tuple(c.message["content"] for c in pair.completions)
+        for pair in found.pairs
+    }
 
 
 class TestImport:
@@ -79,9 +81,9 @@ class TestImport:
             ("comparison", "untagged"),
             ("comparison", "sea"),
         ]
-        assert [(t.completion["content"], t.desirable) for t in result.thumbs] == [
-            ("Yellow.", True),
-            ("Purple.", False),
+        assert [(c.message["content"], c.label) for t in result.thumbs for c in t.completions] == [
+            ("Yellow.", 1.0),
+            ("Purple.", 0.0),
         ]
         assert result.left_out == {}
 
@@ -141,7 +143,7 @@ class TestImport:
         with pytest.raises(RedactionFailed, match=f"{file}, line 1: ") as failed:
             import_file(home, file, redact=lambda text: text[99], skip_bad=True)
         assert "sky" not in str(failed.value)
-        assert found(home) == PairSet()
+        assert found(home) == ExampleSet()
 
     def test_a_person_and_a_judge_on_the_same_row_make_two_judgements(
         self, home: Home, file: Path
@@ -331,14 +333,16 @@ class TestBadFiles:
         assert run.metadata == {"imported_from": "caf\ufffd.jsonl"}
 
 
-def a_pair(prompt: str, chosen: str, rejected: str) -> Pair:
-    asked = prompt_of([{"role": "user", "content": prompt}])
-    better, worse = ({"role": "assistant", "content": text} for text in (chosen, rejected))
-    pair_id = pair_id_of(asked.id, better, worse)
-    return Pair(pair_id, "default", 0.0, asked, better, worse, "comparison")
+def example(prompt: Prompt, *completions: Completion) -> Example:
+    example_id = example_id_of(prompt.id, completions)
+    return Example(example_id, "default", 0.0, prompt, completions, "comparison")
 
 
-SKY = a_pair("What colour is the sky?", "Blue.", "Green.")
+BLUE, GREEN = (
+    Completion({"role": "assistant", "content": text}, label)
+    for text, label in (("Blue.", 1.0), ("Green.", 0.0))
+)
+SKY = example(prompt_of([{"role": "user", "content": "What colour is the sky?"}]), BLUE, GREEN)
 
 
 class TestExport:
@@ -355,7 +359,7 @@ class TestExport:
         ]
 
     def test_an_export_that_fails_leaves_the_old_file_and_no_other(self, file: Path) -> None:
-        def failing() -> Iterator[Pair]:
+        def failing() -> Iterator[Example]:
             yield SKY
             raise KeyError("the source fails")
 
@@ -372,14 +376,13 @@ class TestExport:
 
     def test_a_stream_is_written_to(self) -> None:
         stream = io.BytesIO()
-        thumb = Thumb("r", "default", 0.0, SKY.prompt, SKY.chosen, desirable=True)
-        assert export_file([thumb], stream, format="unpaired") == Exported(1)
+        assert export_file([example(SKY.prompt, BLUE)], stream, format="unpaired") == Exported(1)
         row = json.loads(stream.getvalue())
-        assert (row["completion"], row["label"]) == ([SKY.chosen], True)
+        assert (row["completion"], row["label"]) == ([BLUE.message], True)
 
     def test_an_example_that_the_format_cannot_hold_is_named_or_skipped(self, file: Path) -> None:
         prompt = prompt_of([*SKY.prompt.messages, *SKY.prompt.messages])
-        twice = replace(SKY, prompt=prompt, pair_id="twice")
+        twice = replace(SKY, prompt=prompt, example_id="twice")
         file.write_text("what was there before")
         with pytest.raises(ExchangeError, match=r"^row 2 \(example twice\): message 1 is from"):
             export_file([SKY, twice], file, format="llamafactory")
@@ -409,10 +412,7 @@ class TestTables:
     ) -> None:
         data_utils = pytest.importorskip("trl.data_utils")
         tools = [{"type": "function", "function": {"name": "look_up"}}]
-        prompt = prompt_of(SKY.prompt.messages, tools)
-        with_tools = replace(
-            SKY, prompt=prompt, pair_id=pair_id_of(prompt.id, SKY.chosen, SKY.rejected)
-        )
+        with_tools = example(prompt_of(SKY.prompt.messages, tools), BLUE, GREEN)
         cache = str(table.parent / "cache")
         export_file([SKY, with_tools], file)
         export_file([SKY, with_tools], table)
@@ -423,7 +423,10 @@ class TestTables:
             assert all(data_utils.maybe_extract_prompt(row) == row for row in rows)
         from_lines.to_parquet(str(table))
         import_file(home, table)
-        assert {p.pair_id for p in found(home).pairs} == {SKY.pair_id, with_tools.pair_id}
+        assert {p.example_id for p in found(home).pairs} == {
+            SKY.example_id,
+            with_tools.example_id,
+        }
 
     @pytest.mark.parametrize("mixed", [None, "use_json"])
     def test_nulls_that_fill_up_structs_are_not_imported(

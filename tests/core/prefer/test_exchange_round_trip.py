@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import pytest
-from agentpref.prefer.pairs import PairSet, pair_id_of, read_pairs
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from agentpref.errors import ExchangeError
 from agentpref.home import Home
+from agentpref.prefer.examples import ExampleSet, example_id_of, read_examples
 from agentpref.prefer.exchange import Exported, export_file, import_file, record_of
 from agentpref.prefer.formats import llamafactory
 from agentpref.record.database import connect
 from agentpref.record.messages import canonical, prompt_of
 from agentpref.record.store import Store
-from agentpref.types import Pair, Thumb
+from agentpref.types import Completion, Example
 
 Strategy: TypeAlias = st.SearchStrategy[Any]
 
@@ -84,31 +85,32 @@ tags = st.text("abé ", min_size=1, max_size=4)
 
 
 @st.composite
-def some_pairs(draw: st.DrawFn) -> list[Pair]:
+def some_pairs(draw: st.DrawFn) -> list[Example]:
     """Pairs of prompts that differ from one another, as their answers do."""
     pairs = {}
     for _ in range(draw(st.integers(1, 3))):
         prompt = prompt_of(draw(prompts), draw(tools))
         chosen, rejected = draw(answers), draw(answers)
         assume(canonical(chosen) != canonical(rejected))
-        pair_id = pair_id_of(prompt.id, chosen, rejected)
-        tag = draw(tags)
-        pairs[prompt.id] = Pair(
-            pair_id, "default", 0.0, prompt, chosen, rejected, "comparison", tag=tag
+        completions = (Completion(chosen, 1.0), Completion(rejected, 0.0))
+        example_id = example_id_of(prompt.id, completions)
+        pairs[prompt.id] = Example(
+            example_id, "default", 0.0, prompt, completions, "comparison", tag=draw(tags)
         )
     return [*pairs.values()]
 
 
-def found(home: Home) -> PairSet:
+def found(home: Home) -> ExampleSet:
     with closing(connect(home)) as connection:
-        return read_pairs(Store(connection), "default", held_out=0.2)
+        return read_examples(Store(connection), "default", held_out=0.2)
 
 
-def told(pair: Pair, *, tagged: bool = True) -> tuple[object, ...]:
-    """All that a row of a format says, but for the order of keys, which pairs may share."""
-    spelt = [canonical(one) for one in (*pair.prompt.messages, pair.chosen, pair.rejected)]
-    tools = [canonical(tool) for tool in pair.prompt.tools]
-    return pair.pair_id, pair.prompt.id, spelt, tools, tagged and pair.tag
+def content_of(example: Example, *, tagged: bool = True) -> tuple[object, ...]:
+    """What a row of a format holds; the order of keys is left out, as examples may share them."""
+    answers = [(canonical(one.message), one.label) for one in example.completions]
+    tools = [canonical(tool) for tool in example.prompt.tools]
+    asked = [canonical(message) for message in example.prompt.messages]
+    return example.example_id, example.prompt.id, asked, answers, tools, tagged and example.tag
 
 
 FORMATS = ["preference", "openai", "llamafactory"]
@@ -119,7 +121,7 @@ FORMATS = ["preference", "openai", "llamafactory"]
 @settings(max_examples=30)
 @given(pairs=some_pairs())
 def test_exported_pairs_are_imported_as_the_same_pairs(
-    tmp_path_factory: pytest.TempPathFactory, format: str, suffix: str, pairs: list[Pair]
+    tmp_path_factory: pytest.TempPathFactory, format: str, suffix: str, pairs: list[Example]
 ) -> None:
     folder = tmp_path_factory.mktemp("journey")
     path, home = folder / f"pairs{suffix}", Home.create(folder / "home")
@@ -129,11 +131,11 @@ def test_exported_pairs_are_imported_as_the_same_pairs(
     if held:
         import_file(home, path)
     tagged = format != "openai"
-    arrived = [told(pair, tagged=tagged) for pair in found(home).pairs]
-    assert arrived == [told(pair, tagged=tagged) for pair in held]
+    arrived = [content_of(pair, tagged=tagged) for pair in found(home).pairs]
+    assert arrived == [content_of(pair, tagged=tagged) for pair in held]
 
 
-def holds(format: str, pair: Pair) -> bool:
+def holds(format: str, pair: Example) -> bool:
     if format != "llamafactory":
         return True
     try:
@@ -145,21 +147,18 @@ def holds(format: str, pair: Pair) -> bool:
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 @settings(max_examples=15)
-@given(pairs=some_pairs(), desirable=st.booleans())
+@given(pairs=some_pairs(), label=st.sampled_from([0.0, 1.0]))
 def test_exported_thumbs_are_imported_as_the_same_thumbs(
-    tmp_path_factory: pytest.TempPathFactory, suffix: str, pairs: list[Pair], desirable: bool
+    tmp_path_factory: pytest.TempPathFactory, suffix: str, pairs: list[Example], label: float
 ) -> None:
     folder = tmp_path_factory.mktemp("journey")
     path, home = folder / f"thumbs{suffix}", Home.create(folder / "home")
-    thumbs = [
-        Thumb("r", "default", 0.0, pair.prompt, pair.chosen, desirable, tag=pair.tag)
-        for pair in pairs
-    ]
+    thumbs = []
+    for pair in pairs:
+        completions = (Completion(pair.completions[0].message, label),)
+        example_id = example_id_of(pair.prompt.id, completions)
+        thumbs.append(replace(pair, example_id=example_id, completions=completions, origin="thumb"))
     assert export_file(thumbs, path, format="unpaired") == Exported(len(thumbs))
     import_file(home, path)
-    assert [row(thumb) for thumb in found(home).thumbs] == [row(thumb) for thumb in thumbs]
-
-
-def row(thumb: Thumb) -> tuple[object, ...]:
-    spelt = [canonical(one) for one in (*thumb.prompt.messages, thumb.completion)]
-    return thumb.prompt.id, spelt, thumb.desirable, thumb.tag
+    arrived = [content_of(thumb) for thumb in found(home).thumbs]
+    assert arrived == [content_of(thumb) for thumb in thumbs]

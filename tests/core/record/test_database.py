@@ -16,7 +16,14 @@ import pytest
 from agentpref.errors import CorruptHome, NewerHome, NotAHome, NotKept
 from agentpref.home import Home
 from agentpref.record import database
-from agentpref.record.database import connect, require_known_schema, transaction, translated
+from agentpref.record.database import (
+    MAX_PARAMETERS,
+    connect,
+    insert_or_ignore,
+    require_known_schema,
+    transaction,
+    translated,
+)
 from agentpref.record.messages import new_id
 from agentpref.record.migrations import STEPS, Step
 
@@ -293,3 +300,37 @@ def test_a_revision_s_number_is_unique_in_a_home(connection: sqlite3.Connection)
     connection.execute(insert, ("rev-000001-a", "one"))
     with pytest.raises(sqlite3.IntegrityError, match=r"revision\.seq"):
         connection.execute(insert, ("rev-000001-b", "other"))
+
+
+# Inserting many rows
+
+
+@pytest.fixture
+def memory() -> sqlite3.Connection:
+    memory = sqlite3.connect(":memory:")
+    memory.execute("CREATE TABLE t (k INTEGER PRIMARY KEY, v TEXT)")
+    return memory
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 255, 256, 257, 1000])
+def test_rows_are_inserted_in_their_order(memory: sqlite3.Connection, count: int) -> None:
+    rows = [(count - n, str(n)) for n in range(count)]
+    insert_or_ignore(memory, "t", ("k", "v"), rows)
+    assert memory.execute("SELECT k, v FROM t ORDER BY k DESC").fetchall() == rows
+
+
+def test_a_row_whose_key_is_taken_changes_nothing(memory: sqlite3.Connection) -> None:
+    insert_or_ignore(memory, "t", ("k", "v"), [(1, "a"), (2, "b"), (1, "c")])
+    insert_or_ignore(memory, "t", ("k", "v"), [(2, "d"), (3, "e")])
+    assert memory.execute("SELECT v FROM t ORDER BY k").fetchall() == [("a",), ("b",), ("e",)]
+
+
+def test_many_rows_take_few_statements_of_few_sizes(memory: sqlite3.Connection) -> None:
+    seen: list[str] = []
+    memory.set_trace_callback(seen.append)
+    for count in range(1, 40):
+        insert_or_ignore(memory, "t", ("k", "v"), [(count * 100 + n, "") for n in range(count)])
+    inserts = [statement for statement in seen if statement.startswith("INSERT")]
+    assert len(inserts) < 130
+    assert len({statement.count("(") for statement in inserts}) == 6
+    assert MAX_PARAMETERS < 999

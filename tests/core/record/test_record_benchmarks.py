@@ -6,9 +6,8 @@ import random
 from contextlib import closing
 from pathlib import Path
 
-from agentpref.prefer.pairs import read_pairs
-
 from agentpref.home import Home
+from agentpref.prefer.examples import read_examples
 from agentpref.record.database import connect
 from agentpref.record.integrity import examine
 from agentpref.record.store import Store
@@ -24,7 +23,7 @@ def test_a_generated_home_is_sound_and_has_the_right_size(tmp_path: Path) -> Non
         found = Store(connection).stats()
         (messages,) = connection.execute("SELECT count(*) FROM message").fetchone()
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-        pairs = read_pairs(Store(connection), "default", held_out=0.2)
+        pairs = read_examples(Store(connection), "default", held_out=0.2)
     said = found["feedback"] + found["comparisons"]
     assert abs(messages + found["runs"] + said - ROWS) < ROWS / 10
     assert {pair.origin for pair in pairs.pairs} >= {"comparison", "correction"}
@@ -35,12 +34,12 @@ def test_conversations_come_in_the_order_of_time() -> None:
     told = list(large_home.conversations(50, random.Random(0), until=1e9))
     times = [run.created_at for one in told for run in one.runs]
     assert times == sorted(times)
-    assert times[0] < 1e9 - 500, "2,000 judgements a night"
+    assert times[0] < 1e9 - 500, "2,000 judgements a day"
 
 
 def test_each_task_of_the_scale_benchmark_runs(tmp_path: Path) -> None:
     home = large_home.make(tmp_path / "home", ROWS, lambda line: None)
-    assert set(record_scale.TASKS) > {"stats", "pairs_of_a_night", "verify_sample"}
+    assert set(record_scale.TASKS) > {"stats", "pairs_of_a_day", "verify_sample"}
     for name, task in record_scale.TASKS.items():
         assert task(home) > 0, name
 

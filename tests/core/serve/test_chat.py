@@ -8,11 +8,11 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from agentpref.prefer.pairs import read_pairs
 
 import agentpref
 from agentpref.errors import ConfigError, GenerationFailed, InvalidMessage, UnknownRun
 from agentpref.home import Home
+from agentpref.prefer.examples import read_examples
 from agentpref.record.database import connect
 from agentpref.record.store import Store
 from agentpref.serve.chat import Chat, ChatReply
@@ -119,10 +119,11 @@ def test_feedback_on_an_answer_that_waits_in_the_queue_is_kept(
     with closing(connect(registry.home, readonly=True)) as connection:
         store = Store(connection)
         said = [(one.run_id, one.key, one.score) for one in store.feedback("default")]
-        [pair] = read_pairs(store, "default", held_out=0.2).pairs
+        [pair] = read_examples(store, "default", held_out=0.2).pairs
     assert said == [(reply.run_id, "thumbs", 0.0), (reply.run_id, "correction", None)]
-    assert pair.rejected == reply.message
-    assert pair.chosen["content"] == "At six."
+    chosen, rejected = pair.completions
+    assert rejected.message == reply.message
+    assert chosen.message["content"] == "At six."
     with pytest.raises(UnknownRun):
         chat.thumbs("no-run", up=True)
 

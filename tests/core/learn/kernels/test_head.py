@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agentpref.learn.kernels import head as heads
-from agentpref.learn.kernels.head import Head, read, read_logits
+from agentpref.learn.kernels.head import Head, read, read_logits, token_kl
 
 VOCABULARY = 23
 
@@ -106,3 +108,14 @@ def test_logits_are_read_as_hidden_states_are():
     for mine, other in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, other)
     assert read_logits(logits, targets)[1:] == (None, None)
+
+
+def test_token_kl_by_hand():
+    live, candidate = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.9, 0.1]]).log()
+    expected = 0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1)
+    assert token_kl(live, candidate).item() == pytest.approx(expected)
+
+
+def test_token_kl_of_equals_is_zero():
+    logits = torch.randn(4, 7, generator=torch.Generator().manual_seed(0))
+    assert token_kl(logits, logits + 3.0).abs().max().item() < 1e-6

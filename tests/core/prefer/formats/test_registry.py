@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agentpref.prefer.pairs import read_pairs
 
 from agentpref import plugins
 from agentpref.errors import ConfigError, ExchangeError
 from agentpref.home import Home
+from agentpref.prefer.examples import read_examples
 from agentpref.prefer.exchange import export_file, import_file
 from agentpref.prefer.formats import Fields, Format, PreferenceRecord, RowReader, record_of_row
 from agentpref.record.database import connect
@@ -148,17 +148,17 @@ def test_a_format_of_another_package_is_detected_read_and_written(
     home, other = Home.create(tmp_path / "home"), Home.create(tmp_path / "other")
     assert import_file(home, rows).added == 1
     pairs = pairs_of(home)
-    assert {(p.chosen["content"], p.rejected["content"]) for p in pairs} == {
+    assert {tuple(c.message["content"] for c in p.completions) for p in pairs} == {
         ("Blue.", "Grey."), ("Blue.", "Red."), ("Grey.", "Red.")
     }  # fmt: skip
     assert export_file(pairs, back, format="ranking").rows == 3
     assert import_file(other, back, format="ranking").added == 3
-    assert {p.pair_id for p in pairs_of(other)} == {p.pair_id for p in pairs}
+    assert {p.example_id for p in pairs_of(other)} == {p.example_id for p in pairs}
 
 
 def pairs_of(home: Home) -> Any:
     with closing(connect(home)) as connection:
-        return read_pairs(Store(connection), "default", held_out=0.2).pairs
+        return read_examples(Store(connection), "default", held_out=0.2).pairs
 
 
 def _as_json(value: Any) -> Any:

@@ -1,8 +1,9 @@
-"""Forgetting somebody: no byte of theirs is left, and nothing of anybody else's is lost."""
+"""Forgetting a user leaves no byte of theirs, and loses nothing of anybody else."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import shutil
 import signal
 import subprocess
@@ -107,14 +108,14 @@ def busy(full: Home, tmp_path: Path) -> Home:
     return Home(shutil.copytree(full.path, tmp_path / "busy"))
 
 
-def test_no_byte_of_theirs_is_left(busy: Home) -> None:
+def test_no_byte_of_the_user_is_left_in_any_file(busy: Home) -> None:
     assert holding(busy, SECRET)
     forget(busy, "ada")
     assert holding(busy, SECRET) == []
     assert holding(busy, "bob-7 asks") == ["agentpref.db"]
 
 
-def test_no_byte_is_left_beside_a_log_that_is_open(busy: Home) -> None:
+def test_no_byte_is_left_while_a_log_is_open(busy: Home) -> None:
     """Its connection keeps the write-ahead log alive, where every page was written twice."""
     with agentpref.Log(busy.path) as log:
         chat(log, "ada", SECRET)
@@ -125,7 +126,7 @@ def test_no_byte_is_left_beside_a_log_that_is_open(busy: Home) -> None:
         assert log.verify() == []
 
 
-def test_what_is_removed_is_counted_and_the_rest_stays(home: Home) -> None:
+def test_removed_rows_are_counted_and_all_others_stay(home: Home) -> None:
     with agentpref.Log(home.path) as log:
         theirs = chat(log, "ada", SECRET, turns=2)
         chat(log, "bob", "bob", turns=3)
@@ -143,7 +144,7 @@ def test_what_is_removed_is_counted_and_the_rest_stays(home: Home) -> None:
         assert len(list(store.comparisons("default"))) == 3
 
 
-def test_what_others_said_of_their_runs_goes_and_what_they_said_of_others(home: Home) -> None:
+def test_judgements_of_their_runs_and_by_them_are_removed(home: Home) -> None:
     with agentpref.Log(home.path) as log:
         hers, his, nobodys = (
             log.record(asked("same"), f"answer {user}", user_id=user)
@@ -164,7 +165,7 @@ def test_what_others_said_of_their_runs_goes_and_what_they_said_of_others(home: 
         assert [said.comparison_id for said in store.comparisons("default")] == [stays]
 
 
-def test_text_that_somebody_else_wrote_too_stays(home: Home) -> None:
+def test_text_that_another_user_also_wrote_stays(home: Home) -> None:
     with agentpref.Log(home.path) as log:
         for user in ("ada", "bob"):
             log.record(asked("how are you?"), "well", user_id=user)
@@ -175,7 +176,7 @@ def test_text_that_somebody_else_wrote_too_stays(home: Home) -> None:
         assert log.verify() == []
 
 
-def test_a_correction_that_somebody_else_made_too_stays(home: Home) -> None:
+def test_a_correction_that_another_user_also_made_stays(home: Home) -> None:
     with agentpref.Log(home.path) as log:
         runs = [log.record(asked("2 + 2?"), f"{n}", user_id=n) for n in ("ada", "bob")]
         for run_id, user in zip(runs, ("ada", "bob"), strict=True):
@@ -186,7 +187,7 @@ def test_a_correction_that_somebody_else_made_too_stays(home: Home) -> None:
         assert log.verify() == []
 
 
-def test_a_prompt_that_goes_on_in_another_users_run_stays(home: Home) -> None:
+def test_a_prompt_stays_if_it_continues_in_another_users_run(home: Home) -> None:
     """A thread that two people write in: the later run's prompt holds the earlier one's text."""
     first = [*asked("ours"), {"role": "assistant", "content": "yes"}]
     with agentpref.Log(home.path) as log:
@@ -198,14 +199,14 @@ def test_a_prompt_that_goes_on_in_another_users_run_stays(home: Home) -> None:
         assert [m["content"] for m in Store(connection).run(later).prompt.messages][1] == "ours"
 
 
-def test_a_user_that_nobody_knows_changes_nothing(busy: Home) -> None:
+def test_forgetting_an_unknown_user_removes_no_run(busy: Home) -> None:
     with closing(connect(busy)) as connection:
         before = list(connection.execute("SELECT run_id FROM run"))
         assert forget(busy, "eve").runs == 0
         assert list(connection.execute("SELECT run_id FROM run")) == before
 
 
-def test_what_nothing_refers_to_goes_with_anybody(busy: Home) -> None:
+def test_messages_that_no_row_refers_to_are_removed_with_any_user(busy: Home) -> None:
     """Text of a run that was ignored, its id being taken: nobody could ask for it to go."""
     assert holding(busy, "under bob's id")
     assert forget(busy, "eve").shared == 0, "nothing of Eve's is the system's"
@@ -214,7 +215,9 @@ def test_what_nothing_refers_to_goes_with_anybody(busy: Home) -> None:
         assert log.verify() == []
 
 
-def test_in_a_merged_home_they_go_under_every_name(home: Home, tmp_path: Path) -> None:
+def test_a_user_of_a_merged_home_is_removed_under_the_hash_of_every_key(
+    home: Home, tmp_path: Path
+) -> None:
     other = Home.create(tmp_path / "other")
     theirs = Pseudonyms.of(other)
     Pseudonyms.of(home).adopt(theirs, home)
@@ -229,13 +232,13 @@ def run(run_id: str, text: str = "text", **fields: Any) -> Run:
     return Run(run_id, "default", output={"role": "assistant", "content": text}, **values)
 
 
-def test_ids_that_are_no_text_are_those_of_the_log(home: Home) -> None:
+def test_a_user_id_that_is_not_text_is_found(home: Home) -> None:
     with agentpref.Log(home.path) as log:
         log.record(asked("x"), "y", user_id=7)  # type: ignore[arg-type]
     assert forget(home, 7).runs == 1  # type: ignore[arg-type]
 
 
-def test_without_the_keys_nobody_is_said_to_be_unknown(busy: Home) -> None:
+def test_forgetting_fails_if_the_user_keys_are_missing(busy: Home) -> None:
     busy.user_keys.unlink()
     with pytest.raises(CorruptHome, match=r"user\.keys is missing.*restore it from a backup"):
         forget(busy, "ada")
@@ -256,7 +259,7 @@ def test_a_folder_that_is_no_home_is_refused(tmp_path: Path) -> None:
 # What is not in the database, or not yet
 
 
-def test_what_waits_in_the_spill_goes_too(home: Home) -> None:
+def test_entries_in_the_spill_are_removed_too(home: Home) -> None:
     name = Pseudonyms.of(home).name("ada")
     waiting = [run("r1", SECRET, user_id=name), run("r2", "bob")]
     Spill(home).append([run_row(each) for each in waiting])
@@ -267,7 +270,7 @@ def test_what_waits_in_the_spill_goes_too(home: Home) -> None:
         assert [each.run_id for each in Store(connection).runs("default")] == ["r2"]
 
 
-def test_what_the_store_refused_of_a_spill_goes_too(home: Home) -> None:
+def test_refused_spill_entries_are_removed_too(home: Home) -> None:
     """It names runs that the home does not have, and is kept in a file for the operator."""
     name = Pseudonyms.of(home).name("ada")
     with agentpref.Log(home.path) as log:
@@ -286,7 +289,9 @@ def test_what_the_store_refused_of_a_spill_goes_too(home: Home) -> None:
     assert len(home.refused.read_bytes().splitlines()) == 1
 
 
-def test_a_run_that_the_store_refused_goes_too(home: Home) -> None:
+def test_a_run_that_waited_in_the_spill_while_its_user_was_forgotten_is_not_kept(
+    home: Home,
+) -> None:
     """It waited in a spill while its user was forgotten."""
     late = run("late", SECRET, user_id=Pseudonyms.of(home).name("ada"))
     forget(home, "ada")
@@ -295,7 +300,16 @@ def test_a_run_that_the_store_refused_goes_too(home: Home) -> None:
     assert holding(home, SECRET) == []
 
 
-def test_a_file_of_refusals_that_were_all_theirs_goes(home: Home) -> None:
+@pytest.mark.parametrize("entry", [b"[]", b'{"run":7}', b'{"feedback":{"x":1}}', b"7"])
+def test_refused_lines_that_cannot_be_read_are_removed(home: Home, entry: bytes) -> None:
+    connect(home).close()
+    digest = hashlib.blake2b(entry + b"\n", digest_size=16).hexdigest().encode()
+    home.refused.write_bytes(digest + b" " + entry + b"\n")
+    forget(home, "ada")
+    assert not home.refused.exists()
+
+
+def test_the_file_of_refused_entries_is_deleted_when_no_line_is_left(home: Home) -> None:
     said = Feedback("f1", "nowhere", 1.0, "note", value=1, user_id=Pseudonyms.of(home).name("ada"))
     Spill(home).append([said])
     drain(home)
@@ -303,7 +317,7 @@ def test_a_file_of_refusals_that_were_all_theirs_goes(home: Home) -> None:
     assert not home.refused.exists()
 
 
-def test_what_was_said_before_is_not_let_in_again_and_what_comes_after_is(home: Home) -> None:
+def test_older_entries_of_a_forgotten_user_are_refused_and_later_ones_are_kept(home: Home) -> None:
     name = Pseudonyms.of(home).name("ada")
     before = run("late", SECRET, user_id=name)
     with agentpref.Log(home.path) as log:
@@ -372,7 +386,7 @@ def line(home: Home, tmp_path: Path) -> list[str]:
     ]
 
 
-def test_the_revisions_that_saw_it_are_named_and_marked(home: Home, line: list[str]) -> None:
+def test_revisions_trained_on_it_are_named_and_tainted(home: Home, line: list[str]) -> None:
     """Her own words, though it was somebody else who judged the answers to them."""
     before = time.time()
     assert forget(home, "ada").revisions == tuple(line[1:])
@@ -381,7 +395,7 @@ def test_the_revisions_that_saw_it_are_named_and_marked(home: Home, line: list[s
     assert before <= marks[1] == marks[2] <= time.time()
 
 
-def test_it_says_how_to_rebuild_from_the_last_clean_parent(home: Home, line: list[str]) -> None:
+def test_the_commands_rebuild_from_the_last_clean_parent(home: Home, line: list[str]) -> None:
     found = forget(home, "ada")
     where = f"--home {home.path} --namespace default"
     assert found.commands == (
@@ -396,14 +410,16 @@ def test_it_says_how_to_rebuild_from_the_last_clean_parent(home: Home, line: lis
     assert value["revisions"] == line[1:]
 
 
-def test_somebody_whose_words_trained_nothing_taints_nothing(home: Home, line: list[str]) -> None:
+def test_a_user_whose_text_trained_nothing_taints_nothing(home: Home, line: list[str]) -> None:
     with agentpref.Log(home.path) as log:
         log.feedback(log.record(asked("eve"), "z", user_id="eve"), key="thumbs", score=1)
     assert forget(home, "eve").revisions == ()
     assert forget(home, "annotator").revisions == tuple(line), "who judged both"
 
 
-def test_what_a_hosts_check_quoted_goes_from_the_reports(home: Home, line: list[str]) -> None:
+def test_text_that_a_users_check_quoted_is_removed_from_the_reports(
+    home: Home, line: list[str]
+) -> None:
     forget(home, "ada")
     with closing(connect(home)) as connection:
         reports = [report for (report,) in connection.execute("SELECT report FROM updates")]
@@ -413,7 +429,7 @@ def test_what_a_hosts_check_quoted_goes_from_the_reports(home: Home, line: list[
     assert len(sources) == 3
 
 
-def test_while_an_update_runs_nothing_is_removed(busy: Home) -> None:
+def test_nothing_is_removed_while_an_update_runs(busy: Home) -> None:
     with exclusive(busy), pytest.raises(UpdateRunning, match="wait for it to end"):
         forget(busy, "ada")
     assert forget(busy, "ada").runs == 96
@@ -431,7 +447,7 @@ def reading(home: Home):
         yield
 
 
-def test_a_reader_in_the_way_is_said_and_the_next_call_finishes(
+def test_a_reader_that_prevents_scrubbing_is_named_and_the_next_call_completes(
     busy: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "BUSY_SECONDS", 0.2)
@@ -460,11 +476,13 @@ except NotKept as error:
 """
 
 
-def test_a_disk_too_full_to_scrub_is_said_and_the_next_call_finishes(busy: Home) -> None:
+def test_a_full_disk_that_prevents_scrubbing_is_named_and_the_next_call_completes(
+    busy: Home,
+) -> None:
     command = [sys.executable, "-c", FULL, str(busy.path)]
     words = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert words.startswith("the rows are deleted, but free pages of")
-    assert words.endswith("Then run the same command again, which finishes it\n")
+    assert words.endswith("Then run the same command again to complete the removal\n")
     assert forget(busy, "ada").runs == 0
     assert holding(busy, SECRET) == []
 
@@ -483,13 +501,13 @@ if where == "in the transaction":
     module.delete = lambda connection: (delete(connection), die())
 module.forget(home, "ada", progress=tell)
 """
-STAGES = ("look for stray text", "remove", "scrub")
+STAGES = ("remove", "scrub")
 
 
 @pytest.mark.parametrize(
     "where", ["in the transaction", *(f"{stage} {done}" for stage in STAGES for done in (0, 1))]
 )
-def test_killed_at_any_step_the_next_call_completes_it(
+def test_the_next_call_completes_a_forgetting_that_was_killed_at_any_step(
     home: Home, line: list[str], where: str
 ) -> None:
     with agentpref.Log(home.path) as log:
@@ -589,7 +607,9 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @given(events=EVENTS)
 @settings(max_examples=40)
-def test_a_home_that_forgot_is_one_that_never_knew(events: Any, empty: Path) -> None:
+def test_a_home_that_forgot_a_user_equals_one_that_never_knew_them(
+    events: Any, empty: Path
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         paths = (Path(folder) / name for name in ("forgot", "never"))
         forgot, never = (Home(shutil.copytree(empty, path)) for path in paths)
@@ -605,7 +625,7 @@ def test_a_home_that_forgot_is_one_that_never_knew(events: Any, empty: Path) -> 
             assert getattr(removed, name) == len(knew[name]) - len(left[name])
 
 
-def test_others_may_write_meanwhile(busy: Home) -> None:
+def test_other_users_may_be_logged_during_a_removal(busy: Home) -> None:
     """What they share with her is theirs too, whenever it comes."""
     stop = threading.Event()
     written: list[str] = []
@@ -628,14 +648,14 @@ def test_others_may_write_meanwhile(busy: Home) -> None:
         assert {run.run_id for run in store.runs("default")} >= {*written}
 
 
-def test_a_copy_that_was_made_before_is_not_reached(busy: Home, tmp_path: Path) -> None:
+def test_an_older_backup_still_holds_the_text(busy: Home, tmp_path: Path) -> None:
     """What a guide must say, since no program can do anything about it."""
     backup = Home(shutil.copytree(busy.path, tmp_path / "backup"))
     forget(busy, "ada")
     assert holding(backup, SECRET)
 
 
-def test_interrupted_training_goes_whoever_is_forgotten(home: Home, tmp_path: Path) -> None:
+def test_interrupted_training_is_deleted_whoever_is_forgotten(home: Home, tmp_path: Path) -> None:
     """Half-trained weights may have seen them, and nobody is to find out which did."""
     home.training.mkdir()
     for name in ("one.safetensors", "two.safetensors", "two.part"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -67,7 +68,7 @@ def count(folder: Path, table: str) -> int:
         return int(connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
 
 
-def test_a_copy_is_a_home_that_one_can_work_with(log: Log, target: Path) -> None:
+def test_the_copy_is_a_working_home(log: Log, target: Path) -> None:
     backup(log.home, target)
     with Log(target) as copy:
         assert copy.verify() == []
@@ -77,7 +78,7 @@ def test_a_copy_is_a_home_that_one_can_work_with(log: Log, target: Path) -> None
     assert count(log.home.path, "run") == 1
 
 
-def test_what_was_acknowledged_is_in_the_copy_although_writers_go_on(
+def test_acknowledged_feedback_is_in_the_copy_while_writers_continue(
     log: Log, target: Path
 ) -> None:
     def write() -> None:
@@ -103,7 +104,7 @@ def test_what_was_acknowledged_is_in_the_copy_although_writers_go_on(
     assert set(before) <= there < {*said, *there}
 
 
-def test_a_backup_does_not_begin_again_when_somebody_writes(
+def test_a_backup_does_not_restart_when_somebody_writes(
     log: Log, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SQLite's own backup does so at every write in between, and then never ends."""
@@ -123,7 +124,7 @@ def test_a_backup_does_not_begin_again_when_somebody_writes(
     assert count(target, "run") == 1
 
 
-def test_what_waits_in_the_spill_is_in_the_copy(log: Log, target: Path) -> None:
+def test_entries_in_the_spill_are_in_the_copy(log: Log, target: Path) -> None:
     waiting = Run("w", "default", 1.0, prompt_of(ASK), {"role": "assistant", "content": "Spilt."})
     Spill(log.home).append([run_row(waiting)])
     backup(log.home, target)
@@ -131,7 +132,7 @@ def test_what_waits_in_the_spill_is_in_the_copy(log: Log, target: Path) -> None:
     assert not (target / "spill.jsonl").exists()
 
 
-def test_keys_and_modes_come_along(log: Log, target: Path) -> None:
+def test_keys_and_file_modes_are_copied(log: Log, target: Path) -> None:
     log.home.path.chmod(0o750)
     log.home.database.chmod(0o600)
     backup(log.home, target)
@@ -141,7 +142,7 @@ def test_keys_and_modes_come_along(log: Log, target: Path) -> None:
     assert (target / "user.keys").read_bytes() == log.home.user_keys.read_bytes()
 
 
-def test_published_adapters_come_along_and_nothing_else(log: Log, target: Path) -> None:
+def test_only_published_adapters_are_copied(log: Log, target: Path) -> None:
     publish(log.home, "rev-000001-0123456789ab")
     publish(log.home, "rev-000002-0123456789ab")
     (log.home.adapters / "rev-000003-not-in-the-database").mkdir()
@@ -154,14 +155,14 @@ def test_published_adapters_come_along_and_nothing_else(log: Log, target: Path) 
     ]  # fmt: skip
 
 
-def test_a_revision_whose_folder_is_gone_is_named(log: Log, target: Path) -> None:
+def test_a_revision_without_a_folder_is_named_as_missing(log: Log, target: Path) -> None:
     folder = publish(log.home, "rev-000001-0123456789ab")
     folder.rename(log.home.path / "moved away")
     done = backup(log.home, target)
     assert (done.revisions, done.missing) == (0, ("rev-000001-0123456789ab",))
 
 
-def test_a_pruned_revision_is_not_missing(log: Log, target: Path) -> None:
+def test_a_pruned_revision_is_not_named_as_missing(log: Log, target: Path) -> None:
     publish(log.home, "rev-000001-0123456789ab")
     with closing(connect(log.home)) as connection:
         connection.execute("UPDATE revision SET pruned_at = 5.0")
@@ -171,9 +172,7 @@ def test_a_pruned_revision_is_not_missing(log: Log, target: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../../secret", "..", ".", "", "/etc"])
-def test_a_name_that_leads_out_of_the_adapters_is_not_followed(
-    log: Log, target: Path, name: str
-) -> None:
+def test_a_revision_name_that_is_a_path_is_not_followed(log: Log, target: Path, name: str) -> None:
     secret = log.home.path.parent / "secret"
     secret.mkdir()
     (secret / "diary").write_text("mine", encoding="utf-8")
@@ -194,13 +193,13 @@ def test_a_link_in_an_adapter_is_not_followed(log: Log, target: Path) -> None:
     assert not (target / "adapters" / folder.name / "link").exists()
 
 
-def test_an_empty_folder_becomes_the_copy(log: Log, target: Path) -> None:
+def test_an_empty_target_folder_becomes_the_copy(log: Log, target: Path) -> None:
     target.mkdir(parents=True)
     backup(log.home, target)
     assert count(target, "run") == 1
 
 
-def test_a_folder_in_use_is_left_alone(log: Log, target: Path) -> None:
+def test_a_target_folder_in_use_is_refused(log: Log, target: Path) -> None:
     target.mkdir(parents=True)
     (target / "thesis.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"thesis\.txt.*missing or empty"):
@@ -208,23 +207,23 @@ def test_a_folder_in_use_is_left_alone(log: Log, target: Path) -> None:
     assert [path.name for path in target.parent.rglob("*")] == ["monday", "thesis.txt"]
 
 
-def test_a_file_is_no_target(log: Log, tmp_path: Path) -> None:
+def test_a_file_as_target_is_refused(log: Log, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine", encoding="utf-8")
     with pytest.raises(ConfigError, match="no folder"):
         backup(log.home, tmp_path / "file")
 
 
-def test_a_home_is_not_copied_into_itself(log: Log) -> None:
+def test_a_target_inside_the_home_is_refused(log: Log) -> None:
     with pytest.raises(ConfigError, match="inside the home"):
         backup(log.home, log.home.path / "backup")
 
 
-def test_no_home_no_backup(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_home_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NotAHome, match="agentpref init"):
         backup(tmp_path, tmp_path / "copy")
 
 
-def test_a_copy_that_cannot_be_written_leaves_nothing(
+def test_a_copy_that_cannot_be_written_is_deleted(
     log: Log, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(log.home, "rev-000001-0123456789ab")
@@ -232,13 +231,13 @@ def test_a_copy_that_cannot_be_written_leaves_nothing(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.shutil, "copyfileobj", full)
+    monkeypatch.setattr(shutil, "copyfileobj", full)
     with pytest.raises(NotKept, match=r"monday cannot be written \(No space left.*free space"):
         backup(log.home, target)
     assert list(target.parent.iterdir()) == []
 
 
-def test_a_file_that_came_meanwhile_stays(
+def test_a_target_that_is_filled_during_the_backup_is_kept(
     log: Log, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def arrive(stage: str, done: int, total: int) -> None:
@@ -250,7 +249,9 @@ def test_a_file_that_came_meanwhile_stays(
     assert files(target.parent) == {"monday/thesis.txt": b"mine"}
 
 
-def test_what_a_crash_leaves_is_recognisable_and_no_home(log: Log, target: Path) -> None:
+def test_a_killed_backup_leaves_an_unfinished_folder_that_is_no_home(
+    log: Log, target: Path
+) -> None:
     publish(log.home, "rev-000001-0123456789ab")
     script = f"""if True:
         import os
@@ -267,7 +268,7 @@ def test_what_a_crash_leaves_is_recognisable_and_no_home(log: Log, target: Path)
     assert count(target, "run") == 1
 
 
-def test_a_damaged_home_says_so(log: Log, target: Path) -> None:
+def test_a_damaged_home_is_refused(log: Log, target: Path) -> None:
     log.close()
     log.home.database.write_bytes(b"not a database" * 1000)
     with pytest.raises(CorruptHome):

@@ -1,4 +1,4 @@
-"""Homes are united exactly once by id, in any order, and nothing is let in on trust."""
+"""A merge adds every row of another home once, and nothing of a home that fails verification."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from typing import Any
 
 import orjson
 import pytest
+from filelock import FileLock
 
 from agentpref.errors import ConfigError, CorruptHome, NewerHome, NotAHome, UpdateRunning
 from agentpref.home import Home
 from agentpref.record import database
 from agentpref.record.database import connect, exclusive, transaction
-from agentpref.record.deletion import tombstones
+from agentpref.record.deletion.forget import adopt
+from agentpref.record.deletion.forget import forget as delete_user
 from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.integrity import examine
 from agentpref.record.log import Log
@@ -28,8 +30,8 @@ from agentpref.record.messages import node_id, prompt_of, run_row
 from agentpref.record.migrations import STEPS
 from agentpref.record.spill import Spill, drain
 from agentpref.record.store import Store
-from agentpref.record.transfer import merger
-from agentpref.record.transfer.merge import Merged, merge
+from agentpref.record.transfer import merge as module
+from agentpref.record.transfer.merge import Counts, Merged, merge
 from agentpref.types import Comparison, Feedback, Run
 
 Said = Run | Feedback | Comparison
@@ -111,18 +113,18 @@ TALK = (
 )
 
 
-def test_all_that_another_home_logged_comes_over(make: Make) -> None:
+def test_every_row_of_the_other_home_is_added(make: Make) -> None:
     home, other = make("home"), make("other", *TALK)
     merged = one(home, other)
     assert rows(home) == rows(other)
     assert verified(home)
-    done = merged.rows
-    assert [done.runs.added, done.feedback.added, done.comparisons.added] == [3, 2, 1]
-    assert done.messages.added == len(rows(home)["message"]) == 6
-    assert done.named == []
+    assert merged.runs == Counts(added=3)
+    assert (merged.feedback.added, merged.comparisons.added) == (2, 1)
+    assert merged.messages == len(rows(home)["message"]) == 6
+    assert merged.conflicts == []
 
 
-def test_a_long_conversation_comes_over_as_one_run(make: Make) -> None:
+def test_a_conversation_of_a_thousand_turns_is_added(make: Make) -> None:
     """A message is written after the one that it follows, also where that takes many statements."""
     turns = [{"role": "user", "content": f"turn {n}"} for n in range(1_000)]
     home, other = make("home"), make("other", run("r1", turns=turns))
@@ -130,7 +132,7 @@ def test_a_long_conversation_comes_over_as_one_run(make: Make) -> None:
     assert rows(home) == rows(other)
 
 
-def test_the_other_home_stays_as_it_is(make: Make) -> None:
+def test_the_other_home_is_not_changed(make: Make) -> None:
     home, other = make("home", run("mine")), make("other", *TALK)
     other.user_keys.unlink()
     before = rows(other)
@@ -139,36 +141,55 @@ def test_the_other_home_stays_as_it_is(make: Make) -> None:
     assert {path.name for path in other.path.iterdir()} == {"adapters", "agentpref.db", "reports"}
 
 
-def test_several_homes_at_once_in_their_order(make: Make) -> None:
+def test_several_homes_are_merged_in_their_order(make: Make) -> None:
     home = make("home", run("mine"))
     merged = merge(home, [make("b", *TALK), make("c", run("r1"), run("r9"))])
     assert [Path(each.home).name for each in merged] == ["b", "c"]
-    assert merged[1].rows.runs.added == 1
+    assert merged[1].runs.added == 1
     assert len(rows(home)["run"]) == 5
 
 
-def test_what_is_known_is_counted_and_changes_nothing(make: Make) -> None:
+def test_known_rows_are_counted_and_change_nothing(make: Make) -> None:
     home, other = make("home", *TALK[:3]), make("other", *TALK)
-    assert one(home, other).rows.runs.known == 3
+    assert one(home, other).runs.known == 3
     before = rows(home)
-    again = one(home, other).rows
-    assert [again.runs.known, again.feedback.known, again.comparisons.known] == [3, 2, 1]
-    assert again.runs.added == again.messages.added == again.feedback.added == 0
+    again = one(home, other)
+    assert [again.runs, again.feedback, again.comparisons] == [Counts(known=n) for n in (3, 2, 1)]
+    assert again.messages == 0
     assert rows(home) == before
 
 
-def test_of_two_rows_with_one_id_the_first_stays_and_it_is_said(make: Make) -> None:
+def test_of_two_rows_with_one_id_the_first_stays_and_the_conflict_is_named(make: Make) -> None:
     home = make("home", run("r1", "mine"), Feedback("f1", "r1", 11.0, "thumbs", 1.0))
     other = make("other", run("r1", "theirs"), Feedback("f1", "r1", 11.0, "thumbs", 0.0))
     before = rows(home)
-    done = one(home, other).rows
+    done = one(home, other)
     assert rows(home) == before
     assert (done.runs.conflicts, done.feedback.conflicts) == (1, 1)
-    assert [refusal[:2] for refusal in done.named] == [("run", "r1"), ("feedback", "f1")]
+    assert [(c["table"], c["key"]) for c in done.conflicts] == [("run", "r1"), ("feedback", "f1")]
 
 
-def test_batches_are_bounded_and_each_is_whole(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(merger, "BATCH", 2)
+def test_a_judgement_of_a_different_run_with_the_same_id_is_a_conflict(make: Make) -> None:
+    home = make("home", run("r1", "mine"), run("r2"))
+    other = make(
+        "other",
+        run("r1", "theirs"),
+        run("r2"),
+        Feedback("f1", "r1", 11.0, "thumbs", 1.0),
+        Feedback("f2", "r2", 11.0, "correction", correction=text("Maybe.")),
+        Comparison("c1", 12.0, "r2", "r1", "b"),
+    )
+    done = one(home, other)
+    assert (done.feedback, done.comparisons) == (Counts(added=1, conflicts=1), Counts(conflicts=1))
+    assert {row[0] for row in rows(home)["feedback"]} == {"f2"}
+    assert not any("theirs" in body for *_, body in rows(home)["message"])
+    assert verified(home)
+
+
+def test_each_batch_is_one_transaction_and_is_reported(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH", 2)
     home, other = make("home"), make("other", *(run(f"r{n}", f"{n}") for n in range(5)))
     told: list[tuple[str, int, int]] = []
     seen: list[int] = []
@@ -178,8 +199,10 @@ def test_batches_are_bounded_and_each_is_whole(make: Make, monkeypatch: pytest.M
         seen.append(len(rows(home)["run"]))
 
     merge(home, [other], progress=progress)
-    assert told == [("other: run", 2, 5), ("other: run", 4, 5), ("other: run", 5, 5)]
-    assert seen == [2, 4, 5]
+    assert told[-3:] == [("other: run", 2, 5), ("other: run", 4, 5), ("other: run", 5, 5)]
+    assert seen[-3:] == [2, 4, 5]
+    stages = list(dict.fromkeys(stage.removeprefix("other: ") for stage, *_ in told))
+    assert stages == ["copy", "verify pages", "verify messages", "verify references", "run"]
 
 
 def test_a_batch_that_fails_leaves_nothing(make: Make) -> None:
@@ -194,60 +217,90 @@ def test_a_batch_that_fails_leaves_nothing(make: Make) -> None:
     assert rows(home)["message"] == rows(home)["run"] == set()
 
 
-def test_a_merge_that_was_killed_is_completed_by_the_next(make: Make) -> None:
+def test_the_next_merge_completes_one_that_was_killed(make: Make) -> None:
     said = [run(f"r{n}", f"answer {n}") for n in range(30)]
     said += [Feedback(f"f{n}", f"r{n}", 11.0, "k", 1.0) for n in range(30)]  # type: ignore[misc]
     home, other = make("home"), make("other", *said)
-    for when in (1, 3, 5):
+    for when in (0, 1, 3, 5):
         script = f"""if True:
             import os
             from agentpref.record.transfer import merge
-            from agentpref.record.transfer import merger
-            merger.BATCH = 7
+            merge.BATCH = 7
             told = []
             def progress(stage, done, total):
                 told.append(stage)
-                if len(told) > {when}:
+                if sum("verify" not in stage for stage in told) > {when}:
                     os._exit(9)
             merge.merge({str(home.path)!r}, [{str(other.path)!r}], progress=progress)
         """
         assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 9
         assert verified(home)
         assert rows(home)["run"] < rows(other)["run"] or when == 5
+        assert (home.path / "merging").exists()
     merge(home, [other])
     assert rows(home) == rows(other)
+    assert not (home.path / "merging").exists()
 
 
-def test_what_waits_in_the_other_home_s_spill_comes_too(make: Make) -> None:
+def test_the_copy_that_a_killed_merge_left_is_deleted_when_somebody_is_forgotten(
+    make: Make,
+) -> None:
+    home = make("home", *TALK)
+    (home.path / "merging").mkdir()
+    (home.path / "merging" / "agentpref.db").write_text("theirs", encoding="utf-8")
+    with FileLock(home.path / "merge.lock"):
+        delete_user(home, "nobody")
+    assert (home.path / "merging").exists(), "a merge that is running keeps its copy"
+    delete_user(home, "nobody")
+    assert not (home.path / "merging").exists()
+
+
+def test_a_second_merge_at_the_same_time_is_refused(make: Make) -> None:
+    home, other = make("home"), make("other", *TALK)
+    with FileLock(home.path / "merge.lock"), pytest.raises(UpdateRunning, match="another merge"):
+        merge(home, [other])
+    assert one(home, other).runs.added == 3
+
+
+def test_a_merge_works_while_an_update_runs(make: Make) -> None:
+    home, other = make("home"), make("other", *TALK)
+    with exclusive(home):
+        assert one(home, other).runs.added == 3
+
+
+def test_entries_in_the_spill_of_the_other_home_are_added(make: Make) -> None:
     home, other = make("home"), make("other", run("r1"))
     Spill(other).append([run_row(run("r2", "No."))])
-    assert one(home, other).rows.runs.added == 2
+    assert one(home, other).runs.added == 2
 
 
-def test_a_home_that_is_being_written_to_is_read_at_one_moment(
+def test_a_home_in_use_is_merged_as_it_was_at_one_moment(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(merger, "BATCH", 1)
+    monkeypatch.setattr(module, "BATCH", 1)
     home, other = make("home"), make("other", run("r1"), run("r2", "No."))
 
     def write(stage: str, done: int, total: int) -> None:
+        if stage.startswith("other: verify"):
+            return
         late = f"{stage}-{done}"
         assert done < 100, "what comes in meanwhile is not for this merge"
         filled(other.path, run(late, late), Feedback(f"f-{late}", late, 11.0, "k", 1.0))
 
     (merged,) = merge(home, [other], progress=write)
-    assert merged.rows.runs.added == 2
-    assert merged.rows.feedback.added == merged.rows.feedback.refused == 0
+    assert merged.runs.added == 2
+    assert merged.feedback == Counts()
     assert verified(home)
-    assert one(home, other).rows.feedback.added == 2
+    assert one(home, other).feedback.added == 3
 
 
-def test_what_a_host_has_learned_stays_with_it(make: Make) -> None:
+def test_updates_and_revisions_are_not_merged(make: Make) -> None:
     home, other = make("home"), make("other", *TALK)
     edit(
         other,
         "INSERT INTO updates (update_id, namespace, created_at) VALUES ('u', 'default', 1.0)",
-        "INSERT INTO serving (namespace, live) VALUES ('default', 'rev-1')",
+        "INSERT INTO revision (revision_id, namespace, seq, created_at, manifest)"
+        " VALUES ('rev-1', 'default', 1, 20.0, '{}')",
         "INSERT INTO logp VALUES ('p', 'r', 1.0, 1)",
     )
     merge(home, [other])
@@ -256,7 +309,7 @@ def test_what_a_host_has_learned_stays_with_it(make: Make) -> None:
             assert connection.execute(f"SELECT * FROM {table}").fetchall() == []
 
 
-def test_users_of_the_other_home_are_found_again(tmp_path: Path) -> None:
+def test_users_of_a_home_with_other_keys_can_be_forgotten_after_the_merge(tmp_path: Path) -> None:
     """Two hosts that do not share a key give one user two names, and one home then knows both."""
     for name in ("home", "other"):
         with Log(tmp_path / name) as log:
@@ -269,7 +322,7 @@ def test_users_of_the_other_home_are_found_again(tmp_path: Path) -> None:
     assert rows(home)["run"] == set()
 
 
-def test_a_home_is_not_merged_into_itself(make: Make, tmp_path: Path) -> None:
+def test_merging_a_home_into_itself_is_refused(make: Make, tmp_path: Path) -> None:
     home = make("home", *TALK)
     (tmp_path / "link").symlink_to(home.path)
     for other in (home, str(home.path), tmp_path / "link"):
@@ -278,7 +331,9 @@ def test_a_home_is_not_merged_into_itself(make: Make, tmp_path: Path) -> None:
     assert len(rows(home)["run"]) == 3, "nothing was merged before all homes were looked at"
 
 
-def test_what_is_no_home_is_refused_before_anything_is_merged(make: Make, tmp_path: Path) -> None:
+def test_a_folder_that_is_no_home_is_refused_before_anything_is_merged(
+    make: Make, tmp_path: Path
+) -> None:
     home = make("home")
     with pytest.raises(NotAHome):
         merge(home, [make("other", *TALK), tmp_path / "nowhere"])
@@ -289,7 +344,7 @@ def test_what_is_no_home_is_refused_before_anything_is_merged(make: Make, tmp_pa
 
 
 def forget(home: Home, *users: str, at: float = 50.0) -> None:
-    tombstones.adopt(home, dict.fromkeys(users, at), lambda stage, done, total: None)
+    adopt(home, dict.fromkeys(users, at))
 
 
 THEIRS = (
@@ -302,24 +357,31 @@ THEIRS = (
 )
 
 
-def test_what_was_forgotten_here_is_not_let_in(make: Make) -> None:
+def test_rows_of_a_user_who_was_forgotten_here_stay_out(make: Make) -> None:
     home, other = make("home"), make("other", *THEIRS)
     forget(home, "u")
-    done = one(home, other).rows
+    done = one(home, other)
     assert {row[0] for row in rows(home)["run"]} == {"r2"}
     assert {row[0] for row in rows(home)["feedback"]} == {"f3"}
     assert [c.forgotten for c in (done.runs, done.feedback, done.comparisons)] == [1, 2, 1]
-    assert [c.refused for c in (done.runs, done.feedback, done.comparisons)] == [0, 0, 0]
     assert verified(home)
 
 
-def test_what_was_said_after_the_forgetting_is_let_in(make: Make) -> None:
+def test_interrupted_training_is_deleted_when_a_tombstone_is_adopted(make: Make) -> None:
+    home, other = make("home", *THEIRS), make("other")
+    home.training.mkdir()
+    forget(other, "u")
+    merge(home, [other])
+    assert not home.training.exists()
+
+
+def test_rows_from_after_the_forgetting_are_added(make: Make) -> None:
     home, other = make("home"), make("other", run("r1", user_id="u", created_at=50.5))
     forget(home, "u", at=50.0)
-    assert one(home, other).rows.runs.added == 1
+    assert one(home, other).runs.added == 1
 
 
-def test_who_was_forgotten_there_is_forgotten_here(make: Make) -> None:
+def test_a_user_who_was_forgotten_there_is_forgotten_here(make: Make) -> None:
     home, other = make("home", *THEIRS), make("other", run("r2", "No."))
     forget(other, "u")
     merged = one(home, other)
@@ -333,7 +395,7 @@ def test_who_was_forgotten_there_is_forgotten_here(make: Make) -> None:
     assert one(home, other).forgot is None
 
 
-def test_revisions_that_saw_what_was_forgotten_there_are_tainted_here(make: Make) -> None:
+def test_revisions_trained_on_what_was_forgotten_there_are_tainted_here(make: Make) -> None:
     home, other = make("home", *THEIRS), make("other")
     edit(
         home,
@@ -356,7 +418,7 @@ def test_revisions_that_saw_what_was_forgotten_there_are_tainted_here(make: Make
     assert "quoted" not in report
 
 
-def test_what_the_spill_could_not_store_of_them_goes_too(make: Make) -> None:
+def test_refused_spill_entries_of_a_user_forgotten_there_are_removed(make: Make) -> None:
     home, other = make("home", *THEIRS), make("other")
     lost = [
         Feedback("f7", "nowhere", 11.0, "k", 1.0, comment="theirs", user_id="u"),
@@ -371,7 +433,7 @@ def test_what_the_spill_could_not_store_of_them_goes_too(make: Make) -> None:
     assert [word in left for word in ("theirs", "later", "mine")] == [False, True, True]
 
 
-def test_a_removal_that_fails_halfway_leaves_nothing_done(make: Make) -> None:
+def test_a_removal_that_fails_changes_nothing(make: Make) -> None:
     home, other = make("home", *THEIRS), make("other")
     forget(other, "u")
     edit(home, "CREATE TRIGGER no BEFORE DELETE ON run BEGIN SELECT RAISE(ABORT, 'no'); END")
@@ -381,7 +443,7 @@ def test_a_removal_that_fails_halfway_leaves_nothing_done(make: Make) -> None:
     assert rows(home) == before
 
 
-def test_of_two_tombstones_the_later_one_stands(make: Make) -> None:
+def test_of_two_tombstones_the_later_one_stays(make: Make) -> None:
     home, later, earlier = make("home"), make("later"), make("earlier")
     for each, at in ((home, 40.0), (later, 60.0), (earlier, 20.0)):
         forget(each, "u", at=at)
@@ -389,7 +451,7 @@ def test_of_two_tombstones_the_later_one_stands(make: Make) -> None:
     assert rows(home)["forgotten"] == {("u", 60.0)}
 
 
-def test_a_clock_that_is_ahead_forgets_nothing_to_come(make: Make) -> None:
+def test_a_tombstone_from_the_future_counts_as_of_now(make: Make) -> None:
     home, other = make("home"), make("other")
     edit(
         other,
@@ -402,7 +464,7 @@ def test_a_clock_that_is_ahead_forgets_nothing_to_come(make: Make) -> None:
     assert at <= time.time()
 
 
-def test_somebody_is_not_forgotten_in_the_middle_of_an_update(make: Make) -> None:
+def test_a_tombstone_is_not_adopted_while_an_update_runs(make: Make) -> None:
     home, other = make("home", *THEIRS), make("other", run("new"))
     forget(other, "u")
     with exclusive(home), pytest.raises(UpdateRunning):
@@ -410,71 +472,72 @@ def test_somebody_is_not_forgotten_in_the_middle_of_an_update(make: Make) -> Non
     assert rows(home)["forgotten"] == set()
 
 
-# Hostile homes
+# Homes that fail verification, or that no log wrote
 
 HOSTILE = [
-    ("UPDATE message SET body = replace(body, 'Yes', 'Now')", "run", "its text is not what was"),
-    ("UPDATE message SET body = x'ff' WHERE body LIKE '%Yes%'", "run", "its text is not what was"),
-    ("UPDATE message SET parent = NULL WHERE body LIKE '%Yes%'", "run", "not what was recorded"),
-    ("UPDATE message SET parent = x'ff' WHERE body LIKE '%Yes%'", "run", "columns are not text"),
-    ("DELETE FROM message WHERE body LIKE '%Yes%'", "run", "it is missing"),
-    ("DELETE FROM message WHERE body LIKE '%raining%'", "run", "it is missing"),
-    ("UPDATE run SET output = prompt", "run", "no answer to its prompt"),
-    ("UPDATE run SET prompt = output", "run", "no answer to its prompt"),
-    ("UPDATE run SET params = '[]'", "run", "its params is '[]', not a mapping in JSON"),
-    ("UPDATE run SET metadata = 'x'", "run", "its metadata is 'x', not a mapping in JSON"),
-    ("UPDATE run SET tags = '[1]'", "run", "its tags is"),
-    ("UPDATE run SET token_ids = '[1.5]'", "run", "its token_ids is"),
-    ("UPDATE run SET logprobs = '{}'", "run", "its logprobs is"),
-    ("UPDATE run SET created_at = 9e999", "run", "its created_at is inf"),
-    ("UPDATE run SET created_at = 'soon'", "run", "its created_at is 'soon'"),
-    ("UPDATE run SET namespace = x'00ff'", "run", "its namespace is b"),
-    ("UPDATE run SET model = CAST(x'ff' AS TEXT)", "run", "its model is b'"),
-    ("UPDATE run SET run_id = CAST(x'ff' AS TEXT) WHERE run_id = 'r3'", "run", "its run_id is b'"),
-    ("UPDATE feedback SET source = 'oracle'", "feedback", "its source is 'oracle'"),
-    ("UPDATE feedback SET score = 'good'", "feedback", "its score is 'good'"),
-    ("UPDATE feedback SET value = 'no JSON'", "feedback", "its value is"),
-    ("UPDATE feedback SET comment = x'ff'", "feedback", "its comment is b"),
-    ("UPDATE feedback SET run_id = 'nowhere'", "feedback", "its run nowhere is not there"),
-    ("UPDATE feedback SET correction = (SELECT prompt FROM run)", "feedback", "no answer to its"),
-    ("UPDATE feedback SET correction = 'gone'", "feedback", "it is missing"),
-    ("UPDATE comparison SET winner = 'c'", "comparison", "its winner is 'c', not one of a, b, tie"),
-    ("UPDATE comparison SET run_b = 'nowhere'", "comparison", "its run nowhere is not there"),
-    ("UPDATE comparison SET run_b = 'r3'", "comparison", "of different prompts or namespaces"),
+    ("UPDATE message SET body = replace(body, 'Yes', 'Now')", "its text is not what was"),
+    ("UPDATE message SET body = x'ff' WHERE body LIKE '%Yes%'", "its text is not what was"),
+    ("UPDATE message SET parent = NULL WHERE body LIKE '%Yes%'", "not what was recorded"),
+    ("UPDATE message SET parent = x'ff' WHERE body LIKE '%Yes%'", "not what was recorded"),
+    ("UPDATE message SET parent = CAST(parent AS BLOB)", "message .*: its (parent|columns)"),
+    ("DELETE FROM message WHERE body LIKE '%Yes%'", "its output is missing"),
+    ("DELETE FROM message WHERE body LIKE '%raining%'", "its parent is missing"),
+    ("UPDATE run SET output = prompt", "answers another prompt"),
+    ("UPDATE run SET prompt = output", "answers another prompt"),
+    ("UPDATE run SET params = '[]'", r"its params is '\[\]', not a mapping in JSON"),
+    ("UPDATE run SET metadata = 'x'", "one of its columns is not JSON"),
+    ("UPDATE run SET tags = '[1]'", "its tags is"),
+    ("UPDATE run SET token_ids = '[1.5]'", "its token_ids is"),
+    ("UPDATE run SET logprobs = '{}'", "its logprobs is"),
+    ("UPDATE run SET created_at = 9e999", "its created_at is inf"),
+    ("UPDATE run SET created_at = 'soon'", "its created_at is 'soon'"),
+    ("UPDATE run SET namespace = x'00ff' WHERE run_id = 'r3'", "its namespace is b"),
+    ("UPDATE run SET model = CAST(x'ff' AS TEXT)", "its model is b'"),
+    ("UPDATE run SET run_id = CAST(x'ff' AS TEXT) WHERE run_id = 'r3'", "its run_id is b'"),
+    ("UPDATE feedback SET source = 'oracle'", "its source is not human, model or code"),
+    ("UPDATE feedback SET score = 'good'", "its score is 'good'"),
+    ("UPDATE feedback SET value = 'no JSON'", "its value is not JSON"),
+    ("UPDATE feedback SET comment = x'ff'", "its comment is b"),
+    ("UPDATE feedback SET run_id = 'nowhere'", "its run is missing"),
+    ("UPDATE feedback SET correction = (SELECT prompt FROM run)", "its correction is missing or"),
+    ("UPDATE feedback SET correction = 'gone'", "its correction is missing or"),
+    ("UPDATE comparison SET winner = 'c'", "its winner is not a, b or tie"),
+    ("UPDATE comparison SET run_b = 'nowhere'", "one of its runs is missing"),
+    ("UPDATE comparison SET run_b = 'r3'", "of different prompts or namespaces"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("tampering", "table", "why"), HOSTILE)
-def test_a_row_that_no_log_would_have_written_is_refused_and_named(
-    make: Make, tampering: str, table: str, why: str
+@pytest.mark.parametrize(("tampering", "why"), HOSTILE)
+def test_a_home_with_one_bad_row_gives_nothing_and_the_error_names_the_row(
+    make: Make, tampering: str, why: str
 ) -> None:
     other = make("other", *TALK)
+    forget(other, "v")
     edit(other, "DROP TRIGGER IF EXISTS feedback_changes", tampering)
     home = make("home", run("mine", "Hello.", ({"role": "user", "content": "Hi!"},)))
-    done = one(home, other).rows
-    counts = {"run": done.runs, "feedback": done.feedback, "comparison": done.comparisons}
-    assert counts[table].refused >= 1
-    assert any(named.table == table and why in named.why for named in done.named), done.named
+    before = rows(home)
+    with pytest.raises(CorruptHome, match=f"fails verification, .*{why}"):
+        merge(home, [other])
+    assert rows(home) == before
     assert verified(home)
 
 
-def test_a_message_that_was_edited_is_counted_and_named(make: Make) -> None:
-    other = make("other", *(run(f"r{n}") for n in range(5)))
-    edit(other, "UPDATE message SET body = replace(body, 'Yes', 'No')")
-    done = one(make("home"), other).rows
-    assert (done.messages.refused, done.messages.added, done.runs.refused) == (1, 0, 5)
-    (named,) = [named for named in done.named if named.table == "message"]
-    assert named.why == "its text is not what was recorded"
-
-
-def test_of_many_refused_rows_the_first_are_named(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(merger, "NAMED", 3)
+def test_the_error_counts_the_problems_and_names_the_cure(make: Make) -> None:
     other = make("other", *(run(f"r{n}") for n in range(9)))
     edit(other, "UPDATE run SET params = '[]'")
-    done = one(make("home"), other).rows
-    assert (done.runs.refused, len(done.named)) == (9, 3)
+    with pytest.raises(CorruptHome) as error:
+        merge(make("home"), [other])
+    said = str(error.value)
+    assert said.startswith(f"{other.path} fails verification, so nothing of it was merged: run r0")
+    assert f"and 6 more; look at it with `agentpref verify --home {other.path}`, restore" in said
+
+
+def test_homes_before_a_bad_one_stay_merged(make: Make) -> None:
+    home, bad = make("home"), make("bad", run("r9"))
+    edit(bad, "UPDATE run SET params = '[]'")
+    with pytest.raises(CorruptHome):
+        merge(home, [make("good", run("r1")), bad])
+    assert {row[0] for row in rows(home)["run"]} == {"r1"}
 
 
 @pytest.mark.parametrize(
@@ -501,34 +564,48 @@ def test_a_message_of_the_wrong_shape_is_refused_though_its_hash_is_right(
             connection.execute("UPDATE run SET prompt = ?, output = ?", (parent or id, id))
         parent = id
     home = make("home")
-    done = one(home, other).rows
-    assert done.runs.refused == 1
-    assert any(why in named.why for named in done.named), done.named
+    with pytest.raises(CorruptHome, match=why):
+        merge(home, [other])
     assert rows(home)["message"] == rows(home)["run"] == set()
 
 
-def test_an_answer_that_is_known_here_must_be_one_too(make: Make) -> None:
-    """Its text is not looked at again, but whose it is and what it follows is."""
+@pytest.mark.parametrize("table", ["run", "feedback"])
+def test_an_answer_that_is_not_an_assistants_is_refused(make: Make, table: str) -> None:
     insists = (ASK, {"role": "user", "content": "Well?"})
-    home = make("home", run("r1", "No.", insists))
-    other = make("other", run("r2"), run("r3", "No.", insists))
-    prompt_of_r3 = "(SELECT prompt FROM run WHERE run_id = 'r3')"
-    edit(other, f"UPDATE run SET output = {prompt_of_r3} WHERE run_id = 'r2'")
-    done = one(home, other).rows
-    assert (done.runs.refused, done.runs.added) == (1, 1)
-    assert "is no answer to its prompt" in done.named[0].why
+    other = make("other", run("r2"), run("r3", "No.", insists), Feedback("f", "r2", 1.0, "k", 1.0))
+    of_a_user = "(SELECT prompt FROM run WHERE run_id = 'r3')"
+    edit(
+        other,
+        f"UPDATE run SET output = {of_a_user} WHERE run_id = 'r2' AND 'run' = '{table}'",
+        f"UPDATE feedback SET correction = {of_a_user} WHERE 'feedback' = '{table}'",
+    )
+    with pytest.raises(CorruptHome, match="is not an assistant's message"):
+        merge(make("home"), [other])
 
 
-def test_text_that_nothing_hangs_on_is_left_behind(make: Make) -> None:
+def test_a_message_that_no_row_needs_is_left_behind(make: Make) -> None:
     home, other = make("home"), make("other", run("r1"))
-    edit(other, "INSERT INTO message VALUES ('stray', NULL, '{}')")
+    body = b'{"role":"user","content":"stray"}'
+    stray = node_id(None, orjson.loads(body))
+    edit(other, f"INSERT INTO message VALUES ('{stray}', NULL, '{body.decode()}')")
     merge(home, [other])
-    assert "stray" not in {row[0] for row in rows(home)["message"]}
+    assert stray not in {row[0] for row in rows(home)["message"]}
+
+
+def test_messages_that_were_not_logged_in_order_come_over(make: Make) -> None:
+    """A parent then has a higher row number than its child."""
+    home, other = make("home"), make("other", *TALK)
+    edit(other, "UPDATE message SET rowid = 1000 - rowid")
+    merge(home, [other])
+    assert rows(home)["message"] == rows(other)["message"]
+    assert verified(home)
 
 
 @pytest.mark.parametrize("table", ["message", "run", "feedback", "comparison", "forgotten"])
 @pytest.mark.parametrize("stead", ["VIEW {0} AS SELECT * FROM old", "TABLE other_{0}(x)"])
-def test_something_else_in_place_of_a_table_is_not_read(make: Make, table: str, stead: str) -> None:
+def test_a_view_or_virtual_table_in_place_of_a_table_is_refused(
+    make: Make, table: str, stead: str
+) -> None:
     other = make("other", run("r1"))
     with closing(sqlite3.connect(other.database)) as connection, connection:
         views = connection.execute(
@@ -550,7 +627,7 @@ def test_something_else_in_place_of_a_table_is_not_read(make: Make, table: str, 
         "DELETE FROM migration",
     ],
 )
-def test_tables_that_are_not_ours_are_said_of_the_home_that_has_them(
+def test_an_unknown_schema_is_refused_and_the_error_names_the_home(
     make: Make, tampering: str
 ) -> None:
     other = make("other", *TALK)
@@ -559,7 +636,7 @@ def test_tables_that_are_not_ours_are_said_of_the_home_that_has_them(
         merge(make("home"), [other])
 
 
-def test_damaged_pages_are_said_of_the_home_that_has_them(make: Make) -> None:
+def test_damaged_pages_are_refused_and_the_error_names_the_home(make: Make) -> None:
     other = make("other", *(run(f"r{n}", f"{n}" * 900) for n in range(300)))
     with closing(sqlite3.connect(other.database)) as connection:
         connection.execute("PRAGMA journal_mode = DELETE")
@@ -570,7 +647,7 @@ def test_damaged_pages_are_said_of_the_home_that_has_them(make: Make) -> None:
         merge(make("home"), [other])
 
 
-def test_another_program_s_database_is_no_home(make: Make, tmp_path: Path) -> None:
+def test_another_programs_database_is_refused(make: Make, tmp_path: Path) -> None:
     (tmp_path / "foreign").mkdir()
     with closing(sqlite3.connect(tmp_path / "foreign" / "agentpref.db")) as connection:
         connection.execute("CREATE TABLE songs (title)")
@@ -588,41 +665,55 @@ def test_another_program_s_database_is_no_home(make: Make, tmp_path: Path) -> No
         b'{"run":["r","n",1.0,"p","o",null,null,null,null,null,"{}",null,null,"[]","{}"],"bodies":[]}',
     ],
 )
-def test_a_spill_that_no_log_wrote_is_not_read(make: Make, entry: bytes) -> None:
+def test_spill_entries_that_no_log_wrote_are_left_out(make: Make, entry: bytes) -> None:
     home, other = make("home"), make("other", *TALK)
     digest = hashlib.blake2b(entry + b"\n", digest_size=16).hexdigest().encode()
     other.spill.write_bytes(digest + b" " + entry + b"\n")
+    before = other.spill.read_bytes()
     merge(home, [other])
     assert rows(home)["run"] == rows(other)["run"]
-    assert other.refused.read_bytes() == digest + b" " + entry + b"\n"
+    assert other.spill.read_bytes() == before
 
 
-def test_keys_that_are_none_are_refused(make: Make) -> None:
+def test_a_spill_line_that_was_changed_is_refused(make: Make) -> None:
+    home, other = make("home"), make("other", run("r1"))
+    Spill(other).append([run_row(run("r2", "No."))])
+    other.spill.write_bytes(other.spill.read_bytes().replace(b"No.", b"Yo."))
+    with pytest.raises(CorruptHome, match="spill line 1: it is not what was written"):
+        merge(home, [other])
+
+
+def test_a_damaged_file_of_keys_is_refused(make: Make) -> None:
     home, other = make("home"), make("other", *TALK)
     other.user_keys.write_text("not keys", encoding="utf-8")
     with pytest.raises(CorruptHome, match=r"user\.keys"):
         merge(home, [other])
 
 
-def test_a_home_of_a_breaking_later_version_is_not_read(make: Make) -> None:
+def test_a_home_with_a_newer_breaking_schema_is_refused(make: Make) -> None:
     other = make("other", run("r1"))
     edit(other, "PRAGMA user_version = 999")
-    with pytest.raises(NewerHome):
+    with pytest.raises(NewerHome, match=str(other.database)):
         merge(make("home"), [other])
 
 
-def test_a_merge_stops_where_a_later_version_takes_the_home_over(
+def test_a_merge_stops_when_a_newer_version_upgrades_the_home(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(merger, "BATCH", 1)
+    monkeypatch.setattr(module, "BATCH", 1)
     home, other = make("home"), make("other", run("r1"), run("r2", "No."))
+
+    def upgrade(stage: str, done: int, total: int) -> None:
+        if stage == "other: run":
+            edit(home, "PRAGMA user_version = 999")
+
     with pytest.raises(NewerHome):
-        merge(home, [other], progress=lambda *stage: edit(home, "PRAGMA user_version = 999"))
+        merge(home, [other], progress=upgrade)
     edit(home, "PRAGMA user_version = 0")
     assert len(rows(home)["run"]) == 1
 
 
-def test_an_older_home_is_brought_up_to_date_first(make: Make, tmp_path: Path) -> None:
+def test_an_older_home_is_upgraded_in_the_copy(make: Make, tmp_path: Path) -> None:
     old = Home.create(tmp_path / "old")
     with pytest.MonkeyPatch.context() as patch, closing(_of_version_5(old, patch)) as connection:
         filled_row = run_row(run("r1", user_id="ada"))
@@ -634,8 +725,13 @@ def test_an_older_home_is_brought_up_to_date_first(make: Make, tmp_path: Path) -
             "INSERT INTO run VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", filled_row[:-1]
         )
     home = make("home")
-    assert one(home, old).rows.runs.added == 1
+    assert one(home, old).runs.added == 1
     assert "ada" not in str(rows(home)["run"])
+    assert one(home, old).runs == Counts(known=1), "each time it gets the same user keys"
+    with closing(sqlite3.connect(old.database)) as connection:
+        ((version,),) = connection.execute("SELECT max(version) FROM migration")
+    assert version == 5, "only its copy is brought up to date"
+    assert delete_user(home, "ada").runs == 1
 
 
 def _of_version_5(home: Home, patch: pytest.MonkeyPatch) -> sqlite3.Connection:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from agentpref.home import Home
 from agentpref.record.database import connect, transaction
-from agentpref.record.deletion import tombstones
+from agentpref.record.deletion.forget import adopt
 from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.integrity import examine
 from agentpref.record.messages import prompt_of
@@ -70,7 +70,7 @@ def log(home: Home, said: Iterable[Said]) -> None:
 
 
 def forget(home: Home, forgotten: Forgotten) -> None:
-    tombstones.adopt(home, forgotten, lambda stage, done, total: None)
+    adopt(home, forgotten)
 
 
 def rows(home: Home) -> dict[str, set[Any]]:
@@ -148,7 +148,7 @@ def test_a_second_merge_adds_nothing(
 
 @given(logs=hosts(), gone=FORGOTTEN, gone_there=FORGOTTEN)
 @LAW
-def test_the_order_of_two_homes_does_not_matter(
+def test_two_homes_give_the_same_result_in_either_order(
     example: Example, logs: tuple[Log, ...], gone: Forgotten, gone_there: Forgotten
 ) -> None:
     with example() as make:
@@ -160,7 +160,7 @@ def test_the_order_of_two_homes_does_not_matter(
 
 @given(logs=hosts(), gone=st.tuples(*[FORGOTTEN] * HOMES))
 @LAW
-def test_it_does_not_matter_which_are_merged_first(
+def test_three_homes_give_the_same_result_whichever_are_merged_first(
     example: Example, logs: tuple[Log, ...], gone: tuple[Forgotten, ...]
 ) -> None:
     with example() as make:
@@ -173,7 +173,7 @@ def test_it_does_not_matter_which_are_merged_first(
 
 @given(logs=hosts())
 @LAW
-def test_merged_homes_hold_what_one_home_would_have_logged(
+def test_merged_homes_equal_one_home_that_logged_everything(
     example: Example, logs: tuple[Log, ...]
 ) -> None:
     with example() as make:
@@ -186,7 +186,7 @@ def test_merged_homes_hold_what_one_home_would_have_logged(
 
 @given(logs=hosts(), gone=FORGOTTEN)
 @LAW
-def test_to_forget_and_then_merge_is_to_merge_and_then_forget(
+def test_forgetting_before_a_merge_equals_forgetting_after_it(
     example: Example, logs: tuple[Log, ...], gone: Forgotten
 ) -> None:
     with example() as make:

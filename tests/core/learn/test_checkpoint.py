@@ -1,4 +1,4 @@
-"""States on disk: the old one or the new one, whole, and nothing strange is believed."""
+"""A state on disk is a whole old one or a whole new one, and a damaged one is not used."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from agentpref.config import GateSettings, UpdateConfig
 from agentpref.errors import UnusableState
-from agentpref.learn import state
+from agentpref.learn import checkpoint as checkpoints
+from agentpref.learn.checkpoint import FORMAT, Checkpoint, TrainingState, peek
 from agentpref.learn.objective import StepResult
-from agentpref.learn.state import Checkpoint, Snapshot, peek
+from agentpref.learn.resume import training_settings
 
 TENSORS = {"weight.a": torch.arange(6.0).reshape(2, 3), "adamw.0.step": torch.tensor(3.0)}
-SNAPSHOT = Snapshot(
+STATE = TrainingState(
     fingerprint="f",
     step=2,
     planned=5,
@@ -36,7 +38,7 @@ def path(tmp_path):
 
 @pytest.fixture
 def saved(path):
-    Checkpoint(path, {"who": "me"}).save(SNAPSHOT)
+    Checkpoint(path, {"who": "me"}).save(STATE)
     return path
 
 
@@ -48,32 +50,49 @@ def same(found, expected):
     return True
 
 
-def test_what_is_saved_is_loaded_to_the_last_bit(saved):
-    assert same(Checkpoint(saved).load("f"), SNAPSHOT)
+def test_a_saved_state_is_loaded_to_the_last_bit(saved):
+    assert same(Checkpoint(saved).load("f"), STATE)
     assert peek(saved).about == {"who": "me"}
 
 
-def test_no_state_is_no_trouble(path):
+def test_a_state_of_format_1_is_discarded_and_said_to_be_of_another_version(saved, monkeypatch):
+    """Version 0.1 wrote format 1, which had pairs and thumbs."""
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "FORMAT", 1)
+        Checkpoint(saved, {"who": "me"}).save(STATE)
+    assert FORMAT == 2
+    checkpoint = Checkpoint(saved)
+    assert checkpoint.load("f") is None
+    assert checkpoint.troubles == [
+        "the state of an interrupted training was discarded: another version of agentpref wrote it"
+    ]
+    assert not saved.exists()
+
+
+def test_loading_where_there_is_no_state_reports_nothing(path):
     checkpoint = Checkpoint(path)
     assert checkpoint.load("f") is None
     assert checkpoint.troubles == []
     assert not path.parent.exists()
 
 
-def test_a_state_of_another_run_is_removed_and_said(saved):
+def test_a_state_of_another_run_is_removed_and_reported(saved):
     checkpoint = Checkpoint(saved)
     assert checkpoint.load("g") is None
-    (words,) = checkpoint.troubles
-    assert "thrown away: its rows, model or settings are not those of this run" in words
+    (message,) = checkpoint.troubles
+    assert message == (
+        "the state of an interrupted training was discarded: its rows, model or settings are not "
+        "those of this run"
+    )
     assert not saved.parent.exists()
 
 
 @pytest.mark.parametrize(("name", "call"), [("sync", 1), ("os.replace", 1), ("sync", 2)])
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_a_fault_in_mid_save_leaves_the_old_state(saved, monkeypatch, name, call, error):
-    """An error of the disk ends no training; a kill, which no handler sees, ends it there."""
+def test_a_fault_during_a_save_leaves_the_old_state(saved, monkeypatch, name, call, error):
+    """An error of the disk does not end training; a kill, which no handler catches, does."""
     calls = 0
-    real = {"sync": state.sync, "os.replace": os.replace}[name]
+    real = {"sync": checkpoints.sync, "os.replace": os.replace}[name]
 
     def fails(*arguments):
         nonlocal calls
@@ -82,8 +101,8 @@ def test_a_fault_in_mid_save_leaves_the_old_state(saved, monkeypatch, name, call
             raise error
         return real(*arguments)
 
-    monkeypatch.setattr(f"agentpref.learn.state.{name}", fails)
-    checkpoint, newer = Checkpoint(saved), replace(SNAPSHOT, seconds=9.0)
+    monkeypatch.setattr(f"agentpref.learn.checkpoint.{name}", fails)
+    checkpoint, newer = Checkpoint(saved), replace(STATE, seconds=9.0)
     try:
         checkpoint.save(newer)
     except KeyboardInterrupt:
@@ -92,25 +111,25 @@ def test_a_fault_in_mid_save_leaves_the_old_state(saved, monkeypatch, name, call
         assert "No space left on device" in checkpoint.troubles[0]
     assert calls == call
     monkeypatch.undo()
-    assert same(Checkpoint(saved).load("f"), newer if call == 2 else SNAPSHOT)
-    state.sweep(saved.parent)
+    assert same(Checkpoint(saved).load("f"), newer if call == 2 else STATE)
+    checkpoints.sweep(saved.parent)
     assert [file.name for file in saved.parent.iterdir()] == [saved.name]
 
 
-def test_a_folder_that_cannot_be_written_ends_no_training(tmp_path):
+def test_a_folder_that_cannot_be_written_does_not_end_training(tmp_path):
     (tmp_path / "training").write_text("a file")
     checkpoint = Checkpoint(tmp_path / "training" / "state.safetensors")
-    checkpoint.save(SNAPSHOT)
-    checkpoint.save(SNAPSHOT)
-    (words,) = checkpoint.troubles
-    assert "could not be saved" in words
+    checkpoint.save(STATE)
+    checkpoint.save(STATE)
+    (message,) = checkpoint.troubles
+    assert "could not be saved" in message
 
 
 @given(st.data())
-def test_no_damage_is_believed(tmp_path_factory, data):
-    """Cut anywhere, or with any byte another, it is not taken for a state, nor does it crash."""
+def test_a_damaged_state_is_discarded(tmp_path_factory, data):
+    """A file that is cut anywhere, or has any byte changed, is refused without a crash."""
     path = tmp_path_factory.getbasetemp() / "damaged" / "s.safetensors"
-    Checkpoint(path).save(SNAPSHOT)
+    Checkpoint(path).save(STATE)
     whole = path.read_bytes()
     at = data.draw(st.integers(0, len(whole) - 1))
     cut = data.draw(st.booleans())
@@ -132,16 +151,14 @@ FIELDS = ("format", "fingerprint", "step", "planned", "seconds", "objective", "h
 
 
 @given(st.sampled_from(FIELDS), json_values)
-def test_a_header_of_any_kind_of_values_is_refused_or_well_formed(tmp_path_factory, name, value):
-    from safetensors.torch import save_file
-
+def test_a_header_with_any_values_is_refused_or_well_formed(tmp_path_factory, name, value):
     path = tmp_path_factory.getbasetemp() / "hostile.safetensors"
     body = {
-        "format": 1, "fingerprint": "f", "step": 1, "planned": 2, "seconds": 0.0,
+        "format": FORMAT, "fingerprint": "f", "step": 1, "planned": 2, "seconds": 0.0,
         "objective": {}, "history": [[0.5, 0.0, None]], "about": {},
     }  # fmt: skip
     text = orjson.dumps({**body, name: value}).decode()
-    save_file(TENSORS, path, metadata={"state": text, "digest": state._seal(text, TENSORS)})
+    save_file(TENSORS, path, metadata={"state": text, "digest": checkpoints._seal(text, TENSORS)})
     found = Checkpoint(path).load("f")
     if found is not None:
         assert 0 <= found.step <= found.planned
@@ -160,36 +177,36 @@ def test_a_header_of_any_kind_of_values_is_refused_or_well_formed(tmp_path_facto
     ],
     ids=["empty", "ones", "endless header", "no object", "deep"],
 )
-def test_strange_bytes_are_refused(path, damaged):
+def test_bytes_that_are_no_state_are_refused(path, damaged):
     path.parent.mkdir()
     path.write_bytes(damaged)
     with pytest.raises(UnusableState):
         peek(path)
-    assert state.waiting(path.parent) == []
+    assert checkpoints.waiting(path.parent) == []
 
 
-def test_saving_is_due_by_time_and_costs_a_hundredth(path, monkeypatch):
+def test_saves_are_due_by_time_and_cost_at_most_a_hundredth_of_it(path, monkeypatch):
     now = [0.0]
     checkpoint = Checkpoint(path, every=30.0, clock=lambda: now[0])
     now[0] = 29.0
     assert not checkpoint.due()
     now[0] = 30.0
     assert checkpoint.due()
-    checkpoint.save(SNAPSHOT)
+    checkpoint.save(STATE)
     assert not checkpoint.due()
 
     def slow(*_):
         now[0] += 2.0
 
-    monkeypatch.setattr("agentpref.learn.state._write", slow)
-    checkpoint.save(SNAPSHOT)
+    monkeypatch.setattr("agentpref.learn.checkpoint._write", slow)
+    checkpoint.save(STATE)
     now[0] += 199.0
     assert not checkpoint.due()
     now[0] += 1.0
     assert checkpoint.due()
 
 
-def test_loading_starts_the_clock(path):
+def test_loading_restarts_the_time_to_the_next_save(path):
     now = [0.0]
     checkpoint = Checkpoint(path, every=30.0, clock=lambda: now[0])
     now[0] = 100.0
@@ -198,16 +215,16 @@ def test_loading_starts_the_clock(path):
 
 
 @given(st.text(), st.text())
-def test_any_namespace_has_a_file_of_its_own_inside_the_folder(tmp_path_factory, one, other):
+def test_every_namespace_has_its_own_file_inside_the_folder(tmp_path_factory, one, other):
     folder = tmp_path_factory.getbasetemp()
-    paths = [state.path_of(folder, name) for name in (one, other)]
+    paths = [checkpoints.path_of(folder, name) for name in (one, other)]
     assert (paths[0] == paths[1]) == (one == other)
     assert all(path.parent == folder and path.name.isascii() for path in paths)
 
 
-def test_gate_and_budget_determine_no_training():
-    plain = state.determining(UpdateConfig())
+def test_the_settings_of_training_are_all_but_gate_and_budget():
+    plain = training_settings(UpdateConfig())
     changed = UpdateConfig(max_minutes=3, gate=GateSettings(min_pairs=7))
-    assert state.determining(changed) == plain
-    assert state.determining(UpdateConfig(seed=1)) != plain
+    assert training_settings(changed) == plain
+    assert training_settings(UpdateConfig(seed=1)) != plain
     assert orjson.loads(orjson.dumps(plain)) == plain

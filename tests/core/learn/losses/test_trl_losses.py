@@ -1,20 +1,16 @@
-"""Every kind of loss on the same log-probs as TRL's trainers take them: the same values."""
+"""Every kind of loss has the value that TRL's trainers give to the same log-probs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 import pytest
 import torch
 
-from agentpref.config import LossSettings, ThumbSettings
-from agentpref.learn.criterion import Criterion
-from agentpref.learn.encode import EncodedPair
-from agentpref.learn.logps import PairLogps
-from agentpref.learn.loss import log_collision
-from agentpref.learn.objective import TrainingRow
+from agentpref.config import LossSettings, ThumbSettings, UpdateConfig
+from agentpref.learn.kernels.head import log_collision
+from agentpref.learn.objective import Losses, TrainingRow
 from agentpref.models.base import load_base
-from agentpref.types import Thumb
 
 # TRL 1.16 asks transformers 5 by the old name; not ours to change.
 pytestmark = pytest.mark.filterwarnings(
@@ -85,8 +81,8 @@ def batch_of(trainer, rows):
         [
             {
                 "prompt_ids": list(row.prompt),
-                "chosen_ids": list(row.chosen),
-                "rejected_ids": list(row.rejected),
+                "chosen_ids": list(row.completions[0]),
+                "rejected_ids": list(row.completions[1]),
             }
             for row in rows
         ]
@@ -94,18 +90,19 @@ def batch_of(trainer, rows):
 
 
 def sums(model, batch):
-    """Log-probs and collisions of the completions, from whole logits: ``[2·rows]`` twice."""
+    """Log-probs, collisions and lengths of the completions, from whole logits: ``[rows, 2]``."""
     with torch.no_grad():
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     logps = logits[:, :-1].log_softmax(-1)
     picked = logps.gather(-1, batch["input_ids"][:, 1:, None])[..., 0]
     mask = batch["completion_mask"][:, 1:]
-    return (picked * mask).sum(-1), (log_collision(logits[:, :-1]) * mask).sum(-1)
+    found = (picked * mask, log_collision(logits[:, :-1]) * mask, mask)
+    return [values.sum(-1).view(2, -1).T for values in found]  # TRL's batch: all chosen ones first
 
 
 @pytest.mark.parametrize("wpo", [False, True])
 @pytest.mark.parametrize("kind", ["sigmoid", "robust", "ipo", "hinge", "apo_zero"])
-def test_losses_of_pairs_equal_trl(dpo, rows, kind, wpo):
+def test_the_loss_of_pairs_is_that_of_trl(dpo, rows, kind, wpo):
     batch = batch_of(dpo, rows)
     dpo.loss_types, dpo.loss_weights, dpo.use_weighting = [kind], [1.0], wpo
     dpo.label_smoothing = 0.1  # TRL's sigmoid has lost its noise term: ours is asked for none
@@ -113,60 +110,54 @@ def test_losses_of_pairs_equal_trl(dpo, rows, kind, wpo):
 
     noise = {"robust": 0.1, "sigmoid": 0.0}.get(kind)
     settings = LossSettings(kind=kind, beta=BETA, noise=noise, wpo=wpo, nll=0.0)
-    logps, collision = sums(dpo.model, batch)
-    reference = sums(dpo.ref_model, batch)[0].tolist()
-    ours = [
-        TrainingRow(row, PairLogps(*both))
-        for row, *both in zip(rows, reference[:6], reference[6:], strict=True)
-    ]
-    criterion = Criterion(settings, ThumbSettings(), desirable=0, undesirable=0, live=None)
-    found = criterion(ours, logps, collision)
+    logps, collision, lengths = sums(dpo.model, batch)
+    ours = training_rows(rows, sums(dpo.ref_model, batch)[0])
+    losses = Losses(UpdateConfig(loss=settings), [row.example for row in rows], None)
+    found = losses(ours, logps, lengths, collision)
     assert found.loss.mean().item() == pytest.approx(expected, rel=1e-4)
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """An encoded thumb, as far as a criterion looks at one."""
-
-    thumb: Thumb
+def training_rows(rows, reference):
+    return [TrainingRow(row, tuple(own)) for row, own in zip(rows, reference.tolist(), strict=True)]
 
 
 def thumbs_of(rows):
     """Each row's chosen answer as a thumb, up and down in turn, and the next row's beside it."""
-    thumbs, encoded = [], []
+    thumbs = []
     for i, row in enumerate(rows):
-        pair, other = row.pair, rows[(i + 1) % len(rows)]
-        thumbs.append(Thumb(f"run{i}", "test", 0.0, pair.prompt, pair.chosen, i % 3 == 0))
-        encoded.append(EncodedPair(pair, row.prompt, row.chosen, other.chosen))
-    return thumbs, encoded
+        own = replace(row.example.completions[0], label=float(i % 3 == 0))
+        example = replace(row.example, completions=(own,), origin="thumb")
+        mismatched = rows[(i + 1) % len(rows)].completions[0]
+        completions = (row.completions[0], mismatched)
+        thumbs.append(replace(row, example=example, completions=completions))
+    return thumbs
 
 
-def test_the_loss_of_thumbs_equals_trl(dpo, their_kto, rows):
-    """On a second look at the batch, since TRL's reference point comes from the batch itself."""
-    thumbs, encoded = thumbs_of(rows)
+def test_the_loss_of_thumbs_is_that_of_trl(dpo, their_kto, rows):
+    """On a second pass, since TRL takes its reference point from the batch itself."""
+    thumbs = thumbs_of(rows)
     theirs = their_kto.data_collator(
         [
             {
                 "prompt_ids": list(row.prompt),
-                "completion_ids": list(row.chosen),
-                "KL_completion_ids": list(row.rejected),
-                "label": thumb.desirable,
+                "completion_ids": list(row.completions[0]),
+                "KL_completion_ids": list(row.completions[1]),
+                "label": row.example.completions[0].label == 1.0,
             }
-            for row, thumb in zip(encoded, thumbs, strict=True)
+            for row in thumbs
         ]
     )
     expected = float(their_kto.compute_loss(their_kto.model, theirs).detach())
 
-    batch = batch_of(dpo, encoded)
-    logps = sums(their_kto.model, batch)[0]
-    reference = sums(their_kto.ref_model, batch)[0].tolist()
-    ours = [
-        TrainingRow(Judgement(thumb), PairLogps(*both))
-        for thumb, *both in zip(thumbs, reference[:6], reference[6:], strict=True)
-    ]
-    settings = ThumbSettings(desirable=1.5, undesirable=0.7)
-    criterion = Criterion(LossSettings(beta=BETA), settings, desirable=2, undesirable=4, live=None)
-    at_zero = criterion(ours, logps).loss.mean().item()
-    criterion.end_batch()
-    assert criterion(ours, logps).loss.mean().item() == pytest.approx(expected, rel=1e-4)
-    assert at_zero != pytest.approx(expected, rel=1e-3)  # or the reference point went untested
+    batch = batch_of(dpo, thumbs)
+    logps, _, lengths = sums(their_kto.model, batch)
+    ours = training_rows(thumbs, sums(their_kto.ref_model, batch)[0])
+    config = UpdateConfig(
+        loss=LossSettings(beta=BETA), thumbs=ThumbSettings(desirable=1.5, undesirable=0.7)
+    )
+    losses = Losses(config, [row.example for row in thumbs], None)
+    at_zero = losses(ours, logps, lengths).loss.mean().item()
+    losses.end_batch(losses.seen())
+    found = losses(ours, logps, lengths).loss.mean().item()
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert at_zero != pytest.approx(expected, rel=1e-3), "the reference point is above 0"

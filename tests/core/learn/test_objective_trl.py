@@ -1,14 +1,16 @@
-"""The same batch through TRL's DPOTrainer: the same loss and the same gradients."""
+"""A batch has the loss and the gradients that TRL's DPOTrainer gives it."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 import torch
 
-from agentpref.config import KLSettings, LoraSettings, LossSettings, ThumbSettings
+from agentpref.config import KLSettings, LoraSettings, LossSettings, UpdateConfig
 from agentpref.learn import adapter, logps
 from agentpref.learn.memory import Room
-from agentpref.learn.objective import Means, Objective, TrainingRow, criterion_for
+from agentpref.learn.objective import ForwardPlan, Losses, Objective, TrainingRow
 from agentpref.models.base import load_base
 
 
@@ -78,24 +80,26 @@ def theirs(random_base, tmp_path, ours):
 
 
 @pytest.mark.parametrize("plainly", [True, False])
-def test_loss_and_gradients_equal_trl(ours, theirs, plainly):
+def test_the_loss_and_gradients_of_pairs_are_those_of_trl(ours, theirs, plainly):
     learner, rows = ours
     route = logps.ORACLE if plainly else learner.route([row.encoded for row in rows])
+    rows = [row._replace(encoded=_certain(row.encoded)) for row in rows]
+    config = UpdateConfig(loss=LossSettings(beta=0.3, nll=0.0), kl=KLSettings(weight=0.0))
     objective = Objective(
         learner._model,
-        Means(route, learner.pad, Room(2048, recomputes=False), "float32"),
-        criterion_for(rows, LossSettings(beta=0.3, nll=0.0), ThumbSettings(), None),
-        kl=KLSettings(weight=0.0),
+        ForwardPlan(route, learner.pad, Room(2048, recomputes=False), "float32"),
+        Losses(config, [row.encoded.example for row in rows], None),
+        config,
     )
     with adapter.policy(learner._model, "candidate"):
-        found = objective([row._replace(encoded=_certain(row.encoded)) for row in rows])
+        found = objective(rows)
 
     batch = theirs.data_collator(
         [
             {
                 "prompt_ids": list(row.encoded.prompt),
-                "chosen_ids": list(row.encoded.chosen),
-                "rejected_ids": list(row.encoded.rejected),
+                "chosen_ids": list(row.encoded.completions[0]),
+                "rejected_ids": list(row.encoded.completions[1]),
             }
             for row in rows
         ]
@@ -112,6 +116,4 @@ def test_loss_and_gradients_equal_trl(ours, theirs, plainly):
 
 
 def _certain(encoded):
-    from dataclasses import replace
-
-    return replace(encoded, pair=replace(encoded.pair, noise=0.0))
+    return replace(encoded, example=replace(encoded.example, noise=0.0))
