@@ -39,18 +39,18 @@
             └── ProbeFailed
 
 A message names the offending value and ends with the cure. Foreign exceptions are chained, never
-swallowed. This module knows nothing of the rest of the package.
+swallowed.
 """
 
 from __future__ import annotations
 
 
 class AgentprefError(Exception):
-    """Base of every error raised on purpose by agentpref."""
+    """Base of every error that agentpref raises on purpose."""
 
 
 class HomeError(AgentprefError):
-    """Something about a home folder or its database."""
+    """A problem with a home folder or its database."""
 
 
 class NotAHome(HomeError, FileNotFoundError):
@@ -58,15 +58,15 @@ class NotAHome(HomeError, FileNotFoundError):
 
 
 class CorruptHome(HomeError):
-    """The database of a home cannot be read as one."""
+    """The database of a home cannot be read."""
 
 
 class NewerHome(HomeError):
-    """The home was written by a newer agentpref, whose schema this one does not know."""
+    """A newer agentpref wrote the home, with a schema that this one does not know."""
 
 
 class RecordError(AgentprefError):
-    """Something about what is being recorded."""
+    """A problem with what is recorded."""
 
 
 class InvalidMessage(RecordError, ValueError):
@@ -74,27 +74,27 @@ class InvalidMessage(RecordError, ValueError):
 
 
 class InvalidFeedback(RecordError, ValueError):
-    """A score, winner, key or source outside what is allowed."""
+    """A score, winner, key or source outside of the allowed values."""
 
 
 class UnknownRun(RecordError, LookupError):
-    """Feedback names a run that this home has never seen."""
+    """Feedback names a run that is not in this home."""
 
 
 class NotKept(RecordError):
-    """Feedback that could not be made durable (full disk, read-only home, locked database)."""
+    """Feedback that could not be made durable: full disk, read-only home, or locked database."""
 
 
 class ForgottenUser(RecordError):
-    """What a user said before ``forget`` was asked for; it is not taken back in."""
+    """An entry of a user who was forgotten after it was logged; it is not stored again."""
 
 
 class RedactionFailed(RecordError):
-    """The host's ``redact`` raised, or gave something that is no text; nothing was stored."""
+    """The host's ``redact`` raised, or did not return text; nothing was stored."""
 
 
 class ImplausibleClock(RecordError):
-    """By the clock, more has expired than can be true; nothing was removed."""
+    """By the clock, more has expired than is plausible; nothing was removed."""
 
 
 class LogClosed(RecordError):
@@ -102,7 +102,7 @@ class LogClosed(RecordError):
 
 
 class ExchangeError(AgentprefError, ValueError):
-    """A line of an imported file that is not what its format promises."""
+    """A line of an imported file that does not have its format."""
 
 
 class ConfigError(AgentprefError, ValueError):
@@ -114,19 +114,19 @@ class MissingDependency(AgentprefError, ImportError):
 
 
 class ModelError(AgentprefError):
-    """Something about the base model."""
+    """A problem with the base model."""
 
 
 class ModelNotFound(ModelError, FileNotFoundError):
-    """The model name resolves to nothing on this machine."""
+    """No model has the name, here or on the hub."""
 
 
 class UnsupportedModel(ModelError, ValueError):
-    """The model loads, but cannot be trained on (no chat template, no causal head)."""
+    """The model cannot be loaded or trained: no chat template, no causal head, damaged files."""
 
 
 class RevisionError(AgentprefError):
-    """Something about a revision."""
+    """A problem with a revision."""
 
 
 class UnknownRevision(RevisionError, LookupError):
@@ -134,7 +134,7 @@ class UnknownRevision(RevisionError, LookupError):
 
 
 class InvalidAdapter(RevisionError, ValueError):
-    """An adapter that no engine should ever see; the message names the file or tensor."""
+    """An adapter that no engine should load; the message names the file or tensor."""
 
 
 class WrongBase(RevisionError, ValueError):
@@ -142,19 +142,19 @@ class WrongBase(RevisionError, ValueError):
 
 
 class GenerationConflict(RevisionError):
-    """Another process changed what is live since it was read."""
+    """Another process changed the live revision since it was read."""
 
 
 class UpdateError(AgentprefError):
-    """Something about an update."""
+    """A problem with an update."""
 
 
 class UpdateRunning(UpdateError):
-    """Another update holds this home."""
+    """Another update has locked this home."""
 
 
 class UpdateInterrupted(UpdateError, KeyboardInterrupt):
-    """Ctrl-C or SIGTERM ended an update; ``signum`` says which. The next update resumes it."""
+    """The signal ``signum`` (Ctrl-C or SIGTERM) ended an update; the next update resumes it."""
 
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)
@@ -162,7 +162,7 @@ class UpdateInterrupted(UpdateError, KeyboardInterrupt):
 
 
 class UnusableState(UpdateError, ValueError):
-    """What an interrupted update left is damaged, or not of this run; an update says so itself."""
+    """The state of an interrupted update is damaged, or of another run; updates report it."""
 
 
 class TrainingDiverged(UpdateError, ArithmeticError):
@@ -170,7 +170,7 @@ class TrainingDiverged(UpdateError, ArithmeticError):
 
 
 class ServingError(AgentprefError):
-    """Something about serving."""
+    """A problem with serving."""
 
 
 class BackendClosed(ServingError):
@@ -178,15 +178,15 @@ class BackendClosed(ServingError):
 
 
 class EngineFailed(ServingError):
-    """An engine's server did not start, or keeps dying; the message quotes its log."""
+    """An engine's server did not start, or ends again and again; the message quotes its log."""
 
 
 class GenerationFailed(ServingError):
-    """The engine raised while generating; the backend stays usable."""
+    """The engine raised while it generated; the backend stays usable."""
 
 
 class ServerUnreachable(ServingError, ConnectionError):
-    """No inference server answers, or the one that does is failing; it may be back in a moment."""
+    """No inference server answers, or the one that does fails; a retry may help."""
 
 
 class SwapFailed(ServingError):

@@ -6,7 +6,7 @@ Adapters are never merged into the base. All use of peft's names and files is in
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -61,7 +61,7 @@ def policy(model: PeftModel, name: Policy) -> Iterator[PeftModel]:
         _activate(layers, "candidate")
 
 
-def _activate(layers: list[BaseTunerLayer], name: Policy) -> None:
+def _activate(layers: Sequence[BaseTunerLayer], name: Policy) -> None:
     """Switch adapters; gradients are on for the candidate only, and only while it is active."""
     for layer in layers:
         if name == "base":

@@ -300,10 +300,7 @@ class _Run:
         )
 
     def _continues(self) -> bool:
-        """Whether to take another step, and at what position of the plan.
-
-        The main process decides for all. The position counts in steps, done or by time used.
-        """
+        """Whether to take another step, and at what position (in steps): the main one decides."""
         done, planned, interrupts = len(self.history), len(self.batches), self.limits.interrupts
         used, budget = 0.0, self.limits.seconds
         if budget is not None:
@@ -362,8 +359,8 @@ class _Run:
         optimizer: dict[int, dict[str, Tensor]] = {}
         for name, tensor in saved.items():
             if name.startswith("adamw."):
-                _, index, key = name.split(".")
-                optimizer.setdefault(int(index), {})[key] = tensor
+                _, number, key = name.split(".")
+                optimizer.setdefault(int(number), {})[key] = tensor
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": optimizer, "param_groups": groups})
         self.objective.restore(state.objective)

@@ -35,7 +35,7 @@ def run_checks(checks: Mapping[str, UserCheck], ask: Ask) -> tuple[UserCheckResu
 def _run(name: str, check: UserCheck, ask: Ask) -> UserCheckResult:
     try:
         result = check(ask)
-    except Exception as error:  # foreign code: whatever it raises, the candidate has not passed
+    except Exception as error:  # the check is foreign code, and may raise anything
         return UserCheckResult(name, False, f"raised {type(error).__name__}: {error}")
     passed, message = result if isinstance(result, tuple) else (result, "")
     return UserCheckResult(name, bool(passed), message or ("passed" if passed else "did not pass"))

@@ -18,15 +18,22 @@ from agentpref.errors import TrainingDiverged, UpdateError
 
 
 def correctness(margins: Iterable[float]) -> tuple[float, ...]:
-    """Say of each margin whether the pair is right: 1 if h > 0, 0 if h < 0, ½ (a coin) if h = 0.
+    """Whether each pair is right: 1 if h > 0, 0 if h < 0, and ½ (a coin) if h = 0.
 
-    The base model's margins are all 0, so that it scores ½: where TRL's ``rewards/accuracies``
-    counts a tie as wrong, a policy that has learned nothing would look worse than chance.
+    The base's margins are all 0, so it scores ½. TRL's ``rewards/accuracies`` counts a tie as
+    wrong, so a policy that has learned nothing looks worse than chance there.
 
     Raises:
         TrainingDiverged: for a margin that is NaN or infinite.
     """
-    return tuple(_right(index, margin) for index, margin in enumerate(margins))
+    margins = tuple(margins)
+    for index, margin in enumerate(margins):
+        if not math.isfinite(margin):
+            raise TrainingDiverged(
+                f"the margin of held-out pair {index} is {margin}: the policy's log-probabilities "
+                "are not finite; lower the learning rate, or check the adapter's weights"
+            )
+    return tuple(0.5 + 0.5 * ((margin > 0) - (margin < 0)) for margin in margins)
 
 
 def ranking_accuracy(ratios: Sequence[float], labels: Sequence[float]) -> float:
@@ -50,18 +57,17 @@ def ranking_accuracy(ratios: Sequence[float], labels: Sequence[float]) -> float:
 def thumb_margins(
     ratios: Sequence[float], mismatched: Sequence[float], desirable: Sequence[bool]
 ) -> tuple[float, ...]:
-    """±(r − z) of each held-out thumb, in nats: + where the answer was liked, − where it was not.
+    """±(r − z) of each held-out thumb, in nats: + if the answer was liked, − if it was disliked.
 
-    ``ratios`` are the log-ratios r = log[π/π_0] of the answers that were judged, and z is the mean
-    of ``mismatched``, those of answers to other prompts: how far the policy has moved in general.
-    A policy is right about a thumb when it has moved this answer up, or down, against that.
+    ``ratios`` are the log-ratios r = log[π/π_0] of the judged answers. z is the mean of
+    ``mismatched``, the log-ratios of answers to other prompts: how far the policy has moved in
+    general. A policy is right about a thumb if it has moved this answer up, or down, against z.
 
-    The reference point is KTO's (2402.01306, section 4.1; ``kto_margin``), but for its clamp at 0,
-    which an evaluation must not have: a policy that lowers all log-ratios, as preference training
-    tends to, would be wrong about every like, and another that differs from it by nothing but a
-    constant would look better. Without the clamp, a constant added to all log-ratios changes no
-    margin. One that is added to the judged answers alone still moves likes and dislikes against
-    each other: so they count in equal numbers (:func:`evenly`). The base's margins are all 0.
+    z is KTO's reference point (2402.01306, section 4.1; ``kto_margin``) without its clamp at 0.
+    With the clamp, a policy that lowers all log-ratios, as preference training tends to, would be
+    wrong about every like. Without it, a constant added to all log-ratios changes no margin. A
+    constant added to the judged answers alone still moves likes and dislikes against each other, so
+    they count in equal numbers (:func:`evenly`). The base's margins are all 0.
     """
     reference = math.fsum(mismatched) / len(mismatched) if mismatched else 0.0
     return tuple(
@@ -74,10 +80,9 @@ def evenly(desirable: Mapping[str, bool]) -> frozenset[str]:
     """Choose as many likes as dislikes, by id: all of the rarer kind, of the other the lowest ids.
 
     A policy that moves every answer the same way is right about all of one kind and wrong about all
-    of the other; on these it scores ½, whatever people mostly press. Ids are hashes, so that the
-    choice is random and yet fixed. Thumbs of one kind alone prove nothing, and none is chosen. That
-    costs rows where one kind is rare, but little certainty, which hangs on the rarer kind: against
-    weighing all of both, the standard error grows by about √2 at most.
+    of the other, and so scores ½. Ids are hashes, so the choice is random and yet fixed. Thumbs of
+    one kind alone prove nothing, and none is chosen. The certainty depends on the rarer kind:
+    against weighing all of both, the standard error grows by about √2 at most.
     """
     likes = sorted(key for key, liked in desirable.items() if liked)
     dislikes = sorted(key for key, liked in desirable.items() if not liked)
@@ -85,45 +90,15 @@ def evenly(desirable: Mapping[str, bool]) -> frozenset[str]:
     return frozenset([*likes[:number], *dislikes[:number]])
 
 
-def _right(index: int, margin: float) -> float:
-    if not math.isfinite(margin):
-        raise TrainingDiverged(
-            f"the margin of held-out pair {index} is {margin}: the policy's log-probabilities are "
-            "not finite; lower the learning rate, or check the adapter's weights"
-        )
-    return 0.5 + 0.5 * ((margin > 0) - (margin < 0))
-
-
 def accuracy(right: Sequence[float]) -> float:
-    """Held-out preference accuracy: the mean of what :func:`correctness` gives.
+    """Held-out preference accuracy: the mean of :func:`correctness`.
 
     Raises:
-        UpdateError: for no pairs at all, whose accuracy is not defined.
+        UpdateError: there are no pairs.
     """
     if not right:
         raise UpdateError("the accuracy of 0 held-out pairs is not defined; log more comparisons")
     return math.fsum(right) / len(right)
-
-
-@dataclass(frozen=True, slots=True)
-class Flips:
-    """How many pairs changed sides: ``lost`` from right to wrong, ``gained`` from wrong to right.
-
-    Coins (½) count on neither side. Two policies of equal accuracy may differ in many pairs.
-    """
-
-    lost: int
-    gained: int
-
-
-def flips(before: Sequence[float], after: Sequence[float]) -> Flips:
-    """Count the pairs that went from right to wrong and from wrong to right.
-
-    Raises:
-        ValueError: if the two do not score the same number of pairs.
-    """
-    moves = list(zip(before, after, strict=True))
-    return Flips(lost=moves.count((1.0, 0.0)), gained=moves.count((0.0, 1.0)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,17 +141,17 @@ class RMatrix:
 
     @property
     def fwt(self) -> float:
-        """FWT = 1/(T−1) Σ_{j>1} R[j−1, j] − b_j, gain before being taught (1706.08840, eq. 4)."""
+        """FWT = 1/(T−1) Σ_{j>1} R[j−1, j] − b_j, gain before training on j (1706.08840, eq. 4)."""
         return _mean([self.rows[j][j] - self.rows[0][j] for j in self._columns()[1:]])
 
     @property
     def forgetting(self) -> float:
         """F = 1/(T−1) Σ_{j<T} max_{1≤i<T} R[i, j] − R[T, j] (Chaudhry et al., 1801.10112, eq. 3).
 
-        Lopez-Paz & Ranzato define no F. Row 0 does not count, since no update had taught anything.
+        Lopez-Paz & Ranzato define no F. Row 0 does not count: it is before any update.
         """
-        taught, last = self.rows[1:-1], self.rows[-1]
-        return _mean([max(row[j] for row in taught) - last[j] for j in self._columns()[:-1]])
+        trained, last = self.rows[1:-1], self.rows[-1]
+        return _mean([max(row[j] for row in trained) - last[j] for j in self._columns()[:-1]])
 
     def to_mapping(self) -> dict[str, Any]:
         """Matrix and metrics as plain values, for reports."""
@@ -187,21 +162,12 @@ class RMatrix:
         return range(len(self.strata))
 
 
-def recovery(acc: float, naive: float, joint: float) -> float | None:
-    """(ACC − ACC_naive) / (ACC_joint − ACC_naive): the share of the forgetting gap that is closed.
-
-    0 is no better than training update by update with no protection, 1 as good as training on all
-    at once. ``None`` where naive and joint are equal: there is no gap to close.
-    """
-    return None if joint == naive else (acc - naive) / (joint - naive)
-
-
 def distinct_n(texts: Iterable[Sequence[Hashable]], n: int = 2) -> float:
     """Distinct n-grams over all n-grams in a set of generations (after Li et al., 1510.03055).
 
-    ``texts`` are token or word sequences. Over n-grams, not tokens as in the paper, so that it
-    lies in [0, 1] for answers of any length; 0.0 if no text has n tokens. It falls as the texts
-    grow in number or length: compare only sets that answer the same prompts.
+    ``texts`` are token or word sequences. The divisor is the number of n-grams, not of tokens as in
+    the paper, so the value is in [0, 1] for answers of any length; 0.0 if no text has n tokens. It
+    falls as the texts grow in number or length: compare only answers to the same prompts.
     """
     grams = list(chain.from_iterable(zip(*(t[i:] for i in range(n)), strict=False) for t in texts))
     return len(set(grams)) / len(grams) if grams else 0.0

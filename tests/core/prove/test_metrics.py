@@ -8,15 +8,12 @@ from hypothesis import strategies as st
 
 from agentpref.errors import TrainingDiverged, UpdateError
 from agentpref.prove.metrics import (
-    Flips,
     RMatrix,
     accuracy,
     correctness,
     distinct_n,
     evenly,
-    flips,
     length_ratio,
-    recovery,
     thumb_margins,
 )
 
@@ -56,17 +53,6 @@ def test_swapping_chosen_and_rejected_mirrors_the_accuracy(margins: list[float])
     assert mirrored == pytest.approx(1 - accuracy(correctness(margins)))
 
 
-def test_flips_count_both_directions_and_no_coins() -> None:
-    before = [1.0, 1.0, 0.0, 0.0, 0.0, 0.5, 1.0]
-    after = [0.0, 1.0, 1.0, 1.0, 0.0, 1.0, 0.5]
-    assert flips(before, after) == Flips(lost=1, gained=2)
-
-
-def test_flips_need_the_same_pairs() -> None:
-    with pytest.raises(ValueError, match="shorter"):
-        flips([1.0, 0.0], [1.0])
-
-
 def test_the_stream_metrics_equal_their_hand_worked_values() -> None:
     assert STREAM.acc == pytest.approx((0.70 + 0.85 + 0.90) / 3)
     assert STREAM.bwt == pytest.approx(((0.70 - 0.90) + (0.85 - 0.95)) / 2)  # -.15
@@ -95,11 +81,6 @@ def test_the_matrix_and_its_metrics_are_reported_together() -> None:
 def test_a_matrix_of_the_wrong_shape_is_refused(rows: tuple[tuple[float, ...], ...]) -> None:
     with pytest.raises(UpdateError, match="needs 2 rows of 1"):
         RMatrix(("a",), rows)
-
-
-def test_recovery_is_the_closed_share_of_the_gap() -> None:
-    assert recovery(0.8, naive=0.6, joint=0.9) == pytest.approx(2 / 3)
-    assert recovery(0.8, naive=0.9, joint=0.9) is None
 
 
 def test_distinct_2_counts_bigrams_over_the_whole_set() -> None:
