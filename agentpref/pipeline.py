@@ -170,8 +170,7 @@ class _Update:
         serving = self.registry.state()
         live = None if serving.live is None else self.registry.get(serving.live)
         if live is not None:
-            self.registry.require_untainted(live)
-            self.registry.require_available(live)
+            self.registry.require_fit(live)
         store = Store(self.connection)
         found = read_examples(store, self.namespace, held_out=self.config.held_out)
         examples = found.examples if self.config.thumbs.weight else found.pairs

@@ -26,7 +26,7 @@ from agentpref.serve.backend import (
     Revision,
     place_in_process,
 )
-from agentpref.serve.manifest import CONFIG_FILE, WEIGHTS_FILE
+from agentpref.serve.folders import CONFIG_FILE, WEIGHTS_FILE
 from agentpref.serve.validate import check_published
 from agentpref.types import BASE
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import orjson
 
 from agentpref.errors import GenerationFailed, SwapFailed
-from agentpref.serve.manifest import CONFIG_FILE, WEIGHTS_FILE
+from agentpref.serve.folders import CONFIG_FILE, WEIGHTS_FILE
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

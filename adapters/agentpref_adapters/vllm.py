@@ -47,7 +47,7 @@ from agentpref.serve.backend import (
     Reply,
     Revision,
 )
-from agentpref.serve.manifest import is_revision_id
+from agentpref.serve.folders import is_revision_id
 from agentpref.serve.router import Router
 from agentpref.serve.validate import check_revision
 from agentpref.types import Prompt

@@ -1,26 +1,38 @@
-"""Folders of adapters on disk: copied, named, exported, removed, and cleaned up after a crash.
+"""Folders of revisions: what they contain, and how they are named, copied, exported and removed.
 
-A folder has a revision's name only while it is complete: a copy is synced before it gets the name,
-and a folder that is to be removed loses the name first. Modes are set, not left to the umask, since
-an engine may run as another user.
+A revision is named by its content, ``rev-<number>-<first 12 hex digits of the files' digest>``, so
+that a name never means two adapters. A folder has a revision's name only while it is complete: a
+copy is synced before it gets the name, and a folder that is to be removed loses the name first.
+Modes are set, not left to the umask, since an engine may run as another user.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import shutil
 import time
 import uuid
-from collections.abc import Container, Iterable
-from contextlib import ExitStack, suppress
+from collections.abc import Container, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+import orjson
 
 from agentpref.errors import ConfigError, InvalidAdapter
 from agentpref.home import Home, StrPath, copy_file, sync, writing
 from agentpref.serve.backend import Revision
-from agentpref.serve.manifest import ADAPTER_FILES, MANIFEST_FILE, digest_adapter, is_revision_id
-from agentpref.serve.validate import check_files, check_published
 
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+MANIFEST_FILE = "manifest.json"
+ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE)
+FORMAT = 1
+"""The format of the manifest."""
+
+_REVISION_ID = re.compile(r"rev-\d{6,}-[0-9a-f]{12}")
 _TEMPORARY = ".publishing-"
 _LEAVING = ".pruning-"
 _FOLDER_MODE = 0o755
@@ -28,35 +40,67 @@ _FILE_MODE = 0o644
 _ABANDONED_AFTER = 3600.0
 
 
-def copy_adapter(folder: Path, adapters: Path) -> Path:
-    """Copy an adapter's files into a new folder without a revision's name, and return that.
-
-    Raises:
-        InvalidAdapter: a file is missing or a symbolic link.
-    """
-    check_files(folder)
-    temporary = adapters / f"{_TEMPORARY}{uuid.uuid4().hex}"
-    with ExitStack() as on_failure:
-        on_failure.callback(discard, temporary)
-        _copy_files(folder, temporary, ADAPTER_FILES)
-        sync(adapters.parent)  # the folder of adapters may be new
-        on_failure.pop_all()
-    return temporary
+def is_revision_id(name: str) -> bool:
+    """Whether a name has the form of a revision's, and so is safe as a folder's name."""
+    return _REVISION_ID.fullmatch(name) is not None
 
 
-def write(target: Path, data: bytes) -> None:
-    """Write a new file, durably."""
-    with target.open("xb") as writer:
-        writer.write(data)
-        writer.flush()
-        os.fchmod(writer.fileno(), _FILE_MODE)
-        os.fsync(writer.fileno())
+def revision_id(seq: int, files: Mapping[str, str]) -> str:
+    """Name a revision by its number and the digests of its files (name → sha256)."""
+    content = "".join(f"{name} {files[name]}\n" for name in sorted(files))
+    return f"rev-{seq:06d}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
 
-def give_name(temporary: Path, folder: Path) -> None:
+def digest_file(file: Path) -> str:
+    """Sha256 of a file's bytes, in hex."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def digest_adapter(folder: Path) -> dict[str, str]:
+    """Sha256 of each file of an adapter, by name."""
+    return {name: digest_file(folder / name) for name in ADAPTER_FILES}
+
+
+def encode(manifest: Mapping[str, Any]) -> bytes:
+    """The canonical bytes of a manifest, which the folder and the database both contain."""
+    options = orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
+    return orjson.dumps(dict(manifest), option=options)
+
+
+@contextmanager
+def copied(source: Path, draft: Path, names: Iterable[str] = ADAPTER_FILES) -> Iterator[Path]:
+    """Copy files, durably, into a new folder; after the block, remove it if it is still there."""
+    try:
+        draft.mkdir(parents=True)
+        draft.chmod(_FOLDER_MODE)
+        for name in names:
+            copy_file(source / name, draft / name, _FILE_MODE)
+        yield draft
+    finally:
+        discard(draft)
+
+
+def new_draft(adapters: Path) -> Path:
+    """A path for a folder that is being published."""
+    return adapters / f"{_TEMPORARY}{uuid.uuid4().hex}"
+
+
+def write_manifest(draft: Path, manifest: Mapping[str, Any]) -> None:
+    """Write a manifest into a folder, durably."""
+    file = draft / MANIFEST_FILE
+    file.write_bytes(encode(manifest))
+    file.chmod(_FILE_MODE)
+    sync(file)
+
+
+def give_name(draft: Path, folder: Path) -> None:
     """Move a folder whose files are synced to its place, durably."""
-    sync(temporary)
-    temporary.rename(folder)
+    sync(draft)
+    draft.rename(folder)
     sync(folder.parent)
 
 
@@ -100,35 +144,27 @@ def leftovers(adapters: Path) -> list[str]:
 
 
 def export(revision: Revision, target: StrPath, home: Home) -> Path:
-    """Copy a revision to a new folder, which gets its name once all of it is on disk.
+    """Copy a checked revision to a new folder, which gets its name once all of it is on disk.
 
     Raises:
         ConfigError: the target is in the home, a file, or a folder that is not empty.
-        InvalidAdapter: the revision's files are not those that were published.
+        InvalidAdapter: a file changed while it was copied.
         NotKept: the target cannot be written.
     """
     place = Home.resolve(target)
-    with writing(place), ExitStack() as at_end:
+    draft = place.with_name(f"{place.name}.unfinished-{uuid.uuid4().hex}")
+    with writing(place):
         _require_free(place, home)
-        check_published(revision)
-        draft = place.with_name(f"{place.name}.unfinished-{uuid.uuid4().hex}")
-        at_end.callback(discard, draft)
-        _copy_files(revision.path, draft, (*ADAPTER_FILES, MANIFEST_FILE))
-        copied = digest_adapter(draft)  # what was checked may have changed while it was copied
-        for name, digest in revision.manifest["files"].items():
-            if copied.get(name) != digest:
-                raise InvalidAdapter(
-                    f"{revision.path / name} changed while it was copied; export the revision again"
-                )
-        give_name(draft, place)
+        with copied(revision.path, draft, (*ADAPTER_FILES, MANIFEST_FILE)):
+            digests = digest_adapter(draft)
+            for name, published in revision.manifest["files"].items():
+                if digests.get(name) != published:
+                    raise InvalidAdapter(
+                        f"{revision.path / name} changed while it was copied; export the revision "
+                        f"again"
+                    )
+            give_name(draft, place)
     return place
-
-
-def _copy_files(source: Path, target: Path, names: Iterable[str]) -> None:
-    target.mkdir(parents=True)
-    target.chmod(_FOLDER_MODE)
-    for name in names:
-        copy_file(source / name, target / name, _FILE_MODE)
 
 
 def _require_free(place: Path, home: Home) -> None:

@@ -21,7 +21,7 @@ from agentpref.errors import RevisionError
 from agentpref.home import sync, writing
 from agentpref.record import forks
 from agentpref.serve.backend import IN_PROCESS
-from agentpref.serve.manifest import is_revision_id
+from agentpref.serve.folders import is_revision_id
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,27 +11,22 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
+
+import orjson
 
 from agentpref.errors import InvalidAdapter, RevisionError, UnknownRevision
-from agentpref.home import Home, StrPath, writing
+from agentpref.home import Home, StrPath, sync, writing
 from agentpref.record.database import connect, transaction, translated
 from agentpref.serve import folders, pruning, status
-from agentpref.serve import manifest as manifests
 from agentpref.serve.backend import Revision
 from agentpref.serve.status import HistoryEntry as HistoryEntry
 from agentpref.serve.status import ServingState as ServingState
-from agentpref.serve.validate import check_adapter, check_published, check_revision
+from agentpref.serve.validate import check_adapter, check_files, check_published, check_revision
 from agentpref.types import BASE
-
-_NOTHING: Mapping[str, Any] = {}
-
-# Inside the class, `list` is a method.
-Revisions: TypeAlias = list[Revision]
-History: TypeAlias = list[HistoryEntry]
 
 
 class Registry:
@@ -48,12 +43,10 @@ class Registry:
     def __init__(
         self, home: Home | str | Path | None = None, *, namespace: str = "default"
     ) -> None:
-        """Take an existing home; nothing is created."""
         self.home = Home.open(home)
         self.namespace = namespace
 
     def __repr__(self) -> str:
-        """The call that makes an equal registry."""
         return f"Registry({str(self.home.path)!r}, namespace={self.namespace!r})"
 
     def live(self) -> Revision | None:
@@ -61,7 +54,7 @@ class Registry:
         name = self.state().live
         return None if name is None else self.get(name)
 
-    def list(self) -> Revisions:
+    def list(self) -> Sequence[Revision]:
         """All published revisions of the namespace, oldest first."""
         query = "SELECT * FROM revision WHERE namespace = ? ORDER BY seq"
         with self._connected() as connection:
@@ -81,7 +74,7 @@ class Registry:
         with self._connected() as connection:
             return status.read_state(connection, self.namespace)
 
-    def history(self) -> History:
+    def history(self) -> Sequence[HistoryEntry]:
         """Every change of what is served, oldest first."""
         with self._connected() as connection:
             return status.read_history(connection, self.namespace)
@@ -95,25 +88,23 @@ class Registry:
         with self._connected() as connection:
             return status.previous(connection, self.namespace)
 
-    def require_untainted(self, revision: Revision) -> None:
-        """Refuse a revision that was trained on what was forgotten since, or that was pruned.
-
-        Raises:
-            RevisionError: the cure names the last clean one of its line.
-        """
-        with self._connected() as connection:
-            status.require_fit(connection, revision.revision_id, released=False)
-
-    def require_available(self, revision: Revision) -> None:
-        """Refuse a revision that was pruned, or is in quarantine.
+    def require_fit(
+        self, revision: Revision, *, untainted: bool = True, released: bool = True
+    ) -> None:
+        """Refuse a revision that was pruned, is tainted, or is in quarantine.
 
         A router asks after it has pinned the revision: from then on, nobody prunes it.
 
+        Args:
+            revision: the revision.
+            untainted: refuse it if it was trained on what was forgotten since.
+            released: refuse it if it is in quarantine.
+
         Raises:
-            RevisionError: the message says why.
+            RevisionError: the message says why, and names the cure.
         """
         with self._connected() as connection:
-            status.require_fit(connection, revision.revision_id, untainted=False)
+            status.require_fit(connection, revision.revision_id, untainted, released)
 
     def quarantine(self, revision_id: str, reason: str) -> Revision:
         """Keep a revision from being made live until it is released.
@@ -167,7 +158,7 @@ class Registry:
         parent: str | None,
         model: Mapping[str, Any],
         training: Mapping[str, Any],
-        watermark: Mapping[str, Any] = _NOTHING,
+        watermark: Mapping[str, Any] | None = None,
     ) -> Revision:
         """Copy a trained adapter into the home as a new revision. It does not serve yet.
 
@@ -185,21 +176,23 @@ class Registry:
         """
         if parent is not None:
             self.get(parent)
-        with writing(self.home.adapters), ExitStack() as at_end:
-            temporary = folders.copy_adapter(Path(folder), self.home.adapters)
-            at_end.callback(folders.discard, temporary)
-            check_adapter(temporary)
-            manifest = {
-                "format": manifests.FORMAT,
-                "files": manifests.digest_adapter(temporary),
-                "namespace": self.namespace,
-                "parent": parent,
-                "base": dict(model),
-                "training": dict(training),
-                "watermark": dict(watermark),
-            }
-            folders.write(temporary / manifests.MANIFEST_FILE, manifests.encode(manifest))
-            return self._insert(temporary, manifest)
+        with writing(self.home.adapters):
+            check_files(Path(folder))
+            draft = folders.new_draft(self.home.adapters)
+            with folders.copied(Path(folder), draft):
+                sync(self.home.path)  # the folder of adapters may be new
+                check_adapter(draft)
+                manifest = {
+                    "format": folders.FORMAT,
+                    "files": folders.digest_adapter(draft),
+                    "namespace": self.namespace,
+                    "parent": parent,
+                    "base": dict(model),
+                    "training": dict(training),
+                    "watermark": dict(watermark or {}),
+                }
+                folders.write_manifest(draft, manifest)
+                return self._insert(draft, manifest)
 
     def promote(self, revision_id: str, *, expected_generation: int | None = None) -> ServingState:
         """Make a revision live. This ends a canary, whichever revision that was.
@@ -304,8 +297,8 @@ class Registry:
             NotKept: the folder cannot be written.
         """
         revision = self.get(revision_id)
-        with self._connected() as connection:
-            status.require_fit(connection, revision_id, released=False)
+        self.require_fit(revision, released=False)
+        check_published(revision)
         return folders.export(revision, folder, self.home)
 
     @contextmanager
@@ -321,12 +314,11 @@ class Registry:
         """Change what serves in one transaction, for a revision that may serve and is intact."""
         if revision_id != BASE:
             revision = self.get(revision_id)
-            self.require_untainted(revision)
-            self.require_available(revision)
+            self.require_fit(revision)
             try:
                 check_published(revision)
             except InvalidAdapter:
-                self.require_available(revision)  # it may have been pruned just now
+                self.require_fit(revision)  # it may have been pruned just now
                 raise
         with self._connected() as connection, transaction(connection):
             state = status.read_state(connection, self.namespace, expected_generation)
@@ -345,7 +337,7 @@ class Registry:
 
     def _revision(self, row: sqlite3.Row) -> Revision:
         name = row["revision_id"]
-        if not manifests.is_revision_id(name):
+        if not folders.is_revision_id(name):
             raise InvalidAdapter(f"{name!r} in {self.home.database} is not a revision's name")
         return Revision(
             revision_id=name,
@@ -353,14 +345,14 @@ class Registry:
             parent=row["parent"],
             created_at=row["created_at"],
             path=self.home.adapters / name,
-            manifest=manifests.decode(row["manifest"]),
+            manifest=orjson.loads(row["manifest"]),
             tainted_at=row["tainted_at"],
             quarantined_at=row["quarantined_at"],
             quarantine_reason=row["quarantine_reason"],
             pruned_at=row["pruned_at"],
         )
 
-    def _insert(self, temporary: Path, manifest: dict[str, Any]) -> Revision:
+    def _insert(self, draft: Path, manifest: dict[str, Any]) -> Revision:
         """Number the folder, move it to its place and write its row, as one transaction.
 
         The write lock makes the cleaning safe: while a process has it, no other publisher is
@@ -370,9 +362,9 @@ class Registry:
             names = connection.execute("SELECT revision_id FROM revision")
             folders.clean(self.home.adapters, {name for (name,) in names})
             (seq,) = connection.execute("SELECT COALESCE(MAX(seq), 0) + 1 FROM revision").fetchone()
-            name = manifests.revision_id(seq, manifest["files"])
-            folders.give_name(temporary, self.home.adapters / name)
-            parent, content = manifest["parent"], manifests.encode(manifest).decode()
+            name = folders.revision_id(seq, manifest["files"])
+            folders.give_name(draft, self.home.adapters / name)
+            parent, content = manifest["parent"], folders.encode(manifest).decode()
             connection.execute(
                 "INSERT INTO revision (revision_id, namespace, seq, parent, created_at, manifest,"
                 " tainted_at) VALUES (?, ?, ?, ?, ?, ?,"

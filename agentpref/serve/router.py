@@ -22,12 +22,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from agentpref.errors import (
     AgentprefError,
     BackendClosed,
+    InvalidAdapter,
+    ProbeFailed,
     RecordError,
     ServingError,
+    SwapFailed,
     UnknownRevision,
 )
-from agentpref.serve import loading
-from agentpref.serve.backend import GenerationRequest, Reply, ServingBackend
+from agentpref.serve.backend import GenerationRequest, Reply, Revision, ServingBackend
 from agentpref.serve.pins import Pins
 from agentpref.serve.registry import Registry, ServingState
 from agentpref.types import BASE
@@ -38,30 +40,20 @@ DRAIN_SECONDS = 30.0
 _logger = logging.getLogger(__name__)
 
 
-class Lease:
+class Lease(ExitStack):
     """The right to use one revision until it is released; a context manager.
 
     ``revision`` is the id to generate with and to record, ``"base"`` for the bare base model.
     """
 
-    def __init__(self, revision: str, release: Callable[[str], None]) -> None:
-        """Hold a revision; :meth:`Router.acquire` makes leases."""
+    def __init__(self, revision: str, give_back: Callable[[str], None]) -> None:
+        super().__init__()
         self.revision = revision
-        self._release: Callable[[str], None] | None = release
-
-    def __enter__(self) -> Lease:
-        """Hold the revision for a block."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Release the revision."""
-        self.release()
+        self.callback(give_back, revision)
 
     def release(self) -> None:
         """Give the revision back; a second call does nothing."""
-        release, self._release = self._release, None
-        if release is not None:
-            release(self.revision)
+        self.close()
 
 
 class Router:
@@ -83,7 +75,6 @@ class Router:
     """
 
     def __init__(self, registry: Registry, backend: ServingBackend) -> None:
-        """Load what is live, and unload what an earlier router left."""
         self.registry = registry
         self.backend = backend
         self._route = ServingState(registry.namespace, None, None, 0.0, 0)
@@ -104,22 +95,19 @@ class Router:
         with ExitStack() as on_failure:
             on_failure.callback(self.close)
             self._pin_loaded()
-            empty = self._route
             try:
                 self.sync()
             except (AgentprefError, OSError):
-                if self._route is empty:
+                if not self._route.generation:  # not even the live revision is ready
                     raise
                 message = "the canary of %r cannot be made ready; live serves its threads"
                 _logger.warning(message, registry.namespace, exc_info=True)
             on_failure.pop_all()
 
     def __enter__(self) -> Router:
-        """Serve for a block."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close the router."""
         self.close()
 
     def at_close(self, end: Callable[[], None]) -> None:
@@ -132,7 +120,7 @@ class Router:
         This closes the backend if ``open_router`` made it. What is loaded in an engine of another
         process stays loaded there. In a forked process this does nothing.
         """
-        if self._is_foreign():
+        if os.getpid() != self._process:
             return
         with self._pointers:
             self._closed = True
@@ -153,8 +141,7 @@ class Router:
                 live revision, always by the same one. Requests without a thread are served by live.
 
         Raises:
-            BackendClosed: the router was closed, or belongs to the process this one was forked
-                from.
+            BackendClosed: the router was closed, or belongs to another process.
         """
         self._require_open()
         with self._pointers:
@@ -192,10 +179,10 @@ class Router:
             SwapFailed: it could not be loaded, or its answer to the probe is not finite.
             GenerationConflict: another process changed what is served in between.
         """
+        expected = expected_generation
         with self._swap():
             self._prepare(None if revision_id == BASE else revision_id)
             with self._flipping:
-                expected = expected_generation
                 return self._flip(self.registry.promote(revision_id, expected_generation=expected))
 
     def canary(self, revision_id: str | None, weight: float) -> ServingState:
@@ -220,7 +207,7 @@ class Router:
 
         Raises:
             RevisionError: no promotion is left to undo.
-            AgentprefError: as for :meth:`activate`, where the revision has to be loaded.
+            AgentprefError: as for :meth:`activate`.
         """
         self._require_open()
         with self._flipping:
@@ -265,22 +252,16 @@ class Router:
         That includes a revision that was loaded for a swap which then failed.
         """
         self._require_open()
-        try:
-            with self._swapping:
-                self._require_open()
-                try:
-                    yield
-                finally:
-                    self._coming = set()
-        finally:
-            self._sweep()
-
-    def _is_foreign(self) -> bool:
-        return os.getpid() != self._process
+        with ExitStack() as at_end:
+            at_end.callback(self._sweep)
+            at_end.enter_context(self._swapping)
+            at_end.callback(self._coming.clear)
+            self._require_open()
+            yield
 
     def _require_open(self) -> None:
         """Refuse a closed router. Call it before taking a lock too: a fork may have copied it."""
-        if self._is_foreign():
+        if os.getpid() != self._process:
             raise BackendClosed(
                 f"the router of {self.registry.namespace!r} belongs to process {self._process}, "
                 f"which this one was forked from; open a router after the fork, as gunicorn does "
@@ -298,12 +279,38 @@ class Router:
         new = [self.registry.get(name) for name in names if name and name not in ready]
         for revision in new:
             self._pins.take(revision.revision_id)
-            self.registry.require_available(revision)
-            loading.validate(self.backend, self.registry, revision)
+            self.registry.require_fit(revision, untainted=False)
+            with self._quarantining(revision):
+                self.backend.validate(revision)
         if new:
             self._make_room()
-        for revision in new:
-            loading.load(self.backend, self.registry, revision, serving=self._route.live)
+        try:
+            for revision in new:
+                with self._quarantining(revision):
+                    self.backend.load(revision)
+                    self.backend.probe(revision.revision_id)
+        except BackendClosed:
+            raise
+        except ServingError as error:
+            raise SwapFailed(
+                f"{revision.revision_id} could not be made ready: {error}; "
+                f"{self._route.live or 'the base model'} still serves"
+            ) from error
+
+    @contextmanager
+    def _quarantining(self, revision: Revision) -> Iterator[None]:
+        """Put a revision in quarantine if its files are damaged or its numbers are not finite."""
+        name = revision.revision_id
+        try:
+            yield
+        except (InvalidAdapter, ProbeFailed) as broken:
+            try:
+                self.registry.quarantine(name, str(broken))
+            except AgentprefError:
+                _logger.warning("%s is not in quarantine", name, exc_info=True)
+            else:
+                _logger.warning("%s is in quarantine now: %s", name, broken)
+            raise
 
     def _pin_loaded(self) -> None:
         """Pin what the engine has loaded of this namespace, so that it is unloaded when idle."""
@@ -348,7 +355,7 @@ class Router:
         return state
 
     def _give_back(self, name: str) -> None:
-        if self._is_foreign():
+        if os.getpid() != self._process:
             return
         with self._pointers:
             self._leases[name] -= 1

@@ -127,23 +127,9 @@ def previous(connection: sqlite3.Connection, namespace: str) -> str | None:
 
 
 def require_fit(
-    connection: sqlite3.Connection,
-    revision_id: str,
-    *,
-    untainted: bool = True,
-    released: bool = True,
+    connection: sqlite3.Connection, revision_id: str, untainted: bool = True, released: bool = True
 ) -> None:
-    """Refuse a revision that was pruned, is tainted, or is in quarantine.
-
-    Args:
-        connection: to the database.
-        revision_id: the revision.
-        untainted: refuse it if it is tainted; the cure names the last clean one of its line.
-        released: refuse it if it is in quarantine.
-
-    Raises:
-        RevisionError: it must not be used; the message says why.
-    """
+    """Refuse a revision as :meth:`agentpref.Registry.require_fit` does."""
     query = (
         "SELECT pruned_at, tainted_at, quarantined_at, quarantine_reason FROM revision"
         " WHERE revision_id = ?"

@@ -2,22 +2,24 @@
 
 Engines accept much in silence: vLLM answers 200 to NaN weights, half-width tensors and a wrong base
 model; peft ignores missing keys and settings that it does not know. So the files, settings, names,
-shapes and every single number are checked here, without torch and without an engine. Each refusal
+shapes and every single number are checked here, with numpy and without an engine. Each refusal
 names the file, the setting or the tensor.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
-from agentpref.errors import InvalidAdapter, NotKept, WrongBase
-from agentpref.models.base_files import parse_object
+from agentpref.errors import InvalidAdapter, MissingDependency, NotKept, WrongBase
+from agentpref.models.base_files import parse_object, read_header
 from agentpref.serve.backend import Revision
-from agentpref.serve.manifest import (
+from agentpref.serve.folders import (
     ADAPTER_FILES,
     CONFIG_FILE,
     FORMAT,
@@ -26,8 +28,9 @@ from agentpref.serve.manifest import (
     digest_file,
     encode,
 )
-from agentpref.serve.tensors import Shape, check_weights, shortened
 from agentpref.types import LORA_RANKS
+
+Shape = tuple[int, ...]
 
 _MAX_CONFIG_BYTES = 1 << 20
 # Settings that may have any value, since none of them changes what the two matrices mean.
@@ -47,6 +50,14 @@ _NEVER_EMPTY = frozenset(
         "velora_config",
     }
 )  # fmt: skip
+
+# Bytes per number, and the exponent bits, which are all set in an infinity and in a NaN.
+_DTYPES = {"F32": (4, 0x7F800000), "F16": (2, 0x7C00), "BF16": (2, 0x7F80)}
+_MAX_DIMENSIONS = 8
+_BLOCK = 1 << 22
+# Layers that engines share with the embeddings, or pad.
+_OUTPUTS = frozenset({"lm_head", "embed_out"})
+_LORA = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 
 
 def check_revision(
@@ -68,8 +79,15 @@ def check_revision(
         NotKept: a file cannot be read.
     """
     check_published(revision)
-    if base is not None:
-        _check_base(revision, base)
+    trained_on, loaded = revision.manifest.get("base", {}), base or {}
+    for key, what in (("digest", "base model"), ("template_digest", "tokenizer or chat template")):
+        if base is not None and trained_on.get(key) != base[key]:
+            raise WrongBase(
+                f"{revision.revision_id} was trained on another {what} "
+                f"({trained_on.get('name')!r}, {key} {str(trained_on.get(key))[:12]}) than the one "
+                f"loaded ({loaded.get('name')!r}, {base[key][:12]}); load the base it was "
+                f"trained on, or train a new revision"
+            )
     check_adapter(revision.path, layers=layers)
 
 
@@ -80,24 +98,37 @@ def check_published(revision: Revision) -> None:
         InvalidAdapter: a file is missing, edited, a link, or does not belong there.
         NotKept: a file cannot be read.
     """
-    folder, wanted = revision.path, {*ADAPTER_FILES, MANIFEST_FILE}
+    folder, manifest = revision.path, revision.manifest
     if folder.name != revision.revision_id:
         raise InvalidAdapter(
             f"{revision.revision_id} is in the folder {folder}; publish it through the registry"
         )
+    if manifest.get("format") != FORMAT:
+        raise InvalidAdapter(
+            f"{revision.revision_id} has manifest format {manifest.get('format')!r}, this "
+            f"agentpref reads {FORMAT}; upgrade agentpref"
+        )
+    digests = {name: manifest["files"].get(name) for name in ADAPTER_FILES}
+    digests[MANIFEST_FILE] = hashlib.sha256(encode(manifest)).hexdigest()
     with _readable(folder):
         if not folder.is_dir() or folder.is_symlink():
             raise InvalidAdapter(
                 f"{folder} is missing or a symbolic link; publish the adapter again"
             )
         for file in folder.iterdir():
-            if file.name not in wanted or file.is_symlink() or not file.is_file():
+            if file.name not in digests or file.is_symlink() or not file.is_file():
                 printable = str(file).encode(errors="backslashreplace").decode()
                 raise InvalidAdapter(
                     f"{printable} does not belong in a revision, which contains "
-                    f"{', '.join(sorted(wanted))} as plain files; publish the adapter again"
+                    f"{', '.join(sorted(digests))} as plain files; publish the adapter again"
                 )
-        _check_digests(revision)
+        for name, digest in digests.items():
+            file = folder / name
+            if not file.is_file() or digest_file(file) != digest:
+                raise InvalidAdapter(
+                    f"{file} is missing or not the file that was published (sha256 is not "
+                    f"{str(digest)[:12]}); restore it from a backup, or roll back"
+                )
 
 
 def check_adapter(folder: Path, *, layers: Mapping[str, Shape] | None = None) -> None:
@@ -106,12 +137,16 @@ def check_adapter(folder: Path, *, layers: Mapping[str, Shape] | None = None) ->
     Raises:
         InvalidAdapter: naming the file, the setting or the tensor that is wrong.
         NotKept: a file cannot be read.
+        MissingDependency: numpy is not installed.
     """
     with _readable(folder):
         check_files(folder)
-        config = _read_config(folder / CONFIG_FILE)
-        rank, targets = config["r"], config["target_modules"]
-        check_weights(folder / WEIGHTS_FILE, rank=rank, targets=targets, layers=layers)
+        with _naming(folder / CONFIG_FILE) as file:
+            config = _read_config(file)
+        with _naming(folder / WEIGHTS_FILE) as file:
+            tensors = read_tensors(file)
+            _check_layers(_adapted_layers(tensors, config["r"]), config["target_modules"], layers)
+            _check_finite(file, tensors)
 
 
 def check_files(folder: Path) -> None:
@@ -145,36 +180,13 @@ def _readable(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _check_digests(revision: Revision) -> None:
-    written_by = revision.manifest.get("format")
-    if written_by != FORMAT:
-        raise InvalidAdapter(
-            f"{revision.revision_id} has manifest format {written_by!r}, this agentpref reads "
-            f"{FORMAT}; upgrade agentpref"
-        )
-    check_files(revision.path)
-    manifest = revision.path / MANIFEST_FILE
-    if not manifest.is_file() or manifest.read_bytes() != encode(revision.manifest):
-        raise InvalidAdapter(f"{manifest} is not the manifest published; publish it again")
-    for name in ADAPTER_FILES:
-        file, expected = revision.path / name, revision.manifest["files"].get(name)
-        if digest_file(file) != expected:
-            raise InvalidAdapter(
-                f"{file} is not the file that was published (sha256 is not {str(expected)[:12]}); "
-                f"restore it from a backup, or roll back"
-            )
-
-
-def _check_base(revision: Revision, base: Mapping[str, Any]) -> None:
-    trained_on = revision.manifest.get("base", {})
-    for key, what in (("digest", "base model"), ("template_digest", "tokenizer or chat template")):
-        if trained_on.get(key) != base[key]:
-            raise WrongBase(
-                f"{revision.revision_id} was trained on another {what} "
-                f"({trained_on.get('name')!r}, {key} {str(trained_on.get(key))[:12]}) than the one "
-                f"loaded ({base.get('name')!r}, {base[key][:12]}); load the base it was "
-                f"trained on, or train a new revision"
-            )
+@contextmanager
+def _naming(file: Path) -> Iterator[Path]:
+    """Refuse a file in which the block finds an error, and begin the message with its path."""
+    try:
+        yield file
+    except ValueError as error:
+        raise InvalidAdapter(f"{file}: {error}") from error
 
 
 def _read_config(file: Path) -> dict[str, Any]:
@@ -183,13 +195,11 @@ def _read_config(file: Path) -> dict[str, Any]:
     Settings that are unknown must be off: engines ignore in silence what they do not implement.
     """
     if file.stat().st_size > _MAX_CONFIG_BYTES:
-        raise InvalidAdapter(
-            f"{file} has more than {_MAX_CONFIG_BYTES} bytes; save the adapter again"
-        )
+        raise ValueError(f"has more than {_MAX_CONFIG_BYTES} bytes; save the adapter again")
     try:
         config = parse_object(file.read_bytes())
     except ValueError as error:
-        raise InvalidAdapter(f"{file} is not readable ({error}); save the adapter again") from error
+        raise ValueError(f"is not readable ({error}); save the adapter again") from error
     rank, alpha, targets = (config.get(key) for key in ("r", "lora_alpha", "target_modules"))
     is_list = isinstance(targets, list) and targets and all(isinstance(t, str) for t in targets)
     dropout = config.get("lora_dropout", 0)
@@ -205,12 +215,11 @@ def _read_config(file: Path) -> dict[str, Any]:
         *((flag, isinstance(config.get(flag, True), bool), "true or false") for flag in flags),
     ]
     known = _FREE.union(key for key, _, _ in checks)
-    others = ((key, _is_off(key, config[key])) for key in config if key not in known)
     off = "off: every engine serves plain LoRA, and no other kind"
-    for key, is_allowed, allowed in [*checks, *((key, is_off, off) for key, is_off in others)]:
+    checks += [(key, _is_off(key, config[key]), off) for key in config if key not in known]
+    for key, is_allowed, allowed in checks:
         if not is_allowed:
-            value = shortened(repr(config.get(key)))
-            raise InvalidAdapter(f"{file}: {key} is {value}, but must be {allowed}")
+            raise ValueError(f"{key} is {_shortened(repr(config.get(key)))}, but must be {allowed}")
     return config
 
 
@@ -223,3 +232,138 @@ def _is_off(key: str, value: object) -> bool:
     if value is None or value is False:
         return True
     return value in ("", [], {}) and key not in _NEVER_EMPTY
+
+
+class Tensor(NamedTuple):
+    """A tensor of a safetensors file: ``begin`` and ``end`` are offsets into the file."""
+
+    name: str
+    dtype: str
+    shape: Shape
+    begin: int
+    end: int
+
+
+def read_tensors(file: Path) -> list[Tensor]:
+    """Read the table of a safetensors file, and check that it describes exactly that file.
+
+    Raises:
+        ValueError: the file is truncated, padded, or not a safetensors file.
+    """
+    try:
+        header = read_header(file)
+    except ValueError as error:
+        message = f"cannot be read as safetensors ({error}); save the adapter again"
+        raise ValueError(message) from error
+    end, tensors = header.start, []
+    entries = [_tensor(name, entry, header.start) for name, entry in header.tensors.items()]
+    for tensor in sorted(entries, key=lambda tensor: tensor.begin):
+        if tensor.begin != end:
+            break
+        tensors.append(tensor)
+        end = tensor.end
+    if len(tensors) < len(entries) or end != file.stat().st_size:
+        raise ValueError("the file is truncated or has gaps; copy or save the adapter again")
+    return tensors
+
+
+def _tensor(name: str, entry: Any, start: int) -> Tensor:
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        numbers = (*shape, begin, end)
+        if not isinstance(dtype, str) or any(type(number) is not int for number in numbers):
+            raise ValueError("a string and whole numbers are expected")
+        if len(shape) > _MAX_DIMENSIONS:
+            raise ValueError(f"more than {_MAX_DIMENSIONS} dimensions")
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"the entry of {_shortened(name)} is malformed; save it again") from error
+    if dtype not in _DTYPES:
+        allowed = ", ".join(sorted(_DTYPES))
+        raise ValueError(f"{name} has dtype {dtype}, but must be one of {allowed}")
+    if min(shape, default=1) < 1 or end - begin != math.prod(shape) * _DTYPES[dtype][0]:
+        raise ValueError(f"{name} does not contain {tuple(shape)} numbers; save it again")
+    return Tensor(name, dtype, tuple(shape), start + begin, start + end)
+
+
+def _adapted_layers(tensors: list[Tensor], rank: int) -> dict[str, Shape]:
+    """Match each A with its B; return (out, in) of the layer that each pair adapts."""
+    sides: dict[str, dict[str, Shape]] = {}
+    for tensor in tensors:
+        match = _LORA.fullmatch(tensor.name)
+        if match is None:
+            raise ValueError(f"{_shortened(tensor.name)} is not a LoRA matrix of a linear layer")
+        if match["module"].rpartition(".")[2] in _OUTPUTS:
+            raise ValueError(
+                f"{tensor.name} adapts the output layer, which engines share with the embeddings; "
+                f"leave it out of target_modules"
+            )
+        sides.setdefault(match["module"], {})[match["side"]] = tensor.shape
+    shapes: dict[str, Shape] = {}
+    for module, pair in sides.items():
+        if len(pair) < 2:
+            raise ValueError(
+                f"{module} has no lora_{'B' if 'A' in pair else 'A'}; save the adapter again"
+            )
+        a, b = pair["A"], pair["B"]
+        if len(a) != 2 or len(b) != 2 or a[0] != rank or b[1] != rank:
+            raise ValueError(
+                f"{module} has lora_A {a} and lora_B {b}, but rank {rank} asks for ({rank}, in) "
+                f"and (out, {rank})"
+            )
+        shapes[module] = (b[0], a[1])
+    return shapes
+
+
+def _check_layers(
+    adapted: Mapping[str, Shape], targets: list[str], layers: Mapping[str, Shape] | None
+) -> None:
+    """Require matrices of the right shape for each layer that the settings name, and no other.
+
+    A target is a module's whole name, or its last parts.
+    """
+
+    def names(target: str, module: str) -> bool:
+        return module == target or module.endswith("." + target)
+
+    for target in targets:
+        if not any(names(target, module) for module in adapted):
+            raise ValueError(f"no tensor adapts {target}, which the settings name")
+    for module, shape in adapted.items():
+        if not any(names(target, module) for target in targets):
+            raise ValueError(f"{module} is adapted, but the settings do not name it")
+        found = shape if layers is None else layers.get(module)
+        if found is None:
+            raise ValueError(f"{module} is not a linear layer of the base model")
+        if tuple(found) != shape:
+            raise ValueError(
+                f"{module} adapts a layer of (out, in) = {shape}, but the base model's is "
+                f"{tuple(found)}"
+            )
+    for layer in layers or ():
+        if layer not in adapted and any(names(target, layer) for target in targets):
+            raise ValueError(f"{layer} has no tensors, though the settings name it")
+
+
+def _check_finite(file: Path, tensors: list[Tensor]) -> None:
+    """Refuse a NaN or an infinity by its exponent bits: numpy has no bfloat16."""
+    try:
+        import numpy as np
+    except ImportError as error:
+        raise MissingDependency(
+            "checking weights needs numpy; install it with: pip install 'agentpref[train]'"
+        ) from error
+    with file.open("rb") as stream:
+        for tensor in tensors:
+            width, exponent = _DTYPES[tensor.dtype]
+            for begin in range(tensor.begin, tensor.end, _BLOCK):
+                stream.seek(begin)
+                bits = np.frombuffer(stream.read(min(_BLOCK, tensor.end - begin)), f"<u{width}")
+                if ((bits & exponent) == exponent).any():
+                    raise ValueError(
+                        f"{tensor.name} contains a number that is not finite; the training diverged"
+                    )
+
+
+def _shortened(text: str) -> str:
+    """Cut a text that is too long for an error message."""
+    return text if len(text) <= 200 else f"{text[:200]}…"

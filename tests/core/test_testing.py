@@ -13,7 +13,7 @@ import pytest
 from agentpref.errors import BackendClosed, GenerationFailed, InvalidAdapter, SwapFailed
 from agentpref.home import Home
 from agentpref.serve.backend import GenerationRequest, Reply, Revision, ServingBackend
-from agentpref.serve.manifest import WEIGHTS_FILE, digest_adapter
+from agentpref.serve.folders import WEIGHTS_FILE, digest_adapter
 from agentpref.serve.registry import Registry
 from agentpref.serve.validate import check_adapter
 from agentpref.testing import FakeBackend, write_adapter

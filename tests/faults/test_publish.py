@@ -14,7 +14,7 @@ import pytest
 from agentpref.errors import InvalidAdapter, RevisionError
 from agentpref.home import Home
 from agentpref.serve.backend import GenerationRequest
-from agentpref.serve.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
+from agentpref.serve.folders import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
 from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
 from agentpref.testing import FakeBackend, write_adapter
@@ -169,7 +169,7 @@ for _ in range(150):
     revision = rng.choice([one for one in registry.list() if one.pruned_at is None])
     pins.take(revision.revision_id)
     try:
-        registry.require_available(revision)
+        registry.require_fit(revision, untainted=False)
     except RevisionError:
         pass
     else:

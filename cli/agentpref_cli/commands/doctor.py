@@ -169,8 +169,7 @@ def _revisions(registry: Registry) -> Iterator[Finding]:
             continue
         try:
             revision = registry.get(name)
-            registry.require_available(revision)
-            registry.require_untainted(revision)
+            registry.require_fit(revision)
             check_published(revision)
         except RevisionError as error:
             yield Finding(role, False, f"{where}: {error}")

@@ -18,7 +18,7 @@ from agentpref.learn.learner import Learner
 from agentpref.models.base import load_base
 from agentpref.prove.evaluate import policy_scores
 from agentpref.prove.metrics import RMatrix, accuracy
-from agentpref.serve.manifest import is_revision_id
+from agentpref.serve.folders import is_revision_id
 from agentpref.types import BASE, Example, Progress
 
 

@@ -22,9 +22,9 @@ from agentpref.learn import memory
 from agentpref.learn.checkpoint import Checkpoint
 from agentpref.learn.encode import EncodedExample
 from agentpref.learn.follower import follow
-from agentpref.learn.interrupts import Interrupts
 from agentpref.learn.learner import Learner
 from agentpref.learn.objective import Objective
+from agentpref.learn.process import Interrupts
 from agentpref.learn.team import Team, assembled
 from agentpref.learn.trainer import Limits
 from agentpref.models.base import load_base

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from agentpref.learn.interrupts import Interrupts
+from agentpref.learn.process import Interrupts
 
 BOTH = (signal.SIGINT, signal.SIGTERM)
 

@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 
 from agentpref.config import UpdateConfig
 from agentpref.errors import AgentprefError, UpdateError, UpdateInterrupted
+from agentpref.learn.checkpoint import fingerprint
 from agentpref.learn.follower import follow
 from agentpref.learn.learner import Learner
 from agentpref.learn.objective import TrainingRow
-from agentpref.learn.resume import fingerprint
 from agentpref.learn.team import Team, assembled, follows
 from agentpref.models.base import load_base
 

@@ -15,7 +15,7 @@ from agentpref.home import Home
 from agentpref.record.database import connect
 from agentpref.record.updates import taint
 from agentpref.serve.backend import Revision
-from agentpref.serve.manifest import MANIFEST_FILE, WEIGHTS_FILE
+from agentpref.serve.folders import MANIFEST_FILE, WEIGHTS_FILE
 from agentpref.serve.pruning import mark_pruned
 from agentpref.serve.registry import Registry
 from agentpref.testing import write_adapter

@@ -212,11 +212,11 @@ def test_a_router_that_pins_after_the_mark_is_refused_and_one_before_it_keeps_th
         """Act as a router between the first look at the pins, the mark, and the second look."""
         if name in asked:
             with pytest.raises(RevisionError, match="was pruned"):
-                registry.require_available(registry.get(name))
+                registry.require_fit(registry.get(name), untainted=False)
             refused.append(name)
         elif name == names[1]:
             late.take(name)
-            registry.require_available(registry.get(name))
+            registry.require_fit(registry.get(name), untainted=False)
         asked.add(name)
         return False
 
@@ -225,7 +225,7 @@ def test_a_router_that_pins_after_the_mark_is_refused_and_one_before_it_keeps_th
     assert refused == [names[0]]
     assert done.kept[names[1]] == f"in use at {URL}"
     check_revision(registry.get(names[1]))
-    registry.require_available(registry.get(names[1]))
+    registry.require_fit(registry.get(names[1]), untainted=False)
     late.close()
 
 

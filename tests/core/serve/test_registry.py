@@ -21,7 +21,7 @@ from agentpref.errors import (
 )
 from agentpref.home import Home
 from agentpref.serve.backend import Revision
-from agentpref.serve.manifest import (
+from agentpref.serve.folders import (
     CONFIG_FILE,
     MANIFEST_FILE,
     WEIGHTS_FILE,

@@ -25,7 +25,7 @@ from agentpref.errors import (
 )
 from agentpref.home import Home
 from agentpref.serve.backend import GenerationRequest, Reply
-from agentpref.serve.manifest import WEIGHTS_FILE
+from agentpref.serve.folders import WEIGHTS_FILE
 from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
 from agentpref.testing import FakeBackend, write_adapter

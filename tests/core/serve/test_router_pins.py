@@ -15,7 +15,7 @@ import pytest
 from agentpref.errors import InvalidAdapter, NotKept, RevisionError, SwapFailed, WrongBase
 from agentpref.home import Home
 from agentpref.serve.backend import Capabilities, GenerationRequest, Revision
-from agentpref.serve.manifest import WEIGHTS_FILE
+from agentpref.serve.folders import WEIGHTS_FILE
 from agentpref.serve.pins import find_pins
 from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router

@@ -14,7 +14,7 @@ from agentpref.home import Home
 from agentpref.record.database import connect
 from agentpref.record.updates import last_clean, rebuilds, taint
 from agentpref.serve.backend import Revision
-from agentpref.serve.manifest import WEIGHTS_FILE
+from agentpref.serve.folders import WEIGHTS_FILE
 from agentpref.serve.pruning import mark_pruned
 from agentpref.serve.registry import Registry
 from agentpref.testing import write_adapter
@@ -128,10 +128,10 @@ def test_only_a_tainted_live_revision_needs_a_rebuild(registry, line) -> None:
 @pytest.mark.parametrize("unfit", [quarantined, pruned])
 def test_a_router_asks_whether_a_revision_may_be_loaded(registry, line, unfit: Unfit) -> None:
     revision = registry.get(line[0])
-    registry.require_available(revision)
+    registry.require_fit(revision, untainted=False)
     unfit(registry, line[0])
     with pytest.raises(RevisionError, match=line[0]):
-        registry.require_available(revision)
+        registry.require_fit(revision, untainted=False)
 
 
 def test_a_revision_that_is_pruned_during_a_promotion_is_reported_as_pruned(

@@ -63,9 +63,9 @@ def test_a_tainted_revision_is_neither_promoted_nor_made_a_canary(registry, line
         with pytest.raises(RevisionError, match="is tainted"):
             registry.canary(name, 0.5)
         with pytest.raises(RevisionError, match="is tainted"):
-            registry.require_untainted(registry.get(name))
+            registry.require_fit(registry.get(name), released=False)
     assert registry.state() == before, "what serves is the operator's to change"
-    registry.require_untainted(registry.get(line[0]))
+    registry.require_fit(registry.get(line[0]), released=False)
     assert registry.promote(line[0]).live == line[0]
     with pytest.raises(RevisionError, match="is tainted"):
         registry.promote(line[2])

@@ -19,10 +19,9 @@ from safetensors.numpy import load_file, save_file
 from agentpref.errors import InvalidAdapter, NotKept, WrongBase
 from agentpref.home import Home
 from agentpref.serve.backend import Revision
-from agentpref.serve.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
+from agentpref.serve.folders import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
 from agentpref.serve.registry import Registry
-from agentpref.serve.tensors import read_tensors
-from agentpref.serve.validate import check_adapter, check_revision
+from agentpref.serve.validate import check_adapter, check_revision, read_tensors
 from agentpref.testing import write_adapter
 
 LAYERS = {"model.layers.0.self_attn.q_proj": (16, 24), "model.layers.0.mlp.up_proj": (32, 24)}
