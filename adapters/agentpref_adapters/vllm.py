@@ -40,6 +40,7 @@ from agentpref.models.tokenizer import encode_prompt, end_tokens
 from agentpref.models.tool_calls import assistant_message
 from agentpref.serve import watch
 from agentpref.serve.backend import (
+    CLOSED,
     PROBE,
     Capabilities,
     FinishReason,
@@ -269,10 +270,7 @@ class VllmBackend:
 
     def _require_open(self) -> None:
         if self._closed or os.getpid() != self._process:
-            raise BackendClosed(
-                "the backend was closed, or belongs to the process that this one was forked from; "
-                "make a new one to continue serving"
-            )
+            raise BackendClosed(CLOSED)
 
     def _reported_max_loras(self) -> int | None:
         """The smallest number of adapters that a server runs together, if any server says."""

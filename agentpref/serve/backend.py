@@ -21,6 +21,12 @@ FinishReason = Literal["stop", "length"]
 
 _SEEDS = 2**63
 
+CLOSED = (
+    "the backend was closed, or belongs to the process that this one was forked from; make a new "
+    "one to continue serving"
+)
+"""The message of ``BackendClosed``."""
+
 IN_PROCESS = "process:"
 """The start of each place whose engine ends with its process."""
 

@@ -18,7 +18,7 @@ from agentpref.models.base import load_base
 from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
 from agentpref.serve.watch import Watcher
-from agentpref_adapters._vllm_process import VllmProcess, VllmSettings, vllm_process
+from agentpref_adapters._vllm_process import VllmProcess, vllm_process
 from agentpref_adapters._vllm_server import Server, completion_body
 from agentpref_adapters.vllm import VllmBackend
 from benchmarks.swap import rival
@@ -65,16 +65,14 @@ def engine(python: str | None) -> Engine:
 
 @contextmanager
 def _server(stage: Stage, python: str | None) -> Iterator[VllmProcess]:
-    settings = VllmSettings(
-        stage.base,
-        python=python,
-        dtype="float32",
-        max_loras=MAX_LORAS,
-        max_model_len=1024,
-        extra=("--enforce-eager",),
-    )
+    options = ("--dtype", "float32", "--max-model-len", "1024", "--enforce-eager")
     os.environ.update(ON_A_PROCESSOR | os.environ)
-    with tempfile.TemporaryDirectory() as logs, vllm_process(settings, logs=Path(logs)) as server:
+    with (
+        tempfile.TemporaryDirectory() as logs,
+        vllm_process(
+            stage.base, *options, logs=Path(logs), python=python, max_loras=MAX_LORAS
+        ) as server,
+    ):
         yield server
 
 

@@ -114,5 +114,5 @@ class blocked:  # noqa: N801
         self.thread.join()
 
     def wait_for(self, count: int) -> None:
-        while self.backend._thread.waiting < count:
+        while len(self.backend._thread.waiting) < count:
             threading.Event().wait(0.001)

@@ -28,14 +28,14 @@ from agentpref.errors import (
     UnsupportedModel,
     WrongBase,
 )
-from agentpref.learn.encode import encode_pairs
+from agentpref.learn.encode import encode
 from agentpref.models.base import load_base
 from agentpref.record.messages import prompt_of
 from agentpref.serve.backend import GenerationRequest, Reply, Revision, ServingBackend
 from agentpref.serve.pins import find_pins
 from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
-from agentpref.types import BASE, Pair
+from agentpref.types import BASE, Completion, Example
 from agentpref_adapters import _transformers_engine
 from agentpref_adapters._transformers_engine import ActiveRequest
 from agentpref_adapters.transformers import TransformersBackend, open_router
@@ -74,22 +74,24 @@ def test_the_tokens_of_a_reply_are_those_that_training_uses(backend: Transformer
     for tokens in (3, 24):
         asked = [ask(prompt, max_tokens=tokens) for prompt in PROMPTS]
         replies = [backend.generate(BASE, request) for request in asked]
+        otherwise = Completion({"role": "assistant", "content": "otherwise"}, 0.0)
         pairs = [
-            Pair(
-                pair_id="id",
+            Example(
+                example_id="id",
                 namespace="default",
                 created_at=0.0,
                 prompt=prompt_of(request.messages),
-                chosen=reply.message,
-                rejected={"role": "assistant", "content": "otherwise"},
+                completions=(
+                    Completion(reply.message, 1.0, token_ids=reply.token_ids),
+                    otherwise,
+                ),
                 origin="comparison",
-                chosen_ids=reply.token_ids,
             )
             for request, reply in zip(asked, replies, strict=True)
         ]
-        found = encode_pairs(pairs, backend.base.tokenizer, max_length=512)
-        assert [row.chosen for row in found.rows] == [reply.token_ids for reply in replies]
-        assert not found.retokenised
+        found = encode(pairs, backend.base.tokenizer, max_length=512)
+        assert [row.completions[0] for row in found.rows] == [r.token_ids for r in replies]
+        assert not found.retokenized
 
 
 def test_after_unloading_the_base_answers_as_before(

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 
 from agentpref.errors import BackendClosed, ServingError
-from agentpref_adapters._transformers_thread import ModelThread
+from agentpref_adapters.transformers import ModelThread
 
 
 class Job:
@@ -111,11 +111,11 @@ def test_jobs_beyond_the_limit_wait_and_the_oldest_is_admitted_first(
     jobs = [Job(number, steps=1 + number % 2) for number in range(5)]
     for job in jobs:
         thread.submit(job)
-    assert thread.waiting == 5
+    assert len(thread.waiting) == 5
     engine.may_step.set()
     assert [job.outcome.result() for job in jobs] == list(range(5))
     assert engine.log == [[-1], [-1, 0, 1], [1, 2, 3], [3, 4]]
-    assert thread.waiting == 0
+    assert len(thread.waiting) == 0
 
 
 def test_the_engine_runs_on_one_thread(engine: Counter, thread: ModelThread) -> None:
@@ -171,7 +171,7 @@ def test_an_engine_that_raises_fails_all_jobs(
 FORKED = """
 import os, signal
 from agentpref.errors import BackendClosed
-from agentpref_adapters._transformers_thread import ModelThread
+from agentpref_adapters.transformers import ModelThread
 
 class Idle:
     active = 0

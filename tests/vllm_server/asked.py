@@ -6,7 +6,10 @@ from agentpref.serve.backend import GenerationRequest
 
 MAX_LORAS = 4
 RANK = 16
-EXTRA = ("--enforce-eager", "--max-num-seqs", "8")
+EXTRA = (
+    *("--enforce-eager", "--max-num-seqs", "8", "--dtype", "float32", "--max-model-len", "512"),
+    *("--max-lora-rank", str(RANK)),
+)
 
 LONG = "Remember all of this, please, since I am going to ask about it later on. " * 12
 

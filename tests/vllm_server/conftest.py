@@ -14,7 +14,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from asked import EXTRA, MAX_LORAS, RANK
+from asked import EXTRA, MAX_LORAS
 
 from agentpref.home import Home
 from agentpref.models.base_files import BaseFiles, read_base
@@ -22,7 +22,7 @@ from agentpref.serve.backend import GenerationRequest, Reply, Revision
 from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
 from agentpref.testing import write_adapter
-from agentpref_adapters._vllm_process import VllmProcess, VllmSettings, vllm_process
+from agentpref_adapters._vllm_process import VllmProcess, vllm_process
 from agentpref_adapters.transformers import TransformersBackend
 from agentpref_adapters.vllm import VllmBackend
 
@@ -60,16 +60,8 @@ def base() -> BaseFiles:
 @pytest.fixture(scope="session")
 def server(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmProcess]:
     """The server that all tests share."""
-    settings = VllmSettings(
-        "tiny",
-        python=vllm_python,
-        dtype="float32",
-        max_loras=MAX_LORAS,
-        max_lora_rank=RANK,
-        max_model_len=512,
-        extra=EXTRA,
-    )
-    with vllm_process(settings, logs=tmp_path_factory.mktemp("logs")) as server:
+    logs = tmp_path_factory.mktemp("logs")
+    with vllm_process("tiny", *EXTRA, logs=logs, python=vllm_python, max_loras=MAX_LORAS) as server:
         yield server
 
 

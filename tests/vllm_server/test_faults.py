@@ -20,7 +20,7 @@ from agentpref.serve.backend import Reply, Revision
 from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
 from agentpref.testing import write_adapter
-from agentpref_adapters._vllm_process import VllmProcess, VllmSettings, vllm_process
+from agentpref_adapters._vllm_process import VllmProcess, vllm_process
 from agentpref_adapters.vllm import VllmBackend
 
 
@@ -196,12 +196,9 @@ def test_a_server_without_runtime_updating_is_refused_with_the_cure(
 ) -> None:
     """It knows the path as little as it knows the adapter, and says 404 to both."""
     monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "False")
-    settings = VllmSettings(
-        "tiny", python=vllm_python, dtype="float32", max_model_len=512, extra=EXTRA
-    )
     (revision,) = publish(1)
     with (
-        vllm_process(settings, logs=tmp_path) as fixed,
+        vllm_process("tiny", *EXTRA, logs=tmp_path, python=vllm_python) as fixed,
         closing(VllmBackend(fixed.url, model="tiny", max_loras=MAX_LORAS)) as backend,
     ):
         with pytest.raises(SwapFailed, match="VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"):

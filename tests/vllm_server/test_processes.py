@@ -14,12 +14,12 @@ import httpx
 import orjson
 import psutil
 import pytest
-from asked import EXTRA, QUESTIONS, RANK, ask
+from asked import EXTRA, QUESTIONS, ask
 
 from agentpref.serve.backend import Revision
 from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
-from agentpref_adapters._vllm_process import VllmProcess, VllmSettings, vllm_process
+from agentpref_adapters._vllm_process import VllmProcess, vllm_process
 from agentpref_adapters.vllm import VllmBackend, has_loaded, open_router
 
 # An app of its own: it says what answered, each time it is asked to by a line.
@@ -114,7 +114,6 @@ def test_a_revision_that_a_server_has_loaded_is_not_pruned(
 
 
 SERVE = ("-m", "agentpref_cli", "serve", "--model", "tiny", "--port", "0", "--json")
-SERVED = ("--dtype", "float32", "--max-model-len", "512", "--max-lora-rank", str(RANK))
 
 
 def said(process: subprocess.Popen[str], event: str) -> dict[str, object]:
@@ -132,7 +131,7 @@ def test_agentpref_serve_follows_a_promotion_and_leaves_nothing_running(
     vllm_python: str, registry: Registry, revisions: list[Revision], expected, signum: int
 ) -> None:
     home = str(registry.home.path)
-    command = [sys.executable, *SERVE, "--home", home, "--python", vllm_python, *SERVED, "--"]
+    command = [sys.executable, *SERVE, "--home", home, "--python", vllm_python, "--"]
     with subprocess.Popen([*command, *EXTRA], stdout=subprocess.PIPE, text=True) as process:
         url = str(said(process, "starting")["url"])
         assert said(process, "serving")["live"] == revisions[0].revision_id
@@ -183,11 +182,8 @@ def test_the_api_key_does_not_guard_these_paths(
 ) -> None:
     """Why a server belongs on loopback, or behind an allowlist: each of these works without it."""
     monkeypatch.setenv("VLLM_API_KEY", "secret")
-    settings = VllmSettings(
-        "tiny", python=vllm_python, dtype="float32", max_model_len=512, extra=EXTRA
-    )
     with (
-        vllm_process(settings, logs=tmp_path) as guarded,
+        vllm_process("tiny", *EXTRA, logs=tmp_path, python=vllm_python) as guarded,
         httpx.Client(base_url=guarded.url, timeout=60, trust_env=False) as client,
     ):
         assert client.get("/v1/models").status_code == 401

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing, nullcontext
-from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,12 +16,9 @@ from agentpref_cli.terminal import GOOD, WARN, say
 
 if TYPE_CHECKING:
     from agentpref.home import Home
-    from agentpref.serve.backend import ServingBackend
     from agentpref.serve.registry import ServingState
     from agentpref.serve.router import Router
     from agentpref_adapters._vllm_process import VllmProcess
-
-    Backend = Callable[[], ServingBackend]
 
 SIGNALLED = 128
 FOLLOW_SECONDS = 1.0
@@ -30,18 +26,11 @@ LOOK_SECONDS = 0.2
 STYLES = {"ready": GOOD, "serving": GOOD, "warning": WARN}
 
 
-class Engine(str, Enum):
-    """The engines that `serve` can run."""
-
-    vllm = "vllm"
-
-
 def serve(
     model: Annotated[
         str,
         typer.Option(metavar="NAME", help="`tiny`, a folder of safetensors, or a hub's name."),
     ],
-    engine: Annotated[Engine, typer.Option(help="The engine that generates.")] = Engine.vllm,
     home: options.Home = None,
     namespace: Annotated[
         list[str] | None,
@@ -62,18 +51,8 @@ def serve(
     max_loras: Annotated[
         int, typer.Option(metavar="N", help="How many revisions are loaded at a time.")
     ] = 4,
-    max_lora_rank: Annotated[
-        int, typer.Option(metavar="R", help="The largest rank; vLLM reserves memory for it.")
-    ] = 16,
-    dtype: Annotated[
-        str, typer.Option(metavar="TYPE", help="The type of the base model's weights.")
-    ] = "auto",
-    max_model_len: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="The most tokens of prompt and answer together."),
-    ] = None,
     start_minutes: Annotated[
-        float, typer.Option(metavar="M", help="How long the engine may take to start.")
+        float, typer.Option(metavar="M", help="How long vLLM may take to start.")
     ] = 10.0,
     allow_remote: Annotated[
         bool,
@@ -86,7 +65,7 @@ def serve(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
     more: Annotated[
         list[str] | None,
-        typer.Argument(metavar="-- OPTION", help="More options of the engine, after `--`."),
+        typer.Argument(metavar="-- OPTION", help="Options of vLLM, after `--`."),
     ] = None,
 ) -> None:
     """Run a vLLM server that serves the live revision and follows every swap.
@@ -95,44 +74,37 @@ def serve(
     probed and served within two seconds, and no request is dropped. If that fails, the old revision
     keeps serving.
 
-    Ctrl-C and SIGTERM end the command and the engine. The exit code is then 130 or 143. It is 1 if
-    the engine does not start or ends by itself (let systemd, compose or Kubernetes restart the
-    command), and 2 on bad usage.
+    Ctrl-C and SIGTERM end the command and vLLM. The exit code is then 130 or 143. It is 1 if vLLM
+    does not start or ends by itself (let systemd, compose or Kubernetes restart the command), and 2
+    on bad usage.
     """
     from agentpref.errors import MissingDependency
     from agentpref.home import Home
     from agentpref.learn.process import Interrupts
 
     try:
-        from agentpref_adapters._vllm_process import VllmSettings, vllm_process
-        from agentpref_adapters.vllm import VllmBackend
+        from agentpref_adapters._vllm_process import vllm_process
     except ImportError as error:
         raise MissingDependency(
             f"serving through vLLM needs {error.name}; install it with: "
             f"pip install 'agentpref[vllm]'"
         ) from error
-    settings = VllmSettings(
+    opened = Home.open(home)
+    server = vllm_process(
         model,
+        *(more or ()),
+        logs=opened.path / "logs",
         python=python,
         host=host,
         port=port,
         max_loras=max_loras,
-        max_lora_rank=max_lora_rank,
-        dtype=dtype,
-        max_model_len=max_model_len,
-        extra=tuple(more or ()),
         allow_remote=allow_remote,
+        start_seconds=60 * start_minutes,
     )
-    opened = Home.open(home)
-    server = vllm_process(settings, logs=opened.path / "logs", start_seconds=60 * start_minutes)
-
-    def backend() -> VllmBackend:
-        return VllmBackend(server.url, model=model, max_loras=max_loras)
-
     printer, interrupts = Printer(as_json), Interrupts()
     with interrupts.listening():
         try:
-            _run(server, backend, opened, namespace or ["default"], printer)
+            _run(server, model, max_loras, opened, namespace or ["default"], printer)
         except KeyboardInterrupt:
             printer("ended", "ended; vLLM is stopped, and the live revision is unchanged")
             raise typer.Exit(SIGNALLED + (interrupts.signum or 0)) from None
@@ -163,7 +135,12 @@ class Printer(logging.Handler):
 
 
 def _run(
-    server: VllmProcess, backend: Backend, home: Home, namespaces: Sequence[str], printer: Printer
+    server: VllmProcess,
+    model: str,
+    max_loras: int,
+    home: Home,
+    namespaces: Sequence[str],
+    printer: Printer,
 ) -> None:
     """Start the server and follow what is live, until the server ends or a signal comes.
 
@@ -175,6 +152,8 @@ def _run(
     from agentpref.serve.registry import Registry
     from agentpref.serve.router import Router
     from agentpref.serve.watch import Watcher
+    from agentpref.types import BASE
+    from agentpref_adapters.vllm import VllmBackend
 
     printer("starting", f"starting vLLM; its log is {server.log}", url=server.url, log=server.log)
     with ExitStack() as stack:
@@ -183,26 +162,22 @@ def _run(
         for logger in map(logging.getLogger, ("agentpref", "agentpref_adapters")):
             logger.addHandler(printer)
             stack.callback(logger.removeHandler, printer)
-        engine = stack.enter_context(closing(backend()))
+        backend = VllmBackend(server.url, model=model, max_loras=max_loras)
+        stack.enter_context(closing(backend))
         printed: dict[Router, ServingState | None] = {}
         for namespace in namespaces:
-            router = Router(Registry(home, namespace=namespace), engine)
-            Watcher(stack.enter_context(router), FOLLOW_SECONDS)
+            router = stack.enter_context(Router(Registry(home, namespace=namespace), backend))
+            Watcher(router, FOLLOW_SECONDS)
             printed[router] = None
         while (failure := server.failure()) is None:
             for router, before in printed.items():
-                if before != (state := router.serving):
+                state = router.serving
+                if state != before:
                     printed[router] = state
-                    _print_state(state, printer)
+                    live = state.live or BASE
+                    said = f"{state.namespace}: {live} serves (generation {state.generation})"
+                    if state.canary is not None:
+                        said += f"; {state.canary} is canary for {state.weight:.0%} of the threads"
+                    printer("serving", said, **(state._asdict() | {"live": live}))
             time.sleep(LOOK_SECONDS)
         raise failure
-
-
-def _print_state(state: ServingState, printer: Printer) -> None:
-    from agentpref.types import BASE
-
-    live = state.live or BASE
-    message = f"{state.namespace}: {live} serves (generation {state.generation})"
-    if state.canary is not None:
-        message += f"; {state.canary} is canary for {state.weight:.0%} of the threads"
-    printer("serving", message, **(state._asdict() | {"live": live}))
