@@ -56,15 +56,12 @@ def stated_preferences(
 ) -> tuple[list[Vote[Preference]], list[LeftOut]]:
     """Read the corrections among some feedback, and comparisons."""
     flipped = _flipped(comparisons)
-    readings: list[tuple[str, Vote[Preference] | Reason]] = [
-        (row.feedback_id, _read_correction(row, runs))
-        for row in feedback
-        if row.correction is not None
-    ]
+    corrections = [row for row in feedback if row.correction is not None]
+    readings = [(row.feedback_id, _read_correction(row, runs)) for row in corrections]
     for row in comparisons:
+        reading = _read_comparison(row, runs)
         is_flipped = row.comparison_id in flipped
-        reading = "judge_flipped" if is_flipped else _read_comparison(row, runs)
-        readings.append((row.comparison_id, reading))
+        readings.append((row.comparison_id, "judge_flipped" if is_flipped else reading))
     return separate(readings)
 
 
@@ -146,7 +143,7 @@ def _read_comparison(row: Comparison, runs: Mapping[str, Run]) -> Vote[Preferenc
     return _vote(row, question, side, "comparison", preference)
 
 
-def _flipped(comparisons: Iterable[Comparison]) -> frozenset[str]:
+def _flipped(comparisons: Iterable[Comparison]) -> set[str]:
     """Find the comparisons by judges whose newest verdict depends on the order of the two runs."""
     judged = sorted(
         (row for row in comparisons if row.source != "human"),
@@ -162,7 +159,7 @@ def _flipped(comparisons: Iterable[Comparison]) -> frozenset[str]:
         }
         if len(set(newest.values())) > 1:
             flipped |= {row.comparison_id for row in rows}
-    return frozenset(flipped)
+    return flipped
 
 
 def _scale(row: Feedback) -> Scale:
