@@ -12,6 +12,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import orjson
 
@@ -115,10 +116,12 @@ def build_examples(
     won, lost = settle([*stated, *implied])
     pairs = [_pair(votes, held_out, judge_noise) for votes in won]
     thumbs, repeated = _thumbs(lone, held_out)
-    return ExampleSet(
-        examples=(*_in_time(pairs), *_in_time(thumbs)),
-        left_out=_count([*misread, *unsettled, *spare, *lost, *repeated], pairs),
-    )
+    # Each row counts once, and none of a pair: a thumb may lose one match and win another.
+    used = {row for pair in pairs for row in pair.provenance}
+    left = [*misread, *unsettled, *spare, *lost, *repeated]
+    reasons = Counter({row: reason for row, reason in left if row not in used}.values())
+    examples = sorted([*pairs, *thumbs], key=lambda one: (one.lone, one.created_at, one.example_id))
+    return ExampleSet((*examples,), dict(sorted(reasons.items())))
 
 
 def example_id_of(prompt_id: str, completions: Sequence[Completion]) -> str:
@@ -153,32 +156,39 @@ def is_held_out(messages: Sequence[Message], share: float) -> bool:
     return split_point(messages) < share
 
 
-def _in_time(examples: Iterable[Example]) -> list[Example]:
-    return sorted(examples, key=lambda example: (example.created_at, example.example_id))
+def _example(
+    run: Run, completions: tuple[Completion, ...], held_out: float, **rest: Any
+) -> Example:
+    """Make an example of answers to the prompt of a run."""
+    return Example(
+        example_id=example_id_of(run.prompt.id, completions),
+        namespace=run.namespace,
+        prompt=run.prompt,
+        completions=completions,
+        tag=run.tag,
+        held_out=is_held_out(run.prompt.messages, held_out),
+        trace_id=run.trace_id,
+        run_at=run.created_at,
+        **rest,
+    )
 
 
 def _pair(votes: Sequence[Vote[Preference]], held_out: float, judge_noise: float) -> Example:
     """Make one example of the votes that agree on a preference; the strongest names its origin."""
     preference = votes[0].subject
-    run = preference.run
     origin = min((vote.origin for vote in votes), key=STRENGTH.index)
     completions = (
         _completion(preference.chosen, 1.0, [r for v in votes for r in v.subject.chosen_runs]),
         _completion(preference.rejected, 0.0, [r for v in votes for r in v.subject.rejected_runs]),
     )
-    return Example(
-        example_id=example_id_of(run.prompt.id, completions),
-        namespace=run.namespace,
+    return _example(
+        preference.run,
+        completions,
+        held_out,
         created_at=votes[0].created_at,
-        prompt=run.prompt,
-        completions=completions,
         origin=origin,
-        tag=run.tag,
         noise=judge_noise if origin == "judge" else NOISE[origin],
-        held_out=is_held_out(run.prompt.messages, held_out),
         provenance=tuple(dict.fromkeys(row for vote in votes for row in vote.rows)),
-        trace_id=run.trace_id,
-        run_at=run.created_at,
     )
 
 
@@ -196,22 +206,9 @@ def _thumbs(
         vote, *others = sorted(answer, key=lambda vote: not vote.subject.token_ids)
         repeated += [row for other in others for row in other.left_out("repeated")]
         run = vote.subject
-        completions = (_completion(run.output, float(vote.side is True), [run]),)
-        examples.append(
-            Example(
-                example_id=example_id_of(run.prompt.id, completions),
-                namespace=run.namespace,
-                created_at=vote.created_at,
-                prompt=run.prompt,
-                completions=completions,
-                origin="thumb",
-                tag=run.tag,
-                held_out=is_held_out(run.prompt.messages, held_out),
-                provenance=vote.rows,
-                trace_id=run.trace_id,
-                run_at=run.created_at,
-            )
-        )
+        completion = _completion(run.output, float(vote.side is True), [run])
+        of_vote = {"created_at": vote.created_at, "origin": "thumb", "provenance": vote.rows}
+        examples.append(_example(run, (completion,), held_out, **of_vote))
     return examples, repeated
 
 
@@ -223,21 +220,10 @@ def _completion(message: Message, label: float, runs: Sequence[Run]) -> Completi
     """
     if not runs:
         return Completion(message, label)
-    run = max(
-        runs,
-        key=lambda r: (
-            bool(r.token_ids),
-            r.revision is not None,
-            r.created_at,
-            r.token_ids or (),
-            r.revision or "",
-        ),
-    )
+
+    def knowledge(run: Run) -> tuple[Any, ...]:
+        tokens, revision = run.token_ids or (), run.revision
+        return bool(tokens), revision is not None, run.created_at, tokens, revision or ""
+
+    run = max(runs, key=knowledge)
     return Completion(message, label, run.token_ids, run.logprobs, author=run.revision)
-
-
-def _count(left: Iterable[LeftOut], pairs: Iterable[Example]) -> dict[str, int]:
-    """Count each row once that is in no pair: a thumb may lose one match and win another."""
-    used = {row for pair in pairs for row in pair.provenance}
-    reasons = {row: reason for row, reason in left if row not in used}
-    return dict(sorted(Counter(reasons.values()).items()))

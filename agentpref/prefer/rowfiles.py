@@ -18,7 +18,6 @@ from codecs import BOM_UTF8
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from itertools import count
 from math import isfinite
 from pathlib import Path
 from typing import IO, Any, TypeAlias, TypeVar
@@ -33,7 +32,7 @@ from agentpref.record.messages import MAX_MESSAGE_BYTES, plain
 MAX_ROW_BYTES = 4 * MAX_MESSAGE_BYTES
 """The longest row that is read: a prompt and two answers of the largest size fit."""
 MAX_DEPTH = 300
-"""The depth to which items of a JSON list are built. orjson refuses values as deep as that."""
+"""The depth to which items of a JSON list are built: deeper than orjson writes."""
 BATCH_ROWS = 1000
 BATCH_BYTES = 16 * 1024 * 1024
 """The most rows, and about the most bytes, that are held in memory at a time."""
@@ -136,17 +135,14 @@ def batches(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
 
 
 def _lines(file: IO[bytes], meter: Meter) -> Iterator[Found]:
-    """Yield the lines that are not blank. Of a line that is too long only the start is kept."""
-    for number in count(1):
-        line = rest = file.readline(MAX_ROW_BYTES + 1)
-        meter.read += len(line)
-        while len(rest) > MAX_ROW_BYTES and not rest.endswith(b"\n"):
-            rest = file.readline(MAX_ROW_BYTES + 1)
-            meter.read += len(rest)
-        if not line:
-            return
-        if line.strip():
-            yield f"line {number}", _parsed_line(line)
+    """Yield the lines that are not blank. A line that is too long comes in pieces."""
+    number, inside = 1, False
+    for piece in iter(lambda: file.readline(MAX_ROW_BYTES + 1), b""):
+        meter.read += len(piece)
+        if piece.strip() and not inside:
+            yield f"line {number}", _parsed_line(piece)
+        inside = not piece.endswith(b"\n")
+        number += not inside
 
 
 def _parsed_line(line: bytes) -> Parsed:

@@ -16,13 +16,15 @@ when the two answers change places states nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import NamedTuple, TypeAlias, TypeVar
 
-from agentpref.prefer.votes import LeftOut, Reason, Vote, Voter, grouped, separate, settle
+from agentpref.prefer.votes import LeftOut, Reason, Vote, grouped, separate, settle
 from agentpref.record.messages import canonical
 from agentpref.record.stats import Scale
 from agentpref.types import Comparison, Feedback, Message, Origin, Run
+
+S = TypeVar("S")
 
 PAIRS_PER_PROMPT = 4
 """How many thumbs pairs one prompt gives at most, lest a popular prompt drown the others."""
@@ -54,15 +56,12 @@ def stated_preferences(
 ) -> tuple[list[Vote[Preference]], list[LeftOut]]:
     """Read the corrections among some feedback, and comparisons."""
     flipped = _flipped(comparisons)
-    readings: list[tuple[str, Vote[Preference] | Reason]] = [
-        (row.feedback_id, _read_correction(row, row.correction, runs))
-        for row in feedback
-        if row.correction is not None
-    ]
+    corrections = [row for row in feedback if row.correction is not None]
+    readings = [(row.feedback_id, _read_correction(row, runs)) for row in corrections]
     for row in comparisons:
+        reading = _read_comparison(row, runs)
         is_flipped = row.comparison_id in flipped
-        reading = "judge_flipped" if is_flipped else _read_comparison(row, runs)
-        readings.append((row.comparison_id, reading))
+        readings.append((row.comparison_id, "judge_flipped" if is_flipped else reading))
     return separate(readings)
 
 
@@ -104,35 +103,29 @@ def match_thumbs(
 
 
 def _vote(
-    preference: Preference,
-    *,
-    rows: tuple[str, ...],
-    created_at: float,
-    voters: frozenset[Voter],
-    origin: Origin,
-    tie: bool = False,
-) -> Vote[Preference]:
-    """A preference as a vote on the question which of its two answers is better."""
+    row: Feedback | Comparison, question: Hashable, side: Hashable, origin: Origin, subject: S
+) -> Vote[S]:
+    """What one row says, as a vote of whoever said it."""
+    row_id = row.feedback_id if isinstance(row, Feedback) else row.comparison_id
+    voters = frozenset({(row.source, row.user_id)})
+    kind = origin if row.source == "human" else "judge"
+    return Vote((row_id,), row.created_at, voters, question, side, kind, subject)
+
+
+def _answers(preference: Preference) -> tuple[Hashable, Hashable]:
+    """The question which of two answers is better, and the side of the chosen one."""
     chosen, rejected = canonical(preference.chosen), canonical(preference.rejected)
-    question = (preference.run.prompt.id, frozenset((chosen, rejected)))
-    return Vote(rows, created_at, voters, question, None if tie else chosen, origin, preference)
+    return (preference.run.prompt.id, frozenset((chosen, rejected))), chosen
 
 
-def _read_correction(
-    row: Feedback, correction: Message, runs: Mapping[str, Run]
-) -> Vote[Preference] | Reason:
+def _read_correction(row: Feedback, runs: Mapping[str, Run]) -> Vote[Preference] | Reason:
     run = runs.get(row.run_id)
-    if run is None:
+    if run is None or row.correction is None:
         return "unknown_run"
-    if canonical(correction) == canonical(run.output):
+    if canonical(row.correction) == canonical(run.output):
         return "identical_answers"
-    return _vote(
-        Preference(run, correction, run.output, rejected_runs=(run,)),
-        rows=(row.feedback_id,),
-        created_at=row.created_at,
-        voters=frozenset({(row.source, row.user_id)}),
-        origin="correction" if row.source == "human" else "judge",
-    )
+    preference = Preference(run, row.correction, run.output, rejected_runs=(run,))
+    return _vote(row, *_answers(preference), "correction", preference)
 
 
 def _read_comparison(row: Comparison, runs: Mapping[str, Run]) -> Vote[Preference] | Reason:
@@ -144,17 +137,13 @@ def _read_comparison(row: Comparison, runs: Mapping[str, Run]) -> Vote[Preferenc
     if canonical(a.output) == canonical(b.output):
         return "identical_answers"
     better, worse = (b, a) if row.winner == "b" else (a, b)
-    return _vote(
-        Preference(better, better.output, worse.output, (better,), (worse,)),
-        rows=(row.comparison_id,),
-        created_at=row.created_at,
-        voters=frozenset({(row.source, row.user_id)}),
-        origin="comparison" if row.source == "human" else "judge",
-        tie=row.winner == "tie",
-    )
+    preference = Preference(better, better.output, worse.output, (better,), (worse,))
+    question, side = _answers(preference)
+    side = None if row.winner == "tie" else side
+    return _vote(row, question, side, "comparison", preference)
 
 
-def _flipped(comparisons: Iterable[Comparison]) -> frozenset[str]:
+def _flipped(comparisons: Iterable[Comparison]) -> set[str]:
     """Find the comparisons by judges whose newest verdict depends on the order of the two runs."""
     judged = sorted(
         (row for row in comparisons if row.source != "human"),
@@ -170,7 +159,7 @@ def _flipped(comparisons: Iterable[Comparison]) -> frozenset[str]:
         }
         if len(set(newest.values())) > 1:
             flipped |= {row.comparison_id for row in rows}
-    return frozenset(flipped)
+    return flipped
 
 
 def _scale(row: Feedback) -> Scale:
@@ -198,23 +187,16 @@ def _read_thumb(
 ) -> Vote[Run] | Reason:
     if row.score is None or not _is_thumb(row):
         return "not_a_thumb"
-    if row.run_id not in runs:
+    run = runs.get(row.run_id)
+    if run is None:
         return "unknown_run"
     middle = middles[row.key]
     if middle is None:
         return "unknown_scale"
     if row.score == middle:
         return "neutral_score"
-    run = runs[row.run_id]
-    return Vote(
-        rows=(row.feedback_id,),
-        created_at=row.created_at,
-        voters=frozenset({(row.source, row.user_id)}),
-        question=(run.prompt.id, canonical(run.output)),
-        side=row.score > middle,
-        origin="thumbs" if row.source == "human" else "judge",
-        subject=run,
-    )
+    question = (run.prompt.id, canonical(run.output))
+    return _vote(row, question, row.score > middle, "thumbs", run)
 
 
 def _matches(newest_first: Sequence[JudgedAnswer]) -> list[Match]:
@@ -231,10 +213,14 @@ def _implied(liked: JudgedAnswer, disliked: JudgedAnswer) -> Vote[Preference]:
     votes = [*liked, *disliked]
     by_people = all(any(v.origin == "thumbs" for v in answer) for answer in (liked, disliked))
     chosen, rejected = (tuple(v.subject for v in answer) for answer in (liked, disliked))
-    return _vote(
-        Preference(chosen[0], chosen[0].output, rejected[0].output, chosen, rejected),
+    preference = Preference(chosen[0], chosen[0].output, rejected[0].output, chosen, rejected)
+    question, side = _answers(preference)
+    return Vote(
         rows=tuple(row for vote in votes for row in vote.rows),
         created_at=max(vote.created_at for vote in votes),
         voters=frozenset().union(*(vote.voters for vote in votes)),
+        question=question,
+        side=side,
         origin="thumbs" if by_people else "judge",
+        subject=preference,
     )

@@ -73,14 +73,9 @@ def separate(
     readings: Iterable[tuple[str, Vote[S] | Reason]],
 ) -> tuple[list[Vote[S]], list[LeftOut]]:
     """Separate the rows that were read as a vote from those that gave only a reason."""
-    votes: list[Vote[S]] = []
-    left: list[LeftOut] = []
-    for row, reading in readings:
-        if isinstance(reading, Vote):
-            votes.append(reading)
-        else:
-            left.append((row, reading))
-    return votes, left
+    read = list(readings)
+    votes = [reading for _, reading in read if isinstance(reading, Vote)]
+    return votes, [(row, reading) for row, reading in read if not isinstance(reading, Vote)]
 
 
 def settle(votes: Iterable[Vote[S]]) -> tuple[list[list[Vote[S]]], list[LeftOut]]:
@@ -100,10 +95,15 @@ def settle(votes: Iterable[Vote[S]]) -> tuple[list[list[Vote[S]]], list[LeftOut]
             left += vote.left_out("superseded")
     won: list[list[Vote[S]]] = []
     for same_question in grouped(counted, lambda vote: vote.question).values():
-        winners, losers = _decide(same_question)
-        left += losers
-        if winners:
-            won.append(winners)
+        sides = grouped(same_question, lambda vote: vote.side)
+        left += [row for vote in sides.pop(None, []) for row in vote.left_out("tie")]
+        ranked = sorted(sides.values(), key=_support, reverse=True)
+        reason: Reason = "outvoted"
+        if len(ranked) > 1 and _support(ranked[0]) == _support(ranked[1]):
+            reason = "contradicted"
+        elif ranked:
+            won.append(ranked.pop(0))
+        left += [row for side in ranked for vote in side for row in vote.left_out(reason)]
     return won, left
 
 
@@ -113,18 +113,6 @@ def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
     for item in items:
         groups[key(item)].append(item)
     return dict(groups)
-
-
-def _decide(votes: Sequence[Vote[S]]) -> tuple[list[Vote[S]], list[LeftOut]]:
-    sides = grouped(votes, lambda vote: vote.side)
-    left = [row for vote in sides.pop(None, []) for row in vote.left_out("tie")]
-    ranked = sorted(sides.values(), key=_support, reverse=True)
-    even = len(ranked) > 1 and _support(ranked[0]) == _support(ranked[1])
-    winners = [] if even or not ranked else ranked[0]
-    losers = ranked if even else ranked[1:]
-    reason: Reason = "contradicted" if even else "outvoted"
-    left += [row for side in losers for vote in side for row in vote.left_out(reason)]
-    return winners, left
 
 
 def _support(side: Sequence[Vote[S]]) -> tuple[int, ...]:
