@@ -22,9 +22,9 @@ from agentpref.learn import memory
 from agentpref.learn.checkpoint import Checkpoint
 from agentpref.learn.encode import EncodedExample
 from agentpref.learn.follower import follow
-from agentpref.learn.interrupts import Interrupts
 from agentpref.learn.learner import Learner
 from agentpref.learn.objective import Objective
+from agentpref.learn.process import Interrupts
 from agentpref.learn.team import Team, assembled
 from agentpref.learn.trainer import Limits
 from agentpref.models.base import load_base
@@ -191,7 +191,7 @@ def main(base, folder, *runs):
                 interrupted(base, folder, team)
             with passes_of(40 if run == "many passes" else 2048):
                 lead(run, base, folder, team)
-        team.dismiss({"runs": len(runs)})
+        team.finish({"runs": len(runs)})
 
 
 if __name__ == "__main__":

@@ -15,9 +15,8 @@ from safetensors.torch import save_file
 from agentpref.config import GateSettings, UpdateConfig
 from agentpref.errors import UnusableState
 from agentpref.learn import checkpoint as checkpoints
-from agentpref.learn.checkpoint import FORMAT, Checkpoint, TrainingState, peek
+from agentpref.learn.checkpoint import FORMAT, Checkpoint, TrainingState, peek, training_settings
 from agentpref.learn.objective import StepResult
-from agentpref.learn.resume import training_settings
 
 TENSORS = {"weight.a": torch.arange(6.0).reshape(2, 3), "adamw.0.step": torch.tensor(3.0)}
 STATE = TrainingState(
