@@ -191,7 +191,7 @@ def main(base, folder, *runs):
                 interrupted(base, folder, team)
             with passes_of(40 if run == "many passes" else 2048):
                 lead(run, base, folder, team)
-        team.dismiss({"runs": len(runs)})
+        team.finish({"runs": len(runs)})
 
 
 if __name__ == "__main__":

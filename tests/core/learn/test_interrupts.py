@@ -22,7 +22,7 @@ def test_the_first_signal_is_raised_at_the_end_of_a_held_block(signum):
     interrupts, reached = Interrupts(), []
 
     def work():
-        with interrupts.held():
+        with interrupts.deferred():
             os.kill(os.getpid(), signum)
             reached.append(interrupts.asked)
 
@@ -36,7 +36,7 @@ def test_the_second_signal_is_raised_at_once(signum):
     interrupts, reached = Interrupts(), []
 
     def work():
-        with interrupts.held():
+        with interrupts.deferred():
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signum)
             reached.append("the end")
@@ -88,6 +88,6 @@ def test_listening_in_another_thread_changes_no_handler():
 
 def test_a_held_block_without_a_signal_ends_normally():
     interrupts = Interrupts()
-    with interrupts.held():
+    with interrupts.deferred():
         pass
     assert not interrupts.asked

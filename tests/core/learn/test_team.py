@@ -136,7 +136,7 @@ def test_a_team_of_one_gets_its_own_numbers_and_messages_back(numbers, message):
     assert team.main
     for found in (team.agree(numbers), team.sum(numbers), team.least(numbers)):
         assert [number.hex() for number in found] == [number.hex() for number in numbers]
-    assert team.tell(message) == message
+    assert team.broadcast(message) == message
     assert team.gather(message) == [message]
     assert team.deal([1, 2, 3]) == [1, 2, 3]
 
@@ -196,7 +196,7 @@ def test_the_fingerprint_covers_all_that_training_reads():
 class Recorded(Team):
     """A team that keeps its one message, so that the follower of another one can receive it."""
 
-    def tell(self, message):
+    def broadcast(self, message):
         self.message = message or self.message
         return self.message
 
@@ -216,7 +216,7 @@ def test_followers_end_with_the_error_that_the_main_process_ends_with(kind):
         raise error
     follower.message = main.message
     with pytest.raises(kind, match="why") as caught, follower:
-        follower.hear()
+        follower.receive()
     assert type(caught.value) is kind
     assert getattr(caught.value, "signum", None) == getattr(error, "signum", None)
 
@@ -227,7 +227,7 @@ def test_an_error_of_another_library_reaches_followers_as_a_message():
         raise ZeroDivisionError("by zero")
     follower.message = main.message
     with pytest.raises(UpdateError, match="ZeroDivisionError: by zero"):
-        follower.hear()
+        follower.receive()
 
 
 def test_a_follower_with_different_weights_is_detected():
@@ -246,7 +246,7 @@ class Told(Team):
         super().__init__(rank, 2)
         self._told, self._beside, self.said = iter(told), beside, []
 
-    def tell(self, message):
+    def broadcast(self, message):
         self.said.append(message)
         return message or orjson.dumps(next(self._told))
 
