@@ -76,8 +76,9 @@ def import_(
             on_progress=show,
         )
     text = f"added {done.added}, known already {done.known}"
-    skipped = f"bad rows: {done.bad}; without --skip-bad the first one is explained"
-    print_result(as_json, asdict(done), lambda: _show(text, done.bad and skipped))
+    print_result(as_json, asdict(done), lambda: say(text, GOOD))
+    if done.bad and not as_json:
+        say(f"skipped bad rows: {done.bad}; without --skip-bad the first one is explained", WARN)
 
 
 def export(
@@ -126,10 +127,9 @@ def export(
     if output is not None:
         value = {"file": str(output), "held_out": share, **asdict(done)}
         rows = f"{done.rows} row" if done.rows == 1 else f"{done.rows} rows"
-        skipped = f"rows that the format cannot hold: {done.bad}"
-        print_result(
-            as_json, value, lambda: _show(f"wrote {rows} to {output}", done.bad and skipped)
-        )
+        print_result(as_json, value, lambda: say(f"wrote {rows} to {output}", GOOD))
+        if done.bad and not as_json:
+            say(f"skipped rows that the format cannot hold: {done.bad}", WARN)
 
 
 def _reported(rows: Sequence[Example], report: Progress | None) -> Iterator[Example]:
@@ -137,9 +137,3 @@ def _reported(rows: Sequence[Example], report: Progress | None) -> Iterator[Exam
         yield row
         if report is not None and (number % 1000 == 0 or number == len(rows)):
             report("writing (rows)", number, len(rows))
-
-
-def _show(text: str, skipped: str | int) -> None:
-    say(text, GOOD)
-    if skipped:
-        say(f"skipped {skipped}", WARN)
