@@ -21,7 +21,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
-from typing import IO, Any, NamedTuple, get_args
+from typing import IO, Any, NamedTuple
 
 import orjson
 
@@ -35,7 +35,7 @@ from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.ingest.redaction import Redact
 from agentpref.record.messages import RunRow, answer, chain, run_row
 from agentpref.record.store import Store
-from agentpref.types import Comparison, Example, Feedback, Run, Source
+from agentpref.types import SOURCES, Comparison, Example, Feedback, Run, Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +115,8 @@ def import_file(
         MissingDependency: the file is Parquet, and pyarrow is not installed.
     """
     reader = RowReader(format)
-    if source not in get_args(Source):
-        known = ", ".join(map(repr, get_args(Source)))
+    if source not in SOURCES:
+        known = ", ".join(map(repr, SOURCES))
         raise ExchangeError(f"source is {source!r}; pass one of {known}")
     for name, text in (("namespace", namespace), ("tag", tag)):
         if text is not None and not (text and text.isprintable()):

@@ -47,17 +47,17 @@ class Preference(NamedTuple):
 JudgedAnswer: TypeAlias = "list[Vote[Run]]"
 """The agreeing thumbs on one answer to one prompt; the side is whether it is liked."""
 
-Match: TypeAlias = "tuple[JudgedAnswer, JudgedAnswer]"
-"""A liked and a disliked answer to the same prompt."""
-
 
 def stated_preferences(
     feedback: Iterable[Feedback], comparisons: Sequence[Comparison], runs: Mapping[str, Run]
 ) -> tuple[list[Vote[Preference]], list[LeftOut]]:
     """Read the corrections among some feedback, and comparisons."""
     flipped = _flipped(comparisons)
-    corrections = [row for row in feedback if row.correction is not None]
-    readings = [(row.feedback_id, _read_correction(row, runs)) for row in corrections]
+    readings = [
+        (row.feedback_id, _read_correction(row, row.correction, runs))
+        for row in feedback
+        if row.correction is not None
+    ]
     for row in comparisons:
         reading = _read_comparison(row, runs)
         is_flipped = row.comparison_id in flipped
@@ -118,13 +118,15 @@ def _answers(preference: Preference) -> tuple[Hashable, Hashable]:
     return (preference.run.prompt.id, frozenset((chosen, rejected))), chosen
 
 
-def _read_correction(row: Feedback, runs: Mapping[str, Run]) -> Vote[Preference] | Reason:
+def _read_correction(
+    row: Feedback, correction: Message, runs: Mapping[str, Run]
+) -> Vote[Preference] | Reason:
     run = runs.get(row.run_id)
-    if run is None or row.correction is None:
+    if run is None:
         return "unknown_run"
-    if canonical(row.correction) == canonical(run.output):
+    if canonical(correction) == canonical(run.output):
         return "identical_answers"
-    preference = Preference(run, row.correction, run.output, rejected_runs=(run,))
+    preference = Preference(run, correction, run.output, rejected_runs=(run,))
     return _vote(row, *_answers(preference), "correction", preference)
 
 
@@ -139,8 +141,7 @@ def _read_comparison(row: Comparison, runs: Mapping[str, Run]) -> Vote[Preferenc
     better, worse = (b, a) if row.winner == "b" else (a, b)
     preference = Preference(better, better.output, worse.output, (better,), (worse,))
     question, side = _answers(preference)
-    side = None if row.winner == "tie" else side
-    return _vote(row, question, side, "comparison", preference)
+    return _vote(row, question, None if row.winner == "tie" else side, "comparison", preference)
 
 
 def _flipped(comparisons: Iterable[Comparison]) -> set[str]:
@@ -164,9 +165,8 @@ def _flipped(comparisons: Iterable[Comparison]) -> set[str]:
 
 def _scale(row: Feedback) -> Scale:
     """What one score shows of its scale."""
-    if row.score is None:
-        return Scale(row.key, row.source, 0, 0, 0)
-    return Scale(row.key, row.source, 1, row.score < 0, abs(row.score) > 1)
+    score = row.score or 0
+    return Scale(row.key, row.source, row.score is not None, score < 0, abs(score) > 1)
 
 
 def _is_thumb(row: Feedback | Scale) -> bool:
@@ -199,7 +199,7 @@ def _read_thumb(
     return _vote(row, question, row.score > middle, "thumbs", run)
 
 
-def _matches(newest_first: Sequence[JudgedAnswer]) -> list[Match]:
+def _matches(newest_first: Sequence[JudgedAnswer]) -> list[tuple[JudgedAnswer, JudgedAnswer]]:
     """Match liked and disliked answers, reusing the shorter list until both are used up."""
     liked = [answer for answer in newest_first if answer[0].side]
     disliked = [answer for answer in newest_first if not answer[0].side]

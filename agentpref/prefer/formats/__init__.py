@@ -201,11 +201,8 @@ def record_of_row(
 
 def chosen_and_rejected(record: PreferenceRecord) -> tuple[Message, ...]:
     """The two completions of a pair; any other record is refused."""
-    if [*record.labels] != [1, 0]:
-        raise ExchangeError(
-            f"its completions have the labels {record.labels}, and this format holds one better "
-            "and one worse completion; choose another format"
-        )
+    cure = "choose another format: this one holds a better and a worse completion"
+    require([*record.labels] == [1, 0], "its list of labels", record.labels, cure)
     return record.completions
 
 

@@ -50,11 +50,8 @@ def write_preference(record: PreferenceRecord) -> dict[str, Any]:
 
 def write_unpaired(record: PreferenceRecord) -> dict[str, Any]:
     """Write a completion that was judged by itself; the format holds every message."""
-    if len(record.completions) != 1:
-        raise ExchangeError(
-            f"it has {len(record.completions)} completions, and this format holds one; choose "
-            "another format, such as 'preference'"
-        )
+    cure = "choose another format, such as 'preference': this one holds one completion"
+    require(len(record.labels) == 1, "its list of labels", record.labels, cure)
     return _row(record, completion=[*record.completions], label=record.labels[0] == 1)
 
 

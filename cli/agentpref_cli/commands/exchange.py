@@ -6,19 +6,22 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from agentpref.types import Source
 from agentpref_cli import options
 from agentpref_cli.terminal import GOOD, WARN, print_result, progress, say
 
 if TYPE_CHECKING:
-    from agentpref.prefer.exchange import Exported, Imported
-    from agentpref.types import Progress
+    from agentpref.prefer.exchange import Imported
+    from agentpref.types import Example, Progress
 
-_FORMATS = "preference, unpaired, openai, llamafactory, or one that a package registers"
-T = TypeVar("T")
+_FORMAT = (
+    "Format of the rows: preference, unpaired, openai, llamafactory, "
+    "or one that a package registers"
+)
 
 
 def import_(
@@ -28,26 +31,18 @@ def import_(
     home: options.Home = None,
     namespace: options.Namespace = "default",
     format: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help=f"Format of the rows: {_FORMATS} [default: each row's keys tell].",
-            show_default=False,
-        ),
+        str | None, typer.Option(metavar="NAME", help=f"{_FORMAT} [default: each row's keys tell].")
     ] = None,
     tag: Annotated[
         str | None,
         typer.Option(metavar="TAG", help="Tag of every row [default: its column `tag`]."),
     ] = None,
-    source: Annotated[Literal["human", "model", "code"], typer.Option(help="Who judged.")] = (
-        "human"
-    ),
+    source: Annotated[Source, typer.Option(help="Who judged.")] = "human",
     user_id: Annotated[
         str | None, typer.Option(metavar="ID", help="Which person or judge it was.")
     ] = None,
     redact: Annotated[
-        bool,
-        typer.Option("--redact", help="Remove addresses, numbers and keys from all texts."),
+        bool, typer.Option("--redact", help="Remove addresses, numbers and keys from all texts.")
     ] = False,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Count bad rows and continue after them.")
@@ -80,7 +75,10 @@ def import_(
             skip_bad=skip_bad,
             on_progress=show,
         )
-    print_result(as_json, asdict(done), lambda: _show_import(done))
+    text = f"added {done.added}, known already {done.known}"
+    print_result(as_json, asdict(done), lambda: say(text, GOOD))
+    if done.bad and not as_json:
+        say(f"skipped bad rows: {done.bad}; without --skip-bad the first one is explained", WARN)
 
 
 def export(
@@ -95,9 +93,7 @@ def export(
             help="Write here; Parquet if it ends in .parquet [default: standard output].",
         ),
     ] = None,
-    format: Annotated[
-        str, typer.Option(metavar="NAME", help=f"Format of the rows: {_FORMATS}.")
-    ] = "preference",
+    format: Annotated[str, typer.Option(metavar="NAME", help=f"{_FORMAT}.")] = "preference",
     split: Annotated[
         Literal["all", "train", "held-out"], typer.Option(help="Which side of the split.")
     ] = "all",
@@ -122,34 +118,22 @@ def export(
     with options.reading(home) as connection:
         share = options.held_out_share(home, connection, namespace, held_out)
         found = read_examples(Store(connection), namespace, held_out=share)
-    examples = [
-        example
-        for example in (found.thumbs if completions == 1 else found.pairs)
-        if split == "all" or example.held_out == (split == "held-out")
-    ]
+    examples = found.thumbs if completions == 1 else found.pairs
+    if split != "all":
+        examples = tuple(one for one in examples if one.held_out == (split == "held-out"))
     target = sys.stdout.buffer if output is None else output
     with progress(as_json) as report:
         done = export_file(_reported(examples, report), target, format=format, skip_bad=skip_bad)
     if output is not None:
         value = {"file": str(output), "held_out": share, **asdict(done)}
-        print_result(as_json, value, lambda: _show_export(done, output))
+        rows = f"{done.rows} row" if done.rows == 1 else f"{done.rows} rows"
+        print_result(as_json, value, lambda: say(f"wrote {rows} to {output}", GOOD))
+        if done.bad and not as_json:
+            say(f"skipped rows that the format cannot hold: {done.bad}", WARN)
 
 
-def _reported(rows: Sequence[T], report: Progress | None) -> Iterator[T]:
+def _reported(rows: Sequence[Example], report: Progress | None) -> Iterator[Example]:
     for number, row in enumerate(rows, start=1):
         yield row
         if report is not None and (number % 1000 == 0 or number == len(rows)):
             report("writing (rows)", number, len(rows))
-
-
-def _show_import(done: Imported) -> None:
-    say(f"added {done.added}, known already {done.known}", GOOD)
-    if done.bad:
-        say(f"skipped bad rows: {done.bad}; without --skip-bad the first one is explained", WARN)
-
-
-def _show_export(done: Exported, output: Path) -> None:
-    rows = f"{done.rows} row" if done.rows == 1 else f"{done.rows} rows"
-    say(f"wrote {rows} to {output}", GOOD)
-    if done.bad:
-        say(f"skipped rows that the format cannot hold: {done.bad}", WARN)
