@@ -17,7 +17,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler
@@ -99,17 +99,16 @@ class AgentprefCallback(BaseCallbackHandler):
         self._tags = tuple(tags)
         self._defaults = {"thread_id": thread_id, "user_id": user_id}
         self._lock = threading.Lock()
-        self._calls: _Notes[dict[str, Any]] = _Notes()
-        self._roots: _Notes[UUID] = _Notes()
-        self._answers: _Notes[str] = _Notes()
+        self._calls: dict[UUID, dict[str, Any]] = {}
+        self._roots: dict[UUID, UUID] = {}
+        self._answers: dict[UUID, str] = {}
         self._counted: Counter[str] = Counter()
 
     @property
     def counts(self) -> CallbackCounts:
         """What became of the model calls so far."""
-        seen, calls = self._counted, self._calls
-        failed = seen["failed"] + calls.forgotten
-        return CallbackCounts(seen["logged"], failed, seen["lost"], len(calls))
+        seen = self._counted
+        return CallbackCounts(seen["logged"], seen["failed"], seen["lost"], len(self._calls))
 
     def answer_of(self, trace_id: UUID) -> str | None:
         """The run that answered last in a trace, for the 10,000 newest traces.
@@ -139,7 +138,7 @@ class AgentprefCallback(BaseCallbackHandler):
 
     def on_llm_end(self, response: LLMResult, *, run_id: UUID, **event: Any) -> None:
         """Record the answers to one prompt."""
-        call = self._calls.pop(run_id)
+        call = self._take(self._calls, run_id)
         if call is None:
             return
         with self._counting_losses():
@@ -147,20 +146,20 @@ class AgentprefCallback(BaseCallbackHandler):
                 name = f"{run_id}:{index}" if index else str(run_id)
                 self._log.record(run_id=name, **{**call, **_answered(answer, call["model"])})
                 self._count("logged")
-            self._answers.put(UUID(call["trace_id"]), str(run_id))
+            self._put(self._answers, UUID(call["trace_id"]), str(run_id))
 
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **event: Any) -> None:
         """Drop a call that raised, was cancelled or had its stream closed early."""
-        if self._calls.pop(run_id) is not None:
+        if self._take(self._calls, run_id) is not None:
             self._count("failed")
 
     def _on_start(self, *what: Any, run_id: UUID, **event: Any) -> None:
         """Note the trace of a chain, tool or retriever, which may call a model."""
-        self._roots.put(run_id, self._root(run_id, event))
+        self._put(self._roots, run_id, self._root(run_id, event))
 
     def _on_end(self, *what: Any, run_id: UUID, **event: Any) -> None:
         """Drop the note of a chain, tool or retriever that ended or raised."""
-        self._roots.pop(run_id)
+        self._take(self._roots, run_id)
 
     on_chain_start = on_tool_start = on_retriever_start = _on_start
     on_chain_end = on_tool_end = on_retriever_end = _on_end
@@ -170,7 +169,8 @@ class AgentprefCallback(BaseCallbackHandler):
         metadata = event.get("metadata") or {}
         invocation = event.get("invocation_params") or {}
         places = (metadata, invocation, ensure_config().get("configurable"), self._defaults)
-        self._calls.put(
+        self._put(
+            self._calls,
             run_id,
             {
                 "messages": messages,
@@ -192,6 +192,18 @@ class AgentprefCallback(BaseCallbackHandler):
         parent: UUID | None = event.get("parent_run_id")
         return run_id if parent is None else self._roots.get(parent) or parent
 
+    def _put(self, notes: dict[UUID, V], run_id: UUID, value: V) -> None:
+        """Note a value for a run, and drop the oldest note where there are too many."""
+        with self._lock:
+            notes[run_id] = value
+            dropped = notes.pop(next(iter(notes)), None) if len(notes) > _MOST_KEPT else None
+        if dropped is not None and notes is self._calls:
+            self._count("failed")
+
+    def _take(self, notes: dict[UUID, V], run_id: UUID) -> V | None:
+        with self._lock:
+            return notes.pop(run_id, None)
+
     def _count(self, name: str) -> None:
         with self._lock:
             self._counted[name] += 1
@@ -203,32 +215,6 @@ class AgentprefCallback(BaseCallbackHandler):
         except Exception:
             self._count("lost")
             raise  # LangChain logs it and continues, since raise_error is off
-
-
-class _Notes(Generic[V]):
-    """A value for each of the newest runs; safe among threads."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._runs: dict[UUID, V] = {}
-        self.forgotten = 0
-
-    def put(self, run_id: UUID, value: V) -> None:
-        with self._lock:
-            self._runs[run_id] = value
-            if len(self._runs) > _MOST_KEPT:
-                del self._runs[next(iter(self._runs))]
-                self.forgotten += 1
-
-    def get(self, run_id: UUID) -> V | None:
-        return self._runs.get(run_id)
-
-    def pop(self, run_id: UUID) -> V | None:
-        with self._lock:
-            return self._runs.pop(run_id, None)
-
-    def __len__(self) -> int:
-        return len(self._runs)
 
 
 def _answered(answer: Generation, model: str | None) -> dict[str, Any]:

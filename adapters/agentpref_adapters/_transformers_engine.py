@@ -38,15 +38,9 @@ class NotFinite(GenerationFailed):
 class ActiveRequest:
     """A request while it is answered: the model's thread fills it, and another thread waits.
 
-    Args:
-        revision: the revision's id, or ``"base"``.
-        adapter: the revision's matrices, kept in memory until the answer ends; ``None``: the base.
-        request: what was asked.
-        prompt: the token ids to continue.
-        text: turns tokens into text.
-        ends: the tokens that end a turn.
-        room: the most tokens to write.
-        streaming: whether the caller reads pieces of text.
+    ``adapter`` is kept in memory until the answer ends (``None``: the base). ``prompt`` are the
+    token ids to continue, with at most ``room`` tokens and up to one of ``ends``. Where
+    ``streaming``, the caller reads pieces of text.
     """
 
     revision: str
@@ -76,11 +70,6 @@ class ActiveRequest:
             self.generator.seed()
         else:
             self.generator.manual_seed(self.request.seed)
-
-    @property
-    def longest(self) -> int:
-        """The most tokens of prompt and answer together."""
-        return len(self.prompt) + self.room
 
     def results(self) -> Iterator[str | Reply]:
         """Wait for pieces of text and the reply; leaving early makes the engine stop."""
@@ -116,17 +105,16 @@ class ActiveRequest:
             self.done = True
             self._outbox.put(error)
 
-    def _read(self) -> None:
-        self._put_text(self.text.push(*self._unread))
+    def _read(self, last: bool = False) -> None:
+        piece = self.text.push(*self._unread)
         self._unread.clear()
-
-    def _put_text(self, piece: str) -> None:
+        if last:
+            piece += self.text.finish()
         if piece and self.streaming:
             self._outbox.put(piece)
 
     def _finish(self, reason: FinishReason) -> None:
-        self._read()
-        self._put_text(self.text.finish())
+        self._read(last=True)
         self.done = True
         message = assistant_message(self.text.text, turn=len(self.request.messages))
         tokens, logprobs = tuple(self._tokens), tuple(self._logprobs)
@@ -168,8 +156,8 @@ class Engine:
         """Write the first token of each request, and add it to the requests being answered."""
         waiting = [request for request in requests if not request.done]
         self._requests += waiting
-        together = [request for request in waiting if request.longest <= self._turning_point]
-        alone = [request for request in waiting if request.longest > self._turning_point]
+        alone = [r for r in waiting if len(r.prompt) + r.room > self._turning_point]
+        together = [request for request in waiting if request not in alone]
         for group in [together, *([request] for request in alone)]:
             with _failing(group):
                 if group:

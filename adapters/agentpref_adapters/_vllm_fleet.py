@@ -12,14 +12,16 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tenacity import (
     RetryCallState,
     Retrying,
     retry_if_exception,
     stop_after_delay,
+    stop_any,
     wait_random_exponential,
 )
 
@@ -48,39 +50,30 @@ from agentpref_adapters._vllm_server import (
 
 T = TypeVar("T")
 
-Probe = Callable[[Server, Model], Piece]
-"""Asks a server one question of a revision; raises ``SwapFailed`` if the answer is invalid."""
-
 LONGEST_PASS_SECONDS = 30.0
 _FAILING_ROUNDS = 8
 """How often a request is sent to servers that answer 500: the request may be what breaks them."""
 _IDENTITY = ("digest", "template_digest")
 
 
+@dataclass(eq=False)
 class Member:
     """A server of a fleet, and what is known of it; may be used from any thread.
 
-    Args:
-        server: the client of the server.
-        base: the base model that the server must have.
-        probe: asks the server a question.
-        adapters_at: the folder in which the server sees the home's ``adapters/``; ``None``: the
-            same as here.
+    ``expected`` is the base model that the server must have. ``ask_probe`` asks the server one
+    question of a revision, and raises ``SwapFailed`` if the answer is invalid. ``adapters_at`` is
+    the folder in which the server sees the home's ``adapters/``; ``None``: the same as here.
     """
 
-    def __init__(
-        self, server: Server, base: BaseFiles, probe: Probe, adapters_at: str | None = None
-    ) -> None:
-        """Send no request yet."""
-        self.server = server
-        self.passed_over_until = 0.0
-        self._expected = base
-        self._probe = probe
-        self._adapters_at = adapters_at
-        self._base: Model | None = None
-        self._ready: set[str] = set()
-        self._failures = 0
-        self._loading = threading.Lock()  # one thread loads and probes; others wait for it
+    server: Server
+    expected: BaseFiles
+    ask_probe: Callable[[Server, Model], Piece]
+    adapters_at: str | None = None
+    passed_over_until: float = field(default=0.0, init=False)
+    _base: Model | None = field(default=None, init=False)
+    _ready: set[str] = field(default_factory=set, init=False)
+    _failures: int = field(default=0, init=False)
+    _loading: Any = field(default_factory=threading.RLock, init=False)
 
     def base(self) -> Model:
         """The base model as the server names it; ``WrongBase`` if it is another model."""
@@ -98,17 +91,22 @@ class Member:
     def load(self, revision: Revision) -> None:
         """Load a revision, unless it is ready; ``RevisionError`` if its files were edited."""
         self.base()
-        with self._loading:
-            self._load(revision)
+        name, path = revision.revision_id, str(revision.path)
+        with self._loading:  # one thread loads and probes; others wait for it
+            if name not in self._ready:
+                check_published(revision)
+                if self.adapters_at is not None:
+                    path = str(PurePosixPath(self.adapters_at) / name)
+                self.server.load(name, path)
 
     def probe(self, revision: Revision) -> Piece:
         """Probe a revision, which is loaded if it is not; it is ready to serve from then on."""
         name = revision.revision_id
         try:
-            piece = self._probe(self.server, self.base()._replace(name=name))
+            piece = self.ask_probe(self.server, self.base()._replace(name=name))
         except NotLoaded:  # the server did not answer when it was loaded, or restarted
             self.load(revision)
-            piece = self._probe(self.server, self.base()._replace(name=name))
+            piece = self.ask_probe(self.server, self.base()._replace(name=name))
         self._ready.add(name)
         return piece
 
@@ -121,8 +119,9 @@ class Member:
             raise GenerationFailed(f"{name} is not loaded; load it first")
         if name not in self._ready:
             with self._loading:
-                if self._load(revision):
-                    self._probe(self.server, base._replace(name=name))
+                if name not in self._ready:
+                    self.load(revision)
+                    self.ask_probe(self.server, base._replace(name=name))
                     self._ready.add(name)
         return base._replace(name=name)
 
@@ -148,19 +147,8 @@ class Member:
         self._failures = 0
         self.passed_over_until = 0.0
 
-    def _load(self, revision: Revision) -> bool:
-        """Load a revision; return ``False`` if it was ready."""
-        name, path = revision.revision_id, str(revision.path)
-        if name in self._ready:
-            return False
-        check_published(revision)
-        if self._adapters_at is not None:
-            path = str(PurePosixPath(self._adapters_at) / name)
-        self.server.load(name, path)
-        return True
-
     def _check_base(self, served: str) -> None:
-        base, root = self._expected, Path(served)
+        base, root = self.expected, Path(served)
         if served == base.name or not root.is_dir() or root.samefile(base.path):
             return
         found = read_base(served)
@@ -268,11 +256,10 @@ class Fleet:
         raise next((error for error in errors if _is_temporary(error)), errors[0])
 
     def _patiently(self, attempt: Callable[[], T]) -> T:
-        out_of_time = stop_after_delay(self._patience)
         return Retrying(
             retry=retry_if_exception(_is_temporary),
             wait=wait_random_exponential(multiplier=0.1, max=2),
-            stop=lambda state: out_of_time(state) or _fails_too_often(state),
+            stop=stop_any(stop_after_delay(self._patience), _fails_too_often),
             reraise=True,
         )(attempt)
 

@@ -80,29 +80,17 @@ def vllm_process(
 ) -> VllmProcess:
     """Prepare a vLLM server without starting it; its log is ``<logs>/vllm-<port>.log``.
 
-    Args:
-        model: the base model: ``"tiny"``, a folder of safetensors, or a name on a model hub.
-        extra: more options of vLLM, as words of its command line.
-        logs: the folder of the log.
-        python: the interpreter that has vLLM; ``None`` searches for one.
-        host: the address to listen on; an address others can reach needs ``allow_remote``.
-        port: 0 chooses a free one.
-        max_loras: how many adapters are loaded at a time. The default has room for live, the
-            canary, the revision before live, and the next one.
-        allow_remote: allow an address others can reach.
-        start_seconds: how long the server may take until it is ready.
+    The arguments are those of ``agentpref serve``; ``extra`` are the words that follow its ``--``.
+    ``python=None`` searches for an interpreter with vLLM, and ``port=0`` chooses a free port. The
+    default of ``max_loras`` has room for live, the canary, the revision before live, and the next.
 
     Raises:
-        ConfigError: a setting is out of range, opens the server to the network, or is given in
-            ``extra`` although it has an argument of its own.
+        ConfigError: a setting opens the server to the network, or is given in ``extra`` although it
+            has an argument of its own.
         MissingDependency: no interpreter has vLLM.
         ModelNotFound: the base model was not found.
         UnsupportedModel: the base model has no safetensors.
     """
-    if not 0 <= port <= 65535:
-        raise ConfigError(f"port is {port}, but must be from 0 to 65535")
-    if max_loras < 1:
-        raise ConfigError(f"max_loras is {max_loras}, but must be 1 or more")
     if host not in LOOPBACK and not allow_remote:
         raise ConfigError(
             f"host is {host!r}, which others can reach, and vLLM's API key does not guard "

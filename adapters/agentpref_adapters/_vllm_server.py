@@ -8,6 +8,8 @@ and need different cures.
 from __future__ import annotations
 
 import math
+import os
+import re
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,7 +39,7 @@ _REFUSALS = range(400, 500)
 _BROKEN = 500
 # The message of vLLM's status 400 for a log-probability that is NaN, which JSON cannot hold.
 _NOT_A_NUMBER = "Out of range float values"
-_MAX_LORAS = "vllm:lora_requests_info"
+_MAX_LORAS = re.compile(r'^vllm:lora_requests_info.*\bmax_lora="(\d+)"', re.MULTILINE)
 _UPDATING = "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
 
 
@@ -96,7 +98,7 @@ class Server:
     Args:
         url: e.g. ``http://127.0.0.1:8000``; a ``/v1`` at its end is ignored.
         timeout: seconds that a call, or the next piece of a stream, may take.
-        key: the server's API key, if it has one.
+        key: the server's API key; ``None``: the one in ``VLLM_API_KEY``, if any.
 
     Raises:
         ConfigError: the URL is invalid.
@@ -105,7 +107,8 @@ class Server:
     def __init__(self, url: str, *, timeout: float, key: str | None = None) -> None:
         """Prepare a pool of connections; send no request yet."""
         self.url, self.place = _address(url)
-        self._busy = 0
+        self.busy = 0  # how many answers this client waits for
+        key = key or os.environ.get("VLLM_API_KEY")
         self._counting = threading.Lock()
         self._client = httpx.Client(
             base_url=self.url,
@@ -114,11 +117,6 @@ class Server:
             limits=httpx.Limits(max_connections=None, keepalive_expiry=_IDLE_SECONDS),
             trust_env=False,  # a proxy meant for the internet must not see prompts on loopback
         )
-
-    @property
-    def busy(self) -> int:
-        """How many answers this client waits for."""
-        return self._busy
 
     def is_ready(self) -> bool:
         """Whether the server answers requests."""
@@ -153,9 +151,8 @@ class Server:
         answer = self._asked("GET", "/metrics")
         if answer.is_error:
             return None
-        lines = (line for line in answer.text.splitlines() if line.startswith(_MAX_LORAS))
-        found = [line.partition('max_lora="')[2].partition('"')[0] for line in lines]
-        return next((int(number) for number in found if number.isdigit()), None)
+        found = _MAX_LORAS.search(answer.text)
+        return int(found[1]) if found else None
 
     def load(self, name: str, path: str) -> None:
         """Load an adapter, unless it is loaded from the same path; ``SwapFailed`` if refused."""
@@ -225,23 +222,19 @@ class Server:
                 tuple(choice["token_ids"] or ()), tuple(logprobs), choice["finish_reason"]
             )
         except (KeyError, IndexError, TypeError) as error:
-            raise self._no_tokens(value) from error
+            said = value.get("error")
+            if isinstance(said, dict):
+                kind = GenerationFailed if said.get("code") in _REFUSALS else ServerUnreachable
+                raise kind(f"{self.url} broke off: {said.get('message')}; see its log") from error
+            raise GenerationFailed(
+                f"{self.url} sent no token ids but {str(value)[:80]!r}; use vLLM 0.11 or newer, "
+                f"whose completions take return_token_ids"
+            ) from error
         if piece.finish_reason not in (None, "stop", "length"):  # "abort", when it shuts down
             raise ServerUnreachable(
                 f"{self.url} ended an answer with {piece.finish_reason!r}; ask again"
             )
         return piece
-
-    def _no_tokens(self, value: Mapping[str, Any]) -> ServingError:
-        """The error for a piece without tokens: a failed answer, or another kind of server."""
-        error = value.get("error")
-        if isinstance(error, dict):
-            kind = GenerationFailed if error.get("code") in _REFUSALS else ServerUnreachable
-            return kind(f"{self.url} broke off: {error.get('message')}; see its log")
-        return GenerationFailed(
-            f"{self.url} sent no token ids but {str(value)[:80]!r}; use vLLM 0.11 or newer, whose "
-            f"completions take return_token_ids"
-        )
 
     def _check(self, model: str, answer: httpx.Response) -> None:
         if answer.is_success:
@@ -266,12 +259,12 @@ class Server:
     @contextmanager
     def _counted(self) -> Iterator[None]:
         with self._counting:
-            self._busy += 1
+            self.busy += 1
         try:
             yield
         finally:
             with self._counting:
-                self._busy -= 1
+                self.busy -= 1
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

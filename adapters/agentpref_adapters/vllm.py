@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from itertools import chain
 from pathlib import Path
@@ -99,7 +99,7 @@ def has_loaded(place: str, revision_id: str) -> bool | None:
     :meth:`VllmBackend.capabilities` lists the places. Where no server listens, the answer is
     ``False``.
     """
-    with closing(Server(place, timeout=_ASK_SECONDS, key=_key())) as server:
+    with closing(Server(place, timeout=_ASK_SECONDS)) as server:
         try:
             return any(model.name == revision_id for model in server.models())
         except NobodyListens:
@@ -149,14 +149,16 @@ class VllmBackend:
             raise ConfigError("no server is named; give its address, e.g. http://127.0.0.1:8000")
         self.base = read_base(model)
         self._tokenizer = load_tokenizer(model, self.base.path)
-        self._ends = end_tokens(self._tokenizer, _generation_end(self.base.path))
+        file = self.base.path / "generation_config.json"
+        generation = orjson.loads(file.read_bytes()) if file.is_file() else {}
+        self._ends = end_tokens(self._tokenizer, generation.get("eos_token_id"))
         self._tokenizing = threading.Lock()
         self._max_loras = max_loras
         self._revisions: dict[str, Revision] = {}
         self._closed = False
         self._process = os.getpid()  # a forked child would read answers to its parent
         self._probe_prompt = self._encode(PROBE)
-        servers = [Server(url, timeout=timeout, key=key or _key()) for url in urls]
+        servers = [Server(url, timeout=timeout, key=key) for url in urls]
         self._places = tuple(sorted({server.place for server in servers}))
         members = [Member(one, self.base, self._ask_probe, adapters_at) for one in servers]
         self._fleet = Fleet(members, patience=patience)
@@ -167,11 +169,15 @@ class VllmBackend:
 
     def capabilities(self) -> Capabilities:
         """Streaming; as many revisions as the servers were started for, if that is known."""
+        room = self._max_loras
+        if not room:  # the least that a server reports, if any does
+            reports, _ = self._fleet.reach(lambda member: member.server.max_loras())
+            room = min((number for number in reports if number is not None), default=None)
         return Capabilities(
             engine="vllm",
             streaming=True,
             places=self._places,
-            max_loaded=self._max_loras or self._reported_max_loras(),
+            max_loaded=room,
         )
 
     def validate(self, revision: Revision) -> None:
@@ -186,7 +192,14 @@ class VllmBackend:
         """
         self._require_open()
         name = revision.revision_id
-        self._require_room(name)
+        room = self.capabilities().max_loaded
+        others = set(self.list_loaded()) - {name}
+        if room is not None and len(others) >= room:
+            raise SwapFailed(
+                f"{name} does not fit: the servers keep {room} adapters, and have "
+                f"{', '.join(sorted(others))}; start them with a larger --max-loras and "
+                f"--max-cpu-loras, or pass their number as max_loras"
+            )
         self._revisions[name] = revision
         try:
             self._fleet.everywhere(lambda member: member.load(revision))
@@ -230,15 +243,8 @@ class VllmBackend:
                 refuses the request.
             ServerUnreachable: no server answered within ``patience``.
         """
-        self._require_open()
-        prompt = self._encode(request)
-        revision = self._revisions.get(revision_id)
-
-        def complete(member: Member) -> Piece:
-            model = member.serving(revision_id, revision)
-            return member.server.complete(self._body(request, prompt, model))
-
-        piece = self._fleet.call(complete)
+        body = self._bodies(revision_id, request)
+        piece = self._fleet.call(lambda member: member.server.complete(body(member)))
         return self._reply(revision_id, request, piece)
 
     def stream(self, revision_id: str, request: GenerationRequest) -> Iterator[str | Reply]:
@@ -247,14 +253,11 @@ class VllmBackend:
         Closing the stream early stops the server, too. A stream that breaks in the middle is not
         repeated, because its first pieces are already out.
         """
-        self._require_open()
-        prompt = self._encode(request)
-        revision = self._revisions.get(revision_id)
+        body = self._bodies(revision_id, request)
 
         def begin(member: Member) -> tuple[Piece, Pieces]:
             """Wait for the first piece: a failure before it can be repeated elsewhere."""
-            model = member.serving(revision_id, revision)
-            pieces = member.server.stream(self._body(request, prompt, model))
+            pieces = member.server.stream(body(member))
             for first in pieces:
                 return first, pieces
             raise ServerUnreachable("a server ended an answer before its first token; ask again")
@@ -272,21 +275,6 @@ class VllmBackend:
         if self._closed or os.getpid() != self._process:
             raise BackendClosed(CLOSED)
 
-    def _reported_max_loras(self) -> int | None:
-        """The smallest number of adapters that a server runs together, if any server says."""
-        found, _ = self._fleet.reach(lambda member: member.server.max_loras())
-        return min((number for number in found if number is not None), default=None)
-
-    def _require_room(self, name: str) -> None:
-        room = self.capabilities().max_loaded
-        loaded = {*self.list_loaded(), name}
-        if room is not None and len(loaded) > room:
-            raise SwapFailed(
-                f"{name} does not fit: the servers keep {room} adapters, and have "
-                f"{', '.join(sorted(loaded - {name}))}; start them with a larger --max-loras and "
-                f"--max-cpu-loras, or pass their number as max_loras"
-            )
-
     def _ask_probe(self, server: Server, model: Model) -> Piece:
         try:
             piece = server.complete(self._body(PROBE, self._probe_prompt, model))
@@ -300,6 +288,14 @@ class VllmBackend:
                 f"diverged, or the server's precision is too low for it"
             )
         return piece
+
+    def _bodies(
+        self, revision_id: str, request: GenerationRequest
+    ) -> Callable[[Member], dict[str, object]]:
+        """What makes a revision ready on a server, and gives the body of a request to it."""
+        self._require_open()
+        prompt, revision = self._encode(request), self._revisions.get(revision_id)
+        return lambda member: self._body(request, prompt, member.serving(revision_id, revision))
 
     def _body(
         self, request: GenerationRequest, prompt: Sequence[int], model: Model
@@ -358,16 +354,3 @@ class VllmBackend:
             raise ServerUnreachable(f"the answer of {revision_id} broke off; ask again")
         message = assistant_message(text.text, turn=len(request.messages))
         yield Reply(revision_id, message, tuple(tokens), tuple(logprobs), reason)
-
-
-def _generation_end(folder: Path) -> int | list[int] | None:
-    """``eos_token_id`` of a model's generation settings."""
-    file = folder / "generation_config.json"
-    found: int | list[int] | None = None
-    if file.is_file():
-        found = orjson.loads(file.read_bytes()).get("eos_token_id")
-    return found
-
-
-def _key() -> str | None:
-    return os.environ.get("VLLM_API_KEY") or None

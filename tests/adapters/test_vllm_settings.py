@@ -98,15 +98,6 @@ def test_a_loopback_host_is_accepted(prepare, host: str) -> None:
     assert host in prepare(host=host, port=1).command
 
 
-@pytest.mark.parametrize(
-    ("setting", "words"),
-    [({"port": 70000}, "port is 70000"), ({"max_loras": 0}, "max_loras is 0")],
-)
-def test_values_that_vllm_would_refuse_are_refused(prepare, setting, words) -> None:
-    with pytest.raises(ConfigError, match=words):
-        prepare(**setting)
-
-
 def test_environment_variables_of_the_user_win_over_ours(prepare, monkeypatch) -> None:
     monkeypatch.setenv("VLLM_NO_USAGE_STATS", "0")
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")

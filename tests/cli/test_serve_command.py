@@ -220,6 +220,11 @@ def test_a_host_that_others_can_reach_is_bad_usage(run, home, revisions) -> None
     assert "--allow-remote" in err
 
 
+@pytest.mark.parametrize(("option", "value"), [("--port", "70000"), ("--max-loras", "0")])
+def test_a_number_out_of_range_is_bad_usage(run, home, revisions, option, value) -> None:
+    assert option in run("serve", "--model", "tiny", option, value, exits=2).err
+
+
 def test_an_api_key_among_the_options_of_the_engine_is_bad_usage(run, home, revisions) -> None:
     err = run("serve", *ARGUMENTS, "--", "--api-key", "s3cret", exits=2).err
     assert "set VLLM_API_KEY" in err

@@ -47,9 +47,11 @@ def serve(
         ),
     ] = None,
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(metavar="N", help="0 takes a free one.")] = 8000,
+    port: Annotated[
+        int, typer.Option(metavar="N", min=0, max=65535, help="0 takes a free one.")
+    ] = 8000,
     max_loras: Annotated[
-        int, typer.Option(metavar="N", help="How many revisions are loaded at a time.")
+        int, typer.Option(metavar="N", min=1, help="How many revisions are loaded at a time.")
     ] = 4,
     start_minutes: Annotated[
         float, typer.Option(metavar="M", help="How long vLLM may take to start.")
@@ -142,13 +144,7 @@ def _run(
     namespaces: Sequence[str],
     printer: Printer,
 ) -> None:
-    """Start the server and follow what is live, until the server ends or a signal comes.
-
-    Raises:
-        EngineFailed: the server did not start, or ended by itself.
-        AgentprefError: the live revision cannot be served.
-        KeyboardInterrupt: a signal came; the server has ended.
-    """
+    """Start the server and follow what is live, until it ends (``EngineFailed``) or a signal."""
     from agentpref.serve.registry import Registry
     from agentpref.serve.router import Router
     from agentpref.serve.watch import Watcher
