@@ -54,14 +54,13 @@ def stats(
 
 def _show_counts(counts: Mapping[str, Mapping[str, Any]]) -> None:
     if not counts:
-        say("nothing is logged yet")
-        return
-    names = ("runs", "threads", "users", "feedback", "corrections", "comparisons")
+        return say("nothing is logged yet")
+    names = ("namespace", "runs", "threads", "users", "feedback", "corrections", "comparisons")
     rows = [
-        (namespace, *(found[name] for name in names), moment(found["last_at"]))
+        {"namespace": namespace, **found, "last run": moment(found["last_at"])}
         for namespace, found in counts.items()
     ]
-    table(("namespace", *names, "last run"), rows)
+    return table((*names, "last run"), rows)
 
 
 def pairs(
@@ -88,7 +87,7 @@ def pairs(
     from agentpref.prefer.examples import read_examples
     from agentpref.record.store import Store
 
-    start = None if since is None else _parse_since(since)
+    start = None if since is None else options.parse_since(since, time.time(), "--since")
     with options.reading(home) as connection:
         share = options.held_out_share(home, connection, namespace, held_out)
         found = read_examples(Store(connection), namespace, held_out=share, since=start)
@@ -113,26 +112,11 @@ def pairs(
     print_result(as_json, value, lambda: _show_pairs(value, since))
 
 
-def _parse_since(text: str) -> float:
-    try:
-        return options.parse_since(text, time.time())
-    except ValueError as error:
-        raise typer.BadParameter(
-            f"{text!r} is no time; give an age such as 1d or 12h, or a date such as 2026-11-19",
-            param_hint="--since",
-        ) from error
-
-
 def _strata(found: ExampleSet) -> list[dict[str, Any]]:
     counts = Counter((pair.tag, pair.origin, pair.held_out) for pair in found.pairs)
     return [
-        {
-            "tag": tag,
-            "origin": origin,
-            "train": counts[tag, origin, False],
-            "held_out": counts[tag, origin, True],
-        }
-        for tag, origin in sorted({(tag, origin) for tag, origin, _ in counts})
+        {"tag": t, "origin": o, "train": counts[t, o, False], "held_out": counts[t, o, True]}
+        for t, o in sorted({(tag, origin) for tag, origin, _ in counts})
     ]
 
 
@@ -148,15 +132,14 @@ def _show_pairs(value: dict[str, Any], since: str | None) -> None:
         when = "yet" if since is None else f"since {since}"
         say(f"no pairs {when}: compare two answers to a prompt, correct one, or import a file")
     else:
-        columns = ("tag", "origin", "train", "held_out")
-        table(columns, [tuple(row.values()) for row in value["strata"]])
+        table(("tag", "origin", "train", "held_out"), value["strata"])
     if value["newest"]:
-        columns = ("pair", "prompt", "chosen", "rejected")
+        columns = ("prompt", "chosen", "rejected")
         rows = [
-            (row["pair"][:8], *(one_line(row[name], _SHOWN) for name in columns[1:]))
+            (row["pair"][:8], *(one_line(row[name], _SHOWN) for name in columns))
             for row in value["newest"]
         ]
-        table(columns, rows)
+        table(("pair", *columns), rows)
     if value["held_out"] != HELD_OUT:
         say(f"share of the prompts that is held out: {value['held_out']:g}")
     if value["thumbs"]:
