@@ -98,11 +98,7 @@ def facts(values: Mapping[str, object]) -> None:
     """Print names and their values, one per line."""
     width = max(map(len, values), default=0) + 2
     for name, value in values.items():
-        if sys.stdout.isatty():
-            label = _text(name.ljust(width), DIM)
-            _draw(sys.stdout, label.append(cell(value), style="default"), soft_wrap=True)
-        else:
-            print(f"{name}\t{cell(value)}")
+        say((name.ljust(width) if sys.stdout.isatty() else name + "\t") + cell(value))
 
 
 @contextmanager
