@@ -14,7 +14,6 @@ writes the table of settings in docs/updates.md from these declarations.
 
 from __future__ import annotations
 
-import difflib
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, is_dataclass
@@ -86,8 +85,8 @@ def _group(prefix: str, *, switch: str | None = None) -> Callable[[type[T]], typ
                 raise _explained(kind, prefix, error.errors()[0], settings) from error
             if switch and not getattr(self, switch):
                 off = prefix + switch
+                cure = f"leave it out, or raise {off}"
                 for name in (name for name in _fields(kind) if name != switch):
-                    cure = f"leave it out, or raise {off}"
                     _refuse_idle(self, prefix + name, f"{off} is 0", cure)
 
         kind.__init__ = checked  # type: ignore[method-assign, assignment]
@@ -116,15 +115,12 @@ class LossSettings:
     beta: float = setting(0.1, "temperature β of the loss", gt=0)
     noise: float | None = setting(
         None,
-        "share ε of flipped labels; None: each pair's own. Only for sigmoid and "
-        "robust (there below 0.5)",
+        "share ε of flipped labels, for sigmoid and robust; None: each pair's own",
         ge=0,
         le=0.5,
     )
     wpo: bool = setting(
-        False,
-        "weigh answers that the live revision did not write by how likely they are "
-        "under it (2406.11827)",
+        False, "weigh what the live revision did not write by its probability there (2406.11827)"
     )
     nll: float = setting(0.1, "weight α of the NLL anchor (2404.19733)", ge=0)
     nll_on_corrections: float = setting(1.0, "weight α of the anchor on corrections", ge=0)
@@ -187,8 +183,8 @@ class GateSettings:
     retention_margin: float = setting(0.03, "loss of accuracy that is allowed", ge=0)
     flip_rate: float = setting(
         0.1,
-        "share of a stratum's pairs that a harmless update may turn over, both ways "
-        "together; the retention margin is widened to what that shows by chance",
+        "share of a stratum's pairs that a harmless update may turn over, both ways together; "
+        "widens the retention margin to what that shows by chance",
         ge=0,
         le=1,
     )
@@ -196,10 +192,9 @@ class GateSettings:
     max_old_pairs: int = setting(1000, "evaluate at most so many old held-out pairs", ge=1)
     kl_budget: float = setting(0.15, "KL from the base model, in nats per token", gt=0)
     distinct_floor: float = setting(0.9, "distinct-2 of the answers, relative to live", ge=0)
-    length_ratio: tuple[
-        Annotated[float, Field(gt=0, le=1)],
-        Annotated[float, Field(ge=1)],
-    ] = setting((0.8, 1.25), "length of the answers, relative to live", strict=False)
+    length_ratio: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(ge=1)]] = (
+        setting((0.8, 1.25), "length of the answers, relative to live", strict=False)
+    )
 
 
 @_group("")
@@ -212,16 +207,10 @@ class UpdateConfig:
     """
 
     seed: int = setting(0, "seed of everything random", ge=0, le=2**32 - 1)
-    held_out: float = setting(
-        HELD_OUT, "share of the prompts that prove and never train", gt=0, lt=1
-    )
+    held_out: float = setting(HELD_OUT, "share of prompts that prove and never train", gt=0, lt=1)
     batch_size: int = setting(16, "examples in a step", ge=1)
-    learning_rate: float | None = setting(
-        None, "peak of the rate; None: from the model's size", gt=0
-    )
-    epochs: int | None = setting(
-        None, "passes over the data; None: from the number of new pairs", ge=1
-    )
+    learning_rate: float | None = setting(None, "peak rate; None: from the model's size", gt=0)
+    epochs: int | None = setting(None, "passes over the data; None: by the number of pairs", ge=1)
     max_length: int = setting(1024, "tokens of a prompt with an answer, at most", ge=16)
     precision: Precision = setting("auto", "number format of the base model")
     max_minutes: float | None = setting(None, "time for the whole update; None: no limit", gt=0)
@@ -268,9 +257,8 @@ def allowed(field: Any) -> str:
     if origin is Literal:
         return _listed(kinds)
     if origin is tuple:
-        return (
-            f"[{', '.join(_bounded('a number', item.__metadata__[0].metadata) for item in kinds)}]"
-        )
+        parts = (_bounded("a number", item.__metadata__[0].metadata) for item in kinds)
+        return f"[{', '.join(parts)}]"
     for constraint in field.metadata:
         if isinstance(constraint, _OneOf):
             return _listed(constraint.choices())
@@ -281,17 +269,12 @@ def allowed(field: Any) -> str:
 
 
 def _bounded(noun: str, constraints: Iterable[object]) -> str:
-    bound = {
-        name: getattr(constraint, name)
-        for constraint in constraints
-        for name in ("gt", "ge", "lt", "le")
-        if hasattr(constraint, name)
-    }
+    words = {"gt": "above", "ge": "from", "lt": "below", "le": "up to"}
+    bound = {name: getattr(c, name) for c in constraints for name in words if hasattr(c, name)}
     if bound.keys() == {"ge", "le"}:
         return f"{noun} from {bound['ge']} to {bound['le']}"
     if bound.keys() == {"ge"}:
         return f"{noun} of {bound['ge']} or more"
-    words = {"gt": "above", "lt": "below", "le": "up to"}
     return f"{noun} " + " and ".join(f"{words[name]} {value}" for name, value in bound.items())
 
 
@@ -311,15 +294,13 @@ def _explained(
     key, known = str(error["loc"][0]), _fields(kind)
     name = prefix + key
     if key not in known:
-        nearest = difflib.get_close_matches(name, [prefix + other for other in known], n=1)
-        names = ", ".join(sorted(prefix + other for other in known))
-        hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {names}"
+        hint = plugins.suggest(name, [prefix + other for other in known])
         return ConfigError(f"no setting is named {name!r}; {hint}")
-    value = settings[key]
-    if is_dataclass(known[key].annotation):
+    value, group = settings[key], known[key].annotation
+    if is_dataclass(group):
         return ConfigError(
             f"{name} is a group of settings: write {name}.KEY=VALUE, or "
-            f"{known[key].annotation.__name__}(KEY=VALUE) in Python, not {value!r}"
+            f"{group.__name__}(KEY=VALUE) in Python, not {value!r}"
         )
     return ConfigError(f"{name} is {value!r}, but must be {allowed(known[key])}")
 

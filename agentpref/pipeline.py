@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,34 +133,29 @@ def _locked(home: Home, namespace: str, interrupts: Interrupts) -> Iterator[sqli
                 shutil.rmtree(folder, ignore_errors=True)
             yield connection
     except KeyboardInterrupt as error:
-        message = (
-            f"interrupted; {checkpoints.outlook(checkpoints.path_of(home.training, namespace))}"
-        )
-        raise UpdateInterrupted(message, interrupts.signum or signal.SIGINT) from error
+        outlook = checkpoints.outlook(checkpoints.path_of(home.training, namespace))
+        signum = interrupts.signum or signal.SIGINT
+        raise UpdateInterrupted(f"interrupted; {outlook}", signum) from error
 
 
+@dataclass
 class _Update:
     """One update while it runs."""
 
-    def __init__(
-        self,
-        home: Home,
-        connection: sqlite3.Connection,
-        model: str,
-        config: UpdateConfig,
-        namespace: str,
-        checks: Mapping[str, UserCheck] | None,
-        progress: Progress,
-        interrupts: Interrupts,
-        team: Team,
-    ) -> None:
-        self.home, self.connection = home, connection
-        self.model, self.config, self.namespace = model, config, namespace
-        self.checks, self.progress = checks, progress
-        self.interrupts, self.team = interrupts, team
-        self.registry = Registry(home, namespace=namespace)
-        self.updates = Updates(connection)
-        self.checkpoint = Checkpoint(checkpoints.path_of(home.training, namespace))
+    home: Home
+    connection: sqlite3.Connection
+    model: str
+    config: UpdateConfig
+    namespace: str
+    checks: Mapping[str, UserCheck] | None
+    progress: Progress
+    interrupts: Interrupts
+    team: Team
+
+    def __post_init__(self) -> None:
+        self.registry = Registry(self.home, namespace=self.namespace)
+        self.updates = Updates(self.connection)
+        self.checkpoint = Checkpoint(checkpoints.path_of(self.home.training, self.namespace))
         self.update_id, self.created_at = new_id(), time.time()
         self.started_at = time.monotonic()
 
@@ -217,10 +212,8 @@ class _Update:
         base = load_base(self.model, held_in=self.config.precision)
         self.progress(LOADING, 1, 1)
         if live is not None:
-            trained_on = live.manifest["base"]
-            if any(
-                trained_on[part] != base.identity[part] for part in ("digest", "template_digest")
-            ):
+            trained_on, parts = live.manifest["base"], ("digest", "template_digest")
+            if any(trained_on[part] != base.identity[part] for part in parts):
                 raise WrongBase(
                     f"{live.revision_id} was trained on {trained_on['name']!r}, whose weights or "
                     f"chat template are not those of {base.name!r}; pass that model, or use a new "

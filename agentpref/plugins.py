@@ -13,6 +13,7 @@ Listing names imports nothing; a part is imported when it is loaded.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -38,10 +39,15 @@ def load(group: str, name: str) -> Any:
     for point in entry_points(group=group):
         if point.name == name:
             return _import(point, group)
-    known = names(group)
-    nearest = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}"
+    hint = suggest(name, names(group))
     raise ConfigError(f"nothing is registered as {name!r} in {group}; {hint}")
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """For an error about an unknown name: the nearest known one, or all of them."""
+    known = sorted(known)
+    nearest = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}"
 
 
 def _import(point: EntryPoint, group: str) -> Any:

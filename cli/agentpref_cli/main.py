@@ -12,17 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from agentpref_cli import demo
-from agentpref_cli.commands import (
-    adapters,
-    doctor,
-    exchange,
-    forget,
-    home,
-    replicas,
-    serve,
-    update,
-    verify,
-)
+from agentpref_cli.commands import adapters, doctor, exchange, forget, home, serve, update, verify
 from agentpref_cli.terminal import fail
 
 BAD_USAGE = 2
@@ -75,8 +65,8 @@ app.add_typer(adapters.app, name="adapters")
 app.command("serve")(serve.serve)
 app.command("verify")(verify.verify)
 app.command("forget")(forget.forget)
-app.command("backup")(replicas.backup)
-app.command("merge")(replicas.merge)
+app.command("backup")(home.backup)
+app.command("merge")(home.merge)
 app.command("doctor")(doctor.doctor)
 
 

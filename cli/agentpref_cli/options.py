@@ -86,27 +86,41 @@ def held_out_share(
     return float(config.get("held_out", HELD_OUT))
 
 
-def parse_age(text: str) -> float | None:
-    """Read an age as seconds: ``90m`` is 5400.0. None if the text is not an age."""
+def parse_age(text: str, option: str) -> float:
+    """Read an age as seconds: ``90m`` is 5400.0.
+
+    Raises:
+        BadParameter: the text is not an age; the message names the option.
+    """
     found = _AGE.fullmatch(text.strip())
     seconds = float(found[1]) * SECONDS[found[2]] if found else math.inf
-    return seconds if math.isfinite(seconds) else None
+    if math.isinf(seconds):
+        raise typer.BadParameter(
+            f"{text!r} is no age; give a number and one of s, m, h, d, w, such as 90d",
+            param_hint=option,
+        )
+    return seconds
 
 
-def parse_since(text: str, now: float) -> float:
+def parse_since(text: str, now: float, option: str) -> float:
     """Read a date, a date with a time, or an age before ``now``, as POSIX seconds.
 
     A date without a zone is local time.
 
     Raises:
-        ValueError: the text is none of these.
+        BadParameter: the text is none of these; the message names the option.
     """
     from datetime import datetime
 
-    age = parse_age(text)
-    if age is not None:
-        return now - age
-    return datetime.fromisoformat(re.sub(r"[zZ]$", "+00:00", text.strip())).timestamp()
+    try:
+        if _AGE.fullmatch(text.strip()):
+            return now - parse_age(text, option)
+        return datetime.fromisoformat(re.sub(r"[zZ]$", "+00:00", text.strip())).timestamp()
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"{text!r} is no time; give an age such as 1d or 12h, or a date such as 2026-11-19",
+            param_hint=option,
+        ) from error
 
 
 def read_settings(file: Path | None, assignments: Sequence[str]) -> dict[str, Any]:
@@ -117,46 +131,33 @@ def read_settings(file: Path | None, assignments: Sequence[str]) -> dict[str, An
     Raises:
         ConfigError: the file or an assignment cannot be read; the message names it.
     """
-    settings: dict[str, Any] = {} if file is None else _read_toml(file)
-    for assignment in assignments:
-        settings = _overlay(settings, _parse_assignment(assignment))
-    return settings
-
-
-def _read_toml(file: Path) -> dict[str, Any]:
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {file}: {error}; give a TOML file in UTF-8") from error
-    return _parse_toml(text, f"{file} is not TOML")
-
-
-def _parse_assignment(assignment: str) -> dict[str, Any]:
-    complaint = (
-        f"--set {assignment!r} is not KEY=VALUE with VALUE as in TOML, e.g. loss.beta=0.2 or "
-        "loss.kind='\"ipo\"'"
-    )
-    if "=" not in assignment or "\n" in assignment:
-        raise ConfigError(complaint)
-    return _parse_toml(assignment, complaint)
-
-
-def _parse_toml(text: str, complaint: str) -> dict[str, Any]:
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib
+
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{complaint} ({error})") from error
+        settings = {} if file is None else tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # errors of TOML and of UTF-8 are ValueErrors
+        raise ConfigError(f"cannot read {file}: {error}; give a TOML file in UTF-8") from error
+    try:
+        for assignment in assignments:
+            if "=" not in assignment or "\n" in assignment:
+                raise ValueError("it needs a = and must be one line")
+            _overlay(settings, tomllib.loads(assignment))
+    except ValueError as error:
+        raise ConfigError(
+            f"--set {assignment!r} is not KEY=VALUE with VALUE as in TOML, e.g. loss.beta=0.2 or "
+            f"loss.kind='\"ipo\"' ({error})"
+        ) from error
+    return settings
 
 
-def _overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge nested settings; those of ``above`` win."""
-    merged = dict(below)
+def _overlay(settings: dict[str, Any], above: Mapping[str, Any]) -> None:
+    """Change nested settings to those of ``above``."""
     for key, value in above.items():
-        beneath = merged.get(key)
-        both = isinstance(beneath, Mapping) and isinstance(value, Mapping)
-        merged[key] = _overlay(beneath, value) if both else value  # type: ignore[arg-type]
-    return merged
+        below = settings.get(key)
+        if isinstance(below, dict) and isinstance(value, Mapping):
+            _overlay(below, value)
+        else:
+            settings[key] = value

@@ -31,19 +31,12 @@ def print_result(as_json: bool, value: Any, show: Callable[[], None]) -> None:
 
 def say(text: str, style: str = "") -> None:
     """Print one line, coloured on a terminal."""
-    if sys.stdout.isatty():
-        _draw(sys.stdout, _text(text, style))
-    else:
-        print(text)
+    _line(sys.stdout, text, style)
 
 
 def fail(message: str) -> None:
     """Print an error as one line on standard error."""
-    line = "error: " + one_line(message)
-    if sys.stderr.isatty():
-        _draw(sys.stderr, _text(line, BAD), soft_wrap=True)
-    else:
-        print(line, file=sys.stderr)
+    _line(sys.stderr, "error: " + one_line(message), BAD)
 
 
 def confirm(question: str, yes: bool) -> None:
@@ -64,24 +57,28 @@ def confirm(question: str, yes: bool) -> None:
 
 def table(
     columns: Sequence[str],
-    rows: Sequence[Sequence[object]],
+    rows: Sequence[Sequence[object]] | Sequence[Mapping[str, object]],
     *,
     styles: Mapping[str, str] | None = None,
 ) -> None:
-    """Print rows under a header. ``styles`` maps the text of a cell to its colour."""
+    """Print rows under a header; a row that is a mapping has a value for each column.
+
+    ``styles`` maps the text of a cell to its colour.
+    """
+    lines = [[r[name] for name in columns] if isinstance(r, Mapping) else r for r in rows]
     if not sys.stdout.isatty():
-        for row in (columns, *rows):
-            print("\t".join(map(cell, row)))
+        for line in (columns, *lines):
+            print("\t".join(map(cell, line)))
         return
     from rich import box
     from rich.table import Table
 
     drawn, styles = Table(box=box.SIMPLE_HEAD, pad_edge=False), styles or {}
     for index, name in enumerate(columns):
-        numeric = bool(rows) and all(type(row[index]) in (int, float) for row in rows)
+        numeric = bool(lines) and all(type(line[index]) in (int, float) for line in lines)
         drawn.add_column(_text(name, BOLD), justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        drawn.add_row(*(_text(text, styles.get(text, "")) for text in map(cell, row)))
+    for line in lines:
+        drawn.add_row(*(_text(text, styles.get(text, "")) for text in map(cell, line)))
     _draw(sys.stdout, drawn)
 
 
@@ -99,13 +96,9 @@ def read_check(check: Mapping[str, Any]) -> tuple[bool, str]:
 
 def facts(values: Mapping[str, object]) -> None:
     """Print names and their values, one per line."""
-    width = max(map(len, values), default=0)
+    width = max(map(len, values), default=0) + 2
     for name, value in values.items():
-        if sys.stdout.isatty():
-            label = _text(name.ljust(width + 2), DIM)
-            _draw(sys.stdout, label.append(cell(value), style="default"), soft_wrap=True)
-        else:
-            print(f"{name}\t{cell(value)}")
+        say((name.ljust(width) if sys.stdout.isatty() else name + "\t") + cell(value))
 
 
 @contextmanager
@@ -114,11 +107,40 @@ def progress(as_json: bool) -> Iterator[Progress | None]:
 
     A bar on a terminal; one line per stage elsewhere; None with ``--json`` where it is piped.
     """
-    if sys.stderr.isatty():
-        with _bars() as report:
-            yield report
-    else:
+    if not sys.stderr.isatty():
         yield None if as_json else _stage_lines()
+        return
+    from rich import progress as rich
+    from rich.console import Console
+
+    tasks: dict[str, rich.TaskID] = {}
+
+    def report(stage: str, done: int, total: int) -> None:
+        if stage not in tasks:
+            tasks[stage] = bars.add_task(stage, total=total)
+        bars.update(tasks[stage], completed=done, total=total)
+
+    with rich.Progress(
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        rich.TimeElapsedColumn(),
+        console=Console(file=sys.stderr, highlight=False),
+    ) as bars:
+        yield report
+
+
+def _stage_lines() -> Progress:
+    seen: set[str] = set()
+
+    def report(stage: str, done: int, total: int) -> None:
+        if stage not in seen:
+            seen.add(stage)
+            print(stage, file=sys.stderr, flush=True)
+        if done == total and total > 1:
+            print(f"{stage}: {done}/{total}", file=sys.stderr, flush=True)
+
+    return report
 
 
 def cell(value: object) -> str:
@@ -145,6 +167,13 @@ def moment(timestamp: float | None) -> str:
     return datetime.fromtimestamp(timestamp).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
+def _line(stream: TextIO, text: str, style: str) -> None:
+    if stream.isatty():
+        _draw(stream, _text(text, style), soft_wrap=True)
+    else:
+        print(text, file=stream)
+
+
 def _draw(stream: TextIO, drawn: Any, *, soft_wrap: bool = False) -> None:
     from rich.console import Console
 
@@ -156,38 +185,3 @@ def _text(text: str, style: str) -> Text:
     from rich.text import Text
 
     return Text(text, style=style)
-
-
-@contextmanager
-def _bars() -> Iterator[Progress]:
-    from rich import progress as rich
-    from rich.console import Console
-
-    columns = (
-        rich.TextColumn("{task.description}"),
-        rich.BarColumn(),
-        rich.MofNCompleteColumn(),
-        rich.TimeElapsedColumn(),
-    )
-    tasks: dict[str, rich.TaskID] = {}
-    with rich.Progress(*columns, console=Console(file=sys.stderr, highlight=False)) as bars:
-
-        def report(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done, total=total)
-
-        yield report
-
-
-def _stage_lines() -> Progress:
-    seen: set[str] = set()
-
-    def report(stage: str, done: int, total: int) -> None:
-        if stage not in seen:
-            seen.add(stage)
-            print(stage, file=sys.stderr, flush=True)
-        if done == total and total > 1:
-            print(f"{stage}: {done}/{total}", file=sys.stderr, flush=True)
-
-    return report

@@ -8,16 +8,17 @@ from contextlib import closing
 import pytest
 
 from agentpref.config import UpdateConfig
-from agentpref.errors import NotAHome
+from agentpref.errors import NotAHome, ServingError
 from agentpref.home import Home
 from agentpref.prefer.examples import read_examples
 from agentpref.record.database import connect
 from agentpref.record.log import Log
 from agentpref.record.store import Store
-from agentpref_cli.demo.app import App, Reply, Traffic
-from agentpref_cli.demo.arms import Arms
-from agentpref_cli.demo.story import Story, Updated, settings, tell
-from agentpref_cli.demo.users import give_feedback, shuffled_round, three_rounds
+from agentpref.serve.registry import Registry
+from agentpref.serve.router import Router
+from agentpref.testing import FakeBackend, write_adapter
+from agentpref_cli.demo.story import App, Arms, Story, Updated, settings, tell
+from agentpref_cli.demo.users import Reply, give_feedback, shuffled_round, three_rounds
 
 ROUNDS = three_rounds(seed=0)
 
@@ -57,17 +58,10 @@ def test_the_feedback_on_every_reply_makes_one_pair_that_prefers_the_liked_answe
 
 
 def test_the_agents_replies_come_from_the_live_revision_and_are_logged(tmp_path):
-    import agentpref
-    from agentpref.testing import FakeBackend
-
     with Log(tmp_path) as log:
-        router = agentpref.Router(agentpref.Registry(tmp_path), FakeBackend(lambda *_: "Yes"))
-        app = App(log, router)
+        app = App(log, Router(Registry(tmp_path), FakeBackend(lambda *_: "Yes")))
         answers = app.ask(["one?", "two?"], tag="round")
-        with app.traffic(["three?"]) as traffic:
-            traffic.wait_for(3)
     assert [(answer.text, answer.revision) for answer in answers] == [("Yes", "base")] * 2
-    assert traffic.answered["base"] >= 3
     with closing(connect(Home.open(tmp_path))) as connection:
         logged = {run.run_id: run for run in Store(connection).runs("default")}
     assert {answer.run_id for answer in answers} <= logged.keys()
@@ -90,14 +84,30 @@ def test_a_refused_first_update_has_the_accuracy_of_the_base_model(tmp_path):
             give_feedback(log, "round", question, Reply(run_id, question.disliked, "base"), number)
     with closing(connect(Home.open(tmp_path))) as connection:
         pairs = read_examples(Store(connection), "default", held_out=0.2).pairs
-        arms = Arms("tiny", settings(0), connection, lambda stage, done, total: None)
+        arms = Arms(settings(0), connection, lambda stage, done, total: None)
         assert arms.r_matrix([None], {"round": pairs}).rows == ((0.5,), (0.5,))
 
 
-def test_traffic_counts_failed_requests():
-    traffic = Traffic()
-    traffic.count("failed")
-    assert traffic.answered == {"failed": 1}
+def test_a_swap_counts_what_each_revision_answered_while_requests_are_in_flight(tmp_path):
+    with Log(tmp_path / "home") as log:
+        registry = Registry(tmp_path / "home")
+        app = App(log, Router(registry, FakeBackend(lambda *_: "Yes")))
+        folder = write_adapter(tmp_path / "adapter")
+        made = registry.publish(folder, parent=None, model={"name": "tiny"}, training={})
+        registry.promote(made.revision_id)
+        answered = app.swap([f"{n}?" for n in range(60)])
+    assert answered.keys() == {"base", made.revision_id}
+    assert answered["base"] >= 20 <= answered[made.revision_id]
+    assert answered.total() == 80
+
+
+def test_a_swap_counts_failed_requests(tmp_path):
+    def broken(*_: object) -> str:
+        raise ServingError("out of memory")
+
+    with Log(tmp_path) as log:
+        app = App(log, Router(Registry(tmp_path), FakeBackend(broken)))
+        assert app.swap(["one?", "two?"]) == {"failed": 4}
 
 
 def test_the_json_has_the_keys_that_scripts_rely_on():

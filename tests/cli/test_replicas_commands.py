@@ -11,7 +11,7 @@ import pytest
 
 from agentpref.record.deletion.forget import forget
 from agentpref.record.log import Log
-from agentpref_cli.commands import replicas
+from agentpref_cli.commands import home as command
 
 ASK = [{"role": "user", "content": "When are you open?"}]
 
@@ -105,7 +105,7 @@ def test_merge_prints_the_commands_to_rebuild(capsys: pytest.CaptureFixture[str]
         "commands": ["agentpref adapters promote base"],
     }
     forgot = {"runs": 1, "feedback": 0, "comparisons": 0, "rebuild": [rebuild]}
-    replicas._show_forgotten("h", {"keys": 0, "forgot": forgot})
+    command._show_forgotten("h", {"keys": 0, "forgot": forgot})
     assert capsys.readouterr().out.endswith(
         "default is served by rev-1; to rebuild:\n  agentpref adapters promote base\n"
     )

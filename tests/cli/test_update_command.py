@@ -223,7 +223,7 @@ def test_the_report_says_how_it_was_trained_and_which_rows_were_changed() -> Non
     more = {"route": "shared", "tokens_per_pass": 2048, "recomputes_layers": True}
     counts = {"waiting": 3, "waiting_thumbs": 2}
     report = {"counts": counts, "training": training | more, "left_out": {"too_long": 4, "tie": 1}}
-    report |= {"shortened": {"prompt_shortened": 2}, "retokenised": {"ids_disagree": 7}}
+    report |= {"shortened": {"prompt_shortened": 2}, "retokenized": {"ids_disagree": 7}}
     assert [*_training(report)] == [
         "trained 50 steps in 16 s, bfloat16, shared prompts, at most 2048 tokens a pass, layers "
         "recomputed to save memory"
@@ -232,7 +232,7 @@ def test_the_report_says_how_it_was_trained_and_which_rows_were_changed() -> Non
         "left out, too long for max_length: 4",
         "left out, tie: 1",
         "shortened, its oldest turns do not fit: 2",
-        "retokenised, logged tokens spell another text: 7",
+        "retokenized, logged tokens spell another text: 7",
     ]
     resumed = report | {"training": training | {"resumed_at": 9}}
     assert next(_training(resumed)) == (
@@ -256,6 +256,8 @@ def test_a_report_of_an_older_version_is_shown_with_the_fields_it_has() -> None:
     training = {"steps": 50, "epochs": 3, "seconds": 16.2, "kl": 0.0}
     old = {"counts": {"new": 9}, "training": training, "left_out": {}}
     assert [*_training(old), *_not_as_logged(old)] == ["trained 50 steps in 16 s"]
+    spelled = old | {"retokenised": {"ids_disagree": 7}}
+    assert [*_not_as_logged(spelled)] == ["retokenised, logged tokens spell another text: 7"]
 
 
 @pytest.mark.parametrize("new", [True, False])

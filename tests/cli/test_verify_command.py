@@ -102,8 +102,8 @@ def test_entries_in_the_spill_are_reported_and_no_problem(run, filled) -> None:
     with home.spill.open("ab") as file:
         file.write(b"0123 {")
     assert run("verify").out == (
-        "1 entry waits in the spill until the next log writes to this home\n"
-        "1 line was cut off in the spill by a crash, before being acknowledged\n"
+        "waiting in the spill until the next log writes to this home: 1\n"
+        "cut off in the spill by a crash, before being acknowledged: 1\n"
         "everything is as it was recorded\n"
     )
     value = run("verify", "--sample", "--json").json

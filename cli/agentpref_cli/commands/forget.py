@@ -44,23 +44,17 @@ def forget(
         raise typer.BadParameter("give exactly one of them", param_hint="--user-id, --older-than")
     if force and older_than is None:
         raise typer.BadParameter("needs --older-than", param_hint="--force")
-    age = None if older_than is None else options.parse_age(older_than)
-    if older_than is not None and age is None:
-        raise typer.BadParameter(
-            f"{older_than!r} is no age; give a number and one of s, m, h, d, w, such as 90d",
-            param_hint="--older-than",
-        )
+    if older_than is None:
+        age, what = 0.0, f"everything that user {user_id!r} said"
+    else:
+        age, what = options.parse_age(older_than, "--older-than"), f"all older than {older_than}"
     place = Home.open(home)
-    what = (
-        f"everything that user {user_id!r} said" if age is None else f"all older than {older_than}"
-    )
     confirm(f"Remove {what} from {place.path}, for good?", yes)
     with progress(as_json) as report:
         if user_id is not None:
             value = forget_user(place, user_id, progress=report).to_mapping()
         else:
-            removed = expire(place, older_than=age or 0.0, force=force, progress=report)
-            value = asdict(removed)
+            value = asdict(expire(place, older_than=age, force=force, progress=report))
     print_result(as_json, value, lambda: _show(value))
 
 

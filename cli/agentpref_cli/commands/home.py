@@ -1,22 +1,38 @@
-"""`init`, `stats` and `pairs`: make a home, and count what is in it."""
+"""`init`, `stats`, `pairs`, `backup` and `merge`: make a home, count it, copy it, merge others."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from agentpref_cli import options
-from agentpref_cli.terminal import GOOD, moment, one_line, print_result, say, table
+from agentpref_cli.commands.forget import show_rebuild
+from agentpref_cli.terminal import (
+    BAD,
+    GOOD,
+    WARN,
+    moment,
+    one_line,
+    print_result,
+    progress,
+    say,
+    table,
+)
 
 if TYPE_CHECKING:
     from agentpref.prefer.examples import ExampleSet
+    from agentpref.record.transfer.backup import Backup
     from agentpref.types import Message
 
 _SHOWN = 60
+_KINDS = ("runs", "feedback", "comparisons")
+_COUNTS = ("added", "known", "conflicts", "forgotten")
 
 
 def init(home: options.Home = None, as_json: options.AsJson = False) -> None:
@@ -54,14 +70,13 @@ def stats(
 
 def _show_counts(counts: Mapping[str, Mapping[str, Any]]) -> None:
     if not counts:
-        say("nothing is logged yet")
-        return
-    names = ("runs", "threads", "users", "feedback", "corrections", "comparisons")
+        return say("nothing is logged yet")
+    names = ("namespace", "runs", "threads", "users", "feedback", "corrections", "comparisons")
     rows = [
-        (namespace, *(found[name] for name in names), moment(found["last_at"]))
+        {"namespace": namespace, **found, "last run": moment(found["last_at"])}
         for namespace, found in counts.items()
     ]
-    table(("namespace", *names, "last run"), rows)
+    return table((*names, "last run"), rows)
 
 
 def pairs(
@@ -88,7 +103,7 @@ def pairs(
     from agentpref.prefer.examples import read_examples
     from agentpref.record.store import Store
 
-    start = None if since is None else _parse_since(since)
+    start = None if since is None else options.parse_since(since, time.time(), "--since")
     with options.reading(home) as connection:
         share = options.held_out_share(home, connection, namespace, held_out)
         found = read_examples(Store(connection), namespace, held_out=share, since=start)
@@ -113,26 +128,11 @@ def pairs(
     print_result(as_json, value, lambda: _show_pairs(value, since))
 
 
-def _parse_since(text: str) -> float:
-    try:
-        return options.parse_since(text, time.time())
-    except ValueError as error:
-        raise typer.BadParameter(
-            f"{text!r} is no time; give an age such as 1d or 12h, or a date such as 2026-11-19",
-            param_hint="--since",
-        ) from error
-
-
 def _strata(found: ExampleSet) -> list[dict[str, Any]]:
     counts = Counter((pair.tag, pair.origin, pair.held_out) for pair in found.pairs)
     return [
-        {
-            "tag": tag,
-            "origin": origin,
-            "train": counts[tag, origin, False],
-            "held_out": counts[tag, origin, True],
-        }
-        for tag, origin in sorted({(tag, origin) for tag, origin, _ in counts})
+        {"tag": t, "origin": o, "train": counts[t, o, False], "held_out": counts[t, o, True]}
+        for t, o in sorted({(tag, origin) for tag, origin, _ in counts})
     ]
 
 
@@ -148,18 +148,85 @@ def _show_pairs(value: dict[str, Any], since: str | None) -> None:
         when = "yet" if since is None else f"since {since}"
         say(f"no pairs {when}: compare two answers to a prompt, correct one, or import a file")
     else:
-        columns = ("tag", "origin", "train", "held_out")
-        table(columns, [tuple(row.values()) for row in value["strata"]])
+        table(("tag", "origin", "train", "held_out"), value["strata"])
     if value["newest"]:
-        columns = ("pair", "prompt", "chosen", "rejected")
+        columns = ("prompt", "chosen", "rejected")
         rows = [
-            (row["pair"][:8], *(one_line(row[name], _SHOWN) for name in columns[1:]))
+            (row["pair"][:8], *(one_line(row[name], _SHOWN) for name in columns))
             for row in value["newest"]
         ]
-        table(columns, rows)
+        table(("pair", *columns), rows)
     if value["held_out"] != HELD_OUT:
         say(f"share of the prompts that is held out: {value['held_out']:g}")
     if value["thumbs"]:
         say(f"lone thumbs, trained beside the pairs: {value['thumbs']}")
     for reason, count in value["left_out"].items():
         say(f"left out, {reason.replace('_', ' ')}: {count}")
+
+
+def backup(
+    target: Annotated[
+        Path, typer.Argument(metavar="TARGET", help="A missing or empty folder for the copy.")
+    ],
+    home: options.Home = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Copy a home, also while it is in use.
+
+    The copy is a home too: database, adapters and user keys. It holds everything that was
+    acknowledged before the command began. A backup that fails leaves no copy.
+    """
+    from agentpref.record.transfer.backup import backup
+
+    with progress(as_json) as report:
+        done = backup(home, target, progress=report)
+    print_result(as_json, asdict(done), lambda: _show_backup(done))
+
+
+def merge(
+    others: Annotated[
+        list[Path], typer.Argument(metavar="OTHER...", help="The homes to bring in.")
+    ],
+    home: options.Home = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Bring into a home what other homes logged, each row once.
+
+    Copies and verifies each other home first; one that fails verification gives nothing. The other
+    homes are not changed. A user who was forgotten in one of them is forgotten in this one.
+    Revisions, and what serves, are not merged. After an interruption, run the same command again.
+    """
+    from agentpref.record.transfer.merge import merge
+
+    with progress(as_json) as report:
+        done = [merged.to_mapping() for merged in merge(home, others, progress=report)]
+    print_result(as_json, {"merged": done}, lambda: _show_merge(done))
+
+
+def _show_backup(done: Backup) -> None:
+    revisions = "1 revision" if done.revisions == 1 else f"{done.revisions} revisions"
+    say(f"copied {done.bytes / 1e6:,.1f} MB and {revisions} to {done.path}", GOOD)
+    if done.missing:
+        say(f"without a folder in the home, so not copied: {', '.join(done.missing)}", WARN)
+
+
+def _show_merge(done: Sequence[Mapping[str, Any]]) -> None:
+    merged = [(Path(one["home"]).name, one) for one in done]
+    rows = [{"home": name, "rows": kind, **one[kind]} for name, one in merged for kind in _KINDS]
+    table(("home", "rows", *_COUNTS), rows)
+    for name, one in merged:
+        _show_forgotten(name, one)
+        if one["conflicts"]:
+            table(("home", "table", "key"), [{"home": name, **row} for row in one["conflicts"]])
+            count = sum(one[kind]["conflicts"] for kind in _KINDS)
+            say(f"rows in conflict: {count}; the row that was here first stays", BAD)
+
+
+def _show_forgotten(name: str, one: Mapping[str, Any]) -> None:
+    if one["keys"]:
+        cure = "give all hosts the same user.keys, so that one user has one hash"
+        say(f"{name} hashes its users under another key; {cure}", WARN)
+    if one["forgot"] is not None:
+        removed = ", ".join(f"{kind} {one['forgot'][kind]}" for kind in _KINDS)
+        say(f"forgotten in {name}, so removed here: {removed}", WARN)
+        show_rebuild(one["forgot"])

@@ -127,7 +127,7 @@ def _show(report: Mapping[str, Any]) -> None:
     for line in (*_counts(report), *_training(report), *_not_as_logged(report), *notes):
         say(line)
     if accuracy:
-        rows = [(tag, found["before"], found["after"]) for tag, found in accuracy.items()]
+        rows = [{"held-out accuracy": tag, **found} for tag, found in accuracy.items()]
         table(("held-out accuracy", "before", "after"), rows)
     if report["checks"]:
         show_checks(report["checks"])
@@ -139,52 +139,55 @@ def _meaning(verdict: str, accuracy: Mapping[str, Mapping[str, float]]) -> str:
     if verdict != "promoted" or not total:
         return VERDICTS[verdict][2]
     before, after = (
-        f"{sum(found['pairs'] * found[when] for found in accuracy.values()) / total:.2f}".lstrip(
-            "0"
-        )
+        sum(found["pairs"] * found[when] for found in accuracy.values()) / total
         for when in ("before", "after")
     )
-    return f"held-out accuracy {before} -> {after}; now serving"
+    return f"held-out accuracy {_share(before)} -> {_share(after)}; now serving"
+
+
+def _share(value: float) -> str:
+    return f"{value:.2f}".removeprefix("0")
 
 
 def _counts(report: Mapping[str, Any]) -> Iterator[str]:
     """The number of pairs of each kind, and of thumbs if there are any."""
-    thumbs = {name for name in report["counts"] if name.endswith(_THUMBS)}
-    for kind, wanted in (("pairs", report["counts"].keys() - thumbs), ("thumbs", thumbs)):
-        found = {name: count for name, count in report["counts"].items() if name in wanted}
-        if found and (kind == "pairs" or any(found.values())):
-            names = (f"{_plain(name.removesuffix(_THUMBS))} {n}" for name, n in found.items())
-            yield f"{kind}: {', '.join(names)}"
+    pairs, thumbs = [], []
+    for name, count in report["counts"].items():
+        kind = thumbs if name.endswith(_THUMBS) else pairs
+        kind.append((_plain(name.removesuffix(_THUMBS)), count))
+    if pairs:
+        yield "pairs: " + ", ".join(f"{name} {count}" for name, count in pairs)
+    if any(count for _, count in thumbs):
+        yield "thumbs: " + ", ".join(f"{name} {count}" for name, count in thumbs)
 
 
 def _training(report: Mapping[str, Any]) -> Iterator[str]:
     """How the candidate was trained. Reports of older versions have fewer of these fields."""
     training, counts = report["training"], report["counts"]
-    planned, resumed_at = training.get("planned_steps"), training.get("resumed_at")
-    if resumed_at:
-        thumbs = counts.get("waiting_thumbs", 0)
-        waiting = f"{counts.get('waiting', 0)} pairs" + (f" and {thumbs} thumbs" if thumbs else "")
-        yield f"resumed at step {resumed_at} of {planned}; {waiting} wait for the next update"
     if not training:
         return
+    planned, resumed_at = training.get("planned_steps"), training.get("resumed_at")
+    if resumed_at:
+        waiting = f"{counts.get('waiting', 0)} pairs"
+        if thumbs := counts.get("waiting_thumbs", 0):
+            waiting += f" and {thumbs} thumbs"
+        yield f"resumed at step {resumed_at} of {planned}; {waiting} wait for the next update"
     out_of_time = training.get("stopped") == "time"
-    parts = [
-        f"trained {training['steps']}{f' of {planned}' if out_of_time else ''} steps in "
-        f"{training['seconds']:.0f} s",
+    steps = f"{training['steps']} of {planned}" if out_of_time else training["steps"]
+    tokens = training.get("tokens_per_pass")
+    parts = (
+        f"trained {steps} steps in {training['seconds']:.0f} s",
         training.get("precision"),
         ROUTES.get(training.get("route", "")),
-    ]
-    if training.get("tokens_per_pass"):
-        parts.append(f"at most {training['tokens_per_pass']} tokens a pass")
-    if training.get("recomputes_layers"):
-        parts.append("layers recomputed to save memory")
-    line = ", ".join(filter(None, parts))
-    yield f"{line}: the time was up" if out_of_time else line
+        f"at most {tokens} tokens a pass" if tokens else None,
+        "layers recomputed to save memory" if training.get("recomputes_layers") else None,
+    )
+    yield ", ".join(filter(None, parts)) + (": the time was up" if out_of_time else "")
 
 
 def _not_as_logged(report: Mapping[str, Any]) -> Iterator[str]:
     """Count, by reason, the rows that were left out or changed."""
-    for name in ("left_out", "shortened", "retokenised"):
+    for name in ("left_out", "shortened", "retokenized", "retokenised"):  # the last one: 0.1.0
         for reason, count in report.get(name, {}).items():
             yield f"{_plain(name)}, {REASONS.get(reason, _plain(reason))}: {count}"
 

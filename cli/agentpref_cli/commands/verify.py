@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agentpref_cli import options
-from agentpref_cli.options import reading
 from agentpref_cli.terminal import BAD, GOOD, WARN, print_result, progress, say, table
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ def verify(
     """
     from agentpref.record.integrity import examine
 
-    with reading(home) as connection, progress(as_json) as report:
+    with options.reading(home) as connection, progress(as_json) as report:
         found = examine(connection, sample=rows if sample else None, progress=report)
     problems = [*found.problems, *_changed_revisions(home, serving_only=sample)]
     value = {
@@ -59,11 +58,12 @@ def _changed_revisions(folder: Path | None, *, serving_only: bool) -> Iterator[P
     home = Home.open(folder)
     for name in namespaces_with_revisions(home):
         registry = Registry(home, namespace=name)
-        serving = (registry.state().live, registry.state().canary)
+        state = registry.state()
         for revision in registry.list():
-            is_checked = revision.revision_id in serving or not serving_only
+            if serving_only and revision.revision_id not in (state.live, state.canary):
+                continue
             try:
-                if is_checked and revision.pruned_at is None:
+                if revision.pruned_at is None:
                     check_published(revision)
             except RevisionError as error:
                 yield Problem("revision", revision.revision_id, str(error))
@@ -71,14 +71,12 @@ def _changed_revisions(folder: Path | None, *, serving_only: bool) -> Iterator[P
 
 def _show(found: Findings, problems: list[Problem], sampled: bool) -> None:
     if sampled:
-        looked_at = [(name, looked.rows, looked.of) for name, looked in found.looked_at.items()]
+        looked_at = [(name, *looked) for name, looked in found.looked_at.items()]
         table(("table", "checked", "of about"), looked_at)
     if found.waiting:
-        entries = "1 entry waits" if found.waiting == 1 else f"{found.waiting} entries wait"
-        say(f"{entries} in the spill until the next log writes to this home", WARN)
+        say(f"waiting in the spill until the next log writes to this home: {found.waiting}", WARN)
     if found.torn:
-        lines = "1 line was" if found.torn == 1 else f"{found.torn} lines were"
-        say(f"{lines} cut off in the spill by a crash, before being acknowledged", WARN)
+        say(f"cut off in the spill by a crash, before being acknowledged: {found.torn}", WARN)
     if problems:
         table(("table", "key", "what"), problems)
         say(f"problems: {len(problems)}; restore these rows from a backup", BAD)

@@ -1,21 +1,34 @@
 """`agentpref demo`: three updates on real preferences with the bundled model, step by step.
 
-- ``users``: the questions, the answers that users like, and their feedback;
-- ``app``: the agent that they talk to;
-- ``story``: asks, updates, swaps, asks again, and prints what happened;
-- ``arms``: compares with training that protects nothing of what was learned before.
+This module has the command and prints what happens. ``users`` has the questions and the feedback;
+``story`` asks, updates, swaps and compares.
 """
 
 from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from agentpref_cli import options
-from agentpref_cli.terminal import print_result, progress
+from agentpref_cli.terminal import (
+    BAD,
+    BOLD,
+    DIM,
+    GOOD,
+    one_line,
+    print_result,
+    progress,
+    read_check,
+    say,
+    table,
+)
+
+if TYPE_CHECKING:
+    from agentpref.prove.metrics import RMatrix
+    from agentpref_cli.demo.story import Story, Updated
 
 
 def demo(
@@ -34,7 +47,14 @@ def demo(
 
     Needs no network, and up to three minutes on two cores.
     """
-    _require("torch", "peft", "langchain")
+    from importlib.util import find_spec
+
+    from agentpref.errors import MissingDependency
+
+    if missing := [name for name in ("torch", "peft", "langchain") if find_spec(name) is None]:
+        raise MissingDependency(
+            f"the demo needs {', '.join(missing)}; install with: pip install 'agentpref[demo]'"
+        )
     from agentpref.learn.process import settle
 
     settle()
@@ -51,18 +71,61 @@ def run(*, home: Path | None, json: bool, seed: int) -> None:
         folder = home or Path(stack.enter_context(TemporaryDirectory()), "home")
         report = stack.enter_context(progress(json)) or (lambda stage, done, total: None)
         if not json:
-            story.print_opening()
-        told = story.tell(folder, seed, report, (lambda *_: None) if json else story.print_update)
-    print_result(json, told.to_mapping(), lambda: story.print_end(told))
+            say("Three updates of the bundled model on real preferences, without a network.", BOLD)
+            say(
+                "A LangChain agent answers, users give feedback, and each update trains on it.", DIM
+            )
+        told = story.tell(folder, seed, report, (lambda *_: None) if json else _print_update)
+    print_result(json, told.to_mapping(), lambda: _print_end(told))
 
 
-def _require(*packages: str) -> None:
-    from importlib.util import find_spec
+def _print_update(number: int, updated: Updated) -> None:
+    """Print one update: the verdict, the swap, and answers before and after."""
+    report, counts = updated.report, updated.report.counts
+    say(f"\nUpdate {number}: {updated.title} ({updated.stratum})", BOLD)
+    say(
+        f"  {updated.answers} answers logged -> {counts['new']} new pairs, "
+        f"{counts['new_held_out']} held out; {counts.get('replayed', 0)} older pairs replayed"
+    )
+    style = GOOD if report.verdict == "promoted" else BAD
+    say(f"  {report.verdict}: {report.revision or ''}", style)
+    for check in report.checks:
+        passed, message = read_check(check)
+        if check["name"] == "new preferences" or not passed:
+            say(f"    {check['name']}: {message}", "" if passed else BAD)
+    failed = updated.swap.get("failed", 0)
+    by = ", ".join(f"{n} by {name}" for name, n in sorted(updated.swap.items()) if name != "failed")
+    say(f"  requests during the swap: {by}; {failed} failed", BAD if failed else "")
+    say(f"  answers as users like them: {updated.liked_before:.0%} -> {updated.liked_after:.0%}")
+    for shown in updated.shown:
+        say(f"    {one_line(shown['question'], 96)}", DIM)
+        say(f"      before: {one_line(shown['before'], 84)}")
+        say(f"      after:  {one_line(shown['after'], 84)}", GOOD)
 
-    from agentpref.errors import MissingDependency
 
-    missing = [name for name in packages if find_spec(name) is None]
-    if missing:
-        raise MissingDependency(
-            f"the demo needs {', '.join(missing)}; install with: pip install 'agentpref[demo]'"
-        )
+def _print_end(story: Story) -> None:
+    """Print both arms' accuracies, the bad update, and the summary line."""
+    _print_matrix("Held-out accuracy with agentpref (replay and KL penalty)", story.matrix)
+    _print_matrix("The same updates trained naively (neither)", story.naive)
+    say("\nAn update on shuffled labels", BOLD)
+    style = GOOD if story.bad.verdict == "refused" else BAD
+    say(f"  {story.bad.verdict}; what served before still serves", style)
+    for reason in story.bad.reasons:
+        say(f"    {reason}")
+    say(
+        f"\nBWT {story.matrix.bwt:+.3f} | naive forgetting F {story.naive.forgetting:.3f} | "
+        f"bad update {story.bad.verdict} | {story.seconds:.0f} s",
+        BOLD,
+    )
+
+
+def _print_matrix(title: str, matrix: RMatrix) -> None:
+    say(f"\n{title}", BOLD)
+    table(
+        ("", *matrix.strata),
+        [
+            (f"after update {n}" if n else "before any update", *(f"{value:.2f}" for value in row))
+            for n, row in enumerate(matrix.rows)
+        ],
+    )
+    say(f"  BWT {matrix.bwt:+.3f}, forgetting F {matrix.forgetting:.3f}")

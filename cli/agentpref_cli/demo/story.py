@@ -1,36 +1,56 @@
 """The demo, step by step: ask, give feedback, update, swap, ask again; then compare both arms.
 
-``tell`` runs everything through the public interface and returns what happened as plain values; the
-``print_`` functions show it.
+``tell`` runs everything and returns what happened as plain values. ``App`` is what a user of
+agentpref writes: an agent, a callback and a router.
+
+The naive arm trains on the same pairs in the same order, each time from its own previous adapter,
+without replay, KL penalty and gate. Both arms are evaluated on the held-out pairs of every update.
 """
 
 from __future__ import annotations
 
+import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import agentpref
-from agentpref.config import GateSettings, LossSettings, UpdateConfig
+from agentpref.config import GateSettings, KLSettings, LossSettings, ReplaySettings, UpdateConfig
 from agentpref.errors import NotAHome
 from agentpref.home import Home
+from agentpref.learn.adapter import Policy
+from agentpref.learn.cache import LogpCache
+from agentpref.learn.learner import Learner
+from agentpref.models.base import load_base
 from agentpref.prefer.examples import read_examples
-from agentpref.prove.metrics import RMatrix
+from agentpref.prove.evaluate import policy_scores
+from agentpref.prove.metrics import RMatrix, accuracy
 from agentpref.record.database import connect
-from agentpref.record.log import Log
 from agentpref.record.store import Store
-from agentpref.types import Progress
-from agentpref_cli.demo.app import IN_FLIGHT, App, Reply
-from agentpref_cli.demo.arms import Arms
-from agentpref_cli.demo.users import Question, Round, give_feedback, shuffled_round, three_rounds
-from agentpref_cli.terminal import BAD, BOLD, DIM, GOOD, one_line, read_check, say, table
+from agentpref.serve.manifest import is_revision_id
+from agentpref.types import BASE, Example, Progress
+from agentpref_cli.demo.users import (
+    Question,
+    Reply,
+    Round,
+    give_feedback,
+    shuffled_round,
+    three_rounds,
+)
 
 MODEL = "tiny"
+MAX_TOKENS = 48
+IN_FLIGHT = 48
+CLIENTS = 3
 SHOWN = 3
 ASKED_AGAIN = 60
+BESIDE_SWAP = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,16 +146,17 @@ def tell(
         return agentpref.update(home.path, model=MODEL, config=config, progress=progress)
 
     with (
-        Log(folder) as log,
+        agentpref.Log(folder) as log,
         closing(TransformersBackend(MODEL, max_batch=IN_FLIGHT)) as backend,
         agentpref.Router(agentpref.Registry(home), backend) as router,
     ):
         app = App(log, router)
-        updates, adapters = [], []
+        updates: list[Updated] = []
+        adapters: list[Path | None] = []
         for number, asked in enumerate(rounds, start=1):
             updates.append(_one_update(app, asked, update))
             on_update(number, updates[-1])
-            live = app.router.registry.live()  # of a refused update, the revision before it
+            live = router.registry.live()  # of a refused update, the revision before it
             adapters.append(None if live is None else live.path)
         _collect_feedback(app, shuffled_round(seed))
         bad = update()
@@ -144,8 +165,8 @@ def tell(
         tags = [asked.tag for asked in rounds]
         trained = [[p for p in found if p.tag == tag and not p.held_out] for tag in tags]
         held_out = {tag: [p for p in found if p.tag == tag and p.held_out] for tag in tags}
-        arms = Arms(MODEL, config, connection, progress)
-        naive = arms.r_matrix(arms.train_naively(trained, folder / "naive"), held_out)
+        arms = Arms(config, connection, progress)
+        naive = arms.r_matrix([*arms.train_naively(trained, folder / "naive")], held_out)
         ours = arms.r_matrix(adapters, held_out)
     return Story(tuple(updates), ours, naive, bad, time.monotonic() - started)
 
@@ -157,10 +178,7 @@ def _one_update(app: App, asked: Round, update: Callable[[], agentpref.UpdateRep
     held_out = [(q, r) for q, r in zip(asked.questions, replies, strict=True) if q.held_out]
     questions, before = zip(*held_out[:ASKED_AGAIN], strict=True)
     texts = [question.text for question in questions]
-    with app.traffic(texts) as traffic:
-        traffic.wait_for(20)
-        app.router.sync()  # follows the promotion while requests are in flight
-        traffic.wait_for(20)
+    swap = app.swap(texts)
     after = app.ask(texts, tag="asked again")
     rows = [
         {"question": q.text, "liked": q.liked, "before": b.text, "after": a.text}
@@ -175,7 +193,7 @@ def _one_update(app: App, asked: Round, update: Callable[[], agentpref.UpdateRep
         liked_before=_liked(before, questions),
         liked_after=_liked(after, questions),
         shown=(changed or rows)[:SHOWN],
-        swap=dict(traffic.answered),
+        swap=dict(swap),
     )
 
 
@@ -193,64 +211,111 @@ def _liked(replies: Sequence[Reply], questions: Sequence[Question]) -> float:
     return sum(r.text == q.liked for r, q in zip(replies, questions, strict=True)) / len(questions)
 
 
-def print_opening() -> None:
-    """Say what the demo does."""
-    say("Three updates of the bundled model on real preferences, without a network.", BOLD)
-    say("A LangChain agent answers, users give feedback, and each update trains on it.", DIM)
+class App:
+    """A LangChain agent without tools that the live revision serves and the log records."""
+
+    def __init__(self, log: agentpref.Log, router: agentpref.Router) -> None:
+        from langchain.agents import create_agent
+
+        from agentpref_adapters.langchain import AgentprefChatModel
+
+        self.log, self.router = log, router
+        model = AgentprefChatModel(router=router, model=MODEL, max_tokens=MAX_TOKENS)
+        self._agent: Any = create_agent(model, tools=[])
+
+    def ask(self, questions: Sequence[str], *, tag: str) -> list[Reply]:
+        """Ask the agent all questions, many at a time, and log each reply under the tag."""
+        from agentpref_adapters.langchain import AgentprefCallback
+
+        callback = AgentprefCallback(self.log, tags=[tag], user_id=tag)
+        traces = [uuid4() for _ in questions]
+        results = self._agent.batch(
+            [{"messages": [("user", text)]} for text in questions],
+            config=[
+                {"callbacks": [callback], "run_id": trace, "max_concurrency": IN_FLIGHT}
+                for trace in traces
+            ],
+        )
+        return [
+            Reply(callback.answer_of(trace) or "", _text(message), _revision(message))
+            for trace, message in zip(traces, (r["messages"][-1] for r in results), strict=True)
+        ]
+
+    def swap(self, questions: Sequence[str]) -> Counter[str]:
+        """Follow the promotion while requests are in flight, from three threads.
+
+        Returns how many requests each revision answered, and how many ``failed``.
+        """
+
+        def request(text: str) -> str:
+            try:
+                result = self._agent.invoke({"messages": [("user", text)]})
+            except Exception:  # any error is a dropped request, and counted as one
+                return "failed"
+            return _revision(result["messages"][-1])
+
+        with ThreadPoolExecutor(CLIENTS) as clients:
+            requests = [clients.submit(request, text) for text in questions]
+            for answered in requests[:BESIDE_SWAP]:
+                answered.result()
+            self.router.sync()
+            requests += [clients.submit(request, text) for text in questions[:BESIDE_SWAP]]
+        return Counter(answered.result() for answered in requests)
 
 
-def print_update(number: int, updated: Updated) -> None:
-    """Print one update: the verdict, the swap, and answers before and after."""
-    say("")
-    say(f"Update {number}: {updated.title} ({updated.stratum})", BOLD)
-    report, counts = updated.report, updated.report.counts
-    say(
-        f"  {updated.answers} answers logged -> {counts['new']} new pairs, "
-        f"{counts['new_held_out']} held out; {counts.get('replayed', 0)} older pairs replayed"
-    )
-    say(
-        f"  {report.verdict}: {report.revision or ''}",
-        GOOD if report.verdict == "promoted" else BAD,
-    )
-    for check in report.checks:
-        passed, message = read_check(check)
-        if check["name"] == "new preferences" or not passed:
-            say(f"    {check['name']}: {message}", "" if passed else BAD)
-    failed = updated.swap.get("failed", 0)
-    by = ", ".join(f"{n} by {name}" for name, n in sorted(updated.swap.items()) if name != "failed")
-    say(f"  requests during the swap: {by}; {failed} failed", BAD if failed else "")
-    say(f"  answers as users like them: {updated.liked_before:.0%} -> {updated.liked_after:.0%}")
-    for shown in updated.shown:
-        say(f"    {one_line(shown['question'], 96)}", DIM)
-        say(f"      before: {one_line(shown['before'], 84)}")
-        say(f"      after:  {one_line(shown['after'], 84)}", GOOD)
+def _revision(message: Any) -> str:
+    return str(message.response_metadata["revision"])
 
 
-def print_end(story: Story) -> None:
-    """Print both arms' accuracies, the bad update, and the summary line."""
-    _print_matrix("Held-out accuracy with agentpref (replay and KL penalty)", story.matrix)
-    _print_matrix("The same updates trained naively (neither)", story.naive)
-    say("")
-    say("An update on shuffled labels", BOLD)
-    refused = story.bad.verdict == "refused"
-    say(f"  {story.bad.verdict}; what served before still serves", GOOD if refused else BAD)
-    for reason in story.bad.reasons:
-        say(f"    {reason}")
-    say("")
-    say(
-        f"BWT {story.matrix.bwt:+.3f} | naive forgetting F {story.naive.forgetting:.3f} | "
-        f"bad update {story.bad.verdict} | {story.seconds:.0f} s",
-        BOLD,
-    )
+def _text(message: Any) -> str:
+    """What the user sees: the text, or the tools that were called."""
+    calls = ", ".join(f"{call['name']}({call['args']})" for call in message.tool_calls)
+    return str(message.text) or f"[calls {calls}]"
 
 
-def _print_matrix(title: str, matrix: RMatrix) -> None:
-    say("")
-    say(title, BOLD)
-    after = ["before any update", *(f"after update {n}" for n in range(1, len(matrix.rows)))]
-    rows = [
-        (name, *(f"{value:.2f}" for value in row))
-        for name, row in zip(after, matrix.rows, strict=True)
-    ]
-    table(("", *matrix.strata), rows)
-    say(f"  BWT {matrix.bwt:+.3f}, forgetting F {matrix.forgetting:.3f}")
+@dataclass(frozen=True)
+class Arms:
+    """What both arms share: the settings, and the home that caches log-probabilities."""
+
+    config: UpdateConfig
+    connection: sqlite3.Connection
+    progress: Progress
+
+    def train_naively(self, updates: Sequence[Sequence[Example]], folder: Path) -> Iterator[Path]:
+        """Train on the pairs of each update without protection; yield the adapter after each."""
+        naive = replace(self.config, replay=ReplaySettings(minimum=0), kl=KLSettings(weight=0.0))
+        live: Path | None = None
+        for number, pairs in enumerate(updates, start=1):
+            learner = self._learner("naive arm", live, naive)
+            rows = learner.encode(pairs)
+            learner.fit(rows, new=len(rows))
+            live = folder / str(number)
+            learner.save(live)
+            yield live
+
+    def r_matrix(
+        self, adapters: Sequence[Path | None], held_out: Mapping[str, Sequence[Example]]
+    ) -> RMatrix:
+        """Accuracy on the held-out pairs of every update: one row for the base, one per adapter.
+
+        An adapter that is ``None`` stands for the base model.
+        """
+        rows = [tuple(0.5 for _ in held_out)]  # the base is its own reference: .5 by definition
+        for adapter in adapters:
+            learner = self._learner("evaluation", adapter, self.config)
+            scores = (policy_scores(learner, "live", learner.encode(p)) for p in held_out.values())
+            rows.append(tuple(map(accuracy, scores)))
+        return RMatrix(tuple(held_out), tuple(rows))
+
+    def _learner(self, name: str, live: Path | None, config: UpdateConfig) -> Learner:
+        base = load_base(MODEL, held_in=self.config.precision)
+        caches: dict[Policy, LogpCache] = {"base": LogpCache(self.connection, base.numbers, BASE)}
+        if live is not None and is_revision_id(live.name):
+            caches["live"] = LogpCache(self.connection, base.numbers, live.name)
+        return Learner(
+            base,
+            live,
+            config,
+            caches=caches,
+            progress=lambda stage, done, total: self.progress(f"{name}: {stage}", done, total),
+        )

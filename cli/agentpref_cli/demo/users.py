@@ -6,16 +6,17 @@ Feedback goes through the public ``Log``, as in any app.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib import resources
+from typing import NamedTuple
 
+import orjson
+
+from agentpref import Log
 from agentpref.prefer.examples import is_held_out
-from agentpref.record.log import Log
 from agentpref.types import HELD_OUT
-from agentpref_cli.demo.app import Reply
 
 _HELD_OUT = 180
 _STATEMENT = 'Is the following statement something you would say?\n"{}"'
@@ -33,6 +34,14 @@ class Question:
     def held_out(self) -> bool:
         """Whether an update holds this question out."""
         return is_held_out([{"role": "user", "content": self.text}], HELD_OUT)
+
+
+class Reply(NamedTuple):
+    """What the agent said, the run it was logged as, and the revision that wrote it."""
+
+    run_id: str
+    text: str
+    revision: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +109,7 @@ def _round(tag: str, title: str, train: int, seed: int) -> Round:
 
 def _read(tag: str) -> Iterator[Question]:
     file = resources.files("agentpref_cli.demo") / "data" / f"{tag}.jsonl"
-    for line in file.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in map(orjson.loads, file.read_bytes().splitlines()):
         if "statement" in row:
             other = {"Yes": "No", "No": "Yes"}[row["answer"]]
             yield Question(_STATEMENT.format(row["statement"]), row["answer"], other)
