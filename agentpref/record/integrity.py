@@ -1,31 +1,32 @@
 """Integrity checks of a home.
 
-A check hashes messages again, looks for rows that break an invariant, and reads the spill. It looks
-at everything, or at a random sample, which takes the same time for a home of any size. It reports
-what is wrong and repairs nothing.
+A check hashes the messages again, tests the columns of runs and judgements, follows every reference
+and reads the spill. It reports what a log would not have written, and repairs nothing. A check
+covers everything, or a random sample, which takes the same time for a home of any size.
 """
 
 from __future__ import annotations
 
 import random
 import sqlite3
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import orjson
 
 from agentpref.home import Home
-from agentpref.record.messages import reread
+from agentpref.record.ingest.checks import role_of, row_fault
+from agentpref.record.messages import COMPARISON_COLUMNS, FEEDBACK_COLUMNS, RUN_COLUMNS
 from agentpref.record.spill import is_whole
 from agentpref.record.updates import Role
-from agentpref.types import SOURCES, WINNERS, Progress
+from agentpref.types import Progress
 
 _TRIES = 10
 """How many row numbers are drawn for each row of a sample: removed rows leave gaps."""
 
-_STRIDE = 10_000  # messages between two reports of progress
+_STRIDE = 10_000  # rows between two reports of progress
 
 
 class Problem(NamedTuple):
@@ -82,11 +83,29 @@ def examine(
         progress: called during a full check, which takes minutes for millions of rows.
     """
     spilled = examine_spill(Home.of(connection))
-    if sample is None:
-        problems, looked_at = _all(connection, progress or (lambda stage, done, total: None))
-    else:
-        problems, looked_at = _some(connection, sample, random.Random(seed))
+    with _any_text(connection):
+        if sample is None:
+            problems, looked_at = _all(connection, progress or (lambda stage, done, total: None))
+        else:
+            problems, looked_at = _some(connection, sample, random.Random(seed))
     return Findings([*problems, *spilled.problems], looked_at, spilled.waiting, spilled.torn)
+
+
+@contextmanager
+def _any_text(connection: sqlite3.Connection) -> Iterator[None]:
+    """Read text that is not UTF-8 as bytes in a block; by default sqlite3 raises an error."""
+
+    def text_or_bytes(raw: bytes) -> str | bytes:
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return raw
+
+    before, connection.text_factory = connection.text_factory, text_or_bytes
+    try:
+        yield
+    finally:
+        connection.text_factory = before
 
 
 def examine_spill(home: Home) -> Spilled:
@@ -118,12 +137,14 @@ def _all(connection: sqlite3.Connection, tell: Progress) -> tuple[list[Problem],
     problems = [Problem("database", "", finding) for finding in pages if finding != "ok"]
     tell("pages", 1, 1)
     looked_at = {table: _counted(connection, table) for table in KEYS}
-    for done, problem in enumerate(_changed_messages(connection)):
-        if done % _STRIDE == 0:
-            tell("messages", done, looked_at["message"].of)
-        if problem is not None:
-            problems.append(problem)
-    tell("messages", looked_at["message"].of, looked_at["message"].of)
+    done, total = 0, sum(looked_at[table].of for table in _FAULTS)
+    for table in _FAULTS:
+        for problem in _faults(connection, table):
+            if done % _STRIDE == 0:
+                tell("rows", done, total)
+            done += 1
+            problems += problem
+    tell("rows", total, total)
     for done, invariant in enumerate(INVARIANTS):
         tell("references", done, len(INVARIANTS))
         problems += _broken(connection, invariant)
@@ -138,7 +159,10 @@ def _some(
     rows: dict[str, list[int] | None] = dict.fromkeys(WHOLE)
     for table in SAMPLED:
         rows[table], looked_at[table] = _drawn(connection, table, size, source)
-    problems = [one for one in _changed_messages(connection, rows["message"]) if one is not None]
+    problems: list[Problem] = []
+    for table in _FAULTS:
+        for problem in _faults(connection, table, rows[table]):
+            problems += problem
     for invariant in INVARIANTS:
         if invariant.table in rows:
             problems += _broken(connection, invariant, rows[invariant.table])
@@ -173,26 +197,41 @@ def _counted(connection: sqlite3.Connection, table: str) -> Looked:
     return Looked(count, count)
 
 
-def _changed_messages(
-    connection: sqlite3.Connection, rows: list[int] | None = None
-) -> Iterator[Problem | None]:
-    """Yield for each message what is wrong with its text, read as bytes: it may not be UTF-8."""
-    parts = (f"CAST({name} AS BLOB)" for name in ("id", "parent", "body"))
-    where, bound = _restriction("message", rows)
-    for key, parent, body in connection.execute(
-        f"SELECT {', '.join(parts)} FROM message WHERE {where}", bound
-    ):
-        name = _text(key)
-        why = _change(name, None if parent is None else _text(parent), body)
-        yield Problem("message", name, why) if why else None
+def _faults(
+    connection: sqlite3.Connection, table: str, rows: list[int] | None = None
+) -> Iterator[list[Problem]]:
+    """Yield for each row of a table the problems of its own columns: one or none."""
+    columns, fault_of = _FAULTS[table]
+    where, bound = _restriction(table, rows)
+    query = f"SELECT {KEYS[table]}, {', '.join(columns)} FROM {table} WHERE {where}"
+    for key, *values in connection.execute(query, bound):
+        fault = fault_of(values)
+        yield [Problem(table, _text(key), fault)] if fault else []
 
 
-def _change(key: str, parent: str | None, body: bytes) -> str | None:
+def _message_fault(values: list[Any]) -> str | None:
     try:
-        reread(key, parent, body)
+        role_of(*values)
     except ValueError as error:
         return str(error)
     return None
+
+
+def _row_fault(columns: tuple[str, ...]) -> tuple[tuple[str, ...], _Fault]:
+    return columns, lambda values: row_fault(dict(zip(columns, values, strict=True)))
+
+
+_Fault = Callable[[list[Any]], "str | None"]
+_FAULTS: dict[str, tuple[tuple[str, ...], _Fault]] = {
+    "message": (
+        ("id", "parent", "iif(typeof(body) = 'text', CAST(body AS BLOB), NULL)"),
+        _message_fault,
+    ),
+    "run": _row_fault(RUN_COLUMNS),
+    "feedback": _row_fault(FEEDBACK_COLUMNS),
+    "comparison": _row_fault(COMPARISON_COLUMNS),
+}
+"""The tables whose rows are checked by themselves: their columns, and what is wrong with these."""
 
 
 def _broken(
@@ -200,7 +239,7 @@ def _broken(
 ) -> Iterator[Problem]:
     table, what, broken, joins = invariant
     where, bound = _restriction(table, rows)
-    query = f"SELECT CAST({KEYS[table]} AS BLOB) FROM {table} {joins} WHERE ({broken}) AND {where}"
+    query = f"SELECT {KEYS[table]} FROM {table} {joins} WHERE ({broken}) AND {where}"
     for (key,) in connection.execute(query, bound):
         yield Problem(table, _text(key), what)
 
@@ -211,8 +250,8 @@ def _restriction(table: str, rows: list[int] | None) -> tuple[str, tuple[str, ..
     return f"{table}.rowid IN (SELECT value FROM json_each(?))", (orjson.dumps(rows).decode(),)
 
 
-def _text(key: bytes) -> str:
-    return key.decode(errors="backslashreplace")
+def _text(key: object) -> str:
+    return key.decode(errors="backslashreplace") if isinstance(key, bytes) else str(key)
 
 
 # What is true of every sound record. Each invariant looks at the rows of one table and follows
@@ -258,9 +297,14 @@ def _of_the_forgotten(table: str) -> Invariant:
     )
 
 
-def _one_of(table: str, column: str, allowed: tuple[str, ...]) -> Invariant:
-    names = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
-    return Invariant(table, f"its {column} is not {names}", f"{column} NOT IN {allowed}")
+def _body(function: str, path: str) -> str:
+    """SQL that reads the joined message's body; null if the body is not JSON."""
+    text = "CAST(message.body AS TEXT)"
+    return f"CASE WHEN json_valid({text}) THEN {function}({text}, '{path}') END"
+
+
+_NO_ANSWER = "is missing, answers another prompt, or is not an assistant's message"
+_ROLES = get_args(Role)
 
 
 def _served(table: str, role: str) -> Invariant:
@@ -277,32 +321,27 @@ INVARIANTS = (
     Invariant("message", "its parent is missing",
         "message.parent IS NOT NULL AND above.id IS NULL",
         "LEFT JOIN message AS above ON above.id = message.parent"),
-    Invariant("run", "its prompt is missing",
-        "message.id IS NULL",
+    Invariant("run", "its prompt is missing or has no message",
+        "message.id IS NULL OR message.parent IS NULL AND"
+        f" {_body('json_type', '$.tools')} IS NOT NULL AND {_body('json_type', '$.role')} IS NULL",
         "LEFT JOIN message ON message.id = prompt"),
-    Invariant("run", "its output is missing or answers another prompt",
-        "message.parent IS NOT prompt",
+    Invariant("run", f"its output {_NO_ANSWER}",
+        f"message.parent IS NOT prompt OR {_body('json_extract', '$.role')} <> 'assistant'",
         "LEFT JOIN message ON message.id = output"),
-    Invariant("run", "one of its columns is not JSON",
-        "NOT (json_valid(params) AND json_valid(tags) AND json_valid(metadata)"
-        " AND json_valid(coalesce(token_ids, '[]')) AND json_valid(coalesce(logprobs, '[]')))"),
     _of_the_forgotten("run"),
     Invariant("feedback", "its run is missing",
         "run.run_id IS NULL",
         "LEFT JOIN run ON run.run_id = feedback.run_id"),
-    Invariant("feedback", "its correction is missing or answers another prompt",
-        "correction IS NOT NULL AND message.parent IS NOT prompt",
+    Invariant("feedback", f"its correction {_NO_ANSWER}",
+        "correction IS NOT NULL AND (message.parent IS NOT prompt"
+        f" OR {_body('json_extract', '$.role')} <> 'assistant')",
         "JOIN run ON run.run_id = feedback.run_id LEFT JOIN message ON message.id = correction"),
-    _one_of("feedback", "source", SOURCES),
-    Invariant("feedback", "its value is not JSON", "NOT json_valid(coalesce(value, 'null'))"),
     _of_the_forgotten("feedback"),
     Invariant("comparison",
         "one of its runs is missing, or they are of different prompts or namespaces",
         "a.prompt IS NULL OR b.prompt IS NULL OR a.prompt <> b.prompt"
         " OR a.namespace <> b.namespace",
         "LEFT JOIN run AS a ON a.run_id = run_a LEFT JOIN run AS b ON b.run_id = run_b"),
-    _one_of("comparison", "source", SOURCES),
-    _one_of("comparison", "winner", WINNERS),
     _of_the_forgotten("comparison"),
     Invariant("updates", "its candidate is missing, or has another parent or namespace",
         "candidate IS NOT NULL AND (revision.namespace IS NOT updates.namespace"
@@ -316,7 +355,7 @@ INVARIANTS = (
     Invariant("update_pair", "its update is missing",
         "updates.update_id IS NULL",
         "LEFT JOIN updates ON updates.update_id = update_pair.update_id"),
-    _one_of("update_pair", "role", get_args(Role)),
+    Invariant("update_pair", f"its role is none of {', '.join(_ROLES)}", f"role NOT IN {_ROLES}"),
     # Nothing more about a pair's source: it may have been forgotten since, or have expired.
     Invariant("pair_source", "no update used its pair",
         "pair_id NOT IN (SELECT pair_id FROM update_pair)"),

@@ -59,7 +59,7 @@ def test_a_sample_finds_problems(run, filled) -> None:
         connection.execute("UPDATE comparison SET winner = 'c'")
     problems = run("verify", "--sample", "--rows", 7, "--json", exits=1).json["problems"]
     assert {(p["table"], p["what"]) for p in problems} == {
-        ("comparison", "its winner is not a, b or tie")
+        ("comparison", "its winner is 'c', not one of a, b, tie")
     }
     assert len(problems) == 7
 

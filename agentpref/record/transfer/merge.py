@@ -29,9 +29,8 @@ from agentpref.home import Home, StrPath, copy_file, writing
 from agentpref.record.database import connect, require_known_schema, transaction, translated
 from agentpref.record.deletion.forget import Forgotten, adopt
 from agentpref.record.deletion.removal import MERGE_COPY, MERGE_LOCK
-from agentpref.record.ingest.checks import role_of, row_fault
 from agentpref.record.ingest.pseudonyms import Pseudonyms
-from agentpref.record.integrity import Problem, examine, examine_spill
+from agentpref.record.integrity import examine, examine_spill
 from agentpref.record.messages import COMPARISON_COLUMNS, FEEDBACK_COLUMNS, RUN_COLUMNS
 from agentpref.record.spill import drain
 from agentpref.record.transfer.backup import copy_database
@@ -204,7 +203,6 @@ def _verified(copy: Home, other: Home, tell: Progress) -> dict[str, float]:
     with closing(connect(copy, readonly=True)) as connection:
         _require_tables(connection, copy)
         problems += examine(connection, progress=report).problems
-        problems += [] if problems else _misshapen(connection)
         if problems:
             few = "; ".join(f"{table} {key}: {what}" for table, key, what in problems[:3])
             raise CorruptHome(
@@ -227,49 +225,6 @@ def _require_tables(connection: sqlite3.Connection, copy: Home) -> None:
     missing = [name for name in wanted if name not in tables]
     if missing:
         raise CorruptHome(f"{copy.database} has no table {missing[0]!r}; restore a backup")
-
-
-def _misshapen(connection: sqlite3.Connection) -> list[Problem]:
-    """Find rows that no log would have written, though all hashes and references are right."""
-    connection.text_factory = _text_or_bytes
-    problems = []
-    query = "SELECT id, parent, CAST(body AS BLOB) FROM message"
-    for key, parent, body in connection.execute(query):
-        try:
-            role_of(key, parent, body)
-        except ValueError as error:  # noqa: PERF203  hashing costs more
-            problems.append(Problem("message", str(key), str(error)))
-    for table in (_RUN, _FEEDBACK, _COMPARISON):
-        query = f"SELECT {table.name}_id, {', '.join(table.columns)} FROM {table.name}"
-        for key, *values in connection.execute(query):
-            if fault := row_fault(dict(zip(table.columns, values, strict=True))):
-                problems.append(Problem(table.name, str(key), fault))
-    for name, column, role, what in _ROLES:
-        query = (
-            f"SELECT {name}_id FROM {name} JOIN message ON id = {column}"
-            f" WHERE json_extract(CAST(body AS TEXT), '$.role') {role}"
-        )
-        problems += [Problem(name, str(key), what) for (key,) in connection.execute(query)]
-    return problems
-
-
-_ROLES = (
-    ("run", "prompt", "IS NULL", "its prompt has no message"),
-    ("run", "output", "IS NOT 'assistant'", "its output is not an assistant's message"),
-    (
-        "feedback",
-        "correction",
-        "IS NOT 'assistant'",
-        "its correction is not an assistant's message",
-    ),
-)
-
-
-def _text_or_bytes(raw: bytes) -> str | bytes:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return raw
 
 
 class _Table(NamedTuple):

@@ -8,13 +8,16 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
+import orjson
 import pytest
 
 from agentpref.home import Home
 from agentpref.record.database import connect, transaction
 from agentpref.record.integrity import INVARIANTS, KEYS, SAMPLED, WHOLE, Looked, examine
-from agentpref.record.messages import prompt_of, run_row
+from agentpref.record.log import Log
+from agentpref.record.messages import node_id, prompt_of, run_row
 from agentpref.record.spill import Spill
 from agentpref.record.store import Store
 from agentpref.record.updates import UpdateRow, Updates
@@ -76,26 +79,22 @@ def _learn(connection: sqlite3.Connection) -> None:
     )
 
 
+NO_ANSWER = "is missing, answers another prompt, or is not an assistant's message"
 EDITS = {
     ("message", "its parent is missing"): "UPDATE message SET parent = 'x' WHERE id LIKE '%a%'",
-    ("run", "its prompt is missing"): "UPDATE run SET prompt = 'x'",
-    ("run", "its output is missing or answers another prompt"): "UPDATE run SET output = prompt",
-    ("run", "one of its columns is not JSON"): "UPDATE run SET tags = 'no JSON'",
+    ("run", "its prompt is missing or has no message"): "UPDATE run SET prompt = 'x'",
+    ("run", f"its output {NO_ANSWER}"): "UPDATE run SET output = prompt",
     ("run", "it is of somebody who was forgotten since"): "UPDATE run SET user_id = 'gone'",
     ("feedback", "its run is missing"): "DELETE FROM run WHERE run_id = 'r1'",
-    ("feedback", "its correction is missing or answers another prompt"): (
+    ("feedback", f"its correction {NO_ANSWER}"): (
         "UPDATE feedback SET correction = (SELECT output FROM run WHERE run_id = 'r3')"
     ),
-    ("feedback", "its source is not human, model or code"): "UPDATE feedback SET source = 'x'",
-    ("feedback", "its value is not JSON"): "UPDATE feedback SET value = 'no JSON'",
     ("feedback", "it is of somebody who was forgotten since"): (
         "UPDATE feedback SET user_id = 'gone'"
     ),
     ("comparison", "one of its runs is missing, or they are of different prompts or namespaces"): (
         "UPDATE comparison SET run_b = 'r3'"
     ),
-    ("comparison", "its source is not human, model or code"): "UPDATE comparison SET source = 'x'",
-    ("comparison", "its winner is not a, b or tie"): "UPDATE comparison SET winner = 'c'",
     ("comparison", "it is of somebody who was forgotten since"): (
         "UPDATE forgotten SET user_id = 'u'"
     ),
@@ -108,7 +107,10 @@ EDITS = {
     ("updates", "it promoted no candidate"): "UPDATE updates SET candidate = NULL",
     ("updates", "its report is not JSON"): "UPDATE updates SET report = '{'",
     ("update_pair", "its update is missing"): "UPDATE update_pair SET update_id = 'x'",
-    ("update_pair", "its role is not new, replay or held_out"): "UPDATE update_pair SET role = 'x'",
+    (
+        "update_pair",
+        "its role is none of new, replay, held_out",
+    ): "UPDATE update_pair SET role = 'x'",
     ("pair_source", "no update used its pair"): "DELETE FROM update_pair",
     ("revision", "its parent is missing, younger, or of another namespace"): (
         "UPDATE revision SET seq = 3 WHERE seq = 1"
@@ -156,6 +158,78 @@ def test_every_invariant_has_a_test() -> None:
     assert set(EDITS) == {(invariant.table, invariant.what) for invariant in INVARIANTS}
 
 
+FAULTS = [
+    ("run", "params = '[]'", "its params is '[]', not a mapping in JSON"),
+    ("run", "metadata = 'x'", "its metadata is 'x', not a mapping in JSON"),
+    ("run", "tags = '[1]'", "its tags is '[1]', not a list of strings in JSON"),
+    ("run", "created_at = 9e999", "its created_at is inf, not a time"),
+    ("run", "model = x'00ff'", r"its model is b'\x00\xff', not text or null"),
+    ("run", "thread_id = CAST(x'ff' AS TEXT)", r"its thread_id is b'\xff', not text or null"),
+    ("feedback", "score = 'good'", "its score is 'good', not a finite number, or null"),
+    ("feedback", "value = 'no JSON'", "its value is 'no JSON', not JSON, or null"),
+    ("feedback", "source = 'x'", "its source is 'x', not one of human, model, code"),
+    ("comparison", "winner = 'c'", "its winner is 'c', not one of a, b, tie"),
+]
+
+
+@pytest.mark.parametrize(("table", "change", "what"), FAULTS)
+@pytest.mark.parametrize("sample", [None, 100])
+def test_a_column_that_no_log_would_write_is_found(
+    connection: sqlite3.Connection, table: str, change: str, what: str, sample: int | None
+) -> None:
+    (key,) = connection.execute(f"SELECT max({KEYS[table]}) FROM {table}").fetchone()
+    connection.execute(f"UPDATE {table} SET {change} WHERE {KEYS[table]} = '{key}'")
+    assert examine(connection, sample=sample).problems == [(table, key, what)]
+
+
+@pytest.mark.parametrize(
+    ("bodies", "table", "what"),
+    [
+        (['{"tools":[]}'], "run", "its prompt is missing or has no message"),
+        (['{"role":"user","content":"x"}'] * 2, "run", f"its output {NO_ANSWER}"),
+    ],
+)
+@pytest.mark.parametrize("sample", [None, 100])
+def test_an_answer_or_prompt_of_the_wrong_role_is_found(
+    connection: sqlite3.Connection, bodies: list[str], table: str, what: str, sample: int | None
+) -> None:
+    """All hashes are right: whoever edits a text can hash it, too."""
+    parent = None
+    for body in [*bodies, '{"role":"assistant","content":"y"}'][:2]:
+        key = node_id(parent, orjson.loads(body))
+        connection.execute("INSERT INTO message VALUES (?, ?, ?)", (key, parent, body))
+        connection.execute(
+            "UPDATE run SET prompt = ?, output = ? WHERE run_id = 'r3'", (parent or key, key)
+        )
+        parent = key
+    assert examine(connection, sample=sample).problems == [(table, "r3", what)]
+
+
+def test_a_body_that_is_a_blob_is_found(connection: sqlite3.Connection) -> None:
+    connection.execute("UPDATE message SET body = CAST(body AS BLOB) WHERE parent IS NULL")
+    problems = examine(connection).problems
+    assert {problem.what for problem in problems} == {"its columns are not text"}
+
+
+@pytest.mark.parametrize("sample", [None, 100])
+def test_everything_that_a_log_accepts_is_sound(home: Home, sample: int | None) -> None:
+    ask, answer = [{"role": "user", "content": "x"}], {"role": "assistant", "content": None}
+    with Log(home.path) as log:
+        first = log.record(ask, "4", params=None, token_ids=[], logprobs=[], tags=())
+        second = log.record(ask, answer, token_ids=[1], logprobs=[float("nan")], model=uuid4())
+        log.record(ask, "5", tools=[{"type": "function"}], metadata={"at": object()}, user_id=7)
+        log.feedback(first, key="k", value=[None])
+        log.feedback(first, key="k", score=True, user_id="u")
+        log.correct(second, "é\0")
+        log.compare(first, second, winner="tie")
+        assert log.verify(sample=sample) == []
+
+
+def test_a_check_leaves_the_connection_as_it_was(connection: sqlite3.Connection) -> None:
+    examine(connection)
+    assert connection.text_factory is str
+
+
 def test_records_after_a_user_was_forgotten_are_sound(connection: sqlite3.Connection) -> None:
     connection.execute("UPDATE run SET user_id = 'gone', created_at = 15.5")
     assert examine(connection).problems == []
@@ -188,7 +262,7 @@ def test_a_full_check_counts_the_rows_it_looked_at(connection: sqlite3.Connectio
 def test_a_full_check_reports_progress(connection: sqlite3.Connection) -> None:
     told: list[tuple[str, int, int]] = []
     examine(connection, progress=lambda *stage: told.append(stage))
-    assert list(dict.fromkeys(stage for stage, _, _ in told)) == ["pages", "messages", "references"]
+    assert list(dict.fromkeys(stage for stage, _, _ in told)) == ["pages", "rows", "references"]
     assert [done == total for _, done, total in told].count(True) == 3
 
 
@@ -304,5 +378,5 @@ def test_an_edited_line_of_the_spill_is_a_problem(
 
 def test_a_sample_finds_the_same_problems_in_a_small_home(connection: sqlite3.Connection) -> None:
     connection.execute("UPDATE comparison SET winner = 'c'")
-    expected = [("comparison", "c1", "its winner is not a, b or tie")]
+    expected = [("comparison", "c1", "its winner is 'c', not one of a, b, tie")]
     assert examine(connection).problems == examine(connection, sample=5).problems == expected

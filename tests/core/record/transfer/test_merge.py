@@ -202,7 +202,7 @@ def test_each_batch_is_one_transaction_and_is_reported(
     assert told[-3:] == [("other: run", 2, 5), ("other: run", 4, 5), ("other: run", 5, 5)]
     assert seen[-3:] == [2, 4, 5]
     stages = list(dict.fromkeys(stage.removeprefix("other: ") for stage, *_ in told))
-    assert stages == ["copy", "verify pages", "verify messages", "verify references", "run"]
+    assert stages == ["copy", "verify pages", "verify rows", "verify references", "run"]
 
 
 def test_a_batch_that_fails_leaves_nothing(make: Make) -> None:
@@ -476,16 +476,16 @@ def test_a_tombstone_is_not_adopted_while_an_update_runs(make: Make) -> None:
 
 HOSTILE = [
     ("UPDATE message SET body = replace(body, 'Yes', 'Now')", "its text is not what was"),
-    ("UPDATE message SET body = x'ff' WHERE body LIKE '%Yes%'", "its text is not what was"),
+    ("UPDATE message SET body = x'ff' WHERE body LIKE '%Yes%'", "its columns are not text"),
     ("UPDATE message SET parent = NULL WHERE body LIKE '%Yes%'", "not what was recorded"),
-    ("UPDATE message SET parent = x'ff' WHERE body LIKE '%Yes%'", "not what was recorded"),
+    ("UPDATE message SET parent = x'ff' WHERE body LIKE '%Yes%'", "its columns are not text"),
     ("UPDATE message SET parent = CAST(parent AS BLOB)", "message .*: its (parent|columns)"),
     ("DELETE FROM message WHERE body LIKE '%Yes%'", "its output is missing"),
     ("DELETE FROM message WHERE body LIKE '%raining%'", "its parent is missing"),
     ("UPDATE run SET output = prompt", "answers another prompt"),
     ("UPDATE run SET prompt = output", "answers another prompt"),
     ("UPDATE run SET params = '[]'", r"its params is '\[\]', not a mapping in JSON"),
-    ("UPDATE run SET metadata = 'x'", "one of its columns is not JSON"),
+    ("UPDATE run SET metadata = 'x'", "its metadata is 'x', not a mapping in JSON"),
     ("UPDATE run SET tags = '[1]'", "its tags is"),
     ("UPDATE run SET token_ids = '[1.5]'", "its token_ids is"),
     ("UPDATE run SET logprobs = '{}'", "its logprobs is"),
@@ -494,14 +494,14 @@ HOSTILE = [
     ("UPDATE run SET namespace = x'00ff' WHERE run_id = 'r3'", "its namespace is b"),
     ("UPDATE run SET model = CAST(x'ff' AS TEXT)", "its model is b'"),
     ("UPDATE run SET run_id = CAST(x'ff' AS TEXT) WHERE run_id = 'r3'", "its run_id is b'"),
-    ("UPDATE feedback SET source = 'oracle'", "its source is not human, model or code"),
+    ("UPDATE feedback SET source = 'oracle'", "its source is 'oracle', not one of"),
     ("UPDATE feedback SET score = 'good'", "its score is 'good'"),
-    ("UPDATE feedback SET value = 'no JSON'", "its value is not JSON"),
+    ("UPDATE feedback SET value = 'no JSON'", "its value is 'no JSON', not JSON"),
     ("UPDATE feedback SET comment = x'ff'", "its comment is b"),
     ("UPDATE feedback SET run_id = 'nowhere'", "its run is missing"),
-    ("UPDATE feedback SET correction = (SELECT prompt FROM run)", "its correction is missing or"),
-    ("UPDATE feedback SET correction = 'gone'", "its correction is missing or"),
-    ("UPDATE comparison SET winner = 'c'", "its winner is not a, b or tie"),
+    ("UPDATE feedback SET correction = (SELECT prompt FROM run)", "its correction is missing,"),
+    ("UPDATE feedback SET correction = 'gone'", "its correction is missing,"),
+    ("UPDATE comparison SET winner = 'c'", "its winner is 'c', not one of a, b"),
     ("UPDATE comparison SET run_b = 'nowhere'", "one of its runs is missing"),
     ("UPDATE comparison SET run_b = 'r3'", "of different prompts or namespaces"),
 ]  # fmt: skip
@@ -548,7 +548,7 @@ def test_homes_before_a_bad_one_stay_merged(make: Make) -> None:
         ([b'{"role":"user"}'], "has content of type NoneType"),
         ([b'["a","list"]'], "is a list"),
         ([b'{"tools":[1]}'], "tool 0 is a int"),
-        ([b'{"tools":[]}'], "its prompt has no message"),
+        ([b'{"tools":[]}'], "its prompt is missing or has no message"),
         ([b'{"role":"user","content":"x"}', b'{"tools":[]}'], "has role None"),
     ],
 )
