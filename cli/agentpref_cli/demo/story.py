@@ -33,7 +33,7 @@ from agentpref.prove.evaluate import policy_scores
 from agentpref.prove.metrics import RMatrix, accuracy
 from agentpref.record.database import connect
 from agentpref.record.store import Store
-from agentpref.serve.manifest import is_revision_id
+from agentpref.serve.folders import is_revision_id
 from agentpref.types import BASE, Example, Progress
 from agentpref_cli.demo.users import (
     Question,
