@@ -21,7 +21,6 @@ from tenacity import (
     Retrying,
     retry_if_exception,
     stop_after_delay,
-    stop_any,
     wait_random_exponential,
 )
 
@@ -160,12 +159,7 @@ class Member:
 
 
 class Fleet:
-    """Acts on all servers, and chooses one for each request.
-
-    Args:
-        members: the servers.
-        patience: seconds for which a request waits for any server to answer.
-    """
+    """Acts on all servers, and chooses one for each request, which waits ``patience`` seconds."""
 
     def __init__(self, members: Sequence[Member], *, patience: float) -> None:
         """Send no request yet."""
@@ -259,7 +253,7 @@ class Fleet:
         return Retrying(
             retry=retry_if_exception(_is_temporary),
             wait=wait_random_exponential(multiplier=0.1, max=2),
-            stop=stop_any(stop_after_delay(self._patience), _fails_too_often),
+            stop=lambda state: stop_after_delay(self._patience)(state) or _fails_too_often(state),
             reraise=True,
         )(attempt)
 

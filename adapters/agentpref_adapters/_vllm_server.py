@@ -95,13 +95,9 @@ class Piece:
 class Server:
     """A client of one server, for any thread. Without an answer it raises ``ServerUnreachable``.
 
-    Args:
-        url: e.g. ``http://127.0.0.1:8000``; a ``/v1`` at its end is ignored.
-        timeout: seconds that a call, or the next piece of a stream, may take.
-        key: the server's API key; ``None``: the one in ``VLLM_API_KEY``, if any.
-
-    Raises:
-        ConfigError: the URL is invalid.
+    A ``/v1`` at the end of ``url`` is ignored. ``timeout`` is the seconds that a call, or the next
+    piece of a stream, may take. ``key`` is the server's API key; ``None``: that in
+    ``VLLM_API_KEY``, if any.
     """
 
     def __init__(self, url: str, *, timeout: float, key: str | None = None) -> None:
@@ -182,12 +178,7 @@ class Server:
             )
 
     def complete(self, body: Mapping[str, Any]) -> Piece:
-        """Send a :func:`completion_body` and wait for the whole answer.
-
-        Raises:
-            NotLoaded: the server has no such model.
-            GenerationFailed: it refuses the request.
-        """
+        """Send a :func:`completion_body`; ``NotLoaded`` or ``GenerationFailed`` if refused."""
         with self._counted():
             answer = self._asked("POST", "/v1/completions", json=body)
         self._check(body["model"], answer)

@@ -68,10 +68,7 @@ def open_router(
     :func:`agentpref.serve.watch.open_router`, which also says what is raised.
 
     Args:
-        home: the home, its folder, or ``None``.
         model: the base model, as for ``agentpref.update``.
-        namespace: serve the revisions of this namespace.
-        follow: seconds between two looks at what other processes made live.
     """
     return watch.open_router(
         home, lambda: TransformersBackend(model), namespace=namespace, follow=follow
@@ -214,11 +211,7 @@ class TransformersBackend:
 class ModelThread:
     """The one thread that runs a model; threads that share a model mix up its state.
 
-    It admits requests to an engine, oldest first, between two steps.
-
-    Args:
-        engine: answers the requests.
-        max_active: the most requests to answer at the same time.
+    It admits requests to an engine, oldest first, between two steps, and at most ``max_active``.
     """
 
     def __init__(self, engine: Engine, *, max_active: int) -> None:

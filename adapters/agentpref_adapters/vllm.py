@@ -16,7 +16,7 @@ import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TypeAlias
 
@@ -82,11 +82,8 @@ def open_router(
     :func:`agentpref.serve.watch.open_router`, which also says what is raised.
 
     Args:
-        home: the home, its folder, or ``None``.
         urls: the servers, e.g. ``http://127.0.0.1:8000``; all of them serve ``model``.
         model: the base model, as for ``agentpref.update``; its tokenizer is used here.
-        namespace: serve the revisions of this namespace.
-        follow: seconds between two looks at what other processes made live.
     """
     return watch.open_router(
         home, lambda: VllmBackend(*urls, model=model), namespace=namespace, follow=follow
@@ -173,12 +170,7 @@ class VllmBackend:
         if not room:  # the least that a server reports, if any does
             reports, _ = self._fleet.reach(lambda member: member.server.max_loras())
             room = min((number for number in reports if number is not None), default=None)
-        return Capabilities(
-            engine="vllm",
-            streaming=True,
-            places=self._places,
-            max_loaded=room,
-        )
+        return Capabilities("vllm", streaming=True, places=self._places, max_loaded=room)
 
     def validate(self, revision: Revision) -> None:
         """Check a revision's files, digests, tensors and numbers against the base's files."""
@@ -255,16 +247,14 @@ class VllmBackend:
         """
         body = self._bodies(revision_id, request)
 
-        def begin(member: Member) -> tuple[Piece, Pieces]:
+        def begin(member: Member) -> tuple[list[Piece], Pieces]:
             """Wait for the first piece: a failure before it can be repeated elsewhere."""
             pieces = member.server.stream(body(member))
-            for first in pieces:
-                return first, pieces
-            raise ServerUnreachable("a server ended an answer before its first token; ask again")
+            return list(islice(pieces, 1)), pieces
 
         first, rest = self._fleet.call(begin)
         with closing(rest):
-            yield from self._read(revision_id, request, chain([first], rest))
+            yield from self._read(revision_id, request, chain(first, rest))
 
     def close(self) -> None:
         """Close the connections; the servers keep running and keep their adapters."""

@@ -134,12 +134,12 @@ def test_the_url_of_a_host_is_one_this_machine_can_reach(prepare, host: str, url
 
 
 def test_an_interpreter_without_vllm_is_refused_with_the_install_command() -> None:
-    with pytest.raises(MissingDependency, match=r"has no vLLM; .* -m pip install vllm"):
+    with pytest.raises(MissingDependency, match=r"cannot import vLLM; .*/pip install vllm"):
         find_python(sys.executable)
 
 
 def test_an_interpreter_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(MissingDependency, match="/nowhere/python is no program"):
+    with pytest.raises(MissingDependency, match="/nowhere/python cannot import vLLM"):
         find_python("/nowhere/python")
 
 
