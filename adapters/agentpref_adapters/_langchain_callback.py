@@ -118,12 +118,7 @@ class AgentprefCallback(BaseCallbackHandler):
         return self._answers.get(trace_id)
 
     def on_chat_model_start(
-        self,
-        serialized: dict[str, Any],
-        messages: list[list[BaseMessage]],
-        *,
-        run_id: UUID,
-        **event: Any,
+        self, serialized: Any, messages: list[list[BaseMessage]], *, run_id: UUID, **event: Any
     ) -> None:
         """Note a call to a chat model. LangChain sends one event for each prompt of a batch."""
         with self._counting_losses():
@@ -169,23 +164,19 @@ class AgentprefCallback(BaseCallbackHandler):
         metadata = event.get("metadata") or {}
         invocation = event.get("invocation_params") or {}
         places = (metadata, invocation, ensure_config().get("configurable"), self._defaults)
-        self._put(
-            self._calls,
-            run_id,
-            {
-                "messages": messages,
-                "tools": [openai_tool(tool) for tool in invocation.get("tools") or ()],
-                "model": metadata.get("ls_model_name")
-                or invocation.get("model")
-                or invocation.get("model_name"),
-                "params": sampling_params(invocation),
-                "tags": list(dict.fromkeys([*self._tags, *user_tags(event.get("tags") or ())])),
-                "metadata": user_metadata(metadata),
-                "thread_id": first_id("thread_id", *places),
-                "user_id": first_id("user_id", *places),
-                "trace_id": str(self._root(run_id, event)),
-            },
-        )
+        model = metadata.get("ls_model_name") or invocation.get("model")
+        call = {
+            "messages": messages,
+            "tools": [openai_tool(tool) for tool in invocation.get("tools") or ()],
+            "model": model or invocation.get("model_name"),
+            "params": sampling_params(invocation),
+            "tags": list(dict.fromkeys([*self._tags, *user_tags(event.get("tags") or ())])),
+            "metadata": user_metadata(metadata),
+            "thread_id": first_id("thread_id", *places),
+            "user_id": first_id("user_id", *places),
+            "trace_id": str(self._root(run_id, event)),
+        }
+        self._put(self._calls, run_id, call)
 
     def _root(self, run_id: UUID, event: Mapping[str, Any]) -> UUID:
         """The root run; the parent, where the handler was attached below the root."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
-from agentpref.errors import GenerationFailed, SwapFailed
+from agentpref.errors import GenerationFailed
 from agentpref.serve.manifest import CONFIG_FILE, WEIGHTS_FILE
 
 if TYPE_CHECKING:
@@ -87,8 +87,7 @@ class Layers:
     def read(self, name: str, folder: Path) -> Adapter:
         """Read an adapter from its folder, onto the devices of the layers; on any thread.
 
-        Raises:
-            SwapFailed: it does not fit this model.
+        Raises ``KeyError`` or ``ValueError`` if it does not fit this model.
         """
         from safetensors.torch import load_file
 
@@ -97,13 +96,7 @@ class Layers:
         scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
         tensors = load_file(folder / WEIGHTS_FILE)
         adapted = {key.removeprefix(_PREFIX).rpartition(".lora_")[0] for key in tensors}
-        try:
-            weights = {module: self._weights(module, tensors, scale) for module in sorted(adapted)}
-        except (KeyError, ValueError) as error:
-            raise SwapFailed(
-                f"{name} could not be loaded from {folder}, since it does not fit the model "
-                f"({error}); train it on this one"
-            ) from error
+        weights = {module: self._weights(module, tensors, scale) for module in sorted(adapted)}
         return Adapter(name, weights)
 
     @contextmanager

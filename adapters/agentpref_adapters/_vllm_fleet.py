@@ -83,7 +83,15 @@ class Member:
                 raise ServerUnreachable(
                     f"{self.server.url} serves no model; check how it was started"
                 )
-            self._check_base(known.root)
+            # It is compared where this machine can see the served folder.
+            base, root = self.expected, Path(known.root)
+            if known.root != base.name and root.is_dir() and not root.samefile(base.path):
+                found = read_base(known.root)
+                if any(found.identity[key] != base.identity[key] for key in _IDENTITY):
+                    raise WrongBase(
+                        f"{self.server.url} serves {root}, whose weights, tokenizer or template "
+                        f"are not those of {base.name!r}; give the base that it serves"
+                    )
             self._base = known
         return known
 
@@ -145,17 +153,6 @@ class Member:
         """Note that the server answered: it is no longer passed over."""
         self._failures = 0
         self.passed_over_until = 0.0
-
-    def _check_base(self, served: str) -> None:
-        base, root = self.expected, Path(served)
-        if served == base.name or not root.is_dir() or root.samefile(base.path):
-            return
-        found = read_base(served)
-        if any(found.identity[key] != base.identity[key] for key in _IDENTITY):
-            raise WrongBase(
-                f"{self.server.url} serves {served}, whose weights, tokenizer or template are not "
-                f"those of {base.name!r}; give the base that it serves"
-            )
 
 
 class Fleet:
