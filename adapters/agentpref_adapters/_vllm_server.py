@@ -11,24 +11,31 @@ import math
 import os
 import re
 import threading
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import httpx
 import orjson
-from httpx_sse import SSEError, connect_sse
 
 from agentpref.errors import (
     BackendClosed,
     ConfigError,
     GenerationFailed,
+    MissingDependency,
     ServerUnreachable,
     ServingError,
     SwapFailed,
 )
 from agentpref.serve.backend import FinishReason, GenerationRequest
+
+try:
+    import httpx
+    from httpx_sse import SSEError, connect_sse
+except ImportError as error:
+    raise MissingDependency(
+        f"serving through vLLM needs {error.name}; install it with: pip install 'agentpref[vllm]'"
+    ) from error
 
 # uvicorn drops a connection that was idle for five seconds: one that is about to go is not reused.
 _IDLE_SECONDS = 4.0
@@ -282,15 +289,22 @@ class Server:
 
 
 def completion_body(
-    request: GenerationRequest, model: str, prompt: Sequence[int], *, room: int, ends: Sequence[int]
+    request: GenerationRequest, model: Model, prompt: Sequence[int], ends: Collection[int]
 ) -> dict[str, Any]:
-    """The body of a completion request that writes at most ``room`` tokens.
+    """The body of a completion request; ``GenerationFailed`` if the prompt does not fit.
 
     It sets everything that the server would take from its own or the model's defaults, so that
     temperature 0 gives the likeliest token on any server.
     """
+    longest = model.max_length or math.inf
+    room = int(min(request.max_tokens, longest - len(prompt)))
+    if room < 1:
+        raise GenerationFailed(
+            f"the prompt has {len(prompt)} tokens, the server takes {longest}; shorten it, or "
+            f"start the server with a larger --max-model-len"
+        )
     return {
-        "model": model,
+        "model": model.name,
         "prompt": list(prompt),
         "add_special_tokens": False,
         "logprobs": 0,  # of the tokens written only
@@ -305,7 +319,7 @@ def completion_body(
         "frequency_penalty": 0.0,
         "seed": request.seed,
         "stop": list(request.stop),
-        "stop_token_ids": list(ends),
+        "stop_token_ids": sorted(ends),
     }
 
 

@@ -11,7 +11,6 @@ A server that restarts is empty: the next request for a revision loads it again,
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -267,7 +266,7 @@ class VllmBackend:
 
     def _ask_probe(self, server: Server, model: Model) -> Piece:
         try:
-            piece = server.complete(self._body(PROBE, self._probe_prompt, model))
+            piece = server.complete(completion_body(PROBE, model, self._probe_prompt, self._ends))
         except NotFinite as error:
             raise ProbeFailed(f"{model.name} failed its probe on {server.url}: {error}") from error
         except GenerationFailed as error:
@@ -285,20 +284,9 @@ class VllmBackend:
         """What makes a revision ready on a server, and gives the body of a request to it."""
         self._require_open()
         prompt, revision = self._encode(request), self._revisions.get(revision_id)
-        return lambda member: self._body(request, prompt, member.serving(revision_id, revision))
-
-    def _body(
-        self, request: GenerationRequest, prompt: Sequence[int], model: Model
-    ) -> dict[str, object]:
-        longest = model.max_length or math.inf
-        room = int(min(request.max_tokens, longest - len(prompt)))
-        if room < 1:
-            raise GenerationFailed(
-                f"the prompt has {len(prompt)} tokens, the server takes {longest}; shorten it, or "
-                f"start the server with a larger --max-model-len"
-            )
-        ends = sorted(self._ends)
-        return completion_body(request, model.name, prompt, room=room, ends=ends)
+        return lambda member: completion_body(
+            request, member.serving(revision_id, revision), prompt, self._ends
+        )
 
     def _encode(self, request: GenerationRequest) -> tuple[int, ...]:
         from jinja2 import TemplateError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -177,3 +178,10 @@ def test_preparing_a_server_imports_no_vllm_and_starts_no_process(prepare, tmp_p
     assert server.log == tmp_path / f"vllm-{port}.log"
     assert find_base("tiny").is_dir()
     assert "vllm" not in sys.modules
+
+
+def test_without_httpx_the_error_says_how_to_install_it() -> None:
+    code = "import sys; sys.modules['httpx'] = None; import agentpref_adapters._vllm_process"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert "vLLM needs httpx; install it with: pip install 'agentpref[vllm]'" in run.stderr
