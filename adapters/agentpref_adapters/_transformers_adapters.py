@@ -69,16 +69,14 @@ class Layers:
         from torch import nn
         from transformers.pytorch_utils import Conv1D
 
-        self._modules = {
-            name: module
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Linear | Conv1D)
-        }
+        self._modules: dict[str, nn.Module] = {}
         self._shares: tuple[Share, ...] = ()
         self._size = (0, 0)
         self._hooks = ExitStack()
-        for name, module in self._modules.items():
-            self._hooks.callback(module.register_forward_hook(self._hook(name)).remove)
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Linear | Conv1D):
+                self._modules[name] = module
+                self._hooks.callback(module.register_forward_hook(self._hook(name)).remove)
 
     def shapes(self) -> Mapping[str, tuple[int, int]]:
         """(out, in) of each layer that an adapter may adapt, by module name."""

@@ -52,7 +52,6 @@ T = TypeVar("T")
 LONGEST_PASS_SECONDS = 30.0
 _FAILING_ROUNDS = 8
 """How often a request is sent to servers that answer 500: the request may be what breaks them."""
-_IDENTITY = ("digest", "template_digest")
 
 
 @dataclass(eq=False)
@@ -87,7 +86,10 @@ class Member:
             base, root = self.expected, Path(known.root)
             if known.root != base.name and root.is_dir() and not root.samefile(base.path):
                 found = read_base(known.root)
-                if any(found.identity[key] != base.identity[key] for key in _IDENTITY):
+                if any(
+                    found.identity[key] != base.identity[key]
+                    for key in ("digest", "template_digest")
+                ):
                     raise WrongBase(
                         f"{self.server.url} serves {root}, whose weights, tokenizer or template "
                         f"are not those of {base.name!r}; give the base that it serves"

@@ -125,11 +125,7 @@ def vllm_process(
 
 
 def find_python(asked: str | None = None) -> str:
-    """Find an interpreter that has vLLM: the one asked for, this one, or that of ``vllm`` on PATH.
-
-    Raises:
-        MissingDependency: none of them has vLLM.
-    """
+    """Find a python that has vLLM: the one asked for, this one, or that of ``vllm`` on PATH."""
     candidates = [asked or sys.executable]
     if asked is None and (script := shutil.which("vllm")):
         candidates.append(str(Path(script).with_name("python")))
@@ -249,11 +245,7 @@ class VllmProcess:
 
 
 def free_port(host: str, port: int = 0) -> int:
-    """Check that no program listens on a port now; 0 chooses one.
-
-    Raises:
-        EngineFailed: the port is taken, or the host's address is not ours.
-    """
+    """Check that a port can be listened on now, or ``EngineFailed``; 0 chooses one."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.create_server((host, port), family=family) as listener:

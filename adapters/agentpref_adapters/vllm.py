@@ -26,9 +26,7 @@ from agentpref.errors import (
     ConfigError,
     GenerationFailed,
     ProbeFailed,
-    RevisionError,
     ServerUnreachable,
-    ServingError,
     SwapFailed,
 )
 from agentpref.home import Home
@@ -191,12 +189,8 @@ class VllmBackend:
                 f"{', '.join(sorted(others))}; start them with a larger --max-loras and "
                 f"--max-cpu-loras, or pass their number as max_loras"
             )
+        self._fleet.everywhere(lambda member: member.load(revision))
         self._revisions[name] = revision
-        try:
-            self._fleet.everywhere(lambda member: member.load(revision))
-        except (ServingError, RevisionError):
-            self._revisions.pop(name, None)
-            raise
 
     def probe(self, revision_id: str) -> Reply:
         """Answer one fixed prompt on every server that answers.
