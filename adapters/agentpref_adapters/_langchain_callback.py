@@ -34,15 +34,18 @@ V = TypeVar("V")
 # LangChain sends no event when a call is cancelled, so notes need a limit. It is far above what
 # one process has in flight.
 _MOST_KEPT = 10_000
+# Only sampling parameters are logged; others may be endpoints, headers and keys.
 _PARAMS = (
     "temperature", "top_p", "top_k", "min_p", "seed", "n", "stop", "stop_sequences", "tool_choice",
     "max_tokens", "max_completion_tokens", "max_output_tokens", "num_predict", "reasoning_effort",
     "presence_penalty", "frequency_penalty", "repetition_penalty",
 )  # fmt: skip
+# The tags with which LangChain numbers the steps of a chain.
 _STEP_TAG = re.compile(
     r"(seq|graph):step:\d+|map:key:.*|condition:\d+|branch:(\d+|default)|langsmith:.*"
 )
-# "langgraph_node" stays: it names the part of a graph that called the model.
+# What the frameworks add to the metadata of a run. "langgraph_node" is logged: it names the part of
+# a graph that called the model.
 _FRAMEWORK_KEY = re.compile(
     r"(?!langgraph_node$)(ls|lc|langgraph|checkpoint)_.*|__.*|thread_id|user_id"
 )
@@ -118,12 +121,7 @@ class AgentprefCallback(BaseCallbackHandler):
         return self._answers.get(trace_id)
 
     def on_chat_model_start(
-        self,
-        serialized: dict[str, Any],
-        messages: list[list[BaseMessage]],
-        *,
-        run_id: UUID,
-        **event: Any,
+        self, serialized: Any, messages: list[list[BaseMessage]], *, run_id: UUID, **event: Any
     ) -> None:
         """Note a call to a chat model. LangChain sends one event for each prompt of a batch."""
         with self._counting_losses():
@@ -169,23 +167,21 @@ class AgentprefCallback(BaseCallbackHandler):
         metadata = event.get("metadata") or {}
         invocation = event.get("invocation_params") or {}
         places = (metadata, invocation, ensure_config().get("configurable"), self._defaults)
-        self._put(
-            self._calls,
-            run_id,
-            {
-                "messages": messages,
-                "tools": [openai_tool(tool) for tool in invocation.get("tools") or ()],
-                "model": metadata.get("ls_model_name")
-                or invocation.get("model")
-                or invocation.get("model_name"),
-                "params": sampling_params(invocation),
-                "tags": list(dict.fromkeys([*self._tags, *user_tags(event.get("tags") or ())])),
-                "metadata": user_metadata(metadata),
-                "thread_id": first_id("thread_id", *places),
-                "user_id": first_id("user_id", *places),
-                "trace_id": str(self._root(run_id, event)),
-            },
-        )
+        model = metadata.get("ls_model_name") or invocation.get("model")
+        tags = [tag for tag in event.get("tags") or () if not _STEP_TAG.fullmatch(tag)]
+        params = {key: invocation[key] for key in _PARAMS if invocation.get(key) is not None}
+        call = {
+            "messages": messages,
+            "tools": [openai_tool(tool) for tool in invocation.get("tools") or ()],
+            "model": model or invocation.get("model_name"),
+            "params": params,
+            "tags": list(dict.fromkeys([*self._tags, *tags])),
+            "metadata": {k: v for k, v in metadata.items() if not _FRAMEWORK_KEY.fullmatch(k)},
+            "thread_id": first_id("thread_id", *places),
+            "user_id": first_id("user_id", *places),
+            "trace_id": str(self._root(run_id, event)),
+        }
+        self._put(self._calls, run_id, call)
 
     def _root(self, run_id: UUID, event: Mapping[str, Any]) -> UUID:
         """The root run; the parent, where the handler was attached below the root."""
@@ -261,21 +257,6 @@ def openai_tool(tool: Any) -> dict[str, Any]:
         if isinstance(tool, Mapping):
             return dict(tool)
         raise
-
-
-def sampling_params(invocation: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep the sampling parameters only; others may be endpoints, headers and keys."""
-    return {name: invocation[name] for name in _PARAMS if invocation.get(name) is not None}
-
-
-def user_tags(tags: Sequence[str]) -> list[str]:
-    """Drop the tags with which LangChain numbers the steps of a chain."""
-    return [tag for tag in tags if not _STEP_TAG.fullmatch(tag)]
-
-
-def user_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Drop what the frameworks add to every run, and the thread and user ids."""
-    return {key: value for key, value in metadata.items() if not _FRAMEWORK_KEY.fullmatch(key)}
 
 
 def first_id(name: str, *places: Mapping[str, Any] | None) -> str | None:

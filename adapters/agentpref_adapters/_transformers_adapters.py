@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
-from agentpref.errors import GenerationFailed, SwapFailed
+from agentpref.errors import GenerationFailed
 from agentpref.serve.folders import CONFIG_FILE, WEIGHTS_FILE
 
 if TYPE_CHECKING:
@@ -69,16 +69,14 @@ class Layers:
         from torch import nn
         from transformers.pytorch_utils import Conv1D
 
-        self._modules = {
-            name: module
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Linear | Conv1D)
-        }
+        self._modules: dict[str, nn.Module] = {}
         self._shares: tuple[Share, ...] = ()
         self._size = (0, 0)
         self._hooks = ExitStack()
-        for name, module in self._modules.items():
-            self._hooks.callback(module.register_forward_hook(self._hook(name)).remove)
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Linear | Conv1D):
+                self._modules[name] = module
+                self._hooks.callback(module.register_forward_hook(self._hook(name)).remove)
 
     def shapes(self) -> Mapping[str, tuple[int, int]]:
         """(out, in) of each layer that an adapter may adapt, by module name."""
@@ -87,8 +85,7 @@ class Layers:
     def read(self, name: str, folder: Path) -> Adapter:
         """Read an adapter from its folder, onto the devices of the layers; on any thread.
 
-        Raises:
-            SwapFailed: it does not fit this model.
+        Raises ``KeyError`` or ``ValueError`` if it does not fit this model.
         """
         from safetensors.torch import load_file
 
@@ -97,13 +94,7 @@ class Layers:
         scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
         tensors = load_file(folder / WEIGHTS_FILE)
         adapted = {key.removeprefix(_PREFIX).rpartition(".lora_")[0] for key in tensors}
-        try:
-            weights = {module: self._weights(module, tensors, scale) for module in sorted(adapted)}
-        except (KeyError, ValueError) as error:
-            raise SwapFailed(
-                f"{name} could not be loaded from {folder}, since it does not fit the model "
-                f"({error}); train it on this one"
-            ) from error
+        weights = {module: self._weights(module, tensors, scale) for module in sorted(adapted)}
         return Adapter(name, weights)
 
     @contextmanager

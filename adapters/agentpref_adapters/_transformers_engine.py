@@ -122,13 +122,7 @@ class ActiveRequest:
 
 
 class Engine:
-    """Answers requests on one model. :class:`ModelThread` calls it, always on the same thread.
-
-    Args:
-        model: the model that generates.
-        layers: its layers, which apply the adapters of requests.
-        pad: the token to pad prompts with.
-    """
+    """Answers requests on one model. ``ModelThread`` calls it, always on the same thread."""
 
     def __init__(self, model: PreTrainedModel, layers: Layers, pad: int) -> None:
         """Begin with no requests."""

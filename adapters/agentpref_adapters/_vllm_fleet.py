@@ -21,7 +21,6 @@ from tenacity import (
     Retrying,
     retry_if_exception,
     stop_after_delay,
-    stop_any,
     wait_random_exponential,
 )
 
@@ -53,7 +52,6 @@ T = TypeVar("T")
 LONGEST_PASS_SECONDS = 30.0
 _FAILING_ROUNDS = 8
 """How often a request is sent to servers that answer 500: the request may be what breaks them."""
-_IDENTITY = ("digest", "template_digest")
 
 
 @dataclass(eq=False)
@@ -84,7 +82,18 @@ class Member:
                 raise ServerUnreachable(
                     f"{self.server.url} serves no model; check how it was started"
                 )
-            self._check_base(known.root)
+            # It is compared where this machine can see the served folder.
+            base, root = self.expected, Path(known.root)
+            if known.root != base.name and root.is_dir() and not root.samefile(base.path):
+                found = read_base(known.root)
+                if any(
+                    found.identity[key] != base.identity[key]
+                    for key in ("digest", "template_digest")
+                ):
+                    raise WrongBase(
+                        f"{self.server.url} serves {root}, whose weights, tokenizer or template "
+                        f"are not those of {base.name!r}; give the base that it serves"
+                    )
             self._base = known
         return known
 
@@ -147,25 +156,9 @@ class Member:
         self._failures = 0
         self.passed_over_until = 0.0
 
-    def _check_base(self, served: str) -> None:
-        base, root = self.expected, Path(served)
-        if served == base.name or not root.is_dir() or root.samefile(base.path):
-            return
-        found = read_base(served)
-        if any(found.identity[key] != base.identity[key] for key in _IDENTITY):
-            raise WrongBase(
-                f"{self.server.url} serves {served}, whose weights, tokenizer or template are not "
-                f"those of {base.name!r}; give the base that it serves"
-            )
-
 
 class Fleet:
-    """Acts on all servers, and chooses one for each request.
-
-    Args:
-        members: the servers.
-        patience: seconds for which a request waits for any server to answer.
-    """
+    """Acts on all servers, and chooses one for each request, which waits ``patience`` seconds."""
 
     def __init__(self, members: Sequence[Member], *, patience: float) -> None:
         """Send no request yet."""
@@ -259,7 +252,7 @@ class Fleet:
         return Retrying(
             retry=retry_if_exception(_is_temporary),
             wait=wait_random_exponential(multiplier=0.1, max=2),
-            stop=stop_any(stop_after_delay(self._patience), _fails_too_often),
+            stop=lambda state: stop_after_delay(self._patience)(state) or _fails_too_often(state),
             reraise=True,
         )(attempt)
 

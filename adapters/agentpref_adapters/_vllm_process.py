@@ -11,7 +11,6 @@ or Kubernetes.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
@@ -57,9 +56,7 @@ _ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",  # the base and the adapters are folders
 }
-_ASK_PYTHON_SECONDS = 60
 _POLL_SECONDS = 0.2
-_HEALTH_SECONDS = 5.0
 _TIDY_SECONDS = 5.0
 _TAIL_BYTES = 64 << 10
 _QUOTED_LINES = 3
@@ -128,38 +125,27 @@ def vllm_process(
 
 
 def find_python(asked: str | None = None) -> str:
-    """Find an interpreter that has vLLM: the one asked for, this one, or that of ``vllm`` on PATH.
-
-    Raises:
-        MissingDependency: none of them has vLLM.
-    """
-    here, script = importlib.util.find_spec("vllm"), shutil.which("vllm")
-    if asked is None and here is not None and here.origin is not None:
-        return sys.executable
-    python = asked or (script and str(Path(script).with_name("python")))
-    if not python:
-        raise MissingDependency(
-            f"vLLM was not found: neither {sys.executable} nor the PATH has it; install it in an "
-            f"environment of its own with: python -m venv vllm-env && vllm-env/bin/pip install "
-            f"vllm; then add --python vllm-env/bin/python"
+    """Find a python that has vLLM: the one asked for, this one, or that of ``vllm`` on PATH."""
+    candidates = [asked or sys.executable]
+    if asked is None and (script := shutil.which("vllm")):
+        candidates.append(str(Path(script).with_name("python")))
+    for candidate in candidates:
+        found = shutil.which(os.path.expanduser(candidate))
+        if found is None:
+            continue
+        # Links stay unresolved: the target of a virtual environment's python is outside of it.
+        python = os.path.abspath(found)
+        env = _environment(python)
+        result = subprocess.run(
+            [python, "-c", _HAS_VLLM], capture_output=True, env=env, timeout=60, check=False
         )
-    found = shutil.which(os.path.expanduser(python))
-    if found is None:
-        raise MissingDependency(f"{python} is no program; name the python of vLLM's environment")
-    # Links stay unresolved: the target of a virtual environment's python is outside of it.
-    found = os.path.abspath(found)
-    result = subprocess.run(
-        [found, "-c", _HAS_VLLM],
-        capture_output=True,
-        env=_environment(found),
-        timeout=_ASK_PYTHON_SECONDS,
-        check=False,
+        if result.returncode == 0:
+            return python
+    raise MissingDependency(
+        f"{' and '.join(candidates)} cannot import vLLM; install it in an environment of its own "
+        f"with: python -m venv vllm-env && vllm-env/bin/pip install vllm; then add --python "
+        f"vllm-env/bin/python"
     )
-    if result.returncode != 0:
-        raise MissingDependency(
-            f"{python} has no vLLM; install it there with: {found} -m pip install vllm"
-        )
-    return found
 
 
 def _environment(python: str) -> dict[str, str]:
@@ -204,23 +190,31 @@ class VllmProcess:
         """
         address = urlsplit(self.url)
         # Whoever has the port would be mistaken for the server.
-        _listen(address.hostname or "", address.port or 0).close()
+        free_port(address.hostname or "", address.port or 0)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         if self.log.exists():
             self.log.replace(self.log.with_name(self.log.name + ".1"))
         guard = (sys.executable, "-I", "-S", _vllm_guard.__file__, str(self.grace_seconds))
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-        with ExitStack() as on_failure, open(os.open(self.log, flags, 0o600), "wb") as output:
+        limit = time.monotonic() + self.start_seconds
+        with ExitStack() as on_failure, closing(Server(self.url, timeout=5.0)) as client:
             on_failure.callback(self.stop)
-            self._guard = subprocess.Popen(
-                [*guard, *self.command],
-                env=self.environment,
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C reaches this process only
-            )
-            self._wait_until_ready()
+            with open(os.open(self.log, flags, 0o600), "wb") as output:
+                self._guard = subprocess.Popen(
+                    [*guard, *self.command],
+                    env=self.environment,
+                    stdin=subprocess.PIPE,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # Ctrl-C reaches this process only
+                )
+            while not client.is_ready():
+                if (failure := self.failure()) is not None:
+                    raise failure
+                if time.monotonic() > limit:
+                    seconds = f"{self.start_seconds:.0f} s"
+                    raise self._failed(f"did not answer at {self.url} within {seconds}")
+                time.sleep(_POLL_SECONDS)
             on_failure.pop_all()
 
     def failure(self) -> EngineFailed | None:
@@ -242,18 +236,6 @@ class VllmProcess:
             os.killpg(guard.pid, signal.SIGKILL)  # what is left, e.g. where the guard was killed
         guard.wait()
 
-    def _wait_until_ready(self) -> None:
-        limit = time.monotonic() + self.start_seconds
-        with closing(Server(self.url, timeout=_HEALTH_SECONDS)) as server:
-            while not server.is_ready():
-                if (failure := self.failure()) is not None:
-                    raise failure
-                if time.monotonic() > limit:
-                    raise self._failed(
-                        f"did not answer at {self.url} within {self.start_seconds:.0f} s"
-                    )
-                time.sleep(_POLL_SECONDS)
-
     def _failed(self, what: str) -> EngineFailed:
         quoted = " | ".join(error_lines(self.log))
         return EngineFailed(
@@ -262,17 +244,12 @@ class VllmProcess:
         )
 
 
-def free_port(host: str) -> int:
-    """Choose a port of a host on which no program listens now."""
-    with _listen(host, 0) as listener:
-        return int(listener.getsockname()[1])
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """Listen on a port; ``EngineFailed`` if it is taken or the host's address is not ours."""
+def free_port(host: str, port: int = 0) -> int:
+    """Check that a port can be listened on now, or ``EngineFailed``; 0 chooses one."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family)
+        with socket.create_server((host, port), family=family) as listener:
+            return int(listener.getsockname()[1])
     except OSError as error:
         raise EngineFailed(
             f"cannot listen on port {port} of {host} ({error.strerror or error}); end the program "

@@ -11,24 +11,31 @@ import math
 import os
 import re
 import threading
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import httpx
 import orjson
-from httpx_sse import SSEError, connect_sse
 
 from agentpref.errors import (
     BackendClosed,
     ConfigError,
     GenerationFailed,
+    MissingDependency,
     ServerUnreachable,
     ServingError,
     SwapFailed,
 )
 from agentpref.serve.backend import FinishReason, GenerationRequest
+
+try:
+    import httpx
+    from httpx_sse import SSEError, connect_sse
+except ImportError as error:
+    raise MissingDependency(
+        f"serving through vLLM needs {error.name}; install it with: pip install 'agentpref[vllm]'"
+    ) from error
 
 # uvicorn drops a connection that was idle for five seconds: one that is about to go is not reused.
 _IDLE_SECONDS = 4.0
@@ -95,13 +102,9 @@ class Piece:
 class Server:
     """A client of one server, for any thread. Without an answer it raises ``ServerUnreachable``.
 
-    Args:
-        url: e.g. ``http://127.0.0.1:8000``; a ``/v1`` at its end is ignored.
-        timeout: seconds that a call, or the next piece of a stream, may take.
-        key: the server's API key; ``None``: the one in ``VLLM_API_KEY``, if any.
-
-    Raises:
-        ConfigError: the URL is invalid.
+    A ``/v1`` at the end of ``url`` is ignored. ``timeout`` is the seconds that a call, or the next
+    piece of a stream, may take. ``key`` is the server's API key; ``None``: that in
+    ``VLLM_API_KEY``, if any.
     """
 
     def __init__(self, url: str, *, timeout: float, key: str | None = None) -> None:
@@ -182,12 +185,7 @@ class Server:
             )
 
     def complete(self, body: Mapping[str, Any]) -> Piece:
-        """Send a :func:`completion_body` and wait for the whole answer.
-
-        Raises:
-            NotLoaded: the server has no such model.
-            GenerationFailed: it refuses the request.
-        """
+        """Send a :func:`completion_body`; ``NotLoaded`` or ``GenerationFailed`` if refused."""
         with self._counted():
             answer = self._asked("POST", "/v1/completions", json=body)
         self._check(body["model"], answer)
@@ -291,15 +289,22 @@ class Server:
 
 
 def completion_body(
-    request: GenerationRequest, model: str, prompt: Sequence[int], *, room: int, ends: Sequence[int]
+    request: GenerationRequest, model: Model, prompt: Sequence[int], ends: Collection[int]
 ) -> dict[str, Any]:
-    """The body of a completion request that writes at most ``room`` tokens.
+    """The body of a completion request; ``GenerationFailed`` if the prompt does not fit.
 
     It sets everything that the server would take from its own or the model's defaults, so that
     temperature 0 gives the likeliest token on any server.
     """
+    longest = model.max_length or math.inf
+    room = int(min(request.max_tokens, longest - len(prompt)))
+    if room < 1:
+        raise GenerationFailed(
+            f"the prompt has {len(prompt)} tokens, the server takes {longest}; shorten it, or "
+            f"start the server with a larger --max-model-len"
+        )
     return {
-        "model": model,
+        "model": model.name,
         "prompt": list(prompt),
         "add_special_tokens": False,
         "logprobs": 0,  # of the tokens written only
@@ -314,7 +319,7 @@ def completion_body(
         "frequency_penalty": 0.0,
         "seed": request.seed,
         "stop": list(request.stop),
-        "stop_token_ids": list(ends),
+        "stop_token_ids": sorted(ends),
     }
 
 

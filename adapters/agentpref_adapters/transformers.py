@@ -15,16 +15,13 @@ import math
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 from agentpref.errors import (
-    AgentprefError,
     BackendClosed,
     GenerationFailed,
     MissingDependency,
     ProbeFailed,
-    ServingError,
     SwapFailed,
     UnsupportedModel,
 )
@@ -68,10 +65,7 @@ def open_router(
     :func:`agentpref.serve.watch.open_router`, which also says what is raised.
 
     Args:
-        home: the home, its folder, or ``None``.
         model: the base model, as for ``agentpref.update``.
-        namespace: serve the revisions of this namespace.
-        follow: seconds between two looks at what other processes made live.
     """
     return watch.open_router(
         home, lambda: TransformersBackend(model), namespace=namespace, follow=follow
@@ -126,9 +120,13 @@ class TransformersBackend:
         name, folder = revision.revision_id, revision.path
         self._thread.require_open()
         if name not in self._adapters:
-            what = f"{name} could not be loaded from {folder}"
-            with _translated(SwapFailed, what, "publish it again"):
+            try:
                 self._adapters[name] = self._layers.read(name, folder)
+            except Exception as error:  # of torch, safetensors or the disk
+                raise SwapFailed(
+                    f"{name} could not be loaded from {folder} ({type(error).__name__}: {error}); "
+                    f"train it on this model, or publish it again"
+                ) from error
 
     def probe(self, revision_id: str) -> Reply:
         """Answer the probe of :mod:`agentpref.serve.backend`.
@@ -201,10 +199,14 @@ class TransformersBackend:
 
     def _encode(self, request: GenerationRequest) -> tuple[int, ...]:
         prompt = Prompt("", request.messages, request.tools)
-        what = f"the chat template of {self.base.name!r} does not render the messages"
-        cure = "check their roles and contents"
-        with _translated(GenerationFailed, what, cure), self._tokenizing:
-            return encode_prompt(prompt, self.base.tokenizer)
+        try:
+            with self._tokenizing:
+                return encode_prompt(prompt, self.base.tokenizer)
+        except Exception as error:  # of jinja or a tokenizer
+            raise GenerationFailed(
+                f"the chat template of {self.base.name!r} does not render the messages "
+                f"({type(error).__name__}: {error}); check their roles and contents"
+            ) from error
 
     def _decode(self, tokens: Sequence[int]) -> str:
         with self._tokenizing:
@@ -214,11 +216,7 @@ class TransformersBackend:
 class ModelThread:
     """The one thread that runs a model; threads that share a model mix up its state.
 
-    It admits requests to an engine, oldest first, between two steps.
-
-    Args:
-        engine: answers the requests.
-        max_active: the most requests to answer at the same time.
+    It admits requests to an engine, oldest first, between two steps, and at most ``max_active``.
     """
 
     def __init__(self, engine: Engine, *, max_active: int) -> None:
@@ -290,14 +288,3 @@ def _require_servable(base: BaseModel) -> None:
             f"{base.name!r} takes no {', '.join(sorted(missing))} and cannot be generated with "
             f"here; use a decoder-only transformer"
         )
-
-
-@contextmanager
-def _translated(kind: type[ServingError], what: str, cure: str) -> Iterator[None]:
-    """Raise any error of torch, jinja or a tokenizer as one of ours."""
-    try:
-        yield
-    except AgentprefError:
-        raise
-    except Exception as error:
-        raise kind(f"{what} ({type(error).__name__}: {error}); {cure}") from error

@@ -11,12 +11,11 @@ A server that restarts is empty: the next request for a revision loads it again,
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TypeAlias
 
@@ -27,9 +26,7 @@ from agentpref.errors import (
     ConfigError,
     GenerationFailed,
     ProbeFailed,
-    RevisionError,
     ServerUnreachable,
-    ServingError,
     SwapFailed,
 )
 from agentpref.home import Home
@@ -82,11 +79,8 @@ def open_router(
     :func:`agentpref.serve.watch.open_router`, which also says what is raised.
 
     Args:
-        home: the home, its folder, or ``None``.
         urls: the servers, e.g. ``http://127.0.0.1:8000``; all of them serve ``model``.
         model: the base model, as for ``agentpref.update``; its tokenizer is used here.
-        namespace: serve the revisions of this namespace.
-        follow: seconds between two looks at what other processes made live.
     """
     return watch.open_router(
         home, lambda: VllmBackend(*urls, model=model), namespace=namespace, follow=follow
@@ -173,12 +167,7 @@ class VllmBackend:
         if not room:  # the least that a server reports, if any does
             reports, _ = self._fleet.reach(lambda member: member.server.max_loras())
             room = min((number for number in reports if number is not None), default=None)
-        return Capabilities(
-            engine="vllm",
-            streaming=True,
-            places=self._places,
-            max_loaded=room,
-        )
+        return Capabilities("vllm", streaming=True, places=self._places, max_loaded=room)
 
     def validate(self, revision: Revision) -> None:
         """Check a revision's files, digests, tensors and numbers against the base's files."""
@@ -200,12 +189,8 @@ class VllmBackend:
                 f"{', '.join(sorted(others))}; start them with a larger --max-loras and "
                 f"--max-cpu-loras, or pass their number as max_loras"
             )
+        self._fleet.everywhere(lambda member: member.load(revision))
         self._revisions[name] = revision
-        try:
-            self._fleet.everywhere(lambda member: member.load(revision))
-        except (ServingError, RevisionError):
-            self._revisions.pop(name, None)
-            raise
 
     def probe(self, revision_id: str) -> Reply:
         """Answer one fixed prompt on every server that answers.
@@ -255,16 +240,14 @@ class VllmBackend:
         """
         body = self._bodies(revision_id, request)
 
-        def begin(member: Member) -> tuple[Piece, Pieces]:
+        def begin(member: Member) -> tuple[list[Piece], Pieces]:
             """Wait for the first piece: a failure before it can be repeated elsewhere."""
             pieces = member.server.stream(body(member))
-            for first in pieces:
-                return first, pieces
-            raise ServerUnreachable("a server ended an answer before its first token; ask again")
+            return list(islice(pieces, 1)), pieces
 
         first, rest = self._fleet.call(begin)
         with closing(rest):
-            yield from self._read(revision_id, request, chain([first], rest))
+            yield from self._read(revision_id, request, chain(first, rest))
 
     def close(self) -> None:
         """Close the connections; the servers keep running and keep their adapters."""
@@ -277,7 +260,7 @@ class VllmBackend:
 
     def _ask_probe(self, server: Server, model: Model) -> Piece:
         try:
-            piece = server.complete(self._body(PROBE, self._probe_prompt, model))
+            piece = server.complete(completion_body(PROBE, model, self._probe_prompt, self._ends))
         except NotFinite as error:
             raise ProbeFailed(f"{model.name} failed its probe on {server.url}: {error}") from error
         except GenerationFailed as error:
@@ -295,20 +278,9 @@ class VllmBackend:
         """What makes a revision ready on a server, and gives the body of a request to it."""
         self._require_open()
         prompt, revision = self._encode(request), self._revisions.get(revision_id)
-        return lambda member: self._body(request, prompt, member.serving(revision_id, revision))
-
-    def _body(
-        self, request: GenerationRequest, prompt: Sequence[int], model: Model
-    ) -> dict[str, object]:
-        longest = model.max_length or math.inf
-        room = int(min(request.max_tokens, longest - len(prompt)))
-        if room < 1:
-            raise GenerationFailed(
-                f"the prompt has {len(prompt)} tokens, the server takes {longest}; shorten it, or "
-                f"start the server with a larger --max-model-len"
-            )
-        ends = sorted(self._ends)
-        return completion_body(request, model.name, prompt, room=room, ends=ends)
+        return lambda member: completion_body(
+            request, member.serving(revision_id, revision), prompt, self._ends
+        )
 
     def _encode(self, request: GenerationRequest) -> tuple[int, ...]:
         from jinja2 import TemplateError

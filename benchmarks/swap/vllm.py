@@ -19,7 +19,7 @@ from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
 from agentpref.serve.watch import Watcher
 from agentpref_adapters._vllm_process import VllmProcess, vllm_process
-from agentpref_adapters._vllm_server import Server, completion_body
+from agentpref_adapters._vllm_server import Model, Server, completion_body
 from agentpref_adapters.vllm import VllmBackend
 from benchmarks.swap import rival
 from benchmarks.swap.elsewhere import elsewhere
@@ -86,6 +86,7 @@ def _warm_up(stage: Stage, router: Router) -> None:
 def _load_inplace(stage: Stage, options: Options, server: Server) -> Mapping[str, Any]:
     tokenizer = load_base(stage.base)
     ends = [int(tokenizer.tokenizer.eos_token_id)]
+    model = Model(_NAME, "", None, None)
     prompts = {p: encoded(tokenizer, p)["input_ids"][0].tolist() for p in stage.prompts}
 
     def swap(adapter: int) -> None:
@@ -94,9 +95,7 @@ def _load_inplace(stage: Stage, options: Options, server: Server) -> Mapping[str
         found.raise_for_status()
 
     def answer(prompt: str) -> Ids:
-        asked = request(prompt)
-        room = asked.max_tokens
-        body = completion_body(asked, _NAME, prompts[prompt], room=room, ends=ends)
+        body = completion_body(request(prompt), model, prompts[prompt], ends)
         return server.complete(body).token_ids
 
     swap(0)

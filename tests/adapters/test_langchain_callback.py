@@ -22,7 +22,7 @@ from langchain_core.language_models import (
 from langchain_core.language_models.fake_chat_models import FakeListChatModelError
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.output_parsers import StrOutputParser
-from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.outputs import ChatGeneration, ChatResult, LLMResult
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langchain_core.tools import tool
@@ -214,6 +214,32 @@ def test_model_and_sampling_are_logged(
     (run,) = runs()
     assert run.model == "gpt-x"
     assert run.params == {"temperature": 0.5, "stop": ["\n"]}
+
+
+def test_only_sampling_parameters_and_the_users_own_tags_and_metadata_are_logged(
+    callback: AgentprefCallback, runs: Callable[[], list[Run]]
+) -> None:
+    metadata = {
+        **{"plan": "pro", "thread_id": "t1", "ls_provider": "openai", "langgraph_node": "planner"},
+        **{"langgraph_step": 2, "lc_versions": {}, "checkpoint_ns": "x", "__private": 1},
+    }
+    steps = ["seq:step:2", "map:key:answer", "branch:1", "langsmith:hidden"]
+    sampling = {"temperature": 0.0, "seed": None, "stop": ["\n"]}
+    callback.on_chat_model_start(
+        {},
+        [[HumanMessage("hi")]],
+        run_id=(run_id := uuid4()),
+        tags=["billing", *steps, "branch:main"],
+        metadata=metadata,
+        invocation_params={**sampling, "api_key": "secret", "_type": "x"},
+    )
+    answer = ChatGeneration(message=AIMessage("hello"))
+    callback.on_llm_end(LLMResult(generations=[[answer]]), run_id=run_id)
+    (run,) = runs()
+    assert run.params == {"temperature": 0.0, "stop": ["\n"]}
+    assert run.tags == ("billing", "branch:main")
+    assert run.metadata == {"plan": "pro", "langgraph_node": "planner"}
+    assert run.thread_id == "t1"
 
 
 def test_the_model_that_answered_is_logged_rather_than_the_one_that_was_asked_for(

@@ -23,9 +23,6 @@ from agentpref_adapters._langchain_callback import (
     first_id,
     openai_messages,
     openai_tool,
-    sampling_params,
-    user_metadata,
-    user_tags,
 )
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
@@ -174,43 +171,6 @@ def test_a_built_in_tool_of_a_provider_is_kept() -> None:
 def test_an_object_that_is_not_a_tool_is_refused() -> None:
     with pytest.raises(ValueError, match="Unsupported"):
         openai_tool(3)
-
-
-def test_only_sampling_parameters_are_kept() -> None:
-    invocation = {
-        "temperature": 0.0,
-        "seed": None,
-        "stop": ["\n"],
-        "api_key": "secret",
-        "_type": "x",
-    }
-    assert sampling_params(invocation) == {"temperature": 0.0, "stop": ["\n"]}
-
-
-def test_tags_of_the_framework_are_dropped_and_those_of_the_user_stay_in_order() -> None:
-    tags = [
-        "seq:step:2",
-        "billing",
-        "map:key:answer",
-        "branch:1",
-        "branch:main",
-        "langsmith:hidden",
-    ]
-    assert user_tags(tags) == ["billing", "branch:main"]
-
-
-def test_metadata_keeps_the_entries_of_the_user_and_the_name_of_the_node() -> None:
-    metadata = {
-        "plan": "pro",
-        "thread_id": "t1",
-        "ls_provider": "openai",
-        "langgraph_node": "planner",
-        "langgraph_step": 2,
-        "lc_versions": {},
-        "checkpoint_ns": "x",
-        "__private": 1,
-    }
-    assert user_metadata(metadata) == {"plan": "pro", "langgraph_node": "planner"}
 
 
 def test_an_id_is_read_from_the_first_place_that_has_one() -> None:

@@ -14,8 +14,10 @@ from served import REVISIONS, Served, get
 from agentpref.config import Precision
 from agentpref.errors import GenerationFailed, SwapFailed
 from agentpref.models.base import load_base
+from agentpref.serve.backend import Revision
 from agentpref.testing import write_adapter
 from agentpref_adapters._transformers_adapters import Adapter, Layers, Share, shares_of
+from agentpref_adapters.transformers import TransformersBackend
 
 TOKENS = torch.arange(3, 19).reshape(4, 4)
 ADAPTERS = [Adapter(str(number), {}) for number in range(3)]
@@ -103,12 +105,14 @@ def test_a_layer_that_gets_its_tokens_in_one_list_is_adapted_row_by_row(served: 
                 layer(inputs.flatten(0, 1)[:some])
 
 
-def test_an_adapter_of_another_model_is_not_read(served: Served, tmp_path: Path) -> None:
-    layers = Layers(load_base(served.base).model)
+def test_an_adapter_of_another_model_is_not_read(
+    backend: TransformersBackend, tmp_path: Path
+) -> None:
     for name, shapes in {
         "missing": {"model.layers.9.self_attn.q_proj": (64, 64)},
         "wide": {"model.layers.0.self_attn.q_proj": (64, 128)},
     }.items():
         folder = write_adapter(tmp_path / name, layers=shapes)
         with pytest.raises(SwapFailed, match=f"{name} could not be loaded .* train it on this"):
-            layers.read(name, folder)
+            backend.load(Revision(name, "default", None, 0.0, folder, {}))
+    assert backend.list_loaded() == ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -134,12 +135,12 @@ def test_the_url_of_a_host_is_one_this_machine_can_reach(prepare, host: str, url
 
 
 def test_an_interpreter_without_vllm_is_refused_with_the_install_command() -> None:
-    with pytest.raises(MissingDependency, match=r"has no vLLM; .* -m pip install vllm"):
+    with pytest.raises(MissingDependency, match=r"cannot import vLLM; .*/pip install vllm"):
         find_python(sys.executable)
 
 
 def test_an_interpreter_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(MissingDependency, match="/nowhere/python is no program"):
+    with pytest.raises(MissingDependency, match="/nowhere/python cannot import vLLM"):
         find_python("/nowhere/python")
 
 
@@ -177,3 +178,10 @@ def test_preparing_a_server_imports_no_vllm_and_starts_no_process(prepare, tmp_p
     assert server.log == tmp_path / f"vllm-{port}.log"
     assert find_base("tiny").is_dir()
     assert "vllm" not in sys.modules
+
+
+def test_without_httpx_the_error_says_how_to_install_it() -> None:
+    code = "import sys; sys.modules['httpx'] = None; import agentpref_adapters._vllm_process"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert "vLLM needs httpx; install it with: pip install 'agentpref[vllm]'" in run.stderr

@@ -233,4 +233,4 @@ def test_an_api_key_among_the_options_of_the_engine_is_bad_usage(run, home, revi
 
 def test_without_vllm_the_error_says_how_to_install_it(run, home, revisions) -> None:
     err = run("serve", *ARGUMENTS, "--python", sys.executable, exits=1).err
-    assert "has no vLLM" in err
+    assert "cannot import vLLM; install it" in err

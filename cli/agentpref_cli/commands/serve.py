@@ -80,17 +80,10 @@ def serve(
     does not start or ends by itself (let systemd, compose or Kubernetes restart the command), and 2
     on bad usage.
     """
-    from agentpref.errors import MissingDependency
     from agentpref.home import Home
     from agentpref.learn.process import Interrupts
+    from agentpref_adapters._vllm_process import vllm_process
 
-    try:
-        from agentpref_adapters._vllm_process import vllm_process
-    except ImportError as error:
-        raise MissingDependency(
-            f"serving through vLLM needs {error.name}; install it with: "
-            f"pip install 'agentpref[vllm]'"
-        ) from error
     opened = Home.open(home)
     server = vllm_process(
         model,
