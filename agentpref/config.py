@@ -297,7 +297,7 @@ def _explained(
         hint = plugins.suggest(name, [prefix + other for other in known])
         return ConfigError(f"no setting is named {name!r}; {hint}")
     value, group = settings[key], known[key].annotation
-    if is_dataclass(group):
+    if is_dataclass(known[key].annotation):
         return ConfigError(
             f"{name} is a group of settings: write {name}.KEY=VALUE, or "
             f"{group.__name__}(KEY=VALUE) in Python, not {value!r}"

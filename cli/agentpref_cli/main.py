@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from agentpref_cli import demo
-from agentpref_cli.commands import adapters, doctor, exchange, forget, home, serve, update, verify
+from agentpref_cli.commands import adapters, doctor, exchange, forget, home, serve, update
 from agentpref_cli.terminal import fail
 
 BAD_USAGE = 2
@@ -63,7 +63,7 @@ app.command("update")(update.update)
 app.command("report")(update.report)
 app.add_typer(adapters.app, name="adapters")
 app.command("serve")(serve.serve)
-app.command("verify")(verify.verify)
+app.command("verify")(doctor.verify)
 app.command("forget")(forget.forget)
 app.command("backup")(home.backup)
 app.command("merge")(home.merge)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 
@@ -11,14 +12,24 @@ from agentpref.config import UpdateConfig
 from agentpref.errors import NotAHome, ServingError
 from agentpref.home import Home
 from agentpref.prefer.examples import read_examples
+from agentpref.prove.metrics import RMatrix
 from agentpref.record.database import connect
 from agentpref.record.log import Log
 from agentpref.record.store import Store
 from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
 from agentpref.testing import FakeBackend, write_adapter
-from agentpref_cli.demo.story import App, Arms, Story, Updated, settings, tell
-from agentpref_cli.demo.users import Reply, give_feedback, shuffled_round, three_rounds
+from agentpref.types import UpdateReport
+from agentpref_cli import demo
+from agentpref_cli.demo.story import MODEL, App, Arms, outcome, settings, summary, tell
+from agentpref_cli.demo.users import (
+    Question,
+    Reply,
+    Round,
+    give_feedback,
+    shuffled_round,
+    three_rounds,
+)
 
 ROUNDS = three_rounds(seed=0)
 
@@ -71,7 +82,7 @@ def test_the_agents_replies_come_from_the_live_revision_and_are_logged(tmp_path)
 def test_a_folder_that_is_not_empty_is_refused_and_stays_as_it_is(tmp_path):
     Home.create(tmp_path)
     with pytest.raises(NotAHome, match="a new folder of its own"):
-        tell(tmp_path, 0, lambda stage, done, total: None, lambda number, updated: None)
+        tell(tmp_path, 0, lambda stage, done, total: None, lambda *told: None)
     assert not (tmp_path / "naive").exists()
 
 
@@ -110,23 +121,62 @@ def test_a_swap_counts_failed_requests(tmp_path):
         assert app.swap(["one?", "two?"]) == {"failed": 4}
 
 
+REPORT = replace(
+    UpdateReport("u", "default", MODEL, 0.0, "promoted", None, "rev-1"),
+    accuracy={"style": {"pairs": 9, "before": 0.5, "after": 0.9}},
+    counts={"new": 9, "new_held_out": 5},
+    checks=[
+        {"name": "new preferences", "passed": True, "message": ".50 -> .90"},
+        {"name": "KL budget", "passed": False, "message": "too far"},
+    ],
+)
+QUESTIONS = (Question("a?", "Yes", "No"), Question("b?", "No", "Yes"))
+STYLE = Round("style", "a style", QUESTIONS)
+OUTCOME = outcome(
+    STYLE,
+    REPORT,
+    [(QUESTIONS[0], Reply("1", "No", "base")), (QUESTIONS[1], Reply("2", "No", "base"))],
+    [Reply("3", "Yes", "rev-1"), Reply("4", "No", "rev-1")],
+    {"base": 3, "failed": 1},
+)
+MATRIX = RMatrix(("a", "b"), ((0.5, 0.5), (0.9, 0.4), (0.8, 0.9)))
+
+
 def test_the_json_has_the_keys_that_scripts_rely_on():
-    from dataclasses import replace
-
-    from agentpref.pipeline import UpdateReport
-    from agentpref.prove.metrics import RMatrix
-
-    report = UpdateReport("u", "default", "tiny", 0.0, "promoted", None)
-    report = replace(report, accuracy={"style": {"pairs": 9, "before": 0.5, "after": 0.9}})
-    updated = Updated("style", "a style", report, 9, 0.1, 0.9, [], {"base": 3})
-    matrix = RMatrix(("a", "b"), ((0.5, 0.5), (0.9, 0.4), (0.8, 0.9)))
-    told = Story((updated,), matrix, matrix, replace(report, verdict="refused"), 1.0).to_mapping()
-    assert told["updates"][0]["stratum"] == "style"
-    assert told["updates"][0]["verdict"] == "promoted"
-    assert (told["updates"][0]["accuracy_before"], told["updates"][0]["accuracy_after"]) == (
-        0.5,
-        0.9,
-    )
+    told = summary([OUTCOME], MATRIX, MATRIX, replace(REPORT, verdict="refused"), 1.01)
+    (update,) = told["updates"]
+    assert (update["stratum"], update["verdict"]) == ("style", "promoted")
+    assert (update["accuracy_before"], update["accuracy_after"]) == (0.5, 0.9)
+    assert (update["liked_before"], update["liked_after"]) == (0.5, 1.0)
+    assert update["swap"] == {"base": 3, "failed": 1}
+    assert update["shown"] == [{"question": "a?", "liked": "Yes", "before": "No", "after": "Yes"}]
     assert told["bwt"] == pytest.approx(-0.1)
     assert told["naive_forgetting"] == pytest.approx(0.1)
     assert (told["bad_update_verdict"], told["seconds"]) == ("refused", 1.0)
+    assert told["bad_update_reasons"] == ["KL budget: too far"]
+    assert told["r_matrix"]["rows"] == told["naive_r_matrix"]["rows"] == MATRIX.rows
+
+
+def test_an_update_is_printed_with_its_verdict_its_swap_and_answers_that_changed(capsys):
+    demo._print_update(2, STYLE, REPORT, OUTCOME)
+    assert capsys.readouterr().out.splitlines() == [
+        "",
+        "Update 2: a style (style)",
+        "  2 answers logged -> 9 new pairs, 5 held out; 0 older pairs replayed",
+        "  promoted: rev-1",
+        "    new preferences: .50 -> .90",
+        "    KL budget: too far",
+        "  requests during the swap: 3 by base; 1 failed",
+        "  answers as users like them: 50% -> 100%",
+        "    a?",
+        "      before: No",
+        "      after:  Yes",
+    ]
+
+
+def test_both_arms_and_the_bad_update_are_printed_at_the_end(capsys):
+    demo._print_end(summary([OUTCOME], MATRIX, MATRIX, replace(REPORT, verdict="refused"), 61.2))
+    shown = capsys.readouterr().out
+    assert "\ta\tb\nbefore any update\t0.50\t0.50\nafter update 1\t0.90\t0.40\n" in shown
+    assert "  refused; what served before still serves\n    KL budget: too far\n" in shown
+    assert shown.endswith("BWT -0.100 | naive forgetting F 0.100 | bad update refused | 61 s\n")

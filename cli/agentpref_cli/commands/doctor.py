@@ -1,4 +1,4 @@
-"""`doctor`: looks at the installation, the home and the model, and says what cannot be used."""
+"""`doctor` finds what cannot be used, and `verify` what is not as it was recorded."""
 
 from __future__ import annotations
 
@@ -7,15 +7,27 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
 from agentpref_cli import options
-from agentpref_cli.terminal import moment, print_result, show_checks
+from agentpref_cli.terminal import (
+    BAD,
+    GOOD,
+    WARN,
+    moment,
+    print_result,
+    progress,
+    say,
+    show_checks,
+    table,
+)
 
 if TYPE_CHECKING:
     from agentpref.home import Home
+    from agentpref.record.integrity import Findings, Problem
     from agentpref.serve.registry import Registry
 
 _EXTRA = re.compile(r"(?!agentpref\b)([\w.-]+).*\bextra == ['\"](?!all|bench|dev)(\w+)['\"]")
@@ -71,12 +83,10 @@ def _installation() -> Iterator[Finding]:
     for needed in filter(None, map(_EXTRA.fullmatch, requires("agentpref") or ())):
         extras[needed[2]][needed[1]] = _version(needed[1])
     for extra, found in extras.items():
-        message = ", ".join(f"{name} {found[name]}" for name in found)
-        if missing := [name for name in found if found[name] is None]:
-            message = (
-                f"not installed ({', '.join(missing)}); to use it: pip install 'agentpref[{extra}]'"
-            )
-        yield Finding(extra, True, message)
+        missing = ", ".join(name for name in found if found[name] is None)
+        cure = f"not installed ({missing}); to use it: pip install 'agentpref[{extra}]'"
+        versions = ", ".join(f"{name} {version}" for name, version in found.items())
+        yield Finding(extra, True, cure if missing else versions)
 
 
 def _version(package: str) -> str | None:
@@ -112,8 +122,8 @@ def _home(home: Home, *, named: bool) -> Finding:
     except HomeError as error:
         missing = isinstance(error, NotAHome) and not named and not home.path.exists()
         return Finding("home", missing, str(error))
-    counted = f"{counts['runs']} runs, {counts['feedback']} feedback"
-    return Finding("home", True, f"{home.path}: {counted}")
+    message = f"{home.path}: {counts['runs']} runs, {counts['feedback']} feedback"
+    return Finding("home", True, message)
 
 
 def _waiting(home: Home) -> Iterator[Finding]:
@@ -189,3 +199,71 @@ def _model(name: str) -> Finding:
         return Finding("model", True, f"{name} is {find_base(name)}")
     except AgentprefError as error:
         return Finding("model", False, str(error))
+
+
+def verify(
+    home: options.Home = None,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="Check a random part, in seconds.")
+    ] = False,
+    rows: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Rows of each table to sample.")
+    ] = 1000,
+    as_json: options.AsJson = False,
+) -> None:
+    """Check all messages, rows and adapters.
+
+    Hashes every message and adapter again, follows every reference, and reads the spill. Exits 1 if
+    anything differs from what was recorded. Repairs nothing. A sample checks the adapters that
+    serve, and prints how many rows of each table it checked.
+    """
+    from agentpref.record.integrity import examine
+
+    with options.reading(home) as connection, progress(as_json) as report:
+        found = examine(connection, sample=rows if sample else None, progress=report)
+    problems = [*found.problems, *_changed_revisions(home, serving_only=sample)]
+    value = {
+        "problems": [problem._asdict() for problem in problems],
+        "looked_at": {name: looked._asdict() for name, looked in found.looked_at.items()},
+        "waiting": found.waiting,
+        "torn": found.torn,
+    }
+    print_result(as_json, value, lambda: _show(found, problems, sample))
+    raise typer.Exit(1 if problems else 0)
+
+
+def _changed_revisions(folder: Path | None, *, serving_only: bool) -> Iterator[Problem]:
+    """Find the revisions of all namespaces whose files differ from what was published."""
+    from agentpref.errors import RevisionError
+    from agentpref.home import Home
+    from agentpref.record.integrity import Problem
+    from agentpref.serve.registry import Registry, namespaces_with_revisions
+    from agentpref.serve.validate import check_published
+
+    home = Home.open(folder)
+    for name in namespaces_with_revisions(home):
+        registry = Registry(home, namespace=name)
+        state = registry.state()
+        for revision in registry.list():
+            if serving_only and revision.revision_id not in (state.live, state.canary):
+                continue
+            try:
+                if revision.pruned_at is None:
+                    check_published(revision)
+            except RevisionError as error:
+                yield Problem("revision", revision.revision_id, str(error))
+
+
+def _show(found: Findings, problems: list[Problem], sampled: bool) -> None:
+    if sampled:
+        looked_at = [(name, *looked) for name, looked in found.looked_at.items()]
+        table(("table", "checked", "of about"), looked_at)
+    if found.waiting:
+        say(f"waiting in the spill until the next log writes to this home: {found.waiting}", WARN)
+    if found.torn:
+        say(f"cut off in the spill by a crash, before being acknowledged: {found.torn}", WARN)
+    if problems:
+        table(("table", "key", "what"), problems)
+        say(f"problems: {len(problems)}; restore these rows from a backup", BAD)
+    else:
+        say(f"{'the sampled part' if sampled else 'everything'} is as it was recorded", GOOD)

@@ -23,8 +23,7 @@ def forget(
     home: options.Home = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     force: Annotated[
-        bool,
-        typer.Option("--force", help="With --older-than: even if the clock looks wrong."),
+        bool, typer.Option("--force", help="With --older-than: even if the clock looks wrong.")
     ] = False,
     as_json: options.AsJson = False,
 ) -> None:

@@ -138,27 +138,23 @@ def _meaning(verdict: str, accuracy: Mapping[str, Mapping[str, float]]) -> str:
     total = sum(found["pairs"] for found in accuracy.values())
     if verdict != "promoted" or not total:
         return VERDICTS[verdict][2]
-    before, after = (
+    shares = (
         sum(found["pairs"] * found[when] for found in accuracy.values()) / total
         for when in ("before", "after")
     )
-    return f"held-out accuracy {_share(before)} -> {_share(after)}; now serving"
-
-
-def _share(value: float) -> str:
-    return f"{value:.2f}".removeprefix("0")
+    before, after = (f"{share:.2f}".lstrip("0") for share in shares)
+    return f"held-out accuracy {before} -> {after}; now serving"
 
 
 def _counts(report: Mapping[str, Any]) -> Iterator[str]:
     """The number of pairs of each kind, and of thumbs if there are any."""
-    pairs, thumbs = [], []
-    for name, count in report["counts"].items():
-        kind = thumbs if name.endswith(_THUMBS) else pairs
-        kind.append((_plain(name.removesuffix(_THUMBS)), count))
+    counts = report["counts"].items()
+    pairs = [f"{_plain(name)} {n}" for name, n in counts if not name.endswith(_THUMBS)]
+    thumbs = {name.removesuffix(_THUMBS): n for name, n in counts if name.endswith(_THUMBS)}
     if pairs:
-        yield "pairs: " + ", ".join(f"{name} {count}" for name, count in pairs)
-    if any(count for _, count in thumbs):
-        yield "thumbs: " + ", ".join(f"{name} {count}" for name, count in thumbs)
+        yield f"pairs: {', '.join(pairs)}"
+    if any(thumbs.values()):
+        yield "thumbs: " + ", ".join(f"{_plain(name)} {n}" for name, n in thumbs.items())
 
 
 def _training(report: Mapping[str, Any]) -> Iterator[str]:

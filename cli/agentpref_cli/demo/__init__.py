@@ -6,9 +6,10 @@ This module has the command and prints what happens. ``users`` has the questions
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,14 +22,13 @@ from agentpref_cli.terminal import (
     one_line,
     print_result,
     progress,
-    read_check,
     say,
     table,
 )
 
 if TYPE_CHECKING:
-    from agentpref.prove.metrics import RMatrix
-    from agentpref_cli.demo.story import Story, Updated
+    from agentpref.types import UpdateReport
+    from agentpref_cli.demo.users import Round
 
 
 def demo(
@@ -76,56 +76,55 @@ def run(*, home: Path | None, json: bool, seed: int) -> None:
                 "A LangChain agent answers, users give feedback, and each update trains on it.", DIM
             )
         told = story.tell(folder, seed, report, (lambda *_: None) if json else _print_update)
-    print_result(json, told.to_mapping(), lambda: _print_end(told))
+    print_result(json, told, lambda: _print_end(told))
 
 
-def _print_update(number: int, updated: Updated) -> None:
+def _print_update(number: int, asked: Round, report: UpdateReport, told: Mapping[str, Any]) -> None:
     """Print one update: the verdict, the swap, and answers before and after."""
-    report, counts = updated.report, updated.report.counts
-    say(f"\nUpdate {number}: {updated.title} ({updated.stratum})", BOLD)
+    counts = report.counts
+    say(f"\nUpdate {number}: {asked.title} ({asked.tag})", BOLD)
     say(
-        f"  {updated.answers} answers logged -> {counts['new']} new pairs, "
+        f"  {len(asked.questions)} answers logged -> {counts['new']} new pairs, "
         f"{counts['new_held_out']} held out; {counts.get('replayed', 0)} older pairs replayed"
     )
     style = GOOD if report.verdict == "promoted" else BAD
     say(f"  {report.verdict}: {report.revision or ''}", style)
     for check in report.checks:
-        passed, message = read_check(check)
-        if check["name"] == "new preferences" or not passed:
-            say(f"    {check['name']}: {message}", "" if passed else BAD)
-    failed = updated.swap.get("failed", 0)
-    by = ", ".join(f"{n} by {name}" for name, n in sorted(updated.swap.items()) if name != "failed")
+        if check["name"] == "new preferences" or not check["passed"]:
+            say(f"    {check['name']}: {check['message']}", "" if check["passed"] else BAD)
+    failed = told["swap"].get("failed", 0)
+    by = ", ".join(f"{n} by {name}" for name, n in sorted(told["swap"].items()) if name != "failed")
     say(f"  requests during the swap: {by}; {failed} failed", BAD if failed else "")
-    say(f"  answers as users like them: {updated.liked_before:.0%} -> {updated.liked_after:.0%}")
-    for shown in updated.shown:
+    say(f"  answers as users like them: {told['liked_before']:.0%} -> {told['liked_after']:.0%}")
+    for shown in told["shown"]:
         say(f"    {one_line(shown['question'], 96)}", DIM)
         say(f"      before: {one_line(shown['before'], 84)}")
         say(f"      after:  {one_line(shown['after'], 84)}", GOOD)
 
 
-def _print_end(story: Story) -> None:
+def _print_end(told: Mapping[str, Any]) -> None:
     """Print both arms' accuracies, the bad update, and the summary line."""
-    _print_matrix("Held-out accuracy with agentpref (replay and KL penalty)", story.matrix)
-    _print_matrix("The same updates trained naively (neither)", story.naive)
+    _print_matrix("Held-out accuracy with agentpref (replay and KL penalty)", told["r_matrix"])
+    _print_matrix("The same updates trained naively (neither)", told["naive_r_matrix"])
+    verdict = told["bad_update_verdict"]
     say("\nAn update on shuffled labels", BOLD)
-    style = GOOD if story.bad.verdict == "refused" else BAD
-    say(f"  {story.bad.verdict}; what served before still serves", style)
-    for reason in story.bad.reasons:
+    say(f"  {verdict}; what served before still serves", GOOD if verdict == "refused" else BAD)
+    for reason in told["bad_update_reasons"]:
         say(f"    {reason}")
     say(
-        f"\nBWT {story.matrix.bwt:+.3f} | naive forgetting F {story.naive.forgetting:.3f} | "
-        f"bad update {story.bad.verdict} | {story.seconds:.0f} s",
+        f"\nBWT {told['bwt']:+.3f} | naive forgetting F {told['naive_forgetting']:.3f} | "
+        f"bad update {verdict} | {told['seconds']:.0f} s",
         BOLD,
     )
 
 
-def _print_matrix(title: str, matrix: RMatrix) -> None:
+def _print_matrix(title: str, matrix: Mapping[str, Any]) -> None:
     say(f"\n{title}", BOLD)
     table(
-        ("", *matrix.strata),
+        ("", *matrix["strata"]),
         [
             (f"after update {n}" if n else "before any update", *(f"{value:.2f}" for value in row))
-            for n, row in enumerate(matrix.rows)
+            for n, row in enumerate(matrix["rows"])
         ],
     )
-    say(f"  BWT {matrix.bwt:+.3f}, forgetting F {matrix.forgetting:.3f}")
+    say(f"  BWT {matrix['bwt']:+.3f}, forgetting F {matrix['forgetting']:.3f}")

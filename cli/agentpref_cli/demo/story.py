@@ -34,7 +34,7 @@ from agentpref.prove.metrics import RMatrix, accuracy
 from agentpref.record.database import connect
 from agentpref.record.store import Store
 from agentpref.serve.folders import is_revision_id
-from agentpref.types import BASE, Example, Progress
+from agentpref.types import BASE, Example, Progress, UpdateReport
 from agentpref_cli.demo.users import (
     Question,
     Reply,
@@ -51,61 +51,6 @@ CLIENTS = 3
 SHOWN = 3
 ASKED_AGAIN = 60
 BESIDE_SWAP = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Updated:
-    """One update: its report, the swap, and answers to held-out questions before and after.
-
-    ``shown`` has a few of those questions, with the liked answer and both replies.
-    """
-
-    stratum: str
-    title: str
-    report: agentpref.UpdateReport
-    answers: int
-    liked_before: float
-    liked_after: float
-    shown: list[dict[str, str]]
-    swap: dict[str, int]
-
-    def to_mapping(self) -> dict[str, Any]:
-        """This update as ``--json`` prints it."""
-        accuracy = self.report.accuracy[self.stratum]
-        return {
-            "stratum": self.stratum,
-            "verdict": self.report.verdict,
-            "accuracy_before": accuracy["before"],
-            "accuracy_after": accuracy["after"],
-            "liked_before": self.liked_before,
-            "liked_after": self.liked_after,
-            "swap": self.swap,
-            "shown": self.shown,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Story:
-    """All that happened, and how long it took."""
-
-    updates: tuple[Updated, ...]
-    matrix: RMatrix
-    naive: RMatrix
-    bad: agentpref.UpdateReport
-    seconds: float
-
-    def to_mapping(self) -> dict[str, Any]:
-        """What ``--json`` prints."""
-        return {
-            "updates": [update.to_mapping() for update in self.updates],
-            "r_matrix": self.matrix.to_mapping(),
-            "naive_r_matrix": self.naive.to_mapping(),
-            "bwt": self.matrix.bwt,
-            "naive_forgetting": self.naive.forgetting,
-            "bad_update_verdict": self.bad.verdict,
-            "bad_update_reasons": self.bad.reasons,
-            "seconds": round(self.seconds, 1),
-        }
 
 
 def settings(seed: int) -> UpdateConfig:
@@ -126,11 +71,18 @@ def settings(seed: int) -> UpdateConfig:
 
 
 def tell(
-    folder: Path, seed: int, progress: Progress, on_update: Callable[[int, Updated], object]
-) -> Story:
+    folder: Path,
+    seed: int,
+    progress: Progress,
+    on_update: Callable[[int, Round, UpdateReport, Mapping[str, Any]], object],
+) -> dict[str, Any]:
     """Run three updates in a new home and a bad one, and compare them with a naive arm.
 
-    ``on_update`` is called with the number and the result of each of the three.
+    ``on_update`` is called after each of the three with its number, what the users asked, its
+    report, and what came of it.
+
+    Returns:
+        All that happened, as ``--json`` prints it.
 
     Raises:
         NotAHome: the folder is not empty. The demo's invented users must not train a home in use.
@@ -142,7 +94,7 @@ def tell(
     started = time.monotonic()
     rounds, config, home = three_rounds(seed), settings(seed), Home.create(folder)
 
-    def update() -> agentpref.UpdateReport:
+    def update() -> UpdateReport:
         return agentpref.update(home.path, model=MODEL, config=config, progress=progress)
 
     with (
@@ -151,11 +103,17 @@ def tell(
         agentpref.Router(agentpref.Registry(home), backend) as router,
     ):
         app = App(log, router)
-        updates: list[Updated] = []
+        updates: list[dict[str, Any]] = []
         adapters: list[Path | None] = []
         for number, asked in enumerate(rounds, start=1):
-            updates.append(_one_update(app, asked, update))
-            on_update(number, updates[-1])
+            replies = _collect_feedback(app, asked)
+            report = update()
+            pairs = zip(asked.questions, replies, strict=True)
+            before = [(q, reply) for q, reply in pairs if q.held_out][:ASKED_AGAIN]
+            texts = [q.text for q, _ in before]
+            swap, after = app.swap(texts), app.ask(texts, tag="asked again")
+            updates.append(outcome(asked, report, before, after, swap))
+            on_update(number, asked, report, updates[-1])
             live = router.registry.live()  # of a refused update, the revision before it
             adapters.append(None if live is None else live.path)
         _collect_feedback(app, shuffled_round(seed))
@@ -168,33 +126,59 @@ def tell(
         arms = Arms(config, connection, progress)
         naive = arms.r_matrix([*arms.train_naively(trained, folder / "naive")], held_out)
         ours = arms.r_matrix(adapters, held_out)
-    return Story(tuple(updates), ours, naive, bad, time.monotonic() - started)
+    return summary(updates, ours, naive, bad, time.monotonic() - started)
 
 
-def _one_update(app: App, asked: Round, update: Callable[[], agentpref.UpdateReport]) -> Updated:
-    """Ask and collect feedback, update, swap under load, and ask held-out questions again."""
-    replies = _collect_feedback(app, asked)
-    report = update()
-    held_out = [(q, r) for q, r in zip(asked.questions, replies, strict=True) if q.held_out]
-    questions, before = zip(*held_out[:ASKED_AGAIN], strict=True)
-    texts = [question.text for question in questions]
-    swap = app.swap(texts)
-    after = app.ask(texts, tag="asked again")
+def summary(
+    updates: Sequence[Mapping[str, Any]],
+    ours: RMatrix,
+    naive: RMatrix,
+    bad: UpdateReport,
+    seconds: float,
+) -> dict[str, Any]:
+    """What happened, as plain values."""
+    return {
+        "updates": updates,
+        "r_matrix": ours.to_mapping(),
+        "naive_r_matrix": naive.to_mapping(),
+        "bwt": ours.bwt,
+        "naive_forgetting": naive.forgetting,
+        "bad_update_verdict": bad.verdict,
+        "bad_update_reasons": bad.reasons,
+        "seconds": round(seconds, 1),
+    }
+
+
+def outcome(
+    asked: Round,
+    report: UpdateReport,
+    before: Sequence[tuple[Question, Reply]],
+    after: Sequence[Reply],
+    swap: Mapping[str, int],
+) -> dict[str, Any]:
+    """What came of an update, as plain values.
+
+    ``shown`` has a few held-out questions, with the liked answer and the replies before and after.
+    """
     rows = [
-        {"question": q.text, "liked": q.liked, "before": b.text, "after": a.text}
-        for q, b, a in zip(questions, before, after, strict=True)
+        {"question": question.text, "liked": question.liked, "before": old.text, "after": new.text}
+        for (question, old), new in zip(before, after, strict=True)
     ]
-    changed = [row for row in rows if row["before"] != row["after"]]
-    return Updated(
-        stratum=asked.tag,
-        title=asked.title,
-        report=report,
-        answers=len(replies),
-        liked_before=_liked(before, questions),
-        liked_after=_liked(after, questions),
-        shown=(changed or rows)[:SHOWN],
-        swap=dict(swap),
-    )
+    return {
+        "stratum": asked.tag,
+        "verdict": report.verdict,
+        "accuracy_before": report.accuracy[asked.tag]["before"],
+        "accuracy_after": report.accuracy[asked.tag]["after"],
+        "liked_before": _liked(rows, "before"),
+        "liked_after": _liked(rows, "after"),
+        "swap": dict(swap),
+        "shown": ([row for row in rows if row["before"] != row["after"]] or rows)[:SHOWN],
+    }
+
+
+def _liked(rows: Sequence[Mapping[str, str]], when: str) -> float:
+    """Share of the replies that are, word for word, what the users like."""
+    return sum(row[when] == row["liked"] for row in rows) / len(rows)
 
 
 def _collect_feedback(app: App, asked: Round) -> list[Reply]:
@@ -204,11 +188,6 @@ def _collect_feedback(app: App, asked: Round) -> list[Reply]:
         give_feedback(app.log, asked.tag, question, reply, number)
     app.log.flush()
     return replies
-
-
-def _liked(replies: Sequence[Reply], questions: Sequence[Question]) -> float:
-    """Share of the replies that are, word for word, what the users like."""
-    return sum(r.text == q.liked for r, q in zip(replies, questions, strict=True)) / len(questions)
 
 
 class App:
