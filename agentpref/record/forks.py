@@ -23,7 +23,7 @@ class Guarded(Protocol):
     """Something that must not be in the middle of its work when the process forks."""
 
     def before_fork(self) -> None:
-        """Finish the work in hand, close what must not cross the fork, and wait."""
+        """Finish the current work, close what must not cross the fork, and wait."""
 
     def after_fork_in_parent(self) -> None:
         """Continue."""
