@@ -73,10 +73,8 @@ class Log:
             strict: make ``record`` durable, and let it raise.
 
         Raises:
-            NotAHome: the path is a file, or a folder of something else.
-            CorruptHome: the database cannot be read.
-            NewerHome: a later agentpref wrote the database.
             ConfigError: the namespace is not printable text, or the queue has no room.
+            NotAHome, CorruptHome, NewerHome: the folder or its database cannot be used.
         """
         if not isinstance(namespace, str) or not namespace or not namespace.isprintable():
             raise ConfigError(f"namespace is {namespace!r}, but must be printable text")
@@ -292,13 +290,10 @@ class Log:
         self._writer.close(CLOSE_SECONDS)
 
     def __enter__(self) -> Log:
-        """Return the log itself."""
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Close the log."""
         self.close()
 
     def __repr__(self) -> str:
-        """Name the home and the namespace."""
         return f"Log({str(self.home.path)!r}, namespace={self.namespace!r})"

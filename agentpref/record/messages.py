@@ -106,8 +106,7 @@ class Linker:
     ) -> tuple[Node, ...]:
         """Link a prompt from its root to its last message, and the answer to it."""
         nodes = self.chain(messages, tools)
-        check_output_shape(output)
-        return (*nodes, self.child(nodes[-1].id, output, "the output"))
+        return (*nodes, self.answer(nodes[-1].id, output))
 
     def chain(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[Node]:
         """Link a prompt, which has at least one message, from its root to its last message."""
@@ -122,6 +121,11 @@ class Linker:
             nodes.append(self.child(parent, message, index))
             parent = nodes[-1].id
         return nodes
+
+    def answer(self, prompt_id: str, output: Message) -> Node:
+        """Link an output, an assistant's message, under the prompt that it answers."""
+        check_output_shape(output)
+        return self.child(prompt_id, output, "the output")
 
     def child(
         self, parent: str | None, body: Mapping[str, Any], where: int | str = "the message"
@@ -139,25 +143,13 @@ class Linker:
         return node
 
 
-def chain(messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[list[Node], str]:
-    """Link a prompt from its root to its last message; return the nodes and the prompt's id."""
-    nodes = Linker().chain(messages, tools)
-    return nodes, nodes[-1].id
-
-
-def answer(prompt_id: str, output: Message) -> Node:
-    """Link an output, an assistant's message, under the prompt that it answers."""
-    check_output_shape(output)
-    return Linker().child(prompt_id, output, "the output")
-
-
 def prompt_of(messages: Sequence[Message], tools: Sequence[Tool] = ()) -> Prompt:
     """Make a prompt, with its content address, of messages and the tools that were offered.
 
     >>> prompt_of([{"role": "user", "content": "hello"}]).id
     'c9a0f457786f263ee5ac976323e4ab09'
     """
-    return Prompt(chain(messages, tools)[1], tuple(messages), tuple(tools))
+    return Prompt(Linker().chain(messages, tools)[-1].id, tuple(messages), tuple(tools))
 
 
 def check_output(output: Message) -> None:

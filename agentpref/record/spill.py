@@ -228,17 +228,15 @@ class Spill:
         Raises:
             NotKept: the file cannot be read or removed, or what ``store`` raises. Nothing is lost.
         """
-        counts = [0, 0, 0]
+        parts = [Drained(0, 0, 0)]
         with taking_turns(self._path):
-            if not self.waits():
-                return Drained(0, 0, 0)
-            with open(self._path, "rb") as file:
-                while batch := list(islice(file, BATCH)):
-                    lines = [line for line in batch if line != b"\n"]
-                    for n, more in enumerate(self._hand_over(lines, store)):
-                        counts[n] += more
-            self._path.unlink()
-        return Drained(*counts)
+            if self.waits():
+                with open(self._path, "rb") as file:
+                    while batch := list(islice(file, BATCH)):
+                        lines = [line for line in batch if line != b"\n"]
+                        parts.append(self._hand_over(lines, store))
+                self._path.unlink()
+        return Drained(*map(sum, zip(*parts, strict=True)))
 
     def _hand_over(
         self, lines: Sequence[bytes], store: Callable[[list[StoredRecord]], Outcomes]

@@ -28,10 +28,10 @@ from agentpref.record.messages import (
     FEEDBACK_COLUMNS,
     RUN_COLUMNS,
     TOOLS,
+    Linker,
     Node,
     RunRow,
     StoredRecord,
-    answer,
     as_json,
     run_row,
 )
@@ -128,7 +128,7 @@ class Store:
             _, prompt = self._namespace_and_prompt(feedback.run_id)
             row = {name: getattr(feedback, name) for name in FEEDBACK_COLUMNS}
             if feedback.correction is not None:
-                node = answer(prompt, feedback.correction)
+                node = Linker().answer(prompt, feedback.correction)
                 self._add_nodes([node])
                 row["correction"] = node.id
             if feedback.value is not None:
@@ -172,7 +172,7 @@ class Store:
         """
         messages = _Messages(self._connection)
         columns, order = _columns("run", RUN_COLUMNS), "run.run_id"
-        for row in self._judged(columns, _JUDGED, "judged.run_id", namespace, since, order):
+        for row in self._judged(columns, _JUDGED, "judged.run_id", order, namespace, since):
             yield _read_run(row, messages)
 
     def feedback(self, namespace: str, *, since: float | None = None) -> Iterator[Feedback]:
@@ -183,14 +183,19 @@ class Store:
         messages = _Messages(self._connection)
         columns = _columns("feedback", FEEDBACK_COLUMNS)
         order = "feedback.created_at, feedback_id"
-        for row in self._judged(columns, "feedback", "feedback.run_id", namespace, since, order):
-            yield _read_feedback(row, messages)
+        for row in self._judged(columns, "feedback", "feedback.run_id", order, namespace, since):
+            feedback = dict(zip(FEEDBACK_COLUMNS, row, strict=True))
+            if feedback["value"] is not None:
+                feedback["value"] = orjson.loads(feedback["value"])
+            if feedback["correction"] is not None:
+                feedback["correction"] = messages.message(feedback["correction"])
+            yield Feedback(**feedback)
 
     def comparisons(self, namespace: str, *, since: float | None = None) -> Iterator[Comparison]:
         """Read the comparisons of a namespace's runs, oldest first; ``since`` as above."""
         columns = _columns("comparison", COMPARISON_COLUMNS)
         order = "comparison.created_at, comparison_id"
-        for row in self._judged(columns, "comparison", "run_a", namespace, since, order):
+        for row in self._judged(columns, "comparison", "run_a", order, namespace, since):
             yield Comparison(*row)
 
     def scales(self, namespace: str) -> list[Scale]:
@@ -229,7 +234,7 @@ class Store:
             self._connection.execute("ROLLBACK")
 
     def _judged(
-        self, columns: str, judged: str, on: str, namespace: str, since: float | None, order: str
+        self, columns: str, judged: str, on: str, order: str, namespace: str, since: float | None
     ) -> Iterator[tuple[Any, ...]]:
         """Select from rows that name runs, and the runs; there are far more runs than such rows."""
         query = f"SELECT {columns} FROM {judged} CROSS JOIN run ON run.run_id = {on}"
@@ -327,12 +332,3 @@ def _read_run(row: tuple[Any, ...], messages: _Messages) -> Run:
     if run["logprobs"] is not None:  # JSON has no infinity and no NaN, and stores both as null
         run["logprobs"] = tuple(math.nan if n is None else n for n in run["logprobs"])
     return Run(**run)
-
-
-def _read_feedback(row: tuple[Any, ...], messages: _Messages) -> Feedback:
-    feedback = dict(zip(FEEDBACK_COLUMNS, row, strict=True))
-    if feedback["value"] is not None:
-        feedback["value"] = orjson.loads(feedback["value"])
-    if feedback["correction"] is not None:
-        feedback["correction"] = messages.message(feedback["correction"])
-    return Feedback(**feedback)

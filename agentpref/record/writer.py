@@ -57,8 +57,8 @@ class _Ticket:
             self._event.set()
 
     def wait(self, seconds: float) -> None:
-        assert self._event is not None
-        self._event.wait(seconds)
+        if self._event is not None:
+            self._event.wait(seconds)
 
 
 _Queued: TypeAlias = "RawRun | _Ticket"
@@ -280,10 +280,10 @@ class Writer:
             self._settle(queued, refusal)
             return None
 
-    def _settle(self, queued: _Queued, error: RecordError | None) -> None:
+    def _settle(self, queued: _Queued, error: RecordError) -> None:
         if isinstance(queued, _Ticket):
             queued.settle(error)
-        elif error is not None:
+        else:
             self.drop(type(error).__name__, 1, error)
 
     def _put_back(

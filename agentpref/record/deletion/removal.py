@@ -131,7 +131,9 @@ def removal(home: Home, progress: Progress | None = None) -> Iterator[sqlite3.Co
     tell: Progress = progress or (lambda stage, done, total: None)
     with exclusive(home):
         drain(home)
-        _discard_merge_copy(home)
+        if (home.path / MERGE_COPY).exists():  # of a killed merge; a running one keeps its copy
+            with suppress(UpdateRunning), merge_lock(home):
+                shutil.rmtree(home.path / MERGE_COPY, ignore_errors=True)
         with translated(home), closing(connect(home)) as connection:
             connection.execute("PRAGMA foreign_keys = OFF")
             connection.execute("PRAGMA secure_delete = ON")
@@ -210,13 +212,6 @@ def merge_lock(home: Home) -> AbstractContextManager[None]:
     what = f"another merge into {home.path} is running"
     refusal = UpdateRunning(f"{what}; wait for it to end, then try again")
     return locked(home.path / "merge.lock", refusal)
-
-
-def _discard_merge_copy(home: Home) -> None:
-    """Delete the copy of another home that a killed merge left here; a running merge keeps its."""
-    if (home.path / MERGE_COPY).exists():
-        with suppress(UpdateRunning), merge_lock(home):
-            shutil.rmtree(home.path / MERGE_COPY, ignore_errors=True)
 
 
 def _scrub(home: Home, connection: sqlite3.Connection) -> None:

@@ -57,13 +57,10 @@ def freeze(*parts: Any) -> bytes:
     try:
         return orjson.dumps(parts, default=plain)
     except TypeError:
-        return _freeze_with_reprs(*parts)
-
-
-def _freeze_with_reprs(messages: Any, output: Any, tools: Any, *details: Any) -> bytes:
-    Linker().conversation(messages, tools, as_output(output))  # names the message that is wrong
+        messages, output, tools = parts[:3]
+        Linker().conversation(messages, tools, as_output(output))  # names a message that is wrong
     try:
-        return orjson.dumps((messages, output, tools, *details), default=_described)
+        return orjson.dumps(parts, default=_described)
     except TypeError as error:
         raise InvalidMessage(
             f"the run's ids, tags, params or metadata are not JSON in UTF-8: {error}; keep "

@@ -103,8 +103,7 @@ def merge(
         What came of each other home, in their order.
 
     Raises:
-        NotAHome: a folder is no home. Nothing was merged.
-        ConfigError: a home is to be merged into itself. Nothing was merged.
+        NotAHome, ConfigError: a folder is no home, or the home itself. Nothing was merged.
         CorruptHome: another home is damaged or fails verification, and gave nothing. The homes
             before it are merged, as with the errors below.
         NewerHome: a later agentpref has changed a database beyond what this one knows.
@@ -192,7 +191,12 @@ def _verified(copy: Home, other: Home, tell: Progress) -> dict[str, float]:
     problems = examine_spill(copy).problems
     drain(copy)
     with closing(connect(copy, readonly=True)) as connection:
-        _require_tables(connection, copy)
+        # A view or a virtual table in place of one of ours would run what its maker wrote.
+        query = "SELECT name FROM sqlite_master WHERE type = 'table' AND sql LIKE 'CREATE TABLE %'"
+        tables = {name for (name,) in connection.execute(query)}
+        for table in ("message", "run", "feedback", "comparison", "forgotten"):
+            if table not in tables:
+                raise CorruptHome(f"{copy.database} has no table {table!r}; restore a backup")
         problems += examine(connection, progress=report).problems
         if problems:
             few = "; ".join(f"{table} {key}: {what}" for table, key, what in problems[:3])
@@ -206,16 +210,6 @@ def _verified(copy: Home, other: Home, tell: Progress) -> dict[str, float]:
         sound = "typeof(user_id) = 'text' AND typeof(at) = 'real'"
         query = f"SELECT user_id, at FROM forgotten WHERE {sound}"
         return {name: min(at, now) for name, at in connection.execute(query)}
-
-
-def _require_tables(connection: sqlite3.Connection, copy: Home) -> None:
-    """A view or a virtual table in place of one of ours would run what its maker wrote."""
-    query = "SELECT name FROM sqlite_master WHERE type = 'table' AND sql LIKE 'CREATE TABLE %'"
-    tables = {name for (name,) in connection.execute(query)}
-    wanted = ("message", "run", "feedback", "comparison", "forgotten")
-    missing = [name for name in wanted if name not in tables]
-    if missing:
-        raise CorruptHome(f"{copy.database} has no table {missing[0]!r}; restore a backup")
 
 
 class _Table(NamedTuple):
