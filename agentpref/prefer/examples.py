@@ -26,8 +26,7 @@ from agentpref.prefer.signals import (
 )
 from agentpref.prefer.votes import STRENGTH, LeftOut, Vote, settle
 from agentpref.record.messages import canonical
-from agentpref.record.stats import Scale
-from agentpref.record.store import Store
+from agentpref.record.store import Scale, Store
 from agentpref.types import Comparison, Completion, Example, Feedback, Message, Origin, Run
 
 LOWEST_JUDGE_NOISE = 0.05

@@ -33,7 +33,7 @@ from agentpref.prefer.rowfiles import Found, Meter, batches, read_rows, write_ro
 from agentpref.record.database import connect, transaction, translated
 from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.ingest.redaction import Redact
-from agentpref.record.messages import RunRow, answer, chain, run_row
+from agentpref.record.messages import Linker, RunRow, run_row
 from agentpref.record.store import Store
 from agentpref.types import SOURCES, Comparison, Example, Feedback, Run, Source
 
@@ -221,10 +221,12 @@ def recorded_row(record: PreferenceRecord, context: ImportContext, number: int) 
     """
     at = context.started_at + number * 1e-6
     tag = context.tag or record.tag
-    nodes, prompt_id = chain(record.prompt.messages, record.prompt.tools)
+    linker = Linker()
+    nodes = linker.chain(record.prompt.messages, record.prompt.tools)
+    prompt_id = nodes[-1].id
     runs: list[RunRow] = []
     for message in record.completions:
-        node = answer(prompt_id, message)
+        node = linker.answer(prompt_id, message)
         run = Run(
             run_id=_content_id("run", context.namespace, node.id),
             namespace=context.namespace,

@@ -21,7 +21,7 @@ from typing import NamedTuple, TypeAlias, TypeVar
 
 from agentpref.prefer.votes import LeftOut, Reason, Vote, grouped, separate, settle
 from agentpref.record.messages import canonical
-from agentpref.record.stats import Scale
+from agentpref.record.store import Scale
 from agentpref.types import Comparison, Feedback, Message, Origin, Run
 
 S = TypeVar("S")

@@ -14,8 +14,9 @@ import functools
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import chain
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from agentpref.errors import (
@@ -27,7 +28,7 @@ from agentpref.errors import (
     UpdateRunning,
 )
 from agentpref.home import Home
-from agentpref.record.migrations import STEPS, Step
+from agentpref.record.migrations import STEPS
 
 BUSY_SECONDS = 30.0
 """How long a connection waits for another one's lock."""
@@ -62,8 +63,10 @@ TROUBLES: dict[str, Trouble] = {
 """What SQLite's messages mean (Python 3.10 gives no error code)."""
 
 
-def diagnose(error: sqlite3.Error) -> Trouble | None:
-    """Say what went wrong; None if the error is a mistake in our own SQL."""
+def diagnose(error: BaseException | None) -> Trouble | None:
+    """Say which trouble of the database an error means; None if it means none of them."""
+    if not isinstance(error, sqlite3.Error):
+        return None
     message = str(error)
     return next((trouble for part, trouble in TROUBLES.items() if part in message), None)
 
@@ -101,8 +104,7 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def _roll_back(connection: sqlite3.Connection) -> None:
-    """Undo what is open; after a full disk or an I/O error SQLite has done so itself."""
-    if connection.in_transaction:
+    if connection.in_transaction:  # after a full disk or an I/O error SQLite has done it itself
         connection.execute("ROLLBACK")
 
 
@@ -135,13 +137,10 @@ def connect(home: Home, *, readonly: bool = False) -> sqlite3.Connection:
 
 
 def require_known_schema(connection: sqlite3.Connection, home: Home) -> None:
-    """Refuse a schema that this agentpref cannot use.
+    """Raise ``NewerHome`` if the database went through a breaking step that is not known here.
 
     ``connect`` calls this. A writer that stays open calls it again in every transaction, because a
     newer agentpref may have changed the home meanwhile. It costs a microsecond.
-
-    Raises:
-        NewerHome: the database went through a breaking step that this agentpref does not know.
     """
     (needed,) = connection.execute("PRAGMA user_version").fetchone()
     if needed > len(STEPS):
@@ -160,21 +159,26 @@ def _migrate(connection: sqlite3.Connection, home: Home) -> None:
             pass
     require_known_schema(connection, home)
     if version > len(STEPS):
-        _warn_of_newer(home, version, len(STEPS))
+        _warn_of_newer(home, version)
 
 
 @functools.cache
-def _warn_of_newer(home: Home, version: int, known: int) -> None:
+def _warn_of_newer(home: Home, version: int) -> None:
     """Warn once in a process that a home is ahead of it."""
-    import logging  # takes 10 ms: only when needed
-
-    logging.getLogger("agentpref").warning(
+    warn(
         "%s has schema %d, this agentpref knows %d and leaves the rest alone; upgrade with "
         "`pip install --upgrade agentpref`",
         home.database,
         version,
-        known,
+        len(STEPS),
     )
+
+
+def warn(message: str, *values: object) -> None:
+    """Log a warning to the logger ``agentpref``."""
+    import logging  # takes 10 ms: only when needed
+
+    logging.getLogger("agentpref").warning(message, *values)
 
 
 def _version(connection: sqlite3.Connection, home: Home) -> int:
@@ -204,40 +208,32 @@ def _apply_next(connection: sqlite3.Connection, home: Home) -> bool:
                 "CREATE TABLE IF NOT EXISTS migration "
                 "(version INTEGER PRIMARY KEY, name TEXT NOT NULL, applied_at REAL NOT NULL)"
             )
-            _apply(connection, step)
+            step.change(connection)
+            connection.execute(
+                "INSERT INTO migration (version, name, applied_at) VALUES (?, ?, ?)",
+                (step.version, step.name, time.time()),
+            )
+            if step.breaking:
+                connection.execute(f"PRAGMA user_version = {step.version}")
     return step is not None
-
-
-def _apply(connection: sqlite3.Connection, step: Step) -> None:
-    step.change(connection)
-    connection.execute(
-        "INSERT INTO migration (version, name, applied_at) VALUES (?, ?, ?)",
-        (step.version, step.name, time.time()),
-    )
-    if step.breaking:
-        connection.execute(f"PRAGMA user_version = {step.version}")
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:
     """Switch to write-ahead logging; SQLite does not wait for this lock by itself."""
     deadline = time.monotonic() + BUSY_SECONDS
-    while not _wal_taken(connection, last_try=time.monotonic() > deadline):
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if diagnose(error) is not _LOCKED or time.monotonic() > deadline:
+                raise
         time.sleep(0.01)
-
-
-def _wal_taken(connection: sqlite3.Connection, *, last_try: bool) -> bool:
-    try:
-        connection.execute("PRAGMA journal_mode = WAL")
-    except sqlite3.OperationalError as error:
-        if diagnose(error) is not _LOCKED or last_try:
-            raise
-        return False
-    return True
 
 
 # Inserting many rows with few statements
 #
-# Python releases the interpreter's lock for every statement, and a busy host takes up to 5 ms (the
+# Python releases the interpreter's lock for every statement, and a busy app takes up to 5 ms (the
 # switch interval) to give it back. Row by row, a thread that computes would starve the thread that
 # writes. So rows are inserted by hundreds, with many VALUES in one statement.
 
@@ -268,26 +264,33 @@ def statement(table: str, columns: tuple[str, ...], count: int = 1) -> str:
     return f"INSERT OR IGNORE INTO {table} ({', '.join(columns)}) VALUES {', '.join([row] * count)}"
 
 
-@contextmanager
-def exclusive(home: Home) -> Iterator[None]:
+def exclusive(home: Home) -> AbstractContextManager[None]:
     """Lock a home for one update or one removal; recording goes on beside it.
 
     An update reads the record, trains for minutes and then publishes: what is removed meanwhile
-    would come back in its weights. The system releases the lock when the process dies.
+    would come back in its weights.
 
     Raises:
         UpdateRunning: another process has the lock; this does not wait for it.
     """
+    what = f"another update of {home.path}, or a removal from it, is running"
+    refusal = UpdateRunning(f"{what}; wait for it to end, then try again")
+    return locked(home.path / "update.lock", refusal)
+
+
+@contextmanager
+def locked(path: Path, refusal: AgentprefError, *, seconds: float = 0) -> Iterator[None]:
+    """Hold a lock file for a block; raise ``refusal`` if another process keeps it for longer.
+
+    The system releases the lock when the process dies.
+    """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(home.path / "update.lock")
+    lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=seconds)
     except Timeout as error:
-        raise UpdateRunning(
-            f"another update of {home.path}, or a removal from it, is running; wait for it to "
-            "end, then try again"
-        ) from error
+        raise refusal from error
     try:
         yield
     finally:

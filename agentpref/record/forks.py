@@ -23,7 +23,7 @@ class Guarded(Protocol):
     """Something that must not be in the middle of its work when the process forks."""
 
     def before_fork(self) -> None:
-        """Finish the work in hand, close what must not cross the fork, and wait."""
+        """Finish the current work, close what must not cross the fork, and wait."""
 
     def after_fork_in_parent(self) -> None:
         """Continue."""
@@ -72,10 +72,10 @@ def at_child_exit(close: Callable[[float], None]) -> None:
     if process is not None and process.parent_process() is not None:
         from multiprocessing.util import Finalize
 
-        Finalize(None, _close_if_alive, (weakref.WeakMethod(close),), exitpriority=0)
+        method = weakref.WeakMethod(close)
 
+        def close_if_alive() -> None:
+            if (close := method()) is not None:
+                close(EXIT_SECONDS)
 
-def _close_if_alive(method: weakref.WeakMethod[Callable[[float], None]]) -> None:
-    close = method()
-    if close is not None:
-        close(EXIT_SECONDS)
+        Finalize(None, close_if_alive, exitpriority=0)

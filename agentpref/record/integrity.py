@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import random
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import orjson
 
 from agentpref.home import Home
-from agentpref.record.ingest.checks import role_of, row_fault
+from agentpref.record.ingest.checks import message_fault, row_fault
 from agentpref.record.messages import COMPARISON_COLUMNS, FEEDBACK_COLUMNS, RUN_COLUMNS
 from agentpref.record.spill import is_whole
 from agentpref.record.updates import Role
@@ -38,17 +38,17 @@ class Problem(NamedTuple):
 
 
 class Looked(NamedTuple):
-    """How many rows of a table were looked at, and of how many (an estimate beside a sample)."""
+    """How many rows of a table were checked, and of how many (an estimate beside a sample)."""
 
     rows: int
     of: int
 
 
 class Spilled(NamedTuple):
-    """What is in the spill: records that wait for the database, and broken lines.
+    """The records in the spill that wait for the database, and its broken lines.
 
-    A ``torn`` line was cut off by a crash before it was acknowledged, which is no fault. A line
-    that was written to its end and has changed since is a problem.
+    A ``torn`` line was cut off by a crash before it was acknowledged, which is no fault. A complete
+    line that has changed since is a problem.
     """
 
     waiting: int
@@ -58,7 +58,7 @@ class Spilled(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """The problems of a home, how many rows of each table were looked at, and the spill."""
+    """The problems of a home, how many rows of each table were checked, and the spill."""
 
     problems: list[Problem]
     looked_at: dict[str, Looked]
@@ -77,35 +77,47 @@ def examine(
 
     Args:
         connection: of ``database.connect``; nothing is written.
-        sample: how many rows of each large table to look at, drawn at random; by default all rows,
+        sample: how many rows of each large table to check, drawn at random; by default all rows,
             and every page of the file.
         seed: makes the sample repeatable.
-        progress: called during a full check, which takes minutes for millions of rows.
+        progress: called with ``(stage, done, total)``; a full check takes minutes for millions of
+            rows.
     """
-    spilled = examine_spill(Home.of(connection))
+    tell: Progress = progress or (lambda stage, done, total: None)
+    waiting, torn, problems = examine_spill(Home.of(connection))
     with _any_text(connection):
         if sample is None:
-            problems, looked_at = _all(connection, progress or (lambda stage, done, total: None))
-        else:
-            problems, looked_at = _some(connection, sample, random.Random(seed))
-    return Findings([*problems, *spilled.problems], looked_at, spilled.waiting, spilled.torn)
-
-
-@contextmanager
-def _any_text(connection: sqlite3.Connection) -> Iterator[None]:
-    """Read text that is not UTF-8 as bytes in a block; by default sqlite3 raises an error."""
-
-    def text_or_bytes(raw: bytes) -> str | bytes:
-        try:
-            return raw.decode()
-        except UnicodeDecodeError:
-            return raw
-
-    before, connection.text_factory = connection.text_factory, text_or_bytes
-    try:
-        yield
-    finally:
-        connection.text_factory = before
+            tell("pages", 0, 1)
+            pages = [finding for (finding,) in connection.execute("PRAGMA quick_check")]
+            problems += [Problem("database", "", finding) for finding in pages if finding != "ok"]
+            tell("pages", 1, 1)
+        rows: dict[str, list[int] | None] = {}
+        looked_at: dict[str, Looked] = {}
+        source = random.Random(seed)
+        for table in KEYS:
+            if sample is None or table in WHOLE:
+                (count,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone()
+                rows[table], looked_at[table] = None, Looked(count, count)
+            elif table in SAMPLED:
+                rows[table], looked_at[table] = _drawn(connection, table, sample, source)
+        done, total = 0, sum(looked_at[table].rows for table in _FAULTS)
+        for table in _FAULTS:
+            for key, fault in _faults(connection, table, rows[table]):
+                if done % _STRIDE == 0:
+                    tell("rows", done, total)
+                done += 1
+                if fault is not None:
+                    problems.append(Problem(table, _text(key), fault))
+        tell("rows", total, total)
+        invariants = [invariant for invariant in INVARIANTS if invariant.table in rows]
+        for done, (table, what, broken, joins) in enumerate(invariants):
+            tell("references", done, len(invariants))
+            where, bound = _restriction(table, rows[table])
+            query = f"SELECT {KEYS[table]} FROM {table} {joins} WHERE ({broken}) AND {where}"
+            found = connection.execute(query, bound)
+            problems += [Problem(table, _text(key), what) for (key,) in found]
+        tell("references", len(invariants), len(invariants))
+    return Findings(problems, looked_at, waiting, torn)
 
 
 def examine_spill(home: Home) -> Spilled:
@@ -131,42 +143,21 @@ def _is_json(text: bytes) -> bool:
     return True
 
 
-def _all(connection: sqlite3.Connection, tell: Progress) -> tuple[list[Problem], dict[str, Looked]]:
-    tell("pages", 0, 1)
-    pages = [finding for (finding,) in connection.execute("PRAGMA quick_check")]
-    problems = [Problem("database", "", finding) for finding in pages if finding != "ok"]
-    tell("pages", 1, 1)
-    looked_at = {table: _counted(connection, table) for table in KEYS}
-    done, total = 0, sum(looked_at[table].of for table in _FAULTS)
-    for table in _FAULTS:
-        for problem in _faults(connection, table):
-            if done % _STRIDE == 0:
-                tell("rows", done, total)
-            done += 1
-            problems += problem
-    tell("rows", total, total)
-    for done, invariant in enumerate(INVARIANTS):
-        tell("references", done, len(INVARIANTS))
-        problems += _broken(connection, invariant)
-    tell("references", len(INVARIANTS), len(INVARIANTS))
-    return problems, looked_at
+@contextmanager
+def _any_text(connection: sqlite3.Connection) -> Iterator[None]:
+    """Read text that is not UTF-8 as bytes in a block; by default sqlite3 raises an error."""
 
+    def text_or_bytes(raw: bytes) -> str | bytes:
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return raw
 
-def _some(
-    connection: sqlite3.Connection, size: int, source: random.Random
-) -> tuple[list[Problem], dict[str, Looked]]:
-    looked_at = {table: _counted(connection, table) for table in WHOLE}
-    rows: dict[str, list[int] | None] = dict.fromkeys(WHOLE)
-    for table in SAMPLED:
-        rows[table], looked_at[table] = _drawn(connection, table, size, source)
-    problems: list[Problem] = []
-    for table in _FAULTS:
-        for problem in _faults(connection, table, rows[table]):
-            problems += problem
-    for invariant in INVARIANTS:
-        if invariant.table in rows:
-            problems += _broken(connection, invariant, rows[invariant.table])
-    return problems, {table: looked_at[table] for table in KEYS if table in looked_at}
+    before, connection.text_factory = connection.text_factory, text_or_bytes
+    try:
+        yield
+    finally:
+        connection.text_factory = before
 
 
 def _drawn(
@@ -192,58 +183,6 @@ def _drawn(
     return found[:size], Looked(min(len(found), size), round(span * len(found) / tried))
 
 
-def _counted(connection: sqlite3.Connection, table: str) -> Looked:
-    (count,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone()
-    return Looked(count, count)
-
-
-def _faults(
-    connection: sqlite3.Connection, table: str, rows: list[int] | None = None
-) -> Iterator[list[Problem]]:
-    """Yield for each row of a table the problems of its own columns: one or none."""
-    columns, fault_of = _FAULTS[table]
-    where, bound = _restriction(table, rows)
-    query = f"SELECT {KEYS[table]}, {', '.join(columns)} FROM {table} WHERE {where}"
-    for key, *values in connection.execute(query, bound):
-        fault = fault_of(values)
-        yield [Problem(table, _text(key), fault)] if fault else []
-
-
-def _message_fault(values: list[Any]) -> str | None:
-    try:
-        role_of(*values)
-    except ValueError as error:
-        return str(error)
-    return None
-
-
-def _row_fault(columns: tuple[str, ...]) -> tuple[tuple[str, ...], _Fault]:
-    return columns, lambda values: row_fault(dict(zip(columns, values, strict=True)))
-
-
-_Fault = Callable[[list[Any]], "str | None"]
-_FAULTS: dict[str, tuple[tuple[str, ...], _Fault]] = {
-    "message": (
-        ("id", "parent", "iif(typeof(body) = 'text', CAST(body AS BLOB), NULL)"),
-        _message_fault,
-    ),
-    "run": _row_fault(RUN_COLUMNS),
-    "feedback": _row_fault(FEEDBACK_COLUMNS),
-    "comparison": _row_fault(COMPARISON_COLUMNS),
-}
-"""The tables whose rows are checked by themselves: their columns, and what is wrong with these."""
-
-
-def _broken(
-    connection: sqlite3.Connection, invariant: Invariant, rows: list[int] | None = None
-) -> Iterator[Problem]:
-    table, what, broken, joins = invariant
-    where, bound = _restriction(table, rows)
-    query = f"SELECT {KEYS[table]} FROM {table} {joins} WHERE ({broken}) AND {where}"
-    for (key,) in connection.execute(query, bound):
-        yield Problem(table, _text(key), what)
-
-
 def _restriction(table: str, rows: list[int] | None) -> tuple[str, tuple[str, ...]]:
     if rows is None:
         return "true", ()
@@ -252,6 +191,29 @@ def _restriction(table: str, rows: list[int] | None) -> tuple[str, tuple[str, ..
 
 def _text(key: object) -> str:
     return key.decode(errors="backslashreplace") if isinstance(key, bytes) else str(key)
+
+
+_FAULTS = {
+    "message": ("id", "parent", "iif(typeof(body) = 'text', CAST(body AS BLOB), NULL)"),
+    "run": RUN_COLUMNS,
+    "feedback": FEEDBACK_COLUMNS,
+    "comparison": COMPARISON_COLUMNS,
+}
+"""The tables whose rows are checked by themselves, and the columns that are checked."""
+
+
+def _faults(
+    connection: sqlite3.Connection, table: str, rows: list[int] | None
+) -> Iterator[tuple[object, str | None]]:
+    """Yield for each row its key, and what is wrong with its columns."""
+    columns = _FAULTS[table]
+    where, bound = _restriction(table, rows)
+    query = f"SELECT {KEYS[table]}, {', '.join(columns)} FROM {table} WHERE {where}"
+    for key, *values in connection.execute(query, bound):
+        if table == "message":
+            yield key, message_fault(*values)
+        else:
+            yield key, row_fault(dict(zip(columns, values, strict=True)))
 
 
 # What is true of every sound record. Each invariant looks at the rows of one table and follows
@@ -291,7 +253,7 @@ WHOLE = ("serving", "serving_history")
 def _of_the_forgotten(table: str) -> Invariant:
     return Invariant(
         table,
-        "it is of somebody who was forgotten since",
+        "its user was forgotten later",
         f"{table}.created_at <= forgotten.at",
         f"CROSS JOIN forgotten ON forgotten.user_id = {table}.user_id",
     )

@@ -1,6 +1,6 @@
-"""The log that a host embeds: it records runs, and judgements of them, in one home folder.
+"""The log in an app: it records runs, and judgements of them, in one home folder.
 
-``record`` costs its caller a check and one JSON dump; a thread of our own writes. Feedback is on
+``record`` costs its caller a check and one JSON dump; a thread of the log writes. Feedback is on
 disk before the call returns. Many threads may use one log, and many processes one home.
 """
 
@@ -10,6 +10,7 @@ import reprlib
 import time
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from agentpref.errors import AgentprefError, ConfigError, InvalidFeedback, InvalidMessage
@@ -40,6 +41,11 @@ class Log:
     full, runs and feedback go to a file of the home, and from there to the database later. With
     ``strict``, ``record`` returns when the run is on disk, and raises.
 
+    The other methods raise ``LogClosed`` after ``close``. Those that judge a run raise
+    ``UnknownRun`` if it is not in this home, ``InvalidFeedback`` for an argument that is wrong,
+    with its name, and ``NotKept`` if the judgement could not be written. Each judgement is on disk
+    when the call returns its id.
+
     >>> with Log("./.agentpref") as log:
     ...     run = log.record([{"role": "user", "content": "2 + 2?"}], "4")
     ...     log.thumbs(run, up=True)
@@ -67,10 +73,8 @@ class Log:
             strict: make ``record`` durable, and let it raise.
 
         Raises:
-            NotAHome: the path is a file, or a folder of something else.
-            CorruptHome: the database cannot be read.
-            NewerHome: a later agentpref wrote the database.
             ConfigError: the namespace is not printable text, or the queue has no room.
+            NotAHome, CorruptHome, NewerHome: the folder or its database cannot be used.
         """
         if not isinstance(namespace, str) or not namespace or not namespace.isprintable():
             raise ConfigError(f"namespace is {namespace!r}, but must be printable text")
@@ -103,7 +107,7 @@ class Log:
         tags: Sequence[str] = (),
         metadata: Mapping[str, Any] | None = None,
     ) -> str:
-        """Record one model call as it is now; the host may change its values afterwards.
+        """Record one model call as it is now; the app may change its values afterwards.
 
         Args:
             messages: what the model was asked, in OpenAI's shape.
@@ -125,16 +129,17 @@ class Log:
             The run's id, for ``thumbs``, ``feedback``, ``correct`` and ``compare``.
 
         Raises:
-            InvalidMessage: (with ``strict``) an argument cannot be stored; it is named.
-            NotKept: (with ``strict``) the run could not be written.
-            RedactionFailed: (with ``strict``) ``redact`` raised, or returned no text.
-            LogClosed: (with ``strict``) the log was closed.
+            InvalidMessage, RedactionFailed, NotKept, LogClosed: only with ``strict``; an argument
+                cannot be stored, ``redact`` raised or returned no text, the run could not be
+                written, or the log was closed.
         """
         now = time.time_ns()
         name = new_id(now) if run_id is None else run_id
         try:
-            if run_id is not None:
-                _check_run_id(run_id)
+            if not isinstance(name, str) or not name or not name.isprintable():
+                raise InvalidMessage(
+                    f"run_id is {reprlib.repr(name)}; pass a non-empty string of printable text"
+                )
             body = freeze(
                 messages, output, tools, model, revision, thread_id, trace_id, user_id,
                 params, token_ids, logprobs, tags, metadata,
@@ -154,17 +159,9 @@ class Log:
         source: Source = "human",
         user_id: str | None = None,
     ) -> str:
-        """Give a run a thumbs up or down; it is on disk when this returns.
-
-        This is feedback with the key ``"thumbs"`` and the score 1 or 0.
+        """Give a run a thumbs up or down: feedback with the key ``"thumbs"``, score 1 or 0.
 
         >>> log.thumbs(run, up=False, comment="too long")
-
-        Returns:
-            The feedback's id.
-
-        Raises:
-            InvalidFeedback, UnknownRun, NotKept, LogClosed: as in ``feedback``.
         """
         if not isinstance(up, bool):
             raise InvalidFeedback(f"up is {up!r}; pass True or False")
@@ -183,7 +180,7 @@ class Log:
         source: Source = "human",
         user_id: str | None = None,
     ) -> str:
-        """Judge a run; the feedback is on disk when this returns.
+        """Judge a run.
 
         Args:
             run_id: the run.
@@ -193,15 +190,6 @@ class Log:
             comment: the judge's own words.
             source: ``"human"``, ``"model"`` or ``"code"``.
             user_id: who judged.
-
-        Returns:
-            The feedback's id.
-
-        Raises:
-            InvalidFeedback: an argument is wrong; it is named.
-            UnknownRun: the run is not in this home.
-            NotKept: the feedback could not be written.
-            LogClosed: the log was closed.
         """
         given = Feedback(new_id(), run_id, time.time(), key, score, value, comment, source, user_id)
         return self._commit(given).feedback_id
@@ -215,15 +203,10 @@ class Log:
         source: Source = "human",
         user_id: str | None = None,
     ) -> str:
-        """Say what a run should have answered; the correction is on disk when this returns.
-
-        Returns:
-            The id of the feedback, whose key is ``"correction"``.
+        """Say what a run should have answered: feedback with the key ``"correction"``.
 
         Raises:
             InvalidMessage: the output cannot be stored.
-            InvalidFeedback: another argument is wrong; it is named.
-            UnknownRun, NotKept, LogClosed: as in ``feedback``.
         """
         now, fixed = time.time(), as_output(output)
         check_output(fixed)
@@ -242,15 +225,10 @@ class Log:
         user_id: str | None = None,
         comment: str | None = None,
     ) -> str:
-        """Say which of two answers to one prompt is better; it is on disk when this returns.
-
-        Returns:
-            The comparison's id.
+        """Say which of two answers to one prompt is better: ``"a"``, ``"b"`` or ``"tie"``.
 
         Raises:
-            InvalidFeedback: the winner is not ``"a"``, ``"b"`` or ``"tie"``, the runs have
-                different prompts, or another argument is wrong.
-            UnknownRun, NotKept, LogClosed: as in ``feedback``.
+            InvalidFeedback: the runs have different prompts, or an argument is wrong.
         """
         given = Comparison(new_id(), time.time(), run_a, run_b, winner, source, user_id, comment)
         return self._commit(given).comparison_id
@@ -271,33 +249,22 @@ class Log:
         Returns:
             Whether it is. False after ``timeout`` seconds, and when neither the database nor the
             spill can be written; the runs then wait in memory, and the log tries again.
-
-        Raises:
-            LogClosed: the log was closed.
         """
         return self._writer.flush(timeout)
 
     def verify(self, *, sample: int | None = None) -> list[Problem]:
-        """Check the home: hash every message again and follow every reference.
+        """Check every row of the home; return the problems, none for a sound home.
 
         Args:
-            sample: look at this many random rows of each large table instead, which takes about a
+            sample: check this many random rows of each large table instead, which takes about a
                 second in a home of any size.
-
-        Returns:
-            The problems; empty for a sound home.
 
         Raises:
             CorruptHome: the database cannot be read.
-            LogClosed: the log was closed.
         """
         self.flush()
-        connection = connect(self.home, readonly=True)
-        try:
-            with translated(self.home):
-                return examine(connection, sample=sample).problems
-        finally:
-            connection.close()
+        with closing(connect(self.home, readonly=True)) as connection, translated(self.home):
+            return examine(connection, sample=sample).problems
 
     def forget(self, user_id: str) -> Forgotten:
         """Remove everything that a user said from the home, and mark the revisions trained on it.
@@ -311,7 +278,6 @@ class Log:
         Raises:
             UpdateRunning: an update is running; it would publish what it has already read.
             NotKept: the removal is incomplete; the same call again completes it.
-            LogClosed: the log was closed.
         """
         from agentpref.record.deletion.forget import forget
 
@@ -324,20 +290,10 @@ class Log:
         self._writer.close(CLOSE_SECONDS)
 
     def __enter__(self) -> Log:
-        """Return the log itself."""
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Close the log."""
         self.close()
 
     def __repr__(self) -> str:
-        """Name the home and the namespace."""
         return f"Log({str(self.home.path)!r}, namespace={self.namespace!r})"
-
-
-def _check_run_id(run_id: str) -> None:
-    if not isinstance(run_id, str) or not run_id or not run_id.isprintable():
-        raise InvalidMessage(
-            f"run_id is {reprlib.repr(run_id)}; pass a non-empty string of printable text"
-        )

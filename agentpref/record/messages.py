@@ -51,18 +51,13 @@ class Node(NamedTuple):
 def canonical(body: Mapping[str, Any]) -> bytes:
     """Write a mapping as the JSON that is hashed: UTF-8, sorted keys, no spaces.
 
-    Raises:
-        TypeError: JSON or UTF-8 cannot hold it.
+    Like ``kept``, this raises ``TypeError`` for what JSON or UTF-8 cannot hold.
     """
     return orjson.dumps(body, default=plain, option=orjson.OPT_SORT_KEYS)
 
 
 def kept(body: Mapping[str, Any]) -> bytes:
-    """Write a mapping as the JSON that is stored: like ``canonical``, with keys as they come.
-
-    Raises:
-        TypeError: JSON or UTF-8 cannot hold it.
-    """
+    """Write a mapping as the JSON that is stored: like ``canonical``, with keys as they come."""
     return orjson.dumps(body, default=plain)
 
 
@@ -74,23 +69,16 @@ def plain(value: Any) -> dict[str, Any]:
 
 
 def node_id(parent: str | None, body: Mapping[str, Any]) -> str:
-    """Hash a body's canonical form under its parent: blake2b, 128 bits, hexadecimal.
-
-    Raises:
-        TypeError: JSON or UTF-8 cannot hold the body.
-    """
+    """Hash a body's canonical form under its parent: blake2b, 128 bits, hexadecimal."""
     text = b"%s\n%s" % ((parent or "").encode(), canonical(body))
     return hashlib.blake2b(text, digest_size=16).hexdigest()
 
 
 def reread(key: str, parent: str | None, text: bytes) -> Any:
-    """Parse the stored body of a message, and check that it is what its id stands for.
+    """Parse the stored body of a message; ``ValueError`` if it is not what its id stands for.
 
     The text must also be written as ``kept`` writes it: with a repeated key, for example, one
     parser would read what another one had not hashed.
-
-    Raises:
-        ValueError: it is not what was recorded.
     """
     try:
         body = orjson.loads(text)
@@ -105,7 +93,8 @@ class Linker:
     """Links messages into chains and remembers the latest links.
 
     A conversation comes again with every turn, and a system prompt with every conversation.
-    Looking a message up is cheaper than hashing it. Not safe to share between threads.
+    Looking a message up is cheaper than hashing it. Not safe to share between threads. All methods
+    raise ``InvalidMessage`` for a message that cannot be stored; the error names it.
     """
 
     def __init__(self) -> None:
@@ -115,21 +104,12 @@ class Linker:
     def conversation(
         self, messages: Sequence[Message], tools: Sequence[Tool], output: Message
     ) -> tuple[Node, ...]:
-        """Link a prompt from its root to its last message, and the answer to it.
-
-        Raises:
-            InvalidMessage: there is no message, or one cannot be stored.
-        """
+        """Link a prompt from its root to its last message, and the answer to it."""
         nodes = self.chain(messages, tools)
-        check_output_shape(output)
-        return (*nodes, self.child(nodes[-1].id, output, "the output"))
+        return (*nodes, self.answer(nodes[-1].id, output))
 
     def chain(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[Node]:
-        """Link a prompt from its root to its last message.
-
-        Raises:
-            InvalidMessage: there is no message, or one cannot be stored.
-        """
+        """Link a prompt, which has at least one message, from its root to its last message."""
         check_shapes(messages)
         nodes: list[Node] = []
         parent: str | None = None
@@ -142,6 +122,11 @@ class Linker:
             parent = nodes[-1].id
         return nodes
 
+    def answer(self, prompt_id: str, output: Message) -> Node:
+        """Link an output, an assistant's message, under the prompt that it answers."""
+        check_output_shape(output)
+        return self.child(prompt_id, output, "the output")
+
     def child(
         self, parent: str | None, body: Mapping[str, Any], where: int | str = "the message"
     ) -> Node:
@@ -150,35 +135,12 @@ class Linker:
         node = self._made.get(key)
         if node is None:
             node = Node(node_id(parent, body), *key)
-            self._remember(key, node)
+            self._bytes += len(node.body)
+            if self._bytes > REMEMBERED_BYTES:
+                self._made.clear()
+                self._bytes = len(node.body)
+            self._made[key] = node
         return node
-
-    def _remember(self, key: tuple[str | None, bytes], node: Node) -> None:
-        self._bytes += len(node.body)
-        if self._bytes > REMEMBERED_BYTES:
-            self._made.clear()
-            self._bytes = len(node.body)
-        self._made[key] = node
-
-
-def chain(messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[list[Node], str]:
-    """Link a prompt from its root to its last message; return the nodes and the prompt's id.
-
-    Raises:
-        InvalidMessage: there is no message, or one cannot be stored.
-    """
-    nodes = Linker().chain(messages, tools)
-    return nodes, nodes[-1].id
-
-
-def answer(prompt_id: str, output: Message) -> Node:
-    """Link an output under the prompt that it answers.
-
-    Raises:
-        InvalidMessage: it is not an assistant's message, or cannot be stored.
-    """
-    check_output_shape(output)
-    return Linker().child(prompt_id, output, "the output")
 
 
 def prompt_of(messages: Sequence[Message], tools: Sequence[Tool] = ()) -> Prompt:
@@ -187,7 +149,7 @@ def prompt_of(messages: Sequence[Message], tools: Sequence[Tool] = ()) -> Prompt
     >>> prompt_of([{"role": "user", "content": "hello"}]).id
     'c9a0f457786f263ee5ac976323e4ab09'
     """
-    return Prompt(chain(messages, tools)[1], tuple(messages), tuple(tools))
+    return Prompt(Linker().chain(messages, tools)[-1].id, tuple(messages), tuple(tools))
 
 
 def check_output(output: Message) -> None:
@@ -210,7 +172,7 @@ def check_shapes(messages: Sequence[Message]) -> None:
 
 
 def check_output_shape(message: Message) -> None:
-    """Refuse an output that is not an assistant's message, without looking at its text."""
+    """Like ``check_output``, without looking at the text."""
     _check_shape(message, "the output")
     if message["role"] != "assistant":
         raise InvalidMessage(
@@ -307,19 +269,14 @@ FEEDBACK_COLUMNS = tuple(field.name for field in fields(Feedback))
 COMPARISON_COLUMNS = tuple(field.name for field in fields(Comparison))
 
 EMPTY_JSON = {"params": "{}", "token_ids": None, "logprobs": None, "tags": "[]", "metadata": "{}"}
-"""The columns of a run that hold JSON, and what they hold where the host gave nothing."""
+"""The columns of a run that hold JSON, and what they hold where the app gave nothing."""
 
 
 def run_row(run: Run, nodes: Sequence[Node] = ()) -> RunRow:
-    """Make the row of a run. The prompt's id is always computed from its messages.
+    """Make the row of a run; the prompt's id is always computed from its messages.
 
-    Args:
-        run: the run.
-        nodes: its chain and its answer, if they are linked already; nodes of the chain that the
-            store has may be left out.
-
-    Raises:
-        InvalidMessage: a message cannot be stored.
+    ``nodes`` are its chain and its answer, if they are linked already; nodes of the chain that the
+    store has may be left out.
     """
     nodes = nodes or Linker().conversation(run.prompt.messages, run.prompt.tools, run.output)
     values = {name: getattr(run, name) for name in RUN_COLUMNS}
@@ -333,8 +290,6 @@ def as_json(value: Any) -> str:
     """Write a column that holds JSON."""
     return orjson.dumps(value, default=plain).decode()
 
-
-# Ids
 
 _VARIANT = 0b10 << 14
 _RANDOM_BITS = 62
@@ -351,10 +306,7 @@ def new_id(now: int | None = None) -> str:
     It is a UUID version 7 (RFC 9562) whose ``rand_a`` bits carry the fraction of the millisecond.
     The other 62 bits come from a generator that is seeded by the operating system, again in every
     forked child. Asking the system for each id would release the interpreter's lock in the middle
-    of the host's call.
-
-    Args:
-        now: the time that it carries, in nanoseconds since 1970; by default the present.
+    of the app's call. ``now`` is the time in nanoseconds since 1970; by default the present.
     """
     milliseconds, rest = divmod(time.time_ns() if now is None else now, 1_000_000)
     bits = _random_bits(_RANDOM_BITS)

@@ -61,7 +61,7 @@ def messages_and_runs(connection: sqlite3.Connection) -> None:
     for those of 2 kB, because a row of more than a quarter of an index page overflows.
 
     ``run.prompt`` and ``run.output`` are the last node of what was asked and its child. Three ids
-    are the host's own: ``trace_id`` is a task, ``thread_id`` a conversation, ``user_id`` the user
+    are the app's own: ``trace_id`` is a task, ``thread_id`` a conversation, ``user_id`` the user
     to forget. ``revision`` says which weights answered; ``token_ids`` and ``logprobs`` are what the
     engine wrote, which tokenising the text again need not give.
     """

@@ -25,13 +25,15 @@ from typing import Any, NamedTuple, TypeAlias
 import orjson
 
 from agentpref.errors import AgentprefError, ForgottenUser, HomeError, NotKept, RecordError
-from agentpref.home import Home, sync
+from agentpref.home import Home, sync, writing
 from agentpref.record.database import (
     BUSY_SECONDS,
     connect,
+    locked,
     require_known_schema,
     transaction,
     translated,
+    warn,
 )
 from agentpref.record.messages import Linker, Node, RunRow, StoredRecord, plain
 from agentpref.record.store import Store
@@ -63,15 +65,13 @@ class Drained(NamedTuple):
 
 
 class DurableWriter:
-    """Writes records to one home. Owns a connection; has one user at a time."""
+    """Writes records to one home. Owns a connection; has one user at a time.
+
+    Opening and draining raise ``HomeError`` if this agentpref must not write the database, and
+    ``NotKept`` if the database cannot be written. Nothing is lost.
+    """
 
     def __init__(self, home: Home) -> None:
-        """Open the home's database.
-
-        Raises:
-            HomeError: the database is not ours to write.
-            NotKept: it cannot be opened.
-        """
         self._home = home
         self._spill = Spill(home)
         self._connection: sqlite3.Connection | None = connect(home)
@@ -108,12 +108,7 @@ class DurableWriter:
             self._rest(trouble)
 
     def drain(self) -> Drained:
-        """Write the spill to the database.
-
-        Raises:
-            NotKept: the database or the spill is still in trouble; nothing is lost.
-            HomeError: the database is not ours to write.
-        """
+        """Write the spill to the database."""
         return self._spill.drain(self._store)
 
     def close(self) -> None:
@@ -124,11 +119,7 @@ class DurableWriter:
 
     def _rest(self, trouble: AgentprefError) -> None:
         if self.trouble is None:
-            import logging  # takes 10 ms: only when needed
-
-            logging.getLogger("agentpref").warning(
-                "%s. Until then, runs and feedback go to %s", trouble, self._home.spill
-            )
+            warn("%s. Until then, runs and feedback go to %s", trouble, self._home.spill)
         self.trouble = trouble
         self._rest_until = time.monotonic() + REST_SECONDS
 
@@ -198,21 +189,14 @@ def _judge(store: Store, judgement: Feedback | Comparison) -> RecordError | None
 def _report(home: Home, drained: Drained) -> None:
     import logging  # takes 10 ms: only when needed
 
-    logger = logging.getLogger("agentpref")
-    logger.info("%s: %d entries went to the database", home.spill, drained.stored)
+    what = "%s: %d entries went to the database"
+    logging.getLogger("agentpref").info(what, home.spill, drained.stored)
     if drained.refused:
-        logger.warning(
-            "%d entries of %s name what this home does not have; they are kept in %s",
-            drained.refused,
-            home.spill,
-            home.refused,
-        )
+        what = "%d entries of %s name what this home does not have; they are kept in %s"
+        warn(what, drained.refused, home.spill, home.refused)
     if drained.torn:
-        logger.warning(
-            "%d lines of %s were cut off by a crash before they were acknowledged",
-            drained.torn,
-            home.spill,
-        )
+        what = "%d lines of %s were cut off by a crash before they were acknowledged"
+        warn(what, drained.torn, home.spill)
 
 
 class Spill:
@@ -221,7 +205,6 @@ class Spill:
     def __init__(self, home: Home) -> None:
         self._path = home.spill
         self._refused = home.refused
-        self._lock_path = home.path / "spill.lock"
 
     def waits(self) -> bool:
         """Return whether there is anything to drain."""
@@ -231,13 +214,9 @@ class Spill:
             return False
 
     def append(self, records: Iterable[StoredRecord]) -> None:
-        """Put records on disk, all or none; they are there when this returns.
-
-        Raises:
-            NotKept: the file cannot be written.
-        """
+        """Put records on disk, all or none; ``NotKept`` if the file cannot be written."""
         lines = b"".join(map(_encode, records))
-        with self._turn():
+        with taking_turns(self._path):
             _append(self._path, lines)
 
     def drain(self, store: Callable[[list[StoredRecord]], Outcomes]) -> Drained:
@@ -249,17 +228,15 @@ class Spill:
         Raises:
             NotKept: the file cannot be read or removed, or what ``store`` raises. Nothing is lost.
         """
-        counts = [0, 0, 0]
-        with self._turn():
-            if not self.waits():
-                return Drained(0, 0, 0)
-            with open(self._path, "rb") as file:
-                while batch := list(islice(file, BATCH)):
-                    lines = [line for line in batch if line != b"\n"]
-                    for n, more in enumerate(self._hand_over(lines, store)):
-                        counts[n] += more
-            self._path.unlink()
-        return Drained(*counts)
+        parts = [Drained(0, 0, 0)]
+        with taking_turns(self._path):
+            if self.waits():
+                with open(self._path, "rb") as file:
+                    while batch := list(islice(file, BATCH)):
+                        lines = [line for line in batch if line != b"\n"]
+                        parts.append(self._hand_over(lines, store))
+                self._path.unlink()
+        return Drained(*map(sum, zip(*parts, strict=True)))
 
     def _hand_over(
         self, lines: Sequence[bytes], store: Callable[[list[StoredRecord]], Outcomes]
@@ -278,27 +255,19 @@ class Spill:
         stored = sum(error is None for error in outcomes)
         return Drained(stored, len(refused), len(lines) - len(whole))
 
-    @contextmanager
-    def _turn(self) -> Iterator[None]:
-        from filelock import FileLock, Timeout
 
-        if not self._path.parent.is_dir():  # the lock would make it again
-            raise NotKept(f"{self._path.parent} is gone; make a home with `agentpref init`")
-        try:
-            with FileLock(self._lock_path, timeout=LOCK_SECONDS):
-                yield
-        except Timeout as error:
-            raise NotKept(
-                f"{self._path} is locked by another process for more than {LOCK_SECONDS:g} s;"
-                " end that process, then try again"
-            ) from error
-        except AgentprefError:
-            raise  # some of ours are OSErrors too
-        except OSError as error:
-            raise NotKept(
-                f"{self._path} cannot be written ({error.strerror}); free space on its disk and "
-                "let this user write the folder"
-            ) from error
+@contextmanager
+def taking_turns(path: Path) -> Iterator[None]:
+    """Write a file of the spill in a block, while no other process does; else raise ``NotKept``."""
+    home = path.parent
+    if not home.is_dir():  # the lock would make it again
+        raise NotKept(f"{home} is gone; make a home with `agentpref init`")
+    refusal = NotKept(
+        f"{path} is locked by another process for more than {LOCK_SECONDS:g} s; end that process, "
+        "then try again"
+    )
+    with writing(path), locked(home / "spill.lock", refusal, seconds=LOCK_SECONDS):
+        yield
 
 
 def is_whole(line: bytes) -> bool:
@@ -343,21 +312,17 @@ def _encode(record: StoredRecord) -> bytes:
 
 
 def _decode(line: bytes) -> StoredRecord | None:
-    """Read a record; None for one that another version of agentpref, or a hand, has written."""
+    """Read a record; None if another version of agentpref, or somebody by hand, wrote it."""
     try:
         content = orjson.loads(line.partition(b" ")[2])
         if "run" in content:
-            return _linked_again(content["run"], content["bodies"])
+            linker = Linker()
+            nodes: list[Node] = []
+            for body in content["bodies"]:
+                nodes.append(linker.child(nodes[-1].id if nodes else None, orjson.loads(body)))
+            return RunRow._make((*content["run"], tuple(nodes)))
         if "feedback" in content:
             return Feedback(**content["feedback"])
         return Comparison(**content["comparison"])
     except (KeyError, TypeError, ValueError):
         return None
-
-
-def _linked_again(values: Sequence[Any], bodies: Sequence[str]) -> RunRow:
-    linker = Linker()
-    nodes: list[Node] = []
-    for body in bodies:
-        nodes.append(linker.child(nodes[-1].id if nodes else None, orjson.loads(body)))
-    return RunRow._make((*values, tuple(nodes)))

@@ -1,10 +1,12 @@
 """The ledger of updates: what each was trained on, its candidate, and the gate's report.
 
-It answers three questions. Which pairs has a revision learned? Those that were new to it or to an
-ancestor. Which revisions have seen what somebody said? Those that trained on a pair made of it, and
-their descendants; they are tainted for good, because weights cannot unlearn. And which revision can
-serve instead? The nearest ancestor that is clean, at worst the bare base model: an update that
-starts there learns again everything that is still on record.
+It answers three questions:
+
+- Which pairs has a revision learned? Those that were new to it or to an ancestor.
+- Which revisions have seen what a user said? Those that trained on a pair made of it, and their
+  descendants. They are tainted for good, because weights cannot unlearn.
+- Which revision can serve instead? The nearest clean ancestor, at worst the base model: an update
+  that starts there learns again everything that is still on record.
 """
 
 from __future__ import annotations
@@ -13,13 +15,14 @@ import shlex
 import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import orjson
 
 from agentpref.errors import UpdateError
 from agentpref.home import Home
 from agentpref.record.database import insert_or_ignore, transaction
+from agentpref.record.messages import as_json
 from agentpref.types import BASE
 
 Role = Literal["new", "replay", "held_out"]
@@ -57,7 +60,7 @@ class Updates:
     def add(self, update: UpdateRow) -> None:
         """Keep an update and the pairs it used, both or neither."""
         row = {name: getattr(update, name) for name in _COLUMNS}
-        row["report"] = orjson.dumps(update.report).decode()
+        row["report"] = as_json(update.report)
         with transaction(self._connection):
             self._connection.execute(
                 f"INSERT INTO updates ({', '.join(row)}) VALUES (:{', :'.join(row)})", row
@@ -90,15 +93,13 @@ class Updates:
 
         The set is empty if that update had another parent or was promoted.
         """
-        last = self._connection.execute(
-            "SELECT update_id, parent, verdict FROM updates WHERE namespace = ?"
-            " ORDER BY created_at DESC, update_id DESC LIMIT 1",
-            (namespace,),
-        ).fetchone()
-        if last is None or last[1] != parent or last[2] == "promoted":
-            return set()
         pairs = self._connection.execute(
-            "SELECT pair_id FROM update_pair WHERE update_id = ? AND role != 'replay'", (last[0],)
+            "SELECT pair_id FROM update_pair JOIN ("
+            "  SELECT * FROM updates WHERE namespace = ?"
+            "  ORDER BY created_at DESC, update_id DESC LIMIT 1"
+            ") USING (update_id)"
+            " WHERE parent IS ? AND verdict IS NOT 'promoted' AND role != 'replay'",
+            (namespace, parent),
         )
         return {pair for (pair,) in pairs}
 
@@ -108,16 +109,16 @@ class Updates:
         ``sources`` are ids of feedback and comparisons that are still in the home. For pairs that
         were used before their sources were recorded, every update since the first source counts.
         """
-        found = self._connection.execute(_TRAINED_ON, {"sources": _json(sources)})
+        found = self._connection.execute(_TRAINED_ON, {"sources": as_json([*sources])})
         return [revision for (revision,) in found]
 
     def forget_words(self, sources: Iterable[str]) -> None:
-        """Remove the messages of hosts' checks from reports of updates that used any of these.
+        """Remove the messages of the user's checks from reports of updates that used any of these.
 
         Such a message may quote what the candidate answered. Everything else in a report is
         numbers, names of strata, and our own words.
         """
-        reports = self._connection.execute(_REPORTS_ON, {"sources": _json(sources)}).fetchall()
+        reports = self._connection.execute(_REPORTS_ON, {"sources": as_json([*sources])}).fetchall()
         with transaction(self._connection):
             self._connection.executemany(
                 "UPDATE updates SET report = ? WHERE update_id = ?",
@@ -167,10 +168,6 @@ SELECT update_id, report FROM updates WHERE update_id IN (SELECT update_id FROM 
 """
 
 
-def _json(values: Iterable[str]) -> str:
-    return orjson.dumps([*values]).decode()
-
-
 def _without_messages(report: str) -> str:
     found = orjson.loads(report)
     for check in found.get("checks", ()):
@@ -208,13 +205,6 @@ class Rebuild:
         )
 
 
-class _Revision(NamedTuple):
-    parent: str | None
-    is_tainted: bool
-    may_serve: bool
-    model: str
-
-
 def taint(connection: sqlite3.Connection, revisions: Iterable[str], at: float) -> None:
     """Mark revisions as tainted since ``at``; a revision that is tainted keeps its older time."""
     connection.executemany(
@@ -223,34 +213,32 @@ def taint(connection: sqlite3.Connection, revisions: Iterable[str], at: float) -
     )
 
 
-def last_clean(connection: sqlite3.Connection, revision: str) -> str:
+def last_clean(connection: sqlite3.Connection, revision: str | None) -> str:
     """Name a revision or its nearest ancestor that is clean and may serve, else ``"base"``."""
-    return _last_clean(_revisions(connection), revision)
+    query = (
+        "SELECT parent, coalesce(tainted_at, quarantined_at, pruned_at) IS NULL"
+        " FROM revision WHERE revision_id = ?"
+    )
+    while revision is not None:
+        parent, may_serve = connection.execute(query, (revision,)).fetchone()
+        if may_serve:
+            return revision
+        revision = parent
+    return BASE
 
 
 def rebuilds(connection: sqlite3.Connection, home: Home) -> tuple[Rebuild, ...]:
     """Say how to rebuild each namespace that a tainted revision serves."""
-    known = _revisions(connection)
-    found = []
-    query = "SELECT namespace, live, canary FROM serving ORDER BY namespace"
-    for namespace, *serving in connection.execute(query):
-        tainted = tuple(name for name in serving if name in known and known[name].is_tainted)
-        if tainted:
-            clean, model = _last_clean(known, serving[0]), known[tainted[0]].model
-            found.append(Rebuild(str(home.path), namespace, tainted, clean, model))
-    return tuple(found)
-
-
-def _last_clean(known: Mapping[str, _Revision], revision: str | None) -> str:
-    while revision is not None and not known[revision].may_serve:
-        revision = known[revision].parent
-    return revision or BASE
-
-
-def _revisions(connection: sqlite3.Connection) -> dict[str, _Revision]:
     query = (
-        "SELECT revision_id, parent, tainted_at IS NOT NULL,"
-        " coalesce(tainted_at, quarantined_at, pruned_at) IS NULL,"
-        " coalesce(json_extract(manifest, '$.base.name'), 'MODEL') FROM revision"
+        "SELECT revision_id, coalesce(json_extract(manifest, '$.base.name'), 'MODEL')"
+        " FROM revision WHERE tainted_at IS NOT NULL"
     )
-    return {name: _Revision(*values) for name, *values in connection.execute(query)}
+    models: dict[str, str] = dict(connection.execute(query))
+    query = "SELECT namespace, live, canary FROM serving ORDER BY namespace"
+    found = []
+    for namespace, *serving in connection.execute(query).fetchall():
+        tainted = tuple(name for name in serving if name in models)
+        if tainted:
+            clean = last_clean(connection, serving[0])
+            found.append(Rebuild(str(home.path), namespace, tainted, clean, models[tainted[0]]))
+    return tuple(found)

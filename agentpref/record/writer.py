@@ -1,4 +1,4 @@
-"""The queue between the host's threads and the disk, and the thread that empties it.
+"""The queue between the app's threads and the disk, and the thread that empties it.
 
 A thread of our own writes queued runs in batches, one transaction each. A caller whose entry must
 be durable writes it itself, with everything queued before it; while another thread is writing, it
@@ -9,7 +9,6 @@ The database is closed around a fork, because SQLite's locks do not survive one.
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 import time
 from collections import Counter, deque
@@ -18,9 +17,9 @@ from typing import TypeAlias
 
 from agentpref.errors import AgentprefError, LogClosed, NotKept, RecordError
 from agentpref.home import Home
-from agentpref.record.database import diagnose
+from agentpref.record.database import diagnose, warn
 from agentpref.record.forks import at_child_exit, guard
-from agentpref.record.ingest import FromHost, Ingest, RawRun
+from agentpref.record.ingest import FromApp, Ingest, RawRun
 from agentpref.record.messages import StoredRecord
 from agentpref.record.spill import REST_SECONDS, DurableWriter
 
@@ -45,7 +44,7 @@ class _Ticket:
 
     __slots__ = ("_event", "entry", "error", "settled")
 
-    def __init__(self, entry: FromHost | None, event: threading.Event | None = None) -> None:
+    def __init__(self, entry: FromApp | None, event: threading.Event | None = None) -> None:
         self.entry = entry
         self.settled = False
         self.error: AgentprefError | None = None
@@ -58,27 +57,21 @@ class _Ticket:
             self._event.set()
 
     def wait(self, seconds: float) -> None:
-        assert self._event is not None
-        self._event.wait(seconds)
+        if self._event is not None:
+            self._event.wait(seconds)
 
 
 _Queued: TypeAlias = "RawRun | _Ticket"
 
 
 class Writer:
-    """Writes to one home for any number of threads."""
+    """Writes to one home for any number of threads; raises ``LogClosed`` once it is closed."""
 
     def __init__(self, home: Home, ingest: Ingest, *, limit: int, limit_bytes: int) -> None:
         """Open the home's database.
 
-        Args:
-            home: where to write.
-            ingest: checks, redacts and pseudonymises each entry.
-            limit: how many runs may wait in the queue.
-            limit_bytes: how many bytes of JSON they may take.
-
-        Raises:
-            HomeError: the database is not ours to write.
+        ``limit`` is how many runs may wait in the queue, ``limit_bytes`` how many bytes of JSON
+        they may take. ``ingest`` checks, redacts and pseudonymises each entry.
         """
         self._home = home
         self._ingest = ingest
@@ -96,8 +89,8 @@ class Writer:
         self._stuck: AgentprefError | None = None
         self._dropped: Counter[str] = Counter()
         self._thread: threading.Thread | None = None
-        self._lock = threading.RLock()  # a finaliser of the host's may log in mid-logging
-        self._writing = threading.RLock()  # and the host's ``redact`` may judge a run
+        self._lock = threading.RLock()  # a finaliser of the app may log in mid-logging
+        self._writing = threading.RLock()  # and the app's ``redact`` may judge a run
         self._wake = threading.Event()
         self._urgent = threading.Event()
 
@@ -108,11 +101,7 @@ class Writer:
             return dict(self._dropped)
 
     def offer(self, run: RawRun) -> None:
-        """Queue a run; if the queue is full, count it as dropped.
-
-        Raises:
-            LogClosed: the writer was closed.
-        """
+        """Queue a run; if the queue is full, count it as dropped."""
         size = len(run.body)
         with self._lock:
             if self._thread is None or self._closed:
@@ -126,12 +115,11 @@ class Writer:
         elif not self._wake.is_set():
             self._wake.set()
 
-    def commit(self, entry: FromHost) -> None:
+    def commit(self, entry: FromApp) -> None:
         """Write an entry and everything queued before it; it is on disk when this returns.
 
         Raises:
             RecordError: the store refused it, or it could not be kept.
-            LogClosed: the writer was closed.
         """
         if self._writing.acquire(blocking=False):
             ticket = _Ticket(entry)
@@ -181,7 +169,7 @@ class Writer:
             before = self._dropped[reason]
             after = self._dropped[reason] = before + count
         if before == 0 or len(str(after)) > len(str(before)):
-            _warn("%d run(s) not kept (%s): %s", after, reason, why)
+            warn("%d run(s) not kept (%s): %s", after, reason, why)
 
     def before_fork(self) -> None:
         """Wait for the batch that is being written, and close the connection."""
@@ -292,10 +280,10 @@ class Writer:
             self._settle(queued, refusal)
             return None
 
-    def _settle(self, queued: _Queued, error: RecordError | None) -> None:
+    def _settle(self, queued: _Queued, error: RecordError) -> None:
         if isinstance(queued, _Ticket):
             queued.settle(error)
-        elif error is not None:
+        else:
             self.drop(type(error).__name__, 1, error)
 
     def _put_back(
@@ -311,7 +299,7 @@ class Writer:
             first, self._stuck = self._stuck is None, trouble
         _answer(waiting, trouble)
         if first:
-            _warn("nothing can be written now, so that runs wait in memory: %s", trouble)
+            warn("nothing can be written now, so that runs wait in memory: %s", trouble)
 
     def _lose(self, batch: Sequence[_Queued]) -> None:
         """Account for a batch that a bug of ours has spoilt."""
@@ -323,7 +311,7 @@ class Writer:
     def _watch_the_clock(self, now: float) -> None:
         step = self._latest - now
         if step > CLOCK_STEP_SECONDS:
-            _warn("the clock went back by %.0f s; runs keep the time that they were given", step)
+            warn("the clock went back by %.0f s; runs keep the time that they were given", step)
         if step < 0 or step > CLOCK_STEP_SECONDS:
             self._latest = now
 
@@ -355,12 +343,5 @@ def _reason(error: AgentprefError | None) -> str:
     """Name a trouble in one word."""
     if error is None:
         return "unfinished"
-    cause = error.__cause__
-    trouble = diagnose(cause) if isinstance(cause, sqlite3.Error) else None
+    trouble = diagnose(error.__cause__)
     return trouble.reason if trouble else type(error).__name__
-
-
-def _warn(message: str, *values: object) -> None:
-    import logging  # takes 10 ms: only when needed
-
-    logging.getLogger("agentpref").warning(message, *values)

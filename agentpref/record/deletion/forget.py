@@ -80,7 +80,12 @@ def forget(
     """
     place = Home.open(home)
     with removal(place, progress) as connection:
-        _require_keys(place, connection)
+        query = "SELECT 1 FROM run WHERE user_id IS NOT NULL LIMIT 1"
+        if not place.user_keys.exists() and connection.execute(query).fetchone():
+            raise CorruptHome(  # a new key would find nobody, as if the user had never been here
+                f"{place.user_keys} is missing: without it, no user of this home can be found; "
+                "restore it from a backup"
+            )
         names = Pseudonyms.of(place).names(str(user_id))
         said_until = dict.fromkeys(names, math.inf)
         return _forget(place, connection, said_until, dict.fromkeys(names, time.time()))
@@ -91,17 +96,8 @@ def adopt(
 ) -> Forgotten:
     """Forget users who were forgotten in another home: remove what they said before that time.
 
-    Only homes that share the key of the hashes know that they mean the same user.
-
-    Args:
-        home: the home that adopts the tombstones.
-        tombstones: for each user, by the hash that the homes share, when they were forgotten
-            (seconds since 1970).
-        progress: called with ``(stage, done, total)`` during the work.
-
-    Raises:
-        UpdateRunning: an update or another removal of this home is running.
-        NotKept: as for :func:`forget`.
+    ``tombstones`` says for each user, by the hash under a key that the homes share, when they were
+    forgotten (seconds since 1970). Raises like :func:`forget`.
     """
     with removal(home, progress) as connection:
         done = _forget(home, connection, tombstones, {})
@@ -109,16 +105,6 @@ def adopt(
     with translated(home), closing(connect(home)) as connection, transaction(connection):
         _bury(connection, tombstones)
     return done
-
-
-def _require_keys(home: Home, connection: sqlite3.Connection) -> None:
-    """A new key would find nobody, which must not look as if the user had never been here."""
-    query = "SELECT 1 FROM run WHERE user_id IS NOT NULL LIMIT 1"
-    if not home.user_keys.exists() and connection.execute(query).fetchone():
-        raise CorruptHome(
-            f"{home.user_keys} is missing: without it, no user of this home can be found; restore "
-            "it from a backup"
-        )
 
 
 _SAID = "created_at <= (SELECT said_until FROM leaving WHERE name = user_id)"
@@ -133,8 +119,19 @@ def _forget(
     """Remove what each user said until a time, and keep the tombstones, in one transaction."""
     connection.execute("CREATE TEMP TABLE leaving (name TEXT PRIMARY KEY, said_until REAL)")
     connection.executemany("INSERT INTO leaving VALUES (?, ?)", said_until.items())
-    _drop_training(home)
-    _purge_refused(home, connection, said_until)
+    if home.training.is_symlink():  # no search can tell whose text interrupted training has seen
+        home.training.unlink()
+    elif home.training.exists():
+        shutil.rmtree(home.training)
+        sync(home.path)
+    runs = {run for (run,) in connection.execute(f"SELECT run_id FROM run WHERE {_SAID}")}
+
+    def is_gone(fields: Mapping[str, Any]) -> bool:
+        about = {fields.get(name) for name in ("run_id", "run_a", "run_b")}
+        until = said_until.get(fields.get("user_id") or "", -math.inf)
+        return bool(fields["created_at"] <= until) or not runs.isdisjoint(about)
+
+    purge_refused(home, is_gone)
     with transaction(connection):
         choose(connection, _SAID, _SAID, {})
         updates, sources = Updates(connection), chosen_judgements(connection)
@@ -153,25 +150,3 @@ def _bury(connection: sqlite3.Connection, tombstones: Mapping[str, float]) -> No
         " ON CONFLICT (user_id) DO UPDATE SET at = max(at, excluded.at)",
         tombstones.items(),
     )
-
-
-def _drop_training(home: Home) -> None:
-    """Delete everything that interrupted updates left: no search can tell whose text it saw."""
-    if home.training.is_symlink():
-        home.training.unlink()
-    elif home.training.exists():
-        shutil.rmtree(home.training)
-        sync(home.path)
-
-
-def _purge_refused(
-    home: Home, connection: sqlite3.Connection, said_until: Mapping[str, float]
-) -> None:
-    runs = {run for (run,) in connection.execute(f"SELECT run_id FROM run WHERE {_SAID}")}
-
-    def is_gone(fields: Mapping[str, Any]) -> bool:
-        about = {fields.get(name) for name in ("run_id", "run_a", "run_b")}
-        until = said_until.get(fields.get("user_id") or "", -math.inf)
-        return bool(fields["created_at"] <= until) or not runs.isdisjoint(about)
-
-    purge_refused(home, is_gone)

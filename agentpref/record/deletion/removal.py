@@ -15,25 +15,31 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import orjson
 
-from agentpref.errors import ConfigError, ImplausibleClock, NotKept
+from agentpref.errors import ConfigError, ImplausibleClock, NotKept, UpdateRunning
 from agentpref.home import Home, StrPath, replacing
-from agentpref.record.database import connect, diagnose, exclusive, transaction, translated
+from agentpref.record.database import (
+    connect,
+    diagnose,
+    exclusive,
+    locked,
+    transaction,
+    translated,
+)
 from agentpref.record.messages import RunRow
-from agentpref.record.spill import LOCK_SECONDS, drain, is_whole
+from agentpref.record.spill import drain, is_whole, taking_turns
 from agentpref.types import Progress
 
 CLOCK_TOLERANCE_SECONDS = 3600.0
-"""How far in the future the newest run may be, since the clocks of hosts differ."""
+"""How far in the future the newest run may be, since the clocks of machines differ."""
 
-MERGE_COPY, MERGE_LOCK = "merging", "merge.lock"
-"""In a home: the folder for the copy of another home while it is merged, and its lock file."""
+MERGE_COPY = "merging"
+"""In a home: the folder for the copy of another home while it is merged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +131,9 @@ def removal(home: Home, progress: Progress | None = None) -> Iterator[sqlite3.Co
     tell: Progress = progress or (lambda stage, done, total: None)
     with exclusive(home):
         drain(home)
-        _discard_merge_copy(home)
+        if (home.path / MERGE_COPY).exists():  # of a killed merge; a running one keeps its copy
+            with suppress(UpdateRunning), merge_lock(home):
+                shutil.rmtree(home.path / MERGE_COPY, ignore_errors=True)
         with translated(home), closing(connect(home)) as connection:
             connection.execute("PRAGMA foreign_keys = OFF")
             connection.execute("PRAGMA secure_delete = ON")
@@ -144,8 +152,7 @@ def choose(
 
     Every judgement of a chosen run is chosen too. Call it in the transaction that deletes.
     """
-    for statement in _CHOOSE.format(runs=runs, judgements=judgements).split(";"):
-        connection.execute(statement, values)
+    _run_script(connection, _CHOOSE.format(runs=runs, judgements=judgements), values)
 
 
 def chosen_judgements(connection: sqlite3.Connection) -> list[str]:
@@ -176,29 +183,17 @@ def purge_refused(home: Home, is_gone: Callable[[Mapping[str, Any]], bool]) -> N
     Raises:
         NotKept: the file cannot be written, or another process has locked it.
     """
-    from filelock import FileLock, Timeout
-
-    if not home.refused.exists():
+    path = home.refused
+    if not path.exists():
         return
-    try:
-        with FileLock(home.path / "spill.lock", timeout=LOCK_SECONDS):
-            _keep_lines(home.refused, lambda fields: not is_gone(fields))
-    except (Timeout, OSError) as error:
-        raise NotKept(
-            f"{home.refused} cannot be rewritten ({error}); let this user write the folder, free "
-            "space on its disk, then try again"
-        ) from error
-
-
-def _keep_lines(path: Path, is_kept: Callable[[Mapping[str, Any]], bool]) -> None:
-    """Rewrite the file completely or not at all; delete it if no line is left."""
-    with replacing(path) as draft, path.open("rb") as old, draft.open("wb") as new:
-        for line in old:
-            fields = _fields(line)
-            if fields is not None and is_kept(fields):
-                new.write(line)
-    if path.stat().st_size == 0:
-        path.unlink()
+    with taking_turns(path):
+        with replacing(path) as draft, path.open("rb") as old, draft.open("wb") as new:
+            for line in old:
+                fields = _fields(line)
+                if fields is not None and not is_gone(fields):
+                    new.write(line)
+        if path.stat().st_size == 0:
+            path.unlink()
 
 
 def _fields(line: bytes) -> Mapping[str, Any] | None:
@@ -212,40 +207,39 @@ def _fields(line: bytes) -> Mapping[str, Any] | None:
         return None
 
 
-def _discard_merge_copy(home: Home) -> None:
-    """Delete the copy of another home that a killed merge left here; a running merge keeps its."""
-    from filelock import FileLock, Timeout
-
-    if (home.path / MERGE_COPY).exists():
-        with suppress(Timeout), FileLock(home.path / MERGE_LOCK, timeout=0):
-            shutil.rmtree(home.path / MERGE_COPY, ignore_errors=True)
+def merge_lock(home: Home) -> AbstractContextManager[None]:
+    """Lock a home for one merge; raise ``UpdateRunning`` if another one is running."""
+    what = f"another merge into {home.path} is running"
+    refusal = UpdateRunning(f"{what}; wait for it to end, then try again")
+    return locked(home.path / "merge.lock", refusal)
 
 
 def _scrub(home: Home, connection: sqlite3.Connection) -> None:
     """Rewrite the database and empty its write-ahead log."""
+    why = cause = None
     try:
         connection.execute("VACUUM")
         (busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            why = "a process is reading an older state of it; let it finish"
     except sqlite3.Error as error:
         trouble = diagnose(error)
         if trouble is None:
             raise
-        raise _unfinished(home, f"{error}; {trouble.cure}") from error
-    if busy:
-        raise _unfinished(home, "a process is reading an older state of it; let it finish")
+        why, cause = f"{error}; {trouble.cure}", error
+    if why is not None:
+        raise NotKept(
+            f"the rows are deleted, but free pages of {home.database} may still hold their text: "
+            f"{why}. Then run the same command again to complete the removal"
+        ) from cause
 
 
-def _unfinished(home: Home, why: str) -> NotKept:
-    return NotKept(
-        f"the rows are deleted, but free pages of {home.database} may still hold their text: {why}."
-        " Then run the same command again to complete the removal"
-    )
-
-
-def _run_script(connection: sqlite3.Connection, script: str) -> None:
+def _run_script(
+    connection: sqlite3.Connection, script: str, values: Mapping[str, Any] | None = None
+) -> None:
     """Run statements one by one: ``executescript`` would commit the transaction."""
     for statement in script.split(";"):
-        connection.execute(statement)
+        connection.execute(statement, values or {})
 
 
 _CHOOSE = """

@@ -1,6 +1,6 @@
-"""From the host's call to a record that may be stored: checks, redaction, pseudonyms.
+"""From the app's call to a record that may be stored: checks, redaction, pseudonyms.
 
-``Log.record`` only makes a :class:`RawRun`, which costs the host one JSON dump. :class:`Ingest`
+``Log.record`` only makes a :class:`RawRun`, which costs the app one JSON dump. :class:`Ingest`
 does the rest on the thread that writes. Everything in the database and in the spill went through
 it.
 """
@@ -29,20 +29,20 @@ from agentpref.record.messages import (
 from agentpref.types import Comparison, Feedback
 
 DETAILS = RUN_COLUMNS[RUN_COLUMNS.index("model") :]
-"""What a host may say of a run beside its messages, in the order in which a body has it."""
+"""What the app may say of a run beside its messages, in the order in which a body has it."""
 
 _NAMES = ("model", "revision", "thread_id", "trace_id", "user_id")
 
 
 class RawRun(NamedTuple):
-    """A run as the host gave it; ``body`` is the JSON list that :func:`freeze` makes."""
+    """A run as the app gave it; ``body`` is the JSON list that :func:`freeze` makes."""
 
     run_id: str
     created_at: float
     body: bytes
 
 
-FromHost: TypeAlias = "RawRun | Feedback | Comparison"
+FromApp: TypeAlias = "RawRun | Feedback | Comparison"
 
 
 def freeze(*parts: Any) -> bytes:
@@ -57,13 +57,10 @@ def freeze(*parts: Any) -> bytes:
     try:
         return orjson.dumps(parts, default=plain)
     except TypeError:
-        return _freeze_with_reprs(*parts)
-
-
-def _freeze_with_reprs(messages: Any, output: Any, tools: Any, *details: Any) -> bytes:
-    Linker().conversation(messages, tools, as_output(output))  # names the message that is wrong
+        messages, output, tools = parts[:3]
+        Linker().conversation(messages, tools, as_output(output))  # names a message that is wrong
     try:
-        return orjson.dumps((messages, output, tools, *details), default=_described)
+        return orjson.dumps(parts, default=_described)
     except TypeError as error:
         raise InvalidMessage(
             f"the run's ids, tags, params or metadata are not JSON in UTF-8: {error}; keep "
@@ -78,19 +75,19 @@ def _described(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Ingest:
-    """Prepares what the host said in one namespace. Has one user at a time."""
+    """Prepares what the app said in one namespace. Has one user at a time."""
 
     namespace: str
     pseudonyms: Pseudonyms
     redact: Redact | None = None
     _linker: Linker = field(default_factory=Linker, repr=False)
 
-    def prepare(self, given: FromHost) -> StoredRecord:
+    def prepare(self, given: FromApp) -> StoredRecord:
         """Check, redact and pseudonymise.
 
         Raises:
             InvalidMessage: the run cannot be stored; what is wrong is named.
-            RedactionFailed: the host's ``redact`` raised, or returned something else than a text.
+            RedactionFailed: the app's ``redact`` raised, or returned something else than a text.
         """
         if isinstance(given, RawRun):
             return self._run(given)
@@ -120,7 +117,7 @@ class Ingest:
                 details |= {"token_ids": None, "logprobs": None}
         for name, empty in EMPTY_JSON.items():
             details[name] = as_json(details[name]) if details[name] else empty
-        for name in _NAMES:  # the host may give UUIDs and numbers
+        for name in _NAMES:  # the app may give UUIDs and numbers
             if details[name] is not None and not isinstance(details[name], str):
                 details[name] = str(details[name])
         if details["user_id"] is not None:

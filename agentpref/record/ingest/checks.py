@@ -1,7 +1,7 @@
-"""What may be stored: checks of what a host says, and of rows that come from another home.
+"""Checks of what the app says before it is stored, and of the rows that a home has.
 
-Only the store can tell whether the runs exist that a judgement names, and where a row's references
-lead.
+Whether the runs exist that a judgement names is checked by the store; where a row's references lead
+is checked by ``integrity``.
 """
 
 from __future__ import annotations
@@ -26,13 +26,11 @@ from agentpref.record.messages import (
 )
 from agentpref.types import SOURCES, WINNERS, Comparison, Feedback, Message
 
-# What a host says
-
 Judgement = TypeVar("Judgement", Feedback, Comparison)
 
 
 def checked(given: Judgement) -> Judgement:
-    """Check a judgement, and copy it, because the host may change its values later.
+    """Check a judgement, and copy it, because the app may change its values later.
 
     Raises:
         InvalidFeedback: a field is wrong; it is named, with the cure.
@@ -115,44 +113,40 @@ _JSON: Mapping[str, tuple[_Check, str]] = {
 
 
 def check_detail(name: str, value: Any) -> None:
-    """Refuse a detail of a run that has the wrong type.
-
-    Raises:
-        InvalidMessage: with the name of the detail and what to pass.
-    """
+    """Refuse a detail of a run that has the wrong type, with ``InvalidMessage``."""
     is_right, wanted = _JSON[name]
     if not is_right(value):
         raise InvalidMessage(f"{name} is {repr(value)[:80]}; pass {wanted}")
 
 
-# Rows from another home: such a file may hold anything, and everybody reads what is let in.
+# Rows of a home, which anybody may have edited
 
 
-def role_of(key: str, parent: Any, text: Any) -> str:
-    """Check a message of another home and return its role, or :data:`TOOLS` for a list of tools.
+def message_fault(key: Any, parent: Any, text: Any) -> str | None:
+    """Say why no log would have written a message under this id, or return None.
 
     Args:
         key: its id.
         parent: the id of the message before it, or None.
         text: its body, as bytes.
-
-    Raises:
-        ValueError: it is not what its id stands for, or no log would have stored it.
     """
     if not _is_text_or_null(parent) or not isinstance(text, bytes):
-        raise ValueError("its columns are not text")
+        return "its columns are not text"
     if len(text) > MAX_MESSAGE_BYTES:
-        raise ValueError(f"it takes more than the {MAX_MESSAGE_BYTES:,} bytes that are kept")
-    body = reread(key, parent, text)
-    if parent is None and isinstance(body, dict) and body.keys() == {TOOLS}:
-        check_tool_shapes(body[TOOLS])
-        return TOOLS
-    check_shapes([body])
-    return str(body["role"])
+        return f"it takes more than the {MAX_MESSAGE_BYTES:,} bytes that are kept"
+    try:
+        body = reread(key, parent, text)
+        if parent is None and isinstance(body, dict) and body.keys() == {TOOLS}:
+            check_tool_shapes(body[TOOLS])
+        else:
+            check_shapes([body])
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def row_fault(row: Mapping[str, Any]) -> str | None:
-    """Say which column of a run, feedback or comparison no log would have written, and why."""
+    """Say which column of a run or judgement no log would have written, or return None."""
     for name, value in row.items():
         holds, wanted = _COLUMNS.get(name, _TEXT_OR_NULL)
         if not holds(value):

@@ -1,7 +1,7 @@
 """User ids as keyed hashes, which tell users apart without naming them.
 
 The key is a file of the home beside the database, so a copy of the database alone names nobody.
-Hosts that share a key give a user the same name. A home that was merged with others has their keys
+Apps that share a key give a user the same name. A home that was merged with others has their keys
 too: the first key writes names, and all of them find a user again.
 """
 
@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from agentpref.errors import AgentprefError, CorruptHome, NotKept
-from agentpref.home import Home, replacing, sync
+from agentpref.errors import CorruptHome
+from agentpref.home import Home, replacing, sync, writing
 
 _KEY_BYTES = 32
 _NAME_BYTES = 16
@@ -34,25 +34,18 @@ class Pseudonyms:
             CorruptHome: the file does not hold keys.
             NotKept: it cannot be read or made.
         """
-        try:
+        with writing(home.user_keys):
             if not home.user_keys.exists():
-                _create(home.user_keys, [os.urandom(_KEY_BYTES)])
+                _create(home.user_keys, os.urandom(_KEY_BYTES))
             return cls(_read(home.user_keys))
-        except AgentprefError:
-            raise  # some of ours are OSErrors too
-        except OSError as error:
-            raise NotKept(
-                f"{home.user_keys} cannot be read or made ({error.strerror}); let this user write "
-                "the folder, and read what is in it"
-            ) from error
 
     def name(self, user_id: str) -> str:
         """Return the name that a user's rows are written under: 32 hex digits."""
-        return _name(self._keys[0], user_id)
+        return self._name(self._keys[0], user_id)
 
     def names(self, user_id: str) -> tuple[str, ...]:
         """Return every name that a user's rows may have been written under."""
-        return tuple(_name(key, user_id) for key in self._keys)
+        return tuple(self._name(key, user_id) for key in self._keys)
 
     def adopt(self, others: Pseudonyms, home: Home) -> Pseudonyms:
         """Add the keys of another home to those of ``home``, after its own, and save them."""
@@ -62,9 +55,9 @@ class Pseudonyms:
                 _write(draft, together)
         return Pseudonyms(together)
 
-
-def _name(key: bytes, user_id: str) -> str:
-    return hashlib.blake2b(user_id.encode(), key=key, digest_size=_NAME_BYTES).hexdigest()
+    @staticmethod
+    def _name(key: bytes, user_id: str) -> str:
+        return hashlib.blake2b(user_id.encode(), key=key, digest_size=_NAME_BYTES).hexdigest()
 
 
 def _read(path: Path) -> list[bytes]:
@@ -78,11 +71,11 @@ def _read(path: Path) -> list[bytes]:
     return keys
 
 
-def _create(path: Path, keys: Iterable[bytes]) -> None:
+def _create(path: Path, key: bytes) -> None:
     """Make the file, whole or not at all; if another process was faster, its file stays."""
     draft = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
     try:
-        _write(draft, keys)
+        _write(draft, [key])
         sync(draft)
         with suppress(FileExistsError):
             os.link(draft, path)

@@ -1,7 +1,7 @@
 """Takes personal data out of text before it is stored.
 
 :func:`redact` finds what has a form: e-mail addresses, phone and payment card numbers, keys and
-passwords. For names and streets, which have none, a host passes a callable of its own, which may
+passwords. For names and streets, which have none, an app passes a callable of its own, which may
 call this one first. Each rule takes time linear in the length of a text, and redacting a redacted
 text changes nothing.
 """
@@ -51,7 +51,12 @@ def redacted(value: Any, redact: Redact) -> Any:
     if isinstance(value, str):
         return _redacted_text(value, redact)
     if isinstance(value, Mapping):
-        return _redacted_mapping(value, redact)
+        fixed = _fixed_keys(value)
+        items = [
+            item if key in fixed and _is_word(item) else redacted(item, redact)
+            for key, item in value.items()
+        ]
+        return value if _same(items, value.values()) else dict(zip(value, items, strict=True))
     if isinstance(value, (list, tuple)):
         items = [redacted(item, redact) for item in value]
         return value if _same(items, value) else type(value)(items)
@@ -61,7 +66,7 @@ def redacted(value: Any, redact: Redact) -> Any:
 def _redacted_text(text: str, redact: Redact) -> str:
     try:
         safe = redact(text)
-    except Exception as error:  # the host's code: whatever it raises, the text is not stored
+    except Exception as error:  # the app's code: whatever it raises, the text is not stored
         raise RedactionFailed(
             f"redact raised {type(error).__name__} on a text of {len(text):,} characters, which is "
             "not kept; let the callable take any text"
@@ -72,15 +77,6 @@ def _redacted_text(text: str, redact: Redact) -> str:
             "is not kept; let the callable return a str"
         )
     return text if safe == text else safe
-
-
-def _redacted_mapping(value: Mapping[str, Any], redact: Redact) -> Mapping[str, Any]:
-    fixed = _fixed_keys(value)
-    items = [
-        item if key in fixed and _is_word(item) else redacted(item, redact)
-        for key, item in value.items()
-    ]
-    return value if _same(items, value.values()) else dict(zip(value, items, strict=True))
 
 
 def _same(items: list[Any], originals: Any) -> bool:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,7 +63,12 @@ def backup(
     _require_free(place, source)
     tell: Progress = progress or (lambda stage, done, total: None)
     drain(source)
-    with writing(place), _draft(place) as draft:
+    draft = Home(place.with_name(f"{place.name}.unfinished-{new_id()}"))
+    with writing(place), ExitStack() as at_end:
+        at_end.callback(shutil.rmtree, draft.path, ignore_errors=True)  # nothing once it is renamed
+        draft.path.mkdir(mode=0o700, parents=True)
+        draft.adapters.mkdir()
+        draft.reports.mkdir()
         with translated(source), closing(connect(source, readonly=True)) as connection:
             connection.execute("BEGIN")  # so the database below is copied as it is now
             query = "SELECT revision_id FROM revision WHERE pruned_at IS NULL ORDER BY seq"
@@ -111,19 +115,6 @@ def _require_free(place: Path, source: Home) -> None:
             )
     elif place.exists() or place.is_symlink():
         raise ConfigError(f"{place} is no folder; choose one that is missing or empty")
-
-
-@contextmanager
-def _draft(place: Path) -> Iterator[Home]:
-    """Make a private folder beside ``place``; delete it after the block unless it was renamed."""
-    draft = Home(place.with_name(f"{place.name}.unfinished-{new_id()}"))
-    draft.path.mkdir(mode=0o700, parents=True)
-    draft.adapters.mkdir()
-    draft.reports.mkdir()
-    try:
-        yield draft
-    finally:
-        shutil.rmtree(draft.path, ignore_errors=True)
 
 
 def _copy_adapters(

@@ -24,11 +24,11 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
-from agentpref.errors import AgentprefError, ConfigError, CorruptHome, UpdateRunning
+from agentpref.errors import AgentprefError, ConfigError, CorruptHome
 from agentpref.home import Home, StrPath, copy_file, writing
 from agentpref.record.database import connect, require_known_schema, transaction, translated
 from agentpref.record.deletion.forget import Forgotten, adopt
-from agentpref.record.deletion.removal import MERGE_COPY, MERGE_LOCK
+from agentpref.record.deletion.removal import MERGE_COPY, merge_lock
 from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.integrity import examine, examine_spill
 from agentpref.record.messages import COMPARISON_COLUMNS, FEEDBACK_COLUMNS, RUN_COLUMNS
@@ -103,8 +103,7 @@ def merge(
         What came of each other home, in their order.
 
     Raises:
-        NotAHome: a folder is no home. Nothing was merged.
-        ConfigError: a home is to be merged into itself. Nothing was merged.
+        NotAHome, ConfigError: a folder is no home, or the home itself. Nothing was merged.
         CorruptHome: another home is damaged or fails verification, and gave nothing. The homes
             before it are merged, as with the errors below.
         NewerHome: a later agentpref has changed a database beyond what this one knows.
@@ -149,33 +148,24 @@ def _merge_one(home: Home, other: Home, progress: Progress | None) -> Merged:
 @contextmanager
 def _copied(home: Home, other: Home, tell: Progress) -> Iterator[Home]:
     """Copy the other home's database, spill and user keys into this home, for a block."""
-    from filelock import FileLock, Timeout
-
     copy = Home(home.path / MERGE_COPY)
-    try:
-        lock = FileLock(home.path / MERGE_LOCK)
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise UpdateRunning(
-            f"another merge into {home.path} is running; wait for it to end, then try again"
-        ) from error
-    try:
-        with writing(copy.path):
-            shutil.rmtree(copy.path, ignore_errors=True)  # a killed merge left it
-            copy.path.mkdir(mode=0o700)
-            Pseudonyms.of(home)  # makes the keys that a home without its own gets
-            keys = other.user_keys if other.user_keys.exists() else home.user_keys
-            copy_file(keys, copy.user_keys)
-            if other.spill.exists():  # before the database: an entry in both is stored once
-                copy_file(other.spill, copy.spill)
-            with translated(other), closing(sqlite3.connect(other.database)) as connection:
-                connection.execute("BEGIN")
-                connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-                copy_database(connection, copy, lambda stage, *counts: tell("copy", *counts))
-        yield copy
-    finally:
-        shutil.rmtree(copy.path, ignore_errors=True)
-        lock.release()
+    with merge_lock(home):
+        try:
+            with writing(copy.path):
+                shutil.rmtree(copy.path, ignore_errors=True)  # a killed merge left it
+                copy.path.mkdir(mode=0o700)
+                Pseudonyms.of(home)  # makes the keys that a home without its own gets
+                keys = other.user_keys if other.user_keys.exists() else home.user_keys
+                copy_file(keys, copy.user_keys)
+                if other.spill.exists():  # before the database: an entry in both is stored once
+                    copy_file(other.spill, copy.spill)
+                with translated(other), closing(sqlite3.connect(other.database)) as connection:
+                    connection.execute("BEGIN")
+                    connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+                    copy_database(connection, copy, lambda stage, *counts: tell("copy", *counts))
+            yield copy
+        finally:
+            shutil.rmtree(copy.path, ignore_errors=True)
 
 
 @contextmanager
@@ -201,7 +191,12 @@ def _verified(copy: Home, other: Home, tell: Progress) -> dict[str, float]:
     problems = examine_spill(copy).problems
     drain(copy)
     with closing(connect(copy, readonly=True)) as connection:
-        _require_tables(connection, copy)
+        # A view or a virtual table in place of one of ours would run what its maker wrote.
+        query = "SELECT name FROM sqlite_master WHERE type = 'table' AND sql LIKE 'CREATE TABLE %'"
+        tables = {name for (name,) in connection.execute(query)}
+        for table in ("message", "run", "feedback", "comparison", "forgotten"):
+            if table not in tables:
+                raise CorruptHome(f"{copy.database} has no table {table!r}; restore a backup")
         problems += examine(connection, progress=report).problems
         if problems:
             few = "; ".join(f"{table} {key}: {what}" for table, key, what in problems[:3])
@@ -215,16 +210,6 @@ def _verified(copy: Home, other: Home, tell: Progress) -> dict[str, float]:
         sound = "typeof(user_id) = 'text' AND typeof(at) = 'real'"
         query = f"SELECT user_id, at FROM forgotten WHERE {sound}"
         return {name: min(at, now) for name, at in connection.execute(query)}
-
-
-def _require_tables(connection: sqlite3.Connection, copy: Home) -> None:
-    """A view or a virtual table in place of one of ours would run what its maker wrote."""
-    query = "SELECT name FROM sqlite_master WHERE type = 'table' AND sql LIKE 'CREATE TABLE %'"
-    tables = {name for (name,) in connection.execute(query)}
-    wanted = ("message", "run", "feedback", "comparison", "forgotten")
-    missing = [name for name in wanted if name not in tables]
-    if missing:
-        raise CorruptHome(f"{copy.database} has no table {missing[0]!r}; restore a backup")
 
 
 class _Table(NamedTuple):

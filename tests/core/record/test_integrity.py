@@ -84,20 +84,16 @@ EDITS = {
     ("message", "its parent is missing"): "UPDATE message SET parent = 'x' WHERE id LIKE '%a%'",
     ("run", "its prompt is missing or has no message"): "UPDATE run SET prompt = 'x'",
     ("run", f"its output {NO_ANSWER}"): "UPDATE run SET output = prompt",
-    ("run", "it is of somebody who was forgotten since"): "UPDATE run SET user_id = 'gone'",
+    ("run", "its user was forgotten later"): "UPDATE run SET user_id = 'gone'",
     ("feedback", "its run is missing"): "DELETE FROM run WHERE run_id = 'r1'",
     ("feedback", f"its correction {NO_ANSWER}"): (
         "UPDATE feedback SET correction = (SELECT output FROM run WHERE run_id = 'r3')"
     ),
-    ("feedback", "it is of somebody who was forgotten since"): (
-        "UPDATE feedback SET user_id = 'gone'"
-    ),
+    ("feedback", "its user was forgotten later"): ("UPDATE feedback SET user_id = 'gone'"),
     ("comparison", "one of its runs is missing, or they are of different prompts or namespaces"): (
         "UPDATE comparison SET run_b = 'r3'"
     ),
-    ("comparison", "it is of somebody who was forgotten since"): (
-        "UPDATE forgotten SET user_id = 'u'"
-    ),
+    ("comparison", "its user was forgotten later"): ("UPDATE forgotten SET user_id = 'u'"),
     ("updates", "its candidate is missing, or has another parent or namespace"): (
         "UPDATE updates SET parent = NULL"
     ),

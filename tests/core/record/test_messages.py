@@ -18,7 +18,6 @@ from agentpref.record.messages import (
     Linker,
     Node,
     canonical,
-    chain,
     new_id,
     node_id,
     prompt_of,
@@ -47,9 +46,9 @@ def unchain(nodes: list[Node]) -> tuple[list[Any], list[Any]]:
 
 @given(MESSAGES, TOOLS)
 def test_a_chain_holds_its_messages_and_tools(messages: list[Any], tools: list[Any]) -> None:
-    nodes, prompt_id = chain(messages, tools)
+    nodes = Linker().chain(messages, tools)
     assert orjson.dumps(unchain(nodes)) == orjson.dumps((messages, tools)), "in the order of keys"
-    assert nodes[-1].id == prompt_id == prompt_of(messages, tools).id
+    assert nodes[-1].id == prompt_of(messages, tools).id
     assert [node.parent for node in nodes] == [None, *(node.id for node in nodes[:-1])]
     assert all(node_id(node.parent, orjson.loads(node.body)) == node.id for node in nodes)
 
@@ -64,10 +63,10 @@ def test_only_equal_prompts_share_an_id(
 
 @given(MESSAGES, MESSAGE)
 def test_a_longer_conversation_keeps_its_nodes(messages: list[Any], reply: Any) -> None:
-    before, prompt_id = chain(messages)
-    after, longer_id = chain([*messages, reply])
+    before = Linker().chain(messages)
+    after = Linker().chain([*messages, reply])
     assert after[:-1] == before
-    assert longer_id == Linker().child(prompt_id, reply).id
+    assert after[-1] == Linker().child(before[-1].id, reply)
 
 
 @given(JSON)

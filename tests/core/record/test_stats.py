@@ -21,8 +21,7 @@ from agentpref.record.database import connect, require_known_schema
 from agentpref.record.integrity import examine
 from agentpref.record.messages import prompt_of
 from agentpref.record.migrations import STEPS
-from agentpref.record.stats import Scale, scales
-from agentpref.record.store import Store
+from agentpref.record.store import Scale, Store
 from agentpref.types import Comparison, Feedback, Run, Source
 
 ASKED = prompt_of(({"role": "user", "content": "2 + 2?"},))
@@ -161,7 +160,7 @@ def assert_true_counts(connection: sqlite3.Connection) -> None:
     assert store.stats() == recount(connection, None)
     for space in SPACES:
         assert store.stats(space) == recount(connection, space)
-        assert sorted(scales(connection, space)) == rescaled(connection, space)
+        assert sorted(Store(connection).scales(space)) == rescaled(connection, space)
     assert store.namespaces() == sorted({run.namespace for run in everything(connection)})
     spoken_of = connection.execute(
         "SELECT run_id FROM feedback UNION SELECT run_a FROM comparison "

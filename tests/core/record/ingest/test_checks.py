@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentpref.record.ingest import checks
-from agentpref.record.ingest.checks import role_of, row_fault
+from agentpref.record.ingest.checks import message_fault, row_fault
 from agentpref.record.messages import RUN_COLUMNS, node_id, prompt_of, run_row
 from agentpref.types import Run
 
@@ -61,14 +61,13 @@ def test_a_long_value_is_cut_in_the_message() -> None:
     assert len(row_fault({**ROWS["run"], "params": "x" * 10_000})) < 150
 
 
-def test_the_role_of_a_message_or_a_list_of_tools_is_returned() -> None:
-    assert role_of(*written(ASK)) == "user"
-    assert role_of(*written({"tools": [{"type": "function"}]})) == "tools"
+@pytest.mark.parametrize("body", [ASK, {"tools": [{"type": "function"}]}])
+def test_a_message_or_a_list_of_tools_that_a_log_writes_has_no_fault(body: Any) -> None:
+    assert message_fault(*written(body)) is None
 
 
 def test_a_message_that_is_too_large_is_refused_before_it_is_parsed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(checks, "MAX_MESSAGE_BYTES", 20)
-    with pytest.raises(ValueError, match="more than the 20 bytes"):
-        role_of(*written(ASK))
+    assert "more than the 20 bytes" in str(message_fault(*written(ASK)))

@@ -10,7 +10,7 @@ import pytest
 from agentpref.errors import InvalidMessage, RedactionFailed
 from agentpref.record.ingest import DETAILS, Ingest, RawRun, freeze
 from agentpref.record.ingest.pseudonyms import Pseudonyms
-from agentpref.record.messages import RunRow, chain, prompt_of, run_row
+from agentpref.record.messages import RunRow, prompt_of, run_row
 from agentpref.types import Comparison, Feedback, Prompt, Run
 
 PARTS = ("messages", "output", "tools", *DETAILS)
@@ -60,7 +60,7 @@ def test_every_text_is_redacted() -> None:
         params={"stop": ["Ann"]},
     )
     assert "Ann" not in repr(row)
-    assert row.prompt == chain([orjson.loads(node.body) for node in row.nodes[:-1]])[1]
+    assert row.prompt == prompt_of([orjson.loads(node.body) for node in row.nodes[:-1]]).id
     said = Feedback("f", "r", 1.0, "k", value=["Ann"], comment="Ann", correction=ANSWER)
     assert b"Ann" not in orjson.dumps(ingest.prepare(said))
     judged = Comparison("c", 1.0, "a", "b", "a", comment="Ann")
