@@ -122,9 +122,7 @@ class Pruning:
         folder, now = self.home.adapters / name, time.time()
         other = "another pruning is at it"
         with transaction(self.connection):
-            if self._is_marked(name):
-                return other
-            why = self._needed().get(name)
+            why = other if self._is_marked(name) else self._needed().get(name)
             if why is not None:
                 return why
             mark_pruned(self.connection, name, now)

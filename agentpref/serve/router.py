@@ -242,10 +242,7 @@ class Router:
 
     @contextmanager
     def _swap(self) -> Iterator[None]:
-        """Run one swap at a time; afterwards unload what is no longer wanted.
-
-        That includes a revision that was loaded for a swap which then failed.
-        """
+        """Run one swap at a time; then unload what is not wanted, also if the swap failed."""
         self._require_open()
         with ExitStack() as at_end:
             at_end.callback(self._sweep)
