@@ -88,13 +88,18 @@ class Home:
         try:
             home.path.mkdir(parents=True, exist_ok=True)
             if not home.database.exists():
-                _require_empty(home.path)
+                found = {item.name for item in home.path.iterdir()}
+                if found and DATABASE not in found:  # else another process is making the home
+                    raise NotAHome(
+                        f"{home.path} has {min(found)!r} and no {DATABASE}, so it is not an "
+                        "agentpref home; choose an empty or a new folder"
+                    )
                 home.database.touch()
             home.adapters.mkdir(exist_ok=True)
             home.reports.mkdir(exist_ok=True)
+        except NotAHome:
+            raise  # it is an OSError, too
         except OSError as error:
-            if isinstance(error, NotAHome):
-                raise
             raise NotAHome(
                 f"cannot make a home in {home.path} ({error.strerror}); "
                 "choose a folder that this user may write to"
@@ -178,12 +183,3 @@ def replacing(path: Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         draft.unlink(missing_ok=True)
-
-
-def _require_empty(folder: Path) -> None:
-    found = {item.name for item in folder.iterdir()}
-    if found and DATABASE not in found:  # else another process is making the home
-        raise NotAHome(
-            f"{folder} has {min(found)!r} and no {DATABASE}, so it is not an agentpref home; "
-            "choose an empty or a new folder"
-        )

@@ -11,6 +11,7 @@ import re
 import threading
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,9 @@ def echo(revision_id: str, request: GenerationRequest) -> str:
     return f"{revision_id} heard: {request.messages[-1].get('content')}"
 
 
+@dataclass(eq=False)
 class FakeBackend:
-    """A serving backend with no model behind it.
+    """A serving backend with no model behind it. All but ``answer`` is given by keyword.
 
     Args:
         answer: called with a revision's id and a request, returns the text of the answer, which may
@@ -55,35 +57,22 @@ class FakeBackend:
     ``calls`` lists the calls so far: ``("load", revision_id)`` and so on.
     """
 
-    def __init__(
-        self,
-        answer: Callable[[str, GenerationRequest], str] = echo,
-        *,
-        fail_load: set[str] | None = None,
-        fail_probe: set[str] | None = None,
-        fail_generate: set[str] | None = None,
-        gate: threading.Event | None = None,
-        max_loaded: int | None = None,
-        place: str | None = None,
-    ) -> None:
-        """Make a backend that has only the base model loaded."""
-        self.fail_load = fail_load if fail_load is not None else set()
-        self.fail_probe = fail_probe if fail_probe is not None else set()
-        self.fail_generate = fail_generate if fail_generate is not None else set()
-        self.calls: list[tuple[str, str]] = []
-        self._answer = answer
-        self._gate = gate
-        self._max_loaded = max_loaded
-        self._place = place or place_in_process()
-        self._loaded: dict[str, Revision] = {}
-        self._closed = False
-        self._lock = threading.Lock()
+    answer: Callable[[str, GenerationRequest], str] = echo
+    _: KW_ONLY
+    fail_load: set[str] = field(default_factory=set)
+    fail_probe: set[str] = field(default_factory=set)
+    fail_generate: set[str] = field(default_factory=set)
+    gate: threading.Event | None = None
+    max_loaded: int | None = None
+    place: str = field(default_factory=place_in_process)
+    calls: list[tuple[str, str]] = field(default_factory=list, init=False)
+    _loaded: dict[str, Revision] = field(default_factory=dict, init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _closed: bool = field(default=False, init=False)
 
     def capabilities(self) -> Capabilities:
         """Say what the fake can do."""
-        return Capabilities(
-            engine="fake", streaming=True, places=(self._place,), max_loaded=self._max_loaded
-        )
+        return Capabilities("fake", True, (self.place,), self.max_loaded)
 
     def validate(self, revision: Revision) -> None:
         """Refuse a revision whose files are not those that were published."""
@@ -97,8 +86,8 @@ class FakeBackend:
         if name in self.fail_load:
             raise SwapFailed(f"{name} is in fail_load; take it out to load it")
         with self._lock:
-            if self._max_loaded is not None and len({*self._loaded, name}) > self._max_loaded:
-                raise SwapFailed(f"{name} does not fit: {self._max_loaded} are loaded; unload one")
+            if self.max_loaded is not None and len({*self._loaded, name}) > self.max_loaded:
+                raise SwapFailed(f"{name} does not fit: {self.max_loaded} are loaded; unload one")
             self._loaded[name] = revision
 
     def probe(self, revision_id: str) -> Reply:
@@ -111,10 +100,9 @@ class FakeBackend:
     def unload(self, revision_id: str, places: Sequence[str] | None = None) -> None:
         """Unload a revision, if ``places`` includes the backend's own."""
         self._note("unload", revision_id)
-        if places is not None and self._place not in places:
-            return
-        with self._lock:
-            self._loaded.pop(revision_id, None)
+        if places is None or self.place in places:
+            with self._lock:
+                self._loaded.pop(revision_id, None)
 
     def list_loaded(self) -> tuple[str, ...]:
         """Name the loaded revisions, in the order they were loaded."""
@@ -124,8 +112,8 @@ class FakeBackend:
     def generate(self, revision_id: str, request: GenerationRequest) -> Reply:
         """Answer a request, once ``gate`` is set."""
         self._note("generate", revision_id)
-        if self._gate is not None:
-            self._gate.wait()
+        if self.gate is not None:
+            self.gate.wait()
         return self._reply(revision_id, request)
 
     def stream(self, revision_id: str, request: GenerationRequest) -> Iterator[str | Reply]:
@@ -147,17 +135,13 @@ class FakeBackend:
             raise GenerationFailed(f"{revision_id} is not loaded; load it first")
         if revision_id in self.fail_generate:
             raise GenerationFailed(f"{revision_id} is in fail_generate; take it out to ask it")
-        return self._answer(revision_id, request)
+        return self.answer(revision_id, request)
 
     def _reply(self, revision_id: str, request: GenerationRequest) -> Reply:
         text = self._text(revision_id, request)
-        return Reply(
-            revision=revision_id,
-            message=assistant_message(text, turn=len(request.messages)),
-            token_ids=tuple(map(ord, text)),
-            logprobs=(-1.0,) * len(text),
-            finish_reason="stop",
-        )
+        message = assistant_message(text, turn=len(request.messages))
+        tokens = tuple(map(ord, text))
+        return Reply(revision_id, message, tokens, (-1.0,) * len(tokens), "stop")
 
 
 def write_adapter(
@@ -185,22 +169,18 @@ def write_adapter(
         "target_modules": sorted(layers),
     }
     (folder / CONFIG_FILE).write_bytes(orjson.dumps(config))
-    shapes: dict[str, tuple[int, int]] = {}
-    for module, (wide, narrow) in layers.items():
-        shapes[f"base_model.model.{module}.lora_A.weight"] = (rank, narrow)
-        shapes[f"base_model.model.{module}.lora_B.weight"] = (wide, rank)
-    (folder / WEIGHTS_FILE).write_bytes(_safetensors(shapes, random.Random(seed)))
-    return folder
-
-
-def _safetensors(shapes: Mapping[str, tuple[int, int]], source: random.Random) -> bytes:
-    """Gaussian float32 tensors in the safetensors format: header length, header, numbers."""
+    # Safetensors: the header's length, the header, then the numbers.
+    source, data = random.Random(seed), b""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    data = b""
-    for name, (rows, columns) in shapes.items():
-        numbers = array("f", (source.gauss(0, 0.1) for _ in range(rows * columns)))
-        offsets = [len(data), len(data) + 4 * len(numbers)]
-        header[name] = {"dtype": "F32", "shape": [rows, columns], "data_offsets": offsets}
-        data += numbers.tobytes()
+    for module, (wide, narrow) in layers.items():
+        for side, (rows, columns) in (("A", (rank, narrow)), ("B", (wide, rank))):
+            numbers = array("f", (source.gauss(0, 0.1) for _ in range(rows * columns)))
+            header[f"base_model.model.{module}.lora_{side}.weight"] = {
+                "dtype": "F32",
+                "shape": [rows, columns],
+                "data_offsets": [len(data), len(data) + 4 * len(numbers)],
+            }
+            data += numbers.tobytes()
     table = orjson.dumps(header)
-    return len(table).to_bytes(8, "little") + table + data
+    (folder / WEIGHTS_FILE).write_bytes(len(table).to_bytes(8, "little") + table + data)
+    return folder

@@ -70,7 +70,6 @@ class GenerationRequest:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse settings that are out of range."""
         if not self.messages:
             raise InvalidMessage("a request has no messages; give at least one")
         for name, is_allowed, allowed in (

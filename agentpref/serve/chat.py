@@ -55,16 +55,13 @@ class Chat:
     """
 
     def __init__(self, log: Log, router: Router, *, model: str | None = None) -> None:
-        """Answer nothing yet."""
         served = router.registry
         if log.namespace != served.namespace or not log.home.path.samefile(served.home.path):
             raise ConfigError(
                 f"{log!r} records for another home or namespace than {served!r} serves; open both "
                 f"with the same ones"
             )
-        self.log = log
-        self.router = router
-        self.model = model
+        self.log, self.router, self.model = log, router, model
 
     def reply(
         self,

@@ -13,7 +13,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,13 +48,12 @@ class Pin:
         Returns:
             Whether the file is gone.
         """
-        with _existing(self.path) as descriptor:
-            if descriptor is None:
-                return True
-            removable = _lock_alone(descriptor, self.path) and _place(self.path) == self.place
+        with suppress(FileNotFoundError), _opened(self.path) as descriptor:
+            removable = _lock_alone(descriptor, self.path) and _place(descriptor) == self.place
             if removable:
                 self.path.unlink()
             return removable
+        return True
 
 
 class Pins:
@@ -69,7 +68,6 @@ class Pins:
     """
 
     def __init__(self, folder: Path, *places: str) -> None:
-        """Take no pin yet."""
         self._folder = folder
         self._places = {hashlib.sha256(p.encode()).hexdigest()[:12]: p for p in places}
         self._held: dict[Path, int] = {}  # descriptors, each with a shared lock
@@ -123,12 +121,11 @@ class Pins:
         with ExitStack() as at_end:
             for path in tuple(self._held):
                 descriptor = self._held.pop(path, None)
-                if descriptor is None:
-                    continue
-                at_end.callback(self._shut, descriptor)
-                place = self._places[path.name.partition("@")[2]]
-                if place.startswith(IN_PROCESS) and _lock_alone(descriptor, path):
-                    at_end.callback(_unlink, path)
+                if descriptor is not None:
+                    at_end.callback(self._shut, descriptor)
+                    place = self._places[path.name.partition("@")[2]]
+                    if place.startswith(IN_PROCESS) and _lock_alone(descriptor, path):
+                        at_end.callback(_unlink, path)
 
     def before_fork(self) -> None:
         """Wait until every open descriptor is noted."""
@@ -209,30 +206,22 @@ def find_pins(folder: Path, name: str | None = None) -> list[Pin]:
         revision_id = path.name.partition("@")[0]
         if not is_revision_id(revision_id) or name not in (None, revision_id):
             continue
-        with _existing(path) as descriptor:
-            if descriptor is not None:
-                alive = not _lock_alone(descriptor, path)
-                place = _place(path)  # read last: whoever holds a lock has written it
-                if place is not None:
-                    found.append(Pin(revision_id, place, alive, path))
+        with suppress(FileNotFoundError), _opened(path) as descriptor:
+            alive = not _lock_alone(descriptor, path)
+            place = _place(descriptor)  # read last: whoever holds a lock has written it
+            if _is_at(path, descriptor):
+                found.append(Pin(revision_id, place, alive, path))
     return found
 
 
-def _place(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return None
+def _place(descriptor: int) -> str:
+    return os.pread(descriptor, 1 << 16, 0).decode(errors="replace")
 
 
 @contextmanager
-def _existing(path: Path) -> Iterator[int | None]:
-    """Open a file that may be gone; the block may lock it."""
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        yield None
-        return
+def _opened(path: Path) -> Iterator[int]:
+    """Open a file that the block may lock."""
+    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
     try:
         yield descriptor
     finally:

@@ -60,19 +60,12 @@ class Pruning:
     ask: Ask
 
     def run(self, dry_run: bool) -> Pruned:
-        """Remove what nothing needs, oldest first; with ``dry_run``, only say what that is.
-
-        Raises:
-            ConfigError: ``keep`` is below 1, so that the candidate of an update could be removed.
-            NotKept: a folder cannot be removed.
-        """
+        """Remove what nothing needs, oldest first; with ``dry_run``, only say what that is."""
         if self.keep < 1:
             raise ConfigError(
                 f"keep is {self.keep!r}, but must be 1 or more: the newest may be a candidate"
             )
-        removed: list[str] = []
-        kept: dict[str, str] = {}
-        freed = 0
+        removed, kept, freed = list[str](), dict[str, str](), 0
         if not dry_run:
             self._clean()
         query = "SELECT revision_id, pruned_at FROM revision WHERE namespace = ? ORDER BY seq"
@@ -129,9 +122,7 @@ class Pruning:
         folder, now = self.home.adapters / name, time.time()
         other = "another pruning is at it"
         with transaction(self.connection):
-            if self._is_marked(name):
-                return other
-            why = self._needed().get(name)
+            why = other if self._is_marked(name) else self._needed().get(name)
             if why is not None:
                 return why
             mark_pruned(self.connection, name, now)

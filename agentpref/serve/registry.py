@@ -117,9 +117,8 @@ class Registry:
             RevisionError: the reason is empty.
         """
         if not reason.strip():
-            raise RevisionError(
-                f"the quarantine of {revision_id} has no reason; say what is wrong with it"
-            )
+            message = f"the quarantine of {revision_id} has no reason; say what is wrong with it"
+            raise RevisionError(message)
         # A reason may name a file whose name is not UTF-8, which SQLite does not store.
         stored = reason.strip().encode(errors="backslashreplace").decode()
         with self._connected() as connection, transaction(connection):

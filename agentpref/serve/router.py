@@ -158,10 +158,7 @@ class Router:
     def stream(
         self, request: GenerationRequest, *, thread_id: str | None = None
     ) -> Iterator[str | Reply]:
-        """Yield pieces of text as they come, then the whole reply; all from one revision.
-
-        The request is admitted when the first piece is asked for.
-        """
+        """Yield pieces of text, then the whole reply; admitted when the first is asked for."""
         with self.acquire(thread_id) as lease:
             yield from self.backend.stream(lease.revision, request)
 
@@ -173,9 +170,7 @@ class Router:
             expected_generation: refuse if what is served has changed since that generation.
 
         Raises:
-            UnknownRevision: the registry has none of that id.
-            InvalidAdapter: its files are broken, edited or unsupported.
-            WrongBase: it was trained on another base model.
+            RevisionError: it is unknown, broken, edited, or was trained on another base model.
             SwapFailed: it could not be loaded, or its answer to the probe is not finite.
             GenerationConflict: another process changed what is served in between.
         """
@@ -247,10 +242,7 @@ class Router:
 
     @contextmanager
     def _swap(self) -> Iterator[None]:
-        """Run one swap at a time; afterwards unload what is no longer wanted.
-
-        That includes a revision that was loaded for a swap which then failed.
-        """
+        """Run one swap at a time; then unload what is not wanted, also if the swap failed."""
         self._require_open()
         with ExitStack() as at_end:
             at_end.callback(self._sweep)
@@ -306,10 +298,9 @@ class Router:
         except (InvalidAdapter, ProbeFailed) as broken:
             try:
                 self.registry.quarantine(name, str(broken))
+                _logger.warning("%s is in quarantine now: %s", name, broken)
             except AgentprefError:
                 _logger.warning("%s is not in quarantine", name, exc_info=True)
-            else:
-                _logger.warning("%s is in quarantine now: %s", name, broken)
             raise
 
     def _pin_loaded(self) -> None:

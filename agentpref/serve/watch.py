@@ -43,17 +43,13 @@ class Watcher:
     def __init__(
         self, router: Router, every: float = 1.0, *, clock: Callable[[], float] = monotonic
     ) -> None:
-        """Start the thread. It is a daemon, so it does not delay the end of the process."""
         if not every > 0:
             raise ConfigError(
                 f"every is {every!r} seconds, but must be above 0, or None to follow by sync() only"
             )
-        self._router = router
-        self._every = every
-        self._clock = clock
+        self._router, self._every, self._clock = router, every, clock
         self._failed: int | None = None  # the generation that could not be followed
-        self._wait = every
-        self._next_try = 0.0
+        self._wait, self._next_try = every, 0.0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="agentpref-watch", daemon=True)
         router.at_close(self.close)
@@ -72,7 +68,7 @@ class Watcher:
 
     def _look(self) -> None:
         """Swap if the registry has changed, unless it is too soon to try that again."""
-        generation: int | None = None
+        generation = -1  # until the registry is read
         try:
             state = self._router.registry.state()
             generation = state.generation
@@ -84,22 +80,20 @@ class Watcher:
         except BackendClosed:
             raise
         except Exception as error:  # any other: without this thread, nothing follows the registry
-            self._put_off(generation if generation is not None else -1, error)
-
-    def _put_off(self, generation: int, error: Exception) -> None:
-        if generation == self._failed:
-            self._wait = min(2 * self._wait, _LONGEST_WAIT)
-        else:
-            self._failed, self._wait = generation, self._every
-            _logger.warning(
-                "generation %d of %r cannot be served yet and is tried again; %s still serves: %s",
-                generation,
-                self._router.registry.namespace,
-                self._router.serving.live or "the base model",
-                error,
-                exc_info=None if isinstance(error, AgentprefError) else error,
-            )
-        self._next_try = self._clock() + self._wait
+            if generation == self._failed:
+                self._wait = min(2 * self._wait, _LONGEST_WAIT)
+            else:
+                self._failed, self._wait = generation, self._every
+                _logger.warning(
+                    "generation %d of %r cannot be served yet and is tried again; %s still serves: "
+                    "%s",
+                    generation,
+                    self._router.registry.namespace,
+                    self._router.serving.live or "the base model",
+                    error,
+                    exc_info=None if isinstance(error, AgentprefError) else error,
+                )
+            self._next_try = self._clock() + self._wait
 
 
 def open_router(

@@ -59,11 +59,9 @@ def list_(
     """
     registry = _registry(home, namespace)
     state, revisions = registry.state(), registry.list()
-    print_result(
-        as_json,
-        {"serving": _state(state), "revisions": [_revision(r, state) for r in revisions]},
-        lambda: _show_list(revisions, state),
-    )
+    serving, rows = _state(state), [_revision(found, state) for found in revisions]
+    value = {"serving": serving, "revisions": rows}
+    print_result(as_json, value, lambda: _show_list(serving, rows))
 
 
 @app.command()
@@ -90,8 +88,7 @@ def promote(
 ) -> None:
     """Make a revision the live one, or the bare base model."""
     registry = _registry(home, namespace)
-    state = registry.promote(revision, expected_generation=expected)
-    print_result(as_json, _state(state), lambda: _say_state(state))
+    _print_state(as_json, registry.promote(revision, expected_generation=expected))
 
 
 @app.command()
@@ -114,8 +111,7 @@ def rollback(
                 f"{error}; or pass it over: `agentpref adapters quarantine {name} --reason broken`,"
                 f" then roll back"
             ) from error
-    state = registry.rollback(expected_generation=expected)
-    print_result(as_json, _state(state), lambda: _say_state(state))
+    _print_state(as_json, registry.rollback(expected_generation=expected))
 
 
 @app.command()
@@ -141,8 +137,8 @@ def canary(
             param_hint="REVISION, --weight",
         )
     registry = _registry(home, namespace)
-    state = registry.canary(revision, weight or 0.0, expected_generation=expected)
-    print_result(as_json, _state(state), lambda: _say_state(state))
+    new = registry.canary(revision, weight or 0.0, expected_generation=expected)
+    _print_state(as_json, new)
 
 
 @app.command()
@@ -244,37 +240,26 @@ def _revision(revision: Revision, state: ServingState) -> dict[str, Any]:
     times = ("created_at", "tainted_at", "quarantined_at", "quarantine_reason", "pruned_at")
     return {
         "revision": revision.revision_id,
-        "serves": _role(revision, state),
+        "serves": {state.canary: "canary", state.live: "live"}.get(revision.revision_id),
         "parent": revision.parent,
         **{name: getattr(revision, name) for name in times},
         "path": str(revision.path),
     }
 
 
-def _role(revision: Revision, state: ServingState) -> str | None:
-    return {state.canary: "canary", state.live: "live"}.get(revision.revision_id)
-
-
-def _show_list(revisions: Sequence[Revision], state: ServingState) -> None:
+def _show_list(serving: Mapping[str, Any], revisions: Sequence[Mapping[str, Any]]) -> None:
     from agentpref.types import BASE
 
-    base = (BASE, "live" if state.live is None else None, "-", "-", "-")
-    rows = [
-        (r.revision_id, _role(r, state), r.parent or BASE, moment(r.created_at), _status(r))
-        for r in revisions
-    ]
-    columns = ("revision", "serves", "parent", "created", "status")
+    role = "live" if serving["live"] == BASE else None
+    rows: list[tuple[object, ...]] = [(BASE, role, "-", "-", "-")]
+    for value in revisions:
+        # Why it must not serve, in one word: the reason that lasts longest.
+        flags = ("pruned", "tainted", "quarantined")
+        status = next((flag for flag in flags if value[f"{flag}_at"] is not None), None)
+        created, parent = moment(value["created_at"]), value["parent"] or BASE
+        rows.append((value["revision"], value["serves"], parent, created, status))
     styles = {"live": GOOD, "canary": WARN, "tainted": BAD, "quarantined": BAD, "pruned": DIM}
-    table(columns, [base, *rows], styles=styles)
-
-
-def _status(revision: Revision) -> str | None:
-    """Why a revision must not serve, in one word: the reason that lasts longest."""
-    if revision.pruned_at is not None:
-        return "pruned"
-    if revision.tainted_at is not None:
-        return "tainted"
-    return None if revision.quarantined_at is None else "quarantined"
+    table(("revision", "serves", "parent", "created", "status"), rows, styles=styles)
 
 
 def _show_one(value: Mapping[str, Any]) -> None:
@@ -292,10 +277,15 @@ def _show_one(value: Mapping[str, Any]) -> None:
     facts(shown | figures)
 
 
-def _say_state(state: ServingState) -> None:
-    say(f"live: {_state(state)['live']} (generation {state.generation})", GOOD)
-    if state.canary is not None:
-        say(f"canary: {state.canary}, for {state.weight:.4g} of the threads", WARN)
+def _print_state(as_json: bool, state: ServingState) -> None:
+    value = _state(state)
+
+    def show() -> None:
+        say(f"live: {value['live']} (generation {state.generation})", GOOD)
+        if state.canary is not None:
+            say(f"canary: {state.canary}, for {state.weight:.4g} of the threads", WARN)
+
+    print_result(as_json, value, show)
 
 
 def _say_quarantine(value: Mapping[str, Any]) -> None:

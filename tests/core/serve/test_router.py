@@ -141,12 +141,12 @@ class Slow(FakeBackend):
 
     def __init__(self, **settings: int) -> None:
         super().__init__(**settings)
-        self.probing, self.gate = threading.Event(), threading.Event()
+        self.probing, self.released = threading.Event(), threading.Event()
 
     def probe(self, revision_id: str) -> Reply:
         if revision_id == self.slow:
             self.probing.set()
-            self.gate.wait()
+            self.released.wait()
         return super().probe(revision_id)
 
 
@@ -159,7 +159,7 @@ def held_up(registry: Registry, names: list[str]) -> Iterator[tuple[Router, Slow
     router.activate(names[1])
     backend.slow = names[2]
     yield router, backend
-    backend.gate.set()
+    backend.released.set()
 
 
 def test_a_rollback_does_not_wait_for_a_revision_that_is_being_made_ready(
@@ -172,7 +172,7 @@ def test_a_rollback_does_not_wait_for_a_revision_that_is_being_made_ready(
         assert router.rollback().live == names[0]
         assert served_by(router) == names[0]
         assert not swap.done()
-        backend.gate.set()
+        backend.released.set()
         assert swap.result().live == names[2], "whoever names no generation comes after it"
     assert router.serving == registry.state()
     assert set(backend.list_loaded()) == {names[0], names[2]}
@@ -187,7 +187,7 @@ def test_a_swap_with_an_expected_generation_is_refused_when_a_rollback_overtook_
         swap = pool.submit(router.activate, names[2], expected_generation=generation)
         backend.probing.wait()
         router.rollback()
-        backend.gate.set()
+        backend.released.set()
         assert isinstance(swap.exception(), GenerationConflict)
     assert served_by(router) == names[0]
     assert set(backend.list_loaded()) == {names[0], names[1]}
@@ -206,7 +206,7 @@ def test_a_sync_that_a_rollback_overtook_does_not_undo_it(
         swap = pool.submit(router.sync)
         backend.probing.wait()
         state = router.rollback()
-        backend.gate.set()
+        backend.released.set()
         assert swap.result() == state == router.serving == registry.state()
     assert served_by(router) == served_by(router, "thread") == state.live
     assert names[2] not in backend.list_loaded()
