@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, nullcontext
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -32,6 +32,7 @@ def serve(
         typer.Option(metavar="NAME", help="`tiny`, a folder of safetensors, or a hub's name."),
     ],
     home: options.Home = None,
+    engine: Annotated[Literal["vllm"], typer.Option(help="The engine that generates.")] = "vllm",
     namespace: Annotated[
         list[str] | None,
         typer.Option(
