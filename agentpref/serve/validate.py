@@ -126,8 +126,8 @@ def check_published(revision: Revision) -> None:
             file = folder / name
             if not file.is_file() or digest_file(file) != digest:
                 raise InvalidAdapter(
-                    f"{file} is missing or not the file that was published (sha256 is not "
-                    f"{str(digest)[:12]}); restore it from a backup, or roll back"
+                    f"{file} is not the file that was published (it is missing, or its sha256 is "
+                    f"not {str(digest)[:12]}); restore it from a backup, or roll back"
                 )
 
 

@@ -336,6 +336,21 @@ def test_a_revision_that_fails_its_probe_is_put_into_quarantine(
         assert registry.get(names[0]).quarantined_at is not None
 
 
+def test_a_revision_that_is_damaged_when_the_engine_loads_it_is_put_into_quarantine(
+    registry: Registry, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = FakeBackend()
+
+    def fail(*_: object) -> None:
+        raise InvalidAdapter("a tensor is missing")
+
+    monkeypatch.setattr(backend, "load", fail)
+    with Router(registry, backend) as router:
+        with pytest.raises(InvalidAdapter):
+            router.activate(names[0])
+        assert registry.get(names[0]).quarantine_reason == "a tensor is missing"
+
+
 @pytest.mark.parametrize("error", [WrongBase, SwapFailed])
 def test_a_revision_is_not_put_into_quarantine_when_the_engine_fails(
     registry: Registry,
