@@ -1,7 +1,7 @@
 """The database of a home: opening it at the schema of this version, writing to it, locking it.
 
-A connection has the settings that all need, an up-to-date schema, and SQLite's errors as ours. It
-stays in autocommit until :func:`transaction` opens a transaction.
+A connection has the same settings everywhere and an up-to-date schema. It stays in autocommit until
+:func:`transaction` opens a transaction. :func:`translated` turns SQLite's errors into agentpref's.
 
 ``PRAGMA user_version`` holds the version of the last breaking step that a database went through;
 a program that does not know that step must not use the database. The table ``migration`` lists all
@@ -73,9 +73,9 @@ def diagnose(error: BaseException | None) -> Trouble | None:
 
 @contextmanager
 def translated(home: Home) -> Iterator[None]:
-    """Raise SQLite's errors as ours, naming the file and the cure: ``CorruptHome`` or ``NotKept``.
+    """Raise SQLite's errors as ``CorruptHome`` or ``NotKept``, with the file and the cure.
 
-    Errors that only a mistake of ours can cause (bad SQL, a broken constraint) pass unchanged.
+    Errors that only a bug of agentpref can cause (bad SQL, a broken constraint) pass unchanged.
     """
     try:
         yield
@@ -265,10 +265,10 @@ def statement(table: str, columns: tuple[str, ...], count: int = 1) -> str:
 
 
 def exclusive(home: Home) -> AbstractContextManager[None]:
-    """Lock a home for one update or one removal; recording goes on beside it.
+    """Lock a home for one update or one removal; recording continues meanwhile.
 
-    An update reads the record, trains for minutes and then publishes: what is removed meanwhile
-    would come back in its weights.
+    An update reads the record, trains for minutes and then publishes: text that is removed
+    meanwhile would come back in its weights.
 
     Raises:
         UpdateRunning: another process has the lock; this does not wait for it.

@@ -36,10 +36,10 @@ CLOSE_SECONDS = 60.0
 class Log:
     """The log of one namespace of a home; a context manager that closes itself.
 
-    ``record`` never blocks and never raises an error of ours: a run that cannot be stored is
-    counted in ``dropped``, and the logger ``agentpref`` warns. While the database is locked or
-    full, runs and feedback go to a file of the home, and from there to the database later. With
-    ``strict``, ``record`` returns when the run is on disk, and raises.
+    ``record`` never blocks and never raises: a run that cannot be stored is counted in ``dropped``,
+    and the logger ``agentpref`` warns. While the database is locked or full, runs and feedback go
+    to a file of the home, and from there to the database later. With ``strict``, ``record`` returns
+    when the run is on disk, and raises.
 
     The other methods raise ``LogClosed`` after ``close``. Those that judge a run raise
     ``UnknownRun`` if it is not in this home, ``InvalidFeedback`` for an argument that is wrong,
@@ -267,7 +267,7 @@ class Log:
             return examine(connection, sample=sample).problems
 
     def forget(self, user_id: str) -> Forgotten:
-        """Remove everything that a user said from the home, and mark the revisions trained on it.
+        """Delete a user's texts from the home, and mark the revisions that were trained on them.
 
         This reads the whole home and writes it again, which takes minutes for many gigabytes.
         Others may log meanwhile.

@@ -5,7 +5,7 @@ records go to the spill, a file of the home, and from there to the database befo
 
 The spill is append-only, one line a record: the hash of the rest, a space, JSON. So a line that is
 cut off is recognised. One batch of lines is one fsync, and processes take turns by a lock file. The
-store ignores ids that it knows, and the file is removed only after the database has its records, so
+store ignores ids that it has, and the file is removed only after the database has its records, so
 a crash at any moment loses nothing and stores nothing twice. Records came through ``ingest``: the
 file holds no text that was to be redacted and no user's own id.
 """
@@ -261,7 +261,7 @@ def taking_turns(path: Path) -> Iterator[None]:
     """Write a file of the spill in a block, while no other process does; else raise ``NotKept``."""
     home = path.parent
     if not home.is_dir():  # the lock would make it again
-        raise NotKept(f"{home} is gone; make a home with `agentpref init`")
+        raise NotKept(f"{home} does not exist any more; make a home with `agentpref init`")
     refusal = NotKept(
         f"{path} is locked by another process for more than {LOCK_SECONDS:g} s; end that process, "
         "then try again"
@@ -312,7 +312,7 @@ def _encode(record: StoredRecord) -> bytes:
 
 
 def _decode(line: bytes) -> StoredRecord | None:
-    """Read a record; None if another version of agentpref, or somebody by hand, wrote it."""
+    """Read a record; None if this version of agentpref did not write it."""
     try:
         content = orjson.loads(line.partition(b" ")[2])
         if "run" in content:

@@ -250,7 +250,7 @@ class Store:
             raise refusal
 
     def _refusals(self, records: Sequence[StoredRecord]) -> list[RecordError | None]:
-        """Refuse what a user said before that user was forgotten."""
+        """Refuse entries that are older than the forgetting of their user."""
         users = {record.user_id for record in records} - {None}
         if not users:
             return [None] * len(records)

@@ -3,8 +3,8 @@
 It answers three questions:
 
 - Which pairs has a revision learned? Those that were new to it or to an ancestor.
-- Which revisions have seen what a user said? Those that trained on a pair made of it, and their
-  descendants. They are tainted for good, because weights cannot unlearn.
+- Which revisions have learned from given feedback? Those that trained on a pair made of it, and
+  their descendants. They are tainted for good, because weights cannot unlearn.
 - Which revision can serve instead? The nearest clean ancestor, at worst the base model: an update
   that starts there learns again everything that is still on record.
 """
@@ -115,8 +115,8 @@ class Updates:
     def forget_words(self, sources: Iterable[str]) -> None:
         """Remove the messages of the user's checks from reports of updates that used any of these.
 
-        Such a message may quote what the candidate answered. Everything else in a report is
-        numbers, names of strata, and our own words.
+        Such a message may quote what the candidate answered. The rest of a report is numbers, names
+        of strata and fixed texts.
         """
         reports = self._connection.execute(_REPORTS_ON, {"sources": as_json([*sources])}).fetchall()
         with transaction(self._connection):

@@ -1,6 +1,6 @@
 """The queue between the app's threads and the disk, and the thread that empties it.
 
-A thread of our own writes queued runs in batches, one transaction each. A caller whose entry must
+A thread of the log writes queued runs in batches, one transaction each. A caller whose entry must
 be durable writes it itself, with everything queued before it; while another thread is writing, it
 waits for the next batch, and one sync makes that durable for all who wait. Entries that cannot be
 written now stay in the queue. Runs that cannot be kept at all are counted by reason and logged.
@@ -118,8 +118,7 @@ class Writer:
     def commit(self, entry: FromApp) -> None:
         """Write an entry and everything queued before it; it is on disk when this returns.
 
-        Raises:
-            RecordError: the store refused it, or it could not be kept.
+        Raises ``RecordError`` if the store refused it, or it could not be kept.
         """
         if self._writing.acquire(blocking=False):
             ticket = _Ticket(entry)
@@ -302,7 +301,7 @@ class Writer:
             warn("nothing can be written now, so that runs wait in memory: %s", trouble)
 
     def _lose(self, batch: Sequence[_Queued]) -> None:
-        """Account for a batch that a bug of ours has spoilt."""
+        """Count the runs of a batch as lost after a bug of agentpref."""
         why = "the writer stopped unexpectedly; see its traceback, and please report it"
         _answer(batch, NotKept(why))
         if runs := sum(isinstance(queued, RawRun) for queued in batch):

@@ -1,7 +1,7 @@
 """Forgets a user: deletes their text from the disk, and marks the revisions trained on it.
 
-What the user asked, the answers, everything that was said of those answers, and what the user said
-of other answers is deleted. Interrupted training is deleted completely, since half-trained weights
+The user's questions, the answers and all judgements of them, and the user's judgements of other
+answers are deleted. Interrupted training is deleted completely, since half-trained weights
 may have seen the text. The home keeps a tombstone, the keyed hash of the user and the time, which
 refuses what still waits in a queue, in a spill or in another home. The lineage stays as ids without
 text. If forgetting is interrupted at any point, the same call again completes it.
@@ -60,7 +60,7 @@ class Forgotten(Removed):
 def forget(
     home: Home | StrPath | None, user_id: str, *, progress: Progress | None = None
 ) -> Forgotten:
-    """Remove everything that a user said from a home, and mark the revisions trained on it.
+    """Delete a user's texts from a home, and mark the revisions that were trained on them.
 
     Args:
         home: a home or its folder; ``None`` means ``AGENTPREF_HOME`` or ``./.agentpref``.
@@ -82,7 +82,7 @@ def forget(
     with removal(place, progress) as connection:
         query = "SELECT 1 FROM run WHERE user_id IS NOT NULL LIMIT 1"
         if not place.user_keys.exists() and connection.execute(query).fetchone():
-            raise CorruptHome(  # a new key would find nobody, as if the user had never been here
+            raise CorruptHome(  # a new key would find no rows of the user
                 f"{place.user_keys} is missing: without it, no user of this home can be found; "
                 "restore it from a backup"
             )
@@ -94,7 +94,7 @@ def forget(
 def adopt(
     home: Home, tombstones: Mapping[str, float], progress: Progress | None = None
 ) -> Forgotten:
-    """Forget users who were forgotten in another home: remove what they said before that time.
+    """Forget users who were forgotten in another home: delete their texts up to that time.
 
     ``tombstones`` says for each user, by the hash under a key that the homes share, when they were
     forgotten (seconds since 1970). Raises like :func:`forget`.
@@ -116,7 +116,7 @@ def _forget(
     said_until: Mapping[str, float],
     tombstones: Mapping[str, float],
 ) -> Forgotten:
-    """Remove what each user said until a time, and keep the tombstones, in one transaction."""
+    """Delete the texts of each user up to a time, and keep the tombstones, in one transaction."""
     connection.execute("CREATE TEMP TABLE leaving (name TEXT PRIMARY KEY, said_until REAL)")
     connection.executemany("INSERT INTO leaving VALUES (?, ?)", said_until.items())
     if home.training.is_symlink():  # no search can tell whose text interrupted training has seen
@@ -144,7 +144,7 @@ def _forget(
 
 
 def _bury(connection: sqlite3.Connection, tombstones: Mapping[str, float]) -> None:
-    """Keep tombstones; of two for the same user, the later one stands."""
+    """Keep tombstones; of two for the same user, keep the later one."""
     connection.executemany(
         "INSERT INTO forgotten (user_id, at) VALUES (?, ?)"
         " ON CONFLICT (user_id) DO UPDATE SET at = max(at, excluded.at)",

@@ -1,4 +1,4 @@
-"""Deletes runs, everything that was said of them, and their bytes on disk.
+"""Deletes runs, their judgements, and their bytes on disk.
 
 A removal has three steps. :func:`choose` collects the rows in temporary tables. :func:`delete`
 deletes them and each message that nothing refers to any more. At the end VACUUM rewrites the whole
@@ -64,7 +64,7 @@ def expire(
     force: bool = False,
     progress: Progress | None = None,
 ) -> Removed:
-    """Remove the runs that are older than ``older_than`` seconds, and what was said of them.
+    """Remove the runs that are older than ``older_than`` seconds, with their judgements.
 
     A comparison is removed with the older of its runs. Messages that younger runs contain stay. No
     revision is tainted: it was fine to train on these runs while they were kept.
@@ -174,14 +174,9 @@ def delete(connection: sqlite3.Connection) -> Removed:
 def purge_refused(home: Home, is_gone: Callable[[Mapping[str, Any]], bool]) -> None:
     """Delete lines of ``refused.jsonl``, where the spill keeps entries that the database refused.
 
-    Lines that cannot be read are deleted too: nobody can tell whose text they hold.
-
-    Args:
-        home: the home.
-        is_gone: decides by the fields of a run, of feedback or of a comparison.
-
-    Raises:
-        NotKept: the file cannot be written, or another process has locked it.
+    ``is_gone`` decides by the fields of a run, of feedback or of a comparison. Lines that cannot be
+    read are deleted too: they may hold anybody's text. Raises ``NotKept`` if the file cannot be
+    written.
     """
     path = home.refused
     if not path.exists():

@@ -75,7 +75,7 @@ def _described(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Ingest:
-    """Prepares what the app said in one namespace. Has one user at a time."""
+    """Prepares the entries of one namespace. Has one user at a time."""
 
     namespace: str
     pseudonyms: Pseudonyms
@@ -83,12 +83,7 @@ class Ingest:
     _linker: Linker = field(default_factory=Linker, repr=False)
 
     def prepare(self, given: FromApp) -> StoredRecord:
-        """Check, redact and pseudonymise.
-
-        Raises:
-            InvalidMessage: the run cannot be stored; what is wrong is named.
-            RedactionFailed: the app's ``redact`` raised, or returned something else than a text.
-        """
+        """Check, redact and pseudonymise; raise ``InvalidMessage`` or ``RedactionFailed``."""
         if isinstance(given, RawRun):
             return self._run(given)
         if given.user_id is not None:

@@ -32,8 +32,7 @@ Judgement = TypeVar("Judgement", Feedback, Comparison)
 def checked(given: Judgement) -> Judgement:
     """Check a judgement, and copy it, because the app may change its values later.
 
-    Raises:
-        InvalidFeedback: a field is wrong; it is named, with the cure.
+    Raises ``InvalidFeedback`` for a field that is wrong, with its name and the cure.
     """
     columns = FEEDBACK_COLUMNS if isinstance(given, Feedback) else COMPARISON_COLUMNS
     record = {name: getattr(given, name) for name in columns}
@@ -123,13 +122,7 @@ def check_detail(name: str, value: Any) -> None:
 
 
 def message_fault(key: Any, parent: Any, text: Any) -> str | None:
-    """Say why no log would have written a message under this id, or return None.
-
-    Args:
-        key: its id.
-        parent: the id of the message before it, or None.
-        text: its body, as bytes.
-    """
+    """Say why no log would have written this id, id of the parent and body, or return None."""
     if not _is_text_or_null(parent) or not isinstance(text, bytes):
         return "its columns are not text"
     if len(text) > MAX_MESSAGE_BYTES:

@@ -1,8 +1,8 @@
 """User ids as keyed hashes, which tell users apart without naming them.
 
-The key is a file of the home beside the database, so a copy of the database alone names nobody.
-Apps that share a key give a user the same name. A home that was merged with others has their keys
-too: the first key writes names, and all of them find a user again.
+The key is a file beside the database, so a copy of the database alone identifies no user. Apps that
+share a key give a user the same name. A home that was merged with others has their keys too: the
+first key writes names, and all of them find a user again.
 """
 
 from __future__ import annotations

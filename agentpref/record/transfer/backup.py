@@ -95,7 +95,7 @@ def copy_database(connection: sqlite3.Connection, copy: Home, tell: Progress) ->
     """
     part = copy.database.with_suffix(".part")
     with translated(copy), closing(sqlite3.connect(part)) as target:
-        target.execute("PRAGMA synchronous = OFF")  # whoever needs it durable syncs it once
+        target.execute("PRAGMA synchronous = OFF")  # the caller syncs the file once
         connection.backup(
             target,
             pages=_PAGES,

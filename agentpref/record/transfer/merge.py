@@ -1,4 +1,4 @@
-"""Unites homes: every run, and everything that was said of it, exactly once by its id.
+"""Unites homes: every run and every judgement, exactly once by its id.
 
 For each other home:
 
@@ -184,20 +184,17 @@ def _blaming(other: Home, copy: Home) -> Iterator[None]:
 
 def _verified(copy: Home, other: Home, tell: Progress) -> dict[str, float]:
     """Bring the copy up to date, refuse it if it fails verification, and return its tombstones."""
-
-    def report(stage: str, done: int, total: int) -> None:
-        tell(f"verify {stage}", done, total)
-
     problems = examine_spill(copy).problems
     drain(copy)
     with closing(connect(copy, readonly=True)) as connection:
-        # A view or a virtual table in place of one of ours would run what its maker wrote.
+        # A view or a virtual table of the same name would run SQL of the file's maker.
         query = "SELECT name FROM sqlite_master WHERE type = 'table' AND sql LIKE 'CREATE TABLE %'"
         tables = {name for (name,) in connection.execute(query)}
         for table in ("message", "run", "feedback", "comparison", "forgotten"):
             if table not in tables:
                 raise CorruptHome(f"{copy.database} has no table {table!r}; restore a backup")
-        problems += examine(connection, progress=report).problems
+        found = examine(connection, progress=lambda stage, *at: tell(f"verify {stage}", *at))
+        problems += found.problems
         if problems:
             few = "; ".join(f"{table} {key}: {what}" for table, key, what in problems[:3])
             raise CorruptHome(
