@@ -34,18 +34,22 @@ Precision: TypeAlias = Literal["auto", "float32", "bfloat16", "4bit"]
 """The number format in which a base model is held."""
 
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-_LONE_THUMBS = "kto"
 
 T = TypeVar("T")
 
 
 def loss_kinds() -> tuple[str, ...]:
-    """The losses of pairs that installed packages register: what ``loss.kind`` may be."""
-    return tuple(name for name in plugins.names(plugins.LOSSES) if name != _LONE_THUMBS)
+    """The registered losses: what ``loss.kind`` and ``thumbs.kind`` may be."""
+    return plugins.names(plugins.LOSSES)
 
 
-def _takes_noise(kind: str) -> bool:
-    return bool(plugins.load(plugins.LOSSES, kind).takes_noise)
+def _loss(name: str, kind: str, *, lone: bool) -> Any:
+    """Load the loss that the setting ``name`` asks for; refuse one for the other examples."""
+    loss = plugins.load(plugins.LOSSES, kind)
+    if getattr(loss, "lone", lone) != lone:
+        of, other = ("pairs", "loss.kind") if lone else ("lone thumbs", "thumbs.kind")
+        raise ConfigError(f"{name} is {kind!r}, a loss of {of}; set {other} to it instead")
+    return loss
 
 
 class _OneOf(NamedTuple):
@@ -60,6 +64,11 @@ class _OneOf(NamedTuple):
         if value not in self.choices():
             raise ValueError("not one of the choices")
         return value
+
+
+def _fields(group: Any) -> dict[str, Any]:
+    """The pydantic declarations of a group's fields."""
+    return group.__pydantic_fields__  # type: ignore[no-any-return]
 
 
 def setting(default: T, description: str, **constraints: Any) -> T:
@@ -126,10 +135,14 @@ class LossSettings:
     nll_on_corrections: float = setting(1.0, "weight α of the anchor on corrections", ge=0)
 
     def __post_init__(self) -> None:
-        if self.noise is not None and not _takes_noise(self.kind):
-            noisy = _listed(repr(kind) for kind in loss_kinds() if _takes_noise(kind))
-            cure = f"leave it out, or set loss.kind to {noisy}"
-            _refuse_idle(self, "loss.noise", f"loss.kind {self.kind!r} has no noise term", cure)
+        settings = _fields(type(self))
+        changed = [name for name in settings if getattr(self, name) != settings[name].default]
+        if not changed:
+            return
+        reads = getattr(_loss("loss.kind", self.kind, lone=False), "reads", frozenset[str]())
+        for name in (name for name in changed if name != "kind" and name not in reads):
+            because = f"loss.kind {self.kind!r} does not read it"
+            _refuse_idle(self, f"loss.{name}", because, "leave it out, or set another loss.kind")
         if self.kind == "robust" and self.noise == 0.5:
             raise ConfigError(
                 "loss.noise is 0.5, at which loss.kind 'robust' divides by zero: such labels are "
@@ -150,9 +163,14 @@ class ThumbSettings:
     of λ over the thumbs is 1.
     """
 
+    kind: Annotated[str, _OneOf(loss_kinds)] = setting("kto", "a registered loss of lone examples")
     weight: float = setting(1.0, "weight of a thumb beside a pair's 1; 0 turns thumbs off", ge=0)
     desirable: float | None = setting(None, "λ_D, the weight of likes; None: balanced", gt=0)
     undesirable: float | None = setting(None, "λ_U, the weight of dislikes; None: balanced", gt=0)
+
+    def __post_init__(self) -> None:
+        if self.kind != _fields(type(self))["kind"].default:
+            _loss("thumbs.kind", self.kind, lone=True)
 
 
 @_group("kl.", switch="weight")
@@ -243,11 +261,6 @@ class UpdateConfig:
         """The config as nested JSON values: what reports and manifests store."""
         values: dict[str, Any] = orjson.loads(orjson.dumps(asdict(self)))
         return values
-
-
-def _fields(group: Any) -> dict[str, Any]:
-    """The pydantic declarations of a group's fields."""
-    return group.__pydantic_fields__  # type: ignore[no-any-return]
 
 
 def allowed(field: Any) -> str:

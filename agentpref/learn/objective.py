@@ -18,7 +18,7 @@ from agentpref.learn import adapter
 from agentpref.learn.batch import Batch, chunks
 from agentpref.learn.encode import EncodedExample
 from agentpref.learn.logps import Logps, Route
-from agentpref.learn.losses import LONE, Loss, LossInputs, LossOutput, load_loss
+from agentpref.learn.losses import Loss, LossInputs, LossOutput, load_loss
 from agentpref.learn.team import Team
 from agentpref.types import BASE, Example
 
@@ -195,7 +195,7 @@ class Objective:
 
 
 class Losses:
-    """The two losses of a run: ``loss.kind`` for completions to compare, ``kto`` for lone ones.
+    """The two losses of a run: ``loss.kind`` compares completions, ``thumbs.kind`` takes lone ones.
 
     Args:
         config: the settings of the update.
@@ -204,7 +204,7 @@ class Losses:
     """
 
     def __init__(self, config: UpdateConfig, examples: Sequence[Example], live: str | None) -> None:
-        self._names = {False: config.loss.kind, True: LONE}
+        self._names = {False: config.loss.kind, True: config.thumbs.kind}
         self._by_lone: dict[bool, Loss] = {
             lone: load_loss(name)(config, examples, live or BASE)
             for lone, name in self._names.items()

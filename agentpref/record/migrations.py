@@ -38,17 +38,17 @@ STEPS: list[Step] = []
 
 
 def step(change: Change, *, breaking: bool = False) -> Change:
-    """Add a change, under the next number, that older programs can live with.
+    """Add a change, under the next number, after which older programs still work.
 
     Such a change only adds: tables, indices, views, columns that may be null or have a default.
-    What older programs read stays, and means what it meant.
+    What older programs read keeps its meaning.
     """
     STEPS.append(Step(len(STEPS) + 1, change.__name__, change, breaking))
     return change
 
 
 breaking_step = functools.partial(step, breaking=True)
-"""Add a change, under the next number, that older programs cannot live with."""
+"""Add a change, under the next number, that older programs must not use."""
 
 
 @step

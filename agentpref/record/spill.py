@@ -261,7 +261,7 @@ def taking_turns(path: Path) -> Iterator[None]:
     """Write a file of the spill in a block, while no other process does; else raise ``NotKept``."""
     home = path.parent
     if not home.is_dir():  # the lock would make it again
-        raise NotKept(f"{home} does not exist any more; make a home with `agentpref init`")
+        raise NotKept(f"{home} no longer exists; make a home with `agentpref init`")
     refusal = NotKept(
         f"{path} is locked by another process for more than {LOCK_SECONDS:g} s; end that process, "
         "then try again"

@@ -37,7 +37,7 @@ _PATIENCE_SECONDS = 1.0
 
 
 class _Ticket:
-    """An entry whose caller waits for the outcome, or nothing but a place in the queue.
+    """An entry whose caller waits, or only a place in the queue.
 
     A caller that writes the entry itself needs no event.
     """

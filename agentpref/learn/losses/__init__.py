@@ -2,7 +2,7 @@
 
 Each loss is one file and registers by name (entry point group ``agentpref.losses``), so a new loss
 is one new file, here or in another package. ``loss.kind`` names the loss of examples with several
-completions; lone examples (single thumbs) take ``kto``.
+completions, ``thumbs.kind`` that of lone examples.
 
 Log-probabilities are natural logs, summed over the tokens of a completion. A *log-ratio* is
 log[π_θ/π_0](y), the policy against the base model.
@@ -15,16 +15,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from agentpref import plugins
+from agentpref.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from agentpref.config import UpdateConfig
     from agentpref.types import Example
-
-LONE = "kto"
-"""The loss of examples with a single completion."""
-
 
 @dataclass(frozen=True, slots=True)
 class LossInputs:
@@ -74,8 +71,11 @@ class Loss:
         live: the revision that training starts from (``"base"`` for the base model).
     """
 
-    takes_noise: ClassVar[bool] = False
-    """Whether the loss reads the noise rate ε of an example; else ``loss.noise`` is refused."""
+    lone: ClassVar[bool] = False
+    """Whether the loss is for examples with a single completion (``thumbs.kind``)."""
+
+    reads: ClassVar[frozenset[str]] = frozenset()
+    """The settings of the group ``loss`` that the loss reads; a change of others is refused."""
 
     needs_live: ClassVar[bool] = False
     """Whether the loss reads ``LossInputs.live``, which costs a scoring pass per example."""
@@ -111,7 +111,12 @@ def load_loss(name: str) -> type[Loss]:
     """The loss that is registered under a name.
 
     Raises:
-        ConfigError: no loss has that name, or its package cannot be imported.
+        ConfigError: no loss has that name, its package cannot be imported, or it is not a loss.
     """
-    loss: type[Loss] = plugins.load(plugins.LOSSES, name)
+    loss = plugins.load(plugins.LOSSES, name)
+    if not (isinstance(loss, type) and issubclass(loss, Loss)):
+        raise ConfigError(
+            f"{name!r} of {plugins.LOSSES} is {loss!r}, but must be a subclass of Loss; repair or "
+            "uninstall the package that offers it"
+        )
     return loss

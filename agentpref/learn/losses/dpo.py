@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 class Sigmoid(PairwiseLoss):
     """DPO (2305.18290) with ε from each example, or ``loss.noise`` for all (cDPO)."""
 
-    takes_noise = True
+    reads = PairwiseLoss.reads | {"noise"}
 
     def preference(self, chosen: Tensor, rejected: Tensor, noise: Tensor) -> Tensor:
         """See :func:`dpo_loss`."""

@@ -28,6 +28,9 @@ class KTO(Loss):
     The mismatched completions only move the reference point of later batches.
     """
 
+    lone = True
+    reads = frozenset({"beta"})
+
     def __init__(self, config: UpdateConfig, examples: Sequence[Example], live: str) -> None:
         super().__init__(config, examples, live)
         liked = [is_liked(example) for example in examples if example.lone]

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 class PairwiseLoss(Loss):
     """w·(preference loss) + α·(NLL anchor), where a subclass gives the preference loss."""
 
+    reads = frozenset({"beta", "wpo", "nll", "nll_on_corrections"})
+
     per_token = False
     """Whether log-ratios are means over the tokens of each completion."""
 
@@ -106,17 +108,6 @@ def _comparisons(examples: Sequence[Example]) -> _Comparisons:
                     for column, value in zip(found, (row, i, j), strict=True):
                         column.append(value)
     return found
-
-
-def reward_margin(
-    chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor
-) -> Tensor:
-    """h = log[π_θ/π_0](y⁺) − log[π_θ/π_0](y⁻), one number per pair.
-
-    All four are ``[pairs]``: sequence log-probs under the policy, then under the reference.
-    Times β it is the implicit reward margin of DPO (2305.18290, section 4).
-    """
-    return (chosen - ref_chosen) - (rejected - ref_rejected)
 
 
 def nll_anchor(chosen: Tensor, lengths: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ class Robust(PairwiseLoss):
         ConfigError: an example has a noise rate of ½ or more.
     """
 
-    takes_noise = True
+    reads = PairwiseLoss.reads | {"noise"}
 
     def __init__(self, config: UpdateConfig, examples: Sequence[Example], live: str) -> None:
         super().__init__(config, examples, live)

@@ -125,8 +125,8 @@ def removal(home: Home, progress: Progress | None = None) -> Iterator[sqlite3.Co
     Raises:
         HomeError: the home cannot be read.
         UpdateRunning: an update or another removal of this home is running.
-        NotKept: the database or its spill cannot be written; or, if the message says so, the rows
-            are deleted but their bytes are not overwritten yet.
+        NotKept: the database or its spill cannot be written; or, by the message, the rows are
+            deleted but their bytes are not overwritten yet.
     """
     tell: Progress = progress or (lambda stage, done, total: None)
     with exclusive(home):

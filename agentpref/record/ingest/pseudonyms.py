@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from agentpref.errors import CorruptHome
-from agentpref.home import Home, replacing, sync, writing
+from agentpref.errors import AgentprefError, CorruptHome, NotKept
+from agentpref.home import Home, replacing, sync
 
 _KEY_BYTES = 32
 _NAME_BYTES = 16
@@ -34,10 +34,17 @@ class Pseudonyms:
             CorruptHome: the file does not hold keys.
             NotKept: it cannot be read or made.
         """
-        with writing(home.user_keys):
+        try:
             if not home.user_keys.exists():
                 _create(home.user_keys, os.urandom(_KEY_BYTES))
             return cls(_read(home.user_keys))
+        except AgentprefError:
+            raise  # some of ours are OSErrors too
+        except OSError as error:
+            raise NotKept(
+                f"{home.user_keys} cannot be read or made ({error.strerror}); let this user write "
+                "the folder, and read what is in it"
+            ) from error
 
     def name(self, user_id: str) -> str:
         """Return the name that a user's rows are written under: 32 hex digits."""

@@ -55,8 +55,7 @@ def backup(
         NotAHome: the folder is no home.
         ConfigError: the target is in use, no folder, or inside the home; nothing was written.
         CorruptHome: the home's database cannot be read.
-        NotKept: the copy cannot be written, or the home's spill cannot be written to its database;
-            no copy is left.
+        NotKept: the copy or the home's database cannot be written; no copy is left.
     """
     source = Home.open(home)
     place = Home.resolve(target)

@@ -132,7 +132,7 @@ def test_a_crash_before_the_spill_is_removed_stores_nothing_twice(
 def test_writing_to_a_home_that_is_gone_raises_not_kept(home: Home, writer: DurableWriter) -> None:
     writer.close()
     shutil.rmtree(home.path)
-    with pytest.raises(NotKept, match="is gone"):
+    with pytest.raises(NotKept, match="no longer exists; make a home"):
         writer.write([a_run()])
     assert not home.path.exists()
 
