@@ -7,9 +7,10 @@ reason.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from agentpref.models.tokenizer import ExampleTokenizer, Ids, Mask, TokenizedExample
@@ -44,29 +45,35 @@ class EncodedExample:
         return len(self.prompt) + sum(map(len, self.completions))
 
     def freeze(self) -> dict[str, Any]:
-        """The row as JSON values: token ids, and what losses read of the example, but no text."""
-        example = self.example
+        """The row as JSON values: its token ids, and all that a loss may read of the example.
+
+        Texts and provenance stay out.
+        """
+        example, kept_out = self.example, {"prompt", "completions", "provenance"}
+        names = [part.name for part in fields(example) if part.name not in kept_out]
         return {
             "ids": [self.prompt, *self.completions],
             "masks": self.masks,
-            "example": [example.example_id, example.origin, example.weight, example.noise],
-            "completions": [[c.label, c.author] for c in example.completions],
+            "example": {name: getattr(example, name) for name in names},
+            "completions": [replace(completion, message={}) for completion in example.completions],
         }
 
     @classmethod
     def thaw(cls, values: Mapping[str, Any]) -> EncodedExample:
         """A row that trains and scores as the frozen one; its texts are empty."""
-        example_id, origin, weight, noise = values["example"]
         completions = tuple(
-            Completion({}, label, author=author) for label, author in values["completions"]
+            Completion(**{name: _tuples(value) for name, value in completion.items()})
+            for completion in values["completions"]
         )
-        empty = Prompt("", ())
-        example = Example(
-            example_id, "", 0.0, empty, completions, origin, weight=weight, noise=noise
-        )
+        facts = {name: _tuples(value) for name, value in values["example"].items()}
+        example = Example(prompt=Prompt("", ()), completions=completions, **facts)
         prompt, *ids = map(tuple, values["ids"])
-        masks = tuple(None if mask is None else tuple(mask) for mask in values["masks"])
-        return cls(example, prompt, tuple(ids), masks)
+        return cls(example, prompt, tuple(ids), tuple(map(_tuples, values["masks"])))
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's list as the tuple that it was."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +84,10 @@ class Encoding:
     ``template_rewrites_prompt`` (it renders the prompt differently once an answer follows, so no
     token is certainly the answer's), ``template_marks_elsewhere`` (its ``{% generation %}`` blocks
     leave out some of the answer), ``special_token_inside`` (the answer's text spells a special
-    token, which would be trained as one), ``empty_completion``, ``too_long`` (the longest
-    completion and the last turn of the prompt exceed the limit: completions are never cut),
+    token, which would be trained as one), ``empty_completion``, ``loss_mask_does_not_fit`` (it is
+    not for the tokens that are trained), ``empty_loss_mask``, ``no_label`` (a completion has none,
+    or one that is not finite), ``too_long`` (the longest completion and the last turn of the prompt
+    exceed the limit: completions are never cut),
     ``same_tokens`` (two completions are equal as tokens) and ``no_mismatch`` (of a lone example).
 
     ``shortened`` counts rows whose prompt lost its oldest turns: ``prompt_shortened``.
@@ -110,6 +119,8 @@ def encode(
     for example, tokens in zip(examples, tokenized, strict=True):
         if isinstance(tokens, str):
             encoding.left_out[tokens] += 1
+        elif not all(map(_is_label, (c.label for c in example.completions))):
+            encoding.left_out["no_label"] += 1
         elif len(set(tokens.completions)) < len(tokens.completions):
             encoding.left_out["same_tokens"] += 1
         else:
@@ -128,6 +139,10 @@ def encode(
         encoding.shortened.update(["prompt_shortened"] if tokens.shortened else [])
         encoding.retokenized.update(tokens.retokenized)
     return encoding
+
+
+def _is_label(label: float | None) -> bool:
+    return label is not None and math.isfinite(label)
 
 
 def _mismatched(

@@ -47,7 +47,7 @@ class Learner:
         base: a base model of the learner's own; adapters are put into it.
         live: folder of the adapter to start from; ``None`` starts from the base.
         config: the settings of the update.
-        caches: where the scores of frozen policies are kept, by policy.
+        caches: where the scores of frozen policies are kept, by policy; none unless given.
         progress: called with ``(stage, done, total)`` as work goes on.
         team: the processes to share the work with; none unless given.
 
@@ -61,8 +61,8 @@ class Learner:
         live: Path | None,
         config: UpdateConfig,
         *,
-        caches: Mapping[adapter.Policy, LogpCache],
-        progress: Progress,
+        caches: Mapping[adapter.Policy, LogpCache] | None = None,
+        progress: Progress | None = None,
         team: Team | None = None,
     ) -> None:
         from agentpref.learn.kernels.fuse import fuse
@@ -74,7 +74,8 @@ class Learner:
         self.shortened: Counter[str] = Counter()
         self.retokenized: Counter[str] = Counter()
         self._live = None if live is None else live.name
-        self._caches, self._progress = caches, progress
+        self._caches = caches or {}
+        self._progress: Progress = progress or (lambda stage, done, total: None)
         self._team = team or Team()
         self._route: Route | None = None
         self._scored_tokens, self._scored_seconds = 0, 0.0
@@ -135,12 +136,16 @@ class Learner:
         return [tuple(p - b for p, b in zip(own, base, strict=True)) for own, base in scored]
 
     def hardness(self, examples: Sequence[Example]) -> list[float]:
-        """How wrong live is about each example: minus its margin; −∞ if it cannot be encoded."""
+        """How wrong live is about each example: minus its margin; −∞ if it cannot be encoded.
+
+        The margin is the log-ratio of the best completion less that of the worst.
+        """
         rows = self._encode(examples).rows
-        found = {
-            row.example.example_id: ratio[-1] - ratio[0]
-            for row, ratio in zip(rows, self.ratios("live", rows), strict=True)
-        }
+        found: dict[str, float] = {}
+        for row, ratios in zip(rows, self.ratios("live", rows), strict=True):
+            labels = [completion.label or 0.0 for completion in row.example.completions]
+            best, worst = (labels.index(pick(labels)) for pick in (max, min))
+            found[row.example.example_id] = ratios[worst] - ratios[best]
         return [found.get(example.example_id, -math.inf) for example in examples]
 
     def _compute(self, policy: adapter.Policy, rows: Sequence[EncodedExample]) -> list[Logps]:

@@ -114,9 +114,13 @@ class ExampleTokenizer:
             ids, objection = self._choose(completion, text)
             if isinstance(ids, str):
                 return ids
-            mask = completion.loss_mask if ids == completion.token_ids else None
-            if not ids or (mask is not None and not any(mask)):
+            mask = completion.loss_mask
+            if not ids:
                 return "empty_completion"
+            if mask is not None and (ids != completion.token_ids or len(mask) != len(ids)):
+                return "loss_mask_does_not_fit"
+            if mask is not None and not any(mask):
+                return "empty_loss_mask"
             completions.append(ids)
             masks.append(mask)
             retokenized.update([objection] if objection else [])

@@ -16,7 +16,7 @@ from agentpref.learn.adapter import Policy
 from agentpref.learn.encode import EncodedExample
 from agentpref.learn.learner import Learner
 from agentpref.learn.losses.kto import is_liked
-from agentpref.models.tokenizer import Ids, encode_prompt
+from agentpref.models.tokenizer import Ids, encode_prompt, end_tokens
 from agentpref.models.tool_calls import parse_rate
 from agentpref.prefer.strata import coarsen, stratify
 from agentpref.prove.bootstrap import Paired
@@ -241,14 +241,13 @@ def generations(
     learner: Learner, policy: Policy, prompts: Sequence[Ids], *, limit: int
 ) -> Generations:
     """What a policy writes on probe prompts, greedily and at most ``limit`` tokens each."""
-    tokenizer = learner.base.tokenizer
     answers, finite = _generate(learner, policy, prompts, limit)
-    texts = [_text(learner, ids) for ids in answers]
+    texts, ends = [_text(learner, ids) for ids in answers], _ends(learner)
     return Generations(
         distinct_2=distinct_n(answers, 2),
         mean_length=_mean_length(answers),
         empty=sum(not text.strip() for text in texts),
-        endless=sum(tokenizer.eos_token_id not in ids for ids in answers),
+        endless=sum(ends.isdisjoint(ids) for ids in answers),
         tool_parse=parse_rate(texts),
         finite=finite,
     )
@@ -285,9 +284,14 @@ def _generate(
             return_dict_in_generate=True,
         )
     finite = all(bool(torch.isfinite(step).all()) for step in out.logits)
-    end, sequences = learner.base.tokenizer.eos_token_id, out.sequences
-    rows: list[list[int]] = sequences[:, width:].tolist()
-    return [tuple(row[: row.index(end) + 1] if end in row else row) for row in rows], finite
+    ends, rows = _ends(learner), out.sequences[:, width:].tolist()
+    stops = [next((i for i, token in enumerate(row) if token in ends), limit) for row in rows]
+    return [tuple(row[: stop + 1]) for row, stop in zip(rows, stops, strict=True)], finite
+
+
+def _ends(learner: Learner) -> frozenset[int]:
+    configured = learner.base.model.generation_config
+    return end_tokens(learner.base.tokenizer, configured and configured.eos_token_id)
 
 
 def _group(keys: Sequence[K]) -> dict[K, list[int]]:

@@ -213,9 +213,10 @@ def verify(
 ) -> None:
     """Check all messages, rows and adapters.
 
-    Hashes every message and adapter again, follows every reference, and reads the spill. Exits 1 if
-    anything differs from what was recorded. Repairs nothing. A sample checks the adapters that
-    serve, and prints how many rows of each table it checked.
+    Hashes every message and adapter again, tests the columns of every run and judgement, follows
+    every reference, and reads the spill. Exits 1 if anything differs from what was recorded.
+    Repairs nothing. A sample checks the adapters that serve, and prints how many rows of each table
+    it checked.
     """
     from agentpref.record.integrity import examine
 

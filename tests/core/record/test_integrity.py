@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import orjson
@@ -210,10 +211,11 @@ def test_a_body_that_is_a_blob_is_found(connection: sqlite3.Connection) -> None:
 @pytest.mark.parametrize("sample", [None, 100])
 def test_everything_that_a_log_accepts_is_sound(home: Home, sample: int | None) -> None:
     ask, answer = [{"role": "user", "content": "x"}], {"role": "assistant", "content": None}
+    numbers: dict[str, Any] = {"model": uuid4(), "user_id": 7}  # the log makes text of them
     with Log(home.path) as log:
         first = log.record(ask, "4", params=None, token_ids=[], logprobs=[], tags=())
-        second = log.record(ask, answer, token_ids=[1], logprobs=[float("nan")], model=uuid4())
-        log.record(ask, "5", tools=[{"type": "function"}], metadata={"at": object()}, user_id=7)
+        second = log.record(ask, answer, token_ids=[1], logprobs=[float("nan")])
+        log.record(ask, "5", tools=[{"type": "function"}], metadata={"at": object()}, **numbers)
         log.feedback(first, key="k", value=[None])
         log.feedback(first, key="k", score=True, user_id="u")
         log.correct(second, "é\0")
