@@ -33,6 +33,7 @@ from agentpref.types import HELD_OUT, LORA_RANKS
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16", "4bit"]
 """The number format in which a base model is held."""
 
+_LARGEST = 2**32 - 1
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 T = TypeVar("T")
@@ -92,6 +93,10 @@ def _group(prefix: str, *, switch: str | None = None) -> Callable[[type[T]], typ
                 validate(self, **settings)
             except ValidationError as error:
                 raise _explained(kind, prefix, error.errors()[0], settings) from error
+            for name in _fields(kind):
+                value = getattr(self, name)
+                if isinstance(value, int) and value > _LARGEST:
+                    raise ConfigError(f"{prefix}{name} is {value}, but may be {_LARGEST:,} at most")
             if switch and not getattr(self, switch):
                 off = prefix + switch
                 cure = f"leave it out, or raise {off}"
@@ -224,7 +229,7 @@ class UpdateConfig:
     checked copy.
     """
 
-    seed: int = setting(0, "seed of everything random", ge=0, le=2**32 - 1)
+    seed: int = setting(0, "seed of everything random", ge=0, le=_LARGEST)
     held_out: float = setting(HELD_OUT, "share of prompts that prove and never train", gt=0, lt=1)
     batch_size: int = setting(16, "examples in a step", ge=1)
     learning_rate: float | None = setting(None, "peak rate; None: from the model's size", gt=0)
@@ -247,6 +252,10 @@ class UpdateConfig:
             ConfigError: for a key that does not exist (the nearest one is suggested) or a value
                 of the wrong type or out of range.
         """
+        if not isinstance(settings, Mapping) or not all(isinstance(k, str) for k in settings):
+            raise ConfigError(
+                f"settings are {settings!r}, but must be a mapping of names to values"
+            )
         groups = {name: field.annotation for name, field in _fields(cls).items()}
         return cls(
             **{

@@ -33,7 +33,7 @@ from agentpref.prefer.rowfiles import Found, Meter, batches, read_rows, write_ro
 from agentpref.record.database import connect, transaction, translated
 from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.ingest.redaction import Redact
-from agentpref.record.messages import Linker, RunRow, run_row
+from agentpref.record.messages import IMPORT_ID, Linker, RunRow, run_row
 from agentpref.record.store import Store
 from agentpref.types import SOURCES, Comparison, Example, Feedback, Run, Source
 
@@ -254,7 +254,7 @@ def recorded_row(record: PreferenceRecord, context: ImportContext, number: int) 
 
 
 def _content_id(*parts: object) -> str:
-    return "import-" + hashlib.blake2b(orjson.dumps(parts), digest_size=16).hexdigest()
+    return IMPORT_ID + hashlib.blake2b(orjson.dumps(parts), digest_size=16).hexdigest()
 
 
 def _add(batch: Sequence[RecordedRow], connection: sqlite3.Connection) -> Iterator[str]:

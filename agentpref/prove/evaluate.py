@@ -290,8 +290,8 @@ def _generate(
 
 
 def _ends(learner: Learner) -> frozenset[int]:
-    configured = learner.base.model.generation_config
-    return end_tokens(learner.base.tokenizer, configured and configured.eos_token_id)
+    configured: Any = learner.base.model.generation_config
+    return end_tokens(learner.base.tokenizer, getattr(configured, "eos_token_id", None))
 
 
 def _group(keys: Sequence[K]) -> dict[K, list[int]]:

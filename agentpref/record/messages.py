@@ -264,6 +264,9 @@ class RunRow(NamedTuple):
 StoredRecord: TypeAlias = "RunRow | Feedback | Comparison"
 """What goes into the database, checked, redacted and under pseudonyms."""
 
+IMPORT_ID = "import-"
+"""How the ids of imported rows begin, which are hashes of their content."""
+
 RUN_COLUMNS = RunRow._fields[:-1]
 FEEDBACK_COLUMNS = tuple(field.name for field in fields(Feedback))
 COMPARISON_COLUMNS = tuple(field.name for field in fields(Comparison))

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agentpref.errors import ConfigError
+from agentpref.errors import ConfigError, InvalidMessage
 from agentpref.record.log import Log
 from agentpref.serve.backend import FinishReason, GenerationRequest, Reply
 from agentpref.serve.router import Router
@@ -93,7 +93,7 @@ class Chat:
             ConfigError: a sampling setting is out of range.
             ServingError: the engine failed; nothing is recorded.
         """
-        request = GenerationRequest(tuple(messages), tuple(tools), **sampling)
+        request = _request(messages, tools, sampling)
         reply = self.router.generate(request, thread_id=thread_id)
         return self._record(request, reply, thread_id, trace_id, user_id, tags, metadata)
 
@@ -114,7 +114,7 @@ class Chat:
         The request is checked and admitted when the first piece is asked for. A stream that is
         closed early stops the engine, and its answer is not recorded.
         """
-        request = GenerationRequest(tuple(messages), tuple(tools), **sampling)
+        request = _request(messages, tools, sampling)
         for piece in self.router.stream(request, thread_id=thread_id):
             if isinstance(piece, Reply):
                 yield self._record(request, piece, thread_id, trace_id, user_id, tags, metadata)
@@ -164,3 +164,16 @@ class Chat:
             metadata=metadata,
         )
         return ChatReply(run_id, reply.revision, reply.message, reply.finish_reason)
+
+
+def _request(
+    messages: Sequence[Message] | str, tools: Sequence[Tool], sampling: Mapping[str, Any]
+) -> GenerationRequest:
+    if isinstance(messages, str):
+        raise InvalidMessage(
+            f"messages is the text {messages[:80]!r}; pass a list such as "
+            "[{'role': 'user', 'content': …}]"
+        )
+    if unknown := sorted(sampling.keys() - set(_SAMPLING)):
+        raise ConfigError(f"{unknown[0]!r} is no sampling setting; known: {', '.join(_SAMPLING)}")
+    return GenerationRequest(tuple(messages), tuple(tools), **sampling)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from agentpref.config import UpdateConfig
     from agentpref.types import Example
 
+
 @dataclass(frozen=True, slots=True)
 class LossInputs:
     """The examples of one forward pass, all with n completions, and their log-probabilities.

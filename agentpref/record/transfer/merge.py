@@ -31,7 +31,7 @@ from agentpref.record.deletion.forget import Forgotten, adopt
 from agentpref.record.deletion.removal import MERGE_COPY, merge_lock
 from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.integrity import examine, examine_spill
-from agentpref.record.messages import COMPARISON_COLUMNS, FEEDBACK_COLUMNS, RUN_COLUMNS
+from agentpref.record.messages import COMPARISON_COLUMNS, FEEDBACK_COLUMNS, IMPORT_ID, RUN_COLUMNS
 from agentpref.record.spill import drain
 from agentpref.record.transfer.backup import copy_database
 from agentpref.types import Progress
@@ -233,7 +233,8 @@ class _Table(NamedTuple):
             for run in self.runs
         )
         return f"""INSERT INTO batch SELECT theirs.rowid, CASE
-            WHEN ours.rowid IS NOT NULL THEN iif(({ours}) IS ({theirs}), 'known', 'conflicts')
+            WHEN ours.rowid IS NOT NULL THEN iif(({ours}) IS ({theirs})
+                OR {self.name}_id GLOB '{IMPORT_ID}*', 'known', 'conflicts')
             WHEN EXISTS (SELECT 1 FROM main.forgotten
                 WHERE user_id = theirs.user_id AND at >= theirs.created_at)
                 {"".join(is_gone)} THEN 'forgotten'

@@ -14,6 +14,7 @@ from agentpref.prove.metrics import (
     distinct_n,
     evenly,
     length_ratio,
+    recovery,
     thumb_margins,
 )
 
@@ -81,6 +82,11 @@ def test_the_matrix_and_its_metrics_are_reported_together() -> None:
 def test_a_matrix_of_the_wrong_shape_is_refused(rows: tuple[tuple[float, ...], ...]) -> None:
     with pytest.raises(UpdateError, match="needs 2 rows of 1"):
         RMatrix(("a",), rows)
+
+
+def test_recovery_is_the_closed_share_of_the_gap() -> None:
+    assert recovery(0.8, naive=0.6, joint=0.9) == pytest.approx(2 / 3)
+    assert recovery(0.8, naive=0.9, joint=0.9) is None
 
 
 def test_distinct_2_counts_bigrams_over_the_whole_set() -> None:
