@@ -176,7 +176,7 @@ class _Update:
         # 2. The base model, and the update that was interrupted, if one was.
         base, started, needed = None, None, dict[str, Any]()
         if is_new or self.checkpoint.path.exists():
-            self.checks = self._checks()  # a broken check is reported before any work
+            self.checks = self._checks()  # a broken check or loss is reported before any work
             base = self._load_base(live)
             needed = checkpoints.conditions(self.namespace, serving.live, base, self.config)
             started = self._started(base, needed, examples)
@@ -201,15 +201,18 @@ class _Update:
         return report
 
     def _checks(self) -> Mapping[str, UserCheck]:
+        from agentpref.learn.losses import load_loss
         from agentpref.prove.checks import installed_checks
 
+        for kind in (self.config.loss.kind, self.config.thumbs.kind):
+            load_loss(kind)
         return installed_checks() if self.checks is None else self.checks
 
     def _load_base(self, live: Revision | None) -> BaseModel:
         from agentpref.models.base import load_base
 
         self.progress(LOADING, 0, 1)
-        base = load_base(self.model, held_in=self.config.precision)
+        base = load_base(self.model, precision=self.config.precision)
         self.progress(LOADING, 1, 1)
         if live is not None:
             trained_on, parts = live.manifest["base"], ("digest", "template_digest")

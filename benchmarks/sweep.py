@@ -206,7 +206,7 @@ class Stream:
         learner.fit(rows.trained, new=len(rows.new))
 
     def _learner(self, live: Path | None) -> Learner:
-        base = load_base(self._model, held_in=self._config.precision)
+        base = load_base(self._model, precision=self._config.precision)
         known = LogpCache(self._connection, base.numbers, BASE)
         return Learner(base, live, self._config, caches={"base": known}, progress=_silent)
 

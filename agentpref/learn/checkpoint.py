@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -26,7 +25,7 @@ import orjson
 
 from agentpref.config import UpdateConfig
 from agentpref.errors import UnusableState
-from agentpref.home import sync
+from agentpref.home import replacing
 from agentpref.learn.data import UpdateData
 from agentpref.learn.objective import StepResult, TrainingRow
 from agentpref.models.base import BaseModel
@@ -265,15 +264,14 @@ def waiting(folder: Path) -> list[Header]:
 
 def sweep(folder: Path) -> None:
     """Remove what a kill in the middle of a save left. Call it with the home locked."""
-    for part in folder.glob("*.part"):
-        part.unlink()
+    for draft in folder.glob(".*"):
+        draft.unlink()
     _remove_empty(folder)
 
 
 def remove(path: Path) -> None:
     """Remove a state, and its folder with the last one."""
     path.unlink(missing_ok=True)
-    path.with_suffix(".part").unlink(missing_ok=True)
     _remove_empty(path.parent)
 
 
@@ -336,15 +334,8 @@ def _write(path: Path, state: TrainingState, about: Mapping[str, Any]) -> None:
         }
     ).decode()
     path.parent.mkdir(mode=0o700, exist_ok=True)
-    part = path.with_suffix(".part")
-    try:
-        save_file(tensors, part, metadata={"state": body, "digest": _seal(body, tensors)})
-        sync(part)
-        os.replace(part, path)
-        sync(path.parent)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
+    with replacing(path) as draft:
+        save_file(tensors, draft, metadata={"state": body, "digest": _seal(body, tensors)})
 
 
 def _seal(body: str, tensors: Mapping[str, Tensor]) -> str:

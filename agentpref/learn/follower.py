@@ -54,7 +54,7 @@ def _attach(order: Mapping[str, Any], team: Team) -> Learner | None:
     """Load the model that the main process has, and report whether that worked."""
     learner, failure = None, ""
     try:
-        base = load_base(order["model"], held_in=order["precision"])
+        base = load_base(order["model"], precision=order["precision"])
         if base.numbers != order["numbers"]:
             raise UpdateError(
                 f"{order['model']!r} is a different model here than in the first process; give all "

@@ -66,10 +66,10 @@ class BaseModel:
         }
 
 
-def load_base(name: str, *, held_in: Precision | None = None) -> BaseModel:
+def load_base(name: str, *, precision: Precision | None = None) -> BaseModel:
     """Load a base model by the bundled name ``"tiny"``, a folder, or a model hub's name.
 
-    Weights are read from safetensors only, and remote code is never run. Without ``held_in``, the
+    Weights are read from safetensors only, and remote code is never run. Without ``precision``, the
     base is held in float32 on a CPU and in bfloat16 on a GPU.
 
     Raises:
@@ -89,15 +89,15 @@ def load_base(name: str, *, held_in: Precision | None = None) -> BaseModel:
     gpu = torch.cuda.is_available()
     with _quiet(transformers):
         tokenizer = load_tokenizer(name, path)
-        held = choose_precision(held_in or ("bfloat16" if gpu else "float32"), gpu=gpu)
+        chosen = choose_precision(precision or ("bfloat16" if gpu else "float32"), gpu=gpu)
         with _translating_errors(name):
             model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                path, use_safetensors=True, **precision_options(held)
+                path, use_safetensors=True, **precision_options(chosen)
             )
-    if held != "4bit":  # 4-bit weights are on the GPU already, and cannot be moved
+    if chosen != "4bit":  # 4-bit weights are on the GPU already, and cannot be moved
         model.to("cuda" if gpu else "cpu")
     model.eval().requires_grad_(False)
-    return BaseModel(name, path, model, tokenizer, *base_digests(path), held)
+    return BaseModel(name, path, model, tokenizer, *base_digests(path), chosen)
 
 
 def load_tokenizer(name: str, path: Path) -> PreTrainedTokenizerBase:

@@ -138,9 +138,30 @@ class Updates:
         ).fetchone()
         if row is None:
             which = f"no update {update_id!r}" if update_id else "no update yet"
-            raise UpdateError(f"namespace {namespace!r} has {which}; run 'agentpref update' first")
-        report: dict[str, Any] = orjson.loads(row[0])
+            cure = "leave the id out for the last" if update_id else "run 'agentpref update' first"
+            raise UpdateError(f"namespace {namespace!r} has {which}; {cure}")
+        report: dict[str, Any] = _renamed(orjson.loads(row[0]))
         return report
+
+
+_NEW_NAMES = {
+    "holds": "passed",
+    "words": "message",
+    "retokenised": "retokenized",
+    "old_examined": "old_evaluated",
+    "old_examined_thumbs": "old_evaluated_thumbs",
+    "examined_thumbs": "evaluated_thumbs",
+}
+"""Keys of reports that 0.1.0 wrote, and what they are called since."""
+
+
+def _renamed(value: Any) -> Any:
+    """A report with its keys as they are called now."""
+    if isinstance(value, list):
+        return [_renamed(item) for item in value]
+    if isinstance(value, dict):
+        return {_NEW_NAMES.get(name, name): _renamed(item) for name, item in value.items()}
+    return value
 
 
 _USED = """

@@ -144,7 +144,7 @@ class Pins:
 
     def _paths(self, name: str) -> dict[Path, str]:
         if not is_revision_id(name):
-            raise RevisionError(f"{name!r} is not a revision's name; list() gives the valid ones")
+            raise RevisionError(f"{name!r} is not a revision's name; see `agentpref adapters list`")
         return {self._folder / f"{name}@{key}": place for key, place in self._places.items()}
 
     @contextmanager

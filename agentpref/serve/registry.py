@@ -234,7 +234,7 @@ class Registry:
         if not (0 < weight <= 1 if revision_id is not None else weight == 0):
             raise RevisionError(
                 f"canary weight {weight!r} of {revision_id} is out of range; give a share above 0 "
-                f"and at most 1, or end the canary with canary(None, 0)"
+                "and at most 1, or end it with `agentpref adapters canary --end`"
             )
         with self._changing(revision_id or BASE, expected_generation) as (connection, state):
             new = state._replace(canary=revision_id, weight=float(weight))
@@ -330,7 +330,7 @@ class Registry:
         if row is None:
             raise UnknownRevision(
                 f"namespace {self.namespace!r} has no revision {revision_id!r}; "
-                f"list() gives those it has"
+                "see `agentpref adapters list`"
             )
         return self._revision(row)
 

@@ -36,7 +36,7 @@ def learner_for(job: jobs.Job, folder: Path, dtype: Precision) -> Learner:
         loss=LossSettings(beta=job.beta, nll=0.0, nll_on_corrections=0.0),
         kl=KLSettings(weight=0.0),
     )
-    base = load_base(job.base, held_in=dtype)
+    base = load_base(job.base, precision=dtype)
     learner = Learner(base, None, config, caches={}, progress=lambda stage, done, total: None)
     _start_from(learner, folder / "init.safetensors")
     return learner

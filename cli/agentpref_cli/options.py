@@ -46,6 +46,7 @@ HeldOut = Annotated[
 SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 """The length of each unit that an age may have."""
 
+_TOML_WORDS = ("true", "false", "inf", "nan")
 _AGE = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])", re.ASCII)
 
 
@@ -126,7 +127,7 @@ def parse_since(text: str, now: float, option: str) -> float:
 def read_settings(file: Path | None, assignments: Sequence[str]) -> dict[str, Any]:
     """Read the settings of a TOML file, overlaid with each ``KEY=VALUE`` in turn.
 
-    Values are written as in TOML: ``0.2``, ``3``, ``true``, ``"ipo"``, ``[0.8, 1.25]``.
+    Values are TOML (``0.2``, ``3``, ``true``, ``[0.8, 1.25]``) or one word (``ipo``).
 
     Raises:
         ConfigError: the file or an assignment cannot be read; the message names it.
@@ -144,11 +145,14 @@ def read_settings(file: Path | None, assignments: Sequence[str]) -> dict[str, An
         for assignment in assignments:
             if "=" not in assignment or "\n" in assignment:
                 raise ValueError("it needs a = and must be one line")
+            name, _, value = assignment.partition("=")
+            if re.fullmatch(r"[A-Za-z_]\w*", value.strip()) and value.strip() not in _TOML_WORDS:
+                assignment = f"{name} = '{value.strip()}'"  # a bare word is text
             _overlay(settings, tomllib.loads(assignment))
     except ValueError as error:
         raise ConfigError(
             f"--set {assignment!r} is not KEY=VALUE with VALUE as in TOML, e.g. loss.beta=0.2 or "
-            f"loss.kind='\"ipo\"' ({error})"
+            f"loss.kind=ipo ({error})"
         ) from error
     return settings
 

@@ -84,14 +84,8 @@ def table(
 
 def show_checks(checks: Sequence[Mapping[str, Any]]) -> None:
     """Print the checks of a report: the name of each, whether it passed, and its message."""
-    rows = [(check["name"], *read_check(check)) for check in checks]
+    rows = [(check["name"], check["passed"], check["message"]) for check in checks]
     table(("check", "passed", "message"), rows, styles={"yes": GOOD, "no": BAD})
-
-
-def read_check(check: Mapping[str, Any]) -> tuple[bool, str]:
-    """Whether a check passed, and its message. Reports up to 0.1.0 call these holds and words."""
-    old = "holds" in check
-    return check["holds" if old else "passed"], check["words" if old else "message"]
 
 
 def facts(values: Mapping[str, object]) -> None:

@@ -41,20 +41,20 @@ def logits(model, layers: Layers, shares: list[Share], tokens=TOKENS):
         return model(input_ids=tokens).logits.float()
 
 
-def of_peft(base: str, folder: Path, held_in: Precision = "float32"):
-    peft = PeftModel.from_pretrained(load_base(base, held_in=held_in).model, str(folder))
+def of_peft(base: str, folder: Path, precision: Precision = "float32"):
+    peft = PeftModel.from_pretrained(load_base(base, precision=precision).model, str(folder))
     with torch.inference_mode():
         return peft(input_ids=TOKENS).logits.float()
 
 
-@pytest.mark.parametrize("held_in", ["float32", "bfloat16"])
-def test_logits_are_those_of_peft(served: Served, held_in: Precision) -> None:
-    model = load_base(served.base, held_in=held_in).model
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_logits_are_those_of_peft(served: Served, precision: Precision) -> None:
+    model = load_base(served.base, precision=precision).model
     layers = Layers(model)
     revision = get(served)
     adapter = layers.read(revision.revision_id, revision.path)
     ours = logits(model, layers, [Share(adapter, 0, 4)])
-    assert torch.allclose(ours, of_peft(served.base, revision.path, held_in), atol=1e-4)
+    assert torch.allclose(ours, of_peft(served.base, revision.path, precision), atol=1e-4)
 
 
 @pytest.mark.parametrize("rslora", [False, True])

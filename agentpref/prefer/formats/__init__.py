@@ -45,6 +45,14 @@ class PreferenceRecord:
     labels: tuple[float, ...]
     tag: str | None = None
 
+    def __post_init__(self) -> None:
+        numbers = all(isinstance(label, int | float) for label in self.labels)
+        if not self.completions or len(self.labels) != len(self.completions) or not numbers:
+            raise ExchangeError(
+                f"its format gave {len(self.completions)} completions and the labels "
+                f"{self.labels!r}; each completion needs a number"
+            )
+
     def redacted(self, redact: Redact) -> PreferenceRecord:
         """Put every text through ``redact``, and compute the prompt's id anew.
 

@@ -183,7 +183,7 @@ def _training(report: Mapping[str, Any]) -> Iterator[str]:
 
 def _not_as_logged(report: Mapping[str, Any]) -> Iterator[str]:
     """Count, by reason, the rows that were left out or changed."""
-    for name in ("left_out", "shortened", "retokenized", "retokenised"):  # the last one: 0.1.0
+    for name in ("left_out", "shortened", "retokenized"):
         for reason, count in report.get(name, {}).items():
             yield f"{_plain(name)}, {REASONS.get(reason, _plain(reason))}: {count}"
 

@@ -287,7 +287,7 @@ class Arms:
         return RMatrix(tuple(held_out), tuple(rows))
 
     def _learner(self, name: str, live: Path | None, config: UpdateConfig) -> Learner:
-        base = load_base(MODEL, held_in=self.config.precision)
+        base = load_base(MODEL, precision=self.config.precision)
         caches: dict[Policy, LogpCache] = {"base": LogpCache(self.connection, base.numbers, BASE)}
         if live is not None and is_revision_id(live.name):
             caches["live"] = LogpCache(self.connection, base.numbers, live.name)

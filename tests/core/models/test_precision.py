@@ -55,7 +55,7 @@ def test_four_bits_are_asked_of_transformers(monkeypatch):
 
 
 def test_a_base_is_held_in_what_was_asked_and_its_scores_stand_apart(random_base):
-    wide, narrow = (load_base(str(random_base), held_in=held) for held in ("float32", "bfloat16"))
+    wide, narrow = (load_base(str(random_base), precision=held) for held in ("float32", "bfloat16"))
     assert (wide.model.dtype, narrow.model.dtype) == (torch.float32, torch.bfloat16)
     assert wide.numbers != narrow.numbers
     assert wide.identity == narrow.identity

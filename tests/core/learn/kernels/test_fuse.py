@@ -180,7 +180,7 @@ def test_a_trained_adapter_in_bfloat16_is_fused_like_a_fresh_one(random_base):
 
     fused = []
     for trained in (False, True):
-        base = load_base(str(random_base), held_in="bfloat16")
+        base = load_base(str(random_base), precision="bfloat16")
         model = adapter.attach(base, None, LoraSettings(), seed=0)
         if trained:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
