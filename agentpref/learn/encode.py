@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from agentpref.models.tokenizer import ExampleTokenizer, Ids, Mask, TokenizedExample
@@ -55,7 +55,7 @@ class EncodedExample:
             "ids": [self.prompt, *self.completions],
             "masks": self.masks,
             "example": {name: getattr(example, name) for name in names},
-            "completions": [replace(completion, message={}) for completion in example.completions],
+            "completions": [asdict(replace(c, message={})) for c in example.completions],
         }
 
     @classmethod

@@ -157,8 +157,8 @@ def test_no_setting_accepts_a_value_of_another_type_in_python(
         *(
             (
                 {"loss": {"kind": kind, "noise": noise}},
-                rf"loss\.noise is {noise}, but has no effect, since loss\.kind '{kind}' has no "
-                r"noise term: leave it out, or set loss\.kind to 'robust' or 'sigmoid'",
+                rf"loss\.noise is {noise}, but has no effect, since loss\.kind '{kind}' does not "
+                r"read it: leave it out, or set another loss\.kind",
             )
             for kind in ("hinge", "ipo", "ipo_sum", "apo_zero")
             for noise in (0.0, 0.1)
@@ -215,13 +215,41 @@ def test_settings_that_go_together_are_accepted(settings: dict[str, Any]) -> Non
     assert UpdateConfig.from_mapping(config.to_mapping()) == config
 
 
-def test_every_registered_loss_of_pairs_may_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    registered = (*plugins.names(plugins.LOSSES), "a_strangers_loss")
-    monkeypatch.setattr(module.plugins, "names", lambda group: registered)
-    for kind in set(registered) - {"kto"}:
+def test_every_registered_loss_of_pairs_may_be_chosen() -> None:
+    for kind in set(plugins.names(plugins.LOSSES)) - {"kto"}:
         assert LossSettings(kind=kind).kind == kind
-    with pytest.raises(ConfigError, match=r"loss\.kind is 'kto', but must be .*a_strangers_loss"):
+
+
+def test_a_loss_is_refused_for_examples_that_it_is_not_for() -> None:
+    with pytest.raises(ConfigError, match=r"loss\.kind is 'kto', a loss of lone thumbs"):
         LossSettings(kind="kto")
+    with pytest.raises(ConfigError, match=r"thumbs\.kind is 'ipo', a loss of pairs"):
+        ThumbSettings(kind="ipo")
+
+
+def test_a_setting_that_a_strangers_loss_does_not_read_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Ranked:
+        lone, reads = False, frozenset({"beta"})
+
+    monkeypatch.setattr(module.plugins, "names", lambda group: ("ranked", "sigmoid"))
+    monkeypatch.setattr(module.plugins, "load", lambda group, name: Ranked)
+    assert LossSettings(kind="ranked", beta=0.2).beta == 0.2
+    for name, value in (("wpo", True), ("nll", 0.3), ("noise", 0.1)):
+        with pytest.raises(ConfigError, match=rf"loss\.{name} is .* 'ranked' does not read it"):
+            LossSettings(kind="ranked", **{name: value})
+
+
+def test_a_whole_number_that_no_machine_holds_is_refused() -> None:
+    with pytest.raises(ConfigError, match="batch_size is 1180591620717411303424, but may be"):
+        UpdateConfig(batch_size=2**70)
+
+
+@pytest.mark.parametrize("settings", [[1], "seed=1", {1: 2}])
+def test_settings_that_are_no_mapping_of_names_are_refused(settings: object) -> None:
+    with pytest.raises(ConfigError, match="must be a mapping of names to values"):
+        UpdateConfig.from_mapping(settings)
 
 
 def test_ranks_and_the_held_out_share_are_those_of_the_types() -> None:

@@ -154,22 +154,40 @@ def test_a_loss_mask_is_kept_with_the_logged_tokens_it_belongs_to(pairs, tokeniz
     mask = (False, True) * (len(ids) // 2) + (True,) * (len(ids) % 2)
     masked = with_completions(pairs[0], {"token_ids": ids, "loss_mask": mask})
     assert encode_one(masked, tokenizer).masks == (mask, None)
-    foreign = with_completions(masked, {"token_ids": (*ids[:-1], 10**6)})
-    found = encode([foreign], tokenizer, max_length=512)
-    assert (found.rows[0].completions[0], found.rows[0].masks) == (ids, (None, None))
-    assert found.retokenized == {"foreign_token_ids": 1}
+
+
+@pytest.mark.parametrize("change", ["another length", "other tokens", "no tokens"])
+def test_an_example_whose_loss_mask_does_not_fit_is_left_out(pairs, tokenizer, change):
+    ids = encode_one(pairs[0], tokenizer).completions[0]
+    logged = {"another length": ids, "other tokens": (*ids[:-1], 10**6), "no tokens": None}[change]
+    mask = (True,) * (len(ids) + (change == "another length"))
+    masked = with_completions(pairs[0], {"token_ids": logged, "loss_mask": mask})
+    found = encode([masked], tokenizer, max_length=512)
+    assert (found.rows, found.left_out) == ([], {"loss_mask_does_not_fit": 1})
 
 
 def test_a_loss_mask_that_trains_no_token_is_counted(pairs, tokenizer):
     ids = encode_one(pairs[0], tokenizer).completions[0]
     masked = with_completions(pairs[0], {"token_ids": ids, "loss_mask": (False,) * len(ids)})
-    assert encode([masked], tokenizer, max_length=512).left_out == {"empty_completion": 1}
+    assert encode([masked], tokenizer, max_length=512).left_out == {"empty_loss_mask": 1}
+
+
+@pytest.mark.parametrize("label", [None, float("nan"), float("inf")])
+def test_an_example_without_a_finite_label_is_left_out(pairs, tokenizer, label):
+    unlabelled = with_completions(pairs[0], {"label": label})
+    assert encode([unlabelled], tokenizer, max_length=512).left_out == {"no_label": 1}
 
 
 def test_a_frozen_row_keeps_its_tokens_and_what_losses_read_but_no_text(pairs, tokenizer):
     ids = encode_one(pairs[0], tokenizer).completions[0]
-    masked = {"token_ids": ids, "loss_mask": (True,) * (len(ids) - 1) + (False,), "author": "rev-1"}
-    example = replace(with_completions(pairs[0], masked), origin="judge", weight=0.3, noise=0.21)
+    masked = {
+        "token_ids": ids,
+        "logprobs": (-0.5,) * len(ids),
+        "loss_mask": (True,) * (len(ids) - 1) + (False,),
+        "author": "rev-1",
+    }
+    changes = {"weight": 0.3, "noise": 0.21, "tag": "style", "trace_id": "t", "run_at": 7.0}
+    example = replace(with_completions(pairs[0], masked), origin="judge", **changes)
     row = encode_one(example, tokenizer)
     frozen = orjson.dumps(row.freeze())
     found = EncodedExample.thaw(orjson.loads(frozen))
@@ -179,9 +197,9 @@ def test_a_frozen_row_keeps_its_tokens_and_what_losses_read_but_no_text(pairs, t
         row.masks,
     )
     assert (found.width, found.own) == (row.width, row.own)
-    for name in ("example_id", "origin", "weight", "noise", "lone"):
+    for name in ("example_id", "namespace", "created_at", "origin", "lone", *changes):
         assert getattr(found.example, name) == getattr(row.example, name), name
     for mine, other in zip(found.example.completions, example.completions, strict=True):
-        assert (mine.label, mine.author) == (other.label, other.author)
+        assert mine == replace(other, message={})
     assert orjson.dumps(found.freeze()) == frozen
     assert not any(text in frozen for text in (b"yes", b"Question"))

@@ -10,7 +10,7 @@ import pytest
 from agentpref.config import UpdateConfig
 from agentpref.errors import TrainingDiverged
 from benchmarks import sweep
-from benchmarks.sweep import Night, Point, Sizes
+from benchmarks.sweep import Point, Sizes, Stage
 
 TOY = ["--rates", "1e-2,5e-2", "--betas", "0.3", "--streams", "systems", "--seeds", "0"]
 STAGES = sorted({stage for stream in sweep.STREAMS.values() for stage in stream})
@@ -38,20 +38,20 @@ def test_a_toy_grid_runs_from_end_to_end(run, monkeypatch):
     assert slow["by_stream"]["systems"]["acc"] == slow["acc"]
     assert slow["spread"] == 0, "of one seed"
 
-    monkeypatch.setattr(sweep.Stream, "_live_through", lambda *_: pytest.fail("was run already"))
+    monkeypatch.setattr(sweep.Stream, "_run_updates", lambda *_: pytest.fail("was run already"))
     again, _ = run(*TOY, "--resume")
     assert again == figures
 
 
 def test_a_point_that_diverges_is_told_and_the_others_go_on(run, monkeypatch):
-    whole = sweep.Stream._live_through
+    whole = sweep.Stream._run_updates
 
     def live_through(stream, folder):
         if stream._config.learning_rate == 5e-2:
             raise TrainingDiverged("the loss became nan")
         return whole(stream, folder)
 
-    monkeypatch.setattr(sweep.Stream, "_live_through", live_through)
+    monkeypatch.setattr(sweep.Stream, "_run_updates", live_through)
     slow, fast = run(*TOY)[0]["points"]
     assert "acc" in slow
     assert fast["diverged"] == ["systems/0"]
@@ -88,7 +88,7 @@ def test_an_update_has_enough_statements_and_its_held_out_ones_are_fixed(stage):
 
 def test_too_few_statements_are_told():
     with pytest.raises(ValueError, match=r"risk-seeking has \d+ .* 5000 and 2 are asked for"):
-        sweep.pairs_of(Night("risk-seeking"), Sizes(5000, 2), UpdateConfig())
+        sweep.pairs_of(Stage("risk-seeking"), Sizes(5000, 2), UpdateConfig())
 
 
 def test_the_spread_is_that_of_the_seeds_and_not_of_the_streams():

@@ -216,6 +216,6 @@ def test_an_unknown_option_is_refused_before_the_engine_is_asked(
     chat: Chat, backend: FakeBackend
 ) -> None:
     for ask in (chat.reply, lambda *a, **k: list(chat.stream(*a, **k))):
-        with pytest.raises(TypeError, match="temprature"):
+        with pytest.raises(ConfigError, match="'temprature' is no sampling setting"):
             ask(ASK, temprature=0.5)
     assert ("generate", "base") not in backend.calls

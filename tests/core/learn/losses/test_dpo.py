@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agentpref.learn.losses import LossInputs
 from agentpref.learn.losses.dpo import dpo_loss
-from agentpref.learn.losses.pairwise import reward_margin
 
 margins = st.floats(-200, 200, allow_nan=False)
 
@@ -26,12 +26,10 @@ def test_conservative_loss_by_hand():
 
 
 def test_torchtune_published_values():
-    margin = reward_margin(
-        torch.tensor([-0.5, -10.0, -1.0]),
-        torch.tensor([-0.1, -30.0, -21.0]),
-        torch.tensor([-0.5, -10.1, -0.1]),
-        torch.tensor([-0.1, -20.1, -0.1]),
-    )
+    policy = torch.tensor([[-0.5, -0.1], [-10.0, -30.0], [-1.0, -21.0]])
+    reference = torch.tensor([[-0.5, -0.1], [-10.1, -20.1], [-0.1, -0.1]])
+    ratios = LossInputs((), policy, reference, torch.ones_like(policy)).ratios
+    margin = ratios[:, 0] - ratios[:, 1]
     expected = torch.tensor([0.6931, 0.3133, 0.1269])
     torch.testing.assert_close(dpo_loss(margin, beta=0.1), expected, atol=1e-4, rtol=0)
 

@@ -47,6 +47,7 @@ def installed(monkeypatch):
     offered = [
         EntryPoint("proximal", f"{__name__}:Proximal", group),
         EntryPoint("quiet", f"{__name__}:Quiet", group),
+        EntryPoint("notaloss", "builtins:dict", group),
         EntryPoint("broken", "no_such_package.losses:Loss", group),
     ]
 
@@ -81,9 +82,14 @@ def test_a_loss_that_cannot_be_imported_names_its_package(installed):
         load_loss("broken")
 
 
-def test_only_losses_with_a_noise_term_take_noise():
-    taking = {kind for kind in plugins.names(plugins.LOSSES) if load_loss(kind).takes_noise}
-    assert taking == {"sigmoid", "robust"}
+def test_only_losses_with_a_noise_term_read_the_noise():
+    reading = {kind for kind in plugins.names(plugins.LOSSES) if "noise" in load_loss(kind).reads}
+    assert reading == {"sigmoid", "robust"}
+
+
+def test_what_is_registered_must_be_a_loss(installed):
+    with pytest.raises(ConfigError, match=r"'notaloss' .* must be a subclass of Loss"):
+        load_loss("notaloss")
 
 
 def live_folder(make_learner, pairs, folder):

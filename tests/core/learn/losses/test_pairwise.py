@@ -18,7 +18,7 @@ from agentpref.learn.losses.dpo import Sigmoid, dpo_loss
 from agentpref.learn.losses.hinge import hinge_loss
 from agentpref.learn.losses.ipo import ipo_loss
 from agentpref.learn.losses.kto import kto_loss
-from agentpref.learn.losses.pairwise import nll_anchor, reward_margin, wpo_weight
+from agentpref.learn.losses.pairwise import nll_anchor, wpo_weight
 from agentpref.learn.losses.robust import robust_loss
 from tests.core.learn.examples import make_group, make_pair, with_completions
 
@@ -26,11 +26,6 @@ margins = st.floats(-200, 200, allow_nan=False)
 KINDS = ("sigmoid", "robust", "ipo", "ipo_sum", "hinge", "apo_zero")
 GRADES = {"four": 1.0, "about four": 0.7, "five": 0.2, "six": 0.2}
 RATIOS = (1.5, -0.5, 0.25, -2.0)
-
-
-def test_margin_by_hand():
-    margin = reward_margin(*map(torch.tensor, ([-1.0], [-3.0], [-2.0], [-2.5])))
-    assert margin.tolist() == [1.5]  # (-1 + 2) - (-3 + 2.5)
 
 
 def test_wpo_weight_is_the_mean_likelihood_of_a_token():
