@@ -76,16 +76,13 @@ class UpdateData:
             UnusableState: an example is gone or has changed, or ``frozen`` is damaged.
         """
         known = {example.example_id: example for example in examples}
+
+        def found(name: str) -> tuple[Example, ...]:
+            held_out = "held_out" in name
+            return tuple(_find(facts, known, held_out=held_out) for facts in frozen[name])
+
         try:
-            return cls(
-                **{
-                    part.name: tuple(
-                        _find(facts, known, held_out="held_out" in part.name)
-                        for facts in frozen[part.name]
-                    )
-                    for part in fields(cls)
-                }
-            )
+            return cls(**{part.name: found(part.name) for part in fields(cls)})
         except UnusableState:
             raise
         except (KeyError, TypeError, ValueError) as error:
@@ -141,10 +138,7 @@ def prepare(
         config: the settings of replay and gate, and the seed.
     """
     new = available.new if started is None else started.new
-    if started is not None:
-        lone = [example for example in started.old if example.lone]
-    else:
-        lone = _draw(available, config, lone=True)
+    lone = _draw(available, started, config, lone=True)
     # Lone examples are encoded together: even a single new one then finds its mismatch.
     rows = learner.encode([*new, *lone])
     ids = {example.example_id for example in new}
@@ -152,10 +146,7 @@ def prepare(
     old_lone = [row for row in rows if row.example.example_id not in ids]
     if not new_rows:
         return UpdateRows(started or UpdateData(new, (), available.new_held_out, ()))
-    if started is not None:
-        compared = [example for example in started.old if not example.lone]
-    else:
-        compared = _draw(available, config, lone=False, learner=learner)
+    compared = _draw(available, started, config, lone=False, learner=learner)
     old_rows = [*learner.encode(compared), *old_lone]
     data = started or UpdateData(
         new,
@@ -175,25 +166,28 @@ def prepare(
 
 
 def _draw(
-    available: UpdateData, config: UpdateConfig, *, lone: bool, learner: Learner | None = None
+    available: UpdateData,
+    started: UpdateData | None,
+    config: UpdateConfig,
+    *,
+    lone: bool,
+    learner: Learner | None = None,
 ) -> list[Example]:
-    """Old examples to replay, of one kind.
+    """Old examples to replay, of one kind: those that an interrupted update had drawn, or new ones.
 
     How hard a lone example is depends on its mismatch, so those are drawn uniformly.
     """
+    if started is not None:
+        return [example for example in started.old if example.lone is lone]
     new = [example for example in available.new if example.lone is lone]
     old = [example for example in available.old if example.lone is lone]
     return draw(
         by_stratum(old),
         replay_size(len(new), config.replay),
         hard_share=0.0 if learner is None else config.replay.hard_share,
-        hardness=_zeros if learner is None else learner.hardness,
+        hardness=(lambda few: [0.0] * len(few)) if learner is None else learner.hardness,
         rng=random.Random(config.seed),
     )
-
-
-def _zeros(examples: Sequence[Example]) -> list[float]:
-    return [0.0] * len(examples)
 
 
 def replay_size(new: int, settings: ReplaySettings) -> int:

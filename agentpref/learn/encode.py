@@ -119,7 +119,7 @@ def encode(
     for example, tokens in zip(examples, tokenized, strict=True):
         if isinstance(tokens, str):
             encoding.left_out[tokens] += 1
-        elif not all(map(_is_label, (c.label for c in example.completions))):
+        elif any(c.label is None or not math.isfinite(c.label) for c in example.completions):
             encoding.left_out["no_label"] += 1
         elif len(set(tokens.completions)) < len(tokens.completions):
             encoding.left_out["same_tokens"] += 1
@@ -139,10 +139,6 @@ def encode(
         encoding.shortened.update(["prompt_shortened"] if tokens.shortened else [])
         encoding.retokenized.update(tokens.retokenized)
     return encoding
-
-
-def _is_label(label: float | None) -> bool:
-    return label is not None and math.isfinite(label)
 
 
 def _mismatched(

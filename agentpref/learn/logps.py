@@ -27,12 +27,7 @@ if TYPE_CHECKING:
 Logps: TypeAlias = "tuple[float, ...]"
 """Sequence log-probs of one row: one for each completion, in order."""
 
-_BENT_LOGITS = (
-    "final_logit_softcapping",
-    "logit_scale",
-    "logits_scaling",
-    "lm_head_multiplier",
-)
+_BENT_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +60,7 @@ class Route:
         return states.flatten(0, 1).index_select(0, batch.where)  # type: ignore[no-any-return]
 
     def read(
-        self,
-        states: Tensor,
-        batch: Batch,
-        *,
-        live: Tensor | None = None,
-        collision: bool = False,
+        self, states: Tensor, batch: Batch, *, live: Tensor | None = None, collision: bool = False
     ) -> Reading:
         """Read log-probs from states; ``live`` are the live policy's states, for the KL."""
         from agentpref.learn.kernels import head

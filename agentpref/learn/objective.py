@@ -1,9 +1,6 @@
 """The objective of one batch: losses and KL penalty, and the passes in which its gradient is taken.
 
-    L = mean over examples of their loss + λ·max(0, KL(π_live ‖ π_θ) − target)
-
-It is given encoded rows with their reference log-probs and a model whose policies it may switch,
-and accumulates gradients in the candidate.
+L = mean over examples of their loss + λ·max(0, KL(π_live ‖ π_θ) − target)
 """
 
 from __future__ import annotations
@@ -227,13 +224,10 @@ class Losses:
         lengths: Tensor,
         collision: Tensor | None = None,
     ) -> LossOutput:
-        """The loss and margin of each row, ``[rows]``.
+        """The loss and margin of each row of one pass, ``[rows]``.
 
-        Args:
-            rows: the rows of one pass.
-            logps: sums over tokens under the policy, ``[rows, n]``.
-            lengths: numbers of tokens, ``[rows, n]``.
-            collision: sums over tokens of log Σ_v π_θ(v)², ``[rows, n]``.
+        ``logps`` and ``collision`` sum log π_θ(y_t) and log Σ_v π_θ(v)² over the tokens of each
+        completion, and ``lengths`` counts these tokens, all ``[rows, n]``.
         """
         import torch
 

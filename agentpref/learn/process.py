@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from agentpref.types import Progress
@@ -91,7 +91,10 @@ def settle() -> None:
     gc.disable()
     try:
         _keep_freed_memory()
-        _import()
+        with suppress(ImportError):  # loading the model reports which package is missing
+            import peft  # noqa: F401
+            import torch  # noqa: F401
+            from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
         gc.freeze()
     finally:
         if collected:
@@ -111,15 +114,6 @@ def settling(progress: Progress | None) -> Progress:
             settle()
 
     return report
-
-
-def _import() -> None:
-    try:
-        import peft  # noqa: F401
-        import torch  # noqa: F401
-        from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
-    except ImportError:
-        return  # loading the model reports which package is missing, and the cure
 
 
 def _keep_freed_memory() -> None:

@@ -59,11 +59,7 @@ class BaseModel:
     @property
     def identity(self) -> dict[str, str]:
         """What a manifest stores about the base of a revision."""
-        return {
-            "name": self.name,
-            "digest": self.digest,
-            "template_digest": self.template_digest,
-        }
+        return {"name": self.name, "digest": self.digest, "template_digest": self.template_digest}
 
 
 def load_base(name: str, *, precision: Precision | None = None) -> BaseModel:

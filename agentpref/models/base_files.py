@@ -98,12 +98,8 @@ def read_base(name: str) -> BaseFiles:
     path = find_base(name)
     config = _read_object(path / _CONFIG)
     digest, template_digest = base_digests(path)
-    return BaseFiles(
-        name=name,
-        path=path,
-        identity={"name": name, "digest": digest, "template_digest": template_digest},
-        layers=_linear_layers(config, _shapes(path)),
-    )
+    identity = {"name": name, "digest": digest, "template_digest": template_digest}
+    return BaseFiles(name, path, identity, _linear_layers(config, _shapes(path)))
 
 
 def _linear_layers(

@@ -68,23 +68,18 @@ def _render_both(
     template = tokenizer.get_chat_template(tools=tools)
     if not _GENERATION.search(template):
         return Rendered(str(tokenizer.apply_chat_template(turns, tools=tools, tokenize=False)))
-    ((text,), (spans,)) = _render_with_spans(turns, tools, template, tokenizer)
-    return Rendered(text, spans)
-
-
-def _render_with_spans(
-    turns: list[dict[str, Any]], tools: Any, template: str, tokenizer: PreTrainedTokenizerBase
-) -> Any:
     from transformers.utils.chat_template_utils import render_jinja_template
 
     named: dict[str, Any] = {**tokenizer.special_tokens_map}
-    return render_jinja_template(
+    rendered: Any = render_jinja_template(
         conversations=[turns],
         tools=tools,
         chat_template=template,
         return_assistant_tokens_mask=True,
         **named,
     )
+    ((text,), (spans,)) = rendered
+    return Rendered(text, spans)
 
 
 def _unless_refused(write: Callable[[], T]) -> T | None:

@@ -1,23 +1,19 @@
 """Turns prompts and completions into token ids.
 
-The prompt's tokens are what a model is given when it is to answer. A completion's tokens are what a
-model writes then, up to the one that ends its turn. Everything else of a conversation (earlier
-turns of the assistant, tool results, what a template writes after the turn) is part of the prompt,
-and is never trained.
+The prompt's tokens are what a model is given when it is to answer, earlier turns and tool results
+included. A completion's tokens are what a model writes then, up to the one that ends its turn. Only
+these are trained.
 
 *Logged tokens* are used as they are, since the same text can be written in other tokens. A
-completion that does not end its turn was cut off, and is not taught to stop. Logged tokens must
-belong to this model: every id is in the tokenizer's vocabulary, and they decode to the completion's
-text (special tokens and white space apart, which engines trim). Otherwise the text is tokenized
-instead, and that is counted.
+completion that does not end its turn was cut off, and is not taught to stop. Logged tokens must be
+in the tokenizer's vocabulary, and decode to the completion's text (special tokens and white space
+apart, which engines trim). Otherwise the text is tokenized instead, and that is counted.
 
-*Text* is found by its place: the template renders prompt and completion, the first part is what it
-renders of the prompt alone, and the rest is the completion. A template that marks the assistant's
-tokens with ``{% generation %}`` must mark the same ones. The boundary does not depend on what the
-text says, so a message that spells ``<|im_end|>`` cannot move it.
+*Text* is found by its place: what the template renders after the prompt is the completion. A
+template that marks the assistant's tokens with ``{% generation %}`` must mark the same ones. So a
+message that spells ``<|im_end|>`` cannot move the boundary.
 
-Each prompt is rendered and tokenized once, and all texts are tokenized in one call: a third of a
-millisecond for a short pair, and two microseconds for each token of a long prompt. Tokens are not
+Each prompt is rendered and tokenized once, and all texts are tokenized in one call. Tokens are not
 stored from one update to the next: they would be one more copy of users' text to forget.
 """
 
@@ -266,7 +262,6 @@ class ExampleTokenizer:
         return _squeezed(str(self._tokenizer.decode(plain, clean_up_tokenization_spaces=False)))
 
     def _tokenize(self, texts: Collection[str]) -> dict[str, Ids]:
-        """Texts as tokens, all in one call."""
         if not texts:
             return {}
         rows: Any = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)[
@@ -297,11 +292,6 @@ def _squeezed(text: str) -> str:
 def end_tokens(
     tokenizer: PreTrainedTokenizerBase, configured: int | Sequence[int] | None
 ) -> frozenset[int]:
-    """The tokens that end a turn: the tokenizer's, and those of the model's generation settings.
-
-    Args:
-        tokenizer: its ``eos_token_id`` ends a turn.
-        configured: ``eos_token_id`` of the generation settings, which may be a list.
-    """
+    """The tokens that end a turn: the tokenizer's, and ``configured``, the generation settings'."""
     ids = configured if isinstance(configured, Sequence) else [configured]
     return frozenset(int(token) for token in (tokenizer.eos_token_id, *ids) if token is not None)

@@ -66,15 +66,12 @@ class Scores:
         liked outweigh one that is mostly disliked.
         """
         by_tag: dict[str, dict[str, bool]] = {}
-        for example in (self.rows[i].example for i in numbers):
+        examples = [(i, self.rows[i].example) for i in numbers]
+        for _, example in examples:
             if example.lone:
                 by_tag.setdefault(example.tag, {})[example.example_id] = is_liked(example)
         chosen = frozenset[str]().union(*map(evenly, by_tag.values()))
-        return [
-            i
-            for i in numbers
-            if not self.rows[i].example.lone or self.rows[i].example.example_id in chosen
-        ]
+        return [i for i, example in examples if not example.lone or example.example_id in chosen]
 
     def counted_thumbs(self) -> int:
         """How many lone rows count as evidence."""

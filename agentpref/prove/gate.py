@@ -139,13 +139,9 @@ def judge(evidence: Evidence, settings: GateSettings | None = None, *, seed: int
             for c in evidence.user_checks
         ),
     )
-    if enough.passed:
-        is_worse = not gain.passed
-    else:
-        reverse = new.swap()
-        is_worse = (
-            len(new) > 0 and lower_bound(reverse, confidence=s.confidence, seed=seed).lower > 0
-        )
+    is_worse = enough.passed and not gain.passed
+    if not enough.passed and len(new):
+        is_worse = lower_bound(new.swap(), confidence=s.confidence, seed=seed).lower > 0
     verdict: Verdict = "promoted" if enough.passed else "insufficient"
     if is_worse or not all(check.passed for check in guards):
         verdict = "refused"

@@ -137,12 +137,12 @@ class RMatrix:
     def bwt(self) -> float:
         """BWT = 1/(T−1) Σ_{j<T} R[T, j] − R[j, j]; below 0 is forgetting (1706.08840, eq. 3)."""
         last = self.rows[-1]
-        return _mean([last[j] - self.rows[j + 1][j] for j in self._columns()[:-1]])
+        return _mean([last[j] - self.rows[j + 1][j] for j in range(len(last) - 1)])
 
     @property
     def fwt(self) -> float:
         """FWT = 1/(T−1) Σ_{j>1} R[j−1, j] − b_j, gain before training on j (1706.08840, eq. 4)."""
-        return _mean([self.rows[j][j] - self.rows[0][j] for j in self._columns()[1:]])
+        return _mean([self.rows[j][j] - self.rows[0][j] for j in range(1, len(self.strata))])
 
     @property
     def forgetting(self) -> float:
@@ -151,15 +151,12 @@ class RMatrix:
         Lopez-Paz & Ranzato define no F. Row 0 does not count: it is before any update.
         """
         trained, last = self.rows[1:-1], self.rows[-1]
-        return _mean([max(row[j] for row in trained) - last[j] for j in self._columns()[:-1]])
+        return _mean([max(row[j] for row in trained) - last[j] for j in range(len(last) - 1)])
 
     def to_mapping(self) -> dict[str, Any]:
         """Matrix and metrics as plain values, for reports."""
         metrics = {"acc": self.acc, "bwt": self.bwt, "fwt": self.fwt, "forgetting": self.forgetting}
         return asdict(self) | metrics
-
-    def _columns(self) -> range:
-        return range(len(self.strata))
 
 
 def recovery(acc: float, naive: float, joint: float) -> float | None:

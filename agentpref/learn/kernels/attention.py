@@ -99,11 +99,7 @@ def composed_attention(
     width = completions[0].stop - completions[0].start
     causal = torch.full((width, width), torch.finfo(query.dtype).min).triu(1)
     seen = torch.cat(
-        [
-            mask[:, :1].expand(-1, 1, width, -1),
-            causal.to(query).expand(len(query), 1, -1, -1),
-        ],
-        -1,
+        [mask[:, :1].expand(-1, 1, width, -1), causal.to(query).expand(len(query), 1, -1, -1)], -1
     )
     asked, keys, values = (x[:, :, prompt] for x in (query, key, value))
     outs = [scaled_dot_product_attention(asked, keys, values, is_causal=True, scale=scale)]

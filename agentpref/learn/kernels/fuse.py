@@ -17,13 +17,7 @@ import torch
 
 from agentpref.learn.kernels import attention
 from agentpref.learn.kernels.blocks import grouping_kernel
-from agentpref.learn.kernels.lora import (
-    Stack,
-    layer_of,
-    lora_linear,
-    plain_adapter,
-    swiglu_linear,
-)
+from agentpref.learn.kernels.lora import Stack, layer_of, lora_linear, plain_adapter, swiglu_linear
 from agentpref.learn.memory import decoder_layers
 
 if TYPE_CHECKING:

@@ -107,14 +107,10 @@ class ReferencePoint:
     Nobody wants an answer to another prompt, so its log-ratio says how far the policy has moved in
     general: the estimate of KL(π_θ ‖ π_0) that KTO compares with.
 
-    The value is constant during a batch: :meth:`note` gathers the rows of each pass, and
-    :meth:`end_batch` folds them in together. So a batch has the same loss and gradient in whatever
-    passes it is taken, and no row depends on its neighbours. The price is that z₀ is one batch old,
-    and 0 in the first one.
-
-    The average forgets by the row (``DECAY``), not by the batch, so batches with few thumbs count
-    for less. It starts at zero and is divided by the weight seen so far, as Adam's moments are
-    (1412.6980, section 3), so it is a mean from the first row on.
+    The value is constant during a batch, so a batch has the same loss and gradient in whatever
+    passes it is taken. The average forgets by the row (``DECAY``), so batches with few thumbs count
+    for less. It is divided by the weight seen so far, as Adam's moments are (1412.6980, section 3),
+    so it is a mean from the first row on.
     """
 
     def __init__(self) -> None:

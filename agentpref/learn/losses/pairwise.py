@@ -8,7 +8,7 @@ example whose labels are all equal has no comparison, and its loss is 0.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from agentpref.learn.losses import Loss, LossInputs, LossOutput
 
@@ -50,13 +50,14 @@ class PairwiseLoss(Loss):
 
         examples, device = inputs.examples, inputs.policy.device
         pairs = _comparisons(examples)
-        row, better, worse = (torch.tensor(i, dtype=torch.long, device=device) for i in pairs)
+        columns = torch.tensor(pairs, dtype=torch.long, device=device).view(-1, 3)
+        row, better, worse = columns.unbind(1)
         ratios = inputs.ratios
         margin = ratios[row, better] - ratios[row, worse]
         scaled = ratios / inputs.lengths if self.per_token else ratios
-        noise = ratios.new_tensor([self.noise(examples[r]) for r in pairs.row])
+        noise = ratios.new_tensor([self.noise(examples[r]) for r, *_ in pairs])
         loss = self.preference(scaled[row, better], scaled[row, worse], noise)
-        weight = ratios.new_tensor([examples[r].weight for r in pairs.row])
+        weight = ratios.new_tensor([examples[r].weight for r, *_ in pairs])
         if self.settings.wpo:
             own = self._wpo(inputs)
             weight = weight * torch.stack([own[row, better], own[row, worse]]).prod(0)
@@ -90,31 +91,20 @@ class PairwiseLoss(Loss):
         return weights.masked_fill(torch.tensor(own, device=weights.device), 1.0)
 
 
-class _Comparisons(NamedTuple):
-    """Of each comparison: its example, its better completion, its worse one."""
-
-    row: list[int]
-    better: list[int]
-    worse: list[int]
-
-
-def _comparisons(examples: Sequence[Example]) -> _Comparisons:
-    found = _Comparisons([], [], [])
-    for row, example in enumerate(examples):
-        labels = [completion.label or 0.0 for completion in example.completions]
-        for i, one in enumerate(labels):
-            for j, other in enumerate(labels):
-                if one > other:
-                    for column, value in zip(found, (row, i, j), strict=True):
-                        column.append(value)
-    return found
+def _comparisons(examples: Sequence[Example]) -> list[tuple[int, int, int]]:
+    """Of each comparison: the numbers of its example, its better completion and its worse one."""
+    labels = [[completion.label or 0.0 for completion in e.completions] for e in examples]
+    return [
+        (row, better, worse)
+        for row, own in enumerate(labels)
+        for better, high in enumerate(own)
+        for worse, low in enumerate(own)
+        if high > low
+    ]
 
 
 def nll_anchor(chosen: Tensor, lengths: Tensor) -> Tensor:
-    """−log π_θ(y⁺) / |y⁺|, one number per example: keeps the chosen answers likely (2404.19733).
-
-    ``lengths`` counts the tokens of each chosen answer.
-    """
+    """−log π_θ(y⁺) / |y⁺|, one number per example: keeps the chosen answers likely (2404.19733)."""
     return -chosen / lengths
 
 
