@@ -108,11 +108,7 @@ class Home:
 
     @classmethod
     def open(cls, path: Home | StrPath | None = None) -> Home:
-        """Take an existing home: by its path, or one that was opened before.
-
-        Raises:
-            NotAHome: there is no home at the path.
-        """
+        """Take a home, by its path or opened before; raise ``NotAHome`` if there is none."""
         if isinstance(path, Home):
             return path
         home = cls(cls.resolve(path))
@@ -167,10 +163,9 @@ def writing(place: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Write a file whole or not at all: yield a draft beside it, which then takes its place.
+    """Write a file whole or not at all: yield a draft, then sync it and rename it to ``path``.
 
-    After the block the draft is synced and renamed to ``path``; if the block raises, it is removed
-    and ``path`` stays as it was.
+    If the block raises, the draft is removed and ``path`` stays as it was.
 
     >>> with replacing(home.reports / "last.json") as draft:
     ...     draft.write_bytes(report)

@@ -158,7 +158,6 @@ def is_held_out(messages: Sequence[Message], share: float) -> bool:
 def _example(
     run: Run, completions: tuple[Completion, ...], held_out: float, **rest: Any
 ) -> Example:
-    """Make an example of answers to the prompt of a run."""
     return Example(
         example_id=example_id_of(run.prompt.id, completions),
         namespace=run.namespace,

@@ -158,11 +158,7 @@ def _parsed_line(line: bytes) -> Parsed:
 
 
 def _list_rows(file: IO[bytes], meter: Meter) -> Iterator[Found]:
-    """Yield the items of one JSON list, parsed as a stream by ijson.
-
-    Raises:
-        ExchangeError: the list breaks off, or text follows it. ijson cannot continue after that.
-    """
+    """Yield the items of one JSON list; ijson cannot go on if it breaks off or text follows."""
     number, row_start, depth, item = 1, meter.read, -1, ijson.ObjectBuilder()
 
     def chunks() -> Iterator[bytes]:

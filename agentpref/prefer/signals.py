@@ -146,18 +146,12 @@ def _read_comparison(row: Comparison, runs: Mapping[str, Run]) -> Vote[Preferenc
 
 def _flipped(comparisons: Iterable[Comparison]) -> set[str]:
     """Find the comparisons by judges whose newest verdict depends on the order of the two runs."""
-    judged = sorted(
-        (row for row in comparisons if row.source != "human"),
-        key=lambda row: (row.created_at, row.comparison_id),
-    )
-    by_runs = grouped(
-        judged, lambda row: (row.source, row.user_id, frozenset((row.run_a, row.run_b)))
-    )
+    judged = [row for row in comparisons if row.source != "human"]
+    judged.sort(key=lambda row: (row.created_at, row.comparison_id))
+    by_runs = grouped(judged, lambda r: (r.source, r.user_id, frozenset((r.run_a, r.run_b))))
     flipped: set[str] = set()
     for rows in by_runs.values():
-        newest = {
-            row.run_a: {"a": row.run_a, "b": row.run_b, "tie": None}[row.winner] for row in rows
-        }
+        newest = {r.run_a: {"a": r.run_a, "b": r.run_b, "tie": None}[r.winner] for r in rows}
         if len(set(newest.values())) > 1:
             flipped |= {row.comparison_id for row in rows}
     return flipped

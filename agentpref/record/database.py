@@ -92,20 +92,17 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
     If a transaction is open already, the block joins it.
     """
-    if connection.in_transaction:
+    is_joined = connection.in_transaction
+    if is_joined:
         yield
     else:
         connection.execute("BEGIN IMMEDIATE")
-        with ExitStack() as on_failure:
-            on_failure.callback(_roll_back, connection)
+        try:
             yield
             connection.execute("COMMIT")
-            on_failure.pop_all()
-
-
-def _roll_back(connection: sqlite3.Connection) -> None:
-    if connection.in_transaction:  # after a full disk or an I/O error SQLite has done it itself
-        connection.execute("ROLLBACK")
+        finally:
+            if connection.in_transaction:  # after a full disk or an I/O error SQLite rolls back
+                connection.execute("ROLLBACK")
 
 
 def connect(home: Home, *, readonly: bool = False) -> sqlite3.Connection:
@@ -184,9 +181,8 @@ def warn(message: str, *values: object) -> None:
 def _version(connection: sqlite3.Connection, home: Home) -> int:
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
     if "migration" in tables:
-        (version,) = connection.execute(
-            "SELECT coalesce(max(version), 0) FROM migration"
-        ).fetchone()
+        query = "SELECT coalesce(max(version), 0) FROM migration"
+        (version,) = connection.execute(query).fetchone()
         return int(version)
     if tables:
         raise NotAHome(
@@ -268,10 +264,8 @@ def exclusive(home: Home) -> AbstractContextManager[None]:
     """Lock a home for one update or one removal; recording continues meanwhile.
 
     An update reads the record, trains for minutes and then publishes: text that is removed
-    meanwhile would come back in its weights.
-
-    Raises:
-        UpdateRunning: another process has the lock; this does not wait for it.
+    meanwhile would come back in its weights. If another process has the lock, this raises
+    ``UpdateRunning`` and does not wait.
     """
     what = f"another update of {home.path}, or a removal from it, is running"
     refusal = UpdateRunning(f"{what}; wait for it to end, then try again")

@@ -51,8 +51,6 @@ BATCH = 1_000
 LOCK_SECONDS = 10.0
 """How long a process waits for its turn with the spill."""
 
-_HASH_BYTES = 16
-
 Outcomes: TypeAlias = "Sequence[RecordError | None]"
 
 
@@ -134,26 +132,23 @@ class DurableWriter:
         """Store records in one transaction; one that breaks the schema's rules is refused alone."""
         try:
             with translated(self._home):
-                return self._store_together(records)
+                connection = self._open()
+                store = Store(connection)
+                with transaction(connection):
+                    require_known_schema(connection, self._home)
+                    # Runs come first: in a spill, feedback may come before its run.
+                    runs = [record for record in records if isinstance(record, RunRow)]
+                    refused = iter(store.add_runs(runs) if runs else ())
+                    return [
+                        next(refused) if isinstance(record, RunRow) else _judge(store, record)
+                        for record in records
+                    ]
         except sqlite3.IntegrityError as error:
             if len(records) > 1:
                 return [outcome for record in records for outcome in self._store([record])]
             refusal = NotKept(f"{self._home.database} refused a record: {error}; please report it")
             refusal.__cause__ = error
             return [refusal]
-
-    def _store_together(self, records: Sequence[StoredRecord]) -> Outcomes:
-        """Store runs first: in a spill, feedback may come before its run."""
-        runs = [record for record in records if isinstance(record, RunRow)]
-        connection = self._open()
-        store = Store(connection)
-        with transaction(connection):
-            require_known_schema(connection, self._home)
-            refused = iter(store.add_runs(runs) if runs else ())
-            return [
-                next(refused) if isinstance(record, RunRow) else _judge(store, record)
-                for record in records
-            ]
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
@@ -298,7 +293,7 @@ def _append(path: Path, lines: bytes) -> None:
 
 
 def _hash(body: bytes) -> bytes:
-    return hashlib.blake2b(body, digest_size=_HASH_BYTES).hexdigest().encode()
+    return hashlib.blake2b(body, digest_size=16).hexdigest().encode()
 
 
 def _encode(record: StoredRecord) -> bytes:

@@ -14,13 +14,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from agentpref.errors import (
-    CorruptHome,
-    ForgottenUser,
-    InvalidFeedback,
-    RecordError,
-    UnknownRun,
-)
+from agentpref.errors import CorruptHome, ForgottenUser, InvalidFeedback, RecordError, UnknownRun
 from agentpref.record.database import insert_or_ignore, statement, transaction
 from agentpref.record.messages import (
     COMPARISON_COLUMNS,
@@ -200,8 +194,7 @@ class Store:
 
     def scales(self, namespace: str) -> list[Scale]:
         """Describe the scores that a namespace's runs were given, in any order."""
-        found = self._connection.execute(_SCALES, {"namespace": namespace})
-        return [Scale(*row) for row in found]
+        return [Scale(*row) for row in self._connection.execute(_SCALES, {"namespace": namespace})]
 
     def namespaces(self) -> list[str]:
         """Name the namespaces that have runs, in alphabetical order."""

@@ -37,10 +37,7 @@ _PATIENCE_SECONDS = 1.0
 
 
 class _Ticket:
-    """An entry whose caller waits, or only a place in the queue.
-
-    A caller that writes the entry itself needs no event.
-    """
+    """An entry whose caller waits, or a place in the queue; a caller who writes needs no event."""
 
     __slots__ = ("_event", "entry", "error", "settled")
 
@@ -320,7 +317,10 @@ class Writer:
             left = [queued for queued in self._queue if isinstance(queued, RawRun)]
             self._queue.clear()
         if left:
-            self.drop(_reason(self._stuck), len(left), why)
+            stuck = self._stuck
+            trouble = diagnose(stuck.__cause__) if stuck else None
+            reason = trouble.reason if trouble else type(stuck).__name__ if stuck else "unfinished"
+            self.drop(reason, len(left), why)
 
     def _release(self) -> None:
         with self._writing:
@@ -336,11 +336,3 @@ def _answer(waiting: Iterable[_Queued], error: AgentprefError | None) -> None:
     for queued in waiting:
         if isinstance(queued, _Ticket) and not queued.settled:
             queued.settle(error)
-
-
-def _reason(error: AgentprefError | None) -> str:
-    """Name a trouble in one word."""
-    if error is None:
-        return "unfinished"
-    trouble = diagnose(error.__cause__)
-    return trouble.reason if trouble else type(error).__name__

@@ -111,11 +111,7 @@ class RowReader:
         """Every key that the formats know. Other keys of a row are ignored."""
 
     def read(self, row: Fields) -> PreferenceRecord:
-        """Read one row.
-
-        Raises:
-            ExchangeError: the row is not what its format requires.
-        """
+        """Read one row; raise ``ExchangeError`` if it is not what its format requires."""
         given = {key: value for key, value in row.items() if value is not None}
         name, shape = self._nearest(frozenset(given))
         missing = [key for key in shape if key not in given]

@@ -37,10 +37,8 @@ _SIDES = ("chosen", "rejected")
 _INSTEAD = "export it in the format 'preference', or leave it out with --skip-bad"
 
 _ROLES = {"human": "user", "gpt": "assistant", "system": "system", "observation": "tool"}
-_NAMES = {role: name for name, role in _ROLES.items()} | {
-    "developer": "system",
-    "function": "observation",
-}
+_NAMES = {role: name for name, role in _ROLES.items()}
+_NAMES |= {"developer": "system", "function": "observation"}
 _SPEAKERS = (("human", "observation"), ("gpt", "function_call"))
 """Who takes turns after a system prompt. LLaMA-Factory drops other conversations silently."""
 
@@ -72,11 +70,7 @@ def read(row: Fields) -> PreferenceRecord:
 
 
 def write(record: PreferenceRecord) -> dict[str, Any]:
-    """Write a pair as a row of ShareGPT.
-
-    Raises:
-        ExchangeError: the format cannot hold a message, which the error names.
-    """
+    """Write a pair as a row of ShareGPT; ``ExchangeError`` names a message it cannot hold."""
     chosen, rejected = chosen_and_rejected(record)
     turns = [_turn(message, f"message {i}") for i, message in enumerate(record.prompt.messages)]
     first = int(turns[0]["from"] == "system")

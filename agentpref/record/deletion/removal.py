@@ -23,14 +23,7 @@ import orjson
 
 from agentpref.errors import ConfigError, ImplausibleClock, NotKept, UpdateRunning
 from agentpref.home import Home, StrPath, replacing
-from agentpref.record.database import (
-    connect,
-    diagnose,
-    exclusive,
-    locked,
-    transaction,
-    translated,
-)
+from agentpref.record.database import connect, diagnose, exclusive, locked, transaction, translated
 from agentpref.record.messages import RunRow
 from agentpref.record.spill import drain, is_whole, taking_turns
 from agentpref.types import Progress
@@ -291,7 +284,5 @@ INSERT INTO kept
         UNION SELECT parent FROM message JOIN line USING (id) WHERE parent IS NOT NULL)
     SELECT id FROM line
 """
-_DELETE_MESSAGES = """
-DELETE FROM message WHERE id IN (SELECT id FROM candidate) AND id NOT IN kept
-"""
+_DELETE_MESSAGES = "DELETE FROM message WHERE id IN (SELECT id FROM candidate) AND id NOT IN kept"
 _COUNT_SHARED = "SELECT count(*) FROM candidate WHERE chosen AND id IN kept"

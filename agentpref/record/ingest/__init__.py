@@ -31,8 +31,6 @@ from agentpref.types import Comparison, Feedback
 DETAILS = RUN_COLUMNS[RUN_COLUMNS.index("model") :]
 """What the app may say of a run beside its messages, in the order in which a body has it."""
 
-_NAMES = ("model", "revision", "thread_id", "trace_id", "user_id")
-
 
 class RawRun(NamedTuple):
     """A run as the app gave it; ``body`` is the JSON list that :func:`freeze` makes."""
@@ -49,10 +47,7 @@ def freeze(*parts: Any) -> bytes:
     """Dump messages, output, tools and the :data:`DETAILS` of a run, in this order, as JSON.
 
     Params and metadata that JSON cannot hold are kept by their ``repr``, because they only describe
-    the run.
-
-    Raises:
-        InvalidMessage: JSON cannot hold another part; it is named, with the cure.
+    the run. For any other such part, ``InvalidMessage`` names it, with the cure.
     """
     try:
         return orjson.dumps(parts, default=plain)
@@ -112,8 +107,8 @@ class Ingest:
                 details |= {"token_ids": None, "logprobs": None}
         for name, empty in EMPTY_JSON.items():
             details[name] = as_json(details[name]) if details[name] else empty
-        for name in _NAMES:  # the app may give UUIDs and numbers
-            if details[name] is not None and not isinstance(details[name], str):
+        for name in ("model", "revision", "thread_id", "trace_id", "user_id"):
+            if details[name] is not None:  # the app may give UUIDs and numbers
                 details[name] = str(details[name])
         if details["user_id"] is not None:
             details["user_id"] = self.pseudonyms.name(details["user_id"])

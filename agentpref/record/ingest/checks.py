@@ -60,7 +60,13 @@ def checked(given: Judgement) -> Judgement:
         record["user_id"] = str(given.user_id)
     for name in ("user_id", "comment", "value", "correction"):
         if record.get(name) is not None:
-            record[name] = _copy(name, record[name])
+            try:
+                record[name] = orjson.loads(orjson.dumps(record[name], default=plain))
+            except TypeError as error:
+                raise InvalidFeedback(
+                    f"{name} is not JSON in UTF-8: {error}; keep to strings, numbers, lists and "
+                    "mappings"
+                ) from error
     return type(given)(**record)
 
 
@@ -81,15 +87,6 @@ def _number(score: object) -> float:
     if not math.isfinite(number):
         raise InvalidFeedback(f"score is {number}; pass a finite number")
     return number
-
-
-def _copy(name: str, value: Any) -> Any:
-    try:
-        return orjson.loads(orjson.dumps(value, default=plain))
-    except TypeError as error:
-        raise InvalidFeedback(
-            f"{name} is not JSON in UTF-8: {error}; keep to strings, numbers, lists and mappings"
-        ) from error
 
 
 # The columns of a run that hold JSON

@@ -17,7 +17,6 @@ from agentpref.errors import AgentprefError, CorruptHome, NotKept
 from agentpref.home import Home, replacing, sync
 
 _KEY_BYTES = 32
-_NAME_BYTES = 16
 
 
 class Pseudonyms:
@@ -64,7 +63,7 @@ class Pseudonyms:
 
     @staticmethod
     def _name(key: bytes, user_id: str) -> str:
-        return hashlib.blake2b(user_id.encode(), key=key, digest_size=_NAME_BYTES).hexdigest()
+        return hashlib.blake2b(user_id.encode(), key=key, digest_size=16).hexdigest()
 
 
 def _read(path: Path) -> list[bytes]:

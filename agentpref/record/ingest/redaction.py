@@ -94,7 +94,6 @@ _MESSAGE = frozenset({"role", "type", "id", "tool_call_id"})
 _CALL = frozenset({"type", "id", "name", "tool_call_id", "tool_use_id", "call_id"})
 _PART = frozenset({"type"})
 _SCHEMA = frozenset({"type", "format", "pattern", "required", "$ref", "$schema", "$id"})
-_NONE: frozenset[str] = frozenset()
 
 _OF_A_FUNCTION = frozenset({"arguments", "parameters", "input_schema"})
 _KEYS_BY_TYPE = {
@@ -114,7 +113,7 @@ def _fixed_keys(value: Mapping[str, Any]) -> frozenset[str]:
         return _MESSAGE | {"name"} if role in ("tool", "function") else _MESSAGE
     if not _OF_A_FUNCTION.isdisjoint(value):
         return _CALL
-    return _KEYS_BY_TYPE.get(kind, _PART) if isinstance(kind, str) else _NONE
+    return _KEYS_BY_TYPE.get(kind, _PART) if isinstance(kind, str) else frozenset()
 
 
 # The rules of `redact`.

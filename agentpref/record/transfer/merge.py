@@ -42,8 +42,6 @@ BATCH = 2_000
 NAMED = 100
 """Rows in conflict that are named at most; all are counted."""
 
-_CACHE_KILOBYTES = 65_536
-
 
 @dataclass(slots=True)
 class Counts:
@@ -136,7 +134,7 @@ def _merge_one(home: Home, other: Home, progress: Progress | None) -> Merged:
         new = {name: at for name, at in theirs.items() if ours.get(name, float("-inf")) < at}
         merged.tombstones, merged.forgot = len(new), adopt(home, new, tell) if new else None
         with translated(home), closing(connect(home)) as connection:
-            connection.execute(f"PRAGMA cache_size = -{_CACHE_KILOBYTES}")
+            connection.execute("PRAGMA cache_size = -65536")
             connection.execute("ATTACH ? AS other", (str(copy.database),))
             connection.execute("CREATE TEMP TABLE batch (row INTEGER PRIMARY KEY, fate TEXT)")
             merged.runs = _insert(connection, home, _RUN, merged, tell)
