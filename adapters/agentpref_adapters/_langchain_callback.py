@@ -75,8 +75,7 @@ class AgentprefCallback(BaseCallbackHandler):
     ``configurable``, then from the arguments here. (In a ``batch``, LangChain passes callbacks the
     metadata only.)
 
-    An error in the callback never breaks the chain: LangChain logs it, and :attr:`counts` counts
-    it.
+    An error in the callback never breaks the chain: LangChain logs it; :attr:`counts` counts it.
 
     Args:
         log: where runs go; the caller closes it.
@@ -169,12 +168,11 @@ class AgentprefCallback(BaseCallbackHandler):
         places = (metadata, invocation, ensure_config().get("configurable"), self._defaults)
         model = metadata.get("ls_model_name") or invocation.get("model")
         tags = [tag for tag in event.get("tags") or () if not _STEP_TAG.fullmatch(tag)]
-        params = {key: invocation[key] for key in _PARAMS if invocation.get(key) is not None}
         call = {
             "messages": messages,
             "tools": [openai_tool(tool) for tool in invocation.get("tools") or ()],
             "model": model or invocation.get("model_name"),
-            "params": params,
+            "params": {key: invocation[key] for key in _PARAMS if invocation.get(key) is not None},
             "tags": list(dict.fromkeys([*self._tags, *tags])),
             "metadata": {k: v for k, v in metadata.items() if not _FRAMEWORK_KEY.fullmatch(k)},
             "thread_id": first_id("thread_id", *places),

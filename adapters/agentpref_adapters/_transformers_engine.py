@@ -125,7 +125,6 @@ class Engine:
     """Answers requests on one model. ``ModelThread`` calls it, always on the same thread."""
 
     def __init__(self, model: PreTrainedModel, layers: Layers, pad: int) -> None:
-        """Begin with no requests."""
         self._model = model
         self._layers = layers
         self._pad = pad
@@ -135,10 +134,7 @@ class Engine:
 
     @property
     def active(self) -> int:
-        """How many requests are being answered.
-
-        A batch whose cache cannot be cut also holds requests that have ended; they do not count.
-        """
+        """How many requests are being answered, without ended ones that stay in a batch."""
         return sum(not request.done for request in self._requests)
 
     @property
@@ -197,7 +193,6 @@ class _Batch:
     """
 
     def __init__(self, requests: list[ActiveRequest], pad: int, device: Any, *, alone: bool):
-        """Begin with the prompts."""
         import torch
 
         order, self.shares = shares_of([request.adapter for request in requests])

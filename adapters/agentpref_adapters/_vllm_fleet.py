@@ -16,13 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from tenacity import (
-    RetryCallState,
-    Retrying,
-    retry_if_exception,
-    stop_after_delay,
-    wait_random_exponential,
-)
+import tenacity
 
 from agentpref.errors import (
     GenerationFailed,
@@ -85,11 +79,8 @@ class Member:
             # It is compared where this machine can see the served folder.
             base, root = self.expected, Path(known.root)
             if known.root != base.name and root.is_dir() and not root.samefile(base.path):
-                found = read_base(known.root)
-                if any(
-                    found.identity[key] != base.identity[key]
-                    for key in ("digest", "template_digest")
-                ):
+                found = read_base(known.root).identity
+                if any(found[key] != base.identity[key] for key in ("digest", "template_digest")):
                     raise WrongBase(
                         f"{self.server.url} serves {root}, whose weights, tokenizer or template "
                         f"are not those of {base.name!r}; give the base that it serves"
@@ -161,7 +152,6 @@ class Fleet:
     """Acts on all servers, and chooses one for each request, which waits ``patience`` seconds."""
 
     def __init__(self, members: Sequence[Member], *, patience: float) -> None:
-        """Send no request yet."""
         self._members = members
         self._patience = patience
 
@@ -229,9 +219,8 @@ class Fleet:
         """Try one server after the other; raise a temporary error if there is one."""
         now = time.monotonic()
         errors: list[ServingError | RevisionError] = []
-        for member in sorted(
-            self._members, key=lambda m: (m.passed_over_until > now, m.server.busy)
-        ):
+        order = sorted(self._members, key=lambda m: (m.passed_over_until > now, m.server.busy))
+        for member in order:
             try:
                 answer = act(member)
             except TooSlow:  # noqa: PERF203
@@ -249,10 +238,11 @@ class Fleet:
         raise next((error for error in errors if _is_temporary(error)), errors[0])
 
     def _patiently(self, attempt: Callable[[], T]) -> T:
-        return Retrying(
-            retry=retry_if_exception(_is_temporary),
-            wait=wait_random_exponential(multiplier=0.1, max=2),
-            stop=lambda state: stop_after_delay(self._patience)(state) or _fails_too_often(state),
+        out_of_time = tenacity.stop_after_delay(self._patience)
+        return tenacity.Retrying(
+            retry=tenacity.retry_if_exception(_is_temporary),
+            wait=tenacity.wait_random_exponential(multiplier=0.1, max=2),
+            stop=lambda state: out_of_time(state) or _fails_too_often(state),
             reraise=True,
         )(attempt)
 
@@ -263,6 +253,6 @@ def _is_temporary(error: BaseException) -> bool:
     return isinstance(error, ServerUnreachable | NotLoaded) and not lasting
 
 
-def _fails_too_often(state: RetryCallState) -> bool:
+def _fails_too_often(state: tenacity.RetryCallState) -> bool:
     error = state.outcome.exception() if state.outcome is not None else None
     return isinstance(error, Failing) and state.attempt_number >= _FAILING_ROUNDS

@@ -173,12 +173,10 @@ class VllmProcess:
     _guard: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     def __enter__(self) -> VllmProcess:
-        """Start the server."""
         self.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        """End the server."""
         self.stop()
 
     def start(self) -> None:

@@ -108,7 +108,6 @@ class Server:
     """
 
     def __init__(self, url: str, *, timeout: float, key: str | None = None) -> None:
-        """Prepare a pool of connections; send no request yet."""
         self.url, self.place = _address(url)
         self.busy = 0  # how many answers this client waits for
         key = key or os.environ.get("VLLM_API_KEY")
@@ -152,16 +151,13 @@ class Server:
     def max_loras(self) -> int | None:
         """How many adapters fit into one batch, if the server's metrics say so already."""
         answer = self._asked("GET", "/metrics")
-        if answer.is_error:
-            return None
-        found = _MAX_LORAS.search(answer.text)
+        found = None if answer.is_error else _MAX_LORAS.search(answer.text)
         return int(found[1]) if found else None
 
     def load(self, name: str, path: str) -> None:
         """Load an adapter, unless it is loaded from the same path; ``SwapFailed`` if refused."""
-        answer = self._asked(
-            "POST", "/v1/load_lora_adapter", json={"lora_name": name, "lora_path": path}
-        )
+        body = {"lora_name": name, "lora_path": path}
+        answer = self._asked("POST", "/v1/load_lora_adapter", json=body)
         if answer.is_success or any(m.name == name and m.root == path for m in self.models()):
             return
         if answer.status_code == _NOT_FOUND and not _error(answer):
@@ -216,9 +212,8 @@ class Server:
         try:
             choice = value["choices"][0]
             logprobs = (choice["logprobs"] or {}).get("token_logprobs") or ()
-            piece = Piece(
-                tuple(choice["token_ids"] or ()), tuple(logprobs), choice["finish_reason"]
-            )
+            tokens = tuple(choice["token_ids"] or ())
+            piece = Piece(tokens, tuple(logprobs), choice["finish_reason"])
         except (KeyError, IndexError, TypeError) as error:
             said = value.get("error")
             if isinstance(said, dict):

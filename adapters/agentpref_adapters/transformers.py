@@ -90,7 +90,6 @@ class TransformersBackend:
     """
 
     def __init__(self, model: BaseModel | str, *, max_batch: int = 16) -> None:
-        """Load the base model and start the thread that runs it."""
         self.base = load_base(model) if isinstance(model, str) else model
         _require_servable(self.base)
         causal, tokenizer = self.base.model, self.base.tokenizer

@@ -17,7 +17,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from itertools import chain, islice
 from pathlib import Path
-from typing import TypeAlias
 
 import orjson
 
@@ -60,8 +59,6 @@ from agentpref_adapters._vllm_server import (
 )
 
 __all__ = ["VllmBackend", "has_loaded", "open_router"]
-
-Pieces: TypeAlias = "Generator[Piece, None, None]"
 
 _ASK_SECONDS = 5.0
 
@@ -138,7 +135,6 @@ class VllmBackend:
         patience: float = 30.0,
         key: str | None = None,
     ) -> None:
-        """Read the base's tokenizer, and wait for a server to answer."""
         if not urls:
             raise ConfigError("no server is named; give its address, e.g. http://127.0.0.1:8000")
         self.base = read_base(model)
@@ -240,7 +236,7 @@ class VllmBackend:
         """
         body = self._bodies(revision_id, request)
 
-        def begin(member: Member) -> tuple[list[Piece], Pieces]:
+        def begin(member: Member) -> tuple[list[Piece], Generator[Piece, None, None]]:
             """Wait for the first piece: a failure before it can be repeated elsewhere."""
             pieces = member.server.stream(body(member))
             return list(islice(pieces, 1)), pieces

@@ -142,12 +142,7 @@ class ServingBackend(Protocol):
         """
 
     def unload(self, revision_id: str, places: Sequence[str] | None = None) -> None:
-        """Free a revision's memory; unloading one that is not loaded does nothing.
-
-        Args:
-            revision_id: the revision.
-            places: unload it there only; ``None`` for everywhere.
-        """
+        """Free a revision's memory at ``places`` (``None``: all); if not loaded, do nothing."""
 
     def list_loaded(self) -> tuple[str, ...]:
         """Name the loaded revisions, in the order they were loaded."""

@@ -94,8 +94,9 @@ class Chat:
             ServingError: the engine failed; nothing is recorded.
         """
         request = _request(messages, tools, sampling)
+        about = {"trace_id": trace_id, "user_id": user_id, "tags": tags, "metadata": metadata}
         reply = self.router.generate(request, thread_id=thread_id)
-        return self._record(request, reply, thread_id, trace_id, user_id, tags, metadata)
+        return self._record(request, reply, thread_id=thread_id, **about)
 
     def stream(
         self,
@@ -115,9 +116,10 @@ class Chat:
         closed early stops the engine, and its answer is not recorded.
         """
         request = _request(messages, tools, sampling)
+        about = {"trace_id": trace_id, "user_id": user_id, "tags": tags, "metadata": metadata}
         for piece in self.router.stream(request, thread_id=thread_id):
             if isinstance(piece, Reply):
-                yield self._record(request, piece, thread_id, trace_id, user_id, tags, metadata)
+                yield self._record(request, piece, thread_id=thread_id, **about)
             else:
                 yield piece
 
@@ -138,30 +140,17 @@ class Chat:
         """Say what an answer should have been, as ``log.correct``; return the feedback's id."""
         return self.log.correct(run_id, output, comment=comment, user_id=user_id)
 
-    def _record(
-        self,
-        request: GenerationRequest,
-        reply: Reply,
-        thread_id: str | None,
-        trace_id: str | None,
-        user_id: str | None,
-        tags: Sequence[str],
-        metadata: Mapping[str, Any] | None,
-    ) -> ChatReply:
+    def _record(self, request: GenerationRequest, reply: Reply, **about: Any) -> ChatReply:
         run_id = self.log.record(
             request.messages,
             reply.message,
             model=self.model,
             revision=reply.revision,
-            thread_id=thread_id,
-            trace_id=trace_id,
-            user_id=user_id,
             tools=request.tools,
             params={name: getattr(request, name) for name in _SAMPLING},
             token_ids=reply.token_ids,
             logprobs=reply.logprobs,
-            tags=tags,
-            metadata=metadata,
+            **about,
         )
         return ChatReply(run_id, reply.revision, reply.message, reply.finish_reason)
 

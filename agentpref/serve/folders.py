@@ -136,9 +136,7 @@ def leftovers(adapters: Path) -> list[str]:
         with suppress(FileNotFoundError):
             # A younger one may be in use: another process is publishing right now.
             is_abandoned = time.time() - folder.stat().st_mtime > _ABANDONED_AFTER
-            if folder.name.startswith(_LEAVING) or (
-                folder.name.startswith(_TEMPORARY) and is_abandoned
-            ):
+            if folder.name.startswith((_LEAVING, _TEMPORARY) if is_abandoned else _LEAVING):
                 found.append(folder.name)
     return sorted(found)
 
@@ -172,8 +170,7 @@ def _require_free(place: Path, home: Home) -> None:
         raise ConfigError(f"{place} is not a folder; choose one that is missing or empty")
     if Path(os.path.realpath(place)).is_relative_to(os.path.realpath(home.path)):
         raise ConfigError(f"{place} is inside the home itself; choose a folder elsewhere")
-    found = next(place.iterdir(), None) if place.is_dir() else None
-    if found is not None:
+    if place.is_dir() and (found := next(place.iterdir(), None)) is not None:
         raise ConfigError(
             f"{place} contains {found.name!r}; choose a folder that is missing or empty"
         )

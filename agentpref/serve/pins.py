@@ -43,11 +43,7 @@ class Pin:
         return not self.alive and (not self.place or self.place.startswith(IN_PROCESS))
 
     def remove(self) -> bool:
-        """Delete the file, unless a living process uses the revision there by now.
-
-        Returns:
-            Whether the file is gone.
-        """
+        """Delete the file, unless a living process uses the revision there; say if it is gone."""
         with suppress(FileNotFoundError), _opened(self.path) as descriptor:
             removable = _lock_alone(descriptor, self.path) and _place(descriptor) == self.place
             if removable:

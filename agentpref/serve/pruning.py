@@ -163,5 +163,4 @@ class Pruning:
 
 def mark_pruned(connection: sqlite3.Connection, revision_id: str, at: float) -> None:
     """Mark a revision as pruned since a time."""
-    query = "UPDATE revision SET pruned_at = ? WHERE revision_id = ?"
-    connection.execute(query, (at, revision_id))
+    connection.execute("UPDATE revision SET pruned_at = ? WHERE revision_id = ?", (at, revision_id))

@@ -96,7 +96,6 @@ class Registry:
         A router asks after it has pinned the revision: from then on, nobody prunes it.
 
         Args:
-            revision: the revision.
             untainted: refuse it if it was trained on what was forgotten since.
             released: refuse it if it is in quarantine.
 
@@ -212,11 +211,7 @@ class Registry:
             return status.change(connection, new, "promote")
 
     def canary(
-        self,
-        revision_id: str | None,
-        weight: float,
-        *,
-        expected_generation: int | None = None,
+        self, revision_id: str | None, weight: float, *, expected_generation: int | None = None
     ) -> ServingState:
         """Let a revision serve a share of the threads, or end that with ``canary(None, 0)``.
 
@@ -285,7 +280,6 @@ class Registry:
         """Copy a revision to a folder of its own, which plain peft and plain vLLM load.
 
         Args:
-            revision_id: the revision, live or not.
             folder: a folder that is missing or empty, outside of the home.
 
         Raises:

@@ -117,8 +117,7 @@ def rollback(
 @app.command()
 def canary(
     revision: Annotated[
-        str | None,
-        typer.Argument(metavar="REVISION", help="The one to try.", show_default=False),
+        str | None, typer.Argument(metavar="REVISION", help="The one to try.", show_default=False)
     ] = None,
     weight: Annotated[
         float | None,

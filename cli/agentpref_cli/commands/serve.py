@@ -28,8 +28,7 @@ STYLES = {"ready": GOOD, "serving": GOOD, "warning": WARN}
 
 def serve(
     model: Annotated[
-        str,
-        typer.Option(metavar="NAME", help="`tiny`, a folder of safetensors, or a hub's name."),
+        str, typer.Option(metavar="NAME", help="`tiny`, a folder of safetensors, or a hub's name.")
     ],
     home: options.Home = None,
     engine: Annotated[Literal["vllm"], typer.Option(help="The engine that generates.")] = "vllm",
@@ -67,8 +66,7 @@ def serve(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
     more: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="-- OPTION", help="Options of vLLM, after `--`."),
+        list[str] | None, typer.Argument(metavar="-- OPTION", help="Options of vLLM, after `--`.")
     ] = None,
 ) -> None:
     """Run a vLLM server that serves the live revision and follows every swap.

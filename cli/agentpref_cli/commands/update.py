@@ -89,15 +89,11 @@ def update(
     if team.shares():  # several processes need torch to connect, and followers get no progress
         process.settle()
     with progress(as_json) as show_progress:
-        done = run_update(
-            home,
-            model=model,
-            config=checked,
-            namespace=namespace,
-            progress=process.settling(show_progress),
-        ).to_mapping()
-    print_result(as_json, done, lambda: _show(done))
-    raise typer.Exit(VERDICTS[done["verdict"]][0])
+        shown = process.settling(show_progress)
+        done = run_update(home, model=model, config=checked, namespace=namespace, progress=shown)
+    value = done.to_mapping()
+    print_result(as_json, value, lambda: _show(value))
+    raise typer.Exit(VERDICTS[done.verdict][0])
 
 
 def report(

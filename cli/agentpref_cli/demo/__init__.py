@@ -120,11 +120,9 @@ def _print_end(told: Mapping[str, Any]) -> None:
 
 def _print_matrix(title: str, matrix: Mapping[str, Any]) -> None:
     say(f"\n{title}", BOLD)
-    table(
-        ("", *matrix["strata"]),
-        [
-            (f"after update {n}" if n else "before any update", *(f"{value:.2f}" for value in row))
-            for n, row in enumerate(matrix["rows"])
-        ],
-    )
+    rows = [
+        (f"after update {n}" if n else "before any update", *(f"{value:.2f}" for value in row))
+        for n, row in enumerate(matrix["rows"])
+    ]
+    table(("", *matrix["strata"]), rows)
     say(f"  BWT {matrix['bwt']:+.3f}, forgetting F {matrix['forgetting']:.3f}")

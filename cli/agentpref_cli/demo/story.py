@@ -208,13 +208,9 @@ class App:
 
         callback = AgentprefCallback(self.log, tags=[tag], user_id=tag)
         traces = [uuid4() for _ in questions]
-        results = self._agent.batch(
-            [{"messages": [("user", text)]} for text in questions],
-            config=[
-                {"callbacks": [callback], "run_id": trace, "max_concurrency": IN_FLIGHT}
-                for trace in traces
-            ],
-        )
+        inputs = [{"messages": [("user", text)]} for text in questions]
+        shared = {"callbacks": [callback], "max_concurrency": IN_FLIGHT}
+        results = self._agent.batch(inputs, [{**shared, "run_id": trace} for trace in traces])
         return [
             Reply(callback.answer_of(trace) or "", _text(message), _revision(message))
             for trace, message in zip(traces, (r["messages"][-1] for r in results), strict=True)
