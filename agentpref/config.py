@@ -124,7 +124,7 @@ class LossSettings:
     """The loss of a pair, and the anchor on the chosen answer."""
 
     kind: Annotated[str, _OneOf(loss_kinds)] = setting(
-        "sigmoid", "one of the registered losses: see training.md"
+        "sigmoid", "a registered loss of pairs (not kto): see training.md"
     )
     beta: float = setting(0.1, "temperature β of the loss", gt=0)
     noise: float | None = setting(
@@ -168,7 +168,7 @@ class ThumbSettings:
     of λ over the thumbs is 1.
     """
 
-    kind: Annotated[str, _OneOf(loss_kinds)] = setting("kto", "a registered loss of lone examples")
+    kind: Annotated[str, _OneOf(loss_kinds)] = setting("kto", "a registered loss of lone thumbs")
     weight: float = setting(1.0, "weight of a thumb beside a pair's 1; 0 turns thumbs off", ge=0)
     desirable: float | None = setting(None, "λ_D, the weight of likes; None: balanced", gt=0)
     undesirable: float | None = setting(None, "λ_U, the weight of dislikes; None: balanced", gt=0)

@@ -80,7 +80,8 @@ def test_settings_of_the_file_and_of_set_reach_the_training(update, home, tmp_pa
     [
         ("loss.beat=1", "did you mean 'loss.beta'?"),
         ("seed", "KEY=VALUE"),
-        ("seed=abc", "'seed=abc' is not KEY=VALUE with VALUE as in TOML"),
+        ("seed=abc", "seed is 'abc', but must be a whole number"),
+        ("loss.kind=ipoo", "loss.kind is 'ipoo', but must be"),
         ("seed='abc'", "seed is 'abc', but must be a whole number from 0"),
         ("batch_size=2.5", "batch_size is 2.5, but must be a whole number of 1 or more"),
         ("epochs=1.5", "epochs is 1.5, but must be a whole number of 1 or more"),
@@ -256,8 +257,8 @@ def test_a_report_of_an_older_version_is_shown_with_the_fields_it_has() -> None:
     training = {"steps": 50, "epochs": 3, "seconds": 16.2, "kl": 0.0}
     old = {"counts": {"new": 9}, "training": training, "left_out": {}}
     assert [*_training(old), *_not_as_logged(old)] == ["trained 50 steps in 16 s"]
-    spelled = old | {"retokenised": {"ids_disagree": 7}}
-    assert [*_not_as_logged(spelled)] == ["retokenised, logged tokens spell another text: 7"]
+    again = old | {"retokenized": {"ids_disagree": 7}}
+    assert [*_not_as_logged(again)] == ["retokenized, logged tokens spell another text: 7"]
 
 
 @pytest.mark.parametrize("new", [True, False])

@@ -219,26 +219,40 @@ def test_a_pair_without_recorded_sources_counts_if_it_is_young_enough(connection
 
 
 CHECKS = [
-    {"name": "check polite", "holds": False, "words": "it said: call Ada"},
-    {"name": "kl budget", "holds": True, "words": "0.01 nats"},
+    {"name": "check polite", "passed": False, "message": "it said: call Ada"},
+    {"name": "kl budget", "passed": True, "message": "0.01 nats"},
 ]
+OLD_NAMES = {"passed": "holds", "message": "words"}
 
 
-def test_messages_of_host_checks_are_removed_from_reports_that_used_a_source(updates):
+@pytest.mark.parametrize("written_by", ["this version", "0.1.0"])
+def test_messages_of_user_checks_are_removed_from_reports_that_used_a_source(updates, written_by):
+    old = OLD_NAMES if written_by == "0.1.0" else {}
+    stored = [{old.get(name, name): value for name, value in check.items()} for check in CHECKS]
     for name in "ab":
         updates.add(
             replace(
                 NOTHING,
                 update_id=name,
                 namespace=name,
-                report={"checks": CHECKS},
+                report={"checks": stored},
                 pairs={name: "new"},
                 sources={name: (f"said-{name}",)},
             )
         )
     updates.forget_words(["said-a"])
     polite, budget = updates.report("a")["checks"]
-    assert "Ada" not in polite["words"]
-    assert (polite["name"], polite["holds"]) == ("check polite", False)
+    assert "Ada" not in polite["message"]
+    assert (polite["name"], polite["passed"]) == ("check polite", False)
     assert budget == CHECKS[1]
     assert updates.report("b") == {"checks": CHECKS}
+
+
+def test_a_report_of_0_1_0_is_read_with_todays_names(updates):
+    counts = {"new": 3, "old_examined": 2, "examined_thumbs": 1}
+    report = {"counts": counts, "retokenised": {"ids_disagree": 4}}
+    updates.add(replace(NOTHING, report=report))
+    assert updates.report(NOTHING.namespace) == {
+        "counts": {"new": 3, "old_evaluated": 2, "evaluated_thumbs": 1},
+        "retokenized": {"ids_disagree": 4},
+    }
