@@ -48,11 +48,22 @@ def test_overlaying_one_by_one_equals_overlaying_at_once(assignments) -> None:
     assert read_settings(None, texts) == read_settings(None, [*texts, *texts])
 
 
-@pytest.mark.parametrize("assignment", ["seed", "seed=", "seed=one", "=1", "seed=1\nepochs=2"])
+@pytest.mark.parametrize("assignment", ["seed", "seed=", "seed=one two", "=1", "seed=1\nepochs=2"])
 def test_a_text_that_is_no_assignment_is_named(assignment: str) -> None:
     with pytest.raises(ConfigError, match="--set") as caught:
         read_settings(None, [assignment])
     assert repr(assignment) in str(caught.value)
+
+
+def test_a_single_word_is_text_and_needs_no_quotes() -> None:
+    assert read_settings(None, ["loss.kind=ipo", "precision = float32"]) == {
+        "loss": {"kind": "ipo"},
+        "precision": "float32",
+    }
+    assert read_settings(None, ["loss.wpo=true", "x=inf"]) == {
+        "loss": {"wpo": True},
+        "x": float("inf"),
+    }
 
 
 @pytest.mark.parametrize("content", [b"seed = ", b"\xff\xfe"])

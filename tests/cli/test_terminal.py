@@ -45,11 +45,8 @@ def test_a_piped_table_is_tab_separated(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out == "name\tn\na b\t1\nc d\t2\n"
 
 
-@pytest.mark.parametrize(("passed", "message"), [("passed", "message"), ("holds", "words")])
-def test_checks_are_shown_from_new_reports_and_from_those_of_older_versions(
-    capsys: pytest.CaptureFixture[str], passed: str, message: str
-) -> None:
-    show_checks([{"name": "KL budget", passed: False, message: "too far"}])
+def test_checks_are_shown_with_their_messages(capsys: pytest.CaptureFixture[str]) -> None:
+    show_checks([{"name": "KL budget", "passed": False, "message": "too far"}])
     assert capsys.readouterr().out == "check\tpassed\tmessage\nKL budget\tno\ttoo far\n"
 
 

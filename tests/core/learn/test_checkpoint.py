@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from agentpref import home
 from agentpref.config import GateSettings, UpdateConfig
 from agentpref.errors import UnusableState
 from agentpref.learn import checkpoint as checkpoints
@@ -91,7 +92,7 @@ def test_a_state_of_another_run_is_removed_and_reported(saved):
 def test_a_fault_during_a_save_leaves_the_old_state(saved, monkeypatch, name, call, error):
     """An error of the disk does not end training; a kill, which no handler catches, does."""
     calls = 0
-    real = {"sync": checkpoints.sync, "os.replace": os.replace}[name]
+    real = {"sync": home.sync, "os.replace": os.replace}[name]
 
     def fails(*arguments):
         nonlocal calls
@@ -100,7 +101,7 @@ def test_a_fault_during_a_save_leaves_the_old_state(saved, monkeypatch, name, ca
             raise error
         return real(*arguments)
 
-    monkeypatch.setattr(f"agentpref.learn.checkpoint.{name}", fails)
+    monkeypatch.setattr(f"agentpref.home.{name}", fails)
     checkpoint, newer = Checkpoint(saved), replace(STATE, seconds=9.0)
     try:
         checkpoint.save(newer)
