@@ -23,9 +23,11 @@ from agentpref.config import UpdateConfig
 from agentpref.errors import TrainingDiverged, UpdateInterrupted, WrongBase
 from agentpref.home import Home
 from agentpref.learn import checkpoint as checkpoints
-from agentpref.learn.checkpoint import Checkpoint, StartedUpdate
+from agentpref.learn import resume
+from agentpref.learn.checkpoint import Checkpoint
 from agentpref.learn.data import UpdateData, UpdateRows, count, prepare
 from agentpref.learn.process import LOADING, Interrupts
+from agentpref.learn.resume import StartedUpdate
 from agentpref.learn.team import Team, assembled
 from agentpref.prefer.examples import ExampleSet, read_examples
 from agentpref.record.database import connect, exclusive, translated
@@ -133,7 +135,7 @@ def _locked(home: Home, namespace: str, interrupts: Interrupts) -> Iterator[sqli
                 shutil.rmtree(folder, ignore_errors=True)
             yield connection
     except KeyboardInterrupt as error:
-        outlook = checkpoints.outlook(checkpoints.path_of(home.training, namespace))
+        outlook = resume.outlook(checkpoints.path_of(home.training, namespace))
         signum = interrupts.signum or signal.SIGINT
         raise UpdateInterrupted(f"interrupted; {outlook}", signum) from error
 
@@ -178,7 +180,7 @@ class _Update:
         if is_new or self.checkpoint.path.exists():
             self.checks = self._checks()  # a broken check or loss is reported before any work
             base = self._load_base(live)
-            needed = checkpoints.conditions(self.namespace, serving.live, base, self.config)
+            needed = resume.conditions(self.namespace, serving.live, base, self.config)
             started = self._started(base, needed, examples)
         report = self._report(available, started, live, found)
         if base is None or not (is_new or started):
@@ -228,7 +230,7 @@ class _Update:
         self, base: BaseModel, needed: Mapping[str, Any], examples: Sequence[Example]
     ) -> StartedUpdate | None:
         """The interrupted update, whose id and time this one then takes over."""
-        started = checkpoints.find(self.checkpoint, needed, examples, ended=self.updates.has)
+        started = resume.find(self.checkpoint, needed, examples, ended=self.updates.has)
         if started is not None:
             self.update_id, self.created_at = started.update_id, started.created_at
             self._cache(base, started.update_id).forget()  # its candidate may have been another

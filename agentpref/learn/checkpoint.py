@@ -1,12 +1,8 @@
-"""Saves the state of a training run, and decides whether a later update may resume from it.
+"""Saves the state of a training run, so a killed run continues where it stopped.
 
 One safetensors file holds the tensors, and in its header everything else as JSON, with a digest of
 both. It is written beside its place, synced and renamed, so the file is always a whole old state or
 a whole new one. It holds weights, moments and numbers, and no text.
-
-Every condition is checked before a weight is read; above all, text that was forgotten since must
-not come back in weights that were partly trained on it. Where a condition fails, the state is
-removed and the reason reported.
 """
 
 from __future__ import annotations
@@ -19,23 +15,18 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from agentpref.config import UpdateConfig
 from agentpref.errors import UnusableState
 from agentpref.home import replacing
-from agentpref.learn.data import UpdateData
 from agentpref.learn.objective import StepResult, TrainingRow
-from agentpref.models.base import BaseModel
 from agentpref.models.base_files import read_header
-from agentpref.types import Example
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-T = TypeVar("T")
 
 EVERY_SECONDS = 30.0
 """Default of the least time of training between two saves."""
@@ -138,79 +129,6 @@ class Checkpoint:
         self._pause = max(self._every, (self._saved_at - started) / _COST_SHARE)
 
 
-@dataclass(frozen=True, slots=True)
-class StartedUpdate:
-    """An update that has started: its id, its time of creation, and the data it works on."""
-
-    update_id: str
-    created_at: float
-    data: UpdateData
-
-    def freeze(self, conditions: Mapping[str, Any]) -> dict[str, Any]:
-        """Plain values to store with the state, from which :func:`find` makes an equal update."""
-        return {
-            **conditions,
-            "update_id": self.update_id,
-            "created_at": self.created_at,
-            "data": self.data.freeze(),
-        }
-
-
-def conditions(
-    namespace: str, live: str | None, base: BaseModel, config: UpdateConfig
-) -> dict[str, Any]:
-    """The facts that must be the same now as when the update started."""
-    return {
-        "namespace": namespace,
-        "live revision": live,
-        "base model": [base.digest, base.template_digest],
-        "config": training_settings(config),
-    }
-
-
-def find(
-    checkpoint: Checkpoint,
-    needed: Mapping[str, Any],
-    examples: Sequence[Example],
-    *,
-    ended: Callable[[str], bool],
-) -> StartedUpdate | None:
-    """Find the interrupted update, if there is one that can be resumed.
-
-    Args:
-        checkpoint: the place of its state; it reports why a state is not used.
-        needed: the :func:`conditions` as they are now.
-        examples: all examples that there are now.
-        ended: whether the update of an id has ended, so that only its state was left behind.
-    """
-    if not checkpoint.path.exists():
-        return None
-    try:
-        about = read(checkpoint.path).about
-        for name, value in needed.items():
-            if about.get(name) != value:
-                raise UnusableState(f"its {name} is not that of this update")
-        update_id = _part(about, "update_id", str)
-        if ended(update_id):
-            raise UnusableState("its update has ended")
-        data = UpdateData.thaw(_part(about, "data", dict), examples)
-        return StartedUpdate(update_id, _part(about, "created_at", float), data)
-    except UnusableState as error:
-        checkpoint.discard(str(error))
-        return None
-
-
-def outlook(path: Path) -> str:
-    """What the next update will do with the state in ``path``, as a phrase for a message."""
-    if not path.exists():
-        return "the next `agentpref update` starts over"
-    try:
-        saved = peek(path).state
-    except UnusableState as error:
-        return f"the next `agentpref update` starts over; the saved state cannot be used: {error}"
-    return f"the next `agentpref update` resumes at step {saved.step} of {saved.planned}"
-
-
 def training_settings(config: UpdateConfig) -> dict[str, Any]:
     """The settings that determine what is trained, as plain values: all but gate and budget."""
     settings = config.to_mapping()
@@ -239,13 +157,6 @@ def fingerprint(batches: Sequence[Sequence[TrainingRow]], **facts: Any) -> str:
                 keys[id(row)] = hashlib.blake2b(orjson.dumps(row.freeze()), digest_size=16).digest()
             digest.update(keys[id(row)])
     return digest.hexdigest()
-
-
-def _part(about: Mapping[str, Any], name: str, kind: type[T]) -> T:
-    value = about.get(name)
-    if not isinstance(value, kind):
-        raise UnusableState(f"it is damaged ({name})")
-    return value
 
 
 def path_of(folder: Path, namespace: str) -> Path:

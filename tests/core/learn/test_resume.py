@@ -9,7 +9,7 @@ import pytest
 import agentpref
 from agentpref.config import UpdateConfig
 from agentpref.home import Home
-from agentpref.learn import checkpoint as resume
+from agentpref.learn import resume
 from agentpref.learn.checkpoint import Checkpoint, TrainingState, path_of
 from agentpref.learn.data import UpdateData
 from agentpref.models.base import BaseModel
