@@ -187,10 +187,10 @@ def test_an_interrupt_while_the_server_starts_ends_it(server, tmp_path) -> None:
 
 
 PARENT = """
-import os, sys, threading, time
+import os, signal, sys, threading, time
 from pathlib import Path
-from agentpref_adapters._vllm_server import Server
 from agentpref_adapters._vllm_process import VllmProcess
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which it would ignore where nohup runs the tests
 port, folder = sys.argv[1:3]
 command = [sys.executable, *sys.argv[3:], port, folder]
 url, log = f"http://127.0.0.1:{port}", Path(folder, "log")
