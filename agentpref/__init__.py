@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from agentpref.config import UpdateConfig
     from agentpref.errors import AgentprefError
-    from agentpref.pipeline import UpdateReport, update
+    from agentpref.pipeline import update
     from agentpref.record.ingest.redaction import redact
     from agentpref.record.log import Log
     from agentpref.serve.chat import Chat
     from agentpref.serve.registry import Registry
     from agentpref.serve.router import Router
-    from agentpref.types import Comparison, Example, Feedback, Run
+    from agentpref.types import Comparison, Example, Feedback, Run, UpdateReport
 
 __version__ = "0.1.0"
 
@@ -33,7 +33,7 @@ _HOMES = {
     "Router": "agentpref.serve.router",
     "Run": "agentpref.types",
     "UpdateConfig": "agentpref.config",
-    "UpdateReport": "agentpref.pipeline",
+    "UpdateReport": "agentpref.types",
     "redact": "agentpref.record.ingest.redaction",
     "update": "agentpref.pipeline",
 }

@@ -37,7 +37,7 @@ from agentpref.record.store import Store
 from agentpref.record.updates import Role, UpdateRow, Updates
 from agentpref.serve.backend import Revision
 from agentpref.serve.registry import Registry
-from agentpref.types import BASE, Example, Progress, UpdateReport, Verdict
+from agentpref.types import BASE, Example, Progress, UpdateReport
 
 if TYPE_CHECKING:
     import sqlite3
@@ -48,8 +48,6 @@ if TYPE_CHECKING:
     from agentpref.learn.trainer import Limits, TrainingReport
     from agentpref.models.base import BaseModel
     from agentpref.prove.checks import UserCheck
-
-__all__ = ["UpdateReport", "Verdict", "update"]
 
 _CANDIDATE = ".candidate-"
 
@@ -177,8 +175,9 @@ class _Update:
 
         # 2. The base model, and the update that was interrupted, if one was.
         base, started, needed = None, None, dict[str, Any]()
+        checks: Mapping[str, UserCheck] = {}
         if is_new or self.checkpoint.path.exists():
-            self.checks = self._checks()  # a broken check or loss is reported before any work
+            checks = self._load_parts()  # a broken check or loss is reported before any work
             base = self._load_base(live)
             needed = resume.conditions(self.namespace, serving.live, base, self.config)
             started = self._started(base, needed, examples)
@@ -191,7 +190,7 @@ class _Update:
         rows = prepare(learner, available, started.data if started else None, self.config)
         if rows.new:
             training = self._train(learner, rows, needed)
-            report = self._prove(report, learner, rows, training, live)
+            report = self._prove(report, learner, rows, training, live, checks)
         else:
             report = self._with_counts(report, learner)
 
@@ -202,7 +201,7 @@ class _Update:
             self.registry.promote(report.revision, expected_generation=serving.generation)
         return report
 
-    def _checks(self) -> Mapping[str, UserCheck]:
+    def _load_parts(self) -> Mapping[str, UserCheck]:
         from agentpref.learn.losses import load_loss
         from agentpref.prove.checks import installed_checks
 
@@ -324,6 +323,7 @@ class _Update:
         rows: UpdateRows,
         training: TrainingReport,
         live: Revision | None,
+        checks: Mapping[str, UserCheck],
     ) -> UpdateReport:
         """Evaluate the candidate, decide on it, and publish it unless it is refused."""
         from agentpref.prove import evaluate, gate
@@ -333,7 +333,7 @@ class _Update:
         new = evaluate.score(learner, rows.new_held_out)
         old = evaluate.score(learner, rows.old_held_out)
         evidence = evaluate.gather(
-            learner, new, old, kl=kl, trained=rows.new, checks=self._checks(), config=config
+            learner, new, old, kl=kl, trained=rows.new, checks=checks, config=config
         )
         result = gate.judge(evidence, config.gate, seed=config.seed)
         replayed = [row.example for row in rows.old]

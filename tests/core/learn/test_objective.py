@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from agentpref.config import LossSettings, ThumbSettings, UpdateConfig
 from agentpref.learn.encode import EncodedExample
-from agentpref.learn.kernels.head import token_kl
 from agentpref.learn.losses import LossOutput
 from agentpref.learn.losses.apo_zero import apo_zero_loss
 from agentpref.learn.losses.dpo import dpo_loss
@@ -342,17 +341,6 @@ def test_a_thawed_row_has_the_loss_of_the_frozen_one(frozen):
     )
     assert torch.equal(ours.loss, theirs.loss)
     assert torch.equal(ours.margin, theirs.margin)
-
-
-def test_token_kl_by_hand():
-    live, candidate = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.9, 0.1]]).log()
-    expected = 0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1)
-    assert token_kl(live, candidate).item() == pytest.approx(expected)
-
-
-def test_token_kl_of_equals_is_zero():
-    logits = torch.randn(4, 7, generator=torch.Generator().manual_seed(0))
-    assert token_kl(logits, logits + 3.0).abs().max().item() < 1e-6
 
 
 def test_kl_penalty_by_hand():

@@ -18,6 +18,11 @@ Judged: TypeAlias = "tuple[list[Feedback], list[Comparison]]"
 
 
 @pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home.create(tmp_path / "home")
+
+
+@pytest.fixture
 def log(tmp_path: Path) -> Iterator[Log]:
     with Log(tmp_path / "home") as log:
         yield log

@@ -34,11 +34,6 @@ TABLES = {
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Home:
-    return Home.create(tmp_path / "home")
-
-
-@pytest.fixture
 def connection(home: Home) -> Iterator[sqlite3.Connection]:
     with closing(connect(home)) as connection:
         yield connection

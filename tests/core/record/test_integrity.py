@@ -7,7 +7,6 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -31,11 +30,6 @@ OTHER = ({"role": "user", "content": "3 + 3?"},)
 def run(run_id: str, content: str = "4", turns: tuple[dict[str, str], ...] = TURNS) -> Run:
     output = {"role": "assistant", "content": content}
     return Run(run_id, "default", 10.0, prompt_of(turns), output, user_id="u")
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Home:
-    return Home.create(tmp_path / "home")
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import math
 import os
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -20,11 +19,6 @@ from agentpref.record import spill as module
 from agentpref.record.messages import RunRow, StoredRecord, new_id, prompt_of, run_row
 from agentpref.record.spill import Drained, Spill, is_whole
 from agentpref.types import Comparison, Feedback, Run
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Home:
-    return Home.create(tmp_path / "home")
 
 
 @pytest.fixture

@@ -36,15 +36,11 @@ from agentpref.record.updates import Role, UpdateRow, Updates
 from agentpref.serve.registry import Registry
 from agentpref.testing import write_adapter
 from agentpref.types import Comparison, Feedback, Run
+from tests.core.record.rows import add
 
 SYSTEM = {"role": "system", "content": "You are terse."}
 SECRET = "adas-secret"
 """In every text of Ada's, and in what is said of her runs."""
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Home:
-    return Home.create(tmp_path / "home")
 
 
 def asked(text: str) -> list[dict[str, Any]]:
@@ -553,8 +549,7 @@ def play(store: Store, names: Pseudonyms, events: Any, *, without: str | None = 
             about = [user, *(owner for owner, _ in chosen)]
             said = _judged(kind, n, at, name, [made for _, made in chosen], second)
         if without is None or without not in about:
-            for each in said:
-                _add(store, each)
+            add(store, *said)
 
 
 def _prompt(texts: list[str]):
@@ -573,15 +568,6 @@ def _judged(kind: str, n: int, at: float, name: str | None, runs: list[Run], tex
     if len(runs) < 2 or runs[0].prompt.id != runs[1].prompt.id:
         return []
     return [Comparison(f"c{n}", at, runs[0].run_id, runs[1].run_id, "a", user_id=name)]
-
-
-def _add(store: Store, said: Run | Feedback | Comparison) -> None:
-    if isinstance(said, Run):
-        store.add_run(said)
-    elif isinstance(said, Feedback):
-        store.add_feedback(said)
-    else:
-        store.add_comparison(said)
 
 
 def state(home: Home) -> dict[str, Any]:

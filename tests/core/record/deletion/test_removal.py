@@ -24,11 +24,6 @@ from agentpref.types import Comparison, Feedback, Run
 DAY = 86_400.0
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Home:
-    return Home.create(tmp_path / "home")
-
-
 def run(run_id: str, days: float, text: str, **fields: Any) -> Run:
     """A run that was recorded some days ago."""
     prompt = prompt_of([{"role": "user", "content": "2 + 2?"}])

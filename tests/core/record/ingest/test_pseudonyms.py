@@ -16,11 +16,6 @@ from agentpref.record.ingest.pseudonyms import Pseudonyms
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Home:
-    return Home.create(tmp_path / "home")
-
-
-@pytest.fixture
 def other(tmp_path: Path) -> Home:
     return Home.create(tmp_path / "other")
 

@@ -33,6 +33,7 @@ from agentpref.record.store import Store
 from agentpref.record.transfer import merge as module
 from agentpref.record.transfer.merge import Counts, Merged, merge
 from agentpref.types import Comparison, Feedback, Run
+from tests.core.record.rows import add
 
 Said = Run | Feedback | Comparison
 Make = Callable[..., Home]
@@ -68,14 +69,7 @@ def make(tmp_path: Path, blank: Path) -> Make:
 def filled(folder: Path, *said: Said) -> Home:
     home = Home.open(folder)
     with closing(connect(home)) as connection, transaction(connection):
-        store = Store(connection)
-        for each in said:
-            if isinstance(each, Run):
-                store.add_run(each)
-            elif isinstance(each, Feedback):
-                store.add_feedback(each)
-            else:
-                store.add_comparison(each)
+        add(Store(connection), *said)
     return home
 
 

@@ -22,6 +22,7 @@ from agentpref.record.messages import prompt_of
 from agentpref.record.store import Store
 from agentpref.record.transfer.merge import merge
 from agentpref.types import Comparison, Feedback, Run
+from tests.core.record.rows import add
 
 Said = Run | Feedback | Comparison
 Log = list[Said]
@@ -59,14 +60,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Example:
 
 def log(home: Home, said: Iterable[Said]) -> None:
     with closing(connect(home)) as connection, transaction(connection):
-        store = Store(connection)
-        for each in said:
-            if isinstance(each, Run):
-                store.add_run(each)
-            elif isinstance(each, Feedback):
-                store.add_feedback(each)
-            else:
-                store.add_comparison(each)
+        add(Store(connection), *said)
 
 
 def forget(home: Home, forgotten: Forgotten) -> None:
