@@ -14,7 +14,8 @@ from math import inf
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from agentpref.errors import ConfigError, InvalidMessage
+from agentpref.errors import ConfigError
+from agentpref.record.messages import check_shapes
 from agentpref.types import Message, Tool
 
 FinishReason = Literal["stop", "length"]
@@ -57,7 +58,7 @@ class GenerationRequest:
     """One call to a model. ``temperature`` 0 is greedy; ``seed`` makes sampling reproducible.
 
     Raises:
-        InvalidMessage: there is no message.
+        InvalidMessage: there is no message, or one has not the shape of a message.
         ConfigError: a setting is out of range.
     """
 
@@ -70,8 +71,7 @@ class GenerationRequest:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.messages:
-            raise InvalidMessage("a request has no messages; give at least one")
+        check_shapes(self.messages)
         for name, is_allowed, allowed in (
             ("max_tokens", self.max_tokens >= 1, "1 or more"),
             ("temperature", 0 <= self.temperature < inf, "0 or more"),

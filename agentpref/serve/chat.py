@@ -89,7 +89,7 @@ class Chat:
                 :class:`~agentpref.serve.backend.GenerationRequest`.
 
         Raises:
-            InvalidMessage: there is no message.
+            InvalidMessage: there is no message, or one has not the shape of a message.
             ConfigError: a sampling setting is out of range.
             ServingError: the engine failed; nothing is recorded.
         """

@@ -163,7 +163,7 @@ class TestAnswers:
             backend.generate(BASE, ASK)
 
     def test_messages_that_do_not_render_are_refused(self, server: StandIn) -> None:
-        ask = GenerationRequest(messages=({"role": "user", "content": 7},))
+        ask = GenerationRequest(messages=({"role": "user", "content": [{"type": "text"}]},))
         with (
             closing(connect(server)) as backend,
             pytest.raises(GenerationFailed, match="does not render the messages"),

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -159,6 +160,16 @@ def test_nothing_is_recorded_when_the_engine_fails(
     with pytest.raises(ConfigError, match="temperature is -1"):
         chat.reply(ASK, temperature=-1)
     chat.log.flush()
+    assert runs(registry) == []
+
+
+@pytest.mark.parametrize("message", [3, {"rôle": "user"}, {"role": "user", "content": b"Hi"}])
+def test_a_message_without_the_shape_of_one_is_refused_before_the_engine_answers(
+    chat: Chat, registry: Registry, message: Any
+) -> None:
+    with pytest.raises(InvalidMessage, match="message 1"):
+        chat.reply([*ASK, message])
+    assert not chat.log.dropped
     assert runs(registry) == []
 
 
