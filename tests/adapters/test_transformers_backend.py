@@ -326,14 +326,13 @@ def test_an_error_in_the_engine_reaches_every_caller_and_leaves_it_usable(
         assert backend.generate(name, ask("hello")).token_ids == served.expected[name, "hello"]
 
 
-PARTS = [{"type": "text", "text": "tide"}]  # which the bundled template does not render
-
-
 def test_a_prompt_that_cannot_be_answered_is_refused(backend: TransformersBackend) -> None:
     with pytest.raises(GenerationFailed, match="the model takes 512; shorten it"):
         backend.generate(BASE, ask("tide " * 600))
     with pytest.raises(GenerationFailed, match="does not render"):
-        backend.generate(BASE, GenerationRequest(({"role": "user", "content": PARTS},)))
+        backend.generate(
+            BASE, GenerationRequest(({"role": "assistant", "content": "", "tool_calls": 5},))
+        )
     with pytest.raises(InvalidMessage):
         GenerationRequest(messages=())
     assert backend.generate(BASE, ask("tide")).finish_reason
