@@ -179,7 +179,7 @@ class TransformersBackend:
     ) -> ActiveRequest:
         self._thread.require_open()
         prompt = self._encode(request)
-        positions = getattr(self.base.model.config, "max_position_embeddings", None) or math.inf
+        positions = self.base.positions or math.inf
         room = int(min(request.max_tokens, positions - len(prompt)))
         if room < 1:
             raise GenerationFailed(

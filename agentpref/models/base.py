@@ -35,6 +35,8 @@ _TOKENIZER_FILES = (
     "chat_template.jinja",
     "special_tokens_map.json",
 )
+# What configurations call the number of positions; transformers maps GPT-2's to the first.
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json")
 
 
@@ -55,6 +57,16 @@ class BaseModel:
         """The key of cached log-probs: the base, its template, and its precision."""
         key = f"{self.digest}:{self.template_digest}"
         return key if self.precision == "float32" else f"{key}:{self.precision}"
+
+    @property
+    def positions(self) -> int | None:
+        """The most tokens, prompt and answer together, that the model takes; ``None``: any number.
+
+        Of a model with several parts, such as one that also sees images, it is the text model's.
+        """
+        config: Any = self.model.config.get_text_config()
+        bounds = (getattr(config, name, None) for name in _POSITIONS)
+        return next((int(bound) for bound in bounds if bound), None)
 
     @property
     def identity(self) -> dict[str, str]:
