@@ -10,7 +10,6 @@ torch and transformers are imported when a backend is made.
 
 from __future__ import annotations
 
-import inspect
 import math
 import threading
 from collections import deque
@@ -23,7 +22,6 @@ from agentpref.errors import (
     MissingDependency,
     ProbeFailed,
     SwapFailed,
-    UnsupportedModel,
 )
 from agentpref.home import Home
 from agentpref.models.base import BaseModel, load_base
@@ -49,7 +47,6 @@ _DIED = (
     "the thread that runs the model died of an error, which it printed; make a new backend to "
     "continue serving"
 )
-_ASKED_OF_FORWARD = {"attention_mask", "position_ids", "past_key_values", "logits_to_keep"}
 
 
 def open_router(
@@ -90,8 +87,8 @@ class TransformersBackend:
     """
 
     def __init__(self, model: BaseModel | str, *, max_batch: int = 16) -> None:
+        _require_safetensors()
         self.base = load_base(model) if isinstance(model, str) else model
-        _require_servable(self.base)
         causal, tokenizer = self.base.model, self.base.tokenizer
         self._layers = Layers(causal)
         generation = getattr(causal.generation_config, "eos_token_id", None)
@@ -274,16 +271,10 @@ class ModelThread:
             request.fail(BackendClosed(CLOSED))
 
 
-def _require_servable(base: BaseModel) -> None:
+def _require_safetensors() -> None:
     try:
         import safetensors  # noqa: F401
     except ImportError as error:
         raise MissingDependency(
             "serving adapters needs safetensors; install it with: pip install 'agentpref[train]'"
         ) from error
-    missing = _ASKED_OF_FORWARD - set(inspect.signature(base.model.forward).parameters)
-    if missing:
-        raise UnsupportedModel(
-            f"{base.name!r} takes no {', '.join(sorted(missing))} and cannot be generated with "
-            f"here; use a decoder-only transformer"
-        )
