@@ -12,8 +12,8 @@ and slower than float32. Adapters and optimizers are in float32 in every case.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -23,6 +23,7 @@ import orjson
 from agentpref.config import Precision
 from agentpref.errors import MissingDependency, ModelNotFound, UnsupportedModel
 from agentpref.models import loading
+from agentpref.models.template import ChatTemplate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -57,6 +58,12 @@ class BaseModel:
     digest: str
     template_digest: str
     precision: Held = "float32"
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    template: ChatTemplate = field(init=False)
+
+    def __post_init__(self) -> None:
+        template = ChatTemplate(self.tokenizer, self.chat_template_kwargs)
+        object.__setattr__(self, "template", template)
 
     @property
     def numbers(self) -> str:
@@ -75,18 +82,33 @@ class BaseModel:
         return next((int(bound) for bound in bounds if bound), None)
 
     @property
-    def identity(self) -> dict[str, str]:
+    def identity(self) -> dict[str, Any]:
         """What a manifest stores about the base of a revision."""
-        return {"name": self.name, "digest": self.digest, "template_digest": self.template_digest}
+        return identity(self.name, self.digest, self.template_digest, self.chat_template_kwargs)
 
 
-def load_base(name: str, *, precision: Precision | None = None) -> BaseModel:
+def identity(
+    name: str, digest: str, template_digest: str, chat_template_kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What identifies a base: its files, and the arguments that its chat template is given."""
+    found: dict[str, Any] = {"name": name, "digest": digest, "template_digest": template_digest}
+    return found | ({"chat_template_kwargs": chat_template_kwargs} if chat_template_kwargs else {})
+
+
+def load_base(
+    name: str,
+    *,
+    precision: Precision | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> BaseModel:
     """Load a base model by the bundled name ``"tiny"``, a folder, or a model hub's name.
 
     Weights are read from safetensors only, and remote code is never run. Without ``precision``, the
-    base is held in float32 on a CPU and in bfloat16 on a GPU.
+    base is held in float32 on a CPU and in bfloat16 on a GPU. ``chat_template_kwargs`` are given to
+    the chat template at every rendering; they are part of what identifies the base.
 
     Raises:
+        ConfigError: the chat template does not read one of ``chat_template_kwargs``.
         MissingDependency: torch, transformers or what a precision needs is not installed.
         ModelNotFound: the name resolves to nothing.
         UnsupportedModel: the model has no chat template or no safetensors, is not a causal language
@@ -104,13 +126,15 @@ def load_base(name: str, *, precision: Precision | None = None) -> BaseModel:
     path = find_base(name)
     gpu = torch.cuda.is_available()
     tokenizer = load_tokenizer(name, path)
+    ChatTemplate(tokenizer).require_arguments(chat_template_kwargs or {})
     chosen = choose_precision(precision or ("bfloat16" if gpu else "float32"), gpu=gpu)
     model: Any = loading.load_model(name, path, **precision_options(chosen))
     loading.check_tokens(name, model, tokenizer)
     if chosen != "4bit":  # 4-bit weights are on the GPU already, and cannot be moved
         model.to("cuda" if gpu else "cpu")
     model.eval().requires_grad_(False)
-    return BaseModel(name, path, model, tokenizer, *base_digests(path), chosen)
+    digests = base_digests(path, chat_template_kwargs)
+    return BaseModel(name, path, model, tokenizer, *digests, chosen, chat_template_kwargs or {})
 
 
 def load_tokenizer(name: str, path: Path) -> PreTrainedTokenizerBase:
@@ -170,9 +194,18 @@ def _download(name: str) -> Path:
         ) from error
 
 
-def base_digests(folder: Path) -> tuple[str, str]:
-    """The digests that identify a base: that of its weights, and that of its tokenizer."""
-    return digest_files(folder, _WEIGHT_FILES), digest_files(folder, _tokenizer_files(folder))
+def base_digests(
+    folder: Path, chat_template_kwargs: Mapping[str, Any] | None = None
+) -> tuple[str, str]:
+    """The digests that identify a base: that of its weights, and that of its tokenizer.
+
+    The latter covers the arguments of the chat template, if there are any.
+    """
+    template = digest_files(folder, _tokenizer_files(folder))
+    if chat_template_kwargs:
+        arguments = orjson.dumps(chat_template_kwargs, option=orjson.OPT_SORT_KEYS)
+        template = hashlib.sha256(template.encode() + b"\0" + arguments).hexdigest()
+    return digest_files(folder, _WEIGHT_FILES), template
 
 
 def _tokenizer_files(folder: Path) -> list[str]:
