@@ -11,7 +11,6 @@ torch and transformers are imported when a backend is made.
 from __future__ import annotations
 
 import inspect
-import math
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -27,8 +26,9 @@ from agentpref.errors import (
 )
 from agentpref.home import Home
 from agentpref.models.base import BaseModel, load_base
+from agentpref.models.decoding import Decoding
 from agentpref.models.text_stream import TextStream
-from agentpref.models.tokenizer import encode_prompt, end_tokens
+from agentpref.models.tokenizer import encode_prompt
 from agentpref.serve import watch
 from agentpref.serve.backend import (
     CLOSED,
@@ -92,14 +92,12 @@ class TransformersBackend:
     def __init__(self, model: BaseModel | str, *, max_batch: int = 16) -> None:
         self.base = load_base(model) if isinstance(model, str) else model
         _require_servable(self.base)
-        causal, tokenizer = self.base.model, self.base.tokenizer
-        self._layers = Layers(causal)
-        generation = getattr(causal.generation_config, "eos_token_id", None)
-        self._ends = end_tokens(tokenizer, generation)
+        self._layers = Layers(self.base.model)
+        self._decoding = Decoding.of(self.base)
         self._tokenizing = threading.Lock()
         self._adapters: dict[str, Adapter] = {}
         self._place = place_in_process()
-        engine = Engine(causal, self._layers, int(tokenizer.pad_token_id or 0))
+        engine = Engine(self.base.model, self._layers, self._decoding.pad)
         self._thread = ModelThread(engine, max_active=max_batch)
 
     def capabilities(self) -> Capabilities:
@@ -179,19 +177,21 @@ class TransformersBackend:
     ) -> ActiveRequest:
         self._thread.require_open()
         prompt = self._encode(request)
-        positions = self.base.positions or math.inf
-        room = int(min(request.max_tokens, positions - len(prompt)))
-        if room < 1:
-            raise GenerationFailed(
-                f"the prompt has {len(prompt)} tokens, the model takes {positions}; shorten it"
-            )
+        room = self._decoding.room(prompt, request.max_tokens)
         text = TextStream(self._decode, request.stop)
         adapter = self._adapters.get(revision_id)
         if adapter is None and revision_id != BASE:
             self._thread.require_open()
             raise GenerationFailed(f"{revision_id} is not loaded; load it first")
         active = ActiveRequest(
-            revision_id, adapter, request, prompt, text, self._ends, room, streaming
+            revision_id,
+            adapter,
+            request,
+            prompt,
+            text,
+            self._decoding.end_tokens,
+            room,
+            streaming,
         )
         self._thread.submit(active)
         return active
@@ -209,7 +209,7 @@ class TransformersBackend:
 
     def _decode(self, tokens: Sequence[int]) -> str:
         with self._tokenizing:
-            return str(self.base.tokenizer.decode(list(tokens), skip_special_tokens=True))
+            return self._decoding.decode(tokens)
 
 
 class ModelThread:

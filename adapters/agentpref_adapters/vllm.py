@@ -18,8 +18,6 @@ from contextlib import ExitStack, closing
 from itertools import chain, islice
 from pathlib import Path
 
-import orjson
-
 from agentpref.errors import (
     BackendClosed,
     ConfigError,
@@ -31,8 +29,9 @@ from agentpref.errors import (
 from agentpref.home import Home
 from agentpref.models.base import load_tokenizer
 from agentpref.models.base_files import read_base
+from agentpref.models.decoding import Decoding
 from agentpref.models.text_stream import TextStream
-from agentpref.models.tokenizer import encode_prompt, end_tokens
+from agentpref.models.tokenizer import encode_prompt
 from agentpref.models.tool_calls import assistant_message
 from agentpref.serve import watch
 from agentpref.serve.backend import (
@@ -139,9 +138,8 @@ class VllmBackend:
             raise ConfigError("no server is named; give its address, e.g. http://127.0.0.1:8000")
         self.base = read_base(model)
         self._tokenizer = load_tokenizer(model, self.base.path)
-        file = self.base.path / "generation_config.json"
-        generation = orjson.loads(file.read_bytes()) if file.is_file() else {}
-        self._ends = end_tokens(self._tokenizer, generation.get("eos_token_id"))
+        self._decoding = Decoding.read(self._tokenizer, self.base.path)
+        self._ends = self._decoding.end_tokens
         self._tokenizing = threading.Lock()
         self._max_loras = max_loras
         self._revisions: dict[str, Revision] = {}
@@ -292,7 +290,7 @@ class VllmBackend:
 
     def _decode(self, tokens: Sequence[int]) -> str:
         with self._tokenizing:
-            return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
+            return self._decoding.decode(tokens)
 
     def _reply(self, revision_id: str, request: GenerationRequest, piece: Piece) -> Reply:
         items = self._read(revision_id, request, [piece])

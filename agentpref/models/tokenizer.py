@@ -121,7 +121,7 @@ class ExampleTokenizer:
             masks.append(mask)
             retokenized.update([objection] if objection else [])
         room = self._max_length - max(map(len, completions))
-        asked = prompt.ids if len(prompt.ids) <= room else self._shortened(example.prompt, room)
+        asked = prompt.ids if len(prompt.ids) <= room else self.shortened(example.prompt, room)
         if asked is None:
             return "too_long"
         return TokenizedExample(
@@ -150,7 +150,7 @@ class ExampleTokenizer:
     def _last_special(self, text: str) -> int:
         return max([0, *(text.rfind(token) for token in self._special_texts)])
 
-    def _shortened(self, prompt: Prompt, room: int) -> Ids | None:
+    def shortened(self, prompt: Prompt, room: int) -> Ids | None:
         """The prompt without as few of its oldest turns as fit into the room; ``None`` if none."""
         prompts = template.shorter(prompt)
         fitting: dict[int, Ids] = {}
@@ -287,11 +287,3 @@ def _numbered(prompts: Iterable[Prompt]) -> tuple[list[int], list[Prompt]]:
 
 def _squeezed(text: str) -> str:
     return "".join(text.split())
-
-
-def end_tokens(
-    tokenizer: PreTrainedTokenizerBase, configured: int | Sequence[int] | None
-) -> frozenset[int]:
-    """The tokens that end a turn: the tokenizer's, and ``configured``, the generation settings'."""
-    ids = configured if isinstance(configured, Sequence) else [configured]
-    return frozenset(int(token) for token in (tokenizer.eos_token_id, *ids) if token is not None)
