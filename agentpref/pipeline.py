@@ -345,7 +345,12 @@ class _Update:
             accuracy=new.joined(old).by_tag(),
             training=asdict(training),
             checks=result.to_mapping()["checks"],
-            notes=[*self.checkpoint.troubles, *new.notes()],
+            notes=[
+                *self.checkpoint.troubles,
+                *learner.notes(),
+                *new.notes(),
+                *evidence.notes,
+            ],
         )
         scores = self._cache(learner.base, self.update_id)
         if result.verdict == "refused":
@@ -362,6 +367,7 @@ class _Update:
             left_out={**report.left_out, **learner.left_out},
             shortened=dict(learner.shortened),
             retokenized=dict(learner.retokenized),
+            notes=[*report.notes, *learner.notes()],
             seconds=time.monotonic() - self.started_at,
         )
 

@@ -5,9 +5,9 @@
 3. Between two passes, requests that have ended leave their batch, and new ones join it. So a short
    request never waits for the end of a long one.
 
-Rows of a batch end together, on the right: prompts are padded on the left, and a cache of keys and
-values grows and shrinks on the left. Caches of other kinds (sliding windows, linear attention)
-cannot be cut or joined: such a batch stays as it is until all its requests have ended.
+A cache of keys and values grows and shrinks on the left, where prompts are padded. Caches of other
+kinds (sliding windows, linear attention) cannot be cut or joined: such a batch stays as it is until
+all its requests have ended.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from agentpref.errors import AgentprefError, GenerationFailed, ServingError
+from agentpref.models.continuation import Continuation, turning_point
 from agentpref.models.text_stream import TextStream
 from agentpref.models.tool_calls import assistant_message
 from agentpref.serve.backend import FinishReason, GenerationRequest, Reply
@@ -128,7 +129,7 @@ class Engine:
         self._model = model
         self._layers = layers
         self._pad = pad
-        self._turning_point = _turning_point(model.config.get_text_config())
+        self._turning_point = turning_point(model)
         self._requests: list[ActiveRequest] = []  # those that were admitted and have not ended
         self._batches: list[_Batch] = []
 
@@ -185,26 +186,13 @@ class Engine:
             self._batches.append(other)
 
 
-class _Batch:
-    """Requests that share a forward pass, a row each; rows of one adapter are neighbours.
-
-    ``tokens`` and ``positions`` (rows, n) are the input of the next pass. ``mask`` (rows, all
-    tokens so far) is 0 for padding, on the left.
-    """
+class _Batch(Continuation):
+    """Requests that share a forward pass, a row each; rows of one adapter are neighbours."""
 
     def __init__(self, requests: list[ActiveRequest], pad: int, device: Any, *, alone: bool):
-        import torch
-
         order, self.shares = shares_of([request.adapter for request in requests])
         self.requests = [requests[row] for row in order]
-        width = max(len(request.prompt) for request in requests)
-        gaps = [width - len(request.prompt) for request in self.requests]
-        tokens = [[pad] * g + [*r.prompt] for g, r in zip(gaps, self.requests, strict=True)]
-        mask = [[0] * gap + [1] * (width - gap) for gap in gaps]
-        self.tokens = torch.tensor(tokens, device=device)
-        self.mask = torch.tensor(mask, device=device)
-        self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
-        self.cache: Any = None
+        super().__init__([request.prompt for request in self.requests], pad, device)
         self._alone = alone
 
     def advance(self, model: PreTrainedModel, layers: Layers) -> None:
@@ -212,18 +200,7 @@ class _Batch:
         import torch
 
         with torch.inference_mode(), layers.answering(self.shares, *self.tokens.shape):
-            output = model(
-                input_ids=self.tokens,
-                attention_mask=self.mask,
-                position_ids=self.positions,
-                past_key_values=self.cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            chosen = _choose(output.logits[:, -1].float(), self.requests)
-            self.cache = output.past_key_values
-            self.tokens, self.positions = chosen[:, None], self.positions[:, -1:] + 1
-            self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.requests), 1)], dim=1)
+            self.append(_choose(self.logits(model), self.requests))
 
     def drop_ended(self) -> None:
         """Remove requests that have ended; a cache that cannot be cut waits for all of them."""
@@ -291,17 +268,6 @@ def _is_plain(cache: Any) -> bool:
     from transformers.cache_utils import DynamicCache, DynamicLayer
 
     return type(cache) is DynamicCache and all(type(x) is DynamicLayer for x in cache.layers)
-
-
-def _turning_point(config: Any) -> float:
-    """The length from which longrope rotates a whole batch differently; infinity without it.
-
-    A request that may become longer gets a batch of its own.
-    """
-    settings = getattr(config, "rope_parameters", None) or {}
-    kinds = [settings, *(kind for kind in settings.values() if isinstance(kind, dict))]
-    longropes = [kind for kind in kinds if kind.get("rope_type") == "longrope"]
-    return min((kind["original_max_position_embeddings"] for kind in longropes), default=math.inf)
 
 
 @contextmanager

@@ -109,6 +109,7 @@ def vllm_process(
         "--port": port or free_port(host),
         "--max-loras": max_loras,
         "--max-cpu-loras": max_loras,
+        "--generation-config": "vllm",  # none of the model's own defaults
     }
     words = [str(word) for option in options.items() for word in option]
     reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)

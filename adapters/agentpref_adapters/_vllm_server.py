@@ -289,7 +289,8 @@ def completion_body(
     """The body of a completion request; ``GenerationFailed`` if the prompt does not fit.
 
     It sets everything that the server would take from its own or the model's defaults, so that
-    temperature 0 gives the likeliest token on any server.
+    temperature 0 gives the likeliest token on any server. The server's own end tokens are among
+    ``ends``; a stop string is searched in the text that is read here, without special tokens.
     """
     longest = model.max_length or math.inf
     room = int(min(request.max_tokens, longest - len(prompt)))
@@ -315,6 +316,9 @@ def completion_body(
         "seed": request.seed,
         "stop": list(request.stop),
         "stop_token_ids": sorted(ends),
+        "ignore_eos": False,
+        "min_tokens": 0,
+        "skip_special_tokens": True,
     }
 
 

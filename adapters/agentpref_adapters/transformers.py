@@ -10,14 +10,15 @@ torch and transformers are imported when a backend is made.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from agentpref.errors import (
     BackendClosed,
+    ConfigError,
     GenerationFailed,
     MissingDependency,
     ProbeFailed,
@@ -25,8 +26,8 @@ from agentpref.errors import (
 )
 from agentpref.home import Home
 from agentpref.models.base import BaseModel, load_base
+from agentpref.models.decoding import Decoding
 from agentpref.models.text_stream import TextStream
-from agentpref.models.tokenizer import encode_prompt, end_tokens
 from agentpref.serve import watch
 from agentpref.serve.backend import (
     CLOSED,
@@ -35,11 +36,12 @@ from agentpref.serve.backend import (
     GenerationRequest,
     Reply,
     Revision,
+    encode_request,
     place_in_process,
 )
 from agentpref.serve.router import Router
 from agentpref.serve.validate import check_revision
-from agentpref.types import BASE, Prompt
+from agentpref.types import BASE
 from agentpref_adapters._transformers_adapters import Adapter, Layers
 from agentpref_adapters._transformers_engine import ActiveRequest, Engine, NotFinite
 
@@ -55,6 +57,7 @@ def open_router(
     namespace: str = "default",
     *,
     follow: float | None = 1.0,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Router:
     """Serve a home's live revision of a base model inside this process.
 
@@ -63,9 +66,13 @@ def open_router(
 
     Args:
         model: the base model, as for ``agentpref.update``.
+        chat_template_kwargs: what its chat template is always given, as in the update's settings.
     """
     return watch.open_router(
-        home, lambda: TransformersBackend(model), namespace=namespace, follow=follow
+        home,
+        lambda: TransformersBackend(model, chat_template_kwargs=chat_template_kwargs),
+        namespace=namespace,
+        follow=follow,
     )
 
 
@@ -80,23 +87,32 @@ class TransformersBackend:
         model: the base model, or its name. A loaded one belongs to the backend until it is closed:
             hooks on its layers apply adapters.
         max_batch: the most requests that are answered together; others wait.
+        chat_template_kwargs: what the chat template of a model that is named is always given.
 
     Raises:
         ModelError: the model cannot be found, or is of a kind that cannot be served.
         MissingDependency: torch, transformers or safetensors is not installed.
     """
 
-    def __init__(self, model: BaseModel | str, *, max_batch: int = 16) -> None:
+    def __init__(
+        self,
+        model: BaseModel | str,
+        *,
+        max_batch: int = 16,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
         _require_safetensors()
-        self.base = load_base(model) if isinstance(model, str) else model
-        causal, tokenizer = self.base.model, self.base.tokenizer
-        self._layers = Layers(causal)
-        generation = getattr(causal.generation_config, "eos_token_id", None)
-        self._ends = end_tokens(tokenizer, generation)
+        if isinstance(model, str):
+            model = load_base(model, chat_template_kwargs=chat_template_kwargs)
+        elif chat_template_kwargs is not None:
+            raise ConfigError("a loaded model has its chat_template_kwargs; give them to load_base")
+        self.base = model
+        self._layers = Layers(self.base.model)
+        self._decoding = Decoding.of(self.base)
         self._tokenizing = threading.Lock()
         self._adapters: dict[str, Adapter] = {}
         self._place = place_in_process()
-        engine = Engine(causal, self._layers, int(tokenizer.pad_token_id or 0))
+        engine = Engine(self.base.model, self._layers, self._decoding.pad)
         self._thread = ModelThread(engine, max_active=max_batch)
 
     def capabilities(self) -> Capabilities:
@@ -176,37 +192,32 @@ class TransformersBackend:
     ) -> ActiveRequest:
         self._thread.require_open()
         prompt = self._encode(request)
-        positions = self.base.positions or math.inf
-        room = int(min(request.max_tokens, positions - len(prompt)))
-        if room < 1:
-            raise GenerationFailed(
-                f"the prompt has {len(prompt)} tokens, the model takes {positions}; shorten it"
-            )
+        room = self._decoding.room(prompt, request.max_tokens)
         text = TextStream(self._decode, request.stop)
         adapter = self._adapters.get(revision_id)
         if adapter is None and revision_id != BASE:
             self._thread.require_open()
             raise GenerationFailed(f"{revision_id} is not loaded; load it first")
         active = ActiveRequest(
-            revision_id, adapter, request, prompt, text, self._ends, room, streaming
+            revision_id,
+            adapter,
+            request,
+            prompt,
+            text,
+            self._decoding.end_tokens,
+            room,
+            streaming,
         )
         self._thread.submit(active)
         return active
 
     def _encode(self, request: GenerationRequest) -> tuple[int, ...]:
-        prompt = Prompt("", request.messages, request.tools)
-        try:
-            with self._tokenizing:
-                return encode_prompt(prompt, self.base.tokenizer)
-        except Exception as error:  # of jinja or a tokenizer
-            raise GenerationFailed(
-                f"the chat template of {self.base.name!r} does not render the messages "
-                f"({type(error).__name__}: {error}); check their roles and contents"
-            ) from error
+        with self._tokenizing:
+            return encode_request(request, self.base.template, self.base.name)
 
     def _decode(self, tokens: Sequence[int]) -> str:
         with self._tokenizing:
-            return str(self.base.tokenizer.decode(list(tokens), skip_special_tokens=True))
+            return self._decoding.decode(tokens)
 
 
 class ModelThread:

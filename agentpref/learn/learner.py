@@ -27,6 +27,8 @@ from agentpref.learn.objective import ForwardPlan, Losses, TrainingRow
 from agentpref.learn.team import Team
 from agentpref.learn.trainer import Limits, Observer, TrainingReport
 from agentpref.models.base import BaseModel
+from agentpref.models.continuation import require_continuable
+from agentpref.models.decoding import Decoding
 from agentpref.models.template import Objection
 from agentpref.types import Example, Progress
 
@@ -54,6 +56,7 @@ class Learner:
         team: the processes to share the work with; none unless given.
 
     Raises:
+        UnsupportedModel: the model cannot be continued token by token, or a file of it is damaged.
         UpdateError: another process of the team has another model, or has ended.
     """
 
@@ -70,7 +73,9 @@ class Learner:
         from agentpref.learn.kernels.fuse import fuse
         from agentpref.learn.memory import unmap
 
+        require_continuable(base)
         self.base = base
+        self.decoding = Decoding.of(base)
         self.config = config
         self.objections: dict[str, Objection] = {}
         self.shortened: Counter[str] = Counter()
@@ -90,11 +95,24 @@ class Learner:
             if failure:
                 raise UpdateError(f"process {rank} of the team: {failure.decode()}")
 
-    @cached_property
+    @property
     def pad(self) -> int:
         """The token that fills rows up; masks hide it everywhere."""
-        tokenizer = self.base.tokenizer
-        return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0)
+        return self.decoding.pad
+
+    @cached_property
+    def max_length(self) -> int:
+        """Tokens of a prompt with an answer, at most: the setting's, or the model's positions."""
+        return min(self.config.max_length, self.decoding.positions or self.config.max_length)
+
+    def notes(self) -> list[str]:
+        """Says where a setting could not be kept."""
+        if self.max_length == self.config.max_length:
+            return []
+        return [
+            f"max_length is {self.max_length} instead of {self.config.max_length}: the model has "
+            f"{self.max_length} positions"
+        ]
 
     def encode(self, examples: Sequence[Example]) -> list[EncodedExample]:
         """Encode examples, and count those that cannot be encoded."""
@@ -105,7 +123,7 @@ class Learner:
         return found.rows
 
     def _encode(self, examples: Sequence[Example]) -> Encoding:
-        return encoding.encode(examples, self.base.template, max_length=self.config.max_length)
+        return encoding.encode(examples, self.base.template, max_length=self.max_length)
 
     def policy(self, name: adapter.Policy) -> AbstractContextManager[PeftModel]:
         """The model with one policy active, for a block."""
@@ -116,7 +134,7 @@ class Learner:
         if self._route is None:
             with self.policy("base") as model:
                 self._route = logps.trusted_route(
-                    model, rows, pad=self.pad, longest=self.config.max_length
+                    model, rows, pad=self.pad, longest=self.max_length
                 )
         return self._route
 

@@ -129,7 +129,7 @@ class ExampleTokenizer:
             masks.append(mask)
             retokenized.update([objection] if objection else [])
         room = self._max_length - max(map(len, completions))
-        asked = prompt.ids if len(prompt.ids) <= room else self._shortened(example, room)
+        asked = prompt.ids if len(prompt.ids) <= room else self.shortened(example, room)
         if asked is None:
             return Objection("too_long")
         return TokenizedExample(
@@ -160,7 +160,7 @@ class ExampleTokenizer:
     def _last_special(self, text: str) -> int:
         return max([0, *(text.rfind(token) for token in self._template.special)])
 
-    def _shortened(self, example: Example, room: int) -> Ids | None:
+    def shortened(self, example: Example, room: int) -> Ids | None:
         """The prompt without as few of its oldest turns as fit into the room; ``None`` if none."""
         prompts = template.shorter(example.prompt)
         fitting: dict[int, Ids] = {}
@@ -287,9 +287,3 @@ def _numbered(
     return order, distinct
 
 
-def end_tokens(
-    tokenizer: PreTrainedTokenizerBase, configured: int | Sequence[int] | None
-) -> frozenset[int]:
-    """The tokens that end a turn: the tokenizer's, and ``configured``, the generation settings'."""
-    ids = configured if isinstance(configured, Sequence) else [configured]
-    return frozenset(int(token) for token in (tokenizer.eos_token_id, *ids) if token is not None)

@@ -9,14 +9,15 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import NamedTuple, TypeVar
 
 from agentpref.config import UpdateConfig
 from agentpref.learn.adapter import Policy
 from agentpref.learn.encode import EncodedExample
 from agentpref.learn.learner import Learner
 from agentpref.learn.losses.kto import is_liked
-from agentpref.models.tokenizer import Ids, encode_prompt, end_tokens
+from agentpref.models.continuation import Answers, greedy
+from agentpref.models.tokenizer import ExampleTokenizer, Ids, encode_prompt
 from agentpref.models.tool_calls import parse_rate
 from agentpref.prefer.strata import coarsen, stratify
 from agentpref.prove.bootstrap import Paired
@@ -187,9 +188,8 @@ def gather(
         config: the seed and the settings of the gate.
     """
     rows = [*new.rows, *old.rows] or list(trained)
-    prompts = list({row.example.prompt.id: row.prompt for row in rows}.values())
-    probes = random.Random(config.seed).sample(prompts, min(PROBES, len(prompts)))
     limit = token_limit(rows)
+    probes = choose_probes(learner, rows, limit=limit, seed=config.seed)
     wanted, unwanted = _trained_answers(trained, best=True), _trained_answers(trained, best=False)
     both = bool(wanted and unwanted)
     distinct = distinct_n(unwanted)
@@ -197,11 +197,12 @@ def gather(
         new=new.paired(),
         retention=_retention(old, config.gate.min_stratum),
         kl=kl,
-        live=generations(learner, "live", probes, limit=limit),
-        candidate=generations(learner, "candidate", probes, limit=limit),
+        live=generations(learner, "live", probes.prompts, limit=limit),
+        candidate=generations(learner, "candidate", probes.prompts, limit=limit),
         asked_length=length_ratio(_mean_length(wanted), _mean_length(unwanted)) if both else 1.0,
         asked_distinct=distinct_n(wanted) / distinct if wanted and distinct else 1.0,
         user_checks=run_checks(checks, lambda messages: answer(learner, messages)),
+        notes=probes.notes,
     )
 
 
@@ -234,12 +235,53 @@ def token_limit(rows: Sequence[EncodedExample]) -> int:
     return min(MOST_TOKENS, max(FEWEST_TOKENS, 2 * longest))
 
 
+class Probes(NamedTuple):
+    """The prompts that live and candidate answer, and notes on those that were changed."""
+
+    prompts: list[Ids]
+    notes: tuple[str, ...] = ()
+
+
+def choose_probes(
+    learner: Learner, rows: Sequence[EncodedExample], *, limit: int, seed: int
+) -> Probes:
+    """Choose prompts of some rows, each with room for an answer of ``limit`` tokens.
+
+    Where the model's positions leave less, a prompt is asked without its oldest turns. If it has
+    none to spare it is asked whole, and its answers are cut where the positions end.
+    """
+    distinct = list({row.example.prompt.id: row for row in rows}.values())
+    chosen = random.Random(seed).sample(distinct, min(PROBES, len(distinct)))
+    positions = learner.decoding.positions
+    if positions is None:
+        return Probes([row.prompt for row in chosen])
+    room = positions - limit
+    tokenizer = ExampleTokenizer(learner.base.template, learner.max_length)
+    shorter = {
+        number: tokenizer.shortened(row.example, room)
+        for number, row in enumerate(chosen)
+        if len(row.prompt) > room
+    }
+    prompts = [shorter.get(number) or row.prompt for number, row in enumerate(chosen)]
+    if not shorter:
+        return Probes(prompts)
+    cut = sum(prompt is None for prompt in shorter.values())
+    return Probes(
+        prompts,
+        (
+            f"{len(shorter)} of {len(chosen)} probes leave no room for {limit} tokens in the "
+            f"model's {positions} positions: {len(shorter) - cut} were asked without their oldest "
+            f"turns, and the answers to {cut} are cut where the positions end",
+        ),
+    )
+
+
 def generations(
     learner: Learner, policy: Policy, prompts: Sequence[Ids], *, limit: int
 ) -> Generations:
     """What a policy writes on probe prompts, greedily and at most ``limit`` tokens each."""
     answers, finite = _generate(learner, policy, prompts, limit)
-    texts, ends = [_text(learner, ids) for ids in answers], _ends(learner)
+    texts, ends = [learner.decoding.text(ids) for ids in answers], learner.decoding.end_tokens
     return Generations(
         distinct_2=distinct_n(answers, 2),
         mean_length=_mean_length(answers),
@@ -251,44 +293,19 @@ def generations(
 
 
 def answer(learner: Learner, messages: Sequence[Message]) -> str:
-    """The candidate's greedy answer to a list of messages, as text."""
-    prompt = encode_prompt(Prompt("", tuple(messages)), learner.base.tokenizer)
+    """The candidate's greedy answer to a list of messages, as the text that servers stream.
+
+    Raises:
+        GenerationFailed: the messages leave no room in the model's positions.
+    """
+    prompt = encode_prompt(Prompt("", tuple(messages)), learner.base.template)
     ((ids,), _) = _generate(learner, "candidate", [prompt], MOST_TOKENS)
-    return _text(learner, ids)
+    return learner.decoding.text(ids)
 
 
-def _text(learner: Learner, ids: Ids) -> str:
-    return str(learner.base.tokenizer.decode(list(ids), skip_special_tokens=True))
-
-
-def _generate(
-    learner: Learner, policy: Policy, prompts: Sequence[Ids], limit: int
-) -> tuple[list[Ids], bool]:
-    """Token ids of each answer up to its end of turn, and whether all logits were finite."""
-    import torch
-
-    width = max(map(len, prompts))
-    ids = torch.tensor([[learner.pad] * (width - len(row)) + list(row) for row in prompts])
-    mask = torch.arange(width) >= torch.tensor([[width - len(row)] for row in prompts])
-    with torch.no_grad(), learner.policy(policy) as model:
-        out: Any = model.generate(  # type: ignore[no-untyped-call]
-            input_ids=ids.to(model.device),
-            attention_mask=mask.long().to(model.device),
-            max_new_tokens=limit,
-            do_sample=False,
-            pad_token_id=learner.pad,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
-    finite = all(bool(torch.isfinite(step).all()) for step in out.logits)
-    ends, rows = _ends(learner), out.sequences[:, width:].tolist()
-    stops = [next((i for i, token in enumerate(row) if token in ends), limit) for row in rows]
-    return [tuple(row[: stop + 1]) for row, stop in zip(rows, stops, strict=True)], finite
-
-
-def _ends(learner: Learner) -> frozenset[int]:
-    configured: Any = learner.base.model.generation_config
-    return end_tokens(learner.base.tokenizer, getattr(configured, "eos_token_id", None))
+def _generate(learner: Learner, policy: Policy, prompts: Sequence[Ids], limit: int) -> Answers:
+    with learner.policy(policy) as model:
+        return greedy(model, prompts, learner.decoding, limit=limit)
 
 
 def _group(keys: Sequence[K]) -> dict[K, list[int]]:

@@ -70,7 +70,7 @@ class Evidence:
     base serves, which has nothing to forget. ``kl`` is KL(π_0‖π_θ) in nats per token. ``live`` and
     ``candidate`` answered the same probes. ``asked_length`` and ``asked_distinct`` are the ratios
     of length and of distinct-2 between chosen and rejected answers of the new examples: the change
-    that the examples ask for.
+    that the examples ask for. ``notes`` say what a reader should know of how it was gathered.
     """
 
     new: Paired
@@ -81,6 +81,7 @@ class Evidence:
     asked_length: float = 1.0
     asked_distinct: float = 1.0
     user_checks: tuple[UserCheckResult, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

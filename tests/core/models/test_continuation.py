@@ -1,0 +1,122 @@
+"""Greedy answers to many prompts, compared with transformers' own, one prompt at a time."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+
+from agentpref.errors import UnsupportedModel
+from agentpref.models.continuation import greedy, require_continuable
+from agentpref.models.decoding import Decoding
+from tests.core.learn.families import FAMILIES, random_model
+
+POSITIONS = 64
+PROMPTS = [(5, 6, 7, 8), (9,), tuple(range(10, 40)), tuple(range(1, 49)) + tuple(range(1, 13))]
+ROOMS = [20, 20, 20, 4]
+
+
+def decoding(*ends: int, positions: int | None = POSITIONS) -> Decoding:
+    tokenizer: Any = SimpleNamespace(pad_token_id=0)
+    return Decoding(tokenizer, frozenset(ends), positions)
+
+
+def plain(model: Any, prompt: tuple[int, ...], room: int, ends: tuple[int, ...] = ()) -> tuple:
+    """What ``generate`` writes, with settings of its own alone."""
+    model.generation_config = tf.GenerationConfig(pad_token_id=0, eos_token_id=[*ends] or None)
+    ids = torch.tensor([prompt])
+    mask = torch.ones_like(ids)
+    out = model.generate(ids, attention_mask=mask, max_new_tokens=room, do_sample=False)
+    return tuple(out[0, len(prompt) :].tolist())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_prompt_is_continued_as_transformers_continues_it_alone(family: str) -> None:
+    """GPT-2 has no position after its last: a row that has ended must not go beyond it."""
+    model = random_model(family)
+    expected = [plain(model, p, room) for p, room in zip(PROMPTS, ROOMS, strict=True)]
+    assert greedy(model, PROMPTS, decoding(), limit=20) == (expected, True)
+    ends = (expected[0][3], expected[1][5])
+    expected = [plain(model, p, room, ends) for p, room in zip(PROMPTS, ROOMS, strict=True)]
+    assert {answer[-1] for answer in expected} & {*ends}
+    assert greedy(model, PROMPTS, decoding(*ends), limit=20).tokens == expected
+
+
+HOSTILE = {
+    "repetition_penalty": 1.3,
+    "no_repeat_ngram_size": 2,
+    "suppress_tokens": [*range(0, 50, 2)],
+    "forced_eos_token_id": 3,
+    "num_beams": 2,
+    "eos_token_id": [*range(25)],
+    "max_new_tokens": 2,
+}
+
+
+def test_no_setting_of_the_model_changes_what_it_writes() -> None:
+    model = random_model("llama")
+    expected = greedy(model, PROMPTS, decoding(), limit=20)
+    ids = torch.tensor([PROMPTS[0]])
+    for name, value in HOSTILE.items():
+        settings = {"pad_token_id": 0, "max_new_tokens": 20, name: value}
+        model.generation_config = tf.GenerationConfig(**settings)
+        theirs = model.generate(ids, attention_mask=torch.ones_like(ids))[0, ids.shape[1] :]
+        assert tuple(theirs.tolist()) != expected.tokens[0], name
+        assert greedy(model, PROMPTS, decoding(), limit=20) == expected, name
+
+
+def test_a_long_answer_does_not_change_short_ones_under_longrope() -> None:
+    """Longrope has other factors beyond a length, and transformers one set for a whole batch."""
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0, 5.0, 6.0, 7.0]}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 32}
+    config = tf.Phi3Config(
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        original_max_position_embeddings=32,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=None,
+        initializer_range=0.3,
+        rope_parameters={**rope, **factors},
+    )
+    torch.manual_seed(0)
+    model = tf.AutoModelForCausalLM.from_config(config).eval()
+    how = decoding(positions=512)
+    alone = [greedy(model, [prompt], how, limit=12).tokens[0] for prompt in PROMPTS]
+    assert greedy(model, PROMPTS, how, limit=12).tokens == alone
+
+
+@pytest.mark.parametrize(("at", "finite"), [(0, False), (2, False), (5, True)])
+def test_numbers_that_are_not_finite_are_seen_until_an_answer_ends(
+    monkeypatch: pytest.MonkeyPatch, at: int, finite: bool
+) -> None:
+    model = random_model("llama")
+    (answer,) = greedy(model, PROMPTS[:1], decoding(), limit=3).tokens
+    assert answer[2] not in answer[:2]
+    forward, passes = model.forward, iter(range(100))
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        if next(passes) == at:
+            output.logits[0] = torch.nan
+        return output
+
+    monkeypatch.setattr(model, "forward", broken)
+    found = greedy(model, PROMPTS[:2], decoding(answer[2]), limit=8)
+    assert found.finite is finite
+
+
+def test_a_model_without_keys_and_values_is_refused() -> None:
+    config = tf.MambaConfig(vocab_size=50, hidden_size=16, state_size=4, num_hidden_layers=1)
+    base: Any = SimpleNamespace(name="mamba", model=tf.MambaForCausalLM(config))
+    with pytest.raises(UnsupportedModel, match="'mamba' takes no past_key_values"):
+        require_continuable(base)
+    require_continuable(SimpleNamespace(name="llama", model=random_model("llama")))  # type: ignore[arg-type]
