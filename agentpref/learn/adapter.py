@@ -18,6 +18,7 @@ from agentpref.models.base import BaseModel
 if TYPE_CHECKING:
     from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
+    from transformers import PreTrainedModel
 
 Policy = Literal["base", "live", "candidate"]
 
@@ -45,28 +46,34 @@ def attach(base: BaseModel, live: Path | None, settings: LoraSettings, *, seed: 
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
-        target_modules=_targets(base),
+        target_modules=adaptable_layers(base.model),
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return get_peft_model(base.model, config, "candidate")
+        try:
+            return get_peft_model(base.model, config, "candidate")
+        except ValueError as error:  # of layers that peft adapts in no model of this type
+            raise UnsupportedModel(f"{base.name!r} cannot be adapted: {error}") from error
 
 
-def _targets(base: BaseModel) -> list[str]:
+def adaptable_layers(model: PreTrainedModel) -> list[str]:
     """The names of the layers to adapt: all linear ones of the language model.
 
     Left out are towers for images or sound, the head, the routers of mixtures of experts, and what
     peft would turn into something else than plain LoRA: transformers 5 holds experts as stacked
-    parameters, so peft takes a shared expert's layers for those of version 4.
+    parameters, and peft takes a shared expert's layers for those that version 4 had.
+
+    Raises:
+        UnsupportedModel: none is left.
     """
     from peft import LoraConfig
     from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
-    model: Any = base.model
-    inside = set(model.get_decoder().modules())
+    language: nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]
+    inside = set(language.modules())
     linear = [
         name
         for name, module in model.named_modules()
@@ -75,14 +82,11 @@ def _targets(base: BaseModel) -> list[str]:
         and name.rpartition(".")[2] not in _ROUTERS
     ]
     plain = LoraConfig(target_modules=linear)
-    try:
-        convert_peft_config_for_transformers(plain, model, None)
-    except ValueError as error:
-        raise UnsupportedModel(f"{base.name!r} cannot be adapted by peft: {error}") from error
+    convert_peft_config_for_transformers(plain, model, None)
     if not plain.target_modules:
         raise UnsupportedModel(
-            f"{base.name!r} has no linear layers outside of its experts, head and towers, so there "
-            f"is nothing to adapt; use another model"
+            f"{type(model).__name__} has no linear layers outside of its experts, head and towers, "
+            f"so there is nothing to adapt; use another model"
         )
     return sorted(plain.target_modules)
 
