@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Policy = Literal["base", "live", "candidate"]
 
+_PREFIX = "base_model.model."
 # Linear layers that choose experts or weigh a shared one.
 _ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
 
@@ -33,14 +34,14 @@ def attach(base: BaseModel, live: Path | None, settings: LoraSettings, *, seed: 
 
     Raises:
         UnsupportedModel: the model has no layers that plain LoRA adapts.
-        InvalidAdapter: the live adapter has layers that the base lacks, or lacks some.
+        InvalidAdapter: the live adapter adapts layers that the base does not have.
     """
     import torch
     from peft import LoraConfig, PeftModel, get_peft_model
 
     if live is not None:
+        _require_layers(base.model, live)
         model = PeftModel.from_pretrained(base.model, live, "candidate", is_trainable=True)
-        _require_whole(model, live)
         model.load_adapter(str(live), "live", is_trainable=False)
         return model
     config = LoraConfig(
@@ -91,19 +92,18 @@ def adaptable_layers(model: PreTrainedModel) -> list[str]:
     return sorted(plain.target_modules)
 
 
-def _require_whole(model: PeftModel, live: Path) -> None:
-    """Require that each tensor of the live adapter found its layer: peft only warns."""
-    from peft import get_peft_model_state_dict
+def _require_layers(model: PreTrainedModel, live: Path) -> None:
+    """Require that the model has the layers that an adapter adapts: peft would only warn."""
     from safetensors import safe_open
 
     with safe_open(live / "adapter_model.safetensors", "pt") as file:
-        saved = set(file.keys())
-    stray = saved ^ set(get_peft_model_state_dict(model, adapter_name="candidate"))
+        adapted = {name.removeprefix(_PREFIX).rpartition(".lora_")[0] for name in file.keys()}  # noqa: SIM118
+    stray = adapted.difference(name for name, _ in model.named_modules())
     if stray:
         raise InvalidAdapter(
-            f"{live.name} does not fit {type(model.get_base_model()).__name__}: {min(stray)} and "
-            f"{len(stray) - 1} other tensors are in one of them only; roll back to a revision that "
-            f"fits, or use a new namespace"
+            f"{live.name} adapts {min(stray)} and {len(stray) - 1} other layers that a "
+            f"{type(model).__name__} does not have; roll back to a revision that fits, or use a "
+            f"new namespace"
         )
 
 
