@@ -29,7 +29,7 @@ from agentpref.learn.trainer import Limits, Observer, TrainingReport
 from agentpref.models.base import BaseModel
 from agentpref.models.continuation import require_continuable
 from agentpref.models.decoding import Decoding
-from agentpref.models.template import Objection
+from agentpref.models.reasons import Objection
 from agentpref.types import Example, Progress
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
@@ -108,7 +108,7 @@ def build_examples(
     feedback, comparisons = list(feedback), list(comparisons)
     judged = {row.run_id for row in feedback}
     judged.update(run_id for row in comparisons for run_id in (row.run_a, row.run_b))
-    known = {run.run_id: run for run in runs if run.run_id in judged}
+    known = {run.run_id: _as_asked(run) for run in runs if run.run_id in judged}
     stated, misread = stated_preferences(feedback, comparisons, known)
     answers, unsettled = settled_thumbs(feedback, known, scales)
     implied, lone, spare = match_thumbs(answers)
@@ -121,6 +121,22 @@ def build_examples(
     reasons = Counter({row: reason for row, reason in left if row not in used}.values())
     examples = sorted([*pairs, *thumbs], key=lambda one: (one.lone, one.created_at, one.example_id))
     return ExampleSet((*examples,), dict(sorted(reasons.items())))
+
+
+def _as_asked(run: Run) -> Run:
+    """A run whose prompt has the arguments of the chat template that the server was given.
+
+    Two runs that differ in them have different prompts: one was asked to think, say, and one not.
+    Clients of OpenAI's library send them in ``extra_body``.
+    """
+    extra = run.params.get("extra_body")
+    params = {**extra, **run.params} if isinstance(extra, Mapping) else run.params
+    arguments = params.get("chat_template_kwargs")
+    if not isinstance(arguments, Mapping) or not arguments:
+        return run
+    parts = (run.prompt.id.encode(), canonical(arguments))
+    asked = hashlib.blake2b(b"\n".join(parts), digest_size=16).hexdigest()
+    return replace(run, prompt=replace(run.prompt, id=asked, chat_template_kwargs=arguments))
 
 
 def example_id_of(prompt_id: str, completions: Sequence[Completion]) -> str:

@@ -98,7 +98,7 @@ def test_an_answer_may_be_twice_as_long_as_the_longest_logged(pair_of, longest, 
 
 
 def generate(learner, policy, prompts, *, limit):
-    asked = [encode_prompt(prompt, learner.base.tokenizer) for prompt in prompts]
+    asked = [encode_prompt(prompt, learner.base.template) for prompt in prompts]
     return generations(learner, policy, asked, limit=limit)
 
 
@@ -115,7 +115,7 @@ def test_the_base_answers_beside_it_as_plain_transformers_does(taught, prompts):
     found = generate(learner, "base", prompts, limit=limit)
     lengths, texts = [], []
     for prompt in prompts:
-        ids = torch.tensor([encode_prompt(prompt, learner.base.tokenizer)])
+        ids = torch.tensor([encode_prompt(prompt, learner.base.template)])
         with torch.no_grad(), learner.policy("base") as model:
             out = model.generate(input_ids=ids, max_new_tokens=limit, do_sample=False)
         lengths.append(out.shape[1] - ids.shape[1])
