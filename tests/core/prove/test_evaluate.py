@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
+
 import pytest
 import torch
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+from agentpref.config import UpdateConfig
 from agentpref.learn import memory
 from agentpref.learn.encode import EncodedExample
+from agentpref.learn.learner import Learner
+from agentpref.models.base import load_base
 from agentpref.models.tokenizer import encode_prompt
 from agentpref.prove import evaluate
-from agentpref.prove.evaluate import answer, generations, kl_from_base, token_limit
+from agentpref.prove.checks import run_checks
+from agentpref.prove.evaluate import (
+    answer,
+    choose_probes,
+    generations,
+    kl_from_base,
+    token_limit,
+)
 
 CALL, BROKEN = '<tool_call>{"a":1}</tool_call>', '<tool_call>{"a":1</tool_call>'
 
@@ -92,6 +106,81 @@ def test_an_answer_may_be_twice_as_long_as_the_longest_logged(pair_of, longest, 
         encoded(pair_of, (2,), long),
     ):
         assert token_limit([short, row]) == limit
+
+
+# Probes
+
+
+NARROW = 128
+TURN = ({"role": "user", "content": "Tell me."}, {"role": "assistant", "content": "tide " * 9})
+
+
+@pytest.fixture(scope="module")
+def narrow(random_base, tmp_path_factory):
+    """A learner on a random GPT-2 of 128 positions, which has none beyond them."""
+    folder = tmp_path_factory.mktemp("narrow")
+    tokenizer = AutoTokenizer.from_pretrained(random_base)
+    tokenizer.save_pretrained(folder)
+    ids = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": None, "pad_token_id": 0}
+    size = {"vocab_size": len(tokenizer), "n_embd": 32, "n_layer": 2, "n_head": 4}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = GPT2Config(n_positions=NARROW, initializer_range=0.3, **size, **ids)
+        GPT2LMHeadModel(config).save_pretrained(folder)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False")  # peft corrects itself
+        return Learner(load_base(str(folder)), None, UpdateConfig(max_length=512))
+
+
+def after(example, *turns):
+    """The example with turns before its question."""
+    prompt = replace(example.prompt, messages=(*turns, *example.prompt.messages))
+    return replace(example, prompt=replace(prompt, id=f"after {len(turns)}"))
+
+
+def test_max_length_is_bounded_by_the_positions_and_the_report_says_so(
+    narrow, fresh_learner, pair_of
+):
+    assert narrow.max_length == NARROW
+    assert narrow.notes() == ["max_length is 128 instead of 512: the model has 128 positions"]
+    fitting = fresh_learner(max_length=400)
+    assert (fitting.max_length, fitting.notes()) == (400, [])
+    long = pair_of(1, "tide " * NARROW)
+    (row,) = narrow.encode([pair_of(2, "yes"), long])
+    assert narrow.left_out["too_long"] == 1
+    (row,) = narrow.encode([after(pair_of(3, "yes"), *TURN * 9)])
+    assert max(map(len, row.completions)) + len(row.prompt) <= NARROW
+    assert narrow.shortened["prompt_shortened"] == 1
+
+
+def test_probes_leave_room_for_an_answer(narrow, pair_of):
+    """A prompt that fits with its own answers can leave no room for an answer at the limit."""
+    question = {"role": "user", "content": "tide " * 50}
+    alone = replace(pair_of(1, "yes").prompt, id="alone", messages=(question,))
+    single = replace(pair_of(3, "yes"), prompt=alone)
+    rows = narrow.encode([pair_of(1, "yes"), after(pair_of(2, "yes"), *TURN * 2), single])
+    (without_a_turn,) = narrow.encode([after(pair_of(2, "yes"), *TURN)])
+    lengths = [len(row.prompt) for row in rows]
+    assert max(lengths[0], len(without_a_turn.prompt)) <= 64 < min(lengths[1:])
+    probes = choose_probes(narrow, rows, limit=64, seed=0)
+    asked = [rows[0].prompt, without_a_turn.prompt, rows[2].prompt]
+    assert sorted(probes.prompts) == sorted(asked)
+    assert probes.notes == (
+        "2 of 3 probes leave no room for 64 tokens in the model's 128 positions: 1 were asked "
+        "without their oldest turns, and the answers to 1 are cut where the positions end",
+    )
+    found = generations(narrow, "candidate", probes.prompts, limit=64)
+    assert found.mean_length <= (64 + 64 + NARROW - lengths[2]) / 3
+    assert choose_probes(narrow, rows[:1], limit=64, seed=0) == ([rows[0].prompt], ())
+
+
+def test_a_check_that_asks_for_more_than_the_positions_fails_with_the_cure(narrow):
+    def check(ask):
+        return bool(ask([{"role": "user", "content": "tide " * NARROW}]))
+
+    (result,) = run_checks({"long": check}, lambda messages: answer(narrow, messages))
+    assert not result.passed
+    assert "tokens, the model takes 128; shorten it" in result.message
 
 
 # Answers
