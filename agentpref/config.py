@@ -236,6 +236,9 @@ class UpdateConfig:
     epochs: int | None = setting(None, "passes over the data; None: by the number of pairs", ge=1)
     max_length: int = setting(1024, "tokens of a prompt with an answer, at most", ge=16)
     precision: Precision = setting("auto", "number format of the base model")
+    chat_template_kwargs: dict[str, Any] = setting(
+        {}, "arguments of the chat template, such as enable_thinking=false; as in serving"
+    )
     max_minutes: float | None = setting(None, "time for the whole update; None: no limit", gt=0)
     lora: LoraSettings = LoraSettings()
     loss: LossSettings = LossSettings()
@@ -287,6 +290,8 @@ def allowed(field: Any) -> str:
     kind = kinds[0] if kinds else field.annotation
     if kind is bool:
         return "true or false"
+    if origin is dict:
+        return "a group of names and values"
     return _bounded("a whole number" if kind is int else "a number", field.metadata)
 
 

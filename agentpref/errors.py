@@ -19,7 +19,8 @@
     ├── MissingDependency           (ImportError)
     ├── ModelError
     │   ├── ModelNotFound           (FileNotFoundError)
-    │   └── UnsupportedModel        (ValueError)
+    │   ├── UnsupportedModel        (ValueError)
+    │   └── TemplateRefused         (ValueError)
     ├── RevisionError
     │   ├── UnknownRevision         (LookupError)
     │   ├── InvalidAdapter          (ValueError)
@@ -123,6 +124,10 @@ class ModelNotFound(ModelError, FileNotFoundError):
 
 class UnsupportedModel(ModelError, ValueError):
     """The model cannot be loaded or trained: no chat template, no causal head, damaged files."""
+
+
+class TemplateRefused(ModelError, ValueError):
+    """The chat template does not render a conversation, or not all of it."""
 
 
 class RevisionError(AgentprefError):

@@ -41,11 +41,16 @@ Progress: TypeAlias = Callable[[str, int, int], object]
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Messages and tools that a model was given; ``id`` is their content address."""
+    """What a model was given; ``id`` is its content address.
+
+    ``chat_template_kwargs`` are the arguments of the chat template that it was asked with, such as
+    ``{"enable_thinking": False}``.
+    """
 
     id: str
     messages: tuple[Message, ...]
     tools: tuple[Tool, ...] = ()
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

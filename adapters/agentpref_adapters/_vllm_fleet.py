@@ -79,7 +79,8 @@ class Member:
             # It is compared where this machine can see the served folder.
             base, root = self.expected, Path(known.root)
             if known.root != base.name and root.is_dir() and not root.samefile(base.path):
-                found = read_base(known.root).identity
+                arguments = base.identity.get("chat_template_kwargs")
+                found = read_base(known.root, arguments).identity
                 if any(found[key] != base.identity[key] for key in ("digest", "template_digest")):
                     raise WrongBase(
                         f"{self.server.url} serves {root}, whose weights, tokenizer or template "

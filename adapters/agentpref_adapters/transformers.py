@@ -10,25 +10,24 @@ torch and transformers are imported when a backend is made.
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from agentpref.errors import (
     BackendClosed,
+    ConfigError,
     GenerationFailed,
     MissingDependency,
     ProbeFailed,
     SwapFailed,
-    UnsupportedModel,
 )
 from agentpref.home import Home
 from agentpref.models.base import BaseModel, load_base
 from agentpref.models.decoding import Decoding
 from agentpref.models.text_stream import TextStream
-from agentpref.models.tokenizer import encode_prompt
 from agentpref.serve import watch
 from agentpref.serve.backend import (
     CLOSED,
@@ -37,11 +36,12 @@ from agentpref.serve.backend import (
     GenerationRequest,
     Reply,
     Revision,
+    encode_request,
     place_in_process,
 )
 from agentpref.serve.router import Router
 from agentpref.serve.validate import check_revision
-from agentpref.types import BASE, Prompt
+from agentpref.types import BASE
 from agentpref_adapters._transformers_adapters import Adapter, Layers
 from agentpref_adapters._transformers_engine import ActiveRequest, Engine, NotFinite
 
@@ -49,7 +49,6 @@ _DIED = (
     "the thread that runs the model died of an error, which it printed; make a new backend to "
     "continue serving"
 )
-_ASKED_OF_FORWARD = {"attention_mask", "position_ids", "past_key_values", "logits_to_keep"}
 
 
 def open_router(
@@ -58,6 +57,7 @@ def open_router(
     namespace: str = "default",
     *,
     follow: float | None = 1.0,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Router:
     """Serve a home's live revision of a base model inside this process.
 
@@ -66,9 +66,13 @@ def open_router(
 
     Args:
         model: the base model, as for ``agentpref.update``.
+        chat_template_kwargs: what its chat template is always given, as in the update's settings.
     """
     return watch.open_router(
-        home, lambda: TransformersBackend(model), namespace=namespace, follow=follow
+        home,
+        lambda: TransformersBackend(model, chat_template_kwargs=chat_template_kwargs),
+        namespace=namespace,
+        follow=follow,
     )
 
 
@@ -83,15 +87,26 @@ class TransformersBackend:
         model: the base model, or its name. A loaded one belongs to the backend until it is closed:
             hooks on its layers apply adapters.
         max_batch: the most requests that are answered together; others wait.
+        chat_template_kwargs: what the chat template of a model that is named is always given.
 
     Raises:
         ModelError: the model cannot be found, or is of a kind that cannot be served.
         MissingDependency: torch, transformers or safetensors is not installed.
     """
 
-    def __init__(self, model: BaseModel | str, *, max_batch: int = 16) -> None:
-        self.base = load_base(model) if isinstance(model, str) else model
-        _require_servable(self.base)
+    def __init__(
+        self,
+        model: BaseModel | str,
+        *,
+        max_batch: int = 16,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        _require_safetensors()
+        if isinstance(model, str):
+            model = load_base(model, chat_template_kwargs=chat_template_kwargs)
+        elif chat_template_kwargs is not None:
+            raise ConfigError("a loaded model has its chat_template_kwargs; give them to load_base")
+        self.base = model
         self._layers = Layers(self.base.model)
         self._decoding = Decoding.of(self.base)
         self._tokenizing = threading.Lock()
@@ -197,15 +212,8 @@ class TransformersBackend:
         return active
 
     def _encode(self, request: GenerationRequest) -> tuple[int, ...]:
-        prompt = Prompt("", request.messages, request.tools)
-        try:
-            with self._tokenizing:
-                return encode_prompt(prompt, self.base.tokenizer)
-        except Exception as error:  # of jinja or a tokenizer
-            raise GenerationFailed(
-                f"the chat template of {self.base.name!r} does not render the messages "
-                f"({type(error).__name__}: {error}); check their roles and contents"
-            ) from error
+        with self._tokenizing:
+            return encode_request(request, self.base.template, self.base.name)
 
     def _decode(self, tokens: Sequence[int]) -> str:
         with self._tokenizing:
@@ -274,16 +282,10 @@ class ModelThread:
             request.fail(BackendClosed(CLOSED))
 
 
-def _require_servable(base: BaseModel) -> None:
+def _require_safetensors() -> None:
     try:
         import safetensors  # noqa: F401
     except ImportError as error:
         raise MissingDependency(
             "serving adapters needs safetensors; install it with: pip install 'agentpref[train]'"
         ) from error
-    missing = _ASKED_OF_FORWARD - set(inspect.signature(base.model.forward).parameters)
-    if missing:
-        raise UnsupportedModel(
-            f"{base.name!r} takes no {', '.join(sorted(missing))} and cannot be generated with "
-            f"here; use a decoder-only transformer"
-        )

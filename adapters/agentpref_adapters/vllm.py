@@ -30,8 +30,8 @@ from agentpref.home import Home
 from agentpref.models.base import load_tokenizer
 from agentpref.models.base_files import read_base
 from agentpref.models.decoding import Decoding
+from agentpref.models.template import ChatTemplate
 from agentpref.models.text_stream import TextStream
-from agentpref.models.tokenizer import encode_prompt
 from agentpref.models.tool_calls import assistant_message
 from agentpref.serve import watch
 from agentpref.serve.backend import (
@@ -42,11 +42,11 @@ from agentpref.serve.backend import (
     GenerationRequest,
     Reply,
     Revision,
+    encode_request,
 )
 from agentpref.serve.folders import is_revision_id
 from agentpref.serve.router import Router
 from agentpref.serve.validate import check_revision
-from agentpref.types import Prompt
 from agentpref_adapters._vllm_fleet import Fleet, Member
 from agentpref_adapters._vllm_server import (
     Model,
@@ -68,6 +68,7 @@ def open_router(
     model: str,
     namespace: str = "default",
     follow: float | None = 1.0,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Router:
     """Serve a home's live revision through running vLLM servers.
 
@@ -77,9 +78,13 @@ def open_router(
     Args:
         urls: the servers, e.g. ``http://127.0.0.1:8000``; all of them serve ``model``.
         model: the base model, as for ``agentpref.update``; its tokenizer is used here.
+        chat_template_kwargs: what its chat template is always given, as in the update's settings.
     """
     return watch.open_router(
-        home, lambda: VllmBackend(*urls, model=model), namespace=namespace, follow=follow
+        home,
+        lambda: VllmBackend(*urls, model=model, chat_template_kwargs=chat_template_kwargs),
+        namespace=namespace,
+        follow=follow,
     )
 
 
@@ -116,6 +121,7 @@ class VllmBackend:
         timeout: seconds that an answer, or the next piece of a stream, may take.
         patience: seconds for which a request waits while no server answers.
         key: the servers' API key; ``None``: the one in ``VLLM_API_KEY``, if any.
+        chat_template_kwargs: what the base's chat template is always given.
 
     Raises:
         ConfigError: no server is named, or an address is invalid.
@@ -133,12 +139,15 @@ class VllmBackend:
         timeout: float = 60.0,
         patience: float = 30.0,
         key: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         if not urls:
             raise ConfigError("no server is named; give its address, e.g. http://127.0.0.1:8000")
-        self.base = read_base(model)
-        self._tokenizer = load_tokenizer(model, self.base.path)
-        self._decoding = Decoding.read(self._tokenizer, self.base.path)
+        arguments = dict(chat_template_kwargs or {})
+        self.base = read_base(model, arguments)
+        self._template = ChatTemplate(load_tokenizer(model, self.base.path), arguments)
+        self._template.require_arguments(arguments)
+        self._decoding = Decoding.read(self._template, self.base.path)
         self._ends = self._decoding.end_tokens
         self._tokenizing = threading.Lock()
         self._max_loras = max_loras
@@ -277,16 +286,8 @@ class VllmBackend:
         )
 
     def _encode(self, request: GenerationRequest) -> tuple[int, ...]:
-        from jinja2 import TemplateError
-
-        try:
-            with self._tokenizing:
-                return encode_prompt(Prompt("", request.messages, request.tools), self._tokenizer)
-        except (TemplateError, TypeError) as error:
-            raise GenerationFailed(
-                f"the chat template of {self.base.name!r} does not render the messages "
-                f"({type(error).__name__}: {error}); check their roles and contents"
-            ) from error
+        with self._tokenizing:
+            return encode_request(request, self._template, self.base.name)
 
     def _decode(self, tokens: Sequence[int]) -> str:
         with self._tokenizing:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from agentpref.config import LoraSettings
+from agentpref.errors import InvalidAdapter, UnsupportedModel
 from agentpref.models.base import BaseModel
 
 if TYPE_CHECKING:
@@ -20,28 +21,86 @@ if TYPE_CHECKING:
 
 Policy = Literal["base", "live", "candidate"]
 
+# Linear layers that choose experts or weigh a shared one.
+_ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
+
 
 def attach(base: BaseModel, live: Path | None, settings: LoraSettings, *, seed: int) -> PeftModel:
     """Wrap a base model with a trainable candidate and, if there is one, the frozen live adapter.
 
     This changes the base's module tree in place: load another base for each call.
+
+    Raises:
+        UnsupportedModel: the model has no layers that plain LoRA adapts.
+        InvalidAdapter: the live adapter has layers that the base lacks, or lacks some.
     """
     import torch
     from peft import LoraConfig, PeftModel, get_peft_model
 
     if live is not None:
         model = PeftModel.from_pretrained(base.model, live, "candidate", is_trainable=True)
+        _require_whole(model, live)
         model.load_adapter(str(live), "live", is_trainable=False)
         return model
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
-        target_modules="all-linear",
+        target_modules=_targets(base),
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return get_peft_model(base.model, config, "candidate")
+
+
+def _targets(base: BaseModel) -> list[str]:
+    """The names of the layers to adapt: all linear ones of the language model.
+
+    Left out are towers for images or sound, the head, the routers of mixtures of experts, and what
+    peft would turn into something else than plain LoRA: transformers 5 holds experts as stacked
+    parameters, so peft takes a shared expert's layers for those of version 4.
+    """
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    model: Any = base.model
+    inside = set(model.get_decoder().modules())
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if module in inside
+        and isinstance(module, nn.Linear | Conv1D)
+        and name.rpartition(".")[2] not in _ROUTERS
+    ]
+    plain = LoraConfig(target_modules=linear)
+    try:
+        convert_peft_config_for_transformers(plain, model, None)
+    except ValueError as error:
+        raise UnsupportedModel(f"{base.name!r} cannot be adapted by peft: {error}") from error
+    if not plain.target_modules:
+        raise UnsupportedModel(
+            f"{base.name!r} has no linear layers outside of its experts, head and towers, so there "
+            f"is nothing to adapt; use another model"
+        )
+    return sorted(plain.target_modules)
+
+
+def _require_whole(model: PeftModel, live: Path) -> None:
+    """Require that each tensor of the live adapter found its layer: peft only warns."""
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    with safe_open(live / "adapter_model.safetensors", "pt") as file:
+        saved = set(file.keys())
+    stray = saved ^ set(get_peft_model_state_dict(model, adapter_name="candidate"))
+    if stray:
+        raise InvalidAdapter(
+            f"{live.name} does not fit {type(model.get_base_model()).__name__}: {min(stray)} and "
+            f"{len(stray) - 1} other tensors are in one of them only; roll back to a revision that "
+            f"fits, or use a new namespace"
+        )
 
 
 @contextmanager

@@ -11,13 +11,11 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from agentpref.models.template import ChatTemplate, Objection
 from agentpref.models.tokenizer import ExampleTokenizer, Ids, Mask, TokenizedExample
 from agentpref.types import Completion, Example, Prompt
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +78,8 @@ def _tuples(value: Any) -> Any:
 class Encoding:
     """Rows to train on, and counts by reason of what was not encoded as it was logged.
 
-    ``left_out`` counts examples that made no row: ``template_refuses`` (the chat template raises),
-    ``template_rewrites_prompt`` (it renders the prompt differently once an answer follows, so no
-    token is certainly the answer's), ``template_marks_elsewhere`` (its ``{% generation %}`` blocks
-    leave out some of the answer), ``special_token_inside`` (the answer's text spells a special
-    token, which would be trained as one), ``empty_completion``, ``loss_mask_does_not_fit`` (it is
-    not for the tokens that are trained), ``empty_loss_mask``, ``no_label`` (a completion has none,
-    or one that is not finite), ``too_long`` (the longest completion and the last turn of the prompt
-    exceed the limit: completions are never cut),
-    ``same_tokens`` (two completions are equal as tokens) and ``no_mismatch`` (of a lone example).
+    ``objections`` say of each example that made no row, by id, why not; see
+    :data:`agentpref.models.reasons.LEFT_OUT`.
 
     ``shortened`` counts rows whose prompt lost its oldest turns: ``prompt_shortened``.
     ``retokenized`` counts rows whose logged tokens were not used: ``foreign_token_ids`` (not in the
@@ -96,13 +87,18 @@ class Encoding:
     """
 
     rows: list[EncodedExample] = field(default_factory=list)
-    left_out: Counter[str] = field(default_factory=Counter)
+    objections: dict[str, Objection] = field(default_factory=dict)
     shortened: Counter[str] = field(default_factory=Counter)
     retokenized: Counter[str] = field(default_factory=Counter)
 
+    @property
+    def left_out(self) -> Counter[str]:
+        """How many examples made no row, by reason."""
+        return Counter(objection.reason for objection in self.objections.values())
+
 
 def encode(
-    examples: Iterable[Example], tokenizer: PreTrainedTokenizerBase, *, max_length: int
+    examples: Iterable[Example], template: ChatTemplate, *, max_length: int
 ) -> Encoding:
     """Encode examples in order; a prompt and its longest completion fit into ``max_length`` tokens.
 
@@ -115,14 +111,14 @@ def encode(
     examples = list(examples)
     encoding = Encoding()
     found: list[tuple[Example, TokenizedExample]] = []
-    tokenized = ExampleTokenizer(tokenizer, max_length)(examples)
+    tokenized = ExampleTokenizer(template, max_length)(examples)
     for example, tokens in zip(examples, tokenized, strict=True):
-        if isinstance(tokens, str):
-            encoding.left_out[tokens] += 1
+        if isinstance(tokens, Objection):
+            encoding.objections[example.example_id] = tokens
         elif any(c.label is None or not math.isfinite(c.label) for c in example.completions):
-            encoding.left_out["no_label"] += 1
+            encoding.objections[example.example_id] = Objection("no_label", -1)
         elif len(set(tokens.completions)) < len(tokens.completions):
-            encoding.left_out["same_tokens"] += 1
+            encoding.objections[example.example_id] = Objection("same_tokens", -1)
         else:
             found.append((example, tokens))
     lone = [(example.example_id, tokens) for example, tokens in found if example.lone]
@@ -132,7 +128,7 @@ def encode(
         if example.lone:
             other = next(mismatched)
             if other is None:
-                encoding.left_out["no_mismatch"] += 1
+                encoding.objections[example.example_id] = Objection("no_mismatch")
                 continue
             completions, masks = (*completions, other), (*masks, None)
         encoding.rows.append(EncodedExample(example, tokens.prompt, completions, masks))

@@ -54,14 +54,18 @@ def _attach(order: Mapping[str, Any], team: Team) -> Learner | None:
     """Load the model that the main process has, and report whether that worked."""
     learner, failure = None, ""
     try:
-        base = load_base(order["model"], precision=order["precision"])
+        config = UpdateConfig.from_mapping(order["config"])
+        base = load_base(
+            order["model"],
+            precision=order["precision"],
+            chat_template_kwargs=config.chat_template_kwargs,
+        )
         if base.numbers != order["numbers"]:
             raise UpdateError(
                 f"{order['model']!r} is a different model here than in the first process; give all "
                 "machines the same files"
             )
         live = None if order["live"] is None else Path(order["live"])
-        config = UpdateConfig.from_mapping(order["config"])
         learner = Learner(base, live, config, caches={}, progress=lambda *_: None, team=team)
     except AgentprefError as error:
         failure = str(error)

@@ -28,6 +28,7 @@ from agentpref.learn.team import Team
 from agentpref.learn.trainer import Limits, Observer, TrainingReport
 from agentpref.models.base import BaseModel
 from agentpref.models.decoding import Decoding
+from agentpref.models.template import Objection
 from agentpref.types import Example, Progress
 
 if TYPE_CHECKING:
@@ -41,8 +42,9 @@ _SPEED_ROWS = 32
 class Learner:
     """A candidate in the making.
 
-    ``left_out`` counts examples that could not be encoded, by reason; ``shortened`` those whose
-    prompt lost old turns, and ``retokenized`` those whose logged tokens could not be used.
+    ``objections`` say why some examples could not be encoded, by their ids; ``shortened`` counts
+    those whose prompt lost old turns, and ``retokenized`` those whose logged tokens could not be
+    used.
 
     Args:
         base: a base model of the learner's own; adapters are put into it.
@@ -73,7 +75,7 @@ class Learner:
         self.base = base
         self.decoding = Decoding.of(base)
         self.config = config
-        self.left_out: Counter[str] = Counter()
+        self.objections: dict[str, Objection] = {}
         self.shortened: Counter[str] = Counter()
         self.retokenized: Counter[str] = Counter()
         self._live = None if live is None else live.name
@@ -113,13 +115,13 @@ class Learner:
     def encode(self, examples: Sequence[Example]) -> list[EncodedExample]:
         """Encode examples, and count those that cannot be encoded."""
         found = self._encode(examples)
-        self.left_out.update(found.left_out)
+        self.objections.update(found.objections)
         self.shortened.update(found.shortened)
         self.retokenized.update(found.retokenized)
         return found.rows
 
     def _encode(self, examples: Sequence[Example]) -> Encoding:
-        return encoding.encode(examples, self.base.tokenizer, max_length=self.max_length)
+        return encoding.encode(examples, self.base.template, max_length=self.max_length)
 
     def policy(self, name: adapter.Policy) -> AbstractContextManager[PeftModel]:
         """The model with one policy active, for a block."""

@@ -121,7 +121,7 @@ def trusted_route(model: Any, rows: Sequence[Sequences], *, pad: int, longest: i
     probe = sorted(rows, key=lambda row: row.width)[:: max(1, len(rows) - 1)]
     expected = score(model, probe, route=ORACLE, pad=pad)
     head = _head(model)
-    window = getattr(model.config, "sliding_window", None)
+    window = getattr(model.config.get_text_config(), "sliding_window", None)
     if (window is None or window >= longest) and _with_our_attention(model):
         route = Route("shared", layouts.shared, head)
         if _is_true(route, model, probe, expected, pad):
@@ -195,7 +195,8 @@ def _head(model: Any) -> Head | None:
     from agentpref.learn.kernels.head import Head
 
     layer = _causal(model).get_output_embeddings()
-    bent = any(getattr(model.config, name, None) not in (None, 1.0) for name in _BENT_LOGITS)
+    settings = model.config.get_text_config()
+    bent = any(getattr(settings, name, None) not in (None, 1.0) for name in _BENT_LOGITS)
     return None if bent or type(layer) is not torch.nn.Linear else Head(layer.weight, layer.bias)
 
 

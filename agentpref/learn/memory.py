@@ -124,6 +124,10 @@ def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def decoder_layers(model: Any) -> Sequence[nn.Module]:
-    """The decoder's layers: the longest list of modules, and the outermost of equally long ones."""
-    stacks = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList)]
+    """The layers of the language model: the longest list of modules right below its decoder.
+
+    A tower for images may have more layers, and a layer may have more experts.
+    """
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    stacks = [m for m in causal.get_decoder().children() if isinstance(m, torch.nn.ModuleList)]
     return max(stacks, key=len, default=[])  # type: ignore[arg-type]

@@ -12,15 +12,18 @@ and slower than float32. Adapters and optimizers are in float32 in every case.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+import orjson
+
 from agentpref.config import Precision
 from agentpref.errors import MissingDependency, ModelNotFound, UnsupportedModel
+from agentpref.models import loading
+from agentpref.models.template import ChatTemplate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -34,7 +37,11 @@ _TOKENIZER_FILES = (
     "tokenizer_config.json",
     "chat_template.jinja",
     "special_tokens_map.json",
+    "additional_chat_templates/*.jinja",
 )
+# What a tokenizer is made of where tokenizer.json does not hold all of it.
+_VOCABULARY_FILES = ("vocab.json", "vocab.txt", "merges.txt", "*.model", "tekken.json")
+_ADDED_TOKENS = "added_tokens.json"
 # What configurations call the number of positions; transformers maps GPT-2's to the first.
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json")
@@ -51,6 +58,12 @@ class BaseModel:
     digest: str
     template_digest: str
     precision: Held = "float32"
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    template: ChatTemplate = field(init=False)
+
+    def __post_init__(self) -> None:
+        template = ChatTemplate(self.tokenizer, self.chat_template_kwargs)
+        object.__setattr__(self, "template", template)
 
     @property
     def numbers(self) -> str:
@@ -69,43 +82,59 @@ class BaseModel:
         return next((int(bound) for bound in bounds if bound), None)
 
     @property
-    def identity(self) -> dict[str, str]:
+    def identity(self) -> dict[str, Any]:
         """What a manifest stores about the base of a revision."""
-        return {"name": self.name, "digest": self.digest, "template_digest": self.template_digest}
+        return identity(self.name, self.digest, self.template_digest, self.chat_template_kwargs)
 
 
-def load_base(name: str, *, precision: Precision | None = None) -> BaseModel:
+def identity(
+    name: str, digest: str, template_digest: str, chat_template_kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What identifies a base: its files, and the arguments that its chat template is given."""
+    found: dict[str, Any] = {"name": name, "digest": digest, "template_digest": template_digest}
+    return found | ({"chat_template_kwargs": chat_template_kwargs} if chat_template_kwargs else {})
+
+
+def load_base(
+    name: str,
+    *,
+    precision: Precision | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> BaseModel:
     """Load a base model by the bundled name ``"tiny"``, a folder, or a model hub's name.
 
     Weights are read from safetensors only, and remote code is never run. Without ``precision``, the
-    base is held in float32 on a CPU and in bfloat16 on a GPU.
+    base is held in float32 on a CPU and in bfloat16 on a GPU. ``chat_template_kwargs`` are given to
+    the chat template at every rendering; they are part of what identifies the base.
 
     Raises:
+        ConfigError: the chat template does not read one of ``chat_template_kwargs``.
         MissingDependency: torch, transformers or what a precision needs is not installed.
         ModelNotFound: the name resolves to nothing.
         UnsupportedModel: the model has no chat template or no safetensors, is not a causal language
-            model, has damaged files, or is asked for in 4 bits without a GPU.
+            model with attention, needs code of its own, is quantized, has an adapter beside it, has
+            damaged files, weights that are not its configuration's or tokens without embeddings,
+            or is asked for in 4 bits without a GPU.
     """
     try:
         import torch
-        import transformers
+        import transformers  # noqa: F401
     except ImportError as error:
         raise MissingDependency(
             f"a model needs {error.name}; install it with: pip install 'agentpref[train]'"
         ) from error
     path = find_base(name)
     gpu = torch.cuda.is_available()
-    with _quiet(transformers):
-        tokenizer = load_tokenizer(name, path)
-        chosen = choose_precision(precision or ("bfloat16" if gpu else "float32"), gpu=gpu)
-        with _translating_errors(name):
-            model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                path, use_safetensors=True, **precision_options(chosen)
-            )
+    tokenizer = load_tokenizer(name, path)
+    ChatTemplate(tokenizer).require_arguments(chat_template_kwargs or {})
+    chosen = choose_precision(precision or ("bfloat16" if gpu else "float32"), gpu=gpu)
+    model: Any = loading.load_model(name, path, **precision_options(chosen))
+    loading.check_tokens(name, model, tokenizer)
     if chosen != "4bit":  # 4-bit weights are on the GPU already, and cannot be moved
         model.to("cuda" if gpu else "cpu")
     model.eval().requires_grad_(False)
-    return BaseModel(name, path, model, tokenizer, *base_digests(path), chosen)
+    digests = base_digests(path, chat_template_kwargs)
+    return BaseModel(name, path, model, tokenizer, *digests, chosen, chat_template_kwargs or {})
 
 
 def load_tokenizer(name: str, path: Path) -> PreTrainedTokenizerBase:
@@ -113,49 +142,15 @@ def load_tokenizer(name: str, path: Path) -> PreTrainedTokenizerBase:
 
     Raises:
         MissingDependency: transformers is not installed.
-        UnsupportedModel: it cannot be loaded, or has no chat template.
+        UnsupportedModel: it cannot be loaded, has no vocabulary, or has no chat template.
     """
     try:
-        from transformers import AutoTokenizer
+        import transformers  # noqa: F401
     except ImportError as error:
         raise MissingDependency(
             f"a tokenizer needs {error.name}; install it with: pip install 'agentpref[train]'"
         ) from error
-    with _translating_errors(name):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
-    if tokenizer.chat_template is None:
-        raise UnsupportedModel(
-            f"{name!r} has no chat template; use an instruct model, or add chat_template.jinja"
-        )
-    return tokenizer
-
-
-@contextmanager
-def _translating_errors(name: str) -> Iterator[None]:
-    """Raise what transformers raises while it loads as ``UnsupportedModel``."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, ValueError, SafetensorError) as error:
-        why = str(error).strip().partition("\n")[0]
-        raise UnsupportedModel(
-            f"{name!r} cannot be loaded: {why}; use a causal language model of transformers, "
-            f"with a tokenizer and whole safetensors"
-        ) from error
-
-
-@contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
-    """Hide the progress bar of loading within the block: a library must not write to a terminal."""
-    logging = transformers.utils.logging
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+    return loading.load_tokenizer(name, path)
 
 
 def find_base(name: str) -> Path:
@@ -164,17 +159,14 @@ def find_base(name: str) -> Path:
     Raises:
         MissingDependency: the name is not a folder, and huggingface-hub is not installed.
         ModelNotFound: the name resolves to nothing.
-        UnsupportedModel: the model has no safetensors.
+        UnsupportedModel: the model has no safetensors, or an adapter beside them.
     """
     if name == BUNDLED:
         return Path(str(resources.files("agentpref"))) / "bundled" / BUNDLED
     folder = Path(name).expanduser()
     if not folder.is_dir():
         folder = _download(name)
-    if not any(folder.glob("*.safetensors")):
-        raise UnsupportedModel(
-            f"{name!r} has no safetensors weights; convert it with save_pretrained first"
-        )
+    loading.check_folder(name, folder)
     return folder
 
 
@@ -186,7 +178,8 @@ def _download(name: str) -> Path:
             f"{name!r} is no folder here, and fetching it from the hub needs {error.name}; "
             f"install it with: pip install 'agentpref[train]'"
         ) from error
-    wanted = [*_TOKENIZER_FILES, *_WEIGHT_FILES, "generation_config.json", "*.model"]
+    tokenizer = [*_TOKENIZER_FILES, *_VOCABULARY_FILES, _ADDED_TOKENS]
+    wanted = [*tokenizer, *_WEIGHT_FILES, "generation_config.json", loading.ADAPTER_CONFIG]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except (
@@ -201,16 +194,45 @@ def _download(name: str) -> Path:
         ) from error
 
 
-def base_digests(folder: Path) -> tuple[str, str]:
-    """The digests that identify a base: that of its weights, and that of its tokenizer."""
-    return digest_files(folder, _WEIGHT_FILES), digest_files(folder, _TOKENIZER_FILES)
+def base_digests(
+    folder: Path, chat_template_kwargs: Mapping[str, Any] | None = None
+) -> tuple[str, str]:
+    """The digests that identify a base: that of its weights, and that of its tokenizer.
+
+    The latter covers the arguments of the chat template, if there are any.
+    """
+    template = digest_files(folder, _tokenizer_files(folder))
+    if chat_template_kwargs:
+        arguments = orjson.dumps(chat_template_kwargs, option=orjson.OPT_SORT_KEYS)
+        template = hashlib.sha256(template.encode() + b"\0" + arguments).hexdigest()
+    return digest_files(folder, _WEIGHT_FILES), template
 
 
-def digest_files(folder: Path, patterns: tuple[str, ...]) -> str:
-    """SHA-256 of the names and bytes of the matching files in a folder, in order of name."""
+def _tokenizer_files(folder: Path) -> list[str]:
+    """Patterns of the files that transformers reads for a tokenizer.
+
+    Where there is a tokenizer.json, it reads no vocabulary and no merges beside it, and
+    added_tokens.json only if the settings do not list the added tokens. Files that are not read
+    must not change the digest: revisions name it.
+    """
+    files = [*_TOKENIZER_FILES]
+    if not (folder / "tokenizer.json").exists():
+        files += _VOCABULARY_FILES
+    try:
+        settings = orjson.loads((folder / "tokenizer_config.json").read_bytes())
+    except (OSError, ValueError):
+        settings = {}
+    if "added_tokens_decoder" not in settings:
+        files.append(_ADDED_TOKENS)
+    return files
+
+
+def digest_files(folder: Path, patterns: Iterable[str]) -> str:
+    """SHA-256 of the paths and bytes of the matching files in a folder, in order of path."""
     digest = hashlib.sha256()
     for file in sorted({f for pattern in patterns for f in folder.glob(pattern)}):
-        digest.update(file.name.encode() + b"\0" + str(file.stat().st_size).encode() + b"\0")
+        path = file.relative_to(folder).as_posix()
+        digest.update(path.encode() + b"\0" + str(file.stat().st_size).encode() + b"\0")
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)

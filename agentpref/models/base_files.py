@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from agentpref.errors import UnsupportedModel
-from agentpref.models.base import base_digests, find_base
+from agentpref.models.base import base_digests, find_base, identity
 
 _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
@@ -42,7 +42,7 @@ class BaseFiles:
 
     name: str
     path: Path
-    identity: Mapping[str, str]
+    identity: Mapping[str, Any]
     layers: Mapping[str, tuple[int, int]] | None
 
 
@@ -84,11 +84,12 @@ _FAMILIES: Mapping[str, _Family] = {
 }  # fmt: skip
 
 
-def read_base(name: str) -> BaseFiles:
+def read_base(name: str, chat_template_kwargs: Mapping[str, Any] | None = None) -> BaseFiles:
     """Read a base model's files.
 
     Args:
         name: the bundled ``"tiny"``, a folder, or a name on a model hub.
+        chat_template_kwargs: what its chat template is always given.
 
     Raises:
         MissingDependency: the name is not a folder, and huggingface-hub is not installed.
@@ -97,9 +98,9 @@ def read_base(name: str) -> BaseFiles:
     """
     path = find_base(name)
     config = _read_object(path / _CONFIG)
-    digest, template_digest = base_digests(path)
-    identity = {"name": name, "digest": digest, "template_digest": template_digest}
-    return BaseFiles(name, path, identity, _linear_layers(config, _shapes(path)))
+    arguments = dict(chat_template_kwargs or {})
+    found = identity(name, *base_digests(path, arguments), arguments)
+    return BaseFiles(name, path, found, _linear_layers(config, _shapes(path)))
 
 
 def _linear_layers(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentpref.errors import GenerationFailed, UnsupportedModel
+from agentpref.models.template import ChatTemplate
 from agentpref.models.tokenizer import Ids
 
 if TYPE_CHECKING:
@@ -41,13 +42,13 @@ class Decoding:
     @classmethod
     def of(cls, base: BaseModel) -> Decoding:
         """The decoding of a loaded base; raises as :meth:`read` does."""
-        return cls.read(base.tokenizer, base.path, base.positions)
+        return cls.read(base.template, base.path, base.positions)
 
     @classmethod
     def read(
-        cls, tokenizer: PreTrainedTokenizerBase, folder: Path, positions: int | None = None
+        cls, template: ChatTemplate, folder: Path, positions: int | None = None
     ) -> Decoding:
-        """The decoding of a base from its tokenizer and its folder, without torch.
+        """The decoding of a base from its chat template and its folder, without torch.
 
         An answer ends with the tokenizer's end token, with any of those that the base's generation
         settings list, or with the token that the chat template writes after an assistant's turn.
@@ -55,7 +56,8 @@ class Decoding:
         Raises:
             UnsupportedModel: a file of the folder is damaged, or its end tokens are no token ids.
         """
-        ends = {tokenizer.eos_token_id, *_configured_ends(folder)}
+        tokenizer = template.tokenizer
+        ends = {tokenizer.eos_token_id, *_configured_ends(folder), template.turn_end}
         return cls(tokenizer, frozenset(int(e) for e in ends if e is not None), positions)
 
     @property

@@ -1,25 +1,47 @@
-"""Renders a conversation with a model's chat template, and shortens a long one.
+"""Renders conversations with a model's chat template, and says what the template would lose.
 
-Messages come in OpenAI's shape and are passed to the template in the shape that templates expect.
+Templates differ in what they can read: content as a string or in parts, the role ``developer``, the
+name of the reasoning's key. A :class:`ChatTemplate` renders small conversations and looks at the
+result, so no list of model families has to be kept. Training, evaluation and serving render with
+the same one.
+
+A template that writes today's date is given a clock. In training the clock is the run's, so that a
+row has the same tokens tomorrow. It is UTC, in serving too: the same on every machine.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from datetime import datetime, timezone
+from functools import cached_property
+from os.path import commonprefix
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
+from agentpref.errors import ConfigError, TemplateRefused
+from agentpref.models import fidelity
+from agentpref.models.reasons import LEFT_OUT
+from agentpref.models.turns import END_OF_THOUGHT, REASONING_KEYS, Turn, read_turn
 from agentpref.types import Message, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-T = TypeVar("T")
-
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_CLOCK = "strftime_now"
 _HEAD = frozenset({"system", "developer"})
+_OWN = frozenset({"messages", "tools", "documents", "add_generation_prompt", _CLOCK})
+"""The arguments that are not the user's to give."""
+
+# The words of the small conversations; no template writes them of its own accord.
+_ASK, _SAY, _MORE, _THINK = "Qaaq", "Waaw", "Vaav", "Taat"
+_CALL = {"type": "function", "id": "call00001", "function": {"name": _ASK, "arguments": {}}}
+
+
+_Form: TypeAlias = Literal["string", "part", "parts"]
+"""How a message's content is written: as a string, as a list of one part, or of several."""
 
 
 class Rendered(NamedTuple):
@@ -32,64 +54,284 @@ class Rendered(NamedTuple):
     spans: Sequence[tuple[int, int]] | None = None
 
 
-def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
-    """Write a prompt as text, up to where the assistant begins.
+class Objection(NamedTuple):
+    """Why a row is left out: a reason to count it under, and the message at fault.
 
-    Raises:
-        jinja2.TemplateError: the template refuses the conversation.
-        TypeError: it joins something that is not text to text.
+    ``message`` is its number in the prompt, -1 for the answer, ``None`` for the row as a whole.
     """
-    text = tokenizer.apply_chat_template(
-        _conversation(prompt), tools=_tools(prompt), tokenize=False, add_generation_prompt=True
-    )
-    return str(text)
+
+    reason: str
+    message: int | None = None
 
 
-def render_or_none(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str | None:
-    """Write a prompt as :func:`render` does; ``None`` where the template refuses it."""
-    return _unless_refused(lambda: render(tokenizer, prompt))
+class ChatTemplate:
+    """The chat template of a tokenizer, with the arguments that it is always given.
 
-
-def render_with_completion(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: Message
-) -> Rendered | None:
-    """Write a prompt and a completion as text; ``None`` where the template refuses them.
-
-    The spans come from the function that ``apply_chat_template`` renders with, in characters. The
-    token mask that the latter makes of them is lost where a token begins with white space.
+    Args:
+        tokenizer: has the template, and the special tokens that it writes.
+        chat_template_kwargs: arguments of the template, such as ``{"enable_thinking": False}``. A
+            prompt's own take precedence.
     """
-    return _unless_refused(lambda: _render_both(tokenizer, prompt, completion))
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.chat_template_kwargs = dict(chat_template_kwargs or {})
+        added = [t for t in tokenizer.added_tokens_decoder.values() if t.special and t.content]
+        self.special = [token.content for token in added]
+        self._readers: dict[str, _Reader] = {}
+
+    def require_arguments(self, chat_template_kwargs: Mapping[str, Any]) -> None:
+        """Refuse an argument that the template does not read.
+
+        Raises:
+            ConfigError: with the argument's name.
+        """
+        found = self.tokenizer.chat_template
+        texts = [*found.values()] if isinstance(found, Mapping) else [found]
+        words = {word for text in texts for word in re.findall(r"\w+", str(text))}
+        for name in chat_template_kwargs.keys() - (words - _OWN):
+            raise ConfigError(
+                f"chat_template_kwargs.{name} has no effect: the chat template reads no "
+                f"{name!r}; leave it out, or spell it as the template does"
+            )
+
+    def render(self, prompt: Prompt, *, at: float | None = None) -> str:
+        """Write a prompt as text, up to where the assistant begins.
+
+        ``at`` (POSIX seconds; ``None``: now) is what the template's clock shows.
+
+        Raises:
+            TemplateRefused: the template raises, or loses words of the conversation.
+        """
+        text = self.try_render(prompt, at=at)
+        if isinstance(text, Objection):
+            where = "the conversation"
+            if text.message is not None:
+                where = f"message {text.message} ({prompt.messages[text.message]['role']})"
+            raise TemplateRefused(f"{where} cannot be rendered: {LEFT_OUT[text.reason]}")
+        return text
+
+    def try_render(self, prompt: Prompt, *, at: float | None = None) -> str | Objection:
+        """Write a prompt as :meth:`render` does; say why not, where it cannot be written whole."""
+        turns = [read_turn(message) for message in prompt.messages]
+        foreign = next((n for n, turn in enumerate(turns) if turn.foreign), None)
+        if foreign is not None:
+            return Objection("content_not_text", foreign)
+        rendered = self._reader(prompt).write(turns, prompt, at, self.chat_template_kwargs)
+        if rendered is None:
+            return Objection("template_refuses")
+        lost = fidelity.lost(rendered.text, fidelity.pieces_of_prompt(turns, prompt.tools))
+        return rendered.text if isinstance(lost, str) else Objection(lost.reason, lost.message)
+
+    def try_complete(
+        self, prompt: Prompt, asked: str, completion: Message, *, at: float | None = None
+    ) -> str | Objection:
+        """Write what the template adds to ``asked``, the rendered prompt, for a completion.
+
+        A template that marks the assistant's text with ``{% generation %}`` must mark all of it.
+        """
+        turns, answer = [read_turn(m) for m in prompt.messages], read_turn(completion)
+        if answer.foreign:
+            return Objection("content_not_text", -1)
+        reader = self._reader(prompt)
+        if reader.takes_reasoning:
+            answer = answer.with_thought_apart()
+        whole = reader.write([*turns, answer], prompt, at, self.chat_template_kwargs, answered=True)
+        if whole is None:
+            return Objection("template_refuses", -1)
+        if not whole.text.startswith(asked):
+            rewritten = whole.text[len(commonprefix([whole.text, asked])) :]
+            adds = not answer.reasoning and reader.end_of_thought in rewritten
+            return Objection("template_adds_reasoning" if adds else "template_rewrites_prompt", -1)
+        text = whole.text[len(asked) :]
+        left = fidelity.lost(text, fidelity.pieces_of_answer(answer))
+        if not isinstance(left, str):
+            return Objection(left.reason, left.message)
+        if not answer.reasoning and reader.end_of_thought in left:
+            return Objection("template_adds_reasoning", -1)
+        if not (answer.reasoning or answer.calls or fidelity.is_bare(left, self.special)):
+            return Objection("template_adds_text", -1)
+        if not self._is_marked(whole, len(asked)):
+            return Objection("template_marks_elsewhere", -1)
+        return text
+
+    def _is_marked(self, whole: Rendered, start: int) -> bool:
+        """Whether a template that marks the assistant's text marks all of it from ``start``.
+
+        White space and the special tokens that end the turn may stand outside.
+        """
+        if whole.spans is None:
+            return True
+        for begin, end in whole.spans:
+            if begin <= start <= end:
+                start = end
+        rest = whole.text[start:]
+        for token in self.special:
+            rest = rest.replace(token, "")
+        return not rest.strip()
+
+    @property
+    def has_clock(self) -> bool:
+        """Whether the template writes the time, so that a prompt's text depends on it."""
+        return _CLOCK in self._reader(Prompt("", ())).template
+
+    @cached_property
+    def turn_end(self) -> int | None:
+        """The token that ends an answer, where the template writes one; it may not be the eos.
+
+        It is what stands right after an answer, whether or not another turn follows: Phi 3 writes
+        its eos after the last turn only, and stops at another token.
+        """
+        conversation = [_user(_ASK), {"role": "assistant", "content": _SAY}, _user(_MORE)]
+        last, inner = (self._after_answer(conversation[:n]) for n in (2, 3))
+        both = [token for token in last if token in inner] or last
+        eos = self.tokenizer.eos_token_id
+        return eos if eos in both else next(iter(both), None)
+
+    def _after_answer(self, messages: Sequence[Message]) -> list[int]:
+        """The added tokens right after the answer's text."""
+        prompt = Prompt("", tuple(messages))
+        turns = [read_turn(message) for message in messages]
+        whole = self._reader(prompt).write(
+            turns, prompt, 0.0, self.chat_template_kwargs, answered=True
+        )
+        rest = "" if whole is None else whole.text.partition(_SAY)[2].lstrip()
+        added = {t.content: i for i, t in self.tokenizer.added_tokens_decoder.items() if t.content}
+        found: list[int] = []
+        while token := max((t for t in added if rest.startswith(t)), key=len, default=""):
+            found.append(added[token])
+            rest = rest[len(token) :].lstrip()
+        return found
+
+    def _reader(self, prompt: Prompt) -> _Reader:
+        """The template for a prompt: some models have another one where there are tools."""
+        text = self.tokenizer.get_chat_template(tools=_tools(prompt))
+        if text not in self._readers:
+            self._readers[text] = _Reader(text, dict(self.tokenizer.special_tokens_map))
+        return self._readers[text]
 
 
-def _render_both(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: Message
-) -> Rendered:
-    turns, tools = _conversation(prompt, completion), _tools(prompt)
-    template = tokenizer.get_chat_template(tools=tools)
-    if not _GENERATION.search(template):
-        return Rendered(str(tokenizer.apply_chat_template(turns, tools=tools, tokenize=False)))
-    from transformers.utils.chat_template_utils import render_jinja_template
+class _Reader:
+    """One template, and what it can read."""
 
-    named: dict[str, Any] = {**tokenizer.special_tokens_map}
-    rendered: Any = render_jinja_template(
-        conversations=[turns],
-        tools=tools,
-        chat_template=template,
-        return_assistant_tokens_mask=True,
-        **named,
-    )
-    ((text,), (spans,)) = rendered
-    return Rendered(text, spans)
+    def __init__(self, template: str, special: Mapping[str, Any]) -> None:
+        self.template = template
+        self._special = special
+        self._taken: dict[tuple[str, _Form], bool] = {}
 
+    def write(
+        self,
+        turns: Sequence[Turn],
+        prompt: Prompt,
+        at: float | None,
+        arguments: Mapping[str, Any],
+        *,
+        answered: bool = False,
+    ) -> Rendered | None:
+        """Write turns as text; ``None`` where the template refuses them."""
+        return self._render(
+            [self._shape(turn) for turn in turns],
+            answered=answered,
+            tools=_tools(prompt),
+            arguments={**arguments, **prompt.chat_template_kwargs},
+            at=at,
+        )
 
-def _unless_refused(write: Callable[[], T]) -> T | None:
-    """The text; ``None`` where the template raises on the conversation."""
-    from jinja2 import TemplateError
+    def _shape(self, turn: Turn) -> dict[str, Any]:
+        """A turn as this template reads it.
 
-    try:
-        return write()
-    except (TemplateError, TypeError):
-        return None
+        ``developer`` is OpenAI's later word for ``system``; few templates know it.
+        """
+        role = turn.role
+        if role == "developer" and role not in self.template:
+            role = "system"
+        # The parts of an answer are pieces of one text, and some templates trim each.
+        divided = turn.in_parts and role != "assistant" and self._takes(role, "parts")
+        content: Any = turn.text
+        if divided or not self._takes(role, "string") and self._takes(role, "part"):
+            texts = turn.texts if divided else (turn.text,)
+            content = [{"type": "text", "text": text} for text in texts]
+        return turn.write(role, content, reasoning_key=self._reasoning_key or REASONING_KEYS[0])
+
+    def _takes(self, role: str, form: _Form) -> bool:
+        """Whether the template writes content of this form in messages of a role."""
+        if (role, form) not in self._taken:
+            texts = [_SAY, _MORE] if form == "parts" else [_SAY + _MORE]
+            parts = [{"type": "text", "text": text} for text in texts]
+            message = {"role": role, "content": texts[0] if form == "string" else parts}
+            calling = {"role": "assistant", "content": "", "tool_calls": [_CALL]}
+            around = {
+                "user": [message],
+                "assistant": [_user(_ASK), message],
+                "tool": [_user(_ASK), calling, {**message, "tool_call_id": _CALL["id"]}],
+            }.get(role, [message, _user(_ASK)])
+            shown = self._render(around, answered=role == "assistant")
+            text = "" if shown is None else shown.text
+            # A list that is written as Python or JSON writes it was not read as parts.
+            listed = any(f"{quote}text{quote}" in text for quote in "'\"")
+            self._taken[role, form] = all(said in text for said in texts) and not listed
+        return self._taken[role, form]
+
+    @cached_property
+    def _reasoning_key(self) -> str | None:
+        return next((key for key in REASONING_KEYS if self._thought(key)), None)
+
+    @property
+    def takes_reasoning(self) -> bool:
+        """Whether the template writes the reasoning of an answer."""
+        return self._reasoning_key is not None
+
+    @cached_property
+    def end_of_thought(self) -> str:
+        """What the template writes between reasoning and answer; it shows that there is some."""
+        return self._thought(self._reasoning_key) if self._reasoning_key else END_OF_THOUGHT
+
+    def _thought(self, key: str) -> str:
+        """What the template writes between the reasoning of a key and the answer, if it does."""
+        answer = {"role": "assistant", "content": _SAY, key: _THINK}
+        shown = self._render([_user(_ASK), answer], answered=True)
+        _, found, after = ("", "", "") if shown is None else shown.text.partition(_THINK)
+        return after.partition(_SAY)[0].strip() if found else ""
+
+    def _render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        answered: bool,
+        tools: Any = None,
+        arguments: Mapping[str, Any] | None = None,
+        at: float | None = 0.0,
+    ) -> Rendered | None:
+        """Render as ``apply_chat_template`` does, which has no way to pass a clock.
+
+        The spans come from the same function as in transformers. The token mask that the latter
+        makes of them is lost where a token begins with white space.
+        """
+        from jinja2 import TemplateError
+        from transformers.utils import chat_template_utils as jinja
+
+        compiled: Any = jinja._compile_jinja_template(self.template)
+        given = {**self._special, **(arguments or {}), "messages": list(messages), "tools": tools}
+        values = jinja._plain_template_data(given)  # a template is a stranger's code
+        values |= {"documents": None, "add_generation_prompt": not answered, _CLOCK: _clock(at)}
+        try:
+            if answered and _GENERATION.search(self.template):
+                return Rendered(*jinja._render_with_assistant_indices(compiled, **values))
+            return Rendered(compiled.render(**values))
+        except (
+            TemplateError,
+            TypeError,
+            ValueError,
+            LookupError,
+            AttributeError,
+            ArithmeticError,
+            RecursionError,
+        ):  # what a template does to a message that it was not written for
+            return None
 
 
 def shorter(prompt: Prompt) -> list[Prompt]:
@@ -105,44 +347,19 @@ def shorter(prompt: Prompt) -> list[Prompt]:
     return [replace(prompt, messages=(*messages[:head], *messages[i:])) for i in starts if i > head]
 
 
-def _conversation(prompt: Prompt, *answers: Message) -> list[dict[str, Any]]:
-    return [_turn(message) for message in (*prompt.messages, *answers)]
+def _begins_turn(messages: Sequence[Message], at: int) -> bool:
+    by_user = messages[at]["role"] == "user"
+    return by_user and (at == 0 or messages[at - 1]["role"] != "user")
+
+
+def _user(text: str) -> Message:
+    return {"role": "user", "content": text}
 
 
 def _tools(prompt: Prompt) -> Any:
     return [dict(tool) for tool in prompt.tools] or None
 
 
-def _begins_turn(messages: Sequence[Message], at: int) -> bool:
-    by_user = messages[at]["role"] == "user"
-    return by_user and (at == 0 or messages[at - 1]["role"] != "user")
-
-
-def _turn(message: Message) -> dict[str, Any]:
-    """A message in the shape of chat templates, which differs from OpenAI's in two points.
-
-    Templates join the content to other text, so an assistant's ``None`` raises or becomes "None".
-    They write arguments with ``tojson``, which would quote JSON text a second time.
-    """
-    turn = dict(message)
-    if turn["role"] == "assistant" and turn.get("content") is None:
-        turn["content"] = ""
-    if isinstance(turn.get("tool_calls"), (list, tuple)):
-        turn["tool_calls"] = [_call(call) for call in turn["tool_calls"]]
-    return turn
-
-
-def _call(call: Any) -> Any:
-    function = call.get("function") if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
-        return call
-    return {**call, "function": {**function, "arguments": _arguments(function["arguments"])}}
-
-
-def _arguments(text: str) -> dict[str, Any] | str:
-    """Parse arguments; text that is not a JSON object stays as the model wrote it."""
-    try:
-        arguments = json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-    return arguments if isinstance(arguments, dict) else text
+def _clock(at: float | None) -> Any:
+    moment = datetime.fromtimestamp(time.time() if at is None else at, tz=timezone.utc)
+    return moment.strftime

@@ -23,7 +23,9 @@ from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from agentpref.models import template
+from agentpref.models import fidelity, template
+from agentpref.models.template import ChatTemplate, Objection
+from agentpref.models.turns import read_turn
 from agentpref.record.messages import kept
 from agentpref.types import Completion, Example, Message, Prompt
 
@@ -69,29 +71,32 @@ class _RenderedCompletion(NamedTuple):
     text: str
 
 
-def encode_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> Ids:
+def encode_prompt(prompt: Prompt, template: ChatTemplate, *, at: float | None = None) -> Ids:
     """The token ids that a model is given when it is to answer.
 
+    ``at`` (POSIX seconds; ``None``: now) is what the template's clock shows.
+
     Raises:
-        jinja2.TemplateError: the chat template refuses the prompt.
+        TemplateRefused: the chat template does not render the prompt, or not all of it.
     """
-    rendered = template.render(tokenizer, prompt)
-    return tuple(tokenizer(rendered, add_special_tokens=False)["input_ids"])
+    rendered = template.render(prompt, at=at)
+    return tuple(template.tokenizer(rendered, add_special_tokens=False)["input_ids"])
 
 
 class ExampleTokenizer:
     """Tokenizes examples; a prompt and its longest completion fit into ``max_length`` tokens."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-        self._tokenizer, self._max_length = tokenizer, max_length
-        self._vocabulary, self._end = len(tokenizer), tokenizer.eos_token_id
-        added = [(id_, t.content) for id_, t in tokenizer.added_tokens_decoder.items() if t.special]
-        self._special_ids = frozenset(tokenizer.all_special_ids).union(id_ for id_, _ in added)
-        self._special_texts = [text for _, text in added if text]
+    def __init__(self, template: ChatTemplate, max_length: int) -> None:
+        self._template, self._max_length = template, max_length
+        self._tokenizer = template.tokenizer
+        self._vocabulary = len(self._tokenizer)
+        added = self._tokenizer.added_tokens_decoder.items()
+        special = {id_ for id_, token in added if token.special}
+        self._special_ids = special.union(self._tokenizer.all_special_ids)
 
-    def __call__(self, examples: Sequence[Example]) -> list[TokenizedExample | str]:
-        """Tokenize every example; the reason, for one that cannot be tokenized faithfully."""
-        prompts = self._rendered_prompts([example.prompt for example in examples])
+    def __call__(self, examples: Sequence[Example]) -> list[TokenizedExample | Objection]:
+        """Tokenize every example; say why, for one that cannot be tokenized faithfully."""
+        prompts = self._rendered_prompts([(e.prompt, e.run_at) for e in examples])
         texts = iter(self._text_ids(examples, prompts))
         return [
             self._assemble(example, prompt, [next(texts) for _ in example.completions])
@@ -99,31 +104,34 @@ class ExampleTokenizer:
         ]
 
     def _assemble(
-        self, example: Example, prompt: _RenderedPrompt | None, texts: Sequence[Ids | str]
-    ) -> TokenizedExample | str:
-        if prompt is None:
-            return "template_refuses"
+        self,
+        example: Example,
+        prompt: _RenderedPrompt | Objection,
+        texts: Sequence[Ids | Objection],
+    ) -> TokenizedExample | Objection:
+        if isinstance(prompt, Objection):
+            return prompt
         completions: list[Ids] = []
         masks: list[Mask | None] = []
         retokenized: set[str] = set()
         for completion, text in zip(example.completions, texts, strict=True):
             ids, objection = self._choose(completion, text)
-            if isinstance(ids, str):
+            if isinstance(ids, Objection):
                 return ids
             mask = completion.loss_mask
             if not ids:
-                return "empty_completion"
+                return Objection("empty_completion", -1)
             if mask is not None and (ids != completion.token_ids or len(mask) != len(ids)):
-                return "loss_mask_does_not_fit"
+                return Objection("loss_mask_does_not_fit", -1)
             if mask is not None and not any(mask):
-                return "empty_loss_mask"
+                return Objection("empty_loss_mask", -1)
             completions.append(ids)
             masks.append(mask)
             retokenized.update([objection] if objection else [])
         room = self._max_length - max(map(len, completions))
-        asked = prompt.ids if len(prompt.ids) <= room else self.shortened(example.prompt, room)
+        asked = prompt.ids if len(prompt.ids) <= room else self.shortened(example, room)
         if asked is None:
-            return "too_long"
+            return Objection("too_long")
         return TokenizedExample(
             asked,
             tuple(completions),
@@ -132,84 +140,66 @@ class ExampleTokenizer:
             retokenized=frozenset(retokenized),
         )
 
-    def _rendered_prompts(self, prompts: Iterable[Prompt]) -> list[_RenderedPrompt | None]:
-        """Each prompt as text and tokens; ``None`` for one that the template refuses."""
-        order, distinct = _numbered(prompts)
-        texts = [template.render_or_none(self._tokenizer, prompt) for prompt in distinct]
-        whole = self._tokenize({text for text in texts if text is not None})
+    def _rendered_prompts(
+        self, asked: Iterable[tuple[Prompt, float]]
+    ) -> list[_RenderedPrompt | Objection]:
+        """Each prompt, asked at a time, as text and tokens; or why it cannot be written."""
+        order, distinct = _numbered(asked, timed=self._template.has_clock)
+        texts = [self._template.try_render(prompt, at=at) for prompt, at in distinct]
+        whole = self._tokenize({text for text in texts if isinstance(text, str)})
         tails = {text: text[self._last_special(text) :] for text in whole}
         tail_ids = self._tokenize(set(tails.values()))
         found = [
-            None
-            if text is None
-            else _RenderedPrompt(text, whole[text], tails[text], tail_ids[tails[text]])
+            _RenderedPrompt(text, whole[text], tails[text], tail_ids[tails[text]])
+            if isinstance(text, str)
+            else text
             for text in texts
         ]
         return [found[number] for number in order]
 
     def _last_special(self, text: str) -> int:
-        return max([0, *(text.rfind(token) for token in self._special_texts)])
+        return max([0, *(text.rfind(token) for token in self._template.special)])
 
-    def shortened(self, prompt: Prompt, room: int) -> Ids | None:
+    def shortened(self, example: Example, room: int) -> Ids | None:
         """The prompt without as few of its oldest turns as fit into the room; ``None`` if none."""
-        prompts = template.shorter(prompt)
+        prompts = template.shorter(example.prompt)
         fitting: dict[int, Ids] = {}
 
         def fits(number: int) -> bool:
-            (rendered,) = self._rendered_prompts([prompts[number]])
-            if rendered is not None and len(rendered.ids) <= room:
+            (rendered,) = self._rendered_prompts([(prompts[number], example.run_at)])
+            if isinstance(rendered, _RenderedPrompt) and len(rendered.ids) <= room:
                 fitting[number] = rendered.ids
             return number in fitting
 
         return fitting.get(bisect_left(range(len(prompts)), True, key=fits))
 
     def _text_ids(
-        self, examples: Sequence[Example], prompts: Sequence[_RenderedPrompt | None]
-    ) -> list[Ids | str]:
+        self, examples: Sequence[Example], prompts: Sequence[_RenderedPrompt | Objection]
+    ) -> list[Ids | Objection]:
         """The tokens of every completion's text, or the reason why there are none."""
         rendered = [
-            self._rendered(example.prompt, completion.message, prompt)
+            self._rendered(example, completion.message, prompt)
             for example, prompt in zip(examples, prompts, strict=True)
             for completion in example.completions
         ]
         written = [each for each in rendered if isinstance(each, _RenderedCompletion)]
         ids = self._tokenize({each.prompt.tail + each.text for each in written})
         return [
-            each if isinstance(each, str) else self._completion_ids(each, ids) for each in rendered
+            self._completion_ids(each, ids) if isinstance(each, _RenderedCompletion) else each
+            for each in rendered
         ]
 
     def _rendered(
-        self, prompt: Prompt, message: Message, asked: _RenderedPrompt | None
-    ) -> _RenderedCompletion | str:
+        self, example: Example, message: Message, asked: _RenderedPrompt | Objection
+    ) -> _RenderedCompletion | Objection:
         """The text of a completion, or the reason why its boundary is not certain."""
+        if isinstance(asked, Objection):
+            return asked
         spelled = kept(message).decode()
-        if any(token in spelled for token in self._special_texts):
-            return "special_token_inside"
-        whole = None
-        if asked is not None:
-            whole = template.render_with_completion(self._tokenizer, prompt, message)
-        if whole is None or asked is None:
-            return "template_refuses"
-        if not whole.text.startswith(asked.text):
-            return "template_rewrites_prompt"
-        if not self._is_marked(whole, len(asked.text)):
-            return "template_marks_elsewhere"
-        return _RenderedCompletion(asked, whole.text[len(asked.text) :])
-
-    def _is_marked(self, whole: template.Rendered, start: int) -> bool:
-        """Whether a template that marks the assistant's text marks all of it from ``start``.
-
-        White space and the special tokens that end the turn may stand outside.
-        """
-        if whole.spans is None:
-            return True
-        for begin, end in whole.spans:
-            if begin <= start <= end:
-                start = end
-        rest = whole.text[start:]
-        for token in self._special_texts:
-            rest = rest.replace(token, "")
-        return not rest.strip()
+        if any(token in spelled for token in self._template.special):
+            return Objection("special_token_inside", -1)
+        text = self._template.try_complete(example.prompt, asked.text, message, at=example.run_at)
+        return _RenderedCompletion(asked, text) if isinstance(text, str) else text
 
     def _completion_ids(self, completion: _RenderedCompletion, ids: Mapping[str, Ids]) -> Ids:
         """The tokens after the prompt's, up to the end of the turn.
@@ -225,15 +215,18 @@ class ExampleTokenizer:
 
     def _until_end_of_turn(self, ids: Ids) -> Ids:
         """Cut what a template writes after the turn's end, which a model never generates."""
-        ends = [i for i, token in enumerate(ids) if token == self._end]
-        if ends:
-            return ids[: ends[-1] + 1]
+        for end in (self._template.turn_end, self._tokenizer.eos_token_id):
+            places = [i for i, token in enumerate(ids) if token == end]
+            if places:
+                return ids[: places[-1] + 1]
         special = [i for i, token in enumerate(ids) if token in self._special_ids]
         if special and not self._plain_text(ids[special[-1] + 1 :]):
             return ids[: special[-1] + 1]
         return ids
 
-    def _choose(self, completion: Completion, text: Ids | str) -> tuple[Ids | str, str | None]:
+    def _choose(
+        self, completion: Completion, text: Ids | Objection
+    ) -> tuple[Ids | Objection, str | None]:
         """The logged tokens; where they cannot be used, those of the text, and the reason."""
         logged = completion.token_ids
         if not logged:
@@ -244,22 +237,26 @@ class ExampleTokenizer:
             return text, "ids_disagree"
         return logged, None
 
-    def _agree(self, logged: Ids, message: Message, text: Ids | str) -> bool:
-        """Whether logged tokens decode to the message's content, or to what the template renders.
+    def _agree(self, logged: Ids, message: Message, text: Ids | Objection) -> bool:
+        """Whether logged tokens decode to what the template renders, or to the message's words.
 
-        The content of a message with tool calls leaves the calls out, so only the rendering counts.
+        The words of a message with tool calls leave their syntax out, so only the rendering counts.
         """
         said = self._plain_text(logged)
-        if not isinstance(text, str) and said == self._plain_text(text):
+        if not isinstance(text, Objection) and said == self._plain_text(text):
             return True
-        content = message.get("content")
-        shown = isinstance(content, str) and not message.get("tool_calls")
-        return shown and said == _squeezed(str(content))
+        turn = read_turn(message)
+        if turn.calls or turn.foreign:
+            return False
+        for tag in ("<think>", "</think>") if turn.reasoning else ():
+            said = said.replace(tag, "")
+        return said == fidelity.squeezed(turn.reasoning + turn.text)
 
     def _plain_text(self, ids: Ids) -> str:
         """What tokens say, without special tokens and white space."""
         plain = [token for token in ids if token not in self._special_ids]
-        return _squeezed(str(self._tokenizer.decode(plain, clean_up_tokenization_spaces=False)))
+        text = str(self._tokenizer.decode(plain, clean_up_tokenization_spaces=False))
+        return fidelity.squeezed(text)
 
     def _tokenize(self, texts: Collection[str]) -> dict[str, Ids]:
         if not texts:
@@ -270,20 +267,23 @@ class ExampleTokenizer:
         return {text: tuple(row) for text, row in zip(texts, rows, strict=True)}
 
 
-def _numbered(prompts: Iterable[Prompt]) -> tuple[list[int], list[Prompt]]:
-    """Which of the distinct prompts each one is, and the distinct prompts."""
-    distinct: list[Prompt] = []
+def _numbered(
+    asked: Iterable[tuple[Prompt, float]], *, timed: bool
+) -> tuple[list[int], list[tuple[Prompt, float]]]:
+    """Which of the distinct prompts each one is, and the distinct prompts.
+
+    ``timed`` says whether the time at which a prompt was asked makes it another one.
+    """
+    distinct: list[tuple[Prompt, float]] = []
     numbers: dict[str, list[int]] = {}
     order: list[int] = []
-    for prompt in prompts:
-        alike = numbers.setdefault(prompt.id, [])
-        number = next((n for n in alike if distinct[n] == prompt), len(distinct))
+    for prompt, at in asked:
+        alike, known = numbers.setdefault(prompt.id, []), (prompt, at if timed else 0.0)
+        number = next((n for n in alike if distinct[n] == known), len(distinct))
         if number == len(distinct):
-            distinct.append(prompt)
+            distinct.append(known)
             alike.append(number)
         order.append(number)
     return order, distinct
 
 
-def _squeezed(text: str) -> str:
-    return "".join(text.split())

@@ -256,9 +256,9 @@ def choose_probes(
     if positions is None:
         return Probes([row.prompt for row in chosen])
     room = positions - limit
-    tokenizer = ExampleTokenizer(learner.base.tokenizer, learner.max_length)
+    tokenizer = ExampleTokenizer(learner.base.template, learner.max_length)
     shorter = {
-        number: tokenizer.shortened(row.example.prompt, room)
+        number: tokenizer.shortened(row.example, room)
         for number, row in enumerate(chosen)
         if len(row.prompt) > room
     }
@@ -298,7 +298,7 @@ def answer(learner: Learner, messages: Sequence[Message]) -> str:
     Raises:
         GenerationFailed: the messages leave no room in the model's positions.
     """
-    prompt = encode_prompt(Prompt("", tuple(messages)), learner.base.tokenizer)
+    prompt = encode_prompt(Prompt("", tuple(messages)), learner.base.template)
     ((ids,), _) = _generate(learner, "candidate", [prompt], MOST_TOKENS)
     return learner.decoding.text(ids)
 

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from agentpref.errors import ConfigError
+from agentpref.errors import ConfigError, GenerationFailed, TemplateRefused
+from agentpref.models.template import ChatTemplate
+from agentpref.models.tokenizer import Ids, encode_prompt
 from agentpref.record.messages import check_shapes
-from agentpref.types import Message, Tool
+from agentpref.types import Message, Prompt, Tool
 
 FinishReason = Literal["stop", "length"]
 
@@ -57,6 +59,9 @@ class Revision:
 class GenerationRequest:
     """One call to a model. ``temperature`` 0 is greedy; ``seed`` makes sampling reproducible.
 
+    ``chat_template_kwargs`` are arguments of the chat template for this call, such as
+    ``{"enable_thinking": False}``.
+
     Raises:
         InvalidMessage: there is no message, or one has not the shape of a message.
         ConfigError: a setting is out of range.
@@ -69,6 +74,7 @@ class GenerationRequest:
     top_p: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_shapes(self.messages)
@@ -82,6 +88,20 @@ class GenerationRequest:
             if not is_allowed:
                 value = getattr(self, name)
                 raise ConfigError(f"{name} is {value!r}, but must be {allowed}")
+
+
+def encode_request(request: GenerationRequest, template: ChatTemplate, model: str) -> Ids:
+    """The tokens to continue for a request: those that training has for the same messages.
+
+    Raises:
+        GenerationFailed: the chat template does not render the messages, or loses some of them.
+    """
+    template.require_arguments(request.chat_template_kwargs)
+    prompt = Prompt("", request.messages, request.tools, request.chat_template_kwargs)
+    try:
+        return encode_prompt(prompt, template)
+    except (TemplateRefused, TypeError, ValueError) as error:  # the latter two of a tokenizer
+        raise GenerationFailed(f"{model!r} cannot be asked: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from agentpref.serve.backend import FinishReason, GenerationRequest, Reply
 from agentpref.serve.router import Router
 from agentpref.types import Message, Tool
 
-_SAMPLING = ("max_tokens", "temperature", "top_p", "seed", "stop")
+_SETTINGS = ("max_tokens", "temperature", "top_p", "seed", "stop", "chat_template_kwargs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,8 @@ class Chat:
             user_id: who asks.
             tags: domains; pairs made from this run belong to the first.
             metadata: anything else.
-            sampling: ``max_tokens``, ``temperature``, ``top_p``, ``seed`` and ``stop``, as in
+            sampling: ``max_tokens``, ``temperature``, ``top_p``, ``seed``, ``stop`` and
+                ``chat_template_kwargs``, as in
                 :class:`~agentpref.serve.backend.GenerationRequest`.
 
         Raises:
@@ -147,7 +148,7 @@ class Chat:
             model=self.model,
             revision=reply.revision,
             tools=request.tools,
-            params={name: getattr(request, name) for name in _SAMPLING},
+            params={name: value for name in _SETTINGS if (value := getattr(request, name)) != {}},
             token_ids=reply.token_ids,
             logprobs=reply.logprobs,
             **about,
@@ -163,6 +164,6 @@ def _request(
             f"messages is the text {messages[:80]!r}; pass a list such as "
             "[{'role': 'user', 'content': …}]"
         )
-    if unknown := sorted(sampling.keys() - set(_SAMPLING)):
-        raise ConfigError(f"{unknown[0]!r} is no sampling setting; known: {', '.join(_SAMPLING)}")
+    if unknown := sorted(sampling.keys() - set(_SETTINGS)):
+        raise ConfigError(f"{unknown[0]!r} is no sampling setting; known: {', '.join(_SETTINGS)}")
     return GenerationRequest(tuple(messages), tuple(tools), **sampling)

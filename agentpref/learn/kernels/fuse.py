@@ -224,7 +224,8 @@ def _attention_forward(
     """Our attention for shared rows; the module's own for all others."""
     shared = attention.is_shared(hidden_states.shape[1], attention_mask)
     if attention_mask is None or position_embeddings is None or not shared or not stack.serves():
-        out, weights = plain(hidden_states, position_embeddings, attention_mask, **kwargs)
+        kwargs |= {"position_embeddings": position_embeddings, "attention_mask": attention_mask}
+        out, weights = plain(hidden_states, **kwargs)
         if completions_only and attention_mask is not None:
             out = out[:, attention_mask.shape[-1] :]
         return out, weights

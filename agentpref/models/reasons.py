@@ -1,0 +1,39 @@
+"""Why an example is left out of an update once its text is known, each with the way out.
+
+The report counts examples under these names. Reasons that need no look at the text are in
+:data:`agentpref.prefer.votes.Reason`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+LEFT_OUT: Mapping[str, str] = {
+    "template_refuses": "the chat template raises an error on it, as some do for a system message "
+    "or for roles that do not alternate; use another model or template",
+    "template_drops_text": "the chat template leaves out words of it; use another model or template",
+    "template_drops_tool_calls": "the chat template leaves out a tool call or its arguments; use a "
+    "model whose template writes tool calls",
+    "template_drops_tools": "the chat template leaves out the tools that were offered; use a model "
+    "whose template writes tools",
+    "template_drops_reasoning": "the chat template leaves out the answer's reasoning; use a model "
+    "whose template writes it, or log token_ids",
+    "template_adds_reasoning": "the answer has no reasoning, and the chat template adds an empty "
+    "one; log reasoning_content, or set chat_template_kwargs as the server does, for example "
+    "chat_template_kwargs.enable_thinking=false",
+    "template_adds_text": "the chat template adds words to the answer; use another template",
+    "template_rewrites_prompt": "the chat template writes the prompt in another way once an answer "
+    "follows, so no token is certainly the answer's; log token_ids, or use another template",
+    "template_marks_elsewhere": "the {% generation %} blocks of the chat template leave out some of "
+    "the answer; mend the template",
+    "content_not_text": "it has an image, audio or another part that is no text",
+    "special_token_inside": "its text spells a special token, which would be trained as one",
+    "empty_completion": "the answer is empty",
+    "loss_mask_does_not_fit": "its loss mask is not for the tokens that are trained",
+    "empty_loss_mask": "its loss mask leaves nothing to train",
+    "no_label": "a completion has no label, or one that is not finite",
+    "too_long": "the longest answer and the last turn of the prompt exceed max_length tokens; raise "
+    "max_length (answers are never cut)",
+    "same_tokens": "two of its answers are the same tokens",
+    "no_mismatch": "a lone thumb, and no other thumb's answer to compare it to",
+}
