@@ -18,9 +18,11 @@ from agentpref.models.base import BaseModel
 if TYPE_CHECKING:
     from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
+    from transformers import PreTrainedModel
 
 Policy = Literal["base", "live", "candidate"]
 
+_PREFIX = "base_model.model."
 # Linear layers that choose experts or weigh a shared one.
 _ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
 
@@ -32,41 +34,47 @@ def attach(base: BaseModel, live: Path | None, settings: LoraSettings, *, seed: 
 
     Raises:
         UnsupportedModel: the model has no layers that plain LoRA adapts.
-        InvalidAdapter: the live adapter has layers that the base lacks, or lacks some.
+        InvalidAdapter: the live adapter adapts layers that the base does not have.
     """
     import torch
     from peft import LoraConfig, PeftModel, get_peft_model
 
     if live is not None:
+        _require_layers(base.model, live)
         model = PeftModel.from_pretrained(base.model, live, "candidate", is_trainable=True)
-        _require_whole(model, live)
         model.load_adapter(str(live), "live", is_trainable=False)
         return model
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
-        target_modules=_targets(base),
+        target_modules=adaptable_layers(base.model),
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return get_peft_model(base.model, config, "candidate")
+        try:
+            return get_peft_model(base.model, config, "candidate")
+        except ValueError as error:  # of layers that peft adapts in no model of this type
+            raise UnsupportedModel(f"{base.name!r} cannot be adapted: {error}") from error
 
 
-def _targets(base: BaseModel) -> list[str]:
+def adaptable_layers(model: PreTrainedModel) -> list[str]:
     """The names of the layers to adapt: all linear ones of the language model.
 
     Left out are towers for images or sound, the head, the routers of mixtures of experts, and what
     peft would turn into something else than plain LoRA: transformers 5 holds experts as stacked
-    parameters, so peft takes a shared expert's layers for those of version 4.
+    parameters, and peft takes a shared expert's layers for those that version 4 had.
+
+    Raises:
+        UnsupportedModel: none is left.
     """
     from peft import LoraConfig
     from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
-    model: Any = base.model
-    inside = set(model.get_decoder().modules())
+    language: nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]
+    inside = set(language.modules())
     linear = [
         name
         for name, module in model.named_modules()
@@ -75,31 +83,27 @@ def _targets(base: BaseModel) -> list[str]:
         and name.rpartition(".")[2] not in _ROUTERS
     ]
     plain = LoraConfig(target_modules=linear)
-    try:
-        convert_peft_config_for_transformers(plain, model, None)
-    except ValueError as error:
-        raise UnsupportedModel(f"{base.name!r} cannot be adapted by peft: {error}") from error
+    convert_peft_config_for_transformers(plain, model, None)
     if not plain.target_modules:
         raise UnsupportedModel(
-            f"{base.name!r} has no linear layers outside of its experts, head and towers, so there "
-            f"is nothing to adapt; use another model"
+            f"{type(model).__name__} has no linear layers outside of its experts, head and towers, "
+            f"so there is nothing to adapt; use another model"
         )
     return sorted(plain.target_modules)
 
 
-def _require_whole(model: PeftModel, live: Path) -> None:
-    """Require that each tensor of the live adapter found its layer: peft only warns."""
-    from peft import get_peft_model_state_dict
+def _require_layers(model: PreTrainedModel, live: Path) -> None:
+    """Require that the model has the layers that an adapter adapts: peft would only warn."""
     from safetensors import safe_open
 
     with safe_open(live / "adapter_model.safetensors", "pt") as file:
-        saved = set(file.keys())
-    stray = saved ^ set(get_peft_model_state_dict(model, adapter_name="candidate"))
+        adapted = {name.removeprefix(_PREFIX).rpartition(".lora_")[0] for name in file.keys()}  # noqa: SIM118
+    stray = adapted.difference(name for name, _ in model.named_modules())
     if stray:
         raise InvalidAdapter(
-            f"{live.name} does not fit {type(model.get_base_model()).__name__}: {min(stray)} and "
-            f"{len(stray) - 1} other tensors are in one of them only; roll back to a revision that "
-            f"fits, or use a new namespace"
+            f"{live.name} adapts {min(stray)} and {len(stray) - 1} other layers that a "
+            f"{type(model).__name__} does not have; roll back to a revision that fits, or use a "
+            f"new namespace"
         )
 
 

@@ -121,7 +121,7 @@ def trusted_route(model: Any, rows: Sequence[Sequences], *, pad: int, longest: i
     probe = sorted(rows, key=lambda row: row.width)[:: max(1, len(rows) - 1)]
     expected = score(model, probe, route=ORACLE, pad=pad)
     head = _head(model)
-    window = getattr(model.config.get_text_config(), "sliding_window", None)
+    window = getattr(model.config.get_text_config(), "sliding_window", None) or None
     if (window is None or window >= longest) and _with_our_attention(model):
         route = Route("shared", layouts.shared, head)
         if _is_true(route, model, probe, expected, pad):

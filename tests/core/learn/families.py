@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 import transformers as tf
 
+from agentpref.learn.adapter import adaptable_layers
+
 
 class Row(NamedTuple):
     """A prompt and its completions, as learn.batch.Sequences asks for them."""
@@ -51,6 +53,15 @@ _SHAPE = {
     "eos_token_id": None,
 }
 _HEADS = {**_SHAPE, "head_dim": 8}
+_EXPERTS = {"num_experts_per_tok": 2}
+_NARROW_EXPERTS = {**_EXPERTS, "num_experts": 4, "moe_intermediate_size": 16}
+_ROPE = {"rope_type": "default", "rope_theta": 1e4}
+_TOWER = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+}
 
 FAMILIES = {
     "llama": lambda: tf.LlamaConfig(**_SHAPE),
@@ -71,13 +82,65 @@ FAMILIES = {
     "falcon": lambda: tf.FalconConfig(
         vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, alibi=True
     ),
+    "mixtral": lambda: tf.MixtralConfig(**_SHAPE, **_EXPERTS, num_local_experts=4),
+    "olmoe": lambda: tf.OlmoeConfig(**_SHAPE, **_EXPERTS, num_experts=4),
+    "qwen2_moe": lambda: tf.Qwen2MoeConfig(
+        **_SHAPE, **_NARROW_EXPERTS, shared_expert_intermediate_size=16
+    ),
+    "qwen3_moe": lambda: tf.Qwen3MoeConfig(**_HEADS, **_NARROW_EXPERTS),
+    "qwen3_next": lambda: tf.Qwen3NextConfig(
+        **{**_HEADS, "num_hidden_layers": 4},  # three layers of linear attention, one of plain
+        **_NARROW_EXPERTS,
+        shared_expert_intermediate_size=16,
+        linear_num_value_heads=4,
+        linear_num_key_heads=2,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+    ),
+    "gpt_oss": lambda: tf.GptOssConfig(
+        **_HEADS, **_EXPERTS, num_local_experts=4, sliding_window=4, rope_parameters=_ROPE
+    ),
+    "gemma3, with images": lambda: tf.Gemma3Config(
+        text_config={
+            **_HEADS,
+            "sliding_window": 4,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+        vision_config={**_TOWER, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+        image_token_index=47,
+        boi_token_index=48,
+        eoi_token_index=49,
+    ),
+    "qwen2.5, with images": lambda: tf.Qwen2_5_VLConfig(
+        text_config={**_SHAPE, "rope_parameters": {**_ROPE, "mrope_section": [1, 1, 2]}},
+        vision_config={
+            "depth": 3,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_heads": 2,
+            "out_hidden_size": 32,
+            "fullatt_block_indexes": [1],
+        },
+        vision_start_token_id=46,
+        vision_end_token_id=47,
+        image_token_id=48,
+        video_token_id=49,
+    ),
 }
+
+MIXTURES = ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "qwen3_next", "gpt_oss")
+"""Families whose layers hold several experts."""
+
+CONDITIONAL = ("gemma3, with images", "qwen2.5, with images")
+"""Families of a language model beside a tower for images, with more layers in the tower."""
 
 
 def random_model(family: str):
     """A model of a family with random weights, large enough that every part has an effect."""
     torch.manual_seed(0)
-    model = tf.AutoModelForCausalLM.from_config(FAMILIES[family]()).eval()
+    kind = tf.AutoModelForImageTextToText if family in CONDITIONAL else tf.AutoModelForCausalLM
+    model = kind.from_config(FAMILIES[family]()).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return model.requires_grad_(False)
@@ -87,8 +150,10 @@ def adapted_model(family: str):
     """Such a model with a random peft adapter, ``candidate``, on all linear layers."""
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(random_model(family), config, "candidate").eval()
+    base = random_model(family)
+    targets = adaptable_layers(base)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=targets, task_type="CAUSAL_LM")
+    model = get_peft_model(base, config, "candidate").eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_" in name:

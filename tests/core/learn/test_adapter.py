@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from agentpref.config import LoraSettings
+from agentpref.errors import InvalidAdapter
 from agentpref.learn import adapter
 from agentpref.models.base import load_base
+from tests.core.learn.families import CONDITIONAL, MIXTURES, random_model
 
 
 @pytest.fixture
@@ -126,3 +128,51 @@ def test_weights_are_saved_as_float32_whatever_their_type(attach, tmp_path):
     weights = load_file(tmp_path / "half" / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
     assert not any("candidate" in name or "base_layer" in name for name in weights)
+
+
+ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+FEED_FORWARD = {"gate_proj", "up_proj", "down_proj"}
+LINEAR_ATTENTION = {"in_proj_qkvz", "in_proj_ba", "out_proj"}
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_of_a_mixture_of_experts_the_experts_and_routers_are_left_alone(family):
+    names = adapter.adaptable_layers(random_model(family))
+    assert not any(".experts." in name for name in names)
+    others = {"qwen2_moe": FEED_FORWARD, "qwen3_next": LINEAR_ATTENTION}.get(family, set())
+    assert {name.rpartition(".")[2] for name in names} == ATTENTION | others
+
+
+@pytest.mark.parametrize("family", CONDITIONAL)
+def test_of_a_model_that_sees_only_the_language_model_is_adapted(family):
+    model = random_model(family)
+    names = adapter.adaptable_layers(model)
+    config = model.config.get_text_config()
+    assert len(names) == 7 * config.num_hidden_layers
+    assert all(name.startswith("model.language_model.layers.") for name in names)
+    assert {name.rpartition(".")[2] for name in names} == ATTENTION | FEED_FORWARD
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "falcon", "gpt_neox"])
+def test_of_other_models_the_layers_are_those_that_peft_calls_all_linear(family):
+    from peft import LoraConfig, get_peft_model
+
+    ours = adapter.adaptable_layers(random_model(family))
+    config = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM")
+    theirs = get_peft_model(random_model(family), config)
+    assert {f"base_model.model.{name}" for name in ours} == {
+        name.removesuffix(".lora_A.default")
+        for name, _ in theirs.named_modules()
+        if name.endswith(".lora_A.default")
+    }
+
+
+def test_a_live_adapter_of_another_model_is_refused(attach, saved):
+    from safetensors.torch import load_file, save_file
+
+    file = saved / "adapter_model.safetensors"
+    weights = {name.replace("model.layers", "layers"): w for name, w in load_file(file).items()}
+    save_file(weights, file)
+    with pytest.raises(InvalidAdapter, match=r"13 other layers that a LlamaForC.*roll back"):
+        attach(live=saved)

@@ -12,7 +12,7 @@ from tests.core.learn.families import FAMILIES, ROWS, adapted_model, random_mode
 
 SHARED = {
     "llama", "qwen2", "qwen3", "mistral", "gemma", "phi", "phi3", "gpt2", "gpt_neox", "olmo2",
-    "granite",
+    "granite", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "qwen2.5, with images",
 }  # fmt: skip
 OWN_LOGITS = {"gemma2", "granite"}
 

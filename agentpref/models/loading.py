@@ -1,0 +1,242 @@
+"""Loads a model and its tokenizer, and refuses what would not be what was meant.
+
+transformers loads much in silence: it fills missing weights with random numbers, drops weights that
+have other names, gives a tokenizer without a vocabulary three tokens, and asks on the terminal
+whether it may run a folder's code. Here each of these is an error that names the file or the weight
+and the cure, before any work begins. Code of a model's own is never run, and nobody is asked.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from agentpref.errors import AgentprefError, UnsupportedModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ADAPTER_CONFIG = "adapter_config.json"
+_SHOWN = 3
+"""How many names of weights or tokens an error lists."""
+
+# What training, the examination and serving pass to a model. Those without a cache of keys and
+# values (Mamba, RWKV, xLSTM) or without positions of their own choice (BLOOM, MPT) lack some of it.
+_ASKED_OF_FORWARD = {"attention_mask", "position_ids", "past_key_values", "logits_to_keep"}
+
+# Buffers that old checkpoints hold and models compute by themselves today.
+_COMPUTED = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", "position_ids")
+
+
+def check_folder(name: str, folder: Path) -> None:
+    """Refuse a folder without safetensors, or with an adapter in it.
+
+    transformers loads an adapter beside a model in silence, and training would start from both.
+
+    Raises:
+        UnsupportedModel: the folder is one of these.
+    """
+    if (folder / ADAPTER_CONFIG).exists():
+        raise UnsupportedModel(
+            f"{name!r} holds an adapter ({ADAPTER_CONFIG}), and a base must be a whole model; "
+            f"merge it first: peft.AutoPeftModelForCausalLM.from_pretrained(…).merge_and_unload()"
+            f".save_pretrained(…), or remove the adapter's files"
+        )
+    if not any(folder.glob("*.safetensors")):
+        raise UnsupportedModel(
+            f"{name!r} has no safetensors weights; convert it with save_pretrained first"
+        )
+
+
+def load_model(name: str, path: Path, **options: Any) -> PreTrainedModel:
+    """Load a causal language model; ``options`` are those of ``from_pretrained`` for a precision.
+
+    A model that also takes images is loaded whole, as its configuration says, since engines name
+    its layers so. Its language model alone is trained.
+
+    Raises:
+        UnsupportedModel: it needs code of its own, is quantized, cannot be generated with here, has
+            damaged files, or its weights are not those of its configuration.
+    """
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    with _quiet(), translating_errors(name, path):
+        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
+        _check_config(name, config)
+        seeing = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        is_nested = config.get_text_config() is not config
+        kind: Any = transformers.AutoModelForCausalLM
+        if seeing and is_nested:
+            kind = transformers.AutoModelForImageTextToText
+        model, found = kind.from_pretrained(
+            path, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
+        )
+    _check_weights(name, model, found)
+    missing = _ASKED_OF_FORWARD - set(inspect.signature(model.forward).parameters)
+    if missing:
+        raise UnsupportedModel(
+            f"{name!r} ({type(model).__name__}) takes no {', '.join(sorted(missing))} and cannot "
+            f"be trained and served here; use a decoder-only transformer with attention"
+        )
+    return model  # type: ignore[no-any-return]
+
+
+def _check_config(name: str, config: Any) -> None:
+    """Refuse what a configuration asks for and what is not done: quantization, and kernels."""
+    for part in (config, config.get_text_config()):
+        quantized = getattr(part, "quantization_config", None)
+        if quantized:
+            asked = quantized if isinstance(quantized, dict) else vars(quantized)
+            raise UnsupportedModel(
+                f"{name!r} is quantized ({asked.get('quant_method', 'unknown method')}); use the "
+                f"unquantized model, which precision '4bit' quantizes as it loads"
+            )
+        kernel = getattr(part, "_attn_implementation", None)
+        if isinstance(kernel, str) and "/" in kernel:
+            raise UnsupportedModel(
+                f"{name!r} asks for attention from {kernel!r}, which is code of others and never "
+                f"run; remove attn_implementation from config.json"
+            )
+
+
+def _check_weights(name: str, model: PreTrainedModel, found: dict[str, Any]) -> None:
+    """Require that the files hold each of the model's weights, in its shape, and no other."""
+    unexpected = {key for key in found["unexpected_keys"] if not key.endswith(_COMPUTED)}
+    misshapen = {key if isinstance(key, str) else key[0] for key in found["mismatched_keys"]}
+    faults = [
+        ("lacks", set(found["missing_keys"])),
+        ("has of another shape", misshapen),
+        ("has besides", unexpected),
+    ]
+    told = [f"{what} {_listed(keys)}" for what, keys in faults if keys]
+    if told:
+        raise UnsupportedModel(
+            f"the weights of {name!r} are not those of a {type(model).__name__}: the folder "
+            f"{'; it '.join(told)}; save the whole model again with save_pretrained, and without "
+            f"torch.compile's or a trainer's wrapper around it"
+        )
+
+
+def _listed(names: Collection[str]) -> str:
+    shown = ", ".join(sorted(names)[:_SHOWN])
+    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
+
+
+def load_tokenizer(name: str, path: Path) -> PreTrainedTokenizerBase:
+    """Load a tokenizer with its chat template; torch is not needed.
+
+    Raises:
+        UnsupportedModel: it needs code of its own, cannot be loaded, has no vocabulary, or has no
+            chat template for plain conversations.
+    """
+    from transformers import AutoTokenizer
+
+    with _quiet(), translating_errors(name, path):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            path, trust_remote_code=False
+        )
+        added = {token.content for token in tokenizer.added_tokens_decoder.values()}
+        words = set(tokenizer.get_vocab()) - added - set(tokenizer.all_special_tokens)
+    if not words:
+        raise UnsupportedModel(
+            f"{name!r} has a tokenizer of {len(tokenizer)} special tokens and no vocabulary; add "
+            f"the files of the model's tokenizer, such as tokenizer.json"
+        )
+    template: Any = tokenizer.chat_template
+    if isinstance(template, dict) and "default" not in template:
+        raise UnsupportedModel(
+            f"{name!r} has chat templates named {_listed(template) or 'nothing'}, but none named "
+            f"'default'; save the one for conversations as chat_template.jinja"
+        )
+    if not template:
+        raise UnsupportedModel(
+            f"{name!r} has no chat template; use an instruct model, or add chat_template.jinja"
+        )
+    return tokenizer
+
+
+def check_tokens(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Require an embedding for each token that padding, an end of turn or the template may write.
+
+    Tokens beyond the embeddings that none of these uses stay allowed: Gemma 3 1B has one, for the
+    images that it does not see.
+
+    Raises:
+        UnsupportedModel: there is such a token.
+    """
+    embeddings: Any = model.get_input_embeddings()
+    rows = embeddings.weight.shape[0]
+    template: Any = tokenizer.chat_template
+    text = "".join(template.values()) if isinstance(template, dict) else template
+    used = {
+        token
+        for key, token in tokenizer.special_tokens_map.items()
+        if isinstance(token, str) and (key in ("pad_token", "eos_token") or key in text)
+    }
+    beyond = {
+        f"{token!r} ({number})"
+        for token, number in tokenizer.get_vocab().items()
+        if number >= rows and (token in used or token in text)
+    }
+    if beyond:
+        raise UnsupportedModel(
+            f"{name!r} has embeddings for {rows} tokens, but its tokenizer or chat template uses "
+            f"{_listed(beyond)}; call resize_token_embeddings(len(tokenizer)) on the model and "
+            f"train the new rows, or use the tokenizer that belongs to the model"
+        )
+
+
+@contextmanager
+def translating_errors(name: str, path: Path) -> Iterator[None]:
+    """Raise what transformers raises while it loads as ``UnsupportedModel``."""
+    try:
+        yield
+    except AgentprefError:
+        raise
+    except Exception as error:  # of transformers, tokenizers, safetensors, torch or the disk
+        why = str(error).strip().partition("\n")[0] or type(error).__name__
+        cure = "use a causal language model of transformers, with a tokenizer and whole safetensors"
+        if code := _files_that_name_code(path):
+            cure = (
+                f"its {' and '.join(code)} names code of its own (auto_map), which is never run: "
+                f"use a model that transformers has built in"
+            )
+        raise UnsupportedModel(f"{name!r} cannot be loaded: {why}; {cure}") from error
+
+
+def _files_that_name_code(path: Path) -> list[str]:
+    def names_code(file: Path) -> bool:
+        try:
+            content = orjson.loads(file.read_bytes())
+        except (OSError, ValueError):
+            return False
+        return isinstance(content, dict) and bool(content.get("auto_map"))
+
+    files = [path / "config.json", path / "tokenizer_config.json"]
+    return [file.name for file in files if names_code(file)]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide what transformers writes while it loads: a library must not write to a terminal.
+
+    What it would report about weights is raised as an error instead.
+    """
+    import transformers
+
+    logging: Any = transformers.utils.logging
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()

@@ -1,0 +1,284 @@
+"""What is loaded is what was meant: everything else is refused with its cure, before any work."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers as tf
+from safetensors.torch import load_file, save_file
+
+from agentpref.errors import UnsupportedModel
+from agentpref.models.base import base_digests, find_base, load_base
+from tests.core.learn.families import CONDITIONAL, FAMILIES, random_model
+
+_MARK = "import pathlib; pathlib.Path({!r}).write_text('ran')\n"
+
+
+@pytest.fixture
+def folder(random_base: Path, tmp_path: Path) -> Path:
+    """A copy of the base that a test may spoil."""
+    return Path(shutil.copytree(random_base, tmp_path / "base"))
+
+
+def change(file: Path, **values: object) -> None:
+    """Set keys of a JSON file; ``None`` removes one."""
+    content = json.loads(file.read_text()) if file.exists() else {}
+    content = {k: v for k, v in {**content, **values}.items() if v is not None}
+    file.write_text(json.dumps(content))
+
+
+def rename(folder: Path, renamed: Callable[[str], str]) -> None:
+    """Give the weights of a folder other names."""
+    file = folder / "model.safetensors"
+    weights = {renamed(name): tensor for name, tensor in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def save(model: tf.PreTrainedModel, folder: Path) -> Path:
+    """Replace the model in a folder, and keep its tokenizer."""
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    model.save_pretrained(folder)
+    return folder
+
+
+def refused(folder: Path, words: str) -> None:
+    with pytest.raises(UnsupportedModel, match=words) as caught:
+        load_base(str(folder))
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# Code
+
+
+@pytest.mark.parametrize("kind", ["config", "model", "tokenizer"])
+def test_a_models_own_code_is_not_run_though_the_user_would_type_yes(
+    kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda question="": asked.append(question) or "y")
+    mark = folder / "ran"
+    (folder / "own.py").write_text(_MARK.format(str(mark)))
+    if kind == "tokenizer":
+        own = {"AutoTokenizer": [None, "own.T"]}
+        change(folder / "tokenizer_config.json", tokenizer_class="Own", auto_map=own)
+        change(folder / "config.json", model_type="own")
+    else:
+        named = {"config": "AutoConfig", "model": "AutoModelForCausalLM"}[kind]
+        change(folder / "config.json", auto_map={named: "own.C"})
+        change(folder / "config.json", model_type="own" if kind == "config" else "vit")
+    refused(folder, r"names code of its own \(auto_map\), which is never run: use a model")
+    assert asked == []
+    assert not mark.exists()
+
+
+def test_code_beside_a_model_that_transformers_knows_is_ignored(folder: Path) -> None:
+    mark = folder / "ran"
+    (folder / "own.py").write_text(_MARK.format(str(mark)))
+    change(folder / "config.json", auto_map={"AutoModelForCausalLM": "own.C"})
+    assert type(load_base(str(folder)).model) is tf.LlamaForCausalLM
+    assert not mark.exists()
+
+
+def test_an_attention_that_would_be_fetched_from_others_is_refused(folder: Path) -> None:
+    change(folder / "config.json", attn_implementation="someone/attention")
+    refused(folder, "'someone/attention'.*remove attn_implementation")
+
+
+# Weights
+
+
+def test_weights_under_other_names_are_refused(folder: Path) -> None:
+    rename(folder, lambda name: f"_orig_mod.{name}")
+    refused(folder, r"lacks lm_head|lacks model.*and \d+ more; it has besides _orig_mod\.model")
+
+
+def test_a_model_without_its_head_is_refused(folder: Path) -> None:
+    change(folder / "config.json", tie_word_embeddings=False)
+    refused(folder, r"not those of a LlamaForCausalLM: the folder lacks lm_head\.weight; save")
+
+
+def test_weights_of_another_shape_are_refused(folder: Path) -> None:
+    change(folder / "config.json", intermediate_size=96)
+    refused(folder, r"shape|mismatch|size")
+
+
+def test_weights_that_the_model_does_not_have_are_refused(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    more = {f"value_head.{n}.weight": torch.zeros(2, 2) for n in range(5)}
+    save_file(load_file(file) | more, file, metadata={"format": "pt"})
+    refused(folder, r"has besides value_head\.0.*and 2 more; save the whole model again")
+
+
+def test_buffers_that_old_checkpoints_hold_are_ignored(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    old = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8)}
+    save_file(load_file(file) | old, file, metadata={"format": "pt"})
+    load_base(str(folder))
+
+
+def test_gpt2_files_without_a_root_and_with_masks_load(folder: Path) -> None:
+    save(random_model("gpt2"), folder)
+    rename(folder, lambda name: name.removeprefix("transformer."))
+    file = folder / "model.safetensors"
+    masks = {"h.0.attn.bias": torch.zeros(1, 1, 64, 64), "h.0.attn.masked_bias": torch.zeros(())}
+    save_file(load_file(file) | masks, file, metadata={"format": "pt"})
+    change(folder / "config.json", vocab_size=50)
+    with pytest.raises(UnsupportedModel, match="embeddings for 50 tokens"):  # the weights fit
+        load_base(str(folder))
+
+
+@pytest.mark.parametrize("with_model", [True, False])
+def test_an_adapter_is_no_base(with_model: bool, folder: Path) -> None:
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "elsewhere"}')
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    if with_model:
+        shutil.copy(folder / "adapter_model.safetensors", folder / "model.safetensors")
+    refused(folder, r"adapter_config\.json.*merge it first: peft\..*merge_and_unload")
+    with pytest.raises(UnsupportedModel, match="merge it first"):
+        find_base(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("gptq", {"bits": 4}),
+        ("awq", {"bits": 4}),
+        ("bitsandbytes", {"load_in_4bit": True}),
+        ("compressed-tensors", {"config_groups": {}, "format": "pack-quantized"}),
+        ("mxfp4", {}),
+    ],
+)
+def test_a_quantized_model_is_refused(method: str, settings: dict, folder: Path) -> None:
+    change(folder / "config.json", quantization_config={"quant_method": method, **settings})
+    refused(folder, rf"is quantized \({method}\); use the unquantized model")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        tf.MambaConfig(vocab_size=400, hidden_size=16, num_hidden_layers=1, state_size=4),
+        tf.BloomConfig(vocab_size=400, hidden_size=16, n_layer=1, n_head=2),
+    ],
+    ids=["mamba", "bloom"],
+)
+def test_a_model_that_cannot_be_generated_with_is_refused(config, folder: Path) -> None:
+    save(tf.AutoModelForCausalLM.from_config(config), folder)
+    refused(folder, "takes no .*position_ids.*use a decoder-only transformer with attention")
+
+
+# Tokenizers
+
+
+def test_a_tokenizer_without_its_vocabulary_is_refused(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    change(folder / "tokenizer_config.json", tokenizer_class="LlamaTokenizer")
+    refused(folder, r"a tokenizer of \d special tokens and no vocabulary; add the files")
+
+
+def test_a_vocabulary_without_its_merges_is_refused(folder: Path) -> None:
+    split_tokenizer(folder)
+    assert load_base(str(folder)).tokenizer("tide")["input_ids"]
+    (folder / "merges.txt").unlink()
+    refused(folder, "`vocab` and `merges`.*use a causal language model of transformers, with a tok")
+
+
+def split_tokenizer(folder: Path) -> None:
+    """Write a vocabulary and merges in the place of the tokenizer.json."""
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    change(folder / "tokenizer_config.json", tokenizer_class="GPT2Tokenizer")
+
+
+def test_chat_templates_without_a_default_are_refused(folder: Path) -> None:
+    (folder / "additional_chat_templates").mkdir()
+    template = (folder / "chat_template.jinja").rename(
+        folder / "additional_chat_templates" / "rag.jinja"
+    )
+    assert template.exists()
+    refused(folder, r"templates named rag, but none named 'default'.*chat_template\.jinja")
+
+
+def test_chat_templates_with_a_default_are_used(folder: Path) -> None:
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "rag.jinja").write_text("{{ messages }}")
+    assert set(load_base(str(folder)).tokenizer.chat_template) == {"default", "rag"}
+
+
+@pytest.mark.parametrize("use", ["pad", "template"])
+def test_a_token_without_an_embedding_is_refused_where_it_is_used(use: str, folder: Path) -> None:
+    tokenizer = tf.AutoTokenizer.from_pretrained(folder)
+    rows = len(tokenizer)
+    tokenizer.add_tokens(["<|more|>"], special_tokens=True)
+    tokenizer.save_pretrained(folder)
+    load_base(str(folder))  # a token that is not used does no harm
+    if use == "pad":
+        tokenizer.pad_token = "<|more|>"
+    else:
+        tokenizer.chat_template += "<|more|>"
+    tokenizer.save_pretrained(folder)
+    refused(folder, rf"for {rows} tokens.*'<\|more\|>' \({rows}\); call resize_token_embeddings")
+
+
+# Digests
+
+
+def test_the_digest_of_the_bundled_model_is_the_one_that_revisions_name() -> None:
+    manifest = Path(__file__).parents[2] / "data/home-0.1.0/adapters/rev-000001-a1850639a4fd"
+    base = json.loads((manifest / "manifest.json").read_text())["base"]
+    if base["name"] == "tiny":
+        assert base_digests(find_base("tiny")) == (base["digest"], base["template_digest"])
+
+
+@pytest.mark.parametrize(
+    "name", ["vocab.json", "merges.txt", "added_tokens.json", "tokenizer.model"]
+)
+def test_files_that_are_not_read_do_not_change_the_digest(name: str, folder: Path) -> None:
+    change(folder / "tokenizer_config.json", added_tokens_decoder={})
+    before = base_digests(folder)
+    (folder / name).write_text("{}")
+    assert base_digests(folder) == before
+
+
+@pytest.mark.parametrize(
+    "name", ["vocab.json", "merges.txt", "added_tokens.json", "additional_chat_templates/rag.jinja"]
+)
+def test_files_that_change_the_tokenizer_change_its_digest_alone(name: str, folder: Path) -> None:
+    split_tokenizer(folder)
+    weights, tokenizer = base_digests(folder)
+    file = folder / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text((file.read_text() if file.exists() else "") + "\n")
+    assert base_digests(folder)[0] == weights
+    assert base_digests(folder)[1] != tokenizer
+
+
+# Models with more parts than a language model
+
+
+@pytest.mark.parametrize("family", CONDITIONAL)
+def test_a_model_that_sees_is_loaded_whole_and_knows_its_text_models_positions(
+    family: str, folder: Path
+) -> None:
+    config = FAMILIES[family]()
+    config.get_text_config().vocab_size = 400
+    model = tf.AutoModelForImageTextToText.from_config(config)
+    base = load_base(str(save(model, folder)))
+    assert type(base.model) is type(model)
+    assert base.positions == config.get_text_config().max_position_embeddings == 64
+
+
+@pytest.mark.parametrize(("family", "positions"), [("llama", 64), ("gpt2", 64)])
+def test_a_base_knows_its_positions(family: str, positions: int, folder: Path) -> None:
+    config = FAMILIES[family]()
+    config.vocab_size = 400
+    base = load_base(str(save(tf.AutoModelForCausalLM.from_config(config), folder)))
+    assert base.positions == positions
