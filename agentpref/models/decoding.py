@@ -45,9 +45,7 @@ class Decoding:
         return cls.read(base.template, base.path, base.positions)
 
     @classmethod
-    def read(
-        cls, template: ChatTemplate, folder: Path, positions: int | None = None
-    ) -> Decoding:
+    def read(cls, template: ChatTemplate, folder: Path, positions: int | None = None) -> Decoding:
         """The decoding of a base from its chat template and its folder, without torch.
 
         An answer ends with the tokenizer's end token, with any of those that the base's generation

@@ -74,7 +74,7 @@ def with_settings(served: Served, folder: Path, settings: dict[str, Any]) -> str
 def check_evaluation(base: str, served: Served, replies: dict[str, list[Reply]]) -> None:
     """Statistics and texts of the evaluation are those of these replies."""
     learner = Learner(load_base(base), get(served).path, UpdateConfig())
-    prompts = [encode_prompt(Prompt("", chat), learner.base.tokenizer) for chat in CHATS]
+    prompts = [encode_prompt(Prompt("", chat), learner.base.template) for chat in CHATS]
     for policy, name in (("live", served.names[0]), ("candidate", served.names[0]), ("base", BASE)):
         found = evaluate.generations(learner, policy, prompts, limit=LIMIT)  # type: ignore[arg-type]
         tokens = [reply.token_ids for reply in replies[name]]
@@ -132,7 +132,7 @@ def test_the_templates_end_of_turn_ends_an_answer_where_it_is_not_the_tokenizers
     base = load_base(folder)
     follow(base.model, script)
     learner = Learner(base, None, UpdateConfig())
-    prompts = [encode_prompt(Prompt("", chat), learner.base.tokenizer) for chat in CHATS[:1]]
+    prompts = [encode_prompt(Prompt("", chat), learner.base.template) for chat in CHATS[:1]]
     found = evaluate.generations(learner, "candidate", prompts, limit=len(script))
     assert (found.mean_length, found.endless) == (3, 0)
 

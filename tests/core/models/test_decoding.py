@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 from agentpref.errors import GenerationFailed, UnsupportedModel
 from agentpref.models.base import load_base
 from agentpref.models.decoding import Decoding
+from agentpref.models.template import ChatTemplate
 
 END = 2  # <|im_end|>, the tokenizer's end token, which its template writes after each turn
 
@@ -45,7 +46,7 @@ def write(folder: Path, **files: object) -> Path:
 def test_end_tokens_are_those_of_the_tokenizer_and_of_the_generation_settings(
     tokenizer: Any, tmp_path: Path, files: dict[str, object], ends: set[int]
 ) -> None:
-    assert Decoding.read(tokenizer, write(tmp_path, **files)).end_tokens == ends
+    assert Decoding.read(ChatTemplate(tokenizer), write(tmp_path, **files)).end_tokens == ends
 
 
 @pytest.mark.parametrize("missing", ["generation_config.json", None])
@@ -69,7 +70,7 @@ def test_the_turn_ends_with_the_token_of_the_template_too(
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(random_base)
     tokenizer.eos_token = "<|pad|>"  # as Gemma's <eos>, which its template never writes
-    ends = Decoding.read(tokenizer, tmp_path).end_tokens
+    ends = Decoding.read(ChatTemplate(tokenizer), tmp_path).end_tokens
     assert ends == {END, tokenizer.eos_token_id}
     assert tokenizer.eos_token_id != END
 
@@ -80,7 +81,7 @@ def test_end_tokens_that_are_no_token_ids_are_refused(
 ) -> None:
     folder = write(tmp_path, generation_config={"eos_token_id": value})
     with pytest.raises(UnsupportedModel, match=r"generation_config.json is .*; make it a token id"):
-        Decoding.read(tokenizer, folder)
+        Decoding.read(ChatTemplate(tokenizer), folder)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "\xff"])
@@ -89,7 +90,7 @@ def test_damaged_settings_are_refused(tokenizer: Any, tmp_path: Path, text: str)
     with pytest.raises(
         UnsupportedModel, match=r"generation_config\.json .*; fetch the model again"
     ):
-        Decoding.read(tokenizer, tmp_path)
+        Decoding.read(ChatTemplate(tokenizer), tmp_path)
 
 
 def test_an_answer_has_the_room_that_the_positions_leave(tokenizer: Any) -> None:

@@ -147,7 +147,7 @@ def test_max_length_is_bounded_by_the_positions_and_the_report_says_so(
     assert (fitting.max_length, fitting.notes()) == (400, [])
     long = pair_of(1, "tide " * NARROW)
     (row,) = narrow.encode([pair_of(2, "yes"), long])
-    assert narrow.left_out["too_long"] == 1
+    assert narrow.objections[long.example_id].reason == "too_long"
     (row,) = narrow.encode([after(pair_of(3, "yes"), *TURN * 9)])
     assert max(map(len, row.completions)) + len(row.prompt) <= NARROW
     assert narrow.shortened["prompt_shortened"] == 1
@@ -155,7 +155,7 @@ def test_max_length_is_bounded_by_the_positions_and_the_report_says_so(
 
 def test_probes_leave_room_for_an_answer(narrow, pair_of):
     """A prompt that fits with its own answers can leave no room for an answer at the limit."""
-    question = {"role": "user", "content": "tide " * 50}
+    question = {"role": "user", "content": "tide " * 60}
     alone = replace(pair_of(1, "yes").prompt, id="alone", messages=(question,))
     single = replace(pair_of(3, "yes"), prompt=alone)
     rows = narrow.encode([pair_of(1, "yes"), after(pair_of(2, "yes"), *TURN * 2), single])
@@ -187,7 +187,7 @@ def test_a_check_that_asks_for_more_than_the_positions_fails_with_the_cure(narro
 
 
 def generate(learner, policy, prompts, *, limit):
-    asked = [encode_prompt(prompt, learner.base.tokenizer) for prompt in prompts]
+    asked = [encode_prompt(prompt, learner.base.template) for prompt in prompts]
     return generations(learner, policy, asked, limit=limit)
 
 
@@ -204,7 +204,7 @@ def test_the_base_answers_beside_it_as_plain_transformers_does(taught, prompts):
     found = generate(learner, "base", prompts, limit=limit)
     lengths, texts = [], []
     for prompt in prompts:
-        ids = torch.tensor([encode_prompt(prompt, learner.base.tokenizer)])
+        ids = torch.tensor([encode_prompt(prompt, learner.base.template)])
         with torch.no_grad(), learner.policy("base") as model:
             out = model.generate(input_ids=ids, max_new_tokens=limit, do_sample=False)
         lengths.append(out.shape[1] - ids.shape[1])
