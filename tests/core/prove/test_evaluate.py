@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from agentpref.config import UpdateConfig
 from agentpref.learn import memory
@@ -116,20 +115,10 @@ TURN = ({"role": "user", "content": "Tell me."}, {"role": "assistant", "content"
 
 
 @pytest.fixture(scope="module")
-def narrow(random_base, tmp_path_factory):
-    """A learner on a random GPT-2 of 128 positions, which has none beyond them."""
-    folder = tmp_path_factory.mktemp("narrow")
-    tokenizer = AutoTokenizer.from_pretrained(random_base)
-    tokenizer.save_pretrained(folder)
-    ids = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": None, "pad_token_id": 0}
-    size = {"vocab_size": len(tokenizer), "n_embd": 32, "n_layer": 2, "n_head": 4}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        config = GPT2Config(n_positions=NARROW, initializer_range=0.3, **size, **ids)
-        GPT2LMHeadModel(config).save_pretrained(folder)
+def narrow(narrow_base):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to False")  # peft corrects itself
-        return Learner(load_base(str(folder)), None, UpdateConfig(max_length=512))
+        return Learner(load_base(str(narrow_base)), None, UpdateConfig(max_length=512))
 
 
 def after(example, *turns):
