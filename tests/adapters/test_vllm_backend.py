@@ -25,6 +25,7 @@ from agentpref.errors import (
 from agentpref.home import Home
 from agentpref.models.base import find_base, load_tokenizer
 from agentpref.models.base_files import read_base
+from agentpref.models.template import ChatTemplate
 from agentpref.models.tokenizer import encode_prompt
 from agentpref.serve.backend import GenerationRequest, Reply, Revision, ServingBackend
 from agentpref.serve.registry import Registry
@@ -86,7 +87,7 @@ def ready(backend: VllmBackend, revision: Revision) -> str:
 
 def prompt_ids(request: GenerationRequest) -> tuple[int, ...]:
     tokenizer = load_tokenizer("tiny", find_base("tiny"))
-    return encode_prompt(Prompt("", request.messages, request.tools), tokenizer)
+    return encode_prompt(Prompt("", request.messages, request.tools), ChatTemplate(tokenizer))
 
 
 def text_of(tokens: list[int]) -> str:
