@@ -234,7 +234,9 @@ class UpdateConfig:
     batch_size: int = setting(16, "examples in a step", ge=1)
     learning_rate: float | None = setting(None, "peak rate; None: from the model's size", gt=0)
     epochs: int | None = setting(None, "passes over the data; None: by the number of pairs", ge=1)
-    max_length: int = setting(1024, "tokens of a prompt with an answer, at most", ge=16)
+    max_length: int = setting(
+        1024, "tokens of a prompt with an answer, at most; fewer if the model takes fewer", ge=16
+    )
     precision: Precision = setting("auto", "number format of the base model")
     chat_template_kwargs: dict[str, Any] = setting(
         {}, "arguments of the chat template, such as enable_thinking=false; as in serving"

@@ -27,7 +27,6 @@ from agentpref.learn.objective import ForwardPlan, Losses, TrainingRow
 from agentpref.learn.team import Team
 from agentpref.learn.trainer import Limits, Observer, TrainingReport
 from agentpref.models.base import BaseModel
-from agentpref.models.continuation import require_continuable
 from agentpref.models.decoding import Decoding
 from agentpref.models.reasons import Objection
 from agentpref.types import Example, Progress
@@ -56,7 +55,7 @@ class Learner:
         team: the processes to share the work with; none unless given.
 
     Raises:
-        UnsupportedModel: the model cannot be continued token by token, or a file of it is damaged.
+        UnsupportedModel: the base's generation settings are damaged.
         UpdateError: another process of the team has another model, or has ended.
     """
 
@@ -73,7 +72,6 @@ class Learner:
         from agentpref.learn.kernels.fuse import fuse
         from agentpref.learn.memory import unmap
 
-        require_continuable(base)
         self.base = base
         self.decoding = Decoding.of(base)
         self.config = config

@@ -8,31 +8,15 @@ Rows of a batch end together, on the right: prompts are padded on the left.
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from agentpref.errors import UnsupportedModel
-from agentpref.models.base import BaseModel
 from agentpref.models.decoding import Decoding
 from agentpref.models.tokenizer import Ids
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def require_continuable(base: BaseModel) -> None:
-    """Refuse a model that keeps no keys and values from one token to the next.
-
-    Raises:
-        UnsupportedModel: it is of such a kind.
-    """
-    if "past_key_values" not in inspect.signature(base.model.forward).parameters:
-        raise UnsupportedModel(
-            f"{base.name!r} takes no past_key_values and cannot be continued token by token here; "
-            "use a decoder-only transformer"
-        )
 
 
 class Continuation:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import shutil
 import threading
@@ -143,6 +144,26 @@ class TestAnswers:
         assert (body["presence_penalty"], body["frequency_penalty"]) == (0.0, 0.0)
         assert body["stop"] == ["x"]
         assert body["stop_token_ids"] == [END_OF_TURN]
+        assert (body["ignore_eos"], body["min_tokens"]) == (False, 0)
+        assert body["skip_special_tokens"] is True, "stop strings are searched in the same text"
+
+    def test_every_end_token_of_the_base_is_sent_and_none_of_its_other_settings(
+        self, tmp_path: Path
+    ) -> None:
+        shutil.copytree(ROOT, tmp_path / "base")
+        first = written("served", prompt_ids(ASK))[0]
+        settings = {"eos_token_id": [first, 7], "repetition_penalty": 1.3, "top_k": 5}
+        (tmp_path / "base" / "generation_config.json").write_text(json.dumps(settings))
+        server, model = StandIn(str(tmp_path / "base")), str(tmp_path / "base")
+        with closing(VllmBackend(server.url, model=model)) as backend:
+            reply = backend.generate(BASE, ASK)
+        server.stop()
+        (body,) = server.of("/v1/completions")
+        assert body["stop_token_ids"] == sorted([END_OF_TURN, first, 7])
+        assert (body["top_k"], body["repetition_penalty"]) == (0, 1.0)
+        assert not set(reply.message) - {"role", "content"}
+        said = [t for t in reply.token_ids if t not in body["stop_token_ids"]]
+        assert reply.message["content"] == text_of(said), "no end token is part of the text"
 
     def test_an_answer_that_is_too_long_is_cut_off(self, server: StandIn) -> None:
         with closing(connect(server)) as backend:

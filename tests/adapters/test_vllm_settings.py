@@ -48,6 +48,7 @@ def test_the_command_line_names_the_base_and_the_limits_of_adapters(prepare) -> 
     assert value("--port") == "8123"
     assert value("--max-loras") == "3"
     assert value("--max-cpu-loras") == "3"
+    assert value("--generation-config") == "vllm"
     assert "--enable-lora" in words
 
 

@@ -429,6 +429,21 @@ def test_an_update_that_ends_early_leaves_nothing_behind(fresh, random_base):
         learn(fresh, random_base, progress=stop_at("train"))
 
 
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")  # peft's, of GPT-2
+def test_prompts_that_nearly_fill_the_models_positions_are_learned_and_examined(
+    tmp_path, narrow_base
+):
+    """GPT-2 has no position for the tokens of an answer that goes on beyond the last one."""
+    home = tmp_path / "home"
+    teach(home, range(24), question="Is {} a number? " + "tide " * 60)
+    report = learn(home, narrow_base, replace(CONFIG, epochs=1))
+    held_out = report.counts["new_held_out"]
+    assert (report.counts["new"] + held_out, report.left_out) == (24, {})
+    assert report.notes[0] == "max_length is 128 instead of 1024: the model has 128 positions"
+    assert f"{held_out} of {held_out} probes leave no room for 64 tokens" in report.notes[1]
+    assert passed(report, "finite")
+
+
 def test_an_update_that_finds_the_home_locked_says_so_and_ends(fresh, random_base):
     caught = []
 

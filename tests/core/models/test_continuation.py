@@ -9,8 +9,7 @@ import pytest
 import torch
 import transformers as tf
 
-from agentpref.errors import UnsupportedModel
-from agentpref.models.continuation import greedy, require_continuable
+from agentpref.models.continuation import greedy
 from agentpref.models.decoding import Decoding
 from tests.core.learn.families import FAMILIES, random_model
 
@@ -68,6 +67,19 @@ def test_no_setting_of_the_model_changes_what_it_writes() -> None:
         assert greedy(model, PROMPTS, decoding(), limit=20) == expected, name
 
 
+def test_the_text_model_of_one_that_sees_images_is_continued() -> None:
+    text = {**FAMILIES["gemma3"]().to_dict(), "eos_token_id": None}
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    sight = {**small, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    torch.manual_seed(0)
+    config = tf.Gemma3Config(text_config=text, vision_config=sight, image_token_index=49)
+    model = tf.Gemma3ForConditionalGeneration(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    expected = [plain(model, p, room) for p, room in zip(PROMPTS, ROOMS, strict=True)]
+    assert greedy(model, PROMPTS, decoding(), limit=20).tokens == expected
+
+
 def test_a_long_answer_does_not_change_short_ones_under_longrope() -> None:
     """Longrope has other factors beyond a length, and transformers one set for a whole batch."""
     factors = {"short_factor": [1.0] * 4, "long_factor": [4.0, 5.0, 6.0, 7.0]}
@@ -112,11 +124,3 @@ def test_numbers_that_are_not_finite_are_seen_until_an_answer_ends(
     monkeypatch.setattr(model, "forward", broken)
     found = greedy(model, PROMPTS[:2], decoding(answer[2]), limit=8)
     assert found.finite is finite
-
-
-def test_a_model_without_keys_and_values_is_refused() -> None:
-    config = tf.MambaConfig(vocab_size=50, hidden_size=16, state_size=4, num_hidden_layers=1)
-    base: Any = SimpleNamespace(name="mamba", model=tf.MambaForCausalLM(config))
-    with pytest.raises(UnsupportedModel, match="'mamba' takes no past_key_values"):
-        require_continuable(base)
-    require_continuable(SimpleNamespace(name="llama", model=random_model("llama")))  # type: ignore[arg-type]

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
+
 import pytest
 import torch
 
+from agentpref.config import UpdateConfig
 from agentpref.learn import memory
 from agentpref.learn.encode import EncodedExample
+from agentpref.learn.learner import Learner
+from agentpref.models.base import load_base
 from agentpref.models.tokenizer import encode_prompt
 from agentpref.prove import evaluate
-from agentpref.prove.evaluate import answer, generations, kl_from_base, token_limit
+from agentpref.prove.checks import run_checks
+from agentpref.prove.evaluate import (
+    answer,
+    choose_probes,
+    generations,
+    kl_from_base,
+    token_limit,
+)
 
 CALL, BROKEN = '<tool_call>{"a":1}</tool_call>', '<tool_call>{"a":1</tool_call>'
 
@@ -92,6 +105,71 @@ def test_an_answer_may_be_twice_as_long_as_the_longest_logged(pair_of, longest, 
         encoded(pair_of, (2,), long),
     ):
         assert token_limit([short, row]) == limit
+
+
+# Probes
+
+
+NARROW = 128
+TURN = ({"role": "user", "content": "Tell me."}, {"role": "assistant", "content": "tide " * 9})
+
+
+@pytest.fixture(scope="module")
+def narrow(narrow_base):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False")  # peft corrects itself
+        return Learner(load_base(str(narrow_base)), None, UpdateConfig(max_length=512))
+
+
+def after(example, *turns):
+    """The example with turns before its question."""
+    prompt = replace(example.prompt, messages=(*turns, *example.prompt.messages))
+    return replace(example, prompt=replace(prompt, id=f"after {len(turns)}"))
+
+
+def test_max_length_is_bounded_by_the_positions_and_the_report_says_so(
+    narrow, fresh_learner, pair_of
+):
+    assert narrow.max_length == NARROW
+    assert narrow.notes() == ["max_length is 128 instead of 512: the model has 128 positions"]
+    fitting = fresh_learner(max_length=400)
+    assert (fitting.max_length, fitting.notes()) == (400, [])
+    long = pair_of(1, "tide " * NARROW)
+    (row,) = narrow.encode([pair_of(2, "yes"), long])
+    assert narrow.objections[long.example_id].reason == "too_long"
+    (row,) = narrow.encode([after(pair_of(3, "yes"), *TURN * 9)])
+    assert max(map(len, row.completions)) + len(row.prompt) <= NARROW
+    assert narrow.shortened["prompt_shortened"] == 1
+
+
+def test_probes_leave_room_for_an_answer(narrow, pair_of):
+    """A prompt that fits with its own answers can leave no room for an answer at the limit."""
+    question = {"role": "user", "content": "tide " * 60}
+    alone = replace(pair_of(1, "yes").prompt, id="alone", messages=(question,))
+    single = replace(pair_of(3, "yes"), prompt=alone)
+    rows = narrow.encode([pair_of(1, "yes"), after(pair_of(2, "yes"), *TURN * 2), single])
+    (without_a_turn,) = narrow.encode([after(pair_of(2, "yes"), *TURN)])
+    lengths = [len(row.prompt) for row in rows]
+    assert max(lengths[0], len(without_a_turn.prompt)) <= 64 < min(lengths[1:])
+    probes = choose_probes(narrow, rows, limit=64, seed=0)
+    asked = [rows[0].prompt, without_a_turn.prompt, rows[2].prompt]
+    assert sorted(probes.prompts) == sorted(asked)
+    assert probes.notes == (
+        "2 of 3 probes leave no room for 64 tokens in the model's 128 positions: 1 were asked "
+        "without their oldest turns, and the answers to 1 are cut where the positions end",
+    )
+    found = generations(narrow, "candidate", probes.prompts, limit=64)
+    assert found.mean_length <= (64 + 64 + NARROW - lengths[2]) / 3
+    assert choose_probes(narrow, rows[:1], limit=64, seed=0) == ([rows[0].prompt], ())
+
+
+def test_a_check_that_asks_for_more_than_the_positions_fails_with_the_cure(narrow):
+    def check(ask):
+        return bool(ask([{"role": "user", "content": "tide " * NARROW}]))
+
+    (result,) = run_checks({"long": check}, lambda messages: answer(narrow, messages))
+    assert not result.passed
+    assert "tokens, the model takes 128; shorten it" in result.message
 
 
 # Answers
