@@ -100,7 +100,8 @@ class Store:
     """The record of one home, over a connection of ``database.connect``.
 
     Writing raises ``UnknownRun`` if a run is not in this home, ``RunExists`` if another run has the
-    same id, ``InvalidMessage`` if a message cannot be stored, and ``ForgottenUser`` if the user was forgotten later than the entry was made.
+    same id, ``InvalidMessage`` if a message cannot be stored, and ``ForgottenUser`` if the user was
+    forgotten later than the entry was made.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
@@ -121,7 +122,9 @@ class Store:
             rows = [run[:-1] for run in accepted]
             if insert_or_ignore(self._connection, "run", RUN_COLUMNS, rows) < len(rows):
                 others = self._other_runs(accepted)
-                refusals = [no or others.get(id(run)) for run, no in zip(runs, refusals, strict=True)]
+                refusals = [
+                    no or others.get(id(run)) for run, no in zip(runs, refusals, strict=True)
+                ]
         return refusals
 
     def add_feedback(self, feedback: Feedback) -> None:

@@ -75,7 +75,7 @@ def as_output(output: str | Message) -> Message:
     return {"role": "assistant", "content": output} if isinstance(output, str) else output
 
 
-def tidy(message: Message) -> Message:
+def tidy(message: Any) -> Any:
     """Write a message of JSON as chat templates read it, from what OpenAI's clients and vLLM send.
 
     Keys that are null say nothing and are left out, except ``content``, and so is an empty list of
@@ -84,16 +84,16 @@ def tidy(message: Message) -> Message:
     """
     if not isinstance(message, Mapping):
         return message
-    if None in message.values() or message.get("tool_calls") == []:
-        message = {
-            key: value
-            for key, value in message.items()
-            if key == "content" or (value is not None and (key, value) != ("tool_calls", []))
-        }
+    silent = {key for key, value in message.items() if value is None and key != "content"}
+    if not message.get("tool_calls", True):
+        silent.add("tool_calls")
+    names: dict[str, str] = {}
     if message.get("role") == "assistant" and isinstance(message.get("reasoning"), str):
-        names = {} if "reasoning_content" in message else {"reasoning": "reasoning_content"}
-        return {names.get(key, key): value for key, value in message.items()}
-    return message
+        if not message.get("reasoning_content"):
+            names, silent = {"reasoning": "reasoning_content"}, silent | {"reasoning_content"}
+    if not silent and not names:
+        return message
+    return {names.get(key, key): value for key, value in message.items() if key not in silent}
 
 
 def as_bool(name: str, value: object) -> bool:
