@@ -19,11 +19,8 @@ from langchain_core.tools import tool
 from pydantic import BaseModel
 
 from agentpref.record.messages import prompt_of
-from agentpref_adapters._langchain_callback import (
-    first_id,
-    openai_messages,
-    openai_tool,
-)
+from agentpref_adapters._langchain_callback import first_id
+from agentpref_adapters._langchain_messages import openai_messages, openai_tool
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
 

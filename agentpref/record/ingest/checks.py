@@ -84,16 +84,14 @@ def tidy(message: Any) -> Any:
     """
     if not isinstance(message, Mapping):
         return message
+    if message.get("role") == "assistant" and not message.get("reasoning_content"):
+        reasoning = message.get("reasoning")
+        if isinstance(reasoning, str):
+            message = {**message, "reasoning": None, "reasoning_content": reasoning}
     silent = {key for key, value in message.items() if value is None and key != "content"}
     if not message.get("tool_calls", True):
         silent.add("tool_calls")
-    names: dict[str, str] = {}
-    if message.get("role") == "assistant" and isinstance(message.get("reasoning"), str):
-        if not message.get("reasoning_content"):
-            names, silent = {"reasoning": "reasoning_content"}, silent | {"reasoning_content"}
-    if not silent and not names:
-        return message
-    return {names.get(key, key): value for key, value in message.items() if key not in silent}
+    return {k: v for k, v in message.items() if k not in silent} if silent else message
 
 
 def as_bool(name: str, value: object) -> bool:
