@@ -213,7 +213,7 @@ class AgentprefCallback(BaseCallbackHandler):
                 answered = {**call.about, **_answered(answer, call.about["model"])}
                 self._log.record(run_id=f"{name}:{index}" if index else name, **answered)
                 self._count("logged")
-            self._answer(run_id, call.traces, name)
+            self._answer(run_id, call.traces, name if response.generations[0] else None)
 
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **event: Any) -> None:
         """Drop a call that raised, was cancelled or had its stream closed early."""
@@ -317,7 +317,7 @@ class AgentprefCallback(BaseCallbackHandler):
         _logger.warning(_AGAIN, run_id, name)
         return name
 
-    def _answer(self, run_id: UUID, traces: tuple[UUID, ...], name: str) -> None:
+    def _answer(self, run_id: UUID, traces: tuple[UUID, ...], name: str | None) -> None:
         with self._lock:
             for trace in traces:
                 last = self._last.get(trace, _Last(run_id))
