@@ -54,22 +54,22 @@ def _bodies(message: BaseMessage) -> Iterator[dict[str, Any]]:
         bare = message.model_copy(update=without)
     (body,) = convert_to_openai_messages([bare])
     speaks = body["role"] == "assistant"
-    known = {call["id"] for call in calls} - {None}
+    known = [call["id"] for call in calls if call["id"] is not None]
     parts: list[dict[str, Any]] = []
     results: list[BaseMessage] = []
     thoughts: list[str] = []
     for given in [message.content] if isinstance(message.content, str) else message.content:
         block = {"type": "text", "text": given} if isinstance(given, str) else given
-        kind = block.get("type")
+        kind = str(block.get("type"))
         if kind == "text" and isinstance(block.get("text"), str):
             parts.append({"type": "text", "text": block["text"]})
         elif speaks and kind in _REASONING:
             thoughts.append(_reasoning(block))
-        elif kind in _CALLS and not known.isdisjoint((block.get("id"), block.get("call_id"))):
+        elif kind in _CALLS and (block.get("id") in known or block.get("call_id") in known):
             continue
         elif kind == "tool_call":
             calls.append(_call(block.get("name"), block.get("args"), block.get("id")))
-        elif kind == "tool_result" and "tool_use_id" in block:
+        elif kind == "tool_result" and isinstance(block.get("tool_use_id"), str):
             said = block.get("content") or ""
             results.append(ToolMessage(said, tool_call_id=block["tool_use_id"]))
         else:

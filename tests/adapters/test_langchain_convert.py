@@ -18,6 +18,7 @@ from langchain_core.messages import (
 from langchain_core.tools import tool
 from pydantic import BaseModel
 
+from agentpref.record.ingest import freeze_what_can_be_kept
 from agentpref.record.messages import prompt_of
 from agentpref_adapters._langchain_callback import first_id
 from agentpref_adapters._langchain_messages import openai_messages, openai_tool
@@ -297,3 +298,32 @@ def test_streamed_reasoning_equals_the_same_reasoning_in_one_piece() -> None:
     pieces = [AIMessageChunk("", additional_kwargs={"reasoning_content": t}) for t in ("a ", "b")]
     streamed = pieces[0] + pieces[1] + AIMessageChunk("4")
     assert openai_message(streamed)["reasoning_content"] == "a b"
+
+KINDS = (
+    "text image image_url audio input_audio video file text-plain media json guard_content thinking "
+    "reasoning redacted_thinking tool_use tool_call function_call tool_result server_tool_use new"
+).split()
+KEYS = (
+    "text image image_url source url base64 mime_type media_type data id file file_id name input "
+    "args arguments call_id tool_use_id content json guard_content thinking reasoning summary format"
+).split()
+values = st.recursive(
+    st.none() | st.integers() | st.text() | st.binary() | st.builds(object),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(KEYS), inner),
+    max_leaves=4,
+)
+any_blocks = st.builds(
+    lambda kind, rest: {**rest, **({"type": kind} if kind else {})},
+    st.none() | st.sampled_from(KINDS),
+    st.dictionaries(st.sampled_from(KEYS), values, max_size=4),
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(any_blocks | st.text(), max_size=3))
+def test_no_block_stops_the_conversion_of_a_message(blocks: list[Any]) -> None:
+    kinds = (HumanMessage, SystemMessage, AIMessage, lambda b: ToolMessage(b, tool_call_id="c"))
+    for body in openai_messages([kind(blocks) for kind in kinds]):
+        assert body["role"] in ("user", "system", "assistant", "tool")
+        assert isinstance(body["content"], str | list)
+        freeze_what_can_be_kept([body], "4", *[None] * 11)

@@ -81,7 +81,8 @@ def freeze_what_can_be_kept(*parts: Any) -> tuple[bytes, Mapping[str, int]]:
     messages, output, tools = parts[:3]
     check_shapes(messages)
     check_output_shape(as_output(output))
-    check_tool_shapes(tools)
+    if tools is not None:
+        check_tool_shapes(tools)
     salvage = Salvage()
     return orjson.dumps([salvage.plain(part) for part in parts]), salvage.changes
 
