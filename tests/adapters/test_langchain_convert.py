@@ -299,6 +299,7 @@ def test_streamed_reasoning_equals_the_same_reasoning_in_one_piece() -> None:
     streamed = pieces[0] + pieces[1] + AIMessageChunk("4")
     assert openai_message(streamed)["reasoning_content"] == "a b"
 
+
 KINDS = (
     "text image image_url audio input_audio video file text-plain media json guard_content thinking "
     "reasoning redacted_thinking tool_use tool_call function_call tool_result server_tool_use new"

@@ -71,7 +71,7 @@ def test_an_integer_of_more_digits_than_python_writes_is_kept_in_hexadecimal() -
     kept, changes = salvaged(number)
     assert (int(kept, 16), changes) == (number, {"integer": 1})
     assert salvaged({number: 1})[0] == {hex(number): 1}
-    assert salvaged({(number,): 1})[0].keys() != {}
+    assert len(salvaged({(number,): 1})[0]) == 1
 
 
 def test_what_contains_itself_is_cut() -> None:
