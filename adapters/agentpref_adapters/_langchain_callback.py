@@ -20,13 +20,18 @@ from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import BaseMessage
-from langchain_core.outputs import ChatGeneration, Generation, LLMResult
+from langchain_core.outputs import LLMResult
 from langchain_core.runnables import ensure_config
 
 from agentpref.errors import ConfigError
 from agentpref.record.forks import guard
 from agentpref.record.log import Log
-from agentpref_adapters._langchain_messages import openai_messages, openai_tool
+from agentpref_adapters._langchain_messages import (
+    answered,
+    first_id,
+    openai_messages,
+    openai_tool,
+)
 
 V = TypeVar("V")
 
@@ -210,8 +215,8 @@ class AgentprefCallback(BaseCallbackHandler):
         with self._counting_losses():
             name = self._name(run_id)
             for index, answer in enumerate(response.generations[0]):
-                answered = {**call.about, **_answered(answer, call.about["model"])}
-                self._log.record(run_id=f"{name}:{index}" if index else name, **answered)
+                run = {**call.about, **answered(answer, call.about["model"])}
+                self._log.record(run_id=f"{name}:{index}" if index else name, **run)
                 self._count("logged")
             self._answer(run_id, call.traces, name if response.generations[0] else None)
 
@@ -283,13 +288,16 @@ class AgentprefCallback(BaseCallbackHandler):
             "user_id": first_id("user_id", *places),
             "trace_id": str(traces[-1]),
         }
-        call = _Call(about, _size(about), traces)
+        if not self._keep(run_id, _Call(about, _size(about), traces)):
+            _logger.warning(_AT_ONCE, run_id)
+
+    def _keep(self, run_id: UUID, call: _Call) -> bool:
+        """Keep a call until it ends, unless another one runs under its id: forget both then."""
         with self._lock:
             other = self._end_call(run_id)
-            if other is not None and other.about != about:
+            if other is not None and other.about != call.about:
                 self._counted["lost"] += 2
-                _logger.warning(_AT_ONCE, run_id)
-                return
+                return False
             self._counted["failed"] += other is not None  # it was cancelled, and is tried again
             self._calls[run_id] = call
             self._bytes += call.size
@@ -298,6 +306,7 @@ class AgentprefCallback(BaseCallbackHandler):
             ):
                 self._end_call(next(iter(self._calls)))
                 self._counted["failed"] += 1
+            return True
 
     def _end_call(self, run_id: UUID) -> _Call | None:
         with self._lock:
@@ -358,25 +367,3 @@ def _size(value: Any) -> int:
             rest += item.values() if isinstance(item, dict) else item
             size += 100
     return size
-
-
-def _answered(answer: Generation, model: str | None) -> dict[str, Any]:
-    """The output of a generation, and who wrote it in which tokens."""
-    if not isinstance(answer, ChatGeneration):
-        return {"output": answer.text}
-    reply = answer.message.response_metadata
-    ours = reply if "revision" in reply else {}  # elsewhere, "logprobs" has other shapes
-    return {
-        "output": openai_messages([answer.message])[0],
-        "model": reply.get("model_name") or reply.get("model") or model,
-        "revision": ours.get("revision"),
-        "token_ids": ours.get("token_ids"),
-        "logprobs": ours.get("logprobs"),
-    }
-
-
-def first_id(name: str, *places: Mapping[str, Any] | None) -> str | None:
-    """The id of that name from the first place that has it, as a string."""
-    found = (place[name] for place in places if place and place.get(name) is not None)
-    value = next(found, None)
-    return None if value is None else str(value)

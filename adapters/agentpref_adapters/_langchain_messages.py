@@ -1,4 +1,4 @@
-"""Converts LangChain's messages and tools to the OpenAI shapes that agentpref stores.
+"""Converts LangChain's messages, answers and tools to the OpenAI shapes that agentpref stores.
 
 The callback and the chat model share it, so a message has one form everywhere. No block of a
 message stops its conversion: what LangChain cannot express in OpenAI's shape stays as it is.
@@ -13,6 +13,7 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 from langchain_core.messages.utils import convert_to_openai_messages
+from langchain_core.outputs import ChatGeneration, Generation
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 _CALLS = {"tool_use", "tool_call", "tool_call_chunk", "function_call", "invalid_tool_call"}
@@ -35,6 +36,21 @@ def openai_messages(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
     return [body for message in messages for body in _bodies(message)]
 
 
+def answered(answer: Generation, model: str | None) -> dict[str, Any]:
+    """The output of a generation, and who wrote it in which tokens."""
+    if not isinstance(answer, ChatGeneration):
+        return {"output": answer.text}
+    reply = answer.message.response_metadata
+    ours = reply if "revision" in reply else {}  # elsewhere, "logprobs" has other shapes
+    return {
+        "output": openai_messages([answer.message])[0],
+        "model": reply.get("model_name") or reply.get("model") or model,
+        "revision": ours.get("revision"),
+        "token_ids": ours.get("token_ids"),
+        "logprobs": ours.get("logprobs"),
+    }
+
+
 def openai_tool(tool: Any) -> dict[str, Any]:
     """Describe a tool in OpenAI's shape; a provider's built-in tool stays as it is."""
     try:
@@ -43,6 +59,13 @@ def openai_tool(tool: Any) -> dict[str, Any]:
         if isinstance(tool, Mapping):
             return dict(tool)
         raise
+
+
+def first_id(name: str, *places: Mapping[str, Any] | None) -> str | None:
+    """The id of that name from the first place that has it, as a string."""
+    found = (place[name] for place in places if place and place.get(name) is not None)
+    value = next(found, None)
+    return None if value is None else str(value)
 
 
 def _bodies(message: BaseMessage) -> Iterator[dict[str, Any]]:

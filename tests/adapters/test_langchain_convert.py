@@ -20,8 +20,7 @@ from pydantic import BaseModel
 
 from agentpref.record.ingest import freeze_what_can_be_kept
 from agentpref.record.messages import prompt_of
-from agentpref_adapters._langchain_callback import first_id
-from agentpref_adapters._langchain_messages import openai_messages, openai_tool
+from agentpref_adapters._langchain_messages import first_id, openai_messages, openai_tool
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
 
