@@ -14,7 +14,14 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from agentpref.errors import CorruptHome, ForgottenUser, InvalidFeedback, RecordError, UnknownRun
+from agentpref.errors import (
+    CorruptHome,
+    ForgottenUser,
+    InvalidFeedback,
+    RecordError,
+    RunExists,
+    UnknownRun,
+)
 from agentpref.record.database import insert_or_ignore, statement, transaction
 from agentpref.record.messages import (
     COMPARISON_COLUMNS,
@@ -92,15 +99,16 @@ GROUP BY key, source
 class Store:
     """The record of one home, over a connection of ``database.connect``.
 
-    Writing raises ``UnknownRun`` if a run is not in this home, ``InvalidMessage`` if a message
-    cannot be stored, and ``ForgottenUser`` if the user was forgotten later than the entry was made.
+    Writing raises ``UnknownRun`` if a run is not in this home, ``RunExists`` if another run has the
+    same id, ``InvalidMessage`` if a message cannot be stored, and ``ForgottenUser`` if the user was
+    forgotten later than the entry was made.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
 
     def add_run(self, run: Run) -> None:
-        """Write a run and its messages; a run whose id is known changes nothing."""
+        """Write a run and its messages; a run that is known changes nothing."""
         (refusal,) = self.add_runs([run_row(run)])
         if refusal is not None:
             raise refusal
@@ -112,7 +120,11 @@ class Store:
             accepted = [run for run, no in zip(runs, refusals, strict=True) if no is None]
             self._add_nodes(node for run in accepted for node in run.nodes)
             rows = [run[:-1] for run in accepted]
-            insert_or_ignore(self._connection, "run", RUN_COLUMNS, rows)
+            if insert_or_ignore(self._connection, "run", RUN_COLUMNS, rows) < len(rows):
+                others = self._other_runs(accepted)
+                refusals = [
+                    no or others.get(id(run)) for run, no in zip(runs, refusals, strict=True)
+                ]
         return refusals
 
     def add_feedback(self, feedback: Feedback) -> None:
@@ -256,6 +268,21 @@ class Store:
             else None
             for record in records
         ]
+
+    def _other_runs(self, runs: Sequence[RunRow]) -> dict[int, RecordError]:
+        """Refuse, by their ``id()``, runs that are not the ones which have their ids."""
+        query = """SELECT run_id, namespace, prompt, output FROM run
+            WHERE run_id IN (SELECT value FROM json_each(?))"""
+        ids = as_json([run.run_id for run in runs])
+        stored = {row[0]: row for row in self._connection.execute(query, (ids,))}
+        return {
+            id(run): RunExists(
+                f"run {run.run_id!r} exists with another prompt, answer or namespace, and feedback "
+                "on that id belongs to it; give each model call an id of its own"
+            )
+            for run in runs
+            if stored[run.run_id] != (run.run_id, run.namespace, run.prompt, run.output)
+        }
 
     def _add_nodes(self, nodes: Iterable[Node]) -> None:
         rows = {node.id: (node.id, node.parent, node.body.decode()) for node in nodes}

@@ -7,9 +7,9 @@ is checked by ``integrity``.
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Callable, Mapping
-from numbers import Real
-from typing import Any, TypeVar
+from typing import Any, SupportsFloat, TypeVar
 
 import orjson
 
@@ -75,15 +75,47 @@ def as_output(output: str | Message) -> Message:
     return {"role": "assistant", "content": output} if isinstance(output, str) else output
 
 
+def tidy(message: Any) -> Any:
+    """Write a message of JSON as chat templates read it, from what OpenAI's clients and vLLM send.
+
+    Keys that are null say nothing and are left out, except ``content``, and so is an empty list of
+    ``tool_calls``: some templates would render a call of it. An assistant's ``reasoning`` is named
+    ``reasoning_content``. What is no mapping stays as it is.
+    """
+    if not isinstance(message, Mapping):
+        return message
+    if message.get("role") == "assistant" and not message.get("reasoning_content"):
+        reasoning = message.get("reasoning")
+        if isinstance(reasoning, str):
+            message = {**message, "reasoning": None, "reasoning_content": reasoning}
+    silent = {key for key, value in message.items() if value is None and key != "content"}
+    if not message.get("tool_calls", True):
+        silent.add("tool_calls")
+    return {k: v for k, v in message.items() if k not in silent} if silent else message
+
+
+def as_bool(name: str, value: object) -> bool:
+    """Take a bool, numpy's and torch's too; ``InvalidFeedback`` names any other argument."""
+    if str(getattr(value, "dtype", "")) in ("bool", "torch.bool") and not getattr(value, "ndim", 0):
+        return bool(value)
+    if not isinstance(value, bool):
+        raise InvalidFeedback(f"{name} is {value!r}; pass True or False")
+    return value
+
+
 def _number(score: object) -> float:
-    if not isinstance(score, Real):
-        raise InvalidFeedback(
-            f"score is {score!r}; pass a number or a bool, and words as value= or comment="
-        )
+    """Take what converts to a number, such as numpy's bools and Decimal, but no text."""
+    refusal = InvalidFeedback(
+        f"score is {reprlib.repr(score)}; pass a number or a bool, and words as value= or comment="
+    )
+    if isinstance(score, (str, bytes)) or not isinstance(score, SupportsFloat):
+        raise refusal
     try:
         number = float(score)
     except OverflowError:
         number = math.inf
+    except (TypeError, ValueError, RuntimeError) as error:  # an array, a signaling NaN, a tensor
+        raise refusal from error
     if not math.isfinite(number):
         raise InvalidFeedback(f"score is {number}; pass a finite number")
     return number

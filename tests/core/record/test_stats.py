@@ -6,7 +6,7 @@ import shutil
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentpref.errors import NewerHome
+from agentpref.errors import NewerHome, RunExists
 from agentpref.home import Home
 from agentpref.record import database
 from agentpref.record.database import connect, require_known_schema
@@ -81,7 +81,8 @@ def judged(connection: sqlite3.Connection) -> set[str]:
 
 
 def add_run(connection: sqlite3.Connection, given: tuple[int, str, Any, Any]) -> None:
-    Store(connection).add_run(run(*given))
+    with suppress(RunExists):
+        Store(connection).add_run(run(*given))
 
 
 def add_feedback(connection: sqlite3.Connection, given: tuple[int, str, Any, Source, bool]) -> None:
