@@ -34,6 +34,7 @@ from agentpref.record.database import connect, transaction, translated
 from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.ingest.redaction import Redact
 from agentpref.record.messages import IMPORT_ID, Linker, RunRow, run_row
+from agentpref.record.scales import UNIT
 from agentpref.record.store import Store
 from agentpref.types import SOURCES, Comparison, Example, Feedback, Run, Source
 
@@ -242,7 +243,7 @@ def recorded_row(record: PreferenceRecord, context: ImportContext, number: int) 
     if len(runs) == 1:
         run_id, liked = runs[0].run_id, record.labels[0] > 0
         thumb_id = _content_id("thumb", run_id, liked, *by)
-        thumb = Feedback(thumb_id, run_id, at, "thumbs", float(liked), None, None, *by)
+        thumb = Feedback(thumb_id, run_id, at, "thumbs", float(liked), None, None, *by, scale=UNIT)
         return RecordedRow(runs, [thumb])
     judged = zip(record.labels, (run.run_id for run in runs), strict=True)
     comparisons = [

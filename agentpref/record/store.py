@@ -10,7 +10,7 @@ import math
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 
@@ -29,22 +29,8 @@ from agentpref.record.messages import (
     as_json,
     run_row,
 )
+from agentpref.record.scales import Scale, fixed_scale, read_scale
 from agentpref.types import Comparison, Feedback, Message, Prompt, Run
-
-
-class Scale(NamedTuple):
-    """The scores of one key that one kind of source gave, without corrections.
-
-    ``scores`` is how many there are, ``negative`` how many are below 0, and ``beyond`` how many are
-    below -1 or above 1.
-    """
-
-    key: str
-    source: str
-    scores: int
-    negative: int
-    beyond: int
-
 
 _PARSED_MESSAGES = 50_000
 """How many messages one reading keeps parsed."""
@@ -81,12 +67,7 @@ SELECT runs, threads, users, feedback, corrections, comparisons, first_at, last_
 # One statement, because two would see two states of a home that others write to. CROSS JOIN makes
 # SQLite go through the judgements and look up their runs: there are far fewer of them.
 
-_SCALES = """
-SELECT key, source, count(*), sum(score < 0), sum(abs(score) > 1)
-FROM feedback CROSS JOIN run USING (run_id)
-WHERE namespace = :namespace AND score IS NOT NULL AND correction IS NULL
-GROUP BY key, source
-"""
+_SCALES = "SELECT key, source, low, high FROM feedback_scale WHERE namespace = ?"
 
 
 class Store:
@@ -116,11 +97,16 @@ class Store:
         return refusals
 
     def add_feedback(self, feedback: Feedback) -> None:
-        """Write feedback on a run, with its correction if it has one."""
+        """Write feedback on a run, with its correction if it has one, and with its scale.
+
+        ``InvalidFeedback`` if its score is outside the scale of its source.
+        """
         with transaction(self._connection):
             self._require_remembered(feedback)
-            _, prompt = self._namespace_and_prompt(feedback.run_id)
+            namespace, prompt = self._namespace_and_prompt(feedback.run_id)
             row = {name: getattr(feedback, name) for name in FEEDBACK_COLUMNS}
+            scale = fixed_scale(self._connection, feedback, namespace)
+            row["scale"] = None if scale is None else as_json(scale)
             if feedback.correction is not None:
                 node = Linker().answer(prompt, feedback.correction)
                 self._add_nodes([node])
@@ -183,6 +169,8 @@ class Store:
                 feedback["value"] = orjson.loads(feedback["value"])
             if feedback["correction"] is not None:
                 feedback["correction"] = messages.message(feedback["correction"])
+            if feedback["scale"] is not None:
+                feedback["scale"] = read_scale(feedback["scale"])
             yield Feedback(**feedback)
 
     def comparisons(self, namespace: str, *, since: float | None = None) -> Iterator[Comparison]:
@@ -193,8 +181,8 @@ class Store:
             yield Comparison(*row)
 
     def scales(self, namespace: str) -> list[Scale]:
-        """Describe the scores that a namespace's runs were given, in any order."""
-        return [Scale(*row) for row in self._connection.execute(_SCALES, {"namespace": namespace})]
+        """The scales of the scores in a namespace, in any order; imported rows have their own."""
+        return [Scale(*row) for row in self._connection.execute(_SCALES, (namespace,))]
 
     def namespaces(self) -> list[str]:
         """Name the namespaces that have runs, in alphabetical order."""
