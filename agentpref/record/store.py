@@ -160,18 +160,11 @@ class Store:
 
         All feedback on a selected prompt is read, also what is older than ``since``.
         """
-        messages = _Messages(self._connection)
         columns = _columns("feedback", FEEDBACK_COLUMNS)
         order = "feedback.created_at, feedback_id"
-        for row in self._judged(columns, "feedback", "feedback.run_id", order, namespace, since):
-            feedback = dict(zip(FEEDBACK_COLUMNS, row, strict=True))
-            if feedback["value"] is not None:
-                feedback["value"] = orjson.loads(feedback["value"])
-            if feedback["correction"] is not None:
-                feedback["correction"] = messages.message(feedback["correction"])
-            if feedback["scale"] is not None:
-                feedback["scale"] = read_scale(feedback["scale"])
-            yield Feedback(**feedback)
+        return self._read_feedback(
+            self._judged(columns, "feedback", "feedback.run_id", order, namespace, since)
+        )
 
     def comparisons(self, namespace: str, *, since: float | None = None) -> Iterator[Comparison]:
         """Read the comparisons of a namespace's runs, oldest first; ``since`` as above."""
@@ -179,6 +172,15 @@ class Store:
         order = "comparison.created_at, comparison_id"
         for row in self._judged(columns, "comparison", "run_a", order, namespace, since):
             yield Comparison(*row)
+
+    def judgements(self, run_id: str) -> tuple[list[Feedback], list[Comparison]]:
+        """Read what was said of one run, oldest first."""
+        query = "SELECT {} FROM {} WHERE {} ORDER BY created_at"
+        of_it = query.format(_columns("feedback", FEEDBACK_COLUMNS), "feedback", "run_id = ?1")
+        feedback = [*self._read_feedback(self._connection.execute(of_it, (run_id,)))]
+        columns, either = _columns("comparison", COMPARISON_COLUMNS), "run_a = ?1 OR run_b = ?1"
+        of_two = query.format(columns, "comparison", either)
+        return feedback, [Comparison(*row) for row in self._connection.execute(of_two, (run_id,))]
 
     def scales(self, namespace: str) -> list[Scale]:
         """The scales of the scores in a namespace, in any order; imported rows have their own."""
@@ -224,6 +226,18 @@ class Store:
             query += f" AND prompt IN ({_PROMPTS_SINCE})"
         values = {"namespace": namespace, "since": since}
         return self._connection.execute(f"{query} ORDER BY {order}", values)
+
+    def _read_feedback(self, rows: Iterable[tuple[Any, ...]]) -> Iterator[Feedback]:
+        messages = _Messages(self._connection)
+        for row in rows:
+            feedback = dict(zip(FEEDBACK_COLUMNS, row, strict=True))
+            if feedback["value"] is not None:
+                feedback["value"] = orjson.loads(feedback["value"])
+            if feedback["correction"] is not None:
+                feedback["correction"] = messages.message(feedback["correction"])
+            if feedback["scale"] is not None:
+                feedback["scale"] = read_scale(feedback["scale"])
+            yield Feedback(**feedback)
 
     def _require_remembered(self, judgement: Feedback | Comparison) -> None:
         (refusal,) = self._refusals([judgement])
