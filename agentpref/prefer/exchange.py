@@ -29,7 +29,8 @@ from agentpref import plugins
 from agentpref.errors import ExchangeError, RedactionFailed
 from agentpref.home import Home, StrPath
 from agentpref.prefer.formats import Format, PreferenceRecord, RowReader
-from agentpref.prefer.rowfiles import Found, Meter, batches, read_rows, write_rows
+from agentpref.prefer.jsonrows import Found, Meter
+from agentpref.prefer.rowfiles import batches, read_rows, write_rows
 from agentpref.record.database import connect, transaction, translated
 from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.ingest.redaction import Redact

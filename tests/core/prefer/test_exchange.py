@@ -18,7 +18,7 @@ import pytest
 
 from agentpref.errors import ConfigError, ExchangeError, NotAHome, RedactionFailed
 from agentpref.home import Home
-from agentpref.prefer import rowfiles
+from agentpref.prefer import jsonrows, rowfiles
 from agentpref.prefer.examples import ExampleSet, example_id_of, read_examples
 from agentpref.prefer.exchange import Exported, Imported, export_file, import_file
 from agentpref.record.database import connect
@@ -237,7 +237,7 @@ class TestBadFiles:
     def test_a_gigantic_line_is_refused_and_can_be_skipped(
         self, home: Home, file: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(rowfiles, "MAX_ROW_BYTES", 200)
+        monkeypatch.setattr(jsonrows, "MAX_ROW_BYTES", 200)
         write(file, PAIRED[0], {**PAIRED[0], "chosen": "x" * 900}, PAIRED[1])
         assert counts(import_file(home, file, skip_bad=True)) == (2, 0, 1)
         with pytest.raises(ExchangeError, match="line 2: it is longer than 200 bytes"):
