@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import permutations
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -45,7 +45,9 @@ class Imported:
     """How far an import is, or how it ended.
 
     ``added`` and ``known`` count the rows that were new and those that the home had; ``bad`` counts
-    the rows that were skipped. ``bytes_read`` and ``bytes_total`` measure the file (0 for a pipe).
+    the rows that were skipped. ``bytes_read`` and ``bytes_total`` measure the file (0: not known).
+    ``ignored`` names the columns that the format of a row does not read, and counts the rows with
+    something in them; ``input.user`` is one inside another.
     """
 
     added: int
@@ -53,6 +55,7 @@ class Imported:
     bad: int
     bytes_read: int
     bytes_total: int
+    ignored: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,7 @@ def import_file(
 
     Args:
         home: the home to write to.
-        path: JSON lines, one JSON list, or Parquet.
+        path: JSON lines or one JSON list, perhaps packed by gzip, or Parquet.
         namespace: the namespace of the runs.
         format: the registered format of all rows; by default the keys of each row tell.
         tag: the domain tag of all rows; by default each row's own ``tag`` column.
@@ -126,7 +129,9 @@ def import_file(
     meter, counts = Meter(), Counter[str]()
 
     def so_far() -> Imported:
-        return Imported(counts["added"], counts["known"], counts["bad"], meter.read, meter.total)
+        ignored = dict(sorted((meter.unread + reader.ignored).items()))
+        rows = (counts["added"], counts["known"], counts["bad"])
+        return Imported(*rows, meter.read, meter.total, ignored)
 
     def recorded_rows(found: Iterable[Found], context: ImportContext) -> Iterator[RecordedRow]:
         for number, (place, fields) in enumerate(found, start=1):

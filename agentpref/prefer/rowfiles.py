@@ -86,7 +86,7 @@ def _rows(
             raise ExchangeError(f"it is compressed; unpack it first, with `{unpack}`")
     if start.startswith(b"PAR1") or path.suffix == ".parquet":
         yield from _table_rows(file, wanted, meter)
-    elif start.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) or b"\0" in start[:2]:
+    elif start.startswith((BOM_UTF16_LE, BOM_UTF16_BE, b"{\0", b"[\0", b"\0{", b"\0[")):
         raise ExchangeError(f"it is UTF-16, not UTF-8; {_UTF16_CURE}")
     elif path.suffix in (".csv", ".tsv"):
         raise ExchangeError(f"it is CSV; {_CSV_CURE}")
