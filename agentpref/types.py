@@ -35,6 +35,13 @@ LORA_RANKS = (8, 16, 32, 64, 128, 256, 512)
 HELD_OUT = 0.2
 """The default share of the prompts that is held out."""
 
+RETRACTION = "retraction"
+"""The key of feedback that takes back what its voter said of a run before: ``Log.retract``.
+
+Its value is a mapping: ``key`` is what is taken back (``"comparison"`` for comparisons, ``None``
+for everything), and ``against`` limits a comparison to the one with this other run.
+"""
+
 Progress: TypeAlias = Callable[[str, int, int], object]
 """A callback of long work: ``(stage, done, total)``."""
 
@@ -81,7 +88,10 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
-    """A judgement on one run; ``correction`` is the output as it should have been."""
+    """A judgement on one run; ``correction`` is the output as it should have been.
+
+    ``scale`` is the lowest and the highest score that could have been given; ``None`` is not known.
+    """
 
     feedback_id: str
     run_id: str
@@ -93,6 +103,7 @@ class Feedback:
     source: Source = "human"
     user_id: str | None = None
     correction: Message | None = None
+    scale: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from agentpref.record.ingest.redaction import Redact
 from agentpref.record.integrity import Problem, examine
 from agentpref.record.messages import check_output, new_id
 from agentpref.record.writer import Writer
-from agentpref.types import Comparison, Feedback, Message, Source, Tool, Winner
+from agentpref.types import RETRACTION, Comparison, Feedback, Message, Source, Tool, Winner
 
 if TYPE_CHECKING:
     from agentpref.record.deletion.forget import Forgotten
@@ -177,6 +177,43 @@ class Log:
             run_id, key="thumbs", score=score, comment=comment, source=source, user_id=user_id
         )
 
+    def retract(
+        self,
+        run_id: str,
+        key: str | None = "thumbs",
+        *,
+        against: str | None = None,
+        comment: str | None = None,
+        source: Source = "human",
+        user_id: str | None = None,
+    ) -> str:
+        """Take back what the same voter said of a run before; nothing is trained on it any more.
+
+        A later judgement by the voter counts again. The rows stay as history.
+
+        >>> log.retract(run, user_id="ana")
+
+        Args:
+            run_id: the run.
+            key: what is taken back: a key of feedback, ``"correction"``, ``"comparison"`` for the
+                comparisons with other runs, or None for everything.
+            against: only the comparison with this other run.
+            comment: the voter's own words.
+            source: who said it, as it was given then.
+            user_id: who said it; other people's judgements stay.
+        """
+        if key is not None and not (isinstance(key, str) and key):
+            raise InvalidFeedback(f"key is {key!r}; pass the key of the feedback, or None for all")
+        if against is not None and (key != "comparison" or not isinstance(against, str)):
+            raise InvalidFeedback(
+                f"against is {against!r} with key {key!r}; pass the other run's id with "
+                "key='comparison', or leave it out"
+            )
+        what = {"key": key} if against is None else {"key": key, "against": against}
+        now = time.time()
+        given = Feedback(new_id(), run_id, now, RETRACTION, None, what, comment, source, user_id)
+        return self._commit(given).feedback_id
+
     def feedback(
         self,
         run_id: str,
@@ -187,8 +224,14 @@ class Log:
         comment: str | None = None,
         source: Source = "human",
         user_id: str | None = None,
+        scale: tuple[float, float] | None = None,
     ) -> str:
         """Judge a run.
+
+        A score needs a scale to be read as a thumb: above its middle is liked. The first scores of
+        a key by a source fix it for a namespace: from 0 to 1 (also for bools), or from -1 to 1 once
+        one is negative. A score outside it is refused. Others, such as stars, count as thumbs only
+        with ``scale``.
 
         Args:
             run_id: the run.
@@ -198,8 +241,12 @@ class Log:
             comment: the judge's own words.
             source: ``"human"``, ``"model"`` or ``"code"``.
             user_id: who judged.
+            scale: the lowest and the highest score, such as ``(1, 5)``.
         """
-        given = Feedback(new_id(), run_id, time.time(), key, score, value, comment, source, user_id)
+        now = time.time()
+        given = Feedback(
+            new_id(), run_id, now, key, score, value, comment, source, user_id, None, scale
+        )
         return self._commit(given).feedback_id
 
     def correct(

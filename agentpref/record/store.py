@@ -10,7 +10,7 @@ import math
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 
@@ -36,22 +36,8 @@ from agentpref.record.messages import (
     as_json,
     run_row,
 )
+from agentpref.record.scales import Scale, fixed_scale, read_scale
 from agentpref.types import Comparison, Feedback, Message, Prompt, Run
-
-
-class Scale(NamedTuple):
-    """The scores of one key that one kind of source gave, without corrections.
-
-    ``scores`` is how many there are, ``negative`` how many are below 0, and ``beyond`` how many are
-    below -1 or above 1.
-    """
-
-    key: str
-    source: str
-    scores: int
-    negative: int
-    beyond: int
-
 
 _PARSED_MESSAGES = 50_000
 """How many messages one reading keeps parsed."""
@@ -88,12 +74,7 @@ SELECT runs, threads, users, feedback, corrections, comparisons, first_at, last_
 # One statement, because two would see two states of a home that others write to. CROSS JOIN makes
 # SQLite go through the judgements and look up their runs: there are far fewer of them.
 
-_SCALES = """
-SELECT key, source, count(*), sum(score < 0), sum(abs(score) > 1)
-FROM feedback CROSS JOIN run USING (run_id)
-WHERE namespace = :namespace AND score IS NOT NULL AND correction IS NULL
-GROUP BY key, source
-"""
+_SCALES = "SELECT key, source, low, high FROM feedback_scale WHERE namespace = ?"
 
 
 class Store:
@@ -128,11 +109,16 @@ class Store:
         return refusals
 
     def add_feedback(self, feedback: Feedback) -> None:
-        """Write feedback on a run, with its correction if it has one."""
+        """Write feedback on a run, with its correction if it has one, and with its scale.
+
+        ``InvalidFeedback`` if its score is outside the scale of its source.
+        """
         with transaction(self._connection):
             self._require_remembered(feedback)
-            _, prompt = self._namespace_and_prompt(feedback.run_id)
+            namespace, prompt = self._namespace_and_prompt(feedback.run_id)
             row = {name: getattr(feedback, name) for name in FEEDBACK_COLUMNS}
+            scale = fixed_scale(self._connection, feedback, namespace)
+            row["scale"] = None if scale is None else as_json(scale)
             if feedback.correction is not None:
                 node = Linker().answer(prompt, feedback.correction)
                 self._add_nodes([node])
@@ -186,16 +172,11 @@ class Store:
 
         All feedback on a selected prompt is read, also what is older than ``since``.
         """
-        messages = _Messages(self._connection)
         columns = _columns("feedback", FEEDBACK_COLUMNS)
         order = "feedback.created_at, feedback_id"
-        for row in self._judged(columns, "feedback", "feedback.run_id", order, namespace, since):
-            feedback = dict(zip(FEEDBACK_COLUMNS, row, strict=True))
-            if feedback["value"] is not None:
-                feedback["value"] = orjson.loads(feedback["value"])
-            if feedback["correction"] is not None:
-                feedback["correction"] = messages.message(feedback["correction"])
-            yield Feedback(**feedback)
+        return self._read_feedback(
+            self._judged(columns, "feedback", "feedback.run_id", order, namespace, since)
+        )
 
     def comparisons(self, namespace: str, *, since: float | None = None) -> Iterator[Comparison]:
         """Read the comparisons of a namespace's runs, oldest first; ``since`` as above."""
@@ -204,9 +185,18 @@ class Store:
         for row in self._judged(columns, "comparison", "run_a", order, namespace, since):
             yield Comparison(*row)
 
+    def judgements(self, run_id: str) -> tuple[list[Feedback], list[Comparison]]:
+        """Read what was said of one run, oldest first."""
+        query = "SELECT {} FROM {} WHERE {} ORDER BY created_at"
+        of_it = query.format(_columns("feedback", FEEDBACK_COLUMNS), "feedback", "run_id = ?1")
+        feedback = [*self._read_feedback(self._connection.execute(of_it, (run_id,)))]
+        columns, either = _columns("comparison", COMPARISON_COLUMNS), "run_a = ?1 OR run_b = ?1"
+        of_two = query.format(columns, "comparison", either)
+        return feedback, [Comparison(*row) for row in self._connection.execute(of_two, (run_id,))]
+
     def scales(self, namespace: str) -> list[Scale]:
-        """Describe the scores that a namespace's runs were given, in any order."""
-        return [Scale(*row) for row in self._connection.execute(_SCALES, {"namespace": namespace})]
+        """The scales of the scores in a namespace, in any order; imported rows have their own."""
+        return [Scale(*row) for row in self._connection.execute(_SCALES, (namespace,))]
 
     def namespaces(self) -> list[str]:
         """Name the namespaces that have runs, in alphabetical order."""
@@ -248,6 +238,18 @@ class Store:
             query += f" AND prompt IN ({_PROMPTS_SINCE})"
         values = {"namespace": namespace, "since": since}
         return self._connection.execute(f"{query} ORDER BY {order}", values)
+
+    def _read_feedback(self, rows: Iterable[tuple[Any, ...]]) -> Iterator[Feedback]:
+        messages = _Messages(self._connection)
+        for row in rows:
+            feedback = dict(zip(FEEDBACK_COLUMNS, row, strict=True))
+            if feedback["value"] is not None:
+                feedback["value"] = orjson.loads(feedback["value"])
+            if feedback["correction"] is not None:
+                feedback["correction"] = messages.message(feedback["correction"])
+            if feedback["scale"] is not None:
+                feedback["scale"] = read_scale(feedback["scale"])
+            yield Feedback(**feedback)
 
     def _require_remembered(self, judgement: Feedback | Comparison) -> None:
         (refusal,) = self._refusals([judgement])

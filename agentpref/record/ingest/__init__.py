@@ -30,7 +30,7 @@ from agentpref.record.messages import (
     check_tool_shapes,
     plain,
 )
-from agentpref.types import Comparison, Feedback
+from agentpref.types import RETRACTION, Comparison, Feedback
 
 DETAILS = RUN_COLUMNS[RUN_COLUMNS.index("model") :]
 """What the app may say of a run beside its messages, in the order in which a body has it."""
@@ -105,6 +105,8 @@ class Ingest:
         if self.redact is not None:
             is_feedback = isinstance(given, Feedback)
             names = ("comment", "value", "correction") if is_feedback else ("comment",)
+            if isinstance(given, Feedback) and given.key == RETRACTION:
+                names = ("comment",)  # its value is a key and an id, not anybody's words
             texts = {name: redacted(getattr(given, name), self.redact) for name in names}
             given = replace(given, **texts)
         return given

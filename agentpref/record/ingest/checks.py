@@ -49,7 +49,10 @@ def checked(given: Judgement) -> Judgement:
             raise InvalidFeedback(
                 f"feedback {given.key!r} has no content; pass score=, value= or both"
             )
+        record["scale"] = (0.0, 1.0) if isinstance(given.score, bool) else given.scale
         record["score"] = None if given.score is None else _number(given.score)
+        if record["scale"] is not None:
+            record["scale"] = _checked_scale(record["scale"], record["score"])
     elif given.run_a == given.run_b:
         raise InvalidFeedback(
             f"run {given.run_a} is compared with itself; pass the ids of two runs"
@@ -68,6 +71,21 @@ def checked(given: Judgement) -> Judgement:
                     "mappings"
                 ) from error
     return type(given)(**record)
+
+
+def _checked_scale(scale: Any, score: float | None) -> tuple[float, float]:
+    pair = isinstance(scale, (list, tuple)) and len(scale) == 2
+    low, high = map(_number, scale) if pair else (1.0, 0.0)
+    if not low < high:
+        raise InvalidFeedback(
+            f"scale is {scale!r}; pass the lowest and the highest score, for example (1, 5)"
+        )
+    if score is not None and not low <= score <= high:
+        raise InvalidFeedback(
+            f"score is {score:g}, outside the scale from {low:g} to {high:g} that the call names; "
+            "pass a score within it, or another scale"
+        )
+    return low, high
 
 
 def as_output(output: str | Message) -> Message:
@@ -184,6 +202,11 @@ def _is_finite(value: Any) -> bool:
     return isinstance(value, float | int) and math.isfinite(value)
 
 
+def _is_scale(value: Any) -> bool:
+    ends = (int, float, type(None))
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(e, ends) for e in value)
+
+
 def _is_json(holds: _Check) -> _Check:
     def check(value: Any) -> bool:
         try:
@@ -217,6 +240,7 @@ _COLUMNS: Mapping[str, tuple[_Check, str]] = {
     "logprobs": _or_null(_IN_JSON["logprobs"]),
     "score": _or_null((_is_finite, "a finite number")),
     "value": _or_null((_is_json(lambda value: True), "JSON")),
+    "scale": _or_null((_is_json(_is_scale), "a list of two numbers in JSON")),
     "source": _one_of(SOURCES),
     "winner": _one_of(WINNERS),
 }

@@ -91,7 +91,7 @@ with Log(sys.argv[1]) as log:
     for n in range(60):
         run = log.record([{"role": "user", "content": "hi"}], sys.argv[2] + str(n))
         if n % 6 == 0:
-            log.feedback(run, key="k", score=n)
+            log.feedback(run, key="k", score=n, source="code")
     assert log.dropped == {}
 """
     with start(code, tmp_path / "home", "a") as one, start(code, tmp_path / "home", "b") as other:
