@@ -458,16 +458,6 @@ def test_a_closed_backend_refuses_requests(served: Served) -> None:
             call()
 
 
-def test_a_model_whose_forward_lacks_arguments_is_refused(served: Served) -> None:
-    base = load_base(served.base)
-
-    class Recurrent(torch.nn.Module):
-        def forward(self, input_ids, cache_params=None): ...
-
-    with pytest.raises(UnsupportedModel, match="position_ids"):
-        TransformersBackend(replace(base, model=Recurrent()))
-
-
 def test_every_reply_during_swaps_comes_from_the_revision_it_names(
     served: Served, registry: Registry, backend: TransformersBackend
 ) -> None:
