@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,7 +24,6 @@ from agentpref.errors import (
     InvalidAdapter,
     InvalidMessage,
     SwapFailed,
-    UnsupportedModel,
     WrongBase,
 )
 from agentpref.learn.encode import encode
