@@ -93,6 +93,7 @@ class TransformersBackend:
         self._layers = Layers(causal)
         generation = getattr(causal.generation_config, "eos_token_id", None)
         self._ends = end_tokens(tokenizer, generation)
+        self._embedded = self.base.embedded
         self._tokenizing = threading.Lock()
         self._adapters: dict[str, Adapter] = {}
         self._place = place_in_process()
@@ -182,6 +183,11 @@ class TransformersBackend:
             raise GenerationFailed(
                 f"the prompt has {len(prompt)} tokens, the model takes {positions}; shorten it"
             )
+        if max(prompt) >= self._embedded:  # on a GPU, it would end the process
+            raise GenerationFailed(
+                f"the prompt writes token {max(prompt)}, but {self.base.name!r} has embeddings for "
+                f"{self._embedded} tokens; leave {self._decode([max(prompt)], whole=True)!r} out"
+            )
         text = TextStream(self._decode, request.stop)
         adapter = self._adapters.get(revision_id)
         if adapter is None and revision_id != BASE:
@@ -204,9 +210,9 @@ class TransformersBackend:
                 f"({type(error).__name__}: {error}); check their roles and contents"
             ) from error
 
-    def _decode(self, tokens: Sequence[int]) -> str:
+    def _decode(self, tokens: Sequence[int], *, whole: bool = False) -> str:
         with self._tokenizing:
-            return str(self.base.tokenizer.decode(list(tokens), skip_special_tokens=True))
+            return str(self.base.tokenizer.decode(list(tokens), skip_special_tokens=not whole))
 
 
 class ModelThread:
