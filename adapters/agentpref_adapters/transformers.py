@@ -109,6 +109,7 @@ class TransformersBackend:
         self.base = model
         self._layers = Layers(self.base.model)
         self._decoding = Decoding.of(self.base)
+        self._embedded = self.base.embedded
         self._tokenizing = threading.Lock()
         self._adapters: dict[str, Adapter] = {}
         self._place = place_in_process()
@@ -193,6 +194,11 @@ class TransformersBackend:
         self._thread.require_open()
         prompt = self._encode(request)
         room = self._decoding.room(prompt, request.max_tokens)
+        if max(prompt) >= self._embedded:  # on a GPU, it would end the process
+            raise GenerationFailed(
+                f"the prompt writes token {max(prompt)}, but {self.base.name!r} has embeddings for "
+                f"{self._embedded} tokens; leave {self._decode([max(prompt)], whole=True)!r} out"
+            )
         text = TextStream(self._decode, request.stop)
         adapter = self._adapters.get(revision_id)
         if adapter is None and revision_id != BASE:
@@ -215,9 +221,9 @@ class TransformersBackend:
         with self._tokenizing:
             return encode_request(request, self.base.template, self.base.name)
 
-    def _decode(self, tokens: Sequence[int]) -> str:
+    def _decode(self, tokens: Sequence[int], *, whole: bool = False) -> str:
         with self._tokenizing:
-            return self._decoding.decode(tokens)
+            return self._decoding.decode(tokens, whole=whole)
 
 
 class ModelThread:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from agentpref.config import LoraSettings
 from agentpref.errors import InvalidAdapter, UnsupportedModel
-from agentpref.models.base import BaseModel
+from agentpref.models.base import BaseModel, language_model
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -73,8 +73,9 @@ def adaptable_layers(model: PreTrainedModel) -> list[str]:
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
-    language: nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]
-    inside = set(language.modules())
+    language: Any = language_model(model)
+    heads = [part.get_output_embeddings() for part in (language, model)]
+    inside = set(language.modules()).difference(heads)
     linear = [
         name
         for name, module in model.named_modules()

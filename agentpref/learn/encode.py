@@ -98,7 +98,13 @@ class Encoding:
         return Counter(objection.reason for objection in self.objections.values())
 
 
-def encode(examples: Iterable[Example], template: ChatTemplate, *, max_length: int) -> Encoding:
+def encode(
+    examples: Iterable[Example],
+    template: ChatTemplate,
+    *,
+    max_length: int,
+    embedded: int | None = None,
+) -> Encoding:
     """Encode examples in order; a prompt and its longest completion fit into ``max_length`` tokens.
 
     The mismatched completion of a lone example is that of the next one, in the circle of the lone
@@ -106,7 +112,10 @@ def encode(examples: Iterable[Example], template: ChatTemplate, *, max_length: i
     order is random and yet fixed: one more example changes the mismatch of its neighbour alone, and
     cached log-probs of the others stay valid. Where there is none, as for a single thumb, the
     reference point cannot be estimated, and the example is left out as ``no_mismatch``.
+
+    ``embedded`` is how many tokens have an embedding (``None``: all that the tokenizer knows).
     """
+    known = len(template.tokenizer) if embedded is None else embedded
     examples = list(examples)
     encoding = Encoding()
     found: list[tuple[Example, TokenizedExample]] = []
@@ -114,6 +123,8 @@ def encode(examples: Iterable[Example], template: ChatTemplate, *, max_length: i
     for example, tokens in zip(examples, tokenized, strict=True):
         if isinstance(tokens, Objection):
             encoding.objections[example.example_id] = tokens
+        elif max(map(max, (tokens.prompt, *tokens.completions))) >= known:
+            encoding.objections[example.example_id] = Objection("no_embedding")
         elif any(c.label is None or not math.isfinite(c.label) for c in example.completions):
             encoding.objections[example.example_id] = Objection("no_label", -1)
         elif len(set(tokens.completions)) < len(tokens.completions):

@@ -121,7 +121,12 @@ class Learner:
         return found.rows
 
     def _encode(self, examples: Sequence[Example]) -> Encoding:
-        return encoding.encode(examples, self.base.template, max_length=self.max_length)
+        return encoding.encode(
+            examples,
+            self.base.template,
+            max_length=self.max_length,
+            embedded=self.base.embedded,
+        )
 
     def policy(self, name: adapter.Policy) -> AbstractContextManager[PeftModel]:
         """The model with one policy active, for a block."""

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from agentpref.models.base import language_model
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -124,10 +126,12 @@ def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def decoder_layers(model: Any) -> Sequence[nn.Module]:
-    """The layers of the language model: the longest list of modules right below its decoder.
+    """The layers of the language model: the longest list of modules that is in no other list.
 
     A tower for images may have more layers, and a layer may have more experts.
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    stacks = [m for m in causal.get_decoder().children() if isinstance(m, torch.nn.ModuleList)]
-    return max(stacks, key=len, default=[])  # type: ignore[arg-type]
+    stacks = [m for m in language_model(causal).modules() if isinstance(m, torch.nn.ModuleList)]
+    inner = {module for stack in stacks for layer in stack for module in layer.modules()}
+    outer = [stack for stack in stacks if stack not in inner]
+    return max(outer, key=len, default=[])  # type: ignore[arg-type]

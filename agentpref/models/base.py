@@ -82,6 +82,12 @@ class BaseModel:
         return next((int(bound) for bound in bounds if bound), None)
 
     @property
+    def embedded(self) -> int:
+        """How many tokens have an embedding: the tokenizer may know more, which raise an error."""
+        embeddings: Any = self.model.get_input_embeddings()
+        return int(embeddings.weight.shape[0])
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What a manifest stores about the base of a revision."""
         return identity(self.name, self.digest, self.template_digest, self.chat_template_kwargs)
@@ -151,6 +157,13 @@ def load_tokenizer(name: str, path: Path) -> PreTrainedTokenizerBase:
             f"a tokenizer needs {error.name}; install it with: pip install 'agentpref[train]'"
         ) from error
     return loading.load_tokenizer(name, path)
+
+
+def language_model(model: Any) -> Any:
+    """The decoder inside a causal model, without towers for images or sound."""
+    while (inner := model.get_decoder()) is not model:
+        model = inner
+    return model
 
 
 def find_base(name: str) -> Path:

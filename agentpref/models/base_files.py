@@ -53,11 +53,17 @@ class _Family(NamedTuple):
     others: str
     root: str = ""  # a prefix of the names in a causal model, which files of the bare model omit
     transposed: bool = False
+    moved: tuple[str, str] | None = None  # a prefix of names in files, and what the model calls it
 
 
 _LLAMA = _Family(
     r"model\.layers\.\d+\.(self_attn|mlp)\.\w+\.weight",
     r"(model\.embed_tokens|lm_head)\.weight",
+)
+_MIXTURE = _Family(
+    r"model\.layers\.\d+\.(self_attn\.\w+|mlp\.\w+_proj)\.weight",
+    _LLAMA.others
+    + r"|model\.layers\.\d+\.(mlp|block_sparse_moe)\.(gate|experts\.\d+\.\w+)\.weight",
 )
 _FAMILIES: Mapping[str, _Family] = {
     **dict.fromkeys(
@@ -66,6 +72,13 @@ _FAMILIES: Mapping[str, _Family] = {
             "phi3", "qwen2", "qwen3", "smollm3",
         ),
         _LLAMA,
+    ),
+    **dict.fromkeys(("mixtral", "olmoe", "qwen3_moe"), _MIXTURE),
+    "gemma3": _Family(
+        r"model\.language_model\.layers\.\d+\.(self_attn|mlp)\.\w+\.weight",
+        r"(model\.)?(vision_tower|multi_modal_projector)\..+"
+        r"|(model\.language_model\.embed_tokens|(language_model\.)?lm_head)\.weight",
+        moved=("language_model.model.", "model.language_model."),
     ),
     "gpt2": _Family(
         r"transformer\.h\.\d+\.(attn|mlp)\.c_\w+\.weight",
@@ -113,6 +126,8 @@ def _linear_layers(
     for stored, shape in shapes.items():
         is_whole = stored.startswith((family.root, "lm_head."))
         name = stored if is_whole else family.root + stored
+        if family.moved and name.startswith(family.moved[0]):
+            name = family.moved[1] + name.removeprefix(family.moved[0])
         if re.fullmatch(family.linear, name) and len(shape) == 2:
             out, into = reversed(shape) if family.transposed else shape
             layers[name.removesuffix(".weight")] = (out, into)

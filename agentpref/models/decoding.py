@@ -77,9 +77,9 @@ class Decoding:
             )
         return min(limit, self.positions - len(prompt))
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        """Token ids as text; special tokens are left out."""
-        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+    def decode(self, tokens: Sequence[int], *, whole: bool = False) -> str:
+        """Token ids as text; special tokens are left out, unless it is to be ``whole``."""
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=not whole))
 
     def text(self, answer: Sequence[int]) -> str:
         """What an answer says, tool calls included: the text that servers send."""

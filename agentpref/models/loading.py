@@ -75,7 +75,12 @@ def load_model(name: str, path: Path, **options: Any) -> PreTrainedModel:
         if seeing and is_nested:
             kind = transformers.AutoModelForImageTextToText
         model, found = kind.from_pretrained(
-            path, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
+            path,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # below, they are an error that names them
+            **options,
         )
     _check_weights(name, model, found)
     missing = _ASKED_OF_FORWARD - set(inspect.signature(model.forward).parameters)
@@ -111,7 +116,7 @@ def _check_weights(name: str, model: PreTrainedModel, found: dict[str, Any]) -> 
     misshapen = {key if isinstance(key, str) else key[0] for key in found["mismatched_keys"]}
     faults = [
         ("lacks", set(found["missing_keys"])),
-        ("has of another shape", misshapen),
+        ("has in another shape", misshapen),
         ("has besides", unexpected),
     ]
     told = [f"{what} {_listed(keys)}" for what, keys in faults if keys]
@@ -158,7 +163,23 @@ def load_tokenizer(name: str, path: Path) -> PreTrainedTokenizerBase:
         raise UnsupportedModel(
             f"{name!r} has no chat template; use an instruct model, or add chat_template.jinja"
         )
+    _check_template(name, tokenizer)
     return tokenizer
+
+
+def _check_template(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a chat template that cannot be parsed; one may refuse some conversations."""
+    from jinja2 import TemplateError, TemplateSyntaxError
+
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], tokenize=False)
+    except TemplateSyntaxError as error:
+        raise UnsupportedModel(
+            f"{name!r} has a chat template that cannot be parsed (line {error.lineno}: {error}); "
+            f"correct chat_template.jinja"
+        ) from error
+    except (TemplateError, TypeError):
+        return
 
 
 def check_tokens(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -41,6 +41,7 @@ LEFT_OUT: Mapping[str, str] = {
     "of the answer; mend the template",
     "content_not_text": "it has an image, audio or another part that is no text",
     "special_token_inside": "its text spells a special token, which would be trained as one",
+    "no_embedding": "it spells a token that the tokenizer knows and the model has no embedding for",
     "empty_completion": "the answer is empty",
     "loss_mask_does_not_fit": "its loss mask is not for the tokens that are trained",
     "empty_loss_mask": "its loss mask leaves nothing to train",

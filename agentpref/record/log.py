@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from agentpref.errors import AgentprefError, ConfigError, InvalidMessage
+from agentpref.errors import AgentprefError, ConfigError, InvalidFeedback, InvalidMessage
 from agentpref.home import Home, StrPath
 from agentpref.record.database import connect, translated
 from agentpref.record.forks import EXIT_SECONDS

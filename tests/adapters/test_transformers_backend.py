@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from served import LENGTH, PROMPTS, REVISIONS, Served, ask, blocked, get, make_adapter
+from transformers import AutoTokenizer
 
 from agentpref.errors import (
     BackendClosed,
@@ -454,6 +456,21 @@ def test_a_closed_backend_refuses_requests(served: Served) -> None:
     ):
         with pytest.raises(BackendClosed):
             call()
+
+
+def test_a_prompt_with_a_token_that_has_no_embedding_is_refused(
+    served: Served, tmp_path: Path
+) -> None:
+    """Gemma 3 1B has such a token, which a user may spell."""
+    folder = shutil.copytree(served.base, tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<|image|>"], special_tokens=True)
+    tokenizer.save_pretrained(folder)
+    backend = TransformersBackend(str(folder))
+    with pytest.raises(GenerationFailed, match=r"writes token 400.*leave '<\|image\|>' out"):
+        backend.generate(BASE, ask("What is <|image|>?"))
+    assert backend.generate(BASE, ask("hello")).token_ids == served.expected[BASE, "hello"]
+    backend.close()
 
 
 def test_every_reply_during_swaps_comes_from_the_revision_it_names(

@@ -8,7 +8,7 @@ import torch
 from agentpref.learn import logps, memory
 from agentpref.learn.kernels.fuse import fuse
 from agentpref.learn.team import Team
-from tests.core.learn.families import ROWS, adapted_model
+from tests.core.learn.families import CONDITIONAL, ROWS, adapted_model
 
 LONGEST = 13
 
@@ -16,6 +16,17 @@ LONGEST = 13
 @pytest.fixture
 def model():
     return adapted_model("llama")
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral", *CONDITIONAL])
+def test_the_layers_are_those_of_the_language_model(family):
+    """A tower has three layers here, and a layer has four experts."""
+    model = adapted_model(family)
+    layers = memory.decoder_layers(model)
+    assert len(layers) == 2
+    assert all(
+        hasattr(layer, "self_attn") and hasattr(layer, "input_layernorm") for layer in layers
+    )
 
 
 def states(model):

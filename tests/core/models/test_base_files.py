@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from agentpref.errors import ModelNotFound, UnsupportedModel
 from agentpref.models.base import load_base
 from agentpref.models.base_files import read_base
+from tests.core.learn.families import FAMILIES
 
 _SHAPE = {
     "vocab_size": 50,
@@ -47,9 +48,15 @@ KNOWN = {
     "falcon": tf.FalconConfig(
         vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4
     ),
+    "mixtral": tf.MixtralConfig(**_SHAPE, num_local_experts=2),
+    "olmoe": tf.OlmoeConfig(**_SHAPE, num_experts=2),
+    "qwen3_moe": tf.Qwen3MoeConfig(
+        **_HEADS, num_experts=2, moe_intermediate_size=16, mlp_only_layers=[0]
+    ),
+    "gemma3, with images": FAMILIES["gemma3, with images"](),
 }
 UNKNOWN = {
-    "mixtral": tf.MixtralConfig(**_SHAPE, num_local_experts=2),
+    "qwen2_moe": tf.Qwen2MoeConfig(**_SHAPE, num_experts=2),
     "opt": tf.OPTConfig(
         vocab_size=50, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4
     ),
@@ -57,16 +64,20 @@ UNKNOWN = {
 
 
 def save(config: tf.PreTrainedConfig, folder: Path, **how: object) -> nn.Module:
-    model = tf.AutoModelForCausalLM.from_config(config)
+    kind = tf.AutoModelForCausalLM
+    if isinstance(config, tf.Gemma3Config):
+        kind = tf.AutoModelForImageTextToText
+    model = kind.from_config(config)
     model.save_pretrained(folder, **how)
     return model
 
 
 def linear_layers(model: tf.PreTrainedModel) -> dict[str, tuple[int, int]]:
-    """(out, in) of each linear layer that is not the head, as the modules themselves say."""
+    """(out, in) of each linear layer of the language model, as the modules themselves say."""
     shapes = {}
+    inside = set(model.get_decoder().modules())
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and module is not model.get_output_embeddings():
+        if isinstance(module, nn.Linear) and module in inside:
             shapes[name] = (module.out_features, module.in_features)
         elif isinstance(module, Conv1D):
             shapes[name] = (module.nf, module.nx)

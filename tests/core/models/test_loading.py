@@ -105,7 +105,7 @@ def test_a_model_without_its_head_is_refused(folder: Path) -> None:
 
 def test_weights_of_another_shape_are_refused(folder: Path) -> None:
     change(folder / "config.json", intermediate_size=96)
-    refused(folder, r"shape|mismatch|size")
+    refused(folder, r"in another shape model\.layers\.0\.mlp\.down_proj\.weight.*and 3 more; save")
 
 
 def test_weights_that_the_model_does_not_have_are_refused(folder: Path) -> None:
@@ -196,6 +196,11 @@ def split_tokenizer(folder: Path) -> None:
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
     change(folder / "tokenizer_config.json", tokenizer_class="GPT2Tokenizer")
+
+
+def test_a_chat_template_that_cannot_be_parsed_is_refused(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{% for message in %}")
+    refused(folder, r"cannot be parsed \(line 1: .*correct chat_template\.jinja")
 
 
 def test_chat_templates_without_a_default_are_refused(folder: Path) -> None:
