@@ -9,6 +9,7 @@
     │   ├── InvalidMessage          (ValueError)
     │   ├── InvalidFeedback         (ValueError)
     │   ├── UnknownRun              (LookupError)
+    │   ├── RunExists
     │   ├── NotKept
     │   ├── ForgottenUser
     │   ├── RedactionFailed
@@ -80,6 +81,10 @@ class InvalidFeedback(RecordError, ValueError):
 
 class UnknownRun(RecordError, LookupError):
     """Feedback names a run that is not in this home."""
+
+
+class RunExists(RecordError):
+    """Another run has the id of this one; feedback on the id belongs to the first."""
 
 
 class NotKept(RecordError):

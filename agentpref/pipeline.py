@@ -19,13 +19,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agentpref.accounting import account, count, with_account, with_attempt
 from agentpref.config import UpdateConfig
 from agentpref.errors import TrainingDiverged, UpdateInterrupted, WrongBase
 from agentpref.home import Home
 from agentpref.learn import checkpoint as checkpoints
 from agentpref.learn import resume
 from agentpref.learn.checkpoint import Checkpoint
-from agentpref.learn.data import UpdateData, UpdateRows, count, prepare
+from agentpref.learn.data import UpdateData, UpdateRows, prepare
 from agentpref.learn.process import LOADING, Interrupts
 from agentpref.learn.resume import StartedUpdate
 from agentpref.learn.team import Team, assembled
@@ -34,7 +35,7 @@ from agentpref.record.database import connect, exclusive, translated
 from agentpref.record.messages import new_id
 from agentpref.record.spill import drain
 from agentpref.record.store import Store
-from agentpref.record.updates import Role, UpdateRow, Updates
+from agentpref.record.updates import Attempt, Role, UpdateRow, Updates
 from agentpref.serve.backend import Revision
 from agentpref.serve.registry import Registry
 from agentpref.types import BASE, Example, Progress, UpdateReport
@@ -170,8 +171,8 @@ class _Update:
         found = read_examples(store, self.namespace, held_out=self.config.held_out)
         examples = found.examples if self.config.thumbs.weight else found.pairs
         available = UpdateData.split(examples, self.updates.learned_by(serving.live))
-        tried = self.updates.tried_on(self.namespace, serving.live)
-        is_new = bool(available.new) and available.fresh != tried
+        tried = self._tried(available, serving.live)
+        is_new = bool(available.new) and tried is None
 
         # 2. The base model, and the update that was interrupted, if one was.
         base, started, needed = None, None, dict[str, Any]()
@@ -181,25 +182,30 @@ class _Update:
             base = self._load_base(live)
             needed = resume.conditions(self.namespace, serving.live, base, self.config)
             started = self._started(base, needed, examples)
-        report = self._report(available, started, live, found)
+        report = self._report(available, live, found)
         if base is None or not (is_new or started):
-            return report
+            return report if tried is None else with_attempt(report, tried)
 
         # 3. Learn, prove, publish.
         learner = self._learner(base, live)
         rows = prepare(learner, available, started.data if started else None, self.config)
+        groups = account(available, rows, learner.objections)
+        report = with_account(report, learner, groups)
         if rows.new:
             training = self._train(learner, rows, needed)
             report = self._prove(report, learner, rows, training, live, checks)
         else:
-            report = self._with_counts(report, learner)
+            report = replace(report, verdict="nothing_usable", seconds=self._seconds())
 
         # 4. Record what it used, and serve it.
-        self._record(report, rows.data)
+        self._record(report, groups)
         checkpoints.remove(self.checkpoint.path)
         if report.verdict == "promoted" and report.revision is not None:
             self.registry.promote(report.revision, expected_generation=serving.generation)
         return report
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self.started_at
 
     def _load_parts(self) -> Mapping[str, UserCheck]:
         from agentpref.learn.losses import load_loss
@@ -213,7 +219,11 @@ class _Update:
         from agentpref.models.base import load_base
 
         self.progress(LOADING, 0, 1)
-        base = load_base(self.model, precision=self.config.precision)
+        base = load_base(
+            self.model,
+            precision=self.config.precision,
+            chat_template_kwargs=self.config.chat_template_kwargs,
+        )
         self.progress(LOADING, 1, 1)
         if live is not None:
             trained_on, parts = live.manifest["base"], ("digest", "template_digest")
@@ -224,6 +234,19 @@ class _Update:
                     "namespace"
                 )
         return base
+
+    def _tried(self, available: UpdateData, live: str | None) -> Attempt | None:
+        """The last update, if it tried just what is new, in the same way."""
+        from agentpref.models.base import base_digests, find_base
+
+        last = self.updates.last_attempt(self.namespace, live)
+        if last is None or available.fresh != last.pairs:
+            return None
+        if not last.pairs or last.report.get("config") != self.config.to_mapping():
+            return None
+        base = last.report.get("base") or {}
+        digests = base_digests(find_base(self.model), self.config.chat_template_kwargs)
+        return last if digests == (base.get("digest"), base.get("template_digest")) else None
 
     def _started(
         self, base: BaseModel, needed: Mapping[str, Any], examples: Sequence[Example]
@@ -236,11 +259,7 @@ class _Update:
         return started
 
     def _report(
-        self,
-        available: UpdateData,
-        started: StartedUpdate | None,
-        live: Revision | None,
-        found: ExampleSet,
+        self, available: UpdateData, live: Revision | None, found: ExampleSet
     ) -> UpdateReport:
         """The report as far as it is known before any work."""
         counts = count(
@@ -249,11 +268,6 @@ class _Update:
             new_held_out=available.new_held_out,
             old_held_out=available.old_held_out,
         )
-        if started is not None:
-            counts |= count(new=started.data.new, new_held_out=started.data.new_held_out)
-            known = {example.example_id for example in started.data.all()}
-            fresh = (*available.new, *available.new_held_out)
-            counts |= count(waiting=[e for e in fresh if e.example_id not in known])
         left_out = dict(found.left_out)
         if found.thumbs and not self.config.thumbs.weight:
             left_out["thumbs_turned_off"] = len(found.thumbs)
@@ -313,7 +327,7 @@ class _Update:
         learner.score("base", trained)
         tokens = evaluate.tokens_needed(rows.held_out or trained)
         needed = tokens / learner.scoring_speed(trained)
-        left = 60 * self.config.max_minutes - (time.monotonic() - self.started_at) - needed
+        left = 60 * self.config.max_minutes - self._seconds() - needed
         return Limits(seconds=max(0.0, left), interrupts=self.interrupts)
 
     def _prove(
@@ -336,21 +350,15 @@ class _Update:
             learner, new, old, kl=kl, trained=rows.new, checks=checks, config=config
         )
         result = gate.judge(evidence, config.gate, seed=config.seed)
-        replayed = [row.example for row in rows.old]
-        counts = count(replayed=replayed, old_evaluated=rows.data.old_held_out)
         report = replace(
-            self._with_counts(report, learner),
+            report,
             verdict=result.verdict,
-            counts=report.counts | counts | {"evaluated_thumbs": new.counted_thumbs()},
+            counts=report.counts | {"evaluated_thumbs": new.counted_thumbs()},
             accuracy=new.joined(old).by_tag(),
             training=asdict(training),
             checks=result.to_mapping()["checks"],
-            notes=[
-                *self.checkpoint.troubles,
-                *learner.notes(),
-                *new.notes(),
-                *evidence.notes,
-            ],
+            notes=[*report.notes, *new.notes(), *evidence.notes],
+            seconds=self._seconds(),
         )
         scores = self._cache(learner.base, self.update_id)
         if result.verdict == "refused":
@@ -359,17 +367,6 @@ class _Update:
             report = replace(report, revision=self._publish(learner, live, report))
             scores.rename(str(report.revision))
         return report
-
-    def _with_counts(self, report: UpdateReport, learner: Learner) -> UpdateReport:
-        """The report with what could not be encoded as it was logged, and the time until now."""
-        return replace(
-            report,
-            left_out={**report.left_out, **learner.left_out},
-            shortened=dict(learner.shortened),
-            retokenized=dict(learner.retokenized),
-            notes=[*report.notes, *learner.notes()],
-            seconds=time.monotonic() - self.started_at,
-        )
 
     def _publish(self, learner: Learner, live: Revision | None, report: UpdateReport) -> str:
         with tempfile.TemporaryDirectory(dir=self.home.path, prefix=_CANDIDATE) as folder:
@@ -381,17 +378,23 @@ class _Update:
                 training={"config": report.config, **report.training},
                 watermark={
                     "update_id": self.update_id,
-                    "pairs": report.counts["new"],
-                    "thumbs": report.counts["new_thumbs"],
+                    "pairs": report.counts["trained"],
+                    "thumbs": report.counts["trained_thumbs"],
                 },
             )
         return revision.revision_id
 
-    def _record(self, report: UpdateReport, data: UpdateData) -> None:
+    def _record(self, report: UpdateReport, groups: Mapping[str, Sequence[Example]]) -> None:
         """Store the report, and what each example was used for and made of."""
-        roles: dict[str, Role] = {e.example_id: "replay" for e in data.old}
-        roles |= {e.example_id: "new" for e in data.new}
-        roles |= {e.example_id: "held_out" for e in data.new_held_out}
+        roles: dict[str, Role] = {
+            "trained": "new",
+            "new_evaluated": "held_out",
+            "replayed": "replay",
+            "left_out": "left_out",
+        }
+        if report.verdict == "nothing_usable":  # and so nothing held out was looked at
+            roles["waiting"] = "waiting"
+        used = [(role, e) for group, role in roles.items() for e in groups[group]]
         self.updates.add(
             UpdateRow(
                 update_id=report.update_id,
@@ -402,7 +405,7 @@ class _Update:
                 candidate=report.revision,
                 verdict=report.verdict,
                 report=report.to_mapping(),
-                pairs=roles,
-                sources={e.example_id: e.provenance for e in data.all() if e.example_id in roles},
+                pairs={e.example_id: role for role, e in used},
+                sources={e.example_id: e.provenance for _, e in used},
             )
         )

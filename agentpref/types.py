@@ -23,7 +23,7 @@ WINNERS: tuple[Winner, ...] = get_args(Winner)
 Origin: TypeAlias = Literal["correction", "comparison", "thumbs", "judge", "thumb"]
 """What an example is made of; ``thumbs`` are opposed ones on one prompt, ``thumb`` is lone."""
 
-Verdict: TypeAlias = Literal["promoted", "refused", "insufficient", "nothing_new"]
+Verdict: TypeAlias = Literal["promoted", "refused", "insufficient", "nothing_new", "nothing_usable"]
 """The outcome of an update."""
 
 BASE = "base"
@@ -34,6 +34,13 @@ LORA_RANKS = (8, 16, 32, 64, 128, 256, 512)
 
 HELD_OUT = 0.2
 """The default share of the prompts that is held out."""
+
+RETRACTION = "retraction"
+"""The key of feedback that takes back what its voter said of a run before: ``Log.retract``.
+
+Its value is a mapping: ``key`` is what is taken back (``"comparison"`` for comparisons, ``None``
+for everything), and ``against`` limits a comparison to the one with this other run.
+"""
 
 Progress: TypeAlias = Callable[[str, int, int], object]
 """A callback of long work: ``(stage, done, total)``."""
@@ -81,7 +88,10 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
-    """A judgement on one run; ``correction`` is the output as it should have been."""
+    """A judgement on one run; ``correction`` is the output as it should have been.
+
+    ``scale`` is the lowest and the highest score that could have been given; ``None`` is not known.
+    """
 
     feedback_id: str
     run_id: str
@@ -93,6 +103,7 @@ class Feedback:
     source: Source = "human"
     user_id: str | None = None
     correction: Message | None = None
+    scale: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,10 +193,15 @@ class UpdateReport:
     """What an update did and why. Accuracies are held-out, per tag, before and after.
 
     ``counts`` are numbers of pairs and, under the same names with ``_thumbs``, of lone thumbs.
-    ``evaluated_thumbs`` are the new held-out thumbs that count as evidence: as many likes as
-    dislikes. Every example that was not used as it was logged is counted by reason: ``left_out``
-    are neither trained nor evaluated, ``shortened`` lost the oldest turns of their prompt, and the
-    logged tokens of ``retokenized`` could not be used. ``config`` holds the settings, and ``notes``
+    ``new``, ``old`` and their ``_held_out`` are all there are. Each of these is ``trained``,
+    ``replayed``, ``new_evaluated``, ``old_evaluated``, ``not_drawn`` this time, ``waiting`` for the
+    next update, or in ``left_out``. ``evaluated_thumbs`` are the new held-out thumbs that count as
+    evidence: as many likes as dislikes.
+
+    Every example that was not used as it was logged is counted by reason: ``left_out`` are neither
+    trained nor evaluated (it counts the rows of feedback that made no example, too), ``shortened``
+    lost the oldest turns of their prompt, and the logged tokens of ``retokenized`` could not be
+    used. ``config`` holds the settings, ``base`` identifies the base model, and ``notes`` say
     anything else, such as why an interrupted training started over.
     """
 
@@ -205,6 +221,7 @@ class UpdateReport:
     training: dict[str, Any] = field(default_factory=dict)
     checks: list[dict[str, Any]] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
+    base: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property

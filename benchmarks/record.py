@@ -30,6 +30,7 @@ from typing import Any
 from agentpref import Log
 from agentpref.home import Home
 from agentpref.record.database import connect
+from agentpref.record.messages import FEEDBACK_COLUMNS
 from agentpref.record.writer import BATCH
 from benchmarks._report import Target, at_least, at_most, print_report
 from benchmarks._tracers import CONTESTANTS
@@ -217,7 +218,7 @@ def _commit_raw(home: Home, other: Home, calls: int) -> float:
         rows = iter(source.execute("SELECT * FROM feedback").fetchall())
     with closing(connect(other)) as connection:
         connection.execute("PRAGMA foreign_keys = OFF")
-        marks = ", ".join("?" * 10)
+        marks = ", ".join("?" * len(FEEDBACK_COLUMNS))
 
         def commit() -> None:
             connection.execute("BEGIN IMMEDIATE")

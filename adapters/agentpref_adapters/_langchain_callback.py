@@ -1,8 +1,5 @@
 """Turns LangChain's events into ``Log.record`` calls, one for each answer of a model.
 
-The functions at the end convert LangChain's messages, tools and settings to the OpenAI shapes that
-agentpref stores. The chat model uses them too, so a message has one form everywhere.
-
 A call is noted when the model starts and recorded when it ends, under LangChain's own run id. A
 call that raises is dropped. Chains, tools and retrievers are followed to find the trace of a call.
 
@@ -12,6 +9,7 @@ cancelled calls, nor one entry of its ``order_map`` for each run.
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 from collections import Counter
@@ -21,28 +19,36 @@ from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.messages.utils import convert_to_openai_messages
-from langchain_core.outputs import ChatGeneration, Generation, LLMResult
+from langchain_core.messages import BaseMessage
+from langchain_core.outputs import LLMResult
 from langchain_core.runnables import ensure_config
-from langchain_core.utils.function_calling import convert_to_openai_tool
 
+from agentpref.errors import ConfigError
+from agentpref.record.forks import guard
 from agentpref.record.log import Log
+from agentpref_adapters._langchain_messages import (
+    answered,
+    first_id,
+    openai_messages,
+    openai_tool,
+)
 
 V = TypeVar("V")
 
-# LangChain sends no event when a call is cancelled, so notes need a limit. It is far above what
+# LangChain sends no event when a call is cancelled, so notes need limits. These are far above what
 # one process has in flight.
 _MOST_KEPT = 10_000
+_MOST_BYTES = 64 * 1024 * 1024
 # Only sampling parameters are logged; others may be endpoints, headers and keys.
 _PARAMS = (
     "temperature", "top_p", "top_k", "min_p", "seed", "n", "stop", "stop_sequences", "tool_choice",
     "max_tokens", "max_completion_tokens", "max_output_tokens", "num_predict", "reasoning_effort",
     "presence_penalty", "frequency_penalty", "repetition_penalty",
 )  # fmt: skip
-# The tags with which LangChain numbers the steps of a chain.
+# The tags with which LangChain and LangGraph mark the steps of a chain.
 _STEP_TAG = re.compile(
-    r"(seq|graph):step:\d+|map:key:.*|condition:\d+|branch:(\d+|default)|langsmith:.*"
+    r"(seq|graph):step:\d+|retry:attempt:\d+|map:key:.*|condition:\d+|branch:(\d+|default)"
+    r"|langsmith:.*|nostream"
 )
 # What the frameworks add to the metadata of a run. "langgraph_node" is logged: it names the part of
 # a graph that called the model.
@@ -51,37 +57,76 @@ _FRAMEWORK_KEY = re.compile(
 )
 
 
+_AGAIN = (
+    "run_id %s was the id of an earlier call: this answer is run %s, which answer_of(run_id) "
+    "returns; give each call a run_id of its own"
+)
+_AT_ONCE = (
+    "run_id %s is the id of two calls at once, which cannot be told apart: neither is logged; give "
+    "each call a run_id of its own"
+)
+_logger = logging.getLogger("agentpref")
+
+
 class CallbackCounts(NamedTuple):
     """What became of the model calls of a callback.
 
     ``logged`` answers were given to the log, whose ``dropped`` counts those it could not keep.
-    ``failed`` calls raised, were cancelled or had their stream closed early. ``lost`` calls could
-    not be converted; LangChain's logger says why. ``open`` calls are still running.
+    ``failed`` calls raised, were cancelled, had their stream closed early, or were the oldest of
+    10,000 or 64 MiB that had no end. ``lost`` calls could not be converted, or ran at the same time
+    as another one with their run id; the logs of LangChain and ``agentpref`` say why. ``open``
+    calls are still running. ``repeated`` of the logged answers came under a run id that an earlier
+    call had, and were given another one.
     """
 
     logged: int
     failed: int
     lost: int
     open: int
+    repeated: int = 0
+
+
+class _Call(NamedTuple):
+    """A call that runs: what is known of its run, about how many bytes, and its traces."""
+
+    about: dict[str, Any]
+    size: int
+    traces: tuple[UUID, ...]
+
+
+class _Last(NamedTuple):
+    """The call of a trace that started last, and the run of its answer.
+
+    If an earlier call answers after it started, they overlap, and neither is the last.
+    """
+
+    call: UUID
+    answer: str | None = None
+    overlaps: bool = False
 
 
 class AgentprefCallback(BaseCallbackHandler):
     """Logs every model call of a chain or an agent; pass it in ``config={"callbacks": […]}``.
 
     Works for invoke, stream, batch and their async forms. A run gets LangChain's own run id, as a
-    string; further answers to the same prompt get ``"<run_id>:1"``, ``"<run_id>:2"``, …. The trace
-    is the root run of the chain or agent, and :meth:`answer_of` finds the run of its final answer,
-    for feedback. ``thread_id`` and ``user_id`` come from the config's ``metadata``, then from its
+    string; further answers to the same prompt get ``"<run_id>:1"``, ``"<run_id>:2"``, …, and the
+    answer of a second call with the same run id ``"<run_id>/2"``. The trace is the root run of the
+    chain or agent, and :meth:`answer_of` finds the run of its final answer, for feedback.
+    ``thread_id`` and ``user_id`` come from the config's ``metadata``, then from its
     ``configurable``, then from the arguments here. (In a ``batch``, LangChain passes callbacks the
     metadata only.)
 
     An error in the callback never breaks the chain: LangChain logs it; :attr:`counts` counts it.
+    A forked child counts from zero.
 
     Args:
         log: where runs go; the caller closes it.
         tags: put before the tags of the config; the first is the domain tag of the run.
         thread_id: the thread of runs whose config has none.
         user_id: the user of runs whose config has none.
+
+    Raises:
+        ConfigError: ``tags`` is a string.
     """
 
     raise_error = False
@@ -97,106 +142,197 @@ class AgentprefCallback(BaseCallbackHandler):
         thread_id: str | None = None,
         user_id: str | None = None,
     ) -> None:
+        if isinstance(tags, str):
+            raise ConfigError(f"tags is {tags!r}; pass a list of strings: [{tags!r}]")
         self._log = log
         self._tags = tuple(tags)
         self._defaults = {"thread_id": thread_id, "user_id": user_id}
-        self._lock = threading.Lock()
-        self._calls: dict[UUID, dict[str, Any]] = {}
-        self._roots: dict[UUID, UUID] = {}
-        self._answers: dict[UUID, str] = {}
+        self._traces: dict[UUID, tuple[UUID, ...]] = {}
+        self._last: dict[UUID, _Last] = {}
+        self._uses: dict[UUID, int] = {}
+        self._begin()
+        guard(self)
+
+    def _begin(self) -> None:
+        # Reentrant: the collector may close an abandoned stream while this thread holds the lock.
+        self._lock = threading.RLock()
+        self._calls: dict[UUID, _Call] = {}
+        self._bytes = 0
         self._counted: Counter[str] = Counter()
+
+    def before_fork(self) -> None:
+        """Let no other thread hold the lock while the process forks."""
+        self._lock.acquire()
+
+    def after_fork_in_parent(self) -> None:
+        """Continue."""
+        self._lock.release()
+
+    def after_fork_in_child(self) -> None:
+        """Start without open calls: their threads are the parent's."""
+        self._begin()
 
     @property
     def counts(self) -> CallbackCounts:
         """What became of the model calls so far."""
-        seen = self._counted
-        return CallbackCounts(seen["logged"], seen["failed"], seen["lost"], len(self._calls))
+        with self._lock:
+            counted = {name: self._counted[name] for name in CallbackCounts._fields}
+            return CallbackCounts(**counted | {"open": len(self._calls)})
 
     def answer_of(self, trace_id: UUID) -> str | None:
-        """The run that answered last in a trace, for the 10,000 newest traces.
+        """The run of the last model call of a trace, for the 10,000 newest traces.
 
-        ``trace_id`` is the ``run_id`` of the config that the chain or agent was called with.
+        None if that call has not answered (it runs, raised, was cancelled, had its stream closed,
+        or could not be converted), or if another call of the trace answered at the same time, so
+        that none is the last. ``trace_id`` is the ``run_id`` of the config that the chain or agent
+        was called with.
         """
-        return self._answers.get(trace_id)
+        last = self._last.get(trace_id)
+        return None if last is None or last.overlaps else last.answer
 
     def on_chat_model_start(
         self, serialized: Any, messages: list[list[BaseMessage]], *, run_id: UUID, **event: Any
     ) -> None:
         """Note a call to a chat model. LangChain sends one event for each prompt of a batch."""
+        traces = self._start_call(run_id, event)
         with self._counting_losses():
-            self._note(run_id, openai_messages(messages[0]), event)
+            self._note(run_id, traces, openai_messages(messages[0]), event)
 
     def on_llm_start(
         self, serialized: dict[str, Any], prompts: list[str], *, run_id: UUID, **event: Any
     ) -> None:
         """Note a call to a plain text model, as one message of the user."""
+        traces = self._start_call(run_id, event)
         with self._counting_losses():
-            self._note(run_id, [{"role": "user", "content": prompts[0]}], event)
+            self._note(run_id, traces, [{"role": "user", "content": prompts[0]}], event)
 
     def on_llm_end(self, response: LLMResult, *, run_id: UUID, **event: Any) -> None:
         """Record the answers to one prompt."""
-        call = self._take(self._calls, run_id)
+        self._on_end(run_id=run_id)
+        call = self._end_call(run_id)
         if call is None:
             return
         with self._counting_losses():
+            name = self._name(run_id)
             for index, answer in enumerate(response.generations[0]):
-                name = f"{run_id}:{index}" if index else str(run_id)
-                self._log.record(run_id=name, **{**call, **_answered(answer, call["model"])})
+                run = {**call.about, **answered(answer, call.about["model"])}
+                self._log.record(run_id=f"{name}:{index}" if index else name, **run)
                 self._count("logged")
-            self._put(self._answers, UUID(call["trace_id"]), str(run_id))
+            self._answer(run_id, call.traces, name if response.generations[0] else None)
 
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **event: Any) -> None:
         """Drop a call that raised, was cancelled or had its stream closed early."""
-        if self._take(self._calls, run_id) is not None:
+        self._on_end(run_id=run_id)
+        if self._end_call(run_id) is not None:
             self._count("failed")
 
     def _on_start(self, *what: Any, run_id: UUID, **event: Any) -> None:
-        """Note the trace of a chain, tool or retriever, which may call a model."""
-        self._put(self._roots, run_id, self._root(run_id, event))
+        """Note the traces of a chain, tool or retriever, which may call a model."""
+        with self._lock:
+            _put(self._traces, run_id, self._traces_of(run_id, event))
 
     def _on_end(self, *what: Any, run_id: UUID, **event: Any) -> None:
         """Drop the note of a chain, tool or retriever that ended or raised."""
-        self._take(self._roots, run_id)
+        with self._lock:
+            self._traces.pop(run_id, None)
 
     on_chain_start = on_tool_start = on_retriever_start = _on_start
     on_chain_end = on_tool_end = on_retriever_end = _on_end
     on_chain_error = on_tool_error = on_retriever_error = _on_end
 
-    def _note(self, run_id: UUID, messages: list[dict[str, Any]], event: Mapping[str, Any]) -> None:
+    def _traces_of(self, run_id: UUID, event: Mapping[str, Any]) -> tuple[UUID, ...]:
+        """The root run, and around it, any root whose context LangChain did not hand on.
+
+        A runnable with fallbacks calls its parts with the caller's config, in which they are roots.
+        Where the handler was attached below the root, the parent stands for it.
+        """
+        parent: UUID | None = event.get("parent_run_id")
+        if parent is not None:
+            return self._traces.get(parent, (parent,))
+        around = getattr(ensure_config().get("callbacks"), "parent_run_id", None)
+        return (run_id, *self._traces.get(around, ())) if around else (run_id,)
+
+    def _start_call(self, run_id: UUID, event: Mapping[str, Any]) -> tuple[UUID, ...]:
+        """Make a call the last one of its traces, whatever becomes of it."""
+        with self._lock:
+            traces = self._traces_of(run_id, event)
+            _put(self._traces, run_id, traces)
+            for trace in traces:
+                _put(self._last, trace, _Last(run_id))
+        return traces
+
+    def _note(
+        self,
+        run_id: UUID,
+        traces: tuple[UUID, ...],
+        messages: list[dict[str, Any]],
+        event: Mapping[str, Any],
+    ) -> None:
         metadata = event.get("metadata") or {}
         invocation = event.get("invocation_params") or {}
         places = (metadata, invocation, ensure_config().get("configurable"), self._defaults)
         model = metadata.get("ls_model_name") or invocation.get("model")
-        tags = [tag for tag in event.get("tags") or () if not _STEP_TAG.fullmatch(tag)]
-        call = {
+        tags = [tag for tag in map(str, event.get("tags") or ()) if not _STEP_TAG.fullmatch(tag)]
+        about = {
             "messages": messages,
             "tools": [openai_tool(tool) for tool in invocation.get("tools") or ()],
             "model": model or invocation.get("model_name"),
             "params": {key: invocation[key] for key in _PARAMS if invocation.get(key) is not None},
             "tags": list(dict.fromkeys([*self._tags, *tags])),
-            "metadata": {k: v for k, v in metadata.items() if not _FRAMEWORK_KEY.fullmatch(k)},
+            "metadata": {
+                key: value
+                for key, value in metadata.items()
+                if not _FRAMEWORK_KEY.fullmatch(str(key))
+            },
             "thread_id": first_id("thread_id", *places),
             "user_id": first_id("user_id", *places),
-            "trace_id": str(self._root(run_id, event)),
+            "trace_id": str(traces[-1]),
         }
-        self._put(self._calls, run_id, call)
+        if not self._keep(run_id, _Call(about, _size(about), traces)):
+            _logger.warning(_AT_ONCE, run_id)
 
-    def _root(self, run_id: UUID, event: Mapping[str, Any]) -> UUID:
-        """The root run; the parent, where the handler was attached below the root."""
-        parent: UUID | None = event.get("parent_run_id")
-        return run_id if parent is None else self._roots.get(parent) or parent
-
-    def _put(self, notes: dict[UUID, V], run_id: UUID, value: V) -> None:
-        """Note a value for a run, and drop the oldest note where there are too many."""
+    def _keep(self, run_id: UUID, call: _Call) -> bool:
+        """Keep a call until it ends, unless another one runs under its id: forget both then."""
         with self._lock:
-            notes[run_id] = value
-            dropped = notes.pop(next(iter(notes)), None) if len(notes) > _MOST_KEPT else None
-        if dropped is not None and notes is self._calls:
-            self._count("failed")
+            other = self._end_call(run_id)
+            if other is not None and other.about != call.about:
+                self._counted["lost"] += 2
+                return False
+            self._counted["failed"] += other is not None  # it was cancelled, and is tried again
+            self._calls[run_id] = call
+            self._bytes += call.size
+            while len(self._calls) > 1 and (
+                len(self._calls) > _MOST_KEPT or self._bytes > _MOST_BYTES
+            ):
+                self._end_call(next(iter(self._calls)))
+                self._counted["failed"] += 1
+            return True
 
-    def _take(self, notes: dict[UUID, V], run_id: UUID) -> V | None:
+    def _end_call(self, run_id: UUID) -> _Call | None:
         with self._lock:
-            return notes.pop(run_id, None)
+            call = self._calls.pop(run_id, None)
+            self._bytes -= call.size if call else 0
+        return call
+
+    def _name(self, run_id: UUID) -> str:
+        """The id of a call's run: LangChain's, unless an earlier call had that one."""
+        with self._lock:
+            uses = self._uses.get(run_id, 0) + 1
+            _put(self._uses, run_id, uses)
+            self._counted["repeated"] += uses > 1
+        if uses == 1:
+            return str(run_id)
+        name = f"{run_id}/{uses}"
+        _logger.warning(_AGAIN, run_id, name)
+        return name
+
+    def _answer(self, run_id: UUID, traces: tuple[UUID, ...], name: str | None) -> None:
+        with self._lock:
+            for trace in traces:
+                last = self._last.get(trace, _Last(run_id))
+                is_last = last.call == run_id
+                last = last._replace(answer=name) if is_last else last._replace(overlaps=True)
+                _put(self._last, trace, last)
 
     def _count(self, name: str) -> None:
         with self._lock:
@@ -211,54 +347,23 @@ class AgentprefCallback(BaseCallbackHandler):
             raise  # LangChain logs it and continues, since raise_error is off
 
 
-def _answered(answer: Generation, model: str | None) -> dict[str, Any]:
-    """The output of a generation, and who wrote it in which tokens."""
-    if not isinstance(answer, ChatGeneration):
-        return {"output": answer.text}
-    reply = answer.message.response_metadata
-    ours = reply if "revision" in reply else {}  # elsewhere, "logprobs" has other shapes
-    return {
-        "output": openai_messages([answer.message])[0],
-        "model": reply.get("model_name") or reply.get("model") or model,
-        "revision": ours.get("revision"),
-        "token_ids": ours.get("token_ids"),
-        "logprobs": ours.get("logprobs"),
-    }
+def _put(notes: dict[UUID, V], key: UUID, value: V) -> None:
+    """Note a value as the newest, and drop the oldest note where there are too many."""
+    notes.pop(key, None)
+    notes[key] = value
+    if len(notes) > _MOST_KEPT:
+        del notes[next(iter(notes))]
 
 
-def openai_messages(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
-    """Convert messages to OpenAI's shape; one with several tool results becomes several.
-
-    Content that is all text becomes one string; multimodal content stays a list of blocks.
-    """
-    converted = []
-    for message in messages:
-        bodies = convert_to_openai_messages([message], text_format="block")
-        for body in bodies:
-            # No separator: providers split one sentence into several blocks to cite sources.
-            if all(block.get("type") == "text" for block in body["content"]):
-                body["content"] = "".join(block["text"] for block in body["content"])
-        # LangChain leaves invalid calls out, but the model wrote them.
-        for call in message.invalid_tool_calls if isinstance(message, AIMessage) else ():
-            function = {"name": call["name"] or "", "arguments": call["args"] or ""}
-            raw = {"type": "function", "id": call["id"], "function": function}
-            bodies[0].setdefault("tool_calls", []).append(raw)
-        converted += bodies
-    return converted
-
-
-def openai_tool(tool: Any) -> dict[str, Any]:
-    """Describe a tool in OpenAI's shape; a provider's built-in tool stays as it is."""
-    try:
-        return convert_to_openai_tool(tool)
-    except ValueError:
-        if isinstance(tool, Mapping):
-            return dict(tool)
-        raise
-
-
-def first_id(name: str, *places: Mapping[str, Any] | None) -> str | None:
-    """The id of that name from the first place that has it, as a string."""
-    found = (place[name] for place in places if place and place.get(name) is not None)
-    value = next(found, None)
-    return None if value is None else str(value)
+def _size(value: Any) -> int:
+    """About how many bytes a JSON-like value takes, whatever it holds."""
+    size, rest, seen = 0, [value], set()
+    while rest:
+        item = rest.pop()
+        if isinstance(item, (str, bytes)):
+            size += len(item)
+        elif isinstance(item, (dict, list, tuple)) and id(item) not in seen:
+            seen.add(id(item))
+            rest += item.values() if isinstance(item, dict) else item
+            size += 100
+    return size

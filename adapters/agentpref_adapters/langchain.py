@@ -39,12 +39,8 @@ from pydantic import Field
 
 from agentpref.serve.backend import GenerationRequest, Reply
 from agentpref.serve.router import Router
-from agentpref_adapters._langchain_callback import (
-    AgentprefCallback,
-    CallbackCounts,
-    first_id,
-    openai_messages,
-)
+from agentpref_adapters._langchain_callback import AgentprefCallback, CallbackCounts
+from agentpref_adapters._langchain_messages import first_id, openai_messages
 
 __all__ = ["AgentprefCallback", "AgentprefChatModel", "CallbackCounts"]
 

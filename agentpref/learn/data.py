@@ -113,19 +113,6 @@ class UpdateRows:
         return [*self.new_held_out, *self.old_held_out]
 
 
-def count(**groups: Sequence[Example]) -> dict[str, int]:
-    """Count groups of examples: those with completions to compare, and lone thumbs beside them.
-
-    >>> count(new=())
-    {'new': 0, 'new_thumbs': 0}
-    """
-    counts: dict[str, int] = {}
-    for name, examples in groups.items():
-        thumbs = sum(example.lone for example in examples)
-        counts |= {name: len(examples) - thumbs, f"{name}_thumbs": thumbs}
-    return counts
-
-
 def prepare(
     learner: Learner, available: UpdateData, started: UpdateData | None, config: UpdateConfig
 ) -> UpdateRows:

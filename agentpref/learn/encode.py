@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from agentpref.models.template import ChatTemplate, Objection
+from agentpref.models.reasons import Objection
+from agentpref.models.template import ChatTemplate
 from agentpref.models.tokenizer import ExampleTokenizer, Ids, Mask, TokenizedExample
 from agentpref.types import Completion, Example, Prompt
 
@@ -97,9 +98,7 @@ class Encoding:
         return Counter(objection.reason for objection in self.objections.values())
 
 
-def encode(
-    examples: Iterable[Example], template: ChatTemplate, *, max_length: int
-) -> Encoding:
+def encode(examples: Iterable[Example], template: ChatTemplate, *, max_length: int) -> Encoding:
     """Encode examples in order; a prompt and its longest completion fit into ``max_length`` tokens.
 
     The mismatched completion of a lone example is that of the next one, in the circle of the lone

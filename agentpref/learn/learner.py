@@ -28,7 +28,7 @@ from agentpref.learn.team import Team
 from agentpref.learn.trainer import Limits, Observer, TrainingReport
 from agentpref.models.base import BaseModel
 from agentpref.models.decoding import Decoding
-from agentpref.models.template import Objection
+from agentpref.models.reasons import Objection
 from agentpref.types import Example, Progress
 
 if TYPE_CHECKING:

@@ -133,7 +133,7 @@ def _joins(text: str, at: int) -> bool:
 
 
 def _is_word(letter: str) -> bool:
-    return letter == "_" or letter.isascii() and letter.isalnum()
+    return letter == "_" or (letter.isascii() and letter.isalnum())
 
 
 def is_bare(left: str, special: Sequence[str]) -> bool:
@@ -142,15 +142,16 @@ def is_bare(left: str, special: Sequence[str]) -> bool:
     Special tokens may surround the pieces, and words may come before, up to such a token: they name
     a channel, as in ``<|channel|>final<|message|>``.
 
-    >>> is_bare("<|channel|>final<|message|>\0<|return|>", ["<|channel|>", "<|message|>", "<|return|>"])
+    >>> is_bare("<|channel|>final<|message|>\0<|end|>", ["<|channel|>", "<|message|>", "<|end|>"])
     True
     >>> is_bare("<think></think>\0<|im_end|>", ["<|im_end|>"])
     False
     """
     for token in special:
         left = left.replace(token, _SPECIAL)
-    *channels, last = squeezed(left).split(_SPECIAL)
-    return all(set(part) <= {_FOUND} for part in (last, *channels) if part is last or _FOUND in part)
+    parts = squeezed(left).split(_SPECIAL)
+    first = next((number for number, part in enumerate(parts) if _FOUND in part), 0)
+    return all(set(part) <= {_FOUND} for part in parts[first:])
 
 
 def squeezed(text: str) -> str:

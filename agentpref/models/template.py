@@ -17,12 +17,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from functools import cached_property
-from os.path import commonprefix
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from agentpref.errors import ConfigError, TemplateRefused
 from agentpref.models import fidelity
-from agentpref.models.reasons import LEFT_OUT
+from agentpref.models.reasons import LEFT_OUT, Objection
 from agentpref.models.turns import END_OF_THOUGHT, REASONING_KEYS, Turn, read_turn
 from agentpref.types import Message, Prompt
 
@@ -54,16 +53,6 @@ class Rendered(NamedTuple):
     spans: Sequence[tuple[int, int]] | None = None
 
 
-class Objection(NamedTuple):
-    """Why a row is left out: a reason to count it under, and the message at fault.
-
-    ``message`` is its number in the prompt, -1 for the answer, ``None`` for the row as a whole.
-    """
-
-    reason: str
-    message: int | None = None
-
-
 class ChatTemplate:
     """The chat template of a tokenizer, with the arguments that it is always given.
 
@@ -80,9 +69,13 @@ class ChatTemplate:
     ) -> None:
         self.tokenizer = tokenizer
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
-        added = [t for t in tokenizer.added_tokens_decoder.values() if t.special and t.content]
-        self.special = [token.content for token in added]
         self._readers: dict[str, _Reader] = {}
+
+    @cached_property
+    def special(self) -> list[str]:
+        """The texts of the special tokens."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        return [token.content for token in added if token.special and token.content]
 
     def require_arguments(self, chat_template_kwargs: Mapping[str, Any]) -> None:
         """Refuse an argument that the template does not read.
@@ -144,8 +137,8 @@ class ChatTemplate:
         if whole is None:
             return Objection("template_refuses", -1)
         if not whole.text.startswith(asked):
-            rewritten = whole.text[len(commonprefix([whole.text, asked])) :]
-            adds = not answer.reasoning and reader.end_of_thought in rewritten
+            thoughts, before = (t.count(reader.end_of_thought) for t in (whole.text, asked))
+            adds = not answer.reasoning and thoughts > before
             return Objection("template_adds_reasoning" if adds else "template_rewrites_prompt", -1)
         text = whole.text[len(asked) :]
         left = fidelity.lost(text, fidelity.pieces_of_answer(answer))
@@ -252,7 +245,7 @@ class _Reader:
         # The parts of an answer are pieces of one text, and some templates trim each.
         divided = turn.in_parts and role != "assistant" and self._takes(role, "parts")
         content: Any = turn.text
-        if divided or not self._takes(role, "string") and self._takes(role, "part"):
+        if divided or (not self._takes(role, "string") and self._takes(role, "part")):
             texts = turn.texts if divided else (turn.text,)
             content = [{"type": "text", "text": text} for text in texts]
         return turn.write(role, content, reasoning_key=self._reasoning_key or REASONING_KEYS[0])
@@ -264,11 +257,12 @@ class _Reader:
             parts = [{"type": "text", "text": text} for text in texts]
             message = {"role": role, "content": texts[0] if form == "string" else parts}
             calling = {"role": "assistant", "content": "", "tool_calls": [_CALL]}
-            around = {
+            conversations: Mapping[str, Sequence[Message]] = {
                 "user": [message],
                 "assistant": [_user(_ASK), message],
                 "tool": [_user(_ASK), calling, {**message, "tool_call_id": _CALL["id"]}],
-            }.get(role, [message, _user(_ASK)])
+            }
+            around = conversations.get(role, [message, _user(_ASK)])
             shown = self._render(around, answered=role == "assistant")
             text = "" if shown is None else shown.text
             # A list that is written as Python or JSON writes it was not read as parts.
@@ -312,8 +306,9 @@ class _Reader:
         makes of them is lost where a token begins with white space.
         """
         from jinja2 import TemplateError
-        from transformers.utils import chat_template_utils as jinja
+        from transformers.utils import chat_template_utils
 
+        jinja: Any = chat_template_utils
         compiled: Any = jinja._compile_jinja_template(self.template)
         given = {**self._special, **(arguments or {}), "messages": list(messages), "tools": tools}
         values = jinja._plain_template_data(given)  # a template is a stranger's code

@@ -21,16 +21,14 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from agentpref.models import fidelity, template
-from agentpref.models.template import ChatTemplate, Objection
+from agentpref.models.reasons import Objection
+from agentpref.models.template import ChatTemplate
 from agentpref.models.turns import read_turn
 from agentpref.record.messages import kept
 from agentpref.types import Completion, Example, Message, Prompt
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 Ids: TypeAlias = "tuple[int, ...]"
 Mask: TypeAlias = "tuple[bool, ...]"
@@ -285,5 +283,3 @@ def _numbered(
             alike.append(number)
         order.append(number)
     return order, distinct
-
-

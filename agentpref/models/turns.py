@@ -123,7 +123,10 @@ def read_turn(message: Message) -> Turn:
 
 
 def _kind(part: Any) -> str:
-    return str(part.get("type")) if isinstance(part, Mapping) else type(part).__name__
+    """The type of a part; Bedrock's texts name none."""
+    if not isinstance(part, Mapping):
+        return type(part).__name__
+    return str(part.get("type", "text" if "text" in part else None))
 
 
 def _calls_of(message: Message) -> Iterator[Mapping[str, Any]]:

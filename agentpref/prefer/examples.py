@@ -11,12 +11,13 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
 
 from agentpref.errors import ConfigError
+from agentpref.prefer.retractions import withdraw
 from agentpref.prefer.signals import (
     JudgedAnswer,
     Preference,
@@ -26,7 +27,8 @@ from agentpref.prefer.signals import (
 )
 from agentpref.prefer.votes import STRENGTH, LeftOut, Vote, settle
 from agentpref.record.messages import canonical
-from agentpref.record.store import Scale, Store
+from agentpref.record.scales import Scale
+from agentpref.record.store import Store
 from agentpref.types import Comparison, Completion, Example, Feedback, Message, Origin, Run
 
 LOWEST_JUDGE_NOISE = 0.05
@@ -98,17 +100,18 @@ def build_examples(
         comparisons: verdicts between two of those runs.
         held_out: the share of prompts, from 0 to 1, that prove adapters and never train them.
         judge_noise: the measured disagreement ε of judges with gold labels, from .05 to .5.
-        scales: describes all scores of each key, where ``feedback`` holds only some of them.
+        scales: the scale of each source, for feedback without its own; by default it is what
+            ``feedback`` shows.
 
     Raises:
         ConfigError: ``judge_noise`` is out of range.
     """
     if not LOWEST_JUDGE_NOISE <= judge_noise <= 0.5:
         raise ConfigError(f"judge_noise is {judge_noise!r}, but must be from .05 to .5")
-    feedback, comparisons = list(feedback), list(comparisons)
+    feedback, comparisons, withdrawn = withdraw([*feedback], [*comparisons])
     judged = {row.run_id for row in feedback}
     judged.update(run_id for row in comparisons for run_id in (row.run_a, row.run_b))
-    known = {run.run_id: run for run in runs if run.run_id in judged}
+    known = {run.run_id: _as_asked(run) for run in runs if run.run_id in judged}
     stated, misread = stated_preferences(feedback, comparisons, known)
     answers, unsettled = settled_thumbs(feedback, known, scales)
     implied, lone, spare = match_thumbs(answers)
@@ -117,10 +120,26 @@ def build_examples(
     thumbs, repeated = _thumbs(lone, held_out)
     # Each row counts once, and none of a pair: a thumb may lose one match and win another.
     used = {row for pair in pairs for row in pair.provenance}
-    left = [*misread, *unsettled, *spare, *lost, *repeated]
+    left = [*withdrawn, *misread, *unsettled, *spare, *lost, *repeated]
     reasons = Counter({row: reason for row, reason in left if row not in used}.values())
     examples = sorted([*pairs, *thumbs], key=lambda one: (one.lone, one.created_at, one.example_id))
     return ExampleSet((*examples,), dict(sorted(reasons.items())))
+
+
+def _as_asked(run: Run) -> Run:
+    """A run whose prompt has the arguments of the chat template that the server was given.
+
+    Two runs that differ in them have different prompts: one was asked to think, say, and one not.
+    Clients of OpenAI's library send them in ``extra_body``.
+    """
+    extra = run.params.get("extra_body")
+    params = {**extra, **run.params} if isinstance(extra, Mapping) else run.params
+    arguments = params.get("chat_template_kwargs")
+    if not isinstance(arguments, Mapping) or not arguments:
+        return run
+    parts = (run.prompt.id.encode(), canonical(arguments))
+    asked = hashlib.blake2b(b"\n".join(parts), digest_size=16).hexdigest()
+    return replace(run, prompt=replace(run.prompt, id=asked, chat_template_kwargs=arguments))
 
 
 def example_id_of(prompt_id: str, completions: Sequence[Completion]) -> str:
@@ -142,10 +161,11 @@ def split_point(messages: Sequence[Message]) -> float:
     """Map a prompt to a point in [0, 1), uniformly.
 
     The point depends on the prompt alone, so it is the same in every process and never changes when
-    rows are added. System messages do not count: they often carry a date or a user's name, and the
-    same question must not be both trained and held out.
+    rows are added. System and developer messages do not count beside others: they often carry a
+    date or a user's name, and the same question must not be both trained and held out.
     """
-    turns = [[m["role"], m.get("content")] for m in messages if m["role"] != "system"]
+    asked = [m for m in messages if m["role"] not in ("system", "developer")] or messages
+    turns = [[m["role"], m.get("content")] for m in asked]
     digest = hashlib.blake2b(orjson.dumps(turns, option=orjson.OPT_SORT_KEYS), digest_size=8)
     return int.from_bytes(digest.digest(), "big") / 2**64
 

@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import permutations
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -29,11 +29,13 @@ from agentpref import plugins
 from agentpref.errors import ExchangeError, RedactionFailed
 from agentpref.home import Home, StrPath
 from agentpref.prefer.formats import Format, PreferenceRecord, RowReader
-from agentpref.prefer.rowfiles import Found, Meter, batches, read_rows, write_rows
+from agentpref.prefer.jsonrows import Found, Meter
+from agentpref.prefer.rowfiles import batches, read_rows, write_rows
 from agentpref.record.database import connect, transaction, translated
 from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.ingest.redaction import Redact
 from agentpref.record.messages import IMPORT_ID, Linker, RunRow, run_row
+from agentpref.record.scales import UNIT
 from agentpref.record.store import Store
 from agentpref.types import SOURCES, Comparison, Example, Feedback, Run, Source
 
@@ -43,7 +45,9 @@ class Imported:
     """How far an import is, or how it ended.
 
     ``added`` and ``known`` count the rows that were new and those that the home had; ``bad`` counts
-    the rows that were skipped. ``bytes_read`` and ``bytes_total`` measure the file (0 for a pipe).
+    the rows that were skipped. ``bytes_read`` and ``bytes_total`` measure the file (0: not known).
+    ``ignored`` names the columns that the format of a row does not read, and counts the rows with
+    something in them; ``input.user`` is one inside another.
     """
 
     added: int
@@ -51,6 +55,7 @@ class Imported:
     bad: int
     bytes_read: int
     bytes_total: int
+    ignored: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +102,7 @@ def import_file(
 
     Args:
         home: the home to write to.
-        path: JSON lines, one JSON list, or Parquet.
+        path: JSON lines or one JSON list, perhaps packed by gzip, or Parquet.
         namespace: the namespace of the runs.
         format: the registered format of all rows; by default the keys of each row tell.
         tag: the domain tag of all rows; by default each row's own ``tag`` column.
@@ -124,7 +129,9 @@ def import_file(
     meter, counts = Meter(), Counter[str]()
 
     def so_far() -> Imported:
-        return Imported(counts["added"], counts["known"], counts["bad"], meter.read, meter.total)
+        ignored = dict(sorted((meter.unread + reader.ignored).items()))
+        rows = (counts["added"], counts["known"], counts["bad"])
+        return Imported(*rows, meter.read, meter.total, ignored)
 
     def recorded_rows(found: Iterable[Found], context: ImportContext) -> Iterator[RecordedRow]:
         for number, (place, fields) in enumerate(found, start=1):
@@ -242,7 +249,7 @@ def recorded_row(record: PreferenceRecord, context: ImportContext, number: int) 
     if len(runs) == 1:
         run_id, liked = runs[0].run_id, record.labels[0] > 0
         thumb_id = _content_id("thumb", run_id, liked, *by)
-        thumb = Feedback(thumb_id, run_id, at, "thumbs", float(liked), None, None, *by)
+        thumb = Feedback(thumb_id, run_id, at, "thumbs", float(liked), None, None, *by, scale=UNIT)
         return RecordedRow(runs, [thumb])
     judged = zip(record.labels, (run.run_id for run in runs), strict=True)
     comparisons = [

@@ -1,7 +1,10 @@
 """Files of rows: JSON lines, one JSON list, or Parquet. Read in bounded memory, replaced whole.
 
-The first bytes of a file tell what it is. A row that cannot be read is yielded as an error, so that
-the caller decides whether to continue. A file that cannot be read any further raises.
+The first bytes of a file tell what it is; one that gzip packed is unpacked while it is read. A row
+that cannot be read is yielded as an error, so that the caller decides whether to continue. A file
+that cannot be read any further raises.
+
+``jsonrows.py`` reads the rows of JSON.
 
 Parquet goes through pyarrow. Messages differ in their keys, and a column has one type, so messages
 and tools are stored as Arrow's JSON type (``arrow.json``), which ``datasets`` reads as values. A
@@ -11,51 +14,34 @@ nulls are left out, except for the ``content`` of a message.
 
 from __future__ import annotations
 
-import json
+import gzip
 import os
-import reprlib
-from codecs import BOM_UTF8
+import zlib
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
+from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from decimal import Decimal
-from math import isfinite
 from pathlib import Path
 from typing import IO, Any, TypeAlias, TypeVar
 
-import ijson
 import orjson
 
 from agentpref.errors import ExchangeError, MissingDependency
 from agentpref.home import StrPath, replacing
-from agentpref.record.messages import MAX_MESSAGE_BYTES, plain
+from agentpref.prefer import jsonrows
+from agentpref.prefer.jsonrows import Found, Meter, Parsed
+from agentpref.record.messages import plain
 
-MAX_ROW_BYTES = 4 * MAX_MESSAGE_BYTES
-"""The longest row that is read: a prompt and two answers of the largest size fit."""
-MAX_DEPTH = 300
-"""The depth to which items of a JSON list are built: deeper than orjson writes."""
 BATCH_ROWS = 1000
 BATCH_BYTES = 16 * 1024 * 1024
 """The most rows, and about the most bytes, that are held in memory at a time."""
-CHUNK_BYTES = 1 << 16
 
-_UNPACK = {b"\x1f\x8b": "zcat", b"\x28\xb5\x2f\xfd": "zstdcat", b"PK\x03\x04": "unzip -p"}
-_DEEPER = {"start_map": 1, "start_array": 1, "end_map": -1, "end_array": -1}
-_JSON_CURE = "write one JSON object on each line, or one list of objects"
-_UTF8_CURE = "convert the file, for example with `iconv -f LATIN1 -t UTF-8`"
+_GZIP = b"\x1f\x8b"
+_UNPACK = {b"\x28\xb5\x2f\xfd": "zstd -d", b"PK\x03\x04": "unzip", b"BZh": "bunzip2"}
+_UTF16_CURE = "convert the file, for example with `iconv -f UTF-16 -t UTF-8`"
+_CSV_CURE = "write JSON lines, with pandas: read_csv(…).to_json(…, orient='records', lines=True)"
 
-Parsed: TypeAlias = "dict[str, Any] | ExchangeError"
-Found: TypeAlias = tuple[str, Parsed]
-"""The place of a row (``"line 3"`` or ``"row 3"``), and the row or why it cannot be read."""
 Decode: TypeAlias = Callable[[Any], Any]
 T = TypeVar("T")
-
-
-@dataclass
-class Meter:
-    """How many bytes of a file have been read, and how many it has (0 for a pipe)."""
-
-    read: int = 0
-    total: int = 0
 
 
 def read_rows(path: StrPath, wanted: Collection[str], meter: Meter) -> Generator[Found, None, None]:
@@ -69,28 +55,45 @@ def read_rows(path: StrPath, wanted: Collection[str], meter: Meter) -> Generator
     """
     try:
         with open(path, "rb") as file:
-            meter.total = os.fstat(file.fileno()).st_size
-            if file.peek(CHUNK_BYTES).startswith(BOM_UTF8):
-                meter.read += len(file.read(len(BOM_UTF8)))
-            start = file.peek(CHUNK_BYTES).lstrip()
-            for magic, unpack in _UNPACK.items():
-                if start.startswith(magic):
-                    raise ExchangeError(
-                        f"it is compressed; unpack it: `agentpref import <({unpack} {path})`"
-                    )
-            if start.startswith(b"PAR1") or Path(path).suffix == ".parquet":
-                yield from _table_rows(file, wanted, meter)
-            elif start.startswith(b"["):
-                yield from _list_rows(file, meter)
+            if file.peek(jsonrows.CHUNK_BYTES).startswith(_GZIP):
+                with gzip.GzipFile(fileobj=file) as unpacked:
+                    yield from _rows(unpacked, Path(Path(path).stem), wanted, meter)
             else:
-                yield from _lines(file, meter)
+                meter.total = os.fstat(file.fileno()).st_size
+                yield from _rows(file, Path(path), wanted, meter)
     except ExchangeError as error:
         raise ExchangeError(f"{path}: {error}") from error
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise ExchangeError(
+            f"{path} cannot be unpacked to its end ({error}); fetch the file again"
+        ) from error
     except OSError as error:
         raise ExchangeError(
             f"{path} cannot be read ({error.strerror or error}); name a file of JSON lines, of one "
             "JSON list, or of Parquet that this user may read"
         ) from error
+
+
+def _rows(
+    file: Any, path: Path, wanted: Collection[str], meter: Meter
+) -> Generator[Found, None, None]:
+    """Yield the rows of an open file, whose first bytes and name tell what it is."""
+    if file.peek(jsonrows.CHUNK_BYTES).startswith(BOM_UTF8):
+        meter.read += len(file.read(len(BOM_UTF8)))
+    start = file.peek(jsonrows.CHUNK_BYTES).lstrip()
+    for magic, unpack in _UNPACK.items():
+        if start.startswith(magic):
+            raise ExchangeError(f"it is compressed; unpack it first, with `{unpack}`")
+    if start.startswith(b"PAR1") or path.suffix == ".parquet":
+        yield from _table_rows(file, wanted, meter)
+    elif start.startswith((BOM_UTF16_LE, BOM_UTF16_BE, b"{\0", b"[\0", b"\0{", b"\0[")):
+        raise ExchangeError(f"it is UTF-16, not UTF-8; {_UTF16_CURE}")
+    elif path.suffix in (".csv", ".tsv"):
+        raise ExchangeError(f"it is CSV; {_CSV_CURE}")
+    elif start.startswith(b"["):
+        yield from jsonrows.items(file, wanted, meter)
+    else:
+        yield from jsonrows.lines(file, wanted, meter)
 
 
 def write_rows(
@@ -134,83 +137,6 @@ def batches(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
         yield batch
 
 
-def _lines(file: IO[bytes], meter: Meter) -> Iterator[Found]:
-    """Yield the lines that are not blank. A line that is too long comes in pieces."""
-    number, inside = 1, False
-    for piece in iter(lambda: file.readline(MAX_ROW_BYTES + 1), b""):
-        meter.read += len(piece)
-        if piece.strip() and not inside:
-            yield f"line {number}", _parsed_line(piece)
-        inside = not piece.endswith(b"\n")
-        number += not inside
-
-
-def _parsed_line(line: bytes) -> Parsed:
-    if len(line) > MAX_ROW_BYTES:
-        return _too_long("it")
-    try:
-        return _object(orjson.loads(line.decode()))
-    except UnicodeDecodeError as error:
-        where = f"byte {error.start} is not UTF-8 ({line[error.start]:#04x})"
-        return ExchangeError(f"{where}; {_UTF8_CURE}")
-    except orjson.JSONDecodeError as error:
-        return ExchangeError(f"it is not JSON ({error}); {_JSON_CURE}")
-
-
-def _list_rows(file: IO[bytes], meter: Meter) -> Iterator[Found]:
-    """Yield the items of one JSON list; ijson cannot go on if it breaks off or text follows."""
-    number, row_start, depth, item = 1, meter.read, -1, ijson.ObjectBuilder()
-
-    def chunks() -> Iterator[bytes]:
-        while chunk := file.read(CHUNK_BYTES):
-            if meter.read - row_start > MAX_ROW_BYTES:
-                raise _too_long(f"row {number}")
-            meter.read += len(chunk)
-            yield chunk
-
-    try:
-        for event, scalar in ijson.basic_parse(ijson.from_iter(chunks())):
-            above, depth = depth, depth + _DEEPER.get(event, 0)
-            if min(above, depth) >= 0 and max(above, depth) <= MAX_DEPTH:
-                item.event(event, scalar)
-            if depth == 0 <= above:  # the item is complete
-                yield f"row {number}", _plain_json(item.value)
-                number, row_start, item = number + 1, meter.read, ijson.ObjectBuilder()
-    except (ijson.JSONError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        what = str(error).removeprefix("b'").split("\n")[0].split("\\n")[0]
-        raise ExchangeError(
-            f"from row {number} on it cannot be read as JSON ({what}); correct it there, or fetch "
-            f"the file again if it was cut off; if it is not UTF-8, {_UTF8_CURE}"
-        ) from error
-
-
-def _plain_json(value: Any) -> Parsed:
-    """Make of what ijson built what orjson would read: floats for decimals, bounded depth."""
-    try:
-        return _object(orjson.loads(orjson.dumps(value, default=_finite)))
-    except TypeError as error:
-        return ExchangeError(f"it holds a value that cannot be stored ({error}); {_JSON_CURE}")
-
-
-def _finite(number: Decimal) -> float:
-    if not isfinite(float(number)):
-        raise ValueError(f"{number} is not a finite number")
-    return float(number)
-
-
-def _object(value: Any) -> Parsed:
-    if isinstance(value, dict):
-        return value
-    return ExchangeError(f"it is {reprlib.repr(value)}, not a JSON object; {_JSON_CURE}")
-
-
-def _too_long(what: str) -> ExchangeError:
-    return ExchangeError(
-        f"{what} is longer than {MAX_ROW_BYTES:,} bytes; check that the file has one row on each "
-        "line, or is one list, or cut the row's texts"
-    )
-
-
 def _write_lines(rows: Iterable[Mapping[str, Any]], file: IO[bytes]) -> int:
     lines = (orjson.dumps(row, default=plain, option=orjson.OPT_APPEND_NEWLINE) for row in rows)
     return sum(1 for line in lines if file.write(line))
@@ -220,12 +146,14 @@ def _table_rows(file: IO[bytes], wanted: Collection[str], meter: Meter) -> Itera
     pa, number = _pyarrow(), 0
     try:
         # Without these settings, pyarrow reads whole columns ahead.
-        table = pa.parquet.ParquetFile(file, pre_buffer=False, buffer_size=CHUNK_BYTES)
+        table = pa.parquet.ParquetFile(file, pre_buffer=False, buffer_size=jsonrows.CHUNK_BYTES)
         data = table.metadata
         rows = max(1, data.num_rows)
         total = sum(data.row_group(index).total_byte_size for index in range(data.num_row_groups))
         size = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, total // rows)))
         names = [name for name in table.schema_arrow.names if name in wanted]
+        held = {field.name for field in table.schema_arrow if field.type != pa.null()}
+        meter.unread.update(_rows_with(data, held - {*names} if names else set()))
         decode = _decoder(pa, pa.struct([*table.schema_arrow]))
         for batch in table.iter_batches(batch_size=size, columns=names or None):
             for row in _decoded_rows(batch, decode, (pa.ArrowException, ValueError)):
@@ -236,6 +164,24 @@ def _table_rows(file: IO[bytes], wanted: Collection[str], meter: Meter) -> Itera
         raise ExchangeError(
             f"it cannot be read as Parquet ({error}); fetch or write the file again"
         ) from error
+
+
+def _rows_with(data: Any, names: Collection[str]) -> Counter[str]:
+    """Count the rows in which columns of a table hold something, by what the file says of itself.
+
+    A column of structs or lists, of which it says nothing, counts in every row.
+    """
+    counts: Counter[str] = Counter()
+    for group in map(data.row_group, range(data.num_row_groups)):
+        of_group = {}
+        for column in map(group.column, range(group.num_columns)):
+            name = column.path_in_schema.split(".")[0]
+            told = column.statistics if column.path_in_schema == name else None
+            if name in names:
+                nulls = told.null_count if told is not None and told.has_null_count else 0
+                of_group[name] = group.num_rows - nulls
+        counts.update(of_group)
+    return +counts
 
 
 def _decoded_rows(batch: Any, decode: Decode, errors: tuple[type[Exception], ...]) -> list[Parsed]:

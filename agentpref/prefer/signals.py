@@ -5,10 +5,13 @@ Thumbs state which answers are liked; a liked and a disliked answer to the same 
 preference too, and a thumb with no opposite stays a lone one.
 
 A *thumb* is a score that a person gave under any key, or that anyone gave under the key
-``"thumbs"``; a program's ``latency`` is none. The scale is read from all scores of a key. From 0 to
-1 the middle is .5; where some scores are negative, from -1 to 1, it is 0. Above the middle is up,
-below it is down. Scores outside these ranges (stars, percentages) are left out: a wrong guess of
-their scale turns one star into praise.
+``"thumbs"``; a program's ``latency`` is none. Above the middle of the row's scale is up, below it
+is down. Scores without a known scale (stars, percentages) are left out: a wrong guess turns one
+star into praise.
+
+Whoever changes their mind counts with what they said last. A neutral score supersedes a like, a
+correction supersedes the voter's earlier ones of that answer. ``retractions.py`` has removed what
+was taken back.
 
 What a judge says counts as a judge's vote, whatever form it takes. A judge that contradicts itself
 when the two answers change places states nothing.
@@ -21,7 +24,7 @@ from typing import NamedTuple, TypeAlias, TypeVar
 
 from agentpref.prefer.votes import LeftOut, Reason, Vote, grouped, separate, settle
 from agentpref.record.messages import canonical
-from agentpref.record.store import Scale
+from agentpref.record.scales import UNIT, Bounds, Scale, is_known, is_thumb, shown_by
 from agentpref.types import Comparison, Feedback, Message, Origin, Run
 
 S = TypeVar("S")
@@ -53,11 +56,7 @@ def stated_preferences(
 ) -> tuple[list[Vote[Preference]], list[LeftOut]]:
     """Read the corrections among some feedback, and comparisons."""
     flipped = _flipped(comparisons)
-    readings = [
-        (row.feedback_id, _read_correction(row, row.correction, runs))
-        for row in feedback
-        if row.correction is not None
-    ]
+    readings = _read_corrections([row for row in feedback if row.correction is not None], runs)
     for row in comparisons:
         reading = _read_comparison(row, runs)
         is_flipped = row.comparison_id in flipped
@@ -70,12 +69,13 @@ def settled_thumbs(
 ) -> tuple[list[JudgedAnswer], list[LeftOut]]:
     """Find which answers are liked and which are disliked; corrections are no thumbs.
 
-    ``scales`` describes all scores of each key, where ``feedback`` holds only some of them.
+    ``scales`` has the scale of each source, for rows without their own; by default it is what
+    these rows show.
     """
     rows = [row for row in feedback if row.correction is None]
-    middles = _middles(map(_scale, rows) if scales is None else scales)
-    votes, misread = separate((row.feedback_id, _read_thumb(row, runs, middles)) for row in rows)
-    answers, lost = settle(votes)
+    known = _shown(rows) if scales is None else {(s.key, s.source): s[2:] for s in scales}
+    votes, misread = separate((row.feedback_id, _read_thumb(row, runs, known)) for row in rows)
+    answers, lost = settle(votes, undecided="neutral_score")
     return answers, [*misread, *lost]
 
 
@@ -118,16 +118,28 @@ def _answers(preference: Preference) -> tuple[Hashable, Hashable]:
     return (preference.run.prompt.id, frozenset((chosen, rejected))), chosen
 
 
-def _read_correction(
-    row: Feedback, correction: Message, runs: Mapping[str, Run]
-) -> Vote[Preference] | Reason:
-    run = runs.get(row.run_id)
-    if run is None:
-        return "unknown_run"
-    if canonical(correction) == canonical(run.output):
-        return "identical_answers"
-    preference = Preference(run, correction, run.output, rejected_runs=(run,))
-    return _vote(row, *_answers(preference), "correction", preference)
+def _read_corrections(
+    rows: Iterable[Feedback], runs: Mapping[str, Run]
+) -> list[tuple[str, Vote[Preference] | Reason]]:
+    """Read corrections: of one answer, the newest of each voter counts."""
+    newest: dict[Hashable, bytes] = {}
+    readings: list[tuple[str, Vote[Preference] | Reason]] = []
+    for row in sorted(rows, key=lambda row: (row.created_at, row.feedback_id), reverse=True):
+        run = runs.get(row.run_id)
+        if run is None or row.correction is None:
+            readings.append((row.feedback_id, "unknown_run"))
+            continue
+        answer, fixed = canonical(run.output), canonical(row.correction)
+        said = newest.setdefault((row.source, row.user_id, run.prompt.id, answer), fixed)
+        if fixed != said:
+            readings.append((row.feedback_id, "superseded"))
+        elif fixed == answer:
+            readings.append((row.feedback_id, "identical_answers"))
+        else:
+            preference = Preference(run, row.correction, run.output, rejected_runs=(run,))
+            vote = _vote(row, *_answers(preference), "correction", preference)
+            readings.append((row.feedback_id, vote))
+    return readings
 
 
 def _read_comparison(row: Comparison, runs: Mapping[str, Run]) -> Vote[Preference] | Reason:
@@ -157,40 +169,30 @@ def _flipped(comparisons: Iterable[Comparison]) -> set[str]:
     return flipped
 
 
-def _scale(row: Feedback) -> Scale:
-    """What one score shows of its scale."""
-    score = row.score or 0
-    return Scale(row.key, row.source, row.score is not None, score < 0, abs(score) > 1)
-
-
-def _is_thumb(row: Feedback | Scale) -> bool:
-    return row.source == "human" or row.key == "thumbs"
-
-
-def _middles(scales: Iterable[Scale]) -> dict[str, float | None]:
-    """The neutral score of each key; ``None`` where its scale would have to be guessed."""
-    middles: dict[str, float | None] = {}
-    for key, same in grouped(filter(_is_thumb, scales), lambda scale: scale.key).items():
-        signed = any(scale.negative for scale in same)
-        middles[key] = None if any(scale.beyond for scale in same) else 0.0 if signed else 0.5
-    return middles
+def _shown(rows: Iterable[Feedback]) -> dict[tuple[str, str], Bounds]:
+    """The scale that the rows of each source without their own show."""
+    own = [row for row in rows if row.scale is None and is_thumb(row)]
+    shown = {
+        source: shown_by(row.score for row in same if row.score is not None)
+        for source, same in grouped(own, lambda row: (row.key, str(row.source))).items()
+    }
+    return {source: scale for source, scale in shown.items() if scale is not None}
 
 
 def _read_thumb(
-    row: Feedback, runs: Mapping[str, Run], middles: Mapping[str, float | None]
+    row: Feedback, runs: Mapping[str, Run], scales: Mapping[tuple[str, str], Bounds]
 ) -> Vote[Run] | Reason:
-    if row.score is None or not _is_thumb(row):
+    if row.score is None or not is_thumb(row):
         return "not_a_thumb"
     run = runs.get(row.run_id)
     if run is None:
         return "unknown_run"
-    middle = middles[row.key]
-    if middle is None:
+    low, high = scale = row.scale or scales.get((row.key, row.source), UNIT)
+    if not is_known(scale) or not low <= row.score <= high:
         return "unknown_scale"
-    if row.score == middle:
-        return "neutral_score"
-    question = (run.prompt.id, canonical(run.output))
-    return _vote(row, question, row.score > middle, "thumbs", run)
+    middle = (low + high) / 2
+    side = None if row.score == middle else row.score > middle
+    return _vote(row, (run.prompt.id, canonical(run.output)), side, "thumbs", run)
 
 
 def _matches(newest_first: Sequence[JudgedAnswer]) -> list[tuple[JudgedAnswer, JudgedAnswer]]:

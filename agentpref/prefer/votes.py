@@ -29,10 +29,13 @@ Reason = Literal[
     "identical_answers",  # both answers are the same message
     "judge_flipped",  # the judge changed its verdict when the order was swapped
     "not_a_thumb",  # no score, or a program's measurement rather than a liking
-    "unknown_scale",  # the key has carried scores outside -1..1, such as stars
+    "unknown_scale",  # no scale is known for such scores, for example stars
     "neutral_score",  # exactly in the middle of its scale
     "tie",  # judged equally good
     "superseded",  # the same voter said otherwise later
+    "retracted",  # the same voter took it back later
+    "retraction",  # takes back other rows, which are counted as retracted
+    "nothing_to_retract",  # takes something back that the voter had not said
     "outvoted",  # a stronger signal, or more voters, said otherwise
     "contradicted",  # as many voters said the opposite
     "over_limit",  # the prompt already has its share of thumbs pairs
@@ -50,7 +53,7 @@ K = TypeVar("K", bound=Hashable)
 
 @dataclass(frozen=True, slots=True)
 class Vote(Generic[S]):
-    """One side taken on one question; ``side`` is ``None`` for a tie.
+    """One side taken on one question; ``side`` is ``None`` for a tie or a neutral score.
 
     ``rows`` are the ids of the feedback and comparisons that say so, ``created_at`` is the time of
     the newest of them, and ``subject`` is what the caller gets back when this side wins.
@@ -78,11 +81,14 @@ def separate(
     return votes, [(row, reading) for row, reading in read if not isinstance(reading, Vote)]
 
 
-def settle(votes: Iterable[Vote[S]]) -> tuple[list[list[Vote[S]]], list[LeftOut]]:
+def settle(
+    votes: Iterable[Vote[S]], undecided: Reason = "tie"
+) -> tuple[list[list[Vote[S]]], list[LeftOut]]:
     """Decide every question.
 
     Returns the agreeing votes that won each question, sorted by time and then id, and the rows
-    that lost. The order of the input does not matter.
+    that lost. ``undecided`` is why a vote without a side is left out. The order of the input does
+    not matter.
     """
     ordered = sorted(votes, key=lambda vote: (vote.created_at, vote.rows))
     newest = {(vote.voters, vote.question): vote.side for vote in ordered}
@@ -96,7 +102,7 @@ def settle(votes: Iterable[Vote[S]]) -> tuple[list[list[Vote[S]]], list[LeftOut]
     won: list[list[Vote[S]]] = []
     for same_question in grouped(counted, lambda vote: vote.question).values():
         sides = grouped(same_question, lambda vote: vote.side)
-        left += [row for vote in sides.pop(None, []) for row in vote.left_out("tie")]
+        left += [row for vote in sides.pop(None, []) for row in vote.left_out(undecided)]
         ranked = sorted(sides.values(), key=_support, reverse=True)
         reason: Reason = "outvoted"
         if len(ranked) > 1 and _support(ranked[0]) == _support(ranked[1]):

@@ -242,15 +242,16 @@ def insert_or_ignore(
     table: str,
     columns: Sequence[str],
     rows: Sequence[Sequence[Any]],
-) -> None:
-    """Insert rows in their order; a row whose key is taken changes nothing."""
-    start = 0
+) -> int:
+    """Insert rows in their order, and count them; a row whose key is taken changes nothing."""
+    start = inserted = 0
     while start < len(rows):
         most = min(len(rows) - start, MAX_PARAMETERS // len(columns))
         count = 1 << (most.bit_length() - 1)  # a power of two: few sizes, reused statements
         values = tuple(chain.from_iterable(rows[start : start + count]))
-        connection.execute(statement(table, tuple(columns), count), values)
+        inserted += connection.execute(statement(table, tuple(columns), count), values).rowcount
         start += count
+    return inserted
 
 
 @functools.lru_cache(maxsize=64)

@@ -13,18 +13,18 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from agentpref.errors import AgentprefError, ConfigError, InvalidFeedback, InvalidMessage
+from agentpref.errors import AgentprefError, ConfigError, InvalidMessage
 from agentpref.home import Home, StrPath
 from agentpref.record.database import connect, translated
 from agentpref.record.forks import EXIT_SECONDS
-from agentpref.record.ingest import Ingest, RawRun, freeze
-from agentpref.record.ingest.checks import Judgement, as_output, checked
+from agentpref.record.ingest import Ingest, RawRun, freeze, freeze_what_can_be_kept
+from agentpref.record.ingest.checks import Judgement, as_bool, as_output, checked, tidy
 from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.ingest.redaction import Redact
 from agentpref.record.integrity import Problem, examine
 from agentpref.record.messages import check_output, new_id
 from agentpref.record.writer import Writer
-from agentpref.types import Comparison, Feedback, Message, Source, Tool, Winner
+from agentpref.types import RETRACTION, Comparison, Feedback, Message, Source, Tool, Winner
 
 if TYPE_CHECKING:
     from agentpref.record.deletion.forget import Forgotten
@@ -37,9 +37,10 @@ class Log:
     """The log of one namespace of a home; a context manager that closes itself.
 
     ``record`` never blocks and never raises: a run that cannot be stored is counted in ``dropped``,
-    and the logger ``agentpref`` warns. While the database is locked or full, runs and feedback go
-    to a file of the home, and from there to the database later. With ``strict``, ``record`` returns
-    when the run is on disk, and raises.
+    one with values that JSON cannot hold is kept and counted in ``altered``, and the logger
+    ``agentpref`` warns. While the database is locked or full, runs and feedback go to a file of the
+    home, and from there to the database later. With ``strict``, ``record`` returns when the run is
+    on disk, changes no value, and raises.
 
     The other methods raise ``LogClosed`` after ``close``. Those that judge a run raise
     ``UnknownRun`` if it is not in this home, ``InvalidFeedback`` for an argument that is wrong,
@@ -112,7 +113,8 @@ class Log:
         Args:
             messages: what the model was asked, in OpenAI's shape.
             output: its answer: plain text or an assistant's message.
-            run_id: an id of your own; recording the same id again changes nothing.
+            run_id: an id of your own; recording the same run again changes nothing, and another
+                run under the same id is dropped as ``RunExists``.
             model: name of the base model.
             revision: the adapter that answered, as the router's lease names it.
             thread_id: the conversation.
@@ -123,15 +125,15 @@ class Log:
             token_ids: the answer's tokens, as the engine wrote them.
             logprobs: the natural log-probability of each token.
             tags: domains; the run's pairs are filed under the first one.
-            metadata: anything else; what JSON cannot hold is kept by its ``repr``.
+            metadata: anything else; what JSON cannot hold is kept as text.
 
         Returns:
             The run's id, for ``thumbs``, ``feedback``, ``correct`` and ``compare``.
 
         Raises:
-            InvalidMessage, RedactionFailed, NotKept, LogClosed: only with ``strict``; an argument
-                cannot be stored, ``redact`` raised or returned no text, the run could not be
-                written, or the log was closed.
+            InvalidMessage, RunExists, RedactionFailed, NotKept, LogClosed: only with ``strict``; an
+                argument cannot be stored, the id belongs to another run, ``redact`` raised or
+                returned no text, the run could not be written, or the log was closed.
         """
         now = time.time_ns()
         name = new_id(now) if run_id is None else run_id
@@ -140,10 +142,17 @@ class Log:
                 raise InvalidMessage(
                     f"run_id is {reprlib.repr(name)}; pass a non-empty string of printable text"
                 )
-            body = freeze(
+            parts = (
                 messages, output, tools, model, revision, thread_id, trace_id, user_id,
                 params, token_ids, logprobs, tags, metadata,
             )  # fmt: skip
+            try:
+                body = freeze(*parts)
+            except InvalidMessage:
+                body, changes = freeze_what_can_be_kept(*parts)
+                if self.strict and changes:
+                    raise
+                self._writer.note_altered(name, changes)
             self._take(RawRun(name, now / 1e9, body))
         except AgentprefError as error:
             if self.strict:
@@ -163,11 +172,47 @@ class Log:
 
         >>> log.thumbs(run, up=False, comment="too long")
         """
-        if not isinstance(up, bool):
-            raise InvalidFeedback(f"up is {up!r}; pass True or False")
+        score = as_bool("up", up)
         return self.feedback(
-            run_id, key="thumbs", score=up, comment=comment, source=source, user_id=user_id
+            run_id, key="thumbs", score=score, comment=comment, source=source, user_id=user_id
         )
+
+    def retract(
+        self,
+        run_id: str,
+        key: str | None = "thumbs",
+        *,
+        against: str | None = None,
+        comment: str | None = None,
+        source: Source = "human",
+        user_id: str | None = None,
+    ) -> str:
+        """Take back what the same voter said of a run before; nothing is trained on it any more.
+
+        A later judgement by the voter counts again. The rows stay as history.
+
+        >>> log.retract(run, user_id="ana")
+
+        Args:
+            run_id: the run.
+            key: what is taken back: a key of feedback, ``"correction"``, ``"comparison"`` for the
+                comparisons with other runs, or None for everything.
+            against: only the comparison with this other run.
+            comment: the voter's own words.
+            source: who said it, as it was given then.
+            user_id: who said it; other people's judgements stay.
+        """
+        if key is not None and not (isinstance(key, str) and key):
+            raise InvalidFeedback(f"key is {key!r}; pass the key of the feedback, or None for all")
+        if against is not None and (key != "comparison" or not isinstance(against, str)):
+            raise InvalidFeedback(
+                f"against is {against!r} with key {key!r}; pass the other run's id with "
+                "key='comparison', or leave it out"
+            )
+        what = {"key": key} if against is None else {"key": key, "against": against}
+        now = time.time()
+        given = Feedback(new_id(), run_id, now, RETRACTION, None, what, comment, source, user_id)
+        return self._commit(given).feedback_id
 
     def feedback(
         self,
@@ -179,8 +224,14 @@ class Log:
         comment: str | None = None,
         source: Source = "human",
         user_id: str | None = None,
+        scale: tuple[float, float] | None = None,
     ) -> str:
         """Judge a run.
+
+        A score needs a scale to be read as a thumb: above its middle is liked. The first scores of
+        a key by a source fix it for a namespace: from 0 to 1 (also for bools), or from -1 to 1 once
+        one is negative. A score outside it is refused. Others, such as stars, count as thumbs only
+        with ``scale``.
 
         Args:
             run_id: the run.
@@ -190,8 +241,12 @@ class Log:
             comment: the judge's own words.
             source: ``"human"``, ``"model"`` or ``"code"``.
             user_id: who judged.
+            scale: the lowest and the highest score, such as ``(1, 5)``.
         """
-        given = Feedback(new_id(), run_id, time.time(), key, score, value, comment, source, user_id)
+        now = time.time()
+        given = Feedback(
+            new_id(), run_id, now, key, score, value, comment, source, user_id, None, scale
+        )
         return self._commit(given).feedback_id
 
     def correct(
@@ -211,7 +266,7 @@ class Log:
         now, fixed = time.time(), as_output(output)
         check_output(fixed)
         given = Feedback(
-            new_id(), run_id, now, "correction", None, None, comment, source, user_id, fixed
+            new_id(), run_id, now, "correction", None, None, comment, source, user_id, tidy(fixed)
         )
         return self._commit(given).feedback_id
 
@@ -242,6 +297,16 @@ class Log:
     def dropped(self) -> dict[str, int]:
         """How many runs this log could not keep, by reason; a forked child starts from zero."""
         return self._writer.dropped
+
+    @property
+    def altered(self) -> dict[str, int]:
+        """How many runs were kept with values changed that JSON cannot hold, by kind.
+
+        ``surrogate`` is half of a character, ``key`` a key that is no string, ``integer`` a number
+        beyond 64 bits, ``circular`` and ``deep`` what contains itself or is nested too deep, and
+        ``object`` any other object. A forked child starts from zero.
+        """
+        return self._writer.altered
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until everything recorded is on disk.

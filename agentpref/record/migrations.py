@@ -16,7 +16,8 @@ from typing import NamedTuple, TypeAlias
 
 from agentpref.home import Home
 from agentpref.record.ingest.pseudonyms import Pseudonyms
-from agentpref.record.views import VIEWS
+from agentpref.record.scales import derive_scales
+from agentpref.record.views import RUN_TEXT, VIEWS
 
 Change: TypeAlias = Callable[[sqlite3.Connection], None]
 
@@ -316,6 +317,35 @@ def counted_when_asked(connection: sqlite3.Connection) -> None:
         connection.execute(f"DROP TRIGGER IF EXISTS {trigger}")
     for table in ("tally", "thread", "asker", "judged", "scale", "counted"):
         connection.execute(f"DROP TABLE IF EXISTS {table}")
+
+
+@step
+def scales_and_retractions(connection: sqlite3.Connection) -> None:
+    """What a score means, and what was taken back.
+
+    ``feedback.scale`` is the lowest and the highest score that could have been given, as a list; an
+    end that is not known is null. ``feedback_scale`` has the scale of each source of scores since
+    it first showed one, and refuses scores outside it. Rows from before get the scale that all
+    scores of their source show together; imported ones were 0 or 1.
+
+    Feedback with the key ``retraction`` takes back what its voter said of the run before. The mean
+    of thumbs in ``run_text`` has the newest of each voter that was not taken back.
+    """
+    connection.execute("ALTER TABLE feedback ADD COLUMN scale TEXT")
+    connection.execute(
+        """CREATE TABLE feedback_scale (
+            namespace TEXT NOT NULL,
+            key TEXT NOT NULL,
+            source TEXT NOT NULL,
+            low REAL NOT NULL,
+            high REAL NOT NULL,
+            since REAL NOT NULL,
+            PRIMARY KEY (namespace, key, source)
+        ) WITHOUT ROWID"""
+    )
+    derive_scales(connection)
+    connection.execute("DROP VIEW run_text")
+    connection.execute(RUN_TEXT)
 
 
 _TALLY_TRIGGERS = (

@@ -187,7 +187,7 @@ def _report(home: Home, drained: Drained) -> None:
     what = "%s: %d entries went to the database"
     logging.getLogger("agentpref").info(what, home.spill, drained.stored)
     if drained.refused:
-        what = "%d entries of %s name what this home does not have; they are kept in %s"
+        what = "%d entries of %s name a run that is not here, or repeat one; they are kept in %s"
         warn(what, drained.refused, home.spill, home.refused)
     if drained.torn:
         what = "%d lines of %s were cut off by a crash before they were acknowledged"

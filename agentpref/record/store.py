@@ -10,11 +10,18 @@ import math
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 
-from agentpref.errors import CorruptHome, ForgottenUser, InvalidFeedback, RecordError, UnknownRun
+from agentpref.errors import (
+    CorruptHome,
+    ForgottenUser,
+    InvalidFeedback,
+    RecordError,
+    RunExists,
+    UnknownRun,
+)
 from agentpref.record.database import insert_or_ignore, statement, transaction
 from agentpref.record.messages import (
     COMPARISON_COLUMNS,
@@ -29,22 +36,8 @@ from agentpref.record.messages import (
     as_json,
     run_row,
 )
+from agentpref.record.scales import Scale, fixed_scale, read_scale
 from agentpref.types import Comparison, Feedback, Message, Prompt, Run
-
-
-class Scale(NamedTuple):
-    """The scores of one key that one kind of source gave, without corrections.
-
-    ``scores`` is how many there are, ``negative`` how many are below 0, and ``beyond`` how many are
-    below -1 or above 1.
-    """
-
-    key: str
-    source: str
-    scores: int
-    negative: int
-    beyond: int
-
 
 _PARSED_MESSAGES = 50_000
 """How many messages one reading keeps parsed."""
@@ -81,26 +74,22 @@ SELECT runs, threads, users, feedback, corrections, comparisons, first_at, last_
 # One statement, because two would see two states of a home that others write to. CROSS JOIN makes
 # SQLite go through the judgements and look up their runs: there are far fewer of them.
 
-_SCALES = """
-SELECT key, source, count(*), sum(score < 0), sum(abs(score) > 1)
-FROM feedback CROSS JOIN run USING (run_id)
-WHERE namespace = :namespace AND score IS NOT NULL AND correction IS NULL
-GROUP BY key, source
-"""
+_SCALES = "SELECT key, source, low, high FROM feedback_scale WHERE namespace = ?"
 
 
 class Store:
     """The record of one home, over a connection of ``database.connect``.
 
-    Writing raises ``UnknownRun`` if a run is not in this home, ``InvalidMessage`` if a message
-    cannot be stored, and ``ForgottenUser`` if the user was forgotten later than the entry was made.
+    Writing raises ``UnknownRun`` if a run is not in this home, ``RunExists`` if another run has the
+    same id, ``InvalidMessage`` if a message cannot be stored, and ``ForgottenUser`` if the user was
+    forgotten later than the entry was made.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
 
     def add_run(self, run: Run) -> None:
-        """Write a run and its messages; a run whose id is known changes nothing."""
+        """Write a run and its messages; a run that is known changes nothing."""
         (refusal,) = self.add_runs([run_row(run)])
         if refusal is not None:
             raise refusal
@@ -112,15 +101,24 @@ class Store:
             accepted = [run for run, no in zip(runs, refusals, strict=True) if no is None]
             self._add_nodes(node for run in accepted for node in run.nodes)
             rows = [run[:-1] for run in accepted]
-            insert_or_ignore(self._connection, "run", RUN_COLUMNS, rows)
+            if insert_or_ignore(self._connection, "run", RUN_COLUMNS, rows) < len(rows):
+                others = self._other_runs(accepted)
+                refusals = [
+                    no or others.get(id(run)) for run, no in zip(runs, refusals, strict=True)
+                ]
         return refusals
 
     def add_feedback(self, feedback: Feedback) -> None:
-        """Write feedback on a run, with its correction if it has one."""
+        """Write feedback on a run, with its correction if it has one, and with its scale.
+
+        ``InvalidFeedback`` if its score is outside the scale of its source.
+        """
         with transaction(self._connection):
             self._require_remembered(feedback)
-            _, prompt = self._namespace_and_prompt(feedback.run_id)
+            namespace, prompt = self._namespace_and_prompt(feedback.run_id)
             row = {name: getattr(feedback, name) for name in FEEDBACK_COLUMNS}
+            scale = fixed_scale(self._connection, feedback, namespace)
+            row["scale"] = None if scale is None else as_json(scale)
             if feedback.correction is not None:
                 node = Linker().answer(prompt, feedback.correction)
                 self._add_nodes([node])
@@ -174,16 +172,11 @@ class Store:
 
         All feedback on a selected prompt is read, also what is older than ``since``.
         """
-        messages = _Messages(self._connection)
         columns = _columns("feedback", FEEDBACK_COLUMNS)
         order = "feedback.created_at, feedback_id"
-        for row in self._judged(columns, "feedback", "feedback.run_id", order, namespace, since):
-            feedback = dict(zip(FEEDBACK_COLUMNS, row, strict=True))
-            if feedback["value"] is not None:
-                feedback["value"] = orjson.loads(feedback["value"])
-            if feedback["correction"] is not None:
-                feedback["correction"] = messages.message(feedback["correction"])
-            yield Feedback(**feedback)
+        return self._read_feedback(
+            self._judged(columns, "feedback", "feedback.run_id", order, namespace, since)
+        )
 
     def comparisons(self, namespace: str, *, since: float | None = None) -> Iterator[Comparison]:
         """Read the comparisons of a namespace's runs, oldest first; ``since`` as above."""
@@ -192,9 +185,18 @@ class Store:
         for row in self._judged(columns, "comparison", "run_a", order, namespace, since):
             yield Comparison(*row)
 
+    def judgements(self, run_id: str) -> tuple[list[Feedback], list[Comparison]]:
+        """Read what was said of one run, oldest first."""
+        query = "SELECT {} FROM {} WHERE {} ORDER BY created_at"
+        of_it = query.format(_columns("feedback", FEEDBACK_COLUMNS), "feedback", "run_id = ?1")
+        feedback = [*self._read_feedback(self._connection.execute(of_it, (run_id,)))]
+        columns, either = _columns("comparison", COMPARISON_COLUMNS), "run_a = ?1 OR run_b = ?1"
+        of_two = query.format(columns, "comparison", either)
+        return feedback, [Comparison(*row) for row in self._connection.execute(of_two, (run_id,))]
+
     def scales(self, namespace: str) -> list[Scale]:
-        """Describe the scores that a namespace's runs were given, in any order."""
-        return [Scale(*row) for row in self._connection.execute(_SCALES, {"namespace": namespace})]
+        """The scales of the scores in a namespace, in any order; imported rows have their own."""
+        return [Scale(*row) for row in self._connection.execute(_SCALES, (namespace,))]
 
     def namespaces(self) -> list[str]:
         """Name the namespaces that have runs, in alphabetical order."""
@@ -237,6 +239,18 @@ class Store:
         values = {"namespace": namespace, "since": since}
         return self._connection.execute(f"{query} ORDER BY {order}", values)
 
+    def _read_feedback(self, rows: Iterable[tuple[Any, ...]]) -> Iterator[Feedback]:
+        messages = _Messages(self._connection)
+        for row in rows:
+            feedback = dict(zip(FEEDBACK_COLUMNS, row, strict=True))
+            if feedback["value"] is not None:
+                feedback["value"] = orjson.loads(feedback["value"])
+            if feedback["correction"] is not None:
+                feedback["correction"] = messages.message(feedback["correction"])
+            if feedback["scale"] is not None:
+                feedback["scale"] = read_scale(feedback["scale"])
+            yield Feedback(**feedback)
+
     def _require_remembered(self, judgement: Feedback | Comparison) -> None:
         (refusal,) = self._refusals([judgement])
         if refusal is not None:
@@ -256,6 +270,21 @@ class Store:
             else None
             for record in records
         ]
+
+    def _other_runs(self, runs: Sequence[RunRow]) -> dict[int, RecordError]:
+        """Refuse, by their ``id()``, runs that are not the ones which have their ids."""
+        query = """SELECT run_id, namespace, prompt, output FROM run
+            WHERE run_id IN (SELECT value FROM json_each(?))"""
+        ids = as_json([run.run_id for run in runs])
+        stored = {row[0]: row for row in self._connection.execute(query, (ids,))}
+        return {
+            id(run): RunExists(
+                f"run {run.run_id!r} exists with another prompt, answer or namespace, and feedback "
+                "on that id belongs to it; give each model call an id of its own"
+            )
+            for run in runs
+            if stored[run.run_id] != (run.run_id, run.namespace, run.prompt, run.output)
+        }
 
     def _add_nodes(self, nodes: Iterable[Node]) -> None:
         rows = {node.id: (node.id, node.parent, node.body.decode()) for node in nodes}

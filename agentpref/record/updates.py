@@ -15,7 +15,7 @@ import shlex
 import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import orjson
 
@@ -25,7 +25,8 @@ from agentpref.record.database import insert_or_ignore, transaction
 from agentpref.record.messages import as_json
 from agentpref.types import BASE
 
-Role = Literal["new", "replay", "held_out"]
+Role = Literal["new", "replay", "held_out", "left_out", "waiting"]
+"""What an update used a pair for; it could not use those left out, and did not get to the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,14 @@ class UpdateRow:
     report: Mapping[str, Any]
     pairs: Mapping[str, Role] = field(default_factory=dict)
     sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+class Attempt(NamedTuple):
+    """What an update tried: the ids of pairs that remain to be learned, and its report."""
+
+    update_id: str
+    pairs: frozenset[str]
+    report: Mapping[str, Any]
 
 
 _COLUMNS = [column.name for column in fields(UpdateRow)][:-2]  # all but pairs and sources
@@ -88,20 +97,31 @@ class Updates:
         )
         return {pair for (pair,) in found}
 
-    def tried_on(self, namespace: str, parent: str | None) -> set[str]:
-        """Return the ids of the pairs that the last update tried on ``parent`` without success.
+    def last_attempt(self, namespace: str, live: str | None) -> Attempt | None:
+        """Return what the last update tried and the live revision has not learned.
 
-        The set is empty if that update had another parent or was promoted.
+        ``None`` if there was no update, or if another revision than its parent or its candidate is
+        live now.
         """
-        pairs = self._connection.execute(
-            "SELECT pair_id FROM update_pair JOIN ("
-            "  SELECT * FROM updates WHERE namespace = ?"
+        found = self._connection.execute(
+            "SELECT update_id, candidate IS NOT NULL AND candidate IS ?1, report FROM updates"
+            " WHERE namespace = ?2 AND update_id = ("
+            "  SELECT update_id FROM updates WHERE namespace = ?2"
             "  ORDER BY created_at DESC, update_id DESC LIMIT 1"
-            ") USING (update_id)"
-            " WHERE parent IS ? AND verdict IS NOT 'promoted' AND role != 'replay'",
-            (namespace, parent),
+            ") AND (candidate IS ?1 OR parent IS ?1)",
+            (live, namespace),
+        ).fetchone()
+        if found is None:
+            return None
+        update_id, serves, report = found
+        # What its candidate was trained on is learned, if that serves now.
+        learned = ("new", "held_out", "replay") if serves else ("replay",)
+        pairs = self._connection.execute(
+            "SELECT pair_id FROM update_pair WHERE update_id = ? AND role NOT IN"
+            " (SELECT value FROM json_each(?))",
+            (update_id, as_json(learned)),
         )
-        return {pair for (pair,) in pairs}
+        return Attempt(update_id, frozenset(pair for (pair,) in pairs), orjson.loads(report))
 
     def revisions_trained_on(self, sources: Iterable[str]) -> list[str]:
         """Name the revisions that trained on any of these, or descend from one, oldest first.

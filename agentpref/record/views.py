@@ -7,6 +7,8 @@ itself reads none of them. A view that changes is dropped and made again by a ne
 
 from __future__ import annotations
 
+from agentpref.types import RETRACTION
+
 
 def _moment(column: str) -> str:
     return f"strftime('%Y-%m-%dT%H:%M:%fZ', {column}, 'unixepoch')"
@@ -42,7 +44,7 @@ SELECT id, parent, json_extract(body, '$.role') AS role,
 FROM (SELECT id, parent, CASE WHEN json_valid(body) THEN body END AS body FROM message)
 """
 
-_RUN_TEXT = f"""
+RUN_TEXT = f"""
 CREATE VIEW run_text AS
 SELECT run_id, {_moment("created_at")} AS time,
     namespace, thread_id, trace_id, user_id,
@@ -58,8 +60,19 @@ SELECT run_id, {_moment("created_at")} AS time,
     ) AS question,
     answer.text AS answer, answer.tool_calls, model, revision, tags,
     (
-        SELECT avg(score) FROM feedback
-        WHERE feedback.run_id = run.run_id AND key = 'thumbs'
+        SELECT avg(score) FROM feedback AS said
+        WHERE said.run_id = run.run_id AND key = 'thumbs' AND NOT EXISTS (
+            SELECT 1 FROM feedback AS later
+            WHERE later.run_id = said.run_id AND later.source = said.source
+                AND later.user_id IS said.user_id
+                AND later.created_at >= said.created_at AND (
+                    later.key = '{RETRACTION}'
+                    AND json_type(later.value, '$.key') IS NOT NULL
+                    AND coalesce(json_extract(later.value, '$.key'), 'thumbs') = 'thumbs'
+                    OR later.key = 'thumbs' AND later.score IS NOT NULL
+                    AND (later.created_at, later.feedback_id) > (said.created_at, said.feedback_id)
+                )
+        )
     ) AS thumbs,
     metadata, created_at
 FROM run LEFT JOIN message_text AS answer ON answer.id = output
@@ -101,5 +114,5 @@ LEFT JOIN serving ON serving.namespace = updates.namespace
 """
 
 VIEWS = tuple(
-    view.strip() for view in (_MESSAGE_TEXT, _RUN_TEXT, _FEEDBACK_TEXT, _COMPARISON_TEXT, _LINEAGE)
+    view.strip() for view in (_MESSAGE_TEXT, RUN_TEXT, _FEEDBACK_TEXT, _COMPARISON_TEXT, _LINEAGE)
 )

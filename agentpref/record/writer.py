@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 from agentpref.errors import AgentprefError, LogClosed, NotKept, RecordError
@@ -85,6 +85,7 @@ class Writer:
         self._latest = 0.0
         self._stuck: AgentprefError | None = None
         self._dropped: Counter[str] = Counter()
+        self._altered: Counter[str] = Counter()
         self._thread: threading.Thread | None = None
         self._lock = threading.RLock()  # a finaliser of the app may log in mid-logging
         self._writing = threading.RLock()  # and the app's ``redact`` may judge a run
@@ -96,6 +97,12 @@ class Writer:
         """How many runs could not be kept, by reason."""
         with self._lock:
             return dict(self._dropped)
+
+    @property
+    def altered(self) -> dict[str, int]:
+        """How many runs were kept with values changed, by the kind of the change."""
+        with self._lock:
+            return dict(self._altered)
 
     def offer(self, run: RawRun) -> None:
         """Queue a run; if the queue is full, count it as dropped."""
@@ -161,11 +168,20 @@ class Writer:
 
     def drop(self, reason: str, count: int, why: object) -> None:
         """Count runs that are not kept; warn at the 1st, 10th, 100th, … run of a reason."""
+        self._tally(self._dropped, reason, count, "%d run(s) not kept (%s): %s", why)
+
+    def note_altered(self, run_id: str, changes: Mapping[str, int]) -> None:
+        """Count a run whose values were changed to keep it; warn like :meth:`drop`."""
+        for kind, count in changes.items():
+            what = "%d run(s) kept with values changed that JSON cannot hold (%s): %s"
+            self._tally(self._altered, kind, 1, what, f"{count} in run {run_id}")
+
+    def _tally(self, tally: Counter[str], name: str, count: int, what: str, why: object) -> None:
         with self._lock:
-            before = self._dropped[reason]
-            after = self._dropped[reason] = before + count
+            before = tally[name]
+            after = tally[name] = before + count
         if before == 0 or len(str(after)) > len(str(before)):
-            warn("%d run(s) not kept (%s): %s", after, reason, why)
+            warn(what, after, name, why)
 
     def before_fork(self) -> None:
         """Wait for the batch that is being written, and close the connection."""

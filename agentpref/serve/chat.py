@@ -91,10 +91,10 @@ class Chat:
 
         Raises:
             InvalidMessage: there is no message, or one has not the shape of a message.
-            ConfigError: a sampling setting is out of range.
+            ConfigError: a sampling setting is out of range, or ``tags`` is a string.
             ServingError: the engine failed; nothing is recorded.
         """
-        request = _request(messages, tools, sampling)
+        request = _request(messages, tools, tags, sampling)
         about = {"trace_id": trace_id, "user_id": user_id, "tags": tags, "metadata": metadata}
         reply = self.router.generate(request, thread_id=thread_id)
         return self._record(request, reply, thread_id=thread_id, **about)
@@ -116,7 +116,7 @@ class Chat:
         The request is checked and admitted when the first piece is asked for. A stream that is
         closed early stops the engine, and its answer is not recorded.
         """
-        request = _request(messages, tools, sampling)
+        request = _request(messages, tools, tags, sampling)
         about = {"trace_id": trace_id, "user_id": user_id, "tags": tags, "metadata": metadata}
         for piece in self.router.stream(request, thread_id=thread_id):
             if isinstance(piece, Reply):
@@ -157,13 +157,18 @@ class Chat:
 
 
 def _request(
-    messages: Sequence[Message] | str, tools: Sequence[Tool], sampling: Mapping[str, Any]
+    messages: Sequence[Message] | str,
+    tools: Sequence[Tool],
+    tags: Sequence[str],
+    sampling: Mapping[str, Any],
 ) -> GenerationRequest:
     if isinstance(messages, str):
         raise InvalidMessage(
             f"messages is the text {messages[:80]!r}; pass a list such as "
             "[{'role': 'user', 'content': …}]"
         )
+    if isinstance(tags, str):
+        raise ConfigError(f"tags is {tags!r}; pass a list of strings: [{tags!r}]")
     if unknown := sorted(sampling.keys() - set(_SETTINGS)):
         raise ConfigError(f"{unknown[0]!r} is no sampling setting; known: {', '.join(_SETTINGS)}")
     return GenerationRequest(tuple(messages), tuple(tools), **sampling)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from agentpref.config import UpdateConfig
+from agentpref.models.template import ChatTemplate
 from benchmarks.train import jobs, trl_arm
 
 _BATCH = UpdateConfig().batch_size
@@ -46,7 +47,7 @@ def prepare(questions: Path) -> None:
             )
             for number, q in enumerate(asked)
         ]
-        rows = encode(pairs, tokenizer, max_length=1024).rows
+        rows = encode(pairs, ChatTemplate(tokenizer), max_length=1024).rows
         night: dict[str, list[Any]] = {"train": [], "prove": []}
         for row in rows:
             side = "prove" if row.example.held_out else "train"

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from agentpref_cli import demo
-from agentpref_cli.commands import adapters, doctor, exchange, forget, home, serve, update
+from agentpref_cli.commands import adapters, doctor, exchange, feedback, forget, home, serve, update
 from agentpref_cli.terminal import fail
 
 BAD_USAGE = 2
@@ -57,6 +57,7 @@ app.command("init")(home.init)
 app.command("demo")(demo.demo)
 app.command("import")(exchange.import_)
 app.command("export")(exchange.export)
+app.command("retract")(feedback.retract)
 app.command("stats")(home.stats)
 app.command("pairs")(home.pairs)
 app.command("update")(update.update)

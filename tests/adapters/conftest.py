@@ -1,19 +1,26 @@
-"""A home with revisions of a small model, and the backend that serves them in this process."""
+"""A home with revisions of a small model, the backend that serves them, and a log."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from agentpref.home import Home
+from agentpref.record.database import connect
+from agentpref.record.ingest.pseudonyms import Pseudonyms
+from agentpref.record.log import Log
+from agentpref.record.store import Store
 from agentpref.serve.registry import Registry
+from agentpref.types import Run
 
 if TYPE_CHECKING:
     from served import Served
 
+    from agentpref_adapters.langchain import AgentprefCallback
     from agentpref_adapters.transformers import TransformersBackend
 
 
@@ -43,3 +50,40 @@ def backend(served: Served) -> Iterator[TransformersBackend]:
     backend = TransformersBackend(served.base)
     yield backend
     backend.close()
+
+
+# A log of the test's own, and the callback of LangChain that writes to it.
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def log(home: Path) -> Iterator[Log]:
+    with closing(Log(home)) as log:
+        yield log
+
+
+@pytest.fixture
+def name(log: Log) -> Callable[[str], str]:
+    """What the home keeps in the place of a user's id."""
+    return Pseudonyms.of(log.home).name
+
+
+@pytest.fixture
+def runs(home: Path, log: Log) -> Callable[[], list[Run]]:
+    def read() -> list[Run]:
+        log.flush(timeout=10)
+        with closing(connect(Home.open(home), readonly=True)) as connection:
+            return list(Store(connection).runs("default"))
+
+    return read
+
+
+@pytest.fixture
+def callback(log: Log) -> AgentprefCallback:
+    from agentpref_adapters.langchain import AgentprefCallback
+
+    return AgentprefCallback(log)

@@ -4,8 +4,8 @@ import asyncio
 import logging
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -13,105 +13,23 @@ from uuid import uuid4
 import pytest
 from langchain.agents import create_agent
 from langchain_core.language_models import (
-    BaseChatModel,
     FakeListChatModel,
     FakeListLLM,
-    GenericFakeChatModel,
-    ParrotFakeChatModel,
 )
 from langchain_core.language_models.fake_chat_models import FakeListChatModelError
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
-from langchain_core.output_parsers import StrOutputParser
-from langchain_core.outputs import ChatGeneration, ChatResult, LLMResult
-from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langchain_core.tools import tool
+from langchain_fakes import Broken, Echo, Scripted, Several, Unheard, chain_of
 from langgraph.checkpoint.memory import InMemorySaver
 
-import agentpref_adapters._langchain_callback as callback_module
 from agentpref.home import Home
 from agentpref.record.database import connect
-from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.log import Log
 from agentpref.record.store import Store
 from agentpref.types import Run
 from agentpref_adapters.langchain import AgentprefCallback, CallbackCounts
-
-PROMPT = ChatPromptTemplate.from_messages([("system", "Be brief."), ("user", "{question}")])
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return tmp_path / "home"
-
-
-@pytest.fixture
-def log(home: Path) -> Iterator[Log]:
-    with closing(Log(home)) as log:
-        yield log
-
-
-@pytest.fixture
-def name(log: Log) -> Callable[[str], str]:
-    """What the home keeps in the place of a user's id."""
-    return Pseudonyms.of(log.home).name
-
-
-@pytest.fixture
-def runs(home: Path, log: Log) -> Callable[[], list[Run]]:
-    def read() -> list[Run]:
-        log.flush(timeout=10)
-        with closing(connect(Home.open(home), readonly=True)) as connection:
-            return list(Store(connection).runs("default"))
-
-    return read
-
-
-@pytest.fixture
-def callback(log: Log) -> AgentprefCallback:
-    return AgentprefCallback(log)
-
-
-class Scripted(GenericFakeChatModel):
-    """Says what it is told to, one message after another, and takes tools."""
-
-    def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> Runnable[Any, AIMessage]:
-        return self.bind(tools=list(tools), **kwargs)
-
-
-class Echo(ParrotFakeChatModel):
-    """Answers with the last message."""
-
-    def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
-        answer = AIMessage(messages[-1].text)
-        return ChatResult(generations=[ChatGeneration(message=answer)])
-
-
-class Broken(ParrotFakeChatModel):
-    """Raises instead of answering."""
-
-    def _generate(self, *args: Any, **kwargs: Any) -> ChatResult:
-        raise RuntimeError("the engine is down")
-
-
-class Slow(ParrotFakeChatModel):
-    """Never answers."""
-
-    async def _agenerate(self, *args: Any, **kwargs: Any) -> ChatResult:
-        await asyncio.Event().wait()
-        raise AssertionError
-
-
-class Several(ParrotFakeChatModel):
-    """Gives ``n`` answers to one prompt."""
-
-    def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
-        answers = [AIMessage(f"answer {index}") for index in range(kwargs["n"])]
-        return ChatResult(generations=[ChatGeneration(message=answer) for answer in answers])
-
-
-def chain_of(model: BaseChatModel) -> Runnable[dict[str, str], str]:
-    return PROMPT | model | StrOutputParser()
 
 
 def asked(question: str) -> tuple[dict[str, str], ...]:
@@ -492,32 +410,80 @@ def test_a_log_that_fails_never_breaks_the_chain(
 def test_a_message_that_cannot_be_converted_never_breaks_the_chain(
     callback: AgentprefCallback, runs: Callable[[], list[Run]]
 ) -> None:
-    odd = HumanMessage([{"type": "image", "source": {"type": "base64"}}])
+    odd = Unheard("?")
     assert FakeListChatModel(responses=["?"]).invoke([odd], {"callbacks": [callback]}).text == "?"
     assert runs() == []
     assert callback.counts == CallbackCounts(logged=0, failed=0, lost=1, open=0)
 
 
-def test_notes_of_cancelled_calls_are_limited(
-    callback: AgentprefCallback, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"type": "video", "url": "https://example.org/cat.mp4"},
+        {"type": "text-plain", "text": "a file"},
+        {"type": "image", "source": {"type": "base64"}},
+        {"type": "media", "mime_type": "video/mp4", "file_uri": "gs://bucket/cat.mp4"},
+    ],
+)
+def test_a_call_with_a_block_that_openai_does_not_have_is_logged_as_it_is(
+    block: dict[str, Any], callback: AgentprefCallback, runs: Callable[[], list[Run]]
 ) -> None:
-    monkeypatch.setattr(callback_module, "_MOST_KEPT", 2)
-
-    async def cancelled() -> None:
-        with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(Slow().ainvoke("sky?", {"callbacks": [callback]}), 0.01)
-
-    for _ in range(5):
-        asyncio.run(cancelled())
-    assert callback.counts == CallbackCounts(logged=0, failed=3, lost=0, open=2)
+    text = {"type": "text", "text": "what is this?"}
+    model = FakeListChatModel(responses=["?"])
+    model.invoke([HumanMessage([block, text])], {"callbacks": [callback]})
+    (run,) = runs()
+    assert run.prompt.messages == ({"role": "user", "content": [block, text]},)
 
 
-def test_no_notes_are_kept_of_ended_chains(callback: AgentprefCallback) -> None:
-    chain = chain_of(FakeListChatModel(responses=["blue"]))
-    chain.invoke({"question": "sky?"}, {"callbacks": [callback]})
-    with pytest.raises(RuntimeError):
-        chain_of(Broken()).invoke({"question": "sky?"}, {"callbacks": [callback]})
-    assert len(callback._roots) == 0
+def test_values_that_json_cannot_hold_do_not_lose_a_run(
+    log: Log, callback: AgentprefCallback, runs: Callable[[], list[Run]]
+) -> None:
+    circular: dict[str, Any] = {}
+    circular["self"] = circular
+    metadata: dict[Any, Any] = {1: "a", ("b", 2): (3,), "big": 2**70, "half": "\ud83d"}
+    metadata["circular"] = circular
+    call = {"name": "f", "args": {"when": {1, 2}}, "id": "c1", "type": "tool_call"}
+    asked = [HumanMessage("hi \ud83d"), AIMessage("", tool_calls=[call])]
+    image = {"type": "media", "mime_type": "video/mp4", "data": b"ab"}
+    Several().generate(
+        [[*asked, HumanMessage([image])]], callbacks=[callback], metadata=metadata, n=1
+    )
+    (run,) = runs()
+    assert run.prompt.messages[0]["content"] == "hi \ufffd"
+    (called,) = run.prompt.messages[1]["tool_calls"]
+    assert called["function"]["arguments"] == {"when": "{1, 2}"}
+    assert run.prompt.messages[2]["content"] == [{**image, "data": "YWI="}]
+    assert run.metadata["1"] == "a"
+    assert run.metadata["('b', 2)"] == [3]
+    assert run.metadata["big"] == str(2**70)
+    assert run.metadata["half"] == "\ufffd"
+    assert run.metadata["circular"] == {"self": "[circular]"}
+    kinds = ("surrogate", "key", "integer", "circular", "object")
+    assert (log.altered, log.dropped) == (dict.fromkeys(kinds, 1), {})
+
+
+def test_a_character_that_a_stream_split_is_joined(
+    log: Log, callback: AgentprefCallback, runs: Callable[[], list[Run]]
+) -> None:
+    split = "Ja \ud83d\ude00"
+    list(FakeListChatModel(responses=[split]).stream("?", {"callbacks": [callback]}))
+    (run,) = runs()
+    assert run.output["content"] == "Ja 😀"
+    assert log.altered == {}
+
+
+def test_what_a_provider_sends_as_reasoning_is_logged(
+    callback: AgentprefCallback, runs: Callable[[], list[Run]]
+) -> None:
+    answer = AIMessage("4", additional_kwargs={"reasoning_content": "2 + 2 is 4"})
+    model = Scripted(messages=iter([answer, AIMessage("8")]))
+    model.invoke("2 + 2?", {"callbacks": [callback]})
+    model.invoke(
+        [HumanMessage("2 + 2?"), answer, HumanMessage("4 + 4?")], {"callbacks": [callback]}
+    )
+    first, second = runs()
+    said = {"role": "assistant", "content": "4", "reasoning_content": "2 + 2 is 4"}
+    assert first.output == second.prompt.messages[1] == said
 
 
 def test_without_langchain_core_the_error_names_the_install_command() -> None:

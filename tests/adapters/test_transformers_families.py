@@ -74,7 +74,7 @@ def greedy(base, adapter: Path, asked: GenerationRequest) -> tuple[int, ...]:
     from peft import PeftModel
 
     model = PeftModel.from_pretrained(base.model, str(adapter)).eval()
-    ids = [*encode_prompt(Prompt("", asked.messages), base.tokenizer)]
+    ids = [*encode_prompt(Prompt("", asked.messages), base.template)]
     start = len(ids)
     while len(ids) - start < LENGTH and ids[-1:] != [base.tokenizer.eos_token_id]:
         with torch.no_grad():

@@ -29,6 +29,16 @@ def test_a_bad_line_is_named_and_can_be_skipped(run, home, tmp_path) -> None:
     assert run("pairs", "--json").json["strata"][0]["train"] == 1
 
 
+def test_columns_that_were_not_read_are_named(run, home, tmp_path) -> None:
+    run("init")
+    file = tmp_path / "rated.jsonl"
+    row = {"prompt": "a", "chosen": "b", "rejected": "c", "margin": 2, "rater": "ana"}
+    file.write_bytes(orjson.dumps(row))
+    told = "columns that were not read, and in how many rows: margin (1), rater (1)\n"
+    assert run("import", file).out.endswith(told)
+    assert run("import", file, "--json").json["ignored"] == {"margin": 1, "rater": 1}
+
+
 def test_a_missing_file_is_named(run, home) -> None:
     run("init")
     assert "nowhere.jsonl cannot be read" in run("import", "nowhere.jsonl", exits=1).err

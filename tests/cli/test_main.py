@@ -18,7 +18,10 @@ COMMANDS = (
     [],
     ["adapters"],
     *[[name] for name in ("init", "demo", "import", "export", "stats", "pairs", "update")],
-    *[[name] for name in ("report", "verify", "forget", "backup", "merge", "doctor", "serve")],
+    *[
+        [name]
+        for name in ("report", "verify", "forget", "backup", "merge", "retract", "doctor", "serve")
+    ],
     *[["adapters", name] for name in ("list", "show", "promote", "rollback")],
     *[["adapters", name] for name in ("canary", "quarantine", "release", "prune", "export")],
 )

@@ -263,11 +263,11 @@ def test_every_row_of_the_log_is_accounted_for(fresh, random_base):
 def test_pairs_that_cannot_be_encoded_are_reported_and_tried_once(tmp_path, random_base):
     teach(tmp_path / "home", range(6), chosen="word " * 600)
     report = learn(tmp_path / "home", random_base)
-    assert report.verdict == "nothing_new"
+    assert report.verdict == "nothing_usable"
     assert report.left_out == {"too_long": report.counts["new"]}
     assert revisions(tmp_path / "home") == []
     again = learn(tmp_path / "home", random_base, progress=no_training)
-    assert again.verdict == "nothing_new"
+    assert (again.verdict, again.left_out) == ("nothing_new", report.left_out)
 
 
 def test_an_empty_home_has_nothing_to_learn(tmp_path, random_base):
@@ -345,16 +345,22 @@ def test_a_candidate_starts_as_live(trained, home, random_base):
 def test_flipped_labels_are_refused_once_and_not_tried_again(trained, home, random_base):
     before = Registry(home).state()
     teach(home, range(100, 140), chosen=NO, rejected=YES)
-    report = learn(home, random_base, replace(CONFIG, replay=ReplaySettings(minimum=0)))
+    config = replace(CONFIG, replay=ReplaySettings(minimum=0))
+    report = learn(home, random_base, config)
     assert report.verdict == "refused"
     assert any(reason.startswith("retention of") for reason in report.reasons)
     assert report.revision is None
     assert Registry(home).state() == before
     assert revisions(home) == [trained[1].revision]
-    assert learn(home, random_base, progress=no_training).verdict == "nothing_new"
+    again = learn(home, random_base, config, progress=no_training)
+    assert again.verdict == "nothing_new"
+    assert f"remain from update {report.update_id} (refused)" in again.notes[-1]
+    for changed in (CONFIG, replace(config, gate=replace(config.gate, flip_rate=0.2))):
+        with pytest.raises(Reached):  # as the report advised, or as the operator thought best
+            learn(home, random_base, changed, progress=stop_at("train"))
     teach(home, [140])
     with pytest.raises(Reached):
-        learn(home, random_base, progress=stop_at("train"))
+        learn(home, random_base, config, progress=stop_at("train"))
 
 
 def test_old_pairs_that_cannot_be_encoded_do_not_stop_an_update(fresh, random_base):

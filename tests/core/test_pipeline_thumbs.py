@@ -187,7 +187,9 @@ def test_an_interrupted_update_of_pairs_and_thumbs_ends_with_the_same_bytes(
     thumb(home, range(200, 205))
     report = learn(home, random_base)
     assert report.training["resumed_at"] == 2
-    assert report.counts == {**mixed[1].counts, "waiting": 3, "waiting_thumbs": 5}
+    later = {"new": 3, "new_thumbs": 5}
+    counts = {name: n + later.get(name, 0) for name, n in mixed[1].counts.items()}
+    assert report.counts == {**counts, "waiting": 3, "waiting_thumbs": 5}
     assert adapter(home, report) == adapter(*mixed)
 
 
@@ -230,7 +232,7 @@ def test_likes_without_dislikes_are_no_evidence(tmp_path, random_base):
     assert report.verdict == "insufficient"
     assert report.counts["evaluated_thumbs"] == 0
     assert not report.accuracy
-    assert "new held-out thumbs count as evidence" in report.notes[0]
+    assert any("new held-out thumbs count as evidence" in note for note in report.notes)
 
 
 def test_a_single_new_thumb_is_compared_with_an_old_one(home, random_base):

@@ -8,16 +8,19 @@ and writes a record as a row. Formats register by name in the entry-point group
     openai = "agentpref.prefer.formats.openai:OPENAI"
 
 ``--format`` takes the registered names. Without it, :class:`RowReader` detects the format of each
-row by the row's keys. The functions at the end are steps that several formats share.
+row by the row's keys. It counts the columns that a format leaves unread, and refuses pictures and
+sounds. The functions at the end are steps that several formats share.
 """
 
 from __future__ import annotations
 
 import reprlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
+from math import isfinite
 from typing import Any, TypeAlias
 
 import orjson
@@ -30,6 +33,9 @@ from agentpref.types import Message, Prompt
 
 Fields: TypeAlias = Mapping[str, Any]
 """A row of a file: JSON values under their keys."""
+
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+"""Columns of what the prompt shows beside its text. A row that has any is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +52,13 @@ class PreferenceRecord:
     tag: str | None = None
 
     def __post_init__(self) -> None:
-        numbers = all(isinstance(label, int | float) for label in self.labels)
-        if not self.completions or len(self.labels) != len(self.completions) or not numbers:
+        labels = [*map(_number, self.labels)]
+        if not labels or len(labels) != len(self.completions) or None in labels:
             raise ExchangeError(
                 f"its format gave {len(self.completions)} completions and the labels "
                 f"{self.labels!r}; each completion needs a number"
             )
+        object.__setattr__(self, "labels", (*labels,))
 
     def redacted(self, redact: Redact) -> PreferenceRecord:
         """Put every text through ``redact``, and compute the prompt's id anew.
@@ -107,12 +114,22 @@ class RowReader:
         names = plugins.names(plugins.FORMATS) if format is None else (format,)
         self._formats: dict[str, Format] = {n: plugins.load(plugins.FORMATS, n) for n in names}
         self._nearest = lru_cache(maxsize=64)(self._nearest_shape)
-        self.keys = frozenset(key for one in self._formats.values() for key in one.keys)
+        self.keys = frozenset(MEDIA).union(*(one.keys for one in self._formats.values()))
         """Every key that the formats know. Other keys of a row are ignored."""
+        self.ignored = Counter[str]()
+        """The keys that were ignored so far, and how many rows had them, with something in them."""
 
     def read(self, row: Fields) -> PreferenceRecord:
-        """Read one row; raise ``ExchangeError`` if it is not what its format requires."""
-        given = {key: value for key, value in row.items() if value is not None}
+        """Read one row; raise ``ExchangeError`` if it is not what its format requires.
+
+        A null and NaN, which pandas writes for it, are as if the key was not there.
+        """
+        given = {key: value for key, value in row.items() if value is not None and value == value}
+        record = self._read(given)
+        self.ignored.update(_ignored(given, self._formats[self._nearest(frozenset(given))[0]]))
+        return record
+
+    def _read(self, given: Fields) -> PreferenceRecord:
         name, shape = self._nearest(frozenset(given))
         missing = [key for key in shape if key not in given]
         if missing:
@@ -120,6 +137,12 @@ class RowReader:
                 f"the row has the keys {_quoted(islice(given, 12))} and lacks {_quoted(missing)}; "
                 f"write {_quoted(shape)} in every row of the {name} format"
             )
+        for key in MEDIA:
+            if given.get(key) and key not in self._formats[name].keys:
+                raise ExchangeError(
+                    f"the row has {key!r}, and agentpref would train its text without them; leave "
+                    f"the row out with --skip-bad, or remove the column if the text needs no {key}"
+                )
         try:
             return self._formats[name].read(given)
         except InvalidMessage as error:
@@ -134,6 +157,37 @@ class RowReader:
             return len({*shape} - keys), ignores_prompt, -len(shape), name
 
         return min(((n, s) for n, one in self._formats.items() for s in one.shapes), key=distance)
+
+
+def _number(label: Any) -> float | None:
+    """A label as a finite number; also a decimal, and a number or bool of numpy."""
+    try:
+        number = None if isinstance(label, str | bytes) else float(label)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if number is not None and isfinite(number) else None
+
+
+def _ignored(given: Fields, format: Format) -> set[str]:
+    """Name the keys of a row that a format does not read; ``input.user`` is one inside a value."""
+    ignored = given.keys() - format.keys
+    if not isinstance(given.get("tag", ""), str):
+        ignored |= {"tag"}
+
+    def look(value: Any, column: Any, path: str) -> None:
+        if isinstance(column, list) and isinstance(value, list):
+            for item in value:
+                look(item, column[0], path)
+        elif isinstance(column, Mapping) and isinstance(value, dict):
+            for key, inner in value.items():
+                if key in column:
+                    look(inner, column[key], f"{path}.{key}")
+                elif inner is not None:
+                    ignored.add(f"{path}.{key}")
+
+    for key, column in format.columns.items():
+        look(given.get(key), column, key)
+    return {*ignored}
 
 
 def require(fits: object, name: str, value: object, cure: str) -> None:
@@ -156,13 +210,54 @@ def parse(text: Any, name: str, cure: str) -> Any:
 
 
 def turns(value: Any, key: str, *, role: str) -> list[Message]:
-    """Read text as one message of ``role``, and a list of messages as it is."""
+    """Read text as one message of ``role``, and a list of messages, see :func:`normalized`."""
     if isinstance(value, str):
         return [{"role": role, "content": value}]
     fits = isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value)
     cure = f"write text, or a list of messages such as [{{'role': {role!r}, 'content': …}}]"
     require(fits, repr(key), value, cure)
-    return list(value)
+    return [*map(normalized, value)]
+
+
+def normalized(message: Any) -> Any:
+    """Leave out of a message what says nothing: nulls, and an empty list of tool calls.
+
+    Tables and API clients fill messages up with them, and they would make another prompt of it. A
+    null ``content`` stays, and so does what is inside a call's arguments.
+    """
+    if not isinstance(message, Mapping):
+        return message
+    said = {k: v for k, v in message.items() if v is not None or k == "content"}
+    calls = said.get("tool_calls")
+    if isinstance(calls, list | tuple):
+        said["tool_calls"] = [*map(_normalized_call, calls)]
+        if not calls:
+            del said["tool_calls"]
+    return said
+
+
+def _normalized_call(call: Any) -> Any:
+    if not isinstance(call, Mapping):
+        return call
+    made = {key: value for key, value in call.items() if value is not None}
+    if isinstance(made.get("function"), Mapping):
+        made["function"] = {k: v for k, v in made["function"].items() if v is not None}
+    return made
+
+
+def alike(one: Sequence[Message], other: Sequence[Message]) -> bool:
+    """Whether messages say the same, whatever blanks are around their texts."""
+    return [*map(_gist, one)] == [*map(_gist, other)]
+
+
+def _gist(message: Message) -> Message:
+    content = message.get("content")
+    if isinstance(content, list | tuple) and all(
+        isinstance(part, Mapping) and part.keys() == {"type", "text"} for part in content
+    ):
+        content = "".join(str(part["text"]) for part in content)
+    text = content.strip() if isinstance(content, str) else content
+    return {**normalized(message), "content": text or None}
 
 
 def shared_start(row: Fields, chosen: str, rejected: str) -> tuple[list[Message], list[Message]]:
@@ -171,7 +266,7 @@ def shared_start(row: Fields, chosen: str, rejected: str) -> tuple[list[Message]
     agentpref compares single messages: the shared turns belong to the prompt.
     """
     better, worse = (turns(row[key], key, role="assistant") for key in (chosen, rejected))
-    if better[:-1] != worse[:-1]:
+    if not alike(better[:-1], worse[:-1]):
         raise ExchangeError(
             f"{chosen!r} and {rejected!r} differ before their last message; agentpref compares "
             "single answers, so cut both after the first message in which they differ"
@@ -188,6 +283,8 @@ def record_of_row(
 ) -> PreferenceRecord:
     """Make a record of messages, and of the ``tools`` (a list, or one as JSON text) and the tag.
 
+    The messages are :func:`normalized`.
+
     Raises:
         InvalidMessage: a message cannot be stored, or a completion is not an assistant's.
     """
@@ -196,11 +293,12 @@ def record_of_row(
     if isinstance(offered, str):
         offered = parse(offered, "'tools'", cure) or []
     require(isinstance(offered, list), "'tools'", offered, cure)
-    prompt = prompt_of(asked, offered)
-    for message in completions:
+    prompt = prompt_of([*map(normalized, asked)], offered)
+    answers = (*map(normalized, completions),)
+    for message in answers:
         check_output(message)
     tag = row.get("tag")
-    return PreferenceRecord(prompt, (*completions,), labels, tag if isinstance(tag, str) else None)
+    return PreferenceRecord(prompt, answers, labels, tag if isinstance(tag, str) else None)
 
 
 def chosen_and_rejected(record: PreferenceRecord) -> tuple[Message, ...]:

@@ -1,14 +1,16 @@
 """TRL's formats: preference and unpaired preference.
 
 A preference row has ``chosen`` and ``rejected``, and a ``prompt`` unless both begin with it. An
-unpaired row has ``prompt``, ``completion`` and ``label``. Each may be text or messages. ``tools``
-and ``tag`` are kept, other columns are ignored. Rows are written as messages with an explicit
-prompt, exactly as they were recorded.
+unpaired row has ``prompt``, ``completion`` and ``label``. Each may be text or messages; text may be
+a transcript as in HH-RLHF (``Human: …``, ``Assistant: …``), which becomes messages. ``system``
+(also ``system_prompt``) goes before the prompt, and ``tools`` and ``tag`` are kept. Rows are
+written as messages with an explicit prompt, exactly as they were recorded.
 """
 
 from __future__ import annotations
 
 import re
+import reprlib
 from itertools import takewhile
 from typing import Any
 
@@ -17,6 +19,7 @@ from agentpref.prefer.formats import (
     Fields,
     Format,
     PreferenceRecord,
+    alike,
     chosen_and_rejected,
     record_of_row,
     require,
@@ -28,18 +31,19 @@ from agentpref.types import Message
 
 def read_preference(row: Fields) -> PreferenceRecord:
     """Read two answers to one prompt."""
+    row = _with_turns(row)
     if "prompt" not in row and isinstance(row["chosen"], str) and isinstance(row["rejected"], str):
         row = {**row, **_split_text(row)}
     shared, answers = shared_start(row, "chosen", "rejected")
-    return record_of_row(row, _asked(row, shared), answers)
+    return record_of_row(row, _briefed(row, _asked(row, shared)), answers)
 
 
 def read_unpaired(row: Fields) -> PreferenceRecord:
     """Read one answer and whether it was liked."""
-    label = row["label"]
+    row, label = _with_turns(row), row["label"]
     require(label in (True, False), "'label'", label, "write true for a good answer, or false")
     *shared, answer = turns(row["completion"], "completion", role="assistant")
-    return record_of_row(row, _asked(row, shared), [answer], (int(label),))
+    return record_of_row(row, _briefed(row, _asked(row, shared)), [answer], (int(label),))
 
 
 def write_preference(record: PreferenceRecord) -> dict[str, Any]:
@@ -82,14 +86,82 @@ def _split_text(row: Fields) -> dict[str, str]:
     return {"prompt": start.strip(), **answers}
 
 
+def _with_turns(row: Fields) -> Fields:
+    """Turn transcripts into messages: whole ones, and prompts that end before the answer."""
+    told = {
+        key: _transcript(row[key], key)
+        for key in ("prompt", "chosen", "rejected", "completion")
+        if isinstance(row.get(key), str) and row[key].lstrip().startswith("Human:")
+    }
+    return {**row, **{key: messages for key, messages in told.items() if messages}}
+
+
+def _transcript(text: str, key: str) -> list[Message]:
+    """Read a transcript; nothing if a text is none, although it begins like one."""
+    _, *parts = _SPEAKER.split(text.strip())
+    messages: list[Message] = [
+        {"role": {"Human": "user", "Assistant": "assistant"}[who], "content": said.strip()}
+        for who, said in zip(parts[::2], parts[1::2], strict=True)
+    ]
+    last = messages[-1]
+    if key == "prompt":
+        return messages[:-1] if last["role"] == "assistant" and not last["content"] else []
+    if last["role"] == "user":
+        raise ExchangeError(
+            f"{key!r} is a transcript that ends with 'Human:'; it must end with the answer, after "
+            "'\\n\\nAssistant:'"
+        )
+    return messages
+
+
+_SPEAKER = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
+
+
 def _asked(row: Fields, shared: list[Message]) -> list[Message]:
     """Join the prompt and the turns that the answers share, which may repeat the prompt."""
     given = row.get("prompt")
+    is_text = isinstance(given, str)
     asked = turns(given, "prompt", role="user") if given else []
-    repeated = shared and (isinstance(given, str) or shared[: len(asked)] == asked)
-    messages = shared if repeated else [*asked, *shared]
-    if not messages:
-        raise ExchangeError("the row has no prompt; write it in a column 'prompt'")
+    if not asked or not shared:
+        messages = asked or shared
+        if not messages:
+            raise ExchangeError("the row has no prompt; write it in a column 'prompt'")
+        return messages
+    first = next((i for i, m in enumerate(shared) if m.get("role") not in _BRIEFS), len(shared))
+    for start in range(first + 1):
+        if alike(shared[start : start + len(asked)], asked):
+            return [*shared[:start], *asked, *shared[start + len(asked) :]]
+    if is_text and any(alike([{**message, "role": "user"}], asked) for message in shared):
+        return shared
+    for size in range(min(len(asked), len(shared)), 0, -1):
+        if alike(asked[-size:], shared[:size]):
+            return [*asked, *shared[size:]]
+    if is_text and (first == len(shared) or shared[first].get("role") == "assistant"):
+        return [*shared[:first], *asked, *shared[first:]]
+    if is_text or first:
+        raise ExchangeError(
+            "the answers begin with other messages than 'prompt' has; write the whole prompt as "
+            "messages in 'prompt', with [{'role': 'system', 'content': …}, …] if it is a system "
+            "prompt, and only what follows it in the answers"
+        )
+    return [*asked, *shared]
+
+
+_BRIEFS = ("system", "developer")
+
+
+def _briefed(row: Fields, messages: list[Message]) -> list[Message]:
+    """Put the system prompt that a row has in a column of its own before the messages."""
+    for key in ("system", "system_prompt"):
+        text = row.get(key, "")
+        require(isinstance(text, str), repr(key), text, "write text, or leave it out")
+        if not text.strip():
+            continue
+        if messages[0].get("role") not in _BRIEFS:
+            messages = [{"role": "system", "content": text}, *messages]
+        elif not alike(messages[:1], [{**messages[0], "content": text}]):
+            cure = "the prompt begins with another system message; keep one of them"
+            raise ExchangeError(f"{key!r} is {reprlib.repr(text)}, and {cure}")
     return messages
 
 
@@ -100,11 +172,13 @@ PREFERENCE = Format(
     read=read_preference,
     write=write_preference,
     columns={"prompt": ["json"], "chosen": ["json"], "rejected": ["json"], **_MORE},
+    optional=("system", "system_prompt"),
 )
 UNPAIRED = Format(
     shapes=(("prompt", "completion", "label"),),
     read=read_unpaired,
     write=write_unpaired,
     columns={"prompt": ["json"], "completion": ["json"], "label": "flag", **_MORE},
+    optional=("system", "system_prompt"),
     completions=1,
 )

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple, TypeAlias
 import orjson
 
 from agentpref.errors import InvalidMessage
-from agentpref.record.ingest.checks import as_output, check_detail
+from agentpref.record.ingest.checks import as_output, check_detail, tidy
 from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.ingest.redaction import Redact, redacted
+from agentpref.record.ingest.salvage import Salvage
 from agentpref.record.messages import (
     EMPTY_JSON,
     RUN_COLUMNS,
@@ -24,9 +25,12 @@ from agentpref.record.messages import (
     RunRow,
     StoredRecord,
     as_json,
+    check_output_shape,
+    check_shapes,
+    check_tool_shapes,
     plain,
 )
-from agentpref.types import Comparison, Feedback
+from agentpref.types import RETRACTION, Comparison, Feedback
 
 DETAILS = RUN_COLUMNS[RUN_COLUMNS.index("model") :]
 """What the app may say of a run beside its messages, in the order in which a body has it."""
@@ -68,6 +72,21 @@ def _described(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else repr(value)
 
 
+def freeze_what_can_be_kept(*parts: Any) -> tuple[bytes, Mapping[str, int]]:
+    """Dump like :func:`freeze`, and change the values that JSON cannot hold.
+
+    Returns the JSON, and how many values were changed, by kind; see :class:`Salvage`. Messages and
+    tools of the wrong shape are refused as by ``freeze``.
+    """
+    messages, output, tools = parts[:3]
+    check_shapes(messages)
+    check_output_shape(as_output(output))
+    if tools is not None:
+        check_tool_shapes(tools)
+    salvage = Salvage()
+    return orjson.dumps([salvage.plain(part) for part in parts]), salvage.changes
+
+
 @dataclass(frozen=True, slots=True)
 class Ingest:
     """Prepares the entries of one namespace. Has one user at a time."""
@@ -86,12 +105,17 @@ class Ingest:
         if self.redact is not None:
             is_feedback = isinstance(given, Feedback)
             names = ("comment", "value", "correction") if is_feedback else ("comment",)
+            if isinstance(given, Feedback) and given.key == RETRACTION:
+                names = ("comment",)  # its value is a key and an id, not anybody's words
             texts = {name: redacted(getattr(given, name), self.redact) for name in names}
             given = replace(given, **texts)
         return given
 
     def _run(self, raw: RawRun) -> RunRow:
         messages, output, tools, *values = orjson.loads(raw.body)
+        output = tidy(as_output(output))
+        if isinstance(messages, list):
+            messages = [tidy(message) for message in messages]
         details = dict(zip(DETAILS, values, strict=True))
         for name in EMPTY_JSON:
             if details[name]:
@@ -112,6 +136,6 @@ class Ingest:
                 details[name] = str(details[name])
         if details["user_id"] is not None:
             details["user_id"] = self.pseudonyms.name(details["user_id"])
-        nodes = self._linker.conversation(messages, tools, as_output(output))
+        nodes = self._linker.conversation(messages, tools, output)
         head = (raw.run_id, self.namespace, raw.created_at, nodes[-2].id, nodes[-1].id)
         return RunRow._make((*head, *details.values(), nodes))

@@ -7,9 +7,9 @@ is checked by ``integrity``.
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Callable, Mapping
-from numbers import Real
-from typing import Any, TypeVar
+from typing import Any, SupportsFloat, TypeVar
 
 import orjson
 
@@ -49,7 +49,10 @@ def checked(given: Judgement) -> Judgement:
             raise InvalidFeedback(
                 f"feedback {given.key!r} has no content; pass score=, value= or both"
             )
+        record["scale"] = (0.0, 1.0) if isinstance(given.score, bool) else given.scale
         record["score"] = None if given.score is None else _number(given.score)
+        if record["scale"] is not None:
+            record["scale"] = _checked_scale(record["scale"], record["score"])
     elif given.run_a == given.run_b:
         raise InvalidFeedback(
             f"run {given.run_a} is compared with itself; pass the ids of two runs"
@@ -70,20 +73,67 @@ def checked(given: Judgement) -> Judgement:
     return type(given)(**record)
 
 
+def _checked_scale(scale: Any, score: float | None) -> tuple[float, float]:
+    pair = isinstance(scale, (list, tuple)) and len(scale) == 2
+    low, high = map(_number, scale) if pair else (1.0, 0.0)
+    if not low < high:
+        raise InvalidFeedback(
+            f"scale is {scale!r}; pass the lowest and the highest score, for example (1, 5)"
+        )
+    if score is not None and not low <= score <= high:
+        raise InvalidFeedback(
+            f"score is {score:g}, outside the scale from {low:g} to {high:g} that the call names; "
+            "pass a score within it, or another scale"
+        )
+    return low, high
+
+
 def as_output(output: str | Message) -> Message:
     """Make an assistant's message of a plain string; a message stays as it is."""
     return {"role": "assistant", "content": output} if isinstance(output, str) else output
 
 
+def tidy(message: Any) -> Any:
+    """Write a message of JSON as chat templates read it, from what OpenAI's clients and vLLM send.
+
+    Keys that are null say nothing and are left out, except ``content``, and so is an empty list of
+    ``tool_calls``: some templates would render a call of it. An assistant's ``reasoning`` is named
+    ``reasoning_content``. What is no mapping stays as it is.
+    """
+    if not isinstance(message, Mapping):
+        return message
+    if message.get("role") == "assistant" and not message.get("reasoning_content"):
+        reasoning = message.get("reasoning")
+        if isinstance(reasoning, str):
+            message = {**message, "reasoning": None, "reasoning_content": reasoning}
+    silent = {key for key, value in message.items() if value is None and key != "content"}
+    if not message.get("tool_calls", True):
+        silent.add("tool_calls")
+    return {k: v for k, v in message.items() if k not in silent} if silent else message
+
+
+def as_bool(name: str, value: object) -> bool:
+    """Take a bool, numpy's and torch's too; ``InvalidFeedback`` names any other argument."""
+    if str(getattr(value, "dtype", "")) in ("bool", "torch.bool") and not getattr(value, "ndim", 0):
+        return bool(value)
+    if not isinstance(value, bool):
+        raise InvalidFeedback(f"{name} is {value!r}; pass True or False")
+    return value
+
+
 def _number(score: object) -> float:
-    if not isinstance(score, Real):
-        raise InvalidFeedback(
-            f"score is {score!r}; pass a number or a bool, and words as value= or comment="
-        )
+    """Take what converts to a number, such as numpy's bools and Decimal, but no text."""
+    refusal = InvalidFeedback(
+        f"score is {reprlib.repr(score)}; pass a number or a bool, and words as value= or comment="
+    )
+    if isinstance(score, (str, bytes)) or not isinstance(score, SupportsFloat):
+        raise refusal
     try:
         number = float(score)
     except OverflowError:
         number = math.inf
+    except (TypeError, ValueError, RuntimeError) as error:  # an array, a signaling NaN, a tensor
+        raise refusal from error
     if not math.isfinite(number):
         raise InvalidFeedback(f"score is {number}; pass a finite number")
     return number
@@ -152,6 +202,11 @@ def _is_finite(value: Any) -> bool:
     return isinstance(value, float | int) and math.isfinite(value)
 
 
+def _is_scale(value: Any) -> bool:
+    ends = (int, float, type(None))
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(e, ends) for e in value)
+
+
 def _is_json(holds: _Check) -> _Check:
     def check(value: Any) -> bool:
         try:
@@ -185,6 +240,7 @@ _COLUMNS: Mapping[str, tuple[_Check, str]] = {
     "logprobs": _or_null(_IN_JSON["logprobs"]),
     "score": _or_null((_is_finite, "a finite number")),
     "value": _or_null((_is_json(lambda value: True), "JSON")),
+    "scale": _or_null((_is_json(_is_scale), "a list of two numbers in JSON")),
     "source": _one_of(SOURCES),
     "winner": _one_of(WINNERS),
 }

@@ -140,6 +140,8 @@ def _merge_one(home: Home, other: Home, progress: Progress | None) -> Merged:
             merged.runs = _insert(connection, home, _RUN, merged, tell)
             merged.feedback = _insert(connection, home, _FEEDBACK, merged, tell)
             merged.comparisons = _insert(connection, home, _COMPARISON, merged, tell)
+            with transaction(connection):  # where both homes have one, new scores are on ours
+                connection.execute(_INSERT_SCALES)
     return merged
 
 
@@ -218,7 +220,8 @@ class _Table(NamedTuple):
     def sort(self) -> str:
         """SQL that says what becomes of each row of the next batch."""
         ours, theirs = (
-            ", ".join(f"{side}.{name}" for name in self.columns) for side in ("ours", "theirs")
+            ", ".join(f"{side}.{name}" for name in self.columns if name != "scale")
+            for side in ("ours", "theirs")
         )
         is_gone = (
             f" OR NOT EXISTS (SELECT 1 FROM main.run WHERE run_id = theirs.{run})"
@@ -264,6 +267,9 @@ class _Table(NamedTuple):
         return f"""INSERT OR IGNORE INTO main.{self.name} ({names})
         SELECT {names} FROM other.{self.name} WHERE {_ADDED} ORDER BY rowid"""
 
+
+_INSERT_SCALES = """INSERT OR IGNORE INTO main.feedback_scale
+SELECT * FROM other.feedback_scale WHERE typeof(low) = 'real' AND typeof(high) = 'real'"""
 
 _ADDED = "rowid IN (SELECT row FROM batch WHERE fate = 'added')"
 _RUN = _Table("run", RUN_COLUMNS, messages=("prompt", "output"))

@@ -77,6 +77,9 @@ def import_(
         )
     text = f"added {done.added}, known already {done.known}"
     print_result(as_json, asdict(done), lambda: say(text, GOOD))
+    if done.ignored and not as_json:
+        columns = ", ".join(f"{name} ({rows})" for name, rows in done.ignored.items())
+        say(f"columns that were not read, and in how many rows: {columns}", WARN)
     if done.bad and not as_json:
         say(f"skipped bad rows: {done.bad}; without --skip-bad the first one is explained", WARN)
 

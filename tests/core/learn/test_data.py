@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agentpref.accounting import count
 from agentpref.config import GateSettings, ReplaySettings, UpdateConfig
 from agentpref.errors import UnusableState
-from agentpref.learn.data import UpdateData, count, draw, prepare, replay_size
+from agentpref.learn.data import UpdateData, draw, prepare, replay_size
 from agentpref.types import Prompt
 from tests.core.learn import examples
 from tests.core.learn.examples import with_completions
@@ -280,7 +281,7 @@ class TestPrepare:
         )
         rows = prepare(learner, data, None, UpdateConfig(replay=ReplaySettings(minimum=4)))
         assert texts(rows.old) == {"thum": 4}
-        assert learner.left_out == {"too_long": 4}
+        assert [o.reason for o in learner.objections.values()] == ["too_long"] * 4
 
     def test_where_no_new_example_can_be_encoded_no_pair_is_replayed_or_evaluated(
         self, make_learner

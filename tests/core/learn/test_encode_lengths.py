@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from agentpref.learn.encode import encode
-from agentpref.models.template import shorter
+from agentpref.models.template import ChatTemplate, shorter
 from agentpref.models.tokenizer import encode_prompt
 from agentpref.types import Example, Prompt
 from tests.core.learn.examples import make_pair, with_completions
@@ -72,10 +72,12 @@ def test_as_few_turns_as_possible_are_dropped_and_no_answer_is_cut(
     tokenizer: Any, turns: int, system: bool, tool: bool, room: int
 ) -> None:
     pair = pair_of(prompt_of(turns, system=system, tool=tool))
-    (whole,) = encode([pair], tokenizer, max_length=10_000).rows
-    found = encode([pair], tokenizer, max_length=room)
+    (whole,) = encode([pair], ChatTemplate(tokenizer), max_length=10_000).rows
+    found = encode([pair], ChatTemplate(tokenizer), max_length=room)
     longest = max(map(len, whole.completions))
-    candidates = [encode_prompt(p, tokenizer) for p in (pair.prompt, *shorter(pair.prompt))]
+    candidates = [
+        encode_prompt(p, ChatTemplate(tokenizer)) for p in (pair.prompt, *shorter(pair.prompt))
+    ]
     fitting = [ids for ids in candidates if len(ids) + longest <= room]
     if not fitting:
         assert (found.rows, found.left_out, found.shortened) == ([], {"too_long": 1}, {})
@@ -89,10 +91,10 @@ def test_as_few_turns_as_possible_are_dropped_and_no_answer_is_cut(
 def test_logged_tokens_are_never_cut(tokenizer: Any) -> None:
     ids = tuple(tokenizer("A long answer, yes.", add_special_tokens=False)["input_ids"])
     pair = with_completions(pair_of(prompt_of(5)), {"token_ids": ids})
-    found = encode([pair], tokenizer, max_length=80)
+    found = encode([pair], ChatTemplate(tokenizer), max_length=80)
     assert found.rows[0].completions[0] == ids
     assert found.shortened == {"prompt_shortened": 1}
-    assert encode([pair], tokenizer, max_length=len(ids)).left_out == {"too_long": 1}
+    assert encode([pair], ChatTemplate(tokenizer), max_length=len(ids)).left_out == {"too_long": 1}
 
 
 def test_a_learner_counts_left_out_shortened_and_retokenized_examples_apart(
@@ -102,6 +104,6 @@ def test_a_learner_counts_left_out_shortened_and_retokenized_examples_apart(
     foreign = with_completions(pair_of(prompt_of(1, system=False)), {"token_ids": (10**6,)})
     pairs = [pair_of(prompt_of(4, system=False)), pair_of(prompt_of(1), "word " * 99), foreign]
     assert len(learner.encode(pairs)) == 2
-    assert learner.left_out == {"too_long": 1}
+    assert [o.reason for o in learner.objections.values()] == ["too_long"]
     assert learner.shortened == {"prompt_shortened": 1}
     assert learner.retokenized == {"foreign_token_ids": 1}

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 
 from agentpref.learn import encode as encoding
 from agentpref.learn.encode import Encoding
+from agentpref.models.template import ChatTemplate
 from agentpref.types import Prompt
 from tests.core.learn.examples import make_pair, with_completions
 
@@ -28,7 +29,7 @@ def encode(tokenizer: Any, chosen: Any, ids: Any) -> Encoding:
     pair = make_pair(0, chosen, "No.", prompt=Prompt("", (ASKED,)))
     logged = None if ids is None else tuple(ids)
     pair = with_completions(pair, {"token_ids": logged})
-    return encoding.encode([pair], tokenizer, max_length=512)
+    return encoding.encode([pair], ChatTemplate(tokenizer), max_length=512)
 
 
 def letters(tokenizer: Any, text: str) -> list[int]:
@@ -114,7 +115,7 @@ def test_logged_tokens_are_used_where_the_template_cannot_render_the_answer(
     assert encode(tokenizer, "so.", ids).left_out == {"template_rewrites_prompt": 1}
     pair = make_pair(0, "so.", "No.", prompt=Prompt("", (ASKED,)))
     pair = with_completions(pair, {"token_ids": tuple(ids)}, {"token_ids": tuple(no)})
-    (row,) = encoding.encode([pair], tokenizer, max_length=512).rows
+    (row,) = encoding.encode([pair], ChatTemplate(tokenizer), max_length=512).rows
     assert row.completions == (tuple(ids), tuple(no))
 
 

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from agentpref.learn import encode as encoding
 from agentpref.learn.encode import Encoding
+from agentpref.models.template import ChatTemplate
 from agentpref.models.tokenizer import encode_prompt
 from agentpref.prefer.examples import example_id_of
 from agentpref.record.messages import prompt_of
@@ -33,7 +34,7 @@ def tokenizer(random_base: Path) -> Any:
 
 
 def encode(tokenizer: Any, thumbs: list[Example], max_length: int = 256) -> Encoding:
-    return encoding.encode(thumbs, tokenizer, max_length=max_length)
+    return encoding.encode(thumbs, ChatTemplate(tokenizer), max_length=max_length)
 
 
 THUMBS = [make_thumb(f"Question {n}?", f"answer {n}") for n in range(9)]
@@ -43,7 +44,7 @@ def test_a_row_of_a_thumb_has_its_answer_and_that_of_another_thumb(tokenizer: An
     found = encode(tokenizer, THUMBS)
     assert [row.example for row in found.rows] == THUMBS
     for row in found.rows:
-        assert row.prompt == encode_prompt(row.example.prompt, tokenizer)
+        assert row.prompt == encode_prompt(row.example.prompt, ChatTemplate(tokenizer))
         own = row.example.completions[0].message["content"] + "<|im_end|>"
         assert tokenizer.decode(list(row.completions[0])) == own
         assert row.own == row.completions[:1]

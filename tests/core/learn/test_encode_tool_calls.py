@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from agentpref.learn.encode import encode
 from agentpref.models.base import find_base
+from agentpref.models.template import ChatTemplate
 from agentpref.models.tokenizer import encode_prompt
 from agentpref.models.tool_calls import assistant_message
 from agentpref.types import Prompt
@@ -69,7 +70,7 @@ with_any = pytest.mark.parametrize("tokenizer", TEMPLATES, indirect=True)
 def completion(tokenizer: Any, chosen: dict[str, Any]) -> str:
     """The text that would be trained as the better answer."""
     pair = make_pair(0, chosen, "No.", prompt=Prompt("", (ASKED,)))
-    found = encode([pair], tokenizer, max_length=512)
+    found = encode([pair], ChatTemplate(tokenizer), max_length=512)
     assert not found.left_out
     (row,) = found.rows
     return tokenizer.decode(list(row.completions[0]))
@@ -107,7 +108,9 @@ def test_arguments_that_are_not_an_object_stay_text(tokenizer: Any, arguments: s
 def test_an_absent_content_is_rendered_as_empty_text(tokenizer: Any, silence: Any) -> None:
     silent = {"role": "assistant", **silence}
     assert completion(tokenizer, silent) == "<|im_end|>"
-    asked = tokenizer.decode(list(encode_prompt(Prompt("", (ASKED, silent, ASKED)), tokenizer)))
+    asked = tokenizer.decode(
+        list(encode_prompt(Prompt("", (ASKED, silent, ASKED)), ChatTemplate(tokenizer)))
+    )
     assert "<|im_start|>assistant\n<|im_end|>\n<|im_start|>user\n" in asked
 
 

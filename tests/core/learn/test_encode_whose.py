@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from agentpref.learn.encode import encode
 from agentpref.models.base import find_base
+from agentpref.models.template import ChatTemplate
 from agentpref.models.tokenizer import encode_prompt
 from agentpref.types import Example, Message, Prompt
 from tests.core.learn.examples import make_pair
@@ -73,10 +74,10 @@ def pair_of(messages: list[Message], chosen: str, rejected: str) -> Example:
 
 def trained(tokenizer: Any, pair: Example) -> tuple[str, str, str]:
     """What stands in the prompt and in the two completions, as text."""
-    found = encode([pair], tokenizer, max_length=4096)
+    found = encode([pair], ChatTemplate(tokenizer), max_length=4096)
     assert not found.left_out
     (row,) = found.rows
-    assert row.prompt == encode_prompt(pair.prompt, tokenizer)
+    assert row.prompt == encode_prompt(pair.prompt, ChatTemplate(tokenizer))
     prompt, chosen, rejected = (tokenizer.decode(list(i)) for i in (row.prompt, *row.completions))
     return prompt, chosen, rejected
 
@@ -114,8 +115,8 @@ def test_templates_with_and_without_marks_give_the_same_tokens(
     marked: Any, unmarked: Any, messages: Any, chosen: str, rejected: str
 ) -> None:
     pair = pair_of(messages, chosen, rejected)
-    by_marks = encode([pair], marked, max_length=4096)
-    assert by_marks == encode([pair], unmarked, max_length=4096)
+    by_marks = encode([pair], ChatTemplate(marked), max_length=4096)
+    assert by_marks == encode([pair], ChatTemplate(unmarked), max_length=4096)
 
 
 @given(messages=conversations, answer=words.filter(lambda text: text[:1].strip()))
@@ -124,7 +125,7 @@ def test_the_trained_tokens_are_those_of_transformers_assistant_mask(
 ) -> None:
     """``apply_chat_template`` masks nothing of an answer that begins with white space."""
     pair = pair_of(messages, answer, "")
-    (row,) = encode([pair], marked, max_length=4096).rows
+    (row,) = encode([pair], ChatTemplate(marked), max_length=4096).rows
     out = marked.apply_chat_template(
         [*messages, pair.completions[0].message],
         return_dict=True,
@@ -165,13 +166,17 @@ def test_a_template_that_adds_words_to_the_answer_is_counted(
     random_base: Path, words: dict[str, str]
 ) -> None:
     tokenizer = load(random_base, template(**{"inside": END, **words}))
-    found = encode([pair_of([says("user", "Hi")], "Yes", "No")], tokenizer, max_length=64)
-    assert (found.rows, found.left_out) == ([], {"template_marks_elsewhere": 1})
+    found = encode(
+        [pair_of([says("user", "Hi")], "Yes", "No")], ChatTemplate(tokenizer), max_length=64
+    )
+    assert (found.rows, found.left_out) == ([], {"template_adds_text": 1})
 
 
 def test_a_template_that_marks_only_other_answers_is_counted(random_base: Path) -> None:
     tokenizer = load(random_base, MARKED.replace("m.role == 'assistant'", "m.content == 'x'"))
-    found = encode([pair_of([says("user", "Hi")], "Yes", "No")], tokenizer, max_length=64)
+    found = encode(
+        [pair_of([says("user", "Hi")], "Yes", "No")], ChatTemplate(tokenizer), max_length=64
+    )
     assert found.left_out == {"template_marks_elsewhere": 1}
 
 
@@ -227,6 +232,8 @@ def test_no_start_of_text_is_added_to_an_answer_after_a_prompt(random_base: Path
         "{% for m in messages %}{{ m.content }}{% if m.role == 'user' %}:{% else %}<|im_end|>"
         "{% endif %}{% endfor %}"
     )
-    found = encode([pair_of([says("user", "Hi")], "yes", "no")], tokenizer, max_length=64)
+    found = encode(
+        [pair_of([says("user", "Hi")], "yes", "no")], ChatTemplate(tokenizer), max_length=64
+    )
     assert tokenizer.decode(list(found.rows[0].completions[0])) == f"yes{END}"
     assert tokenizer.decode(tokenizer("yes", add_special_tokens=False)["input_ids"]) == "Qyes"

@@ -192,7 +192,7 @@ def test_pairs_and_thumbs_are_trained_in_the_same_batches(make_learner, pairs):
 def test_thumbs_that_cannot_be_encoded_are_counted(make_learner, pairs):
     learner = make_learner()
     assert learner.encode([lone(pairs[0], 0, True)]) == []
-    assert learner.left_out == {"no_mismatch": 1}
+    assert [o.reason for o in learner.objections.values()] == ["no_mismatch"]
 
 
 GRADES = {"just right": 1.0, "good enough": 0.7, "not quite": 0.3, "quite wrong": 0.0}
@@ -259,7 +259,7 @@ def test_hardness_is_minus_the_margin_and_minus_infinity_where_there_is_no_row(
     found = learner.hardness([same, *pairs])
     assert found[0] == -math.inf
     assert found[1:] == pytest.approx(expected, abs=1e-3)
-    assert learner.left_out == {}, "what is tried for replay is not counted"
+    assert not learner.objections, "what is tried for replay is not counted"
 
 
 class TestLossMask:

@@ -27,7 +27,16 @@ from agentpref.prefer.votes import Reason
 from agentpref.record.database import connect
 from agentpref.record.messages import canonical, prompt_of
 from agentpref.record.store import Store
-from agentpref.types import Comparison, Completion, Example, Feedback, Run, Source, Winner
+from agentpref.types import (
+    RETRACTION,
+    Comparison,
+    Completion,
+    Example,
+    Feedback,
+    Run,
+    Source,
+    Winner,
+)
 
 _ids = count()
 
@@ -263,6 +272,18 @@ class TestScores:
         }
         assert result.left_out == {"neutral_score": 1}
 
+    def test_imported_dislikes_stay_dislikes_beside_a_negative_score(self) -> None:
+        said = [thumb("A", 1, scale=(0, 1)), thumb("B", 0, scale=(0, 1))]
+        result = build(AB, *said, thumb("B", -1, user_id="bob"))
+        assert preferred(result) == [("A", "B", "thumbs")]
+        assert result.left_out == {}
+
+    @pytest.mark.parametrize(("score", "up"), [(1, [False]), (3, []), (4, [True])])
+    def test_stars_with_a_scale_are_likes_above_its_middle(
+        self, score: float, up: list[bool]
+    ) -> None:
+        assert likes(build(AB, thumb("A", score, scale=(1, 5))).thumbs) == up
+
     def test_a_score_of_a_half_is_left_out_as_neutral(self) -> None:
         assert build(AB, thumb("A", 0.5)).left_out == {"neutral_score": 1}
 
@@ -299,6 +320,43 @@ class TestDisagreement:
         result = build(AB, thumb("A", 1, at=1), thumb("A", 0, at=2))
         assert likes(result.thumbs) == [False]
         assert result.left_out == {"superseded": 1}
+
+    @pytest.mark.parametrize(
+        "neutral", [{"score": 0.5}, {"score": 0, "scale": (-1, 1)}, {"score": 3, "scale": (1, 5)}]
+    )
+    def test_a_newer_neutral_score_by_the_same_user_withdraws_the_older(
+        self, neutral: dict[str, Any]
+    ) -> None:
+        pair = [thumb("A", 1, at=1), thumb("B", 0, at=1)]
+        result = build(AB, *pair, thumb("A", at=2, **neutral))
+        assert (result.pairs, likes(result.thumbs)) == ((), [False])
+        assert result.left_out == {"neutral_score": 1, "superseded": 1}
+        assert preferred(build(AB, *pair, thumb("A", at=2, user_id="bob", **neutral))) == [
+            ("A", "B", "thumbs")
+        ]
+
+    def test_a_newer_correction_by_the_same_user_supersedes_the_older(self) -> None:
+        said = [correct("A", "better", at=1), correct("A", "best", at=2)]
+        result = build([run("A")], *said)
+        assert preferred(result) == [("best", "A", "correction")]
+        assert result.left_out == {"superseded": 1}
+
+    def test_a_correction_back_to_the_original_withdraws_the_older(self) -> None:
+        said = [correct("A", "better", at=1), correct("A", "A", at=2)]
+        result = build([run("A")], *said)
+        assert (result.pairs, result.left_out) == ((), {"identical_answers": 1, "superseded": 1})
+        other = correct("A", "best", at=1, user_id="bob")
+        assert preferred(build([run("A")], *said, other)) == [("best", "A", "correction")]
+
+    def test_a_judge_that_was_taken_back_in_one_order_is_not_flipped(self) -> None:
+        said = [
+            compare("A", "B", "a", source="model"),
+            compare("B", "A", "a", at=2, source="model"),
+        ]
+        fields = {"key": RETRACTION, "value": {"key": "comparison"}, "source": "model"}
+        result = build(AB, said[0], thumb("A", None, at=1, **fields), said[1])
+        assert preferred(result) == [("B", "A", "judge")]
+        assert result.left_out == {"retracted": 1, "retraction": 1}
 
     def test_a_person_outweighs_a_judge(self) -> None:
         said = [compare("A", "B", "a"), compare("A", "B", "b", at=2, source="model")]
@@ -399,8 +457,9 @@ feedbacks = st.lists(
         feedback_id=st.just(""),
         run_id=a_run,
         created_at=a_time,
-        key=st.sampled_from(["thumbs", "thumbs", "stars", "mood"]),
+        key=st.sampled_from(["thumbs", "thumbs", "stars", "mood", RETRACTION]),
         score=a_score,
+        value=st.sampled_from([None, {"key": "thumbs"}, {"key": None}, {"key": "comparison"}]),
         source=a_source,
         user_id=a_user,
         correction=a_correction,
@@ -544,6 +603,18 @@ def test_a_fifth_of_many_prompts_is_held_out() -> None:
 def test_the_system_message_does_not_move_a_prompt() -> None:
     dated = [{"role": "system", "content": "Today is Monday."}, *asked("hi")]
     assert split_point(dated) == split_point(asked("hi"))
+
+
+def test_the_developer_message_does_not_move_a_prompt() -> None:
+    asked = [{"role": "user", "content": "why?"}]
+    dated = [{"role": "developer", "content": "Today is Monday."}, *asked]
+    assert split_point(dated) == split_point(asked)
+
+
+def test_prompts_of_a_system_message_alone_are_split_like_others() -> None:
+    points = [split_point([{"role": "system", "content": f"story {n}"}]) for n in range(500)]
+    assert len(set(points)) == 500
+    assert 60 < sum(point < 0.2 for point in points) < 140
 
 
 def test_earlier_turns_of_the_assistant_move_a_prompt() -> None:

@@ -14,7 +14,7 @@ from agentpref.errors import ExchangeError
 from agentpref.home import Home
 from agentpref.prefer.examples import ExampleSet, example_id_of, read_examples
 from agentpref.prefer.exchange import Exported, export_file, import_file, record_of
-from agentpref.prefer.formats import llamafactory
+from agentpref.prefer.formats import llamafactory, normalized
 from agentpref.record.database import connect
 from agentpref.record.messages import canonical, prompt_of
 from agentpref.record.store import Store
@@ -91,7 +91,7 @@ def some_pairs(draw: st.DrawFn) -> list[Example]:
     for _ in range(draw(st.integers(1, 3))):
         prompt = prompt_of(draw(prompts), draw(tools))
         chosen, rejected = draw(answers), draw(answers)
-        assume(canonical(chosen) != canonical(rejected))
+        assume(canonical(normalized(chosen)) != canonical(normalized(rejected)))
         completions = (Completion(chosen, 1.0), Completion(rejected, 0.0))
         example_id = example_id_of(prompt.id, completions)
         pairs[prompt.id] = Example(
@@ -106,11 +106,17 @@ def found(home: Home) -> ExampleSet:
 
 
 def content_of(example: Example, *, tagged: bool = True) -> tuple[object, ...]:
-    """What a row of a format holds; the order of keys is left out, as examples may share them."""
-    answers = [(canonical(one.message), one.label) for one in example.completions]
+    """What a row of a format holds, with the ids that it gets.
+
+    The order of keys is left out, as examples may share them, and so are null fields.
+    """
+    asked = [normalized(message) for message in example.prompt.messages]
+    prompt = prompt_of(asked, example.prompt.tools)
+    answers = [replace(one, message=normalized(one.message)) for one in example.completions]
+    ids = prompt.id, example_id_of(prompt.id, answers)
+    told = [(canonical(one.message), one.label) for one in answers]
     tools = [canonical(tool) for tool in example.prompt.tools]
-    asked = [canonical(message) for message in example.prompt.messages]
-    return example.example_id, example.prompt.id, asked, answers, tools, tagged and example.tag
+    return ids, [*map(canonical, asked)], told, tools, tagged and example.tag
 
 
 FORMATS = ["preference", "openai", "llamafactory"]

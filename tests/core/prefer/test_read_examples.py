@@ -18,7 +18,7 @@ from agentpref.prefer.examples import build_examples, read_examples
 from agentpref.record.database import connect
 from agentpref.record.messages import prompt_of
 from agentpref.record.store import Store
-from agentpref.types import Comparison, Feedback, Prompt, Run
+from agentpref.types import RETRACTION, Comparison, Feedback, Prompt, Run
 
 PROMPTS = tuple(prompt_of([{"role": "user", "content": f"question {n}"}]) for n in range(3))
 RUNS = {
@@ -34,16 +34,26 @@ TIMES = st.integers(0, 9).map(float)
 VOTERS = st.sampled_from(["ann", "bob", None])
 SOURCES = st.sampled_from(["human", "model"])
 CORRECTIONS = st.none() | st.just({"role": "assistant", "content": "answer fixed"})
+SCORES = {
+    "thumbs": (None, 0.0, 0.5, 1.0),
+    "smile": (None, -1.0, -0.5, 1.0),
+    "stars": (None, 1.0, 3.0, 5.0),
+}
+SAID = [(key, score, None) for key, scores in SCORES.items() for score in scores]
+TAKEN_BACK = [
+    (RETRACTION, None, {"key": key}) for key in (None, "thumbs", "correction", "comparison")
+]
 FEEDBACK = st.builds(
-    Feedback,
-    feedback_id=st.uuids().map(str),
-    run_id=st.sampled_from(sorted(RUNS)),
-    created_at=TIMES,
-    key=st.sampled_from(["thumbs", "smile"]),
-    score=st.sampled_from([None, -1.0, 0.0, 0.5, 1.0, 1.0, 5.0]),
-    source=SOURCES,
-    user_id=VOTERS,
-    correction=CORRECTIONS,
+    lambda name, run, at, said, source, user, fixed: Feedback(
+        name, run, at, *said, None, source, user, None if said in TAKEN_BACK else fixed
+    ),
+    st.uuids().map(str),
+    st.sampled_from(sorted(RUNS)),
+    TIMES,
+    st.sampled_from([*SAID, *TAKEN_BACK]),
+    SOURCES,
+    VOTERS,
+    CORRECTIONS,
 )
 COMPARISONS = st.builds(
     lambda name, at, prompt, pair, winner, source, user: Comparison(
@@ -105,7 +115,7 @@ def _store(store: Store, feedback: list[Feedback], comparisons: list[Comparison]
     for said in feedback:
         store.add_feedback(said)
         decoy = replace(said, feedback_id=f"x{said.feedback_id}", run_id=f"x{said.run_id}")
-        store.add_feedback(replace(decoy, score=9.0, created_at=99.0))
+        store.add_feedback(replace(decoy, score=9.0, created_at=99.0, scale=(0.0, 9.0)))
     for row in comparisons:
         store.add_comparison(row)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import random
@@ -15,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentpref.errors import ExchangeError, MissingDependency
-from agentpref.prefer import rowfiles
-from agentpref.prefer.rowfiles import Meter, read_rows, write_rows
+from agentpref.prefer import jsonrows, rowfiles
+from agentpref.prefer.jsonrows import Meter
+from agentpref.prefer.rowfiles import read_rows, write_rows
 
 COLUMNS = {
     "prompt": ["json"],
@@ -53,7 +55,7 @@ class TestJsonLists:
         self, path: Path, chunk: int, indent: int | None, told: list[object]
     ) -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(rowfiles, "CHUNK_BYTES", chunk)
+            patch.setattr(jsonrows, "CHUNK_BYTES", chunk)
             text = "[" + json.dumps(told, indent=indent, ensure_ascii=False)[1:] + " \n"
             assert rows_in(path, text.encode()) == told
 
@@ -79,9 +81,10 @@ class TestJsonLists:
     def test_a_value_that_cannot_be_stored_is_an_error_of_its_row(
         self, path: Path, value: bytes
     ) -> None:
-        bad, good = rows_in(path, b'[{"a": ' + value + b'}, {"a": 1}]')
+        bad, good = rows_in(path, b'[{"tag": ' + value + b'}, {"tag": 1}]')
         assert "it holds a value that cannot be stored" in bad
-        assert good == {"a": 1}
+        assert good == {"tag": 1}
+        assert rows_in(path, b'[{"a": ' + value + b', "tag": 1}]') == [{"a": True, "tag": 1}]
 
     def test_of_two_equal_keys_the_last_counts_as_in_json_lines(self, path: Path) -> None:
         item = b'{"a": 1, "a": 2}'
@@ -90,13 +93,13 @@ class TestJsonLists:
     def test_a_gigantic_item_ends_the_reading_before_it_fills_the_memory(
         self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(rowfiles, "CHUNK_BYTES", 10)
-        monkeypatch.setattr(rowfiles, "MAX_ROW_BYTES", 50)
+        monkeypatch.setattr(jsonrows, "CHUNK_BYTES", 10)
+        monkeypatch.setattr(jsonrows, "MAX_ROW_BYTES", 50)
         with pytest.raises(ExchangeError, match="row 2 is longer than 50 bytes; check that"):
             rows_in(path, b'[{}, {"a": "' + b"x" * 900 + b'"}]')
 
     @pytest.mark.parametrize(
-        "text", [b"[{}", b'[{}, "]', b"[{}, [2]", b"[{}] x", b"[{}][]", b"[{},]", b"[{},NaN]"]
+        "text", [b"[{}", b'[{}, "]', b"[{}, [2]", b"[{}] x", b"[{}][]", b"[{},]"]
     )
     def test_a_list_that_breaks_off_raises_after_the_rows_before(
         self, path: Path, text: bytes
@@ -108,9 +111,56 @@ class TestJsonLists:
             list(found)
         assert "correct it there, or fetch the file again" in str(error.value)
 
+    @given(st.sampled_from([1, 3, 1 << 16]), st.lists(items))
+    def test_nan_and_infinities_of_a_column_are_missing_values(
+        self, path: Path, chunk: int, told: list[dict[str, object]]
+    ) -> None:
+        rows = [{**row, "tag": float("nan"), "text": 'NaN "\\\\" -Infinity'} for row in told]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(jsonrows, "CHUNK_BYTES", chunk)
+            found = rows_in(path, b"[" + json.dumps(rows).encode()[1:], {"tag", "text", 'a"]'})
+        assert [row["tag"] for row in found] == [None] * len(told)
+        assert {row["text"] for row in found} <= {rows[0]["text"] if rows else ""}
+
     def test_text_that_is_not_utf8_is_refused_with_the_cure(self, path: Path) -> None:
         with pytest.raises(ExchangeError, match=r"from row 1 on .*invalid bytes in UTF8.*iconv"):
             rows_in(path, b'[{"a": "caf\xe9"}]')
+
+
+NOT_JSON = b'{"label": 1, "score": NaN, "scores": [Infinity, {"x": -Infinity}]}'
+HALF_AN_EMOJI = b'{"label": 1, "emoji": "\\ud83d", "scores": [0]}'
+
+
+@pytest.mark.parametrize("text", [NOT_JSON, b"[" + NOT_JSON + b"]", HALF_AN_EMOJI])
+def test_a_column_that_is_not_wanted_never_spoils_a_row(path: Path, text: bytes) -> None:
+    (row,) = rows_in(path, text)
+    assert row["label"] == 1
+    assert row["scores"]
+
+
+@pytest.mark.parametrize("text", [b'{"prompt": [NaN]}\n{}', b'[{"prompt": [NaN]}, {}]'])
+def test_nan_inside_a_value_that_is_wanted_is_an_error_of_its_row(path: Path, text: bytes) -> None:
+    bad, good = rows_in(path, text)
+    assert "write one JSON object on each line" in bad
+    assert good == {}
+
+
+@pytest.mark.parametrize("text", [b'{"tag": "x"}\n', b'[{"tag": "x"}]'])
+def test_a_file_that_gzip_packed_is_read(path: Path, text: bytes) -> None:
+    assert rows_in(path, gzip.compress(text)) == [{"tag": "x"}]
+    with pytest.raises(ExchangeError, match=r"cannot be unpacked to its end .*; fetch the file"):
+        rows_in(path, gzip.compress(text)[:-9])
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_utf_16_is_named_with_the_cure(path: Path, encoding: str) -> None:
+    with pytest.raises(ExchangeError, match=r"it is UTF-16, not UTF-8; .*iconv -f UTF-16 -t"):
+        rows_in(path, '{"tag": "x"}\n'.encode(encoding))
+
+
+def test_csv_is_named_with_the_cure(tmp_path: Path) -> None:
+    with pytest.raises(ExchangeError, match=r"it is CSV; write JSON lines, with pandas: read_csv"):
+        rows_in(tmp_path / "rows.csv", b"prompt,chosen,rejected\na,b,c\n")
 
 
 pa = pytest.importorskip("pyarrow")
@@ -185,6 +235,13 @@ class TestParquet:
         when = pa.array([1], pa.timestamp("ns"))  # Python cannot hold such times
         assert rows_in(self.table_of(path, {"tag": ["x"], "when": when})) == [{"tag": "x"}]
         assert rows_in(self.table_of(path, {"what": ["x"]})) == [{"what": "x"}]
+
+    def test_rows_with_columns_that_are_not_read_are_counted(self, path: Path) -> None:
+        columns = {"tag": ["x", "y", "z"], "score": [None, 1.5, 2.5], "empty": pa.nulls(3)}
+        pa.parquet.write_table(pa.table({**columns, "meta": [{"a": 1, "b": 2}] * 3}), path)
+        meter = Meter()
+        list(read_rows(path, COLUMNS, meter))
+        assert meter.unread == {"score": 2, "meta": 3}
 
     def test_a_value_that_cannot_be_read_is_the_error_of_its_row(self, path: Path) -> None:
         texts = pa.array([b"fine", b"caf\xe9", b"good"], pa.binary()).view(pa.string())

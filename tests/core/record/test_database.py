@@ -30,6 +30,7 @@ from agentpref.record.migrations import STEPS, Step
 TABLES = {
     "message", "run", "feedback", "comparison", "updates", "update_pair", "logp", "revision",
     "serving", "serving_history", "migration", "forgotten", "pair_source",
+    "feedback_scale",
 }  # fmt: skip
 
 

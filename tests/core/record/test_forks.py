@@ -91,7 +91,7 @@ with Log(sys.argv[1]) as log:
     for n in range(60):
         run = log.record([{"role": "user", "content": "hi"}], sys.argv[2] + str(n))
         if n % 6 == 0:
-            log.feedback(run, key="k", score=n)
+            log.feedback(run, key="k", score=n, source="code")
     assert log.dropped == {}
 """
     with start(code, tmp_path / "home", "a") as one, start(code, tmp_path / "home", "b") as other:
@@ -185,3 +185,49 @@ if __name__ == "__main__":
 def test_children_of_multiprocessing_write_before_they_end(tmp_path: Path, runs_in: RunsIn) -> None:
     finish(POOLED, tmp_path / "home")
     assert len(runs_in(Home.open(tmp_path / "home"))) == 16
+
+
+TERMINATED = """
+import os, signal, sys, time
+from agentpref.record.log import Log
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+log = Log(sys.argv[1])
+log.record([{"role": "user", "content": "hi"}], "last")
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(60)
+"""
+
+
+def test_a_process_that_exits_at_sigterm_writes_its_last_runs(
+    tmp_path: Path, runs_in: RunsIn
+) -> None:
+    finish(TERMINATED, tmp_path / "home")
+    assert len(runs_in(Home.open(tmp_path / "home"))) == 1
+
+
+IN_A_POOL = """
+import multiprocessing, sys
+from agentpref.record.log import Log
+log = Log(sys.argv[1])
+def work(name):
+    log.record([{"role": "user", "content": "hi"}], str(name))
+    if sys.argv[2] == "flush":
+        log.flush()
+if __name__ == "__main__":
+    pool = multiprocessing.get_context("fork").Pool(2)
+    pool.map(work, range(6))
+    if sys.argv[2] == "close":
+        pool.close()
+    else:
+        pool.terminate()
+    pool.join()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("how", ["close", "flush"])
+def test_workers_of_a_pool_write_when_it_is_closed_or_they_flush(
+    how: str, tmp_path: Path, runs_in: RunsIn
+) -> None:
+    finish(IN_A_POOL, tmp_path / "home", how)
+    assert len(runs_in(Home.open(tmp_path / "home"))) == 6

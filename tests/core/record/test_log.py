@@ -9,12 +9,14 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeAlias
 from uuid import UUID
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -25,6 +27,7 @@ from agentpref.errors import (
     InvalidMessage,
     LogClosed,
     NotAHome,
+    RunExists,
     UnknownRun,
 )
 from agentpref.home import Home
@@ -100,8 +103,21 @@ def test_later_changes_by_the_host_are_not_recorded(log: Log, runs_of: RunsOf) -
 
 def test_recording_an_id_again_changes_nothing(log: Log, runs_of: RunsOf) -> None:
     assert log.record(ASKED, "4", run_id="mine") == "mine"
+    log.record(ASKED, "4", run_id="mine")
+    assert [run.output["content"] for run in runs_of(log)] == ["4"]
+    assert log.dropped == {}
+
+
+def test_another_run_under_a_known_id_is_dropped_and_counted(
+    log: Log, strict: Log, runs_of: RunsOf
+) -> None:
+    for each in (log, strict):
+        each.record(ASKED, "4", run_id="mine")
     log.record(ASKED, "5", run_id="mine")
     assert [run.output["content"] for run in runs_of(log)] == ["4"]
+    assert log.dropped == {"RunExists": 1}
+    with pytest.raises(RunExists, match="give each model call an id of its own"):
+        strict.record(ASKED, "5", run_id="mine")
 
 
 def test_feedback_is_on_disk_when_the_call_returns(log: Log, judged_in: JudgedIn) -> None:
@@ -131,6 +147,15 @@ def test_thumbs_are_feedback_with_the_score_one_or_zero(log: Log, judged_in: Jud
         log.thumbs(run_id, up=1)  # type: ignore[arg-type]
 
 
+def test_thumbs_takes_a_bool_of_numpy(log: Log, judged_in: JudgedIn) -> None:
+    run_id = log.record(ASKED, "4")
+    log.thumbs(run_id, up=np.False_)  # type: ignore[arg-type]
+    assert judged_in(log.home)[0][0].score == 0.0
+    for up in (1, None, "up", np.array([True]), np.int64(1)):
+        with pytest.raises(InvalidFeedback, match="up is"):
+            log.thumbs(run_id, up=up)  # type: ignore[arg-type]
+
+
 def test_another_log_can_judge_a_run_that_was_flushed(log: Log, judged_in: JudgedIn) -> None:
     run_id = log.record(ASKED, "4")
     assert log.flush(timeout=30)
@@ -139,13 +164,25 @@ def test_another_log_can_judge_a_run_that_was_flushed(log: Log, judged_in: Judge
     assert judged_in(log.home)[0][0].score == 0.0
 
 
-@pytest.mark.parametrize("score", [1, 0.5, False, -3, Fraction(1, 4)])
-def test_any_finite_real_number_is_a_score(log: Log, score: float, judged_in: JudgedIn) -> None:
+@pytest.mark.parametrize(
+    "score",
+    [
+        *(1, 0.5, False, -3, Fraction(1, 4), Decimal("0.25")),
+        *(np.True_, np.False_, np.float32(0.5), np.int64(3), np.array(2.0)),
+    ],
+)
+def test_any_finite_real_number_is_a_score(log: Log, score: Any, judged_in: JudgedIn) -> None:
     log.feedback(log.record(ASKED, "4"), key="k", score=score)
     assert judged_in(log.home)[0][0].score == float(score)
 
 
-@pytest.mark.parametrize("score", ["good", "1", math.nan, math.inf, 10**400, 1j, [1]])
+@pytest.mark.parametrize(
+    "score",
+    [
+        *("good", "1", math.nan, math.inf, 10**400, 1j, [1]),
+        *(b"1", np.str_("1"), np.array([1, 2]), Decimal("NaN"), Decimal("sNaN")),
+    ],
+)
 def test_other_scores_are_refused(log: Log, score: Any, judged_in: JudgedIn) -> None:
     run_id = log.record(ASKED, "4")
     with pytest.raises(InvalidFeedback, match=r"score is .*; pass a"):

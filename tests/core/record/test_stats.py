@@ -1,12 +1,11 @@
-"""Stats, scales and judged runs are right at any time, also in a home that kept counts before."""
+"""Stats and judged runs are right at any time, also in a home that kept counts before."""
 
 from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentpref.errors import NewerHome
+from agentpref.errors import NewerHome, RunExists
 from agentpref.home import Home
 from agentpref.record import database
 from agentpref.record.database import connect, require_known_schema
 from agentpref.record.integrity import examine
 from agentpref.record.messages import prompt_of
 from agentpref.record.migrations import STEPS
-from agentpref.record.store import Scale, Store
+from agentpref.record.store import Store
 from agentpref.types import Comparison, Feedback, Run, Source
 
 ASKED = prompt_of(({"role": "user", "content": "2 + 2?"},))
@@ -58,19 +57,6 @@ def recount(connection: sqlite3.Connection, space: str | None) -> dict[str, Any]
     }
 
 
-def rescaled(connection: sqlite3.Connection, space: str) -> list[Scale]:
-    spaces = {run.run_id: run.namespace for run in everything(connection)}
-    scores = defaultdict(list)
-    query = "SELECT run_id, key, source, score FROM feedback WHERE correction IS NULL"
-    for run_id, key, source, score in connection.execute(query):
-        if spaces[run_id] == space and score is not None:
-            scores[key, source].append(score)
-    return sorted(
-        Scale(*kind, len(some), sum(n < 0 for n in some), sum(abs(n) > 1 for n in some))
-        for kind, some in scores.items()
-    )
-
-
 def everything(connection: sqlite3.Connection) -> list[Run]:
     return [run for space in SPACES for run in Store(connection).runs(space)]
 
@@ -81,7 +67,8 @@ def judged(connection: sqlite3.Connection) -> set[str]:
 
 
 def add_run(connection: sqlite3.Connection, given: tuple[int, str, Any, Any]) -> None:
-    Store(connection).add_run(run(*given))
+    with suppress(RunExists):
+        Store(connection).add_run(run(*given))
 
 
 def add_feedback(connection: sqlite3.Connection, given: tuple[int, str, Any, Source, bool]) -> None:
@@ -89,7 +76,9 @@ def add_feedback(connection: sqlite3.Connection, given: tuple[int, str, Any, Sou
     name = f"r{number}"
     if connection.execute("SELECT 1 FROM run WHERE run_id = ?", (name,)).fetchone():
         fixed = {"role": "assistant", "content": "x"} if corrects else None
-        said = Feedback(f"f{given}", name, 1.0, key, score, source=source, correction=fixed)
+        said = Feedback(
+            f"f{given}", name, 1.0, key, score, source=source, correction=fixed, scale=(-1, 5)
+        )
         Store(connection).add_feedback(said)
 
 
@@ -160,7 +149,6 @@ def assert_true_counts(connection: sqlite3.Connection) -> None:
     assert store.stats() == recount(connection, None)
     for space in SPACES:
         assert store.stats(space) == recount(connection, space)
-        assert sorted(Store(connection).scales(space)) == rescaled(connection, space)
     assert store.namespaces() == sorted({run.namespace for run in everything(connection)})
     spoken_of = connection.execute(
         "SELECT run_id FROM feedback UNION SELECT run_a FROM comparison "
@@ -212,7 +200,10 @@ def test_a_home_from_before_the_counting_step_is_brought_up_to_date(
         with closing(connect(home)) as old:
             for number in range(4):
                 Store(old).add_run(run(number, SPACES[number % 2], "t", f"u{number}"))
-            add_feedback(old, (0, "thumbs", 1.0, "human", False))
+            old.execute(
+                "INSERT INTO feedback (feedback_id, run_id, created_at, key, score, source)"
+                " VALUES ('f', 'r0', 1, 'thumbs', 1, 'human')"
+            )
             add_comparison(old, (1, 3))
     with closing(connect(home)) as new:
         assert_true_counts(new)

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentpref.errors import CorruptHome, InvalidFeedback, InvalidMessage, UnknownRun
+from agentpref.errors import CorruptHome, InvalidFeedback, InvalidMessage, RunExists, UnknownRun
 from agentpref.home import Home
 from agentpref.record.database import connect, transaction
 from agentpref.record.integrity import examine
-from agentpref.record.messages import RUN_COLUMNS, prompt_of
+from agentpref.record.messages import RUN_COLUMNS, prompt_of, run_row
 from agentpref.record.store import Store
 from agentpref.types import Comparison, Feedback, Run
 
@@ -103,10 +103,22 @@ def test_feedback_and_comparisons_are_read_as_they_were_written(
     assert examine(connection).problems == []
 
 
-def test_a_second_write_of_an_id_changes_nothing(store: Store) -> None:
+def test_a_second_write_of_a_run_changes_nothing(store: Store) -> None:
     store.add_run(run("r1", "4"))
-    store.add_run(run("r1", "5"))
+    store.add_run(run("r1", "4"))
     assert [r.output["content"] for r in store.runs("default")] == ["4"]
+
+
+def test_another_run_under_a_known_id_is_refused_and_changes_nothing(store: Store) -> None:
+    store.add_run(run("r1", "4"))
+    with pytest.raises(RunExists, match="run 'r1' exists with another prompt, answer"):
+        store.add_run(run("r1", "5"))
+    with pytest.raises(RunExists):
+        store.add_run(run("r1", "4", namespace="other"))
+    assert [r.output["content"] for r in store.runs("default")] == ["4"]
+    batch = [run("r2", "a"), run("r2", "b"), run("r2", "a")]
+    refusals = store.add_runs([*map(run_row, batch)])
+    assert [type(refusal).__name__ for refusal in refusals] == ["NoneType", "RunExists", "NoneType"]
 
 
 def test_runs_of_a_namespace_are_read_oldest_first(store: Store) -> None:

@@ -17,7 +17,7 @@ from agentpref.record.database import connect
 from agentpref.record.messages import prompt_of
 from agentpref.record.store import Store
 from agentpref.record.updates import UpdateRow, Updates
-from agentpref.types import Comparison, Feedback, Run
+from agentpref.types import RETRACTION, Comparison, Feedback, Run
 
 ASK = {"role": "user", "content": "Is it raining?"}
 YES = {"role": "assistant", "content": "Yes."}
@@ -112,7 +112,22 @@ def test_parts_of_a_message_are_shown_as_lines_of_text(
 def test_thumbs_are_shown_as_their_mean(store: Store, views: sqlite_utils.Database) -> None:
     store.add_run(run("r1"))
     for n, (key, score) in enumerate([("thumbs", 1.0), ("thumbs", 0.0), ("latency", 90.0)]):
-        store.add_feedback(Feedback(f"f{n}", "r1", 2.0, key, score))
+        store.add_feedback(Feedback(f"f{n}", "r1", 2.0, key, score, user_id=f"u{n}"))
+    assert only(views, "run_text")["thumbs"] == 0.5
+
+
+def test_only_the_newest_thumb_of_each_voter_that_was_not_taken_back_is_shown(
+    store: Store, views: sqlite_utils.Database
+) -> None:
+    store.add_run(run("r1"))
+    for name, at, score, user in [("a", 1, 0, "u"), ("b", 2, 1, "u"), ("c", 1, 0, "v")]:
+        store.add_feedback(Feedback(name, "r1", float(at), "thumbs", float(score), user_id=user))
+    assert only(views, "run_text")["thumbs"] == 0.5
+    for name, key, user in [("d", "correction", "u"), ("e", "thumbs", "v"), ("f", None, "w")]:
+        taken = Feedback(name, "r1", 3.0, RETRACTION, value={"key": key}, user_id=user)
+        store.add_feedback(taken)
+    assert only(views, "run_text")["thumbs"] == 1
+    store.add_feedback(Feedback("g", "r1", 4.0, "thumbs", 0.0, user_id="v"))
     assert only(views, "run_text")["thumbs"] == 0.5
 
 

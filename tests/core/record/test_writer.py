@@ -31,7 +31,7 @@ def test_many_threads_share_a_log(log: Log, runs_of: RunsOf, judged_in: JudgedIn
         for n in range(20):
             run_id = log.record(ASKED, f"{name} {n}")
             if n % 5 == 0:
-                log.feedback(run_id, key="k", score=n)
+                log.feedback(run_id, key="k", score=n, source="code")
 
     threads = [threading.Thread(target=work, args=(name,)) for name in range(4)]
     for thread in threads:

@@ -140,6 +140,16 @@ def test_tool_calls_are_recorded_and_leave_the_text_empty(
     assert runs(registry)[0].output == reply.message
 
 
+def test_the_reasoning_of_earlier_turns_is_recorded_and_empty_calls_are_not(
+    chat: Chat, registry: Registry
+) -> None:
+    said = {"role": "assistant", "content": "At 4.", "reasoning_content": "low is at 10"}
+    chat.reply([*ASK, {**said, "tool_calls": []}, *ASK])
+    chat.log.flush()
+    assert runs(registry)[0].prompt.messages == (*ASK, said, *ASK)
+    assert "tool_calls" not in runs(registry)[0].output
+
+
 def test_an_answer_is_returned_when_it_cannot_be_recorded(chat: Chat, registry: Registry) -> None:
     chat.log.close()
     assert chat.reply(ASK).text == "base heard: When is high tide?"
@@ -229,4 +239,6 @@ def test_an_unknown_option_is_refused_before_the_engine_is_asked(
     for ask in (chat.reply, lambda *a, **k: list(chat.stream(*a, **k))):
         with pytest.raises(ConfigError, match="'temprature' is no sampling setting"):
             ask(ASK, temprature=0.5)
+        with pytest.raises(ConfigError, match=r"tags is 'tides'; pass a list .* \['tides'\]"):
+            ask(ASK, tags="tides")
     assert ("generate", "base") not in backend.calls

@@ -181,7 +181,7 @@ class TestWriting:
         [
             said("assistant", "", tool_calls=[call("{}")]),
             {"role": "assistant", "tool_calls": [call({"of": "sky"}, id="7"), call("{}")]},
-            said("assistant", None, tool_calls=[call('{"of":"sky"}')], refusal=None),
+            said("assistant", None, tool_calls=[call('{"of":"sky"}')], refusal=""),
         ],
     )
     def test_tool_calls_read_back_exactly_as_written(self, called: Message) -> None:

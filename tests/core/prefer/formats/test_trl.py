@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from decimal import Decimal
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -117,12 +119,168 @@ def test_an_answer_may_be_a_tool_call() -> None:
     assert row.completions[0] == call
 
 
-def test_a_recorded_null_is_kept() -> None:
-    recorded = prompt_of([SKY[0] | {"name": None}])
-    told = pair(recorded, BLUE | {"refusal": None}, GREEN, tag="untagged")
-    row = read_row(_as_json(write_preference(told)))
-    assert row == pair(recorded, BLUE | {"refusal": None}, GREEN, tag="untagged")
-    assert recorded != prompt_of(SKY)
+FILLED_UP = {"name": None, "tool_calls": [], "tool_call_id": None, "refusal": None}
+
+
+def test_null_fields_and_empty_tool_calls_of_messages_are_as_if_absent() -> None:
+    row = {
+        "prompt": [SKY[0] | FILLED_UP],
+        "chosen": [BLUE | FILLED_UP],
+        "rejected": [GREEN | FILLED_UP],
+    }
+    assert read_row(row) == PREFERRED
+
+
+def test_nulls_in_a_call_are_as_if_absent_but_not_in_its_arguments() -> None:
+    function = {"name": "look_up", "arguments": {"of": None}}
+    full = {"id": None, "index": None, "function": {**function, "strict": None}}
+    row = {"prompt": SKY, "chosen": [turn("assistant", None, tool_calls=[full])], "rejected": "No."}
+    called = read_row(row).completions[0]
+    assert called == turn("assistant", None, tool_calls=[{"function": function}])
+
+
+def test_reasoning_is_kept() -> None:
+    thought = BLUE | {"reasoning_content": "Rayleigh."}
+    row = {"prompt": SKY, "chosen": [thought], "rejected": [GREEN]}
+    assert read_row(row).completions[0] == thought
+
+
+class TestTheQuestionIsNeitherLostNorDoubled:
+    """What a row's prompt, and the turns that both answers share, make together."""
+
+    ASK, WHEN = turn("user", "What colour is the sky?"), turn("user", "At noon.")
+    BACK, BRIEF = turn("assistant", "When?"), turn("system", "Be brief.")
+    TEXT = "What colour is the sky?"
+
+    @pytest.mark.parametrize(
+        ("prompt", "shared", "made"),
+        [
+            # a text, before turns that begin with the assistant or a system prompt
+            (TEXT, [BACK, WHEN], [ASK, BACK, WHEN]),
+            (TEXT, [BRIEF], [BRIEF, ASK]),
+            (TEXT, [BRIEF, BACK, WHEN], [BRIEF, ASK, BACK, WHEN]),
+            # the answers repeat it
+            (TEXT, [ASK, BACK, WHEN], [ASK, BACK, WHEN]),
+            (TEXT + "\n", [BRIEF, ASK], [BRIEF, turn("user", TEXT + "\n")]),
+            ("At noon.", [ASK, BACK, WHEN], [ASK, BACK, WHEN]),
+            ("Be brief.", [BRIEF, ASK], [BRIEF, ASK]),
+            (TEXT, [turn("user", [{"type": "text", "text": TEXT}])], [ASK]),
+            ([ASK], [ASK | {"name": None}], [ASK]),
+            ([ASK], [turn("user", TEXT + " ")], [ASK]),
+            ([ASK], [BRIEF, ASK, BACK, WHEN], [BRIEF, ASK, BACK, WHEN]),
+            ([BRIEF, ASK], [ASK, BACK, WHEN], [BRIEF, ASK, BACK, WHEN]),
+            ([BRIEF, ASK, BACK, WHEN], [WHEN], [BRIEF, ASK, BACK, WHEN]),
+            # the answers go on
+            ([ASK], [BACK, WHEN], [ASK, BACK, WHEN]),
+            ([ASK, BACK], [WHEN], [ASK, BACK, WHEN]),
+            ("", [ASK], [ASK]),
+            ([], [ASK], [ASK]),
+        ],
+    )
+    def test_joined(self, prompt: Any, shared: list[Any], made: list[Any]) -> None:
+        row = {"prompt": prompt, "chosen": [*shared, BLUE], "rejected": [*shared, GREEN]}
+        assert read_row(row) == pair(prompt_of(made), BLUE, GREEN)
+        row = {"prompt": prompt, "completion": [*shared, BLUE], "label": True}
+        assert read_row(row) == thumb(prompt_of(made), BLUE, True)
+
+    @pytest.mark.parametrize(
+        ("prompt", "shared"),
+        [("Be brief.", [ASK]), ("At noon.", [BRIEF, ASK]), ([WHEN], [BRIEF, ASK])],
+    )
+    def test_refused_where_it_would_have_to_be_guessed(
+        self, prompt: Any, shared: list[Any]
+    ) -> None:
+        row = {"prompt": prompt, "chosen": [*shared, BLUE], "rejected": [*shared, GREEN]}
+        with pytest.raises(ExchangeError, match="the answers begin with other messages than"):
+            read_row(row)
+
+    def test_shared_turns_may_differ_in_blanks_and_nulls(self) -> None:
+        row = {
+            "chosen": [self.ASK | {"name": None}, BLUE],
+            "rejected": [turn("user", self.TEXT + " "), GREEN],
+        }
+        assert read_row(row) == PREFERRED
+
+
+class TestSystemColumns:
+    ROW: ClassVar = {"prompt": "What colour is the sky?", "chosen": "Blue.", "rejected": "Green."}
+    BRIEF = turn("system", "Be brief.")
+
+    @pytest.mark.parametrize("key", ["system", "system_prompt"])
+    def test_a_system_prompt_goes_before_the_prompt(self, key: str) -> None:
+        assert read_row({**self.ROW, key: "Be brief."}).prompt == prompt_of([self.BRIEF, *SKY])
+        row = {"prompt": "What colour is the sky?", "completion": "Blue.", "label": 1}
+        assert read_row({**row, key: "Be brief."}).prompt == prompt_of([self.BRIEF, *SKY])
+
+    @pytest.mark.parametrize("system", [None, "", " ", float("nan")])
+    def test_an_empty_system_prompt_is_none(self, system: Any) -> None:
+        assert read_row({**self.ROW, "system": system}) == PREFERRED
+
+    def test_a_system_prompt_that_the_prompt_has_is_not_doubled(self) -> None:
+        row = {**self.ROW, "prompt": [self.BRIEF, *SKY], "system": "Be brief.\n"}
+        assert read_row(row).prompt == prompt_of([self.BRIEF, *SKY])
+
+    def test_two_system_prompts_are_refused(self) -> None:
+        row = {**self.ROW, "prompt": [self.BRIEF, *SKY], "system": "Be polite."}
+        with pytest.raises(ExchangeError, match=r"'system' is 'Be polite\.'.* keep one of them"):
+            read_row(row)
+
+
+class TestTranscripts:
+    """Rows of HH-RLHF and of what was made of it."""
+
+    FIRST = "\n\nHuman: Is the sky blue?\n\nAssistant: When?\n\nHuman: At noon.\n\nAssistant:"
+    ASKED = (
+        turn("user", "Is the sky blue?"), turn("assistant", "When?"), turn("user", "At noon.")
+    )  # fmt: skip
+    READ = pair(prompt_of(ASKED), BLUE, GREEN)
+
+    def test_two_transcripts_become_messages(self) -> None:
+        row = {"chosen": self.FIRST + " Blue.", "rejected": self.FIRST + " Green."}
+        assert read_row(row) == self.READ
+
+    def test_a_prompt_that_is_a_transcript_becomes_messages(self) -> None:
+        row = {"prompt": self.FIRST, "chosen": "Blue.", "rejected": "Green."}
+        assert read_row(row) == self.READ
+        row = {"prompt": self.FIRST, "completion": "Blue.", "label": False}
+        assert read_row(row) == thumb(prompt_of(self.ASKED), BLUE, False)
+
+    def test_a_question_beside_transcripts_is_not_doubled(self) -> None:
+        sides = {"chosen": self.FIRST + " Blue.", "rejected": self.FIRST + " Green."}
+        for prompt in ("Is the sky blue?", self.FIRST):
+            assert read_row({"prompt": prompt, **sides}) == self.READ
+
+    def test_transcripts_that_differ_in_an_earlier_turn_are_refused(self) -> None:
+        other = self.FIRST.replace("When?", "Where?")
+        row = {"chosen": self.FIRST + " Blue.", "rejected": other + " Green."}
+        with pytest.raises(ExchangeError, match="differ before their last message"):
+            read_row(row)
+
+    def test_a_transcript_that_ends_with_the_human_is_refused(self) -> None:
+        cut = self.FIRST.removesuffix("\n\nAssistant:")
+        row = {"chosen": cut, "rejected": self.FIRST + " Green."}
+        with pytest.raises(ExchangeError, match="'chosen' is a transcript that ends with 'Human:'"):
+            read_row(row)
+
+    def test_a_prompt_that_only_begins_like_a_transcript_stays_text(self) -> None:
+        text = "Human: hi\n\nAssistant: hello\n\nContinue this dialogue."
+        row = {"prompt": text, "chosen": "Blue.", "rejected": "Green."}
+        assert read_row(row).prompt == prompt_of([turn("user", text)])
+
+
+@pytest.mark.parametrize("key", ["image", "images", "videos", "audio"])
+def test_a_row_with_pictures_or_sounds_is_refused(key: str) -> None:
+    row = {"prompt": SKY, "chosen": [BLUE], "rejected": [GREEN]}
+    assert read_row({**row, key: []}) == PREFERRED
+    with pytest.raises(ExchangeError, match=f"the row has '{key}', and agentpref would train"):
+        read_row({**row, key: [{"path": "sky.png"}]})
+
+
+@pytest.mark.parametrize("label", [np.bool_(True), np.int64(1), Decimal("1"), Decimal("1.0"), 1.0])
+def test_a_label_of_numpy_and_a_decimal_are_labels(label: Any) -> None:
+    row = {"prompt": SKY, "completion": [BLUE], "label": label}
+    assert read_row(row) == thumb(prompt_of(SKY), BLUE, True)
+    assert PreferenceRecord(prompt_of(SKY), (BLUE,), (label,)).labels == (1.0,)
 
 
 def test_a_row_that_fits_both_formats_is_a_preference_unless_the_format_is_named() -> None:

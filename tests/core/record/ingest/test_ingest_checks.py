@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentpref.record.ingest import checks
-from agentpref.record.ingest.checks import message_fault, row_fault
+from agentpref.record.ingest.checks import message_fault, row_fault, tidy
 from agentpref.record.messages import RUN_COLUMNS, node_id, prompt_of, run_row
 from agentpref.types import Run
 
@@ -71,3 +71,35 @@ def test_a_message_that_is_too_large_is_refused_before_it_is_parsed(
 ) -> None:
     monkeypatch.setattr(checks, "MAX_MESSAGE_BYTES", 20)
     assert "more than the 20 bytes" in str(message_fault(*written(ASK)))
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [
+        ({"role": "assistant", "content": "4", "tool_calls": []}, {"content": "4"}),
+        ({"role": "assistant", "content": "4", "tool_calls": None}, {"content": "4"}),
+        ({"role": "assistant", "content": None, "refusal": None}, {"content": None}),
+        (
+            {"role": "assistant", "content": "4", "reasoning": "sum", "reasoning_content": None},
+            {"content": "4", "reasoning_content": "sum"},
+        ),
+        (
+            {"role": "assistant", "content": "4", "reasoning": "a", "reasoning_content": "b"},
+            {"content": "4", "reasoning": "a", "reasoning_content": "b"},
+        ),
+        (
+            {"role": "assistant", "tool_calls": [{"id": "c"}]},
+            {"tool_calls": [{"id": "c"}]},
+        ),
+    ],
+)
+def test_a_message_is_stored_without_what_says_nothing(
+    sent: dict[str, Any], kept: dict[str, Any]
+) -> None:
+    assert tidy(sent) == {"role": "assistant", **kept}
+
+
+def test_only_an_assistant_reasons() -> None:
+    message = {"role": "user", "content": "?", "reasoning": "kept"}
+    assert tidy(message) is message
+    assert tidy("no message") == "no message"

@@ -1,0 +1,93 @@
+"""What an update's report says became of every example.
+
+Each example that there is ends in one group of :func:`account`, so the counts of a report add up.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from agentpref.learn.data import UpdateData, UpdateRows
+from agentpref.models.reasons import LEFT_OUT, Objection, explained
+from agentpref.record.updates import Attempt
+from agentpref.types import Example, UpdateReport
+
+if TYPE_CHECKING:
+    from agentpref.learn.learner import Learner
+
+
+def count(**groups: Sequence[Example]) -> dict[str, int]:
+    """Count groups of examples: those with completions to compare, and lone thumbs beside them.
+
+    >>> count(new=())
+    {'new': 0, 'new_thumbs': 0}
+    """
+    counts: dict[str, int] = {}
+    for name, examples in groups.items():
+        thumbs = sum(example.lone for example in examples)
+        counts |= {name: len(examples) - thumbs, f"{name}_thumbs": thumbs}
+    return counts
+
+
+def account(
+    available: UpdateData, rows: UpdateRows, objections: Mapping[str, Objection]
+) -> dict[str, tuple[Example, ...]]:
+    """Say of every example that there is what the update did with it; each is in one group.
+
+    Args:
+        available: all examples there are.
+        rows: what was trained and evaluated.
+        objections: to examples that could not be encoded, by their ids.
+    """
+    groups = {
+        "trained": rows.new,
+        "replayed": rows.old,
+        "new_evaluated": rows.new_held_out,
+        "old_evaluated": rows.old_held_out,
+    }
+    found = {name: tuple(row.example for row in group) for name, group in groups.items()}
+    used = {example.example_id for group in found.values() for example in group}
+    fresh = available.fresh
+    unused = [e for e in available.all() if e.example_id not in used]
+    found["left_out"] = tuple(e for e in unused if e.example_id in objections)
+    unused = [e for e in unused if e.example_id not in objections]
+    found["waiting"] = tuple(e for e in unused if e.example_id in fresh)
+    found["not_drawn"] = tuple(e for e in unused if e.example_id not in fresh)
+    return found
+
+
+def with_account(
+    report: UpdateReport, learner: Learner, groups: Mapping[str, Sequence[Example]]
+) -> UpdateReport:
+    """The report with what becomes of every example, and with what was not used as logged."""
+    objections = {e.example_id: learner.objections[e.example_id] for e in groups["left_out"]}
+    rare = {"waiting", "not_drawn"}  # of no interest where there are none
+    used = {k: v for k, v in groups.items() if k != "left_out" and (v or k not in rare)}
+    reasons = Counter(objection.reason for objection in objections.values())
+    return replace(
+        report,
+        counts=report.counts | count(**used),
+        left_out={**report.left_out, **reasons},
+        shortened=dict(learner.shortened),
+        retokenized=dict(learner.retokenized),
+        base=learner.base.identity,
+        notes=[*report.notes, *learner.notes(), *explained(objections, report.model)],
+    )
+
+
+def with_attempt(report: UpdateReport, tried: Attempt) -> UpdateReport:
+    """The report of an update that has nothing to try but what the last one tried."""
+    left_out = {k: n for k, n in tried.report.get("left_out", {}).items() if k in LEFT_OUT}
+    return replace(
+        report,
+        left_out={**report.left_out, **left_out},
+        notes=[
+            *report.notes,
+            f"{len(tried.pairs)} examples remain from update {tried.update_id} "
+            f"({tried.report['verdict'].replace('_', ' ')}), which tried them with the same "
+            "settings, model and chat template; change one of these to try them again",
+        ],
+    )
