@@ -279,14 +279,18 @@ def choose_probes(
 def generations(
     learner: Learner, policy: Policy, prompts: Sequence[Ids], *, limit: int
 ) -> Generations:
-    """What a policy writes on probe prompts, greedily and at most ``limit`` tokens each."""
+    """What a policy writes on probe prompts, greedily and at most ``limit`` tokens each.
+
+    An answer that is cut before, where the model's positions end, is not endless: it may be as long
+    as people want it.
+    """
     answers, finite = _generate(learner, policy, prompts, limit)
     texts, ends = [learner.decoding.text(ids) for ids in answers], learner.decoding.end_tokens
     return Generations(
         distinct_2=distinct_n(answers, 2),
         mean_length=_mean_length(answers),
         empty=sum(not text.strip() for text in texts),
-        endless=sum(ends.isdisjoint(ids) for ids in answers),
+        endless=sum(len(ids) == limit and ids[-1] not in ends for ids in answers),
         tool_parse=parse_rate(texts),
         finite=finite,
     )

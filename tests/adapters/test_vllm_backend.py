@@ -188,7 +188,9 @@ class TestAnswers:
         ask = GenerationRequest(messages=({"role": "user", "content": [{"type": "text"}]},))
         with (
             closing(connect(server)) as backend,
-            pytest.raises(GenerationFailed, match="does not render the messages"),
+            pytest.raises(
+                GenerationFailed, match=r"cannot be asked: message 0 \(user\) cannot be rendered"
+            ),
         ):
             backend.generate(BASE, ask)
 

@@ -430,7 +430,7 @@ def test_an_update_that_ends_early_leaves_nothing_behind(fresh, random_base):
 
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")  # peft's, of GPT-2
-def test_prompts_that_nearly_fill_the_models_positions_are_learned_and_examined(
+def test_prompts_that_nearly_fill_the_models_positions_are_learned_and_evaluated(
     tmp_path, narrow_base
 ):
     """GPT-2 has no position for the tokens of an answer that goes on beyond the last one."""

@@ -159,7 +159,8 @@ def test_probes_leave_room_for_an_answer(narrow, pair_of):
         "without their oldest turns, and the answers to 1 are cut where the positions end",
     )
     found = generations(narrow, "candidate", probes.prompts, limit=64)
-    assert found.mean_length <= (64 + 64 + NARROW - lengths[2]) / 3
+    assert found.mean_length == (64 + 64 + NARROW - lengths[2]) / 3, "this model never ends"
+    assert found.endless == 2, "where the positions end is not where the answer would"
     assert choose_probes(narrow, rows[:1], limit=64, seed=0) == ([rows[0].prompt], ())
 
 
