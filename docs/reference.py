@@ -2,7 +2,8 @@
 
 - cli.md: the help of every command;
 - schema.md: the reason for each migration, and the SQL of what it makes;
-- the tables in updates.md: every setting with its default, its bounds and its description.
+- the tables in updates.md: every setting with its default, its bounds and its description;
+- the tables in models.md: what is trained of every shape of message under every family's template.
 
 A test compares the committed files with what this script generates. The output that guides show is
 recorded by ``sessions.py``.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import is_dataclass
@@ -21,19 +23,27 @@ from textwrap import dedent
 from typing import Any
 
 from agentpref import config
+from agentpref.models.reasons import LEFT_OUT
 from agentpref.record import migrations
 
 DOCS = Path(__file__).parent
 _SETTINGS = re.compile(r"(<!-- settings -->\n).*?(<!-- /settings -->)", re.DOTALL)
+_FAMILIES = re.compile(r"(<!-- families -->\n).*?(<!-- /families -->)", re.DOTALL)
+_REASONS = re.compile(r"(<!-- reasons -->\n).*?(<!-- /reasons -->)", re.DOTALL)
 
 
 def pages() -> dict[Path, str]:
     """The text that each generated file, or file with a generated part, should have."""
     updates = DOCS / "updates.md"
     guide = updates.read_text(encoding="utf-8")
+    models = DOCS / "models.md"
+    kept = _REASONS.sub(
+        lambda m: m[1] + "\n".join(_reasons()) + m[2], models.read_text(encoding="utf-8")
+    )
     return {
         DOCS / "cli.md": "\n".join(_commands()),
         DOCS / "schema.md": "\n".join(_schema()),
+        models: _FAMILIES.sub(lambda m: m[1] + "\n".join(_families()) + m[2], kept),
         updates: _SETTINGS.sub(lambda m: m[1] + "\n".join(_settings()) + m[2], guide),
     }
 
@@ -122,6 +132,28 @@ def _groups() -> Iterator[tuple[Any, str]]:
             yield field.annotation, f"{name}."
 
 
+def _families() -> Iterator[str]:
+    """A table of chat templates and shapes of messages, made by training's own tokenizer."""
+    from tests.core.models.families import FAMILIES, SHAPES, outcome, reads_thinking
+
+    yield f"| template | {' | '.join(SHAPES)} | text, `enable_thinking=false` |"
+    yield "|---" * (len(SHAPES) + 2) + "|"
+    for family in FAMILIES:
+        found = [outcome(family, shape) for shape in SHAPES]
+        off = outcome(family, "text", enable_thinking=False) if reads_thinking(family) else ""
+        cells = [cell.removeprefix("template_").replace("_", " ") for cell in (*found, off)]
+        yield f"| {family} | {' | '.join(cells)} |"
+    yield ""
+
+
+def _reasons() -> Iterator[str]:
+    """A table of the reasons why an example is left out."""
+    yield "| reason | what it means |\n|---|---|"
+    for reason, words in LEFT_OUT.items():
+        yield f"| `{reason}` | {words} |"
+    yield ""
+
+
 def _markdown(documented: object) -> str:
     """A docstring, with code marked as Markdown has it."""
     return (getdoc(documented) or "").replace("``", "`")
@@ -132,6 +164,7 @@ def _default(value: object) -> str:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(DOCS.parent))  # of the tests
     for page, text in pages().items():
         page.write_text(text, encoding="utf-8")
         print(page)

@@ -39,7 +39,8 @@ LEFT_OUT: Mapping[str, str] = {
     "answer follows, so no token is certainly the answer's; log token_ids, or use another template",
     "template_marks_elsewhere": "the {% generation %} blocks of the chat template leave out some "
     "of the answer; mend the template",
-    "content_not_text": "it has an image, audio or another part that is no text",
+    "content_not_text": "it has an image, audio or another part that is no text, or calls of no "
+    "known shape",
     "special_token_inside": "its text spells a special token, which would be trained as one",
     "no_embedding": "it spells a token that the tokenizer knows and the model has no embedding for",
     "empty_completion": "the answer is empty",

@@ -240,7 +240,8 @@ class _Reader:
         ``developer`` is OpenAI's later word for ``system``; few templates know it.
         """
         role = turn.role
-        if role == "developer" and role not in self.template:
+        known = role in self.template and self._takes(role, "string")
+        if role == "developer" and not known:
             role = "system"
         # The parts of an answer are pieces of one text, and some templates trim each.
         divided = turn.in_parts and role != "assistant" and self._takes(role, "parts")

@@ -108,6 +108,8 @@ def read_turn(message: Message) -> Turn:
             thoughts += [part[k] for k in _THOUGHTS[kind] if isinstance(part.get(k), str)]
         elif kind not in _CALLS or not calls:
             foreign = foreign or kind
+    if message.get("tool_calls") and not isinstance(message["tool_calls"], (list, tuple)):
+        foreign = foreign or "tool_calls"
     if isinstance(message.get("refusal"), str):
         texts.append(message["refusal"])
     role = message["role"]

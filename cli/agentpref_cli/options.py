@@ -124,6 +124,19 @@ def parse_since(text: str, now: float, option: str) -> float:
         ) from error
 
 
+def read_object(text: str, *, option: str) -> dict[str, Any]:
+    """Read a JSON object; ``BadParameter`` for anything else."""
+    import orjson
+
+    try:
+        value = orjson.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not JSON: {error}", param_hint=option) from error
+    if not isinstance(value, dict):
+        raise typer.BadParameter(f"{text!r} is no JSON object", param_hint=option)
+    return value
+
+
 def read_settings(file: Path | None, assignments: Sequence[str]) -> dict[str, Any]:
     """Read the settings of a TOML file, overlaid with each ``KEY=VALUE`` in turn.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -56,6 +56,14 @@ def serve(
     start_minutes: Annotated[
         float, typer.Option(metavar="M", help="How long vLLM may take to start.")
     ] = 10.0,
+    chat_template_kwargs: Annotated[
+        str,
+        typer.Option(
+            metavar="JSON",
+            help="Arguments of the chat template, as in the update's settings, "
+            'e.g. \'{"enable_thinking": false}\'.',
+        ),
+    ] = "{}",
     allow_remote: Annotated[
         bool,
         typer.Option(
@@ -84,6 +92,7 @@ def serve(
     from agentpref_adapters._vllm_process import vllm_process
 
     opened = Home.open(home)
+    arguments = options.read_object(chat_template_kwargs, option="--chat-template-kwargs")
     server = vllm_process(
         model,
         *(more or ()),
@@ -98,7 +107,8 @@ def serve(
     printer, interrupts = Printer(as_json), Interrupts()
     with interrupts.listening():
         try:
-            _run(server, model, max_loras, opened, namespace or ["default"], printer)
+            base = {"model": model, "max_loras": max_loras, "chat_template_kwargs": arguments}
+            _run(server, base, opened, namespace or ["default"], printer)
         except KeyboardInterrupt:
             printer("ended", "ended; vLLM is stopped, and the live revision is unchanged")
             raise typer.Exit(SIGNALLED + (interrupts.signum or 0)) from None
@@ -130,8 +140,7 @@ class Printer(logging.Handler):
 
 def _run(
     server: VllmProcess,
-    model: str,
-    max_loras: int,
+    base: Mapping[str, Any],
     home: Home,
     namespaces: Sequence[str],
     printer: Printer,
@@ -150,7 +159,7 @@ def _run(
         for logger in map(logging.getLogger, ("agentpref", "agentpref_adapters")):
             logger.addHandler(printer)
             stack.callback(logger.removeHandler, printer)
-        backend = VllmBackend(server.url, model=model, max_loras=max_loras)
+        backend = VllmBackend(server.url, **base)
         stack.enter_context(closing(backend))
         printed: dict[Router, ServingState | None] = {}
         for namespace in namespaces:

@@ -25,6 +25,7 @@ from agentpref_cli.terminal import (
 VERDICTS = {
     "promoted": (0, GOOD, "the new revision serves"),
     "nothing_new": (3, BOLD, "no new feedback since the last update"),
+    "nothing_usable": (6, WARN, "none of the new feedback can be trained; the reasons are below"),
     "refused": (4, BAD, "a check failed; what served before still serves"),
     "insufficient": (5, WARN, "too little evidence; what served before still serves"),
 }

@@ -28,13 +28,15 @@ FAMILIES = sorted(
 MARKED = sorted(file.stem for file in _FOLDER.glob("*_training.jinja"))
 """The same, with ``{% generation %}`` around what the assistant says."""
 
+_BAR = "\uff5c"  # which DeepSeek writes instead of |
 _TOKENS = re.compile(
-    r"<[|｜][^<>{}'\" ]*?[|｜]>|<\|[a-z_]+>|<[a-z_]+\|>|</?(?:start|end)_of_[a-z]+>|</s>|\[/?[A-Z_]+\]"
+    rf"<[|{_BAR}][^<>{{}}'\" ]*?[|{_BAR}]>|<\|[a-z_]+>|<[a-z_]+\|>"
+    r"|</?(?:start|end)_of_[a-z]+>|</s>|\[/?[A-Z_]+\]"
 )
 _THOUGHTS = ("<think>", "</think>", "<tool_call>", "</tool_call>")  # which models do not hide
 _ENDS = (
-    "<|im_end|>", "<|eot_id|>", "<|END_OF_TURN_TOKEN|>", "<|return|>", "<｜end▁of▁sentence｜>",
-    "</s>", "<|endoftext|>",
+    "<|im_end|>", "<|eot_id|>", "<|END_OF_TURN_TOKEN|>", "<|return|>", "</s>",
+    f"<{_BAR}end▁of▁sentence{_BAR}>", "<|endoftext|>",
 )  # fmt: skip
 _OTHER_ENDS = {"gemma": "<eos>", "phi3": "<|endoftext|>", "phi3_5": "<|endoftext|>"}
 
@@ -69,6 +71,11 @@ def outcome(family: str, shape: str, **chat_template_kwargs: Any) -> str:
     """``trained``, or the reason why it is left out."""
     found = tokenize(family, shape, **chat_template_kwargs)
     return found.reason if isinstance(found, Objection) else "trained"
+
+
+def reads_thinking(family: str) -> bool:
+    """Whether the template can be told not to think."""
+    return "enable_thinking" in tokenizer_of(family).chat_template
 
 
 # Shapes
