@@ -299,14 +299,55 @@ def test_streamed_reasoning_equals_the_same_reasoning_in_one_piece() -> None:
     assert openai_message(streamed)["reasoning_content"] == "a b"
 
 
-KINDS = (
-    "text image image_url audio input_audio video file text-plain media json guard_content thinking "
-    "reasoning redacted_thinking tool_use tool_call function_call tool_result server_tool_use new"
-).split()
-KEYS = (
-    "text image image_url source url base64 mime_type media_type data id file file_id name input "
-    "args arguments call_id tool_use_id content json guard_content thinking reasoning summary format"
-).split()
+KINDS = [
+    "text",
+    "image",
+    "image_url",
+    "audio",
+    "input_audio",
+    "video",
+    "file",
+    "text-plain",
+    "media",
+    "json",
+    "guard_content",
+    "thinking",
+    "reasoning",
+    "redacted_thinking",
+    "tool_use",
+    "tool_call",
+    "function_call",
+    "tool_result",
+    "server_tool_use",
+    "new",
+]
+KEYS = [
+    "text",
+    "image",
+    "image_url",
+    "source",
+    "url",
+    "base64",
+    "mime_type",
+    "media_type",
+    "data",
+    "id",
+    "file",
+    "file_id",
+    "name",
+    "input",
+    "args",
+    "arguments",
+    "call_id",
+    "tool_use_id",
+    "content",
+    "json",
+    "guard_content",
+    "thinking",
+    "reasoning",
+    "summary",
+    "format",
+]
 values = st.recursive(
     st.none() | st.integers() | st.text() | st.binary() | st.builds(object),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(KEYS), inner),
