@@ -209,10 +209,9 @@ def test_a_result_of_a_tool_with_any_block_is_a_message_of_the_tool() -> None:
     result = {"type": "tool_result", "tool_use_id": "c1", "content": blocks}
     said = {"role": "tool", "tool_call_id": "c1", "content": blocks}
     assert openai_messages([HumanMessage([result])]) == [said]
-    assert openai_messages([HumanMessage([result, TEXT])]) == [
-        {"role": "user", "content": "what is this?"},
-        said,
-    ]
+    asked = {"role": "user", "content": "what is this?"}
+    assert openai_messages([HumanMessage([result, TEXT])]) == [said, asked]
+    assert openai_messages([HumanMessage([TEXT, result])]) == [asked, said]
     assert openai_messages([ToolMessage(blocks, tool_call_id="c1")]) == [said]
 
 
