@@ -55,8 +55,7 @@ _STEP_TAG = re.compile(
 _FRAMEWORK_KEY = re.compile(
     r"(?!langgraph_node$)(ls|lc|langgraph|checkpoint)_.*|__.*|thread_id|user_id"
 )
-
-
+# What the logger says of run ids that are not unique.
 _AGAIN = (
     "run_id %s was the id of an earlier call: this answer is run %s, which answer_of(run_id) "
     "returns; give each call a run_id of its own"

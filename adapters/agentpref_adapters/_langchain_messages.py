@@ -69,7 +69,7 @@ def first_id(name: str, *places: Mapping[str, Any] | None) -> str | None:
 
 
 def _bodies(message: BaseMessage) -> Iterator[dict[str, Any]]:
-    """The message in OpenAI's shape, then the tool results among its blocks."""
+    """The message in OpenAI's shape, and the tool results among its blocks, in their order."""
     calls = _calls(message)
     bare = message
     if calls or not isinstance(message.content, str):  # a copy takes twice as long as the rest
@@ -79,7 +79,8 @@ def _bodies(message: BaseMessage) -> Iterator[dict[str, Any]]:
     speaks = body["role"] == "assistant"
     known = [call["id"] for call in calls if call["id"] is not None]
     parts: list[dict[str, Any]] = []
-    results: list[BaseMessage] = []
+    sooner: list[BaseMessage] = []  # results come first, where they follow their calls
+    later: list[BaseMessage] = []
     thoughts: list[str] = []
     for given in [message.content] if isinstance(message.content, str) else message.content:
         block = {"type": "text", "text": given} if isinstance(given, str) else given
@@ -92,9 +93,9 @@ def _bodies(message: BaseMessage) -> Iterator[dict[str, Any]]:
             continue
         elif kind == "tool_call":
             calls.append(_call(block.get("name"), block.get("args"), block.get("id")))
-        elif kind == "tool_result" and isinstance(block.get("tool_use_id"), str):
-            said = block.get("content") or ""
-            results.append(ToolMessage(said, tool_call_id=block["tool_use_id"]))
+        elif kind == "tool_result" and not speaks and isinstance(block.get("tool_use_id"), str):
+            said = ToolMessage(block.get("content") or "", tool_call_id=block["tool_use_id"])
+            (later if parts else sooner).append(said)
         else:
             converted = _converted(bare, block)
             calls += converted.get("tool_calls", ())
@@ -107,9 +108,10 @@ def _bodies(message: BaseMessage) -> Iterator[dict[str, Any]]:
         body["reasoning_content"] = reasoning
     if calls:
         body["tool_calls"] = calls
-    if parts or calls or not results:
+    yield from openai_messages(sooner)
+    if parts or calls or not (sooner or later):
         yield body
-    yield from openai_messages(results)
+    yield from openai_messages(later)
 
 
 def _converted(bare: BaseMessage, block: dict[Any, Any]) -> dict[str, Any]:

@@ -209,10 +209,9 @@ def test_a_result_of_a_tool_with_any_block_is_a_message_of_the_tool() -> None:
     result = {"type": "tool_result", "tool_use_id": "c1", "content": blocks}
     said = {"role": "tool", "tool_call_id": "c1", "content": blocks}
     assert openai_messages([HumanMessage([result])]) == [said]
-    assert openai_messages([HumanMessage([result, TEXT])]) == [
-        {"role": "user", "content": "what is this?"},
-        said,
-    ]
+    asked = {"role": "user", "content": "what is this?"}
+    assert openai_messages([HumanMessage([result, TEXT])]) == [said, asked]
+    assert openai_messages([HumanMessage([TEXT, result])]) == [asked, said]
     assert openai_messages([ToolMessage(blocks, tool_call_id="c1")]) == [said]
 
 
@@ -300,53 +299,14 @@ def test_streamed_reasoning_equals_the_same_reasoning_in_one_piece() -> None:
 
 
 KINDS = [
-    "text",
-    "image",
-    "image_url",
-    "audio",
-    "input_audio",
-    "video",
-    "file",
-    "text-plain",
-    "media",
-    "json",
-    "guard_content",
-    "thinking",
-    "reasoning",
-    "redacted_thinking",
-    "tool_use",
-    "tool_call",
-    "function_call",
-    "tool_result",
-    "server_tool_use",
-    "new",
+    *("text", "image", "image_url", "audio", "input_audio", "video", "file", "text-plain", "media"),
+    *("json", "guard_content", "thinking", "reasoning", "redacted_thinking", "tool_use"),
+    *("tool_call", "function_call", "tool_result", "server_tool_use", "new"),
 ]
 KEYS = [
-    "text",
-    "image",
-    "image_url",
-    "source",
-    "url",
-    "base64",
-    "mime_type",
-    "media_type",
-    "data",
-    "id",
-    "file",
-    "file_id",
-    "name",
-    "input",
-    "args",
-    "arguments",
-    "call_id",
-    "tool_use_id",
-    "content",
-    "json",
-    "guard_content",
-    "thinking",
-    "reasoning",
-    "summary",
-    "format",
+    *("text", "image", "image_url", "source", "url", "base64", "mime_type", "media_type", "data"),
+    *("id", "file", "file_id", "name", "input", "args", "arguments", "call_id", "tool_use_id"),
+    *("content", "json", "guard_content", "thinking", "reasoning", "summary", "format"),
 ]
 values = st.recursive(
     st.none() | st.integers() | st.text() | st.binary() | st.builds(object),
