@@ -90,7 +90,7 @@ def build_examples(
     *,
     held_out: float,
     judge_noise: float = LOWEST_JUDGE_NOISE,
-    scales: Iterable[Scale] | None = None,
+    scales: Iterable[Scale] = (),
 ) -> ExampleSet:
     """Build the examples of one namespace.
 
@@ -100,8 +100,8 @@ def build_examples(
         comparisons: verdicts between two of those runs.
         held_out: the share of prompts, from 0 to 1, that prove adapters and never train them.
         judge_noise: the measured disagreement ε of judges with gold labels, from .05 to .5.
-        scales: the scale of each source, for feedback without its own; by default it is what
-            ``feedback`` shows.
+        scales: the scale of each source, for feedback without its own; that of any other source
+            is what ``feedback`` shows.
 
     Raises:
         ConfigError: ``judge_noise`` is out of range.

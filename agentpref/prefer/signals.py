@@ -65,15 +65,15 @@ def stated_preferences(
 
 
 def settled_thumbs(
-    feedback: Iterable[Feedback], runs: Mapping[str, Run], scales: Iterable[Scale] | None = None
+    feedback: Iterable[Feedback], runs: Mapping[str, Run], scales: Iterable[Scale] = ()
 ) -> tuple[list[JudgedAnswer], list[LeftOut]]:
     """Find which answers are liked and which are disliked; corrections are no thumbs.
 
-    ``scales`` has the scale of each source, for rows without their own; by default it is what
-    these rows show.
+    ``scales`` has the scale of each source, for rows without their own; that of any other source
+    is what these rows show.
     """
     rows = [row for row in feedback if row.correction is None]
-    known = _shown(rows) if scales is None else {(s.key, s.source): s[2:] for s in scales}
+    known = _shown(rows) | {(s.key, s.source): s[2:] for s in scales}
     votes, misread = separate((row.feedback_id, _read_thumb(row, runs, known)) for row in rows)
     answers, lost = settle(votes, undecided="neutral_score")
     return answers, [*misread, *lost]

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
-from math import isfinite
+from math import isfinite, isnan
 from typing import Any, TypeAlias
 
 import orjson
@@ -124,7 +124,7 @@ class RowReader:
 
         A null and NaN, which pandas writes for it, are as if the key was not there.
         """
-        given = {key: value for key, value in row.items() if value is not None and value == value}
+        given = {key: value for key, value in row.items() if not _is_missing(value)}
         record = self._read(given)
         self.ignored.update(_ignored(given, self._formats[self._nearest(frozenset(given))[0]]))
         return record
@@ -159,6 +159,10 @@ class RowReader:
         return min(((n, s) for n, one in self._formats.items() for s in one.shapes), key=distance)
 
 
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and isnan(value))
+
+
 def _number(label: Any) -> float | None:
     """A label as a finite number; also a decimal, and a number or bool of numpy."""
     try:
@@ -170,7 +174,7 @@ def _number(label: Any) -> float | None:
 
 def _ignored(given: Fields, format: Format) -> set[str]:
     """Name the keys of a row that a format does not read; ``input.user`` is one inside a value."""
-    ignored = given.keys() - format.keys
+    ignored = given.keys() - format.keys - {*MEDIA}  # of those, only empty ones come so far
     if not isinstance(given.get("tag", ""), str):
         ignored |= {"tag"}
 

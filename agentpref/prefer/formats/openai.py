@@ -48,5 +48,5 @@ OPENAI = Format(
         "preferred_output": ["json"],
         "non_preferred_output": ["json"],
     },
-    optional=("tag",),
+    optional=("tools", "tag"),
 )

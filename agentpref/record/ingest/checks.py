@@ -47,7 +47,8 @@ def checked(given: Judgement) -> Judgement:
     if isinstance(given, Feedback):
         if given.score is None and given.value is None and given.correction is None:
             raise InvalidFeedback(
-                f"feedback {given.key!r} has no content; pass score=, value= or both"
+                f"feedback {given.key!r} has no content; pass score=, value= or both, or take "
+                "back what was said with retract()"
             )
         record["scale"] = (0.0, 1.0) if isinstance(given.score, bool) else given.scale
         record["score"] = None if given.score is None else _number(given.score)

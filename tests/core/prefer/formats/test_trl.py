@@ -271,7 +271,9 @@ class TestTranscripts:
 @pytest.mark.parametrize("key", ["image", "images", "videos", "audio"])
 def test_a_row_with_pictures_or_sounds_is_refused(key: str) -> None:
     row = {"prompt": SKY, "chosen": [BLUE], "rejected": [GREEN]}
-    assert read_row({**row, key: []}) == PREFERRED
+    reader = RowReader()
+    assert reader.read({**row, key: []}) == PREFERRED
+    assert not reader.ignored
     with pytest.raises(ExchangeError, match=f"the row has '{key}', and agentpref would train"):
         read_row({**row, key: [{"path": "sky.png"}]})
 
