@@ -151,12 +151,33 @@ def test_an_adapter_is_no_base(with_model: bool, folder: Path) -> None:
         ("awq", {"bits": 4}),
         ("bitsandbytes", {"load_in_4bit": True}),
         ("compressed-tensors", {"config_groups": {}, "format": "pack-quantized"}),
-        ("mxfp4", {}),
+        ("fp8", {}),
     ],
 )
 def test_a_quantized_model_is_refused(method: str, settings: dict, folder: Path) -> None:
     change(folder / "config.json", quantization_config={"quant_method": method, **settings})
     refused(folder, rf"is quantized \({method}\); use the unquantized model")
+
+
+def test_gpt_oss_is_unpacked_as_it_loads(folder: Path) -> None:
+    """As published: the experts' weights in MXFP4, in blocks of 32 with a scale each."""
+    config = FAMILIES["gpt_oss"]()
+    config.vocab_size, config.intermediate_size = 400, 32
+    file = save(tf.AutoModelForCausalLM.from_config(config), folder) / "model.safetensors"
+    weights: dict[str, torch.Tensor] = {}
+    for name, weight in load_file(file).items():
+        if name.endswith(("gate_up_proj", "down_proj")):
+            experts, into, out = weight.shape
+            blocks = torch.full((experts, out, into // 32, 16), 0x22, dtype=torch.uint8)
+            weights[f"{name}_blocks"] = blocks  # 0x2 is 1.0 in E2M1
+            weights[f"{name}_scales"] = torch.full(blocks.shape[:3], 126, dtype=torch.uint8)
+        else:
+            weights[name] = weight
+    save_file(weights, file, metadata={"format": "pt"})
+    change(folder / "config.json", quantization_config={"quant_method": "mxfp4"})
+    layer = load_base(str(folder), precision="float32").model.model.layers[0].mlp.experts
+    assert (layer.gate_up_proj == 0.5).all()
+    assert layer.gate_up_proj.dtype == torch.float32
 
 
 @pytest.mark.parametrize(
