@@ -30,7 +30,10 @@ _SHOWN = 3
 _ASKED_OF_FORWARD = {"attention_mask", "position_ids", "past_key_values", "logits_to_keep"}
 
 # Buffers that old checkpoints hold and models compute by themselves today.
-_COMPUTED = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", "position_ids")
+_COMPUTED = (
+    "rotary_emb.inv_freq", "position_ids", ".masked_bias", ".attn.bias", ".attention.bias",
+    ".causal_mask",
+)  # fmt: skip
 
 
 def check_folder(name: str, folder: Path) -> None:
@@ -68,6 +71,7 @@ def load_model(name: str, path: Path, **options: Any) -> PreTrainedModel:
 
     with _quiet(), translating_errors(name, path):
         config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
+        _refuse_foreign_kernels(name, config)
         options = _unpacking(name, config) | options
         seeing = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
         is_nested = config.get_text_config() is not config
@@ -92,11 +96,8 @@ def load_model(name: str, path: Path, **options: Any) -> PreTrainedModel:
     return model  # type: ignore[no-any-return]
 
 
-def _unpacking(name: str, config: Any) -> dict[str, Any]:
-    """The option that unpacks MXFP4, in which gpt-oss comes; what else is packed is refused.
-
-    So is attention from elsewhere, which transformers would fetch and run.
-    """
+def _refuse_foreign_kernels(name: str, config: Any) -> None:
+    """Refuse attention from elsewhere, which transformers would fetch and run."""
     for part in (config, config.get_text_config()):
         kernel = getattr(part, "_attn_implementation", None)
         if isinstance(kernel, str) and "/" in kernel:
@@ -104,6 +105,10 @@ def _unpacking(name: str, config: Any) -> dict[str, Any]:
                 f"{name!r} asks for attention from {kernel!r}, which is code of others and never "
                 f"run; remove attn_implementation from config.json"
             )
+
+
+def _unpacking(name: str, config: Any) -> dict[str, Any]:
+    """The option that unpacks MXFP4, in which gpt-oss comes; what else is packed is refused."""
     parts = (config, config.get_text_config())
     packed: Any = next(filter(None, (getattr(p, "quantization_config", 0) for p in parts)), None)
     if not packed:
