@@ -30,7 +30,10 @@ _SHOWN = 3
 _ASKED_OF_FORWARD = {"attention_mask", "position_ids", "past_key_values", "logits_to_keep"}
 
 # Buffers that old checkpoints hold and models compute by themselves today.
-_COMPUTED = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", "position_ids")
+_COMPUTED = (
+    "rotary_emb.inv_freq", "position_ids", ".masked_bias", ".attn.bias", ".attention.bias",
+    ".causal_mask",
+)  # fmt: skip
 
 
 def check_folder(name: str, folder: Path) -> None:
@@ -68,7 +71,8 @@ def load_model(name: str, path: Path, **options: Any) -> PreTrainedModel:
 
     with _quiet(), translating_errors(name, path):
         config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
-        _check_config(name, config)
+        _refuse_foreign_kernels(name, config)
+        options = _unpacking(name, config) | options
         seeing = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
         is_nested = config.get_text_config() is not config
         kind: Any = transformers.AutoModelForCausalLM
@@ -92,22 +96,33 @@ def load_model(name: str, path: Path, **options: Any) -> PreTrainedModel:
     return model  # type: ignore[no-any-return]
 
 
-def _check_config(name: str, config: Any) -> None:
-    """Refuse what a configuration asks for and what is not done: quantization, and kernels."""
+def _refuse_foreign_kernels(name: str, config: Any) -> None:
+    """Refuse attention from elsewhere, which transformers would fetch and run."""
     for part in (config, config.get_text_config()):
-        quantized = getattr(part, "quantization_config", None)
-        if quantized:
-            asked = quantized if isinstance(quantized, dict) else vars(quantized)
-            raise UnsupportedModel(
-                f"{name!r} is quantized ({asked.get('quant_method', 'unknown method')}); use the "
-                f"unquantized model, which precision '4bit' quantizes as it loads"
-            )
         kernel = getattr(part, "_attn_implementation", None)
         if isinstance(kernel, str) and "/" in kernel:
             raise UnsupportedModel(
                 f"{name!r} asks for attention from {kernel!r}, which is code of others and never "
                 f"run; remove attn_implementation from config.json"
             )
+
+
+def _unpacking(name: str, config: Any) -> dict[str, Any]:
+    """The option that unpacks MXFP4, in which gpt-oss comes; what else is packed is refused."""
+    parts = (config, config.get_text_config())
+    packed: Any = next(filter(None, (getattr(p, "quantization_config", 0) for p in parts)), None)
+    if not packed:
+        return {}
+    method = (packed if isinstance(packed, dict) else vars(packed)).get("quant_method")
+    if method == "mxfp4":
+        import transformers
+
+        known: Any = transformers
+        return {"quantization_config": known.Mxfp4Config(dequantize=True)}
+    raise UnsupportedModel(
+        f"{name!r} is quantized ({method}); use the unquantized model, which precision '4bit' "
+        f"quantizes as it loads"
+    )
 
 
 def _check_weights(name: str, model: PreTrainedModel, found: dict[str, Any]) -> None:
@@ -221,7 +236,7 @@ def translating_errors(name: str, path: Path) -> Iterator[None]:
     except AgentprefError:
         raise
     except Exception as error:  # of transformers, tokenizers, safetensors, torch or the disk
-        why = str(error).strip().partition("\n")[0] or type(error).__name__
+        why = str(error).strip().partition("\n")[0].rstrip(" .:;") or type(error).__name__
         cure = "use a causal language model of transformers, with a tokenizer and whole safetensors"
         if code := _files_that_name_code(path):
             cure = (

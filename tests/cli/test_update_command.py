@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,6 +105,28 @@ def test_a_missing_model_is_named_and_exits_1(run, filled, tmp_path) -> None:
     err = run("update", "--model", tmp_path / "nowhere", exits=1).err
     assert "nowhere" in err.splitlines()[-1]
     assert err.splitlines()[-1].startswith("error: ")
+
+
+def test_a_model_that_needs_code_of_its_own_is_one_line_whatever_is_typed(
+    filled, home, random_base, tmp_path
+) -> None:
+    base = shutil.copytree(random_base, tmp_path / "base")
+    config = orjson.loads((base / "config.json").read_bytes())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.C"}}
+    (base / "config.json").write_bytes(orjson.dumps(config))
+    (base / "own.py").write_text("print('ran')")
+    command = ["-m", "agentpref_cli", "update", "--home", home, "--model", base, "--json"]
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        input="y\n",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = [line for line in done.stderr.splitlines() if not line.startswith("load ")]
+    assert line.startswith("error: ")
+    assert "names code of its own (auto_map), which is never run" in line
 
 
 def test_an_update_of_the_same_home_that_runs_already_exits_1(update, monkeypatch) -> None:

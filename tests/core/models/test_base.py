@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import shutil
 
@@ -58,6 +59,21 @@ def test_loading_writes_nothing_to_the_terminal(random_base, capfd):
 def test_a_name_that_resolves_to_nothing_is_named(name):
     with pytest.raises(ModelNotFound, match=r"named '.*'.*check the network"):
         load_base(name)
+
+
+def test_all_that_is_read_is_fetched_from_the_hub(folder, monkeypatch):
+    fetched = []
+
+    def fetch(name, *, allow_patterns):
+        fetched.extend(allow_patterns)
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    assert find_base("someone/model") == folder
+    read = ["model-1.safetensors", "tokenizer.json", "merges.txt", "vocab.json", "tokenizer.model"]
+    read += ["additional_chat_templates/rag.jinja", "added_tokens.json", "adapter_config.json"]
+    for file in read:
+        assert any(fnmatch.fnmatch(file, pattern) for pattern in fetched), file
 
 
 def test_weights_that_are_not_safetensors_are_refused(folder):
