@@ -53,7 +53,7 @@ class Shape:
 
 
 SHAPES = {
-    "nano": Shape("llama", 32, 2, 64, 4, 2, 512),  # for tests: nothing is measured on it
+    "nano": Shape("llama", 32, 2, 64, 4, 2, 4096),  # for tests: nothing is measured on it
     "tiny": Shape("llama", 192, 6, 576, 4, 2, 4096),  # the bundled model
     "small": Shape("llama", 256, 6, 704, 8, 4, 8192),
     "large": Shape("llama", 576, 30, 1536, 9, 3, 49152),  # SmolLM-135M

@@ -128,7 +128,7 @@ def test_the_next_update_resumes_with_the_same_data_and_newer_feedback_waits(
     counts = {name: n + later.get(name, 0) for name, n in whole[0].counts.items()}
     assert report.counts == {**counts, "waiting": 10, "waiting_thumbs": 0}
     assert report.verdict == whole[0].verdict == "promoted"
-    assert report.notes == []
+    assert report.notes == whole[0].notes
     assert not (waiting / "training").exists()
     with pytest.raises(UpdateInterrupted):
         learn(waiting, random_base, progress=signal_at("train", 1))

@@ -187,7 +187,7 @@ def test_an_interrupted_update_of_pairs_and_thumbs_ends_with_the_same_bytes(
     thumb(home, range(200, 205))
     report = learn(home, random_base)
     assert report.training["resumed_at"] == 2
-    later = {"new": 3, "new_thumbs": 5}
+    later = {"new_held_out": 3, "new_thumbs": 5}
     counts = {name: n + later.get(name, 0) for name, n in mixed[1].counts.items()}
     assert report.counts == {**counts, "waiting": 3, "waiting_thumbs": 5}
     assert adapter(home, report) == adapter(*mixed)

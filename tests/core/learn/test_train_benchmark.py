@@ -216,7 +216,7 @@ def test_parameters_are_counted(base, name):
 def test_rows_come_back_as_they_were_written(base, tmp_path):
     job = jobs.make_job(tmp_path, base, model="nano", workload="real", pairs=4, batch_size=2)
     rng = np.random.default_rng(0)
-    assert jobs.load_rows(tmp_path) == jobs.draw_rows("real", 4, 512, rng)
+    assert jobs.load_rows(tmp_path) == jobs.draw_rows("real", 4, 4096, rng)
     assert jobs.load_job(tmp_path) == job
     assert sorted(job.order) == [0, 1, 2, 3]
     with pytest.raises(ValueError, match="no multiple"):
