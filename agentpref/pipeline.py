@@ -229,9 +229,10 @@ class _Update:
             trained_on, parts = live.manifest["base"], ("digest", "template_digest")
             if any(trained_on[part] != base.identity[part] for part in parts):
                 raise WrongBase(
-                    f"{live.revision_id} was trained on {trained_on['name']!r}, whose weights or "
-                    f"chat template are not those of {base.name!r}; pass that model, or use a new "
-                    "namespace"
+                    f"{live.revision_id} was trained on {trained_on['name']!r} with "
+                    f"chat_template_kwargs {trained_on.get('chat_template_kwargs', {})}, whose "
+                    f"weights or chat template are not those of {base.name!r} with "
+                    f"{base.chat_template_kwargs}; pass that model, or use a new namespace"
                 )
         return base
 

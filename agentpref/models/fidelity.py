@@ -101,13 +101,12 @@ def lost(rendered: str, pieces: Iterable[Piece]) -> Piece | str:
 
 def _forms(piece: Piece) -> Iterator[list[str]]:
     """The words of a piece as they are and as JSON writes them."""
-    words = [text for word in piece.words if (text := word.strip())]
-    yield words
+    words = [word for word in piece.words if word.strip()]
+    trimmed = [word.strip() for word in words]
+    yield trimmed
     for ascii_only in (False, True):
-        written = [json.dumps(word, ensure_ascii=ascii_only)[1:-1] for word in words]
-        if written != words:
-            yield written
-            yield [json.dumps(word, ensure_ascii=ascii_only)[1:-1] for word in piece.words if word]
+        for written in (trimmed, words):
+            yield [json.dumps(word, ensure_ascii=ascii_only)[1:-1] for word in written]
 
 
 def _find(text: str, words: Sequence[str]) -> tuple[int, int] | None:

@@ -12,7 +12,6 @@ row has the same tokens tomorrow. It is UTC, in serving too: the same on every m
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -357,5 +356,5 @@ def _tools(prompt: Prompt) -> Any:
 
 
 def _clock(at: float | None) -> Any:
-    moment = datetime.fromtimestamp(time.time() if at is None else at, tz=timezone.utc)
-    return moment.strftime
+    now = datetime.now(timezone.utc)
+    return (now if at is None else datetime.fromtimestamp(at, timezone.utc)).strftime

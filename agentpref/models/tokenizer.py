@@ -243,7 +243,7 @@ class ExampleTokenizer:
         said = self._plain_text(logged)
         if not isinstance(text, Objection) and said == self._plain_text(text):
             return True
-        turn = read_turn(message)
+        turn = read_turn(message).with_thought_apart()
         if turn.calls or turn.foreign:
             return False
         for tag in ("<think>", "</think>") if turn.reasoning else ():

@@ -82,11 +82,13 @@ def check_revision(
     trained_on, loaded = revision.manifest.get("base", {}), base or {}
     for key, what in (("digest", "base model"), ("template_digest", "tokenizer or chat template")):
         if base is not None and trained_on.get(key) != base[key]:
+            given = "chat_template_kwargs"
             raise WrongBase(
                 f"{revision.revision_id} was trained on another {what} "
-                f"({trained_on.get('name')!r}, {key} {str(trained_on.get(key))[:12]}) than the one "
-                f"loaded ({loaded.get('name')!r}, {base[key][:12]}); load the base it was "
-                f"trained on, or train a new revision"
+                f"({trained_on.get('name')!r}, {key} {str(trained_on.get(key))[:12]}, "
+                f"{given} {trained_on.get(given, {})}) than the one loaded "
+                f"({loaded.get('name')!r}, {base[key][:12]}, {loaded.get(given, {})}); load the "
+                f"base it was trained on, with its {given}, or train a new revision"
             )
     check_adapter(revision.path, layers=layers)
 
