@@ -10,16 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from agentpref.learn.data import UpdateData, UpdateRows
+from agentpref.learn.data import Available, UpdateRows
 from agentpref.models.reasons import LEFT_OUT, Objection, explained
+from agentpref.prefer.strata import Listed
 from agentpref.record.updates import Attempt
-from agentpref.types import Example, UpdateReport
+from agentpref.types import UpdateReport
 
 if TYPE_CHECKING:
     from agentpref.learn.learner import Learner
 
 
-def count(**groups: Sequence[Example]) -> dict[str, int]:
+def count(**groups: Sequence[Listed]) -> dict[str, int]:
     """Count groups of examples: those with completions to compare, and lone thumbs beside them.
 
     >>> count(new=())
@@ -33,9 +34,11 @@ def count(**groups: Sequence[Example]) -> dict[str, int]:
 
 
 def account(
-    available: UpdateData, rows: UpdateRows, objections: Mapping[str, Objection]
-) -> dict[str, tuple[Example, ...]]:
+    available: Available, rows: UpdateRows, objections: Mapping[str, Objection]
+) -> dict[str, tuple[Listed, ...]]:
     """Say of every example that there is what the update did with it; each is in one group.
+
+    Examples that the update has read are whole, and the others are listed.
 
     Args:
         available: all examples there are.
@@ -48,10 +51,12 @@ def account(
         "new_evaluated": rows.new_held_out,
         "old_evaluated": rows.old_held_out,
     }
-    found = {name: tuple(row.example for row in group) for name, group in groups.items()}
+    found: dict[str, tuple[Listed, ...]] = {
+        name: tuple(row.example for row in group) for name, group in groups.items()
+    }
     used = {example.example_id for group in found.values() for example in group}
-    fresh = available.fresh
-    unused = [e for e in available.all() if e.example_id not in used]
+    fresh, read = available.fresh, {example.example_id: example for example in rows.data.all()}
+    unused = [read.get(e.example_id, e) for e in available.all() if e.example_id not in used]
     found["left_out"] = tuple(e for e in unused if e.example_id in objections)
     unused = [e for e in unused if e.example_id not in objections]
     found["waiting"] = tuple(e for e in unused if e.example_id in fresh)
@@ -60,7 +65,7 @@ def account(
 
 
 def with_account(
-    report: UpdateReport, learner: Learner, groups: Mapping[str, Sequence[Example]]
+    report: UpdateReport, learner: Learner, groups: Mapping[str, Sequence[Listed]]
 ) -> UpdateReport:
     """The report with what becomes of every example, and with what was not used as logged."""
     objections = {e.example_id: learner.objections[e.example_id] for e in groups["left_out"]}

@@ -20,21 +20,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentpref.accounting import account, count, with_account, with_attempt
+from agentpref.budget import Budget, affordable
 from agentpref.config import UpdateConfig
 from agentpref.errors import TrainingDiverged, UpdateInterrupted, WrongBase
 from agentpref.home import Home
 from agentpref.learn import checkpoint as checkpoints
 from agentpref.learn import resume
 from agentpref.learn.checkpoint import Checkpoint
-from agentpref.learn.data import UpdateData, UpdateRows, prepare
+from agentpref.learn.data import Available, UpdateRows, prepare
 from agentpref.learn.process import LOADING, Interrupts
 from agentpref.learn.resume import StartedUpdate
 from agentpref.learn.team import Team, assembled
-from agentpref.prefer.examples import ExampleSet, read_examples
+from agentpref.prefer.catalog import Catalog
+from agentpref.prefer.strata import Listed
 from agentpref.record.database import connect, exclusive, translated
 from agentpref.record.messages import new_id
 from agentpref.record.spill import drain
-from agentpref.record.store import Store
 from agentpref.record.updates import Attempt, Role, UpdateRow, Updates
 from agentpref.serve.backend import Revision
 from agentpref.serve.registry import Registry
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from agentpref.learn.adapter import Policy
     from agentpref.learn.cache import LogpCache
     from agentpref.learn.learner import Learner
-    from agentpref.learn.trainer import Limits, TrainingReport
+    from agentpref.learn.trainer import TrainingReport
     from agentpref.models.base import BaseModel
     from agentpref.prove.checks import UserCheck
 
@@ -158,7 +159,8 @@ class _Update:
         self.updates = Updates(self.connection)
         self.checkpoint = Checkpoint(checkpoints.path_of(self.home.training, self.namespace))
         self.update_id, self.created_at = new_id(), time.time()
-        self.started_at = time.monotonic()
+        minutes = self.config.max_minutes
+        self.budget = Budget(None if minutes is None else 60 * minutes)
 
     def run(self) -> UpdateReport:
         """Go through the update in order."""
@@ -167,10 +169,15 @@ class _Update:
         live = None if serving.live is None else self.registry.get(serving.live)
         if live is not None:
             self.registry.require_fit(live)
-        store = Store(self.connection)
-        found = read_examples(store, self.namespace, held_out=self.config.held_out)
-        examples = found.examples if self.config.thumbs.weight else found.pairs
-        available = UpdateData.split(examples, self.updates.learned_by(serving.live))
+        catalog = Catalog(self.connection, self.namespace, held_out=self.config.held_out)
+        catalog.refresh()
+        listed, left_out = catalog.entries(), catalog.left_out()
+        if not self.config.thumbs.weight:
+            pairs = [entry for entry in listed if not entry.lone]
+            if len(pairs) < len(listed):
+                left_out["thumbs_turned_off"] = len(listed) - len(pairs)
+            listed = pairs
+        available = Available.split(listed, self.updates.learned_by(serving.live), catalog.read)
         tried = self._tried(available, serving.live)
         is_new = bool(available.new) and tried is None
 
@@ -181,21 +188,29 @@ class _Update:
             checks = self._load_parts()  # a broken check or loss is reported before any work
             base = self._load_base(live)
             needed = resume.conditions(self.namespace, serving.live, base, self.config)
-            started = self._started(base, needed, examples)
-        report = self._report(available, live, found)
+            started = self._started(base, needed, catalog)
+        report = self._report(available, live, left_out)
         if base is None or not (is_new or started):
             return report if tried is None else with_attempt(report, tried)
 
         # 3. Learn, prove, publish.
         learner = self._learner(base, live)
-        rows = prepare(learner, available, started.data if started else None, self.config)
+        if started is None:
+            chosen = affordable(learner, available, self.config, self.budget)
+            rows = prepare(learner, chosen, None, self.config)
+        else:
+            rows = prepare(learner, available, started.data, self.config)
+        training = self._train(learner, rows, needed) if rows.new else None
+        if training is not None:
+            rows = rows.only(learner.reached)
         groups = account(available, rows, learner.objections)
         report = with_account(report, learner, groups)
-        if rows.new:
-            training = self._train(learner, rows, needed)
-            report = self._prove(report, learner, rows, training, live, checks)
+        if training is None:
+            report = replace(report, verdict="nothing_usable")
         else:
-            report = replace(report, verdict="nothing_usable", seconds=self._seconds())
+            report = self._prove(report, learner, rows, training, live, checks)
+        notes = self.budget.notes(len(groups["waiting"]))
+        report = replace(report, seconds=self.budget.spent(), notes=[*report.notes, *notes])
 
         # 4. Record what it used, and serve it.
         self._record(report, groups)
@@ -203,9 +218,6 @@ class _Update:
         if report.verdict == "promoted" and report.revision is not None:
             self.registry.promote(report.revision, expected_generation=serving.generation)
         return report
-
-    def _seconds(self) -> float:
-        return time.monotonic() - self.started_at
 
     def _load_parts(self) -> Mapping[str, UserCheck]:
         from agentpref.learn.losses import load_loss
@@ -236,7 +248,7 @@ class _Update:
                 )
         return base
 
-    def _tried(self, available: UpdateData, live: str | None) -> Attempt | None:
+    def _tried(self, available: Available, live: str | None) -> Attempt | None:
         """The last update, if it tried just what is new, in the same way."""
         from agentpref.models.base import base_digests, find_base
 
@@ -250,17 +262,17 @@ class _Update:
         return last if digests == (base.get("digest"), base.get("template_digest")) else None
 
     def _started(
-        self, base: BaseModel, needed: Mapping[str, Any], examples: Sequence[Example]
+        self, base: BaseModel, needed: Mapping[str, Any], catalog: Catalog
     ) -> StartedUpdate | None:
         """The interrupted update, whose id and time this one then takes over."""
-        started = resume.find(self.checkpoint, needed, examples, ended=self.updates.has)
+        started = resume.find(self.checkpoint, needed, catalog.find, ended=self.updates.has)
         if started is not None:
             self.update_id, self.created_at = started.update_id, started.created_at
             self._cache(base, started.update_id).forget()  # its candidate may have been another
         return started
 
     def _report(
-        self, available: UpdateData, live: Revision | None, found: ExampleSet
+        self, available: Available, live: Revision | None, left_out: Mapping[str, int]
     ) -> UpdateReport:
         """The report as far as it is known before any work."""
         counts = count(
@@ -269,9 +281,6 @@ class _Update:
             new_held_out=available.new_held_out,
             old_held_out=available.old_held_out,
         )
-        left_out = dict(found.left_out)
-        if found.thumbs and not self.config.thumbs.weight:
-            left_out["thumbs_turned_off"] = len(found.thumbs)
         return UpdateReport(
             update_id=self.update_id,
             namespace=self.namespace,
@@ -280,7 +289,7 @@ class _Update:
             verdict="nothing_new",
             parent=live.revision_id if live is not None else None,
             counts=counts,
-            left_out=left_out,
+            left_out=dict(left_out),
             config=self.config.to_mapping(),
             notes=list(self.checkpoint.troubles),
         )
@@ -306,9 +315,14 @@ class _Update:
     def _train(
         self, learner: Learner, rows: UpdateRows, needed: Mapping[str, Any]
     ) -> TrainingReport:
+        from agentpref.learn.trainer import Limits
+
         started = StartedUpdate(self.update_id, self.created_at, rows.data)
         self.checkpoint.about = started.freeze(needed)
-        limits = self._limits(learner, rows)
+        if self.config.max_minutes is not None:
+            learner.score("base", rows.trained)  # which is no part of the time for training
+        seconds = self.budget.for_training(learner, rows.held_out or rows.trained)
+        limits = Limits(seconds, self.interrupts, self.budget.clock)
         try:
             return learner.fit(
                 rows.trained, new=len(rows.new), checkpoint=self.checkpoint, limits=limits
@@ -316,20 +330,6 @@ class _Update:
         except TrainingDiverged:
             checkpoints.remove(self.checkpoint.path)  # it would only diverge again
             raise
-
-    def _limits(self, learner: Learner, rows: UpdateRows) -> Limits:
-        """Training's share of the budget: what is left now, less what the evaluation will take."""
-        from agentpref.learn.trainer import Limits
-        from agentpref.prove import evaluate
-
-        if self.config.max_minutes is None:
-            return Limits(interrupts=self.interrupts)
-        trained = rows.trained
-        learner.score("base", trained)
-        tokens = evaluate.tokens_needed(rows.held_out or trained)
-        needed = tokens / learner.scoring_speed(trained)
-        left = 60 * self.config.max_minutes - self._seconds() - needed
-        return Limits(seconds=max(0.0, left), interrupts=self.interrupts)
 
     def _prove(
         self,
@@ -359,7 +359,7 @@ class _Update:
             training=asdict(training),
             checks=result.to_mapping()["checks"],
             notes=[*report.notes, *new.notes(), *evidence.notes],
-            seconds=self._seconds(),
+            seconds=self.budget.spent(),
         )
         scores = self._cache(learner.base, self.update_id)
         if result.verdict == "refused":
@@ -385,7 +385,7 @@ class _Update:
             )
         return revision.revision_id
 
-    def _record(self, report: UpdateReport, groups: Mapping[str, Sequence[Example]]) -> None:
+    def _record(self, report: UpdateReport, groups: Mapping[str, Sequence[Listed]]) -> None:
         """Store the report, and what each example was used for and made of."""
         roles: dict[str, Role] = {
             "trained": "new",
@@ -396,6 +396,7 @@ class _Update:
         if report.verdict == "nothing_usable":  # and so nothing held out was looked at
             roles["waiting"] = "waiting"
         used = [(role, e) for group, role in roles.items() for e in groups[group]]
+        read = [e for _, e in used if isinstance(e, Example)]  # others are in the ledger already
         self.updates.add(
             UpdateRow(
                 update_id=report.update_id,
@@ -407,6 +408,6 @@ class _Update:
                 verdict=report.verdict,
                 report=report.to_mapping(),
                 pairs={e.example_id: role for role, e in used},
-                sources={e.example_id: e.provenance for _, e in used},
+                sources={e.example_id: e.provenance for e in read},
             )
         )

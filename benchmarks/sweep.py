@@ -37,7 +37,7 @@ from agentpref.config import LossSettings, Precision, UpdateConfig, loss_kinds
 from agentpref.errors import TrainingDiverged
 from agentpref.home import Home
 from agentpref.learn.cache import LogpCache
-from agentpref.learn.data import UpdateData, prepare
+from agentpref.learn.data import Available, prepare
 from agentpref.learn.learner import Learner
 from agentpref.models.base import BUNDLED, load_base
 from agentpref.prefer.examples import is_held_out
@@ -202,7 +202,7 @@ class Stream:
 
     def _train(self, learner: Learner, new: Sequence[Example], old: Sequence[Example]) -> None:
         """Train as an update does: on new pairs, and on old ones drawn beside them."""
-        rows = prepare(learner, UpdateData(tuple(new), tuple(old)), None, self._config)
+        rows = prepare(learner, Available(tuple(new), tuple(old)), None, self._config)
         learner.fit(rows.trained, new=len(rows.new))
 
     def _learner(self, live: Path | None) -> Learner:

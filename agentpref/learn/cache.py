@@ -1,7 +1,8 @@
 """A cache of sequence log-probs, which never go stale.
 
 A sequence log-prob is a function of the weights and the token ids, and the cache keys it by both.
-So each update scores only rows that no update scored before.
+So each update scores only rows that no update scored before. Scores are stored pass by pass: an
+update that is ended while it scores leaves them to the next one.
 """
 
 from __future__ import annotations
@@ -9,8 +10,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
 
 import orjson
 
@@ -18,8 +18,6 @@ from agentpref.learn.batch import Sequences
 from agentpref.learn.logps import Logps
 from agentpref.models.tokenizer import Ids, Mask
 from agentpref.record.database import transaction
-
-E = TypeVar("E", bound=Sequences)
 
 
 def sequence_key(prompt: Ids, completion: Ids, mask: Mask | None = None) -> str:
@@ -53,20 +51,17 @@ class LogpCache:
         self._base = numbers
         self._policy = f"{self._base}:{revision}"
 
-    def score(
-        self, rows: Sequence[E], scorer: Callable[[Sequence[E]], Sequence[Logps]]
-    ) -> list[Logps]:
-        """Return the scores of ``rows``, in order; ``scorer`` computes only those not cached."""
-        known = self._read({key for row in rows for key, _ in _keys(row)})
-        missing = [row for row in rows if any(key not in known for key, _ in _keys(row))]
-        fresh = scorer(missing) if missing else []
-        self.remember(missing, fresh)
-        for row, scores in zip(missing, fresh, strict=True):
-            known.update((key, logp) for (key, _), logp in zip(_keys(row), scores, strict=True))
-        return [tuple(known[key] for key, _ in _keys(row)) for row in rows]
+    def known(self, rows: Sequence[Sequences]) -> list[Logps | None]:
+        """Return the scores of each row, in order; ``None`` for a row that is to be scored yet."""
+        keys = [[key for key, _ in _keys(row)] for row in rows]
+        found = self._read({key for own in keys for key in own})
+        return [
+            tuple(found[key] for key in own) if all(key in found for key in own) else None
+            for own in keys
+        ]
 
     def remember(self, rows: Sequence[Sequences], scores: Sequence[Logps]) -> None:
-        """Store scores that were computed elsewhere."""
+        """Store scores; they are on disk when this returns."""
         columns = [
             (self._policy, key, logp, tokens)
             for row, logps in zip(rows, scores, strict=True)

@@ -8,15 +8,16 @@ looked up again. If one is gone or has changed, the update starts over.
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from itertools import islice
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from agentpref.config import ReplaySettings, UpdateConfig
 from agentpref.errors import UnusableState
-from agentpref.prefer.strata import by_stratum, equal_shares, sample
+from agentpref.prefer.strata import L, Listed, by_stratum, equal_shares, sample
 from agentpref.types import Example
 
 if TYPE_CHECKING:
@@ -28,35 +29,55 @@ LARGE_UPDATE = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class UpdateData:
-    """Examples by use: trained or held out, new or already learned by the live revision.
+class Available:
+    """All the examples there are, listed by use: trained or held out, new or learned by live.
 
-    :meth:`split` gives all there are; :func:`draw` and :func:`prepare` give what one update uses,
-    where ``old`` are the replayed examples and ``old_held_out`` the sampled ones.
+    ``read`` reads listed examples whole, in order, without those that are gone meanwhile. The list
+    of whole examples is one of its own.
     """
+
+    new: tuple[Listed, ...] = ()
+    old: tuple[Listed, ...] = ()
+    new_held_out: tuple[Listed, ...] = ()
+    old_held_out: tuple[Listed, ...] = ()
+    read: Callable[[Sequence[Any]], list[Example]] = list
+
+    @classmethod
+    def split(
+        cls,
+        examples: Iterable[Listed],
+        learned: Container[str],
+        read: Callable[[Sequence[Any]], list[Example]] = list,
+    ) -> Available:
+        """Split examples; ``learned`` holds the ids that the live revision has learned."""
+        parts: dict[str, list[Listed]] = {}
+        for example in examples:
+            name = "old" if example.example_id in learned else "new"
+            parts.setdefault(f"{name}_held_out" if example.held_out else name, []).append(example)
+        return cls(**{name: tuple(found) for name, found in parts.items()}, read=read)
+
+    def all(self) -> Iterator[Listed]:
+        """The examples of every use."""
+        return chain(self.new, self.old, self.new_held_out, self.old_held_out)
+
+    @property
+    def fresh(self) -> set[str]:
+        """Ids of the examples that are new, trained or held out."""
+        return {example.example_id for example in (*self.new, *self.new_held_out)}
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateData:
+    """The examples that one update uses: ``old`` are replayed, ``old_held_out`` are sampled."""
 
     new: tuple[Example, ...] = ()
     old: tuple[Example, ...] = ()
     new_held_out: tuple[Example, ...] = ()
     old_held_out: tuple[Example, ...] = ()
 
-    @classmethod
-    def split(cls, examples: Sequence[Example], learned: set[str]) -> UpdateData:
-        """Split examples; ``learned`` holds the ids that the live revision has learned."""
-        parts: dict[str, list[Example]] = {}
-        for example in examples:
-            name = "old" if example.example_id in learned else "new"
-            parts.setdefault(f"{name}_held_out" if example.held_out else name, []).append(example)
-        return cls(**{name: tuple(found) for name, found in parts.items()})
-
     def all(self) -> tuple[Example, ...]:
         """The examples of every use."""
         return (*self.new, *self.old, *self.new_held_out, *self.old_held_out)
-
-    @property
-    def fresh(self) -> set[str]:
-        """Ids of the examples that are new, trained or held out."""
-        return {example.example_id for example in (*self.new, *self.new_held_out)}
 
     def freeze(self) -> dict[str, list[list[Any]]]:
         """Plain values without text, from which :meth:`thaw` makes the same data again."""
@@ -64,6 +85,18 @@ class UpdateData:
             part.name: [_facts(example) for example in getattr(self, part.name)]
             for part in fields(self)
         }
+
+    @staticmethod
+    def frozen_ids(frozen: Mapping[str, Any]) -> set[str]:
+        """The ids of the examples in what :meth:`freeze` gave.
+
+        Raises:
+            UnusableState: ``frozen`` is damaged.
+        """
+        try:
+            return {str(facts[0]) for part in fields(UpdateData) for facts in frozen[part.name]}
+        except (KeyError, TypeError, IndexError) as error:
+            raise UnusableState("it is damaged (its examples)") from error
 
     @classmethod
     def thaw(cls, frozen: Mapping[str, Any], examples: Sequence[Example]) -> UpdateData:
@@ -112,34 +145,44 @@ class UpdateRows:
         """All rows to evaluate."""
         return [*self.new_held_out, *self.old_held_out]
 
+    def only(self, trained: Container[str]) -> UpdateRows:
+        """These rows without those to train that training did not get to; ids are of examples."""
+        new, old = (
+            [row for row in rows if row.example.example_id in trained]
+            for rows in (self.new, self.old)
+        )
+        return replace(self, new=new, old=old)
+
 
 def prepare(
-    learner: Learner, available: UpdateData, started: UpdateData | None, config: UpdateConfig
+    learner: Learner, available: Available, started: UpdateData | None, config: UpdateConfig
 ) -> UpdateRows:
     """Choose and encode what an update works on.
 
     Args:
         learner: encodes examples, and scores old ones under the live policy.
-        available: all examples there are.
+        available: the examples to choose from: all there are, or those there is time for.
         started: what an interrupted update had chosen, to continue with; else ``None``.
         config: the settings of replay and gate, and the seed.
     """
-    new = available.new if started is None else started.new
+    read = available.read
+    new = tuple(read(available.new)) if started is None else started.new
     lone = _draw(available, started, config, lone=True)
     # Lone examples are encoded together: even a single new one then finds its mismatch.
     rows = learner.encode([*new, *lone])
     ids = {example.example_id for example in new}
     new_rows = [row for row in rows if row.example.example_id in ids]
     old_lone = [row for row in rows if row.example.example_id not in ids]
+    new_held_out = tuple(read(available.new_held_out)) if started is None else started.new_held_out
     if not new_rows:
-        return UpdateRows(started or UpdateData(new, (), available.new_held_out, ()))
+        return UpdateRows(started or UpdateData(new, (), new_held_out, ()))
     compared = _draw(available, started, config, lone=False, learner=learner)
     old_rows = [*learner.encode(compared), *old_lone]
     data = started or UpdateData(
         new,
         (*(row.example for row in old_rows if not row.example.lone), *lone),
-        available.new_held_out,
-        tuple(sample(available.old_held_out, config.gate.max_old_pairs)),
+        new_held_out,
+        tuple(read(sample(available.old_held_out, config.gate.max_old_pairs))),
     )
     held_out = learner.encode([*data.new_held_out, *data.old_held_out])
     ids = {example.example_id for example in data.new_held_out}
@@ -153,7 +196,7 @@ def prepare(
 
 
 def _draw(
-    available: UpdateData,
+    available: Available,
     started: UpdateData | None,
     config: UpdateConfig,
     *,
@@ -166,15 +209,23 @@ def _draw(
     """
     if started is not None:
         return [example for example in started.old if example.lone is lone]
-    new = [example for example in available.new if example.lone is lone]
+    new = sum(example.lone is lone for example in available.new)
     old = [example for example in available.old if example.lone is lone]
-    return draw(
+
+    def hardness(few: Sequence[Listed]) -> list[float]:
+        examples = available.read(few)
+        scores = [0.0] * len(examples) if learner is None else learner.hardness(examples)
+        found = dict(zip((example.example_id for example in examples), scores, strict=True))
+        return [found.get(one.example_id, -math.inf) for one in few]
+
+    drawn = draw(
         by_stratum(old),
-        replay_size(len(new), config.replay),
+        replay_size(new, config.replay),
         hard_share=0.0 if learner is None else config.replay.hard_share,
-        hardness=(lambda few: [0.0] * len(few)) if learner is None else learner.hardness,
+        hardness=hardness,
         rng=random.Random(config.seed),
     )
+    return available.read(drawn)
 
 
 def replay_size(new: int, settings: ReplaySettings) -> int:
@@ -185,13 +236,13 @@ def replay_size(new: int, settings: ReplaySettings) -> int:
 
 
 def draw(
-    strata: Mapping[str, Sequence[Example]],
+    strata: Mapping[str, Sequence[L]],
     size: int,
     *,
     hard_share: float,
-    hardness: Callable[[Sequence[Example]], Sequence[float]],
+    hardness: Callable[[Sequence[L]], Sequence[float]],
     rng: random.Random,
-) -> list[Example]:
+) -> list[L]:
     """Draw ``size`` examples without repetition, in shares as equal as the strata allow.
 
     Of each stratum's share, ``hard_share`` are the hardest of a uniform sample three times as
@@ -200,8 +251,8 @@ def draw(
     together, and not for those that are drawn whole.
     """
     shares = equal_shares({name: len(rows) for name, rows in strata.items()}, size)
-    drawn: list[Example] = []
-    samples: list[tuple[int, list[Example]]] = []
+    drawn: list[L] = []
+    samples: list[tuple[int, list[L]]] = []
     for name in sorted(shares):
         hard = round(shares[name] * hard_share)
         pool = rng.sample(list(strata[name]), min(len(strata[name]), shares[name] + 2 * hard))

@@ -44,7 +44,7 @@ class Learner:
 
     ``objections`` say why some examples could not be encoded, by their ids; ``shortened`` counts
     those whose prompt lost old turns, and ``retokenized`` those whose logged tokens could not be
-    used.
+    used. ``reached`` has the ids of the examples that training got to before its time was up.
 
     Args:
         base: a base model of the learner's own; adapters are put into it.
@@ -78,6 +78,7 @@ class Learner:
         self.objections: dict[str, Objection] = {}
         self.shortened: Counter[str] = Counter()
         self.retokenized: Counter[str] = Counter()
+        self.reached: set[str] = set()
         self._live = None if live is None else live.name
         self._caches = caches or {}
         self._progress: Progress = progress or (lambda stage, done, total: None)
@@ -120,6 +121,10 @@ class Learner:
         self.retokenized.update(found.retokenized)
         return found.rows
 
+    def measure(self, examples: Sequence[Example]) -> list[EncodedExample]:
+        """Encode examples to see what they would cost, and count nothing."""
+        return self._encode(examples).rows
+
     def _encode(self, examples: Sequence[Example]) -> Encoding:
         return encoding.encode(
             examples,
@@ -151,7 +156,16 @@ class Learner:
         cache = self._caches.get(policy)
         if cache is None:
             return self._compute(policy, rows)
-        return cache.score(rows, lambda missing: self._compute(policy, missing))
+        known = cache.known(rows)
+        missing = [row for row, scores in zip(rows, known, strict=True) if scores is None]
+        fresh = iter(self._compute(policy, missing))
+        return [next(fresh) if scores is None else scores for scores in known]
+
+    def is_scored(self, policy: adapter.Policy, rows: Sequence[EncodedExample]) -> list[bool]:
+        """Whether the scores of each row under base or live are kept already."""
+        cache = self._caches.get("base" if self._live is None else policy)
+        known = [None] * len(rows) if cache is None else cache.known(rows)
+        return [scores is not None for scores in known]
 
     def ratios(self, policy: adapter.Policy, rows: Sequence[EncodedExample]) -> list[Logps]:
         """log[π/π_0] of the completions of each row, in nats."""
@@ -163,7 +177,7 @@ class Learner:
 
         The margin is the log-ratio of the best completion less that of the worst.
         """
-        rows = self._encode(examples).rows
+        rows = self.measure(examples)
         found: dict[str, float] = {}
         for row, ratios in zip(rows, self.ratios("live", rows), strict=True):
             labels = [completion.label or 0.0 for completion in row.example.completions]
@@ -172,16 +186,23 @@ class Learner:
         return [found.get(example.example_id, -math.inf) for example in examples]
 
     def _compute(self, policy: adapter.Policy, rows: Sequence[EncodedExample]) -> list[Logps]:
+        """Score rows and store the scores of each pass; an update that is ended loses one pass."""
         if not rows:
             return []
-        route = self.route(rows)
-        started = time.monotonic()
+        route, cache = self.route(rows), self._caches.get(policy)
         order = {"do": "score", "policy": policy, "route": route.name}
-        with self._team.order(lambda: order | {"rows": [row.freeze() for row in rows]}):
-            scores = self.score_share(policy, rows)
-        self._scored_seconds += time.monotonic() - started
-        self._scored_tokens += sum(row.width for row in rows)
-        return scores
+        scores: dict[int, Logps] = {}
+        for run in logps.runs(self._model, rows, route, side_by_side=self._team.size):
+            some, started = [rows[number] for number in run], time.monotonic()
+            with self._team.order(lambda: order | {"rows": [row.freeze() for row in some]}):  # noqa: B023
+                found = self.score_share(policy, some)
+            self._scored_seconds += time.monotonic() - started
+            self._scored_tokens += sum(row.width for row in some)
+            if cache is not None:
+                cache.remember(some, found)
+            scores.update(zip(run, found, strict=True))
+            self._progress(f"score {policy}", len(scores), len(rows))
+        return [scores[number] for number in range(len(rows))]
 
     def score_share(self, policy: adapter.Policy, rows: Sequence[EncodedExample]) -> list[Logps]:
         """Score this process's share of the rows, and gather the scores of all, in order."""
@@ -192,9 +213,6 @@ class Learner:
                 [rows[number] for number in self._team.deal(by_width)],
                 route=self.route(rows),
                 pad=self.pad,
-                progress=lambda done: self._progress(
-                    f"score {policy}", min(done * self._team.size, len(rows)), len(rows)
-                ),
             )
         shares = self._team.gather_numbers(logp for scores in own for logp in scores)
         scores: dict[int, Logps] = {}
@@ -212,7 +230,7 @@ class Learner:
         """
         import torch
 
-        route, found, scored = self.route(rows), dict[int, Logps](), dict[int, Logps]()
+        route, cache, found = self.route(rows), self._caches.get("candidate"), dict[int, Logps]()
         with torch.no_grad():
             for run, batch in logps.passes(self._model, rows, route, self.pad):
                 with self.policy("base") as model:
@@ -221,15 +239,17 @@ class Learner:
                     read = route.read(route.states(model, batch), batch, live=base)
                 assert read.kl is not None  # it was asked for
                 found.update(zip(run, map(tuple, batch.means(read.kl).tolist()), strict=True))
-                scored.update(zip(run, map(tuple, batch.sums(read.logps).tolist()), strict=True))
+                if cache is not None:
+                    scores = [*map(tuple, batch.sums(read.logps).tolist())]
+                    cache.remember([rows[number] for number in run], scores)
                 self._progress("score candidate", len(found), len(rows))
-        if (cache := self._caches.get("candidate")) is not None:
-            cache.remember([rows[number] for number in scored], [*scored.values()])
         return [found[number] for number in range(len(rows))]
 
     def scoring_speed(self, rows: Sequence[EncodedExample]) -> float:
         """Tokens scored per second so far, or on some of ``rows`` if none were scored yet."""
         if self._scored_tokens == 0:
+            self.score("base", rows[:_SPEED_ROWS])
+        if self._scored_tokens == 0:  # their scores were known
             self._compute("base", rows[:_SPEED_ROWS])
         return self._scored_tokens / max(self._scored_seconds, 1e-9)
 
@@ -256,9 +276,15 @@ class Learner:
         epochs = self.config.epochs or trainer.epochs_for(new)
         order = {"do": "fit", "epochs": epochs, "route": self.route(rows).name}
         with self._team.order(lambda: order | {"rows": [row.freeze() for row in training]}):
-            return self.train(
+            report = self.train(
                 training, epochs=epochs, observe=observe, checkpoint=checkpoint, limits=limits
             )
+        planned = trainer.plan_batches(
+            training, size=self.config.batch_size, epochs=epochs, seed=self.config.seed
+        )
+        taken = (row.encoded for batch in planned[: report.steps] for row in batch)
+        self.reached = {row.example.example_id for row in taken}
+        return report
 
     def train(
         self,

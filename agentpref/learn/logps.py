@@ -76,18 +76,31 @@ ORACLE = Route("plain", layouts.plain)
 def passes(
     model: Any, rows: Sequence[Sequences], route: Route, pad: int
 ) -> Iterator[tuple[list[int], Batch]]:
-    """Yield batches as large as the device takes, each with the numbers of its rows.
+    """Yield batches as large as the device takes, each with the numbers of its rows."""
+    for run in runs(model, rows, route):
+        yield run, route.layout([rows[number] for number in run], pad).to(model.device)
 
-    The rows of a batch have about the same cost and the same number of completions.
+
+def runs(
+    model: Any, rows: Sequence[Sequences], route: Route, *, side_by_side: int = 1
+) -> Iterator[list[int]]:
+    """Yield the numbers of the rows of each pass that ``side_by_side`` processes share.
+
+    The rows of a pass have about the same cost and the same number of completions. Without the rows
+    of the first passes, the others come in the same passes: what was ended goes on to the bit.
     """
     from agentpref.learn.memory import tokens_per_pass
 
     def cost(number: int) -> int:
         return route.cost(rows[number])
 
-    order, most = sorted(range(len(rows)), key=cost), tokens_per_pass(model)
-    for run in layouts.chunks(order, cost, most, n=lambda number: len(rows[number].completions)):
-        yield run, route.layout([rows[number] for number in run], pad).to(model.device)
+    return layouts.chunks(
+        sorted(range(len(rows)), key=cost),
+        cost,
+        tokens_per_pass(model),
+        n=lambda number: len(rows[number].completions),
+        side_by_side=side_by_side,
+    )
 
 
 def score(

@@ -7,7 +7,7 @@ removed and the reason reported.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -55,7 +55,7 @@ def conditions(
 def find(
     checkpoint: Checkpoint,
     needed: Mapping[str, Any],
-    examples: Sequence[Example],
+    find_examples: Callable[[Collection[str]], Sequence[Example]],
     *,
     ended: Callable[[str], bool],
 ) -> StartedUpdate | None:
@@ -64,7 +64,7 @@ def find(
     Args:
         checkpoint: the place of its state; it reports why a state is not used.
         needed: the :func:`conditions` as they are now.
-        examples: all examples that there are now.
+        find_examples: reads the examples of some ids, as far as there are any now.
         ended: whether the update of an id has ended, so that only its state was left behind.
     """
     if not checkpoint.path.exists():
@@ -77,7 +77,8 @@ def find(
         update_id = _part(about, "update_id", str)
         if ended(update_id):
             raise UnusableState("its update has ended")
-        data = UpdateData.thaw(_part(about, "data", dict), examples)
+        frozen = _part(about, "data", dict)
+        data = UpdateData.thaw(frozen, find_examples(UpdateData.frozen_ids(frozen)))
         return StartedUpdate(update_id, _part(about, "created_at", float), data)
     except UnusableState as error:
         checkpoint.discard(str(error))

@@ -25,7 +25,7 @@ from agentpref.prefer.signals import (
     settled_thumbs,
     stated_preferences,
 )
-from agentpref.prefer.votes import STRENGTH, LeftOut, Vote, settle
+from agentpref.prefer.votes import STRENGTH, LeftOut, Reason, Vote, settle
 from agentpref.record.messages import canonical
 from agentpref.record.scales import Scale
 from agentpref.record.store import Store
@@ -106,12 +106,36 @@ def build_examples(
     Raises:
         ConfigError: ``judge_noise`` is out of range.
     """
+    examples, reasons = sort_out(
+        runs,
+        feedback,
+        comparisons,
+        held_out=held_out,
+        judge_noise=judge_noise,
+        scales=scales,
+    )
+    return ExampleSet((*examples,), dict(sorted(Counter(reasons.values()).items())))
+
+
+def sort_out(
+    runs: Iterable[Run],
+    feedback: Iterable[Feedback],
+    comparisons: Iterable[Comparison],
+    *,
+    held_out: float,
+    judge_noise: float = LOWEST_JUDGE_NOISE,
+    scales: Iterable[Scale] = (),
+) -> tuple[list[Example], dict[str, Reason]]:
+    """Build examples as :func:`build_examples` does, and say why each other row made none.
+
+    Returns the examples, and the reasons by the ids of feedback and comparisons.
+    """
     if not LOWEST_JUDGE_NOISE <= judge_noise <= 0.5:
         raise ConfigError(f"judge_noise is {judge_noise!r}, but must be from .05 to .5")
     feedback, comparisons, withdrawn = withdraw([*feedback], [*comparisons])
     judged = {row.run_id for row in feedback}
     judged.update(run_id for row in comparisons for run_id in (row.run_a, row.run_b))
-    known = {run.run_id: _as_asked(run) for run in runs if run.run_id in judged}
+    known = {run.run_id: as_asked(run) for run in runs if run.run_id in judged}
     stated, misread = stated_preferences(feedback, comparisons, known)
     answers, unsettled = settled_thumbs(feedback, known, scales)
     implied, lone, spare = match_thumbs(answers)
@@ -121,12 +145,11 @@ def build_examples(
     # Each row counts once, and none of a pair: a thumb may lose one match and win another.
     used = {row for pair in pairs for row in pair.provenance}
     left = [*withdrawn, *misread, *unsettled, *spare, *lost, *repeated]
-    reasons = Counter({row: reason for row, reason in left if row not in used}.values())
     examples = sorted([*pairs, *thumbs], key=lambda one: (one.lone, one.created_at, one.example_id))
-    return ExampleSet((*examples,), dict(sorted(reasons.items())))
+    return examples, {row: reason for row, reason in left if row not in used}
 
 
-def _as_asked(run: Run) -> Run:
+def as_asked(run: Run) -> Run:
     """A run whose prompt has the arguments of the chat template that the server was given.
 
     Two runs that differ in them have different prompts: one was asked to think, say, and one not.

@@ -73,7 +73,7 @@ def settled_thumbs(
     is what these rows show.
     """
     rows = [row for row in feedback if row.correction is None]
-    known = _shown(rows) | {(s.key, s.source): s[2:] for s in scales}
+    known = {(s.key, s.source): s[2:] for s in (*shown_scales(rows), *scales)}
     votes, misread = separate((row.feedback_id, _read_thumb(row, runs, known)) for row in rows)
     answers, lost = settle(votes, undecided="neutral_score")
     return answers, [*misread, *lost]
@@ -169,14 +169,14 @@ def _flipped(comparisons: Iterable[Comparison]) -> set[str]:
     return flipped
 
 
-def _shown(rows: Iterable[Feedback]) -> dict[tuple[str, str], Bounds]:
+def shown_scales(rows: Iterable[Feedback]) -> list[Scale]:
     """The scale that the rows of each source without their own show."""
-    own = [row for row in rows if row.scale is None and is_thumb(row)]
+    own = [row for row in rows if row.scale is None and row.correction is None and is_thumb(row)]
     shown = {
         source: shown_by(row.score for row in same if row.score is not None)
         for source, same in grouped(own, lambda row: (row.key, str(row.source))).items()
     }
-    return {source: scale for source, scale in shown.items() if scale is not None}
+    return [Scale(*source, *scale) for source, scale in shown.items() if scale is not None]
 
 
 def _read_thumb(

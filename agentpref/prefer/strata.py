@@ -9,11 +9,33 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
-from agentpref.types import Example, Stratum
+from agentpref.types import Origin, Stratum
 
 Age = Literal["old", "middle", "new"]
+
+
+class Listed(Protocol):
+    """What is known of an example, or of its entry in a list, to choose it without reading it."""
+
+    @property
+    def example_id(self) -> str: ...  # noqa: D102
+    @property
+    def namespace(self) -> str: ...  # noqa: D102
+    @property
+    def created_at(self) -> float: ...  # noqa: D102
+    @property
+    def origin(self) -> Origin: ...  # noqa: D102
+    @property
+    def tag(self) -> str: ...  # noqa: D102
+    @property
+    def held_out(self) -> bool: ...  # noqa: D102
+    @property
+    def lone(self) -> bool: ...  # noqa: D102
+
+
+L = TypeVar("L", bound=Listed)
 
 AGES: tuple[Age, Age, Age] = ("old", "middle", "new")
 ANY = "any"
@@ -29,7 +51,7 @@ def age_third(created_at: Sequence[float]) -> tuple[Age, ...]:
     return tuple(AGES[bisect_left(ordered, at) * 3 // len(ordered)] for at in created_at)
 
 
-def stratify(examples: Sequence[Example]) -> tuple[Stratum, ...]:
+def stratify(examples: Sequence[Listed]) -> tuple[Stratum, ...]:
     """The stratum of each example; thirds of age are over all the examples given.
 
     They are not taken within each tag: what was learned first is forgotten first, and a tag that
@@ -53,15 +75,15 @@ def coarsen(strata: Sequence[Stratum], minimum: int) -> tuple[Stratum, ...]:
     return _pool(ages_pooled, [cell._replace(origin=ANY, age=ANY) for cell in strata], minimum)
 
 
-def by_stratum(examples: Sequence[Example]) -> dict[str, list[Example]]:
+def by_stratum(examples: Sequence[L]) -> dict[str, list[L]]:
     """Examples by the name of their stratum, each in the given order."""
-    groups: dict[str, list[Example]] = {}
+    groups: dict[str, list[L]] = {}
     for example, stratum in zip(examples, stratify(examples), strict=True):
         groups.setdefault(str(stratum), []).append(example)
     return groups
 
 
-def sample(examples: Sequence[Example], size: int) -> list[Example]:
+def sample(examples: Sequence[L], size: int) -> list[L]:
     """Choose at most ``size`` examples in their order, as equally from every stratum as possible.
 
     Each stratum gives the examples with the lowest ids, which are hashes: as a stratum grows, most

@@ -39,7 +39,7 @@ K = TypeVar("K")
 PROBES = 32
 KL_ROWS = 256
 FEWEST_TOKENS, MOST_TOKENS = 64, 256
-_COST_OF_WRITING = 4
+COST_OF_WRITING = 4
 """How many tokens are scored in the time that one is generated."""
 
 
@@ -118,7 +118,7 @@ def tokens_needed(rows: Sequence[EncodedExample]) -> int:
     for_kl = tokens * min(KL_ROWS, len(rows)) // max(1, len(rows))
     probes = min(PROBES, len({row.example.prompt.id for row in rows}))
     written = 2 * probes * token_limit(rows) if rows else 0
-    return 3 * tokens + for_kl + _COST_OF_WRITING * written
+    return 3 * tokens + for_kl + COST_OF_WRITING * written
 
 
 def kl_from_base(learner: Learner, rows: Sequence[EncodedExample], *, seed: int) -> float:

@@ -16,6 +16,7 @@ from typing import NamedTuple, TypeAlias
 
 from agentpref.home import Home
 from agentpref.record.ingest.pseudonyms import Pseudonyms
+from agentpref.record.listing import LISTING
 from agentpref.record.scales import derive_scales
 from agentpref.record.views import RUN_TEXT, VIEWS
 
@@ -346,6 +347,22 @@ def scales_and_retractions(connection: sqlite3.Connection) -> None:
     derive_scales(connection)
     connection.execute("DROP VIEW run_text")
     connection.execute(RUN_TEXT)
+
+
+@step
+def listing(connection: sqlite3.Connection) -> None:
+    """The list of examples, so that no update reads all judgements.
+
+    ``listing`` says how many judgements of the home (the first ones in the order they came in) the
+    list of a namespace has seen, and by which ``rules`` and ``scales`` it was made.
+    ``stale_prompt`` names prompts whose examples are to be listed anew, and ``judged_run`` the
+    judged answers to each prompt. ``example`` has what an update chooses by, and no text: a prompt
+    is held out where its ``point``, from 0 to 1, is below the share. ``left_out`` counts judgements
+    without an example. Only updates write these tables, and triggers where rows are deleted or
+    changed; what comes in is found by its place at the end.
+    """
+    for statement in LISTING:
+        connection.execute(statement)
 
 
 _TALLY_TRIGGERS = (

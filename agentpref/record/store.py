@@ -37,7 +37,7 @@ from agentpref.record.messages import (
     run_row,
 )
 from agentpref.record.scales import Scale, fixed_scale, read_scale
-from agentpref.types import Comparison, Feedback, Message, Prompt, Run
+from agentpref.types import RETRACTION, Comparison, Feedback, Message, Prompt, Run
 
 _PARSED_MESSAGES = 50_000
 """How many messages one reading keeps parsed."""
@@ -193,6 +193,44 @@ class Store:
         columns, either = _columns("comparison", COMPARISON_COLUMNS), "run_a = ?1 OR run_b = ?1"
         of_two = query.format(columns, "comparison", either)
         return feedback, [Comparison(*row) for row in self._connection.execute(of_two, (run_id,))]
+
+    def judged(
+        self, namespace: str, run_ids: Sequence[str]
+    ) -> tuple[list[Run], list[Feedback], list[Comparison]]:
+        """Read some runs of a namespace and all that was said of them, in any order.
+
+        The runs that they are compared with are read too, but not what was said of those.
+        """
+        ids, some = as_json([*run_ids]), "IN (SELECT value FROM json_each(?))"
+        columns = _columns("comparison", COMPARISON_COLUMNS)
+        found = self._connection.execute(
+            f"SELECT {columns} FROM comparison WHERE run_a {some}", (ids,)
+        )
+        comparisons = [Comparison(*row) for row in found]
+        columns = _columns("feedback", FEEDBACK_COLUMNS)
+        found = self._connection.execute(
+            f"SELECT {columns} FROM feedback WHERE run_id {some}", (ids,)
+        )
+        feedback = [*self._read_feedback(found)]
+        asked = {*run_ids, *(row.run_b for row in comparisons)}
+        query = f"{_SELECT_RUN} WHERE run_id {some} AND namespace = ?"
+        messages = _Messages(self._connection)
+        found = self._connection.execute(query, (as_json(sorted(asked)), namespace))
+        return [_read_run(row, messages) for row in found], feedback, comparisons
+
+    def unscaled(self, namespace: str) -> Iterator[Feedback]:
+        """Read the scores of sources without a known scale that have none themselves, in any order.
+
+        Retractions, which may take such scores back, are read too.
+        """
+        columns = _columns("feedback", FEEDBACK_COLUMNS)
+        query = f"""SELECT {columns} FROM feedback CROSS JOIN run USING (run_id)
+            WHERE namespace = :namespace AND (key = :retraction
+            OR scale IS NULL AND score IS NOT NULL AND correction IS NULL
+            AND (source = 'human' OR key = 'thumbs') AND (key, source) NOT IN
+            (SELECT key, source FROM feedback_scale WHERE namespace = :namespace))"""
+        values = {"namespace": namespace, "retraction": RETRACTION}
+        return self._read_feedback(self._connection.execute(query, values))
 
     def scales(self, namespace: str) -> list[Scale]:
         """The scales of the scores in a namespace, in any order; imported rows have their own."""

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from agentpref.accounting import count
 from agentpref.config import GateSettings, ReplaySettings, UpdateConfig
 from agentpref.errors import UnusableState
-from agentpref.learn.data import UpdateData, draw, prepare, replay_size
+from agentpref.learn.data import Available, UpdateData, draw, prepare, replay_size
 from agentpref.types import Prompt
 from tests.core.learn import examples
 from tests.core.learn.examples import with_completions
@@ -51,7 +51,7 @@ def thaw(examples, frozen=None):
 
 
 def test_examples_are_split_by_held_out_and_by_what_was_learned():
-    data = UpdateData.split(ALL, {"pair0", "pair10", "thumb0", "thumb3"})
+    data = Available.split(ALL, {"pair0", "pair10", "thumb0", "thumb3"})
     assert count(
         new=data.new,
         old=data.old,
@@ -218,7 +218,7 @@ def test_grades_of_a_group_that_changed_are_refused():
 
 def old_and_new(old=30, new=2):
     """Examples that live has learned, and new ones: pairs, and thumbs on other prompts."""
-    return UpdateData(
+    return Available(
         new=(*(make(n) for n in range(new)), *(make_thumb(n) for n in range(100, 100 + new))),
         old=(
             *(make(n) for n in range(200, 200 + old)),
@@ -309,7 +309,7 @@ class TestPrepare:
         available = differing(old_and_new())
         first = prepare(make_learner(), available, None, config)
         more = replace(available, new=(*available.new, make(999)), old=available.old[::-1])
-        started = UpdateData.thaw(first.data.freeze(), available.all())
+        started = UpdateData.thaw(first.data.freeze(), [*available.all()])
         again = prepare(make_learner(), more, started, replace(config, seed=5))
         assert again == first
 

@@ -41,7 +41,7 @@ def checkpoint(tmp_path):
 
 
 def find(checkpoint, conditions, examples=EXAMPLES, ended=lambda _update: False):
-    return resume.find(checkpoint, conditions, examples, ended=ended)
+    return resume.find(checkpoint, conditions, lambda ids: examples, ended=ended)
 
 
 def test_an_interrupted_update_is_found_under_the_same_conditions(checkpoint):
