@@ -46,13 +46,22 @@ class Scorer:
         ]
 
 
+def score(cache, rows, scorer):
+    """Scores from the cache, and from a scorer of those that it does not have."""
+    known = cache.known(rows)
+    missing = [own for own, scores in zip(rows, known, strict=True) if scores is None]
+    if missing:
+        cache.remember(missing, scorer(missing))
+    return cache.known(rows)
+
+
 def not_asked(rows):
     pytest.fail(f"asked again for {len(rows)} rows")
 
 
 def test_scores_are_those_of_the_scorer_in_order(connection, rows):
     cache, scorer = LogpCache(connection, NUMBERS, "base"), Scorer()
-    assert cache.score(rows, scorer) == Scorer()(rows)
+    assert score(cache, rows, scorer) == Scorer()(rows)
     assert scorer.asked == [rows]
 
 
@@ -60,33 +69,33 @@ def test_scores_of_a_real_model_come_back_bit_for_bit(connection, make_learner, 
     learner = make_learner()
     rows = learner.encode(pairs)
     cache = LogpCache(connection, learner.base.numbers, "base")
-    scores = cache.score(rows, lambda missing: learner.score("base", missing))
+    scores = score(cache, rows, lambda missing: learner.score("base", missing))
     assert scores == learner.score("base", rows)
-    assert cache.score(rows[::-1], not_asked) == scores[::-1]
+    assert score(cache, rows[::-1], not_asked) == scores[::-1]
 
 
 def test_a_row_is_scored_once(connection, rows):
     cache, scorer = LogpCache(connection, NUMBERS, "base"), Scorer()
-    cache.score(rows[:5], scorer)
-    assert cache.score(rows, scorer) == Scorer()(rows)
+    score(cache, rows[:5], scorer)
+    assert score(cache, rows, scorer) == Scorer()(rows)
     assert scorer.asked == [rows[:5], rows[5:]]
-    cache.score(rows, not_asked)
+    score(cache, rows, not_asked)
 
 
 def test_a_row_with_one_new_completion_is_scored(connection, rows):
     cache, scorer = LogpCache(connection, NUMBERS, "base"), Scorer()
-    cache.score(rows, scorer)
+    score(cache, rows, scorer)
     other = row(rows[1].prompt, *rows[1].completions, (99,))
-    assert cache.score([other], scorer) == Scorer()([other])
+    assert score(cache, [other], scorer) == Scorer()([other])
     assert len(scorer.asked) == 2
 
 
 def test_rows_share_the_scores_of_the_same_completions_of_a_prompt(connection, rows):
     cache = LogpCache(connection, NUMBERS, "base")
-    (scores,) = cache.score(rows[2:3], Scorer())
+    (scores,) = score(cache, rows[2:3], Scorer())
     first, second, third = rows[2].completions
     others = [row(rows[2].prompt, third, first), row(rows[2].prompt, second)]
-    assert cache.score(others, not_asked) == [(scores[2], scores[0]), (scores[1],)]
+    assert score(cache, others, not_asked) == [(scores[2], scores[0]), (scores[1],)]
 
 
 def test_a_completion_with_a_mask_has_a_score_of_its_own(connection):
@@ -95,7 +104,7 @@ def test_a_completion_with_a_mask_has_a_score_of_its_own(connection):
         row((1,), (2, 3), masks=(mask,)) for mask in (None, (False, True), (True, True))
     )
     cache.remember([whole, masked], [(-3.0,), (-1.0,)])
-    assert cache.score([masked, full, whole], not_asked) == [(-1.0,), (-3.0,), (-3.0,)]
+    assert score(cache, [masked, full, whole], not_asked) == [(-1.0,), (-3.0,), (-3.0,)]
     assert connection.execute("SELECT tokens FROM logp ORDER BY logp").fetchall() == [(2,), (1,)]
 
 
@@ -106,8 +115,8 @@ def test_keys_without_a_mask_are_those_of_older_homes():
 
 def test_another_prompt_makes_another_key(connection, rows):
     cache, scorer = LogpCache(connection, NUMBERS, "base"), Scorer()
-    cache.score(rows[:1], scorer)
-    cache.score([row((7, 7), *rows[0].completions)], scorer)
+    score(cache, rows[:1], scorer)
+    score(cache, [row((7, 7), *rows[0].completions)], scorer)
     assert len(scorer.asked) == 2
 
 
@@ -121,15 +130,15 @@ def test_another_prompt_makes_another_key(connection, rows):
 )
 def test_policies_do_not_mix(connection, rows, other):
     first, second = LogpCache(connection, NUMBERS, "base"), LogpCache(connection, *other)
-    first.score(rows, Scorer())
-    assert second.score(rows, Scorer(-7.0)) == Scorer(-7.0)(rows)
-    assert first.score(rows, not_asked) == Scorer()(rows)
+    score(first, rows, Scorer())
+    assert score(second, rows, Scorer(-7.0)) == Scorer(-7.0)(rows)
+    assert score(first, rows, not_asked) == Scorer()(rows)
 
 
 def test_scores_survive_reopening(home, rows):
     for scorer in (Scorer(), not_asked):
         with closing(connect(home)) as connection:
-            scores = LogpCache(connection, NUMBERS, "base").score(rows, scorer)
+            scores = score(LogpCache(connection, NUMBERS, "base"), rows, scorer)
     assert scores == Scorer()(rows)
 
 
@@ -137,30 +146,30 @@ def test_scores_that_were_computed_elsewhere_are_kept(connection, rows):
     cache = LogpCache(connection, NUMBERS, "base")
     cache.remember(rows, Scorer()(rows))
     cache.remember([], [])
-    assert cache.score(rows, not_asked) == Scorer()(rows)
+    assert score(cache, rows, not_asked) == Scorer()(rows)
 
 
 def test_the_number_of_tokens_is_kept_with_each_score(connection, rows):
-    LogpCache(connection, NUMBERS, "base").score(rows, Scorer())
+    score(LogpCache(connection, NUMBERS, "base"), rows, Scorer())
     found = connection.execute("SELECT tokens, count(*) FROM logp GROUP BY tokens").fetchall()
     assert found == [(2, 12), (3, 8), (4, 4)]
 
 
-def test_without_rows_the_scorer_is_not_called(connection):
-    assert LogpCache(connection, NUMBERS, "base").score([], not_asked) == []
+def test_without_rows_nothing_is_known(connection):
+    assert LogpCache(connection, NUMBERS, "base").known([]) == []
 
 
 def test_a_candidates_scores_outlive_its_promotion(connection, rows):
     candidate = LogpCache(connection, NUMBERS, "update-1")
-    scores = candidate.score(rows, Scorer())
+    scores = score(candidate, rows, Scorer())
     candidate.rename("rev-1")
-    assert LogpCache(connection, NUMBERS, "rev-1").score(rows, not_asked) == scores
+    assert score(LogpCache(connection, NUMBERS, "rev-1"), rows, not_asked) == scores
     assert policies(connection) == 1
 
 
 def test_a_refused_candidates_scores_are_dropped(connection, rows):
     candidate = LogpCache(connection, NUMBERS, "update-1")
-    candidate.score(rows, Scorer())
+    score(candidate, rows, Scorer())
     candidate.forget()
     assert policies(connection) == 0
 
