@@ -67,7 +67,7 @@ def update(
     ] = None,
     max_minutes: Annotated[
         float | None,
-        typer.Option(metavar="M", help="Time for the whole update; training stops early for it."),
+        typer.Option(metavar="M", help="Time for the whole update; what does not fit waits."),
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
