@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -117,8 +116,9 @@ def update(home: Path) -> dict[str, float]:
 
     with suppress(_Enough):
         agentpref.update(home, model="tiny", config=CONFIG, progress=note)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"s": time.perf_counter() - started, "mb": peak / 1000}
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    peak = next(line for line in lines if line.startswith("VmHWM"))  # rusage has the parent's
+    return {"s": time.perf_counter() - started, "mb": int(peak.split()[1]) / 1000}
 
 
 def make(folder: Path, runs: int) -> dict[str, float]:

@@ -110,7 +110,7 @@ class Catalog:
 
     def _read(self, column: str, values: Collection[Any]) -> dict[str, Example]:
         query = f"""SELECT DISTINCT prompt FROM example
-            WHERE namespace = ? AND {column} IN (SELECT value FROM json_each(?))"""
+            WHERE +namespace = ? AND {column} IN (SELECT value FROM json_each(?))"""
         prompts = self._column(query, self._namespace, as_json([*values]))
         scales = self._scales()
         return {
@@ -220,18 +220,19 @@ def _parts(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     return (values[start : start + size] for start in range(0, len(values), size))
 
 
+# A plus keeps SQLite from reading a whole namespace by the index on it, to find a few runs.
 # New judgements are the last ones of their tables. Some of them, the oldest first, name runs, whose
 # prompts become stale.
 _MARK = """
 CREATE TEMP TABLE judged_now AS SELECT namespace, prompt, run_id FROM run WHERE run_id IN (
     SELECT run_id FROM (SELECT rowid AS place, run_id FROM feedback
         ORDER BY place DESC LIMIT :feedback) ORDER BY place LIMIT :some_feedback)
-    AND namespace = :namespace;
+    AND +namespace = :namespace;
 INSERT INTO judged_now SELECT namespace, prompt, run_id FROM run WHERE run_id IN (
     WITH some AS (SELECT * FROM (SELECT rowid AS place, run_a, run_b FROM comparison
         ORDER BY place DESC LIMIT :comparisons) ORDER BY place LIMIT :some_comparisons)
     SELECT run_a FROM some UNION SELECT run_b FROM some)
-    AND namespace = :namespace;
+    AND +namespace = :namespace;
 INSERT OR IGNORE INTO judged_run SELECT namespace, prompt, run_id FROM judged_now ORDER BY 2, 3;
 INSERT OR IGNORE INTO stale_prompt SELECT DISTINCT namespace, prompt FROM judged_now ORDER BY 2;
 UPDATE listing SET feedback = feedback + :some_feedback,

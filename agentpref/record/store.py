@@ -213,7 +213,7 @@ class Store:
         )
         feedback = [*self._read_feedback(found)]
         asked = {*run_ids, *(row.run_b for row in comparisons)}
-        query = f"{_SELECT_RUN} WHERE run_id {some} AND namespace = ?"
+        query = f"{_SELECT_RUN} WHERE run_id {some} AND +namespace = ?"  # not by its index
         messages = _Messages(self._connection)
         found = self._connection.execute(query, (as_json(sorted(asked)), namespace))
         return [_read_run(row, messages) for row in found], feedback, comparisons

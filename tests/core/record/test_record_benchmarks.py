@@ -11,7 +11,7 @@ from agentpref.prefer.examples import read_examples
 from agentpref.record.database import connect
 from agentpref.record.integrity import examine
 from agentpref.record.store import Store
-from benchmarks import large_home, record, record_scale, record_soak
+from benchmarks import large_home, record, record_scale, record_soak, update_scale
 
 ROWS = 2_000
 
@@ -60,3 +60,15 @@ def test_the_log_is_measured_beside_raw_sqlite() -> None:
     assert min(figures.values()) > 0
     assert record.disk(300, conversations=1, turns=3) > 1
     assert set(record.time_calls("bare", 20, idle=False)) == {"p50", "p99"}
+
+
+def test_a_judged_home_has_two_judgements_for_five_runs_and_is_sound(tmp_path: Path) -> None:
+    home = Home.create(tmp_path / "home")
+    with closing(connect(home)) as connection:
+        store = Store(connection)
+        update_scale._write(store, list(update_scale._prompts(20)))
+        found = store.stats()
+        assert (found["runs"], found["feedback"], found["comparisons"]) == (100, 20, 20)
+        assert examine(connection).problems == []
+        pairs = read_examples(store, "default", held_out=0.2)
+    assert (len(pairs.pairs), len(pairs.thumbs), pairs.left_out) == (20, 20, {})
