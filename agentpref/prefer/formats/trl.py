@@ -3,8 +3,8 @@
 A preference row has ``chosen`` and ``rejected``, and a ``prompt`` unless both begin with it. An
 unpaired row has ``prompt``, ``completion`` and ``label``. Each may be text or messages; text may be
 a transcript as in HH-RLHF (``Human: …``, ``Assistant: …``), which becomes messages. ``system``
-(also ``system_prompt``) goes before the prompt, and ``tools`` and ``tag`` are kept. Rows are
-written as messages with an explicit prompt, exactly as they were recorded.
+(also ``system_prompt``) goes before the prompt, and ``tools``, ``chat_template_kwargs`` and ``tag``
+are kept. Rows are written as messages with an explicit prompt, exactly as they were recorded.
 """
 
 from __future__ import annotations
@@ -60,8 +60,10 @@ def write_unpaired(record: PreferenceRecord) -> dict[str, Any]:
 
 
 def _row(record: PreferenceRecord, **judged: Any) -> dict[str, Any]:
-    tools = {"tools": record.prompt.tools} if record.prompt.tools else {}
-    return {"prompt": record.prompt.messages, **judged, "tag": record.tag, **tools}
+    prompt = record.prompt
+    more = {"tools": prompt.tools, "chat_template_kwargs": prompt.chat_template_kwargs}
+    given = {key: value for key, value in more.items() if value}
+    return {"prompt": prompt.messages, **judged, "tag": record.tag, **given}
 
 
 def _split_text(row: Fields) -> dict[str, str]:
@@ -165,7 +167,7 @@ def _briefed(row: Fields, messages: list[Message]) -> list[Message]:
     return messages
 
 
-_MORE = {"tools": ["json"], "tag": "text"}
+_MORE = {"tools": ["json"], "tag": "text", "chat_template_kwargs": "json"}
 
 PREFERENCE = Format(
     shapes=(("prompt", "chosen", "rejected"), ("chosen", "rejected")),
