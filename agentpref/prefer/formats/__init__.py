@@ -140,7 +140,9 @@ class RowReader:
                 f"write {_quoted(shape)} in every row of the {name} format"
             )
         for key in MEDIA:
-            if given.get(key) and key not in self._formats[name].keys:
+            shown = given.get(key)
+            is_empty = isinstance(shown, list) and all(item is None for item in shown)
+            if shown and not is_empty and key not in self._formats[name].keys:
                 raise ExchangeError(
                     f"the row has {key!r}, and agentpref would train its text without them; leave "
                     f"the row out with --skip-bad, or remove the column if the text needs no {key}"

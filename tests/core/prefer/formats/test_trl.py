@@ -400,3 +400,16 @@ class TestTemplateArguments:
         record = read_row({**self.ROW, "chat_template_kwargs": {"enable_thinking": False}})
         with pytest.raises(ExchangeError, match="choose another format, such as 'preference'"):
             write(record)
+
+
+class TestAPromptThatBothAnswersRepeat:
+    def test_it_stands_once_in_text(self) -> None:
+        asked = "What colour is the sky?"
+        row = {"prompt": asked, "chosen": f"{asked} Blue.", "rejected": f"{asked}\nGreen."}
+        assert read_row(row) == PREFERRED
+
+    @pytest.mark.parametrize("rejected", ["Green.", "What colour is the sky?!"])
+    def test_an_answer_that_alone_begins_with_it_stays_whole(self, rejected: str) -> None:
+        chosen = "What colour is the sky? Blue."
+        record = read_row({"prompt": SKY[0]["content"], "chosen": chosen, "rejected": rejected})
+        assert [message["content"] for message in record.completions] == [chosen, rejected]
