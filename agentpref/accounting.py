@@ -6,18 +6,36 @@ Each example that there is ends in one group of :func:`account`, so the counts o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from agentpref.config import UpdateConfig
 from agentpref.learn.data import Available, UpdateRows
 from agentpref.models.reasons import LEFT_OUT, Objection, explained
+from agentpref.prefer.catalog import Catalog
 from agentpref.prefer.strata import Listed
-from agentpref.record.updates import Attempt
-from agentpref.types import UpdateReport
+from agentpref.record.updates import Attempt, Role
+from agentpref.types import Example, UpdateReport, Verdict
 
 if TYPE_CHECKING:
     from agentpref.learn.learner import Learner
+
+
+def take_stock(
+    catalog: Catalog, learned: Container[str], config: UpdateConfig
+) -> tuple[Available, dict[str, int]]:
+    """List all examples there are by use, and count what makes none by reason.
+
+    ``learned`` holds the ids that the live revision has learned.
+    """
+    listed, left_out = catalog.entries(), catalog.left_out()
+    if not config.thumbs.weight:
+        pairs = [entry for entry in listed if not entry.lone]
+        if len(pairs) < len(listed):
+            left_out["thumbs_turned_off"] = len(listed) - len(pairs)
+        listed = pairs
+    return Available.split(listed, learned, catalog.read), left_out
 
 
 def count(**groups: Sequence[Listed]) -> dict[str, int]:
@@ -62,6 +80,26 @@ def account(
     found["waiting"] = tuple(e for e in unused if e.example_id in fresh)
     found["not_drawn"] = tuple(e for e in unused if e.example_id not in fresh)
     return found
+
+
+def uses(
+    groups: Mapping[str, Sequence[Listed]], verdict: Verdict
+) -> tuple[dict[str, Role], dict[str, tuple[str, ...]]]:
+    """What the ledger keeps of an update: what it used each example for, and their sources."""
+    roles: dict[str, Role] = {
+        "trained": "new",
+        "new_evaluated": "held_out",
+        "replayed": "replay",
+        "left_out": "left_out",
+    }
+    if verdict == "nothing_usable":  # and so nothing held out was looked at
+        roles["waiting"] = "waiting"
+    used = [(role, e) for group, role in roles.items() for e in groups[group]]
+    read = [e for _, e in used if isinstance(e, Example)]  # the ledger has those of the others
+    return (
+        {e.example_id: role for role, e in used},
+        {e.example_id: e.provenance for e in read},
+    )
 
 
 def with_account(

@@ -101,6 +101,8 @@ def affordable(
     bill, chosen, old = _Bill(config, len(available.old)), set[str](), [*available.old_held_out]
     is_full = False
     while not is_full and (some := list(islice(queue, _AT_ONCE))):
+        if bill.trained and budget.left() <= 0:
+            break
         rows = {row.example.example_id: row for row in learner.measure(available.read(some))}
         encoded = [*rows.values()]
         room = 0.0

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agentpref.accounting import account, count, with_account, with_attempt
+from agentpref.accounting import account, count, take_stock, uses, with_account, with_attempt
 from agentpref.budget import Budget, affordable
 from agentpref.config import UpdateConfig
 from agentpref.errors import TrainingDiverged, UpdateInterrupted, WrongBase
@@ -36,10 +36,10 @@ from agentpref.prefer.strata import Listed
 from agentpref.record.database import connect, exclusive, translated
 from agentpref.record.messages import new_id
 from agentpref.record.spill import drain
-from agentpref.record.updates import Attempt, Role, UpdateRow, Updates
+from agentpref.record.updates import Attempt, UpdateRow, Updates
 from agentpref.serve.backend import Revision
 from agentpref.serve.registry import Registry
-from agentpref.types import BASE, Example, Progress, UpdateReport
+from agentpref.types import BASE, Progress, UpdateReport
 
 if TYPE_CHECKING:
     import sqlite3
@@ -171,13 +171,8 @@ class _Update:
             self.registry.require_fit(live)
         catalog = Catalog(self.connection, self.namespace, held_out=self.config.held_out)
         catalog.refresh()
-        listed, left_out = catalog.entries(), catalog.left_out()
-        if not self.config.thumbs.weight:
-            pairs = [entry for entry in listed if not entry.lone]
-            if len(pairs) < len(listed):
-                left_out["thumbs_turned_off"] = len(listed) - len(pairs)
-            listed = pairs
-        available = Available.split(listed, self.updates.learned_by(serving.live), catalog.read)
+        learned = self.updates.learned_by(serving.live)
+        available, left_out = take_stock(catalog, learned, self.config)
         tried = self._tried(available, serving.live)
         is_new = bool(available.new) and tried is None
 
@@ -387,16 +382,7 @@ class _Update:
 
     def _record(self, report: UpdateReport, groups: Mapping[str, Sequence[Listed]]) -> None:
         """Store the report, and what each example was used for and made of."""
-        roles: dict[str, Role] = {
-            "trained": "new",
-            "new_evaluated": "held_out",
-            "replayed": "replay",
-            "left_out": "left_out",
-        }
-        if report.verdict == "nothing_usable":  # and so nothing held out was looked at
-            roles["waiting"] = "waiting"
-        used = [(role, e) for group, role in roles.items() for e in groups[group]]
-        read = [e for _, e in used if isinstance(e, Example)]  # others are in the ledger already
+        pairs, sources = uses(groups, report.verdict)
         self.updates.add(
             UpdateRow(
                 update_id=report.update_id,
@@ -407,7 +393,7 @@ class _Update:
                 candidate=report.revision,
                 verdict=report.verdict,
                 report=report.to_mapping(),
-                pairs={e.example_id: role for role, e in used},
-                sources={e.example_id: e.provenance for e in read},
+                pairs=pairs,
+                sources=sources,
             )
         )
