@@ -77,10 +77,11 @@ def coarsen(strata: Sequence[Stratum], minimum: int) -> tuple[Stratum, ...]:
 
 def by_stratum(examples: Sequence[L]) -> dict[str, list[L]]:
     """Examples by the name of their stratum, each in the given order."""
-    groups: dict[str, list[L]] = {}
-    for example, stratum in zip(examples, stratify(examples), strict=True):
-        groups.setdefault(str(stratum), []).append(example)
-    return groups
+    groups: dict[tuple[str, ...], list[L]] = {}
+    ages = age_third([example.created_at for example in examples])
+    for one, age in zip(examples, ages, strict=True):
+        groups.setdefault((one.namespace, one.tag, one.origin, age), []).append(one)
+    return {str(Stratum(*key)): found for key, found in groups.items()}
 
 
 def sample(examples: Sequence[L], size: int) -> list[L]:
