@@ -49,8 +49,10 @@ class TrainingReport:
     The first loss is the first batch's; the last loss and the KL are means of the last ten.
     ``resumed_at`` is the number of steps that an interrupted run had done before; ``seconds`` is
     the time of all steps. ``route``, ``precision``, ``tokens_per_pass`` (of each of the
-    ``processes``) and ``recomputes_layers`` are what the machine and the model allowed.
-    ``stopped`` is ``"time"`` if the budget ended the run before its plan did.
+    ``processes``) and ``recomputes_layers`` are what the machine and the model allowed;
+    ``route_reason`` and ``route_errors`` say why this route, as
+    :class:`~agentpref.learn.logps.Choice` does. ``stopped`` is ``"time"`` if the budget ended the
+    run before its plan did.
     """
 
     steps: int
@@ -62,6 +64,8 @@ class TrainingReport:
     seconds: float
     planned_steps: int
     route: str = ""
+    route_reason: str = ""
+    route_errors: dict[str, float] = field(default_factory=dict)
     precision: str = ""
     tokens_per_pass: int = 0
     recomputes_layers: bool = False
@@ -170,7 +174,7 @@ def train(
         start=digest_tensors(run.weights),
         live=live or "",
         rate=rate,
-        route=plan.route.name,
+        route=plan.choice.route.name,
         **({"processes": team.size} if team.size > 1 else {}),  # sums depend on it
     )
     with torch.random.fork_rng(devices=_gpus(model)):
@@ -189,7 +193,9 @@ def train(
         kl=sum(kls) / len(kls) if kls else 0.0,
         seconds=run.seconds(),
         planned_steps=len(batches),
-        route=plan.route.name,
+        route=plan.choice.route.name,
+        route_reason=plan.choice.reason,
+        route_errors=plan.choice.errors,
         precision=plan.precision,
         tokens_per_pass=plan.room.tokens,
         recomputes_layers=plan.room.recomputes,
