@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Logps: TypeAlias = "tuple[float, ...]"
 """Sequence log-probs of one row: one for each completion, in order."""
 
-_PROBED_TOKENS, _PROBED_ROWS = 64, 16
+_PROBED_TOKENS, _PROBED_ROWS = 32, 8
 """Rows for the trial in bfloat16: as few as have this many tokens that count, and at most so many.
 """
 

@@ -61,7 +61,7 @@ def serve(
         typer.Option(
             metavar="JSON",
             help="Arguments of the chat template, as in the update's settings, "
-            'e.g. \'{"enable_thinking": false}\'.',
+            "e.g. '{\"enable_thinking\": false}'.",
         ),
     ] = "{}",
     allow_remote: Annotated[
