@@ -10,7 +10,15 @@ import torch
 from agentpref.learn import batch as layouts
 from agentpref.learn import logps
 from agentpref.learn.kernels.fuse import fuse
-from tests.core.learn.families import FAMILIES, ROWS, adapted_model, random_model, row, rows_of
+from tests.core.learn.families import (
+    FAMILIES,
+    ROWS,
+    adapted_model,
+    held_in,
+    random_model,
+    row,
+    rows_of,
+)
 
 SHARED = {
     "llama", "qwen2", "qwen3", "mistral", "gemma", "phi", "phi3", "gpt2", "gpt_neox", "olmo2",
@@ -211,20 +219,15 @@ def test_in_bfloat16_a_kernel_that_rounds_too_much_is_refused(monkeypatch):
     assert choice.errors["shared"] > 2 * choice.errors["plain"]
 
 
-def held_in(family, dtype, fused=False):
-    """A model whose base is held in a dtype; its adapter is in float32."""
-    model = adapted_model(family)
-    for name, parameter in model.named_parameters():
-        if "lora_" not in name:
-            parameter.data = parameter.data.to(dtype)
-    if fused:
-        fuse(model)
+def fused(family):
+    model = held_in(family, torch.bfloat16)
+    fuse(model)
     return model
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_in_bfloat16_families_take_the_routes_that_they_take_in_float32(family):
-    model = held_in(family, torch.bfloat16, fused=True)
+    model = fused(family)
     choice = logps.choose_route(model, ROWS, pad=0, longest=40)
     assert (choice.route.name == "shared") == (family in SHARED)
     assert choice.errors[choice.route.name] > 0
@@ -232,6 +235,24 @@ def test_in_bfloat16_families_take_the_routes_that_they_take_in_float32(family):
     expected = torch.tensor(logps.score(wide, ROWS, route=logps.ORACLE, pad=0))
     found = torch.tensor(logps.score(model, ROWS, route=choice.route, pad=0))
     torch.testing.assert_close(found, expected, atol=0.3, rtol=0.02)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
+def test_in_bfloat16_gradients_are_those_of_float32_to_rounding(family):
+    model, wide = fused(family), held_in(family, torch.bfloat16).float()
+    route = trusted(model)
+    found, expected = (
+        torch.cat([x.flatten() for x in gradients(own, score_sum(own, by)).values()])
+        for own, by in ((model, route), (wide, logps.ORACLE))
+    )
+    assert found.dtype == torch.float32
+    assert (found - expected).norm() < 0.05 * expected.norm()
+
+
+def score_sum(model, route):
+    batch = route.layout(ROWS, 0)
+    sums = batch.sums(route.read(route.states(model, batch), batch).logps)
+    return (sums * weights(sums)).sum()
 
 
 def test_in_float32_nothing_rounds():
@@ -273,7 +294,7 @@ def test_a_model_that_cannot_mix_keeps_its_own_arithmetic(monkeypatch):
 
 
 def test_residual_and_norms_are_in_float32_and_products_in_bfloat16():
-    model = held_in("llama", torch.bfloat16, fused=True)
+    model = fused("llama")
     decoder, seen = model.get_base_model().model, {}
     parts = {"norm": decoder.norm, "layer": decoder.layers[0], "product": decoder.layers[0].mlp}
     note = lambda name, *call: seen.update({name: call[2].dtype})  # noqa: E731
