@@ -254,7 +254,7 @@ def test_the_report_says_how_it_was_trained_and_which_rows_were_changed() -> Non
     ]
     measured = {"route_errors": {"plain": 0.0467, "shared": 0.0381}}
     assert [*_training(report | {"training": training | more | measured})][1:] == [
-        "rounding error in nats a token: shared prompts .038; prompts repeated, the model's own "
+        "rounding in nats a token: shared prompts .038; prompts repeated, the model's own "
         "logits .047"
     ]
     refused = {"route": "plain", "route_reason": "shared: wrong by 3.1 nats in float32"}

@@ -186,7 +186,7 @@ def _route(training: Mapping[str, Any]) -> Iterator[str]:
     if errors:
         chosen_first = sorted(errors, key=lambda name: name != route)
         found = (f"{ROUTES[name]} {errors[name]:.2g}".replace(" 0.", " .") for name in chosen_first)
-        yield f"rounding error in nats a token: {'; '.join(found)}"
+        yield f"rounding in nats a token: {'; '.join(found)}"
     if route != "shared" and training.get("route_reason"):
         yield f"prompts are not shared: {training['route_reason']}"
 
