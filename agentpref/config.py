@@ -22,7 +22,7 @@ from types import NoneType
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import orjson
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, JsonValue, ValidationError
 from pydantic.dataclasses import dataclass
 from pydantic_core import ErrorDetails, core_schema
 
@@ -238,7 +238,7 @@ class UpdateConfig:
         1024, "tokens of a prompt with an answer, at most; fewer if the model takes fewer", ge=16
     )
     precision: Precision = setting("auto", "number format of the base model")
-    chat_template_kwargs: dict[str, Any] = setting(
+    chat_template_kwargs: dict[str, JsonValue] = setting(
         {}, "arguments of the chat template, such as enable_thinking=false; as in serving"
     )
     max_minutes: float | None = setting(None, "time for the whole update; None: no limit", gt=0)

@@ -100,9 +100,9 @@ def _bodies(message: BaseMessage) -> Iterator[dict[str, Any]]:
             converted = _converted(bare, block)
             calls += converted.get("tool_calls", ())
             parts += () if "tool_calls" in converted else converted["content"]
-    # No separator: providers split one sentence into several blocks to cite sources.
+    # An answer has no separators: providers split one sentence into several blocks to cite sources.
     texts = [part.get("text") if part.get("type") == "text" else None for part in parts]
-    is_text = all(isinstance(text, str) for text in texts)
+    is_text = all(isinstance(text, str) for text in texts) and (speaks or len(texts) < 2)
     body["content"] = "".join(map(str, texts)) if is_text else parts
     if speaks and (reasoning := _thought(message.additional_kwargs, "".join(thoughts))):
         body["reasoning_content"] = reasoning

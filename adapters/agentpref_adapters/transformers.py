@@ -107,6 +107,7 @@ class TransformersBackend:
         elif chat_template_kwargs is not None:
             raise ConfigError("a loaded model has its chat_template_kwargs; give them to load_base")
         self.base = model
+        model.template.require_plain_answers(model.name)
         self._layers = Layers(self.base.model)
         self._decoding = Decoding.of(self.base)
         self._embedded = self.base.embedded

@@ -148,6 +148,7 @@ class VllmBackend:
         self.base = read_base(model, arguments)
         self._template = ChatTemplate(load_tokenizer(model, self.base.path), arguments)
         self._template.require_arguments(arguments)
+        self._template.require_plain_answers(model)
         self._decoding = Decoding.read(self._template, self.base.path)
         self._ends = self._decoding.end_tokens
         self._tokenizing = threading.Lock()

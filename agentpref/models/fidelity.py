@@ -3,24 +3,28 @@
 A chat template may drop what its model was never trained on: a tool call, a part of a message, a
 role. What it leaves would then be trained as if it had been said. So every piece of a message's
 words must be found in the rendering: the texts, the reasoning, the names and arguments of calls.
-Each place counts for one piece, so that of two equal calls none can be lost, and a piece that is a
-word must stand there as a word.
+Messages must stand there one after the other, and each place counts for one piece, so that of two
+equal calls none can be lost. A piece that is a word must stand there as a word.
 
 Templates trim and join, so white space around a piece does not count. A piece may stand there as it
-is, or as JSON writes it.
+is, or as JSON or Python writes it. Templates move system messages and tools to where they like.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 from agentpref.models.turns import Turn
 
+Span: TypeAlias = "tuple[int, int]"
+
 _FOUND, _SPECIAL = "\0", "\1"
 _THOUGHT = re.compile(r"(</?think>)")
+_MOVED = frozenset({"system", "developer"})
 
 
 class Piece(NamedTuple):
@@ -34,35 +38,69 @@ class Piece(NamedTuple):
     reason: str
     message: int
 
+    @property
+    def size(self) -> int:
+        """How many letters must be found."""
+        return sum(len(word.strip()) for word in self.words)
 
-def pieces_of_prompt(turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]]) -> list[Piece]:
-    """What the rendering of a prompt must hold.
+
+def lost_of_prompt(
+    rendered: str, turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]]
+) -> Piece | None:
+    """The first piece of a prompt that its rendering does not hold.
 
     The reasoning of earlier turns is not asked for: templates drop it, in serving too.
     """
-    pieces: list[Piece] = []
     for tool in tools:
         function = tool.get("function")
         name = (function if isinstance(function, Mapping) else tool).get("name")
-        pieces.append(Piece((str(name or ""),), "template_drops_tools", 0))
+        piece = Piece((str(name or ""),), "template_drops_tools", 0)
+        if _find(rendered, piece, 0) is None:
+            return piece
+    at = 0
     for number, turn in enumerate(turns):
         texts = (turn.without_thought(),) if turn.role == "assistant" else turn.texts
-        pieces += [Piece(texts, "template_drops_text", number), *_calls(turn, number)]
-    return pieces
+        pieces = [Piece(texts, "template_drops_text", number), *_calls(turn, number)]
+        spans = _place(rendered, pieces, 0 if turn.role in _MOVED else at)
+        if isinstance(spans, Piece):
+            return spans
+        if turn.role not in _MOVED:
+            at = max([at, *(end for _, end in spans)])
+    return None
 
 
 def pieces_of_answer(turn: Turn) -> list[Piece]:
     """What the rendering of a completion must hold."""
     return [
-        Piece(tuple(_THOUGHT.split(turn.text)), "template_drops_text", -1),
         Piece((turn.reasoning,), "template_drops_reasoning", -1),
+        Piece(tuple(_THOUGHT.split(turn.text)), "template_drops_text", -1),
         *_calls(turn, -1),
     ]
 
 
+def lost_of_answer(rendered: str, turn: Turn) -> Piece | str:
+    """The first piece of a completion that its rendering does not hold, or what else is there.
+
+    In the latter, a zero character stands for each piece.
+    """
+    pieces = pieces_of_answer(turn)
+    start = 0
+    if not (turn.calls or turn.reasoning):  # what stands before the text may spell the same words
+        start = max([0, *(rendered.rfind(form[0]) for form in _forms(pieces[1]) if form)])
+        start = start if isinstance(_place(rendered, pieces, start), list) else 0
+    spans = _place(rendered, pieces, start)
+    if isinstance(spans, Piece):
+        return spans
+    parts, at = [], 0
+    for begin, end in sorted(spans):
+        parts += [rendered[at:begin], _FOUND]
+        at = end
+    return "".join([*parts, rendered[at:]])
+
+
 def _calls(turn: Turn, number: int) -> Iterator[Piece]:
     for call in turn.calls:
-        function = call.get("function", call) if isinstance(call, Mapping) else {"name": call}
+        function = call.get("function", call)
         for word in (function.get("name"), *_leaves(function.get("arguments"))):
             yield Piece((str(word),), "template_drops_tool_calls", number)
 
@@ -80,50 +118,73 @@ def _leaves(value: Any) -> Iterator[str]:
         yield str(value)
 
 
-def lost(rendered: str, pieces: Iterable[Piece]) -> Piece | str:
-    """The first piece that is not in the rendering; or what else is there.
+def _place(text: str, pieces: Sequence[Piece], start: int) -> list[Span] | Piece:
+    """Where the pieces of a message stand from ``start`` on; else one that has no place.
 
-    In the latter, a zero character stands for each piece.
-
-    >>> lost("<user> two words ", [Piece(("two", "words"), "template_drops_text", 0)])
-    '<user> \\x00 '
+    They are looked for in their order, and if that fails in any order: some templates write a call
+    before the text beside it, or sort arguments.
     """
+    pieces = [piece for piece in pieces if piece.size]
+    spans: list[Span] = []
+    for piece in pieces:
+        span = _find(text, piece, spans[-1][1] if spans else start)
+        if span is None:
+            break
+        spans.append(span)
+    else:
+        return spans
+    spans = []
     # The longest first, lest a short one take its place within a longer one.
-    for piece in sorted(pieces, key=lambda piece: -sum(map(len, piece.words))):
-        found = next((span for form in _forms(piece) if (span := _find(rendered, form))), None)
-        if found is None:
+    for piece in sorted(pieces, key=lambda piece: -piece.size):
+        span = _find(text, piece, start)
+        while span is not None and _overlaps(span, spans):
+            span = _find(text, piece, span[0] + 1)
+        if span is None:
             return piece
-        start, end = found
-        if start < end:
-            rendered = f"{rendered[:start]}{_FOUND}{rendered[end:]}"
-    return rendered
+        insort(spans, span)
+    return spans
+
+
+def _overlaps(span: Span, spans: Sequence[Span]) -> bool:
+    after = bisect_left(spans, span)
+    before = after > 0 and spans[after - 1][1] > span[0]
+    return before or (after < len(spans) and spans[after][0] < span[1])
+
+
+def _find(text: str, piece: Piece, start: int) -> Span | None:
+    """Where a piece stands from ``start`` on, in the first form that is there."""
+    found = (_find_words(text, form, start) for form in _forms(piece))
+    return next((span for span in found if span is not None), None)
 
 
 def _forms(piece: Piece) -> Iterator[list[str]]:
-    """The words of a piece as they are and as JSON writes them."""
+    """The words of a piece as they are, and as JSON and Python write them."""
     words = [word for word in piece.words if word.strip()]
     trimmed = [word.strip() for word in words]
     yield trimmed
-    for ascii_only in (False, True):
-        for written in (trimmed, words):
-            yield [json.dumps(word, ensure_ascii=ascii_only)[1:-1] for word in written]
+    for written in (trimmed, words, ["\n".join(trimmed)], ["\n".join(words)]):
+        yield [json.dumps(word, ensure_ascii=False)[1:-1] for word in written]
+        yield [json.dumps(word)[1:-1] for word in written]
+        yield [repr(word)[1:-1] for word in written]
 
 
-def _find(text: str, words: Sequence[str]) -> tuple[int, int] | None:
-    """Where the words stand, one after the other; not within a longer word."""
-    start = 0 if words else len(text)
-    while words and (start := text.find(words[0], start)) >= 0:
+def _find_words(text: str, words: Sequence[str], start: int) -> Span | None:
+    """Where words stand one after the other, and not within a longer word."""
+    if not words:
+        return start, start
+    while (start := text.find(words[0], start)) >= 0:
         end = start + len(words[0])
         for word in words[1:]:
-            begin = end + len(text[end:]) - len(text[end:].lstrip())
-            if not text.startswith(word, begin):
+            while end < len(text) and text[end].isspace():
+                end += 1
+            if not text.startswith(word, end):
                 break
-            end = begin + len(word)
+            end += len(word)
         else:
             if not (_joins(text, start) or _joins(text, end)):
                 return start, end
         start += 1
-    return None if words else (start, start)
+    return None
 
 
 def _joins(text: str, at: int) -> bool:
@@ -136,7 +197,7 @@ def _is_word(letter: str) -> bool:
 
 
 def is_bare(left: str, special: Sequence[str]) -> bool:
-    """Whether nothing but the pieces was said, in what :func:`lost` left of a completion.
+    """Whether nothing but the pieces was said, in what :func:`lost_of_answer` left.
 
     Special tokens may surround the pieces, and words may come before, up to such a token: they name
     a channel, as in ``<|channel|>final<|message|>``.

@@ -184,17 +184,21 @@ def load_tokenizer(name: str, path: Path) -> PreTrainedTokenizerBase:
 
 def _check_template(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse a chat template that cannot be parsed; one may refuse some conversations."""
-    from jinja2 import TemplateError, TemplateSyntaxError
+    from jinja2 import TemplateSyntaxError
+    from transformers.utils import chat_template_utils
 
+    found: Any = tokenizer.chat_template
+    texts = [*found.values()] if isinstance(found, dict) else [found]
+    if not all(isinstance(text, str) for text in texts):
+        raise UnsupportedModel(f"{name!r} has a chat template that is {found!r}; make it text")
     try:
-        tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], tokenize=False)
+        for text in texts:
+            chat_template_utils._compile_jinja_template(text)
     except TemplateSyntaxError as error:
         raise UnsupportedModel(
             f"{name!r} has a chat template that cannot be parsed (line {error.lineno}: {error}); "
             f"correct chat_template.jinja"
         ) from error
-    except (TemplateError, TypeError):
-        return
 
 
 def check_tokens(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

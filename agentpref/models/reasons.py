@@ -52,9 +52,12 @@ LEFT_OUT: Mapping[str, str] = {
     "no_mismatch": "a lone thumb, and no other thumb's answer to compare it to",
 }
 
+_PLAIN = frozenset({"too_long", "no_mismatch", "same_tokens"})
+"""Reasons that say all by their names, and that no message is at fault for."""
+
 
 def explained(objections: Mapping[str, Objection], model: str) -> list[str]:
-    """Say of each reason that the chat template or the messages gave what it means, and where.
+    """Say of each reason that the messages gave what it means, and where.
 
     Args:
         objections: those to some examples, by the examples' ids.
@@ -64,7 +67,7 @@ def explained(objections: Mapping[str, Objection], model: str) -> list[str]:
     for example_id, (reason, message) in objections.items():
         where = "" if message is None else f", message {message}"
         where = ", its answer" if message == -1 else where
-        if reason.startswith(("template_", "content_")) and reason not in lines:
+        if reason not in lines and reason not in _PLAIN:
             first = f"example {example_id}{where}"
             lines[reason] = f"{reason}: {LEFT_OUT[reason]} (model {model!r}, first in {first})"
     return list(lines.values())

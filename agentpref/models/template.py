@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime, timezone
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
-from agentpref.errors import ConfigError, TemplateRefused
+from agentpref.errors import ConfigError, TemplateRefused, UnsupportedModel
 from agentpref.models import fidelity
 from agentpref.models.reasons import LEFT_OUT, Objection
-from agentpref.models.turns import END_OF_THOUGHT, REASONING_KEYS, Turn, read_turn
+from agentpref.models.turns import END_OF_THOUGHT, REASONING_KEYS, START_OF_THOUGHT, Turn, read_turn
 from agentpref.types import Message, Prompt
 
 if TYPE_CHECKING:
@@ -29,12 +28,12 @@ if TYPE_CHECKING:
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _CLOCK = "strftime_now"
-_HEAD = frozenset({"system", "developer"})
 _OWN = frozenset({"messages", "tools", "documents", "add_generation_prompt", _CLOCK})
 """The arguments that are not the user's to give."""
 
 # The words of the small conversations; no template writes them of its own accord.
 _ASK, _SAY, _MORE, _THINK = "Qaaq", "Waaw", "Vaav", "Taat"
+_TOOL = {"description": _SAY, "parameters": {"type": "object", "properties": {}}}
 _CALL = {"type": "function", "id": "call00001", "function": {"name": _ASK, "arguments": {}}}
 
 
@@ -116,8 +115,10 @@ class ChatTemplate:
         rendered = self._reader(prompt).write(turns, prompt, at, self.chat_template_kwargs)
         if rendered is None:
             return Objection("template_refuses")
-        lost = fidelity.lost(rendered.text, fidelity.pieces_of_prompt(turns, prompt.tools))
-        return rendered.text if isinstance(lost, str) else Objection(lost.reason, lost.message)
+        lost = fidelity.lost_of_prompt(rendered.text, turns, prompt.tools)
+        if lost is None and prompt.tools and not self._reader(prompt).writes_tools:
+            return Objection("template_drops_tools", 0)
+        return rendered.text if lost is None else Objection(lost.reason, lost.message)
 
     def try_complete(
         self, prompt: Prompt, asked: str, completion: Message, *, at: float | None = None
@@ -131,7 +132,11 @@ class ChatTemplate:
             return Objection("content_not_text", -1)
         reader = self._reader(prompt)
         if reader.takes_reasoning:
-            answer = answer.with_thought_apart()
+            opened = asked.rstrip().endswith(START_OF_THOUGHT)
+            answer = answer.with_thought_apart(opened=opened)
+        words = [word for piece in fidelity.pieces_of_answer(answer) for word in piece.words]
+        if any(token in word for word in words for token in self.special):
+            return Objection("special_token_inside", -1)
         whole = reader.write([*turns, answer], prompt, at, self.chat_template_kwargs, answered=True)
         if whole is None:
             return Objection("template_refuses", -1)
@@ -140,9 +145,11 @@ class ChatTemplate:
             adds = not answer.reasoning and thoughts > before
             return Objection("template_adds_reasoning" if adds else "template_rewrites_prompt", -1)
         text = whole.text[len(asked) :]
-        left = fidelity.lost(text, fidelity.pieces_of_answer(answer))
+        left = fidelity.lost_of_answer(text, answer)
         if not isinstance(left, str):
             return Objection(left.reason, left.message)
+        if answer.calls and not reader.writes_calls(len(answer.calls), beside=bool(answer.text)):
+            return Objection("template_drops_tool_calls", -1)
         if not answer.reasoning and reader.end_of_thought in left:
             return Objection("template_adds_reasoning", -1)
         if not (answer.reasoning or answer.calls or fidelity.is_bare(left, self.special)):
@@ -184,6 +191,30 @@ class ChatTemplate:
         eos = self.tokenizer.eos_token_id
         return eos if eos in both else next(iter(both), None)
 
+    def require_plain_answers(self, name: str) -> None:
+        """Refuse a template that writes words of its own before an answer, to name a channel.
+
+        A server that knows no channels would send them to the user as part of the answer.
+
+        Raises:
+            UnsupportedModel: with ``name``, the model's.
+        """
+        prompt = Prompt("", (_user(_ASK),))
+        asked = self.try_render(prompt, at=0.0)
+        if isinstance(asked, Objection):
+            return
+        answer = {"role": "assistant", "content": _SAY}
+        written = self.try_complete(prompt, asked, answer, at=0.0)
+        channel = written.partition(_SAY)[0] if isinstance(written, str) else ""
+        for token in self.special:
+            channel = channel.replace(token, "")
+        if channel.strip():
+            raise UnsupportedModel(
+                f"{name!r} writes {channel.strip()!r} before its answers, to name a channel, and "
+                "channels are not taken apart here; serve it with an engine that does, and log its "
+                "answers with reasoning_content and token_ids"
+            )
+
     def _after_answer(self, messages: Sequence[Message]) -> list[int]:
         """The added tokens right after the answer's text."""
         prompt = Prompt("", tuple(messages))
@@ -214,6 +245,7 @@ class _Reader:
         self.template = template
         self._special = special
         self._taken: dict[tuple[str, _Form], bool] = {}
+        self._written: dict[tuple[int, bool], bool] = {}
 
     def write(
         self,
@@ -271,6 +303,27 @@ class _Reader:
         return self._taken[role, form]
 
     @cached_property
+    def writes_tools(self) -> bool:
+        """Whether the template writes tools: their names may stand in it by chance."""
+        tool = {"type": "function", "function": {**_TOOL, "name": _MORE}}
+        shown = self._render([_user(_ASK)], answered=False, tools=[tool])
+        return shown is None or _MORE in shown.text
+
+    def writes_calls(self, number: int, *, beside: bool) -> bool:
+        """Whether the template writes so many calls, and the text beside them if there is any."""
+        kind = min(number, 2), beside
+        if kind not in self._written:
+            calls = [
+                {**_CALL, "function": {"name": name, "arguments": {_ASK: name}}}
+                for name in (_MORE, _THINK)[: kind[0]]
+            ]
+            answer = {"role": "assistant", "content": _SAY if beside else "", "tool_calls": calls}
+            shown = self._render([_user(_ASK), answer], answered=True)
+            words = [_MORE, _THINK][: kind[0]] + [_SAY] * beside
+            self._written[kind] = shown is None or all(word in shown.text for word in words)
+        return self._written[kind]
+
+    @cached_property
     def _reasoning_key(self) -> str | None:
         return next((key for key in REASONING_KEYS if self._thought(key)), None)
 
@@ -311,9 +364,9 @@ class _Reader:
         jinja: Any = chat_template_utils
         compiled: Any = jinja._compile_jinja_template(self.template)
         given = {**self._special, **(arguments or {}), "messages": list(messages), "tools": tools}
-        values = jinja._plain_template_data(given)  # a template is a stranger's code
-        values |= {"documents": None, "add_generation_prompt": not answered, _CLOCK: _clock(at)}
         try:
+            values = jinja._plain_template_data(given)  # a template is a stranger's code
+            values |= {"documents": None, "add_generation_prompt": not answered, _CLOCK: _clock(at)}
             if answered and _GENERATION.search(self.template):
                 return Rendered(*jinja._render_with_assistant_indices(compiled, **values))
             return Rendered(compiled.render(**values))
@@ -325,26 +378,9 @@ class _Reader:
             AttributeError,
             ArithmeticError,
             RecursionError,
+            MemoryError,
         ):  # what a template does to a message that it was not written for
             return None
-
-
-def shorter(prompt: Prompt) -> list[Prompt]:
-    """The same prompt without its oldest turn, without its two oldest, and so on to its last one.
-
-    A turn is what a user said and everything that followed, tool calls and their results included,
-    so no result is left without its call. Messages before the first turn are dropped with it; a
-    system message stays.
-    """
-    messages = prompt.messages
-    head = next((i for i, m in enumerate(messages) if m["role"] not in _HEAD), len(messages))
-    starts = [i for i in range(head, len(messages)) if _begins_turn(messages, i)]
-    return [replace(prompt, messages=(*messages[:head], *messages[i:])) for i in starts if i > head]
-
-
-def _begins_turn(messages: Sequence[Message], at: int) -> bool:
-    by_user = messages[at]["role"] == "user"
-    return by_user and (at == 0 or messages[at - 1]["role"] != "user")
 
 
 def _user(text: str) -> Message:

@@ -23,11 +23,10 @@ from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-from agentpref.models import fidelity, template
+from agentpref.models import fidelity
 from agentpref.models.reasons import Objection
 from agentpref.models.template import ChatTemplate
-from agentpref.models.turns import read_turn
-from agentpref.record.messages import kept
+from agentpref.models.turns import read_turn, shorter
 from agentpref.types import Completion, Example, Message, Prompt
 
 Ids: TypeAlias = "tuple[int, ...]"
@@ -160,7 +159,7 @@ class ExampleTokenizer:
 
     def shortened(self, example: Example, room: int) -> Ids | None:
         """The prompt without as few of its oldest turns as fit into the room; ``None`` if none."""
-        prompts = template.shorter(example.prompt)
+        prompts = shorter(example.prompt)
         fitting: dict[int, Ids] = {}
 
         def fits(number: int) -> bool:
@@ -193,9 +192,6 @@ class ExampleTokenizer:
         """The text of a completion, or the reason why its boundary is not certain."""
         if isinstance(asked, Objection):
             return asked
-        spelled = kept(message).decode()
-        if any(token in spelled for token in self._template.special):
-            return Objection("special_token_inside", -1)
         text = self._template.try_complete(example.prompt, asked.text, message, at=example.run_at)
         return _RenderedCompletion(asked, text) if isinstance(text, str) else text
 

@@ -12,11 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from agentpref.types import Message
+from agentpref.types import Message, Prompt
 
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 """Where messages carry their reasoning, and where templates look for it."""
 
+_HEAD = frozenset({"system", "developer"})
 _READ = frozenset({"role", "content", "tool_calls", "function_call", "refusal", *REASONING_KEYS})
 _CALLS = frozenset({"tool_use", "tool_call", "function_call", "server_tool_call"})
 """Types of parts that repeat a call of ``tool_calls``."""
@@ -33,7 +34,9 @@ _TEXTS: Mapping[str, str] = {
     "text-plain": "text",
     "refusal": "refusal",
 }
-END_OF_THOUGHT = "</think>"
+START_OF_THOUGHT, END_OF_THOUGHT = "<think>", "</think>"
+_DEEPEST = 100
+"""How deep arguments may be nested; no template writes them deeper without running out of stack."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +80,17 @@ class Turn:
             turn["tool_calls"] = [dict(call) for call in self.calls]
         return turn | dict(self.others)
 
-    def with_thought_apart(self) -> Turn:
-        """The same answer, with reasoning that is written into its content taken out of it."""
+    def with_thought_apart(self, *, opened: bool = False) -> Turn:
+        """The same answer, with reasoning that is written into its content taken out of it.
+
+        The content begins with ``<think>``, or the prompt has ``opened`` the thought. An answer may
+        also speak of ``</think>``.
+        """
         thought, closed, text = self.text.partition(END_OF_THOUGHT)
-        if self.reasoning or not closed:
+        begins = thought.lstrip().startswith(START_OF_THOUGHT)
+        if self.reasoning or not closed or not (begins or opened):
             return self
-        thought = thought.strip().removeprefix("<think>").strip()
+        thought = thought.strip().removeprefix(START_OF_THOUGHT).strip()
         return replace(self, reasoning=thought, texts=(text.strip(),), in_parts=False)
 
     def without_thought(self) -> str:
@@ -97,7 +105,7 @@ def read_turn(message: Message) -> Turn:
     texts: list[str] = []
     thoughts = [value for key in REASONING_KEYS if isinstance(value := message.get(key), str)][:1]
     calls = list(_calls_of(message))
-    foreign: str | None = None
+    foreign = "tool_calls" if None in calls else None
     for part in content if isinstance(content, (list, tuple)) else [content or ""]:
         kind = "text" if isinstance(part, str) else _kind(part)
         if isinstance(part, str):
@@ -108,8 +116,6 @@ def read_turn(message: Message) -> Turn:
             thoughts += [part[k] for k in _THOUGHTS[kind] if isinstance(part.get(k), str)]
         elif kind not in _CALLS or not calls:
             foreign = foreign or kind
-    if message.get("tool_calls") and not isinstance(message["tool_calls"], (list, tuple)):
-        foreign = foreign or "tool_calls"
     if isinstance(message.get("refusal"), str):
         texts.append(message["refusal"])
     role = message["role"]
@@ -118,7 +124,7 @@ def read_turn(message: Message) -> Turn:
         texts=tuple(texts),
         in_parts=in_parts,
         reasoning=thoughts[0] if len(thoughts) == 1 else "\n".join(dict.fromkeys(thoughts)),
-        calls=tuple(calls),
+        calls=tuple(call for call in calls if call is not None),
         foreign=foreign,
         others={k: v for k, v in message.items() if k not in _READ and v is not None},
     )
@@ -131,23 +137,72 @@ def _kind(part: Any) -> str:
     return str(part.get("type", "text" if "text" in part else None))
 
 
-def _calls_of(message: Message) -> Iterator[Mapping[str, Any]]:
+def _calls_of(message: Message) -> Iterator[Any]:
     calls = message.get("tool_calls")
     legacy = message.get("function_call")
     if isinstance(legacy, Mapping) and not calls:
         calls = [{"type": "function", "function": legacy}]
-    for call in calls if isinstance(calls, (list, tuple)) else ():
-        function = call.get("function") if isinstance(call, Mapping) else None
-        if isinstance(function, Mapping) and isinstance(function.get("arguments"), str):
-            yield {**call, "function": {**function, "arguments": _parsed(function["arguments"])}}
+    for call in calls if isinstance(calls, (list, tuple)) else [calls] if calls else ():
+        function = call.get("function", call) if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            yield None
+            continue
+        arguments = _parsed(function.get("arguments"))
+        if _depth(arguments) > _DEEPEST:
+            yield None
+        elif function is call:
+            yield {**call, "arguments": arguments}
         else:
-            yield call
+            yield {**call, "function": {**function, "arguments": arguments}}
 
 
-def _parsed(text: str) -> dict[str, Any] | str:
-    """Parse arguments; text that is not a JSON object stays as the model wrote it."""
+def _parsed(arguments: Any) -> Any:
+    """Parse arguments; text that is not a JSON object stays as the model wrote it.
+
+    Providers send an empty text, or none, where there are no arguments. An escape such as
+    ``\\ud83d``, half of a character, becomes U+FFFD: no tokenizer takes it.
+    """
+    if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
+        return {}
+    if not isinstance(arguments, str):
+        return arguments
     try:
-        arguments = json.loads(text)
+        parsed = json.loads(arguments)
+        if "\\u" in arguments:
+            text = json.dumps(parsed, ensure_ascii=False)
+            parsed = json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
     except (ValueError, RecursionError):
-        return text
-    return arguments if isinstance(arguments, dict) else text
+        return arguments
+    return parsed if isinstance(parsed, dict) else arguments
+
+
+def _depth(value: Any) -> int:
+    """How deep a value is nested, or a little more than is allowed."""
+    depth, level = 0, [value]
+    while level and depth <= _DEEPEST:
+        depth += 1
+        level = [
+            inner
+            for item in level
+            if isinstance(item, (Mapping, list, tuple))
+            for inner in (item.values() if isinstance(item, Mapping) else item)
+        ]
+    return depth
+
+
+def shorter(prompt: Prompt) -> list[Prompt]:
+    """The same prompt without its oldest turn, without its two oldest, and so on to its last one.
+
+    A turn is what a user said and everything that followed, tool calls and their results included,
+    so no result is left without its call. Messages before the first turn are dropped with it; a
+    system message stays.
+    """
+    messages = prompt.messages
+    head = next((i for i, m in enumerate(messages) if m["role"] not in _HEAD), len(messages))
+    starts = [i for i in range(head, len(messages)) if _begins_turn(messages, i)]
+    return [replace(prompt, messages=(*messages[:head], *messages[i:])) for i in starts if i > head]
+
+
+def _begins_turn(messages: Sequence[Message], at: int) -> bool:
+    by_user = messages[at]["role"] == "user"
+    return by_user and (at == 0 or messages[at - 1]["role"] != "user")

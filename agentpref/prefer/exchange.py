@@ -34,7 +34,7 @@ from agentpref.prefer.rowfiles import batches, read_rows, write_rows
 from agentpref.record.database import connect, transaction, translated
 from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.ingest.redaction import Redact
-from agentpref.record.messages import IMPORT_ID, Linker, RunRow, run_row
+from agentpref.record.messages import IMPORT_ID, Linker, RunRow, canonical, run_row
 from agentpref.record.scales import UNIT
 from agentpref.record.store import Store
 from agentpref.types import SOURCES, Comparison, Example, Feedback, Run, Source
@@ -232,14 +232,18 @@ def recorded_row(record: PreferenceRecord, context: ImportContext, number: int) 
     nodes = linker.chain(record.prompt.messages, record.prompt.tools)
     prompt_id = nodes[-1].id
     runs: list[RunRow] = []
+    arguments = record.prompt.chat_template_kwargs
+    params = {"chat_template_kwargs": arguments} if arguments else {}
+    asked = [canonical(params).decode()] if params else []
     for message in record.completions:
         node = linker.answer(prompt_id, message)
         run = Run(
-            run_id=_content_id("run", context.namespace, node.id),
+            run_id=_content_id("run", context.namespace, node.id, *asked),
             namespace=context.namespace,
             created_at=at,
             prompt=record.prompt,
             output=message,
+            params=params,
             tags=(tag,) if tag else (),
             metadata={"imported_from": context.file_name},
         )

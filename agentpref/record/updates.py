@@ -100,15 +100,15 @@ class Updates:
     def last_attempt(self, namespace: str, live: str | None) -> Attempt | None:
         """Return what the last update tried and the live revision has not learned.
 
-        ``None`` if there was no update, or if another revision than its parent or its candidate is
-        live now.
+        ``None`` if there was no update, if another revision than its parent or its candidate is
+        live now, or if its candidate served and was rolled back.
         """
         found = self._connection.execute(
-            "SELECT update_id, candidate IS NOT NULL AND candidate IS ?1, report FROM updates"
+            "SELECT update_id, candidate = ?1, report FROM updates"
             " WHERE namespace = ?2 AND update_id = ("
             "  SELECT update_id FROM updates WHERE namespace = ?2"
             "  ORDER BY created_at DESC, update_id DESC LIMIT 1"
-            ") AND (candidate IS ?1 OR parent IS ?1)",
+            ") AND (candidate = ?1 OR (parent IS ?1 AND verdict IS NOT 'promoted'))",
             (live, namespace),
         ).fetchone()
         if found is None:

@@ -84,6 +84,11 @@ class GenerationRequest:
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("seed", -_SEEDS <= (self.seed or 0) < _SEEDS, "a whole number of 64 bits"),
             ("stop", all(self.stop), "strings that are not empty"),
+            (
+                "chat_template_kwargs",
+                isinstance(self.chat_template_kwargs, Mapping),
+                "a mapping of names to values",
+            ),
         ):
             if not is_allowed:
                 value = getattr(self, name)

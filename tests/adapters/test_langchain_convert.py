@@ -61,7 +61,17 @@ def test_multimodal_content_stays_a_list() -> None:
     assert openai_message(HumanMessage(blocks))["content"] == blocks
 
 
-def test_text_in_several_blocks_is_joined_without_separator() -> None:
+@pytest.mark.parametrize(
+    "message", [HumanMessage, SystemMessage, lambda content: ToolMessage(content, tool_call_id="c")]
+)
+def test_several_blocks_of_a_prompt_stay_blocks(message: Any) -> None:
+    """Nothing says what separates them; the chat template joins them as in serving."""
+    blocks = [{"type": "text", "text": "first"}, {"type": "text", "text": "second"}]
+    assert openai_message(message(blocks))["content"] == blocks
+    assert openai_message(message(blocks[:1]))["content"] == "first"
+
+
+def test_the_blocks_of_an_answer_are_joined_without_separator() -> None:
     cut = AIMessage([{"type": "text", "text": "The sky "}, {"type": "text", "text": "is blue."}])
     assert openai_message(cut) == {"role": "assistant", "content": "The sky is blue."}
 

@@ -248,7 +248,7 @@ def test_the_prompts_of_cancelled_calls_are_limited_by_their_bytes(
 ) -> None:
     monkeypatch.setattr(callback_module, "_MOST_BYTES", 10_000)
     for _ in range(5):
-        asked = [HumanMessage([{"type": "text", "text": "x" * 2_000}] * 2)]
+        asked = [HumanMessage("x" * 4_000)]
         callback.on_chat_model_start({}, [asked], run_id=uuid4())
     assert callback.counts == CallbackCounts(logged=0, failed=3, lost=0, open=2)
     callback.on_chat_model_start({}, [[HumanMessage("x" * 20_000)]], run_id=(large := uuid4()))

@@ -22,7 +22,7 @@ def said(home: Path) -> tuple[str, str]:
 
 def test_a_thumb_is_taken_back(run, said) -> None:
     out = run("retract", said[0], "--user-id", "ada").out
-    assert out == "taken back: 1\nwhat still counts of this run: comparison 1\n"
+    assert out == "taken back: 1\nsaid of this run and not taken back: comparison 1\n"
     assert run("pairs", "--json").json["thumbs"] == 0
     assert run("pairs", "--json").json["left_out"] == {"retracted": 1, "retraction": 1}
 

@@ -28,7 +28,7 @@ import orjson
 from agentpref import plugins
 from agentpref.errors import ExchangeError, InvalidMessage
 from agentpref.record.ingest.redaction import Redact, redacted
-from agentpref.record.messages import check_output, prompt_of
+from agentpref.record.messages import ROLES, check_output, prompt_of
 from agentpref.types import Message, Prompt
 
 Fields: TypeAlias = Mapping[str, Any]
@@ -68,7 +68,9 @@ class PreferenceRecord:
         """
         asked, tools = redacted((self.prompt.messages, self.prompt.tools), redact)
         completions = redacted(self.completions, redact)
-        return replace(self, prompt=prompt_of(asked, tools), completions=completions)
+        prompt = prompt_of(asked, tools)
+        prompt = replace(prompt, chat_template_kwargs=self.prompt.chat_template_kwargs)
+        return replace(self, prompt=prompt, completions=completions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +140,9 @@ class RowReader:
                 f"write {_quoted(shape)} in every row of the {name} format"
             )
         for key in MEDIA:
-            if given.get(key) and key not in self._formats[name].keys:
+            shown = given.get(key)
+            is_empty = isinstance(shown, list) and all(item is None for item in shown)
+            if shown and not is_empty and key not in self._formats[name].keys:
                 raise ExchangeError(
                     f"the row has {key!r}, and agentpref would train its text without them; leave "
                     f"the row out with --skip-bad, or remove the column if the text needs no {key}"
@@ -214,13 +218,28 @@ def parse(text: Any, name: str, cure: str) -> Any:
 
 
 def turns(value: Any, key: str, *, role: str) -> list[Message]:
-    """Read text as one message of ``role``, and a list of messages, see :func:`normalized`."""
+    """Read text as one message of ``role``, and a list of messages, see :func:`normalized`.
+
+    A list of messages may be written as JSON text, as tables of text hold it.
+    """
     if isinstance(value, str):
-        return [{"role": role, "content": value}]
+        value = _written_messages(value) or [{"role": role, "content": value}]
     fits = isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value)
     cure = f"write text, or a list of messages such as [{{'role': {role!r}, 'content': …}}]"
     require(fits, repr(key), value, cure)
     return [*map(normalized, value)]
+
+
+def _written_messages(text: str) -> list[Any]:
+    """The messages of which a text is the JSON; none for any other text."""
+    if not text.lstrip().startswith("[{"):
+        return []
+    try:
+        found = orjson.loads(text)
+    except ValueError:
+        return []
+    is_messages = all(isinstance(m, dict) and m.get("role") in ROLES for m in found)
+    return found if is_messages else []
 
 
 def normalized(message: Any) -> Any:
@@ -298,6 +317,14 @@ def record_of_row(
         offered = parse(offered, "'tools'", cure) or []
     require(isinstance(offered, list), "'tools'", offered, cure)
     prompt = prompt_of([*map(normalized, asked)], offered)
+    arguments = row.get("chat_template_kwargs") or {}
+    if isinstance(arguments, str):
+        arguments = parse(arguments, "'chat_template_kwargs'", "write a JSON object") or {}
+    require(
+        isinstance(arguments, dict), "'chat_template_kwargs'", arguments, "write names and values"
+    )
+    said = {name: value for name, value in arguments.items() if value is not None}
+    prompt = replace(prompt, chat_template_kwargs=said)
     answers = (*map(normalized, completions),)
     for message in answers:
         check_output(message)
@@ -310,6 +337,13 @@ def chosen_and_rejected(record: PreferenceRecord) -> tuple[Message, ...]:
     cure = "choose another format: this one holds a better and a worse completion"
     require([*record.labels] == [1, 0], "its list of labels", record.labels, cure)
     return record.completions
+
+
+def require_no_arguments(record: PreferenceRecord) -> None:
+    """Refuse a record whose prompt was asked with arguments of the chat template."""
+    arguments = record.prompt.chat_template_kwargs
+    cure = "choose another format, such as 'preference': this one has no place for them"
+    require(not arguments, "chat_template_kwargs", dict(arguments), cure)
 
 
 def _quoted(keys: Iterable[str]) -> str:

@@ -26,6 +26,7 @@ from agentpref.prefer.formats import (
     parse,
     record_of_row,
     require,
+    require_no_arguments,
 )
 from agentpref.record.messages import as_json, kept
 from agentpref.types import Message
@@ -71,6 +72,7 @@ def read(row: Fields) -> PreferenceRecord:
 
 def write(record: PreferenceRecord) -> dict[str, Any]:
     """Write a pair as a row of ShareGPT; ``ExchangeError`` names a message it cannot hold."""
+    require_no_arguments(record)
     chosen, rejected = chosen_and_rejected(record)
     turns = [_turn(message, f"message {i}") for i, message in enumerate(record.prompt.messages)]
     first = int(turns[0]["from"] == "system")

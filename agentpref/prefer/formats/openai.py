@@ -17,6 +17,7 @@ from agentpref.prefer.formats import (
     chosen_and_rejected,
     record_of_row,
     require,
+    require_no_arguments,
     shared_start,
 )
 
@@ -33,6 +34,7 @@ def read(row: Fields) -> PreferenceRecord:
 
 def write(record: PreferenceRecord) -> dict[str, Any]:
     """Write a pair; the format holds every message."""
+    require_no_arguments(record)
     chosen, rejected = chosen_and_rejected(record)
     tools = {"tools": record.prompt.tools} if record.prompt.tools else {}
     asked = {"messages": record.prompt.messages, **tools}

@@ -3,8 +3,8 @@
 A preference row has ``chosen`` and ``rejected``, and a ``prompt`` unless both begin with it. An
 unpaired row has ``prompt``, ``completion`` and ``label``. Each may be text or messages; text may be
 a transcript as in HH-RLHF (``Human: …``, ``Assistant: …``), which becomes messages. ``system``
-(also ``system_prompt``) goes before the prompt, and ``tools`` and ``tag`` are kept. Rows are
-written as messages with an explicit prompt, exactly as they were recorded.
+(also ``system_prompt``) goes before the prompt, and ``tools``, ``chat_template_kwargs`` and ``tag``
+are kept. Rows are written as messages with an explicit prompt, exactly as they were recorded.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from agentpref.types import Message
 
 def read_preference(row: Fields) -> PreferenceRecord:
     """Read two answers to one prompt."""
-    row = _with_turns(row)
+    row = _without_repeated_prompt(_with_turns(row))
     if "prompt" not in row and isinstance(row["chosen"], str) and isinstance(row["rejected"], str):
         row = {**row, **_split_text(row)}
     shared, answers = shared_start(row, "chosen", "rejected")
@@ -60,8 +60,22 @@ def write_unpaired(record: PreferenceRecord) -> dict[str, Any]:
 
 
 def _row(record: PreferenceRecord, **judged: Any) -> dict[str, Any]:
-    tools = {"tools": record.prompt.tools} if record.prompt.tools else {}
-    return {"prompt": record.prompt.messages, **judged, "tag": record.tag, **tools}
+    prompt = record.prompt
+    more = {"tools": prompt.tools, "chat_template_kwargs": prompt.chat_template_kwargs}
+    given = {key: value for key, value in more.items() if value}
+    return {"prompt": prompt.messages, **judged, "tag": record.tag, **given}
+
+
+def _without_repeated_prompt(row: Fields) -> Fields:
+    """Cut a prompt in text that both answers, in text, begin with."""
+    told = [row.get(key) for key in ("prompt", "chosen", "rejected")]
+    if not all(isinstance(text, str) for text in told):
+        return row
+    prompt, *answers = (str(text).strip() for text in told)
+    after = [answer[len(prompt) :] for answer in answers if answer.startswith(prompt)]
+    if not prompt or len(after) < 2 or not all(text[:1].isspace() for text in after):
+        return row
+    return {**row, **dict(zip(("chosen", "rejected"), map(str.lstrip, after), strict=True))}
 
 
 def _split_text(row: Fields) -> dict[str, str]:
@@ -98,7 +112,7 @@ def _with_turns(row: Fields) -> Fields:
 
 def _transcript(text: str, key: str) -> list[Message]:
     """Read a transcript; nothing if a text is none, although it begins like one."""
-    _, *parts = _SPEAKER.split(text.strip())
+    _, *parts = _SPEAKER.split(text.replace("\r\n", "\n").strip())
     messages: list[Message] = [
         {"role": {"Human": "user", "Assistant": "assistant"}[who], "content": said.strip()}
         for who, said in zip(parts[::2], parts[1::2], strict=True)
@@ -165,7 +179,7 @@ def _briefed(row: Fields, messages: list[Message]) -> list[Message]:
     return messages
 
 
-_MORE = {"tools": ["json"], "tag": "text"}
+_MORE = {"tools": ["json"], "tag": "text", "chat_template_kwargs": "json"}
 
 PREFERENCE = Format(
     shapes=(("prompt", "chosen", "rejected"), ("chosen", "rejected")),

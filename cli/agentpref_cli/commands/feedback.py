@@ -85,4 +85,4 @@ def _show(count: int, left: Counter[str]) -> None:
         say("this voter has said no such thing; check RUN, --key, --user-id and --source", WARN)
     if left:
         others = ", ".join(f"{key} {number}" for key, number in sorted(left.items()))
-        say(f"what still counts of this run: {others}")
+        say(f"said of this run and not taken back: {others}")

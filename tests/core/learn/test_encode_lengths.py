@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from agentpref.learn.encode import encode
-from agentpref.models.template import ChatTemplate, shorter
+from agentpref.models.template import ChatTemplate
 from agentpref.models.tokenizer import encode_prompt
+from agentpref.models.turns import shorter
 from agentpref.types import Example, Prompt
 from tests.core.learn.examples import make_pair, with_completions
 

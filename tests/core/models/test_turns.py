@@ -92,9 +92,14 @@ def test_what_is_written_has_no_empty_keys_and_the_roles_that_templates_know() -
 
 
 @pytest.mark.parametrize(
-    "text", ["<think>\nHm.\n</think>\n\nSo.", "Hm.\n</think>\n\nSo.", "<think>Hm.</think>So."]
+    ("text", "opened"),
+    [
+        ("<think>\nHm.\n</think>\n\nSo.", False),
+        ("<think>Hm.</think>So.", True),
+        ("Hm.\n</think>\n\nSo.", True),
+    ],
 )
-def test_reasoning_inside_the_text_can_be_taken_apart(text: str) -> None:
-    turn = read(text).with_thought_apart()
+def test_reasoning_inside_the_text_can_be_taken_apart(text: str, opened: bool) -> None:
+    turn = read(text).with_thought_apart(opened=opened)
     assert (turn.reasoning, turn.text) == ("Hm.", "So.")
     assert read(text).without_thought().strip() == "So."

@@ -510,3 +510,16 @@ class TestTables:
         table.write_bytes(b"PAR1 and no more")
         with pytest.raises(ExchangeError, match=f"^{table}: it cannot be read as Parquet"):
             import_file(home, table, skip_bad=True)
+
+
+def test_imported_arguments_of_the_chat_template_are_those_of_the_prompt(tmp_path: Path) -> None:
+    home, file = Home.create(tmp_path / "home"), tmp_path / "rows.jsonl"
+    row = {"prompt": "The sky?", "chosen": "Blue.", "rejected": "Green."}
+    off = {"chat_template_kwargs": {"enable_thinking": False}}
+    file.write_text("".join(json.dumps(r) + "\n" for r in (row, {**row, **off})))
+    assert import_file(home, file).added == 2
+    with closing(connect(home)) as connection:
+        found = read_examples(Store(connection), "default", held_out=0.5)
+    arguments = [pair.prompt.chat_template_kwargs for pair in found.pairs]
+    assert sorted(arguments, key=len) == [{}, off["chat_template_kwargs"]]
+    assert len({pair.prompt.id for pair in found.pairs}) == 2

@@ -100,7 +100,7 @@ EDITS = {
     ("update_pair", "its update is missing"): "UPDATE update_pair SET update_id = 'x'",
     (
         "update_pair",
-        "its role is none of new, replay, held_out",
+        "its role is none of new, replay, held_out, left_out, waiting",
     ): "UPDATE update_pair SET role = 'x'",
     ("pair_source", "no update used its pair"): "DELETE FROM update_pair",
     ("revision", "its parent is missing, younger, or of another namespace"): (

@@ -103,36 +103,55 @@ def test_pairs_of_a_refused_candidate_are_not_learned(updates, add):
     assert updates.learned_by(None) == set()
 
 
-@pytest.mark.parametrize("verdict", ["refused", "insufficient", "nothing_new"])
-def test_tried_on_returns_the_pairs_of_the_last_refused_update(updates, add, verdict):
-    add(verdict, parent="r1", a="new", b="held_out", c="replay")
-    assert updates.tried_on("default", "r1") == {"a", "b"}
+def tried(updates, namespace, live):
+    found = updates.last_attempt(namespace, live)
+    return None if found is None else set(found.pairs)
 
 
-def test_only_the_last_try_on_the_same_parent_counts(updates, add):
+@pytest.mark.parametrize("verdict", ["refused", "insufficient", "nothing_usable"])
+def test_the_last_attempt_has_all_that_its_parent_has_not_learned(updates, add, verdict):
+    last = add(verdict, parent="r1", a="new", b="held_out", c="replay", d="left_out", e="waiting")
+    assert tried(updates, "default", "r1") == {"a", "b", "d", "e"}
+    found = updates.last_attempt("default", "r1")
+    assert (found.update_id, found.report) == (last.update_id, last.report)
+
+
+@pytest.mark.parametrize("verdict", ["promoted", "insufficient"])
+def test_what_was_left_out_remains_when_the_candidate_serves(updates, add, verdict):
+    add(verdict, parent="r1", candidate="r2", a="new", b="held_out", c="replay", d="left_out")
+    assert tried(updates, "default", "r2") == {"d"}
+
+
+def test_only_the_last_attempt_on_the_same_parent_counts(updates, add):
     add("refused", parent="r1", a="new")
     add("refused", parent="r1", a="new", b="new")
-    assert updates.tried_on("default", "r1") == {"a", "b"}
-    assert updates.tried_on("default", "r2") == set()
-    assert updates.tried_on("default", None) == set()
+    assert tried(updates, "default", "r1") == {"a", "b"}
+    assert tried(updates, "default", "r2") is None
+    assert tried(updates, "default", None) is None
 
 
-def test_tried_on_works_for_the_base(updates, add):
+def test_the_base_has_a_last_attempt(updates, add):
     add("refused", a="new")
-    assert updates.tried_on("default", None) == {"a"}
+    assert tried(updates, "default", None) == {"a"}
 
 
-def test_tried_on_is_empty_after_a_promotion(updates, add):
+def test_a_promotion_that_was_rolled_back_is_no_attempt(updates, add):
     add("refused", a="new")
     add("promoted", candidate="r1", a="new")
-    assert updates.tried_on("default", None) == set()
+    assert tried(updates, "default", None) is None
 
 
-def test_tried_on_is_per_namespace(updates, add):
+def test_the_last_attempt_is_that_of_the_namespace(updates, add):
     add("refused", a="new")
     add("promoted", candidate="r1", namespace="other")
-    assert updates.tried_on("default", None) == {"a"}
-    assert updates.tried_on("other", None) == set()
+    assert tried(updates, "default", None) == {"a"}
+    assert tried(updates, "other", None) is None
+
+
+@pytest.mark.parametrize("role", ["left_out", "waiting"])
+def test_pairs_that_could_not_be_used_are_not_learned(updates, add, role):
+    add("promoted", candidate="r1", a="new", b=role)
+    assert updates.learned_by("r1") == {"a"}
 
 
 def test_a_report_is_read_as_it_was_written(updates, add):
@@ -164,7 +183,7 @@ def test_an_update_id_is_kept_once(updates):
     updates.add(NOTHING)
     with pytest.raises(sqlite3.IntegrityError):
         updates.add(replace(NOTHING, verdict="promoted", pairs={"a": "new"}))
-    assert updates.tried_on("default", None) == set()
+    assert tried(updates, "default", None) == set()
 
 
 # From what somebody said to the revisions that saw it

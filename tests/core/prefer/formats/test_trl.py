@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from decimal import Decimal
 from typing import Any, ClassVar
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentpref.errors import ExchangeError
-from agentpref.prefer.formats import PreferenceRecord, RowReader
+from agentpref.prefer.formats import PreferenceRecord, RowReader, llamafactory, openai
 from agentpref.prefer.formats.trl import write_preference, write_unpaired
 from agentpref.record.messages import prompt_of
 from agentpref.types import Message, Prompt
@@ -366,3 +367,49 @@ def test_a_written_thumb_reads_back_as_the_same_record(
 
 def _as_json(row: dict[str, Any]) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in row.items()}
+
+
+class TestMessagesAsText:
+    """Tables of text hold messages as JSON."""
+
+    def test_a_list_of_messages_in_json_is_messages(self) -> None:
+        written = {key: json.dumps(value) for key, value in WAYS_TO_SAY_IT["messages"].items()}
+        assert read_row(written) == PREFERRED
+
+    @pytest.mark.parametrize("text", ['[{"colour": "blue"}]', "[{blue}]", '["Blue."]', "[{}]"])
+    def test_other_text_stays_text(self, text: str) -> None:
+        record = read_row({"prompt": "In JSON?", "chosen": text, "rejected": "No."})
+        assert record.completions[0] == turn("assistant", text)
+
+
+class TestTemplateArguments:
+    ROW: ClassVar[dict[str, Any]] = {**WAYS_TO_SAY_IT["text"]}
+
+    def test_arguments_of_the_chat_template_are_kept_and_written_again(self) -> None:
+        arguments = {"enable_thinking": False}
+        record = read_row({**self.ROW, "chat_template_kwargs": {**arguments, "other": None}})
+        assert record.prompt.chat_template_kwargs == arguments
+        assert read_row(json.loads(json.dumps(write_preference(record)))) == record
+
+    def test_arguments_that_are_no_object_are_refused(self) -> None:
+        with pytest.raises(ExchangeError, match=r"'chat_template_kwargs' is \[1\]; write names"):
+            read_row({**self.ROW, "chat_template_kwargs": [1]})
+
+    @pytest.mark.parametrize("write", [openai.write, llamafactory.write])
+    def test_formats_without_a_place_for_them_refuse_them(self, write: Any) -> None:
+        record = read_row({**self.ROW, "chat_template_kwargs": {"enable_thinking": False}})
+        with pytest.raises(ExchangeError, match="choose another format, such as 'preference'"):
+            write(record)
+
+
+class TestAPromptThatBothAnswersRepeat:
+    def test_it_stands_once_in_text(self) -> None:
+        asked = "What colour is the sky?"
+        row = {"prompt": asked, "chosen": f"{asked} Blue.", "rejected": f"{asked}\nGreen."}
+        assert read_row(row) == PREFERRED
+
+    @pytest.mark.parametrize("rejected", ["Green.", "What colour is the sky?!"])
+    def test_an_answer_that_alone_begins_with_it_stays_whole(self, rejected: str) -> None:
+        chosen = "What colour is the sky? Blue."
+        record = read_row({"prompt": SKY[0]["content"], "chosen": chosen, "rejected": rejected})
+        assert [message["content"] for message in record.completions] == [chosen, rejected]
