@@ -239,10 +239,14 @@ class _Trial:
         found: dict[int, list[Tensor]] = {}
         try:
             with torch.no_grad(), exact(self._model) if exactly else nullcontext():
-                for run, batch in passes(self._model, self._rows, route, self._pad):
-                    logps = route.read(route.states(self._model, batch), batch).logps.double()
-                    parts = [logps[batch.owner == at] for at in range(batch.n * batch.rows)]
-                    found.update({row: parts[at :: batch.rows] for at, row in enumerate(run)})
+                # By twos: rows beside one another show padding, and more logits would fill memory.
+                for two in range(0, len(self._rows), 2):
+                    rows = self._rows[two : two + 2]
+                    for run, batch in passes(self._model, rows, route, self._pad):
+                        logps = route.read(route.states(self._model, batch), batch).logps.double()
+                        parts = [logps[batch.owner == at] for at in range(batch.n * batch.rows)]
+                        for at, row in enumerate(run):
+                            found[two + row] = parts[at :: batch.rows]
         except (ValueError, RuntimeError, TypeError, IndexError, AttributeError) as error:
             where = " in float32" if exactly and self.rounds else ""
             what = str(error).strip().partition("\n")[0]
