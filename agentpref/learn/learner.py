@@ -22,7 +22,7 @@ from agentpref.learn import adapter, logps, trainer
 from agentpref.learn import encode as encoding
 from agentpref.learn.cache import LogpCache
 from agentpref.learn.encode import EncodedExample, Encoding
-from agentpref.learn.logps import Logps, Route
+from agentpref.learn.logps import Choice, Logps, Route
 from agentpref.learn.objective import ForwardPlan, Losses, TrainingRow
 from agentpref.learn.team import Team
 from agentpref.learn.trainer import Limits, Observer, TrainingReport
@@ -83,7 +83,7 @@ class Learner:
         self._caches = caches or {}
         self._progress: Progress = progress or (lambda stage, done, total: None)
         self._team = team or Team()
-        self._route: Route | None = None
+        self._choice: Choice | None = None
         self._scored_tokens, self._scored_seconds = 0, 0.0
         with self._team.order(lambda: self._attach_order(live)):
             self._model = adapter.attach(base, live, config.lora, seed=config.seed)
@@ -139,17 +139,20 @@ class Learner:
 
     def route(self, rows: Sequence[EncodedExample]) -> Route:
         """The way from rows to log-probs for this model, tried out on the first rows given."""
-        if self._route is None:
+        return self._chosen(rows).route
+
+    def _chosen(self, rows: Sequence[EncodedExample]) -> Choice:
+        if self._choice is None:
             with self.policy("base") as model:
-                self._route = logps.trusted_route(
+                self._choice = logps.choose_route(
                     model, rows, pad=self.pad, longest=self.max_length
                 )
-        return self._route
+        return self._choice
 
     def use_route(self, name: str) -> None:
         """Use the route that the main process of the team has found."""
-        if self._route is None:
-            self._route = logps.known_route(self._model, name)
+        if self._choice is None:
+            self._choice = Choice(logps.known_route(self._model, name), "the main process chose it")
 
     def score(self, policy: adapter.Policy, rows: Sequence[EncodedExample]) -> list[Logps]:
         """Sequence log-probs of the completions of each row under one policy."""
@@ -315,7 +318,8 @@ class Learner:
         """How this machine trains on rows: their route, and how many tokens go into one pass."""
         from agentpref.learn import memory
 
-        route = self.route(rows)
+        choice = self._chosen(rows)
+        route = choice.route
         widest = max(rows, key=route.cost)
         batch = route.layout([widest], self.pad).to(self._model.device)
         with self.policy("candidate") as model:
@@ -327,7 +331,7 @@ class Learner:
                 free=memory.share_of_free_bytes(model.device.type, self._team),
             )
             room = memory.agreed(model, room, self._team)
-        return ForwardPlan(route, self.pad, room, self.base.precision)
+        return ForwardPlan(choice, self.pad, room, self.base.precision)
 
     def _attach_order(self, live: Path | None) -> dict[str, object]:
         return {

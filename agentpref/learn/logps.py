@@ -5,7 +5,7 @@ whether gradients flow.
 
 There are two ways to lay out rows and two to read the model's output. The *oracle* is the plain
 layout with the model's own logits. The *fast* route shares prompts between completions and fuses
-the output layer with the log-softmax. A trial on two rows decides whether a model can take the
+the output layer with the log-softmax. A trial on a few rows decides whether a model can take the
 fast route, so no list of model names is needed.
 """
 
@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from agentpref.learn import batch as layouts
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 Logps: TypeAlias = "tuple[float, ...]"
 """Sequence log-probs of one row: one for each completion, in order."""
 
+_PROBED_TOKENS, _PROBED_ROWS = 32, 8
+"""Rows for the trial in bfloat16: as few as have this many tokens that count, and at most so many.
+"""
+
 _BENT_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
 
@@ -34,12 +39,14 @@ _BENT_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_
 class Route:
     """A way from rows to log-probs: a layout, and the output layer that reads hidden states.
 
-    Without a ``head``, the states are the model's own logits.
+    Without a ``head``, the states are the model's own logits. ``mixes`` puts float32 around the
+    products of a model in bfloat16, which some modules may not take.
     """
 
     name: str
     layout: Layout
     head: Head | None = None
+    mixes: bool = True
 
     def cost(self, row: Sequences) -> int:
         """Count the tokens that a row takes in a forward pass, before padding."""
@@ -48,16 +55,19 @@ class Route:
 
     def states(self, model: Any, batch: Batch) -> Tensor:
         """Compute what predicts each token: ``[N, d]`` hidden states or ``[N, vocabulary]``."""
+        from agentpref.learn.precision import mixed
+
         inputs = {
             "input_ids": batch.ids,
             "attention_mask": _mask(batch.mask, model.dtype),
             "position_ids": batch.positions,
             "use_cache": False,
         }
-        if self.head is None:
-            return _own_logits(model, inputs, batch)
-        states = _causal(model).base_model(**inputs).last_hidden_state
-        return states.flatten(0, 1).index_select(0, batch.where)  # type: ignore[no-any-return]
+        with mixed(model) if self.mixes else nullcontext():
+            if self.head is None:
+                return _own_logits(model, inputs, batch)
+            states = _causal(model).base_model(**inputs).last_hidden_state
+            return states.flatten(0, 1).index_select(0, batch.where)  # type: ignore[no-any-return]
 
     def read(
         self, states: Tensor, batch: Batch, *, live: Tensor | None = None, collision: bool = False
@@ -71,6 +81,7 @@ class Route:
 
 
 ORACLE = Route("plain", layouts.plain)
+UNMIXED = Route("plain, unmixed", layouts.plain, mixes=False)
 
 
 def passes(
@@ -124,49 +135,161 @@ def score(
     return [scores[number] for number in range(len(rows))]
 
 
-def trusted_route(model: Any, rows: Sequence[Sequences], *, pad: int, longest: int) -> Route:
-    """Find the fastest route that gives this model the oracle's log-probs on two rows.
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The route that was chosen for a model, and why.
 
-    These are the shortest and the longest. Models with linear attention, masks of their own or
-    logits that they scale or cap may misread shared rows or raise an error on them. ``longest`` is
-    the length of the longest sequence to come; a shorter sliding window rules out sharing.
+    ``errors`` are the rounding errors of the routes tried, by name: root mean squares of the
+    differences to the same model in float32, in nats a token. A model in float32 has none.
     """
-    probe = sorted(rows, key=lambda row: row.width)[:: max(1, len(rows) - 1)]
-    expected = score(model, probe, route=ORACLE, pad=pad)
+
+    route: Route
+    reason: str
+    errors: dict[str, float] = field(default_factory=dict)
+
+
+def choose_route(model: Any, rows: Sequence[Sequences], *, pad: int, longest: int) -> Choice:
+    """Choose the fastest route that gives this model the log-probs of its own modules.
+
+    Models with linear attention, masks of their own or logits that they scale or cap may misread
+    shared rows or raise an error on them. ``longest`` is the length of the longest sequence to
+    come; a shorter sliding window rules out sharing.
+    """
+    trial = _Trial(model, rows, pad)
+    for route in _candidates(model, longest, trial.objections):
+        if trial.passes(route):
+            return trial.choice(route)
+    return trial.choice(ORACLE if trial.errors or not trial.rounds else UNMIXED)
+
+
+def _candidates(model: Any, longest: int, objections: list[str]) -> Iterator[Route]:
+    """The routes to try, the fastest first; the model is set up for the last one given."""
     head = _head(model)
     window = getattr(model.config.get_text_config(), "sliding_window", None) or None
-    if (window is None or window >= longest) and _with_our_attention(model):
-        route = Route("shared", layouts.shared, head)
-        if _is_true(route, model, probe, expected, pad):
-            return route
+    if window is not None and window < longest:
+        objections.append(f"the model's window of {window} tokens is shorter than {longest}")
+    elif not _with_our_attention(model):
+        objections.append("the model's attention cannot be replaced")
+    else:
+        yield Route("shared", layouts.shared, head)
         _causal(model).set_attn_implementation("sdpa")
-    route = Route("plain, fused head", layouts.plain, head)
-    return route if head and _is_true(route, model, probe, expected, pad) else ORACLE
+    if head:
+        yield Route("plain, fused head", layouts.plain, head)
+
+
+class _Trial:
+    """Routes tried on a few rows, against the model's own modules in float32.
+
+    In float32 the log-probs of a right route are the same, so nothing hides a wrong one. These
+    rows are the shortest and the longest, and in bfloat16 some more. There a route must also round
+    no worse than the oracle, as far as these rows can tell.
+    """
+
+    def __init__(self, model: Any, rows: Sequence[Sequences], pad: int) -> None:
+        from agentpref.learn.kernels.fuse import unfused
+
+        self.rounds = model.dtype.itemsize < 4
+        self.objections: list[str] = []
+        self.errors: dict[str, float] = {}
+        self._model, self._pad = model, pad
+        self._rows = _probe(rows, _PROBED_TOKENS if self.rounds else 0)
+        with unfused(model):
+            self._true = self._logps(ORACLE, exactly=True)
+        if self.rounds:
+            self._measure(ORACLE)
+
+    def passes(self, route: Route) -> bool:
+        """Whether a route gives the log-probs of the model's own modules, to rounding."""
+        import torch
+
+        found = self._logps(route, exactly=True)
+        if found is None or self._true is None:
+            return False
+        sums, true = (torch.stack([x.sum() for x in each]) for each in (found, self._true))
+        if not torch.allclose(sums, true, rtol=1e-4, atol=1e-3):
+            apart = float((sums - true).abs().max())
+            self.objections.append(f"{route.name}: wrong by {apart:.2g} nats in float32")
+            return False
+        return not self.rounds or self._rounds_no_worse(route)
+
+    def choice(self, route: Route) -> Choice:
+        """The choice of a route, by all that was found."""
+        reason = "; ".join(self.objections) or "it gives the log-probs of the model's own modules"
+        return Choice(route, reason, self.errors)
+
+    def _rounds_no_worse(self, route: Route) -> bool:
+        """Whether a route's rounding error is the oracle's, as far as the tokens can tell.
+
+        The ratio of two root mean squares of N values each that are alike has a standard deviation
+        of 1/√N: four of them are allowed, and a half more than the oracle's error.
+        """
+        self._measure(route)
+        if route.name not in self.errors or ORACLE.name not in self.errors:
+            return False
+        tokens = sum(len(logps) for logps in self._true or ())
+        own, most = self.errors[route.name], self.errors[ORACLE.name] * (1.5 + 4 / tokens**0.5)
+        if not own <= most:
+            self.objections.append(
+                f"{route.name}: rounds by {own:.2g} nats a token, more than {most:.2g}"
+            )
+        return bool(own <= most)
+
+    def _measure(self, route: Route) -> None:
+        """Store the rounding error of a route, if it can be measured."""
+        import torch
+
+        found = self._logps(route)
+        if found is not None and self._true is not None:
+            apart = torch.cat(found) - torch.cat(self._true)
+            self.errors[route.name] = float(apart.square().mean().sqrt())
+
+    def _logps(self, route: Route, *, exactly: bool = False) -> list[Tensor] | None:
+        """Log-probs of each completion's tokens, row by row; ``None`` if the model raises."""
+        import torch
+
+        from agentpref.learn.precision import exact
+
+        found: dict[int, list[Tensor]] = {}
+        try:
+            with torch.no_grad(), exact(self._model) if exactly else nullcontext():
+                # By twos: rows beside one another show padding, and more logits would fill memory.
+                for two in range(0, len(self._rows), 2):
+                    rows = self._rows[two : two + 2]
+                    for run, batch in passes(self._model, rows, route, self._pad):
+                        logps = route.read(route.states(self._model, batch), batch).logps.double()
+                        parts = [logps[batch.owner == at] for at in range(batch.n * batch.rows)]
+                        for at, row in enumerate(run):
+                            found[two + row] = parts[at :: batch.rows]
+        except (ValueError, RuntimeError, TypeError, IndexError, AttributeError) as error:
+            where = " in float32" if exactly and self.rounds else ""
+            what = str(error).strip().partition("\n")[0]
+            self.objections.append(f"{route.name}{where}: {type(error).__name__}: {what}")
+            return None
+        return [logps for row in sorted(found) for logps in found[row]]
+
+
+def _probe(rows: Sequence[Sequences], tokens: int) -> list[Sequences]:
+    """The shortest and the longest row, and as many between as hold so many tokens that count."""
+    ordered = sorted(rows, key=lambda row: row.width)
+    picked: list[Sequences] = ordered[:1]
+    for count in range(2, min(len(ordered), _PROBED_ROWS) + 1):
+        picked = [ordered[at * (len(ordered) - 1) // (count - 1)] for at in range(count)]
+        if sum(map(_counted, picked)) >= tokens:
+            break
+    return picked
+
+
+def _counted(row: Sequences) -> int:
+    sides = zip(row.completions, row.masks, strict=True)
+    return sum(len(ids) if mask is None else sum(mask) for ids, mask in sides)
 
 
 def known_route(model: Any, name: str) -> Route:
-    """Set up the route that another process with the same model found by :func:`trusted_route`."""
-    if name == ORACLE.name:
-        return ORACLE
+    """Set up the route that another process with the same model found by :func:`choose_route`."""
+    if name in (ORACLE.name, UNMIXED.name):
+        return ORACLE if name == ORACLE.name else UNMIXED
     shared = name == "shared" and _with_our_attention(model)
     return Route(name, layouts.shared if shared else layouts.plain, _head(model))
-
-
-def _is_true(
-    route: Route, model: Any, probe: Sequence[Sequences], expected: Sequence[Logps], pad: int
-) -> bool:
-    """Whether a route gives the oracle's log-probs, to rounding."""
-    import torch
-
-    try:
-        found = score(model, probe, route=route, pad=pad)
-    except (ValueError, RuntimeError, TypeError, IndexError, AttributeError):
-        return False
-    tolerance = 1e-3 if model.dtype == torch.float32 else 0.25
-    return all(
-        torch.allclose(torch.tensor(own), torch.tensor(true), rtol=1e-4, atol=tolerance)
-        for own, true in zip(found, expected, strict=True)
-    )
 
 
 def _with_our_attention(model: Any) -> bool:

@@ -14,7 +14,7 @@ from agentpref.errors import TrainingDiverged
 from agentpref.learn import adapter
 from agentpref.learn.batch import Batch, chunks
 from agentpref.learn.encode import EncodedExample
-from agentpref.learn.logps import Logps, Route
+from agentpref.learn.logps import Choice, Logps
 from agentpref.learn.losses import Loss, LossInputs, LossOutput, load_loss
 from agentpref.learn.team import Team
 from agentpref.types import BASE, Example
@@ -65,10 +65,10 @@ class StepResult(NamedTuple):
 class ForwardPlan(NamedTuple):
     """How rows become log-probs on this machine: the route, its padding, and the room for a pass.
 
-    ``precision`` is what the base is held in, for the report.
+    For the report, ``precision`` is what the base is held in, and the choice says why this route.
     """
 
-    route: Route
+    choice: Choice
     pad: int
     room: Room
     precision: str
@@ -105,7 +105,7 @@ class Objective:
         team: Team | None = None,
     ) -> None:
         self._team = team or Team()
-        self._model, self._route, self._pad = model, plan.route, plan.pad
+        self._model, self._route, self._pad = model, plan.choice.route, plan.pad
         self._tokens = plan.room.tokens
         self._losses, self._kl = losses, config.kl
         self._kl_is_due = False

@@ -47,10 +47,9 @@ class TrainingReport:
     """What training did. Losses are means over examples and KL to live is in nats per token.
 
     The first loss is the first batch's; the last loss and the KL are means of the last ten.
-    ``resumed_at`` is the number of steps that an interrupted run had done before; ``seconds`` is
-    the time of all steps. ``route``, ``precision``, ``tokens_per_pass`` (of each of the
-    ``processes``) and ``recomputes_layers`` are what the machine and the model allowed.
-    ``stopped`` is ``"time"`` if the budget ended the run before its plan did.
+    ``resumed_at`` counts the steps before an interruption, ``seconds`` covers all. Machine and
+    model allowed ``route`` (why: :class:`~agentpref.learn.logps.Choice`), ``precision``,
+    ``tokens_per_pass`` (of a process) and ``recomputes_layers``. ``stopped`` says what ended it.
     """
 
     steps: int
@@ -62,6 +61,8 @@ class TrainingReport:
     seconds: float
     planned_steps: int
     route: str = ""
+    route_reason: str = ""
+    route_errors: dict[str, float] = field(default_factory=dict)
     precision: str = ""
     tokens_per_pass: int = 0
     recomputes_layers: bool = False
@@ -160,7 +161,7 @@ def train(
     rate = config.learning_rate or learning_rate_for(model)
     batches = plan_batches(rows, size=config.batch_size, epochs=epochs, seed=config.seed)
     losses = Losses(config, [row.encoded.example for row in rows], live)
-    team = team or Team()
+    team, choice = team or Team(), plan.choice
     objective = Objective(model, plan, losses, config, team)
     run = _Run(model, batches, rate, objective, checkpoint, limits or Limits(), team)
     run.name = fingerprint(
@@ -170,7 +171,7 @@ def train(
         start=digest_tensors(run.weights),
         live=live or "",
         rate=rate,
-        route=plan.route.name,
+        route=choice.route.name,
         **({"processes": team.size} if team.size > 1 else {}),  # sums depend on it
     )
     with torch.random.fork_rng(devices=_gpus(model)):
@@ -189,7 +190,9 @@ def train(
         kl=sum(kls) / len(kls) if kls else 0.0,
         seconds=run.seconds(),
         planned_steps=len(batches),
-        route=plan.route.name,
+        route=choice.route.name,
+        route_reason=choice.reason,
+        route_errors=choice.errors,
         precision=plan.precision,
         tokens_per_pass=plan.room.tokens,
         recomputes_layers=plan.room.recomputes,

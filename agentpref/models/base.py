@@ -67,9 +67,12 @@ class BaseModel:
 
     @property
     def numbers(self) -> str:
-        """The key of cached log-probs: the base, its template, and its precision."""
+        """The key of cached log-probs: the base, its template, and its arithmetic."""
         key = f"{self.digest}:{self.template_digest}"
-        return key if self.precision == "float32" else f"{key}:{self.precision}"
+        if self.precision == "float32":
+            return key
+        # Scores of versions that also rounded what lies between products have the shorter key.
+        return f"{key}:{self.precision}, float32 between products"
 
     @property
     def positions(self) -> int | None:

@@ -252,6 +252,15 @@ def test_the_report_says_how_it_was_trained_and_which_rows_were_changed() -> Non
         "trained 50 steps in 16 s, bfloat16, shared prompts, at most 2048 tokens a pass, layers "
         "recomputed to save memory"
     ]
+    measured = {"route_errors": {"plain": 0.0467, "shared": 0.0381}}
+    assert [*_training(report | {"training": training | more | measured})][1:] == [
+        "rounding in nats a token: shared prompts .038; prompts repeated, the model's own "
+        "logits .047"
+    ]
+    refused = {"route": "plain", "route_reason": "shared: wrong by 3.1 nats in float32"}
+    assert [*_training(report | {"training": training | refused})][1:] == [
+        "prompts are not shared: shared: wrong by 3.1 nats in float32"
+    ]
     assert [*_not_as_logged(report)] == [
         "left out, too long for max_length: 4",
         "left out, tie: 1",

@@ -84,6 +84,7 @@ def test_a_session_runs_on_a_terminal_with_agentpref_and_without_the_home_of_the
             "update 0000aaaa-0000-0000-0000-000000000000",
         ),
         (" a\n ────\n b\n", " a\n ───────\n b"),
+        ("in 4 s, bfloat16\nrounding in nats a token: shared prompts .01\n", "in 9 s, float32"),
     ],
 )
 def test_ids_times_and_figures_are_not_compared(one: str, other: str) -> None:

@@ -65,7 +65,9 @@ def attention_forward(
     assert attention_mask is not None
     _refuse(options, query.shape[2], attention_mask)
     scale = options.get("scaling") or query.shape[-1] ** -0.5
-    out = shared_attention(query, key, value, attention_mask, scale)
+    # Beside values from a product in bfloat16, rotated queries and keys are in float32.
+    query, key, mask = (x.to(value.dtype) for x in (query, key, attention_mask))
+    out = shared_attention(query, key, value, mask, scale)
     return out.transpose(1, 2), None
 
 
@@ -152,7 +154,7 @@ def rotary_attention(
 
     Args:
         projected: heads of queries, keys and values side by side, ``[rows, P + n·C, (q + 2·k)·d]``.
-        turn: the angles of all positions.
+        turn: the angles of all positions, in the dtype of ``projected`` or wider.
         mask: ``[rows, n, 1, P]``, as for :func:`shared_attention`.
         heads: q, the number of query heads, and k, the number of key and of value heads.
         scale: the factor of the scores.
@@ -198,7 +200,11 @@ class _RotaryAttention(torch.autograd.Function):
     ) -> Tensor:
         heads_apart = torch.unflatten(projected, -1, (sum(heads) + heads[1], -1))
         turned = torch.empty_like(heads_apart)
-        rotate(heads_apart[:, :, : sum(heads)], turn, out=turned[:, :, : sum(heads)])
+        asked, places = (x[:, :, : sum(heads)] for x in (heads_apart, turned))
+        if asked.dtype == turn.cos.dtype:
+            rotate(asked, turn, out=places)
+        else:  # in float32, and rounded once
+            places.copy_(rotate(asked.to(turn.cos.dtype), turn))
         turned[:, :, sum(heads) :] = heads_apart[:, :, sum(heads) :]
         out, lse = attend(Inputs(*_split(turned, heads, skipped), scale), mask)
         ctx.save_for_backward(turned, *turn, mask, out, lse)

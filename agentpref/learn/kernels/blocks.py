@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 LANES = 16
-"""Pad prompts and completions to a multiple of this. With 255 keys the kernel's forward pass takes
-1.5 times as long as with 256 (bfloat16, torch 2.13)."""
+"""Multiples of this many columns suit the kernel. With 255 keys its forward pass takes 1.5 times as
+long as with 256 (bfloat16, torch 2.13)."""
 
 _LONG, _WIDE = 512, 64
 """The kernel's backward pass is faster in bfloat16 from this many keys of this width on."""

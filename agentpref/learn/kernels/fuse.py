@@ -1,9 +1,10 @@
 """Puts the handwritten operations into a model, where they give what its own modules give.
 
-A module is replaced only after a trial on a random input. So a normalisation that adds one to its
-weight, a gate with another activation, an attention with other rotary positions or an adapter with
-dropout keeps its own forward. Only ``forward`` of the module object changes, so parameters, names
-and what peft saves stay the same.
+A module is replaced only after a trial on a random input, in the arithmetic of training and against
+the module itself in float32. So a normalisation that adds one to its weight, a gate with another
+activation, an attention with other rotary positions or an adapter with dropout keeps its own
+forward. Only ``forward`` of the module object changes, so parameters, names and what peft saves
+stay the same.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from agentpref.learn.kernels import attention
 from agentpref.learn.kernels.blocks import grouping_kernel
 from agentpref.learn.kernels.lora import Stack, layer_of, lora_linear, plain_adapter, swiglu_linear
 from agentpref.learn.memory import decoder_layers
+from agentpref.learn.precision import exact, mixed
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -37,24 +39,28 @@ _LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 def fuse(model: PeftModel) -> int:
     """Replace the forward of all modules that allow it; return how many."""
     modules: list[Any] = list(model.modules())
+    replace = partial(_replace, model)
     forward: Callable[..., Any]
     count = 0
     for module in filter(_is_lora_linear, modules):
         forward = partial(_lora_forward, module, module.forward)
-        count += _replace(module, forward, _random(module))
+        count += replace(module, forward, _random(module))
     for module in modules:
         if type(module).__name__.endswith("RMSNorm") and hasattr(module, "weight"):
-            count += _replace(module, partial(_norm_forward, module), _random(module))
+            count += replace(module, partial(_norm_forward, module), _random(module))
+        elif isinstance(module, torch.nn.LayerNorm) and model.dtype != torch.float32:
+            forward = partial(_layer_norm_forward, module, module.forward)
+            count += replace(module, forward, _random(module))
         elif all(hasattr(module, name) for name in (*_GATED, "down_proj")):
             if stack := _stacked(module, _GATED):
                 forward = partial(_gated_forward, module, module.forward, stack)
-                count += _replace(module, forward, _random(module), stack=stack)
+                count += replace(module, forward, _random(module), stack=stack)
         elif _is_plain_attention(module) and (stack := _stacked(module, _PROJECTIONS)):
             forward = partial(_attention_forward, module, module.forward, stack)
             with torch.no_grad(), _shared_row(module, module) as (x, inputs):
                 # Scores must differ, or an attention with other rotary positions passes too.
                 x = x / stack(x).std()
-                count += _replace(module, forward, x, stack=stack, **inputs)
+                count += replace(module, forward, x, stack=stack, **inputs)
     return count + _fuse_last_layer(model)
 
 
@@ -67,10 +73,28 @@ def _fuse_last_layer(model: PeftModel) -> bool:
         return False
     forward = partial(_last_layer_forward, layer, layer.forward)
     with _shared_row(layer, layer.self_attn) as (x, inputs):
-        return _replace(layer, forward, x, skipped=_PROMPT, **inputs)
+        return _replace(model, layer, forward, x, skipped=_PROMPT, **inputs)
+
+
+@contextmanager
+def unfused(model: nn.Module) -> Iterator[None]:
+    """Give all modules their own forward back, for a block."""
+    replaced = [(m, m.forward) for m in model.modules() if _is_ours(vars(m).get("forward"))]
+    for module, _ in replaced:
+        del module.forward
+    try:
+        yield
+    finally:
+        for module, forward in replaced:
+            module.forward = forward
+
+
+def _is_ours(forward: object) -> bool:
+    return isinstance(forward, partial) and forward.func.__module__ == __name__
 
 
 def _replace(
+    model: PeftModel,
     module: nn.Module,
     forward: Callable[..., Any],
     x: Tensor,
@@ -79,20 +103,23 @@ def _replace(
     stack: Stack | None = None,
     **inputs: Any,
 ) -> bool:
-    """Replace a module's forward if the new one gives the same on an input.
+    """Replace a module's forward if the new one gives what the module gives in float32.
 
     The first ``skipped`` columns may differ. The layers adopt the ``stack`` that replaces them.
     """
     with torch.no_grad():
         try:
-            found, expected = (call(x, **inputs) for call in (forward, module.forward))
+            with mixed(model):
+                found = forward(x, **inputs)
+            with exact(model):
+                expected = module.forward(x, **inputs)
         except (RuntimeError, TypeError, AttributeError, ValueError):
             return False
     if isinstance(expected, tuple):
         found, expected = found[0], expected[0]
     if skipped:
         found, expected = found[:, skipped:], expected[:, skipped:]
-    tolerance = 1e-5 if expected.dtype == torch.float32 else 2e-2
+    tolerance = 1e-5 if model.dtype == torch.float32 else 2e-2
     same = found.shape == expected.shape and bool(
         (found - expected).abs().max() <= tolerance * expected.abs().max()
     )
@@ -130,12 +157,12 @@ def _is_plain_attention(module: Any) -> bool:
 
 
 def _random(module: nn.Module, *rows: int) -> Tensor:
-    """A random input in the dtype of the module's frozen weights."""
+    """A random input in float32, as modules get it in training."""
     frozen = next(p for name, p in module.named_parameters() if "lora_" not in name)
     wide = getattr(module, "in_features", None) or frozen.shape[-1]
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(*(rows or (_ROWS,)), wide, generator=generator)
-    return x.to(frozen.device, frozen.dtype)
+    return x.to(frozen.device)
 
 
 @contextmanager
@@ -166,7 +193,16 @@ def _lora_forward(
         return module.base_layer(x)  # type: ignore[no-any-return]
     if args or kwargs or name is None:
         return plain(x, *args, **kwargs)
-    return lora_linear(x, layer_of(module, name))
+    layer = layer_of(module, name)
+    return lora_linear(x.to(layer.weight.dtype), layer)
+
+
+def _layer_norm_forward(module: Any, plain: Callable[..., Tensor], x: Tensor) -> Tensor:
+    """The norm in float32 of what is wider than its weights: on a CPU torch takes no such pair."""
+    if x.dtype == module.weight.dtype:
+        return plain(x)
+    weight, bias = module.weight.float(), None if module.bias is None else module.bias.float()
+    return torch.nn.functional.layer_norm(x, module.normalized_shape, weight, bias, module.eps)
 
 
 def _norm_forward(module: Any, x: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ def read(
     """Read hidden states through the output layer, with the fused kernel.
 
     Args:
-        hidden: the policy's last hidden states, ``[N, d]``.
+        hidden: the policy's last hidden states, ``[N, d]``, in the head's dtype or wider.
         head: the output layer of both policies.
         targets: the token to predict at each, ``[N]``.
         live: the live policy's hidden states at the same places, ``[N, d]``, for the KL. They get
@@ -101,11 +101,11 @@ class _Read(torch.autograd.Function):
         own = _Softmax(head, hidden, step)
         others = None if live is None else _Softmax(head, hidden, step)
         for at in (slice(start, start + step) for start in range(0, size, step)):
-            logps[at] = own.of(hidden[at]).logps(targets[at])
+            logps[at] = own.of(hidden[at], targets[at]).logps(targets[at])
             if collision is not None:
                 collision[at] = own.collision()
             if live is not None and kl is not None and others is not None:
-                kl[at] = others.of(live[at]).kl_from(own)
+                kl[at] = others.of(live[at], targets[at]).kl_from(own)
             if not grads:
                 continue
             expected = own.expected_rows()
@@ -138,16 +138,29 @@ class _Softmax:
         size = (positions, len(head.weight))
         self._head = head
         self._wide = [hidden.new_empty(size, dtype=torch.float32) for _ in range(2)]
-        narrow = hidden.dtype != torch.float32
-        self._narrow = hidden.new_empty(size) if narrow else self._wide[0]
+        dtype = head.weight.dtype
+        self._narrow = self._wide[0]
+        if dtype != torch.float32:
+            self._narrow = hidden.new_empty(size, dtype=dtype)
 
-    def of(self, hidden: Tensor) -> _Softmax:
-        """Compute the softmax of a chunk's hidden states."""
+    def of(self, hidden: Tensor, targets: Tensor) -> _Softmax:
+        """Compute the softmax of a chunk's hidden states, whose targets are to be read.
+
+        A product in bfloat16 rounds each logit, and what is read is the difference of the target's
+        and all others'. So the target's logit is computed anew in float32.
+        """
         self._shifted, self._exps = (wide[: len(hidden)] for wide in self._wide)
-        logits = torch.mm(hidden, self._head.weight.T, out=self._narrow[: len(hidden)])
+        weight = self._head.weight
+        logits = torch.mm(hidden.to(weight.dtype), weight.T, out=self._narrow[: len(hidden)])
         if self._head.bias is not None:
             logits.add_(self._head.bias)
         self._shifted.copy_(logits)
+        if self._narrow is not self._wide[0]:
+            rows = self._head.weight[targets].float()
+            exactly = torch.linalg.vecdot(hidden.float(), rows)
+            if self._head.bias is not None:
+                exactly += self._head.bias[targets]
+            self._shifted.scatter_(1, targets[:, None], exactly[:, None])
         self._shifted.sub_(self._shifted.amax(-1, keepdim=True))
         self._sums = torch.exp(self._shifted, out=self._exps).sum(-1)
         return self
@@ -171,4 +184,4 @@ class _Softmax:
         exps, dtype = self._exps, self._head.weight.dtype
         if dtype != torch.float32:
             exps = self._narrow[: len(exps)].copy_(exps)
-        return (exps @ self._head.weight) / self._sums[:, None].to(dtype)
+        return (exps @ self._head.weight).to(self._sums.dtype) / self._sums[:, None]

@@ -138,7 +138,8 @@ class Stack:
         return len(names) == 1 and None not in names
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The layers' outputs side by side; requires :meth:`serves`."""
+        """The layers' outputs side by side, in the dtype of their weights; see :meth:`serves`."""
+        x = x.to(self._weight.dtype)
         name = plain_adapter(self._modules[0])
         if not name:
             return linear(x, self._weight, self._bias)

@@ -35,6 +35,7 @@ ROUTES = {
     "shared": "shared prompts",
     "plain, fused head": "prompts repeated",
     "plain": "prompts repeated, the model's own logits",
+    "plain, unmixed": "prompts repeated, the model's own logits, no float32 between products",
 }
 REASONS = {
     "too_long": "too long for max_length",
@@ -177,6 +178,18 @@ def _training(report: Mapping[str, Any]) -> Iterator[str]:
         "layers recomputed to save memory" if training.get("recomputes_layers") else None,
     )
     yield ", ".join(filter(None, parts)) + (": the time was up" if out_of_time else "")
+    yield from _route(training)
+
+
+def _route(training: Mapping[str, Any]) -> Iterator[str]:
+    """Why this layout of rows was chosen: the errors that were measured, and what spoke against."""
+    route, errors = training.get("route"), training.get("route_errors", {})
+    if errors:
+        chosen_first = sorted(errors, key=lambda name: name != route)
+        found = (f"{ROUTES[name]} {errors[name]:.2g}".replace(" 0.", " .") for name in chosen_first)
+        yield f"rounding in nats a token: {'; '.join(found)}"
+    if route != "shared" and training.get("route_reason"):
+        yield f"prompts are not shared: {training['route_reason']}"
 
 
 def _not_as_logged(report: Mapping[str, Any]) -> Iterator[str]:

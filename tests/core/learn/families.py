@@ -159,3 +159,12 @@ def adapted_model(family: str):
             if "lora_" in name:
                 torch.nn.init.normal_(parameter, std=0.2)
     return model
+
+
+def held_in(family: str, dtype: torch.dtype):
+    """An adapted model whose base is held in a dtype; its adapter is in float32."""
+    model = adapted_model(family)
+    for name, parameter in model.named_parameters():
+        if "lora_" not in name:
+            parameter.data = parameter.data.to(dtype)
+    return model

@@ -94,11 +94,28 @@ def test_shared_rows_hold_the_prompt_once(n):
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
-def test_parts_of_shared_rows_are_padded_to_a_width_the_kernel_is_fast_on(n):
+def test_short_parts_of_shared_rows_are_as_wide_as_the_longest(n):
     batch = shared(rows_of(n), 0)
-    assert batch.mask.shape == (3, n, 1, 16)
-    assert batch.ids.shape == (3, 16 + n * 16)
+    longest = max(len(ids) for own in rows_of(n) for ids in own.completions)
+    assert batch.mask.shape == (3, n, 1, 5)
+    assert batch.ids.shape == (3, 5 + n * longest)
     assert (batch.mask.sum(-1)[..., 0] == torch.tensor([[3], [0], [5]])).all()
+
+
+def test_a_row_without_a_prompt_before_its_last_token_has_a_column_of_padding():
+    batch = shared([row((5,), (6,), (7, 8))], 0)
+    assert batch.ids.tolist() == [[0, 5, 0, 5, 7]]
+    assert not batch.mask.any()
+
+
+@pytest.mark.parametrize(("tokens", "width"), [(255, 256), (249, 256), (248, 248), (17, 17)])
+def test_long_parts_are_padded_to_a_width_the_kernel_is_fast_on_where_that_adds_little(
+    tokens, width
+):
+    ids = tuple(range(1, tokens + 1))
+    batch = shared([row((*ids, 1), ids, ids[:3])], 0)
+    assert batch.mask.shape[-1] == width
+    assert batch.ids.shape == (1, 3 * width)
 
 
 def cut(rows, budget, **options):

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
 from agentpref.learn import batch as layouts
 from agentpref.learn import logps
 from agentpref.learn.kernels.fuse import fuse
-from tests.core.learn.families import FAMILIES, ROWS, adapted_model, random_model, row, rows_of
+from tests.core.learn.families import (
+    FAMILIES,
+    ROWS,
+    adapted_model,
+    held_in,
+    random_model,
+    row,
+    rows_of,
+)
 
 SHARED = {
     "llama", "qwen2", "qwen3", "mistral", "gemma", "phi", "phi3", "gpt2", "gpt_neox", "olmo2",
@@ -42,7 +52,7 @@ def truth(model, rows=ROWS):
 
 
 def trusted(model, longest=40):
-    return logps.trusted_route(model, ROWS, pad=0, longest=longest)
+    return logps.choose_route(model, ROWS, pad=0, longest=longest).route
 
 
 def gradients(model, total):
@@ -143,12 +153,12 @@ def test_a_model_without_logits_to_keep_gets_the_same_scores():
 def test_the_shortest_and_the_longest_row_are_tried(monkeypatch):
     scored = []
 
-    def noted(model, rows, **options):
+    def noted(model, rows, *options):
         scored.append([own.width for own in rows])
-        return score(model, rows, **options)
+        return passes(model, rows, *options)
 
-    score = logps.score
-    monkeypatch.setattr(logps, "score", noted)
+    passes = logps.passes
+    monkeypatch.setattr(logps, "passes", noted)
     trusted(random_model("llama"))
     widths = [own.width for own in ROWS]
     assert scored == [[min(widths), max(widths)]] * 2
@@ -160,15 +170,143 @@ def test_a_model_shares_prompts_where_its_window_exceeds_all_rows():
     assert trusted(model, longest=10).name == "shared"
 
 
-def test_a_model_that_misreads_shared_rows_takes_plain_ones(monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_misreads_shared_rows_takes_plain_ones(monkeypatch, dtype):
     from agentpref.learn.kernels import attention
 
     right = attention.shared_attention
     wrong = lambda *tensors: right(*tensors[:-1], 1.1 * tensors[-1])  # noqa: E731
     monkeypatch.setattr(attention, "shared_attention", wrong)
-    model = adapted_model("llama")
-    assert trusted(model).name == "plain, fused head"
+    model = held_in("llama", dtype)
+    choice = logps.choose_route(model, ROWS, pad=0, longest=40)
+    assert choice.route.name == "plain, fused head"
+    assert choice.reason.startswith("shared: wrong by ")
     assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("part", ["prompt", "completions"])
+def test_in_bfloat16_an_error_below_its_noise_is_still_found_in_float32(monkeypatch, part):
+    """Positions that are off by one hardly change what a random model gives."""
+    right = layouts.shared
+
+    def wrong(rows, pad):
+        batch = right(rows, pad)
+        width = batch.mask.shape[-1]
+        columns = slice(None, width) if part == "prompt" else slice(width, None)
+        batch.positions[:, columns] += 1
+        return batch
+
+    model = held_in("llama", torch.bfloat16)
+    monkeypatch.setattr(layouts, "shared", wrong)
+    choice = logps.choose_route(model, ROWS, pad=0, longest=40)
+    assert choice.route.name == "plain, fused head"
+    assert "shared: wrong by" in choice.reason
+
+
+def test_in_bfloat16_a_kernel_that_rounds_too_much_is_refused(monkeypatch):
+    from agentpref.learn.kernels import attention
+
+    right = attention.shared_attention
+
+    def coarse(*tensors):
+        out = right(*tensors)
+        return out if out.dtype == torch.float32 else (out * 4).round() / 4
+
+    monkeypatch.setattr(attention, "shared_attention", coarse)
+    choice = logps.choose_route(held_in("llama", torch.bfloat16), ROWS, pad=0, longest=40)
+    assert choice.route.name == "plain, fused head"
+    assert "shared: rounds by" in choice.reason
+    assert choice.errors["shared"] > 2 * choice.errors["plain"]
+
+
+def fused(family):
+    model = held_in(family, torch.bfloat16)
+    fuse(model)
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_in_bfloat16_families_take_the_routes_that_they_take_in_float32(family):
+    model = fused(family)
+    choice = logps.choose_route(model, ROWS, pad=0, longest=40)
+    assert (choice.route.name == "shared") == (family in SHARED)
+    assert choice.errors[choice.route.name] > 0
+    wide = held_in(family, torch.bfloat16).float()
+    expected = torch.tensor(logps.score(wide, ROWS, route=logps.ORACLE, pad=0))
+    found = torch.tensor(logps.score(model, ROWS, route=choice.route, pad=0))
+    torch.testing.assert_close(found, expected, atol=0.3, rtol=0.02)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
+def test_in_bfloat16_gradients_are_those_of_float32_to_rounding(family):
+    model, wide = fused(family), held_in(family, torch.bfloat16).float()
+    route = trusted(model)
+    found, expected = (
+        torch.cat([x.flatten() for x in gradients(own, score_sum(own, by)).values()])
+        for own, by in ((model, route), (wide, logps.ORACLE))
+    )
+    assert found.dtype == torch.float32
+    assert (found - expected).norm() < 0.05 * expected.norm()
+
+
+def score_sum(model, route):
+    batch = route.layout(ROWS, 0)
+    sums = batch.sums(route.read(route.states(model, batch), batch).logps)
+    return (sums * weights(sums)).sum()
+
+
+def test_in_float32_nothing_rounds():
+    choice = logps.choose_route(random_model("llama"), ROWS, pad=0, longest=40)
+    assert choice.errors == {}
+    assert choice.reason == "it gives the log-probs of the model's own modules"
+
+
+def test_rows_are_tried_until_enough_tokens_count(monkeypatch):
+    tried = []
+    probe = logps._probe
+    monkeypatch.setattr(logps, "_probe", lambda *given: tried.append(probe(*given)) or tried[-1])
+    model = held_in("llama", torch.bfloat16)
+    lone = [row((5, 6), (7,)) for _ in range(40)]
+    logps.choose_route(model, lone, pad=0, longest=40)
+    long = [row((5, 6), (7,) * 20), row((5,), (8,) * 25), row((9,), (8,) * 21)]
+    logps.choose_route(model, long, pad=0, longest=40)
+    assert [len(rows) for rows in tried] == [logps._PROBED_ROWS, 2]
+
+
+def test_a_model_that_cannot_mix_keeps_its_own_arithmetic(monkeypatch):
+    """Here a module that multiplies by its weight in a way that autocast does not know."""
+    model = held_in("llama", torch.bfloat16)
+    norm = model.get_base_model().model.norm
+    plain = norm.forward
+
+    def narrow_only(x):
+        if x.dtype != norm.weight.dtype:
+            raise RuntimeError("expected BFloat16 but found Float")
+        return plain(x)
+
+    norm.forward = narrow_only
+    choice = logps.choose_route(model, ROWS, pad=0, longest=40)
+    assert choice.route is logps.UNMIXED
+    assert "plain: RuntimeError: expected BFloat16 but found Float" in choice.reason
+    assert logps.known_route(model, choice.route.name) is logps.UNMIXED
+    assert len(logps.score(model, ROWS, route=choice.route, pad=0)) == len(ROWS)
+
+
+def test_residual_and_norms_are_in_float32_and_products_in_bfloat16():
+    model = fused("llama")
+    decoder, seen = model.get_base_model().model, {}
+    parts = {"norm": decoder.norm, "layer": decoder.layers[0], "product": decoder.layers[0].mlp}
+    note = lambda name, *call: seen.update({name: call[2].dtype})  # noqa: E731
+    hooks = [part.register_forward_hook(partial(note, name)) for name, part in parts.items()]
+    route = trusted(model)
+    seen.clear()
+    route.states(model, route.layout(ROWS, 0))
+    for hook in hooks:
+        hook.remove()
+    wide, narrow = torch.float32, torch.bfloat16
+    assert seen == {"norm": wide, "layer": wide, "product": narrow}
+    assert model.generate(input_ids=torch.tensor([[5, 6]]), max_new_tokens=2).shape == (1, 4)
+    assert not decoder.embed_tokens._forward_hooks, "a served model is as it was"
 
 
 def test_a_model_with_our_attention_generates_as_before():

@@ -8,7 +8,7 @@ import torch
 from agentpref.learn import logps, memory
 from agentpref.learn.kernels.fuse import fuse
 from agentpref.learn.team import Team
-from tests.core.learn.families import CONDITIONAL, ROWS, adapted_model
+from tests.core.learn.families import CONDITIONAL, ROWS, adapted_model, held_in
 
 LONGEST = 13
 
@@ -30,7 +30,7 @@ def test_the_layers_are_those_of_the_language_model(family):
 
 
 def states(model):
-    route = logps.trusted_route(model, ROWS, pad=0, longest=40)
+    route = logps.choose_route(model, ROWS, pad=0, longest=40).route
     return lambda: route.states(model, route.layout(ROWS[:1], 0))
 
 
@@ -59,7 +59,9 @@ def test_a_pass_takes_one_row_if_even_that_does_not_fit(model):
     assert room(model, 1) == memory.Room(1, recomputes=True)
 
 
-def test_recomputing_changes_no_bit(model):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_recomputing_changes_no_bit(dtype):
+    model = held_in("llama", dtype)
     leaves = [p for name, p in model.named_parameters() if "lora_" in name]
     before = torch.autograd.grad(states(model)().square().sum(), leaves)
     memory.recompute_layers(model)

@@ -83,11 +83,12 @@ def theirs(random_base, tmp_path, ours):
 def test_the_loss_and_gradients_of_pairs_are_those_of_trl(ours, theirs, plainly):
     learner, rows = ours
     route = logps.ORACLE if plainly else learner.route([row.encoded for row in rows])
+    choice = logps.Choice(route, "it is asked for")
     rows = [row._replace(encoded=_certain(row.encoded)) for row in rows]
     config = UpdateConfig(loss=LossSettings(beta=0.3, nll=0.0), kl=KLSettings(weight=0.0))
     objective = Objective(
         learner._model,
-        ForwardPlan(route, learner.pad, Room(2048, recomputes=False), "float32"),
+        ForwardPlan(choice, learner.pad, Room(2048, recomputes=False), "float32"),
         Losses(config, [row.encoded.example for row in rows], None),
         config,
     )

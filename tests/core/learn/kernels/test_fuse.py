@@ -105,7 +105,7 @@ def test_a_last_layer_with_scaled_residuals_is_left_alone():
 def test_the_last_layer_skips_the_prompt_of_shared_rows():
     model = adapted_model("llama")
     fuse(model)
-    route = logps.trusted_route(model, ROWS, pad=0, longest=40)
+    route = logps.choose_route(model, ROWS, pad=0, longest=40).route
     batch, seen = route.layout(ROWS, 0), []
     hook = last_layer(model).mlp.register_forward_hook(lambda *parts: seen.append(parts[2].shape))
     route.states(model, batch)

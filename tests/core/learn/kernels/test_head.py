@@ -93,7 +93,7 @@ def test_chunks_have_many_positions_even_with_a_large_vocabulary(monkeypatch):
     right = heads._Softmax.of
     monkeypatch.setattr(heads, "LOGITS_PER_CHUNK", 1)
     monkeypatch.setattr(
-        heads._Softmax, "of", lambda self, x: (sizes.append(len(x)), right(self, x))[1]
+        heads._Softmax, "of", lambda self, x, *at: (sizes.append(len(x)), right(self, x, *at))[1]
     )
     hidden, head, targets, _ = make(200)
     read(hidden, head, targets)
@@ -119,3 +119,27 @@ def test_token_kl_by_hand():
 def test_token_kl_of_equals_is_zero():
     logits = torch.randn(4, 7, generator=torch.Generator().manual_seed(0))
     assert token_kl(logits, logits + 3.0).abs().max().item() < 1e-6
+
+
+def test_the_logit_of_a_target_is_not_rounded_with_the_product():
+    """A log-prob is the difference of two numbers, here of about 100."""
+    hidden, head, targets, _ = make(50)
+    hidden = hidden.detach().bfloat16()
+    head = Head(head.weight.bfloat16(), torch.full((VOCABULARY,), 100.0).bfloat16())
+    logits = hidden.float() @ head.weight.float().T + 100
+    true = read_logits(logits, targets).logps
+    fused = (read(hidden.float(), head, targets).logps - true).abs().mean()
+    rounded = (read_logits(logits.bfloat16(), targets).logps - true).abs().mean()
+    assert fused < 0.8 * rounded
+
+
+def test_hidden_states_may_be_wider_than_the_head():
+    hidden, head, targets, _ = make(20)
+    narrow = Head(head.weight.bfloat16())
+    wide = Head(narrow.weight.float())
+    expected, found = (read(hidden, own, targets).logps for own in (wide, narrow))
+    torch.testing.assert_close(found, expected, atol=0.05, rtol=0.02)
+    weights = torch.linspace(-1, 1, 20)
+    (true,), (grad,) = (torch.autograd.grad((x * weights).sum(), hidden) for x in (expected, found))
+    assert grad.dtype == torch.float32
+    torch.testing.assert_close(grad, true, atol=0.05, rtol=0.05)
