@@ -16,7 +16,7 @@ from agentpref.models.reasons import LEFT_OUT, Objection, explained
 from agentpref.prefer.catalog import Catalog
 from agentpref.prefer.strata import Listed
 from agentpref.record.updates import Attempt, Role
-from agentpref.types import Example, UpdateReport, Verdict
+from agentpref.types import Example, UpdateReport
 
 if TYPE_CHECKING:
     from agentpref.learn.learner import Learner
@@ -83,7 +83,7 @@ def account(
 
 
 def uses(
-    groups: Mapping[str, Sequence[Listed]], verdict: Verdict
+    groups: Mapping[str, Sequence[Listed]],
 ) -> tuple[dict[str, Role], dict[str, tuple[str, ...]]]:
     """What the ledger keeps of an update: what it used each example for, and their sources."""
     roles: dict[str, Role] = {
@@ -91,9 +91,8 @@ def uses(
         "new_evaluated": "held_out",
         "replayed": "replay",
         "left_out": "left_out",
+        "waiting": "waiting",
     }
-    if verdict == "nothing_usable":  # and so nothing held out was looked at
-        roles["waiting"] = "waiting"
     used = [(role, e) for group, role in roles.items() for e in groups[group]]
     read = [e for _, e in used if isinstance(e, Example)]  # the ledger has those of the others
     return (
@@ -124,6 +123,9 @@ def with_account(
 def with_attempt(report: UpdateReport, tried: Attempt) -> UpdateReport:
     """The report of an update that has nothing to try but what the last one tried."""
     left_out = {k: n for k, n in tried.report.get("left_out", {}).items() if k in LEFT_OUT}
+    why = "had no time, and would have none again: raise max_minutes"
+    if tried.report["verdict"] == "nothing_usable":
+        why = "are held out, and prove nothing until something can be trained"
     return replace(
         report,
         left_out={**report.left_out, **left_out},
@@ -132,5 +134,6 @@ def with_attempt(report: UpdateReport, tried: Attempt) -> UpdateReport:
             f"{len(tried.pairs)} examples remain from update {tried.update_id} "
             f"({tried.report['verdict'].replace('_', ' ')}), which tried them with the same "
             "settings, model and chat template; change one of these to try them again",
+            *([f"{len(tried.waiting)} more {why}"] if tried.waiting else []),
         ],
     )

@@ -9,14 +9,15 @@ little, gets further the next time.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from agentpref.config import UpdateConfig
-from agentpref.learn.data import Available, replay_size
+from agentpref.learn.data import Available, UpdateRows, prepare, replay_size
 from agentpref.prefer.strata import Listed, sample
+from agentpref.record.updates import Attempt, used
 
 if TYPE_CHECKING:
     from agentpref.learn.adapter import Policy
@@ -36,6 +37,9 @@ _SHARE_OF_OLD = 0.25
 """What of the time may go into evaluating old examples."""
 
 _AT_ONCE = 64
+
+_FURTHER = 1.05
+"""By how much more examples an update must get further to be repeated."""
 
 _FROZEN: tuple[Policy, Policy] = ("base", "live")
 
@@ -66,23 +70,65 @@ class Budget:
         needed = evaluate.tokens_needed(rows) - known
         return max(0.0, self.left() - needed / learner.scoring_speed(rows))
 
-    def notes(self, waiting: int) -> list[str]:
-        """Says what the limit did: how many examples wait, and whether it was not enough."""
+    def notes(self, groups: Mapping[str, Sequence[Listed]], config: UpdateConfig) -> list[str]:
+        """Says what the limit did: how many examples wait, and whether it was not enough.
+
+        ``groups`` are those of :func:`agentpref.accounting.account`.
+        """
         if self.limit is None:
             return []
         minutes = f"{self.limit / 60:g}"
         notes = []
-        if waiting:
+        waiting, proving = len(groups["waiting"]), len(groups["new_evaluated"])
+        if waiting and groups["trained"]:
             notes.append(
                 f"{waiting} new examples wait for the next update: there was no time for them in "
                 f"max_minutes {minutes}"
             )
+            if proving < config.gate.min_pairs:
+                notes.append(
+                    f"{proving} new held-out examples fitted into max_minutes {minutes}, and a "
+                    f"promotion needs {config.gate.min_pairs} (gate.min_pairs): raise max_minutes "
+                    "unless the next update, which finds the scores of this one, gets that far"
+                )
         if self.spent() > 1.1 * self.limit:
             notes.append(
                 f"the update took {self.spent() / 60:.2g} minutes instead of {minutes}: to load "
                 "the model, to train one batch and to evaluate takes that long; raise max_minutes"
             )
         return notes
+
+
+def choose(
+    learner: Learner, available: Available, config: UpdateConfig, budget: Budget
+) -> UpdateRows:
+    """Choose and encode what there is time for.
+
+    Where nothing of it can be trained, the examples that cannot be encoded are put aside, and
+    others are chosen in their place.
+    """
+    while True:
+        chosen = affordable(learner, available, config, budget)
+        rows = prepare(learner, chosen, None, config)
+        left = tuple(one for one in available.new if one.example_id not in learner.objections)
+        if rows.new or not left or len(left) == len(available.new):
+            return rows
+        available = replace(available, new=left)
+
+
+def has_stalled(last: Attempt) -> bool:
+    """Whether to repeat an update on the same examples would get no further.
+
+    One that had time for all of them would do the same again. One that had not finds its scores
+    stored the next time, and so may use more of them; that comes to an end.
+    """
+    if last.report["verdict"] == "nothing_usable" or not last.waiting:
+        return True
+    resumed = last.report.get("training", {}).get("resumed_at")
+    if last.serves or last.before is None or resumed:
+        return False
+    same = last.before.get("config") == last.report.get("config")
+    return same and last.used <= _FURTHER * used(last.before)
 
 
 def affordable(
@@ -99,10 +145,11 @@ def affordable(
     fresh = [*available.new, *available.new_held_out]
     queue = iter(sorted(fresh, key=lambda one: (one.created_at, one.example_id)))
     bill, chosen, old = _Bill(config, len(available.old)), set[str](), [*available.old_held_out]
-    is_full = False
+    is_full = is_crowded = False  # crowded: there is room for nothing but the rest of a batch
     while not is_full and (some := list(islice(queue, _AT_ONCE))):
         if bill.trained and budget.left() <= 0:
             break
+        some = [one for one in some if not (is_crowded and one.held_out)]
         rows = {row.example.example_id: row for row in learner.measure(available.read(some))}
         encoded = [*rows.values()]
         room = 0.0
@@ -117,9 +164,12 @@ def affordable(
         }
         for one in some:
             row = rows.get(one.example_id)
+            if row is not None and is_crowded and one.held_out:
+                continue
             if row is not None:
                 bill.add(row, {policy for policy in _FROZEN if scored[policy][one.example_id]})
-                is_full = bill.total() > room and bill.trained > config.batch_size
+                is_crowded = bill.total() > room
+                is_full = is_crowded and bill.trained > config.batch_size
                 if is_full:
                     break
             chosen.add(one.example_id)

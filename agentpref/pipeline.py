@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentpref.accounting import account, count, take_stock, uses, with_account, with_attempt
-from agentpref.budget import Budget, affordable
+from agentpref.budget import Budget, choose, has_stalled
 from agentpref.config import UpdateConfig
 from agentpref.errors import TrainingDiverged, UpdateInterrupted, WrongBase
 from agentpref.home import Home
@@ -191,8 +191,7 @@ class _Update:
         # 3. Learn, prove, publish.
         learner = self._learner(base, live)
         if started is None:
-            chosen = affordable(learner, available, self.config, self.budget)
-            rows = prepare(learner, chosen, None, self.config)
+            rows = choose(learner, available, self.config, self.budget)
         else:
             rows = prepare(learner, available, started.data, self.config)
         training = self._train(learner, rows, needed) if rows.new else None
@@ -204,7 +203,7 @@ class _Update:
             report = replace(report, verdict="nothing_usable")
         else:
             report = self._prove(report, learner, rows, training, live, checks)
-        notes = self.budget.notes(len(groups["waiting"]))
+        notes = self.budget.notes(groups, self.config)
         report = replace(report, seconds=self.budget.spent(), notes=[*report.notes, *notes])
 
         # 4. Record what it used, and serve it.
@@ -244,13 +243,13 @@ class _Update:
         return base
 
     def _tried(self, available: Available, live: str | None) -> Attempt | None:
-        """The last update, if it tried just what is new, in the same way."""
+        """The last update, if it tried just what is new, in the same way, as far as it gets."""
         from agentpref.models.base import base_digests, find_base
 
         last = self.updates.last_attempt(self.namespace, live)
-        if last is None or available.fresh != last.pairs:
+        if last is None or available.fresh != last.pairs | last.waiting or not has_stalled(last):
             return None
-        if not last.pairs or last.report.get("config") != self.config.to_mapping():
+        if not available.fresh or last.report.get("config") != self.config.to_mapping():
             return None
         base = last.report.get("base") or {}
         digests = base_digests(find_base(self.model), self.config.chat_template_kwargs)
@@ -382,7 +381,7 @@ class _Update:
 
     def _record(self, report: UpdateReport, groups: Mapping[str, Sequence[Listed]]) -> None:
         """Store the report, and what each example was used for and made of."""
-        pairs, sources = uses(groups, report.verdict)
+        pairs, sources = uses(groups)
         self.updates.add(
             UpdateRow(
                 update_id=report.update_id,

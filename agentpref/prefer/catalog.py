@@ -16,6 +16,8 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+import orjson
+
 from agentpref.prefer.examples import as_asked, sort_out, split_point
 from agentpref.prefer.retractions import withdraw
 from agentpref.prefer.signals import shown_scales
@@ -125,10 +127,12 @@ class Catalog:
         return [*shown_scales(rows), *self._store.scales(self._namespace)]
 
     def _begin(self, scales: str) -> None:
-        """Start the list, or start it anew where other rules or scales made it."""
+        """Start the list, or start it anew where other rules made it or its counts are wrong."""
         query = "SELECT rules, scales FROM listing WHERE namespace = ?"
         made_by = self._connection.execute(query, (self._namespace,)).fetchone()
-        if made_by == (_RULES, scales):
+        if made_by is not None and made_by[0] == _RULES and self._is_possible():
+            if made_by[1] != scales:
+                self._mark_scaled(made_by[1], scales)
             return
         with transaction(self._connection):
             for table in ("example", "left_out", "judged_run", "stale_prompt"):
@@ -139,6 +143,28 @@ class Catalog:
                 "INSERT OR REPLACE INTO listing (namespace, feedback, comparisons, scales, rules)"
                 " VALUES (?, 0, 0, ?, ?)",
                 (self._namespace, scales, _RULES),
+            )
+
+    def _is_possible(self) -> bool:
+        """Whether the counts can be true: the home has not fewer judgements than were listed."""
+        query = """SELECT (SELECT count(*) FROM feedback) >= feedback
+            AND (SELECT count(*) FROM comparison) >= comparisons FROM listing WHERE namespace = ?"""
+        (is_possible,) = self._connection.execute(query, (self._namespace,)).fetchone()
+        return bool(is_possible)
+
+    def _mark_scaled(self, before: str, after: str) -> None:
+        """Mark the prompts whose scores are read on another scale than they were."""
+        told = [{tuple(scale) for scale in orjson.loads(scales)} for scales in (before, after)]
+        sources = {(key, source) for key, source, *_ in told[0] ^ told[1]}
+        with transaction(self._connection):
+            self._connection.executemany(
+                "INSERT OR IGNORE INTO stale_prompt SELECT DISTINCT namespace, prompt FROM run"
+                " WHERE namespace = ? AND run_id IN"
+                " (SELECT run_id FROM feedback WHERE key = ? AND source = ?)",
+                [(self._namespace, *source) for source in sorted(sources)],
+            )
+            self._connection.execute(
+                "UPDATE listing SET scales = ? WHERE namespace = ?", (after, self._namespace)
             )
 
     def _mark(self) -> bool:

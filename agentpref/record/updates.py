@@ -50,11 +50,30 @@ class UpdateRow:
 
 
 class Attempt(NamedTuple):
-    """What an update tried: the ids of pairs that remain to be learned, and its report."""
+    """What an update tried: ids of pairs that the live revision has not learned, and its report.
+
+    ``waiting`` are those that it had no time for, or that it had no use for because nothing could
+    be trained. ``serves`` says whether its candidate is live now. ``before`` is the report of the
+    update before it, if that one had the same parent.
+    """
 
     update_id: str
     pairs: frozenset[str]
     report: Mapping[str, Any]
+    waiting: frozenset[str] = frozenset()
+    serves: bool = False
+    before: Mapping[str, Any] | None = None
+
+    @property
+    def used(self) -> int:
+        """How many examples that were new it trained and evaluated."""
+        return used(self.report)
+
+
+def used(report: Mapping[str, Any]) -> int:
+    """How many new examples an update trained and evaluated, by its report."""
+    counts = report.get("counts", {})
+    return sum(n for name, n in counts.items() if name.startswith(("trained", "new_evaluated")))
 
 
 _COLUMNS = [column.name for column in fields(UpdateRow)][:-2]  # all but pairs and sources
@@ -104,24 +123,37 @@ class Updates:
         live now, or if its candidate served and was rolled back.
         """
         found = self._connection.execute(
-            "SELECT update_id, candidate = ?1, report FROM updates"
-            " WHERE namespace = ?2 AND update_id = ("
-            "  SELECT update_id FROM updates WHERE namespace = ?2"
-            "  ORDER BY created_at DESC, update_id DESC LIMIT 1"
-            ") AND (candidate = ?1 OR (parent IS ?1 AND verdict IS NOT 'promoted'))",
+            "SELECT update_id, parent, candidate = ?1, report FROM updates"
+            " WHERE namespace = ?2 AND (candidate = ?1"
+            "  OR (parent IS ?1 AND verdict IS NOT 'promoted'))"
+            " AND update_id IN (SELECT update_id FROM updates WHERE namespace = ?2"
+            "  ORDER BY created_at DESC, update_id DESC LIMIT 2)"
+            " ORDER BY created_at DESC, update_id DESC",
             (live, namespace),
+        ).fetchall()
+        newest = self._connection.execute(
+            "SELECT update_id FROM updates WHERE namespace = ?"
+            " ORDER BY created_at DESC, update_id DESC LIMIT 1",
+            (namespace,),
         ).fetchone()
-        if found is None:
+        if not found or found[0][0] != newest[0]:
             return None
-        update_id, serves, report = found
+        (update_id, parent, serves, report), *others = found
         # What its candidate was trained on is learned, if that serves now.
         learned = ("new", "held_out", "replay") if serves else ("replay",)
         pairs = self._connection.execute(
-            "SELECT pair_id FROM update_pair WHERE update_id = ? AND role NOT IN"
+            "SELECT pair_id, role = 'waiting' FROM update_pair WHERE update_id = ? AND role NOT IN"
             " (SELECT value FROM json_each(?))",
             (update_id, as_json(learned)),
+        ).fetchall()
+        return Attempt(
+            update_id,
+            frozenset(pair for pair, waits in pairs if not waits),
+            orjson.loads(report),
+            waiting=frozenset(pair for pair, waits in pairs if waits),
+            serves=bool(serves),
+            before=next((orjson.loads(r) for _, p, _, r in others if p == parent), None),
         )
-        return Attempt(update_id, frozenset(pair for (pair,) in pairs), orjson.loads(report))
 
     def revisions_trained_on(self, sources: Iterable[str]) -> list[str]:
         """Name the revisions that trained on any of these, or descend from one, oldest first.

@@ -111,9 +111,19 @@ def tried(updates, namespace, live):
 @pytest.mark.parametrize("verdict", ["refused", "insufficient", "nothing_usable"])
 def test_the_last_attempt_has_all_that_its_parent_has_not_learned(updates, add, verdict):
     last = add(verdict, parent="r1", a="new", b="held_out", c="replay", d="left_out", e="waiting")
-    assert tried(updates, "default", "r1") == {"a", "b", "d", "e"}
+    assert tried(updates, "default", "r1") == {"a", "b", "d"}
     found = updates.last_attempt("default", "r1")
     assert (found.update_id, found.report) == (last.update_id, last.report)
+    assert (found.waiting, found.serves, found.before) == ({"e"}, False, None)
+
+
+def test_the_attempt_before_the_last_one_is_known_if_it_had_the_same_parent(updates, add):
+    first = add("refused", parent="r1", a="new")
+    add("refused", parent="r1", a="new", b="waiting")
+    assert updates.last_attempt("default", "r1").before == first.report
+    add("promoted", parent="r1", candidate="r2", a="new", b="waiting")
+    found = updates.last_attempt("default", "r2")
+    assert (found.serves, found.pairs, found.waiting) == (True, set(), {"b"})
 
 
 @pytest.mark.parametrize("verdict", ["promoted", "insufficient"])
