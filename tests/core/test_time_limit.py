@@ -19,6 +19,7 @@ import pytest
 from agentpref.errors import UpdateInterrupted
 from agentpref.home import Home
 from agentpref.models import base as models
+from agentpref.prefer.examples import is_held_out
 from agentpref.prove import gate
 from agentpref.record.database import connect
 from tests.core.test_interrupted_updates import adapter, signal_at
@@ -192,3 +193,36 @@ def test_scores_of_an_update_that_was_ended_are_kept_to_the_bit(
     trained = report.counts["trained"]
     assert stages[2] == ("score base", passes[2] - passes[1], trained - passes[1])
     assert adapter(ended, again) == adapter(whole, report)
+
+
+def test_an_update_with_a_limit_that_gets_no_further_is_not_repeated(
+    home: Path, clock: SlowModel, random_base: Path
+) -> None:
+    strict = replace(MINUTE, gate=replace(CONFIG.gate, min_pairs=200))
+    reports = [learn(home, random_base, strict) for _ in range(6)]
+    verdicts = [report.verdict for report in reports]
+    end = verdicts.index("nothing_new")
+    assert set(verdicts[:end]) == {"insufficient"}
+    assert set(verdicts[end:]) == {"nothing_new"}, "it stays so until something changes"
+    assert "raise max_minutes" in reports[end].notes[-1]
+    fitted = reports[end - 1].counts["new_evaluated"]
+    assert f"{fitted} new held-out examples fitted" in reports[end - 1].notes[-1]
+    longer = learn(home, random_base, replace(strict, max_minutes=1.5))
+    assert longer.counts["new_evaluated"] > fitted
+
+
+def test_many_held_out_examples_beside_few_others_keep_the_limit(
+    tmp_path: Path, clock: SlowModel, random_base: Path
+) -> None:
+    home, side = tmp_path / "home", {True: list[int](), False: list[int]()}
+    for number in range(1000):
+        asked = [{"role": "user", "content": f"Is {number} a number?"}]
+        side[is_held_out(asked, MINUTE.held_out)].append(number)
+    teach(home, side[False][:7])
+    teach(home, side[True][:180])
+    slow = replace(MINUTE, max_minutes=0.4)
+    report = learn(home, random_base, slow)
+    assert report.seconds <= 1.1 * 24
+    assert report.counts["trained"] == 7
+    assert 0 < report.counts["new_evaluated"] < 180
+    require_sums(report)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pytest
 from hypothesis import given, settings
@@ -191,4 +191,35 @@ def test_other_rules_make_the_list_anew(home: Home, monkeypatch: pytest.MonkeyPa
         require_all(connection)
         connection.execute("UPDATE example SET origin = 'judge'")
         monkeypatch.setattr(catalogs, "_RULES", 2)
+        require_all(connection)
+
+
+def test_a_scale_that_shows_itself_lists_only_the_prompts_that_it_touches(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = teach(home, range(30))
+    with closing(connect(home)) as connection:
+        Catalog(connection, "default", held_out=0.5).refresh()
+        with agentpref.Log(home.path) as log:
+            log.feedback(runs[0], key="helpful", score=1)
+            log.feedback(runs[2], key="helpful", score=0)
+        built: list[str] = []
+        build = Catalog._build
+
+        def counted(self: Catalog, prompts: Sequence[str], scales: Any) -> Any:
+            built.extend(prompts)
+            return build(self, prompts, scales)
+
+        monkeypatch.setattr(Catalog, "_build", counted)
+        Catalog(connection, "default", held_out=0.5).refresh()
+        assert 1 <= len(built) <= 2
+        require_all(connection)
+
+
+def test_a_list_that_counts_more_judgements_than_there_are_is_made_anew(home: Home) -> None:
+    teach(home, range(5))
+    with closing(connect(home)) as connection:
+        require_all(connection)
+        connection.execute("UPDATE listing SET comparisons = comparisons + 3")
+        connection.execute("DELETE FROM example")
         require_all(connection)
