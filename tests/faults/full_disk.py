@@ -64,7 +64,7 @@ def main(folder: Path) -> None:
     handler = logging.Handler()
     handler.emit = lambda record: words.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("agentpref").addHandler(handler)
-    with mounted(folder, "1m"):
+    with mounted(folder, "2m"):  # an empty home takes .6 MB of it, its log of changes included
         with closing(Log(folder / "home")) as log:
             first = log.record(ASKED, "4")
             log.flush()
