@@ -28,7 +28,7 @@ from agentpref.errors import (
     SwapFailed,
 )
 from agentpref.home import Home
-from agentpref.models.base import load_tokenizer
+from agentpref.models.base import find_base, load_tokenizer
 from agentpref.models.base_files import read_base
 from agentpref.models.decoding import Decoding
 from agentpref.models.template import ChatTemplate
@@ -58,7 +58,7 @@ from agentpref_adapters._vllm_server import (
     completion_body,
 )
 
-__all__ = ["VllmBackend", "has_loaded", "open_router"]
+__all__ = ["VllmBackend", "has_loaded", "open_router", "servable_template"]
 
 _ASK_SECONDS = 5.0
 
@@ -104,6 +104,22 @@ def has_loaded(place: str, revision_id: str) -> bool | None:
             return None
 
 
+def servable_template(
+    model: str, chat_template_kwargs: Mapping[str, Any] | None = None
+) -> ChatTemplate:
+    """Load the chat template of a base model, without torch and without a server.
+
+    Raises:
+        ConfigError: it does not read one of ``chat_template_kwargs``.
+        ModelError: the base cannot be found, or its template cannot be served.
+    """
+    tokenizer = load_tokenizer(model, find_base(model))
+    template = ChatTemplate(tokenizer, chat_template_kwargs)
+    template.require_arguments(template.chat_template_kwargs)
+    template.require_plain_answers(model)
+    return template
+
+
 class VllmBackend:
     """A serving backend over one or several vLLM servers with the same base model.
 
@@ -144,11 +160,8 @@ class VllmBackend:
     ) -> None:
         if not urls:
             raise ConfigError("no server is named; give its address, e.g. http://127.0.0.1:8000")
-        arguments = dict(chat_template_kwargs or {})
-        self.base = read_base(model, arguments)
-        self._template = ChatTemplate(load_tokenizer(model, self.base.path), arguments)
-        self._template.require_arguments(arguments)
-        self._template.require_plain_answers(model)
+        self.base = read_base(model, chat_template_kwargs)
+        self._template = servable_template(model, chat_template_kwargs)
         self._decoding = Decoding.read(self._template, self.base.path)
         self._ends = self._decoding.end_tokens
         self._tokenizing = threading.Lock()

@@ -231,6 +231,14 @@ def test_an_api_key_among_the_options_of_the_engine_is_bad_usage(run, home, revi
     assert "s3cret" not in err
 
 
+def test_arguments_that_the_chat_template_does_not_read_start_no_engine(run, home, python) -> None:
+    words = ("serve", *ARGUMENTS, "--python", python, "--chat-template-kwargs")
+    run("init")
+    assert "no JSON object" in run(*words, "[1]", exits=2).err
+    err = run(*words, '{"thinking": true}', exits=2).err
+    assert err.startswith("error: chat_template_kwargs.thinking has no effect")
+
+
 def test_without_vllm_the_error_says_how_to_install_it(run, home, revisions) -> None:
     err = run("serve", *ARGUMENTS, "--python", sys.executable, exits=1).err
     assert "cannot import vLLM; install it" in err

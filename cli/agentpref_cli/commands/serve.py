@@ -90,9 +90,11 @@ def serve(
     from agentpref.home import Home
     from agentpref.learn.process import Interrupts
     from agentpref_adapters._vllm_process import vllm_process
+    from agentpref_adapters.vllm import servable_template
 
     opened = Home.open(home)
     arguments = options.read_object(chat_template_kwargs, option="--chat-template-kwargs")
+    servable_template(model, arguments)  # what would fail is refused before vLLM starts
     server = vllm_process(
         model,
         *(more or ()),

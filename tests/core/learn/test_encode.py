@@ -205,3 +205,11 @@ def test_a_frozen_row_keeps_its_tokens_and_what_losses_read_but_no_text(pairs, t
         assert mine == replace(other, message={})
     assert orjson.dumps(found.freeze()) == frozen
     assert not any(text in frozen for text in (b"yes", b"Question"))
+
+
+def test_a_token_that_has_no_embedding_is_left_out(pairs, tokenizer):
+    row = encode_one(pairs[0], tokenizer)
+    highest = max(map(max, (row.prompt, *row.completions)))
+    for embedded, left_out in ((highest + 1, {}), (highest, {"no_embedding": 1})):
+        found = encode([pairs[0]], ChatTemplate(tokenizer), max_length=512, embedded=embedded)
+        assert found.left_out == left_out

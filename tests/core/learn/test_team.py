@@ -270,6 +270,16 @@ def test_a_follower_with_a_different_model_reports_it(random_base):
     assert "different model here" in messages[0]
 
 
+def test_a_follower_gives_the_chat_template_the_same_arguments(random_base):
+    arguments = {"message": "x"}
+    base = load_base(str(random_base), chat_template_kwargs=arguments)
+    leading, config = Told(0), UpdateConfig(chat_template_kwargs=arguments)
+    Learner(base, None, config, caches={}, progress=print, team=leading)
+    team = Told(1, [orjson.loads(leading.said[0]), {"outcome": {"all": "done"}}])
+    assert follow(team) == {"all": "done"}
+    assert not any(team.said), "it has the same model"
+
+
 def test_the_main_process_ends_when_a_follower_has_a_different_model(random_base):
     with pytest.raises(UpdateError, match="process 1 of the team: no such model"):
         Learner(

@@ -242,3 +242,17 @@ def test_an_unknown_option_is_refused_before_the_engine_is_asked(
         with pytest.raises(ConfigError, match=r"tags is 'tides'; pass a list .* \['tides'\]"):
             ask(ASK, tags="tides")
     assert ("generate", "base") not in backend.calls
+
+
+def test_arguments_of_the_chat_template_are_recorded_where_there_are_any(
+    chat: Chat, registry: Registry
+) -> None:
+    arguments = {"enable_thinking": False}
+    chat.reply(ASK, chat_template_kwargs=arguments)
+    chat.reply(ASK)
+    with pytest.raises(ConfigError, match="chat_template_kwargs is 'x', but must be a mapping"):
+        chat.reply(ASK, chat_template_kwargs="x")
+    chat.log.flush()
+    asked, plain = sorted(runs(registry), key=lambda run: run.created_at)
+    assert asked.params["chat_template_kwargs"] == arguments
+    assert "chat_template_kwargs" not in plain.params
