@@ -1,4 +1,4 @@
-"""Both engines refuse templates that they would serve wrongly, and give them a request's arguments."""
+"""Both engines refuse templates that they would serve wrongly, and heed a request's arguments."""
 
 from __future__ import annotations
 

@@ -237,6 +237,7 @@ def test_arguments_that_the_chat_template_does_not_read_start_no_engine(run, hom
     assert "no JSON object" in run(*words, "[1]", exits=2).err
     err = run(*words, '{"thinking": true}', exits=2).err
     assert err.startswith("error: chat_template_kwargs.thinking has no effect")
+    assert not list(home.glob("logs/*")), "vLLM was not started"
 
 
 def test_without_vllm_the_error_says_how_to_install_it(run, home, revisions) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+import agentpref
 from agentpref.errors import UpdateInterrupted
 from agentpref.home import Home
 from agentpref.models import base as models
@@ -226,3 +227,22 @@ def test_many_held_out_examples_beside_few_others_keep_the_limit(
     assert report.counts["trained"] == 7
     assert 0 < report.counts["new_evaluated"] < 180
     require_sums(report)
+
+
+def test_where_nothing_that_fits_can_be_trained_others_take_its_place(
+    tmp_path: Path, clock: SlowModel, random_base: Path
+) -> None:
+    """A lone thumb has nothing to be compared with, as the other one is held out."""
+    home, side = tmp_path / "home", {True: list[int](), False: list[int]()}
+    for number in range(1000):
+        asked = [{"role": "user", "content": f"Is {number} a number?"}]
+        side[is_held_out(asked, MINUTE.held_out)].append(number)
+    with agentpref.Log(home) as log:
+        for number, text in ((side[False][0], "yes"), (side[True][0], "yes I do")):
+            asked = [{"role": "user", "content": f"Is {number} a number?"}]
+            log.thumbs(log.record(asked, text), up=True)
+    teach(home, side[True][1:63])
+    teach(home, side[False][1:60])
+    report = learn(home, random_base, replace(MINUTE, max_minutes=0.08))
+    assert report.verdict != "nothing_usable"
+    assert report.counts["trained"] > 0

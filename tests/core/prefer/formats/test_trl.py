@@ -401,6 +401,10 @@ class TestTemplateArguments:
         with pytest.raises(ExchangeError, match="choose another format, such as 'preference'"):
             write(record)
 
+    def test_redaction_keeps_them(self) -> None:
+        record = read_row({**self.ROW, "chat_template_kwargs": {"enable_thinking": False}})
+        assert record.redacted(str.upper).prompt.chat_template_kwargs == {"enable_thinking": False}
+
 
 class TestAPromptThatBothAnswersRepeat:
     def test_it_stands_once_in_text(self) -> None:
