@@ -218,7 +218,7 @@ def _commit_raw(home: Home, other: Home, calls: int) -> float:
         rows = iter(source.execute("SELECT * FROM feedback").fetchall())
     with closing(connect(other)) as connection:
         connection.execute("PRAGMA foreign_keys = OFF")
-        marks = ", ".join("?" * len(FEEDBACK_COLUMNS))
+        marks = ", ".join("?" * (len(FEEDBACK_COLUMNS) + 1))  # and its seal
 
         def commit() -> None:
             connection.execute("BEGIN IMMEDIATE")

@@ -1,8 +1,9 @@
 """Integrity checks of a home.
 
-A check hashes the messages again, tests the columns of runs and judgements, follows every reference
-and reads the spill. It reports what a log would not have written, and repairs nothing. A check
-covers everything, or a random sample, which takes the same time for a home of any size.
+A check hashes the messages and the seals again, tests the columns of runs and judgements, follows
+every reference and reads the spill. It reports what agentpref would not have written, and repairs
+nothing. A full check also compares every index with its table. A sample takes the same time for a
+home of any size, and finds no rows that are gone at the end of a table.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import orjson
 from agentpref.home import Home
 from agentpref.record.ingest.checks import message_fault, row_fault
 from agentpref.record.messages import COMPARISON_COLUMNS, FEEDBACK_COLUMNS, RUN_COLUMNS
+from agentpref.record.seals import SEALED, last_seals, links, lost_ends
 from agentpref.record.spill import is_whole
 from agentpref.record.updates import Role
 from agentpref.types import Progress
@@ -58,12 +60,17 @@ class Spilled(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """The problems of a home, how many rows of each table were checked, and the spill."""
+    """The problems of a home, how many rows of each table were checked, and the spill.
+
+    ``seals`` are the last seals by table, in hex: a note of them, kept elsewhere, shows whether a
+    home was changed and sealed again.
+    """
 
     problems: list[Problem]
     looked_at: dict[str, Looked]
     waiting: int
     torn: int
+    seals: dict[str, str]
 
 
 def examine(
@@ -88,7 +95,8 @@ def examine(
     with _any_text(connection):
         if sample is None:
             tell("pages", 0, 1)
-            pages = [finding for (finding,) in connection.execute("PRAGMA quick_check")]
+            # Unlike quick_check, this also looks up every row in every index.
+            pages = [finding for (finding,) in connection.execute("PRAGMA integrity_check")]
             problems += [Problem("database", "", finding) for finding in pages if finding != "ok"]
             tell("pages", 1, 1)
         rows: dict[str, list[int] | None] = {}
@@ -117,7 +125,18 @@ def examine(
             found = connection.execute(query, bound)
             problems += [Problem(table, _text(key), what) for (key,) in found]
         tell("references", len(invariants), len(invariants))
-    return Findings(problems, looked_at, waiting, torn)
+        named = {problem[:2] for problem in problems}  # what is wrong there is said already
+        for done, table in enumerate(SEALED):
+            tell("seals", done, len(SEALED))
+            for link in links(connection, table, rows.get(table)):
+                where = (table, _text(link.key))
+                if (fault := link.fault()) is not None and where not in named:
+                    problems.append(Problem(*where, fault))
+        tell("seals", len(SEALED), len(SEALED))
+        if sample is None:
+            problems += [Problem(table, "", _LOST_END) for table in lost_ends(connection)]
+        seals = last_seals(connection)
+    return Findings(problems, looked_at, waiting, torn, seals)
 
 
 def examine_spill(home: Home) -> Spilled:
@@ -192,6 +211,8 @@ def _restriction(table: str, rows: list[int] | None) -> tuple[str, tuple[str, ..
 def _text(key: object) -> str:
     return key.decode(errors="backslashreplace") if isinstance(key, bytes) else str(key)
 
+
+_LOST_END = "rows are gone at its end"
 
 _FAULTS = {
     "message": ("id", "parent", "iif(typeof(body) = 'text', CAST(body AS BLOB), NULL)"),

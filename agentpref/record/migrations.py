@@ -18,6 +18,7 @@ from agentpref.home import Home
 from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.listing import LISTING
 from agentpref.record.scales import derive_scales
+from agentpref.record.seals import SEALED, seal
 from agentpref.record.views import RUN_TEXT, VIEWS
 
 Change: TypeAlias = Callable[[sqlite3.Connection], None]
@@ -363,6 +364,33 @@ def listing(connection: sqlite3.Connection) -> None:
     """
     for statement in LISTING:
         connection.execute(statement)
+
+
+@breaking_step
+def seals(connection: sqlite3.Connection) -> None:
+    """What was changed by other hands.
+
+    ``seal`` hashes a row and the seal of the row before it, so that `verify` finds rows that were
+    edited, inserted or deleted; see ``agentpref.record.seals``. ``last_seal`` has the seal of each
+    table's last row. Rows from before are sealed as they are found. The step is breaking because
+    older programs would write rows without a seal. Sealing again is no change of a judgement, so
+    the triggers of the list of examples watch only what is sealed.
+    """
+    connection.execute(
+        "CREATE TABLE last_seal (name TEXT PRIMARY KEY NOT NULL, seal BLOB NOT NULL) WITHOUT ROWID"
+    )
+    for trigger in ("feedback_changed", "comparison_changed"):
+        query = "SELECT sql FROM sqlite_master WHERE type = 'trigger' AND name = ?"
+        (sql,) = connection.execute(query, (trigger,)).fetchone()
+        table = trigger.removesuffix("_changed")
+        connection.execute(f"DROP TRIGGER {trigger}")
+        columns = ", ".join(SEALED[table])
+        connection.execute(
+            sql.replace(f"AFTER UPDATE ON {table}", f"AFTER UPDATE OF {columns} ON {table}")
+        )
+    for table in SEALED:
+        connection.execute(f"ALTER TABLE {table} ADD COLUMN seal BLOB")
+        seal(connection, table)
 
 
 _TALLY_TRIGGERS = (

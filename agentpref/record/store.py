@@ -37,13 +37,14 @@ from agentpref.record.messages import (
     run_row,
 )
 from agentpref.record.scales import Scale, fixed_scale, read_scale
+from agentpref.record.seals import sealed
 from agentpref.types import RETRACTION, Comparison, Feedback, Message, Prompt, Run
 
 _PARSED_MESSAGES = 50_000
 """How many messages one reading keeps parsed."""
 
-_INSERT_FEEDBACK = statement("feedback", FEEDBACK_COLUMNS)
-_INSERT_COMPARISON = statement("comparison", COMPARISON_COLUMNS)
+_INSERT_FEEDBACK = statement("feedback", (*FEEDBACK_COLUMNS, "seal"))
+_INSERT_COMPARISON = statement("comparison", (*COMPARISON_COLUMNS, "seal"))
 
 
 def _columns(table: str, columns: Iterable[str]) -> str:
@@ -100,8 +101,10 @@ class Store:
             refusals = self._refusals(runs)
             accepted = [run for run, no in zip(runs, refusals, strict=True) if no is None]
             self._add_nodes(node for run in accepted for node in run.nodes)
-            rows = [run[:-1] for run in accepted]
-            if insert_or_ignore(self._connection, "run", RUN_COLUMNS, rows) < len(rows):
+            new = self._new_runs(accepted)
+            rows = sealed(self._connection, "run", [run[:-1] for run in new])
+            insert_or_ignore(self._connection, "run", (*RUN_COLUMNS, "seal"), rows)
+            if len(new) < len(accepted):
                 others = self._other_runs(accepted)
                 refusals = [
                     no or others.get(id(run)) for run, no in zip(runs, refusals, strict=True)
@@ -125,7 +128,7 @@ class Store:
                 row["correction"] = node.id
             if feedback.value is not None:
                 row["value"] = as_json(feedback.value)
-            self._connection.execute(_INSERT_FEEDBACK, [*row.values()])
+            self._insert("feedback", _INSERT_FEEDBACK, [*row.values()])
 
     def add_comparison(self, comparison: Comparison) -> None:
         """Write a comparison; ``InvalidFeedback`` if its runs differ in prompt or namespace."""
@@ -140,7 +143,7 @@ class Store:
                     "compare two answers to the same messages and tools"
                 )
             values = [getattr(comparison, name) for name in COMPARISON_COLUMNS]
-            self._connection.execute(_INSERT_COMPARISON, values)
+            self._insert("comparison", _INSERT_COMPARISON, values)
 
     def run(self, run_id: str) -> Run:
         """Read one run; raise ``UnknownRun`` if it is not in this home."""
@@ -308,6 +311,24 @@ class Store:
             else None
             for record in records
         ]
+
+    def _insert(self, table: str, statement: str, values: Sequence[Any]) -> None:
+        """Insert a judgement with its seal, unless its id, the first value, is known."""
+        query = f"SELECT 1 FROM {table} WHERE {table}_id = ?"
+        if self._connection.execute(query, (values[0],)).fetchone() is None:
+            (row,) = sealed(self._connection, table, [values])
+            self._connection.execute(statement, row)
+
+    def _new_runs(self, runs: Sequence[RunRow]) -> list[RunRow]:
+        """The runs whose ids the home does not have, the first one of each id."""
+        query = "SELECT run_id FROM run WHERE run_id IN (SELECT value FROM json_each(?))"
+        ids = as_json([run.run_id for run in runs])
+        known = {run_id for (run_id,) in self._connection.execute(query, (ids,))}
+        new: dict[str, RunRow] = {}
+        for run in runs:
+            if run.run_id not in known:
+                new.setdefault(run.run_id, run)
+        return [*new.values()]
 
     def _other_runs(self, runs: Sequence[RunRow]) -> dict[int, RecordError]:
         """Refuse, by their ``id()``, runs that are not the ones which have their ids."""

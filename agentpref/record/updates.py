@@ -14,7 +14,7 @@ from __future__ import annotations
 import shlex
 import sqlite3
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import orjson
@@ -23,6 +23,7 @@ from agentpref.errors import UpdateError
 from agentpref.home import Home
 from agentpref.record.database import insert_or_ignore, transaction
 from agentpref.record.messages import as_json
+from agentpref.record.seals import SEALED, seal, sealed
 from agentpref.types import BASE
 
 Role = Literal["new", "replay", "held_out", "left_out", "waiting"]
@@ -76,9 +77,6 @@ def used(report: Mapping[str, Any]) -> int:
     return sum(n for name, n in counts.items() if name.startswith(("trained", "new_evaluated")))
 
 
-_COLUMNS = [column.name for column in fields(UpdateRow)][:-2]  # all but pairs and sources
-
-
 class Updates:
     """The updates of a home, over one open connection."""
 
@@ -87,11 +85,14 @@ class Updates:
 
     def add(self, update: UpdateRow) -> None:
         """Keep an update and the pairs it used, both or neither."""
-        row = {name: getattr(update, name) for name in _COLUMNS}
-        row["report"] = as_json(update.report)
+        values = {name: getattr(update, name) for name in SEALED["updates"]}
+        values["report"] = as_json(update.report)
         with transaction(self._connection):
+            (row,) = sealed(self._connection, "updates", [[*values.values()]])
             self._connection.execute(
-                f"INSERT INTO updates ({', '.join(row)}) VALUES (:{', :'.join(row)})", row
+                f"INSERT INTO updates ({', '.join(values)}, seal)"
+                f" VALUES ({', '.join('?' * len(row))})",
+                row,
             )
             self._connection.executemany(
                 "INSERT INTO update_pair (update_id, pair_id, role) VALUES (?, ?, ?)",
@@ -180,6 +181,8 @@ class Updates:
                             check[key] = "(removed: the training saw what was forgotten since)"
                 query = "UPDATE updates SET report = ? WHERE update_id = ?"
                 self._connection.execute(query, (as_json(report), update_id))
+            if reports:
+                seal(self._connection, "updates")
 
     def report(self, namespace: str, update_id: str | None = None) -> dict[str, Any]:
         """Return the report of an update or of the last one; ``UpdateError`` if there is none."""

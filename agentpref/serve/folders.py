@@ -51,6 +51,12 @@ def revision_id(seq: int, files: Mapping[str, str]) -> str:
     return f"rev-{seq:06d}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
 
+def is_named_by_content(name: str, files: Mapping[str, str]) -> bool:
+    """Whether a name is that of these digests: if not, somebody edited files, manifest and row."""
+    seq = name.split("-")[1]
+    return set(files) == set(ADAPTER_FILES) and revision_id(int(seq), files) == name
+
+
 def digest_file(file: Path) -> str:
     """Sha256 of a file's bytes, in hex."""
     digest = hashlib.sha256()

@@ -21,6 +21,7 @@ import orjson
 from agentpref.errors import InvalidAdapter, RevisionError, UnknownRevision
 from agentpref.home import Home, StrPath, sync, writing
 from agentpref.record.database import connect, transaction, translated
+from agentpref.record.seals import sealed
 from agentpref.serve import folders, pruning, status
 from agentpref.serve.backend import Revision
 from agentpref.serve.status import HistoryEntry as HistoryEntry
@@ -358,11 +359,13 @@ class Registry:
             name = folders.revision_id(seq, manifest["files"])
             folders.give_name(draft, self.home.adapters / name)
             parent, content = manifest["parent"], folders.encode(manifest).decode()
+            values = (name, self.namespace, seq, parent, time.time(), content)
+            (row,) = sealed(connection, "revision", [values])
             connection.execute(
                 "INSERT INTO revision (revision_id, namespace, seq, parent, created_at, manifest,"
-                " tainted_at) VALUES (?, ?, ?, ?, ?, ?,"
+                " seal, tainted_at) VALUES (?, ?, ?, ?, ?, ?, ?,"
                 " (SELECT tainted_at FROM revision WHERE revision_id = ?))",
-                (name, self.namespace, seq, parent, time.time(), content, parent),
+                (*row, parent),
             )
             return self._find(connection, name)
 

@@ -13,6 +13,7 @@ import time
 from typing import NamedTuple
 
 from agentpref.errors import GenerationConflict, RevisionError
+from agentpref.record.seals import sealed
 from agentpref.record.updates import last_clean
 from agentpref.types import BASE
 
@@ -89,10 +90,14 @@ def change(connection: sqlite3.Connection, new: ServingState, action: str) -> Se
         " VALUES (?, ?, ?, ?, ?)",
         new,
     )
+    values = (
+        new.namespace, time.time(), new.generation, action, new.live, new.canary, new.weight,
+    )  # fmt: skip
+    (row,) = sealed(connection, "serving_history", [values])
     connection.execute(
-        "INSERT INTO serving_history (namespace, at, generation, action, live, canary, weight)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (new.namespace, time.time(), new.generation, action, new.live, new.canary, new.weight),
+        "INSERT INTO serving_history (namespace, at, generation, action, live, canary, weight,"
+        " seal) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        row,
     )
     return new
 

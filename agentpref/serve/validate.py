@@ -27,6 +27,7 @@ from agentpref.serve.folders import (
     WEIGHTS_FILE,
     digest_file,
     encode,
+    is_named_by_content,
 )
 from agentpref.types import LORA_RANKS
 
@@ -109,6 +110,11 @@ def check_published(revision: Revision) -> None:
         raise InvalidAdapter(
             f"{revision.revision_id} has manifest format {manifest.get('format')!r}, this "
             f"agentpref reads {FORMAT}; upgrade agentpref"
+        )
+    if not is_named_by_content(revision.revision_id, manifest["files"]):
+        raise InvalidAdapter(
+            f"{revision.revision_id} is not the name of the digests in its manifest: somebody "
+            f"edited it; restore the home from a backup, or roll back"
         )
     digests = {name: manifest["files"].get(name) for name in ADAPTER_FILES}
     digests[MANIFEST_FILE] = hashlib.sha256(encode(manifest)).hexdigest()

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from contextlib import closing
 
 import pytest
 
+from agentpref.errors import InvalidAdapter
 from agentpref.home import Home
+from agentpref.record.database import connect
 from agentpref.record.messages import prompt_of, run_row
+from agentpref.record.seals import seal
 from agentpref.record.spill import Spill
+from agentpref.serve import folders
 from agentpref.serve.registry import Registry
 from agentpref.testing import write_adapter
 from agentpref.types import Run
@@ -18,7 +23,41 @@ IDENTITY = {"name": "tiny", "digest": "d" * 64, "template_digest": "t" * 64}
 
 
 def test_verify_passes_on_an_unchanged_home(run, filled) -> None:
-    assert run("verify").out == "everything is as it was recorded\n"
+    as_recorded, not_checked = run("verify").out.splitlines()
+    assert as_recorded.startswith("as recorded: every page and index, all rows (")
+    assert "86 run, 6 feedback, 40 comparison," in as_recorded
+    assert as_recorded.endswith("the files of 0 adapters, the spill")
+    assert not_checked.startswith("not checked: rows that somebody changed and sealed again")
+
+
+def test_verify_finds_an_edited_score_and_deleted_feedback(run, filled) -> None:
+    with closing(sqlite3.connect(filled / "agentpref.db")) as connection, connection:
+        connection.execute("UPDATE feedback SET score = 0.5 WHERE rowid = 2")
+        connection.execute("DELETE FROM feedback WHERE rowid = 4")
+    result = run("verify", "--json", exits=1).json
+    what = "it is not as it was written, or a row before it is gone"
+    assert [(p["table"], p["what"]) for p in result["problems"]] == [("feedback", what)] * 2
+    assert len(result["seals"]["feedback"]) == 32
+
+
+def test_verify_finds_an_adapter_edited_together_with_manifest_and_row(
+    run, filled, tmp_path
+) -> None:
+    registry = Registry(filled)
+    folder = write_adapter(tmp_path / "adapter")
+    revision = registry.publish(folder, parent=None, model=IDENTITY, training={})
+    other = write_adapter(tmp_path / "other", seed=1)
+    manifest = dict(revision.manifest, files=folders.digest_adapter(other))
+    for name in folders.ADAPTER_FILES:
+        shutil.copy(other / name, revision.path / name)
+    (revision.path / "manifest.json").write_bytes(folders.encode(manifest))
+    with closing(connect(Home.open(filled))) as connection:
+        connection.execute("UPDATE revision SET manifest = ?", (folders.encode(manifest).decode(),))
+        seal(connection, "revision")
+    (problem,) = run("verify", "--json", exits=1).json["problems"]
+    assert "is not the name of the digests in its manifest" in problem["what"]
+    with pytest.raises(InvalidAdapter, match="somebody edited it"):
+        registry.promote(revision.revision_id)
 
 
 def test_verify_finds_a_changed_message(run, filled) -> None:
@@ -50,7 +89,8 @@ def test_a_sample_prints_how_many_rows_it_checked(run, filled) -> None:
     lines = run("verify", "--sample", "--rows", 20).out.splitlines()
     assert lines[0] == "table\tchecked\tof about"
     assert "run\t20\t86" in lines
-    assert lines[-1] == "the sampled part is as it was recorded"
+    assert lines[-2] == "as recorded: the sampled part, the files of 0 adapters, the spill"
+    assert "pages and indices; judgements that are gone at the end; the other rows" in lines[-1]
     assert run("verify", "--sample", "--json").json["looked_at"]["run"] == {"rows": 86, "of": 86}
 
 
@@ -101,10 +141,10 @@ def test_entries_in_the_spill_are_reported_and_no_problem(run, filled) -> None:
     Spill(home).append([run_row(waiting)])
     with home.spill.open("ab") as file:
         file.write(b"0123 {")
-    assert run("verify").out == (
+    assert run("verify").out.startswith(
         "waiting in the spill until the next log writes to this home: 1\n"
         "cut off in the spill by a crash, before being acknowledged: 1\n"
-        "everything is as it was recorded\n"
+        "as recorded: "
     )
     value = run("verify", "--sample", "--json").json
     assert (value["waiting"], value["torn"]) == (1, 1)

@@ -32,6 +32,7 @@ from agentpref.record.deletion.removal import MERGE_COPY, merge_lock
 from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.integrity import examine, examine_spill
 from agentpref.record.messages import COMPARISON_COLUMNS, FEEDBACK_COLUMNS, IMPORT_ID, RUN_COLUMNS
+from agentpref.record.seals import seal
 from agentpref.record.spill import drain
 from agentpref.record.transfer.backup import copy_database
 from agentpref.types import Progress
@@ -291,7 +292,10 @@ def _insert(
             connection.execute(table.sort(), (done, BATCH))
             if table.messages:
                 merged.messages += connection.execute(table.insert_messages()).rowcount
+            newest = f"SELECT coalesce(max(rowid), 0) FROM main.{table.name}"
+            (before,) = connection.execute(newest).fetchone()
             connection.execute(table.insert())
+            seal(connection, table.name, after=before)
         (done,) = connection.execute("SELECT max(row) FROM batch").fetchone()
         for fate, count in connection.execute("SELECT fate, count(*) FROM batch GROUP BY fate"):
             setattr(counts, fate, getattr(counts, fate) + count)

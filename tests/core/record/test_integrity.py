@@ -18,6 +18,7 @@ from agentpref.record.database import connect, transaction
 from agentpref.record.integrity import INVARIANTS, KEYS, SAMPLED, WHOLE, Looked, examine
 from agentpref.record.log import Log
 from agentpref.record.messages import node_id, prompt_of, run_row
+from agentpref.record.seals import SEALED, seal
 from agentpref.record.spill import Spill
 from agentpref.record.store import Store
 from agentpref.record.updates import UpdateRow, Updates
@@ -72,6 +73,8 @@ def _learn(connection: sqlite3.Connection) -> None:
         "INSERT INTO serving (namespace, live, canary, weight, generation)"
         " VALUES ('default', 'rev-1', 'rev-2', 0.1, 2)"
     )
+    for table in SEALED:
+        seal(connection, table)
 
 
 NO_ANSWER = "is missing, answers another prompt, or is not an assistant's message"
@@ -193,6 +196,7 @@ def test_an_answer_or_prompt_of_the_wrong_role_is_found(
             "UPDATE run SET prompt = ?, output = ? WHERE run_id = 'r3'", (parent or key, key)
         )
         parent = key
+    seal(connection, "run")
     assert examine(connection, sample=sample).problems == [(table, "r3", what)]
 
 
@@ -224,12 +228,14 @@ def test_a_check_leaves_the_connection_as_it_was(connection: sqlite3.Connection)
 
 def test_records_after_a_user_was_forgotten_are_sound(connection: sqlite3.Connection) -> None:
     connection.execute("UPDATE run SET user_id = 'gone', created_at = 15.5")
+    seal(connection, "run")
     assert examine(connection).problems == []
 
 
 def test_a_pair_s_source_may_be_gone(connection: sqlite3.Connection) -> None:
     """It was forgotten, or is older than what is kept; that it trained a revision stays known."""
     connection.execute("DELETE FROM feedback")
+    seal(connection, "feedback")
     assert examine(connection).problems == []
 
 
@@ -254,8 +260,10 @@ def test_a_full_check_counts_the_rows_it_looked_at(connection: sqlite3.Connectio
 def test_a_full_check_reports_progress(connection: sqlite3.Connection) -> None:
     told: list[tuple[str, int, int]] = []
     examine(connection, progress=lambda *stage: told.append(stage))
-    assert list(dict.fromkeys(stage for stage, _, _ in told)) == ["pages", "rows", "references"]
-    assert [done == total for _, done, total in told].count(True) == 3
+    assert list(dict.fromkeys(stage for stage, _, _ in told)) == [
+        "pages", "rows", "references", "seals",
+    ]  # fmt: skip
+    assert [done == total for _, done, total in told].count(True) == 4
 
 
 def _many(connection: sqlite3.Connection, count: int) -> None:
@@ -297,6 +305,7 @@ def test_every_row_is_equally_likely_in_a_sample_despite_gaps(
     connection.execute("DELETE FROM run WHERE run_id LIKE 'many-1%' OR run_id LIKE 'many-4%'")
     connection.execute("UPDATE run SET tags = 'no JSON'")
     (left,) = connection.execute("SELECT count(*) FROM run").fetchone()
+    seal(connection, "run")
     drawn: dict[str, int] = {}
     for seed in range(400):
         for problem in examine(connection, sample=6, seed=seed).problems:

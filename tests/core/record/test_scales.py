@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -17,12 +18,13 @@ from agentpref.record import database
 from agentpref.record.database import connect
 from agentpref.record.integrity import examine
 from agentpref.record.log import Log
+from agentpref.record.messages import prompt_of, run_row
 from agentpref.record.migrations import STEPS
 from agentpref.record.scales import SIGNED, UNIT, UNKNOWN, shown_by
 from agentpref.record.spill import Spill, drain
 from agentpref.record.store import Store
 from agentpref.record.transfer.merge import merge
-from agentpref.types import Comparison, Feedback
+from agentpref.types import Comparison, Feedback, Run
 
 ASKED = [{"role": "user", "content": "2 + 2?"}]
 Judged = Callable[[Home], tuple[list[Feedback], list[Comparison]]]
@@ -171,6 +173,15 @@ def test_a_score_that_waited_in_the_spill_is_refused_there(log: Log, judged_in: 
     assert len(judged_in(log.home)[0]) == 1
 
 
+def _add_run(old: sqlite3.Connection) -> None:
+    """Write a run as a home had it before rows were sealed."""
+    answer = {"role": "assistant", "content": "4"}
+    row = run_row(Run("r", "default", 0.5, prompt_of(ASKED), answer))
+    for node in row.nodes:
+        old.execute("INSERT INTO message VALUES (?, ?, ?)", (*node[:2], node[2].decode()))
+    old.execute(f"INSERT INTO run VALUES ({', '.join('?' * len(row[:-1]))})", row[:-1])
+
+
 def test_scores_of_a_home_from_before_get_the_scale_that_they_show(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judged_in: Judged
 ) -> None:
@@ -184,7 +195,7 @@ def test_scores_of_a_home_from_before_get_the_scale_that_they_show(
     with monkeypatch.context() as patch:
         patch.setattr(database, "STEPS", STEPS[:before])
         with closing(connect(home)) as old:
-            Log(home.path, strict=True).record(ASKED, "4", run_id="r")
+            _add_run(old)
             for name, key, score in rows:
                 query = (
                     "INSERT INTO feedback VALUES (?, 'r', 1, ?, ?, NULL, NULL, 'human', NULL, NULL)"

@@ -18,7 +18,7 @@ from agentpref.home import Home
 from agentpref.record import database
 from agentpref.record.database import connect, require_known_schema
 from agentpref.record.integrity import examine
-from agentpref.record.messages import prompt_of
+from agentpref.record.messages import prompt_of, run_row
 from agentpref.record.migrations import STEPS
 from agentpref.record.store import Store
 from agentpref.types import Comparison, Feedback, Run, Source
@@ -205,7 +205,11 @@ def test_a_home_from_before_the_counting_step_is_brought_up_to_date(
         patch.setattr(database, "STEPS", STEPS[:before])
         with closing(connect(home)) as old:
             for number in range(4):
-                Store(old).add_run(run(number, SPACES[number % 2], "t", f"u{number}"))
+                row = run_row(run(number, SPACES[number % 2], "t", f"u{number}"))
+                for node in row.nodes:
+                    values = (*node[:2], node[2].decode())
+                    old.execute("INSERT OR IGNORE INTO message VALUES (?, ?, ?)", values)
+                old.execute(f"INSERT INTO run VALUES ({', '.join('?' * 15)})", row[:-1])
             old.execute(
                 "INSERT INTO feedback (feedback_id, run_id, created_at, key, score, source)"
                 " VALUES ('f', 'r0', 1, 'thumbs', 1, 'human')"

@@ -17,6 +17,7 @@ from agentpref.record.deletion import removal as module
 from agentpref.record.deletion.removal import Removed, choose, delete, expire, removal
 from agentpref.record.integrity import examine
 from agentpref.record.messages import prompt_of, run_row
+from agentpref.record.seals import seal
 from agentpref.record.spill import Spill, drain
 from agentpref.record.store import Store
 from agentpref.types import Comparison, Feedback, Run
@@ -48,6 +49,7 @@ def aged(home: Home) -> Home:
             "INSERT INTO revision (revision_id, namespace, seq, created_at, manifest)"
             " VALUES ('r1', 'default', 1, 1, '{}')"
         )
+        seal(connection, "revision")
     return home
 
 

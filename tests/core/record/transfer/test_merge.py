@@ -28,6 +28,7 @@ from agentpref.record.integrity import examine
 from agentpref.record.log import Log
 from agentpref.record.messages import node_id, prompt_of, run_row
 from agentpref.record.migrations import STEPS
+from agentpref.record.seals import SEALED, seal
 from agentpref.record.spill import Spill, drain
 from agentpref.record.store import Store
 from agentpref.record.transfer import merge as module
@@ -75,8 +76,9 @@ def filled(folder: Path, *said: Said) -> Home:
 
 def rows(home: Home) -> dict[str, set[Any]]:
     with closing(connect(home, readonly=True)) as connection:
+        columns = {"message": ("*",), "forgotten": ("*",), **SEALED}  # seals say the order, too
         return {
-            table: set(connection.execute(f"SELECT * FROM {table}"))
+            table: set(connection.execute(f"SELECT {', '.join(columns[table])} FROM {table}"))
             for table in ("message", "run", "feedback", "comparison", "forgotten")
         }
 
@@ -196,7 +198,14 @@ def test_each_batch_is_one_transaction_and_is_reported(
     assert told[-3:] == [("other: run", 2, 5), ("other: run", 4, 5), ("other: run", 5, 5)]
     assert seen[-3:] == [2, 4, 5]
     stages = list(dict.fromkeys(stage.removeprefix("other: ") for stage, *_ in told))
-    assert stages == ["copy", "verify pages", "verify rows", "verify references", "run"]
+    assert stages == [
+        "copy",
+        "verify pages",
+        "verify rows",
+        "verify references",
+        "verify seals",
+        "run",
+    ]
 
 
 def test_a_batch_that_fails_leaves_nothing(make: Make) -> None:
@@ -297,6 +306,9 @@ def test_updates_and_revisions_are_not_merged(make: Make) -> None:
         " VALUES ('rev-1', 'default', 1, 20.0, '{}')",
         "INSERT INTO logp VALUES ('p', 'r', 1.0, 1)",
     )
+    with closing(connect(other)) as connection:
+        for table in ("updates", "revision"):
+            seal(connection, table)
     merge(home, [other])
     with closing(connect(home)) as connection:
         for table in ("updates", "serving", "logp", "revision"):

@@ -19,6 +19,7 @@ from agentpref.record.deletion.forget import adopt
 from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.integrity import examine
 from agentpref.record.messages import prompt_of
+from agentpref.record.seals import SEALED
 from agentpref.record.store import Store
 from agentpref.record.transfer.merge import merge
 from agentpref.types import Comparison, Feedback, Run
@@ -70,8 +71,9 @@ def forget(home: Home, forgotten: Forgotten) -> None:
 def rows(home: Home) -> dict[str, set[Any]]:
     with closing(connect(home, readonly=True)) as connection:
         assert examine(connection).problems == []
+        columns = {"message": ("*",), "forgotten": ("*",), **SEALED}  # seals say the order, too
         return {
-            table: set(connection.execute(f"SELECT * FROM {table}"))
+            table: set(connection.execute(f"SELECT {', '.join(columns[table])} FROM {table}"))
             for table in ("message", "run", "feedback", "comparison", "forgotten")
         }
 

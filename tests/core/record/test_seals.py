@@ -1,0 +1,192 @@
+"""Rows that were edited, inserted or removed by other hands break the chain of seals."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from agentpref.errors import HomeError
+from agentpref.home import Home
+from agentpref.record.database import connect
+from agentpref.record.integrity import examine
+from agentpref.record.log import Log
+from agentpref.record.messages import COMPARISON_COLUMNS, FEEDBACK_COLUMNS, RUN_COLUMNS
+from agentpref.record.seals import SEALED, last_seal, last_seals, links, seal, seal_of
+from agentpref.serve.registry import Registry
+from agentpref.testing import write_adapter
+
+IDENTITY = {"name": "tiny", "digest": "d" * 64, "template_digest": "t" * 64}
+UNSEALED = "it is not as it was written, or a row before it is gone"
+
+
+@pytest.fixture
+def filled(home: Home, tmp_path: Path) -> Home:
+    """Six runs, each judged twice, three comparisons, and two revisions that served."""
+    with Log(home.path) as log:
+        for n in range(3):
+            asked = [{"role": "user", "content": f"{n} + {n}?"}]
+            pair = [log.record(asked, answer, user_id="u") for answer in ("few", "many")]
+            for run in pair:
+                log.thumbs(run, up=True, user_id=f"u{n}")
+                log.feedback(run, key="length", score=3, scale=(1, 5))
+            log.compare(*pair, winner="a")
+    registry = Registry(home)
+    for n in range(2):
+        folder = write_adapter(tmp_path / f"adapter-{n}", seed=n)
+        revision = registry.publish(folder, parent=None, model=IDENTITY, training={})
+        registry.promote(revision.revision_id)
+    return home
+
+
+def edited(home: Home, sql: str) -> set[tuple[str, str]]:
+    """The problems that a full check finds once this SQL was run, by table and words."""
+    with closing(connect(home)) as connection:
+        assert examine(connection).problems == []
+        connection.execute("PRAGMA foreign_keys = OFF")
+        assert connection.execute(sql).rowcount > 0
+        return {(problem.table, problem.what) for problem in examine(connection).problems}
+
+
+EDITS = {
+    "run": "UPDATE run SET params = '{\"t\":1}' WHERE rowid = 3",
+    "feedback": "UPDATE feedback SET score = 0 WHERE rowid = 5",
+    "comparison": "UPDATE comparison SET winner = 'b' WHERE rowid = 2",
+    "revision": "UPDATE revision SET created_at = 1.0 WHERE rowid = 1",
+    "serving_history": "UPDATE serving_history SET at = 1.0 WHERE rowid = 2",
+}
+
+
+@pytest.mark.parametrize("table", EDITS)
+def test_an_edited_row_is_found(filled: Home, table: str) -> None:
+    assert edited(filled, EDITS[table]) == {(table, UNSEALED)}
+
+
+@pytest.mark.parametrize("table", EDITS)
+def test_a_sample_finds_edited_rows_too(filled: Home, table: str) -> None:
+    with closing(connect(filled)) as connection:
+        connection.execute(EDITS[table])
+        found = {(one.table, one.what) for one in examine(connection, sample=100).problems}
+    assert found == {(table, UNSEALED)}
+
+
+def test_deleted_feedback_is_found_in_the_middle_and_at_the_end(filled: Home) -> None:
+    copy = Home(filled.path.with_name("copy"))
+    shutil.copytree(filled.path, copy.path)
+    assert edited(filled, "DELETE FROM feedback WHERE rowid = 4") == {("feedback", UNSEALED)}
+    last = "DELETE FROM feedback WHERE rowid = (SELECT max(rowid) FROM feedback)"
+    assert edited(copy, last) == {("feedback", "rows are gone at its end")}
+
+
+def test_feedback_that_another_program_wrote_is_found_and_not_sealed_later(filled: Home) -> None:
+    forged = """INSERT INTO feedback (feedback_id, run_id, created_at, key, score, source)
+        SELECT 'forged', run_id, 1.0, 'thumbs', 1.0, 'human' FROM run LIMIT 1"""
+    words = "it has no seal: another program wrote it"
+    assert edited(filled, forged) == {("feedback", words)}
+    with Log(filled.path) as log:
+        run = log.record([{"role": "user", "content": "more"}], "yes")
+        log.thumbs(run, up=True)
+        assert [problem[1:] for problem in log.verify()] == [("forged", words)]
+
+
+def test_rows_known_already_and_rows_of_one_batch_are_sealed_once(home: Home) -> None:
+    asked = [{"role": "user", "content": "x"}]
+    with Log(home.path) as log:
+        for _ in range(3):
+            log.record(asked, "y", run_id="same")
+        log.record(asked, "another", run_id="same")
+        log.flush()
+        log.record(asked, "y", run_id="same")
+        assert log.verify() == []
+        assert log.dropped == {"RunExists": 1}
+
+
+def test_a_home_stays_sealed_when_a_user_is_forgotten(filled: Home) -> None:
+    with Log(filled.path) as log:
+        log.forget("u1")
+        assert log.verify() == []
+        log.forget("u")
+        assert log.verify() == []
+        run = log.record([{"role": "user", "content": "more"}], "yes")
+        log.thumbs(run, up=False)
+        assert log.verify() == []
+
+
+def test_a_home_from_before_seals_is_sealed_when_it_is_opened(filled: Home) -> None:
+    with closing(connect(filled)) as connection:
+        true = last_seals(connection)
+        for table in SEALED:
+            connection.execute(f"UPDATE {table} SET seal = NULL")
+            seal(connection, table)
+        assert last_seals(connection) == true
+        assert examine(connection).problems == []
+
+
+def test_everything_that_a_row_of_the_record_says_is_sealed(home: Home) -> None:
+    with closing(connect(home)) as connection:
+        for table, columns in SEALED.items():
+            there = {name for _, name, *_ in connection.execute(f"PRAGMA table_info({table})")}
+            marks = {"tainted_at", "quarantined_at", "quarantine_reason", "pruned_at", "id", "seal"}
+            assert set(columns) == there - marks
+    assert SEALED["run"] == RUN_COLUMNS
+    assert SEALED["feedback"] == FEEDBACK_COLUMNS
+    assert SEALED["comparison"] == COMPARISON_COLUMNS
+
+
+def test_a_number_is_sealed_as_sqlite_stores_it() -> None:
+    assert seal_of(b"", [1, True]) == seal_of(b"", [1.0, 1.0])
+    assert seal_of(b"", [1]) != seal_of(b"", ["1"])
+    assert seal_of(b"", [None]) != seal_of(b"", [""])
+    assert seal_of(b"", [b"\xff"]) != seal_of(b"", [b"\xfe"])
+
+
+def test_sealing_again_makes_no_example_stale(filled: Home) -> None:
+    with closing(connect(filled)) as connection:
+        connection.execute("INSERT INTO listing VALUES ('default', 0, 0, '', '')")
+        seal(connection, "feedback")
+        assert connection.execute("SELECT count(*) FROM stale_prompt").fetchone() == (0,)
+        connection.execute("UPDATE feedback SET score = 0 WHERE rowid = 1")
+        assert connection.execute("SELECT count(*) FROM stale_prompt").fetchone() == (1,)
+
+
+def test_a_flipped_bit_is_found_or_changes_nothing(filled: Home, tmp_path: Path) -> None:
+    """Bits anywhere in the file: pages, indices, free space, the header."""
+    sound = tmp_path / "sound.db"
+    with closing(connect(filled)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    shutil.copy(filled.database, sound)
+    true, rng, found = _everything(filled), random.Random(0), 0
+    size = sound.stat().st_size
+    for _ in range(60):
+        data = bytearray(sound.read_bytes())
+        data[rng.randrange(size)] ^= 1 << rng.randrange(8)
+        for file in filled.path.glob("agentpref.db*"):
+            file.unlink()
+        filled.database.write_bytes(data)
+        try:
+            with closing(connect(filled, readonly=True)) as connection:
+                problems = examine(connection).problems
+            if problems:
+                found += 1
+            else:
+                assert _everything(filled) == true
+        except (HomeError, sqlite3.DatabaseError):
+            found += 1
+    assert found > 3  # else this has not tried what it is for
+
+
+def _everything(home: Home) -> list[object]:
+    """What reading row by row and by every index gives."""
+    with closing(connect(home, readonly=True)) as connection:
+        rows = [[*connection.execute(f"SELECT * FROM {table}")] for table in ("message", *SEALED)]
+        keys = [
+            [connection.execute(f"SELECT count(*) FROM {table} WHERE {columns[0]} = ?", (row[0],))
+             .fetchone() for row in connection.execute(f"SELECT {columns[0]} FROM {table}")]
+            for table, columns in SEALED.items()
+        ]  # fmt: skip
+        links_ = [[*map(tuple, links(connection, table))] for table in SEALED]
+        return [rows, keys, links_, last_seal(connection, "run")]
