@@ -56,13 +56,14 @@ _SETTINGS = (
     "PRAGMA cache_size = -8192",
     "PRAGMA wal_autocheckpoint = 4000",
 )
-"""Settings of a connection that writes what is logged; they halve the bytes that it writes.
+"""Settings of a connection that writes what is logged; they halve the bytes of a batch.
 
 A message's id is a hash, so each message changes another page of the index of ids. Until a
 statement that inserts many rows ends, SQLite keeps a copy of each page that it changes, by default
 in a temporary file. The copies fit into memory: the statement inserts at most 256 messages. The
 cache (8 MB) holds what one batch changes. A page that changes often is copied from the WAL into the
-database only once per 4,000 pages of the WAL (32 MB on disk).
+database once per 4,000 pages of the WAL (32 MB on disk), not per 1,000; a commit that copies takes
+some 15 ms.
 """
 
 Outcomes: TypeAlias = "Sequence[RecordError | None]"
