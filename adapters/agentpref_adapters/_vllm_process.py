@@ -26,6 +26,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from agentpref.errors import ConfigError, EngineFailed, MissingDependency
+from agentpref.home import make_private_folder, open_private
 from agentpref.models.base import find_base
 from agentpref.types import BASE
 from agentpref_adapters import _vllm_guard
@@ -190,15 +191,16 @@ class VllmProcess:
         address = urlsplit(self.url)
         # Whoever has the port would be mistaken for the server.
         free_port(address.hostname or "", address.port or 0)
-        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self.log.parent.parent.mkdir(parents=True, exist_ok=True)
+        make_private_folder(self.log.parent)
         if self.log.exists():
             self.log.replace(self.log.with_name(self.log.name + ".1"))
         guard = (sys.executable, "-I", "-S", _vllm_guard.__file__, str(self.grace_seconds))
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+        flags = os.O_WRONLY | os.O_TRUNC | os.O_APPEND
         limit = time.monotonic() + self.start_seconds
         with ExitStack() as on_failure, closing(Server(self.url, timeout=5.0)) as client:
             on_failure.callback(self.stop)
-            with open(os.open(self.log, flags, 0o600), "wb") as output:
+            with open(open_private(self.log, flags), "wb") as output:
                 self._guard = subprocess.Popen(
                     [*guard, *self.command],
                     env=self.environment,

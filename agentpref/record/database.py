@@ -11,6 +11,7 @@ steps that were applied.
 from __future__ import annotations
 
 import functools
+import os
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
@@ -27,7 +28,7 @@ from agentpref.errors import (
     NotKept,
     UpdateRunning,
 )
-from agentpref.home import Home
+from agentpref.home import Home, open_private, tighten
 from agentpref.record.migrations import STEPS
 
 BUSY_SECONDS = 30.0
@@ -120,6 +121,8 @@ def connect(home: Home, *, readonly: bool = False) -> sqlite3.Connection:
     if not home.database.is_file():
         raise NotAHome(f"{home.database} does not exist; make the home with `agentpref init`")
     with translated(home), ExitStack() as on_failure:
+        for end in ("", "-wal", "-shm"):  # SQLite makes the two with the mode of the database
+            tighten(home.path / f"{home.database.name}{end}")
         connection = sqlite3.connect(
             home.database, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
         )
@@ -283,9 +286,15 @@ def locked(path: Path, refusal: AgentprefError, *, seconds: float = 0) -> Iterat
 
     lock = FileLock(path)
     try:
+        os.close(open_private(path))
         lock.acquire(timeout=seconds)
     except Timeout as error:
         raise refusal from error
+    except OSError as error:
+        raise NotKept(
+            f"{path} cannot be locked ({error.strerror or error}); run this as the user who owns "
+            f"the home, or let this one write the file and its folder (chown or chmod)"
+        ) from error
     try:
         yield
     finally:
