@@ -47,6 +47,7 @@ _NOT_EXTRA = {
     "--host": "use it before the --; an address others can reach needs --allow-remote",
     "--api-key": "set VLLM_API_KEY, which stays out of process lists",
     "--uds": "use --host and --port before the --: clients connect over TCP",
+    "--trust-remote-code": "code of a model's own is never run; use a model that vLLM has built in",
     "--config": "give its options one by one, since the file could set any of the others",
 }
 # Settings of the interpreter that runs us, which would mislead another interpreter.

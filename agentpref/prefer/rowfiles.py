@@ -29,6 +29,7 @@ from agentpref.errors import ExchangeError, MissingDependency
 from agentpref.home import StrPath, enclosing_home, replacing
 from agentpref.prefer import jsonrows
 from agentpref.prefer.jsonrows import Found, Meter, Parsed
+from agentpref.printable import escaped
 from agentpref.record.messages import plain
 
 BATCH_ROWS = 1000
@@ -145,8 +146,8 @@ def batches(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
 
 
 def _write_lines(rows: Iterable[Mapping[str, Any]], file: IO[bytes]) -> int:
-    lines = (orjson.dumps(row, default=plain, option=orjson.OPT_APPEND_NEWLINE) for row in rows)
-    return sum(1 for line in lines if file.write(line))
+    lines = (escaped(orjson.dumps(row, default=plain).decode()) + "\n" for row in rows)
+    return sum(1 for line in lines if file.write(line.encode()))
 
 
 def _table_rows(file: IO[bytes], wanted: Collection[str], meter: Meter) -> Iterator[Found]:

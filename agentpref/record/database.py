@@ -57,6 +57,8 @@ TROUBLES: dict[str, Trouble] = {
     "unable to open": Trouble("unopenable", NotKept, "let this user read and write the folder"),
     "disk I/O error": Trouble("disk", NotKept, "check the disk and that the folder still exists"),
     "not a database": _CORRUPT,
+    "unsupported file format": _CORRUPT,
+    "decode": _CORRUPT,
     "malformed": _CORRUPT,
     "no such table": _CORRUPT,
     "no such column": _CORRUPT,
