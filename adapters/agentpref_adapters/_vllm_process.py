@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 from agentpref.errors import ConfigError, EngineFailed, MissingDependency
 from agentpref.home import make_private_folder, open_private
 from agentpref.models.base import find_base
+from agentpref.serve.backend import MAX_STOPS
 from agentpref.types import BASE
 from agentpref_adapters import _vllm_guard
 from agentpref_adapters._vllm_server import LOOPBACK, Server
@@ -57,6 +58,10 @@ _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",  # the base and the adapters are folders
+    # The most answers, prompts and stop strings of one request. vLLM itself takes 16,384 answers.
+    "VLLM_MAX_N_SEQUENCES": "16",
+    "VLLM_MAX_COMPLETION_PROMPTS": "16",
+    "VLLM_MAX_STOP_STRINGS": str(MAX_STOPS),
 }
 _POLL_SECONDS = 0.2
 _TIDY_SECONDS = 5.0

@@ -11,6 +11,7 @@ steps that were applied.
 from __future__ import annotations
 
 import functools
+import json
 import os
 import sqlite3
 import time
@@ -87,6 +88,9 @@ def translated(home: Home) -> Iterator[None]:
         if trouble is None:
             raise
         raise trouble.error(f"{home.database}: {error}; {trouble.cure}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:  # damage that SQLite does not see
+        kind = "UTF-8" if isinstance(error, UnicodeDecodeError) else "JSON"
+        raise CorruptHome(f"{home.database}: a text in it is not {kind}; {_RESTORE}") from error
 
 
 @contextmanager

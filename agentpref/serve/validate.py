@@ -33,11 +33,11 @@ from agentpref.types import LORA_RANKS
 Shape = tuple[int, ...]
 
 _MAX_CONFIG_BYTES = 1 << 20
-# What peft imports: AutoPeftModel takes the class of the base from this module. peft writes it where
-# there is no task_type, and Unsloth adds a flag.
+# AutoPeftModel imports this module for the class of the base. peft writes it where there is no
+# task_type, and Unsloth adds a flag.
 _LIBRARY = re.compile(r"transformers\.models\.\w+\.modeling_\w+", re.ASCII)
 _MAPPED = {"parent_library": str, "base_model_class": str, "unsloth_fixed": bool}
-_MEGATRON = "megatron.core"
+_NAMES = ("base_model_name_or_path", "revision", "peft_version")
 # Settings that an empty list or mapping does not turn off. In peft, an empty `kasa_config` means
 # KaSA with its defaults, which changes the base model's own weights for good.
 _NEVER_EMPTY = frozenset(
@@ -213,23 +213,11 @@ def _read_config(file: Path) -> dict[str, Any]:
         ("target_modules", is_list, "a list of module names"),
         ("bias", config.get("bias", "none") == "none", "none"),
         *((flag, isinstance(config.get(flag, True), bool), "true or false") for flag in flags),
-        # These do not change what the two matrices mean. Loaders import or fetch what the first
-        # three name.
-        (
-            "auto_mapping",
-            _is_built_in(config.get("auto_mapping")),
-            "null, or a class of transformers.models: loaders import the module that it names",
-        ),
-        (
-            "megatron_core",
-            config.get("megatron_core") in (None, _MEGATRON),
-            f"{_MEGATRON!r} or null: loaders import it",
-        ),
-        *(
-            (key, isinstance(config.get(key), str | None), "text or null")
-            for key in ("base_model_name_or_path", "revision", "peft_version")
-        ),
+        # The rest does not change what the two matrices mean, but loaders import what two name.
+        ("auto_mapping", _is_built_in(config.get("auto_mapping")), "null, or name transformers'"),
+        ("megatron_core", config.get("megatron_core") in (None, "megatron.core"), "null"),
         ("qalora_group_size", type(config.get("qalora_group_size", 0)) is int, "a whole number"),
+        *((key, isinstance(config.get(key), str | None), "text or null") for key in _NAMES),
     ]
     known = {key for key, _, _ in checks}
     off = "off: every engine serves plain LoRA, and no other kind"

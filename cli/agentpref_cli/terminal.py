@@ -160,7 +160,10 @@ def moment(timestamp: float | None) -> str:
         return "-"
     from datetime import datetime
 
-    return datetime.fromtimestamp(timestamp).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    try:
+        return datetime.fromtimestamp(timestamp).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    except (OSError, OverflowError, ValueError):  # a damaged home may have any number
+        return f"{timestamp:g} s"
 
 
 def _line(stream: TextIO, text: str, style: str) -> None:

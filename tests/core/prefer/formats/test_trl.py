@@ -398,7 +398,9 @@ class TestTemplateArguments:
         assert read_row(json.loads(json.dumps(write_preference(record)))) == record
 
     def test_arguments_that_are_no_object_are_refused(self) -> None:
-        with pytest.raises(ExchangeError, match=r"'chat_template_kwargs' is a list of 1; write names"):
+        with pytest.raises(
+            ExchangeError, match=r"'chat_template_kwargs' is a list of 1; write names"
+        ):
             read_row({**self.ROW, "chat_template_kwargs": [1]})
 
     @pytest.mark.parametrize("write", [openai.write, llamafactory.write])
