@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, TypeAlias
 import orjson
 
 from agentpref.errors import AgentprefError, ForgottenUser, HomeError, NotKept, RecordError
-from agentpref.home import Home, sync, writing
+from agentpref.home import Home, open_private, sync, writing
 from agentpref.record.database import (
     BUSY_SECONDS,
     connect,
@@ -296,7 +296,7 @@ def is_whole(line: bytes) -> bool:
 def _append(path: Path, lines: bytes) -> None:
     """Append and sync; if that fails, cut the file back to what it was."""
     is_new = not path.exists()
-    with open(path, "a+b", buffering=0) as file:
+    with open(path, "a+b", buffering=0, opener=open_private) as file:
         end = file.seek(0, os.SEEK_END)
         try:
             if end:
