@@ -40,11 +40,40 @@
         └── SwapFailed
             └── ProbeFailed
 
-A message names the offending value and ends with the cure. Foreign exceptions are chained, never
-swallowed.
+A message names what is wrong and ends with the cure. Foreign exceptions are chained, never
+swallowed, with one exception: nothing quotes what an app gives to be recorded, as a value or in a
+chained error. Messages go to logs, and texts are redacted only on their way into the home. So
+:func:`described` says the type and the length instead.
 """
 
 from __future__ import annotations
+
+
+def described(value: object) -> str:
+    """Say what a value is, without the text in it; what holds none is shown.
+
+    >>> described("ana@example.org"), described([1, 2]), described(-1)
+    ('a str of 15 characters', 'a list of 2', '-1')
+    """
+    kind = type(value)
+    if value is None or kind in (bool, int, float):
+        return repr(value) if kind is not int or abs(value) < 1 << 64 else "a huge int"  # type: ignore[arg-type]
+    if kind in (str, bytes, list, tuple, dict, set) and not value:
+        return repr(value)
+    if kind is str:
+        return f"a str of {len(value):,} characters"  # type: ignore[arg-type]
+    if kind in (bytes, list, tuple, dict, set):  # any other len() may be the app's code
+        return f"a {kind.__name__} of {len(value):,}"  # type: ignore[arg-type]
+    return f"{'an' if kind.__name__[0] in 'aeiouAEIOU' else 'a'} {kind.__name__}"
+
+
+def shown_id(value: object) -> str:
+    """Quote an id if it has the form of one; a text that was given for one is only described."""
+    is_id = isinstance(value, str) and len(value) <= 80 and not _NOT_IN_IDS & {*value}
+    return repr(value) if is_id else described(value)
+
+
+_NOT_IN_IDS = {*"@+ \t\n\r\"'<>()[]{}"}
 
 
 class AgentprefError(Exception):

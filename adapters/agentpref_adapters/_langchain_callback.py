@@ -23,7 +23,7 @@ from langchain_core.messages import BaseMessage
 from langchain_core.outputs import LLMResult
 from langchain_core.runnables import ensure_config
 
-from agentpref.errors import ConfigError
+from agentpref.errors import ConfigError, described
 from agentpref.record.forks import guard
 from agentpref.record.log import Log
 from agentpref_adapters._langchain_messages import (
@@ -142,7 +142,9 @@ class AgentprefCallback(BaseCallbackHandler):
         user_id: str | None = None,
     ) -> None:
         if isinstance(tags, str):
-            raise ConfigError(f"tags is {tags!r}; pass a list of strings: [{tags!r}]")
+            raise ConfigError(
+                f"tags is {described(tags)}; pass a list of strings, such as ['support']"
+            )
         self._log = log
         self._tags = tuple(tags)
         self._defaults = {"thread_id": thread_id, "user_id": user_id}

@@ -44,6 +44,12 @@ from agentpref_adapters._vllm_server import (
 T = TypeVar("T")
 
 LONGEST_PASS_SECONDS = 30.0
+
+PATIENCE_SECONDS = 180.0
+"""How long a request waits by default while no server answers: a restart of vLLM takes 90 s."""
+
+CONNECT_SECONDS = 30.0
+"""The most that a new backend waits for a first answer, since the address may be wrong."""
 _FAILING_ROUNDS = 8
 """How often a request is sent to servers that answer 500: the request may be what breaks them."""
 
@@ -158,7 +164,7 @@ class Fleet:
 
     def connect(self) -> None:
         """Wait until a server answers; ``WrongBase`` if one has another base."""
-        self._patiently(lambda: self.everywhere(Member.base))
+        self._patiently(lambda: self.everywhere(Member.base), min(self._patience, CONNECT_SECONDS))
 
     def everywhere(self, act: Callable[[Member], T]) -> list[T]:
         """Act on all servers that answer; ``ServerUnreachable`` if none does."""
@@ -207,7 +213,7 @@ class Fleet:
             ServerUnreachable: no server answered within ``patience``, or one was too slow.
         """
         try:
-            return self._patiently(lambda: self._round(act))
+            return self._patiently(lambda: self._round(act), self._patience)
         except (RevisionError, SwapFailed, NotLoaded) as error:
             raise GenerationFailed(f"no server can serve the revision: {error}") from error
 
@@ -238,8 +244,8 @@ class Fleet:
                 return answer
         raise next((error for error in errors if _is_temporary(error)), errors[0])
 
-    def _patiently(self, attempt: Callable[[], T]) -> T:
-        out_of_time = tenacity.stop_after_delay(self._patience)
+    def _patiently(self, attempt: Callable[[], T], seconds: float) -> T:
+        out_of_time = tenacity.stop_after_delay(seconds)
         return tenacity.Retrying(
             retry=tenacity.retry_if_exception(_is_temporary),
             wait=tenacity.wait_random_exponential(multiplier=0.1, max=2),

@@ -26,7 +26,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from agentpref.errors import ConfigError, EngineFailed, MissingDependency
+from agentpref.home import make_private_folder, open_private
 from agentpref.models.base import find_base
+from agentpref.serve.backend import MAX_STOPS
 from agentpref.types import BASE
 from agentpref_adapters import _vllm_guard
 from agentpref_adapters._vllm_server import LOOPBACK, Server
@@ -46,6 +48,7 @@ _NOT_EXTRA = {
     "--host": "use it before the --; an address others can reach needs --allow-remote",
     "--api-key": "set VLLM_API_KEY, which stays out of process lists",
     "--uds": "use --host and --port before the --: clients connect over TCP",
+    "--trust-remote-code": "code of a model's own is never run; use a model that vLLM has built in",
     "--config": "give its options one by one, since the file could set any of the others",
 }
 # Settings of the interpreter that runs us, which would mislead another interpreter.
@@ -55,6 +58,10 @@ _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",  # the base and the adapters are folders
+    # The most answers, prompts and stop strings of one request. vLLM itself takes 16,384 answers.
+    "VLLM_MAX_N_SEQUENCES": "16",
+    "VLLM_MAX_COMPLETION_PROMPTS": "16",
+    "VLLM_MAX_STOP_STRINGS": str(MAX_STOPS),
 }
 _POLL_SECONDS = 0.2
 _TIDY_SECONDS = 5.0
@@ -190,15 +197,16 @@ class VllmProcess:
         address = urlsplit(self.url)
         # Whoever has the port would be mistaken for the server.
         free_port(address.hostname or "", address.port or 0)
-        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self.log.parent.parent.mkdir(parents=True, exist_ok=True)
+        make_private_folder(self.log.parent)
         if self.log.exists():
             self.log.replace(self.log.with_name(self.log.name + ".1"))
         guard = (sys.executable, "-I", "-S", _vllm_guard.__file__, str(self.grace_seconds))
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+        flags = os.O_WRONLY | os.O_TRUNC | os.O_APPEND
         limit = time.monotonic() + self.start_seconds
         with ExitStack() as on_failure, closing(Server(self.url, timeout=5.0)) as client:
             on_failure.callback(self.stop)
-            with open(os.open(self.log, flags, 0o600), "wb") as output:
+            with open(open_private(self.log, flags), "wb") as output:
                 self._guard = subprocess.Popen(
                     [*guard, *self.command],
                     env=self.environment,

@@ -220,7 +220,7 @@ class Server:
                 kind = GenerationFailed if said.get("code") in _REFUSALS else ServerUnreachable
                 raise kind(f"{self.url} broke off: {said.get('message')}; see its log") from error
             raise GenerationFailed(
-                f"{self.url} sent no token ids but {str(value)[:80]!r}; use vLLM 0.11 or newer, "
+                f"{self.url} sent no token ids but {sorted(value)[:9]}; use vLLM 0.11 or newer, "
                 f"whose completions take return_token_ids"
             ) from error
         if piece.finish_reason not in (None, "stop", "length"):  # "abort", when it shuts down

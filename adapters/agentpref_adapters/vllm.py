@@ -48,7 +48,7 @@ from agentpref.serve.backend import (
 from agentpref.serve.folders import is_revision_id
 from agentpref.serve.router import Router
 from agentpref.serve.validate import check_revision
-from agentpref_adapters._vllm_fleet import Fleet, Member
+from agentpref_adapters._vllm_fleet import PATIENCE_SECONDS, Fleet, Member
 from agentpref_adapters._vllm_server import (
     Model,
     NobodyListens,
@@ -70,6 +70,7 @@ def open_router(
     namespace: str = "default",
     follow: float | None = 1.0,
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    patience: float = PATIENCE_SECONDS,
 ) -> Router:
     """Serve a home's live revision through running vLLM servers.
 
@@ -80,10 +81,13 @@ def open_router(
         urls: the servers, e.g. ``http://127.0.0.1:8000``; all of them serve ``model``.
         model: the base model, as for ``agentpref.update``; its tokenizer is used here.
         chat_template_kwargs: what its chat template is always given, as in the update's settings.
+        patience: seconds for which a request waits while no server answers, as while one restarts.
     """
     return watch.open_router(
         home,
-        lambda: VllmBackend(*urls, model=model, chat_template_kwargs=chat_template_kwargs),
+        lambda: VllmBackend(
+            *urls, model=model, chat_template_kwargs=chat_template_kwargs, patience=patience
+        ),
         namespace=namespace,
         follow=follow,
     )
@@ -136,7 +140,8 @@ class VllmBackend:
         max_loras: how many adapters the servers keep loaded, their ``--max-cpu-loras``; ``None``:
             the number that they report for one batch.
         timeout: seconds that an answer, or the next piece of a stream, may take.
-        patience: seconds for which a request waits while no server answers.
+        patience: seconds for which a request waits while no server answers, as while one restarts.
+            A new backend waits 30 seconds at most.
         key: the servers' API key; ``None``: the one in ``VLLM_API_KEY``, if any.
         chat_template_kwargs: what the base's chat template is always given.
 
@@ -154,7 +159,7 @@ class VllmBackend:
         adapters_at: str | None = None,
         max_loras: int | None = None,
         timeout: float = 60.0,
-        patience: float = 30.0,
+        patience: float = PATIENCE_SECONDS,
         key: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:

@@ -21,7 +21,7 @@ import orjson
 
 from agentpref.config import UpdateConfig
 from agentpref.errors import UnusableState
-from agentpref.home import replacing
+from agentpref.home import make_private_folder, replacing
 from agentpref.learn.objective import StepResult, TrainingRow
 from agentpref.models.base_files import read_header
 
@@ -244,7 +244,7 @@ def _write(path: Path, state: TrainingState, about: Mapping[str, Any]) -> None:
             "about": about,
         }
     ).decode()
-    path.parent.mkdir(mode=0o700, exist_ok=True)
+    make_private_folder(path.parent)
     with replacing(path) as draft:
         save_file(tensors, draft, metadata={"state": body, "digest": _seal(body, tensors)})
 

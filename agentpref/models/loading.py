@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -251,32 +251,45 @@ def translating_errors(name: str, path: Path) -> Iterator[None]:
 
 
 def _files_that_name_code(path: Path) -> list[str]:
-    def names_code(file: Path) -> bool:
-        try:
-            content = orjson.loads(file.read_bytes())
-        except (OSError, ValueError):
-            return False
-        return isinstance(content, dict) and bool(content.get("auto_map"))
+    """The settings in a folder, and in those inside it, that name classes of the model's own."""
 
-    files = [path / "config.json", path / "tokenizer_config.json"]
-    return [file.name for file in files if names_code(file)]
+    def names_code(value: Any) -> bool:
+        if isinstance(value, list):
+            return any(map(names_code, value))
+        if not isinstance(value, dict):
+            return False
+        return bool(value.get("auto_map")) or any(map(names_code, value.values()))
+
+    found: list[str] = []
+    for file in sorted(path.rglob("*config.json")):
+        with suppress(OSError, ValueError):
+            if names_code(orjson.loads(file.read_bytes())):
+                found.append(file.relative_to(path).as_posix())
+    return found
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide what transformers writes while it loads: a library must not write to a terminal.
+    """Hide what transformers writes while it loads, and let it ask nobody for anything.
 
-    What it would report about weights is raised as an error instead.
+    A library must not write to a terminal; what it would report about weights is raised as an error
+    instead. ``trust_remote_code=False`` reaches the model itself, but not every part: a tokenizer
+    for retrieval loads two others, and a model that sees builds its language model, each without
+    it. These ask on the terminal whether to run the folder's code, unless the time to answer is 0.
     """
     import transformers
+    from transformers import dynamic_module_utils
 
     logging: Any = transformers.utils.logging
     shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    asking: Any = dynamic_module_utils
+    seconds, asking.TIME_OUT_REMOTE_CODE = asking.TIME_OUT_REMOTE_CODE, 0
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
         yield
     finally:
+        asking.TIME_OUT_REMOTE_CODE = seconds
         logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import reprlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from typing import IO, Any, TypeAlias
 import ijson
 import orjson
 
-from agentpref.errors import ExchangeError
+from agentpref.errors import ExchangeError, described
 from agentpref.record.messages import MAX_MESSAGE_BYTES
 
 MAX_ROW_BYTES = 4 * MAX_MESSAGE_BYTES
@@ -117,10 +116,12 @@ def items(file: IO[bytes], wanted: Collection[str], meter: Meter) -> Iterator[Fo
                 number, row_start, item = number + 1, meter.read, ijson.ObjectBuilder()
     except (ijson.JSONError, UnicodeDecodeError, json.JSONDecodeError) as error:
         what = str(error).removeprefix("b'").split("\n")[0].split("\\n")[0]
-        raise ExchangeError(
-            f"from row {number} on it cannot be read as JSON ({what}); correct it there, or fetch "
-            f"the file again if it was cut off; if it is not UTF-8, {_UTF8_CURE}"
-        ) from error
+    else:
+        return
+    raise ExchangeError(  # not chained: ijson quotes the text around
+        f"from row {number} on it cannot be read as JSON ({what}); correct it there, or fetch "
+        f"the file again if it was cut off; if it is not UTF-8, {_UTF8_CURE}"
+    )
 
 
 def _finite_chunks(chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -175,7 +176,7 @@ def _finite(number: Decimal) -> float:
 def _object(value: Any) -> Parsed:
     if isinstance(value, dict):
         return value
-    return ExchangeError(f"it is {reprlib.repr(value)}, not a JSON object; {_JSON_CURE}")
+    return ExchangeError(f"it is {described(value)}, not a JSON object; {_JSON_CURE}")
 
 
 def _too_long(what: str) -> ExchangeError:

@@ -26,9 +26,10 @@ from typing import IO, Any, TypeAlias, TypeVar
 import orjson
 
 from agentpref.errors import ExchangeError, MissingDependency
-from agentpref.home import StrPath, replacing
+from agentpref.home import StrPath, enclosing_home, replacing
 from agentpref.prefer import jsonrows
 from agentpref.prefer.jsonrows import Found, Meter, Parsed
+from agentpref.printable import escaped
 from agentpref.record.messages import plain
 
 BATCH_ROWS = 1000
@@ -105,14 +106,21 @@ def write_rows(
     :class:`~agentpref.prefer.formats.Format`; all else is JSON lines.
 
     Raises:
-        ExchangeError: the file cannot be written.
+        ExchangeError: the file cannot be written, is in a home, or is no plain file.
         MissingDependency: Parquet is wanted, and pyarrow is not installed.
     """
     if not isinstance(target, (str, os.PathLike)):
         return _write_lines(rows, target)
     path = Path(target)
+    if (inside := enclosing_home(path)) is not None:
+        raise ExchangeError(f"{path} is inside the home {inside}; name a file elsewhere")
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise ExchangeError(
+            f"{path} is no plain file, and would be replaced; name a file, or none for standard "
+            "output"
+        )
     try:
-        with replacing(path) as draft, open(draft, "xb") as file:
+        with replacing(path) as draft, open(draft, "wb") as file:
             if path.suffix == ".parquet":
                 return _write_table(rows, columns, file)
             return _write_lines(rows, file)
@@ -138,8 +146,8 @@ def batches(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
 
 
 def _write_lines(rows: Iterable[Mapping[str, Any]], file: IO[bytes]) -> int:
-    lines = (orjson.dumps(row, default=plain, option=orjson.OPT_APPEND_NEWLINE) for row in rows)
-    return sum(1 for line in lines if file.write(line))
+    lines = (escaped(orjson.dumps(row, default=plain).decode()) + "\n" for row in rows)
+    return sum(1 for line in lines if file.write(line.encode()))
 
 
 def _table_rows(file: IO[bytes], wanted: Collection[str], meter: Meter) -> Iterator[Found]:

@@ -11,6 +11,8 @@ steps that were applied.
 from __future__ import annotations
 
 import functools
+import json
+import os
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
@@ -27,7 +29,7 @@ from agentpref.errors import (
     NotKept,
     UpdateRunning,
 )
-from agentpref.home import Home
+from agentpref.home import Home, open_private, tighten
 from agentpref.record.migrations import STEPS
 
 BUSY_SECONDS = 30.0
@@ -56,6 +58,8 @@ TROUBLES: dict[str, Trouble] = {
     "unable to open": Trouble("unopenable", NotKept, "let this user read and write the folder"),
     "disk I/O error": Trouble("disk", NotKept, "check the disk and that the folder still exists"),
     "not a database": _CORRUPT,
+    "unsupported file format": _CORRUPT,
+    "decode": _CORRUPT,
     "malformed": _CORRUPT,
     "no such table": _CORRUPT,
     "no such column": _CORRUPT,
@@ -84,6 +88,9 @@ def translated(home: Home) -> Iterator[None]:
         if trouble is None:
             raise
         raise trouble.error(f"{home.database}: {error}; {trouble.cure}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:  # damage that SQLite does not see
+        kind = "UTF-8" if isinstance(error, UnicodeDecodeError) else "JSON"
+        raise CorruptHome(f"{home.database}: a text in it is not {kind}; {_RESTORE}") from error
 
 
 @contextmanager
@@ -120,6 +127,8 @@ def connect(home: Home, *, readonly: bool = False) -> sqlite3.Connection:
     if not home.database.is_file():
         raise NotAHome(f"{home.database} does not exist; make the home with `agentpref init`")
     with translated(home), ExitStack() as on_failure:
+        for end in ("", "-wal", "-shm"):  # SQLite makes the two with the mode of the database
+            tighten(home.path / f"{home.database.name}{end}")
         connection = sqlite3.connect(
             home.database, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
         )
@@ -283,9 +292,15 @@ def locked(path: Path, refusal: AgentprefError, *, seconds: float = 0) -> Iterat
 
     lock = FileLock(path)
     try:
+        os.close(open_private(path))
         lock.acquire(timeout=seconds)
     except Timeout as error:
         raise refusal from error
+    except OSError as error:
+        raise NotKept(
+            f"{path} cannot be locked ({error.strerror or error}); run this as the user who owns "
+            f"the home, or let this one write the file and its folder (chown or chmod)"
+        ) from error
     try:
         yield
     finally:

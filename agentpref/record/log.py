@@ -6,14 +6,13 @@ disk before the call returns. Many threads may use one log, and many processes o
 
 from __future__ import annotations
 
-import reprlib
 import time
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from agentpref.errors import AgentprefError, ConfigError, InvalidFeedback, InvalidMessage
+from agentpref.errors import AgentprefError, ConfigError, InvalidFeedback, InvalidMessage, described
 from agentpref.home import Home, StrPath
 from agentpref.record.database import connect, translated
 from agentpref.record.forks import EXIT_SECONDS
@@ -140,7 +139,7 @@ class Log:
         try:
             if not isinstance(name, str) or not name or not name.isprintable():
                 raise InvalidMessage(
-                    f"run_id is {reprlib.repr(name)}; pass a non-empty string of printable text"
+                    f"run_id is {described(name)}; pass a non-empty string of printable text"
                 )
             parts = (
                 messages, output, tools, model, revision, thread_id, trace_id, user_id,
@@ -203,10 +202,12 @@ class Log:
             user_id: who said it; other people's judgements stay.
         """
         if key is not None and not (isinstance(key, str) and key):
-            raise InvalidFeedback(f"key is {key!r}; pass the key of the feedback, or None for all")
+            raise InvalidFeedback(
+                f"key is {described(key)}; pass the key of the feedback, or None for all"
+            )
         if against is not None and (key != "comparison" or not isinstance(against, str)):
             raise InvalidFeedback(
-                f"against is {against!r} with key {key!r}; pass the other run's id with "
+                f"against is {described(against)}, with another key; pass the other run's id with "
                 "key='comparison', or leave it out"
             )
         what = {"key": key} if against is None else {"key": key, "against": against}

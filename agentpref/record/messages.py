@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import reprlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -23,7 +22,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import orjson
 
-from agentpref.errors import InvalidMessage
+from agentpref.errors import InvalidMessage, described
 from agentpref.types import Comparison, Feedback, Message, Prompt, Run, Tool
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
@@ -203,7 +202,7 @@ def _check_shape(message: Message, where: int | str) -> None:
     role = message.get("role")
     if not isinstance(role, str) or role not in ROLES:
         raise InvalidMessage(
-            f"{_name(where)} has role {reprlib.repr(role)}; use one of {', '.join(sorted(ROLES))}"
+            f"{_name(where)} has role {described(role)}; use one of {', '.join(sorted(ROLES))}"
         )
     content = message.get("content")
     if not isinstance(content, (str, list, tuple)) and (content is not None or role != "assistant"):

@@ -21,6 +21,7 @@ from agentpref.errors import (
     RecordError,
     RunExists,
     UnknownRun,
+    shown_id,
 )
 from agentpref.record.database import insert_or_ignore, statement, transaction
 from agentpref.record.messages import (
@@ -338,8 +339,8 @@ class Store:
         stored = {row[0]: row for row in self._connection.execute(query, (ids,))}
         return {
             id(run): RunExists(
-                f"run {run.run_id!r} exists with another prompt, answer or namespace, and feedback "
-                "on that id belongs to it; give each model call an id of its own"
+                f"run {shown_id(run.run_id)} exists with another prompt, answer or namespace, and "
+                "feedback on that id belongs to it; give each model call an id of its own"
             )
             for run in runs
             if stored[run.run_id] != (run.run_id, run.namespace, run.prompt, run.output)
@@ -396,8 +397,8 @@ class _Messages:
 
 def _unknown(run_id: str) -> UnknownRun:
     return UnknownRun(
-        f"no run {run_id!r} is in this home; pass an id that Log.record returned for the same home "
-        "(a run that could not be kept is counted in Log.dropped)"
+        f"no run {shown_id(run_id)} is in this home; pass an id that Log.record returned for the "
+        "same home (a run that could not be kept is counted in Log.dropped)"
     )
 
 

@@ -11,18 +11,28 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from agentpref.errors import ConfigError, GenerationFailed, TemplateRefused
+from agentpref.errors import ConfigError, GenerationFailed, TemplateRefused, described
 from agentpref.models.template import ChatTemplate
 from agentpref.models.tokenizer import Ids, encode_prompt
-from agentpref.record.messages import check_shapes
+from agentpref.record.messages import check_shapes, check_tool_shapes
 from agentpref.types import Message, Prompt, Tool
 
 FinishReason = Literal["stop", "length"]
 
 _SEEDS = 2**63
+
+MAX_TOKENS = 1 << 17
+"""The most tokens that one request may ask for."""
+
+MAX_CHARACTERS = 8_000_000
+"""The most characters that the messages and tools of one request may have together."""
+
+MAX_STOPS = 32
+"""The most stop strings of one request."""
 
 CLOSED = (
     "the backend was closed, or belongs to the process that this one was forked from; make a new "
@@ -60,11 +70,12 @@ class GenerationRequest:
     """One call to a model. ``temperature`` 0 is greedy; ``seed`` makes sampling reproducible.
 
     ``chat_template_kwargs`` are arguments of the chat template for this call, such as
-    ``{"enable_thinking": False}``.
+    ``{"enable_thinking": False}``. Sizes are bounded before an engine sees the request:
+    :data:`MAX_TOKENS`, :data:`MAX_CHARACTERS` and :data:`MAX_STOPS`.
 
     Raises:
         InvalidMessage: there is no message, or one has not the shape of a message.
-        ConfigError: a setting is out of range.
+        ConfigError: a setting has the wrong type, or is out of range.
     """
 
     messages: tuple[Message, ...]
@@ -78,12 +89,30 @@ class GenerationRequest:
 
     def __post_init__(self) -> None:
         check_shapes(self.messages)
+        check_tool_shapes(self.tools)
+        is_stop = isinstance(self.stop, (list, tuple)) and len(self.stop) <= MAX_STOPS
         for name, is_allowed, allowed in (
-            ("max_tokens", self.max_tokens >= 1, "1 or more"),
-            ("temperature", 0 <= self.temperature < inf, "0 or more"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("seed", -_SEEDS <= (self.seed or 0) < _SEEDS, "a whole number of 64 bits"),
-            ("stop", all(self.stop), "strings that are not empty"),
+            (
+                "max_tokens",
+                _is(Integral, self.max_tokens) and 1 <= self.max_tokens <= MAX_TOKENS,
+                f"a whole number from 1 to {MAX_TOKENS:,}",
+            ),
+            (
+                "temperature",
+                _is(Real, self.temperature) and 0 <= self.temperature < inf,
+                "a number, 0 or more",
+            ),
+            ("top_p", _is(Real, self.top_p) and 0 < self.top_p <= 1, "above 0 and at most 1"),
+            (
+                "seed",
+                self.seed is None or (_is(Integral, self.seed) and -_SEEDS <= self.seed < _SEEDS),
+                "a whole number of 64 bits, or None",
+            ),
+            (
+                "stop",
+                is_stop and all(isinstance(one, str) and one for one in self.stop),
+                f"a list of at most {MAX_STOPS} strings that are not empty, such as ['END']",
+            ),
             (
                 "chat_template_kwargs",
                 isinstance(self.chat_template_kwargs, Mapping),
@@ -91,8 +120,27 @@ class GenerationRequest:
             ),
         ):
             if not is_allowed:
-                value = getattr(self, name)
-                raise ConfigError(f"{name} is {value!r}, but must be {allowed}")
+                value = described(getattr(self, name))
+                raise ConfigError(f"{name} is {value}, but must be {allowed}")
+        if (size := sum(map(_length, (self.messages, self.tools)))) > MAX_CHARACTERS:
+            raise ConfigError(
+                f"the messages and tools have {size:,} characters, but must have at most "
+                f"{MAX_CHARACTERS:,}; shorten them"
+            )
+
+
+def _is(kind: type, value: object) -> bool:
+    """Whether a value is a number of a kind, numpy's too; a bool is none."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _length(value: object) -> int:
+    """How many characters the texts inside a value have."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(_length, value.values()))
+    return sum(map(_length, value)) if isinstance(value, (list, tuple)) else 0
 
 
 def encode_request(request: GenerationRequest, template: ChatTemplate, model: str) -> Ids:

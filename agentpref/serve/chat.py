@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agentpref.errors import ConfigError, InvalidMessage
+from agentpref.errors import ConfigError, InvalidMessage, described
 from agentpref.record.log import Log
 from agentpref.serve.backend import FinishReason, GenerationRequest, Reply
 from agentpref.serve.router import Router
@@ -164,11 +164,11 @@ def _request(
 ) -> GenerationRequest:
     if isinstance(messages, str):
         raise InvalidMessage(
-            f"messages is the text {messages[:80]!r}; pass a list such as "
+            f"messages is {described(messages)}; pass a list such as "
             "[{'role': 'user', 'content': …}]"
         )
     if isinstance(tags, str):
-        raise ConfigError(f"tags is {tags!r}; pass a list of strings: [{tags!r}]")
+        raise ConfigError(f"tags is {described(tags)}; pass a list of strings, such as ['support']")
     if unknown := sorted(sampling.keys() - set(_SETTINGS)):
         raise ConfigError(f"{unknown[0]!r} is no sampling setting; known: {', '.join(_SETTINGS)}")
     return GenerationRequest(tuple(messages), tuple(tools), **sampling)

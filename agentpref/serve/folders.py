@@ -9,7 +9,6 @@ Modes are set, not left to the umask, since an engine may run as another user.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
 import time
@@ -22,7 +21,16 @@ from typing import Any
 import orjson
 
 from agentpref.errors import ConfigError, InvalidAdapter
-from agentpref.home import Home, StrPath, copy_file, sync, writing
+from agentpref.home import (
+    READABLE_FILE,
+    READABLE_FOLDER,
+    Home,
+    StrPath,
+    copy_file,
+    enclosing_home,
+    sync,
+    writing,
+)
 from agentpref.serve.backend import Revision
 
 CONFIG_FILE = "adapter_config.json"
@@ -35,8 +43,6 @@ FORMAT = 1
 _REVISION_ID = re.compile(r"rev-\d{6,}-[0-9a-f]{12}")
 _TEMPORARY = ".publishing-"
 _LEAVING = ".pruning-"
-_FOLDER_MODE = 0o755
-_FILE_MODE = 0o644
 _ABANDONED_AFTER = 3600.0
 
 
@@ -82,9 +88,9 @@ def copied(source: Path, draft: Path, names: Iterable[str] = ADAPTER_FILES) -> I
     """Copy files, durably, into a new folder; after the block, remove it if it is still there."""
     try:
         draft.mkdir(parents=True)
-        draft.chmod(_FOLDER_MODE)
+        draft.chmod(READABLE_FOLDER)
         for name in names:
-            copy_file(source / name, draft / name, _FILE_MODE)
+            copy_file(source / name, draft / name, READABLE_FILE)
         yield draft
     finally:
         discard(draft)
@@ -99,7 +105,7 @@ def write_manifest(draft: Path, manifest: Mapping[str, Any]) -> None:
     """Write a manifest into a folder, durably."""
     file = draft / MANIFEST_FILE
     file.write_bytes(encode(manifest))
-    file.chmod(_FILE_MODE)
+    file.chmod(READABLE_FILE)
     sync(file)
 
 
@@ -174,8 +180,8 @@ def export(revision: Revision, target: StrPath, home: Home) -> Path:
 def _require_free(place: Path, home: Home) -> None:
     if place.is_symlink() or (place.exists() and not place.is_dir()):
         raise ConfigError(f"{place} is not a folder; choose one that is missing or empty")
-    if Path(os.path.realpath(place)).is_relative_to(os.path.realpath(home.path)):
-        raise ConfigError(f"{place} is inside the home itself; choose a folder elsewhere")
+    if (inside := enclosing_home(place)) is not None:
+        raise ConfigError(f"{place} is inside the home {inside}; choose a folder elsewhere")
     if place.is_dir() and (found := next(place.iterdir(), None)) is not None:
         raise ConfigError(
             f"{place} contains {found.name!r}; choose a folder that is missing or empty"

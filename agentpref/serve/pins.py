@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from agentpref.errors import RevisionError
-from agentpref.home import sync, writing
+from agentpref.home import make_private_folder, open_private, sync, writing
 from agentpref.record import forks
 from agentpref.serve.backend import IN_PROCESS
 from agentpref.serve.folders import is_revision_id
@@ -167,10 +167,10 @@ class Pins:
         with writing(path):
             while True:
                 with ExitStack() as on_failure:
-                    self._folder.mkdir(exist_ok=True)
+                    make_private_folder(self._folder)
                     with self._opening:
-                        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-                        descriptor = os.open(path, flags, 0o666)
+                        flags = os.O_RDWR | os.O_NOFOLLOW
+                        descriptor = open_private(path, flags)
                         self._descriptors.add(descriptor)
                     on_failure.callback(self._shut, descriptor)
                     fcntl.flock(descriptor, fcntl.LOCK_SH)

@@ -34,13 +34,11 @@ from agentpref.types import LORA_RANKS
 Shape = tuple[int, ...]
 
 _MAX_CONFIG_BYTES = 1 << 20
-# Settings that may have any value, since none of them changes what the two matrices mean.
-_FREE = frozenset(
-    {
-        "auto_mapping", "base_model_name_or_path", "megatron_core", "peft_version",
-        "qalora_group_size", "revision",
-    }
-)  # fmt: skip
+# AutoPeftModel imports this module for the class of the base. peft writes it where there is no
+# task_type, and Unsloth adds a flag.
+_LIBRARY = re.compile(r"transformers\.models\.\w+\.modeling_\w+", re.ASCII)
+_MAPPED = {"parent_library": str, "base_model_class": str, "unsloth_fixed": bool}
+_NAMES = ("base_model_name_or_path", "revision", "peft_version")
 # Settings that an empty list or mapping does not turn off. In peft, an empty `kasa_config` means
 # KaSA with its defaults, which changes the base model's own weights for good.
 _NEVER_EMPTY = frozenset(
@@ -221,8 +219,13 @@ def _read_config(file: Path) -> dict[str, Any]:
         ("target_modules", is_list, "a list of module names"),
         ("bias", config.get("bias", "none") == "none", "none"),
         *((flag, isinstance(config.get(flag, True), bool), "true or false") for flag in flags),
+        # The rest does not change what the two matrices mean, but loaders import what two name.
+        ("auto_mapping", _is_built_in(config.get("auto_mapping")), "null, or name transformers'"),
+        ("megatron_core", config.get("megatron_core") in (None, "megatron.core"), "null"),
+        ("qalora_group_size", type(config.get("qalora_group_size", 0)) is int, "a whole number"),
+        *((key, isinstance(config.get(key), str | None), "text or null") for key in _NAMES),
     ]
-    known = _FREE.union(key for key, _, _ in checks)
+    known = {key for key, _, _ in checks}
     off = "off: every engine serves plain LoRA, and no other kind"
     checks += [(key, _is_off(key, config[key]), off) for key in config if key not in known]
     for key, is_allowed, allowed in checks:
@@ -234,6 +237,20 @@ def _read_config(file: Path) -> dict[str, Any]:
 def _is_number(value: object) -> TypeGuard[float]:
     is_bool = isinstance(value, bool)
     return isinstance(value, int | float) and not is_bool and math.isfinite(value)
+
+
+def _is_built_in(mapping: object) -> bool:
+    """Whether peft's name for the class of a base names one of transformers' own, or none."""
+    if mapping is None:
+        return True
+    if not isinstance(mapping, dict) or not mapping.keys() <= _MAPPED.keys():
+        return False
+    library, name = mapping.get("parent_library"), mapping.get("base_model_class")
+    return (
+        all(type(value) is _MAPPED[key] for key, value in mapping.items())
+        and _LIBRARY.fullmatch(library or "") is not None
+        and (name or "").isidentifier()
+    )
 
 
 def _is_off(key: str, value: object) -> bool:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
+from agentpref.printable import escaped
+
 if TYPE_CHECKING:
     from rich.text import Text
 
@@ -26,7 +28,7 @@ def print_result(as_json: bool, value: Any, show: Callable[[], None]) -> None:
         return show()
     import orjson
 
-    return print(orjson.dumps(value, default=str).decode())
+    return print(escaped(orjson.dumps(value, default=str).decode()))
 
 
 def say(text: str, style: str = "") -> None:
@@ -47,7 +49,7 @@ def confirm(question: str, yes: bool) -> None:
     """
     if yes or not sys.stdin.isatty():
         return
-    print(question, end=" [y/N] ", file=sys.stderr, flush=True)
+    print(escaped(question), end=" [y/N] ", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         import typer
 
@@ -158,10 +160,14 @@ def moment(timestamp: float | None) -> str:
         return "-"
     from datetime import datetime
 
-    return datetime.fromtimestamp(timestamp).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    try:
+        return datetime.fromtimestamp(timestamp).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    except (OSError, OverflowError, ValueError):  # a damaged home may have any number
+        return f"{timestamp:g} s"
 
 
 def _line(stream: TextIO, text: str, style: str) -> None:
+    text = escaped(text, keep="\n\t")
     if stream.isatty():
         _draw(stream, _text(text, style), soft_wrap=True)
     else:

@@ -214,7 +214,9 @@ def test_the_tags_of_a_retry_are_not_the_domain_of_a_run(
 
 
 def test_tags_in_one_string_are_refused(log: Log) -> None:
-    with pytest.raises(ConfigError, match=r"tags is 'support'; pass a list .* \['support'\]"):
+    with pytest.raises(
+        ConfigError, match=r"tags is a str of 7 characters; pass a list .* \['support'\]"
+    ):
         AgentprefCallback(log, tags="support")
 
 

@@ -67,6 +67,7 @@ def test_extra_options_come_last_so_that_they_win(prepare) -> None:
         (("--model", "other"), "--model cannot .* use it before"),
         (("--max_loras", "9"), "--max_loras cannot .* use it before"),
         (("--api-key", "secret"), "set VLLM_API_KEY"),
+        (("--trust-remote-code",), "code of a model's own is never run"),
         (("--api_key=secret",), "set VLLM_API_KEY"),
         (("--uds", "/tmp/socket"), "over TCP"),
         (("--config=vllm.yaml",), "one by one"),

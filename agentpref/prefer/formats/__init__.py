@@ -14,7 +14,6 @@ sounds. The functions at the end are steps that several formats share.
 
 from __future__ import annotations
 
-import reprlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +25,7 @@ from typing import Any, TypeAlias
 import orjson
 
 from agentpref import plugins
-from agentpref.errors import ExchangeError, InvalidMessage
+from agentpref.errors import ExchangeError, InvalidMessage, described
 from agentpref.record.ingest.redaction import Redact, redacted
 from agentpref.record.messages import ROLES, check_output, prompt_of
 from agentpref.types import Message, Prompt
@@ -56,7 +55,7 @@ class PreferenceRecord:
         if not labels or len(labels) != len(self.completions) or None in labels:
             raise ExchangeError(
                 f"its format gave {len(self.completions)} completions and the labels "
-                f"{self.labels!r}; each completion needs a number"
+                f"{described(self.labels)}; each completion needs a number"
             )
         object.__setattr__(self, "labels", (*labels,))
 
@@ -203,10 +202,10 @@ def require(fits: object, name: str, value: object, cure: str) -> None:
 
     >>> require(label in (0, 1), "'label'", label, "write true or false")
     Traceback (most recent call last):
-    agentpref.errors.ExchangeError: 'label' is 'good'; write true or false
+    agentpref.errors.ExchangeError: 'label' is a str of 4 characters; write true or false
     """
     if not fits:
-        raise ExchangeError(f"{name} is {reprlib.repr(value)}; {cure}")
+        raise ExchangeError(f"{name} is {described(value)}; {cure}")
 
 
 def parse(text: Any, name: str, cure: str) -> Any:

@@ -13,11 +13,10 @@ under the key ``agentpref``, which LLaMA-Factory ignores.
 from __future__ import annotations
 
 import json
-import reprlib
 from collections.abc import Mapping
 from typing import Any
 
-from agentpref.errors import ExchangeError
+from agentpref.errors import ExchangeError, described
 from agentpref.prefer.formats import (
     Fields,
     Format,
@@ -125,7 +124,7 @@ def _shown_message(turn: Mapping[str, str], name: str) -> Message:
         return {"role": _ROLES[turn["from"]], "content": turn["value"]}
     if turn["from"] != "function_call":
         known = ", ".join(map(repr, (*_ROLES, "function_call")))
-        raise ExchangeError(f"{name} is from {turn['from']!r}; use one of {known}")
+        raise ExchangeError(f"{name} is from {described(turn['from'])}; use one of {known}")
     cure = "write {'name': …, 'arguments': {…}}, or a list of such calls"
     value = parse(turn["value"], f"the value of {name}", cure)
     calls = value if isinstance(value, list) else [value]
@@ -164,14 +163,14 @@ def _shown(message: Message, name: str) -> dict[str, str]:
         shown = [_shown_call(call, name) for call in given]
         return {"from": "function_call", "value": _as_text(shown if len(shown) > 1 else shown[0])}
     if not isinstance(text, str) or not isinstance(role, str) or role not in _NAMES:
-        raise _cannot_hold(f"{name} is {reprlib.repr(message)}, which has no text")
+        raise _cannot_hold(f"{name} has no text")
     return {"from": _NAMES[role], "value": text}
 
 
 def _shown_call(call: object, name: str) -> dict[str, Any]:
     function = call.get("function") if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise _cannot_hold(f"{name} holds the call {reprlib.repr(call)}, which names no function")
+        raise _cannot_hold(f"{name} holds a call that names no function")
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):
         whose = f"the argument text with which {name} calls {function['name']!r}"

@@ -10,11 +10,10 @@ are kept. Rows are written as messages with an explicit prompt, exactly as they 
 from __future__ import annotations
 
 import re
-import reprlib
 from itertools import takewhile
 from typing import Any
 
-from agentpref.errors import ExchangeError
+from agentpref.errors import ExchangeError, described
 from agentpref.prefer.formats import (
     Fields,
     Format,
@@ -175,7 +174,7 @@ def _briefed(row: Fields, messages: list[Message]) -> list[Message]:
             messages = [{"role": "system", "content": text}, *messages]
         elif not alike(messages[:1], [{**messages[0], "content": text}]):
             cure = "the prompt begins with another system message; keep one of them"
-            raise ExchangeError(f"{key!r} is {reprlib.repr(text)}, and {cure}")
+            raise ExchangeError(f"{key!r} is {described(text)}, and {cure}")
     return messages
 
 

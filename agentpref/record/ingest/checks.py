@@ -7,13 +7,12 @@ is checked by ``integrity``.
 from __future__ import annotations
 
 import math
-import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any, SupportsFloat, TypeVar
 
 import orjson
 
-from agentpref.errors import InvalidFeedback, InvalidMessage
+from agentpref.errors import InvalidFeedback, InvalidMessage, described, shown_id
 from agentpref.record.messages import (
     COMPARISON_COLUMNS,
     FEEDBACK_COLUMNS,
@@ -39,16 +38,18 @@ def checked(given: Judgement) -> Judgement:
     for name in record.keys() & {"run_id", "run_a", "run_b", "key"}:
         text = record[name]
         if not isinstance(text, str) or not text or not text.isprintable():
-            raise InvalidFeedback(f"{name} is {text!r}; pass a non-empty string of printable text")
+            raise InvalidFeedback(
+                f"{name} is {described(text)}; pass a non-empty string of printable text"
+            )
     for name, allowed in (("source", SOURCES), ("winner", WINNERS)):
         if name in record and record[name] not in allowed:
             choices = ", ".join(map(repr, allowed))
-            raise InvalidFeedback(f"{name} is {record[name]!r}; use one of {choices}")
+            raise InvalidFeedback(f"{name} is {described(record[name])}; use one of {choices}")
     if isinstance(given, Feedback):
         if given.score is None and given.value is None and given.correction is None:
             raise InvalidFeedback(
-                f"feedback {given.key!r} has no content; pass score=, value= or both, or take "
-                "back what was said with retract()"
+                "the feedback has no content; pass score=, value= or both, or take back what was "
+                "said with retract()"
             )
         record["scale"] = (0.0, 1.0) if isinstance(given.score, bool) else given.scale
         record["score"] = None if given.score is None else _number(given.score)
@@ -56,10 +57,10 @@ def checked(given: Judgement) -> Judgement:
             record["scale"] = _checked_scale(record["scale"], record["score"])
     elif given.run_a == given.run_b:
         raise InvalidFeedback(
-            f"run {given.run_a} is compared with itself; pass the ids of two runs"
+            f"run {shown_id(given.run_a)} is compared with itself; pass the ids of two runs"
         )
     if not isinstance(given.comment, (str, type(None))):
-        raise InvalidFeedback(f"comment is {given.comment!r}; pass a string")
+        raise InvalidFeedback(f"comment is {described(given.comment)}; pass a string")
     if given.user_id is not None:
         record["user_id"] = str(given.user_id)
     for name in ("user_id", "comment", "value", "correction"):
@@ -78,8 +79,9 @@ def _checked_scale(scale: Any, score: float | None) -> tuple[float, float]:
     pair = isinstance(scale, (list, tuple)) and len(scale) == 2
     low, high = map(_number, scale) if pair else (1.0, 0.0)
     if not low < high:
+        given = f"from {low:g} to {high:g}" if pair else described(scale)
         raise InvalidFeedback(
-            f"scale is {scale!r}; pass the lowest and the highest score, for example (1, 5)"
+            f"scale is {given}; pass the lowest and the highest score, for example (1, 5)"
         )
     if score is not None and not low <= score <= high:
         raise InvalidFeedback(
@@ -118,23 +120,24 @@ def as_bool(name: str, value: object) -> bool:
     if str(getattr(value, "dtype", "")) in ("bool", "torch.bool") and not getattr(value, "ndim", 0):
         return bool(value)
     if not isinstance(value, bool):
-        raise InvalidFeedback(f"{name} is {value!r}; pass True or False")
+        raise InvalidFeedback(f"{name} is {described(value)}; pass True or False")
     return value
 
 
 def _number(score: object) -> float:
     """Take what converts to a number, such as numpy's bools and Decimal, but no text."""
-    refusal = InvalidFeedback(
-        f"score is {reprlib.repr(score)}; pass a number or a bool, and words as value= or comment="
-    )
-    if isinstance(score, (str, bytes)) or not isinstance(score, SupportsFloat):
-        raise refusal
-    try:
-        number = float(score)
-    except OverflowError:
-        number = math.inf
-    except (TypeError, ValueError, RuntimeError) as error:  # an array, a signaling NaN, a tensor
-        raise refusal from error
+    number: float | None = None
+    if isinstance(score, SupportsFloat) and not isinstance(score, (str, bytes)):
+        try:
+            number = float(score)
+        except OverflowError:
+            number = math.inf
+        except (TypeError, ValueError, RuntimeError):  # an array, a signaling NaN, a tensor
+            pass  # and not chained below: its message may quote text in an array
+    if number is None:
+        raise InvalidFeedback(
+            f"score is {described(score)}; pass a number or a bool, and words as value= or comment="
+        )
     if not math.isfinite(number):
         raise InvalidFeedback(f"score is {number}; pass a finite number")
     return number
@@ -163,7 +166,7 @@ def check_detail(name: str, value: Any) -> None:
     """Refuse a detail of a run that has the wrong type, with ``InvalidMessage``."""
     is_right, wanted = _JSON[name]
     if not is_right(value):
-        raise InvalidMessage(f"{name} is {repr(value)[:80]}; pass {wanted}")
+        raise InvalidMessage(f"{name} is {described(value)}; pass {wanted}")
 
 
 # Rows of a home, which anybody may have edited

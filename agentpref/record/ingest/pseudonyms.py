@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from agentpref.errors import AgentprefError, CorruptHome, NotKept
-from agentpref.home import Home, replacing, sync
+from agentpref.home import Home, open_private, replacing, sync
 
 _KEY_BYTES = 32
 
@@ -90,6 +90,5 @@ def _create(path: Path, key: bytes) -> None:
 
 
 def _write(path: Path, keys: Iterable[bytes]) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+    with open(path, "w", encoding="ascii", opener=open_private) as file:
         file.writelines(f"{key.hex()}\n" for key in keys)

@@ -64,19 +64,30 @@ def redacted(value: Any, redact: Redact) -> Any:
 
 
 def _redacted_text(text: str, redact: Redact) -> str:
+    failed = None
     try:
         safe = redact(text)
     except Exception as error:  # the app's code: whatever it raises, the text is not stored
+        failed = f"{type(error).__name__} ({_place(error)})"
+    if failed is not None:  # not chained: the message of the app's error may quote the text
         raise RedactionFailed(
-            f"redact raised {type(error).__name__} on a text of {len(text):,} characters, which is "
-            "not kept; let the callable take any text"
-        ) from error
+            f"redact raised {failed} on a text of {len(text):,} characters, which is not kept; let "
+            "the callable take any text"
+        )
     if not isinstance(safe, str):
         raise RedactionFailed(
             f"redact returned {type(safe).__name__} for a text of {len(text):,} characters, which "
             "is not kept; let the callable return a str"
         )
     return text if safe == text else safe
+
+
+def _place(error: Exception) -> str:
+    """Where an error was raised: the file and the line."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else "nowhere"
 
 
 def _same(items: list[Any], originals: Any) -> bool:

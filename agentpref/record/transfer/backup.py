@@ -15,7 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agentpref.errors import ConfigError
-from agentpref.home import Home, StrPath, copy_file, sync, writing
+from agentpref.home import (
+    READABLE_FILE,
+    READABLE_FOLDER,
+    Home,
+    StrPath,
+    copy_file,
+    enclosing_home,
+    make_private_folder,
+    open_private,
+    sync,
+    writing,
+)
 from agentpref.record.database import connect, translated
 from agentpref.record.messages import new_id
 from agentpref.record.spill import drain
@@ -66,21 +77,21 @@ def backup(
     with writing(place), ExitStack() as at_end:
         at_end.callback(shutil.rmtree, draft.path, ignore_errors=True)  # nothing once it is renamed
         draft.path.mkdir(mode=0o700, parents=True)
+        draft.path.chmod(source.path.stat().st_mode & 0o777)
         draft.adapters.mkdir()
-        draft.reports.mkdir()
+        draft.adapters.chmod(READABLE_FOLDER)
+        make_private_folder(draft.reports)
         with translated(source), closing(connect(source, readonly=True)) as connection:
             connection.execute("BEGIN")  # so the database below is copied as it is now
             query = "SELECT revision_id FROM revision WHERE pruned_at IS NULL ORDER BY seq"
             revisions = [name for (name,) in connection.execute(query)]
             copy_database(connection, draft, tell)
-        draft.database.chmod(source.database.stat().st_mode & 0o777)
         sync(draft.database)
         missing = _copy_adapters(source, draft, revisions, tell)
         for path in (source.user_keys, source.refused):
             if path.exists():
                 copy_file(path, draft.path / path.name)
         size = draft.database.stat().st_size
-        draft.path.chmod(source.path.stat().st_mode & 0o777)
         sync(draft.path)
         draft.path.rename(place)  # fails if something came there meanwhile
         sync(place.parent)
@@ -93,6 +104,7 @@ def copy_database(connection: sqlite3.Connection, copy: Home, tell: Progress) ->
     Writers go on meanwhile. The file gets its name when it is complete.
     """
     part = copy.database.with_suffix(".part")
+    os.close(open_private(part))
     with translated(copy), closing(sqlite3.connect(part)) as target:
         target.execute("PRAGMA synchronous = OFF")  # the caller syncs the file once
         connection.backup(
@@ -104,8 +116,9 @@ def copy_database(connection: sqlite3.Connection, copy: Home, tell: Progress) ->
 
 
 def _require_free(place: Path, source: Home) -> None:
-    if place.is_relative_to(source.path):
-        raise ConfigError(f"{place} is inside the home itself; choose a folder elsewhere")
+    inside = enclosing_home(place)
+    if inside is not None:
+        raise ConfigError(f"{place} is inside the home {inside}; choose a folder elsewhere")
     if place.is_dir():
         found = next(place.iterdir(), None)
         if found is not None:
@@ -129,9 +142,10 @@ def _copy_adapters(
     for done, name in enumerate(present):
         tell("adapters", done, len(present))
         (draft.adapters / name).mkdir()
+        (draft.adapters / name).chmod(READABLE_FOLDER)
         for file in (source.adapters / name).iterdir():
             if file.is_file() and not file.is_symlink():
-                copy_file(file, draft.adapters / name / file.name)
+                copy_file(file, draft.adapters / name / file.name, READABLE_FILE)
         sync(draft.adapters / name)
     tell("adapters", len(present), len(present))
     sync(draft.adapters)

@@ -110,6 +110,8 @@ def merge(
             this home is running.
         NotKept: a database cannot be written.
     """
+    if isinstance(others, (str, os.PathLike)):
+        raise ConfigError(f"others is one path, {str(others)!r}; pass a list of folders")
     place = Home.open(home)
     sources = [Home.open(other) for other in others]
     for other in sources:

@@ -59,6 +59,7 @@ def doctor(
         *_installation(),
         _torch(),
         _home(place, named=home is not None),
+        *_readers(place),
         *_waiting(place),
         *_serving(place),
         _model(model),
@@ -124,6 +125,18 @@ def _home(home: Home, *, named: bool) -> Finding:
         return Finding("home", missing, str(error))
     message = f"{home.path}: {counts['runs']} runs, {counts['feedback']} feedback"
     return Finding("home", True, message)
+
+
+def _readers(home: Home) -> Iterator[Finding]:
+    """Files with people's words that every user of this machine can use, and the cure."""
+    import shlex
+
+    from agentpref.home import open_to_others
+
+    if found := open_to_others(home):
+        cure = f"chmod o= {' '.join(shlex.quote(str(path)) for path in found)}"
+        message = f"every user of this machine can use {len(found)} of the home's files"
+        yield Finding("readers", False, f"{message}; take them from others: {cure}")
 
 
 def _waiting(home: Home) -> Iterator[Finding]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from agentpref.printable import escaped
 from agentpref_cli import options
 from agentpref_cli.terminal import GOOD, WARN, say
 
@@ -130,7 +131,7 @@ class Printer(logging.Handler):
                 import orjson
 
                 line = {"event": event, "message": message, **facts}
-                print(orjson.dumps(line, default=str).decode())
+                print(escaped(orjson.dumps(line, default=str).decode()))
             else:
                 say(message, STYLES.get(event, ""))
             sys.stdout.flush()

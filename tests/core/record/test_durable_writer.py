@@ -7,13 +7,14 @@ import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
 from agentpref.errors import NotKept, UnknownRun
 from agentpref.home import Home
 from agentpref.record import spill as module
-from agentpref.record.database import connect, transaction
+from agentpref.record.database import PAGE_BYTES, connect, transaction
 from agentpref.record.messages import RunRow, new_id, prompt_of, run_row
 from agentpref.record.spill import Drained, DurableWriter, drain
 from agentpref.record.store import Store
@@ -150,3 +151,46 @@ def test_records_go_to_the_spill_when_the_database_is_damaged(
     home.database.write_bytes(b"not a database at all" * 1000)
     assert writer.write([a_run()]) == [None]
     assert home.spill.exists()
+
+
+# What is written to disk. Ids of messages are hashes, so each one changes a page of its own.
+
+
+def runs_of(first: int, count: int) -> list[RunRow]:
+    made = []
+    for n in range(first, first + count):
+        prompt = prompt_of([{"role": "user", "content": f"question {n} ".ljust(250, "x")}])
+        output = {"role": "assistant", "content": f"answer {n} ".ljust(250, "y")}
+        made.append(run_row(Run(new_id(), "n", float(n), prompt, output)))
+    return made
+
+
+def wal_bytes(home: Home) -> int:
+    return home.path.joinpath(home.database.name + "-wal").stat().st_size
+
+
+def test_a_run_on_its_own_writes_at_most_eight_pages(
+    home: Home, writer: DurableWriter, locker: sqlite3.Connection
+) -> None:
+    writer.write(runs_of(0, 20_000))
+    locker.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    for run in runs_of(20_000, 50):
+        writer.write([run])
+    assert wal_bytes(home) < 50 * 8 * (PAGE_BYTES + 24)  # 24: a frame's header
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="Linux counts a process's writes")
+def test_a_batch_is_written_to_the_wal_and_nowhere_else(
+    home: Home, writer: DurableWriter, locker: sqlite3.Connection
+) -> None:
+    writer.write(runs_of(0, 10_000))
+    locker.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    some = runs_of(10_000, 500)
+    before = bytes_written()
+    writer.write(some)
+    assert bytes_written() - before < 1.1 * wal_bytes(home)
+
+
+def bytes_written() -> int:
+    fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(fields["wchar"])

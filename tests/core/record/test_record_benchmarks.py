@@ -44,6 +44,14 @@ def test_each_task_of_the_scale_benchmark_runs(tmp_path: Path) -> None:
         assert task(home) > 0, name
 
 
+def test_the_writes_of_a_home_are_measured(tmp_path: Path) -> None:
+    figures = record_scale.writes(tmp_path / "home", runs=2_000)
+    assert min(figures.values()) > 0
+    assert {"run_last_us", "single_us"} <= figures.keys()
+    names = {target.name for target in record_scale.targets({"run_last_kb": 33.0})}
+    assert names == {"run_last_kb"}, "writes alone have targets of their own"
+
+
 def test_the_soak_benchmark_finds_lost_runs(tmp_path: Path) -> None:
     report = record_soak.work(tmp_path / "home", threads=2, seconds=0.2)
     home = Home.open(tmp_path / "home")

@@ -95,7 +95,12 @@ def test_settings_beyond_plain_lora_are_refused(folder: Path, changes: dict, nam
 
 @pytest.mark.parametrize(
     "changes",
-    [{"bias": "none"}, {"modules_to_save": []}, {"use_dora": False}, {"megatron_core": "m"}],
+    [
+        {"bias": "none"},
+        {"modules_to_save": []},
+        {"use_dora": False},
+        {"megatron_core": "megatron.core"},
+    ],
 )
 def test_settings_that_are_off_pass(folder: Path, changes: dict) -> None:
     edit_config(folder, **changes)
@@ -302,3 +307,47 @@ def test_a_manifest_of_another_format_is_refused(revision: Revision) -> None:
     newer = replace(revision, manifest={**revision.manifest, "format": 2})
     with pytest.raises(InvalidAdapter, match="upgrade agentpref"):
         check_revision(newer)
+
+
+@pytest.mark.parametrize(
+    "mapping",
+    [
+        {"parent_library": "os", "base_model_class": "system"},
+        {"parent_library": "transformers.models.llama.modeling_llama\n", "base_model_class": "A"},
+        {"parent_library": "transformers.models.llama", "base_model_class": "A"},
+        {"parent_library": "transformers.utils.hub", "base_model_class": "A"},
+        {"parent_library": "transformers.models.llama.modeling_llama", "base_model_class": "A.b"},
+        {"parent_library": "transformers.models.llama.modeling_llama"},
+        {"parent_library": ["os"], "base_model_class": "A"},
+        {"base_model_class": "A", "parent_library": None},
+        {"own": "module"},
+        "os",
+        [],
+    ],
+)
+def test_an_adapter_that_names_a_module_to_import_is_refused(folder: Path, mapping: object) -> None:
+    edit_config(folder, auto_mapping=mapping)
+    with pytest.raises(InvalidAdapter, match=r"auto_mapping is .*must be null, or name transf"):
+        check_adapter(folder)
+
+
+@pytest.mark.parametrize("flag", [{}, {"unsloth_fixed": True}])
+def test_what_peft_names_where_there_is_no_task_passes(folder: Path, flag: dict) -> None:
+    named = {
+        "base_model_class": "LlamaForCausalLM",
+        "parent_library": "transformers.models.llama.modeling_llama",
+    }
+    edit_config(folder, auto_mapping=named | flag, task_type=None)
+    check_adapter(folder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"megatron_core": "os"}, {"base_model_name_or_path": ["x"]}, {"revision": 1},
+     {"peft_version": {}}, {"qalora_group_size": "x"}],
+    ids=str,
+)  # fmt: skip
+def test_names_that_loaders_use_have_their_type(folder: Path, changes: dict) -> None:
+    edit_config(folder, **changes)
+    with pytest.raises(InvalidAdapter, match=f"{next(iter(changes))} is"):
+        check_adapter(folder)

@@ -87,16 +87,18 @@ class TestReading:
 
 
 BAD_ROWS: dict[str, dict[str, Any]] = {
-    "'conversations' is 'hi'; write a list of turns": {"conversations": "hi"},
-    "turn 0 is 'hi'; write {'from': 'human'": {"conversations": ["hi"]},
-    "turn 0 is {'from': 'human'}; write": {"conversations": [{"from": "human"}]},
-    "turn 0 is from 'bing'; use one of 'human', 'gpt'": {"conversations": [turn("bing", "hi")]},
+    "'conversations' is a str of 2 characters; write a list of turns": {"conversations": "hi"},
+    "turn 0 is a str of 2 characters; write {'from': 'human'": {"conversations": ["hi"]},
+    "turn 0 is a dict of 1; write": {"conversations": [{"from": "human"}]},
+    "turn 0 is from a str of 4 characters; use one of 'human', 'gpt'": {
+        "conversations": [turn("bing", "hi")]
+    },
     "messages is an empty list": {"conversations": []},
-    "'chosen' is 'Blue.'; write {'from'": {"chosen": "Blue."},
+    "'chosen' is a str of 5 characters; write {'from'": {"chosen": "Blue."},
     "the output has role 'user'": {"chosen": turn("human", "hi")},
     "the value of 'chosen' is not JSON": {"chosen": turn("function_call", "look_up")},
     "the value of 'chosen' is []; write {'name'": {"chosen": turn("function_call", "[]")},
-    "the value of 'chosen' is {'name': 7}; write": {"chosen": turn("function_call", '{"name": 7}')},
+    "the value of 'chosen' is a dict of 1; write": {"chosen": turn("function_call", '{"name": 7}')},
     "the message that 'chosen' carries is not JSON (Input must be": {
         "chosen": {**turn("gpt", "Blue."), "agentpref": 7}
     },
@@ -106,16 +108,16 @@ BAD_ROWS: dict[str, dict[str, Any]] = {
     "'chosen' carries another message than it shows; remove": {
         "chosen": {**turn("gpt", "Grey."), "agentpref": json.dumps(BLUE)}
     },
-    "'chosen' is {'content': 'Blue.', 'role': ['gpt']}, which has no text": {
+    "'chosen' has no text": {
         "chosen": {**turn("gpt", "Blue."), "agentpref": json.dumps(said(["gpt"], "Blue."))}  # type: ignore[arg-type]
     },
     "'system' is 7; write text": {"system": 7},
 }
 BAD_INSTRUCTIONS: dict[str, dict[str, Any]] = {
     "'instruction' is 7; write text": {"instruction": 7},
-    "'chosen' is ['Blue.']; write text": {"chosen": ["Blue."]},
-    "'history' is 'hi'; write a list of ['question', 'answer']": {"history": "hi"},
-    "'history' is [['hi']]; write": {"history": [["hi"]]},
+    "'chosen' is a list of 1; write text": {"chosen": ["Blue."]},
+    "'history' is a str of 2 characters; write a list of ['question', 'answer']": {"history": "hi"},
+    "'history' is a list of 1; write": {"history": [["hi"]]},
 }
 
 
@@ -195,13 +197,11 @@ TOO_MUCH: dict[str, PreferenceRecord] = {
     "the chosen answer holds text and tool calls": pair_of(
         [SKY], said("assistant", "Look:", tool_calls=[call("{}")])
     ),
-    "the chosen answer is {'content': None, 'role': 'assistant'}, which has no text": pair_of(
-        [SKY], said("assistant", None)
-    ),
+    "the chosen answer has no text": pair_of([SKY], said("assistant", None)),
     "the argument text with which the chosen answer calls 'look_up' is not JSON": pair_of(
         [SKY], said("assistant", None, tool_calls=[call("{of: sky}")])
     ),
-    "the chosen answer holds the call {'id': '1'}, which names no function": pair_of(
+    "the chosen answer holds a call that names no function": pair_of(
         [SKY], said("assistant", None, tool_calls=[{"id": "1"}])
     ),
     "message 1 is from 'human', but": pair_of([SKY, SKY], BLUE),

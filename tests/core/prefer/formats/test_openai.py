@@ -56,15 +56,15 @@ BAD_ROWS: dict[str, dict[str, Any]] = {
     "lacks 'non_preferred_output'; write 'input', 'preferred_output'": {
         "non_preferred_output": None
     },
-    "'input' is 'How cold?'; write {'messages': […]}": {"input": "How cold?"},
-    "'input' is {'tools': []}; write": {"input": {"tools": []}},
-    "'preferred_output' is {'content'": {"preferred_output": GOOD},
+    "'input' is a str of 9 characters; write {'messages': […]}": {"input": "How cold?"},
+    "'input' is a dict of 1; write": {"input": {"tools": []}},
+    "'preferred_output' is a dict of 2; write": {"preferred_output": GOOD},
     "'preferred_output' and 'non_preferred_output' differ before their last message": {
         "preferred_output": [BAD, GOOD],
     },
     "messages is an empty list": {"input": {"messages": []}},
     "the output has role 'user'": {"preferred_output": ASKED},
-    "'tools' is {'x': 1}; write": {"input": {"messages": ASKED, "tools": {"x": 1}}},
+    "'tools' is a dict of 1; write": {"input": {"messages": ASKED, "tools": {"x": 1}}},
 }
 
 

@@ -223,7 +223,9 @@ class TestSystemColumns:
 
     def test_two_system_prompts_are_refused(self) -> None:
         row = {**self.ROW, "prompt": [self.BRIEF, *SKY], "system": "Be polite."}
-        with pytest.raises(ExchangeError, match=r"'system' is 'Be polite\.'.* keep one of them"):
+        with pytest.raises(
+            ExchangeError, match=r"'system' is a str of 10 characters.* keep one of them"
+        ):
             read_row(row)
 
 
@@ -311,12 +313,16 @@ BAD_ROWS = {
         "rejected": [turn("user", "And the sea?"), GREEN],
     },
     "the output has role 'user'": {"prompt": SKY, "chosen": SKY, "rejected": [BLUE]},
-    "message 0 has role 'human'": {
+    "message 0 has role a str of 5 characters": {
         "prompt": [turn("human", "hi")],
         "chosen": "a",
         "rejected": "b",
     },
-    "'label' is 'good'; write true": {"prompt": "a", "completion": "b", "label": "good"},
+    "'label' is a str of 4 characters; write true": {
+        "prompt": "a",
+        "completion": "b",
+        "label": "good",
+    },
     "no 'prompt' but a 'question'; rename it": {
         "question": "What is above?",
         "chosen": "The sky is above.",
@@ -392,7 +398,9 @@ class TestTemplateArguments:
         assert read_row(json.loads(json.dumps(write_preference(record)))) == record
 
     def test_arguments_that_are_no_object_are_refused(self) -> None:
-        with pytest.raises(ExchangeError, match=r"'chat_template_kwargs' is \[1\]; write names"):
+        with pytest.raises(
+            ExchangeError, match=r"'chat_template_kwargs' is a list of 1; write names"
+        ):
             read_row({**self.ROW, "chat_template_kwargs": [1]})
 
     @pytest.mark.parametrize("write", [openai.write, llamafactory.write])

@@ -330,11 +330,13 @@ def test_a_redactor_that_raises_is_reported_without_the_text() -> None:
     def broken(text: str) -> str:
         raise KeyError(text)
 
-    with pytest.raises(RedactionFailed, match="raised KeyError on a text of 6 char") as caught:
-        redacted({"content": "secret"}, broken)
+    with pytest.raises(
+        RedactionFailed, match=r"raised KeyError \(.*:\d+\) on a text of 6 ch"
+    ) as caught:
+        redacted({"content": "hidden"}, broken)
     assert isinstance(caught.value, RecordError)
-    assert isinstance(caught.value.__cause__, KeyError)
-    assert "secret" not in str(caught.value)
+    assert caught.value.__cause__ is caught.value.__context__ is None, "they would quote the text"
+    assert "hidden" not in str(caught.value)
 
 
 @pytest.mark.parametrize("given", [None, b"safe", 0])

@@ -1,0 +1,28 @@
+"""Text that a terminal shows as it is, whatever people wrote.
+
+A logged text may hold control characters that move the cursor or retitle the window (C0, and C1 such
+as U+009B), and format characters that reorder what is seen (bidi) or cannot be seen. Nothing that
+goes to a terminal or a pipe holds them raw.
+"""
+
+from __future__ import annotations
+
+
+def escaped(text: str, keep: str = "") -> str:
+    r"""Write each character that is not printable, but those to ``keep``, as JSON would: ``\u009b``.
+
+    JSON stays JSON that reads back as the same value, if it has no line breaks or ``keep`` has them.
+
+    >>> escaped('{"name": "\u202eana"}')
+    '{"name": "\\u202eana"}'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else _escape(c) for c in text)
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    if code < 1 << 16:
+        return f"\\u{code:04x}"
+    return f"\\u{0xD7C0 + (code >> 10):04x}\\u{0xDC00 + (code & 0x3FF):04x}"
