@@ -125,13 +125,13 @@ def examine(
             found = connection.execute(query, bound)
             problems += [Problem(table, _text(key), what) for (key,) in found]
         tell("references", len(invariants), len(invariants))
-        named = {problem[:2] for problem in problems}  # what is wrong there is said already
+        named = {(problem.table, problem.key) for problem in problems}  # said already
         for done, table in enumerate(SEALED):
             tell("seals", done, len(SEALED))
             for link in links(connection, table, rows.get(table)):
-                where = (table, _text(link.key))
-                if (fault := link.fault()) is not None and where not in named:
-                    problems.append(Problem(*where, fault))
+                key, fault = _text(link.key), link.fault()
+                if fault is not None and (table, key) not in named:
+                    problems.append(Problem(table, key, fault))
         tell("seals", len(SEALED), len(SEALED))
         if sample is None:
             problems += [Problem(table, "", _LOST_END) for table in lost_ends(connection)]

@@ -370,24 +370,19 @@ def listing(connection: sqlite3.Connection) -> None:
 def seals(connection: sqlite3.Connection) -> None:
     """What was changed by other hands.
 
-    ``seal`` hashes a row and the seal of the row before it, so that `verify` finds rows that were
-    edited, inserted or deleted; see ``agentpref.record.seals``. ``last_seal`` has the seal of each
-    table's last row. Rows from before are sealed as they are found. The step is breaking because
-    older programs would write rows without a seal. Sealing again is no change of a judgement, so
+    ``seal`` hashes a row and the seal of the row before it; ``last_seal`` has the seal of a table's
+    last row. So `verify` finds rows that were edited, inserted or deleted. The step is breaking
+    because older programs would write rows without a seal. Sealing again changes no judgement, so
     the triggers of the list of examples watch only what is sealed.
     """
     connection.execute(
         "CREATE TABLE last_seal (name TEXT PRIMARY KEY NOT NULL, seal BLOB NOT NULL) WITHOUT ROWID"
     )
-    for trigger in ("feedback_changed", "comparison_changed"):
+    for table in ("feedback", "comparison"):
         query = "SELECT sql FROM sqlite_master WHERE type = 'trigger' AND name = ?"
-        (sql,) = connection.execute(query, (trigger,)).fetchone()
-        table = trigger.removesuffix("_changed")
-        connection.execute(f"DROP TRIGGER {trigger}")
-        columns = ", ".join(SEALED[table])
-        connection.execute(
-            sql.replace(f"AFTER UPDATE ON {table}", f"AFTER UPDATE OF {columns} ON {table}")
-        )
+        (sql,) = connection.execute(query, (f"{table}_changed",)).fetchone()
+        connection.execute(f"DROP TRIGGER {table}_changed")
+        connection.execute(sql.replace("UPDATE ON", f"UPDATE OF {', '.join(SEALED[table])} ON"))
     for table in SEALED:
         connection.execute(f"ALTER TABLE {table} ADD COLUMN seal BLOB")
         seal(connection, table)

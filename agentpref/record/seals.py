@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import orjson
@@ -60,7 +61,7 @@ class Link(NamedTuple):
     def fault(self) -> str | None:
         """Say what is wrong with it, or return None."""
         if self.seal is None:
-            return "it has no seal: another program wrote it"
+            return "it has no seal: another program wrote or changed it"
         if self.seal != seal_of(self.before, self.values):
             return "it is not as it was written, or a row before it is gone"
         return None
@@ -96,16 +97,43 @@ def sealed(
     return found
 
 
-def seal(connection: sqlite3.Connection, table: str, *, after: int = _ALL) -> None:
-    """Seal anew the rows of a table whose rowid is above ``after``; by default, all rows."""
+@contextmanager
+def resealing(connection: sqlite3.Connection, tables: Iterable[str]) -> Iterator[None]:
+    """Seal tables anew after a block that removes or changes rows, in the same transaction.
+
+    Rows whose seal was broken before stay without one, so that the block hides nothing.
+    """
+    broken = {
+        table: {link.key for link in links(connection, table) if link.fault() is not None}
+        for table in tables
+    }
+    yield
+    for table, keys in broken.items():
+        seal(connection, table, but=keys)
+
+
+def seal(
+    connection: sqlite3.Connection,
+    table: str,
+    *,
+    after: int = _ALL,
+    but: Container[object] = frozenset(),
+) -> None:
+    """Seal anew the rows of a table whose rowid is above ``after``; by default, all rows.
+
+    Rows whose keys are in ``but`` get no seal, and those after them do not depend on them.
+    """
     before = last_seal(connection, table, until=after)
     columns = ", ".join(SEALED[table])
     query = f"SELECT rowid, {columns} FROM {table} WHERE rowid > ? ORDER BY rowid LIMIT {_BATCH}"
     while rows := connection.execute(query, (after,)).fetchall():
-        seals = []
+        seals: list[tuple[bytes | None, int]] = []
         for after, *values in rows:
-            before = seal_of(before, values)
-            seals.append((before, after))
+            if values[0] in but:
+                seals.append((None, after))
+            else:
+                before = seal_of(before, values)
+                seals.append((before, after))
         connection.executemany(f"UPDATE {table} SET seal = ? WHERE rowid = ?", seals)
     _keep_end(connection, table, before)
 

@@ -15,7 +15,6 @@ from typing import Any
 import orjson
 
 from agentpref.errors import (
-    CorruptHome,
     ForgottenUser,
     InvalidFeedback,
     RecordError,
@@ -23,13 +22,13 @@ from agentpref.errors import (
     UnknownRun,
     shown_id,
 )
+from agentpref.record.chains import Chains
 from agentpref.record.database import insert_or_ignore, statement, transaction
 from agentpref.record.messages import (
     COMPARISON_COLUMNS,
     EMPTY_JSON,
     FEEDBACK_COLUMNS,
     RUN_COLUMNS,
-    TOOLS,
     Linker,
     Node,
     RunRow,
@@ -39,10 +38,7 @@ from agentpref.record.messages import (
 )
 from agentpref.record.scales import Scale, fixed_scale, read_scale
 from agentpref.record.seals import sealed
-from agentpref.types import RETRACTION, Comparison, Feedback, Message, Prompt, Run
-
-_PARSED_MESSAGES = 50_000
-"""How many messages one reading keeps parsed."""
+from agentpref.types import RETRACTION, Comparison, Feedback, Run
 
 _INSERT_FEEDBACK = statement("feedback", (*FEEDBACK_COLUMNS, "seal"))
 _INSERT_COMPARISON = statement("comparison", (*COMPARISON_COLUMNS, "seal"))
@@ -151,12 +147,12 @@ class Store:
         row = self._connection.execute(f"{_SELECT_RUN} WHERE run_id = ?", (run_id,)).fetchone()
         if row is None:
             raise _unknown(run_id)
-        return _read_run(row, _Messages(self._connection))
+        return _read_run(row, Chains(self._connection))
 
     def runs(self, namespace: str) -> Iterator[Run]:
         """Read a namespace's runs, oldest first."""
         query = f"{_SELECT_RUN} WHERE namespace = ? ORDER BY created_at, run_id"
-        messages = _Messages(self._connection)
+        messages = Chains(self._connection)
         for row in self._connection.execute(query, (namespace,)):
             yield _read_run(row, messages)
 
@@ -166,7 +162,7 @@ class Store:
         ``since`` (POSIX seconds) selects prompts that were judged then or later, with all judged
         answers to them, also the older ones.
         """
-        messages = _Messages(self._connection)
+        messages = Chains(self._connection)
         columns, order = _columns("run", RUN_COLUMNS), "run.run_id"
         for row in self._judged(columns, _JUDGED, "judged.run_id", order, namespace, since):
             yield _read_run(row, messages)
@@ -218,7 +214,7 @@ class Store:
         feedback = [*self._read_feedback(found)]
         asked = {*run_ids, *(row.run_b for row in comparisons)}
         query = f"{_SELECT_RUN} WHERE run_id {some} AND +namespace = ?"  # not by its index
-        messages = _Messages(self._connection)
+        messages = Chains(self._connection)
         found = self._connection.execute(query, (as_json(sorted(asked)), namespace))
         return [_read_run(row, messages) for row in found], feedback, comparisons
 
@@ -282,7 +278,7 @@ class Store:
         return self._connection.execute(f"{query} ORDER BY {order}", values)
 
     def _read_feedback(self, rows: Iterable[tuple[Any, ...]]) -> Iterator[Feedback]:
-        messages = _Messages(self._connection)
+        messages = Chains(self._connection)
         for row in rows:
             feedback = dict(zip(FEEDBACK_COLUMNS, row, strict=True))
             if feedback["value"] is not None:
@@ -358,43 +354,6 @@ class Store:
         return row[0], row[1]
 
 
-class _Messages:
-    """Reads chains and parses each message once; made anew for each reading."""
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-        self._nodes: dict[str, tuple[str | None, dict[str, Any]]] = {}
-
-    def prompt(self, prompt_id: str) -> Prompt:
-        bodies: list[dict[str, Any]] = []
-        parent: str | None = prompt_id
-        while parent is not None:
-            parent, body = self._node(parent)
-            bodies.append(body)
-        bodies.reverse()
-        tools = bodies.pop(0)[TOOLS] if TOOLS in bodies[0] else ()
-        return Prompt(prompt_id, tuple(bodies), tuple(tools))
-
-    def message(self, message_id: str) -> Message:
-        return self._node(message_id)[1]
-
-    def _node(self, message_id: str) -> tuple[str | None, dict[str, Any]]:
-        node = self._nodes.get(message_id)
-        if node is not None:
-            return node
-        query = "SELECT parent, body FROM message WHERE id = ?"
-        row = self._connection.execute(query, (message_id,)).fetchone()
-        if row is None:
-            raise CorruptHome(
-                f"message {message_id} is referred to but missing; see `agentpref verify`, "
-                "then restore a backup"
-            )
-        if len(self._nodes) >= _PARSED_MESSAGES:
-            self._nodes.clear()
-        self._nodes[message_id] = row[0], orjson.loads(row[1])
-        return self._nodes[message_id]
-
-
 def _unknown(run_id: str) -> UnknownRun:
     return UnknownRun(
         f"no run {shown_id(run_id)} is in this home; pass an id that Log.record returned for the "
@@ -402,7 +361,7 @@ def _unknown(run_id: str) -> UnknownRun:
     )
 
 
-def _read_run(row: tuple[Any, ...], messages: _Messages) -> Run:
+def _read_run(row: tuple[Any, ...], messages: Chains) -> Run:
     run = dict(zip(RUN_COLUMNS, row, strict=True))
     run["prompt"] = messages.prompt(run["prompt"])
     run["output"] = messages.message(run["output"])

@@ -23,7 +23,7 @@ from agentpref.errors import UpdateError
 from agentpref.home import Home
 from agentpref.record.database import insert_or_ignore, transaction
 from agentpref.record.messages import as_json
-from agentpref.record.seals import SEALED, seal, sealed
+from agentpref.record.seals import SEALED, resealing, sealed
 from agentpref.types import BASE
 
 Role = Literal["new", "replay", "held_out", "left_out", "waiting"]
@@ -172,7 +172,7 @@ class Updates:
         of strata and fixed texts.
         """
         reports = self._connection.execute(_REPORTS_ON, {"sources": as_json([*sources])}).fetchall()
-        with transaction(self._connection):
+        with transaction(self._connection), resealing(self._connection, ["updates"]):
             for update_id, text in reports:
                 report = orjson.loads(text)
                 for check in report.get("checks", ()):
@@ -181,8 +181,6 @@ class Updates:
                             check[key] = "(removed: the training saw what was forgotten since)"
                 query = "UPDATE updates SET report = ? WHERE update_id = ?"
                 self._connection.execute(query, (as_json(report), update_id))
-            if reports:
-                seal(self._connection, "updates")
 
     def report(self, namespace: str, update_id: str | None = None) -> dict[str, Any]:
         """Return the report of an update or of the last one; ``UpdateError`` if there is none."""

@@ -25,7 +25,7 @@ from agentpref.errors import ConfigError, ImplausibleClock, NotKept, UpdateRunni
 from agentpref.home import Home, StrPath, replacing
 from agentpref.record.database import connect, diagnose, exclusive, locked, transaction, translated
 from agentpref.record.messages import RunRow
-from agentpref.record.seals import seal
+from agentpref.record.seals import resealing
 from agentpref.record.spill import drain, is_whole, taking_turns
 from agentpref.types import Progress
 
@@ -158,11 +158,9 @@ def chosen_judgements(connection: sqlite3.Connection) -> list[str]:
 def delete(connection: sqlite3.Connection) -> Removed:
     """Delete the chosen rows, and each message that no remaining row refers to."""
     _run_script(connection, _CANDIDATES)
-    counts = {name: connection.execute(query).rowcount for name, query in _DELETE.items()}
+    with resealing(connection, ("comparison", "feedback", "run")):
+        counts = {name: connection.execute(query).rowcount for name, query in _DELETE.items()}
     _run_script(connection, _KEPT)
-    for table, removed in zip(("comparison", "feedback", "run"), counts.values(), strict=True):
-        if removed:
-            seal(connection, table)
     messages = connection.execute(_DELETE_MESSAGES).rowcount
     (shared,) = connection.execute(_COUNT_SHARED).fetchone()
     return Removed(**counts, messages=messages, shared=shared)

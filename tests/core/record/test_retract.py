@@ -107,9 +107,9 @@ def test_a_retraction_is_merged_and_forgotten_like_other_feedback(log: Log) -> N
     [
         ({"key": ""}, "key is ''; pass the key"),
         ({"key": 7}, "key is 7"),
-        ({"against": "r"}, "against is 'r' with key 'thumbs'; pass"),
+        ({"against": "r"}, "against is a str of 1 characters, with another key; pass"),
         ({"key": "comparison", "against": 7}, "against is 7"),
-        ({"source": "me"}, "source is 'me'"),
+        ({"source": "me"}, "source is a str of 2 characters"),
     ],
 )
 def test_a_wrong_argument_is_refused(log: Log, arguments: dict[str, Any], complaint: str) -> None:

@@ -85,7 +85,7 @@ def test_deleted_feedback_is_found_in_the_middle_and_at_the_end(filled: Home) ->
 def test_feedback_that_another_program_wrote_is_found_and_not_sealed_later(filled: Home) -> None:
     forged = """INSERT INTO feedback (feedback_id, run_id, created_at, key, score, source)
         SELECT 'forged', run_id, 1.0, 'thumbs', 1.0, 'human' FROM run LIMIT 1"""
-    words = "it has no seal: another program wrote it"
+    words = "it has no seal: another program wrote or changed it"
     assert edited(filled, forged) == {("feedback", words)}
     with Log(filled.path) as log:
         run = log.record([{"role": "user", "content": "more"}], "yes")
@@ -114,6 +114,16 @@ def test_a_home_stays_sealed_when_a_user_is_forgotten(filled: Home) -> None:
         run = log.record([{"role": "user", "content": "more"}], "yes")
         log.thumbs(run, up=False)
         assert log.verify() == []
+
+
+def test_forgetting_a_user_hides_no_other_change(filled: Home) -> None:
+    with closing(connect(filled)) as connection:
+        connection.execute("UPDATE feedback SET score = 0 WHERE rowid = 1")
+    with Log(filled.path) as log:
+        before = [problem.key for problem in log.verify()]
+        log.forget("u2")
+        assert [problem.key for problem in log.verify()] == before
+        assert len(before) == 1
 
 
 def test_a_home_from_before_seals_is_sealed_when_it_is_opened(filled: Home) -> None:

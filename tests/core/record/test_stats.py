@@ -214,7 +214,9 @@ def test_a_home_from_before_the_counting_step_is_brought_up_to_date(
                 "INSERT INTO feedback (feedback_id, run_id, created_at, key, score, source)"
                 " VALUES ('f', 'r0', 1, 'thumbs', 1, 'human')"
             )
-            add_comparison(old, (1, 3))
+            old.execute(
+                "INSERT INTO comparison VALUES ('c', 1, 'r1', 'r3', 'a', 'human', NULL, NULL)"
+            )
     with closing(connect(home)) as new:
         assert_true_counts(new)
         assert judged(new) == {"r0", "r1", "r3"}

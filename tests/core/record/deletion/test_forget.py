@@ -30,6 +30,7 @@ from agentpref.record.deletion.forget import Forgotten, forget
 from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.integrity import examine
 from agentpref.record.messages import prompt_of, run_row
+from agentpref.record.seals import seal
 from agentpref.record.spill import Spill, drain
 from agentpref.record.store import Store
 from agentpref.record.updates import Role, UpdateRow, Updates
@@ -95,6 +96,8 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Home:
         connection.execute("PRAGMA secure_delete = OFF")  # as most builds of SQLite have it
         connection.execute("DELETE FROM feedback WHERE comment LIKE '%-3 %'")
         connection.execute("UPDATE run SET metadata = '{}' WHERE rowid % 3 = 0")
+        for table in ("run", "feedback"):
+            seal(connection, table)
     return home
 
 

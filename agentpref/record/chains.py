@@ -1,0 +1,52 @@
+"""Reads chains of messages from the database: prompts, answers and corrections."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any
+
+import orjson
+
+from agentpref.errors import CorruptHome
+from agentpref.record.messages import TOOLS
+from agentpref.types import Message, Prompt
+
+_PARSED_MESSAGES = 50_000
+"""How many messages one reading keeps parsed."""
+
+
+class Chains:
+    """Reads chains and parses each message once; made anew for each reading."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._nodes: dict[str, tuple[str | None, dict[str, Any]]] = {}
+
+    def prompt(self, prompt_id: str) -> Prompt:
+        bodies: list[dict[str, Any]] = []
+        parent: str | None = prompt_id
+        while parent is not None:
+            parent, body = self._node(parent)
+            bodies.append(body)
+        bodies.reverse()
+        tools = bodies.pop(0)[TOOLS] if TOOLS in bodies[0] else ()
+        return Prompt(prompt_id, tuple(bodies), tuple(tools))
+
+    def message(self, message_id: str) -> Message:
+        return self._node(message_id)[1]
+
+    def _node(self, message_id: str) -> tuple[str | None, dict[str, Any]]:
+        node = self._nodes.get(message_id)
+        if node is not None:
+            return node
+        query = "SELECT parent, body FROM message WHERE id = ?"
+        row = self._connection.execute(query, (message_id,)).fetchone()
+        if row is None:
+            raise CorruptHome(
+                f"message {message_id} is referred to but missing; see `agentpref verify`, "
+                "then restore a backup"
+            )
+        if len(self._nodes) >= _PARSED_MESSAGES:
+            self._nodes.clear()
+        self._nodes[message_id] = row[0], orjson.loads(row[1])
+        return self._nodes[message_id]
