@@ -1,20 +1,20 @@
 """Text that a terminal shows as it is, whatever people wrote.
 
-A logged text may hold control characters that move the cursor or retitle the window (C0, and C1 such
-as U+009B), and format characters that reorder what is seen (bidi) or cannot be seen. Nothing that
-goes to a terminal or a pipe holds them raw.
+A logged text may hold control characters that move the cursor or retitle the window (C0, and C1
+such as U+009B), and format characters that reorder what is seen (bidi) or cannot be seen. Nothing
+that goes to a terminal or a pipe holds them raw.
 """
 
 from __future__ import annotations
 
 
 def escaped(text: str, keep: str = "") -> str:
-    r"""Write each character that is not printable, but those to ``keep``, as JSON would: ``\u009b``.
+    r"""Write each character that is not printable as JSON does (``\u009b``); leave ``keep`` as is.
 
-    JSON stays JSON that reads back as the same value, if it has no line breaks or ``keep`` has them.
+    JSON text on one line stays JSON, and reads back as the same value.
 
-    >>> escaped('{"name": "\u202eana"}')
-    '{"name": "\\u202eana"}'
+    >>> escaped('{"name": "\u202eana"}') == '{"name": "' + "\\" + 'u202eana"}'
+    True
     """
     if text.isprintable():
         return text
