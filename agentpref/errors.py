@@ -64,7 +64,7 @@ def described(value: object) -> str:
         return f"a str of {len(value):,} characters"  # type: ignore[arg-type]
     if kind in (bytes, list, tuple, dict, set):  # any other len() may be the app's code
         return f"a {kind.__name__} of {len(value):,}"  # type: ignore[arg-type]
-    return f"{'an' if kind.__name__[0] in 'aeiouAEIOU' else 'a'} {kind.__name__}"
+    return f"{'an' if kind.__name__[0] in 'aeiouAEIO' else 'a'} {kind.__name__}"
 
 
 def shown_id(value: object) -> str:

@@ -23,6 +23,7 @@ class Chains:
         self._nodes: dict[str, tuple[str | None, dict[str, Any]]] = {}
 
     def prompt(self, prompt_id: str) -> Prompt:
+        """The prompt whose last message has this id."""
         bodies: list[dict[str, Any]] = []
         parent: str | None = prompt_id
         while parent is not None:
@@ -33,6 +34,7 @@ class Chains:
         return Prompt(prompt_id, tuple(bodies), tuple(tools))
 
     def message(self, message_id: str) -> Message:
+        """One message, without those before it."""
         return self._node(message_id)[1]
 
     def _node(self, message_id: str) -> tuple[str | None, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import subprocess
@@ -11,7 +12,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentpref_cli.terminal import cell, moment, one_line, progress, show_checks, table
+from agentpref.printable import escaped
+from agentpref_cli.terminal import (
+    cell,
+    facts,
+    fail,
+    moment,
+    one_line,
+    print_result,
+    progress,
+    say,
+    show_checks,
+    table,
+)
 
 
 @given(st.text())
@@ -102,3 +115,30 @@ def _read(terminal: int) -> bytes:
         return os.read(terminal, 4096)
     except OSError:
         return b""
+
+
+HOSTILE = "a\u009b31mb\u202ec\u2066d\u200be\x07f\u2028g\U000e0041h\x7fi\x1b[2Jj\ufeff"
+
+
+@given(st.text() | st.just(HOSTILE))
+def test_json_holds_no_raw_control_and_reads_back_as_the_same(text: str) -> None:
+    written = escaped(json.dumps({text: [text]}, ensure_ascii=False))
+    assert written.isprintable()
+    assert json.loads(written) == {text: [text]}
+
+
+def test_what_is_printed_holds_no_raw_control(capsys: pytest.CaptureFixture[str]) -> None:
+    print_result(True, {"text": HOSTILE}, lambda: None)
+    say(HOSTILE)
+    facts({"name": HOSTILE})
+    fail(HOSTILE)
+    table(("column",), [(HOSTILE,)])
+    shown = capsys.readouterr()
+    lines = (shown.out + shown.err).split("\n")
+    assert len(lines) == 7
+    assert all(line.expandtabs().isprintable() for line in lines)
+    assert json.loads(lines[0]) == {"text": HOSTILE}
+
+
+def test_a_time_beyond_the_calendar_is_written_as_a_number() -> None:
+    assert moment(1e300) == "1e+300 s"

@@ -10,7 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 ROOT = Path(__file__).parents[3]
 SOURCES = [ROOT / "agentpref", ROOT / "adapters", ROOT / "cli"]
@@ -42,7 +44,7 @@ def own_code(folder: Path) -> Path:
 
 def retrieval_tokenizer(folder: Path) -> Path:
     """A tokenizer that loads another one, from a folder inside, by transformers' own rules."""
-    inner = {"model_type": "bert"}
+    inner = {"model_type": "vit"}  # a type that has no tokenizer of its own
     write(
         folder / "config.json", {"model_type": "rag", "question_encoder": inner, "generator": inner}
     )
@@ -50,21 +52,20 @@ def retrieval_tokenizer(folder: Path) -> Path:
     inside = folder / "question_encoder_tokenizer"
     own = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
     write(inside / "tokenizer_config.json", own)
-    write(inside / "config.json", {"model_type": "clip_text_model"})
     own_code(inside)
     return own_code(folder)
 
 
 def seeing_model(folder: Path) -> Path:
     """A model for images that builds its language model of a class that the folder names."""
-    own = {"model_type": "clip_text_model", "auto_map": {"AutoModel": "own.Own"}}
+    own = {"model_type": "kosmos_2_text_model", "auto_map": {"AutoModel": "own.Own"}}
     own["name_or_path"] = own["_name_or_path"] = str(folder)
     sees = {"model_type": "clip_vision_model", "num_hidden_layers": 1}
     write(
         folder / "config.json",
         {"model_type": "llava", "text_config": own, "vision_config": sees},
     )
-    write(folder / "model.safetensors", "x")
+    save_file({"x": np.zeros(1)}, folder / "model.safetensors")
     return own_code(folder)
 
 

@@ -225,7 +225,7 @@ def test_feedback_on_an_unknown_run_is_refused(log: Log, runs_of: RunsOf) -> Non
     ):
         with pytest.raises(UnknownRun, match="'nowhere'"):
             call()
-    with pytest.raises(InvalidFeedback, match=r"run_id is an? UUID"):
+    with pytest.raises(InvalidFeedback, match="run_id is a UUID"):
         log.feedback(UUID(run_id), key="k", score=1)  # type: ignore[arg-type]
     assert [run.run_id for run in runs_of(log)] == [run_id]
 

@@ -81,10 +81,7 @@ def test_other_files_beside_an_adapter_are_not_published(random_base, layers, tm
     ]  # fmt: skip
 
 
-HARMLESS = {
-    "auto_mapping", "base_model_name_or_path", "megatron_core", "peft_version", "qalora_group_size",
-    "revision",
-}  # fmt: skip
+HARMLESS = {"base_model_name_or_path", "peft_version", "revision"}
 
 
 def test_every_setting_of_peft_beyond_plain_lora_is_refused(random_base, tmp_path) -> None:
