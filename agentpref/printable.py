@@ -9,15 +9,9 @@ from __future__ import annotations
 
 
 def escaped(text: str, keep: str = "") -> str:
-<<<<<<< HEAD
-    r"""Write each character that is not printable as JSON would, ``\u009b``, but those to ``keep``.
-
-    JSON stays JSON that reads back as the same value, if it has no line breaks or they are kept.
-=======
     r"""Write each character that is not printable as JSON does (``\u009b``); leave ``keep`` as is.
 
     JSON text on one line stays JSON, and reads back as the same value.
->>>>>>> secrets
 
     >>> escaped('{"name": "\u202eana"}') == '{"name": "' + "\\" + 'u202eana"}'
     True
