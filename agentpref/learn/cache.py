@@ -43,7 +43,7 @@ class LogpCache:
         connection: the home's database.
         numbers: ``BaseModel.numbers``: the base model, its chat template and its precision.
         revision: the policy's revision. A candidate has none yet: it takes the update's id, and
-            :meth:`rename` replaces that by the revision once it is promoted.
+            :meth:`rename` replaces that by the revision once it is published.
     """
 
     def __init__(self, connection: sqlite3.Connection, numbers: str, revision: str) -> None:
@@ -74,6 +74,12 @@ class LogpCache:
                 "INSERT OR IGNORE INTO logp (policy, row, logp, tokens) VALUES (?, ?, ?, ?)",
                 columns,
             )
+
+    def over(self, connection: sqlite3.Connection) -> LogpCache:
+        """The same scores over another connection, to change them in its transaction."""
+        cache = LogpCache(connection, self._base, "")
+        cache._policy = self._policy
+        return cache
 
     def rename(self, revision: str) -> None:
         """Move all scores to a revision that has the same weights."""
