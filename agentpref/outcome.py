@@ -26,7 +26,6 @@ from agentpref.types import UpdateReport
 if TYPE_CHECKING:
     import sqlite3
 
-    from agentpref.learn.cache import LogpCache
     from agentpref.learn.learner import Learner
 
 CANDIDATE = ".candidate-"
@@ -45,17 +44,18 @@ class Outcome:
         registry: Registry,
         connection: sqlite3.Connection,
         learner: Learner,
-        scores: LogpCache,
         serving: ServingState,
     ) -> UpdateReport:
         """Keep the outcome, publish its candidate unless it was refused, and promote what passed.
 
         Somebody who changed what serves since the update began is not overruled: the report then
-        says so and names the command. ``scores`` are the candidate's; ``serving`` is what served
-        when the update began.
+        says so and names the command. ``serving`` is what served when the update began.
         """
+        from agentpref.learn.cache import LogpCache
+
+        policy = (learner.base.numbers, self.report.update_id)
         if self.report.verdict not in ("promoted", "insufficient"):
-            scores.forget()
+            LogpCache(connection, *policy).forget()
             self._keep(connection, self.report)
             return self.report
         with ExitStack() as at_end:
@@ -64,7 +64,7 @@ class Outcome:
             learner.save(folder)
             publication = at_end.enter_context(self._publishing(registry, learner, folder))
             name = publication.revision.revision_id
-            scores.over(publication.connection).rename(name)
+            LogpCache(publication.connection, *policy).rename(name)
             report = replace(self.report, revision=name)
             if report.verdict == "promoted":
                 report = _served(report, publication, serving)

@@ -210,9 +210,8 @@ class _Update:
         report = replace(report, seconds=self.budget.spent(), notes=[*report.notes, *notes])
 
         # 4. Record what it used, publish it, and serve it: all of it or nothing.
-        scores = self._cache(base, self.update_id)
         outcome = Outcome(report, groups)
-        report = outcome.settle(self.registry, self.connection, learner, scores, serving)
+        report = outcome.settle(self.registry, self.connection, learner, serving)
         checkpoints.remove(self.checkpoint.path)
         return report
 

@@ -88,7 +88,7 @@ def _set_weights(model: PeftModel, live: str, name: str, tensors: Mapping[str, T
     from peft import set_peft_model_state_dict
 
     try:
-        done = set_peft_model_state_dict(model, dict(tensors), adapter_name=name)
+        done: Any = set_peft_model_state_dict(model, dict(tensors), adapter_name=name)
     except RuntimeError as error:  # of torch, for another shape
         raise InvalidAdapter(f"{live} does not fit the base: {error}; {_CURE}") from error
     unset = [

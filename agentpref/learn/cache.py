@@ -75,12 +75,6 @@ class LogpCache:
                 columns,
             )
 
-    def over(self, connection: sqlite3.Connection) -> LogpCache:
-        """The same scores over another connection, to change them in its transaction."""
-        cache = LogpCache(connection, self._base, "")
-        cache._policy = self._policy
-        return cache
-
     def rename(self, revision: str) -> None:
         """Move all scores to a revision that has the same weights."""
         with transaction(self._connection):

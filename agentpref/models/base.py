@@ -238,7 +238,7 @@ def _versions(folder: Path) -> dict[str, tuple[int, ...]]:
     A second digest would read gigabytes again, and would miss what was changed and changed back.
     """
     patterns = (*_WEIGHT_FILES, *_tokenizer_files(folder), "generation_config.json")
-    found = {}
+    found: dict[str, tuple[int, ...]] = {}
     for file in {file for pattern in patterns for file in folder.glob(pattern)}:
         now = file.stat()
         found[file.name] = (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns)

@@ -99,8 +99,8 @@ def load_model(name: str, path: Path, **options: Any) -> PreTrainedModel:
 def own_memory(model: PreTrainedModel) -> None:
     """Copy the weights of a model on a CPU into memory of the process's own, one by one.
 
-    Where a file has the precision that is asked for, transformers leaves the weights mapped: whoever
-    writes to the file would change the model, and whoever truncates it would end the process.
+    Where a file has the precision that is asked for, transformers leaves the weights mapped: a
+    write to the file would change the model, and a shorter file would end the process (SIGBUS).
     """
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.device.type == "cpu":

@@ -304,7 +304,7 @@ class Registry:
         while (name := self.previous()) is not None:
             try:
                 check_published(self.get(name))
-            except InvalidAdapter as damage:
+            except InvalidAdapter as damage:  # noqa: PERF203
                 if self.previous() == name:  # else it was pruned just now
                     self.quarantine(name, str(damage))
                     _logger.warning("%s is passed over and in quarantine now: %s", name, damage)

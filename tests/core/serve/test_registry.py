@@ -20,12 +20,12 @@ from agentpref.errors import (
     UnknownRevision,
 )
 from agentpref.home import Home
+from agentpref.models.adapter_files import read_adapter
 from agentpref.serve.backend import Revision
 from agentpref.serve.folders import (
     CONFIG_FILE,
     MANIFEST_FILE,
     WEIGHTS_FILE,
-    digest_adapter,
     encode,
 )
 from agentpref.serve.registry import Registry
@@ -78,14 +78,14 @@ def test_publish_copies_the_adapter_and_describes_it(registry: Registry, tmp_pat
     assert revision.manifest == {
         "format": 1,
         "namespace": "default",
-        "files": digest_adapter(folder),
+        "files": read_adapter(folder).digests,
         "parent": first.revision_id,
         "base": BASE_IDENTITY,
         "training": {"beta": 0.1},
         "watermark": {"runs": 7},
     }
     assert (revision.path / MANIFEST_FILE).read_bytes() == encode(revision.manifest)
-    assert digest_adapter(revision.path) == digest_adapter(folder)
+    assert read_adapter(revision.path).digests == read_adapter(folder).digests
 
 
 @pytest.mark.parametrize("umask", [0o077, 0o000])
