@@ -100,6 +100,10 @@ class Registry:
         with self._connected() as connection:
             return status.read_history(connection, self.namespace)
 
+    def service(self, revision_id: str | None) -> status.Service:
+        """When a revision was live last, and whether it serves now."""
+        return status.service_of(self.history(), revision_id)
+
     def previous(self) -> str | None:
         """What a rollback would make live: a revision's id, or ``None`` for the bare base model.
 

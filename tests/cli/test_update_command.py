@@ -280,7 +280,7 @@ def test_a_promotion_says_the_accuracy_over_all_domains() -> None:
         "hours": {"pairs": 100, "before": 0.5, "after": 0.8},
         "style": {"pairs": 300, "before": 0.4, "after": 1.0},
     }
-    assert _meaning("promoted", accuracy) == "held-out accuracy .42 -> .95; now serving"
+    assert _meaning("promoted", accuracy) == "held-out accuracy .42 -> .95"
 
 
 def test_a_report_of_an_older_version_is_shown_with_the_fields_it_has() -> None:

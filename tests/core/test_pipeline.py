@@ -18,7 +18,7 @@ import pytest
 
 import agentpref
 from agentpref.config import GateSettings, KLSettings, LossSettings, ReplaySettings, UpdateConfig
-from agentpref.errors import ConfigError, GenerationConflict, NotAHome, UpdateRunning, WrongBase
+from agentpref.errors import ConfigError, NotAHome, UpdateRunning, WrongBase
 from agentpref.home import Home
 from agentpref.learn.learner import Learner
 from agentpref.record.database import connect
@@ -396,9 +396,12 @@ def test_a_live_revision_that_changed_meanwhile_is_left_alone(trained, home, ran
         Registry(home).rollback()
         return True
 
-    with pytest.raises(GenerationConflict):
-        learn(home, random_base, checks={"meanwhile": rolls_back})
+    report = learn(home, random_base, checks={"meanwhile": rolls_back})
+    assert (report.verdict, report.served) == ("promoted", False)
+    assert f"`agentpref adapters promote {report.revision}` makes it live" in report.notes[-1]
+    assert ledger(home, lambda c: Updates(c).report("default")) == report.to_mapping()
     assert Registry(home).live() is None
+    assert trained[1].served
     with pytest.raises(Reached):
         learn(home, random_base, progress=stop_at("train"))
 

@@ -129,7 +129,7 @@ def test_a_folder_gets_its_name_after_its_files_are_synced(
     publish(registry, tmp_path)
     temporary = steps.pop(4)
     assert temporary.startswith(".publishing-")
-    copied = [CONFIG_FILE, WEIGHTS_FILE, registry.home.path.name, MANIFEST_FILE]
+    copied = [CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE, registry.home.path.name]
     assert steps == [*copied, "rename", "adapters"]
 
 
