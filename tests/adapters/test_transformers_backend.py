@@ -550,3 +550,38 @@ def test_open_router_follows_promotions_of_other_processes(
     with pytest.raises(ConfigError, match="above 0"):
         open_router(registry.home, served.base, follow=0)
     assert find_pins(registry.home.pins) == []
+
+
+def spoil(file: Path) -> None:
+    """Overwrite a file with zeros where it is, and then cut it off."""
+    size = file.stat().st_size
+    file.chmod(0o644)
+    with file.open("r+b") as stream:
+        stream.write(bytes(size))
+        stream.flush()
+        stream.truncate(1)
+
+
+def test_a_loaded_revision_answers_as_before_when_its_file_is_overwritten_and_truncated(
+    served: Served, tmp_path: Path
+) -> None:
+    home = shutil.copytree(served.home, tmp_path / "home")
+    with open_router(home, served.base, follow=None) as router:
+        router.activate(served.names[0])
+        expected = router.generate(ask(PROMPTS[0])).token_ids
+        spoil(router.registry.get(served.names[0]).path / WEIGHTS)
+        assert router.generate(ask(PROMPTS[0])).token_ids == expected
+        assert expected == served.expected[served.names[0], PROMPTS[0]]
+
+
+def test_weights_that_change_between_check_and_load_are_not_loaded(
+    served: Served, backend: TransformersBackend, tmp_path: Path
+) -> None:
+    registry = Registry(shutil.copytree(served.home, tmp_path / "home"))
+    revision, other = (registry.get(name) for name in served.names[:2])
+    backend.validate(revision)
+    (revision.path / WEIGHTS).chmod(0o644)
+    shutil.copyfile(other.path / WEIGHTS, revision.path / WEIGHTS)
+    with pytest.raises(InvalidAdapter, match="is not the file that was published"):
+        backend.load(revision)
+    assert revision.revision_id not in backend.list_loaded()

@@ -15,10 +15,11 @@ from contextlib import closing
 from dataclasses import replace
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import agentpref
 from agentpref.config import GateSettings, KLSettings, LossSettings, ReplaySettings, UpdateConfig
-from agentpref.errors import ConfigError, NotAHome, UpdateRunning, WrongBase
+from agentpref.errors import ConfigError, InvalidAdapter, NotAHome, UpdateRunning, WrongBase
 from agentpref.home import Home
 from agentpref.learn.learner import Learner
 from agentpref.record.database import connect
@@ -373,6 +374,24 @@ def test_old_pairs_that_cannot_be_encoded_do_not_stop_an_update(fresh, random_ba
     report = learn(fresh, random_base, config)
     assert report.verdict == "promoted", report.reasons
     assert report.left_out == {"too_long": 20}
+
+
+def flip_signs(tensors):
+    return {name: -tensor for name, tensor in tensors.items()}
+
+
+def not_finite(tensors):
+    return {name: tensor * float("nan") for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("edited", [flip_signs, not_finite])
+def test_a_live_revision_that_was_edited_is_refused_before_any_training(home, random_base, edited):
+    teach_about_friends(home)
+    file = Registry(home).live().path / "adapter_model.safetensors"
+    file.chmod(0o644)
+    save_file(edited(load_file(file)), file, metadata={"format": "pt"})
+    with pytest.raises(InvalidAdapter, match=r"adapter_model.*is not the file.*or roll back"):
+        learn(home, random_base, progress=stop_at("load model", "score base", "train"))
 
 
 def test_another_base_is_refused_before_any_training(home, random_base, tmp_path):
