@@ -349,9 +349,12 @@ class TestLoading:
             file.write_bytes(file.read_bytes()[:-1] + b"!")
 
         monkeypatch.setattr(Server, "load", load_and_edit)
-        with closing(connect(server)) as backend, Router(registry, backend) as router:
-            with pytest.raises(InvalidAdapter, match=WEIGHTS_FILE):
-                router.activate(revision.revision_id)
+        with (
+            closing(connect(server)) as backend,
+            Router(registry, backend) as router,
+            pytest.raises(InvalidAdapter, match=WEIGHTS_FILE),
+        ):
+            router.activate(revision.revision_id)
         assert server.loaded == {}
         reason = registry.get(revision.revision_id).quarantine_reason
         assert reason is not None
