@@ -20,7 +20,7 @@ from agentpref.home import Home
 from agentpref.record.ingest.checks import message_fault, row_fault
 from agentpref.record.messages import COMPARISON_COLUMNS, FEEDBACK_COLUMNS, RUN_COLUMNS
 from agentpref.record.spill import is_whole
-from agentpref.record.updates import MADE_BY, WEIGHTS, Role
+from agentpref.record.updates import ORPHANED, WEIGHTS, Role
 from agentpref.types import Progress
 
 _TRIES = 10
@@ -333,7 +333,7 @@ INVARIANTS = (
         " WHERE same.tainted_at IS NOT NULL"
         f" AND ({WEIGHTS.format('same.manifest')}) = ({WEIGHTS.format('revision.manifest')}))"),
     Invariant("revision", "its update is not in the ledger, so what it learned is unknown",
-        f"({MADE_BY}) NOT IN (SELECT update_id FROM updates)"),
+        ORPHANED),
     Invariant("revision", "its manifest is not JSON, or names another parent",
         "NOT json_valid(manifest) OR (json_type(manifest, '$.parent') IS NOT NULL"
         " AND json_extract(manifest, '$.parent') IS NOT parent)"),

@@ -241,12 +241,16 @@ MADE_BY = """CASE WHEN json_valid(revision.manifest)
     THEN json_extract(revision.manifest, '$.watermark.update_id') END"""
 """SQL of the update that published a revision; null if it was published by hand."""
 
+# Of nothing, SQLite says that it is not in an empty set.
+ORPHANED = f"({MADE_BY}) IS NOT NULL AND ({MADE_BY}) NOT IN (SELECT update_id FROM updates)"
+"""SQL: an update published a revision, and is not in the ledger."""
+
 _TRAINED_ON = f"""{_USED}, trained(update_id) AS (
     SELECT update_id FROM used WHERE role IN ('new', 'replay')
 ), seen(name) AS (
     SELECT candidate FROM updates JOIN trained USING (update_id) WHERE candidate IS NOT NULL
     UNION SELECT revision_id FROM revision, since WHERE ({MADE_BY}) IN trained
-        OR created_at >= at AND ({MADE_BY}) NOT IN (SELECT update_id FROM updates)
+        OR created_at >= at AND {ORPHANED}
     UNION SELECT revision.revision_id FROM seen JOIN revision AS known ON known.revision_id = name
     JOIN revision ON revision.parent = name
         OR ({WEIGHTS.format("revision.manifest")}) = ({WEIGHTS.format("known.manifest")})

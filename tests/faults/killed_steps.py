@@ -12,9 +12,9 @@ import shutil
 import signal
 import sqlite3
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -47,12 +47,13 @@ def publish(registry: Registry, adapter: Path) -> object:
     return registry.publish(adapter, parent=parent, model=IDENTITY, training={})
 
 
-@dataclass(frozen=True)
 class Trained:
     """What an update hands over at its end: a candidate that it can save, and its base."""
 
-    adapter: Path
-    base: SimpleNamespace = SimpleNamespace(identity=IDENTITY, numbers="n")  # noqa: RUF009
+    base = SimpleNamespace(identity=IDENTITY, numbers="n")
+
+    def __init__(self, adapter: Path) -> None:
+        self.adapter = adapter
 
     def save(self, folder: Path) -> None:
         shutil.copytree(self.adapter, folder, dirs_exist_ok=True)
@@ -64,7 +65,7 @@ def update(registry: Registry, adapter: Path) -> object:
     counts = {"trained": 1, "trained_thumbs": 0}
     report = UpdateReport(new_id(), "default", "tiny", 1.0, "promoted", serving.live, counts=counts)
     with closing(connect(registry.home)) as connection:
-        return Outcome(report, {}).settle(registry, connection, Trained(adapter), serving)
+        return Outcome(report, defaultdict(list)).settle(registry, connection, Trained(adapter), serving)
 
 
 def promote(registry: Registry, adapter: Path) -> object:

@@ -298,11 +298,11 @@ def manifest(weights, update_id=None):
 def publish(connection):
     """Add a revision without an update in the ledger."""
 
-    def call(name, *, at, parent=None, weights="other", update_id=None):
+    def call(name, *, at, parent=None, weights=None, update_id=None):
         connection.execute(
             "INSERT INTO revision (revision_id, namespace, seq, parent, created_at, manifest)"
             " VALUES (?, 'default', ?, ?, ?, ?)",
-            (name, at, parent, at, manifest(weights, update_id)),
+            (name, at, parent, at, manifest(weights or name, update_id)),
         )
 
     return call
