@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import shutil
 import signal
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agentpref.accounting import account, count, take_stock, uses, with_account, with_attempt
+from agentpref.accounting import account, count, take_stock, with_account, with_attempt
 from agentpref.budget import Budget, choose, has_stalled
 from agentpref.config import UpdateConfig
 from agentpref.errors import TrainingDiverged, UpdateInterrupted, WrongBase
@@ -31,14 +30,15 @@ from agentpref.learn.data import Available, UpdateRows, prepare
 from agentpref.learn.process import LOADING, Interrupts
 from agentpref.learn.resume import StartedUpdate
 from agentpref.learn.team import Team, assembled
+from agentpref.outcome import CANDIDATE, Outcome
 from agentpref.prefer.catalog import Catalog
-from agentpref.prefer.strata import Listed
 from agentpref.record.database import connect, exclusive, translated
 from agentpref.record.messages import new_id
 from agentpref.record.spill import drain
-from agentpref.record.updates import Attempt, UpdateRow, Updates
+from agentpref.record.updates import Attempt, Updates
 from agentpref.serve.backend import Revision
 from agentpref.serve.registry import Registry
+from agentpref.serve.validate import check_revision
 from agentpref.types import BASE, Progress, UpdateReport
 
 if TYPE_CHECKING:
@@ -48,10 +48,9 @@ if TYPE_CHECKING:
     from agentpref.learn.cache import LogpCache
     from agentpref.learn.learner import Learner
     from agentpref.learn.trainer import TrainingReport
+    from agentpref.models.adapter_files import AdapterFiles
     from agentpref.models.base import BaseModel
     from agentpref.prove.checks import UserCheck
-
-_CANDIDATE = ".candidate-"
 
 
 def update(
@@ -82,13 +81,16 @@ def update(
         progress: called with ``(stage, done, total)`` as work goes on.
 
     Returns:
-        The report. ``nothing_new`` means that nothing came in since the last update;
-        ``insufficient`` publishes a revision that may be canaried but does not serve.
+        The report. ``verdict`` is the gate's decision: ``nothing_new`` means that nothing came in
+        since the last update, ``insufficient`` publishes a revision that may be canaried but does
+        not serve. ``served`` says whether the candidate was made live. It was not if somebody
+        changed what serves while the update ran; ``notes`` then name the command that does it.
 
     Raises:
         NotAHome: there is no home in the folder.
         UpdateRunning: another update has locked the home.
         RevisionError: the live revision learned from text that was forgotten since.
+        InvalidAdapter: the live revision's files are not those that were published.
         ModelNotFound: the model resolves to nothing.
         WrongBase: the live revision was trained on another base.
         TrainingDiverged: the loss is no longer finite.
@@ -131,7 +133,7 @@ def _locked(home: Home, namespace: str, interrupts: Interrupts) -> Iterator[sqli
         ):
             drain(home)
             checkpoints.sweep(home.training)
-            for folder in home.path.glob(f"{_CANDIDATE}*"):
+            for folder in home.path.glob(f"{CANDIDATE}*"):
                 shutil.rmtree(folder, ignore_errors=True)
             yield connection
     except KeyboardInterrupt as error:
@@ -177,10 +179,11 @@ class _Update:
         is_new = bool(available.new) and tried is None
 
         # 2. The base model, and the update that was interrupted, if one was.
-        base, started, needed = None, None, dict[str, Any]()
+        base, started, needed, adapter = None, None, dict[str, Any](), None
         checks: Mapping[str, UserCheck] = {}
         if is_new or self.checkpoint.path.exists():
             checks = self._load_parts()  # a broken check or loss is reported before any work
+            adapter = None if live is None else check_revision(live)
             base = self._load_base(live)
             needed = resume.conditions(self.namespace, serving.live, base, self.config)
             started = self._started(base, needed, catalog)
@@ -188,8 +191,8 @@ class _Update:
         if base is None or not (is_new or started):
             return report if tried is None else with_attempt(report, tried)
 
-        # 3. Learn, prove, publish.
-        learner = self._learner(base, live)
+        # 3. Learn, and prove.
+        learner = self._learner(base, live, adapter)
         if started is None:
             rows = choose(learner, available, self.config, self.budget)
         else:
@@ -202,15 +205,14 @@ class _Update:
         if training is None:
             report = replace(report, verdict="nothing_usable")
         else:
-            report = self._prove(report, learner, rows, training, live, checks)
+            report = self._prove(report, learner, rows, training, checks)
         notes = self.budget.notes(groups, self.config)
         report = replace(report, seconds=self.budget.spent(), notes=[*report.notes, *notes])
 
-        # 4. Record what it used, and serve it.
-        self._record(report, groups)
+        # 4. Record what it used, publish it, and serve it: all of it or nothing.
+        outcome = Outcome(report, groups)
+        report = outcome.settle(self.registry, self.connection, learner, serving)
         checkpoints.remove(self.checkpoint.path)
-        if report.verdict == "promoted" and report.revision is not None:
-            self.registry.promote(report.revision, expected_generation=serving.generation)
         return report
 
     def _load_parts(self) -> Mapping[str, UserCheck]:
@@ -288,7 +290,9 @@ class _Update:
             notes=list(self.checkpoint.troubles),
         )
 
-    def _learner(self, base: BaseModel, live: Revision | None) -> Learner:
+    def _learner(
+        self, base: BaseModel, live: Revision | None, adapter: AdapterFiles | None
+    ) -> Learner:
         from agentpref.learn.learner import Learner
 
         caches: dict[Policy, LogpCache] = {
@@ -296,9 +300,8 @@ class _Update:
             "live": self._cache(base, live.revision_id if live is not None else BASE),
             "candidate": self._cache(base, self.update_id),
         }
-        folder = live.path if live is not None else None
         return Learner(
-            base, folder, self.config, caches=caches, progress=self.progress, team=self.team
+            base, adapter, self.config, caches=caches, progress=self.progress, team=self.team
         )
 
     def _cache(self, base: BaseModel, policy: str) -> LogpCache:
@@ -331,10 +334,9 @@ class _Update:
         learner: Learner,
         rows: UpdateRows,
         training: TrainingReport,
-        live: Revision | None,
         checks: Mapping[str, UserCheck],
     ) -> UpdateReport:
-        """Evaluate the candidate, decide on it, and publish it unless it is refused."""
+        """Evaluate the candidate, and decide on it."""
         from agentpref.prove import evaluate, gate
 
         config = self.config
@@ -345,7 +347,7 @@ class _Update:
             learner, new, old, kl=kl, trained=rows.new, checks=checks, config=config
         )
         result = gate.judge(evidence, config.gate, seed=config.seed)
-        report = replace(
+        return replace(
             report,
             verdict=result.verdict,
             counts=report.counts | {"evaluated_thumbs": new.counted_thumbs()},
@@ -353,46 +355,4 @@ class _Update:
             training=asdict(training),
             checks=result.to_mapping()["checks"],
             notes=[*report.notes, *new.notes(), *evidence.notes],
-            seconds=self.budget.spent(),
-        )
-        scores = self._cache(learner.base, self.update_id)
-        if result.verdict == "refused":
-            scores.forget()
-        else:
-            report = replace(report, revision=self._publish(learner, live, report))
-            scores.rename(str(report.revision))
-        return report
-
-    def _publish(self, learner: Learner, live: Revision | None, report: UpdateReport) -> str:
-        with tempfile.TemporaryDirectory(dir=self.home.path, prefix=_CANDIDATE) as folder:
-            learner.save(Path(folder))
-            revision = self.registry.publish(
-                folder,
-                parent=live.revision_id if live is not None else None,
-                model=learner.base.identity,
-                training={"config": report.config, **report.training},
-                watermark={
-                    "update_id": self.update_id,
-                    "pairs": report.counts["trained"],
-                    "thumbs": report.counts["trained_thumbs"],
-                },
-            )
-        return revision.revision_id
-
-    def _record(self, report: UpdateReport, groups: Mapping[str, Sequence[Listed]]) -> None:
-        """Store the report, and what each example was used for and made of."""
-        pairs, sources = uses(groups)
-        self.updates.add(
-            UpdateRow(
-                update_id=report.update_id,
-                namespace=report.namespace,
-                created_at=report.created_at,
-                finished_at=time.time(),
-                parent=report.parent,
-                candidate=report.revision,
-                verdict=report.verdict,
-                report=report.to_mapping(),
-                pairs=pairs,
-                sources=sources,
-            )
         )

@@ -192,6 +192,10 @@ class Example:
 class UpdateReport:
     """What an update did and why. Accuracies are held-out, per tag, before and after.
 
+    ``verdict`` is the gate's decision, and ``served`` whether the update made its ``revision``
+    live. A promoted one was not if somebody changed what serves in between; ``notes`` say so. What
+    serves today is for the registry to say.
+
     ``counts`` are numbers of pairs and, under the same names with ``_thumbs``, of lone thumbs.
     ``new``, ``old`` and their ``_held_out`` are all there are. Each of these is ``trained``,
     ``replayed``, ``new_evaluated``, ``old_evaluated``, ``not_drawn`` this time, ``waiting`` for the
@@ -212,6 +216,7 @@ class UpdateReport:
     verdict: Verdict
     parent: str | None
     revision: str | None = None
+    served: bool = False
     seconds: float = 0.0
     counts: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)

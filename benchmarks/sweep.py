@@ -39,6 +39,7 @@ from agentpref.home import Home
 from agentpref.learn.cache import LogpCache
 from agentpref.learn.data import Available, prepare
 from agentpref.learn.learner import Learner
+from agentpref.models.adapter_files import read_adapter
 from agentpref.models.base import BUNDLED, load_base
 from agentpref.prefer.examples import is_held_out
 from agentpref.prove.evaluate import KL_ROWS, kl_from_base, policy_scores
@@ -208,7 +209,8 @@ class Stream:
     def _learner(self, live: Path | None) -> Learner:
         base = load_base(self._model, precision=self._config.precision)
         known = LogpCache(self._connection, base.numbers, BASE)
-        return Learner(base, live, self._config, caches={"base": known}, progress=_silent)
+        files = None if live is None else read_adapter(live)
+        return Learner(base, files, self._config, caches={"base": known}, progress=_silent)
 
     def _probes(self) -> list[Example]:
         """Held-out pairs of all updates, as many as an evaluation uses for KL."""

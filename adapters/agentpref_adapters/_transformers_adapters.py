@@ -2,7 +2,7 @@
 
 A hook on each linear layer adds ``B A x · scale`` to the rows whose revision adapts that layer. So
 rows of several revisions share a batch, the model itself never changes, and loading a revision is
-reading its file.
+reading its file into memory of the process's own.
 """
 
 from __future__ import annotations
@@ -12,13 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import orjson
-
 from agentpref.errors import GenerationFailed
-from agentpref.serve.folders import CONFIG_FILE, WEIGHTS_FILE
+from agentpref.models.adapter_files import AdapterFiles
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -82,17 +79,14 @@ class Layers:
         """(out, in) of each layer that an adapter may adapt, by module name."""
         return {name: _shape(module) for name, module in self._modules.items()}
 
-    def read(self, name: str, folder: Path) -> Adapter:
-        """Read an adapter from its folder, onto the devices of the layers; on any thread.
+    def read(self, name: str, files: AdapterFiles) -> Adapter:
+        """Make an adapter of the bytes of its files, on the devices of the layers; on any thread.
 
         Raises ``KeyError`` or ``ValueError`` if it does not fit this model.
         """
-        from safetensors.torch import load_file
-
-        config = orjson.loads((folder / CONFIG_FILE).read_bytes())
+        config, tensors = files.settings(), files.tensors()
         rank = config["r"]
         scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
-        tensors = load_file(folder / WEIGHTS_FILE)
         adapted = {key.removeprefix(_PREFIX).rpartition(".lora_")[0] for key in tensors}
         weights = {module: self._weights(module, tensors, scale) for module in sorted(adapted)}
         return Adapter(name, weights)

@@ -96,7 +96,11 @@ class Member:
         return known
 
     def load(self, revision: Revision) -> None:
-        """Load a revision, unless it is ready; ``RevisionError`` if its files were edited."""
+        """Load a revision, unless it is ready; ``RevisionError`` if its files were edited.
+
+        The server reads the files by itself, so they are checked again once it has: a revision
+        whose files changed meanwhile is unloaded.
+        """
         self.base()
         name, path = revision.revision_id, str(revision.path)
         with self._loading:  # one thread loads and probes; others wait for it
@@ -105,6 +109,11 @@ class Member:
                 if self.adapters_at is not None:
                     path = str(PurePosixPath(self.adapters_at) / name)
                 self.server.load(name, path)
+                try:
+                    check_published(revision)
+                except RevisionError:
+                    self.server.unload(name)
+                    raise
 
     def probe(self, revision: Revision) -> Piece:
         """Probe a revision, which is loaded if it is not; it is ready to serve from then on."""

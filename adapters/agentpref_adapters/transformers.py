@@ -40,7 +40,7 @@ from agentpref.serve.backend import (
     place_in_process,
 )
 from agentpref.serve.router import Router
-from agentpref.serve.validate import check_revision
+from agentpref.serve.validate import check_published, check_revision
 from agentpref.types import BASE
 from agentpref_adapters._transformers_adapters import Adapter, Layers
 from agentpref_adapters._transformers_engine import ActiveRequest, Engine, NotFinite
@@ -128,18 +128,22 @@ class TransformersBackend:
     def load(self, revision: Revision) -> None:
         """Load a revision beside the others, while requests continue.
 
+        Its files are read once: what is loaded is what was checked.
+
         Raises:
+            InvalidAdapter: its files are not those that were published.
             SwapFailed: it could not be read or does not fit; it is then not loaded.
         """
-        name, folder = revision.revision_id, revision.path
+        name = revision.revision_id
         self._thread.require_open()
         if name not in self._adapters:
+            files = check_published(revision)
             try:
-                self._adapters[name] = self._layers.read(name, folder)
-            except Exception as error:  # of torch, safetensors or the disk
+                self._adapters[name] = self._layers.read(name, files)
+            except Exception as error:  # of torch or safetensors
                 raise SwapFailed(
-                    f"{name} could not be loaded from {folder} ({type(error).__name__}: {error}); "
-                    f"train it on this model, or publish it again"
+                    f"{name} could not be loaded from {revision.path} ({type(error).__name__}: "
+                    f"{error}); train it on this model, or publish it again"
                 ) from error
 
     def probe(self, revision_id: str) -> Reply:

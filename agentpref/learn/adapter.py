@@ -6,56 +6,97 @@ Adapters are never merged into the base. All use of peft's names and files is in
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from agentpref.config import LoraSettings
 from agentpref.errors import InvalidAdapter, UnsupportedModel
+from agentpref.models.adapter_files import AdapterFiles
 from agentpref.models.base import BaseModel, language_model
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import LoraConfig, PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 Policy = Literal["base", "live", "candidate"]
 
 _PREFIX = "base_model.model."
+_CURE = "roll back to a revision that fits, or use a new namespace"
 # Linear layers that choose experts or weigh a shared one.
 _ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
 
 
-def attach(base: BaseModel, live: Path | None, settings: LoraSettings, *, seed: int) -> PeftModel:
+def attach(
+    base: BaseModel, live: AdapterFiles | None, settings: LoraSettings, *, seed: int
+) -> PeftModel:
     """Wrap a base model with a trainable candidate and, if there is one, the frozen live adapter.
 
-    This changes the base's module tree in place: load another base for each call.
+    This changes the base's module tree in place: load another base for each call. ``live`` are the
+    bytes of an adapter that was checked; its folder is not read again.
 
     Raises:
         UnsupportedModel: the model has no layers that plain LoRA adapts.
         InvalidAdapter: the live adapter adapts layers that the base does not have.
     """
     import torch
-    from peft import LoraConfig, PeftModel, get_peft_model
+    from peft import LoraConfig, get_peft_model
 
-    if live is not None:
-        _require_layers(base.model, live)
-        model = PeftModel.from_pretrained(base.model, live, "candidate", is_trainable=True)
-        model.load_adapter(str(live), "live", is_trainable=False)
-        return model
-    config = LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        target_modules=adaptable_layers(base.model),
-        task_type="CAUSAL_LM",
-    )
+    tensors: dict[str, Tensor] = {}
+    if live is None:
+        config = LoraConfig(
+            r=settings.rank,
+            lora_alpha=settings.alpha,
+            target_modules=adaptable_layers(base.model),
+            task_type="CAUSAL_LM",
+        )
+    else:
+        tensors = live.tensors()
+        _require_layers(base.model, live.folder.name, tensors)
+        config = _config_of(live)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            return get_peft_model(base.model, config, "candidate")
+            model: PeftModel = get_peft_model(base.model, config, "candidate")
         except ValueError as error:  # of layers that peft adapts in no model of this type
             raise UnsupportedModel(f"{base.name!r} cannot be adapted: {error}") from error
+        if live is not None:
+            model.add_adapter("live", _config_of(live))
+    if live is not None:
+        for name in ("candidate", "live"):
+            _set_weights(model, live.folder.name, name, tensors)
+        model.eval()
+    _activate(_lora_layers(model), "candidate")
+    return model
+
+
+def _config_of(live: AdapterFiles) -> LoraConfig:
+    """The settings of a checked adapter: every other one is off."""
+    from peft import LoraConfig
+
+    known = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "fan_in_fan_out")
+    settings = live.settings()
+    found = {name: settings[name] for name in known if name in settings}
+    return LoraConfig(task_type="CAUSAL_LM", **found)
+
+
+def _set_weights(model: PeftModel, live: str, name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Set each weight of an adapter of the model, and require that none is left out."""
+    from peft import set_peft_model_state_dict
+
+    try:
+        done: Any = set_peft_model_state_dict(model, dict(tensors), adapter_name=name)
+    except RuntimeError as error:  # of torch, for another shape
+        raise InvalidAdapter(f"{live} does not fit the base: {error}; {_CURE}") from error
+    unset = [
+        key for key in done.missing_keys if ".lora_" in key and key.endswith(f".{name}.weight")
+    ]
+    if unset or done.unexpected_keys:
+        wrong = min([*unset, *done.unexpected_keys])
+        raise InvalidAdapter(f"{live} does not fit the base: {wrong} has no counterpart; {_CURE}")
 
 
 def adaptable_layers(model: PreTrainedModel) -> list[str]:
@@ -93,18 +134,14 @@ def adaptable_layers(model: PreTrainedModel) -> list[str]:
     return sorted(plain.target_modules)
 
 
-def _require_layers(model: PreTrainedModel, live: Path) -> None:
+def _require_layers(model: PreTrainedModel, live: str, tensors: Iterable[str]) -> None:
     """Require that the model has the layers that an adapter adapts: peft would only warn."""
-    from safetensors import safe_open
-
-    with safe_open(live / "adapter_model.safetensors", "pt") as file:
-        adapted = {name.removeprefix(_PREFIX).rpartition(".lora_")[0] for name in file.keys()}  # noqa: SIM118
+    adapted = {name.removeprefix(_PREFIX).rpartition(".lora_")[0] for name in tensors}
     stray = adapted.difference(name for name, _ in model.named_modules())
     if stray:
         raise InvalidAdapter(
-            f"{live.name} adapts {min(stray)} and {len(stray) - 1} other layers that a "
-            f"{type(model).__name__} does not have; roll back to a revision that fits, or use a "
-            f"new namespace"
+            f"{live} adapts {min(stray)} and {len(stray) - 1} other layers that a "
+            f"{type(model).__name__} does not have; {_CURE}"
         )
 
 
@@ -115,14 +152,18 @@ def policy(model: PeftModel, name: Policy) -> Iterator[PeftModel]:
     Every other step of training switches there and back, so this switches layer by layer: peft's
     own methods for a whole model walk through all of its modules several times.
     """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    layers = _lora_layers(model)
     _activate(layers, name if name in model.peft_config else "base")
     try:
         yield model
     finally:
         _activate(layers, "candidate")
+
+
+def _lora_layers(model: PeftModel) -> list[BaseTunerLayer]:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
 
 def _activate(layers: Sequence[BaseTunerLayer], name: Policy) -> None:

@@ -43,7 +43,7 @@ class LogpCache:
         connection: the home's database.
         numbers: ``BaseModel.numbers``: the base model, its chat template and its precision.
         revision: the policy's revision. A candidate has none yet: it takes the update's id, and
-            :meth:`rename` replaces that by the revision once it is promoted.
+            :meth:`rename` replaces that by the revision once it is published.
     """
 
     def __init__(self, connection: sqlite3.Connection, numbers: str, revision: str) -> None:

@@ -18,6 +18,7 @@ from agentpref.learn.objective import TrainingRow
 from agentpref.learn.process import Interrupts
 from agentpref.learn.team import Team
 from agentpref.learn.trainer import Limits
+from agentpref.models.adapter_files import read_adapter
 from agentpref.models.base import load_base
 
 
@@ -65,7 +66,12 @@ def _attach(order: Mapping[str, Any], team: Team) -> Learner | None:
                 f"{order['model']!r} is a different model here than in the first process; give all "
                 "machines the same files"
             )
-        live = None if order["live"] is None else Path(order["live"])
+        live = None if order["live"] is None else read_adapter(Path(order["live"]))
+        if live is not None and live.digests != order["digests"]:
+            raise UpdateError(
+                f"{live.folder} has other files here than in the first process; give all machines "
+                "the same files"
+            )
         learner = Learner(base, live, config, caches={}, progress=lambda *_: None, team=team)
     except AgentprefError as error:
         failure = str(error)

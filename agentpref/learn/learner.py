@@ -26,6 +26,7 @@ from agentpref.learn.logps import Choice, Logps, Route
 from agentpref.learn.objective import ForwardPlan, Losses, TrainingRow
 from agentpref.learn.team import Team
 from agentpref.learn.trainer import Limits, Observer, TrainingReport
+from agentpref.models.adapter_files import AdapterFiles
 from agentpref.models.base import BaseModel
 from agentpref.models.decoding import Decoding
 from agentpref.models.reasons import Objection
@@ -48,7 +49,7 @@ class Learner:
 
     Args:
         base: a base model of the learner's own; adapters are put into it.
-        live: folder of the adapter to start from; ``None`` starts from the base.
+        live: the checked bytes of the adapter to start from; ``None`` starts from the base.
         config: the settings of the update.
         caches: where the scores of frozen policies are kept, by policy; none unless given.
         progress: called with ``(stage, done, total)`` as work goes on.
@@ -62,7 +63,7 @@ class Learner:
     def __init__(
         self,
         base: BaseModel,
-        live: Path | None,
+        live: AdapterFiles | None,
         config: UpdateConfig,
         *,
         caches: Mapping[adapter.Policy, LogpCache] | None = None,
@@ -70,7 +71,6 @@ class Learner:
         team: Team | None = None,
     ) -> None:
         from agentpref.learn.kernels.fuse import fuse
-        from agentpref.learn.memory import unmap
 
         self.base = base
         self.decoding = Decoding.of(base)
@@ -79,7 +79,7 @@ class Learner:
         self.shortened: Counter[str] = Counter()
         self.retokenized: Counter[str] = Counter()
         self.reached: set[str] = set()
-        self._live = None if live is None else live.name
+        self._live = None if live is None else live.folder.name
         self._caches = caches or {}
         self._progress: Progress = progress or (lambda stage, done, total: None)
         self._team = team or Team()
@@ -88,7 +88,6 @@ class Learner:
         with self._team.order(lambda: self._attach_order(live)):
             self._model = adapter.attach(base, live, config.lora, seed=config.seed)
             fuse(self._model)
-            unmap(self._model)
             failures = self._team.gather(b"") if self._team.main else []
         for rank, failure in enumerate(failures):
             if failure:
@@ -333,13 +332,14 @@ class Learner:
             room = memory.agreed(model, room, self._team)
         return ForwardPlan(choice, self.pad, room, self.base.precision)
 
-    def _attach_order(self, live: Path | None) -> dict[str, object]:
+    def _attach_order(self, live: AdapterFiles | None) -> dict[str, object]:
         return {
             "do": "attach",
             "model": self.base.name,
             "numbers": self.base.numbers,
             "precision": self.base.precision,
-            "live": None if live is None else str(live.absolute()),
+            "live": None if live is None else str(live.folder.absolute()),
+            "digests": None if live is None else live.digests,
             "config": self.config.to_mapping(),
         }
 

@@ -59,18 +59,6 @@ def tokens_per_pass(model: Any) -> int:
     return 2048 if model.dtype.itemsize < 4 else 1024
 
 
-def unmap(model: nn.Module) -> None:
-    """Copy the weights of a model on a CPU out of the mapped file.
-
-    Otherwise a write to the file would change or kill a run in progress. Weights that share memory
-    were already copied when they were stacked.
-    """
-    for parameter in model.parameters():
-        shares = parameter.untyped_storage().nbytes() > parameter.nbytes
-        if parameter.device.type == "cpu" and not shares:
-            parameter.data = parameter.data.clone()
-
-
 def kept_bytes(states: Callable[[], Tensor]) -> int:
     """Bytes of the tensors that a forward pass keeps for its gradient, without the parameters."""
     kept: dict[int, int] = {}

@@ -112,7 +112,8 @@ def load_base(
 ) -> BaseModel:
     """Load a base model by the bundled name ``"tiny"``, a folder, or a model hub's name.
 
-    Weights are read from safetensors only, and remote code is never run. Without ``precision``, the
+    Weights are read from safetensors only, and remote code is never run. They are in memory of the
+    process's own, so that later changes of the files have no effect. Without ``precision``, the
     base is held in float32 on a CPU and in bfloat16 on a GPU. ``chat_template_kwargs`` are given to
     the chat template at every rendering; they are part of what identifies the base.
 
@@ -123,7 +124,7 @@ def load_base(
         UnsupportedModel: the model has no chat template or no safetensors, is not a causal language
             model with attention, needs code of its own, is quantized, has an adapter beside it, has
             damaged files, weights that are not its configuration's or tokens without embeddings,
-            or is asked for in 4 bits without a GPU.
+            is asked for in 4 bits without a GPU, or its files changed while they were loaded.
     """
     try:
         import torch
@@ -134,15 +135,22 @@ def load_base(
         ) from error
     path = find_base(name)
     gpu = torch.cuda.is_available()
+    chosen = choose_precision(precision or ("bfloat16" if gpu else "float32"), gpu=gpu)
+    before = _versions(path)
     tokenizer = load_tokenizer(name, path)
     ChatTemplate(tokenizer).require_arguments(chat_template_kwargs or {})
-    chosen = choose_precision(precision or ("bfloat16" if gpu else "float32"), gpu=gpu)
     model: Any = loading.load_model(name, path, **precision_options(chosen))
     loading.check_tokens(name, model, tokenizer)
     if chosen != "4bit":  # 4-bit weights are on the GPU already, and cannot be moved
         model.to("cuda" if gpu else "cpu")
+    loading.own_memory(model)
     model.eval().requires_grad_(False)
     digests = base_digests(path, chat_template_kwargs)
+    if _versions(path) != before:
+        raise UnsupportedModel(
+            f"the files of {name!r} in {path} changed while they were loaded, so its digest may "
+            f"not be of what was loaded; wait until they are copied, then load it again"
+        )
     return BaseModel(name, path, model, tokenizer, *digests, chosen, chat_template_kwargs or {})
 
 
@@ -222,6 +230,19 @@ def base_digests(
         arguments = orjson.dumps(chat_template_kwargs, option=orjson.OPT_SORT_KEYS)
         template = hashlib.sha256(template.encode() + b"\0" + arguments).hexdigest()
     return digest_files(folder, _WEIGHT_FILES), template
+
+
+def _versions(folder: Path) -> dict[str, tuple[int, ...]]:
+    """What changes when somebody writes or replaces a file of a base: each one's inode and times.
+
+    A second digest would read gigabytes again, and would miss what was changed and changed back.
+    """
+    patterns = (*_WEIGHT_FILES, *_tokenizer_files(folder), "generation_config.json")
+    found: dict[str, tuple[int, ...]] = {}
+    for file in {file for pattern in patterns for file in folder.glob(pattern)}:
+        now = file.stat()
+        found[file.name] = (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns)
+    return found
 
 
 def _tokenizer_files(folder: Path) -> list[str]:

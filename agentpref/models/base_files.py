@@ -12,11 +12,12 @@ check what another does not read.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import orjson
 
@@ -190,18 +191,21 @@ class Header(NamedTuple):
 
 
 def read_header(file: Path) -> Header:
-    """Read the header of a safetensors file.
+    """Read the header of a safetensors file; raises like :func:`header_of`, or ``OSError``."""
+    with file.open("rb") as stream:
+        return header_of(stream, os.fstat(stream.fileno()).st_size)
+
+
+def header_of(stream: BinaryIO, size: int) -> Header:
+    """Read the header of a safetensors file of ``size`` bytes.
 
     Raises:
         ValueError: the file does not begin with such a header.
-        OSError: the file cannot be read.
     """
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or length > min(_MAX_HEADER, size - 8):
-            raise ValueError("not a safetensors file")
-        data = stream.read(length)
+    length = int.from_bytes(stream.read(8), "little")
+    if size < 8 or length > min(_MAX_HEADER, size - 8):
+        raise ValueError("not a safetensors file")
+    data = stream.read(length)
     if not data.startswith(b"{"):
         raise ValueError("not a safetensors file")
     tensors = parse_object(data)

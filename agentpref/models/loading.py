@@ -96,6 +96,17 @@ def load_model(name: str, path: Path, **options: Any) -> PreTrainedModel:
     return model  # type: ignore[no-any-return]
 
 
+def own_memory(model: PreTrainedModel) -> None:
+    """Copy the weights of a model on a CPU into memory of the process's own, one by one.
+
+    Where a file has the precision that is asked for, transformers leaves the weights mapped: a
+    write to the file would change the model, and a shorter file would end the process (SIGBUS).
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone()
+
+
 def _refuse_foreign_kernels(name: str, config: Any) -> None:
     """Refuse attention from elsewhere, which transformers would fetch and run."""
     for part in (config, config.get_text_config()):

@@ -4,7 +4,8 @@ It answers three questions:
 
 - Which pairs has a revision learned? Those that were new to it or to an ancestor.
 - Which revisions have learned from given feedback? Those that trained on a pair made of it, and
-  their descendants. They are tainted for good, because weights cannot unlearn.
+  their descendants, and those that have the weights of one of these under another number. They are
+  tainted for good, because weights cannot unlearn.
 - Which revision can serve instead? The nearest clean ancestor, at worst the base model: an update
   that starts there learns again everything that is still on record.
 """
@@ -159,8 +160,12 @@ class Updates:
     def revisions_trained_on(self, sources: Iterable[str]) -> list[str]:
         """Name the revisions that trained on any of these, or descend from one, oldest first.
 
+        A revision with the weights of one of these, under another number, has learned the same.
+
         ``sources`` are ids of feedback and comparisons that are still in the home. For pairs that
-        were used before their sources were recorded, every update since the first source counts.
+        were used before their sources were recorded, every update since the first source counts;
+        so does a revision since then whose update is not in the ledger: a version before 0.2 may
+        have been killed between the two.
         """
         found = self._connection.execute(_TRAINED_ON, {"sources": as_json([*sources])})
         return [revision for (revision,) in found]
@@ -229,10 +234,27 @@ used(update_id, role) AS (
         OR created_at >= at AND pair_id NOT IN (SELECT pair_id FROM pair_source)
 )
 """
-_TRAINED_ON = f"""{_USED}, seen(name) AS (
-    SELECT candidate FROM updates JOIN used USING (update_id)
-    WHERE role IN ('new', 'replay') AND candidate IS NOT NULL
-    UNION SELECT revision_id FROM revision JOIN seen ON parent = name
+WEIGHTS = """CASE WHEN json_valid({0})
+    THEN json_extract({0}, '$.files."adapter_model.safetensors"') END"""
+"""SQL of the digest of the weights in the manifest that a column holds."""
+
+MADE_BY = """CASE WHEN json_valid(revision.manifest)
+    THEN json_extract(revision.manifest, '$.watermark.update_id') END"""
+"""SQL of the update that published a revision; null if it was published by hand."""
+
+# Of nothing, SQLite says that it is not in an empty set.
+ORPHANED = f"({MADE_BY}) IS NOT NULL AND ({MADE_BY}) NOT IN (SELECT update_id FROM updates)"
+"""SQL: an update published a revision, and is not in the ledger."""
+
+_TRAINED_ON = f"""{_USED}, trained(update_id) AS (
+    SELECT update_id FROM used WHERE role IN ('new', 'replay')
+), seen(name) AS (
+    SELECT candidate FROM updates JOIN trained USING (update_id) WHERE candidate IS NOT NULL
+    UNION SELECT revision_id FROM revision, since WHERE ({MADE_BY}) IN trained
+        OR created_at >= at AND {ORPHANED}
+    UNION SELECT revision.revision_id FROM seen JOIN revision AS known ON known.revision_id = name
+    JOIN revision ON revision.parent = name
+        OR ({WEIGHTS.format("revision.manifest")}) = ({WEIGHTS.format("known.manifest")})
 )
 SELECT revision_id FROM revision WHERE revision_id IN seen ORDER BY seq
 """

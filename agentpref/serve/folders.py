@@ -13,28 +13,27 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from agentpref.errors import ConfigError, InvalidAdapter
+from agentpref.errors import ConfigError
 from agentpref.home import (
     READABLE_FILE,
     READABLE_FOLDER,
     Home,
     StrPath,
-    copy_file,
     enclosing_home,
     sync,
     writing,
 )
-from agentpref.serve.backend import Revision
+from agentpref.models.adapter_files import CONFIG_FILE as CONFIG_FILE
+from agentpref.models.adapter_files import WEIGHTS_FILE as WEIGHTS_FILE
+from agentpref.models.adapter_files import AdapterFiles
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
 MANIFEST_FILE = "manifest.json"
 ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 FORMAT = 1
@@ -63,20 +62,6 @@ def is_named_by_content(name: str, files: Mapping[str, str]) -> bool:
     return set(files) == set(ADAPTER_FILES) and revision_id(int(seq), files) == name
 
 
-def digest_file(file: Path) -> str:
-    """Sha256 of a file's bytes, in hex."""
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def digest_adapter(folder: Path) -> dict[str, str]:
-    """Sha256 of each file of an adapter, by name."""
-    return {name: digest_file(folder / name) for name in ADAPTER_FILES}
-
-
 def encode(manifest: Mapping[str, Any]) -> bytes:
     """The canonical bytes of a manifest, which the folder and the database both contain."""
     options = orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
@@ -84,13 +69,22 @@ def encode(manifest: Mapping[str, Any]) -> bytes:
 
 
 @contextmanager
-def copied(source: Path, draft: Path, names: Iterable[str] = ADAPTER_FILES) -> Iterator[Path]:
-    """Copy files, durably, into a new folder; after the block, remove it if it is still there."""
+def written(files: AdapterFiles, manifest: Mapping[str, Any], draft: Path) -> Iterator[Path]:
+    """Write an adapter, durably, into a new folder; remove it after the block if still there."""
+    contents = {
+        CONFIG_FILE: files.config,
+        WEIGHTS_FILE: files.weights,
+        MANIFEST_FILE: encode(manifest),
+    }
     try:
         draft.mkdir(parents=True)
         draft.chmod(READABLE_FOLDER)
-        for name in names:
-            copy_file(source / name, draft / name, READABLE_FILE)
+        for name, content in contents.items():
+            with (draft / name).open("xb") as writer:
+                writer.write(content)
+                writer.flush()
+                os.fchmod(writer.fileno(), READABLE_FILE)
+                os.fsync(writer.fileno())
         yield draft
     finally:
         discard(draft)
@@ -99,14 +93,6 @@ def copied(source: Path, draft: Path, names: Iterable[str] = ADAPTER_FILES) -> I
 def new_draft(adapters: Path) -> Path:
     """A path for a folder that is being published."""
     return adapters / f"{_TEMPORARY}{uuid.uuid4().hex}"
-
-
-def write_manifest(draft: Path, manifest: Mapping[str, Any]) -> None:
-    """Write a manifest into a folder, durably."""
-    file = draft / MANIFEST_FILE
-    file.write_bytes(encode(manifest))
-    file.chmod(READABLE_FILE)
-    sync(file)
 
 
 def give_name(draft: Path, folder: Path) -> None:
@@ -153,26 +139,18 @@ def leftovers(adapters: Path) -> list[str]:
     return sorted(found)
 
 
-def export(revision: Revision, target: StrPath, home: Home) -> Path:
-    """Copy a checked revision to a new folder, which gets its name once all of it is on disk.
+def export(files: AdapterFiles, manifest: Mapping[str, Any], target: StrPath, home: Home) -> Path:
+    """Write a checked revision to a new folder, which gets its name once all of it is on disk.
 
     Raises:
         ConfigError: the target is in the home, a file, or a folder that is not empty.
-        InvalidAdapter: a file changed while it was copied.
         NotKept: the target cannot be written.
     """
     place = Home.resolve(target)
     draft = place.with_name(f"{place.name}.unfinished-{uuid.uuid4().hex}")
     with writing(place):
         _require_free(place, home)
-        with copied(revision.path, draft, (*ADAPTER_FILES, MANIFEST_FILE)):
-            digests = digest_adapter(draft)
-            for name, published in revision.manifest["files"].items():
-                if digests.get(name) != published:
-                    raise InvalidAdapter(
-                        f"{revision.path / name} changed while it was copied; export the revision "
-                        f"again"
-                    )
+        with written(files, manifest, draft):
             give_name(draft, place)
     return place
 

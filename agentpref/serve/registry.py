@@ -1,20 +1,22 @@
 """The registry: which revisions exist, and which of them serves.
 
 A revision is a folder that never changes and a row in the database; the row is the truth.
-Publishing makes the folder complete and durable first and writes the row last, so a crash leaves a
-folder without a row, which the next publishing removes. What is live is one row per namespace,
+Publishing makes the folder complete and durable first and writes the row last, together with what
+else belongs to it (an update's ledger, its promotion), so a crash leaves a folder without a row,
+which the next publishing removes. What is live is one row per namespace,
 changed only by compare-and-swap on its generation, and each change is added to a history. Every
 call opens its own connection: threads and processes may share a home.
 """
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -22,12 +24,31 @@ from agentpref.errors import InvalidAdapter, RevisionError, UnknownRevision
 from agentpref.home import Home, StrPath, sync, writing
 from agentpref.record.database import connect, transaction, translated
 from agentpref.record.seals import sealed
+from agentpref.record.updates import WEIGHTS
 from agentpref.serve import folders, pruning, status
 from agentpref.serve.backend import Revision
 from agentpref.serve.status import HistoryEntry as HistoryEntry
 from agentpref.serve.status import ServingState as ServingState
-from agentpref.serve.validate import check_adapter, check_files, check_published, check_revision
+from agentpref.serve.validate import check_adapter, check_published, check_revision
 from agentpref.types import BASE
+
+_logger = logging.getLogger(__name__)
+
+
+class Publication(NamedTuple):
+    """A revision that is being published, and the connection whose transaction does it."""
+
+    revision: Revision
+    connection: sqlite3.Connection
+
+    def promote(self, state: ServingState) -> bool:
+        """Make the revision live if what serves is still ``state``; say whether it is."""
+        if status.read_state(self.connection, self.revision.namespace) != state:
+            return False
+        status.require_fit(self.connection, self.revision.revision_id)
+        new = state._replace(live=self.revision.revision_id, canary=None, weight=0.0)
+        status.change(self.connection, new, "promote")
+        return True
 
 
 class Registry:
@@ -79,6 +100,10 @@ class Registry:
         """Every change of what is served, oldest first."""
         with self._connected() as connection:
             return status.read_history(connection, self.namespace)
+
+    def service(self, revision_id: str | None) -> status.Service:
+        """When a revision was live last, and whether it serves now."""
+        return status.service_of(self.history(), revision_id)
 
     def previous(self) -> str | None:
         """What a rollback would make live: a revision's id, or ``None`` for the bare base model.
@@ -173,25 +198,45 @@ class Registry:
             NotKept: the home cannot be written.
             UnknownRevision: the parent does not exist.
         """
+        with self.publishing(
+            folder, parent=parent, model=model, training=training, watermark=watermark
+        ) as publication:
+            return publication.revision
+
+    @contextmanager
+    def publishing(
+        self,
+        folder: str | Path,
+        *,
+        parent: str | None,
+        model: Mapping[str, Any],
+        training: Mapping[str, Any],
+        watermark: Mapping[str, Any] | None = None,
+    ) -> Iterator[Publication]:
+        """Publish as :meth:`publish` does, in one transaction with what the block writes.
+
+        The folder is complete and durable before the block. If the block raises, or the process
+        dies in it, nothing was published.
+        """
         if parent is not None:
             self.get(parent)
         with writing(self.home.adapters):
-            check_files(Path(folder))
+            files = check_adapter(Path(folder))
+            manifest = {
+                "format": folders.FORMAT,
+                "files": files.digests,
+                "namespace": self.namespace,
+                "parent": parent,
+                "base": dict(model),
+                "training": dict(training),
+                "watermark": dict(watermark or {}),
+            }
             draft = folders.new_draft(self.home.adapters)
-            with folders.copied(Path(folder), draft):
+            with folders.written(files, manifest, draft):
                 sync(self.home.path)  # the folder of adapters may be new
-                check_adapter(draft)
-                manifest = {
-                    "format": folders.FORMAT,
-                    "files": folders.digest_adapter(draft),
-                    "namespace": self.namespace,
-                    "parent": parent,
-                    "base": dict(model),
-                    "training": dict(training),
-                    "watermark": dict(watermark or {}),
-                }
-                folders.write_manifest(draft, manifest)
-                return self._insert(draft, manifest)
+                with self._connected() as connection, transaction(connection):
+                    revision = self._insert(connection, draft, manifest)
+                    yield Publication(revision, connection)
 
     def promote(self, revision_id: str, *, expected_generation: int | None = None) -> ServingState:
         """Make a revision live. This ends a canary, whichever revision that was.
@@ -240,16 +285,37 @@ class Registry:
         """Undo the last promotion that still stands: the revision before it serves again.
 
         Rolling back twice goes back two promotions; from the first it goes to the bare base model.
-        Revisions that are tainted, in quarantine or pruned are passed over. A canary ends.
+        Revisions that are tainted, in quarantine or pruned are passed over, and so is one whose
+        files are damaged: it is put into quarantine, and a warning says so. A canary ends.
 
         Raises:
             RevisionError: no promotion is left to undo.
             GenerationConflict: another process changed what is served in between.
         """
-        with self._changing(BASE, expected_generation) as (connection, state):
-            live = status.previous(connection, self.namespace)
-            new = state._replace(live=live, canary=None, weight=0.0)
-            return status.change(connection, new, "rollback")
+        while True:
+            live = self.intact_previous()
+            with self._connected() as connection, transaction(connection):
+                state = status.read_state(connection, self.namespace, expected_generation)
+                if status.previous(connection, self.namespace) == live:
+                    new = state._replace(live=live, canary=None, weight=0.0)
+                    return status.change(connection, new, "rollback")
+
+    def intact_previous(self) -> str | None:
+        """What a rollback makes live, its files checked; damaged ones go into quarantine.
+
+        Raises:
+            RevisionError: nothing was promoted, or everything was rolled back.
+        """
+        while (name := self.previous()) is not None:
+            try:
+                check_published(self.get(name))
+            except InvalidAdapter as damage:  # noqa: PERF203
+                if self.previous() == name:  # else it was pruned just now
+                    self.quarantine(name, str(damage))
+                    _logger.warning("%s is passed over and in quarantine now: %s", name, damage)
+            else:
+                break
+        return name
 
     def prune(
         self,
@@ -292,8 +358,7 @@ class Registry:
         """
         revision = self.get(revision_id)
         self.require_fit(revision, released=False)
-        check_published(revision)
-        return folders.export(revision, folder, self.home)
+        return folders.export(check_published(revision), revision.manifest, folder, self.home)
 
     @contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
@@ -346,28 +411,30 @@ class Registry:
             pruned_at=row["pruned_at"],
         )
 
-    def _insert(self, draft: Path, manifest: dict[str, Any]) -> Revision:
-        """Number the folder, move it to its place and write its row, as one transaction.
+    def _insert(
+        self, connection: sqlite3.Connection, draft: Path, manifest: dict[str, Any]
+    ) -> Revision:
+        """Number the folder, move it to its place and write its row, in the open transaction.
 
         The write lock makes the cleaning safe: while a process has it, no other publisher is
-        between its rename and its row. A child of a tainted revision is tainted.
+        between its rename and its row. A child of a tainted revision is tainted, and so is a
+        revision with the weights of one.
         """
-        with self._connected() as connection, transaction(connection):
-            names = connection.execute("SELECT revision_id FROM revision")
-            folders.clean(self.home.adapters, {name for (name,) in names})
-            (seq,) = connection.execute("SELECT COALESCE(MAX(seq), 0) + 1 FROM revision").fetchone()
-            name = folders.revision_id(seq, manifest["files"])
-            folders.give_name(draft, self.home.adapters / name)
-            parent, content = manifest["parent"], folders.encode(manifest).decode()
-            values = (name, self.namespace, seq, parent, time.time(), content)
-            (row,) = sealed(connection, "revision", [values])
-            connection.execute(
-                "INSERT INTO revision (revision_id, namespace, seq, parent, created_at, manifest,"
-                " seal, tainted_at) VALUES (?, ?, ?, ?, ?, ?, ?,"
-                " (SELECT tainted_at FROM revision WHERE revision_id = ?))",
-                (*row, parent),
-            )
-            return self._find(connection, name)
+        names = connection.execute("SELECT revision_id FROM revision")
+        folders.clean(self.home.adapters, {name for (name,) in names})
+        (seq,) = connection.execute("SELECT COALESCE(MAX(seq), 0) + 1 FROM revision").fetchone()
+        name = folders.revision_id(seq, manifest["files"])
+        folders.give_name(draft, self.home.adapters / name)
+        parent, content = manifest["parent"], folders.encode(manifest).decode()
+        values = (name, self.namespace, seq, parent, time.time(), content)
+        (row,) = sealed(connection, "revision", [values])
+        connection.execute(
+            "INSERT INTO revision (revision_id, namespace, seq, parent, created_at, manifest, seal,"
+            " tainted_at) VALUES (?, ?, ?, ?, ?, ?, ?, (SELECT min(tainted_at) FROM revision"
+            f" WHERE revision_id = ? OR ({WEIGHTS.format('manifest')}) = ?))",
+            (*row, parent, manifest["files"][folders.WEIGHTS_FILE]),
+        )
+        return self._find(connection, name)
 
 
 def namespaces_with_revisions(home: Home) -> list[str]:

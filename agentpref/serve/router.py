@@ -25,6 +25,7 @@ from agentpref.errors import (
     InvalidAdapter,
     ProbeFailed,
     RecordError,
+    RevisionError,
     ServingError,
     SwapFailed,
     UnknownRevision,
@@ -198,7 +199,8 @@ class Router:
     def rollback(self) -> ServingState:
         """Undo the last promotion. The revision before it is still loaded, so this is instant.
 
-        It does not wait for a swap under way, unless the revision has to be loaded again.
+        It does not wait for a swap under way, unless the revision has to be loaded again. A
+        revision that is damaged is put into quarantine, and the one before it serves.
 
         Raises:
             RevisionError: no promotion is left to undo.
@@ -207,13 +209,21 @@ class Router:
         self._require_open()
         with self._flipping:
             self._require_open()
-            state, name = self.registry.state(), self.registry.previous()
+            state, name = self.registry.state(), self.registry.intact_previous()
             # What is wanted stays loaded while the flip lock is held: see `_make_room`.
             if name is None or name in self._wanted():
                 return self._flip(self.registry.rollback(expected_generation=state.generation))
         with self._swap():
             generation = self.registry.state().generation
-            self._prepare(self.registry.previous())
+            name = self.registry.intact_previous()
+            while True:
+                try:
+                    self._prepare(name)
+                    break
+                except (RevisionError, SwapFailed):
+                    failed, name = name, self.registry.intact_previous()
+                    if name == failed:  # else it is in quarantine now, and passed over
+                        raise
             with self._flipping:
                 return self._flip(self.registry.rollback(expected_generation=generation))
 

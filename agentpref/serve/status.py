@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from agentpref.errors import GenerationConflict, RevisionError
@@ -51,6 +52,31 @@ class HistoryEntry(NamedTuple):
     live: str | None
     canary: str | None
     weight: float
+
+
+class Service(NamedTuple):
+    """When a revision was live last, in seconds since 1970, and whether it is live or canary now.
+
+    ``now`` is ``"live"``, ``"canary"`` or ``None``. ``since`` is ``None`` for one that was never
+    live, and ``until`` for one that is live still, or never was.
+    """
+
+    now: str | None
+    since: float | None
+    until: float | None
+
+
+def service_of(history: Sequence[HistoryEntry], revision_id: str | None) -> Service:
+    """Find out of a namespace's history when a revision served, and whether it does now."""
+    now, since, until = None, None, None
+    for entry in history:
+        if revision_id is not None and entry.live == revision_id:
+            since, until = (entry.at if now != "live" else since), None
+            now = "live"
+        else:
+            until = entry.at if now == "live" else until
+            now = "canary" if revision_id is not None and entry.canary == revision_id else None
+    return Service(now, since, until)
 
 
 def read_state(

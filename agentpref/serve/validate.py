@@ -3,12 +3,14 @@
 Engines accept much in silence: vLLM answers 200 to NaN weights, half-width tensors and a wrong base
 model; peft ignores missing keys and settings that it does not know. So the files, settings, names,
 shapes and every single number are checked here, with numpy and without an engine. Each refusal
-names the file, the setting or the tensor.
+names the file, the setting or the tensor. Each check returns the bytes that it checked, for the
+caller to use: the files themselves may change at any time.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -16,16 +18,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
-from agentpref.errors import InvalidAdapter, MissingDependency, NotKept, WrongBase
-from agentpref.models.base_files import parse_object, read_header
+from agentpref.errors import InvalidAdapter, MissingDependency, WrongBase
+from agentpref.models.adapter_files import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    AdapterFiles,
+    read_adapter,
+    read_plain,
+    readable,
+)
+from agentpref.models.base_files import header_of
 from agentpref.serve.backend import Revision
 from agentpref.serve.folders import (
     ADAPTER_FILES,
-    CONFIG_FILE,
     FORMAT,
     MANIFEST_FILE,
-    WEIGHTS_FILE,
-    digest_file,
     encode,
     is_named_by_content,
 )
@@ -33,7 +40,6 @@ from agentpref.types import LORA_RANKS
 
 Shape = tuple[int, ...]
 
-_MAX_CONFIG_BYTES = 1 << 20
 # AutoPeftModel imports this module for the class of the base. peft writes it where there is no
 # task_type, and Unsloth adds a flag.
 _LIBRARY = re.compile(r"transformers\.models\.\w+\.modeling_\w+", re.ASCII)
@@ -64,7 +70,7 @@ def check_revision(
     *,
     base: Mapping[str, Any] | None = None,
     layers: Mapping[str, Shape] | None = None,
-) -> None:
+) -> AdapterFiles:
     """Check a published revision: its folder, its digests, its base model and its adapter.
 
     Args:
@@ -72,12 +78,15 @@ def check_revision(
         base: ``digest`` and ``template_digest`` of the model that is to serve it, where known.
         layers: (out, in) of each linear layer of that model, by module name, where known.
 
+    Returns:
+        The bytes that were checked: use these, and do not read the files again.
+
     Raises:
         InvalidAdapter: something is missing, edited, unsupported or not finite.
         WrongBase: it was trained on another base model, tokenizer or chat template.
         NotKept: a file cannot be read.
     """
-    check_published(revision)
+    files = check_published(revision)
     trained_on, loaded = revision.manifest.get("base", {}), base or {}
     for key, what in (("digest", "base model"), ("template_digest", "tokenizer or chat template")):
         if base is not None and trained_on.get(key) != base[key]:
@@ -89,11 +98,12 @@ def check_revision(
                 f"({loaded.get('name')!r}, {base[key][:12]}, {loaded.get(given, {})}); load the "
                 f"base it was trained on, with its {given}, or train a new revision"
             )
-    check_adapter(revision.path, layers=layers)
+    check_bytes(files, layers=layers)
+    return files
 
 
-def check_published(revision: Revision) -> None:
-    """Check that a revision's files are those that were published, byte for byte.
+def check_published(revision: Revision) -> AdapterFiles:
+    """Check that a revision's files are those that were published, and return their bytes.
 
     Raises:
         InvalidAdapter: a file is missing, edited, a link, or does not belong there.
@@ -114,96 +124,81 @@ def check_published(revision: Revision) -> None:
             f"{revision.revision_id} is not the name of the digests in its manifest: somebody "
             f"edited it; restore the home from a backup, or roll back"
         )
-    digests = {name: manifest["files"].get(name) for name in ADAPTER_FILES}
-    digests[MANIFEST_FILE] = hashlib.sha256(encode(manifest)).hexdigest()
-    with _readable(folder):
+    names = (*ADAPTER_FILES, MANIFEST_FILE)
+    with readable(folder):
         if not folder.is_dir() or folder.is_symlink():
             raise InvalidAdapter(
                 f"{folder} is missing or a symbolic link; publish the adapter again"
             )
         for file in folder.iterdir():
-            if file.name not in digests or file.is_symlink() or not file.is_file():
+            if file.name not in names or file.is_symlink() or not file.is_file():
                 printable = str(file).encode(errors="backslashreplace").decode()
                 raise InvalidAdapter(
                     f"{printable} does not belong in a revision, which contains "
-                    f"{', '.join(sorted(digests))} as plain files; publish the adapter again"
+                    f"{', '.join(sorted(names))} as plain files; publish the adapter again"
                 )
-        for name, digest in digests.items():
-            file = folder / name
-            if not file.is_file() or digest_file(file) != digest:
-                raise InvalidAdapter(
-                    f"{file} is not the file that was published (it is missing, or its sha256 is "
-                    f"not {str(digest)[:12]}); restore it from a backup, or roll back"
-                )
+        for name in names:
+            if not (folder / name).is_file():
+                raise _edited(folder / name, "it is missing")
+        files = read_adapter(folder)
+        content = encode(manifest)
+        if read_plain(folder / MANIFEST_FILE, len(content) + 1) != content:
+            raise _edited(
+                folder / MANIFEST_FILE,
+                f"its sha256 is not {hashlib.sha256(content).hexdigest()[:12]}",
+            )
+    for name, digest in files.digests.items():
+        published = manifest["files"].get(name)
+        if digest != published:
+            raise _edited(folder / name, f"its sha256 is not {str(published)[:12]}")
+    return files
 
 
-def check_adapter(folder: Path, *, layers: Mapping[str, Shape] | None = None) -> None:
-    """Check the files of an adapter on their own: settings, names, shapes and numbers.
+def _edited(file: Path, how: str) -> InvalidAdapter:
+    return InvalidAdapter(
+        f"{file} is not the file that was published ({how}); restore it from a backup, or roll back"
+    )
+
+
+def check_adapter(folder: Path, *, layers: Mapping[str, Shape] | None = None) -> AdapterFiles:
+    """Check the files of an adapter on their own, and return their bytes.
 
     Raises:
         InvalidAdapter: naming the file, the setting or the tensor that is wrong.
         NotKept: a file cannot be read.
         MissingDependency: numpy is not installed.
     """
-    with _readable(folder):
-        check_files(folder)
-        with _naming(folder / CONFIG_FILE) as file:
-            config = _read_config(file)
-        with _naming(folder / WEIGHTS_FILE) as file:
-            tensors = read_tensors(file)
-            _check_layers(_adapted_layers(tensors, config["r"]), config["target_modules"], layers)
-            _check_finite(file, tensors)
+    files = read_adapter(folder)
+    check_bytes(files, layers=layers)
+    return files
 
 
-def check_files(folder: Path) -> None:
-    """Refuse a folder that is missing, or whose adapter files are missing or symbolic links."""
-    if folder.is_symlink() or not folder.is_dir():
-        raise InvalidAdapter(f"{folder} is not a folder; give the folder that peft saved to")
-    for name in ADAPTER_FILES:
-        file = folder / name
-        if file.is_symlink():
-            raise InvalidAdapter(f"{file} is a symbolic link; copy the file itself (cp -L)")
-        if not file.is_file():
-            raise InvalidAdapter(
-                f"{folder} has no {name}; save the adapter with "
-                f"save_pretrained(folder, safe_serialization=True)"
-            )
+def check_bytes(files: AdapterFiles, *, layers: Mapping[str, Shape] | None = None) -> None:
+    """Check an adapter's settings, names, shapes and numbers; raises like :func:`check_adapter`."""
+    with _naming(files.folder / CONFIG_FILE):
+        config = _read_config(files)
+    with _naming(files.folder / WEIGHTS_FILE):
+        tensors = read_tensors(files.weights)
+        _check_layers(_adapted_layers(tensors, config["r"]), config["target_modules"], layers)
+        _check_finite(files.weights, tensors)
 
 
 @contextmanager
-def _readable(folder: Path) -> Iterator[None]:
-    """Part a file that was removed while it was read from one that cannot be read at all."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise InvalidAdapter(
-            f"{error.filename} was removed while it was read; publish the adapter again"
-        ) from error
-    except OSError as error:
-        raise NotKept(
-            f"{error.filename or folder} cannot be read ({error.strerror or error}); let this user "
-            f"read it, or check the disk"
-        ) from error
-
-
-@contextmanager
-def _naming(file: Path) -> Iterator[Path]:
+def _naming(file: Path) -> Iterator[None]:
     """Refuse a file in which the block finds an error, and begin the message with its path."""
     try:
-        yield file
+        yield
     except ValueError as error:
         raise InvalidAdapter(f"{file}: {error}") from error
 
 
-def _read_config(file: Path) -> dict[str, Any]:
+def _read_config(files: AdapterFiles) -> dict[str, Any]:
     """Read an adapter's settings, and refuse all but plain LoRA, which every engine serves alike.
 
     Settings that are unknown must be off: engines ignore in silence what they do not implement.
     """
-    if file.stat().st_size > _MAX_CONFIG_BYTES:
-        raise ValueError(f"has more than {_MAX_CONFIG_BYTES} bytes; save the adapter again")
     try:
-        config = parse_object(file.read_bytes())
+        config = files.settings()
     except ValueError as error:
         raise ValueError(f"is not readable ({error}); save the adapter again") from error
     rank, alpha, targets = (config.get(key) for key in ("r", "lora_alpha", "target_modules"))
@@ -269,14 +264,14 @@ class Tensor(NamedTuple):
     end: int
 
 
-def read_tensors(file: Path) -> list[Tensor]:
-    """Read the table of a safetensors file, and check that it describes exactly that file.
+def read_tensors(data: bytes) -> list[Tensor]:
+    """Read the table of a safetensors file's bytes, and check that it describes exactly them.
 
     Raises:
         ValueError: the file is truncated, padded, or not a safetensors file.
     """
     try:
-        header = read_header(file)
+        header = header_of(io.BytesIO(data), len(data))
     except ValueError as error:
         message = f"cannot be read as safetensors ({error}); save the adapter again"
         raise ValueError(message) from error
@@ -287,7 +282,7 @@ def read_tensors(file: Path) -> list[Tensor]:
             break
         tensors.append(tensor)
         end = tensor.end
-    if len(tensors) < len(entries) or end != file.stat().st_size:
+    if len(tensors) < len(entries) or end != len(data):
         raise ValueError("the file is truncated or has gaps; copy or save the adapter again")
     return tensors
 
@@ -369,7 +364,7 @@ def _check_layers(
             raise ValueError(f"{layer} has no tensors, though the settings name it")
 
 
-def _check_finite(file: Path, tensors: list[Tensor]) -> None:
+def _check_finite(data: bytes, tensors: list[Tensor]) -> None:
     """Refuse a NaN or an infinity by its exponent bits: numpy has no bfloat16."""
     try:
         import numpy as np
@@ -377,16 +372,15 @@ def _check_finite(file: Path, tensors: list[Tensor]) -> None:
         raise MissingDependency(
             "checking weights needs numpy; install it with: pip install 'agentpref[train]'"
         ) from error
-    with file.open("rb") as stream:
-        for tensor in tensors:
-            width, exponent = _DTYPES[tensor.dtype]
-            for begin in range(tensor.begin, tensor.end, _BLOCK):
-                stream.seek(begin)
-                bits = np.frombuffer(stream.read(min(_BLOCK, tensor.end - begin)), f"<u{width}")
-                if ((bits & exponent) == exponent).any():
-                    raise ValueError(
-                        f"{tensor.name} contains a number that is not finite; the training diverged"
-                    )
+    for tensor in tensors:
+        width, exponent = _DTYPES[tensor.dtype]
+        for begin in range(tensor.begin, tensor.end, _BLOCK):  # blocks: the masks need memory
+            count = min(_BLOCK, tensor.end - begin) // width
+            bits = np.frombuffer(data, f"<u{width}", count, begin)
+            if ((bits & exponent) == exponent).any():
+                raise ValueError(
+                    f"{tensor.name} contains a number that is not finite; the training diverged"
+                )
 
 
 def _shortened(text: str) -> str:

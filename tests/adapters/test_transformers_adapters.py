@@ -13,8 +13,10 @@ from served import REVISIONS, Served, get
 
 from agentpref.config import Precision
 from agentpref.errors import GenerationFailed, SwapFailed
+from agentpref.home import Home
+from agentpref.models.adapter_files import read_adapter
 from agentpref.models.base import load_base
-from agentpref.serve.backend import Revision
+from agentpref.serve.registry import Registry
 from agentpref.testing import write_adapter
 from agentpref_adapters._transformers_adapters import Adapter, Layers, Share, shares_of
 from agentpref_adapters.transformers import TransformersBackend
@@ -52,7 +54,7 @@ def test_logits_are_those_of_peft(served: Served, precision: Precision) -> None:
     model = load_base(served.base, precision=precision).model
     layers = Layers(model)
     revision = get(served)
-    adapter = layers.read(revision.revision_id, revision.path)
+    adapter = layers.read(revision.revision_id, read_adapter(revision.path))
     ours = logits(model, layers, [Share(adapter, 0, 4)])
     assert torch.allclose(ours, of_peft(served.base, revision.path, precision), atol=1e-4)
 
@@ -72,7 +74,7 @@ def test_the_scale_is_that_of_peft(
     peft.save_pretrained(tmp_path)
     model = load_base(served.base).model
     layers = Layers(model)
-    ours = logits(model, layers, [Share(layers.read("one", tmp_path), 0, 4)])
+    ours = logits(model, layers, [Share(layers.read("one", read_adapter(tmp_path)), 0, 4)])
     assert torch.allclose(ours, of_peft(served.base, tmp_path), atol=1e-4)
 
 
@@ -80,7 +82,7 @@ def test_each_share_of_a_batch_gets_its_own(served: Served) -> None:
     model = load_base(served.base).model
     plain = model(input_ids=TOKENS).logits
     layers = Layers(model)
-    adapters = [layers.read(str(n), get(served, n).path) for n in range(REVISIONS)]
+    adapters = [layers.read(str(n), read_adapter(get(served, n).path)) for n in range(REVISIONS)]
     mixed = logits(model, layers, [Share(adapters[0], 0, 1), Share(adapters[1], 2, 4)])
     for rows, adapter in ((slice(0, 1), adapters[0]), (slice(2, 4), adapters[1])):
         alone = logits(model, layers, [Share(adapter, 0, 4)])
@@ -94,7 +96,7 @@ def test_each_share_of_a_batch_gets_its_own(served: Served) -> None:
 def test_a_layer_that_gets_its_tokens_in_one_list_is_adapted_row_by_row(served: Served) -> None:
     model = load_base(served.base).model
     layers = Layers(model)
-    adapter = layers.read("one", get(served).path)
+    adapter = layers.read("one", read_adapter(get(served).path))
     layer = model.model.layers[0].mlp.up_proj
     inputs = torch.randn(6, 5, layer.in_features, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode(), layers.answering([Share(adapter, 2, 4)], 6, 5):
@@ -108,11 +110,13 @@ def test_a_layer_that_gets_its_tokens_in_one_list_is_adapted_row_by_row(served: 
 def test_an_adapter_of_another_model_is_not_read(
     backend: TransformersBackend, tmp_path: Path
 ) -> None:
+    registry = Registry(Home.create(tmp_path / "home"))
     for name, shapes in {
         "missing": {"model.layers.9.self_attn.q_proj": (64, 64)},
         "wide": {"model.layers.0.self_attn.q_proj": (64, 128)},
     }.items():
         folder = write_adapter(tmp_path / name, layers=shapes)
-        with pytest.raises(SwapFailed, match=f"{name} could not be loaded .* train it on this"):
-            backend.load(Revision(name, "default", None, 0.0, folder, {}))
+        made = registry.publish(folder, parent=None, model={}, training={})
+        with pytest.raises(SwapFailed, match=f"{made.revision_id} could not be loaded .* train it"):
+            backend.load(made)
     assert backend.list_loaded() == ()

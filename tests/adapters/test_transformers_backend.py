@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,9 +30,12 @@ from agentpref.errors import (
     WrongBase,
 )
 from agentpref.learn.encode import encode
+from agentpref.models.adapter_files import read_adapter
 from agentpref.models.base import load_base
 from agentpref.record.messages import prompt_of
 from agentpref.serve.backend import GenerationRequest, Reply, Revision, ServingBackend
+from agentpref.serve.folders import MANIFEST_FILE
+from agentpref.serve.folders import encode as encode_manifest
 from agentpref.serve.pins import find_pins
 from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
@@ -370,6 +374,14 @@ def spoil(revision: Revision, change) -> None:
     save_file(tensors, file)
 
 
+def as_published(revision: Revision) -> Revision:
+    """The revision with a manifest that names the files as they are now: past the digests."""
+    files = {**revision.manifest["files"], **read_adapter(revision.path).digests}
+    manifest = {**revision.manifest, "files": files}
+    (revision.path / MANIFEST_FILE).write_bytes(encode_manifest(manifest))
+    return replace(revision, manifest=manifest)
+
+
 @pytest.mark.parametrize("with_another", [False, True])
 def test_a_failed_load_leaves_nothing_behind(
     served: Served, registry: Registry, backend: TransformersBackend, with_another: bool
@@ -382,6 +394,7 @@ def test_a_failed_load_leaves_nothing_behind(
     parameters = dict(backend.base.model.named_parameters()).keys()
     broken = registry.get(served.names[0])
     spoil(broken, lambda t: t.update({k: v[:4] for k, v in t.items() if "lora_A" in k}))
+    broken = as_published(broken)
     with pytest.raises(SwapFailed, match=f"{broken.revision_id} could not be loaded"):
         backend.load(broken)
     assert backend.list_loaded() == loaded
@@ -407,6 +420,7 @@ def test_weights_that_are_not_finite_fail_the_probe(
 ) -> None:
     broken = registry.get(served.names[0])
     spoil(broken, lambda t: t[next(k for k in t if "lora_B" in k)].fill_(math.nan))
+    broken = as_published(broken)
     backend.load(broken)
     with pytest.raises(SwapFailed, match="failed its probe"):
         backend.probe(broken.revision_id)
@@ -550,3 +564,38 @@ def test_open_router_follows_promotions_of_other_processes(
     with pytest.raises(ConfigError, match="above 0"):
         open_router(registry.home, served.base, follow=0)
     assert find_pins(registry.home.pins) == []
+
+
+def wipe(file: Path) -> None:
+    """Overwrite a file with zeros where it is, and then cut it off."""
+    size = file.stat().st_size
+    file.chmod(0o644)
+    with file.open("r+b") as stream:
+        stream.write(bytes(size))
+        stream.flush()
+        stream.truncate(1)
+
+
+def test_a_loaded_revision_answers_as_before_when_its_file_is_overwritten_and_truncated(
+    served: Served, tmp_path: Path
+) -> None:
+    home = shutil.copytree(served.home, tmp_path / "home")
+    with open_router(home, served.base, follow=None) as router:
+        router.activate(served.names[0])
+        expected = router.generate(ask(PROMPTS[0])).token_ids
+        wipe(router.registry.get(served.names[0]).path / WEIGHTS)
+        assert router.generate(ask(PROMPTS[0])).token_ids == expected
+        assert expected == served.expected[served.names[0], PROMPTS[0]]
+
+
+def test_weights_that_change_between_check_and_load_are_not_loaded(
+    served: Served, backend: TransformersBackend, tmp_path: Path
+) -> None:
+    registry = Registry(shutil.copytree(served.home, tmp_path / "home"))
+    revision, other = (registry.get(name) for name in served.names[:2])
+    backend.validate(revision)
+    (revision.path / WEIGHTS).chmod(0o644)
+    shutil.copyfile(other.path / WEIGHTS, revision.path / WEIGHTS)
+    with pytest.raises(InvalidAdapter, match="is not the file that was published"):
+        backend.load(revision)
+    assert revision.revision_id not in backend.list_loaded()

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 
 from agentpref.config import UpdateConfig
 from agentpref.learn.learner import Learner
+from agentpref.models.adapter_files import read_adapter
 from agentpref.models.base import load_base
 from agentpref.models.tokenizer import encode_prompt
 from agentpref.prove import evaluate
@@ -73,7 +74,7 @@ def with_settings(served: Served, folder: Path, settings: dict[str, Any]) -> str
 
 def check_evaluation(base: str, served: Served, replies: dict[str, list[Reply]]) -> None:
     """Statistics and texts of the evaluation are those of these replies."""
-    learner = Learner(load_base(base), get(served).path, UpdateConfig())
+    learner = Learner(load_base(base), read_adapter(get(served).path), UpdateConfig())
     prompts = [encode_prompt(Prompt("", chat), learner.base.template) for chat in CHATS]
     for policy, name in (("live", served.names[0]), ("candidate", served.names[0]), ("base", BASE)):
         found = evaluate.generations(learner, policy, prompts, limit=LIMIT)  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ from agentpref.errors import (
     BackendClosed,
     ConfigError,
     GenerationFailed,
+    InvalidAdapter,
     ServerUnreachable,
     SwapFailed,
     WrongBase,
@@ -28,10 +29,12 @@ from agentpref.models.base_files import read_base
 from agentpref.models.template import ChatTemplate
 from agentpref.models.tokenizer import encode_prompt
 from agentpref.serve.backend import GenerationRequest, Reply, Revision, ServingBackend
+from agentpref.serve.folders import WEIGHTS_FILE
 from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
 from agentpref.testing import write_adapter
 from agentpref.types import BASE, Prompt
+from agentpref_adapters._vllm_server import Server
 from agentpref_adapters.vllm import VllmBackend, has_loaded, open_router
 from tests.adapters.vllm_stand_in import END_OF_TURN, LENGTH, StandIn, written
 
@@ -334,6 +337,28 @@ class TestLoading:
                 router.activate(revision.revision_id)
             assert other.of("/v1/load_lora_adapter")
             assert other.loaded == {}
+
+    def test_a_revision_whose_files_change_while_the_server_reads_them_does_not_serve(
+        self, server: StandIn, registry: Registry, publish: Callable[[], Revision], monkeypatch
+    ) -> None:
+        revision, load = publish(), Server.load
+
+        def load_and_edit(self, name: str, path: str) -> None:
+            load(self, name, path)
+            file = revision.path / WEIGHTS_FILE
+            file.write_bytes(file.read_bytes()[:-1] + b"!")
+
+        monkeypatch.setattr(Server, "load", load_and_edit)
+        with (
+            closing(connect(server)) as backend,
+            Router(registry, backend) as router,
+            pytest.raises(InvalidAdapter, match=WEIGHTS_FILE),
+        ):
+            router.activate(revision.revision_id)
+        assert server.loaded == {}
+        reason = registry.get(revision.revision_id).quarantine_reason
+        assert reason is not None
+        assert "is not the file that was published" in reason
 
     def test_an_unload_that_failed_can_be_repeated(
         self, server: StandIn, other: StandIn, publish: Callable[[], Revision]

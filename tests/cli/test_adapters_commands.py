@@ -282,13 +282,12 @@ def test_export_copies_one_revision(run, home, names, tmp_path) -> None:
     run("adapters", "export", names[0], tmp_path / "again", exits=2)
 
 
-def test_a_rollback_to_a_broken_revision_is_refused(run, home, names) -> None:
+def test_a_rollback_passes_over_a_broken_revision_and_says_so(run, home, names) -> None:
     for name in names:
         run("adapters", "promote", name)
     (home / "adapters" / names[0] / "adapter_model.safetensors").unlink()
-    err = run("adapters", "rollback", exits=1).err
-    assert f"agentpref adapters quarantine {names[0]} --reason broken" in err
-    assert serving(run) == names[1]
-    run("adapters", "quarantine", names[0], "--reason", "broken")
+    out = run("adapters", "rollback").out
+    assert out.startswith("passed over, and in quarantine now: ")
+    assert f"{names[0]}/adapter_model.safetensors is not the file that was published" in out
+    assert serving(run) == "base"
     assert "adapter_model.safetensors" in run("adapters", "release", names[0], exits=1).err
-    assert run("adapters", "rollback", "--json").json["live"] == "base"

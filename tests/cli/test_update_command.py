@@ -6,12 +6,15 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import orjson
 import pytest
 
 from agentpref.errors import UpdateRunning
+from agentpref.home import Home
+from agentpref.record.database import connect
 
 ENOUGH = ("--set", "gate.min_pairs=5")
 
@@ -280,7 +283,7 @@ def test_a_promotion_says_the_accuracy_over_all_domains() -> None:
         "hours": {"pairs": 100, "before": 0.5, "after": 0.8},
         "style": {"pairs": 300, "before": 0.4, "after": 1.0},
     }
-    assert _meaning("promoted", accuracy) == "held-out accuracy .42 -> .95; now serving"
+    assert _meaning("promoted", accuracy) == "held-out accuracy .42 -> .95"
 
 
 def test_a_report_of_an_older_version_is_shown_with_the_fields_it_has() -> None:
@@ -319,3 +322,29 @@ print(report.counts["new"] > 0, gc.get_freeze_count())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.split() == ["True", "0"], done.stderr
+
+
+def test_a_report_says_whether_its_revision_serves_today(run, update) -> None:
+    shown = update(*ENOUGH, exits=0)
+    assert shown.out.splitlines()[0].endswith("; now serving")
+    value = run("report", "--json").json
+    assert value["served"]
+    assert value["serving"]["now"] == "live"
+    assert run("report").out == shown.out
+    run("adapters", "rollback")
+    assert "; served until 20" in run("report").out.splitlines()[0]
+    value = run("report", "--json").json
+    assert (value["served"], value["serving"]["now"]) == (True, None)
+    assert value["serving"]["since"] < value["serving"]["until"]
+
+
+def test_a_report_of_an_older_version_whose_revision_never_served_says_so(
+    run, update, home
+) -> None:
+    value = update(*ENOUGH, "--json", exits=0).json
+    with closing(connect(Home(home))) as connection:
+        connection.execute("DELETE FROM serving_history")
+        connection.execute("DELETE FROM serving")
+        connection.execute("UPDATE updates SET report = json_remove(report, '$.served')")
+    assert run("report").out.splitlines()[0].endswith("; never served")
+    assert value["revision"] in run("report").out

@@ -10,6 +10,7 @@ import pytest
 
 from agentpref.errors import InvalidAdapter
 from agentpref.home import Home
+from agentpref.models.adapter_files import read_adapter
 from agentpref.record.database import connect
 from agentpref.record.messages import prompt_of, run_row
 from agentpref.record.seals import seal
@@ -47,7 +48,7 @@ def test_verify_finds_an_adapter_edited_together_with_manifest_and_row(
     folder = write_adapter(tmp_path / "adapter")
     revision = registry.publish(folder, parent=None, model=IDENTITY, training={})
     other = write_adapter(tmp_path / "other", seed=1)
-    manifest = dict(revision.manifest, files=folders.digest_adapter(other))
+    manifest = dict(revision.manifest, files=read_adapter(other).digests)
     for name in folders.ADAPTER_FILES:
         shutil.copy(other / name, revision.path / name)
     (revision.path / "manifest.json").write_bytes(folders.encode(manifest))

@@ -15,10 +15,11 @@ from contextlib import closing
 from dataclasses import replace
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import agentpref
 from agentpref.config import GateSettings, KLSettings, LossSettings, ReplaySettings, UpdateConfig
-from agentpref.errors import ConfigError, GenerationConflict, NotAHome, UpdateRunning, WrongBase
+from agentpref.errors import ConfigError, InvalidAdapter, NotAHome, UpdateRunning, WrongBase
 from agentpref.home import Home
 from agentpref.learn.learner import Learner
 from agentpref.record.database import connect
@@ -375,6 +376,24 @@ def test_old_pairs_that_cannot_be_encoded_do_not_stop_an_update(fresh, random_ba
     assert report.left_out == {"too_long": 20}
 
 
+def flip_signs(tensors):
+    return {name: -tensor for name, tensor in tensors.items()}
+
+
+def not_finite(tensors):
+    return {name: tensor * float("nan") for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("edited", [flip_signs, not_finite])
+def test_a_live_revision_that_was_edited_is_refused_before_any_training(home, random_base, edited):
+    teach_about_friends(home)
+    file = Registry(home).live().path / "adapter_model.safetensors"
+    file.chmod(0o644)
+    save_file(edited(load_file(file)), file, metadata={"format": "pt"})
+    with pytest.raises(InvalidAdapter, match=r"adapter_model.*is not the file.*or roll back"):
+        learn(home, random_base, progress=stop_at("load model", "score base", "train"))
+
+
 def test_another_base_is_refused_before_any_training(home, random_base, tmp_path):
     other = shutil.copytree(random_base, tmp_path / "other")
     template = other / "chat_template.jinja"
@@ -396,9 +415,12 @@ def test_a_live_revision_that_changed_meanwhile_is_left_alone(trained, home, ran
         Registry(home).rollback()
         return True
 
-    with pytest.raises(GenerationConflict):
-        learn(home, random_base, checks={"meanwhile": rolls_back})
+    report = learn(home, random_base, checks={"meanwhile": rolls_back})
+    assert (report.verdict, report.served) == ("promoted", False)
+    assert f"`agentpref adapters promote {report.revision}` makes it live" in report.notes[-1]
+    assert ledger(home, lambda c: Updates(c).report("default")) == report.to_mapping()
     assert Registry(home).live() is None
+    assert trained[1].served
     with pytest.raises(Reached):
         learn(home, random_base, progress=stop_at("train"))
 

@@ -12,8 +12,8 @@ import pytest
 
 from agentpref.errors import BackendClosed, GenerationFailed, InvalidAdapter, SwapFailed
 from agentpref.home import Home
+from agentpref.models.adapter_files import WEIGHTS_FILE, read_adapter
 from agentpref.serve.backend import GenerationRequest, Reply, Revision, ServingBackend
-from agentpref.serve.folders import WEIGHTS_FILE, digest_adapter
 from agentpref.serve.registry import Registry
 from agentpref.serve.validate import check_adapter
 from agentpref.testing import FakeBackend, write_adapter
@@ -121,7 +121,7 @@ def test_written_adapters_pass_every_check_and_differ_by_seed(tmp_path: Path) ->
     folders = [write_adapter(tmp_path / str(n), seed=seed) for n, seed in enumerate((0, 0, 1))]
     for folder in folders:
         check_adapter(folder)
-    first, again, other = (digest_adapter(folder)[WEIGHTS_FILE] for folder in folders)
+    first, again, other = (read_adapter(folder).digests[WEIGHTS_FILE] for folder in folders)
     assert first == again != other
 
 

@@ -12,17 +12,25 @@ import shutil
 import signal
 import sqlite3
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
+
+import orjson
 
 from agentpref.home import Home
+from agentpref.learn import cache  # noqa: F401  (before the steps are counted)
+from agentpref.outcome import Outcome
 from agentpref.record.database import connect
 from agentpref.record.integrity import examine
+from agentpref.record.messages import new_id
 from agentpref.serve.pins import Pins
 from agentpref.serve.registry import Registry
 from agentpref.serve.validate import check_revision
 from agentpref.testing import write_adapter
+from agentpref.types import UpdateReport
 
 AUDITED = {
     "open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.chmod", "os.listdir",
@@ -37,6 +45,29 @@ Operation = Callable[[Registry, Path], object]
 def publish(registry: Registry, adapter: Path) -> object:
     parent = registry.state().live
     return registry.publish(adapter, parent=parent, model=IDENTITY, training={})
+
+
+class Trained:
+    """What an update hands over at its end: a candidate that it can save, and its base."""
+
+    base = SimpleNamespace(identity=IDENTITY, numbers="n")
+
+    def __init__(self, adapter: Path) -> None:
+        self.adapter = adapter
+
+    def save(self, folder: Path) -> None:
+        shutil.copytree(self.adapter, folder, dirs_exist_ok=True)
+
+
+def update(registry: Registry, adapter: Path) -> object:
+    """The end of an update whose candidate passed."""
+    serving = registry.state()
+    counts = {"trained": 1, "trained_thumbs": 0}
+    report = UpdateReport(new_id(), "default", "tiny", 1.0, "promoted", serving.live, counts=counts)
+    with closing(connect(registry.home)) as connection:
+        return Outcome(report, defaultdict(list)).settle(
+            registry, connection, Trained(adapter), serving
+        )
 
 
 def promote(registry: Registry, adapter: Path) -> object:
@@ -65,7 +96,7 @@ def release(registry: Registry, adapter: Path) -> object:
 
 OPERATIONS = {
     function.__name__: function
-    for function in (publish, promote, canary, rollback, prune, quarantine, release)
+    for function in (publish, update, promote, canary, rollback, prune, quarantine, release)
 }
 
 
@@ -136,6 +167,14 @@ def check(home: Path) -> None:
         if name is not None:
             assert registry.get(name).pruned_at is None
     assert state.generation == registry.history()[-1].generation
+    with closing(connect(registry.home, readonly=True)) as connection:
+        query = "SELECT candidate, report FROM updates"
+        told = {name: orjson.loads(text) for name, text in connection.execute(query)}
+    for name, report in told.items():
+        assert report["revision"] == name
+        assert report["served"] == (registry.service(name).since is not None)
+    made = [one.revision_id for one in registry.list() if "update_id" in one.manifest["watermark"]]
+    assert made == list(told), "a revision of an update and its ledger row are one fact"
 
 
 def check_cleaned(home: Path, adapter: Path) -> None:

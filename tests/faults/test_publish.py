@@ -25,8 +25,8 @@ REQUEST = GenerationRequest(messages=({"role": "user", "content": "Hello"},))
 
 # How many steps there must be at least, else this has not tried what it is for.
 STEPS = {
-    "publish": 40, "promote": 30, "canary": 30, "rollback": 10, "prune": 80, "quarantine": 10,
-    "release": 25,
+    "publish": 40, "update": 60, "promote": 30, "canary": 30, "rollback": 10, "prune": 80,
+    "quarantine": 10, "release": 25,
 }  # fmt: skip
 
 

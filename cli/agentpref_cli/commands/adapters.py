@@ -98,20 +98,17 @@ def rollback(
     namespace: options.Namespace = "default",
     as_json: options.AsJson = False,
 ) -> None:
-    """Undo the last promotion: the last revision before it that may serve becomes live."""
-    from agentpref.errors import InvalidAdapter
-    from agentpref.serve.validate import check_published
+    """Undo the last promotion: the last revision before it that may serve becomes live.
 
+    A revision whose files are damaged is put into quarantine and passed over.
+    """
     registry = _registry(home, namespace)
-    if (name := registry.previous()) is not None:
-        try:
-            check_published(registry.get(name))
-        except InvalidAdapter as error:
-            raise InvalidAdapter(
-                f"{error}; or pass it over: `agentpref adapters quarantine {name} --reason broken`,"
-                f" then roll back"
-            ) from error
-    _print_state(as_json, registry.rollback(expected_generation=expected))
+    before = {one.revision_id for one in registry.list() if one.quarantined_at is not None}
+    state = registry.rollback(expected_generation=expected)
+    for one in registry.list():
+        if one.quarantined_at is not None and one.revision_id not in before and not as_json:
+            say(f"passed over, and in quarantine now: {one.quarantine_reason}", WARN)
+    _print_state(as_json, state)
 
 
 @app.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,12 +22,15 @@ from agentpref_cli.terminal import (
     table,
 )
 
+if TYPE_CHECKING:
+    from agentpref.serve.status import Service
+
 VERDICTS = {
-    "promoted": (0, GOOD, "the new revision serves"),
+    "promoted": (0, GOOD, "every check passed"),
     "nothing_new": (3, BOLD, "no new feedback since the last update"),
     "nothing_usable": (6, WARN, "none of the new feedback can be trained; the reasons are below"),
-    "refused": (4, BAD, "a check failed; what served before still serves"),
-    "insufficient": (5, WARN, "too little evidence; what served before still serves"),
+    "refused": (4, BAD, "a check failed; nothing was published"),
+    "insufficient": (5, WARN, "too little evidence; published, and not promoted"),
 }
 """The exit code of each verdict, its colour, and what it means."""
 
@@ -47,6 +50,8 @@ REASONS = {
 }
 """Reasons in plain words; others are printed as they are named."""
 
+_SERVES, _DOES_NOT = "now serving", "does not serve"
+_SILENT = (_DOES_NOT, "never served")  # which is what a revision that was not promoted does
 _THUMBS = "_thumbs"
 
 
@@ -95,7 +100,7 @@ def update(
         shown = process.settling(show_progress)
         done = run_update(home, model=model, config=checked, namespace=namespace, progress=shown)
     value = done.to_mapping()
-    print_result(as_json, value, lambda: _show(value))
+    print_result(as_json, value, lambda: _show(value, _SERVES if done.served else _DOES_NOT))
     raise typer.Exit(VERDICTS[done.verdict][0])
 
 
@@ -107,21 +112,40 @@ def report(
     namespace: options.Namespace = "default",
     as_json: options.AsJson = False,
 ) -> None:
-    """Show an update and the gate's verdict on it."""
+    """Show an update and the gate's verdict on it, and whether its revision serves today."""
     from agentpref.record.updates import Updates
+    from agentpref.serve.registry import Registry
 
     with options.reading(home) as connection:
         found = Updates(connection).report(namespace, update_id)
-    print_result(as_json, found, lambda: _show(found))
+    service = Registry(home, namespace=namespace).service(found["revision"])
+    value = found | {"serving": service._asdict()}
+    print_result(as_json, value, lambda: _show(found, _today(service)))
 
 
-def _show(report: Mapping[str, Any]) -> None:
-    """Print a report: the verdict, how it was trained, accuracy, and the checks."""
+def _today(service: Service) -> str:
+    """Whether a revision serves now, in words."""
+    if service.now == "live":
+        return _SERVES
+    if service.now == "canary":
+        return "now the canary"
+    return "never served" if service.until is None else f"served until {moment(service.until)}"
+
+
+def _show(report: Mapping[str, Any], serving: str) -> None:
+    """Print a report: the verdict, how it was trained, accuracy, and the checks.
+
+    ``serving`` says whether its revision serves.
+    """
     verdict, accuracy = report["verdict"], report["accuracy"]
-    say(f"{verdict.replace('_', ' ')}: {_meaning(verdict, accuracy)}", VERDICTS[verdict][1])
+    meaning = _meaning(verdict, accuracy)
+    if verdict == "promoted":
+        meaning = f"{meaning}; {serving}"
+    say(f"{verdict.replace('_', ' ')}: {meaning}", VERDICTS[verdict][1])
     say(f"update {report['update_id']}, {moment(report['created_at'])}, {report['seconds']:.0f} s")
     if report["revision"]:
-        say(f"revision {report['revision']}, from {report['parent'] or 'the base model'}")
+        now = f"; {serving}" if verdict != "promoted" and serving not in _SILENT else ""
+        say(f"revision {report['revision']}, from {report['parent'] or 'the base model'}{now}")
     notes = report.get("notes", ())
     for line in (*_counts(report), *_training(report), *_not_as_logged(report), *notes):
         say(line)
@@ -142,7 +166,7 @@ def _meaning(verdict: str, accuracy: Mapping[str, Mapping[str, float]]) -> str:
         for when in ("before", "after")
     )
     before, after = (f"{share:.2f}".lstrip("0") for share in shares)
-    return f"held-out accuracy {before} -> {after}; now serving"
+    return f"held-out accuracy {before} -> {after}"
 
 
 def _counts(report: Mapping[str, Any]) -> Iterator[str]:

@@ -27,6 +27,7 @@ from agentpref.home import Home
 from agentpref.learn.adapter import Policy
 from agentpref.learn.cache import LogpCache
 from agentpref.learn.learner import Learner
+from agentpref.models.adapter_files import read_adapter
 from agentpref.models.base import load_base
 from agentpref.prefer.examples import read_examples
 from agentpref.prove.evaluate import policy_scores
@@ -289,7 +290,7 @@ class Arms:
             caches["live"] = LogpCache(self.connection, base.numbers, live.name)
         return Learner(
             base,
-            live,
+            None if live is None else read_adapter(live),
             config,
             caches=caches,
             progress=lambda stage, done, total: self.progress(f"{name}: {stage}", done, total),

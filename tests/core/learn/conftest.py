@@ -6,6 +6,7 @@ import pytest
 
 from agentpref.config import UpdateConfig
 from agentpref.learn.learner import Learner
+from agentpref.models.adapter_files import read_adapter
 from agentpref.models.base import load_base
 from tests.core.learn.examples import make_pair
 
@@ -20,7 +21,7 @@ def make_learner(random_base):
     def make(live=None, base=random_base, **changes):
         return Learner(
             load_base(str(base)),
-            live,
+            None if live is None else read_adapter(live),
             UpdateConfig(**{"batch_size": 4, "learning_rate": 3e-3, **changes}),
             caches={},
             progress=lambda stage, done, total: None,

@@ -27,6 +27,7 @@ from agentpref.learn.objective import Objective
 from agentpref.learn.process import Interrupts
 from agentpref.learn.team import Team, assembled
 from agentpref.learn.trainer import Limits
+from agentpref.models.adapter_files import read_adapter
 from agentpref.models.base import load_base
 from agentpref.types import Completion, Example, Prompt
 
@@ -90,7 +91,7 @@ def rows_of(run):
 
 def lead(run, base, folder, team):
     """Do a run as the main process, or as the only one, and write its results."""
-    live = folder / "pairs-0" if run == "on live" else None
+    live = read_adapter(folder / "pairs-0") if run == "on live" else None
     learner = Learner(
         load_base(str(base)), live, CONFIGS[run], caches={}, progress=lambda *_: None, team=team
     )

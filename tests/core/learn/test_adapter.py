@@ -10,6 +10,7 @@ import torch
 from agentpref.config import LoraSettings
 from agentpref.errors import InvalidAdapter
 from agentpref.learn import adapter
+from agentpref.models.adapter_files import read_adapter
 from agentpref.models.base import load_base
 from tests.core.learn.families import CONDITIONAL, MIXTURES, random_model
 
@@ -18,7 +19,8 @@ from tests.core.learn.families import CONDITIONAL, MIXTURES, random_model
 def attach(random_base):
     def call(live=None, settings=None, seed=0):
         base = load_base(str(random_base))
-        return base, adapter.attach(base, live, settings or LoraSettings(rank=8), seed=seed)
+        files = None if live is None else read_adapter(live)
+        return base, adapter.attach(base, files, settings or LoraSettings(rank=8), seed=seed)
 
     return call
 

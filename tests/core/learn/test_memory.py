@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from agentpref.learn import logps, memory
-from agentpref.learn.kernels.fuse import fuse
 from agentpref.learn.team import Team
 from tests.core.learn.families import CONDITIONAL, ROWS, adapted_model, held_in
 
@@ -111,11 +110,3 @@ def test_the_processes_of_a_team_share_the_memory_of_a_cpu(monkeypatch):
 def test_on_a_cpu_a_pass_takes_as_many_bytes_in_float32_as_in_bfloat16(model):
     wide = memory.tokens_per_pass(model)
     assert memory.tokens_per_pass(model.bfloat16()) == 2 * wide
-
-
-def test_stacked_weights_still_share_memory_after_unmap(model):
-    fuse(model)
-    stacked = model.get_base_model().model.layers[0].mlp
-    before = [p.data_ptr() for p in (stacked.gate_proj.weight, stacked.up_proj.weight)]
-    memory.unmap(model)
-    assert [p.data_ptr() for p in (stacked.gate_proj.weight, stacked.up_proj.weight)] == before

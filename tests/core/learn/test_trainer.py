@@ -17,6 +17,7 @@ from agentpref.learn import trainer
 from agentpref.learn.checkpoint import Checkpoint, peek
 from agentpref.learn.learner import Learner
 from agentpref.learn.trainer import Limits, rate_share
+from agentpref.models.adapter_files import read_adapter
 from agentpref.models.base import load_base
 from tests.core.learn.examples import make_group, make_pair, make_thumb, with_completions
 
@@ -42,7 +43,8 @@ CONFIG = UpdateConfig(batch_size=4, learning_rate=3e-3, epochs=2, kl=KLSettings(
 
 
 def learner_of(base, live=None, config=CONFIG):
-    return Learner(load_base(str(base)), live, config, caches={}, progress=lambda *_: None)
+    files = None if live is None else read_adapter(live)
+    return Learner(load_base(str(base)), files, config, caches={}, progress=lambda *_: None)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import transformers as tf
 from safetensors.torch import load_file, save_file
 
 from agentpref.errors import UnsupportedModel
+from agentpref.models import loading
 from agentpref.models.base import base_digests, find_base, load_base
 from tests.core.learn.families import CONDITIONAL, FAMILIES
 
@@ -308,3 +309,38 @@ def test_a_model_that_sees_is_loaded_whole_and_knows_its_text_models_positions(
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_base_knows_its_positions(family: str, folder: Path) -> None:
     assert load_base(str(save(sized(family), folder))).positions == 64
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_loaded_base_stays_as_it_is_when_its_file_is_overwritten_and_truncated(
+    folder: Path, precision: str
+) -> None:
+    """bfloat16 is what the file holds: transformers leaves such weights mapped."""
+    file = folder / "model.safetensors"
+    weights = {k: tensor.to(getattr(torch, precision)) for k, tensor in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})
+    model = load_base(str(folder), precision=precision).model
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    size = file.stat().st_size
+    with file.open("r+b") as stream:
+        stream.write(bytes(size))
+        stream.truncate(1)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_a_base_whose_file_changes_while_it_is_loaded_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, file = loading.load_model, folder / "model.safetensors"
+
+    def load_and_edit(*arguments, **options):
+        model = load(*arguments, **options)
+        with file.open("r+b") as stream:
+            stream.seek(-4, 2)
+            stream.write(bytes(4))
+        return model
+
+    monkeypatch.setattr(loading, "load_model", load_and_edit)
+    with pytest.raises(UnsupportedModel, match="changed while they were loaded"):
+        load_base(str(folder))

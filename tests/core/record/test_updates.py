@@ -6,11 +6,13 @@ import sqlite3
 from contextlib import closing
 from dataclasses import replace
 
+import orjson
 import pytest
 
 from agentpref.errors import UpdateError
 from agentpref.home import Home
 from agentpref.record.database import connect
+from agentpref.record.integrity import examine
 from agentpref.record.updates import UpdateRow, Updates
 
 NOTHING = UpdateRow("u0", "default", 0.0, 0.5, None, None, "refused", {})
@@ -285,3 +287,56 @@ def test_a_report_of_0_1_0_is_read_with_todays_names(updates):
         "counts": {"new": 3, "old_evaluated": 2, "evaluated_thumbs": 1},
         "retokenized": {"ids_disagree": 4},
     }
+
+
+def manifest(weights, update_id=None):
+    files = {"adapter_model.safetensors": weights}
+    return orjson.dumps({"files": files, "watermark": {"update_id": update_id}}).decode()
+
+
+@pytest.fixture
+def publish(connection):
+    """Add a revision without an update in the ledger."""
+
+    def call(name, *, at, parent=None, weights=None, update_id=None):
+        connection.execute(
+            "INSERT INTO revision (revision_id, namespace, seq, parent, created_at, manifest)"
+            " VALUES (?, 'default', ?, ?, ?, ?)",
+            (name, at, parent, at, manifest(weights or name, update_id)),
+        )
+
+    return call
+
+
+def test_the_same_weights_under_another_number_learned_the_same(connection, updates, add, publish):
+    add(candidate="r1", a="new")
+    connection.execute("UPDATE revision SET manifest = ?", (manifest("same"),))
+    publish("twin", at=8.0, weights="same")
+    publish("child of the twin", at=9.0, parent="twin", weights="more")
+    publish("stranger", at=10.0)
+    assert updates.revisions_trained_on(["said-a"]) == ["r1", "twin", "child of the twin"]
+
+
+def test_a_revision_that_an_update_published_before_it_was_killed_counts_as_its_candidate(
+    updates, add, publish
+):
+    """Killed between publishing and the ledger, resumed under its id, and published again."""
+    publish("first try", at=20.0, update_id="u1")
+    add(candidate="r1", a="new")
+    assert updates.revisions_trained_on(["said-a"]) == ["r1", "first try"]
+
+
+def test_a_revision_whose_update_is_not_in_the_ledger_may_have_learned_all_since(
+    connection, updates, publish
+):
+    connection.execute("PRAGMA foreign_keys = OFF")
+    connection.execute(
+        "INSERT INTO feedback (feedback_id, run_id, created_at, key, source)"
+        " VALUES ('said', 'run', 5.0, 'thumbs', 'human')"
+    )
+    publish("older", at=4.0, update_id="lost")
+    publish("newer", at=6.0, update_id="lost too")
+    publish("by hand", at=7.0)
+    assert updates.revisions_trained_on(["said"]) == ["newer"]
+    problems = [(p.table, p.key) for p in examine(connection).problems if "ledger" in p.what]
+    assert problems == [("revision", "older"), ("revision", "newer")]

@@ -20,12 +20,12 @@ from agentpref.errors import (
     UnknownRevision,
 )
 from agentpref.home import Home
+from agentpref.models.adapter_files import read_adapter
 from agentpref.serve.backend import Revision
 from agentpref.serve.folders import (
     CONFIG_FILE,
     MANIFEST_FILE,
     WEIGHTS_FILE,
-    digest_adapter,
     encode,
 )
 from agentpref.serve.registry import Registry
@@ -78,14 +78,14 @@ def test_publish_copies_the_adapter_and_describes_it(registry: Registry, tmp_pat
     assert revision.manifest == {
         "format": 1,
         "namespace": "default",
-        "files": digest_adapter(folder),
+        "files": read_adapter(folder).digests,
         "parent": first.revision_id,
         "base": BASE_IDENTITY,
         "training": {"beta": 0.1},
         "watermark": {"runs": 7},
     }
     assert (revision.path / MANIFEST_FILE).read_bytes() == encode(revision.manifest)
-    assert digest_adapter(revision.path) == digest_adapter(folder)
+    assert read_adapter(revision.path).digests == read_adapter(folder).digests
 
 
 @pytest.mark.parametrize("umask", [0o077, 0o000])
@@ -129,7 +129,7 @@ def test_a_folder_gets_its_name_after_its_files_are_synced(
     publish(registry, tmp_path)
     temporary = steps.pop(4)
     assert temporary.startswith(".publishing-")
-    copied = [CONFIG_FILE, WEIGHTS_FILE, registry.home.path.name, MANIFEST_FILE]
+    copied = [CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE, registry.home.path.name]
     assert steps == [*copied, "rename", "adapters"]
 
 
@@ -391,3 +391,43 @@ def test_concurrent_publishers_get_different_numbers(registry: Registry, tmp_pat
     assert numbers == [f"{number:06d}" for number in range(1, 7)]
     for revision in registry.list():
         registry.promote(revision.revision_id)
+
+
+def test_what_belongs_to_a_revision_is_published_with_it_or_not_at_all(
+    registry: Registry, tmp_path: Path
+) -> None:
+    folder, given = write_adapter(tmp_path / "adapter"), {"parent": None, "model": {}}
+
+    def dies() -> None:
+        with registry.publishing(folder, **given, training={}) as one:
+            assert one.promote(registry.state())
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        dies()
+    assert registry.list() == []
+    assert registry.state().live is None
+    with registry.publishing(folder, **given, training={}) as one:
+        assert one.promote(registry.state())
+    assert registry.state().live == one.revision.revision_id
+    assert [path.name for path in registry.home.adapters.iterdir()] == [one.revision.revision_id]
+
+
+def test_a_service_says_since_when_and_until_when_a_revision_was_live(
+    registry: Registry, tmp_path: Path
+) -> None:
+    first, second = (
+        registry.publish(
+            write_adapter(tmp_path / str(seed), seed=seed), parent=None, model={}, training={}
+        ).revision_id
+        for seed in range(2)
+    )
+    assert registry.service(first) == (None, None, None)
+    registry.promote(first)
+    registry.canary(second, 0.5)
+    (promoted, _) = registry.history()
+    assert registry.service(first) == ("live", promoted.at, None)
+    assert registry.service(second).now == "canary"
+    registry.promote(second)
+    assert registry.service(first) == (None, promoted.at, registry.history()[-1].at)
+    assert registry.service(None) == (None, None, None)

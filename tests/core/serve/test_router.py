@@ -265,6 +265,36 @@ def test_a_rollback_loads_a_revision_that_this_process_never_loaded(
     assert served_by(router) == names[0]
 
 
+@pytest.mark.parametrize("is_loaded", [True, False])
+def test_a_rollback_passes_over_a_damaged_revision_and_puts_it_in_quarantine(
+    registry: Registry, backend: FakeBackend, names: list[str], caplog, is_loaded: bool
+) -> None:
+    if is_loaded:
+        router = Router(registry, backend)
+        for name in names[:3]:
+            router.activate(name)
+    else:
+        for name in names[:3]:
+            registry.promote(name)
+        router = Router(registry, backend)
+    corrupt(registry, names[1], backend)
+    assert router.rollback().live == registry.state().live == names[0]
+    assert served_by(router) == names[0]
+    assert WEIGHTS_FILE in str(registry.get(names[1]).quarantine_reason)
+    assert f"{names[1]} is passed over and in quarantine now" in caplog.text
+
+
+def test_a_rollback_goes_on_when_the_engine_finds_the_revision_broken(
+    registry: Registry, backend: FakeBackend, names: list[str]
+) -> None:
+    for name in names[:3]:
+        registry.promote(name)
+    router = Router(registry, backend)
+    backend.fail_probe.add(names[1])
+    assert router.rollback().live == names[0]
+    assert registry.get(names[1]).quarantine_reason
+
+
 def corrupt(registry: Registry, name: str, backend: FakeBackend) -> type[Exception]:
     file = registry.get(name).path / WEIGHTS_FILE
     file.chmod(0o644)

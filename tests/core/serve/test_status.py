@@ -11,6 +11,7 @@ import pytest
 import agentpref.serve.registry as module
 from agentpref.errors import InvalidAdapter, RevisionError, UnknownRevision
 from agentpref.home import Home
+from agentpref.models.adapter_files import AdapterFiles
 from agentpref.record.database import connect
 from agentpref.record.updates import last_clean, rebuilds, taint
 from agentpref.serve.backend import Revision
@@ -140,9 +141,9 @@ def test_a_revision_that_is_pruned_during_a_promotion_is_reported_as_pruned(
     registry.promote("base")
     check = module.check_published
 
-    def prune_and_check(revision: Revision) -> None:
+    def prune_and_check(revision: Revision) -> AdapterFiles:
         assert line[0] in registry.prune(keep=1).removed
-        check(revision)
+        return check(revision)
 
     monkeypatch.setattr(module, "check_published", prune_and_check)
     with pytest.raises(RevisionError, match=f"{line[0]} was pruned"):

@@ -162,3 +162,11 @@ def test_each_namespace_is_rebuilt_separately(registry, line, tmp_path) -> None:
 def test_a_clean_revision_is_the_last_clean_one_of_its_line(registry, line) -> None:
     with closing(connect(registry.home)) as connection:
         assert last_clean(connection, line[2]) == line[2]
+
+
+def test_the_weights_of_a_tainted_revision_are_tainted_under_a_new_number(
+    registry, line, tmp_path
+) -> None:
+    mark(registry, line[2])
+    again = publish(registry, tmp_path, 2, None)
+    assert registry.get(again).tainted_at == 5.0

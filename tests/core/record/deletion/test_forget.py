@@ -658,3 +658,13 @@ def test_interrupted_training_is_deleted_whoever_is_forgotten(home: Home, tmp_pa
     forget(home, "nobody")
     assert not home.training.exists()
     assert (elsewhere / "mine").exists()
+
+
+def test_the_same_weights_under_two_numbers_are_both_tainted(
+    home: Home, line: list[str], tmp_path: Path
+) -> None:
+    """As a kill between publishing and the ledger left them in 0.1."""
+    registry = Registry(home)
+    twin = registry.publish(registry.get(line[1]).path, parent=line[0], model={}, training={})
+    assert forget(home, "ada").revisions == (*line[1:], twin.revision_id)
+    assert registry.get(twin.revision_id).tainted_at is not None
