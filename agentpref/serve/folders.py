@@ -9,6 +9,7 @@ Modes are set, not left to the umask, since an engine may run as another user.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 import time
