@@ -168,8 +168,8 @@ def open_private(path: StrPath, flags: int = os.O_RDWR) -> int:
 
 def make_private_folder(path: Path) -> None:
     """Make a folder inside a home for its people only; an existing one stays as it is."""
-    with suppress(FileExistsError):
-        path.mkdir(mode=0o700)
+    if not path.is_dir():
+        path.mkdir(mode=0o700, exist_ok=True)
         path.chmod(_folder_mode(path.parent))
 
 

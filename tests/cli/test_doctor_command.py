@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
 import sys
 from contextlib import closing
 from importlib.metadata import metadata
@@ -178,3 +179,21 @@ def test_quarantined_revisions_leftover_folders_and_dead_pins_are_listed(
     found = checks(run("doctor", "--model", random_base, "--json").json)
     assert "1 revisions were loaded" in found["pins"]["message"]
     assert "at http://127.0.0.1:8000" in found["pins"]["message"]
+
+
+def test_files_that_other_users_can_use_fail_and_the_chmod_that_is_named_mends_it(
+    run, filled, random_base
+) -> None:
+    home = Home.open(filled)
+    odd = home.reports / "it's a report.json"
+    odd.touch()
+    for path in (home.refused, odd):
+        path.touch()
+        path.chmod(0o644)
+    value = run("doctor", "--model", random_base, "--json", exits=1).json
+    message = checks(value)["readers"]["message"]
+    assert message.startswith("every user of this machine can use 2 of the home's files")
+    subprocess.run(message.rpartition(": ")[2], shell=True, check=True)
+    assert {path.stat().st_mode & 0o777 for path in (home.refused, odd)} == {0o640}
+    home.refused.unlink()
+    assert "readers" not in checks(run("doctor", "--model", random_base, "--json").json)

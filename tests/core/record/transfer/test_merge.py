@@ -549,7 +549,7 @@ def test_homes_before_a_bad_one_stay_merged(make: Make) -> None:
 @pytest.mark.parametrize(
     ("bodies", "why"),
     [
-        ([b'{"role":"oracle","content":"x"}'], "has role a str"),
+        ([b'{"role":"oracle","content":"x"}'], "has role a str of 6 characters"),
         ([b'{"content":"x"}'], "has role None"),
         ([b'{"role":"user"}'], "has content of type NoneType"),
         ([b'["a","list"]'], "is a list"),
