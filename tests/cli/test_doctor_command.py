@@ -178,3 +178,16 @@ def test_quarantined_revisions_leftover_folders_and_dead_pins_are_listed(
     found = checks(run("doctor", "--model", random_base, "--json").json)
     assert "1 revisions were loaded" in found["pins"]["message"]
     assert "at http://127.0.0.1:8000" in found["pins"]["message"]
+
+
+def test_a_revision_whose_update_is_not_in_the_ledger_is_named(
+    run, home: Path, random_base, tmp_path: Path
+) -> None:
+    """As a kill between publishing and the ledger left it in 0.1."""
+    registry, folder = Registry(Home.create(home)), write_adapter(tmp_path / "adapter")
+    given = {"parent": None, "model": {}, "training": {}}
+    name = registry.publish(folder, **given, watermark={"update_id": "lost"}).revision_id
+    found = checks(run("doctor", "--model", random_base, "--json").json)
+    assert found["ledger"]["message"].startswith(f"{name}: the update that made it is not in the")
+    problems = run("verify", "--json", exits=1).json["problems"]
+    assert [problem["key"] for problem in problems] == [name]

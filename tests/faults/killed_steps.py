@@ -65,7 +65,9 @@ def update(registry: Registry, adapter: Path) -> object:
     counts = {"trained": 1, "trained_thumbs": 0}
     report = UpdateReport(new_id(), "default", "tiny", 1.0, "promoted", serving.live, counts=counts)
     with closing(connect(registry.home)) as connection:
-        return Outcome(report, defaultdict(list)).settle(registry, connection, Trained(adapter), serving)
+        return Outcome(report, defaultdict(list)).settle(
+            registry, connection, Trained(adapter), serving
+        )
 
 
 def promote(registry: Registry, adapter: Path) -> object:
