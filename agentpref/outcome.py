@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 from agentpref.accounting import uses
 from agentpref.prefer.strata import Listed
 from agentpref.record.updates import UpdateRow, Updates
-from agentpref.serve.registry import Publication, Registry
+from agentpref.serve.publishing import Publication
+from agentpref.serve.registry import Registry
 from agentpref.serve.status import ServingState
 from agentpref.types import UpdateReport
 

@@ -170,6 +170,11 @@ class Updates:
         found = self._connection.execute(_TRAINED_ON, {"sources": as_json([*sources])})
         return [revision for (revision,) in found]
 
+    def orphans(self) -> list[str]:
+        """Name the revisions whose update is not in the ledger: what they learned is unknown."""
+        query = f"SELECT revision_id FROM revision WHERE {ORPHANED} ORDER BY seq"
+        return [name for (name,) in self._connection.execute(query)]
+
     def forget_words(self, sources: Iterable[str]) -> None:
         """Remove the messages of the user's checks from reports of updates that used any of these.
 

@@ -10,45 +10,26 @@ call opens its own connection: threads and processes may share a home.
 
 from __future__ import annotations
 
-import logging
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 
 from agentpref.errors import InvalidAdapter, RevisionError, UnknownRevision
 from agentpref.home import Home, StrPath, sync, writing
 from agentpref.record.database import connect, transaction, translated
-from agentpref.record.seals import sealed
-from agentpref.record.updates import WEIGHTS
 from agentpref.serve import folders, pruning, status
 from agentpref.serve.backend import Revision
+from agentpref.serve.publishing import Publication, insert
+from agentpref.serve.quarantine import intact_previous
 from agentpref.serve.status import HistoryEntry as HistoryEntry
 from agentpref.serve.status import ServingState as ServingState
 from agentpref.serve.validate import check_adapter, check_published, check_revision
 from agentpref.types import BASE
-
-_logger = logging.getLogger(__name__)
-
-
-class Publication(NamedTuple):
-    """A revision that is being published, and the connection whose transaction does it."""
-
-    revision: Revision
-    connection: sqlite3.Connection
-
-    def promote(self, state: ServingState) -> bool:
-        """Make the revision live if what serves is still ``state``; say whether it is."""
-        if status.read_state(self.connection, self.revision.namespace) != state:
-            return False
-        status.require_fit(self.connection, self.revision.revision_id)
-        new = state._replace(live=self.revision.revision_id, canary=None, weight=0.0)
-        status.change(self.connection, new, "promote")
-        return True
 
 
 class Registry:
@@ -235,8 +216,8 @@ class Registry:
             with folders.written(files, manifest, draft):
                 sync(self.home.path)  # the folder of adapters may be new
                 with self._connected() as connection, transaction(connection):
-                    revision = self._insert(connection, draft, manifest)
-                    yield Publication(revision, connection)
+                    name = insert(connection, self.home, draft, manifest)
+                    yield Publication(self._find(connection, name), connection)
 
     def promote(self, revision_id: str, *, expected_generation: int | None = None) -> ServingState:
         """Make a revision live. This ends a canary, whichever revision that was.
@@ -293,29 +274,12 @@ class Registry:
             GenerationConflict: another process changed what is served in between.
         """
         while True:
-            live = self.intact_previous()
+            live = intact_previous(self)
             with self._connected() as connection, transaction(connection):
                 state = status.read_state(connection, self.namespace, expected_generation)
                 if status.previous(connection, self.namespace) == live:
                     new = state._replace(live=live, canary=None, weight=0.0)
                     return status.change(connection, new, "rollback")
-
-    def intact_previous(self) -> str | None:
-        """What a rollback makes live, its files checked; damaged ones go into quarantine.
-
-        Raises:
-            RevisionError: nothing was promoted, or everything was rolled back.
-        """
-        while (name := self.previous()) is not None:
-            try:
-                check_published(self.get(name))
-            except InvalidAdapter as damage:  # noqa: PERF203
-                if self.previous() == name:  # else it was pruned just now
-                    self.quarantine(name, str(damage))
-                    _logger.warning("%s is passed over and in quarantine now: %s", name, damage)
-            else:
-                break
-        return name
 
     def prune(
         self,
@@ -410,31 +374,6 @@ class Registry:
             quarantine_reason=row["quarantine_reason"],
             pruned_at=row["pruned_at"],
         )
-
-    def _insert(
-        self, connection: sqlite3.Connection, draft: Path, manifest: dict[str, Any]
-    ) -> Revision:
-        """Number the folder, move it to its place and write its row, in the open transaction.
-
-        The write lock makes the cleaning safe: while a process has it, no other publisher is
-        between its rename and its row. A child of a tainted revision is tainted, and so is a
-        revision with the weights of one.
-        """
-        names = connection.execute("SELECT revision_id FROM revision")
-        folders.clean(self.home.adapters, {name for (name,) in names})
-        (seq,) = connection.execute("SELECT COALESCE(MAX(seq), 0) + 1 FROM revision").fetchone()
-        name = folders.revision_id(seq, manifest["files"])
-        folders.give_name(draft, self.home.adapters / name)
-        parent, content = manifest["parent"], folders.encode(manifest).decode()
-        values = (name, self.namespace, seq, parent, time.time(), content)
-        (row,) = sealed(connection, "revision", [values])
-        connection.execute(
-            "INSERT INTO revision (revision_id, namespace, seq, parent, created_at, manifest, seal,"
-            " tainted_at) VALUES (?, ?, ?, ?, ?, ?, ?, (SELECT min(tainted_at) FROM revision"
-            f" WHERE revision_id = ? OR ({WEIGHTS.format('manifest')}) = ?))",
-            (*row, parent, manifest["files"][folders.WEIGHTS_FILE]),
-        )
-        return self._find(connection, name)
 
 
 def namespaces_with_revisions(home: Home) -> list[str]:

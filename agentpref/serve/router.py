@@ -22,16 +22,15 @@ from contextlib import ExitStack, contextmanager, suppress
 from agentpref.errors import (
     AgentprefError,
     BackendClosed,
-    InvalidAdapter,
-    ProbeFailed,
     RecordError,
     RevisionError,
     ServingError,
     SwapFailed,
     UnknownRevision,
 )
-from agentpref.serve.backend import GenerationRequest, Reply, Revision, ServingBackend
+from agentpref.serve.backend import GenerationRequest, Reply, ServingBackend
 from agentpref.serve.pins import Pins
+from agentpref.serve.quarantine import intact_previous, quarantining
 from agentpref.serve.registry import Registry, ServingState
 from agentpref.types import BASE
 
@@ -209,21 +208,20 @@ class Router:
         self._require_open()
         with self._flipping:
             self._require_open()
-            state, name = self.registry.state(), self.registry.intact_previous()
+            state, name = self.registry.state(), intact_previous(self.registry)
             # What is wanted stays loaded while the flip lock is held: see `_make_room`.
             if name is None or name in self._wanted():
                 return self._flip(self.registry.rollback(expected_generation=state.generation))
         with self._swap():
             generation = self.registry.state().generation
-            name = self.registry.intact_previous()
             while True:
+                name = intact_previous(self.registry)
                 try:
                     self._prepare(name)
                     break
                 except (RevisionError, SwapFailed):
-                    failed, name = name, self.registry.intact_previous()
-                    if name == failed:  # else it is in quarantine now, and passed over
-                        raise
+                    if name == intact_previous(self.registry):
+                        raise  # else it is in quarantine now, and passed over
             with self._flipping:
                 return self._flip(self.registry.rollback(expected_generation=generation))
 
@@ -282,13 +280,13 @@ class Router:
         for revision in new:
             self._pins.take(revision.revision_id)
             self.registry.require_fit(revision, untainted=False)
-            with self._quarantining(revision):
+            with quarantining(self.registry, revision):
                 self.backend.validate(revision)
         if new:
             self._make_room()
         try:
             for revision in new:
-                with self._quarantining(revision):
+                with quarantining(self.registry, revision):
                     self.backend.load(revision)
                     self.backend.probe(revision.revision_id)
         except BackendClosed:
@@ -298,20 +296,6 @@ class Router:
                 f"{revision.revision_id} could not be made ready: {error}; "
                 f"{self._route.live or 'the base model'} still serves"
             ) from error
-
-    @contextmanager
-    def _quarantining(self, revision: Revision) -> Iterator[None]:
-        """Put a revision in quarantine if its files are damaged or its numbers are not finite."""
-        name = revision.revision_id
-        try:
-            yield
-        except (InvalidAdapter, ProbeFailed) as broken:
-            try:
-                self.registry.quarantine(name, str(broken))
-                _logger.warning("%s is in quarantine now: %s", name, broken)
-            except AgentprefError:
-                _logger.warning("%s is not in quarantine", name, exc_info=True)
-            raise
 
     def _pin_loaded(self) -> None:
         """Pin what the engine has loaded of this namespace, so that it is unloaded when idle."""

@@ -197,3 +197,16 @@ def test_files_that_other_users_can_use_fail_and_the_chmod_that_is_named_mends_i
     assert {path.stat().st_mode & 0o777 for path in (home.refused, odd)} == {0o640}
     home.refused.unlink()
     assert "readers" not in checks(run("doctor", "--model", random_base, "--json").json)
+
+
+def test_a_revision_whose_update_is_not_in_the_ledger_is_named(
+    run, home: Path, random_base, tmp_path: Path
+) -> None:
+    """As a kill between publishing and the ledger left it in 0.1."""
+    registry, folder = Registry(Home.create(home)), write_adapter(tmp_path / "adapter")
+    given = {"parent": None, "model": {}, "training": {}}
+    name = registry.publish(folder, **given, watermark={"update_id": "lost"}).revision_id
+    found = checks(run("doctor", "--model", random_base, "--json").json)
+    assert found["ledger"]["message"].startswith(f"{name}: the update that made it is not in the")
+    problems = run("verify", "--json", exits=1).json["problems"]
+    assert [problem["key"] for problem in problems] == [name]

@@ -161,6 +161,7 @@ def _waiting(home: Home) -> Iterator[Finding]:
 def _serving(home: Home) -> Iterator[Finding]:
     """The revisions that serve, those that must not, and what crashed processes left behind."""
     from agentpref.errors import HomeError
+    from agentpref.record.updates import Updates
     from agentpref.serve import folders
     from agentpref.serve.pins import find_pins
     from agentpref.serve.registry import Registry, namespaces_with_revisions
@@ -172,6 +173,12 @@ def _serving(home: Home) -> Iterator[Finding]:
             yield from _revisions(Registry(home, namespace=namespace))
     except HomeError:
         return  # the finding about the home says so
+    with options.reading(home.path) as connection:
+        orphans = Updates(connection).orphans()
+    if orphans:
+        message = f"{', '.join(orphans)}: the update that made it is not in the ledger"
+        cure = "so `forget` takes it for trained on all that was said before it"
+        yield Finding("ledger", True, f"{message}, {cure}")
     if home.adapters.is_dir() and (left := folders.leftovers(home.adapters)):
         message = f"{len(left)} half-made or half-removed folders in {home.adapters}"
         yield Finding("leftovers", True, f"{message}; the next update or pruning removes them")
