@@ -10,7 +10,9 @@ steps that were applied.
 
 from __future__ import annotations
 
+import errno
 import functools
+import os
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
@@ -33,6 +35,9 @@ from agentpref.record.migrations import STEPS
 BUSY_SECONDS = 30.0
 """How long a connection waits for another one's lock."""
 
+_WORKING_BYTES = 128 * 1024
+"""How much room SQLite needs to open a database: 32 kB for the shared file, and some pages."""
+
 PAGE_BYTES = 8192
 """The page of a new database: 1 kB messages fill it to 83 %, SQLite's 4096 to 76 %."""
 
@@ -48,10 +53,14 @@ class Trouble(NamedTuple):
 _RESTORE = "restore a backup, or move the file away and start a new home"
 _LOCKED = Trouble("locked", NotKept, "end the process that holds the database, then try again")
 _CORRUPT = Trouble("corrupt", CorruptHome, _RESTORE)
+_FULL = Trouble("full", NotKept, "free space on its disk, then try again")
+REMOVED = Trouble(
+    "removed", NotKept, "put it back, or stop the app and restore a backup, then try again"
+)
 
 TROUBLES: dict[str, Trouble] = {
     "is locked": _LOCKED,
-    "is full": Trouble("full", NotKept, "free space on its disk, then try again"),
+    "is full": _FULL,
     "readonly database": Trouble("read-only", NotKept, "let this user write the folder"),
     "unable to open": Trouble("unopenable", NotKept, "let this user read and write the folder"),
     "disk I/O error": Trouble("disk", NotKept, "check the disk and that the folder still exists"),
@@ -63,12 +72,38 @@ TROUBLES: dict[str, Trouble] = {
 """What SQLite's messages mean (Python 3.10 gives no error code)."""
 
 
-def diagnose(error: BaseException | None) -> Trouble | None:
-    """Say which trouble of the database an error means; None if it means none of them."""
+def diagnose(error: BaseException | None, home: Home | None = None) -> Trouble | None:
+    """Say which trouble of the database an error means; None if it means none of them.
+
+    SQLite calls a full disk an I/O error where it makes or grows the file beside the database that
+    its processes share. With ``home``, its disk is looked at too.
+    """
+    if isinstance(error, OSError):
+        return _SYSTEM_TROUBLES.get(error.errno or 0)
     if not isinstance(error, sqlite3.Error):
         return None
     message = str(error)
-    return next((trouble for part, trouble in TROUBLES.items() if part in message), None)
+    found = next((trouble for part, trouble in TROUBLES.items() if part in message), None)
+    is_of_the_disk = found is not None and found.reason in ("disk", "unopenable")
+    return _FULL if is_of_the_disk and home is not None and _is_full(home.path) else found
+
+
+_SYSTEM_TROUBLES = {
+    errno.ENOENT: REMOVED,
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EROFS: TROUBLES["readonly database"],
+}
+
+
+def _is_full(folder: Path) -> bool:
+    """Whether the disk of a folder has no room for what SQLite makes beside a database."""
+    try:
+        disk = os.statvfs(folder)
+    except OSError:
+        return False
+    has_files = disk.f_files == 0 or disk.f_favail > 0
+    return disk.f_bavail * disk.f_frsize < _WORKING_BYTES or not has_files
 
 
 @contextmanager
@@ -80,7 +115,7 @@ def translated(home: Home) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        trouble = diagnose(error)
+        trouble = diagnose(error, home)
         if trouble is None:
             raise
         raise trouble.error(f"{home.database}: {error}; {trouble.cure}") from error

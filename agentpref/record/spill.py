@@ -27,8 +27,6 @@ import orjson
 from agentpref.errors import AgentprefError, ForgottenUser, HomeError, NotKept, RecordError
 from agentpref.home import Home, sync, writing
 from agentpref.record.database import (
-    BUSY_SECONDS,
-    connect,
     locked,
     require_known_schema,
     transaction,
@@ -36,6 +34,7 @@ from agentpref.record.database import (
     warn,
 )
 from agentpref.record.messages import Linker, Node, RunRow, StoredRecord, plain
+from agentpref.record.opened import Displaced, OpenDatabase
 from agentpref.record.store import Store
 from agentpref.types import Comparison, Feedback
 
@@ -62,6 +61,10 @@ class Drained(NamedTuple):
     torn: int
 
 
+class AnotherDatabase(NotKept):
+    """The home has another database now, which knows its users under other names."""
+
+
 class DurableWriter:
     """Writes records to one home. Owns a connection; has one user at a time.
 
@@ -72,26 +75,38 @@ class DurableWriter:
     def __init__(self, home: Home) -> None:
         self._home = home
         self._spill = Spill(home)
-        self._connection: sqlite3.Connection | None = connect(home)
+        self._database = OpenDatabase(home)
         self._rest_until = 0.0
-        self._patience = BUSY_SECONDS
+        self._is_said = False
         self.trouble: AgentprefError | None = None
         """What keeps the database from taking records, while something does."""
 
-    def write(self, records: Sequence[StoredRecord]) -> Outcomes:
+    @property
+    def generation(self) -> int:
+        """Which database is open: another number after the path has got another database."""
+        return self._database.generation
+
+    def write(self, records: Sequence[StoredRecord], generation: int | None = None) -> Outcomes:
         """Put records on disk; return for each the error that refused it, or None.
 
         The spill refuses nothing: only the database knows whether a run exists that feedback names.
 
         Raises:
+            AnotherDatabase: the records were made for another ``generation``; make them anew.
             NotKept: neither the database nor the spill can take them; none of them is on disk.
         """
         if self.trouble is None or time.monotonic() >= self._rest_until:
             try:
-                return self._to_database(records)
+                return self._to_database(records, generation)
+            except AnotherDatabase:
+                raise
             except (NotKept, HomeError) as trouble:
                 self._rest(trouble)
         self._spill.append(records)
+        if not self._is_said:
+            self._is_said = True
+            what = "%s. Until then, runs and feedback go to %s"
+            warn(what, self.trouble, self._home.spill)
         return [None] * len(records)
 
     def waits(self) -> bool:
@@ -111,54 +126,60 @@ class DurableWriter:
 
     def close(self) -> None:
         """Close the connection; the next record opens it again."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        self._database.close()
 
     def _rest(self, trouble: AgentprefError) -> None:
-        if self.trouble is None:
-            warn("%s. Until then, runs and feedback go to %s", trouble, self._home.spill)
         self.trouble = trouble
         self._rest_until = time.monotonic() + REST_SECONDS
 
-    def _to_database(self, records: Sequence[StoredRecord]) -> Outcomes:
+    def _to_database(
+        self, records: Sequence[StoredRecord], generation: int | None = None
+    ) -> Outcomes:
         if self._spill.waits():
             _report(self._home, self.drain())
-        outcomes = self._store(records)
-        self.trouble = None
+        outcomes = self._store(records, generation)
+        if self.trouble is not None:
+            self.trouble, self._is_said = None, False
+            warn("%s takes runs and feedback again", self._home.database)
         return outcomes
 
-    def _store(self, records: Sequence[StoredRecord]) -> Outcomes:
+    def _store(self, records: Sequence[StoredRecord], generation: int | None = None) -> Outcomes:
         """Store records in one transaction; one that breaks the schema's rules is refused alone."""
+        patience = PATIENCE_SECONDS if self.trouble is None else 0.0
         try:
-            with translated(self._home):
-                connection = self._open()
-                store = Store(connection)
-                with transaction(connection):
-                    require_known_schema(connection, self._home)
-                    # Runs come first: in a spill, feedback may come before its run.
-                    runs = [record for record in records if isinstance(record, RunRow)]
-                    refused = iter(store.add_runs(runs) if runs else ())
-                    return [
-                        next(refused) if isinstance(record, RunRow) else _judge(store, record)
-                        for record in records
-                    ]
+            while True:
+                with translated(self._home):
+                    connection = self._database.open(patience)
+                    if generation not in (None, self.generation):
+                        raise AnotherDatabase(f"{self._home.database} is another database now")
+                    try:
+                        return self._transact(connection, records)
+                    except Displaced:
+                        self._database.let_go()
         except sqlite3.IntegrityError as error:
             if len(records) > 1:
-                return [outcome for record in records for outcome in self._store([record])]
+                one_by_one = ([record] for record in records)
+                return [each for one in one_by_one for each in self._store(one, generation)]
             refusal = NotKept(f"{self._home.database} refused a record: {error}; please report it")
             refusal.__cause__ = error
             return [refusal]
 
-    def _open(self) -> sqlite3.Connection:
-        if self._connection is None:
-            self._connection = connect(self._home)
-            self._patience = BUSY_SECONDS
-        patience = PATIENCE_SECONDS if self.trouble is None else 0.0
-        if patience != self._patience:
-            self._connection.execute(f"PRAGMA busy_timeout = {1000 * patience:.0f}")
-            self._patience = patience
-        return self._connection
+    def _transact(
+        self, connection: sqlite3.Connection, records: Sequence[StoredRecord]
+    ) -> Outcomes:
+        store = Store(connection)
+        with transaction(connection):
+            self._database.require_in_place()
+            require_known_schema(connection, self._home)
+            # Runs come first: in a spill, feedback may come before its run.
+            runs = [record for record in records if isinstance(record, RunRow)]
+            refused = iter(store.add_runs(runs) if runs else ())
+            outcomes = [
+                next(refused) if isinstance(record, RunRow) else _judge(store, record)
+                for record in records
+            ]
+            self._database.require_in_place()
+        return outcomes
 
 
 def drain(home: Home) -> Drained:

@@ -1,0 +1,125 @@
+"""The database that a log keeps open, and whether it is still the one in the home.
+
+A database that is open goes on taking rows when somebody removes, moves or replaces its file, and
+nobody finds them. So the files are known by device and inode, which no other file can get while
+this one is open, and are looked up by their path in every transaction. That takes 4 µs.
+
+SQLite applies a write-ahead log to any database that it lies beside. When the database at the path
+is no longer the open one, the log of the open one is written back to it and removed from the path.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeAlias, cast
+
+from agentpref.errors import NotKept
+from agentpref.home import Home
+from agentpref.record.database import BUSY_SECONDS, REMOVED, connect, warn
+
+_Identity: TypeAlias = "tuple[int, int] | None"
+
+
+class Displaced(NotKept):
+    """The open database is not the one in the home any more; nothing was written."""
+
+
+class OpenDatabase:
+    """A home's database, open for writing while nobody moves it. Has one user at a time."""
+
+    def __init__(self, home: Home) -> None:
+        """Open the database; raises like ``connect``."""
+        self._home = home
+        self._wal, self._shm = (
+            home.database.with_name(home.database.name + end) for end in ("-wal", "-shm")
+        )
+        self._patience = BUSY_SECONDS
+        self._known = self._log = self._index = cast(_Identity, None)
+        self._connection: sqlite3.Connection | None = None
+        self.generation = 0
+        """Rises when the path gets another database: its users have other keys, its runs others."""
+        self.open(BUSY_SECONDS)
+
+    def open(self, patience: float) -> sqlite3.Connection:
+        """Return the connection, which waits ``patience`` seconds for locks; open it if needed.
+
+        Raises:
+            NotKept: the database was removed or moved, or cannot be opened.
+            HomeError: this agentpref cannot use it.
+        """
+        if self._connection is None:
+            self._connection = self._connected()
+            self._patience = BUSY_SECONDS
+        if patience != self._patience:
+            self._connection.execute(f"PRAGMA busy_timeout = {1000 * patience:.0f}")
+            self._patience = patience
+        return self._connection
+
+    def require_in_place(self) -> None:
+        """Raise ``Displaced`` if the path leads to another file, or to none. Call it in writing."""
+        if _identity(self._home.database) != self._known or _identity(self._wal) != self._log:
+            raise Displaced(f"{self._home.database} was removed, moved or replaced")
+
+    def let_go(self) -> None:
+        """Close a displaced database, complete in its file, and clear the path of its log."""
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        is_ours = _identity(self._home.database) == self._known
+        log = _identity(self._wal)
+        if log == self._log or (is_ours and log is None):
+            with suppress(sqlite3.Error):  # without its log, the file has what it had before
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        with suppress(sqlite3.Error):
+            connection.close()
+        if not is_ours:
+            for path, known in ((self._wal, self._log), (self._shm, self._index)):
+                if known is not None and _identity(path) == known:
+                    path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close the connection; the next use opens it again."""
+        if self._connection is not None:
+            try:
+                self.require_in_place()
+            except Displaced:
+                self.let_go()
+            else:
+                self._connection.close()
+                self._connection = None
+
+    def _connected(self) -> sqlite3.Connection:
+        before, found = self._known, _identity(self._home.database)
+        if found is None and before is not None:
+            missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            what = f"{self._home.database} was removed or moved while a log has it open"
+            raise NotKept(f"{what}; {REMOVED.cure}") from missing
+        while True:
+            connection = connect(self._home)
+            connection.execute("SELECT 1 FROM migration LIMIT 1").fetchone()  # makes the log
+            opened, found = found, _identity(self._home.database)
+            if opened == found:
+                break
+            connection.close()  # replaced while it was being opened
+        self._known = found
+        self._log, self._index = _identity(self._wal), _identity(self._shm)
+        if before is not None and before != found:
+            self.generation += 1
+            warn(
+                "%s was replaced while a log had it open; runs and feedback go to the new one, and "
+                "what the old one holds stays there",
+                self._home.database,
+            )
+        return connection
+
+
+def _identity(path: Path) -> _Identity:
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_dev, found.st_ino
