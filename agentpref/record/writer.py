@@ -229,7 +229,8 @@ class Writer:
             closing = False
             while not closing:
                 if self._wake.wait(_PATIENCE_SECONDS) or self._queue:
-                    self._urgent.wait(REST_SECONDS if self._durable.trouble else LINGER_SECONDS)
+                    rests = self._stuck or self._durable.trouble
+                    self._urgent.wait(REST_SECONDS if rests else LINGER_SECONDS)
                 closing = self._closed  # read first: what is queued later is swept
                 self._write_all(closing)
             self._is_over = True
@@ -246,10 +247,9 @@ class Writer:
     def _write_all(self, closing: bool) -> None:
         """Write until nothing is left or nothing can be written now; wake again for the rest."""
         while self._queue or self._backlog:
-            if self._stuck is not None:
-                is_asked = self._set_aside()
-                if not (is_asked or closing) and time.monotonic() < self._stuck_until:
-                    break
+            is_resting = self._stuck is not None and time.monotonic() < self._stuck_until
+            if is_resting and not closing and not self._set_aside():
+                break
             with self._writing:
                 self._write(self._take())
             if self._stuck is not None:

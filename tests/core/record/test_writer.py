@@ -190,7 +190,7 @@ def test_runs_and_feedback_of_a_full_database_are_stored_later(
 ) -> None:
     run_id = log.record(ASKED, "4")
     log.flush()
-    connection = log._writer._durable._connection
+    connection = log._writer._durable._database._connection
     assert connection is not None
     (pages,) = connection.execute("PRAGMA page_count").fetchone()
     connection.execute(f"PRAGMA max_page_count = {pages}")
