@@ -6,7 +6,6 @@ disk before the call returns. Many threads may use one log, and many processes o
 
 from __future__ import annotations
 
-import reprlib
 import time
 import weakref
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from agentpref.record.ingest import Ingest, RawRun, freeze, freeze_what_can_be_k
 from agentpref.record.ingest.checks import Judgement, as_bool, as_output, checked, tidy
 from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.ingest.redaction import Redact
+from agentpref.record.ingest.salvage import describe
 from agentpref.record.integrity import Problem, examine
 from agentpref.record.messages import check_output, new_id
 from agentpref.record.writer import Writer
@@ -125,7 +125,8 @@ class Log:
             token_ids: the answer's tokens, as the engine wrote them.
             logprobs: the natural log-probability of each token.
             tags: domains; the run's pairs are filed under the first one.
-            metadata: anything else; what JSON cannot hold is kept as text.
+            metadata: anything else; what JSON cannot hold is kept as text, and what is no mapping
+                under the key ``value``.
 
         Returns:
             The run's id, for ``thumbs``, ``feedback``, ``correct`` and ``compare``.
@@ -138,10 +139,14 @@ class Log:
         now = time.time_ns()
         name = new_id(now) if run_id is None else run_id
         try:
-            if not isinstance(name, str) or not name or not name.isprintable():
+            if type(name) is not str and issubclass(type(name), str):
+                name = str.__str__(name)  # an own class's methods may say anything
+            if type(name) is not str or not name or not name.isprintable():
                 raise InvalidMessage(
-                    f"run_id is {reprlib.repr(name)}; pass a non-empty string of printable text"
+                    f"run_id is {describe(name)}; pass a non-empty string of printable text"
                 )
+            if not self.strict:
+                params, metadata = self._as_mapping(name, params), self._as_mapping(name, metadata)
             parts = (
                 messages, output, tools, model, revision, thread_id, trace_id, user_id,
                 params, token_ids, logprobs, tags, metadata,
@@ -159,6 +164,13 @@ class Log:
                 raise
             self._writer.drop(type(error).__name__, 1, error)
         return name
+
+    def _as_mapping(self, name: str, value: Any) -> Any:
+        """Keep params or metadata that are no mapping under the key ``value``."""
+        if value is None or type(value) is dict or issubclass(type(value), Mapping):
+            return value
+        self._writer.note_altered(name, {"object": 1})
+        return {"value": value}
 
     def thumbs(
         self,
