@@ -144,7 +144,8 @@ def connect(home: Home, *, readonly: bool = False) -> sqlite3.Connection:
     """Open a home's database and bring its schema up to date.
 
     The connection may move from thread to thread, but has one user at a time. With ``readonly`` it
-    refuses every write once the schema is up to date.
+    refuses every write once the schema is up to date, and a full disk or a folder that this user
+    may not write is no obstacle.
 
     Raises:
         NotAHome: there is no database, or it is another program's.
@@ -154,18 +155,54 @@ def connect(home: Home, *, readonly: bool = False) -> sqlite3.Connection:
     """
     if not home.database.is_file():
         raise NotAHome(f"{home.database} does not exist; make the home with `agentpref init`")
-    with translated(home), ExitStack() as on_failure:
-        connection = sqlite3.connect(
-            home.database, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-        )
-        on_failure.callback(connection.close)
-        connection.execute("PRAGMA foreign_keys = ON")
-        connection.execute("PRAGMA synchronous = FULL")
-        _migrate(connection, home)
-        if readonly:
+    try:
+        with translated(home), ExitStack() as on_failure:
+            connection = _connection(home.database)
+            on_failure.callback(connection.close)
+            connection.execute("PRAGMA foreign_keys = ON")
+            connection.execute("PRAGMA synchronous = FULL")
+            _migrate(connection, home)
+            if readonly:
+                connection.execute("PRAGMA query_only = ON")
+            on_failure.pop_all()
+        return connection
+    except NotKept as error:
+        trouble = diagnose(error.__cause__, home)
+        if not readonly or trouble is None or trouble is _LOCKED:
+            raise
+        return _connect_without_writing(home, error)
+
+
+def _connect_without_writing(home: Home, why: NotKept) -> sqlite3.Connection:
+    """Open a database where SQLite cannot make the files that its readers share.
+
+    While there is a log of changes, these files must be there too. While there is none, nobody has
+    the database open, and it is read as a file that does not change: who starts to write to it
+    meanwhile is not seen.
+    """
+    log = home.database.with_name(home.database.name + "-wal")
+    has_log = log.exists() and log.stat().st_size > 0
+    place = f"{home.database.as_uri()}?mode=ro{'' if has_log else '&immutable=1'}"
+    with ExitStack() as on_failure:
+        try:
+            connection = _connection(place, uri=True)
+            on_failure.callback(connection.close)
             connection.execute("PRAGMA query_only = ON")
+            connection.execute("PRAGMA temp_store = MEMORY")
+            version = _version(connection, home)
+        except sqlite3.Error:
+            raise why from why.__cause__
+        if version < len(STEPS):  # its tables are not those that are read here
+            raise why
+        require_known_schema(connection, home)
         on_failure.pop_all()
     return connection
+
+
+def _connection(place: Path | str, *, uri: bool = False) -> sqlite3.Connection:
+    return sqlite3.connect(
+        place, uri=uri, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+    )
 
 
 def require_known_schema(connection: sqlite3.Connection, home: Home) -> None:

@@ -14,7 +14,6 @@ import errno
 import os
 import sqlite3
 from contextlib import suppress
-from pathlib import Path
 from typing import TypeAlias, cast
 
 from agentpref.errors import NotKept
@@ -34,11 +33,10 @@ class OpenDatabase:
     def __init__(self, home: Home) -> None:
         """Open the database; raises like ``connect``."""
         self._home = home
-        self._wal, self._shm = (
-            home.database.with_name(home.database.name + end) for end in ("-wal", "-shm")
-        )
+        self._path = str(home.database)
+        self._wal, self._shm = self._path + "-wal", self._path + "-shm"
         self._patience = BUSY_SECONDS
-        self._known = self._log = self._index = cast(_Identity, None)
+        self._known = self._log = self._index = self._folder = cast(_Identity, None)
         self._connection: sqlite3.Connection | None = None
         self.generation = 0
         """Rises when the path gets another database: its users have other keys, its runs others."""
@@ -59,9 +57,15 @@ class OpenDatabase:
             self._patience = patience
         return self._connection
 
+    def require_folder(self) -> None:
+        """Raise ``NotKept`` if the home is another folder, or gone: nobody would look there."""
+        if _identity(str(self._home.path)) != self._folder:
+            what = f"{self._home.path} was removed or moved while a log has it open"
+            raise NotKept(f"{what}; {REMOVED.cure}") from _missing()
+
     def require_in_place(self) -> None:
         """Raise ``Displaced`` if the path leads to another file, or to none. Call it in writing."""
-        if _identity(self._home.database) != self._known or _identity(self._wal) != self._log:
+        if _identity(self._path) != self._known or _identity(self._wal) != self._log:
             raise Displaced(f"{self._home.database} was removed, moved or replaced")
 
     def let_go(self) -> None:
@@ -69,7 +73,7 @@ class OpenDatabase:
         connection, self._connection = self._connection, None
         if connection is None:
             return
-        is_ours = _identity(self._home.database) == self._known
+        is_ours = _identity(self._path) == self._known
         log = _identity(self._wal)
         if log == self._log or (is_ours and log is None):
             with suppress(sqlite3.Error):  # without its log, the file has what it had before
@@ -79,7 +83,7 @@ class OpenDatabase:
         if not is_ours:
             for path, known in ((self._wal, self._log), (self._shm, self._index)):
                 if known is not None and _identity(path) == known:
-                    path.unlink(missing_ok=True)
+                    os.unlink(path)
 
     def close(self) -> None:
         """Close the connection; the next use opens it again."""
@@ -93,20 +97,20 @@ class OpenDatabase:
                 self._connection = None
 
     def _connected(self) -> sqlite3.Connection:
-        before, found = self._known, _identity(self._home.database)
+        before, found = self._known, _identity(self._path)
         if found is None and before is not None:
-            missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             what = f"{self._home.database} was removed or moved while a log has it open"
-            raise NotKept(f"{what}; {REMOVED.cure}") from missing
+            raise NotKept(f"{what}; {REMOVED.cure}") from _missing()
         while True:
             connection = connect(self._home)
             connection.execute("SELECT 1 FROM migration LIMIT 1").fetchone()  # makes the log
-            opened, found = found, _identity(self._home.database)
+            opened, found = found, _identity(self._path)
             if opened == found:
                 break
             connection.close()  # replaced while it was being opened
         self._known = found
         self._log, self._index = _identity(self._wal), _identity(self._shm)
+        self._folder = _identity(str(self._home.path))
         if before is not None and before != found:
             self.generation += 1
             warn(
@@ -117,7 +121,11 @@ class OpenDatabase:
         return connection
 
 
-def _identity(path: Path) -> _Identity:
+def _missing() -> FileNotFoundError:
+    return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+
+def _identity(path: str) -> _Identity:
     try:
         found = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):

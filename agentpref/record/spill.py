@@ -102,6 +102,7 @@ class DurableWriter:
                 raise
             except (NotKept, HomeError) as trouble:
                 self._rest(trouble)
+        self._database.require_folder()
         self._spill.append(records)
         if not self._is_said:
             self._is_said = True
