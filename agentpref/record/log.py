@@ -18,10 +18,10 @@ from agentpref.record.database import connect, translated
 from agentpref.record.forks import EXIT_SECONDS
 from agentpref.record.ingest import Ingest, RawRun, freeze, freeze_what_can_be_kept
 from agentpref.record.ingest.checks import Judgement, as_bool, as_output, checked, tidy
-from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.ingest.redaction import Redact
 from agentpref.record.ingest.salvage import describe
 from agentpref.record.integrity import Problem, examine
+from agentpref.record.keys import keys_problem, names_of
 from agentpref.record.messages import check_output, new_id
 from agentpref.record.writer import Writer
 from agentpref.types import RETRACTION, Comparison, Feedback, Message, Source, Tool, Winner
@@ -85,7 +85,7 @@ class Log:
         self.home = Home.create(home)
         self.namespace = namespace
         self.strict = strict
-        ingest = Ingest(namespace, Pseudonyms.of(self.home), redact)
+        ingest = Ingest(namespace, names_of(self.home), redact)
         self._writer = Writer(self.home, ingest, limit=queue_size, limit_bytes=queue_bytes)
         self._take = self._writer.commit if strict else self._writer.offer
         self._finalizer = weakref.finalize(self, self._writer.close, EXIT_SECONDS)
@@ -316,7 +316,8 @@ class Log:
 
         ``surrogate`` is half of a character, ``key`` a key that is no string, ``integer`` a number
         beyond 64 bits, ``circular`` and ``deep`` what contains itself or is nested too deep, and
-        ``object`` any other object. A forked child starts from zero.
+        ``object`` any other object; ``user`` are runs and judgements whose user got no name of
+        their own, because the home's ``user.keys`` is lost. A forked child starts from zero.
         """
         return self._writer.altered
 
@@ -341,7 +342,10 @@ class Log:
         """
         self.flush()
         with closing(connect(self.home, readonly=True)) as connection, translated(self.home):
-            return examine(connection, sample=sample).problems
+            problems = examine(connection, sample=sample).problems
+            if (lost := keys_problem(connection)) is not None:
+                problems.append(Problem(self.home.user_keys.name, "", lost))
+            return problems
 
     def forget(self, user_id: str) -> Forgotten:
         """Delete a user's texts from the home, and mark the revisions that were trained on them.

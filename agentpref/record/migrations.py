@@ -365,6 +365,18 @@ def listing(connection: sqlite3.Connection) -> None:
         connection.execute(statement)
 
 
+@step
+def user_keys(connection: sqlite3.Connection) -> None:
+    """Which keys the home's users are named with.
+
+    ``user_key`` has a fingerprint of each key of ``user.keys``: a keyed hash of a constant, by
+    which a missing or a wrong file is noticed. The next process that has the keys fills it.
+    """
+    connection.execute(
+        "CREATE TABLE user_key (fingerprint TEXT PRIMARY KEY NOT NULL) WITHOUT ROWID"
+    )
+
+
 _TALLY_TRIGGERS = (
     *("thread_comes", "thread_goes", "run_leaves_thread", "run_changes_thread"),
     *("asker_comes", "asker_goes", "run_leaves_asker", "run_changes_asker"),

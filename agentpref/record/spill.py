@@ -102,8 +102,12 @@ class DurableWriter:
                 raise
             except (NotKept, HomeError) as trouble:
                 self._rest(trouble)
-        self._database.require_folder()
-        self._spill.append(records)
+        try:
+            self._database.require_folder()
+            self._spill.append(records)
+        except NotKept:
+            self._rest_until = 0.0  # who has nothing at all rests by itself, and then tries both
+            raise
         if not self._is_said:
             self._is_said = True
             what = "%s. Until then, runs and feedback go to %s"

@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from agentpref.errors import AgentprefError, LogClosed, NotKept, RecordError
 from agentpref.home import Home
@@ -23,6 +24,8 @@ from agentpref.record.database import diagnose, warn
 from agentpref.record.forks import at_child_exit, guard
 from agentpref.record.handover import Queued, Signal, Tally, Ticket
 from agentpref.record.ingest import FromApp, Ingest, RawRun
+from agentpref.record.ingest.pseudonyms import UNNAMED
+from agentpref.record.keys import names_of
 from agentpref.record.messages import StoredRecord
 from agentpref.record.spill import REST_SECONDS, AnotherDatabase, DurableWriter
 
@@ -307,27 +310,31 @@ class Writer:
 
     def _write(self, batch: Sequence[Queued]) -> None:
         """Write a batch, and tell the outcome to the callers who wait for it."""
-        left, done = batch, False
+        left, done = [*batch], False
         try:
             while not done:
-                pairs = [(queued, self._prepare(queued)) for queued in left]
-                ready = [(queued, record) for queued, record in pairs if record is not None]
                 try:
+                    if self._generation != self._durable.generation:
+                        self._ingest = replace(self._ingest, pseudonyms=names_of(self._home))
+                        self._generation = self._durable.generation
+                    pairs = [(queued, self._prepare(queued)) for queued in left]
+                    ready = [(queued, record) for queued, record in pairs if record is not None]
+                    left = [queued for queued, _ in ready]
                     self._is_storing = True
                     records = [record for _, record in ready]
                     outcomes = self._durable.write(records, self._generation)
                 except AnotherDatabase:
-                    left = [queued for queued, _ in ready]
-                    self._ingest = self._ingest.renewed()
-                    self._generation = self._durable.generation
                     continue
                 except AgentprefError as trouble:
-                    self._put_back([queued for queued, _ in ready], batch, trouble)
+                    self._put_back(left, batch, trouble)
                 else:
                     self._stuck = None
-                    for (queued, _), error in zip(ready, outcomes, strict=True):
+                    for (queued, record), error in zip(ready, outcomes, strict=True):
                         if error is not None:
                             self._settle(queued, error)
+                        elif record.user_id == UNNAMED:
+                            why = f"{self._home.user_keys} is lost; restore it from a backup"
+                            self._altered.add("user", 1, why)
                     _answer(batch, None)
                 finally:
                     self._is_storing = False

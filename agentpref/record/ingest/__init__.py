@@ -113,10 +113,6 @@ class Ingest:
     redact: Redact | None = None
     _linker: Linker = field(default_factory=Linker, repr=False)
 
-    def renewed(self) -> Ingest:
-        """Prepare for the database that the home has now."""
-        return self
-
     def prepare(self, given: FromApp) -> StoredRecord:
         """Check, redact and pseudonymise; raise ``InvalidMessage`` or ``RedactionFailed``."""
         if isinstance(given, RawRun):

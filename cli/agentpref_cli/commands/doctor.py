@@ -114,15 +114,19 @@ def _torch() -> Finding:
 def _home(home: Home, *, named: bool) -> Finding:
     """Open the home, which migrates it. A missing home is a failure only if it was named."""
     from agentpref.errors import HomeError, NotAHome
+    from agentpref.record.keys import keys_problem
     from agentpref.record.store import Store
 
     try:
         with options.reading(home.path) as connection:
             counts = Store(connection).stats()
+            lost = keys_problem(connection)
     except HomeError as error:
         missing = isinstance(error, NotAHome) and not named and not home.path.exists()
         return Finding("home", missing, str(error))
     message = f"{home.path}: {counts['runs']} runs, {counts['feedback']} feedback"
+    if lost is not None:
+        return Finding("home", False, f"{message}; {home.user_keys.name}: {lost}")
     return Finding("home", True, message)
 
 
@@ -218,11 +222,14 @@ def verify(
     Repairs nothing. A sample checks the adapters that serve, and prints how many rows of each table
     it checked.
     """
-    from agentpref.record.integrity import examine
+    from agentpref.record.integrity import Problem, examine
+    from agentpref.record.keys import keys_problem
 
     with options.reading(home) as connection, progress(as_json) as report:
         found = examine(connection, sample=rows if sample else None, progress=report)
-    problems = [*found.problems, *_changed_revisions(home, serving_only=sample)]
+        lost = keys_problem(connection)
+    keys = [] if lost is None else [Problem("user.keys", "", lost)]
+    problems = [*found.problems, *keys, *_changed_revisions(home, serving_only=sample)]
     value = {
         "problems": [problem._asdict() for problem in problems],
         "looked_at": {name: looked._asdict() for name, looked in found.looked_at.items()},

@@ -30,7 +30,7 @@ from agentpref.record.migrations import STEPS, Step
 TABLES = {
     "message", "run", "feedback", "comparison", "updates", "update_pair", "logp", "revision",
     "serving", "serving_history", "migration", "forgotten", "pair_source",
-    "feedback_scale", "listing", "stale_prompt", "judged_run", "example", "left_out",
+    "feedback_scale", "listing", "stale_prompt", "judged_run", "example", "left_out", "user_key",
 }  # fmt: skip
 
 
