@@ -32,8 +32,8 @@ from agentpref.prefer.formats import Format, PreferenceRecord, RowReader
 from agentpref.prefer.jsonrows import Found, Meter
 from agentpref.prefer.rowfiles import batches, read_rows, write_rows
 from agentpref.record.database import connect, transaction, translated
-from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.ingest.redaction import Redact
+from agentpref.record.keys import registered
 from agentpref.record.messages import IMPORT_ID, Linker, RunRow, canonical, run_row
 from agentpref.record.scales import UNIT
 from agentpref.record.store import Store
@@ -159,7 +159,7 @@ def import_file(
         # memory, and in the write-ahead log, a large import takes 40 % less time.
         connection.execute("PRAGMA cache_size = -65536")
         connection.execute("PRAGMA wal_autocheckpoint = 8000")
-        pseudonym = None if user_id is None else Pseudonyms.of(home).name(user_id)
+        pseudonym = None if user_id is None else registered(connection).name(user_id)
         file_name = os.fsencode(Path(path).name).decode(errors="replace")  # may be any bytes
         context = ImportContext(namespace, tag, source, pseudonym, time.time(), file_name)
         for batch in batches(recorded_rows(found, context), size):

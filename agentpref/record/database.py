@@ -10,6 +10,7 @@ steps that were applied.
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
@@ -35,6 +36,9 @@ from agentpref.record.migrations import STEPS
 BUSY_SECONDS = 30.0
 """How long a connection waits for another one's lock."""
 
+_WORKING_BYTES = 128 * 1024
+"""How much room SQLite needs to open a database: 32 kB for the shared file, and some pages."""
+
 PAGE_BYTES = 8192
 """The page of a new database: 1 kB messages fill it to 83 %, SQLite's 4096 to 76 %."""
 
@@ -50,10 +54,14 @@ class Trouble(NamedTuple):
 _RESTORE = "restore a backup, or move the file away and start a new home"
 _LOCKED = Trouble("locked", NotKept, "end the process that holds the database, then try again")
 _CORRUPT = Trouble("corrupt", CorruptHome, _RESTORE)
+_FULL = Trouble("full", NotKept, "free space on its disk, then try again")
+REMOVED = Trouble(
+    "removed", NotKept, "put it back, or stop the app and restore a backup, then try again"
+)
 
 TROUBLES: dict[str, Trouble] = {
     "is locked": _LOCKED,
-    "is full": Trouble("full", NotKept, "free space on its disk, then try again"),
+    "is full": _FULL,
     "readonly database": Trouble("read-only", NotKept, "let this user write the folder"),
     "unable to open": Trouble("unopenable", NotKept, "let this user read and write the folder"),
     "disk I/O error": Trouble("disk", NotKept, "check the disk and that the folder still exists"),
@@ -67,12 +75,38 @@ TROUBLES: dict[str, Trouble] = {
 """What SQLite's messages mean (Python 3.10 gives no error code)."""
 
 
-def diagnose(error: BaseException | None) -> Trouble | None:
-    """Say which trouble of the database an error means; None if it means none of them."""
+def diagnose(error: BaseException | None, home: Home | None = None) -> Trouble | None:
+    """Say which trouble of the database an error means; None if it means none of them.
+
+    SQLite calls a full disk an I/O error where it makes or grows the file beside the database that
+    its processes share. With ``home``, its disk is looked at too.
+    """
+    if isinstance(error, OSError):
+        return _SYSTEM_TROUBLES.get(error.errno or 0)
     if not isinstance(error, sqlite3.Error):
         return None
     message = str(error)
-    return next((trouble for part, trouble in TROUBLES.items() if part in message), None)
+    found = next((trouble for part, trouble in TROUBLES.items() if part in message), None)
+    is_of_the_disk = found is not None and found.reason in ("disk", "unopenable")
+    return _FULL if is_of_the_disk and home is not None and _is_full(home.path) else found
+
+
+_SYSTEM_TROUBLES = {
+    errno.ENOENT: REMOVED,
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EROFS: TROUBLES["readonly database"],
+}
+
+
+def _is_full(folder: Path) -> bool:
+    """Whether the disk of a folder has no room for what SQLite makes beside a database."""
+    try:
+        disk = os.statvfs(folder)
+    except OSError:
+        return False
+    has_files = disk.f_files == 0 or disk.f_favail > 0
+    return disk.f_bavail * disk.f_frsize < _WORKING_BYTES or not has_files
 
 
 @contextmanager
@@ -84,7 +118,7 @@ def translated(home: Home) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        trouble = diagnose(error)
+        trouble = diagnose(error, home)
         if trouble is None:
             raise
         raise trouble.error(f"{home.database}: {error}; {trouble.cure}") from error
@@ -116,7 +150,8 @@ def connect(home: Home, *, readonly: bool = False) -> sqlite3.Connection:
     """Open a home's database and bring its schema up to date.
 
     The connection may move from thread to thread, but has one user at a time. With ``readonly`` it
-    refuses every write once the schema is up to date.
+    refuses every write once the schema is up to date, and a full disk or a folder that this user
+    may not write is no obstacle.
 
     Raises:
         NotAHome: there is no database, or it is another program's.
@@ -126,20 +161,56 @@ def connect(home: Home, *, readonly: bool = False) -> sqlite3.Connection:
     """
     if not home.database.is_file():
         raise NotAHome(f"{home.database} does not exist; make the home with `agentpref init`")
-    with translated(home), ExitStack() as on_failure:
-        for end in ("", "-wal", "-shm"):  # SQLite makes the two with the mode of the database
-            tighten(home.path / f"{home.database.name}{end}")
-        connection = sqlite3.connect(
-            home.database, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-        )
-        on_failure.callback(connection.close)
-        connection.execute("PRAGMA foreign_keys = ON")
-        connection.execute("PRAGMA synchronous = FULL")
-        _migrate(connection, home)
-        if readonly:
+    try:
+        with translated(home), ExitStack() as on_failure:
+            for end in ("", "-wal", "-shm"):  # SQLite makes the two with the database's mode
+                tighten(home.path / f"{home.database.name}{end}")
+            connection = _connection(home.database)
+            on_failure.callback(connection.close)
+            connection.execute("PRAGMA foreign_keys = ON")
+            connection.execute("PRAGMA synchronous = FULL")
+            _migrate(connection, home)
+            if readonly:
+                connection.execute("PRAGMA query_only = ON")
+            on_failure.pop_all()
+        return connection
+    except NotKept as error:
+        trouble = diagnose(error.__cause__, home)
+        if not readonly or trouble is None or trouble is _LOCKED:
+            raise
+        return _connect_without_writing(home, error)
+
+
+def _connect_without_writing(home: Home, why: NotKept) -> sqlite3.Connection:
+    """Open a database where SQLite cannot make the files that its readers share.
+
+    While there is a log of changes, these files must be there too. While there is none, nobody has
+    the database open, and it is read as a file that does not change: who starts to write to it
+    meanwhile is not seen.
+    """
+    log = home.database.with_name(home.database.name + "-wal")
+    has_log = log.exists() and log.stat().st_size > 0
+    place = f"{home.database.as_uri()}?mode=ro{'' if has_log else '&immutable=1'}"
+    with ExitStack() as on_failure:
+        try:
+            connection = _connection(place, uri=True)
+            on_failure.callback(connection.close)
             connection.execute("PRAGMA query_only = ON")
+            connection.execute("PRAGMA temp_store = MEMORY")
+            version = _version(connection, home)
+        except sqlite3.Error:
+            raise why from why.__cause__
+        if version < len(STEPS):  # its tables are not those that are read here
+            raise why
+        require_known_schema(connection, home)
         on_failure.pop_all()
     return connection
+
+
+def _connection(place: Path | str, *, uri: bool = False) -> sqlite3.Connection:
+    return sqlite3.connect(
+        place, uri=uri, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+    )
 
 
 def require_known_schema(connection: sqlite3.Connection, home: Home) -> None:

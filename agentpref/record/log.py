@@ -18,9 +18,9 @@ from agentpref.record.database import connect, translated
 from agentpref.record.forks import EXIT_SECONDS
 from agentpref.record.ingest import Ingest, RawRun, freeze, freeze_what_can_be_kept
 from agentpref.record.ingest.checks import Judgement, as_bool, as_output, checked, tidy
-from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.ingest.redaction import Redact
 from agentpref.record.integrity import Problem, examine
+from agentpref.record.keys import keys_problem, names_of
 from agentpref.record.messages import check_output, new_id
 from agentpref.record.writer import Writer
 from agentpref.types import RETRACTION, Comparison, Feedback, Message, Source, Tool, Winner
@@ -84,7 +84,7 @@ class Log:
         self.home = Home.create(home)
         self.namespace = namespace
         self.strict = strict
-        ingest = Ingest(namespace, Pseudonyms.of(self.home), redact)
+        ingest = Ingest(namespace, names_of(self.home), redact)
         self._writer = Writer(self.home, ingest, limit=queue_size, limit_bytes=queue_bytes)
         self._take = self._writer.commit if strict else self._writer.offer
         self._finalizer = weakref.finalize(self, self._writer.close, EXIT_SECONDS)
@@ -124,7 +124,8 @@ class Log:
             token_ids: the answer's tokens, as the engine wrote them.
             logprobs: the natural log-probability of each token.
             tags: domains; the run's pairs are filed under the first one.
-            metadata: anything else; what JSON cannot hold is kept as text.
+            metadata: anything else; what JSON cannot hold is kept as text, and what is no mapping
+                under the key ``value``.
 
         Returns:
             The run's id, for ``thumbs``, ``feedback``, ``correct`` and ``compare``.
@@ -137,10 +138,14 @@ class Log:
         now = time.time_ns()
         name = new_id(now) if run_id is None else run_id
         try:
-            if not isinstance(name, str) or not name or not name.isprintable():
+            if type(name) is not str and issubclass(type(name), str):
+                name = str.__str__(name)  # an own class's methods may say anything
+            if type(name) is not str or not name or not name.isprintable():
                 raise InvalidMessage(
                     f"run_id is {described(name)}; pass a non-empty string of printable text"
                 )
+            if not self.strict:
+                params, metadata = self._as_mapping(name, params), self._as_mapping(name, metadata)
             parts = (
                 messages, output, tools, model, revision, thread_id, trace_id, user_id,
                 params, token_ids, logprobs, tags, metadata,
@@ -158,6 +163,13 @@ class Log:
                 raise
             self._writer.drop(type(error).__name__, 1, error)
         return name
+
+    def _as_mapping(self, name: str, value: Any) -> Any:
+        """Keep params or metadata that are no mapping under the key ``value``."""
+        if value is None or type(value) is dict or issubclass(type(value), Mapping):
+            return value
+        self._writer.note_altered(name, {"object": 1})
+        return {"value": value}
 
     def thumbs(
         self,
@@ -305,7 +317,8 @@ class Log:
 
         ``surrogate`` is half of a character, ``key`` a key that is no string, ``integer`` a number
         beyond 64 bits, ``circular`` and ``deep`` what contains itself or is nested too deep, and
-        ``object`` any other object. A forked child starts from zero.
+        ``object`` any other object; ``user`` are runs and judgements whose user got no name of
+        their own, because the home's ``user.keys`` is lost. A forked child starts from zero.
         """
         return self._writer.altered
 
@@ -330,7 +343,10 @@ class Log:
         """
         self.flush()
         with closing(connect(self.home, readonly=True)) as connection, translated(self.home):
-            return examine(connection, sample=sample).problems
+            problems = examine(connection, sample=sample).problems
+            if (lost := keys_problem(connection)) is not None:
+                problems.append(Problem(self.home.user_keys.name, "", lost))
+            return problems
 
     def forget(self, user_id: str) -> Forgotten:
         """Delete a user's texts from the home, and mark the revisions that were trained on them.

@@ -366,6 +366,18 @@ def listing(connection: sqlite3.Connection) -> None:
         connection.execute(statement)
 
 
+@step
+def user_keys(connection: sqlite3.Connection) -> None:
+    """Which keys the home's users are named with.
+
+    ``user_key`` has a fingerprint of each key of ``user.keys``: a keyed hash of a constant, by
+    which a missing or a wrong file is noticed. The next process that has the keys fills it.
+    """
+    connection.execute(
+        "CREATE TABLE user_key (fingerprint TEXT PRIMARY KEY NOT NULL) WITHOUT ROWID"
+    )
+
+
 @breaking_step
 def seals(connection: sqlite3.Connection) -> None:
     """What was changed by other hands.

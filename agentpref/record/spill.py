@@ -27,8 +27,6 @@ import orjson
 from agentpref.errors import AgentprefError, ForgottenUser, HomeError, NotKept, RecordError
 from agentpref.home import Home, open_private, sync, writing
 from agentpref.record.database import (
-    BUSY_SECONDS,
-    connect,
     locked,
     require_known_schema,
     transaction,
@@ -36,6 +34,7 @@ from agentpref.record.database import (
     warn,
 )
 from agentpref.record.messages import Linker, Node, RunRow, StoredRecord, plain
+from agentpref.record.opened import Displaced, OpenDatabase
 from agentpref.record.store import Store
 from agentpref.types import Comparison, Feedback
 
@@ -51,21 +50,6 @@ BATCH = 1_000
 LOCK_SECONDS = 10.0
 """How long a process waits for its turn with the spill."""
 
-_SETTINGS = (
-    "PRAGMA temp_store = MEMORY",
-    "PRAGMA cache_size = -8192",
-    "PRAGMA wal_autocheckpoint = 4000",
-)
-"""Settings of a connection that writes what is logged; they halve the bytes of a batch.
-
-A message's id is a hash, so each message changes another page of the index of ids. Until a
-statement that inserts many rows ends, SQLite keeps a copy of each page that it changes, by default
-in a temporary file. The copies fit into memory: the statement inserts at most 256 messages. The
-cache (8 MB) holds what one batch changes. A page that changes often is copied from the WAL into the
-database once per 4,000 pages of the WAL (32 MB on disk), not per 1,000; a commit that copies takes
-some 15 ms.
-"""
-
 Outcomes: TypeAlias = "Sequence[RecordError | None]"
 
 
@@ -75,6 +59,10 @@ class Drained(NamedTuple):
     stored: int
     refused: int
     torn: int
+
+
+class AnotherDatabase(NotKept):
+    """The home has another database now, which knows its users under other names."""
 
 
 class DurableWriter:
@@ -87,26 +75,43 @@ class DurableWriter:
     def __init__(self, home: Home) -> None:
         self._home = home
         self._spill = Spill(home)
-        self._connection: sqlite3.Connection | None = _connect(home)
+        self._database = OpenDatabase(home)
         self._rest_until = 0.0
-        self._patience = BUSY_SECONDS
+        self._is_said = False
         self.trouble: AgentprefError | None = None
         """What keeps the database from taking records, while something does."""
 
-    def write(self, records: Sequence[StoredRecord]) -> Outcomes:
+    @property
+    def generation(self) -> int:
+        """Which database is open: another number after the path has got another database."""
+        return self._database.generation
+
+    def write(self, records: Sequence[StoredRecord], generation: int | None = None) -> Outcomes:
         """Put records on disk; return for each the error that refused it, or None.
 
         The spill refuses nothing: only the database knows whether a run exists that feedback names.
 
         Raises:
+            AnotherDatabase: the records were made for another ``generation``; make them anew.
             NotKept: neither the database nor the spill can take them; none of them is on disk.
         """
         if self.trouble is None or time.monotonic() >= self._rest_until:
             try:
-                return self._to_database(records)
+                return self._to_database(records, generation)
+            except AnotherDatabase:
+                raise
             except (NotKept, HomeError) as trouble:
                 self._rest(trouble)
-        self._spill.append(records)
+        try:
+            self._database.require_folder()
+            self._spill.append(records)
+        except NotKept:
+            self._rest_until = 0.0  # who has nothing at all rests by itself, and then tries both
+            raise
+        if not self._is_said:
+            self._is_said = True
+            what = "%s. Until then, runs and feedback go to %s"
+            warn(what, self.trouble, self._home.spill)
         return [None] * len(records)
 
     def waits(self) -> bool:
@@ -126,54 +131,60 @@ class DurableWriter:
 
     def close(self) -> None:
         """Close the connection; the next record opens it again."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        self._database.close()
 
     def _rest(self, trouble: AgentprefError) -> None:
-        if self.trouble is None:
-            warn("%s. Until then, runs and feedback go to %s", trouble, self._home.spill)
         self.trouble = trouble
         self._rest_until = time.monotonic() + REST_SECONDS
 
-    def _to_database(self, records: Sequence[StoredRecord]) -> Outcomes:
+    def _to_database(
+        self, records: Sequence[StoredRecord], generation: int | None = None
+    ) -> Outcomes:
         if self._spill.waits():
             _report(self._home, self.drain())
-        outcomes = self._store(records)
-        self.trouble = None
+        outcomes = self._store(records, generation)
+        if self.trouble is not None:
+            self.trouble, self._is_said = None, False
+            warn("%s takes runs and feedback again", self._home.database)
         return outcomes
 
-    def _store(self, records: Sequence[StoredRecord]) -> Outcomes:
+    def _store(self, records: Sequence[StoredRecord], generation: int | None = None) -> Outcomes:
         """Store records in one transaction; one that breaks the schema's rules is refused alone."""
+        patience = PATIENCE_SECONDS if self.trouble is None else 0.0
         try:
-            with translated(self._home):
-                connection = self._open()
-                store = Store(connection)
-                with transaction(connection):
-                    require_known_schema(connection, self._home)
-                    # Runs come first: in a spill, feedback may come before its run.
-                    runs = [record for record in records if isinstance(record, RunRow)]
-                    refused = iter(store.add_runs(runs) if runs else ())
-                    return [
-                        next(refused) if isinstance(record, RunRow) else _judge(store, record)
-                        for record in records
-                    ]
+            while True:
+                with translated(self._home):
+                    connection = self._database.open(patience)
+                    if generation not in (None, self.generation):
+                        raise AnotherDatabase(f"{self._home.database} is another database now")
+                    try:
+                        return self._transact(connection, records)
+                    except Displaced:
+                        self._database.let_go()
         except sqlite3.IntegrityError as error:
             if len(records) > 1:
-                return [outcome for record in records for outcome in self._store([record])]
+                one_by_one = ([record] for record in records)
+                return [each for one in one_by_one for each in self._store(one, generation)]
             refusal = NotKept(f"{self._home.database} refused a record: {error}; please report it")
             refusal.__cause__ = error
             return [refusal]
 
-    def _open(self) -> sqlite3.Connection:
-        if self._connection is None:
-            self._connection = _connect(self._home)
-            self._patience = BUSY_SECONDS
-        patience = PATIENCE_SECONDS if self.trouble is None else 0.0
-        if patience != self._patience:
-            self._connection.execute(f"PRAGMA busy_timeout = {1000 * patience:.0f}")
-            self._patience = patience
-        return self._connection
+    def _transact(
+        self, connection: sqlite3.Connection, records: Sequence[StoredRecord]
+    ) -> Outcomes:
+        store = Store(connection)
+        with transaction(connection):
+            self._database.require_in_place()
+            require_known_schema(connection, self._home)
+            # Runs come first: in a spill, feedback may come before its run.
+            runs = [record for record in records if isinstance(record, RunRow)]
+            refused = iter(store.add_runs(runs) if runs else ())
+            outcomes = [
+                next(refused) if isinstance(record, RunRow) else _judge(store, record)
+                for record in records
+            ]
+            self._database.require_in_place()
+        return outcomes
 
 
 def drain(home: Home) -> Drained:
@@ -182,13 +193,6 @@ def drain(home: Home) -> Drained:
         return Drained(0, 0, 0)
     with closing(DurableWriter(home)) as writer:
         return writer.drain()
-
-
-def _connect(home: Home) -> sqlite3.Connection:
-    connection = connect(home)
-    for setting in _SETTINGS:
-        connection.execute(setting)
-    return connection
 
 
 def _judge(store: Store, judgement: Feedback | Comparison) -> RecordError | None:

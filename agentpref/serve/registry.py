@@ -60,7 +60,7 @@ class Registry:
     def list(self) -> Sequence[Revision]:
         """All published revisions of the namespace, oldest first."""
         query = "SELECT * FROM revision WHERE namespace = ? ORDER BY seq"
-        with self._connected() as connection:
+        with self._connected(readonly=True) as connection:
             return [self._revision(row) for row in connection.execute(query, (self.namespace,))]
 
     def get(self, revision_id: str) -> Revision:
@@ -69,17 +69,17 @@ class Registry:
         Raises:
             UnknownRevision: this namespace has none of that id.
         """
-        with self._connected() as connection:
+        with self._connected(readonly=True) as connection:
             return self._find(connection, revision_id)
 
     def state(self) -> ServingState:
         """What is live and canary now, and the generation to compare with."""
-        with self._connected() as connection:
+        with self._connected(readonly=True) as connection:
             return status.read_state(connection, self.namespace)
 
     def history(self) -> Sequence[HistoryEntry]:
         """Every change of what is served, oldest first."""
-        with self._connected() as connection:
+        with self._connected(readonly=True) as connection:
             return status.read_history(connection, self.namespace)
 
     def service(self, revision_id: str | None) -> status.Service:
@@ -92,7 +92,7 @@ class Registry:
         Raises:
             RevisionError: nothing was promoted, or everything was rolled back.
         """
-        with self._connected() as connection:
+        with self._connected(readonly=True) as connection:
             return status.previous(connection, self.namespace)
 
     def require_fit(
@@ -109,7 +109,7 @@ class Registry:
         Raises:
             RevisionError: the message says why, and names the cure.
         """
-        with self._connected() as connection:
+        with self._connected(readonly=True) as connection:
             status.require_fit(connection, revision.revision_id, untainted, released)
 
     def quarantine(self, revision_id: str, reason: str) -> Revision:
@@ -325,8 +325,8 @@ class Registry:
         return folders.export(check_published(revision), revision.manifest, folder, self.home)
 
     @contextmanager
-    def _connected(self) -> Iterator[sqlite3.Connection]:
-        with translated(self.home), closing(connect(self.home)) as connection:
+    def _connected(self, *, readonly: bool = False) -> Iterator[sqlite3.Connection]:
+        with translated(self.home), closing(connect(self.home, readonly=readonly)) as connection:
             connection.row_factory = sqlite3.Row
             yield connection
 

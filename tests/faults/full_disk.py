@@ -9,6 +9,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from agentpref.home import Home
 from agentpref.record.database import connect
 from agentpref.record.integrity import examine
 from agentpref.record.log import Log
+from agentpref.record.spill import REST_SECONDS
 from agentpref.record.store import Store
 
 ASKED = [{"role": "user", "content": "2 + 2?"}]
@@ -58,13 +60,36 @@ def feedback_until_full(log: Log, run: str) -> tuple[set[str], str]:
     return promised, str(refusal.value)
 
 
+def refusals(log: Log, run: str, *, seconds: float) -> int:
+    """Log and judge for a while on the full disk; return how often that was refused at once."""
+    refused, spent = 0, 0.0
+    while spent < seconds:
+        log.record(ASKED, "while full")
+        start = time.monotonic()
+        with pytest.raises(NotKept):
+            log.thumbs(run, up=True)
+        spent += time.monotonic() - start + 0.01
+        refused += 1
+        time.sleep(0.01)
+    return refused
+
+
+READING = ("adapters list", "stats", "pairs", "verify", "doctor", "export")
+
+
+def agentpref(command: str, home: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command of the command line on a home."""
+    words = [sys.executable, "-m", "agentpref_cli", *command.split(), "--home", str(home)]
+    return subprocess.run(words, capture_output=True, text=True, check=False)
+
+
 def main(folder: Path) -> None:
     """Log before, while and after there is room."""
     words: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: words.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("agentpref").addHandler(handler)
-    with mounted(folder, "2m"):  # an empty home takes .6 MB of it, its log of changes included
+    with mounted(folder, "3m"):  # an empty home takes .6 MB of it, its log of changes included
         with closing(Log(folder / "home")) as log:
             first = log.record(ASKED, "4")
             log.flush()
@@ -73,18 +98,31 @@ def main(folder: Path) -> None:
             waiting = [log.record(ASKED, f"while full {n} " + "y" * 500) for n in range(100)]
             assert log.flush() is False
             assert "free space" in refusal, refusal
-            assert len(words) == 2, words
-            assert "is full" in words[0], words
-            assert "runs wait in memory" in words[1], words
+            assert refusals(log, first, seconds=3) >= 100
+            assert len(words) <= 2, words  # the database, and soon after it the file beside it
+            assert "runs wait in memory" in words[-1], words
+            assert all("free space" in word for word in words), words
+            begun = len(words)
+            for command in READING:
+                done = agentpref(command, folder / "home")
+                assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
             os.remove(folder / "filler")
+            time.sleep(REST_SECONDS)
             promised.add(log.feedback(waiting[0], key="thumbs", score=0))
             assert log.flush()
             assert log.dropped == {}
+            assert len(words) == begun + 1, words
+            assert "takes runs and feedback again" in words[-1], words
         with closing(connect(Home.open(folder / "home"))) as connection:
             store = Store(connection)
-            assert {run.run_id for run in store.runs("default")} == {first, *waiting}
+            assert {run.run_id for run in store.runs("default")} >= {first, *waiting}
             assert {said.feedback_id for said in store.feedback("default")} == promised
             assert examine(connection).problems == []
+        # A closed home lacks the files that its readers share, and now there is no room for them.
+        fill(folder / "filler", but=0)
+        for command in READING:
+            done = agentpref(command, folder / "home")
+            assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
     assert len(promised) >= 3
     print("ok")
 

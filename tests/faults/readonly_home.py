@@ -8,14 +8,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from full_disk import ASKED, mounted
+from full_disk import ASKED, READING, agentpref, mounted
 
 from agentpref.errors import AgentprefError, NotKept
 from agentpref.record.log import Log
+from agentpref.record.spill import REST_SECONDS
 
 
 def remount(folder: Path, how: str) -> None:
@@ -44,7 +46,11 @@ def main(folder: Path) -> None:
         assert log.flush() is False
         with pytest.raises(AgentprefError, match="write"):
             Log(folder / "home")
+        for command in READING:
+            done = agentpref(command, folder / "home")
+            assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         remount(folder, "rw")
+        time.sleep(REST_SECONDS)
         log.feedback(first, key="thumbs", score=1)
         assert log.flush()
         assert log.verify() == []

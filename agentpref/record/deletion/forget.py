@@ -18,7 +18,6 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from agentpref.errors import CorruptHome
 from agentpref.home import Home, StrPath, sync
 from agentpref.record.database import connect, transaction, translated
 from agentpref.record.deletion.removal import (
@@ -29,7 +28,7 @@ from agentpref.record.deletion.removal import (
     purge_refused,
     removal,
 )
-from agentpref.record.ingest.pseudonyms import Pseudonyms
+from agentpref.record.keys import complete
 from agentpref.record.updates import Rebuild, Updates, rebuilds, taint
 from agentpref.types import Progress
 
@@ -73,20 +72,14 @@ def forget(
 
     Raises:
         NotAHome: the folder is no home.
-        CorruptHome: the file of user keys is missing or damaged.
+        CorruptHome: the file of user keys is missing, damaged, or another home's.
         UpdateRunning: an update of this home is running; it would publish what it has read already.
         NotKept: the database or the spill cannot be written, and nothing was removed; or a reader
             or a full disk prevents overwriting the removed text. The same call again completes it.
     """
     place = Home.open(home)
     with removal(place, progress) as connection:
-        query = "SELECT 1 FROM run WHERE user_id IS NOT NULL LIMIT 1"
-        if not place.user_keys.exists() and connection.execute(query).fetchone():
-            raise CorruptHome(  # a new key would find no rows of the user
-                f"{place.user_keys} is missing: without it, no user of this home can be found; "
-                "restore it from a backup"
-            )
-        names = Pseudonyms.of(place).names(str(user_id))
+        names = complete(connection).names(str(user_id))  # without its keys, nobody is found
         said_until = dict.fromkeys(names, math.inf)
         return _forget(place, connection, said_until, dict.fromkeys(names, time.time()))
 

@@ -17,7 +17,7 @@ from agentpref.errors import InvalidMessage
 from agentpref.record.ingest.checks import as_output, check_detail, tidy
 from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.ingest.redaction import Redact, redacted
-from agentpref.record.ingest.salvage import Salvage
+from agentpref.record.ingest.salvage import Salvage, describe
 from agentpref.record.messages import (
     EMPTY_JSON,
     RUN_COLUMNS,
@@ -56,35 +56,52 @@ def freeze(*parts: Any) -> bytes:
     try:
         return orjson.dumps(parts, default=plain)
     except TypeError:
-        messages, output, tools = parts[:3]
-        Linker().conversation(messages, tools, as_output(output))  # names a message that is wrong
+        pass
+    messages, output, tools = parts[:3]
     try:
+        Linker().conversation(messages, tools, as_output(output))  # names a message that is wrong
         return orjson.dumps(parts, default=_described)
-    except TypeError as error:
+    except InvalidMessage:
+        raise
+    except Exception as error:  # the app's own classes: whatever their methods raise
         raise InvalidMessage(
-            f"the run's ids, tags, params or metadata are not JSON in UTF-8: {error}; keep "
-            "to strings, numbers, lists and mappings, and clean text with "
+            f"the run's ids, tags, params or metadata are not JSON in UTF-8: {describe(error)}; "
+            "keep to strings, numbers, lists and mappings, and clean text with "
             ".encode('utf-8', 'replace').decode()"
         ) from error
 
 
 def _described(value: Any) -> Any:
-    return dict(value) if isinstance(value, Mapping) else repr(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    return float.__float__(value) if isinstance(value, float) else repr(value)
 
 
 def freeze_what_can_be_kept(*parts: Any) -> tuple[bytes, Mapping[str, int]]:
     """Dump like :func:`freeze`, and change the values that JSON cannot hold.
 
     Returns the JSON, and how many values were changed, by kind; see :class:`Salvage`. Messages and
-    tools of the wrong shape are refused as by ``freeze``.
+    tools of the wrong shape are refused as by ``freeze``; nothing else is refused or raised.
     """
-    messages, output, tools = parts[:3]
+    salvage = Salvage()
+    copies = [salvage.plain(part) for part in parts]
+    try:
+        _check_shapes(*parts[:3])
+    except InvalidMessage:
+        raise
+    except Exception:  # the app's own classes: they are judged by what is kept of them
+        _check_shapes(*copies[:3])
+    for place, name in enumerate(DETAILS, start=3):
+        if name in ("params", "metadata") and isinstance(copies[place], str):
+            copies[place] = {"value": copies[place]}  # a mapping that could not be read
+    return orjson.dumps(copies), salvage.changes
+
+
+def _check_shapes(messages: Any, output: Any, tools: Any) -> None:
     check_shapes(messages)
     check_output_shape(as_output(output))
     if tools is not None:
         check_tool_shapes(tools)
-    salvage = Salvage()
-    return orjson.dumps([salvage.plain(part) for part in parts]), salvage.changes
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,9 @@ from agentpref.home import Home, open_private, replacing, sync
 
 _KEY_BYTES = 32
 
+UNNAMED = "agentpref:unnamed"
+"""What all users are called while a home's keys are lost. No user's name looks like it."""
+
 
 class Pseudonyms:
     """The names that a home gives to its users, under one or more keys."""
@@ -46,12 +49,23 @@ class Pseudonyms:
             ) from error
 
     def name(self, user_id: str) -> str:
-        """Return the name that a user's rows are written under: 32 hex digits."""
-        return self._name(self._keys[0], user_id)
+        """Return the name that a user's rows are written under: 32 hex digits.
+
+        Without keys, all users are ``UNNAMED``.
+        """
+        return self._name(self._keys[0], user_id) if self._keys else UNNAMED
 
     def names(self, user_id: str) -> tuple[str, ...]:
-        """Return every name that a user's rows may have been written under."""
-        return tuple(self._name(key, user_id) for key in self._keys)
+        """Return every name that a user's rows may have been written under.
+
+        ``UNNAMED`` stands for all whose rows were written while the keys were lost.
+        """
+        names = tuple(self._name(key, user_id) for key in self._keys)
+        return (*names, UNNAMED) if user_id == UNNAMED else names
+
+    def fingerprints(self) -> tuple[str, ...]:
+        """Return for each key what tells it apart from others, and nothing else of it."""
+        return tuple(self._name(key, "agentpref: fingerprint of a key") for key in self._keys)
 
     def adopt(self, others: Pseudonyms, home: Home) -> Pseudonyms:
         """Add the keys of another home to those of ``home``, after its own, and save them."""

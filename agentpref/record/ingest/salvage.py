@@ -36,37 +36,46 @@ class Salvage:
         self._outer: set[int] = set()  # the ids of the values that contain the present one
 
     def plain(self, value: Any) -> Any:
-        """Copy a value as JSON that orjson can write."""
-        if isinstance(value, str):
-            return self._text(value)
-        if isinstance(value, int):
-            fits = -(2**63) <= value < 2**64
-            return value if fits else self._changed("integer", _digits(value))
-        if isinstance(value, (bytes, bytearray)):
-            return self._changed("object", base64.b64encode(value).decode())
-        if isinstance(value, (Mapping, list, tuple)):
-            return self._container(value)
+        """Copy a value as JSON that orjson can write. Raises nothing, whatever its methods raise.
+
+        Subclasses are read as what they extend: their own methods may say anything.
+        """
         try:
-            orjson.dumps(value)  # null, floats, times, UUIDs, enums and dataclasses
+            return self._plain(value)
+        except Exception:  # the app's own class: whatever it raises, the run is kept
+            return self._changed("object", describe(value))
+
+    def _plain(self, value: Any) -> Any:
+        if _is(value, str):
+            return self._text(value)
+        if _is(value, int) and not _is(value, bool):
+            number = int.__int__(value)
+            fits = -(2**63) <= number < 2**64
+            return number if fits else self._changed("integer", _digits(number))
+        if _is(value, float):
+            return float.__float__(value)
+        if _is(value, (bytes, bytearray)):
+            return self._changed("object", base64.b64encode(value).decode())
+        if _is(value, (Mapping, list, tuple)):
+            return self._container(value)
+        try:  # null, times, UUIDs, enums and dataclasses
+            return orjson.loads(orjson.dumps(value))
         except TypeError:
-            return self._changed("object", self._described(value))
-        return value
+            return self._changed("object", describe(value))
 
     def _container(self, value: Any) -> Any:
         if id(value) in self._outer:
             return self._changed("circular", "[circular]")
         if len(self._outer) >= MAX_DEPTH:
-            return self._changed("deep", self._described(value))
-        try:
-            items = dict(value) if isinstance(value, Mapping) else list(value)
-        except Exception:  # the app's own class of mapping: whatever it raises, the run is kept
-            return self._changed("object", self._described(value))
+            return self._changed("deep", describe(value))
         self._outer.add(id(value))
         try:
-            if isinstance(items, list):
-                return [self.plain(item) for item in items]
+            if _is(value, list):
+                return [self.plain(item) for item in list.__iter__(value)]
+            if _is(value, tuple):
+                return [self.plain(item) for item in tuple.__iter__(value)]
             copy: dict[str, Any] = {}
-            for key, item in items.items():
+            for key, item in dict(value).items():
                 name = self._key(key)
                 while name in copy:  # 1 and "1" are two keys
                     name += "_"
@@ -76,33 +85,50 @@ class Salvage:
             self._outer.discard(id(value))
 
     def _key(self, key: Any) -> str:
-        if isinstance(key, str):
+        if _is(key, str):
             return self._text(key)
         self.changes["key"] += 1
-        if key is None or isinstance(key, (bool, float)):
+        if key is None or _is(key, bool):
             return json.dumps(key)
-        return _digits(key) if isinstance(key, int) else self._described(key)
-
-    def _described(self, value: Any) -> str:
-        try:
-            text = _shorten.repr(value)
-        except Exception:  # the app's code, as above
-            text = object.__repr__(value)
-        return self._text(text)
+        if _is(key, float):
+            return json.dumps(float.__float__(key))
+        return _digits(int.__int__(key)) if _is(key, int) else describe(key)
 
     def _text(self, text: str) -> str:
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            joined = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-            if lost := joined.count("\ufffd") - text.count("\ufffd"):
-                self.changes["surrogate"] += lost
-            return joined
-        return text
+        fixed, lost = _joined(text)
+        if lost:
+            self.changes["surrogate"] += lost
+        return fixed
 
     def _changed(self, kind: str, value: Any) -> Any:
         self.changes[kind] += 1
         return value
+
+
+def describe(value: object) -> str:
+    """Return the start of a value's ``repr``, or what can be said of it without its methods."""
+    try:
+        return _joined(_shorten.repr(value))[0]
+    except Exception:  # the app's code, as above
+        return f"<{type.__repr__(type(value))} without a repr>"
+
+
+def _is(value: object, kinds: type | tuple[type, ...]) -> bool:
+    try:
+        return isinstance(value, kinds)
+    except Exception:  # its ``__class__`` is the app's code, too
+        return issubclass(type(value), kinds)
+
+
+def _joined(text: str) -> tuple[str, int]:
+    """Return a plain text that UTF-8 can hold, and how many halves of characters it lost."""
+    text = str.__str__(text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        joined = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        return joined, joined.count("\ufffd") - text.count("\ufffd")
+    return text, 0
 
 
 def _digits(number: int) -> str:

@@ -31,6 +31,7 @@ from agentpref.record.deletion.forget import Forgotten, adopt
 from agentpref.record.deletion.removal import MERGE_COPY, merge_lock
 from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.integrity import examine, examine_spill
+from agentpref.record.keys import registered
 from agentpref.record.messages import COMPARISON_COLUMNS, FEEDBACK_COLUMNS, IMPORT_ID, RUN_COLUMNS
 from agentpref.record.seals import seal
 from agentpref.record.spill import drain
@@ -130,9 +131,10 @@ def _merge_one(home: Home, other: Home, progress: Progress | None) -> Merged:
         with _blaming(other, copy):
             theirs = _verified(copy, other, tell)
             their_keys = Pseudonyms.of(copy)
-        keys = Pseudonyms.of(home)
-        merged.keys = len(keys.adopt(their_keys, home).names("")) - len(keys.names(""))
         with translated(home), closing(connect(home)) as connection:
+            keys = registered(connection)
+            merged.keys = len(keys.adopt(their_keys, home).names("")) - len(keys.names(""))
+            registered(connection)
             ours = dict(connection.execute("SELECT user_id, at FROM forgotten"))
         new = {name: at for name, at in theirs.items() if ours.get(name, float("-inf")) < at}
         merged.tombstones, merged.forgot = len(new), adopt(home, new, tell) if new else None
@@ -145,6 +147,7 @@ def _merge_one(home: Home, other: Home, progress: Progress | None) -> Merged:
             merged.comparisons = _insert(connection, home, _COMPARISON, merged, tell)
             with transaction(connection):  # where both homes have one, new scores are on ours
                 connection.execute(_INSERT_SCALES)
+                connection.execute(_INSERT_KEYS)  # also of a key that the other home has lost
     return merged
 
 
@@ -157,7 +160,8 @@ def _copied(home: Home, other: Home, tell: Progress) -> Iterator[Home]:
             with writing(copy.path):
                 shutil.rmtree(copy.path, ignore_errors=True)  # a killed merge left it
                 copy.path.mkdir(mode=0o700)
-                Pseudonyms.of(home)  # makes the keys that a home without its own gets
+                with translated(home), closing(connect(home)) as connection:
+                    registered(connection)  # makes the keys that a home without its own gets
                 keys = other.user_keys if other.user_keys.exists() else home.user_keys
                 copy_file(keys, copy.user_keys)
                 if other.spill.exists():  # before the database: an entry in both is stored once
@@ -273,6 +277,9 @@ class _Table(NamedTuple):
 
 _INSERT_SCALES = """INSERT OR IGNORE INTO main.feedback_scale
 SELECT * FROM other.feedback_scale WHERE typeof(low) = 'real' AND typeof(high) = 'real'"""
+
+_INSERT_KEYS = """INSERT OR IGNORE INTO main.user_key
+SELECT * FROM other.user_key WHERE typeof(fingerprint) = 'text'"""
 
 _ADDED = "rowid IN (SELECT row FROM batch WHERE fate = 'added')"
 _RUN = _Table("run", RUN_COLUMNS, messages=("prompt", "output"))

@@ -115,15 +115,19 @@ def _torch() -> Finding:
 def _home(home: Home, *, named: bool) -> Finding:
     """Open the home, which migrates it. A missing home is a failure only if it was named."""
     from agentpref.errors import HomeError, NotAHome
+    from agentpref.record.keys import keys_problem
     from agentpref.record.store import Store
 
     try:
         with options.reading(home.path) as connection:
             counts = Store(connection).stats()
+            lost = keys_problem(connection)
     except HomeError as error:
         missing = isinstance(error, NotAHome) and not named and not home.path.exists()
         return Finding("home", missing, str(error))
     message = f"{home.path}: {counts['runs']} runs, {counts['feedback']} feedback"
+    if lost is not None:
+        return Finding("home", False, f"{message}; {home.user_keys.name}: {lost}")
     return Finding("home", True, message)
 
 
@@ -238,12 +242,15 @@ def verify(
     anything differs from what was recorded, and says what it did not check. Repairs nothing. A
     sample checks the adapters that serve, and prints how many rows of each table it checked.
     """
-    from agentpref.record.integrity import examine
+    from agentpref.record.integrity import Problem, examine
+    from agentpref.record.keys import keys_problem
 
     with options.reading(home) as connection, progress(as_json) as report:
         found = examine(connection, sample=rows if sample else None, progress=report)
+        lost = keys_problem(connection)
+    keys = [] if lost is None else [Problem("user.keys", "", lost)]
     revisions = _Revisions(home, serving_only=sample)
-    problems = [*found.problems, *revisions.problems()]
+    problems = [*found.problems, *keys, *revisions.problems()]
     not_checked = [*_NOT_CHECKED, *(_NOT_SAMPLED if sample else ())]
     value = {
         "problems": [problem._asdict() for problem in problems],

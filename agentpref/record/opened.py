@@ -1,0 +1,150 @@
+"""The database that a log keeps open, and whether it is still the one in the home.
+
+A database that is open goes on taking rows when somebody removes, moves or replaces its file, and
+nobody finds them. So the files are known by device and inode, which no other file can get while
+this one is open, and are looked up by their path in every transaction. That takes 4 µs.
+
+SQLite applies a write-ahead log to any database that it lies beside. When the database at the path
+is no longer the open one, the log of the open one is written back to it and removed from the path.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+from contextlib import suppress
+from typing import TypeAlias, cast
+
+from agentpref.errors import NotKept
+from agentpref.home import Home
+from agentpref.record.database import BUSY_SECONDS, REMOVED, connect, warn
+
+_SETTINGS = (
+    "PRAGMA temp_store = MEMORY",
+    "PRAGMA cache_size = -8192",
+    "PRAGMA wal_autocheckpoint = 4000",
+)
+"""Settings of a connection that writes what is logged; they halve the bytes of a batch.
+
+A message's id is a hash, so each message changes another page of the index of ids. Until a
+statement that inserts many rows ends, SQLite keeps a copy of each page that it changes, by default
+in a temporary file. The copies fit into memory: the statement inserts at most 256 messages. The
+cache (8 MB) holds what one batch changes. A page that changes often is copied from the WAL into the
+database once per 4,000 pages of the WAL (32 MB on disk), not per 1,000; a commit that copies takes
+some 15 ms.
+"""
+
+_Identity: TypeAlias = "tuple[int, int] | None"
+
+
+class Displaced(NotKept):
+    """The open database is not the one in the home any more; nothing was written."""
+
+
+class OpenDatabase:
+    """A home's database, open for writing while nobody moves it. Has one user at a time."""
+
+    def __init__(self, home: Home) -> None:
+        """Open the database; raises like ``connect``."""
+        self._home = home
+        self._path = str(home.database)
+        self._wal, self._shm = self._path + "-wal", self._path + "-shm"
+        self._patience = BUSY_SECONDS
+        self._known = self._log = self._index = self._folder = cast(_Identity, None)
+        self._connection: sqlite3.Connection | None = None
+        self.generation = 0
+        """Rises when the path gets another database: its users have other keys, its runs others."""
+        self.open(BUSY_SECONDS)
+
+    def open(self, patience: float) -> sqlite3.Connection:
+        """Return the connection, which waits ``patience`` seconds for locks; open it if needed.
+
+        Raises:
+            NotKept: the database was removed or moved, or cannot be opened.
+            HomeError: this agentpref cannot use it.
+        """
+        if self._connection is None:
+            self._connection = self._connected()
+            self._patience = BUSY_SECONDS
+        if patience != self._patience:
+            self._connection.execute(f"PRAGMA busy_timeout = {1000 * patience:.0f}")
+            self._patience = patience
+        return self._connection
+
+    def require_folder(self) -> None:
+        """Raise ``NotKept`` if the home is another folder, or gone: nobody would look there."""
+        if _identity(str(self._home.path)) != self._folder:
+            what = f"{self._home.path} was removed or moved while a log has it open"
+            raise NotKept(f"{what}; {REMOVED.cure}") from _missing()
+
+    def require_in_place(self) -> None:
+        """Raise ``Displaced`` if the path leads to another file, or to none. Call it in writing."""
+        if _identity(self._path) != self._known or _identity(self._wal) != self._log:
+            raise Displaced(f"{self._home.database} was removed, moved or replaced")
+
+    def let_go(self) -> None:
+        """Close a displaced database, complete in its file, and clear the path of its log."""
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        is_ours = _identity(self._path) == self._known
+        log = _identity(self._wal)
+        if log == self._log or (is_ours and log is None):
+            with suppress(sqlite3.Error):  # without its log, the file has what it had before
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        with suppress(sqlite3.Error):
+            connection.close()
+        if not is_ours:
+            for path, known in ((self._wal, self._log), (self._shm, self._index)):
+                if known is not None and _identity(path) == known:
+                    os.unlink(path)
+
+    def close(self) -> None:
+        """Close the connection; the next use opens it again."""
+        if self._connection is not None:
+            try:
+                self.require_in_place()
+            except Displaced:
+                self.let_go()
+            else:
+                self._connection.close()
+                self._connection = None
+
+    def _connected(self) -> sqlite3.Connection:
+        before, found = self._known, _identity(self._path)
+        if found is None and before is not None:
+            what = f"{self._home.database} was removed or moved while a log has it open"
+            raise NotKept(f"{what}; {REMOVED.cure}") from _missing()
+        while True:
+            connection = connect(self._home)
+            for setting in _SETTINGS:
+                connection.execute(setting)
+            connection.execute("SELECT 1 FROM migration LIMIT 1").fetchone()  # makes the log
+            opened, found = found, _identity(self._path)
+            if opened == found:
+                break
+            connection.close()  # replaced while it was being opened
+        self._known = found
+        self._log, self._index = _identity(self._wal), _identity(self._shm)
+        self._folder = _identity(str(self._home.path))
+        if before is not None and before != found:
+            self.generation += 1
+            warn(
+                "%s was replaced while a log had it open; runs and feedback go to the new one, and "
+                "what the old one holds stays there",
+                self._home.database,
+            )
+        return connection
+
+
+def _missing() -> FileNotFoundError:
+    return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+
+def _identity(path: str) -> _Identity:
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_dev, found.st_ino

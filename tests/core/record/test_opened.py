@@ -1,0 +1,184 @@
+"""A log whose database is removed, moved or replaced acknowledges nothing that nobody finds."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sqlite3
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+
+from agentpref.errors import NotKept, UnknownRun
+from agentpref.home import Home
+from agentpref.record import spill, writer
+from agentpref.record.log import Log
+from agentpref.record.opened import OpenDatabase
+from agentpref.record.transfer.backup import backup
+from agentpref.types import Comparison, Feedback, Run
+
+JudgedIn: TypeAlias = "Callable[[Home], tuple[list[Feedback], list[Comparison]]]"
+RunsIn: TypeAlias = "Callable[[Home], list[Run]]"
+
+ASKED = [{"role": "user", "content": "2 + 2?"}]
+REST = 0.05
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (spill, writer):
+        monkeypatch.setattr(module, "REST_SECONDS", REST)
+
+
+@pytest.fixture
+def run(log: Log) -> str:
+    name = log.record(ASKED, "4", user_id="ana")
+    log.thumbs(name, up=True, user_id="ana")
+    return name
+
+
+def shell(command: str, folder: Path) -> None:
+    subprocess.run(command, shell=True, check=True, cwd=folder)
+
+
+def sound(home: Home) -> bool:
+    with closing(sqlite3.connect(home.database)) as connection:
+        return connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def test_feedback_waits_in_the_spill_while_the_database_is_gone(
+    log: Log, run: str, judged_in: JudgedIn, caplog: pytest.LogCaptureFixture
+) -> None:
+    shell("mv agentpref.db kept.db", log.home.path)
+    with caplog.at_level(logging.WARNING, "agentpref"):
+        said = log.thumbs(run, up=False)
+    assert log.home.spill.exists()
+    assert len(caplog.records) == 1
+    assert "was removed or moved while a log has it open; put it back" in caplog.text
+    assert not log.home.database.exists()
+    shell("mv kept.db agentpref.db", log.home.path)
+    time.sleep(REST)
+    last = log.thumbs(run, up=True)
+    assert [each.feedback_id for each in judged_in(log.home)[0]][1:] == [said, last]
+    assert log.verify() == []
+
+
+def test_a_moved_database_is_complete_and_leaves_no_log_at_its_path(log: Log, run: str) -> None:
+    """SQLite would apply the log to whatever database is put there."""
+    shell("mv agentpref.db kept.db", log.home.path)
+    log.thumbs(run, up=False)
+    assert not {"agentpref.db-wal", "agentpref.db-shm"} & {p.name for p in log.home.path.iterdir()}
+    with closing(sqlite3.connect(log.home.path / "kept.db")) as kept:
+        assert kept.execute("SELECT count(*) FROM feedback").fetchone() == (1,)
+
+
+@pytest.mark.parametrize("command", ["rm -r home", "mv home elsewhere", "rm -r home; mkdir home"])
+def test_feedback_raises_when_the_home_is_gone_or_another_folder(
+    log: Log, run: str, command: str
+) -> None:
+    shell(command, log.home.path.parent)
+    with pytest.raises(NotKept, match="home was removed or moved while a log has it open"):
+        log.thumbs(run, up=False)
+    log.record(ASKED, "5")
+    assert log.flush() is False
+    log.close()
+    assert log.dropped == {"removed": 1}
+    assert not log.home.path.exists() or not [*log.home.path.iterdir()]
+
+
+def test_runs_that_wait_are_written_when_the_home_comes_back(
+    log: Log, run: str, runs_in: RunsIn
+) -> None:
+    shell("mv home elsewhere", log.home.path.parent)
+    log.record(ASKED, "5")
+    assert log.flush() is False
+    shell("mv elsewhere home", log.home.path.parent)
+    assert log.flush()
+    assert [each.output["content"] for each in runs_in(log.home)] == ["4", "5"]
+    assert run == runs_in(log.home)[0].run_id
+
+
+def test_a_log_goes_on_in_the_home_that_took_the_place_of_its_own(
+    log: Log,
+    run: str,
+    runs_in: RunsIn,
+    judged_in: JudgedIn,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    shell("mv home elsewhere", log.home.path.parent)
+    with Log(log.home.path) as other, caplog.at_level(logging.WARNING, "agentpref"):
+        name = other.record(ASKED, "5", user_id="ana")
+        other.flush()
+        with pytest.raises(UnknownRun):
+            log.thumbs(run, up=False)
+        log.thumbs(name, up=True, user_id="ana")
+        log.record(ASKED, "6", user_id="ana")
+        log.flush()
+    assert "was replaced while a log had it open" in caplog.text
+    here, there = runs_in(log.home), runs_in(Home(log.home.path.with_name("elsewhere")))
+    assert [each.output["content"] for each in here] == ["5", "6"]
+    assert [each.output["content"] for each in there] == ["4"]
+    assert here[0].user_id == here[1].user_id == judged_in(log.home)[0][0].user_id
+    assert here[0].user_id != there[0].user_id, "the new home has keys of its own"
+
+
+@pytest.mark.parametrize(
+    "command", ["cp {} new && mv new agentpref.db", "rm agentpref.db; cp {} ."]
+)
+def test_a_database_that_is_restored_under_an_open_log_stays_sound(
+    log: Log, run: str, command: str, judged_in: JudgedIn
+) -> None:
+    copy = Path(backup(log.home, log.home.path.with_name("copy")).path)
+    for _ in range(20):
+        log.thumbs(log.record(ASKED, "later" * 300), up=True)
+    shell(command.format(copy / "agentpref.db"), log.home.path)
+    said = log.thumbs(run, up=False)
+    log.close()
+    assert sound(log.home)
+    assert [each.feedback_id for each in judged_in(log.home)[0]][1:] == [said]
+
+
+def test_a_log_of_changes_that_is_removed_costs_nothing(
+    log: Log, run: str, judged_in: JudgedIn
+) -> None:
+    shell("rm agentpref.db-wal", log.home.path)
+    log.thumbs(run, up=False)
+    assert len(judged_in(log.home)[0]) == 2
+    assert sound(log.home)
+
+
+def test_a_removal_in_the_middle_of_a_transaction_is_noticed(
+    log: Log, run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = spill._judge
+
+    def remove_first(*arguments: object) -> object:
+        shutil.rmtree(log.home.path, ignore_errors=True)
+        return judge(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(spill, "_judge", remove_first)
+    with pytest.raises(NotKept, match="was removed or moved"):
+        log.thumbs(run, up=False)
+
+
+@pytest.fixture
+def opened(home: Home) -> Iterator[OpenDatabase]:
+    with closing(OpenDatabase(home)) as opened:
+        yield opened
+
+
+def test_a_database_is_not_displaced_by_what_happens_every_day(opened: OpenDatabase) -> None:
+    with Log(opened._home.path) as log:
+        log.thumbs(log.record(ASKED, "4"), up=True)
+    opened.require_in_place()
+    backup(opened._home, opened._home.path.with_name("copy"))
+    opened.require_in_place()
+    os.utime(opened._home.database)
+    opened.require_in_place()
+    assert opened.generation == 0
