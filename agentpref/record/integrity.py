@@ -22,7 +22,7 @@ from agentpref.record.ingest.checks import message_fault, row_fault
 from agentpref.record.messages import COMPARISON_COLUMNS, FEEDBACK_COLUMNS, RUN_COLUMNS
 from agentpref.record.seals import SEALED, last_seals, links, lost_ends
 from agentpref.record.spill import is_whole
-from agentpref.record.updates import ORPHANED, WEIGHTS, Role
+from agentpref.record.updates import ORPHANED, Role
 from agentpref.types import Progress
 
 _TRIES = 10
@@ -349,10 +349,6 @@ INVARIANTS = (
     Invariant("revision", "its parent is tainted and it is not",
         "revision.tainted_at IS NULL AND above.tainted_at IS NOT NULL",
         "JOIN revision AS above ON above.revision_id = revision.parent"),
-    Invariant("revision", "it has the weights of a tainted one and is not tainted",
-        "revision.tainted_at IS NULL AND EXISTS (SELECT 1 FROM revision AS same"
-        " WHERE same.tainted_at IS NOT NULL"
-        f" AND ({WEIGHTS.format('same.manifest')}) = ({WEIGHTS.format('revision.manifest')}))"),
     Invariant("revision", "its update is not in the ledger, so what it learned is unknown",
         ORPHANED),
     Invariant("revision", "its manifest is not JSON, or names another parent",

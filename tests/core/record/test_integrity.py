@@ -112,6 +112,9 @@ EDITS = {
     ("revision", "its parent is tainted and it is not"): (
         "UPDATE revision SET tainted_at = 50.0 WHERE seq = 1"
     ),
+    ("revision", "its update is not in the ledger, so what it learned is unknown"): (
+        "UPDATE revision SET manifest = json_set(manifest, '$.watermark.update_id', 'lost')"
+    ),
     ("revision", "its manifest is not JSON, or names another parent"): (
         "UPDATE revision SET parent = NULL"
     ),
