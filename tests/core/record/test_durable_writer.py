@@ -127,7 +127,7 @@ def test_a_crash_before_the_spill_is_removed_stores_nothing_twice(
 def test_writing_to_a_home_that_is_gone_raises_not_kept(home: Home, writer: DurableWriter) -> None:
     writer.close()
     shutil.rmtree(home.path)
-    with pytest.raises(NotKept, match="no longer exists; make a home"):
+    with pytest.raises(NotKept, match="was removed or moved while a log has it open"):
         writer.write([a_run()])
     assert not home.path.exists()
 
