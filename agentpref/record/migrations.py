@@ -280,7 +280,7 @@ def views(connection: sqlite3.Connection) -> None:
 
 @step
 def tallies(connection: sqlite3.Connection) -> None:
-    """Nothing: it made tables of counts and their triggers, which ``counted_when_asked`` drops."""
+    """Nothing: it made tables of counts and triggers, which ``counted_when_asked`` drops."""
 
 
 @step
@@ -401,9 +401,8 @@ def seals(connection: sqlite3.Connection) -> None:
 
 
 _TALLY_TRIGGERS = (
-    *("thread_comes", "thread_goes", "run_leaves_thread", "run_changes_thread"),
-    *("asker_comes", "asker_goes", "run_leaves_asker", "run_changes_asker"),
-    *("run_goes", "run_was_judged", "run_counted_last"),
-    *("feedback_goes", "feedback_changes", "feedback_counted_last"),
-    *("comparison_goes", "comparison_counted_last"),
-)
+    "thread_comes", "thread_goes", "run_leaves_thread", "run_changes_thread", "asker_comes",
+    "asker_goes", "run_leaves_asker", "run_changes_asker", "run_goes", "run_was_judged",
+    "run_counted_last", "feedback_goes", "feedback_changes", "feedback_counted_last",
+    "comparison_goes", "comparison_counted_last",
+)  # fmt: skip
