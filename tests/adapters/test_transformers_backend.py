@@ -34,7 +34,7 @@ from agentpref.models.adapter_files import read_adapter
 from agentpref.models.base import load_base
 from agentpref.record.messages import prompt_of
 from agentpref.serve.backend import GenerationRequest, Reply, Revision, ServingBackend
-from agentpref.serve.folders import MANIFEST_FILE
+from agentpref.serve.folders import MANIFEST_FILE, revision_id
 from agentpref.serve.folders import encode as encode_manifest
 from agentpref.serve.pins import find_pins
 from agentpref.serve.registry import Registry
@@ -375,11 +375,13 @@ def spoil(revision: Revision, change) -> None:
 
 
 def as_published(revision: Revision) -> Revision:
-    """The revision with a manifest that names the files as they are now: past the digests."""
+    """The revision as if its files had been published as they are now: past the digests."""
     files = {**revision.manifest["files"], **read_adapter(revision.path).digests}
     manifest = {**revision.manifest, "files": files}
-    (revision.path / MANIFEST_FILE).write_bytes(encode_manifest(manifest))
-    return replace(revision, manifest=manifest)
+    name = revision_id(int(revision.revision_id.split("-")[1]), files)
+    folder = revision.path.rename(revision.path.with_name(name))
+    (folder / MANIFEST_FILE).write_bytes(encode_manifest(manifest))
+    return replace(revision, revision_id=name, path=folder, manifest=manifest)
 
 
 @pytest.mark.parametrize("with_another", [False, True])
