@@ -17,12 +17,13 @@ from agentpref.record import database
 from agentpref.record.database import connect
 from agentpref.record.integrity import examine
 from agentpref.record.log import Log
+from agentpref.record.messages import prompt_of, run_row
 from agentpref.record.migrations import STEPS
 from agentpref.record.scales import SIGNED, UNIT, UNKNOWN, shown_by
 from agentpref.record.spill import Spill, drain
 from agentpref.record.store import Store
 from agentpref.record.transfer.merge import merge
-from agentpref.types import Comparison, Feedback
+from agentpref.types import Comparison, Feedback, Run
 
 ASKED = [{"role": "user", "content": "2 + 2?"}]
 Judged = Callable[[Home], tuple[list[Feedback], list[Comparison]]]
@@ -184,7 +185,8 @@ def test_scores_of_a_home_from_before_get_the_scale_that_they_show(
     with monkeypatch.context() as patch:
         patch.setattr(database, "STEPS", STEPS[:before])
         with closing(connect(home)) as old:
-            Log(home.path, strict=True).record(ASKED, "4", run_id="r")
+            output = {"role": "assistant", "content": "4"}
+            Store(old).add_runs([run_row(Run("r", "default", 1.0, prompt_of(ASKED), output))])
             for name, key, score in rows:
                 query = (
                     "INSERT INTO feedback VALUES (?, 'r', 1, ?, ?, NULL, NULL, 'human', NULL, NULL)"
