@@ -172,10 +172,10 @@ class Writer:
         Tickets have no limit: callers who wait are few.
         """
         self._require_running()
-        self._queue.append(ticket)
         if self._thread is threading.current_thread():  # the app's ``redact`` may judge a run
             self._serve_itself(ticket)
             return True
+        self._queue.append(ticket)
         self._hurry()
         end = None if timeout is None else time.monotonic() + timeout
         while not ticket.settled:
@@ -267,9 +267,10 @@ class Writer:
     def _serve_itself(self, ticket: Ticket) -> None:
         """Write the thread's own ticket, between the preparation and the writing of a batch."""
         if self._is_storing:
-            ticket.settle(
-                NotKept("a finaliser judged a run while the log was writing; judge later")
-            )
+            what = "a finaliser judged a run while the log was writing; judge later"
+            ticket.settle(NotKept(what))
+        else:
+            self._queue.append(ticket)
         while not ticket.settled:
             self._write(self._take())
 

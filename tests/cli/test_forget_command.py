@@ -72,6 +72,21 @@ def test_a_user_is_removed_and_the_others_stay(run, shared) -> None:
     assert again.err.splitlines() == ["remove", "scrub"]
 
 
+@pytest.mark.parametrize("content", [None, "ab" * 32 + "\n"])
+def test_a_home_that_lost_its_user_keys_says_so_and_forgets_nobody(run, shared, content) -> None:
+    keys = Home.open(shared).user_keys
+    keys.unlink()
+    if content is not None:
+        keys.write_text(content, encoding="ascii")
+    agentpref.Log(shared).close()
+    failed = run("forget", "--user-id", "ada", exits=1)
+    assert "user.keys" in failed.err
+    assert "restore it from a backup of the home" in failed.err
+    for name in ("verify", "doctor"):
+        assert "user.keys" in run(name, exits=1).out
+    assert runs(run) == 3
+
+
 def test_tainted_revisions_and_the_commands_to_rebuild_are_printed(run, shared, trained) -> None:
     lines = run("forget", "--user-id", "ada").out.splitlines()
     where = f"--home {shared} --namespace default"

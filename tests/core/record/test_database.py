@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +20,9 @@ from agentpref.home import Home
 from agentpref.record import database
 from agentpref.record.database import (
     MAX_PARAMETERS,
+    TROUBLES,
     connect,
+    diagnose,
     insert_or_ignore,
     require_known_schema,
     transaction,
@@ -331,3 +335,37 @@ def test_many_rows_take_few_statements_of_few_sizes(memory: sqlite3.Connection) 
     assert len(inserts) < 130
     assert len({statement.count("(") for statement in inserts}) == 6
     assert MAX_PARAMETERS < 999
+
+
+@pytest.mark.parametrize("message", ["disk I/O error", "unable to open database file"])
+def test_an_error_of_a_disk_without_room_is_called_full(
+    home: Home, monkeypatch: pytest.MonkeyPatch, message: str
+) -> None:
+    """SQLite calls it so where it cannot grow the file that its processes share."""
+    error = sqlite3.OperationalError(message)
+    assert diagnose(error, home) is not TROUBLES["is full"]
+    disk = os.statvfs(home.path)
+    full = os.statvfs_result((*disk[:4], 0, *disk[5:]))
+    monkeypatch.setattr(os, "statvfs", lambda _: full)
+    assert diagnose(error, home) is TROUBLES["is full"]
+    assert diagnose(sqlite3.OperationalError("database is locked"), home) is TROUBLES["is locked"]
+
+
+def test_a_home_is_read_where_sqlite_cannot_make_the_files_that_readers_share(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect(home).close()
+    real = sqlite3.connect
+
+    def refuse(place: object, **options: Any) -> sqlite3.Connection:
+        if not options.get("uri"):
+            raise sqlite3.OperationalError("unable to open database file")
+        return real(place, **options)  # type: ignore[call-overload, no-any-return]
+
+    monkeypatch.setattr(sqlite3, "connect", refuse)
+    with pytest.raises(NotKept, match="let this user read and write"):
+        connect(home)
+    with closing(connect(home, readonly=True)) as connection:
+        assert connection.execute("SELECT count(*) FROM run").fetchone() == (0,)
+        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+            connection.execute("DELETE FROM run")

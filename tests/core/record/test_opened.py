@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -142,6 +144,29 @@ def test_a_database_that_is_restored_under_an_open_log_stays_sound(
     log.close()
     assert sound(log.home)
     assert [each.feedback_id for each in judged_in(log.home)[0]][1:] == [said]
+
+
+def test_the_guide_s_recipe_for_a_restore_loses_nothing_beside_an_app_that_was_not_stopped(
+    tmp_path: Path, runs_in: RunsIn, judged_in: JudgedIn
+) -> None:
+    guide = Path(__file__).parents[3] / "docs" / "replicas.md"
+    recipe = guide.read_text(encoding="utf-8").partition("## Restore")[2]
+    assert "Stop the app first" in recipe
+    commands = re.findall(r"^\$ (.*)$", recipe.partition("```console")[2].partition("```")[0], re.M)
+    assert len(commands) == 3
+    with Log(tmp_path / "lyon") as log:
+        first = log.record(ASKED, "4")
+        log.flush()
+        backup(log.home, tmp_path / "outbox" / "lyon")
+        later = log.record(ASKED, "5")
+        told = [log.thumbs(later, up=True)]
+        shell(commands[0], tmp_path)  # what was in the home's place is in its place again
+        told.append(log.thumbs(first, up=True))
+        for command in commands[1:]:
+            shell(command.replace("agentpref", f"{sys.executable} -m agentpref_cli", 1), tmp_path)
+        told.append(log.thumbs(later, up=True))
+    assert [run.run_id for run in runs_in(log.home)] == [first, later]
+    assert {said.feedback_id for said in judged_in(log.home)[0]} == set(told)
 
 
 def test_a_log_of_changes_that_is_removed_costs_nothing(

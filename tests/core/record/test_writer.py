@@ -252,3 +252,54 @@ def test_a_bug_of_ours_is_counted_and_the_log_keeps_working(
     assert log.dropped == {"unexpected": 1}
     log.record(ASKED, "5")
     assert len(runs_of(log)) == 1
+
+
+def test_nothing_is_tried_or_warned_of_twice_while_nothing_can_be_written(
+    log: Log, monkeypatch: pytest.MonkeyPatch, runs_of: RunsOf, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried: list[int] = []
+
+    def refuse(_: object, records: list[object], *__: object) -> None:
+        tried.append(len(records))
+        raise NotKept("the disk is full; free space on it")
+
+    now = time.time_ns()
+    ticks = iter(range(now, now + 10**12, 2 * 10**9))  # the clock goes on by two seconds a call
+    with caplog.at_level(logging.WARNING, "agentpref"), monkeypatch.context() as patch:
+        patch.setattr(time, "time_ns", lambda: next(ticks))
+        patch.setattr("agentpref.record.writer.REST_SECONDS", 60.0)
+        patch.setattr(spill.DurableWriter, "write", refuse)
+        ids = [log.record(ASKED, "0")]
+        assert log.flush() is False
+        for n in range(50):
+            ids.append(log.record(ASKED, str(n)))
+            with pytest.raises(NotKept, match="free space"):
+                log.feedback(ids[0], key="k", score=1)
+        assert len(tried) == 1, "feedback waits for the next attempt no longer than for a lock"
+        assert log.flush() is False
+        assert tried[1:] == [51], "a flush tries at once"
+    assert [record.message for record in caplog.records] == [
+        "nothing can be written now, so that runs wait in memory: "
+        "the disk is full; free space on it"
+    ]
+    assert [run.run_id for run in runs_of(log)] == ids
+
+
+def test_a_finaliser_that_judges_in_the_middle_of_a_transaction_is_refused(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commit of the transaction that it would join is not its own."""
+    run_id = log.record(ASKED, "4")
+    log.flush()
+    write, refused = spill.DurableWriter.write, []
+
+    def judge_first(self: spill.DurableWriter, *arguments: object) -> object:
+        with pytest.raises(NotKept, match="finaliser") as refusal:
+            log.feedback(run_id, key="k", score=1)
+        refused.append(refusal)
+        return write(self, *arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(spill.DurableWriter, "write", judge_first)
+        log.feedback(run_id, key="k", score=0)
+    assert len(refused) == 1
