@@ -18,7 +18,7 @@ from agentpref.home import Home
 from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.listing import LISTING
 from agentpref.record.scales import derive_scales
-from agentpref.record.seals import SEALED, seal
+from agentpref.record.seals import add_seals
 from agentpref.record.views import RUN_TEXT, VIEWS
 
 Change: TypeAlias = Callable[[sqlite3.Connection], None]
@@ -384,20 +384,9 @@ def seals(connection: sqlite3.Connection) -> None:
 
     ``seal`` hashes a row and the seal of the row before it; ``last_seal`` has the seal of a table's
     last row. So `verify` finds rows that were edited, inserted or deleted. The step is breaking
-    because older programs would write rows without a seal. Sealing again changes no judgement, so
-    the triggers of the list of examples watch only what is sealed.
+    because older programs would write rows without a seal.
     """
-    connection.execute(
-        "CREATE TABLE last_seal (name TEXT PRIMARY KEY NOT NULL, seal BLOB NOT NULL) WITHOUT ROWID"
-    )
-    for table in ("feedback", "comparison"):
-        query = "SELECT sql FROM sqlite_master WHERE type = 'trigger' AND name = ?"
-        (sql,) = connection.execute(query, (f"{table}_changed",)).fetchone()
-        connection.execute(f"DROP TRIGGER {table}_changed")
-        connection.execute(sql.replace("UPDATE ON", f"UPDATE OF {', '.join(SEALED[table])} ON"))
-    for table in SEALED:
-        connection.execute(f"ALTER TABLE {table} ADD COLUMN seal BLOB")
-        seal(connection, table)
+    add_seals(connection)
 
 
 _TALLY_TRIGGERS = (

@@ -182,6 +182,25 @@ def lost_ends(connection: sqlite3.Connection) -> Iterator[str]:
             yield table
 
 
+def add_seals(connection: sqlite3.Connection) -> None:
+    """Seal a home from before rows were sealed, as it is found: the step ``seals`` of the schema.
+
+    Sealing again changes no judgement, so the triggers of the list of examples then watch only the
+    columns that are sealed.
+    """
+    connection.execute(
+        "CREATE TABLE last_seal (name TEXT PRIMARY KEY NOT NULL, seal BLOB NOT NULL) WITHOUT ROWID"
+    )
+    for table in ("feedback", "comparison"):
+        query = "SELECT sql FROM sqlite_master WHERE type = 'trigger' AND name = ?"
+        (sql,) = connection.execute(query, (f"{table}_changed",)).fetchone()
+        connection.execute(f"DROP TRIGGER {table}_changed")
+        connection.execute(sql.replace("UPDATE ON", f"UPDATE OF {', '.join(SEALED[table])} ON"))
+    for table in SEALED:
+        connection.execute(f"ALTER TABLE {table} ADD COLUMN seal BLOB")
+        seal(connection, table)
+
+
 def _keep_end(connection: sqlite3.Connection, table: str, end: bytes) -> None:
     if table not in _WITHOUT_END:
         query = "INSERT OR REPLACE INTO last_seal (name, seal) VALUES (?, ?)"

@@ -182,7 +182,8 @@ class Updates:
         of strata and fixed texts.
         """
         reports = self._connection.execute(_REPORTS_ON, {"sources": as_json([*sources])}).fetchall()
-        with transaction(self._connection), resealing(self._connection, ["updates"]):
+        touched = ["updates"] if reports else []
+        with transaction(self._connection), resealing(self._connection, touched):
             for update_id, text in reports:
                 report = orjson.loads(text)
                 for check in report.get("checks", ()):

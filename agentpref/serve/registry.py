@@ -3,9 +3,9 @@
 A revision is a folder that never changes and a row in the database; the row is the truth.
 Publishing makes the folder complete and durable first and writes the row last, together with what
 else belongs to it (an update's ledger, its promotion), so a crash leaves a folder without a row,
-which the next publishing removes. What is live is one row per namespace,
-changed only by compare-and-swap on its generation, and each change is added to a history. Every
-call opens its own connection: threads and processes may share a home.
+which the next publishing removes. What is live is one row per namespace, changed only by
+compare-and-swap on its generation, and each change is added to a history. Every call opens its own
+connection: threads and processes may share a home.
 """
 
 from __future__ import annotations

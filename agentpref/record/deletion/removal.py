@@ -158,7 +158,10 @@ def chosen_judgements(connection: sqlite3.Connection) -> list[str]:
 def delete(connection: sqlite3.Connection) -> Removed:
     """Delete the chosen rows, and each message that no remaining row refers to."""
     _run_script(connection, _CANDIDATES)
-    with resealing(connection, ("comparison", "feedback", "run")):
+    tables = ("comparison", "feedback", "run")
+    query = "SELECT EXISTS (SELECT 1 FROM gone_{})"
+    touched = [table for table in tables if connection.execute(query.format(table)).fetchone()[0]]
+    with resealing(connection, touched):
         counts = {name: connection.execute(query).rowcount for name, query in _DELETE.items()}
     _run_script(connection, _KEPT)
     messages = connection.execute(_DELETE_MESSAGES).rowcount

@@ -249,21 +249,21 @@ def verify(
         found = examine(connection, sample=rows if sample else None, progress=report)
         lost = keys_problem(connection)
     keys = [] if lost is None else [Problem("user.keys", "", lost)]
-    revisions = _Revisions(home, serving_only=sample)
-    problems = [*found.problems, *keys, *revisions.problems()]
+    changed, adapters = _check_revisions(home, serving_only=sample)
+    problems = [*found.problems, *keys, *changed]
     not_checked = [*_NOT_CHECKED, *(_NOT_SAMPLED if sample else ())]
     value = {
         "problems": [problem._asdict() for problem in problems],
         "looked_at": {name: looked._asdict() for name, looked in found.looked_at.items()},
         "waiting": found.waiting,
         "torn": found.torn,
-        "adapters": revisions.checked,
+        "adapters": adapters,
         "seals": found.seals,
         "not_checked": not_checked,
     }
 
     def show() -> None:
-        _show(found, problems, sample, revisions.checked)
+        _show(found, problems, sample, adapters)
         say(f"not checked: {'; '.join(not_checked)}")
 
     print_result(as_json, value, show)
@@ -280,36 +280,28 @@ _NOT_CHECKED = (
 _NOT_SAMPLED = ("pages and indices", "judgements that are gone at the end", "the other rows")
 
 
-class _Revisions:
-    """The revisions of all namespaces of a home, and how many of them were checked."""
+def _check_revisions(folder: Path | None, *, serving_only: bool) -> tuple[list[Problem], int]:
+    """Find revisions whose files are not what was published or named; count those checked."""
+    from agentpref.errors import RevisionError
+    from agentpref.home import Home
+    from agentpref.record.integrity import Problem
+    from agentpref.serve.registry import Registry, namespaces_with_revisions
+    from agentpref.serve.validate import check_published
 
-    def __init__(self, folder: Path | None, *, serving_only: bool) -> None:
-        self._folder = folder
-        self._serving_only = serving_only
-        self.checked = 0
-
-    def problems(self) -> Iterator[Problem]:
-        """Find those whose files differ from what was published, or from what their name says."""
-        from agentpref.errors import RevisionError
-        from agentpref.home import Home
-        from agentpref.record.integrity import Problem
-        from agentpref.serve.registry import Registry, namespaces_with_revisions
-        from agentpref.serve.validate import check_published
-
-        home = Home.open(self._folder)
-        for name in namespaces_with_revisions(home):
-            registry = Registry(home, namespace=name)
-            state = registry.state()
-            for revision in registry.list():
-                if self._serving_only and revision.revision_id not in (state.live, state.canary):
-                    continue
-                if revision.pruned_at is not None:
-                    continue
-                self.checked += 1
-                try:
-                    check_published(revision)
-                except RevisionError as error:
-                    yield Problem("revision", revision.revision_id, str(error))
+    home, problems, checked = Home.open(folder), list[Problem](), 0
+    for name in namespaces_with_revisions(home):
+        registry = Registry(home, namespace=name)
+        state = registry.state()
+        for revision in registry.list():
+            is_skipped = serving_only and revision.revision_id not in (state.live, state.canary)
+            if is_skipped or revision.pruned_at is not None:
+                continue
+            checked += 1
+            try:
+                check_published(revision)
+            except RevisionError as error:
+                problems.append(Problem("revision", revision.revision_id, str(error)))
+    return problems, checked
 
 
 def _show(found: Findings, problems: list[Problem], sampled: bool, adapters: int) -> None:

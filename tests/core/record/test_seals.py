@@ -12,7 +12,8 @@ import pytest
 
 from agentpref.errors import HomeError
 from agentpref.home import Home
-from agentpref.record.database import connect
+from agentpref.record.database import connect, transaction
+from agentpref.record.deletion.removal import choose, delete
 from agentpref.record.integrity import examine
 from agentpref.record.log import Log
 from agentpref.record.messages import COMPARISON_COLUMNS, FEEDBACK_COLUMNS, RUN_COLUMNS
@@ -124,6 +125,16 @@ def test_forgetting_a_user_hides_no_other_change(filled: Home) -> None:
         log.forget("u2")
         assert [problem.key for problem in log.verify()] == before
         assert len(before) == 1
+
+
+def test_a_removal_that_finds_nothing_seals_nothing_again(filled: Home) -> None:
+    """It would read and write the whole home each night."""
+    statements: list[str] = []
+    with closing(connect(filled)) as connection, transaction(connection):
+        choose(connection, "created_at < 0", "created_at < 0", {})
+        connection.set_trace_callback(statements.append)
+        assert delete(connection).runs == 0
+    assert not [one for one in statements if "seal" in one]
 
 
 def test_a_home_from_before_seals_is_sealed_when_it_is_opened(filled: Home) -> None:
