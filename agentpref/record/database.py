@@ -30,7 +30,7 @@ from agentpref.errors import (
     NotKept,
     UpdateRunning,
 )
-from agentpref.home import Home, open_private, tighten
+from agentpref.home import Home, open_private, tighten, writing
 from agentpref.record.migrations import STEPS
 
 BUSY_SECONDS = 30.0
@@ -362,16 +362,17 @@ def locked(path: Path, refusal: AgentprefError, *, seconds: float = 0) -> Iterat
     from filelock import FileLock, Timeout
 
     lock = FileLock(path)
-    try:
-        os.close(open_private(path))
-        lock.acquire(timeout=seconds)
-    except Timeout as error:
-        raise refusal from error
-    except OSError as error:
-        raise NotKept(
-            f"{path} cannot be locked ({error.strerror or error}); run this as the user who owns "
-            f"the home, or let this one write the file and its folder (chown or chmod)"
-        ) from error
+    with writing(path):  # a disk that is full or read-only has another cure than a foreign lock
+        try:
+            os.close(open_private(path))
+            lock.acquire(timeout=seconds)
+        except Timeout as error:
+            raise refusal from error
+        except PermissionError as error:
+            raise NotKept(
+                f"{path} cannot be locked ({error.strerror}); run this as the user who owns the "
+                f"home, or let this one write the file and its folder (chown or chmod)"
+            ) from error
     try:
         yield
     finally:
