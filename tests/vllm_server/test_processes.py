@@ -152,7 +152,10 @@ def test_agentpref_serve_follows_a_promotion_and_leaves_nothing_running(
 
 
 GUIDE = Path(__file__).parents[2] / "docs" / "vllm.md"
-HARMLESS = {"/health", "/ping", "/is_scaling_elastic_ep", "/kv_event_sources"}
+READ_BY_ANYBODY = (
+    "/metrics", "/load", "/version", "/kv_event_sources", "/health", "/ping",
+    "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json",
+)  # fmt: skip
 ANYBODY = {"model": "base", "prompt": "Hello", "max_tokens": 1}
 BY_REVISION = {"X-Amzn-SageMaker-Adapter-Identifier": "mine"}  # /invocations reads no "model"
 
@@ -168,9 +171,8 @@ def unguarded(adapter: Path) -> list[tuple[str, str, dict[str, object]]]:
         ("POST", "/scale_elastic_ep", {"json": {"new_data_parallel_size": 1}}),
         ("POST", "/tokenize", {"json": {"prompt": "Hello"}}),
         ("POST", "/detokenize", {"json": {"tokens": [1, 300]}}),
-        ("GET", "/metrics", {}),
-        ("GET", "/load", {}),
-        ("GET", "/version", {}),
+        ("POST", "/is_scaling_elastic_ep", {}),
+        *(("GET", path, {}) for path in READ_BY_ANYBODY),
     ]
 
 
@@ -193,13 +195,11 @@ def test_the_api_key_does_not_guard_these_paths(
             assert answer.status_code == 200, (path, answer.text)
             if path == "/invocations":
                 assert answer.json()["model"] == "mine"
-        paths = client.get("/openapi.json").json()["paths"]
         with closing(VllmBackend(guarded.url, model="tiny", key="secret")) as backend:
             assert backend.generate("base", ask(QUESTIONS[0])).revision == "base"
-    found = {path.replace("adapter_name", "name") for path in paths if not path.startswith("/v1/")}
-    assert found - HARMLESS == PATHS
 
 
-def test_the_guide_names_all_unguarded_paths() -> None:
+def test_each_path_that_the_guide_names_was_tried_without_the_key() -> None:
+    """Its table has all routes of the server: see ``test_guide``."""
     rows = re.findall(r"^\| (`/.*?) \|", GUIDE.read_text(encoding="utf-8"), re.MULTILINE)
     assert set(re.findall(r"`([^`]+)`", " ".join(rows))) == PATHS
