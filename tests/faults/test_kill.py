@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 
 from agentpref.home import Home
@@ -19,35 +19,37 @@ from agentpref.record.database import connect, transaction
 LOAD = Path(__file__).with_name("load.py")
 KILLS = 200
 CHECKED_EVERY = 20
+PATIENCE = 60.0
 
 
 def test_two_hundred_kills_lose_nothing(
     tmp_path: Path, held: Callable[[Path], dict[str, set[str]]]
 ) -> None:
-    """Half of the processes meet a database that is locked half of the time, and so spill."""
-    home = tmp_path / "home"
+    """Half of the processes spill, because the database is locked, and then it is now and again."""
+    home = Home.create(tmp_path / "home")
     rng = random.Random(0)
     promised: dict[str, set[str]] = {"feedback": set(), "comparison": set(), "ready": set()}
-    spilled = 0
     for n in range(KILLS):
-        with _in_the_way(home) if n % 2 and n > 1 else _nothing():
-            for kind, name in _until_killed(home, seconds=rng.uniform(0, 0.25)):
+        with _in_the_way(home) if n % 2 else nullcontext() as spilled:
+            for kind, name in _until_killed(home, spilled, seconds=rng.uniform(0, 0.25)):
                 promised[kind].add(name)
-        spilled += (home / "spill.jsonl").exists()
         if n % CHECKED_EVERY == CHECKED_EVERY - 1:
-            there = held(home)
+            there = held(home.path)
             assert promised["feedback"] <= there["feedback"]
             assert promised["comparison"] <= there["comparison"]
     assert len(promised["ready"]) == KILLS
     assert len(promised["feedback"]) > KILLS
-    assert spilled > KILLS // 20  # else this has not tried what it is for
 
 
-def _until_killed(home: Path, seconds: float) -> list[tuple[str, str]]:
-    """Run the load for a while after it is ready, kill it, and return what it was promised."""
-    process = subprocess.Popen([sys.executable, str(LOAD), str(home)], stdout=subprocess.PIPE)
+def _until_killed(
+    home: Home, spilled: threading.Event | None, seconds: float
+) -> list[tuple[str, str]]:
+    """Run the load until it has spilled, if it must, and a while longer; return its promises."""
+    command = [sys.executable, str(LOAD), str(home.path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert process.stdout is not None
     said = [process.stdout.readline()]
+    assert spilled is None or spilled.wait(PATIENCE), "nothing was spilled"
     time.sleep(seconds)
     process.send_signal(signal.SIGKILL)
     said += process.stdout.readlines()
@@ -57,25 +59,29 @@ def _until_killed(home: Path, seconds: float) -> list[tuple[str, str]]:
 
 
 @contextmanager
-def _in_the_way(home: Path) -> Iterator[None]:
-    """Hold the database's write lock half of the time."""
-    done = threading.Event()
+def _in_the_way(home: Home) -> Iterator[threading.Event]:
+    """Lock the database until something was spilled, and half of the time from then on."""
+    spilled, done = threading.Event(), threading.Event()
 
     def lock(connection: sqlite3.Connection) -> None:
         with closing(connection):
+            with transaction(connection):
+                before = _size(home.spill)
+                while _size(home.spill) <= before and not done.wait(0.001):
+                    pass
+                spilled.set()
             while not done.wait(0.03):
                 with transaction(connection):
                     time.sleep(0.03)
 
-    thread = threading.Thread(target=lock, args=(connect(Home.open(home)),))
+    thread = threading.Thread(target=lock, args=(connect(home),))
     thread.start()
     try:
-        yield
+        yield spilled
     finally:
         done.set()
         thread.join()
 
 
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
