@@ -3,7 +3,8 @@
 - cli.md: the help of every command;
 - schema.md: the reason for each migration, and the SQL of what it makes;
 - the tables in updates.md: every setting with its default, its bounds and its description;
-- the tables in models.md: what is trained of every shape of message under every family's template.
+- the tables in models.md: what is trained of every shape of message under every family's template;
+- the tables in guarantees.md: the names of the tests that are marked ``guarantee``.
 
 A test compares the committed files with what this script generates. The output that guides show is
 recorded by ``sessions.py``.
@@ -11,11 +12,13 @@ recorded by ``sessions.py``.
 
 from __future__ import annotations
 
+import ast
 import re
 import sqlite3
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import is_dataclass
 from inspect import getdoc
 from pathlib import Path
@@ -29,13 +32,20 @@ from agentpref.record import migrations
 DOCS = Path(__file__).parent
 _SETTINGS = re.compile(r"(<!-- settings -->\n).*?(<!-- /settings -->)", re.DOTALL)
 _FAMILIES = re.compile(r"(<!-- families -->\n).*?(<!-- /families -->)", re.DOTALL)
+_GUARANTEES = re.compile(r"(<!-- guarantees: (\w+) -->\n).*?(<!-- /guarantees -->)", re.DOTALL)
 _REASONS = re.compile(r"(<!-- reasons -->\n).*?(<!-- /reasons -->)", re.DOTALL)
+
+
+_SPELLED = {"json": "JSON", "trl": "TRL", "vllm": "vLLM", "bases": "base's", "models": "model's"}
+"""Words of tests' names that are written otherwise."""
 
 
 def pages() -> dict[Path, str]:
     """The text that each generated file, or file with a generated part, should have."""
     updates = DOCS / "updates.md"
     guide = updates.read_text(encoding="utf-8")
+    guarantees, shown = DOCS / "guarantees.md", _guarantees()
+    promises = guarantees.read_text(encoding="utf-8")
     models = DOCS / "models.md"
     kept = _REASONS.sub(
         lambda m: m[1] + "\n".join(_reasons()) + m[2], models.read_text(encoding="utf-8")
@@ -43,6 +53,16 @@ def pages() -> dict[Path, str]:
     return {
         DOCS / "cli.md": "\n".join(_commands()),
         DOCS / "schema.md": "\n".join(_schema()),
+        guarantees: _GUARANTEES.sub(
+            lambda m: (
+                m[1]
+                + "| guarantee | tried with | shown by |\n|---|---|---|\n"
+                + "\n".join(shown.pop(m[2]))
+                + "\n"
+                + m[3]
+            ),
+            promises,
+        ),
         models: _FAMILIES.sub(lambda m: m[1] + "\n".join(_families()) + m[2], kept),
         updates: _SETTINGS.sub(lambda m: m[1] + "\n".join(_settings()) + m[2], guide),
     }
@@ -130,6 +150,44 @@ def _groups() -> Iterator[tuple[Any, str]]:
     for name, field in config.UpdateConfig.__pydantic_fields__.items():  # type: ignore[attr-defined]
         if is_dataclass(field.annotation):
             yield field.annotation, f"{name}."
+
+
+def _guarantees() -> dict[str, list[str]]:
+    """Of each section of the page, a row for each test that is marked ``guarantee(section)``.
+
+    A second argument of the mark says what was tried; it may use constants of the test's module.
+    """
+    rows = defaultdict[str, list[str]](list)
+    for file in sorted((DOCS.parent / "tests").rglob("test_*.py")):
+        text = file.read_text(encoding="utf-8")
+        if "mark.guarantee(" not in text:
+            continue
+        tree = ast.parse(text)
+        constants = dict(_constants(tree))
+        for node in ast.walk(tree):
+            for mark in getattr(node, "decorator_list", ()):
+                if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.guarantee":
+                    words = [eval(ast.unparse(given), {}, constants) for given in mark.args]
+                    section, tried = (*words, "")[:2]
+                    path = file.relative_to(DOCS.parent).as_posix()
+                    cells = (_sentence(node.name), tried, f"[{file.name}](../{path})")
+                    rows[section].append(f"| {' | '.join(cells)} |")
+    return rows
+
+
+def _constants(tree: ast.Module) -> Iterator[tuple[str, Any]]:
+    """The constants of a module that are written out as numbers, texts or collections of them."""
+    for statement in tree.body:
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+            with suppress(ValueError):
+                yield statement.targets[0].id, ast.literal_eval(statement.value)
+
+
+def _sentence(name: str) -> str:
+    """The name of a test as it would be written."""
+    words = name.removeprefix("test_").split("_")
+    found = " ".join(_SPELLED.get(word, word) for word in words)
+    return found[0].upper() + found[1:]
 
 
 def _families() -> Iterator[str]:

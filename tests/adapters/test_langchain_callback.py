@@ -393,6 +393,7 @@ def test_the_calls_of_a_batch_that_succeed_are_logged_beside_those_that_raise(
     assert callback.counts == CallbackCounts(logged=4, failed=2, lost=0, open=0)
 
 
+@pytest.mark.guarantee("logging")
 def test_a_log_that_fails_never_breaks_the_chain(
     log: Log, callback: AgentprefCallback, caplog: pytest.LogCaptureFixture
 ) -> None:

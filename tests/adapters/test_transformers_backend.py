@@ -489,6 +489,7 @@ def test_a_prompt_with_a_token_that_has_no_embedding_is_refused(
     backend.close()
 
 
+@pytest.mark.guarantee("serving")
 def test_every_reply_during_swaps_comes_from_the_revision_it_names(
     served: Served, registry: Registry, backend: TransformersBackend
 ) -> None:
@@ -578,6 +579,7 @@ def wipe(file: Path) -> None:
         stream.truncate(1)
 
 
+@pytest.mark.guarantee("serving")
 def test_a_loaded_revision_answers_as_before_when_its_file_is_overwritten_and_truncated(
     served: Served, tmp_path: Path
 ) -> None:
@@ -590,6 +592,7 @@ def test_a_loaded_revision_answers_as_before_when_its_file_is_overwritten_and_tr
         assert expected == served.expected[served.names[0], PROMPTS[0]]
 
 
+@pytest.mark.guarantee("serving")
 def test_weights_that_change_between_check_and_load_are_not_loaded(
     served: Served, backend: TransformersBackend, tmp_path: Path
 ) -> None:

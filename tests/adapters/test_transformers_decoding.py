@@ -89,6 +89,7 @@ def check_evaluation(base: str, served: Served, replies: dict[str, list[Reply]])
     assert said == [reply.message["content"] for reply in replies[served.names[0]]]
 
 
+@pytest.mark.guarantee("proof")
 @pytest.mark.parametrize("defaults", DEFAULTS)
 def test_a_bases_defaults_change_neither_what_is_proven_nor_what_is_served(
     served: Served, expected: dict[str, list[Reply]], tmp_path: Path, defaults: str

@@ -66,6 +66,7 @@ def watched(backend: TransformersBackend, monkeypatch: pytest.MonkeyPatch) -> Wa
     return Watched(backend, monkeypatch)
 
 
+@pytest.mark.guarantee("serving")
 def test_a_short_request_does_not_wait_for_the_end_of_a_long_one(
     backend: TransformersBackend, watched: Watched
 ) -> None:

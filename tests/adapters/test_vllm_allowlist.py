@@ -174,8 +174,11 @@ def test_a_stream_passes_without_buffering(behind: Open, port: int, path: str) -
     assert not behind.in_vain
 
 
+@pytest.mark.guarantee("vllm")
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_other_paths_are_refused_in_every_spelling(behind: Open, port: int, method: str) -> None:
+def test_the_proxy_refuses_other_paths_in_every_spelling(
+    behind: Open, port: int, method: str
+) -> None:
     refused = [
         "/invocations",
         "/adapters",
@@ -204,7 +207,8 @@ def test_other_paths_are_refused_in_every_spelling(behind: Open, port: int, meth
     assert behind.asked == []
 
 
-def test_a_body_that_is_too_large_is_refused(behind: Open, port: int) -> None:
+@pytest.mark.guarantee("vllm")
+def test_the_proxy_refuses_a_body_that_is_too_large(behind: Open, port: int) -> None:
     with closing(_connection(port)) as connection:
         connection.request("POST", "/v1/completions", b"x" * (3 << 20))
         assert connection.getresponse().status == 413

@@ -215,6 +215,7 @@ class TestAnswers:
         with closing(connect(server, key="sesame" if how == "given" else None)) as backend:
             backend.generate(BASE, ASK)
 
+    @pytest.mark.guarantee("vllm")
     def test_a_wrong_key_is_not_shown_in_the_error(self, server: StandIn) -> None:
         server.key = "sesame"
         with pytest.raises(ServerUnreachable, match="and its API key") as refused:
@@ -338,6 +339,7 @@ class TestLoading:
             assert other.of("/v1/load_lora_adapter")
             assert other.loaded == {}
 
+    @pytest.mark.guarantee("vllm")
     def test_a_revision_whose_files_change_while_the_server_reads_them_does_not_serve(
         self, server: StandIn, registry: Registry, publish: Callable[[], Revision], monkeypatch
     ) -> None:
@@ -489,6 +491,7 @@ class TestTrouble:
         assert {reply.revision for reply in replies} == {name}
         assert len(server.of("/v1/load_lora_adapter")) - before == 1
 
+    @pytest.mark.guarantee("vllm")
     def test_a_server_restarted_with_another_base_serves_nothing(
         self, server: StandIn, publish: Callable[[], Revision], tmp_path: Path
     ) -> None:

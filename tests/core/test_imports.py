@@ -60,6 +60,7 @@ def test_importing_loads_nothing_heavy() -> None:
     assert loaded_after("import agentpref") == set()
 
 
+@pytest.mark.guarantee("logging")
 def test_logging_loads_nothing_heavy(tmp_path) -> None:
     statement = f"""
 import agentpref

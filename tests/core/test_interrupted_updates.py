@@ -167,6 +167,7 @@ agentpref.update(home, model=base, config=CONFIG, checks={}, progress=tell)
 """
 
 
+@pytest.mark.guarantee("learning")
 def test_an_update_killed_at_any_step_ends_with_the_same_bytes(home, whole, random_base):
     for steps in (1, random.Random(os.getpid()).randrange(3, 8)):
         command = [sys.executable, "-c", KILLED, str(home), str(random_base), str(steps)]

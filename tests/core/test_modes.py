@@ -48,6 +48,7 @@ def used(folder: Path) -> Home:
     return home
 
 
+@pytest.mark.guarantee("privacy")
 def test_nobody_else_can_read_what_a_home_holds(tmp_path: Path, umask: int) -> None:
     home = used(tmp_path / "home")
     with closing(connect(home)):  # while it is open, there are -wal and -shm

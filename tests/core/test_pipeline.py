@@ -190,6 +190,7 @@ def test_nothing_else_is_left_in_the_home(trained):
     assert found == {"adapters", "reports", "update.lock", "user.keys"}
 
 
+@pytest.mark.guarantee("learning")
 def test_the_same_inputs_and_seed_give_the_same_bytes(trained, fresh, random_base):
     home, report, _ = trained
     again = learn(fresh, random_base)
@@ -237,6 +238,7 @@ def test_a_broken_installed_check_is_reported_before_any_work(
         learn(fresh, random_base, checks=None, progress=no_training)
 
 
+@pytest.mark.guarantee("learning")
 def test_every_row_of_the_log_is_accounted_for(fresh, random_base):
     with agentpref.Log(fresh) as log:
         asked = [{"role": "user", "content": "Is the sea a number?"}]
@@ -384,6 +386,7 @@ def not_finite(tensors):
     return {name: tensor * float("nan") for name, tensor in tensors.items()}
 
 
+@pytest.mark.guarantee("serving")
 @pytest.mark.parametrize("edited", [flip_signs, not_finite])
 def test_a_live_revision_that_was_edited_is_refused_before_any_training(home, random_base, edited):
     teach_about_friends(home)

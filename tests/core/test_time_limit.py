@@ -94,6 +94,7 @@ def scored(home: Path) -> int:
         return int(connection.execute(query).fetchone()[0])
 
 
+@pytest.mark.guarantee("learning", "at most 1.1 × the limit")
 def test_an_update_keeps_its_limit_and_says_what_waits(
     home: Path, clock: SlowModel, random_base: Path
 ) -> None:

@@ -20,9 +20,10 @@ def _may_mount() -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
+@pytest.mark.guarantee("logging")
 @pytest.mark.skipif(not _may_mount(), reason="needs unshare -rm with mounts (Linux)")
 @pytest.mark.parametrize("script", ["full_disk.py", "readonly_home.py"])
-def test_a_disk_that_takes_nothing(script: str, tmp_path: Path) -> None:
+def test_a_full_or_read_only_disk_loses_nothing_and_is_named(script: str, tmp_path: Path) -> None:
     command = ["unshare", "-rm", sys.executable, str(HERE / script), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout.startswith("ok"), done.stderr

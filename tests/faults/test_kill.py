@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 
+import pytest
+
 from agentpref.home import Home
 from agentpref.record.database import connect, transaction
 
@@ -22,6 +24,7 @@ CHECKED_EVERY = 20
 PATIENCE = 60.0
 
 
+@pytest.mark.guarantee("record", f"{KILLS} processes killed, with `kill -9`")
 def test_two_hundred_kills_lose_nothing(
     tmp_path: Path, held: Callable[[Path], dict[str, set[str]]]
 ) -> None:

@@ -54,6 +54,7 @@ def held_for(home: Path, seconds: float) -> Iterator[subprocess.Popen[str]]:
         yield process
 
 
+@pytest.mark.guarantee("logging")
 def test_a_lock_held_for_half_a_minute_delays_nobody(
     tmp_path: Path,
     held: Callable[[Path], dict[str, set[str]]],
@@ -79,6 +80,7 @@ def test_a_lock_held_for_half_a_minute_delays_nobody(
     assert there["feedback"] == said
 
 
+@pytest.mark.guarantee("crashes")
 def test_a_writer_of_an_older_version_loses_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

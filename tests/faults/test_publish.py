@@ -38,6 +38,7 @@ def in_memory() -> Iterator[Path]:
         yield Path(folder)
 
 
+@pytest.mark.guarantee("crashes")
 @pytest.mark.parametrize("operation", STEPS)
 def test_killed_before_any_step_it_leaves_a_sound_registry(in_memory: Path, operation: str) -> None:
     command = [sys.executable, str(KILLED), operation, str(in_memory)]
@@ -64,6 +65,7 @@ for line in sys.stdin:
 """
 
 
+@pytest.mark.guarantee("crashes")
 def test_of_two_operators_at_once_one_wins_and_one_is_told(tmp_path: Path) -> None:
     registry = Registry(Home.create(tmp_path / "home"))
     names = publish(registry, tmp_path, 2)

@@ -7,9 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 STORM = Path(__file__).parent.parent / "core" / "record" / "signal_storm.py"
+STROKES = 10_000
 
 
+@pytest.mark.guarantee("record", f"more than {STROKES:,} interruptions")
 def test_a_long_storm_of_exceptions_out_of_signal_handlers_loses_nothing(tmp_path: Path) -> None:
     command = [sys.executable, str(STORM), str(tmp_path / "home"), "30"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
@@ -17,4 +21,4 @@ def test_a_long_storm_of_exceptions_out_of_signal_handlers_loses_nothing(tmp_pat
     found = json.loads(done.stdout)
     assert found["lost"] == 0
     assert found["missing"] <= found["dropped"], found
-    assert found["strokes"] > 10_000
+    assert found["strokes"] > STROKES

@@ -16,6 +16,7 @@ from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
 from agentpref.testing import FakeBackend, write_adapter
 
+STEPS = 200
 SWAP = Path(__file__).with_name("swap.py")
 
 
@@ -36,6 +37,7 @@ def publish(registry: Registry, folder: Path, count: int) -> list[str]:
     ]
 
 
+@pytest.mark.guarantee("crashes", f"more than {STEPS} steps")
 def test_a_swap_that_is_killed_at_any_step_leaves_the_old_or_the_new_one_serving(
     in_memory: Path,
 ) -> None:
@@ -45,7 +47,7 @@ def test_a_swap_that_is_killed_at_any_step_leaves_the_old_or_the_new_one_serving
     command = [sys.executable, str(SWAP), str(registry.home.path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 200  # else this has not tried what it is for
+    assert int(done.stdout) > STEPS  # else this has not tried what it is for
 
 
 SERVER = """

@@ -48,6 +48,7 @@ def restart(server: VllmProcess) -> None:
     server.start()
 
 
+@pytest.mark.guarantee("vllm")
 def test_a_server_killed_under_load_is_loaded_again_after_its_restart(
     server: VllmProcess, registry: Registry, revisions, open_backend, expected
 ) -> None:
@@ -87,6 +88,7 @@ class KilledAfter(VllmBackend):
             self.after()
 
 
+@pytest.mark.guarantee("vllm")
 @pytest.mark.parametrize("step", ["load", "probe"])
 def test_a_server_killed_in_mid_swap_leaves_the_old_or_the_new_revision_serving(
     step: str, server: VllmProcess, registry: Registry, revisions, open_backend, expected

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from itertools import cycle, islice
 
+import pytest
 from asked import QUESTIONS, ask
 from clients import CLIENTS, Load, wrong
 
@@ -16,6 +17,7 @@ from agentpref_adapters.vllm import VllmBackend, open_router
 SWAPS = 12
 
 
+@pytest.mark.guarantee("vllm", f"{SWAPS} swaps of a real vLLM")
 def test_swaps_under_load_drop_and_mix_no_request(
     router: Router, revisions: list[Revision], expected
 ) -> None:

@@ -73,8 +73,9 @@ def weights(sums):
     return torch.linspace(1.0, -0.5, sums.shape[1])
 
 
+@pytest.mark.guarantee("learning")
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_trusted_route_and_fused_modules_change_no_number(family):
+def test_the_fast_route_and_fused_modules_change_no_number(family):
     model = adapted_model(family)
     expected = truth(model)
     expected_gradients = gradients(model, (expected * weights(expected)).sum())

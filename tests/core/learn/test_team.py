@@ -72,8 +72,9 @@ def test_two_processes_end_with_the_weights_of_one(alone, together, run):
         assert torch.norm(found[name] - tensor) <= 1e-4 * torch.norm(tensor), name
 
 
+@pytest.mark.guarantee("learning")
 @pytest.mark.parametrize("run", RUNS)
-def test_both_processes_end_with_the_same_bytes(together, run):
+def test_processes_that_train_together_end_with_the_same_bytes(together, run):
     one, two = (
         (together / f"{run}-{rank}" / "adapter_model.safetensors").read_bytes() for rank in (0, 1)
     )

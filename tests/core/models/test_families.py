@@ -199,6 +199,7 @@ def _words(value: object) -> set[str]:
     return set(re.findall(r"zq\d+x", str(value)))
 
 
+@pytest.mark.guarantee("learning")
 @settings(max_examples=400)
 @given(family=st.sampled_from(FAMILIES + MARKED), said=conversations())
 def test_every_word_is_trained_in_its_place_or_the_row_is_left_out(family: str, said: Any) -> None:

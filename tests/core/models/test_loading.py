@@ -311,6 +311,7 @@ def test_a_base_knows_its_positions(family: str, folder: Path) -> None:
     assert load_base(str(save(sized(family), folder))).positions == 64
 
 
+@pytest.mark.guarantee("serving")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_loaded_base_stays_as_it_is_when_its_file_is_overwritten_and_truncated(
     folder: Path, precision: str

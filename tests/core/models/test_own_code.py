@@ -118,6 +118,7 @@ def calls(name: str) -> list[tuple[str, ast.Call]]:
     return found
 
 
+@pytest.mark.guarantee("privacy")
 @pytest.mark.parametrize("name", ["from_pretrained", "from_config"])
 def test_every_loading_call_refuses_the_models_own_code(name: str) -> None:
     bare = [

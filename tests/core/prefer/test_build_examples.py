@@ -486,6 +486,7 @@ def built(feedback: Sequence[Feedback], comparisons: Sequence[Comparison]) -> Ex
 
 
 class TestLaws:
+    @pytest.mark.guarantee("learning")
     @given(feedbacks, verdicts)
     def test_every_row_is_in_one_example_or_in_left_out(
         self, feedback: list[Feedback], comparisons: list[Comparison]
@@ -524,6 +525,7 @@ class TestLaws:
         swapped = [row.swap() for row in comparisons]
         assert built(feedback, swapped) == built(feedback, comparisons)
 
+    @pytest.mark.guarantee("learning")
     @given(feedbacks, verdicts, st.randoms())
     def test_the_order_of_the_rows_changes_nothing(
         self, feedback: list[Feedback], comparisons: list[Comparison], random: Any
@@ -622,6 +624,7 @@ def test_earlier_turns_of_the_assistant_move_a_prompt() -> None:
     assert split_point([*asked("hi"), turn]) != split_point(asked("hi"))
 
 
+@pytest.mark.guarantee("learning")
 @given(st.text(), st.floats(0, 1), st.floats(0, 1))
 def test_a_prompt_held_out_at_a_share_is_held_out_at_any_larger_one(
     text: str, one: float, other: float

@@ -25,6 +25,8 @@ from agentpref.prove.gate import (
 )
 from agentpref.types import Stratum
 
+RARELY = 0.1
+MOSTLY = 0.9
 LIVE = Generations(distinct_2=0.60, mean_length=40.0, endless=1, tool_parse=0.9)
 SUPPORT = Stratum("default", "support", "any")
 TONE = Stratum("default", "tone", "any")
@@ -93,6 +95,7 @@ def test_little_evidence_does_not_excuse_harm() -> None:
     assert judge(replace(GOOD, new=little.swap())).verdict == "refused"
 
 
+@pytest.mark.guarantee("proof")
 def test_a_gain_that_is_not_proven_is_refused_and_says_what_would_settle_it() -> None:
     verdict = judge(replace(GOOD, new=counted(both=120, gained=25, lost=20, neither=49)))
     assert verdict.verdict == "refused"
@@ -108,6 +111,7 @@ def test_no_gain_is_refused_with_another_cure() -> None:
     assert "check the labels" in verdict.reasons[0]
 
 
+@pytest.mark.guarantee("proof")
 def test_a_candidate_trained_on_shuffled_labels_is_refused() -> None:
     rng = random.Random(3)
     live = tuple(float(rng.random() < 0.9) for _ in range(220))
@@ -125,6 +129,7 @@ def test_a_candidate_trained_on_shuffled_labels_is_refused() -> None:
     assert "raise replay.minimum" in verdict.reasons[1]
 
 
+@pytest.mark.guarantee("proof")
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=1, max_size=30), st.integers(1, 30))
 def test_a_candidate_identical_to_live_is_never_promoted(few: list[float], times: int) -> None:
@@ -159,6 +164,7 @@ def _improved(paired: Paired, index: int) -> Paired:
     return replace(paired, candidate=tuple(right))
 
 
+@pytest.mark.guarantee("proof")
 def test_each_stratum_is_protected_however_good_the_others_are() -> None:
     verdict = judge(replace(GOOD, retention={SUPPORT: KEPT, TONE: counted(both=150, lost=50)}))
     assert verdict.verdict == "refused"
@@ -206,13 +212,17 @@ def test_margins_widen_with_fewer_prompts_and_more_checks_only() -> None:
     assert retention_margin(100, 3, strict) < retention_margin(100, 3, GateSettings())
 
 
+@pytest.mark.guarantee(
+    "proof",
+    f"at most {RARELY:.0%} of 80 harmless ones refused, at least {MOSTLY:.0%} of 30 harmful ones",
+)
 def test_a_harmless_update_is_rarely_refused_and_a_harmful_one_mostly() -> None:
     """Four strata, one in ten pairs turned over: 5 % at most in theory, when nothing is lost."""
     rng = random.Random(11)
     harmless = [_any_refused(rng, loss=0.05, gain=0.05) for _ in range(80)]
     harmful = [_any_refused(rng, loss=0.13, gain=0.03) for _ in range(30)]
-    assert sum(harmless) / len(harmless) <= 0.10
-    assert sum(harmful) / len(harmful) >= 0.9
+    assert sum(harmless) / len(harmless) <= RARELY
+    assert sum(harmful) / len(harmful) >= MOSTLY
 
 
 def _any_refused(rng: random.Random, loss: float, gain: float) -> bool:

@@ -110,6 +110,7 @@ def test_spilled_feedback_on_an_unknown_run_goes_to_the_refused_file(
     assert b"nowhere" in home.refused.read_bytes()
 
 
+@pytest.mark.guarantee("record")
 def test_a_crash_before_the_spill_is_removed_stores_nothing_twice(
     home: Home, writer: DurableWriter, locker: sqlite3.Connection
 ) -> None:
@@ -142,6 +143,7 @@ def test_a_record_that_breaks_the_schema_is_refused_alone(
     assert held(home)[0] == {good.run_id}
 
 
+@pytest.mark.guarantee("record")
 def test_records_go_to_the_spill_when_the_database_is_damaged(
     home: Home, writer: DurableWriter
 ) -> None:

@@ -370,6 +370,7 @@ def test_a_line_that_a_crash_cut_off_is_counted_as_torn(
     assert found.problems == []
 
 
+@pytest.mark.guarantee("verify")
 def test_an_edited_line_of_the_spill_is_a_problem(
     home: Home, connection: sqlite3.Connection
 ) -> None:

@@ -49,6 +49,7 @@ def lose(home: Home, how: str) -> None:
         home.user_keys.write_text("ab" * 32 + "\n", encoding="ascii")
 
 
+@pytest.mark.guarantee("record")
 @pytest.mark.parametrize("how", ["missing", "another"])
 def test_a_home_that_lost_its_keys_goes_on_logging_and_forgets_nobody(
     busy: Home, how: str, runs_in: RunsIn, caplog: pytest.LogCaptureFixture

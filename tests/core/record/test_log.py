@@ -89,6 +89,7 @@ def test_ids_sort_in_the_order_of_recording(log: Log) -> None:
     assert {UUID(each).version for each in ids} == {7}
 
 
+@pytest.mark.guarantee("logging")
 def test_later_changes_by_the_host_are_not_recorded(log: Log, runs_of: RunsOf) -> None:
     asked: list[dict[str, Any]] = [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]
     metadata = {"list": [1]}
@@ -120,6 +121,7 @@ def test_another_run_under_a_known_id_is_dropped_and_counted(
         strict.record(ASKED, "5", run_id="mine")
 
 
+@pytest.mark.guarantee("record")
 def test_feedback_is_on_disk_when_the_call_returns(log: Log, judged_in: JudgedIn) -> None:
     a, b = log.record(ASKED, "4"), log.record(ASKED, "5")
     log.feedback(a, key="thumbs", score=True, value={"stars": 5}, comment="yes", user_id="u")
@@ -297,6 +299,7 @@ def test_invalid_arguments_of_record_are_refused_by_name(
         strict.record(ASKED, **({"output": "4"} | arguments))
 
 
+@pytest.mark.guarantee("logging")
 @pytest.mark.parametrize("asked", [[], "hi", [{"role": "robot", "content": "hi"}], [object()]])
 def test_a_malformed_run_is_counted_and_logged_and_never_raises(
     log: Log, asked: Any, runs_of: RunsOf, caplog: pytest.LogCaptureFixture
@@ -331,6 +334,7 @@ json_like = st.recursive(
 )
 
 
+@pytest.mark.guarantee("logging")
 @given(
     arguments=st.dictionaries(
         st.sampled_from(["messages", "output", "tools", *DETAILS, "run_id"]), json_like

@@ -27,6 +27,7 @@ def strict(tmp_path: Path) -> Iterator[Log]:
         yield log
 
 
+@pytest.mark.guarantee("logging")
 def test_a_run_with_values_that_json_cannot_hold_is_kept_and_counted(
     log: Log, runs_of: RunsOf, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -54,6 +54,7 @@ def sound(home: Home) -> bool:
         return connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
+@pytest.mark.guarantee("record")
 def test_feedback_waits_in_the_spill_while_the_database_is_gone(
     log: Log, run: str, judged_in: JudgedIn, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -80,6 +81,7 @@ def test_a_moved_database_is_complete_and_leaves_no_log_at_its_path(log: Log, ru
         assert kept.execute("SELECT count(*) FROM feedback").fetchone() == (1,)
 
 
+@pytest.mark.guarantee("record")
 @pytest.mark.parametrize("command", ["rm -r home", "mv home elsewhere", "rm -r home; mkdir home"])
 def test_feedback_raises_when_the_home_is_gone_or_another_folder(
     log: Log, run: str, command: str
@@ -106,6 +108,7 @@ def test_runs_that_wait_are_written_when_the_home_comes_back(
     assert run == runs_in(log.home)[0].run_id
 
 
+@pytest.mark.guarantee("logging")
 def test_a_log_goes_on_in_the_home_that_took_the_place_of_its_own(
     log: Log,
     run: str,
@@ -130,6 +133,7 @@ def test_a_log_goes_on_in_the_home_that_took_the_place_of_its_own(
     assert here[0].user_id != there[0].user_id, "the new home has keys of its own"
 
 
+@pytest.mark.guarantee("record")
 @pytest.mark.parametrize(
     "command", ["cp {} new && mv new agentpref.db", "rm agentpref.db; cp {} ."]
 )

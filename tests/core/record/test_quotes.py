@@ -64,6 +64,7 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.guarantee("privacy")
 @pytest.mark.parametrize("given", RUNS.values(), ids=RUNS)
 @pytest.mark.parametrize("strict", [False, True])
 def test_a_run_that_is_refused_is_not_quoted(

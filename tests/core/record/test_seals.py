@@ -22,6 +22,7 @@ from agentpref.serve.registry import Registry
 from agentpref.testing import write_adapter
 
 IDENTITY = {"name": "tiny", "digest": "d" * 64, "template_digest": "t" * 64}
+FLIPS = 60
 UNSEALED = "it is not as it was written, or a row before it is gone"
 
 
@@ -62,6 +63,7 @@ EDITS = {
 }
 
 
+@pytest.mark.guarantee("verify")
 @pytest.mark.parametrize("table", EDITS)
 def test_an_edited_row_is_found(filled: Home, table: str) -> None:
     assert edited(filled, EDITS[table]) == {(table, UNSEALED)}
@@ -75,6 +77,7 @@ def test_a_sample_finds_edited_rows_too(filled: Home, table: str) -> None:
     assert found == {(table, UNSEALED)}
 
 
+@pytest.mark.guarantee("verify")
 def test_deleted_feedback_is_found_in_the_middle_and_at_the_end(filled: Home) -> None:
     copy = Home(filled.path.with_name("copy"))
     shutil.copytree(filled.path, copy.path)
@@ -83,6 +86,7 @@ def test_deleted_feedback_is_found_in_the_middle_and_at_the_end(filled: Home) ->
     assert edited(copy, last) == {("feedback", "rows are gone at its end")}
 
 
+@pytest.mark.guarantee("verify")
 def test_feedback_that_another_program_wrote_is_found_and_not_sealed_later(filled: Home) -> None:
     forged = """INSERT INTO feedback (feedback_id, run_id, created_at, key, score, source)
         SELECT 'forged', run_id, 1.0, 'thumbs', 1.0, 'human' FROM run LIMIT 1"""
@@ -174,6 +178,7 @@ def test_sealing_again_makes_no_example_stale(filled: Home) -> None:
         assert connection.execute("SELECT count(*) FROM stale_prompt").fetchone() == (1,)
 
 
+@pytest.mark.guarantee("verify", f"{FLIPS} flips, anywhere in the file")
 def test_a_flipped_bit_is_found_or_changes_nothing(filled: Home, tmp_path: Path) -> None:
     """Bits anywhere in the file: pages, indices, free space, the header."""
     sound = tmp_path / "sound.db"
@@ -182,7 +187,7 @@ def test_a_flipped_bit_is_found_or_changes_nothing(filled: Home, tmp_path: Path)
     shutil.copy(filled.database, sound)
     true, rng, found = _everything(filled), random.Random(0), 0
     size = sound.stat().st_size
-    for _ in range(60):
+    for _ in range(FLIPS):
         data = bytearray(sound.read_bytes())
         data[rng.randrange(size)] ^= 1 << rng.randrange(8)
         for file in filled.path.glob("agentpref.db*"):

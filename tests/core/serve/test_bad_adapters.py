@@ -14,6 +14,7 @@ from agentpref.home import Home
 from agentpref.serve.registry import Registry
 from agentpref.serve.validate import check_adapter, check_revision
 
+KINDS = 109
 IDENTITY = {"name": "random", "digest": "d" * 64, "template_digest": "t" * 64}
 
 Layers = dict[str, tuple[int, int]]
@@ -38,6 +39,7 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Registry:
     return Registry(Home.create(tmp_path_factory.mktemp("bad") / "home"))
 
 
+@pytest.mark.guarantee("serving", f"{KINDS} kinds of bad adapters")
 @pytest.mark.parametrize("bad", BAD_ADAPTERS, ids=lambda bad: bad.name)
 def test_a_bad_adapter_is_refused_and_the_error_names_what_is_wrong(
     bad: BadAdapter, random_base: Path, layers: Layers, empty: Registry, tmp_path: Path
@@ -129,4 +131,4 @@ def test_an_unknown_setting_that_is_on_is_refused(random_base, tmp_path, on: obj
 
 def test_names_are_unique() -> None:
     names = [bad.name for bad in BAD_ADAPTERS]
-    assert len(set(names)) == len(names)
+    assert len(set(names)) == len(names) == KINDS

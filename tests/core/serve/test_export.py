@@ -167,6 +167,7 @@ def test_an_edited_revision_is_not_exported(registry, revision, tmp_path) -> Non
     assert not (tmp_path / "exported").exists()
 
 
+@pytest.mark.guarantee("serving")
 def test_a_revision_that_changes_after_its_check_is_exported_as_it_was_checked(
     registry, revision, tmp_path, monkeypatch
 ) -> None:

@@ -132,8 +132,9 @@ def test_keeping_no_newest_revision_is_refused(registry, keep: int) -> None:
         registry.prune(keep=keep)
 
 
+@pytest.mark.guarantee("serving")
 @pytest.mark.parametrize("place", [URL, place_in_process()], ids=["server", "process"])
-def test_what_a_living_process_uses_stays(registry, publish, place: str) -> None:
+def test_a_revision_that_a_living_process_uses_is_not_pruned(registry, publish, place: str) -> None:
     old, _ = publish(2)
     pins = Pins(registry.home.pins, place)
     pins.take(old)
@@ -356,6 +357,7 @@ def test_a_revision_whose_folder_somebody_deleted_is_pruned_too(registry, publis
     assert registry.get(old).pruned_at is not None
 
 
+@pytest.mark.guarantee("serving")
 @settings(max_examples=20, deadline=None)
 @given(
     steps=st.lists(

@@ -393,6 +393,7 @@ def test_concurrent_publishers_get_different_numbers(registry: Registry, tmp_pat
         registry.promote(revision.revision_id)
 
 
+@pytest.mark.guarantee("crashes")
 def test_what_belongs_to_a_revision_is_published_with_it_or_not_at_all(
     registry: Registry, tmp_path: Path
 ) -> None:

@@ -79,6 +79,7 @@ def test_a_router_serves_what_the_registry_says_when_it_is_made(
     assert served_by(router, "thread") == names[1]
 
 
+@pytest.mark.guarantee("serving")
 def test_after_activate_new_requests_use_the_new_revision(
     router: Router, registry: Registry, backend: FakeBackend, names: list[str]
 ) -> None:
@@ -90,6 +91,7 @@ def test_after_activate_new_requests_use_the_new_revision(
     assert steps == ["validate", "load", "probe", "generate", "unload"]
 
 
+@pytest.mark.guarantee("serving")
 def test_a_lease_keeps_its_revision_through_swaps(
     router: Router, backend: FakeBackend, names: list[str]
 ) -> None:
@@ -322,6 +324,7 @@ def be_overtaken(registry: Registry, name: str, backend: FakeBackend) -> type[Ex
     return GenerationConflict
 
 
+@pytest.mark.guarantee("serving")
 @pytest.mark.parametrize("break_it", [corrupt, fail_load, fail_probe, be_overtaken])
 def test_a_swap_that_fails_at_any_step_leaves_the_old_one_serving(
     router: Router,

@@ -54,6 +54,7 @@ def test_a_taint_keeps_its_first_time(registry, line) -> None:
     assert [revision.tainted_at for revision in registry.list()] == [None, 5.0, 9.0]
 
 
+@pytest.mark.guarantee("privacy")
 def test_a_tainted_revision_is_neither_promoted_nor_made_a_canary(registry, line) -> None:
     mark(registry, line[1], line[2])
     before = registry.state()

@@ -92,6 +92,7 @@ def watchers() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "agentpref-watch"]
 
 
+@pytest.mark.guarantee("serving")
 def test_a_watched_router_serves_what_another_process_promotes(
     router: Router, registry: Watched, names: list[str]
 ) -> None:

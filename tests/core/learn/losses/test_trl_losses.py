@@ -100,6 +100,7 @@ def sums(model, batch):
     return [values.sum(-1).view(2, -1).T for values in found]  # TRL's batch: all chosen ones first
 
 
+@pytest.mark.guarantee("learning")
 @pytest.mark.parametrize("wpo", [False, True])
 @pytest.mark.parametrize("kind", ["sigmoid", "robust", "ipo", "hinge", "apo_zero"])
 def test_the_loss_of_pairs_is_that_of_trl(dpo, rows, kind, wpo):

@@ -107,7 +107,8 @@ def busy(full: Home, tmp_path: Path) -> Home:
     return Home(shutil.copytree(full.path, tmp_path / "busy"))
 
 
-def test_no_byte_of_the_user_is_left_in_any_file(busy: Home) -> None:
+@pytest.mark.guarantee("privacy")
+def test_no_byte_of_a_forgotten_user_is_left_in_any_file(busy: Home) -> None:
     assert holding(busy, SECRET)
     forget(busy, "ada")
     assert holding(busy, SECRET) == []
@@ -385,7 +386,10 @@ def line(home: Home, tmp_path: Path) -> list[str]:
     ]
 
 
-def test_revisions_trained_on_it_are_named_and_tainted(home: Home, line: list[str]) -> None:
+@pytest.mark.guarantee("privacy")
+def test_revisions_trained_on_the_forgotten_are_named_and_tainted(
+    home: Home, line: list[str]
+) -> None:
     """Her own words, though it was somebody else who judged the answers to them."""
     before = time.time()
     assert forget(home, "ada").revisions == tuple(line[1:])
@@ -503,6 +507,7 @@ module.forget(home, "ada", progress=tell)
 STAGES = ("remove", "scrub")
 
 
+@pytest.mark.guarantee("privacy")
 @pytest.mark.parametrize(
     "where", ["in the transaction", *(f"{stage} {done}" for stage in STAGES for done in (0, 1))]
 )
@@ -660,6 +665,7 @@ def test_interrupted_training_is_deleted_whoever_is_forgotten(home: Home, tmp_pa
     assert (elsewhere / "mine").exists()
 
 
+@pytest.mark.guarantee("privacy")
 def test_the_same_weights_under_two_numbers_are_both_tainted(
     home: Home, line: list[str], tmp_path: Path
 ) -> None:

@@ -42,6 +42,7 @@ def test_a_prompt_s_id_is_computed() -> None:
     assert run_row(forged).prompt == prompt_of(ASKED).id
 
 
+@pytest.mark.guarantee("privacy")
 def test_user_ids_become_pseudonyms() -> None:
     assert admitted(user_id="ann").user_id == PSEUDONYMS.name("ann")
     assert admitted(user_id=7).user_id == PSEUDONYMS.name("7")
@@ -51,6 +52,7 @@ def test_user_ids_become_pseudonyms() -> None:
     assert feedback.user_id == comparison.user_id == PSEUDONYMS.name("ann")  # type: ignore[union-attr]
 
 
+@pytest.mark.guarantee("privacy")
 def test_every_text_is_redacted() -> None:
     ingest = Ingest("n", PSEUDONYMS, hide)
     row = admitted(
@@ -75,6 +77,7 @@ def test_token_ids_of_a_redacted_answer_are_dropped() -> None:
     assert (same.token_ids, same.logprobs) == ("[1,2]", "[-1.0,-2.0]")
 
 
+@pytest.mark.guarantee("privacy")
 def test_a_run_is_refused_when_the_redactor_fails() -> None:
     def fail(text: str) -> str:
         raise ZeroDivisionError

@@ -78,6 +78,7 @@ def test_the_copy_is_a_working_home(log: Log, target: Path) -> None:
     assert count(log.home.path, "run") == 1
 
 
+@pytest.mark.guarantee("record")
 def test_acknowledged_feedback_is_in_the_copy_while_writers_continue(
     log: Log, target: Path
 ) -> None:

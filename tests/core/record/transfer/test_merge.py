@@ -109,7 +109,8 @@ TALK = (
 )
 
 
-def test_every_row_of_the_other_home_is_added(make: Make) -> None:
+@pytest.mark.guarantee("record")
+def test_a_merge_adds_every_row_of_the_other_home(make: Make) -> None:
     home, other = make("home"), make("other", *TALK)
     merged = one(home, other)
     assert rows(home) == rows(other)
@@ -220,6 +221,7 @@ def test_a_batch_that_fails_leaves_nothing(make: Make) -> None:
     assert rows(home)["message"] == rows(home)["run"] == set()
 
 
+@pytest.mark.guarantee("record")
 def test_the_next_merge_completes_one_that_was_killed(make: Make) -> None:
     said = [run(f"r{n}", f"answer {n}") for n in range(30)]
     said += [Feedback(f"f{n}", f"r{n}", 11.0, "k", 1.0) for n in range(30)]  # type: ignore[misc]
