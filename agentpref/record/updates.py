@@ -175,13 +175,16 @@ class Updates:
         query = f"SELECT revision_id FROM revision WHERE {ORPHANED} ORDER BY seq"
         return [name for (name,) in self._connection.execute(query)]
 
-    def forget_words(self, sources: Iterable[str]) -> None:
+    def forget_words(self, sources: Iterable[str], revisions: Iterable[str]) -> None:
         """Remove the messages of the user's checks from reports of updates that used any of these.
 
-        Such a message may quote what the candidate answered. The rest of a report is numbers, names
-        of strata and fixed texts.
+        Such a message may quote what the candidate answered, and a candidate answers what its
+        ancestors learned. So this includes the updates that made one of ``revisions``, those that
+        trained on any of these sources, or that started from one. The rest of a report is numbers,
+        names of strata and fixed texts.
         """
-        reports = self._connection.execute(_REPORTS_ON, {"sources": as_json([*sources])}).fetchall()
+        values = {"sources": as_json([*sources]), "revisions": as_json([*revisions])}
+        reports = self._connection.execute(_REPORTS_ON, values).fetchall()
         touched = ["updates"] if reports else []
         with transaction(self._connection), resealing(self._connection, touched):
             for update_id, text in reports:
@@ -264,8 +267,9 @@ _TRAINED_ON = f"""{_USED}, trained(update_id) AS (
 )
 SELECT revision_id FROM revision WHERE revision_id IN seen ORDER BY seq
 """
-_REPORTS_ON = f"""{_USED}
+_REPORTS_ON = f"""{_USED}, made(name) AS (SELECT value FROM json_each(:revisions))
 SELECT update_id, report FROM updates WHERE update_id IN (SELECT update_id FROM used)
+    OR candidate IN made OR parent IN made
 """
 
 

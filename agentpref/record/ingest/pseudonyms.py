@@ -67,11 +67,14 @@ class Pseudonyms:
         """Return for each key what tells it apart from others, and nothing else of it."""
         return tuple(self._name(key, "agentpref: fingerprint of a key") for key in self._keys)
 
-    def adopt(self, others: Pseudonyms, home: Home) -> Pseudonyms:
-        """Add the keys of another home to those of ``home``, after its own, and save them."""
+    def adopt(self, others: Pseudonyms, home: Home, drafts: Path) -> Pseudonyms:
+        """Add the keys of another home to those of ``home``, after its own, and save them.
+
+        The file is written in the folder ``drafts`` first, which somebody clears after a kill.
+        """
         together = tuple(dict.fromkeys((*self._keys, *others._keys)))
         if together != self._keys:
-            with replacing(home.user_keys) as draft:
+            with replacing(home.user_keys, drafts) as draft:
                 _write(draft, together)
         return Pseudonyms(together)
 
