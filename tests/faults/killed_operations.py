@@ -61,7 +61,8 @@ class Operation:
         invariants.check_kept(there, self.told.home)
 
     def go_on(self, expected: Mapping[str, Any]) -> None:
-        """Repeat it; tidy up; forget everybody."""
+        """Repeat it an hour later; tidy up; forget everybody."""
+        invariants.an_hour_later(self.world.home)
         self.run()
         self.check_done()
         if self.is_the_same:
@@ -94,6 +95,18 @@ class Update(Operation):
 
     def run(self) -> object:
         return killed_world.update(self.world.home, self.world.adapter(5), state=self.state)
+
+    def check_left(self) -> None:
+        """Whoever is forgotten takes the weights along that nobody knows of."""
+        super().check_left()
+        forget(self.world.home, "ada")
+        home = Home.open(self.world.home)
+        assert not home.training.exists()
+        assert home.candidates == []
+
+    def check_done(self) -> None:
+        super().check_left()
+        assert not Home.open(self.world.home).training.exists()
 
 
 class Promote(Operation):

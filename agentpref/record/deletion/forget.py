@@ -132,7 +132,7 @@ def _forget(
         choose(connection, _SAID, _SAID, {})
         updates, sources = Updates(connection), chosen_judgements(connection)
         revisions = tuple(updates.revisions_trained_on(sources))
-        updates.forget_words(sources, revisions)
+        updates.forget_words(sources)
         taint(connection, revisions, time.time())
         _bury(connection, tombstones)
         removed = delete(connection)

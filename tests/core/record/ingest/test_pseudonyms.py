@@ -51,11 +51,9 @@ def test_the_key_file_is_private_and_not_in_the_database(home: Home) -> None:
     assert not any(b"ada@example.org" in content for content in files)
 
 
-def test_a_merged_home_finds_a_user_under_every_key(
-    home: Home, other: Home, tmp_path: Path
-) -> None:
+def test_a_merged_home_finds_a_user_under_every_key(home: Home, other: Home) -> None:
     ours, theirs = Pseudonyms.of(home), Pseudonyms.of(other)
-    together = ours.adopt(theirs, home, tmp_path)
+    together = ours.adopt(theirs, home)
     expected = (ours.name("ada"), theirs.name("ada"))
     assert together.names("ada") == Pseudonyms.of(home).names("ada") == expected
     assert together.name("ada") == ours.name("ada"), "what is written keeps the home's own name"
