@@ -22,6 +22,7 @@ from agentpref.testing import FakeBackend, write_adapter
 IDENTITY = {"name": "tiny", "digest": "d" * 64, "template_digest": "t" * 64}
 REQUEST = GenerationRequest(messages=({"role": "user", "content": "Hello"},))
 
+
 @pytest.fixture
 def in_memory() -> Iterator[Path]:
     """A folder where an fsync costs nothing: what is killed here is the process, not the power."""
@@ -147,7 +148,8 @@ from agentpref.serve.validate import check_revision
 
 registry, seed = Registry(sys.argv[1]), int(sys.argv[2])
 pins, rng, used = Pins(registry.home.pins, f"http://{seed}"), random.Random(seed), 0
-for _ in range(150):
+seen = set()  # revisions come and go meanwhile
+while used <= 50 or len(seen) <= 10:
     revision = rng.choice([one for one in registry.list() if one.pruned_at is None])
     pins.take(revision.revision_id)
     try:
@@ -158,6 +160,7 @@ for _ in range(150):
         for _ in range(rng.randrange(1, 4)):
             check_revision(revision)  # nobody removes it while it is held
         used += 1
+        seen.add(revision.revision_id)
     with pins.drop(revision.revision_id):
         pass
 print(used)
@@ -169,7 +172,7 @@ from pathlib import Path
 from agentpref.serve.registry import Registry
 
 registry, adapter, removed = Registry(sys.argv[1]), Path(sys.argv[2]), 0
-while not adapter.with_name("enough").exists():
+while removed <= 10 or not adapter.with_name("enough").exists():
     for _ in range(3):
         registry.publish(adapter, parent=None, model={}, training={})
     removed += len(registry.prune(keep=1, ask=lambda place, name: False).removed)
