@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -80,12 +80,11 @@ def refusals(log: Log, run: str, *, seconds: float, count: int) -> list[float]:
 def thumbs_once_it_is_kept(log: Log, run: str) -> str:
     """Judge until that is kept: what was in trouble is tried again after a second."""
     end = time.monotonic() + PATIENCE
-    while True:
-        try:
+    while time.monotonic() < end:
+        with suppress(NotKept):
             return log.thumbs(run, up=False)
-        except NotKept:
-            assert time.monotonic() < end, "it never takes feedback again"
-            time.sleep(0.05)
+        time.sleep(0.05)
+    raise AssertionError("it never takes feedback again")
 
 
 READING = ("adapters list", "stats", "pairs", "verify", "doctor", "export")
