@@ -29,6 +29,9 @@ DATABASE = "agentpref.db"
 VARIABLE = "AGENTPREF_HOME"
 DEFAULT = ".agentpref"
 
+CANDIDATE = ".candidate-"
+"""How the names of the folders begin in which updates keep their candidates."""
+
 StrPath: TypeAlias = "str | os.PathLike[str]"
 
 
@@ -57,6 +60,11 @@ class Home:
     def training(self) -> Path:
         """The folder of interrupted updates; missing if there are none."""
         return self.path / "training"
+
+    @property
+    def candidates(self) -> list[Path]:
+        """The folders of candidates: of an update that ends now, or that was killed."""
+        return sorted(self.path.glob(f"{CANDIDATE}*"))
 
     @property
     def pins(self) -> Path:
@@ -259,16 +267,17 @@ def writing(place: Path) -> Iterator[None]:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, drafts: Path | None = None) -> Iterator[Path]:
     """Write a file whole or not at all: yield a draft, then sync it and rename it to ``path``.
 
     If the block raises, the draft is removed and ``path`` stays as it was. The draft is an empty
-    file that :func:`open_private` made.
+    file that :func:`open_private` made. It lies beside the file, or in the folder ``drafts`` of the
+    same disk. If the process is killed, it stays: see :func:`abandoned_drafts`.
 
     >>> with replacing(home.reports / "last.json") as draft:
     ...     draft.write_bytes(report)
     """
-    draft = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
+    draft = (drafts or path.parent) / f".{path.name}.{os.urandom(8).hex()}"
     try:
         os.close(open_private(draft))
         yield draft
@@ -278,3 +287,8 @@ def replacing(path: Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def abandoned_drafts(path: Path) -> list[Path]:
+    """What killed processes left beside a file of :func:`replacing` it; call it with a lock."""
+    return sorted(path.parent.glob(f".{path.name}.*"))

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agentpref.accounting import uses
+from agentpref.home import CANDIDATE
 from agentpref.prefer.strata import Listed
 from agentpref.record.updates import UpdateRow, Updates
 from agentpref.serve.publishing import Publication
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     import sqlite3
 
     from agentpref.learn.learner import Learner
-
-CANDIDATE = ".candidate-"
-"""How the names of folders begin in which an update keeps its candidate."""
 
 
 @dataclass(frozen=True, slots=True)

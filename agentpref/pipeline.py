@@ -30,7 +30,7 @@ from agentpref.learn.data import Available, UpdateRows, prepare
 from agentpref.learn.process import LOADING, Interrupts
 from agentpref.learn.resume import StartedUpdate
 from agentpref.learn.team import Team, assembled
-from agentpref.outcome import CANDIDATE, Outcome
+from agentpref.outcome import Outcome
 from agentpref.prefer.catalog import Catalog
 from agentpref.record.database import connect, exclusive, translated
 from agentpref.record.messages import new_id
@@ -133,7 +133,7 @@ def _locked(home: Home, namespace: str, interrupts: Interrupts) -> Iterator[sqli
         ):
             drain(home)
             checkpoints.sweep(home.training)
-            for folder in home.path.glob(f"{CANDIDATE}*"):
+            for folder in home.candidates:
                 shutil.rmtree(folder, ignore_errors=True)
             yield connection
     except KeyboardInterrupt as error:

@@ -178,8 +178,10 @@ class Updates:
     def forget_words(self, sources: Iterable[str]) -> None:
         """Remove the messages of the user's checks from reports of updates that used any of these.
 
-        Such a message may quote what the candidate answered. The rest of a report is numbers, names
-        of strata and fixed texts.
+        Such a message may quote what the candidate answered, and a candidate also answers what its
+        ancestors learned. So this includes the updates that made, or started from, a revision that
+        has learned from any of these. The rest of a report is numbers, names of strata and fixed
+        texts.
         """
         reports = self._connection.execute(_REPORTS_ON, {"sources": as_json([*sources])}).fetchall()
         touched = ["updates"] if reports else []
@@ -252,7 +254,7 @@ MADE_BY = """CASE WHEN json_valid(revision.manifest)
 ORPHANED = f"({MADE_BY}) IS NOT NULL AND ({MADE_BY}) NOT IN (SELECT update_id FROM updates)"
 """SQL: an update published a revision, and is not in the ledger."""
 
-_TRAINED_ON = f"""{_USED}, trained(update_id) AS (
+_SEEN = f"""{_USED}, trained(update_id) AS (
     SELECT update_id FROM used WHERE role IN ('new', 'replay')
 ), seen(name) AS (
     SELECT candidate FROM updates JOIN trained USING (update_id) WHERE candidate IS NOT NULL
@@ -262,10 +264,11 @@ _TRAINED_ON = f"""{_USED}, trained(update_id) AS (
     JOIN revision ON revision.parent = name
         OR ({WEIGHTS.format("revision.manifest")}) = ({WEIGHTS.format("known.manifest")})
 )
-SELECT revision_id FROM revision WHERE revision_id IN seen ORDER BY seq
 """
-_REPORTS_ON = f"""{_USED}
+_TRAINED_ON = f"{_SEEN} SELECT revision_id FROM revision WHERE revision_id IN seen ORDER BY seq"
+_REPORTS_ON = f"""{_SEEN}
 SELECT update_id, report FROM updates WHERE update_id IN (SELECT update_id FROM used)
+    OR candidate IN seen OR parent IN seen
 """
 
 

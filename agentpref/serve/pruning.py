@@ -148,7 +148,7 @@ class Pruning:
         return row is not None and at in (None, row["pruned_at"])
 
     def _clean(self) -> None:
-        """Undo what crashes left: folders, marks of revisions still there, and stale pins."""
+        """Undo what crashes left: folders, marks of revisions still there, and pins of no use."""
         with transaction(self.connection):
             rows = self.connection.execute("SELECT revision_id, pruned_at FROM revision")
             marks: dict[str, float | None] = dict(rows.fetchall())
@@ -156,8 +156,10 @@ class Pruning:
             for name, at in marks.items():
                 if at is not None and (self.home.adapters / name).exists():
                     self.connection.execute(_UNMARK, (name, at))
+                    marks[name] = None
         for pin in find_pins(self.home.pins):
-            if pin.is_stale:
+            is_gone = marks.get(pin.revision_id) is not None
+            if pin.is_stale or (is_gone and self._use(pin.revision_id) is None):
                 pin.remove()
 
 

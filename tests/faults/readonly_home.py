@@ -8,16 +8,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from full_disk import ASKED, READING, agentpref, mounted
+from full_disk import ASKED, READING, agentpref, mounted, thumbs_once_it_is_kept
 
 from agentpref.errors import AgentprefError, NotKept
 from agentpref.record.log import Log
-from agentpref.record.spill import REST_SECONDS
 
 
 def remount(folder: Path, how: str) -> None:
@@ -50,8 +48,7 @@ def main(folder: Path) -> None:
             done = agentpref(command, folder / "home")
             assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         remount(folder, "rw")
-        time.sleep(REST_SECONDS)
-        log.feedback(first, key="thumbs", score=1)
+        thumbs_once_it_is_kept(log, first)
         assert log.flush()
         assert log.verify() == []
         assert log.dropped == {}

@@ -34,7 +34,8 @@ def test_two_hundred_kills_lose_nothing(
     promised: dict[str, set[str]] = {"feedback": set(), "comparison": set(), "ready": set()}
     for n in range(KILLS):
         with _in_the_way(home) if n % 2 else nullcontext() as spilled:
-            for kind, name in _until_killed(home, spilled, seconds=rng.uniform(0, 0.25)):
+            promises, seconds = rng.randrange(8), rng.uniform(0, 0.25)
+            for kind, name in _until_killed(home, spilled, promises, seconds):
                 promised[kind].add(name)
         if n % CHECKED_EVERY == CHECKED_EVERY - 1:
             there = held(home.path)
@@ -45,13 +46,16 @@ def test_two_hundred_kills_lose_nothing(
 
 
 def _until_killed(
-    home: Home, spilled: threading.Event | None, seconds: float
+    home: Home, spilled: threading.Event | None, promises: int, seconds: float
 ) -> list[tuple[str, str]]:
-    """Run the load until it has spilled, if it must, and a while longer; return its promises."""
+    """Run the load until it has spilled, if it must, has promised something, and a while longer.
+
+    Returns all its promises.
+    """
     command = [sys.executable, str(LOAD), str(home.path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert process.stdout is not None
-    said = [process.stdout.readline()]
+    said = [process.stdout.readline() for _ in range(1 + promises)]  # the first: it is ready
     assert spilled is None or spilled.wait(PATIENCE), "nothing was spilled"
     time.sleep(seconds)
     process.send_signal(signal.SIGKILL)

@@ -23,6 +23,7 @@ from agentpref.home import Home
 with transaction(connect(Home.open(sys.argv[1]))):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))
+    sys.stdin.read()  # and until the test is done, however slow the machine is
 """
 
 LATER_VERSION = """
@@ -48,10 +49,14 @@ with closing(connect(home)) as connection:
 @contextmanager
 def held_for(home: Path, seconds: float) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-c", HOLD, str(home), str(seconds)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
         yield process
+        process.stdin.close()
 
 
 @pytest.mark.guarantee("logging")

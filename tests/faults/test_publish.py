@@ -1,4 +1,4 @@
-"""Publishing, promoting and pruning: killed, at once, and with files that somebody touched."""
+"""Publishing, promoting and pruning: at once, and with files that somebody touched."""
 
 from __future__ import annotations
 
@@ -19,15 +19,8 @@ from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
 from agentpref.testing import FakeBackend, write_adapter
 
-KILLED = Path(__file__).with_name("killed_steps.py")
 IDENTITY = {"name": "tiny", "digest": "d" * 64, "template_digest": "t" * 64}
 REQUEST = GenerationRequest(messages=({"role": "user", "content": "Hello"},))
-
-# How many steps there must be at least, else this has not tried what it is for.
-STEPS = {
-    "publish": 40, "update": 60, "promote": 30, "canary": 30, "rollback": 10, "prune": 80,
-    "quarantine": 10, "release": 25,
-}  # fmt: skip
 
 
 @pytest.fixture
@@ -36,17 +29,6 @@ def in_memory() -> Iterator[Path]:
     memory = Path("/dev/shm")
     with TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
         yield Path(folder)
-
-
-@pytest.mark.guarantee("crashes")
-@pytest.mark.parametrize("operation", STEPS)
-def test_killed_before_any_step_it_leaves_a_sound_registry(in_memory: Path, operation: str) -> None:
-    command = [sys.executable, str(KILLED), operation, str(in_memory)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    word, steps = done.stdout.split()
-    assert word == "ok"
-    assert int(steps) >= STEPS[operation]
 
 
 OPERATOR = """
@@ -167,7 +149,8 @@ from agentpref.serve.validate import check_revision
 
 registry, seed = Registry(sys.argv[1]), int(sys.argv[2])
 pins, rng, used = Pins(registry.home.pins, f"http://{seed}"), random.Random(seed), 0
-for _ in range(150):
+seen = set()  # revisions come and go meanwhile
+while used <= 50 or len(seen) <= 10:
     revision = rng.choice([one for one in registry.list() if one.pruned_at is None])
     pins.take(revision.revision_id)
     try:
@@ -178,6 +161,7 @@ for _ in range(150):
         for _ in range(rng.randrange(1, 4)):
             check_revision(revision)  # nobody removes it while it is held
         used += 1
+        seen.add(revision.revision_id)
     with pins.drop(revision.revision_id):
         pass
 print(used)
@@ -189,7 +173,7 @@ from pathlib import Path
 from agentpref.serve.registry import Registry
 
 registry, adapter, removed = Registry(sys.argv[1]), Path(sys.argv[2]), 0
-while not adapter.with_name("enough").exists():
+while removed <= 10 or not adapter.with_name("enough").exists():
     for _ in range(3):
         registry.publish(adapter, parent=None, model={}, training={})
     removed += len(registry.prune(keep=1, ask=lambda place, name: False).removed)

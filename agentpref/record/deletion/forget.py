@@ -1,10 +1,11 @@
 """Forgets a user: deletes their text from the disk, and marks the revisions trained on it.
 
 The user's questions, the answers and all judgements of them, and the user's judgements of other
-answers are deleted. Interrupted training is deleted completely, since half-trained weights
-may have seen the text. The home keeps a tombstone, the keyed hash of the user and the time, which
-refuses what still waits in a queue, in a spill or in another home. The lineage stays as ids without
-text. If forgetting is interrupted at any point, the same call again completes it.
+answers are deleted. Interrupted training is deleted completely, with the candidate of an update
+that was killed, since such weights may have seen the text. The home keeps a tombstone, the keyed
+hash of the user and the time, which refuses what still waits in a queue, in a spill or in another
+home. The lineage stays as ids without text. If forgetting is interrupted at any point, the same
+call again completes it.
 """
 
 from __future__ import annotations
@@ -112,11 +113,13 @@ def _forget(
     """Delete the texts of each user up to a time, and keep the tombstones, in one transaction."""
     connection.execute("CREATE TEMP TABLE leaving (name TEXT PRIMARY KEY, said_until REAL)")
     connection.executemany("INSERT INTO leaving VALUES (?, ?)", said_until.items())
-    if home.training.is_symlink():  # no search can tell whose text interrupted training has seen
-        home.training.unlink()
-    elif home.training.exists():
-        shutil.rmtree(home.training)
-        sync(home.path)
+    # No search can tell whose text interrupted training has seen, or the candidate that it made.
+    for place in (home.training, *home.candidates):
+        if place.is_symlink():
+            place.unlink()
+        elif place.exists():
+            shutil.rmtree(place)
+    sync(home.path)
     runs = {run for (run,) in connection.execute(f"SELECT run_id FROM run WHERE {_SAID}")}
 
     def is_gone(fields: Mapping[str, Any]) -> bool:

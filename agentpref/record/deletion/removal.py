@@ -22,7 +22,7 @@ from typing import Any
 import orjson
 
 from agentpref.errors import ConfigError, ImplausibleClock, NotKept, UpdateRunning
-from agentpref.home import Home, StrPath, replacing
+from agentpref.home import Home, StrPath, abandoned_drafts, replacing
 from agentpref.record.database import connect, diagnose, exclusive, locked, transaction, translated
 from agentpref.record.messages import RunRow
 from agentpref.record.seals import resealing
@@ -177,9 +177,11 @@ def purge_refused(home: Home, is_gone: Callable[[Mapping[str, Any]], bool]) -> N
     written.
     """
     path = home.refused
-    if not path.exists():
-        return
     with taking_turns(path):
+        for draft in abandoned_drafts(path):  # of a removal that was killed
+            draft.unlink()
+        if not path.exists():
+            return
         with replacing(path) as draft, path.open("rb") as old, draft.open("wb") as new:
             for line in old:
                 fields = _fields(line)

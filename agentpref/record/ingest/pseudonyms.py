@@ -67,11 +67,14 @@ class Pseudonyms:
         """Return for each key what tells it apart from others, and nothing else of it."""
         return tuple(self._name(key, "agentpref: fingerprint of a key") for key in self._keys)
 
-    def adopt(self, others: Pseudonyms, home: Home) -> Pseudonyms:
-        """Add the keys of another home to those of ``home``, after its own, and save them."""
+    def adopt(self, others: Pseudonyms, home: Home, drafts: Path | None = None) -> Pseudonyms:
+        """Add the keys of another home to those of ``home``, after its own, and save them.
+
+        ``drafts`` is a folder that the caller clears after a kill, as for ``home.replacing``.
+        """
         together = tuple(dict.fromkeys((*self._keys, *others._keys)))
         if together != self._keys:
-            with replacing(home.user_keys) as draft:
+            with replacing(home.user_keys, drafts) as draft:
                 _write(draft, together)
         return Pseudonyms(together)
 

@@ -133,7 +133,8 @@ def _merge_one(home: Home, other: Home, progress: Progress | None) -> Merged:
             their_keys = Pseudonyms.of(copy)
         with translated(home), closing(connect(home)) as connection:
             keys = registered(connection)
-            merged.keys = len(keys.adopt(their_keys, home).names("")) - len(keys.names(""))
+            together = keys.adopt(their_keys, home, copy.path)
+            merged.keys = len(together.names("")) - len(keys.names(""))
             registered(connection)
             ours = dict(connection.execute("SELECT user_id, at FROM forgotten"))
         new = {name: at for name, at in theirs.items() if ours.get(name, float("-inf")) < at}

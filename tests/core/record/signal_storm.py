@@ -1,6 +1,7 @@
 """A process whose signal handler raises thousands of times, in the middle of whatever a log does.
 
-Run as `python signal_storm.py FOLDER SECONDS`. Prints what was lost, and ends by itself.
+Run as `python signal_storm.py FOLDER STROKES`. It goes on until so many exceptions were raised, and
+a tenth as many judgements acknowledged. Prints what was lost, and ends by itself.
 """
 
 from __future__ import annotations
@@ -101,8 +102,8 @@ class App:
 def main() -> None:
     """Log in the storm, then compare what was said with what is found."""
     app, sky = App(Path(sys.argv[1])), Sky()
-    end = time.monotonic() + float(sys.argv[2])
-    while time.monotonic() < end:
+    wanted = int(sys.argv[2])
+    while sky.strokes < wanted or len(app.acknowledged) < wanted / 10:
         app.live(sky)
     home = Home.open(app.folder)
     with closing(connect(home, readonly=True)) as connection:

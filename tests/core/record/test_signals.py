@@ -11,11 +11,11 @@ STORM = Path(__file__).with_name("signal_storm.py")
 
 
 def test_a_storm_of_exceptions_out_of_signal_handlers_loses_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, str(STORM), str(tmp_path / "home"), "2"]
+    command = [sys.executable, str(STORM), str(tmp_path / "home"), "2000"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["lost"] == 0
     assert found["missing"] <= found["dropped"], found
-    assert found["strokes"] > 200
-    assert found["acknowledged"] > 50
+    assert found["strokes"] >= 2000
+    assert found["acknowledged"] >= 200

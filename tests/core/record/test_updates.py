@@ -13,6 +13,7 @@ from agentpref.errors import UpdateError
 from agentpref.home import Home
 from agentpref.record.database import connect
 from agentpref.record.integrity import examine
+from agentpref.record.messages import as_json
 from agentpref.record.updates import UpdateRow, Updates
 
 NOTHING = UpdateRow("u0", "default", 0.0, 0.5, None, None, "refused", {})
@@ -277,6 +278,18 @@ def test_messages_of_user_checks_are_removed_from_reports_that_used_a_source(upd
     assert (polite["name"], polite["passed"]) == ("check polite", False)
     assert budget == CHECKS[1]
     assert updates.report("b") == {"checks": CHECKS}
+
+
+def test_messages_of_user_checks_are_removed_from_reports_of_what_descends(
+    connection, updates, add, line
+):
+    """A candidate may answer in a check what an ancestor of it learned."""
+    add("refused", parent="r3", g="new")
+    add(candidate="other", h="new")
+    connection.execute("UPDATE updates SET report = ?", (as_json({"checks": CHECKS}),))
+    updates.forget_words(["said-c"])
+    kept = {f"u{n}": "Ada" in str(updates.report("default", f"u{n}")) for n in range(1, 7)}
+    assert [name for name, is_kept in kept.items() if is_kept] == ["u1", "u4", "u6"]
 
 
 def test_a_report_of_0_1_0_is_read_with_todays_names(updates):

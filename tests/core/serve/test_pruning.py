@@ -305,6 +305,21 @@ def test_a_pruning_finishes_what_a_crash_interrupted(registry, publish) -> None:
     assert ".pruning-0" not in there(registry)
 
 
+@pytest.mark.parametrize("answer", [False, True, None])
+def test_a_pin_of_a_removed_revision_goes_once_its_engine_says_that_it_is_not_loaded(
+    registry, publish, answer: bool | None
+) -> None:
+    """A pruning that was killed after it removed the folder leaves the pin."""
+    removed, _ = publish(2)
+    registry.prune(keep=1)
+    with closing(Pins(registry.home.pins, URL)) as pins:
+        pins.take(removed)
+        registry.prune(keep=1, ask=never)
+        assert len(find_pins(registry.home.pins)) == 1, "a process uses it"
+    registry.prune(keep=1, ask=lambda place, name: answer)
+    assert len(find_pins(registry.home.pins)) == (answer is not False)
+
+
 def test_a_revision_that_a_crash_left_marked_is_unmarked_when_it_is_needed(
     registry, publish
 ) -> None:
