@@ -317,31 +317,32 @@ def is_of_system(error: OSError) -> bool:
     return error.errno is not None
 
 
-def reading(path: Path) -> BinaryIO:
-    """Open a file of a home; ``NotKept`` if it is not this user's to read."""
-    try:
-        return path.open("rb")
-    except PermissionError as error:
-        if not is_of_system(error):
-            raise
-        raise NotKept(
-            f"{path} cannot be read ({error.strerror}); run this as the user who owns it, or let "
-            "this one read it (chown or chmod)"
-        ) from error
-
-
 @contextmanager
-def writing(place: Path) -> Iterator[None]:
-    """Raise the system's errors as ``NotKept``: the block writes to ``place`` and cannot."""
+def ours(path: Path) -> Iterator[None]:
+    """Raise ``NotKept`` where a file or folder that the block uses is not this user's to use."""
     try:
         yield
     except PermissionError as error:
         if not is_of_system(error):
             raise
         raise NotKept(
-            f"{error.filename or place} cannot be written ({error.strerror}); run this as the user "
-            "who owns it, or let this one write the file and its folder (chown or chmod)"
+            f"{error.filename or path} cannot be used ({error.strerror}); run this as the user who "
+            "owns it, or let this one read and write it (chown or chmod)"
         ) from error
+
+
+def reading(path: Path) -> BinaryIO:
+    """Open a file to read it; ``NotKept`` if it is not this user's to read."""
+    with ours(path):
+        return path.open("rb")
+
+
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Raise the system's errors as ``NotKept``: the block writes to ``place`` and cannot."""
+    try:
+        with ours(place):
+            yield
     except OSError as error:
         if not is_of_system(error):
             raise

@@ -21,7 +21,7 @@ import orjson
 
 from agentpref.config import UpdateConfig
 from agentpref.errors import UnusableState
-from agentpref.home import is_of_system, make_private_folder, replacing
+from agentpref.home import is_of_system, make_private_folder, ours, replacing
 from agentpref.learn.objective import StepResult, TrainingRow
 from agentpref.models.base_files import read_header
 
@@ -187,10 +187,15 @@ def damaged(folder: Path) -> dict[Path, str]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a kill in the middle of a save left. Call it with the home locked."""
-    for draft in folder.glob(".*"):
-        draft.unlink()
-    _remove_empty(folder)
+    """Remove what a kill in the middle of a save left. Call it with the home locked.
+
+    Raises:
+        NotKept: the folder is not this user's to use.
+    """
+    with ours(folder):
+        for draft in folder.glob(".*"):
+            draft.unlink()
+        _remove_empty(folder)
 
 
 def remove(path: Path) -> None:

@@ -18,7 +18,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from agentpref.home import Home, StrPath, sync
+from agentpref.home import Home, StrPath, sync, writing
 from agentpref.record.database import connect, transaction, translated
 from agentpref.record.deletion.removal import (
     Removed,
@@ -28,6 +28,7 @@ from agentpref.record.deletion.removal import (
     purge_refused,
     removal,
 )
+from agentpref.record.ingest.checks import as_id
 from agentpref.record.keys import complete
 from agentpref.record.updates import Rebuild, Updates, rebuilds, taint
 from agentpref.types import Progress
@@ -79,7 +80,8 @@ def forget(
     """
     place = Home.open(home)
     with removal(place, progress) as connection:
-        names = complete(connection).names(str(user_id))  # without its keys, nobody is found
+        # Without its keys, nobody is found.
+        names = complete(connection).names(as_id(user_id) or str(user_id))
         said_until = dict.fromkeys(names, math.inf)
         return _forget(place, connection, said_until, dict.fromkeys(names, time.time()))
 
@@ -112,11 +114,12 @@ def _forget(
     """Delete the texts of each user up to a time, and keep the tombstones, in one transaction."""
     connection.execute("CREATE TEMP TABLE leaving (name TEXT PRIMARY KEY, said_until REAL)")
     connection.executemany("INSERT INTO leaving VALUES (?, ?)", said_until.items())
-    if home.training.is_symlink():  # no search can tell whose text interrupted training has seen
-        home.training.unlink()
-    elif home.training.exists():
-        shutil.rmtree(home.training)
-        sync(home.path)
+    with writing(home.training):  # no search can tell whose text interrupted training has seen
+        if home.training.is_symlink():
+            home.training.unlink()
+        elif home.training.exists():
+            shutil.rmtree(home.training)
+            sync(home.path)
     runs = {run for (run,) in connection.execute(f"SELECT run_id FROM run WHERE {_SAID}")}
 
     def is_gone(fields: Mapping[str, Any]) -> bool:

@@ -199,13 +199,19 @@ def _serving(home: Home) -> Iterator[Finding]:
         message = f"{', '.join(orphans)}: the update that made it is not in the ledger"
         cure = "so `forget` takes it for trained on all that was said before it"
         yield Finding("ledger", True, f"{message}, {cure}")
-    if home.adapters.is_dir() and (left := folders.leftovers(home.adapters)):
-        message = f"{len(left)} half-made or half-removed folders in {home.adapters}"
-        yield Finding("leftovers", True, f"{message}; the next update or pruning removes them")
-    if dead := [pin for pin in find_pins(home.pins) if not pin.alive]:
-        places = ", ".join(sorted({pin.place or "an unnamed place" for pin in dead}))
-        message = f"{len(dead)} revisions were loaded by processes that ended, at {places}"
-        yield Finding("pins", True, f"{message}; a router there or a pruning removes the pins")
+    try:
+        if home.adapters.is_dir() and (left := folders.leftovers(home.adapters)):
+            message = f"{len(left)} half-made or half-removed folders in {home.adapters}"
+            yield Finding("leftovers", True, f"{message}; the next update or pruning removes them")
+    except NotKept as error:
+        yield Finding("leftovers", False, str(error))
+    try:
+        if dead := [pin for pin in find_pins(home.pins) if not pin.alive]:
+            places = ", ".join(sorted({pin.place or "an unnamed place" for pin in dead}))
+            message = f"{len(dead)} revisions were loaded by processes that ended, at {places}"
+            yield Finding("pins", True, f"{message}; a router there or a pruning removes the pins")
+    except NotKept as error:
+        yield Finding("pins", False, str(error))
 
 
 def _revisions(registry: Registry) -> Iterator[Finding]:
@@ -290,6 +296,7 @@ _NOT_CHECKED = (
     "rows that somebody changed and sealed again (compare `seals` of --json with a note that is "
     "kept elsewhere)",
     "runs without a judgement that are gone at the end",
+    "what was in an agentpref.db-wal, spill.jsonl or refused.jsonl that was removed or cut",
     "marks of taint, quarantine and pruning",
     "caches, interrupted training, the base model",
 )
