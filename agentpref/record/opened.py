@@ -20,8 +20,8 @@ import sqlite3
 from contextlib import suppress
 from typing import TypeAlias, cast
 
-from agentpref.errors import NotKept
-from agentpref.home import Home
+from agentpref.errors import CorruptHome, NotKept
+from agentpref.home import RESTORE, Home
 from agentpref.record.database import BUSY_SECONDS, REMOVED, connect, warn
 
 _SETTINGS = (
@@ -62,7 +62,8 @@ class OpenDatabase:
         self._wal, self._shm = self._path + "-wal", self._path + "-shm"
         self._patience = BUSY_SECONDS
         self._known = self._log = self._index = self._folder = cast(_Identity, None)
-        self._log_size, self._log_head, self._index_size = 0, b"", 0
+        self._size = self._log_size = self._index_size = 0
+        self._log_head = b""
         self._connection: sqlite3.Connection | None = None
         self.generation = 0
         """Rises when the path gets another database: its users have other keys, its runs others."""
@@ -76,10 +77,11 @@ class OpenDatabase:
             HomeError: this agentpref cannot use it.
         """
         if self._connection is None:
-            self._log_size, self._log_head, self._index_size = 0, b"", 0
+            self._size = self._log_size = self._index_size = 0
             self._connection = self._connected()
             self._patience = BUSY_SECONDS
         self._restore_index()
+        self._require_whole(self._connection)
         self._require_whole_log(self._connection)
         if patience != self._patience:
             self._connection.execute(f"PRAGMA busy_timeout = {1000 * patience:.0f}")
@@ -124,6 +126,19 @@ class OpenDatabase:
                 os.truncate(self._shm, max(_REGION, self._index_size))
                 warn("%s was cut while a log has it open; it is made anew", self._shm)
             self._index_size = max(size, self._index_size)
+
+    def _require_whole(self, connection: sqlite3.Connection) -> None:
+        """Raise ``CorruptHome`` if the database was cut; a removal makes it shorter, but whole."""
+        if _identity(self._path) != self._known:
+            return
+        size = os.stat(self._path).st_size
+        if size < self._size:
+            query = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"
+            (needed,) = connection.execute(query).fetchone()
+            if size < needed and connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+                what = f"{self._home.database} was cut while a log has it open"
+                raise CorruptHome(f"{what}; stop the app, then {RESTORE}")
+        self._size = size
 
     def _require_whole_log(self, connection: sqlite3.Connection) -> None:
         """Raise ``NotKept`` if the log was cut: what is written to it now could not be read again.
