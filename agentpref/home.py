@@ -175,7 +175,9 @@ class Home:
 
     def made_later(self) -> str | None:
         """Name something in the folder that is only made after its database, if there is any."""
-        single = (self.user_keys, self.spill, self.refused)
+        single = [self.spill, self.refused]
+        if self.adapters.exists():  # else it may be a replica's key, copied before its first log
+            single.insert(0, self.user_keys)
         inside = ((self.adapters, "rev-*"), (self.pins, "rev-*"), (self.training, "*"))
         found = [path for path in single if path.exists()]
         found += [path for folder, names in inside for path in folder.glob(names)]
