@@ -320,7 +320,7 @@ def is_of_system(error: OSError) -> bool:
 
 
 @contextmanager
-def ours(path: Path) -> Iterator[None]:
+def ours(path: Path, use: str = "used") -> Iterator[None]:
     """Raise ``NotKept`` where a file or folder that the block uses is not this user's to use."""
     try:
         yield
@@ -328,14 +328,14 @@ def ours(path: Path) -> Iterator[None]:
         if not is_of_system(error):
             raise
         raise NotKept(
-            f"{error.filename or path} cannot be used ({error.strerror}); run this as the user who "
-            "owns it, or let this one read and write it (chown or chmod)"
+            f"{error.filename or path} cannot be {use} ({error.strerror}); run this as the user "
+            "who owns it, or let this one read and write it (chown or chmod)"
         ) from error
 
 
 def reading(path: Path) -> BinaryIO:
     """Open a file to read it; ``NotKept`` if it is not this user's to read."""
-    with ours(path):
+    with ours(path, "read"):
         return path.open("rb")
 
 
@@ -343,7 +343,7 @@ def reading(path: Path) -> BinaryIO:
 def writing(place: Path) -> Iterator[None]:
     """Raise the system's errors as ``NotKept``: the block writes to ``place`` and cannot."""
     try:
-        with ours(place):
+        with ours(place, "written"):
             yield
     except OSError as error:
         if not is_of_system(error):

@@ -318,8 +318,9 @@ class Log:
 
         ``surrogate`` is half of a character, ``key`` a key that is no string, ``integer`` a number
         beyond 64 bits, ``circular`` and ``deep`` what contains itself or is nested too deep, and
-        ``object`` any other object, an id that is one is left out; ``user`` are runs and judgements whose user got no name of
-        their own, because the home's ``user.keys`` is lost. A forked child starts from zero.
+        ``object`` any other object (as an id, it is left out); ``user`` are runs and judgements
+        whose user got no name of their own, because the home's ``user.keys`` is lost. A forked
+        child starts from zero.
         """
         return self._writer.altered
 

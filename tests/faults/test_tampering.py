@@ -111,7 +111,7 @@ MATRIX = [
     ("training/*", "foreign", "doctor", r"training\tno\t.*cannot be resumed: it cannot be read"),
     ("training/*", "foreign", "resume", r"training was discarded: it cannot be read"),
     ("training", "missing", "resume", r"nothing new"),
-    ("training", "foreign", "resume forget", rf"HOME/training cannot be used .*{CHMOD}"),
+    ("training", "foreign", "resume forget", rf"HOME/training cannot be (used|written) .*{CHMOD}"),
     ("reports", "missing", NOBODY, ""),
 ]  # fmt: skip
 
