@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
-from agentpref.errors import AgentprefError, NotAHome, NotKept
+from agentpref.errors import CorruptHome, NotAHome, NotKept
 
 if TYPE_CHECKING:
     import sqlite3
@@ -45,6 +45,11 @@ class Home:
     def database(self) -> Path:
         """The SQLite file."""
         return self.path / DATABASE
+
+    @property
+    def database_files(self) -> tuple[Path, Path, Path]:
+        """The SQLite file, and the two that SQLite keeps beside it while it is open."""
+        return self.database, Path(f"{self.database}-wal"), Path(f"{self.database}-shm")
 
     @property
     def adapters(self) -> Path:
@@ -98,6 +103,7 @@ class Home:
 
         Raises:
             NotAHome: the path is a file, a folder of something else, or cannot be written.
+            CorruptHome: it is a home that has lost its database.
         """
         home = cls(cls.resolve(path))
         try:
@@ -109,6 +115,7 @@ class Home:
                     raise NotAHome(f"{home.path} is inside the home {outer}; choose another folder")
                 found = {item.name for item in home.path.iterdir()}
                 if found and DATABASE not in found:  # else another process is making the home
+                    home.require_database(new=True)
                     raise NotAHome(
                         f"{home.path} has {min(found)!r} and no {DATABASE}, so it is not an "
                         "agentpref home; choose an empty or a new folder"
@@ -118,9 +125,9 @@ class Home:
                 home.adapters.mkdir(exist_ok=True)
                 home.adapters.chmod(READABLE_FOLDER)
             make_private_folder(home.reports)
-        except NotAHome:
-            raise  # it is an OSError, too
         except OSError as error:
+            if not is_of_system(error):
+                raise
             raise NotAHome(
                 f"cannot make a home in {home.path} ({error.strerror}); "
                 "choose a folder that this user may write to"
@@ -129,16 +136,60 @@ class Home:
 
     @classmethod
     def open(cls, path: Home | StrPath | None = None) -> Home:
-        """Take a home, by its path or opened before; raise ``NotAHome`` if there is none."""
+        """Take a home, by its path or opened before.
+
+        Raises:
+            NotAHome: there is none, or this user may not look.
+            CorruptHome: its database is lost.
+        """
         if isinstance(path, Home):
             return path
         home = cls(cls.resolve(path))
-        if not home.database.is_file():
+        home.require_database()
+        return home
+
+    def require_database(self, *, new: bool = False) -> None:
+        """Raise unless there is a database, or an empty file that becomes one.
+
+        A database that is gone or empty beside files that are only made after it is lost: a new one
+        would take feedback for a home that has forgotten all else. With ``new``, nothing need be
+        there yet.
+
+        Raises:
+            NotAHome: the folder is no home, or this user may not look.
+            CorruptHome: it is one that has lost its database.
+        """
+        try:
+            is_there = self.database.is_file()
+            if is_there and self.database.stat().st_size:
+                return
+            beside = self.made_later()
+            # Asked again: another process may have made the home in between.
+            if beside is not None and not (is_there and self.database.stat().st_size):
+                raise CorruptHome(
+                    f"{self.database} is {'empty' if is_there else 'missing'}, but {beside} is "
+                    f"there: the home has lost its database; {RESTORE}"
+                )
+        except PermissionError as error:
             raise NotAHome(
-                f"{home.path} is not an agentpref home (it has no {DATABASE}); name another folder "
+                f"{self.path} cannot be looked into ({error.strerror}); run this as the user who "
+                "owns it, or let this one read and write it (chown or chmod)"
+            ) from error
+        if not is_there and not new:
+            raise NotAHome(
+                f"{self.path} is not an agentpref home (it has no {DATABASE}); name another folder "
                 "with --home or AGENTPREF_HOME, or make one with `agentpref init`"
             )
-        return home
+
+    def made_later(self) -> str | None:
+        """Name something in the folder that is only made after its database, if there is any."""
+        single = [self.spill, self.refused]
+        if self.adapters.exists():  # else it may be a replica's key, copied before its first log
+            single.insert(0, self.user_keys)
+        inside = ((self.adapters, "rev-*"), (self.pins, "rev-*"), (self.training, "*"))
+        found = [path for path in single if path.exists()]
+        found += [path for folder, names in inside for path in folder.glob(names)]
+        return str(found[0].relative_to(self.path)) if found else None
 
     @classmethod
     def of(cls, connection: sqlite3.Connection) -> Home:
@@ -147,6 +198,9 @@ class Home:
         (file,) = connection.execute(query).fetchone()
         return cls(Path(file).parent)
 
+
+RESTORE = "restore a backup of the home, or move the folder away and start a new home"
+"""What helps where the database is lost."""
 
 READABLE_FOLDER, READABLE_FILE = 0o755, 0o644
 """The modes of the folders and files of revisions, which an engine of another user reads too."""
@@ -186,10 +240,22 @@ def tighten(path: Path) -> None:
 
     What this process may not change stays as it is; ``agentpref doctor`` names it.
     """
-    with suppress(OSError):
+    try:
         found = os.lstat(path)
         if stat.S_ISREG(found.st_mode) and found.st_mode & _OTHERS:
             path.chmod(_file_mode(found, path.parent))
+    except OSError as error:
+        if not is_of_system(error):
+            raise
+
+
+def is_closed(path: Path) -> bool:
+    """Whether a file is not this user's to read and write; a read-only disk closes no file."""
+    try:
+        takes_writes = not os.statvfs(path).f_flag & os.ST_RDONLY
+    except FileNotFoundError:
+        return False
+    return takes_writes and not os.access(path, os.R_OK | os.W_OK)
 
 
 def open_to_others(home: Home) -> list[Path]:
@@ -244,7 +310,7 @@ def copy_file(source: Path, target: Path, mode: int | None = None) -> None:
     """Copy a file to a new one, durably; by default only its home's people may read the copy."""
     import shutil
 
-    with source.open("rb") as reader, open(target, "xb", opener=open_private) as writer:
+    with reading(source) as reader, open(target, "xb", opener=open_private) as writer:
         shutil.copyfileobj(reader, writer, 1 << 20)
         writer.flush()
         if mode is not None:
@@ -252,17 +318,47 @@ def copy_file(source: Path, target: Path, mode: int | None = None) -> None:
         os.fsync(writer.fileno())
 
 
+def is_of_system(error: OSError) -> bool:
+    """Whether the system raised an error, and not the app or agentpref.
+
+    A signal handler of the app may raise one anywhere, such as ``TimeoutError``; some of ours are
+    OSErrors, too. Only the system's have a number.
+    """
+    return error.errno is not None
+
+
+@contextmanager
+def ours(path: Path, use: str = "used") -> Iterator[None]:
+    """Raise ``NotKept`` where a file or folder that the block uses is not this user's to use."""
+    try:
+        yield
+    except PermissionError as error:
+        if not is_of_system(error):
+            raise
+        raise NotKept(
+            f"{error.filename or path} cannot be {use} ({error.strerror}); run this as the user "
+            "who owns it, or let this one read and write it (chown or chmod)"
+        ) from error
+
+
+def reading(path: Path) -> BinaryIO:
+    """Open a file to read it; ``NotKept`` if it is not this user's to read."""
+    with ours(path, "read"):
+        return path.open("rb")
+
+
 @contextmanager
 def writing(place: Path) -> Iterator[None]:
     """Raise the system's errors as ``NotKept``: the block writes to ``place`` and cannot."""
     try:
-        yield
-    except AgentprefError:
-        raise  # some of ours are OSErrors too
+        with ours(place, "written"):
+            yield
     except OSError as error:
+        if not is_of_system(error):
+            raise
         raise NotKept(
-            f"{place} cannot be written ({error.strerror or error}); free space on its disk, and "
-            "let this user write the folder"
+            f"{place} cannot be written ({error.strerror}); free space on its disk, and let this "
+            "user write the folder"
         ) from error
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from agentpref.errors import ConfigError, EngineFailed, MissingDependency
-from agentpref.home import make_private_folder, open_private
+from agentpref.home import is_of_system, make_private_folder, open_private
 from agentpref.models.base import find_base
 from agentpref.serve.backend import MAX_STOPS
 from agentpref.types import BASE
@@ -258,6 +258,8 @@ def free_port(host: str, port: int = 0) -> int:
         with socket.create_server((host, port), family=family) as listener:
             return int(listener.getsockname()[1])
     except OSError as error:
+        if not is_of_system(error) and not isinstance(error, socket.gaierror):
+            raise
         raise EngineFailed(
             f"cannot listen on port {port} of {host} ({error.strerror or error}); end the program "
             f"that listens there, or choose another port (0 takes a free one)"

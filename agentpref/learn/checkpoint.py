@@ -21,7 +21,7 @@ import orjson
 
 from agentpref.config import UpdateConfig
 from agentpref.errors import UnusableState
-from agentpref.home import make_private_folder, replacing
+from agentpref.home import is_of_system, make_private_folder, ours, replacing
 from agentpref.learn.objective import StepResult, TrainingRow
 from agentpref.models.base_files import read_header
 
@@ -122,6 +122,8 @@ class Checkpoint:
         try:
             _write(self.path, state, self.about)
         except (OSError, SafetensorError) as error:
+            if isinstance(error, OSError) and not is_of_system(error):
+                raise
             trouble = f"the training state could not be saved in {self.path.parent}: {error}"
             if trouble not in self.troubles:
                 self.troubles.append(trouble)
@@ -173,11 +175,27 @@ def waiting(folder: Path) -> list[Header]:
     return found
 
 
+def damaged(folder: Path) -> dict[Path, str]:
+    """The states in a folder that cannot be read, and why."""
+    found = {}
+    for path in sorted(folder.glob(f"*{_SUFFIX}")):
+        try:
+            peek(path)
+        except UnusableState as error:  # noqa: PERF203
+            found[path] = str(error)
+    return found
+
+
 def sweep(folder: Path) -> None:
-    """Remove what a kill in the middle of a save left. Call it with the home locked."""
-    for draft in folder.glob(".*"):
-        draft.unlink()
-    _remove_empty(folder)
+    """Remove what a kill in the middle of a save left. Call it with the home locked.
+
+    Raises:
+        NotKept: the folder is not this user's to use.
+    """
+    with ours(folder):
+        for draft in folder.glob(".*"):
+            draft.unlink()
+        _remove_empty(folder)
 
 
 def remove(path: Path) -> None:
@@ -205,7 +223,10 @@ def peek(path: Path) -> Header:
         UnusableState: it is not a state, is damaged, or is of another version.
     """
     with _translating_errors():
-        return _header(orjson.loads(read_header(path).metadata["state"]))
+        header = read_header(path)
+        ends = [entry["data_offsets"][1] for entry in header.tensors.values()]
+        _require(path.stat().st_size == header.start + max(ends, default=0), "its length")
+        return _header(orjson.loads(header.metadata["state"]))
 
 
 def read(path: Path) -> Header:
@@ -290,6 +311,8 @@ def _translating_errors() -> Iterator[None]:
     except UnusableState:
         raise
     except OSError as error:
+        if isinstance(error, TimeoutError) and not is_of_system(error):
+            raise  # of a signal handler; what safetensors raises has no number either
         raise UnusableState(f"it cannot be read ({error})") from error
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise UnusableState(f"it is damaged ({error})") from error

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentpref.errors import InvalidAdapter, NotKept
+from agentpref.home import is_of_system
 from agentpref.models.base_files import parse_object
 
 if TYPE_CHECKING:
@@ -98,11 +99,15 @@ def readable(folder: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
+        if not is_of_system(error):
+            raise
         raise InvalidAdapter(
             f"{error.filename} was removed while it was read; publish the adapter again"
         ) from error
     except OSError as error:
+        if not is_of_system(error):
+            raise
         raise NotKept(
-            f"{error.filename or folder} cannot be read ({error.strerror or error}); let this user "
-            f"read it, or check the disk"
+            f"{error.filename or folder} cannot be read ({error.strerror}); let this user read it, "
+            f"or check the disk"
         ) from error

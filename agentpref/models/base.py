@@ -257,7 +257,7 @@ def _tokenizer_files(folder: Path) -> list[str]:
         files += _VOCABULARY_FILES
     try:
         settings = orjson.loads((folder / "tokenizer_config.json").read_bytes())
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
         settings = {}
     if "added_tokens_decoder" not in settings:
         files.append(_ADDED_TOKENS)

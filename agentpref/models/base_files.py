@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, NamedTuple
 import orjson
 
 from agentpref.errors import UnsupportedModel
+from agentpref.home import is_of_system
 from agentpref.models.base import base_digests, find_base, identity
 
 _CONFIG = "config.json"
@@ -146,6 +147,8 @@ def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
             for name, entry in read_header(file).tensors.items():
                 shapes[name] = tuple(map(int, entry["shape"]))
     except (OSError, ValueError, TypeError, KeyError) as error:
+        if isinstance(error, OSError) and not is_of_system(error):
+            raise
         raise UnsupportedModel(
             f"{file} cannot be read as safetensors ({error}); copy or save the model again"
         ) from error
@@ -172,6 +175,8 @@ def _read_object(file: Path) -> dict[str, Any]:
     try:
         value = orjson.loads(file.read_bytes())
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and not is_of_system(error):
+            raise
         raise UnsupportedModel(f"{file} cannot be read ({error}); copy the model again") from error
     if not isinstance(value, dict):
         raise UnsupportedModel(f"{file} is not a JSON object; copy the model again")

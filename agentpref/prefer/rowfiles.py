@@ -26,7 +26,7 @@ from typing import IO, Any, TypeAlias, TypeVar
 import orjson
 
 from agentpref.errors import ExchangeError, MissingDependency
-from agentpref.home import StrPath, enclosing_home, replacing
+from agentpref.home import StrPath, enclosing_home, is_of_system, replacing
 from agentpref.prefer import jsonrows
 from agentpref.prefer.jsonrows import Found, Meter, Parsed
 from agentpref.printable import escaped
@@ -69,8 +69,10 @@ def read_rows(path: StrPath, wanted: Collection[str], meter: Meter) -> Generator
             f"{path} cannot be unpacked to its end ({error}); fetch the file again"
         ) from error
     except OSError as error:
+        if not is_of_system(error):
+            raise
         raise ExchangeError(
-            f"{path} cannot be read ({error.strerror or error}); name a file of JSON lines, of one "
+            f"{path} cannot be read ({error.strerror}); name a file of JSON lines, of one "
             "JSON list, or of Parquet that this user may read"
         ) from error
 
@@ -125,6 +127,8 @@ def write_rows(
                 return _write_table(rows, columns, file)
             return _write_lines(rows, file)
     except OSError as error:
+        if not is_of_system(error):
+            raise
         raise ExchangeError(
             f"{path} cannot be written ({error.strerror}); name a file in a folder that this user "
             "may write, with room for it"

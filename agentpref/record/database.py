@@ -30,7 +30,7 @@ from agentpref.errors import (
     NotKept,
     UpdateRunning,
 )
-from agentpref.home import Home, open_private, tighten, writing
+from agentpref.home import RESTORE, Home, is_closed, is_of_system, open_private, tighten, writing
 from agentpref.record.migrations import STEPS
 
 BUSY_SECONDS = 30.0
@@ -51,9 +51,8 @@ class Trouble(NamedTuple):
     cure: str
 
 
-_RESTORE = "restore a backup, or move the file away and start a new home"
 _LOCKED = Trouble("locked", NotKept, "end the process that holds the database, then try again")
-_CORRUPT = Trouble("corrupt", CorruptHome, _RESTORE)
+_CORRUPT = Trouble("corrupt", CorruptHome, RESTORE)
 _FULL = Trouble("full", NotKept, "free space on its disk, then try again")
 REMOVED = Trouble(
     "removed", NotKept, "put it back, or stop the app and restore a backup, then try again"
@@ -103,7 +102,9 @@ def _is_full(folder: Path) -> bool:
     """Whether the disk of a folder has no room for what SQLite makes beside a database."""
     try:
         disk = os.statvfs(folder)
-    except OSError:
+    except OSError as error:
+        if not is_of_system(error):
+            raise
         return False
     has_files = disk.f_files == 0 or disk.f_favail > 0
     return disk.f_bavail * disk.f_frsize < _WORKING_BYTES or not has_files
@@ -121,10 +122,19 @@ def translated(home: Home) -> Iterator[None]:
         trouble = diagnose(error, home)
         if trouble is None:
             raise
-        raise trouble.error(f"{home.database}: {error}; {trouble.cure}") from error
+        may_be_closed = trouble.reason in ("unopenable", "read-only")
+        closed = next(filter(is_closed, home.database_files), None) if may_be_closed else None
+        cure = trouble.cure if closed is None else _NOT_OURS
+        raise trouble.error(f"{closed or home.database}: {error}; {cure}") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:  # damage that SQLite does not see
         kind = "UTF-8" if isinstance(error, UnicodeDecodeError) else "JSON"
-        raise CorruptHome(f"{home.database}: a text in it is not {kind}; {_RESTORE}") from error
+        raise CorruptHome(f"{home.database}: a text in it is not {kind}; {RESTORE}") from error
+
+
+_NOT_OURS = (
+    "it is not this user's: run this as the user who owns it, or let this user read and write it "
+    "(chown or chmod)"
+)
 
 
 @contextmanager
@@ -155,16 +165,15 @@ def connect(home: Home, *, readonly: bool = False) -> sqlite3.Connection:
 
     Raises:
         NotAHome: there is no database, or it is another program's.
-        CorruptHome: the file is not a SQLite database, or a damaged one.
+        CorruptHome: the file is not a SQLite database, or a damaged one, or it is lost.
         NewerHome: a later agentpref changed the schema in a way that this one cannot use.
         NotKept: the file cannot be opened, or stays locked.
     """
-    if not home.database.is_file():
-        raise NotAHome(f"{home.database} does not exist; make the home with `agentpref init`")
+    home.require_database()
     try:
         with translated(home), ExitStack() as on_failure:
-            for end in ("", "-wal", "-shm"):  # SQLite makes the two with the database's mode
-                tighten(home.path / f"{home.database.name}{end}")
+            for path in home.database_files:  # SQLite makes two of them with the database's mode
+                tighten(path)
             connection = _connection(home.database)
             on_failure.callback(connection.close)
             connection.execute("PRAGMA foreign_keys = ON")
@@ -280,6 +289,11 @@ def _apply_next(connection: sqlite3.Connection, home: Home) -> bool:
     with transaction(connection):
         step = next(iter(STEPS[_version(connection, home) :]), None)
         if step is not None:
+            if step.version == 1 and (beside := home.made_later()) is not None:
+                raise CorruptHome(
+                    f"{home.database} has no tables, but {beside} is there: the home has lost what "
+                    f"it held; {RESTORE}"
+                )
             connection.execute(
                 "CREATE TABLE IF NOT EXISTS migration "
                 "(version INTEGER PRIMARY KEY, name TEXT NOT NULL, applied_at REAL NOT NULL)"

@@ -8,6 +8,7 @@ home of any size, and finds no rows that are gone at the end of a table.
 
 from __future__ import annotations
 
+import codecs
 import random
 import sqlite3
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from typing import NamedTuple, get_args
 
 import orjson
 
-from agentpref.home import Home
+from agentpref.home import Home, reading
 from agentpref.record.ingest.checks import message_fault, row_fault
 from agentpref.record.messages import COMPARISON_COLUMNS, FEEDBACK_COLUMNS, RUN_COLUMNS
 from agentpref.record.seals import SEALED, last_seals, links, lost_ends
@@ -49,8 +50,8 @@ class Looked(NamedTuple):
 class Spilled(NamedTuple):
     """The records in the spill that wait for the database, and its broken lines.
 
-    A ``torn`` line was cut off by a crash before it was acknowledged, which is no fault. A complete
-    line that has changed since is a problem.
+    A ``torn`` line was cut off, as a crash does before the line is acknowledged, which is no fault.
+    A line that is anything else but what was written is a problem.
     """
 
     waiting: int
@@ -140,26 +141,30 @@ def examine(
 
 
 def examine_spill(home: Home) -> Spilled:
-    """Check the spill of a home."""
+    """Check the spill of a home; raises ``NotKept`` if it cannot be read."""
     waiting = torn = 0
     problems = []
-    with suppress(FileNotFoundError), home.spill.open("rb") as lines:
+    with suppress(FileNotFoundError), reading(home.spill) as lines:
         for number, line in enumerate(lines, start=1):
             if is_whole(line):
                 waiting += 1
-            elif line.endswith(b"\n") and _is_json(line.partition(b" ")[2]):
+            elif not line.endswith(b"\n") or _is_cut_off(line.rstrip(b"\n")):
+                torn += bool(line.strip())
+            else:
                 problems.append(Problem("spill", f"line {number}", "it is not what was written"))
-            elif line.strip():
-                torn += 1
     return Spilled(waiting, torn, problems)
 
 
-def _is_json(text: bytes) -> bool:
+def _is_cut_off(line: bytes) -> bool:
+    """Whether a line is the beginning of one, to which the next record added its end of line."""
     try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(line.partition(b" ")[2])
         orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return False
-    return True
+    except orjson.JSONDecodeError as error:
+        return not text or str(error).startswith("unexpected end of data")
+    except UnicodeDecodeError:
+        pass
+    return False
 
 
 @contextmanager

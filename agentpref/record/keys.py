@@ -11,7 +11,7 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 
-from agentpref.errors import CorruptHome
+from agentpref.errors import CorruptHome, NotKept
 from agentpref.home import Home
 from agentpref.record.database import connect, transaction, translated, warn
 from agentpref.record.ingest.pseudonyms import UNNAMED, Pseudonyms
@@ -81,7 +81,7 @@ def keys_problem(connection: sqlite3.Connection) -> str | None:
         return f"the file is missing, so no user can be forgotten; {_CURE}" if lost else None
     try:
         missing = known.difference(Pseudonyms.of(home).fingerprints())
-    except CorruptHome as error:
+    except (CorruptHome, NotKept) as error:
         return str(error)
     if missing and _has_users(connection):
         return f"it lacks {len(missing)} of the keys that users have; {_CURE}"

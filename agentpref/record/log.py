@@ -74,7 +74,8 @@ class Log:
 
         Raises:
             ConfigError: the namespace is not printable text, or the queue has no room.
-            NotAHome, CorruptHome, NewerHome: the folder or its database cannot be used.
+            NotAHome, CorruptHome, NewerHome: the folder or its database cannot be used; no new
+                database is made where one was lost.
         """
         if not isinstance(namespace, str) or not namespace or not namespace.isprintable():
             raise ConfigError(f"namespace is {namespace!r}, but must be printable text")
@@ -317,8 +318,9 @@ class Log:
 
         ``surrogate`` is half of a character, ``key`` a key that is no string, ``integer`` a number
         beyond 64 bits, ``circular`` and ``deep`` what contains itself or is nested too deep, and
-        ``object`` any other object; ``user`` are runs and judgements whose user got no name of
-        their own, because the home's ``user.keys`` is lost. A forked child starts from zero.
+        ``object`` any other object (as an id, it is left out); ``user`` are runs and judgements
+        whose user got no name of their own, because the home's ``user.keys`` is lost. A forked
+        child starts from zero.
         """
         return self._writer.altered
 

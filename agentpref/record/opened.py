@@ -6,6 +6,10 @@ this one is open, and are looked up by their path in every transaction. That tak
 
 SQLite applies a write-ahead log to any database that it lies beside. When the database at the path
 is no longer the open one, the log of the open one is written back to it and removed from the path.
+
+SQLite trusts the two files beside an open database. A log that somebody cut would take changes that
+nobody can read again, and a cut index, which is mapped into memory, ends the process. So the length
+of both is looked at before each transaction. The index can be made anew, the log cannot.
 """
 
 from __future__ import annotations
@@ -16,8 +20,8 @@ import sqlite3
 from contextlib import suppress
 from typing import TypeAlias, cast
 
-from agentpref.errors import NotKept
-from agentpref.home import Home
+from agentpref.errors import CorruptHome, NotKept
+from agentpref.home import RESTORE, Home
 from agentpref.record.database import BUSY_SECONDS, REMOVED, connect, warn
 
 _SETTINGS = (
@@ -34,6 +38,12 @@ cache (8 MB) holds what one batch changes. A page that changes often is copied f
 database once per 4,000 pages of the WAL (32 MB on disk), not per 1,000; a commit that copies takes
 some 15 ms.
 """
+
+_REGION = 32 * 1024
+"""SQLite maps the index in regions of this many bytes."""
+
+_HEAD = 32
+"""The bytes that a log begins with; SQLite changes them when it begins the log again."""
 
 _Identity: TypeAlias = "tuple[int, int] | None"
 
@@ -52,6 +62,8 @@ class OpenDatabase:
         self._wal, self._shm = self._path + "-wal", self._path + "-shm"
         self._patience = BUSY_SECONDS
         self._known = self._log = self._index = self._folder = cast(_Identity, None)
+        self._size = self._log_size = self._index_size = 0
+        self._log_head = b""
         self._connection: sqlite3.Connection | None = None
         self.generation = 0
         """Rises when the path gets another database: its users have other keys, its runs others."""
@@ -61,12 +73,16 @@ class OpenDatabase:
         """Return the connection, which waits ``patience`` seconds for locks; open it if needed.
 
         Raises:
-            NotKept: the database was removed or moved, or cannot be opened.
+            NotKept: the database was removed or moved, or cannot be opened, or its log was cut.
             HomeError: this agentpref cannot use it.
         """
         if self._connection is None:
+            self._size = self._log_size = self._index_size = 0
             self._connection = self._connected()
             self._patience = BUSY_SECONDS
+        self._restore_index()
+        self._require_whole(self._connection)
+        self._require_whole_log(self._connection)
         if patience != self._patience:
             self._connection.execute(f"PRAGMA busy_timeout = {1000 * patience:.0f}")
             self._patience = patience
@@ -88,6 +104,7 @@ class OpenDatabase:
         connection, self._connection = self._connection, None
         if connection is None:
             return
+        self._restore_index()
         is_ours = _identity(self._path) == self._known
         log = _identity(self._wal)
         if log == self._log or (is_ours and log is None):
@@ -100,9 +117,56 @@ class OpenDatabase:
                 if known is not None and _identity(path) == known:
                     os.unlink(path)
 
+    def _restore_index(self) -> None:
+        """Give a cut index its length back, without content: SQLite then makes it anew."""
+        if _identity(self._shm) == self._index and self._index is not None:
+            size = os.stat(self._shm).st_size
+            if size < self._index_size or size % _REGION:
+                os.truncate(self._shm, 0)
+                os.truncate(self._shm, max(_REGION, self._index_size))
+                warn("%s was cut while a log has it open; it is made anew", self._shm)
+            self._index_size = max(size, self._index_size)
+
+    def _require_whole(self, connection: sqlite3.Connection) -> None:
+        """Raise ``CorruptHome`` if the database was cut; a removal makes it shorter, but whole."""
+        if _identity(self._path) != self._known:
+            return
+        size = os.stat(self._path).st_size
+        if size < self._size:
+            query = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"
+            (needed,) = connection.execute(query).fetchone()
+            if size < needed and connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+                what = f"{self._home.database} was cut while a log has it open"
+                raise CorruptHome(f"{what}; stop the app, then {RESTORE}")
+        self._size = size
+
+    def _require_whole_log(self, connection: sqlite3.Connection) -> None:
+        """Raise ``NotKept`` if the log was cut: what is written to it now could not be read again.
+
+        A removal empties it too, and then SQLite knows of no change in it, or begins it again.
+        """
+        if _identity(self._wal) != self._log or self._log is None:
+            return  # not the log of this database: see ``require_in_place``
+        with open(self._wal, "rb") as file:
+            head, size = file.read(_HEAD), os.fstat(file.fileno()).st_size
+        is_cut = size < self._log_size and head == self._log_head
+        if size == 0 < self._log_size:
+            try:
+                (_, changes, _) = connection.execute("PRAGMA wal_checkpoint").fetchone()
+            except sqlite3.OperationalError:
+                changes = 1
+            is_cut = changes > 0
+        if is_cut:
+            raise NotKept(
+                f"{self._wal} was cut while a log has it open, so changes are lost; stop the app, "
+                "restore a backup of the home beside its spill.jsonl, then start again"
+            )
+        self._log_head, self._log_size = head, size
+
     def close(self) -> None:
         """Close the connection; the next use opens it again."""
         if self._connection is not None:
+            self._restore_index()
             try:
                 self.require_in_place()
             except Displaced:

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, TypeAlias
 import orjson
 
 from agentpref.errors import AgentprefError, ForgottenUser, HomeError, NotKept, RecordError
-from agentpref.home import Home, open_private, sync, writing
+from agentpref.home import Home, open_private, reading, sync, writing
 from agentpref.record.database import (
     locked,
     require_known_schema,
@@ -54,7 +54,7 @@ Outcomes: TypeAlias = "Sequence[RecordError | None]"
 
 
 class Drained(NamedTuple):
-    """What became of a spill: how many records were stored, refused, and cut off by a crash."""
+    """What became of a spill: how many records were stored and refused, and how many lines torn."""
 
     stored: int
     refused: int
@@ -216,8 +216,11 @@ def _report(home: Home, drained: Drained) -> None:
         what = "%d entries of %s name a run that is not here, or repeat one; they are kept in %s"
         warn(what, drained.refused, home.spill, home.refused)
     if drained.torn:
-        what = "%d lines of %s were cut off by a crash before they were acknowledged"
-        warn(what, drained.torn, home.spill)
+        what = (
+            "%d lines of %s are not whole: a crash cut them off before they were acknowledged, or "
+            "somebody edited the file; they are kept in %s"
+        )
+        warn(what, drained.torn, home.spill, home.refused)
 
 
 class Spill:
@@ -243,8 +246,9 @@ class Spill:
     def drain(self, store: Callable[[list[StoredRecord]], Outcomes]) -> Drained:
         """Hand all records to ``store``, and remove the file when it has them.
 
-        What the store refuses for good goes to the file ``refused.jsonl`` for the operator, except
-        records of a user who was forgotten: these are dropped.
+        What the store refuses for good, and lines that are not whole, go to the file
+        ``refused.jsonl`` for the operator, except records of a user who was forgotten: these are
+        dropped.
 
         Raises:
             NotKept: the file cannot be read or removed, or what ``store`` raises. Nothing is lost.
@@ -252,7 +256,7 @@ class Spill:
         parts = [Drained(0, 0, 0)]
         with taking_turns(self._path):
             if self.waits():
-                with open(self._path, "rb") as file:
+                with reading(self._path) as file:
                     while batch := list(islice(file, BATCH)):
                         lines = [line for line in batch if line != b"\n"]
                         parts.append(self._hand_over(lines, store))
@@ -263,6 +267,7 @@ class Spill:
         self, lines: Sequence[bytes], store: Callable[[list[StoredRecord]], Outcomes]
     ) -> Drained:
         whole = [line for line in lines if is_whole(line)]
+        torn = [line for line in lines if not is_whole(line)]
         records = [_decode(line) for line in whole]
         outcomes = store([record for record in records if record is not None])
         rest = iter(outcomes)
@@ -271,10 +276,10 @@ class Spill:
             for line, record in zip(whole, records, strict=True)
             if record is None or not isinstance(next(rest), ForgottenUser | None)
         ]
-        if refused:
-            _append(self._refused, b"".join(refused))
+        if refused or torn:
+            _append(self._refused, b"".join([*refused, *torn]))  # the last may lack its end
         stored = sum(error is None for error in outcomes)
-        return Drained(stored, len(refused), len(lines) - len(whole))
+        return Drained(stored, len(refused), len(torn))
 
 
 @contextmanager

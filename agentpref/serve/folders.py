@@ -28,6 +28,7 @@ from agentpref.home import (
     Home,
     StrPath,
     enclosing_home,
+    ours,
     sync,
     writing,
 )
@@ -131,7 +132,9 @@ def clean(adapters: Path, known: Container[str]) -> None:
 def leftovers(adapters: Path) -> list[str]:
     """Name the folders that a crash during publishing or pruning left."""
     found: list[str] = []
-    for folder in adapters.iterdir():
+    with ours(adapters):
+        present = list(adapters.iterdir())
+    for folder in present:
         with suppress(FileNotFoundError):
             # A younger one may be in use: another process is publishing right now.
             is_abandoned = time.time() - folder.stat().st_mtime > _ABANDONED_AFTER

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from agentpref.errors import RevisionError
-from agentpref.home import make_private_folder, open_private, sync, writing
+from agentpref.home import make_private_folder, open_private, ours, sync, writing
 from agentpref.record import forks
 from agentpref.serve.backend import IN_PROCESS
 from agentpref.serve.folders import is_revision_id
@@ -175,8 +175,9 @@ class Pins:
                     on_failure.callback(self._shut, descriptor)
                     fcntl.flock(descriptor, fcntl.LOCK_SH)
                     if _is_at(path, descriptor):
-                        if os.fstat(descriptor).st_size == 0:  # durable: the engine may outlive us
+                        if _place(descriptor) != place:  # it is new, or somebody edited it
                             os.pwrite(descriptor, place.encode(), 0)
+                            os.ftruncate(descriptor, len(place.encode()))
                             os.fsync(descriptor)
                             sync(self._folder)
                         on_failure.pop_all()
@@ -196,9 +197,15 @@ class Pins:
 
 
 def find_pins(folder: Path, name: str | None = None) -> list[Pin]:
-    """List the pins in a folder, which may be missing: all of them, or those of one revision."""
+    """List the pins in a folder, which may be missing: all of them, or those of one revision.
+
+    Raises:
+        NotKept: a pin, or the folder, is not this user's to read.
+    """
     found: list[Pin] = []
-    for path in sorted(folder.glob("*@*")):
+    with ours(folder):
+        paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    for path in paths:
         revision_id = path.name.partition("@")[0]
         if not is_revision_id(revision_id) or name not in (None, revision_id):
             continue
@@ -217,7 +224,8 @@ def _place(descriptor: int) -> str:
 @contextmanager
 def _opened(path: Path) -> Iterator[int]:
     """Open a file that the block may lock."""
-    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+    with ours(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
     try:
         yield descriptor
     finally:

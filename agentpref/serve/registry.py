@@ -274,12 +274,23 @@ class Registry:
             GenerationConflict: another process changed what is served in between.
         """
         while True:
-            live = intact_previous(self)
-            with self._connected() as connection, transaction(connection):
-                state = status.read_state(connection, self.namespace, expected_generation)
-                if status.previous(connection, self.namespace) == live:
-                    new = state._replace(live=live, canary=None, weight=0.0)
-                    return status.change(connection, new, "rollback")
+            done = self.roll_back_to(intact_previous(self), expected_generation=expected_generation)
+            if done is not None:
+                return done
+
+    def roll_back_to(
+        self, live: str | None, *, expected_generation: int | None = None
+    ) -> ServingState | None:
+        """Undo the last promotion if ``live``, checked before, is still what serves again then.
+
+        Else return ``None``: meanwhile it was put into quarantine, say, and another would serve.
+        """
+        with self._connected() as connection, transaction(connection):
+            state = status.read_state(connection, self.namespace, expected_generation)
+            if status.previous(connection, self.namespace) != live:
+                return None
+            new = state._replace(live=live, canary=None, weight=0.0)
+            return status.change(connection, new, "rollback")
 
     def prune(
         self,

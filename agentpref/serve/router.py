@@ -28,6 +28,7 @@ from agentpref.errors import (
     SwapFailed,
     UnknownRevision,
 )
+from agentpref.home import is_of_system
 from agentpref.serve.backend import GenerationRequest, Reply, ServingBackend
 from agentpref.serve.pins import Pins
 from agentpref.serve.quarantine import intact_previous, quarantining
@@ -97,8 +98,9 @@ class Router:
             self._pin_loaded()
             try:
                 self.sync()
-            except (AgentprefError, OSError):
-                if not self._route.generation:  # not even the live revision is ready
+            except (AgentprefError, OSError) as error:
+                is_known = isinstance(error, AgentprefError) or is_of_system(error)
+                if not (is_known and self._route.generation):  # not even the live one is ready
                     raise
                 message = "the canary of %r cannot be made ready; live serves its threads"
                 _logger.warning(message, registry.namespace, exc_info=True)
@@ -208,22 +210,26 @@ class Router:
         self._require_open()
         with self._flipping:
             self._require_open()
-            state, name = self.registry.state(), intact_previous(self.registry)
+            expected, name = self.registry.state().generation, intact_previous(self.registry)
             # What is wanted stays loaded while the flip lock is held: see `_make_room`.
             if name is None or name in self._wanted():
-                return self._flip(self.registry.rollback(expected_generation=state.generation))
+                done = self.registry.roll_back_to(name, expected_generation=expected)
+                if done is not None:
+                    return self._flip(done)
         with self._swap():
-            generation = self.registry.state().generation
+            expected = self.registry.state().generation
             while True:
                 name = intact_previous(self.registry)
                 try:
                     self._prepare(name)
-                    break
                 except (RevisionError, SwapFailed):
                     if name == intact_previous(self.registry):
                         raise  # else it is in quarantine now, and passed over
-            with self._flipping:
-                return self._flip(self.registry.rollback(expected_generation=generation))
+                    continue
+                with self._flipping:
+                    done = self.registry.roll_back_to(name, expected_generation=expected)
+                    if done is not None:
+                        return self._flip(done)
 
     def sync(self) -> ServingState:
         """Follow what other processes made live; does nothing if nothing changed.

@@ -144,7 +144,7 @@ def test_entries_in_the_spill_are_reported_and_no_problem(run, filled) -> None:
         file.write(b"0123 {")
     assert run("verify").out.startswith(
         "waiting in the spill until the next log writes to this home: 1\n"
-        "cut off in the spill by a crash, before being acknowledged: 1\n"
+        "cut off in the spill, by a crash before being acknowledged or by hand: 1\n"
         "as recorded: "
     )
     value = run("verify", "--sample", "--json").json

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import os
+import shutil
+import sqlite3
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 
-from agentpref.errors import NotAHome
-from agentpref.home import Home, replacing
+from agentpref import Log, Registry
+from agentpref.errors import CorruptHome, NotAHome
+from agentpref.home import Home, replacing, tighten, writing
+from agentpref.record.database import connect
 
 
 def test_a_missing_folder_becomes_a_home(tmp_path: Path) -> None:
@@ -78,3 +83,62 @@ def test_a_file_stays_as_it_was_when_the_block_raises(tmp_path: Path) -> None:
         raise ZeroDivisionError
     assert file.read_bytes() == b"old"
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+def used(folder: Path) -> Home:
+    with Log(folder) as log:
+        log.record([{"role": "user", "content": "Hello"}], "Hi", user_id="ana")
+    return Home(folder)
+
+
+@pytest.mark.parametrize("left", ["missing", "empty"])
+def test_a_home_that_lost_its_database_says_so_and_makes_no_new_one(
+    tmp_path: Path, left: str
+) -> None:
+    home = used(tmp_path / "home")
+    home.database.unlink()
+    if left == "empty":
+        home.database.touch()
+    before = sorted(tmp_path.rglob("*"))
+    for opened in (Log, Registry, connect):
+        with pytest.raises(CorruptHome, match=rf"agentpref.db is {left}, but user.keys .* restore"):
+            opened(home if opened is connect else home.path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_database_without_tables_beside_other_files_of_a_home_is_a_lost_one(
+    tmp_path: Path,
+) -> None:
+    home = used(tmp_path / "home")
+    home.database.unlink()
+    with closing(sqlite3.connect(home.database)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+    assert home.database.stat().st_size > 0
+    with pytest.raises(CorruptHome, match=r"has no tables, but user\.keys is there"):
+        Log(home.path)
+
+
+def test_a_key_that_was_copied_before_the_first_log_is_no_lost_home(tmp_path: Path) -> None:
+    other = used(tmp_path / "other")
+    (tmp_path / "new").mkdir()
+    shutil.copy(other.user_keys, tmp_path / "new")
+    with pytest.raises(NotAHome, match=r"has 'user.keys' and no agentpref\.db"):
+        Log(tmp_path / "new")
+
+
+def test_an_error_that_the_app_raises_in_a_signal_handler_passes_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(*_: object, **__: object) -> None:
+        raise TimeoutError("the app's own")
+
+    with pytest.raises(TimeoutError, match="the app's own"), writing(tmp_path):
+        late()
+    monkeypatch.setattr(Path, "mkdir", late)
+    with pytest.raises(TimeoutError, match="the app's own"):
+        Home.create(tmp_path / "home")
+    monkeypatch.undo()
+    home = used(tmp_path / "home")
+    monkeypatch.setattr(os, "lstat", late)
+    with pytest.raises(TimeoutError, match="the app's own"):
+        tighten(home.database)

@@ -283,6 +283,7 @@ def test_an_empty_home_has_nothing_to_learn(tmp_path, random_base):
 
 def test_feedback_in_the_spill_is_learned_too(tmp_path, random_base):
     home = Home.create(tmp_path / "home")
+    connect(home).close()  # a home has its tables before it has a spill
     run = Run("r", "default", 1.0, prompt_of([{"role": "user", "content": "?"}]), ANSWER)
     Spill(home).append([run_row(run), Feedback("f", "r", 2.0, "thumbs", 1.0)])
     config = replace(CONFIG, held_out=0.999)

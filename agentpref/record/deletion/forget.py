@@ -19,7 +19,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from agentpref.home import Home, StrPath, sync
+from agentpref.home import Home, StrPath, sync, writing
 from agentpref.record.database import connect, transaction, translated
 from agentpref.record.deletion.removal import (
     Removed,
@@ -29,6 +29,7 @@ from agentpref.record.deletion.removal import (
     purge_refused,
     removal,
 )
+from agentpref.record.ingest.checks import as_id
 from agentpref.record.keys import complete
 from agentpref.record.updates import Rebuild, Updates, rebuilds, taint
 from agentpref.types import Progress
@@ -80,7 +81,8 @@ def forget(
     """
     place = Home.open(home)
     with removal(place, progress) as connection:
-        names = complete(connection).names(str(user_id))  # without its keys, nobody is found
+        # Without its keys, nobody is found.
+        names = complete(connection).names(as_id(user_id) or str(user_id))
         said_until = dict.fromkeys(names, math.inf)
         return _forget(place, connection, said_until, dict.fromkeys(names, time.time()))
 
@@ -115,10 +117,11 @@ def _forget(
     connection.executemany("INSERT INTO leaving VALUES (?, ?)", said_until.items())
     # No search can tell whose text interrupted training has seen, or the candidate that it made.
     for place in (home.training, *home.candidates):
-        if place.is_symlink():
-            place.unlink()
-        elif place.exists():
-            shutil.rmtree(place)
+        with writing(place):
+            if place.is_symlink():
+                place.unlink()
+            elif place.exists():
+                shutil.rmtree(place)
     sync(home.path)
     runs = {run for (run,) in connection.execute(f"SELECT run_id FROM run WHERE {_SAID}")}
 

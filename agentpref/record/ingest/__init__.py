@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from types import NoneType
 from typing import Any, NamedTuple, TypeAlias
 
 import orjson
 
-from agentpref.errors import InvalidMessage
-from agentpref.record.ingest.checks import as_output, check_detail, tidy
+from agentpref.errors import InvalidMessage, described
+from agentpref.record.ingest.checks import as_id, as_output, check_detail, tidy
 from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.ingest.redaction import Redact, redacted
 from agentpref.record.ingest.salvage import Salvage, describe
@@ -36,6 +37,12 @@ DETAILS = RUN_COLUMNS[RUN_COLUMNS.index("model") :]
 """What the app may say of a run beside its messages, in the order in which a body has it."""
 
 
+IDS = ("model", "revision", "thread_id", "trace_id", "user_id")
+"""The details that are names: texts, or what :func:`as_id` makes texts of."""
+
+_PLACES_OF_IDS = slice(3, 3 + len(IDS))
+
+
 class RawRun(NamedTuple):
     """A run as the app gave it; ``body`` is the JSON list that :func:`freeze` makes."""
 
@@ -51,8 +58,17 @@ def freeze(*parts: Any) -> bytes:
     """Dump messages, output, tools and the :data:`DETAILS` of a run, in this order, as JSON.
 
     Params and metadata that JSON cannot hold are kept by their ``repr``, because they only describe
-    the run. For any other such part, ``InvalidMessage`` names it, with the cure.
+    the run. For any other such part, and for an object as an id, ``InvalidMessage`` names it, with
+    the cure.
     """
+    if not {*map(type, parts[_PLACES_OF_IDS])} <= {str, NoneType}:
+        ids = [None if given is None else as_id(given) for given in parts[_PLACES_OF_IDS]]
+        for name, given, text in zip(IDS, parts[_PLACES_OF_IDS], ids, strict=True):
+            if given is not None and text is None:
+                raise InvalidMessage(
+                    f"{name} is {described(given)}; pass a string, a number or a UUID"
+                )
+        parts = (*parts[: _PLACES_OF_IDS.start], *ids, *parts[_PLACES_OF_IDS.stop :])
     try:
         return orjson.dumps(parts, default=plain)
     except TypeError:
@@ -80,10 +96,13 @@ def _described(value: Any) -> Any:
 def freeze_what_can_be_kept(*parts: Any) -> tuple[bytes, Mapping[str, int]]:
     """Dump like :func:`freeze`, and change the values that JSON cannot hold.
 
-    Returns the JSON, and how many values were changed, by kind; see :class:`Salvage`. Messages and
-    tools of the wrong shape are refused as by ``freeze``; nothing else is refused or raised.
+    Returns the JSON, and how many values were changed, by kind; see :class:`Salvage`. An id that is
+    an object is left out, and counts as one. Messages and tools of the wrong shape are refused as
+    by ``freeze``; nothing else is refused or raised.
     """
     salvage = Salvage()
+    ids = [salvage.id(given) for given in parts[_PLACES_OF_IDS]]
+    parts = (*parts[: _PLACES_OF_IDS.start], *ids, *parts[_PLACES_OF_IDS.stop :])
     copies = [salvage.plain(part) for part in parts]
     try:
         _check_shapes(*parts[:3])
@@ -148,9 +167,6 @@ class Ingest:
                 details |= {"token_ids": None, "logprobs": None}
         for name, empty in EMPTY_JSON.items():
             details[name] = as_json(details[name]) if details[name] else empty
-        for name in ("model", "revision", "thread_id", "trace_id", "user_id"):
-            if details[name] is not None:  # the app may give UUIDs and numbers
-                details[name] = str(details[name])
         if details["user_id"] is not None:
             details["user_id"] = self.pseudonyms.name(details["user_id"])
         nodes = self._linker.conversation(messages, tools, output)

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from enum import Enum
+from numbers import Integral, Real
 from typing import Any, SupportsFloat, TypeVar
+from uuid import UUID
 
 import orjson
 
@@ -62,7 +65,11 @@ def checked(given: Judgement) -> Judgement:
     if not isinstance(given.comment, (str, type(None))):
         raise InvalidFeedback(f"comment is {described(given.comment)}; pass a string")
     if given.user_id is not None:
-        record["user_id"] = str(given.user_id)
+        record["user_id"] = as_id(given.user_id)
+        if record["user_id"] is None:
+            raise InvalidFeedback(
+                f"user_id is {described(given.user_id)}; pass a string, a number or a UUID"
+            )
     for name in ("user_id", "comment", "value", "correction"):
         if record.get(name) is not None:
             try:
@@ -73,6 +80,28 @@ def checked(given: Judgement) -> Judgement:
                     "mappings"
                 ) from error
     return type(given)(**record)
+
+
+def as_id(value: Any) -> str | None:
+    """Write an id as text, alike for runs, judgements and forgetting; None for any other object.
+
+    Its ``repr`` is no name: it may hold an address, and never come again. Raises nothing.
+    """
+    kind = type(value)
+    try:
+        if issubclass(kind, Enum):
+            return as_id(value.value)
+        if issubclass(kind, str):
+            return str.__str__(value)
+        if issubclass(kind, (bool, UUID)):
+            return str(value)
+        if issubclass(kind, Integral):
+            return int.__repr__(int(value))
+        if issubclass(kind, Real) and math.isfinite(value):
+            return float.__repr__(float(value))
+    except Exception:  # the app's own class: whatever it raises
+        pass
+    return None
 
 
 def _checked_scale(scale: Any, score: float | None) -> tuple[float, float]:

@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from agentpref.errors import AgentprefError, CorruptHome, NotKept
-from agentpref.home import Home, open_private, replacing, sync
+from agentpref.errors import CorruptHome, NotKept
+from agentpref.home import Home, is_of_system, open_private, replacing, sync
 
 _KEY_BYTES = 32
 
@@ -40,12 +40,12 @@ class Pseudonyms:
             if not home.user_keys.exists():
                 _create(home.user_keys, os.urandom(_KEY_BYTES))
             return cls(_read(home.user_keys))
-        except AgentprefError:
-            raise  # some of ours are OSErrors too
         except OSError as error:
+            if not is_of_system(error):
+                raise
             raise NotKept(
-                f"{home.user_keys} cannot be read or made ({error.strerror}); let this user write "
-                "the folder, and read what is in it"
+                f"{home.user_keys} cannot be read or made ({error.strerror}); run this as the user "
+                "who owns it, or let this one read it and write the folder (chown or chmod)"
             ) from error
 
     def name(self, user_id: str) -> str:

@@ -15,6 +15,8 @@ from typing import Any
 
 import orjson
 
+from agentpref.record.ingest.checks import as_id
+
 MAX_DEPTH = 64
 """How deep lists and mappings may be nested; what is deeper is kept as text."""
 
@@ -44,6 +46,13 @@ class Salvage:
             return self._plain(value)
         except Exception:  # the app's own class: whatever it raises, the run is kept
             return self._changed("object", describe(value))
+
+    def id(self, value: Any) -> str | None:
+        """Write an id as text; None for an object, of which no text is a name. Raises nothing."""
+        if value is None:
+            return None
+        text = as_id(value)
+        return self._changed("object", None) if text is None else self._text(text)
 
     def _plain(self, value: Any) -> Any:
         if _is(value, str):

@@ -7,12 +7,15 @@ crash leaves that folder, which may be deleted.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import sqlite3
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
+
+import orjson
 
 from agentpref.errors import ConfigError
 from agentpref.home import (
@@ -28,6 +31,7 @@ from agentpref.home import (
     writing,
 )
 from agentpref.record.database import connect, translated
+from agentpref.record.keys import keys_problem
 from agentpref.record.messages import new_id
 from agentpref.record.spill import drain
 from agentpref.types import Progress
@@ -40,13 +44,17 @@ _PAGES = 1_000
 class Backup:
     """The copy: its path, the bytes of its database, and how many revisions it has.
 
-    ``missing`` are the revisions in the database whose folder the home does not have.
+    ``missing`` are the revisions in the database whose folder the home does not have, ``damaged``
+    those with a file that is not what was published. ``keys`` says what is wrong with the file of
+    user keys: without it, no user can be forgotten in the copy either.
     """
 
     path: str
     bytes: int
     revisions: int
     missing: tuple[str, ...]
+    damaged: tuple[str, ...] = ()
+    keys: str | None = None
 
 
 def backup(
@@ -83,11 +91,16 @@ def backup(
         make_private_folder(draft.reports)
         with translated(source), closing(connect(source, readonly=True)) as connection:
             connection.execute("BEGIN")  # so the database below is copied as it is now
-            query = "SELECT revision_id FROM revision WHERE pruned_at IS NULL ORDER BY seq"
-            revisions = [name for (name,) in connection.execute(query)]
+            query = (
+                "SELECT revision_id, manifest FROM revision WHERE pruned_at IS NULL ORDER BY seq"
+            )
+            revisions = dict(connection.execute(query).fetchall())
+            keys = keys_problem(connection)
             copy_database(connection, draft, tell)
         sync(draft.database)
-        missing = _copy_adapters(source, draft, revisions, tell)
+        missing = _copy_adapters(source, draft, [*revisions], tell)
+        copied = [name for name in revisions if name not in missing]
+        damaged = tuple(n for n in copied if _is_damaged(draft.adapters / n, revisions[n]))
         for path in (source.user_keys, source.refused):
             if path.exists():
                 copy_file(path, draft.path / path.name)
@@ -95,7 +108,7 @@ def backup(
         sync(draft.path)
         draft.path.rename(place)  # fails if something came there meanwhile
         sync(place.parent)
-    return Backup(str(place), size, len(revisions) - len(missing), missing)
+    return Backup(str(place), size, len(copied), missing, damaged, keys)
 
 
 def copy_database(connection: sqlite3.Connection, copy: Home, tell: Progress) -> None:
@@ -127,6 +140,22 @@ def _require_free(place: Path, source: Home) -> None:
             )
     elif place.exists() or place.is_symlink():
         raise ConfigError(f"{place} is no folder; choose one that is missing or empty")
+
+
+def _is_damaged(folder: Path, manifest: str) -> bool:
+    """Whether the copy of a revision has other files than its manifest names."""
+    try:
+        published = {**orjson.loads(manifest)["files"]}
+    except (KeyError, TypeError, ValueError):
+        return True
+    found = {}
+    for file in folder.iterdir():
+        with file.open("rb") as stream:
+            digest = hashlib.sha256()
+            while block := stream.read(1 << 20):
+                digest.update(block)
+        found[file.name] = digest.hexdigest()
+    return not published.items() <= found.items()
 
 
 def _copy_adapters(

@@ -114,7 +114,7 @@ def _torch() -> Finding:
 
 def _home(home: Home, *, named: bool) -> Finding:
     """Open the home, which migrates it. A missing home is a failure only if it was named."""
-    from agentpref.errors import HomeError, NotAHome
+    from agentpref.errors import HomeError, NotAHome, NotKept
     from agentpref.record.keys import keys_problem
     from agentpref.record.store import Store
 
@@ -122,7 +122,7 @@ def _home(home: Home, *, named: bool) -> Finding:
         with options.reading(home.path) as connection:
             counts = Store(connection).stats()
             lost = keys_problem(connection)
-    except HomeError as error:
+    except (HomeError, NotKept) as error:
         missing = isinstance(error, NotAHome) and not named and not home.path.exists()
         return Finding("home", missing, str(error))
     message = f"{home.path}: {counts['runs']} runs, {counts['feedback']} feedback"
@@ -145,26 +145,42 @@ def _readers(home: Home) -> Iterator[Finding]:
 
 def _waiting(home: Home) -> Iterator[Finding]:
     """What the database could not take yet, what it refused, and interrupted updates."""
-    from agentpref.learn.checkpoint import waiting
+    from agentpref.errors import NotKept
+    from agentpref.home import reading
+    from agentpref.learn.checkpoint import damaged, waiting
     from agentpref.record.integrity import examine_spill
 
-    if home.spill.exists():
-        message = f"{examine_spill(home).waiting} entries wait in {home.spill}"
-        yield Finding("spill", True, f"{message}; the next log or update stores them")
-    if home.refused.exists():
-        with home.refused.open("rb") as file:
-            refused = sum(1 for _ in file)
-        message = f"{refused} entries name runs that are not in this home; look at {home.refused}"
-        yield Finding("refused", False, f"{message}, then remove it")
+    try:
+        if home.spill.exists():
+            spilled = examine_spill(home)
+            message = f"{spilled.waiting} entries wait in {home.spill}"
+            if spilled.problems:
+                message += f"; {len(spilled.problems)} lines of it are not what was written"
+            message += "; the next log or update stores what is whole"
+            yield Finding("spill", not spilled.problems, message)
+    except NotKept as error:
+        yield Finding("spill", False, str(error))
+    try:
+        if home.refused.exists():
+            with reading(home.refused) as file:
+                refused = sum(1 for _ in file)
+            message = f"{refused} entries name runs that are not in this home, or are not whole"
+            yield Finding("refused", False, f"{message}; look at {home.refused}, then remove it")
+    except NotKept as error:
+        yield Finding("refused", False, str(error))
+    for path, why in damaged(home.training).items():
+        message = f"the interrupted update in {path} cannot be resumed: {why}"
+        yield Finding("training", False, f"{message}; `agentpref update` starts it over")
     for found in waiting(home.training):
         step, planned = found.state.step, found.state.planned
         message = f"an update of {found.about.get('namespace')!r} was interrupted at step {step}"
-        yield Finding("training", True, f"{message} of {planned}; `agentpref update` resumes it")
+        message += f" of {planned}; `agentpref update` resumes it if what it began with is the same"
+        yield Finding("training", True, message)
 
 
 def _serving(home: Home) -> Iterator[Finding]:
     """The revisions that serve, those that must not, and what crashed processes left behind."""
-    from agentpref.errors import HomeError
+    from agentpref.errors import HomeError, NotKept
     from agentpref.record.updates import Updates
     from agentpref.serve import folders
     from agentpref.serve.pins import find_pins
@@ -175,7 +191,7 @@ def _serving(home: Home) -> Iterator[Finding]:
     try:
         for namespace in namespaces_with_revisions(home):
             yield from _revisions(Registry(home, namespace=namespace))
-    except HomeError:
+    except (HomeError, NotKept):
         return  # the finding about the home says so
     with options.reading(home.path) as connection:
         orphans = Updates(connection).orphans()
@@ -183,18 +199,24 @@ def _serving(home: Home) -> Iterator[Finding]:
         message = f"{', '.join(orphans)}: the update that made it is not in the ledger"
         cure = "so `forget` takes it for trained on all that was said before it"
         yield Finding("ledger", True, f"{message}, {cure}")
-    if home.adapters.is_dir() and (left := folders.leftovers(home.adapters)):
-        message = f"{len(left)} half-made or half-removed folders in {home.adapters}"
-        yield Finding("leftovers", True, f"{message}; the next update or pruning removes them")
-    if dead := [pin for pin in find_pins(home.pins) if not pin.alive]:
-        places = ", ".join(sorted({pin.place or "an unnamed place" for pin in dead}))
-        message = f"{len(dead)} revisions were loaded by processes that ended, at {places}"
-        yield Finding("pins", True, f"{message}; a router there or a pruning removes the pins")
+    try:
+        if home.adapters.is_dir() and (left := folders.leftovers(home.adapters)):
+            message = f"{len(left)} half-made or half-removed folders in {home.adapters}"
+            yield Finding("leftovers", True, f"{message}; the next update or pruning removes them")
+    except NotKept as error:
+        yield Finding("leftovers", False, str(error))
+    try:
+        if dead := [pin for pin in find_pins(home.pins) if not pin.alive]:
+            places = ", ".join(sorted({pin.place or "an unnamed place" for pin in dead}))
+            message = f"{len(dead)} revisions were loaded by processes that ended, at {places}"
+            yield Finding("pins", True, f"{message}; a router there or a pruning removes the pins")
+    except NotKept as error:
+        yield Finding("pins", False, str(error))
 
 
 def _revisions(registry: Registry) -> Iterator[Finding]:
     """Check the files of what serves in one namespace; list what is in quarantine."""
-    from agentpref.errors import RevisionError
+    from agentpref.errors import NotKept, RevisionError
     from agentpref.serve.validate import check_published
 
     state, where = registry.state(), repr(registry.namespace)
@@ -205,7 +227,7 @@ def _revisions(registry: Registry) -> Iterator[Finding]:
             revision = registry.get(name)
             registry.require_fit(revision)
             check_published(revision)
-        except RevisionError as error:
+        except (RevisionError, NotKept) as error:
             yield Finding(role, False, f"{where}: {error}")
         else:
             yield Finding(role, True, f"{where}: {name} is whole")
@@ -274,6 +296,7 @@ _NOT_CHECKED = (
     "rows that somebody changed and sealed again (compare `seals` of --json with a note that is "
     "kept elsewhere)",
     "runs without a judgement that are gone at the end",
+    "what was in an agentpref.db-wal, spill.jsonl or refused.jsonl that was removed or cut",
     "marks of taint, quarantine and pruning",
     "caches, interrupted training, the base model",
 )
@@ -282,7 +305,7 @@ _NOT_SAMPLED = ("pages and indices", "judgements that are gone at the end", "the
 
 def _check_revisions(folder: Path | None, *, serving_only: bool) -> tuple[list[Problem], int]:
     """Find revisions whose files are not what was published or named; count those checked."""
-    from agentpref.errors import RevisionError
+    from agentpref.errors import NotKept, RevisionError
     from agentpref.home import Home
     from agentpref.record.integrity import Problem
     from agentpref.serve.registry import Registry, namespaces_with_revisions
@@ -299,7 +322,7 @@ def _check_revisions(folder: Path | None, *, serving_only: bool) -> tuple[list[P
             checked += 1
             try:
                 check_published(revision)
-            except RevisionError as error:
+            except (RevisionError, NotKept) as error:
                 problems.append(Problem("revision", revision.revision_id, str(error)))
     return problems, checked
 
@@ -311,7 +334,8 @@ def _show(found: Findings, problems: list[Problem], sampled: bool, adapters: int
     if found.waiting:
         say(f"waiting in the spill until the next log writes to this home: {found.waiting}", WARN)
     if found.torn:
-        say(f"cut off in the spill by a crash, before being acknowledged: {found.torn}", WARN)
+        what = "cut off in the spill, by a crash before being acknowledged or by hand"
+        say(f"{what}: {found.torn}", WARN)
     if problems:
         table(("table", "key", "what"), problems)
         say(f"problems: {len(problems)}; restore these rows from a backup", BAD)

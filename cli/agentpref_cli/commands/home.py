@@ -208,6 +208,12 @@ def _show_backup(done: Backup) -> None:
     say(f"copied {done.bytes / 1e6:,.1f} MB and {revisions} to {done.path}", GOOD)
     if done.missing:
         say(f"without a folder in the home, so not copied: {', '.join(done.missing)}", WARN)
+    if done.damaged:
+        cure = "look at them with `agentpref verify`, and restore them from an older backup"
+        say(f"copied with files that are not what was published: {', '.join(done.damaged)}", WARN)
+        say(cure, WARN)
+    if done.keys:
+        say(f"user.keys: {done.keys}", WARN)
 
 
 def _show_merge(done: Sequence[Mapping[str, Any]]) -> None:

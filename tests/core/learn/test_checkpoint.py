@@ -228,3 +228,22 @@ def test_the_settings_of_training_are_all_but_gate_and_budget():
     assert training_settings(changed) == plain
     assert training_settings(UpdateConfig(seed=1)) != plain
     assert orjson.loads(orjson.dumps(plain)) == plain
+
+
+def test_a_state_that_was_cut_is_seen_without_its_tensors(saved):
+    assert checkpoints.damaged(saved.parent) == {}
+    os.truncate(saved, saved.stat().st_size - 1)
+    with pytest.raises(UnusableState, match=r"it is damaged \(its length\)"):
+        peek(saved)
+    assert checkpoints.waiting(saved.parent) == []
+    assert checkpoints.damaged(saved.parent) == {saved: "it is damaged (its length)"}
+
+
+def test_a_time_out_of_the_app_discards_no_state(saved, monkeypatch):
+    def late(*_):
+        raise TimeoutError("the app's own")
+
+    monkeypatch.setattr(checkpoints, "read_header", late)
+    with pytest.raises(TimeoutError, match="the app's own"):
+        Checkpoint(saved).load("f")
+    assert saved.exists()

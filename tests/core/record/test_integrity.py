@@ -385,3 +385,18 @@ def test_a_sample_finds_the_same_problems_in_a_small_home(connection: sqlite3.Co
     connection.execute("UPDATE comparison SET winner = 'c'")
     expected = [("comparison", "c1", "its winner is 'c', not one of a, b, tie")]
     assert examine(connection).problems == examine(connection, sample=5).problems == expected
+
+
+def test_a_line_of_the_spill_that_was_edited_is_no_line_that_was_cut_off(
+    home: Home, connection: sqlite3.Connection
+) -> None:
+    _waiting(home, "one", "two")
+    data = bytearray(home.spill.read_bytes())
+    for place in (40, 60, 80):
+        for byte in (0x00, 0xFF, ord('"')):
+            changed = data.copy()
+            changed[place] = byte if data[place] != byte else ord("x")
+            home.spill.write_bytes(changed)
+            found = examine(connection)
+            assert (found.waiting, found.torn) == (1, 0)
+            assert [problem.what for problem in found.problems] == ["it is not what was written"]

@@ -212,3 +212,53 @@ def test_a_database_is_not_displaced_by_what_happens_every_day(opened: OpenDatab
     os.utime(opened._home.database)
     opened.require_in_place()
     assert opened.generation == 0
+
+
+CUT = """
+import os, sys
+from agentpref.errors import AgentprefError
+from agentpref.record.log import Log
+
+log = Log(sys.argv[1])
+run = log.record([{"role": "user", "content": "2 + 2?"}], "4")
+for _ in range(20):
+    log.thumbs(run, up=True)
+file = os.path.join(sys.argv[1], sys.argv[2])
+os.truncate(file, os.stat(file).st_size // int(sys.argv[3]) if sys.argv[3] != "0" else 0)
+print(*(log.thumbs(run, up=False) for _ in range(5)), flush=True)
+os._exit(0)  # as a kill: a log that is cut is not written back
+"""
+
+
+@pytest.mark.parametrize("part", [0, 2])
+@pytest.mark.parametrize("end", ["", "-wal", "-shm"])
+def test_feedback_is_kept_when_a_file_of_the_open_database_is_cut(
+    home: Home, part: int, end: str
+) -> None:
+    """A cut index would end the process with a bus error."""
+    command = [sys.executable, "-c", CUT, str(home.path), f"agentpref.db{end}", str(part)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    told = f"agentpref.db{end} was cut while a log has it open"
+    assert told in done.stderr
+    acknowledged = set(done.stdout.split())
+    assert len(acknowledged) == 5
+    if end == "-shm":
+        with closing(sqlite3.connect(home.database)) as connection:
+            rows = connection.execute("SELECT feedback_id FROM feedback")
+            assert acknowledged <= {name for (name,) in rows}
+        assert sound(home)
+    else:
+        lines = home.spill.read_text().splitlines()
+        assert all(any(name in line for line in lines) for name in acknowledged)
+
+
+def test_a_removal_that_empties_the_log_cuts_nothing(log: Log, run: str) -> None:
+    for _ in range(20):
+        log.thumbs(run, up=True)
+    size = log.home.database_files[1].stat().st_size
+    log.forget("nobody")
+    assert log.home.database_files[1].stat().st_size < size
+    log.thumbs(run, up=False)
+    assert not log.home.spill.exists()
+    assert log.verify() == []

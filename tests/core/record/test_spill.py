@@ -237,3 +237,12 @@ def test_threads_that_append_at_once_lose_nothing(home: Home) -> None:
 def test_nothing_waits_without_a_spill_file(spill: Spill) -> None:
     assert not spill.waits()
     assert spill.drain(Taker()) == Drained(0, 0, 0)
+
+
+def test_lines_that_are_not_whole_are_kept_for_the_operator(home: Home, spill: Spill) -> None:
+    spill.append([said("kept"), said("edited"), said("cut")])
+    data = home.spill.read_bytes().replace(b"edited", b"Edited")[:-20]
+    home.spill.write_bytes(data)
+    assert spill.drain(Taker()) == Drained(1, 0, 2)
+    assert not home.spill.exists()
+    assert home.refused.read_bytes() == b"".join(data.splitlines(keepends=True)[1:])

@@ -474,3 +474,17 @@ class HoldsOfThree(RuleBasedStateMachine):
 
 HoldsOfThree.TestCase.settings = settings(max_examples=40, stateful_step_count=15, deadline=None)
 TestHoldsOfThree = HoldsOfThree.TestCase
+
+
+def test_a_pin_that_somebody_edited_is_written_anew_by_the_next_who_takes_it(
+    tmp_path: Path,
+) -> None:
+    pins = Pins(tmp_path, URL)
+    pins.take(NAME)
+    pins.close()
+    (pin,) = tmp_path.iterdir()
+    for content in ("http://127", "", URL + "/and/more", "\0" * 40):
+        pin.write_text(content)
+        pins.take(NAME)
+        assert [found.place for found in find_pins(tmp_path)] == [URL]
+        pins.close()

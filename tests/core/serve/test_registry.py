@@ -370,6 +370,7 @@ def test_an_orphan_of_the_same_name_does_not_block_publishing(
 ) -> None:
     there = Home.create(tmp_path / "elsewhere")
     name = publish(Registry(there), tmp_path).revision_id
+    assert registry.list() == []  # opened before a crash could leave anything
     write_adapter(registry.home.adapters / name, seed=5)
     revision: Revision = publish(registry, tmp_path)
     assert revision.revision_id == name

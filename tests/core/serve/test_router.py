@@ -24,6 +24,7 @@ from agentpref.errors import (
     UnknownRevision,
 )
 from agentpref.home import Home
+from agentpref.serve import router as module
 from agentpref.serve.backend import GenerationRequest, Reply
 from agentpref.serve.folders import WEIGHTS_FILE
 from agentpref.serve.registry import Registry
@@ -777,3 +778,30 @@ def test_swaps_and_requests_from_many_threads_at_once(
         assert set().union(*(asker.result() for asker in asking)) <= {BASE, *names}
     assert router.serving == registry.state()
     assert len(backend.list_loaded()) <= 3, "live, the one before, and a canary"
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+def test_a_rollback_goes_to_no_revision_that_was_put_into_quarantine_after_its_check(
+    router: Router,
+    registry: Registry,
+    backend: FakeBackend,
+    names: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    loaded: bool,
+) -> None:
+    """The one before it serves, and it is loaded before a request meets it."""
+    for name in names[:3]:
+        (router.activate if loaded else registry.promote)(name)
+    router.sync()
+    real, checks = module.intact_previous, []
+
+    def overtaken(registry: Registry) -> str | None:
+        found = real(registry)
+        checks.append(found)
+        if checks == [names[1]]:
+            registry.quarantine(names[1], "it answers in Latin")
+        return found
+
+    monkeypatch.setattr(module, "intact_previous", overtaken)
+    assert router.rollback().live == names[0] == registry.state().live
+    assert served_by(router) == names[0]

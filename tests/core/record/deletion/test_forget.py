@@ -80,6 +80,13 @@ def chat(log: agentpref.Log, user: str, text: str, turns: int = 6) -> list[str]:
     return runs
 
 
+@pytest.fixture
+def home(home: Home) -> Home:
+    """A home that was opened, as each one is before it has a spill, keys or training."""
+    connect(home).close()
+    return home
+
+
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> Home:
     """A home where Ada is one of several, after updates, deletions and what nobody refers to."""

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Any
+from uuid import UUID
 
+import numpy as np
 import orjson
 import pytest
 
-from agentpref.errors import InvalidMessage, RedactionFailed
-from agentpref.record.ingest import DETAILS, Ingest, RawRun, freeze
+from agentpref.errors import InvalidFeedback, InvalidMessage, RedactionFailed
+from agentpref.record.ingest import (
+    DETAILS,
+    IDS,
+    Ingest,
+    RawRun,
+    freeze,
+    freeze_what_can_be_kept,
+)
+from agentpref.record.ingest.checks import checked
 from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.messages import RunRow, prompt_of, run_row
 from agentpref.types import Comparison, Feedback, Prompt, Run
@@ -17,6 +28,13 @@ PARTS = ("messages", "output", "tools", *DETAILS)
 PSEUDONYMS = Pseudonyms([b"k" * 32])
 ASKED = [{"role": "user", "content": "I am Ann"}]
 ANSWER = {"role": "assistant", "content": "Hello Ann"}
+
+
+class Hostile(float):
+    """A number whose methods raise."""
+
+    def __float__(self) -> float:
+        raise RuntimeError("never a number")
 
 
 def hide(text: str) -> str:
@@ -99,3 +117,36 @@ def test_a_detail_that_is_none_is_stored_as_empty(name: str) -> None:
 def test_a_wrong_detail_is_refused_by_name(name: str, value: object) -> None:
     with pytest.raises(InvalidMessage, match=f"{name} is "):
         admitted(**{name: value})
+
+
+class Colour(str, Enum):
+    RED = "red"
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ("ann", "ann"), (7, "7"), (7.5, "7.5"), (np.int64(7), "7"), (np.str_("ann"), "ann"),
+        (UUID(int=7), str(UUID(int=7))), (Colour.RED, "red"), (True, "True"),
+    ],
+)  # fmt: skip
+def test_an_id_is_written_alike_in_runs_and_judgements(given: Any, text: str) -> None:
+    judged = checked(Feedback("f", "r", 1.0, "k", 1.0, user_id=given))
+    assert judged.user_id == text
+    assert admitted(user_id=given).user_id == PSEUDONYMS.name(text)
+    assert admitted(thread_id=given).thread_id == text
+
+
+@pytest.mark.parametrize("given", [object(), {"id": 7}, ["ann"], b"ann", float("nan"), Hostile()])
+def test_an_object_is_no_id(given: Any) -> None:
+    with pytest.raises(InvalidFeedback, match=r"user_id is .*; pass a string, a number"):
+        checked(Feedback("f", "r", 1.0, "k", 1.0, user_id=given))
+    for name in IDS:
+        with pytest.raises(InvalidMessage, match=rf"{name} is .*; pass a string"):
+            admitted(**{name: given})
+        parts = {"messages": ASKED, "output": "Hello", "tools": (), "tags": (), name: given}
+        body, changes = freeze_what_can_be_kept(*(parts.get(part) for part in PARTS))
+        assert changes == {"object": 1}
+        row = Ingest("n", PSEUDONYMS).prepare(RawRun("r", 1.0, body))
+        assert isinstance(row, RunRow)
+        assert getattr(row, name) is None

@@ -24,6 +24,8 @@ from agentpref.record.spill import Spill
 from agentpref.record.store import Store
 from agentpref.record.transfer import backup as module
 from agentpref.record.transfer.backup import backup
+from agentpref.serve.registry import Registry
+from agentpref.testing import write_adapter
 from agentpref.types import Run
 
 ASK = [{"role": "user", "content": "Is it raining?"}]
@@ -275,3 +277,24 @@ def test_a_damaged_home_is_refused(log: Log, target: Path) -> None:
     with pytest.raises(CorruptHome):
         backup(log.home, target)
     assert not target.parent.exists() or list(target.parent.iterdir()) == []
+
+
+def test_a_backup_says_that_the_user_keys_are_lost(log: Log, target: Path) -> None:
+    assert backup(log.home, target).keys is None
+    log.home.user_keys.unlink()
+    told = backup(log.home, target.with_name("tuesday")).keys
+    assert told is not None
+    assert "restore it from a backup" in told
+
+
+def test_a_backup_names_the_revisions_that_it_copies_damaged(
+    log: Log, target: Path, tmp_path: Path
+) -> None:
+    registry = Registry(log.home)
+    adapter = write_adapter(tmp_path / "adapter")
+    good, bad = (registry.publish(adapter, parent=None, model={}, training={}) for _ in range(2))
+    assert backup(log.home, target).damaged == ()
+    (bad.path / "adapter_config.json").write_bytes(b"{}")
+    (good.path / "manifest.json").touch()
+    done = backup(log.home, target.with_name("tuesday"))
+    assert (done.revisions, done.damaged) == (2, (bad.revision_id,))
