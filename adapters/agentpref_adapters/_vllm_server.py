@@ -110,7 +110,7 @@ class Server:
     def __init__(self, url: str, *, timeout: float, key: str | None = None) -> None:
         self.url, self.place = _address(url)
         self.busy = 0  # how many answers this client waits for
-        key = key or os.environ.get("VLLM_API_KEY")
+        key = _key(key or os.environ.get("VLLM_API_KEY") or "")
         self._counting = threading.Lock()
         self._client = httpx.Client(
             base_url=self.url,
@@ -337,12 +337,30 @@ def _address(url: str) -> tuple[str, str]:
         parts = httpx.URL("")
     if parts.scheme not in ("http", "https") or not parts.host or parts.userinfo or parts.query:
         raise ConfigError(
-            f"{url!r} is not the address of a server; give one like http://127.0.0.1:8000, and an "
+            f"{_without_secrets(url)!r} is not the address of a server; give one like http://127.0.0.1:8000, and an "
             f"API key in VLLM_API_KEY"
         )
     parts = parts.copy_with(path=parts.path.rstrip("/").removesuffix("/v1"))
     place = parts.copy_with(host="localhost") if parts.host in LOOPBACK else parts
     return str(parts).rstrip("/"), str(place).rstrip("/")
+
+
+def _without_secrets(url: str) -> str:
+    """An address as a message may show it: what stands before an ``@`` is a password, or may be."""
+    scheme, mark, rest = url.rpartition("://")
+    secret, at, host = rest.rpartition("@")
+    return f"{scheme}{mark}[…]@{host}" if at else url
+
+
+def _key(key: str) -> str:
+    """An API key as a header takes it, without the line's end that a file of secrets has."""
+    key = key.strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(
+            f"the API key (of {len(key)} characters) has some that no HTTP header holds; check the "
+            "argument key, or VLLM_API_KEY"
+        )
+    return key
 
 
 def _object(text: str) -> Mapping[str, Any]:

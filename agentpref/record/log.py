@@ -152,11 +152,12 @@ class Log:
                 params, token_ids, logprobs, tags, metadata,
             )  # fmt: skip
             try:
-                body = freeze(*parts)
+                body, changes = freeze(*parts)
             except InvalidMessage:
                 body, changes = freeze_what_can_be_kept(*parts)
                 if self.strict and changes:
                     raise
+            if changes:
                 self._writer.note_altered(name, changes)
             self._take(RawRun(name, now / 1e9, body))
         except AgentprefError as error:

@@ -222,6 +222,23 @@ class TestAnswers:
             connect(server, key="barley")
         assert "barley" not in str(refused.value)
 
+    def test_a_key_from_a_file_may_end_with_its_newline(self, server: StandIn) -> None:
+        server.key = "sesame"
+        with closing(connect(server, key="sesame\n")) as backend:
+            assert backend.generate(BASE, ASK).revision == BASE
+
+    @pytest.mark.guarantee("vllm", "keys with line breaks, NUL, accents; passwords in addresses")
+    @pytest.mark.parametrize("key", ["bar\nley", "bar\0ley", "b\u00e4rley"])
+    def test_a_key_that_no_header_holds_is_refused_and_not_shown(
+        self, server: StandIn, key: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with pytest.raises(ConfigError, match=r"API key .* VLLM_API_KEY") as refused:
+            connect(server, key=key)
+        assert "ley" not in str(refused.value)
+        with pytest.raises(ConfigError, match=r"'http://\[…\]@host' is not the address") as refused:
+            VllmBackend(f"http://ana:{key}@host", model="tiny")
+        assert "ley" not in str(refused.value)
+
     def test_a_closed_backend_refuses_requests(self, server: StandIn) -> None:
         backend = connect(server)
         backend.close()

@@ -17,8 +17,8 @@ import orjson
 from agentpref.errors import InvalidMessage, described
 from agentpref.record.ingest.checks import as_id, as_output, check_detail, tidy
 from agentpref.record.ingest.pseudonyms import Pseudonyms
-from agentpref.record.ingest.redaction import Redact, redacted
-from agentpref.record.ingest.salvage import Salvage, describe
+from agentpref.record.ingest.redaction import Redact, redacted, redacted_data
+from agentpref.record.ingest.salvage import PASSING, Described, Salvage, describe, is_finite
 from agentpref.record.messages import (
     EMPTY_JSON,
     RUN_COLUMNS,
@@ -41,6 +41,7 @@ IDS = ("model", "revision", "thread_id", "trace_id", "user_id")
 """The details that are names: texts, or what :func:`as_id` makes texts of."""
 
 _PLACES_OF_IDS = slice(3, 3 + len(IDS))
+_PLACES_OF_NUMBERS = [3 + DETAILS.index(name) for name in ("params", "metadata")]
 
 
 class RawRun(NamedTuple):
@@ -54,11 +55,12 @@ class RawRun(NamedTuple):
 FromApp: TypeAlias = "RawRun | Feedback | Comparison"
 
 
-def freeze(*parts: Any) -> bytes:
+def freeze(*parts: Any) -> tuple[bytes, Mapping[str, int]]:
     """Dump messages, output, tools and the :data:`DETAILS` of a run, in this order, as JSON.
 
-    Params and metadata that JSON cannot hold are kept by their ``repr``, because they only describe
-    the run. For any other such part, and for an object as an id, ``InvalidMessage`` names it, with
+    Objects in params and metadata that JSON cannot hold are kept by their ``repr``, because they
+    only describe the run; how many is the second part of what is returned. For any other such part,
+    for numbers that are not finite, and for an object as an id, ``InvalidMessage`` names it, with
     the cure.
     """
     if not {*map(type, parts[_PLACES_OF_IDS])} <= {str, NoneType}:
@@ -70,27 +72,25 @@ def freeze(*parts: Any) -> bytes:
                 )
         parts = (*parts[: _PLACES_OF_IDS.start], *ids, *parts[_PLACES_OF_IDS.stop :])
     try:
-        return orjson.dumps(parts, default=plain)
-    except TypeError:
+        if all(is_finite(parts[place]) for place in _PLACES_OF_NUMBERS):
+            return orjson.dumps(parts, default=plain), {}
+    except (TypeError, RecursionError):
         pass
     messages, output, tools = parts[:3]
     try:
         Linker().conversation(messages, tools, as_output(output))  # names a message that is wrong
-        return orjson.dumps(parts, default=_described)
-    except InvalidMessage:
+        if not all(is_finite(parts[place]) for place in _PLACES_OF_NUMBERS):
+            raise ValueError("a number is not finite")
+        objects = Described()
+        return orjson.dumps(parts, default=objects), objects.changes
+    except (InvalidMessage, *PASSING):
         raise
-    except Exception as error:  # the app's own classes: whatever their methods raise
+    except BaseException as error:  # the app's own classes: whatever their methods raise
         raise InvalidMessage(
             f"the run's ids, tags, params or metadata are not JSON in UTF-8: {describe(error)}; "
             "keep to strings, numbers, lists and mappings, and clean text with "
             ".encode('utf-8', 'replace').decode()"
         ) from error
-
-
-def _described(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return dict(value)
-    return float.__float__(value) if isinstance(value, float) else repr(value)
 
 
 def freeze_what_can_be_kept(*parts: Any) -> tuple[bytes, Mapping[str, int]]:
@@ -106,9 +106,9 @@ def freeze_what_can_be_kept(*parts: Any) -> tuple[bytes, Mapping[str, int]]:
     copies = [salvage.plain(part) for part in parts]
     try:
         _check_shapes(*parts[:3])
-    except InvalidMessage:
+    except (InvalidMessage, *PASSING):
         raise
-    except Exception:  # the app's own classes: they are judged by what is kept of them
+    except BaseException:  # the app's own classes: they are judged by what is kept of them
         _check_shapes(*copies[:3])
     for place, name in enumerate(DETAILS, start=3):
         if name in ("params", "metadata") and isinstance(copies[place], str):
@@ -139,11 +139,11 @@ class Ingest:
         if given.user_id is not None:
             given = replace(given, user_id=self.pseudonyms.name(given.user_id))
         if self.redact is not None:
-            is_feedback = isinstance(given, Feedback)
-            names = ("comment", "value", "correction") if is_feedback else ("comment",)
-            if isinstance(given, Feedback) and given.key == RETRACTION:
-                names = ("comment",)  # its value is a key and an id, not anybody's words
-            texts = {name: redacted(getattr(given, name), self.redact) for name in names}
+            texts = {"comment": redacted_data(given.comment, self.redact)}
+            if isinstance(given, Feedback):
+                texts["correction"] = redacted(given.correction, self.redact)
+                if given.key != RETRACTION:  # whose value is a key and an id, not anybody's words
+                    texts["value"] = redacted_data(given.value, self.redact)
             given = replace(given, **texts)
         return given
 
@@ -162,7 +162,7 @@ class Ingest:
             output = redacted(output, self.redact)
             tools = redacted(tools, self.redact)
             for name in ("params", "metadata"):
-                details[name] = redacted(details[name], self.redact)
+                details[name] = redacted_data(details[name], self.redact)
             if output != original:  # the tokens spell the answer out
                 details |= {"token_ids": None, "logprobs": None}
         for name, empty in EMPTY_JSON.items():

@@ -39,26 +39,40 @@ def redact(text: str) -> str:
 
 
 def redacted(value: Any, redact: Redact) -> Any:
-    """Redact every text inside a JSON-like value; return the same object if nothing changed.
+    """Redact the texts of messages and tools; return the same object if nothing changed.
 
-    The structure of messages and tools stays: the keys of mappings, ``role`` and ``type``, the ids
-    of tool calls, the names of functions, and the keywords of a JSON schema. The ``arguments`` of a
-    call are text.
+    The structure stays: the keys of mappings, ``role`` and ``type``, the ids of tool calls, the
+    names of functions, and the keywords of a JSON schema. What a call or a schema holds of the
+    app's own values has no structure, and neither do the ``arguments`` of a call.
 
     Raises:
         RedactionFailed: ``redact`` raised, or returned something else than a text.
     """
+    return _redacted(value, redact, structured=True)
+
+
+def redacted_data(value: Any, redact: Redact) -> Any:
+    """Redact every text inside a JSON-like value of the app, as :func:`redacted` does.
+
+    Keys of mappings stay; no other text is exempt, whatever its key is called.
+    """
+    return _redacted(value, redact, structured=False)
+
+
+def _redacted(value: Any, redact: Redact, structured: bool) -> Any:
     if isinstance(value, str):
         return _redacted_text(value, redact)
     if isinstance(value, Mapping):
-        fixed = _fixed_keys(value)
+        fixed = _fixed_keys(value) if structured else frozenset()
         items = [
-            item if key in fixed and _is_word(item) else redacted(item, redact)
+            item
+            if key in fixed and _is_word(item)
+            else _redacted(item, redact, structured and key not in _DATA)
             for key, item in value.items()
         ]
         return value if _same(items, value.values()) else dict(zip(value, items, strict=True))
     if isinstance(value, (list, tuple)):
-        items = [redacted(item, redact) for item in value]
+        items = [_redacted(item, redact, structured) for item in value]
         return value if _same(items, value) else type(value)(items)
     return value
 
@@ -67,7 +81,9 @@ def _redacted_text(text: str, redact: Redact) -> str:
     failed = None
     try:
         safe = redact(text)
-    except Exception as error:  # the app's code: whatever it raises, the text is not stored
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the app's code: whatever it raises, the text is not stored
         failed = f"{type(error).__name__} ({_place(error)})"
     if failed is not None:  # not chained: the message of the app's error may quote the text
         raise RedactionFailed(
@@ -79,10 +95,17 @@ def _redacted_text(text: str, redact: Redact) -> str:
             f"redact returned {type(safe).__name__} for a text of {len(text):,} characters, which "
             "is not kept; let the callable return a str"
         )
-    return text if safe == text else safe
+    if safe == text:
+        return text
+    if any("\ud800" <= character <= "\udfff" for character in safe):
+        raise RedactionFailed(
+            f"redact returned half of a character for a text of {len(text):,} characters, which is "
+            "not kept; let the callable return text that UTF-8 can hold"
+        )
+    return safe
 
 
-def _place(error: Exception) -> str:
+def _place(error: BaseException) -> str:
     """Where an error was raised: the file and the line."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
@@ -106,6 +129,10 @@ _CALL = frozenset({"type", "id", "name", "tool_call_id", "tool_use_id", "call_id
 _PART = frozenset({"type"})
 _SCHEMA = frozenset({"type", "format", "pattern", "required", "$ref", "$schema", "$id"})
 
+_DATA = frozenset({"arguments", "input", "metadata", "default", "enum", "const", "examples"})
+"""Keys under which there are values of the app: of a call, beside a message, in a schema."""
+
+_OF_A_MESSAGE = frozenset({"content", "tool_calls", "function_call", "reasoning_content"})
 _OF_A_FUNCTION = frozenset({"arguments", "parameters", "input_schema"})
 _KEYS_BY_TYPE = {
     **dict.fromkeys(("function", "custom", "tool_use", "tool_result"), _CALL),
@@ -120,7 +147,7 @@ def _fixed_keys(value: Mapping[str, Any]) -> frozenset[str]:
     The ``name`` of a function is structure; the ``name`` of a speaker is not.
     """
     role, kind = value.get("role"), value.get("type")
-    if isinstance(role, str):
+    if isinstance(role, str) and not _OF_A_MESSAGE.isdisjoint(value):
         return _MESSAGE | {"name"} if role in ("tool", "function") else _MESSAGE
     if not _OF_A_FUNCTION.isdisjoint(value):
         return _CALL

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import reprlib
 from collections import Counter
 from collections.abc import Mapping
@@ -16,6 +17,13 @@ from typing import Any
 import orjson
 
 from agentpref.record.ingest.checks import as_id
+
+PASSING = (KeyboardInterrupt, MemoryError)
+"""What is not the doing of the value that is looked at; all else that its methods raise is.
+
+A class of the app may raise what no ``except Exception`` catches: ``CancelledError``,
+``SystemExit``, the panic of an extension in Rust.
+"""
 
 MAX_DEPTH = 64
 """How deep lists and mappings may be nested; what is deeper is kept as text."""
@@ -28,9 +36,9 @@ class Salvage:
     """Copies values as plain JSON, and counts in ``changes`` what it had to change, by kind.
 
     ``surrogate`` is half of a character, which becomes ``U+FFFD``; ``key`` a key that was no
-    string; ``integer`` a number beyond 64 bits, which becomes its digits; ``circular`` and ``deep``
-    what contains itself or is nested too deep; ``object`` any other object: bytes become base64,
-    the rest its ``repr``.
+    string; ``integer`` a number beyond 64 bits, which becomes its digits; ``number`` NaN and
+    infinities, which become null; ``circular`` and ``deep`` what contains itself or is nested too
+    deep; ``object`` any other object: bytes become base64, the rest its ``repr``.
     """
 
     def __init__(self) -> None:
@@ -44,7 +52,9 @@ class Salvage:
         """
         try:
             return self._plain(value)
-        except Exception:  # the app's own class: whatever it raises, the run is kept
+        except PASSING:
+            raise
+        except BaseException:  # the app's own class: whatever it raises, the run is kept
             return self._changed("object", describe(value))
 
     def id(self, value: Any) -> str | None:
@@ -62,7 +72,8 @@ class Salvage:
             fits = -(2**63) <= number < 2**64
             return number if fits else self._changed("integer", _digits(number))
         if _is(value, float):
-            return float.__float__(value)
+            real = float.__float__(value)
+            return real if math.isfinite(real) else self._changed("number", None)
         if _is(value, (bytes, bytearray)):
             return self._changed("object", base64.b64encode(value).decode())
         if _is(value, (Mapping, list, tuple)):
@@ -114,18 +125,47 @@ class Salvage:
         return value
 
 
+class Described:
+    """A ``default`` of ``orjson.dumps`` that keeps objects by their ``repr``, and counts them."""
+
+    def __init__(self) -> None:
+        self.changes: Counter[str] = Counter()
+
+    def __call__(self, value: Any) -> Any:
+        """Return what stands for a value that orjson cannot write."""
+        if isinstance(value, Mapping):
+            return dict(value)
+        if issubclass(type(value), float):
+            return float.__float__(value)
+        self.changes["object"] += 1
+        return repr(value)
+
+
+def is_finite(value: Any) -> bool:
+    """Whether each number in plain lists and dicts is finite; orjson would write null for it."""
+    if issubclass(type(value), float):
+        return math.isfinite(float.__float__(value))
+    if type(value) is dict:
+        return all(map(is_finite, value.values()))
+    return type(value) not in (list, tuple) or all(map(is_finite, value))
+
+
 def describe(value: object) -> str:
     """Return the start of a value's ``repr``, or what can be said of it without its methods."""
     try:
         return _joined(_shorten.repr(value))[0]
-    except Exception:  # the app's code, as above
+    except PASSING:
+        raise
+    except BaseException:  # the app's code, as above
         return f"<{type.__repr__(type(value))} without a repr>"
 
 
 def _is(value: object, kinds: type | tuple[type, ...]) -> bool:
     try:
         return isinstance(value, kinds)
-    except Exception:  # its ``__class__`` is the app's code, too
+    except PASSING:
+        raise
+    except BaseException:  # its ``__class__`` is the app's code, too
         return issubclass(type(value), kinds)
 
 

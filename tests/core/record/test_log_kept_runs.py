@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -45,6 +47,49 @@ def test_a_run_with_values_that_json_cannot_hold_is_kept_and_counted(
     assert log.altered == dict.fromkeys(("surrogate", "key", "object", "integer"), 2)
     assert log.dropped == {}
     assert len(caplog.records) == 4, "one warning for the first run of each kind"
+
+
+def test_objects_and_numbers_that_json_cannot_hold_are_counted_where_nothing_else_is_wrong(
+    log: Log, runs_of: RunsOf
+) -> None:
+    log.record(ASKED, "4", params={"t": math.nan}, metadata={"s": {1}, "deep": [[math.inf]]})
+    log.record(ASKED, "4", metadata={"s": {1}})
+    log.record(ASKED, "4", metadata={"n": 1.5}, logprobs=[-math.inf])
+    first, second, _ = runs_of(log)
+    assert (first.params, first.metadata) == ({"t": None}, {"s": "{1}", "deep": [[None]]})
+    assert second.metadata == {"s": "{1}"}
+    assert log.altered == {"number": 1, "object": 2}
+
+
+class Hostile:
+    """Its ``repr`` raises what no ``except Exception`` catches, as an extension in Rust may."""
+
+    def __init__(self, raised: type[BaseException]) -> None:
+        self.raised = raised
+
+    def __repr__(self) -> str:
+        raise self.raised
+
+
+class Panic(BaseException):
+    pass
+
+
+@pytest.mark.guarantee("logging", "CancelledError, SystemExit, GeneratorExit, a panic in Rust")
+@pytest.mark.parametrize(
+    "raised", [asyncio.CancelledError, SystemExit, GeneratorExit, Panic, RecursionError]
+)
+def test_whatever_the_methods_of_a_value_raise_the_run_is_kept(
+    log: Log, runs_of: RunsOf, raised: type[BaseException]
+) -> None:
+    log.record(ASKED, "4", params={"x": Hostile(raised)}, metadata={"y": [Hostile(raised)]})
+    assert "Hostile" in runs_of(log)[0].params["x"]
+    assert log.altered == {"object": 1}
+
+
+def test_ctrl_c_while_a_value_is_looked_at_passes(log: Log) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        log.record(ASKED, "4", params={"x": Hostile(KeyboardInterrupt)})
 
 
 def test_a_strict_log_takes_a_split_character_and_no_other_change(

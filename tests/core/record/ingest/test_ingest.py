@@ -43,14 +43,14 @@ def hide(text: str) -> str:
 
 def admitted(ingest: Ingest | None = None, **parts: Any) -> RunRow:
     given = {"messages": ASKED, "output": "Hello Ann", "tools": (), "tags": ()} | parts
-    body = freeze(*(given.get(name) for name in PARTS))
+    body, _ = freeze(*(given.get(name) for name in PARTS))
     entry = (ingest or Ingest("n", PSEUDONYMS)).prepare(RawRun("r", 1.0, body))
     assert isinstance(entry, RunRow)
     return entry
 
 
 def test_a_raw_run_becomes_the_row_that_the_store_would_make() -> None:
-    body = freeze(ASKED, "Hello Ann", *(None for _ in PARTS[2:]))
+    body, _ = freeze(ASKED, "Hello Ann", *(None for _ in PARTS[2:]))
     entry = Ingest("n", PSEUDONYMS).prepare(RawRun("r", 1.0, body))
     assert entry == run_row(Run("r", "n", 1.0, prompt_of(ASKED), ANSWER))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 import agentpref
 from agentpref.errors import RecordError, RedactionFailed
-from agentpref.record.ingest.redaction import redact, redacted
+from agentpref.record.ingest.redaction import redact, redacted, redacted_data
 
 PEM = (
     "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n\nMIIEow==\n"
@@ -315,12 +316,32 @@ def test_the_structure_of_a_tool_stays() -> None:
 
 def test_a_name_in_metadata_is_redacted() -> None:
     metadata = {"name": "ada", "id": "a-1", "type": ["x"], "pattern": {"type": "x", "format": "y"}}
-    assert redacted(metadata, shout) == {
+    assert redacted_data(metadata, shout) == {
         "name": "ADA",
         "id": "A-1",
         "type": ["X"],
-        "pattern": {"type": "x", "format": "Y"},
+        "pattern": {"type": "X", "format": "Y"},
     }
+
+
+@pytest.mark.guarantee("privacy")
+def test_no_key_of_the_apps_own_data_exempts_a_text_from_redaction() -> None:
+    data = {
+        "customer": {"role": "member", "id": "ada@example.org", "content": "x"},
+        "call": {"name": "ada@example.org", "arguments": "x"},
+        "type": "ada@example.org",
+    }
+    assert "ada" not in str(redacted_data(data, redact))
+    call = {"name": "find", "arguments": {"who": {"role": "member", "id": "ada@example.org"}}}
+    use = {"type": "tool_use", "id": "c", "name": "find", "input": {"type": "ada@example.org"}}
+    message = {"role": "assistant", "content": [use], "tool_calls": [{"id": "c", "function": call}]}
+    assert "ada" not in str(redacted([message], redact))
+    schema = {"type": "object", "properties": {"who": {"default": {"type": "ada@example.org"}}}}
+    assert "ada" not in str(redacted([{"function": {"parameters": schema}}], redact))
+
+
+def test_a_mapping_with_a_role_is_a_message_only_if_it_says_something() -> None:
+    assert redacted({"role": "member", "id": "ada@example.org"}, redact)["id"] == "[email]"
 
 
 # Hosts' callables that fail
@@ -337,6 +358,22 @@ def test_a_redactor_that_raises_is_reported_without_the_text() -> None:
     assert isinstance(caught.value, RecordError)
     assert caught.value.__cause__ is caught.value.__context__ is None, "they would quote the text"
     assert "hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize("raised", [SystemExit, asyncio.CancelledError, GeneratorExit])
+def test_a_redactor_may_raise_what_no_except_exception_catches(
+    raised: type[BaseException],
+) -> None:
+    def broken(text: str) -> str:
+        raise raised
+
+    with pytest.raises(RedactionFailed, match=f"raised {raised.__name__}"):
+        redacted(["hidden"], broken)
+
+
+def test_a_redactor_that_halves_a_character_is_refused() -> None:
+    with pytest.raises(RedactionFailed, match="half of a character"):
+        redacted(["hidden"], lambda text: "\ud83d")
 
 
 @pytest.mark.parametrize("given", [None, b"safe", 0])
