@@ -337,8 +337,8 @@ def _address(url: str) -> tuple[str, str]:
         parts = httpx.URL("")
     if parts.scheme not in ("http", "https") or not parts.host or parts.userinfo or parts.query:
         raise ConfigError(
-            f"{_without_secrets(url)!r} is not the address of a server; give one like http://127.0.0.1:8000, and an "
-            f"API key in VLLM_API_KEY"
+            f"{_without_secrets(url)!r} is not the address of a server; give one like "
+            "http://127.0.0.1:8000, and an API key in VLLM_API_KEY"
         )
     parts = parts.copy_with(path=parts.path.rstrip("/").removesuffix("/v1"))
     place = parts.copy_with(host="localhost") if parts.host in LOOPBACK else parts
@@ -348,7 +348,7 @@ def _address(url: str) -> tuple[str, str]:
 def _without_secrets(url: str) -> str:
     """An address as a message may show it: what stands before an ``@`` is a password, or may be."""
     scheme, mark, rest = url.rpartition("://")
-    secret, at, host = rest.rpartition("@")
+    _, at, host = rest.rpartition("@")
     return f"{scheme}{mark}[…]@{host}" if at else url
 
 
