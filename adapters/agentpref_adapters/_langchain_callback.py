@@ -24,7 +24,7 @@ from langchain_core.outputs import LLMResult
 from langchain_core.runnables import ensure_config
 
 from agentpref.errors import ConfigError, described
-from agentpref.record.forks import guard
+from agentpref.record.forks import guard, let_go
 from agentpref.record.log import Log
 from agentpref_adapters._langchain_messages import (
     answered,
@@ -167,7 +167,7 @@ class AgentprefCallback(BaseCallbackHandler):
 
     def after_fork_in_parent(self) -> None:
         """Continue."""
-        self._lock.release()
+        let_go(self._lock)
 
     def after_fork_in_child(self) -> None:
         """Start without open calls: their threads are the parent's."""

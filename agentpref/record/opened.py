@@ -171,9 +171,9 @@ class OpenDatabase:
                 self.require_in_place()
             except Displaced:
                 self.let_go()
-            else:
-                self._connection.close()
-                self._connection = None
+            else:  # first forgotten: an exception of a signal handler may come in between
+                connection, self._connection = self._connection, None
+                connection.close()
 
     def _connected(self) -> sqlite3.Connection:
         before, found = self._known, _identity(self._path)

@@ -65,6 +65,10 @@ class AnotherDatabase(NotKept):
     """The home has another database now, which knows its users under other names."""
 
 
+_inherited: list[OpenDatabase] = []
+"""Keeps the connections of parents from being collected, and so closed."""
+
+
 class DurableWriter:
     """Writes records to one home. Owns a connection; has one user at a time.
 
@@ -78,6 +82,7 @@ class DurableWriter:
         self._database = OpenDatabase(home)
         self._rest_until = 0.0
         self._is_said = False
+        self._is_inherited = False
         self.trouble: AgentprefError | None = None
         """What keeps the database from taking records, while something does."""
 
@@ -95,7 +100,9 @@ class DurableWriter:
             AnotherDatabase: the records were made for another ``generation``; make them anew.
             NotKept: neither the database nor the spill can take them; none of them is on disk.
         """
-        if self.trouble is None or time.monotonic() >= self._rest_until:
+        if not self._is_inherited and (
+            self.trouble is None or time.monotonic() >= self._rest_until
+        ):
             try:
                 return self._to_database(records, generation)
             except AnotherDatabase:
@@ -116,7 +123,7 @@ class DurableWriter:
 
     def waits(self) -> bool:
         """Return whether the spill has records that the database could not take."""
-        return self.trouble is not None and self._spill.waits()
+        return self.trouble is not None and not self._is_inherited and self._spill.waits()
 
     def recover(self) -> None:
         """Try to bring the spill to the database; without success, it keeps waiting."""
@@ -131,7 +138,21 @@ class DurableWriter:
 
     def close(self) -> None:
         """Close the connection; the next record opens it again."""
-        self._database.close()
+        if not self._is_inherited:
+            self._database.close()
+
+    def abandon(self) -> None:
+        """Leave the database alone in this process, and give all records to the spill.
+
+        For a child that was forked while the connection was open, or in the middle of a call:
+        SQLite's own locks are then the parent's, and even closing is not safe.
+        """
+        _inherited.append(self._database)
+        self._is_inherited = True
+        self.trouble = NotKept(
+            "this process was forked while its parent wrote to the database, because a signal "
+            "handler raised an exception; open the log in the process that uses it"
+        )
 
     def _rest(self, trouble: AgentprefError) -> None:
         self.trouble = trouble

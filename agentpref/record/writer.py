@@ -15,13 +15,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 
 from agentpref.errors import AgentprefError, LogClosed, NotKept, RecordError
 from agentpref.home import Home
 from agentpref.record.database import diagnose, warn
-from agentpref.record.forks import at_child_exit, guard
+from agentpref.record.forks import at_child_exit, guard, let_go
 from agentpref.record.handover import Queued, Signal, Tally, Ticket
 from agentpref.record.ingest import FromApp, Ingest, RawRun
 from agentpref.record.ingest.pseudonyms import UNNAMED
@@ -76,6 +75,7 @@ class Writer:
         self._is_released = False
         self._role = threading.Lock()  # held by the thread that writes
         self._writing = threading.RLock()  # held by it in a transaction, and around a fork
+        self._is_parted = False  # no connection is open, and none is opened
         self._wake, self._urgent, self._released = Signal(), Signal(), Signal()
 
     @property
@@ -151,17 +151,20 @@ class Writer:
             self._altered.add(kind, 1, f"{count} in run {run_id}")
 
     def before_fork(self) -> None:
-        """Wait for the batch that is being written, and close the connection."""
+        """Wait for the transaction that is being written, and close the connection."""
         self._writing.acquire()
         self._durable.close()
+        self._is_parted = True
 
     def after_fork_in_parent(self) -> None:
         """Continue; the next batch opens a connection."""
-        with suppress(RuntimeError):  # an exception of a signal handler ended the wait above
-            self._writing.release()
+        self._is_parted = False
+        let_go(self._writing)
 
     def after_fork_in_child(self) -> None:
         """Start with an empty queue: the parent writes what was in it."""
+        if not self._is_parted:
+            self._durable.abandon()
         self._begin()
 
     # For the app's threads: an exception may end each of these between any two bytecodes.
@@ -253,8 +256,7 @@ class Writer:
             is_resting = self._stuck is not None and time.monotonic() < self._stuck_until
             if is_resting and not closing and not self._set_aside():
                 break
-            with self._writing:
-                self._write(self._take())
+            self._write(self._take())
             if self._stuck is not None:
                 self._set_aside()
                 break
@@ -316,14 +318,16 @@ class Writer:
             while not done:
                 try:
                     if self._generation != self._durable.generation:
-                        self._ingest = replace(self._ingest, pseudonyms=names_of(self._home))
+                        with self._writing:
+                            self._ingest = replace(self._ingest, pseudonyms=names_of(self._home))
                         self._generation = self._durable.generation
                     pairs = [(queued, self._prepare(queued)) for queued in left]
                     ready = [(queued, record) for queued, record in pairs if record is not None]
                     left = [queued for queued, _ in ready]
                     self._is_storing = True
                     records = [record for _, record in ready]
-                    outcomes = self._durable.write(records, self._generation)
+                    with self._writing:  # not above: the app's ``redact`` may wait for a fork
+                        outcomes = self._durable.write(records, self._generation)
                 except AnotherDatabase:
                     continue
                 except AgentprefError as trouble:

@@ -68,7 +68,7 @@ class Pins:
         self._places = {hashlib.sha256(p.encode()).hexdigest()[:12]: p for p in places}
         self._held: dict[Path, int] = {}  # descriptors, each with a shared lock
         self._descriptors: set[int] = set()  # all open ones: those held and those being taken
-        self._opening = threading.Lock()  # no fork happens between opening and noting one
+        self._opening = threading.RLock()  # no fork happens between opening and noting one
         forks.guard(self)
 
     @property
@@ -129,11 +129,11 @@ class Pins:
 
     def after_fork_in_parent(self) -> None:
         """Go on."""
-        self._opening.release()
+        forks.let_go(self._opening)
 
     def after_fork_in_child(self) -> None:
         """Close what was inherited: a lock shared with the parent would outlive the parent."""
-        self._opening = threading.Lock()
+        self._opening = threading.RLock()
         self._held = {}
         while self._descriptors:
             os.close(self._descriptors.pop())

@@ -13,6 +13,7 @@ import pytest
 
 from agentpref.home import Home
 from agentpref.record.log import Log
+from agentpref.record.spill import drain
 from agentpref.types import Comparison, Feedback, Run
 
 RunsIn: TypeAlias = "Callable[[Home], list[Run]]"
@@ -231,3 +232,118 @@ def test_workers_of_a_pool_write_when_it_is_closed_or_they_flush(
 ) -> None:
     finish(IN_A_POOL, tmp_path / "home", how)
     assert len(runs_in(Home.open(tmp_path / "home"))) == 6
+
+
+INTERRUPTED = """
+import os, random, signal, sys, threading
+from agentpref.record.log import Log
+
+class Late(Exception):
+    pass
+
+def late(*_):
+    raise Late
+
+log = Log(sys.argv[1])
+asked = [{"role": "user", "content": "hi"}]
+sys.unraisablehook = lambda unraisable: None
+signal.signal(signal.SIGALRM, late)
+rng, told = random.Random(0), []
+for n in range(int(sys.argv[2])):
+    run = log.record(asked, str(n), run_id=f"parent-{n}")
+    try:
+        signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-4, 4e-3))
+        child = os.fork()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    except Late:
+        continue  # the child of such a fork, if there is one, ends here too
+    if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(20)
+        log.thumbs(log.record(asked, f"child-{n}", run_id=f"child-{n}"), up=True)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    assert status == 0, f"the child of fork {n} ended with {status}"
+    thread = threading.Thread(target=lambda: told.append(log.thumbs(run, up=True)))
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive(), f"the parent hangs after fork {n}"
+assert log.flush(20)
+assert log.dropped == {}, log.dropped
+log.close()
+print(len(told))
+"""
+
+
+@pytest.mark.guarantee("record", "signal handlers that raise during 200 forks")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_an_exception_of_a_signal_handler_during_a_fork_loses_and_stops_nothing(
+    tmp_path: Path, runs_in: RunsIn, judged_in: JudgedIn
+) -> None:
+    told = int(finish(INTERRUPTED, tmp_path / "home", 200))
+    home = Home.open(tmp_path / "home")
+    drain(home)
+    names = {run.run_id for run in runs_in(home)}
+    assert {f"parent-{n}" for n in range(200)} <= names
+    children = sum(name.startswith("child-") for name in names)
+    assert children == told > 20
+    assert len(judged_in(home)[0]) == told + children
+
+
+FORKED_IN_A_WRITE = """
+import os, sys
+from agentpref.record import forks
+from agentpref.record.log import Log
+log = Log(sys.argv[1])
+asked = [{"role": "user", "content": "hi"}]
+shared = log.record(asked, "parent")
+log.flush()
+sys.unraisablehook = lambda unraisable: None
+forks.ATTEMPTS = 0  # as if exceptions had ended all of them
+child = os.fork()
+if child == 0:
+    log.thumbs(log.record(asked, "child"), up=True)
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+assert os.path.exists(os.path.join(sys.argv[1], "spill.jsonl"))
+log.thumbs(shared, up=True)
+log.close()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_that_inherits_an_open_database_gives_all_to_the_spill(
+    tmp_path: Path, runs_in: RunsIn, judged_in: JudgedIn
+) -> None:
+    finish(FORKED_IN_A_WRITE, tmp_path / "home")
+    home = Home.open(tmp_path / "home")
+    assert sorted(run.output["content"] for run in runs_in(home)) == ["child", "parent"]
+    assert len(judged_in(home)[0]) == 2
+
+
+REDACTING = """
+import os, sys, threading
+from agentpref.record.log import Log
+held, asks = threading.Lock(), threading.Event()
+
+def redact(text):
+    asks.set()
+    with held:
+        return text
+
+log = Log(sys.argv[1], redact=redact)
+with held:
+    log.record([{"role": "user", "content": "hi"}], "parent")
+    asks.wait()
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+log.close()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_does_not_wait_for_the_redactor(tmp_path: Path, runs_in: RunsIn) -> None:
+    finish(REDACTING, tmp_path / "home")
+    assert len(runs_in(Home.open(tmp_path / "home"))) == 1
