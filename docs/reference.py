@@ -36,7 +36,15 @@ _GUARANTEES = re.compile(r"(<!-- guarantees: (\w+) -->\n).*?(<!-- /guarantees --
 _REASONS = re.compile(r"(<!-- reasons -->\n).*?(<!-- /reasons -->)", re.DOTALL)
 
 
-_SPELLED = {"json": "JSON", "trl": "TRL", "vllm": "vLLM", "bases": "base's", "models": "model's"}
+_SPELLED = {
+    "json": "JSON",
+    "trl": "TRL",
+    "vllm": "vLLM",
+    "bases": "base's",
+    "models": "model's",
+    "guides": "guide's",
+    "apps": "app's",
+}
 """Words of tests' names that are written otherwise."""
 
 

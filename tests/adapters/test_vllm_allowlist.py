@@ -176,7 +176,7 @@ def test_a_stream_passes_without_buffering(behind: Open, port: int, path: str) -
 
 @pytest.mark.guarantee("vllm")
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_the_proxy_refuses_other_paths_in_every_spelling(
+def test_the_guides_proxy_refuses_other_paths_in_every_spelling(
     behind: Open, port: int, method: str
 ) -> None:
     refused = [
@@ -208,7 +208,7 @@ def test_the_proxy_refuses_other_paths_in_every_spelling(
 
 
 @pytest.mark.guarantee("vllm")
-def test_the_proxy_refuses_a_body_that_is_too_large(behind: Open, port: int) -> None:
+def test_the_guides_proxy_refuses_a_body_that_is_too_large(behind: Open, port: int) -> None:
     with closing(_connection(port)) as connection:
         connection.request("POST", "/v1/completions", b"x" * (3 << 20))
         assert connection.getresponse().status == 413

@@ -60,7 +60,7 @@ def held_for(home: Path, seconds: float) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.guarantee("logging")
-def test_a_lock_held_for_half_a_minute_delays_nobody(
+def test_a_lock_held_for_half_a_minute_delays_a_call_by_seconds_at_most_and_loses_nothing(
     tmp_path: Path,
     held: Callable[[Path], dict[str, set[str]]],
     caplog: pytest.LogCaptureFixture,
