@@ -63,7 +63,7 @@ def update(registry: Registry, adapter: Path) -> object:
     """The end of an update whose candidate passed."""
     serving = registry.state()
     counts = {"trained": 1, "trained_thumbs": 0}
-    report = UpdateReport(new_id(), "default", "tiny", 1.0, "promoted", serving.live, counts=counts)
+    report = UpdateReport(new_id(), "default", "tiny", 1.0, "passed", serving.live, counts=counts)
     with closing(connect(registry.home)) as connection:
         return Outcome(report, defaultdict(list)).settle(
             registry, connection, Trained(adapter), serving
@@ -172,7 +172,7 @@ def check(home: Path) -> None:
         told = {name: orjson.loads(text) for name, text in connection.execute(query)}
     for name, report in told.items():
         assert report["revision"] == name
-        assert report["served"] == (registry.service(name).since is not None)
+        assert (report["verdict"] == "promoted") == (registry.service(name).since is not None)
     made = [one.revision_id for one in registry.list() if "update_id" in one.manifest["watermark"]]
     assert made == list(told), "a revision of an update and its ledger row are one fact"
 
