@@ -3,8 +3,8 @@
     python examples/nightly_update.py --model tiny [--home HOME]
 
 It exits as `agentpref update` does: 0 promoted or passed, 3 nothing new, 4 refused, 5 too little
-evidence, 6 nothing usable, 7 cut short by a limit of time. In production the update runs from cron, and the router in the server, which follows within two
-seconds; `router.sync()` follows at once.
+evidence, 6 nothing usable, 7 cut short by a limit of time. In production the update runs from cron,
+and the router in the server, which follows within two seconds; `router.sync()` follows at once.
 """
 
 from __future__ import annotations

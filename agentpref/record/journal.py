@@ -211,6 +211,13 @@ def listed(
     return [_entry(row) for row in rows]
 
 
+def last_trained(connection: sqlite3.Connection, namespace: str) -> Entry | None:
+    """The last update of a namespace in the ledger."""
+    query = f"{_LISTED} WHERE namespace = ? AND in_ledger {_NEWEST_FIRST}"
+    row = connection.execute(query, (namespace, 1)).fetchone()
+    return None if row is None else _entry(row)
+
+
 def find(connection: sqlite3.Connection, name: str, namespace: str | None = None) -> Entry:
     """Find an update by its id or that of its revision, or by how one of these begins.
 
