@@ -7,7 +7,8 @@ same settings train from the same parent and base on nothing else. It takes a pe
 
 A rollback takes back what was live and what was a canary then. Away from a tainted revision it is
 no judgement of the weights, but the way to learn again without what was forgotten. To promote
-something else over a revision takes nothing back: an update may start again from there.
+something else over a revision takes nothing back. To promote the base, or what was live before, is
+a new start: an update then learns again from there, as after a user was forgotten.
 
 While a namespace is held, nothing of it is promoted, and no canary begins.
 """
@@ -31,11 +32,16 @@ from agentpref.serve.status import ServingState
 
 
 class TakenBack(NamedTuple):
-    """A revision that people took back, and why. ``fit`` says whether it may still serve."""
+    """A revision that people took back, and why.
+
+    ``fit`` says whether it may still serve. ``settled`` says that people promoted the base or an
+    older revision since: what it learned may then be learned again, from there.
+    """
 
     revision: str
     why: str
     fit: bool
+    settled: bool
     parent: str | None
     manifest: Mapping[str, Any]
 
@@ -63,25 +69,32 @@ def taken_back(connection: sqlite3.Connection, namespace: str) -> list[TakenBack
     manifests = {name: orjson.loads(row[1]) for name, row in rows.items()}
     weights = {name: _weights(manifest) for name, manifest in manifests.items()}
     rolled_back: set[str] = set()
+    settled: set[str] = set()
     promoted_at: dict[str | None, float] = {}
     served: set[str] = set()  # live and canary, before each change
+    were_live: set[str | None] = {None}
     for entry in history:
         if entry.action == "rollback":
             rolled_back |= {
                 name for name in served if name in rows and not _is_before(rows[name][2], entry.at)
             }
+            settled -= served
+        elif entry.action == "promote" and entry.live in were_live:
+            settled |= rolled_back
         if entry.action in ("rollback", "promote") and entry.live in rows:
             promoted_at[weights[entry.live]] = entry.at
             rolled_back -= {name for name in rows if weights[name] == weights[entry.live]}
+        were_live.add(entry.live)
         served = {name for name in (entry.live, entry.canary) if name is not None}
     found = []
     for name, (parent, _, tainted_at, quarantined_at, reason, pruned_at) in rows.items():
         why = "was rolled back" if name in rolled_back else None
+        is_settled = name in settled
         if quarantined_at is not None and quarantined_at > promoted_at.get(weights[name], 0.0):
-            why = f"is in quarantine ({reason})"
+            why, is_settled = f"is in quarantine ({reason})", False
         if why is not None:
             fit = tainted_at is None and quarantined_at is None and pruned_at is None
-            found.append(TakenBack(name, why, fit, parent, manifests[name]))
+            found.append(TakenBack(name, why, fit, is_settled, parent, manifests[name]))
     return found
 
 
@@ -131,7 +144,11 @@ def explain_taken_back(
     are asked for last: to compute them reads its weights.
     """
     updates = Updates(connection)
-    taken = [one for one in taken_back(connection, namespace) if one.has_settings(config)]
+    taken = [
+        one
+        for one in taken_back(connection, namespace)
+        if not one.settled and one.has_settings(config)
+    ]
     tried = {one.revision: updates.tried_by(one.revision) for one in taken}
     if not fresh or not set().union(*tried.values()).issuperset(fresh):
         return None

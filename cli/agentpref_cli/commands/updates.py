@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 _SHORT = 13
 """How much of an update's id is shown: the millisecond in which it began."""
 
+_TO_THE_MINUTE = 16
+
 
 def updates(
     home: options.Home = None,
@@ -31,8 +33,8 @@ def updates(
 ) -> None:
     """List the updates, the newest first: also those that failed, or found nothing new.
 
-    Updates that ended alike in a row are one line, which counts them. `agentpref report ID` shows
-    one, and says why it failed.
+    Updates that ended alike are one line, which counts them. `agentpref report ID` shows one, and
+    says why it failed; each ID that this lists is the beginning of one.
     """
     from agentpref.record.journal import listed
 
@@ -68,20 +70,25 @@ def _row(entry: Entry) -> dict[str, Any]:
 
 
 def _show(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print a table that fits into 80 columns where there is one namespace."""
     if not rows:
         return say("no update yet; run `agentpref update` first")
-    lines = []
+    lines: list[dict[str, object]] = []
     for row in rows:
-        verdict = row["verdict"].replace("_", " ")
         many = f" × {row['times']:,}" if row["times"] > 1 else ""
-        shares = (None if row[name] is None else f"{row[name]:.2f}" for name in ("before", "after"))
-        seconds = None if row["seconds"] is None else round(row["seconds"])
-        lines.append(
-            (
-                moment(row["created_at"]), row["namespace"], verdict + many, row["pairs"], *shares,
-                seconds, row["revision"], row["update_id"][:_SHORT],
-            )
-        )  # fmt: skip
+        shares = [f"{row[name]:.2f}" for name in ("before", "after") if row[name] is not None]
+        line = {
+            "time": moment(row["created_at"])[:_TO_THE_MINUTE],
+            "namespace": row["namespace"],
+            "verdict": row["verdict"].replace("_", " ") + many,
+            "pairs": row["pairs"],
+            "accuracy": " -> ".join(shares) or None,
+            "took": None if row["seconds"] is None else f"{row['seconds']:,.0f} s",
+            "id": (row["revision"] or "").rpartition("-")[0] or row["update_id"][:_SHORT],
+        }
+        lines.append(line)
+    columns = list(lines[0])
+    if len({row["namespace"] for row in rows}) == 1:
+        columns.remove("namespace")
     styles = {name.replace("_", " "): style for name, (_, style, _) in VERDICTS.items()}
-    columns = ("time", "namespace", "verdict", "pairs", "before", "after", "seconds")
-    return table((*columns, "revision", "update"), lines, styles=styles)
+    return table(columns, [[line[name] for name in columns] for line in lines], styles=styles)

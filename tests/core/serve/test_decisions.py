@@ -194,6 +194,24 @@ def test_nothing_is_new_after_a_rollback_even_down_to_the_base(registry, publish
     assert f"4 examples were learned by {b}" in explained(registry, "abcd")
 
 
+def test_to_promote_the_base_or_what_was_live_before_is_a_new_start(registry, publish) -> None:
+    """As the commands of `forget` do; what was rolled back still does not come back as it was."""
+    a = publish(0, pairs="ab")
+    registry.promote(a)
+    b = publish(1, a, pairs="cd")
+    registry.promote(b)
+    registry.rollback()
+    assert explained(registry, "cd") is not None
+    registry.promote("base")
+    assert explained(registry, "abcd") is None
+    registry.promote(a)
+    assert f"{b} had not learned" in repeats(registry, publish(2, a), "cd")
+    c = publish(3, pairs="abcd")
+    registry.promote(c)
+    registry.rollback()
+    assert f"learned by {c}" in explained(registry, "cd"), "until the next rollback"
+
+
 def test_the_cure_of_a_quarantine_is_a_release(registry, publish) -> None:
     a = publish(0, pairs="a")
     registry.quarantine(a, "it answers in Latin")
