@@ -156,7 +156,8 @@ def explain_taken_back(
     taken = [one for one in taken if digests_of(one.manifest.get("base", {})) == base]
     if not set().union(*(tried[one.revision] for one in taken)).issuperset(fresh):
         return None
-    found = next(one for one in reversed(taken) if not tried[one.revision].isdisjoint(fresh))
+    some = [one for one in reversed(taken) if not tried[one.revision].isdisjoint(fresh)]
+    found = next((one for one in some if one.fit), some[0])
     cures = [f"`{in_namespace('agentpref update --again', namespace)}` trains on them again"]
     if found.fit:
         command = in_namespace(f"agentpref adapters promote {found.revision}", namespace)

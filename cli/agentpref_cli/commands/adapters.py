@@ -56,11 +56,17 @@ def list_(
     """List the revisions, the newest last, with those that serve and those that must not.
 
     A tainted revision was trained on what was forgotten since, one in quarantine was found broken,
-    and the files of a pruned one were removed. None of them can be promoted.
+    and the files of a pruned one were removed. None of them can be promoted. One that was rolled
+    back can be, by hand; no update does.
     """
+    from agentpref.serve.decisions import taken_back
+
     registry = _registry(home, namespace)
     state, revisions = registry.state(), registry.list()
-    serving, rows = _state(state), [_revision(found, state) for found in revisions]
+    with options.reading(home) as connection:
+        back = {one.revision for one in taken_back(connection, namespace)}
+    rows = [_revision(one, state) | {"taken_back": one.revision_id in back} for one in revisions]
+    serving = _state(state)
     held = registry.held()
     hold = None if held is None else held._asdict()
     value = {"serving": serving, "hold": hold, "revisions": rows}
@@ -290,9 +296,12 @@ def _show_list(
         # Why it must not serve, in one word: the reason that lasts longest.
         flags = ("pruned", "tainted", "quarantined")
         status = next((flag for flag in flags if value[f"{flag}_at"] is not None), None)
+        if status is None and value["taken_back"]:
+            status = "rolled back"
         created, parent = moment(value["created_at"]), value["parent"] or BASE
         rows.append((value["revision"], value["serves"], parent, created, status))
-    styles = {"live": GOOD, "canary": WARN, "tainted": BAD, "quarantined": BAD, "pruned": DIM}
+    styles = {"live": GOOD, "canary": WARN, "rolled back": WARN}
+    styles |= {"tainted": BAD, "quarantined": BAD, "pruned": DIM}
     table(("revision", "serves", "parent", "created", "status"), rows, styles=styles)
     if hold is not None:
         _show_hold(hold)

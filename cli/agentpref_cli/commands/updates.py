@@ -51,14 +51,13 @@ def _row(entry: Entry) -> dict[str, Any]:
         sum(found["pairs"] * found[when] for found in accuracy) / total if total else None
         for when in ("before", "after")
     )
-    # Reports of 0.1.0 count what was trained under "new".
-    trained = counts.get("trained", counts.get("new", 0) if entry.in_ledger else 0)
+    trained = "trained" if "trained" in counts or not entry.in_ledger else "new"  # 0.1.0 wrote new
     return {
         "update_id": entry.update_id,
         "created_at": entry.created_at,
         "namespace": entry.namespace,
         "verdict": entry.verdict,
-        "pairs": trained + counts.get("trained_thumbs", 0),
+        "pairs": counts.get(trained, 0) + counts.get(f"{trained}_thumbs", 0),
         "before": before,
         "after": after,
         "seconds": report.get("seconds"),

@@ -192,6 +192,11 @@ def test_nothing_is_new_after_a_rollback_even_down_to_the_base(registry, publish
     assert explained(registry, "cd", max_minutes=5.0) == explained(registry, "cd")
     registry.rollback()
     assert f"4 examples were learned by {b}" in explained(registry, "abcd")
+    with closing(connect(registry.home)) as connection:
+        taint(connection, [b], time.time())
+    assert f"`agentpref adapters promote {a}` makes it" in explained(registry, "abcd")
+    registry.quarantine(a, "it answers in Latin")
+    assert "adapters promote" not in explained(registry, "abcd")
 
 
 def test_to_promote_the_base_or_what_was_live_before_is_a_new_start(registry, publish) -> None:
