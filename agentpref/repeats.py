@@ -99,6 +99,8 @@ def _with_attempt(report: UpdateReport, tried: Attempt) -> UpdateReport:
     ]
     if tried.waiting:
         notes.append(f"{len(tried.waiting)} more {why}")
+    if tried.report["verdict"] == "cut_short":
+        notes.append("its training was cut short: raise max_minutes")
     if tried.report["verdict"] == "passed":
         name = tried.report["revision"]
         promote = in_namespace(f"agentpref adapters promote {name}", report.namespace)

@@ -77,7 +77,8 @@ class Journal:
                 " RETURNING update_id, namespace",
                 (now,),
             ).fetchall()
-            text = as_json(replace(report, verdict="interrupted", notes=[_KILLED]).to_mapping())
+            killed_now = replace(report, verdict="interrupted", notes=[_KILLED]).to_mapping()
+            text = as_json(killed_now | {"seconds": None})  # nobody measures how long it takes
             (number,) = self._connection.execute(
                 "INSERT INTO journal (update_id, namespace, started_at, report, first_at)"
                 " VALUES (?, ?, ?, ?, ?) RETURNING number",
@@ -249,8 +250,8 @@ def _why_not(name: str, namespace: str | None, found: Sequence[str]) -> str:
 def _entry(row: Sequence[Any]) -> Entry:
     update_id, namespace, created_at, verdict, revision, text, times, first_at, in_ledger = row
     report = {} if text is None else read_report(text)
-    if not in_ledger:
-        report |= {"verdict": verdict}
+    if verdict == RUNNING:
+        report |= {"verdict": verdict, "notes": []}
     return Entry(
         update_id, namespace, created_at, verdict or report.get("verdict", ""), revision, report,
         times, first_at, bool(in_ledger),

@@ -360,15 +360,14 @@ def seals(connection: sqlite3.Connection) -> None:
 
 @step
 def journal_and_holds(connection: sqlite3.Connection) -> None:
-    """What came of every night, and whether anything may be made live.
+    """What came of every night, and why nothing may be made live.
 
     ``journal`` has the updates that are not in ``updates``: nothing new, busy, failed, interrupted,
     or (while ``ended_at`` is null) running. They are apart so that they mislead nothing that reads
     what was learned, and not sealed, since a row is written again when its update ends. One that
     ends like one before it takes its row: ``times`` counts them, since ``first_at``.
 
-    A namespace is held while the last ``hold`` in ``serving_history`` has no ``lift`` after it;
-    ``hold_reason`` says why. Then nothing of it is promoted.
+    ``hold_reason`` says why nothing is promoted after a ``hold`` in ``serving_history``.
     """
     connection.execute(
         """CREATE TABLE journal (

@@ -96,7 +96,10 @@ def test_an_update_that_runs_or_finds_another_one_running_is_listed(run, update,
         Journal(connection).begin(found)
         update(exits=1)
     assert [row["verdict"] for row in lines(run)] == ["running", "busy"]
-    assert run("report").out.startswith("running: it has not ended")
+    assert lines(run)[0]["took"] == "-"
+    out = run("report").out.splitlines()
+    assert out[0].startswith("running: it has not ended")
+    assert len(out) == 2, "nothing says that it was killed"
 
 
 # What an update is asked for

@@ -224,7 +224,9 @@ def _show(report: Mapping[str, Any], serving: str) -> None:
     if verdict == "promoted":
         meaning = f"{meaning}; {serving}"
     say(f"{verdict.replace('_', ' ')}: {meaning}", VERDICTS[verdict][1])
-    say(f"update {report['update_id']}, {moment(report['created_at'])}, {report['seconds']:.0f} s")
+    seconds = report["seconds"]
+    took = "" if seconds is None else f", {seconds:.0f} s"
+    say(f"update {report['update_id']}, {moment(report['created_at'])}{took}")
     if report.get("times", 1) > 1:
         say(f"the last of {report['times']:,} that ended so, since {moment(report['first_at'])}")
     if report["revision"]:

@@ -57,7 +57,8 @@ def test_an_update_that_runs_is_listed_until_the_ledger_has_it(connection):
     found = report("refused")
     number, notes = Journal(connection).begin(found)
     assert (notes, verdicts(connection)) == ([], [("running", 1)])
-    assert find(connection, found.update_id).report["verdict"] == "running"
+    shown = find(connection, found.update_id).report
+    assert (shown["verdict"], shown["notes"], shown["seconds"]) == ("running", [], None)
     train(connection, found)
     assert verdicts(connection) == [("refused", 1)]
     assert number == 1
