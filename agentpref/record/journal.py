@@ -42,9 +42,8 @@ _KILLED = (
 class Entry(NamedTuple):
     """One update as it is listed.
 
-    ``times`` counts the updates in a row that
-    ended in this way, of which the first began at ``first_at``. ``in_ledger`` says whether it
-    trained a candidate, or tried to.
+    ``times`` counts the updates that ended in this way, of which the first began at ``first_at``.
+    ``in_ledger`` says whether it trained a candidate, or tried to.
     """
 
     update_id: str

@@ -1,14 +1,14 @@
 """Decisions of people that every update respects: what they took back, and holds.
 
-A revision is taken back while it is in quarantine, and once somebody rolled back from it. Nothing
-like it is then made live by an update: neither the same weights under another number, nor what the
-same settings train from the same parent and base on nothing else. It takes a person's word:
-``promote`` of it, or of another revision with its weights, lifts it.
+A revision is taken back while it is in quarantine, and once somebody rolled back from it or
+promoted the base or an older revision over it. Nothing like it is then made live by an update:
+neither the same weights under another number, nor what the same settings train from the same parent
+and base on nothing else. It takes a person's word: ``promote`` of it, or of another revision with
+its weights, lifts it.
 
-A rollback takes back what was live and what was a canary then. Away from a tainted revision it is
-no judgement of the weights, but the way to learn again without what was forgotten. To promote
-something else over a revision takes nothing back. To promote the base, or what was live before, is
-a new start: an update then learns again from there, as after a user was forgotten.
+A rollback takes back the canary of then, too, and an update trains nothing until there is something
+new. To promote the base or an older revision is also a new start: an update learns again from
+there. To leave a tainted revision is no judgement of its weights, and takes nothing back.
 
 While a namespace is held, nothing of it is promoted, and no canary begins.
 """
@@ -64,37 +64,41 @@ def taken_back(connection: sqlite3.Connection, namespace: str) -> list[TakenBack
     )
     rows = {row[0]: row[1:] for row in connection.execute(query, (namespace,))}
     history = status.read_history(connection, namespace)
-    if not any(row[3] for row in rows.values()) and all(e.action != "rollback" for e in history):
-        return []  # nearly always, and then no manifest is read
+    if not history and not any(row[3] for row in rows.values()):
+        return []
     manifests = {name: orjson.loads(row[1]) for name, row in rows.items()}
     weights = {name: _weights(manifest) for name, manifest in manifests.items()}
-    rolled_back: set[str] = set()
+    back: dict[str, str] = {}
     settled: set[str] = set()
     promoted_at: dict[str | None, float] = {}
-    served: set[str] = set()  # live and canary, before each change
+    live: str | None = None
+    canary: str | None = None
     were_live: set[str | None] = {None}
     for entry in history:
-        if entry.action == "rollback":
-            rolled_back |= {
-                name for name in served if name in rows and not _is_before(rows[name][2], entry.at)
-            }
-            settled -= served
-        elif entry.action == "promote" and entry.live in were_live:
-            settled |= rolled_back
-        if entry.action in ("rollback", "promote") and entry.live in rows:
-            promoted_at[weights[entry.live]] = entry.at
-            rolled_back -= {name for name in rows if weights[name] == weights[entry.live]}
-        were_live.add(entry.live)
-        served = {name for name in (entry.live, entry.canary) if name is not None}
+        is_rollback = entry.action == "rollback"
+        returns = entry.action == "promote" and entry.live in were_live  # no update does that
+        if is_rollback or returns:
+            why = "was rolled back" if is_rollback else "was replaced by an older one"
+            for name in (live, canary) if is_rollback else (live,):
+                if name is not None and name in rows and not _is_before(rows[name][2], entry.at):
+                    back.setdefault(name, why)
+                    settled.discard(name)
+        if returns:
+            settled |= back.keys()
+        if (is_rollback or entry.action == "promote") and entry.live is not None:
+            own = weights.get(entry.live)
+            promoted_at[own] = entry.at
+            back = {name: why for name, why in back.items() if weights[name] != own}
+        live, canary = entry.live, entry.canary
+        were_live.add(live)
     found = []
     for name, (parent, _, tainted_at, quarantined_at, reason, pruned_at) in rows.items():
-        why = "was rolled back" if name in rolled_back else None
         is_settled = name in settled
         if quarantined_at is not None and quarantined_at > promoted_at.get(weights[name], 0.0):
-            why, is_settled = f"is in quarantine ({reason})", False
-        if why is not None:
+            back[name], is_settled = f"is in quarantine ({reason})", False
+        if name in back:
             fit = tainted_at is None and quarantined_at is None and pruned_at is None
-            found.append(TakenBack(name, why, fit, is_settled, parent, manifests[name]))
+            found.append(TakenBack(name, back[name], fit, is_settled, parent, manifests[name]))
     return found
 
 
@@ -162,7 +166,7 @@ def explain_taken_back(
     if found.fit:
         command = in_namespace(f"agentpref adapters promote {found.revision}", namespace)
         cures.append(f"`{command}` makes it live again")
-    elif found.why != "was rolled back":
+    elif found.why.startswith("is in quarantine"):
         command = in_namespace(f"agentpref adapters release {found.revision}", namespace)
         cures.append(f"`{command}` ends the quarantine")
     count = f"{len(fresh)} examples were" if len(fresh) > 1 else "1 example was"

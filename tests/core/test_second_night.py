@@ -122,6 +122,18 @@ def test_the_same_weights_are_no_canary_either_where_only_held_out_pairs_came(
     assert registry.state().canary is None
 
 
+def test_what_people_replaced_by_the_base_is_trained_again_and_does_not_come_back(
+    promoted, home, registry, random_base
+):
+    registry.promote("base")
+    report = learn(home, random_base)
+    assert report.verdict == "passed"
+    words = f"it has the weights of {promoted[1]}, which was replaced by an older one"
+    assert words in report.notes[-1]
+    assert registry.live() is None
+    assert learn(home, random_base, progress=no_training).verdict == "nothing_new"
+
+
 def test_a_quarantined_revision_comes_back_under_no_other_number(
     promoted, home, registry, random_base
 ):

@@ -56,8 +56,8 @@ def list_(
     """List the revisions, the newest last, with those that serve and those that must not.
 
     A tainted revision was trained on what was forgotten since, one in quarantine was found broken,
-    and the files of a pruned one were removed. None of them can be promoted. One that was rolled
-    back can be, by hand; no update does.
+    and the files of a pruned one were removed. None of them can be promoted. One that was taken
+    back (rolled back, or replaced by an older one) can be, by hand; no update does.
     """
     from agentpref.serve.decisions import taken_back
 
@@ -297,10 +297,10 @@ def _show_list(
         flags = ("pruned", "tainted", "quarantined")
         status = next((flag for flag in flags if value[f"{flag}_at"] is not None), None)
         if status is None and value["taken_back"]:
-            status = "rolled back"
+            status = "taken back"
         created, parent = moment(value["created_at"]), value["parent"] or BASE
         rows.append((value["revision"], value["serves"], parent, created, status))
-    styles = {"live": GOOD, "canary": WARN, "rolled back": WARN}
+    styles = {"live": GOOD, "canary": WARN, "taken back": WARN}
     styles |= {"tainted": BAD, "quarantined": BAD, "pruned": DIM}
     table(("revision", "serves", "parent", "created", "status"), rows, styles=styles)
     if hold is not None:

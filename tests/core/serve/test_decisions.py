@@ -87,16 +87,30 @@ def test_a_rollback_takes_back_the_canary_that_it_ends(registry, publish) -> Non
     assert taken(registry) == [a, b]
 
 
-def test_to_end_a_canary_or_to_promote_over_a_revision_takes_nothing_back(
+def test_to_promote_the_base_or_what_was_live_before_takes_back_what_was_live(
+    registry, publish
+) -> None:
+    a, b, c = publish(0), publish(1), publish(2)
+    registry.promote(a)
+    registry.promote(b)
+    registry.canary(c, 0.5)
+    registry.promote(a)
+    assert taken(registry) == [b], "the canary is not meant"
+    registry.promote("base")
+    assert taken(registry) == [a, b]
+    registry.promote(b)
+    assert taken(registry) == [a]
+
+
+def test_the_end_of_a_canary_and_a_promotion_of_something_newer_take_nothing_back(
     registry, publish
 ) -> None:
     a, b = publish(0), publish(1)
-    registry.promote(a)
     registry.canary(b, 0.5)
     registry.canary(None, 0)
-    registry.promote(b)
     registry.promote(a)
-    registry.promote("base")
+    registry.promote(a)
+    registry.promote(b)
     assert taken(registry) == []
 
 
@@ -128,13 +142,14 @@ def test_a_quarantine_counts_until_it_is_released_or_the_weights_are_promoted(
     assert taken(registry) == []
 
 
-def test_a_rollback_away_from_a_tainted_revision_takes_nothing_back(registry, publish) -> None:
+@pytest.mark.parametrize("by", [lambda r, a: r.rollback(), lambda r, a: r.promote(a)])
+def test_to_leave_a_tainted_revision_takes_nothing_back(registry, publish, by) -> None:
     a, b = publish(0), publish(1)
     registry.promote(a)
     registry.promote(b)
     with closing(connect(registry.home)) as connection:
         taint(connection, [b], time.time())
-        registry.rollback()
+        by(registry, a)
         taint(connection, [a], time.time() + 60)
     assert taken(registry) == []
     registry.rollback()
@@ -211,6 +226,7 @@ def test_to_promote_the_base_or_what_was_live_before_is_a_new_start(registry, pu
     assert explained(registry, "abcd") is None
     registry.promote(a)
     assert f"{b} had not learned" in repeats(registry, publish(2, a), "cd")
+    assert repeats(registry, publish(0, pairs="ab"), "ab") is None, "which is live again"
     c = publish(3, pairs="abcd")
     registry.promote(c)
     registry.rollback()
