@@ -97,11 +97,11 @@ class Outcome:
         repeated = decisions.taken_back_before(connection, publication.revision, trained)
         held = decisions.read_hold(connection, report.namespace)
         cure = f"`{in_namespace(f'agentpref adapters promote {name}', report.namespace)}`"
-        if repeated is not None:
-            why = repeated
-        elif held is not None:
+        if held is not None:
             lift = in_namespace("agentpref adapters hold --end", report.namespace)
-            why, cure = "the namespace is held", f"`{lift}`, then {cure}"
+            cure = f"`{lift}`, then {cure}"
+        if repeated is not None or held is not None:
+            why = repeated or "the namespace is held"
         elif not promote:
             why = "it was not to be promoted"
         elif canary is None and publication.promote(serving):

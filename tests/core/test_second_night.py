@@ -101,11 +101,14 @@ def test_the_same_weights_are_published_when_asked_for_and_only_people_promote_t
     promoted, home, registry, random_base
 ):
     registry.rollback()
+    registry.hold()
     report = learn(home, random_base, again=True)
     assert report.verdict == "passed"
     assert f"it has the weights of {promoted[1]}, which was rolled back" in report.notes[-1]
-    assert f"`agentpref adapters promote {report.revision}` makes it live" in report.notes[-1]
+    promote = f"`agentpref adapters promote {report.revision}` makes it live"
+    assert f"`agentpref adapters hold --end`, then {promote}" in report.notes[-1]
     assert registry.live() is None
+    registry.lift()
     registry.promote(report.revision)
     assert learn(home, random_base, progress=no_training).notes == []
     assert learn(home, random_base, again=True).notes[-1].startswith("--again finds nothing")
