@@ -203,7 +203,7 @@ class _Update:
         learned = self.updates.learned_by(serving.live)
         available, left_out = take_stock(catalog, learned, self.config)
         report = self._report(available, live, left_out, killed)
-        known = stalled(self.connection, report, available, self._digests, again=self.wishes.again)
+        known = stalled(self.connection, report, available, again=self.wishes.again)
         is_new = bool(available.new) and known is None
 
         # 2. The base model, and the update that was interrupted, if one was.
@@ -276,12 +276,6 @@ class _Update:
                     f"{base.chat_template_kwargs}; pass that model, or use a new namespace"
                 )
         return base
-
-    def _digests(self) -> tuple[str, str]:
-        """What identifies the base, before it is loaded."""
-        from agentpref.models.base import base_digests, find_base
-
-        return base_digests(find_base(self.model), self.config.chat_template_kwargs)
 
     def _started(
         self, base: BaseModel, needed: Mapping[str, Any], catalog: Catalog

@@ -7,9 +7,7 @@ says why, and names the command that trains on them all the same.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 from agentpref.learn.data import Available
 from agentpref.models.reasons import LEFT_OUT
@@ -21,25 +19,16 @@ from agentpref.types import UpdateReport
 _FURTHER = 1.05
 """By how much more examples an update must get further to be repeated."""
 
-Digests = Callable[[], tuple[str, str]]
-"""Computes what identifies a base: it reads all of its weights, and so is asked last."""
-
 
 def stalled(
-    connection: sqlite3.Connection,
-    report: UpdateReport,
-    available: Available,
-    digests: Digests,
-    *,
-    again: bool,
+    connection: sqlite3.Connection, report: UpdateReport, available: Available, *, again: bool
 ) -> UpdateReport | None:
     """The report of an update that has nothing new to learn; ``None`` if there is something.
 
     Args:
         connection: to the home.
-        report: what is known before any work: namespace, parent, settings.
+        report: what is known before any work: namespace, parent, model, settings.
         available: all examples there are.
-        digests: identifies the base model that is to be trained.
         again: whether a repetition was asked for.
     """
     if again and not available.new:
@@ -47,26 +36,32 @@ def stalled(
         return replace(report, notes=[*report.notes, note])
     if again or not available.fresh:
         return None
-    fresh, config = available.fresh, report.config
-    taken = explain_taken_back(connection, report.namespace, fresh, config, digests)
+    taken = explain_taken_back(
+        connection, report.namespace, available.fresh, report.config, lambda: _digests(report)
+    )
     if taken is not None:
         return replace(report, notes=[*report.notes, taken])
     last = Updates(connection).last_attempt(report.namespace, report.parent)
-    if last is not None and _is_same(last, config, available, digests):
+    if last is not None and _is_same(last, report, available):
         return _with_attempt(report, last)
     return None
 
 
-def _is_same(
-    last: Attempt, config: Mapping[str, Any], available: Available, digests: Digests
-) -> bool:
+def _is_same(last: Attempt, report: UpdateReport, available: Available) -> bool:
     """Whether an update tried just what is new, in the same way, as far as it gets."""
     return (
         available.fresh == last.pairs | last.waiting
-        and last.report.get("config") == config
+        and last.report.get("config") == report.config
         and _has_stalled(last)
-        and digests() == digests_of(last.report.get("base") or {})
+        and digests_of(last.report.get("base") or {}) == _digests(report)
     )
+
+
+def _digests(report: UpdateReport) -> tuple[str, str]:
+    """What identifies the base model of an update. All of its weights are read for it."""
+    from agentpref.models.base import base_digests, find_base
+
+    return base_digests(find_base(report.model), report.config["chat_template_kwargs"])
 
 
 def _has_stalled(last: Attempt) -> bool:

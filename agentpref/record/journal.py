@@ -71,18 +71,20 @@ class Journal:
         """
         now = time.time()
         with transaction(self._connection):
-            killed = self._connection.execute(
-                "UPDATE journal SET ended_at = ?, verdict = 'interrupted' WHERE ended_at IS NULL"
-                " RETURNING update_id, namespace",
+            query = "SELECT update_id, namespace FROM journal WHERE ended_at IS NULL"
+            killed = self._connection.execute(query).fetchall()
+            self._connection.execute(
+                "UPDATE journal SET ended_at = ?, verdict = 'interrupted' WHERE ended_at IS NULL",
                 (now,),
-            ).fetchall()
+            )
             killed_now = replace(report, verdict="interrupted", notes=[_KILLED]).to_mapping()
             text = as_json(killed_now | {"seconds": None})  # nobody measures how long it takes
-            (number,) = self._connection.execute(
+            added = self._connection.execute(
                 "INSERT INTO journal (update_id, namespace, started_at, report, first_at)"
-                " VALUES (?, ?, ?, ?, ?) RETURNING number",
+                " VALUES (?, ?, ?, ?, ?)",
                 (report.update_id, report.namespace, report.created_at, text, report.created_at),
-            ).fetchone()
+            )
+            number = int(added.lastrowid or 0)
         found = [name for name, namespace in killed if namespace == report.namespace]
         return number, [f"of update {name}: {_KILLED}" for name in found]
 
@@ -99,13 +101,14 @@ class Journal:
         with transaction(self._connection):
             self._connection.execute("DELETE FROM journal WHERE number = ?", (number,))
             twin = self._connection.execute(
-                "DELETE FROM journal WHERE namespace = ?1 AND verdict = ?2 AND ended_at >"
+                "SELECT number, update_id, times, first_at FROM journal"
+                " WHERE namespace = ?1 AND verdict = ?2 AND ended_at >"
                 " coalesce((SELECT max(finished_at) FROM updates WHERE namespace = ?1), 0)"
-                " AND json_extract(report, '$.notes') = json(?3)"
-                " RETURNING update_id, times, first_at",
+                " AND json_extract(report, '$.notes') = json(?3)",
                 (report.namespace, report.verdict, as_json(report.notes)),
             ).fetchone()
-            name, times, first_at = twin or (report.update_id, 0, report.created_at)
+            same, name, times, first_at = twin or (None, report.update_id, 0, report.created_at)
+            self._connection.execute("DELETE FROM journal WHERE number = ?", (same,))
             report = replace(report, update_id=name)
             self._connection.execute(
                 "INSERT INTO journal (update_id, namespace, started_at, ended_at, verdict, report,"

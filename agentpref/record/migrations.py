@@ -363,30 +363,20 @@ def journal_and_holds(connection: sqlite3.Connection) -> None:
     """What came of every night, and why nothing may be made live.
 
     ``journal`` has the updates that are not in ``updates``: nothing new, busy, failed, interrupted,
-    or (while ``ended_at`` is null) running. They are apart so that they mislead nothing that reads
-    what was learned, and not sealed, since a row is written again when its update ends. One that
-    ends like one before it takes its row: ``times`` counts them, since ``first_at``.
-
-    ``hold_reason`` says why nothing is promoted after a ``hold`` in ``serving_history``.
+    or (while ``ended_at`` is null) running. Apart, they mislead nobody who reads what was learned;
+    not sealed, a row can be written again when its update ends, or by the next that ends alike
+    (``times``). ``hold_reason`` is why nothing is promoted after a ``hold`` in ``serving_history``.
     """
     connection.execute(
         """CREATE TABLE journal (
-            number INTEGER PRIMARY KEY AUTOINCREMENT,
-            update_id TEXT NOT NULL,
-            namespace TEXT NOT NULL,
-            started_at REAL NOT NULL,
-            ended_at REAL,
-            verdict TEXT,
-            report TEXT NOT NULL,
-            times INTEGER NOT NULL DEFAULT 1,
-            first_at REAL NOT NULL
+            number INTEGER PRIMARY KEY AUTOINCREMENT, update_id TEXT NOT NULL,
+            namespace TEXT NOT NULL, started_at REAL NOT NULL, ended_at REAL, verdict TEXT,
+            report TEXT NOT NULL, times INTEGER NOT NULL DEFAULT 1, first_at REAL NOT NULL
         )"""
     )
     connection.execute(
         """CREATE TABLE hold_reason (
-            namespace TEXT NOT NULL,
-            generation INTEGER NOT NULL,
-            reason TEXT NOT NULL,
+            namespace TEXT NOT NULL, generation INTEGER NOT NULL, reason TEXT NOT NULL,
             PRIMARY KEY (namespace, generation)
         ) WITHOUT ROWID"""
     )
