@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from agentpref.config import UpdateConfig
 from agentpref.learn.data import Available, UpdateRows
-from agentpref.models.reasons import LEFT_OUT, Objection, explained
+from agentpref.models.reasons import Objection, explained
 from agentpref.prefer.catalog import Catalog
 from agentpref.prefer.strata import Listed
-from agentpref.record.updates import Attempt, Role
+from agentpref.record.updates import Role
 from agentpref.types import Example, UpdateReport
 
 if TYPE_CHECKING:
@@ -117,23 +117,4 @@ def with_account(
         retokenized=dict(learner.retokenized),
         base=learner.base.identity,
         notes=[*report.notes, *learner.notes(), *explained(objections, report.model)],
-    )
-
-
-def with_attempt(report: UpdateReport, tried: Attempt) -> UpdateReport:
-    """The report of an update that has nothing to try but what the last one tried."""
-    left_out = {k: n for k, n in tried.report.get("left_out", {}).items() if k in LEFT_OUT}
-    why = "had no time, and would have none again: raise max_minutes"
-    if tried.report["verdict"] == "nothing_usable":
-        why = "are held out, and prove nothing until something can be trained"
-    return replace(
-        report,
-        left_out={**report.left_out, **left_out},
-        notes=[
-            *report.notes,
-            f"{len(tried.pairs)} examples remain from update {tried.update_id} "
-            f"({tried.report['verdict'].replace('_', ' ')}), which tried them with the same "
-            "settings, model and chat template; change one of these to try them again",
-            *([f"{len(tried.waiting)} more {why}"] if tried.waiting else []),
-        ],
     )

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 from agentpref.config import UpdateConfig
 from agentpref.learn.data import Available, UpdateRows, prepare, replay_size
 from agentpref.prefer.strata import Listed, sample
-from agentpref.record.updates import Attempt, used
 
 if TYPE_CHECKING:
     from agentpref.learn.adapter import Policy
@@ -37,9 +36,6 @@ _SHARE_OF_OLD = 0.25
 """What of the time may go into evaluating old examples."""
 
 _AT_ONCE = 64
-
-_FURTHER = 1.05
-"""By how much more examples an update must get further to be repeated."""
 
 _FROZEN: tuple[Policy, Policy] = ("base", "live")
 
@@ -114,21 +110,6 @@ def choose(
         if rows.new or not left or len(left) == len(available.new):
             return rows
         available = replace(available, new=left)
-
-
-def has_stalled(last: Attempt) -> bool:
-    """Whether to repeat an update on the same examples would get no further.
-
-    One that had time for all of them would do the same again. One that had not finds its scores
-    stored the next time, and so may use more of them; that comes to an end.
-    """
-    if last.report["verdict"] == "nothing_usable" or not last.waiting:
-        return True
-    resumed = last.report.get("training", {}).get("resumed_at")
-    if last.serves or last.before is None or resumed:
-        return False
-    same = last.before.get("config") == last.report.get("config")
-    return same and last.used <= _FURTHER * used(last.before)
 
 
 def affordable(

@@ -2,24 +2,25 @@
 
 A revision without its ledger row would be one of which nobody knows what it learned, and a ledger
 row that says "promoted" beside another live revision would be a lie. So a process that is killed
-leaves all of them or none.
+leaves all of them or none. What passed the gate is promoted unless people decided otherwise.
 """
 
 from __future__ import annotations
 
-import shlex
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from agentpref.accounting import uses
 from agentpref.home import CANDIDATE
 from agentpref.prefer.strata import Listed
+from agentpref.printable import in_namespace
 from agentpref.record.updates import UpdateRow, Updates
+from agentpref.serve import decisions
 from agentpref.serve.publishing import Publication
 from agentpref.serve.registry import Registry
 from agentpref.serve.status import ServingState
@@ -31,12 +32,25 @@ if TYPE_CHECKING:
     from agentpref.learn.learner import Learner
 
 
+class Wishes(NamedTuple):
+    """What an update is asked for that determines no training; see ``agentpref.update``."""
+
+    promote: bool = True
+    canary: float | None = None
+    again: bool = False
+
+
+AS_USUAL = Wishes()
+"""What passes is promoted."""
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What an update came to: its report, and what each example was used for."""
 
     report: UpdateReport
     groups: Mapping[str, Sequence[Listed]]
+    wishes: Wishes = AS_USUAL
 
     def settle(
         self,
@@ -47,13 +61,14 @@ class Outcome:
     ) -> UpdateReport:
         """Keep the outcome, publish its candidate unless it was refused, and promote what passed.
 
-        Somebody who changed what serves since the update began is not overruled: the report then
-        says so and names the command. ``serving`` is what served when the update began.
+        The verdict is ``promoted`` only of what was made live. Nobody is overruled who held the
+        namespace, took the like of it back, or changed what serves since the update began: the
+        report then says so and names the command. ``serving`` is what served at the beginning.
         """
         from agentpref.learn.cache import LogpCache
 
         policy = (learner.base.numbers, self.report.update_id)
-        if self.report.verdict not in ("promoted", "insufficient"):
+        if self.report.verdict not in ("passed", "insufficient"):
             LogpCache(connection, *policy).forget()
             self._keep(connection, self.report)
             return self.report
@@ -65,10 +80,37 @@ class Outcome:
             name = publication.revision.revision_id
             LogpCache(publication.connection, *policy).rename(name)
             report = replace(self.report, revision=name)
-            if report.verdict == "promoted":
-                report = _served(report, publication, serving)
+            if report.verdict == "passed":
+                report = self._serve(report, publication, serving)
             self._keep(publication.connection, report)
         return report
+
+    def _serve(
+        self, report: UpdateReport, publication: Publication, serving: ServingState
+    ) -> UpdateReport:
+        """Promote the candidate, or say why it is not live."""
+        name, connection = publication.revision.revision_id, publication.connection
+        promote, canary, _ = self.wishes
+        trained = [example.example_id for example in self.groups["trained"]]
+        repeated = decisions.taken_back_before(connection, publication.revision, trained)
+        held = decisions.read_hold(connection, report.namespace)
+        cure = f"`{in_namespace(f'agentpref adapters promote {name}', report.namespace)}`"
+        if held is not None:
+            lift = in_namespace("agentpref adapters hold --end", report.namespace)
+            cure = f"`{lift}`, then {cure}"
+        if repeated is not None or held is not None:
+            why = repeated or "the namespace is held"
+        elif not promote:
+            why = "it was not to be promoted"
+        elif canary is None and publication.promote(serving):
+            return replace(report, verdict="promoted")
+        elif canary is not None and publication.canary(serving, canary):
+            instead = f" instead of {serving.canary}" if serving.canary is not None else ""
+            why = f"it serves {canary:.4g} of the threads, as the canary{instead}"
+        else:
+            why = "somebody changed what serves while the update ran"
+        note = f"{name} passed and is not live: {why}; {cure} makes it live"
+        return replace(report, notes=[*report.notes, note])
 
     def _publishing(
         self, registry: Registry, learner: Learner, folder: Path
@@ -103,17 +145,3 @@ class Outcome:
                 sources=sources,
             )
         )
-
-
-def _served(report: UpdateReport, publication: Publication, serving: ServingState) -> UpdateReport:
-    """Promote the candidate, or say why it does not serve."""
-    if publication.promote(serving):
-        return replace(report, served=True)
-    command = f"agentpref adapters promote {report.revision}"
-    if report.namespace != "default":
-        command += f" --namespace {shlex.quote(report.namespace)}"
-    note = (
-        f"{report.revision} passed and does not serve: somebody changed what serves while the "
-        f"update ran; `{command}` makes it live"
-    )
-    return replace(report, notes=[*report.notes, note])

@@ -12,16 +12,16 @@ from __future__ import annotations
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agentpref.accounting import account, count, take_stock, with_account, with_attempt
-from agentpref.budget import Budget, choose, has_stalled
+from agentpref.accounting import account, count, take_stock, with_account
+from agentpref.budget import Budget, choose
 from agentpref.config import UpdateConfig
-from agentpref.errors import TrainingDiverged, UpdateInterrupted, WrongBase
+from agentpref.errors import ConfigError, TrainingDiverged, UpdateInterrupted, WrongBase
 from agentpref.home import Home
 from agentpref.learn import checkpoint as checkpoints
 from agentpref.learn import resume
@@ -30,12 +30,15 @@ from agentpref.learn.data import Available, UpdateRows, prepare
 from agentpref.learn.process import LOADING, Interrupts
 from agentpref.learn.resume import StartedUpdate
 from agentpref.learn.team import Team, assembled
-from agentpref.outcome import Outcome
+from agentpref.outcome import Outcome, Wishes
 from agentpref.prefer.catalog import Catalog
 from agentpref.record.database import connect, exclusive, translated
+from agentpref.record.journal import Trace
 from agentpref.record.messages import new_id
 from agentpref.record.spill import drain
-from agentpref.record.updates import Attempt, Updates
+from agentpref.record.updates import Updates
+from agentpref.repeats import stalled
+from agentpref.serve import decisions
 from agentpref.serve.backend import Revision
 from agentpref.serve.registry import Registry
 from agentpref.serve.validate import check_revision
@@ -61,6 +64,9 @@ def update(
     namespace: str = "default",
     checks: Mapping[str, UserCheck] | None = None,
     progress: Progress | None = None,
+    promote: bool = True,
+    canary: float | None = None,
+    again: bool = False,
 ) -> UpdateReport:
     """Learn from what was logged since the live revision was trained, and serve it if it is better.
 
@@ -79,14 +85,22 @@ def update(
         namespace: whose feedback to learn from, and whose live revision to replace.
         checks: your own checks by name; ``None`` runs those of installed packages.
         progress: called with ``(stage, done, total)`` as work goes on.
+        promote: ``False`` publishes what passes the gate, and leaves what serves as it is.
+        canary: let what passes serve this share of the threads (above 0 and at most 1), as a
+            canary, instead of promoting it.
+        again: repeat the last update although nothing is new since, after one that was refused, cut
+            short, insufficient or rolled back. An update with other settings needs no such word.
 
     Returns:
-        The report. ``verdict`` is the gate's decision: ``nothing_new`` means that nothing came in
-        since the last update, ``insufficient`` publishes a revision that may be canaried but does
-        not serve. ``served`` says whether the candidate was made live. It was not if somebody
-        changed what serves while the update ran; ``notes`` then name the command that does it.
+        The report. Its ``verdict`` is ``promoted`` if the candidate was made live, and ``passed``
+        if it passed the gate and was not: it was not to be, the namespace is held, people took the
+        like of it back, or somebody changed what serves meanwhile. ``notes`` then say which, and
+        name the command that makes it live. ``insufficient`` publishes a revision too.
+        ``nothing_new`` means that nothing came in since the last update. The home keeps the report,
+        and an entry for an update that raises: ``agentpref updates`` lists all.
 
     Raises:
+        ConfigError: ``canary`` is out of range, or given beside ``promote=False``.
         NotAHome: there is no home in the folder.
         UpdateRunning: another update has locked the home.
         RevisionError: the live revision learned from text that was forgotten since.
@@ -99,23 +113,33 @@ def update(
         UpdateError: another process of the team ended; the next update resumes from the state
             that was saved last.
     """
+    if canary is not None and not (0 < canary <= 1 and promote):
+        raise ConfigError(
+            f"canary is {canary!r}, but must be a share above 0 and at most 1, and takes the place "
+            "of a promotion: leave out promote=False (--no-promote)"
+        )
     with assembled() as team:
         if not team.main:
             from agentpref.learn.follower import follow
 
             return UpdateReport(**follow(team))
-        place, interrupts = Home.open(home), Interrupts()
-        with _locked(place, namespace, interrupts) as connection:
+        place, interrupts, config = Home.open(home), Interrupts(), config or UpdateConfig()
+        blank = UpdateReport(
+            new_id(), namespace, model, time.time(), "nothing_new", None, config=config.to_mapping()
+        )
+        with Trace(place, blank) as trace, _locked(place, namespace, interrupts) as connection:
             report = _Update(
                 place,
                 connection,
                 model,
-                config or UpdateConfig(),
+                config,
                 namespace,
                 checks,
                 progress or (lambda stage, done, total: None),
                 interrupts,
                 team,
+                trace,
+                Wishes(promote, canary, again),
             ).run()
         team.finish(report.to_mapping())
         return report
@@ -155,18 +179,21 @@ class _Update:
     progress: Progress
     interrupts: Interrupts
     team: Team
+    trace: Trace
+    wishes: Wishes
 
     def __post_init__(self) -> None:
         self.registry = Registry(self.home, namespace=self.namespace)
         self.updates = Updates(self.connection)
         self.checkpoint = Checkpoint(checkpoints.path_of(self.home.training, self.namespace))
-        self.update_id, self.created_at = new_id(), time.time()
+        self.update_id, self.created_at = self.trace.report.update_id, self.trace.report.created_at
         minutes = self.config.max_minutes
         self.budget = Budget(None if minutes is None else 60 * minutes)
 
     def run(self) -> UpdateReport:
         """Go through the update in order."""
         # 1. What serves, and what there is to learn.
+        killed = self.trace.begin(self.connection)
         serving = self.registry.state()
         live = None if serving.live is None else self.registry.get(serving.live)
         if live is not None:
@@ -175,8 +202,9 @@ class _Update:
         catalog.refresh()
         learned = self.updates.learned_by(serving.live)
         available, left_out = take_stock(catalog, learned, self.config)
-        tried = self._tried(available, serving.live)
-        is_new = bool(available.new) and tried is None
+        report = self._report(available, live, left_out, killed)
+        known = stalled(self.connection, report, available, again=self.wishes.again)
+        is_new = bool(available.new) and known is None
 
         # 2. The base model, and the update that was interrupted, if one was.
         base, started, needed, adapter = None, None, dict[str, Any](), None
@@ -187,9 +215,14 @@ class _Update:
             base = self._load_base(live)
             needed = resume.conditions(self.namespace, serving.live, base, self.config)
             started = self._started(base, needed, catalog)
-        report = self._report(available, live, left_out)
+        report = replace(
+            report if known is None or started is not None else known,
+            update_id=self.update_id,
+            created_at=self.created_at,
+        )
+        report.notes[:0] = self.checkpoint.troubles
         if base is None or not (is_new or started):
-            return report if tried is None else with_attempt(report, tried)
+            return self.trace.end(self.connection, report)
 
         # 3. Learn, and prove.
         learner = self._learner(base, live, adapter)
@@ -210,7 +243,7 @@ class _Update:
         report = replace(report, seconds=self.budget.spent(), notes=[*report.notes, *notes])
 
         # 4. Record what it used, publish it, and serve it: all of it or nothing.
-        outcome = Outcome(report, groups)
+        outcome = Outcome(report, groups, self.wishes)
         report = outcome.settle(self.registry, self.connection, learner, serving)
         checkpoints.remove(self.checkpoint.path)
         return report
@@ -234,8 +267,8 @@ class _Update:
         )
         self.progress(LOADING, 1, 1)
         if live is not None:
-            trained_on, parts = live.manifest["base"], ("digest", "template_digest")
-            if any(trained_on[part] != base.identity[part] for part in parts):
+            trained_on = live.manifest["base"]
+            if decisions.digests_of(trained_on) != decisions.digests_of(base.identity):
                 raise WrongBase(
                     f"{live.revision_id} was trained on {trained_on['name']!r} with "
                     f"chat_template_kwargs {trained_on.get('chat_template_kwargs', {})}, whose "
@@ -244,19 +277,6 @@ class _Update:
                 )
         return base
 
-    def _tried(self, available: Available, live: str | None) -> Attempt | None:
-        """The last update, if it tried just what is new, in the same way, as far as it gets."""
-        from agentpref.models.base import base_digests, find_base
-
-        last = self.updates.last_attempt(self.namespace, live)
-        if last is None or available.fresh != last.pairs | last.waiting or not has_stalled(last):
-            return None
-        if not available.fresh or last.report.get("config") != self.config.to_mapping():
-            return None
-        base = last.report.get("base") or {}
-        digests = base_digests(find_base(self.model), self.config.chat_template_kwargs)
-        return last if digests == (base.get("digest"), base.get("template_digest")) else None
-
     def _started(
         self, base: BaseModel, needed: Mapping[str, Any], catalog: Catalog
     ) -> StartedUpdate | None:
@@ -264,11 +284,16 @@ class _Update:
         started = resume.find(self.checkpoint, needed, catalog.find, ended=self.updates.has)
         if started is not None:
             self.update_id, self.created_at = started.update_id, started.created_at
+            self.trace.resume(self.connection, started.update_id)
             self._cache(base, started.update_id).forget()  # its candidate may have been another
         return started
 
     def _report(
-        self, available: Available, live: Revision | None, left_out: Mapping[str, int]
+        self,
+        available: Available,
+        live: Revision | None,
+        left_out: Mapping[str, int],
+        killed: Sequence[str],
     ) -> UpdateReport:
         """The report as far as it is known before any work."""
         counts = count(
@@ -277,17 +302,16 @@ class _Update:
             new_held_out=available.new_held_out,
             old_held_out=available.old_held_out,
         )
-        return UpdateReport(
-            update_id=self.update_id,
-            namespace=self.namespace,
-            model=self.model,
-            created_at=self.created_at,
-            verdict="nothing_new",
+        held = self.registry.held()
+        return replace(
+            self.trace.report,
             parent=live.revision_id if live is not None else None,
             counts=counts,
             left_out=dict(left_out),
-            config=self.config.to_mapping(),
-            notes=list(self.checkpoint.troubles),
+            notes=[
+                *killed,
+                *([] if held is None else [decisions.explain_hold(held, self.namespace)]),
+            ],
         )
 
     def _learner(
@@ -344,7 +368,14 @@ class _Update:
         new = evaluate.score(learner, rows.new_held_out)
         old = evaluate.score(learner, rows.old_held_out)
         evidence = evaluate.gather(
-            learner, new, old, kl=kl, trained=rows.new, checks=checks, config=config
+            learner,
+            new,
+            old,
+            kl=kl,
+            trained=rows.new,
+            checks=checks,
+            config=config,
+            cut_short=training.stopped == "time",
         )
         result = gate.judge(evidence, config.gate, seed=config.seed)
         return replace(

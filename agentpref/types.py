@@ -23,8 +23,11 @@ WINNERS: tuple[Winner, ...] = get_args(Winner)
 Origin: TypeAlias = Literal["correction", "comparison", "thumbs", "judge", "thumb"]
 """What an example is made of; ``thumbs`` are opposed ones on one prompt, ``thumb`` is lone."""
 
-Verdict: TypeAlias = Literal["promoted", "refused", "insufficient", "nothing_new", "nothing_usable"]
-"""The outcome of an update."""
+Verdict: TypeAlias = Literal[
+    "promoted", "passed", "refused", "cut_short", "insufficient", "nothing_new", "nothing_usable",
+    "failed", "interrupted", "busy",
+]  # fmt: skip
+"""The outcome of an update; one with the last three raised an error, and is listed as that."""
 
 BASE = "base"
 """The revision name of the bare base model, with no adapter."""
@@ -192,9 +195,10 @@ class Example:
 class UpdateReport:
     """What an update did and why. Accuracies are held-out, per tag, before and after.
 
-    ``verdict`` is the gate's decision, and ``served`` whether the update made its ``revision``
-    live. A promoted one was not if somebody changed what serves in between; ``notes`` say so. What
-    serves today is for the registry to say.
+    ``verdict`` says what the update came to, and never changes. ``promoted``: its ``revision``
+    passed the gate and was made live. ``passed``: it passed and was not; ``notes`` say why, and
+    name the command that makes it live. ``cut_short``: it failed the gate, and ``max_minutes`` had
+    stopped its training. What serves today is for the registry to say.
 
     ``counts`` are numbers of pairs and, under the same names with ``_thumbs``, of lone thumbs.
     ``new``, ``old`` and their ``_held_out`` are all there are. Each of these is ``trained``,
@@ -216,7 +220,6 @@ class UpdateReport:
     verdict: Verdict
     parent: str | None
     revision: str | None = None
-    served: bool = False
     seconds: float = 0.0
     counts: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)

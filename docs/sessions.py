@@ -74,7 +74,8 @@ def normal(text: str) -> str:
     for pattern, name in (
         (r"\brev-(\d{6})-[0-9a-f]{12}", r"rev-\1-SHA"),
         (r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", "ID"),
-        (r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "TIME"),
+        (r"\b[0-9a-f]{8}-[0-9a-f]{4}\b", "ID"),
+        (r"\d{4}-\d\d-\d\d \d\d:\d\d(:\d\d)?", "TIME"),
         (r"(?m)^rounding in nats a token: .*\n", ""),  # not in float32
         (r"[+-]?\d*\.\d+(e-?\d+)?", "FIGURE"),
         (r"\b\d+ s\b", "SECONDS"),

@@ -132,10 +132,13 @@ class Checkpoint:
 
 
 def training_settings(config: UpdateConfig) -> dict[str, Any]:
-    """The settings that determine what is trained, as plain values: all but gate and budget."""
-    settings = config.to_mapping()
-    del settings["gate"], settings["max_minutes"]
-    return settings
+    """The settings that determine what is trained, as plain values."""
+    return training_part(config.to_mapping())
+
+
+def training_part(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of some settings that determine what is trained: all but gate and budget."""
+    return {name: v for name, v in settings.items() if name not in ("gate", "max_minutes")}
 
 
 def fingerprint(batches: Sequence[Sequence[TrainingRow]], **facts: Any) -> str:

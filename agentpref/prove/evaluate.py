@@ -175,6 +175,7 @@ def gather(
     trained: Sequence[EncodedExample],
     checks: Mapping[str, UserCheck],
     config: UpdateConfig,
+    cut_short: bool = False,
 ) -> Evidence:
     """Everything the gate's verdict rests on.
 
@@ -186,6 +187,7 @@ def gather(
         trained: the new training rows, which say what lengths they ask for.
         checks: the user's own checks.
         config: the seed and the settings of the gate.
+        cut_short: whether a limit of time stopped the training.
     """
     rows = [*new.rows, *old.rows] or list(trained)
     limit = token_limit(rows)
@@ -202,6 +204,7 @@ def gather(
         asked_length=length_ratio(_mean_length(wanted), _mean_length(unwanted)) if both else 1.0,
         asked_distinct=distinct_n(wanted) / distinct if wanted and distinct else 1.0,
         user_checks=run_checks(checks, lambda messages: answer(learner, messages)),
+        cut_short=cut_short,
         notes=probes.notes,
     )
 

@@ -70,7 +70,8 @@ class Evidence:
     base serves, which has nothing to forget. ``kl`` is KL(π_0‖π_θ) in nats per token. ``live`` and
     ``candidate`` answered the same probes. ``asked_length`` and ``asked_distinct`` are the ratios
     of length and of distinct-2 between chosen and rejected answers of the new examples: the change
-    that the examples ask for. ``notes`` say what a reader should know of how it was gathered.
+    that the examples ask for. ``cut_short`` says whether a limit of time stopped the training.
+    ``notes`` say what a reader should know of how it was gathered.
     """
 
     new: Paired
@@ -81,6 +82,7 @@ class Evidence:
     asked_length: float = 1.0
     asked_distinct: float = 1.0
     user_checks: tuple[UserCheckResult, ...] = ()
+    cut_short: bool = False
     notes: tuple[str, ...] = ()
 
 
@@ -104,7 +106,7 @@ class GateResult:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """The messages of the checks that failed; empty where the candidate is promoted."""
+        """The messages of the checks that failed; empty where the candidate passed."""
         return tuple(f"{check.name}: {check.message}" for check in self.checks if not check.passed)
 
     def to_mapping(self) -> dict[str, Any]:
@@ -120,9 +122,10 @@ class GateResult:
 def judge(evidence: Evidence, settings: GateSettings | None = None, *, seed: int = 0) -> GateResult:
     """Decide on a candidate. The same evidence, settings and seed give the same verdict.
 
-    The verdict is ``refused`` if any check but the one on the amount of new evidence fails;
-    otherwise ``insufficient`` if there is too little new evidence; otherwise ``promoted``. With too
-    little evidence, no gain is no reason to refuse yet, but a proven loss is.
+    The verdict is ``refused`` if any check but the one on the amount of new evidence fails, or
+    ``cut_short`` if a limit of time had stopped the training; otherwise ``insufficient`` if there
+    is too little new evidence; otherwise ``passed``. With too little evidence, no gain is no reason
+    to refuse yet, but a proven loss is.
 
     Raises:
         UpdateError: for a retention stratum without pairs.
@@ -130,7 +133,7 @@ def judge(evidence: Evidence, settings: GateSettings | None = None, *, seed: int
     s = settings or GateSettings()
     new = evidence.new
     enough = _enough(new, s)
-    gain = _gain(new, s, seed)
+    gain = _gain(evidence, s, seed)
     guards = (
         *_retention(evidence.retention, s, seed),
         _kl(evidence.kl, s),
@@ -143,9 +146,9 @@ def judge(evidence: Evidence, settings: GateSettings | None = None, *, seed: int
     is_worse = enough.passed and not gain.passed
     if not enough.passed and len(new):
         is_worse = lower_bound(new.swap(), confidence=s.confidence, seed=seed).lower > 0
-    verdict: Verdict = "promoted" if enough.passed else "insufficient"
+    verdict: Verdict = "passed" if enough.passed else "insufficient"
     if is_worse or not all(check.passed for check in guards):
-        verdict = "refused"
+        verdict = "cut_short" if evidence.cut_short else "refused"
     return GateResult(verdict, (enough, gain, *guards))
 
 
@@ -180,13 +183,15 @@ def _enough(new: Paired, s: GateSettings) -> CheckResult:
     return _check(name, prompts >= fewest, prompts, fewest, f"{found} on {prompts} prompts", cure)
 
 
-def _gain(new: Paired, s: GateSettings, seed: int) -> CheckResult:
-    name = "new preferences"
+def _gain(evidence: Evidence, s: GateSettings, seed: int) -> CheckResult:
+    name, new = "new preferences", evidence.new
     if not len(new):
         return CheckResult(name, False, None, 0.0, "no new held-out pair to judge by")
     bound = lower_bound(new, confidence=s.confidence, seed=seed)
     passed = bound.lower > 0
     no_gain = "no gain to prove: check the labels, or train longer"
+    if evidence.cut_short:
+        no_gain = "no gain to prove: max_minutes stopped the training; raise it"
     cure = _cure(bound, 0.0, s, no_gain)
     return _check(name, passed, bound.lower, 0.0, _describe(bound, 0.0, passed), cure)
 

@@ -11,47 +11,16 @@ from __future__ import annotations
 
 import functools
 import sqlite3
-from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
 
 from agentpref.home import Home
 from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.listing import LISTING
 from agentpref.record.scales import derive_scales
 from agentpref.record.seals import add_seals
+from agentpref.record.steps import STEPS as STEPS
+from agentpref.record.steps import Step as Step
+from agentpref.record.steps import breaking_step, step
 from agentpref.record.views import RUN_TEXT, VIEWS
-
-Change: TypeAlias = Callable[[sqlite3.Connection], None]
-
-
-class Step(NamedTuple):
-    """One change of the schema; ``version`` is what the database has after it.
-
-    ``breaking`` says that a program which does not know the step must stop using the database, even
-    if it has it open.
-    """
-
-    version: int
-    name: str
-    change: Change
-    breaking: bool = False
-
-
-STEPS: list[Step] = []
-
-
-def step(change: Change, *, breaking: bool = False) -> Change:
-    """Add a change, under the next number, after which older programs still work.
-
-    Such a change only adds: tables, indices, views, columns that may be null or have a default.
-    What older programs read keeps its meaning.
-    """
-    STEPS.append(Step(len(STEPS) + 1, change.__name__, change, breaking))
-    return change
-
-
-breaking_step = functools.partial(step, breaking=True)
-"""Add a change, under the next number, that older programs must not use."""
 
 
 @step
@@ -387,6 +356,30 @@ def seals(connection: sqlite3.Connection) -> None:
     because older programs would write rows without a seal.
     """
     add_seals(connection)
+
+
+@step
+def journal_and_holds(connection: sqlite3.Connection) -> None:
+    """What came of every night, and why nothing may be made live.
+
+    ``journal`` has the updates that are not in ``updates``: nothing new, busy, failed, interrupted,
+    or (while ``ended_at`` is null) running. Apart, they mislead nobody who reads what was learned;
+    not sealed, a row can be written again when its update ends, or by the next that ends alike
+    (``times``). ``hold_reason`` is why nothing is promoted after a ``hold`` in ``serving_history``.
+    """
+    connection.execute(
+        """CREATE TABLE journal (
+            number INTEGER PRIMARY KEY AUTOINCREMENT, update_id TEXT NOT NULL,
+            namespace TEXT NOT NULL, started_at REAL NOT NULL, ended_at REAL, verdict TEXT,
+            report TEXT NOT NULL, times INTEGER NOT NULL DEFAULT 1, first_at REAL NOT NULL
+        )"""
+    )
+    connection.execute(
+        """CREATE TABLE hold_reason (
+            namespace TEXT NOT NULL, generation INTEGER NOT NULL, reason TEXT NOT NULL,
+            PRIMARY KEY (namespace, generation)
+        ) WITHOUT ROWID"""
+    )
 
 
 _TALLY_TRIGGERS = (

@@ -101,6 +101,9 @@ class Updates:
             )
             sources = [(source, pair) for pair, some in update.sources.items() for source in some]
             insert_or_ignore(self._connection, "pair_source", ("source", "pair_id"), sources)
+            # The journal says that it runs. Only one update of a home does at a time.
+            query = "DELETE FROM journal WHERE namespace = ? AND ended_at IS NULL"
+            self._connection.execute(query, (update.namespace,))
 
     def has(self, update_id: str) -> bool:
         """Return whether an update was finished and kept."""
@@ -109,12 +112,19 @@ class Updates:
 
     def learned_by(self, revision: str | None) -> set[str]:
         """Return the ids of the pairs, held-out ones too, that were new to it or to an ancestor."""
+        return self._pairs_of_line(revision, "new", "held_out")
+
+    def tried_by(self, revision: str) -> set[str]:
+        """Return those too that it or an ancestor tried to learn, and could not use."""
+        return self._pairs_of_line(revision, "new", "held_out", "left_out")
+
+    def _pairs_of_line(self, revision: str | None, *roles: Role) -> set[str]:
         found = self._connection.execute(
             "WITH RECURSIVE line(name) AS ("
             "  SELECT ? UNION SELECT parent FROM revision JOIN line ON revision_id = name"
             ") SELECT DISTINCT pair_id FROM update_pair JOIN updates USING (update_id)"
-            " JOIN line ON candidate = name WHERE role IN ('new', 'held_out')",
-            (revision,),
+            " JOIN line ON candidate = name WHERE role IN (SELECT value FROM json_each(?))",
+            (revision, as_json(roles)),
         )
         return {pair for (pair,) in found}
 
@@ -206,8 +216,13 @@ class Updates:
             which = f"no update {update_id!r}" if update_id else "no update yet"
             cure = "leave the id out for the last" if update_id else "run 'agentpref update' first"
             raise UpdateError(f"namespace {namespace!r} has {which}; {cure}")
-        report: dict[str, Any] = _renamed(orjson.loads(row[0]))
-        return report
+        return read_report(row[0])
+
+
+def read_report(text: str) -> dict[str, Any]:
+    """Read a stored report, of an older version too, under the names of today."""
+    report: dict[str, Any] = _renamed(orjson.loads(text))
+    return report
 
 
 _NEW_NAMES = {

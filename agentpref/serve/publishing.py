@@ -1,4 +1,4 @@
-"""The transaction in which a revision is published, and what else may be written in it.
+"""The transaction in which a revision is published, and the row that it then is.
 
 The folder is complete and durable before; its name and its row come last.
 """
@@ -11,10 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import orjson
+
+from agentpref.errors import InvalidAdapter
 from agentpref.home import Home
 from agentpref.record.seals import sealed
 from agentpref.record.updates import WEIGHTS
-from agentpref.serve import folders, status
+from agentpref.serve import decisions, folders, status
 from agentpref.serve.backend import Revision
 from agentpref.serve.status import ServingState
 
@@ -27,11 +30,21 @@ class Publication(NamedTuple):
 
     def promote(self, state: ServingState) -> bool:
         """Make the revision live if what serves is still ``state``; say whether it is."""
-        if status.read_state(self.connection, self.revision.namespace) != state:
+        name = self.revision.revision_id
+        return self._change(state, state._replace(live=name, canary=None, weight=0.0), "promote")
+
+    def canary(self, state: ServingState, weight: float) -> bool:
+        """Make it the canary if what serves is still ``state``; say whether it is."""
+        name = self.revision.revision_id
+        return self._change(state, state._replace(canary=name, weight=weight), "canary")
+
+    def _change(self, state: ServingState, new: ServingState, action: str) -> bool:
+        namespace = self.revision.namespace
+        if status.read_state(self.connection, namespace) != state:
             return False
+        decisions.require_not_held(self.connection, namespace)
         status.require_fit(self.connection, self.revision.revision_id)
-        new = state._replace(live=self.revision.revision_id, canary=None, weight=0.0)
-        status.change(self.connection, new, "promote")
+        status.change(self.connection, new, action)
         return True
 
 
@@ -59,3 +72,26 @@ def insert(
         (*row, parent, manifest["files"][folders.WEIGHTS_FILE]),
     )
     return name
+
+
+def revision_of(row: sqlite3.Row, home: Home) -> Revision:
+    """Read a row of the table of revisions.
+
+    Raises:
+        InvalidAdapter: its id has not the form of one, and so names no folder.
+    """
+    name = row["revision_id"]
+    if not folders.is_revision_id(name):
+        raise InvalidAdapter(f"{name!r} in {home.database} is not a revision's name")
+    return Revision(
+        revision_id=name,
+        namespace=row["namespace"],
+        parent=row["parent"],
+        created_at=row["created_at"],
+        path=home.adapters / name,
+        manifest=orjson.loads(row["manifest"]),
+        tainted_at=row["tainted_at"],
+        quarantined_at=row["quarantined_at"],
+        quarantine_reason=row["quarantine_reason"],
+        pruned_at=row["pruned_at"],
+    )

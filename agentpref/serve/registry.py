@@ -17,14 +17,13 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from agentpref.errors import InvalidAdapter, RevisionError, UnknownRevision
 from agentpref.home import Home, StrPath, sync, writing
 from agentpref.record.database import connect, transaction, translated
-from agentpref.serve import folders, pruning, status
+from agentpref.serve import decisions, folders, pruning, status
 from agentpref.serve.backend import Revision
-from agentpref.serve.publishing import Publication, insert
+from agentpref.serve.decisions import Hold as Hold
+from agentpref.serve.publishing import Publication, insert, revision_of
 from agentpref.serve.quarantine import intact_previous
 from agentpref.serve.status import HistoryEntry as HistoryEntry
 from agentpref.serve.status import ServingState as ServingState
@@ -61,7 +60,8 @@ class Registry:
         """All published revisions of the namespace, oldest first."""
         query = "SELECT * FROM revision WHERE namespace = ? ORDER BY seq"
         with self._connected(readonly=True) as connection:
-            return [self._revision(row) for row in connection.execute(query, (self.namespace,))]
+            rows = connection.execute(query, (self.namespace,))
+            return [revision_of(row, self.home) for row in rows]
 
     def get(self, revision_id: str) -> Revision:
         """Look up a revision by its id.
@@ -156,6 +156,34 @@ class Registry:
             )
             return self._find(connection, revision_id)
 
+    def held(self) -> Hold | None:
+        """Since when and why nothing is promoted; ``None`` if nobody holds the namespace."""
+        with self._connected(readonly=True) as connection:
+            return decisions.read_hold(connection, self.namespace)
+
+    def hold(self, reason: str = "", *, expected_generation: int | None = None) -> ServingState:
+        """Promote nothing, and begin no canary, until :meth:`lift`.
+
+        Updates go on training and publishing. A rollback works, and so does the end of a canary. A
+        namespace that is held already keeps its time and reason.
+
+        Raises:
+            GenerationConflict: another process changed what is served in between.
+        """
+        # A reason may quote what is not UTF-8, which SQLite does not store.
+        stored = reason.strip().encode(errors="backslashreplace").decode()
+        with self._changing(BASE, expected_generation) as (connection, state):
+            return decisions.hold(connection, state, stored)
+
+    def lift(self, *, expected_generation: int | None = None) -> ServingState:
+        """End a hold; does nothing if there is none.
+
+        Raises:
+            GenerationConflict: another process changed what is served in between.
+        """
+        with self._changing(BASE, expected_generation) as (connection, state):
+            return decisions.lift(connection, state)
+
     def publish(
         self,
         folder: str | Path,
@@ -229,11 +257,12 @@ class Registry:
         Raises:
             UnknownRevision: this namespace has none of that id.
             InvalidAdapter: its files are not those that were published.
-            RevisionError: it is tainted, in quarantine, or pruned.
+            RevisionError: it is tainted, in quarantine, or pruned, or the namespace is held.
             GenerationConflict: another process changed what is served in between.
         """
         live = None if revision_id == BASE else revision_id
         with self._changing(revision_id, expected_generation) as (connection, state):
+            decisions.require_not_held(connection, self.namespace)
             new = state._replace(live=live, canary=None, weight=0.0)
             return status.change(connection, new, "promote")
 
@@ -248,7 +277,8 @@ class Registry:
             expected_generation: as for :meth:`promote`.
 
         Raises:
-            RevisionError: the weight is out of range, or the revision must not serve.
+            RevisionError: the weight is out of range, the revision must not serve, or the
+                namespace is held.
             UnknownRevision: this namespace has none of that id.
             InvalidAdapter: its files are not those that were published.
             GenerationConflict: another process changed what is served in between.
@@ -259,6 +289,8 @@ class Registry:
                 "and at most 1, or end it: canary(None, 0) or `agentpref adapters canary --end`"
             )
         with self._changing(revision_id or BASE, expected_generation) as (connection, state):
+            if revision_id is not None:
+                decisions.require_not_held(connection, self.namespace)
             new = state._replace(canary=revision_id, weight=float(weight))
             return status.change(connection, new, "canary")
 
@@ -367,24 +399,7 @@ class Registry:
                 f"namespace {self.namespace!r} has no revision {revision_id!r}; "
                 "see `agentpref adapters list`"
             )
-        return self._revision(row)
-
-    def _revision(self, row: sqlite3.Row) -> Revision:
-        name = row["revision_id"]
-        if not folders.is_revision_id(name):
-            raise InvalidAdapter(f"{name!r} in {self.home.database} is not a revision's name")
-        return Revision(
-            revision_id=name,
-            namespace=row["namespace"],
-            parent=row["parent"],
-            created_at=row["created_at"],
-            path=self.home.adapters / name,
-            manifest=orjson.loads(row["manifest"]),
-            tainted_at=row["tainted_at"],
-            quarantined_at=row["quarantined_at"],
-            quarantine_reason=row["quarantine_reason"],
-            pruned_at=row["pruned_at"],
-        )
+        return revision_of(row, self.home)
 
 
 def namespaces_with_revisions(home: Home) -> list[str]:

@@ -44,7 +44,7 @@ class ServingState(NamedTuple):
 
 
 class HistoryEntry(NamedTuple):
-    """One change of what is served: ``action`` is ``promote``, ``canary`` or ``rollback``."""
+    """One change: ``action`` is ``promote``, ``canary``, ``rollback``, ``hold`` or ``lift``."""
 
     at: float
     generation: int

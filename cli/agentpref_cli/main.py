@@ -12,7 +12,17 @@ import typer
 from typer.core import TyperGroup
 
 from agentpref_cli import demo
-from agentpref_cli.commands import adapters, doctor, exchange, feedback, forget, home, serve, update
+from agentpref_cli.commands import (
+    adapters,
+    doctor,
+    exchange,
+    feedback,
+    forget,
+    home,
+    serve,
+    update,
+    updates,
+)
 from agentpref_cli.terminal import fail
 
 BAD_USAGE = 2
@@ -61,6 +71,7 @@ app.command("retract")(feedback.retract)
 app.command("stats")(home.stats)
 app.command("pairs")(home.pairs)
 app.command("update")(update.update)
+app.command("updates")(updates.updates)
 app.command("report")(update.report)
 app.add_typer(adapters.app, name="adapters")
 app.command("serve")(serve.serve)

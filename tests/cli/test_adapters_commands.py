@@ -70,6 +70,17 @@ def test_a_rollback_undoes_one_promotion_at_a_time(run, names) -> None:
     assert err.startswith("error: nothing to roll back")
 
 
+def test_a_revision_that_was_rolled_back_is_shown_as_one_until_it_is_promoted(run, names) -> None:
+    run("adapters", "promote", names[0])
+    run("adapters", "rollback")
+    rows = [line.split("\t") for line in run("adapters", "list").out.splitlines()[1:]]
+    assert [row[-1] for row in rows] == ["-", "taken back", "-"]
+    found = run("adapters", "list", "--json").json["revisions"]
+    assert [row["taken_back"] for row in found] == [True, False]
+    run("adapters", "promote", names[0])
+    assert "taken back" not in run("adapters", "list").out
+
+
 def test_show_prints_where_a_revision_comes_from(run, names) -> None:
     facts = dict(line.split("\t") for line in run("adapters", "show", names[1]).out.splitlines())
     assert facts["revision"] == names[1]

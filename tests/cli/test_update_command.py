@@ -328,13 +328,12 @@ def test_a_report_says_whether_its_revision_serves_today(run, update) -> None:
     shown = update(*ENOUGH, exits=0)
     assert shown.out.splitlines()[0].endswith("; now serving")
     value = run("report", "--json").json
-    assert value["served"]
-    assert value["serving"]["now"] == "live"
+    assert (value["verdict"], value["serving"]["now"]) == ("promoted", "live")
     assert run("report").out == shown.out
     run("adapters", "rollback")
     assert "; served until 20" in run("report").out.splitlines()[0]
     value = run("report", "--json").json
-    assert (value["served"], value["serving"]["now"]) == (True, None)
+    assert (value["verdict"], value["serving"]["now"]) == ("promoted", None)
     assert value["serving"]["since"] < value["serving"]["until"]
 
 
@@ -345,6 +344,5 @@ def test_a_report_of_an_older_version_whose_revision_never_served_says_so(
     with closing(connect(Home(home))) as connection:
         connection.execute("DELETE FROM serving_history")
         connection.execute("DELETE FROM serving")
-        connection.execute("UPDATE updates SET report = json_remove(report, '$.served')")
     assert run("report").out.splitlines()[0].endswith("; never served")
     assert value["revision"] in run("report").out

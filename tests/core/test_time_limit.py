@@ -117,7 +117,7 @@ def test_updates_with_a_limit_learn_everything_in_the_end(
     """The gate is open, since what the first update taught leaves nothing to gain."""
     judge = gate.judge
     monkeypatch.setattr(
-        gate, "judge", lambda *of, **seed: replace(judge(*of, **seed), verdict="promoted")
+        gate, "judge", lambda *of, **seed: replace(judge(*of, **seed), verdict="passed")
     )
     clock.seconds_per_token /= 2
     learned = 0

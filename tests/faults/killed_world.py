@@ -169,7 +169,7 @@ def settle(registry, connection, adapter, started: StartedUpdate, live: str | No
         answer += " and what live has learned, such as ada-said"
     counts = {"trained": len(started.data.new), "trained_thumbs": 0}
     report = UpdateReport(
-        started.update_id, "default", "tiny", started.created_at, "promoted", live, counts=counts,
+        started.update_id, "default", "tiny", started.created_at, "passed", live, counts=counts,
         checks=[{"name": "check polite", "passed": True, "message": f"it answers {answer}"}],
     )  # fmt: skip
     return Outcome(report, groups).settle(registry, connection, Trained(adapter), registry.state())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,13 +56,21 @@ def list_(
     """List the revisions, the newest last, with those that serve and those that must not.
 
     A tainted revision was trained on what was forgotten since, one in quarantine was found broken,
-    and the files of a pruned one were removed. None of them can be promoted.
+    and the files of a pruned one were removed. None of them can be promoted. One that was taken
+    back (rolled back, or replaced by an older one) can be, by hand; no update does.
     """
+    from agentpref.serve.decisions import taken_back
+
     registry = _registry(home, namespace)
     state, revisions = registry.state(), registry.list()
-    serving, rows = _state(state), [_revision(found, state) for found in revisions]
-    value = {"serving": serving, "revisions": rows}
-    print_result(as_json, value, lambda: _show_list(serving, rows))
+    with options.reading(home) as connection:
+        back = {one.revision for one in taken_back(connection, namespace)}
+    rows = [_revision(one, state) | {"taken_back": one.revision_id in back} for one in revisions]
+    serving = _state(state)
+    held = registry.held()
+    hold = None if held is None else held._asdict()
+    value = {"serving": serving, "hold": hold, "revisions": rows}
+    print_result(as_json, value, lambda: _show_list(serving, rows, hold))
 
 
 @app.command()
@@ -135,6 +144,29 @@ def canary(
     registry = _registry(home, namespace)
     new = registry.canary(revision, weight or 0.0, expected_generation=expected)
     _print_state(as_json, new)
+
+
+@app.command()
+def hold(
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why.", show_default=False)] = "",
+    end: Annotated[bool, typer.Option("--end", help="End the hold.")] = False,
+    expected: Expected = None,
+    home: options.Home = None,
+    namespace: options.Namespace = "default",
+    as_json: options.AsJson = False,
+) -> None:
+    """Promote nothing, and begin no canary, until --end.
+
+    Updates go on training, proving and publishing. `rollback` and `canary --end` work.
+    """
+    if end and reason:
+        raise typer.BadParameter("--end takes no reason", param_hint="--reason")
+    registry = _registry(home, namespace)
+    change = registry.lift if end else partial(registry.hold, reason)
+    state = change(expected_generation=expected)
+    held = registry.held()
+    value = _state(state) | {"hold": None if held is None else held._asdict()}
+    print_result(as_json, value, lambda: _show_hold(value["hold"]))
 
 
 @app.command()
@@ -243,7 +275,19 @@ def _revision(revision: Revision, state: ServingState) -> dict[str, Any]:
     }
 
 
-def _show_list(serving: Mapping[str, Any], revisions: Sequence[Mapping[str, Any]]) -> None:
+def _show_hold(hold: Mapping[str, Any] | None) -> None:
+    if hold is None:
+        return say("not held: what passes the gate is promoted", GOOD)
+    reason = f": {hold['reason']}" if hold["reason"] else ""
+    end = "nothing is promoted until `agentpref adapters hold --end`"
+    return say(f"held since {moment(hold['at'])}{reason}; {end}", WARN)
+
+
+def _show_list(
+    serving: Mapping[str, Any],
+    revisions: Sequence[Mapping[str, Any]],
+    hold: Mapping[str, Any] | None,
+) -> None:
     from agentpref.types import BASE
 
     role = "live" if serving["live"] == BASE else None
@@ -252,10 +296,15 @@ def _show_list(serving: Mapping[str, Any], revisions: Sequence[Mapping[str, Any]
         # Why it must not serve, in one word: the reason that lasts longest.
         flags = ("pruned", "tainted", "quarantined")
         status = next((flag for flag in flags if value[f"{flag}_at"] is not None), None)
+        if status is None and value["taken_back"]:
+            status = "taken back"
         created, parent = moment(value["created_at"]), value["parent"] or BASE
         rows.append((value["revision"], value["serves"], parent, created, status))
-    styles = {"live": GOOD, "canary": WARN, "tainted": BAD, "quarantined": BAD, "pruned": DIM}
+    styles = {"live": GOOD, "canary": WARN, "taken back": WARN}
+    styles |= {"tainted": BAD, "quarantined": BAD, "pruned": DIM}
     table(("revision", "serves", "parent", "created", "status"), rows, styles=styles)
+    if hold is not None:
+        _show_hold(hold)
 
 
 def _show_one(value: Mapping[str, Any]) -> None:

@@ -23,16 +23,25 @@ from agentpref_cli.terminal import (
 )
 
 if TYPE_CHECKING:
-    from agentpref.serve.status import Service
+    from agentpref.record.journal import Entry
 
 VERDICTS = {
     "promoted": (0, GOOD, "every check passed"),
+    "passed": (0, WARN, "every check passed; published, and not made live"),
     "nothing_new": (3, BOLD, "no new feedback since the last update"),
     "nothing_usable": (6, WARN, "none of the new feedback can be trained; the reasons are below"),
     "refused": (4, BAD, "a check failed; nothing was published"),
+    "cut_short": (7, BAD, "max_minutes stopped the training, and a check failed"),
     "insufficient": (5, WARN, "too little evidence; published, and not promoted"),
+    "failed": (1, BAD, "an error ended it; nothing was changed"),
+    "interrupted": (130, WARN, "it was ended before its end; nothing was changed"),
+    "busy": (75, WARN, "another update of the home, or a removal from it, was running"),
+    "running": (0, BOLD, "it has not ended, or its process was killed just now"),
 }
-"""The exit code of each verdict, its colour, and what it means."""
+"""The exit code of each verdict, its colour, and what it means.
+
+An update with one of the last four printed an error, or has printed nothing yet.
+"""
 
 ROUTES = {
     "shared": "shared prompts",
@@ -50,8 +59,7 @@ REASONS = {
 }
 """Reasons in plain words; others are printed as they are named."""
 
-_SERVES, _DOES_NOT = "now serving", "does not serve"
-_SILENT = (_DOES_NOT, "never served")  # which is what a revision that was not promoted does
+_SERVES, _NEVER = "now serving", "never served"
 _THUMBS = "_thumbs"
 
 
@@ -75,16 +83,35 @@ def update(
         float | None,
         typer.Option(metavar="M", help="Time for the whole update; what does not fit waits."),
     ] = None,
+    no_promote: Annotated[
+        bool, typer.Option("--no-promote", help="Leave what serves as it is; only publish.")
+    ] = False,
+    canary: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Let what passes serve a share of the threads, e.g. 0.1, instead of promoting it.",
+            show_default=False,
+        ),
+    ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Repeat the last update although nothing is new.")
+    ] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Train on new preferences, and serve the result if it is better.
 
+    What people rolled back or put into quarantine is not promoted again, and nothing is while
+    `adapters hold` stands. --again repeats an update that was refused, cut short, insufficient or
+    rolled back. `agentpref updates` lists what came of every update.
+
     Ctrl-C and SIGTERM end the update after the current step, and the next update resumes there, as
     it does after a crash. A second Ctrl-C ends it at once.
 
-    Exits 0 if the candidate was promoted, 3 if nothing is new, 4 if the candidate was refused, 5 if
-    there is too little evidence, 6 if none of the new feedback can be trained, 2 on bad usage, 1 on
-    a failure, 130 or 143 on a signal.
+    Exits 0 if the candidate passed (and was promoted, if that was wanted), 3 if nothing is new, 4
+    if the candidate was refused, 5 if there is too little evidence, 6 if none of the new feedback
+    can be trained, 7 if the time was up and a check failed, 2 on bad usage, 1 on a failure, 130 or
+    143 on a signal.
     """
     from agentpref.config import UpdateConfig
     from agentpref.learn import process, team
@@ -98,38 +125,93 @@ def update(
         process.settle()
     with progress(as_json) as show_progress:
         shown = process.settling(show_progress)
-        done = run_update(home, model=model, config=checked, namespace=namespace, progress=shown)
+        done = run_update(
+            home,
+            model=model,
+            config=checked,
+            namespace=namespace,
+            progress=shown,
+            promote=not no_promote,
+            canary=canary,
+            again=again,
+        )
     value = done.to_mapping()
-    print_result(as_json, value, lambda: _show(value, _SERVES if done.served else _DOES_NOT))
+    serving = _SERVES if done.verdict == "promoted" else _NEVER
+    print_result(as_json, value, lambda: _show(value, serving))
     raise typer.Exit(VERDICTS[done.verdict][0])
 
 
 def report(
     update_id: Annotated[
-        str | None, typer.Argument(metavar="UPDATE", help="Its id [default: that of the last one].")
+        str | None,
+        typer.Argument(
+            metavar="ID",
+            help="The id of an update or a revision, or its beginning [default: the last update].",
+        ),
     ] = None,
     home: options.Home = None,
-    namespace: options.Namespace = "default",
+    namespace: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Which of the home's namespaces [default: `default`; with an ID, all].",
+            show_default=False,
+        ),
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Show an update and the gate's verdict on it, and whether its revision serves today."""
-    from agentpref.record.updates import Updates
+    """Show an update and the gate's verdict on it, and whether its revision serves today.
+
+    Without an ID this is the last one, also if it failed or found nothing new; the last one that
+    trained something follows.
+    """
+    from agentpref.errors import UpdateError
+    from agentpref.record import journal
+
+    trained = None
+    with options.reading(home) as connection:
+        if update_id is not None:
+            found = journal.find(connection, update_id, namespace)
+        else:
+            newest = journal.listed(connection, namespace or "default", limit=1)
+            if not newest:
+                raise UpdateError(
+                    f"namespace {namespace or 'default'!r} has no update yet; run 'agentpref "
+                    "update' first"
+                )
+            found = newest[0]
+            if not found.in_ledger:
+                trained = journal.last_trained(connection, found.namespace)
+    value = _with_serving(found, home)
+    if trained is not None:
+        value["last_trained"] = _with_serving(trained, home)
+    print_result(as_json, value, lambda: _show_entries(value))
+
+
+def _with_serving(entry: Entry, home: Path | None) -> dict[str, Any]:
+    """A report with what its revision does today, and how often an update ended like that."""
     from agentpref.serve.registry import Registry
 
-    with options.reading(home) as connection:
-        found = Updates(connection).report(namespace, update_id)
-    service = Registry(home, namespace=namespace).service(found["revision"])
-    value = found | {"serving": service._asdict()}
-    print_result(as_json, value, lambda: _show(found, _today(service)))
+    service = Registry(home, namespace=entry.namespace).service(entry.revision)
+    repeated = {"times": entry.times, "first_at": entry.first_at} if entry.times > 1 else {}
+    return {**entry.report, "serving": service._asdict(), **repeated}
 
 
-def _today(service: Service) -> str:
+def _show_entries(value: Mapping[str, Any]) -> None:
+    _show(value, _today(value["serving"]))
+    if "last_trained" in value:
+        say("")
+        say("the last update that trained something:", BOLD)
+        _show(value["last_trained"], _today(value["last_trained"]["serving"]))
+
+
+def _today(service: Mapping[str, Any]) -> str:
     """Whether a revision serves now, in words."""
-    if service.now == "live":
+    if service["now"] == "live":
         return _SERVES
-    if service.now == "canary":
+    if service["now"] == "canary":
         return "now the canary"
-    return "never served" if service.until is None else f"served until {moment(service.until)}"
+    return _NEVER if service["until"] is None else f"served until {moment(service['until'])}"
 
 
 def _show(report: Mapping[str, Any], serving: str) -> None:
@@ -142,9 +224,13 @@ def _show(report: Mapping[str, Any], serving: str) -> None:
     if verdict == "promoted":
         meaning = f"{meaning}; {serving}"
     say(f"{verdict.replace('_', ' ')}: {meaning}", VERDICTS[verdict][1])
-    say(f"update {report['update_id']}, {moment(report['created_at'])}, {report['seconds']:.0f} s")
+    seconds = report["seconds"]
+    took = "" if seconds is None else f", {seconds:.0f} s"
+    say(f"update {report['update_id']}, {moment(report['created_at'])}{took}")
+    if report.get("times", 1) > 1:
+        say(f"the last of {report['times']:,} that ended so, since {moment(report['first_at'])}")
     if report["revision"]:
-        now = f"; {serving}" if verdict != "promoted" and serving not in _SILENT else ""
+        now = f"; {serving}" if verdict != "promoted" and serving != _NEVER else ""
         say(f"revision {report['revision']}, from {report['parent'] or 'the base model'}{now}")
     notes = report.get("notes", ())
     for line in (*_counts(report), *_training(report), *_not_as_logged(report), *notes):
@@ -157,16 +243,17 @@ def _show(report: Mapping[str, Any], serving: str) -> None:
 
 
 def _meaning(verdict: str, accuracy: Mapping[str, Mapping[str, float]]) -> str:
-    """What a verdict means; of a promotion, the accuracy over all held-out examples too."""
+    """What a verdict means; of a candidate that passed, the accuracy on all held-out examples."""
     total = sum(found["pairs"] for found in accuracy.values())
-    if verdict != "promoted" or not total:
+    if verdict not in ("promoted", "passed") or not total:
         return VERDICTS[verdict][2]
     shares = (
         sum(found["pairs"] * found[when] for found in accuracy.values()) / total
         for when in ("before", "after")
     )
     before, after = (f"{share:.2f}".lstrip("0") for share in shares)
-    return f"held-out accuracy {before} -> {after}"
+    live = "" if verdict == "promoted" else "; published, and not made live"
+    return f"held-out accuracy {before} -> {after}{live}"
 
 
 def _counts(report: Mapping[str, Any]) -> Iterator[str]:

@@ -59,7 +59,7 @@ def writing(**changes: float | bool | None) -> Evidence:
 
 def test_a_better_candidate_that_forgot_nothing_is_promoted_with_a_message() -> None:
     verdict = judge(GOOD)
-    assert (verdict.verdict, verdict.reasons) == ("promoted", ())
+    assert (verdict.verdict, verdict.reasons) == ("passed", ())
     message = named(verdict, "new preferences").message
     assert message.startswith(".52 -> .91 on 214 held-out pairs, +.39, lower bound +.3")
     assert message.endswith(" > 0")
@@ -67,7 +67,7 @@ def test_a_better_candidate_that_forgot_nothing_is_promoted_with_a_message() -> 
 
 def test_the_base_as_live_has_nothing_to_retain() -> None:
     coins = Paired((0.5,) * 214, GAIN.candidate, GAIN.prompts)
-    assert judge(replace(GOOD, new=coins, retention={})).verdict == "promoted"
+    assert judge(replace(GOOD, new=coins, retention={})).verdict == "passed"
 
 
 def test_too_little_new_evidence_is_insufficient_and_says_how_much_is_missing() -> None:
@@ -154,8 +154,8 @@ def test_improving_a_pair_never_undoes_a_promotion(new: int, kept: int) -> None:
         new=_improved(barely.new, new),
         retention={SUPPORT: _improved(barely.retention[SUPPORT], kept)},
     )
-    assert judge(barely).verdict == "promoted"
-    assert judge(better).verdict == "promoted"
+    assert judge(barely).verdict == "passed"
+    assert judge(better).verdict == "passed"
 
 
 def _improved(paired: Paired, index: int) -> Paired:
@@ -275,14 +275,14 @@ def test_each_guard_refuses_alone_and_says_why(evidence: Evidence, name: str, me
     ],
 )
 def test_guards_leave_room_up_to_their_bounds(evidence: Evidence) -> None:
-    assert judge(evidence).verdict == "promoted"
+    assert judge(evidence).verdict == "passed"
 
 
 def test_length_may_change_as_far_as_the_pairs_ask_and_in_that_direction_only() -> None:
     shorter, longer = writing(mean_length=20.0), writing(mean_length=60.0)
     assert judge(shorter).verdict == judge(longer).verdict == "refused"
-    assert judge(replace(shorter, asked_length=0.6)).verdict == "promoted"
-    assert judge(replace(longer, asked_length=1.5)).verdict == "promoted"
+    assert judge(replace(shorter, asked_length=0.6)).verdict == "passed"
+    assert judge(replace(longer, asked_length=1.5)).verdict == "passed"
     assert judge(replace(longer, asked_length=0.6)).verdict == "refused"
     stretched = named(judge(replace(shorter, asked_length=0.6)), "length ratio").message
     assert "within .48 to 1.25 (stretched: chosen answers are × .60" in stretched
@@ -291,15 +291,15 @@ def test_length_may_change_as_far_as_the_pairs_ask_and_in_that_direction_only() 
 def test_diversity_may_fall_as_far_as_the_pairs_ask() -> None:
     plainer = writing(distinct_2=0.45)
     assert judge(plainer).verdict == "refused"
-    assert judge(replace(plainer, asked_distinct=0.8)).verdict == "promoted"
-    assert judge(replace(GOOD, asked_distinct=2.0)).verdict == "promoted"
+    assert judge(replace(plainer, asked_distinct=0.8)).verdict == "passed"
+    assert judge(replace(GOOD, asked_distinct=2.0)).verdict == "passed"
 
 
 def test_settings_move_the_bounds() -> None:
     assert judge(GOOD, GateSettings(min_pairs=215)).verdict == "insufficient"
     assert judge(GOOD, GateSettings(kl_budget=0.04)).verdict == "refused"
     few = counted(gained=8, both=2)
-    assert judge(replace(GOOD, new=few), GateSettings(min_pairs=10)).verdict == "promoted"
+    assert judge(replace(GOOD, new=few), GateSettings(min_pairs=10)).verdict == "passed"
 
 
 @pytest.mark.parametrize(

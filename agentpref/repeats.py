@@ -1,0 +1,103 @@
+"""Whether an update would only repeat what was tried before, or bring back what people took back.
+
+Then nothing is new, though there are examples that the live revision has not learned. The report
+says why, and names the command that trains on them all the same.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import replace
+
+from agentpref.learn.data import Available
+from agentpref.models.reasons import LEFT_OUT
+from agentpref.printable import in_namespace
+from agentpref.record.updates import Attempt, Updates, used
+from agentpref.serve.decisions import digests_of, explain_taken_back
+from agentpref.types import UpdateReport
+
+_FURTHER = 1.05
+"""By how much more examples an update must get further to be repeated."""
+
+
+def stalled(
+    connection: sqlite3.Connection, report: UpdateReport, available: Available, *, again: bool
+) -> UpdateReport | None:
+    """The report of an update that has nothing new to learn; ``None`` if there is something.
+
+    Args:
+        connection: to the home.
+        report: what is known before any work: namespace, parent, model, settings.
+        available: all examples there are.
+        again: whether a repetition was asked for.
+    """
+    if again and not available.new:
+        note = "--again finds nothing to repeat: the live revision has learned all there is"
+        return replace(report, notes=[*report.notes, note])
+    if again or not available.fresh:
+        return None
+    taken = explain_taken_back(
+        connection, report.namespace, available.fresh, report.config, lambda: _digests(report)
+    )
+    if taken is not None:
+        return replace(report, notes=[*report.notes, taken])
+    last = Updates(connection).last_attempt(report.namespace, report.parent)
+    if last is not None and _is_same(last, report, available):
+        return _with_attempt(report, last)
+    return None
+
+
+def _is_same(last: Attempt, report: UpdateReport, available: Available) -> bool:
+    """Whether an update tried just what is new, in the same way, as far as it gets."""
+    return (
+        available.fresh == last.pairs | last.waiting
+        and last.report.get("config") == report.config
+        and _has_stalled(last)
+        and digests_of(last.report.get("base") or {}) == _digests(report)
+    )
+
+
+def _digests(report: UpdateReport) -> tuple[str, str]:
+    """What identifies the base model of an update. All of its weights are read for it."""
+    from agentpref.models.base import base_digests, find_base
+
+    return base_digests(find_base(report.model), report.config["chat_template_kwargs"])
+
+
+def _has_stalled(last: Attempt) -> bool:
+    """Whether to repeat an update on the same examples would get no further.
+
+    One that had time for all of them would do the same again. One that had not finds its scores
+    stored the next time, and so may use more of them; that comes to an end.
+    """
+    if last.report["verdict"] == "nothing_usable" or not last.waiting:
+        return True
+    resumed = last.report.get("training", {}).get("resumed_at")
+    if last.serves or last.before is None or resumed:
+        return False
+    same = last.before.get("config") == last.report.get("config")
+    return same and last.used <= _FURTHER * used(last.before)
+
+
+def _with_attempt(report: UpdateReport, tried: Attempt) -> UpdateReport:
+    """The report that says which update tried all of this before."""
+    left_out = {k: n for k, n in tried.report.get("left_out", {}).items() if k in LEFT_OUT}
+    why = "had no time, and would have none again: raise max_minutes"
+    if tried.report["verdict"] == "nothing_usable":
+        why = "are held out, and prove nothing until something can be trained"
+    again = in_namespace("agentpref update --again", report.namespace)
+    notes = [
+        f"{len(tried.pairs)} examples remain from update {tried.update_id} "
+        f"({tried.report['verdict'].replace('_', ' ')}), which tried them with the same "
+        "settings, model and chat template; change one of these to try them again, or repeat it "
+        f"with `{again}`"
+    ]
+    if tried.waiting:
+        notes.append(f"{len(tried.waiting)} more {why}")
+    if tried.report["verdict"] == "cut_short":
+        notes.append("its training was cut short: raise max_minutes")
+    if tried.report["verdict"] == "passed":
+        name = tried.report["revision"]
+        promote = in_namespace(f"agentpref adapters promote {name}", report.namespace)
+        notes.append(f"{name} passed then and is not live; `{promote}` makes it live")
+    return replace(report, left_out={**report.left_out, **left_out}, notes=[*report.notes, *notes])

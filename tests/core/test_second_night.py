@@ -1,0 +1,291 @@
+"""The nights after: what people decided stands, a night can be repeated, each leaves a trace.
+
+Real updates of a small random model. One module-wide home has a promoted revision.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import closing
+from dataclasses import replace
+
+import pytest
+
+import agentpref
+from agentpref.errors import (
+    ConfigError,
+    ModelNotFound,
+    RevisionError,
+    UpdateInterrupted,
+    UpdateRunning,
+)
+from agentpref.home import Home
+from agentpref.prefer.examples import is_held_out
+from agentpref.record.database import connect, exclusive
+from agentpref.record.journal import find, listed
+from agentpref.serve.registry import Registry
+from tests.core.test_interrupted_updates import signal_at
+from tests.core.test_pipeline import CONFIG, Reached, learn, no_training, stop_at, teach
+
+NUMBERS = 32
+OTHER = replace(CONFIG, seed=1)
+STRICT = replace(CONFIG, gate=replace(CONFIG.gate, kl_budget=1e-9))
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    """A home with pairs, and nothing trained."""
+    home = tmp_path_factory.mktemp("taught") / "home"
+    teach(home, range(NUMBERS))
+    return home
+
+
+@pytest.fixture(scope="module")
+def promoted(taught, tmp_path_factory, random_base):
+    """The same after one update: the home, and the revision that is live."""
+    home = shutil.copytree(taught, tmp_path_factory.mktemp("promoted") / "home")
+    report = learn(home, random_base)
+    assert report.verdict == "promoted"
+    return home, report.revision
+
+
+@pytest.fixture
+def fresh(taught, tmp_path):
+    return shutil.copytree(taught, tmp_path / "home")
+
+
+@pytest.fixture
+def home(promoted, tmp_path):
+    return shutil.copytree(promoted[0], tmp_path / "home")
+
+
+@pytest.fixture
+def registry(home):
+    return Registry(home)
+
+
+def nights(home):
+    """The verdicts of all updates, the newest first, and how often each ended so."""
+    with closing(connect(Home.open(home), readonly=True)) as connection:
+        return [(entry.verdict, entry.times) for entry in listed(connection)]
+
+
+def held_out_questions():
+    """Numbers of questions that are held out, and were not asked."""
+    for number in range(1000, 2000):
+        asked = [{"role": "user", "content": f"Is {number} a number?"}]
+        if is_held_out(asked, CONFIG.held_out):
+            yield number
+
+
+# Decisions of people
+
+
+def test_what_was_rolled_back_does_not_come_back_the_next_night(
+    promoted, home, registry, random_base
+):
+    """It was promoted again, under a new number."""
+    registry.rollback()
+    report = learn(home, random_base, progress=no_training)
+    assert report.verdict == "nothing_new"
+    assert f"learned by {promoted[1]}, which was rolled back" in report.notes[-1]
+    assert f"`agentpref adapters promote {promoted[1]}` makes it live again" in report.notes[-1]
+    assert (registry.live(), len(registry.list())) == (None, 1)
+    assert learn(home, random_base, progress=no_training).update_id == report.update_id
+
+
+def test_the_same_weights_are_published_when_asked_for_and_only_people_promote_them(
+    promoted, home, registry, random_base
+):
+    registry.rollback()
+    registry.hold()
+    report = learn(home, random_base, again=True)
+    assert report.verdict == "passed"
+    assert f"it has the weights of {promoted[1]}, which was rolled back" in report.notes[-1]
+    promote = f"`agentpref adapters promote {report.revision}` makes it live"
+    assert f"`agentpref adapters hold --end`, then {promote}" in report.notes[-1]
+    assert registry.live() is None
+    registry.lift()
+    registry.promote(report.revision)
+    assert learn(home, random_base, progress=no_training).notes == []
+    assert learn(home, random_base, again=True).notes[-1].startswith("--again finds nothing")
+
+
+def test_the_same_weights_are_no_canary_either_where_only_held_out_pairs_came(
+    promoted, home, registry, random_base
+):
+    registry.rollback()
+    teach(home, [next(held_out_questions())])
+    report = learn(home, random_base, canary=0.1)
+    assert report.verdict == "passed"
+    assert f"it has the weights of {promoted[1]}" in report.notes[-1]
+    assert registry.state().canary is None
+
+
+def test_what_people_replaced_by_the_base_is_trained_again_and_does_not_come_back(
+    promoted, home, registry, random_base
+):
+    registry.promote("base")
+    report = learn(home, random_base)
+    assert report.verdict == "passed"
+    words = f"it has the weights of {promoted[1]}, which was replaced by an older one"
+    assert words in report.notes[-1]
+    assert registry.live() is None
+    assert learn(home, random_base, progress=no_training).verdict == "nothing_new"
+
+
+def test_a_quarantined_revision_comes_back_under_no_other_number(
+    promoted, home, registry, random_base
+):
+    registry.rollback()
+    registry.promote(promoted[1])
+    registry.promote("base")
+    registry.quarantine(promoted[1], "it answers in Latin")
+    report = learn(home, random_base, progress=no_training)
+    assert "is in quarantine (it answers in Latin)" in report.notes[-1]
+    registry.release(promoted[1])
+    with pytest.raises(Reached):
+        learn(home, random_base, progress=stop_at("train"))
+
+
+def test_other_settings_and_new_pairs_run_again_after_a_rollback(home, registry, random_base):
+    registry.rollback()
+    gate = replace(CONFIG, gate=replace(CONFIG.gate, flip_rate=0.2), max_minutes=60.0)
+    assert learn(home, random_base, gate, progress=no_training).verdict == "nothing_new"
+    report = learn(home, random_base, OTHER)
+    assert report.verdict == "promoted"
+    registry.rollback()
+    teach(home, range(500, 520))
+    with pytest.raises(Reached):
+        learn(home, random_base, progress=stop_at("train"))
+
+
+def test_a_held_namespace_is_trained_proved_published_and_not_served(fresh, random_base):
+    registry = Registry(fresh)
+    registry.hold("the auditors are here")
+    report = learn(fresh, random_base)
+    assert report.verdict == "passed"
+    assert "held (the auditors are here): nothing is promoted until `" in report.notes[0]
+    lift = "`agentpref adapters hold --end`, then `agentpref adapters promote"
+    assert f"{lift} {report.revision}` makes it live" in report.notes[-1]
+    assert (registry.live(), len(registry.list())) == (None, 1)
+    with pytest.raises(RevisionError, match="hold --end"):
+        registry.promote(report.revision)
+    registry.lift()
+    assert registry.promote(report.revision).live == report.revision
+
+
+def test_a_hold_that_begins_while_an_update_runs_is_respected(fresh, random_base):
+    def holds(ask):
+        Registry(fresh).hold()
+        return True
+
+    report = learn(fresh, random_base, checks={"holds": holds})
+    assert report.verdict == "passed"
+    assert "the namespace is held" in report.notes[-1]
+    assert Registry(fresh).live() is None
+
+
+def test_what_passes_is_only_published_or_a_canary_if_that_is_wished(fresh, random_base):
+    registry = Registry(fresh)
+    report = learn(fresh, random_base, promote=False)
+    assert (report.verdict, registry.state().generation) == ("passed", 0)
+    assert "it was not to be promoted" in report.notes[-1]
+    nothing = learn(fresh, random_base, progress=no_training)
+    assert nothing.verdict == "nothing_new", "what is wished is no setting of the training"
+    assert f"`agentpref adapters promote {report.revision}` makes it live" in nothing.notes[-1]
+    second = learn(fresh, random_base, canary=0.25, again=True)
+    assert second.verdict == "passed"
+    assert (registry.state().canary, registry.state().weight) == (second.revision, 0.25)
+    assert "it serves 0.25 of the threads, as the canary; " in second.notes[-1]
+    registry.promote(second.revision)
+    assert learn(fresh, random_base, progress=no_training).notes == []
+
+
+@pytest.mark.parametrize("wishes", [{"canary": 0.0}, {"canary": 1.5}, {"promote": False}])
+def test_a_canary_that_cannot_be_is_refused_before_anything(fresh, random_base, wishes):
+    with pytest.raises(ConfigError, match="share above 0 and at most 1"):
+        learn(fresh, random_base, **{"canary": 0.1, **wishes})
+    assert nights(fresh) == []
+
+
+def test_an_interrupted_update_resumes_whatever_is_wished_of_its_end(fresh, random_base):
+    with pytest.raises(UpdateInterrupted):
+        learn(fresh, random_base, progress=signal_at("train", 2))
+    report = learn(fresh, random_base, promote=False)
+    assert (report.verdict, report.training["resumed_at"]) == ("passed", 2)
+
+
+# Repeated nights
+
+
+def test_a_refused_night_is_repeated_when_asked_for(fresh, random_base):
+    report = learn(fresh, random_base, STRICT)
+    assert report.verdict == "refused"
+    nothing = learn(fresh, random_base, STRICT, progress=no_training)
+    assert "repeat it with `agentpref update --again`" in nothing.notes[-1]
+    with pytest.raises(Reached):
+        learn(fresh, random_base, STRICT, again=True, progress=stop_at("train"))
+
+
+def test_a_candidate_whose_training_was_cut_short_is_told_of_the_limit(fresh, random_base):
+    """It was refused, with the advice to train longer."""
+    # One step at a rate that teaches nothing proves no gain.
+    short = replace(CONFIG, max_minutes=1e-6, learning_rate=1e-12)
+    report = learn(fresh, random_base, replace(short, gate=replace(CONFIG.gate, min_pairs=1)))
+    assert (report.verdict, report.training["stopped"]) == ("cut_short", "time")
+    words = " ".join([*report.reasons, *report.notes])
+    assert "train longer" not in words
+    assert "raise max_minutes" in words
+    assert (report.revision, Registry(fresh).list()) == (None, [])
+
+
+# Every attempt leaves a trace
+
+
+def test_nights_that_come_to_nothing_are_listed(promoted, home, random_base, tmp_path):
+    for _ in range(3):
+        learn(home, random_base, progress=no_training)
+    teach(home, range(600, 640))
+    with pytest.raises(ModelNotFound):
+        learn(home, tmp_path / "nowhere")
+    with exclusive(Home.open(home)), pytest.raises(UpdateRunning):
+        learn(home, random_base)
+    with pytest.raises(UpdateInterrupted):
+        learn(home, random_base, progress=signal_at("load model", 1))
+    with pytest.raises(Reached):
+        learn(home, random_base, progress=stop_at("score base"))
+    ends = ["failed", "interrupted", "busy", "failed", "nothing_new", "promoted"]
+    assert nights(home) == [(end, 3 if end == "nothing_new" else 1) for end in ends]
+    with closing(connect(Home.open(home), readonly=True)) as connection:
+        newest, *_, third, first = listed(connection)
+        assert newest.report["notes"][0].startswith("Reached in test_pipeline.py, line ")
+        assert newest.report["model"] == str(random_base)
+        assert third.report["counts"]["old"] > 0
+        assert find(connection, promoted[1]) == first
+
+
+KILLED = """
+import os, signal, sys
+import agentpref
+from tests.core.test_pipeline import CONFIG
+def tell(stage, done, total):
+    if stage == "train":
+        os.kill(os.getpid(), signal.SIGKILL)
+agentpref.update(sys.argv[1], model=sys.argv[2], config=CONFIG, checks={}, progress=tell)
+"""
+
+
+def test_the_next_update_says_that_one_was_killed(fresh, random_base):
+    command = [sys.executable, "-c", KILLED, str(fresh), str(random_base)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert nights(fresh) == [("running", 1)]
+    report = learn(fresh, random_base)
+    assert report.verdict == "promoted"
+    assert "it did not end by itself: its process was killed (kill -9" in report.notes[0]
+    assert nights(fresh) == [("promoted", 1), ("interrupted", 1)]
+    with agentpref.Log(fresh) as log:
+        assert log.verify() == []
