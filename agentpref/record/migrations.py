@@ -11,47 +11,16 @@ from __future__ import annotations
 
 import functools
 import sqlite3
-from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
 
 from agentpref.home import Home
 from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.listing import LISTING
-from agentpref.record.scales import derive_scales
+from agentpref.record.scales import declare_what_had_a_scale, derive_scales
 from agentpref.record.seals import add_seals
+from agentpref.record.steps import STEPS, Step, breaking_step, step
 from agentpref.record.views import RUN_TEXT, VIEWS
 
-Change: TypeAlias = Callable[[sqlite3.Connection], None]
-
-
-class Step(NamedTuple):
-    """One change of the schema; ``version`` is what the database has after it.
-
-    ``breaking`` says that a program which does not know the step must stop using the database, even
-    if it has it open.
-    """
-
-    version: int
-    name: str
-    change: Change
-    breaking: bool = False
-
-
-STEPS: list[Step] = []
-
-
-def step(change: Change, *, breaking: bool = False) -> Change:
-    """Add a change, under the next number, after which older programs still work.
-
-    Such a change only adds: tables, indices, views, columns that may be null or have a default.
-    What older programs read keeps its meaning.
-    """
-    STEPS.append(Step(len(STEPS) + 1, change.__name__, change, breaking))
-    return change
-
-
-breaking_step = functools.partial(step, breaking=True)
-"""Add a change, under the next number, that older programs must not use."""
+__all__ = ["STEPS", "Step"]
 
 
 @step
@@ -387,6 +356,19 @@ def seals(connection: sqlite3.Connection) -> None:
     because older programs would write rows without a seal.
     """
     add_seals(connection)
+
+
+@step
+def declared_keys_and_traces(connection: sqlite3.Connection) -> None:
+    """Which keys are preferences, and the last answer of a trace.
+
+    Only scores under ``thumbs`` and under keys that ``feedback_scale`` has a known scale of count
+    as preferences. The keys of older homes under which people's scores had a scale are declared so,
+    and go on to count. ``run_of_trace`` finds the runs of a trace, to judge it from any process;
+    runs without a trace cost nothing.
+    """
+    declare_what_had_a_scale(connection)
+    connection.execute("CREATE INDEX run_of_trace ON run(trace_id) WHERE trace_id IS NOT NULL")
 
 
 _TALLY_TRIGGERS = (
