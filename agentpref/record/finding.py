@@ -87,9 +87,12 @@ def find_prefix(connection: sqlite3.Connection, name: str) -> str:
     query = "SELECT run_id FROM run WHERE run_id >= ?1 AND run_id < ?1 || char(1114111) LIMIT 2"
     some = [run_id for (run_id,) in connection.execute(query, (name,))] if name else []
     if len(some) > 1:
-        raise UnknownRun(f"more than one run begins with {shown_id(name)}; write more of its id")
+        raise UnknownRun(f"the ids of several runs begin with {shown_id(name)}; write more of it")
     if not some:
-        raise unknown_run(name)
+        raise UnknownRun(
+            f"no run {shown_id(name)} is in this home, and none whose id begins so; "
+            "`agentpref runs` lists them"
+        )
     return str(some[0])
 
 

@@ -17,10 +17,10 @@ from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.listing import LISTING
 from agentpref.record.scales import declare_what_had_a_scale, derive_scales
 from agentpref.record.seals import add_seals
-from agentpref.record.steps import STEPS, Step, breaking_step, step
+from agentpref.record.steps import STEPS as STEPS
+from agentpref.record.steps import Step as Step
+from agentpref.record.steps import breaking_step, step
 from agentpref.record.views import RUN_TEXT, VIEWS
-
-__all__ = ["STEPS", "Step"]
 
 
 @step

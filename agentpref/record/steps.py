@@ -1,7 +1,4 @@
-"""The list of the schema's steps, which ``migrations`` fills.
-
-A step that an older agentpref does not know either only adds to the schema, or is breaking.
-"""
+"""How a step of the schema is declared: its number, and whether older programs must stop at it."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from agentpref_cli import demo
 from agentpref_cli.commands import adapters, doctor, exchange, feedback, forget, home, serve, update
+from agentpref_cli.commands import keys, runs
 from agentpref_cli.terminal import fail
 
 BAD_USAGE = 2
@@ -57,7 +58,11 @@ app.command("init")(home.init)
 app.command("demo")(demo.demo)
 app.command("import")(exchange.import_)
 app.command("export")(exchange.export)
+app.command("runs")(runs.runs)
+app.command("show")(runs.show)
+app.command("thumbs")(feedback.thumbs)
 app.command("retract")(feedback.retract)
+app.add_typer(keys.app, name="keys")
 app.command("stats")(home.stats)
 app.command("pairs")(home.pairs)
 app.command("update")(update.update)

@@ -43,10 +43,8 @@ def checked(given: Judgement) -> Judgement:
             choices = ", ".join(map(repr, allowed))
             raise InvalidFeedback(f"{name} is {described(record[name])}; use one of {choices}")
     if isinstance(given, Feedback):
-        is_silent = given.score is None and given.value is None and given.correction is None
-        if is_silent and not (
-            given.comment.strip() if isinstance(given.comment, str) else given.comment
-        ):
+        said = given.comment.strip() if isinstance(given.comment, str) else given.comment
+        if given.score is None and given.value is None and given.correction is None and not said:
             raise InvalidFeedback(
                 "the feedback has no content; pass score=, value= or comment=, or take back what "
                 "was said with retract()"
@@ -92,7 +90,7 @@ def as_id(value: Any) -> Any:
         return value
     from uuid import UUID  # takes milliseconds: only when there may be one
 
-    return str(value) if isinstance(value, UUID) else value
+    return UUID.__str__(value) if issubclass(type(value), UUID) else value
 
 
 def as_output(output: str | Message) -> Message:
