@@ -159,5 +159,5 @@ def _uses(connection: sqlite3.Connection, said: set[str]) -> Iterator[Use]:
         GROUP BY update_id ORDER BY created_at, update_id""",
         (as_json(sorted(said)),),
     )
-    for *update, roles in found:
-        yield Use(*update, orjson.loads(roles))
+    for update_id, created_at, verdict, candidate, roles in found:
+        yield Use(update_id, created_at, verdict, candidate, orjson.loads(roles))

@@ -111,9 +111,9 @@ def uses(connection: sqlite3.Connection, namespace: str) -> list[KeyUse]:
     """List the keys of a namespace that have a scale or scores, by key and source."""
     found = []
     for key, source, low, high, since, scores in connection.execute(_USES, (namespace,)):
-        known = is_known((low, high))
-        ends = (low, high) if known else (None, None)
-        found.append(KeyUse(key, source, *ends, since if known else None, scores))
+        if not is_known((low, high)):
+            low = high = since = None
+        found.append(KeyUse(key, source, low, high, since, scores))
     return found
 
 

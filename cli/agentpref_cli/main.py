@@ -12,8 +12,18 @@ import typer
 from typer.core import TyperGroup
 
 from agentpref_cli import demo
-from agentpref_cli.commands import adapters, doctor, exchange, feedback, forget, home, serve, update
-from agentpref_cli.commands import keys, runs
+from agentpref_cli.commands import (
+    adapters,
+    doctor,
+    exchange,
+    feedback,
+    forget,
+    home,
+    keys,
+    runs,
+    serve,
+    update,
+)
 from agentpref_cli.terminal import fail
 
 BAD_USAGE = 2

@@ -31,7 +31,7 @@ def thumbs(
         typer.Option(
             "--user-id",
             metavar="ID",
-            help="Who judged [default: nobody named].",
+            help="Who it was [default: nobody named].",
             show_default=False,
         ),
     ] = None,
