@@ -194,7 +194,7 @@ class Wanted:
             )
             start = self.text[:_IN_PATTERN].encode(errors="replace").decode()
             inside = orjson.dumps(start).decode()[1:-1]  # as JSON has it
-            values["text"] = f"%{re.sub('([!%_])', '!' + chr(92) + '1', inside)}%"
+            values["text"] = "%" + re.sub("([!%_])", r"!\1", inside) + "%"
         return " AND ".join(found), values
 
     def has_text(self, run: Run) -> bool:

@@ -184,7 +184,7 @@ def _show_lineage(found: Lineage) -> None:
             )
             for row in found.feedback
         ]
-        table(("time", "key", "said", "source", "user", "comment", "counts"), rows)
+        _show_said(("time", "key", "said", "source", "user", "comment", "counts"), rows)
     if found.comparisons:
         compared = [
             (
@@ -199,7 +199,7 @@ def _show_lineage(found: Lineage) -> None:
             for row in found.comparisons
         ]
         columns = ("time", "compared with", "verdict", "source", "user", "comment", "counts")
-        table(columns, compared)
+        _show_said(columns, compared)
     if not (found.feedback or found.comparisons):
         say("nobody has judged it; to judge it, use agentpref thumbs")
     if found.examples:
@@ -222,6 +222,16 @@ def _show_lineage(found: Lineage) -> None:
         table(("update", "time", "verdict", "used as", "revision"), used)
     if found.learned:
         say(f"revisions that learned from it: {', '.join(found.learned)}")
+
+
+def _show_said(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print judgements; a terminal has no room for columns in which nothing was said."""
+    kept = [
+        index
+        for index in range(len(columns))
+        if not sys.stdout.isatty() or any(row[index] is not None for row in rows)
+    ]
+    table([columns[index] for index in kept], [[row[index] for index in kept] for row in rows])
 
 
 def _value(correction: Message | None, value: Any) -> str | None:
