@@ -6,9 +6,9 @@ the system was told to drop the file from its cache (the disk's own cache stays)
 right after that. Opening the database counts, imports do not.
 
 ``writes`` fills a home of its own with 200,000 runs of two messages of 250 characters, 200 at a
-time: processor time and bytes written for each run in the first and the last fifth, then for runs
-with traces (two to a trace, with a random id), then bytes for a run on its own, beside a row of the
-same text in a plain table (bytes on Linux only).
+time: processor time and bytes written for each run in the first and the last fifth, then bytes for
+a run on its own, beside a row of the same text in a plain table (bytes on Linux only), then a fifth
+more in a trace with a random id for each two runs.
 
 Run as `python -m benchmarks.record_scale`; `--home FOLDER` makes the home there, or finds it, and
 keeps it. `--writes` measures only the writes (half a minute).
@@ -90,8 +90,8 @@ def writes(folder: Path, runs: int = 200_000) -> dict[str, float]:
     home = Home.create(folder)
     with closing(DurableWriter(home)) as writer:
         fifths = [_written(writer, start, runs // 5, 200) for start in range(0, runs, runs // 5)]
-        traced = _written(writer, runs, runs // 5, 200, traced=True)
-        single = _written(writer, 2 * runs, SINGLES, 1)
+        single = _written(writer, runs, SINGLES, 1)
+        traced = _written(writer, 2 * runs, runs // 5, 200, traced=True)
     with closing(connect(home)) as connection:
         connection.execute("CREATE TABLE plain (id TEXT PRIMARY KEY, at REAL, body TEXT)")
         before = _bytes_written()

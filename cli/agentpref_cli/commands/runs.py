@@ -142,7 +142,7 @@ def show(
     the judgements of the answer.
     """
     from agentpref.prefer.lineage import lineage
-    from agentpref.record.finding import find_prefix
+    from agentpref.record.finding import find_prefix, shortest
     from agentpref.record.store import Store
 
     with options.reading(home) as connection:
@@ -150,10 +150,12 @@ def show(
         namespace = Store(connection).run(name).namespace
         share = options.held_out_share(home, connection, namespace, held_out)
         found = lineage(connection, name, held_out=share)
-    print_result(as_json, found.to_mapping(), lambda: _show_lineage(found))
+        others = {run_id for row in found.comparisons for run_id in (row.run_a, row.run_b)}
+        short = {run_id: shortest(connection, run_id) for run_id in others}
+    print_result(as_json, found.to_mapping(), lambda: _show_lineage(found, short))
 
 
-def _show_lineage(found: Lineage) -> None:
+def _show_lineage(found: Lineage, short: Mapping[str, str]) -> None:
     run = found.run
     say(f"run {run.run_id}, {moment(run.created_at)}", BOLD)
     about = {
@@ -178,7 +180,7 @@ def _show_lineage(found: Lineage) -> None:
                 row.key,
                 row.score if row.score is not None else _value(row.correction, row.value),
                 row.source,
-                row.user_id,
+                _brief(row.user_id),
                 row.comment,
                 found.left_out.get(row.feedback_id, "yes"),
             )
@@ -189,10 +191,10 @@ def _show_lineage(found: Lineage) -> None:
         compared = [
             (
                 moment(row.created_at),
-                row.run_b if row.run_a == run.run_id else row.run_a,
+                _brief(other := _other(row, run.run_id), short[other]),
                 _verdict(row, run.run_id),
                 row.source,
-                row.user_id,
+                _brief(row.user_id),
                 row.comment,
                 found.left_out.get(row.comparison_id, "yes"),
             )
@@ -204,7 +206,12 @@ def _show_lineage(found: Lineage) -> None:
         say("nobody has judged it; to judge it, use agentpref thumbs")
     if found.examples:
         made = [
-            (one.example_id, one.origin, found.side(one), "held out" if one.held_out else "train")
+            (
+                _brief(one.example_id),
+                one.origin,
+                found.side(one),
+                "held out" if one.held_out else "train",
+            )
             for one in found.examples
         ]
         table(("example", "made of", "this answer", "split"), made)
@@ -232,6 +239,18 @@ def _show_said(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None
         if not sys.stdout.isatty() or any(row[index] is not None for row in rows)
     ]
     table([columns[index] for index in kept], [[row[index] for index in kept] for row in rows])
+
+
+def _brief(text: str | None, short: str | None = None) -> str | None:
+    """The beginning of an id on a terminal, which has little room; all of it elsewhere."""
+    if text is None or not sys.stdout.isatty():
+        return text
+    return short or text[:8]
+
+
+def _other(row: Comparison, run_id: str) -> str:
+    """The run that a run is compared with."""
+    return row.run_b if row.run_a == run_id else row.run_a
 
 
 def _value(correction: Message | None, value: Any) -> str | None:
