@@ -32,6 +32,7 @@ from agentpref import Log
 from agentpref.home import Home
 from agentpref.prefer.examples import read_examples
 from agentpref.record.database import connect
+from agentpref.record.declared import undeclared
 from agentpref.record.finding import Wanted
 from agentpref.record.integrity import examine
 from agentpref.record.messages import RunRow, new_id, prompt_of, run_row
@@ -172,7 +173,10 @@ def _made(folder: Path, rows: int) -> dict[str, float]:
 
 def _stats(home: Home) -> float:
     with _timed() as took, closing(connect(home, readonly=True)) as connection:
-        Store(connection).stats()
+        store = Store(connection)
+        for name in store.namespaces():
+            store.stats(name)
+            undeclared(connection, name)
     return took()
 
 

@@ -119,11 +119,7 @@ def uses(connection: sqlite3.Connection, namespace: str) -> list[KeyUse]:
 
 def undeclared(connection: sqlite3.Connection, namespace: str) -> dict[str, int]:
     """Count the scores under keys that are no preferences, by key."""
-    counts: dict[str, int] = {}
-    for use in uses(connection, namespace):
-        if use.scores and not use.declared:
-            counts[use.key] = counts.get(use.key, 0) + use.scores
-    return counts
+    return dict(connection.execute(_UNDECLARED, (namespace, THUMBS)).fetchall())
 
 
 _USES = """
@@ -136,4 +132,13 @@ SELECT key, source, coalesce(low, -1e999), coalesce(high, 1e999), since, coalesc
 FROM (SELECT key, source FROM given UNION SELECT key, source FROM known)
 LEFT JOIN given USING (key, source) LEFT JOIN known USING (key, source)
 ORDER BY key, source
+"""
+
+_UNDECLARED = """
+SELECT key, count(*) FROM feedback CROSS JOIN run USING (run_id)
+WHERE key != ?2 AND score IS NOT NULL AND correction IS NULL AND namespace = ?1
+    AND NOT EXISTS (SELECT 1 FROM feedback_scale AS known
+        WHERE known.namespace = ?1 AND known.key = feedback.key
+        AND known.source = feedback.source AND low > -1e999 AND high < 1e999)
+GROUP BY key ORDER BY key
 """

@@ -42,7 +42,7 @@ def spellings(name: str) -> list[str]:
     >>> spellings("lc_run--019d25f6-c4a8-7000-8000-0123456789ab-1")[1]
     '019d25f6-c4a8-7000-8000-0123456789ab:1'
     """
-    found = [name]
+    found = [name := _storable(name)]
     of_message = _OF_MESSAGE.fullmatch(name)
     uuid, index = (of_message[1], of_message[2] or "0") if of_message else (name, "0")
     if _UUID.fullmatch(uuid):
@@ -81,6 +81,7 @@ def find_prefix(connection: sqlite3.Connection, name: str) -> str:
     Raises:
         UnknownRun: there is none, or more than one begins so.
     """
+    name = _storable(name)
     found = _first(connection, name)
     if found is not None:
         return found
@@ -177,13 +178,13 @@ class Wanted:
         values: dict[str, Any] = {"namespace": self.namespace}
         if self.thread_id is not None:
             found.append("thread_id = :thread")
-            values["thread"] = self.thread_id
+            values["thread"] = _storable(self.thread_id)
         if self.trace_id is not None:
             found.append("trace_id IN (SELECT value FROM json_each(:traces))")
             values["traces"] = as_json(spellings(self.trace_id))
         if self.tag is not None:
             found.append("EXISTS (SELECT 1 FROM json_each(tags) WHERE value = :tag)")
-            values["tag"] = self.tag
+            values["tag"] = _storable(self.tag)
         if self.users is not None:
             found.append("user_id IN (SELECT value FROM json_each(:users))")
             values["users"] = as_json([*self.users])
@@ -192,8 +193,7 @@ class Wanted:
                 "EXISTS (SELECT 1 FROM message WHERE id IN (run.prompt, run.output)"
                 " AND body LIKE :text ESCAPE '!')"
             )
-            start = self.text[:_IN_PATTERN].encode(errors="replace").decode()
-            inside = orjson.dumps(start).decode()[1:-1]  # as JSON has it
+            inside = orjson.dumps(_storable(self.text[:_IN_PATTERN])).decode()[1:-1]
             values["text"] = "%" + re.sub("([!%_])", r"!\1", inside) + "%"
         return " AND ".join(found), values
 
@@ -227,6 +227,11 @@ def texts(message: Message) -> Iterator[str]:
             rest += [below for key, below in value.items() if key not in ("role", "type")]
         elif isinstance(value, list | tuple):
             rest += value
+
+
+def _storable(text: str) -> str:
+    """Without halves of characters, which no home holds, and a command line may."""
+    return text.encode(errors="replace").decode()
 
 
 def _folded(text: str) -> str:

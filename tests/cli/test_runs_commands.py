@@ -121,6 +121,13 @@ def test_a_thumb_is_given_and_a_newer_one_counts(run, logged) -> None:
     run("thumbs", second, "sideways", exits=2)
 
 
+def test_bytes_that_are_no_text_find_nothing(run, logged) -> None:
+    for option in ("--thread", "--trace", "--tag", "--user", "--text"):
+        assert _found(run, option, "\udcff") == []
+    for command in (("show", "\udcff"), ("thumbs", "\udcff", "up")):
+        assert "is in this home, and none whose id begins so" in run(*command, exits=1).err
+
+
 def test_no_command_makes_a_home(run, home) -> None:
     for command in (("runs",), ("show", "r"), ("thumbs", "r", "up"), ("keys", "list")):
         assert "is not an agentpref home" in run(*command, exits=1).err

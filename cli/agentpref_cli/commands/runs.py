@@ -77,7 +77,8 @@ def _names(connection: sqlite3.Connection, user: str) -> tuple[str, ...]:
     problem = keys_problem(connection)
     if problem is not None:
         raise KeysLost(f"{keys}: {problem}")
-    return Pseudonyms.of(Home.of(connection)).names(user) if keys.exists() else ()
+    name = user.encode(errors="replace").decode()  # a command line may hold any bytes
+    return Pseudonyms.of(Home.of(connection)).names(name) if keys.exists() else ()
 
 
 def _listed(connection: sqlite3.Connection, run: Run) -> dict[str, Any]:
