@@ -136,6 +136,10 @@ class Store:
             at = comparison.created_at
             run_a, space_a, prompt_a = self._judged_run(comparison.run_a, at)
             run_b, space_b, prompt_b = self._judged_run(comparison.run_b, at)
+            if run_a == run_b:  # in two spellings
+                raise InvalidFeedback(
+                    f"run {run_a} is compared with itself; pass the ids of two runs"
+                )
             if (space_a, prompt_a) != (space_b, prompt_b):
                 what = "prompts" if space_a == space_b else "namespaces"
                 raise InvalidFeedback(

@@ -43,8 +43,11 @@ def checked(given: Judgement) -> Judgement:
             choices = ", ".join(map(repr, allowed))
             raise InvalidFeedback(f"{name} is {described(record[name])}; use one of {choices}")
     if isinstance(given, Feedback):
-        said = given.comment.strip() if isinstance(given.comment, str) else given.comment
-        if given.score is None and given.value is None and given.correction is None and not said:
+        words = (
+            given.comment if not isinstance(given.comment, str) else given.comment.strip() or None
+        )
+        content = (given.score, given.value, given.correction, words)
+        if all(part is None for part in content):
             raise InvalidFeedback(
                 "the feedback has no content; pass score=, value= or comment=, or take back what "
                 "was said with retract()"
@@ -56,7 +59,7 @@ def checked(given: Judgement) -> Judgement:
                 require_thumb(record["score"])
     elif record["run_a"] == record["run_b"]:
         raise InvalidFeedback(
-            f"run {shown_id(given.run_a)} is compared with itself; pass the ids of two runs"
+            f"run {shown_id(record['run_a'])} is compared with itself; pass the ids of two runs"
         )
     if not isinstance(given.comment, (str, type(None))):
         raise InvalidFeedback(f"comment is {described(given.comment)}; pass a string")

@@ -98,6 +98,13 @@ def test_a_run_is_judged_by_any_spelling_of_its_id(
     assert left_out["retracted"] == left_out["retraction"] == 1
 
 
+def test_a_run_is_not_compared_with_itself_in_another_spelling(log: Log) -> None:
+    run = log.record(ASKED, "4")
+    for other in (UUID(run), run.upper(), f"lc_run--{run}"):
+        with pytest.raises(InvalidFeedback, match="is compared with itself"):
+            log.compare(run, other, winner="a")
+
+
 def test_a_run_may_be_recorded_under_a_uuid(log: Log, judged_in: JudgedIn) -> None:
     name, trace = uuid4(), uuid4()
     assert log.record(ASKED, "4", run_id=name, trace_id=trace) == str(name)

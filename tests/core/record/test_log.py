@@ -202,6 +202,7 @@ def test_other_scores_are_refused(log: Log, score: Any, judged_in: JudgedIn) -> 
         ({"score": 1, "comment": "\ud800"}, "comment is not JSON in UTF-8"),
         ({"score": 1, "comment": b"x"}, "comment is a bytes of 1;"),
         ({"comment": b"x"}, "comment is a bytes of 1;"),
+        ({"comment": np.array([1, 2])}, "comment is a ndarray"),
         ({"comment": " \n"}, "has no content; pass score=, value= or comment="),
         ({"score": 1, "key": None}, "key is None"),
         ({"value": 1, "key": None}, "key is None"),
