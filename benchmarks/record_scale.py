@@ -77,7 +77,7 @@ def targets(figures: Mapping[str, float]) -> list[Target]:
         "stats_warm_s": 1,
         "pairs_of_a_day_cold_s": 5,
         "pairs_of_a_day_warm_s": 1,
-        "find_text_warm_s": 5,
+        "find_text_warm_s": 2,
         "find_user_warm_s": 1,
         "verify_sample_cold_s": 5,
         "open_log_cold_s": 0.5,

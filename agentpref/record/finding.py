@@ -8,6 +8,7 @@ there everything that was recorded before them is known.
 
 from __future__ import annotations
 
+import math
 import re
 import sqlite3
 from collections.abc import Iterator, Mapping
@@ -28,6 +29,8 @@ _OF_MESSAGE = re.compile(
 _UUID = re.compile(r"[0-9a-f]{8}(-?)[0-9a-f]{4}(?:\1[0-9a-f]{4}){2}\1[0-9a-f]{12}", re.IGNORECASE)
 _FURTHER = re.compile(r"(.+):\d+")
 _IN_PATTERN = 1_000  # characters of a text that SQLite looks for; it takes patterns of 50 kB
+_HAS_TEXT = "body LIKE :text ESCAPE '!'"
+_NEAR = 10_000  # runs in which a text is looked up one by one
 _SEPARATOR = "\n"  # in no id and no namespace, which are printable
 
 
@@ -188,13 +191,6 @@ class Wanted:
         if self.users is not None:
             found.append("user_id IN (SELECT value FROM json_each(:users))")
             values["users"] = as_json([*self.users])
-        if self.text is not None:
-            found.append(
-                "EXISTS (SELECT 1 FROM message WHERE id IN (run.prompt, run.output)"
-                " AND body LIKE :text ESCAPE '!')"
-            )
-            inside = orjson.dumps(_storable(self.text[:_IN_PATTERN])).decode()[1:-1]
-            values["text"] = "%" + re.sub("([!%_])", r"!\1", inside) + "%"
         return " AND ".join(found), values
 
     def has_text(self, run: Run) -> bool:
@@ -206,14 +202,36 @@ class Wanted:
         return any(wanted in _folded(text) for message in said for text in texts(message))
 
 
-def newest(connection: sqlite3.Connection, wanted: Wanted, columns: str) -> sqlite3.Cursor:
-    """Select columns of the runs that are wanted, newest first; read no more than you need.
+def newest(
+    connection: sqlite3.Connection, wanted: Wanted, columns: str
+) -> Iterator[tuple[Any, ...]]:
+    """Select columns of the runs that are wanted, newest first; take no more than you need.
 
-    With an index for namespaces by time and one for traces, other conditions read runs one by one.
+    A text is looked up in the newest runs one by one, and then for all older ones in one pass over
+    all messages, which is quicker where it is rare. Where more is known of the runs, each of them
+    is looked at.
     """
     conditions, values = wanted.conditions()
-    query = f"SELECT {columns} FROM run WHERE {conditions} ORDER BY created_at DESC, rowid DESC"
-    return connection.execute(query, values)
+    select = f"SELECT {columns} FROM run WHERE {conditions}"
+    order = "ORDER BY created_at DESC, rowid DESC"
+    if wanted.text is None:
+        yield from connection.execute(f"{select} {order}", values)
+        return
+    nearest = None
+    if wanted == Wanted(wanted.namespace, text=wanted.text):
+        query = f"SELECT created_at FROM run WHERE namespace = ? {order} LIMIT 1 OFFSET {_NEAR}"
+        nearest = connection.execute(query, (wanted.namespace,)).fetchone()
+    inside = orjson.dumps(_storable(wanted.text[:_IN_PATTERN])).decode()[1:-1]  # as JSON has it
+    values |= {
+        "text": "%" + re.sub("([!%_])", r"!\1", inside) + "%",
+        "near": nearest[0] if nearest else -math.inf,
+    }
+    of_run = f"SELECT 1 FROM message WHERE id IN (run.prompt, run.output) AND {_HAS_TEXT}"
+    near = f"{select} AND created_at > :near AND EXISTS ({of_run}) {order}"
+    yield from connection.execute(near, values)
+    said = f"WITH said AS MATERIALIZED (SELECT id FROM message WHERE {_HAS_TEXT})"
+    far = f"{select} AND created_at <= :near AND (prompt IN said OR output IN said) {order}"
+    yield from connection.execute(f"{said} {far}", values)
 
 
 def texts(message: Message) -> Iterator[str]:

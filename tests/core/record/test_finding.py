@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from agentpref.errors import UnknownRun
 from agentpref.home import Home
+from agentpref.record import finding
 from agentpref.record.database import connect
 from agentpref.record.finding import (
     Wanted,
@@ -208,10 +209,10 @@ WANTED = st.builds(
 )
 
 
-@given(st.lists(RUNS, max_size=8), WANTED, st.integers(1, 5))
+@given(st.lists(RUNS, max_size=8), WANTED, st.integers(1, 5), st.sampled_from([0, 1, 3, 1000]))
 @settings(deadline=None, max_examples=120)
 def test_the_newest_runs_that_are_wanted_are_found(
-    shared: sqlite3.Connection, rows: list[Any], wanted: Wanted, limit: int
+    shared: sqlite3.Connection, rows: list[Any], wanted: Wanted, limit: int, near: int
 ) -> None:
     shared.execute("BEGIN")
     expected = []
@@ -227,7 +228,9 @@ def test_the_newest_runs_that_are_wanted_are_found(
             and (wanted.text is None or any(plain(wanted.text) in text for text in texts))
         ):
             expected.append(f"r{n}")
-    found = [run.run_id for run in Store(shared).newest_runs(wanted, limit)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finding, "_NEAR", near)
+        found = [run.run_id for run in Store(shared).newest_runs(wanted, limit)]
     assert found == expected[::-1][:limit]
     shared.execute("ROLLBACK")
 
@@ -263,5 +266,4 @@ def test_no_more_rows_are_read_than_are_asked_for(connection: sqlite3.Connection
     assert [row[-1] for row in plan] == [
         "SEARCH run USING COVERING INDEX run_in_time (namespace=?)"
     ]
-    first = newest(connection, Wanted("default"), "run_id").fetchone()
-    assert first == ("r49",)
+    assert next(newest(connection, Wanted("default"), "run_id")) == ("r49",)
