@@ -38,6 +38,12 @@ LORA_RANKS = (8, 16, 32, 64, 128, 256, 512)
 HELD_OUT = 0.2
 """The default share of the prompts that is held out."""
 
+THUMBS = "thumbs"
+"""The key of feedback whose scores are likes and dislikes; other keys are declared to be."""
+
+COMMENT = "comment"
+"""The key of feedback that is words only, and was given none."""
+
 RETRACTION = "retraction"
 """The key of feedback that takes back what its voter said of a run before: ``Log.retract``.
 

@@ -3,11 +3,13 @@
 ``large_home`` makes the home (two million rows: 700,000 runs, 50,000 judgements, 1.2 GB, half a
 minute), which is removed afterwards. Each figure is taken in two fresh processes: ``cold``, after
 the system was told to drop the file from its cache (the disk's own cache stays), and ``warm``,
-right after that. Opening the database counts, imports do not.
+right after that. Opening the database counts, imports do not. Of ``find_text`` and ``find_user``,
+which read all runs, the processor's time is taken.
 
 ``writes`` fills a home of its own with 200,000 runs of two messages of 250 characters, 200 at a
 time: processor time and bytes written for each run in the first and the last fifth, then bytes for
-a run on its own, beside a row of the same text in a plain table (bytes on Linux only).
+a run on its own, beside a row of the same text in a plain table (bytes on Linux only), then a fifth
+more in a trace with a random id for each two runs.
 
 Run as `python -m benchmarks.record_scale`; `--home FOLDER` makes the home there, or finds it, and
 keeps it. `--writes` measures only the writes (half a minute).
@@ -25,11 +27,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 from agentpref import Log
 from agentpref.home import Home
 from agentpref.prefer.examples import read_examples
 from agentpref.record.database import connect
+from agentpref.record.declared import undeclared
+from agentpref.record.finding import Wanted
 from agentpref.record.integrity import examine
 from agentpref.record.messages import RunRow, new_id, prompt_of, run_row
 from agentpref.record.spill import DurableWriter
@@ -72,6 +77,8 @@ def targets(figures: Mapping[str, float]) -> list[Target]:
         "stats_warm_s": 1,
         "pairs_of_a_day_cold_s": 5,
         "pairs_of_a_day_warm_s": 1,
+        "find_text_warm_s": 2,
+        "find_user_warm_s": 1,
         "verify_sample_cold_s": 5,
         "open_log_cold_s": 0.5,
         "run_last_kb": 32,
@@ -86,6 +93,7 @@ def writes(folder: Path, runs: int = 200_000) -> dict[str, float]:
     with closing(DurableWriter(home)) as writer:
         fifths = [_written(writer, start, runs // 5, 200) for start in range(0, runs, runs // 5)]
         single = _written(writer, runs, SINGLES, 1)
+        traced = _written(writer, 2 * runs, runs // 5, 200, traced=True)
     with closing(connect(home)) as connection:
         connection.execute("CREATE TABLE plain (id TEXT PRIMARY KEY, at REAL, body TEXT)")
         before = _bytes_written()
@@ -97,29 +105,34 @@ def writes(folder: Path, runs: int = 200_000) -> dict[str, float]:
         "run_first_us": first_us,
         "run_last_us": last_us,
         "run_last_by_first_us": last_us / first_us,
+        "run_traced_us": traced[0],
         "single_us": single[0],
     }
     if _IO.exists():
         figures |= {"run_first_kb": first_kb, "run_last_kb": last_kb, "single_kb": single[1]}
+        figures["run_traced_kb"] = traced[1]
         figures["plain_single_kb"] = plain
     return figures
 
 
-def _written(writer: DurableWriter, start: int, runs: int, at_once: int) -> tuple[float, float]:
+def _written(
+    writer: DurableWriter, start: int, runs: int, at_once: int, *, traced: bool = False
+) -> tuple[float, float]:
     """Write runs; return the processor time (µs) and the bytes (kB) of each."""
     spent, before = 0.0, _bytes_written()
     for first in range(start, start + runs, at_once):
-        some = [_run(n) for n in range(first, first + at_once)]
+        traces = [str(uuid4()) if traced else None for _ in range(at_once // 2 + 1)]
+        some = [_run(n, traces[n % at_once // 2]) for n in range(first, first + at_once)]
         begun = time.process_time()
         writer.write(some)
         spent += time.process_time() - begun
     return spent / runs * 1e6, (_bytes_written() - before) / runs / 1e3
 
 
-def _run(n: int) -> RunRow:
+def _run(n: int, trace_id: str | None) -> RunRow:
     prompt = prompt_of([{"role": "user", "content": f"question {n} ".ljust(250, "x")}])
     output = {"role": "assistant", "content": f"answer {n} ".ljust(250, "y")}
-    return run_row(Run(new_id(), "default", time.time(), prompt, output))
+    return run_row(Run(new_id(), "default", time.time(), prompt, output, trace_id=trace_id))
 
 
 def _bytes_written() -> int:
@@ -161,7 +174,10 @@ def _made(folder: Path, rows: int) -> dict[str, float]:
 
 def _stats(home: Home) -> float:
     with _timed() as took, closing(connect(home, readonly=True)) as connection:
-        Store(connection).stats()
+        store = Store(connection)
+        for name in store.namespaces():
+            store.stats(name)
+            undeclared(connection, name)
     return took()
 
 
@@ -185,6 +201,24 @@ def _verify(home: Home) -> float:
     with _timed() as took, closing(connect(home, readonly=True)) as connection:
         problems = examine(connection, sample=SAMPLE).problems
     assert problems == [], problems
+    return took()
+
+
+def _find_text(home: Home) -> float:
+    """Look for a text that no run has, as `agentpref runs --text` does, in every namespace."""
+    with _timed(time.process_time) as took, closing(connect(home, readonly=True)) as connection:
+        store = Store(connection)
+        for name in store.namespaces():
+            assert not [*store.newest_runs(Wanted(name, text="nobody said this"), 20)]
+    return took()
+
+
+def _find_user(home: Home) -> float:
+    """Look for the runs of a user who has none, as `agentpref runs --user` does."""
+    with _timed(time.process_time) as took, closing(connect(home, readonly=True)) as connection:
+        store = Store(connection)
+        for name in store.namespaces():
+            assert not [*store.newest_runs(Wanted(name, users=("nobody",)), 20)]
     return took()
 
 
@@ -220,6 +254,8 @@ def _feedback_one(home: Home) -> float:
 TASKS: Mapping[str, Callable[[Home], float]] = {
     "stats": _stats,
     "pairs_of_a_day": _day,
+    "find_text": _find_text,
+    "find_user": _find_user,
     "verify_sample": _verify,
     "open_log": _open_log,
     "record_one": _record_one,
@@ -241,15 +277,15 @@ def _newest(home: Home, count: int) -> float:
 
 
 @contextmanager
-def _timed() -> Iterator[Callable[[], float]]:
-    start = time.perf_counter()
+def _timed(clock: Callable[[], float] = time.perf_counter) -> Iterator[Callable[[], float]]:
+    start = clock()
     end = start
 
     def took() -> float:
         return end - start
 
     yield took
-    end = time.perf_counter()
+    end = clock()
 
 
 @contextmanager

@@ -19,8 +19,6 @@ from typing import Any, NamedTuple, TypeVar
 import orjson
 
 from agentpref.prefer.examples import as_asked, sort_out, split_point
-from agentpref.prefer.retractions import withdraw
-from agentpref.prefer.signals import shown_scales
 from agentpref.record.database import transaction
 from agentpref.record.messages import as_json
 from agentpref.record.scales import Scale
@@ -29,7 +27,7 @@ from agentpref.types import Example, Origin
 
 T = TypeVar("T")
 
-_RULES = 1
+_RULES = 2
 """Counts changes of the rules that make examples of judgements; each makes all lists anew."""
 
 _PROMPTS_AT_ONCE = 500
@@ -67,7 +65,7 @@ class Catalog:
 
         It holds no lock for long. If it is ended, the next call goes on.
         """
-        scales = self._scales()
+        scales = self._store.scales(self._namespace)
         self._begin(as_json(sorted(map(list, scales))))
         while self._mark():
             pass
@@ -114,17 +112,12 @@ class Catalog:
         query = f"""SELECT DISTINCT prompt FROM example
             WHERE +namespace = ? AND {column} IN (SELECT value FROM json_each(?))"""
         prompts = self._column(query, self._namespace, as_json([*values]))
-        scales = self._scales()
+        scales = self._store.scales(self._namespace)
         return {
             example.example_id: example
             for some in _parts(prompts, _PROMPTS_AT_ONCE)
             for example in self._build(some, scales).examples
         }
-
-    def _scales(self) -> list[Scale]:
-        """The scale of each source of scores, as all rows of the namespace show it."""
-        rows = withdraw([*self._store.unscaled(self._namespace)], []).feedback
-        return [*shown_scales(rows), *self._store.scales(self._namespace)]
 
     def _begin(self, scales: str) -> None:
         """Start the list, or start it anew where other rules made it or its counts are wrong."""

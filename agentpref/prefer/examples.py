@@ -100,8 +100,8 @@ def build_examples(
         comparisons: verdicts between two of those runs.
         held_out: the share of prompts, from 0 to 1, that prove adapters and never train them.
         judge_noise: the measured disagreement ε of judges with gold labels, from .05 to .5.
-        scales: the scale of each source, for feedback without its own; that of any other source
-            is what ``feedback`` shows.
+        scales: the keys beside ``thumbs`` whose scores are preferences, by source, and the scale
+            of each source, for feedback without its own.
 
     Raises:
         ConfigError: ``judge_noise`` is out of range.

@@ -4,10 +4,9 @@ A correction or a comparison states a *preference*: one answer over another to t
 Thumbs state which answers are liked; a liked and a disliked answer to the same prompt imply a
 preference too, and a thumb with no opposite stays a lone one.
 
-A *thumb* is a score that a person gave under any key, or that anyone gave under the key
-``"thumbs"``; a program's ``latency`` is none. Above the middle of the row's scale is up, below it
-is down. Scores without a known scale (stars, percentages) are left out: a wrong guess turns one
-star into praise.
+A *thumb* is a score under the key ``"thumbs"``, or under a key that was declared to be a
+preference, whoever gave it; any other score, such as a ``latency``, is none. Above the middle of
+the scale is up, below it is down. The scale is the row's own, else that of its key.
 
 Whoever changes their mind counts with what they said last. A neutral score supersedes a like, a
 correction supersedes the voter's earlier ones of that answer. ``retractions.py`` has removed what
@@ -24,8 +23,8 @@ from typing import NamedTuple, TypeAlias, TypeVar
 
 from agentpref.prefer.votes import LeftOut, Reason, Vote, grouped, separate, settle
 from agentpref.record.messages import canonical
-from agentpref.record.scales import UNIT, Bounds, Scale, is_known, is_thumb, shown_by
-from agentpref.types import Comparison, Feedback, Message, Origin, Run
+from agentpref.record.scales import UNIT, Bounds, Scale, is_known, shown_by
+from agentpref.types import THUMBS, Comparison, Feedback, Message, Origin, Run
 
 S = TypeVar("S")
 
@@ -69,12 +68,11 @@ def settled_thumbs(
 ) -> tuple[list[JudgedAnswer], list[LeftOut]]:
     """Find which answers are liked and which are disliked; corrections are no thumbs.
 
-    ``scales`` has the scale of each source, for rows without their own; that of any other source
-    is what these rows show.
+    ``scales`` has the keys that are declared, by source.
     """
     rows = [row for row in feedback if row.correction is None]
-    known = {(s.key, s.source): s[2:] for s in (*shown_scales(rows), *scales)}
-    votes, misread = separate((row.feedback_id, _read_thumb(row, runs, known)) for row in rows)
+    declared = {(scale.key, scale.source): scale[2:] for scale in scales}
+    votes, misread = separate((row.feedback_id, _read_thumb(row, runs, declared)) for row in rows)
     answers, lost = settle(votes, undecided="neutral_score")
     return answers, [*misread, *lost]
 
@@ -169,26 +167,20 @@ def _flipped(comparisons: Iterable[Comparison]) -> set[str]:
     return flipped
 
 
-def shown_scales(rows: Iterable[Feedback]) -> list[Scale]:
-    """The scale that the rows of each source without their own show."""
-    own = [row for row in rows if row.scale is None and row.correction is None and is_thumb(row)]
-    shown = {
-        source: shown_by(row.score for row in same if row.score is not None)
-        for source, same in grouped(own, lambda row: (row.key, str(row.source))).items()
-    }
-    return [Scale(*source, *scale) for source, scale in shown.items() if scale is not None]
-
-
 def _read_thumb(
     row: Feedback, runs: Mapping[str, Run], scales: Mapping[tuple[str, str], Bounds]
 ) -> Vote[Run] | Reason:
-    if row.score is None or not is_thumb(row):
-        return "not_a_thumb"
+    if row.score is None:
+        return "no_score"
+    of_key = scales.get((row.key, row.source))
+    if row.key != THUMBS and (of_key is None or not is_known(of_key)):
+        return "undeclared_key"
     run = runs.get(row.run_id)
     if run is None:
         return "unknown_run"
-    low, high = scale = row.scale or scales.get((row.key, row.source), UNIT)
-    if not is_known(scale) or not low <= row.score <= high:
+    own = row.scale if row.scale is not None and is_known(row.scale) else of_key or row.scale
+    low, high = own or shown_by([row.score]) or UNIT
+    if not is_known((low, high)) or not low <= row.score <= high:
         return "unknown_scale"
     middle = (low + high) / 2
     side = None if row.score == middle else row.score > middle

@@ -28,8 +28,9 @@ Reason = Literal[
     "different_prompts",  # the two compared runs answer different prompts
     "identical_answers",  # both answers are the same message
     "judge_flipped",  # the judge changed its verdict when the order was swapped
-    "not_a_thumb",  # no score, or a program's measurement rather than a liking
-    "unknown_scale",  # no scale is known for such scores, for example stars
+    "no_score",  # words or values only: a comment, say
+    "undeclared_key",  # a score under a key that nobody declared to be a preference
+    "unknown_scale",  # the score is on no scale that is known
     "neutral_score",  # exactly in the middle of its scale
     "tie",  # judged equally good
     "superseded",  # the same voter said otherwise later

@@ -12,27 +12,30 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from agentpref.errors import AgentprefError, ConfigError, InvalidFeedback, InvalidMessage, described
+from agentpref.errors import AgentprefError, ConfigError, InvalidMessage, described
 from agentpref.home import Home, StrPath
 from agentpref.record.database import connect, translated
 from agentpref.record.forks import EXIT_SECONDS
 from agentpref.record.ingest import Ingest, RawRun, freeze, freeze_what_can_be_kept
-from agentpref.record.ingest.checks import Judgement, as_bool, as_output, checked, tidy
+from agentpref.record.ingest.checks import Judgement, as_id, checked
 from agentpref.record.ingest.redaction import Redact
 from agentpref.record.integrity import Problem, examine
+from agentpref.record.judging import Judging
 from agentpref.record.keys import keys_problem, names_of
-from agentpref.record.messages import check_output, new_id
+from agentpref.record.messages import new_id
 from agentpref.record.writer import Writer
-from agentpref.types import RETRACTION, Comparison, Feedback, Message, Source, Tool, Winner
+from agentpref.types import Message, Tool
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from agentpref.record.deletion.forget import Forgotten
 
 CLOSE_SECONDS = 60.0
 """How long ``close`` waits for the queue."""
 
 
-class Log:
+class Log(Judging):
     """The log of one namespace of a home; a context manager that closes itself.
 
     ``record`` never blocks and never raises: a run that cannot be stored is counted in ``dropped``,
@@ -95,11 +98,11 @@ class Log:
         messages: Sequence[Message],
         output: str | Message,
         *,
-        run_id: str | None = None,
+        run_id: str | UUID | None = None,
         model: str | None = None,
         revision: str | None = None,
         thread_id: str | None = None,
-        trace_id: str | None = None,
+        trace_id: str | UUID | None = None,
         user_id: str | None = None,
         tools: Sequence[Tool] = (),
         params: Mapping[str, Any] | None = None,
@@ -118,7 +121,8 @@ class Log:
             model: name of the base model.
             revision: the adapter that answered, as the router's lease names it.
             thread_id: the conversation.
-            trace_id: the agent's task that this call is a part of.
+            trace_id: the agent's task that this call is a part of; its last answer can be judged
+                by it.
             user_id: who asked.
             tools: the tools that the model was offered, in OpenAI's shape.
             params: the sampling parameters.
@@ -137,13 +141,11 @@ class Log:
                 returned no text, the run could not be written, or the log was closed.
         """
         now = time.time_ns()
-        name = new_id(now) if run_id is None else run_id
+        name = new_id(now) if run_id is None else as_id(run_id)
         try:
-            if type(name) is not str and issubclass(type(name), str):
-                name = str.__str__(name)  # an own class's methods may say anything
-            if type(name) is not str or not name or not name.isprintable():
+            if not name or not name.isprintable():
                 raise InvalidMessage(
-                    f"run_id is {described(name)}; pass a non-empty string of printable text"
+                    f"run_id is {described(run_id)}; pass a non-empty string of printable text"
                 )
             if not self.strict:
                 params, metadata = self._as_mapping(name, params), self._as_mapping(name, metadata)
@@ -164,7 +166,7 @@ class Log:
             if self.strict:
                 raise
             self._writer.drop(type(error).__name__, 1, error)
-        return name
+        return name or new_id(now)  # which no run has, so that nobody judges it
 
     def _as_mapping(self, name: str, value: Any) -> Any:
         """Keep params or metadata that are no mapping under the key ``value``."""
@@ -172,136 +174,6 @@ class Log:
             return value
         self._writer.note_altered(name, {"object": 1})
         return {"value": value}
-
-    def thumbs(
-        self,
-        run_id: str,
-        up: bool,
-        comment: str | None = None,
-        source: Source = "human",
-        user_id: str | None = None,
-    ) -> str:
-        """Give a run a thumbs up or down: feedback with the key ``"thumbs"``, score 1 or 0.
-
-        >>> log.thumbs(run, up=False, comment="too long")
-        """
-        score = as_bool("up", up)
-        return self.feedback(
-            run_id, key="thumbs", score=score, comment=comment, source=source, user_id=user_id
-        )
-
-    def retract(
-        self,
-        run_id: str,
-        key: str | None = "thumbs",
-        *,
-        against: str | None = None,
-        comment: str | None = None,
-        source: Source = "human",
-        user_id: str | None = None,
-    ) -> str:
-        """Take back what the same voter said of a run before; nothing is trained on it any more.
-
-        A later judgement by the voter counts again. The rows stay as history.
-
-        >>> log.retract(run, user_id="ana")
-
-        Args:
-            run_id: the run.
-            key: what is taken back: a key of feedback, ``"correction"``, ``"comparison"`` for the
-                comparisons with other runs, or None for everything.
-            against: only the comparison with this other run.
-            comment: the voter's own words.
-            source: who said it, as it was given then.
-            user_id: who said it; other people's judgements stay.
-        """
-        if key is not None and not (isinstance(key, str) and key):
-            raise InvalidFeedback(
-                f"key is {described(key)}; pass the key of the feedback, or None for all"
-            )
-        if against is not None and (key != "comparison" or not isinstance(against, str)):
-            raise InvalidFeedback(
-                f"against is {described(against)}, with another key; pass the other run's id with "
-                "key='comparison', or leave it out"
-            )
-        what = {"key": key} if against is None else {"key": key, "against": against}
-        now = time.time()
-        given = Feedback(new_id(), run_id, now, RETRACTION, None, what, comment, source, user_id)
-        return self._commit(given).feedback_id
-
-    def feedback(
-        self,
-        run_id: str,
-        *,
-        key: str,
-        score: float | None = None,
-        value: Any = None,
-        comment: str | None = None,
-        source: Source = "human",
-        user_id: str | None = None,
-        scale: tuple[float, float] | None = None,
-    ) -> str:
-        """Judge a run.
-
-        A score needs a scale to be read as a thumb: above its middle is liked. The first scores of
-        a key by a source fix it for a namespace: from 0 to 1 (also for bools), or from -1 to 1 once
-        one is negative. A score outside it is refused. Others, such as stars, count as thumbs only
-        with ``scale``.
-
-        Args:
-            run_id: the run.
-            key: what is judged, such as ``"thumbs"`` or ``"helpfulness"``.
-            score: a finite number or a bool; more is better.
-            value: anything that JSON can hold, with or without a score.
-            comment: the judge's own words.
-            source: ``"human"``, ``"model"`` or ``"code"``.
-            user_id: who judged.
-            scale: the lowest and the highest score, such as ``(1, 5)``.
-        """
-        now = time.time()
-        given = Feedback(
-            new_id(), run_id, now, key, score, value, comment, source, user_id, None, scale
-        )
-        return self._commit(given).feedback_id
-
-    def correct(
-        self,
-        run_id: str,
-        output: str | Message,
-        *,
-        comment: str | None = None,
-        source: Source = "human",
-        user_id: str | None = None,
-    ) -> str:
-        """Say what a run should have answered: feedback with the key ``"correction"``.
-
-        Raises:
-            InvalidMessage: the output cannot be stored.
-        """
-        now, fixed = time.time(), as_output(output)
-        check_output(fixed)
-        given = Feedback(
-            new_id(), run_id, now, "correction", None, None, comment, source, user_id, tidy(fixed)
-        )
-        return self._commit(given).feedback_id
-
-    def compare(
-        self,
-        run_a: str,
-        run_b: str,
-        *,
-        winner: Winner,
-        source: Source = "human",
-        user_id: str | None = None,
-        comment: str | None = None,
-    ) -> str:
-        """Say which of two answers to one prompt is better: ``"a"``, ``"b"`` or ``"tie"``.
-
-        Raises:
-            InvalidFeedback: the runs have different prompts, or an argument is wrong.
-        """
-        given = Comparison(new_id(), time.time(), run_a, run_b, winner, source, user_id, comment)
-        return self._commit(given).comparison_id
 
     def _commit(self, given: Judgement) -> Judgement:
         given = checked(given)

@@ -15,7 +15,7 @@ import sqlite3
 from agentpref.home import Home
 from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.listing import LISTING
-from agentpref.record.scales import derive_scales
+from agentpref.record.scales import declare_what_had_a_scale, derive_scales
 from agentpref.record.seals import add_seals
 from agentpref.record.steps import STEPS as STEPS
 from agentpref.record.steps import Step as Step
@@ -380,6 +380,19 @@ def journal_and_holds(connection: sqlite3.Connection) -> None:
             PRIMARY KEY (namespace, generation)
         ) WITHOUT ROWID"""
     )
+
+
+@step
+def declared_keys_and_traces(connection: sqlite3.Connection) -> None:
+    """Which keys are preferences, and the last answer of a trace.
+
+    Only scores under ``thumbs`` and under keys that ``feedback_scale`` has a known scale of count
+    as preferences. The keys of older homes under which people's scores had a scale are declared so,
+    and go on to count. ``run_of_trace`` finds the runs of a trace, to judge it from any process;
+    runs without a trace cost nothing.
+    """
+    declare_what_had_a_scale(connection)
+    connection.execute("CREATE INDEX run_of_trace ON run(trace_id) WHERE trace_id IS NOT NULL")
 
 
 _TALLY_TRIGGERS = (

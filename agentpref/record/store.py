@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import orjson
@@ -19,11 +20,11 @@ from agentpref.errors import (
     InvalidFeedback,
     RecordError,
     RunExists,
-    UnknownRun,
     shown_id,
 )
 from agentpref.record.chains import Chains
 from agentpref.record.database import insert_or_ignore, statement, transaction
+from agentpref.record.finding import Wanted, find, newest, unknown_run
 from agentpref.record.messages import (
     COMPARISON_COLUMNS,
     EMPTY_JSON,
@@ -111,12 +112,13 @@ class Store:
     def add_feedback(self, feedback: Feedback) -> None:
         """Write feedback on a run, with its correction if it has one, and with its scale.
 
-        ``InvalidFeedback`` if its score is outside the scale of its source.
+        Its run may be named in any way that ``finding.find`` understands. ``InvalidFeedback`` if
+        its score is no thumb, or outside the scale of its source.
         """
         with transaction(self._connection):
             self._require_remembered(feedback)
-            namespace, prompt = self._namespace_and_prompt(feedback.run_id)
-            row = {name: getattr(feedback, name) for name in FEEDBACK_COLUMNS}
+            run_id, namespace, prompt = self._judged_run(feedback.run_id, feedback.created_at)
+            row = {name: getattr(feedback, name) for name in FEEDBACK_COLUMNS} | {"run_id": run_id}
             scale = fixed_scale(self._connection, feedback, namespace)
             row["scale"] = None if scale is None else as_json(scale)
             if feedback.correction is not None:
@@ -124,37 +126,50 @@ class Store:
                 self._add_nodes([node])
                 row["correction"] = node.id
             if feedback.value is not None:
-                row["value"] = as_json(feedback.value)
+                row["value"] = as_json(self._resolved(feedback))
             self._insert("feedback", _INSERT_FEEDBACK, [*row.values()])
 
     def add_comparison(self, comparison: Comparison) -> None:
         """Write a comparison; ``InvalidFeedback`` if its runs differ in prompt or namespace."""
         with transaction(self._connection):
             self._require_remembered(comparison)
-            space_a, prompt_a = self._namespace_and_prompt(comparison.run_a)
-            space_b, prompt_b = self._namespace_and_prompt(comparison.run_b)
+            at = comparison.created_at
+            run_a, space_a, prompt_a = self._judged_run(comparison.run_a, at)
+            run_b, space_b, prompt_b = self._judged_run(comparison.run_b, at)
+            if run_a == run_b and comparison.run_a != comparison.run_b:  # in two spellings
+                raise InvalidFeedback(
+                    f"run {run_a} is compared with itself; pass the ids of two runs"
+                )
             if (space_a, prompt_a) != (space_b, prompt_b):
                 what = "prompts" if space_a == space_b else "namespaces"
                 raise InvalidFeedback(
                     f"runs {comparison.run_a} and {comparison.run_b} are of different {what}; "
                     "compare two answers to the same messages and tools"
                 )
-            values = [getattr(comparison, name) for name in COMPARISON_COLUMNS]
-            self._insert("comparison", _INSERT_COMPARISON, values)
+            row = {name: getattr(comparison, name) for name in COMPARISON_COLUMNS}
+            row |= {"run_a": run_a, "run_b": run_b}
+            self._insert("comparison", _INSERT_COMPARISON, [*row.values()])
 
     def run(self, run_id: str) -> Run:
         """Read one run; raise ``UnknownRun`` if it is not in this home."""
         row = self._connection.execute(f"{_SELECT_RUN} WHERE run_id = ?", (run_id,)).fetchone()
         if row is None:
-            raise _unknown(run_id)
-        return _read_run(row, Chains(self._connection))
+            raise unknown_run(run_id)
+        return read_run(row, Chains(self._connection))
 
     def runs(self, namespace: str) -> Iterator[Run]:
         """Read a namespace's runs, oldest first."""
         query = f"{_SELECT_RUN} WHERE namespace = ? ORDER BY created_at, run_id"
         messages = Chains(self._connection)
         for row in self._connection.execute(query, (namespace,)):
-            yield _read_run(row, messages)
+            yield read_run(row, messages)
+
+    def newest_runs(self, wanted: Wanted, limit: int) -> Iterator[Run]:
+        """Read the runs that are wanted, newest first, and no more than ``limit``."""
+        messages = Chains(self._connection)
+        rows = newest(self._connection, wanted, _columns("run", RUN_COLUMNS))
+        found = (read_run(row, messages) for row in rows)
+        return islice((run for run in found if wanted.has_text(run)), limit)
 
     def judged_runs(self, namespace: str, *, since: float | None = None) -> Iterator[Run]:
         """Read a namespace's runs that have feedback or comparisons, in the order of their ids.
@@ -165,7 +180,7 @@ class Store:
         messages = Chains(self._connection)
         columns, order = _columns("run", RUN_COLUMNS), "run.run_id"
         for row in self._judged(columns, _JUDGED, "judged.run_id", order, namespace, since):
-            yield _read_run(row, messages)
+            yield read_run(row, messages)
 
     def feedback(self, namespace: str, *, since: float | None = None) -> Iterator[Feedback]:
         """Read the feedback on a namespace's runs, oldest first; ``since`` as in ``judged_runs``.
@@ -216,24 +231,10 @@ class Store:
         query = f"{_SELECT_RUN} WHERE run_id {some} AND +namespace = ?"  # not by its index
         messages = Chains(self._connection)
         found = self._connection.execute(query, (as_json(sorted(asked)), namespace))
-        return [_read_run(row, messages) for row in found], feedback, comparisons
-
-    def unscaled(self, namespace: str) -> Iterator[Feedback]:
-        """Read the scores of sources without a known scale that have none themselves, in any order.
-
-        Retractions, which may take such scores back, are read too.
-        """
-        columns = _columns("feedback", FEEDBACK_COLUMNS)
-        query = f"""SELECT {columns} FROM feedback CROSS JOIN run USING (run_id)
-            WHERE namespace = :namespace AND (key = :retraction
-            OR scale IS NULL AND score IS NOT NULL AND correction IS NULL
-            AND (source = 'human' OR key = 'thumbs') AND (key, source) NOT IN
-            (SELECT key, source FROM feedback_scale WHERE namespace = :namespace))"""
-        values = {"namespace": namespace, "retraction": RETRACTION}
-        return self._read_feedback(self._connection.execute(query, values))
+        return [read_run(row, messages) for row in found], feedback, comparisons
 
     def scales(self, namespace: str) -> list[Scale]:
-        """The scales of the scores in a namespace, in any order; imported rows have their own."""
+        """The scales of a namespace's keys by source, in any order; rows may have their own."""
         return [Scale(*row) for row in self._connection.execute(_SCALES, (namespace,))]
 
     def namespaces(self) -> list[str]:
@@ -346,22 +347,26 @@ class Store:
         rows = {node.id: (node.id, node.parent, node.body.decode()) for node in nodes}
         insert_or_ignore(self._connection, "message", Node._fields, [*rows.values()])
 
-    def _namespace_and_prompt(self, run_id: str) -> tuple[str, str]:
-        query = "SELECT namespace, prompt FROM run WHERE run_id = ?"
-        row = self._connection.execute(query, (run_id,)).fetchone()
+    def _resolved(self, feedback: Feedback) -> Any:
+        """The value of feedback; a retraction names the other run by the id that it has here."""
+        value = feedback.value
+        if feedback.key == RETRACTION and isinstance(value, Mapping) and value.get("against"):
+            other, *_ = self._judged_run(value["against"], feedback.created_at)
+            return {**value, "against": other}
+        return value
+
+    def _judged_run(self, name: str, at: float) -> tuple[str, str, str]:
+        """Find what is judged: the id, namespace and prompt of a run, or of a trace's last one."""
+        query = "SELECT run_id, namespace, prompt FROM run WHERE run_id = ?"
+        row = self._connection.execute(query, (name,)).fetchone()
         if row is None:
-            raise _unknown(run_id)
-        return row[0], row[1]
+            row = self._connection.execute(query, (find(self._connection, name, at),)).fetchone()
+        run_id, namespace, prompt = row
+        return run_id, namespace, prompt
 
 
-def _unknown(run_id: str) -> UnknownRun:
-    return UnknownRun(
-        f"no run {shown_id(run_id)} is in this home; pass an id that Log.record returned for the "
-        "same home (a run that could not be kept is counted in Log.dropped)"
-    )
-
-
-def _read_run(row: tuple[Any, ...], messages: Chains) -> Run:
+def read_run(row: tuple[Any, ...], messages: Chains) -> Run:
+    """Read a run of its :data:`RUN_COLUMNS`."""
     run = dict(zip(RUN_COLUMNS, row, strict=True))
     run["prompt"] = messages.prompt(run["prompt"])
     run["output"] = messages.message(run["output"])

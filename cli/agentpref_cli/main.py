@@ -19,6 +19,8 @@ from agentpref_cli.commands import (
     feedback,
     forget,
     home,
+    keys,
+    runs,
     serve,
     update,
     updates,
@@ -67,7 +69,11 @@ app.command("init")(home.init)
 app.command("demo")(demo.demo)
 app.command("import")(exchange.import_)
 app.command("export")(exchange.export)
+app.command("runs")(runs.runs)
+app.command("show")(runs.show)
+app.command("thumbs")(feedback.thumbs)
 app.command("retract")(feedback.retract)
+app.add_typer(keys.app, name="keys")
 app.command("stats")(home.stats)
 app.command("pairs")(home.pairs)
 app.command("update")(update.update)

@@ -22,9 +22,12 @@ COMMANDS = (
         [name]
         for name in ("report", "verify", "forget", "backup", "merge", "retract", "doctor", "serve")
     ],
-    *[["adapters", name] for name in ("list", "show", "promote", "rollback")],
+    *[[name] for name in ("runs", "show", "thumbs", "keys", "updates")],
+    *[["keys", name] for name in ("list", "declare", "undeclare")],
+    *[["adapters", name] for name in ("list", "show", "promote", "rollback", "hold")],
     *[["adapters", name] for name in ("canary", "quarantine", "release", "prune", "export")],
 )
+GROUPS = ("adapters", "keys")
 AGENTPREF = [sys.executable, "-m", "agentpref_cli"]
 
 
@@ -42,11 +45,14 @@ def test_every_command_prints_its_help(run, command) -> None:
 def test_the_list_above_has_every_command() -> None:
     group = typer.main.get_command(app)
     names = {(name,) for name in group.commands}
-    names |= {("adapters", name) for name in group.commands["adapters"].commands}
+    for group_name in GROUPS:
+        names |= {(group_name, name) for name in group.commands[group_name].commands}
     assert names == {tuple(command) for command in COMMANDS if command}
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c and c != ["adapters"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "command", [c for c in COMMANDS if c and c[-1] not in GROUPS], ids=" ".join
+)
 def test_every_command_takes_home_and_json(run, command) -> None:
     out = run(*command, "--help").out
     assert "--home FOLDER" in out

@@ -259,6 +259,7 @@ def test_every_row_of_the_log_is_accounted_for(fresh, random_base):
     thumbs = sum(report.counts[f"{kind}_thumbs"] for kind in kinds)
     unencoded = {why: report.left_out.pop(why) for why in ("too_long", "no_mismatch")}
     assert unencoded == {"too_long": 4, "no_mismatch": 1}
+    assert report.left_out["undeclared_key"] == 1, "a latency is no preference"
     assert (rows, pairs, thumbs) == (47, 44, 1)
     assert pairs + thumbs + sum(report.left_out.values()) == rows
 

@@ -26,7 +26,8 @@ from agentpref.record.messages import (
     plain,
     reread,
 )
-from agentpref.types import SOURCES, WINNERS, Comparison, Feedback, Message
+from agentpref.record.scales import UNIT, require_thumb
+from agentpref.types import SOURCES, THUMBS, WINNERS, Comparison, Feedback, Message
 
 Judgement = TypeVar("Judgement", Feedback, Comparison)
 
@@ -38,29 +39,30 @@ def checked(given: Judgement) -> Judgement:
     """
     columns = FEEDBACK_COLUMNS if isinstance(given, Feedback) else COMPARISON_COLUMNS
     record = {name: getattr(given, name) for name in columns}
-    for name in record.keys() & {"run_id", "run_a", "run_b", "key"}:
-        text = record[name]
-        if not isinstance(text, str) or not text or not text.isprintable():
-            raise InvalidFeedback(
-                f"{name} is {described(text)}; pass a non-empty string of printable text"
-            )
+    for name in record.keys() & {"run_a", "run_b", "key"}:  # a run_id was checked before
+        record[name] = checked_id(name, record[name])
     for name, allowed in (("source", SOURCES), ("winner", WINNERS)):
         if name in record and record[name] not in allowed:
             choices = ", ".join(map(repr, allowed))
             raise InvalidFeedback(f"{name} is {described(record[name])}; use one of {choices}")
     if isinstance(given, Feedback):
-        if given.score is None and given.value is None and given.correction is None:
+        words = (
+            given.comment if not isinstance(given.comment, str) else given.comment.strip() or None
+        )
+        content = (given.score, given.value, given.correction, words)
+        if all(part is None for part in content):
             raise InvalidFeedback(
-                "the feedback has no content; pass score=, value= or both, or take back what was "
-                "said with retract()"
+                "the feedback has no content; pass score=, value= or comment=, or take back what "
+                "was said with retract()"
             )
-        record["scale"] = (0.0, 1.0) if isinstance(given.score, bool) else given.scale
-        record["score"] = None if given.score is None else _number(given.score)
-        if record["scale"] is not None:
-            record["scale"] = _checked_scale(record["scale"], record["score"])
-    elif given.run_a == given.run_b:
+        if given.score is not None:
+            record["score"] = _number(given.score)
+            record["scale"] = UNIT if _is_bool(given.score) else None
+            if given.key == THUMBS:
+                require_thumb(record["score"])
+    elif record["run_a"] == record["run_b"]:
         raise InvalidFeedback(
-            f"run {shown_id(given.run_a)} is compared with itself; pass the ids of two runs"
+            f"run {shown_id(record['run_a'])} is compared with itself; pass the ids of two runs"
         )
     if not isinstance(given.comment, (str, type(None))):
         raise InvalidFeedback(f"comment is {described(given.comment)}; pass a string")
@@ -88,6 +90,8 @@ def as_id(value: Any) -> str | None:
     Its ``repr`` is no name: it may hold an address, and never come again. Raises nothing.
     """
     kind = type(value)
+    if kind is str:
+        return value
     try:
         if issubclass(kind, Enum):
             return as_id(value.value)
@@ -104,20 +108,14 @@ def as_id(value: Any) -> str | None:
     return None
 
 
-def _checked_scale(scale: Any, score: float | None) -> tuple[float, float]:
-    pair = isinstance(scale, (list, tuple)) and len(scale) == 2
-    low, high = map(_number, scale) if pair else (1.0, 0.0)
-    if not low < high:
-        given = f"from {low:g} to {high:g}" if pair else described(scale)
+def checked_id(name: str, value: Any) -> str:
+    """Take printable text, or a UUID; ``InvalidFeedback`` names any other argument."""
+    text = as_id(value)
+    if not isinstance(text, str) or not text or not text.isprintable():
         raise InvalidFeedback(
-            f"scale is {given}; pass the lowest and the highest score, for example (1, 5)"
+            f"{name} is {described(value)}; pass a non-empty string of printable text"
         )
-    if score is not None and not low <= score <= high:
-        raise InvalidFeedback(
-            f"score is {score:g}, outside the scale from {low:g} to {high:g} that the call names; "
-            "pass a score within it, or another scale"
-        )
-    return low, high
+    return text
 
 
 def as_output(output: str | Message) -> Message:
@@ -144,13 +142,31 @@ def tidy(message: Any) -> Any:
     return {k: v for k, v in message.items() if k not in silent} if silent else message
 
 
+def require_answer(output: Message) -> None:
+    """Refuse a correction that says nothing, with ``InvalidFeedback``."""
+    content = output.get("content")
+    parts = [content] if isinstance(content, str) else content or ()
+    texts = [part.get("text", "") if isinstance(part, Mapping) else part for part in parts]
+    is_said = any(text.strip() if isinstance(text, str) else True for text in texts)
+    is_media = any(isinstance(part, Mapping) and "text" not in part for part in parts)
+    if not (is_said or is_media or output.get("tool_calls") or output.get("function_call")):
+        raise InvalidFeedback(
+            "the correction is empty; pass the answer as it should have been, with text or "
+            "tool_calls (to say only that an answer was bad, use thumbs(run, up=False))"
+        )
+
+
 def as_bool(name: str, value: object) -> bool:
     """Take a bool, numpy's and torch's too; ``InvalidFeedback`` names any other argument."""
-    if str(getattr(value, "dtype", "")) in ("bool", "torch.bool") and not getattr(value, "ndim", 0):
-        return bool(value)
-    if not isinstance(value, bool):
+    if not _is_bool(value):
         raise InvalidFeedback(f"{name} is {described(value)}; pass True or False")
-    return value
+    return bool(value)
+
+
+def _is_bool(value: object) -> bool:
+    kind = str(getattr(value, "dtype", ""))
+    is_of_array = kind in ("bool", "torch.bool") and not getattr(value, "ndim", 0)
+    return is_of_array or isinstance(value, bool)
 
 
 def _number(score: object) -> float:

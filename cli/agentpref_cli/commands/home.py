@@ -17,6 +17,7 @@ from agentpref_cli.terminal import (
     BAD,
     GOOD,
     WARN,
+    cell,
     moment,
     one_line,
     print_result,
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from agentpref.prefer.examples import ExampleSet
     from agentpref.record.transfer.backup import Backup
     from agentpref.types import Message
+
+DECLARE = "if they are preferences, declare their key with agentpref keys declare"
+"""What to do about scores under a key that nobody declared."""
 
 _SHOWN = 60
 _KINDS = ("runs", "feedback", "comparisons")
@@ -58,13 +62,16 @@ def stats(
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Count what was logged, per namespace."""
+    """Count what was logged, per namespace, and the scores under keys that are no preferences."""
+    from agentpref.record.declared import undeclared
     from agentpref.record.store import Store
 
     with options.reading(home) as connection:
         store = Store(connection)
         names = store.namespaces() if namespace is None else [namespace]
-        counts = {name: store.stats(name) for name in names}
+        counts = {
+            name: store.stats(name) | {"undeclared": undeclared(connection, name)} for name in names
+        }
     print_result(as_json, counts, lambda: _show_counts(counts))
 
 
@@ -76,7 +83,12 @@ def _show_counts(counts: Mapping[str, Mapping[str, Any]]) -> None:
         {"namespace": namespace, **found, "last run": moment(found["last_at"])}
         for namespace, found in counts.items()
     ]
-    return table((*names, "last run"), rows)
+    table((*names, "last run"), rows)
+    for namespace, found in counts.items():
+        if found["undeclared"]:
+            keys = ", ".join(f"{cell(key)} {scores}" for key, scores in found["undeclared"].items())
+            say(f"scores in {cell(namespace)} that train nothing: {keys}; {DECLARE}", WARN)
+    return None
 
 
 def pairs(
@@ -161,7 +173,8 @@ def _show_pairs(value: dict[str, Any], since: str | None) -> None:
     if value["thumbs"]:
         say(f"lone thumbs, trained beside the pairs: {value['thumbs']}")
     for reason, count in value["left_out"].items():
-        say(f"left out, {reason.replace('_', ' ')}: {count}")
+        cure = f"; {DECLARE}" if reason == "undeclared_key" else ""
+        say(f"left out, {reason.replace('_', ' ')}: {count}{cure}")
 
 
 def backup(

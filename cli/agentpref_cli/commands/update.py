@@ -53,6 +53,7 @@ REASONS = {
     "too_long": "too long for max_length",
     "no_mismatch": "no other thumb to compare with",
     "thumbs_turned_off": "thumbs.weight is 0",
+    "undeclared_key": "scores under keys that agentpref keys declare has not declared",
     "prompt_shortened": "its oldest turns do not fit",
     "foreign_token_ids": "logged tokens are not in the vocabulary",
     "ids_disagree": "logged tokens spell another text",

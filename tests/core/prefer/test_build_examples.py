@@ -26,6 +26,7 @@ from agentpref.prefer.examples import (
 from agentpref.prefer.votes import Reason
 from agentpref.record.database import connect
 from agentpref.record.messages import canonical, prompt_of
+from agentpref.record.scales import Scale
 from agentpref.record.store import Store
 from agentpref.types import (
     RETRACTION,
@@ -265,7 +266,8 @@ class TestScores:
 
     def test_scores_of_a_key_with_negative_ones_are_likes_above_0(self) -> None:
         runs = [run("A"), run("B", prompt="how?"), run("C", prompt="when?")]
-        result = build(runs, thumb("A", -1), thumb("B", 0.3), thumb("C", 0))
+        on = {"scale": (-1, 1)}
+        result = build(runs, thumb("A", -1), thumb("B", 0.3, **on), thumb("C", 0, **on))
         assert {answers(t)[0]["content"]: labels(t) for t in result.thumbs} == {
             "A": (0.0,),
             "B": (1.0,),
@@ -287,23 +289,45 @@ class TestScores:
     def test_a_score_of_a_half_is_left_out_as_neutral(self) -> None:
         assert build(AB, thumb("A", 0.5)).left_out == {"neutral_score": 1}
 
+    def test_a_stray_score_under_thumbs_switches_no_other_thumb_off(self) -> None:
+        result = build(AB, thumb("A", 99), thumb("A", 1), thumb("B", 0))
+        assert preferred(result) == [("A", "B", "thumbs")]
+        assert result.left_out == {"unknown_scale": 1}
+
     def test_stars_are_left_out_and_never_read_as_likes(self) -> None:
         said = [thumb("A", 1, key="stars"), thumb("B", 5, key="stars"), thumb("A", 1)]
         result = build(AB, *said)
         assert len(result.thumbs) == 1
-        assert result.left_out == {"unknown_scale": 2}
+        assert result.left_out == {"undeclared_key": 2}
 
-    def test_only_people_give_thumbs_under_other_keys(
-        self,
-    ) -> None:
+    def test_stars_of_a_declared_key_count_on_its_scale_unless_they_have_their_own(self) -> None:
         said = [
-            thumb("A", 1, key="helpful"),
+            thumb("A", 2, key="stars"),
+            thumb("B", 4, key="stars"),
+            thumb("B", 9, key="stars", user_id="bob", scale=(0, 10)),
+            thumb("A", 9, key="stars", user_id="cy"),
+        ]
+        declared = [Scale("stars", "human", 1, 5)]
+        result = build_examples(AB, said, [], held_out=0.2, scales=declared)
+        assert preferred(result) == [("B", "A", "thumbs")]
+        assert result.left_out == {"unknown_scale": 1}
+
+    def test_a_key_is_declared_for_each_kind_of_source(self) -> None:
+        said = [thumb("A", 1, key="k"), thumb("B", 0, key="k", source="code", scale=(0, 1))]
+        result = build_examples(AB, said, [], held_out=0.2, scales=[Scale("k", "human", 0, 1)])
+        assert likes(result.thumbs) == [True]
+        assert result.left_out == {"undeclared_key": 1}
+
+    def test_measurements_and_words_are_no_preferences(self) -> None:
+        said = [
+            thumb("A", 1),
+            thumb("B", 1, key="helpful"),
             thumb("B", 1, key="latency", source="code"),
             thumb("B", None),
         ]
         result = build(AB, *said)
         assert [answers(t) for t in result.thumbs] == [(says("A"),)]
-        assert result.left_out == {"not_a_thumb": 2}
+        assert result.left_out == {"undeclared_key": 2, "no_score": 1}
 
 
 class TestDisagreement:

@@ -22,7 +22,7 @@ from agentpref.record.database import connect
 from agentpref.record.deletion.forget import forget
 from agentpref.record.store import Store
 from agentpref.types import Comparison, Feedback
-from tests.core.prefer.test_read_examples import COMPARISONS, FEEDBACK, RUNS
+from tests.core.prefer.test_read_examples import COMPARISONS, FEEDBACK, RUNS, declare_keys
 
 THINKING = {"chat_template_kwargs": {"enable_thinking": True}}
 Judgement: TypeAlias = "Feedback | Comparison"
@@ -49,6 +49,7 @@ def connection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Con
             own = replace(run, params=THINKING) if name.endswith("2") else run
             Store(connection).add_run(own)
             Store(connection).add_run(replace(own, run_id=f"x{name}", namespace="other"))
+        declare_keys(connection)
         yield connection
 
 
@@ -190,11 +191,11 @@ def test_other_rules_make_the_list_anew(home: Home, monkeypatch: pytest.MonkeyPa
     with closing(connect(home)) as connection:
         require_all(connection)
         connection.execute("UPDATE example SET origin = 'judge'")
-        monkeypatch.setattr(catalogs, "_RULES", 2)
+        monkeypatch.setattr(catalogs, "_RULES", catalogs._RULES + 1)
         require_all(connection)
 
 
-def test_a_scale_that_shows_itself_lists_only_the_prompts_that_it_touches(
+def test_a_key_that_is_declared_lists_only_the_prompts_that_it_touches(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = teach(home, range(30))
@@ -203,6 +204,8 @@ def test_a_scale_that_shows_itself_lists_only_the_prompts_that_it_touches(
         with agentpref.Log(home.path) as log:
             log.feedback(runs[0], key="helpful", score=1)
             log.feedback(runs[2], key="helpful", score=0)
+            Catalog(connection, "default", held_out=0.5).refresh()
+            log.declare("helpful")
         built: list[str] = []
         build = Catalog._build
 
@@ -212,7 +215,7 @@ def test_a_scale_that_shows_itself_lists_only_the_prompts_that_it_touches(
 
         monkeypatch.setattr(Catalog, "_build", counted)
         Catalog(connection, "default", held_out=0.5).refresh()
-        assert 1 <= len(built) <= 2
+        assert len(built) == 2
         require_all(connection)
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from agentpref.home import Home
 from agentpref.prefer.examples import build_examples, read_examples
 from agentpref.record.database import connect
+from agentpref.record.declared import declare
 from agentpref.record.messages import prompt_of
 from agentpref.record.store import Store
 from agentpref.types import RETRACTION, Comparison, Feedback, Prompt, Run
@@ -35,9 +36,10 @@ VOTERS = st.sampled_from(["ann", "bob", None])
 SOURCES = st.sampled_from(["human", "model"])
 CORRECTIONS = st.none() | st.just({"role": "assistant", "content": "answer fixed"})
 SCORES = {
-    "thumbs": (None, 0.0, 0.5, 1.0),
+    "thumbs": (None, 0.0, 1.0),
     "smile": (None, -1.0, -0.5, 1.0),
     "stars": (None, 1.0, 3.0, 5.0),
+    "mood": (0.0, 7.0),  # is not declared
 }
 SAID = [(key, score, None) for key, scores in SCORES.items() for score in scores]
 TAKEN_BACK = [
@@ -77,7 +79,14 @@ def connection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Con
         for run in RUNS.values():
             Store(connection).add_run(run)
             Store(connection).add_run(replace(run, run_id=f"x{run.run_id}", namespace="other"))
+        declare_keys(connection)
         yield connection
+
+
+def declare_keys(connection: sqlite3.Connection) -> None:
+    for namespace in ("default", "other"):
+        declare(connection, namespace, "smile", (-1, 1))
+        declare(connection, namespace, "stars", (1, 5))
 
 
 @given(
@@ -106,7 +115,8 @@ def test_examples_since_a_time_are_those_of_prompts_judged_then_or_later(
     finally:
         connection.execute("ROLLBACK")
     rest = build_examples(RUNS.values(), old, old_too, held_out=0.5, scales=scales)
-    assert whole == build_examples(RUNS.values(), feedback, comparisons, held_out=0.5)
+    every = build_examples(RUNS.values(), feedback, comparisons, held_out=0.5, scales=scales)
+    assert whole == every
     assert recent.examples == tuple(e for e in whole.examples if e.prompt.id in judged)
     assert Counter(recent.left_out) + Counter(rest.left_out) == Counter(whole.left_out)
 

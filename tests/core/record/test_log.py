@@ -31,11 +31,13 @@ from agentpref.errors import (
     UnknownRun,
 )
 from agentpref.home import Home
+from agentpref.prefer.examples import read_examples
 from agentpref.record import messages
 from agentpref.record.database import connect
 from agentpref.record.ingest import DETAILS
 from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.log import Log
+from agentpref.record.store import Store
 from agentpref.types import Comparison, Feedback, Run
 
 RunsIn: TypeAlias = "Callable[[Home], list[Run]]"
@@ -201,6 +203,11 @@ def test_other_scores_are_refused(log: Log, score: Any, judged_in: JudgedIn) -> 
         ({"value": object()}, "value is not JSON"),
         ({"score": 1, "comment": "\ud800"}, "comment is not JSON in UTF-8"),
         ({"score": 1, "comment": b"x"}, "comment is a bytes of 1;"),
+        ({"comment": b"x"}, "comment is a bytes of 1;"),
+        ({"comment": np.array([1, 2])}, "comment is a ndarray"),
+        ({"comment": " \n"}, "has no content; pass score=, value= or comment="),
+        ({"score": 1, "key": None}, "key is None"),
+        ({"value": 1, "key": None}, "key is None"),
     ],
 )
 def test_invalid_feedback_is_refused_with_the_argument_s_name(
@@ -209,6 +216,52 @@ def test_invalid_feedback_is_refused_with_the_argument_s_name(
     run_id = log.record(ASKED, "4")
     with pytest.raises(InvalidFeedback, match=named):
         log.feedback(run_id, **({"key": "k"} | arguments))
+
+
+def test_words_alone_are_kept_and_are_no_preference(log: Log, judged_in: JudgedIn) -> None:
+    run_id = log.record(ASKED, "4")
+    log.feedback(run_id, comment="the second line is wrong", user_id="u")
+    log.feedback(run_id, key="thumbs", comment="and so is the third")
+    first, second = judged_in(log.home)[0]
+    assert (first.key, first.score, first.comment) == ("comment", None, "the second line is wrong")
+    assert (second.key, second.score, second.comment) == ("thumbs", None, "and so is the third")
+    with closing(connect(log.home)) as connection:
+        found = read_examples(Store(connection), "default", held_out=0.2)
+    assert (found.examples, found.left_out) == ((), {"no_score": 2})
+    assert log.verify() == []
+
+
+SILENT = ["", " \n\t", [], [{"type": "text", "text": " "}], ["", " "], None]
+SPEAKING = [
+    "4",
+    {"role": "assistant", "content": None, "tool_calls": [{"id": "a", "type": "function"}]},
+    {"role": "assistant", "content": "", "function_call": {"name": "f", "arguments": "{}"}},
+    {"role": "assistant", "content": [{"type": "image_url", "image_url": {"url": "x"}}]},
+    {"role": "assistant", "content": [{"type": "text", "text": ""}, {"type": "text", "text": "4"}]},
+]
+
+
+@pytest.mark.parametrize("content", SILENT)
+def test_a_correction_that_says_nothing_is_refused(
+    log: Log, content: Any, judged_in: JudgedIn
+) -> None:
+    run_id = log.record(ASKED, "5")
+    message = {"role": "assistant", "content": content, "tool_calls": [], "reasoning": "hm"}
+    outputs: list[Any] = [message, content] if isinstance(content, str) else [message]
+    for output in outputs:
+        with pytest.raises(InvalidFeedback, match="the correction is empty; pass the answer"):
+            log.correct(run_id, output)
+    with pytest.raises(InvalidFeedback, match="the correction is empty"):
+        log.correct(run_id)
+    assert judged_in(log.home)[0] == []
+
+
+@pytest.mark.parametrize("output", SPEAKING)
+def test_a_correction_that_says_something_is_kept(
+    log: Log, output: Any, judged_in: JudgedIn
+) -> None:
+    log.correct(log.record(ASKED, "5"), output)
+    assert len(judged_in(log.home)[0]) == 1
 
 
 @pytest.mark.parametrize("output", [None, 4, {"role": "user", "content": "x"}, "\ud800"])
@@ -227,8 +280,6 @@ def test_feedback_on_an_unknown_run_is_refused(log: Log, runs_of: RunsOf) -> Non
     ):
         with pytest.raises(UnknownRun, match="'nowhere'"):
             call()
-    with pytest.raises(InvalidFeedback, match="run_id is a UUID"):
-        log.feedback(UUID(run_id), key="k", score=1)  # type: ignore[arg-type]
     assert [run.run_id for run in runs_of(log)] == [run_id]
 
 
@@ -289,7 +340,7 @@ def test_invalid_messages_are_refused_by_their_index(
         ({"params": [1]}, "params is a list of 1"),
         ({"metadata": {"x": "\ud800"}}, "metadata are not JSON in UTF-8"),
         ({"run_id": ""}, "run_id is ''"),
-        ({"run_id": 7}, "run_id is 7"),
+        ({"run_id": [7]}, r"run_id is \[7\]"),
     ],
 )
 def test_invalid_arguments_of_record_are_refused_by_name(

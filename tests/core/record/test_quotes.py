@@ -106,7 +106,10 @@ JUDGEMENTS: dict[str, Callable[[Log, str], object]] = {
     "score": lambda log, run: log.feedback(run, key="k", score=MARK),  # type: ignore[arg-type]
     "hostile score": lambda log, run: log.feedback(run, key="k", score=Hostile()),  # type: ignore[arg-type]
     "array": lambda log, run: log.feedback(run, key="k", score=np.array(MARK)),  # type: ignore[arg-type]
-    "scale": lambda log, run: log.feedback(run, key="k", score=1, scale=MARK),  # type: ignore[arg-type]
+    "declared key": lambda log, run: log.declare(f"{MARK}\n"),
+    "declared scale": lambda log, run: log.declare("k", low=MARK),  # type: ignore[arg-type]
+    "trace": lambda log, run: log.thumbs(trace_id=MARK, up=True),
+    "prose as a trace": lambda log, run: log.thumbs(trace_id=f"write to {MARK}", up=True),
     "value": lambda log, run: log.feedback(run, key="k", value={1, MARK}),
     "key": lambda log, run: log.feedback(run, key=f"{MARK}\n", score=1),
     "nothing": lambda log, run: log.feedback(run, key=MARK),

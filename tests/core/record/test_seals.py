@@ -35,7 +35,7 @@ def filled(home: Home, tmp_path: Path) -> Home:
             pair = [log.record(asked, answer, user_id="u") for answer in ("few", "many")]
             for run in pair:
                 log.thumbs(run, up=True, user_id=f"u{n}")
-                log.feedback(run, key="length", score=3, scale=(1, 5))
+                log.feedback(run, key="length", score=3)
             log.compare(*pair, winner="a")
     registry = Registry(home)
     for n in range(2):
