@@ -89,9 +89,9 @@ def as_id(value: Any) -> str | None:
 
     Its ``repr`` is no name: it may hold an address, and never come again. Raises nothing.
     """
+    if type(value) is str:
+        return str(value)
     kind = type(value)
-    if kind is str:
-        return value
     try:
         if issubclass(kind, Enum):
             return as_id(value.value)

@@ -121,9 +121,9 @@ def test_a_run_may_be_recorded_under_a_uuid(log: Log, judged_in: JudgedIn) -> No
         ({"run_id": "r", "trace_id": "t"}, "were both given; pass one of them"),
         ({"trace_id": ""}, "trace_id is ''; pass a non-empty string"),
         ({"trace_id": "a\nb"}, "trace_id is a str of 3 characters"),
-        ({"trace_id": [7]}, r"trace_id is \[7\]"),
+        ({"trace_id": [7]}, "trace_id is a list of 1"),
         ({"run_id": "\ndefault\nt"}, "run_id is a str of 10 characters"),
-        ({"run_id": [7]}, r"run_id is \[7\]"),
+        ({"run_id": [7]}, "run_id is a list of 1"),
     ],
 )
 def test_what_names_no_run_or_two_is_refused(
