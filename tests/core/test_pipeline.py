@@ -435,6 +435,29 @@ class Reached(Exception):
     """Ends an update from outside, as Ctrl-C would."""
 
 
+@pytest.mark.parametrize(
+    "write",
+    [
+        "agentpref.learn.cache.LogpCache.rename",
+        "agentpref.serve.publishing.Publication.promote",
+        "agentpref.record.updates.Updates.add",
+    ],
+)
+def test_an_outcome_is_written_all_or_nothing(fresh, random_base, monkeypatch, write):
+    def ends(*_):
+        raise Reached
+
+    with monkeypatch.context() as patch, pytest.raises(Reached):
+        patch.setattr(write, ends)
+        learn(fresh, random_base)
+    assert Registry(fresh).list() == []
+    assert Registry(fresh).state().generation == 0
+    assert ledger(fresh, lambda c: c.execute("SELECT count(*) FROM updates").fetchone()) == (0,)
+    report = learn(fresh, random_base)
+    assert report.served
+    assert revisions(fresh) == [report.revision], "the folder without a row is gone"
+
+
 def stop_at(*stages):
     def stop(stage, done, total):
         if stage in stages:
