@@ -447,9 +447,10 @@ def test_an_outcome_is_written_all_or_nothing(fresh, random_base, monkeypatch, w
     def ends(*_):
         raise Reached
 
-    with monkeypatch.context() as patch, pytest.raises(Reached):
+    with monkeypatch.context() as patch:
         patch.setattr(write, ends)
-        learn(fresh, random_base)
+        with pytest.raises(Reached):
+            learn(fresh, random_base)
     assert Registry(fresh).list() == []
     assert Registry(fresh).state().generation == 0
     assert ledger(fresh, lambda c: c.execute("SELECT count(*) FROM updates").fetchone()) == (0,)

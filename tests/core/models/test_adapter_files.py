@@ -1,4 +1,4 @@
-"""An adapter's files are read once: what is used is what was read, whatever becomes of the files."""
+"""An adapter's files are read once: what is used is what was read, whatever becomes of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An exception of a signal handler at each bytecode in turn: no lock stays taken, nothing is lost."""
+"""An exception at each bytecode in turn, as of a signal handler: nothing is locked or lost."""
 
 from __future__ import annotations
 
