@@ -382,12 +382,16 @@ def flip_signs(tensors):
     return {name: -tensor for name, tensor in tensors.items()}
 
 
+def zeros(tensors):
+    return {name: tensor * 0 for name, tensor in tensors.items()}
+
+
 def not_finite(tensors):
     return {name: tensor * float("nan") for name, tensor in tensors.items()}
 
 
 @pytest.mark.guarantee("serving")
-@pytest.mark.parametrize("edited", [flip_signs, not_finite])
+@pytest.mark.parametrize("edited", [flip_signs, zeros, not_finite])
 def test_a_live_revision_that_was_edited_is_refused_before_any_training(home, random_base, edited):
     teach_about_friends(home)
     file = Registry(home).live().path / "adapter_model.safetensors"

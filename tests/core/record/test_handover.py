@@ -73,7 +73,7 @@ def test_counting_that_is_interrupted_anywhere_locks_nobody_out() -> None:
 def test_a_signal_that_was_interrupted_anywhere_can_be_given_again() -> None:
     signal = Signal()
     for step in strokes(signal.set):
-        signal.set()
+        threading.Thread(target=signal.set, daemon=True).start()
         assert signal.wait(10), f"interrupted at bytecode {step}"
         assert not signal.wait(0)
 
