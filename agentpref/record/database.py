@@ -59,6 +59,8 @@ REMOVED = Trouble(
     "removed", NotKept, "put it back, or stop the app and restore a backup, then try again"
 )
 
+_NOT_DECODED = "Could not decode to UTF-8"
+
 TROUBLES: dict[str, Trouble] = {
     "is locked": _LOCKED,
     "is full": _FULL,
@@ -67,7 +69,7 @@ TROUBLES: dict[str, Trouble] = {
     "disk I/O error": Trouble("disk", NotKept, "check the disk and that the folder still exists"),
     "not a database": _CORRUPT,
     "unsupported file format": _CORRUPT,
-    "decode": _CORRUPT,
+    _NOT_DECODED: _CORRUPT,
     "malformed": _CORRUPT,
     "no such table": _CORRUPT,
     "no such column": _CORRUPT,
@@ -121,6 +123,8 @@ def translated(home: Home) -> Iterator[None]:
         trouble = diagnose(error, home)
         if trouble is None:
             raise
+        if _NOT_DECODED in str(error):  # it quotes the text, which may be anybody's
+            raise CorruptHome(f"{home.database}: a text in it is not UTF-8; {_RESTORE}") from None
         raise trouble.error(f"{home.database}: {error}; {trouble.cure}") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:  # damage that SQLite does not see
         kind = "UTF-8" if isinstance(error, UnicodeDecodeError) else "JSON"
