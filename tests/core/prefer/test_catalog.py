@@ -213,7 +213,28 @@ def test_a_scale_that_shows_itself_lists_only_the_prompts_that_it_touches(
         monkeypatch.setattr(Catalog, "_build", counted)
         Catalog(connection, "default", held_out=0.5).refresh()
         assert 1 <= len(built) <= 2
+        built.clear()
+        Catalog(connection, "default", held_out=0.5).refresh()
+        assert built == [], "the scale is known by now"
         require_all(connection)
+
+
+def test_scores_from_before_a_scale_was_named_are_listed_anew(home: Home) -> None:
+    """A 1 shows no scale and is liked; of 1 to 5 stars it is the fewest."""
+    runs = teach(home, range(6))
+    with closing(connect(home)) as connection:
+        with agentpref.Log(home.path) as log:
+            log.feedback(runs[0], key="stars", score=1)
+        require_all(connection)
+        with agentpref.Log(home.path) as log:
+            log.feedback(runs[2], key="stars", score=5, scale=(1, 5))
+        require_all(connection)
+        thumbs = [one for one in Catalog(connection, "default", held_out=0.5).entries() if one.lone]
+        labels = [
+            one.completions[0].label
+            for one in Catalog(connection, "default", held_out=0.5).read(thumbs)
+        ]
+        assert labels == [0, 1]
 
 
 def test_a_list_that_counts_more_judgements_than_there_are_is_made_anew(home: Home) -> None:
