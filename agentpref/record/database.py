@@ -58,6 +58,8 @@ REMOVED = Trouble(
     "removed", NotKept, "put it back, or stop the app and restore a backup, then try again"
 )
 
+_NOT_DECODED = "Could not decode to UTF-8"
+
 TROUBLES: dict[str, Trouble] = {
     "is locked": _LOCKED,
     "is full": _FULL,
@@ -66,7 +68,7 @@ TROUBLES: dict[str, Trouble] = {
     "disk I/O error": Trouble("disk", NotKept, "check the disk and that the folder still exists"),
     "not a database": _CORRUPT,
     "unsupported file format": _CORRUPT,
-    "decode": _CORRUPT,
+    _NOT_DECODED: _CORRUPT,
     "malformed": _CORRUPT,
     "no such table": _CORRUPT,
     "no such column": _CORRUPT,
@@ -122,6 +124,8 @@ def translated(home: Home) -> Iterator[None]:
         trouble = diagnose(error, home)
         if trouble is None:
             raise
+        if _NOT_DECODED in str(error):  # it quotes the text, which may be anybody's
+            raise CorruptHome(f"{home.database}: a text in it is not UTF-8; {RESTORE}") from None
         may_be_closed = trouble.reason in ("unopenable", "read-only")
         closed = next(filter(is_closed, home.database_files), None) if may_be_closed else None
         cure = trouble.cure if closed is None else _NOT_OURS

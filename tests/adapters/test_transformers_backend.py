@@ -30,7 +30,7 @@ from agentpref.errors import (
     WrongBase,
 )
 from agentpref.learn.encode import encode
-from agentpref.models.adapter_files import read_adapter
+from agentpref.models.adapter_files import AdapterFiles, read_adapter
 from agentpref.models.base import load_base
 from agentpref.record.messages import prompt_of
 from agentpref.serve.backend import GenerationRequest, Reply, Revision, ServingBackend
@@ -41,6 +41,7 @@ from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
 from agentpref.types import BASE, Completion, Example
 from agentpref_adapters import _transformers_engine
+from agentpref_adapters import transformers as module
 from agentpref_adapters._transformers_engine import ActiveRequest
 from agentpref_adapters.transformers import TransformersBackend, open_router
 
@@ -604,3 +605,23 @@ def test_weights_that_change_between_check_and_load_are_not_loaded(
     with pytest.raises(InvalidAdapter, match="is not the file that was published"):
         backend.load(revision)
     assert revision.revision_id not in backend.list_loaded()
+
+
+def test_weights_that_change_after_the_last_check_have_no_effect(
+    served: Served,
+    backend: TransformersBackend,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    registry = Registry(shutil.copytree(served.home, tmp_path / "home"))
+    revision, check = registry.get(served.names[0]), module.check_published
+
+    def check_and_wipe(revision: Revision) -> AdapterFiles:
+        files = check(revision)
+        wipe(revision.path / WEIGHTS)
+        return files
+
+    monkeypatch.setattr(module, "check_published", check_and_wipe)
+    backend.load(revision)
+    reply = backend.generate(revision.revision_id, ask(PROMPTS[0]))
+    assert reply.token_ids == served.expected[served.names[0], PROMPTS[0]]

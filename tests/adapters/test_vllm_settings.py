@@ -112,6 +112,19 @@ def test_environment_variables_of_the_user_win_over_ours(prepare, monkeypatch) -
     assert made["HF_HUB_OFFLINE"] == "1"
 
 
+def test_the_answers_prompts_and_stops_of_a_request_are_bounded(prepare, monkeypatch) -> None:
+    bounds = {
+        "VLLM_MAX_N_SEQUENCES": "16",
+        "VLLM_MAX_COMPLETION_PROMPTS": "16",
+        "VLLM_MAX_STOP_STRINGS": "32",
+    }
+    for name in bounds:
+        monkeypatch.delenv(name, raising=False)
+    assert bounds.items() <= prepare().environment.items()
+    monkeypatch.setenv("VLLM_MAX_N_SEQUENCES", "64")
+    assert prepare().environment["VLLM_MAX_N_SEQUENCES"] == "64"
+
+
 def test_another_interpreter_does_not_inherit_python_variables(
     prepare, tmp_path: Path, monkeypatch
 ) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import sqlite3
 import sys
 from contextlib import closing
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import typer
@@ -58,6 +60,25 @@ def test_list_names_revisions_parents_and_roles(run, home, names) -> None:
     value = run("adapters", "list", "--json").json
     assert [row["serves"] for row in value["revisions"]] == ["live", "canary"]
     assert value["serving"]["weight"] == 0.1
+
+
+def test_commands_that_only_read_work_where_sqlite_can_make_no_file(
+    run, home, names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a full disk: what serves must be seen there, too."""
+    real = sqlite3.connect
+
+    def refuse(place: object, **options: Any) -> sqlite3.Connection:
+        if not options.get("uri"):
+            raise sqlite3.OperationalError("unable to open database file")
+        return real(place, **options)  # type: ignore[call-overload, no-any-return]
+
+    monkeypatch.setattr(sqlite3, "connect", refuse)
+    assert all(name in run("adapters", "list").out for name in names)
+    assert names[0] in run("adapters", "show", names[0]).out
+    for command in ("stats", "pairs", "export", "verify"):
+        run(command)
+    assert "let this user read and write" in run("adapters", "promote", names[0], exits=1).err
 
 
 def test_a_rollback_undoes_one_promotion_at_a_time(run, names) -> None:

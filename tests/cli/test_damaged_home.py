@@ -60,10 +60,17 @@ def test_only_our_errors_come_out_of_flipped_bits(
             app([*command, "--home", str(home)], standalone_mode=False)
 
 
-@pytest.mark.parametrize("version", [3, 255])
-def test_an_unknown_format_of_the_file_is_a_corrupt_home(home: Path, version: int) -> None:
+@pytest.mark.parametrize(
+    ("places", "version"),
+    [((18, 19), 3), ((18, 19), 255), ((47,), 9)],
+    ids=["a log of changes", "a log that nobody knows", "a schema"],
+)
+def test_an_unknown_format_of_the_file_is_a_corrupt_home(
+    home: Path, places: tuple[int, ...], version: int
+) -> None:
     data = bytearray((home / "agentpref.db").read_bytes())
-    data[18] = data[19] = version  # what SQLite may write and read
+    for place in places:
+        data[place] = version
     (home / "agentpref.db").write_bytes(data)
     with pytest.raises(CorruptHome, match="restore a backup"):
         connect(Home(home)).close()
@@ -76,6 +83,24 @@ def test_a_table_whose_name_is_not_utf8_is_a_corrupt_home(home: Path) -> None:
     (home / "agentpref.db").write_bytes(broken)
     with pytest.raises(CorruptHome, match="restore a backup"):
         connect(Home(home)).close()
+
+
+def test_a_schema_that_is_not_utf8_is_a_corrupt_home(home: Path) -> None:
+    """SQLite cannot even name it, so Python raises an error of its own."""
+    data = (home / "agentpref.db").read_bytes()
+    assert b"CREATE INDEX " in data
+    (home / "agentpref.db").write_bytes(data.replace(b"CREATE INDEX ", b"CREATE IND\xe3X "))
+    with pytest.raises(CorruptHome, match="a text in it is not UTF-8; restore a backup"):
+        connect(Home(home)).close()
+
+
+def test_a_text_that_is_not_utf8_is_a_corrupt_home_and_not_quoted(home: Path, run) -> None:
+    data = (home / "agentpref.db").read_bytes()
+    assert "schön".encode() in data
+    (home / "agentpref.db").write_bytes(data.replace("schön".encode(), b"sch\xe3\xe3n"))
+    line = run("export", "--home", home, exits=1).err
+    assert "a text in it is not UTF-8; restore a backup" in line
+    assert "sch" not in line
 
 
 def test_a_row_that_is_not_json_is_a_corrupt_home(home: Path, run) -> None:

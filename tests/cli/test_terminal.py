@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentpref.printable import escaped
+from agentpref_cli.commands.serve import Printer
 from agentpref_cli.terminal import (
     cell,
     facts,
@@ -138,6 +139,17 @@ def test_what_is_printed_holds_no_raw_control(capsys: pytest.CaptureFixture[str]
     assert len(lines) == 7
     assert all(line.expandtabs().isprintable() for line in lines)
     assert json.loads(lines[0]) == {"text": HOSTILE}
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_an_event_of_serve_holds_no_raw_control(
+    as_json: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Printer(as_json)("warning", HOSTILE, url=HOSTILE)
+    (line,) = capsys.readouterr().out.removesuffix("\n").split("\n")
+    assert line.isprintable()
+    if as_json:
+        assert json.loads(line) == {"event": "warning", "message": HOSTILE, "url": HOSTILE}
 
 
 def test_a_time_beyond_the_calendar_is_written_as_a_number() -> None:

@@ -384,12 +384,16 @@ def flip_signs(tensors):
     return {name: -tensor for name, tensor in tensors.items()}
 
 
+def zeros(tensors):
+    return {name: tensor * 0 for name, tensor in tensors.items()}
+
+
 def not_finite(tensors):
     return {name: tensor * float("nan") for name, tensor in tensors.items()}
 
 
 @pytest.mark.guarantee("serving")
-@pytest.mark.parametrize("edited", [flip_signs, not_finite])
+@pytest.mark.parametrize("edited", [flip_signs, zeros, not_finite])
 def test_a_live_revision_that_was_edited_is_refused_before_any_training(home, random_base, edited):
     teach_about_friends(home)
     file = Registry(home).live().path / "adapter_model.safetensors"
@@ -435,6 +439,30 @@ def test_a_live_revision_that_changed_meanwhile_is_left_alone(trained, home, ran
 
 class Reached(Exception):
     """Ends an update from outside, as Ctrl-C would."""
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        "agentpref.learn.cache.LogpCache.rename",
+        "agentpref.serve.publishing.Publication.promote",
+        "agentpref.record.updates.Updates.add",
+    ],
+)
+def test_an_outcome_is_written_all_or_nothing(fresh, random_base, monkeypatch, write):
+    def ends(*_):
+        raise Reached
+
+    with monkeypatch.context() as patch:
+        patch.setattr(write, ends)
+        with pytest.raises(Reached):
+            learn(fresh, random_base)
+    assert Registry(fresh).list() == []
+    assert Registry(fresh).state().generation == 0
+    assert ledger(fresh, lambda c: c.execute("SELECT count(*) FROM updates").fetchone()) == (0,)
+    report = learn(fresh, random_base)
+    assert report.served
+    assert revisions(fresh) == [report.revision], "the folder without a row is gone"
 
 
 def stop_at(*stages):

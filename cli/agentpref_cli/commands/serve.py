@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from agentpref.printable import escaped
 from agentpref_cli import options
-from agentpref_cli.terminal import GOOD, WARN, say
+from agentpref_cli.terminal import GOOD, WARN, print_result, say
 
 if TYPE_CHECKING:
     from agentpref.home import Home
@@ -127,13 +126,8 @@ class Printer(logging.Handler):
     def __call__(self, event: str, message: str, **facts: Any) -> None:
         """Print one line at once, also into a pipe."""
         with self.lock or nullcontext():  # one line at a time
-            if self._as_json:
-                import orjson
-
-                line = {"event": event, "message": message, **facts}
-                print(escaped(orjson.dumps(line, default=str).decode()))
-            else:
-                say(message, STYLES.get(event, ""))
+            line = {"event": event, "message": message, **facts}
+            print_result(self._as_json, line, lambda: say(message, STYLES.get(event, "")))
             sys.stdout.flush()
 
     def emit(self, record: logging.LogRecord) -> None:

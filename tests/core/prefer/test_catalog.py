@@ -216,6 +216,9 @@ def test_a_key_that_is_declared_lists_only_the_prompts_that_it_touches(
         monkeypatch.setattr(Catalog, "_build", counted)
         Catalog(connection, "default", held_out=0.5).refresh()
         assert len(built) == 2
+        built.clear()
+        Catalog(connection, "default", held_out=0.5).refresh()
+        assert built == [], "the scale is known by now"
         require_all(connection)
 
 

@@ -294,6 +294,19 @@ class TestParquet:
         assert table[1]["prompt"] is None
 
 
+@pytest.mark.parametrize("to", ["stream", "file"])
+def test_json_lines_hold_no_raw_control_and_read_back_as_the_same(tmp_path: Path, to: str) -> None:
+    """People look at exports on terminals, which would obey what others wrote."""
+    row = {"prompt": ["a\u009b31mb\u202ec\x1b[2Jd\u2028e\U000e0041f é 😀"], "tag": "\u2066"}
+    stream, path = io.BytesIO(), tmp_path / "rows.jsonl"
+    write_rows([row], COLUMNS, stream if to == "stream" else path)
+    written = stream.getvalue() if to == "stream" else path.read_bytes()
+    (line,) = written.decode().removesuffix("\n").split("\n")
+    assert line.isprintable()
+    assert "é 😀" in line
+    assert rows_in(tmp_path / "again", written) == [row]
+
+
 def test_a_stream_gets_json_lines() -> None:
     stream = io.BytesIO()
     assert write_rows([{"tag": "é"}, {}], COLUMNS, stream) == 2

@@ -16,6 +16,7 @@ from agentpref.home import Home
 from agentpref.record import spill as module
 from agentpref.record.database import PAGE_BYTES, connect, transaction
 from agentpref.record.messages import RunRow, new_id, prompt_of, run_row
+from agentpref.record.opened import OpenDatabase
 from agentpref.record.spill import Drained, DurableWriter, drain
 from agentpref.record.store import Store
 from agentpref.types import Feedback, Run
@@ -77,6 +78,38 @@ def test_the_spill_is_stored_before_later_records(
         assert writer.write([said]) == [None]
     assert held(home) == ({run.run_id}, {said.feedback_id})
     assert "1 entries went to the database" in caplog.text
+
+
+def test_a_database_in_trouble_is_left_alone_and_warned_of_once(
+    home: Home,
+    writer: DurableWriter,
+    locker: sqlite3.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """To try a full disk at each judgement took fifty times as long as the judgement."""
+    opened, real = [], OpenDatabase.open
+
+    def counted(self: OpenDatabase, patience: float) -> sqlite3.Connection:
+        opened.append(patience)
+        return real(self, patience)
+
+    monkeypatch.setattr(OpenDatabase, "open", counted)
+    monkeypatch.setattr(module, "REST_SECONDS", 60.0)
+    with caplog.at_level(logging.WARNING, "agentpref"):
+        with transaction(locker):
+            for _ in range(5):
+                assert writer.write([a_run()]) == [None]
+            assert opened == [module.PATIENCE_SECONDS]
+            monkeypatch.setattr(module, "REST_SECONDS", 0.0)
+            writer._rest(NotKept("still locked"))
+            assert writer.write([a_run()]) == [None]
+            assert opened[1:] == [0.0], "it is tried again, and waits for no lock"
+        assert writer.write([a_run()]) == [None]
+    assert len(held(home)[0]) == 7
+    warnings = [record.message for record in caplog.records]
+    assert len(warnings) == 2, warnings
+    assert warnings[1].endswith("takes runs and feedback again")
 
 
 def test_another_process_stores_the_spill(home: Home, locker: sqlite3.Connection) -> None:

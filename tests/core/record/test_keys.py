@@ -65,6 +65,7 @@ def test_a_home_that_lost_its_keys_goes_on_logging_and_forgets_nobody(
         with pytest.raises(KeysLost, match="restore it from a backup of the home"):
             log.forget("ana")
     assert "user.keys" in caplog.text
+    assert f"Until then, all users are logged as {UNNAMED!r}" in caplog.text
     assert busy.user_keys.exists() == (how == "another"), "no key is made"
     assert runs_in(busy)[1].user_id == UNNAMED
     busy.user_keys.write_bytes(keys)

@@ -102,6 +102,23 @@ def test_a_strict_log_takes_a_split_character_and_no_other_change(
     assert strict.altered == {}
 
 
+class Own(str):
+    """A string of an app's own class, which says of itself what it likes."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        raise ZeroDivisionError
+
+    __repr__ = __len__ = __bool__ = isprintable = __str__  # type: ignore[assignment]
+
+
+def test_an_id_of_an_apps_own_class_is_the_text_that_it_extends(log: Log, runs_of: RunsOf) -> None:
+    name = log.record(ASKED, "4", run_id=Own("mine"))
+    assert type(name) is str
+    assert [run.run_id for run in runs_of(log)] == [name] == ["mine"]
+
+
 def test_a_message_of_vllm_or_openai_is_stored_as_templates_read_it(
     log: Log, runs_of: RunsOf
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import shutil
 import sqlite3
 from contextlib import closing
@@ -12,7 +13,7 @@ import pytest
 
 from agentpref.errors import HomeError
 from agentpref.home import Home
-from agentpref.record.database import connect, transaction
+from agentpref.record.database import PAGE_BYTES, connect, transaction
 from agentpref.record.deletion.removal import choose, delete
 from agentpref.record.integrity import examine
 from agentpref.record.log import Log
@@ -23,6 +24,8 @@ from agentpref.testing import write_adapter
 
 IDENTITY = {"name": "tiny", "digest": "d" * 64, "template_digest": "t" * 64}
 FLIPS = 60
+LEAF_OF_AN_INDEX = 10
+"""The first byte of a page, in SQLite's file format."""
 UNSEALED = "it is not as it was written, or a row before it is gone"
 
 
@@ -176,6 +179,24 @@ def test_sealing_again_makes_no_example_stale(filled: Home) -> None:
         assert connection.execute("SELECT count(*) FROM stale_prompt").fetchone() == (0,)
         connection.execute("UPDATE feedback SET score = 0 WHERE rowid = 1")
         assert connection.execute("SELECT count(*) FROM stale_prompt").fetchone() == (1,)
+
+
+@pytest.mark.guarantee("verify")
+def test_an_index_that_has_lost_a_row_is_found(filled: Home) -> None:
+    """The row and its seal are as they were written; what looks it up by its id finds nothing."""
+    with closing(connect(filled)) as connection:
+        (key,) = connection.execute("SELECT feedback_id FROM feedback WHERE rowid = 5").fetchone()
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    data = bytearray(filled.database.read_bytes())
+    places = [found.start() for found in re.finditer(key.encode(), data)]
+    (place,) = (at for at in places if data[at - at % PAGE_BYTES] == LEAF_OF_AN_INDEX)
+    data[place + len(key) - 1] ^= 1
+    filled.database.write_bytes(data)
+    with closing(connect(filled, readonly=True)) as connection:
+        look_up = "SELECT count(*) FROM feedback WHERE feedback_id = ?"
+        assert connection.execute(look_up, (key,)).fetchone() == (0,)
+        assert connection.execute("PRAGMA quick_check").fetchall() == [("ok",)]
+        assert {problem.table for problem in examine(connection).problems} == {"database"}
 
 
 @pytest.mark.guarantee("verify", f"{FLIPS} flips, anywhere in the file")
