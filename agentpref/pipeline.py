@@ -13,7 +13,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from agentpref.learn.data import Available, UpdateRows, prepare
 from agentpref.learn.process import LOADING, Interrupts
 from agentpref.learn.resume import StartedUpdate
 from agentpref.learn.team import Team, assembled
+from agentpref.models.threads import sharing
 from agentpref.outcome import CANDIDATE, Outcome
 from agentpref.prefer.catalog import Catalog
 from agentpref.record.database import connect, exclusive, translated
@@ -105,7 +106,7 @@ def update(
 
             return UpdateReport(**follow(team))
         place, interrupts = Home.open(home), Interrupts()
-        with _locked(place, namespace, interrupts) as connection:
+        with _locked(place, namespace, interrupts) as connection, ExitStack() as stack:
             report = _Update(
                 place,
                 connection,
@@ -116,6 +117,7 @@ def update(
                 progress or (lambda stage, done, total: None),
                 interrupts,
                 team,
+                stack,
             ).run()
         team.finish(report.to_mapping())
         return report
@@ -155,6 +157,7 @@ class _Update:
     progress: Progress
     interrupts: Interrupts
     team: Team
+    stack: ExitStack
 
     def __post_init__(self) -> None:
         self.registry = Registry(self.home, namespace=self.namespace)
@@ -192,6 +195,7 @@ class _Update:
             return report if tried is None else with_attempt(report, tried)
 
         # 3. Learn, and prove.
+        self.share = self.stack.enter_context(sharing(started.threads if started else None))
         learner = self._learner(base, live, adapter)
         if started is None:
             rows = choose(learner, available, self.config, self.budget)
@@ -314,7 +318,7 @@ class _Update:
     ) -> TrainingReport:
         from agentpref.learn.trainer import Limits
 
-        started = StartedUpdate(self.update_id, self.created_at, rows.data)
+        started = StartedUpdate(self.update_id, self.created_at, rows.data, self.share.threads)
         self.checkpoint.about = started.freeze(needed)
         if self.config.max_minutes is not None:
             learner.score("base", rows.trained)  # which is no part of the time for training
@@ -352,7 +356,7 @@ class _Update:
             verdict=result.verdict,
             counts=report.counts | {"evaluated_thumbs": new.counted_thumbs()},
             accuracy=new.joined(old).by_tag(),
-            training=asdict(training),
+            training=asdict(training) | self.share.to_mapping(),
             checks=result.to_mapping()["checks"],
             notes=[*report.notes, *new.notes(), *evidence.notes],
         )

@@ -50,6 +50,10 @@ REASONS = {
 }
 """Reasons in plain words; others are printed as they are named."""
 
+NICE = 2
+"""Beside two busy processes on two cores, an update then takes three times as long as alone."""
+
+_CROWDED = 0.1  # the share of waiting from which on a report names it
 _SERVES, _DOES_NOT = "now serving", "does not serve"
 _SILENT = (_DOES_NOT, "never served")  # which is what a revision that was not promoted does
 _THUMBS = "_thumbs"
@@ -75,6 +79,15 @@ def update(
         float | None,
         typer.Option(metavar="M", help="Time for the whole update; what does not fit waits."),
     ] = None,
+    nice: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=0,
+            max=19,
+            help="How far to lower the priority: others get the cores first; 0 does not.",
+        ),
+    ] = NICE,
     as_json: options.AsJson = False,
 ) -> None:
     """Train on new preferences, and serve the result if it is better.
@@ -94,6 +107,7 @@ def update(
     if max_minutes is not None:
         settings["max_minutes"] = max_minutes
     checked = UpdateConfig.from_mapping(settings)
+    process.give_way(nice)
     if team.shares():  # several processes need torch to connect, and followers get no progress
         process.settle()
     with progress(as_json) as show_progress:
@@ -199,9 +213,12 @@ def _training(report: Mapping[str, Any]) -> Iterator[str]:
         training.get("precision"),
         ROUTES.get(training.get("route", "")),
         f"at most {tokens} tokens a pass" if tokens else None,
+        f"{threads} threads" if (threads := training.get("threads", 0)) > 1 else None,
         "layers recomputed to save memory" if training.get("recomputes_layers") else None,
     )
     yield ", ".join(filter(None, parts)) + (": the time was up" if out_of_time else "")
+    if (waited := training.get("waited", 0)) >= _CROWDED:
+        yield f"other work had the cores: its threads waited {waited:.0%} of their time for one"
     yield from _route(training)
 
 
