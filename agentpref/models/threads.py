@@ -45,7 +45,7 @@ _MOST_SPARE = 16  # where a container limits its threads, libgomp ends the proce
 _SHORT_SPIN = "1000"  # about 30 microseconds
 _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
-_WAIT_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+_COUNT, _WAIT_SETTINGS = "OMP_NUM_THREADS", ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 
 class Times(NamedTuple):
@@ -149,13 +149,13 @@ def sharing(threads: int | None = None) -> Iterator[Share]:
 
     before = torch.get_num_threads()
     if threads is None:
-        chosen = "OMP_NUM_THREADS" in os.environ
-        threads = before if chosen else min(before, usable_cores())
+        threads = before if _COUNT in os.environ else min(before, usable_cores())
     if threads != before:
         torch.set_num_threads(threads)
-    watcher = None
-    if not any(name in os.environ for name in _WAIT_SETTINGS) and (spare := spare_team()):
-        watcher = Watcher(spare)
+    chosen = any(name in os.environ for name in _WAIT_SETTINGS)
+    counts = any(times.ran for times in thread_times().values())  # some sandboxes count nothing
+    spare = None if chosen or not counts else spare_team()
+    watcher = None if spare is None else Watcher(spare)
     try:
         yield Share(threads)
     finally:

@@ -213,12 +213,12 @@ def _training(report: Mapping[str, Any]) -> Iterator[str]:
         training.get("precision"),
         ROUTES.get(training.get("route", "")),
         f"at most {tokens} tokens a pass" if tokens else None,
-        f"{threads} threads" if (threads := training.get("threads", 0)) > 1 else None,
         "layers recomputed to save memory" if training.get("recomputes_layers") else None,
     )
     yield ", ".join(filter(None, parts)) + (": the time was up" if out_of_time else "")
     if (waited := training.get("waited", 0)) >= _CROWDED:
-        yield f"other work had the cores: its threads waited {waited:.0%} of their time for one"
+        whose = f"its {training['threads']} threads" if training["threads"] > 1 else "it"
+        yield f"other work had the cores: {whose} waited {waited:.0%} of the time for one"
     yield from _route(training)
 
 
