@@ -127,6 +127,14 @@ def prepare() -> None:
         os.environ["GOMP_SPINCOUNT"] = _SHORT_SPIN
 
 
+def fitting_threads() -> int:
+    """How many threads torch should compute with: its own number, if there are cores for them."""
+    import torch
+
+    own = torch.get_num_threads()
+    return own if _COUNT in os.environ else min(own, usable_cores())
+
+
 class Share:
     """What a process computes with, and what it got of it since this was made."""
 
@@ -149,7 +157,7 @@ def sharing(threads: int | None = None) -> Iterator[Share]:
 
     before = torch.get_num_threads()
     if threads is None:
-        threads = before if _COUNT in os.environ else min(before, usable_cores())
+        threads = fitting_threads()
     if threads != before:
         torch.set_num_threads(threads)
     chosen = any(name in os.environ for name in _WAIT_SETTINGS)
