@@ -197,10 +197,13 @@ def spare_team() -> Callable[[], None] | None:
 
 
 class Judgement:
-    """Decides whether to yield, from how long threads waited for a core. Starts by yielding."""
+    """Decides whether to yield, from how long threads waited for a core.
 
-    def __init__(self, now: float = 0.0) -> None:
-        self.yields = True
+    It starts with the times of the process so far, at the time ``now``.
+    """
+
+    def __init__(self, times: Times, now: float = 0.0) -> None:
+        self.yields = times.share_waited > CALM
         self._patience = PATIENCE
         self._since = now  # of the calm if it yields, of the spinning if not
 
@@ -227,9 +230,8 @@ class Watcher:
         self,
         spare: Callable[[], None],
         read: Callable[[], Mapping[int, Times]] | None = None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._spare, self._read, self._clock = spare, read or thread_times, clock
+        self._spare, self._read = spare, read or thread_times
         self._closed = threading.Event()
         self._team: _Team | None = None
         self._thread = threading.Thread(target=self._watch, name="agentpref-cores", daemon=True)
@@ -246,10 +248,11 @@ class Watcher:
         self._thread.join()
 
     def _watch(self) -> None:
-        judgement, before, then = Judgement(self._clock()), self._read(), self._clock()
+        before, then = self._read(), time.monotonic()
+        judgement = Judgement(difference({}, before), then)
         self._set(judgement.yields)
         while not self._closed.wait(LOOK_SECONDS):
-            after, now = self._read(), self._clock()
+            after, now = self._read(), time.monotonic()
             self._set(judgement.judge(difference(before, after), now - then, now))
             before, then = after, now
         self._set(False)

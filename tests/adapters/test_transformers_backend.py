@@ -62,6 +62,7 @@ def test_the_engine_shares_the_cores_of_its_process_until_it_is_closed(
     for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(threads, "usable_cores", lambda: 2)
+    monkeypatch.setattr(threads, "thread_times", lambda: {1: threads.Times(1.0, 1.0)})
     inside: list[object] = []
     monkeypatch.setattr(threads, "spare_team", lambda: lambda: inside.append("yields"))
     counted = _transformers_engine._choose

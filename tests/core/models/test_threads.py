@@ -127,7 +127,7 @@ def test_fewer_threads_than_cores_stay_as_they_are(monkeypatch, unset, with_thre
 
 def judged(*readings, judgement=None):
     """What a judgement says after each of several looks."""
-    judgement, found, now = judgement or Judgement(), [], 0.0
+    judgement, found, now = judgement or Judgement(BUSY), [], 0.0
     for times in readings:
         now += SECONDS
         found.append(judgement.judge(times, SECONDS, now))
@@ -145,6 +145,13 @@ def test_threads_that_spin_yield_at_the_first_look_after_others_came():
     assert judged(*[CALM] * LOOKS, BUSY, BUSY)[LOOKS - 1 :] == [False, True, True]
 
 
+def test_a_process_that_never_waited_spins_from_the_start_and_one_that_did_yields():
+    """A short update would lose seconds while it finds out that it is alone."""
+    assert judged(CALM, judgement=Judgement(CALM)) == [False]
+    assert judged(BUSY, judgement=Judgement(CALM)) == [True]
+    assert judged(CALM, judgement=Judgement(BUSY)) == [True]
+
+
 def test_others_who_come_back_at_once_are_waited_for_longer():
     again = judged(*[CALM] * LOOKS, BUSY, *[CALM] * 2 * LOOKS)[LOOKS:]
     assert again == [True] * (2 * LOOKS) + [False]
@@ -153,7 +160,7 @@ def test_others_who_come_back_at_once_are_waited_for_longer():
 
 
 def test_patience_has_an_end():
-    judgement, now, looks = Judgement(), 0.0, []
+    judgement, now, looks = Judgement(BUSY), 0.0, []
     for _ in range(8):
         judgement.judge(BUSY, SECONDS, now)
         since = now
@@ -190,6 +197,10 @@ def test_a_watcher_starts_a_spare_team_while_others_work_and_ends_it_after(monke
     assert until(False), "nobody else is there"
     others.set()
     assert until(True)
+    others.clear()
+    assert until(False)
+    others.set()
+    assert until(True)
     assert started[-1] == "agentpref-yield"
     watcher.close()
     assert not watcher.yields
@@ -206,7 +217,7 @@ def test_times_of_threads_that_ended_do_not_count_and_new_ones_count_from_their_
 
 WAITS = """
 import threading, time, torch
-from agentpref.models.threads import sharing, spare_team, Watcher
+from agentpref.models.threads import Times, Watcher, spare_team
 torch.set_num_threads(2)
 numbers = torch.zeros(1 << 18)
 def milliseconds():
@@ -216,7 +227,7 @@ def milliseconds():
         time.sleep(0.03)
     return (time.process_time() - before) * 100
 spinning = milliseconds()
-watcher = Watcher(spare_team(), lambda: {})
+watcher = Watcher(spare_team(), lambda: {1: Times(1.0, 1.0)})
 while not watcher.yields:
     time.sleep(0.01)
 time.sleep(0.1)
