@@ -27,7 +27,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import psutil
 
@@ -47,7 +47,7 @@ SPINNING: Mapping[str, str] = {"GOMP_SPINCOUNT": "300000"}
 SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 ENDED = (0, 4, 5)  # promoted, refused, too little evidence: all take the same work
 
-Processes: TypeAlias = Sequence[Any]  # psutil's Popen, which has no types
+Process: TypeAlias = subprocess.Popen[bytes]
 
 
 def main() -> None:
@@ -114,9 +114,7 @@ class Bench:
                 self._serve("beside_a_night", DEFAULT, [night])
         return {name: round(statistics.median(found), 2) for name, found in self.found.items()}
 
-    def _night(
-        self, arm: str, settings: Mapping[str, str], beside: Sequence[psutil.Popen] = ()
-    ) -> None:
+    def _night(self, arm: str, settings: Mapping[str, str], beside: Sequence[Process] = ()) -> None:
         """Time a night; one that spins beside others is ended at its limit, and that is noted."""
         home = self.folder / "night"
         shutil.copytree(self.folder / "home", home)
@@ -133,14 +131,14 @@ class Bench:
         self.found[f"night_{arm}_s"].append(time.monotonic() - started)
         shutil.rmtree(home)
 
-    def _start_night(self, home: Path, settings: Mapping[str, str], *more: str) -> Any:
+    def _start_night(self, home: Path, settings: Mapping[str, str], *more: str) -> Process:
         command = [sys.executable, "-m", "agentpref_cli", "update", "--model", self.options.model]
         command += ["--home", str(home), "--json", *more]
         environment = {**self.environment, **settings}
-        return psutil.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
 
     @contextmanager
-    def _night_after_night(self) -> Iterator[Any]:
+    def _night_after_night(self) -> Iterator[Process]:
         """Train all the time within the block."""
         home = self.folder / "endless"
         shutil.copytree(self.folder / "home", home)
@@ -153,9 +151,7 @@ class Bench:
         night.wait()
         shutil.rmtree(home)
 
-    def _serve(
-        self, arm: str, settings: Mapping[str, str], beside: Sequence[psutil.Popen] = ()
-    ) -> None:
+    def _serve(self, arm: str, settings: Mapping[str, str], beside: Sequence[Process] = ()) -> None:
         """Count the tokens that an engine in a process of its own writes in a second."""
         command = [sys.executable, "-m", "benchmarks.shared_machine", "--serve"]
         command += ["--model", self.options.model]
@@ -166,13 +162,16 @@ class Bench:
         self.found[f"serving_{arm}_tokens_per_s"].append(float(done.stdout))
 
     @contextmanager
-    def _others(self, name: str, beside: Processes) -> Iterator[None]:
+    def _others(self, name: str, beside: Sequence[Process]) -> Iterator[None]:
         """Note how many cores work that is not ours takes within the block."""
 
         def spent() -> float:
             """Seconds of other work: of all cores, without this process, its children and these."""
             whole, ours = psutil.cpu_times(), psutil.Process().cpu_times()
-            mine = [sum(ours[:4]), *(sum(one.cpu_times()[:4]) for one in beside)]
+            mine = [
+                sum(ours[:4]),
+                *(sum(psutil.Process(one.pid).cpu_times()[:4]) for one in beside),
+            ]
             return float(whole.user + whole.nice + whole.system - sum(mine))
 
         before, started = spent(), time.monotonic()
@@ -182,9 +181,9 @@ class Bench:
 
 
 @contextmanager
-def busy() -> Iterator[Processes]:
+def busy() -> Iterator[list[Process]]:
     """Two processes that compute within the block."""
-    processes = [psutil.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(CORES)]
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(CORES)]
     try:
         yield processes
     finally:
