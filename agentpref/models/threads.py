@@ -5,11 +5,11 @@ product. GNU's OpenMP, which torch's wheels for Linux bring along, spins while i
 10 ms. That is the fastest way where nobody else works. Where others do, a thread that spins keeps
 the very thread that it waits for from a core.
 
-So :func:`sharing` watches how long the threads of this process wait for a core. While they do, they
-*yield*: they give their core away after some microseconds. OpenMP reads how long to spin when torch
-is loaded, but its manual names one exception (``GOMP_SPINCOUNT``): with more OpenMP threads than
-cores it spins 100 times instead of 300,000. So one more team, which has nothing to do, makes all
-others yield, and they spin again when it ends.
+So :func:`sharing` watches how long the threads of this process wait for a core. If they do, they
+*yield*: they give their core away after some microseconds, and try to spin again later. OpenMP
+reads how long to spin when torch is loaded, but its manual names one exception
+(``GOMP_SPINCOUNT``): with more OpenMP threads than cores it spins 100 times instead of 300,000. So
+one more team, which has nothing to do, makes all others yield, and they spin again when it ends.
 
 The load never changes the number of threads, because the last bits of a result may depend on it. A
 process takes as many as there are cores that it may use: the quota of a container counts, not the
@@ -33,12 +33,12 @@ from typing import NamedTuple
 LOOK_SECONDS = 0.25
 """How often a watcher looks how long threads waited."""
 
-BUSY, CALM = 0.05, 0.02
-"""Shares of the time for which threads wait for a core, instead of running: above the first others
-need the cores, below the second nobody does."""
+BUSY = 0.05
+"""The share of the time for which threads that spin wait for a core, above which others need it.
+Threads that yield wait whenever they are woken up, also on an idle machine."""
 
-PATIENCE, MOST_PATIENCE = 2.0, 60.0
-"""Seconds of calm after which threads spin again. They double when others are still there."""
+PATIENCE, MOST_PATIENCE = 2.0, 30.0
+"""Seconds after which threads that yield try to spin. They double when others are still there."""
 
 _IDLE = 0.05  # threads that run less than this share of one core tell nothing
 _MOST_SPARE = 16  # where a container limits its threads, libgomp ends the process at the limit
@@ -203,23 +203,20 @@ class Judgement:
     """
 
     def __init__(self, times: Times, now: float = 0.0) -> None:
-        self.yields = times.share_waited > CALM
+        self.yields = times.share_waited > BUSY
         self._patience = PATIENCE
-        self._since = now  # of the calm if it yields, of the spinning if not
+        self._since = now  # it yields, or spins, since then
 
     def judge(self, times: Times, seconds: float, now: float) -> bool:
         """Take in the times of the last ``seconds``; return whether to yield from ``now`` on."""
-        share = times.share_waited
         if times.ran + times.waited < _IDLE * seconds:
             self._since += seconds if self.yields else 0.0  # nothing is learned
-        elif share > BUSY and not self.yields:
-            in_vain = now - self._since < 2 * self._patience
-            self._patience = min(2 * self._patience, MOST_PATIENCE) if in_vain else PATIENCE
-            self.yields, self._since = True, now
-        elif share > CALM and self.yields:
-            self._since = now
         elif self.yields and now - self._since >= self._patience:
             self.yields, self._since = False, now
+        elif not self.yields and times.share_waited > BUSY:
+            in_vain = now - self._since < self._patience
+            self._patience = min(2 * self._patience, MOST_PATIENCE) if in_vain else PATIENCE
+            self.yields, self._since = True, now
         return self.yields
 
 

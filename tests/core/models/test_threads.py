@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from itertools import pairwise
 
 import pytest
 import torch
@@ -137,8 +138,8 @@ def judged(*readings, judgement=None):
 LOOKS = round(threads.PATIENCE / SECONDS)
 
 
-def test_threads_yield_until_nobody_else_was_seen_for_some_seconds():
-    assert judged(*[CALM] * LOOKS) == [True] * (LOOKS - 1) + [False]
+def test_threads_that_yield_try_to_spin_after_some_seconds_and_go_on_if_they_are_alone():
+    assert judged(*[BUSY] * LOOKS, *[CALM] * 99) == [True] * (LOOKS - 1) + [False] * 100
 
 
 def test_threads_that_spin_yield_at_the_first_look_after_others_came():
@@ -152,23 +153,19 @@ def test_a_process_that_never_waited_spins_from_the_start_and_one_that_did_yield
     assert judged(CALM, judgement=Judgement(BUSY)) == [True]
 
 
-def test_others_who_come_back_at_once_are_waited_for_longer():
-    again = judged(*[CALM] * LOOKS, BUSY, *[CALM] * 2 * LOOKS)[LOOKS:]
+def test_others_who_are_still_there_are_given_way_for_twice_as_long():
+    again = judged(*[BUSY] * (LOOKS + 1), *[BUSY] * 2 * LOOKS)[LOOKS:]
     assert again == [True] * (2 * LOOKS) + [False]
-    later = judged(*[CALM] * 4 * LOOKS, BUSY, *[CALM] * LOOKS)[4 * LOOKS :]
-    assert later == [True] * LOOKS + [False]
+    later = judged(*[CALM] * 4 * LOOKS, *[BUSY] * (LOOKS + 1))[4 * LOOKS :]
+    assert later == [True] * LOOKS + [False], "they had left"
 
 
 def test_patience_has_an_end():
-    judgement, now, looks = Judgement(BUSY), 0.0, []
-    for _ in range(8):
-        judgement.judge(BUSY, SECONDS, now)
-        since = now
-        while judgement.judge(CALM, SECONDS, now):
-            now += SECONDS
-        looks.append(round((now - since) / SECONDS))
-    assert looks[:3] == [LOOKS, 2 * LOOKS, 4 * LOOKS]
-    assert looks[-2:] == [round(threads.MOST_PATIENCE / SECONDS)] * 2
+    found = judged(*[BUSY] * 3000)
+    spins = [look for look, yields in enumerate(found) if not yields]
+    gaps = [after - before for before, after in pairwise(spins)]
+    assert gaps[:2] == [2 * LOOKS + 1, 4 * LOOKS + 1]
+    assert set(gaps[8:]) == {round(threads.MOST_PATIENCE / SECONDS) + 1}
 
 
 def test_a_process_that_hardly_runs_learns_nothing_about_others():
