@@ -33,7 +33,7 @@ from typing import NamedTuple
 LOOK_SECONDS = 0.25
 """How often a watcher looks how long threads waited."""
 
-BUSY = 0.05
+BUSY = 0.1
 """The share of the time for which threads that spin wait for a core, above which others need it.
 Threads that yield wait whenever they are woken up, also on an idle machine."""
 
@@ -245,14 +245,19 @@ class Watcher:
         self._thread.join()
 
     def _watch(self) -> None:
-        before, then = self._read(), time.monotonic()
+        before, then = self._look(), time.monotonic()
         judgement = Judgement(difference({}, before), then)
         self._set(judgement.yields)
         while not self._closed.wait(LOOK_SECONDS):
-            after, now = self._read(), time.monotonic()
+            after, now = self._look(), time.monotonic()
             self._set(judgement.judge(difference(before, after), now - then, now))
             before, then = after, now
         self._set(False)
+
+    def _look(self) -> dict[int, Times]:
+        """The times of all threads but this one, which only waits for cores that are in use."""
+        own = threading.get_native_id()
+        return {thread: times for thread, times in self._read().items() if thread != own}
 
     def _set(self, yields: bool) -> None:
         if yields and self._team is None:
