@@ -105,7 +105,7 @@ def test_a_wrong_setting_is_one_clear_line_and_exits_2(update, assignment, words
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize(("arguments", "nice"), [((), 2), (("--nice", 7), 7), (("--nice", 0), 0)])
+@pytest.mark.parametrize(("arguments", "nice"), [((), 1), (("--nice", 7), 7), (("--nice", 0), 0)])
 def test_an_update_gives_way_to_others_before_it_does_anything(
     run, filled, monkeypatch, tmp_path, arguments, nice
 ) -> None:
