@@ -51,7 +51,7 @@ REASONS = {
 """Reasons in plain words; others are printed as they are named."""
 
 NICE = 1
-"""Beside two busy processes on two cores, 1 costs an update a tenth of its time, 2 nearly doubles it."""
+"""Beside two busy processes, 1 hardly slows an update down, and 2 nearly halves its speed."""
 
 _CROWDED = 0.1  # the share of waiting from which on a report names it
 _SERVES, _DOES_NOT = "now serving", "does not serve"
