@@ -13,7 +13,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from agentpref.learn.data import Available, UpdateRows, prepare
 from agentpref.learn.process import LOADING, Interrupts
 from agentpref.learn.resume import StartedUpdate
 from agentpref.learn.team import Team, assembled
+from agentpref.models.threads import sharing
 from agentpref.outcome import Outcome, Wishes
 from agentpref.prefer.catalog import Catalog
 from agentpref.record.database import connect, exclusive, translated
@@ -127,7 +128,11 @@ def update(
         blank = UpdateReport(
             new_id(), namespace, model, time.time(), "nothing_new", None, config=config.to_mapping()
         )
-        with Trace(place, blank) as trace, _locked(place, namespace, interrupts) as connection:
+        with (
+            Trace(place, blank) as trace,
+            _locked(place, namespace, interrupts) as connection,
+            ExitStack() as stack,
+        ):
             report = _Update(
                 place,
                 connection,
@@ -140,6 +145,7 @@ def update(
                 team,
                 trace,
                 Wishes(promote, canary, again),
+                stack,
             ).run()
         team.finish(report.to_mapping())
         return report
@@ -181,6 +187,7 @@ class _Update:
     team: Team
     trace: Trace
     wishes: Wishes
+    stack: ExitStack
 
     def __post_init__(self) -> None:
         self.registry = Registry(self.home, namespace=self.namespace)
@@ -225,6 +232,7 @@ class _Update:
             return self.trace.end(self.connection, report)
 
         # 3. Learn, and prove.
+        self.share = self.stack.enter_context(sharing(started.threads if started else None))
         learner = self._learner(base, live, adapter)
         if started is None:
             rows = choose(learner, available, self.config, self.budget)
@@ -338,7 +346,7 @@ class _Update:
     ) -> TrainingReport:
         from agentpref.learn.trainer import Limits
 
-        started = StartedUpdate(self.update_id, self.created_at, rows.data)
+        started = StartedUpdate(self.update_id, self.created_at, rows.data, self.share.threads)
         self.checkpoint.about = started.freeze(needed)
         if self.config.max_minutes is not None:
             learner.score("base", rows.trained)  # which is no part of the time for training
@@ -383,7 +391,7 @@ class _Update:
             verdict=result.verdict,
             counts=report.counts | {"evaluated_thumbs": new.counted_thumbs()},
             accuracy=new.joined(old).by_tag(),
-            training=asdict(training),
+            training=asdict(training) | self.share.to_mapping(),
             checks=result.to_mapping()["checks"],
             notes=[*report.notes, *new.notes(), *evidence.notes],
         )

@@ -77,6 +77,7 @@ def normal(text: str) -> str:
         (r"\b[0-9a-f]{8}-[0-9a-f]{4}\b", "ID"),
         (r"\d{4}-\d\d-\d\d \d\d:\d\d(:\d\d)?", "TIME"),
         (r"(?m)^rounding in nats a token: .*\n", ""),  # not in float32
+        (r"(?m)^other work had the cores: .*\n", ""),  # on a busy machine
         (r"[+-]?\d*\.\d+(e-?\d+)?", "FIGURE"),
         (r"\b\d+ s\b", "SECONDS"),
         (r"\b(float32|bfloat16|4bit)\b", "PRECISION"),

@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from agentpref.home import Home
 from agentpref.models.base import BaseModel, load_base
 from agentpref.models.decoding import Decoding
 from agentpref.models.text_stream import TextStream
+from agentpref.models.threads import sharing
 from agentpref.serve import watch
 from agentpref.serve.backend import (
     CLOSED,
@@ -115,6 +117,8 @@ class TransformersBackend:
         self._adapters: dict[str, Adapter] = {}
         self._place = place_in_process()
         engine = Engine(self.base.model, self._layers, self._decoding.pad)
+        self._sharing = ExitStack()
+        self._sharing.enter_context(sharing())  # before the thread starts: it takes the number
         self._thread = ModelThread(engine, max_active=max_batch)
 
     def capabilities(self) -> Capabilities:
@@ -190,6 +194,7 @@ class TransformersBackend:
     def close(self) -> None:
         """Finish active requests, fail waiting ones with ``BackendClosed``, and stop."""
         self._thread.close()
+        self._sharing.close()
         self._layers.close()
         self._adapters.clear()
 

@@ -20,6 +20,7 @@ from agentpref.learn.team import Team
 from agentpref.learn.trainer import Limits
 from agentpref.models.adapter_files import read_adapter
 from agentpref.models.base import load_base
+from agentpref.models.threads import sharing
 
 
 def follow(team: Team) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def follow(team: Team) -> dict[str, Any]:
     interrupts, learner = Interrupts(), None
     order: dict[str, Any] = {}
     try:
-        with interrupts.listening(), interrupts.deferred():
+        with interrupts.listening(), interrupts.deferred(), sharing():
             while "outcome" not in (order := team.receive()):
                 if order["do"] == "attach":
                     learner = _attach(order, team)

@@ -1,4 +1,4 @@
-"""Handles signals, memory and imports of a process that trains.
+"""Handles signals, memory, imports and priority of a process that trains.
 
 Ctrl-C and SIGTERM stop training between two steps: to break a step off would leave weights and
 optimizer moments half changed. All of this affects the whole process, so only updates, our commands
@@ -8,13 +8,16 @@ and the processes of a team use it; the library leaves a host's process as it is
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
+from agentpref.models import threads
 from agentpref.types import Progress
 
 LOADING = "load model"
@@ -79,6 +82,23 @@ class Interrupts:
             raise KeyboardInterrupt
 
 
+def give_way(nice: int) -> None:
+    """Lower this process's priority to ``nice`` (1 to 19), unless it is as low already; 0 does not.
+
+    Linux may weigh sessions against each other, and niceness within each only (``autogroup``). So
+    where this process leads its session, as a job of cron does, the session is lowered, too.
+    """
+    if not nice or not hasattr(os, "setpriority"):
+        return
+    with suppress(OSError):  # the priority may be lowered always, but not in every sandbox
+        os.setpriority(os.PRIO_PROCESS, 0, max(nice, os.getpriority(os.PRIO_PROCESS, 0)))
+    if os.getsid(0) == os.getpid():
+        with suppress(OSError, ValueError):  # another system, or a kernel without it
+            group = Path("/proc/self/autogroup")
+            now = int(group.read_text(encoding="ascii").rpartition(" ")[2])
+            group.write_text(str(max(nice, now)), encoding="ascii")
+
+
 def settle() -> None:
     """Import what training needs, and set up garbage collection and memory for it.
 
@@ -87,6 +107,7 @@ def settle() -> None:
     the imports, and the objects are frozen afterwards. A package that is not installed is reported
     later, where it is needed.
     """
+    threads.prepare()
     collected = gc.isenabled()
     gc.disable()
     try:

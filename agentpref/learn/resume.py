@@ -24,11 +24,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class StartedUpdate:
-    """An update that has started: its id, its time of creation, and the data it works on."""
+    """An update that has started: its id, its time of creation, and the data it works on.
+
+    ``threads`` are those of torch that it computes with: the last bits may depend on their number.
+    States of older versions do not have it.
+    """
 
     update_id: str
     created_at: float
     data: UpdateData
+    threads: int | None = None
 
     def freeze(self, conditions: Mapping[str, Any]) -> dict[str, Any]:
         """Plain values to store with the state, from which :func:`find` makes an equal update."""
@@ -37,6 +42,7 @@ class StartedUpdate:
             "update_id": self.update_id,
             "created_at": self.created_at,
             "data": self.data.freeze(),
+            "threads": self.threads,
         }
 
 
@@ -79,7 +85,8 @@ def find(
             raise UnusableState("its update has ended")
         frozen = _part(about, "data", dict)
         data = UpdateData.thaw(frozen, find_examples(UpdateData.frozen_ids(frozen)))
-        return StartedUpdate(update_id, _part(about, "created_at", float), data)
+        threads = None if about.get("threads") is None else _part(about, "threads", int)
+        return StartedUpdate(update_id, _part(about, "created_at", float), data, threads)
     except UnusableState as error:
         checkpoint.discard(str(error))
         return None

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from agentpref.errors import (
     WrongBase,
 )
 from agentpref.learn.encode import encode
+from agentpref.models import threads
 from agentpref.models.adapter_files import AdapterFiles, read_adapter
 from agentpref.models.base import load_base
 from agentpref.record.messages import prompt_of
@@ -52,6 +54,36 @@ def test_the_revisions_answer_differently_by_plain_peft(served: Served) -> None:
     for prompt in PROMPTS:
         answers = {served.expected[name, prompt] for name in (BASE, *served.names)}
         assert len(answers) == REVISIONS + 1
+
+
+def test_the_engine_shares_the_cores_of_its_process_until_it_is_closed(
+    random_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes no more threads than there are cores, and watches who else needs them."""
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(threads, "usable_cores", lambda: 2)
+    monkeypatch.setattr(threads, "thread_times", lambda: {1: threads.Times(1.0, 1.0)})
+    inside: list[object] = []
+    monkeypatch.setattr(threads, "spare_team", lambda: lambda: inside.append("yields"))
+    counted = _transformers_engine._choose
+
+    def count(*arguments: object) -> object:
+        inside.append(torch.get_num_threads())
+        return counted(*arguments)
+
+    monkeypatch.setattr(_transformers_engine, "_choose", count)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with closing(TransformersBackend(str(random_base))) as backend:
+            backend.generate(BASE, ask(PROMPTS[0]))
+            assert "agentpref-cores" in {thread.name for thread in threading.enumerate()}
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert "agentpref-cores" not in {thread.name for thread in threading.enumerate()}
+    assert set(inside) == {"yields", 2}
 
 
 def test_the_backend_implements_the_protocol(backend: TransformersBackend) -> None:

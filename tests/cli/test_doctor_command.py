@@ -14,6 +14,7 @@ import pytest
 
 import agentpref_cli.commands.doctor as module
 from agentpref.home import Home
+from agentpref.models import threads
 from agentpref.record.database import connect
 from agentpref.record.spill import Spill, drain
 from agentpref.serve.pins import Pins
@@ -210,3 +211,12 @@ def test_a_revision_whose_update_is_not_in_the_ledger_is_named(
     assert found["ledger"]["message"].startswith(f"{name}: the update that made it is not in the")
     problems = run("verify", "--json", exits=1).json["problems"]
     assert [problem["key"] for problem in problems] == [name]
+
+
+def test_the_cores_that_a_quota_allows_are_said_and_used(run, home, monkeypatch) -> None:
+    monkeypatch.setattr(threads, "usable_cores", lambda: 1)
+    monkeypatch.setattr(module.os, "cpu_count", lambda: 64)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    run("init")
+    message = checks(run("doctor", "--json").json)["threads"]["message"]
+    assert message.startswith("1 for torch, on 64 cores, of which this process may use 1; ")

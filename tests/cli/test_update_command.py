@@ -14,6 +14,7 @@ import pytest
 
 from agentpref.errors import UpdateRunning
 from agentpref.home import Home
+from agentpref.learn import process
 from agentpref.record.database import connect
 
 ENOUGH = ("--set", "gate.min_pairs=5")
@@ -102,6 +103,16 @@ def test_a_wrong_setting_is_one_clear_line_and_exits_2(update, assignment, words
     err = update("--set", assignment, exits=2).err
     assert words in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("arguments", "nice"), [((), 1), (("--nice", 7), 7), (("--nice", 0), 0)])
+def test_an_update_gives_way_to_others_before_it_does_anything(
+    run, filled, monkeypatch, tmp_path, arguments, nice
+) -> None:
+    found: list[int] = []
+    monkeypatch.setattr(process, "give_way", found.append)
+    run("update", "--model", tmp_path / "nowhere", *arguments, exits=1)
+    assert found == [nice]
 
 
 def test_a_missing_model_is_named_and_exits_1(run, filled, tmp_path) -> None:
@@ -260,6 +271,14 @@ def test_the_report_says_how_it_was_trained_and_which_rows_were_changed() -> Non
         "rounding in nats a token: shared prompts .038; prompts repeated, the model's own "
         "logits .047"
     ]
+    waited = training | more | {"threads": 2, "waited": 0.437}
+    assert [*_training(report | {"training": waited})][1:] == [
+        "other work had the cores: its 2 threads waited 44% of the time for one"
+    ]
+    assert [*_training(report | {"training": waited | {"threads": 1}})][1:] == [
+        "other work had the cores: it waited 44% of the time for one"
+    ]
+    assert len([*_training(report | {"training": waited | {"waited": 0.05}})]) == 1
     refused = {"route": "plain", "route_reason": "shared: wrong by 3.1 nats in float32"}
     assert [*_training(report | {"training": training | refused})][1:] == [
         "prompts are not shared: shared: wrong by 3.1 nats in float32"

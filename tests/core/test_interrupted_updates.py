@@ -11,6 +11,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
 
 import agentpref
 from agentpref.config import GateSettings, KLSettings, LossSettings, ReplaySettings, UpdateConfig
@@ -262,3 +263,40 @@ def test_an_ample_budget_changes_nothing(home, whole, random_base):
     report = learn(home, random_base, replace(CONFIG, max_minutes=1e4))
     assert (report.training["stopped"], report.counts) == ("end", whole[0].counts)
     assert report.notes == whole[0].notes
+
+
+@pytest.fixture
+def with_threads():
+    """Call it to give torch a number of threads for the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_a_resumed_update_computes_with_the_threads_that_it_started_with(
+    home, random_base, with_threads
+):
+    """Their number may decide about last bits; a machine that is restarted may have another."""
+    with_threads(2)
+    interrupt(home, random_base)
+    with_threads(1)
+    seen = set()
+    report = learn(home, random_base, progress=lambda *_: seen.add(torch.get_num_threads()))
+    assert 2 in seen
+    assert report.training["resumed_at"] == 2
+    assert report.training["threads"] == 2
+    assert torch.get_num_threads() == 1
+
+
+def test_a_state_without_a_number_of_threads_is_resumed_with_those_of_today(
+    begun, tmp_path, random_base, monkeypatch
+):
+    """As versions before it wrote them."""
+    home = shutil.copytree(begun[0], tmp_path / "home")
+    (path,) = Home.open(home).training.glob("*.safetensors")
+    saved = checkpoint.read(path)
+    about = {name: value for name, value in saved.about.items() if name != "threads"}
+    checkpoint.Checkpoint(path, about).save(saved.state)
+    report = learn(home, random_base)
+    assert report.training["resumed_at"] == 2
+    assert report.training["threads"] == torch.get_num_threads()

@@ -101,7 +101,11 @@ def _version(package: str) -> str | None:
 
 def _torch() -> Finding:
     """Import torch if it is installed, so that a broken one fails here and not in an update."""
+    from agentpref.models.threads import fitting_threads, usable_cores
+
     cores = f"{os.cpu_count()} cores"
+    if (usable := usable_cores()) != os.cpu_count():
+        cores += f", of which this process may use {usable}"
     if _version("torch") is None:
         return Finding("threads", True, f"{cores}; torch is not installed")
     try:
@@ -109,7 +113,7 @@ def _torch() -> Finding:
     except (ImportError, OSError) as error:
         return Finding("threads", False, f"torch cannot be imported: {error}; install it again")
     device = "a GPU" if torch.cuda.is_available() else "no GPU"
-    return Finding("threads", True, f"{torch.get_num_threads()} for torch, on {cores}; {device}")
+    return Finding("threads", True, f"{fitting_threads()} for torch, on {cores}; {device}")
 
 
 def _home(home: Home, *, named: bool) -> Finding:

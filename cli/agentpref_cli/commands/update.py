@@ -61,6 +61,11 @@ REASONS = {
 """Reasons in plain words; others are printed as they are named."""
 
 _SERVES, _NEVER = "now serving", "never served"
+NICE = 1
+"""How far an update lowers its priority. Beside two busy processes, 2 took it about half as long
+again as 1, in a few noisy runs (docs/training.md)."""
+
+_CROWDED = 0.1  # the share of waiting from which on a report names it
 _THUMBS = "_thumbs"
 
 
@@ -98,6 +103,15 @@ def update(
     again: Annotated[
         bool, typer.Option("--again", help="Repeat the last update although nothing is new.")
     ] = False,
+    nice: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=0,
+            max=19,
+            help="How far to lower the priority: others get the cores first; 0 does not.",
+        ),
+    ] = NICE,
     as_json: options.AsJson = False,
 ) -> None:
     """Train on new preferences, and serve the result if it is better.
@@ -122,6 +136,7 @@ def update(
     if max_minutes is not None:
         settings["max_minutes"] = max_minutes
     checked = UpdateConfig.from_mapping(settings)
+    process.give_way(nice)
     if team.shares():  # several processes need torch to connect, and followers get no progress
         process.settle()
     with progress(as_json) as show_progress:
@@ -290,6 +305,9 @@ def _training(report: Mapping[str, Any]) -> Iterator[str]:
         "layers recomputed to save memory" if training.get("recomputes_layers") else None,
     )
     yield ", ".join(filter(None, parts)) + (": the time was up" if out_of_time else "")
+    if (waited := training.get("waited", 0)) >= _CROWDED:
+        whose = f"its {training['threads']} threads" if training["threads"] > 1 else "it"
+        yield f"other work had the cores: {whose} waited {waited:.0%} of the time for one"
     yield from _route(training)
 
 

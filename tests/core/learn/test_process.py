@@ -1,10 +1,12 @@
-"""A settled process freezes what it imported, and keeps the memory that it freed."""
+"""A settled process freezes what it imported, keeps freed memory, and gives way to others."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -87,3 +89,35 @@ def test_progress_settles_the_process_once_when_a_model_is_loaded(monkeypatch) -
     process.settling(None)(process.LOADING, 0, 1)
     read, begun, done = ("read", 0, 1), (process.LOADING, 0, 1), (process.LOADING, 1, 1)
     assert told == [read, begun, "settled", done, "settled"]
+
+
+PRIORITIES = """
+import os
+from agentpref.learn.process import give_way
+for nice in (0, 3, 2):
+    give_way(nice)
+    print(os.getpriority(os.PRIO_PROCESS, 0), end=" ")
+try:
+    print(open("/proc/self/autogroup").read().rpartition(" ")[2].strip())
+except OSError:
+    print("none")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "setpriority"), reason="needs Unix")
+@pytest.mark.parametrize("leads", [True, False])
+def test_a_process_gives_way_and_with_it_its_session_if_it_leads_one(leads) -> None:
+    """A priority that is lower already stays."""
+    start = os.getpriority(os.PRIO_PROCESS, 0)
+    found = subprocess.run(
+        [sys.executable, "-c", PRIORITIES],
+        capture_output=True,
+        text=True,
+        check=True,
+        start_new_session=leads,
+    )
+    *process, session = found.stdout.split()
+    assert [int(nice) for nice in process] == [start, max(start, 3), max(start, 3)]
+    group = Path("/proc/self/autogroup")
+    ours = group.read_text().rpartition(" ")[2].strip() if group.exists() else "none"
+    assert session == ("3" if leads and group.exists() else ours)
