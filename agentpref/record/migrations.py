@@ -11,47 +11,16 @@ from __future__ import annotations
 
 import functools
 import sqlite3
-from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
 
 from agentpref.home import Home
 from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.listing import LISTING
 from agentpref.record.scales import derive_scales
 from agentpref.record.seals import add_seals
+from agentpref.record.steps import STEPS as STEPS
+from agentpref.record.steps import Step as Step
+from agentpref.record.steps import breaking_step, step
 from agentpref.record.views import RUN_TEXT, VIEWS
-
-Change: TypeAlias = Callable[[sqlite3.Connection], None]
-
-
-class Step(NamedTuple):
-    """One change of the schema; ``version`` is what the database has after it.
-
-    ``breaking`` says that a program which does not know the step must stop using the database, even
-    if it has it open.
-    """
-
-    version: int
-    name: str
-    change: Change
-    breaking: bool = False
-
-
-STEPS: list[Step] = []
-
-
-def step(change: Change, *, breaking: bool = False) -> Change:
-    """Add a change, under the next number, after which older programs still work.
-
-    Such a change only adds: tables, indices, views, columns that may be null or have a default.
-    What older programs read keeps its meaning.
-    """
-    STEPS.append(Step(len(STEPS) + 1, change.__name__, change, breaking))
-    return change
-
-
-breaking_step = functools.partial(step, breaking=True)
-"""Add a change, under the next number, that older programs must not use."""
 
 
 @step
@@ -387,6 +356,16 @@ def seals(connection: sqlite3.Connection) -> None:
     because older programs would write rows without a seal.
     """
     add_seals(connection)
+
+
+@step
+def forgotten_runs(connection: sqlite3.Connection) -> None:
+    """Which runs went because their user was forgotten.
+
+    ``forgotten_run`` has 64 bits of a hash of each one's id. What somebody else said of such a run,
+    and waited in a spill, may quote it: it is dropped, and not kept for the operator.
+    """
+    connection.execute("CREATE TABLE forgotten_run (hash INTEGER PRIMARY KEY)")
 
 
 _TALLY_TRIGGERS = (

@@ -6,6 +6,7 @@ values and parse each message once. A store has one user at a time, like its con
 
 from __future__ import annotations
 
+import hashlib
 import math
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 import orjson
 
 from agentpref.errors import (
+    ForgottenRun,
     ForgottenUser,
     InvalidFeedback,
     RecordError,
@@ -350,8 +352,22 @@ class Store:
         query = "SELECT namespace, prompt FROM run WHERE run_id = ?"
         row = self._connection.execute(query, (run_id,)).fetchone()
         if row is None:
+            query = "SELECT 1 FROM forgotten_run WHERE hash = ?"
+            if self._connection.execute(query, (_hash(run_id),)).fetchone() is not None:
+                raise ForgottenRun(f"run {shown_id(run_id)} was removed: its user was forgotten")
             raise _unknown(run_id)
         return row[0], row[1]
+
+
+def bury_runs(connection: sqlite3.Connection, run_ids: Iterable[str]) -> None:
+    """Note which runs go because their user is forgotten, so that nobody judges them later."""
+    hashes = ((_hash(run_id),) for run_id in run_ids)
+    connection.executemany("INSERT OR IGNORE INTO forgotten_run VALUES (?)", hashes)
+
+
+def _hash(run_id: str) -> int:
+    digest = hashlib.blake2b(run_id.encode(errors="replace"), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
 
 
 def _unknown(run_id: str) -> UnknownRun:

@@ -22,6 +22,7 @@ import orjson
 from agentpref.errors import InvalidAdapter, RevisionError, UnknownRevision
 from agentpref.home import Home, StrPath, sync, writing
 from agentpref.record.database import connect, transaction, translated
+from agentpref.record.weights import tensor_digest
 from agentpref.serve import folders, pruning, status
 from agentpref.serve.backend import Revision
 from agentpref.serve.publishing import Publication, insert
@@ -206,6 +207,7 @@ class Registry:
             manifest = {
                 "format": folders.FORMAT,
                 "files": files.digests,
+                "tensors": tensor_digest(files.weights),
                 "namespace": self.namespace,
                 "parent": parent,
                 "base": dict(model),

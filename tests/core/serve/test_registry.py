@@ -20,6 +20,7 @@ from agentpref.errors import (
     UnknownRevision,
 )
 from agentpref.home import Home
+from agentpref.leftovers import claimed
 from agentpref.models.adapter_files import read_adapter
 from agentpref.serve.backend import Revision
 from agentpref.serve.folders import (
@@ -353,14 +354,14 @@ def test_the_next_publish_removes_what_crashes_left(registry: Registry, tmp_path
     adapters = registry.home.adapters
     unnamed = write_adapter(adapters / "rev-000007-0123456789ab")
     abandoned = write_adapter(adapters / ".publishing-abandoned")
-    os.utime(abandoned, (0, 0))
-    busy = write_adapter(adapters / ".publishing-by-another-process")
+    busy = adapters / ".publishing-by-another-thread"
     foreign = adapters / "notes"
     foreign.mkdir()
-    new = publish(registry, tmp_path, seed=1)
+    with claimed(busy, lambda: write_adapter(busy)):
+        new = publish(registry, tmp_path, seed=1)
     assert not unnamed.exists()
     assert not abandoned.exists()
-    assert busy.exists(), "another process may be at work"
+    assert busy.exists(), "somebody is at work"
     assert foreign.exists(), "not ours to remove"
     assert {kept.path, new.path} <= set(adapters.iterdir())
 
