@@ -158,7 +158,7 @@ class Log:
                 if self.strict and changes:
                     raise
                 self._writer.note_altered(name, changes)
-            self._take(RawRun(name, now / 1e9, body))
+            self._take(RawRun(name, now / 1e9, body, time.monotonic()))
         except AgentprefError as error:
             if self.strict:
                 raise
@@ -360,7 +360,7 @@ class Log:
             What was removed, which revisions were trained on it, and how to rebuild them.
 
         Raises:
-            UpdateRunning: an update is running; it would publish what it has already read.
+            UpdateRunning: an update or a merge is running, which has already read the texts.
             NotKept: the removal is incomplete; the same call again completes it.
         """
         from agentpref.record.deletion.forget import forget

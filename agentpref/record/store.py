@@ -98,6 +98,8 @@ class Store:
         """Write many runs at once; return for each the error that ``add_run`` would raise."""
         with transaction(self._connection):
             refusals = self._refusals(runs)
+            gone = [run.run_id for run, no in zip(runs, refusals, strict=True) if no is not None]
+            bury_runs(self._connection, gone)
             accepted = [run for run, no in zip(runs, refusals, strict=True) if no is None]
             self._add_nodes(node for run in accepted for node in run.nodes)
             new = self._new_runs(accepted)

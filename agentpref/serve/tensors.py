@@ -121,8 +121,8 @@ def check_scaling(
     for tensor in tensors:
         if scaling * largest[tensor.name] > _LARGEST[tensor.dtype]:
             raise ValueError(
-                f"lora_alpha is {alpha:g}, so the scaling is {scaling:g}, with which {tensor.name} has "
-                f"numbers that {tensor.dtype} cannot hold; set it as the adapter was trained"
+                f"lora_alpha is {alpha:g}, so the scaling is {scaling:g}, with which "
+                f"{tensor.name} has numbers that {tensor.dtype} cannot hold; set it as trained"
             )
 
 

@@ -159,3 +159,35 @@ def test_the_installed_script_is_the_same_command() -> None:
     script = Path(sys.executable).with_name("agentpref")
     done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == called("--version").stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        (["forget", "--yes", "--user-id", b"\xe9"], "--user-id"),
+        (["retract", b"\xe9"], "RUN"),
+        (["retract", "run", "--user-id", b"\xe9"], "--user-id"),
+        (["adapters", "promote", b"\xe9"], "REVISION"),
+        (["import", "rows.jsonl", "--user-id", b"\xe9"], "--user-id"),
+        (["update", "--set", "seed=1", "--set", b"\xe9=1"], "--set"),
+    ],
+)
+def test_an_argument_that_is_not_utf8_is_bad_usage_and_is_named(
+    tmp_path: Path, command: list[str | bytes], named: str
+) -> None:
+    subprocess.run([*AGENTPREF, "init", "--home", "home"], cwd=tmp_path, check=True)
+    (tmp_path / "rows.jsonl").touch()
+    call = [*AGENTPREF, *command, "--home", "home"]
+    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"Invalid value for {named}: " in done.stderr
+    assert "is not UTF-8" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_home_whose_path_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    call = [*AGENTPREF, "init", "--json", "--home", b"home\xe9"]
+    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "is not UTF-8; rename the folder" in done.stderr
+    assert list(tmp_path.iterdir()) == []
