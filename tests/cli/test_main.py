@@ -161,27 +161,33 @@ def test_the_installed_script_is_the_same_command() -> None:
     assert done.stdout == called("--version").stdout
 
 
+NOT_UTF8 = "ad\udce9"
+"""How Python gives an argument of Latin-1."""
+
+
 @pytest.mark.parametrize(
     ("command", "named"),
     [
-        (["forget", "--yes", "--user-id", b"\xe9"], "--user-id"),
-        (["retract", b"\xe9"], "RUN"),
-        (["retract", "run", "--user-id", b"\xe9"], "--user-id"),
-        (["adapters", "promote", b"\xe9"], "REVISION"),
-        (["import", "rows.jsonl", "--user-id", b"\xe9"], "--user-id"),
-        (["update", "--set", "seed=1", "--set", b"\xe9=1"], "--set"),
+        (["forget", "--yes", "--user-id", NOT_UTF8], "--user-id"),
+        (["retract", NOT_UTF8], "RUN"),
+        (["retract", "run", "--user-id", NOT_UTF8], "--user-id"),
+        (["adapters", "promote", NOT_UTF8], "REVISION"),
+        (["import", "rows.jsonl", "--user-id", NOT_UTF8], "--user-id"),
+        (["update", "--model", "tiny", "--set", "seed=1", "--set", NOT_UTF8], "--set"),
     ],
 )
-def test_an_argument_that_is_not_utf8_is_bad_usage_and_is_named(
-    tmp_path: Path, command: list[str | bytes], named: str
-) -> None:
-    subprocess.run([*AGENTPREF, "init", "--home", "home"], cwd=tmp_path, check=True)
-    (tmp_path / "rows.jsonl").touch()
-    call = [*AGENTPREF, *command, "--home", "home"]
+def test_an_argument_that_is_not_utf8_is_bad_usage_and_is_named(run, command, named) -> None:
+    run("init")
+    err = run(*command, exits=2).err
+    assert f"Invalid value for {named}: 'ad\\udce9" in err
+    assert "is not UTF-8" in err
+
+
+def test_bytes_that_are_not_utf8_are_bad_usage(tmp_path: Path) -> None:
+    call = [*AGENTPREF, "forget", "--yes", "--user-id", b"ad\xe9", "--home", "home"]
     done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert f"Invalid value for {named}: " in done.stderr
-    assert "is not UTF-8" in done.stderr
+    assert "Invalid value for --user-id: 'ad\\udce9' is not UTF-8" in done.stderr
     assert "Traceback" not in done.stderr
 
 

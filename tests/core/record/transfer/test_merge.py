@@ -778,17 +778,3 @@ def test_what_is_no_file_in_the_other_home_is_refused_at_once(
     with pytest.raises(NotKept, match=rf"{name} is not a plain file; remove it, or restore"):
         merge(home, [other])
     assert rows(home)["run"] == set()
-
-
-@pytest.mark.parametrize("name", ["spill.jsonl", "user.keys", "refused.jsonl"])
-def test_a_pipe_in_place_of_a_file_of_the_home_stops_no_command(make: Make, name: str) -> None:
-    home = make("home", *TALK)
-    (home.path / name).unlink(missing_ok=True)
-    os.mkfifo(home.path / name)
-    commands = (["doctor"], ["verify"], ["forget", "--user-id", "u", "--yes"], ["backup", "copy"])
-    for command in commands:
-        arguments = [sys.executable, "-m", "agentpref_cli", *command, "--home", str(home.path)]
-        done = subprocess.run(
-            arguments, cwd=home.path.parent, capture_output=True, text=True, timeout=60, check=False
-        )
-        assert "Traceback" not in done.stderr, command
