@@ -57,7 +57,7 @@ def holding(folder: Path, text: str = SECRET) -> list[str]:
 
 @pytest.mark.guarantee("privacy", "a draft of each file of a home, by a process that was killed")
 @pytest.mark.parametrize("name", ["refused.jsonl", "user.keys", "spill.jsonl", "agentpref.db"])
-def test_a_draft_that_a_killed_process_left_is_removed_when_somebody_is_forgotten(
+def test_a_draft_that_a_killed_process_left_in_a_home_is_removed_when_somebody_is_forgotten(
     home: Home, name: str
 ) -> None:
     """It was made for another user, and the file may be gone since."""
@@ -288,7 +288,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[agentpref.Log]:
 @pytest.mark.guarantee("privacy", "40 ids of 13 types: text, numbers of numpy, decimals, enums, …")
 @given(user=IDS)
 @settings(max_examples=40)
-def test_a_user_has_one_name_in_every_call_whatever_the_type_of_the_id(
+def test_a_user_has_one_name_in_every_call_by_each_type_of_id_that_is_taken(
     user: Any, shared: agentpref.Log
 ) -> None:
     log = shared

@@ -118,7 +118,7 @@ TALK = (
 
 
 @pytest.mark.guarantee("record")
-def test_a_merge_adds_every_row_that_is_new_here_and_of_nobody_who_was_forgotten(
+def test_a_merge_adds_every_new_row_that_is_in_no_conflict_and_of_nobody_forgotten(
     make: Make,
 ) -> None:
     home, other = make("home"), make("other", *TALK)
