@@ -12,6 +12,7 @@
     │   ├── RunExists
     │   ├── NotKept
     │   ├── ForgottenUser
+    │   │   └── ForgottenRun        (UnknownRun)
     │   ├── RedactionFailed
     │   ├── ImplausibleClock
     │   └── LogClosed
@@ -122,6 +123,10 @@ class NotKept(RecordError):
 
 class ForgottenUser(RecordError):
     """An entry of a user who was forgotten after it was logged; it is not stored again."""
+
+
+class ForgottenRun(ForgottenUser, UnknownRun):
+    """A judgement names a run that was removed when its user was forgotten."""
 
 
 class RedactionFailed(RecordError):

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 from agentpref.errors import CorruptHome, NotAHome, NotKept
+from agentpref.leftovers import claimed, draft_name
 
 if TYPE_CHECKING:
     import sqlite3
@@ -93,9 +94,15 @@ class Home:
 
     @staticmethod
     def resolve(path: StrPath | None = None) -> Path:
-        """The absolute path of ``path``, else ``$AGENTPREF_HOME``, else ``./.agentpref``."""
+        """The absolute path of ``path``, else ``$AGENTPREF_HOME``, else ``./.agentpref``.
+
+        Raises ``NotAHome`` for one that is not UTF-8: SQLite and JSON cannot hold it.
+        """
         chosen = path if path is not None else os.environ.get(VARIABLE) or DEFAULT
-        return Path(os.path.abspath(os.path.expanduser(chosen)))
+        absolute = os.path.abspath(os.path.expanduser(chosen))
+        if any("\ud800" <= character <= "\udfff" for character in absolute):
+            raise NotAHome(f"the path {absolute!a} is not UTF-8; rename the folder")
+        return Path(absolute)
 
     @classmethod
     def create(cls, path: StrPath | None = None) -> Home:
@@ -342,9 +349,16 @@ def ours(path: Path, use: str = "used") -> Iterator[None]:
 
 
 def reading(path: Path) -> BinaryIO:
-    """Open a file to read it; ``NotKept`` if it is not this user's to read."""
+    """Open a file to read it; ``NotKept`` if it is not this user's to read, or no plain file.
+
+    A pipe or a device in its place, which somebody put into another home, would wait for ever.
+    """
     with ours(path, "read"):
-        return path.open("rb")
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    raise NotKept(f"{path} is not a plain file; remove it, or restore the file from a backup")
 
 
 @contextmanager
@@ -368,23 +382,18 @@ def replacing(path: Path, drafts: Path | None = None) -> Iterator[Path]:
 
     If the block raises, the draft is removed and ``path`` stays as it was. The draft is an empty
     file that :func:`open_private` made. It lies beside the file, or in the folder ``drafts`` of the
-    same disk. If the process is killed, it stays: see :func:`abandoned_drafts`.
+    same disk. If the process is killed, it stays until somebody calls ``leftovers.clear_drafts``.
 
     >>> with replacing(home.reports / "last.json") as draft:
     ...     draft.write_bytes(report)
     """
-    draft = (drafts or path.parent) / f".{path.name}.{os.urandom(8).hex()}"
+    draft = (drafts or path.parent) / draft_name(path.name)
     try:
-        os.close(open_private(draft))
-        yield draft
-        tighten(draft)  # a library may have made it anew
-        sync(draft)
-        os.replace(draft, path)
-        sync(path.parent)
+        with claimed(draft, lambda: os.close(open_private(draft))):
+            yield draft
+            tighten(draft)  # a library may have made it anew
+            sync(draft)
+            os.replace(draft, path)
+            sync(path.parent)
     finally:
         draft.unlink(missing_ok=True)
-
-
-def abandoned_drafts(path: Path) -> list[Path]:
-    """What killed processes left beside a file of :func:`replacing` it; call it with a lock."""
-    return sorted(path.parent.glob(f".{path.name}.*"))

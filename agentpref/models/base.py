@@ -22,6 +22,7 @@ import orjson
 
 from agentpref.config import Precision
 from agentpref.errors import MissingDependency, ModelNotFound, UnsupportedModel
+from agentpref.home import reading
 from agentpref.models import loading
 from agentpref.models.template import ChatTemplate
 
@@ -256,7 +257,8 @@ def _tokenizer_files(folder: Path) -> list[str]:
     if not (folder / "tokenizer.json").exists():
         files += _VOCABULARY_FILES
     try:
-        settings = orjson.loads((folder / "tokenizer_config.json").read_bytes())
+        with reading(folder / "tokenizer_config.json") as stream:
+            settings = orjson.loads(stream.read())
     except (FileNotFoundError, ValueError):
         settings = {}
     if "added_tokens_decoder" not in settings:
@@ -270,7 +272,7 @@ def digest_files(folder: Path, patterns: Iterable[str]) -> str:
     for file in sorted({f for pattern in patterns for f in folder.glob(pattern)}):
         path = file.relative_to(folder).as_posix()
         digest.update(path.encode() + b"\0" + str(file.stat().st_size).encode() + b"\0")
-        with file.open("rb") as stream:
+        with reading(file) as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, NamedTuple
 import orjson
 
 from agentpref.errors import UnsupportedModel
-from agentpref.home import is_of_system
+from agentpref.home import is_of_system, reading
 from agentpref.models.base import base_digests, find_base, identity
 
 _CONFIG = "config.json"
@@ -173,7 +173,8 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _read_object(file: Path) -> dict[str, Any]:
     try:
-        value = orjson.loads(file.read_bytes())
+        with reading(file) as stream:
+            value = orjson.loads(stream.read())
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and not is_of_system(error):
             raise
@@ -197,7 +198,7 @@ class Header(NamedTuple):
 
 def read_header(file: Path) -> Header:
     """Read the header of a safetensors file; raises like :func:`header_of`, or ``OSError``."""
-    with file.open("rb") as stream:
+    with reading(file) as stream:
         return header_of(stream, os.fstat(stream.fileno()).st_size)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentpref.errors import GenerationFailed, UnsupportedModel
+from agentpref.home import reading
 from agentpref.models.template import ChatTemplate
 from agentpref.models.tokenizer import Ids
 
@@ -113,7 +114,8 @@ def _read_object(file: Path) -> Mapping[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        value = json.loads(file.read_bytes())
+        with reading(file) as stream:
+            value = json.loads(stream.read())
     except ValueError as error:
         raise UnsupportedModel(f"{file} is damaged ({error}); fetch the model again") from error
     if not isinstance(value, dict):

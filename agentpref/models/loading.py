@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from agentpref.errors import AgentprefError, UnsupportedModel
+from agentpref.home import reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -273,8 +274,8 @@ def _files_that_name_code(path: Path) -> list[str]:
 
     found: list[str] = []
     for file in sorted(path.rglob("*config.json")):
-        with suppress(OSError, ValueError):
-            if names_code(orjson.loads(file.read_bytes())):
+        with suppress(OSError, ValueError), reading(file) as stream:
+            if names_code(orjson.loads(stream.read())):
                 found.append(file.relative_to(path).as_posix())
     return found
 

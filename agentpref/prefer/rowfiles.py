@@ -27,6 +27,7 @@ import orjson
 
 from agentpref.errors import ExchangeError, MissingDependency
 from agentpref.home import StrPath, enclosing_home, is_of_system, replacing
+from agentpref.leftovers import clear_drafts
 from agentpref.prefer import jsonrows
 from agentpref.prefer.jsonrows import Found, Meter, Parsed
 from agentpref.printable import escaped
@@ -122,6 +123,7 @@ def write_rows(
             "output"
         )
     try:
+        clear_drafts(path.parent, path.name)  # of an export that was killed
         with replacing(path) as draft, open(draft, "wb") as file:
             if path.suffix == ".parquet":
                 return _write_table(rows, columns, file)

@@ -161,7 +161,7 @@ class Log(Judging):
                     raise
             if changes:
                 self._writer.note_altered(name, changes)
-            self._take(RawRun(name, now / 1e9, body))
+            self._take(RawRun(name, now / 1e9, body, time.monotonic()))
         except AgentprefError as error:
             if self.strict:
                 raise
@@ -233,7 +233,7 @@ class Log(Judging):
             What was removed, which revisions were trained on it, and how to rebuild them.
 
         Raises:
-            UpdateRunning: an update is running; it would publish what it has already read.
+            UpdateRunning: an update or a merge is running, which has already read the texts.
             NotKept: the removal is incomplete; the same call again completes it.
         """
         from agentpref.record.deletion.forget import forget

@@ -395,6 +395,16 @@ def declared_keys_and_traces(connection: sqlite3.Connection) -> None:
     connection.execute("CREATE INDEX run_of_trace ON run(trace_id) WHERE trace_id IS NOT NULL")
 
 
+@step
+def forgotten_runs(connection: sqlite3.Connection) -> None:
+    """Which runs went because their user was forgotten.
+
+    ``forgotten_run`` has 64 bits of a hash of each one's id. What somebody else said of such a run,
+    and waited in a spill, may quote it: it is dropped, and not kept for the operator.
+    """
+    connection.execute("CREATE TABLE forgotten_run (hash INTEGER PRIMARY KEY)")
+
+
 _TALLY_TRIGGERS = (
     "thread_comes", "thread_goes", "run_leaves_thread", "run_changes_thread", "asker_comes",
     "asker_goes", "run_leaves_asker", "run_changes_asker", "run_goes", "run_was_judged",

@@ -6,6 +6,7 @@ values and parse each message once. A store has one user at a time, like its con
 
 from __future__ import annotations
 
+import hashlib
 import math
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,15 +17,17 @@ from typing import Any
 import orjson
 
 from agentpref.errors import (
+    ForgottenRun,
     ForgottenUser,
     InvalidFeedback,
     RecordError,
     RunExists,
+    UnknownRun,
     shown_id,
 )
 from agentpref.record.chains import Chains
 from agentpref.record.database import insert_or_ignore, statement, transaction
-from agentpref.record.finding import Wanted, find, newest, unknown_run
+from agentpref.record.finding import Wanted, find, newest, spellings, unknown_run
 from agentpref.record.messages import (
     COMPARISON_COLUMNS,
     EMPTY_JSON,
@@ -97,6 +100,8 @@ class Store:
         """Write many runs at once; return for each the error that ``add_run`` would raise."""
         with transaction(self._connection):
             refusals = self._refusals(runs)
+            gone = [run.run_id for run, no in zip(runs, refusals, strict=True) if no is not None]
+            bury_runs(self._connection, gone)
             accepted = [run for run, no in zip(runs, refusals, strict=True) if no is None]
             self._add_nodes(node for run in accepted for node in run.nodes)
             new = self._new_runs(accepted)
@@ -360,9 +365,32 @@ class Store:
         query = "SELECT run_id, namespace, prompt FROM run WHERE run_id = ?"
         row = self._connection.execute(query, (name,)).fetchone()
         if row is None:
-            row = self._connection.execute(query, (find(self._connection, name, at),)).fetchone()
+            row = self._connection.execute(query, (self._found(name, at),)).fetchone()
         run_id, namespace, prompt = row
         return run_id, namespace, prompt
+
+    def _found(self, name: str, at: float) -> str:
+        try:
+            return find(self._connection, name, at)
+        except UnknownRun:
+            query = "SELECT 1 FROM forgotten_run WHERE hash = ?"
+            for spelling in spellings(name):
+                if self._connection.execute(query, (_hash(spelling),)).fetchone() is not None:
+                    raise ForgottenRun(
+                        f"run {shown_id(name)} was removed: its user was forgotten"
+                    ) from None
+            raise
+
+
+def bury_runs(connection: sqlite3.Connection, run_ids: Iterable[str]) -> None:
+    """Note which runs go because their user is forgotten, so that nobody judges them later."""
+    hashes = ((_hash(run_id),) for run_id in run_ids)
+    connection.executemany("INSERT OR IGNORE INTO forgotten_run VALUES (?)", hashes)
+
+
+def _hash(run_id: str) -> int:
+    digest = hashlib.blake2b(run_id.encode(errors="replace"), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
 
 
 def read_run(row: tuple[Any, ...], messages: Chains) -> Run:

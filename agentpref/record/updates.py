@@ -25,6 +25,7 @@ from agentpref.home import Home
 from agentpref.record.database import insert_or_ignore, transaction
 from agentpref.record.messages import as_json
 from agentpref.record.seals import SEALED, resealing, sealed
+from agentpref.record.weights import name_weights
 from agentpref.types import BASE
 
 Role = Literal["new", "replay", "held_out", "left_out", "waiting"]
@@ -177,6 +178,7 @@ class Updates:
         so does a revision since then whose update is not in the ledger: a version before 0.2 may
         have been killed between the two.
         """
+        name_weights(self._connection, Home.of(self._connection))
         found = self._connection.execute(_TRAINED_ON, {"sources": as_json([*sources])})
         return [revision for (revision,) in found]
 
@@ -193,6 +195,7 @@ class Updates:
         has learned from any of these. The rest of a report is numbers, names of strata and fixed
         texts.
         """
+        name_weights(self._connection, Home.of(self._connection))
         reports = self._connection.execute(_REPORTS_ON, {"sources": as_json([*sources])}).fetchall()
         touched = ["updates"] if reports else []
         with transaction(self._connection), resealing(self._connection, touched):
@@ -257,10 +260,6 @@ used(update_id, role) AS (
         OR created_at >= at AND pair_id NOT IN (SELECT pair_id FROM pair_source)
 )
 """
-WEIGHTS = """CASE WHEN json_valid({0})
-    THEN json_extract({0}, '$.files."adapter_model.safetensors"') END"""
-"""SQL of the digest of the weights in the manifest that a column holds."""
-
 MADE_BY = """CASE WHEN json_valid(revision.manifest)
     THEN json_extract(revision.manifest, '$.watermark.update_id') END"""
 """SQL of the update that published a revision; null if it was published by hand."""
@@ -275,9 +274,8 @@ _SEEN = f"""{_USED}, trained(update_id) AS (
     SELECT candidate FROM updates JOIN trained USING (update_id) WHERE candidate IS NOT NULL
     UNION SELECT revision_id FROM revision, since WHERE ({MADE_BY}) IN trained
         OR created_at >= at AND {ORPHANED}
-    UNION SELECT revision.revision_id FROM seen JOIN revision AS known ON known.revision_id = name
-    JOIN revision ON revision.parent = name
-        OR ({WEIGHTS.format("revision.manifest")}) = ({WEIGHTS.format("known.manifest")})
+    UNION SELECT revision.revision_id FROM seen JOIN revision ON revision.parent = name
+        OR weights(revision.revision_id) = weights(name)
 )
 """
 _TRAINED_ON = f"{_SEEN} SELECT revision_id FROM revision WHERE revision_id IN seen ORDER BY seq"

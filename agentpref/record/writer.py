@@ -293,7 +293,7 @@ class Writer:
             now = queued.created_at
             step = self._latest - now
             if step > CLOCK_STEP_SECONDS:
-                warn("the clock went back by %.0f s; runs keep the time that they were given", step)
+                warn("the clock went back by %.0f s; runs keep the time at which they came", step)
             if step < 0 or step > CLOCK_STEP_SECONDS:
                 self._latest = now
         return queued

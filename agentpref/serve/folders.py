@@ -10,12 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
-import shutil
-import time
 import uuid
-from collections.abc import Container, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +29,8 @@ from agentpref.home import (
     sync,
     writing,
 )
+from agentpref.leftovers import PRUNING, PUBLISHING, claimed, discard, unfinished
+from agentpref.leftovers import is_revision_id as is_revision_id
 from agentpref.models.adapter_files import CONFIG_FILE as CONFIG_FILE
 from agentpref.models.adapter_files import WEIGHTS_FILE as WEIGHTS_FILE
 from agentpref.models.adapter_files import AdapterFiles
@@ -40,16 +39,6 @@ MANIFEST_FILE = "manifest.json"
 ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 FORMAT = 1
 """The format of the manifest."""
-
-_REVISION_ID = re.compile(r"rev-\d{6,}-[0-9a-f]{12}")
-_TEMPORARY = ".publishing-"
-_LEAVING = ".pruning-"
-_ABANDONED_AFTER = 3600.0
-
-
-def is_revision_id(name: str) -> bool:
-    """Whether a name has the form of a revision's, and so is safe as a folder's name."""
-    return _REVISION_ID.fullmatch(name) is not None
 
 
 def revision_id(seq: int, files: Mapping[str, str]) -> str:
@@ -79,22 +68,22 @@ def written(files: AdapterFiles, manifest: Mapping[str, Any], draft: Path) -> It
         MANIFEST_FILE: encode(manifest),
     }
     try:
-        draft.mkdir(parents=True)
-        draft.chmod(READABLE_FOLDER)
-        for name, content in contents.items():
-            with (draft / name).open("xb") as writer:
-                writer.write(content)
-                writer.flush()
-                os.fchmod(writer.fileno(), READABLE_FILE)
-                os.fsync(writer.fileno())
-        yield draft
+        with claimed(draft, lambda: draft.mkdir(parents=True)):
+            draft.chmod(READABLE_FOLDER)
+            for name, content in contents.items():
+                with (draft / name).open("xb") as writer:
+                    writer.write(content)
+                    writer.flush()
+                    os.fchmod(writer.fileno(), READABLE_FILE)
+                    os.fsync(writer.fileno())
+            yield draft
     finally:
         discard(draft)
 
 
 def new_draft(adapters: Path) -> Path:
     """A path for a folder that is being published."""
-    return adapters / f"{_TEMPORARY}{uuid.uuid4().hex}"
+    return adapters / f"{PUBLISHING}{uuid.uuid4().hex}"
 
 
 def give_name(draft: Path, folder: Path) -> None:
@@ -106,41 +95,16 @@ def give_name(draft: Path, folder: Path) -> None:
 
 def take_name(folder: Path) -> Path:
     """Take the name from a folder that is to be removed, durably, and return its new path."""
-    leaving = folder.with_name(f"{_LEAVING}{uuid.uuid4().hex}")
+    leaving = folder.with_name(f"{PRUNING}{uuid.uuid4().hex}")
     folder.rename(leaving)
     sync(folder.parent)
     return leaving
 
 
-def discard(folder: Path) -> None:
-    """Remove a folder without a revision's name as far as possible; of a link, the link."""
-    if folder.is_symlink():
-        folder.unlink()
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def clean(adapters: Path, known: Container[str]) -> None:
-    """Remove what crashes left. Call it while no other process can name a folder."""
-    leftover = leftovers(adapters)
-    for folder in adapters.iterdir():
-        is_unknown = is_revision_id(folder.name) and folder.name not in known
-        if is_unknown or folder.name in leftover:
-            discard(folder)
-
-
 def leftovers(adapters: Path) -> list[str]:
-    """Name the folders that a crash during publishing or pruning left."""
-    found: list[str] = []
+    """Name the folders that a crash left; ``NotKept`` if the folder is not this user's to read."""
     with ours(adapters):
-        present = list(adapters.iterdir())
-    for folder in present:
-        with suppress(FileNotFoundError):
-            # A younger one may be in use: another process is publishing right now.
-            is_abandoned = time.time() - folder.stat().st_mtime > _ABANDONED_AFTER
-            if folder.name.startswith((_LEAVING, _TEMPORARY) if is_abandoned else _LEAVING):
-                found.append(folder.name)
-    return sorted(found)
+        return unfinished(adapters)
 
 
 def export(files: AdapterFiles, manifest: Mapping[str, Any], target: StrPath, home: Home) -> Path:

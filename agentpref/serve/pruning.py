@@ -18,6 +18,7 @@ from typing import TypeAlias
 
 from agentpref.errors import ConfigError, RevisionError
 from agentpref.home import Home, writing
+from agentpref.leftovers import clear_adapters, discard
 from agentpref.record.database import transaction
 from agentpref.record.updates import last_clean
 from agentpref.serve import folders, status
@@ -137,7 +138,7 @@ class Pruning:
                 leaving = folders.take_name(folder) if folder.exists() else None
             on_failure.pop_all()
         if leaving is not None:
-            folders.discard(leaving)
+            discard(leaving)
         for pin in find_pins(self.home.pins, name):
             pin.remove()
         return None
@@ -152,7 +153,7 @@ class Pruning:
         with transaction(self.connection):
             rows = self.connection.execute("SELECT revision_id, pruned_at FROM revision")
             marks: dict[str, float | None] = dict(rows.fetchall())
-            folders.clean(self.home.adapters, marks)
+            clear_adapters(self.home.adapters, marks)
             for name, at in marks.items():
                 if at is not None and (self.home.adapters / name).exists():
                     self.connection.execute(_UNMARK, (name, at))

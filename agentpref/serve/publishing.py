@@ -15,8 +15,9 @@ import orjson
 
 from agentpref.errors import InvalidAdapter
 from agentpref.home import Home
+from agentpref.leftovers import clear_adapters
 from agentpref.record.seals import sealed
-from agentpref.record.updates import WEIGHTS
+from agentpref.record.weights import name_weights
 from agentpref.serve import decisions, folders, status
 from agentpref.serve.backend import Revision
 from agentpref.serve.status import ServingState
@@ -58,18 +59,19 @@ def insert(
     weights of one.
     """
     names = connection.execute("SELECT revision_id FROM revision")
-    folders.clean(home.adapters, {name for (name,) in names})
+    clear_adapters(home.adapters, {name for (name,) in names})
     (seq,) = connection.execute("SELECT COALESCE(MAX(seq), 0) + 1 FROM revision").fetchone()
     name = folders.revision_id(seq, manifest["files"])
     folders.give_name(draft, home.adapters / name)
     parent, content = manifest["parent"], folders.encode(manifest).decode()
     values = (name, manifest["namespace"], seq, parent, time.time(), content)
     (row,) = sealed(connection, "revision", [values])
+    name_weights(connection, home, of="tainted_at IS NOT NULL")
     connection.execute(
         "INSERT INTO revision (revision_id, namespace, seq, parent, created_at, manifest, seal,"
         " tainted_at) VALUES (?, ?, ?, ?, ?, ?, ?, (SELECT min(tainted_at) FROM revision"
-        f" WHERE revision_id = ? OR ({WEIGHTS.format('manifest')}) = ?))",
-        (*row, parent, manifest["files"][folders.WEIGHTS_FILE]),
+        " WHERE revision_id = ? OR weights(revision_id) IN (?, ?)))",
+        (*row, parent, manifest["tensors"], manifest["files"][folders.WEIGHTS_FILE]),
     )
     return name
 

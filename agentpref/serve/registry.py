@@ -20,6 +20,7 @@ from typing import Any
 from agentpref.errors import InvalidAdapter, RevisionError, UnknownRevision
 from agentpref.home import Home, StrPath, sync, writing
 from agentpref.record.database import connect, transaction, translated
+from agentpref.record.weights import tensor_digest
 from agentpref.serve import decisions, folders, pruning, status
 from agentpref.serve.backend import Revision
 from agentpref.serve.decisions import Hold as Hold
@@ -234,6 +235,7 @@ class Registry:
             manifest = {
                 "format": folders.FORMAT,
                 "files": files.digests,
+                "tensors": tensor_digest(files.weights),
                 "namespace": self.namespace,
                 "parent": parent,
                 "base": dict(model),

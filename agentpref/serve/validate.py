@@ -10,15 +10,14 @@ caller to use: the files themselves may change at any time.
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, TypeGuard
 
-from agentpref.errors import InvalidAdapter, MissingDependency, WrongBase
+from agentpref.errors import InvalidAdapter, WrongBase
 from agentpref.models.adapter_files import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -27,7 +26,6 @@ from agentpref.models.adapter_files import (
     read_plain,
     readable,
 )
-from agentpref.models.base_files import header_of
 from agentpref.serve.backend import Revision
 from agentpref.serve.folders import (
     ADAPTER_FILES,
@@ -36,9 +34,15 @@ from agentpref.serve.folders import (
     encode,
     is_named_by_content,
 )
+from agentpref.serve.tensors import (
+    Shape,
+    Tensor,
+    check_scaling,
+    largest_numbers,
+    read_tensors,
+    shortened,
+)
 from agentpref.types import LORA_RANKS
-
-Shape = tuple[int, ...]
 
 # AutoPeftModel imports this module for the class of the base. peft writes it where there is no
 # task_type, and Unsloth adds a flag.
@@ -56,10 +60,6 @@ _NEVER_EMPTY = frozenset(
     }
 )  # fmt: skip
 
-# Bytes per number, and the exponent bits, which are all set in an infinity and in a NaN.
-_DTYPES = {"F32": (4, 0x7F800000), "F16": (2, 0x7C00), "BF16": (2, 0x7F80)}
-_MAX_DIMENSIONS = 8
-_BLOCK = 1 << 22
 # Layers that engines share with the embeddings, or pad.
 _OUTPUTS = frozenset({"lm_head", "embed_out"})
 _LORA = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
@@ -180,7 +180,9 @@ def check_bytes(files: AdapterFiles, *, layers: Mapping[str, Shape] | None = Non
     with _naming(files.folder / WEIGHTS_FILE):
         tensors = read_tensors(files.weights)
         _check_layers(_adapted_layers(tensors, config["r"]), config["target_modules"], layers)
-        _check_finite(files.weights, tensors)
+        largest = largest_numbers(files.weights, tensors)
+    with _naming(files.folder / CONFIG_FILE):
+        check_scaling(config, tensors, largest)
 
 
 @contextmanager
@@ -225,7 +227,7 @@ def _read_config(files: AdapterFiles) -> dict[str, Any]:
     checks += [(key, _is_off(key, config[key]), off) for key in config if key not in known]
     for key, is_allowed, allowed in checks:
         if not is_allowed:
-            raise ValueError(f"{key} is {_shortened(repr(config.get(key)))}, but must be {allowed}")
+            raise ValueError(f"{key} is {shortened(repr(config.get(key)))}, but must be {allowed}")
     return config
 
 
@@ -254,64 +256,13 @@ def _is_off(key: str, value: object) -> bool:
     return value in ("", [], {}) and key not in _NEVER_EMPTY
 
 
-class Tensor(NamedTuple):
-    """A tensor of a safetensors file: ``begin`` and ``end`` are offsets into the file."""
-
-    name: str
-    dtype: str
-    shape: Shape
-    begin: int
-    end: int
-
-
-def read_tensors(data: bytes) -> list[Tensor]:
-    """Read the table of a safetensors file's bytes, and check that it describes exactly them.
-
-    Raises:
-        ValueError: the file is truncated, padded, or not a safetensors file.
-    """
-    try:
-        header = header_of(io.BytesIO(data), len(data))
-    except ValueError as error:
-        message = f"cannot be read as safetensors ({error}); save the adapter again"
-        raise ValueError(message) from error
-    end, tensors = header.start, []
-    entries = [_tensor(name, entry, header.start) for name, entry in header.tensors.items()]
-    for tensor in sorted(entries, key=lambda tensor: tensor.begin):
-        if tensor.begin != end:
-            break
-        tensors.append(tensor)
-        end = tensor.end
-    if len(tensors) < len(entries) or end != len(data):
-        raise ValueError("the file is truncated or has gaps; copy or save the adapter again")
-    return tensors
-
-
-def _tensor(name: str, entry: Any, start: int) -> Tensor:
-    try:
-        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        numbers = (*shape, begin, end)
-        if not isinstance(dtype, str) or any(type(number) is not int for number in numbers):
-            raise ValueError("a string and whole numbers are expected")
-        if len(shape) > _MAX_DIMENSIONS:
-            raise ValueError(f"more than {_MAX_DIMENSIONS} dimensions")
-    except (TypeError, KeyError, ValueError) as error:
-        raise ValueError(f"the entry of {_shortened(name)} is malformed; save it again") from error
-    if dtype not in _DTYPES:
-        allowed = ", ".join(sorted(_DTYPES))
-        raise ValueError(f"{name} has dtype {dtype}, but must be one of {allowed}")
-    if min(shape, default=1) < 1 or end - begin != math.prod(shape) * _DTYPES[dtype][0]:
-        raise ValueError(f"{name} does not contain {tuple(shape)} numbers; save it again")
-    return Tensor(name, dtype, tuple(shape), start + begin, start + end)
-
-
 def _adapted_layers(tensors: list[Tensor], rank: int) -> dict[str, Shape]:
     """Match each A with its B; return (out, in) of the layer that each pair adapts."""
     sides: dict[str, dict[str, Shape]] = {}
     for tensor in tensors:
         match = _LORA.fullmatch(tensor.name)
         if match is None:
-            raise ValueError(f"{_shortened(tensor.name)} is not a LoRA matrix of a linear layer")
+            raise ValueError(f"{shortened(tensor.name)} is not a LoRA matrix of a linear layer")
         if match["module"].rpartition(".")[2] in _OUTPUTS:
             raise ValueError(
                 f"{tensor.name} adapts the output layer, which engines share with the embeddings; "
@@ -362,27 +313,3 @@ def _check_layers(
     for layer in layers or ():
         if layer not in adapted and any(names(target, layer) for target in targets):
             raise ValueError(f"{layer} has no tensors, though the settings name it")
-
-
-def _check_finite(data: bytes, tensors: list[Tensor]) -> None:
-    """Refuse a NaN or an infinity by its exponent bits: numpy has no bfloat16."""
-    try:
-        import numpy as np
-    except ImportError as error:
-        raise MissingDependency(
-            "checking weights needs numpy; install it with: pip install 'agentpref[train]'"
-        ) from error
-    for tensor in tensors:
-        width, exponent = _DTYPES[tensor.dtype]
-        for begin in range(tensor.begin, tensor.end, _BLOCK):  # blocks: the masks need memory
-            count = min(_BLOCK, tensor.end - begin) // width
-            bits = np.frombuffer(data, f"<u{width}", count, begin)
-            if ((bits & exponent) == exponent).any():
-                raise ValueError(
-                    f"{tensor.name} contains a number that is not finite; the training diverged"
-                )
-
-
-def _shortened(text: str) -> str:
-    """Cut a text that is too long for an error message."""
-    return text if len(text) <= 200 else f"{text[:200]}…"

@@ -6,6 +6,7 @@ quickly. Each command imports the rest when it is called.
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated, Any
 
 import typer
@@ -36,6 +37,13 @@ LEADER_SECONDS = 5
 class Commands(TyperGroup):
     """A group of commands that turns agentpref's errors and Ctrl-C into one line and exit code."""
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command, and let it refuse arguments that are not UTF-8."""
+        name, command, rest = super().resolve_command(ctx, args)
+        for each in getattr(command, "commands", {name: command}).values():
+            each.callback = _of_text(each)
+        return name, command, rest
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command. Exits 1 on a failure, 2 on a wrong setting, 130 on Ctrl-C.
 
@@ -54,6 +62,30 @@ class Commands(TyperGroup):
         except KeyboardInterrupt as error:
             fail("interrupted; the log is kept, and the same revision serves")
             raise typer.Exit(INTERRUPTED) from error
+
+
+def _of_text(command: Any) -> Any:
+    """A command's function that first refuses a text which is not UTF-8, and names its argument.
+
+    Python gives bytes that are no UTF-8 as halves of characters, which nothing stores. Paths may
+    have them.
+    """
+    call = command.callback
+
+    @functools.wraps(call)
+    def checked(**values: Any) -> Any:
+        for param in command.params:
+            value = values.get(param.name)
+            for text in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(text, str) and any("\ud800" <= c <= "\udfff" for c in text):
+                    hint = max(param.opts, key=len) if param.opts[0][:1] == "-" else param.metavar
+                    raise typer.BadParameter(
+                        f"{text!a} is not UTF-8; type it in a terminal that uses UTF-8",
+                        param_hint=hint or param.name,
+                    )
+        return call(**values)
+
+    return checked
 
 
 app = typer.Typer(

@@ -165,3 +165,41 @@ def test_the_installed_script_is_the_same_command() -> None:
     script = Path(sys.executable).with_name("agentpref")
     done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == called("--version").stdout
+
+
+NOT_UTF8 = "ad\udce9"
+"""How Python gives an argument of Latin-1."""
+
+
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        (["forget", "--yes", "--user-id", NOT_UTF8], "--user-id"),
+        (["retract", NOT_UTF8], "RUN"),
+        (["retract", "run", "--user-id", NOT_UTF8], "--user-id"),
+        (["adapters", "promote", NOT_UTF8], "REVISION"),
+        (["import", "rows.jsonl", "--user-id", NOT_UTF8], "--user-id"),
+        (["update", "--model", "tiny", "--set", "seed=1", "--set", NOT_UTF8], "--set"),
+    ],
+)
+def test_an_argument_that_is_not_utf8_is_bad_usage_and_is_named(run, command, named) -> None:
+    run("init")
+    err = run(*command, exits=2).err
+    assert f"Invalid value for {named}: 'ad\\udce9" in err
+    assert "is not UTF-8" in err
+
+
+def test_bytes_that_are_not_utf8_are_bad_usage(tmp_path: Path) -> None:
+    call = [*AGENTPREF, "forget", "--yes", "--user-id", b"ad\xe9", "--home", "home"]
+    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Invalid value for --user-id: 'ad\\udce9' is not UTF-8" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_home_whose_path_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    call = [*AGENTPREF, "init", "--json", "--home", b"home\xe9"]
+    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "is not UTF-8; rename the folder" in done.stderr
+    assert list(tmp_path.iterdir()) == []

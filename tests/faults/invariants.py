@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from contextlib import closing
 from pathlib import Path
@@ -98,14 +97,8 @@ def check_kept(there: set[str], ids: dict[str, list[str]], *, forgetting: str = 
             assert there >= set(said), user
 
 
-def an_hour_later(home: Path) -> None:
-    """Make the drafts of publishers look old: a younger one may be in use."""
-    for folder in home.glob("adapters/.publishing-*"):
-        os.utime(folder, (0, 0))
-
-
 def check_cleaned(home: Path, adapter: Path, told: Told) -> None:
-    """A publisher and a pruning leave no trace of what was killed an hour ago."""
+    """A publisher and a pruning leave no trace of what was killed."""
     registry = Registry(home)
     publish(home, adapter, registry.state().live)
     registry.prune(keep=1, ask=lambda place, name: False)

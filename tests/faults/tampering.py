@@ -39,7 +39,7 @@ from agentpref.learn.objective import StepResult
 from agentpref.models.base_files import read_base
 from agentpref.outcome import Outcome
 from agentpref.record.database import connect, exclusive
-from agentpref.record.deletion.removal import merge_lock
+from agentpref.record.deletion.removal import merging
 from agentpref.record.messages import new_id
 from agentpref.record.spill import REST_SECONDS
 from agentpref.record.store import Store
@@ -112,7 +112,7 @@ def _live(folder: Path, seed: int) -> dict[str, Any]:
     with Router(registry, FakeBackend(place=ENGINE)):
         pass  # the engine keeps what it has loaded, and the home its pins
     _interrupt_training(home, base.identity, seed)
-    with exclusive(home), merge_lock(home):
+    with exclusive(home), merging(home):
         pass
     # All of that is in the database. What follows is in its log of changes, or in the spill.
     log = agentpref.Log(folder, redact=agentpref.redact)

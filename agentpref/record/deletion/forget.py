@@ -2,10 +2,11 @@
 
 The user's questions, the answers and all judgements of them, and the user's judgements of other
 answers are deleted. Interrupted training is deleted completely, with the candidate of an update
-that was killed, since such weights may have seen the text. The home keeps a tombstone, the keyed
-hash of the user and the time, which refuses what still waits in a queue, in a spill or in another
-home. The lineage stays as ids without text. If forgetting is interrupted at any point, the same
-call again completes it.
+that was killed and with revisions that are not in the database, since such weights may have seen
+the text. The home keeps a tombstone, the keyed hash of the user and the time, which refuses what
+still waits in a queue, in a spill or in another home, and a hash of the id of each run, which
+refuses what others still say of it. The lineage stays as ids without text. If forgetting is
+interrupted at any point, the same call again completes it.
 """
 
 from __future__ import annotations
@@ -20,17 +21,21 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from agentpref.home import Home, StrPath, sync, writing
+from agentpref.leftovers import clear_adapters
 from agentpref.record.database import connect, transaction, translated
 from agentpref.record.deletion.removal import (
     Removed,
     choose,
     chosen_judgements,
+    chosen_runs,
     delete,
     purge_refused,
     removal,
 )
-from agentpref.record.ingest.checks import as_id
+from agentpref.record.ingest.checks import known_id
+from agentpref.record.ingest.pseudonyms import UNNAMED
 from agentpref.record.keys import complete
+from agentpref.record.store import bury_runs
 from agentpref.record.updates import Rebuild, Updates, rebuilds, taint
 from agentpref.types import Progress
 
@@ -74,17 +79,30 @@ def forget(
 
     Raises:
         NotAHome: the folder is no home.
+        ConfigError: the id is none that ``Log.record`` takes; the message says why.
         CorruptHome: the file of user keys is missing, damaged, or another home's.
-        UpdateRunning: an update of this home is running; it would publish what it has read already.
+        UpdateRunning: an update or a merge of this home is running; it would publish, or bring in,
+            what it has read already.
         NotKept: the database or the spill cannot be written, and nothing was removed; or a reader
             or a full disk prevents overwriting the removed text. The same call again completes it.
     """
     place = Home.open(home)
+    text = known_id(user_id)
     with removal(place, progress) as connection:
-        # Without its keys, nobody is found.
-        names = complete(connection).names(as_id(user_id) or str(user_id))
+        names = complete(connection).names(text)  # without its keys, nobody is found
         said_until = dict.fromkeys(names, math.inf)
         return _forget(place, connection, said_until, dict.fromkeys(names, time.time()))
+
+
+def forget_unnamed(home: Home | StrPath | None, *, progress: Progress | None = None) -> Forgotten:
+    """Forget everybody who was logged while the home's ``user.keys`` was lost.
+
+    Their rows have one name for all, and cannot be told apart. Returns and raises as :func:`forget`
+    does, and needs no keys.
+    """
+    place = Home.open(home)
+    with removal(place, progress) as connection:
+        return _forget(place, connection, {UNNAMED: math.inf}, {UNNAMED: time.time()})
 
 
 def adopt(
@@ -93,9 +111,10 @@ def adopt(
     """Forget users who were forgotten in another home: delete their texts up to that time.
 
     ``tombstones`` says for each user, by the hash under a key that the homes share, when they were
-    forgotten (seconds since 1970). Raises like :func:`forget`.
+    forgotten (seconds since 1970). The caller has :func:`~removal.merging`. Raises like
+    :func:`forget`.
     """
-    with removal(home, progress) as connection:
+    with removal(home, progress, of_a_merge=True) as connection:
         done = _forget(home, connection, tombstones, {})
     # The tombstones come last: until they are there, the next merge does all of it again.
     with translated(home), closing(connect(home)) as connection, transaction(connection):
@@ -132,7 +151,11 @@ def _forget(
 
     purge_refused(home, is_gone)
     with transaction(connection):
+        if home.adapters.is_dir():
+            known = connection.execute("SELECT revision_id FROM revision")
+            clear_adapters(home.adapters, {name for (name,) in known})
         choose(connection, _SAID, _SAID, {})
+        bury_runs(connection, chosen_runs(connection))
         updates, sources = Updates(connection), chosen_judgements(connection)
         revisions = tuple(updates.revisions_trained_on(sources))
         updates.forget_words(sources)

@@ -15,14 +15,15 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
 from agentpref.errors import ConfigError, ImplausibleClock, NotKept, UpdateRunning
-from agentpref.home import Home, StrPath, abandoned_drafts, replacing
+from agentpref.home import Home, StrPath, reading, replacing, writing
+from agentpref.leftovers import clear_drafts
 from agentpref.record.database import connect, diagnose, exclusive, locked, transaction, translated
 from agentpref.record.messages import RunRow
 from agentpref.record.seals import resealing
@@ -76,7 +77,7 @@ def expire(
         NotAHome: the folder is no home.
         ConfigError: ``older_than`` is not a finite number above 0.
         ImplausibleClock: the newest run lies in the future, or no run would be left.
-        UpdateRunning: an update or another removal of this home is running.
+        UpdateRunning: an update, a merge or another removal of this home is running.
         NotKept: as for :func:`~agentpref.record.deletion.forget.forget`.
     """
     if not 0 < older_than < float("inf"):
@@ -109,8 +110,14 @@ def _require_plausible_clock(connection: sqlite3.Connection, now: float, before:
 
 
 @contextmanager
-def removal(home: Home, progress: Progress | None = None) -> Iterator[sqlite3.Connection]:
+def removal(
+    home: Home, progress: Progress | None = None, *, of_a_merge: bool = False
+) -> Iterator[sqlite3.Connection]:
     """Lock a home, write its spill to the database, run the block, then scrub the database.
+
+    No merge runs meanwhile: its copy of another home may hold what is to be removed. With
+    ``of_a_merge``, the caller is that merge, and has :func:`merging`. What killed processes left of
+    the drafts of files goes, too.
 
     The connection overwrites what it deletes. It does not enforce foreign keys: SQLite would search
     the whole table of messages for the children of each deleted one. :func:`delete` leaves no
@@ -118,16 +125,15 @@ def removal(home: Home, progress: Progress | None = None) -> Iterator[sqlite3.Co
 
     Raises:
         HomeError: the home cannot be read.
-        UpdateRunning: an update or another removal of this home is running.
+        UpdateRunning: an update, a merge or another removal of this home is running.
         NotKept: the database or its spill cannot be written; or, by the message, the rows are
             deleted but their bytes are not overwritten yet.
     """
     tell: Progress = progress or (lambda stage, done, total: None)
-    with exclusive(home):
+    with nullcontext() if of_a_merge else merging(home), exclusive(home):
         drain(home)
-        if (home.path / MERGE_COPY).exists():  # of a killed merge; a running one keeps its copy
-            with suppress(UpdateRunning), merge_lock(home):
-                shutil.rmtree(home.path / MERGE_COPY, ignore_errors=True)
+        with writing(home.path):
+            clear_drafts(home.path)
         with translated(home), closing(connect(home)) as connection:
             connection.execute("PRAGMA foreign_keys = OFF")
             connection.execute("PRAGMA secure_delete = ON")
@@ -147,6 +153,11 @@ def choose(
     Every judgement of a chosen run is chosen too. Call it in the transaction that deletes.
     """
     _run_script(connection, _CHOOSE.format(runs=runs, judgements=judgements), values)
+
+
+def chosen_runs(connection: sqlite3.Connection) -> list[str]:
+    """Return the ids of the chosen runs."""
+    return [key for (key,) in connection.execute("SELECT id FROM gone_run")]
 
 
 def chosen_judgements(connection: sqlite3.Connection) -> list[str]:
@@ -178,11 +189,9 @@ def purge_refused(home: Home, is_gone: Callable[[Mapping[str, Any]], bool]) -> N
     """
     path = home.refused
     with taking_turns(path):
-        for draft in abandoned_drafts(path):  # of a removal that was killed
-            draft.unlink()
         if not path.exists():
             return
-        with replacing(path) as draft, path.open("rb") as old, draft.open("wb") as new:
+        with replacing(path) as draft, reading(path) as old, draft.open("wb") as new:
             for line in old:
                 fields = _fields(line)
                 if fields is not None and not is_gone(fields):
@@ -202,11 +211,23 @@ def _fields(line: bytes) -> Mapping[str, Any] | None:
         return None
 
 
-def merge_lock(home: Home) -> AbstractContextManager[None]:
-    """Lock a home for one merge; raise ``UpdateRunning`` if another one is running."""
-    what = f"another merge into {home.path} is running"
+@contextmanager
+def merging(home: Home) -> Iterator[None]:
+    """Lock a home for one merge, or for a removal; remove the copy that a killed merge left.
+
+    Raises:
+        UpdateRunning: a merge or a removal is running.
+    """
+    what = f"another merge into {home.path}, or a removal from it, is running"
     refusal = UpdateRunning(f"{what}; wait for it to end, then try again")
-    return locked(home.path / "merge.lock", refusal)
+    copy = home.path / MERGE_COPY
+    with locked(home.path / "merge.lock", refusal):
+        with writing(copy):
+            if copy.is_symlink():
+                copy.unlink()
+            elif copy.exists():
+                shutil.rmtree(copy)
+        yield
 
 
 def _scrub(home: Home, connection: sqlite3.Connection) -> None:

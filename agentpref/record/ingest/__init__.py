@@ -7,6 +7,8 @@ it.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import NoneType
@@ -37,6 +39,9 @@ DETAILS = RUN_COLUMNS[RUN_COLUMNS.index("model") :]
 """What the app may say of a run beside its messages, in the order in which a body has it."""
 
 
+CLOCK_STEP_SECONDS = 1.0
+"""By how much the clock may go back before it counts as set."""
+
 IDS = ("model", "revision", "thread_id", "trace_id", "user_id")
 """The details that are names: texts, or what :func:`as_id` makes texts of."""
 
@@ -45,11 +50,23 @@ _PLACES_OF_NUMBERS = [3 + DETAILS.index(name) for name in ("params", "metadata")
 
 
 class RawRun(NamedTuple):
-    """A run as the app gave it; ``body`` is the JSON list that :func:`freeze` makes."""
+    """A run as the app gave it; ``body`` is the JSON list that :func:`freeze` makes.
+
+    ``created_at`` is by the clock, ``ticks`` by ``time.monotonic``, which nobody sets.
+    """
 
     run_id: str
     created_at: float
     body: bytes
+    ticks: float = math.inf
+
+    def said_at(self) -> float:
+        """When the run was recorded; by the present clock, if that was set back since.
+
+        Else a run that waits would be younger than the forgetting of its user, which came later.
+        """
+        by_now = time.time() - (time.monotonic() - self.ticks)
+        return by_now if self.created_at - by_now > CLOCK_STEP_SECONDS else self.created_at
 
 
 FromApp: TypeAlias = "RawRun | Feedback | Comparison"
@@ -170,5 +187,5 @@ class Ingest:
         if details["user_id"] is not None:
             details["user_id"] = self.pseudonyms.name(details["user_id"])
         nodes = self._linker.conversation(messages, tools, output)
-        head = (raw.run_id, self.namespace, raw.created_at, nodes[-2].id, nodes[-1].id)
+        head = (raw.run_id, self.namespace, raw.said_at(), nodes[-2].id, nodes[-1].id)
         return RunRow._make((*head, *details.values(), nodes))

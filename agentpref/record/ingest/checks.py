@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from enum import Enum
 from numbers import Integral, Real
 from typing import Any, SupportsFloat, TypeVar
@@ -15,7 +16,7 @@ from uuid import UUID
 
 import orjson
 
-from agentpref.errors import InvalidFeedback, InvalidMessage, described, shown_id
+from agentpref.errors import ConfigError, InvalidFeedback, InvalidMessage, described, shown_id
 from agentpref.record.messages import (
     COMPARISON_COLUMNS,
     FEEDBACK_COLUMNS,
@@ -96,7 +97,9 @@ def as_id(value: Any) -> str | None:
         if issubclass(kind, Enum):
             return as_id(value.value)
         if issubclass(kind, str):
-            return str.__str__(value)
+            return _joined(str.__str__(value))
+        if issubclass(kind, Decimal) and value.is_finite():
+            return format(value, "f")
         if issubclass(kind, (bool, UUID)):
             return str(value)
         if issubclass(kind, Integral):
@@ -106,6 +109,37 @@ def as_id(value: Any) -> str | None:
     except Exception:  # the app's own class: whatever it raises
         pass
     return None
+
+
+def known_id(value: Any) -> str:
+    """Write the id of a user to forget as text, as :func:`as_id` does.
+
+    Raises:
+        ConfigError: no row can have it for its user; the message names the cure.
+    """
+    text = as_id(value)
+    if text is None:
+        raise ConfigError(
+            f"user_id is {described(value)}; pass a string, a number or a UUID, as the app gives "
+            "it to the log"
+        )
+    if any(map(_is_half, text)):
+        raise ConfigError(
+            "user_id has half of a character, which UTF-8 cannot hold; record wrote U+FFFD in its "
+            "place, so pass the id with that"
+        )
+    return text
+
+
+def _joined(text: str) -> str:
+    """Join the halves of characters that stand beside each other, as UTF-16 has them."""
+    if any(map(_is_half, text)):
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+    return text
+
+
+def _is_half(character: str) -> bool:
+    return "\ud800" <= character <= "\udfff"
 
 
 def checked_id(name: str, value: Any) -> str:

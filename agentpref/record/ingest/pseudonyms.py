@@ -14,7 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from agentpref.errors import CorruptHome, NotKept
-from agentpref.home import Home, is_of_system, open_private, replacing, sync
+from agentpref.home import Home, is_of_system, open_private, reading, replacing, sync
+from agentpref.leftovers import claimed, draft_name
 
 _KEY_BYTES = 32
 
@@ -56,12 +57,8 @@ class Pseudonyms:
         return self._name(self._keys[0], user_id) if self._keys else UNNAMED
 
     def names(self, user_id: str) -> tuple[str, ...]:
-        """Return every name that a user's rows may have been written under.
-
-        ``UNNAMED`` stands for all whose rows were written while the keys were lost.
-        """
-        names = tuple(self._name(key, user_id) for key in self._keys)
-        return (*names, UNNAMED) if user_id == UNNAMED else names
+        """Return every name that a user's rows may have been written under."""
+        return tuple(self._name(key, user_id) for key in self._keys)
 
     def fingerprints(self) -> tuple[str, ...]:
         """Return for each key what tells it apart from others, and nothing else of it."""
@@ -86,7 +83,8 @@ class Pseudonyms:
 def _read(path: Path) -> list[bytes]:
     cure = "restore it from a backup: without it, no user of this home can be found again"
     try:
-        keys = [bytes.fromhex(line) for line in path.read_text(encoding="ascii").split()]
+        with reading(path) as file:
+            keys = [bytes.fromhex(line) for line in file.read().decode("ascii").split()]
     except ValueError as error:
         raise CorruptHome(f"{path} does not hold keys in hexadecimal; {cure}") from error
     if not keys or any(len(key) != _KEY_BYTES for key in keys):
@@ -96,12 +94,12 @@ def _read(path: Path) -> list[bytes]:
 
 def _create(path: Path, key: bytes) -> None:
     """Make the file, whole or not at all; if another process was faster, its file stays."""
-    draft = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
+    draft = path.with_name(draft_name(path.name))
     try:
-        _write(draft, [key])
-        sync(draft)
-        with suppress(FileExistsError):
-            os.link(draft, path)
+        with claimed(draft, lambda: _write(draft, [key])):
+            sync(draft)
+            with suppress(FileExistsError):
+                os.link(draft, path)
     finally:
         draft.unlink(missing_ok=True)
 

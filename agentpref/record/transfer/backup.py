@@ -27,6 +27,7 @@ from agentpref.home import (
     enclosing_home,
     make_private_folder,
     open_private,
+    reading,
     sync,
     writing,
 )
@@ -150,7 +151,7 @@ def _is_damaged(folder: Path, manifest: str) -> bool:
         return True
     found = {}
     for file in folder.iterdir():
-        with file.open("rb") as stream:
+        with reading(file) as stream:
             digest = hashlib.sha256()
             while block := stream.read(1 << 20):
                 digest.update(block)

@@ -28,7 +28,7 @@ from agentpref.errors import AgentprefError, ConfigError, CorruptHome
 from agentpref.home import Home, StrPath, copy_file, writing
 from agentpref.record.database import connect, require_known_schema, transaction, translated
 from agentpref.record.deletion.forget import Forgotten, adopt
-from agentpref.record.deletion.removal import MERGE_COPY, merge_lock
+from agentpref.record.deletion.removal import MERGE_COPY, merging
 from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.integrity import examine, examine_spill
 from agentpref.record.keys import registered
@@ -107,8 +107,8 @@ def merge(
         CorruptHome: another home is damaged or fails verification, and gave nothing. The homes
             before it are merged, as with the errors below.
         NewerHome: a later agentpref has changed a database beyond what this one knows.
-        UpdateRunning: another merge is running; or a user was forgotten elsewhere, and an update of
-            this home is running.
+        UpdateRunning: another merge or a removal is running; or a user was forgotten elsewhere, and
+            an update of this home is running.
         NotKept: a database cannot be written.
     """
     if isinstance(others, (str, os.PathLike)):
@@ -156,10 +156,9 @@ def _merge_one(home: Home, other: Home, progress: Progress | None) -> Merged:
 def _copied(home: Home, other: Home, tell: Progress) -> Iterator[Home]:
     """Copy the other home's database, spill and user keys into this home, for a block."""
     copy = Home(home.path / MERGE_COPY)
-    with merge_lock(home):
+    with merging(home):
         try:
             with writing(copy.path):
-                shutil.rmtree(copy.path, ignore_errors=True)  # a killed merge left it
                 copy.path.mkdir(mode=0o700)
                 with translated(home), closing(connect(home)) as connection:
                     registered(connection)  # makes the keys that a home without its own gets

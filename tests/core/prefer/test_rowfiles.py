@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import random
+import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -311,3 +312,18 @@ def test_a_stream_gets_json_lines() -> None:
     stream = io.BytesIO()
     assert write_rows([{"tag": "é"}, {}], COLUMNS, stream) == 2
     assert stream.getvalue() == '{"tag":"é"}\n{}\n'.encode()
+
+
+def test_the_next_export_removes_the_draft_of_one_that_was_killed(tmp_path: Path) -> None:
+    code = """if True:
+        import os, signal, sys
+        from agentpref.prefer.rowfiles import write_rows
+        os.replace = lambda *names: os.kill(os.getpid(), signal.SIGKILL)
+        write_rows([{"text": "a secret"}], {}, sys.argv[1])
+    """
+    target = tmp_path / "rows.jsonl"
+    subprocess.run([sys.executable, "-c", code, str(target)], check=False)
+    (left,) = tmp_path.iterdir()
+    assert "a secret" in left.read_text(encoding="utf-8")
+    write_rows([{"text": "another"}], {}, target)
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]

@@ -33,7 +33,7 @@ from agentpref.record.migrations import STEPS, Step
 
 TABLES = {
     "message", "run", "feedback", "comparison", "updates", "update_pair", "logp", "revision",
-    "serving", "serving_history", "migration", "forgotten", "pair_source",
+    "serving", "serving_history", "migration", "forgotten", "forgotten_run", "pair_source",
     "feedback_scale", "listing", "stale_prompt", "judged_run", "example", "left_out",
     "last_seal", "user_key", "journal", "hold_reason",
 }  # fmt: skip

@@ -12,7 +12,7 @@ import pytest
 
 from agentpref.home import Home
 from agentpref.record.database import connect
-from agentpref.record.deletion.forget import forget
+from agentpref.record.deletion.forget import forget, forget_unnamed
 from agentpref.record.ingest.pseudonyms import UNNAMED, Pseudonyms
 from agentpref.record.keys import KeysLost, keys_problem
 from agentpref.record.log import Log
@@ -71,7 +71,8 @@ def test_a_home_that_lost_its_keys_goes_on_logging_and_forgets_nobody(
     busy.user_keys.write_bytes(keys)
     assert problem(busy) is None
     assert forget(busy, "ana").runs == 1
-    assert forget(busy, UNNAMED).runs == 1
+    assert forget(busy, UNNAMED).runs == 0, "no user of the app has that name"
+    assert forget_unnamed(busy).runs == 1
     assert runs_in(busy) == []
 
 

@@ -219,7 +219,7 @@ def test_a_clock_that_goes_back_is_warned_of_once(
         ids = {log.record(ASKED, str(n)) for n in range(4)}
     assert {run.run_id for run in runs_of(log)} == ids
     assert [record.message for record in caplog.records] == [
-        "the clock went back by 3600 s; runs keep the time that they were given"
+        "the clock went back by 3600 s; runs keep the time at which they came"
     ]
 
 

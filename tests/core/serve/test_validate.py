@@ -21,7 +21,8 @@ from agentpref.home import Home
 from agentpref.serve.backend import Revision
 from agentpref.serve.folders import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
 from agentpref.serve.registry import Registry
-from agentpref.serve.validate import check_adapter, check_revision, read_tensors
+from agentpref.serve.tensors import read_tensors
+from agentpref.serve.validate import check_adapter, check_revision
 from agentpref.testing import write_adapter
 
 LAYERS = {"model.layers.0.self_attn.q_proj": (16, 24), "model.layers.0.mlp.up_proj": (32, 24)}
@@ -82,6 +83,9 @@ def test_our_writer_and_reader_agree_with_safetensors(folder: Path) -> None:
         ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
         ({"lora_alpha": 0}, "lora_alpha is 0"),
         ({"lora_alpha": None}, "lora_alpha is None"),
+        ({"lora_alpha": 1e300}, r"lora_alpha is 1e\+300, so the scaling is .* must be from"),
+        ({"lora_alpha": 1e-300}, r"lora_alpha is 1e-300, so the scaling is .* must be from"),
+        ({"lora_alpha": 80_001, "r": 8}, r"the scaling is 10000\.1, but must be from"),
         ({"target_modules": "all-linear"}, "target_modules is 'all-linear'"),
         ({"target_modules": []}, r"target_modules is \[\]"),
         ({"a_setting_of_the_future": 1}, "a_setting_of_the_future is 1"),
@@ -90,6 +94,21 @@ def test_our_writer_and_reader_agree_with_safetensors(folder: Path) -> None:
 def test_settings_beyond_plain_lora_are_refused(folder: Path, changes: dict, named: str) -> None:
     edit_config(folder, **changes)
     with pytest.raises(InvalidAdapter, match=named):
+        check_adapter(folder)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_a_scaling_with_which_numbers_overflow_is_refused(folder: Path, dtype: type) -> None:
+    """Engines multiply the weights by it, in their own type."""
+    file = folder / WEIGHTS_FILE
+    largest = float(np.finfo(dtype).max)
+    scaled = {name: np.full_like(t, largest / 4, dtype) for name, t in load_file(file).items()}
+    save_file(scaled, file)
+    edit_config(folder, lora_alpha=8)
+    check_adapter(folder)
+    edit_config(folder, lora_alpha=64)
+    kind = "F16" if dtype is np.float16 else "F32"
+    with pytest.raises(InvalidAdapter, match=rf"lora_alpha is 64, .* numbers that {kind} cannot"):
         check_adapter(folder)
 
 

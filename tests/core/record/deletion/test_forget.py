@@ -115,7 +115,7 @@ def busy(full: Home, tmp_path: Path) -> Home:
 
 
 @pytest.mark.guarantee("privacy")
-def test_no_byte_of_a_forgotten_user_is_left_in_any_file(busy: Home) -> None:
+def test_no_byte_of_a_forgotten_user_is_left_in_any_file_of_the_home(busy: Home) -> None:
     assert holding(busy, SECRET)
     forget(busy, "ada")
     assert holding(busy, SECRET) == []

@@ -70,7 +70,7 @@ def test_adopting_twice_changes_nothing(home: Home, other: Home) -> None:
 
 def test_an_unreadable_key_file_raises_not_kept(home: Home) -> None:
     home.user_keys.mkdir()
-    with pytest.raises(NotKept, match=r"user\.keys cannot be read"):
+    with pytest.raises(NotKept, match=r"user\.keys is not a plain file"):
         Pseudonyms.of(home)
 
 

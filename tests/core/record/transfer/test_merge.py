@@ -1,8 +1,9 @@
-"""A merge adds every row of another home once, and nothing of a home that fails verification."""
+"""A merge adds each new row of another home once, and nothing of a home that fails verification."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -17,7 +18,14 @@ import orjson
 import pytest
 from filelock import FileLock
 
-from agentpref.errors import ConfigError, CorruptHome, NewerHome, NotAHome, UpdateRunning
+from agentpref.errors import (
+    ConfigError,
+    CorruptHome,
+    NewerHome,
+    NotAHome,
+    NotKept,
+    UpdateRunning,
+)
 from agentpref.home import Home
 from agentpref.record import database
 from agentpref.record.database import connect, exclusive, transaction
@@ -110,7 +118,9 @@ TALK = (
 
 
 @pytest.mark.guarantee("record")
-def test_a_merge_adds_every_row_of_the_other_home(make: Make) -> None:
+def test_a_merge_adds_every_new_row_that_is_in_no_conflict_and_of_nobody_forgotten(
+    make: Make,
+) -> None:
     home, other = make("home"), make("other", *TALK)
     merged = one(home, other)
     assert rows(home) == rows(other)
@@ -253,7 +263,7 @@ def test_the_copy_that_a_killed_merge_left_is_deleted_when_somebody_is_forgotten
     home = make("home", *TALK)
     (home.path / "merging").mkdir()
     (home.path / "merging" / "agentpref.db").write_text("theirs", encoding="utf-8")
-    with FileLock(home.path / "merge.lock"):
+    with FileLock(home.path / "merge.lock"), pytest.raises(UpdateRunning):
         delete_user(home, "nobody")
     assert (home.path / "merging").exists(), "a merge that is running keeps its copy"
     delete_user(home, "nobody")
@@ -745,3 +755,26 @@ def test_an_older_home_is_upgraded_in_the_copy(make: Make, tmp_path: Path) -> No
 def _of_version_5(home: Home, patch: pytest.MonkeyPatch) -> sqlite3.Connection:
     patch.setattr(database, "STEPS", STEPS[:5])
     return connect(home)
+
+
+# What stands in the place of a file
+
+
+@pytest.mark.guarantee("record", "a pipe, a device or a folder as its spill.jsonl or user.keys")
+@pytest.mark.parametrize("name", ["spill.jsonl", "user.keys"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_file_in_the_other_home_is_refused_at_once(
+    make: Make, name: str, kind: str
+) -> None:
+    home, other = make("home"), make("other", *TALK)
+    place = other.path / name
+    place.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "device":
+        place.symlink_to("/dev/zero")
+    else:
+        place.mkdir()
+    with pytest.raises(NotKept, match=rf"{name} is not a plain file; remove it, or restore"):
+        merge(home, [other])
+    assert rows(home)["run"] == set()
