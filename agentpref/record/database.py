@@ -70,6 +70,8 @@ TROUBLES: dict[str, Trouble] = {
     "malformed": _CORRUPT,
     "no such table": _CORRUPT,
     "no such column": _CORRUPT,
+    "already exists": _CORRUPT,  # the list of steps is not what was applied
+    "duplicate column": _CORRUPT,
 }
 """What SQLite's messages mean (Python 3.10 gives no error code)."""
 

@@ -11,47 +11,16 @@ from __future__ import annotations
 
 import functools
 import sqlite3
-from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
 
 from agentpref.home import Home
 from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.listing import LISTING
 from agentpref.record.scales import derive_scales
-from agentpref.record.seals import add_seals
+from agentpref.record.seals import add_seals, add_sums
+from agentpref.record.steps import STEPS as STEPS
+from agentpref.record.steps import Step as Step
+from agentpref.record.steps import breaking_step, step
 from agentpref.record.views import RUN_TEXT, VIEWS
-
-Change: TypeAlias = Callable[[sqlite3.Connection], None]
-
-
-class Step(NamedTuple):
-    """One change of the schema; ``version`` is what the database has after it.
-
-    ``breaking`` says that a program which does not know the step must stop using the database, even
-    if it has it open.
-    """
-
-    version: int
-    name: str
-    change: Change
-    breaking: bool = False
-
-
-STEPS: list[Step] = []
-
-
-def step(change: Change, *, breaking: bool = False) -> Change:
-    """Add a change, under the next number, after which older programs still work.
-
-    Such a change only adds: tables, indices, views, columns that may be null or have a default.
-    What older programs read keeps its meaning.
-    """
-    STEPS.append(Step(len(STEPS) + 1, change.__name__, change, breaking))
-    return change
-
-
-breaking_step = functools.partial(step, breaking=True)
-"""Add a change, under the next number, that older programs must not use."""
 
 
 @step
@@ -387,6 +356,18 @@ def seals(connection: sqlite3.Connection) -> None:
     because older programs would write rows without a seal.
     """
     add_seals(connection)
+
+
+@breaking_step
+def sums_of_tables(connection: sqlite3.Connection) -> None:
+    """What every table held when agentpref wrote to it last.
+
+    ``table_sum`` has the number of a table's rows and the sum of their hashes. So `verify` finds
+    rows that were changed, added or deleted in any table, whatever is written or removed after
+    that; it replaces ``last_seal``. ``logp.checksum`` hashes a score, so that an update uses none
+    that was changed. The step is breaking because older programs would write and add nothing.
+    """
+    add_sums(connection)
 
 
 _TALLY_TRIGGERS = (

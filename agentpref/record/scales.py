@@ -20,6 +20,7 @@ import orjson
 
 from agentpref.errors import InvalidFeedback
 from agentpref.record.messages import IMPORT_ID
+from agentpref.record.sums import counted
 from agentpref.types import Feedback
 
 Bounds: TypeAlias = tuple[float, float]
@@ -87,7 +88,8 @@ def fixed_scale(connection: sqlite3.Connection, row: Feedback, namespace: str) -
     ).fetchone()
     scale = row.scale or (found[:2] if found else shown_by([row.score]))
     if found is None and scale is not None:
-        add_scale(connection, *source, scale, row.created_at)
+        with counted(connection, "feedback_scale"):
+            add_scale(connection, *source, scale, row.created_at)
     if scale is not None and not scale[0] <= row.score <= scale[1]:
         since = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(found[2]))
         low, high = (f"{end:g}" for end in scale)

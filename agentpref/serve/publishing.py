@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from agentpref.home import Home
 from agentpref.record.seals import sealed
+from agentpref.record.sums import counted
 from agentpref.record.updates import WEIGHTS
 from agentpref.serve import folders, status
 from agentpref.serve.backend import Revision
@@ -52,10 +53,11 @@ def insert(
     parent, content = manifest["parent"], folders.encode(manifest).decode()
     values = (name, manifest["namespace"], seq, parent, time.time(), content)
     (row,) = sealed(connection, "revision", [values])
-    connection.execute(
-        "INSERT INTO revision (revision_id, namespace, seq, parent, created_at, manifest, seal,"
-        " tainted_at) VALUES (?, ?, ?, ?, ?, ?, ?, (SELECT min(tainted_at) FROM revision"
-        f" WHERE revision_id = ? OR ({WEIGHTS.format('manifest')}) = ?))",
-        (*row, parent, manifest["files"][folders.WEIGHTS_FILE]),
-    )
+    with counted(connection, "standing", where="revision_id = ?", values=(name,)):
+        connection.execute(
+            "INSERT INTO revision (revision_id, namespace, seq, parent, created_at, manifest, seal,"
+            " tainted_at) VALUES (?, ?, ?, ?, ?, ?, ?, (SELECT min(tainted_at) FROM revision"
+            f" WHERE revision_id = ? OR ({WEIGHTS.format('manifest')}) = ?))",
+            (*row, parent, manifest["files"][folders.WEIGHTS_FILE]),
+        )
     return name

@@ -31,6 +31,7 @@ from agentpref.record.deletion.removal import (
 )
 from agentpref.record.ingest.checks import as_id
 from agentpref.record.keys import complete
+from agentpref.record.sums import counted
 from agentpref.record.updates import Rebuild, Updates, rebuilds, taint
 from agentpref.types import Progress
 
@@ -144,8 +145,9 @@ def _forget(
 
 def _bury(connection: sqlite3.Connection, tombstones: Mapping[str, float]) -> None:
     """Keep tombstones; of two for the same user, keep the later one."""
-    connection.executemany(
-        "INSERT INTO forgotten (user_id, at) VALUES (?, ?)"
-        " ON CONFLICT (user_id) DO UPDATE SET at = max(at, excluded.at)",
-        tombstones.items(),
-    )
+    with counted(connection, "forgotten"):
+        connection.executemany(
+            "INSERT INTO forgotten (user_id, at) VALUES (?, ?)"
+            " ON CONFLICT (user_id) DO UPDATE SET at = max(at, excluded.at)",
+            tombstones.items(),
+        )

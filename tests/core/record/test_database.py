@@ -35,7 +35,7 @@ TABLES = {
     "message", "run", "feedback", "comparison", "updates", "update_pair", "logp", "revision",
     "serving", "serving_history", "migration", "forgotten", "pair_source",
     "feedback_scale", "listing", "stale_prompt", "judged_run", "example", "left_out",
-    "last_seal", "user_key",
+    "table_sum", "user_key",
 }  # fmt: skip
 
 
