@@ -24,8 +24,9 @@ from agentpref.record.ingest.checks import message_fault, row_fault
 from agentpref.record.invariants import INVARIANTS, KEYS, SAMPLED, WHOLE
 from agentpref.record.messages import COMPARISON_COLUMNS, FEEDBACK_COLUMNS, RUN_COLUMNS
 from agentpref.record.migrations import STEPS
-from agentpref.record.seals import SEALED, last_seals, links
+from agentpref.record.seals import SEALED, last_seals, links, removed_faults
 from agentpref.record.spill import is_whole
+from agentpref.record.steps import MIGRATION
 from agentpref.record.store import Store
 from agentpref.record.sums import CHANGED, LISTED, SUMMED, checksum, difference
 from agentpref.types import Progress
@@ -234,6 +235,8 @@ def _of_sums(
             marks = "its marks of taint, quarantine and pruning: " if name == "standing" else ""
             cure = "; the next update makes the list of examples anew" if name in LISTED else ""
             yield Problem(summed.table, "", f"{marks}{what}{cure}")
+    if what := removed_faults(connection, "run"):
+        yield Problem("run", "", what)
     tell("sums", len(SUMMED), len(SUMMED))
 
 
@@ -260,6 +263,7 @@ def _of_schema(connection: sqlite3.Connection) -> Iterator[Problem]:
         what = f"the version that programs must know is {found}, not {breaking}"
         yield Problem("migration", "user_version", what)
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as new:
+        new.execute(MIGRATION)
         for step in STEPS:
             step.change(new)
         expected = dict(new.execute(_DEFINITIONS))

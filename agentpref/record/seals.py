@@ -3,7 +3,8 @@
 The seal of a row hashes its columns and the seal of the row before it, in the order in which they
 were written. So a changed value breaks the row's own seal, and a row that is gone breaks the seal
 of the next one. What a chain does not show, such as rows that are gone at its end, the sum of the
-table does (:mod:`agentpref.record.sums`).
+table does (:mod:`agentpref.record.sums`). Runs have no sum. A judged run that is gone shows by its
+judgements; of others, those that were the last when they were deleted do not show.
 
 A message needs no seal, because its id is a hash of its content. A seal has no secret: whoever can
 write the file can seal it again. So it shows what failing disks, other programs and hasty hands
@@ -18,12 +19,29 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from agentpref.record.sums import SUMMED, add, body, checksum, counted, number, resum
+from agentpref.record.sums import (
+    MISSING,
+    SUMMED,
+    Sum,
+    add,
+    body,
+    checksum,
+    counted,
+    keep,
+    kept_sum,
+    number,
+    resum,
+)
+
+_SUMMED = ("feedback", "comparison", "updates", "revision", "serving_history")
 
 SEALED: Mapping[str, tuple[str, ...]] = {
-    table: SUMMED[table].columns
-    for table in ("run", "feedback", "comparison", "updates", "revision", "serving_history")
-}
+    "run": (
+        "run_id", "namespace", "created_at", "prompt", "output", "model", "revision", "thread_id",
+        "trace_id", "user_id", "params", "token_ids", "logprobs", "tags", "metadata",
+    ),
+    **{table: SUMMED[table].columns for table in _SUMMED},
+}  # fmt: skip
 """What is sealed, by table, in the order in which it is hashed. The first column names a row.
 
 Whoever adds a column here adds a migration that seals the table again.
@@ -71,9 +89,10 @@ def sealed(
     for row in rows:
         content = body(row)
         before = _hash(before + content)
-        total += number(content)
+        if table in SUMMED:
+            total += number(content)
         found.append((*row, before))
-    if found:
+    if found and table in SUMMED:
         add(connection, table, len(found), total)
     return found
 
@@ -82,10 +101,10 @@ def sealed(
 def resealing(connection: sqlite3.Connection, tables: Sequence[str]) -> Iterator[None]:
     """Seal tables anew after a block that removes or changes rows, in the same transaction.
 
-    Rows whose seal was broken before keep it, and the sums keep what was wrong with them, so that
-    the block hides nothing.
+    Rows whose seal was broken before keep it. The sums keep what was wrong with those that go, and
+    of runs it is counted, so that the block hides nothing.
     """
-    with counted(connection, *tables):
+    with counted(connection, *[table for table in tables if table in SUMMED]):
         broken = {
             table: {link.key for link in links(connection, table) if link.fault() is not None}
             for table in tables
@@ -93,6 +112,20 @@ def resealing(connection: sqlite3.Connection, tables: Sequence[str]) -> Iterator
         yield
         for table, keys in broken.items():
             _chain(connection, table, but=keys)
+            if table not in SUMMED:
+                query = f"SELECT 1 FROM {table} WHERE {SEALED[table][0]} IS ?"
+                gone = [key for key in keys if not connection.execute(query, (key,)).fetchone()]
+                if gone:
+                    add(connection, table, len(gone), 0)
+
+
+def removed_faults(connection: sqlite3.Connection, table: str) -> str | None:
+    """Say what was wrong with rows of a table without a sum that were removed since."""
+    kept = kept_sum(connection, table)
+    if kept == Sum(0, 0):
+        return None
+    what = "removed since, were not as they were written, or rows before them were gone"
+    return MISSING if kept is None else f"{kept.rows} of its rows, {what}"
 
 
 def seal(connection: sqlite3.Connection, table: str, *, after: int = _ALL) -> None:
@@ -139,7 +172,7 @@ def last_seal(connection: sqlite3.Connection, table: str, *, until: int = 2**63 
         " ORDER BY rowid DESC LIMIT 1"
     )
     found = connection.execute(query, (until,)).fetchone()
-    return b"" if found is None else bytes(found[0])
+    return b"" if found is None else _as_bytes(found[0]) or b""
 
 
 def last_seals(connection: sqlite3.Connection) -> dict[str, str]:
@@ -203,6 +236,7 @@ def add_sums(connection: sqlite3.Connection) -> None:
         ) WITHOUT ROWID"""
     )
     resum(connection)
+    keep(connection, "run", Sum(0, 0))
     kept = dict(connection.execute("SELECT name, seal FROM last_seal"))
     for table in SEALED:
         if table != "run" and kept.get(table) != last_seal(connection, table):

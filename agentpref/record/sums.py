@@ -39,11 +39,6 @@ LISTED = ("listing", "stale_prompt", "judged_run", "example", "left_out")
 """The list of examples, which an update makes anew if its sums are wrong."""
 
 SUMMED: Mapping[str, Summed] = {
-    "run": _sealed(
-        "run",
-        "run_id", "namespace", "created_at", "prompt", "output", "model", "revision", "thread_id",
-        "trace_id", "user_id", "params", "token_ids", "logprobs", "tags", "metadata",
-    ),
     "feedback": _sealed(
         "feedback",
         "feedback_id", "run_id", "created_at", "key", "score", "value", "comment", "source",
@@ -90,7 +85,8 @@ SUMMED: Mapping[str, Summed] = {
 }  # fmt: skip
 """What is summed, by the name of the sum. ``standing`` has what changes of a revision.
 
-Whoever adds a table or a column here adds a migration that sums the table anew.
+Runs have none: it would cost a page of the disk for each run that is written on its own. Whoever
+adds a table or a column here adds a migration that sums the table anew.
 """
 
 
@@ -141,14 +137,23 @@ def sum_of(
     return Sum(count, total)
 
 
+def kept_sum(connection: sqlite3.Connection, name: str) -> Sum | None:
+    """The sum that agentpref kept; None if it is gone or damaged."""
+    query = "SELECT rows, total FROM table_sum WHERE name = ?"
+    found = connection.execute(query, (name,)).fetchone()
+    if found is None or not isinstance(found[0], int) or not isinstance(found[1], bytes):
+        return None
+    return Sum(found[0], int.from_bytes(found[1], "big"))
+
+
 def add(connection: sqlite3.Connection, name: str, rows: int, total: int) -> None:
     """Add rows to the kept sum, in the transaction that inserts them; negative for deleted ones.
 
     A sum that is gone or damaged stays so, for verification to find.
     """
-    kept = _kept(connection, name)
+    kept = kept_sum(connection, name)
     if kept is not None:
-        _keep(connection, name, Sum(kept.rows + rows, kept.total + total))
+        keep(connection, name, Sum(kept.rows + rows, kept.total + total))
 
 
 @contextmanager
@@ -173,7 +178,7 @@ def counted(
 def resum(connection: sqlite3.Connection, names: Iterable[str] = SUMMED) -> None:
     """Keep the sums of what is there now, right or wrong."""
     for name in names:
-        _keep(connection, name, sum_of(connection, name))
+        keep(connection, name, sum_of(connection, name))
 
 
 def difference(connection: sqlite3.Connection, name: str) -> str | None:
@@ -181,9 +186,9 @@ def difference(connection: sqlite3.Connection, name: str) -> str | None:
 
     Call it in a transaction, or the writes of others come in between.
     """
-    there, kept = sum_of(connection, name), _kept(connection, name)
+    there, kept = sum_of(connection, name), kept_sum(connection, name)
     if kept is None:
-        return "its sum is missing or damaged, so nobody can say whether rows are gone"
+        return MISSING
     if there.rows != kept.rows:
         what = f"{there.rows:,} are there, {kept.rows:,} were written"
         return f"its rows are not those that were written: {what}"
@@ -192,18 +197,12 @@ def difference(connection: sqlite3.Connection, name: str) -> str | None:
     return None
 
 
+MISSING = "its sum is missing or damaged, so nobody can say whether rows are gone"
 CHANGED = "its rows are not as they were written; some were changed, and may be removed since"
 
 
-def _kept(connection: sqlite3.Connection, name: str) -> Sum | None:
-    query = "SELECT rows, total FROM table_sum WHERE name = ?"
-    found = connection.execute(query, (name,)).fetchone()
-    if found is None or not isinstance(found[0], int) or not isinstance(found[1], bytes):
-        return None
-    return Sum(found[0], int.from_bytes(found[1], "big"))
-
-
-def _keep(connection: sqlite3.Connection, name: str, new: Sum) -> None:
+def keep(connection: sqlite3.Connection, name: str, new: Sum) -> None:
+    """Keep a sum in place of the one before."""
     connection.execute(
         "INSERT OR REPLACE INTO table_sum (name, rows, total) VALUES (?, ?, ?)",
         (name, new.rows, (new.total % _MODULUS).to_bytes(16, "big")),

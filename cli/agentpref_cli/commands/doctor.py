@@ -296,6 +296,7 @@ def verify(
 _NOT_CHECKED = (
     "rows that somebody changed and sealed again (compare `seals` of --json with a note that is "
     "kept elsewhere)",
+    "runs without a judgement that were deleted while they were the last",
     "what was in an agentpref.db-wal, spill.jsonl or refused.jsonl that was removed or cut",
     "scores that are gone from the cache (they are computed anew)",
     "interrupted training, the base model",
