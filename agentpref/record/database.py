@@ -33,7 +33,6 @@ from agentpref.errors import (
 from agentpref.home import (
     RESTORE,
     Home,
-    HomeConnection,
     is_closed,
     is_of_system,
     open_private,

@@ -137,7 +137,8 @@ def seal(connection: sqlite3.Connection, table: str, *, after: int = _ALL) -> No
         _chain(connection, table)
         resum(connection, [name for name, summed in SUMMED.items() if summed.table == table])
     else:
-        with counted(connection, table, where="rowid > ?", values=(after,)):
+        names = [table] if table in SUMMED else []
+        with counted(connection, *names, where="rowid > ?", values=(after,)):
             _chain(connection, table, after=after)
 
 
