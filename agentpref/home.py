@@ -200,7 +200,14 @@ class Home:
 
     @classmethod
     def of(cls, connection: sqlite3.Connection) -> Home:
-        """The home whose database a connection has open."""
+        """The home whose database a connection has open.
+
+        SQLite knows the database by its real path, and nothing else of the home lies there if that
+        in the home is a link. So a connection of ``database.connect`` knows its home itself.
+        """
+        known: Home | None = getattr(connection, "home", None)
+        if known is not None:
+            return known
         query = "SELECT file FROM pragma_database_list WHERE name = 'main'"
         (file,) = connection.execute(query).fetchone()
         return cls(Path(file).parent)

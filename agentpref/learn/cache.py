@@ -2,7 +2,8 @@
 
 A sequence log-prob is a function of the weights and the token ids, and the cache keys it by both.
 So each update scores only rows that no update scored before. Scores are stored pass by pass: an
-update that is ended while it scores leaves them to the next one.
+update that is ended while it scores leaves them to the next one. They decide what the gate compares
+with, so each has a checksum: one that was changed since is computed again.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from agentpref.learn.batch import Sequences
 from agentpref.learn.logps import Logps
 from agentpref.models.tokenizer import Ids, Mask
 from agentpref.record.database import transaction
+from agentpref.record.sums import checksum
 
 
 def sequence_key(prompt: Ids, completion: Ids, mask: Mask | None = None) -> str:
@@ -67,21 +69,17 @@ class LogpCache:
             for row, logps in zip(rows, scores, strict=True)
             for (key, tokens), logp in zip(_keys(row), logps, strict=True)
         ]
-        if not columns:
-            return
-        with transaction(self._connection):
-            self._connection.executemany(
-                "INSERT OR IGNORE INTO logp (policy, row, logp, tokens) VALUES (?, ?, ?, ?)",
-                columns,
-            )
+        if columns:
+            with transaction(self._connection):
+                self._write(columns)
 
     def rename(self, revision: str) -> None:
         """Move all scores to a revision that has the same weights."""
+        query = "SELECT policy, row, logp, tokens, checksum FROM logp WHERE policy = ?"
         with transaction(self._connection):
-            self._connection.execute(
-                "UPDATE OR IGNORE logp SET policy = ? WHERE policy = ?",
-                (f"{self._base}:{revision}", self._policy),
-            )
+            found = self._connection.execute(query, (self._policy,)).fetchall()
+            whole = (row[1:4] for row in found if row[4] == checksum(row[:4]))
+            self._write([(f"{self._base}:{revision}", *row) for row in whole])
             self.forget()
 
     def forget(self) -> None:
@@ -90,11 +88,23 @@ class LogpCache:
 
     def _read(self, keys: set[str]) -> dict[str, float]:
         found = self._connection.execute(
-            "SELECT row, logp FROM logp"
+            "SELECT row, logp, tokens, checksum FROM logp"
             " WHERE policy = ? AND row IN (SELECT value FROM json_each(?))",
             (self._policy, orjson.dumps(sorted(keys)).decode()),
         )
-        return dict(found.fetchall())
+        return {
+            key: logp
+            for key, logp, tokens, seal in found
+            if seal == checksum((self._policy, key, logp, tokens))
+        }
+
+    def _write(self, rows: Sequence[tuple[str, str, float, int]]) -> None:
+        """Write scores; they replace those that are there, which are the same or were changed."""
+        self._connection.executemany(
+            "INSERT OR REPLACE INTO logp (policy, row, logp, tokens, checksum)"
+            " VALUES (?, ?, ?, ?, ?)",
+            [(*row, checksum(row)) for row in rows],
+        )
 
 
 def _keys(row: Sequences) -> Iterator[tuple[str, int]]:

@@ -5,7 +5,8 @@ up to date prompt by prompt: those that were judged since, and those that lost a
 what an update chooses by, and no text; the examples that are chosen are read whole.
 
 Judgements are only ever appended, so those that are new are the last ones: a count says which. A
-trigger lowers it where one is deleted, and marks the prompt as stale.
+trigger lowers it where one is deleted, and marks the prompt as stale. A list that another program
+changed, by its sums, is made anew.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sqlite3
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import orjson
@@ -23,6 +25,7 @@ from agentpref.record.database import transaction
 from agentpref.record.messages import as_json
 from agentpref.record.scales import Scale
 from agentpref.record.store import Store
+from agentpref.record.sums import LISTED, counted, difference, resum
 from agentpref.types import Example, Origin
 
 T = TypeVar("T")
@@ -121,13 +124,14 @@ class Catalog:
 
     def _begin(self, scales: str) -> None:
         """Start the list, or start it anew where other rules made it or its counts are wrong."""
+        self._require_unchanged()
         query = "SELECT rules, scales FROM listing WHERE namespace = ?"
         made_by = self._connection.execute(query, (self._namespace,)).fetchone()
         if made_by is not None and made_by[0] == _RULES and self._is_possible():
             if made_by[1] != scales:
                 self._mark_scaled(made_by[1], scales)
             return
-        with transaction(self._connection):
+        with self._changing(*LISTED):
             for table in ("example", "left_out", "judged_run", "stale_prompt"):
                 self._connection.execute(
                     f"DELETE FROM {table} WHERE namespace = ?", (self._namespace,)
@@ -137,6 +141,26 @@ class Catalog:
                 " VALUES (?, 0, 0, ?, ?)",
                 (self._namespace, scales, _RULES),
             )
+
+    def _require_unchanged(self) -> None:
+        """Empty the lists of all namespaces if any was changed: nobody can say which."""
+        with self._store.one_state():
+            if not any(difference(self._connection, table) for table in LISTED):
+                return
+        with transaction(self._connection):
+            for table in LISTED:
+                self._connection.execute(f"DELETE FROM {table}")
+            resum(self._connection, LISTED)
+
+    @contextmanager
+    def _changing(self, *tables: str) -> Iterator[None]:
+        """Change rows of this namespace in a block, in a transaction, and keep their sums."""
+        own = (self._namespace,)
+        with (
+            transaction(self._connection),
+            counted(self._connection, *tables, where="namespace = ?", values=own),
+        ):
+            yield
 
     def _is_possible(self) -> bool:
         """Whether the counts can be true: the home has not fewer judgements than were listed."""
@@ -149,7 +173,7 @@ class Catalog:
         """Mark the prompts whose scores are read on another scale than they were."""
         told = [{tuple(scale) for scale in orjson.loads(scales)} for scales in (before, after)]
         sources = {(key, source) for key, source, *_ in told[0] ^ told[1]}
-        with transaction(self._connection):
+        with self._changing("stale_prompt", "listing"):
             self._connection.executemany(
                 "INSERT OR IGNORE INTO stale_prompt SELECT DISTINCT namespace, prompt FROM run"
                 " WHERE namespace = ? AND run_id IN"
@@ -171,21 +195,31 @@ class Catalog:
                 return False
             names = ("namespace", "feedback", "comparisons", "some_feedback", "some_comparisons")
             values = dict(zip(names, (self._namespace, *new, *some), strict=True))
-            for statement in _MARK.split(";"):
+            for statement in _JUDGED_NOW.split(";"):
                 self._connection.execute(statement, values)
+            some_prompts = "prompt IN (SELECT prompt FROM judged_now) AND namespace = ?"
+            of_them = counted(
+                self._connection, "judged_run", "stale_prompt",
+                where=some_prompts, values=(self._namespace,),
+            )  # fmt: skip
+            with of_them, self._changing("listing"):
+                for statement in _MARK.split(";"):
+                    self._connection.execute(statement, values)
+            self._connection.execute("DROP TABLE judged_now")
         return True
 
     def _list(self, prompts: Sequence[str], scales: Sequence[Scale]) -> None:
         """List the examples of some prompts anew."""
         built = self._build(prompts, scales)
         these = (self._namespace, as_json([*prompts]))
-        with transaction(self._connection):
-            for table in ("example", "left_out", "stale_prompt"):
-                self._connection.execute(
-                    f"DELETE FROM {table} WHERE namespace = ?"
-                    " AND prompt IN (SELECT value FROM json_each(?))",
-                    these,
-                )
+        changed = ("example", "left_out", "stale_prompt")
+        of_them = "namespace = ? AND prompt IN (SELECT value FROM json_each(?))"
+        with (
+            transaction(self._connection),
+            counted(self._connection, *changed, where=of_them, values=these),
+        ):
+            for table in changed:
+                self._connection.execute(f"DELETE FROM {table} WHERE {of_them}", these)
             self._connection.executemany(
                 "INSERT INTO example (namespace, prompt, example_id, created_at, origin, tag,"
                 " lone, point) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -242,7 +276,7 @@ def _parts(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 # A plus keeps SQLite from reading a whole namespace by the index on it, to find a few runs.
 # New judgements are the last ones of their tables. Some of them, the oldest first, name runs, whose
 # prompts become stale.
-_MARK = """
+_JUDGED_NOW = """
 CREATE TEMP TABLE judged_now AS SELECT namespace, prompt, run_id FROM run WHERE run_id IN (
     SELECT run_id FROM (SELECT rowid AS place, run_id FROM feedback
         ORDER BY place DESC LIMIT :feedback) ORDER BY place LIMIT :some_feedback)
@@ -251,10 +285,11 @@ INSERT INTO judged_now SELECT namespace, prompt, run_id FROM run WHERE run_id IN
     WITH some AS (SELECT * FROM (SELECT rowid AS place, run_a, run_b FROM comparison
         ORDER BY place DESC LIMIT :comparisons) ORDER BY place LIMIT :some_comparisons)
     SELECT run_a FROM some UNION SELECT run_b FROM some)
-    AND +namespace = :namespace;
+    AND +namespace = :namespace
+"""
+_MARK = """
 INSERT OR IGNORE INTO judged_run SELECT namespace, prompt, run_id FROM judged_now ORDER BY 2, 3;
 INSERT OR IGNORE INTO stale_prompt SELECT DISTINCT namespace, prompt FROM judged_now ORDER BY 2;
 UPDATE listing SET feedback = feedback + :some_feedback,
-    comparisons = comparisons + :some_comparisons WHERE namespace = :namespace;
-DROP TABLE judged_now
+    comparisons = comparisons + :some_comparisons WHERE namespace = :namespace
 """

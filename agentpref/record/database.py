@@ -30,8 +30,18 @@ from agentpref.errors import (
     NotKept,
     UpdateRunning,
 )
-from agentpref.home import RESTORE, Home, is_closed, is_of_system, open_private, tighten, writing
+from agentpref.home import (
+    RESTORE,
+    Home,
+    is_closed,
+    is_of_system,
+    open_private,
+    tighten,
+    writing,
+)
+from agentpref.record.connection import connection_to
 from agentpref.record.migrations import STEPS
+from agentpref.record.steps import MIGRATION
 
 BUSY_SECONDS = 30.0
 """How long a connection waits for another one's lock."""
@@ -72,6 +82,8 @@ TROUBLES: dict[str, Trouble] = {
     "malformed": _CORRUPT,
     "no such table": _CORRUPT,
     "no such column": _CORRUPT,
+    "already exists": _CORRUPT,  # the list of steps is not what was applied
+    "duplicate column": _CORRUPT,
 }
 """What SQLite's messages mean (Python 3.10 gives no error code)."""
 
@@ -178,7 +190,7 @@ def connect(home: Home, *, readonly: bool = False) -> sqlite3.Connection:
         with translated(home), ExitStack() as on_failure:
             for path in home.database_files:  # SQLite makes two of them with the database's mode
                 tighten(path)
-            connection = _connection(home.database)
+            connection = connection_to(home, home.database, BUSY_SECONDS)
             on_failure.callback(connection.close)
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute("PRAGMA synchronous = FULL")
@@ -206,7 +218,7 @@ def _connect_without_writing(home: Home, why: NotKept) -> sqlite3.Connection:
     place = f"{home.database.as_uri()}?mode=ro{'' if has_log else '&immutable=1'}"
     with ExitStack() as on_failure:
         try:
-            connection = _connection(place, uri=True)
+            connection = connection_to(home, place, BUSY_SECONDS, uri=True)
             on_failure.callback(connection.close)
             connection.execute("PRAGMA query_only = ON")
             connection.execute("PRAGMA temp_store = MEMORY")
@@ -218,12 +230,6 @@ def _connect_without_writing(home: Home, why: NotKept) -> sqlite3.Connection:
         require_known_schema(connection, home)
         on_failure.pop_all()
     return connection
-
-
-def _connection(place: Path | str, *, uri: bool = False) -> sqlite3.Connection:
-    return sqlite3.connect(
-        place, uri=uri, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-    )
 
 
 def require_known_schema(connection: sqlite3.Connection, home: Home) -> None:
@@ -298,10 +304,7 @@ def _apply_next(connection: sqlite3.Connection, home: Home) -> bool:
                     f"{home.database} has no tables, but {beside} is there: the home has lost what "
                     f"it held; {RESTORE}"
                 )
-            connection.execute(
-                "CREATE TABLE IF NOT EXISTS migration "
-                "(version INTEGER PRIMARY KEY, name TEXT NOT NULL, applied_at REAL NOT NULL)"
-            )
+            connection.execute(MIGRATION)
             step.change(connection)
             connection.execute(
                 "INSERT INTO migration (version, name, applied_at) VALUES (?, ?, ?)",

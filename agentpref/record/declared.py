@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from agentpref.errors import ConfigError, InvalidFeedback, described
 from agentpref.record.database import transaction
 from agentpref.record.scales import SIGNED, UNIT, Bounds, is_known
+from agentpref.record.sums import counted
 from agentpref.types import RETRACTION, SOURCES, THUMBS
 
 _RESERVED = (RETRACTION, "correction", "comparison")
@@ -53,7 +54,7 @@ def declare(
     """
     bounds = _checked(key, scale)
     query = "SELECT low, high FROM feedback_scale WHERE (namespace, key, source) = (?, ?, ?)"
-    with transaction(connection):
+    with transaction(connection), counted(connection, "feedback_scale"):
         for source in SOURCES:
             found = connection.execute(query, (namespace, key, source)).fetchone()
             if found == bounds:
@@ -79,7 +80,7 @@ def undeclare(connection: sqlite3.Connection, namespace: str, key: str) -> bool:
     """
     if key == THUMBS:
         raise InvalidFeedback("thumbs are always preferences; take single ones back with retract")
-    with transaction(connection):
+    with transaction(connection), counted(connection, "feedback_scale"):
         query = "DELETE FROM feedback_scale WHERE namespace = ? AND key = ? AND low > -1e999"
         return connection.execute(query, (namespace, key)).rowcount > 0
 

@@ -15,6 +15,7 @@ from agentpref.errors import CorruptHome, NotKept
 from agentpref.home import Home
 from agentpref.record.database import connect, transaction, translated, warn
 from agentpref.record.ingest.pseudonyms import UNNAMED, Pseudonyms
+from agentpref.record.sums import counted
 
 _CURE = "restore it from a backup of the home"
 
@@ -54,7 +55,7 @@ def registered(connection: sqlite3.Connection) -> Pseudonyms:
     if known and first not in known and _has_users(connection):
         raise KeysLost(f"{home.user_keys} holds another key than the home's users have; {_CURE}")
     if not known.issuperset(held):
-        with transaction(connection):
+        with transaction(connection), counted(connection, "user_key"):
             if first not in known:  # nobody was named with the keys from before
                 connection.execute("DELETE FROM user_key")
             rows = [(fingerprint,) for fingerprint in held]

@@ -16,7 +16,7 @@ from agentpref.home import Home
 from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.listing import LISTING
 from agentpref.record.scales import declare_what_had_a_scale, derive_scales
-from agentpref.record.seals import add_seals
+from agentpref.record.seals import add_seals, add_sums
 from agentpref.record.steps import STEPS as STEPS
 from agentpref.record.steps import Step as Step
 from agentpref.record.steps import breaking_step, step
@@ -403,6 +403,18 @@ def forgotten_runs(connection: sqlite3.Connection) -> None:
     and waited in a spill, may quote it: it is dropped, and not kept for the operator.
     """
     connection.execute("CREATE TABLE forgotten_run (hash INTEGER PRIMARY KEY)")
+
+
+@breaking_step
+def sums_of_tables(connection: sqlite3.Connection) -> None:
+    """What every table held when agentpref wrote to it last.
+
+    ``table_sum`` has the number of a table's rows and the sum of their hashes. So `verify` finds
+    rows that were changed, added or deleted in any table, whatever is written or removed after
+    that; it replaces ``last_seal``. ``logp.checksum`` hashes a score, so that an update uses none
+    that was changed. The step is breaking because older programs would write and add nothing.
+    """
+    add_sums(connection)
 
 
 _TALLY_TRIGGERS = (

@@ -59,7 +59,7 @@ class OpenDatabase:
         """Open the database; raises like ``connect``."""
         self._home = home
         self._path = str(home.database)
-        self._wal, self._shm = self._path + "-wal", self._path + "-shm"
+        self._wal = self._shm = ""
         self._patience = BUSY_SECONDS
         self._known = self._log = self._index = self._folder = cast(_Identity, None)
         self._size = self._log_size = self._index_size = 0
@@ -190,6 +190,8 @@ class OpenDatabase:
                 break
             connection.close()  # replaced while it was being opened
         self._known = found
+        real = os.path.realpath(self._path)  # if it is a link, SQLite's files lie where it leads
+        self._wal, self._shm = real + "-wal", real + "-shm"
         self._log, self._index = _identity(self._wal), _identity(self._shm)
         self._folder = _identity(str(self._home.path))
         if before is not None and before != found:

@@ -22,6 +22,7 @@ import orjson
 
 from agentpref.errors import InvalidFeedback
 from agentpref.record.messages import IMPORT_ID
+from agentpref.record.sums import counted
 from agentpref.types import THUMBS, Feedback
 
 Bounds: TypeAlias = tuple[float, float]
@@ -95,7 +96,8 @@ def fixed_scale(connection: sqlite3.Connection, row: Feedback, namespace: str) -
     if row.key == THUMBS and since is None:
         scale = scale or shown_by([row.score])
         if scale is not None:
-            add_scale(connection, *source, scale, row.created_at)
+            with counted(connection, "feedback_scale"):
+                add_scale(connection, *source, scale, row.created_at)
     if scale is not None and not scale[0] <= row.score <= scale[1]:
         raise _outside(row, namespace, scale, since)
     if scale is None and row.key == THUMBS:

@@ -2,9 +2,9 @@
 
 The seal of a row hashes its columns and the seal of the row before it, in the order in which they
 were written. So a changed value breaks the row's own seal, and a row that is gone breaks the seal
-of the next one. The last seals of the judgements, updates, revisions and changes of what serves are
-kept apart, and show rows that are gone at the end. For runs they are not: they would cost a page
-for each run, and a judged run that is gone shows by its judgements.
+of the next one. What a chain does not show, such as rows that are gone at its end, the sum of the
+table does (:mod:`agentpref.record.sums`). Runs have no sum. A judged run that is gone shows by its
+judgements; of others, those that were the last when they were deleted do not show.
 
 A message needs no seal, because its id is a hash of its content. A seal has no secret: whoever can
 write the file can seal it again. So it shows what failing disks, other programs and hasty hands
@@ -19,33 +19,34 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import orjson
+from agentpref.record.sums import (
+    MISSING,
+    SUMMED,
+    Sum,
+    add,
+    body,
+    checksum,
+    counted,
+    keep,
+    kept_sum,
+    number,
+    resum,
+)
+
+_SUMMED = ("feedback", "comparison", "updates", "revision", "serving_history")
 
 SEALED: Mapping[str, tuple[str, ...]] = {
     "run": (
         "run_id", "namespace", "created_at", "prompt", "output", "model", "revision", "thread_id",
         "trace_id", "user_id", "params", "token_ids", "logprobs", "tags", "metadata",
     ),
-    "feedback": (
-        "feedback_id", "run_id", "created_at", "key", "score", "value", "comment", "source",
-        "user_id", "correction", "scale",
-    ),
-    "comparison": (
-        "comparison_id", "created_at", "run_a", "run_b", "winner", "source", "user_id", "comment",
-    ),
-    "updates": (
-        "update_id", "namespace", "created_at", "finished_at", "parent", "candidate", "verdict",
-        "report",
-    ),
-    "revision": ("revision_id", "namespace", "seq", "parent", "created_at", "manifest"),
-    "serving_history": ("namespace", "at", "generation", "action", "live", "canary", "weight"),
+    **{table: SUMMED[table].columns for table in _SUMMED},
 }  # fmt: skip
 """What is sealed, by table, in the order in which it is hashed. The first column names a row.
 
 Whoever adds a column here adds a migration that seals the table again.
 """
 
-_WITHOUT_END = frozenset({"run"})
 _BATCH = 2_000
 _ALL = -(2**63)
 
@@ -68,17 +69,12 @@ class Link(NamedTuple):
 
 
 def seal_of(before: bytes, values: Iterable[object]) -> bytes:
-    """The seal of a row (16 bytes): a hash of the seal before it and of its columns.
-
-    A number counts as SQLite stores it, whether it was given as 1, 1.0 or True.
-    """
-    plain = [float(value) if isinstance(value, int | float) else value for value in values]
-    return hashlib.blake2b(before + orjson.dumps(plain, default=_hex), digest_size=16).digest()
+    """The seal of a row (16 bytes): a hash of the seal before it and of its columns."""
+    return _hash(before + body(values))
 
 
-def _hex(value: object) -> str:
-    """Bytes, which only a damaged row has in these columns."""
-    return f"0x{value.hex()}" if isinstance(value, bytes) else str(type(value))
+def _hash(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 def sealed(
@@ -88,54 +84,86 @@ def sealed(
 
     Call it in the transaction that inserts them, all and in this order.
     """
-    before = last_seal(connection, table)
+    before, total = last_seal(connection, table), 0
     found = []
     for row in rows:
-        before = seal_of(before, row)
+        content = body(row)
+        before = _hash(before + content)
+        if table in SUMMED:
+            total += number(content)
         found.append((*row, before))
-    _keep_end(connection, table, before)
+    if found and table in SUMMED:
+        add(connection, table, len(found), total)
     return found
 
 
 @contextmanager
-def resealing(connection: sqlite3.Connection, tables: Iterable[str]) -> Iterator[None]:
+def resealing(connection: sqlite3.Connection, tables: Sequence[str]) -> Iterator[None]:
     """Seal tables anew after a block that removes or changes rows, in the same transaction.
 
-    Rows whose seal was broken before stay without one, so that the block hides nothing.
+    Rows whose seal was broken before keep it. The sums keep what was wrong with those that go, and
+    of runs it is counted, so that the block hides nothing.
     """
-    broken = {
-        table: {link.key for link in links(connection, table) if link.fault() is not None}
-        for table in tables
-    }
-    yield
-    for table, keys in broken.items():
-        seal(connection, table, but=keys)
+    with counted(connection, *[table for table in tables if table in SUMMED]):
+        broken = {
+            table: {link.key for link in links(connection, table) if link.fault() is not None}
+            for table in tables
+        }
+        yield
+        for table, keys in broken.items():
+            _chain(connection, table, but=keys)
+            if table not in SUMMED:
+                query = f"SELECT 1 FROM {table} WHERE {SEALED[table][0]} IS ?"
+                gone = [key for key in keys if not connection.execute(query, (key,)).fetchone()]
+                if gone:
+                    add(connection, table, len(gone), 0)
 
 
-def seal(
+def removed_faults(connection: sqlite3.Connection, table: str) -> str | None:
+    """Say what was wrong with rows of a table without a sum that were removed since."""
+    kept = kept_sum(connection, table)
+    if kept == Sum(0, 0):
+        return None
+    what = "removed since, were not as they were written, or rows before them were gone"
+    return MISSING if kept is None else f"{kept.rows} of its rows, {what}"
+
+
+def seal(connection: sqlite3.Connection, table: str, *, after: int = _ALL) -> None:
+    """Seal rows that were inserted without one: those whose rowid is above ``after``.
+
+    By default, seal all rows of the table as they are, and keep their sums.
+    """
+    if after == _ALL:
+        _chain(connection, table)
+        resum(connection, [name for name, summed in SUMMED.items() if summed.table == table])
+    else:
+        names = [table] if table in SUMMED else []
+        with counted(connection, *names, where="rowid > ?", values=(after,)):
+            _chain(connection, table, after=after)
+
+
+def _chain(
     connection: sqlite3.Connection,
     table: str,
     *,
     after: int = _ALL,
     but: Container[object] = frozenset(),
-) -> None:
-    """Seal anew the rows of a table whose rowid is above ``after``; by default, all rows.
-
-    Rows whose keys are in ``but`` get no seal, and those after them do not depend on them.
-    """
+) -> bytes:
+    """Write the seals of the rows above a rowid anew, but for some keys; return the last one."""
     before = last_seal(connection, table, until=after)
     columns = ", ".join(SEALED[table])
-    query = f"SELECT rowid, {columns} FROM {table} WHERE rowid > ? ORDER BY rowid LIMIT {_BATCH}"
+    query = f"""SELECT rowid, seal, {columns} FROM {table} WHERE rowid > ?
+        ORDER BY rowid LIMIT {_BATCH}"""
     while rows := connection.execute(query, (after,)).fetchall():
-        seals: list[tuple[bytes | None, int]] = []
-        for after, *values in rows:
+        seals: list[tuple[bytes, int]] = []
+        for after, old, *values in rows:
             if values[0] in but:
-                seals.append((None, after))
+                before = _as_bytes(old) or before
             else:
                 before = seal_of(before, values)
                 seals.append((before, after))
         connection.executemany(f"UPDATE {table} SET seal = ? WHERE rowid = ?", seals)
-    _keep_end(connection, table, before)
+    return before
 
 
 def last_seal(connection: sqlite3.Connection, table: str, *, until: int = 2**63 - 1) -> bytes:
@@ -145,7 +173,7 @@ def last_seal(connection: sqlite3.Connection, table: str, *, until: int = 2**63 
         " ORDER BY rowid DESC LIMIT 1"
     )
     found = connection.execute(query, (until,)).fetchone()
-    return b"" if found is None else bytes(found[0])
+    return b"" if found is None else _as_bytes(found[0]) or b""
 
 
 def last_seals(connection: sqlite3.Connection) -> dict[str, str]:
@@ -175,13 +203,6 @@ def _as_bytes(value: object) -> bytes | None:
     return value if value is None or isinstance(value, bytes) else str(value).encode()
 
 
-def lost_ends(connection: sqlite3.Connection) -> Iterator[str]:
-    """Name the tables whose last row is not the one that was sealed last."""
-    for table, kept in connection.execute("SELECT name, seal FROM last_seal").fetchall():
-        if table in SEALED and last_seal(connection, table) != _as_bytes(kept):
-            yield table
-
-
 def add_seals(connection: sqlite3.Connection) -> None:
     """Seal a home from before rows were sealed, as it is found: the step ``seals`` of the schema.
 
@@ -198,10 +219,30 @@ def add_seals(connection: sqlite3.Connection) -> None:
         connection.execute(sql.replace("UPDATE ON", f"UPDATE OF {', '.join(SEALED[table])} ON"))
     for table in SEALED:
         connection.execute(f"ALTER TABLE {table} ADD COLUMN seal BLOB")
-        seal(connection, table)
+        end = _chain(connection, table)
+        if table != "run":
+            connection.execute("INSERT INTO last_seal (name, seal) VALUES (?, ?)", (table, end))
 
 
-def _keep_end(connection: sqlite3.Connection, table: str, end: bytes) -> None:
-    if table not in _WITHOUT_END:
-        query = "INSERT OR REPLACE INTO last_seal (name, seal) VALUES (?, ?)"
-        connection.execute(query, (table, end))
+def add_sums(connection: sqlite3.Connection) -> None:
+    """Sum the tables of a home as they are found: the step ``sums_of_tables`` of the schema.
+
+    A table whose last row is gone by its ``last_seal`` gets the sum of one row more.
+    """
+    connection.execute(
+        """CREATE TABLE table_sum (
+            name TEXT PRIMARY KEY NOT NULL,
+            rows INTEGER NOT NULL,
+            total BLOB NOT NULL
+        ) WITHOUT ROWID"""
+    )
+    resum(connection)
+    keep(connection, "run", Sum(0, 0))
+    kept = dict(connection.execute("SELECT name, seal FROM last_seal"))
+    for table in SEALED:
+        if table != "run" and kept.get(table) != last_seal(connection, table):
+            add(connection, table, 1, 0)
+    connection.execute("DROP TABLE last_seal")
+    connection.execute("ALTER TABLE logp ADD COLUMN checksum BLOB")
+    connection.create_function("checksum", 4, lambda *values: checksum(values), deterministic=True)
+    connection.execute("UPDATE logp SET checksum = checksum(policy, row, logp, tokens)")

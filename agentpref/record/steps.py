@@ -38,3 +38,9 @@ def step(change: Change, *, breaking: bool = False) -> Change:
 
 breaking_step = functools.partial(step, breaking=True)
 """Add a change, under the next number, that older programs must not use."""
+
+MIGRATION = (
+    "CREATE TABLE IF NOT EXISTS migration "
+    "(version INTEGER PRIMARY KEY, name TEXT NOT NULL, applied_at REAL NOT NULL)"
+)
+"""The table of the steps that were applied."""

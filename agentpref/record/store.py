@@ -42,6 +42,7 @@ from agentpref.record.messages import (
 )
 from agentpref.record.scales import Scale, fixed_scale, read_scale
 from agentpref.record.seals import sealed
+from agentpref.record.sums import counted
 from agentpref.types import RETRACTION, Comparison, Feedback, Run
 
 _INSERT_FEEDBACK = statement("feedback", (*FEEDBACK_COLUMNS, "seal"))
@@ -384,8 +385,12 @@ class Store:
 
 def bury_runs(connection: sqlite3.Connection, run_ids: Iterable[str]) -> None:
     """Note which runs go because their user is forgotten, so that nobody judges them later."""
-    hashes = ((_hash(run_id),) for run_id in run_ids)
-    connection.executemany("INSERT OR IGNORE INTO forgotten_run VALUES (?)", hashes)
+    hashes = [_hash(run_id) for run_id in run_ids]
+    some = "hash IN (SELECT value FROM json_each(?))"
+    if hashes:
+        with counted(connection, "forgotten_run", where=some, values=(as_json(hashes),)):
+            rows = ((one,) for one in hashes)
+            connection.executemany("INSERT OR IGNORE INTO forgotten_run VALUES (?)", rows)
 
 
 def _hash(run_id: str) -> int:

@@ -25,6 +25,7 @@ from agentpref.home import Home
 from agentpref.record.database import insert_or_ignore, transaction
 from agentpref.record.messages import as_json
 from agentpref.record.seals import SEALED, resealing, sealed
+from agentpref.record.sums import counted
 from agentpref.record.weights import name_weights
 from agentpref.types import BASE
 
@@ -96,12 +97,17 @@ class Updates:
                 f" VALUES ({', '.join('?' * len(row))})",
                 row,
             )
-            self._connection.executemany(
-                "INSERT INTO update_pair (update_id, pair_id, role) VALUES (?, ?, ?)",
-                [(update.update_id, pair, role) for pair, role in update.pairs.items()],
-            )
+            of_it = (update.update_id,)
+            with counted(self._connection, "update_pair", where="update_id = ?", values=of_it):
+                self._connection.executemany(
+                    "INSERT INTO update_pair (update_id, pair_id, role) VALUES (?, ?, ?)",
+                    [(update.update_id, pair, role) for pair, role in update.pairs.items()],
+                )
             sources = [(source, pair) for pair, some in update.sources.items() for source in some]
-            insert_or_ignore(self._connection, "pair_source", ("source", "pair_id"), sources)
+            named = (as_json(sorted({source for source, _ in sources})),)
+            some = "source IN (SELECT value FROM json_each(?))"
+            with counted(self._connection, "pair_source", where=some, values=named):
+                insert_or_ignore(self._connection, "pair_source", ("source", "pair_id"), sources)
             # The journal says that it runs. Only one update of a home does at a time.
             query = "DELETE FROM journal WHERE namespace = ? AND ended_at IS NULL"
             self._connection.execute(query, (update.namespace,))
@@ -315,10 +321,11 @@ class Rebuild:
 
 def taint(connection: sqlite3.Connection, revisions: Iterable[str], at: float) -> None:
     """Mark revisions as tainted since ``at``; a revision that is tainted keeps its older time."""
-    connection.executemany(
-        "UPDATE revision SET tainted_at = coalesce(tainted_at, ?) WHERE revision_id = ?",
-        [(at, revision) for revision in revisions],
-    )
+    with counted(connection, "standing"):
+        connection.executemany(
+            "UPDATE revision SET tainted_at = coalesce(tainted_at, ?) WHERE revision_id = ?",
+            [(at, revision) for revision in revisions],
+        )
 
 
 def last_clean(connection: sqlite3.Connection, revision: str | None) -> str:

@@ -24,6 +24,7 @@ import orjson
 from agentpref.errors import RevisionError
 from agentpref.learn.checkpoint import training_part
 from agentpref.printable import in_namespace
+from agentpref.record.sums import counted
 from agentpref.record.updates import Updates
 from agentpref.serve import status
 from agentpref.serve.backend import Revision
@@ -213,10 +214,11 @@ def hold(connection: sqlite3.Connection, state: ServingState, reason: str) -> Se
     if read_hold(connection, state.namespace) is not None:
         return state
     new = status.change(connection, state, "hold")
-    connection.execute(
-        "INSERT INTO hold_reason (namespace, generation, reason) VALUES (?, ?, ?)",
-        (new.namespace, new.generation, reason),
-    )
+    with counted(connection, "hold_reason"):
+        connection.execute(
+            "INSERT INTO hold_reason (namespace, generation, reason) VALUES (?, ?, ?)",
+            (new.namespace, new.generation, reason),
+        )
     return new
 
 

@@ -20,6 +20,7 @@ from agentpref.errors import ConfigError, RevisionError
 from agentpref.home import Home, writing
 from agentpref.leftovers import clear_adapters, discard
 from agentpref.record.database import transaction
+from agentpref.record.sums import counted
 from agentpref.record.updates import last_clean
 from agentpref.serve import folders, status
 from agentpref.serve.pins import find_pins
@@ -30,8 +31,6 @@ KEEP = 5
 
 Ask: TypeAlias = Callable[[str, str], bool | None]
 """Called with a place and a revision: is it loaded there? ``None`` if the engine does not say."""
-
-_UNMARK = "UPDATE revision SET pruned_at = NULL WHERE revision_id = ? AND pruned_at = ?"
 
 
 def no_answer(place: str, revision_id: str) -> None:
@@ -128,7 +127,7 @@ class Pruning:
                 return why
             mark_pruned(self.connection, name, now)
         with writing(folder), ExitStack() as on_failure:
-            on_failure.callback(self.connection.execute, _UNMARK, (name, now))
+            on_failure.callback(_unmark, self.connection, name, now)
             why = self._use(name)
             if why is not None:
                 return why
@@ -156,7 +155,7 @@ class Pruning:
             clear_adapters(self.home.adapters, marks)
             for name, at in marks.items():
                 if at is not None and (self.home.adapters / name).exists():
-                    self.connection.execute(_UNMARK, (name, at))
+                    _unmark(self.connection, name, at)
                     marks[name] = None
         for pin in find_pins(self.home.pins):
             is_gone = marks.get(pin.revision_id) is not None
@@ -166,4 +165,13 @@ class Pruning:
 
 def mark_pruned(connection: sqlite3.Connection, revision_id: str, at: float) -> None:
     """Mark a revision as pruned since a time."""
-    connection.execute("UPDATE revision SET pruned_at = ? WHERE revision_id = ?", (at, revision_id))
+    with transaction(connection), counted(connection, "standing"):
+        query = "UPDATE revision SET pruned_at = ? WHERE revision_id = ?"
+        connection.execute(query, (at, revision_id))
+
+
+def _unmark(connection: sqlite3.Connection, revision_id: str, at: float) -> None:
+    """Take back a mark of a pruning that began at a time."""
+    with transaction(connection), counted(connection, "standing"):
+        query = "UPDATE revision SET pruned_at = NULL WHERE revision_id = ? AND pruned_at = ?"
+        connection.execute(query, (revision_id, at))

@@ -17,6 +17,7 @@ from agentpref.errors import InvalidAdapter
 from agentpref.home import Home
 from agentpref.leftovers import clear_adapters
 from agentpref.record.seals import sealed
+from agentpref.record.sums import counted
 from agentpref.record.weights import name_weights
 from agentpref.serve import decisions, folders, status
 from agentpref.serve.backend import Revision
@@ -67,12 +68,13 @@ def insert(
     values = (name, manifest["namespace"], seq, parent, time.time(), content)
     (row,) = sealed(connection, "revision", [values])
     name_weights(connection, home, of="tainted_at IS NOT NULL")
-    connection.execute(
-        "INSERT INTO revision (revision_id, namespace, seq, parent, created_at, manifest, seal,"
-        " tainted_at) VALUES (?, ?, ?, ?, ?, ?, ?, (SELECT min(tainted_at) FROM revision"
-        " WHERE revision_id = ? OR weights(revision_id) IN (?, ?)))",
-        (*row, parent, manifest["tensors"], manifest["files"][folders.WEIGHTS_FILE]),
-    )
+    with counted(connection, "standing", where="revision_id = ?", values=(name,)):
+        connection.execute(
+            "INSERT INTO revision (revision_id, namespace, seq, parent, created_at, manifest, seal,"
+            " tainted_at) VALUES (?, ?, ?, ?, ?, ?, ?, (SELECT min(tainted_at) FROM revision"
+            " WHERE revision_id = ? OR weights(revision_id) IN (?, ?)))",
+            (*row, parent, manifest["tensors"], manifest["files"][folders.WEIGHTS_FILE]),
+        )
     return name
 
 

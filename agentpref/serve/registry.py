@@ -130,11 +130,7 @@ class Registry:
         stored = reason.strip().encode(errors="backslashreplace").decode()
         with self._connected() as connection, transaction(connection):
             self._find(connection, revision_id)
-            connection.execute(
-                "UPDATE revision SET quarantined_at = ?, quarantine_reason = ?"
-                " WHERE revision_id = ? AND quarantined_at IS NULL",
-                (time.time(), stored, revision_id),
-            )
+            status.quarantine(connection, revision_id, time.time(), stored)
             return self._find(connection, revision_id)
 
     def release(self, revision_id: str) -> Revision:
@@ -150,11 +146,7 @@ class Registry:
             check_revision(revision)
         with self._connected() as connection, transaction(connection):
             status.require_fit(connection, revision_id, untainted=False, released=False)
-            connection.execute(
-                "UPDATE revision SET quarantined_at = NULL, quarantine_reason = NULL"
-                " WHERE revision_id = ?",
-                (revision_id,),
-            )
+            status.quarantine(connection, revision_id, None, None)
             return self._find(connection, revision_id)
 
     def held(self) -> Hold | None:

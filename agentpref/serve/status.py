@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from agentpref.errors import GenerationConflict, RevisionError
 from agentpref.record.seals import sealed
+from agentpref.record.sums import counted
 from agentpref.record.updates import last_clean
 from agentpref.types import BASE
 
@@ -155,6 +156,18 @@ def previous(connection: sqlite3.Connection, namespace: str) -> str | None:
     )
     passed_over = {served[-1], *(name for (name,) in connection.execute(query))}
     return next((name for name in reversed(served) if name not in passed_over), None)
+
+
+def quarantine(
+    connection: sqlite3.Connection, revision_id: str, at: float | None, reason: str | None
+) -> None:
+    """Mark a revision as in quarantine since a time, unless it is already; ``None`` ends it."""
+    with counted(connection, "standing"):
+        connection.execute(
+            "UPDATE revision SET quarantined_at = ?1, quarantine_reason = ?2"
+            " WHERE revision_id = ?3 AND (quarantined_at IS NULL OR ?1 IS NULL)",
+            (at, reason, revision_id),
+        )
 
 
 def require_fit(

@@ -36,6 +36,7 @@ from agentpref.record.ingest.checks import known_id
 from agentpref.record.ingest.pseudonyms import UNNAMED
 from agentpref.record.keys import complete
 from agentpref.record.store import bury_runs
+from agentpref.record.sums import counted
 from agentpref.record.updates import Rebuild, Updates, rebuilds, taint
 from agentpref.types import Progress
 
@@ -167,8 +168,9 @@ def _forget(
 
 def _bury(connection: sqlite3.Connection, tombstones: Mapping[str, float]) -> None:
     """Keep tombstones; of two for the same user, keep the later one."""
-    connection.executemany(
-        "INSERT INTO forgotten (user_id, at) VALUES (?, ?)"
-        " ON CONFLICT (user_id) DO UPDATE SET at = max(at, excluded.at)",
-        tombstones.items(),
-    )
+    with counted(connection, "forgotten"):
+        connection.executemany(
+            "INSERT INTO forgotten (user_id, at) VALUES (?, ?)"
+            " ON CONFLICT (user_id) DO UPDATE SET at = max(at, excluded.at)",
+            tombstones.items(),
+        )

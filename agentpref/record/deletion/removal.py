@@ -28,6 +28,7 @@ from agentpref.record.database import connect, diagnose, exclusive, locked, tran
 from agentpref.record.messages import RunRow
 from agentpref.record.seals import resealing
 from agentpref.record.spill import drain, is_whole, taking_turns
+from agentpref.record.sums import LISTED, counted
 from agentpref.types import Progress
 
 CLOCK_TOLERANCE_SECONDS = 3600.0
@@ -172,7 +173,8 @@ def delete(connection: sqlite3.Connection) -> Removed:
     tables = ("comparison", "feedback", "run")
     query = "SELECT EXISTS (SELECT 1 FROM gone_{})"
     touched = [table for table in tables if connection.execute(query.format(table)).fetchone()[0]]
-    with resealing(connection, touched):
+    by_triggers = LISTED if touched else ()
+    with resealing(connection, touched), counted(connection, *by_triggers):
         counts = {name: connection.execute(query).rowcount for name, query in _DELETE.items()}
     _run_script(connection, _KEPT)
     messages = connection.execute(_DELETE_MESSAGES).rowcount

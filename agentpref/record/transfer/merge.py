@@ -35,6 +35,7 @@ from agentpref.record.keys import registered
 from agentpref.record.messages import COMPARISON_COLUMNS, FEEDBACK_COLUMNS, IMPORT_ID, RUN_COLUMNS
 from agentpref.record.seals import seal
 from agentpref.record.spill import drain
+from agentpref.record.sums import counted
 from agentpref.record.transfer.backup import copy_database
 from agentpref.types import Progress
 
@@ -146,8 +147,9 @@ def _merge_one(home: Home, other: Home, progress: Progress | None) -> Merged:
             merged.runs = _insert(connection, home, _RUN, merged, tell)
             merged.feedback = _insert(connection, home, _FEEDBACK, merged, tell)
             merged.comparisons = _insert(connection, home, _COMPARISON, merged, tell)
-            with transaction(connection):  # where both homes have one, new scores are on ours
-                connection.execute(_INSERT_SCALES)
+            tables = ("feedback_scale", "user_key")
+            with transaction(connection), counted(connection, *tables):
+                connection.execute(_INSERT_SCALES)  # where both have one, new scores are on ours
                 connection.execute(_INSERT_KEYS)  # also of a key that the other home has lost
     return merged
 

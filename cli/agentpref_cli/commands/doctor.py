@@ -263,10 +263,11 @@ def verify(
 ) -> None:
     """Check all messages, rows and adapters.
 
-    Hashes every message, row and adapter again, compares every index with its table, tests the
-    columns of every run and judgement, follows every reference, and reads the spill. Exits 1 if
-    anything differs from what was recorded, and says what it did not check. Repairs nothing. A
-    sample checks the adapters that serve, and prints how many rows of each table it checked.
+    Hashes every message, row and adapter again, compares every table with its sum and its indices,
+    tests the columns of every run and judgement, follows every reference, and reads the spill.
+    Exits 1 if anything differs from what was recorded, and says what it did not check. Repairs
+    nothing. A sample checks the adapters that serve, and prints how many rows of each table it
+    checked.
     """
     from agentpref.record.integrity import Problem, examine
     from agentpref.record.keys import keys_problem
@@ -299,12 +300,17 @@ def verify(
 _NOT_CHECKED = (
     "rows that somebody changed and sealed again (compare `seals` of --json with a note that is "
     "kept elsewhere)",
-    "runs without a judgement that are gone at the end",
+    "runs without a judgement that were deleted while they were the last",
     "what was in an agentpref.db-wal, spill.jsonl or refused.jsonl that was removed or cut",
-    "marks of taint, quarantine and pruning",
-    "caches, interrupted training, the base model",
+    "scores that are gone from the cache (they are computed anew)",
+    "interrupted training, the base model",
 )
-_NOT_SAMPLED = ("pages and indices", "judgements that are gone at the end", "the other rows")
+_NOT_SAMPLED = (
+    "pages, indices and definitions",
+    "rows that are gone at the end of a table",
+    "tables without a line above",
+    "the other rows",
+)
 
 
 def _check_revisions(folder: Path | None, *, serving_only: bool) -> tuple[list[Problem], int]:

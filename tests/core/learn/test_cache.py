@@ -9,6 +9,7 @@ import pytest
 from agentpref.home import Home
 from agentpref.learn.cache import LogpCache, sequence_key
 from agentpref.record.database import connect
+from agentpref.record.integrity import examine
 from tests.core.learn.families import row
 
 MASKS = [None, (True, False), (False, True)]
@@ -176,3 +177,27 @@ def test_a_refused_candidates_scores_are_dropped(connection, rows):
 
 def policies(connection):
     return connection.execute("SELECT count(DISTINCT policy) FROM logp").fetchone()[0]
+
+
+@pytest.mark.parametrize("changed", ["logp = -0.5", "tokens = 9", "checksum = NULL"])
+def test_a_score_that_another_program_changed_is_computed_anew(connection, rows, changed):
+    cache = LogpCache(connection, NUMBERS, "base")
+    score(cache, rows, Scorer())
+    (key,) = connection.execute("SELECT row FROM logp LIMIT 1").fetchone()
+    connection.execute(f"UPDATE logp SET {changed} WHERE row = ?", (key,))
+    (problem,) = examine(connection).problems
+    assert problem[:2] == ("logp", key)
+    scorer = Scorer()
+    assert score(cache, rows, scorer) == Scorer()(rows)
+    assert sum(map(len, scorer.asked)) == 1
+    assert examine(connection).problems == []
+
+
+def test_a_changed_score_does_not_follow_its_policy_to_a_revision(connection, rows):
+    candidate, published = (LogpCache(connection, NUMBERS, name) for name in ("u-1", "rev-1"))
+    score(candidate, rows, Scorer())
+    connection.execute("UPDATE logp SET logp = -0.5 WHERE row = (SELECT min(row) FROM logp)")
+    candidate.rename("rev-1")
+    scorer = Scorer()
+    assert score(published, rows, scorer) == Scorer()(rows)
+    assert sum(map(len, scorer.asked)) == 1

@@ -20,7 +20,9 @@ from agentpref.prefer.catalog import Catalog
 from agentpref.prefer.examples import read_examples
 from agentpref.record.database import connect
 from agentpref.record.deletion.forget import forget
+from agentpref.record.integrity import examine
 from agentpref.record.store import Store
+from agentpref.record.sums import LISTED, counted, resum
 from agentpref.types import Comparison, Feedback
 from tests.core.prefer.test_read_examples import COMPARISONS, FEEDBACK, RUNS, declare_keys
 
@@ -88,7 +90,8 @@ def test_the_list_kept_over_days_is_that_of_one_reading_of_everything(
                 store(connection, row, known)
             require_all(connection)
             if gone:
-                connection.execute(GONE[gone], (number,))
+                with counted(connection, *LISTED):  # as a removal does: else all is made anew
+                    connection.execute(GONE[gone], (number,))
             require_all(connection)
         require_all(connection, "other")
     finally:
@@ -186,11 +189,36 @@ def test_after_a_removal_and_a_vacuum_new_judgements_are_found(home: Home) -> No
         assert len(Catalog(connection, "default", held_out=0.5).entries()) == 13
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "DELETE FROM example WHERE number > 2",
+        "UPDATE example SET created_at = 1.0 WHERE number = 1",
+        "DELETE FROM judged_run",
+        "UPDATE listing SET feedback = 7",
+        "DELETE FROM left_out",
+        "DELETE FROM table_sum WHERE name = 'example'",
+    ],
+)
+def test_a_list_that_another_program_changed_is_made_anew(home: Home, change: str) -> None:
+    runs = teach(home, range(6))
+    with agentpref.Log(home.path) as log:
+        log.feedback(runs[0], key="note", value="well")
+    with closing(connect(home)) as connection:
+        require_all(connection)
+        assert examine(connection).problems == []
+        assert connection.execute(change).rowcount > 0
+        assert examine(connection).problems != []
+        require_all(connection)
+        assert examine(connection).problems == []
+
+
 def test_other_rules_make_the_list_anew(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     teach(home, range(4))
     with closing(connect(home)) as connection:
         require_all(connection)
         connection.execute("UPDATE example SET origin = 'judge'")
+        resum(connection)
         monkeypatch.setattr(catalogs, "_RULES", catalogs._RULES + 1)
         require_all(connection)
 

@@ -15,12 +15,14 @@ import pytest
 
 from agentpref.home import Home
 from agentpref.record.database import connect, transaction
-from agentpref.record.integrity import INVARIANTS, KEYS, SAMPLED, WHOLE, Looked, examine
+from agentpref.record.integrity import Looked, examine
+from agentpref.record.invariants import INVARIANTS, KEYS, SAMPLED, WHOLE
 from agentpref.record.log import Log
 from agentpref.record.messages import node_id, prompt_of, run_row
 from agentpref.record.seals import SEALED, seal
 from agentpref.record.spill import Spill
 from agentpref.record.store import Store
+from agentpref.record.sums import resum
 from agentpref.record.updates import UpdateRow, Updates
 from agentpref.types import Comparison, Feedback, Run
 
@@ -75,6 +77,7 @@ def _learn(connection: sqlite3.Connection) -> None:
     )
     for table in SEALED:
         seal(connection, table)
+    resum(connection)
 
 
 NO_ANSWER = "is missing, answers another prompt, or is not an assistant's message"
@@ -126,6 +129,9 @@ EDITS = {
     ("serving", "it is not what its history ends with"): "UPDATE serving SET weight = 0.9",
     ("serving_history", "its generation is not above the one before it"): (
         "UPDATE serving_history SET generation = 2"
+    ),
+    ("serving_history", "it is the last of its namespace, which serves nothing"): (
+        "DELETE FROM serving"
     ),
     ("serving_history", "its live is no revision of its namespace"): (
         "UPDATE serving_history SET live = 'x' WHERE id = 1"
@@ -264,9 +270,9 @@ def test_a_full_check_reports_progress(connection: sqlite3.Connection) -> None:
     told: list[tuple[str, int, int]] = []
     examine(connection, progress=lambda *stage: told.append(stage))
     assert list(dict.fromkeys(stage for stage, _, _ in told)) == [
-        "pages", "rows", "references", "seals",
+        "pages", "rows", "references", "seals", "sums",
     ]  # fmt: skip
-    assert [done == total for _, done, total in told].count(True) == 4
+    assert [done == total for _, done, total in told].count(True) == 5
 
 
 def _many(connection: sqlite3.Connection, count: int) -> None:

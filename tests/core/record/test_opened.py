@@ -20,6 +20,8 @@ import pytest
 from agentpref.errors import NotKept, UnknownRun
 from agentpref.home import Home
 from agentpref.record import spill, writer
+from agentpref.record.database import connect
+from agentpref.record.integrity import examine
 from agentpref.record.log import Log
 from agentpref.record.opened import OpenDatabase
 from agentpref.record.transfer.backup import backup
@@ -262,3 +264,35 @@ def test_a_removal_that_empties_the_log_cuts_nothing(log: Log, run: str) -> None
     log.thumbs(run, up=False)
     assert not log.home.spill.exists()
     assert log.verify() == []
+
+
+def test_a_database_that_is_a_link_leaves_the_home_where_it_is(log: Log, run: str) -> None:
+    """SQLite knows it by its real path, where there are no keys and no spill."""
+    log.close()
+    home = log.home
+    shell("mkdir ../disk; mv agentpref.db ../disk; ln -s ../disk/agentpref.db .", home.path)
+    with Log(home.path) as again:
+        again.thumbs(again.record(ASKED, "five", user_id="ana"), up=False, user_id="ana")
+        assert again.altered == {}
+        assert again.verify() == []
+        assert again.forget("ana").runs == 2
+    home.spill.write_text("0000 not what was written}\n")
+    with closing(connect(home)) as connection:
+        assert [problem.table for problem in examine(connection).problems] == ["spill"]
+
+
+@pytest.mark.parametrize("cut", ["agentpref.db", "agentpref.db-wal"])
+def test_a_link_to_a_database_that_is_cut_to_nothing_is_told(
+    log: Log, run: str, cut: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    log.close()
+    home = log.home
+    shell("mkdir ../disk; mv agentpref.db ../disk; ln -s ../disk/agentpref.db .", home.path)
+    with Log(home.path) as again:
+        for up in (False, True, False):
+            again.thumbs(run, up=up)
+        with caplog.at_level(logging.WARNING, "agentpref"):
+            os.truncate(home.path.with_name("disk") / cut, 0)
+            again.thumbs(run, up=True)
+        assert home.spill.exists()
+        assert f"{cut} was cut while a log has it open" in caplog.text

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import random
 import re
 import shutil
-import sqlite3
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from agentpref.errors import HomeError
 from agentpref.home import Home
 from agentpref.record.database import PAGE_BYTES, connect, transaction
 from agentpref.record.deletion.removal import choose, delete
 from agentpref.record.integrity import examine
 from agentpref.record.log import Log
 from agentpref.record.messages import COMPARISON_COLUMNS, FEEDBACK_COLUMNS, RUN_COLUMNS
-from agentpref.record.seals import SEALED, last_seal, last_seals, links, seal, seal_of
+from agentpref.record.seals import SEALED, last_seals, seal, seal_of
 from agentpref.serve.registry import Registry
 from agentpref.testing import write_adapter
 
 IDENTITY = {"name": "tiny", "digest": "d" * 64, "template_digest": "t" * 64}
-FLIPS = 60
 LEAF_OF_AN_INDEX = 10
 """The first byte of a page, in SQLite's file format."""
 UNSEALED = "it is not as it was written, or a row before it is gone"
@@ -84,9 +80,11 @@ def test_a_sample_finds_edited_rows_too(filled: Home, table: str) -> None:
 def test_deleted_feedback_is_found_in_the_middle_and_at_the_end(filled: Home) -> None:
     copy = Home(filled.path.with_name("copy"))
     shutil.copytree(filled.path, copy.path)
-    assert edited(filled, "DELETE FROM feedback WHERE rowid = 4") == {("feedback", UNSEALED)}
+    gone = ("feedback", "its rows are not those that were written: 11 are there, 12 were written")
+    middle = "DELETE FROM feedback WHERE rowid = 4"
+    assert edited(filled, middle) == {("feedback", UNSEALED), gone}
     last = "DELETE FROM feedback WHERE rowid = (SELECT max(rowid) FROM feedback)"
-    assert edited(copy, last) == {("feedback", "rows are gone at its end")}
+    assert edited(copy, last) == {gone}
 
 
 @pytest.mark.guarantee("verify")
@@ -197,43 +195,3 @@ def test_an_index_that_has_lost_a_row_is_found(filled: Home) -> None:
         assert connection.execute(look_up, (key,)).fetchone() == (0,)
         assert connection.execute("PRAGMA quick_check").fetchall() == [("ok",)]
         assert {problem.table for problem in examine(connection).problems} == {"database"}
-
-
-@pytest.mark.guarantee("verify", f"{FLIPS} flips, anywhere in the file")
-def test_a_flipped_bit_is_found_or_changes_nothing(filled: Home, tmp_path: Path) -> None:
-    """Bits anywhere in the file: pages, indices, free space, the header."""
-    sound = tmp_path / "sound.db"
-    with closing(connect(filled)) as connection:
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    shutil.copy(filled.database, sound)
-    true, rng, found = _everything(filled), random.Random(0), 0
-    size = sound.stat().st_size
-    for _ in range(FLIPS):
-        data = bytearray(sound.read_bytes())
-        data[rng.randrange(size)] ^= 1 << rng.randrange(8)
-        for file in filled.path.glob("agentpref.db*"):
-            file.unlink()
-        filled.database.write_bytes(data)
-        try:
-            with closing(connect(filled, readonly=True)) as connection:
-                problems = examine(connection).problems
-            if problems:
-                found += 1
-            else:
-                assert _everything(filled) == true
-        except (HomeError, sqlite3.DatabaseError):
-            found += 1
-    assert found > 3  # else this has not tried what it is for
-
-
-def _everything(home: Home) -> list[object]:
-    """What reading row by row and by every index gives."""
-    with closing(connect(home, readonly=True)) as connection:
-        rows = [[*connection.execute(f"SELECT * FROM {table}")] for table in ("message", *SEALED)]
-        keys = [
-            [connection.execute(f"SELECT count(*) FROM {table} WHERE {columns[0]} = ?", (row[0],))
-             .fetchone() for row in connection.execute(f"SELECT {columns[0]} FROM {table}")]
-            for table, columns in SEALED.items()
-        ]  # fmt: skip
-        links_ = [[*map(tuple, links(connection, table))] for table in SEALED]
-        return [rows, keys, links_, last_seal(connection, "run")]

@@ -39,6 +39,7 @@ from agentpref.record.migrations import STEPS
 from agentpref.record.seals import SEALED, seal
 from agentpref.record.spill import Spill, drain
 from agentpref.record.store import Store
+from agentpref.record.sums import checksum, resum
 from agentpref.record.transfer import merge as module
 from agentpref.record.transfer.merge import Counts, Merged, merge
 from agentpref.types import Comparison, Feedback, Run
@@ -215,6 +216,7 @@ def test_each_batch_is_one_transaction_and_is_reported(
         "verify rows",
         "verify references",
         "verify seals",
+        "verify sums",
         "run",
     ]
 
@@ -316,7 +318,7 @@ def test_updates_and_revisions_are_not_merged(make: Make) -> None:
         "INSERT INTO updates (update_id, namespace, created_at) VALUES ('u', 'default', 1.0)",
         "INSERT INTO revision (revision_id, namespace, seq, created_at, manifest)"
         " VALUES ('rev-1', 'default', 1, 20.0, '{}')",
-        "INSERT INTO logp VALUES ('p', 'r', 1.0, 1)",
+        f"INSERT INTO logp VALUES ('p', 'r', 1.0, 1, x'{checksum(('p', 'r', 1.0, 1)).hex()}')",
     )
     with closing(connect(other)) as connection:
         for table in ("updates", "revision"):
@@ -476,6 +478,8 @@ def test_a_tombstone_from_the_future_counts_as_of_now(make: Make) -> None:
         "INSERT INTO forgotten VALUES ('u', 1e300)",
         "INSERT INTO forgotten VALUES (x'00', 1)",
     )
+    with closing(connect(other)) as connection:
+        resum(connection, ["forgotten"])
     merge(home, [other])
     ((user, at),) = rows(home)["forgotten"]
     assert user == "u"
