@@ -2,34 +2,44 @@
 
 A folder is a home if it has a file ``agentpref.db``. ``Home.create`` makes that file first, so that
 two processes can create the same home at once.
-
-Who may read a home does not depend on the umask. Every file that may hold what people wrote is made
-by :func:`open_private`: its owner alone reads and writes it (0600). Where the folder is shared with
-a group on purpose, the group does too (0660): its group may write it, or it gives its group to what
-is made in it (setgid). Revisions are for everybody to read, because an engine may run as another
-user. So others may pass through the folder of a home (0711), but they cannot list it.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
-from agentpref.errors import AgentprefError, NotAHome, NotKept
+from agentpref.errors import AgentprefError, HomeError, NotAHome, NotKept
+from agentpref.owners import (
+    DATABASE,
+    OTHERS,
+    access_cure,
+    folder_mode,
+    make_readable_folder,
+    own_file,
+)
+from agentpref.owners import READABLE_FILE as READABLE_FILE
+from agentpref.owners import READABLE_FOLDER as READABLE_FOLDER
+from agentpref.owners import StrPath as StrPath
+from agentpref.owners import enclosing_home as enclosing_home
+from agentpref.owners import make_private_folder as make_private_folder
+from agentpref.owners import open_private as open_private
+from agentpref.owners import own_folder as own_folder
+from agentpref.owners import tighten as tighten
 
 if TYPE_CHECKING:
     import sqlite3
 
-DATABASE = "agentpref.db"
 VARIABLE = "AGENTPREF_HOME"
 DEFAULT = ".agentpref"
 
-StrPath: TypeAlias = "str | os.PathLike[str]"
+_PASS = 0o011
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +105,7 @@ class Home:
         try:
             if not home.path.exists():
                 home.path.mkdir(parents=True, exist_ok=True)
-                home.path.chmod(_folder_mode(home.path) | _PASS)
+                home.path.chmod(folder_mode(home.path) | _PASS)
             if not home.database.exists():
                 if (outer := enclosing_home(home.path)) is not None:
                     raise NotAHome(f"{home.path} is inside the home {outer}; choose another folder")
@@ -106,26 +116,35 @@ class Home:
                         "agentpref home; choose an empty or a new folder"
                     )
                 os.close(open_private(home.database))
-            if not home.adapters.exists():
-                home.adapters.mkdir(exist_ok=True)
-                home.adapters.chmod(READABLE_FOLDER)
+            make_readable_folder(home.adapters)
             make_private_folder(home.reports)
         except NotAHome:
             raise  # it is an OSError, too
         except OSError as error:
             raise NotAHome(
                 f"cannot make a home in {home.path} ({error.strerror}); "
-                "choose a folder that this user may write to"
+                f"choose a folder that this user may write to, or {access_cure(home.path)}"
             ) from error
         return home
 
     @classmethod
     def open(cls, path: Home | StrPath | None = None) -> Home:
-        """Take a home, by its path or opened before; raise ``NotAHome`` if there is none."""
+        """Take a home, by its path or opened before.
+
+        Raises:
+            NotAHome: there is none in the folder.
+            HomeError: this user may not enter the folder.
+        """
         if isinstance(path, Home):
             return path
         home = cls(cls.resolve(path))
-        if not home.database.is_file():
+        try:
+            is_home = home.database.is_file()
+        except PermissionError as error:
+            raise HomeError(
+                f"{home.path} cannot be entered ({error.strerror}); {access_cure(home.path)}"
+            ) from error
+        if not is_home:
             raise NotAHome(
                 f"{home.path} is not an agentpref home (it has no {DATABASE}); name another folder "
                 "with --home or AGENTPREF_HOME, or make one with `agentpref init`"
@@ -140,50 +159,6 @@ class Home:
         return cls(Path(file).parent)
 
 
-READABLE_FOLDER, READABLE_FILE = 0o755, 0o644
-"""The modes of the folders and files of revisions, which an engine of another user reads too."""
-
-_PASS = 0o011
-_OTHERS = 0o007
-
-
-def open_private(path: StrPath, flags: int = os.O_RDWR) -> int:
-    """Open a file that only its home's people may read, and make it if it is missing.
-
-    Other users lose their access to an older file, too. As the ``opener`` of ``open``, it keeps
-    what is written from the first byte on.
-
-    >>> with open(home.spill, "ab", opener=open_private) as file:
-    ...     file.write(line)
-    """
-    try:
-        descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        descriptor = os.open(path, flags | os.O_CREAT, 0o600)
-        tighten(Path(path))
-    else:
-        os.fchmod(descriptor, _file_mode(os.fstat(descriptor), Path(path).parent))
-    return descriptor
-
-
-def make_private_folder(path: Path) -> None:
-    """Make a folder inside a home for its people only; an existing one stays as it is."""
-    if not path.is_dir():
-        path.mkdir(mode=0o700, exist_ok=True)
-        path.chmod(_folder_mode(path.parent))
-
-
-def tighten(path: Path) -> None:
-    """Take a file from all other users, if an older agentpref or another program let them at it.
-
-    What this process may not change stays as it is; ``agentpref doctor`` names it.
-    """
-    with suppress(OSError):
-        found = os.lstat(path)
-        if stat.S_ISREG(found.st_mode) and found.st_mode & _OTHERS:
-            path.chmod(_file_mode(found, path.parent))
-
-
 def open_to_others(home: Home) -> list[Path]:
     """The files of a home that every user of the machine can use, without those of revisions."""
     found: list[Path] = []
@@ -193,34 +168,9 @@ def open_to_others(home: Home) -> list[Path]:
         for path in (Path(folder, name) for name in files):
             with suppress(FileNotFoundError):
                 mode = os.lstat(path).st_mode
-                if stat.S_ISREG(mode) and mode & _OTHERS:
+                if stat.S_ISREG(mode) and mode & OTHERS:
                     found.append(path)
     return sorted(found)
-
-
-def _is_shared(folder: os.stat_result) -> bool:
-    """Whether a folder is shared with its group on purpose, and not with everybody as /tmp is."""
-    mode = folder.st_mode
-    return bool(mode & (stat.S_ISGID | stat.S_IWGRP)) and not mode & stat.S_IWOTH
-
-
-def _file_mode(file: os.stat_result, folder: Path) -> int:
-    around = folder.stat()
-    return 0o660 if _is_shared(around) and file.st_gid == around.st_gid else 0o600
-
-
-def _folder_mode(around: Path) -> int:
-    found = around.stat()
-    return 0o770 | found.st_mode & stat.S_ISGID if _is_shared(found) else 0o700
-
-
-def enclosing_home(path: StrPath) -> Path | None:
-    """The home that a path is, or is inside of, links resolved; ``None`` if it is in none.
-
-    What a command writes for its user must not go there: it could replace the database.
-    """
-    real = Path(os.path.realpath(path))
-    return next((up for up in (real, *real.parents) if (up / DATABASE).is_file()), None)
 
 
 def sync(path: Path) -> None:
@@ -252,10 +202,10 @@ def writing(place: Path) -> Iterator[None]:
     except AgentprefError:
         raise  # some of ours are OSErrors too
     except OSError as error:
-        raise NotKept(
-            f"{place} cannot be written ({error.strerror or error}); free space on its disk, and "
-            "let this user write the folder"
-        ) from error
+        cure = "free space on its disk, and let this user write the folder"
+        if error.errno in (errno.EACCES, errno.EPERM):
+            cure = access_cure(place)
+        raise NotKept(f"{place} cannot be written ({error.strerror or error}); {cure}") from error
 
 
 @contextmanager
@@ -272,7 +222,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         os.close(open_private(draft))
         yield draft
-        tighten(draft)  # a library may have made it anew
+        own_file(draft)  # a library may have made it anew
         sync(draft)
         os.replace(draft, path)
         sync(path.parent)

@@ -35,6 +35,7 @@ from agentpref.prefer.catalog import Catalog
 from agentpref.record.database import connect, exclusive, translated
 from agentpref.record.messages import new_id
 from agentpref.record.spill import drain
+from agentpref.record.store import Store
 from agentpref.record.updates import Attempt, Updates
 from agentpref.serve.backend import Revision
 from agentpref.serve.registry import Registry
@@ -88,10 +89,11 @@ def update(
 
     Raises:
         NotAHome: there is no home in the folder.
+        UnknownNamespace: other namespaces are in the home, and this one is not.
         UpdateRunning: another update has locked the home.
         RevisionError: the live revision learned from text that was forgotten since.
         InvalidAdapter: the live revision's files are not those that were published.
-        ModelNotFound: the model resolves to nothing.
+        ModelNotFound: the model resolves to nothing, which is also said when nothing is new.
         WrongBase: the live revision was trained on another base.
         TrainingDiverged: the loss is no longer finite.
         UpdateInterrupted: a signal came; the next update resumes this one. In all these cases
@@ -166,6 +168,7 @@ class _Update:
 
     def run(self) -> UpdateReport:
         """Go through the update in order."""
+        Store(self.connection).require_namespace(self.namespace)
         # 1. What serves, and what there is to learn.
         serving = self.registry.state()
         live = None if serving.live is None else self.registry.get(serving.live)
@@ -189,6 +192,7 @@ class _Update:
             started = self._started(base, needed, catalog)
         report = self._report(available, live, left_out)
         if base is None or not (is_new or started):
+            self._find_base()  # a wrong name is said when nothing is new, too
             return report if tried is None else with_attempt(report, tried)
 
         # 3. Learn, and prove.
@@ -244,9 +248,14 @@ class _Update:
                 )
         return base
 
+    def _find_base(self) -> Path:
+        from agentpref.models.base import find_base
+
+        return find_base(self.model)
+
     def _tried(self, available: Available, live: str | None) -> Attempt | None:
         """The last update, if it tried just what is new, in the same way, as far as it gets."""
-        from agentpref.models.base import base_digests, find_base
+        from agentpref.models.base import base_digests
 
         last = self.updates.last_attempt(self.namespace, live)
         if last is None or available.fresh != last.pairs | last.waiting or not has_stalled(last):
@@ -254,7 +263,7 @@ class _Update:
         if not available.fresh or last.report.get("config") != self.config.to_mapping():
             return None
         base = last.report.get("base") or {}
-        digests = base_digests(find_base(self.model), self.config.chat_template_kwargs)
+        digests = base_digests(self._find_base(), self.config.chat_template_kwargs)
         return last if digests == (base.get("digest"), base.get("template_digest")) else None
 
     def _started(

@@ -31,6 +31,7 @@ from agentpref.errors import (
     UpdateRunning,
 )
 from agentpref.home import Home, open_private, tighten, writing
+from agentpref.owners import access_cure, is_locked_out, join_group
 from agentpref.record.migrations import STEPS
 
 BUSY_SECONDS = 30.0
@@ -121,7 +122,9 @@ def translated(home: Home) -> Iterator[None]:
         trouble = diagnose(error, home)
         if trouble is None:
             raise
-        raise trouble.error(f"{home.database}: {error}; {trouble.cure}") from error
+        locked_out = trouble.error is NotKept and is_locked_out(home.path, home.database)
+        cure = access_cure(home.database) if locked_out else trouble.cure
+        raise trouble.error(f"{home.database}: {error}; {cure}") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:  # damage that SQLite does not see
         kind = "UTF-8" if isinstance(error, UnicodeDecodeError) else "JSON"
         raise CorruptHome(f"{home.database}: a text in it is not {kind}; {_RESTORE}") from error
@@ -170,6 +173,8 @@ def connect(home: Home, *, readonly: bool = False) -> sqlite3.Connection:
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute("PRAGMA synchronous = FULL")
             _migrate(connection, home)
+            for end in ("-wal", "-shm"):  # which SQLite gives to nobody
+                join_group(home.path / f"{home.database.name}{end}")
             if readonly:
                 connection.execute("PRAGMA query_only = ON")
             on_failure.pop_all()
@@ -369,10 +374,8 @@ def locked(path: Path, refusal: AgentprefError, *, seconds: float = 0) -> Iterat
         except Timeout as error:
             raise refusal from error
         except PermissionError as error:
-            raise NotKept(
-                f"{path} cannot be locked ({error.strerror}); run this as the user who owns the "
-                f"home, or let this one write the file and its folder (chown or chmod)"
-            ) from error
+            why = f"{error.strerror}); {access_cure(path)}"
+            raise NotKept(f"{path} cannot be locked ({why}") from error
     try:
         yield
     finally:

@@ -173,7 +173,7 @@ def prune(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Remove nothing; say what would be removed.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: options.Yes = False,
     home: options.Home = None,
     namespace: options.Namespace = "default",
     as_json: options.AsJson = False,
@@ -222,7 +222,8 @@ def _is_loaded(place: str, revision_id: str) -> bool | None:
 def _registry(home: Path | None, namespace: str) -> Registry:
     from agentpref.serve.registry import Registry
 
-    return Registry(home, namespace=namespace)
+    with options.reading(home, namespace):
+        return Registry(home, namespace=namespace)
 
 
 def _state(state: ServingState) -> dict[str, Any]:

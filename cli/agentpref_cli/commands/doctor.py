@@ -233,6 +233,7 @@ def verify(
     rows: Annotated[
         int, typer.Option(min=1, metavar="N", help="Rows of each table to sample.")
     ] = 1000,
+    quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Check all messages, rows and adapters.
@@ -245,7 +246,7 @@ def verify(
     from agentpref.record.integrity import Problem, examine
     from agentpref.record.keys import keys_problem
 
-    with options.reading(home) as connection, progress(as_json) as report:
+    with options.reading(home) as connection, progress(quiet) as report:
         found = examine(connection, sample=rows if sample else None, progress=report)
         lost = keys_problem(connection)
     keys = [] if lost is None else [Problem("user.keys", "", lost)]

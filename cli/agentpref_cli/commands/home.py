@@ -61,7 +61,7 @@ def stats(
     """Count what was logged, per namespace."""
     from agentpref.record.store import Store
 
-    with options.reading(home) as connection:
+    with options.reading(home, namespace) as connection:
         store = Store(connection)
         names = store.namespaces() if namespace is None else [namespace]
         counts = {name: store.stats(name) for name in names}
@@ -104,7 +104,7 @@ def pairs(
     from agentpref.record.store import Store
 
     start = None if since is None else options.parse_since(since, time.time(), "--since")
-    with options.reading(home) as connection:
+    with options.reading(home, namespace) as connection:
         share = options.held_out_share(home, connection, namespace, held_out)
         found = read_examples(Store(connection), namespace, held_out=share, since=start)
     value = {
@@ -169,6 +169,7 @@ def backup(
         Path, typer.Argument(metavar="TARGET", help="A missing or empty folder for the copy.")
     ],
     home: options.Home = None,
+    quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Copy a home, also while it is in use.
@@ -178,7 +179,7 @@ def backup(
     """
     from agentpref.record.transfer.backup import backup
 
-    with progress(as_json) as report:
+    with progress(quiet) as report:
         done = backup(home, target, progress=report)
     print_result(as_json, asdict(done), lambda: _show_backup(done))
 
@@ -188,6 +189,7 @@ def merge(
         list[Path], typer.Argument(metavar="OTHER...", help="The homes to bring in.")
     ],
     home: options.Home = None,
+    quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Bring into a home what other homes logged, each row once.
@@ -198,7 +200,7 @@ def merge(
     """
     from agentpref.record.transfer.merge import merge
 
-    with progress(as_json) as report:
+    with progress(quiet) as report:
         done = [merged.to_mapping() for merged in merge(home, others, progress=report)]
     print_result(as_json, {"merged": done}, lambda: _show_merge(done))
 

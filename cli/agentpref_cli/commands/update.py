@@ -75,6 +75,7 @@ def update(
         float | None,
         typer.Option(metavar="M", help="Time for the whole update; what does not fit waits."),
     ] = None,
+    quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Train on new preferences, and serve the result if it is better.
@@ -96,7 +97,7 @@ def update(
     checked = UpdateConfig.from_mapping(settings)
     if team.shares():  # several processes need torch to connect, and followers get no progress
         process.settle()
-    with progress(as_json) as show_progress:
+    with progress(quiet) as show_progress:
         shown = process.settling(show_progress)
         done = run_update(home, model=model, config=checked, namespace=namespace, progress=shown)
     value = done.to_mapping()
@@ -116,7 +117,7 @@ def report(
     from agentpref.record.updates import Updates
     from agentpref.serve.registry import Registry
 
-    with options.reading(home) as connection:
+    with options.reading(home, namespace) as connection:
         found = Updates(connection).report(namespace, update_id)
     service = Registry(home, namespace=namespace).service(found["revision"])
     value = found | {"serving": service._asdict()}
