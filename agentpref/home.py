@@ -121,9 +121,11 @@ class Home:
         except NotAHome:
             raise  # it is an OSError, too
         except OSError as error:
+            is_denied = isinstance(error, PermissionError)
+            whose = f" ({access_cure(home.path)})" if is_denied else ""
             raise NotAHome(
-                f"cannot make a home in {home.path} ({error.strerror}); "
-                f"choose a folder that this user may write to, or {access_cure(home.path)}"
+                f"cannot make a home in {home.path} ({error.strerror}); choose a folder that this "
+                f"user may write to{whose}"
             ) from error
         return home
 

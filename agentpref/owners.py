@@ -186,11 +186,12 @@ def access_cure(path: Path) -> str:
             owner = place.stat().st_uid
             break
     who, this = user_name(owner), user_name(os.geteuid())
+    it = "it" if place == path else str(place)
     if owner == os.geteuid():
-        return f"it belongs to this user ({this}): let it read and write (chmod u+rwX {place})"
+        return f"{it} belongs to this user ({this}): let it read and write (chmod u+rwX {place})"
     return (
-        f"{place} belongs to {who}, and this is {this}: run this as {who}, or let this user read "
-        "and write it and its folder (chown or chmod)"
+        f"{it} belongs to {who}, and this is {this}: run this as {who}, or let this user read and "
+        "write it and its folder (chown or chmod)"
     )
 
 

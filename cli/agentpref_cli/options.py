@@ -26,6 +26,7 @@ Home = Annotated[
     typer.Option(
         "--home",
         metavar="FOLDER",
+        readable=False,  # not checked by Typer, whose message says neither why nor what to do
         help="Home folder [default: $AGENTPREF_HOME, or .agentpref].",
         show_default=False,
     ),

@@ -46,7 +46,7 @@ Expected = Annotated[
 ]
 
 
-@app.command("list")
+@app.command("list", short_help="List the revisions, and which of them serve.")
 def list_(
     home: options.Home = None,
     namespace: options.Namespace = "default",
@@ -91,7 +91,7 @@ def promote(
     _print_state(as_json, registry.promote(revision, expected_generation=expected))
 
 
-@app.command()
+@app.command(short_help="Undo the last promotion.")
 def rollback(
     expected: Expected = None,
     home: options.Home = None,
@@ -111,7 +111,7 @@ def rollback(
     _print_state(as_json, state)
 
 
-@app.command()
+@app.command(short_help="Let a revision serve a share of the threads.")
 def canary(
     revision: Annotated[
         str | None, typer.Argument(metavar="REVISION", help="The one to try.", show_default=False)
@@ -191,7 +191,7 @@ def prune(
     print_result(as_json, value, lambda: _show_pruned(done, dry_run))
 
 
-@app.command()
+@app.command(short_help="Copy a revision to a folder for peft and vLLM.")
 def export(
     revision: RevisionId,
     folder: Annotated[

@@ -26,7 +26,10 @@ _FORMAT = (
 
 def import_(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="JSON lines, one JSON list, or Parquet.")
+        Path,
+        typer.Argument(
+            metavar="FILE", help="JSON lines, one JSON list, or Parquet.", readable=False
+        ),
     ],
     home: options.Home = None,
     namespace: options.Namespace = "default",

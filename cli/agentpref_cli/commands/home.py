@@ -166,7 +166,10 @@ def _show_pairs(value: dict[str, Any], since: str | None) -> None:
 
 def backup(
     target: Annotated[
-        Path, typer.Argument(metavar="TARGET", help="A missing or empty folder for the copy.")
+        Path,
+        typer.Argument(
+            metavar="TARGET", help="A missing or empty folder for the copy.", readable=False
+        ),
     ],
     home: options.Home = None,
     quiet: options.Quiet = False,
@@ -186,7 +189,8 @@ def backup(
 
 def merge(
     others: Annotated[
-        list[Path], typer.Argument(metavar="OTHER...", help="The homes to bring in.")
+        list[Path],
+        typer.Argument(metavar="OTHER...", help="The homes to bring in.", readable=False),
     ],
     home: options.Home = None,
     quiet: options.Quiet = False,

@@ -85,7 +85,7 @@ def update(
 
     Exits 0 if the candidate was promoted, 3 if nothing is new, 4 if the candidate was refused, 5 if
     there is too little evidence, 6 if none of the new feedback can be trained, 2 on bad usage, 1 on
-    a failure, 130 or 143 on a signal.
+    a failure, 75 while another update or a removal runs, 130 or 143 on a signal.
     """
     from agentpref.config import UpdateConfig
     from agentpref.learn import process, team
