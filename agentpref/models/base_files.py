@@ -113,7 +113,7 @@ def measure_base(path: Path) -> BaseSize:
     """Read the size of a base model from the headers of its files; raises like :func:`read_base`.
 
     >>> measure_base(find_base("tiny")).per_rank * 16  # parameters of an adapter of rank 16
-    176128
+    350208
     """
     shapes = _shapes(path)
     layers = _linear_layers(_read_object(path / _CONFIG), shapes)

@@ -13,6 +13,7 @@ import typer
 
 from agentpref.home import Home
 from agentpref.record.database import connect
+from agentpref.record.log import Log
 from agentpref.record.updates import taint
 from agentpref.serve.pins import Pins
 from agentpref.serve.registry import Registry
@@ -95,7 +96,9 @@ def test_an_edited_adapter_is_not_promoted(run, home, names) -> None:
     assert serving(run) == "base"
 
 
-def test_namespaces_do_not_see_each_other(run, names) -> None:
+def test_namespaces_do_not_see_each_other(run, home, names) -> None:
+    with Log(home, namespace="other") as log:
+        log.record([{"role": "user", "content": "Hello!"}], "Hi!")
     run("adapters", "promote", names[0], "--namespace", "other", exits=1)
     assert run("adapters", "list", "--json", "--namespace", "other").json["revisions"] == []
 

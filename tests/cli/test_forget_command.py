@@ -225,11 +225,12 @@ def test_nothing_is_removed_where_nobody_can_be_asked(run, shared, arguments, ty
 
 
 def contents(home: Path) -> tuple[list[str], dict[str, bytes]]:
-    """All rows of a home, and all files but the database's own."""
+    """All rows of a home, and all files but locks and the database's own."""
     with closing(connect(Home.open(home))) as connection:
         rows = [*connection.iterdump()]
     files = (path for path in home.rglob("*") if path.is_file())
-    return rows, {str(f): f.read_bytes() for f in files if not f.name.startswith("agentpref.db")}
+    kept = (f for f in files if f.suffix != ".lock" and not f.name.startswith("agentpref.db"))
+    return rows, {str(file): file.read_bytes() for file in kept}
 
 
 def test_a_dry_run_says_what_would_go_and_changes_nothing(run, shared, trained) -> None:
