@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from agentpref.models.base_files import BaseSize
 
 _SHOWN = 5
-_PROGRAM_BYTES = 1 << 30
-"""What Python, torch and the smallest pass take beside the weights."""
+_PROGRAM_BYTES = 750 << 20
+"""What Python, torch and small passes take beside the weights: the peak of a night with `tiny`."""
 
 _DISK_BYTES = 64 << 20
 _COPIES = 8

@@ -7,7 +7,7 @@ home=/srv/shop/.agentpref
 model=/srv/models/qwen2.5-0.5b-instruct
 log=/srv/shop/agentpref-update.log
 
-date '+== %Y-%m-%d %H:%M:%S' >>"$log"
+date '+== %Y-%m-%d %H:%M:%S' >>"$log" || exit 1 # a log that cannot be written is mailed, too
 "$agentpref" update --home "$home" --model "$model" --max-minutes 120 >>"$log" 2>&1
 code=$?
 case $code in

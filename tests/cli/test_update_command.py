@@ -310,7 +310,7 @@ atexit.register(lambda: print(gc.get_freeze_count() > 0, "torch" in sys.modules)
 from agentpref_cli.main import main
 main()
 """
-    options = ["update", "--model", str(random_base), *ENOUGH, "--json"]
+    options = ["update", "--model", str(random_base), *ENOUGH, "--json", "--quiet"]
     done = subprocess.run([sys.executable, "-c", code, *options], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == f"{new} {new}", done.stderr
     assert done.stderr == ""

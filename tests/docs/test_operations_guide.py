@@ -95,6 +95,15 @@ def test_a_command_that_is_not_there_is_mailed(nightly, tmp_path) -> None:
     assert "not-installed cannot be run" in done.stdout
 
 
+def test_a_log_that_cannot_be_written_is_mailed(nightly, tmp_path) -> None:
+    (tmp_path / "agentpref-update.log").mkdir()
+    with pytest.raises(IsADirectoryError):
+        nightly(exiting(tmp_path, 0))
+    done = as_cron_runs(f"30 3 * * * {tmp_path}/agentpref-nightly.sh")
+    assert done.returncode == 1
+    assert "agentpref-update.log" in done.stderr
+
+
 def test_the_real_command_runs_under_cron(nightly, tmp_path) -> None:
     home = tmp_path / "home"
     done, log = nightly(AGENTPREF, home)
