@@ -61,7 +61,9 @@ def owners(home: Home) -> Iterator[Finding]:
     whose = f"{owner}:{_group(around.st_gid)}, mode {mode:04o}"
     shut = is_locked_out(home.path) or not os.access(home.path, os.X_OK)
     cure = access_cure(home.path) if shut else f"this is {user_name(os.geteuid())}"
-    yield Finding("owner", not shut, f"{home.path} is {whose}; {cure}")
+    if is_readonly := bool(os.statvfs(home.path).f_flag & os.ST_RDONLY):
+        cure = "its file system is read-only: mount it for writing"
+    yield Finding("owner", not (shut or is_readonly), f"{home.path} is {whose}; {cure}")
     if shut:
         return
     foreign, closed = [], []

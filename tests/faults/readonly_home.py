@@ -13,7 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from full_disk import ASKED, READING, agentpref, mounted
+from full_disk import ASKED, READING, agentpref, doctor_finds, mounted
 
 from agentpref.errors import AgentprefError, NotKept
 from agentpref.record.log import Log
@@ -49,6 +49,7 @@ def main(folder: Path) -> None:
         for command in READING:
             done = agentpref(command, folder / "home")
             assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        assert doctor_finds(folder / "home") == {"owner", "disk"}
         remount(folder, "rw")
         time.sleep(REST_SECONDS)
         log.feedback(first, key="thumbs", score=1)

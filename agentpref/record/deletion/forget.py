@@ -21,7 +21,7 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from agentpref.errors import UnknownUser, shown_id
+from agentpref.errors import UnknownRun, UnknownUser, shown_id
 from agentpref.home import Home, StrPath, sync
 from agentpref.record.database import connect, transaction, translated
 from agentpref.record.deletion.removal import (
@@ -114,14 +114,21 @@ def forget_run(
 ) -> Forgotten:
     """Delete one run with all that was said of it, and mark the revisions that were trained on it.
 
-    Raises and returns as :func:`forget` does; ``UnknownRun`` if the run is not in this home. With
-    ``missing_ok`` a run that is gone is no error, which completes a call that was interrupted.
+    Raises and returns as :func:`forget` does. Where the run is not in this home, nothing is removed,
+    the disk is scrubbed all the same, which completes a call that was interrupted, and without
+    ``missing_ok`` it raises ``UnknownRun``.
     """
-    place = Home.open(home)
+    place, removed, unknown = Home.open(home), Forgotten(), None
     with _opened(place, dry_run, progress) as connection:
-        if not missing_ok:
+        try:
             Store(connection).run(run_id)
-        return _forget(place, connection, {}, {}, run_id=run_id, dry_run=dry_run)
+        except UnknownRun as error:
+            unknown = error
+        else:
+            removed = _forget(place, connection, {}, {}, run_id=run_id, dry_run=dry_run)
+    if unknown is not None and not missing_ok:
+        raise unknown
+    return removed
 
 
 @contextmanager

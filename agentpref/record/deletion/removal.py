@@ -243,8 +243,7 @@ def _scrub(home: Home, connection: sqlite3.Connection) -> None:
     if why is not None:
         raise NotKept(
             f"the rows are deleted, but free pages of {home.database} may still hold their text: "
-            f"{why}. Then run the same command again (for one run, with --missing-ok) to complete "
-            "the removal"
+            f"{why}. Then run the same command again to complete the removal"
         ) from cause
 
 
