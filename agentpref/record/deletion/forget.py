@@ -114,9 +114,9 @@ def forget_run(
 ) -> Forgotten:
     """Delete one run with all that was said of it, and mark the revisions that were trained on it.
 
-    Raises and returns as :func:`forget` does. Where the run is not in this home, nothing is removed,
-    the disk is scrubbed all the same, which completes a call that was interrupted, and without
-    ``missing_ok`` it raises ``UnknownRun``.
+    Raises and returns as :func:`forget` does. If the run is not in this home, nothing is removed.
+    The disk is scrubbed all the same, which completes a call that was interrupted; then, without
+    ``missing_ok``, it raises ``UnknownRun``.
     """
     place, removed, unknown = Home.open(home), Forgotten(), None
     with _opened(place, dry_run, progress) as connection:
