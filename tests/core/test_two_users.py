@@ -122,10 +122,8 @@ main(*eval(sys.argv[3]))
 APP, CRON, GROUP = 65534, 65533, 64321
 
 
-def shared_home(tmp_path: Path, uid: int, gid: int, mode: int) -> Path:
-    for parent in (tmp_path, *tmp_path.parents[:3]):
-        parent.chmod(stat.S_IMODE(parent.stat().st_mode) | 0o011)
-    folder = tmp_path / "home"
+def shared_home(around: Path, uid: int, gid: int, mode: int) -> Path:
+    folder = around / "home"
     folder.mkdir()
     os.chown(folder, uid, gid)
     folder.chmod(mode)
@@ -154,8 +152,8 @@ SERVICE = (APP, APP, [])
 
 
 @pytest.mark.parametrize("users", [(ROOT, SERVICE), (SERVICE, ROOT)], ids=["root first", "app"])
-def test_what_root_makes_in_a_home_belongs_to_the_homes_owner(tmp_path: Path, users) -> None:
-    folder = shared_home(tmp_path, APP, APP, 0o711)
+def test_what_root_makes_in_a_home_belongs_to_the_homes_owner(reachable: Path, users) -> None:
+    folder = shared_home(reachable, APP, APP, 0o711)
     work(folder, *users)
     found = everything(folder)
     assert {"agentpref.db", "user.keys", "update.lock", "spill.lock", "training"} <= found.keys()
@@ -167,9 +165,9 @@ def test_what_root_makes_in_a_home_belongs_to_the_homes_owner(tmp_path: Path, us
 
 @pytest.mark.parametrize("mode", [0o770, 0o2770], ids=oct)
 def test_two_users_of_a_group_share_a_home_whose_folder_the_group_may_write(
-    tmp_path: Path, mode: int
+    reachable: Path, mode: int
 ) -> None:
-    folder = shared_home(tmp_path, 0, GROUP, mode)
+    folder = shared_home(reachable, 0, GROUP, mode)
     work(folder, (APP, APP, [GROUP]), (CRON, CRON, [GROUP]))
     found = everything(folder)
     assert {one.st_gid for one in found.values()} == {GROUP}
@@ -179,10 +177,10 @@ def test_two_users_of_a_group_share_a_home_whose_folder_the_group_may_write(
         assert name.startswith("adapters") or not one.st_mode & 0o007, name
 
 
-def test_what_root_exports_from_a_home_stays_roots(tmp_path: Path) -> None:
+def test_what_root_exports_from_a_home_stays_roots(reachable: Path) -> None:
     from agentpref.home import replacing
 
-    folder = shared_home(tmp_path, APP, APP, 0o755)
+    folder = shared_home(reachable, APP, APP, 0o755)
     with replacing(folder / "pairs.jsonl") as draft:
         draft.write_bytes(b"text")
     found = (folder / "pairs.jsonl").lstat()
