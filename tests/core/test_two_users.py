@@ -74,7 +74,6 @@ def tidies(name):
 
 def main(one, other):
     def act(user, *acts):
-        reading, writing = os.pipe()
         child = os.fork()
         if child == 0:
             uid, gid, groups = user
@@ -103,18 +102,23 @@ def main(one, other):
 
     # Both at once: what the first one's open connection has made serves the second one, too.
     ready, told = os.pipe()
+    until, end = os.pipe()
     child = os.fork()
     if child == 0:
+        os.close(end)  # so that it ends with this script, also if that fails
         os.setgroups(one[2]); os.setgid(one[1]); os.setuid(one[0])
         with Log(home.path) as log:
             log.record(ASK, "I stay")
             log.flush(10)
             os.write(told, b"!")
-            os.read(0, 1)
+            os.read(until, 1)
         os._exit(0)
     os.read(ready, 1)
+    assert (home.path / "agentpref.db-wal").exists()
     act(other, logs)
     act((0, 0, []), logs)
+    os.write(end, b"!")
+    assert os.waitpid(child, 0)[1] == 0
 
 main(*eval(sys.argv[3]))
 """
@@ -138,7 +142,7 @@ def work(folder: Path, *users: tuple[int, int, list[int]]) -> None:
         path.chmod(0o755)
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(folder), str(adapter), repr(users)],
-        stdin=subprocess.PIPE, capture_output=True, text=True, check=False,
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
 
