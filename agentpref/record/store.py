@@ -20,6 +20,7 @@ from agentpref.errors import (
     InvalidFeedback,
     RecordError,
     RunExists,
+    UnknownNamespace,
     shown_id,
 )
 from agentpref.record.chains import Chains
@@ -73,6 +74,9 @@ SELECT runs, threads, users, feedback, corrections, comparisons, first_at, last_
 # One statement, because two would see two states of a home that others write to. CROSS JOIN makes
 # SQLite go through the judgements and look up their runs: there are far fewer of them.
 
+_NAMESPACES = """
+SELECT namespace FROM run UNION ALL SELECT namespace FROM revision
+UNION ALL SELECT namespace FROM updates JOIN update_pair USING (update_id)"""
 _SCALES = "SELECT key, source, low, high FROM feedback_scale WHERE namespace = ?"
 
 
@@ -241,6 +245,22 @@ class Store:
         """Name the namespaces that have runs, in alphabetical order."""
         query = "SELECT DISTINCT namespace FROM run ORDER BY namespace"
         return [name for (name,) in self._connection.execute(query)]
+
+    def require_namespace(self, namespace: str) -> None:
+        """Raise ``UnknownNamespace`` if other namespaces are in this home, and this one is not.
+
+        A namespace is there once it has a run, a revision or an update that used something. While a
+        home is empty, no name is wrong.
+        """
+        query = f"SELECT EXISTS (SELECT 1 FROM ({_NAMESPACES}) WHERE namespace = ?)"
+        if self._connection.execute(query, (namespace,)).fetchone() == (1,):
+            return
+        query = f"SELECT DISTINCT namespace FROM ({_NAMESPACES}) ORDER BY namespace"
+        if known := [repr(name) for (name,) in self._connection.execute(query)]:
+            raise UnknownNamespace(
+                f"no namespace {shown_id(namespace)} is in this home; it has {', '.join(known)}; "
+                "name one of these, or log a run under the new name first"
+            )
 
     def stats(self, namespace: str | None = None) -> dict[str, Any]:
         """Count what a namespace holds, or the whole home: .5 s for 700,000 runs.

@@ -3,7 +3,8 @@
 A revision is named by its content, ``rev-<number>-<first 12 hex digits of the files' digest>``, so
 that a name never means two adapters. A folder has a revision's name only while it is complete: a
 copy is synced before it gets the name, and a folder that is to be removed loses the name first.
-Modes are set, not left to the umask, since an engine may run as another user.
+Modes and owners are set, not left to the umask and to who publishes: an engine may run as another
+user, and another user may prune.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from agentpref.home import (
     Home,
     StrPath,
     enclosing_home,
+    open_private,
     ours,
+    own_folder,
     sync,
     writing,
 )
@@ -79,10 +82,11 @@ def written(files: AdapterFiles, manifest: Mapping[str, Any], draft: Path) -> It
         MANIFEST_FILE: encode(manifest),
     }
     try:
-        draft.mkdir(parents=True)
-        draft.chmod(READABLE_FOLDER)
+        draft.parent.mkdir(parents=True, exist_ok=True)
+        draft.mkdir(mode=0o700)
+        own_folder(draft, READABLE_FOLDER)
         for name, content in contents.items():
-            with (draft / name).open("xb") as writer:
+            with open(draft / name, "xb", opener=open_private) as writer:
                 writer.write(content)
                 writer.flush()
                 os.fchmod(writer.fileno(), READABLE_FILE)

@@ -26,11 +26,14 @@ Home = Annotated[
     typer.Option(
         "--home",
         metavar="FOLDER",
+        readable=False,  # not checked by Typer, whose message says neither why nor what to do
         help="Home folder [default: $AGENTPREF_HOME, or .agentpref].",
         show_default=False,
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask; needed where no terminal is.")]
 Namespace = Annotated[str, typer.Option(metavar="NAME", help="Which of the home's namespaces.")]
 HeldOut = Annotated[
     float | None,
@@ -51,17 +54,21 @@ _AGE = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])", re.ASCII)
 
 
 @contextmanager
-def reading(folder: Path | None) -> Iterator[sqlite3.Connection]:
+def reading(folder: Path | None, namespace: str | None = None) -> Iterator[sqlite3.Connection]:
     """Open an existing home for reading, and close it afterwards.
 
     Raises:
         HomeError: there is no home at the folder, or it cannot be read.
+        UnknownNamespace: other namespaces are in the home, and ``namespace`` is not.
     """
     from agentpref.home import Home
     from agentpref.record.database import connect, translated
+    from agentpref.record.store import Store
 
     home = Home.open(folder)
     with translated(home), closing(connect(home, readonly=True)) as connection:
+        if namespace is not None:
+            Store(connection).require_namespace(namespace)
         yield connection
 
 

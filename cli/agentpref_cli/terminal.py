@@ -1,13 +1,15 @@
 """How commands print.
 
 On a terminal: tables, colours and a progress bar, drawn by rich. Piped: tab-separated lines under
-a header, and one line of progress per stage. With ``--json``: one object on standard output. Rich
-is imported only to draw, because its import takes longer than most commands.
+a header. With ``--json``: one object on standard output. Progress goes to standard error whatever
+standard output is: long work is never silent, unless ``--quiet`` says so. Rich is imported only to
+draw, because its import takes longer than most commands.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from agentpref.types import Progress
+
+LINE_SECONDS = 15.0
+"""The least time between two lines of progress in the middle of a stage."""
 
 GOOD, BAD, WARN, DIM, BOLD = "green", "red", "yellow", "dim", "bold"
 
@@ -42,13 +47,21 @@ def fail(message: str) -> None:
 
 
 def confirm(question: str, yes: bool) -> None:
-    """Ask before something is removed, if a person types at a terminal and did not say ``--yes``.
+    """Ask before something is removed for good, unless the person said ``--yes``.
 
     Raises:
+        ConfigError: standard input is no terminal, so nobody is there to answer.
         Exit: the answer is not yes.
     """
-    if yes or not sys.stdin.isatty():
+    if yes:
         return
+    if not sys.stdin.isatty():
+        from agentpref.errors import ConfigError
+
+        raise ConfigError(
+            "nothing was removed: this removes for good, and without a terminal nobody can be "
+            "asked; add --yes"
+        )
     print(escaped(question), end=" [y/N] ", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         import typer
@@ -78,7 +91,12 @@ def table(
     drawn, styles = Table(box=box.SIMPLE_HEAD, pad_edge=False), styles or {}
     for index, name in enumerate(columns):
         numeric = bool(lines) and all(type(line[index]) in (int, float) for line in lines)
-        drawn.add_column(_text(name, BOLD), justify="right" if numeric else "left", overflow="fold")
+        drawn.add_column(
+            _text(name, BOLD),
+            justify="right" if numeric else "left",
+            overflow="fold",
+            min_width=max(map(len, name.split()), default=0),  # a narrow window breaks no heading
+        )
     for line in lines:
         drawn.add_row(*(_text(text, styles.get(text, "")) for text in map(cell, line)))
     _draw(sys.stdout, drawn)
@@ -98,13 +116,14 @@ def facts(values: Mapping[str, object]) -> None:
 
 
 @contextmanager
-def progress(as_json: bool) -> Iterator[Progress | None]:
-    """Yield a callback that shows progress on standard error.
+def progress(quiet: bool) -> Iterator[Progress | None]:
+    """Yield a callback that shows progress on standard error; ``None`` with ``--quiet``.
 
-    A bar on a terminal; one line per stage elsewhere; None with ``--json`` where it is piped.
+    A bar on a terminal. Elsewhere plain lines: one as a stage begins, one every 15 seconds while it
+    goes on, and one as it ends.
     """
-    if not sys.stderr.isatty():
-        yield None if as_json else _stage_lines()
+    if quiet or not sys.stderr.isatty():
+        yield None if quiet else _stage_lines()
         return
     from rich import progress as rich
     from rich.console import Console
@@ -126,15 +145,18 @@ def progress(as_json: bool) -> Iterator[Progress | None]:
         yield report
 
 
-def _stage_lines() -> Progress:
-    seen: set[str] = set()
+def _stage_lines(clock: Callable[[], float] = time.monotonic) -> Progress:
+    said: dict[str, float] = {}
+
+    def say_line(stage: str, line: str) -> None:
+        said[stage] = clock()
+        print(line, file=sys.stderr, flush=True)
 
     def report(stage: str, done: int, total: int) -> None:
-        if stage not in seen:
-            seen.add(stage)
-            print(stage, file=sys.stderr, flush=True)
-        if done == total and total > 1:
-            print(f"{stage}: {done}/{total}", file=sys.stderr, flush=True)
+        if stage not in said:
+            say_line(stage, stage)
+        if total > 1 and (done == total or clock() - said[stage] >= LINE_SECONDS):
+            say_line(stage, f"{stage}: {done}/{total}")
 
     return report
 

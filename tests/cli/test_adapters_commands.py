@@ -13,6 +13,7 @@ import typer
 
 from agentpref.home import Home
 from agentpref.record.database import connect
+from agentpref.record.log import Log
 from agentpref.record.updates import taint
 from agentpref.serve.pins import Pins
 from agentpref.serve.registry import Registry
@@ -106,7 +107,9 @@ def test_an_edited_adapter_is_not_promoted(run, home, names) -> None:
     assert serving(run) == "base"
 
 
-def test_namespaces_do_not_see_each_other(run, names) -> None:
+def test_namespaces_do_not_see_each_other(run, home, names) -> None:
+    with Log(home, namespace="other") as log:
+        log.record([{"role": "user", "content": "Hello!"}], "Hi!")
     run("adapters", "promote", names[0], "--namespace", "other", exits=1)
     assert run("adapters", "list", "--json", "--namespace", "other").json["revisions"] == []
 
@@ -210,7 +213,7 @@ def test_prune_removes_revisions_and_says_why_the_others_stay(run, home, names) 
     ]
     assert dry[3].startswith("would free 0.0 MB")
     assert (home / "adapters" / names[0]).exists()
-    value = run("adapters", "prune", "--keep", 1, "--json").json
+    value = run("adapters", "prune", "--keep", 1, "--yes", "--json").json
     assert value["removed"] == [names[0]]
     assert value["kept"] == {names[1]: "one of the newest 1"}
     assert value["bytes"] > 0
@@ -239,6 +242,13 @@ def test_prune_asks_before_it_removes_on_a_terminal(
     assert (home / "adapters" / names[0]).exists() != removed
 
 
+def test_prune_refuses_to_remove_where_nobody_can_be_asked(run, home, names) -> None:
+    refused = run("adapters", "prune", "--keep", 1, exits=2)
+    assert refused.err.startswith("error: nothing was removed")
+    assert refused.err.endswith("add --yes\n")
+    assert (home / "adapters" / names[0]).exists()
+
+
 @pytest.mark.parametrize(
     ("answer", "why"),
     [(True, "loaded at"), (None, "which does not say"), (False, None)],
@@ -254,7 +264,7 @@ def test_prune_asks_the_engine_at_a_url(run, home, names, monkeypatch, answer, w
     engine = ModuleType("agentpref_adapters.vllm")
     engine.has_loaded = has_loaded  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "agentpref_adapters.vllm", engine)
-    value = run("adapters", "prune", "--keep", 1, "--json").json
+    value = run("adapters", "prune", "--keep", 1, "--yes", "--json").json
     assert set(asked) == {("http://127.0.0.1:8000", names[0])}
     assert (value["removed"] == [names[0]]) == (why is None)
     assert why is None or why in value["kept"][names[0]]
@@ -265,14 +275,14 @@ def test_a_revision_stays_when_the_client_that_asks_is_not_installed(
 ) -> None:
     left_loaded(home, names[0], "http://127.0.0.1:8000")
     monkeypatch.setitem(sys.modules, "agentpref_adapters.vllm", None)
-    value = run("adapters", "prune", "--keep", 1, "--json").json
+    value = run("adapters", "prune", "--keep", 1, "--yes", "--json").json
     assert "does not say" in value["kept"][names[0]]
 
 
 def test_a_place_that_is_not_a_url_is_not_asked(run, home, names, monkeypatch) -> None:
     left_loaded(home, names[0], "somewhere")
     monkeypatch.setitem(sys.modules, "agentpref_adapters.vllm", ModuleType("empty"))
-    value = run("adapters", "prune", "--keep", 1, "--json").json
+    value = run("adapters", "prune", "--keep", 1, "--yes", "--json").json
     assert "does not say" in value["kept"][names[0]]
 
 

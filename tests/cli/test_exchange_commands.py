@@ -138,7 +138,7 @@ def test_import_and_export_report_their_progress(run, filled, rows, tmp_path) ->
         "reading (kB)",
         f"reading (kB): {kilobytes}/{kilobytes}",
     ]
-    assert run("import", rows, "--json").err == ""
+    assert run("import", rows, "--json", "--quiet").err == ""
 
 
 def test_export_refuses_json_without_output(run, filled) -> None:

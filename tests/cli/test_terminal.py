@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from agentpref.printable import escaped
 from agentpref_cli.terminal import (
+    _stage_lines,
     cell,
     facts,
     fail,
@@ -64,7 +66,7 @@ def test_checks_are_shown_with_their_messages(capsys: pytest.CaptureFixture[str]
 
 
 def test_piped_progress_is_one_line_per_stage(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress(as_json=False) as report:
+    with progress(quiet=False) as report:
         assert report is not None
         for done in range(1, 4):
             report("training", done, 3)
@@ -74,15 +76,45 @@ def test_piped_progress_is_one_line_per_stage(capsys: pytest.CaptureFixture[str]
     assert captured.err.splitlines() == ["training", "training: 3/3", "judging"]
 
 
-def test_piped_progress_is_silent_with_json() -> None:
-    with progress(as_json=True) as report:
+def test_progress_is_silent_where_that_is_asked() -> None:
+    with progress(quiet=True) as report:
         assert report is None
+
+
+def test_a_long_stage_says_where_it_is_every_fifteen_seconds(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    now = 0.0
+    report = _stage_lines(lambda: now)
+    for done in range(1, 41):
+        report("training", done, 40)
+        now += 1.0
+    assert capsys.readouterr().err.splitlines() == [
+        "training",
+        "training: 16/40",
+        "training: 31/40",
+        "training: 40/40",
+    ]
+
+
+def test_a_heading_stays_whole_in_a_narrow_window() -> None:
+    code = """
+from agentpref_cli.terminal import table
+names = ("namespace", "runs", "threads", "users", "feedback", "corrections", "comparisons")
+row = ("customer-support", 1200000, 33000, 4100, 90000, 1234, 56789, "2026-11-28 23:14:16")
+table((*names, "last run"), [row])
+"""
+    shown = _on_a_terminal(code)
+    for heading in ("namespace", "threads", "feedback", "corrections", "comparisons"):
+        assert heading in shown
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", shown).splitlines()
+    assert max(map(len, lines)) <= 80
 
 
 def test_a_terminal_shows_a_drawn_table_and_a_bar() -> None:
     code = """
 from agentpref_cli.terminal import GOOD, progress, table
-with progress(as_json=True) as report:
+with progress(quiet=False) as report:
     report("training", 1, 2)
 table(("name", "[bold]n[/bold]"), [("live", 1)], styles={"live": GOOD})
 """

@@ -47,7 +47,7 @@ Expected = Annotated[
 ]
 
 
-@app.command("list")
+@app.command("list", short_help="List the revisions, and which of them serve.")
 def list_(
     home: options.Home = None,
     namespace: options.Namespace = "default",
@@ -100,7 +100,7 @@ def promote(
     _print_state(as_json, registry.promote(revision, expected_generation=expected))
 
 
-@app.command()
+@app.command(short_help="Undo the last promotion.")
 def rollback(
     expected: Expected = None,
     home: options.Home = None,
@@ -120,7 +120,7 @@ def rollback(
     _print_state(as_json, state)
 
 
-@app.command()
+@app.command(short_help="Let a revision serve a share of the threads.")
 def canary(
     revision: Annotated[
         str | None, typer.Argument(metavar="REVISION", help="The one to try.", show_default=False)
@@ -205,7 +205,7 @@ def prune(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Remove nothing; say what would be removed.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: options.Yes = False,
     home: options.Home = None,
     namespace: options.Namespace = "default",
     as_json: options.AsJson = False,
@@ -223,7 +223,7 @@ def prune(
     print_result(as_json, value, lambda: _show_pruned(done, dry_run))
 
 
-@app.command()
+@app.command(short_help="Copy a revision to a folder for peft and vLLM.")
 def export(
     revision: RevisionId,
     folder: Annotated[
@@ -254,7 +254,8 @@ def _is_loaded(place: str, revision_id: str) -> bool | None:
 def _registry(home: Path | None, namespace: str) -> Registry:
     from agentpref.serve.registry import Registry
 
-    return Registry(home, namespace=namespace)
+    with options.reading(home, namespace):
+        return Registry(home, namespace=namespace)
 
 
 def _state(state: ServingState) -> dict[str, Any]:

@@ -26,7 +26,10 @@ _FORMAT = (
 
 def import_(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="JSON lines, one JSON list, or Parquet.")
+        Path,
+        typer.Argument(
+            metavar="FILE", help="JSON lines, one JSON list, or Parquet.", readable=False
+        ),
     ],
     home: options.Home = None,
     namespace: options.Namespace = "default",
@@ -47,6 +50,7 @@ def import_(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Count bad rows and continue after them.")
     ] = False,
+    quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Read preferences from a file, in TRL's, OpenAI's or LLaMA-Factory's format.
@@ -57,7 +61,7 @@ def import_(
     from agentpref.prefer.exchange import import_file
     from agentpref.record.ingest import redaction
 
-    with progress(as_json) as report:
+    with progress(quiet) as report:
 
         def show(done: Imported) -> None:
             if report is not None:
@@ -104,6 +108,7 @@ def export(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Count examples that the format cannot hold.")
     ] = False,
+    quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Write pairs or single thumbs (unpaired), as JSON lines or as Parquet.
@@ -118,14 +123,14 @@ def export(
     if as_json and output is None:
         raise typer.BadParameter("--json needs --output: the rows go to standard output")
     completions = plugins.load(plugins.FORMATS, format).completions
-    with options.reading(home) as connection:
+    with options.reading(home, namespace) as connection:
         share = options.held_out_share(home, connection, namespace, held_out)
         found = read_examples(Store(connection), namespace, held_out=share)
     examples = found.thumbs if completions == 1 else found.pairs
     if split != "all":
         examples = tuple(one for one in examples if one.held_out == (split == "held-out"))
     target = sys.stdout.buffer if output is None else output
-    with progress(as_json) as report:
+    with progress(quiet) as report:
         done = export_file(_reported(examples, report), target, format=format, skip_bad=skip_bad)
     if output is not None:
         value = {"file": str(output), "held_out": share, **asdict(done)}

@@ -29,7 +29,7 @@ def list_(
     """List the keys that have scores or were declared, by source."""
     from agentpref.record.declared import uses
 
-    with options.reading(home) as connection:
+    with options.reading(home, namespace) as connection:
         found = uses(connection, namespace)
     value = {"keys": [use._asdict() | {"declared": use.declared} for use in found]}
     print_result(as_json, value, lambda: _show(found))

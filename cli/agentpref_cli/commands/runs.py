@@ -56,7 +56,7 @@ def runs(
     from agentpref.record.finding import Wanted, shortest
     from agentpref.record.store import Store
 
-    with options.reading(home) as connection:
+    with options.reading(home, namespace) as connection:
         users = None if user is None else _names(connection, user)
         wanted = Wanted(namespace, thread, trace, tag, users, text)
         found = [*Store(connection).newest_runs(wanted, limit + 1)]

@@ -98,6 +98,7 @@ def update(
     again: Annotated[
         bool, typer.Option("--again", help="Repeat the last update although nothing is new.")
     ] = False,
+    quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Train on new preferences, and serve the result if it is better.
@@ -111,8 +112,8 @@ def update(
 
     Exits 0 if the candidate passed (and was promoted, if that was wanted), 3 if nothing is new, 4
     if the candidate was refused, 5 if there is too little evidence, 6 if none of the new feedback
-    can be trained, 7 if the time was up and a check failed, 2 on bad usage, 1 on a failure, 130 or
-    143 on a signal.
+    can be trained, 7 if the time was up and a check failed, 2 on bad usage, 1 on a failure, 75
+    while another update or a removal runs, 130 or 143 on a signal.
     """
     from agentpref.config import UpdateConfig
     from agentpref.learn import process, team
@@ -124,7 +125,7 @@ def update(
     checked = UpdateConfig.from_mapping(settings)
     if team.shares():  # several processes need torch to connect, and followers get no progress
         process.settle()
-    with progress(as_json) as show_progress:
+    with progress(quiet) as show_progress:
         shown = process.settling(show_progress)
         done = run_update(
             home,
@@ -170,7 +171,8 @@ def report(
     from agentpref.record import journal
 
     trained = None
-    with options.reading(home) as connection:
+    wanted = "default" if update_id is None and namespace is None else namespace
+    with options.reading(home, wanted) as connection:
         if update_id is not None:
             found = journal.find(connection, update_id, namespace)
         else:
