@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from agentpref.errors import AgentprefError, NotAHome, NotKept
+from agentpref.reads import Reads
 
 if TYPE_CHECKING:
     import sqlite3
@@ -33,8 +34,8 @@ StrPath: TypeAlias = "str | os.PathLike[str]"
 
 
 @dataclass(frozen=True, slots=True)
-class Home:
-    """A home folder, by its absolute path."""
+class Home(Reads):
+    """A home folder, by its absolute path. Its methods that read are those of :class:`Reads`."""
 
     path: Path
 

@@ -67,7 +67,7 @@ class Catalog:
 
         It holds no lock for long. If it is ended, the next call goes on.
         """
-        scales = self._scales()
+        scales = self.scales()
         self._begin(as_json(sorted(map(list, scales))))
         while self._mark():
             pass
@@ -114,14 +114,14 @@ class Catalog:
         query = f"""SELECT DISTINCT prompt FROM example
             WHERE +namespace = ? AND {column} IN (SELECT value FROM json_each(?))"""
         prompts = self._column(query, self._namespace, as_json([*values]))
-        scales = self._scales()
+        scales = self.scales()
         return {
             example.example_id: example
             for some in _parts(prompts, _PROMPTS_AT_ONCE)
             for example in self._build(some, scales).examples
         }
 
-    def _scales(self) -> list[Scale]:
+    def scales(self) -> list[Scale]:
         """The scale of each source of scores, as all rows of the namespace show it."""
         rows = withdraw([*self._store.unscaled(self._namespace)], []).feedback
         return [*shown_scales(rows), *self._store.scales(self._namespace)]

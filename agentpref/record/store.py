@@ -48,7 +48,7 @@ def _columns(table: str, columns: Iterable[str]) -> str:
     return ", ".join(f"{table}.{name}" for name in columns)
 
 
-_SELECT_RUN = f"SELECT {_columns('run', RUN_COLUMNS)} FROM run"
+SELECT_RUN = f"SELECT {_columns('run', RUN_COLUMNS)} FROM run"
 _JUDGED = """(
     SELECT run_id FROM feedback
     UNION SELECT run_a FROM comparison
@@ -144,17 +144,17 @@ class Store:
 
     def run(self, run_id: str) -> Run:
         """Read one run; raise ``UnknownRun`` if it is not in this home."""
-        row = self._connection.execute(f"{_SELECT_RUN} WHERE run_id = ?", (run_id,)).fetchone()
+        row = self._connection.execute(f"{SELECT_RUN} WHERE run_id = ?", (run_id,)).fetchone()
         if row is None:
             raise _unknown(run_id)
-        return _read_run(row, Chains(self._connection))
+        return read_run(row, Chains(self._connection))
 
     def runs(self, namespace: str) -> Iterator[Run]:
         """Read a namespace's runs, oldest first."""
-        query = f"{_SELECT_RUN} WHERE namespace = ? ORDER BY created_at, run_id"
+        query = f"{SELECT_RUN} WHERE namespace = ? ORDER BY created_at, run_id"
         messages = Chains(self._connection)
         for row in self._connection.execute(query, (namespace,)):
-            yield _read_run(row, messages)
+            yield read_run(row, messages)
 
     def judged_runs(self, namespace: str, *, since: float | None = None) -> Iterator[Run]:
         """Read a namespace's runs that have feedback or comparisons, in the order of their ids.
@@ -165,7 +165,7 @@ class Store:
         messages = Chains(self._connection)
         columns, order = _columns("run", RUN_COLUMNS), "run.run_id"
         for row in self._judged(columns, _JUDGED, "judged.run_id", order, namespace, since):
-            yield _read_run(row, messages)
+            yield read_run(row, messages)
 
     def feedback(self, namespace: str, *, since: float | None = None) -> Iterator[Feedback]:
         """Read the feedback on a namespace's runs, oldest first; ``since`` as in ``judged_runs``.
@@ -213,10 +213,10 @@ class Store:
         )
         feedback = [*self._read_feedback(found)]
         asked = {*run_ids, *(row.run_b for row in comparisons)}
-        query = f"{_SELECT_RUN} WHERE run_id {some} AND +namespace = ?"  # not by its index
+        query = f"{SELECT_RUN} WHERE run_id {some} AND +namespace = ?"  # not by its index
         messages = Chains(self._connection)
         found = self._connection.execute(query, (as_json(sorted(asked)), namespace))
-        return [_read_run(row, messages) for row in found], feedback, comparisons
+        return [read_run(row, messages) for row in found], feedback, comparisons
 
     def unscaled(self, namespace: str) -> Iterator[Feedback]:
         """Read the scores of sources without a known scale that have none themselves, in any order.
@@ -279,15 +279,7 @@ class Store:
 
     def _read_feedback(self, rows: Iterable[tuple[Any, ...]]) -> Iterator[Feedback]:
         messages = Chains(self._connection)
-        for row in rows:
-            feedback = dict(zip(FEEDBACK_COLUMNS, row, strict=True))
-            if feedback["value"] is not None:
-                feedback["value"] = orjson.loads(feedback["value"])
-            if feedback["correction"] is not None:
-                feedback["correction"] = messages.message(feedback["correction"])
-            if feedback["scale"] is not None:
-                feedback["scale"] = read_scale(feedback["scale"])
-            yield Feedback(**feedback)
+        return (read_feedback(row, messages) for row in rows)
 
     def _require_remembered(self, judgement: Feedback | Comparison) -> None:
         (refusal,) = self._refusals([judgement])
@@ -361,7 +353,8 @@ def _unknown(run_id: str) -> UnknownRun:
     )
 
 
-def _read_run(row: tuple[Any, ...], messages: Chains) -> Run:
+def read_run(row: tuple[Any, ...], messages: Chains) -> Run:
+    """Make a run of the columns ``RUN_COLUMNS`` and of the messages that they name."""
     run = dict(zip(RUN_COLUMNS, row, strict=True))
     run["prompt"] = messages.prompt(run["prompt"])
     run["output"] = messages.message(run["output"])
@@ -373,3 +366,15 @@ def _read_run(row: tuple[Any, ...], messages: Chains) -> Run:
     if run["logprobs"] is not None:  # JSON has no infinity and no NaN, and stores both as null
         run["logprobs"] = tuple(math.nan if n is None else n for n in run["logprobs"])
     return Run(**run)
+
+
+def read_feedback(row: tuple[Any, ...], messages: Chains) -> Feedback:
+    """Make feedback of the columns ``FEEDBACK_COLUMNS`` and of the message that they name."""
+    feedback = dict(zip(FEEDBACK_COLUMNS, row, strict=True))
+    if feedback["value"] is not None:
+        feedback["value"] = orjson.loads(feedback["value"])
+    if feedback["correction"] is not None:
+        feedback["correction"] = messages.message(feedback["correction"])
+    if feedback["scale"] is not None:
+        feedback["scale"] = read_scale(feedback["scale"])
+    return Feedback(**feedback)

@@ -119,7 +119,7 @@ def export(
         raise typer.BadParameter("--json needs --output: the rows go to standard output")
     completions = plugins.load(plugins.FORMATS, format).completions
     with options.reading(home) as connection:
-        share = options.held_out_share(home, connection, namespace, held_out)
+        share = options.held_out_share(connection, namespace, held_out)
         found = read_examples(Store(connection), namespace, held_out=share)
     examples = found.thumbs if completions == 1 else found.pairs
     if split != "all":
