@@ -80,27 +80,31 @@ def _pages(
             " AND (EXISTS (SELECT 1 FROM json_each(run.tags) WHERE value = :tag)"
             " OR :tag = 'untagged' AND run.tags = '[]')"
         )
-    place = f"{table}.created_at, {table}.rowid"
+    key = "update_id" if table == "updates" else f"{table}_id"
+    # Not the rowid: forgetting somebody compacts the file, which numbers the rows anew.
+    place = f"{table}.created_at, {table}.{key}"
     (last,) = connection.execute(f"SELECT coalesce(max(rowid), 0) FROM {table}").fetchone()
     values: dict[str, Any] = {**which._asdict(), "last": last, "page": PAGE}
-    values["at"], values["row"] = -math.inf if which.since is None else which.since, -1
+    values["at"], values["id"] = -math.inf if which.since is None else which.since, ""
     # The first condition says nothing more, and lets SQLite begin at the time.
-    rest = f"{found} AND {table}.created_at >= :at AND ({place}) > (:at, :row)"
+    rest = f"{found} AND {table}.created_at >= :at AND ({place}) {{}} (:at, :id)"
     if which.limit == 0:
         return
     if which.limit is not None:
-        newest = f"ORDER BY {table}.created_at DESC, {table}.rowid DESC LIMIT :limit - 1, 1"
-        first = connection.execute(f"SELECT {place} {rest} {newest}", values).fetchone()
+        newest = f"ORDER BY {table}.created_at DESC, {table}.{key} DESC LIMIT :limit - 1, 1"
+        first = connection.execute(
+            f"SELECT {place} {rest.format('>=')} {newest}", values
+        ).fetchone()
         if first is not None:  # else there are fewer, and all of them are read
-            values["at"], values["row"] = first[0], first[1] - 1
+            values["at"], values["id"] = first
     selected = ", ".join(f"{table}.{name}" for name in columns)
-    query = f"SELECT {place}, {selected} {rest} ORDER BY {place} LIMIT :page"
+    query, after = f"SELECT {place}, {selected} {rest} ORDER BY {place} LIMIT :page", ">="
     while True:
         with Store(connection).one_state():
-            rows = connection.execute(query, values).fetchall()
+            rows = connection.execute(query.format(after), values).fetchall()
             messages = Chains(connection)
             page = [read(row[2:], messages) for row in rows]
         yield from page
         if len(rows) < PAGE:
             return
-        values["at"], values["row"] = rows[-1][:2]
+        (values["at"], values["id"]), after = rows[-1][:2], ">"
