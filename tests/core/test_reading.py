@@ -229,8 +229,7 @@ def test_iterating_holds_a_page_of_the_runs_and_not_all_of_them(home, monkeypatc
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert count >= 1500
-        print(peak)
-        assert peak < 3_000_000, "all of them are 7 MB"
+        assert peak < 2_000_000, "all of them are 7 MB"
 
 
 def test_a_home_that_nothing_may_write_is_read(filled, monkeypatch) -> None:
