@@ -48,7 +48,8 @@ def check_folder(name: str, folder: Path) -> None:
         raise UnsupportedModel(
             f"{name!r} holds an adapter ({ADAPTER_CONFIG}), and a base must be a whole model; "
             f"merge it first: peft.AutoPeftModelForCausalLM.from_pretrained(…).merge_and_unload()"
-            f".save_pretrained(…), or remove the adapter's files"
+            f".save_pretrained(…), for a revision `agentpref adapters export --merged`, or remove "
+            f"the adapter's files"
         )
     if not any(folder.glob("*.safetensors")):
         raise UnsupportedModel(

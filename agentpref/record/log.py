@@ -220,7 +220,7 @@ class Log:
         if against is not None and (key != "comparison" or not isinstance(against, str)):
             raise InvalidFeedback(
                 f"against is {described(against)}, with another key; pass the other run's id with "
-                "key='comparison', or leave it out"
+                "the key 'comparison', or leave it out"
             )
         what = {"key": key} if against is None else {"key": key, "against": against}
         now = time.time()

@@ -348,8 +348,8 @@ class Store:
 
 def _unknown(run_id: str) -> UnknownRun:
     return UnknownRun(
-        f"no run {shown_id(run_id)} is in this home; pass an id that Log.record returned for the "
-        "same home (a run that could not be kept is counted in Log.dropped)"
+        f"no run {shown_id(run_id)} is in this home; give the id that the log returned for the "
+        "run, and the home that it was logged to (what could not be kept is counted as dropped)"
     )
 
 
