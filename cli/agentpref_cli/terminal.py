@@ -79,9 +79,10 @@ def table(
     from rich.table import Table
 
     styles = styles or {}
-    layout = _layout(columns, cells, Console(file=sys.stdout).width)
+    room = Console(file=sys.stdout).width
+    layout = _layout(columns, cells, room)
     if layout is None:
-        _draw_records(columns, cells, styles)
+        _draw_records(columns, cells, styles, room)
         return
     padding, widths = layout
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=padding)
@@ -131,16 +132,20 @@ def _layout(
 
 
 def _draw_records(
-    columns: Sequence[str], cells: Sequence[Sequence[str]], styles: Mapping[str, str]
+    columns: Sequence[str], cells: Sequence[Sequence[str]], styles: Mapping[str, str], room: int
 ) -> None:
-    """Print each row as lines of a name and a value."""
+    """Print each row as lines of a name and a value, and break values between words."""
+    from textwrap import wrap
+
     width = max(map(len, columns)) + 2
     for number, texts in enumerate(cells):
         if number:
             print()
         for name, text in zip(columns, texts, strict=True):
             line = _text("", "").append(name.ljust(width), BOLD)
-            _draw(sys.stdout, line.append(text, styles.get(text, "")), soft_wrap=True)
+            lines = wrap(text, max(1, room - width), break_long_words=False, break_on_hyphens=False)
+            shown = f"\n{' ' * width}".join(lines)
+            _draw(sys.stdout, line.append(shown, styles.get(text, "")), soft_wrap=True)
 
 
 def show_checks(checks: Sequence[Mapping[str, Any]]) -> None:

@@ -112,7 +112,7 @@ def _on_a_terminal(code: str, columns: int = 80) -> str:
 
 TABLES = {
     "stats": (
-        ["namespace", "runs", "threads", "users", "feedback", "corrections", "comparisons", "last_run"],
+        ["namespace", "runs", "threads", "users", "feedback", "corrections", "comparisons", "last"],
         [("default", 500_000, 12_000, 400, 30_000, 100, 2_000, "2026-11-29 09:22:21")],
     ),
     "adapters": (
