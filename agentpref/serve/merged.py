@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from agentpref.errors import ModelNotFound
 from agentpref.home import Home, StrPath
 from agentpref.models import merging
 from agentpref.serve import folders
@@ -61,9 +62,16 @@ def export_merged(
     trained_on = revision.manifest["base"]
     with folders.exporting(folder, registry.home) as draft:
         tell("reading the base", 0)
-        base = merging.load_stored(
-            model or trained_on["name"], trained_on.get("chat_template_kwargs")
-        )
+        arguments = trained_on.get("chat_template_kwargs")
+        try:
+            base = merging.load_stored(model or trained_on["name"], arguments)
+        except ModelNotFound as error:
+            if model is not None:
+                raise
+            raise ModelNotFound(
+                f"the base of {revision_id} is not where it was trained: {error}; or say where it "
+                f"is now, with --model"
+            ) from error
         layers = merging.linear_layers(base)
         files = check_revision(revision, base=base.identity, layers=layers)
         tell("reading the base", 1)

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from agentpref.errors import (
     ConfigError,
     InvalidAdapter,
+    ModelNotFound,
     NotKept,
     RevisionError,
     UnsupportedModel,
@@ -255,6 +256,8 @@ def test_a_base_that_was_moved_is_found_where_it_is_said_to_be(
     base = shutil.copytree(random_base, tmp_path / "base")
     revision = publish(str(base))
     base.rename(tmp_path / "moved")
+    with pytest.raises(ModelNotFound, match=r"is not where it was trained: .* with --model"):
+        export_merged(registry, revision.revision_id, tmp_path / "whole")
     export_merged(registry, revision.revision_id, tmp_path / "whole", model=str(tmp_path / "moved"))
     assert (tmp_path / "whole" / "model.safetensors").exists()
 
