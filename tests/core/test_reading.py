@@ -184,6 +184,7 @@ def test_of_several_pairs_of_one_prompt_the_newest_are_given(home, monkeypatch) 
     assert [pair.created_at for pair in home.pairs(limit=2)] == [70.0, 90.0]
 
 
+@pytest.mark.guarantee("logging")
 def test_a_reader_that_pauses_holds_up_no_writer_and_sees_one_state(filled) -> None:
     reader = iter(filled.runs())
     first = next(reader)

@@ -200,6 +200,7 @@ def _edit(registry: Registry, revision: Revision) -> None:
     file.write_bytes(file.read_bytes()[:-1] + b"!")
 
 
+@pytest.mark.guarantee("serving", "tainted, pruned, in quarantine, edited")
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
