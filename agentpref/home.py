@@ -32,6 +32,7 @@ from agentpref.owners import make_private_folder as make_private_folder
 from agentpref.owners import open_private as open_private
 from agentpref.owners import own_folder as own_folder
 from agentpref.owners import tighten as tighten
+from agentpref.reads import Reads
 
 if TYPE_CHECKING:
     import sqlite3
@@ -49,8 +50,8 @@ _PASS = 0o011
 
 
 @dataclass(frozen=True, slots=True)
-class Home:
-    """A home folder, by its absolute path."""
+class Home(Reads):
+    """A home folder, by its absolute path. Its methods that read are those of :class:`Reads`."""
 
     path: Path
 

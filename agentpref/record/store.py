@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
-import orjson
-
 from agentpref.errors import (
     ForgottenUser,
     InvalidFeedback,
@@ -23,12 +21,11 @@ from agentpref.errors import (
     UnknownNamespace,
     shown_id,
 )
-from agentpref.record.chains import Chains
+from agentpref.record.chains import Chains, read_feedback, read_run
 from agentpref.record.database import insert_or_ignore, statement, transaction
 from agentpref.record.finding import Wanted, find, newest, unknown_run
 from agentpref.record.messages import (
     COMPARISON_COLUMNS,
-    EMPTY_JSON,
     FEEDBACK_COLUMNS,
     RUN_COLUMNS,
     Linker,
@@ -38,7 +35,7 @@ from agentpref.record.messages import (
     as_json,
     run_row,
 )
-from agentpref.record.scales import Scale, fixed_scale, read_scale
+from agentpref.record.scales import Scale, fixed_scale
 from agentpref.record.seals import sealed
 from agentpref.types import RETRACTION, Comparison, Feedback, Run
 
@@ -77,6 +74,9 @@ SELECT runs, threads, users, feedback, corrections, comparisons, first_at, last_
 _NAMESPACES = """
 SELECT namespace FROM run UNION ALL SELECT namespace FROM revision
 UNION ALL SELECT namespace FROM updates JOIN update_pair USING (update_id)"""
+_NAMED = 8
+"""How many namespaces a message names."""
+
 _SCALES = "SELECT key, source, low, high FROM feedback_scale WHERE namespace = ?"
 
 
@@ -242,8 +242,8 @@ class Store:
         return [Scale(*row) for row in self._connection.execute(_SCALES, (namespace,))]
 
     def namespaces(self) -> list[str]:
-        """Name the namespaces that have runs, in alphabetical order."""
-        query = "SELECT DISTINCT namespace FROM run ORDER BY namespace"
+        """Name the namespaces that have a run, a revision or an update, in alphabetical order."""
+        query = f"SELECT DISTINCT namespace FROM ({_NAMESPACES}) ORDER BY namespace"
         return [name for (name,) in self._connection.execute(query)]
 
     def require_namespace(self, namespace: str) -> None:
@@ -255,11 +255,12 @@ class Store:
         query = f"SELECT EXISTS (SELECT 1 FROM ({_NAMESPACES}) WHERE namespace = ?)"
         if self._connection.execute(query, (namespace,)).fetchone() == (1,):
             return
-        query = f"SELECT DISTINCT namespace FROM ({_NAMESPACES}) ORDER BY namespace"
-        if known := [repr(name) for (name,) in self._connection.execute(query)]:
+        if known := [repr(name) for name in self.namespaces()]:
+            more = f" and {len(known) - _NAMED} more" if len(known) > _NAMED else ""
             raise UnknownNamespace(
-                f"no namespace {shown_id(namespace)} is in this home; it has {', '.join(known)}; "
-                "name one of these, or log a run under the new name first"
+                f"no namespace {shown_id(namespace)} is in this home; it has "
+                f"{', '.join(known[:_NAMED])}{more}; name one of these, or log a run under the new "
+                "name first"
             )
 
     def stats(self, namespace: str | None = None) -> dict[str, Any]:
@@ -300,15 +301,7 @@ class Store:
 
     def _read_feedback(self, rows: Iterable[tuple[Any, ...]]) -> Iterator[Feedback]:
         messages = Chains(self._connection)
-        for row in rows:
-            feedback = dict(zip(FEEDBACK_COLUMNS, row, strict=True))
-            if feedback["value"] is not None:
-                feedback["value"] = orjson.loads(feedback["value"])
-            if feedback["correction"] is not None:
-                feedback["correction"] = messages.message(feedback["correction"])
-            if feedback["scale"] is not None:
-                feedback["scale"] = read_scale(feedback["scale"])
-            yield Feedback(**feedback)
+        return (read_feedback(row, messages) for row in rows)
 
     def _require_remembered(self, judgement: Feedback | Comparison) -> None:
         (refusal,) = self._refusals([judgement])
@@ -383,18 +376,3 @@ class Store:
             row = self._connection.execute(query, (find(self._connection, name, at),)).fetchone()
         run_id, namespace, prompt = row
         return run_id, namespace, prompt
-
-
-def read_run(row: tuple[Any, ...], messages: Chains) -> Run:
-    """Read a run of its :data:`RUN_COLUMNS`."""
-    run = dict(zip(RUN_COLUMNS, row, strict=True))
-    run["prompt"] = messages.prompt(run["prompt"])
-    run["output"] = messages.message(run["output"])
-    for name in EMPTY_JSON:
-        if run[name] is not None:
-            run[name] = orjson.loads(run[name])
-    for name in ("tags", "token_ids"):
-        run[name] = None if run[name] is None else tuple(run[name])
-    if run["logprobs"] is not None:  # JSON has no infinity and no NaN, and stores both as null
-        run["logprobs"] = tuple(math.nan if n is None else n for n in run["logprobs"])
-    return Run(**run)

@@ -163,6 +163,31 @@ def export(files: AdapterFiles, manifest: Mapping[str, Any], target: StrPath, ho
     return place
 
 
+@contextmanager
+def exporting(target: StrPath, home: Home) -> Iterator[Path]:
+    """Yield a draft of a folder, which gets its name, durably, once the block has filled it.
+
+    Nothing is left of it if the block raises.
+
+    Raises:
+        ConfigError: the target is in the home, a file, or a folder that is not empty.
+        NotKept: the target cannot be written.
+    """
+    place = Home.resolve(target)
+    draft = place.with_name(f"{place.name}.unfinished-{uuid.uuid4().hex}")
+    with writing(place):
+        _require_free(place, home)
+        try:
+            draft.mkdir(parents=True)
+            yield draft
+            for path in (draft, *draft.rglob("*")):
+                path.chmod(READABLE_FOLDER if path.is_dir() else READABLE_FILE)
+                sync(path)
+            give_name(draft, place)
+        finally:
+            discard(draft)
+
+
 def _require_free(place: Path, home: Home) -> None:
     if place.is_symlink() or (place.exists() and not place.is_dir()):
         raise ConfigError(f"{place} is not a folder; choose one that is missing or empty")

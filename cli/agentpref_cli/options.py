@@ -72,26 +72,11 @@ def reading(folder: Path | None, namespace: str | None = None) -> Iterator[sqlit
         yield connection
 
 
-def held_out_share(
-    home: Path | None, connection: sqlite3.Connection, namespace: str, given: float | None
-) -> float:
+def held_out_share(connection: sqlite3.Connection, namespace: str, given: float | None) -> float:
     """The share of prompts to hold out: the given one, the last update's, or the default."""
-    from agentpref.errors import UpdateError
-    from agentpref.record.updates import Updates
-    from agentpref.types import HELD_OUT
+    from agentpref.reading import last_held_out
 
-    if given is not None:
-        return given
-    try:
-        config = Updates(connection).report(namespace).get("config")
-    except UpdateError:
-        return HELD_OUT  # no update yet
-    if config is None:  # reports of 0.1.0 have no config, the manifests of revisions have
-        from agentpref.serve.registry import Registry
-
-        revisions = Registry(home, namespace=namespace).list()
-        config = revisions[-1].manifest["training"].get("config", {}) if revisions else {}
-    return float(config.get("held_out", HELD_OUT))
+    return last_held_out(connection, namespace) if given is None else given
 
 
 def parse_age(text: str, option: str) -> float:

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeAlias
 
 from agentpref.printable import escaped
 
@@ -78,28 +78,87 @@ def table(
 ) -> None:
     """Print rows under a header; a row that is a mapping has a value for each column.
 
-    ``styles`` maps the text of a cell to its colour.
+    ``styles`` maps the text of a cell to its colour. On a terminal no heading and no id is broken:
+    where the rows are too wide for that, each value gets a line of its own.
     """
-    lines = [[r[name] for name in columns] if isinstance(r, Mapping) else r for r in rows]
+    lines = [[r[name] for name in columns] if isinstance(r, Mapping) else [*r] for r in rows]
+    cells = [[*map(cell, line)] for line in lines]
     if not sys.stdout.isatty():
-        for line in (columns, *lines):
-            print("\t".join(map(cell, line)))
+        for texts in (map(cell, columns), *cells):
+            print("\t".join(texts))
         return
     from rich import box
+    from rich.console import Console
     from rich.table import Table
 
-    drawn, styles = Table(box=box.SIMPLE_HEAD, pad_edge=False), styles or {}
+    styles = styles or {}
+    room = Console(file=sys.stdout).width
+    layout = _layout(columns, cells, room)
+    if layout is None:
+        _draw_records(columns, cells, styles, room)
+        return
+    padding, widths = layout
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=padding)
     for index, name in enumerate(columns):
         numeric = bool(lines) and all(type(line[index]) in (int, float) for line in lines)
-        drawn.add_column(
-            _text(name, BOLD),
-            justify="right" if numeric else "left",
-            overflow="fold",
-            min_width=max(map(len, name.split()), default=0),  # a narrow window breaks no heading
-        )
-    for line in lines:
-        drawn.add_row(*(_text(text, styles.get(text, "")) for text in map(cell, line)))
+        justify: Literal["left", "right"] = "right" if numeric else "left"
+        width = widths[index]
+        drawn.add_column(_text(name, BOLD), justify=justify, overflow="fold", width=width)
+    for texts in cells:
+        drawn.add_row(*(_text(text, styles.get(text, "")) for text in texts))
     _draw(sys.stdout, drawn)
+
+
+_Padding: TypeAlias = "tuple[int, int, int, int]"
+_GAPS: Mapping[int, _Padding] = {3: (0, 1, 0, 1), 2: (0, 1, 0, 0), 1: (0, 0, 0, 0)}
+"""The blanks between two columns, and the padding that makes them."""
+_LONGEST_ID = 40
+"""Longer words, which are paths, may be broken."""
+
+
+def _layout(
+    columns: Sequence[str], cells: Sequence[Sequence[str]], room: int
+) -> tuple[_Padding, list[int]] | None:
+    """The padding and the width of each column of a table; ``None`` if there is no room for one."""
+    from rich.cells import cell_len
+
+    whole, least = [], []
+    for index, name in enumerate(columns):
+        texts = [row[index] for row in cells]
+        words = [word for text in texts for word in text.split()]
+        whole.append(max(map(cell_len, (name, *texts))))
+        longest = max(map(cell_len, words), default=0)
+        least.append(max(cell_len(name), min(longest, _LONGEST_ID)))
+    widths = [max(pair) for pair in zip(whole, least, strict=True)]
+
+    def free(wanted: Sequence[int], gap: int) -> int:
+        return room - 2 - sum(wanted) - gap * (len(columns) - 1)  # a blank at either side
+
+    gap = next((gap for gap in (3, 2) if free(widths, gap) >= 0), None)
+    gap = gap or next((gap for gap in _GAPS if free(least, gap) >= 0), None)
+    if gap is None:
+        return None
+    while free(widths, gap) < 0:  # take from the widest of those that have something to give
+        spare = [index for index in range(len(columns)) if widths[index] > least[index]]
+        widths[max(spare, key=widths.__getitem__)] -= 1
+    return _GAPS[gap], widths
+
+
+def _draw_records(
+    columns: Sequence[str], cells: Sequence[Sequence[str]], styles: Mapping[str, str], room: int
+) -> None:
+    """Print each row as lines of a name and a value, and break values between words."""
+    from textwrap import wrap
+
+    width = max(map(len, columns)) + 2
+    for number, texts in enumerate(cells):
+        if number:
+            print()
+        for name, text in zip(columns, texts, strict=True):
+            line = _text("", "").append(name.ljust(width), BOLD)
+            lines = wrap(text, max(1, room - width), break_long_words=False, break_on_hyphens=False)
+            shown = f"\n{' ' * width}".join(lines)
+            _draw(sys.stdout, line.append(shown, styles.get(text, "")), soft_wrap=True)
 
 
 def show_checks(checks: Sequence[Mapping[str, Any]]) -> None:

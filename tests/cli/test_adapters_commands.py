@@ -312,3 +312,28 @@ def test_a_rollback_passes_over_a_broken_revision_and_says_so(run, home, names) 
     assert f"{names[0]}/adapter_model.safetensors is not the file that was published" in out
     assert serving(run) == "base"
     assert "adapter_model.safetensors" in run("adapters", "release", names[0], exits=1).err
+
+
+def test_a_merged_export_is_a_whole_model(run, home, tmp_path, random_base) -> None:
+    from agentpref.models.base import base_digests, identity
+
+    run("init")
+    layers = {"model.layers.0.self_attn.q_proj": (64, 64)}
+    folder = write_adapter(tmp_path / "adapter", layers=layers)
+    about = identity(str(random_base), *base_digests(random_base), {})
+    revision = Registry(home).publish(folder, parent=None, model=about, training={}).revision_id
+    shown = run("adapters", "export", revision, tmp_path / "whole", "--merged")
+    size = sum(file.stat().st_size for file in (tmp_path / "whole").iterdir())
+    assert shown.out == (
+        f"{revision}, merged into its base (float32, {size / 1e6:,.1f} MB), is in "
+        f"{tmp_path / 'whole'}\n"
+    )
+    assert "merging (layers)" in shown.err
+    again = ("--merged", "--model", random_base, "--json")
+    value = run("adapters", "export", revision, tmp_path / "again", *again).json
+    assert value == {
+        "revision": revision, "path": str(tmp_path / "again"), "merged": True,
+        "dtype": "float32", "bytes": size,
+    }  # fmt: skip
+    refused = run("adapters", "export", revision, tmp_path / "x", "--model", "tiny", exits=2)
+    assert "--merged" in refused.err

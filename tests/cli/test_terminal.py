@@ -126,9 +126,9 @@ table(("name", "[bold]n[/bold]"), [("live", 1)], styles={"live": GOOD})
     assert "───" in shown
 
 
-def _on_a_terminal(code: str) -> str:
+def _on_a_terminal(code: str, columns: int = 80) -> str:
     ours, theirs = pty.openpty()
-    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"}
+    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": str(columns), "LINES": "24"}
     environment.pop("NO_COLOR", None)
     command = [sys.executable, "-c", code]
     with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment) as process:
@@ -139,6 +139,57 @@ def _on_a_terminal(code: str) -> str:
         process.wait(timeout=60)
     os.close(ours)
     return shown.decode()
+
+
+TABLES = {
+    "stats": (
+        ["namespace", "runs", "threads", "users", "feedback", "corrections", "comparisons", "last"],
+        [("default", 500_000, 12_000, 400, 30_000, 100, 2_000, "2026-11-29 09:22:21")],
+    ),
+    "adapters": (
+        ["revision", "serves", "parent", "created", "status"],
+        [
+            ("rev-000001-0123456789ab", "live", "base", "2026-11-29 09:22:21", None),
+            ("rev-000002-ba9876543210", "canary", "rev-000001-0123456789ab",
+             "2026-11-30 09:22:21", "quarantined"),
+        ],
+    ),
+    "report": (
+        ["check", "passed", "message"],
+        [("KL budget", False, "too far from the base, by 0.3 nats a token; " * 4)],
+    ),
+    "pairs": (
+        ["pair", "prompt", "chosen", "rejected"],
+        [("0123abcd", "word " * 12, "https://example.org/a-long-address", "answer " * 9)],
+    ),
+    "updates": (
+        ["update", "time", "verdict", "pairs", "before", "after", "revision"],
+        [("01a1fa19-92dd-7eab-8b9b-dfc8e3d45514", "2026-11-29 09:22:21", "insufficient", 12,
+          0.5, 0.83, "rev-000002-ba9876543210")],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("columns", [80, 60, 30])
+def test_no_heading_and_no_id_is_broken_on_a_narrow_terminal(columns: int) -> None:
+    code = f"from agentpref_cli.terminal import table\nfor t in {[*TABLES.values()]}: table(*t)"
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", _on_a_terminal(code, columns)).replace("\r", "")
+    for headings, rows in TABLES.values():
+        for text in (*headings, *(cell(value) for row in rows for value in row)):
+            for word in text.split():
+                assert word in plain.split(), (columns, word)
+    if columns > 30:  # a value alone may be longer, and the terminal breaks it
+        assert max(map(len, plain.splitlines())) <= columns
+
+
+def test_what_does_not_fit_side_by_side_is_a_line_for_each_value() -> None:
+    code = f"from agentpref_cli.terminal import table\ntable(*{TABLES['updates']})"
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", _on_a_terminal(code)).replace("\r", "")
+    assert plain.splitlines()[:3] == [
+        "update    01a1fa19-92dd-7eab-8b9b-dfc8e3d45514",
+        "time      2026-11-29 09:22:21",
+        "verdict   insufficient",
+    ]
 
 
 def _read(terminal: int) -> bytes:

@@ -19,6 +19,7 @@ from agentpref_cli.terminal import (
     facts,
     moment,
     print_result,
+    progress,
     say,
     table,
 )
@@ -229,14 +230,41 @@ def export(
     folder: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="A folder that is missing or empty.")
     ],
+    merged: Annotated[
+        bool,
+        typer.Option("--merged", help="Write a whole model, with the revision merged into it."),
+    ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="With --merged: where the base is now [default: where it was trained].",
+            show_default=False,
+        ),
+    ] = None,
     home: options.Home = None,
     namespace: options.Namespace = "default",
     as_json: options.AsJson = False,
 ) -> None:
-    """Copy a revision to a folder that plain peft and plain vLLM load."""
-    place = _registry(home, namespace).export(revision, folder)
-    value = {"revision": revision, "path": str(place)}
-    print_result(as_json, value, lambda: say(f"{revision} is in {place}", GOOD))
+    """Copy a revision to a folder that plain peft and plain vLLM load.
+
+    With --merged, the folder holds a whole model for tools that load no adapters, such as plain
+    transformers or llama.cpp's converter to GGUF. This reads the base, and needs its memory.
+    """
+    registry = _registry(home, namespace)
+    if not merged:
+        if model is not None:
+            raise typer.BadParameter("is read with --merged only", param_hint="--model")
+        place = registry.export(revision, folder)
+        value = {"revision": revision, "path": str(place)}
+        return print_result(as_json, value, lambda: say(f"{revision} is in {place}", GOOD))
+    from agentpref.serve.merged import export_merged
+
+    with progress(as_json) as report:
+        done = export_merged(registry, revision, folder, model=model, progress=report)
+    whole = {"revision": revision, **done._asdict(), "path": str(done.path), "merged": True}
+    text = f"{revision}, merged into its base ({done.dtype}, {done.bytes / 1e6:,.1f} MB), is in "
+    return print_result(as_json, whole, lambda: say(f"{text}{done.path}", GOOD))
 
 
 def _is_loaded(place: str, revision_id: str) -> bool | None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from agentpref.prefer.exchange import Imported
     from agentpref.types import Example, Progress
 
+_STANDARD = Path("-")
 _FORMAT = (
     "Format of the rows: preference, unpaired, openai, llamafactory, "
     "or one that a package registers"
@@ -28,7 +29,9 @@ def import_(
     file: Annotated[
         Path,
         typer.Argument(
-            metavar="FILE", help="JSON lines, one JSON list, or Parquet.", readable=False
+            metavar="FILE",
+            help="JSON lines, one JSON list, CSV, either perhaps in gzip, or Parquet; - reads "
+            "standard input.",
         ),
     ],
     home: options.Home = None,
@@ -55,7 +58,7 @@ def import_(
 ) -> None:
     """Read preferences from a file, in TRL's, OpenAI's or LLaMA-Factory's format.
 
-    Importing the same file again adds nothing.
+    The first line of CSV names the columns. Importing the same file again adds nothing.
     """
     from agentpref.home import Home
     from agentpref.prefer.exchange import import_file
@@ -69,7 +72,7 @@ def import_(
 
         done = import_file(
             Home.open(home),
-            file,
+            sys.stdin.buffer if file == _STANDARD else file,
             namespace=namespace,
             format=format,
             tag=tag,
@@ -97,7 +100,8 @@ def export(
             "--output",
             "-o",
             metavar="FILE",
-            help="Write here; Parquet if it ends in .parquet [default: standard output].",
+            help="Write here; Parquet if it ends in .parquet, packed if it ends in .gz "
+            "[default: standard output, also named -].",
         ),
     ] = None,
     format: Annotated[str, typer.Option(metavar="NAME", help=f"{_FORMAT}.")] = "preference",
@@ -120,11 +124,12 @@ def export(
     from agentpref.prefer.exchange import export_file
     from agentpref.record.store import Store
 
+    output = None if output == _STANDARD else output
     if as_json and output is None:
         raise typer.BadParameter("--json needs --output: the rows go to standard output")
     completions = plugins.load(plugins.FORMATS, format).completions
     with options.reading(home, namespace) as connection:
-        share = options.held_out_share(home, connection, namespace, held_out)
+        share = options.held_out_share(connection, namespace, held_out)
         found = read_examples(Store(connection), namespace, held_out=share)
     examples = found.thumbs if completions == 1 else found.pairs
     if split != "all":

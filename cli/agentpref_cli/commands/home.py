@@ -117,7 +117,7 @@ def pairs(
 
     start = None if since is None else options.parse_since(since, time.time(), "--since")
     with options.reading(home, namespace) as connection:
-        share = options.held_out_share(home, connection, namespace, held_out)
+        share = options.held_out_share(connection, namespace, held_out)
         found = read_examples(Store(connection), namespace, held_out=share, since=start)
     value = {
         "held_out": share,

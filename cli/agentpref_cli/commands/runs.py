@@ -149,7 +149,7 @@ def show(
     with options.reading(home) as connection:
         name = find_prefix(connection, run_id)
         namespace = Store(connection).run(name).namespace
-        share = options.held_out_share(home, connection, namespace, held_out)
+        share = options.held_out_share(connection, namespace, held_out)
         found = lineage(connection, name, held_out=share)
         others = {run_id for row in found.comparisons for run_id in (row.run_a, row.run_b)}
         short = {run_id: shortest(connection, run_id) for run_id in others}
