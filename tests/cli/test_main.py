@@ -188,7 +188,7 @@ def test_the_shell_completes_commands_and_options() -> None:
         typed = asked | {"COMP_WORDS": words, "COMP_CWORD": str(number)}
         return called(env=os.environ | typed).stdout.split()
 
-    assert completed("agentpref up", 1) == ["update"]
+    assert completed("agentpref up", 1) == ["update", "updates"]
     assert completed("agentpref forget --dry", 2) == ["--dry-run"]
     script = called("--show-completion", env=os.environ | {"SHELL": "/bin/bash"})
     assert script.returncode in (0, 1)  # 1 where the shell cannot be told

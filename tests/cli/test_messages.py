@@ -67,4 +67,4 @@ def test_a_conflict_and_an_empty_history_name_commands(run, home) -> None:
     failed = run("adapters", "promote", "base", "--expected-generation", 7, exits=1)
     assert "look at `agentpref adapters list`, then try again" in failed.err
     failed = run("retract", "run-7", exits=1)
-    assert "give the id that the log returned for the run" in failed.err
+    assert "`agentpref runs` lists them" in failed.err

@@ -35,7 +35,7 @@ def list_(
     print_result(as_json, value, lambda: _show(found))
 
 
-@app.command("declare")
+@app.command("declare", short_help="Declare that scores under a key are preferences.")
 def declare_(
     key: _Key,
     low: Annotated[float, typer.Option(metavar="SCORE", help="The lowest score.")] = 0,
@@ -65,7 +65,7 @@ def declare_(
     print_result(as_json, value, lambda: say(text, GOOD))
 
 
-@app.command("undeclare")
+@app.command("undeclare", short_help="Take a declaration back; the scores are kept.")
 def undeclare_(
     key: _Key,
     home: options.Home = None,
