@@ -74,7 +74,7 @@ MATRIX = [
       for damage in DAMAGE if damage != "foreign"),
     ("spill.lock", "foreign", "log backup forget", rf"HOME/spill\.lock cannot be locked .*{CHMOD}"),
     ("update.lock", "foreign", "forget resume", rf"HOME/update\.lock cannot be locked .*{CHMOD}"),
-    ("merge.lock", "foreign", NOBODY, ""),
+    ("merge.lock", "foreign", "doctor", rf"files\tno\t.* write merge\.lock; .*{CHMOD}"),
     *((f"live/{file}", damage, "verify doctor router update", EDITED.format(re.escape(file)))
       for file in ("adapter_config.json", "adapter_model.safetensors", "manifest.json")
       for damage in DAMAGE if damage != "foreign"),
