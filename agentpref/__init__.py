@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from agentpref.config import UpdateConfig
     from agentpref.errors import AgentprefError
+    from agentpref.home import Home
     from agentpref.pipeline import update
     from agentpref.record.ingest.redaction import redact
     from agentpref.record.log import Log
@@ -27,6 +28,7 @@ _HOMES = {
     "Chat": "agentpref.serve.chat",
     "Comparison": "agentpref.types",
     "Feedback": "agentpref.types",
+    "Home": "agentpref.home",
     "Log": "agentpref.record.log",
     "Example": "agentpref.types",
     "Registry": "agentpref.serve.registry",
@@ -44,6 +46,7 @@ __all__ = [
     "Comparison",
     "Example",
     "Feedback",
+    "Home",
     "Log",
     "Registry",
     "Router",

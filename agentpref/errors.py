@@ -9,6 +9,8 @@
     │   ├── InvalidMessage          (ValueError)
     │   ├── InvalidFeedback         (ValueError)
     │   ├── UnknownRun              (LookupError)
+    │   ├── UnknownUser             (LookupError)
+    │   ├── UnknownNamespace        (LookupError)
     │   ├── RunExists
     │   ├── NotKept
     │   ├── ForgottenUser
@@ -111,6 +113,14 @@ class InvalidFeedback(RecordError, ValueError):
 
 class UnknownRun(RecordError, LookupError):
     """Feedback names a run that is not in this home."""
+
+
+class UnknownUser(RecordError, LookupError):
+    """Nobody of this id is in this home, and nobody of it was forgotten."""
+
+
+class UnknownNamespace(RecordError, LookupError):
+    """Nothing of this namespace is in this home; the message lists those that are."""
 
 
 class RunExists(RecordError):

@@ -2,12 +2,6 @@
 
 A folder is a home if it has a file ``agentpref.db``. ``Home.create`` makes that file first, so that
 two processes can create the same home at once.
-
-Who may read a home does not depend on the umask. Every file that may hold what people wrote is made
-by :func:`open_private`: its owner alone reads and writes it (0600). Where the folder is shared with
-a group on purpose, the group does too (0660): its group may write it, or it gives its group to what
-is made in it (setgid). Revisions are for everybody to read, because an engine may run as another
-user. So others may pass through the folder of a home (0711), but they cannot list it.
 """
 
 from __future__ import annotations
@@ -18,27 +12,47 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, BinaryIO
 
-from agentpref.errors import CorruptHome, NotAHome, NotKept
+from agentpref.errors import CorruptHome, HomeError, NotAHome, NotKept
 from agentpref.leftovers import claimed, draft_name
+from agentpref.owners import (
+    DATABASE,
+    OTHERS,
+    access_cure,
+    folder_mode,
+    make_readable_folder,
+    own_file,
+)
+from agentpref.owners import READABLE_FILE as READABLE_FILE
+from agentpref.owners import READABLE_FOLDER as READABLE_FOLDER
+from agentpref.owners import StrPath as StrPath
+from agentpref.owners import enclosing_home as enclosing_home
+from agentpref.owners import is_of_system as is_of_system
+from agentpref.owners import make_private_folder as make_private_folder
+from agentpref.owners import open_private as open_private
+from agentpref.owners import own_folder as own_folder
+from agentpref.owners import tighten as tighten
+from agentpref.reads import Reads
 
 if TYPE_CHECKING:
     import sqlite3
 
-DATABASE = "agentpref.db"
 VARIABLE = "AGENTPREF_HOME"
 DEFAULT = ".agentpref"
 
 CANDIDATE = ".candidate-"
 """How the names of the folders begin in which updates keep their candidates."""
 
-StrPath: TypeAlias = "str | os.PathLike[str]"
+RESTORE = "restore a backup of the home, or move the folder away and start a new home"
+"""What helps where the database is lost."""
+
+_PASS = 0o011
 
 
 @dataclass(frozen=True, slots=True)
-class Home:
-    """A home folder, by its absolute path."""
+class Home(Reads):
+    """A home folder, by its absolute path. Its methods that read are those of :class:`Reads`."""
 
     path: Path
 
@@ -116,7 +130,7 @@ class Home:
         try:
             if not home.path.exists():
                 home.path.mkdir(parents=True, exist_ok=True)
-                home.path.chmod(_folder_mode(home.path) | _PASS)
+                home.path.chmod(folder_mode(home.path) | _PASS)
             if not home.database.exists():
                 if (outer := enclosing_home(home.path)) is not None:
                     raise NotAHome(f"{home.path} is inside the home {outer}; choose another folder")
@@ -128,16 +142,16 @@ class Home:
                         "agentpref home; choose an empty or a new folder"
                     )
                 os.close(open_private(home.database))
-            if not home.adapters.exists():
-                home.adapters.mkdir(exist_ok=True)
-                home.adapters.chmod(READABLE_FOLDER)
+            make_readable_folder(home.adapters)
             make_private_folder(home.reports)
         except OSError as error:
             if not is_of_system(error):
                 raise
+            is_denied = isinstance(error, PermissionError)
+            whose = f" ({access_cure(home.path)})" if is_denied else ""
             raise NotAHome(
-                f"cannot make a home in {home.path} ({error.strerror}); "
-                "choose a folder that this user may write to"
+                f"cannot make a home in {home.path} ({error.strerror}); choose a folder that this "
+                f"user may write to{whose}"
             ) from error
         return home
 
@@ -146,7 +160,8 @@ class Home:
         """Take a home, by its path or opened before.
 
         Raises:
-            NotAHome: there is none, or this user may not look.
+            NotAHome: there is none in the folder.
+            HomeError: this user may not enter the folder.
             CorruptHome: its database is lost.
         """
         if isinstance(path, Home):
@@ -163,7 +178,8 @@ class Home:
         there yet.
 
         Raises:
-            NotAHome: the folder is no home, or this user may not look.
+            NotAHome: the folder is no home.
+            HomeError: this user may not enter it.
             CorruptHome: it is one that has lost its database.
         """
         try:
@@ -178,9 +194,8 @@ class Home:
                     f"there: the home has lost its database; {RESTORE}"
                 )
         except PermissionError as error:
-            raise NotAHome(
-                f"{self.path} cannot be looked into ({error.strerror}); run this as the user who "
-                "owns it, or let this one read and write it (chown or chmod)"
+            raise HomeError(
+                f"{self.path} cannot be entered ({error.strerror}); {access_cure(self.path)}"
             ) from error
         if not is_there and not new:
             raise NotAHome(
@@ -213,65 +228,6 @@ class Home:
         return cls(Path(file).parent)
 
 
-RESTORE = "restore a backup of the home, or move the folder away and start a new home"
-"""What helps where the database is lost."""
-
-READABLE_FOLDER, READABLE_FILE = 0o755, 0o644
-"""The modes of the folders and files of revisions, which an engine of another user reads too."""
-
-_PASS = 0o011
-_OTHERS = 0o007
-
-
-def open_private(path: StrPath, flags: int = os.O_RDWR) -> int:
-    """Open a file that only its home's people may read, and make it if it is missing.
-
-    Other users lose their access to an older file, too. As the ``opener`` of ``open``, it keeps
-    what is written from the first byte on.
-
-    >>> with open(home.spill, "ab", opener=open_private) as file:
-    ...     file.write(line)
-    """
-    try:
-        descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        descriptor = os.open(path, flags | os.O_CREAT, 0o600)
-        tighten(Path(path))
-    else:
-        os.fchmod(descriptor, _file_mode(os.fstat(descriptor), Path(path).parent))
-    return descriptor
-
-
-def make_private_folder(path: Path) -> None:
-    """Make a folder inside a home for its people only; an existing one stays as it is."""
-    if not path.is_dir():
-        path.mkdir(mode=0o700, exist_ok=True)
-        path.chmod(_folder_mode(path.parent))
-
-
-def tighten(path: Path) -> None:
-    """Take a file from all other users, if an older agentpref or another program let them at it.
-
-    What this process may not change stays as it is; ``agentpref doctor`` names it.
-    """
-    try:
-        found = os.lstat(path)
-        if stat.S_ISREG(found.st_mode) and found.st_mode & _OTHERS:
-            path.chmod(_file_mode(found, path.parent))
-    except OSError as error:
-        if not is_of_system(error):
-            raise
-
-
-def is_closed(path: Path) -> bool:
-    """Whether a file is not this user's to read and write; a read-only disk closes no file."""
-    try:
-        takes_writes = not os.statvfs(path).f_flag & os.ST_RDONLY
-    except FileNotFoundError:
-        return False
-    return takes_writes and not os.access(path, os.R_OK | os.W_OK)
-
-
 def open_to_others(home: Home) -> list[Path]:
     """The files of a home that every user of the machine can use, without those of revisions."""
     found: list[Path] = []
@@ -281,34 +237,9 @@ def open_to_others(home: Home) -> list[Path]:
         for path in (Path(folder, name) for name in files):
             with suppress(FileNotFoundError):
                 mode = os.lstat(path).st_mode
-                if stat.S_ISREG(mode) and mode & _OTHERS:
+                if stat.S_ISREG(mode) and mode & OTHERS:
                     found.append(path)
     return sorted(found)
-
-
-def _is_shared(folder: os.stat_result) -> bool:
-    """Whether a folder is shared with its group on purpose, and not with everybody as /tmp is."""
-    mode = folder.st_mode
-    return bool(mode & (stat.S_ISGID | stat.S_IWGRP)) and not mode & stat.S_IWOTH
-
-
-def _file_mode(file: os.stat_result, folder: Path) -> int:
-    around = folder.stat()
-    return 0o660 if _is_shared(around) and file.st_gid == around.st_gid else 0o600
-
-
-def _folder_mode(around: Path) -> int:
-    found = around.stat()
-    return 0o770 | found.st_mode & stat.S_ISGID if _is_shared(found) else 0o700
-
-
-def enclosing_home(path: StrPath) -> Path | None:
-    """The home that a path is, or is inside of, links resolved; ``None`` if it is in none.
-
-    What a command writes for its user must not go there: it could replace the database.
-    """
-    real = Path(os.path.realpath(path))
-    return next((up for up in (real, *real.parents) if (up / DATABASE).is_file()), None)
 
 
 def sync(path: Path) -> None:
@@ -332,15 +263,6 @@ def copy_file(source: Path, target: Path, mode: int | None = None) -> None:
         os.fsync(writer.fileno())
 
 
-def is_of_system(error: OSError) -> bool:
-    """Whether the system raised an error, and not the app or agentpref.
-
-    A signal handler of the app may raise one anywhere, such as ``TimeoutError``; some of ours are
-    OSErrors, too. Only the system's have a number.
-    """
-    return error.errno is not None
-
-
 @contextmanager
 def ours(path: Path, use: str = "used") -> Iterator[None]:
     """Raise ``NotKept`` where a file or folder that the block uses is not this user's to use."""
@@ -349,9 +271,10 @@ def ours(path: Path, use: str = "used") -> Iterator[None]:
     except PermissionError as error:
         if not is_of_system(error):
             raise
+        place = Path(error.filename or path)
+        place = place if place.is_absolute() else path  # a name within a folder, from a descriptor
         raise NotKept(
-            f"{error.filename or path} cannot be {use} ({error.strerror}); run this as the user "
-            "who owns it, or let this one read and write it (chown or chmod)"
+            f"{place} cannot be {use} ({error.strerror}); {access_cure(place)}"
         ) from error
 
 
@@ -398,7 +321,7 @@ def replacing(path: Path, drafts: Path | None = None) -> Iterator[Path]:
     try:
         with claimed(draft, lambda: os.close(open_private(draft))):
             yield draft
-            tighten(draft)  # a library may have made it anew
+            own_file(draft)  # a library may have made it anew
             sync(draft)
             os.replace(draft, path)
             sync(path.parent)

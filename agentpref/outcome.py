@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from agentpref.accounting import uses
-from agentpref.home import CANDIDATE
+from agentpref.home import CANDIDATE, own_folder
 from agentpref.prefer.strata import Listed
 from agentpref.printable import in_namespace
 from agentpref.record.updates import UpdateRow, Updates
@@ -75,6 +75,7 @@ class Outcome:
         with ExitStack() as at_end:
             place = tempfile.TemporaryDirectory(dir=registry.home.path, prefix=CANDIDATE)
             folder = Path(at_end.enter_context(place))
+            own_folder(folder)  # if it is killed, the home's other users can remove it
             learner.save(folder)
             publication = at_end.enter_context(self._publishing(registry, learner, folder))
             name = publication.revision.revision_id

@@ -37,6 +37,7 @@ from agentpref.record.database import connect, exclusive, translated
 from agentpref.record.journal import Trace
 from agentpref.record.messages import new_id
 from agentpref.record.spill import drain
+from agentpref.record.store import Store
 from agentpref.record.updates import Updates
 from agentpref.repeats import stalled
 from agentpref.serve import decisions
@@ -103,10 +104,11 @@ def update(
     Raises:
         ConfigError: ``canary`` is out of range, or given beside ``promote=False``.
         NotAHome: there is no home in the folder.
+        UnknownNamespace: other namespaces are in the home, and this one is not.
         UpdateRunning: another update has locked the home.
         RevisionError: the live revision learned from text that was forgotten since.
         InvalidAdapter: the live revision's files are not those that were published.
-        ModelNotFound: the model resolves to nothing.
+        ModelNotFound: the model resolves to nothing, which is also said when nothing is new.
         WrongBase: the live revision was trained on another base.
         TrainingDiverged: the loss is no longer finite.
         UpdateInterrupted: a signal came; the next update resumes this one. In all these cases
@@ -199,6 +201,7 @@ class _Update:
 
     def run(self) -> UpdateReport:
         """Go through the update in order."""
+        Store(self.connection).require_namespace(self.namespace)
         # 1. What serves, and what there is to learn.
         killed = self.trace.begin(self.connection)
         serving = self.registry.state()
@@ -229,6 +232,9 @@ class _Update:
         )
         report.notes[:0] = self.checkpoint.troubles
         if base is None or not (is_new or started):
+            from agentpref.models.base import find_base
+
+            find_base(self.model)  # a wrong name is said when nothing is new, too
             return self.trace.end(self.connection, report)
 
         # 3. Learn, and prove.

@@ -25,7 +25,7 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
-from agentpref import config
+from agentpref import columns, config
 from agentpref.models.reasons import LEFT_OUT
 from agentpref.record import migrations
 
@@ -33,6 +33,7 @@ DOCS = Path(__file__).parent
 _SETTINGS = re.compile(r"(<!-- settings -->\n).*?(<!-- /settings -->)", re.DOTALL)
 _FAMILIES = re.compile(r"(<!-- families -->\n).*?(<!-- /families -->)", re.DOTALL)
 _GUARANTEES = re.compile(r"(<!-- guarantees: (\w+) -->\n).*?(<!-- /guarantees -->)", re.DOTALL)
+_COLUMNS = re.compile(r"(<!-- columns: (\w+) -->\n).*?(<!-- /columns -->)", re.DOTALL)
 _REASONS = re.compile(r"(<!-- reasons -->\n).*?(<!-- /reasons -->)", re.DOTALL)
 
 
@@ -54,6 +55,7 @@ def pages() -> dict[Path, str]:
     guide = updates.read_text(encoding="utf-8")
     guarantees, shown = DOCS / "guarantees.md", _guarantees()
     promises = guarantees.read_text(encoding="utf-8")
+    notebooks = DOCS / "notebooks.md"
     models = DOCS / "models.md"
     kept = _REASONS.sub(
         lambda m: m[1] + "\n".join(_reasons()) + m[2], models.read_text(encoding="utf-8")
@@ -72,6 +74,9 @@ def pages() -> dict[Path, str]:
             promises,
         ),
         models: _FAMILIES.sub(lambda m: m[1] + "\n".join(_families()) + m[2], kept),
+        notebooks: _COLUMNS.sub(
+            lambda m: m[1] + "\n".join(_columns(m[2])) + m[3], notebooks.read_text(encoding="utf-8")
+        ),
         updates: _SETTINGS.sub(lambda m: m[1] + "\n".join(_settings()) + m[2], guide),
     }
 
@@ -209,6 +214,14 @@ def _families() -> Iterator[str]:
         off = outcome(family, "text", enable_thinking=False) if reads_thinking(family) else ""
         cells = [cell.removeprefix("template_").replace("_", " ") for cell in (*found, off)]
         yield f"| {family} | {' | '.join(cells)} |"
+    yield ""
+
+
+def _columns(kind: Any) -> Iterator[str]:
+    """A table of the columns that a notebook gets of one kind of records."""
+    yield "| column | type | content |\n|---|---|---|"
+    for column in columns.COLUMNS[kind]:
+        yield f"| `{column.name}` | {column.type} | {column.meaning} |"
     yield ""
 
 

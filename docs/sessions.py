@@ -59,7 +59,7 @@ def play(document: str, folder: Path, names: dict[str, Any] | None = None) -> It
     """
     names = {"__name__": "guide"} if names is None else names
     (folder / "examples").symlink_to(ROOT / "examples")
-    printed, end = "", -1
+    printed, end = "", 0
     for fence in fences(document):
         if fence.language == "python":
             printed, end = _printed(fence.text, folder, names), fence.end

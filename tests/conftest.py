@@ -7,6 +7,8 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,14 @@ _TEXTS = [
     '<tool_call>\n{"name": "search", "arguments": {"query": "tide tables"}}\n</tool_call>',
     "system user assistant tool You are a helpful assistant.",
 ]
+
+
+@pytest.fixture
+def reachable() -> Iterator[Path]:
+    """A folder that other users of the machine can pass through, as they cannot with pytest's."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o711)
+        yield Path(folder).resolve()
 
 
 @pytest.fixture(scope="session")

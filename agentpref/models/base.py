@@ -29,8 +29,8 @@ from agentpref.models.template import ChatTemplate
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Held: TypeAlias = Literal["float32", "bfloat16", "4bit"]
-"""The number format of a loaded base."""
+Held: TypeAlias = Literal["float32", "bfloat16", "4bit", "stored"]
+"""The number format of a loaded base; ``"stored"`` is the one that its files have."""
 
 BUNDLED = "tiny"
 _TOKENIZER_FILES = (
@@ -108,15 +108,16 @@ def identity(
 def load_base(
     name: str,
     *,
-    precision: Precision | None = None,
+    precision: Precision | Literal["stored"] | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> BaseModel:
     """Load a base model by the bundled name ``"tiny"``, a folder, or a model hub's name.
 
     Weights are read from safetensors only, and remote code is never run. They are in memory of the
     process's own, so that later changes of the files have no effect. Without ``precision``, the
-    base is held in float32 on a CPU and in bfloat16 on a GPU. ``chat_template_kwargs`` are given to
-    the chat template at every rendering; they are part of what identifies the base.
+    base is held in float32 on a CPU and in bfloat16 on a GPU; ``"stored"`` holds it as its files
+    do. ``chat_template_kwargs`` are given to the chat template at every rendering; they are part of
+    what identifies the base.
 
     Raises:
         ConfigError: the chat template does not read one of ``chat_template_kwargs``.
@@ -226,7 +227,7 @@ def base_digests(
 
     The latter covers the arguments of the chat template, if there are any.
     """
-    template = digest_files(folder, _tokenizer_files(folder))
+    template = digest_files(folder, tokenizer_files(folder))
     if chat_template_kwargs:
         arguments = orjson.dumps(chat_template_kwargs, option=orjson.OPT_SORT_KEYS)
         template = hashlib.sha256(template.encode() + b"\0" + arguments).hexdigest()
@@ -238,7 +239,7 @@ def _versions(folder: Path) -> dict[str, tuple[int, ...]]:
 
     A second digest would read gigabytes again, and would miss what was changed and changed back.
     """
-    patterns = (*_WEIGHT_FILES, *_tokenizer_files(folder), "generation_config.json")
+    patterns = (*_WEIGHT_FILES, *tokenizer_files(folder), "generation_config.json")
     found: dict[str, tuple[int, ...]] = {}
     for file in {file for pattern in patterns for file in folder.glob(pattern)}:
         now = file.stat()
@@ -246,7 +247,7 @@ def _versions(folder: Path) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def _tokenizer_files(folder: Path) -> list[str]:
+def tokenizer_files(folder: Path) -> list[str]:
     """Patterns of the files that transformers reads for a tokenizer.
 
     Where there is a tokenizer.json, it reads no vocabulary and no merges beside it, and
@@ -278,7 +279,7 @@ def digest_files(folder: Path, patterns: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def choose_precision(asked: Precision, *, gpu: bool) -> Held:
+def choose_precision(asked: Precision | Literal["stored"], *, gpu: bool) -> Held:
     """Choose a precision; ``"auto"`` is bfloat16 where that is native, else float32.
 
     Raises:
@@ -317,7 +318,7 @@ def precision_options(held: Held) -> dict[str, Any]:
     import torch
 
     if held != "4bit":
-        return {"dtype": getattr(torch, held)}
+        return {"dtype": "auto" if held == "stored" else getattr(torch, held)}
     from transformers import BitsAndBytesConfig
 
     quantized = BitsAndBytesConfig(  # type: ignore[no-untyped-call]

@@ -12,6 +12,7 @@ check what another does not read.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -97,6 +98,29 @@ _FAMILIES: Mapping[str, _Family] = {
         r"(transformer\.word_embeddings|lm_head)\.weight",
     ),
 }  # fmt: skip
+
+
+class BaseSize(NamedTuple):
+    """How large a base model is: its parameters, and what each rank of an adapter adds to them.
+
+    Of a family that is not known here, all matrices count as linear layers: an upper bound.
+    """
+
+    parameters: int
+    per_rank: int
+
+
+def measure_base(path: Path) -> BaseSize:
+    """Read the size of a base model from the headers of its files; raises like :func:`read_base`.
+
+    >>> measure_base(find_base("tiny")).per_rank * 16  # parameters of an adapter of rank 16
+    350208
+    """
+    shapes = _shapes(path)
+    layers = _linear_layers(_read_object(path / _CONFIG), shapes)
+    matrices = [shape for shape in shapes.values() if len(shape) == 2]
+    sides = matrices if layers is None else layers.values()
+    return BaseSize(sum(map(math.prod, shapes.values())), sum(map(sum, sides)))
 
 
 def read_base(name: str, chat_template_kwargs: Mapping[str, Any] | None = None) -> BaseFiles:

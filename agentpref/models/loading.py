@@ -49,7 +49,8 @@ def check_folder(name: str, folder: Path) -> None:
         raise UnsupportedModel(
             f"{name!r} holds an adapter ({ADAPTER_CONFIG}), and a base must be a whole model; "
             f"merge it first: peft.AutoPeftModelForCausalLM.from_pretrained(…).merge_and_unload()"
-            f".save_pretrained(…), or remove the adapter's files"
+            f".save_pretrained(…), for a revision `agentpref adapters export --merged`, or remove "
+            f"the adapter's files"
         )
     if not any(folder.glob("*.safetensors")):
         raise UnsupportedModel(
@@ -70,7 +71,7 @@ def load_model(name: str, path: Path, **options: Any) -> PreTrainedModel:
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-    with _quiet(), translating_errors(name, path):
+    with quiet(), translating_errors(name, path):
         config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
         _refuse_foreign_kernels(name, config)
         options = _unpacking(name, config) | options
@@ -169,7 +170,7 @@ def load_tokenizer(name: str, path: Path) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    with _quiet(), translating_errors(name, path):
+    with quiet(), translating_errors(name, path):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             path, trust_remote_code=False
         )
@@ -281,7 +282,7 @@ def _files_that_name_code(path: Path) -> list[str]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hide what transformers writes while it loads, and let it ask nobody for anything.
 
     A library must not write to a terminal; what it would report about weights is raised as an error

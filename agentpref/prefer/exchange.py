@@ -30,7 +30,7 @@ from agentpref.errors import ExchangeError, RedactionFailed
 from agentpref.home import Home, StrPath
 from agentpref.prefer.formats import Format, PreferenceRecord, RowReader
 from agentpref.prefer.jsonrows import Found, Meter
-from agentpref.prefer.rowfiles import batches, read_rows, write_rows
+from agentpref.prefer.rowfiles import batches, name_of, read_rows, write_rows
 from agentpref.record.database import connect, transaction, translated
 from agentpref.record.ingest.redaction import Redact
 from agentpref.record.keys import registered
@@ -87,7 +87,7 @@ class RecordedRow(NamedTuple):
 
 def import_file(
     home: Home,
-    path: StrPath,
+    path: StrPath | IO[bytes],
     *,
     namespace: str = "default",
     format: str | None = None,
@@ -102,7 +102,8 @@ def import_file(
 
     Args:
         home: the home to write to.
-        path: JSON lines or one JSON list, perhaps packed by gzip, or Parquet.
+        path: JSON lines, one JSON list or CSV, perhaps packed by gzip, or Parquet; also a stream of
+            bytes, such as ``sys.stdin.buffer``.
         namespace: the namespace of the runs.
         format: the registered format of all rows; by default the keys of each row tell.
         tag: the domain tag of all rows; by default each row's own ``tag`` column.
@@ -126,7 +127,7 @@ def import_file(
     for name, text in (("namespace", namespace), ("tag", tag)):
         if text is not None and not (text and text.isprintable()):
             raise ExchangeError(f"{name} is {text!r}; pass printable text")
-    meter, counts = Meter(), Counter[str]()
+    meter, counts, name = Meter(), Counter[str](), name_of(path)
 
     def so_far() -> Imported:
         ignored = dict(sorted((meter.unread + reader.ignored).items()))
@@ -144,7 +145,7 @@ def import_file(
                 row = recorded_row(record, context, number)
             except (ExchangeError, RedactionFailed) as error:
                 if not skip_bad or isinstance(error, RedactionFailed):
-                    raise type(error)(f"{path}, {place}: {error}") from error
+                    raise type(error)(f"{name}, {place}: {error}") from error
             yield row
 
     def size(row: RecordedRow) -> int:
@@ -160,7 +161,7 @@ def import_file(
         connection.execute("PRAGMA cache_size = -65536")
         connection.execute("PRAGMA wal_autocheckpoint = 8000")
         pseudonym = None if user_id is None else registered(connection).name(user_id)
-        file_name = os.fsencode(Path(path).name).decode(errors="replace")  # may be any bytes
+        file_name = os.fsencode(Path(name).name).decode(errors="replace")  # may be any bytes
         context = ImportContext(namespace, tag, source, pseudonym, time.time(), file_name)
         for batch in batches(recorded_rows(found, context), size):
             with transaction(connection):
@@ -168,7 +169,7 @@ def import_file(
             if on_progress is not None:
                 on_progress(so_far())
     if not counts:
-        raise ExchangeError(f"{path} holds no rows; name a file with a JSON object on each line")
+        raise ExchangeError(f"{name} holds no rows; name a file with a JSON object on each line")
     return so_far()
 
 
@@ -182,7 +183,8 @@ def export_file(
     """Write examples to a file, from which an import makes the same examples again.
 
     A path is replaced in one step when everything is written, and becomes Parquet if it ends in
-    ``.parquet``. All else, and a binary stream, is JSON lines. With ``skip_bad``, examples that the
+    ``.parquet``. All else, and a binary stream, is JSON lines, which gzip packs if the path ends in
+    ``.gz``. With ``skip_bad``, examples that the
     format cannot hold are counted; by default the first one ends the export.
 
     Raises:

@@ -67,12 +67,11 @@ def lines(file: IO[bytes], wanted: Collection[str], meter: Meter) -> Iterator[Fo
 
 def _parsed_line(line: bytes, wanted: Collection[str]) -> Parsed:
     if len(line) > MAX_ROW_BYTES:
-        return _too_long("it")
+        return too_long("it")
     try:
         return _object(orjson.loads(line.decode()))
     except UnicodeDecodeError as error:
-        where = f"byte {error.start} is not UTF-8 ({line[error.start]:#04x})"
-        return ExchangeError(f"{where}; {_UTF8_CURE}")
+        return not_utf8(error)
     except orjson.JSONDecodeError as error:
         return _almost_json(line, wanted) or ExchangeError(
             f"it is not JSON ({error}); {_JSON_CURE}"
@@ -102,7 +101,7 @@ def items(file: IO[bytes], wanted: Collection[str], meter: Meter) -> Iterator[Fo
     def chunks() -> Iterator[bytes]:
         while chunk := file.read(CHUNK_BYTES):
             if meter.read - row_start > MAX_ROW_BYTES:
-                raise _too_long(f"row {number}")
+                raise too_long(f"row {number}")
             meter.read += len(chunk)
             yield chunk
 
@@ -179,7 +178,14 @@ def _object(value: Any) -> Parsed:
     return ExchangeError(f"it is {described(value)}, not a JSON object; {_JSON_CURE}")
 
 
-def _too_long(what: str) -> ExchangeError:
+def not_utf8(error: UnicodeDecodeError) -> ExchangeError:
+    """The error of a row that has other bytes than UTF-8."""
+    where = f"byte {error.start} is not UTF-8 ({error.object[error.start]:#04x})"
+    return ExchangeError(f"{where}; {_UTF8_CURE}")
+
+
+def too_long(what: str) -> ExchangeError:
+    """The error of a row that is longer than :data:`MAX_ROW_BYTES`."""
     return ExchangeError(
         f"{what} is longer than {MAX_ROW_BYTES:,} bytes; check that the file has one row on each "
         "line, or is one list, or cut the row's texts"

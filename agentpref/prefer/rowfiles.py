@@ -1,10 +1,10 @@
-"""Files of rows: JSON lines, one JSON list, or Parquet. Read in bounded memory, replaced whole.
+"""Files of rows: JSON lines, a JSON list, CSV, or Parquet. Read in bounded memory, replaced whole.
 
-The first bytes of a file tell what it is; one that gzip packed is unpacked while it is read. A row
-that cannot be read is yielded as an error, so that the caller decides whether to continue. A file
-that cannot be read any further raises.
+The first bytes of a file or a stream tell what it is, and for CSV also the name; one that gzip
+packed is unpacked while it is read. A row that cannot be read is yielded as an error, so that the
+caller decides whether to continue. A file that cannot be read any further raises.
 
-``jsonrows.py`` reads the rows of JSON.
+``jsonrows.py`` reads the rows of JSON, ``csvrows.py`` those of CSV.
 
 Parquet goes through pyarrow. Messages differ in their keys, and a column has one type, so messages
 and tools are stored as Arrow's JSON type (``arrow.json``), which ``datasets`` reads as values. A
@@ -15,11 +15,13 @@ nulls are left out, except for the ``content`` of a message.
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import zlib
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeAlias, TypeVar
 
@@ -28,7 +30,7 @@ import orjson
 from agentpref.errors import ExchangeError, MissingDependency
 from agentpref.home import StrPath, enclosing_home, is_of_system, replacing
 from agentpref.leftovers import clear_drafts
-from agentpref.prefer import jsonrows
+from agentpref.prefer import csvrows, jsonrows
 from agentpref.prefer.jsonrows import Found, Meter, Parsed
 from agentpref.printable import escaped
 from agentpref.record.messages import plain
@@ -40,42 +42,72 @@ BATCH_BYTES = 16 * 1024 * 1024
 _GZIP = b"\x1f\x8b"
 _UNPACK = {b"\x28\xb5\x2f\xfd": "zstd -d", b"PK\x03\x04": "unzip", b"BZh": "bunzip2"}
 _UTF16_CURE = "convert the file, for example with `iconv -f UTF-16 -t UTF-8`"
-_CSV_CURE = "write JSON lines, with pandas: read_csv(…).to_json(…, orient='records', lines=True)"
+
+_TABLES = {".csv": ",", ".tsv": "\t"}
+"""Endings of the names of CSV files, and the delimiter where the first line does not tell."""
 
 Decode: TypeAlias = Callable[[Any], Any]
 T = TypeVar("T")
 
 
-def read_rows(path: StrPath, wanted: Collection[str], meter: Meter) -> Generator[Found, None, None]:
-    """Yield the rows of a file and keep ``meter`` up to date.
+def name_of(source: StrPath | IO[bytes]) -> str:
+    """What messages call a file or a stream."""
+    if isinstance(source, str | os.PathLike):
+        return os.fspath(source)
+    return str(getattr(source, "name", "the stream"))
+
+
+def read_rows(
+    source: StrPath | IO[bytes], wanted: Collection[str], meter: Meter
+) -> Generator[Found, None, None]:
+    """Yield the rows of a file or a stream of bytes, and keep ``meter`` up to date.
 
     Of a Parquet table only the ``wanted`` columns are read, or all if it has none of these.
 
     Raises:
-        ExchangeError: the file cannot be read; the message names it and the cure.
-        MissingDependency: the file is Parquet, and pyarrow is not installed.
+        ExchangeError: it cannot be read; the message names it and the cure.
+        MissingDependency: it is Parquet, and pyarrow is not installed.
     """
+    name = name_of(source)
     try:
-        with open(path, "rb") as file:
+        with _opened(source) as file:
             if file.peek(jsonrows.CHUNK_BYTES).startswith(_GZIP):
                 with gzip.GzipFile(fileobj=file) as unpacked:
-                    yield from _rows(unpacked, Path(Path(path).stem), wanted, meter)
+                    yield from _rows(unpacked, Path(Path(name).stem), wanted, meter)
             else:
-                meter.total = os.fstat(file.fileno()).st_size
-                yield from _rows(file, Path(path), wanted, meter)
+                with suppress(OSError):  # a stream in memory has no size to ask for
+                    meter.total = os.fstat(file.fileno()).st_size
+                yield from _rows(file, Path(name), wanted, meter)
     except ExchangeError as error:
-        raise ExchangeError(f"{path}: {error}") from error
+        raise ExchangeError(f"{name}: {error}") from error
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise ExchangeError(
-            f"{path} cannot be unpacked to its end ({error}); fetch the file again"
+            f"{name} cannot be unpacked to its end ({error}); fetch the file again"
         ) from error
     except OSError as error:
         if not is_of_system(error):
             raise
         raise ExchangeError(
-            f"{path} cannot be read ({error.strerror}); name a file of JSON lines, of one "
-            "JSON list, or of Parquet that this user may read"
+            f"{name} cannot be read ({error.strerror}); name a file of JSON lines, of one "
+            "JSON list, of CSV, or of Parquet that this user may read"
         ) from error
+
+
+@contextmanager
+def _opened(source: StrPath | IO[bytes]) -> Iterator[Any]:
+    """Open a file, or buffer a stream, which stays open."""
+    if isinstance(source, str | os.PathLike):
+        with open(source, "rb") as file:
+            yield file
+    elif hasattr(source, "peek"):
+        yield source
+    else:
+        stream: Any = source
+        buffered = io.BufferedReader(stream)
+        try:
+            yield buffered
+        finally:
+            buffered.detach()
 
 
 def _rows(
@@ -92,8 +124,8 @@ def _rows(
         yield from _table_rows(file, wanted, meter)
     elif start.startswith((BOM_UTF16_LE, BOM_UTF16_BE, b"{\0", b"[\0", b"\0{", b"\0[")):
         raise ExchangeError(f"it is UTF-16, not UTF-8; {_UTF16_CURE}")
-    elif path.suffix in (".csv", ".tsv"):
-        raise ExchangeError(f"it is CSV; {_CSV_CURE}")
+    elif delimiter := csvrows.delimiter_of(start, wanted) or _TABLES.get(path.suffix):
+        yield from csvrows.rows(file, wanted, meter, delimiter)
     elif start.startswith(b"["):
         yield from jsonrows.items(file, wanted, meter)
     else:
@@ -106,7 +138,8 @@ def write_rows(
     """Write rows to a stream or, in one step, to a path, and return how many there were.
 
     A path that ends in ``.parquet`` becomes a table of the ``columns`` of a
-    :class:`~agentpref.prefer.formats.Format`; all else is JSON lines.
+    :class:`~agentpref.prefer.formats.Format`; all else is JSON lines, which gzip packs if the path
+    ends in ``.gz``.
 
     Raises:
         ExchangeError: the file cannot be written, is in a home, or is no plain file.
@@ -122,12 +155,21 @@ def write_rows(
             f"{path} is no plain file, and would be replaced; name a file, or none for standard "
             "output"
         )
+    ending = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    if ending in _TABLES or path.name.endswith(".parquet.gz"):
+        raise ExchangeError(
+            f"{path} would hold JSON lines, not what its name says; name a file that ends in "
+            ".jsonl, .jsonl.gz or .parquet"
+        )
     try:
         clear_drafts(path.parent, path.name)  # of an export that was killed
         with replacing(path) as draft, open(draft, "wb") as file:
             if path.suffix == ".parquet":
                 return _write_table(rows, columns, file)
-            return _write_lines(rows, file)
+            if path.suffix != ".gz":
+                return _write_lines(rows, file)
+            with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
+                return _write_lines(rows, packed)
     except OSError as error:
         if not is_of_system(error):
             raise
@@ -151,12 +193,14 @@ def batches(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
         yield batch
 
 
-def _write_lines(rows: Iterable[Mapping[str, Any]], file: IO[bytes]) -> int:
+def _write_lines(rows: Iterable[Mapping[str, Any]], file: IO[bytes] | gzip.GzipFile) -> int:
     lines = (escaped(orjson.dumps(row, default=plain).decode()) + "\n" for row in rows)
     return sum(1 for line in lines if file.write(line.encode()))
 
 
 def _table_rows(file: IO[bytes], wanted: Collection[str], meter: Meter) -> Iterator[Found]:
+    if not file.seekable():
+        raise ExchangeError("it is Parquet, which is not read in order; save it as a file first")
     pa, number = _pyarrow(), 0
     try:
         # Without these settings, pyarrow reads whole columns ahead.

@@ -1,15 +1,17 @@
-"""Reads chains of messages from the database: prompts, answers and corrections."""
+"""Reads chains of messages from the database, and the runs and feedback that name them."""
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from typing import Any
 
 import orjson
 
 from agentpref.errors import CorruptHome
-from agentpref.record.messages import TOOLS
-from agentpref.types import Message, Prompt
+from agentpref.record.messages import EMPTY_JSON, FEEDBACK_COLUMNS, RUN_COLUMNS, TOOLS
+from agentpref.record.scales import read_scale
+from agentpref.types import Feedback, Message, Prompt, Run
 
 _PARSED_MESSAGES = 50_000
 """How many messages one reading keeps parsed."""
@@ -52,3 +54,30 @@ class Chains:
             self._nodes.clear()
         self._nodes[message_id] = row[0], orjson.loads(row[1])
         return self._nodes[message_id]
+
+
+def read_run(row: tuple[Any, ...], messages: Chains) -> Run:
+    """Make a run of the columns ``RUN_COLUMNS`` and of the messages that they name."""
+    run = dict(zip(RUN_COLUMNS, row, strict=True))
+    run["prompt"] = messages.prompt(run["prompt"])
+    run["output"] = messages.message(run["output"])
+    for name in EMPTY_JSON:
+        if run[name] is not None:
+            run[name] = orjson.loads(run[name])
+    for name in ("tags", "token_ids"):
+        run[name] = None if run[name] is None else tuple(run[name])
+    if run["logprobs"] is not None:  # JSON has no infinity and no NaN, and stores both as null
+        run["logprobs"] = tuple(math.nan if n is None else n for n in run["logprobs"])
+    return Run(**run)
+
+
+def read_feedback(row: tuple[Any, ...], messages: Chains) -> Feedback:
+    """Make feedback of the columns ``FEEDBACK_COLUMNS`` and of the message that they name."""
+    feedback = dict(zip(FEEDBACK_COLUMNS, row, strict=True))
+    if feedback["value"] is not None:
+        feedback["value"] = orjson.loads(feedback["value"])
+    if feedback["correction"] is not None:
+        feedback["correction"] = messages.message(feedback["correction"])
+    if feedback["scale"] is not None:
+        feedback["scale"] = read_scale(feedback["scale"])
+    return Feedback(**feedback)

@@ -30,15 +30,8 @@ from agentpref.errors import (
     NotKept,
     UpdateRunning,
 )
-from agentpref.home import (
-    RESTORE,
-    Home,
-    is_closed,
-    is_of_system,
-    open_private,
-    tighten,
-    writing,
-)
+from agentpref.home import RESTORE, Home, is_of_system, open_private, tighten, writing
+from agentpref.owners import access_cure, is_locked_out, join_group
 from agentpref.record.connection import connection_to
 from agentpref.record.migrations import STEPS
 from agentpref.record.steps import MIGRATION
@@ -139,18 +132,14 @@ def translated(home: Home) -> Iterator[None]:
         if _NOT_DECODED in str(error):  # it quotes the text, which may be anybody's
             raise CorruptHome(f"{home.database}: a text in it is not UTF-8; {RESTORE}") from None
         may_be_closed = trouble.reason in ("unopenable", "read-only")
-        closed = next(filter(is_closed, home.database_files), None) if may_be_closed else None
-        cure = trouble.cure if closed is None else _NOT_OURS
-        raise trouble.error(f"{closed or home.database}: {error}; {cure}") from error
+        places = (*home.database_files, home.path) if may_be_closed else ()
+        closed = next(filter(is_locked_out, places), None)
+        place = closed if closed in home.database_files else home.database
+        cure = trouble.cure if closed is None else access_cure(closed)
+        raise trouble.error(f"{place}: {error}; {cure}") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:  # damage that SQLite does not see
         kind = "UTF-8" if isinstance(error, UnicodeDecodeError) else "JSON"
         raise CorruptHome(f"{home.database}: a text in it is not {kind}; {RESTORE}") from error
-
-
-_NOT_OURS = (
-    "it is not this user's: run this as the user who owns it, or let this user read and write it "
-    "(chown or chmod)"
-)
 
 
 @contextmanager
@@ -195,6 +184,8 @@ def connect(home: Home, *, readonly: bool = False) -> sqlite3.Connection:
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute("PRAGMA synchronous = FULL")
             _migrate(connection, home)
+            for end in ("-wal", "-shm"):  # which SQLite gives to nobody
+                join_group(home.path / f"{home.database.name}{end}")
             if readonly:
                 connection.execute("PRAGMA query_only = ON")
             on_failure.pop_all()
@@ -390,10 +381,8 @@ def locked(path: Path, refusal: AgentprefError, *, seconds: float = 0) -> Iterat
         except Timeout as error:
             raise refusal from error
         except PermissionError as error:
-            raise NotKept(
-                f"{path} cannot be locked ({error.strerror}); run this as the user who owns the "
-                f"home, or let this one write the file and its folder (chown or chmod)"
-            ) from error
+            why = f"{error.strerror}); {access_cure(path)}"
+            raise NotKept(f"{path} cannot be locked ({why}") from error
     try:
         yield
     finally:

@@ -116,8 +116,8 @@ def shortest(connection: sqlite3.Connection, run_id: str, least: int = 8) -> str
 def unknown_run(name: str) -> UnknownRun:
     """Say that no run has this id."""
     return UnknownRun(
-        f"no run {shown_id(name)} is in this home; pass an id that Log.record returned for the "
-        "same home (a run that could not be kept is counted in Log.dropped)"
+        f"no run {shown_id(name)} is in this home; give the id that the log returned for the run, "
+        "and the home that it was logged to (what could not be kept is counted as dropped)"
     )
 
 
@@ -146,8 +146,8 @@ def _last_answer(connection: sqlite3.Connection, namespace: str, trace_id: str, 
             return found
         raise UnknownRun(
             f"no run of trace {shown_id(trace_id)} is in namespace {namespace!r} of this home; "
-            "pass the trace_id that the run was recorded with (a run that could not be kept is "
-            "counted in Log.dropped)"
+            "give the trace id that the run was logged with (what could not be kept is counted as "
+            "dropped)"
         )
     further = _FURTHER.fullmatch(newest[0])
     if further and _first(connection, further[1]) == further[1]:

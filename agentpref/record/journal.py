@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from agentpref.errors import AgentprefError, UpdateError, UpdateRunning
+from agentpref.errors import AgentprefError, HomeError, NotKept, UpdateError, UpdateRunning
 from agentpref.home import Home
 from agentpref.printable import in_namespace
 from agentpref.record.database import connect, transaction, translated, warn
@@ -169,7 +169,8 @@ class Trace:
             with translated(self.home), closing(connect(self.home)) as connection:
                 Journal(connection).end(report, self._number)
         except AgentprefError as trouble:
-            warn("that an update %s is not in the journal: %s", verdict, trouble)
+            if not isinstance(error, HomeError | NotKept):  # which say what is wrong with the home
+                warn("that an update %s is not in the journal: %s", verdict, trouble)
 
 
 def _told(error: BaseException) -> str:

@@ -214,7 +214,7 @@ class Judging(ABC):
         if against is not None and key != "comparison":
             raise InvalidFeedback(
                 f"against is {described(against)}, with another key; pass the other run's id with "
-                "key='comparison', or leave it out"
+                "the key 'comparison', or leave it out"
             )
         other = {} if against is None else {"against": checked_id("against", against)}
         now, place, what = time.time(), self._place(run_id, trace_id), {"key": key} | other

@@ -14,23 +14,21 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
-import orjson
-
 from agentpref.errors import (
     ForgottenRun,
     ForgottenUser,
     InvalidFeedback,
     RecordError,
     RunExists,
+    UnknownNamespace,
     UnknownRun,
     shown_id,
 )
-from agentpref.record.chains import Chains
+from agentpref.record.chains import Chains, read_feedback, read_run
 from agentpref.record.database import insert_or_ignore, statement, transaction
 from agentpref.record.finding import Wanted, find, newest, spellings, unknown_run
 from agentpref.record.messages import (
     COMPARISON_COLUMNS,
-    EMPTY_JSON,
     FEEDBACK_COLUMNS,
     RUN_COLUMNS,
     Linker,
@@ -40,7 +38,7 @@ from agentpref.record.messages import (
     as_json,
     run_row,
 )
-from agentpref.record.scales import Scale, fixed_scale, read_scale
+from agentpref.record.scales import Scale, fixed_scale
 from agentpref.record.seals import sealed
 from agentpref.record.sums import counted
 from agentpref.types import RETRACTION, Comparison, Feedback, Run
@@ -76,6 +74,12 @@ SELECT runs, threads, users, feedback, corrections, comparisons, first_at, last_
 """
 # One statement, because two would see two states of a home that others write to. CROSS JOIN makes
 # SQLite go through the judgements and look up their runs: there are far fewer of them.
+
+_NAMESPACES = """
+SELECT namespace FROM run UNION ALL SELECT namespace FROM revision
+UNION ALL SELECT namespace FROM updates JOIN update_pair USING (update_id)"""
+_NAMED = 8
+"""How many namespaces a message names."""
 
 _SCALES = "SELECT key, source, low, high FROM feedback_scale WHERE namespace = ?"
 
@@ -244,9 +248,26 @@ class Store:
         return [Scale(*row) for row in self._connection.execute(_SCALES, (namespace,))]
 
     def namespaces(self) -> list[str]:
-        """Name the namespaces that have runs, in alphabetical order."""
-        query = "SELECT DISTINCT namespace FROM run ORDER BY namespace"
+        """Name the namespaces that have a run, a revision or an update, in alphabetical order."""
+        query = f"SELECT DISTINCT namespace FROM ({_NAMESPACES}) ORDER BY namespace"
         return [name for (name,) in self._connection.execute(query)]
+
+    def require_namespace(self, namespace: str) -> None:
+        """Raise ``UnknownNamespace`` if other namespaces are in this home, and this one is not.
+
+        A namespace is there once it has a run, a revision or an update that used something. While a
+        home is empty, no name is wrong.
+        """
+        query = f"SELECT EXISTS (SELECT 1 FROM ({_NAMESPACES}) WHERE namespace = ?)"
+        if self._connection.execute(query, (namespace,)).fetchone() == (1,):
+            return
+        if known := [repr(name) for name in self.namespaces()]:
+            more = f" and {len(known) - _NAMED} more" if len(known) > _NAMED else ""
+            raise UnknownNamespace(
+                f"no namespace {shown_id(namespace)} is in this home; it has "
+                f"{', '.join(known[:_NAMED])}{more}; name one of these, or log a run under the new "
+                "name first"
+            )
 
     def stats(self, namespace: str | None = None) -> dict[str, Any]:
         """Count what a namespace holds, or the whole home: .5 s for 700,000 runs.
@@ -286,15 +307,7 @@ class Store:
 
     def _read_feedback(self, rows: Iterable[tuple[Any, ...]]) -> Iterator[Feedback]:
         messages = Chains(self._connection)
-        for row in rows:
-            feedback = dict(zip(FEEDBACK_COLUMNS, row, strict=True))
-            if feedback["value"] is not None:
-                feedback["value"] = orjson.loads(feedback["value"])
-            if feedback["correction"] is not None:
-                feedback["correction"] = messages.message(feedback["correction"])
-            if feedback["scale"] is not None:
-                feedback["scale"] = read_scale(feedback["scale"])
-            yield Feedback(**feedback)
+        return (read_feedback(row, messages) for row in rows)
 
     def _require_remembered(self, judgement: Feedback | Comparison) -> None:
         (refusal,) = self._refusals([judgement])
@@ -396,18 +409,3 @@ def bury_runs(connection: sqlite3.Connection, run_ids: Iterable[str]) -> None:
 def _hash(run_id: str) -> int:
     digest = hashlib.blake2b(run_id.encode(errors="replace"), digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True)
-
-
-def read_run(row: tuple[Any, ...], messages: Chains) -> Run:
-    """Read a run of its :data:`RUN_COLUMNS`."""
-    run = dict(zip(RUN_COLUMNS, row, strict=True))
-    run["prompt"] = messages.prompt(run["prompt"])
-    run["output"] = messages.message(run["output"])
-    for name in EMPTY_JSON:
-        if run[name] is not None:
-            run[name] = orjson.loads(run[name])
-    for name in ("tags", "token_ids"):
-        run[name] = None if run[name] is None else tuple(run[name])
-    if run["logprobs"] is not None:  # JSON has no infinity and no NaN, and stores both as null
-        run["logprobs"] = tuple(math.nan if n is None else n for n in run["logprobs"])
-    return Run(**run)

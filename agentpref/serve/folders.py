@@ -3,7 +3,8 @@
 A revision is named by its content, ``rev-<number>-<first 12 hex digits of the files' digest>``, so
 that a name never means two adapters. A folder has a revision's name only while it is complete: a
 copy is synced before it gets the name, and a folder that is to be removed loses the name first.
-Modes are set, not left to the umask, since an engine may run as another user.
+Modes and owners are set, not left to the umask and to who publishes: an engine may run as another
+user, and another user may prune.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from agentpref.home import (
     Home,
     StrPath,
     enclosing_home,
+    open_private,
     ours,
+    own_folder,
     sync,
     writing,
 )
@@ -68,10 +71,10 @@ def written(files: AdapterFiles, manifest: Mapping[str, Any], draft: Path) -> It
         MANIFEST_FILE: encode(manifest),
     }
     try:
-        with claimed(draft, lambda: draft.mkdir(parents=True)):
-            draft.chmod(READABLE_FOLDER)
+        with claimed(draft, lambda: draft.mkdir(mode=0o700, parents=True)):
+            own_folder(draft, READABLE_FOLDER)
             for name, content in contents.items():
-                with (draft / name).open("xb") as writer:
+                with open(draft / name, "xb", opener=open_private) as writer:
                     writer.write(content)
                     writer.flush()
                     os.fchmod(writer.fileno(), READABLE_FILE)
@@ -121,6 +124,31 @@ def export(files: AdapterFiles, manifest: Mapping[str, Any], target: StrPath, ho
         with written(files, manifest, draft):
             give_name(draft, place)
     return place
+
+
+@contextmanager
+def exporting(target: StrPath, home: Home) -> Iterator[Path]:
+    """Yield a draft of a folder, which gets its name, durably, once the block has filled it.
+
+    Nothing is left of it if the block raises.
+
+    Raises:
+        ConfigError: the target is in the home, a file, or a folder that is not empty.
+        NotKept: the target cannot be written.
+    """
+    place = Home.resolve(target)
+    draft = place.with_name(f"{place.name}.unfinished-{uuid.uuid4().hex}")
+    with writing(place):
+        _require_free(place, home)
+        try:
+            draft.mkdir(parents=True)
+            yield draft
+            for path in (draft, *draft.rglob("*")):
+                path.chmod(READABLE_FOLDER if path.is_dir() else READABLE_FILE)
+                sync(path)
+            give_name(draft, place)
+        finally:
+            discard(draft)
 
 
 def _require_free(place: Path, home: Home) -> None:

@@ -280,7 +280,8 @@ class Registry:
         if not (0 < weight <= 1 if revision_id is not None else weight == 0):
             raise RevisionError(
                 f"canary weight {weight!r} of {revision_id} is out of range; give a share above 0 "
-                "and at most 1, or end it: canary(None, 0) or `agentpref adapters canary --end`"
+                "and at most 1, or end it with `agentpref adapters canary --end`, in Python "
+                "canary(None, 0)"
             )
         with self._changing(revision_id or BASE, expected_generation) as (connection, state):
             if revision_id is not None:

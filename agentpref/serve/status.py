@@ -94,8 +94,8 @@ def read_state(
     if expected_generation not in (None, found.generation):
         raise GenerationConflict(
             f"{namespace!r} is at generation {found.generation}, not {expected_generation}: "
-            f"another process made {found.live or 'the base model'} live; look at history() and "
-            f"try again"
+            f"another process made {found.live or 'the base model'} live; look at `agentpref "
+            f"adapters list`, then try again with this generation"
         )
     return found
 
@@ -147,8 +147,8 @@ def previous(connection: sqlite3.Connection, namespace: str) -> str | None:
             served.append(entry.live)
     if len(served) == 1:
         raise RevisionError(
-            f"nothing to roll back in {namespace!r}: the base model is live; "
-            f"promote(revision) makes one live, canary(None, 0) ends a canary"
+            f"nothing to roll back in {namespace!r}: the base model is live; `agentpref adapters "
+            f"promote REVISION` makes one live, `agentpref adapters canary --end` ends a canary"
         )
     query = (
         "SELECT revision_id FROM revision"

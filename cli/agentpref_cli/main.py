@@ -6,7 +6,9 @@ quickly. Each command imports the rest when it is called.
 
 from __future__ import annotations
 
+import errno
 import functools
+import os
 from typing import Annotated, Any
 
 import typer
@@ -29,13 +31,14 @@ from agentpref_cli.commands import (
 from agentpref_cli.terminal import fail
 
 BAD_USAGE = 2
+BUSY = 75  # EX_TEMPFAIL: the same command succeeds later
 SIGNALLED = 128
 INTERRUPTED = 130
 LEADER_SECONDS = 5
 
 
 class Commands(TyperGroup):
-    """A group of commands that turns agentpref's errors and Ctrl-C into one line and exit code."""
+    """A group of commands that turns errors and Ctrl-C into one line and an exit code."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command, and let it refuse arguments that are not UTF-8."""
@@ -47,18 +50,27 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command. Exits 1 on a failure, 2 on a wrong setting, 130 on Ctrl-C.
 
-        An update that SIGTERM ended exits 143; like 130, that is 128 plus the signal's number.
+        Exits 75 if another update or removal holds the home. An update that SIGTERM ended exits
+        143; like 130, that is 128 plus the signal's number.
         """
-        from agentpref.errors import AgentprefError, ConfigError, UpdateInterrupted
+        from agentpref.errors import AgentprefError, ConfigError, UpdateInterrupted, UpdateRunning
 
         try:
             return super().invoke(ctx)
         except UpdateInterrupted as error:
             fail(str(error))
             raise typer.Exit(SIGNALLED + error.signum) from error
+        except UpdateRunning as error:
+            fail(str(error))
+            raise typer.Exit(BUSY) from error
         except AgentprefError as error:
             fail(str(error))
             raise typer.Exit(BAD_USAGE if isinstance(error, ConfigError) else 1) from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # who reads the output has gone, which Typer handles
+                raise
+            fail(_of_the_system(error))
+            raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
             fail("interrupted; the log is kept, and the same revision serves")
             raise typer.Exit(INTERRUPTED) from error
@@ -88,31 +100,53 @@ def _of_text(command: Any) -> Any:
     return checked
 
 
+def _of_the_system(error: OSError) -> str:
+    """An error of the system that nothing has translated, with its path and a cure."""
+    from pathlib import Path
+
+    from agentpref.owners import access_cure
+
+    cures = {
+        errno.ENOSPC: "free space on its disk, then try again",
+        errno.EDQUOT: "free space within this user's quota, then try again",
+        errno.EROFS: "its file system is read-only: mount it for writing",
+        errno.ENOENT: "check the path",
+        errno.ENOTDIR: "a part of the path is a file: check the path",
+        errno.EISDIR: "it is a folder: name a file",
+        errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    }
+    path = error.filename if isinstance(error.filename, str | os.PathLike) else None
+    cure = cures.get(error.errno or 0, "check the disk and the path, then try again")
+    if error.errno in (errno.EACCES, errno.EPERM) and path is not None:
+        cure = access_cure(Path(path).absolute())
+    where = f"{os.fspath(path)}: " if path is not None else ""
+    return f"{where}{error.strerror or error}; {cure}"
+
+
 app = typer.Typer(
     cls=Commands,
     help="Let an agent learn from the people who use it.",
     no_args_is_help=True,
     context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]},
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # drawing the help with rich doubles the time that it takes
 )
 app.command("init")(home.init)
 app.command("demo")(demo.demo)
-app.command("import")(exchange.import_)
-app.command("export")(exchange.export)
+app.command("import", short_help="Read preferences from a file.")(exchange.import_)
+app.command("export", short_help="Write pairs or thumbs to a file.")(exchange.export)
 app.command("runs")(runs.runs)
-app.command("show")(runs.show)
+app.command("show", short_help="Show a model call, and what learned from it.")(runs.show)
 app.command("thumbs")(feedback.thumbs)
-app.command("retract")(feedback.retract)
-app.add_typer(keys.app, name="keys")
-app.command("stats")(home.stats)
+app.command("retract", short_help="Take back what somebody said of a run.")(feedback.retract)
+app.add_typer(keys.app, name="keys", short_help="Say which keys of feedback are preferences.")
+app.command("stats", short_help="Count what was logged, per namespace.")(home.stats)
 app.command("pairs")(home.pairs)
 app.command("update")(update.update)
-app.command("updates")(updates.updates)
-app.command("report")(update.report)
+app.command("updates", short_help="List the updates, the newest first.")(updates.updates)
+app.command("report", short_help="Show an update and the gate's verdict on it.")(update.report)
 app.add_typer(adapters.app, name="adapters")
-app.command("serve")(serve.serve)
+app.command("serve", short_help="Serve the live revision through vLLM.")(serve.serve)
 app.command("verify")(doctor.verify)
 app.command("forget")(forget.forget)
 app.command("backup")(home.backup)
@@ -142,7 +176,6 @@ def _root(
 
 def main() -> None:
     """Run the command line: the entry point of the installed script."""
-    import os
     import warnings
 
     from agentpref.learn.team import follows
@@ -161,7 +194,6 @@ def _follow() -> None:
     A launcher ends all processes as soon as one fails. So a follower that fails waits, until the
     leader has printed its error and the launcher ends this process.
     """
-    import os
     import sys
     import time
     from contextlib import redirect_stderr, redirect_stdout

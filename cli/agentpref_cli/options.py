@@ -26,11 +26,14 @@ Home = Annotated[
     typer.Option(
         "--home",
         metavar="FOLDER",
+        readable=False,  # not checked by Typer, whose message says neither why nor what to do
         help="Home folder [default: $AGENTPREF_HOME, or .agentpref].",
         show_default=False,
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask; needed where no terminal is.")]
 Namespace = Annotated[str, typer.Option(metavar="NAME", help="Which of the home's namespaces.")]
 HeldOut = Annotated[
     float | None,
@@ -51,40 +54,29 @@ _AGE = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])", re.ASCII)
 
 
 @contextmanager
-def reading(folder: Path | None) -> Iterator[sqlite3.Connection]:
+def reading(folder: Path | None, namespace: str | None = None) -> Iterator[sqlite3.Connection]:
     """Open an existing home for reading, and close it afterwards.
 
     Raises:
         HomeError: there is no home at the folder, or it cannot be read.
+        UnknownNamespace: other namespaces are in the home, and ``namespace`` is not.
     """
     from agentpref.home import Home
     from agentpref.record.database import connect, translated
+    from agentpref.record.store import Store
 
     home = Home.open(folder)
     with translated(home), closing(connect(home, readonly=True)) as connection:
+        if namespace is not None:
+            Store(connection).require_namespace(namespace)
         yield connection
 
 
-def held_out_share(
-    home: Path | None, connection: sqlite3.Connection, namespace: str, given: float | None
-) -> float:
+def held_out_share(connection: sqlite3.Connection, namespace: str, given: float | None) -> float:
     """The share of prompts to hold out: the given one, the last update's, or the default."""
-    from agentpref.errors import UpdateError
-    from agentpref.record.updates import Updates
-    from agentpref.types import HELD_OUT
+    from agentpref.reading import last_held_out
 
-    if given is not None:
-        return given
-    try:
-        config = Updates(connection).report(namespace).get("config")
-    except UpdateError:
-        return HELD_OUT  # no update yet
-    if config is None:  # reports of 0.1.0 have no config, the manifests of revisions have
-        from agentpref.serve.registry import Registry
-
-        revisions = Registry(home, namespace=namespace).list()
-        config = revisions[-1].manifest["training"].get("config", {}) if revisions else {}
-    return float(config.get("held_out", HELD_OUT))
+    return last_held_out(connection, namespace) if given is None else given
 
 
 def parse_age(text: str, option: str) -> float:

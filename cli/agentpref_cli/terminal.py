@@ -1,16 +1,18 @@
 """How commands print.
 
 On a terminal: tables, colours and a progress bar, drawn by rich. Piped: tab-separated lines under
-a header, and one line of progress per stage. With ``--json``: one object on standard output. Rich
-is imported only to draw, because its import takes longer than most commands.
+a header. With ``--json``: one object on standard output. Progress goes to standard error whatever
+standard output is: long work is never silent, unless ``--quiet`` says so. Rich is imported only to
+draw, because its import takes longer than most commands.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeAlias
 
 from agentpref.printable import escaped
 
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from agentpref.types import Progress
+
+LINE_SECONDS = 15.0
+"""The least time between two lines of progress in the middle of a stage."""
 
 GOOD, BAD, WARN, DIM, BOLD = "green", "red", "yellow", "dim", "bold"
 
@@ -42,13 +47,21 @@ def fail(message: str) -> None:
 
 
 def confirm(question: str, yes: bool) -> None:
-    """Ask before something is removed, if a person types at a terminal and did not say ``--yes``.
+    """Ask before something is removed for good, unless the person said ``--yes``.
 
     Raises:
+        ConfigError: standard input is no terminal, so nobody is there to answer.
         Exit: the answer is not yes.
     """
-    if yes or not sys.stdin.isatty():
+    if yes:
         return
+    if not sys.stdin.isatty():
+        from agentpref.errors import ConfigError
+
+        raise ConfigError(
+            "nothing was removed: this removes for good, and without a terminal nobody can be "
+            "asked; add --yes"
+        )
     print(escaped(question), end=" [y/N] ", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         import typer
@@ -65,23 +78,87 @@ def table(
 ) -> None:
     """Print rows under a header; a row that is a mapping has a value for each column.
 
-    ``styles`` maps the text of a cell to its colour.
+    ``styles`` maps the text of a cell to its colour. On a terminal no heading and no id is broken:
+    where the rows are too wide for that, each value gets a line of its own.
     """
-    lines = [[r[name] for name in columns] if isinstance(r, Mapping) else r for r in rows]
+    lines = [[r[name] for name in columns] if isinstance(r, Mapping) else [*r] for r in rows]
+    cells = [[*map(cell, line)] for line in lines]
     if not sys.stdout.isatty():
-        for line in (columns, *lines):
-            print("\t".join(map(cell, line)))
+        for texts in (map(cell, columns), *cells):
+            print("\t".join(texts))
         return
     from rich import box
+    from rich.console import Console
     from rich.table import Table
 
-    drawn, styles = Table(box=box.SIMPLE_HEAD, pad_edge=False), styles or {}
+    styles = styles or {}
+    room = Console(file=sys.stdout).width
+    layout = _layout(columns, cells, room)
+    if layout is None:
+        _draw_records(columns, cells, styles, room)
+        return
+    padding, widths = layout
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=padding)
     for index, name in enumerate(columns):
         numeric = bool(lines) and all(type(line[index]) in (int, float) for line in lines)
-        drawn.add_column(_text(name, BOLD), justify="right" if numeric else "left", overflow="fold")
-    for line in lines:
-        drawn.add_row(*(_text(text, styles.get(text, "")) for text in map(cell, line)))
+        justify: Literal["left", "right"] = "right" if numeric else "left"
+        width = widths[index]
+        drawn.add_column(_text(name, BOLD), justify=justify, overflow="fold", width=width)
+    for texts in cells:
+        drawn.add_row(*(_text(text, styles.get(text, "")) for text in texts))
     _draw(sys.stdout, drawn)
+
+
+_Padding: TypeAlias = "tuple[int, int, int, int]"
+_GAPS: Mapping[int, _Padding] = {3: (0, 1, 0, 1), 2: (0, 1, 0, 0), 1: (0, 0, 0, 0)}
+"""The blanks between two columns, and the padding that makes them."""
+_LONGEST_ID = 40
+"""Longer words, which are paths, may be broken."""
+
+
+def _layout(
+    columns: Sequence[str], cells: Sequence[Sequence[str]], room: int
+) -> tuple[_Padding, list[int]] | None:
+    """The padding and the width of each column of a table; ``None`` if there is no room for one."""
+    from rich.cells import cell_len
+
+    whole, least = [], []
+    for index, name in enumerate(columns):
+        texts = [row[index] for row in cells]
+        words = [word for text in texts for word in text.split()]
+        whole.append(max(map(cell_len, (name, *texts))))
+        longest = max(map(cell_len, words), default=0)
+        least.append(max(cell_len(name), min(longest, _LONGEST_ID)))
+    widths = [max(pair) for pair in zip(whole, least, strict=True)]
+
+    def free(wanted: Sequence[int], gap: int) -> int:
+        return room - 2 - sum(wanted) - gap * (len(columns) - 1)  # a blank at either side
+
+    gap = next((gap for gap in (3, 2) if free(widths, gap) >= 0), None)
+    gap = gap or next((gap for gap in _GAPS if free(least, gap) >= 0), None)
+    if gap is None:
+        return None
+    while free(widths, gap) < 0:  # take from the widest of those that have something to give
+        spare = [index for index in range(len(columns)) if widths[index] > least[index]]
+        widths[max(spare, key=widths.__getitem__)] -= 1
+    return _GAPS[gap], widths
+
+
+def _draw_records(
+    columns: Sequence[str], cells: Sequence[Sequence[str]], styles: Mapping[str, str], room: int
+) -> None:
+    """Print each row as lines of a name and a value, and break values between words."""
+    from textwrap import wrap
+
+    width = max(map(len, columns)) + 2
+    for number, texts in enumerate(cells):
+        if number:
+            print()
+        for name, text in zip(columns, texts, strict=True):
+            line = _text("", "").append(name.ljust(width), BOLD)
+            lines = wrap(text, max(1, room - width), break_long_words=False, break_on_hyphens=False)
+            shown = f"\n{' ' * width}".join(lines)
+            _draw(sys.stdout, line.append(shown, styles.get(text, "")), soft_wrap=True)
 
 
 def show_checks(checks: Sequence[Mapping[str, Any]]) -> None:
@@ -98,13 +175,14 @@ def facts(values: Mapping[str, object]) -> None:
 
 
 @contextmanager
-def progress(as_json: bool) -> Iterator[Progress | None]:
-    """Yield a callback that shows progress on standard error.
+def progress(quiet: bool) -> Iterator[Progress | None]:
+    """Yield a callback that shows progress on standard error; ``None`` with ``--quiet``.
 
-    A bar on a terminal; one line per stage elsewhere; None with ``--json`` where it is piped.
+    A bar on a terminal. Elsewhere plain lines: one as a stage begins, one every 15 seconds while it
+    goes on, and one as it ends.
     """
-    if not sys.stderr.isatty():
-        yield None if as_json else _stage_lines()
+    if quiet or not sys.stderr.isatty():
+        yield None if quiet else _stage_lines()
         return
     from rich import progress as rich
     from rich.console import Console
@@ -126,15 +204,18 @@ def progress(as_json: bool) -> Iterator[Progress | None]:
         yield report
 
 
-def _stage_lines() -> Progress:
-    seen: set[str] = set()
+def _stage_lines(clock: Callable[[], float] = time.monotonic) -> Progress:
+    said: dict[str, float] = {}
+
+    def say_line(stage: str, line: str) -> None:
+        said[stage] = clock()
+        print(line, file=sys.stderr, flush=True)
 
     def report(stage: str, done: int, total: int) -> None:
-        if stage not in seen:
-            seen.add(stage)
-            print(stage, file=sys.stderr, flush=True)
-        if done == total and total > 1:
-            print(f"{stage}: {done}/{total}", file=sys.stderr, flush=True)
+        if stage not in said:
+            say_line(stage, stage)
+        if total > 1 and (done == total or clock() - said[stage] >= LINE_SECONDS):
+            say_line(stage, f"{stage}: {done}/{total}")
 
     return report
 

@@ -15,6 +15,7 @@ import typer
 
 from agentpref.home import Home
 from agentpref.record.database import connect
+from agentpref.record.log import Log
 from agentpref.record.updates import taint
 from agentpref.serve.pins import Pins
 from agentpref.serve.registry import Registry
@@ -69,7 +70,7 @@ def test_commands_that_only_read_work_where_sqlite_can_make_no_file(
     real = sqlite3.connect
 
     def refuse(place: object, **options: Any) -> sqlite3.Connection:
-        if not options.get("uri"):
+        if not options.get("uri") and place != ":memory:":
             raise sqlite3.OperationalError("unable to open database file")
         return real(place, **options)  # type: ignore[call-overload, no-any-return]
 
@@ -127,7 +128,9 @@ def test_an_edited_adapter_is_not_promoted(run, home, names) -> None:
     assert serving(run) == "base"
 
 
-def test_namespaces_do_not_see_each_other(run, names) -> None:
+def test_namespaces_do_not_see_each_other(run, home, names) -> None:
+    with Log(home, namespace="other") as log:
+        log.record([{"role": "user", "content": "Hello!"}], "Hi!")
     run("adapters", "promote", names[0], "--namespace", "other", exits=1)
     assert run("adapters", "list", "--json", "--namespace", "other").json["revisions"] == []
 
@@ -231,7 +234,7 @@ def test_prune_removes_revisions_and_says_why_the_others_stay(run, home, names) 
     ]
     assert dry[3].startswith("would free 0.0 MB")
     assert (home / "adapters" / names[0]).exists()
-    value = run("adapters", "prune", "--keep", 1, "--json").json
+    value = run("adapters", "prune", "--keep", 1, "--yes", "--json").json
     assert value["removed"] == [names[0]]
     assert value["kept"] == {names[1]: "one of the newest 1"}
     assert value["bytes"] > 0
@@ -260,6 +263,13 @@ def test_prune_asks_before_it_removes_on_a_terminal(
     assert (home / "adapters" / names[0]).exists() != removed
 
 
+def test_prune_refuses_to_remove_where_nobody_can_be_asked(run, home, names) -> None:
+    refused = run("adapters", "prune", "--keep", 1, exits=2)
+    assert refused.err.startswith("error: nothing was removed")
+    assert refused.err.endswith("add --yes\n")
+    assert (home / "adapters" / names[0]).exists()
+
+
 @pytest.mark.parametrize(
     ("answer", "why"),
     [(True, "loaded at"), (None, "which does not say"), (False, None)],
@@ -275,7 +285,7 @@ def test_prune_asks_the_engine_at_a_url(run, home, names, monkeypatch, answer, w
     engine = ModuleType("agentpref_adapters.vllm")
     engine.has_loaded = has_loaded  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "agentpref_adapters.vllm", engine)
-    value = run("adapters", "prune", "--keep", 1, "--json").json
+    value = run("adapters", "prune", "--keep", 1, "--yes", "--json").json
     assert set(asked) == {("http://127.0.0.1:8000", names[0])}
     assert (value["removed"] == [names[0]]) == (why is None)
     assert why is None or why in value["kept"][names[0]]
@@ -286,14 +296,14 @@ def test_a_revision_stays_when_the_client_that_asks_is_not_installed(
 ) -> None:
     left_loaded(home, names[0], "http://127.0.0.1:8000")
     monkeypatch.setitem(sys.modules, "agentpref_adapters.vllm", None)
-    value = run("adapters", "prune", "--keep", 1, "--json").json
+    value = run("adapters", "prune", "--keep", 1, "--yes", "--json").json
     assert "does not say" in value["kept"][names[0]]
 
 
 def test_a_place_that_is_not_a_url_is_not_asked(run, home, names, monkeypatch) -> None:
     left_loaded(home, names[0], "somewhere")
     monkeypatch.setitem(sys.modules, "agentpref_adapters.vllm", ModuleType("empty"))
-    value = run("adapters", "prune", "--keep", 1, "--json").json
+    value = run("adapters", "prune", "--keep", 1, "--yes", "--json").json
     assert "does not say" in value["kept"][names[0]]
 
 
@@ -323,3 +333,28 @@ def test_a_rollback_passes_over_a_broken_revision_and_says_so(run, home, names) 
     assert f"{names[0]}/adapter_model.safetensors is not the file that was published" in out
     assert serving(run) == "base"
     assert "adapter_model.safetensors" in run("adapters", "release", names[0], exits=1).err
+
+
+def test_a_merged_export_is_a_whole_model(run, home, tmp_path, random_base) -> None:
+    from agentpref.models.base import base_digests, identity
+
+    run("init")
+    layers = {"model.layers.0.self_attn.q_proj": (64, 64)}
+    folder = write_adapter(tmp_path / "adapter", layers=layers)
+    about = identity(str(random_base), *base_digests(random_base), {})
+    revision = Registry(home).publish(folder, parent=None, model=about, training={}).revision_id
+    shown = run("adapters", "export", revision, tmp_path / "whole", "--merged")
+    size = sum(file.stat().st_size for file in (tmp_path / "whole").iterdir())
+    assert shown.out == (
+        f"{revision}, merged into its base (float32, {size / 1e6:,.1f} MB), is in "
+        f"{tmp_path / 'whole'}\n"
+    )
+    assert "merging (layers)" in shown.err
+    again = ("--merged", "--model", random_base, "--json")
+    value = run("adapters", "export", revision, tmp_path / "again", *again).json
+    assert value == {
+        "revision": revision, "path": str(tmp_path / "again"), "merged": True,
+        "dtype": "float32", "bytes": size,
+    }  # fmt: skip
+    refused = run("adapters", "export", revision, tmp_path / "x", "--model", "tiny", exits=2)
+    assert "--merged" in refused.err

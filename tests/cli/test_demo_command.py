@@ -17,10 +17,10 @@ def told(monkeypatch):
 
 def test_folder_seed_and_format_are_passed_on(run, told, tmp_path) -> None:
     run("demo")
-    run("demo", "--home", tmp_path, "--seed", "7", "--json")
+    run("demo", "--home", tmp_path, "--seed", "7", "--json", "-q")
     assert told == [
-        {"home": None, "json": False, "seed": 0},
-        {"home": tmp_path, "json": True, "seed": 7},
+        {"home": None, "json": False, "seed": 0, "quiet": False},
+        {"home": tmp_path, "json": True, "seed": 7, "quiet": True},
     ]
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import subprocess
+import sys
 from pathlib import Path
 
 import orjson
@@ -138,7 +141,7 @@ def test_import_and_export_report_their_progress(run, filled, rows, tmp_path) ->
         "reading (kB)",
         f"reading (kB): {kilobytes}/{kilobytes}",
     ]
-    assert run("import", rows, "--json").err == ""
+    assert run("import", rows, "--json", "--quiet").err == ""
 
 
 def test_export_refuses_json_without_output(run, filled) -> None:
@@ -184,3 +187,51 @@ def test_rows_left_out_of_the_pairs_are_counted_by_reason(run, filled, tmp_path)
     assert sum(left_out.values()) >= 1
     reason = next(iter(left_out)).replace("_", " ")
     assert f"left out, {reason}: " in run("pairs").out
+
+
+CSV = "prompt,chosen,rejected\nHow is it made?,With flour.,By magic.\n"
+
+
+def test_import_reads_standard_input_of_any_kind(run, home) -> None:
+    """As in `zstdcat rows.zst | agentpref import -`, through real pipes."""
+    run("init")
+    row = '{"prompt": "How is it made?", "chosen": "With flour.", "rejected": "By magic."}\n'
+    command = [sys.executable, "-m", "agentpref_cli", "import", "-"]
+    for content, added in ((row.encode(), 1), (gzip.compress(CSV.encode()), 0)):
+        done = subprocess.run(command, input=content, capture_output=True, check=True)
+        assert done.stdout.decode() == f"added {added}, known already {1 - added}\n"
+    done = subprocess.run(command, input=b"PAR1", capture_output=True, check=False)
+    assert done.returncode == 1
+    assert b"<stdin>: it is Parquet, which is not read in order; save it as a file" in done.stderr
+    done = subprocess.run(command, input=b"{}\nnot JSON\n", capture_output=True, check=False)
+    assert done.stderr.splitlines()[-1].startswith(b"error: <stdin>, line 1: the row has the keys")
+
+
+def test_import_reads_csv_and_names_a_bad_row(run, home, tmp_path) -> None:
+    run("init")
+    file = tmp_path / "rows.csv"
+    file.write_text(CSV + "Why?,So.\n", encoding="utf-8")
+    failed = run("import", file, exits=1)
+    assert failed.err.endswith(
+        f"error: {file}, line 3: it has 2 cells, and the header names 3 columns; put each text "
+        'with a delimiter, a quote or a line break in "quotes", and double its quotes\n'
+    )
+    value = run("import", file, "--skip-bad", "--json").json
+    assert (value["added"], value["bad"]) == (1, 1)
+
+
+def test_a_format_that_is_named_holds_for_csv_too(run, home, tmp_path) -> None:
+    run("init")
+    file = tmp_path / "rows.csv"
+    file.write_text(CSV, encoding="utf-8")
+    failed = run("import", file, "--format", "unpaired", exits=1)
+    assert "lacks 'completion', 'label'" in failed.err
+
+
+def test_an_export_that_gzip_packs_is_imported_again(run, filled, tmp_path) -> None:
+    file = tmp_path / "pairs.jsonl.gz"
+    assert run("export", "--output", file).out == f"wrote 40 rows to {file}\n"
+    run("init", "--home", tmp_path / "other")
+    assert "added 40" in run("import", file, "--home", tmp_path / "other").out
+    assert len(run("export", "-o", "-").out.splitlines()) == 40
+    assert not Path("-").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import subprocess
 import sys
 import time
 from contextlib import closing
@@ -61,13 +62,13 @@ def runs(run) -> int:
 
 
 def test_a_user_is_removed_and_the_others_stay(run, shared) -> None:
-    out = run("forget", "--user-id", "ada").out
+    out = run("forget", "--yes", "--user-id", "ada").out
     assert out == (
         "removed: runs 1, feedback 1, comparisons 0, messages 1\n"
         "messages that stay, because other runs contain them: 1\n"
     )
     assert (runs(run), users(run)) == (2, 1)
-    again = run("forget", "--user-id", "ada")
+    again = run("forget", "--yes", "--user-id", "ada")
     assert again.out == "removed: runs 0, feedback 0, comparisons 0, messages 0\n"
     assert again.err.splitlines() == ["remove", "scrub"]
 
@@ -79,7 +80,7 @@ def test_a_home_that_lost_its_user_keys_says_so_and_forgets_nobody(run, shared, 
     if content is not None:
         keys.write_text(content, encoding="ascii")
     agentpref.Log(shared).close()
-    failed = run("forget", "--user-id", "ada", exits=1)
+    failed = run("forget", "--yes", "--user-id", "ada", exits=1)
     assert "user.keys" in failed.err
     assert "restore it from a backup of the home" in failed.err
     for name in ("verify", "doctor"):
@@ -88,7 +89,7 @@ def test_a_home_that_lost_its_user_keys_says_so_and_forgets_nobody(run, shared, 
 
 
 def test_tainted_revisions_and_the_commands_to_rebuild_are_printed(run, shared, trained) -> None:
-    lines = run("forget", "--user-id", "ada").out.splitlines()
+    lines = run("forget", "--yes", "--user-id", "ada").out.splitlines()
     where = f"--home {shared} --namespace default"
     assert lines[2:] == [
         f"tainted, because they were trained on it: {trained}",
@@ -98,13 +99,15 @@ def test_tainted_revisions_and_the_commands_to_rebuild_are_printed(run, shared, 
     ]
     command = lines[4].split()[1:]
     assert run(*command).out.startswith("live: base ")
-    assert "to rebuild" not in run("forget", "--user-id", "ada").out
+    assert "to rebuild" not in run("forget", "--yes", "--user-id", "ada").out
 
 
 def test_json_has_every_field(run, shared, trained) -> None:
-    output = run("forget", "--user-id", "ada", "--json")
+    output = run("forget", "--yes", "--user-id", "ada", "--json")
     value = output.json
-    assert output.err == ""
+    assert output.err.splitlines() == ["remove", "scrub"]
+    quiet = run("forget", "--yes", "--user-id", "ada", "--json", "--quiet")
+    assert (quiet.json["runs"], quiet.err) == (0, "")
     assert (value["runs"], value["revisions"]) == (1, [trained])
     (rebuild,) = value["rebuild"]
     assert (rebuild["clean"], rebuild["tainted"]) == ("base", [trained])
@@ -112,9 +115,11 @@ def test_json_has_every_field(run, shared, trained) -> None:
 
 
 def test_old_runs_are_removed(run, shared) -> None:
-    assert run("forget", "--older-than", "90d").out.startswith("removed: runs 1, feedback 1, ")
+    assert run("forget", "--yes", "--older-than", "90d").out.startswith(
+        "removed: runs 1, feedback 1, "
+    )
     assert runs(run) == 2
-    assert run("forget", "--older-than", "90d", "--json").json["runs"] == 0
+    assert run("forget", "--yes", "--older-than", "90d", "--json").json["runs"] == 0
     assert users(run) == 2
 
 
@@ -122,16 +127,16 @@ def test_old_runs_are_removed(run, shared) -> None:
     ("age", "left"), [("2399h", 2), ("2401h", 3), ("14.2w", 2), ("144001m", 3)]
 )
 def test_an_age_may_have_any_of_its_units(run, shared, age, left) -> None:
-    run("forget", "--older-than", age)
+    run("forget", "--yes", "--older-than", age)
     assert runs(run) == left
 
 
 def test_an_implausible_clock_is_refused_unless_forced(run, shared) -> None:
     time.sleep(0.002)
-    err = run("forget", "--older-than", "0.001s", exits=1).err
+    err = run("forget", "--yes", "--older-than", "0.001s", exits=1).err
     assert "nothing was removed; set the clock, or force the removal" in err
     assert runs(run) == 3
-    run("forget", "--older-than", "0.001s", "--force")
+    run("forget", "--yes", "--older-than", "0.001s", "--force")
     assert run("stats", "--json").json == {}
 
 
@@ -148,20 +153,24 @@ def test_an_implausible_clock_is_refused_unless_forced(run, shared) -> None:
         (("--older-than", "0d"), "must be above 0"),
         (("--older-than", "infd"), "is no age"),
         (("--user-id", "ada", "--force"), "needs --older-than"),
+        (("--user-id", "ada", "--run", "r"), "give exactly one of them"),
+        (("--older-than", "90d", "--missing-ok"), "needs --user-id or --run"),
     ],
 )
 def test_wrong_options_are_bad_usage(run, shared, arguments, words) -> None:
-    assert words in " ".join(run("forget", *arguments, exits=2).err.replace("│", " ").split())
+    assert words in " ".join(
+        run("forget", "--yes", *arguments, exits=2).err.replace("│", " ").split()
+    )
     assert runs(run) == 3
 
 
 def test_forget_fails_while_an_update_runs(run, shared) -> None:
     with exclusive(Home.open(shared)):
-        assert "wait for it to end" in run("forget", "--user-id", "ada", exits=1).err
+        assert "wait for it to end" in run("forget", "--yes", "--user-id", "ada", exits=75).err
 
 
 def test_a_folder_that_is_no_home_is_refused_before_the_question(run, home) -> None:
-    assert "is not an agentpref home" in run("forget", "--user-id", "ada", exits=1).err
+    assert "is not an agentpref home" in run("forget", "--yes", "--user-id", "ada", exits=1).err
 
 
 class Terminal(io.StringIO):
@@ -199,3 +208,78 @@ def test_forget_asks_first_on_a_terminal(answering, run, shared, capsys) -> None
 def test_forget_does_not_ask_with_yes(answering, run, shared) -> None:
     assert answering("", older_than="90d", yes=True) == 0
     assert runs(run) == 2
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--user-id", "ada"), ("--older-than", "90d"), ("--run", "r")], ids=" ".join
+)
+@pytest.mark.parametrize("typed", ["n\n", "y\n", ""])
+def test_nothing_is_removed_where_nobody_can_be_asked(run, shared, arguments, typed) -> None:
+    """Before, `printf 'n' | agentpref forget …` removed."""
+    command = [sys.executable, "-m", "agentpref_cli", "forget", *arguments, "--home", str(shared)]
+    done = subprocess.run(command, input=typed, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: nothing was removed")
+    assert done.stderr.endswith("add --yes\n")
+    assert runs(run) == 3
+
+
+def contents(home: Path) -> tuple[list[str], dict[str, bytes]]:
+    """All rows of a home, and all files but locks and the database's own."""
+    with closing(connect(Home.open(home))) as connection:
+        rows = [*connection.iterdump()]
+    files = (path for path in home.rglob("*") if path.is_file())
+    kept = (f for f in files if f.suffix != ".lock" and not f.name.startswith("agentpref.db"))
+    return rows, {str(file): file.read_bytes() for file in kept}
+
+
+def test_a_dry_run_says_what_would_go_and_changes_nothing(run, shared, trained) -> None:
+    state = Home.open(shared).training
+    state.mkdir()
+    (state / "half-trained").write_bytes(b"weights")
+    before = contents(shared)
+    shown = run("forget", "--user-id", "ada", "--dry-run").out.splitlines()
+    assert shown == [
+        "would remove: runs 1, feedback 1, comparisons 0, messages 1",
+        "messages that would stay, because other runs contain them: 1",
+        f"would be tainted, because they were trained on it: {trained}",
+        "nothing was removed; run it again without --dry-run",
+    ]
+    dry = run("forget", "--user-id", "ada", "--dry-run", "--json").json
+    old = run("forget", "--older-than", "90d", "--dry-run", "--json").json
+    assert (old["runs"], old["dry_run"]) == (1, True)
+    assert contents(shared) == before
+    real = run("forget", "--user-id", "ada", "--yes", "--json").json
+    assert real | {"dry_run": True} == dry, "a dry run counts what the removal then removes"
+
+
+def run_of(home: Path, user: str) -> str:
+    with closing(connect(Home.open(home))) as connection:
+        found = Store(connection).runs("default")
+        return next(one.run_id for one in found if one.output["content"].endswith(user))
+
+
+def test_one_run_is_removed_with_its_feedback_and_taints(run, shared, trained) -> None:
+    one = run_of(shared, "ada")
+    lines = run("forget", "--run", one, "--yes").out.splitlines()
+    assert lines[0] == "removed: runs 1, feedback 1, comparisons 0, messages 1"
+    assert lines[2] == f"tainted, because they were trained on it: {trained}"
+    assert (runs(run), users(run)) == (2, 1)
+    assert one in run("forget", "--run", one, "--yes", exits=1).err
+    assert run("forget", "--run", one, "--yes", "--missing-ok", "--json").json["runs"] == 0
+    with agentpref.Log(shared) as log:
+        log.record([{"role": "user", "content": "again"}], "hello", user_id="ada")
+    assert users(run) == 2, "the user is not forgotten"
+
+
+def test_a_user_whom_nobody_knows_is_an_error_and_one_who_was_forgotten_is_none(
+    run, shared
+) -> None:
+    before = contents(shared)
+    for how in ("--dry-run", "--yes"):
+        err = run("forget", "--user-id", "eve", how, exits=1).err
+        assert f"nobody with the id 'eve' is in {shared}, and nothing was removed" in err
+    assert contents(shared) == before
+    value = run("forget", "--user-id", "eve", "--yes", "--missing-ok", "--json").json
+    assert value["runs"] == 0
+    run("forget", "--user-id", "eve", "--yes")  # known from now on, as one who was forgotten

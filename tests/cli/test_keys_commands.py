@@ -52,7 +52,8 @@ def test_keys_are_listed(run, scored) -> None:
     ]
     first = run("keys", "list", "--json").json["keys"][0]
     assert (first["key"], first["low"], first["declared"]) == ("latency", None, False)
-    assert run("keys", "list", "--namespace", "other").out.startswith("no key has a score")
+    refused = run("keys", "list", "--namespace", "other", exits=1).err
+    assert "no namespace 'other' is in this home; it has 'default'" in refused
 
 
 def test_another_scale_needs_a_word(run, scored) -> None:

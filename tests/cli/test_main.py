@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -12,6 +13,8 @@ import pytest
 import typer
 
 import agentpref
+from agentpref.home import Home
+from agentpref.record.database import exclusive
 from agentpref_cli.main import app
 
 COMMANDS = (
@@ -134,6 +137,62 @@ def test_ctrl_c_prints_one_line_exits_130_and_damages_nothing(run, filled, tmp_p
     assert err.count("\n") == 1
     assert run("verify", "--json").json["problems"] == []
     assert run("stats", "--json").json["default"]["comparisons"] == 40
+
+
+def test_another_update_or_removal_is_busy_and_exits_75(run, filled) -> None:
+    with exclusive(Home.open(filled)):
+        for command in (
+            ["update", "--model", "tiny"],
+            ["forget", "--user-id", "ana", "--yes"],
+            ["forget", "--older-than", "90d", "--yes"],
+        ):
+            assert "wait for it to end" in run(*command, exits=75).err
+
+
+@pytest.mark.parametrize(
+    ("number", "cure"),
+    [
+        (errno.EACCES, "this user (root): let it read and write (chmod u+rwX "),
+        (errno.ENOSPC, "free space on its disk"),
+        (errno.EROFS, "mount it for writing"),
+        (errno.EIO, "check the disk"),
+    ],
+)
+def test_an_error_of_the_system_is_one_line_with_the_path_and_the_cure(
+    run, filled, monkeypatch, number, cure
+) -> None:
+    def fails(*_arguments: object, **_options: object) -> None:
+        raise OSError(number, os.strerror(number), str(filled))
+
+    monkeypatch.setattr("agentpref.record.store.Store.stats", fails)
+    monkeypatch.setattr("agentpref.owners.user_name", lambda uid: "root")
+    err = run("stats", exits=1).err
+    assert err.startswith(f"error: {filled}: {os.strerror(number)}; ")
+    assert cure in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_no_heading_of_the_help_is_broken_at_80_columns(run, command, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = run(*command, "--help").out.splitlines()
+    assert max(map(len, lines)) <= 80
+    headings = lines[lines.index("Commands:") :] if "Commands:" in lines else []
+    assert [line for line in headings if line.endswith("...")] == []
+
+
+def test_the_shell_completes_commands_and_options() -> None:
+    asked = {"_AGENTPREF_COMPLETE": "complete_bash", "COMP_CWORD": "1"}
+
+    def completed(words: str, number: int) -> list[str]:
+        typed = asked | {"COMP_WORDS": words, "COMP_CWORD": str(number)}
+        return called(env=os.environ | typed).stdout.split()
+
+    assert completed("agentpref up", 1) == ["update", "updates"]
+    assert completed("agentpref forget --dry", 2) == ["--dry-run"]
+    script = called("--show-completion", env=os.environ | {"SHELL": "/bin/bash"})
+    assert script.returncode in (0, 1)  # 1 where the shell cannot be told
+    assert "--install-completion" in called("--help").stdout
 
 
 def test_a_closed_pipe_is_no_error(filled) -> None:

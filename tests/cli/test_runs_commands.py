@@ -121,11 +121,11 @@ def test_a_thumb_is_given_and_a_newer_one_counts(run, logged) -> None:
     run("thumbs", second, "sideways", exits=2)
 
 
-def test_bytes_that_are_no_text_find_nothing(run, logged) -> None:
+def test_bytes_that_are_no_text_are_bad_usage(run, logged) -> None:
     for option in ("--thread", "--trace", "--tag", "--user", "--text"):
-        assert _found(run, option, "\udcff") == []
+        assert f"for {option}: " in run("runs", option, "\udcff", exits=2).err
     for command in (("show", "\udcff"), ("thumbs", "\udcff", "up")):
-        assert "is in this home, and none whose id begins so" in run(*command, exits=1).err
+        assert "is not UTF-8" in run(*command, exits=2).err
 
 
 def test_no_command_makes_a_home(run, home) -> None:

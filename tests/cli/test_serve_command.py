@@ -243,3 +243,10 @@ def test_arguments_that_the_chat_template_does_not_read_start_no_engine(run, hom
 def test_without_vllm_the_error_says_how_to_install_it(run, home, revisions) -> None:
     err = run("serve", *ARGUMENTS, "--python", sys.executable, exits=1).err
     assert "cannot import vLLM; install it" in err
+
+
+def test_a_namespace_that_is_not_in_the_home_is_served_with_a_warning(serving, revisions) -> None:
+    started = serving("--namespace", "defualt")
+    said = started.until("warning", namespace="defualt")
+    assert "no namespace 'defualt' is in this home; it has 'default'" in said["message"]
+    started.until("ready")

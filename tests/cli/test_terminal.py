@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from agentpref.printable import escaped
 from agentpref_cli.commands.serve import Printer
 from agentpref_cli.terminal import (
+    _stage_lines,
     cell,
     facts,
     fail,
@@ -65,7 +67,7 @@ def test_checks_are_shown_with_their_messages(capsys: pytest.CaptureFixture[str]
 
 
 def test_piped_progress_is_one_line_per_stage(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress(as_json=False) as report:
+    with progress(quiet=False) as report:
         assert report is not None
         for done in range(1, 4):
             report("training", done, 3)
@@ -75,15 +77,45 @@ def test_piped_progress_is_one_line_per_stage(capsys: pytest.CaptureFixture[str]
     assert captured.err.splitlines() == ["training", "training: 3/3", "judging"]
 
 
-def test_piped_progress_is_silent_with_json() -> None:
-    with progress(as_json=True) as report:
+def test_progress_is_silent_where_that_is_asked() -> None:
+    with progress(quiet=True) as report:
         assert report is None
+
+
+def test_a_long_stage_says_where_it_is_every_fifteen_seconds(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    now = 0.0
+    report = _stage_lines(lambda: now)
+    for done in range(1, 41):
+        report("training", done, 40)
+        now += 1.0
+    assert capsys.readouterr().err.splitlines() == [
+        "training",
+        "training: 16/40",
+        "training: 31/40",
+        "training: 40/40",
+    ]
+
+
+def test_a_heading_stays_whole_in_a_narrow_window() -> None:
+    code = """
+from agentpref_cli.terminal import table
+names = ("namespace", "runs", "threads", "users", "feedback", "corrections", "comparisons")
+row = ("customer-support", 1200000, 33000, 4100, 90000, 1234, 56789, "2026-11-28 23:14:16")
+table((*names, "last run"), [row])
+"""
+    shown = _on_a_terminal(code)
+    for heading in ("namespace", "threads", "feedback", "corrections", "comparisons"):
+        assert heading in shown
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", shown).splitlines()
+    assert max(map(len, lines)) <= 80
 
 
 def test_a_terminal_shows_a_drawn_table_and_a_bar() -> None:
     code = """
 from agentpref_cli.terminal import GOOD, progress, table
-with progress(as_json=True) as report:
+with progress(quiet=False) as report:
     report("training", 1, 2)
 table(("name", "[bold]n[/bold]"), [("live", 1)], styles={"live": GOOD})
 """
@@ -95,9 +127,9 @@ table(("name", "[bold]n[/bold]"), [("live", 1)], styles={"live": GOOD})
     assert "───" in shown
 
 
-def _on_a_terminal(code: str) -> str:
+def _on_a_terminal(code: str, columns: int = 80) -> str:
     ours, theirs = pty.openpty()
-    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"}
+    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": str(columns), "LINES": "24"}
     environment.pop("NO_COLOR", None)
     command = [sys.executable, "-c", code]
     with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment) as process:
@@ -108,6 +140,57 @@ def _on_a_terminal(code: str) -> str:
         process.wait(timeout=60)
     os.close(ours)
     return shown.decode()
+
+
+TABLES = {
+    "stats": (
+        ["namespace", "runs", "threads", "users", "feedback", "corrections", "comparisons", "last"],
+        [("default", 500_000, 12_000, 400, 30_000, 100, 2_000, "2026-11-29 09:22:21")],
+    ),
+    "adapters": (
+        ["revision", "serves", "parent", "created", "status"],
+        [
+            ("rev-000001-0123456789ab", "live", "base", "2026-11-29 09:22:21", None),
+            ("rev-000002-ba9876543210", "canary", "rev-000001-0123456789ab",
+             "2026-11-30 09:22:21", "quarantined"),
+        ],
+    ),
+    "report": (
+        ["check", "passed", "message"],
+        [("KL budget", False, "too far from the base, by 0.3 nats a token; " * 4)],
+    ),
+    "pairs": (
+        ["pair", "prompt", "chosen", "rejected"],
+        [("0123abcd", "word " * 12, "https://example.org/a-long-address", "answer " * 9)],
+    ),
+    "updates": (
+        ["update", "time", "verdict", "pairs", "before", "after", "revision"],
+        [("01a1fa19-92dd-7eab-8b9b-dfc8e3d45514", "2026-11-29 09:22:21", "insufficient", 12,
+          0.5, 0.83, "rev-000002-ba9876543210")],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("columns", [80, 60, 30])
+def test_no_heading_and_no_id_is_broken_on_a_narrow_terminal(columns: int) -> None:
+    code = f"from agentpref_cli.terminal import table\nfor t in {[*TABLES.values()]}: table(*t)"
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", _on_a_terminal(code, columns)).replace("\r", "")
+    for headings, rows in TABLES.values():
+        for text in (*headings, *(cell(value) for row in rows for value in row)):
+            for word in text.split():
+                assert word in plain.split(), (columns, word)
+    if columns > 30:  # a value alone may be longer, and the terminal breaks it
+        assert max(map(len, plain.splitlines())) <= columns
+
+
+def test_what_does_not_fit_side_by_side_is_a_line_for_each_value() -> None:
+    code = f"from agentpref_cli.terminal import table\ntable(*{TABLES['updates']})"
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", _on_a_terminal(code)).replace("\r", "")
+    assert plain.splitlines()[:3] == [
+        "update    01a1fa19-92dd-7eab-8b9b-dfc8e3d45514",
+        "time      2026-11-29 09:22:21",
+        "verdict   insufficient",
+    ]
 
 
 def _read(terminal: int) -> bytes:

@@ -67,8 +67,11 @@ def test_too_little_evidence_exits_5_and_the_report_is_kept(run, update) -> None
     assert run("report", value["update_id"], "--json").json == value
 
 
-def test_json_is_the_only_output_when_it_is_piped(update) -> None:
-    assert "train" not in update("--json", exits=5).err.split()
+def test_progress_is_on_standard_error_also_with_json_and_quiet_turns_it_off(update) -> None:
+    result = update("--json", exits=5)
+    assert result.json["verdict"] == "insufficient"
+    assert {"load model", "train"} <= {*result.err.splitlines()}
+    assert update("--json", "--quiet", exits=3).err == ""
 
 
 def test_settings_of_the_file_and_of_set_reach_the_training(update, home, tmp_path) -> None:
@@ -143,12 +146,12 @@ def test_a_model_that_needs_code_of_its_own_is_one_line_whatever_is_typed(
     assert "names code of its own (auto_map), which is never run" in line
 
 
-def test_an_update_of_the_same_home_that_runs_already_exits_1(update, monkeypatch) -> None:
+def test_an_update_of_the_same_home_that_runs_already_exits_75(update, monkeypatch) -> None:
     def held(*_arguments, **_options):
         raise UpdateRunning("another update holds this home; wait for it to end")
 
     monkeypatch.setattr("agentpref.pipeline.update", held)
-    assert update(exits=1).err == "error: another update holds this home; wait for it to end\n"
+    assert update(exits=75).err == "error: another update holds this home; wait for it to end\n"
 
 
 def test_a_report_before_the_first_update_exits_1(run, filled) -> None:
@@ -326,7 +329,7 @@ atexit.register(lambda: print(gc.get_freeze_count() > 0, "torch" in sys.modules)
 from agentpref_cli.main import main
 main()
 """
-    options = ["update", "--model", str(random_base), *ENOUGH, "--json"]
+    options = ["update", "--model", str(random_base), *ENOUGH, "--json", "--quiet"]
     done = subprocess.run([sys.executable, "-c", code, *options], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == f"{new} {new}", done.stderr
     assert done.stderr == ""

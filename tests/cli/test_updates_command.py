@@ -94,7 +94,7 @@ def test_an_update_that_runs_or_finds_another_one_running_is_listed(run, update,
     found = UpdateReport("u-1", "default", "tiny", 1.0, "nothing_new", None)
     with closing(connect(home)) as connection, exclusive(home):
         Journal(connection).begin(found)
-        update(exits=1)
+        update(exits=75)
     assert [row["verdict"] for row in lines(run)] == ["running", "busy"]
     assert lines(run)[0]["took"] == "-"
     out = run("report").out.splitlines()

@@ -161,4 +161,4 @@ def test_entries_in_the_spill_are_reported_and_no_problem(run, filled) -> None:
 
 def test_a_full_check_reports_its_stages(run, filled) -> None:
     assert run("verify").err.splitlines()[0] == "pages"
-    assert run("verify", "--json").err == ""
+    assert run("verify", "--json", "--quiet").err == ""

@@ -223,6 +223,8 @@ def test_training_that_diverged_is_not_resumed(home, random_base):
 
 
 def test_each_namespace_has_its_own_interrupted_state(waiting, random_base):
+    with agentpref.Log(waiting, namespace="../other") as log:
+        log.record([{"role": "user", "content": "Hello!"}], "Hi!")
     assert learn(waiting, random_base, namespace="../other").verdict == "nothing_new"
     assert len(states(waiting)) == 1
 

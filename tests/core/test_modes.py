@@ -159,10 +159,8 @@ for act in (lambda: exclusive(home).__enter__(), lambda: Spill(home).append([]))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
-def test_a_lock_of_another_user_is_named(tmp_path: Path) -> None:
-    home = used(tmp_path / "home")
-    for parent in (tmp_path, *tmp_path.parents[:3]):
-        parent.chmod(mode(parent) | 0o011)
+def test_a_lock_of_another_user_is_named(reachable: Path) -> None:
+    home = used(reachable / "home")
     home.path.chmod(0o777)
     for name in ("update.lock", "spill.lock"):
         (home.path / name).chmod(0o600)

@@ -413,6 +413,8 @@ def test_another_base_is_refused_before_any_training(home, random_base, tmp_path
 
 
 def test_namespaces_learn_separately(home, random_base):
+    with agentpref.Log(home, namespace="other") as log:
+        log.record([{"role": "user", "content": "Hello!"}], "Hi!")
     report = learn(home, random_base, namespace="other", progress=no_training)
     assert (report.verdict, report.parent) == ("nothing_new", None)
 

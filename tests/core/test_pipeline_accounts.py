@@ -160,6 +160,8 @@ def test_arguments_of_the_template_change_what_is_trained_and_what_it_serves(
     report = learn(home, base, polite)
     assert report.verdict == "promoted"
     assert report.base["chat_template_kwargs"] == {"polite": True}
+    with agentpref.Log(home, namespace="other") as log:
+        log.record([{"role": "user", "content": "Hello!"}], "Hi!")
     plain = learn(home, base, namespace="other")
     assert report.base["template_digest"] != plain.base.get("template_digest")
     teach(home, range(100, 110))

@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from full_disk import ASKED, READING, agentpref, mounted, thumbs_once_it_is_kept
+from full_disk import ASKED, READING, agentpref, doctor_finds, mounted, thumbs_once_it_is_kept
 
 from agentpref.errors import AgentprefError, NotKept
 from agentpref.record.log import Log
@@ -47,6 +47,7 @@ def main(folder: Path) -> None:
         for command in READING:
             done = agentpref(command, folder / "home")
             assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        assert doctor_finds(folder / "home") == {"owner", "disk"}
         remount(folder, "rw")
         thumbs_once_it_is_kept(log, first)
         assert log.flush()

@@ -101,6 +101,8 @@ def _live(folder: Path, seed: int) -> dict[str, Any]:
     with agentpref.Log(folder, redact=agentpref.redact) as log:
         runs = [log.record(ASKED, f"To office {n}.", user_id=f"u{n % 2}") for n in range(4)]
         said = [log.thumbs(run, up=n < 2, user_id=f"u{n % 2}") for n, run in enumerate(runs)]
+    with agentpref.Log(folder, namespace="idle", redact=agentpref.redact) as log:
+        log.record(ASKED, "Nobody judged it.")
     base = read_base("tiny")
     registry, revisions = Registry(home), {}
     for number, role in enumerate(("previous", "live", "canary")):
@@ -347,4 +349,5 @@ def tried(door: Door, home: Path, made: Made) -> str:
     finally:
         logging.getLogger("agentpref").removeHandler(handler)
     text = "\n".join(words).replace(str(home), "HOME")
-    return re.sub(r"at 0x\w+|update [0-9a-f-]{36}.*|unfinished-[0-9a-f-]{36}", "", text)
+    varying = r"at 0x\w+|update [0-9a-f-]{36}.*|unfinished-[0-9a-f-]{36}|[\d.]+ [kMGT]B"
+    return re.sub(varying, "", text)

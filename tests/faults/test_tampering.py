@@ -14,7 +14,7 @@ from tampering import DAMAGE, DOORS, MORE, Made, held, made, told, tried
 
 LOST = r"HOME/agentpref\.db is (missing|empty), but user\.keys is there: .* restore a backup"
 CORRUPT = r"HOME/agentpref\.db: .*; restore a backup of the home"
-CHMOD = r"run this as the user who owns (it|the home), or let this (one|user) .* \(chown or chmod\)"
+CHMOD = r"belongs to root, and this is user 61061: run this as root, or .* \(chown or chmod\)"
 EDITED = r"HOME/adapters/rev-\S+/{} is not the file that was published .*restore it from a backup"
 UNREADABLE = r"HOME/adapters/rev-\S+/{} cannot be read \(Permission denied\); let this user read it"
 KEYS = r"user\.keys.*restore it from a backup"
@@ -74,7 +74,7 @@ MATRIX = [
       for damage in DAMAGE if damage != "foreign"),
     ("spill.lock", "foreign", "log backup forget", rf"HOME/spill\.lock cannot be locked .*{CHMOD}"),
     ("update.lock", "foreign", "forget resume", rf"HOME/update\.lock cannot be locked .*{CHMOD}"),
-    ("merge.lock", "foreign", NOBODY, ""),
+    ("merge.lock", "foreign", "doctor", rf"files\tno\t.* write merge\.lock; .*{CHMOD}"),
     *((f"live/{file}", damage, "verify doctor router update", EDITED.format(re.escape(file)))
       for file in ("adapter_config.json", "adapter_model.safetensors", "manifest.json")
       for damage in DAMAGE if damage != "foreign"),

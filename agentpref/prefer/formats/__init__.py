@@ -33,6 +33,11 @@ from agentpref.types import Message, Prompt
 Fields: TypeAlias = Mapping[str, Any]
 """A row of a file: JSON values under their keys."""
 
+
+class TextRow(dict[str, Any]):
+    """A row whose values are all text, as CSV holds them; an empty text is a missing value."""
+
+
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 """Columns of what the prompt shows beside its text. A row that has any is refused."""
 
@@ -126,6 +131,10 @@ class RowReader:
         A null and NaN, which pandas writes for it, are as if the key was not there.
         """
         given = {key: value for key, value in row.items() if not _is_missing(value)}
+        if isinstance(row, TextRow):
+            given = {key: value for key, value in given.items() if value}
+            columns = self._formats[self._nearest(frozenset(given))[0]].columns
+            given = {key: _typed(value, columns.get(key)) for key, value in given.items()}
         record = self._read(given)
         self.ignored.update(_ignored(given, self._formats[self._nearest(frozenset(given))[0]]))
         return record
@@ -164,6 +173,27 @@ class RowReader:
 
 def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and isnan(value))
+
+
+def _typed(text: str, column: Any) -> Any:
+    """What a cell of text says, where a format wants a flag, or names and values under keys.
+
+    Text and messages stay text: those who read a format read messages that are written as JSON.
+    """
+    if column == "flag":
+        return _FLAGS.get(text.strip().lower(), text)
+    inner = column[0] if isinstance(column, list) else column
+    if not isinstance(inner, Mapping):
+        return text
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return text
+    item = value[0] if isinstance(column, list) and isinstance(value, list) and value else value
+    return value if isinstance(item, dict) and item.keys() & inner.keys() else text
+
+
+_FLAGS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 
 def _number(label: Any) -> float | None:

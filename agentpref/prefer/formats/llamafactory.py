@@ -52,6 +52,8 @@ def read(row: Fields) -> PreferenceRecord:
         answers = [_message(row[side], repr(side)) for side in _SIDES]
     else:
         rounds = row.get("history", [])
+        if isinstance(rounds, str) and rounds.startswith("["):  # as tables of text hold it
+            rounds = parse(rounds, "'history'", "write a list of ['question', 'answer']")
         fits = isinstance(rounds, list) and all(
             isinstance(texts, list) and [*map(type, texts)] == [str, str] for texts in rounds
         )

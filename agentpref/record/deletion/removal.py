@@ -58,6 +58,7 @@ def expire(
     *,
     older_than: float,
     force: bool = False,
+    dry_run: bool = False,
     progress: Progress | None = None,
 ) -> Removed:
     """Remove the runs that are older than ``older_than`` seconds, with their judgements.
@@ -72,6 +73,7 @@ def expire(
         home: a home or its folder; ``None`` means ``AGENTPREF_HOME`` or ``./.agentpref``.
         older_than: the age in seconds, above 0.
         force: remove even if the clock looks wrong or no run would be left.
+        dry_run: change nothing; say what would be removed. What waits in the spill is not counted.
         progress: called with ``(stage, done, total)`` during the work.
 
     Raises:
@@ -86,10 +88,11 @@ def expire(
     place = Home.open(home)
     now = time.time()
     before = now - older_than
-    with removal(place, progress) as connection:
+    with rehearsal(place) if dry_run else removal(place, progress) as connection:
         if not force:
             _require_plausible_clock(connection, now, before)
-        purge_refused(place, lambda fields: fields["created_at"] < before)
+        if not dry_run:
+            purge_refused(place, lambda fields: fields["created_at"] < before)
         with transaction(connection):
             choose(connection, "created_at < :before", "0", {"before": before})
             return delete(connection)
@@ -144,6 +147,23 @@ def removal(
             tell("scrub", 0, 1)
             _scrub(home, connection)
             tell("scrub", 1, 1)
+
+
+@contextmanager
+def rehearsal(home: Home) -> Iterator[sqlite3.Connection]:
+    """Open a home for a removal that is taken back after the block: a dry run.
+
+    The block deletes in a transaction, as a removal does, so what it counts is what a removal would
+    remove. Logs of the home wait meanwhile, and spill what they cannot keep.
+    """
+    with translated(home), closing(connect(home)) as connection:
+        connection.execute("PRAGMA foreign_keys = OFF")
+        connection.execute("BEGIN IMMEDIATE")  # the block's own transactions join this one
+        try:
+            yield connection
+        finally:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
 
 
 def choose(

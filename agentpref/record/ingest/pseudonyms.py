@@ -16,6 +16,7 @@ from pathlib import Path
 from agentpref.errors import CorruptHome, NotKept
 from agentpref.home import Home, is_of_system, open_private, reading, replacing, sync
 from agentpref.leftovers import claimed, draft_name
+from agentpref.owners import access_cure
 
 _KEY_BYTES = 32
 
@@ -44,9 +45,14 @@ class Pseudonyms:
         except OSError as error:
             if not is_of_system(error):
                 raise
+            is_denied = isinstance(error, PermissionError)
+            cure = (
+                access_cure(home.user_keys)
+                if is_denied
+                else "free space on its disk, and try again"
+            )
             raise NotKept(
-                f"{home.user_keys} cannot be read or made ({error.strerror}); run this as the user "
-                "who owns it, or let this one read it and write the folder (chown or chmod)"
+                f"{home.user_keys} cannot be read or made ({error.strerror}); {cure}"
             ) from error
 
     def name(self, user_id: str) -> str:

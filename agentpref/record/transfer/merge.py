@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from agentpref.errors import AgentprefError, ConfigError, CorruptHome
-from agentpref.home import Home, StrPath, copy_file, writing
+from agentpref.home import Home, StrPath, copy_file, own_folder, writing
 from agentpref.record.database import connect, require_known_schema, transaction, translated
 from agentpref.record.deletion.forget import Forgotten, adopt
 from agentpref.record.deletion.removal import MERGE_COPY, merging
@@ -162,6 +162,7 @@ def _copied(home: Home, other: Home, tell: Progress) -> Iterator[Home]:
         try:
             with writing(copy.path):
                 copy.path.mkdir(mode=0o700)
+                own_folder(copy.path)  # if it is killed, another user can remove it
                 with translated(home), closing(connect(home)) as connection:
                     registered(connection)  # makes the keys that a home without its own gets
                 keys = other.user_keys if other.user_keys.exists() else home.user_keys

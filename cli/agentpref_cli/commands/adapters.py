@@ -19,6 +19,7 @@ from agentpref_cli.terminal import (
     facts,
     moment,
     print_result,
+    progress,
     say,
     table,
 )
@@ -47,7 +48,7 @@ Expected = Annotated[
 ]
 
 
-@app.command("list")
+@app.command("list", short_help="List the revisions, and which of them serve.")
 def list_(
     home: options.Home = None,
     namespace: options.Namespace = "default",
@@ -100,7 +101,7 @@ def promote(
     _print_state(as_json, registry.promote(revision, expected_generation=expected))
 
 
-@app.command()
+@app.command(short_help="Undo the last promotion.")
 def rollback(
     expected: Expected = None,
     home: options.Home = None,
@@ -120,7 +121,7 @@ def rollback(
     _print_state(as_json, state)
 
 
-@app.command()
+@app.command(short_help="Let a revision serve a share of the threads.")
 def canary(
     revision: Annotated[
         str | None, typer.Argument(metavar="REVISION", help="The one to try.", show_default=False)
@@ -205,7 +206,7 @@ def prune(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Remove nothing; say what would be removed.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: options.Yes = False,
     home: options.Home = None,
     namespace: options.Namespace = "default",
     as_json: options.AsJson = False,
@@ -223,20 +224,47 @@ def prune(
     print_result(as_json, value, lambda: _show_pruned(done, dry_run))
 
 
-@app.command()
+@app.command(short_help="Copy a revision to a folder for peft and vLLM.")
 def export(
     revision: RevisionId,
     folder: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="A folder that is missing or empty.")
     ],
+    merged: Annotated[
+        bool,
+        typer.Option("--merged", help="Write a whole model, with the revision merged into it."),
+    ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="With --merged: where the base is now [default: where it was trained].",
+            show_default=False,
+        ),
+    ] = None,
     home: options.Home = None,
     namespace: options.Namespace = "default",
     as_json: options.AsJson = False,
 ) -> None:
-    """Copy a revision to a folder that plain peft and plain vLLM load."""
-    place = _registry(home, namespace).export(revision, folder)
-    value = {"revision": revision, "path": str(place)}
-    print_result(as_json, value, lambda: say(f"{revision} is in {place}", GOOD))
+    """Copy a revision to a folder that plain peft and plain vLLM load.
+
+    With --merged, the folder holds a whole model for tools that load no adapters, such as plain
+    transformers or llama.cpp's converter to GGUF. This reads the base, and needs its memory.
+    """
+    registry = _registry(home, namespace)
+    if not merged:
+        if model is not None:
+            raise typer.BadParameter("is read with --merged only", param_hint="--model")
+        place = registry.export(revision, folder)
+        value = {"revision": revision, "path": str(place)}
+        return print_result(as_json, value, lambda: say(f"{revision} is in {place}", GOOD))
+    from agentpref.serve.merged import export_merged
+
+    with progress(as_json) as report:
+        done = export_merged(registry, revision, folder, model=model, progress=report)
+    whole = {"revision": revision, **done._asdict(), "path": str(done.path), "merged": True}
+    text = f"{revision}, merged into its base ({done.dtype}, {done.bytes / 1e6:,.1f} MB), is in "
+    return print_result(as_json, whole, lambda: say(f"{text}{done.path}", GOOD))
 
 
 def _is_loaded(place: str, revision_id: str) -> bool | None:
@@ -254,7 +282,8 @@ def _is_loaded(place: str, revision_id: str) -> bool | None:
 def _registry(home: Path | None, namespace: str) -> Registry:
     from agentpref.serve.registry import Registry
 
-    return Registry(home, namespace=namespace)
+    with options.reading(home, namespace):
+        return Registry(home, namespace=namespace)
 
 
 def _state(state: ServingState) -> dict[str, Any]:

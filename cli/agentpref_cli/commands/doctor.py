@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from agentpref_cli import options
+from agentpref_cli.machine import Finding, checked, locks, night, owners
 from agentpref_cli.terminal import (
     BAD,
     GOOD,
@@ -33,14 +34,6 @@ if TYPE_CHECKING:
 _EXTRA = re.compile(r"(?!agentpref\b)([\w.-]+).*\bextra == ['\"](?!all|bench|dev)(\w+)['\"]")
 
 
-class Finding(NamedTuple):
-    """What was looked at, whether it can be used, and what was found."""
-
-    name: str
-    passed: bool
-    message: str
-
-
 def doctor(
     model: Annotated[
         str, typer.Option(metavar="NAME", help="Base model to look for; one on a hub is fetched.")
@@ -50,19 +43,24 @@ def doctor(
 ) -> None:
     """Check the installation, the home and the model.
 
-    Exits 1 if one of them cannot be used.
+    Looks at packages, owners and modes, locks, what waits, what serves, and at the room that a
+    night needs on the disk and in memory. Exits 1 if one of them cannot be used.
     """
     from agentpref.home import Home
 
     place = Home(Home.resolve(home))
+    base: list[Path] = []
     findings = [
         *_installation(),
         _torch(),
-        _home(place, named=home is not None),
-        *_readers(place),
-        *_waiting(place),
-        *_serving(place),
-        _model(model),
+        *checked("home", lambda: _home(place, named=home is not None)),
+        *checked("owner", lambda: owners(place)),
+        *checked("readers", lambda: _readers(place)),
+        *checked("locks", lambda: locks(place)),
+        *checked("waiting", lambda: _waiting(place)),
+        *checked("serving", lambda: _serving(place)),
+        *checked("model", lambda: _model(model, base)),
+        *checked("memory", lambda: _night(place, base)),
     ]
     healthy = all(finding.passed for finding in findings)
     rows = [finding._asdict() for finding in findings]
@@ -116,9 +114,9 @@ def _torch() -> Finding:
     return Finding("threads", True, f"{fitting_threads()} for torch, on {cores}; {device}")
 
 
-def _home(home: Home, *, named: bool) -> Finding:
+def _home(home: Home, *, named: bool) -> Iterator[Finding]:
     """Open the home, which migrates it. A missing home is a failure only if it was named."""
-    from agentpref.errors import HomeError, NotAHome, NotKept
+    from agentpref.errors import NotAHome
     from agentpref.record.keys import keys_problem
     from agentpref.record.store import Store
 
@@ -126,13 +124,13 @@ def _home(home: Home, *, named: bool) -> Finding:
         with options.reading(home.path) as connection:
             counts = Store(connection).stats()
             lost = keys_problem(connection)
-    except (HomeError, NotKept) as error:
-        missing = isinstance(error, NotAHome) and not named and not home.path.exists()
-        return Finding("home", missing, str(error))
+    except NotAHome as error:
+        missing = not named and not home.path.exists()
+        yield Finding("home", missing, str(error))
+        return
     message = f"{home.path}: {counts['runs']} runs, {counts['feedback']} feedback"
-    if lost is not None:
-        return Finding("home", False, f"{message}; {home.user_keys.name}: {lost}")
-    return Finding("home", True, message)
+    problem = "" if lost is None else f"; {home.user_keys.name}: {lost}"
+    yield Finding("home", lost is None, message + problem)
 
 
 def _readers(home: Home) -> Iterator[Finding]:
@@ -241,14 +239,25 @@ def _revisions(registry: Registry) -> Iterator[Finding]:
             yield Finding("quarantine", True, f"{where}: {since}: {revision.quarantine_reason}")
 
 
-def _model(name: str) -> Finding:
-    from agentpref.errors import AgentprefError
+def _model(name: str, found: list[Path]) -> Iterator[Finding]:
+    """Find the model, and note where it is."""
     from agentpref.models.base import find_base
 
-    try:
-        return Finding("model", True, f"{name} is {find_base(name)}")
-    except AgentprefError as error:
-        return Finding("model", False, str(error))
+    found.append(find_base(name))
+    yield Finding("model", True, f"{name} is {found[0]}")
+
+
+def _night(home: Home, base: Sequence[Path]) -> Iterator[Finding]:
+    """Whether there is room for an update with the default settings, once model and torch work."""
+    from agentpref.config import UpdateConfig
+    from agentpref.models.base import choose_precision
+    from agentpref.models.base_files import measure_base
+
+    if not base or _version("torch") is None:
+        return
+    config, gpu = UpdateConfig(), import_module("torch").cuda.is_available()
+    held, size = choose_precision(config.precision, gpu=gpu), measure_base(base[0])
+    yield from night(home, size, config.lora.rank, 4 if held == "float32" else 2, gpu=gpu)
 
 
 def verify(
@@ -259,6 +268,7 @@ def verify(
     rows: Annotated[
         int, typer.Option(min=1, metavar="N", help="Rows of each table to sample.")
     ] = 1000,
+    quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Check all messages, rows and adapters.
@@ -272,7 +282,7 @@ def verify(
     from agentpref.record.integrity import Problem, examine
     from agentpref.record.keys import keys_problem
 
-    with options.reading(home) as connection, progress(as_json) as report:
+    with options.reading(home) as connection, progress(quiet) as report:
         found = examine(connection, sample=rows if sample else None, progress=report)
         lost = keys_problem(connection)
     keys = [] if lost is None else [Problem("user.keys", "", lost)]

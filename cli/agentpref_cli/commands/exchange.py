@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from agentpref.prefer.exchange import Imported
     from agentpref.types import Example, Progress
 
+_STANDARD = Path("-")
 _FORMAT = (
     "Format of the rows: preference, unpaired, openai, llamafactory, "
     "or one that a package registers"
@@ -26,7 +27,12 @@ _FORMAT = (
 
 def import_(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="JSON lines, one JSON list, or Parquet.")
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="JSON lines, one JSON list, CSV, either perhaps in gzip, or Parquet; - reads "
+            "standard input.",
+        ),
     ],
     home: options.Home = None,
     namespace: options.Namespace = "default",
@@ -47,17 +53,18 @@ def import_(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Count bad rows and continue after them.")
     ] = False,
+    quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Read preferences from a file, in TRL's, OpenAI's or LLaMA-Factory's format.
 
-    Importing the same file again adds nothing.
+    The first line of CSV names the columns. Importing the same file again adds nothing.
     """
     from agentpref.home import Home
     from agentpref.prefer.exchange import import_file
     from agentpref.record.ingest import redaction
 
-    with progress(as_json) as report:
+    with progress(quiet) as report:
 
         def show(done: Imported) -> None:
             if report is not None:
@@ -65,7 +72,7 @@ def import_(
 
         done = import_file(
             Home.open(home),
-            file,
+            sys.stdin.buffer if file == _STANDARD else file,
             namespace=namespace,
             format=format,
             tag=tag,
@@ -93,7 +100,8 @@ def export(
             "--output",
             "-o",
             metavar="FILE",
-            help="Write here; Parquet if it ends in .parquet [default: standard output].",
+            help="Write here; Parquet if it ends in .parquet, packed if it ends in .gz "
+            "[default: standard output, also named -].",
         ),
     ] = None,
     format: Annotated[str, typer.Option(metavar="NAME", help=f"{_FORMAT}.")] = "preference",
@@ -104,6 +112,7 @@ def export(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Count examples that the format cannot hold.")
     ] = False,
+    quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Write pairs or single thumbs (unpaired), as JSON lines or as Parquet.
@@ -115,17 +124,18 @@ def export(
     from agentpref.prefer.exchange import export_file
     from agentpref.record.store import Store
 
+    output = None if output == _STANDARD else output
     if as_json and output is None:
         raise typer.BadParameter("--json needs --output: the rows go to standard output")
     completions = plugins.load(plugins.FORMATS, format).completions
-    with options.reading(home) as connection:
-        share = options.held_out_share(home, connection, namespace, held_out)
+    with options.reading(home, namespace) as connection:
+        share = options.held_out_share(connection, namespace, held_out)
         found = read_examples(Store(connection), namespace, held_out=share)
     examples = found.thumbs if completions == 1 else found.pairs
     if split != "all":
         examples = tuple(one for one in examples if one.held_out == (split == "held-out"))
     target = sys.stdout.buffer if output is None else output
-    with progress(as_json) as report:
+    with progress(quiet) as report:
         done = export_file(_reported(examples, report), target, format=format, skip_bad=skip_bad)
     if output is not None:
         value = {"file": str(output), "held_out": share, **asdict(done)}

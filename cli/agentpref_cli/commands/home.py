@@ -66,7 +66,7 @@ def stats(
     from agentpref.record.declared import undeclared
     from agentpref.record.store import Store
 
-    with options.reading(home) as connection:
+    with options.reading(home, namespace) as connection:
         store = Store(connection)
         names = store.namespaces() if namespace is None else [namespace]
         counts = {
@@ -116,8 +116,8 @@ def pairs(
     from agentpref.record.store import Store
 
     start = None if since is None else options.parse_since(since, time.time(), "--since")
-    with options.reading(home) as connection:
-        share = options.held_out_share(home, connection, namespace, held_out)
+    with options.reading(home, namespace) as connection:
+        share = options.held_out_share(connection, namespace, held_out)
         found = read_examples(Store(connection), namespace, held_out=share, since=start)
     value = {
         "held_out": share,
@@ -179,9 +179,13 @@ def _show_pairs(value: dict[str, Any], since: str | None) -> None:
 
 def backup(
     target: Annotated[
-        Path, typer.Argument(metavar="TARGET", help="A missing or empty folder for the copy.")
+        Path,
+        typer.Argument(
+            metavar="TARGET", help="A missing or empty folder for the copy.", readable=False
+        ),
     ],
     home: options.Home = None,
+    quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Copy a home, also while it is in use.
@@ -191,16 +195,18 @@ def backup(
     """
     from agentpref.record.transfer.backup import backup
 
-    with progress(as_json) as report:
+    with progress(quiet) as report:
         done = backup(home, target, progress=report)
     print_result(as_json, asdict(done), lambda: _show_backup(done))
 
 
 def merge(
     others: Annotated[
-        list[Path], typer.Argument(metavar="OTHER...", help="The homes to bring in.")
+        list[Path],
+        typer.Argument(metavar="OTHER...", help="The homes to bring in.", readable=False),
     ],
     home: options.Home = None,
+    quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Bring into a home what other homes logged, each row once.
@@ -211,7 +217,7 @@ def merge(
     """
     from agentpref.record.transfer.merge import merge
 
-    with progress(as_json) as report:
+    with progress(quiet) as report:
         done = [merged.to_mapping() for merged in merge(home, others, progress=report)]
     print_result(as_json, {"merged": done}, lambda: _show_merge(done))
 

@@ -29,13 +29,13 @@ def list_(
     """List the keys that have scores or were declared, by source."""
     from agentpref.record.declared import uses
 
-    with options.reading(home) as connection:
+    with options.reading(home, namespace) as connection:
         found = uses(connection, namespace)
     value = {"keys": [use._asdict() | {"declared": use.declared} for use in found]}
     print_result(as_json, value, lambda: _show(found))
 
 
-@app.command("declare")
+@app.command("declare", short_help="Declare that scores under a key are preferences.")
 def declare_(
     key: _Key,
     low: Annotated[float, typer.Option(metavar="SCORE", help="The lowest score.")] = 0,
@@ -65,7 +65,7 @@ def declare_(
     print_result(as_json, value, lambda: say(text, GOOD))
 
 
-@app.command("undeclare")
+@app.command("undeclare", short_help="Take a declaration back; the scores are kept.")
 def undeclare_(
     key: _Key,
     home: options.Home = None,

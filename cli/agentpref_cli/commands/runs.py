@@ -56,7 +56,7 @@ def runs(
     from agentpref.record.finding import Wanted, shortest
     from agentpref.record.store import Store
 
-    with options.reading(home) as connection:
+    with options.reading(home, namespace) as connection:
         users = None if user is None else _names(connection, user)
         wanted = Wanted(namespace, thread, trace, tag, users, text)
         found = [*Store(connection).newest_runs(wanted, limit + 1)]
@@ -149,7 +149,7 @@ def show(
     with options.reading(home) as connection:
         name = find_prefix(connection, run_id)
         namespace = Store(connection).run(name).namespace
-        share = options.held_out_share(home, connection, namespace, held_out)
+        share = options.held_out_share(connection, namespace, held_out)
         found = lineage(connection, name, held_out=share)
         others = {run_id for row in found.comparisons for run_id in (row.run_a, row.run_b)}
         short = {run_id: shortest(connection, run_id) for run_id in others}

@@ -93,6 +93,9 @@ def serve(
     from agentpref_adapters.vllm import servable_template
 
     opened = Home.open(home)
+    printer = Printer(as_json)
+    for name in namespace or ["default"]:
+        _warn_of_unknown(name, opened, printer)
     arguments = options.read_object(chat_template_kwargs, option="--chat-template-kwargs")
     servable_template(model, arguments)  # what would fail is refused before vLLM starts
     server = vllm_process(
@@ -106,7 +109,7 @@ def serve(
         allow_remote=allow_remote,
         start_seconds=60 * start_minutes,
     )
-    printer, interrupts = Printer(as_json), Interrupts()
+    interrupts = Interrupts()
     with interrupts.listening():
         try:
             base = {"model": model, "max_loras": max_loras, "chat_template_kwargs": arguments}
@@ -133,6 +136,17 @@ class Printer(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Print a warning of agentpref, such as a swap that failed."""
         self("warning", record.getMessage())
+
+
+def _warn_of_unknown(namespace: str, home: Home, printer: Printer) -> None:
+    """Say that a namespace is not in the home: it may be new, or a slip of the pen."""
+    from agentpref.errors import UnknownNamespace
+
+    try:
+        with options.reading(home.path, namespace):
+            pass
+    except UnknownNamespace as unknown:
+        printer("warning", f"{unknown}; until then the base model serves it", namespace=namespace)
 
 
 def _run(

@@ -112,6 +112,7 @@ def update(
             help="How far to lower the priority: others get the cores first; 0 does not.",
         ),
     ] = NICE,
+    quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Train on new preferences, and serve the result if it is better.
@@ -125,8 +126,8 @@ def update(
 
     Exits 0 if the candidate passed (and was promoted, if that was wanted), 3 if nothing is new, 4
     if the candidate was refused, 5 if there is too little evidence, 6 if none of the new feedback
-    can be trained, 7 if the time was up and a check failed, 2 on bad usage, 1 on a failure, 130 or
-    143 on a signal.
+    can be trained, 7 if the time was up and a check failed, 2 on bad usage, 1 on a failure, 75
+    while another update or a removal runs, 130 or 143 on a signal.
     """
     from agentpref.config import UpdateConfig
     from agentpref.learn import process, team
@@ -139,7 +140,7 @@ def update(
     process.give_way(nice)
     if team.shares():  # several processes need torch to connect, and followers get no progress
         process.settle()
-    with progress(as_json) as show_progress:
+    with progress(quiet) as show_progress:
         shown = process.settling(show_progress)
         done = run_update(
             home,
@@ -185,7 +186,8 @@ def report(
     from agentpref.record import journal
 
     trained = None
-    with options.reading(home) as connection:
+    wanted = "default" if update_id is None and namespace is None else namespace
+    with options.reading(home, wanted) as connection:
         if update_id is not None:
             found = journal.find(connection, update_id, namespace)
         else:

@@ -38,7 +38,7 @@ def updates(
     """
     from agentpref.record.journal import listed
 
-    with options.reading(home) as connection:
+    with options.reading(home, namespace) as connection:
         rows = [_row(entry) for entry in listed(connection, namespace, limit)]
     print_result(as_json, {"updates": rows}, lambda: _show(rows))
 

@@ -41,6 +41,7 @@ def demo(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of everything random.")] = 0,
+    quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Run three updates on real preferences.
@@ -58,10 +59,10 @@ def demo(
     from agentpref.learn.process import settle
 
     settle()
-    run(home=home, json=as_json, seed=seed)
+    run(home=home, json=as_json, seed=seed, quiet=quiet)
 
 
-def run(*, home: Path | None, json: bool, seed: int) -> None:
+def run(*, home: Path | None, json: bool, seed: int, quiet: bool = False) -> None:
     """Run the demo in ``home``, or in a temporary folder, and print what happens."""
     from tempfile import TemporaryDirectory
 
@@ -69,7 +70,7 @@ def run(*, home: Path | None, json: bool, seed: int) -> None:
 
     with ExitStack() as stack:
         folder = home or Path(stack.enter_context(TemporaryDirectory()), "home")
-        report = stack.enter_context(progress(json)) or (lambda stage, done, total: None)
+        report = stack.enter_context(progress(quiet)) or (lambda stage, done, total: None)
         if not json:
             say("Three updates of the bundled model on real preferences, without a network.", BOLD)
             say(

@@ -8,6 +8,7 @@ import json
 import random
 import subprocess
 import sys
+import tracemalloc
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -159,9 +160,45 @@ def test_utf_16_is_named_with_the_cure(path: Path, encoding: str) -> None:
         rows_in(path, '{"tag": "x"}\n'.encode(encoding))
 
 
-def test_csv_is_named_with_the_cure(tmp_path: Path) -> None:
-    with pytest.raises(ExchangeError, match=r"it is CSV; write JSON lines, with pandas: read_csv"):
-        rows_in(tmp_path / "rows.csv", b"prompt,chosen,rejected\na,b,c\n")
+def test_a_name_that_says_csv_is_believed(tmp_path: Path) -> None:
+    assert rows_in(tmp_path / "rows.csv", b"prompt,tag\na,b\n") == [{"prompt": "a", "tag": "b"}]
+    with pytest.raises(ExchangeError, match="its first line names no column"):
+        rows_in(tmp_path / "rows.csv.gz", gzip.compress(b"1,2\n3,4\n"))
+
+
+@pytest.mark.parametrize(
+    "start", [b"", b'{"tag": "', b'[{"tag": "', b'prompt,tag\n"', b"prompt,tag\n"]
+)
+def test_a_gzip_bomb_takes_no_memory(
+    path: Path, monkeypatch: pytest.MonkeyPatch, start: bytes
+) -> None:
+    monkeypatch.setattr(jsonrows, "MAX_ROW_BYTES", 1 << 20)
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(start)
+        for _ in range(64):
+            file.write(b"x" * (1 << 20))
+    tracemalloc.start()
+    with suppress(ExchangeError):
+        assert all(isinstance(row, ExchangeError) for _, row in read_rows(path, COLUMNS, Meter()))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 << 20
+
+
+def test_a_name_that_ends_in_gz_is_packed_the_same_each_time(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl.gz"
+    assert write_rows([{"tag": "x"}], COLUMNS, file) == 1
+    packed = file.read_bytes()
+    assert gzip.decompress(packed) == b'{"tag":"x"}\n'
+    write_rows([{"tag": "x"}], COLUMNS, file)
+    assert file.read_bytes() == packed
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv.gz", "rows.parquet.gz"])
+def test_a_name_that_says_what_is_not_written_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ExchangeError, match=r"name a file that ends in \.jsonl, .*\.parquet"):
+        write_rows([{"tag": "x"}], COLUMNS, tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
 
 
 pa = pytest.importorskip("pyarrow")

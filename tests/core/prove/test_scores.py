@@ -77,7 +77,7 @@ def test_a_taught_candidate_scores_above_live(taught, held_out):
     assert set(found.candidate) == {1.0}
 
 
-def test_the_gate_promotes_on_good_evidence(taught, held_out):
+def test_the_gate_passes_on_good_evidence(taught, held_out):
     evidence = gather(taught("yes"), held_out)
     assert len(evidence.new) == len(held_out)
     assert evidence.retention == {}
@@ -86,7 +86,7 @@ def test_the_gate_promotes_on_good_evidence(taught, held_out):
     settings = GateSettings(
         min_pairs=5, kl_budget=1e3, distinct_floor=0.0, length_ratio=(1e-3, 1e3)
     )
-    assert judge(evidence, settings).verdict == "promoted"
+    assert judge(evidence, settings).verdict == "passed"
 
 
 def test_old_pairs_are_evidence_of_retention_by_stratum(taught, held_out, pair_of):
@@ -220,13 +220,13 @@ def test_pairs_and_thumbs_are_scored_together(taught, held_out, thumbs):
     assert found.notes() == []
 
 
-def test_the_gate_promotes_on_thumbs_alone(taught, thumbs):
+def test_the_gate_passes_on_thumbs_alone(taught, thumbs):
     evidence = gather(taught("yes"), thumbs)
     assert set(evidence.new.prompts) == {thumb.prompt.id for thumb in thumbs}
     settings = GateSettings(
         min_pairs=5, kl_budget=1e3, distinct_floor=0.0, length_ratio=(1e-3, 1e3)
     )
-    assert judge(evidence, settings).verdict == "promoted"
+    assert judge(evidence, settings).verdict == "passed"
 
 
 def test_old_thumbs_are_evidence_of_retention_in_a_stratum_of_their_own(taught, thumbs):

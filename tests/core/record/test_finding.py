@@ -104,7 +104,7 @@ def test_a_trace_is_its_newest_answer_in_the_namespace(connection: sqlite3.Conne
     for spelling in spellings(trace):
         assert find(connection, of_trace("default", spelling), 9.0) == "same moment"
     assert find(connection, of_trace("other", trace), 9.0) == "another namespace"
-    with pytest.raises(UnknownRun, match="in namespace 'third' of this home; pass the trace_id"):
+    with pytest.raises(UnknownRun, match="in namespace 'third' of this home; give the trace id"):
         find(connection, of_trace("third", trace), 9.0)
 
 
