@@ -84,6 +84,7 @@ def held_out_questions():
 # Decisions of people
 
 
+@pytest.mark.guarantee("decisions")
 def test_what_was_rolled_back_does_not_come_back_the_next_night(
     promoted, home, registry, random_base
 ):
@@ -137,6 +138,7 @@ def test_what_people_replaced_by_the_base_is_trained_again_and_does_not_come_bac
     assert learn(home, random_base, progress=no_training).verdict == "nothing_new"
 
 
+@pytest.mark.guarantee("decisions")
 def test_a_quarantined_revision_comes_back_under_no_other_number(
     promoted, home, registry, random_base
 ):
@@ -163,6 +165,7 @@ def test_other_settings_and_new_pairs_run_again_after_a_rollback(home, registry,
         learn(home, random_base, progress=stop_at("train"))
 
 
+@pytest.mark.guarantee("decisions")
 def test_a_held_namespace_is_trained_proved_published_and_not_served(fresh, random_base):
     registry = Registry(fresh)
     registry.hold("the auditors are here")
@@ -178,6 +181,7 @@ def test_a_held_namespace_is_trained_proved_published_and_not_served(fresh, rand
     assert registry.promote(report.revision).live == report.revision
 
 
+@pytest.mark.guarantee("decisions")
 def test_a_hold_that_begins_while_an_update_runs_is_respected(fresh, random_base):
     def holds(ask):
         Registry(fresh).hold()
@@ -246,6 +250,7 @@ def test_a_candidate_whose_training_was_cut_short_is_told_of_the_limit(fresh, ra
 # Every attempt leaves a trace
 
 
+@pytest.mark.guarantee("decisions")
 def test_nights_that_come_to_nothing_are_listed(promoted, home, random_base, tmp_path):
     for _ in range(3):
         learn(home, random_base, progress=no_training)
@@ -279,6 +284,7 @@ agentpref.update(sys.argv[1], model=sys.argv[2], config=CONFIG, checks={}, progr
 """
 
 
+@pytest.mark.guarantee("decisions")
 def test_the_next_update_says_that_one_was_killed(fresh, random_base):
     command = [sys.executable, "-c", KILLED, str(fresh), str(random_base)]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL

@@ -155,6 +155,7 @@ ROOT = (0, 0, [0])
 SERVICE = (APP, APP, [])
 
 
+@pytest.mark.guarantee("privacy")
 @pytest.mark.parametrize("users", [(ROOT, SERVICE), (SERVICE, ROOT)], ids=["root first", "app"])
 def test_what_root_makes_in_a_home_belongs_to_the_homes_owner(reachable: Path, users) -> None:
     folder = shared_home(reachable, APP, APP, 0o711)

@@ -114,10 +114,9 @@ def test_the_end_of_a_canary_and_a_promotion_of_something_newer_take_nothing_bac
     assert taken(registry) == []
 
 
+@pytest.mark.guarantee("decisions")
 @pytest.mark.parametrize("twin", [False, True])
-def test_to_promote_it_or_its_weights_under_another_number_lifts_it(
-    registry, publish, twin: bool
-) -> None:
+def test_a_promotion_by_a_person_lifts_what_was_taken_back(registry, publish, twin: bool) -> None:
     a = publish(0)
     registry.promote(a)
     registry.rollback()
