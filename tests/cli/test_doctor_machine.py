@@ -107,7 +107,7 @@ def _everything_is_gone(home: Path) -> None:
     [
         (_database_is_text, "home"),
         (_adapters_is_a_file, None),
-        (_refused_is_a_folder, "spill"),
+        (_refused_is_a_folder, "refused"),
         (_spill_is_a_folder, "spill"),
         (_pins_are_a_loop, None),
         (_the_home_is_a_file, "home"),

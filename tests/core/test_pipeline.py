@@ -463,7 +463,7 @@ def test_an_outcome_is_written_all_or_nothing(fresh, random_base, monkeypatch, w
     assert Registry(fresh).state().generation == 0
     assert ledger(fresh, lambda c: c.execute("SELECT count(*) FROM updates").fetchone()) == (0,)
     report = learn(fresh, random_base)
-    assert report.served
+    assert report.verdict == "promoted"
     assert revisions(fresh) == [report.revision], "the folder without a row is gone"
 
 
