@@ -8,12 +8,14 @@ connection of the caller's; those that change something are called in a transact
 from __future__ import annotations
 
 import hashlib
+import shlex
 import sqlite3
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from agentpref.errors import GenerationConflict, RevisionError
+from agentpref.home import Home
 from agentpref.record.seals import sealed
 from agentpref.record.sums import counted
 from agentpref.record.updates import last_clean
@@ -181,10 +183,11 @@ def require_fit(
     for pruned_at, tainted_at, quarantined_at, reason in connection.execute(query, (revision_id,)):
         if untainted and tainted_at is not None:
             clean = last_clean(connection, revision_id)
+            where = f"--home {shlex.quote(str(Home.of(connection).path))}"
             raise RevisionError(
                 f"{revision_id} is tainted: it was trained on what was forgotten since; go back to "
                 f"{clean}, the last clean one of its line, with `agentpref adapters promote "
-                f"{clean}`, then learn again with `agentpref update`"
+                f"{clean} {where}`, then learn again with `agentpref update`"
             )
         if pruned_at is not None:
             raise RevisionError(

@@ -30,7 +30,7 @@ case $code in
     0 | 3 | 4 | 5 | 7) ;;
     *)
         echo "$said"
-        tail -n 20 "$log"
+        awk '/^== / { night = "" } { night = night $0 "\n" } END { printf "%s", night }' "$log" | tail -n 40
         exit "$code"
         ;;
 esac

@@ -134,7 +134,7 @@ def test_an_age_may_have_any_of_its_units(run, shared, age, left) -> None:
 def test_an_implausible_clock_is_refused_unless_forced(run, shared) -> None:
     time.sleep(0.002)
     err = run("forget", "--yes", "--older-than", "0.001s", exits=1).err
-    assert "nothing was removed; set the clock, or force the removal" in err
+    assert "nothing was removed; set the clock, or force the removal (--force)" in err
     assert runs(run) == 3
     run("forget", "--yes", "--older-than", "0.001s", "--force")
     assert run("stats", "--json").json == {}

@@ -140,7 +140,7 @@ def test_the_commands_of_forget_lead_to_weights_that_never_saw_the_text(
     found = forget(home, "ada")
     assert found.revisions == (second,)
     promote, update = found.commands
-    with pytest.raises(RevisionError, match=f"{second} is tainted.* promote {first}`"):
+    with pytest.raises(RevisionError, match=f"{second} is tainted.* promote {first} --home "):
         learn(home, random_base)
 
     done = CliRunner().invoke(app, shlex.split(promote)[1:])

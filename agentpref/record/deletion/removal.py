@@ -109,7 +109,8 @@ def _require_plausible_clock(connection: sqlite3.Connection, now: float, before:
     else:
         return
     raise ImplausibleClock(
-        f"the newest run {problem}; nothing was removed; set the clock, or force the removal"
+        f"the newest run {problem}; nothing was removed; set the clock, or force the removal "
+        "(--force)"
     )
 
 

@@ -131,6 +131,10 @@ def copy_database(connection: sqlite3.Connection, copy: Home, tell: Progress) ->
 
 def _require_free(place: Path, source: Home) -> None:
     inside = enclosing_home(place)
+    if inside is not None and inside == Path(os.path.realpath(place)):
+        raise ConfigError(
+            f"{place} holds a home already, such as an earlier backup; name a new folder"
+        )
     if inside is not None:
         raise ConfigError(f"{place} is inside the home {inside}; choose a folder elsewhere")
     if place.is_dir():

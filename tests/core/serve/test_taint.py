@@ -59,7 +59,9 @@ def test_a_tainted_revision_is_neither_promoted_nor_made_a_canary(registry, line
     mark(registry, line[1], line[2])
     before = registry.state()
     for name in line[1:]:
-        with pytest.raises(RevisionError, match=f"{name} is tainted.* promote {line[0]}`"):
+        with pytest.raises(
+            RevisionError, match=f"{name} is tainted.* promote {line[0]} --home [^`]*`"
+        ):
             registry.promote(name)
         with pytest.raises(RevisionError, match="is tainted"):
             registry.canary(name, 0.5)
@@ -75,7 +77,7 @@ def test_a_tainted_revision_is_neither_promoted_nor_made_a_canary(registry, line
 def test_the_base_is_the_last_clean_one_when_the_whole_line_is_tainted(registry, line) -> None:
     mark(registry, *line)
     with pytest.raises(
-        RevisionError, match=r"go back to base, .*`agentpref adapters promote base`"
+        RevisionError, match=r"go back to base, .*`agentpref adapters promote base --home [^`]*`"
     ):
         registry.promote(line[0])
 
