@@ -43,7 +43,7 @@ tests: $(VENV)/.dev ## Run the tests, e.g. make tests ARGS="-k gate"
 	@$(THREADS) $(TIMED) "pytest" $(BIN)/python -m pytest -n 2 $(ARGS)
 
 test-faults: $(VENV)/.dev ## Kill, lock, fill and fork under load: what must survive it (5 min)
-	@$(TIMED) "faults" $(BIN)/python -m pytest tests/faults $(ARGS)
+	@$(THREADS) $(TIMED) "faults" $(BIN)/python -m pytest tests/faults $(ARGS)
 
 test-vllm: $(VENV)/.dev $(VLLM_PYTHON) ## Serve and swap with a real vLLM, in an environment of its own (6 min)
 	@$(THREADS) $(TIMED) "vllm" $(BIN)/python -m pytest tests/vllm_server --vllm-python $(VLLM_PYTHON) $(ARGS)
