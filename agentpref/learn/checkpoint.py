@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from agentpref.config import UpdateConfig
-from agentpref.errors import UnusableState
+from agentpref.errors import NotKept, UnusableState
 from agentpref.home import is_of_system, make_private_folder, ours, replacing
 from agentpref.learn.objective import StepResult, TrainingRow
 from agentpref.models.base_files import read_header
@@ -313,6 +313,8 @@ def _translating_errors() -> Iterator[None]:
         yield
     except UnusableState:
         raise
+    except NotKept as error:  # it is not this user's, or no plain file
+        raise UnusableState(f"it cannot be read ({error})") from error
     except OSError as error:
         if isinstance(error, TimeoutError) and not is_of_system(error):
             raise  # of a signal handler; what safetensors raises has no number either

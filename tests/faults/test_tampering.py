@@ -100,7 +100,6 @@ MATRIX = [
     ("holds/*", "foreign", "doctor router prune", rf"HOME/holds/rev-\S+ .*{CHMOD}"),
     ("holds", "missing", "router", r"^rev-000002-\S+ rev"),
     ("holds", "foreign", "doctor router prune", rf"HOME/holds\S* .*{CHMOD}"),
-    ("training/*", "edited", "doctor", r"training\tno\t.*cannot be resumed: it is damaged"),
     ("training/*", "edited", "resume", r"training was discarded: it is damaged"),
     ("training/*", "truncated", "doctor", r"training\tno\t.*cannot be resumed: it is damaged"),
     ("training/*", "truncated", "resume", r"training was discarded: it is damaged"),
