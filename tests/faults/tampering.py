@@ -164,11 +164,14 @@ def _interrupt_training(home: Home, identity: Any, seed: int) -> None:
 
 
 def edited(path: Path, swap: Path) -> None:
-    """Change bytes in place: of a database the text of an answer, else every sixteenth part."""
+    """Change bytes in place: of a database an answer, of the spill an id, else every 16th part."""
     data = bytearray(path.read_bytes())
     if path.name == "agentpref.db":
         assert b"To office 1." in data
         data = data.replace(b"To office 1.", b"To office 9.")
+    elif path.name == "spill.jsonl":  # elsewhere, a change may look like a line that a crash cut
+        data, changed = re.subn(rb'("feedback_id":")..', rb"\1zz", data)
+        assert changed
     else:
         for part in range(16):
             if data:
