@@ -748,7 +748,7 @@ def test_an_older_home_is_upgraded_in_the_copy(make: Make, tmp_path: Path) -> No
         )
     home = make("home")
     assert one(home, old).runs.added == 1
-    assert "ada" not in str(rows(home)["run"])
+    assert "'ada'" not in str(rows(home)["run"])
     assert one(home, old).runs == Counts(known=1), "each time it gets the same user keys"
     with closing(sqlite3.connect(old.database)) as connection:
         ((version,),) = connection.execute("SELECT max(version) FROM migration")
