@@ -42,7 +42,7 @@ imports: $(VENV)/.dev ## Check the import rule
 tests: $(VENV)/.dev ## Run the tests, e.g. make tests ARGS="-k gate"
 	@$(THREADS) $(TIMED) "pytest" $(BIN)/python -m pytest -n 2 $(ARGS)
 
-test-faults: $(VENV)/.dev ## Kill, lock, fill and fork under load: what must survive it (5 min)
+test-faults: $(VENV)/.dev ## Kill, lock, fill and fork under load: what must survive it (6 min)
 	@$(THREADS) $(TIMED) "faults" $(BIN)/python -m pytest tests/faults $(ARGS)
 
 test-vllm: $(VENV)/.dev $(VLLM_PYTHON) ## Serve and swap with a real vLLM, in an environment of its own (6 min)

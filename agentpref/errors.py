@@ -136,7 +136,7 @@ class ForgottenUser(RecordError):
 
 
 class ForgottenRun(ForgottenUser, UnknownRun):
-    """A judgement names a run that was removed when its user was forgotten."""
+    """A judgement names a run that was removed when it, or its user, was forgotten."""
 
 
 class RedactionFailed(RecordError):

@@ -391,13 +391,13 @@ class Store:
             for spelling in spellings(name):
                 if self._connection.execute(query, (_hash(spelling),)).fetchone() is not None:
                     raise ForgottenRun(
-                        f"run {shown_id(name)} was removed: its user was forgotten"
+                        f"run {shown_id(name)} was removed: it or its user was forgotten"
                     ) from None
             raise
 
 
 def bury_runs(connection: sqlite3.Connection, run_ids: Iterable[str]) -> None:
-    """Note which runs go because their user is forgotten, so that nobody judges them later."""
+    """Note which runs go because they or their user are forgotten: nobody judges them later."""
     hashes = [_hash(run_id) for run_id in run_ids]
     some = "hash IN (SELECT value FROM json_each(?))"
     if hashes:

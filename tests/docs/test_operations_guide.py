@@ -88,6 +88,14 @@ def test_a_night_that_failed_is_mailed_with_what_was_said(nightly, tmp_path, cod
     assert "said by the command" in done.stdout
 
 
+def test_a_mail_has_what_was_said_in_its_own_night_alone(nightly, tmp_path) -> None:
+    nightly(exiting(tmp_path, 0))
+    done, log = nightly(exiting(tmp_path, 1))
+    assert log.count("said by the command") == 2
+    assert done.stdout.count("said by the command") == 1
+    assert "exit code 0" not in done.stdout
+
+
 def test_a_command_that_is_not_there_is_mailed(nightly, tmp_path) -> None:
     """Before, `|| case $? in …` took 127 for an update that found nothing."""
     done, _ = nightly(tmp_path / "not-installed")

@@ -8,8 +8,8 @@ still waits in a queue, in a spill or in another home, and a hash of the id of e
 refuses what others still say of it. The lineage stays as ids without text. If forgetting is
 interrupted at any point, the same call again completes it.
 
-A run is forgotten with all that was said of it. It leaves no tombstone: a merge with a home that
-still has the run brings it back.
+A run can be forgotten alone, with all that was said of it. What is said of it later is refused, but
+a merge with a home that still has the run brings it back.
 """
 
 from __future__ import annotations

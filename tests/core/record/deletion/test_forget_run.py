@@ -10,6 +10,7 @@ import pytest
 import agentpref
 from agentpref.errors import NotKept, UnknownRun, UnknownUser
 from agentpref.home import Home
+from agentpref.leftovers import PUBLISHING
 from agentpref.record import database
 from agentpref.record.database import connect
 from agentpref.record.deletion.forget import Forgotten, forget, forget_run
@@ -73,14 +74,19 @@ def test_a_removal_that_a_reader_stopped_is_completed_though_the_run_is_gone(
     assert forget_run(home, runs[1], missing_ok=True) == Forgotten()
 
 
-def test_a_dry_run_changes_no_row_and_keeps_the_spill(judged) -> None:
+def test_a_dry_run_changes_no_row_and_keeps_the_spill_and_what_was_left(judged) -> None:
     home, runs = judged
+    half = home.adapters / f"{PUBLISHING}of-a-killed-update"
+    half.mkdir(parents=True)
     before, waiting = rows(home), home.spill.read_bytes()
     assert forget(home, "ana", dry_run=True).runs == 3
     assert forget_run(home, runs[1], dry_run=True).comparisons == 1
     assert expire(home, older_than=1e-6, force=True, dry_run=True).runs == 3
     assert rows(home) == before
     assert home.spill.read_bytes() == waiting
+    assert half.is_dir()
+    forget(home, "ana")
+    assert not half.exists()
 
 
 def test_a_log_goes_on_during_a_dry_run(judged) -> None:

@@ -174,7 +174,7 @@ def test_a_judgement_of_a_forgotten_run_is_refused_as_of_an_unknown_one(home: Ho
     with agentpref.Log(home.path) as log:
         hers = log.record(ASKED, SECRET, user_id="ada")
         forget(home, "ada")
-        with pytest.raises(UnknownRun, match="its user was forgotten") as refused:
+        with pytest.raises(UnknownRun, match="it or its user was forgotten") as refused:
             log.thumbs(hers, up=True)
         assert isinstance(refused.value, ForgottenRun)
         assert log.record(ASKED, "again", run_id=hers, user_id="ada") == hers
@@ -356,6 +356,7 @@ def test_a_user_who_is_called_like_the_unnamed_is_nobody_else(home: Home) -> Non
         log.record(ASKED, "of a joker", user_id=UNNAMED)
     assert forget(home, UNNAMED).runs == 1
     assert holding(home.path, "of a joker") == []
+    assert forget_unnamed(home, dry_run=True).runs == 1
     assert holding(home.path, "of somebody")
     assert forget_unnamed(home).runs == 1
     assert holding(home.path, "of somebody") == []

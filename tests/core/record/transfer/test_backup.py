@@ -221,6 +221,13 @@ def test_a_target_inside_the_home_is_refused(log: Log) -> None:
         backup(log.home, log.home.path / "backup")
 
 
+def test_another_home_is_no_target_and_stays(log: Log, tmp_path: Path) -> None:
+    backup(log.home, tmp_path / "copy")
+    with pytest.raises(ConfigError, match="copy holds a home already"):
+        backup(log.home, tmp_path / "copy")
+    assert Home.open(tmp_path / "copy")
+
+
 def test_a_folder_that_is_no_home_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NotAHome, match="agentpref init"):
         backup(tmp_path, tmp_path / "copy")
