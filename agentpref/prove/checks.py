@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 from agentpref import plugins
-from agentpref.prove.gate import UserCheckResult
+from agentpref.prove.evidence import UserCheckResult
 from agentpref.types import Message
 
 Ask: TypeAlias = Callable[[Sequence[Message]], str]

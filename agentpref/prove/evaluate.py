@@ -22,7 +22,7 @@ from agentpref.models.tool_calls import parse_rate
 from agentpref.prefer.strata import coarsen, stratify
 from agentpref.prove.bootstrap import Paired
 from agentpref.prove.checks import UserCheck, run_checks
-from agentpref.prove.gate import Evidence, Generations
+from agentpref.prove.evidence import Evidence, Generations
 from agentpref.prove.metrics import (
     accuracy,
     correctness,

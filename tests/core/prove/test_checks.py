@@ -8,7 +8,7 @@ import pytest
 
 from agentpref.errors import ConfigError
 from agentpref.prove.checks import installed_checks, run_checks
-from agentpref.prove.gate import UserCheckResult
+from agentpref.prove.evidence import UserCheckResult
 
 HELLO = [{"role": "user", "content": "Hello?"}]
 

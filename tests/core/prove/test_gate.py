@@ -14,15 +14,10 @@ from hypothesis import strategies as st
 from agentpref.config import GateSettings, UpdateConfig
 from agentpref.errors import ConfigError
 from agentpref.prove.bootstrap import Paired, lower_bound
-from agentpref.prove.gate import (
-    CheckResult,
-    Evidence,
-    GateResult,
-    Generations,
-    UserCheckResult,
-    judge,
-    retention_margin,
-)
+from agentpref.prove.evidence import Evidence, Generations, UserCheckResult
+from agentpref.prove.gate import judge
+from agentpref.prove.results import CheckResult, GateResult
+from agentpref.prove.retention import retention_margin
 from agentpref.types import Stratum
 
 RARELY = 0.1

@@ -12,7 +12,8 @@ from agentpref.learn.encode import EncodedExample
 from agentpref.learn.losses.kto import is_liked
 from agentpref.prove import evaluate
 from agentpref.prove.evaluate import Scores
-from agentpref.prove.gate import UserCheckResult, judge
+from agentpref.prove.evidence import UserCheckResult
+from agentpref.prove.gate import judge
 
 
 def row(pair, chosen=(1, 2), rejected=(3,)):
