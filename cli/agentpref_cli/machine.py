@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from agentpref.models.base_files import BaseSize
 
 _SHOWN = 5
+_COMMAND_WIDTH = 120
 _PROGRAM_BYTES = 750 << 20
 """What Python, torch and small passes take beside the weights: the peak of a night with `tiny`."""
 
@@ -139,12 +141,20 @@ def locks(home: Home) -> Iterator[Finding]:
 
 
 def _process(pid: str) -> str:
-    """A process by its number and its command, as far as this user may see it."""
-    words = b""
+    """A process by its number, its user and its command, as far as this user may see them."""
+    from agentpref.owners import user_name
+
+    if int(pid) <= 0:
+        return "a process of another container"
+    process, words, user = Path("/proc", pid), list[str](), ""
     with suppress(OSError):
-        words = Path("/proc", pid, "cmdline").read_bytes()
-    command = words.replace(b"\0", b" ").decode(errors="replace").strip()
-    return f"process {pid} ({command[:80]})" if command else f"process {pid}"
+        words = (process / "cmdline").read_bytes().decode(errors="replace").strip("\0").split("\0")
+    with suppress(OSError):
+        user = f" of {user_name(process.stat().st_uid)}"
+    if not words or not words[0]:
+        return f"process {pid}{user}, whose command this user may not see"
+    command = " ".join([Path(words[0]).name, *words[1:]])
+    return f"process {pid}{user} ({textwrap.shorten(command, _COMMAND_WIDTH, placeholder=' …')})"
 
 
 def night(
@@ -155,19 +165,19 @@ def night(
     need = _COPIES * adapter + _DISK_BYTES
     place = next(path for path in (home.path, *home.path.parents) if path.exists())
     free = shutil.disk_usage(place).free
-    message = f"{_gigabytes(free)} free; a night needs about {_gigabytes(need)} beside what it logs"
+    message = f"{_size(free)} free; a night needs about {_size(need)} beside what it logs"
     cure = "" if free >= need else f"; free space on the disk of {place}"
     yield Finding("disk", free >= need, message + cure)
     need = size.parameters * bytes_each + 4 * adapter + (0 if gpu else _PROGRAM_BYTES)
     free = _free_on_gpu() if gpu else free_memory()
     where = "of the GPU" if gpu else "of memory"
-    message = f"{_gigabytes(free)} {where} free; training needs at least {_gigabytes(need)}"
+    message = f"{_size(free)} {where} free; training needs at least {_size(need)}"
     cure = "; stop other programs, take a smaller model, or set precision" if free < need else ""
     yield Finding("memory", free >= need, message + cure)
 
 
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:,.1f} GB"
+def _size(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.0f} MB"
 
 
 def _free_on_gpu() -> int:

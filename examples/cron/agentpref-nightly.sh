@@ -8,8 +8,15 @@ model=/srv/models/qwen2.5-0.5b-instruct
 log=/srv/shop/agentpref-update.log
 
 date '+== %Y-%m-%d %H:%M:%S' >>"$log" || exit 1 # a log that cannot be written is mailed, too
-"$agentpref" update --home "$home" --model "$model" --max-minutes 120 >>"$log" 2>&1
+"$agentpref" update --home "$home" --model "$model" --max-minutes 120 >>"$log" 2>&1 &
+update=$!
+trap 'kill -TERM "$update" 2>/dev/null' HUP INT TERM # who stops this job stops the update, too
+wait "$update"
 code=$?
+while kill -0 "$update" 2>/dev/null; do # a signal ended the wait; the update ends its step
+    wait "$update"
+    code=$?
+done
 case $code in
     0) said='a candidate passed every check' ;;
     3) said='nothing new' ;;

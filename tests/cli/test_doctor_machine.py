@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from agentpref.home import Home
 from agentpref.models.base import find_base
 from agentpref.models.base_files import BaseSize, measure_base
+from agentpref.owners import user_name
 from agentpref.record.database import exclusive
 from agentpref_cli import machine
 
@@ -66,7 +68,9 @@ def test_a_process_that_holds_a_lock_is_named(doctor, filled) -> None:
     assert doctor(0)["locks"][0]["message"].startswith("no process holds one")
     with exclusive(Home.open(filled)):
         [locks] = doctor(0)["locks"]
-        assert f"update.lock is held by process {os.getpid()} (" in locks["message"]
+        user, command = user_name(os.geteuid()), Path(sys.orig_argv[0]).name
+        held = f"update.lock is held by process {os.getpid()} of {user} ({command} "
+        assert held in locks["message"]
     assert (filled / "update.lock").exists(), "a file that is left over"
     assert doctor(0)["locks"][0]["message"].startswith("no process holds one")
 
@@ -137,6 +141,7 @@ def test_too_little_room_fails_and_says_what_to_do(tmp_path: Path, monkeypatch) 
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 1))
     disk, memory = machine.night(Home(tmp_path), BaseSize(1_000, 10), 16, 4, gpu=False)
     assert (disk.passed, memory.passed) == (False, False)
+    assert disk.message.startswith("0 MB free; a night needs about 67 MB")
     assert disk.message.endswith(f"free space on the disk of {tmp_path}")
     assert "take a smaller model" in memory.message
 

@@ -6,8 +6,10 @@ import configparser
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -40,17 +42,27 @@ def as_cron_runs(line: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def nightly(tmp_path: Path):
-    """Install the job as the guide says, for a home and a command, and run it as cron does."""
-    log = tmp_path / "agentpref-update.log"
+def installed(tmp_path: Path):
+    """Install the job as the guide says, for a home and a command."""
 
-    def call(command: object, home: object = "/nowhere", model: str = "tiny"):
+    def install(command: object, home: object = "/nowhere", model: str = "tiny"):
+        log, job = tmp_path / "agentpref-update.log", tmp_path / "agentpref-nightly.sh"
         text = NIGHTLY.read_text(encoding="utf-8")
         for name, value in (("agentpref", command), ("home", home), ("model", model), ("log", log)):
             text = re.sub(rf"(?m)^{name}=\S+", f"{name}={value}", text)
-        job = tmp_path / "agentpref-nightly.sh"
         job.write_text(text, encoding="utf-8")
         job.chmod(0o755)
+        return job, log
+
+    return install
+
+
+@pytest.fixture
+def nightly(installed):
+    """Install the job, and run it as cron does."""
+
+    def call(*wanted: object, **also: object):
+        job, log = installed(*wanted, **also)
         line = next(line for line in LINES if "nightly" in line)
         done = as_cron_runs(line.replace("/srv/shop/agentpref-nightly.sh", str(job)))
         return done, log.read_text(encoding="utf-8")
@@ -86,6 +98,31 @@ def test_a_night_that_failed_is_mailed_with_what_was_said(nightly, tmp_path, cod
     assert words in first
     assert first in log
     assert "said by the command" in done.stdout
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_who_stops_the_job_stops_the_update_and_the_log_has_it(installed, tmp_path, signum) -> None:
+    """The stand-in ends in its own time, as an update does that finishes its step."""
+    command, started = tmp_path / "stand-in", tmp_path / "started"
+    command.write_text(
+        f"#!/bin/sh\ntrap 'sleep .3; echo ended by a signal; exit 143' TERM\ntouch {started}\n"
+        "while :; do sleep .05; done\n",
+        encoding="utf-8",
+    )
+    command.chmod(0o755)
+    job = tmp_path / "agentpref-nightly.sh"
+
+    job, log = installed(command)
+    with subprocess.Popen([job], stdout=subprocess.PIPE) as running:
+        while not started.exists():
+            time.sleep(0.02)
+        running.send_signal(signum)
+        running.communicate()
+    assert running.returncode == 143
+    assert log.read_text(encoding="utf-8").splitlines()[1:] == [
+        "ended by a signal",
+        "agentpref update: exit code 143: ended by a signal; the next update resumes it",
+    ]
 
 
 def test_a_mail_has_what_was_said_in_its_own_night_alone(nightly, tmp_path) -> None:
