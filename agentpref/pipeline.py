@@ -14,19 +14,20 @@ import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentpref.accounting import account, count, take_stock, with_account
-from agentpref.budget import Budget, choose
+from agentpref.attempt import Bench
+from agentpref.budget import Budget
 from agentpref.config import UpdateConfig
-from agentpref.errors import ConfigError, TrainingDiverged, UpdateInterrupted, WrongBase
+from agentpref.errors import ConfigError, UpdateInterrupted, WrongBase
 from agentpref.home import Home
 from agentpref.learn import checkpoint as checkpoints
 from agentpref.learn import resume
 from agentpref.learn.checkpoint import Checkpoint
-from agentpref.learn.data import Available, UpdateRows, prepare
+from agentpref.learn.data import Available
 from agentpref.learn.process import LOADING, Interrupts
 from agentpref.learn.resume import StartedUpdate
 from agentpref.learn.team import Team, assembled
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
     from agentpref.learn.adapter import Policy
     from agentpref.learn.cache import LogpCache
     from agentpref.learn.learner import Learner
-    from agentpref.learn.trainer import TrainingReport
     from agentpref.models.adapter_files import AdapterFiles
     from agentpref.models.base import BaseModel
     from agentpref.prove.checks import UserCheck
@@ -240,19 +240,24 @@ class _Update:
         # 3. Learn, and prove.
         self.share = self.stack.enter_context(sharing(started.threads if started else None))
         learner = self._learner(base, live, adapter)
-        if started is None:
-            rows = choose(learner, available, self.config, self.budget)
-        else:
-            rows = prepare(learner, available, started.data, self.config)
-        training = self._train(learner, rows, needed) if rows.new else None
-        if training is not None:
-            rows = rows.only(learner.reached)
-        groups = account(available, rows, learner.objections)
-        report = with_account(report, learner, groups)
-        if training is None:
-            report = replace(report, verdict="nothing_usable")
-        else:
-            report = self._prove(report, learner, rows, training, checks)
+        bench = Bench(
+            self.update_id,
+            self.created_at,
+            learner,
+            self.config,
+            checks,
+            self.budget,
+            self.checkpoint,
+            self.interrupts,
+            self.share,
+            needed,
+        )
+        tried = bench.attempt(available, started)
+        groups = account(available, tried.rows, learner.objections)
+        report = replace(with_account(report, learner, groups), **bench.told(tried))
+        if tried.proof is not None:
+            counts = report.counts | {"evaluated_thumbs": tried.proof.evaluated_thumbs}
+            report = replace(report, counts=counts, notes=[*report.notes, *tried.proof.notes])
         notes = self.budget.notes(groups, self.config)
         report = replace(report, seconds=self.budget.spent(), notes=[*report.notes, *notes])
 
@@ -346,58 +351,3 @@ class _Update:
         from agentpref.learn.cache import LogpCache
 
         return LogpCache(self.connection, base.numbers, policy)
-
-    def _train(
-        self, learner: Learner, rows: UpdateRows, needed: Mapping[str, Any]
-    ) -> TrainingReport:
-        from agentpref.learn.trainer import Limits
-
-        started = StartedUpdate(self.update_id, self.created_at, rows.data, self.share.threads)
-        self.checkpoint.about = started.freeze(needed)
-        if self.config.max_minutes is not None:
-            learner.score("base", rows.trained)  # which is no part of the time for training
-        seconds = self.budget.for_training(learner, rows.held_out or rows.trained)
-        limits = Limits(seconds, self.interrupts, self.budget.clock)
-        try:
-            return learner.fit(
-                rows.trained, new=len(rows.new), checkpoint=self.checkpoint, limits=limits
-            )
-        except TrainingDiverged:
-            checkpoints.remove(self.checkpoint.path)  # it would only diverge again
-            raise
-
-    def _prove(
-        self,
-        report: UpdateReport,
-        learner: Learner,
-        rows: UpdateRows,
-        training: TrainingReport,
-        checks: Mapping[str, UserCheck],
-    ) -> UpdateReport:
-        """Evaluate the candidate, and decide on it."""
-        from agentpref.prove import evaluate, gate
-
-        config = self.config
-        kl = evaluate.kl_from_base(learner, rows.held_out or rows.new, seed=config.seed)
-        new = evaluate.score(learner, rows.new_held_out)
-        old = evaluate.score(learner, rows.old_held_out)
-        evidence = evaluate.gather(
-            learner,
-            new,
-            old,
-            kl=kl,
-            trained=rows.new,
-            checks=checks,
-            config=config,
-            cut_short=training.stopped == "time",
-        )
-        result = gate.judge(evidence, config.gate, seed=config.seed)
-        return replace(
-            report,
-            verdict=result.verdict,
-            counts=report.counts | {"evaluated_thumbs": new.counted_thumbs()},
-            accuracy=new.joined(old).by_tag(),
-            training=asdict(training) | self.share.to_mapping(),
-            checks=result.to_mapping()["checks"],
-            notes=[*report.notes, *new.notes(), *evidence.notes],
-        )
