@@ -33,6 +33,7 @@ FEWEST = 5
 """With fewer prompts, no exact test says anything of a group: it is not at fault."""
 
 _KL, _RETENTION = "KL", "retention of "
+_EVIDENCE = ("enough evidence", "new preferences")  # without which nothing is refused alone
 _SETS = ("aside", "aged", "restored", "undecided")
 _LISTS = ("without", "changed", "notes", "told")
 
@@ -153,7 +154,7 @@ def only_undecided(plan: Plan, checks: Sequence[CheckResult]) -> bool:
 
     Then nobody can say yet whether the candidate forgot or learned, and more judgements will.
     """
-    failed = [one for one in checks if not one.passed]
+    failed = [one for one in checks if not one.passed and one.name not in _EVIDENCE]
     strata = [one for one in failed if one.name.startswith(_RETENTION) and "/" in one.name]
     together = [one for one in failed if one.name == f"{_RETENTION}all strata together"]
     return (
