@@ -23,11 +23,17 @@ if TYPE_CHECKING:
 
 
 def take_stock(
-    catalog: Catalog, learned: Container[str], config: UpdateConfig
+    catalog: Catalog,
+    learned: Container[str],
+    config: UpdateConfig,
+    *,
+    aside: Container[str] = frozenset(),
+    aged: Container[str] = frozenset(),
 ) -> tuple[Available, dict[str, int]]:
     """List all examples there are by use, and count what makes none by reason.
 
-    ``learned`` holds the ids that the live revision has learned.
+    ``learned`` holds the ids that the live revision has learned, of which the ``aged`` ones no
+    longer count; ``aside`` those that earlier updates set aside.
     """
     listed, left_out = catalog.entries(), catalog.left_out()
     if not config.thumbs.weight:
@@ -35,7 +41,8 @@ def take_stock(
         if len(pairs) < len(listed):
             left_out["thumbs_turned_off"] = len(listed) - len(pairs)
         listed = pairs
-    return Available.split(listed, learned, catalog.read), left_out
+    split = Available.split(listed, learned, catalog.read, aside=aside, aged=aged)
+    return split, left_out
 
 
 def count(**groups: Sequence[Listed]) -> dict[str, int]:
@@ -51,8 +58,21 @@ def count(**groups: Sequence[Listed]) -> dict[str, int]:
     return counts
 
 
+def there(available: Available) -> dict[str, int]:
+    """Count what there is by use. What was aged out is old: live has learned it."""
+    old = [*available.old, *(one for one in available.aged if not one.held_out)]
+    old_held_out = [*available.old_held_out, *(one for one in available.aged if one.held_out)]
+    return count(
+        new=available.new, old=old, new_held_out=available.new_held_out, old_held_out=old_held_out
+    )
+
+
 def account(
-    available: Available, rows: UpdateRows, objections: Mapping[str, Objection]
+    available: Available,
+    rows: UpdateRows,
+    objections: Mapping[str, Objection],
+    *,
+    before: Available | None = None,
 ) -> dict[str, tuple[Listed, ...]]:
     """Say of every example that there is what the update did with it; each is in one group.
 
@@ -62,6 +82,7 @@ def account(
         available: all examples there are.
         rows: what was trained and evaluated.
         objections: to examples that could not be encoded, by their ids.
+        before: the same as it was before this update; else nothing was set aside or aged out by it.
     """
     groups = {
         "trained": rows.new,
@@ -77,23 +98,39 @@ def account(
     unused = [read.get(e.example_id, e) for e in available.all() if e.example_id not in used]
     found["left_out"] = tuple(e for e in unused if e.example_id in objections)
     unused = [e for e in unused if e.example_id not in objections]
+    for name, now, then in (
+        ("set_aside", available.aside, (before or available).aside),
+        ("aged_out", available.aged, (before or available).aged),
+    ):
+        ids = {e.example_id for e in now}
+        known = {e.example_id for e in then}
+        mine = [e for e in unused if e.example_id in ids]
+        found[name] = tuple(e for e in mine if e.example_id not in known)
+        found[f"still_{name}"] = tuple(e for e in mine if e.example_id in known)
+        unused = [e for e in unused if e.example_id not in ids]
     found["waiting"] = tuple(e for e in unused if e.example_id in fresh)
     found["not_drawn"] = tuple(e for e in unused if e.example_id not in fresh)
     return found
 
 
 def uses(
-    groups: Mapping[str, Sequence[Listed]],
+    groups: Mapping[str, Sequence[Listed]], *, refused: bool = False
 ) -> tuple[dict[str, Role], dict[str, tuple[str, ...]]]:
-    """What the ledger keeps of an update: what it used each example for, and their sources."""
+    """What the ledger keeps of an update: what it used each example for, and their sources.
+
+    What was new to an update that was ``refused`` is set aside.
+    """
     roles: dict[str, Role] = {
-        "trained": "new",
-        "new_evaluated": "held_out",
+        "restored": "restored",  # unless it is replayed, which says as much
+        "trained": "set_aside" if refused else "new",
+        "new_evaluated": "set_aside" if refused else "held_out",
         "replayed": "replay",
         "left_out": "left_out",
         "waiting": "waiting",
+        "set_aside": "set_aside",
+        "aged_out": "aged_out",
     }
-    used = [(role, e) for group, role in roles.items() for e in groups[group]]
+    used = [(role, e) for group, role in roles.items() for e in groups.get(group, ())]
     read = [e for _, e in used if isinstance(e, Example)]  # the ledger has those of the others
     return (
         {e.example_id: role for role, e in used},
@@ -106,8 +143,9 @@ def with_account(
 ) -> UpdateReport:
     """The report with what becomes of every example, and with what was not used as logged."""
     objections = {e.example_id: learner.objections[e.example_id] for e in groups["left_out"]}
-    rare = {"waiting", "not_drawn"}  # of no interest where there are none
-    used = {k: v for k, v in groups.items() if k != "left_out" and (v or k not in rare)}
+    always = {"trained", "replayed", "new_evaluated", "old_evaluated"}
+    told = {k: v for k, v in groups.items() if k not in ("left_out", "restored")}
+    used = {k: v for k, v in told.items() if v or k in always}
     reasons = Counter(objection.reason for objection in objections.values())
     return replace(
         report,

@@ -96,16 +96,21 @@ class Budget:
 
 
 def choose(
-    learner: Learner, available: Available, config: UpdateConfig, budget: Budget
+    learner: Learner,
+    available: Available,
+    config: UpdateConfig,
+    budget: Budget,
+    *,
+    replay: int | None = None,
 ) -> UpdateRows:
-    """Choose and encode what there is time for.
+    """Choose and encode what there is time for; ``replay`` is that of :func:`prepare`.
 
     Where nothing of it can be trained, the examples that cannot be encoded are put aside, and
     others are chosen in their place.
     """
     while True:
         chosen = affordable(learner, available, config, budget)
-        rows = prepare(learner, chosen, None, config)
+        rows = prepare(learner, chosen, None, config, replay=replay)
         left = tuple(one for one in available.new if one.example_id not in learner.objections)
         if rows.new or not left or len(left) == len(available.new):
             return rows

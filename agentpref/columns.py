@@ -222,6 +222,14 @@ COLUMNS: Mapping[Kind, tuple[Column, ...]] = {
         ),
         Column("waiting", "count", "examples that wait for the next", _counted("waiting")),
         Column(
+            "set_aside",
+            "count",
+            "new examples that it set aside",
+            lambda u: sum(
+                one["examples"] for one in u.set_aside if one["update_id"] == u.update_id
+            ),
+        ),
+        Column(
             "left_out",
             "count",
             "examples and judgements that it could not use",

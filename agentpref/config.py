@@ -194,6 +194,9 @@ class ReplaySettings:
 
     minimum: int = setting(128, "replay at least so many examples; 0 turns replay off", ge=0)
     hard_share: float = setting(0.3, "share of hard examples; the rest are random", ge=0, le=1)
+    refit: int = setting(
+        4000, "replay at most so many when the KL budget is spent and base is refitted", ge=1
+    )
 
 
 @_group("gate.")

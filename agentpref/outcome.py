@@ -131,7 +131,7 @@ class Outcome:
 
     def _keep(self, connection: sqlite3.Connection, report: UpdateReport) -> None:
         """Store the report, and what each example was used for and made of."""
-        pairs, sources = uses(self.groups)
+        pairs, sources = uses(self.groups, refused=report.verdict == "refused")
         Updates(connection).add(
             UpdateRow(
                 update_id=report.update_id,

@@ -14,32 +14,38 @@ import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agentpref.accounting import account, count, take_stock, with_account
-from agentpref.budget import Budget, choose
+from agentpref.accounting import account, take_stock, there, with_account
+from agentpref.aside import still_aside, with_aside
+from agentpref.attempt import Bench
+from agentpref.budget import Budget
+from agentpref.changes import find_changes
 from agentpref.config import UpdateConfig
-from agentpref.errors import ConfigError, TrainingDiverged, UpdateInterrupted, WrongBase
+from agentpref.errors import ConfigError, UpdateInterrupted, WrongBase
 from agentpref.home import Home
 from agentpref.learn import checkpoint as checkpoints
 from agentpref.learn import resume
 from agentpref.learn.checkpoint import Checkpoint
-from agentpref.learn.data import Available, UpdateRows, prepare
+from agentpref.learn.data import Available
 from agentpref.learn.process import LOADING, Interrupts
 from agentpref.learn.resume import StartedUpdate
 from agentpref.learn.team import Team, assembled
 from agentpref.models.threads import sharing
 from agentpref.outcome import Outcome, Wishes
 from agentpref.prefer.catalog import Catalog
+from agentpref.record import asides
+from agentpref.record.asides import Refusal
 from agentpref.record.database import connect, exclusive, translated
 from agentpref.record.journal import Trace
 from agentpref.record.messages import new_id
 from agentpref.record.spill import drain
 from agentpref.record.store import Store
 from agentpref.record.updates import Updates
-from agentpref.repeats import stalled
+from agentpref.repeats import digests, stalled
+from agentpref.retry import Plan, following
 from agentpref.serve import decisions
 from agentpref.serve.backend import Revision
 from agentpref.serve.registry import Registry
@@ -52,7 +58,6 @@ if TYPE_CHECKING:
     from agentpref.learn.adapter import Policy
     from agentpref.learn.cache import LogpCache
     from agentpref.learn.learner import Learner
-    from agentpref.learn.trainer import TrainingReport
     from agentpref.models.adapter_files import AdapterFiles
     from agentpref.models.base import BaseModel
     from agentpref.prove.checks import UserCheck
@@ -211,7 +216,20 @@ class _Update:
         catalog = Catalog(self.connection, self.namespace, held_out=self.config.held_out)
         catalog.refresh()
         learned = self.updates.learned_by(serving.live)
-        available, left_out = take_stock(catalog, learned, self.config)
+        refusals = still_aside(
+            self.connection,
+            self.trace.report,
+            catalog.find,
+            lambda: digests(self.trace.report),
+            again=self.wishes.again,
+        )
+        available, left_out = take_stock(
+            catalog,
+            learned,
+            self.config,
+            aside={name for one in refusals for name in one.examples},
+            aged=asides.aged_out(self.connection, serving.live),
+        )
         report = self._report(available, live, left_out, killed)
         known = stalled(self.connection, report, available, again=self.wishes.again)
         is_new = bool(available.new) and known is None
@@ -235,32 +253,73 @@ class _Update:
             from agentpref.models.base import find_base
 
             find_base(self.model)  # a wrong name is said when nothing is new, too
+            report = with_aside(report, refusals, available)
             return self.trace.end(self.connection, report)
 
         # 3. Learn, and prove.
         self.share = self.stack.enter_context(sharing(started.threads if started else None))
         learner = self._learner(base, live, adapter)
+        before, was_aside = available, {one.example_id for one in available.aside}
         if started is None:
-            rows = choose(learner, available, self.config, self.budget)
+            plan = self._plan(learner, available, refusals, serving.live)
         else:
-            rows = prepare(learner, available, started.data, self.config)
-        training = self._train(learner, rows, needed) if rows.new else None
-        if training is not None:
-            rows = rows.only(learner.reached)
-        groups = account(available, rows, learner.objections)
-        report = with_account(report, learner, groups)
-        if training is None:
-            report = replace(report, verdict="nothing_usable")
-        else:
-            report = self._prove(report, learner, rows, training, checks)
+            plan = Plan.thaw(started.plan)
+        available = before.sorted_anew(aside=plan.aside & was_aside, aged=plan.aged)
+        report = replace(report, counts=there(available), notes=[*report.notes, *plan.notes])
+        available = available.sorted_anew(aside=plan.aside, aged=plan.aged)
+        bench = Bench(
+            self.update_id,
+            self.created_at,
+            serving.live,
+            learner,
+            self.config,
+            checks,
+            self.budget,
+            self.checkpoint,
+            self.interrupts,
+            self.share,
+            lambda: asides.tried(self.connection, self.namespace),
+            needed,
+        )
+        tried = bench.run(available, plan, started)
+        groups = account(tried.available, tried.rows, learner.objections, before=before)
+        report = replace(with_account(report, learner, groups), **bench.told(tried))
+        if tried.proof is not None:
+            counts = report.counts | {"evaluated_thumbs": tried.proof.evaluated_thumbs}
+            notes = [*report.notes, *following(tried.plan.told), *tried.proof.notes]
+            report = replace(report, counts=counts, notes=notes)
+        report = with_aside(report, refusals, tried.available, groups)
         notes = self.budget.notes(groups, self.config)
         report = replace(report, seconds=self.budget.spent(), notes=[*report.notes, *notes])
 
         # 4. Record what it used, publish it, and serve it: all of it or nothing.
-        outcome = Outcome(report, groups, self.wishes)
+        again = (one for one in tried.available.all() if one.example_id in tried.plan.restored)
+        outcome = Outcome(report, {**groups, "restored": tuple(again)}, self.wishes)
         report = outcome.settle(self.registry, self.connection, learner, serving)
         checkpoints.remove(self.checkpoint.path)
         return report
+
+    def _plan(
+        self,
+        learner: Learner,
+        available: Available,
+        refusals: Sequence[Refusal],
+        live: str | None,
+    ) -> Plan:
+        """The first attempt: without what was set aside, and what people think otherwise of now."""
+        aside = frozenset(one.example_id for one in available.aside)
+        aged = frozenset(one.example_id for one in available.aged)
+        if live is None:
+            return Plan(aside=aside, aged=aged)
+        changes = find_changes(learner, available, self.connection, refusals, live, self.config)
+        return Plan(
+            aside=aside - changes.back,
+            aged=(aged | changes.aged) - changes.restored,
+            restored=changes.restored,
+            undecided=changes.undecided,
+            changed=changes.told,
+            notes=changes.notes,
+        )
 
     def _load_parts(self) -> Mapping[str, UserCheck]:
         from agentpref.learn.losses import load_loss
@@ -310,17 +369,11 @@ class _Update:
         killed: Sequence[str],
     ) -> UpdateReport:
         """The report as far as it is known before any work."""
-        counts = count(
-            new=available.new,
-            old=available.old,
-            new_held_out=available.new_held_out,
-            old_held_out=available.old_held_out,
-        )
         held = self.registry.held()
         return replace(
             self.trace.report,
             parent=live.revision_id if live is not None else None,
-            counts=counts,
+            counts=there(available),
             left_out=dict(left_out),
             notes=[
                 *killed,
@@ -346,58 +399,3 @@ class _Update:
         from agentpref.learn.cache import LogpCache
 
         return LogpCache(self.connection, base.numbers, policy)
-
-    def _train(
-        self, learner: Learner, rows: UpdateRows, needed: Mapping[str, Any]
-    ) -> TrainingReport:
-        from agentpref.learn.trainer import Limits
-
-        started = StartedUpdate(self.update_id, self.created_at, rows.data, self.share.threads)
-        self.checkpoint.about = started.freeze(needed)
-        if self.config.max_minutes is not None:
-            learner.score("base", rows.trained)  # which is no part of the time for training
-        seconds = self.budget.for_training(learner, rows.held_out or rows.trained)
-        limits = Limits(seconds, self.interrupts, self.budget.clock)
-        try:
-            return learner.fit(
-                rows.trained, new=len(rows.new), checkpoint=self.checkpoint, limits=limits
-            )
-        except TrainingDiverged:
-            checkpoints.remove(self.checkpoint.path)  # it would only diverge again
-            raise
-
-    def _prove(
-        self,
-        report: UpdateReport,
-        learner: Learner,
-        rows: UpdateRows,
-        training: TrainingReport,
-        checks: Mapping[str, UserCheck],
-    ) -> UpdateReport:
-        """Evaluate the candidate, and decide on it."""
-        from agentpref.prove import evaluate, gate
-
-        config = self.config
-        kl = evaluate.kl_from_base(learner, rows.held_out or rows.new, seed=config.seed)
-        new = evaluate.score(learner, rows.new_held_out)
-        old = evaluate.score(learner, rows.old_held_out)
-        evidence = evaluate.gather(
-            learner,
-            new,
-            old,
-            kl=kl,
-            trained=rows.new,
-            checks=checks,
-            config=config,
-            cut_short=training.stopped == "time",
-        )
-        result = gate.judge(evidence, config.gate, seed=config.seed)
-        return replace(
-            report,
-            verdict=result.verdict,
-            counts=report.counts | {"evaluated_thumbs": new.counted_thumbs()},
-            accuracy=new.joined(old).by_tag(),
-            training=asdict(training) | self.share.to_mapping(),
-            checks=result.to_mapping()["checks"],
-            notes=[*report.notes, *new.notes(), *evidence.notes],
-        )

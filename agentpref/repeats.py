@@ -37,7 +37,7 @@ def stalled(
     if again or not available.fresh:
         return None
     taken = explain_taken_back(
-        connection, report.namespace, available.fresh, report.config, lambda: _digests(report)
+        connection, report.namespace, available.fresh, report.config, lambda: digests(report)
     )
     if taken is not None:
         return replace(report, notes=[*report.notes, taken])
@@ -53,11 +53,11 @@ def _is_same(last: Attempt, report: UpdateReport, available: Available) -> bool:
         available.fresh == last.pairs | last.waiting
         and last.report.get("config") == report.config
         and _has_stalled(last)
-        and digests_of(last.report.get("base") or {}) == _digests(report)
+        and digests_of(last.report.get("base") or {}) == digests(report)
     )
 
 
-def _digests(report: UpdateReport) -> tuple[str, str]:
+def digests(report: UpdateReport) -> tuple[str, str]:
     """What identifies the base model of an update. All of its weights are read for it."""
     from agentpref.models.base import base_digests, find_base
 

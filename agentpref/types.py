@@ -209,13 +209,22 @@ class UpdateReport:
     ``counts`` are numbers of pairs and, under the same names with ``_thumbs``, of lone thumbs.
     ``new``, ``old`` and their ``_held_out`` are all there are. Each of these is ``trained``,
     ``replayed``, ``new_evaluated``, ``old_evaluated``, ``not_drawn`` this time, ``waiting`` for the
-    next update, or in ``left_out``. ``evaluated_thumbs`` are the new held-out thumbs that count as
-    evidence: as many likes as dislikes.
+    next update, ``set_aside`` by an attempt of this one, ``aged_out`` by it, ``still_aged_out``
+    since an older one, or in ``left_out``. What earlier updates set aside is ``still_set_aside``,
+    and no part of ``new``. ``evaluated_thumbs`` are the new held-out thumbs that count as evidence:
+    as many likes as dislikes.
 
     Every example that was not used as it was logged is counted by reason: ``left_out`` are neither
     trained nor evaluated (it counts the rows of feedback that made no example, too), ``shortened``
     lost the oldest turns of their prompt, and the logged tokens of ``retokenized`` could not be
-    used. ``config`` holds the settings, ``base`` identifies the base model, and ``notes`` say
+    used.
+
+    ``attempts`` lists what the update tried, in order: what each started from and was without, its
+    verdict, the checks that failed, and why the ``next`` one followed. ``set_aside`` lists what is
+    set aside now: by which update, how many examples, why, and what brings them ``back``.
+    ``changed`` lists the tags in which new judgements contradict what live has learned.
+
+    ``config`` holds the settings, ``base`` identifies the base model, and ``notes`` say
     anything else, such as why an interrupted training started over.
     """
 
@@ -234,6 +243,9 @@ class UpdateReport:
     accuracy: dict[str, dict[str, float]] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     checks: list[dict[str, Any]] = field(default_factory=list)
+    attempts: list[dict[str, Any]] = field(default_factory=list)
+    set_aside: list[dict[str, Any]] = field(default_factory=list)
+    changed: list[dict[str, Any]] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     base: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

@@ -87,6 +87,11 @@ class Checkpoint:
         self.troubles: list[str] = []
         self._every, self._clock = every, clock
         self._saved_at, self._pause = clock(), every
+        self._is_of_another = False
+
+    def supersede(self) -> None:
+        """Another run begins: the state of the one that ended stays until the first save."""
+        self._is_of_another = True
 
     def due(self) -> bool:
         """Whether it is time to save again."""
@@ -98,7 +103,7 @@ class Checkpoint:
         The time to the next save counts from here.
         """
         self._saved_at = self._clock()
-        if not self.path.exists():
+        if self._is_of_another or not self.path.exists():
             return None
         try:
             found = read(self.path).state
@@ -118,7 +123,7 @@ class Checkpoint:
         """Replace the saved state; an error of the disk is reported, and training goes on."""
         from safetensors import SafetensorError
 
-        started = self._clock()
+        started, self._is_of_another = self._clock(), False
         try:
             _write(self.path, state, self.about)
         except (OSError, SafetensorError) as error:

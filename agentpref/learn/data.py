@@ -32,6 +32,9 @@ LARGE_UPDATE = 1000
 class Available:
     """All the examples there are, listed by use: trained or held out, new or learned by live.
 
+    ``aside`` are new ones that were set aside with a refused update, and ``aged`` are learned ones
+    that people think otherwise of since: neither is trained or evaluated.
+
     ``read`` reads listed examples whole, in order, without those that are gone meanwhile. The list
     of whole examples is one of its own.
     """
@@ -40,6 +43,8 @@ class Available:
     old: tuple[Listed, ...] = ()
     new_held_out: tuple[Listed, ...] = ()
     old_held_out: tuple[Listed, ...] = ()
+    aside: tuple[Listed, ...] = ()
+    aged: tuple[Listed, ...] = ()
     read: Callable[[Sequence[Any]], list[Example]] = list
 
     @classmethod
@@ -48,17 +53,35 @@ class Available:
         examples: Iterable[Listed],
         learned: Container[str],
         read: Callable[[Sequence[Any]], list[Example]] = list,
+        *,
+        aside: Container[str] = frozenset(),
+        aged: Container[str] = frozenset(),
     ) -> Available:
-        """Split examples; ``learned`` holds the ids that the live revision has learned."""
+        """Split examples.
+
+        ``learned`` holds the ids that the live revision has learned; of these, the ``aged`` ones no
+        longer count, and of the others those that were set ``aside``.
+        """
         parts: dict[str, list[Listed]] = {}
         for example in examples:
-            name = "old" if example.example_id in learned else "new"
-            parts.setdefault(f"{name}_held_out" if example.held_out else name, []).append(example)
+            is_old = example.example_id in learned
+            if example.example_id in (aged if is_old else aside):
+                name = "aged" if is_old else "aside"
+            else:
+                name = ("old" if is_old else "new") + ("_held_out" if example.held_out else "")
+            parts.setdefault(name, []).append(example)
         return cls(**{name: tuple(found) for name, found in parts.items()}, read=read)
+
+    def sorted_anew(self, *, aside: Container[str], aged: Container[str]) -> Available:
+        """The same examples, of which others are set aside or aged out."""
+        learned = {one.example_id for one in (*self.old, *self.old_held_out, *self.aged)}
+        ordered = sorted(self.all(), key=lambda one: (one.lone, one.created_at, one.example_id))
+        return Available.split(ordered, learned, self.read, aside=aside, aged=aged)
 
     def all(self) -> Iterator[Listed]:
         """The examples of every use."""
-        return chain(self.new, self.old, self.new_held_out, self.old_held_out)
+        learned = (self.old, self.old_held_out, self.aged)
+        return chain(self.new, self.new_held_out, self.aside, *learned)
 
     @property
     def fresh(self) -> set[str]:
@@ -155,7 +178,12 @@ class UpdateRows:
 
 
 def prepare(
-    learner: Learner, available: Available, started: UpdateData | None, config: UpdateConfig
+    learner: Learner,
+    available: Available,
+    started: UpdateData | None,
+    config: UpdateConfig,
+    *,
+    replay: int | None = None,
 ) -> UpdateRows:
     """Choose and encode what an update works on.
 
@@ -164,10 +192,11 @@ def prepare(
         available: the examples to choose from: all there are, or those there is time for.
         started: what an interrupted update had chosen, to continue with; else ``None``.
         config: the settings of replay and gate, and the seed.
+        replay: how many old examples of each kind to replay instead of the usual number.
     """
     read = available.read
     new = tuple(read(available.new)) if started is None else started.new
-    lone = _draw(available, started, config, lone=True)
+    lone = _draw(available, started, config, lone=True, size=replay)
     # Lone examples are encoded together: even a single new one then finds its mismatch.
     rows = learner.encode([*new, *lone])
     ids = {example.example_id for example in new}
@@ -176,7 +205,7 @@ def prepare(
     new_held_out = tuple(read(available.new_held_out)) if started is None else started.new_held_out
     if not new_rows:
         return UpdateRows(started or UpdateData(new, (), new_held_out, ()))
-    compared = _draw(available, started, config, lone=False, learner=learner)
+    compared = _draw(available, started, config, lone=False, size=replay, learner=learner)
     old_rows = [*learner.encode(compared), *old_lone]
     data = started or UpdateData(
         new,
@@ -201,6 +230,7 @@ def _draw(
     config: UpdateConfig,
     *,
     lone: bool,
+    size: int | None,
     learner: Learner | None = None,
 ) -> list[Example]:
     """Old examples to replay, of one kind: those that an interrupted update had drawn, or new ones.
@@ -220,7 +250,7 @@ def _draw(
 
     drawn = draw(
         by_stratum(old),
-        replay_size(new, config.replay),
+        replay_size(new, config.replay) if size is None else size,
         hard_share=0.0 if learner is None else config.replay.hard_share,
         hardness=hardness,
         rng=random.Random(config.seed),

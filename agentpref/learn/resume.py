@@ -8,7 +8,7 @@ removed and the reason reported.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,14 +26,16 @@ T = TypeVar("T")
 class StartedUpdate:
     """An update that has started: its id, its time of creation, and the data it works on.
 
-    ``threads`` are those of torch that it computes with: the last bits may depend on their number.
-    States of older versions do not have it.
+    ``plan`` says which attempt of the update it is, in plain values; it is empty in states of older
+    versions, which had one. ``threads`` are those of torch that it computes with: the last bits may
+    depend on their number. States of older versions do not have it.
     """
 
     update_id: str
     created_at: float
     data: UpdateData
     threads: int | None = None
+    plan: Mapping[str, Any] = field(default_factory=dict)
 
     def freeze(self, conditions: Mapping[str, Any]) -> dict[str, Any]:
         """Plain values to store with the state, from which :func:`find` makes an equal update."""
@@ -43,6 +45,7 @@ class StartedUpdate:
             "created_at": self.created_at,
             "data": self.data.freeze(),
             "threads": self.threads,
+            "plan": dict(self.plan),
         }
 
 
@@ -86,7 +89,8 @@ def find(
         frozen = _part(about, "data", dict)
         data = UpdateData.thaw(frozen, find_examples(UpdateData.frozen_ids(frozen)))
         threads = None if about.get("threads") is None else _part(about, "threads", int)
-        return StartedUpdate(update_id, _part(about, "created_at", float), data, threads)
+        plan = _part(about, "plan", dict) if "plan" in about else {}
+        return StartedUpdate(update_id, _part(about, "created_at", float), data, threads, plan)
     except UnusableState as error:
         checkpoint.discard(str(error))
         return None

@@ -29,8 +29,15 @@ from agentpref.record.sums import counted
 from agentpref.record.weights import name_weights
 from agentpref.types import BASE
 
-Role = Literal["new", "replay", "held_out", "left_out", "waiting"]
-"""What an update used a pair for; it could not use those left out, and did not get to the last."""
+Role = Literal[
+    "new", "replay", "held_out", "left_out", "waiting", "set_aside", "aged_out", "restored"
+]
+"""What an update used a pair for.
+
+It could not use those left out, and did not get to those that wait. Those set aside were new to an
+update that was refused with them. Those aged out it learned before, and people think otherwise of
+since; restored ones count again.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +166,8 @@ class Updates:
             return None
         (update_id, parent, serves, report), *others = found
         # What its candidate was trained on is learned, if that serves now.
-        learned = ("new", "held_out", "replay") if serves else ("replay",)
+        learned = ["replay", "set_aside", "aged_out", "restored"]  # none of these is new
+        learned += ["new", "held_out"] if serves else []
         pairs = self._connection.execute(
             "SELECT pair_id, role = 'waiting' FROM update_pair WHERE update_id = ? AND role NOT IN"
             " (SELECT value FROM json_each(?))",

@@ -239,7 +239,7 @@ def test_a_budget_stops_training_and_the_gate_still_decides(home, whole, random_
 
 
 def test_an_update_encodes_a_bounded_number_of_old_pairs(home, random_base, monkeypatch):
-    """It encodes no more than it draws, and evaluates no more than the limit."""
+    """It encodes no more than it asks about and draws, and evaluates no more than the limit."""
     from agentpref.learn import encode
 
     seen = []
@@ -250,11 +250,14 @@ def test_an_update_encodes_a_bounded_number_of_old_pairs(home, random_base, monk
         return real(examples, *arguments, **options)
 
     monkeypatch.setattr(encode, "encode", counted)
+    monkeypatch.setattr("agentpref.changes.MOST_OLD", 3)
     few = replace(CONFIG.gate, max_old_pairs=2)
     config = replace(CONFIG, replay=ReplaySettings(minimum=0), gate=few)
     report = learn(home, random_base, config)
     new = report.counts["new"] + report.counts["new_held_out"]
-    assert len(seen) == len(set(seen)) == new + 2
+    asked, chosen = seen[: new + 3], seen[new + 3 :]
+    assert len(asked) == len(set(asked))
+    assert len(chosen) == len(set(chosen)) == new + 2
     assert report.counts["old_held_out"] > report.counts["old_evaluated"] == 2
     assert (
         sum(tag["pairs"] for tag in report.accuracy.values()) == report.counts["new_held_out"] + 2

@@ -21,7 +21,10 @@ from agentpref.record.database import connect
 from agentpref.serve.registry import Registry
 from tests.core.test_pipeline import CONFIG, NO, YES, learn, no_training, teach
 
-USED = ("trained", "replayed", "new_evaluated", "old_evaluated", "not_drawn", "waiting")
+USED = (
+    "trained", "replayed", "new_evaluated", "old_evaluated", "not_drawn", "waiting",
+    "set_aside", "aged_out", "still_aged_out",
+)  # fmt: skip
 THERE = ("new", "old", "new_held_out", "old_held_out")
 # Writes the date, an argument, and no system message.
 TEMPLATE = """\

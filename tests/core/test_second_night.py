@@ -230,7 +230,9 @@ def test_a_refused_night_is_repeated_when_asked_for(fresh, random_base):
     report = learn(fresh, random_base, STRICT)
     assert report.verdict == "refused"
     nothing = learn(fresh, random_base, STRICT, progress=no_training)
-    assert "repeat it with `agentpref update --again`" in nothing.notes[-1]
+    assert nothing.verdict == "nothing_new"
+    assert f"{NUMBERS} examples are set aside since update {report.update_id}" in nothing.notes[-1]
+    assert "or `agentpref update --again`" in nothing.notes[-1]
     with pytest.raises(Reached):
         learn(fresh, random_base, STRICT, again=True, progress=stop_at("train"))
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from agentpref.printable import in_namespace
 from agentpref_cli import options
 from agentpref_cli.commands.forget import show_rebuild
 from agentpref_cli.terminal import (
@@ -62,7 +63,12 @@ def stats(
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Count what was logged, per namespace, and the scores under keys that are no preferences."""
+    """Count what was logged, per namespace, and what of it does not count.
+
+    These are the scores under keys that are no preferences, and the examples that refused updates
+    set aside, as `agentpref report` explains.
+    """
+    from agentpref.record.asides import set_aside
     from agentpref.record.declared import undeclared
     from agentpref.record.store import Store
 
@@ -70,7 +76,12 @@ def stats(
         store = Store(connection)
         names = store.namespaces() if namespace is None else [namespace]
         counts = {
-            name: store.stats(name) | {"undeclared": undeclared(connection, name)} for name in names
+            name: store.stats(name)
+            | {
+                "set_aside": sum(len(one.examples) for one in set_aside(connection, name)),
+                "undeclared": undeclared(connection, name),
+            }
+            for name in names
         }
     print_result(as_json, counts, lambda: _show_counts(counts))
 
@@ -88,6 +99,13 @@ def _show_counts(counts: Mapping[str, Mapping[str, Any]]) -> None:
         if found["undeclared"]:
             keys = ", ".join(f"{cell(key)} {scores}" for key, scores in found["undeclared"].items())
             say(f"scores in {cell(namespace)} that train nothing: {keys}; {DECLARE}", WARN)
+        if found["set_aside"]:
+            command = in_namespace("agentpref update --again", namespace)
+            say(
+                f"examples in {cell(namespace)} that refused updates set aside: "
+                f"{found['set_aside']}; `{command}` takes them in again",
+                WARN,
+            )
     return None
 
 

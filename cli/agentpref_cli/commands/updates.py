@@ -58,6 +58,12 @@ def _row(entry: Entry) -> dict[str, Any]:
         "namespace": entry.namespace,
         "verdict": entry.verdict,
         "pairs": counts.get(trained, 0) + counts.get(f"{trained}_thumbs", 0),
+        "set_aside": sum(
+            one["examples"]
+            for one in report.get("set_aside", ())
+            if one["update_id"] == entry.update_id
+        ),
+        "attempts": max(1, len(report.get("attempts", ()))) if entry.in_ledger else 0,
         "before": before,
         "after": after,
         "seconds": report.get("seconds"),

@@ -1,0 +1,139 @@
+"""What earlier updates set aside, and what brings it back.
+
+The new examples of a refused update are set aside: they neither train nor block the updates after
+it. They come back
+
+- if somebody asks for them (``agentpref update --again``),
+- if the settings or the base model are others than those they were refused with,
+- one by one, if a newer judgement of the same prompt says the same,
+- all of a tag, if live has since learned newer judgements in that tag and agrees with them, or if
+  people changed their minds and they say so too (``changes.py``).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from agentpref.learn.data import Available
+from agentpref.prefer.strata import Listed
+from agentpref.printable import in_namespace
+from agentpref.record import asides
+from agentpref.record.asides import Refusal
+from agentpref.serve.decisions import digests_of
+from agentpref.types import Example, UpdateReport
+
+MOST_TAGS, MOST_TOLD = 5, 3
+"""How many tags of a group, and how many groups, are told in words."""
+
+
+def still_aside(
+    connection: sqlite3.Connection,
+    report: UpdateReport,
+    find: Callable[[Collection[str]], Sequence[Example]],
+    digests: Callable[[], tuple[str, str]],
+    *,
+    again: bool,
+) -> list[Refusal]:
+    """What is set aside before any work, without what comes back already.
+
+    Args:
+        connection: to the home.
+        report: what is known of the update before any work: namespace, settings.
+        find: reads the examples of some ids, as far as there are any now.
+        digests: identify the base model; to compute them reads all of its weights.
+        again: whether everything was asked for.
+    """
+    if again:
+        return []
+    refused = asides.set_aside(connection, report.namespace)
+    refused = [one for one in refused if one.report.get("config") == report.config]
+    if refused:
+        base = digests()
+        refused = [one for one in refused if digests_of(one.report.get("base") or {}) == base]
+    return [
+        one._replace(examples=one.examples - _confirmed(connection, one, find)) for one in refused
+    ]
+
+
+def _confirmed(
+    connection: sqlite3.Connection,
+    refusal: Refusal,
+    find: Callable[[Collection[str]], Sequence[Example]],
+) -> set[str]:
+    """Ids of the examples that a newer judgement agrees with; their ids are the same then."""
+    judged = asides.judged_since(connection, refusal.examples, refusal.finished_at)
+    if not judged:
+        return set()
+    known = asides.sources(connection, judged)
+    return {
+        one.example_id
+        for one in find(judged)
+        if not known.get(one.example_id, set()).issuperset(one.provenance)
+    }
+
+
+def with_aside(
+    report: UpdateReport,
+    refusals: Sequence[Refusal],
+    available: Available,
+    groups: Mapping[str, Sequence[Listed]] | None = None,
+) -> UpdateReport:
+    """The report with all that is set aside after an update, by which one, and what brings it back.
+
+    Args:
+        report: of the update.
+        refusals: what was set aside before it.
+        available: the examples as its last attempt sorted them.
+        groups: those of :func:`agentpref.accounting.account`; none if nothing was trained.
+    """
+    now = {one.example_id: one for one in available.aside}
+    found = []
+    for one in refusals:
+        theirs = [now[name] for name in sorted(one.examples) if name in now]
+        why = ", ".join(_failed(one.report)) or "refused"
+        found.append(_entry(one.update_id, theirs, f"failed: {why}", report.namespace))
+    of_this = list((groups or {}).get("set_aside", ()))
+    if of_this:
+        without = report.attempts[-1]["without"] if report.attempts else []
+        why = f"the last attempt was without {'; '.join(without)}"
+        found.append(_entry(report.update_id, of_this, why, report.namespace))
+    if groups is not None and report.verdict == "refused":
+        theirs = [*groups["trained"], *groups["new_evaluated"]]
+        why = f"failed: {', '.join(_failed(report.to_mapping()))}"
+        found.append(_entry(report.update_id, theirs, why, report.namespace))
+    found = [one for one in found if one["examples"]]
+    told = [_sentence(one, report.update_id) for one in reversed(found)]
+    if len(told) > MOST_TOLD:
+        more = sum(one["examples"] for one in found[:-MOST_TOLD])
+        told = [*told[:MOST_TOLD], f"{more} more examples are set aside since older updates"]
+    return replace(report, set_aside=found, notes=[*report.notes, *told])
+
+
+def _entry(update_id: str, examples: Sequence[Listed], why: str, namespace: str) -> dict[str, Any]:
+    """One group of examples that are set aside."""
+    tags = Counter(example.tag for example in examples)
+    again = in_namespace("agentpref update --again", namespace)
+    return {
+        "update_id": update_id,
+        "examples": len(examples),
+        "held_out": sum(example.held_out for example in examples),
+        "tags": dict(tags.most_common(MOST_TAGS)),
+        "why": why,
+        "back": "newer judgements that agree on the same prompts or in the same tag bring them "
+        f"back, and so do other settings or another model, or `{again}`",
+    }
+
+
+def _sentence(entry: Mapping[str, Any], this: str) -> str:
+    count, tags = entry["examples"], ", ".join(entry["tags"])
+    since = "now" if entry["update_id"] == this else f"since update {entry['update_id']}"
+    were = "examples are" if count > 1 else "example is"
+    return f"{count} {were} set aside {since} ({tags}; {entry['why']}); {entry['back']}"
+
+
+def _failed(report: Mapping[str, Any]) -> list[str]:
+    return [one["name"] for one in report.get("checks", ()) if not one["passed"]]

@@ -1,0 +1,240 @@
+"""The attempts of an update: each chooses what to learn, trains a candidate on it, and proves it.
+
+An attempt knows nothing of the home: it works with a learner, and returns what it did and what the
+gate says. What failed decides whether another one follows (``retry.py``); the last one counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from agentpref.budget import Budget, choose
+from agentpref.config import UpdateConfig
+from agentpref.errors import TrainingDiverged
+from agentpref.learn import checkpoint as checkpoints
+from agentpref.learn.checkpoint import Checkpoint
+from agentpref.learn.data import Available, UpdateRows, prepare
+from agentpref.learn.process import Interrupts
+from agentpref.learn.resume import StartedUpdate
+from agentpref.models.threads import Share
+from agentpref.retry import Plan, follow_up, only_undecided
+
+if TYPE_CHECKING:
+    from agentpref.learn.learner import Learner
+    from agentpref.learn.trainer import TrainingReport
+    from agentpref.prove.checks import UserCheck
+    from agentpref.prove.evaluate import Scores
+    from agentpref.prove.results import GateResult
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What the gate says of a candidate, and what a report tells beside its checks.
+
+    ``new`` are the scores of the new held-out examples.
+    """
+
+    result: GateResult
+    new: Scores
+    accuracy: dict[str, dict[str, float]]
+    evaluated_thumbs: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What an attempt did: its rows, and its training and proof if anything could be trained.
+
+    ``available`` are the examples as they were sorted for it.
+    """
+
+    plan: Plan
+    available: Available
+    rows: UpdateRows
+    training: TrainingReport | None = None
+    proof: Proof | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What the attempts of one update work with.
+
+    ``was_tried`` names the examples that earlier updates tried. ``conditions`` are the facts that
+    must be the same when an interrupted update resumes.
+    """
+
+    update_id: str
+    created_at: float
+    live: str | None
+    learner: Learner
+    config: UpdateConfig
+    checks: Mapping[str, UserCheck]
+    budget: Budget
+    checkpoint: Checkpoint
+    interrupts: Interrupts
+    share: Share
+    was_tried: Callable[[], Collection[str]] = frozenset
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+
+    def run(self, available: Available, plan: Plan, started: StartedUpdate | None) -> Tried:
+        """Make one attempt after the other, until one is not refused or none would help.
+
+        Args:
+            available: all the examples there are.
+            plan: the first attempt, or the one that an interrupted update was at.
+            started: that update.
+
+        Raises:
+            TrainingDiverged: the loss is no longer finite.
+            KeyboardInterrupt: a signal came; the state of the training is saved.
+        """
+        while True:
+            begun = self.budget.spent()
+            if plan.number > 1:
+                self.learner.restart(plan.start)
+            tried = self._attempt(available, plan, started)
+            following = self._following(tried, self.budget.spent() - begun)
+            if isinstance(following, Tried):
+                return following
+            plan, started = following, None
+            available = available.sorted_anew(aside=plan.aside, aged=plan.aged)
+            self.checkpoint.supersede()
+            self.learner.shortened.clear()  # which each attempt counts anew
+            self.learner.retokenized.clear()
+
+    def _following(self, tried: Tried, seconds: float) -> Plan | Tried:
+        """The plan of the next attempt; or what was tried, as the update's last."""
+        plan, proof = tried.plan, tried.proof
+        if proof is None or tried.training is None:
+            return tried
+        told, found = _told(tried), None
+        if proof.result.verdict == "refused":
+            found = follow_up(
+                plan,
+                proof.result.checks,
+                proof.new,
+                tried.available,
+                self.was_tried,
+                can_refit=self.live is not None and bool(self.config.replay.minimum),
+                confidence=self.config.gate.confidence,
+            )
+        if found is not None:
+            following, why = found
+            if self._has_time(tried, following, seconds):
+                return replace(following, told=(*plan.told, {**told, "next": why}))
+            told["next"] = f"none: max_minutes leaves no time for another attempt ({why})"
+        if proof.result.verdict == "refused" and only_undecided(plan, proof.result.checks):
+            proof = replace(proof, result=replace(proof.result, verdict="insufficient"))
+            told["verdict"] = "insufficient"
+        return replace(tried, proof=proof, plan=replace(plan, told=(*plan.told, told)))
+
+    def _has_time(self, tried: Tried, following: Plan, seconds: float) -> bool:
+        """Whether the time that is left lets another attempt end, if it costs as much by row."""
+        rows = len(tried.rows.trained)
+        if following.start == "base":
+            old = min(len(tried.available.old), self.config.replay.refit)
+            rows = max(rows, len(tried.rows.new) + old)
+        return self.budget.left() >= seconds * rows / max(1, len(tried.rows.trained))
+
+    def _attempt(self, available: Available, plan: Plan, started: StartedUpdate | None) -> Tried:
+        """Learn what is available, or what an interrupted update had started with, and prove it."""
+        refits = plan.start == "base"
+        replay = self.config.replay.refit if refits else None
+        if started is None:
+            rows = choose(self.learner, available, self.config, self.budget, replay=replay)
+        else:
+            rows = prepare(self.learner, available, started.data, self.config)
+        if not rows.new:
+            return Tried(plan, available, rows)
+        training = self._train(rows, plan)
+        rows = rows.only(self.learner.reached)
+        return Tried(plan, available, rows, training, self._prove(rows, training))
+
+    def _train(self, rows: UpdateRows, plan: Plan) -> TrainingReport:
+        from agentpref.learn.trainer import Limits
+
+        learner = self.learner
+        started = StartedUpdate(
+            self.update_id, self.created_at, rows.data, self.share.threads, plan.freeze()
+        )
+        self.checkpoint.about = started.freeze(self.conditions)
+        if self.config.max_minutes is not None:
+            learner.score("base", rows.trained)  # which is no part of the time for training
+        seconds = self.budget.for_training(learner, rows.held_out or rows.trained)
+        limits = Limits(seconds, self.interrupts, self.budget.clock)
+        try:
+            return learner.fit(
+                rows.trained, new=len(rows.new), checkpoint=self.checkpoint, limits=limits
+            )
+        except TrainingDiverged:
+            checkpoints.remove(self.checkpoint.path)  # it would only diverge again
+            raise
+
+    def _prove(self, rows: UpdateRows, training: TrainingReport) -> Proof:
+        """Evaluate the candidate, and decide on it."""
+        from agentpref.prove import evaluate, gate
+
+        learner, config = self.learner, self.config
+        kl = evaluate.kl_from_base(learner, rows.held_out or rows.new, seed=config.seed)
+        new = evaluate.score(learner, rows.new_held_out)
+        old = evaluate.score(learner, rows.old_held_out)
+        evidence = evaluate.gather(
+            learner,
+            new,
+            old,
+            kl=kl,
+            trained=rows.new,
+            checks=self.checks,
+            config=config,
+            cut_short=training.stopped == "time",
+        )
+        result = gate.judge(evidence, config.gate, seed=config.seed)
+        notes = (*new.notes(), *evidence.notes)
+        return Proof(result, new, new.joined(old).by_tag(), new.counted_thumbs(), notes)
+
+    def told(self, tried: Tried) -> dict[str, Any]:
+        """The fields of a report that the last attempt fills."""
+        plan = tried.plan
+        found = {"attempts": [*plan.told], "changed": [*plan.changed]}
+        if tried.training is None or tried.proof is None:
+            return {**found, "verdict": "nothing_usable"}
+        result = tried.proof.result
+        return {
+            **found,
+            "verdict": result.verdict,
+            "accuracy": tried.proof.accuracy,
+            "training": {
+                **asdict(tried.training),
+                "start": plan.start if self.live is not None else "base",
+                **self.share.to_mapping(),
+            },
+            "checks": result.to_mapping()["checks"],
+        }
+
+
+def _told(tried: Tried) -> dict[str, Any]:
+    """What a report says of one attempt, without the words of a user's check.
+
+    Those may quote what was logged, and states of training hold no text.
+    """
+    plan, training, proof = tried.plan, tried.training, tried.proof
+    assert training is not None
+    assert proof is not None
+    failed = [one for one in proof.result.checks if not one.passed]
+    return {
+        "attempt": plan.number,
+        "start": plan.start,
+        "without": [*plan.without],
+        "verdict": proof.result.verdict,
+        "trained": len(tried.rows.new),
+        "replayed": len(tried.rows.old),
+        "steps": training.steps,
+        "seconds": training.seconds,
+        "accuracy": proof.accuracy,
+        "failed": [
+            one.name if one.name.startswith("check ") else f"{one.name}: {one.message}"
+            for one in failed
+        ],
+    }

@@ -1,0 +1,198 @@
+"""Whether an update tries once more, and how: what failed says what the next attempt does.
+
+1. An update first trains from live on everything new.
+2. If the KL budget is what failed, the next attempt refits from the base, on what is new and as
+   much as there is of the old. It is proven against live like any other candidate.
+3. If some of the new examples are what failed, the next attempt is without them: those of a tag, of
+   an origin, or those that an earlier update tried already. They are at fault if live was proven to
+   be better about their held-out ones; if what live knew in their tag was lost; or if the candidate
+   neither gained on them nor is right about them, as with labels thrown by a coin.
+
+Both may follow from one attempt. All attempts together are one update with one report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from agentpref.learn.data import Available
+from agentpref.prefer.strata import Listed
+from agentpref.prove.bootstrap import Paired
+from agentpref.prove.drift import by_prompt, more_than_chance
+from agentpref.prove.results import CheckResult
+
+if TYPE_CHECKING:
+    from agentpref.prove.evaluate import Scores
+
+MOST = 3
+"""The most attempts of one update."""
+
+FEWEST = 5
+"""With fewer prompts, no exact test says anything of a group: it is not at fault."""
+
+_KL, _RETENTION = "KL", "retention of "
+_EVIDENCE = ("enough evidence", "new preferences")  # without which nothing is refused alone
+_SETS = ("aside", "aged", "restored", "undecided")
+_LISTS = ("without", "changed", "notes", "told")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One attempt: what it starts from, and what it is without.
+
+    ``aside`` are the ids of all examples that are set aside, ``aged`` of those aged out, by this
+    update or before, and ``restored`` of those that count again. ``without`` says in words what of
+    the new examples the attempt is without. ``changed``, ``undecided`` and ``notes`` are those of
+    :class:`~agentpref.changes.Changes`, and ``told`` are the attempts before this one.
+    """
+
+    number: int = 1
+    start: Literal["live", "base"] = "live"
+    aside: frozenset[str] = frozenset()
+    aged: frozenset[str] = frozenset()
+    restored: frozenset[str] = frozenset()
+    undecided: frozenset[str] = frozenset()
+    without: tuple[str, ...] = ()
+    changed: tuple[dict[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
+    told: tuple[dict[str, Any], ...] = ()
+
+    def freeze(self) -> dict[str, Any]:
+        """Plain values to keep with the state of its training."""
+        sets = {name: sorted(getattr(self, name)) for name in _SETS}
+        lists = {name: [*getattr(self, name)] for name in _LISTS}
+        return {"attempt": self.number, "start": self.start, **sets, **lists}
+
+    @classmethod
+    def thaw(cls, frozen: Mapping[str, Any]) -> Plan:
+        """The plan that was frozen; of nothing, which older versions kept, the first attempt."""
+        sets: dict[str, Any] = {name: frozenset(frozen.get(name, ())) for name in _SETS}
+        lists: dict[str, Any] = {name: tuple(frozen.get(name, ())) for name in _LISTS}
+        return cls(frozen.get("attempt", 1), frozen.get("start", "live"), **sets, **lists)
+
+
+def follow_up(
+    plan: Plan,
+    checks: Sequence[CheckResult],
+    new: Scores,
+    available: Available,
+    was_tried: Callable[[], Collection[str]],
+    *,
+    can_refit: bool,
+    confidence: float,
+) -> tuple[Plan, str] | None:
+    """The attempt after one that was refused, and why it follows; ``None`` if none would help.
+
+    Args:
+        plan: what was tried.
+        checks: the gate's.
+        new: how right live and the candidate are about the new held-out examples.
+        available: what there was to learn.
+        was_tried: ids of the examples that earlier updates tried.
+        can_refit: whether a refit from the base is possible and would be another start.
+        confidence: of the exact tests.
+    """
+    if plan.number == MOST:
+        return None
+    failed, whys, following = [one for one in checks if not one.passed], list[str](), plan
+    if can_refit and plan.start == "live" and any(one.name.startswith(_KL) for one in failed):
+        whys.append("the KL budget is spent, so base is refitted on everything that still counts")
+        following = replace(following, start="base")
+    at_fault = faulty(failed, new, available, was_tried, confidence=confidence)
+    if at_fault is not None:
+        words, ids = at_fault
+        whys.append(f"once more without {'; '.join(words)}")
+        following = replace(following, aside=plan.aside | ids, without=(*plan.without, *words))
+    if not whys:
+        return None
+    return replace(following, number=plan.number + 1), "; ".join(whys)
+
+
+def following(told: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Says which attempts were refused, and what followed, for the notes of a report."""
+    for one in told:
+        if "next" in one:
+            names = ", ".join(failure.partition(":")[0] for failure in one["failed"])
+            yield f"attempt {one['attempt']}, from {one['start']}, failed ({names}); {one['next']}"
+
+
+def faulty(
+    failed: Sequence[CheckResult],
+    new: Scores,
+    available: Available,
+    was_tried: Callable[[], Collection[str]],
+    *,
+    confidence: float,
+) -> tuple[list[str], frozenset[str]] | None:
+    """The new examples that failed, in words and by their ids; ``None`` if all did, or none."""
+    fresh = (*available.new, *available.new_held_out)
+    for kind, key in _ways(fresh, was_tried):
+        groups: dict[str, set[str]] = {}
+        for one in fresh:
+            groups.setdefault(key(one), set()).add(one.example_id)
+        if len(groups) < 2:
+            continue
+        lost = _lost(failed, groups) if kind == "tag" else ()
+        faults = {}
+        for name, ids in sorted(groups.items()):
+            numbers = [n for n, row in enumerate(new.rows) if row.example.example_id in ids]
+            why = _fault(new.paired(numbers), 1 - confidence)
+            if name in lost:
+                why = "what live knew of it was lost"
+            if why is not None:
+                faults[name] = why
+        if 0 < len(faults) < len(groups):
+            words = [f"{kind} {name} ({why})" for name, why in faults.items()]
+            return words, frozenset().union(*(groups[name] for name in faults))
+    return None
+
+
+def only_undecided(plan: Plan, checks: Sequence[CheckResult]) -> bool:
+    """Whether nothing failed but to keep what people may think otherwise of now.
+
+    Then nobody can say yet whether the candidate forgot or learned, and more judgements will.
+    """
+    failed = [one for one in checks if not one.passed and one.name not in _EVIDENCE]
+    strata = [one for one in failed if one.name.startswith(_RETENTION) and "/" in one.name]
+    together = [one for one in failed if one.name == f"{_RETENTION}all strata together"]
+    return (
+        bool(strata)
+        and len(strata) + len(together) == len(failed)
+        and all(_lost([one], plan.undecided) for one in strata)
+    )
+
+
+def _lost(failed: Iterable[CheckResult], tags: Collection[str]) -> set[str]:
+    """The tags of the strata that failed; these are named namespace/tag/origin/age."""
+    ends = {one.name.rsplit("/", 2)[0] for one in failed if one.name.startswith(_RETENTION)}
+    return {tag for tag in tags if any(end.endswith(f"/{tag}") for end in ends)}
+
+
+def _ways(
+    fresh: Sequence[Listed], was_tried: Callable[[], Collection[str]]
+) -> Iterator[tuple[str, Callable[[Listed], str]]]:
+    """The ways to split new examples in which some may be at fault and others not."""
+    yield "tag", lambda one: one.tag
+    yield "origin", lambda one: one.origin
+    tried = was_tried()
+    yield "what", lambda one: "an earlier update tried" if one.example_id in tried else "is new"
+
+
+def _fault(paired: Paired, level: float) -> str | None:
+    """What is wrong with a group, by its held-out examples; ``None`` if nothing is shown."""
+    changes = by_prompt(
+        (prompt, 0.0, (1 + after - before) / 2)
+        for prompt, before, after in zip(paired.prompts, paired.live, paired.candidate, strict=True)
+    )
+    right = by_prompt(
+        (prompt, 0.0, after) for prompt, after in zip(paired.prompts, paired.candidate, strict=True)
+    )
+    gains, rights = sum(one.right for one in changes), sum(one.right for one in right)
+    if more_than_chance(len(changes) - gains, len(changes)) <= level:
+        return f"{len(changes) - gains} held-out prompts lost, {gains} gained"
+    no_gain = more_than_chance(gains, len(changes)) > level
+    if len(right) >= FEWEST and no_gain and more_than_chance(rights, len(right)) > level:
+        return f"no gain: right about {rights} of {len(right)} held-out prompts"
+    return None

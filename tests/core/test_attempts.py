@@ -1,0 +1,272 @@
+"""One update tries more than once; what is refused is set aside; people may change their minds.
+
+Real updates of a small random model, which learns in seconds what it is to say.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import closing
+from dataclasses import replace
+
+import pytest
+
+import agentpref
+from agentpref.home import Home
+from agentpref.record import asides
+from agentpref.record.database import connect
+from tests.core.test_interrupted_updates import states
+from tests.core.test_pipeline import CONFIG as LOOSE
+from tests.core.test_pipeline import NO, YES, learn, no_training
+from tests.core.test_pipeline_accounts import require_sums
+
+CONFIG = replace(LOOSE, gate=replace(LOOSE.gate, retention_margin=0.5))
+"""What so small a model forgets differs from processor to processor, but a half is a loss."""
+
+COIN = ((YES, NO), (NO, YES))
+
+
+def say(home, numbers, chosen=YES, rejected=NO, tag="numbers", user=None, ask="Is {} a number?"):
+    """Log that one answer was liked better than another, for each of some questions."""
+    runs = []
+    with agentpref.Log(home) as log:
+        for number in numbers:
+            asked = [{"role": "user", "content": ask.format(number)}]
+            pair = [
+                log.record(asked, text, tags=[tag], user_id=user) for text in (chosen, rejected)
+            ]
+            log.compare(*pair, winner="a", user_id=user)
+            runs.append(pair)
+    return runs
+
+
+def toss(home, numbers, **options):
+    """Log labels that a coin threw, as often one as the other."""
+    for first, (chosen, rejected) in enumerate(COIN):
+        say(home, list(numbers)[first::2], chosen, rejected, **options)
+
+
+def befriend(home, numbers=range(40)):
+    say(home, numbers, "a friend", "an enemy", "friends", ask="Who is {}?")
+
+
+@pytest.fixture(scope="module")
+def promoted(tmp_path_factory, random_base):
+    """A home whose live revision says yes."""
+    home = tmp_path_factory.mktemp("attempts") / "home"
+    say(home, range(40))
+    assert learn(home, random_base, CONFIG).verdict == "promoted"
+    return home
+
+
+@pytest.fixture
+def home(promoted, tmp_path):
+    return shutil.copytree(promoted, tmp_path / "home")
+
+
+def roles(home, update_id):
+    with closing(connect(Home.open(home), readonly=True)) as connection:
+        query = "SELECT role, count(*) FROM update_pair WHERE update_id = ? GROUP BY role"
+        return dict(connection.execute(query, (update_id,)).fetchall())
+
+
+# Set aside
+
+
+@pytest.mark.guarantee("learning")
+def test_after_a_refused_night_the_next_good_one_is_promoted_without_its_labels(home, random_base):
+    toss(home, range(100, 160))
+    bad = learn(home, random_base, CONFIG)
+    assert bad.verdict == "refused", bad.reasons
+    assert roles(home, bad.update_id)["set_aside"] == 60
+    assert "new" not in roles(home, bad.update_id)
+    (told,) = bad.set_aside
+    assert (told["update_id"], told["examples"]) == (bad.update_id, 60)
+    befriend(home)
+    good = learn(home, random_base, CONFIG)
+    assert good.verdict == "promoted", good.reasons
+    assert good.counts["trained"] + good.counts["new_evaluated"] == 40
+    assert good.counts["still_set_aside"] == 60
+    assert good.set_aside == [told]
+    assert any("60 examples are set aside since update" in note for note in good.notes)
+    require_sums(good)
+    nothing = learn(home, random_base, CONFIG, progress=no_training)
+    assert (nothing.verdict, nothing.set_aside) == ("nothing_new", [told])
+    again = learn(home, random_base, CONFIG, again=True)
+    assert again.counts["new"] + again.counts["new_held_out"] == 60
+    require_sums(again)
+
+
+def test_a_newer_judgement_that_agrees_brings_an_example_back(home, random_base):
+    toss(home, range(100, 160))
+    assert learn(home, random_base, CONFIG).verdict == "refused"
+    with agentpref.Log(home) as log:
+        asked = [{"role": "user", "content": "Is 100 a number?"}]
+        runs = [log.record(asked, text, tags=["numbers"], user_id="b") for text in (YES, NO)]
+        log.compare(*runs, winner="a", user_id="b")
+    befriend(home)
+    report = learn(home, random_base, CONFIG)
+    assert report.counts["new"] + report.counts["new_held_out"] == 41
+    assert report.counts["still_set_aside"] == 59
+
+
+def test_other_settings_bring_everything_back(home, random_base):
+    toss(home, range(100, 160))
+    assert learn(home, random_base, CONFIG).verdict == "refused"
+    befriend(home, range(4))
+    report = learn(home, random_base, replace(CONFIG, seed=1))
+    assert report.counts["new"] + report.counts["new_held_out"] == 64
+
+
+# More attempts than one
+
+
+def test_what_fails_is_left_out_and_the_rest_is_promoted(home, random_base):
+    toss(home, range(100, 160))
+    befriend(home)
+    strict = replace(CONFIG, gate=replace(CONFIG.gate, retention_margin=0.0, flip_rate=0.0))
+    report = learn(home, random_base, strict)
+    first, second = report.attempts
+    assert report.verdict == "promoted", (report.reasons, report.attempts)
+    assert first["verdict"] == "refused"
+    assert "once more without tag numbers" in first["next"]
+    assert (second["verdict"], second["start"]) == ("passed", "live")
+    assert report.counts["set_aside"] == 60
+    assert report.counts["trained"] + report.counts["new_evaluated"] == 40
+    assert roles(home, report.update_id)["set_aside"] == 60
+    assert [told["tags"] for told in report.set_aside] == [{"numbers": 60}]
+    require_sums(report)
+
+
+@pytest.fixture(scope="module")
+def spent(promoted, tmp_path_factory, random_base):
+    """A home with something new to learn, and settings whose KL budget only a refit keeps."""
+    home = shutil.copytree(promoted, tmp_path_factory.mktemp("spent") / "home")
+    befriend(home)
+    trial = shutil.copytree(home, tmp_path_factory.mktemp("trial") / "home")
+    tiny = replace(CONFIG, gate=replace(CONFIG.gate, kl_budget=1e-9))
+    report = learn(trial, random_base, tiny)
+    assert [one["start"] for one in report.attempts] == ["live", "base"]
+    return home, tiny, report
+
+
+def test_where_the_kl_budget_is_spent_base_is_refitted_on_everything(spent):
+    _, _, report = spent
+    assert report.verdict == "refused"
+    assert report.training["start"] == "base"
+    assert report.counts["replayed"] == report.counts["old"]
+    assert "base is refitted on everything that still counts" in report.attempts[0]["next"]
+    assert any(note.startswith("attempt 1, from live, failed (KL") for note in report.notes)
+
+
+def test_a_refit_replays_at_most_as_much_as_is_set(spent, tmp_path, random_base):
+    home = shutil.copytree(spent[0], tmp_path / "home")
+    few = replace(spent[1], replay=replace(CONFIG.replay, refit=5))
+    assert learn(home, random_base, few).counts["replayed"] == 5
+
+
+KILLED = """
+import os, signal, sys
+import agentpref
+from agentpref.learn import checkpoint
+from tests.core.test_attempts import CONFIG
+from dataclasses import replace
+home, base, stop = sys.argv[1], sys.argv[2], int(sys.argv[3])
+checkpoint.Checkpoint.due = lambda self: True
+steps = 0
+def tell(stage, done, total):
+    global steps
+    steps += stage == "train"
+    if stage == "train" and steps == stop:
+        os.kill(os.getpid(), signal.SIGKILL)
+config = replace(CONFIG, gate=replace(CONFIG.gate, kl_budget=1e-9))
+agentpref.update(home, model=base, config=config, checks={}, progress=tell)
+"""
+
+
+@pytest.mark.guarantee("learning")
+def test_an_update_killed_in_its_second_attempt_goes_on_with_it(spent, tmp_path, random_base):
+    home, config, whole = shutil.copytree(spent[0], tmp_path / "home"), *spent[1:]
+    stop = str(whole.attempts[0]["steps"] + 2)
+    command = [sys.executable, "-c", KILLED, str(home), str(random_base), stop]
+    done = subprocess.run(command, check=False, env={**os.environ, "PYTHONPATH": _path()})
+    assert done.returncode == -signal.SIGKILL
+    (found,) = states(home)
+    assert (found.about["plan"]["attempt"], found.about["plan"]["start"]) == (2, "base")
+    say(home, range(500, 504))
+    report = learn(home, random_base, config)
+    assert report.training["resumed_at"] == found.state.step == 2
+    assert report.update_id == found.about["update_id"]
+    assert report.accuracy == whole.accuracy
+    timed = ("seconds",)
+    for mine, theirs in zip(report.attempts, whole.attempts, strict=True):
+        assert {k: v for k, v in mine.items() if k not in timed} == {
+            k: v for k, v in theirs.items() if k not in timed
+        }
+    assert report.counts["waiting"] == 4
+    require_sums(report)
+
+
+def _path():
+    return os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
+
+
+# Preferences that change
+
+
+@pytest.mark.guarantee("learning")
+def test_a_preference_that_changed_wins_and_may_change_back(home, random_base):
+    say(home, range(100, 160), NO, YES)
+    turned = learn(home, random_base, CONFIG)
+    assert turned.verdict == "promoted", turned.reasons
+    (told,) = turned.changed
+    assert (told["tag"], told["state"], told["aged_out"]) == ("numbers", "changed", 40)
+    assert turned.counts["aged_out"] == 40
+    assert turned.counts["replayed"] == turned.counts["old_evaluated"] == 0
+    assert any("contradict 40 older ones, which no longer count" in note for note in turned.notes)
+    require_sums(turned)
+    say(home, range(200, 260))
+    back = learn(home, random_base, CONFIG)
+    assert back.verdict == "promoted", back.reasons
+    assert (back.changed[0]["aged_out"], back.changed[0]["restored"]) == (60, 40)
+    assert back.counts["replayed"] > 0
+    with closing(connect(Home.open(home), readonly=True)) as connection:
+        assert len(asides.aged_out(connection, back.revision)) == 60
+    require_sums(back)
+
+
+def test_too_few_contradictions_change_nothing_and_stay_new(home, random_base):
+    say(home, range(100, 104), NO, YES)
+    strict = replace(CONFIG, gate=replace(CONFIG.gate, retention_margin=0.0, flip_rate=0.0))
+    report = learn(home, random_base, strict)
+    assert (report.verdict, report.changed[0]["state"]) == ("insufficient", "undecided"), (
+        report.reasons
+    )
+    assert "set_aside" not in roles(home, report.update_id)
+    say(home, range(104, 160), NO, YES)
+    report = learn(home, random_base, strict)
+    assert (report.verdict, report.changed[0]["state"]) == ("promoted", "changed")
+
+
+def test_other_users_do_not_speak_for_those_who_were_learned_from(tmp_path, random_base):
+    home = tmp_path / "home"
+    say(home, range(40), user="a")
+    assert learn(home, random_base, CONFIG).verdict == "promoted"
+    say(home, range(100, 160), NO, YES, user="b")
+    assert learn(home, random_base, CONFIG).changed == []
+
+
+def test_contradictions_that_were_set_aside_count_once_there_are_enough(home, random_base):
+    say(home, range(100, 112), NO, YES)
+    refused = replace(CONFIG, gate=replace(CONFIG.gate, kl_budget=1e-9))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("agentpref.prove.drift.CLEAR", 1.1)  # as if people disagreed by a little
+        assert learn(home, random_base, refused).verdict == "refused"
+    say(home, range(120, 124), NO, YES)
+    report = learn(home, random_base, refused)
+    assert report.changed[0]["back"] == 12
+    assert report.counts["new"] + report.counts["new_held_out"] == 16

@@ -1,0 +1,122 @@
+"""Which attempt follows a refused one: what failed decides."""
+
+from __future__ import annotations
+
+import pytest
+
+from agentpref.learn.data import Available
+from agentpref.learn.encode import EncodedExample
+from agentpref.prove.evaluate import Scores
+from agentpref.prove.results import CheckResult
+from agentpref.retry import MOST, Plan, follow_up, following, only_undecided
+from tests.core.learn.examples import make_pair
+
+KL = CheckResult("KL budget", False, 0.2, 0.15, "over")
+GAIN = CheckResult("new preferences", False, 0.0, 0.0, "no gain")
+ORDER = ("test", "comparison")
+
+
+def lost(tag):
+    return CheckResult(f"retention of test/{tag}/any/any", False, -0.3, -0.1, "a loss")
+
+
+def row(number, tag, origin="comparison"):
+    example = make_pair(number, "yes", "no", tag=tag, origin=origin, held_out=True)
+    return EncodedExample(example, (1,), ((2,), (3,)), (None, None))
+
+
+def scores(**groups):
+    """Held-out prompts by tag: (live, candidate) of each."""
+    found = [(tag, pair) for tag, pairs in groups.items() for pair in pairs]
+    rows = [row(number, tag) for number, (tag, _) in enumerate(found)]
+    return Scores(rows, [pair[0] for _, pair in found], [pair[1] for _, pair in found])
+
+
+GOOD, COIN = [(0.0, 1.0)] * 10, [(0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (0.0, 0.0)] * 3
+WORSE, FEW = [(1.0, 0.0)] * 8, [(1.0, 0.0)] * 2
+
+
+def after(checks, new, plan=None, tried=frozenset(), **changes):
+    available = Available(new_held_out=tuple(one.example for one in new.rows))
+    options = {"can_refit": True, "confidence": 0.95, **changes}
+    return follow_up(plan or Plan(), checks, new, available, lambda: tried, **options)
+
+
+def names(new, tag):
+    return {one.example.example_id for one in new.rows if one.example.tag == tag}
+
+
+def test_where_the_kl_budget_failed_base_is_refitted():
+    plan, why = after([KL], scores(a=GOOD))
+    assert (plan.number, plan.start, plan.aside) == (2, "base", frozenset())
+    assert "KL budget is spent" in why
+    assert after([KL], scores(a=GOOD), can_refit=False) is None
+    assert after([KL], scores(a=GOOD), plan) is None, "a refit that fails is not repeated"
+
+
+@pytest.mark.parametrize("bad", [COIN, WORSE])
+def test_a_tag_that_fails_is_left_out(bad):
+    new = scores(good=GOOD, bad=bad)
+    plan, why = after([GAIN], new)
+    assert (plan.start, plan.aside) == ("live", names(new, "bad"))
+    assert plan.without[0].startswith("tag bad (")
+    assert "once more without tag bad" in why
+
+
+def test_a_tag_whose_old_evidence_was_lost_is_left_out():
+    new = scores(good=GOOD, bad=GOOD)
+    plan, _ = after([lost("bad")], new)
+    assert plan.aside == names(new, "bad")
+    assert after([lost("elsewhere")], new) is None
+
+
+def test_too_few_prompts_are_not_at_fault():
+    assert after([GAIN], scores(good=GOOD, few=FEW)) is None
+
+
+def test_where_everything_or_nothing_is_at_fault_nothing_follows():
+    assert after([GAIN], scores(one=COIN, two=COIN)) is None
+    assert after([GAIN], scores(one=GOOD, two=GOOD)) is None
+    assert after([GAIN], scores(one=COIN)) is None
+
+
+def test_what_an_earlier_update_tried_is_told_from_what_is_new():
+    new = scores(a=COIN)
+    fresh = [row(100 + number, "a") for number in range(10)]
+    both = Scores([*new.rows, *fresh], [*new.live, *[0.0] * 10], [*new.candidate, *[1.0] * 10])
+    plan, why = after([GAIN], both, tried=names(new, "a"))
+    assert plan.aside == names(new, "a")
+    assert "what an earlier update tried" in why
+
+
+def test_kl_and_a_tag_are_mended_at_once_and_attempts_end():
+    new = scores(good=GOOD, bad=COIN)
+    plan, _ = after([KL, GAIN], new)
+    assert (plan.start, plan.aside) == ("base", names(new, "bad"))
+    assert after([KL, GAIN], new, Plan(number=MOST)) is None
+
+
+def test_a_plan_is_found_again_as_it_was_kept():
+    plan = Plan(2, "base", frozenset("ab"), frozenset("c"), without=("tag a",), told=({"a": 1},))
+    assert Plan.thaw(plan.freeze()) == plan
+    assert Plan.thaw({}) == Plan()
+
+
+def test_only_a_loss_of_what_may_have_changed_is_undecided():
+    plan, together = Plan(undecided=frozenset(["a/b"])), lost("x")
+    together = CheckResult("retention of all strata together", False, -0.3, -0.1, "a loss")
+    assert only_undecided(plan, [lost("a/b")])
+    assert only_undecided(plan, [lost("a/b"), together])
+    assert only_undecided(plan, [GAIN, lost("a/b")])
+    assert not only_undecided(plan, [GAIN])
+    assert not only_undecided(plan, [together])
+    assert not only_undecided(plan, [lost("c")])
+    assert not only_undecided(plan, [lost("a/b"), KL])
+    assert not only_undecided(Plan(), [lost("a/b")])
+
+
+def test_the_notes_say_what_failed_and_what_followed():
+    told = {"attempt": 1, "start": "live", "failed": ["KL budget: over"], "next": "a refit"}
+    assert [*following([told, {"attempt": 2}])] == [
+        "attempt 1, from live, failed (KL budget); a refit"
+    ]
