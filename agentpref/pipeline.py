@@ -253,7 +253,7 @@ class _Update:
             report = replace(report, verdict="nothing_usable")
         else:
             report = self._prove(report, learner, rows, training, checks)
-        notes = self.budget.notes(groups, self.config)
+        notes = self.budget.notes(groups, report.verdict)
         report = replace(report, seconds=self.budget.spent(), notes=[*report.notes, *notes])
 
         # 4. Record what it used, publish it, and serve it: all of it or nothing.
@@ -375,7 +375,8 @@ class _Update:
         checks: Mapping[str, UserCheck],
     ) -> UpdateReport:
         """Evaluate the candidate, and decide on it."""
-        from agentpref.prove import evaluate, gate
+        from agentpref.learn.trainer import Limits
+        from agentpref.prove import crossfit, evaluate
 
         config = self.config
         kl = evaluate.kl_from_base(learner, rows.held_out or rows.new, seed=config.seed)
@@ -391,7 +392,15 @@ class _Update:
             config=config,
             cut_short=training.stopped == "time",
         )
-        result = gate.judge(evidence, config.gate, seed=config.seed)
+        left = None if self.budget.limit is None else self.budget.left()
+        evidence, result = crossfit.decide(
+            learner,
+            rows,
+            replace(evidence, looks=self.updates.looks(self.namespace, report.parent)),
+            training=training,
+            config=config,
+            limits=Limits(left, self.interrupts, self.budget.clock),
+        )
         return replace(
             report,
             verdict=result.verdict,
@@ -399,5 +408,6 @@ class _Update:
             accuracy=new.joined(old).by_tag(),
             training=asdict(training) | self.share.to_mapping(),
             checks=result.to_mapping()["checks"],
+            gain=dict(result.gain),
             notes=[*report.notes, *new.notes(), *evidence.notes],
         )

@@ -215,8 +215,11 @@ class UpdateReport:
     Every example that was not used as it was logged is counted by reason: ``left_out`` are neither
     trained nor evaluated (it counts the rows of feedback that made no example, too), ``shortened``
     lost the oldest turns of their prompt, and the logged tokens of ``retokenized`` could not be
-    used. ``config`` holds the settings, ``base`` identifies the base model, and ``notes`` say
-    anything else, such as why an interrupted training started over.
+    used. ``gain`` has the numbers that a gain was judged by (:class:`agentpref.prove.gain.Gain`):
+    prompts that became better and worse, the ``chance`` of that if nothing was learned, what was
+    ``needed``, and the number of the ``look``. ``config`` holds the settings, ``base`` identifies
+    the base model, and ``notes`` say anything else, such as why an interrupted training started
+    over.
     """
 
     update_id: str
@@ -234,6 +237,7 @@ class UpdateReport:
     accuracy: dict[str, dict[str, float]] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     checks: list[dict[str, Any]] = field(default_factory=list)
+    gain: dict[str, float | None] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     base: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

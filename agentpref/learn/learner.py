@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -154,7 +154,12 @@ class Learner:
             self._choice = Choice(logps.known_route(self._model, name), "the main process chose it")
 
     def score(self, policy: adapter.Policy, rows: Sequence[EncodedExample]) -> list[Logps]:
-        """Sequence log-probs of the completions of each row under one policy."""
+        """Sequence log-probs of the completions of each row under one policy.
+
+        Where the base serves it is live, to the last bit: live's margins are then exactly 0.
+        """
+        if policy == "live" and self._live is None:
+            policy = "base"
         cache = self._caches.get(policy)
         if cache is None:
             return self._compute(policy, rows)
@@ -287,6 +292,31 @@ class Learner:
         taken = (row.encoded for batch in planned[: report.steps] for row in batch)
         self.reached = {row.example.example_id for row in taken}
         return report
+
+    @contextmanager
+    def trial(
+        self, rows: Sequence[EncodedExample], *, new: int, limits: Limits | None = None
+    ) -> Iterator[TrainingReport]:
+        """Within the block another candidate is in place, which was trained on ``rows`` alone.
+
+        It starts where the candidate started, and takes as many epochs as one with ``new`` new rows
+        would. Nothing of it is kept; afterwards the candidate is what it was, bit for bit. Not for
+        a team, whose followers would keep the other candidate. The block gets its training report.
+
+        Raises:
+            TrainingDiverged: the loss is no longer finite.
+            KeyboardInterrupt: a signal came.
+        """
+        kept = adapter.weights(self._model)
+        caches, reached, progress = self._caches, self.reached, self._progress
+        self._caches = {name: cache for name, cache in caches.items() if name != "candidate"}
+        self._progress = lambda stage, done, total: progress(f"cross-fit: {stage}", done, total)
+        try:
+            adapter.restart(self._model, seed=self.config.seed)
+            yield self.fit(rows, new=new, limits=limits)
+        finally:
+            adapter.set_weights(self._model, kept)
+            self._caches, self.reached, self._progress = caches, reached, progress
 
     def train(
         self,

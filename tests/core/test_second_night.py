@@ -239,7 +239,7 @@ def test_a_candidate_whose_training_was_cut_short_is_told_of_the_limit(fresh, ra
     """It was refused, with the advice to train longer."""
     # One step at a rate that teaches nothing proves no gain.
     short = replace(CONFIG, max_minutes=1e-6, learning_rate=1e-12)
-    report = learn(fresh, random_base, replace(short, gate=replace(CONFIG.gate, min_pairs=1)))
+    report = learn(fresh, random_base, short)
     assert (report.verdict, report.training["stopped"]) == ("cut_short", "time")
     words = " ".join([*report.reasons, *report.notes])
     assert "train longer" not in words

@@ -88,4 +88,4 @@ def test_the_nightly_update_without_a_home_fails_in_one_line(
 def test_the_examples_preferences_are_enough_for_the_gate() -> None:
     gate = agentpref.UpdateConfig().gate
     rows = (EXAMPLES / "preferences.jsonl").read_text(encoding="utf-8").splitlines()
-    assert len(rows) - 400 >= gate.min_pairs
+    assert len(rows) - 400 >= gate.cross_fit_below
