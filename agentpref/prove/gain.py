@@ -24,6 +24,9 @@ NAME = "new preferences"
 _ALONE = 0.1
 """The share of a look's error that is for the held-out prompts alone, if there are others."""
 
+_FEWEST_PROMPTS = 30
+"""With fewer, the bootstrap covers less than its nominal confidence, and its bound is not shown."""
+
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth")
 
 
@@ -124,7 +127,7 @@ def gain(evidence: Evidence, found: Gain, s: GateSettings, seed: int) -> CheckRe
 
 def _size(bound: Bound) -> str:
     """Write the size of a change as ``.52 -> .91 on 214 held-out pairs, +.39, at least +.33``."""
-    known = bound.error is not None
+    known = bound.error is not None and bound.prompts >= _FEWEST_PROMPTS
     least = f", at least {dot(bound.lower, signed=True)}" if known else ""
     return (
         f"{dot(bound.live)} -> {dot(bound.candidate)} on {bound.pairs} held-out pairs, "
@@ -138,8 +141,8 @@ def _signs(found: Gain) -> str:
     text = f"{held_out.better} of {held_out.prompts} prompts better, {held_out.worse} worse"
     if crossed.prompts:
         text += (
-            f", and {crossed.better} of {crossed.prompts} trained ones, judged before they were "
-            f"trained, {crossed.worse} worse"
+            f"; of {crossed.prompts} trained ones, each judged before it was trained, "
+            f"{crossed.better} better, {crossed.worse} worse"
         )
     text += f": {odds(found.chance)} by chance, {odds(found.needed)} or rarer proves a gain"
     look = found.look if found.counts else found.look + 1

@@ -61,8 +61,8 @@ def test_with_trained_prompts_to_come_the_held_out_ones_alone_must_prove_ten_tim
     assert found.chance == pytest.approx(0.00916, abs=1e-5), "of 51 among 80"
     message = gain(judged, found, SETTINGS, 0).message
     assert (
-        "15 of 20 prompts better, 5 worse, and 36 of 60 trained ones, judged before they were "
-        "trained, 24 worse: 1 in 1" in message
+        "15 of 20 prompts better, 5 worse; of 60 trained ones, each judged before it was trained, "
+        "36 better, 24 worse: 1 in 109 by chance, 1 in 44 or rarer proves a gain" in message
     )
 
 
