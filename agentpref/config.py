@@ -213,7 +213,7 @@ class GateSettings:
         ge=0,
     )
     folds: int = setting(
-        4, "parts of the trained prompts for that; a model is trained for each but the first", ge=2
+        3, "parts of the trained prompts for that; a model is trained for each but the first", ge=2
     )
     retention_margin: float = setting(0.03, "loss of accuracy that is allowed", ge=0)
     flip_rate: float = setting(

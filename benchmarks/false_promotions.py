@@ -93,7 +93,7 @@ class Nights:
         gate = GateSettings(folds=folds)
         self._config = UpdateConfig(epochs=epochs, gate=gate)
         cache = LogpCache(self._connection, base.numbers, BASE)
-        self._learner = Learner(base, None, self._config, caches={"base": cache})
+        self._learner = Learner(base, None, self._config, caches={"base": cache, "live": cache})
         self._traits = [
             [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
             for file in sorted(_PERSONA.glob("*.jsonl"))
@@ -122,7 +122,7 @@ class Nights:
         held_out = [row for row in judged if row.example.held_out]
         rows = UpdateRows(UpdateData(), trained, [], held_out, [])
         writes = Generations(distinct_2=1.0, mean_length=1.0)
-        with learner.trial(trained, new=len(trained)) as training:
+        with learner.trial(trained) as training:
             evidence = Evidence(
                 new=evaluate.score(learner, held_out).paired(matched=True),
                 kl=0.0,
@@ -172,6 +172,7 @@ def report(rows: Sequence[dict[str, Any]]) -> None:
             "nights": len(some),
             "passed": _passed(some),
             "refused": sum(row["verdict"] == "refused" for row in some) / len(some),
+            "signs better": _better(some),
             "seconds": sum(row["seconds"] for row in some) / len(some),
         }
         if labels == "true":
@@ -190,7 +191,14 @@ def report(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _passed(rows: Sequence[dict[str, Any]]) -> float:
-    return sum(row["verdict"] == "passed" for row in rows) / max(1, len(rows))
+    return sum(1 for row in rows if row["verdict"] == "passed") / max(1, len(rows))
+
+
+def _better(rows: Sequence[dict[str, Any]]) -> float:
+    """The share of better ones among all signs: a half, unless labels leak to their judges."""
+    better = sum(row["better"] + row["cross_fitted_better"] for row in rows)
+    worse = sum(row["worse"] + row["cross_fitted_worse"] for row in rows)
+    return float(better / max(1, better + worse))
 
 
 def _reached(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

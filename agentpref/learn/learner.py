@@ -154,12 +154,7 @@ class Learner:
             self._choice = Choice(logps.known_route(self._model, name), "the main process chose it")
 
     def score(self, policy: adapter.Policy, rows: Sequence[EncodedExample]) -> list[Logps]:
-        """Sequence log-probs of the completions of each row under one policy.
-
-        Where the base serves it is live, to the last bit: live's margins are then exactly 0.
-        """
-        if policy == "live" and self._live is None:
-            policy = "base"
+        """Sequence log-probs of the completions of each row under one policy."""
         cache = self._caches.get(policy)
         if cache is None:
             return self._compute(policy, rows)
@@ -265,14 +260,15 @@ class Learner:
         rows: Sequence[EncodedExample],
         *,
         new: int,
+        epochs: int | None = None,
         observe: Observer | None = None,
         checkpoint: Checkpoint | None = None,
         limits: Limits | None = None,
     ) -> TrainingReport:
         """Train the candidate on ``rows``, of which ``new`` are new to the live revision.
 
-        ``observe``, ``checkpoint`` and ``limits`` are those of
-        :func:`~agentpref.learn.trainer.train`.
+        ``epochs`` takes the place of those of the settings. ``observe``, ``checkpoint`` and
+        ``limits`` are those of :func:`~agentpref.learn.trainer.train`.
         """
         references = self.score("base", rows)
         losses = Losses(self.config, [row.example for row in rows], self._live)
@@ -280,7 +276,7 @@ class Learner:
         if losses.needs_live:
             live = self.score("live", rows)
         training = [TrainingRow(*each) for each in zip(rows, references, live, strict=True)]
-        epochs = self.config.epochs or trainer.epochs_for(new)
+        epochs = epochs or self.config.epochs or trainer.epochs_for(new)
         order = {"do": "fit", "epochs": epochs, "route": self.route(rows).name}
         with self._team.order(lambda: order | {"rows": [row.freeze() for row in training]}):
             report = self.train(
@@ -295,13 +291,17 @@ class Learner:
 
     @contextmanager
     def trial(
-        self, rows: Sequence[EncodedExample], *, new: int, limits: Limits | None = None
+        self,
+        rows: Sequence[EncodedExample],
+        *,
+        epochs: int | None = None,
+        limits: Limits | None = None,
     ) -> Iterator[TrainingReport]:
         """Within the block another candidate is in place, which was trained on ``rows`` alone.
 
-        It starts where the candidate started, and takes as many epochs as one with ``new`` new rows
-        would. Nothing of it is kept; afterwards the candidate is what it was, bit for bit. Not for
-        a team, whose followers would keep the other candidate. The block gets its training report.
+        It starts where the candidate started; all of its rows count as new. Nothing of it is kept:
+        afterwards the candidate is what it was, bit for bit. Not for a team, whose followers would
+        keep the other candidate. The block gets its training report.
 
         Raises:
             TrainingDiverged: the loss is no longer finite.
@@ -313,7 +313,7 @@ class Learner:
         self._progress = lambda stage, done, total: progress(f"cross-fit: {stage}", done, total)
         try:
             adapter.restart(self._model, seed=self.config.seed)
-            yield self.fit(rows, new=new, limits=limits)
+            yield self.fit(rows, new=len(rows), epochs=epochs, limits=limits)
         finally:
             adapter.set_weights(self._model, kept)
             self._caches, self.reached, self._progress = caches, reached, progress

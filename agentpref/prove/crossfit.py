@@ -2,9 +2,9 @@
 
 A fifth of the prompts is held out, so a hundred comparisons leave twenty to prove a gain by. Here
 the trained prompts give evidence too: they are dealt into parts by hash, and for every part but the
-first a model is trained on the parts before it, from live and as the candidate was, and judges the
-part. Why these signs may be added to those of the held-out prompts is in ``signs.py``. Held-out
-prompts train none of the models.
+first a model is trained on the parts before it, from live and in as many steps as the candidate,
+and judges the part. Why these signs may be added to those of the held-out prompts is in
+``signs.py``. Held-out prompts train none of the models.
 
 It is done last, where it can still decide: if every guard passes and the held-out prompts alone
 neither prove nor refute a gain. The candidate stays as it is, bit for bit; an update that is
@@ -68,7 +68,7 @@ def decide(
     if not evidence.to_cross_fit or result.verdict != "insufficient":
         return evidence, result
     try:
-        found = cross_fit(learner, parts, rows.old, limits)
+        found = cross_fit(learner, parts, rows.old, training.epochs, limits)
     except TrainingDiverged as error:
         note = f"cross-fitting was left out, since one of its models diverged: {error}"
         return replace(evidence, notes=(*evidence.notes, note)), result
@@ -91,10 +91,14 @@ def deal(rows: Part, settings: GateSettings) -> list[Part]:
     ]
 
 
-def cross_fit(learner: Learner, parts: Sequence[Part], replayed: Part, limits: Limits) -> Paired:
+def cross_fit(
+    learner: Learner, parts: Sequence[Part], replayed: Part, epochs: int, limits: Limits
+) -> Paired:
     """Judge every part but the first by a model trained on the parts before it.
 
-    Old rows are replayed as for the candidate, but those on a prompt that is to be judged.
+    Old rows are replayed as for the candidate, but those on a prompt that is to be judged. All take
+    about as many steps as the candidate did in ``epochs``: one that saw a third of the rows once
+    where the candidate saw all of them would have learned nothing, and prove nothing.
 
     Raises:
         TrainingDiverged: the loss of one of the models is no longer finite.
@@ -102,17 +106,16 @@ def cross_fit(learner: Learner, parts: Sequence[Part], replayed: Part, limits: L
     """
     from agentpref.prove import evaluate
 
-    new, found = sum(map(len, parts)), list[Paired]()
+    rows, found = sum(map(len, parts)) + len(replayed), list[Paired]()
+    if limits.seconds is not None:
+        limits = replace(limits, seconds=_SHARE * limits.seconds / (len(parts) - 1))
     for number in range(1, len(parts)):
         judged = parts[number]
         prompts = {row.example.prompt.id for row in judged}
         before = [row for part in parts[:number] for row in part]
         old = [row for row in replayed if row.example.prompt.id not in prompts]
-        seconds = limits.seconds
-        if seconds is not None:
-            seconds *= _SHARE * number / sum(range(1, len(parts)))
-        own = replace(limits, seconds=seconds)
-        with learner.trial([*before, *old], new=new, limits=own):
+        longer = math.ceil(epochs * rows / (len(before) + len(old)))
+        with learner.trial([*before, *old], epochs=longer, limits=limits):
             found.append(evaluate.score(learner, judged).paired(matched=True))
     return Paired.pooled(found)
 
@@ -130,7 +133,7 @@ def _obstacle(parts: Sequence[Part], training: TrainingReport, limits: Limits) -
             "trained prompts gave no evidence (gate.cross_fit_below): several processes trained "
             "together; train in one"
         )
-    needed = training.seconds * sum(range(1, len(parts))) / len(parts)
+    needed = training.seconds * (len(parts) - 1)
     left = math.inf if limits.seconds is None else _SHARE * limits.seconds
     if needed > left:
         return (

@@ -194,8 +194,8 @@ def test_no_setting_accepts_a_value_of_another_type_in_python(
             r"replay\.hard_share is 0\.5, but has no effect, since replay\.minimum is 0",
         ),
         (
-            {"gate": {"cross_fit_below": 0, "folds": 3}},
-            r"gate\.folds is 3, but has no effect, since gate\.cross_fit_below is 0: leave it out",
+            {"gate": {"cross_fit_below": 0, "folds": 5}},
+            r"gate\.folds is 5, but has no effect, since gate\.cross_fit_below is 0: leave it out",
         ),
     ],
 )

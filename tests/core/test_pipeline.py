@@ -87,7 +87,7 @@ def teach(home, numbers, chosen=YES, rejected=NO, question="Is {} a number?"):
 
 def teach_about_friends(home):
     """Log a preference that the first update says nothing of."""
-    teach(home, range(40), chosen="a friend", rejected="an enemy", question="Who is {}?")
+    teach(home, range(80), chosen="a friend", rejected="an enemy", question="Who is {}?")
 
 
 def learn(home, base, config=CONFIG, **options):
