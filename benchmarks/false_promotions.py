@@ -4,8 +4,8 @@ A night is a number of comparisons of one persona trait, fresh from the base mod
 model is trained on them with the shipped settings, and the gate's check on new preferences decides
 (without probes and guards, which could only refuse more, so that a night takes seconds). Labels are
 ``true``, or ``shuffled``: a fair coin each. Each night is one JSON row of ``--out``; rows that are
-there are not computed again, so a run can be ended and continued, and several may share a file if
-they differ in ``--labels``. Run as
+there are not computed again, so a run can be ended and continued, and several with other labels or
+seeds (``--first``) may share a file. Run as
 ``python -m benchmarks.false_promotions --labels shuffled --nights 100 --out nights.jsonl``;
 ``--report`` sums up the rows, and ``--compare`` simulates the test beside others, without a model.
 """
@@ -43,6 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--labels", choices=("shuffled", "true"), default="shuffled")
     parser.add_argument("--nights", type=int, default=100, help="of each size")
+    parser.add_argument("--first", type=int, default=0, help="seed of the first night")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="comparisons a night")
     parser.add_argument("--folds", type=int, default=GateSettings().folds)
     parser.add_argument("--epochs", type=int, help="passes over the data [default: as shipped]")
@@ -66,7 +67,7 @@ def run(options: argparse.Namespace) -> None:
     done = {tuple(row[name] for name in names) for row in map(json.loads, kept)}
     wanted = [
         (options.labels, size, options.folds, options.epochs, seed)
-        for seed in range(options.nights)
+        for seed in range(options.first, options.first + options.nights)
         for size in options.sizes
     ]
     end, nights = time.monotonic() + 60 * options.minutes, Nights(options.folds, options.epochs)

@@ -60,7 +60,7 @@ def test_the_nightly_update_prints_its_verdict_exits_by_it_and_the_router_follow
 ) -> None:
     few, home = tmp_path / "few.jsonl", Home.create(tmp_path / "home")
     with (EXAMPLES / "preferences.jsonl").open(encoding="utf-8") as rows:
-        few.write_text("".join(islice(rows, 50)), encoding="utf-8")
+        few.write_text("".join(islice(rows, 6)), encoding="utf-8")
     import_file(home, few)
     command = ("nightly_update.py", "--home", home.path, "--model", "tiny")
     with pytest.raises(SystemExit, match="5"):
