@@ -61,7 +61,8 @@ class Tried:
 class Bench:
     """What the attempts of one update work with.
 
-    ``was_tried`` names the examples that earlier updates tried. ``conditions`` are the facts that
+    ``was_tried`` names the examples that earlier updates tried, and ``looks`` counts how often they
+    looked whether something better than live is proven. ``conditions`` are the facts that
     must be the same when an interrupted update resumes.
     """
 
@@ -76,6 +77,7 @@ class Bench:
     interrupts: Interrupts
     share: Share
     was_tried: Callable[[], Collection[str]] = frozenset
+    looks: int = 0
     conditions: Mapping[str, Any] = field(default_factory=dict)
 
     def run(self, available: Available, plan: Plan, started: StartedUpdate | None) -> Tried:
@@ -150,7 +152,7 @@ class Bench:
             return Tried(plan, available, rows)
         training = self._train(rows, plan)
         rows = rows.only(self.learner.reached)
-        return Tried(plan, available, rows, training, self._prove(rows, training))
+        return Tried(plan, available, rows, training, self._prove(rows, training, plan))
 
     def _train(self, rows: UpdateRows, plan: Plan) -> TrainingReport:
         from agentpref.learn.trainer import Limits
@@ -172,9 +174,10 @@ class Bench:
             checkpoints.remove(self.checkpoint.path)  # it would only diverge again
             raise
 
-    def _prove(self, rows: UpdateRows, training: TrainingReport) -> Proof:
-        """Evaluate the candidate, and decide on it."""
-        from agentpref.prove import evaluate, gate
+    def _prove(self, rows: UpdateRows, training: TrainingReport, plan: Plan) -> Proof:
+        """Evaluate the candidate, and decide on it. Every attempt is a look of its own."""
+        from agentpref.learn.trainer import Limits
+        from agentpref.prove import crossfit, evaluate
 
         learner, config = self.learner, self.config
         kl = evaluate.kl_from_base(learner, rows.held_out or rows.new, seed=config.seed)
@@ -190,7 +193,15 @@ class Bench:
             config=config,
             cut_short=training.stopped == "time",
         )
-        result = gate.judge(evidence, config.gate, seed=config.seed)
+        left = None if self.budget.limit is None else self.budget.left()
+        evidence, result = crossfit.decide(
+            learner,
+            rows,
+            replace(evidence, looks=self.looks + plan.number - 1),
+            training=training,
+            config=config,
+            limits=Limits(left, self.interrupts, self.budget.clock),
+        )
         notes = (*new.notes(), *evidence.notes)
         return Proof(result, new, new.joined(old).by_tag(), new.counted_thumbs(), notes)
 
@@ -211,6 +222,7 @@ class Bench:
                 **self.share.to_mapping(),
             },
             "checks": result.to_mapping()["checks"],
+            "gain": dict(result.gain),
         }
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from agentpref.config import UpdateConfig
 from agentpref.learn.data import Available, UpdateRows, prepare, replay_size
 from agentpref.prefer.strata import Listed, sample
+from agentpref.types import Verdict
 
 if TYPE_CHECKING:
     from agentpref.learn.adapter import Policy
@@ -66,10 +67,10 @@ class Budget:
         needed = evaluate.tokens_needed(rows) - known
         return max(0.0, self.left() - needed / learner.scoring_speed(rows))
 
-    def notes(self, groups: Mapping[str, Sequence[Listed]], config: UpdateConfig) -> list[str]:
+    def notes(self, groups: Mapping[str, Sequence[Listed]], verdict: Verdict) -> list[str]:
         """Says what the limit did: how many examples wait, and whether it was not enough.
 
-        ``groups`` are those of :func:`agentpref.accounting.account`.
+        ``groups`` are those of :func:`agentpref.accounting.account`, ``verdict`` is the gate's.
         """
         if self.limit is None:
             return []
@@ -81,11 +82,11 @@ class Budget:
                 f"{waiting} new examples wait for the next update: there was no time for them in "
                 f"max_minutes {minutes}"
             )
-            if proving < config.gate.min_pairs:
+            if verdict == "insufficient":
                 notes.append(
-                    f"{proving} new held-out examples fitted into max_minutes {minutes}, and a "
-                    f"promotion needs {config.gate.min_pairs} (gate.min_pairs): raise max_minutes "
-                    "unless the next update, which finds the scores of this one, gets that far"
+                    f"{proving} new held-out examples fitted into max_minutes {minutes}, and do "
+                    "not prove a gain: raise max_minutes unless the next update, which finds the "
+                    "scores of this one, gets far enough"
                 )
         if self.spent() > 1.1 * self.limit:
             notes.append(

@@ -34,6 +34,10 @@ Precision: TypeAlias = Literal["auto", "float32", "bfloat16", "4bit"]
 """The number format in which a base model is held."""
 
 _LARGEST = 2**32 - 1
+_REMOVED = {
+    "gate.min_pairs": "a gain is proven by a test that is valid at any number of pairs; leave it "
+    "out, or raise gate.confidence to ask for more evidence",
+}
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 T = TypeVar("T")
@@ -205,7 +209,15 @@ class GateSettings:
     """What a candidate must prove before it serves."""
 
     confidence: float = setting(0.95, "confidence of one-sided intervals", gt=0.5, lt=1)
-    min_pairs: int = setting(200, "new held-out pairs that a promotion needs", ge=1)
+    cross_fit_below: int = setting(
+        100,
+        "with fewer new held-out prompts, trained ones are evidence too, each judged by a model "
+        "that had not seen it; 0: never",
+        ge=0,
+    )
+    folds: int = setting(
+        3, "parts of the trained prompts for that; a model is trained for each but the first", ge=2
+    )
     retention_margin: float = setting(0.03, "loss of accuracy that is allowed", ge=0)
     flip_rate: float = setting(
         0.1,
@@ -221,6 +233,11 @@ class GateSettings:
     length_ratio: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(ge=1)]] = (
         setting((0.8, 1.25), "length of the answers, relative to live", strict=False)
     )
+
+    def __post_init__(self) -> None:
+        if not self.cross_fit_below:
+            cure = "leave it out, or raise gate.cross_fit_below"
+            _refuse_idle(self, "gate.folds", "gate.cross_fit_below is 0", cure)
 
 
 @_group("")
@@ -325,6 +342,8 @@ def _explained(
         return cause  # of ``__post_init__``
     key, known = str(error["loc"][0]), _fields(kind)
     name = prefix + key
+    if name in _REMOVED:
+        return ConfigError(f"{name} is no setting any more: {_REMOVED[name]}")
     if key not in known:
         hint = plugins.suggest(name, [prefix + other for other in known])
         return ConfigError(f"no setting is named {name!r}; {hint}")

@@ -279,6 +279,7 @@ class _Update:
             self.interrupts,
             self.share,
             lambda: asides.tried(self.connection, self.namespace),
+            self.updates.looks(self.namespace, serving.live),
             needed,
         )
         tried = bench.run(available, plan, started)
@@ -289,7 +290,7 @@ class _Update:
             notes = [*report.notes, *following(tried.plan.told), *tried.proof.notes]
             report = replace(report, counts=counts, notes=notes)
         report = with_aside(report, refusals, tried.available, groups)
-        notes = self.budget.notes(groups, self.config)
+        notes = self.budget.notes(groups, report.verdict)
         report = replace(report, seconds=self.budget.spent(), notes=[*report.notes, *notes])
 
         # 4. Record what it used, publish it, and serve it: all of it or nothing.

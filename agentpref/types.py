@@ -222,10 +222,13 @@ class UpdateReport:
     ``attempts`` lists what the update tried, in order: what each started from and was without, its
     verdict, the checks that failed, and why the ``next`` one followed. ``set_aside`` lists what is
     set aside now: by which update, how many examples, why, and what brings them ``back``.
-    ``changed`` lists the tags in which new judgements contradict what live has learned.
+    ``changed`` lists the tags in which new judgements contradict what live has learned. ``gain``
+    has the numbers that a gain was judged by (:class:`agentpref.prove.gain.Gain`): prompts that
+    became better and worse, the ``chance`` of that if nothing was learned, what was ``needed``, and
+    the number of the ``look``.
 
-    ``config`` holds the settings, ``base`` identifies the base model, and ``notes`` say
-    anything else, such as why an interrupted training started over.
+    ``config`` holds the settings, ``base`` identifies the base model, and ``notes`` say anything
+    else, such as why an interrupted training started over.
     """
 
     update_id: str
@@ -246,6 +249,7 @@ class UpdateReport:
     attempts: list[dict[str, Any]] = field(default_factory=list)
     set_aside: list[dict[str, Any]] = field(default_factory=list)
     changed: list[dict[str, Any]] = field(default_factory=list)
+    gain: dict[str, float | None] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     base: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

@@ -203,6 +203,25 @@ def _activate(layers: Sequence[BaseTunerLayer], name: Policy) -> None:
                 layer.enable_adapters(True)
 
 
+def weights(model: PeftModel) -> dict[str, Tensor]:
+    """A copy of the candidate's weights, by name."""
+    return {
+        name: parameter.detach().clone()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def set_weights(model: PeftModel, tensors: Mapping[str, Tensor]) -> None:
+    """Give the candidate the weights that :func:`weights` has copied."""
+    import torch
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in tensors:
+                parameter.copy_(tensors[name])
+
+
 def save(model: PeftModel, base: BaseModel, folder: Path) -> None:
     """Write the candidate as float32 safetensors, in a folder that peft and vLLM load as it is."""
     from peft import get_peft_model_state_dict

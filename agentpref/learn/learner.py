@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -273,14 +273,15 @@ class Learner:
         rows: Sequence[EncodedExample],
         *,
         new: int,
+        epochs: int | None = None,
         observe: Observer | None = None,
         checkpoint: Checkpoint | None = None,
         limits: Limits | None = None,
     ) -> TrainingReport:
         """Train the candidate on ``rows``, of which ``new`` are new to the live revision.
 
-        ``observe``, ``checkpoint`` and ``limits`` are those of
-        :func:`~agentpref.learn.trainer.train`.
+        ``epochs`` takes the place of those of the settings. ``observe``, ``checkpoint`` and
+        ``limits`` are those of :func:`~agentpref.learn.trainer.train`.
         """
         references = self.score("base", rows)
         losses = Losses(self.config, [row.example for row in rows], self._live)
@@ -288,7 +289,7 @@ class Learner:
         if losses.needs_live:
             live = self.score("live", rows)
         training = [TrainingRow(*each) for each in zip(rows, references, live, strict=True)]
-        epochs = self.config.epochs or trainer.epochs_for(new)
+        epochs = epochs or self.config.epochs or trainer.epochs_for(new)
         order = {"do": "fit", "epochs": epochs, "route": self.route(rows).name}
         with self._team.order(lambda: order | {"rows": [row.freeze() for row in training]}):
             report = self.train(
@@ -300,6 +301,35 @@ class Learner:
         taken = (row.encoded for batch in planned[: report.steps] for row in batch)
         self.reached = {row.example.example_id for row in taken}
         return report
+
+    @contextmanager
+    def trial(
+        self,
+        rows: Sequence[EncodedExample],
+        *,
+        epochs: int | None = None,
+        limits: Limits | None = None,
+    ) -> Iterator[TrainingReport]:
+        """Within the block another candidate is in place, which was trained on ``rows`` alone.
+
+        It starts where the candidate started; all of its rows count as new. Nothing of it is kept:
+        afterwards the candidate is what it was, bit for bit. Not for a team, whose followers would
+        keep the other candidate. The block gets its training report.
+
+        Raises:
+            TrainingDiverged: the loss is no longer finite.
+            KeyboardInterrupt: a signal came.
+        """
+        kept = adapter.weights(self._model)
+        caches, reached, progress = self._caches, self.reached, self._progress
+        self._caches = {name: cache for name, cache in caches.items() if name != "candidate"}
+        self._progress = lambda stage, done, total: progress(f"cross-fit: {stage}", done, total)
+        try:
+            adapter.restart(self._model, self._start, seed=self.config.seed)
+            yield self.fit(rows, new=len(rows), epochs=epochs, limits=limits)
+        finally:
+            adapter.set_weights(self._model, kept)
+            self._caches, self.reached, self._progress = caches, reached, progress
 
     def train(
         self,

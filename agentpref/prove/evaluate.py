@@ -51,14 +51,31 @@ class Scores:
     live: Sequence[float]
     candidate: Sequence[float]
 
-    def paired(self, numbers: Sequence[int] | None = None) -> Paired:
-        """The scores of some rows, or of all, as evidence; see :meth:`counted`."""
+    def paired(self, numbers: Sequence[int] | None = None, *, matched: bool = False) -> Paired:
+        """The scores of some rows, or of all, as evidence; see :meth:`counted`.
+
+        With ``matched``, a like and a dislike of one tag stand for one prompt together. Since as
+        many of both count, their labels are no independent coins; but which of the two is the like
+        is one, so that the sign of the change of both is one, too.
+        """
         counted = self.counted(range(len(self.rows)) if numbers is None else numbers)
+        prompts = {i: self.rows[i].example.prompt.id for i in counted}
         return Paired(
             tuple(self.live[i] for i in counted),
             tuple(self.candidate[i] for i in counted),
-            tuple(self.rows[i].example.prompt.id for i in counted),
+            tuple((prompts | (self._matches(counted) if matched else {})).values()),
         )
+
+    def _matches(self, counted: Sequence[int]) -> dict[int, str]:
+        """The common name of each lone row and its opposite, by its number."""
+        sides: dict[str, tuple[list[int], list[int]]] = {}
+        for i in sorted(counted, key=lambda i: self.rows[i].example.example_id):
+            example = self.rows[i].example
+            if example.lone:
+                sides.setdefault(example.tag, ([], []))[is_liked(example)].append(i)
+        couples = [pair for both in sides.values() for pair in zip(*both, strict=True)]
+        prompt = {i: self.rows[i].example.prompt.id for couple in couples for i in couple}
+        return {i: f"{prompt[a]} {prompt[b]}" for a, b in couples for i in (a, b)}
 
     def counted(self, numbers: Sequence[int]) -> list[int]:
         """The rows that count as evidence: all but surplus lone ones.
@@ -196,7 +213,7 @@ def gather(
     both = bool(wanted and unwanted)
     distinct = distinct_n(unwanted)
     return Evidence(
-        new=new.paired(),
+        new=new.paired(matched=True),
         retention=_retention(old, config.gate.min_stratum),
         kl=kl,
         live=generations(learner, "live", probes.prompts, limit=limit),
@@ -206,6 +223,7 @@ def gather(
         user_checks=run_checks(checks, lambda messages: answer(learner, messages)),
         cut_short=cut_short,
         notes=probes.notes,
+        comparisons=len(trained) + len(new.rows),
     )
 
 

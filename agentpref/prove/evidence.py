@@ -49,6 +49,11 @@ class Evidence:
     of length and of distinct-2 between chosen and rejected answers of the new examples: the change
     that the examples ask for. ``cut_short`` says whether a limit of time stopped the training.
     ``notes`` say what a reader should know of how it was gathered.
+
+    ``looks`` is how often judgements that live has not learned were looked at before.
+    ``cross_fitted`` has the scores of trained examples, each by a model that had not seen it, and
+    ``to_cross_fit`` how many prompts of these there will be if it takes them to decide.
+    ``comparisons`` counts all new examples, trained and held out.
     """
 
     new: Paired
@@ -61,3 +66,7 @@ class Evidence:
     user_checks: tuple[UserCheckResult, ...] = ()
     cut_short: bool = False
     notes: tuple[str, ...] = ()
+    looks: int = 0
+    cross_fitted: Paired = field(default_factory=Paired)
+    to_cross_fit: int = 0
+    comparisons: int = 0

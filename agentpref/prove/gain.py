@@ -1,36 +1,178 @@
-"""The check on new preferences: is the candidate better at what live has not learned?"""
+"""The check on new preferences: is the candidate better at what live has not learned?
+
+A gain is proven by the sign test of ``signs.py``. While it is neither proven nor refuted the
+evidence is open, and more judgements may settle it.
+
+Where trained prompts are to give evidence too, there are two tests, and they share the error that
+the look may make: a tenth is for the held-out prompts alone, so that where these are proof enough
+no further model is trained; the rest is for both kinds together. The held-out prompts must then
+have become better on the whole, since only they have been judged by the candidate itself.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 from agentpref.config import GateSettings
-from agentpref.prove.bootstrap import Paired, lower_bound
+from agentpref.prove.bootstrap import Bound, lower_bound
 from agentpref.prove.evidence import Evidence
-from agentpref.prove.results import CheckResult, check, cure_of, describe
+from agentpref.prove.results import CheckResult, dot
+from agentpref.prove.signs import Signs, allowed, can_decide, prompts_needed
 
-FEWEST_PROMPTS = 30  # with fewer, the bootstrap covers less than its nominal confidence
+NAME = "new preferences"
+_ALONE = 0.1
+"""The share of a look's error that is for the held-out prompts alone, if there are others."""
 
+_FEWEST_PROMPTS = 30
+"""With fewer, the bootstrap covers less than its nominal confidence, and its bound is not shown."""
 
-def enough(new: Paired, s: GateSettings) -> CheckResult:
-    """Enough pairs, and enough prompts among them for the bootstrap to be trusted."""
-    name, pairs, prompts = "enough evidence", len(new), len(set(new.prompts))
-    found = f"{pairs} new held-out pairs"
-    if pairs < s.min_pairs:
-        cure = f" of at least {s.min_pairs}: {s.min_pairs - pairs} more would allow a promotion"
-        return check(name, False, pairs, s.min_pairs, found, cure)
-    fewest = min(FEWEST_PROMPTS, s.min_pairs)
-    cure = f" of at least {fewest}: ask about {fewest - prompts} other prompts"
-    return check(name, prompts >= fewest, prompts, fewest, f"{found} on {prompts} prompts", cure)
+_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth")
 
 
-def gain(evidence: Evidence, s: GateSettings, seed: int) -> CheckResult:
-    """A proven gain: the lower bound of the change in accuracy is above 0."""
-    name, new = "new preferences", evidence.new
-    if not len(new):
-        return CheckResult(name, False, None, 0.0, "no new held-out pair to judge by")
-    bound = lower_bound(new, confidence=s.confidence, seed=seed)
-    passed = bound.lower > 0
-    no_gain = "no gain to prove: check the labels, or train longer"
+State = Literal["proven", "loss", "worthless", "open"]
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """What the evidence says of a gain.
+
+    ``state`` is ``proven``; ``loss``, if that is proven; ``worthless``, if a gain worth having is
+    refuted; else ``open``. ``held_out`` and ``cross_fitted`` count the prompts judged by the
+    candidate and by models on the way to it; ``chance`` is the probability of so many better ones
+    by chance, and must be at most ``needed``. ``look`` is the number of looks so far, with this one
+    if it ``counts``: one that could not have proved a gain does not. ``comparisons_needed``
+    estimates how many new comparisons would, if the shares so far are the true ones; ``None`` if
+    none would.
+    """
+
+    state: State
+    held_out: Signs
+    cross_fitted: Signs
+    chance: float
+    needed: float
+    look: int
+    counts: bool
+    comparisons_needed: int | None = None
+
+    @property
+    def refuted(self) -> bool:
+        """Whether more evidence is not worth waiting for."""
+        return self.state in ("loss", "worthless")
+
+    def to_mapping(self) -> dict[str, float | None]:
+        """The numbers for reports."""
+        found = {
+            "prompts": self.held_out.prompts,
+            "better": self.held_out.better,
+            "worse": self.held_out.worse,
+            "cross_fitted": self.cross_fitted.prompts,
+            "cross_fitted_better": self.cross_fitted.better,
+            "cross_fitted_worse": self.cross_fitted.worse,
+            "chance": self.chance,
+            "needed": self.needed,
+            "look": self.look,
+            "look_counts": self.counts,
+        }
+        return {**found, "comparisons_needed": self.comparisons_needed}
+
+
+def weigh(evidence: Evidence, s: GateSettings) -> Gain:
+    """Decide on the gain."""
+    risk = 1 - s.confidence
+    held_out, crossed = Signs.of(evidence.new), Signs.of(evidence.cross_fitted)
+    look = evidence.looks + 1
+    error = allowed(look, risk)
+    alone = error * (_ALONE if evidence.to_cross_fit else 1)
+    together = error - alone
+    counts = can_decide(held_out.prompts, alone) or (
+        evidence.to_cross_fit > 0 and can_decide(held_out.prompts + evidence.to_cross_fit, together)
+    )
+    state: State = "open"
+    signs, needed = held_out, alone
+    if held_out.chance_of_gain() <= alone:
+        state = "proven"
+    elif held_out.chance_of_loss() <= risk:
+        state = "loss"
+    elif held_out.chance_if_worth_having() <= risk:
+        state = "worthless"
+    elif crossed.prompts:
+        signs, needed = held_out + crossed, together
+        if signs.chance_of_gain() <= together and held_out.better > held_out.worse:
+            state = "proven"
+    more = prompts_needed(signs, allowed(look + 1, risk))
+    return Gain(
+        state,
+        held_out,
+        crossed,
+        signs.chance_of_gain(),
+        needed,
+        look if counts else evidence.looks,
+        counts,
+        None if more is None else max(1, round(evidence.comparisons * more / signs.prompts)),
+    )
+
+
+def gain(evidence: Evidence, found: Gain, s: GateSettings, seed: int) -> CheckResult:
+    """The check that a gain is proven; what was found is in words, and what would settle it."""
+    passed = found.state == "proven"
+    if not len(evidence.new):
+        return CheckResult(NAME, False, None, found.needed, "no new held-out pair to judge by")
+    bound = lower_bound(evidence.new, confidence=s.confidence, seed=seed)
+    message = f"{_size(bound)}; {_signs(found)}"
+    if not passed:
+        message += f"; {_cure(evidence, found)}"
+    return CheckResult(NAME, passed, found.chance, found.needed, message)
+
+
+def _size(bound: Bound) -> str:
+    """Write the size of a change as ``.52 -> .91 on 214 held-out pairs, +.39, at least +.33``."""
+    known = bound.error is not None and bound.prompts >= _FEWEST_PROMPTS
+    least = f", at least {dot(bound.lower, signed=True)}" if known else ""
+    return (
+        f"{dot(bound.live)} -> {dot(bound.candidate)} on {bound.pairs} held-out pairs, "
+        f"{dot(bound.change, signed=True)}{least}"
+    )
+
+
+def _signs(found: Gain) -> str:
+    """Write the test as ``15 of 20 prompts better, 3 worse, 1 in 265 by chance; …``."""
+    held_out, crossed = found.held_out, found.cross_fitted
+    text = f"{held_out.better} of {held_out.prompts} prompts better, {held_out.worse} worse"
+    if crossed.prompts:
+        text += (
+            f"; of {crossed.prompts} trained ones, each judged before it was trained, "
+            f"{crossed.better} better, {crossed.worse} worse"
+        )
+    text += f": {odds(found.chance)} by chance, {odds(found.needed)} or rarer proves a gain"
+    look = found.look if found.counts else found.look + 1
+    name = _ORDINALS[look - 1] if look <= len(_ORDINALS) else f"{look}th"
+    return f"{text} ({name} look)"
+
+
+def _cure(evidence: Evidence, found: Gain) -> str:
+    """Say what would settle what is not proven."""
     if evidence.cut_short:
-        no_gain = "no gain to prove: max_minutes stopped the training; raise it"
-    cure = cure_of(bound, 0.0, s, no_gain)
-    return check(name, passed, bound.lower, 0.0, describe(bound, 0.0, passed), cure)
+        return "max_minutes stopped the training: raise it"
+    if found.state == "loss":
+        return "no gain but a loss: check the labels"
+    if found.state == "worthless":
+        return "no gain worth having: check the labels, or train longer"
+    if not found.counts:
+        return "too few to prove anything, so this look does not count: collect more comparisons"
+    if found.comparisons_needed is None:
+        return "no more better than worse: check the labels, or collect more comparisons"
+    more = max(1, found.comparisons_needed - evidence.comparisons)
+    return f"if this change is real, about {more:,} more comparisons would settle it"
+
+
+def odds(chance: float) -> str:
+    """Write a probability as ``1 in 48``.
+
+    >>> odds(0.0207), odds(1e-9)
+    ('1 in 48', '1 in over a million')
+    """
+    if chance < 1e-6:
+        return "1 in over a million"
+    rarity = 1 / chance
+    return f"1 in {rarity:,.0f}" if rarity >= 10 else f"1 in {rarity:.2g}"

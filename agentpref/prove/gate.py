@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from agentpref.config import GateSettings
 from agentpref.prove import behaviour, gain, retention
-from agentpref.prove.bootstrap import lower_bound
 from agentpref.prove.evidence import Evidence
 from agentpref.prove.results import CheckResult, GateResult
 from agentpref.types import Verdict
@@ -17,18 +16,16 @@ from agentpref.types import Verdict
 def judge(evidence: Evidence, settings: GateSettings | None = None, *, seed: int = 0) -> GateResult:
     """Decide on a candidate. The same evidence, settings and seed give the same verdict.
 
-    The verdict is ``refused`` if any check but the one on the amount of new evidence fails, or
-    ``cut_short`` if a limit of time had stopped the training; otherwise ``insufficient`` if there
-    is too little new evidence; otherwise ``passed``. With too little evidence, no gain is no reason
-    to refuse yet, but a proven loss is.
+    The verdict is ``refused`` if a guard fails, or if the evidence refutes a gain: a loss is
+    proven, or that no gain worth having is there. It is ``cut_short`` instead if a limit of time
+    had stopped the training. Otherwise it is ``passed`` if a gain is proven, and ``insufficient``
+    while that is open.
 
     Raises:
         UpdateError: for a retention stratum without pairs.
     """
     s = settings or GateSettings()
-    new = evidence.new
-    enough = gain.enough(new, s)
-    better = gain.gain(evidence, s, seed)
+    found = gain.weigh(evidence, s)
     guards = (
         *retention.retention(evidence.retention, s, seed),
         behaviour.distance(evidence.kl, s),
@@ -38,10 +35,8 @@ def judge(evidence: Evidence, settings: GateSettings | None = None, *, seed: int
             for c in evidence.user_checks
         ),
     )
-    is_worse = enough.passed and not better.passed
-    if not enough.passed and len(new):
-        is_worse = lower_bound(new.swap(), confidence=s.confidence, seed=seed).lower > 0
-    verdict: Verdict = "passed" if enough.passed else "insufficient"
-    if is_worse or not all(check.passed for check in guards):
+    verdict: Verdict = "passed" if found.state == "proven" else "insufficient"
+    if found.refuted or not all(check.passed for check in guards):
         verdict = "cut_short" if evidence.cut_short else "refused"
-    return GateResult(verdict, (enough, better, *guards))
+    better = gain.gain(evidence, found, s, seed)
+    return GateResult(verdict, (better, *guards), found.to_mapping())

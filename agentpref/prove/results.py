@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from agentpref.config import GateSettings
@@ -24,10 +25,11 @@ class CheckResult:
 
 @dataclass(frozen=True, slots=True)
 class GateResult:
-    """The verdict on a candidate, and the results of all checks."""
+    """The verdict on a candidate, the results of all checks, and the numbers of the gain."""
 
     verdict: Verdict
     checks: tuple[CheckResult, ...]
+    gain: Mapping[str, float | None] = field(default_factory=dict)
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -41,7 +43,7 @@ class GateResult:
             for name in ("value", "bound"):
                 if check[name] is not None and not math.isfinite(check[name]):
                     check[name] = None
-        return {"verdict": self.verdict, "checks": checks}
+        return {"verdict": self.verdict, "checks": checks, "gain": dict(self.gain)}
 
 
 def check(

@@ -124,6 +124,22 @@ class Updates:
         query = "SELECT 1 FROM updates WHERE update_id = ?"
         return self._connection.execute(query, (update_id,)).fetchone() is not None
 
+    def looks(self, namespace: str, parent: str | None) -> int:
+        """Return how often updates of a parent looked whether a gain is proven.
+
+        A look that could not have proved one does not count: of an update of an older version, one
+        at fewer pairs than it asked for.
+        """
+        query = """
+            SELECT coalesce(max(json_extract(report, '$.gain.look')), 0)
+                + coalesce(sum(json_type(report, '$.gain.look') IS NULL
+                    AND json_extract(report, '$.counts.new_evaluated')
+                        >= json_extract(report, '$.config.gate.min_pairs')), 0)
+            FROM updates WHERE namespace = ? AND parent IS ?
+        """
+        (number,) = self._connection.execute(query, (namespace, parent)).fetchone()
+        return int(number)
+
     def learned_by(self, revision: str | None) -> set[str]:
         """Return the ids of the pairs, held-out ones too, that were new to it or to an ancestor."""
         return self._pairs_of_line(revision, "new", "held_out")

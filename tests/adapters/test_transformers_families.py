@@ -30,7 +30,9 @@ CONFIG = UpdateConfig(
     epochs=3,
     kl=KLSettings(weight=0.0),
     loss=LossSettings(beta=1.0, nll=1.0),
-    gate=GateSettings(min_pairs=5, kl_budget=1e3, distinct_floor=0.0, length_ratio=(1e-3, 1e3)),
+    gate=GateSettings(
+        cross_fit_below=0, kl_budget=1e3, distinct_floor=0.0, length_ratio=(1e-3, 1e3)
+    ),
 )
 LENGTH = 6
 

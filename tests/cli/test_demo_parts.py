@@ -37,7 +37,7 @@ ROUNDS = three_rounds(seed=0)
 @pytest.mark.parametrize("asked", [*ROUNDS, shuffled_round(seed=0)], ids=lambda asked: asked.tag)
 def test_a_round_has_enough_questions_to_train_and_to_hold_out(asked):
     sides = Counter(question.held_out for question in asked.questions)
-    assert sides[True] >= settings(seed=0).gate.min_pairs
+    assert sides[True] >= settings(seed=0).gate.cross_fit_below
     assert sides[False] >= 80
     assert len({question.text for question in asked.questions}) == len(asked.questions)
     assert all(question.liked != question.disliked for question in asked.questions)

@@ -17,7 +17,8 @@ from agentpref.home import Home
 from agentpref.learn import process
 from agentpref.record.database import connect
 
-ENOUGH = ("--set", "gate.min_pairs=5")
+ENOUGH = ("--set", "gate.cross_fit_below=0")
+TOO_LITTLE = (*ENOUGH, "--set", "gate.confidence=0.999999999999999")
 
 
 @pytest.fixture
@@ -57,9 +58,9 @@ def test_a_candidate_beyond_the_kl_budget_does_not_serve_and_the_command_exits_4
 
 
 def test_too_little_evidence_exits_5_and_the_report_is_kept(run, update) -> None:
-    result = update(exits=5)
+    result = update(*TOO_LITTLE, exits=5)
     assert result.out.startswith("insufficient: too little evidence")
-    assert "enough evidence\tno\t" in result.out
+    assert "new preferences\tno\t" in result.out
     assert "train" in result.err.splitlines()
     assert serving(run) == "base"
     assert run("report").out == result.out, "the report is kept as it was shown"
@@ -68,16 +69,17 @@ def test_too_little_evidence_exits_5_and_the_report_is_kept(run, update) -> None
 
 
 def test_progress_is_on_standard_error_also_with_json_and_quiet_turns_it_off(update) -> None:
-    result = update("--json", exits=5)
+    result = update(*TOO_LITTLE, "--json", exits=5)
     assert result.json["verdict"] == "insufficient"
     assert {"load model", "train"} <= {*result.err.splitlines()}
-    assert update("--json", "--quiet", exits=3).err == ""
+    assert update(*TOO_LITTLE, "--json", "--quiet", exits=3).err == ""
 
 
 def test_settings_of_the_file_and_of_set_reach_the_training(update, home, tmp_path) -> None:
     file = tmp_path / "update.toml"
     file.write_text("learning_rate = 1e-7\n[lora]\nrank = 32\nalpha = 64\n", encoding="utf-8")
-    value = update("--config", str(file), "--set", "lora.rank=8", "--json", exits=5).json
+    file_and_set = ("--config", str(file), "--set", "lora.rank=8")
+    value = update(*file_and_set, *TOO_LITTLE, "--json", exits=5).json
     written = (home / "adapters" / value["revision"] / "adapter_config.json").read_bytes()
     config = orjson.loads(written)
     assert (config["r"], config["lora_alpha"]) == (8, 64)
@@ -186,7 +188,7 @@ def test_a_signal_ends_the_update_after_the_step_and_the_next_update_resumes(
     assert words.startswith("error: interrupted; the next `agentpref update` resumes at step 2 of ")
     found = {c["name"]: c for c in run("doctor", "--model", random_base, "--json").json["checks"]}
     assert "'default' was interrupted at step 2 of " in found["training"]["message"]
-    result = update(exits=5)
+    result = update(*TOO_LITTLE, exits=5)
     assert "resumed at step 2 of " in result.out
     assert "0 pairs wait for the next update" in result.out
     found = {c["name"]: c for c in run("doctor", "--model", random_base, "--json").json["checks"]}
@@ -194,7 +196,7 @@ def test_a_signal_ends_the_update_after_the_step_and_the_next_update_resumes(
 
 
 def test_an_update_out_of_time_says_how_many_steps_it_trained(update) -> None:
-    result = update("--max-minutes", "0.0001", exits=5)
+    result = update(*TOO_LITTLE, "--max-minutes", "0.0001", exits=5)
     assert "trained 1 of " in result.out
     assert "the time was up" in result.out
 
@@ -229,13 +231,13 @@ def test_two_processes_exit_alike_if_nothing_is_new(run, home, random_base, pair
 
 
 def test_thumbs_that_are_turned_off_are_only_counted_as_left_out(update, home) -> None:
-    result = update("--set", "thumbs.weight=0", exits=5)
+    result = update(*TOO_LITTLE, "--set", "thumbs.weight=0", exits=5)
     assert not any(line.startswith("thumbs: ") for line in result.out.splitlines())
     assert "left out, thumbs.weight is 0: 6" in result.out.splitlines()
 
 
 def test_thumbs_are_counted_on_a_line_of_their_own(run, update) -> None:
-    lines = update(exits=5).out.splitlines()
+    lines = update(*TOO_LITTLE, exits=5).out.splitlines()
     (pairs,) = (line for line in lines if line.startswith("pairs: "))
     (thumbs,) = (line for line in lines if line.startswith("thumbs: "))
     counts = run("report", "--json").json["counts"]

@@ -13,7 +13,7 @@ from agentpref.record.database import connect, exclusive
 from agentpref.record.journal import Journal
 from agentpref.types import UpdateReport
 
-ENOUGH = ("--set", "gate.min_pairs=5")
+ENOUGH = ("--set", "gate.cross_fit_below=0")
 
 
 @pytest.fixture

@@ -84,6 +84,13 @@ def test_an_unknown_name_is_refused_with_the_nearest_one(
         UpdateConfig.from_mapping(settings)
 
 
+def test_a_setting_that_is_gone_is_refused_with_a_cure() -> None:
+    with pytest.raises(
+        ConfigError, match=r"gate\.min_pairs is no setting any more: .* leave it out"
+    ):
+        UpdateConfig.from_mapping({"gate": {"min_pairs": 50}})
+
+
 def test_an_unknown_name_in_python_is_refused_too() -> None:
     with pytest.raises(ConfigError, match=r"'loss\.bete'; did you mean 'loss\.beta'"):
         LossSettings(bete=0.2)  # type: ignore[call-arg]
@@ -185,6 +192,10 @@ def test_no_setting_accepts_a_value_of_another_type_in_python(
         (
             {"replay": {"minimum": 0, "hard_share": 0.5}},
             r"replay\.hard_share is 0\.5, but has no effect, since replay\.minimum is 0",
+        ),
+        (
+            {"gate": {"cross_fit_below": 0, "folds": 5}},
+            r"gate\.folds is 5, but has no effect, since gate\.cross_fit_below is 0: leave it out",
         ),
     ],
 )

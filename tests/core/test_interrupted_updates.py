@@ -30,7 +30,7 @@ CONFIG = UpdateConfig(
     loss=LossSettings(beta=1.0, nll=1.0),
     replay=ReplaySettings(minimum=16),
     gate=GateSettings(
-        min_pairs=5,
+        cross_fit_below=0,
         retention_margin=1.0,  # what so small a model forgets differs from processor to processor
         kl_budget=1e3,
         distinct_floor=0.0,
@@ -121,7 +121,7 @@ def test_the_next_update_resumes_with_the_same_data_and_newer_feedback_waits(
     assert begun[1] == f"interrupted; the next `agentpref update` resumes at step 2 of {planned}"
     assert [found.state.step for found in states(waiting)] == [2]
     teach(waiting, range(100, 110))
-    gate = replace(CONFIG.gate, min_pairs=6)  # which determines no training
+    gate = replace(CONFIG.gate, confidence=0.9)  # which determines no training
     report = learn(waiting, random_base, replace(CONFIG, gate=gate))
     assert adapter(waiting, report) == whole[1]
     assert report.training["resumed_at"] == 2

@@ -42,7 +42,9 @@ CONFIG = UpdateConfig(
     kl=KLSettings(weight=0.0),
     loss=LossSettings(beta=1.0, nll=1.0),
     replay=ReplaySettings(minimum=16),
-    gate=GateSettings(min_pairs=5, kl_budget=1e3, distinct_floor=0.0, length_ratio=(1e-3, 1e3)),
+    gate=GateSettings(
+        cross_fit_below=0, kl_budget=1e3, distinct_floor=0.0, length_ratio=(1e-3, 1e3)
+    ),
 )
 
 
@@ -85,7 +87,7 @@ def teach(home, numbers, chosen=YES, rejected=NO, question="Is {} a number?"):
 
 def teach_about_friends(home):
     """Log a preference that the first update says nothing of."""
-    teach(home, range(40), chosen="a friend", rejected="an enemy", question="Who is {}?")
+    teach(home, range(80), chosen="a friend", rejected="an enemy", question="Who is {}?")
 
 
 def learn(home, base, config=CONFIG, **options):
@@ -201,10 +203,10 @@ def test_the_same_inputs_and_seed_give_the_same_bytes(trained, fresh, random_bas
 
 
 def test_with_too_few_held_out_pairs_a_revision_is_published_but_does_not_serve(fresh, random_base):
-    config = replace(CONFIG, gate=replace(CONFIG.gate, min_pairs=200))
+    config = replace(CONFIG, gate=replace(CONFIG.gate, confidence=1 - 1e-15))
     report = learn(fresh, random_base, config)
     assert report.verdict == "insufficient"
-    assert not passed(report, "enough evidence")
+    assert not passed(report, "new preferences")
     assert revisions(fresh) == [report.revision]
     assert Registry(fresh).state().generation == 0
     again = learn(fresh, random_base, config, progress=no_training)
@@ -336,7 +338,7 @@ def test_a_candidate_starts_as_live(trained, home, random_base):
     from safetensors.torch import load_file
 
     teach_about_friends(home)
-    still = replace(CONFIG, learning_rate=1e-12, gate=replace(CONFIG.gate, min_pairs=1000))
+    still = replace(CONFIG, learning_rate=1e-12)
     report = learn(home, random_base, still)
     assert report.verdict == "insufficient"
     candidate, live = (

@@ -38,7 +38,7 @@ CONFIG = UpdateConfig(
     loss=LossSettings(beta=1.0, nll=1.0),
     replay=ReplaySettings(minimum=16),
     gate=GateSettings(
-        min_pairs=5,
+        cross_fit_below=0,
         min_stratum=5,
         kl_budget=1e3,
         distinct_floor=0.0,

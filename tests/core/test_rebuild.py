@@ -32,7 +32,7 @@ CONFIG = UpdateConfig(
     loss=LossSettings(beta=1.0, nll=1.0),
     replay=ReplaySettings(minimum=8),
     gate=GateSettings(
-        min_pairs=3,
+        cross_fit_below=0,
         retention_margin=1.5,  # other tests check retention
         kl_budget=1e3,
         distinct_floor=0.0,

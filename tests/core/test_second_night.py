@@ -239,9 +239,9 @@ def test_a_refused_night_is_repeated_when_asked_for(fresh, random_base):
 
 def test_a_candidate_whose_training_was_cut_short_is_told_of_the_limit(fresh, random_base):
     """It was refused, with the advice to train longer."""
-    # One step at a rate that teaches nothing proves no gain.
+    # One step at a rate that teaches nothing proves no gain, and cannot please the check.
     short = replace(CONFIG, max_minutes=1e-6, learning_rate=1e-12)
-    report = learn(fresh, random_base, replace(short, gate=replace(CONFIG.gate, min_pairs=1)))
+    report = learn(fresh, random_base, short, checks={"polite": lambda ask: False})
     assert (report.verdict, report.training["stopped"]) == ("cut_short", "time")
     words = " ".join([*report.reasons, *report.notes])
     assert "train longer" not in words

@@ -137,7 +137,7 @@ def test_updates_with_a_limit_learn_everything_in_the_end(
 def test_an_update_that_proves_too_little_gets_further_the_next_time(
     home: Path, clock: SlowModel, random_base: Path
 ) -> None:
-    strict = replace(MINUTE, gate=replace(CONFIG.gate, min_pairs=80))
+    strict = replace(MINUTE, gate=replace(CONFIG.gate, confidence=1 - 1e-15))
     first, second = (learn(home, random_base, strict) for _ in range(2))
     assert first.verdict == second.verdict == "insufficient"
     for group in ("trained", "new_evaluated"):
@@ -177,7 +177,7 @@ def test_without_a_limit_everything_is_learned(
 def test_scores_of_an_update_that_was_ended_are_kept_to_the_bit(
     home: Path, tmp_path: Path, random_base: Path
 ) -> None:
-    config = replace(CONFIG, epochs=1, gate=replace(CONFIG.gate, min_pairs=1))
+    config = replace(CONFIG, epochs=1)
     whole = tmp_path / "whole"
     teach(whole, range(150))
     ended = tmp_path / "ended"
@@ -200,7 +200,7 @@ def test_scores_of_an_update_that_was_ended_are_kept_to_the_bit(
 def test_an_update_with_a_limit_that_gets_no_further_is_not_repeated(
     home: Path, clock: SlowModel, random_base: Path
 ) -> None:
-    strict = replace(MINUTE, gate=replace(CONFIG.gate, min_pairs=200))
+    strict = replace(MINUTE, gate=replace(CONFIG.gate, confidence=1 - 1e-15))
     reports = [learn(home, random_base, strict) for _ in range(6)]
     verdicts = [report.verdict for report in reports]
     end = verdicts.index("nothing_new")

@@ -60,14 +60,14 @@ def test_the_nightly_update_prints_its_verdict_exits_by_it_and_the_router_follow
 ) -> None:
     few, home = tmp_path / "few.jsonl", Home.create(tmp_path / "home")
     with (EXAMPLES / "preferences.jsonl").open(encoding="utf-8") as rows:
-        few.write_text("".join(islice(rows, 120)), encoding="utf-8")
+        few.write_text("".join(islice(rows, 6)), encoding="utf-8")
     import_file(home, few)
     command = ("nightly_update.py", "--home", home.path, "--model", "tiny")
     with pytest.raises(SystemExit, match="5"):
         script(*command)
     printed = capsys.readouterr().out
     assert printed.startswith("insufficient: ")
-    assert "enough evidence: " in printed
+    assert "new preferences: " in printed
     assert printed.endswith("serving: the base model\n")
 
     [revision] = agentpref.Registry(home).list()
@@ -88,4 +88,4 @@ def test_the_nightly_update_without_a_home_fails_in_one_line(
 def test_the_examples_preferences_are_enough_for_the_gate() -> None:
     gate = agentpref.UpdateConfig().gate
     rows = (EXAMPLES / "preferences.jsonl").read_text(encoding="utf-8").splitlines()
-    assert len(rows) - 400 >= gate.min_pairs
+    assert len(rows) - 400 >= gate.cross_fit_below

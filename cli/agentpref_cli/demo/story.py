@@ -59,7 +59,7 @@ def settings(seed: int) -> UpdateConfig:
 
     The answers are one word long, so that a change of mind costs many nats per token, which a real
     answer spreads over dozens of tokens: hence the wider KL budget. β and the learning rate are
-    tuned for the bundled model. One trait has only 177 held-out statements.
+    tuned for the bundled model.
     """
     return UpdateConfig(
         seed=seed,
@@ -67,7 +67,7 @@ def settings(seed: int) -> UpdateConfig:
         epochs=3,
         precision="float32",  # the same on machines with and without bfloat16
         loss=LossSettings(beta=1.0),
-        gate=GateSettings(min_pairs=150, kl_budget=0.4),
+        gate=GateSettings(kl_budget=0.4),
     )
 
 

@@ -224,7 +224,7 @@ def test_every_namespace_has_its_own_file_inside_the_folder(tmp_path_factory, on
 
 def test_the_settings_of_training_are_all_but_gate_and_budget():
     plain = training_settings(UpdateConfig())
-    changed = UpdateConfig(max_minutes=3, gate=GateSettings(min_pairs=7))
+    changed = UpdateConfig(max_minutes=3, gate=GateSettings(folds=7))
     assert training_settings(changed) == plain
     assert training_settings(UpdateConfig(seed=1)) != plain
     assert orjson.loads(orjson.dumps(plain)) == plain

@@ -56,8 +56,11 @@ def test_a_better_candidate_that_forgot_nothing_is_promoted_with_a_message() -> 
     verdict = judge(GOOD)
     assert (verdict.verdict, verdict.reasons) == ("passed", ())
     message = named(verdict, "new preferences").message
-    assert message.startswith(".52 -> .91 on 214 held-out pairs, +.39, lower bound +.3")
-    assert message.endswith(" > 0")
+    assert message.startswith(".52 -> .91 on 214 held-out pairs, +.39, at least +.3")
+    assert message.endswith(
+        "90 of 214 prompts better, 6 worse: 1 in over a million by chance, "
+        "1 in 40 or rarer proves a gain (first look)"
+    )
 
 
 def test_the_base_as_live_has_nothing_to_retain() -> None:
@@ -65,11 +68,18 @@ def test_the_base_as_live_has_nothing_to_retain() -> None:
     assert judge(replace(GOOD, new=coins, retention={})).verdict == "passed"
 
 
-def test_too_little_new_evidence_is_insufficient_and_says_how_much_is_missing() -> None:
-    verdict = judge(replace(GOOD, new=counted(both=40, gained=40, lost=2, neither=5)))
+def test_a_gain_that_is_not_proven_is_insufficient_and_says_what_would_settle_it() -> None:
+    few = replace(GOOD, new=counted(both=4, gained=11, lost=4, neither=1), comparisons=100)
+    verdict = judge(few)
     assert verdict.verdict == "insufficient"
-    assert failed(verdict) == ["enough evidence"]
-    assert "87 new held-out pairs of at least 200: 113 more" in verdict.reasons[0]
+    assert failed(verdict) == ["new preferences"]
+    assert "11 of 20 prompts better, 4 worse: 1 in 17 by chance" in verdict.reasons[0]
+    needed = verdict.gain["comparisons_needed"]
+    assert needed is not None
+    # Of 15 changed ones 11: ((2.394 / 2 + .842 √(.733 · .267)) / .233)² = 45.2 changed, 61 in all.
+    assert needed == 100 * 61 / 20
+    more = f"if this change is real, about {needed - 100:.0f} more comparisons would settle it"
+    assert verdict.reasons[0].endswith(more)
 
 
 def test_no_new_pair_at_all_is_insufficient() -> None:
@@ -77,33 +87,39 @@ def test_no_new_pair_at_all_is_insufficient() -> None:
 
 
 def test_many_pairs_on_few_prompts_are_insufficient() -> None:
-    few = replace(GAIN, prompts=tuple(str(i % 20) for i in range(len(GAIN))))
+    few = replace(counted(gained=200), prompts=tuple(str(i % 5) for i in range(200)))
     verdict = judge(replace(GOOD, new=few))
     assert verdict.verdict == "insufficient"
-    assert "214 new held-out pairs on 20 prompts of at least 30: ask about 10" in verdict.reasons[0]
+    assert "5 of 5 prompts better, 0 worse: 1 in 32 by chance" in verdict.reasons[0]
+    assert "this look does not count" in verdict.reasons[0]
+    enough = replace(few, prompts=tuple(str(i % 6) for i in range(200)))
+    assert judge(replace(GOOD, new=enough)).verdict == "passed"
 
 
 def test_little_evidence_does_not_excuse_harm() -> None:
-    little = counted(both=40, gained=10)
+    little = counted(both=10, gained=5)
     assert judge(replace(GOOD, new=little)).verdict == "insufficient"
     assert judge(replace(GOOD, new=little, kl=0.5)).verdict == "refused"
-    assert judge(replace(GOOD, new=little.swap())).verdict == "refused"
+    worse = judge(replace(GOOD, new=little.swap()))
+    assert worse.verdict == "refused"
+    assert "a loss: check the labels" in worse.reasons[0]
 
 
-@pytest.mark.guarantee("proof")
-def test_a_gain_that_is_not_proven_is_refused_and_says_what_would_settle_it() -> None:
-    verdict = judge(replace(GOOD, new=counted(both=120, gained=25, lost=20, neither=49)))
+def test_where_no_gain_worth_having_is_there_the_candidate_is_refused() -> None:
+    """Else nights of coin labels would be insufficient for ever."""
+    verdict = judge(replace(GOOD, new=counted(both=120, gained=20, lost=25, neither=49)))
+    assert verdict.verdict == "insufficient"
+    verdict = judge(replace(GOOD, new=counted(both=100, gained=45, lost=55, neither=14)))
     assert verdict.verdict == "refused"
     assert failed(verdict) == ["new preferences"]
-    assert "+.02" in verdict.reasons[0]
-    assert "not > 0, short by .03; if this change is real, about 2" in verdict.reasons[0]
-    assert verdict.reasons[0].endswith("pairs would settle it")
+    assert "no gain worth having: check the labels" in verdict.reasons[0]
+    unchanged = judge(replace(GOOD, new=counted(both=50)))
+    assert unchanged.verdict == "refused"
+    assert "no gain worth having" in unchanged.reasons[0]
 
 
-def test_no_gain_is_refused_with_another_cure() -> None:
-    verdict = judge(replace(GOOD, new=counted(both=120, gained=20, lost=30, neither=49)))
-    assert verdict.verdict == "refused"
-    assert "check the labels" in verdict.reasons[0]
+def test_a_small_gain_that_is_proven_is_promoted_all_the_same() -> None:
+    assert judge(replace(GOOD, new=counted(gained=550, lost=450))).verdict == "passed"
 
 
 @pytest.mark.guarantee("proof")
@@ -132,7 +148,7 @@ def test_a_candidate_identical_to_live_is_never_promoted(few: list[float], times
     same = Paired(tuple(right), tuple(right), tuple(map(str, range(len(right)))))
     evidence = Evidence(new=same, kl=0.0, live=LIVE, candidate=LIVE, retention={SUPPORT: same})
     verdict = judge(evidence)
-    assert verdict.verdict == ("refused" if len(right) >= 200 else "insufficient")
+    assert verdict.verdict == ("refused" if 2 * 0.9 ** len(right) <= 0.05 else "insufficient")
     assert named(verdict, "retention of default/support/any/any").passed
 
 
@@ -291,10 +307,11 @@ def test_diversity_may_fall_as_far_as_the_pairs_ask() -> None:
 
 
 def test_settings_move_the_bounds() -> None:
-    assert judge(GOOD, GateSettings(min_pairs=215)).verdict == "insufficient"
     assert judge(GOOD, GateSettings(kl_budget=0.04)).verdict == "refused"
     few = counted(gained=8, both=2)
-    assert judge(replace(GOOD, new=few), GateSettings(min_pairs=10)).verdict == "passed"
+    assert judge(replace(GOOD, new=few)).verdict == "passed"
+    sure = GateSettings(confidence=0.999)
+    assert judge(replace(GOOD, new=few), sure).verdict == "insufficient"
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def test_the_gate_passes_on_good_evidence(taught, held_out):
     assert evidence.kl > 0.1
     assert evidence.candidate.mean_length < evidence.live.mean_length
     settings = GateSettings(
-        min_pairs=5, kl_budget=1e3, distinct_floor=0.0, length_ratio=(1e-3, 1e3)
+        cross_fit_below=0, kl_budget=1e3, distinct_floor=0.0, length_ratio=(1e-3, 1e3)
     )
     assert judge(evidence, settings).verdict == "passed"
 
@@ -223,9 +223,11 @@ def test_pairs_and_thumbs_are_scored_together(taught, held_out, thumbs):
 
 def test_the_gate_passes_on_thumbs_alone(taught, thumbs):
     evidence = gather(taught("yes"), thumbs)
-    assert set(evidence.new.prompts) == {thumb.prompt.id for thumb in thumbs}
+    together = " ".join(evidence.new.prompts).split()
+    assert set(together) == {thumb.prompt.id for thumb in thumbs}
+    assert len(set(evidence.new.prompts)) == len(thumbs) / 2, "a like and a dislike are a coin"
     settings = GateSettings(
-        min_pairs=5, kl_budget=1e3, distinct_floor=0.0, length_ratio=(1e-3, 1e3)
+        cross_fit_below=0, kl_budget=1e3, distinct_floor=0.0, length_ratio=(1e-3, 1e3)
     )
     assert judge(evidence, settings).verdict == "passed"
 

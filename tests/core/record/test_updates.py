@@ -353,3 +353,24 @@ def test_a_revision_whose_update_is_not_in_the_ledger_may_have_learned_all_since
     assert updates.revisions_trained_on(["said"]) == ["newer"]
     problems = [(p.table, p.key) for p in examine(connection).problems if "ledger" in p.what]
     assert problems == [("revision", "older"), ("revision", "newer")]
+
+
+def test_looks_are_those_of_updates_of_the_same_parent_that_could_decide(connection, updates):
+    def row(number, look, parent="r1", namespace="default", **report):
+        gain = {} if look is None else {"gain": {"look": look}}
+        rest = (parent, None, "insufficient", gain | report)
+        updates.add(UpdateRow(f"u{number}", namespace, number, number + 0.5, *rest))
+
+    assert updates.looks("default", "r1") == updates.looks("default", None) == 0
+    row(1, 1)
+    row(2, 1)  # which could not have decided
+    row(3, 2)
+    row(4, 7, parent=None)
+    row(5, 8, namespace="other")
+    assert updates.looks("default", "r1") == 2
+    assert updates.looks("default", None) == 7
+    older = {"config": {"gate": {"min_pairs": 200}}}
+    row(6, None, counts={"new_evaluated": 199}, **older)
+    row(7, None, counts={"new_evaluated": 200}, **older)
+    row(8, None, counts={"new": 3})
+    assert updates.looks("default", "r1") == 3

@@ -19,7 +19,7 @@ from agentpref.serve.registry import Registry
 from agentpref.testing import write_adapter
 
 IDENTITY = {"name": "tiny", "digest": "d" * 64, "template_digest": "t" * 64}
-CONFIG = {"seed": 0, "gate": {"min_pairs": 5}, "max_minutes": None}
+CONFIG = {"seed": 0, "gate": {"folds": 5}, "max_minutes": None}
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ def test_other_weights_repeat_a_revision_if_they_learned_nothing_else_in_the_sam
     a = publish(0, live, pairs="abc")
     registry.promote(a)
     registry.rollback()
-    weaker = {"gate": {"min_pairs": 1}, "max_minutes": 9}  # which determine no training
+    weaker = {"gate": {"folds": 2}, "max_minutes": 9}  # which determine no training
     assert f"{a} had not learned" in repeats(registry, publish(1, live, **weaker), "ab")
     assert repeats(registry, publish(2, live), "abcd") is None, "something new"
     assert repeats(registry, publish(3, live, seed=1), "abc") is None, "other settings"

@@ -1,0 +1,89 @@
+"""Updates from few judgements: trained prompts give evidence, and every look is paid for."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from agentpref.config import GateSettings
+from tests.core.test_interrupted_updates import adapter, interrupt
+from tests.core.test_pipeline import CONFIG, learn, revisions, teach
+
+FEW = replace(
+    CONFIG,
+    held_out=0.1,
+    gate=GateSettings(kl_budget=1e3, distinct_floor=0.0, length_ratio=(1e-3, 1e3)),
+)
+ALONE = replace(FEW, gate=replace(FEW.gate, cross_fit_below=0))
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory, random_base):
+    """A home with 40 pairs, of which four are held out: too few to prove anything."""
+    home = tmp_path_factory.mktemp("few") / "home"
+    teach(home, range(40))
+    return home
+
+
+@pytest.fixture
+def home(few, tmp_path):
+    return shutil.copytree(few, tmp_path / "home")
+
+
+@pytest.fixture(scope="module")
+def alone(few, tmp_path_factory, random_base):
+    """The report of an update whose trained prompts give no evidence, and its adapter's bytes."""
+    home = shutil.copytree(few, tmp_path_factory.mktemp("alone") / "home")
+    report = learn(home, random_base, ALONE)
+    return report, adapter(home, report)
+
+
+def test_few_held_out_prompts_alone_prove_nothing(alone):
+    report, _ = alone
+    assert report.verdict == "insufficient"
+    held_out = report.counts["new_evaluated"]
+    assert (report.gain["prompts"], report.gain["cross_fitted"]) == (held_out, 0)
+    assert (report.gain["look"], report.gain["look_counts"]) == (0, False)
+
+
+@pytest.mark.guarantee("proof")
+def test_with_the_trained_ones_they_do_and_the_candidate_is_the_same_to_the_bit(
+    home, alone, random_base
+):
+    stages = []
+    report = learn(home, random_base, FEW, progress=lambda stage, *_: stages.append(stage))
+    assert report.verdict == "promoted"
+    assert report.gain["cross_fitted"] > report.counts["trained"] / 2
+    assert report.gain["chance"] <= report.gain["needed"] == pytest.approx(0.0225)
+    assert stages.index("cross-fit: train") > stages.index("train")
+    assert adapter(home, report) == alone[1]
+    assert report.training["steps"] == alone[0].training["steps"]
+
+
+def test_an_update_that_is_interrupted_there_resumes_after_its_training(home, alone, random_base):
+    planned = alone[0].training["planned_steps"]
+    said = interrupt(home, random_base, "cross-fit: train", 1, FEW)
+    assert (
+        said == f"interrupted; the next `agentpref update` resumes at step {planned} of {planned}"
+    )
+    assert revisions(home) == []
+    report = learn(home, random_base, FEW)
+    assert (report.verdict, report.training["resumed_at"]) == ("promoted", planned)
+    assert adapter(home, report) == alone[1]
+
+
+@pytest.mark.guarantee("proof")
+def test_every_look_at_what_live_has_not_learned_asks_for_more(tmp_path, random_base):
+    home = tmp_path / "home"
+    refused = replace(CONFIG, gate=replace(CONFIG.gate, kl_budget=1e-9))
+    needed = []
+    for night, config in enumerate([refused, refused, CONFIG, CONFIG]):
+        teach(home, range(20 * night, 20 * night + 20))
+        report = learn(home, random_base, config)
+        needed.append(1 / report.gain["needed"])
+        if night == 2:
+            assert report.verdict == "promoted"
+    assert needed == pytest.approx([40, 120, 240, 40]), "a new live revision begins anew"
+    assert report.gain["look"] == 1
