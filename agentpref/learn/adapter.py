@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Policy = Literal["base", "live", "candidate"]
+Start = Literal["base", "live"]
+"""What a candidate starts from."""
 
 _PREFIX = "base_model.model."
 _CURE = "roll back to a revision that fits, or use a new namespace"
@@ -71,6 +74,29 @@ def attach(
         model.eval()
     _activate(_lora_layers(model), "candidate")
     return model
+
+
+def restart(model: PeftModel, start: Start, *, seed: int) -> None:
+    """Give the candidate the weights it starts from, bit for bit those that :func:`attach` gives.
+
+    Without a live adapter, live is the base. From the base, the candidate is a fresh LoRA of the
+    shape that it has.
+    """
+    import torch
+
+    source = "live" if start == "live" and "live" in model.peft_config else "fresh"
+    if source == "fresh":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model.add_adapter("fresh", deepcopy(model.peft_config["candidate"]))
+    layers = _lora_layers(model)
+    with torch.no_grad():
+        for layer in layers:
+            for side in (layer.lora_A, layer.lora_B):
+                side["candidate"].weight.copy_(side[source].weight)
+    if source == "fresh":
+        model.delete_adapter("fresh")
+    _activate(layers, "candidate")
 
 
 def _config_of(live: AdapterFiles) -> LoraConfig:

@@ -81,7 +81,10 @@ def _attach(order: Mapping[str, Any], team: Team) -> Learner | None:
 
 
 def _work(order: Mapping[str, Any], learner: Learner) -> None:
-    """Score or train this process's share of the rows in an order."""
+    """Score or train this process's share of the rows in an order, or start over."""
+    if order["do"] == "restart":
+        learner.restart(order["start"])
+        return
     learner.use_route(order["route"])
     if order["do"] == "score":
         learner.score_share(order["policy"], [EncodedExample.thaw(row) for row in order["rows"]])

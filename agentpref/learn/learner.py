@@ -83,6 +83,7 @@ class Learner:
         self._caches = caches or {}
         self._progress: Progress = progress or (lambda stage, done, total: None)
         self._team = team or Team()
+        self._start: adapter.Start = "live"
         self._choice: Choice | None = None
         self._scored_tokens, self._scored_seconds = 0, 0.0
         with self._team.order(lambda: self._attach_order(live)):
@@ -111,6 +112,18 @@ class Learner:
             f"max_length is {self.max_length} instead of {self.config.max_length}: the model has "
             f"{self.max_length} positions"
         ]
+
+    def restart(self, start: adapter.Start) -> None:
+        """Undo all training: the candidate starts again from live or, to refit, from the base.
+
+        Live stays what the candidate is compared with. Without a live adapter, live is the base.
+        Training after it gives what it gives with a new learner, bit for bit.
+        """
+        with self._team.order(lambda: {"do": "restart", "start": start}):
+            adapter.restart(self._model, start, seed=self.config.seed)
+        self._start, self.reached = start, set()
+        if "candidate" in self._caches:
+            self._caches["candidate"].forget()
 
     def encode(self, examples: Sequence[Example]) -> list[EncodedExample]:
         """Encode examples, and count those that cannot be encoded."""

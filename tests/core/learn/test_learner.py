@@ -346,3 +346,48 @@ def test_wpo_does_not_weigh_answers_that_the_live_revision_wrote(make_learner, p
 
     assert losses(live.name, wpo=True) == losses(live.name, wpo=False)
     assert losses("base", wpo=True)[0] < losses("base", wpo=False)[0]
+
+
+def test_a_restarted_candidate_trains_as_that_of_a_new_learner(make_learner, pairs, tmp_path):
+    def trained(name, live=None, *restarts):
+        learner = make_learner(live=live, epochs=1)
+        rows = learner.encode(pairs)
+        for start in restarts:
+            learner.fit(rows, new=12)
+            learner.restart(start)
+        learner.fit(rows, new=12)
+        learner.save(tmp_path / name)
+        return digest(tmp_path / name)
+
+    first = trained("first")
+    assert trained("first again", None, "live") == first == trained("first anew", None, "base")
+    live = tmp_path / "first"
+    second = trained("second", live)
+    assert second != first
+    assert trained("second again", live, "base", "live") == second
+
+
+def test_a_refit_starts_from_the_base_and_is_compared_with_live(make_learner, pairs, tmp_path):
+    first = make_learner(epochs=2)
+    rows = first.encode(pairs)
+    first.fit(rows, new=12)
+    first.save(tmp_path)
+    learner = make_learner(live=tmp_path, epochs=2)
+    live = learner.score("live", rows)
+    learner.fit(rows, new=12)
+    learner.restart("base")
+    assert learner.score("candidate", rows) == learner.score("base", rows)
+    assert learner.score("live", rows) == live != learner.score("base", rows)
+    learner.fit(rows, new=12)
+    assert learner.score("candidate", rows) != learner.score("base", rows)
+
+
+def test_scores_of_a_candidate_that_is_gone_are_not_used(make_learner, pairs, tmp_path):
+    learner = make_learner(epochs=2)
+    rows = learner.encode(pairs)
+    with closing(connect(Home.create(tmp_path / "home"))) as connection:
+        learner._caches = {"candidate": LogpCache(connection, learner.base.numbers, "candidate")}
+        learner.fit(rows, new=12)
+        trained = learner.score("candidate", rows)
+        learner.restart("base")
+        assert learner.score("candidate", rows) == learner.score("base", rows) != trained
