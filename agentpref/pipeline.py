@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ from agentpref.learn.resume import StartedUpdate
 from agentpref.learn.team import Team, assembled
 from agentpref.models.threads import sharing
 from agentpref.outcome import Outcome, Wishes
+from agentpref.prefer import ordinary
 from agentpref.prefer.catalog import Catalog
 from agentpref.record.database import connect, exclusive, translated
 from agentpref.record.journal import Trace
@@ -212,6 +214,8 @@ class _Update:
         catalog.refresh()
         learned = self.updates.learned_by(serving.live)
         available, left_out = take_stock(catalog, learned, self.config)
+        of_log = partial(ordinary.draw, self.connection, self.namespace, self.config)
+        available = replace(available, ordinary=of_log)
         report = self._report(available, live, left_out, killed)
         known = stalled(self.connection, report, available, again=self.wishes.again)
         is_new = bool(available.new) and known is None
@@ -295,7 +299,13 @@ class _Update:
         self, base: BaseModel, needed: Mapping[str, Any], catalog: Catalog
     ) -> StartedUpdate | None:
         """The interrupted update, whose id and time this one then takes over."""
-        started = resume.find(self.checkpoint, needed, catalog.find, ended=self.updates.has)
+        started = resume.find(
+            self.checkpoint,
+            needed,
+            catalog.find,
+            ended=self.updates.has,
+            find_ordinary=partial(ordinary.find, self.connection, self.namespace, self.config),
+        )
         if started is not None:
             self.update_id, self.created_at = started.update_id, started.created_at
             self.trace.resume(self.connection, started.update_id)
@@ -355,8 +365,9 @@ class _Update:
         started = StartedUpdate(self.update_id, self.created_at, rows.data, self.share.threads)
         self.checkpoint.about = started.freeze(needed)
         if self.config.max_minutes is not None:
-            learner.score("base", rows.trained)  # which is no part of the time for training
-        seconds = self.budget.for_training(learner, rows.held_out or rows.trained)
+            learner.score("base", [*rows.new, *rows.old])  # no part of the time for training
+        proving = [*(rows.held_out or rows.trained), *rows.ordinary_held_out]
+        seconds = self.budget.for_training(learner, proving)
         limits = Limits(seconds, self.interrupts, self.budget.clock)
         try:
             return learner.fit(
@@ -389,6 +400,7 @@ class _Update:
             trained=rows.new,
             checks=checks,
             config=config,
+            ordinary=rows.ordinary_held_out,
             cut_short=training.stopped == "time",
         )
         result = gate.judge(evidence, config.gate, seed=config.seed)
