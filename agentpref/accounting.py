@@ -86,7 +86,7 @@ def account(
 
 def _ordinary(rows: UpdateRows) -> dict[str, tuple[Listed, ...]]:
     """What became of the ordinary answers that were drawn; none of them counts as learned."""
-    found = {
+    found: dict[str, tuple[Listed, ...]] = {
         "anchored": tuple(row.example for row in rows.ordinary),
         "anchored_held_out": tuple(row.example for row in rows.ordinary_held_out),
     }

@@ -56,7 +56,8 @@ _SLOT = "\x00"
 
 def requests(number: int, seed: int) -> list[dialogues.Request]:
     """Different requests, all kinds alike."""
-    rng, found = random.Random(seed), {}
+    rng = random.Random(seed)
+    found: dict[str, dialogues.Request] = {}
     while len(found) < number:
         request = dialogues.draw_request(rng)
         found.setdefault(request.text, request)
@@ -98,7 +99,7 @@ def answers(learner: Learner, policy: Any, asked: Sequence[dialogues.Request]) -
     return [learner.decoding.text(ids) for ids in found]
 
 
-ARMS = {
+ARMS: dict[str, dict[str, Any]] = {
     "naive": {"kl": KLSettings(weight=0.0), "replay": ReplaySettings(minimum=0),
               "anchor": AnchorSettings(size=0)},
     "plain": {"anchor": AnchorSettings(size=0)},

@@ -57,7 +57,8 @@ class Available:
         for example in examples:
             name = "old" if example.example_id in learned else "new"
             parts.setdefault(f"{name}_held_out" if example.held_out else name, []).append(example)
-        return cls(**{name: tuple(found) for name, found in parts.items()}, read=read)
+        split = cls(**{name: tuple(found) for name, found in parts.items()})  # type: ignore[arg-type]
+        return replace(split, read=read)
 
     def all(self) -> Iterator[Listed]:
         """The examples of every use."""

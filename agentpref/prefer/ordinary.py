@@ -27,13 +27,17 @@ from agentpref.record.store import Store
 from agentpref.types import Completion, Example, Message, Run
 
 _SLICES = 64
-"""Into how many parts of equal length the time of the log is cut, to read a few runs of each."""
+"""Into how many parts of equal length the log is cut, to read a few runs of each."""
 
-_READ_FOR_EACH = 4
-"""How many runs are read for each that is wanted: some are in the judged domain, or repeated."""
+_READ, _READ_FOR_EACH = 1024, 4
+"""How many runs are read, at least in all and for each that is wanted: of rare tags there are few,
+and some runs are in the judged domain, or repeat a prompt."""
 
 _JUDGED = 256
 """How many judged prompts tell what people judge."""
+
+_LENIENCE = 1.5
+"""By how much less like its nearest judged prompt than those to one another an outside one is."""
 
 _FALSE = 0.1
 """What share of the anchors may lie in the judged domain."""
@@ -46,6 +50,8 @@ _UNJUDGED = """NOT EXISTS (SELECT 1 FROM feedback WHERE feedback.run_id = some.r
     AND (trace_id IS NULL OR NOT EXISTS (SELECT 1 FROM run AS other JOIN feedback USING (run_id)
         WHERE other.trace_id = some.trace_id))"""
 """SQL of ``some`` runs: nobody judged it, or another step of its task, whose fault it may be."""
+
+_NAMESPACE = "namespace = :namespace"
 
 
 def draw(
@@ -69,7 +75,7 @@ def draw(
         return []
     store = Store(connection)
     with store.one_state():
-        run_ids = _candidates(connection, namespace, _READ_FOR_EACH * size)
+        run_ids = _candidates(connection, namespace, max(_READ, _READ_FOR_EACH * size))
         runs, _, _ = store.judged(namespace, run_ids)
     found = _examples(runs, config.held_out)
     prompts = {example.prompt.id: example.prompt.messages for example in sample_of(judged)}
@@ -99,23 +105,29 @@ def sample_of(judged: Iterable[Example]) -> list[Example]:
 
 
 def _candidates(connection: sqlite3.Connection, namespace: str, number: int) -> list[str]:
-    """Ids of unjudged runs, some of every slice of time; each slice is a seek in an index."""
-    ends = []
-    for end in ("min", "max"):
-        query = f"SELECT {end}(created_at) FROM run WHERE namespace = ?"
-        ends += connection.execute(query, (namespace,)).fetchone()
-    first, last = ends
-    if first is None:
-        return []
-    query = f"""SELECT run_id FROM (SELECT run_id, trace_id FROM run
-        WHERE namespace = ? AND created_at >= ? ORDER BY created_at LIMIT ?) AS some
-        WHERE {_UNJUDGED}"""
+    """Ids of unjudged runs, from all places of the log and from all its times.
+
+    Places alone would leave out a namespace that has few of a home's runs, and times alone most of
+    what came at once. Each slice of either is a seek in an index, and reads a few rows.
+    """
+    place = "rowid >= :since AND rowid < :since + :few AND +namespace = :namespace"
+    time = "namespace = :namespace AND created_at >= :since ORDER BY created_at LIMIT :few"
     found: dict[str, None] = {}
-    each = -(-number // _SLICES)
-    for part in range(_SLICES):
-        since = first + (last - first) * part / _SLICES
-        rows = connection.execute(query, (namespace, since, each)).fetchall()
-        found |= {run_id: None for (run_id,) in rows}
+    values = {"namespace": namespace, "few": -(-number // (2 * _SLICES))}
+    for column, where, these in (("rowid", place, "true"), ("created_at", time, _NAMESPACE)):
+        ends = [
+            connection.execute(f"SELECT {end}({column}) FROM run WHERE {these}", values).fetchone()
+            for end in ("min", "max")
+        ]
+        (first,), (last,) = ends
+        if first is None:
+            return []
+        query = f"""SELECT run_id FROM (SELECT run_id, trace_id FROM run WHERE {where}) AS some
+            WHERE {_UNJUDGED}"""
+        for part in range(_SLICES):
+            since = first + (last + (column == "rowid") - first) * part / _SLICES
+            own = values | {"since": int(since) if column == "rowid" else since}
+            found |= {run_id: None for (run_id,) in connection.execute(query, own).fetchall()}
     return list(found)
 
 
@@ -167,7 +179,8 @@ def outside_of(asked: Sequence[frozenset[str]], judged: Iterable[frozenset[str]]
     """Say of sets of words whether they lie outside of what some judged ones have in common.
 
     The likeness of two sets is their Jaccard index. The p-value of a set is the share of judged
-    ones that are no more like their nearest neighbour than it is like its own.
+    ones that are no more like their nearest neighbour than it is like its own, times 1.5: where all
+    judged prompts are written by one template, a word more would tell a prompt from them.
 
     >>> about = [frozenset({"would", "you", "say", str(number)}) for number in range(30)]
     >>> asked = [frozenset({"book", "a", "table"}), frozenset({"would", "you", "say", "no"})]
@@ -182,7 +195,9 @@ def outside_of(asked: Sequence[frozenset[str]], judged: Iterable[frozenset[str]]
         for one in known
     )
     nearest = [max(_alike(one, other) for other in known) for one in asked]
-    p_values = [(1 + bisect_right(among, value)) / (len(among) + 1) for value in nearest]
+    p_values = [
+        (1 + bisect_right(among, _LENIENCE * value)) / (len(among) + 1) for value in nearest
+    ]
     return _discovered(p_values, _FALSE)
 
 
