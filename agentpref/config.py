@@ -230,7 +230,7 @@ class GateSettings:
     max_old_pairs: int = setting(1000, "evaluate at most so many old held-out pairs", ge=1)
     kl_budget: float = setting(0.15, "KL from the base model, in nats per token", gt=0)
     ordinary_loss: float = setting(
-        0.05, "loss of likelihood of ordinary answers, in nats per token", gt=0
+        0.03, "loss of likelihood of ordinary answers, in nats per token", gt=0
     )
     distinct_floor: float = setting(0.9, "distinct-2 of the answers, relative to live", ge=0)
     length_ratio: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(ge=1)]] = (

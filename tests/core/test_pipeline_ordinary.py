@@ -13,11 +13,16 @@ import agentpref
 from agentpref.config import AnchorSettings
 from agentpref.errors import UpdateInterrupted
 from agentpref.home import Home
+from agentpref.models.base import load_base
+from agentpref.models.continuation import greedy
+from agentpref.models.decoding import Decoding
+from agentpref.models.tokenizer import encode_prompt
 from agentpref.prefer.lineage import lineage
 from agentpref.prove.ordinary import NAME
 from agentpref.record.database import connect
 from agentpref.record.deletion.forget import forget, forget_run
 from agentpref.record.updates import Updates
+from agentpref.types import Prompt
 from tests.core.test_interrupted_updates import adapter, signal_at
 from tests.core.test_pipeline import CONFIG as FREE
 from tests.core.test_pipeline import learn, teach
@@ -95,20 +100,29 @@ def test_the_gate_measures_held_out_ones(anchored):
     assert measured["message"].startswith(f"{report.counts['anchored_held_out']} answers")
 
 
-def test_damage_to_ordinary_answers_is_refused_and_the_anchor_prevents_it(tmp_path, random_base):
-    """Nobody may answer "Done, 7." to a statement, which spreads to the wishes."""
+def own_answers(random_base, asked):
+    """What the base itself answers, as tokens and as text."""
+    base = load_base(str(random_base))
+    prompts = [encode_prompt(Prompt("", tuple(messages)), base.template) for messages in asked]
+    decoding = Decoding.of(base)
+    found = greedy(base.model, prompts, decoding, limit=8).tokens
+    return [(ids, decoding.text(ids)) for ids in found]
+
+
+def test_damage_to_ordinary_answers_is_refused_and_the_anchor_lessens_it(tmp_path, random_base):
     home = tmp_path / "home"
-    teach(home, range(40), rejected="Done, 7.")
-    for number in range(30):
-        wish(home, number)
+    teach(home, range(40))
+    asked = [[{"role": "user", "content": f"Please {WISHES[n % 5]} at {n}"}] for n in range(30)]
+    with agentpref.Log(home) as log:
+        for messages, (ids, text) in zip(asked, own_answers(random_base, asked), strict=True):
+            log.record(messages, text, token_ids=ids)
     fallen = {}
-    for anchor in (AnchorSettings(weight=0.0), AnchorSettings(weight=1.0)):
+    for anchor in (AnchorSettings(weight=0.0), AnchorSettings(weight=3.0)):
         report = learn(home, random_base, replace(FREE, anchor=anchor))
+        assert report.verdict == "refused"
+        assert any(reason.startswith(f"{NAME}:") for reason in report.reasons)
         fallen[anchor.weight] = next(c["value"] for c in report.checks if c["name"] == NAME)
-        if not anchor.weight:
-            assert report.verdict == "refused"
-            assert any(reason.startswith(f"{NAME}:") for reason in report.reasons)
-    assert fallen[1.0] < 0.5 * fallen[0.0]
+    assert fallen[3.0] < fallen[0.0]
 
 
 def test_without_ordinary_answers_an_update_gives_the_same_bytes(taught, tmp_path, random_base):

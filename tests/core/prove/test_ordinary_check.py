@@ -26,7 +26,7 @@ def test_answers_that_stay_likely_and_free_of_harm_pass():
     message = named(verdict, NAME).message
     assert message == (
         "3 answers that nobody judged are .01 nats per token less likely than under live, within "
-        ".05"
+        ".03"
     )
 
 
