@@ -25,6 +25,7 @@ from agentpref.learn.cache import LogpCache
 from agentpref.learn.encode import EncodedExample, Encoding
 from agentpref.learn.logps import Choice, Logps, Route
 from agentpref.learn.objective import ForwardPlan, Leash, Losses, TrainingRow
+from agentpref.learn.schedule import epochs_for, plan_batches
 from agentpref.learn.team import Team
 from agentpref.learn.trainer import Limits, Observer, TrainingReport
 from agentpref.models.adapter_files import AdapterFiles
@@ -298,7 +299,7 @@ class Learner:
             live = self.score("live", judged)
         training = [TrainingRow(*each) for each in zip(judged, references, live, strict=True)]
         training += [TrainingRow(row, ()) for row in rows if row.example.ordinary]
-        epochs, leash = self.config.epochs or trainer.epochs_for(new), self._leash(judged)
+        epochs, leash = self.config.epochs or epochs_for(new), self._leash(judged)
         order = {
             "do": "fit", "epochs": epochs, "route": self.route(rows).name, "leash": [*leash]
         }  # fmt: skip
@@ -311,7 +312,7 @@ class Learner:
                 checkpoint=checkpoint,
                 limits=limits,
             )
-        planned = trainer.plan_batches(
+        planned = plan_batches(
             training, size=self.config.batch_size, epochs=epochs, seed=self.config.seed
         )
         taken = (row.encoded for batch in planned[: report.steps] for row in batch)

@@ -7,12 +7,10 @@ random number generators of its own, so the host's stay as they are.
 
 from __future__ import annotations
 
-import itertools
-import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import orjson
 
@@ -34,6 +32,7 @@ from agentpref.learn.objective import (
     TrainingRow,
 )
 from agentpref.learn.process import Interrupts
+from agentpref.learn.schedule import learning_rate_for, plan_batches, rate_share
 from agentpref.learn.team import Team
 
 if TYPE_CHECKING:
@@ -43,14 +42,8 @@ if TYPE_CHECKING:
 Observer = Callable[[StepResult], object]
 """A callback that gets the result of every step, in order."""
 
-_SMALL_MODEL = 50_000_000
 _MAX_GRADIENT_NORM = 1.0
-_WARMUP_SHARE = 0.1
-_ORDINARY_SHARE = 0.25
-"""Ordinary answers beside the examples of a batch, as a share of its size."""
-
 _TAIL = 10
-_WINDOW = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,47 +90,6 @@ class Limits:
     seconds: float | None = None
     interrupts: Interrupts = field(default_factory=Interrupts)
     clock: Callable[[], float] = time.monotonic
-
-
-def epochs_for(new: int) -> int:
-    """Epochs for a number of new examples: smaller updates need more of them."""
-    return 3 if new < 200 else 2 if new < 1000 else 1
-
-
-def learning_rate_for(model: Any) -> float:
-    """2e-3 for models of a few million parameters, 5e-5 for real ones."""
-    return 2e-3 if model.num_parameters() < _SMALL_MODEL else 5e-5
-
-
-def rate_share(position: float, steps: int) -> float:
-    """Share of the learning rate at a position in the plan: up over a tenth of it, then to zero."""
-    warmup = max(1, round(_WARMUP_SHARE * steps))
-    return min((position + 1) / warmup, (steps - position) / max(1, steps - warmup))
-
-
-def plan_batches(
-    rows: Sequence[TrainingRow], *, size: int, epochs: int, seed: int
-) -> list[list[TrainingRow]]:
-    """The batches of all epochs; each epoch has another order, fixed by the seed.
-
-    In every window of 8 batches, rows of similar width share a batch, which saves padding; the
-    batches of a window come in random order. Ordinary answers come on top: a quarter of ``size`` in
-    each batch, in a circle as long as the plan.
-    """
-    ordinary = [row for row in rows if row.encoded.example.ordinary]
-    rows = [row for row in rows if not row.encoded.example.ordinary]
-    rng = random.Random(seed)
-    planned: list[list[TrainingRow]] = []
-    for _ in range(epochs):
-        shuffled = rng.sample(list(rows), len(rows))
-        for start in range(0, len(shuffled), size * _WINDOW):
-            window = shuffled[start : start + size * _WINDOW]
-            window.sort(key=lambda row: row.encoded.width)
-            batches = [window[i : i + size] for i in range(0, len(window), size)]
-            planned.extend(rng.sample(batches, len(batches)))
-    circle = itertools.cycle(rng.sample(ordinary, len(ordinary)))
-    beside = max(1, round(_ORDINARY_SHARE * size))
-    return [[*batch, *itertools.islice(circle, min(beside, len(ordinary)))] for batch in planned]
 
 
 def train(

@@ -10,7 +10,7 @@ import pytest
 from agentpref.config import AnchorSettings, GateSettings, KLSettings, UpdateConfig
 from agentpref.learn.data import Available, UpdateData, prepare
 from agentpref.learn.objective import Leash, TrainingRow
-from agentpref.learn.trainer import plan_batches
+from agentpref.learn.schedule import plan_batches
 from agentpref.types import Completion
 from tests.core.learn.examples import make_group, make_pair, make_thumb
 
