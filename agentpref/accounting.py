@@ -76,6 +76,8 @@ def account(
 ) -> dict[str, tuple[Listed, ...]]:
     """Say of every example that there is what the update did with it; each is in one group.
 
+    Of ordinary answers, which are drawn from a log without a list, those that were drawn are.
+
     Examples that the update has read are whole, and the others are listed.
 
     Args:
@@ -110,7 +112,18 @@ def account(
         unused = [e for e in unused if e.example_id not in ids]
     found["waiting"] = tuple(e for e in unused if e.example_id in fresh)
     found["not_drawn"] = tuple(e for e in unused if e.example_id not in fresh)
-    return found
+    return found | _ordinary(rows)
+
+
+def _ordinary(rows: UpdateRows) -> dict[str, tuple[Listed, ...]]:
+    """What became of the ordinary answers that were drawn; none of them counts as learned."""
+    found: dict[str, tuple[Listed, ...]] = {
+        "anchored": tuple(row.example for row in rows.ordinary),
+        "anchored_held_out": tuple(row.example for row in rows.ordinary_held_out),
+    }
+    used = {example.example_id for group in found.values() for example in group}
+    left = tuple(e for e in rows.data.ordinary if e.example_id not in used)
+    return found | {"anchored_left_out": left}
 
 
 def uses(
@@ -129,6 +142,8 @@ def uses(
         "waiting": "waiting",
         "set_aside": "set_aside",
         "aged_out": "aged_out",
+        "anchored": "anchor",
+        "anchored_held_out": "anchor_held_out",
     }
     used = [(role, e) for group, role in roles.items() for e in groups.get(group, ())]
     read = [e for _, e in used if isinstance(e, Example)]  # the ledger has those of the others
@@ -144,12 +159,13 @@ def with_account(
     """The report with what becomes of every example, and with what was not used as logged."""
     objections = {e.example_id: learner.objections[e.example_id] for e in groups["left_out"]}
     always = {"trained", "replayed", "new_evaluated", "old_evaluated"}
-    told = {k: v for k, v in groups.items() if k not in ("left_out", "restored")}
+    ordinary = {name: len(group) for name, group in groups.items() if name.startswith("anchored")}
+    told = {k: v for k, v in groups.items() if k not in ("left_out", "restored", *ordinary)}
     used = {k: v for k, v in told.items() if v or k in always}
     reasons = Counter(objection.reason for objection in objections.values())
     return replace(
         report,
-        counts=report.counts | count(**used),
+        counts=report.counts | count(**used) | (ordinary if any(ordinary.values()) else {}),
         left_out={**report.left_out, **reasons},
         shortened=dict(learner.shortened),
         retokenized=dict(learner.retokenized),

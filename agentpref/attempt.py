@@ -163,8 +163,9 @@ class Bench:
         )
         self.checkpoint.about = started.freeze(self.conditions)
         if self.config.max_minutes is not None:
-            learner.score("base", rows.trained)  # which is no part of the time for training
-        seconds = self.budget.for_training(learner, rows.held_out or rows.trained)
+            learner.score("base", [*rows.new, *rows.old])  # no part of the time for training
+        proving = [*(rows.held_out or rows.trained), *rows.ordinary_held_out]
+        seconds = self.budget.for_training(learner, proving)
         limits = Limits(seconds, self.interrupts, self.budget.clock)
         try:
             return learner.fit(
@@ -191,6 +192,7 @@ class Bench:
             trained=rows.new,
             checks=self.checks,
             config=config,
+            ordinary=rows.ordinary_held_out,
             cut_short=training.stopped == "time",
         )
         left = None if self.budget.limit is None else self.budget.left()

@@ -185,10 +185,25 @@ class ThumbSettings:
 @_group("kl.", switch="weight")
 @dataclass(config=_STRICT, frozen=True, slots=True, kw_only=True)
 class KLSettings:
-    """The penalty λ·max(0, KL − target), which keeps a candidate near the live revision."""
+    """The penalty λ·max(0, KL − target), which keeps a candidate near the live revision.
+
+    The target falls as ``gate.kl_budget`` is spent: an update may spend ``share`` of what live has
+    left. Beyond the share ``pull`` of the budget, the same penalty holds against the base.
+    """
 
     weight: float = setting(3.0, "weight λ; 0 turns the penalty off", ge=0)
     target: float = setting(0.05, "KL without penalty, in nats per token", gt=0)
+    share: float = setting(0.5, "share of the budget left that one update may spend", gt=0, le=1)
+    pull: float = setting(0.6, "share of the budget beyond which the base pulls", gt=0)
+
+
+@_group("anchor.", switch="size")
+@dataclass(config=_STRICT, frozen=True, slots=True, kw_only=True)
+class AnchorSettings:
+    """Ordinary logged answers, outside of what people judge, that a candidate goes on to give."""
+
+    size: int = setting(256, "how many to draw from the log; 0 turns the anchor off", ge=0)
+    weight: float = setting(0.02, "weight of their NLL, beside a pair's 1", ge=0)
 
 
 @_group("replay.", switch="minimum")
@@ -229,6 +244,9 @@ class GateSettings:
     min_stratum: int = setting(50, "smaller strata are pooled with their siblings", ge=1)
     max_old_pairs: int = setting(1000, "evaluate at most so many old held-out pairs", ge=1)
     kl_budget: float = setting(0.15, "KL from the base model, in nats per token", gt=0)
+    ordinary_loss: float = setting(
+        0.03, "loss of likelihood of ordinary answers, in nats per token", gt=0
+    )
     distinct_floor: float = setting(0.9, "distinct-2 of the answers, relative to live", ge=0)
     length_ratio: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(ge=1)]] = (
         setting((0.8, 1.25), "length of the answers, relative to live", strict=False)
@@ -266,6 +284,7 @@ class UpdateConfig:
     loss: LossSettings = LossSettings()
     thumbs: ThumbSettings = ThumbSettings()
     kl: KLSettings = KLSettings()
+    anchor: AnchorSettings = AnchorSettings()
     replay: ReplaySettings = ReplaySettings()
     gate: GateSettings = GateSettings()
 

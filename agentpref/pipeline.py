@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ from agentpref.learn.resume import StartedUpdate
 from agentpref.learn.team import Team, assembled
 from agentpref.models.threads import sharing
 from agentpref.outcome import Outcome, Wishes
+from agentpref.prefer import ordinary
 from agentpref.prefer.catalog import Catalog
 from agentpref.record import asides
 from agentpref.record.asides import Refusal
@@ -230,6 +232,8 @@ class _Update:
             aside={name for one in refusals for name in one.examples},
             aged=asides.aged_out(self.connection, serving.live),
         )
+        of_log = partial(ordinary.draw, self.connection, self.namespace, self.config)
+        available = replace(available, ordinary=of_log)
         report = self._report(available, live, left_out, killed)
         known = stalled(self.connection, report, available, again=self.wishes.again)
         is_new = bool(available.new) and known is None
@@ -355,7 +359,13 @@ class _Update:
         self, base: BaseModel, needed: Mapping[str, Any], catalog: Catalog
     ) -> StartedUpdate | None:
         """The interrupted update, whose id and time this one then takes over."""
-        started = resume.find(self.checkpoint, needed, catalog.find, ended=self.updates.has)
+        started = resume.find(
+            self.checkpoint,
+            needed,
+            catalog.find,
+            ended=self.updates.has,
+            find_ordinary=partial(ordinary.find, self.connection, self.namespace, self.config),
+        )
         if started is not None:
             self.update_id, self.created_at = started.update_id, started.created_at
             self.trace.resume(self.connection, started.update_id)

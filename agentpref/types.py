@@ -20,8 +20,11 @@ Winner: TypeAlias = Literal["a", "b", "tie"]
 Source: TypeAlias = Literal["human", "model", "code"]
 SOURCES: tuple[Source, ...] = get_args(Source)
 WINNERS: tuple[Winner, ...] = get_args(Winner)
-Origin: TypeAlias = Literal["correction", "comparison", "thumbs", "judge", "thumb"]
-"""What an example is made of; ``thumbs`` are opposed ones on one prompt, ``thumb`` is lone."""
+Origin: TypeAlias = Literal["correction", "comparison", "thumbs", "judge", "thumb", "ordinary"]
+"""What an example is made of; ``thumbs`` are opposed ones on one prompt, ``thumb`` is lone.
+
+``ordinary`` is an answer that nobody judged, which a candidate shall go on to give.
+"""
 
 Verdict: TypeAlias = Literal[
     "promoted", "passed", "refused", "cut_short", "insufficient", "nothing_new", "nothing_usable",
@@ -169,12 +172,12 @@ class Example:
     """A prompt with n ≥ 1 completions: to train on, or held out to prove adapters.
 
     A pair has two completions, the chosen one first, labelled 1 and 0. A lone thumb has one. A
-    judged group has as many as were judged, best first. The examples of one trace share its
-    ``trace_id``; ``run_at`` (POSIX seconds) orders them.
+    judged group has as many as were judged, best first. An ordinary answer is one without a label.
+    The examples of one trace share its ``trace_id``; ``run_at`` (POSIX seconds) orders them.
 
     ``example_id`` is the content address of prompt, completions and labels. ``noise`` is the
     probability ε that the label is flipped. ``provenance`` names the rows of feedback and
-    comparisons that the example was made of.
+    comparisons that the example was made of; of an ordinary answer, its run.
     """
 
     example_id: str
@@ -193,8 +196,13 @@ class Example:
 
     @property
     def lone(self) -> bool:
-        """Whether there is a single completion, with nothing to compare it to."""
-        return len(self.completions) == 1
+        """Whether there is a single judged completion, with nothing to compare it to."""
+        return len(self.completions) == 1 and not self.ordinary
+
+    @property
+    def ordinary(self) -> bool:
+        """Whether it is an answer that nobody judged: it says what to keep, and prefers nothing."""
+        return self.origin == "ordinary"
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,7 +89,7 @@ def restart(model: PeftModel, start: Start, *, seed: int) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model.add_adapter("fresh", deepcopy(model.peft_config["candidate"]))
-    layers = _lora_layers(model)
+    layers: list[Any] = [*_lora_layers(model)]
     with torch.no_grad():
         for layer in layers:
             for side in (layer.lora_A, layer.lora_B):

@@ -296,7 +296,7 @@ def _header(found: Any) -> Header:
     history = [StepResult(*entry) for entry in found["history"]]
     _require(len(history) == step, "history")
     for result in history:
-        optional = () if result.kl is None else (result.kl,)
+        optional = [value for value in (result.kl, result.nll) if value is not None]
         _require(all(map(_is_number, (result.loss, result.margin, *optional))), "history")
     state = TrainingState(found["fingerprint"], step, planned, seconds, objective, history)
     return Header(state, about)

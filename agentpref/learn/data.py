@@ -1,4 +1,4 @@
-"""What one update works on: its new examples, the old ones it replays, and those it evaluates.
+"""What one update works on: new examples, old ones it replays, ordinary answers, held-out ones.
 
 Replay draws old examples in equal shares from every stratum; part of each share uniformly, the rest
 those that the live policy gets most wrong. An interrupted update continues with exactly the
@@ -36,7 +36,7 @@ class Available:
     that people think otherwise of since: neither is trained or evaluated.
 
     ``read`` reads listed examples whole, in order, without those that are gone meanwhile. The list
-    of whole examples is one of its own.
+    of whole examples is one of its own. ``ordinary`` draws ordinary answers, given what was judged.
     """
 
     new: tuple[Listed, ...] = ()
@@ -46,6 +46,9 @@ class Available:
     aside: tuple[Listed, ...] = ()
     aged: tuple[Listed, ...] = ()
     read: Callable[[Sequence[Any]], list[Example]] = list
+    ordinary: Callable[[Sequence[Example]], Sequence[Example]] = field(
+        default=lambda judged: (), compare=False
+    )
 
     @classmethod
     def split(
@@ -70,13 +73,15 @@ class Available:
             else:
                 name = ("old" if is_old else "new") + ("_held_out" if example.held_out else "")
             parts.setdefault(name, []).append(example)
-        return cls(**{name: tuple(found) for name, found in parts.items()}, read=read)
+        split = cls(**{name: tuple(found) for name, found in parts.items()})  # type: ignore[arg-type]
+        return replace(split, read=read)
 
     def sorted_anew(self, *, aside: Container[str], aged: Container[str]) -> Available:
         """The same examples, of which others are set aside or aged out."""
         learned = {one.example_id for one in (*self.old, *self.old_held_out, *self.aged)}
         ordered = sorted(self.all(), key=lambda one: (one.lone, one.created_at, one.example_id))
-        return Available.split(ordered, learned, self.read, aside=aside, aged=aged)
+        split = Available.split(ordered, learned, self.read, aside=aside, aged=aged)
+        return replace(split, ordinary=self.ordinary)
 
     def all(self) -> Iterator[Listed]:
         """The examples of every use."""
@@ -91,15 +96,19 @@ class Available:
 
 @dataclass(frozen=True, slots=True)
 class UpdateData:
-    """The examples that one update uses: ``old`` are replayed, ``old_held_out`` are sampled."""
+    """The examples that one update uses: ``old`` are replayed, ``old_held_out`` are sampled.
+
+    ``ordinary`` are the answers that nobody judged, trained or held out.
+    """
 
     new: tuple[Example, ...] = ()
     old: tuple[Example, ...] = ()
     new_held_out: tuple[Example, ...] = ()
     old_held_out: tuple[Example, ...] = ()
+    ordinary: tuple[Example, ...] = ()
 
     def all(self) -> tuple[Example, ...]:
-        """The examples of every use."""
+        """The judged examples of every use."""
         return (*self.new, *self.old, *self.new_held_out, *self.old_held_out)
 
     def freeze(self) -> dict[str, list[list[Any]]]:
@@ -108,6 +117,18 @@ class UpdateData:
             part.name: [_facts(example) for example in getattr(self, part.name)]
             for part in fields(self)
         }
+
+    @staticmethod
+    def frozen_runs(frozen: Mapping[str, Any]) -> list[str]:
+        """The runs of the ordinary answers in what :meth:`freeze` gave.
+
+        Raises:
+            UnusableState: ``frozen`` is damaged.
+        """
+        try:
+            return [str(run) for facts in frozen["ordinary"] for run in facts[-1]]
+        except (KeyError, TypeError, IndexError) as error:
+            raise UnusableState("it is damaged (its examples)") from error
 
     @staticmethod
     def frozen_ids(frozen: Mapping[str, Any]) -> set[str]:
@@ -134,7 +155,7 @@ class UpdateData:
         known = {example.example_id: example for example in examples}
 
         def found(name: str) -> tuple[Example, ...]:
-            held_out = "held_out" in name
+            held_out = None if name == "ordinary" else "held_out" in name
             return tuple(_find(facts, known, held_out=held_out) for facts in frozen[name])
 
         try:
@@ -157,24 +178,26 @@ class UpdateRows:
     old: list[EncodedExample] = field(default_factory=list)
     new_held_out: list[EncodedExample] = field(default_factory=list)
     old_held_out: list[EncodedExample] = field(default_factory=list)
+    ordinary: list[EncodedExample] = field(default_factory=list)
+    ordinary_held_out: list[EncodedExample] = field(default_factory=list)
 
     @property
     def trained(self) -> list[EncodedExample]:
         """All rows to train, in order."""
-        return [*self.new, *self.old]
+        return [*self.new, *self.old, *self.ordinary]
 
     @property
     def held_out(self) -> list[EncodedExample]:
-        """All rows to evaluate."""
+        """All judged rows to evaluate."""
         return [*self.new_held_out, *self.old_held_out]
 
     def only(self, trained: Container[str]) -> UpdateRows:
         """These rows without those to train that training did not get to; ids are of examples."""
-        new, old = (
+        new, old, ordinary = (
             [row for row in rows if row.example.example_id in trained]
-            for rows in (self.new, self.old)
+            for rows in (self.new, self.old, self.ordinary)
         )
-        return replace(self, new=new, old=old)
+        return replace(self, new=new, old=old, ordinary=ordinary)
 
 
 def prepare(
@@ -213,7 +236,10 @@ def prepare(
         new_held_out,
         tuple(read(sample(available.old_held_out, config.gate.max_old_pairs))),
     )
+    if started is None:
+        data = replace(data, ordinary=tuple(available.ordinary(data.all())))
     held_out = learner.encode([*data.new_held_out, *data.old_held_out])
+    ordinary = learner.encode(data.ordinary)
     ids = {example.example_id for example in data.new_held_out}
     return UpdateRows(
         data,
@@ -221,6 +247,8 @@ def prepare(
         old_rows,
         [row for row in held_out if row.example.example_id in ids],
         [row for row in held_out if row.example.example_id not in ids],
+        [row for row in ordinary if not row.example.held_out],
+        [row for row in ordinary if row.example.held_out],
     )
 
 
@@ -309,13 +337,13 @@ def _facts(example: Example) -> list[Any]:
     return [example.example_id, *read, list(example.provenance)]
 
 
-def _find(facts: Any, known: Mapping[str, Example], *, held_out: bool) -> Example:
+def _find(facts: Any, known: Mapping[str, Example], *, held_out: bool | None) -> Example:
     example_id, *read, provenance = facts
     example = known.get(example_id)
     if example is None or not set(provenance) <= set(example.provenance):
         raise UnusableState("an example that it trained on is no longer there")
     if read != _facts(example)[1:-1]:
         raise UnusableState("the feedback on an example that it trained on has changed")
-    if example.held_out != held_out:
+    if held_out not in (None, example.held_out):
         raise UnusableState("another share of the prompts is held out now")
     return example

@@ -125,7 +125,9 @@ def encode(
             encoding.objections[example.example_id] = tokens
         elif max(map(max, (tokens.prompt, *tokens.completions))) >= known:
             encoding.objections[example.example_id] = Objection("no_embedding")
-        elif any(c.label is None or not math.isfinite(c.label) for c in example.completions):
+        elif not example.ordinary and any(
+            c.label is None or not math.isfinite(c.label) for c in example.completions
+        ):
             encoding.objections[example.example_id] = Objection("no_label", -1)
         elif len(set(tokens.completions)) < len(tokens.completions):
             encoding.objections[example.example_id] = Objection("same_tokens", -1)

@@ -14,7 +14,7 @@ from agentpref.config import UpdateConfig
 from agentpref.errors import AgentprefError, UpdateError
 from agentpref.learn.encode import EncodedExample
 from agentpref.learn.learner import Learner
-from agentpref.learn.objective import TrainingRow
+from agentpref.learn.objective import Leash, TrainingRow
 from agentpref.learn.process import Interrupts
 from agentpref.learn.team import Team
 from agentpref.learn.trainer import Limits
@@ -91,7 +91,7 @@ def _work(order: Mapping[str, Any], learner: Learner) -> None:
         return
     rows, limits = [TrainingRow.thaw(row) for row in order["rows"]], Limits()
     try:
-        learner.train(rows, epochs=order["epochs"], limits=limits)
+        learner.train(rows, epochs=order["epochs"], leash=Leash(*order["leash"]), limits=limits)
     except KeyboardInterrupt:
         if not limits.interrupts.asked:
             raise  # this process was signalled twice

@@ -8,6 +8,7 @@ learners of the other processes; only the main one generates.
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +24,8 @@ from agentpref.learn import encode as encoding
 from agentpref.learn.cache import LogpCache
 from agentpref.learn.encode import EncodedExample, Encoding
 from agentpref.learn.logps import Choice, Logps, Route
-from agentpref.learn.objective import ForwardPlan, Losses, TrainingRow
+from agentpref.learn.objective import ForwardPlan, Leash, Losses, TrainingRow
+from agentpref.learn.schedule import epochs_for, plan_batches
 from agentpref.learn.team import Team
 from agentpref.learn.trainer import Limits, Observer, TrainingReport
 from agentpref.models.adapter_files import AdapterFiles
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from agentpref.learn.checkpoint import Checkpoint
 
 _SPEED_ROWS = 32
+_SPENT_ROWS = 64
+"""How many rows tell how far live is from the base: the mean over these is within a tenth."""
 
 
 class Learner:
@@ -238,26 +242,29 @@ class Learner:
         return [scores[number] for number in range(len(rows))]
 
     def divergences(self, rows: Sequence[EncodedExample]) -> list[Logps]:
-        """KL(π_0 ‖ π_θ) of the completions of each row: means over their tokens, in nats.
+        """KL(π_0 ‖ π_θ) of the completions of each row, in nats per token; see ``Batch.spread``.
 
         The same pass gives the candidate's scores of the rows, which are cached. In a team this is
         the main process's work alone.
         """
+        return self._divergences("candidate", rows)
+
+    def _divergences(self, policy: adapter.Policy, rows: Sequence[EncodedExample]) -> list[Logps]:
         import torch
 
-        route, cache, found = self.route(rows), self._caches.get("candidate"), dict[int, Logps]()
+        route, cache, found = self.route(rows), self._caches.get(policy), dict[int, Logps]()
         with torch.no_grad():
             for run, batch in logps.passes(self._model, rows, route, self.pad):
                 with self.policy("base") as model:
                     base = route.states(model, batch)
-                with self.policy("candidate") as model:
+                with self.policy(policy) as model:
                     read = route.read(route.states(model, batch), batch, live=base)
                 assert read.kl is not None  # it was asked for
-                found.update(zip(run, map(tuple, batch.means(read.kl).tolist()), strict=True))
+                found.update(zip(run, map(tuple, batch.spread(read.kl).tolist()), strict=True))
                 if cache is not None:
                     scores = [*map(tuple, batch.sums(read.logps).tolist())]
                     cache.remember([rows[number] for number in run], scores)
-                self._progress("score candidate", len(found), len(rows))
+                self._progress(f"score {policy}", len(found), len(rows))
         return [found[number] for number in range(len(rows))]
 
     def scoring_speed(self, rows: Sequence[EncodedExample]) -> float:
@@ -280,22 +287,33 @@ class Learner:
     ) -> TrainingReport:
         """Train the candidate on ``rows``, of which ``new`` are new to the live revision.
 
+        Ordinary answers among the rows are no preferences: they are trained beside the others.
+
         ``epochs`` takes the place of those of the settings. ``observe``, ``checkpoint`` and
         ``limits`` are those of :func:`~agentpref.learn.trainer.train`.
         """
-        references = self.score("base", rows)
-        losses = Losses(self.config, [row.example for row in rows], self._live)
-        live: Sequence[Logps | None] = [None] * len(rows)
+        judged = [row for row in rows if not row.example.ordinary]
+        references = self.score("base", judged)
+        losses = Losses(self.config, [row.example for row in judged], self._live)
+        live: Sequence[Logps | None] = [None] * len(judged)
         if losses.needs_live:
-            live = self.score("live", rows)
-        training = [TrainingRow(*each) for each in zip(rows, references, live, strict=True)]
-        epochs = epochs or self.config.epochs or trainer.epochs_for(new)
-        order = {"do": "fit", "epochs": epochs, "route": self.route(rows).name}
+            live = self.score("live", judged)
+        training = [TrainingRow(*each) for each in zip(judged, references, live, strict=True)]
+        training += [TrainingRow(row, ()) for row in rows if row.example.ordinary]
+        epochs, leash = epochs or self.config.epochs or epochs_for(new), self._leash(judged)
+        order = {
+            "do": "fit", "epochs": epochs, "route": self.route(rows).name, "leash": [*leash]
+        }  # fmt: skip
         with self._team.order(lambda: order | {"rows": [row.freeze() for row in training]}):
             report = self.train(
-                training, epochs=epochs, observe=observe, checkpoint=checkpoint, limits=limits
+                training,
+                epochs=epochs,
+                leash=leash,
+                observe=observe,
+                checkpoint=checkpoint,
+                limits=limits,
             )
-        planned = trainer.plan_batches(
+        planned = plan_batches(
             training, size=self.config.batch_size, epochs=epochs, seed=self.config.seed
         )
         taken = (row.encoded for batch in planned[: report.steps] for row in batch)
@@ -331,11 +349,25 @@ class Learner:
             adapter.set_weights(self._model, kept)
             self._caches, self.reached, self._progress = caches, reached, progress
 
+    def _leash(self, rows: Sequence[EncodedExample]) -> Leash:
+        """How far the candidate may go, given how far live is from the base on these rows."""
+        spent = 0.0
+        if self._live is not None and self._start == "live" and self.config.kl.weight > 0:
+            some = random.Random(self.config.seed).sample(list(rows), min(_SPENT_ROWS, len(rows)))
+            values = [
+                kl
+                for row, kls in zip(some, self._divergences("live", some), strict=True)
+                for kl in kls[: len(row.own)]
+            ]
+            spent = sum(values) / len(values)
+        return Leash.of(self.config, self._start, live=self._live is not None, spent=spent)
+
     def train(
         self,
         rows: Sequence[TrainingRow],
         *,
         epochs: int,
+        leash: Leash,
         observe: Observer | None = None,
         checkpoint: Checkpoint | None = None,
         limits: Limits | None = None,
@@ -348,6 +380,7 @@ class Learner:
             config=self.config,
             epochs=epochs,
             live=self._live,
+            leash=leash,
             progress=lambda done, total: self._progress("train", done, total),
             observe=observe,
             identity={"numbers": self.base.numbers},

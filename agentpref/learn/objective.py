@@ -1,6 +1,9 @@
 """The objective of one batch: losses and KL penalty, and the passes in which its gradient is taken.
 
-L = mean over examples of their loss + λ·max(0, KL(π_live ‖ π_θ) − target)
+L = mean over judged examples of their loss + λ·max(0, KL(π_live ‖ π_θ) − target)
+  + mean over ordinary answers of α·NLL/|y|  + λ·max(0, KL(π_live ‖ π_θ) − target)
+
+Where live is far from the base, the batches between those also have λ·max(0, KL(π_0 ‖ π_θ) − t).
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from agentpref.learn.batch import Batch, chunks
 from agentpref.learn.encode import EncodedExample
 from agentpref.learn.logps import Choice, Logps
 from agentpref.learn.losses import Loss, LossInputs, LossOutput, load_loss
+from agentpref.learn.losses.pairwise import nll_anchor
 from agentpref.learn.team import Team
 from agentpref.types import BASE, Example
 
@@ -54,12 +58,43 @@ class TrainingRow(NamedTuple):
 class StepResult(NamedTuple):
     """What one batch came to: its mean loss, its mean margin, and KL to live where it was taken.
 
-    The loss is that of the examples, anchors included, and the margin h; KL is in nats per token.
+    The loss is that of the judged examples with the anchors on their chosen answers, and the margin
+    h; KL is in nats per token. ``nll`` is that of the ordinary answers, per token; ``None`` without
+    any in the batch.
     """
 
     loss: float
     margin: float
     kl: float | None
+    nll: float | None = None
+
+
+class Leash(NamedTuple):
+    """How far a candidate may go, in nats per token.
+
+    ``target`` is what it may go from ``start`` without a penalty, and ``base`` from the base;
+    ``None`` does not measure that. ``spent`` is how far live is from the base.
+    """
+
+    start: adapter.Start
+    target: float
+    base: float | None = None
+    spent: float = 0.0
+
+    @classmethod
+    def of(cls, config: UpdateConfig, start: adapter.Start, *, live: bool, spent: float) -> Leash:
+        """The leash of a candidate that starts from a ``live`` adapter, or without one.
+
+        An update may spend a share of what is left of the budget, so that a chain of updates nears
+        the budget and never reaches it. A refit from the base has all of the budget to spend, as
+        far as the base does not pull.
+        """
+        kl, budget = config.kl, config.gate.kl_budget
+        pull = kl.pull * budget
+        if start == "base" or not live:
+            return cls(start, max(kl.target, pull) if live else min(kl.target, kl.share * budget))
+        target = min(kl.target, kl.share * max(_LEAST * budget, budget - spent))
+        return cls(start, target, pull if spent + target > pull else None, spent)
 
 
 class ForwardPlan(NamedTuple):
@@ -72,6 +107,10 @@ class ForwardPlan(NamedTuple):
     pad: int
     room: Room
     precision: str
+
+
+_LEAST = 0.02
+"""What share of the budget an update may always spend, or it could learn nothing at all."""
 
 
 class _Terms(NamedTuple):
@@ -89,7 +128,8 @@ class Objective:
     """Gradients of one batch's objective, accumulated over passes of a bounded size.
 
     The KL penalty needs a forward pass of the live policy, so it is taken on every other batch and
-    counts twice there.
+    counts twice there; so does that of the base, on the batches between. Ordinary answers take
+    passes of their own.
 
     The processes of a team take every pass together: its rows are dealt out, and its KL is that of
     all of them, so a batch comes to what it would in one process with passes of that size. The
@@ -102,31 +142,48 @@ class Objective:
         plan: ForwardPlan,
         losses: Losses,
         config: UpdateConfig,
+        leash: Leash,
         team: Team | None = None,
     ) -> None:
         self._team = team or Team()
         self._model, self._route, self._pad = model, plan.choice.route, plan.pad
         self._tokens = plan.room.tokens
-        self._losses, self._kl = losses, config.kl
+        self._losses, self._weight, self._leash = losses, config.kl.weight, leash
+        self._nll = config.anchor.weight
         self._kl_is_due = False
+
+    @property
+    def _bound(self) -> tuple[adapter.Start, float] | None:
+        """The policy that this batch is held to, and how far it may be from it."""
+        if self._kl_is_due:
+            return self._leash.start, self._leash.target
+        if self._weight > 0 and self._leash.base is not None:
+            return "base", self._leash.base
+        return None
 
     def __call__(self, rows: Sequence[TrainingRow]) -> StepResult:
         """Accumulate the gradient of the batch, and return what it came to."""
-        self._kl_is_due = not self._kl_is_due and self._kl.weight > 0
-        found = [0.0] * 4
-        for part in self._passes(rows):
-            share = len(part) / len(rows)
-            more = self._take(part, share)
-            found = [value + share * own for value, own in zip(found, more, strict=True)]
-        sums = self._team.sum([*found, *self._losses.seen()])
-        objective, loss, margin, kl = sums[:4]
+        self._kl_is_due = not self._kl_is_due and self._weight > 0
+        ordinary = [row for row in rows if row.encoded.example.ordinary]
+        judged = [row for row in rows if not row.encoded.example.ordinary]
+        found = [[0.0] * 4, [0.0] * 4]
+        for number, group in enumerate((judged, ordinary)):
+            for part in self._passes(group):
+                share = len(part) / len(group)
+                more = self._take(part, share)
+                found[number] = [
+                    value + share * own for value, own in zip(found[number], more, strict=True)
+                ]
+        sums = self._team.sum([*found[0], *found[1][:2], *self._losses.seen()])
+        objective, loss, margin, kl, of_ordinary, nll = sums[:6]
+        objective += of_ordinary
         if not math.isfinite(objective):
             raise TrainingDiverged(
                 f"the loss became {objective}; lower learning_rate, or run 'agentpref verify' on "
                 "the log"
             )
-        self._losses.end_batch(sums[4:])
-        return StepResult(loss, margin, kl if self._kl_is_due else None)
+        self._losses.end_batch(sums[6:])
+        return StepResult(loss, margin, kl if self._kl_is_due else None, nll if ordinary else None)
 
     def state(self) -> dict[str, float]:
         """What the next batch depends on; the size of a pass too, since sums depend on it."""
@@ -156,39 +213,45 @@ class Objective:
         rows = self._team.deal(part)
         terms = self._terms(rows, part) if rows else None
         own = 0.0 if terms is None or terms.kl is None else float(terms.kl.detach())
-        others = self._team.sum([own])[0] - own if self._kl_is_due else 0.0
+        bound = self._bound
+        others = self._team.sum([own])[0] - own if bound is not None else 0.0
         if terms is None:
             return [0.0] * 4
-        objective = terms.loss
-        if terms.kl is not None:
+        objective = terms.loss * (self._nll if part[0].encoded.example.ordinary else 1.0)
+        if terms.kl is not None and bound is not None:
             kl = terms.kl + others
-            objective = objective + kl_penalty(
-                kl, weight=2 * self._kl.weight, target=self._kl.target
-            )
+            objective = objective + kl_penalty(kl, weight=2 * self._weight, target=bound[1])
         (share * objective).backward()  # type: ignore[no-untyped-call]
         return [*map(float, (objective.detach(), terms.loss.detach(), terms.margin)), own]
 
     def _terms(self, rows: Sequence[TrainingRow], part: Sequence[TrainingRow]) -> _Terms:
         """What ``rows`` add to the means over the pass that they are a part of."""
         batch = self._route.layout([row.encoded for row in rows], self._pad).to(self._model.device)
-        live = self._live_states(batch) if self._kl_is_due else None
+        bound, ordinary = self._bound, rows[0].encoded.example.ordinary
+        frozen = None if bound is None else self._frozen_states(batch, bound[0])
         states = self._route.states(self._model, batch)
-        found = self._route.read(states, batch, live=live, collision=self._losses.needs_collision)
-        collision = None if found.collision is None else batch.sums(found.collision)
-        output = self._losses(rows, batch.sums(found.logps), batch.lengths(), collision)
+        collide = self._losses.needs_collision and not ordinary
+        found = self._route.read(states, batch, live=frozen, collision=collide)
+        logps = batch.sums(found.logps)
+        if ordinary:
+            nll = nll_anchor(logps, batch.lengths())[:, 0]
+            output = LossOutput(nll, nll.detach() * 0)
+        else:
+            collision = None if found.collision is None else batch.sums(found.collision)
+            output = self._losses(rows, logps, batch.lengths(), collision)
         among = len(rows) / len(part)
         kl = None
         if found.kl is not None:
             answers = [len(row.encoded.own) for row in rows]
             share = sum(answers) / sum(len(row.encoded.own) for row in part)
-            kl = _mean_over_own(batch.means(found.kl), answers) * share
+            kl = _mean_over_own(batch.spread(found.kl), answers) * share
         return _Terms(output.loss.mean() * among, output.margin.mean() * among, kl)
 
-    def _live_states(self, batch: Batch) -> Tensor:
+    def _frozen_states(self, batch: Batch, policy: adapter.Start) -> Tensor:
         import torch
 
-        with torch.no_grad(), adapter.policy(self._model, "live") as live:
-            return self._route.states(live, batch)
+        with torch.no_grad(), adapter.policy(self._model, policy) as frozen:
+            return self._route.states(frozen, batch)
 
 
 class Losses:

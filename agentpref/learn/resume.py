@@ -67,6 +67,7 @@ def find(
     find_examples: Callable[[Collection[str]], Sequence[Example]],
     *,
     ended: Callable[[str], bool],
+    find_ordinary: Callable[[Collection[str]], Sequence[Example]] = lambda runs: (),
 ) -> StartedUpdate | None:
     """Find the interrupted update, if there is one that can be resumed.
 
@@ -75,6 +76,7 @@ def find(
         needed: the :func:`conditions` as they are now.
         find_examples: reads the examples of some ids, as far as there are any now.
         ended: whether the update of an id has ended, so that only its state was left behind.
+        find_ordinary: makes the ordinary answers of some runs, as far as they are that now.
     """
     if not checkpoint.path.exists():
         return None
@@ -87,7 +89,11 @@ def find(
         if ended(update_id):
             raise UnusableState("its update has ended")
         frozen = _part(about, "data", dict)
-        data = UpdateData.thaw(frozen, find_examples(UpdateData.frozen_ids(frozen)))
+        examples = [
+            *find_examples(UpdateData.frozen_ids(frozen)),
+            *find_ordinary(UpdateData.frozen_runs(frozen)),
+        ]
+        data = UpdateData.thaw(frozen, examples)
         threads = None if about.get("threads") is None else _part(about, "threads", int)
         plan = _part(about, "plan", dict) if "plan" in about else {}
         return StartedUpdate(update_id, _part(about, "created_at", float), data, threads, plan)

@@ -7,11 +7,10 @@ random number generators of its own, so the host's stay as they are.
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import orjson
 
@@ -24,8 +23,16 @@ from agentpref.learn.checkpoint import (
     fingerprint,
     training_settings,
 )
-from agentpref.learn.objective import ForwardPlan, Losses, Objective, StepResult, TrainingRow
+from agentpref.learn.objective import (
+    ForwardPlan,
+    Leash,
+    Losses,
+    Objective,
+    StepResult,
+    TrainingRow,
+)
 from agentpref.learn.process import Interrupts
+from agentpref.learn.schedule import learning_rate_for, plan_batches, rate_share
 from agentpref.learn.team import Team
 
 if TYPE_CHECKING:
@@ -35,18 +42,18 @@ if TYPE_CHECKING:
 Observer = Callable[[StepResult], object]
 """A callback that gets the result of every step, in order."""
 
-_SMALL_MODEL = 50_000_000
 _MAX_GRADIENT_NORM = 1.0
-_WARMUP_SHARE = 0.1
 _TAIL = 10
-_WINDOW = 8
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingReport:
     """What training did. Losses are means over examples and KL to live is in nats per token.
 
-    The first loss is the first batch's; the last loss and the KL are means of the last ten.
+    The first loss is the first batch's; the last loss and the KL are means of the last ten. The KL
+    had no penalty up to ``kl_target`` from live, and up to ``kl_pull`` from the base (``None``: it
+    was not measured), since live was ``kl_spent`` from the base. ``first_nll`` and ``last_nll`` are
+    means over the ordinary answers of the first and the last ten batches, in nats per token.
     ``resumed_at`` counts the steps before an interruption, ``seconds`` covers all. Machine and
     model allowed ``route`` (why: :class:`~agentpref.learn.logps.Choice`), ``precision``,
     ``tokens_per_pass`` (of a process) and ``recomputes_layers``. ``stopped`` says what ended it.
@@ -60,6 +67,11 @@ class TrainingReport:
     kl: float
     seconds: float
     planned_steps: int
+    kl_spent: float = 0.0
+    kl_target: float = 0.0
+    kl_pull: float | None = None
+    first_nll: float | None = None
+    last_nll: float | None = None
     route: str = ""
     route_reason: str = ""
     route_errors: dict[str, float] = field(default_factory=dict)
@@ -80,42 +92,6 @@ class Limits:
     clock: Callable[[], float] = time.monotonic
 
 
-def epochs_for(new: int) -> int:
-    """Epochs for a number of new examples: smaller updates need more of them."""
-    return 3 if new < 200 else 2 if new < 1000 else 1
-
-
-def learning_rate_for(model: Any) -> float:
-    """2e-3 for models of a few million parameters, 5e-5 for real ones."""
-    return 2e-3 if model.num_parameters() < _SMALL_MODEL else 5e-5
-
-
-def rate_share(position: float, steps: int) -> float:
-    """Share of the learning rate at a position in the plan: up over a tenth of it, then to zero."""
-    warmup = max(1, round(_WARMUP_SHARE * steps))
-    return min((position + 1) / warmup, (steps - position) / max(1, steps - warmup))
-
-
-def plan_batches(
-    rows: Sequence[TrainingRow], *, size: int, epochs: int, seed: int
-) -> list[list[TrainingRow]]:
-    """The batches of all epochs; each epoch has another order, fixed by the seed.
-
-    In every window of 8 batches, rows of similar width share a batch, which saves padding; the
-    batches of a window come in random order.
-    """
-    rng = random.Random(seed)
-    planned: list[list[TrainingRow]] = []
-    for _ in range(epochs):
-        shuffled = rng.sample(list(rows), len(rows))
-        for start in range(0, len(shuffled), size * _WINDOW):
-            window = shuffled[start : start + size * _WINDOW]
-            window.sort(key=lambda row: row.encoded.width)
-            batches = [window[i : i + size] for i in range(0, len(window), size)]
-            planned.extend(rng.sample(batches, len(batches)))
-    return planned
-
-
 def train(
     model: PeftModel,
     rows: Sequence[TrainingRow],
@@ -124,6 +100,7 @@ def train(
     config: UpdateConfig,
     epochs: int,
     live: str | None,
+    leash: Leash,
     progress: Callable[[int, int], object],
     observe: Observer | None = None,
     identity: Mapping[str, str] | None = None,
@@ -139,7 +116,8 @@ def train(
         plan: the route from rows to log-probs, and the size of a pass.
         config: the settings of the update.
         epochs: how often to train on all rows.
-        live: the revision that training starts from, ``None`` for the base.
+        live: the revision that serves, ``None`` for the base.
+        leash: what training starts from, and how far it may go.
         progress: called with ``(done, planned)`` steps.
         observe: called with the result of each step; steps done before an interruption are not
             repeated.
@@ -160,9 +138,10 @@ def train(
 
     rate = config.learning_rate or learning_rate_for(model)
     batches = plan_batches(rows, size=config.batch_size, epochs=epochs, seed=config.seed)
-    losses = Losses(config, [row.encoded.example for row in rows], live)
+    judged = [row.encoded.example for row in rows if not row.encoded.example.ordinary]
+    losses = Losses(config, judged, live)
     team, choice = team or Team(), plan.choice
-    objective = Objective(model, plan, losses, config, team)
+    objective = Objective(model, plan, losses, config, leash, team)
     run = _Run(model, batches, rate, objective, checkpoint, limits or Limits(), team)
     run.name = fingerprint(
         batches,
@@ -170,6 +149,7 @@ def train(
         base=dict(identity or {}),
         start=digest_tensors(run.weights),
         live=live or "",
+        leash=[*leash],
         rate=rate,
         route=choice.route.name,
         **({"processes": team.size} if team.size > 1 else {}),  # sums depend on it
@@ -181,6 +161,7 @@ def train(
         run.walk(progress, observe)
     tail = run.history[-_TAIL:]
     kls = [step.kl for step in tail if step.kl is not None]
+    nlls = [step.nll for step in run.history if step.nll is not None]
     return TrainingReport(
         steps=len(run.history),
         epochs=epochs,
@@ -190,6 +171,11 @@ def train(
         kl=sum(kls) / len(kls) if kls else 0.0,
         seconds=run.seconds(),
         planned_steps=len(batches),
+        kl_spent=leash.spent,
+        kl_target=leash.target,
+        kl_pull=leash.base,
+        first_nll=_mean(nlls[:_TAIL]),
+        last_nll=_mean(nlls[-_TAIL:]),
         route=choice.route.name,
         route_reason=choice.reason,
         route_errors=choice.errors,
@@ -200,6 +186,10 @@ def train(
         processes=team.size,
         stopped="end" if len(run.history) == len(batches) else "time",
     )
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 class _Run:

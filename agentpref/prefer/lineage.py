@@ -28,8 +28,8 @@ Side = Literal["chosen", "rejected", "liked", "disliked", "-"]
 class Use(NamedTuple):
     """An update that used examples made of what was said of the run.
 
-    ``roles`` maps the ids of the examples to what they were used for: ``new`` and ``replay`` ones
-    were trained on. ``revision`` is the update's candidate.
+    ``roles`` maps the ids of the examples to what they were used for: ``new``, ``replay`` and
+    ``anchor`` ones were trained on. ``revision`` is the update's candidate.
     """
 
     update_id: str
@@ -41,7 +41,7 @@ class Use(NamedTuple):
     @property
     def trained(self) -> bool:
         """Whether the update trained on any of them."""
-        return not {"new", "replay"}.isdisjoint(self.roles.values())
+        return not {"new", "replay", "anchor"}.isdisjoint(self.roles.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Lineage:
 
     ``left_out`` says why a judgement, by its id, makes no example. ``made_by`` is the update that
     published the run's revision. ``learned`` names the revisions that trained on what was said of
-    the run, or descend from one that did.
+    the run, or on its answer as an ordinary one, or descend from one that did.
     """
 
     run: Run
@@ -125,8 +125,8 @@ def lineage(connection: sqlite3.Connection, run_id: str, *, held_out: float) -> 
             [one for one in examples if not said.isdisjoint(one.provenance)],
             {row: reason for row, reason in left_out.items() if row in said},
             _made_by(connection, run.revision),
-            [*_uses(connection, said)],
-            Updates(connection).revisions_trained_on(said) if said else [],
+            [*_uses(connection, {*said, run_id})],
+            Updates(connection).revisions_trained_on({*said, run_id}),
         )
 
 
@@ -150,7 +150,7 @@ def _made_by(connection: sqlite3.Connection, revision: str | None) -> str | None
 
 
 def _uses(connection: sqlite3.Connection, said: set[str]) -> Iterator[Use]:
-    """Find the updates that used examples made of some judgements, oldest first."""
+    """Find the updates that used examples made of some judgements or runs, oldest first."""
     found = connection.execute(
         """SELECT update_id, created_at, verdict, candidate, json_group_object(pair_id, role)
         FROM update_pair JOIN updates USING (update_id)

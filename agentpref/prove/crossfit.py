@@ -68,7 +68,7 @@ def decide(
     if not evidence.to_cross_fit or result.verdict != "insufficient":
         return evidence, result
     try:
-        found = cross_fit(learner, parts, rows.old, training.epochs, limits)
+        found = cross_fit(learner, parts, [*rows.old, *rows.ordinary], training.epochs, limits)
     except TrainingDiverged as error:
         note = f"cross-fitting was left out, since one of its models diverged: {error}"
         return replace(evidence, notes=(*evidence.notes, note)), result

@@ -32,11 +32,14 @@ from agentpref.prove.metrics import (
     ranking_accuracy,
     thumb_margins,
 )
+from agentpref.prove.ordinary import OrdinaryEvidence, falls
 from agentpref.types import Message, Prompt, Stratum
 
 K = TypeVar("K")
 
 PROBES = 32
+ORDINARY_PROBES = 16
+_SERVED: tuple[Policy, Policy] = ("live", "candidate")
 KL_ROWS = 256
 FEWEST_TOKENS, MOST_TOKENS = 64, 256
 COST_OF_WRITING = 4
@@ -192,6 +195,7 @@ def gather(
     trained: Sequence[EncodedExample],
     checks: Mapping[str, UserCheck],
     config: UpdateConfig,
+    ordinary: Sequence[EncodedExample] = (),
     cut_short: bool = False,
 ) -> Evidence:
     """Everything the gate's verdict rests on.
@@ -204,6 +208,7 @@ def gather(
         trained: the new training rows, which say what lengths they ask for.
         checks: the user's own checks.
         config: the seed and the settings of the gate.
+        ordinary: held-out answers that nobody judged.
         cut_short: whether a limit of time stopped the training.
     """
     rows = [*new.rows, *old.rows] or list(trained)
@@ -221,10 +226,24 @@ def gather(
         asked_length=length_ratio(_mean_length(wanted), _mean_length(unwanted)) if both else 1.0,
         asked_distinct=distinct_n(wanted) / distinct if wanted and distinct else 1.0,
         user_checks=run_checks(checks, lambda messages: answer(learner, messages)),
+        ordinary=_ordinary(learner, ordinary, seed=config.seed) if ordinary else None,
         cut_short=cut_short,
         notes=probes.notes,
         comparisons=len(trained) + len(new.rows),
     )
+
+
+def _ordinary(learner: Learner, rows: Sequence[EncodedExample], *, seed: int) -> OrdinaryEvidence:
+    """What became of answers that nobody judged, and what is written to some of their prompts."""
+    limit = token_limit(rows)
+    prompts = choose_probes(learner, rows, limit=limit, seed=seed).prompts[:ORDINARY_PROBES]
+    live, candidate = ([logp for logp, *_ in learner.score(policy, rows)] for policy in _SERVED)
+    tokens = [sum(row.masks[0] or (True,) * len(row.completions[0])) for row in rows]
+    harmful = []
+    for policy in _SERVED:
+        written = generations(learner, policy, prompts, limit=limit)
+        harmful.append(written.empty + written.endless)
+    return OrdinaryEvidence(falls(live, candidate, tokens), len(prompts), *harmful)
 
 
 def _retention(old: Scores, minimum: int) -> dict[Stratum, Paired]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from agentpref.prove.bootstrap import Paired
+from agentpref.prove.ordinary import OrdinaryEvidence
 from agentpref.types import Stratum
 
 
@@ -48,6 +49,7 @@ class Evidence:
     ``candidate`` answered the same probes. ``asked_length`` and ``asked_distinct`` are the ratios
     of length and of distinct-2 between chosen and rejected answers of the new examples: the change
     that the examples ask for. ``cut_short`` says whether a limit of time stopped the training.
+    ``ordinary`` is what became of answers that nobody judged, ``None`` where there are none.
     ``notes`` say what a reader should know of how it was gathered.
 
     ``looks`` is how often judgements that live has not learned were looked at before.
@@ -64,6 +66,7 @@ class Evidence:
     asked_length: float = 1.0
     asked_distinct: float = 1.0
     user_checks: tuple[UserCheckResult, ...] = ()
+    ordinary: OrdinaryEvidence | None = None
     cut_short: bool = False
     notes: tuple[str, ...] = ()
     looks: int = 0

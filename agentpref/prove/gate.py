@@ -7,7 +7,7 @@ scoring and generating happen in ``evaluate.py``.
 from __future__ import annotations
 
 from agentpref.config import GateSettings
-from agentpref.prove import behaviour, gain, retention
+from agentpref.prove import behaviour, gain, ordinary, retention
 from agentpref.prove.evidence import Evidence
 from agentpref.prove.results import CheckResult, GateResult
 from agentpref.types import Verdict
@@ -30,6 +30,7 @@ def judge(evidence: Evidence, settings: GateSettings | None = None, *, seed: int
         *retention.retention(evidence.retention, s, seed),
         behaviour.distance(evidence.kl, s),
         *behaviour.generation(evidence, s),
+        *ordinary.ordinary(evidence.ordinary, s),
         *(
             CheckResult(f"check {c.name}", c.passed, None, None, c.message)
             for c in evidence.user_checks

@@ -30,13 +30,15 @@ from agentpref.record.weights import name_weights
 from agentpref.types import BASE
 
 Role = Literal[
-    "new", "replay", "held_out", "left_out", "waiting", "set_aside", "aged_out", "restored"
-]
+    "new", "replay", "held_out", "left_out", "waiting", "set_aside", "aged_out", "restored",
+    "anchor", "anchor_held_out",
+]  # fmt: skip
 """What an update used a pair for.
 
 It could not use those left out, and did not get to those that wait. Those set aside were new to an
 update that was refused with them. Those aged out it learned before, and people think otherwise of
-since; restored ones count again.
+since; restored ones count again. The anchors are ordinary answers, which nobody judged: trained on
+or held out, but never learned.
 """
 
 
@@ -45,7 +47,7 @@ class UpdateRow:
     """One update as the ledger keeps it.
 
     ``pairs`` maps the ids of the pairs it used to their role; ``sources`` maps them to the ids of
-    the feedback and comparisons that each was made of.
+    the feedback and comparisons that each was made of, or of the run of an ordinary answer.
     """
 
     update_id: str
@@ -182,7 +184,8 @@ class Updates:
             return None
         (update_id, parent, serves, report), *others = found
         # What its candidate was trained on is learned, if that serves now.
-        learned = ["replay", "set_aside", "aged_out", "restored"]  # none of these is new
+        # none of these is new
+        learned = ["replay", "set_aside", "aged_out", "restored", "anchor", "anchor_held_out"]
         learned += ["new", "held_out"] if serves else []
         pairs = self._connection.execute(
             "SELECT pair_id, role = 'waiting' FROM update_pair WHERE update_id = ? AND role NOT IN"
@@ -203,8 +206,8 @@ class Updates:
 
         A revision with the weights of one of these, under another number, has learned the same.
 
-        ``sources`` are ids of feedback and comparisons that are still in the home. For pairs that
-        were used before their sources were recorded, every update since the first source counts;
+        ``sources`` are ids of feedback, comparisons and runs that are still in the home. For pairs
+        that were used before their sources were recorded, every update since the first one counts;
         so does a revision since then whose update is not in the ledger: a version before 0.2 may
         have been killed between the two.
         """
@@ -299,7 +302,7 @@ ORPHANED = f"({MADE_BY}) IS NOT NULL AND ({MADE_BY}) NOT IN (SELECT update_id FR
 """SQL: an update published a revision, and is not in the ledger."""
 
 _SEEN = f"""{_USED}, trained(update_id) AS (
-    SELECT update_id FROM used WHERE role IN ('new', 'replay')
+    SELECT update_id FROM used WHERE role IN ('new', 'replay', 'anchor')
 ), seen(name) AS (
     SELECT candidate FROM updates JOIN trained USING (update_id) WHERE candidate IS NOT NULL
     UNION SELECT revision_id FROM revision, since WHERE ({MADE_BY}) IN trained

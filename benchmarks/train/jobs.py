@@ -17,7 +17,7 @@ import numpy as np
 
 from agentpref.learn.encode import EncodedExample
 from agentpref.learn.objective import TrainingRow
-from agentpref.learn.trainer import plan_batches
+from agentpref.learn.schedule import plan_batches
 from agentpref.types import Completion, Example, Prompt
 from benchmarks.train import shapes
 

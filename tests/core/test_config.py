@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from agentpref import config as module
 from agentpref import plugins
 from agentpref.config import (
+    AnchorSettings,
     GateSettings,
     KLSettings,
     LoraSettings,
@@ -29,6 +30,7 @@ GROUPS = {
     "loss.": LossSettings,
     "thumbs.": ThumbSettings,
     "kl.": KLSettings,
+    "anchor.": AnchorSettings,
     "replay.": ReplaySettings,
     "gate.": GateSettings,
 }
@@ -73,7 +75,7 @@ def test_a_whole_number_is_accepted_for_a_fraction_and_stored_as_one() -> None:
         ({"loss": 0.2}, r"loss is a group of settings: write loss\.KEY=VALUE, .* not 0\.2"),
         (
             {"xyzzy": 1},
-            r"no setting is named 'xyzzy'; known: batch_size, chat_template_kwargs, epochs",
+            r"no setting is named 'xyzzy'; known: anchor, batch_size, chat_template_kwargs",
         ),
     ],
 )
@@ -188,6 +190,14 @@ def test_no_setting_accepts_a_value_of_another_type_in_python(
         (
             {"kl": {"weight": 0, "target": 0.1}},
             r"kl\.target is 0\.1, but has no effect, since kl\.weight is 0: leave it out, or",
+        ),
+        (
+            {"kl": {"weight": 0, "pull": 0.7}},
+            r"kl\.pull is 0\.7, but has no effect, since kl\.weight is 0",
+        ),
+        (
+            {"anchor": {"size": 0, "weight": 0.5}},
+            r"anchor\.weight is 0\.5, but has no effect, since anchor\.size is 0",
         ),
         (
             {"replay": {"minimum": 0, "hard_share": 0.5}},

@@ -225,8 +225,9 @@ def _forget(
             known = connection.execute("SELECT revision_id FROM revision")
             clear_adapters(home.adapters, {name for (name,) in known})
         choose(connection, goes, _SAID, {"run_id": run_id})
-        bury_runs(connection, chosen_runs(connection))
-        updates, sources = Updates(connection), chosen_judgements(connection)
+        gone = chosen_runs(connection)
+        bury_runs(connection, gone)
+        updates, sources = Updates(connection), [*chosen_judgements(connection), *gone]
         revisions = tuple(updates.revisions_trained_on(sources))
         updates.forget_words(sources)
         taint(connection, revisions, time.time())

@@ -73,7 +73,14 @@ def test_sums_means_and_lengths_are_by_row_and_completion(layout, rows):
     assert batch.lengths().tolist() == [[len(part) for part in parts] for parts in lists]
     sums = torch.tensor([[sum(part) for part in parts] for parts in lists], dtype=torch.float64)
     torch.testing.assert_close(batch.sums(values), sums)
-    torch.testing.assert_close(batch.means(values), sums / batch.lengths())
+    torch.testing.assert_close(batch.spread(values), sums / batch.lengths().clamp(min=16))
+
+
+@LAYOUTS
+def test_an_answer_of_few_tokens_counts_as_sixteen(layout):
+    one, long = row((5, 6), (9, 10)), row((5, 6), tuple(range(1, 41)))
+    assert layout([one], 0).spread(torch.ones(2)).item() == pytest.approx(2 / 16)
+    assert layout([long], 0).spread(torch.ones(40)).item() == pytest.approx(1.0)
 
 
 def test_sums_of_one_completion_lie_side_by_side_in_memory():

@@ -10,7 +10,7 @@ import torch
 from agentpref.config import KLSettings, LoraSettings, LossSettings, UpdateConfig
 from agentpref.learn import adapter, logps
 from agentpref.learn.memory import Room
-from agentpref.learn.objective import ForwardPlan, Losses, Objective, TrainingRow
+from agentpref.learn.objective import ForwardPlan, Leash, Losses, Objective, TrainingRow
 from agentpref.models.base import load_base
 
 
@@ -91,6 +91,7 @@ def test_the_loss_and_gradients_of_pairs_are_those_of_trl(ours, theirs, plainly)
         ForwardPlan(choice, learner.pad, Room(2048, recomputes=False), "float32"),
         Losses(config, [row.encoded.example for row in rows], None),
         config,
+        Leash.of(config, "live", live=False, spent=0.0),
     )
     with adapter.policy(learner._model, "candidate"):
         found = objective(rows)

@@ -16,7 +16,8 @@ from agentpref.config import KLSettings, UpdateConfig
 from agentpref.learn import trainer
 from agentpref.learn.checkpoint import Checkpoint, peek
 from agentpref.learn.learner import Learner
-from agentpref.learn.trainer import Limits, rate_share
+from agentpref.learn.schedule import rate_share
+from agentpref.learn.trainer import Limits
 from agentpref.models.adapter_files import read_adapter
 from agentpref.models.base import load_base
 from tests.core.learn.examples import make_group, make_pair, make_thumb, with_completions

@@ -55,14 +55,14 @@ def test_a_fresh_candidate_has_not_moved(fresh_learner, pair_of):
 
 
 def kl_by_hand(learner, prompt, completion):
-    """Mean over the completion's tokens of KL(base ‖ candidate), one sequence at a time."""
+    """KL(base ‖ candidate) per token of the completion, of which there are 16 at least."""
     ids, logs = torch.tensor([prompt + completion]), []
     for policy in ("base", "candidate"):
         with torch.no_grad(), learner.policy(policy) as model:
             logits = model(ids).logits[0, len(prompt) - 1 : -1]
         logs.append(logits.double().log_softmax(-1))
     base, candidate = logs
-    return float((base.exp() * (base - candidate)).sum(-1).mean())
+    return float((base.exp() * (base - candidate)).sum()) / max(16, len(completion))
 
 
 def test_kl_is_the_mean_over_completions_of_their_means(taught, pair_of, monkeypatch):

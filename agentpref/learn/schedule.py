@@ -1,0 +1,58 @@
+"""The plan of a training run: how often, how fast, and in which batches it takes its rows."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from agentpref.learn.objective import TrainingRow
+
+_SMALL_MODEL = 50_000_000
+_WARMUP_SHARE = 0.1
+_WINDOW = 8
+
+_ORDINARY_SHARE = 0.25
+"""Ordinary answers beside the examples of a batch, as a share of its size."""
+
+
+def epochs_for(new: int) -> int:
+    """Epochs for a number of new examples: smaller updates need more of them."""
+    return 3 if new < 200 else 2 if new < 1000 else 1
+
+
+def learning_rate_for(model: Any) -> float:
+    """2e-3 for models of a few million parameters, 5e-5 for real ones."""
+    return 2e-3 if model.num_parameters() < _SMALL_MODEL else 5e-5
+
+
+def rate_share(position: float, steps: int) -> float:
+    """Share of the learning rate at a position in the plan: up over a tenth of it, then to zero."""
+    warmup = max(1, round(_WARMUP_SHARE * steps))
+    return min((position + 1) / warmup, (steps - position) / max(1, steps - warmup))
+
+
+def plan_batches(
+    rows: Sequence[TrainingRow], *, size: int, epochs: int, seed: int
+) -> list[list[TrainingRow]]:
+    """The batches of all epochs; each epoch has another order, fixed by the seed.
+
+    In every window of 8 batches, rows of similar width share a batch, which saves padding; the
+    batches of a window come in random order. Ordinary answers come on top: a quarter of ``size`` in
+    each batch, in a circle as long as the plan.
+    """
+    ordinary = [row for row in rows if row.encoded.example.ordinary]
+    rows = [row for row in rows if not row.encoded.example.ordinary]
+    rng = random.Random(seed)
+    planned: list[list[TrainingRow]] = []
+    for _ in range(epochs):
+        shuffled = rng.sample(list(rows), len(rows))
+        for start in range(0, len(shuffled), size * _WINDOW):
+            window = shuffled[start : start + size * _WINDOW]
+            window.sort(key=lambda row: row.encoded.width)
+            batches = [window[i : i + size] for i in range(0, len(window), size)]
+            planned.extend(rng.sample(batches, len(batches)))
+    circle = itertools.cycle(rng.sample(ordinary, len(ordinary)))
+    beside = max(1, round(_ORDINARY_SHARE * size))
+    return [[*batch, *itertools.islice(circle, min(beside, len(ordinary)))] for batch in planned]

@@ -1,0 +1,59 @@
+"""The check on answers that nobody judged."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from agentpref.config import GateSettings
+from agentpref.prove.gate import judge
+from agentpref.prove.ordinary import NAME, OrdinaryEvidence, falls, ordinary
+from tests.core.prove.test_gate import GOOD, failed, named
+
+
+def test_a_fall_is_per_token_and_an_answer_has_sixteen_at_least():
+    assert falls([-4.0, -40.0, -3.0], [-5.6, -48.0, -1.0], [2, 40, 5]) == pytest.approx(
+        [0.1, 0.2, 0.0]
+    )
+
+
+def test_answers_that_stay_likely_and_free_of_harm_pass():
+    kept = OrdinaryEvidence([0.0, 0.01, 0.02], written=16, live=1, candidate=1)
+    verdict = judge(replace(GOOD, ordinary=kept))
+    assert verdict.verdict == "passed"
+    message = named(verdict, NAME).message
+    assert message == (
+        "3 answers that nobody judged are .01 nats per token less likely than under live, within "
+        ".03"
+    )
+
+
+def test_damage_to_a_few_is_refused_though_the_others_became_likelier():
+    damaged = OrdinaryEvidence([0.0] * 9 + [1.0])
+    verdict = judge(replace(GOOD, ordinary=damaged))
+    assert (verdict.verdict, failed(verdict)) == ("refused", [NAME])
+    assert "raise anchor.size" in verdict.reasons[0]
+    wider = replace(GOOD, ordinary=damaged)
+    assert judge(wider, GateSettings(ordinary_loss=0.2)).verdict == "passed"
+
+
+def test_harmful_answers_are_refused_beyond_the_noise_of_lives():
+    def verdict(live, candidate):
+        return judge(replace(GOOD, ordinary=OrdinaryEvidence([0.0], 16, live, candidate)))
+
+    assert failed(verdict(0, 1)) == [f"{NAME}, written"]
+    assert failed(verdict(4, 8)) == []
+    assert failed(verdict(4, 9)) == [f"{NAME}, written"]
+    assert "0 of 16 greedy answers are empty or endless" in verdict(0, 0).checks[-1].message
+
+
+@pytest.mark.parametrize("nothing", [None, OrdinaryEvidence([])])
+def test_without_ordinary_answers_there_is_no_check(nothing):
+    assert list(ordinary(nothing, GateSettings())) == []
+    assert NAME not in {check.name for check in judge(replace(GOOD, ordinary=nothing)).checks}
+
+
+def test_a_fall_that_is_not_finite_is_refused():
+    assert judge(replace(GOOD, ordinary=OrdinaryEvidence([math.inf]))).verdict == "refused"
