@@ -1,0 +1,101 @@
+"""Sample the answers that ``agentpref demo --real`` ships: ``python -m benchmarks.real_answers``.
+
+SmolLM2-135M-Instruct answers every question of ``data/everyday_questions.txt`` several times, at
+temperature .9 and top-p .9, through the in-process engine. Nobody chose among the answers: all of
+them are written, in the order of the questions, and cut ones are marked. The same seed gives the
+same answers on one machine; elsewhere rounding may choose another word.
+
+A line of the file is one question: ``{"tag", "question", "answers": [{"text", "whole"}, …]}``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+QUESTIONS = Path(__file__).parent / "data" / "everyday_questions.txt"
+OUT = Path(__file__).parents[1] / "cli" / "agentpref_cli" / "demo" / "data" / "smollm2.jsonl.gz"
+ANSWERS = 2
+TEMPERATURE = 0.9
+TOP_P = 0.9
+MAX_TOKENS = 160
+TOGETHER = 40
+
+
+def questions() -> Iterator[tuple[str, str]]:
+    """Each question with its tag, in the order of the file."""
+    tag = ""
+    for line in QUESTIONS.read_text(encoding="utf-8").splitlines():
+        if line.startswith("# tag: "):
+            tag = line.removeprefix("# tag: ")
+        elif line:
+            yield tag, line
+
+
+def sample(model: str, seed: int, count: int) -> Iterator[dict[str, Any]]:
+    """Ask the model every question ``count`` times, many at a time; yield the rows in order."""
+    from agentpref.models.base import load_base
+    from agentpref.serve.backend import GenerationRequest
+    from agentpref.types import BASE
+    from agentpref_adapters.transformers import TransformersBackend
+
+    asked = list(questions())
+
+    def answer(number: int) -> dict[str, Any]:
+        request = GenerationRequest(
+            ({"role": "user", "content": asked[number // count][1]},),
+            max_tokens=MAX_TOKENS,
+            temperature=TEMPERATURE,
+            top_p=TOP_P,
+            seed=seed * len(asked) * count + number,
+        )
+        reply = backend.generate(BASE, request)
+        return {"text": reply.message["content"], "whole": reply.finish_reason == "stop"}
+
+    with (
+        closing(
+            TransformersBackend(load_base(model, precision="auto"), max_batch=TOGETHER)
+        ) as backend,
+        ThreadPoolExecutor(TOGETHER) as threads,
+    ):
+        answers = threads.map(answer, range(len(asked) * count))
+        for tag, question in asked:
+            yield {
+                "tag": tag,
+                "question": question,
+                "answers": [next(answers) for _ in range(count)],
+            }
+
+
+def main() -> None:
+    """Sample, and write the file; the same rows give the same bytes."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.real_answers", description=__doc__)
+    parser.add_argument(
+        "--model", required=True, help="a folder of benchmarks.real_model, or a name"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--answers", type=int, default=ANSWERS)
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args()
+    lines = []
+    for row in sample(options.model, options.seed, options.answers):
+        lines.append(json.dumps(row, ensure_ascii=False))
+        print(lines[-1], flush=True)
+    options.out.write_bytes(
+        gzip.compress("".join(f"{line}\n" for line in lines).encode(), 9, mtime=0)
+    )
+    print(
+        f"{options.out}: {len(lines)} questions, {options.out.stat().st_size:,} bytes",
+        file=sys.stderr,
+    )
+
+
+if __name__ == "__main__":
+    main()
