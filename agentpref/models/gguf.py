@@ -7,6 +7,8 @@ once and written down. What the packing rounded off stays lost.
 
 from __future__ import annotations
 
+import io
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,9 @@ def unpack(file: Path, folder: Path) -> None:
 
     known: Any = transformers
     options: dict[str, Any] = {"gguf_file": file.name, "trust_remote_code": False}
-    with loading.quiet(), loading.translating_errors(file.name, file.parent):
+    # The progress bar of the conversion is the one thing that quiet() cannot turn off.
+    hidden = redirect_stderr(io.StringIO())
+    with hidden, loading.quiet(), loading.translating_errors(file.name, file.parent):
         tokenizer = known.AutoTokenizer.from_pretrained(file.parent, **options)
         model = known.AutoModelForCausalLM.from_pretrained(
             file.parent,
@@ -51,5 +55,5 @@ def require_gguf() -> None:
     if missing := [name for name in ("torch", "transformers", "gguf") if find_spec(name) is None]:
         raise MissingDependency(
             f"reading a GGUF file needs {', '.join(missing)}; install with: "
-            "pip install 'agentpref[demo-real]'"
+            "pip install 'agentpref[demo]'"
         )
