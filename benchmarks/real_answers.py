@@ -1,9 +1,10 @@
-"""Sample the answers that ``agentpref demo --real`` ships: ``python -m benchmarks.real_answers``.
+"""Sample the answers of the demo on a real model: ``python -m benchmarks.real_answers``.
 
-SmolLM2-135M-Instruct answers every question of ``data/everyday_questions.txt`` several times, at
-temperature .9 and top-p .9, through the in-process engine. Nobody chose among the answers: all of
-them are written, in the order of the questions, and cut ones are marked. The same seed gives the
-same answers on one machine; elsewhere rounding may choose another word.
+SmolLM2-135M-Instruct answers the questions of ``data/everyday_questions.txt`` at temperature .9 and
+top-p .9, through the in-process engine: questions of fact twice, and those for advice four times,
+because half of the time two answers are both lists or both not. Nobody chose among the answers: all
+of them are written, in the order of the questions, and cut ones are marked. The same answers come
+again on the same machine; elsewhere rounding may choose another word.
 
 A line of the file is one question: ``{"tag", "question", "answers": [{"text", "whole"}, …]}``.
 """
@@ -22,7 +23,9 @@ from typing import Any
 
 QUESTIONS = Path(__file__).parent / "data" / "everyday_questions.txt"
 OUT = Path(__file__).parents[1] / "cli" / "agentpref_cli" / "demo" / "data" / "smollm2.jsonl.gz"
-ANSWERS = 2
+ROUNDS = {"facts": 1, "advice": 2}
+"""How many times each question of a tag is asked twice."""
+
 TEMPERATURE = 0.9
 TOP_P = 0.9
 MAX_TOKENS = 160
@@ -39,8 +42,8 @@ def questions() -> Iterator[tuple[str, str]]:
             yield tag, line
 
 
-def sample(model: str, seed: int, count: int) -> Iterator[dict[str, Any]]:
-    """Ask the model every question ``count`` times, many at a time; yield the rows in order."""
+def sample(model: str) -> Iterator[dict[str, Any]]:
+    """Ask the model every question, many at a time; yield the rows in order."""
     from agentpref.models.base import load_base
     from agentpref.serve.backend import GenerationRequest
     from agentpref.types import BASE
@@ -48,13 +51,13 @@ def sample(model: str, seed: int, count: int) -> Iterator[dict[str, Any]]:
 
     asked = list(questions())
 
-    def answer(number: int) -> dict[str, Any]:
+    def answer(question: str, seed: int) -> dict[str, Any]:
         request = GenerationRequest(
-            ({"role": "user", "content": asked[number // count][1]},),
+            ({"role": "user", "content": question},),
             max_tokens=MAX_TOKENS,
             temperature=TEMPERATURE,
             top_p=TOP_P,
-            seed=seed * len(asked) * count + number,
+            seed=seed,
         )
         reply = backend.generate(BASE, request)
         return {"text": reply.message["content"], "whole": reply.finish_reason == "stop"}
@@ -65,13 +68,19 @@ def sample(model: str, seed: int, count: int) -> Iterator[dict[str, Any]]:
         ) as backend,
         ThreadPoolExecutor(TOGETHER) as threads,
     ):
-        answers = threads.map(answer, range(len(asked) * count))
-        for tag, question in asked:
-            yield {
-                "tag": tag,
-                "question": question,
-                "answers": [next(answers) for _ in range(count)],
-            }
+        rows = [
+            (
+                {"tag": tag, "question": question},
+                [
+                    threads.submit(answer, question, 2 * (turn * len(asked) + number) + one)
+                    for turn in range(ROUNDS[tag])
+                    for one in range(2)
+                ],
+            )
+            for number, (tag, question) in enumerate(asked)
+        ]
+        for row, answers in rows:
+            yield {**row, "answers": [each.result() for each in answers]}
 
 
 def main() -> None:
@@ -80,12 +89,10 @@ def main() -> None:
     parser.add_argument(
         "--model", required=True, help="a folder of benchmarks.real_model, or a name"
     )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--answers", type=int, default=ANSWERS)
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     lines = []
-    for row in sample(options.model, options.seed, options.answers):
+    for row in sample(options.model):
         lines.append(json.dumps(row, ensure_ascii=False))
         print(lines[-1], flush=True)
     options.out.write_bytes(
