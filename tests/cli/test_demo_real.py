@@ -26,10 +26,10 @@ def silent(stage: str, done: int, total: int) -> None:
 
 
 @pytest.mark.parametrize("night", NIGHTS, ids=lambda night: night.tag)
-def test_every_night_has_distinct_questions_with_two_answers_on_both_sides(night) -> None:
+def test_every_night_has_distinct_questions_with_answers_on_both_sides(night) -> None:
     asked = questions(night.tag)
     assert len({one.question for one in asked}) == len(asked) >= 100
-    assert all(len(one.answers) == 2 and all(a.text.strip() for a in one.answers) for one in asked)
+    assert all(len(one.answers) >= 2 and all(a.text.strip() for a in one.answers) for one in asked)
     assert sum(one.is_held_out(UpdateConfig().held_out) for one in asked) >= 20
     rows = list(night.comparisons())
     assert len(rows) >= 60
@@ -123,7 +123,7 @@ def test_a_night_is_printed_with_the_verdict_the_measures_and_whole_lines_of_ans
 
 def test_a_night_that_proved_nothing_has_no_accuracy_and_is_told(capsys) -> None:
     night = told([LONG] * 10, report=replace(REPORT, accuracy={}, verdict="insufficient"))
-    printing.show_real_end({"nights": [night], "seconds": 12.3})
+    printing.show_real_end({"model": "a/folder", "nights": [night], "seconds": 12.3})
     shown = capsys.readouterr().out
     assert "facts: insufficient, accuracy - -> -, win rate 50% | 12 s" in shown
 

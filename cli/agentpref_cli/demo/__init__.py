@@ -91,7 +91,7 @@ def run_real(*, model: str, home: Path | None, json: bool, seed: int, quiet: boo
         if not json:
             say("Two nights of a real language model that learns what people prefer.", BOLD)
             say(
-                "It wrote two answers to each of 280 everyday questions; people prefer one of two.",
+                "It answered 280 everyday questions, each several times; people prefer one of two.",
                 DIM,
             )
         on_night = (lambda *_: None) if json else printing.show_night

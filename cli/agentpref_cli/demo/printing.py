@@ -98,6 +98,10 @@ def show_real_end(told: Mapping[str, Any]) -> None:
         for night in told["nights"]
     )
     say(f"\n{nights} | {told['seconds']:.0f} s", BOLD)
+    say(
+        f"The model: {told['model']}; your own home learns with: agentpref update --model FOLDER",
+        DIM,
+    )
 
 
 def _show_verdict(report: UpdateReport, swap: Mapping[str, int]) -> None:

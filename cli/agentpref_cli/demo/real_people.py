@@ -1,8 +1,9 @@
 """The people of the demo on a real model: what they asked, and which answers they prefer.
 
-``data/smollm2.jsonl.gz`` has everyday questions with two answers each that SmolLM2-135M-Instruct
-wrote itself (``python -m benchmarks.real_answers``). Which of the two is preferred follows a rule
-that anybody can check by eye. Answers that the rule ranks alike are not compared.
+``data/smollm2.jsonl.gz`` has everyday questions with some answers each that SmolLM2-135M-Instruct
+wrote itself (``python -m benchmarks.real_answers``). Which of two is preferred follows a rule that
+anybody can check by eye: the best answer to a question is compared with the worst. Questions whose
+answers the rule ranks alike make no comparison.
 """
 
 from __future__ import annotations
