@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from typing import Any
 
 import orjson
 
@@ -71,7 +72,7 @@ class Preference:
     better: str
     score: Callable[[Answer], float]
 
-    def comparisons(self) -> Iterator[dict[str, object]]:
+    def comparisons(self) -> Iterator[dict[str, Any]]:
         """One row of a preference file for each question whose answers differ in score."""
         for asked in questions(self.tag):
             best, worst = (pick(asked.answers, key=self.score) for pick in (max, min))
