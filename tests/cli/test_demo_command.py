@@ -9,19 +9,42 @@ import pytest
 
 @pytest.fixture
 def told(monkeypatch):
-    """The calls of the story, which is replaced: it takes three minutes."""
+    """The calls of the stories, which are replaced: they take minutes."""
     calls: list[dict] = []
-    monkeypatch.setattr("agentpref_cli.demo.run", lambda **given: calls.append(given))
+    for name in ("run", "run_real"):
+        monkeypatch.setattr(
+            f"agentpref_cli.demo.{name}",
+            lambda name=name, **given: calls.append({"story": name, **given}),
+        )
     return calls
 
 
 def test_folder_seed_and_format_are_passed_on(run, told, tmp_path) -> None:
     run("demo")
     run("demo", "--home", tmp_path, "--seed", "7", "--json", "-q")
+    shared = {"story": "run", "model": "tiny"}
     assert told == [
-        {"home": None, "json": False, "seed": 0, "quiet": False},
-        {"home": tmp_path, "json": True, "seed": 7, "quiet": True},
+        {**shared, "home": None, "json": False, "seed": 0, "quiet": False},
+        {**shared, "home": tmp_path, "json": True, "seed": 7, "quiet": True},
     ]
+
+
+def test_another_model_than_the_bundled_one_gets_the_story_of_a_real_one(run, told) -> None:
+    run("demo", "--model", "smollm2")
+    run("demo", "--model", "a/folder")
+    assert [(call["story"], call["model"]) for call in told] == [
+        ("run_real", "smollm2"),
+        ("run_real", "a/folder"),
+    ]
+
+
+def test_the_real_story_needs_no_agent_framework(run, told, monkeypatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name == "langchain" else find(name)
+    )
+    run("demo", "--model", "smollm2")
+    assert len(told) == 1
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(

@@ -20,7 +20,7 @@ from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
 from agentpref.testing import FakeBackend, write_adapter
 from agentpref.types import UpdateReport
-from agentpref_cli import demo
+from agentpref_cli.demo import printing
 from agentpref_cli.demo.story import MODEL, App, Arms, outcome, settings, summary, tell
 from agentpref_cli.demo.users import (
     Question,
@@ -138,6 +138,7 @@ OUTCOME = outcome(
     [(QUESTIONS[0], Reply("1", "No", "base")), (QUESTIONS[1], Reply("2", "No", "base"))],
     [Reply("3", "Yes", "rev-1"), Reply("4", "No", "rev-1")],
     {"base": 3, "failed": 1},
+    seed=0,
 )
 MATRIX = RMatrix(("a", "b"), ((0.5, 0.5), (0.9, 0.4), (0.8, 0.9)))
 
@@ -149,7 +150,10 @@ def test_the_json_has_the_keys_that_scripts_rely_on():
     assert (update["accuracy_before"], update["accuracy_after"]) == (0.5, 0.9)
     assert (update["liked_before"], update["liked_after"]) == (0.5, 1.0)
     assert update["swap"] == {"base": 3, "failed": 1}
-    assert update["shown"] == [{"question": "a?", "liked": "Yes", "before": "No", "after": "Yes"}]
+    assert {row["question"]: row for row in update["shown"]} == {
+        "a?": {"question": "a?", "liked": "Yes", "before": "No", "after": "Yes"},
+        "b?": {"question": "b?", "liked": "No", "before": "No", "after": "No"},
+    }
     assert told["bwt"] == pytest.approx(-0.1)
     assert told["naive_forgetting"] == pytest.approx(0.1)
     assert (told["bad_update_verdict"], told["seconds"]) == ("refused", 1.0)
@@ -157,9 +161,10 @@ def test_the_json_has_the_keys_that_scripts_rely_on():
     assert told["r_matrix"]["rows"] == told["naive_r_matrix"]["rows"] == MATRIX.rows
 
 
-def test_an_update_is_printed_with_its_verdict_its_swap_and_answers_that_changed(capsys):
-    demo._print_update(2, STYLE, REPORT, OUTCOME)
-    assert capsys.readouterr().out.splitlines() == [
+def test_an_update_is_printed_with_its_verdict_its_swap_and_answers_whatever_became_of_them(capsys):
+    printing.show_update(2, STYLE, REPORT, OUTCOME)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:9] == [
         "",
         "Update 2: a style (style)",
         "  2 answers logged -> 9 new pairs, 5 held out; 0 older pairs replayed",
@@ -167,15 +172,34 @@ def test_an_update_is_printed_with_its_verdict_its_swap_and_answers_that_changed
         "    new preferences: .50 -> .90",
         "    KL budget: too far",
         "  requests during the swap: 3 by base; 1 failed",
-        "  answers as users like them: 50% -> 100%",
-        "    a?",
-        "      before: No",
-        "      after:  Yes",
+        "  answers as users like them, to 2 questions it never trained on: 50% -> 100%",
+        "  2 of them, drawn at random:",
     ]
+    shown = lines.index("    a?")
+    assert lines[shown : shown + 4] == [
+        "    a?",
+        "      users like: Yes",
+        "      before:     No",
+        "      after:      Yes",
+    ]
+    assert "    b?" in lines, "an answer that did not change is shown, too"
+
+
+def test_what_is_shown_depends_on_the_seed_and_not_on_the_answers():
+    questions = tuple(Question(f"{n}?", "Yes", "No") for n in range(20))
+    asked = Round("style", "a style", questions)
+
+    def drawn(seed: int, text: str) -> list[str]:
+        before = [(question, Reply("1", "No", "base")) for question in questions]
+        after = [Reply("2", text, "rev-1") for _ in questions]
+        return [row["question"] for row in outcome(asked, REPORT, before, after, {}, seed)["shown"]]
+
+    assert drawn(0, "Yes") == drawn(0, "No")
+    assert drawn(0, "Yes") != drawn(1, "Yes")
 
 
 def test_both_arms_and_the_bad_update_are_printed_at_the_end(capsys):
-    demo._print_end(summary([OUTCOME], MATRIX, MATRIX, replace(REPORT, verdict="refused"), 61.2))
+    printing.show_end(summary([OUTCOME], MATRIX, MATRIX, replace(REPORT, verdict="refused"), 61.2))
     shown = capsys.readouterr().out
     assert "\ta\tb\nbefore any update\t0.50\t0.50\nafter update 1\t0.90\t0.40\n" in shown
     assert "  refused; what served before still serves\n    KL budget: too far\n" in shown

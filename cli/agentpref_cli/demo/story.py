@@ -9,6 +9,7 @@ without replay, KL penalty and gate. Both arms are evaluated on the held-out pai
 
 from __future__ import annotations
 
+import random
 import sqlite3
 import time
 from collections import Counter
@@ -113,7 +114,7 @@ def tell(
             before = [(q, reply) for q, reply in pairs if q.held_out][:ASKED_AGAIN]
             texts = [q.text for q, _ in before]
             swap, after = app.swap(texts), app.ask(texts, tag="asked again")
-            updates.append(outcome(asked, report, before, after, swap))
+            updates.append(outcome(asked, report, before, after, swap, seed))
             on_update(number, asked, report, updates[-1])
             live = router.registry.live()  # of a refused update, the revision before it
             adapters.append(None if live is None else live.path)
@@ -156,10 +157,12 @@ def outcome(
     before: Sequence[tuple[Question, Reply]],
     after: Sequence[Reply],
     swap: Mapping[str, int],
+    seed: int,
 ) -> dict[str, Any]:
     """What came of an update, as plain values.
 
     ``shown`` has a few held-out questions, with the liked answer and the replies before and after.
+    They are drawn with the seed, whatever became of them.
     """
     rows = [
         {"question": question.text, "liked": question.liked, "before": old.text, "after": new.text}
@@ -173,7 +176,8 @@ def outcome(
         "liked_before": _liked(rows, "before"),
         "liked_after": _liked(rows, "after"),
         "swap": dict(swap),
-        "shown": ([row for row in rows if row["before"] != row["after"]] or rows)[:SHOWN],
+        "asked_again": len(rows),
+        "shown": random.Random(seed).sample(rows, min(SHOWN, len(rows))),
     }
 
 
