@@ -1,6 +1,6 @@
 """Streams of nights, arm by arm: run, resume, and make the table and the plots.
 
-    python -m benchmarks.streams                                      what has no row yet, then report
+    python -m benchmarks.streams                     all that has no row yet, then the report
     python -m benchmarks.streams --streams S1,S2 --arms naive,full,joint --seeds 0,1 --hours 2
     python -m benchmarks.streams --model FOLDER --streams S3-tagged --arms naive,full,joint
     python -m benchmarks.streams --set learning_rate=1e-3 --set loss.beta=0.3

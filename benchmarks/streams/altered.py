@@ -70,7 +70,7 @@ def other_rows(change: Callable[[Learner, Rows], Rows]) -> Iterator[None]:
 
 @dataclass
 class Watch:
-    """The accuracies on old strata inside an update, their mean at each look, and what they cost."""
+    """The mean accuracy on old strata at each look inside an update, and what the looks cost."""
 
     means: list[float] = field(default_factory=list)
     seconds: float = 0.0

@@ -59,7 +59,7 @@ ARMS: dict[str, Arm] = {
     "joint": Arm(_NAIVE, joint=True),
 }
 FROZEN = "frozen"
-"""The base, which learns nothing: one row before the first night, and what all are compared with."""
+"""The base, which learns nothing: one row before the first night, to compare all others with."""
 
 
 @dataclass(frozen=True, slots=True)

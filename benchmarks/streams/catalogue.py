@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from agentpref.models.tool_calls import assistant_message
-from agentpref.types import Message
+from agentpref.types import Message, Tool
 from benchmarks import persona
 from benchmarks.streams.items import Item, Night, asked, said
 from benchmarks.streams.rules import CALLS, SAYS
@@ -151,9 +151,8 @@ def _style_items(
 ) -> Iterator[Item]:
     system = f"The user is {style.user}." if tagged else ""
     for question in questions:
-        texts = random.Random(f"{name} {question}").sample(
-            samples[question], len(samples[question])
-        )
+        texts = [*samples[question]]
+        random.Random(f"{name} {question}").shuffle(texts)
         for one, other in itertools.combinations(texts, 2):
             scores = style.rule.score(one, ""), style.rule.score(other, "")
             if scores[0] != scores[1]:
@@ -183,16 +182,13 @@ def tool_nights(sizes: Sizes, seed: int, *, as_text: bool) -> list[Night]:
 
 def tool_item(first: Request, second: Request, *, as_text: bool, style: str) -> Item:
     """A conversation whose first request was served by a tool, and the answers to the second."""
-    tools = tuple(
-        {schema["function"]["name"]: schema for schema in map(_schema, (first, second))}.values()
-    )
+    offered = {request.tool: dialogues.tool_schema(request) for request in (first, second)}
+    tools: tuple[Tool, ...] = tuple(offered.values())
     call = dialogues.call_text(first)
     turns: list[Message]
     if as_text:
-        names = ", ".join(schema["function"]["name"] for schema in tools)
-        head: list[Message] = [{"role": "system", "content": f"Tools: {names}"}]
-        turns = [*head, *asked(first.text), said(call)]
-        turns += asked("done"), said(first.short)
+        system = f"Tools: {', '.join(offered)}"
+        turns = [*asked(first.text, system), said(call), *asked("done"), said(first.short)]
         chosen: Message = said(dialogues.call_text(second))
         tools = ()
     else:
@@ -207,10 +203,6 @@ def tool_item(first: Request, second: Request, *, as_text: bool, style: str) -> 
         wanted=second.tool,
         tools=tools,
     )
-
-
-def _schema(request: Request) -> dict[str, dict[str, str]]:
-    return dialogues.tool_schema(request)  # type: ignore[return-value]
 
 
 STREAMS = ("S1", "S2", "S3-tagged", "S3-untagged", "S4", "S5", "S6")

@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,8 @@ class Plan:
     order: str
     seed: int
     arm: str
-    sizes: Sizes = Sizes()
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    sizes: Sizes
+    settings: Mapping[str, Any]
 
     def key(self, base: str) -> Row:
         """What a row of this life has, and no row of another."""
@@ -186,7 +186,7 @@ def _named(plan: Plan) -> str:
 def _words(row: Row) -> str:
     def mean(name: str) -> float:
         seen = row[name][: max(1, row["night"])]
-        return sum(seen) / len(seen)
+        return float(sum(seen) / len(seen))
 
     return (
         f"{row['verdict']}, ranking {mean('ranking'):.3f}, behaviour {mean('behaviour'):.3f}, "

@@ -131,7 +131,7 @@ class Meter:
             self._backend.unload(revision.revision_id)
 
     def samples(self) -> Samples:
-        """Answers of the base to each question of the subject, sampled, and by each style's hint."""
+        """Answers of the base to each question of the subject: sampled, and with each hint."""
         hints = ["", *dict.fromkeys(style.hint for style in self.subject.styles if style.hint)]
         number = self.subject.samples
         plan = [
