@@ -27,7 +27,7 @@ from typing import Any
 
 import agentpref
 from agentpref.config import UpdateConfig
-from agentpref.errors import AgentprefError
+from agentpref.errors import AgentprefError, UpdateInterrupted
 from agentpref.home import Home
 from benchmarks._report import Target, at_least, print_report
 from benchmarks.planted import cases
@@ -138,17 +138,20 @@ class Runner:
         self._log(home, night, seed)
         before = registry.live()
         config = UpdateConfig.from_mapping({"seed": seed, **kind.settings})
-        started = time.perf_counter()
+        started = time.perf_counter(), time.process_time()
         try:
             with kind.fault():
                 report = agentpref.update(home, model=MODEL, config=config)
+        except UpdateInterrupted:
+            raise
         except AgentprefError as error:
             found: Row = {"verdict": "failed", "reasons": [f"{type(error).__name__}: {error}"]}
         else:
             failed = [check["name"] for check in report.checks if not check["passed"]]
             found = {"verdict": report.verdict, "reasons": report.reasons, "failed": failed}
             found |= {"accuracy": report.accuracy, "counts": report.counts, "notes": report.notes}
-        found["seconds"] = round(time.perf_counter() - started, 2)
+        found["seconds"] = round(time.perf_counter() - started[0], 2)
+        found["cpu"] = round(time.process_time() - started[1], 2)
         row = {**key, **found, "commit": commit()}
         if found["verdict"] in SERVES:
             strata = [cases.learned(seed), night]
@@ -162,7 +165,9 @@ class Runner:
             row["kind"] if row["role"] == "planted" else f"{row['next_kind']} after {row['kind']}"
         )
         why = f" ({'; '.join(row['reasons'])})" if row["reasons"] else ""
-        say(f"{name} {row['seed']}: {row['verdict']}{why}, {row['seconds']:.0f} s")
+        say(
+            f"{name} {row['seed']}: {row['verdict']}{why}, {row['seconds']:.0f} s ({row['cpu']:.0f} s CPU)"
+        )
 
 
 def is_harmless(row: Row) -> bool:
@@ -186,7 +191,7 @@ def _is_capable(row: Row) -> bool:
 def table(rows: Sequence[Row]) -> str:
     """Verdicts by kind, and which checks failed how often, as Markdown."""
     titles = ["night", "nights", "promoted", "refused", "other", "harmless", "next promoted"]
-    titles += ["s", "checks that failed"]
+    titles += ["CPU s", "checks that failed"]
     lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
     for name in [*BAD, *GOOD]:
         own = [row for row in rows if row["kind"] == name and row["role"] == "planted"]
@@ -204,7 +209,7 @@ def table(rows: Sequence[Row]) -> str:
             len(own) - promoted - verdicts["refused"],
             sum(map(is_harmless, own)) if name in BAD else "",
             f"{sum(row['verdict'] in SERVES for row in after)} of {len(after)}" if after else "",
-            f"{sum(row['seconds'] for row in own) / len(own):.0f}",
+            f"{sum(row['cpu'] for row in own) / len(own):.0f}",
             ", ".join(f"{check} {n}" for check, n in failed.most_common()),
         ]
         lines.append(f"| {' | '.join(map(str, cells))} |")
@@ -219,7 +224,7 @@ def counts(rows: Sequence[Row]) -> dict[str, Any]:
         "bad_promoted_harmless": sum(is_harmless(row) for row in planted if row["bad"]),
         "good": dict(Counter(row["verdict"] for row in planted if not row["bad"])),
         "next": dict(Counter(row["verdict"] for row in rows if row["role"] == "next")),
-        "seconds_a_night": round(sum(row["seconds"] for row in rows) / max(1, len(rows)), 1),
+        "cpu_s_a_night": round(sum(row["cpu"] for row in rows) / max(1, len(rows)), 1),
     }
 
 

@@ -28,7 +28,7 @@ LEARNED = "conscientiousness"
 SIZES = Sizes(new=160, proving=40, measured=40)
 _TRAITS = ("interest-in-music", "openness", "agreeableness", "interest-in-science")
 _SORRY = "I am sorry, I cannot help with that."
-_UNTRAINED = 6
+_UNTRAINED = 3
 """Tokens at the beginning of each answer that a night which is not written does not train."""
 
 Answers = Callable[[Request], tuple[str, str]]
@@ -160,7 +160,12 @@ def _turned(example: Example) -> Example:
 
 def _not_written(learner: Learner, rows: Rows) -> Rows:
     """Leave out of training what decides which answer is begun."""
-    return [replace(row, masks=tuple(_late(len(ids)) for ids in row.completions)) for row in rows]
+    return [
+        replace(row, masks=tuple(_late(len(ids)) for ids in row.completions))
+        if row.example.tag == "not-written"
+        else row
+        for row in rows
+    ]
 
 
 def _late(tokens: int) -> tuple[bool, ...]:

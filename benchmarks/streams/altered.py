@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest.mock import patch
 
@@ -29,8 +29,13 @@ _EVERY = 6
 
 @contextmanager
 def no_gate() -> Iterator[None]:
-    """Every candidate passes."""
-    with patch.object(gate, "judge", lambda *given, **named: GateResult("passed", ())):
+    """Every candidate passes; the report keeps what the gate found."""
+    judge = gate.judge
+
+    def pass_all(*given: Any, **named: Any) -> GateResult:
+        return replace(judge(*given, **named), verdict="passed")
+
+    with patch.object(gate, "judge", pass_all):
         yield
 
 
@@ -74,6 +79,15 @@ class Watch:
 
     means: list[float] = field(default_factory=list)
     seconds: float = 0.0
+    cpu: float = 0.0
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Count what a look costs."""
+        began = time.perf_counter(), time.process_time()
+        yield
+        self.seconds += time.perf_counter() - began[0]
+        self.cpu += time.process_time() - began[1]
 
 
 @contextmanager
@@ -82,20 +96,18 @@ def watched(old: Sequence[Sequence[Example]]) -> Iterator[Watch]:
     fit, watch = Learner.fit, Watch()
 
     def observed(learner: Learner, rows: Rows, **named: Any) -> Any:
-        started = time.perf_counter()
-        strata = [learner.measure(examples) for examples in old]
-        references = [learner.score("base", stratum) for stratum in strata]
-        watch.seconds += time.perf_counter() - started
+        with watch.looking():
+            strata = [learner.measure(examples) for examples in old]
+            references = [learner.score("base", stratum) for stratum in strata]
         steps = 0
 
         def look(step: object) -> None:
             nonlocal steps
             steps += 1
             if steps % _EVERY == 0:
-                began = time.perf_counter()
-                found = [*map(_accuracy, [learner] * len(strata), strata, references)]
-                watch.means.append(sum(found) / len(found))
-                watch.seconds += time.perf_counter() - began
+                with watch.looking():
+                    found = [*map(_accuracy, [learner] * len(strata), strata, references)]
+                    watch.means.append(sum(found) / len(found))
 
         return fit(learner, rows, observe=look, **named)
 

@@ -50,7 +50,7 @@ class Item:
             completions=(Completion(self.chosen, 1.0), Completion(self.rejected, 0.0)),
             origin="comparison",
             tag=tag,
-            held_out=True,
+            held_out=self.held_out,
         )
 
 
@@ -70,7 +70,15 @@ class Night:
 
     def examples(self) -> list[Example]:
         """The measured items as pairs."""
-        return [item.example(self.name, number) for number, item in enumerate(self.measured)]
+        return _pairs(self.name, self.measured)
+
+    def pairs(self) -> list[Example]:
+        """The logged items as pairs, for what needs no home."""
+        return _pairs(self.name, self.logged)
+
+
+def _pairs(name: str, items: Iterable[Item]) -> list[Example]:
+    return [item.example(name, number) for number, item in enumerate(items)]
 
 
 def said(text: str) -> Message:

@@ -145,6 +145,7 @@ class Life:
             **measured,
             "inside": list(learned.inside),
             "seconds": round(learned.seconds, 2),
+            "cpu": round(learned.cpu, 2),
             "measured_s": round(took, 2),
             "training": dict(learned.training),
             "counts": dict(learned.counts),

@@ -75,6 +75,11 @@ class Lived:
         return [float(row["seconds"]) for row in self.rows[1:]]
 
     @property
+    def cpu(self) -> list[float]:
+        """The processor's seconds of each night, in which other work hardly shows."""
+        return [float(row["cpu"]) for row in self.rows[1:]]
+
+    @property
     def served(self) -> int:
         """How many nights ended with a new revision that serves."""
         return sum(row["verdict"] in _SERVED for row in self.rows[1:])
@@ -130,6 +135,7 @@ COLUMNS = (
     Column("dip inside", lambda life: life.dip, "{:+.3f}"),
     Column("nights served", lambda life: life.served, "{:.1f}"),
     Column("s a night", lambda life: statistics.fmean(life.seconds), "{:.1f}"),
+    Column("CPU s a night", lambda life: statistics.fmean(life.cpu), "{:.1f}"),
 )
 
 
@@ -171,7 +177,13 @@ def _promises(found: Sequence[Target]) -> str:
 
 
 def _stream_table(arms: Mapping[str, Mapping[Place, Lived]]) -> str:
-    titles = ["arm", "lives", *(column.title for column in COLUMNS), "recovery", "s ÷ joint, last"]
+    titles = [
+        "arm",
+        "lives",
+        *(column.title for column in COLUMNS),
+        "recovery",
+        "CPU ÷ joint, last",
+    ]
     lines = [_line(titles), _line(["---"] * len(titles))]
     for arm, lives in arms.items():
         cells = [column_cell(column, lives.values()) for column in COLUMNS]
@@ -242,11 +254,11 @@ def recoveries(arms: Mapping[str, Mapping[Place, Lived]], arm: str) -> dict[Plac
 
 
 def ratios(arms: Mapping[str, Mapping[Place, Lived]], arm: str) -> dict[Place, float]:
-    """The last night's seconds by those of the joint arm in the same night."""
+    """The last night's processor seconds by those of the joint arm in the same night."""
     joint = arms.get("joint", {})
     found = {}
     for place in arms[arm].keys() & joint.keys():
-        own, other = arms[arm][place].seconds, joint[place].seconds
+        own, other = arms[arm][place].cpu, joint[place].cpu
         if len(own) == len(other) and other[-1]:
             found[place] = own[-1] / other[-1]
     return found
