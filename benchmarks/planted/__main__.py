@@ -165,9 +165,8 @@ class Runner:
             row["kind"] if row["role"] == "planted" else f"{row['next_kind']} after {row['kind']}"
         )
         why = f" ({'; '.join(row['reasons'])})" if row["reasons"] else ""
-        say(
-            f"{name} {row['seed']}: {row['verdict']}{why}, {row['seconds']:.0f} s ({row['cpu']:.0f} s CPU)"
-        )
+        took = f"{row['seconds']:.0f} s ({row['cpu']:.0f} s CPU)"
+        say(f"{name} {row['seed']}: {row['verdict']}{why}, {took}")
 
 
 def is_harmless(row: Row) -> bool:
