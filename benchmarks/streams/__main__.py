@@ -28,6 +28,7 @@ from benchmarks.streams import catalogue, table
 from benchmarks.streams.arms import ARMS, FROZEN
 from benchmarks.streams.catalogue import Sizes
 from benchmarks.streams.life import Plan, live_all
+from benchmarks.streams.promises import targets
 from benchmarks.streams.rows import Rows, say
 
 
@@ -40,11 +41,11 @@ def main() -> None:
     if not rows:
         raise SystemExit(f"error: {options.rows} has no rows; run some nights first")
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "streams.md").write_text(
-        table.document(rows, _plots(options.out, rows)), "utf-8"
-    )
+    promises = targets(rows)
+    page = table.document(rows, promises, _plots(options.out, rows))
+    (options.out / "streams.md").write_text(page, encoding="utf-8")
     say(f"wrote {options.out / 'streams.md'}")
-    print_report("streams", table.figures(rows), table.targets(rows))
+    print_report("streams", table.figures(rows), promises)
 
 
 def _run(options: argparse.Namespace) -> None:

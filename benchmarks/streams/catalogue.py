@@ -8,7 +8,9 @@ should call a tool. The hash of a question decides its side; the seed chooses th
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -108,18 +110,32 @@ def split(
     Raises:
         ValueError: there are fewer items than are asked for.
     """
-    proving = [item for item in items if item.held_out]
-    training = [item for item in items if not item.held_out]
-    if len(proving) < sizes.proving + sizes.measured or len(training) < sizes.new:
+    sides = sides_of(items)
+    if any(have < ask for have, ask in zip(map(len, sides), sizes, strict=True)):
         raise ValueError(
-            f"{name} has {len(training)} items that train and {len(proving)} that prove, but "
-            f"{sizes.new} and {sizes.proving} + {sizes.measured} are asked for: ask for fewer"
+            f"{name} has {', '.join(str(len(side)) for side in sides)} items to train, prove and "
+            f"measure, but {', '.join(map(str, sizes))} are asked for: ask for fewer"
         )
-    mixed = random.Random(name).sample(proving, len(proving))
-    measured, rest = mixed[: sizes.measured], mixed[sizes.measured :]
+    training, proving, apart = sides
+    measured = random.Random(name).sample(apart, sizes.measured)
     rng = random.Random(seed)
-    logged = [*rng.sample(training, sizes.new), *rng.sample(rest, sizes.proving)]
+    logged = [*rng.sample(training, sizes.new), *rng.sample(proving, sizes.proving)]
     return tuple(rng.sample(logged, len(logged))), tuple(measured)
+
+
+def sides_of(items: Sequence[Item]) -> tuple[list[Item], list[Item], list[Item]]:
+    """The items that may train, prove, and be measured.
+
+    A hash of the question decides, so that what one night measures no other night logs. Of what is
+    held out, a third may be logged.
+    """
+    sides: tuple[list[Item], list[Item], list[Item]] = ([], [], [])
+    for item in items:
+        asked_for = [message for message in item.messages if message["role"] != "system"]
+        digest = hashlib.blake2b(json.dumps(asked_for).encode(), digest_size=8).digest()
+        proves = 1 if int.from_bytes(digest, "big") % 3 == 0 else 2
+        sides[proves if item.held_out else 0].append(item)
+    return sides
 
 
 def style_nights(
@@ -139,11 +155,8 @@ def style_nights(
 
 
 def _fitting(items: Sequence[Item], sizes: Sizes) -> Sizes:
-    """The sizes, or what there is in like proportions: half of what proves is measured."""
-    proving = sum(item.held_out for item in items)
-    new = min(sizes.new, len(items) - proving)
-    measured = min(sizes.measured, proving // 2)
-    return Sizes(new, min(sizes.proving, proving - measured), measured)
+    """The sizes, or as many as there are."""
+    return Sizes(*map(min, sizes, map(len, sides_of(items))))
 
 
 def _style_items(

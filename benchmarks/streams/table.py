@@ -1,4 +1,4 @@
-"""Makes one table of all rows: means over seeds and orders, with 95 % intervals, and the promises.
+"""Makes one table of all rows: means over seeds and orders, with 95 % intervals.
 
 A life is one arm in one stream with one seed and order. Its measures are those of Lopez-Paz &
 Ranzato (1706.08840) and of Chaudhry et al. (1801.10112), see ``agentpref.prove.metrics``, on the
@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 from agentpref.prove.metrics import RMatrix, recovery
-from benchmarks._report import Target, at_least, at_most
+from benchmarks._report import Target
 from benchmarks.streams.arms import ARMS, FROZEN
 from benchmarks.streams.catalogue import STREAMS
 from benchmarks.streams.rows import Row
@@ -57,7 +57,7 @@ class Lived:
     @property
     def learned(self) -> float:
         """Mean accuracy on each night's own pairs right after it."""
-        return _diagonal(self.ranking)
+        return diagonal(self.ranking)
 
     @property
     def dip(self) -> float:
@@ -128,7 +128,7 @@ COLUMNS = (
     Column("new", lambda life: life.learned),
     Column("ACC written", lambda life: life.behaviour.acc),
     Column("F written", lambda life: life.behaviour.forgetting, "{:+.3f}"),
-    Column("new written", lambda life: _diagonal(life.behaviour)),
+    Column("new written", lambda life: diagonal(life.behaviour)),
     Column("KL", lambda life: life.last["kl"]),
     Column("perplexity ÷ base", lambda life: life.against_base("perplexity")),
     Column("capability ÷ base", lambda life: life.against_base("capability")),
@@ -139,7 +139,7 @@ COLUMNS = (
 )
 
 
-def document(rows: Sequence[Row], plots: Sequence[Path]) -> str:
+def document(rows: Sequence[Row], promises: Sequence[Target], plots: Sequence[Path]) -> str:
     """The page: what was measured, the promises, a table a stream, every seed, and the plots."""
     lives = lives_of(rows)
     commits = ", ".join(sorted({row["commit"] for row in rows if row["commit"]}))
@@ -154,7 +154,7 @@ def document(rows: Sequence[Row], plots: Sequence[Path]) -> str:
         "serves its predecessor meanwhile, and in `joint`). A night's seconds are those of "
         "`agentpref.update`. In brackets: 95 % intervals of the mean over seeds and orders (t).",
         "## Promises",
-        _promises(targets(rows)),
+        _promises(promises),
     ]
     for key in lives:
         parts += [f"## {key[1]}, {key[0]}", _stream_table(lives[key]), _seed_table(lives[key])]
@@ -285,82 +285,8 @@ def slopes(lives: Lives) -> list[tuple[str, float, int]]:
     return found
 
 
-def targets(rows: Sequence[Row]) -> list[Target]:
-    """The promises of issue 18 that the rows can tell of."""
-    lives, found = lives_of(rows), list[Target]()
-    for (model, stream), arms in lives.items():
-        for target in _of_stream(stream, arms):
-            name = f"{stream} {target.name} ({model})"
-            found.append(Target(name, target.value, target.target, target.holds))
-    for model in {model for model, _ in lives}:
-        for target in _between_streams({s: arms for (m, s), arms in lives.items() if m == model}):
-            name = f"{target.name} ({model})"
-            found.append(Target(name, target.value, target.target, target.holds))
-    for name, value, _ in slopes(lives):
-        if name.startswith("all streams"):
-            found.append(at_least(f"R² of forgetting on KL, {name}", value, 0.7))
-    return found
-
-
-def _of_stream(stream: str, arms: Mapping[str, Mapping[Place, Lived]]) -> Iterable[Target]:
-    means = {arm: _Means(lives.values()) for arm, lives in arms.items() if lives}
-    naive, full = means.get("naive"), means.get("full")
-    if naive and stream == "S2":
-        yield at_least("naive forgets", naive.of(lambda life: life.ranking.forgetting), 0.10)
-    if naive and full and stream in ("S1", "S2"):
-        lost, kept = (m.of(lambda life: life.ranking.forgetting) for m in (naive, full))
-        cut = 1 - kept / lost if lost > 0 else math.nan
-        yield at_least("forgetting cut", cut, 0.75 if stream == "S1" else 0.65)
-        yield at_least("BWT", full.of(lambda life: life.ranking.bwt), -0.03)
-        new = full.of(lambda life: life.learned) - naive.of(lambda life: life.learned)
-        yield at_least("new stratum less naive's", new, -0.02)
-        yield at_most("perplexity", full.of(lambda life: life.against_base("perplexity")), 1.02)
-    if full:
-        capable = full.of(lambda life: life.against_base("capability"))
-        yield at_least("capability", capable, 0.97)
-    if full and (found := recoveries(arms, "full")) and stream in ("S1", "S2"):
-        yield at_least("recovery", statistics.fmean(found.values()), 0.9)
-    if full and (times := ratios(arms, "full")):
-        yield at_most("last night by joint's", statistics.fmean(times.values()), 1 / 3)
-    if naive and full and stream == "S3-untagged":
-        written = [m.of(lambda life: _diagonal(life.behaviour)) for m in (full, naive)]
-        yield at_least("new style less naive's", written[0] - written[1], -0.10)
-    if full and stream == "S3-tagged":
-        yield at_least("kept of what was gained in writing", full.of(_kept), 0.9)
-
-
-def _between_streams(
-    streams: Mapping[str, Mapping[str, Mapping[Place, Lived]]],
-) -> Iterable[Target]:
-    acc = {
-        stream: _Means(arms["full"].values()).of(lambda life: life.ranking.acc)
-        for stream, arms in streams.items()
-        if "full" in arms
-    }
-    if {"S1", "S4"} <= acc.keys():
-        yield at_least("S4 less S1", acc["S4"] - acc["S1"], -0.03)
-    if {"S1", "S5"} <= acc.keys():
-        yield at_least("S5 by S1", acc["S5"] / acc["S1"], 0.9)
-
-
-class _Means:
-    def __init__(self, lives: Iterable[Lived]) -> None:
-        self._lives = list(lives)
-
-    def of(self, value: Callable[[Lived], float]) -> float:
-        return statistics.fmean(map(value, self._lives))
-
-
-def _kept(life: Lived) -> float:
-    """How much of the earlier nights' gain in behaviour is left at the end."""
-    r = life.behaviour
-    earlier = range(len(r.strata) - 1)
-    gained = sum(r.rows[j + 1][j] - r.rows[0][j] for j in earlier)
-    left = sum(r.rows[-1][j] - r.rows[0][j] for j in earlier)
-    return left / gained if gained > 0 else math.nan
-
-
-def _diagonal(matrix: RMatrix) -> float:
+def diagonal(matrix: RMatrix) -> float:
+    """The mean of R[i, i]: how well each night was learned, right after it."""
     return statistics.fmean(matrix.rows[j + 1][j] for j in range(len(matrix.strata)))
 
 

@@ -15,7 +15,7 @@ import agentpref
 from agentpref.home import Home
 from agentpref.learn.learner import Learner
 from benchmarks.streams import __main__ as command
-from benchmarks.streams import altered, arms, life, measure, subjects, table
+from benchmarks.streams import altered, arms, life, measure, promises, subjects, table
 from benchmarks.streams.arms import ARMS
 from benchmarks.streams.catalogue import Sizes, trait_night
 from benchmarks.streams.life import Life, Plan
@@ -82,7 +82,7 @@ def test_a_life_that_was_ended_goes_on_with_the_home_that_its_last_night_left(
         base="abc",
         subject=subjects.subject_of("a real one"),
         samples=dict,
-        measure=lambda revision, nights: row("x", 1, [0.5] * len(nights)),
+        measure=lambda revision, nights: measured([0.5] * len(nights)),
     )
     plan = Plan("some/model", "S2", "forward", 0, "naive", Sizes(6, 3, 4), {})
     seen: list[list[str]] = []
@@ -169,10 +169,14 @@ def test_the_previous_adapter_stands_for_the_base_within_the_block_alone(monkeyp
 
 def row(arm, night, ranking, *, seed=0, stream="S2", **more):
     fixed = {"model": "tiny", "base": "abcdef", "order": "forward", "sizes": [1], "settings": {}}
-    measured = {"kl": 0.1 * night, "perplexity": 2.0, "capability": 0.5, "inside": []}
-    spent = {"seconds": 1.0, "cpu": 1.0, "commit": "c", "verdict": "promoted"}
+    spent = {"seconds": 1.0, "cpu": 1.0, "commit": "c", "verdict": "promoted", "inside": []}
     own = {"arm": arm, "night": night, "seed": seed, "stream": stream, "columns": ["a", "b"]}
-    return fixed | measured | spent | own | {"ranking": ranking, "behaviour": ranking} | more
+    return fixed | measured(ranking, night) | spent | own | more
+
+
+def measured(ranking, night=1):
+    scores = {"ranking": ranking, "behaviour": ranking, "words": [10.0] * len(ranking)}
+    return scores | {"kl": 0.1 * night, "perplexity": 2.0, "capability": 0.5}
 
 
 def rows_of(stream="S2", full=(0.9, 0.9), seed=0):
@@ -189,14 +193,15 @@ def rows_of(stream="S2", full=(0.9, 0.9), seed=0):
 
 
 def test_the_promises_are_told_from_the_rows_and_a_miss_is_told_as_one():
-    found = {target.name.partition(" (")[0]: target for target in table.targets(rows_of())}
+    found = {target.name.partition(" (")[0]: target for target in promises.targets(rows_of())}
     assert found["S2 naive forgets"].value == pytest.approx(0.2)
     assert found["S2 forgetting cut"].value == pytest.approx(1.0)
     assert found["S2 recovery"].value == pytest.approx(1.0)
     assert found["S2 last night by joint's"].value == 0.25
     assert all(target.holds for target in found.values() if "R²" not in target.name)
     missed = {
-        target.name.partition(" (")[0]: target for target in table.targets(rows_of(full=(0.7, 0.8)))
+        target.name.partition(" (")[0]: target
+        for target in promises.targets(rows_of(full=(0.7, 0.8)))
     }
     assert not missed["S2 forgetting cut"].holds
     assert not missed["S2 new stratum less naive's"].holds
@@ -205,7 +210,7 @@ def test_the_promises_are_told_from_the_rows_and_a_miss_is_told_as_one():
 
 def test_noise_and_thumbs_are_compared_with_the_clean_stream():
     rows = [*rows_of("S1"), *rows_of("S4", full=(0.9, 0.8)), *rows_of("S5", full=(0.9, 0.6))]
-    found = {target.name.partition(" (")[0]: target for target in table.targets(rows)}
+    found = {target.name.partition(" (")[0]: target for target in promises.targets(rows)}
     assert found["S4 less S1"].value == pytest.approx(-0.05)
     assert found["S5 by S1"].value == pytest.approx(0.75 / 0.9)
 
@@ -215,7 +220,7 @@ def test_a_cell_has_the_interval_of_its_mean_over_seeds():
 
     rows = [r for seed, last in zip(count(), (0.9, 0.8, 0.85), strict=False)
             for r in rows_of(full=(0.9, last), seed=seed)]  # fmt: skip
-    page = table.document(rows, [])
+    page = table.document(rows, [], [])
     accs = [0.9, 0.85, 0.875]
     low, high = stats.t.interval(0.95, 2, loc=0.875, scale=stats.sem(accs))
     assert f"| `full` | 3 | 0.875 [{low:.3f}, {high:.3f}] |" in page
@@ -241,3 +246,15 @@ def test_what_is_unknown_is_told(run, capsys):
     assert "'fulll' is none of naive-previous, naive" in capsys.readouterr().err
     with pytest.raises(agentpref.AgentprefError, match="learning_rat"):
         run("--set", "learning_rat=1")
+
+
+def test_a_real_model_must_write_shorter_where_shorter_is_liked():
+    names = ["1 shorter than the base", "2 a bullet list"]
+    rows = [
+        r | {"model": "smol", "columns": names, "words": [6.0 if r["night"] else 10.0, 20.0]}
+        for r in rows_of("S3-tagged")
+    ]
+    found = {target.name.partition(" (")[0]: target for target in promises.targets(rows)}
+    assert found["S3-tagged words where shorter is liked, by base's"].value == 0.6
+    assert found["S3-tagged answers shorter than base's"].value == 0.9
+    assert found["S3-tagged kept of what was gained in writing"].value == pytest.approx(1.0)

@@ -152,7 +152,7 @@ def test_a_fifth_of_the_labels_are_flipped_and_thumbs_are_lone(tmp_path):
 
 
 def test_too_few_statements_are_told():
-    with pytest.raises(ValueError, match=r"openness has \d+ .* 5000 and 2 \+ 3 are asked for"):
+    with pytest.raises(ValueError, match=r"openness has \d+, \d+, \d+ .* 5000, 2, 3 are asked"):
         catalogue.trait_night("openness", "", Sizes(5000, 2, 3), 0)
 
 
