@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 
 from agentpref.prefer.examples import is_held_out
+from benchmarks import persona
 from benchmarks.tiny_model import corpus, dialogues
 
 TRAITS = ("conscientiousness", "risk-seeking", "interest-in-music")
@@ -24,7 +25,7 @@ def main() -> None:
     """Write all files."""
     OUT.mkdir(parents=True, exist_ok=True)
     for trait in TRAITS:
-        shutil.copy(corpus.PERSONA / f"{trait}.jsonl", OUT)
+        shutil.copy(persona.FOLDER / f"{trait}.jsonl", OUT)
     lines = [json.dumps(row) + "\n" for row in style_rows(random.Random(0))]
     (OUT / "style.jsonl").write_text("".join(lines), encoding="utf-8")
 

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from agentpref.config import UpdateConfig
 from agentpref.models.base import BUNDLED
 from benchmarks._report import Target, at_most, print_report
-from benchmarks.sweep import Sizes, Stage, pairs_of
+from benchmarks.streams.catalogue import Sizes, trait_night
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 ANSWER, LONG_PROMPT = 90, 10
 """Tokens of a sampled answer, and statements of a long prompt."""
 
-_STAGE = Stage("risk-averse")
+_TRAIT = "risk-averse"
 _SPREAD = 0.02
 """Standard deviation of the random adapter's B."""
 
@@ -129,7 +129,8 @@ def accuracy(model: str, precision: Any, seed: int, options: argparse.Namespace)
 
     config = UpdateConfig(seed=seed, precision=precision)
     learner = Learner(load_base(model, precision=precision), None, config)
-    pairs = pairs_of(_STAGE, Sizes(options.pairs, options.held_out), config)
+    sizes = Sizes(options.pairs, options.held_out, measured=0)
+    pairs = trait_night(_TRAIT, "", sizes, config.seed).pairs()
     trained = learner.encode([pair for pair in pairs if not pair.held_out])
     held_out = learner.encode([pair for pair in pairs if pair.held_out])
     report = learner.fit(trained, new=len(trained))
@@ -163,7 +164,7 @@ def _adapted(model: str, precision: Any) -> Learner:
 def _rows(learner: Learner, count: int) -> dict[str, list[Row]]:
     """Rows of each kind."""
     config = UpdateConfig()
-    examples = pairs_of(_STAGE, Sizes(count, 0), config)
+    examples = trait_night(_TRAIT, "", Sizes(count, 0, 0), config.seed).pairs()
     encoded = learner.encode(examples)
     words = [Row(row.prompt, row.completions) for row in encoded]
     prompts = [row.prompt for row in encoded]

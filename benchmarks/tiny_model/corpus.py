@@ -10,15 +10,14 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from agentpref.config import UpdateConfig
 from agentpref.prefer.examples import is_held_out
+from benchmarks.persona import FOLDER as PERSONA
+from benchmarks.persona import QUESTION
 from benchmarks.tiny_model import dialogues
 
-PERSONA = Path(__file__).parents[1] / "data" / "persona"
-QUESTION = 'Is the following statement something you would say?\n"{}"'
 SYSTEMS = (
     "You are a helpful assistant.",
     "You are an assistant. Answer truthfully.",

@@ -26,6 +26,7 @@ from agentpref.config import UpdateConfig
 from agentpref.home import Home
 from agentpref.prefer.examples import is_held_out
 from agentpref.record.log import Log
+from benchmarks import persona
 from benchmarks._report import Target, at_least, at_most
 from benchmarks.train import runs, speed
 from benchmarks.train.runs import Run, say
@@ -45,8 +46,6 @@ TRAITS = (
     "interest-in-science",
     "subscribes-to-deontology",
 )
-_PERSONA = Path(__file__).parents[1] / "data" / "persona"
-_QUESTION = 'Is the following statement something you would say?\n"{}"'
 
 Week = list[list[dict[str, Any]]]
 """Questions of each night: ``text``, ``liked``, ``disliked``, ``proves``."""
@@ -58,8 +57,7 @@ def week(nights: int, new: int = NEW, proving: int = PROVING) -> Week:
 
 
 def _night(trait: str, new: int, proving: int) -> list[dict[str, Any]]:
-    lines = (_PERSONA / f"{trait}.jsonl").read_text(encoding="utf-8").splitlines()
-    questions = [_question(json.loads(line)) for line in lines]
+    questions = [*map(_question, persona.questions(trait))]
     rng = random.Random(trait)
     rng.shuffle(questions)
     chosen = [q for q in questions if not q["proves"]][:new]
@@ -67,11 +65,9 @@ def _night(trait: str, new: int, proving: int) -> list[dict[str, Any]]:
     return rng.sample(chosen, len(chosen))
 
 
-def _question(row: Mapping[str, str]) -> dict[str, Any]:
-    text = _QUESTION.format(row["statement"])
-    other = {"Yes": "No", "No": "Yes"}[row["answer"]]
-    proves = is_held_out([{"role": "user", "content": text}], UpdateConfig().held_out)
-    return {"text": text, "liked": row["answer"], "disliked": other, "proves": proves}
+def _question(question: persona.Question) -> dict[str, Any]:
+    asked = [{"role": "user", "content": question.text}]
+    return {**question._asdict(), "proves": is_held_out(asked, UpdateConfig().held_out)}
 
 
 def measure(bench: Bench, nights: int, new: int = NEW, proving: int = PROVING) -> dict[str, Any]:
