@@ -197,7 +197,7 @@ def _named(registry: Registry, names: Sequence[str]) -> list[Revision | None]:
             raise UnknownRevision(
                 f"{registry.namespace!r} has no canary; {_listing(registry, published)}"
             )
-        name = serving.get(name, name) or BASE
+        name = serving[name] or BASE if name in serving else name
         revision = None if name == BASE else _find(registry, published, name)
         found[revision and revision.revision_id] = revision
     if [*found] == [None]:

@@ -43,7 +43,7 @@ def overview(connection: sqlite3.Connection, home: Home, entry: Entry) -> dict[s
     registry = Registry(home, namespace=entry.namespace)
     published = {revision.revision_id: revision for revision in registry.list()}
     state = registry.state()
-    serves = {state.canary: "canary", state.live: "live"}
+    serves = {state.live or BASE: "live"} | ({state.canary: "canary"} if state.canary else {})
     found = history(listed(connection, entry.namespace), serves)
     return {
         "learned_from": learned_from(connection, entry) if entry.in_ledger else None,
@@ -106,7 +106,7 @@ def _day(at: float | None) -> str:
 
 
 def history(
-    entries: Iterable[Entry], serves: Mapping[str | None, str] | None = None
+    entries: Iterable[Entry], serves: Mapping[str, str] | None = None
 ) -> list[dict[str, Any]]:
     """The updates that trained a candidate, the oldest first, with what was measured of it.
 
@@ -126,7 +126,7 @@ def history(
                 "verdict": entry.verdict,
                 "revision": entry.revision,
                 "parent": report.get("parent"),
-                "serves": (serves or {}).get(entry.revision) if entry.revision else None,
+                "serves": (serves or {}).get(entry.revision or ""),
                 "accuracy": report["accuracy"],
                 "kl": distance.get("value"),
                 "kl_budget": distance.get("bound"),
@@ -156,7 +156,7 @@ def lineage(
     published: Mapping[str, Revision],
     found: Sequence[Mapping[str, Any]],
     entry: Entry,
-    serves: Mapping[str | None, str],
+    serves: Mapping[str, str],
 ) -> list[dict[str, Any]]:
     """The line of revisions from the base to an update's revision, or to what it started from."""
     verdicts = {row["revision"]: row["verdict"] for row in found}
@@ -175,7 +175,7 @@ def lineage(
         )
         name = one.parent
     base = {"revision": BASE, "created_at": None, "verdict": None, "standing": None}
-    return [base | {"serves": serves.get(None)}, *reversed(line)]
+    return [base | {"serves": serves.get(BASE)}, *reversed(line)]
 
 
 def standing(revision: Revision) -> str | None:

@@ -14,7 +14,7 @@ from agentpref_cli.commands.update import account, headline, identity
 from agentpref_cli.terminal import one_line
 
 _CODE = re.compile(r"(`[^`]+`)")
-_SPECIAL = re.compile(r"[\\*_\[\]<>|`]")
+_SPECIAL = re.compile(r"[\\*_\[\]<|`]|^[>#+-]")
 _WORD = re.compile(r"(?<=\w)_(?=\w)")  # which Markdown leaves alone
 
 
@@ -55,8 +55,8 @@ def _update(value: Mapping[str, Any], serving: str, *, named: bool) -> Iterator[
 def plain(text: str) -> str:
     r"""A text as one line of Markdown that shows as it is; commands in single backticks stay code.
 
-    >>> plain("[run](http://x) `agentpref update` <b> a_b *")
-    '\\[run\\](http://x) `agentpref update` &lt;b&gt; a_b \\*'
+    >>> plain("[run](http://x) `agentpref update` <b> a_b * .5 -> .8")
+    '\\[run\\](http://x) `agentpref update` &lt;b> a_b \\* .5 -> .8'
     """
     text = one_line(text)
     if "``" in text:  # several make code of another kind: none of it is
@@ -69,6 +69,5 @@ def plain(text: str) -> str:
 def _escape(text: str) -> str:
     text = text.replace("&", "&amp;") if "&" in text and ";" in text else text
     text = _WORD.sub("\0", text)
-    marked = {"<": "&lt;", ">": "&gt;"}
-    text = _SPECIAL.sub(lambda found: marked.get(found[0], "\\" + found[0]), text)
+    text = _SPECIAL.sub(lambda found: "&lt;" if found[0] == "<" else "\\" + found[0], text)
     return text.replace("\0", "_")
