@@ -70,7 +70,7 @@ def render(value: Mapping[str, Any], serving: str) -> str:
 
 
 def _with_intervals(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Accuracy by tag, before and after, with exact intervals on the number of pairs.
+    """Accuracy by tag, before and after, with exact intervals, the most pairs first.
 
     The report has the shares and not each pair, so a pair counts as one prompt. Against the base,
     ``before`` is ½ by definition and has no interval.
@@ -86,7 +86,7 @@ def _with_intervals(report: Mapping[str, Any]) -> list[dict[str, Any]]:
             low, high = proportion(share * row["pairs"], row["pairs"]) if known else (None, None)
             row[when] = {"share": share, "low": low, "high": high}
         rows.append(row)
-    return rows
+    return sorted(rows, key=lambda row: (-row["pairs"], row["tag"]))
 
 
 def _answers(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:

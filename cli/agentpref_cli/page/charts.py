@@ -45,7 +45,7 @@ _COIN = 0.5
 
 def bars(rows: Sequence[Mapping[str, Any]]) -> Markup | None:
     """Accuracy before and after by tag, with intervals; ``None`` if there is nothing to draw."""
-    shown = sorted(rows, key=lambda row: -row["pairs"])[:_MOST_TAGS]
+    shown = rows[:_MOST_TAGS]
     if not shown:
         return None
     with _figure(0.9 + 0.72 * len(shown)) as (figure, axes):
@@ -58,7 +58,7 @@ def bars(rows: Sequence[Mapping[str, Any]]) -> Markup | None:
                 axes.barh(place + offset, one["share"], 0.26, color=colour, label=name)
                 if one["low"] is not None:
                     ends = (one["low"], one["high"])
-                    axes.plot(ends, (place + offset,) * 2, color=_INK, linewidth=1.4, marker="|")
+                    axes.plot(ends, (place + offset,) * 2, color=_INK, linewidth=1.2, marker="|", ms=5)
         axes.axvline(_COIN, color=_MUTED, linewidth=1, linestyle=(0, (3, 3)))
         axes.set(xlim=(0, 1), ylim=(len(shown) - 0.5, -0.75), yticks=[], xlabel="held-out accuracy")
         axes.spines["left"].set_visible(False)
