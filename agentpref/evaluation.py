@@ -23,7 +23,6 @@ from agentpref.errors import (
     ConfigError,
     EvaluationError,
     NotKept,
-    RevisionError,
     UnknownRevision,
     WrongBase,
 )
@@ -160,9 +159,7 @@ def evaluate(
         registry = Registry(place, namespace=namespace)
         named = _named(registry, revisions)
         found = _found(database, which, on, format)
-        job = _Evaluation(
-            database, registry, named, progress or (lambda stage, done, total: None)
-        )
+        job = _Evaluation(database, registry, named, progress or (lambda stage, done, total: None))
         clean, left_out, trained_on = job.split(found.examples, with_trained=with_trained)
         if limit is not None and limit < len(clean):
             found.notes.append(f"{limit} of {len(clean)} examples, as equally of each stratum as "
@@ -199,7 +196,7 @@ def _named(registry: Registry, names: Sequence[str]) -> list[Revision | None]:
             )
         name = serving[name] or BASE if name in serving else name
         revision = None if name == BASE else _find(registry, published, name)
-        found[revision and revision.revision_id] = revision
+        found[None if revision is None else revision.revision_id] = revision
     if [*found] == [None]:
         raise EvaluationError(
             "the base model is right about half by definition, because accuracy is measured "
@@ -223,7 +220,9 @@ def _find(registry: Registry, published: Sequence[Revision], name: str) -> Revis
             f"{registry.namespace!r} has no revision {name!r}; {_listing(registry, published)}"
         )
     some = ", ".join(revision.revision_id for revision in found[:3])
-    raise UnknownRevision(f"{len(found)} revisions begin with {name!r}: {some}; give more of the id")
+    raise UnknownRevision(
+        f"{len(found)} revisions begin with {name!r}: {some}; give more of the id"
+    )
 
 
 def _listing(registry: Registry, published: Sequence[Revision]) -> str:
@@ -323,8 +322,8 @@ class _Evaluation:
         trained_on: dict[str, set[str]] = {}
         for revision in self.revisions:
             name = None if revision is None else revision.revision_id
-            trained = trained_points(self.database, self.registry.namespace, name)
-            trained_on[name or BASE] = {e for e, point in points.items() if point in trained}
+            seen = trained_points(self.database, self.registry.namespace, name)
+            trained_on[name or BASE] = {e for e, point in points.items() if point in seen}
         trained = set[str]().union(*trained_on.values())
         kept = [e for e in examples if with_trained or e.example_id not in trained]
         return kept, Counter(trained=len(examples) - len(kept)), trained_on

@@ -118,7 +118,8 @@ def history(
         report = entry.report
         if not entry.in_ledger or not report.get("accuracy"):
             continue
-        distance = next((c for c in report.get("checks", ()) if c["name"].startswith("KL")), {})
+        checks: Sequence[Mapping[str, Any]] = report.get("checks", ())
+        distance = next((check for check in checks if check["name"].startswith("KL")), {})
         found.append(
             {
                 "update_id": entry.update_id,
@@ -143,7 +144,9 @@ def forgetting(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     shown = [row for row in found if row["revision"]]
     rows = []
     for tag in {tag for row in shown for tag in row["accuracy"]}:
-        after = [(r["accuracy"][tag]["after"], r["revision"]) for r in shown if tag in r["accuracy"]]
+        after = [
+            (r["accuracy"][tag]["after"], r["revision"]) for r in shown if tag in r["accuracy"]
+        ]
         if len(after) > 1:
             best, revision = max(after[:-1], key=lambda pair: pair[0])
             last = after[-1][0]
@@ -223,9 +226,7 @@ def _unread(connection: sqlite3.Connection, namespace: str) -> int:
 # All updates of some time
 
 
-def since(
-    connection: sqlite3.Connection, at: float, namespace: str | None = None
-) -> list[Entry]:
+def since(connection: sqlite3.Connection, at: float, namespace: str | None = None) -> list[Entry]:
     """The updates that ended since a time, the oldest first; ``None`` is of all namespaces.
 
     Of those that ended alike, and began to before that time, the last one counts.

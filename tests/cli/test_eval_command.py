@@ -63,7 +63,7 @@ def test_json_is_one_object_and_quiet_shows_no_progress(run, served, file) -> No
     assert value["on"] == f"the file {file}"
     (group,) = value["groups"]
     assert (group["examples"], group["thumbs"], group["prompts"]) == (10, 0, 10)
-    assert [*group["accuracy"].values()][0]["method"] == "exact"
+    assert next(iter(group["accuracy"].values()))["method"] == "exact"
     assert value["revisions"][0]["serves"] == "live"
 
 

@@ -29,7 +29,16 @@ from agentpref.record.database import connect
 from agentpref.serve.registry import Registry
 from tests.core.test_pipeline import NO, YES, learn, teach, teach_about_friends
 
-TABLES = ("run", "feedback", "comparison", "updates", "update_pair", "revision", "serving", "example")
+TABLES = (
+    "run",
+    "feedback",
+    "comparison",
+    "updates",
+    "update_pair",
+    "revision",
+    "serving",
+    "example",
+)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +116,9 @@ def test_revisions_are_scored_beside_one_another_as_they_are_alone(home, revisio
 
 
 def test_an_older_revision_is_worse_at_what_came_after_it(home, revisions, tmp_path) -> None:
-    file = rows_of(tmp_path / "f", [f"Who is {n}?" for n in range(100, 140)], "a friend", "an enemy")
+    file = rows_of(
+        tmp_path / "f", [f"Who is {n}?" for n in range(100, 140)], "a friend", "an enemy"
+    )
     found = agentpref.evaluate(home, revisions, on=file)
     assert accuracies(found)[revisions[0]] < accuracies(found)[revisions[1]] > 0.9
     assert found.groups[0].differences[0].finding == "better"
@@ -119,7 +130,9 @@ def test_scores_are_computed_once(home) -> None:
     stages: list[str] = []
     for _ in range(2):
         stages.clear()
-        found = agentpref.evaluate(home, ["1", "2"], progress=lambda stage, *_: stages.append(stage))
+        found = agentpref.evaluate(
+            home, ["1", "2"], progress=lambda stage, *_: stages.append(stage)
+        )
     assert not [stage for stage in stages if stage.startswith("score ")]
     assert {stage for stage in stages if stage.startswith("KL of ")} == {
         f"KL of {one.revision}" for one in found.revisions
@@ -186,7 +199,9 @@ def test_a_question_that_was_judged_anew_since_it_trained_is_still_known(home, r
         assert trained_points(connection, "default", revisions[0]) == before
 
 
-def test_a_tag_a_stratum_and_a_time_choose_examples(home, two_nights, tmp_path, monkeypatch) -> None:
+def test_a_tag_a_stratum_and_a_time_choose_examples(
+    home, two_nights, tmp_path, monkeypatch
+) -> None:
     everything = agentpref.evaluate(home).groups[0].examples
     age = agentpref.evaluate(home, on="default/untagged/comparison/old").groups[0].examples
     assert 0 < age < everything

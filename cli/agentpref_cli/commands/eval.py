@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -113,7 +112,7 @@ def _show(found: Evaluation) -> None:
     columns = ["revision", "serves", "KL from base", "examples trained on"]
     table(columns, [(r.revision, r.serves, r.kl, r.trained_on) for r in found.revisions])
     headings = ("accuracy", "examples", *names.values())
-    table(headings, [_accuracies(group) for group in found.groups])
+    table(headings, [[*_accuracies(group)] for group in found.groups])
     told = [(group, one) for group in found.groups for one in group.differences]
     if told:
         rows = [

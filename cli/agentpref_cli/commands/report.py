@@ -87,12 +87,16 @@ def _refuse_idle(
     """Refuse options that would have no effect."""
     if since is not None and (update_id is not None or html is not None):
         other = "an ID" if update_id is not None else "--html"
-        raise typer.BadParameter(f"it shows all updates of a time, and {other} one", param_hint="--since")
+        raise typer.BadParameter(
+            f"it shows all updates of a time, and {other} one", param_hint="--since"
+        )
     if markdown and (as_json or html is not None):
         other = "--json" if as_json else "--html"
         raise typer.BadParameter(f"choose this or {other}", param_hint="--markdown")
     if html == _STANDARD and as_json:
-        raise typer.BadParameter("--json needs a FILE: the page goes to standard output", param_hint="--html")
+        raise typer.BadParameter(
+            "--json needs a FILE: the page goes to standard output", param_hint="--html"
+        )
 
 
 def _one(home: Path | None, update_id: str | None, namespace: str | None) -> dict[str, Any]:
@@ -168,11 +172,13 @@ def _beside(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"line: {' -> '.join(line)}"
     few = [row for row in found["label_next"] if row["more"]][:3]
     if few:
-        wanted = few[0]["wanted"]
-        counts = ", ".join(
+        lacking = ", ".join(
             f"{row['tag']} has {row['held_out_prompts']}, about {row['more']} more" for row in few
         )
-        yield f"label next: the gate judges a tag by itself from {wanted} held-out prompts; {counts}"
+        yield (
+            f"label next: the gate judges a tag by itself from {few[0]['wanted']} held-out prompts; "
+            f"{lacking}"
+        )
     if found["unread"]:
         yield f"{found['unread']:,} judgements came in since; the next update reads them"
 
@@ -195,7 +201,12 @@ def _show_history(found: Mapping[str, Any]) -> None:
     tags = sorted({tag for row in shown for tag in row["accuracy"]})[:6]
     names = [row["revision"].rpartition("-")[0] for row in shown]
     rows = [
-        (name, row["serves"], *(row["accuracy"].get(tag, {}).get("after") for tag in tags), row["kl"])
+        (
+            name,
+            row["serves"],
+            *(row["accuracy"].get(tag, {}).get("after") for tag in tags),
+            row["kl"],
+        )
         for name, row in zip(names, shown, strict=True)
     ]
     table(("revision", "serves", *tags, "KL"), rows)

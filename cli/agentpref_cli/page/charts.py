@@ -1,7 +1,7 @@
 """The charts of the page, drawn by matplotlib as SVG that takes the page's colours.
 
-Each colour below stands for one of the page's, so that a chart is right in the dark, too. Text stays
-text. Figures are as wide as a phone is, in points, and grow with the page.
+Each colour below stands for one of the page's, so that a chart is right in the dark, too. Text
+stays text. Figures are as wide as a phone is, in points, and grow with the page.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _WIDTH = 5.0
 _INK, _MUTED, _BEFORE, _AFTER, _BAD = "#010101", "#020202", "#030303", "#040404", "#050505"
 _COLOURS = {_INK: "ink", _MUTED: "muted", _BEFORE: "before", _AFTER: "after", _BAD: "bad"}
-_STYLE = {
+_STYLE: Any = {  # matplotlib's type names every key that there is
     "svg.fonttype": "none",  # text, which a reader can select and hear
     "svg.hashsalt": "agentpref",  # the same page of the same home
     "text.parse_math": False,  # a tag may be called $x$
@@ -58,14 +58,16 @@ def bars(rows: Sequence[Mapping[str, Any]]) -> Markup | None:
                 axes.barh(place + offset, one["share"], 0.26, color=colour, label=name)
                 if one["low"] is not None:
                     ends = (one["low"], one["high"])
-                    axes.plot(ends, (place + offset,) * 2, color=_INK, linewidth=1.2, marker="|", ms=5)
+                    axes.plot(
+                        ends, (place + offset,) * 2, color=_INK, linewidth=1.2, marker="|", ms=5
+                    )
         axes.axvline(_COIN, color=_MUTED, linewidth=1, linestyle=(0, (3, 3)))
         axes.set(xlim=(0, 1), ylim=(len(shown) - 0.5, -0.75), yticks=[], xlabel="held-out accuracy")
         axes.spines["left"].set_visible(False)
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
         told = (
-            f"{row['tag']}: {row['before']['share']:.2f} before, {row['after']['share']:.2f} after, "
-            f"on {row['pairs']} pairs"
+            f"{row['tag']}: {row['before']['share']:.2f} before, {row['after']['share']:.2f} "
+            f"after, on {row['pairs']} pairs"
             for row in shown
         )
         return _svg(figure, "bars", "Held-out accuracy before and after, by tag", "; ".join(told))
@@ -131,9 +133,14 @@ def divergence(history: Sequence[Mapping[str, Any]]) -> Markup | None:
             )  # fmt: skip
         budgets = [row["kl_budget"] for row in shown]
         if all(budget is not None for budget in budgets):
-            style = {"color": _MUTED, "linestyle": (0, (3, 3)), "label": "budget"}
-            axes.step([-0.4, *places, len(shown) - 0.6], [budgets[0], *budgets, budgets[-1]],
-                      where="mid", **style)  # fmt: skip
+            axes.step(
+                [-0.4, *places, len(shown) - 0.6],
+                [budgets[0], *budgets, budgets[-1]],
+                where="mid",
+                color=_MUTED,
+                linestyle=(0, (3, 3)),
+                label="budget",
+            )
         every = max(1, len(shown) // 10)
         axes.set(
             ylim=(0, None),

@@ -61,9 +61,7 @@ def plain(text: str) -> str:
     text = one_line(text)
     if "``" in text:  # several make code of another kind: none of it is
         return _escape(text)
-    return "".join(
-        part if _CODE.fullmatch(part) else _escape(part) for part in _CODE.split(text)
-    )
+    return "".join(part if _CODE.fullmatch(part) else _escape(part) for part in _CODE.split(text))
 
 
 def _escape(text: str) -> str:
