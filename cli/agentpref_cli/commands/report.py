@@ -176,8 +176,8 @@ def _beside(found: Mapping[str, Any]) -> Iterator[str]:
             f"{row['tag']} has {row['held_out_prompts']}, about {row['more']} more" for row in few
         )
         yield (
-            f"label next: the gate judges a tag by itself from {few[0]['wanted']} held-out prompts; "
-            f"{lacking}"
+            f"label next: the gate judges a tag by itself from {few[0]['wanted']} held-out "
+            f"prompts; {lacking}"
         )
     if found["unread"]:
         yield f"{found['unread']:,} judgements came in since; the next update reads them"
