@@ -28,8 +28,9 @@ from agentpref.types import BASE, HELD_OUT
 NEWEST = 24
 """How many of the newest updates the history has: so many columns can be read on a page."""
 
-GONE = "no longer in the home"
-"""What an example counts under whose prompt was judged anew, or forgotten, since."""
+GONE = "no longer known"
+"""What an example counts under whose prompt was judged anew, or forgotten, since; or that a version
+used which kept no list of examples."""
 
 _ROLES = {"new": "trained", "held_out": "held_out"}
 
@@ -216,11 +217,9 @@ def label_next(connection: sqlite3.Connection, entry: Entry) -> list[dict[str, A
 
 
 def _unread(connection: sqlite3.Connection, namespace: str) -> int:
-    """How many judgements, of the whole home, came in since the examples were listed."""
-    query = """SELECT (SELECT count(*) FROM feedback) + (SELECT count(*) FROM comparison)
-        - feedback - comparisons FROM listing WHERE namespace = ?"""
-    row = connection.execute(query, (namespace,)).fetchone()
-    return 0 if row is None else max(0, row[0])
+    """How many judgements of a namespace came in since its examples were listed."""
+    (count,) = connection.execute(_UNREAD, {"namespace": namespace}).fetchone()
+    return int(count)
 
 
 # All updates of some time
@@ -265,4 +264,20 @@ _JUDGED_BY = """
 WITH said(pair_id, source) AS (SELECT pair_id, source FROM pair_source WHERE pair_id {some})
 SELECT pair_id, feedback.source FROM said JOIN feedback ON feedback_id = said.source
 UNION SELECT pair_id, comparison.source FROM said JOIN comparison ON comparison_id = said.source
+"""
+
+# New judgements are the last rows of their tables, of whichever namespace: see prefer/catalog.py.
+_UNREAD = """
+WITH behind(feedback, comparisons) AS (
+    SELECT (SELECT count(*) FROM feedback) - feedback,
+        (SELECT count(*) FROM comparison) - comparisons
+    FROM listing WHERE namespace = :namespace
+), said(run_id) AS (
+    SELECT run_id FROM (SELECT run_id FROM feedback ORDER BY rowid DESC
+        LIMIT coalesce((SELECT max(0, feedback) FROM behind), 0))
+    UNION ALL SELECT run_a FROM (SELECT run_a FROM comparison ORDER BY rowid DESC
+        LIMIT coalesce((SELECT max(0, comparisons) FROM behind), 0))
+)
+SELECT count(*) FROM said CROSS JOIN run USING (run_id)
+WHERE namespace = :namespace
 """

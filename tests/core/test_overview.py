@@ -127,6 +127,8 @@ def test_tags_with_the_least_evidence_are_to_be_labelled_next(home, three_nights
 def test_judgements_that_no_update_has_read_are_counted(home, three_nights) -> None:
     assert told(home, three_nights[1].update_id)["unread"] == 0
     teach(home, range(900, 903))
+    with agentpref.Log(home, namespace="shop") as log:
+        log.thumbs(log.record([{"role": "user", "content": "Who?"}], "A friend."), up=True)
     assert told(home, three_nights[1].update_id)["unread"] == 3
 
 

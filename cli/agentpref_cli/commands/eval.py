@@ -113,14 +113,11 @@ def _show(found: Evaluation) -> None:
     table(columns, [(r.revision, r.serves, r.kl, r.trained_on) for r in found.revisions])
     headings = ("accuracy", "examples", *names.values())
     table(headings, [[*_accuracies(group)] for group in found.groups])
-    told = [(group, one) for group in found.groups for one in group.differences]
-    if told:
-        rows = [
-            (f"{names[one.revision]} against {names[one.against]}", _name(group), *_numbers(one))
-            for group, one in told
-        ]
-        headings = ("difference", "on", "change", "bounds", "better", "worse", "sign test", "so")
-        table(headings, rows, styles=_FINDINGS)
+    for number, pair in enumerate(everything.differences):
+        heading = f"{names[pair.revision]} against {names[pair.against]}"
+        changes = [[_name(group), *_numbers(group.differences[number])] for group in found.groups]
+        columns = [heading, "change", "bounds", "better", "worse", "sign test", "so"]
+        table(columns, changes, styles=_FINDINGS)
     for reason, count in found.left_out.items():
         why = "their prompts trained a revision (--with-trained scores them, apart)"
         say(f"left out: {count:,}, {why if reason == 'trained' else reason.replace('_', ' ')}")
