@@ -151,10 +151,13 @@ def test_answers_before_and_after_are_shown_once_reports_have_them(served, run) 
     from agentpref_cli.page import render
 
     value = run("report", "--json").json
-    shown = {"prompt": "<b>When?</b>", "before": "In 2010, it is said.", "after": "In 2010."}
-    found = Page(render(value | {"answers": [shown]}, "now serving"))
+    system = {"role": "system", "content": "Be brief."}
+    question = {"role": "user", "content": [{"type": "text", "text": "<b>When?</b>"}]}
+    answers = {"before": "In 2010, it is said.", "after": "</div>In 2010."}
+    shown = [{"prompt": [question], **answers}, {"prompt": [system, question], **answers}]
+    found = Page(render(value | {"answers": shown}, "now serving"))
     assert "What it writes, before and after" in found.text
-    for text in shown.values():
+    for text in ("<b>When?</b>", "system: Be brief. user: <b>When?</b>", *answers.values()):
         assert text in found.text
 
 

@@ -6,10 +6,11 @@ Jinja escapes every text, and characters that could reorder what is seen are wri
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from agentpref.columns import text_of
 from agentpref.errors import MissingDependency
 from agentpref.printable import escaped
 from agentpref_cli.commands.update import VERDICTS, account, headline, identity
@@ -89,10 +90,20 @@ def _with_intervals(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (-row["pairs"], row["tag"]))
 
 
-def _answers(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _answers(report: Mapping[str, Any]) -> list[dict[str, str]]:
     """What was answered before and after to prompts chosen at random, of a report that has it."""
-    found = report.get("answers") or ()
-    return [one for one in found if {"prompt", "before", "after"} <= {*one}]
+    return [
+        {"prompt": _asked(one["prompt"]), "before": one["before"], "after": one["after"]}
+        for one in report.get("answers", ())
+    ]
+
+
+def _asked(messages: Sequence[Mapping[str, Any]]) -> str:
+    """A prompt as text: a single question as it is, a conversation with its roles."""
+    texts = [text_of(message) or "" for message in messages]
+    if len(messages) == 1:
+        return texts[0]
+    return "\n".join(f"{m['role']}: {text}" for m, text in zip(messages, texts, strict=True))
 
 
 def _shown(value: Any) -> Any:
