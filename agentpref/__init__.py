@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from agentpref.config import UpdateConfig
     from agentpref.errors import AgentprefError
+    from agentpref.evaluation import Evaluation, evaluate
     from agentpref.home import Home
     from agentpref.pipeline import update
     from agentpref.record.ingest.redaction import redact
@@ -27,6 +28,7 @@ _HOMES = {
     "AgentprefError": "agentpref.errors",
     "Chat": "agentpref.serve.chat",
     "Comparison": "agentpref.types",
+    "Evaluation": "agentpref.evaluation",
     "Feedback": "agentpref.types",
     "Home": "agentpref.home",
     "Log": "agentpref.record.log",
@@ -36,6 +38,7 @@ _HOMES = {
     "Run": "agentpref.types",
     "UpdateConfig": "agentpref.config",
     "UpdateReport": "agentpref.types",
+    "evaluate": "agentpref.evaluation",
     "redact": "agentpref.record.ingest.redaction",
     "update": "agentpref.pipeline",
 }
@@ -44,6 +47,7 @@ __all__ = [
     "AgentprefError",
     "Chat",
     "Comparison",
+    "Evaluation",
     "Example",
     "Feedback",
     "Home",
@@ -53,6 +57,7 @@ __all__ = [
     "Run",
     "UpdateConfig",
     "UpdateReport",
+    "evaluate",
     "redact",
     "update",
 ]

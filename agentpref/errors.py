@@ -35,6 +35,7 @@
     │   ├── UpdateInterrupted       (KeyboardInterrupt)
     │   ├── UnusableState           (ValueError)
     │   └── TrainingDiverged        (ArithmeticError)
+    ├── EvaluationError
     └── ServingError
         ├── BackendClosed
         ├── EngineFailed
@@ -221,6 +222,10 @@ class UnusableState(UpdateError, ValueError):
 
 class TrainingDiverged(UpdateError, ArithmeticError):
     """The loss is no longer a finite number."""
+
+
+class EvaluationError(AgentprefError):
+    """An evaluation has nothing to score, or nothing to compare."""
 
 
 class ServingError(AgentprefError):

@@ -46,10 +46,14 @@ class LogpCache:
         numbers: ``BaseModel.numbers``: the base model, its chat template and its precision.
         revision: the policy's revision. A candidate has none yet: it takes the update's id, and
             :meth:`rename` replaces that by the revision once it is published.
+        keeps: whether new scores are stored. What only looks, or scores texts that are not of the
+            home, reads what is known and stores nothing.
     """
 
-    def __init__(self, connection: sqlite3.Connection, numbers: str, revision: str) -> None:
-        self._connection = connection
+    def __init__(
+        self, connection: sqlite3.Connection, numbers: str, revision: str, *, keeps: bool = True
+    ) -> None:
+        self._connection, self._keeps = connection, keeps
         self._base = numbers
         self._policy = f"{self._base}:{revision}"
 
@@ -63,7 +67,9 @@ class LogpCache:
         ]
 
     def remember(self, rows: Sequence[Sequences], scores: Sequence[Logps]) -> None:
-        """Store scores; they are on disk when this returns."""
+        """Store scores, if this cache keeps any; they are on disk when this returns."""
+        if not self._keeps:
+            return
         columns = [
             (self._policy, key, logp, tokens)
             for row, logps in zip(rows, scores, strict=True)

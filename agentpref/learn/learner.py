@@ -419,6 +419,10 @@ class Learner:
             "config": self.config.to_mapping(),
         }
 
+    def detach(self) -> None:
+        """Take the adapters out of the base, for another learner to use it; this one ends."""
+        adapter.detach(self._model)
+
     def save(self, folder: Path) -> None:
         """Write the candidate's adapter into ``folder``."""
         adapter.save(self._model, self.base, folder)

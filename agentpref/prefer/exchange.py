@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import permutations
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -28,8 +28,9 @@ import orjson
 from agentpref import plugins
 from agentpref.errors import ExchangeError, RedactionFailed
 from agentpref.home import Home, StrPath
+from agentpref.prefer.examples import ExampleSet, build_examples
 from agentpref.prefer.formats import Format, PreferenceRecord, RowReader
-from agentpref.prefer.jsonrows import Found, Meter
+from agentpref.prefer.jsonrows import Found, Meter, Parsed
 from agentpref.prefer.rowfiles import batches, name_of, read_rows, write_rows
 from agentpref.record.database import connect, transaction, translated
 from agentpref.record.ingest.redaction import Redact
@@ -138,9 +139,7 @@ def import_file(
         for number, (place, fields) in enumerate(found, start=1):
             row = RecordedRow()
             try:
-                if isinstance(fields, ExchangeError):
-                    raise fields
-                record = reader.read(fields)
+                record = _record(reader, fields)
                 record = record if redact is None else record.redacted(redact)
                 row = recorded_row(record, context, number)
             except (ExchangeError, RedactionFailed) as error:
@@ -171,6 +170,56 @@ def import_file(
     if not counts:
         raise ExchangeError(f"{name} holds no rows; name a file with a JSON object on each line")
     return so_far()
+
+
+def file_examples(
+    path: StrPath | IO[bytes], *, namespace: str = "default", format: str | None = None
+) -> ExampleSet:
+    """Build the examples that a file of preference data would make, and import nothing.
+
+    It reads what :func:`import_file` reads. Rows about one prompt settle as they would in a home:
+    the newer one wins, opposed thumbs make a pair. All examples are held out, and are in memory.
+
+    Raises:
+        ConfigError: no format is registered under that name.
+        ExchangeError: the file cannot be read to its end or has no row, or a row is not what its
+            format requires; the message names file, line and cure.
+        MissingDependency: the file is Parquet, and pyarrow is not installed.
+    """
+    reader, meter, name = RowReader(format), Meter(), name_of(path)
+    context = ImportContext(namespace, None, "human", None, time.time(), Path(name).name)
+    runs: dict[str, Run] = {}
+    feedback: list[Feedback] = []
+    comparisons: list[Comparison] = []
+    with closing(read_rows(path, reader.keys, meter)) as found:
+        for number, (place, fields) in enumerate(found, start=1):
+            try:
+                record = _record(reader, fields)
+                row = recorded_row(record, context, number)
+            except ExchangeError as error:
+                raise ExchangeError(f"{name}, {place}: {error}") from error
+            tag, prompt = record.tag, record.prompt
+            for made, message in zip(row.runs, record.completions, strict=True):
+                asked = replace(prompt, id=made.prompt)
+                params = {"chat_template_kwargs": prompt.chat_template_kwargs}
+                run = Run(made.run_id, namespace, made.created_at, asked, message, params=params,
+                          tags=(tag,) if tag else ())  # fmt: skip
+                runs.setdefault(run.run_id, run)
+            for judgement in row.judgements:
+                if isinstance(judgement, Comparison):
+                    comparisons.append(judgement)
+                else:
+                    feedback.append(judgement)
+    if not runs:
+        raise ExchangeError(f"{name} holds no rows; name a file with a JSON object on each line")
+    return build_examples(runs.values(), feedback, comparisons, held_out=1.0)
+
+
+def _record(reader: RowReader, fields: Parsed) -> PreferenceRecord:
+    """Read the fields of a row, unless they could not be read as such."""
+    if isinstance(fields, ExchangeError):
+        raise fields
+    return reader.read(fields)
 
 
 def export_file(

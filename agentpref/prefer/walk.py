@@ -1,6 +1,6 @@
-"""Builds the pairs of a namespace prompt by prompt, in bounded memory and without writing.
+"""Builds the examples of a namespace prompt by prompt, in bounded memory and without writing.
 
-What is said of one prompt decides about the pairs of that prompt alone. So a few hundred prompts
+What is said of one prompt decides about the examples of that prompt alone. So a few hundred prompts
 are built at a time. In which order is kept in a temporary database, which is on the disk once it
 is large, and which no reader of the home waits for.
 """
@@ -42,7 +42,7 @@ _ORDER = """CREATE TABLE judged (
 
 
 def walk_pairs(
-    connection: sqlite3.Connection, which: Selection, held_out: float
+    connection: sqlite3.Connection, which: Selection, held_out: float, *, lone: bool = False
 ) -> Iterator[Example]:
     """Build the pairs of a namespace, in the order in which their prompts were last judged.
 
@@ -51,6 +51,7 @@ def walk_pairs(
         which: ``tag`` is the pair's own, ``limit`` counts the newest pairs, which then come in the
             order of their time.
         held_out: the share of prompts, from 0 to 1, that prove adapters and never train them.
+        lone: whether lone thumbs come, too.
     """
     with closing(sqlite3.connect("", check_same_thread=False)) as order:
         order.execute(_ORDER)  # a file of no name is a temporary database
@@ -64,7 +65,7 @@ def walk_pairs(
             with store.one_state():
                 judged = store.judged(which.namespace, run_ids)
             examples, _ = sort_out(*judged, held_out=held_out, scales=scales)
-            return [one for one in examples if _is_wanted(one, which)]
+            return [one for one in examples if _is_wanted(one, which, lone)]
 
         starts = range(0, count, PROMPTS_AT_ONCE)
         if which.limit is None:
@@ -102,7 +103,7 @@ def _number_prompts(
     return number + 1
 
 
-def _is_wanted(one: Example, which: Selection) -> bool:
-    if one.lone or which.tag not in (None, one.tag):
+def _is_wanted(one: Example, which: Selection, lone: bool) -> bool:
+    if (one.lone and not lone) or which.tag not in (None, one.tag):
         return False
     return which.since is None or one.created_at >= which.since

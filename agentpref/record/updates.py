@@ -150,6 +150,10 @@ class Updates:
         """Return those too that it or an ancestor tried to learn, and could not use."""
         return self._pairs_of_line(revision, "new", "held_out", "left_out")
 
+    def trained_by(self, revision: str | None) -> set[str]:
+        """Return those that trained it or an ancestor, as new ones or replayed."""
+        return self._pairs_of_line(revision, "new", "replay")
+
     def _pairs_of_line(self, revision: str | None, *roles: Role) -> set[str]:
         found = self._connection.execute(
             "WITH RECURSIVE line(name) AS ("

@@ -18,11 +18,13 @@ from agentpref_cli import demo
 from agentpref_cli.commands import (
     adapters,
     doctor,
+    eval,
     exchange,
     feedback,
     forget,
     home,
     keys,
+    report,
     runs,
     serve,
     update,
@@ -144,7 +146,8 @@ app.command("stats", short_help="Count what was logged, per namespace.")(home.st
 app.command("pairs")(home.pairs)
 app.command("update")(update.update)
 app.command("updates", short_help="List the updates, the newest first.")(updates.updates)
-app.command("report", short_help="Show an update and the gate's verdict on it.")(update.report)
+app.command("report", short_help="Show an update and the gate's verdict on it.")(report.report)
+app.command("eval", short_help="Score revisions on held-out examples or a file.")(eval.evaluate)
 app.add_typer(adapters.app, name="adapters")
 app.command("serve", short_help="Serve the live revision through vLLM.")(serve.serve)
 app.command("verify")(doctor.verify)

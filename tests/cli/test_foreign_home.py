@@ -19,6 +19,7 @@ COMMANDS = [
     ["pairs"],
     ["export"],
     ["report"],
+    ["eval"],
     ["verify"],
     ["retract", "run-1"],
     ["update", "--model", "tiny"],

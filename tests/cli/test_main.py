@@ -88,6 +88,7 @@ def test_bad_usage_exits_2_and_points_to_the_help(run, arguments) -> None:
         ["pairs", "--json"],
         ["verify"],
         ["report"],
+        ["eval"],
         ["export"],
         ["adapters", "list"],
         ["import", "{rows}"],

@@ -15,6 +15,8 @@ READING = [
     ["stats"],
     ["pairs"],
     ["report"],
+    ["report", "--since", "1d"],
+    ["eval"],
     ["export"],
     ["update", "--model", "tiny"],
     ["adapters", "list"],

@@ -63,7 +63,7 @@ def test_too_little_evidence_exits_5_and_the_report_is_kept(run, update) -> None
     assert "new preferences\tno\t" in result.out
     assert "train" in result.err.splitlines()
     assert serving(run) == "base"
-    assert run("report").out == result.out, "the report is kept as it was shown"
+    assert run("report").out.startswith(result.out), "the report is kept as it was shown"
     value = run("report", "--json").json
     assert run("report", value["update_id"], "--json").json == value
 
@@ -353,7 +353,7 @@ def test_a_report_says_whether_its_revision_serves_today(run, update) -> None:
     assert shown.out.splitlines()[0].endswith("; now serving")
     value = run("report", "--json").json
     assert (value["verdict"], value["serving"]["now"]) == ("promoted", "live")
-    assert run("report").out == shown.out
+    assert run("report").out.startswith(shown.out)
     run("adapters", "rollback")
     assert "; served until 20" in run("report").out.splitlines()[0]
     value = run("report", "--json").json

@@ -13,6 +13,7 @@ NAMES = {
     "AgentprefError",
     "Chat",
     "Comparison",
+    "Evaluation",
     "Example",
     "Feedback",
     "Home",
@@ -22,6 +23,7 @@ NAMES = {
     "Run",
     "UpdateConfig",
     "UpdateReport",
+    "evaluate",
     "redact",
     "update",
 }

@@ -79,14 +79,20 @@ def _fuse_last_layer(model: PeftModel) -> bool:
 @contextmanager
 def unfused(model: nn.Module) -> Iterator[None]:
     """Give all modules their own forward back, for a block."""
-    replaced = [(m, m.forward) for m in model.modules() if _is_ours(vars(m).get("forward"))]
-    for module, _ in replaced:
-        del module.forward
+    replaced = unfuse(model)
     try:
         yield
     finally:
         for module, forward in replaced:
             module.forward = forward
+
+
+def unfuse(model: nn.Module) -> list[tuple[Any, Callable[..., Any]]]:
+    """Give all modules their own forward back; return those that had ours, with it."""
+    replaced = [(m, m.forward) for m in model.modules() if _is_ours(vars(m).get("forward"))]
+    for module, _ in replaced:
+        del module.forward
+    return replaced
 
 
 def _is_ours(forward: object) -> bool:

@@ -1,10 +1,10 @@
-"""`update` and `report`: train on the new preferences, and show the gate's verdict."""
+"""`update`: train on the new preferences, and show the gate's verdict."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -21,9 +21,6 @@ from agentpref_cli.terminal import (
     show_checks,
     table,
 )
-
-if TYPE_CHECKING:
-    from agentpref.record.journal import Entry
 
 VERDICTS = {
     "promoted": (0, GOOD, "every check passed"),
@@ -60,7 +57,7 @@ REASONS = {
 }
 """Reasons in plain words; others are printed as they are named."""
 
-_SERVES, _NEVER = "now serving", "never served"
+SERVES, NEVER = "now serving", "never served"
 NICE = 1
 """How far an update lowers its priority. Beside two busy processes, 2 took it about half as long
 again as 1, in a few noisy runs (docs/training.md)."""
@@ -153,111 +150,50 @@ def update(
             again=again,
         )
     value = done.to_mapping()
-    serving = _SERVES if done.verdict == "promoted" else _NEVER
-    print_result(as_json, value, lambda: _show(value, serving))
+    serving = SERVES if done.verdict == "promoted" else NEVER
+    print_result(as_json, value, lambda: show_report(value, serving))
     raise typer.Exit(VERDICTS[done.verdict][0])
 
 
-def report(
-    update_id: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="ID",
-            help="The id of an update or a revision, or its beginning [default: the last update].",
-        ),
-    ] = None,
-    home: options.Home = None,
-    namespace: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Which of the home's namespaces [default: `default`; with an ID, all].",
-            show_default=False,
-        ),
-    ] = None,
-    as_json: options.AsJson = False,
-) -> None:
-    """Show an update and the gate's verdict on it, and whether its revision serves today.
-
-    Without an ID this is the last one, also if it failed or found nothing new; the last one that
-    trained something follows.
-    """
-    from agentpref.errors import UpdateError
-    from agentpref.record import journal
-
-    trained = None
-    wanted = "default" if update_id is None and namespace is None else namespace
-    with options.reading(home, wanted) as connection:
-        if update_id is not None:
-            found = journal.find(connection, update_id, namespace)
-        else:
-            newest = journal.listed(connection, namespace or "default", limit=1)
-            if not newest:
-                raise UpdateError(
-                    f"namespace {namespace or 'default'!r} has no update yet; run 'agentpref "
-                    "update' first"
-                )
-            found = newest[0]
-            if not found.in_ledger:
-                trained = journal.last_trained(connection, found.namespace)
-    value = _with_serving(found, home)
-    if trained is not None:
-        value["last_trained"] = _with_serving(trained, home)
-    print_result(as_json, value, lambda: _show_entries(value))
-
-
-def _with_serving(entry: Entry, home: Path | None) -> dict[str, Any]:
-    """A report with what its revision does today, and how often an update ended like that."""
-    from agentpref.serve.registry import Registry
-
-    service = Registry(home, namespace=entry.namespace).service(entry.revision)
-    repeated = {"times": entry.times, "first_at": entry.first_at} if entry.times > 1 else {}
-    return {**entry.report, "serving": service._asdict(), **repeated}
-
-
-def _show_entries(value: Mapping[str, Any]) -> None:
-    _show(value, _today(value["serving"]))
-    if "last_trained" in value:
-        say("")
-        say("the last update that trained something:", BOLD)
-        _show(value["last_trained"], _today(value["last_trained"]["serving"]))
-
-
-def _today(service: Mapping[str, Any]) -> str:
-    """Whether a revision serves now, in words."""
-    if service["now"] == "live":
-        return _SERVES
-    if service["now"] == "canary":
-        return "now the canary"
-    return _NEVER if service["until"] is None else f"served until {moment(service['until'])}"
-
-
-def _show(report: Mapping[str, Any], serving: str) -> None:
+def show_report(report: Mapping[str, Any], serving: str) -> None:
     """Print a report: the verdict, how it was trained, accuracy, and the checks.
 
     ``serving`` says whether its revision serves.
     """
-    verdict, accuracy = report["verdict"], report["accuracy"]
-    meaning = _meaning(verdict, accuracy)
-    if verdict == "promoted":
-        meaning = f"{meaning}; {serving}"
-    say(f"{verdict.replace('_', ' ')}: {meaning}", VERDICTS[verdict][1])
-    seconds = report["seconds"]
-    took = "" if seconds is None else f", {seconds:.0f} s"
-    say(f"update {report['update_id']}, {moment(report['created_at'])}{took}")
-    if report.get("times", 1) > 1:
-        say(f"the last of {report['times']:,} that ended so, since {moment(report['first_at'])}")
-    if report["revision"]:
-        now = f"; {serving}" if verdict != "promoted" and serving != _NEVER else ""
-        say(f"revision {report['revision']}, from {report['parent'] or 'the base model'}{now}")
-    notes = report.get("notes", ())
-    for line in (*_counts(report), *_training(report), *_not_as_logged(report), *notes):
+    say(headline(report, serving), VERDICTS[report["verdict"]][1])
+    for line in (*identity(report, serving), *account(report), *report.get("notes", ())):
         say(line)
-    if accuracy:
-        rows = [{"held-out accuracy": tag, **found} for tag, found in accuracy.items()]
+    if report["accuracy"]:
+        rows = [{"held-out accuracy": tag, **found} for tag, found in report["accuracy"].items()]
         table(("held-out accuracy", "before", "after"), rows)
     if report["checks"]:
         show_checks(report["checks"])
+
+
+def headline(report: Mapping[str, Any], serving: str) -> str:
+    """The verdict and what it means, in one line."""
+    verdict = report["verdict"]
+    meaning = _meaning(verdict, report["accuracy"])
+    if verdict == "promoted":
+        meaning = f"{meaning}; {serving}"
+    return f"{verdict.replace('_', ' ')}: {meaning}"
+
+
+def identity(report: Mapping[str, Any], serving: str) -> Iterator[str]:
+    """Which update it was and when, and which revision it made."""
+    seconds = report["seconds"]
+    took = "" if seconds is None else f", {seconds:.0f} s"
+    yield f"update {report['update_id']}, {moment(report['created_at'])}{took}"
+    if report.get("times", 1) > 1:
+        yield f"the last of {report['times']:,} that ended so, since {moment(report['first_at'])}"
+    if report["revision"]:
+        now = f"; {serving}" if report["verdict"] != "promoted" and serving != NEVER else ""
+        yield f"revision {report['revision']}, from {report['parent'] or 'the base model'}{now}"
+
+
+def account(report: Mapping[str, Any]) -> Iterator[str]:
+    """What became of the examples, and how the candidate was trained."""
+    yield from (*_counts(report), *_training(report), *_not_as_logged(report))
 
 
 def _meaning(verdict: str, accuracy: Mapping[str, Mapping[str, float]]) -> str:

@@ -201,3 +201,12 @@ def test_a_changed_score_does_not_follow_its_policy_to_a_revision(connection, ro
     scorer = Scorer()
     assert score(published, rows, scorer) == Scorer()(rows)
     assert sum(map(len, scorer.asked)) == 1
+
+
+def test_a_cache_that_keeps_nothing_still_knows_what_is_there(connection, rows):
+    looks = LogpCache(connection, NUMBERS, "base", keeps=False)
+    scores = Scorer()(rows)
+    looks.remember(rows, scores)
+    assert looks.known(rows) == [None] * len(rows)
+    LogpCache(connection, NUMBERS, "base").remember(rows, scores)
+    assert looks.known(rows) == scores

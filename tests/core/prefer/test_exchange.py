@@ -21,7 +21,13 @@ from agentpref.errors import ConfigError, ExchangeError, NotAHome, RedactionFail
 from agentpref.home import Home
 from agentpref.prefer import jsonrows, rowfiles
 from agentpref.prefer.examples import ExampleSet, example_id_of, read_examples
-from agentpref.prefer.exchange import Exported, Imported, export_file, import_file
+from agentpref.prefer.exchange import (
+    Exported,
+    Imported,
+    export_file,
+    file_examples,
+    import_file,
+)
 from agentpref.record.database import connect
 from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.integrity import examine
@@ -523,3 +529,34 @@ def test_imported_arguments_of_the_chat_template_are_those_of_the_prompt(tmp_pat
     arguments = [pair.prompt.chat_template_kwargs for pair in found.pairs]
     assert sorted(arguments, key=len) == [{}, off["chat_template_kwargs"]]
     assert len({pair.prompt.id for pair in found.pairs}) == 2
+
+
+def test_a_file_makes_the_examples_that_its_import_would_make(home: Home, file: Path) -> None:
+    opposed = [
+        {"prompt": "Which one?", "completion": text, "label": text == "This."}
+        for text in ("This.", "That.")
+    ]
+    asked = {**PAIRED[0], "chat_template_kwargs": {"enable_thinking": False}}
+    changed = {**PAIRED[1], "chosen": PAIRED[1]["rejected"], "rejected": PAIRED[1]["chosen"]}
+    write(file, *PAIRED, *UNPAIRED, *opposed, asked, changed, PAIRED[0])
+    read = file_examples(file)
+    import_file(home, file)
+    imported = found(home)
+    facts = ("example_id", "tag", "origin", "lone", "noise")
+
+    def told(examples: ExampleSet) -> set[tuple[Any, ...]]:
+        return {tuple(getattr(one, name) for name in facts) for one in examples.examples}
+
+    assert told(read) == told(imported)
+    assert read.left_out == imported.left_out
+    assert {one.prompt.id for one in read.examples} == {one.prompt.id for one in imported.examples}
+    assert all(one.held_out for one in read.examples)
+
+
+def test_a_file_that_is_only_read_names_its_bad_row(file: Path) -> None:
+    write(file, PAIRED[0], {"prompt": "What?"})
+    with pytest.raises(ExchangeError, match=r"preferences\.jsonl, line 2: .*lacks"):
+        file_examples(file)
+    write(file)
+    with pytest.raises(ExchangeError, match="holds no rows"):
+        file_examples(file)

@@ -1,0 +1,283 @@
+"""What a reader of an update's report wants to know beside it, as plain values.
+
+What was learned from which feedback, accuracy and KL over all revisions, where the revision comes
+from, and what to label next; and all updates of some time under one line, for a mail. The page, the
+terminal and the mail draw the same values.
+
+All of it is read from the home. Counts of examples are those of the list that the last update made:
+``unread`` says how many judgements came in since.
+"""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from agentpref.config import GateSettings
+from agentpref.home import Home
+from agentpref.record.journal import Entry, listed
+from agentpref.record.messages import as_json
+from agentpref.serve.backend import Revision
+from agentpref.serve.registry import Registry
+from agentpref.types import BASE, HELD_OUT
+
+NEWEST = 24
+"""How many of the newest updates the history has: so many columns can be read on a page."""
+
+GONE = "no longer known"
+"""What an example counts under whose prompt was judged anew, or forgotten, since; or that a version
+used which kept no list of examples."""
+
+_ROLES = {"new": "trained", "held_out": "held_out"}
+
+
+def overview(connection: sqlite3.Connection, home: Home, entry: Entry) -> dict[str, Any]:
+    """Gather everything beside the report of one update.
+
+    ``learned_from`` is ``None`` for an update that tried nothing. ``history`` has the updates of
+    the namespace that trained a candidate, the oldest first.
+    """
+    registry = Registry(home, namespace=entry.namespace)
+    published = {revision.revision_id: revision for revision in registry.list()}
+    state = registry.state()
+    serves = {state.live or BASE: "live"} | ({state.canary: "canary"} if state.canary else {})
+    found = history(listed(connection, entry.namespace), serves)
+    return {
+        "learned_from": learned_from(connection, entry) if entry.in_ledger else None,
+        "history": found[-NEWEST:],
+        "earlier": max(0, len(found) - NEWEST),
+        "forgetting": forgetting(found),
+        "lineage": lineage(published, found, entry, serves),
+        "label_next": label_next(connection, entry),
+        "unread": _unread(connection, entry.namespace),
+        "live": state.live or BASE,
+        "canary": state.canary,
+    }
+
+
+def learned_from(connection: sqlite3.Connection, entry: Entry) -> dict[str, Any]:
+    """Count the new examples of an update, trained and held out, in four ways.
+
+    By ``source`` (who judged; of several, all of them), ``origin`` (what was said), ``tag``, and
+    ``date`` (local, of the judgement). Each is a list of ``name``, ``trained`` and ``held_out``.
+    """
+    query = "SELECT pair_id, role FROM update_pair WHERE update_id = ? AND role IN (?, ?)"
+    uses: dict[str, str] = dict(connection.execute(query, (entry.update_id, *_ROLES)).fetchall())
+    ids = (as_json([*uses]),)
+    some = "IN (SELECT value FROM json_each(?))"
+    query = f"SELECT example_id, tag, origin, created_at FROM example WHERE example_id {some}"
+    known = {row[0]: row[1:] for row in connection.execute(query, ids)}
+    judged: dict[str, set[str]] = {}
+    for pair_id, source in connection.execute(_JUDGED_BY.format(some=some), ids):
+        judged.setdefault(pair_id, set()).add(source)
+    counts: dict[str, Counter[tuple[str, str]]] = {
+        name: Counter() for name in ("source", "origin", "tag", "date")
+    }
+    for example_id, role in uses.items():
+        tag, origin, created_at = known.get(example_id, (GONE, GONE, None))
+        source = " and ".join(sorted(judged.get(example_id, ()))) or GONE
+        cells = {"source": source, "origin": origin, "tag": tag, "date": _day(created_at)}
+        for name, cell in cells.items():
+            counts[name][cell, _ROLES[role]] += 1
+    return {name: _table(found, by_name=name == "date") for name, found in counts.items()}
+
+
+def _table(counts: Counter[tuple[str, str]], *, by_name: bool) -> list[dict[str, Any]]:
+    """Rows of a count, the largest first, or by name."""
+    rows = [
+        {"name": name, **{role: counts[name, role] for role in _ROLES.values()}}
+        for name in {name for name, _ in counts}
+    ]
+    if by_name:
+        return sorted(rows, key=lambda row: row["name"])
+    return sorted(rows, key=lambda row: (-row["trained"] - row["held_out"], row["name"]))
+
+
+def _day(at: float | None) -> str:
+    if at is None:
+        return GONE
+    try:
+        return datetime.fromtimestamp(at).strftime("%Y-%m-%d")
+    except (OSError, OverflowError, ValueError):  # a damaged home may have any number
+        return GONE
+
+
+def history(
+    entries: Iterable[Entry], serves: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
+    """The updates that trained a candidate, the oldest first, with what was measured of it.
+
+    ``accuracy`` maps each tag that was evaluated to ``pairs``, ``before`` and ``after``; ``kl`` and
+    ``kl_budget`` are in nats per token, and ``None`` where nothing was measured.
+    """
+    found = []
+    for entry in sorted(entries, key=lambda entry: (entry.created_at, entry.update_id)):
+        report = entry.report
+        if not entry.in_ledger or not report.get("accuracy"):
+            continue
+        checks: Sequence[Mapping[str, Any]] = report.get("checks", ())
+        distance = next((check for check in checks if check["name"].startswith("KL")), {})
+        found.append(
+            {
+                "update_id": entry.update_id,
+                "created_at": entry.created_at,
+                "verdict": entry.verdict,
+                "revision": entry.revision,
+                "parent": report.get("parent"),
+                "serves": (serves or {}).get(entry.revision or ""),
+                "accuracy": report["accuracy"],
+                "kl": distance.get("value"),
+                "kl_budget": distance.get("bound"),
+            }
+        )
+    return found
+
+
+def forgetting(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What was lost of each tag since the revision that was best at it, the most first.
+
+    Only published revisions count, and tags that two of them were evaluated on.
+    """
+    shown = [row for row in found if row["revision"]]
+    rows = []
+    for tag in {tag for row in shown for tag in row["accuracy"]}:
+        after = [
+            (r["accuracy"][tag]["after"], r["revision"]) for r in shown if tag in r["accuracy"]
+        ]
+        if len(after) > 1:
+            best, revision = max(after[:-1], key=lambda pair: pair[0])
+            last = after[-1][0]
+            row = {"tag": tag, "best": best, "best_revision": revision, "last": last}
+            rows.append(row | {"lost": max(0.0, best - last)})
+    return sorted(rows, key=lambda row: (-row["lost"], row["tag"]))
+
+
+def lineage(
+    published: Mapping[str, Revision],
+    found: Sequence[Mapping[str, Any]],
+    entry: Entry,
+    serves: Mapping[str, str],
+) -> list[dict[str, Any]]:
+    """The line of revisions from the base to an update's revision, or to what it started from."""
+    verdicts = {row["revision"]: row["verdict"] for row in found}
+    line: list[dict[str, Any]] = []
+    name = entry.revision or entry.report.get("parent")
+    while name is not None and name in published and len(line) < len(published):
+        one = published[name]
+        line.append(
+            {
+                "revision": name,
+                "created_at": one.created_at,
+                "verdict": verdicts.get(name, "published by hand"),
+                "serves": serves.get(name),
+                "standing": standing(one),
+            }
+        )
+        name = one.parent
+    base = {"revision": BASE, "created_at": None, "verdict": None, "standing": None}
+    return [base | {"serves": serves.get(BASE)}, *reversed(line)]
+
+
+def standing(revision: Revision) -> str | None:
+    """Why a revision must not serve, in a word; ``None`` if it may."""
+    reasons = {
+        "tainted": revision.tainted_at,
+        "in quarantine": revision.quarantined_at,
+        "pruned": revision.pruned_at,
+    }
+    return next((word for word, at in reasons.items() if at is not None), None)
+
+
+def label_next(connection: sqlite3.Connection, entry: Entry) -> list[dict[str, Any]]:
+    """The tags of a namespace, those with the fewest held-out prompts first.
+
+    The gate judges a stratum of its own from ``wanted`` held-out prompts (``gate.min_stratum``); of
+    new prompts a fixed share is held out, so about ``more`` are to be judged.
+    """
+    config = entry.report.get("config", {})
+    wanted = int(config.get("gate", {}).get("min_stratum", GateSettings().min_stratum))
+    share = float(config.get("held_out", HELD_OUT))
+    query = """SELECT tag, count(*) FILTER (WHERE point >= ?1),
+        count(DISTINCT point) FILTER (WHERE point < ?1) AS held_out
+        FROM example WHERE namespace = ?2 GROUP BY tag ORDER BY held_out, tag"""
+    return [
+        {
+            "tag": tag,
+            "trained": trained,
+            "held_out_prompts": held_out,
+            "wanted": wanted,
+            "more": max(0, math.ceil((wanted - held_out) / share)),
+        }
+        for tag, trained, held_out in connection.execute(query, (share, entry.namespace))
+    ]
+
+
+def _unread(connection: sqlite3.Connection, namespace: str) -> int:
+    """How many judgements of a namespace came in since its examples were listed."""
+    (count,) = connection.execute(_UNREAD, {"namespace": namespace}).fetchone()
+    return int(count)
+
+
+# All updates of some time
+
+
+def since(connection: sqlite3.Connection, at: float, namespace: str | None = None) -> list[Entry]:
+    """The updates that ended since a time, the oldest first; ``None`` is of all namespaces.
+
+    Of those that ended alike, and began to before that time, the last one counts.
+    """
+    found = [e for e in listed(connection, namespace) if e.created_at + _seconds(e) >= at]
+    found = [entry if entry.first_at >= at else entry._replace(times=1) for entry in found]
+    return sorted(found, key=lambda entry: (entry.created_at, entry.update_id))
+
+
+def _seconds(entry: Entry) -> float:
+    return float(entry.report.get("seconds") or 0.0)
+
+
+_ORDER = (
+    "promoted", "passed", "refused", "cut_short", "insufficient", "nothing_usable", "failed",
+    "interrupted", "busy", "running", "nothing_new",
+)  # fmt: skip
+
+
+def subject(entries: Sequence[Entry], when: str) -> str:
+    """The first line of a mail: ``1 promoted, 1 refused since yesterday``.
+
+    Nights that found nothing new are told only where nothing else happened.
+    """
+    counts = Counter[str]()
+    for entry in entries:
+        counts[entry.verdict] += entry.times
+    if len(counts) > 1:
+        del counts["nothing_new"]
+    order = [*_ORDER, *sorted(counts.keys() - {*_ORDER})]
+    told = [f"{counts[name]} {name.replace('_', ' ')}" for name in order if counts[name]]
+    return f"{', '.join(told) or 'no update'} {when}"
+
+
+_JUDGED_BY = """
+WITH said(pair_id, source) AS (SELECT pair_id, source FROM pair_source WHERE pair_id {some})
+SELECT pair_id, feedback.source FROM said JOIN feedback ON feedback_id = said.source
+UNION SELECT pair_id, comparison.source FROM said JOIN comparison ON comparison_id = said.source
+"""
+
+# New judgements are the last rows of their tables, of whichever namespace: see prefer/catalog.py.
+_UNREAD = """
+WITH behind(feedback, comparisons) AS (
+    SELECT (SELECT count(*) FROM feedback) - feedback,
+        (SELECT count(*) FROM comparison) - comparisons
+    FROM listing WHERE namespace = :namespace
+), said(run_id) AS (
+    SELECT run_id FROM (SELECT run_id FROM feedback ORDER BY rowid DESC
+        LIMIT coalesce((SELECT max(0, feedback) FROM behind), 0))
+    UNION ALL SELECT run_a FROM (SELECT run_a FROM comparison ORDER BY rowid DESC
+        LIMIT coalesce((SELECT max(0, comparisons) FROM behind), 0))
+)
+SELECT count(*) FROM said CROSS JOIN run USING (run_id)
+WHERE namespace = :namespace
+"""

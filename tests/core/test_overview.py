@@ -1,0 +1,170 @@
+"""What is told beside a report: counts of feedback, all revisions, lineage, and what to label."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from contextlib import closing
+from dataclasses import replace
+
+import orjson
+import pytest
+
+import agentpref
+from agentpref import overview
+from agentpref.home import Home
+from agentpref.record.database import connect
+from agentpref.record.journal import Entry, find, listed
+from agentpref.serve.registry import Registry
+from agentpref.types import BASE
+from tests.core.test_pipeline import CONFIG, NO, YES, learn, teach, teach_about_friends
+
+STRICT = replace(CONFIG, gate=replace(CONFIG.gate, kl_budget=1e-9))
+
+
+@pytest.fixture(scope="module")
+def three_nights(tmp_path_factory, random_base):
+    """A home with two revisions and a refused third update, and its reports."""
+    home = tmp_path_factory.mktemp("three_nights") / "home"
+    teach(home, range(40))
+    with agentpref.Log(home) as log:
+        for number in range(100, 112):
+            asked = [{"role": "user", "content": f"Is {number} a number?"}]
+            run = log.record(asked, YES if number % 2 else NO, tags=["thumbed"])
+            log.thumbs(run, up=bool(number % 2))
+    first = learn(home, random_base)
+    teach_about_friends(home)
+    second = learn(home, random_base)
+    teach(home, range(40), chosen="blue", rejected="red", question="Which colour is {}?")
+    third = learn(home, random_base, STRICT)
+    assert [r.verdict for r in (first, second, third)] == ["promoted", "promoted", "refused"]
+    return home, first, second, third
+
+
+@pytest.fixture
+def home(three_nights, tmp_path):
+    return shutil.copytree(three_nights[0], tmp_path / "home")
+
+
+def told(home, name):
+    with closing(connect(Home.open(home), readonly=True)) as connection:
+        return overview.overview(connection, Home.open(home), find(connection, name))
+
+
+def entry(number, verdict="promoted", times=1, **report):
+    report = {"accuracy": {}, "checks": [], **report}
+    revision = f"rev-{number:06d}-abcdefabcdef" if verdict == "promoted" else None
+    return Entry(f"u-{number}", "default", float(number), verdict, revision, report, times,
+                 float(number), True)  # fmt: skip
+
+
+def test_all_is_plain_values(home, three_nights) -> None:
+    value = told(home, three_nights[1].update_id)
+    assert orjson.loads(orjson.dumps(value)) == value
+
+
+def test_the_new_examples_of_an_update_are_counted_by_what_they_came_from(home, three_nights):
+    first = three_nights[1]
+    found = told(home, first.update_id)["learned_from"]
+    trained = first.counts["trained"] + first.counts["trained_thumbs"]
+    held_out = first.counts["new_evaluated"] + first.counts["new_evaluated_thumbs"]
+    for rows in found.values():
+        assert sum(row["trained"] for row in rows) == trained
+        assert sum(row["held_out"] for row in rows) == held_out
+    assert [row["name"] for row in found["source"]] == ["human"]
+    assert {row["name"] for row in found["origin"]} == {"comparison", "thumb"}
+    assert {row["name"] for row in found["tag"]} == {"untagged", "thumbed"}
+    assert [row["name"] for row in found["date"]] == [time.strftime("%Y-%m-%d")]
+
+
+def test_examples_whose_judgements_were_removed_are_counted_as_gone(home, three_nights) -> None:
+    first = three_nights[1]
+    with closing(connect(Home.open(home))) as connection:
+        connection.execute("DELETE FROM example")
+    rows = told(home, first.update_id)["learned_from"]["tag"]
+    assert [row["name"] for row in rows] == [overview.GONE]
+    assert told(home, first.update_id)["learned_from"]["source"][0]["name"] == "human"
+
+
+def test_the_history_has_every_update_that_trained_with_its_distance(home, three_nights) -> None:
+    _, first, second, third = three_nights
+    found = told(home, third.update_id)["history"]
+    assert [row["update_id"] for row in found] == [r.update_id for r in (first, second, third)]
+    assert [row["revision"] for row in found] == [first.revision, second.revision, None]
+    assert [row["serves"] for row in found] == [None, "live", None]
+    assert all(row["kl"] > 0 for row in found)
+    assert [row["kl_budget"] for row in found] == [1e3, 1e3, 1e-9]
+    assert found[1]["accuracy"] == second.accuracy
+
+
+def test_the_line_goes_from_the_base_to_the_revision_and_says_what_serves(home, three_nights):
+    _, first, second, third = three_nights
+    line = told(home, second.revision)["lineage"]
+    assert [one["revision"] for one in line] == [BASE, first.revision, second.revision]
+    assert [one["serves"] for one in line] == [None, None, "live"]
+    assert told(home, third.update_id)["lineage"] == line, "a refused one started from there"
+    registry = Registry(home)
+    registry.rollback()
+    registry.quarantine(second.revision, "it is rude")
+    line = told(home, second.revision)["lineage"]
+    assert [one["serves"] for one in line] == [None, "live", None]
+    assert line[-1]["standing"] == "in quarantine"
+    registry.promote("base")
+    registry.canary(first.revision, 0.5)
+    line = told(home, first.revision)["lineage"]
+    assert [one["serves"] for one in line] == ["live", "canary"]
+
+
+def test_tags_with_the_least_evidence_are_to_be_labelled_next(home, three_nights) -> None:
+    thumbed, untagged = told(home, three_nights[3].update_id)["label_next"]
+    assert (thumbed["tag"], untagged["tag"]) == ("thumbed", "untagged")
+    assert thumbed["held_out_prompts"] < untagged["held_out_prompts"]
+    assert thumbed["trained"] + thumbed["held_out_prompts"] == 12
+    # 0.4 of the prompts are held out, and a tag is judged by itself from 50 on.
+    assert thumbed["more"] == -(-(50 - thumbed["held_out_prompts"]) * 10 // 4)
+
+
+def test_judgements_that_no_update_has_read_are_counted(home, three_nights) -> None:
+    assert told(home, three_nights[1].update_id)["unread"] == 0
+    teach(home, range(900, 903))
+    with agentpref.Log(home, namespace="shop") as log:
+        log.thumbs(log.record([{"role": "user", "content": "Who?"}], "A friend."), up=True)
+    assert told(home, three_nights[1].update_id)["unread"] == 3
+
+
+def test_what_was_lost_since_the_best_revision_comes_first() -> None:
+    def accuracy(**tags):
+        return {tag: {"pairs": 10, "before": 0.5, "after": after} for tag, after in tags.items()}
+
+    nights = [
+        entry(1, accuracy=accuracy(a=0.9)),
+        entry(2, accuracy=accuracy(a=0.8, b=0.7)),
+        entry(3, "refused", accuracy=accuracy(a=0.1, b=0.1)),
+        entry(4, accuracy=accuracy(a=0.6, b=0.9, c=1.0)),
+    ]
+    a, b = overview.forgetting(overview.history(nights))
+    assert (a["tag"], a["best"], a["last"], a["lost"]) == ("a", 0.9, 0.6, pytest.approx(0.3))
+    assert a["best_revision"].startswith("rev-000001")
+    assert (b["tag"], b["lost"]) == ("b", 0.0)
+
+
+def test_the_first_line_of_a_mail_tells_what_happened_in_the_order_of_its_weight() -> None:
+    nights = [entry(1, "refused"), entry(2), entry(3, "nothing_new", times=4), entry(4, "failed")]
+    assert overview.subject(nights, "since yesterday") == (
+        "1 promoted, 1 refused, 1 failed since yesterday"
+    )
+    assert overview.subject(nights[2:3], "today") == "4 nothing new today"
+    assert overview.subject([], "since yesterday") == "no update since yesterday"
+
+
+def test_updates_of_some_time_are_those_that_ended_since_the_oldest_first(home, three_nights):
+    with closing(connect(Home.open(home), readonly=True)) as connection:
+        everything = overview.since(connection, 0.0)
+        ids = [one.update_id for one in everything]
+        assert ids == [report.update_id for report in three_nights[1:]]
+        assert len(listed(connection)) == len(ids)
+        second = everything[1]
+        ended = second.created_at + second.report["seconds"]
+        assert [e.update_id for e in overview.since(connection, ended)] == ids[1:]
+        assert overview.since(connection, time.time() + 1) == []
+        assert overview.since(connection, 0.0, "shop") == []
