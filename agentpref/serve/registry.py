@@ -14,21 +14,23 @@ import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from agentpref.config import WatchSettings
 from agentpref.errors import InvalidAdapter, RevisionError, UnknownRevision
-from agentpref.home import Home, StrPath, sync, writing
+from agentpref.home import Home, StrPath
 from agentpref.record.database import connect, transaction, translated
-from agentpref.record.weights import tensor_digest
-from agentpref.serve import decisions, folders, pruning, status
+from agentpref.serve import decisions, folders, pruning, publishing, regression, status
 from agentpref.serve.backend import Revision
 from agentpref.serve.decisions import Hold as Hold
-from agentpref.serve.publishing import Publication, insert, revision_of
+from agentpref.serve.publishing import Publication, revision_of
 from agentpref.serve.quarantine import intact_previous
+from agentpref.serve.regression import Finding as Finding
 from agentpref.serve.status import HistoryEntry as HistoryEntry
 from agentpref.serve.status import ServingState as ServingState
-from agentpref.serve.validate import check_adapter, check_published, check_revision
+from agentpref.serve.validate import check_published, check_revision
 from agentpref.types import BASE
 
 
@@ -222,31 +224,20 @@ class Registry:
         """
         if parent is not None:
             self.get(parent)
-        with writing(self.home.adapters):
-            files = check_adapter(Path(folder))
-            manifest = {
-                "format": folders.FORMAT,
-                "files": files.digests,
-                "tensors": tensor_digest(files.weights),
-                "namespace": self.namespace,
-                "parent": parent,
-                "base": dict(model),
-                "training": dict(training),
-                "watermark": dict(watermark or {}),
-            }
-            draft = folders.new_draft(self.home.adapters)
-            with folders.written(files, manifest, draft):
-                sync(self.home.path)  # the folder of adapters may be new
-                with self._connected() as connection, transaction(connection):
-                    name = insert(connection, self.home, draft, manifest)
-                    yield Publication(self._find(connection, name), connection)
+        own = {"namespace": self.namespace, "parent": parent, "base": dict(model)}
+        own |= {"training": dict(training), "watermark": dict(watermark or {})}
+        with publishing.published(self.home, Path(folder), own) as publication:
+            yield publication
 
-    def promote(self, revision_id: str, *, expected_generation: int | None = None) -> ServingState:
+    def promote(
+        self, revision_id: str, *, expected_generation: int | None = None, reason: str = ""
+    ) -> ServingState:
         """Make a revision live. This ends a canary, whichever revision that was.
 
         Args:
             revision_id: the revision to serve from now on; ``"base"`` for the bare base model.
             expected_generation: refuse if the state has changed since it had this generation.
+            reason: why, for the history.
 
         Raises:
             UnknownRevision: this namespace has none of that id.
@@ -258,7 +249,7 @@ class Registry:
         with self._changing(revision_id, expected_generation) as (connection, state):
             decisions.require_not_held(connection, self.namespace)
             new = state._replace(live=live, canary=None, weight=0.0)
-            return status.change(connection, new, "promote")
+            return status.change(connection, new, "promote", reason)
 
     def canary(
         self, revision_id: str | None, weight: float, *, expected_generation: int | None = None
@@ -318,6 +309,32 @@ class Registry:
                 return None
             new = state._replace(live=live, canary=None, weight=0.0)
             return status.change(connection, new, "rollback")
+
+    def check_thumbs(self, *, act: bool = True) -> Sequence[Finding]:
+        """Compare people's thumbs on the live revision and the canary with those before and beside.
+
+        What is proven worse is taken out of service and put into quarantine, and a canary that is
+        proven better is promoted, as far as :meth:`watch` allows it and nobody holds the namespace.
+        Call it as often as you like: looking costs no certainty.
+
+        Args:
+            act: ``False`` changes nothing, and only says what is proven.
+        """
+        return regression.check(self, act=act)
+
+    def watch(self, **changes: Any) -> WatchSettings:
+        """Keep what :meth:`check_thumbs` may do in this namespace, and return all of it.
+
+        Args:
+            changes: fields of :class:`~agentpref.config.WatchSettings`; the others stay.
+
+        Raises:
+            ConfigError: a setting does not exist, or its value is not allowed.
+        """
+        with self._changing(BASE, None) as (connection, state):
+            settings = replace(decisions.read_watch(connection, self.namespace), **changes)
+            decisions.set_watch(connection, state, settings)
+            return settings
 
     def prune(
         self,
@@ -395,10 +412,3 @@ class Registry:
                 "see `agentpref adapters list`"
             )
         return revision_of(row, self.home)
-
-
-def namespaces_with_revisions(home: Home) -> list[str]:
-    """List the namespaces that have a revision, in alphabetical order, whether or not they log."""
-    query = "SELECT DISTINCT namespace FROM revision ORDER BY namespace"
-    with translated(home), closing(connect(home, readonly=True)) as connection:
-        return [name for (name,) in connection.execute(query)]

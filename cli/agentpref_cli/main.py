@@ -27,6 +27,7 @@ from agentpref_cli.commands import (
     serve,
     update,
     updates,
+    watch,
 )
 from agentpref_cli.terminal import fail
 
@@ -147,6 +148,7 @@ app.command("updates", short_help="List the updates, the newest first.")(updates
 app.command("report", short_help="Show an update and the gate's verdict on it.")(update.report)
 app.add_typer(adapters.app, name="adapters")
 app.command("serve", short_help="Serve the live revision through vLLM.")(serve.serve)
+app.command("watch", short_help="Compare thumbs on what serves with those before it.")(watch.watch)
 app.command("verify")(doctor.verify)
 app.command("forget")(forget.forget)
 app.command("backup")(home.backup)
