@@ -159,8 +159,10 @@ def _look_at_live(
     against = status.previous(connection, state.namespace)
     other = against or BASE
     last = max(i for i, entry in enumerate(history) if entry.action in ("promote", "rollback"))
-    since, began = history[last].at, _began(history[:last], against)
-    votes = votes_on(connection, state.namespace, [other], since=began, until=since)
+    since = history[last].at
+    # The bare base model served before anybody promoted anything.
+    first = 0.0 if against is None else min(e.at for e in history if e.live == against)
+    votes = votes_on(connection, state.namespace, [other], since=first, until=since)
     votes += votes_on(connection, state.namespace, [live], since=since)
     now, before = _rate(votes, live), _rate(votes, other)
     room = 1 / _pairs_needed(before, settings.alpha) - 1 / max(before.votes, 0.5)
@@ -218,17 +220,6 @@ def _look_at_canary(
 def _rate(votes: Sequence[ThumbVote], revision: str) -> Rate:
     liked = [vote.liked for vote in votes if vote.revision == revision]
     return Rate(sum(liked), len(liked))
-
-
-def _began(history: Sequence[HistoryEntry], name: str | None) -> float:
-    """When a revision began to serve for the last time in a history; 0 if that was at its start."""
-    began = None
-    for entry in reversed(history):
-        if entry.live == name:
-            began = entry.at
-        elif began is not None:
-            return began
-    return 0.0 if began is None or name is None else began
 
 
 def _weighed(worse: float, better: float, settings: WatchSettings) -> tuple[float, float, Verdict]:
