@@ -96,7 +96,7 @@ def in_time(trials: int, votes: int, mood: Mood, drop: float, *, seed: int) -> l
 
 @cache
 def bounds(before: Rate) -> Callable[[int], int]:
-    """The most likes among n votes that are still proof, by n; -1 for none. Fewer are more proof."""
+    """The most likes among n votes that are still proof, by n; -1: none. Fewer are more proof."""
 
     @cache
     def most(n: int) -> int:

@@ -128,11 +128,9 @@ class Registry:
         if not reason.strip():
             message = f"the quarantine of {revision_id} has no reason; say what is wrong with it"
             raise RevisionError(message)
-        # A reason may name a file whose name is not UTF-8, which SQLite does not store.
-        stored = reason.strip().encode(errors="backslashreplace").decode()
         with self._connected() as connection, transaction(connection):
             self._find(connection, revision_id)
-            status.quarantine(connection, revision_id, time.time(), stored)
+            status.quarantine(connection, revision_id, time.time(), reason)
             return self._find(connection, revision_id)
 
     def release(self, revision_id: str) -> Revision:
@@ -165,10 +163,8 @@ class Registry:
         Raises:
             GenerationConflict: another process changed what is served in between.
         """
-        # A reason may quote what is not UTF-8, which SQLite does not store.
-        stored = reason.strip().encode(errors="backslashreplace").decode()
         with self._changing(BASE, expected_generation) as (connection, state):
-            return decisions.hold(connection, state, stored)
+            return decisions.hold(connection, state, reason)
 
     def lift(self, *, expected_generation: int | None = None) -> ServingState:
         """End a hold; does nothing if there is none.
@@ -268,12 +264,7 @@ class Registry:
             InvalidAdapter: its files are not those that were published.
             GenerationConflict: another process changed what is served in between.
         """
-        if not (0 < weight <= 1 if revision_id is not None else weight == 0):
-            raise RevisionError(
-                f"canary weight {weight!r} of {revision_id} is out of range; give a share above 0 "
-                "and at most 1, or end it with `agentpref adapters canary --end`, in Python "
-                "canary(None, 0)"
-            )
+        status.require_share(revision_id, weight)
         with self._changing(revision_id or BASE, expected_generation) as (connection, state):
             if revision_id is not None:
                 decisions.require_not_held(connection, self.namespace)

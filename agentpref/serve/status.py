@@ -148,13 +148,31 @@ def change(
         " seal) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         row,
     )
-    if reason:
+    if stored := _storable(reason):
         with counted(connection, "hold_reason"):
             connection.execute(
                 "INSERT INTO hold_reason (namespace, generation, reason) VALUES (?, ?, ?)",
-                (new.namespace, new.generation, reason),
+                (new.namespace, new.generation, stored),
             )
     return new
+
+
+def _storable(reason: str) -> str:
+    """A reason as SQLite stores it: it may name a file whose name is not UTF-8."""
+    return reason.strip().encode(errors="backslashreplace").decode()
+
+
+def require_share(revision_id: str | None, weight: float) -> None:
+    """Refuse a canary's share of the threads that is out of range; without a canary it is 0.
+
+    Raises:
+        RevisionError: the message says what to give.
+    """
+    if not (0 < weight <= 1 if revision_id is not None else weight == 0):
+        raise RevisionError(
+            f"canary weight {weight!r} of {revision_id} is out of range; give a share above 0 and "
+            "at most 1, or end it with `agentpref adapters canary --end`, in Python canary(None, 0)"
+        )
 
 
 def previous(connection: sqlite3.Connection, namespace: str) -> str | None:
@@ -194,7 +212,7 @@ def quarantine(
         connection.execute(
             "UPDATE revision SET quarantined_at = ?1, quarantine_reason = ?2"
             " WHERE revision_id = ?3 AND (quarantined_at IS NULL OR ?1 IS NULL)",
-            (at, reason, revision_id),
+            (at, None if reason is None else _storable(reason), revision_id),
         )
 
 
