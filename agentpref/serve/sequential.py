@@ -22,10 +22,10 @@ from collections.abc import Iterable, Iterator
 from math import exp, expm1, log, log1p, sqrt
 from typing import NamedTuple
 
-DROPS = ((0.25, 0.1), (0.5, 0.7), (1.0, 0.15), (2.0, 0.05))
+DROPS = ((0.1, 0.05), (0.25, 0.1), (0.5, 0.7), (1.0, 0.1), (2.0, 0.05))
 """How much lower the rate may be, in log-odds, and the share of the bet on it.
 
-From .80, these are drops to .76, .71, .60 and .35: a drop of ten points is found soonest.
+From .80, these are drops to .78, .76, .71, .60 and .35: one of ten points is found soonest.
 """
 
 _ABOVE = (1.0, 2.0, 4.0)
@@ -33,6 +33,11 @@ _ABOVE = (1.0, 2.0, 4.0)
 
 BLOCK = 5
 """How many votes of either revision a block has at least; shorter ones waste what is left over."""
+
+_KEPT = 0.1
+"""The share that does not bet on the new votes. Where they are many, and their rate is known better
+than the predecessor's, the proof is that of the predecessor's votes, against rates next to theirs.
+"""
 
 _VARIANCE = 0.2  # of one vote, where one in four is a dislike
 _HALVINGS = 40
@@ -76,7 +81,8 @@ def lower_in_time(before: Rate, now: Rate, *, margin: float = 0.0) -> float:
         return 0.0
     error = sqrt(_VARIANCE * before.votes)
     above = [_Bet(log(1 / len(_ABOVE)), c / error, before) for c in _ABOVE]
-    below = [_Bet(log(weight), -drop, now) for drop, weight in DROPS]
+    below = [_Bet(log((1 - _KEPT) * weight), -drop, now) for drop, weight in DROPS]
+    below.append(_Bet(log(_KEPT), 0.0, now))
     low, high = margin, 1.0
     for _ in range(_HALVINGS):
         q = (low + high) / 2

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from agentpref.config import WatchSettings
-from agentpref.errors import ConfigError, GenerationConflict, ModelNotFound, RevisionError
+from agentpref.config import ThumbSettings, UpdateConfig, WatchSettings
+from agentpref.errors import ConfigError, GenerationConflict, RevisionError
 from agentpref.home import Home
 from agentpref.pipeline import update
 from agentpref.record.database import connect
@@ -406,12 +406,15 @@ def test_a_withdrawal_without_a_predecessor_is_refused(
 def test_an_update_looks_before_it_begins_and_says_what_was_done(
     registry: Registry, bad_canary: tuple[str, str]
 ) -> None:
-    with pytest.raises(ModelNotFound):
-        update(registry.home.path, model="/nowhere/model", promote=False)
-    assert registry.state().canary == bad_canary[1], "what serves was to stay as it is"
-    with pytest.raises(ModelNotFound):
-        update(registry.home.path, model="/nowhere/model")
+    _, canary = bad_canary
+    config = UpdateConfig(thumbs=ThumbSettings(weight=0))  # so that there is nothing to train
+    report = update(registry.home.path, model="tiny", config=config, promote=False)
+    assert registry.state().canary == canary, "what serves was to stay as it is"
+    assert [note for note in report.notes if canary in note and "nothing was to be changed" in note]
+    report = update(registry.home.path, model="tiny", config=config)
     assert registry.state().canary is None
+    assert report.verdict == "nothing_new"
+    assert f"{canary} (canary): thumbs 1.00 -> .00 on 15 votes: the canary is ended" in report.notes
     assert tell(registry) == []
 
 

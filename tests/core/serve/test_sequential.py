@@ -139,6 +139,14 @@ def test_a_clear_drop_is_found_in_time_and_no_gain_is_taken_for_one() -> None:
     assert lower_in_time(before, Rate(140, 200), margin=0.08) < log(20)
 
 
+def test_a_small_drop_is_found_once_there_are_many_votes() -> None:
+    """Of ten points by many votes, and of five by more than the predecessor has."""
+    before = Rate(1600, 2000)
+    assert lower_in_time(before, Rate(70_000, 100_000)) > log(20)
+    assert lower_in_time(before, Rate(7_500, 10_000)) > log(20)
+    assert lower_in_time(before, Rate(7_950, 10_000)) < 0
+
+
 def test_few_votes_of_the_predecessor_are_less_evidence_than_many() -> None:
     few, many = (lower_in_time(Rate(8 * n, 10 * n), Rate(140, 200)) for n in (5, 200))
     assert few < log(20) < many
