@@ -258,6 +258,26 @@ class GateSettings:
             _refuse_idle(self, "gate.folds", "gate.cross_fit_below is 0", cure)
 
 
+@_group("watch.")
+@dataclass(config=_STRICT, frozen=True, slots=True, kw_only=True)
+class WatchSettings:
+    """What is done when people's thumbs prove something of a revision that serves.
+
+    They are no settings of an update: a home keeps them for each namespace, and every process goes
+    by them. See :meth:`agentpref.Registry.check_thumbs`.
+    """
+
+    canary: Literal["act", "report"] = setting(
+        "act",
+        "end a canary that is proven worse, promote one that is better; or only say so",
+    )
+    live: Literal["act", "report"] = setting(
+        "report", "roll back a live revision that is proven worse; or only say so"
+    )
+    alpha: float = setting(0.05, "chance of a false alarm, however often one looks", gt=0, lt=0.5)
+    margin: float = setting(0.0, "how much lower a share of likes may be", ge=0, le=0.5)
+
+
 @_group("")
 @dataclass(config=_STRICT, frozen=True, slots=True, kw_only=True)
 class UpdateConfig:

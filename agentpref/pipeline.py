@@ -48,7 +48,7 @@ from agentpref.record.store import Store
 from agentpref.record.updates import Updates
 from agentpref.repeats import digests, stalled
 from agentpref.retry import Plan, following
-from agentpref.serve import decisions
+from agentpref.serve import decisions, regression
 from agentpref.serve.backend import Revision
 from agentpref.serve.registry import Registry
 from agentpref.serve.validate import check_revision
@@ -211,6 +211,7 @@ class _Update:
         Store(self.connection).require_namespace(self.namespace)
         # 1. What serves, and what there is to learn.
         killed = self.trace.begin(self.connection)
+        killed = [*killed, *regression.tell(self.registry, act=self.wishes.promote)]
         serving = self.registry.state()
         live = None if serving.live is None else self.registry.get(serving.live)
         if live is not None:

@@ -167,23 +167,29 @@ def _flipped(comparisons: Iterable[Comparison]) -> set[str]:
     return flipped
 
 
-def _read_thumb(
-    row: Feedback, runs: Mapping[str, Run], scales: Mapping[tuple[str, str], Bounds]
-) -> Vote[Run] | Reason:
+def side_of(row: Feedback, scales: Mapping[tuple[str, str], Bounds]) -> bool | Reason | None:
+    """Whether a score is a like, a dislike or (``None``) neutral; else why it is no thumb."""
     if row.score is None:
         return "no_score"
     of_key = scales.get((row.key, row.source))
     if row.key != THUMBS and (of_key is None or not is_known(of_key)):
         return "undeclared_key"
-    run = runs.get(row.run_id)
-    if run is None:
-        return "unknown_run"
     own = row.scale if row.scale is not None and is_known(row.scale) else of_key or row.scale
     low, high = own or shown_by([row.score]) or UNIT
     if not is_known((low, high)) or not low <= row.score <= high:
         return "unknown_scale"
     middle = (low + high) / 2
-    side = None if row.score == middle else row.score > middle
+    return None if row.score == middle else row.score > middle
+
+
+def _read_thumb(
+    row: Feedback, runs: Mapping[str, Run], scales: Mapping[tuple[str, str], Bounds]
+) -> Vote[Run] | Reason:
+    side, run = side_of(row, scales), runs.get(row.run_id)
+    if run is None and side not in ("no_score", "undeclared_key"):
+        return "unknown_run"
+    if run is None or isinstance(side, str):
+        return side  # type: ignore[return-value]  # without a run it is one of these two
     return _vote(row, (run.prompt.id, canonical(run.output)), side, "thumbs", run)
 
 

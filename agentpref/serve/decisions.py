@@ -10,21 +10,23 @@ A rollback takes back the canary of then, too, and an update trains nothing unti
 new. To promote the base or an older revision is also a new start: an update learns again from
 there. To leave a tainted revision is no judgement of its weights, and takes nothing back.
 
-While a namespace is held, nothing of it is promoted, and no canary begins.
+While a namespace is held, nothing of it is promoted, and no canary begins. What agentpref may do by
+itself when people's thumbs prove something is a decision of people too, and the history keeps it.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import orjson
 
+from agentpref.config import WatchSettings
 from agentpref.errors import RevisionError
 from agentpref.learn.checkpoint import training_part
 from agentpref.printable import in_namespace
-from agentpref.record.sums import counted
 from agentpref.record.updates import Updates
 from agentpref.serve import status
 from agentpref.serve.backend import Revision
@@ -213,13 +215,7 @@ def hold(connection: sqlite3.Connection, state: ServingState, reason: str) -> Se
     """Hold a namespace from now on; one that is held already keeps its time and reason."""
     if read_hold(connection, state.namespace) is not None:
         return state
-    new = status.change(connection, state, "hold")
-    with counted(connection, "hold_reason"):
-        connection.execute(
-            "INSERT INTO hold_reason (namespace, generation, reason) VALUES (?, ?, ?)",
-            (new.namespace, new.generation, reason),
-        )
-    return new
+    return status.change(connection, state, "hold", reason)
 
 
 def lift(connection: sqlite3.Connection, state: ServingState) -> ServingState:
@@ -245,3 +241,25 @@ def explain_hold(found: Hold, namespace: str) -> str:
     reason = f" ({found.reason})" if found.reason else ""
     command = in_namespace("agentpref adapters hold --end", namespace)
     return f"{namespace!r} is held{reason}: nothing is promoted until `{command}`"
+
+
+# What thumbs may do by themselves
+
+
+def read_watch(connection: sqlite3.Connection, namespace: str) -> WatchSettings:
+    """Read what may be done when thumbs prove something; the defaults, if nobody decided."""
+    query = (
+        "SELECT reason FROM serving_history JOIN hold_reason USING (namespace, generation)"
+        " WHERE namespace = ? AND action = 'watch' ORDER BY id DESC LIMIT 1"
+    )
+    row = connection.execute(query, (namespace,)).fetchone()
+    return WatchSettings() if row is None else WatchSettings(**orjson.loads(row[0]))
+
+
+def set_watch(
+    connection: sqlite3.Connection, state: ServingState, settings: WatchSettings
+) -> ServingState:
+    """Decide what may be done from now on."""
+    if settings == read_watch(connection, state.namespace):
+        return state
+    return status.change(connection, state, "watch", orjson.dumps(asdict(settings)).decode())

@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
 
 from agentpref.errors import InvalidAdapter
-from agentpref.home import Home
+from agentpref.home import Home, sync, writing
 from agentpref.leftovers import clear_adapters
+from agentpref.record.database import connect, transaction, translated
 from agentpref.record.seals import sealed
 from agentpref.record.sums import counted
-from agentpref.record.weights import name_weights
+from agentpref.record.weights import name_weights, tensor_digest
 from agentpref.serve import decisions, folders, status
 from agentpref.serve.backend import Revision
 from agentpref.serve.status import ServingState
+from agentpref.serve.validate import check_adapter
 
 
 class Publication(NamedTuple):
@@ -48,6 +51,28 @@ class Publication(NamedTuple):
         status.require_fit(self.connection, self.revision.revision_id)
         status.change(self.connection, new, action)
         return True
+
+
+@contextmanager
+def published(home: Home, folder: Path, own: Mapping[str, Any]) -> Iterator[Publication]:
+    """Publish a folder; ``own`` is what its manifest says beside the digests of its files."""
+    with writing(home.adapters):
+        files = check_adapter(folder)
+        manifest = {
+            "format": folders.FORMAT,
+            "files": files.digests,
+            "tensors": tensor_digest(files.weights),
+            **own,
+        }
+        draft = folders.new_draft(home.adapters)
+        with folders.written(files, manifest, draft):
+            sync(home.path)  # the folder of adapters may be new
+            with translated(home), closing(connect(home)) as connection, transaction(connection):
+                name = insert(connection, home, draft, manifest)
+                connection.row_factory = sqlite3.Row
+                query = "SELECT * FROM revision WHERE revision_id = ?"
+                row = connection.execute(query, (name,)).fetchone()
+                yield Publication(revision_of(row, home), connection)
 
 
 def insert(

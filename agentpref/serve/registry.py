@@ -14,21 +14,23 @@ import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from agentpref.config import WatchSettings
 from agentpref.errors import InvalidAdapter, RevisionError, UnknownRevision
-from agentpref.home import Home, StrPath, sync, writing
+from agentpref.home import Home, StrPath
 from agentpref.record.database import connect, transaction, translated
-from agentpref.record.weights import tensor_digest
-from agentpref.serve import decisions, folders, pruning, status
+from agentpref.serve import decisions, folders, pruning, publishing, regression, status
 from agentpref.serve.backend import Revision
 from agentpref.serve.decisions import Hold as Hold
-from agentpref.serve.publishing import Publication, insert, revision_of
+from agentpref.serve.publishing import Publication, revision_of
 from agentpref.serve.quarantine import intact_previous
+from agentpref.serve.regression import Finding as Finding
 from agentpref.serve.status import HistoryEntry as HistoryEntry
 from agentpref.serve.status import ServingState as ServingState
-from agentpref.serve.validate import check_adapter, check_published, check_revision
+from agentpref.serve.validate import check_published, check_revision
 from agentpref.types import BASE
 
 
@@ -126,11 +128,9 @@ class Registry:
         if not reason.strip():
             message = f"the quarantine of {revision_id} has no reason; say what is wrong with it"
             raise RevisionError(message)
-        # A reason may name a file whose name is not UTF-8, which SQLite does not store.
-        stored = reason.strip().encode(errors="backslashreplace").decode()
         with self._connected() as connection, transaction(connection):
             self._find(connection, revision_id)
-            status.quarantine(connection, revision_id, time.time(), stored)
+            status.quarantine(connection, revision_id, time.time(), reason)
             return self._find(connection, revision_id)
 
     def release(self, revision_id: str) -> Revision:
@@ -163,10 +163,8 @@ class Registry:
         Raises:
             GenerationConflict: another process changed what is served in between.
         """
-        # A reason may quote what is not UTF-8, which SQLite does not store.
-        stored = reason.strip().encode(errors="backslashreplace").decode()
         with self._changing(BASE, expected_generation) as (connection, state):
-            return decisions.hold(connection, state, stored)
+            return decisions.hold(connection, state, reason)
 
     def lift(self, *, expected_generation: int | None = None) -> ServingState:
         """End a hold; does nothing if there is none.
@@ -222,31 +220,20 @@ class Registry:
         """
         if parent is not None:
             self.get(parent)
-        with writing(self.home.adapters):
-            files = check_adapter(Path(folder))
-            manifest = {
-                "format": folders.FORMAT,
-                "files": files.digests,
-                "tensors": tensor_digest(files.weights),
-                "namespace": self.namespace,
-                "parent": parent,
-                "base": dict(model),
-                "training": dict(training),
-                "watermark": dict(watermark or {}),
-            }
-            draft = folders.new_draft(self.home.adapters)
-            with folders.written(files, manifest, draft):
-                sync(self.home.path)  # the folder of adapters may be new
-                with self._connected() as connection, transaction(connection):
-                    name = insert(connection, self.home, draft, manifest)
-                    yield Publication(self._find(connection, name), connection)
+        own = {"namespace": self.namespace, "parent": parent, "base": dict(model)}
+        own |= {"training": dict(training), "watermark": dict(watermark or {})}
+        with publishing.published(self.home, Path(folder), own) as publication:
+            yield publication
 
-    def promote(self, revision_id: str, *, expected_generation: int | None = None) -> ServingState:
+    def promote(
+        self, revision_id: str, *, expected_generation: int | None = None, reason: str = ""
+    ) -> ServingState:
         """Make a revision live. This ends a canary, whichever revision that was.
 
         Args:
             revision_id: the revision to serve from now on; ``"base"`` for the bare base model.
             expected_generation: refuse if the state has changed since it had this generation.
+            reason: why, for the history.
 
         Raises:
             UnknownRevision: this namespace has none of that id.
@@ -258,7 +245,7 @@ class Registry:
         with self._changing(revision_id, expected_generation) as (connection, state):
             decisions.require_not_held(connection, self.namespace)
             new = state._replace(live=live, canary=None, weight=0.0)
-            return status.change(connection, new, "promote")
+            return status.change(connection, new, "promote", reason)
 
     def canary(
         self, revision_id: str | None, weight: float, *, expected_generation: int | None = None
@@ -277,12 +264,7 @@ class Registry:
             InvalidAdapter: its files are not those that were published.
             GenerationConflict: another process changed what is served in between.
         """
-        if not (0 < weight <= 1 if revision_id is not None else weight == 0):
-            raise RevisionError(
-                f"canary weight {weight!r} of {revision_id} is out of range; give a share above 0 "
-                "and at most 1, or end it with `agentpref adapters canary --end`, in Python "
-                "canary(None, 0)"
-            )
+        status.require_share(revision_id, weight)
         with self._changing(revision_id or BASE, expected_generation) as (connection, state):
             if revision_id is not None:
                 decisions.require_not_held(connection, self.namespace)
@@ -318,6 +300,32 @@ class Registry:
                 return None
             new = state._replace(live=live, canary=None, weight=0.0)
             return status.change(connection, new, "rollback")
+
+    def check_thumbs(self, *, act: bool = True) -> Sequence[Finding]:
+        """Compare people's thumbs on the live revision and the canary with those before and beside.
+
+        What is proven worse is taken out of service and put into quarantine, and a canary that is
+        proven better is promoted, as far as :meth:`watch` allows it and nobody holds the namespace.
+        Call it as often as you like: looking costs no certainty.
+
+        Args:
+            act: ``False`` changes nothing, and only says what is proven.
+        """
+        return regression.check(self, act=act)
+
+    def watch(self, **changes: Any) -> WatchSettings:
+        """Keep what :meth:`check_thumbs` may do in this namespace, and return all of it.
+
+        Args:
+            changes: fields of :class:`~agentpref.config.WatchSettings`; the others stay.
+
+        Raises:
+            ConfigError: a setting does not exist, or its value is not allowed.
+        """
+        with self._changing(BASE, None) as (connection, state):
+            settings = replace(decisions.read_watch(connection, self.namespace), **changes)
+            decisions.set_watch(connection, state, settings)
+            return settings
 
     def prune(
         self,
@@ -395,10 +403,3 @@ class Registry:
                 "see `agentpref adapters list`"
             )
         return revision_of(row, self.home)
-
-
-def namespaces_with_revisions(home: Home) -> list[str]:
-    """List the namespaces that have a revision, in alphabetical order, whether or not they log."""
-    query = "SELECT DISTINCT namespace FROM revision ORDER BY namespace"
-    with translated(home), closing(connect(home, readonly=True)) as connection:
-        return [name for (name,) in connection.execute(query)]

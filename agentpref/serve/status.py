@@ -12,10 +12,12 @@ import shlex
 import sqlite3
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from typing import NamedTuple
 
 from agentpref.errors import GenerationConflict, RevisionError
 from agentpref.home import Home
+from agentpref.record.database import connect, translated
 from agentpref.record.seals import sealed
 from agentpref.record.sums import counted
 from agentpref.record.updates import last_clean
@@ -47,7 +49,11 @@ class ServingState(NamedTuple):
 
 
 class HistoryEntry(NamedTuple):
-    """One change: ``action`` is ``promote``, ``canary``, ``rollback``, ``hold`` or ``lift``."""
+    """One change, by ``promote``, ``canary``, ``rollback``, ``hold``, ``lift`` or ``watch``.
+
+    ``reason`` is why: of a hold, what somebody said; of a change that people's thumbs decided, the
+    thumbs; of ``watch``, the settings from then on, as JSON. Else it is empty.
+    """
 
     at: float
     generation: int
@@ -55,6 +61,7 @@ class HistoryEntry(NamedTuple):
     live: str | None
     canary: str | None
     weight: float
+    reason: str = ""
 
 
 class Service(NamedTuple):
@@ -82,6 +89,13 @@ def service_of(history: Sequence[HistoryEntry], revision_id: str | None) -> Serv
     return Service(now, since, until)
 
 
+def namespaces_with_revisions(home: Home) -> list[str]:
+    """List the namespaces that have a revision, in alphabetical order, whether or not they log."""
+    query = "SELECT DISTINCT namespace FROM revision ORDER BY namespace"
+    with translated(home), closing(connect(home, readonly=True)) as connection:
+        return [name for (name,) in connection.execute(query)]
+
+
 def read_state(
     connection: sqlite3.Connection, namespace: str, expected_generation: int | None = None
 ) -> ServingState:
@@ -105,14 +119,20 @@ def read_state(
 def read_history(connection: sqlite3.Connection, namespace: str) -> list[HistoryEntry]:
     """Read every change of what is served, oldest first."""
     query = (
-        "SELECT at, generation, action, live, canary, weight FROM serving_history"
+        "SELECT at, generation, action, live, canary, weight, coalesce(reason, '')"
+        " FROM serving_history LEFT JOIN hold_reason USING (namespace, generation)"
         " WHERE namespace = ? ORDER BY id"
     )
     return [HistoryEntry(*row) for row in connection.execute(query, (namespace,))]
 
 
-def change(connection: sqlite3.Connection, new: ServingState, action: str) -> ServingState:
-    """Write what is served from now on, under the next generation, and add it to the history."""
+def change(
+    connection: sqlite3.Connection, new: ServingState, action: str, reason: str = ""
+) -> ServingState:
+    """Write what is served from now on, under the next generation, and add it to the history.
+
+    The table ``hold_reason`` keeps the reason. It was made for holds, and serves every change.
+    """
     new = new._replace(generation=new.generation + 1)
     connection.execute(
         "INSERT OR REPLACE INTO serving (namespace, live, canary, weight, generation)"
@@ -128,7 +148,31 @@ def change(connection: sqlite3.Connection, new: ServingState, action: str) -> Se
         " seal) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         row,
     )
+    if stored := _storable(reason):
+        with counted(connection, "hold_reason"):
+            connection.execute(
+                "INSERT INTO hold_reason (namespace, generation, reason) VALUES (?, ?, ?)",
+                (new.namespace, new.generation, stored),
+            )
     return new
+
+
+def _storable(reason: str) -> str:
+    """A reason as SQLite stores it: it may name a file whose name is not UTF-8."""
+    return reason.strip().encode(errors="backslashreplace").decode()
+
+
+def require_share(revision_id: str | None, weight: float) -> None:
+    """Refuse a canary's share of the threads that is out of range; without a canary it is 0.
+
+    Raises:
+        RevisionError: the message says what to give.
+    """
+    if not (0 < weight <= 1 if revision_id is not None else weight == 0):
+        raise RevisionError(
+            f"canary weight {weight!r} of {revision_id} is out of range; give a share above 0 and "
+            "at most 1, or end it with `agentpref adapters canary --end`, in Python canary(None, 0)"
+        )
 
 
 def previous(connection: sqlite3.Connection, namespace: str) -> str | None:
@@ -168,7 +212,7 @@ def quarantine(
         connection.execute(
             "UPDATE revision SET quarantined_at = ?1, quarantine_reason = ?2"
             " WHERE revision_id = ?3 AND (quarantined_at IS NULL OR ?1 IS NULL)",
-            (at, reason, revision_id),
+            (at, None if reason is None else _storable(reason), revision_id),
         )
 
 

@@ -20,6 +20,8 @@ from agentpref.record.log import Log
 from agentpref.record.transfer.backup import backup
 from agentpref.record.transfer.merge import merge
 from agentpref.serve.registry import Registry
+from agentpref.serve.regression import Finding, withdraw
+from agentpref.serve.sequential import Rate
 
 
 @dataclass
@@ -123,6 +125,16 @@ class Canary(Operation):
 class Rollback(Operation):
     def run(self) -> object:
         return Registry(self.world.home).rollback()
+
+
+class Withdraw(Operation):
+    def run(self) -> object:
+        registry = Registry(self.world.home)
+        live, votes = str(registry.state().live), Rate(0, 9)
+        found = Finding(
+            "default", "live", live, "base", 0.0, votes, votes, 99.0, 0.0, "worse", None
+        )  # fmt: skip
+        return withdraw(registry, found, registry.state())
 
 
 class Prune(Operation):
@@ -267,7 +279,7 @@ class Upgrade(Operation):
 OPERATIONS: dict[str, type[Operation]] = {
     kind.__name__.lower(): kind
     for kind in (
-        Publish, Update, Promote, Canary, Rollback, Prune, Quarantine, Release, Judge, Forget,
-        Merge, Backup, Restore, Upgrade,
+        Publish, Update, Promote, Canary, Rollback, Withdraw, Prune, Quarantine, Release, Judge,
+        Forget, Merge, Backup, Restore, Upgrade,
     )
 }  # fmt: skip

@@ -14,9 +14,9 @@ HERE = Path(__file__).parent
 
 # How many steps there must be at least, else this has not tried what it is for.
 STEPS = {
-    "publish": 40, "update": 150, "promote": 30, "canary": 30, "rollback": 25, "prune": 80,
-    "quarantine": 15, "release": 25, "judge": 90, "forget": 130, "merge": 300, "backup": 180,
-    "restore": 180, "upgrade": 110,
+    "publish": 40, "update": 150, "promote": 30, "canary": 30, "rollback": 25, "withdraw": 25,
+    "prune": 80, "quarantine": 15, "release": 25, "judge": 90, "forget": 130, "merge": 300,
+    "backup": 180, "restore": 180, "upgrade": 110,
 }  # fmt: skip
 
 

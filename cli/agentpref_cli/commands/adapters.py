@@ -27,7 +27,7 @@ from agentpref_cli.terminal import (
 if TYPE_CHECKING:
     from agentpref.serve.backend import Revision
     from agentpref.serve.pruning import Pruned
-    from agentpref.serve.registry import Registry, ServingState
+    from agentpref.serve.registry import Finding, Registry, ServingState
 
 app = typer.Typer(help="See the revisions, and change which one serves.", no_args_is_help=True)
 
@@ -59,6 +59,9 @@ def list_(
     A tainted revision was trained on what was forgotten since, one in quarantine was found broken,
     and the files of a pruned one were removed. None of them can be promoted. One that was taken
     back (rolled back, or replaced by an older one) can be, by hand; no update does.
+
+    Where people judged what serves, the last lines compare their thumbs with those before it: see
+    `agentpref watch`.
     """
     from agentpref.serve.decisions import taken_back
 
@@ -70,8 +73,10 @@ def list_(
     serving = _state(state)
     held = registry.held()
     hold = None if held is None else held._asdict()
+    thumbs = registry.check_thumbs(act=False)
     value = {"serving": serving, "hold": hold, "revisions": rows}
-    print_result(as_json, value, lambda: _show_list(serving, rows, hold))
+    value["thumbs"] = [one.to_mapping() for one in thumbs]
+    print_result(as_json, value, lambda: _show_list(serving, rows, hold, thumbs))
 
 
 @app.command()
@@ -316,6 +321,7 @@ def _show_list(
     serving: Mapping[str, Any],
     revisions: Sequence[Mapping[str, Any]],
     hold: Mapping[str, Any] | None,
+    thumbs: Sequence[Finding],
 ) -> None:
     from agentpref.types import BASE
 
@@ -334,6 +340,9 @@ def _show_list(
     table(("revision", "serves", "parent", "created", "status"), rows, styles=styles)
     if hold is not None:
         _show_hold(hold)
+    for one in thumbs:
+        if one.now.votes:
+            say(one.message, {"worse": BAD, "better": GOOD, "open": ""}[one.verdict])
 
 
 def _show_one(value: Mapping[str, Any]) -> None:

@@ -186,7 +186,8 @@ def _serving(home: Home) -> Iterator[Finding]:
     from agentpref.record.updates import Updates
     from agentpref.serve import folders
     from agentpref.serve.pins import find_pins
-    from agentpref.serve.registry import Registry, namespaces_with_revisions
+    from agentpref.serve.registry import Registry
+    from agentpref.serve.status import namespaces_with_revisions
 
     if not home.database.is_file():
         return
@@ -328,7 +329,8 @@ def _check_revisions(folder: Path | None, *, serving_only: bool) -> tuple[list[P
     from agentpref.errors import NotKept, RevisionError
     from agentpref.home import Home
     from agentpref.record.integrity import Problem
-    from agentpref.serve.registry import Registry, namespaces_with_revisions
+    from agentpref.serve.registry import Registry
+    from agentpref.serve.status import namespaces_with_revisions
     from agentpref.serve.validate import check_published
 
     home, problems, checked = Home.open(folder), list[Problem](), 0
