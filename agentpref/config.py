@@ -214,6 +214,9 @@ class GateSettings:
     min_stratum: int = setting(50, "smaller strata are pooled with their siblings", ge=1)
     max_old_pairs: int = setting(1000, "evaluate at most so many old held-out pairs", ge=1)
     kl_budget: float = setting(0.15, "KL from the base model, in nats per token", gt=0)
+    temperature: float = setting(
+        0.7, "temperature of the answers that are drawn beside the greedy ones", gt=0
+    )
     distinct_floor: float = setting(0.9, "distinct-2 of the answers, relative to live", ge=0)
     length_ratio: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(ge=1)]] = (
         setting((0.8, 1.25), "length of the answers, relative to live", strict=False)

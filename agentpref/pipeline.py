@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from agentpref.learn.trainer import TrainingReport
     from agentpref.models.adapter_files import AdapterFiles
     from agentpref.models.base import BaseModel
-    from agentpref.prove.checks import UserCheck
+    from agentpref.prove.checks import Scorer, UserCheck
 
 
 def update(
@@ -65,6 +65,7 @@ def update(
     config: UpdateConfig | None = None,
     namespace: str = "default",
     checks: Mapping[str, UserCheck] | None = None,
+    scorers: Mapping[str, Scorer] | None = None,
     progress: Progress | None = None,
     promote: bool = True,
     canary: float | None = None,
@@ -86,6 +87,8 @@ def update(
         config: settings; most users need no others than the defaults.
         namespace: whose feedback to learn from, and whose live revision to replace.
         checks: your own checks by name; ``None`` runs those of installed packages.
+        scorers: your own scorers of answers by name, in the same way. A scorer takes the messages
+            of a prompt and an answer, and returns a number, where larger is better.
         progress: called with ``(stage, done, total)`` as work goes on.
         promote: ``False`` publishes what passes the gate, and leaves what serves as it is.
         canary: let what passes serve this share of the threads (above 0 and at most 1), as a
@@ -142,6 +145,7 @@ def update(
                 config,
                 namespace,
                 checks,
+                scorers,
                 progress or (lambda stage, done, total: None),
                 interrupts,
                 team,
@@ -184,6 +188,7 @@ class _Update:
     config: UpdateConfig
     namespace: str
     checks: Mapping[str, UserCheck] | None
+    scorers: Mapping[str, Scorer] | None
     progress: Progress
     interrupts: Interrupts
     team: Team
@@ -198,6 +203,7 @@ class _Update:
         self.update_id, self.created_at = self.trace.report.update_id, self.trace.report.created_at
         minutes = self.config.max_minutes
         self.budget = Budget(None if minutes is None else 60 * minutes)
+        self.answers: Sequence[tuple[str, str, str]] = ()
 
     def run(self) -> UpdateReport:
         """Go through the update in order."""
@@ -244,6 +250,7 @@ class _Update:
             rows = choose(learner, available, self.config, self.budget)
         else:
             rows = prepare(learner, available, started.data, self.config)
+        report = replace(report, notes=[*report.notes, *self._warnings(learner, rows)])
         training = self._train(learner, rows, needed) if rows.new else None
         if training is not None:
             rows = rows.only(learner.reached)
@@ -257,15 +264,16 @@ class _Update:
         report = replace(report, seconds=self.budget.spent(), notes=[*report.notes, *notes])
 
         # 4. Record what it used, publish it, and serve it: all of it or nothing.
-        outcome = Outcome(report, groups, self.wishes)
+        outcome = Outcome(report, groups, self.wishes, self.answers)
         report = outcome.settle(self.registry, self.connection, learner, serving)
         checkpoints.remove(self.checkpoint.path)
         return report
 
     def _load_parts(self) -> Mapping[str, UserCheck]:
         from agentpref.learn.losses import load_loss
-        from agentpref.prove.checks import installed_checks
+        from agentpref.prove.checks import installed_checks, installed_scorers
 
+        self.scorers = installed_scorers() if self.scorers is None else self.scorers
         for kind in (self.config.loss.kind, self.config.thumbs.kind):
             load_loss(kind)
         return installed_checks() if self.checks is None else self.checks
@@ -366,6 +374,12 @@ class _Update:
             checkpoints.remove(self.checkpoint.path)  # it would only diverge again
             raise
 
+    def _warnings(self, learner: Learner, rows: UpdateRows) -> list[str]:
+        """Say, before training, what nobody can have meant by the new examples."""
+        from agentpref.prove import probes
+
+        return probes.warnings(learner, [*rows.new, *rows.new_held_out])
+
     def _prove(
         self,
         report: UpdateReport,
@@ -375,7 +389,7 @@ class _Update:
         checks: Mapping[str, UserCheck],
     ) -> UpdateReport:
         """Evaluate the candidate, and decide on it."""
-        from agentpref.prove import evaluate, gate
+        from agentpref.prove import behaviour, evaluate, gate
 
         config = self.config
         kl = evaluate.kl_from_base(learner, rows.held_out or rows.new, seed=config.seed)
@@ -388,15 +402,18 @@ class _Update:
             kl=kl,
             trained=rows.new,
             checks=checks,
+            scorers=self.scorers,
             config=config,
             cut_short=training.stopped == "time",
         )
         result = gate.judge(evidence, config.gate, seed=config.seed)
+        self.answers = evidence.shown
         return replace(
             report,
             verdict=result.verdict,
             counts=report.counts | {"evaluated_thumbs": new.counted_thumbs()},
             accuracy=new.joined(old).by_tag(),
+            behaviour=behaviour.told(evidence),
             training=asdict(training) | self.share.to_mapping(),
             checks=result.to_mapping()["checks"],
             notes=[*report.notes, *new.notes(), *evidence.notes],

@@ -197,6 +197,14 @@ class Example:
         return len(self.completions) == 1
 
 
+class Answered(NamedTuple):
+    """A held-out prompt, and what live (``before``) and an update's candidate answered to it."""
+
+    prompt: Prompt
+    before: str
+    after: str
+
+
 @dataclass(frozen=True, slots=True)
 class UpdateReport:
     """What an update did and why. Accuracies are held-out, per tag, before and after.
@@ -215,7 +223,9 @@ class UpdateReport:
     Every example that was not used as it was logged is counted by reason: ``left_out`` are neither
     trained nor evaluated (it counts the rows of feedback that made no example, too), ``shortened``
     lost the oldest turns of their prompt, and the logged tokens of ``retokenized`` could not be
-    used. ``config`` holds the settings, ``base`` identifies the base model, and ``notes`` say
+    used. ``behaviour`` has what live and the candidate wrote on the same prompts, in numbers, and
+    what the examples ask for; ``Home.answers`` has some of the answers themselves. ``config`` holds
+    the settings, ``base`` identifies the base model, and ``notes`` say
     anything else, such as why an interrupted training started over.
     """
 
@@ -232,6 +242,7 @@ class UpdateReport:
     shortened: dict[str, int] = field(default_factory=dict)
     retokenized: dict[str, int] = field(default_factory=dict)
     accuracy: dict[str, dict[str, float]] = field(default_factory=dict)
+    behaviour: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     checks: list[dict[str, Any]] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)

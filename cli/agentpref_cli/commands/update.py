@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +23,8 @@ from agentpref_cli.terminal import (
 )
 
 if TYPE_CHECKING:
+    import sqlite3
+
     from agentpref.record.journal import Entry
 
 VERDICTS = {
@@ -67,6 +69,7 @@ again as 1, in a few noisy runs (docs/training.md)."""
 
 _CROWDED = 0.1  # the share of waiting from which on a report names it
 _THUMBS = "_thumbs"
+_SHOWN, _WIDTH = 3, 200  # answers that a report prints, and characters of each
 
 
 def update(
@@ -200,19 +203,29 @@ def report(
             found = newest[0]
             if not found.in_ledger:
                 trained = journal.last_trained(connection, found.namespace)
-    value = _with_serving(found, home)
-    if trained is not None:
-        value["last_trained"] = _with_serving(trained, home)
+        value = _with_serving(found, home, connection)
+        if trained is not None:
+            value["last_trained"] = _with_serving(trained, home, connection)
     print_result(as_json, value, lambda: _show_entries(value))
 
 
-def _with_serving(entry: Entry, home: Path | None) -> dict[str, Any]:
-    """A report with what its revision does today, and how often an update ended like that."""
+def _with_serving(
+    entry: Entry, home: Path | None, connection: sqlite3.Connection
+) -> dict[str, Any]:
+    """A report with its answers, what its revision does today, and how often one ended like that.
+
+    The answers are not in the report itself, which is kept when they are forgotten.
+    """
+    from agentpref.record.updates import Updates
     from agentpref.serve.registry import Registry
 
     service = Registry(home, namespace=entry.namespace).service(entry.revision)
     repeated = {"times": entry.times, "first_at": entry.first_at} if entry.times > 1 else {}
-    return {**entry.report, "serving": service._asdict(), **repeated}
+    answers = [
+        {"prompt": one.prompt.messages, "before": one.before, "after": one.after}
+        for one in Updates(connection).answers(entry.update_id)
+    ]
+    return {**entry.report, "serving": service._asdict(), "answers": answers, **repeated}
 
 
 def _show_entries(value: Mapping[str, Any]) -> None:
@@ -258,6 +271,20 @@ def _show(report: Mapping[str, Any], serving: str) -> None:
         table(("held-out accuracy", "before", "after"), rows)
     if report["checks"]:
         show_checks(report["checks"])
+    _show_answers(report.get("answers", ()))
+
+
+def _show_answers(answers: Sequence[Mapping[str, Any]]) -> None:
+    """Print some held-out prompts with the answers before and after, chosen at random."""
+    if not answers:
+        return
+    say("")
+    say(f"before and after, {min(_SHOWN, len(answers))} held-out prompts chosen at random:", BOLD)
+    for one in answers[:_SHOWN]:
+        said = one["prompt"][-1].get("content")
+        for name, text in (("prompt", said), ("before", one["before"]), ("after", one["after"])):
+            line = " ".join(text.split()) if isinstance(text, str) else ""
+            say(f"{name:<7} {line[:_WIDTH]}{'…' if len(line) > _WIDTH else ''}")
 
 
 def _meaning(verdict: str, accuracy: Mapping[str, Mapping[str, float]]) -> str:

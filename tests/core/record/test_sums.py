@@ -124,6 +124,7 @@ def _learn(connection: sqlite3.Connection, revisions: list[str], said: list[str]
                 {},
                 pairs,
                 sources,
+                [("p", "before", "after"), ("q", "before", f"after {n}")],
             )
         )
     rows = [row((1, n), (2, n), (3, n)) for n in range(10)]
