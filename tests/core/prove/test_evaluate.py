@@ -14,7 +14,6 @@ from agentpref.learn.encode import EncodedExample
 from agentpref.learn.learner import Learner
 from agentpref.models.base import load_base
 from agentpref.models.tokenizer import encode_prompt
-from agentpref.prove import evaluate
 from agentpref.prove.checks import run_checks
 from agentpref.prove.evaluate import answer, kl_from_base
 from agentpref.prove.metrics import distinct_n
