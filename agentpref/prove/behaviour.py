@@ -117,7 +117,7 @@ def _unasked(evidence: Evidence) -> Iterator[CheckResult]:
         return
     asked = {(one.feature, one.direction) for one in evidence.asked}
     scripts = [(f"{script} letters", sign) for script in SCRIPTS for sign in (1, -1)]
-    watched = [("refusal", 1), ("tool call", -1), ("valid tool call", -1), *scripts]
+    watched = [("refusal", 1), ("tool call", -1), *scripts]
     found = []
     for name, sign in watched:
         before, after = _mean(live, name), _mean(candidate, name)

@@ -30,6 +30,7 @@ LABEL_WORDS = 3
 
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_]+(?:['’][^\W_]+)*")
 _LIST_ITEM = re.compile(r"^[ \t]*(?:[-*+•]|\d{1,3}[.)])[ \t]+\S", re.MULTILINE)
+_MARKER = re.compile(r"^[ \t]*(?:[-*+•]|\d{1,3}[.)])[ \t]+", re.MULTILINE)
 _HEADING = re.compile(r"^[ \t]*#{1,6}[ \t]+\S|^[ \t]*\*\*[^*\n]+\*\*:?[ \t]*$", re.MULTILINE)
 _OPENING = re.compile(r"\s*([^\n,.!:;?]{1,40}[\n,.!:;?])")
 _SENTENCE_MARKS = frozenset(".!?…。؟।\"'”’»)]}*`>|\uff01\uff1f")  # the last two are wide ! and ?
@@ -84,12 +85,13 @@ def is_degenerate(text: str) -> bool:
 
     It does if a word or a passage comes three times or more on end and fills half of at least eight
     words, if the whole answer is a passage of four words or more said twice, or if of forty words
-    or more fewer than three in ten runs of three words are distinct.
+    or more fewer than three in ten runs of three words are distinct. The numbers of a list do not
+    count: small models loop through "1. Use a fan", "2. Use a fan".
 
     >>> is_degenerate("Yes " * 24), is_degenerate("no, no, no")
     (True, False)
     """
-    words = words_of(text)
+    words = words_of(_MARKER.sub("", text))
     size = len(words)
     if size < 8:
         return False
