@@ -194,6 +194,7 @@ def odd_wishes(chosen: Sequence[str], rejected: Sequence[str]) -> Iterator[str]:
                 f"{count} of {len(chosen)} chosen answers {'are ' if words == 'blank' else ''}"
                 f"{words}: {cure}; a candidate that writes so is refused"
             )
+    chosen = [text for text in chosen if not is_blank(text)]
     share, top = most_common(chosen)
     if len(chosen) >= 8 and is_canned(share, top, most_common(rejected)[0]):
         yield (

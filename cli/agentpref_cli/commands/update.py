@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import sqlite3
 
     from agentpref.record.journal import Entry
+    from agentpref.types import Answered
 
 VERDICTS = {
     "promoted": (0, GOOD, "every check passed"),
@@ -133,6 +134,7 @@ def update(
     while another update or a removal runs, 130 or 143 on a signal.
     """
     from agentpref.config import UpdateConfig
+    from agentpref.home import Home
     from agentpref.learn import process, team
     from agentpref.pipeline import update as run_update
 
@@ -156,6 +158,7 @@ def update(
             again=again,
         )
     value = done.to_mapping()
+    value["answers"] = _plain_answers(Home.open(home).answers(done.update_id))
     serving = _SERVES if done.verdict == "promoted" else _NEVER
     print_result(as_json, value, lambda: _show(value, serving))
     raise typer.Exit(VERDICTS[done.verdict][0])
@@ -221,11 +224,14 @@ def _with_serving(
 
     service = Registry(home, namespace=entry.namespace).service(entry.revision)
     repeated = {"times": entry.times, "first_at": entry.first_at} if entry.times > 1 else {}
-    answers = [
-        {"prompt": one.prompt.messages, "before": one.before, "after": one.after}
-        for one in Updates(connection).answers(entry.update_id)
-    ]
+    answers = _plain_answers(Updates(connection).answers(entry.update_id))
     return {**entry.report, "serving": service._asdict(), "answers": answers, **repeated}
+
+
+def _plain_answers(answers: Sequence[Answered]) -> list[dict[str, Any]]:
+    return [
+        {"prompt": one.prompt.messages, "before": one.before, "after": one.after} for one in answers
+    ]
 
 
 def _show_entries(value: Mapping[str, Any]) -> None:

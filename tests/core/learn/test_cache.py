@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from contextlib import closing
+from math import nan
 
 import pytest
 
 from agentpref.home import Home
 from agentpref.learn.cache import LogpCache, sequence_key
+from agentpref.learn.logps import Scored
 from agentpref.record.database import connect
 from agentpref.record.integrity import examine
 from tests.core.learn.families import row
@@ -201,3 +203,30 @@ def test_a_changed_score_does_not_follow_its_policy_to_a_revision(connection, ro
     scorer = Scorer()
     assert score(published, rows, scorer) == Scorer()(rows)
     assert sum(map(len, scorer.asked)) == 1
+
+
+def test_deciding_tokens_come_from_the_pass_that_scores(connection, make_learner, pairs):
+    """Base and live are the same here: what one stored the other finds."""
+    cache = LogpCache(connection, NUMBERS, "base")
+    learner = make_learner()
+    learner._caches = {"base": cache}
+    rows = learner.encode(pairs[:4])
+    expected = make_learner().scored("base", rows)
+    assert learner.scored("base", rows) == expected
+    assert cache.known_whole(rows) == expected
+    assert cache.known(rows) == [one.sums for one in expected]
+    assert all(one.deciding[0] >= one.sums[0] for one in expected), "one token of several"
+    learner._compute = lambda policy, rows, whole: [] if not rows else pytest.fail("again")
+    assert learner.scored("base", rows) == expected
+    assert learner.score("base", rows) == [one.sums for one in expected]
+
+
+def test_sums_alone_do_not_make_a_row_known_with_its_deciding_token(connection, rows):
+    cache, two = LogpCache(connection, NUMBERS, "base"), [row((1, 2), (3, 4), (3, 5))]
+    cache.remember(two, [(-1.0, -2.0)])
+    assert cache.known_whole(two) == [None]
+    cache.remember_whole(two, [Scored((-1.0, -2.0), (-0.5, -1.5))])
+    assert cache.known_whole(two) == [Scored((-1.0, -2.0), (-0.5, -1.5))]
+    without = [row((1, 2), (3, 4)), row((1, 2), (3, 4), (3, 4, 5))]
+    cache.remember_whole(without, [Scored((-1.0,), (nan,)), Scored((-1.0, -2.0), (nan, nan))])
+    assert [len(one.deciding) for one in cache.known_whole(without)] == [1, 2]
