@@ -140,7 +140,7 @@ def test_a_seed_draws_the_same_answers_again_and_another_seed_others() -> None:
 
 def test_answers_are_drawn_by_the_probabilities_of_the_model() -> None:
     """First tokens of 400 draws against softmax(logits / T): no share is off by five errors."""
-    model, number, temperature = random_model("llama"), 400, 0.02
+    model, number, temperature = random_model("llama"), 400, 0.1
     with torch.no_grad():
         logits = model(torch.tensor([PROMPTS[0]])).logits[0, -1]
     expected = (logits / temperature).softmax(-1)
