@@ -24,7 +24,7 @@ from agentpref.retry import Plan, follow_up, only_undecided
 if TYPE_CHECKING:
     from agentpref.learn.learner import Learner
     from agentpref.learn.trainer import TrainingReport
-    from agentpref.prove.checks import UserCheck
+    from agentpref.prove.checks import Scorer, UserCheck
     from agentpref.prove.evaluate import Scores
     from agentpref.prove.results import GateResult
 
@@ -40,6 +40,8 @@ class Proof:
     new: Scores
     accuracy: dict[str, dict[str, float]]
     evaluated_thumbs: int
+    behaviour: dict[str, Any] = field(default_factory=dict)
+    shown: tuple[tuple[str, str, str], ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -72,6 +74,7 @@ class Bench:
     learner: Learner
     config: UpdateConfig
     checks: Mapping[str, UserCheck]
+    scorers: Mapping[str, Scorer]
     budget: Budget
     checkpoint: Checkpoint
     interrupts: Interrupts
@@ -178,7 +181,7 @@ class Bench:
     def _prove(self, rows: UpdateRows, training: TrainingReport, plan: Plan) -> Proof:
         """Evaluate the candidate, and decide on it. Every attempt is a look of its own."""
         from agentpref.learn.trainer import Limits
-        from agentpref.prove import crossfit, evaluate
+        from agentpref.prove import behaviour, crossfit, evaluate, probes
 
         learner, config = self.learner, self.config
         kl = evaluate.kl_from_base(learner, rows.held_out or rows.new, seed=config.seed)
@@ -191,6 +194,7 @@ class Bench:
             kl=kl,
             trained=rows.new,
             checks=self.checks,
+            scorers=self.scorers,
             config=config,
             ordinary=rows.ordinary_held_out,
             cut_short=training.stopped == "time",
@@ -204,8 +208,16 @@ class Bench:
             config=config,
             limits=Limits(left, self.interrupts, self.budget.clock),
         )
-        notes = (*new.notes(), *evidence.notes)
-        return Proof(result, new, new.joined(old).by_tag(), new.counted_thumbs(), notes)
+        odd = probes.warnings(learner, [*rows.new, *rows.new_held_out])
+        return Proof(
+            result,
+            new,
+            new.joined(old).by_tag(),
+            new.counted_thumbs(),
+            behaviour.told(evidence),
+            evidence.shown,
+            (*odd, *new.notes(), *evidence.notes),
+        )
 
     def told(self, tried: Tried) -> dict[str, Any]:
         """The fields of a report that the last attempt fills."""
@@ -218,6 +230,7 @@ class Bench:
             **found,
             "verdict": result.verdict,
             "accuracy": tried.proof.accuracy,
+            "behaviour": tried.proof.behaviour,
             "training": {
                 **asdict(tried.training),
                 "start": plan.start if self.live is not None else "base",

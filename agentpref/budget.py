@@ -193,11 +193,11 @@ class _Bill:
 
     def add(self, row: EncodedExample, scored: Container[str]) -> None:
         """Add a row, of which some frozen policies have scores already."""
-        from agentpref.prove import evaluate
+        from agentpref.prove import evaluate, probes
 
         self._rows += 1
         self._width += row.width
-        self._limit = max(self._limit, evaluate.token_limit([row]))
+        self._limit = max(self._limit, probes.token_limit([row]))
         if row.example.held_out:
             passes = sum(policy not in scored for policy in _FROZEN) + 1
             passes += self._rows - self.trained <= evaluate.KL_ROWS
@@ -209,11 +209,12 @@ class _Bill:
 
     def total(self) -> float:
         """The cost of all rows, of what is replayed beside them, and of the answers to probes."""
-        from agentpref.prove import evaluate
+        from agentpref.prove import evaluate, probes
 
         replayed = min(self._old, replay_size(self.trained, self._config.replay))
         each = (COST_OF_TRAINING + COST_OF_DRAWING) * self._width / self._rows
-        written = 2 * min(evaluate.PROBES, self._rows) * self._limit
+        asked = min(probes.PROBES, self._rows) + min(probes.SAMPLED, self._rows)
+        written = 2 * asked * self._limit
         return self._total + replayed * each + evaluate.COST_OF_WRITING * written
 
 

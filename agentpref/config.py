@@ -247,6 +247,9 @@ class GateSettings:
     ordinary_loss: float = setting(
         0.03, "loss of likelihood of ordinary answers, in nats per token", gt=0
     )
+    temperature: float = setting(
+        0.7, "temperature of the answers that are drawn beside the greedy ones", gt=0
+    )
     distinct_floor: float = setting(0.9, "distinct-2 of the answers, relative to live", ge=0)
     length_ratio: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(ge=1)]] = (
         setting((0.8, 1.25), "length of the answers, relative to live", strict=False)

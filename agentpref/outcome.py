@@ -46,11 +46,12 @@ AS_USUAL = Wishes()
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What an update came to: its report, and what each example was used for."""
+    """What an update came to: its report, what each example was used for, and answers to show."""
 
     report: UpdateReport
     groups: Mapping[str, Sequence[Listed]]
     wishes: Wishes = AS_USUAL
+    answers: Sequence[tuple[str, str, str]] = ()
 
     def settle(
         self,
@@ -144,5 +145,6 @@ class Outcome:
                 report=report.to_mapping(),
                 pairs=pairs,
                 sources=sources,
+                answers=self.answers,
             )
         )

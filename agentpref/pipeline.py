@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from agentpref.learn.learner import Learner
     from agentpref.models.adapter_files import AdapterFiles
     from agentpref.models.base import BaseModel
-    from agentpref.prove.checks import UserCheck
+    from agentpref.prove.checks import Scorer, UserCheck
 
 
 def update(
@@ -72,6 +72,7 @@ def update(
     config: UpdateConfig | None = None,
     namespace: str = "default",
     checks: Mapping[str, UserCheck] | None = None,
+    scorers: Mapping[str, Scorer] | None = None,
     progress: Progress | None = None,
     promote: bool = True,
     canary: float | None = None,
@@ -93,6 +94,8 @@ def update(
         config: settings; most users need no others than the defaults.
         namespace: whose feedback to learn from, and whose live revision to replace.
         checks: your own checks by name; ``None`` runs those of installed packages.
+        scorers: your own scorers of answers by name, in the same way. A scorer takes the messages
+            of a prompt and an answer, and returns a number, where larger is better.
         progress: called with ``(stage, done, total)`` as work goes on.
         promote: ``False`` publishes what passes the gate, and leaves what serves as it is.
         canary: let what passes serve this share of the threads (above 0 and at most 1), as a
@@ -149,6 +152,7 @@ def update(
                 config,
                 namespace,
                 checks,
+                scorers,
                 progress or (lambda stage, done, total: None),
                 interrupts,
                 team,
@@ -191,6 +195,7 @@ class _Update:
     config: UpdateConfig
     namespace: str
     checks: Mapping[str, UserCheck] | None
+    scorers: Mapping[str, Scorer] | None
     progress: Progress
     interrupts: Interrupts
     team: Team
@@ -279,6 +284,7 @@ class _Update:
             learner,
             self.config,
             checks,
+            self.scorers or {},
             self.budget,
             self.checkpoint,
             self.interrupts,
@@ -300,7 +306,8 @@ class _Update:
 
         # 4. Record what it used, publish it, and serve it: all of it or nothing.
         again = (one for one in tried.available.all() if one.example_id in tried.plan.restored)
-        outcome = Outcome(report, {**groups, "restored": tuple(again)}, self.wishes)
+        shown = () if tried.proof is None else tried.proof.shown
+        outcome = Outcome(report, {**groups, "restored": tuple(again)}, self.wishes, shown)
         report = outcome.settle(self.registry, self.connection, learner, serving)
         checkpoints.remove(self.checkpoint.path)
         return report
@@ -329,8 +336,9 @@ class _Update:
 
     def _load_parts(self) -> Mapping[str, UserCheck]:
         from agentpref.learn.losses import load_loss
-        from agentpref.prove.checks import installed_checks
+        from agentpref.prove.checks import installed_checks, installed_scorers
 
+        self.scorers = installed_scorers() if self.scorers is None else self.scorers
         for kind in (self.config.loss.kind, self.config.thumbs.kind):
             load_loss(kind)
         return installed_checks() if self.checks is None else self.checks

@@ -1,4 +1,4 @@
-"""Parts that packages register by name: losses, formats, checks.
+"""Parts that packages register by name: losses, formats, checks, scorers.
 
 A package names an object in the entry-point group of its kind, and a setting or a flag names it
 from then on. Our own parts go through the same door, so ``pyproject.toml`` lists them as a
@@ -22,6 +22,7 @@ from agentpref.errors import ConfigError
 LOSSES = "agentpref.losses"
 FORMATS = "agentpref.formats"
 CHECKS = "agentpref.checks"
+SCORERS = "agentpref.scorers"
 
 
 def names(group: str) -> tuple[str, ...]:

@@ -31,7 +31,15 @@ from agentpref.record.store import Store
 from agentpref.record.updates import Updates
 from agentpref.serve.backend import Revision
 from agentpref.serve.registry import Registry
-from agentpref.types import HELD_OUT, Comparison, Example, Feedback, Run, UpdateReport
+from agentpref.types import (
+    HELD_OUT,
+    Answered,
+    Comparison,
+    Example,
+    Feedback,
+    Run,
+    UpdateReport,
+)
 
 if TYPE_CHECKING:
     import pandas
@@ -186,6 +194,12 @@ def read_updates(home: Home, which: Selection) -> Records[UpdateReport]:
             yield UpdateReport(**known), {"report": orjson.dumps(report).decode()}
 
     return _records(home, which, "updates", read)
+
+
+def read_answers(home: Home, update_id: str) -> list[Answered]:
+    """Make the list of :meth:`agentpref.Home.answers`."""
+    with translated(home), closing(connect(home, readonly=True)) as database:
+        return Updates(database).answers(update_id)
 
 
 def read_revisions(home: Home, which: Selection) -> Records[Revision]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from agentpref.home import Home
     from agentpref.reading import Records
     from agentpref.serve.backend import Revision
-    from agentpref.types import Comparison, Example, Feedback, Run, UpdateReport
+    from agentpref.types import Answered, Comparison, Example, Feedback, Run, UpdateReport
 
 
 class Reads:
@@ -128,6 +128,19 @@ class Reads:
         from agentpref import reading
 
         return reading.read_updates(self._home, reading.selection(namespace, since, limit))
+
+    def answers(self, update_id: str) -> list[Answered]:
+        """Read what live and an update's candidate answered to some held-out prompts.
+
+        They were chosen at random. The list is empty for an update that kept none; answers to
+        prompts that were removed or forgotten since are gone.
+
+        Raises:
+            HomeError: the home cannot be read.
+        """
+        from agentpref import reading
+
+        return reading.read_answers(self._home, update_id)
 
     def revisions(
         self,

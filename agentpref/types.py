@@ -205,6 +205,14 @@ class Example:
         return self.origin == "ordinary"
 
 
+class Answered(NamedTuple):
+    """A held-out prompt, and what live (``before``) and an update's candidate answered to it."""
+
+    prompt: Prompt
+    before: str
+    after: str
+
+
 @dataclass(frozen=True, slots=True)
 class UpdateReport:
     """What an update did and why. Accuracies are held-out, per tag, before and after.
@@ -233,7 +241,8 @@ class UpdateReport:
     ``changed`` lists the tags in which new judgements contradict what live has learned. ``gain``
     has the numbers that a gain was judged by (:class:`agentpref.prove.gain.Gain`): prompts that
     became better and worse, the ``chance`` of that if nothing was learned, what was ``needed``, and
-    the number of the ``look``.
+    the number of the ``look``. ``behaviour`` has what live and the candidate wrote on the same
+    prompts, in numbers, and what the examples ask for; ``Home.answers`` has some of the answers.
 
     ``config`` holds the settings, ``base`` identifies the base model, and ``notes`` say anything
     else, such as why an interrupted training started over.
@@ -252,6 +261,7 @@ class UpdateReport:
     shortened: dict[str, int] = field(default_factory=dict)
     retokenized: dict[str, int] = field(default_factory=dict)
     accuracy: dict[str, dict[str, float]] = field(default_factory=dict)
+    behaviour: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     checks: list[dict[str, Any]] = field(default_factory=list)
     attempts: list[dict[str, Any]] = field(default_factory=list)

@@ -90,6 +90,20 @@ class Batch:
         """
         return self.sums(per_token) / self.lengths().clamp(min=SHORTEST)
 
+    def pick(self, per_token: Tensor, places: Sequence[int | None]) -> list[tuple[float, ...]]:
+        """Values per token, ``[N]``, at one place of each row's completions: ``[rows][n]``.
+
+        ``places`` says for each row which of the tokens that count in a completion is meant. A row
+        without a place has NaN.
+        """
+        counts = self.owner.bincount(minlength=self.n * self.rows)
+        starts = (counts.cumsum(0) - counts).view(self.n, self.rows).T.tolist()
+        values = per_token.tolist()
+        return [
+            tuple(math.nan if place is None else values[start + place] for start in own)
+            for own, place in zip(starts, places, strict=True)
+        ]
+
     def lengths(self) -> Tensor:
         """Count the tokens that count: ``[rows, n]``."""
         return self.owner.bincount(minlength=self.n * self.rows).view(self.n, self.rows).T

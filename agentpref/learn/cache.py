@@ -9,14 +9,15 @@ with, so each has a checksum: one that was changed since is computed again.
 from __future__ import annotations
 
 import hashlib
+import math
 import sqlite3
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import orjson
 
 from agentpref.learn.batch import Sequences
-from agentpref.learn.logps import Logps
+from agentpref.learn.logps import Logps, Scored, deciding_place
 from agentpref.models.tokenizer import Ids, Mask
 from agentpref.record.database import transaction
 from agentpref.record.sums import checksum
@@ -66,16 +67,40 @@ class LogpCache:
             for own in keys
         ]
 
+    def known_whole(self, rows: Sequence[Sequences]) -> list[Scored | None]:
+        """As :meth:`known`, with the log-probs of deciding tokens."""
+        sums = self.known(rows)
+        keys = [[*_deciding_keys(row)] for row in rows]
+        found = self._read({key for own in keys for key in own})
+        whole: list[Scored | None] = []
+        for row, scores, own in zip(rows, sums, keys, strict=True):
+            if scores is None or not all(key in found for key in own):
+                whole.append(None)
+            else:
+                deciding = tuple(found[key] for key in own)
+                whole.append(Scored(scores, deciding or (math.nan,) * len(row.completions)))
+        return whole
+
     def remember(self, rows: Sequence[Sequences], scores: Sequence[Logps]) -> None:
         """Store scores, if this cache keeps any; they are on disk when this returns."""
-        if not self._keeps:
-            return
-        columns = [
-            (self._policy, key, logp, tokens)
+        self._remember(
+            (key, tokens, logp)
             for row, logps in zip(rows, scores, strict=True)
             for (key, tokens), logp in zip(_keys(row), logps, strict=True)
-        ]
-        if columns:
+        )
+
+    def remember_whole(self, rows: Sequence[Sequences], scores: Sequence[Scored]) -> None:
+        """Store scores and the log-probs of deciding tokens, which are those of a mask."""
+        self.remember(rows, [one.sums for one in scores])
+        self._remember(
+            (key, 1, logp)
+            for row, one in zip(rows, scores, strict=True)
+            for key, logp in zip(_deciding_keys(row), one.deciding, strict=False)
+        )
+
+    def _remember(self, scores: Iterable[tuple[str, int, float]]) -> None:
+        columns = [(self._policy, key, logp, tokens) for key, tokens, logp in scores]
+        if columns and self._keeps:
             with transaction(self._connection):
                 self._write(columns)
 
@@ -117,3 +142,11 @@ def _keys(row: Sequences) -> Iterator[tuple[str, int]]:
     """Key and number of counting tokens of each completion."""
     for completion, mask in zip(row.completions, row.masks, strict=True):
         yield sequence_key(row.prompt, completion, mask), sum(mask or (True,) * len(completion))
+
+
+def _deciding_keys(row: Sequences) -> Iterator[str]:
+    """The key of each completion up to the deciding token, which alone counts; none without one."""
+    place = deciding_place(row)
+    if place is not None:
+        for completion in row.completions:
+            yield sequence_key(row.prompt, completion[: place + 1], (False,) * place + (True,))

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ from agentpref.learn import adapter, logps, trainer
 from agentpref.learn import encode as encoding
 from agentpref.learn.cache import LogpCache
 from agentpref.learn.encode import EncodedExample, Encoding
-from agentpref.learn.logps import Choice, Logps, Route
+from agentpref.learn.logps import Choice, Logps, Route, Scored
 from agentpref.learn.objective import ForwardPlan, Leash, Losses, TrainingRow
 from agentpref.learn.schedule import epochs_for, plan_batches
 from agentpref.learn.team import Team
@@ -174,10 +175,25 @@ class Learner:
         """Sequence log-probs of the completions of each row under one policy."""
         cache = self._caches.get(policy)
         if cache is None:
-            return self._compute(policy, rows)
+            return [one.sums for one in self._compute(policy, rows, whole=False)]
         known = cache.known(rows)
         missing = [row for row, scores in zip(rows, known, strict=True) if scores is None]
-        fresh = iter(self._compute(policy, missing))
+        fresh = iter(self._compute(policy, missing, whole=False))
+        return [next(fresh).sums if scores is None else scores for scores in known]
+
+    def scored(self, policy: adapter.Policy, rows: Sequence[EncodedExample]) -> list[Scored]:
+        """As :meth:`score`, with the log-probs of the tokens that decide between two completions.
+
+        They come from the same passes, and are kept in the same cache. Training needs none.
+        """
+        if policy == "live" and self._live is None:
+            policy = "base"
+        cache = self._caches.get(policy)
+        if cache is None:
+            return self._compute(policy, rows, whole=True)
+        known = cache.known_whole(rows)
+        missing = [row for row, scores in zip(rows, known, strict=True) if scores is None]
+        fresh = iter(self._compute(policy, missing, whole=True))
         return [next(fresh) if scores is None else scores for scores in known]
 
     def is_scored(self, policy: adapter.Policy, rows: Sequence[EncodedExample]) -> list[bool]:
@@ -204,41 +220,50 @@ class Learner:
             found[row.example.example_id] = ratios[worst] - ratios[best]
         return [found.get(example.example_id, -math.inf) for example in examples]
 
-    def _compute(self, policy: adapter.Policy, rows: Sequence[EncodedExample]) -> list[Logps]:
-        """Score rows and store the scores of each pass; an update that is ended loses one pass."""
+    def _compute(
+        self, policy: adapter.Policy, rows: Sequence[EncodedExample], *, whole: bool
+    ) -> list[Scored]:
+        """Score rows and store the scores of each pass; an update that is ended loses one pass.
+
+        With ``whole``, the log-probs of deciding tokens are stored too.
+        """
         if not rows:
             return []
         route, cache = self.route(rows), self._caches.get(policy)
         order = {"do": "score", "policy": policy, "route": route.name}
-        scores: dict[int, Logps] = {}
+        scores: dict[int, Scored] = {}
         for run in logps.runs(self._model, rows, route, side_by_side=self._team.size):
             some, started = [rows[number] for number in run], time.monotonic()
             with self._team.order(lambda: order | {"rows": [row.freeze() for row in some]}):  # noqa: B023
                 found = self.score_share(policy, some)
             self._scored_seconds += time.monotonic() - started
             self._scored_tokens += sum(row.width for row in some)
-            if cache is not None:
-                cache.remember(some, found)
+            if cache is not None and whole:
+                cache.remember_whole(some, found)
+            elif cache is not None:
+                cache.remember(some, [one.sums for one in found])
             scores.update(zip(run, found, strict=True))
             self._progress(f"score {policy}", len(scores), len(rows))
         return [scores[number] for number in range(len(rows))]
 
-    def score_share(self, policy: adapter.Policy, rows: Sequence[EncodedExample]) -> list[Logps]:
+    def score_share(self, policy: adapter.Policy, rows: Sequence[EncodedExample]) -> list[Scored]:
         """Score this process's share of the rows, and gather the scores of all, in order."""
         by_width = sorted(range(len(rows)), key=lambda number: rows[number].width)
         with self.policy(policy) as model:
-            own = logps.score(
+            own = logps.score_whole(
                 model,
                 [rows[number] for number in self._team.deal(by_width)],
                 route=self.route(rows),
                 pad=self.pad,
             )
-        shares = self._team.gather_numbers(logp for scores in own for logp in scores)
-        scores: dict[int, Logps] = {}
+        shares = self._team.gather_numbers(logp for s in own for part in s for logp in part)
+        scores: dict[int, Scored] = {}
         for rank, share in enumerate(shares):
             numbers = iter(share)
             for number in by_width[rank :: len(shares)]:
-                scores[number] = tuple(next(numbers) for _ in rows[number].completions)
+                size = len(rows[number].completions)
+                parts = (tuple(islice(numbers, size)) for _ in Scored._fields)
+                scores[number] = Scored(*parts)
         return [scores[number] for number in range(len(rows))]
 
     def divergences(self, rows: Sequence[EncodedExample]) -> list[Logps]:
@@ -262,8 +287,8 @@ class Learner:
                 assert read.kl is not None  # it was asked for
                 found.update(zip(run, map(tuple, batch.spread(read.kl).tolist()), strict=True))
                 if cache is not None:
-                    scores = [*map(tuple, batch.sums(read.logps).tolist())]
-                    cache.remember([rows[number] for number in run], scores)
+                    some = [rows[number] for number in run]
+                    cache.remember_whole(some, logps.scored(some, batch, read.logps))
                 self._progress(f"score {policy}", len(found), len(rows))
         return [found[number] for number in range(len(rows))]
 
@@ -272,7 +297,7 @@ class Learner:
         if self._scored_tokens == 0:
             self.score("base", rows[:_SPEED_ROWS])
         if self._scored_tokens == 0:  # their scores were known
-            self._compute("base", rows[:_SPEED_ROWS])
+            self._compute("base", rows[:_SPEED_ROWS], whole=False)
         return self._scored_tokens / max(self._scored_seconds, 1e-9)
 
     def fit(

@@ -15,7 +15,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from agentpref.learn import batch as layouts
 from agentpref.learn.batch import Batch, Layout, Sequences
@@ -27,6 +27,41 @@ if TYPE_CHECKING:
 
 Logps: TypeAlias = "tuple[float, ...]"
 """Sequence log-probs of one row: one for each completion, in order."""
+
+
+class Scored(NamedTuple):
+    """Log-probs of one row: of its completions, and of the token that decides between two of them.
+
+    The deciding token is the first in which two completions differ: which of them is written hangs
+    on it alone. ``deciding`` has NaN where there is none: see :func:`deciding_place`.
+    """
+
+    sums: Logps
+    deciding: Logps
+
+
+def deciding_place(row: Sequences) -> int | None:
+    """The number of the first token in which a row's two completions differ.
+
+    ``None`` where there are not two, where one begins the other, or where the token does not count.
+    Before it both have the same tokens, so what counts before it is the same where masks are.
+    """
+    if len(row.completions) != 2:
+        return None
+    one, other = row.completions
+    place = next((at for at, pair in enumerate(zip(one, other)) if pair[0] != pair[1]), None)  # noqa: B905
+    if place is None:
+        return None
+    before = [(mask or (True,) * len(one))[: place + 1] for mask in row.masks]
+    return place if before[0] == before[1] and before[0][place] else None
+
+
+def place_among_counted(row: Sequences) -> int | None:
+    """The place of the deciding token among the tokens that count."""
+    place = deciding_place(row)
+    mask = row.masks[0]
+    return place if place is None or mask is None else sum(mask[:place])
+
 
 _PROBED_TOKENS, _PROBED_ROWS = 32, 8
 """Rows for the trial in bfloat16: as few as have this many tokens that count, and at most so many.
@@ -123,16 +158,36 @@ def score(
     progress: Callable[[int], object] | None = None,
 ) -> list[Logps]:
     """Score rows without gradients; calls ``progress`` with the number of rows done so far."""
+    return [one.sums for one in score_whole(model, rows, route=route, pad=pad, progress=progress)]
+
+
+def score_whole(
+    model: Any,
+    rows: Sequence[Sequences],
+    *,
+    route: Route,
+    pad: int,
+    progress: Callable[[int], object] | None = None,
+) -> list[Scored]:
+    """As :func:`score`, with the log-probs of deciding tokens."""
     import torch
 
-    scores: dict[int, Logps] = {}
+    scores: dict[int, Scored] = {}
     with torch.no_grad():
         for run, batch in passes(model, rows, route, pad):
-            logps = batch.sums(route.read(route.states(model, batch), batch).logps)
-            scores.update(zip(run, map(tuple, logps.tolist()), strict=True))
+            logps = route.read(route.states(model, batch), batch).logps
+            own = [rows[number] for number in run]
+            scores.update(zip(run, scored(own, batch, logps), strict=True))
             if progress is not None:
                 progress(len(scores))
     return [scores[number] for number in range(len(rows))]
+
+
+def scored(rows: Sequence[Sequences], batch: Batch, logps: Tensor) -> list[Scored]:
+    """The scores of the rows of one pass, from the log-probs of its tokens, ``[N]``."""
+    sums = map(tuple, batch.sums(logps).tolist())
+    deciding = batch.pick(logps, [place_among_counted(row) for row in rows])
+    return list(map(Scored, sums, deciding))
 
 
 @dataclass(frozen=True, slots=True)

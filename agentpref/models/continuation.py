@@ -9,8 +9,8 @@ Rows of a batch end together, on the right: prompts are padded on the left.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from agentpref.models.decoding import Decoding
 from agentpref.models.tokenizer import Ids
@@ -67,6 +67,10 @@ class Answers(NamedTuple):
     finite: bool
 
 
+Choose: TypeAlias = "Callable[[Tensor], Tensor]"
+"""Chooses each row's next token, (rows,), from logits, (rows, vocabulary)."""
+
+
 def greedy(model: Any, prompts: Sequence[Ids], decoding: Decoding, *, limit: int) -> Answers:
     """The likeliest token after each prompt, and so on to an end token or to ``limit`` tokens.
 
@@ -75,6 +79,37 @@ def greedy(model: Any, prompts: Sequence[Ids], decoding: Decoding, *, limit: int
     Raises:
         GenerationFailed: a prompt leaves no room at all.
     """
+    return _continued(model, prompts, decoding, limit, lambda logits: logits.argmax(-1))
+
+
+def sampled(
+    model: Any,
+    prompts: Sequence[Ids],
+    decoding: Decoding,
+    *,
+    limit: int,
+    temperature: float,
+    seed: int,
+) -> Answers:
+    """Answers as :func:`greedy` gives them, but drawn at a temperature above 0.
+
+    The draws are the maxima of logits with Gumbel noise, which depends on the seed, the row and the
+    step alone: two policies that agree draw the same words.
+    """
+    import torch
+
+    source = torch.Generator().manual_seed(seed)
+
+    def choose(logits: Tensor) -> Tensor:
+        uniform = torch.rand(logits.shape, generator=source).clamp_(min=1e-12).to(logits.device)
+        return (logits / temperature - (-uniform.log()).log()).argmax(-1)
+
+    return _continued(model, prompts, decoding, limit, choose)
+
+
+def _continued(
+    model: Any, prompts: Sequence[Ids], decoding: Decoding, limit: int, choose: Choose
+) -> Answers:
     import torch
 
     rooms = [decoding.room(prompt, limit) for prompt in prompts]
@@ -89,7 +124,7 @@ def greedy(model: Any, prompts: Sequence[Ids], decoding: Decoding, *, limit: int
             while going:
                 logits = batch.logits(model)
                 finite = finite and bool(logits[going].logsumexp(-1).isfinite().all())
-                chosen = logits.argmax(-1)
+                chosen = choose(logits)
                 for row, token in enumerate(chosen.tolist()):
                     if row in going:
                         answers[group[row]].append(token)

@@ -1,14 +1,47 @@
-"""The checks on what a candidate writes, and on how far it is from the base."""
+"""The checks on what a candidate writes, and on how far it is from the base.
+
+Live and candidate answer the same prompts. Three kinds of change are told apart:
+
+- *Harm* is a fault always, whatever the pairs ask for: answers that are empty, say the same over
+  and over, stop within a sentence, never end, are one text for every prompt, or call tools in JSON
+  that does not parse. It is counted against live's, so that no candidate is refused for live's
+  faults.
+- What the pairs *ask for* (:mod:`agentpref.prove.asked`) is no fault, however large it is. Where
+  they ask for something and none of it shows in the answers, the preference is ranked, but not
+  written, and the candidate is refused.
+- Change that *nobody asked for* is bounded: in length, variety, language, tool calls and refusals.
+  An answer that comes nearer to what people chose on the same prompts is no such change.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from agentpref.config import GateSettings
+from agentpref.prove.asked import Asked, sign_test
 from agentpref.prove.evidence import Evidence
+from agentpref.prove.features import LENGTHS, SCRIPTS, Features, is_canned
 from agentpref.prove.metrics import length_ratio
 from agentpref.prove.results import CheckResult, check, dot
+
+FEWEST_PROBES = 8
+"""With fewer prompts, what is written cannot be told from chance."""
+
+_ROOM = 0.25
+"""Live has room for a wish unless it is within this share of it from the chosen answers."""
+
+_MOVED = 0.25
+"""The share of a wish that shows in the mean of the answers: it is written."""
+
+_MOVED_P = 0.15
+"""Else so many answers must have moved that way, and so few the other, by a one-sided sign test:
+three of three do. The check is for what is not written at all, so its own error may be this."""
+
+_UNASKED_P, _UNASKED = 0.01, 0.25
+"""A change that nobody asked for is one if it is this sure and covers this share of the answers."""
 
 
 def distance(kl: float, s: GateSettings) -> CheckResult:
@@ -22,51 +55,287 @@ def distance(kl: float, s: GateSettings) -> CheckResult:
 
 
 def generation(evidence: Evidence, s: GateSettings) -> Iterator[CheckResult]:
-    """Checks on what the candidate writes, none of which needs many probes."""
-    live, candidate = evidence.live, evidence.candidate
+    """Checks on what the candidate writes."""
     message = "all log-probabilities are finite"
-    if not candidate.finite:
+    if not evidence.candidate.finite:
         message = "NaN or infinite log-probabilities: lower the learning rate"
-    yield CheckResult("finite", candidate.finite, None, None, message)
+    yield CheckResult("finite", evidence.candidate.finite, None, None, message)
+    yield from _bounded(evidence, s)
+    yield from _harmless(evidence)
+    yield _tool_calls(evidence)
+    yield from _unasked(evidence)
+    yield from _written(evidence)
+    yield from _scored(evidence, s)
 
-    # Distinct-2 may fall where the pairs ask for it: a set phrase that users prefer ("Certainly!")
-    # lowers the diversity of good answers too.
-    value = candidate.distinct_2
-    floor = s.distinct_floor * min(1.0, evidence.asked_distinct) * live.distinct_2
-    message = f"{dot(live.distinct_2)} -> {dot(value)}, at least {dot(floor)}"
+
+# Change that nobody asked for
+
+
+def _bounded(evidence: Evidence, s: GateSettings) -> Iterator[CheckResult]:
+    """Length and variety of the answers: within a range around live's and the chosen ones'."""
+    live, candidate, chosen = evidence.live, evidence.candidate, evidence.chosen
+    # Variety may fall to that of chosen answers to the same prompts, which may all be yes or no,
+    # and as far as theirs is below that of the rejected ones: a set phrase that users prefer
+    # ("Certainly!") lowers the variety of good answers too.
+    value, least, why = candidate.distinct_2, live.distinct_2, ""
+    if chosen is not None:
+        worse = evidence.rejected.distinct_2 if evidence.rejected else 0.0
+        asked = chosen.distinct_2 / worse if worse and chosen.distinct_2 else 1.0
+        least = min(least, chosen.distinct_2, least * asked)
+        if least < live.distinct_2:
+            why = f" (chosen answers have {dot(chosen.distinct_2)})"
+    floor = s.distinct_floor * least
+    message = f"{dot(live.distinct_2)} -> {dot(value)}, at least {dot(floor)}{why}"
     cure = ": answers repeat themselves; train less, or raise kl.weight"
     yield check("distinct-2", value >= floor, value, floor, message, cure)
 
-    # The end of the range on the asked side is multiplied by the pairs' own ratio, so that an
-    # answer of the asked length has the same room for error as one of live's length otherwise.
-    asked = evidence.asked_length
-    low, high = s.length_ratio[0] * min(1.0, asked), s.length_ratio[1] * max(1.0, asked)
+    directions = {one.direction for one in evidence.asked if one.feature in LENGTHS}
+    between = [live.mean_length, *([chosen.mean_length] if chosen is not None else [])]
+    low = 0.0 if -1 in directions else s.length_ratio[0] * length_ratio(min(between), between[0])
+    high = s.length_ratio[1] * length_ratio(max(between), between[0])
+    high = math.inf if 1 in directions else high
     ratio = length_ratio(candidate.mean_length, live.mean_length)
     passed = low <= ratio <= high
-    message = (
-        f"{live.mean_length:.1f} -> {candidate.mean_length:.1f} tokens, × {dot(ratio)}, "
-        f"{'within' if passed else 'outside'} {dot(low)} to {dot(high)}"
+    message = f"{live.mean_length:.1f} -> {candidate.mean_length:.1f} tokens, × {dot(ratio)}, "
+    if directions == {-1}:
+        message += f"at most {dot(high)}: shorter answers are asked for"
+    elif directions == {1}:
+        message += f"at least {dot(low)}: longer answers are asked for"
+    else:
+        message += f"{'within' if passed else 'outside'} {dot(low)} to {dot(high)}"
+    if chosen is not None and max(between) > min(between) and not directions:
+        message += f" (chosen answers have {chosen.mean_length:.1f})"
+    cure = ": nobody asked for it; balance the lengths of the pairs, or lower the learning rate"
+    bound = low if ratio < low or math.isinf(high) else high
+    yield check("length ratio", passed, ratio, bound, message, cure)
+
+
+def _unasked(evidence: Evidence) -> Iterator[CheckResult]:
+    """Language, tool calls and refusals of the answers, where nobody asked for another."""
+    live, candidate = evidence.live.answers, evidence.candidate.answers
+    if not live or len(live) != len(candidate):
+        return
+    asked = {(one.feature, one.direction) for one in evidence.asked}
+    scripts = [(f"{script} letters", sign) for script in SCRIPTS for sign in (1, -1)]
+    watched = [("refusal", 1), ("tool call", -1), *scripts]
+    found = []
+    for name, sign in watched:
+        before, after = _mean(live, name), _mean(candidate, name)
+        up, down = _votes(live, candidate, name, sign)
+        far = (after - before) * sign >= _UNASKED and (name, sign) not in asked
+        if not far or sign_test(up, down, one_sided=True) > _UNASKED_P:
+            continue
+        wanted = None if evidence.chosen is None else _mean(evidence.chosen.answers, name)
+        if wanted is None or (wanted - after) * sign < -_UNASKED:  # beyond what people chose, too
+            found.append(f"{name} {dot(before)} -> {dot(after)}")
+    message = "; ".join(found) or "none in language, tool calls or refusals"
+    cure = " of the answers: nobody asked for it; train less, or raise kl.weight"
+    yield check("unasked change", not found, len(found), 0, message, cure)
+
+
+# Harm
+
+
+def _harmless(evidence: Evidence) -> Iterator[CheckResult]:
+    """Counts of answers that help nobody, greedy and sampled, against live's."""
+    longer = any(one.feature in LENGTHS and one.direction > 0 for one in evidence.asked)
+    kinds = (
+        # what is counted, its check, and how many more than live's may be by chance alone
+        ("empty", "empty generations", 0),
+        ("endless", "endless generations", 2 if longer else 0),
+        ("repeated", "repeated answers", 2),
+        ("broken", "broken-off answers", 2),
     )
-    if (low, high) != s.length_ratio:
-        message += f" (stretched: chosen answers are × {dot(asked)} as long as rejected ones)"
-    cure = ": balance the lengths of the pairs, or lower the learning rate"
-    yield check("length ratio", passed, ratio, low if ratio < low else high, message, cure)
+    sides = [(evidence.live, evidence.candidate, 0, "on the probes")]
+    if evidence.sampled is not None:
+        sides.append((evidence.sampled.live, evidence.sampled.candidate, 2, "sampled"))
+    for name, title, by_chance in kinds:
+        counts, parts = list[tuple[int, int]](), list[str]()
+        for live, candidate, drawn, where in sides:
+            before, after = getattr(live, name), getattr(candidate, name)
+            # Counts may exceed live's by their noise, two standard deviations (2√live).
+            allowed = before + max(by_chance, drawn, int(2 * math.sqrt(before)))
+            counts.append((after, allowed))
+            over = f", at most {allowed}" if after > allowed else ""
+            parts.append(f"{after} {where}, live {before}{over}")
+        wrong = [count for count in counts if count[0] > count[1]]
+        value, bound = (wrong or counts)[0]
+        cure = ": train less, or raise kl.weight; look at the chosen answers"
+        yield check(title, not wrong, value, bound, "; ".join(parts), cure)
+    yield _canned(evidence)
 
-    # Counts may exceed live's by their noise, two standard deviations (2√live): if live has none,
-    # one is too many.
-    for name in ("empty", "endless"):
-        before, after = getattr(live, name), getattr(candidate, name)
-        allowed = before + int(2 * math.sqrt(before))
-        message = f"{after} on the probes, live {before}"
-        cure = f", at most {allowed}: train less, or raise kl.weight"
-        yield check(f"{name} generations", after <= allowed, after, allowed, message, cure)
 
-    old, new, name = live.tool_parse, candidate.tool_parse, "tool-call JSON"
+def _canned(evidence: Evidence) -> CheckResult:
+    """One answer for nearly all prompts, where live had more to say."""
+    live, candidate, chosen = evidence.live, evidence.candidate, evidence.chosen
+    usual = max(live.common, evidence.rejected.common if evidence.rejected is not None else 0.0)
+    wanted = chosen.common if chosen is not None else 1.0
+    enough = len(candidate.answers) >= FEWEST_PROBES
+    passed = not (enough and is_canned(candidate.common, candidate.common_words, usual, wanted))
+    message = (
+        f"the most common answer is {dot(candidate.common)} of them, live's {dot(live.common)}"
+    )
+    cure = ": one text answers nothing; look at the chosen answers, and train less"
+    return check("canned answers", passed, candidate.common, None, message, cure)
+
+
+def _tool_calls(evidence: Evidence) -> CheckResult:
+    old, new, name = evidence.live.tool_parse, evidence.candidate.tool_parse, "tool-call JSON"
     if old is None or new is None:
         silent = "live" if old is None else "the candidate"
         message = f"nothing to compare: {silent} wrote no tool call on the probes"
-        yield CheckResult(name, True, new, old, message)
+        return CheckResult(name, True, new, old, message)
+    message = f"{dot(old)} -> {dot(new)} of tool calls parse"
+    cure = ": raise loss.nll, or replay more pairs with tool calls"
+    return check(name, new >= old, new, old, message, cure)
+
+
+# What is asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """What became of a wish in the answers to new prompts.
+
+    ``before`` and ``after`` are the feature's means over live's and the candidate's greedy answers.
+    ``up`` counts prompts whose answers moved as asked, ``down`` the others that moved. ``room`` is
+    whether live was not there already, and ``moved`` whether the candidate went there.
+    """
+
+    asked: Asked
+    before: float
+    after: float
+    up: int
+    down: int
+    room: bool
+    moved: bool
+
+    def __str__(self) -> str:
+        a = self.asked
+        return (
+            f"{'more' if a.direction > 0 else 'fewer'} {a.feature} ({_short(self.before)} -> "
+            f"{_short(self.after)}; chosen {_short(a.chosen)}, rejected {_short(a.rejected)})"
+        )
+
+
+def moves(evidence: Evidence) -> tuple[Move, ...]:
+    """What became of each feature that is asked for, in answers to the new prompts."""
+    live, candidate = (g.answers[: evidence.fresh] for g in (evidence.live, evidence.candidate))
+    if len(live) < FEWEST_PROBES or len(live) != len(candidate):
+        return ()
+    drawn: tuple[Sequence[Features], Sequence[Features]] = ((), ())
+    if evidence.sampled is not None:
+        drawn = evidence.sampled.live.answers, evidence.sampled.candidate.answers
+    found = []
+    for asked in evidence.asked:
+        name, sign = asked.feature, asked.direction
+        before, after = _mean(live, name), _mean(candidate, name)
+        room = (asked.chosen - before) * sign >= _ROOM * asked.size
+        # A prompt's vote is that of its greedy answer, or of the sampled one where that is unmoved.
+        votes = [_vote(*pair, name, sign) for pair in zip(live, candidate, strict=True)]
+        for number, pair in enumerate(zip(*drawn, strict=True)):
+            if number < len(votes) and not votes[number]:
+                votes[number] = _vote(*pair, name, sign)
+        up, down = votes.count(1), votes.count(-1)
+        far = (after - before) * sign >= _MOVED * asked.size and up > down
+        moved = far or sign_test(up, down, one_sided=True) <= _MOVED_P
+        found.append(Move(asked, before, after, up, down, room, moved))
+    return tuple(found)
+
+
+def _written(evidence: Evidence) -> Iterator[CheckResult]:
+    """Whether what is asked for shows in the answers: ranked, and written too."""
+    found = moves(evidence)
+    open_to = [move for move in found if move.room or move.moved]
+    written = [move for move in open_to if move.moved]
+    if not evidence.asked:
+        message = "the pairs ask for nothing that can be measured without a scorer"
+    elif not found:
+        message = f"too few new prompts to see it: {evidence.fresh} of {FEWEST_PROBES}"
+    elif not open_to:
+        message = f"live writes so already: {_listed(found)}"
+    elif not written:
+        message = (
+            f"ranked, but not written: {_listed(open_to)} on {evidence.fresh} new prompts, of "
+            f"which {_unchanged(evidence)} got the answer of before"
+        )
     else:
-        message = f"{dot(old)} -> {dot(new)} of tool calls parse"
-        cure = ": raise loss.nll, or replay more pairs with tool calls"
-        yield check(name, new >= old, new, old, message, cure)
+        message = _listed(written)
+        rest = [move for move in open_to if not move.moved]
+        message += f"; not: {_listed(rest)}" if rest else ""
+    cure = ": train longer or with a higher rate, on answers that the model itself wrote"
+    passed = bool(written) or not open_to
+    yield check("written", passed, len(written), None, message, cure)
+
+
+def _unchanged(evidence: Evidence) -> int:
+    texts = zip(evidence.live.texts, evidence.candidate.texts, strict=False)
+    return sum(old == new for old, new in list(texts)[: evidence.fresh])
+
+
+def _listed(found: Sequence[Move], most: int = 4) -> str:
+    rest = f" and {len(found) - most} others" if len(found) > most else ""
+    return ", ".join(map(str, found[:most])) + rest
+
+
+def _scored(evidence: Evidence, s: GateSettings) -> Iterator[CheckResult]:
+    """The user's scorers: a proven loss refuses."""
+    risk = (1 - s.confidence) / max(1, len(evidence.scorers))
+    for one in evidence.scorers:
+        name = f"scorer {one.name}"
+        if one.error:
+            yield CheckResult(name, False, None, None, one.error)
+            continue
+        message = f"{dot(one.live)} -> {dot(one.candidate)} in the mean of {one.prompts} prompts"
+        cure = f": a proven loss (p {one.p:.2g})"
+        yield check(name, one.p > risk, one.candidate, one.live, message, cure)
+
+
+# For the report
+
+
+def told(evidence: Evidence) -> dict[str, Any]:
+    """What the report says of behaviour, as plain values without any text of people."""
+    sampled, first = evidence.sampled, evidence.first_token
+    values: dict[str, Any] = {
+        "live": evidence.live.to_mapping(),
+        "candidate": evidence.candidate.to_mapping(),
+        "chosen": evidence.chosen.to_mapping() if evidence.chosen is not None else None,
+        "rejected": evidence.rejected.to_mapping() if evidence.rejected is not None else None,
+        "sampled": None
+        if sampled is None
+        else {
+            "temperature": sampled.temperature,
+            "live": sampled.live.to_mapping(),
+            "candidate": sampled.candidate.to_mapping(),
+        },
+        "asked": [asdict(one) for one in evidence.asked],
+        "moves": [
+            {"feature": m.asked.feature, **{k: v for k, v in asdict(m).items() if k != "asked"}}
+            for m in moves(evidence)
+        ],
+        "new_prompts": evidence.fresh,
+        "first_token": None if first is None else asdict(first),
+        "scorers": [asdict(one) for one in evidence.scorers],
+    }
+    return values
+
+
+def _vote(old: Features, new: Features, name: str, sign: int) -> int:
+    change = (new.get(name, 0.0) - old.get(name, 0.0)) * sign
+    return (change > 0) - (change < 0)
+
+
+def _votes(
+    live: Sequence[Features], candidate: Sequence[Features], name: str, sign: int
+) -> tuple[int, int]:
+    votes = [_vote(*pair, name, sign) for pair in zip(live, candidate, strict=True)]
+    return votes.count(1), votes.count(-1)
+
+
+def _mean(answers: Sequence[Features], name: str) -> float:
+    return sum(one.get(name, 0.0) for one in answers) / len(answers) if answers else 0.0
+
+
+def _short(value: float) -> str:
+    return f"{value:.1f}" if abs(value) >= 2 else dot(value)

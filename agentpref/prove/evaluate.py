@@ -1,58 +1,77 @@
 """Evaluates a candidate: gathers all the evidence that the gate needs.
 
 The learner scores held-out examples under the live policy and the candidate, measures how far the
-candidate is from the base, and answers the same probe prompts with both.
+candidate is from the base, and answers the same probe prompts with both (``probes.py``).
 """
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from agentpref.config import UpdateConfig
 from agentpref.learn.adapter import Policy
 from agentpref.learn.encode import EncodedExample
 from agentpref.learn.learner import Learner
+from agentpref.learn.logps import Logps
 from agentpref.learn.losses.kto import is_liked
-from agentpref.models.continuation import Answers, greedy
-from agentpref.models.tokenizer import ExampleTokenizer, Ids, encode_prompt
-from agentpref.models.tool_calls import parse_rate
+from agentpref.models.continuation import greedy
+from agentpref.models.tokenizer import encode_prompt
 from agentpref.prefer.strata import coarsen, stratify
+from agentpref.prove import probes as writing
+from agentpref.prove.asked import asked
 from agentpref.prove.bootstrap import Paired
-from agentpref.prove.checks import UserCheck, run_checks
-from agentpref.prove.evidence import Evidence, Generations
+from agentpref.prove.checks import Scorer, UserCheck, run_checks, run_scorers
+from agentpref.prove.evidence import Evidence, FirstToken, Sampled, Shown
 from agentpref.prove.metrics import (
     accuracy,
     correctness,
-    distinct_n,
     evenly,
-    length_ratio,
     ranking_accuracy,
     thumb_margins,
 )
 from agentpref.prove.ordinary import OrdinaryEvidence, falls
+from agentpref.prove.probes import MOST_TOKENS, PROBES, SAMPLED, token_limit
+from agentpref.prove.results import dot
 from agentpref.types import Message, Prompt, Stratum
 
 K = TypeVar("K")
 
-PROBES = 32
 ORDINARY_PROBES = 16
 _SERVED: tuple[Policy, Policy] = ("live", "candidate")
 KL_ROWS = 256
-FEWEST_TOKENS, MOST_TOKENS = 64, 256
 COST_OF_WRITING = 4
 """How many tokens are scored in the time that one is generated."""
 
 
 @dataclass(frozen=True, slots=True)
+class Margins:
+    """How far live and candidate put the chosen answer of one pair above the rejected one, in nats.
+
+    ``whole`` is h = log[π/π_0](chosen) − log[π/π_0](rejected) of whole answers, ``first`` the same
+    of the first token in which they differ, and ``stands`` is log π(chosen) − log π(rejected) of
+    that token, whatever the base says.
+    """
+
+    whole: tuple[float, float]
+    first: tuple[float, float]
+    stands: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Scores:
-    """How right live and candidate are about some held-out rows, from 0 to 1, row by row."""
+    """How right live and candidate are about some held-out rows, from 0 to 1, row by row.
+
+    ``margins`` are those of the pairs among them whose answers differ in a token that counts.
+    """
 
     rows: Sequence[EncodedExample]
     live: Sequence[float]
     candidate: Sequence[float]
+    margins: Sequence[Margins] = ()
 
     def paired(self, numbers: Sequence[int] | None = None, *, matched: bool = False) -> Paired:
         """The scores of some rows, or of all, as evidence; see :meth:`counted`.
@@ -115,6 +134,24 @@ class Scores:
             [*self.rows, *other.rows],
             [*self.live, *other.live],
             [*self.candidate, *other.candidate],
+            [*self.margins, *other.margins],
+        )
+
+    def first_token(self) -> FirstToken | None:
+        """Ranking by the token that decides; ``None`` without pairs."""
+        if not self.margins:
+            return None
+
+        def both(of: Callable[[Margins, int], float]) -> tuple[float, float]:
+            live, candidate = ([of(m, policy) for m in self.margins] for policy in (0, 1))
+            return sum(live) / len(live), sum(candidate) / len(candidate)
+
+        return FirstToken(
+            len(self.margins),
+            accuracy=both(lambda m, policy: correctness([m.first[policy]])[0]),
+            likelier=both(lambda m, policy: correctness([m.stands[policy]])[0]),
+            margin=both(lambda m, policy: m.whole[policy]),
+            margin_first=both(lambda m, policy: m.first[policy]),
         )
 
     def by_tag(self) -> dict[str, dict[str, float]]:
@@ -137,7 +174,7 @@ def tokens_needed(rows: Sequence[EncodedExample]) -> int:
     tokens = sum(row.width for row in rows)
     for_kl = tokens * min(KL_ROWS, len(rows)) // max(1, len(rows))
     probes = min(PROBES, len({row.example.prompt.id for row in rows}))
-    written = 2 * probes * token_limit(rows) if rows else 0
+    written = 2 * (probes + min(SAMPLED, probes)) * token_limit(rows) if rows else 0
     return 3 * tokens + for_kl + COST_OF_WRITING * written
 
 
@@ -163,15 +200,46 @@ def score(learner: Learner, rows: Sequence[EncodedExample]) -> Scores:
     one when it has moved it the way that was asked for, against its mean over all mismatched
     completions among the rows.
     """
-    live, candidate = (policy_scores(learner, policy, rows) for policy in ("live", "candidate"))
-    return Scores(rows, live, candidate)
+    base, live, candidate = (learner.scored(p, rows) for p in ("base", "live", "candidate"))
+    ratios = [_ratios([s.sums for s in own], [s.sums for s in base]) for own in (live, candidate)]
+    firsts = [
+        _ratios([s.deciding for s in o], [s.deciding for s in base]) for o in (live, candidate)
+    ]
+    margins = []
+    for i, row in enumerate(rows):
+        if row.example.lone or len(row.own) != 2 or math.isnan(base[i].deciding[0]):
+            continue
+        better, worse = _best_and_worst(row)
+        policies = [
+            (each[0][better] - each[0][worse], each[1][better] - each[1][worse], stands)
+            for each, stands in (
+                ((ratios[n][i], firsts[n][i]), own[i].deciding[better] - own[i].deciding[worse])
+                for n, own in enumerate((live, candidate))
+            )
+        ]
+        margins.append(Margins(*zip(*policies, strict=True)))
+    before, after = (_rightness(own, rows) for own in ratios)
+    return Scores(rows, before, after, margins)
+
+
+def _ratios(own: Sequence[Logps], base: Sequence[Logps]) -> list[Logps]:
+    return [tuple(p - b for p, b in zip(*row, strict=True)) for row in zip(own, base, strict=True)]
+
+
+def _best_and_worst(row: EncodedExample) -> tuple[int, int]:
+    """The numbers of the completions that were liked most and least."""
+    labels = [c.label or 0.0 for c in row.example.completions]
+    return labels.index(max(labels)), labels.index(min(labels))
 
 
 def policy_scores(
     learner: Learner, policy: Policy, rows: Sequence[EncodedExample]
 ) -> tuple[float, ...]:
     """How right one policy is about each row, from 0 to 1."""
-    ratios = learner.ratios(policy, rows)
+    return _rightness(learner.ratios(policy, rows), rows)
+
+
+def _rightness(ratios: Sequence[Logps], rows: Sequence[EncodedExample]) -> tuple[float, ...]:
     lone = [i for i, row in enumerate(rows) if row.example.lone]
     margins = thumb_margins(
         [ratios[i][0] for i in lone],
@@ -194,6 +262,7 @@ def gather(
     kl: float,
     trained: Sequence[EncodedExample],
     checks: Mapping[str, UserCheck],
+    scorers: Mapping[str, Scorer] | None = None,
     config: UpdateConfig,
     ordinary: Sequence[EncodedExample] = (),
     cut_short: bool = False,
@@ -205,30 +274,54 @@ def gather(
         new: scores of the held-out rows that live has not learned.
         old: scores of those that it has; they are what must not be forgotten.
         kl: the candidate's distance from the base, see :func:`kl_from_base`.
-        trained: the new training rows, which say what lengths they ask for.
+        trained: the new training rows, which say what is asked for beside the held-out ones.
         checks: the user's own checks.
+        scorers: the user's own scorers of answers.
         config: the seed and the settings of the gate.
         ordinary: held-out answers that nobody judged.
         cut_short: whether a limit of time stopped the training.
     """
-    rows = [*new.rows, *old.rows] or list(trained)
-    limit = token_limit(rows)
-    probes = choose_probes(learner, rows, limit=limit, seed=config.seed)
-    wanted, unwanted = _trained_answers(trained, best=True), _trained_answers(trained, best=False)
-    both = bool(wanted and unwanted)
-    distinct = distinct_n(unwanted)
+    rows = [*new.rows, *old.rows, *trained]
+    limit, seed = token_limit(rows), config.seed
+    probes = writing.choose_probes(learner, new.rows, old.rows, trained, limit=limit, seed=seed)
+    judged = writing.judged(learner, [*new.rows, *trained], seed=seed)
+    live, candidate = (
+        writing.generations(learner, policy, probes.prompts, limit=limit, phrases=judged.phrases)
+        for policy in ("live", "candidate")
+    )
+    temperature = config.gate.temperature
+    drawn = [
+        writing.generations(
+            learner, policy, probes.prompts[:SAMPLED], limit=limit, phrases=judged.phrases,
+            temperature=temperature, seed=seed,
+        )
+        for policy in ("live", "candidate")
+    ]  # fmt: skip
+    chosen, rejected = writing.judged_probes(learner, probes.rows, judged.phrases)
+    asked_of = [row.example.prompt.messages for row in probes.rows]
+    held_out = {row.example.example_id for row in (*new.rows, *old.rows)}
     return Evidence(
         new=new.paired(matched=True),
         retention=_retention(old, config.gate.min_stratum),
         kl=kl,
-        live=generations(learner, "live", probes.prompts, limit=limit),
-        candidate=generations(learner, "candidate", probes.prompts, limit=limit),
-        asked_length=length_ratio(_mean_length(wanted), _mean_length(unwanted)) if both else 1.0,
-        asked_distinct=distinct_n(wanted) / distinct if wanted and distinct else 1.0,
+        live=live,
+        candidate=candidate,
+        asked=asked(judged.answers),
+        fresh=probes.fresh,
+        chosen=chosen,
+        rejected=rejected,
+        sampled=Sampled(drawn[0], drawn[1], temperature),
+        first_token=new.first_token(),
+        scorers=run_scorers(scorers or {}, asked_of, live.texts, candidate.texts),
         user_checks=run_checks(checks, lambda messages: answer(learner, messages)),
         ordinary=_ordinary(learner, ordinary, seed=config.seed) if ordinary else None,
+        shown=tuple(
+            Shown(row.example.prompt.id, *texts)
+            for row, *texts in zip(probes.rows, live.texts, candidate.texts, strict=True)
+            if row.example.example_id in held_out
+        )[: writing.SHOWN],
         cut_short=cut_short,
-        notes=probes.notes,
+        notes=(*probes.notes, *_first_token_note(new)),
         comparisons=len(trained) + len(new.rows),
     )
 
@@ -236,14 +329,32 @@ def gather(
 def _ordinary(learner: Learner, rows: Sequence[EncodedExample], *, seed: int) -> OrdinaryEvidence:
     """What became of answers that nobody judged, and what is written to some of their prompts."""
     limit = token_limit(rows)
-    prompts = choose_probes(learner, rows, limit=limit, seed=seed).prompts[:ORDINARY_PROBES]
+    probes = writing.choose_probes(learner, rows, limit=limit, seed=seed)
+    prompts = probes.prompts[:ORDINARY_PROBES]
     live, candidate = ([logp for logp, *_ in learner.score(policy, rows)] for policy in _SERVED)
     tokens = [sum(row.masks[0] or (True,) * len(row.completions[0])) for row in rows]
     harmful = []
     for policy in _SERVED:
-        written = generations(learner, policy, prompts, limit=limit)
-        harmful.append(written.empty + written.endless)
+        written = writing.generations(learner, policy, prompts, limit=limit)
+        harmful.append(written.empty + written.endless + written.repeated + written.broken)
     return OrdinaryEvidence(falls(live, candidate, tokens), len(prompts), *harmful)
+
+
+def _first_token_note(new: Scores) -> list[str]:
+    """Says where a better ranking does not reach the token that decides what is written."""
+    first = new.first_token()
+    if first is None:
+        return []
+    before, after = (accuracy(side) for side in (new.live, new.candidate))
+    old, now = first.likelier
+    if after - before < 0.1 or now - old >= (after - before) / 4:
+        return []
+    return [
+        f"ranking improved from {dot(before)} to {dot(after)}, but the first token in which two "
+        f"answers differ decides for the chosen one in {dot(old)} -> {dot(now)} of {first.pairs} "
+        f"pairs: of {first.margin[1] - first.margin[0]:.1f} nats more margin it has "
+        f"{first.margin_first[1] - first.margin_first[0]:.1f}"
+    ]
 
 
 def _retention(old: Scores, minimum: int) -> dict[Stratum, Paired]:
@@ -253,89 +364,6 @@ def _retention(old: Scores, minimum: int) -> dict[Stratum, Paired]:
     return {stratum: paired for stratum, paired in found.items() if len(paired)}
 
 
-def _trained_answers(rows: Sequence[EncodedExample], *, best: bool) -> list[Ids]:
-    """The completions that were chosen or liked; or those that were rejected or disliked."""
-    answers: list[Ids] = []
-    for row in rows:
-        labels = [c.label or 0.0 for c in row.example.completions]
-        if not row.example.lone:
-            answers.append(row.own[labels.index(max(labels) if best else min(labels))])
-        elif bool(labels[0]) is best:
-            answers.append(row.own[0])
-    return answers
-
-
-def _mean_length(answers: Sequence[Ids]) -> float:
-    return sum(map(len, answers)) / len(answers)
-
-
-def token_limit(rows: Sequence[EncodedExample]) -> int:
-    """How long an answer may be before it counts as endless: twice the longest that was logged."""
-    longest = max(len(ids) for row in rows for ids in row.completions)
-    return min(MOST_TOKENS, max(FEWEST_TOKENS, 2 * longest))
-
-
-class Probes(NamedTuple):
-    """The prompts that live and candidate answer, and notes on those that were changed."""
-
-    prompts: list[Ids]
-    notes: tuple[str, ...] = ()
-
-
-def choose_probes(
-    learner: Learner, rows: Sequence[EncodedExample], *, limit: int, seed: int
-) -> Probes:
-    """Choose prompts of some rows, each with room for an answer of ``limit`` tokens.
-
-    Where the model's positions leave less, a prompt is asked without its oldest turns. If it has
-    none to spare it is asked whole, and its answers are cut where the positions end.
-    """
-    distinct = list({row.example.prompt.id: row for row in rows}.values())
-    chosen = random.Random(seed).sample(distinct, min(PROBES, len(distinct)))
-    positions = learner.decoding.positions
-    if positions is None:
-        return Probes([row.prompt for row in chosen])
-    room = positions - limit
-    tokenizer = ExampleTokenizer(learner.base.template, learner.max_length)
-    shorter = {
-        number: tokenizer.shortened(row.example, room)
-        for number, row in enumerate(chosen)
-        if len(row.prompt) > room
-    }
-    prompts = [shorter.get(number) or row.prompt for number, row in enumerate(chosen)]
-    if not shorter:
-        return Probes(prompts)
-    cut = sum(prompt is None for prompt in shorter.values())
-    return Probes(
-        prompts,
-        (
-            f"{len(shorter)} of {len(chosen)} probes leave no room for {limit} tokens in the "
-            f"model's {positions} positions: {len(shorter) - cut} were asked without their oldest "
-            f"turns, and the answers to {cut} are cut where the positions end",
-        ),
-    )
-
-
-def generations(
-    learner: Learner, policy: Policy, prompts: Sequence[Ids], *, limit: int
-) -> Generations:
-    """What a policy writes on probe prompts, greedily and at most ``limit`` tokens each.
-
-    An answer that is cut before, where the model's positions end, is not endless: it may be as long
-    as people want it.
-    """
-    answers, finite = _generate(learner, policy, prompts, limit)
-    texts, ends = [learner.decoding.text(ids) for ids in answers], learner.decoding.end_tokens
-    return Generations(
-        distinct_2=distinct_n(answers, 2),
-        mean_length=_mean_length(answers),
-        empty=sum(not text.strip() for text in texts),
-        endless=sum(len(ids) == limit and ids[-1] not in ends for ids in answers),
-        tool_parse=parse_rate(texts),
-        finite=finite,
-    )
-
-
 def answer(learner: Learner, messages: Sequence[Message]) -> str:
     """The candidate's greedy answer to a list of messages, as the text that servers stream.
 
@@ -343,13 +371,9 @@ def answer(learner: Learner, messages: Sequence[Message]) -> str:
         GenerationFailed: the messages leave no room in the model's positions.
     """
     prompt = encode_prompt(Prompt("", tuple(messages)), learner.base.template)
-    ((ids,), _) = _generate(learner, "candidate", [prompt], MOST_TOKENS)
+    with learner.policy("candidate") as model:
+        ((ids,), _) = greedy(model, [prompt], learner.decoding, limit=MOST_TOKENS)
     return learner.decoding.text(ids)
-
-
-def _generate(learner: Learner, policy: Policy, prompts: Sequence[Ids], limit: int) -> Answers:
-    with learner.policy(policy) as model:
-        return greedy(model, prompts, learner.decoding, limit=limit)
 
 
 def _group(keys: Sequence[K]) -> dict[K, list[int]]:

@@ -1,25 +1,31 @@
 """The evidence for a verdict: what was measured of a candidate, and of live beside it.
 
-``evaluate.py`` gathers it, and the checks of the gate read it.
+``evaluate.py`` and ``probes.py`` gather it, and the checks of the gate read it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
 
+from agentpref.prove.asked import Asked
 from agentpref.prove.bootstrap import Paired
+from agentpref.prove.features import Features
 from agentpref.prove.ordinary import OrdinaryEvidence
 from agentpref.types import Stratum
 
 
 @dataclass(frozen=True, slots=True)
 class Generations:
-    """Statistics of one policy's greedy answers to the probe prompts.
+    """Statistics of one policy's answers to the probe prompts, or of what people judged there.
 
-    ``mean_length`` is in tokens; ``empty`` and ``endless`` count answers without text and answers
-    cut off at the token limit; ``tool_parse`` is the share of the written tool calls that parse as
-    JSON, ``None`` if none was written; ``finite`` is whether every log-probability was finite.
+    ``mean_length`` is in tokens. The counts are of answers that say nothing (``empty``), were cut
+    off at the token limit (``endless``), say the same over and over (``repeated``) or stop within a
+    sentence (``broken``). ``tool_parse`` is the share of the written tool calls that parse as JSON,
+    ``None`` if none was written; ``finite`` is whether every log-probability was finite.
+    ``common`` is the share of the most common answer, which has ``common_words`` words. ``answers``
+    and ``texts`` have the features and the text of each answer, in the order of the probes.
     """
 
     distinct_2: float
@@ -28,6 +34,27 @@ class Generations:
     endless: int = 0
     tool_parse: float | None = None
     finite: bool = True
+    repeated: int = 0
+    broken: int = 0
+    common: float = 0.0
+    common_words: int = 0
+    answers: tuple[Features, ...] = ()
+    texts: tuple[str, ...] = field(default=(), repr=False)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The numbers as plain values, without texts, for the report."""
+        values = asdict(self)
+        del values["answers"], values["texts"]
+        return values | {"answers": len(self.answers)}
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """Answers of live and candidate to the first probes, drawn at a temperature with one seed."""
+
+    live: Generations
+    candidate: Generations
+    temperature: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,22 +67,67 @@ class UserCheckResult:
 
 
 @dataclass(frozen=True, slots=True)
+class ScorerResult:
+    """What one of the user's scorers gave live's and the candidate's answers to the same prompts.
+
+    ``live`` and ``candidate`` are means. ``p`` is how likely a loss like this is by chance; 1 where
+    nothing was lost. ``error`` says why the scorer gave no numbers, if it did not.
+    """
+
+    name: str
+    live: float
+    candidate: float
+    prompts: int
+    p: float = 1.0
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FirstToken:
+    """Ranking of pairs by the first token in which their answers differ, live's and candidate's.
+
+    That token decides which of both is written. ``accuracy`` is the share of pairs that are ranked
+    rightly by it alone, as against the base; ``likelier`` the share where the chosen answer's token
+    is the likelier one, as it stands. The margins h = log[π/π_0](chosen) − log[π/π_0](rejected) are
+    means in nats: of whole answers, and of that token.
+    """
+
+    pairs: int
+    accuracy: tuple[float, float]
+    likelier: tuple[float, float]
+    margin: tuple[float, float]
+    margin_first: tuple[float, float]
+
+
+class Shown(NamedTuple):
+    """A held-out prompt, by id, and the greedy answers of live and candidate to it."""
+
+    prompt_id: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """The evidence for a verdict.
 
     ``new`` has the scores of held-out examples that live has not learned. ``retention`` has those
     that it has learned, by group of :func:`~agentpref.prefer.strata.coarsen`; it is empty while the
-    base serves, which has nothing to forget. ``kl`` is KL(π_0‖π_θ) in nats per token. ``live`` and
-    ``candidate`` answered the same probes. ``asked_length`` and ``asked_distinct`` are the ratios
-    of length and of distinct-2 between chosen and rejected answers of the new examples: the change
-    that the examples ask for. ``cut_short`` says whether a limit of time stopped the training.
-    ``ordinary`` is what became of answers that nobody judged, ``None`` where there are none.
-    ``notes`` say what a reader should know of how it was gathered.
+    base serves, which has nothing to forget. ``kl`` is KL(π_0‖π_θ) in nats per token.
+
+    ``live`` and ``candidate`` answered the same probes greedily, of which the first ``fresh`` are
+    prompts of new examples; ``sampled`` has drawn answers to some. ``chosen`` and ``rejected``
+    are what people judged there, and ``asked`` is what all new examples ask for. ``shown`` are
+    answers to show to people, chosen by the seed alone. ``ordinary`` is what became of answers that
+    nobody judged, ``None`` where there are none.
 
     ``looks`` is how often judgements that live has not learned were looked at before.
     ``cross_fitted`` has the scores of trained examples, each by a model that had not seen it, and
     ``to_cross_fit`` how many prompts of these there will be if it takes them to decide.
     ``comparisons`` counts all new examples, trained and held out.
+
+    ``cut_short`` says whether a limit of time stopped the training. ``notes`` say what a reader
+    should know of how it was gathered.
     """
 
     new: Paired
@@ -63,10 +135,16 @@ class Evidence:
     live: Generations
     candidate: Generations
     retention: Mapping[Stratum, Paired] = field(default_factory=dict)
-    asked_length: float = 1.0
-    asked_distinct: float = 1.0
+    asked: tuple[Asked, ...] = ()
+    fresh: int = 0
+    chosen: Generations | None = None
+    rejected: Generations | None = None
+    sampled: Sampled | None = None
+    first_token: FirstToken | None = None
+    scorers: tuple[ScorerResult, ...] = ()
     user_checks: tuple[UserCheckResult, ...] = ()
     ordinary: OrdinaryEvidence | None = None
+    shown: tuple[Shown, ...] = ()
     cut_short: bool = False
     notes: tuple[str, ...] = ()
     looks: int = 0

@@ -20,6 +20,7 @@ from agentpref.record.seals import add_seals, add_sums
 from agentpref.record.steps import STEPS as STEPS
 from agentpref.record.steps import Step as Step
 from agentpref.record.steps import breaking_step, step
+from agentpref.record.sums import resum
 from agentpref.record.views import RUN_TEXT, VIEWS
 
 
@@ -415,6 +416,23 @@ def sums_of_tables(connection: sqlite3.Connection) -> None:
     that was changed. The step is breaking because older programs would write and add nothing.
     """
     add_sums(connection)
+
+
+@step
+def answers(connection: sqlite3.Connection) -> None:
+    """What live and a candidate wrote on the same held-out prompts, to show it beside a report.
+
+    ``number`` orders the answers of one update. A removal deletes them with their prompt, and
+    forgetting a user those of every update and descendant that may have learned from the text.
+    """
+    connection.execute(
+        """CREATE TABLE answers (
+            update_id TEXT NOT NULL, number INTEGER NOT NULL, prompt TEXT NOT NULL,
+            before TEXT NOT NULL, after TEXT NOT NULL,
+            PRIMARY KEY (update_id, number)
+        ) WITHOUT ROWID"""
+    )
+    resum(connection, ["answers"])
 
 
 _TALLY_TRIGGERS = (

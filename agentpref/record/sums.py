@@ -84,6 +84,7 @@ SUMMED: Mapping[str, Summed] = {
         ),
     ),
     "left_out": Summed("left_out", ("namespace", "prompt", "reason", "judgements")),
+    "answers": Summed("answers", ("update_id", "number", "prompt", "before", "after")),
 }  # fmt: skip
 """What is summed, by the name of the sum. ``standing`` has what changes of a revision.
 
@@ -178,8 +179,10 @@ def counted(
 
 
 def resum(connection: sqlite3.Connection, names: Iterable[str] = SUMMED) -> None:
-    """Keep the sums of what is there now, right or wrong."""
-    for name in names:
+    """Keep the sums of what is there now, right or wrong; of tables that an older schema has."""
+    query = "SELECT name FROM sqlite_master WHERE type = 'table'"
+    there = {name for (name,) in connection.execute(query)}
+    for name in (name for name in names if SUMMED[name].table in there):
         keep(connection, name, sum_of(connection, name))
 
 

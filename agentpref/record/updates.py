@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import shlex
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -22,12 +22,13 @@ import orjson
 
 from agentpref.errors import UpdateError
 from agentpref.home import Home
+from agentpref.record.chains import Chains
 from agentpref.record.database import insert_or_ignore, transaction
 from agentpref.record.messages import as_json
 from agentpref.record.seals import SEALED, resealing, sealed
 from agentpref.record.sums import counted
 from agentpref.record.weights import name_weights
-from agentpref.types import BASE
+from agentpref.types import BASE, Answered
 
 Role = Literal[
     "new", "replay", "held_out", "left_out", "waiting", "set_aside", "aged_out", "restored",
@@ -48,6 +49,7 @@ class UpdateRow:
 
     ``pairs`` maps the ids of the pairs it used to their role; ``sources`` maps them to the ids of
     the feedback and comparisons that each was made of, or of the run of an ordinary answer.
+    ``answers`` are ids of held-out prompts with the answers of live and of the candidate.
     """
 
     update_id: str
@@ -60,6 +62,7 @@ class UpdateRow:
     report: Mapping[str, Any]
     pairs: Mapping[str, Role] = field(default_factory=dict)
     sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    answers: Sequence[tuple[str, str, str]] = ()
 
 
 class Attempt(NamedTuple):
@@ -117,6 +120,12 @@ class Updates:
             some = "source IN (SELECT value FROM json_each(?))"
             with counted(self._connection, "pair_source", where=some, values=named):
                 insert_or_ignore(self._connection, "pair_source", ("source", "pair_id"), sources)
+            with counted(self._connection, "answers", where="update_id = ?", values=of_it):
+                self._connection.executemany(
+                    "INSERT INTO answers (update_id, number, prompt, before, after)"
+                    " VALUES (?, ?, ?, ?, ?)",
+                    [(update.update_id, n, *each) for n, each in enumerate(update.answers)],
+                )
             # The journal says that it runs. Only one update of a home does at a time.
             query = "DELETE FROM journal WHERE namespace = ? AND ended_at IS NULL"
             self._connection.execute(query, (update.namespace,))
@@ -225,25 +234,45 @@ class Updates:
         return [name for (name,) in self._connection.execute(query)]
 
     def forget_words(self, sources: Iterable[str]) -> None:
-        """Remove the messages of the user's checks from reports of updates that used any of these.
+        """Remove what candidates answered from updates that used any of these.
 
-        Such a message may quote what the candidate answered, and a candidate also answers what its
-        ancestors learned. So this includes the updates that made, or started from, a revision that
-        has learned from any of these. The rest of a report is numbers, names of strata and fixed
-        texts.
+        That is their rows of ``answers``, and in reports the messages of the user's checks and
+        scorers, which may quote an answer. A candidate also answers what its ancestors learned. So
+        this includes the updates that made, or started from, a revision that has learned from any
+        of these. The rest of a report is numbers, names of strata and fixed texts.
         """
         name_weights(self._connection, Home.of(self._connection))
         reports = self._connection.execute(_REPORTS_ON, {"sources": as_json([*sources])}).fetchall()
         touched = ["updates"] if reports else []
+        named = (as_json([update_id for update_id, _ in reports]),)
+        some = "update_id IN (SELECT value FROM json_each(?))"
         with transaction(self._connection), resealing(self._connection, touched):
+            with counted(self._connection, "answers", where=some, values=named):
+                self._connection.execute(f"DELETE FROM answers WHERE {some}", named)
             for update_id, text in reports:
                 report = orjson.loads(text)
                 for check in report.get("checks", ()):
-                    if check.get("name", "").startswith("check "):
+                    if check.get("name", "").startswith(("check ", "scorer ")):
                         for key in {"message", "words"} & check.keys():  # "words" in reports of 0.1
                             check[key] = "(removed: the training saw what was forgotten since)"
                 query = "UPDATE updates SET report = ? WHERE update_id = ?"
                 self._connection.execute(query, (as_json(report), update_id))
+
+    def answers(self, update_id: str) -> list[Answered]:
+        """Return what live and an update's candidate answered to some held-out prompts.
+
+        The prompts were chosen at random. The list is empty for an update that kept none, and those
+        whose prompt was removed since are gone.
+        """
+        there = "SELECT 1 FROM sqlite_master WHERE name = 'answers'"
+        if self._connection.execute(there).fetchone() is None:
+            return []  # a home of an older version, which is only read
+        rows = self._connection.execute(
+            "SELECT prompt, before, after FROM answers WHERE update_id = ? ORDER BY number",
+            (update_id,),
+        ).fetchall()
+        chains = Chains(self._connection)
+        return [Answered(chains.prompt(prompt), *texts) for prompt, *texts in rows]
 
     def report(self, namespace: str, update_id: str | None = None) -> dict[str, Any]:
         """Return the report of an update or of the last one; ``UpdateError`` if there is none."""

@@ -199,6 +199,8 @@ def delete(connection: sqlite3.Connection) -> Removed:
         counts = {name: connection.execute(query).rowcount for name, query in _DELETE.items()}
     _run_script(connection, _KEPT)
     messages = connection.execute(_DELETE_MESSAGES).rowcount
+    with counted(connection, "answers"):
+        connection.execute("DELETE FROM answers WHERE prompt NOT IN (SELECT id FROM message)")
     (shared,) = connection.execute(_COUNT_SHARED).fetchone()
     return Removed(**counts, messages=messages, shared=shared)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from agentpref_cli import options
-from agentpref_cli.commands.update import NEVER, SERVES, show_report
+from agentpref_cli.commands.update import NEVER, SERVES, plain_answers, show_report
 from agentpref_cli.terminal import BOLD, GOOD, moment, print_result, say, table
 
 if TYPE_CHECKING:
@@ -129,12 +129,17 @@ def _one(home: Path | None, update_id: str | None, namespace: str | None) -> dic
 
 
 def _with_serving(entry: Entry, home: Path | None) -> dict[str, Any]:
-    """A report with what its revision does today, and how often an update ended like that."""
+    """A report with its answers, what its revision does today, and how often one ended like that.
+
+    The answers are not in the report itself, which is kept when they are forgotten.
+    """
+    from agentpref.home import Home
     from agentpref.serve.registry import Registry
 
     service = Registry(home, namespace=entry.namespace).service(entry.revision)
     repeated = {"times": entry.times, "first_at": entry.first_at} if entry.times > 1 else {}
-    return {**entry.report, "serving": service._asdict(), **repeated}
+    answers = plain_answers(Home.open(home).answers(entry.update_id))
+    return {**entry.report, "serving": service._asdict(), "answers": answers, **repeated}
 
 
 def _today(service: Mapping[str, Any]) -> str:

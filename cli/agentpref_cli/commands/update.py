@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +21,9 @@ from agentpref_cli.terminal import (
     show_checks,
     table,
 )
+
+if TYPE_CHECKING:
+    from agentpref.types import Answered
 
 VERDICTS = {
     "promoted": (0, GOOD, "every check passed"),
@@ -64,6 +67,7 @@ again as 1, in a few noisy runs (docs/training.md)."""
 
 _CROWDED = 0.1  # the share of waiting from which on a report names it
 _THUMBS = "_thumbs"
+_SHOWN, _WIDTH = 3, 200  # answers that a report prints, and characters of each
 
 
 def update(
@@ -127,6 +131,7 @@ def update(
     while another update or a removal runs, 130 or 143 on a signal.
     """
     from agentpref.config import UpdateConfig
+    from agentpref.home import Home
     from agentpref.learn import process, team
     from agentpref.pipeline import update as run_update
 
@@ -150,9 +155,17 @@ def update(
             again=again,
         )
     value = done.to_mapping()
+    value["answers"] = plain_answers(Home.open(home).answers(done.update_id))
     serving = SERVES if done.verdict == "promoted" else NEVER
     print_result(as_json, value, lambda: show_report(value, serving))
     raise typer.Exit(VERDICTS[done.verdict][0])
+
+
+def plain_answers(answers: Sequence[Answered]) -> list[dict[str, Any]]:
+    """Answers before and after as plain values."""
+    return [
+        {"prompt": one.prompt.messages, "before": one.before, "after": one.after} for one in answers
+    ]
 
 
 def show_report(report: Mapping[str, Any], serving: str) -> None:
@@ -168,6 +181,20 @@ def show_report(report: Mapping[str, Any], serving: str) -> None:
         table(("held-out accuracy", "before", "after"), rows)
     if report["checks"]:
         show_checks(report["checks"])
+    _show_answers(report.get("answers", ()))
+
+
+def _show_answers(answers: Sequence[Mapping[str, Any]]) -> None:
+    """Print some held-out prompts with the answers before and after, chosen at random."""
+    if not answers:
+        return
+    say("")
+    say(f"before and after, {min(_SHOWN, len(answers))} held-out prompts chosen at random:", BOLD)
+    for one in answers[:_SHOWN]:
+        said = one["prompt"][-1].get("content")
+        for name, text in (("prompt", said), ("before", one["before"]), ("after", one["after"])):
+            line = " ".join(text.split()) if isinstance(text, str) else ""
+            say(f"{name:<7} {line[:_WIDTH]}{'…' if len(line) > _WIDTH else ''}")
 
 
 def headline(report: Mapping[str, Any], serving: str) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from contextlib import closing
+from math import nan
 
 import pytest
 
 from agentpref.home import Home
 from agentpref.learn.cache import LogpCache, sequence_key
+from agentpref.learn.logps import Scored
 from agentpref.record.database import connect
 from agentpref.record.integrity import examine
 from tests.core.learn.families import row
@@ -210,3 +212,30 @@ def test_a_cache_that_keeps_nothing_still_knows_what_is_there(connection, rows):
     assert looks.known(rows) == [None] * len(rows)
     LogpCache(connection, NUMBERS, "base").remember(rows, scores)
     assert looks.known(rows) == scores
+
+
+def test_deciding_tokens_come_from_the_pass_that_scores(connection, make_learner, pairs):
+    """Base and live are the same here: what one stored the other finds."""
+    cache = LogpCache(connection, NUMBERS, "base")
+    learner = make_learner()
+    learner._caches = {"base": cache}
+    rows = learner.encode(pairs[:4])
+    expected = make_learner().scored("base", rows)
+    assert learner.scored("base", rows) == expected
+    assert cache.known_whole(rows) == expected
+    assert cache.known(rows) == [one.sums for one in expected]
+    assert all(one.deciding[0] >= one.sums[0] for one in expected), "one token of several"
+    learner._compute = lambda policy, rows, whole: [] if not rows else pytest.fail("again")
+    assert learner.scored("base", rows) == expected
+    assert learner.score("base", rows) == [one.sums for one in expected]
+
+
+def test_sums_alone_do_not_make_a_row_known_with_its_deciding_token(connection, rows):
+    cache, two = LogpCache(connection, NUMBERS, "base"), [row((1, 2), (3, 4), (3, 5))]
+    cache.remember(two, [(-1.0, -2.0)])
+    assert cache.known_whole(two) == [None]
+    cache.remember_whole(two, [Scored((-1.0, -2.0), (-0.5, -1.5))])
+    assert cache.known_whole(two) == [Scored((-1.0, -2.0), (-0.5, -1.5))]
+    without = [row((1, 2), (3, 4)), row((1, 2), (3, 4), (3, 4, 5))]
+    cache.remember_whole(without, [Scored((-1.0,), (nan,)), Scored((-1.0, -2.0), (nan, nan))])
+    assert [len(one.deciding) for one in cache.known_whole(without)] == [1, 2]

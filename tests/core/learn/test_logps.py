@@ -345,3 +345,49 @@ def test_a_known_route_is_the_one_that_another_process_found(family):
     assert follower.config._attn_implementation == finder.config._attn_implementation
     expected = logps.score(finder, ROWS, route=found, pad=0)
     assert logps.score(follower, ROWS, route=route, pad=0) == expected
+
+
+# The token that decides
+
+
+@pytest.mark.parametrize(
+    ("own", "place"),
+    [
+        (row((1,), (2, 3), (2, 4)), 1),
+        (row((1,), (5, 3), (2, 3)), 0),
+        (row((1,), (2, 3), (2, 3, 4)), None),
+        (row((1,), (2, 3)), None),
+        (row((1,), (2,), (3,), (4,)), None),
+    ],
+)
+def test_the_first_token_that_differs_decides(own, place):
+    assert logps.deciding_place(own) == place
+
+
+def test_a_deciding_token_that_does_not_count_is_none():
+    own = row((1,), (2, 3, 4), (2, 5, 6))
+    for masks, place in (
+        (((True, False, True),) * 2, None),
+        (((False, True, True),) * 2, 1),
+        (((False, True, True), (True, True, True)), None),
+    ):
+        assert logps.deciding_place(own._replace(masks=masks)) == place
+
+
+@pytest.mark.parametrize("route", ["plain", "shared"])
+def test_log_probs_of_deciding_tokens_are_those_of_single_sequences(route):
+    model = random_model("llama")
+    rows = [
+        row((1, 2, 3), (4, 5, 6), (4, 7)),
+        row((1, 9), (8, 3), (6, 6, 6, 2)),
+        row((3, 1, 2, 5), (7, 4, 2), (7, 4, 9, 9, 1)),
+    ]
+    chosen = logps.known_route(model, route) if route == "shared" else logps.ORACLE
+    found = logps.score_whole(model, rows, route=chosen, pad=0)
+    for own, scores in zip(rows, found, strict=True):
+        place = logps.deciding_place(own)
+        for ids, logp in zip(own.completions, scores.deciding, strict=True):
+            only = tuple(at == place for at in range(len(ids)))
+            expected = float(one_by_one(model, own.prompt, ids, only))
+            assert logp == pytest.approx(expected, abs=1e-4)
+    assert [one.sums for one in found] == logps.score(model, rows, route=chosen, pad=0)

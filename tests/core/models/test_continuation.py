@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers as tf
 
-from agentpref.models.continuation import greedy
+from agentpref.models.continuation import greedy, sampled
 from agentpref.models.decoding import Decoding
 from tests.core.learn.families import FAMILIES, random_model
 
@@ -124,3 +124,29 @@ def test_numbers_that_are_not_finite_are_seen_until_an_answer_ends(
     monkeypatch.setattr(model, "forward", broken)
     found = greedy(model, PROMPTS[:2], decoding(answer[2]), limit=8)
     assert found.finite is finite
+
+
+def draw(model: Any, temperature: float = 1.0, seed: int = 0) -> list[tuple[int, ...]]:
+    return sampled(model, PROMPTS, decoding(), limit=20, temperature=temperature, seed=seed).tokens
+
+
+def test_a_seed_draws_the_same_answers_again_and_another_seed_others() -> None:
+    model = random_model("llama")
+    assert draw(model) == draw(model)
+    assert draw(model) != draw(model, seed=1)
+    assert draw(model, temperature=1e-4) == greedy(model, PROMPTS, decoding(), limit=20).tokens
+    assert [len(answer) for answer in draw(model)] == ROOMS
+
+
+def test_answers_are_drawn_by_the_probabilities_of_the_model() -> None:
+    """First tokens of 400 draws against softmax(logits / T): no share is off by five errors."""
+    model, number, temperature = random_model("llama"), 400, 0.1
+    with torch.no_grad():
+        logits = model(torch.tensor([PROMPTS[0]])).logits[0, -1]
+    expected = (logits / temperature).softmax(-1)
+    prompts = [PROMPTS[0]] * number
+    drawn = sampled(model, prompts, decoding(), limit=1, temperature=temperature, seed=3).tokens
+    found = torch.tensor([ids[0] for ids in drawn]).bincount(minlength=len(expected)) / number
+    error = (expected * (1 - expected) / number).sqrt() + 1 / number
+    assert ((found - expected).abs() < 5 * error).all()
+    assert (found > 0).sum() > 3

@@ -7,7 +7,12 @@ import sys
 import pytest
 
 from agentpref.errors import ConfigError
-from agentpref.prove.checks import installed_checks, run_checks
+from agentpref.prove.checks import (
+    installed_checks,
+    installed_scorers,
+    run_checks,
+    run_scorers,
+)
 from agentpref.prove.evidence import UserCheckResult
 
 HELLO = [{"role": "user", "content": "Hello?"}]
@@ -106,3 +111,41 @@ def test_an_installed_check_that_cannot_be_loaded_is_named(install, source):
     install("polite = polite_checks:ok", source)
     with pytest.raises(ConfigError, match=r"'polite' .* 'polite_checks:ok'.* uninstall"):
         installed_checks()
+
+
+# Scorers
+
+
+def scores(scorer, live, candidate):
+    prompts = [HELLO] * len(live)
+    (found,) = run_scorers({"s": scorer}, prompts, live, candidate)
+    return found
+
+
+def test_a_scorer_compares_answers_to_the_same_prompts():
+    live, candidate = [f"{n} long answer" for n in range(9)], [f"{n}" for n in range(9)]
+    found = scores(lambda messages, answer: len(answer), live, candidate)
+    assert (found.live, found.candidate, found.prompts, found.error) == (13.0, 1.0, 9, "")
+    assert found.p == pytest.approx(1 / 512), "nine of nine are worse"
+    assert scores(lambda messages, answer: -len(answer), live, candidate).p == pytest.approx(1.0)
+    assert scores(lambda messages, answer: len(messages), live, candidate).p == 1.0
+    assert run_scorers({}, [], [], []) == ()
+
+
+def test_a_scorer_that_raises_or_gives_no_number_has_failed():
+    assert scores(lambda m, a: 1 / 0, ["a"], ["b"]).error == (
+        "raised ZeroDivisionError: division by zero"
+    )
+    assert "no finite number" in scores(lambda m, a: float("nan"), ["a"], ["b"]).error
+    assert scores(lambda m, a: None, ["a"], ["b"]).error.startswith("raised TypeError")
+
+
+def test_installed_scorers_are_found_by_name(monkeypatch):
+    class Point:
+        name, value = "brief", "some:brief"
+
+        def load(self):
+            return len
+
+    monkeypatch.setattr("agentpref.plugins.entry_points", lambda group: [Point()])
+    assert installed_scorers() == {"brief": len}

@@ -14,15 +14,10 @@ from agentpref.learn.encode import EncodedExample
 from agentpref.learn.learner import Learner
 from agentpref.models.base import load_base
 from agentpref.models.tokenizer import encode_prompt
-from agentpref.prove import evaluate
 from agentpref.prove.checks import run_checks
-from agentpref.prove.evaluate import (
-    answer,
-    choose_probes,
-    generations,
-    kl_from_base,
-    token_limit,
-)
+from agentpref.prove.evaluate import answer, kl_from_base
+from agentpref.prove.metrics import distinct_n
+from agentpref.prove.probes import choose_probes, generations, token_limit
 
 CALL, BROKEN = '<tool_call>{"a":1}</tool_call>', '<tool_call>{"a":1</tool_call>'
 
@@ -161,7 +156,8 @@ def test_probes_leave_room_for_an_answer(narrow, pair_of):
     found = generations(narrow, "candidate", probes.prompts, limit=64)
     assert found.mean_length == (64 + 64 + NARROW - lengths[2]) / 3, "this model never ends"
     assert found.endless == 2, "where the positions end is not where the answer would"
-    assert choose_probes(narrow, rows[:1], limit=64, seed=0) == ([rows[0].prompt], ())
+    assert choose_probes(narrow, rows[:1], limit=64, seed=0).prompts == [rows[0].prompt]
+    assert choose_probes(narrow, rows[:1], limit=64, seed=0).notes == ()
 
 
 def test_a_check_that_asks_for_more_than_the_positions_fails_with_the_cure(narrow):
@@ -201,7 +197,7 @@ def test_the_base_answers_beside_it_as_plain_transformers_does(taught, prompts):
         texts.append(tuple(out[0, ids.shape[1] :].tolist()))
     assert found.mean_length == sum(lengths) / 3
     assert found.endless == sum(length == limit for length in lengths) > 0
-    assert found.distinct_2 == evaluate.distinct_n(texts, 2)
+    assert found.distinct_2 == distinct_n(texts, 2)
 
 
 def test_without_a_live_adapter_live_answers_as_the_base(taught, prompts):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from agentpref.config import GateSettings, UpdateConfig
 from agentpref.errors import ConfigError
 from agentpref.prove.bootstrap import Paired, lower_bound
-from agentpref.prove.evidence import Evidence, Generations, UserCheckResult
+from agentpref.prove.evidence import Evidence, Generations, ScorerResult, UserCheckResult
 from agentpref.prove.gate import judge
 from agentpref.prove.results import CheckResult, GateResult
 from agentpref.prove.retention import retention_margin
@@ -289,21 +289,16 @@ def test_guards_leave_room_up_to_their_bounds(evidence: Evidence) -> None:
     assert judge(evidence).verdict == "passed"
 
 
-def test_length_may_change_as_far_as_the_pairs_ask_and_in_that_direction_only() -> None:
-    shorter, longer = writing(mean_length=20.0), writing(mean_length=60.0)
-    assert judge(shorter).verdict == judge(longer).verdict == "refused"
-    assert judge(replace(shorter, asked_length=0.6)).verdict == "passed"
-    assert judge(replace(longer, asked_length=1.5)).verdict == "passed"
-    assert judge(replace(longer, asked_length=0.6)).verdict == "refused"
-    stretched = named(judge(replace(shorter, asked_length=0.6)), "length ratio").message
-    assert "within .48 to 1.25 (stretched: chosen answers are × .60" in stretched
-
-
-def test_diversity_may_fall_as_far_as_the_pairs_ask() -> None:
-    plainer = writing(distinct_2=0.45)
-    assert judge(plainer).verdict == "refused"
-    assert judge(replace(plainer, asked_distinct=0.8)).verdict == "passed"
-    assert judge(replace(GOOD, asked_distinct=2.0)).verdict == "passed"
+def test_a_scorer_refuses_only_a_proven_loss() -> None:
+    fell = ScorerResult("tone", 0.8, 0.6, 32, p=0.2)
+    assert judge(replace(GOOD, scorers=(fell,))).verdict == "passed"
+    proven = replace(GOOD, scorers=(replace(fell, p=0.01),))
+    assert failed(judge(proven)) == ["scorer tone"]
+    assert ".80 -> .60 in the mean of 32 prompts: a proven loss" in judge(proven).reasons[0]
+    two = replace(GOOD, scorers=(replace(fell, p=0.04), replace(fell, name="other", p=0.9)))
+    assert judge(two).verdict == "passed", "of two scorers each may err half as often"
+    broken = replace(GOOD, scorers=(replace(fell, error="raised ValueError: no"),))
+    assert judge(broken).reasons == ("scorer tone: raised ValueError: no",)
 
 
 def test_settings_move_the_bounds() -> None:

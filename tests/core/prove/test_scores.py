@@ -10,8 +10,8 @@ import pytest
 from agentpref.config import GateSettings, UpdateConfig
 from agentpref.learn.encode import EncodedExample
 from agentpref.learn.losses.kto import is_liked
-from agentpref.prove import evaluate
-from agentpref.prove.evaluate import Scores
+from agentpref.prove import evaluate, probes
+from agentpref.prove.evaluate import Margins, Scores
 from agentpref.prove.evidence import UserCheckResult
 from agentpref.prove.gate import judge
 
@@ -103,43 +103,140 @@ def test_old_pairs_are_evidence_of_retention_by_stratum(taught, held_out, pair_o
     assert set(evidence.new.prompts) == {pair.prompt.id for pair in held_out}
 
 
-def test_lengths_and_diversity_asked_for_are_those_of_the_pairs(taught, held_out, pair_of):
-    trained = [
-        row(pair_of(1, "yes"), chosen=(1, 2, 3, 4), rejected=(5, 6)),
-        row(pair_of(2, "yes"), chosen=(1, 2), rejected=(5,)),
-    ]
-    evidence = gather(taught("yes"), held_out, trained=trained)
-    assert evidence.asked_length == pytest.approx(6 / 3)
-    assert evidence.asked_distinct == pytest.approx((3 / 4) / 1)
+def test_what_the_pairs_ask_for_is_that_of_trained_and_held_out_ones(taught, held_out, pair_of):
+    learner = taught("yes")
+    trained = learner.encode([pair_of(n, "no", "yes, it is so") for n in range(6)])
+    wishes = {one.feature: one for one in gather(learner, held_out, trained=trained).asked}
+    assert (wishes["words"].direction, wishes["words"].prompts) == (-1, len(held_out) + 6)
+    assert "no at the beginning" not in wishes, "six pairs ask for it, and twelve against it"
 
 
-def test_rejected_answers_of_one_token_ask_for_no_diversity(taught, held_out, pair_of):
-    trained = [row(pair_of(1, "yes"), chosen=(1, 2, 1, 2), rejected=(5,))]
-    assert gather(taught("yes"), held_out, trained=trained).asked_distinct == 1.0
+@pytest.fixture
+def probed(monkeypatch):
+    """Who answered which prompts, and at which temperature."""
+    asked = []
+    generate = probes.generations
+
+    def noted(learner, policy, prompts, **options):
+        asked.append((policy, prompts, options.get("temperature")))
+        return generate(learner, policy, prompts, **options)
+
+    monkeypatch.setattr(probes, "generations", noted)
+    return asked
 
 
 def test_each_prompt_is_probed_once_and_never_more_than_enough(
-    taught, held_out, pair_of, monkeypatch
+    taught, held_out, pair_of, probed, monkeypatch
 ):
-    asked = []
-    monkeypatch.setattr(evaluate, "generations", lambda *a, limit: asked.append((a[1], a[2])))
     twice = [*held_out, *(pair_of(n, "yes, it is") for n in range(100, 112))]
     gather(taught("yes"), twice)
-    (live, first), (candidate, second) = asked
-    assert (live, candidate) == ("live", "candidate")
+    assert [(policy, t) for policy, _, t in probed] == [
+        ("live", None),
+        ("candidate", None),
+        ("live", 0.7),
+        ("candidate", 0.7),
+    ]
+    first, second, *drawn = (prompts for _, prompts, _ in probed)
     assert first == second, "both answer the same prompts"
+    assert drawn[0] == drawn[1] == first[: probes.SAMPLED]
     learner = taught("yes")
     assert sorted(first) == sorted(row.prompt for row in learner.encode(held_out))
-    monkeypatch.setattr(evaluate, "PROBES", 5)
+    monkeypatch.setattr(probes, "PROBES", 5)
     gather(taught("yes"), twice)
-    assert len(asked[-1][1]) == 5
+    assert len(probed[-1][1]) == 5
 
 
-def test_a_prompt_that_was_shortened_is_probed_as_it_was_scored(
+def test_half_of_the_probes_are_new_however_many_old_ones_there_are(
     fresh_learner, pair_of, monkeypatch
 ):
-    asked = []
-    monkeypatch.setattr(evaluate, "generations", lambda *a, limit: asked.append(a[2]))
+    monkeypatch.setattr(probes, "PROBES", 8)
+    learner = fresh_learner()
+    new, old, more = (
+        learner.encode([pair_of(n, "yes") for n in numbers])
+        for numbers in (range(6), range(100, 140), range(200, 240))
+    )
+
+    def chosen(*rows):
+        found = probes.choose_probes(learner, *rows, limit=64, seed=0)
+        assert len(found.rows) == len({row.prompt for row in found.rows})
+        names = [int(row.example.prompt.id.removeprefix("prompt")) for row in found.rows]
+        return (
+            found.fresh,
+            sum(n < 100 for n in names),
+            sum(100 <= n < 200 for n in names),
+            len(names),
+        )
+
+    assert chosen(new, old, more) == (4, 4, 4, 8)
+    assert chosen(new, old[:1], more) == (7, 6, 1, 8)
+    assert chosen(new[:2], [], more) == (8, 2, 0, 8), "new ones of training fill them up"
+    assert chosen(new[:2], old[:3], []) == (2, 2, 3, 5)
+
+
+def test_another_temperature_draws_other_answers(fresh_learner, held_out):
+    learner = fresh_learner()
+    rows = learner.encode(held_out)
+
+    def drawn(temperature):
+        config = UpdateConfig(gate=GateSettings(temperature=temperature))
+        evidence = evaluated(learner, rows, [], config)
+        assert evidence.sampled.temperature == temperature
+        return evidence.sampled
+
+    cold, hot = drawn(0.01), drawn(5.0)
+    assert cold.live == cold.candidate, "two policies that agree draw the same words"
+    assert hot.live.texts != cold.live.texts
+
+
+def test_answers_to_held_out_prompts_are_shown_by_the_seed_alone(taught, held_out, pair_of):
+    learner = taught("yes")
+    trained = learner.encode([pair_of(n, "yes") for n in range(4)])
+    evidence = gather(learner, held_out, trained=trained)
+    names = {pair.prompt.id for pair in held_out}
+    assert {one.prompt_id for one in evidence.shown} <= names, "none of training"
+    assert len(evidence.shown) == probes.SHOWN
+    assert {one.after for one in evidence.shown} == {"yes"}
+    assert evidence.shown == gather(learner, held_out, trained=trained).shown
+
+
+def test_the_first_token_that_differs_is_ranked_by_itself(taught, pair_of):
+    """All of the margin lies behind a token that both answers share."""
+    learner = taught("yes")
+    new = [pair_of(n, "yes", "yes, I think that it is") for n in range(100, 112)]
+    found = evaluate.score(learner, learner.encode(new)).first_token()
+    assert found.pairs == 12
+    assert found.accuracy == (0.5, 1.0)
+    assert 0 < found.margin_first[1] < found.margin[1]
+    assert found.likelier[1] == 1.0
+    assert evaluate.score(learner, []).first_token() is None
+
+
+def test_a_ranking_that_does_not_reach_the_first_token_is_noted(pair_of):
+    rows = [row(pair_of(n, "yes")) for n in range(4)]
+    moved = Margins((0.0, 21.0), (0.0, 0.01), (-3.0, -2.99))
+    (note,) = evaluate._first_token_note(Scores(rows, (0.5,) * 4, (1.0,) * 4, [moved] * 4))
+    assert note == (
+        "ranking improved from .50 to 1.00, but the first token in which two answers differ "
+        "decides for the chosen one in .00 -> .00 of 4 pairs: of 21.0 nats more margin it has 0.0"
+    )
+    decides = Margins((0.0, 21.0), (0.0, 5.0), (-3.0, 2.0))
+    assert evaluate._first_token_note(Scores(rows, (0.5,) * 4, (1.0,) * 4, [decides] * 4)) == []
+
+
+def test_scorers_compare_live_and_candidate_on_the_same_prompts(taught, held_out):
+    def brief(messages, answer):
+        assert messages[-1]["content"].startswith("Is ")
+        return -len(answer)
+
+    (found,) = gather(taught("yes"), held_out, scorers={"brief": brief}).scorers
+    assert (found.name, found.candidate, found.p, found.prompts) == ("brief", -3.0, 1.0, 12)
+    (worse,) = gather(
+        taught("yes"), held_out, scorers={"long": lambda messages, answer: len(answer)}
+    ).scorers
+    assert worse.p < 0.01
+
+
+def test_a_prompt_that_was_shortened_is_probed_as_it_was_scored(fresh_learner, pair_of, probed):
     learner, pair = fresh_learner(max_length=64), pair_of(1, "yes")
     question = pair.prompt.messages[0]
     history = [question, {"role": "assistant", "content": "word " * 60}, question]
@@ -147,11 +244,11 @@ def test_a_prompt_that_was_shortened_is_probed_as_it_was_scored(
     (row,) = learner.encode([long])
     assert learner.shortened == {"prompt_shortened": 1}
     gather(learner, [long])
-    assert asked == [[row.prompt]] * 2
+    assert [prompts for _, prompts, _ in probed] == [[row.prompt]] * 4
 
 
 def test_the_same_seed_gives_the_same_evidence(taught, held_out, monkeypatch):
-    monkeypatch.setattr(evaluate, "PROBES", 3)
+    monkeypatch.setattr(probes, "PROBES", 3)
     monkeypatch.setattr(evaluate, "KL_ROWS", 3)
     learner = taught("yes")
     assert gather(learner, held_out) == gather(learner, held_out)
@@ -274,11 +371,21 @@ def test_a_group_of_likes_alone_proves_nothing(thumb_of):
     assert note.startswith("0 of 6 new held-out thumbs count as evidence: ")
 
 
-def test_thumbs_ask_for_lengths_and_diversity_too(taught, thumbs, thumb_of):
-    long = EncodedExample(thumb_of(1, "a", True), (9,), ((1, 2, 3, 4), (3,)), (None, None))
-    short = EncodedExample(thumb_of(2, "b", False), (9,), ((5, 5, 5), (3,)), (None, None))
-    evidence = gather(taught("yes"), thumbs, trained=[long, short])
-    assert evidence.asked_length == pytest.approx(4 / 3)
-    assert evidence.asked_distinct == pytest.approx(1 / (1 / 2))
-    evidence = gather(taught("yes"), thumbs, trained=[long])
-    assert (evidence.asked_length, evidence.asked_distinct) == (1.0, 1.0)
+def test_thumbs_ask_for_features_too(taught, thumbs):
+    evidence = gather(taught("yes"), thumbs)
+    wishes = {one.feature: one.direction for one in evidence.asked}
+    assert wishes["words"] == -1
+    assert wishes["yes at the beginning"] == 1
+    assert {text.casefold() for text in evidence.chosen.texts} == {"yes"}
+    assert set(evidence.rejected.texts) == {"no, never"}
+
+
+def test_before_training_odd_wishes_are_counted(fresh_learner, pair_of):
+    learner = fresh_learner()
+    rows = learner.encode([pair_of(n, "   " if n % 8 else "Ask me later") for n in range(40)])
+    (blank,) = probes.warnings(learner, rows)
+    assert blank.startswith("35 of 40 chosen answers are blank: ")
+    rows = learner.encode([pair_of(n, "Ask me later", f"no, {n}") for n in range(40)])
+    (canned,) = probes.warnings(learner, rows)
+    assert canned.startswith("40 of 40 chosen answers are one and the same text: ")
+    assert probes.warnings(learner, learner.encode([pair_of(n, "yes") for n in range(40)])) == []

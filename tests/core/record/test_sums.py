@@ -109,6 +109,8 @@ def _log(home: Home) -> list[str]:
 
 
 def _learn(connection: sqlite3.Connection, revisions: list[str], said: list[str]) -> None:
+    query = "SELECT prompt FROM run WHERE user_id IS NOT NULL ORDER BY created_at LIMIT 1"
+    ((asked,),) = connection.execute(query)
     for n, candidate in enumerate(revisions):
         pairs: dict[str, Role] = {f"pair-{n}-{m}": role for m, role in enumerate(USES)}
         sources = {pair: (source,) for pair, source in zip(pairs, said, strict=False)}
@@ -124,6 +126,7 @@ def _learn(connection: sqlite3.Connection, revisions: list[str], said: list[str]
                 {},
                 pairs,
                 sources,
+                [(asked, "before", f"after {n}")],
             )
         )
     rows = [row((1, n), (2, n), (3, n)) for n in range(10)]
@@ -365,7 +368,8 @@ def test_a_home_from_before_sums_keeps_what_its_last_seals_show(home: Home) -> N
         )
         connection.executemany("INSERT INTO last_seal VALUES (?, ?)", ends.items())
         connection.execute(LAST)
-        connection.execute("DELETE FROM migration WHERE name = 'sums_of_tables'")
+        connection.execute("DROP TABLE answers")
+        connection.execute("DELETE FROM migration WHERE name IN ('sums_of_tables', 'answers')")
     with closing(connect(home)) as connection:
         (problem,) = examine(connection).problems
         assert problem.table == "feedback"

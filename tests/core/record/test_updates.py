@@ -13,8 +13,10 @@ from agentpref.errors import UpdateError
 from agentpref.home import Home
 from agentpref.record.database import connect
 from agentpref.record.integrity import examine
-from agentpref.record.messages import as_json
+from agentpref.record.messages import as_json, prompt_of
+from agentpref.record.store import Store
 from agentpref.record.updates import UpdateRow, Updates
+from agentpref.types import Run
 
 NOTHING = UpdateRow("u0", "default", 0.0, 0.5, None, None, "refused", {})
 
@@ -290,6 +292,29 @@ def test_messages_of_user_checks_are_removed_from_reports_of_what_descends(
     updates.forget_words(["said-c"])
     kept = {f"u{n}": "Ada" in str(updates.report("default", f"u{n}")) for n in range(1, 7)}
     assert [name for name, is_kept in kept.items() if is_kept] == ["u1", "u4", "u6"]
+
+
+def test_answers_are_kept_with_an_update_and_read_with_their_prompts(connection, updates):
+    asked = prompt_of([{"role": "user", "content": "At nine?"}])
+    answer = {"role": "assistant", "content": "Yes."}
+    Store(connection).add_run(Run("r", "default", 1.0, asked, answer))
+    updates.add(replace(NOTHING, update_id="u", answers=[(asked.id, "No.", "Yes, at nine.")]))
+    assert updates.answers("u") == [(asked, "No.", "Yes, at nine.")]
+    assert updates.answers("another") == []
+    connection.execute("DROP TABLE answers")
+    assert updates.answers("u") == [], "a home of an older version, which is only read"
+
+
+def test_answers_of_updates_that_may_have_learned_from_a_source_are_removed(
+    connection, updates, add, line
+):
+    """As messages of checks are: a candidate may answer what an ancestor of it learned."""
+    add("refused", parent="r3", g="new")
+    rows = [(f"u{n}", 0, "p", "before", "after") for n in range(1, 6)]
+    connection.executemany("INSERT INTO answers VALUES (?, ?, ?, ?, ?)", rows)
+    updates.forget_words(["said-c"])
+    kept = [name for (name,) in connection.execute("SELECT update_id FROM answers ORDER BY 1")]
+    assert kept == ["u1", "u4"]
 
 
 def test_a_report_of_0_1_0_is_read_with_todays_names(updates):

@@ -27,6 +27,7 @@ from agentpref.home import Home
 from agentpref.record import database
 from agentpref.record.database import connect, exclusive, transaction
 from agentpref.record.deletion.forget import Forgotten, forget
+from agentpref.record.deletion.removal import expire
 from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.integrity import examine
 from agentpref.record.messages import prompt_of, run_row
@@ -370,6 +371,7 @@ def learned(
         report={"checks": [{"name": "check mine", "words": f"it says {SECRET}"}]},
         pairs={pair: roles.get(pair, "new") for pair in pairs},
         sources=pairs,
+        answers=[(prompt_of(asked(user)).id, "x", f"{user} says y") for user in ("bob", "ada")],
     )
     with closing(connect(home)) as connection:
         Updates(connection).add(update)
@@ -391,6 +393,27 @@ def line(home: Home, tmp_path: Path) -> list[str]:
         learned(home, tmp_path, 2, {"a": (said["ada"], said["bob"])}),
         learned(home, tmp_path, 3, {"c": ("elsewhere",)}),
     ]
+
+
+@pytest.mark.guarantee("privacy")
+def test_answers_to_their_prompts_and_of_weights_that_saw_them_are_removed(
+    home: Home, line: list[str]
+) -> None:
+    """The first update proved on Ada's words, and the others learned from them."""
+    assert [one.after for one in home.answers("u1")] == ["bob says y", "ada says y"]
+    forget(home, "ada")
+    left = {name: [one.after for one in home.answers(name)] for name in ("u1", "u2", "u3")}
+    assert left == {"u1": [], "u2": [], "u3": []}
+    with agentpref.Log(home.path) as log:
+        assert log.verify() == []
+
+
+def test_answers_expire_with_their_prompts(home: Home, line: list[str]) -> None:
+    time.sleep(0.01)
+    expire(home, older_than=0.001, force=True)
+    assert home.answers("u3") == []
+    with agentpref.Log(home.path) as log:
+        assert log.verify() == []
 
 
 @pytest.mark.guarantee("privacy")

@@ -1,0 +1,203 @@
+"""What a set of judged answers asks for, and what nobody can have meant by it.
+
+A feature is *asked for* if its direction in the pairs is not by chance: chosen answers are shorter
+than rejected ones, say. The gate then lets a candidate move that way as far as it likes, and wants
+to see some of it in what the candidate writes. Harm is never asked for: some chosen answers are
+blank, cut or repeated because a program made them so, and the report counts these.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from agentpref.errors import MissingDependency
+from agentpref.prove.features import (
+    HARM,
+    Features,
+    is_blank,
+    is_broken_off,
+    is_canned,
+    is_degenerate,
+    most_common,
+)
+
+ERROR = 0.05
+"""The chance that pairs of random labels ask for anything, over all features together."""
+
+FEWEST = 5
+"""Prompts whose answers differ in a feature, below which nothing can be said of it."""
+
+LEAST = 0.05
+"""A difference below this share of the larger mean is no wish, however certain."""
+
+
+class JudgedAnswers(NamedTuple):
+    """The features of a chosen and a rejected answer to one prompt.
+
+    Of a lone thumb only one of them is there: the liked or the disliked answer.
+    """
+
+    prompt: str
+    chosen: Features | None
+    rejected: Features | None
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A feature that people ask for: more of it (``direction`` 1) or less (−1).
+
+    ``chosen`` and ``rejected`` are its means over the answers that were chosen or liked, and over
+    the others; ``prompts`` is how many prompts have answers that differ in it, and ``p`` how likely
+    a difference like this would be of random labels, before Holm's correction.
+    """
+
+    feature: str
+    direction: int
+    chosen: float
+    rejected: float
+    prompts: int
+    p: float
+
+    @property
+    def size(self) -> float:
+        """How far the chosen answers are from the rejected ones."""
+        return abs(self.chosen - self.rejected)
+
+
+def asked(judged: Sequence[JudgedAnswers]) -> tuple[Asked, ...]:
+    """The features whose direction in some judged answers is not by chance, the surest first.
+
+    A prompt counts once. Pairs are tested by an exact sign test of chosen minus rejected, lone
+    thumbs by Mann and Whitney's test of the liked against the disliked ones. Holm's correction
+    covers all of them: random labels ask for nothing, but once in twenty sets.
+
+    Raises:
+        MissingDependency: scipy is not installed.
+    """
+    whole = [(o.prompt, o.chosen, o.rejected) for o in judged]
+    pairs = [(prompt, yes, no) for prompt, yes, no in whole if yes and no]
+    liked = [(prompt, yes) for prompt, yes, no in whole if yes and not no]
+    disliked = [(prompt, no) for prompt, yes, no in whole if no and not yes]
+    of_pairs = _features_of(side for _, *sides in pairs for side in sides)
+    of_thumbs = _features_of(side for _, side in (*liked, *disliked))
+    tests = [_sign_test(name, pairs) for name in of_pairs]
+    tests += [_rank_test(name, liked, disliked) for name in of_thumbs]
+    sure = _holm([test for test in tests if test is not None])
+    opposed = {(one.feature, -one.direction) for one in sure}
+    found: dict[str, Asked] = {}
+    for one in sure:  # of a feature that pairs and thumbs ask for, the surer of both
+        is_wish = one.size >= LEAST * max(abs(one.chosen), abs(one.rejected))
+        if is_wish and (one.feature, one.direction) not in opposed and one.feature not in HARM:
+            found.setdefault(one.feature, one)
+    return tuple(found.values())
+
+
+def _features_of(sides: Iterable[Features]) -> list[str]:
+    return sorted({name for side in sides for name in side})
+
+
+def _sign_test(name: str, pairs: Sequence[tuple[str, Features, Features]]) -> Asked | None:
+    changes: dict[str, float] = {}
+    for prompt, chosen, rejected in pairs:
+        change = chosen.get(name, 0.0) - rejected.get(name, 0.0)
+        changes[prompt] = changes.get(prompt, 0.0) + change
+    up, down = (sum(c * sign > 0 for c in changes.values()) for sign in (1, -1))
+    if up + down < FEWEST or up == down:
+        return None
+    better = _mean([chosen.get(name, 0.0) for _, chosen, _ in pairs])
+    worse = _mean([rejected.get(name, 0.0) for _, _, rejected in pairs])
+    direction = 1 if up > down else -1
+    if (better - worse) * direction <= 0:  # most prompts one way, and the mean the other
+        return None
+    return Asked(name, direction, better, worse, up + down, sign_test(up, down))
+
+
+def sign_test(up: int, down: int, *, one_sided: bool = False) -> float:
+    """The exact p-value of ``up`` against ``down`` changes of either sign; 1 of none at all.
+
+    Raises:
+        MissingDependency: scipy is not installed.
+    """
+    if not up + down:
+        return 1.0
+    side = "greater" if one_sided else "two-sided"
+    return float(statistics().binomtest(up, up + down, alternative=side).pvalue)
+
+
+def _rank_test(
+    name: str, liked: Sequence[tuple[str, Features]], disliked: Sequence[tuple[str, Features]]
+) -> Asked | None:
+    sides = [_by_prompt(name, side) for side in (liked, disliked)]
+    if min(map(len, sides)) < FEWEST or len({*sides[0], *sides[1]}) == 1:
+        return None
+    better, worse = map(_mean, sides)
+    direction = 1 if better > worse else -1
+    p = float(statistics().mannwhitneyu(*sides, alternative="two-sided").pvalue)
+    return Asked(name, direction, better, worse, sum(map(len, sides)), p)
+
+
+def _by_prompt(name: str, side: Sequence[tuple[str, Features]]) -> list[float]:
+    """The means of a feature over the answers to each prompt."""
+    found: dict[str, list[float]] = {}
+    for prompt, own in side:
+        found.setdefault(prompt, []).append(own.get(name, 0.0))
+    return [_mean(values) for values in found.values()]
+
+
+def _holm(tests: Sequence[Asked]) -> list[Asked]:
+    """Those that Holm's correction leaves, the surest first."""
+    ordered = sorted(tests, key=lambda test: (test.p, test.feature))
+    sure: list[Asked] = []
+    for number, test in enumerate(ordered):
+        if test.p > ERROR / (len(ordered) - number):
+            break
+        sure.append(test)
+    return sure
+
+
+def statistics() -> Any:
+    """scipy's statistics; raises ``MissingDependency`` where scipy is not installed."""
+    try:
+        from scipy import stats
+    except ImportError as error:
+        raise MissingDependency(
+            f"proving an adapter needs {error.name}: pip install 'agentpref[train]'"
+        ) from error
+    return stats
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else 0.0
+
+
+# Wishes that no one means
+
+
+def odd_wishes(chosen: Sequence[str], rejected: Sequence[str]) -> Iterator[str]:
+    """Say how many chosen answers nobody can have meant: blank, repeated, canned.
+
+    The sentences quote nothing. ``chosen`` and ``rejected`` have the texts of each side; one kind
+    is named where it is more than one answer in a hundred.
+    """
+    kinds: list[tuple[str, Callable[[str], bool], str]] = [
+        ("blank", is_blank, "an app that logs before the answer is there makes such pairs"),
+        ("repeat themselves", is_degenerate, "look at what writes them"),
+        ("break off within a sentence", is_broken_off, "raise the app's limit of tokens"),
+    ]
+    for words, is_odd, cure in kinds:
+        count = sum(map(is_odd, chosen))
+        if count > len(chosen) / 100:
+            yield (
+                f"{count} of {len(chosen)} chosen answers {'are ' if words == 'blank' else ''}"
+                f"{words}: {cure}; a candidate that writes so is refused"
+            )
+    chosen = [text for text in chosen if not is_blank(text)]
+    share, top = most_common(chosen)
+    if len(chosen) >= 8 and is_canned(share, top, most_common(rejected)[0]):
+        yield (
+            f"{round(share * len(chosen))} of {len(chosen)} chosen answers are one and the same "
+            "text: it answers nothing; a candidate that writes it to every prompt is refused"
+        )

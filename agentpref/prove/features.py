@@ -1,0 +1,256 @@
+"""Features of answers: what can be read off a text without a model.
+
+A feature is a number that describes the text of an answer: how long it is, how it is laid
+out, whether it calls a tool, refuses, or breaks off. No model is needed. Those of chosen and
+rejected answers say what pairs ask for (:mod:`agentpref.prove.asked`); those of what live and the
+candidate write say whether it is written. Whether an answer is *true* no feature tells: scorers do
+(:mod:`agentpref.prove.checks`).
+
+Lists of words are short: refusals and languages are recognised in a few languages only, and in
+others these features are 0.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+from agentpref.models.tool_calls import assistant_message, parse_rate
+
+Features: TypeAlias = Mapping[str, float]
+"""The features of one answer by name; one that is missing is 0."""
+
+LABEL_WORDS = 3
+"""Answers of so few words are labels, as of an app that answers yes or no."""
+
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_]+(?:['’][^\W_]+)*")
+_LIST_ITEM = re.compile(r"^[ \t]*(?:[-*+•]|\d{1,3}[.)])[ \t]+\S", re.MULTILINE)
+_MARKER = re.compile(r"^[ \t]*(?:[-*+•]|\d{1,3}[.)])[ \t]+", re.MULTILINE)
+_HEADING = re.compile(r"^[ \t]*#{1,6}[ \t]+\S|^[ \t]*\*\*[^*\n]+\*\*:?[ \t]*$", re.MULTILINE)
+_OPENING = re.compile(r"\s*([^\n,.!:;?]{1,40}[\n,.!:;?])")
+_SENTENCE_MARKS = frozenset(".!?…。؟।\"'”’»)]}*`>|\uff01\uff1f")  # the last two are wide ! and ?
+_QUESTION, _EXCLAMATION = re.compile("[?\uff1f]"), re.compile("[!\uff01]")
+_HANGING = ",(-–—/&+=[{"
+_REFUSAL = re.compile(
+    r"\b(?:i can(?:no|')t|i(?: am|'m) (?:unable|not able|sorry,? but)|i won't|as an ai|"
+    r"ich kann (?:\w+ ){0,6}nicht|es tut mir leid|je ne peux pas|(?:je suis )?désolée?\b|"
+    r"lo siento|no puedo|mi dispiace|non posso|não posso|desculpe)"
+    r"|抱歉|无法|不能|申し訳|できません",
+)
+_FUNCTION_WORDS = {
+    "English": "the of and to in is that it for with as was are this be on by an at from",
+    "German": "der die und das ist den von zu mit sich auf ein eine nicht dem des als auch im",
+    "French": "le les et des est un une dans que pour qui sur pas au avec ce sont du",
+    "Spanish": "el los y las es un una en que por con para se del al lo su más como",
+    "Italian": "il di che è un una per non con si della sono gli nel alla dei",
+    "Portuguese": "o os e do da em um uma que não com para por mais dos ao",
+    "Dutch": "de het een van en is dat niet op zijn met voor er aan ook",
+}
+_YES = frozenset({"yes", "yeah", "yep", "ja", "oui", "sí", "si", "sim", "да", "はい", "是"})
+_NO = frozenset({"no", "nope", "nein", "non", "não", "нет", "いいえ", "否", "不"})
+_BY_LANGUAGE = {name: frozenset(words.split()) for name, words in _FUNCTION_WORDS.items()}
+_NEVER_LAST = frozenset(
+    word
+    for words in (
+        "the a an of and or to in is are was were be that with as for by from at on their its your",
+        "my our his her because which than into if but der die das und oder mit von zu ein eine im",
+        "le la les des et ou une dans el los las y para con una il di che per",
+    )
+    for word in words.split()
+)
+SCRIPTS = (
+    "Latin", "Cyrillic", "Greek", "CJK", "Hiragana", "Katakana", "Hangul", "Arabic", "Hebrew",
+    "Devanagari", "Thai",
+)  # fmt: skip
+_LETTERS_READ = 400
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text in lower case; of Chinese and Japanese, each character."""
+    return _WORD.findall(text.casefold())
+
+
+def is_blank(text: str) -> bool:
+    """Whether an answer says nothing: no letter, no digit and no symbol such as an emoji."""
+    return not any(unicodedata.category(character)[0] in "LNS" for character in text)
+
+
+def is_degenerate(text: str) -> bool:
+    """Whether an answer says the same over and over.
+
+    It does if a word or a passage comes three times or more on end and fills half of at least eight
+    words, if the whole answer is a passage of four words or more said twice, or if of forty words
+    or more fewer than three in ten runs of three words are distinct. The numbers of a list do not
+    count: small models loop through "1. Use a fan", "2. Use a fan".
+
+    >>> is_degenerate("Yes " * 24), is_degenerate("no, no, no")
+    (True, False)
+    """
+    words = words_of(_MARKER.sub("", text))
+    size = len(words)
+    if size < 8:
+        return False
+    runs = list(zip(words, words[1:], words[2:], strict=False))
+    distinct = len(set(runs)) / len(runs)
+    if distinct > 0.75:  # what is repeated as above leaves fewer
+        return False
+    if size >= 40 and distinct < 0.3:
+        return True
+    for period in range(1, size // 2 + 1):
+        length = _longest_run(words, period)
+        stretch = period + length
+        if length >= 2 * period and stretch >= max(8, size / 2):
+            return True
+        if period >= 4 and stretch == size and length == period:
+            return True
+    return False
+
+
+def _longest_run(words: Sequence[str], period: int) -> int:
+    """The longest run of words that are the same as the one ``period`` before."""
+    longest = run = 0
+    for before, word in zip(words, words[period:], strict=False):
+        run = run + 1 if word == before else 0
+        longest = max(longest, run)
+    return longest
+
+
+def is_broken_off(text: str) -> bool:
+    """Whether an answer of four words or more stops where no sentence can end.
+
+    Its last word asks for another one ("because the"), or it ends in a comma or an open bracket. An
+    answer without a full stop is not broken off: some people like that.
+    """
+    text = text.rstrip()
+    words = words_of(text)
+    if len(words) < 4:
+        return False
+    return text[-1] in _HANGING or (words[-1] in _NEVER_LAST and text[-1].isalpha())
+
+
+def opening(text: str) -> str | None:
+    """How an answer opens: up to its first mark, or its first three words; ``None`` of a label.
+
+    >>> opening("Certainly! The shop opens at nine."), opening("Yes")
+    ('certainly', None)
+    """
+    found = _OPENING.match(text)
+    size = len(words_of(text))
+    first = words_of(found[1]) if found else []
+    first = first if 0 < len(first) <= 4 else words_of(text)[:3]
+    return " ".join(first) if len(first) < size else None
+
+
+def set_phrases(texts: Sequence[str]) -> frozenset[str]:
+    """The openings of at least a tenth of some answers, and of at least four of them."""
+    counts = Counter(filter(None, map(opening, texts)))
+    least = max(4, math.ceil(len(texts) / 10))
+    return frozenset(phrase for phrase, count in counts.items() if count >= least)
+
+
+def features(text: str, *, tokens: int, phrases: frozenset[str] = frozenset()) -> dict[str, float]:
+    """Read the features of an answer.
+
+    Args:
+        text: what servers would send, tool calls included.
+        tokens: how many tokens it has, its end token included.
+        phrases: the set phrases to look for at its beginning, of :func:`set_phrases`.
+    """
+    words, plain = words_of(text), text.casefold().replace("’", "'")
+    grams = list(zip(words, words[1:], words[2:], words[3:], strict=False))
+    calls = parse_rate([text])
+    valid = calls is not None and bool(assistant_message(text).get("tool_calls"))
+    found: dict[str, float] = {
+        "tokens": tokens,
+        "words": len(words),
+        "lines": len([line for line in text.splitlines() if line.strip()]),
+        "list items": len(_LIST_ITEM.findall(text)),
+        "headings": len(_HEADING.findall(text)),
+        "code blocks": text.count("```") // 2,
+        "questions": len(_QUESTION.findall(text)),
+        "exclamation marks": len(_EXCLAMATION.findall(text)),
+        "digits": sum(map(str.isdigit, text)),
+        "repeated runs of four words": 1 - len(set(grams)) / len(grams) if grams else 0.0,
+        "set phrase at the beginning": opening(text) in phrases,
+        "yes at the beginning": bool(words) and words[0] in _YES,
+        "no at the beginning": bool(words) and words[0] in _NO,
+        "JSON": _is_json(text),
+        "tool call": calls is not None,
+        "valid tool call": valid,
+        "refusal": _REFUSAL.search(plain[:300]) is not None,
+        "sentence mark at the end": text.rstrip()[-1:] in _SENTENCE_MARKS and bool(text.strip()),
+        "broken off": is_broken_off(text),
+        "blank": is_blank(text),
+        "repeats itself": is_degenerate(text),
+    }
+    found.update(_letters(text))
+    language = _language(words)
+    if language is not None:
+        found[f"written in {language}"] = 1.0
+    return {name: float(value) for name, value in found.items() if value}
+
+
+HARM = frozenset({"broken off", "blank", "repeats itself", "repeated runs of four words"})
+"""Features that nobody can ask for: the gate refuses a candidate whose answers gain in them."""
+
+LENGTHS = frozenset({"tokens", "words"})
+
+
+def _letters(text: str) -> dict[str, float]:
+    """The share of each script in the first letters of a text."""
+    letters = [c for c in text[: 3 * _LETTERS_READ] if c.isalpha()][:_LETTERS_READ]
+    counts = Counter(unicodedata.name(c, "?").partition(" ")[0] for c in letters)
+    return {
+        f"{script} letters": counts[script.upper()] / len(letters)
+        for script in SCRIPTS
+        if counts[script.upper()]
+    }
+
+
+def _language(words: Sequence[str]) -> str | None:
+    """The language whose function words are the most, if they are an eighth of five or more."""
+    counts = {name: sum(map(known.__contains__, words)) for name, known in _BY_LANGUAGE.items()}
+    best = max(counts, key=lambda name: counts[name])
+    return best if len(words) >= 5 and counts[best] >= len(words) / 8 else None
+
+
+def _is_json(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict | list)
+    except (ValueError, RecursionError):
+        return False
+
+
+CANNED = 0.8
+"""The share of answers to distinct prompts that are one text, from which on they are canned."""
+
+
+def most_common(texts: Sequence[str]) -> tuple[float, int]:
+    """The share of the most common answer among some, and how many words it has."""
+    if not texts:
+        return 0.0, 0
+    counts = Counter(" ".join(text.casefold().split()) for text in texts)
+    text, count = counts.most_common(1)[0]
+    return count / len(texts), len(words_of(text))
+
+
+def is_canned(share: float, words: int, usual: float, wanted: float = 1.0) -> bool:
+    """Whether most answers are one text that was not usual.
+
+    A label may be the answer to most prompts of an app that answers yes or no. It is canned where
+    even the chosen answers are nearly all the same (``wanted``), or much more varied than that.
+
+    Args:
+        share: that of the most common answer.
+        words: how many it has.
+        usual: that share among the answers that it is compared with.
+        wanted: that share among chosen answers to the same prompts.
+    """
+    if share < CANNED or usual >= CANNED:
+        return False
+    return words > LABEL_WORDS or not 0.75 <= wanted < 0.95

@@ -1,0 +1,228 @@
+"""What live and the candidate write on the same prompts, and what people chose there.
+
+Probes are prompts of held-out examples. Half of them are new ones, where the pairs ask for
+something, and half are old; where there are too few, new prompts of training fill them up. Every
+probe is answered greedily, as servers answer by default, and some again at a temperature.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from agentpref.learn.adapter import Policy
+from agentpref.learn.encode import EncodedExample
+from agentpref.learn.learner import Learner
+from agentpref.models.continuation import greedy, sampled
+from agentpref.models.tokenizer import ExampleTokenizer, Ids
+from agentpref.models.tool_calls import parse_rate
+from agentpref.prove.asked import JudgedAnswers, odd_wishes
+from agentpref.prove.evidence import Generations
+from agentpref.prove.features import (
+    features,
+    is_blank,
+    is_broken_off,
+    is_degenerate,
+    most_common,
+    set_phrases,
+)
+from agentpref.prove.metrics import distinct_n
+
+PROBES = 32
+SAMPLED = 16
+"""How many of the probes are answered a second time, at a temperature."""
+
+SHOWN = 10
+"""How many answers to probes the home keeps, to show them to people."""
+
+JUDGED = 2000
+"""Of more new examples than these, a sample says what is asked for."""
+
+FEWEST_TOKENS, MOST_TOKENS = 64, 256
+
+
+def token_limit(rows: Sequence[EncodedExample]) -> int:
+    """How long an answer may be before it counts as endless: twice the longest that was logged."""
+    longest = max(len(ids) for row in rows for ids in row.completions)
+    return min(MOST_TOKENS, max(FEWEST_TOKENS, 2 * longest))
+
+
+class Probes(NamedTuple):
+    """The prompts that live and candidate answer, with their rows.
+
+    The first ``fresh`` of them are of new examples. ``notes`` tell of those that were changed.
+    """
+
+    rows: list[EncodedExample]
+    prompts: list[Ids]
+    fresh: int
+    notes: tuple[str, ...] = ()
+
+
+def choose_probes(
+    learner: Learner,
+    new: Sequence[EncodedExample],
+    old: Sequence[EncodedExample] = (),
+    trained: Sequence[EncodedExample] = (),
+    *,
+    limit: int,
+    seed: int,
+) -> Probes:
+    """Choose prompts of some rows, each with room for an answer of ``limit`` tokens.
+
+    New and old prompts are held out; ``trained`` ones are new too, and are taken where these are
+    fewer than there are to be probes. Where the model's positions leave less room, a prompt is
+    asked without its oldest turns. If it has none to spare it is asked whole, and its answers are
+    cut where the positions end.
+    """
+    source, seen = random.Random(seed), set[str]()
+    fresh, kept, more = (
+        source.sample(distinct, len(distinct))
+        for distinct in (_distinct(rows, seen) for rows in (new, old, trained))
+    )
+    fresh = fresh[: max(PROBES // 2, PROBES - len(kept))]
+    kept = kept[: PROBES - len(fresh)]
+    fresh += more[: PROBES - len(fresh) - len(kept)]
+    chosen = fresh + kept
+    positions = learner.decoding.positions
+    if positions is None:
+        return Probes(chosen, [row.prompt for row in chosen], len(fresh))
+    room = positions - limit
+    tokenizer = ExampleTokenizer(learner.base.template, learner.max_length)
+    shorter = {
+        number: tokenizer.shortened(row.example, room)
+        for number, row in enumerate(chosen)
+        if len(row.prompt) > room
+    }
+    prompts = [shorter.get(number) or row.prompt for number, row in enumerate(chosen)]
+    if not shorter:
+        return Probes(chosen, prompts, len(fresh))
+    cut = sum(prompt is None for prompt in shorter.values())
+    note = (
+        f"{len(shorter)} of {len(chosen)} probes leave no room for {limit} tokens in the "
+        f"model's {positions} positions: {len(shorter) - cut} were asked without their oldest "
+        f"turns, and the answers to {cut} are cut where the positions end"
+    )
+    return Probes(chosen, prompts, len(fresh), (note,))
+
+
+def _distinct(rows: Iterable[EncodedExample], seen: set[str]) -> list[EncodedExample]:
+    """One row of each prompt that was not seen before."""
+    found = {row.example.prompt.id: row for row in rows if row.example.prompt.id not in seen}
+    seen.update(found)
+    return list(found.values())
+
+
+def generations(
+    learner: Learner,
+    policy: Policy,
+    prompts: Sequence[Ids],
+    *,
+    limit: int,
+    phrases: frozenset[str] = frozenset(),
+    temperature: float | None = None,
+    seed: int = 0,
+) -> Generations:
+    """What a policy writes on probe prompts, in at most ``limit`` tokens each.
+
+    It is greedy, or drawn at a temperature with a seed. An answer that is cut before, where the
+    model's positions end, is not endless: it may be as long as people want it. ``phrases`` are set
+    phrases to look for at the beginning of answers.
+    """
+    decoding = learner.decoding
+    with learner.policy(policy) as model:
+        if temperature is None:
+            answers, finite = greedy(model, prompts, decoding, limit=limit)
+        else:
+            answers, finite = sampled(
+                model, prompts, decoding, limit=limit, temperature=temperature, seed=seed
+            )
+    return _described(learner, answers, limit=limit, phrases=phrases, finite=finite)
+
+
+def _described(
+    learner: Learner,
+    answers: Sequence[Ids],
+    *,
+    limit: int | None,
+    phrases: frozenset[str],
+    finite: bool = True,
+) -> Generations:
+    """Statistics of some answers; without a limit none is endless."""
+    decoding = learner.decoding
+    texts = tuple(decoding.text(ids) for ids in answers)
+    ended = [limit is None or ids[-1] in decoding.end_tokens for ids in answers]
+    common, common_words = most_common(texts)
+    return Generations(
+        distinct_2=distinct_n(answers, 2),
+        mean_length=sum(map(len, answers)) / max(1, len(answers)),
+        empty=sum(map(is_blank, texts)),
+        endless=sum(
+            len(ids) == limit and not whole for ids, whole in zip(answers, ended, strict=True)
+        ),
+        tool_parse=parse_rate(texts),
+        finite=finite,
+        repeated=sum(map(is_degenerate, texts)),
+        broken=sum(whole and is_broken_off(t) for t, whole in zip(texts, ended, strict=True)),
+        common=common,
+        common_words=common_words,
+        answers=tuple(
+            features(text, tokens=len(ids), phrases=phrases)
+            for text, ids in zip(texts, answers, strict=True)
+        ),
+        texts=texts,
+    )
+
+
+class Judged(NamedTuple):
+    """The features of judged answers, and the set phrases that they begin with."""
+
+    answers: list[JudgedAnswers]
+    phrases: frozenset[str]
+
+
+def judged(learner: Learner, rows: Sequence[EncodedExample], *, seed: int) -> Judged:
+    """Read what people judged: the best and the worst answer of each row, or the only one."""
+    if len(rows) > JUDGED:
+        rows = random.Random(seed).sample(list(rows), JUDGED)
+    sides = [[None if ids is None else _read(learner, ids) for ids in _sides(row)] for row in rows]
+    phrases = set_phrases([side[0] for both in sides for side in both if side is not None])
+    found = [
+        [None if side is None else features(side[0], tokens=side[1], phrases=phrases) for side in b]
+        for b in sides
+    ]
+    prompts = [row.example.prompt.id for row in rows]
+    return Judged(
+        [JudgedAnswers(prompt, *both) for prompt, both in zip(prompts, found, strict=True)], phrases
+    )
+
+
+def _read(learner: Learner, ids: Ids) -> tuple[str, int]:
+    return learner.decoding.text(ids), len(ids)
+
+
+def judged_probes(
+    learner: Learner, rows: Sequence[EncodedExample], phrases: frozenset[str]
+) -> tuple[Generations | None, Generations | None]:
+    """Statistics of the chosen and of the rejected answers to the probes."""
+    chosen, rejected = ([ids for row in rows if (ids := _sides(row)[n])] for n in (0, 1))
+    return tuple(  # type: ignore[return-value]
+        _described(learner, answers, limit=None, phrases=phrases) if answers else None
+        for answers in (chosen, rejected)
+    )
+
+
+def _sides(row: EncodedExample) -> tuple[Ids | None, Ids | None]:
+    """The best and the worst completion of a row; of a lone one, the liked or the disliked."""
+    labels = [c.label or 0.0 for c in row.example.completions]
+    if row.example.lone:
+        return (row.own[0], None) if labels[0] else (None, row.own[0])
+    return row.own[labels.index(max(labels))], row.own[labels.index(min(labels))]
+
+
+def warnings(learner: Learner, rows: Sequence[EncodedExample]) -> list[str]:
+    """Say before training what nobody can have meant: chosen answers that are blank, or canned."""
+    sides = [_sides(row) for row in rows]
+    texts = ([learner.decoding.text(s[n]) for s in sides if s[n] is not None] for n in (0, 1))  # type: ignore[arg-type]
+    return list(odd_wishes(*texts))

@@ -1,0 +1,248 @@
+"""What a candidate writes: harm refuses, what is asked for does not, and the rest is bounded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from agentpref.prove.asked import Asked
+from agentpref.prove.behaviour import moves, told
+from agentpref.prove.evidence import Evidence, Generations, Sampled
+from agentpref.prove.features import features, is_blank, is_broken_off, is_degenerate, most_common
+from agentpref.prove.gate import judge
+from agentpref.prove.metrics import distinct_n
+from tests.core.prove.test_gate import GOOD, failed, named
+
+PROBES = 32
+LONG = (
+    "Well, the {} opens at nine in the morning on most days of the week, and it closes again at "
+    "six in the evening. If you come on day {} there may be a queue, so that I would go early."
+)
+SHORT = "The {} opens at nine on day {}."
+PLACES = ("shop", "bank", "museum", "library", "bakery", "station", "garden", "pool")
+
+
+def written(*texts, cut=()):
+    """Statistics of texts, whose tokens are their words; those that ``cut`` numbers do not end."""
+    words = [(*text.split(), "<end>") for text in texts]
+    common, common_words = most_common(texts)
+    return Generations(
+        distinct_2=distinct_n(words),
+        mean_length=sum(map(len, words)) / len(words),
+        empty=sum(map(is_blank, texts)),
+        endless=len(cut),
+        repeated=sum(map(is_degenerate, texts)),
+        broken=sum(is_broken_off(t) for n, t in enumerate(texts) if n not in cut),
+        common=common,
+        common_words=common_words,
+        answers=tuple(features(t, tokens=len(w)) for t, w in zip(texts, words, strict=True)),
+        texts=texts,
+    )
+
+
+def texts(form, number=PROBES):
+    return [form.format(PLACES[n % 8], n) for n in range(number)]
+
+
+def wish(feature, direction, chosen, rejected):
+    return Asked(feature, direction, chosen, rejected, 100, 1e-9)
+
+
+SHORTER = wish("words", -1, 8.0, 38.0)
+LONGER = wish("words", 1, 38.0, 8.0)
+
+
+def evidence(live, candidate, *asked, **changes) -> Evidence:
+    sides = [written(*side) for side in (live, candidate)]
+    return replace(GOOD, live=sides[0], candidate=sides[1], asked=asked, fresh=len(live), **changes)
+
+
+def test_shorter_answers_pass_where_they_are_asked_for_however_short():
+    verdict = judge(evidence(texts(LONG), texts(SHORT), SHORTER))
+    assert verdict.verdict == "passed"
+    assert "shorter answers are asked for" in named(verdict, "length ratio").message
+    assert "fewer words (" in named(verdict, "written").message
+
+
+@pytest.mark.guarantee("proof")
+def test_a_policy_that_only_shortens_where_nobody_asked_is_refused():
+    alike = {"chosen": written(*texts(LONG)), "rejected": written(*texts(LONG))}
+    for changes in ({}, alike):
+        verdict = judge(evidence(texts(LONG), texts(SHORT), **changes))
+        assert failed(verdict) == ["length ratio"]
+        assert "nobody asked for it" in verdict.reasons[0]
+    assert failed(judge(evidence(texts(LONG), texts(SHORT), LONGER)))[0] == "length ratio"
+
+
+def test_longer_answers_pass_where_they_are_asked_for():
+    chosen = {"chosen": written(*texts(LONG))}
+    assert judge(evidence(texts(SHORT), texts(LONG), LONGER, **chosen)).verdict == "passed"
+    assert "length ratio" in failed(judge(evidence(texts(SHORT), texts(LONG))))
+
+
+def test_yes_and_no_pass_where_people_chose_between_them():
+    """The answers lose variety and length, toward what was chosen on the same prompts."""
+    labels = ["Yes" if n % 3 else "No" for n in range(PROBES)]
+    other = ["No" if n % 3 else "Yes" for n in range(PROBES)]
+    live = [f"{label}, I would say so of number {n}" for n, label in enumerate(other)]
+    found = evidence(live, labels)
+    assert "distinct-2" in failed(judge(found))
+    found = replace(found, chosen=written(*labels), rejected=written(*other))
+    assert judge(found).verdict == "passed"
+    assert "(chosen answers have" in named(judge(found), "distinct-2").message
+
+
+def test_variety_may_fall_as_far_as_that_of_the_chosen_answers():
+    live = texts("I see: the {} is open on day {}")
+    chosen = texts("Certainly! The place is open as ever {} {}")
+    plain = replace(written(*live), distinct_2=0.9 * 0.99 * written(*live).distinct_2)
+    found = replace(evidence(live, live), candidate=plain)
+    assert failed(judge(found)) == ["distinct-2"]
+    assert judge(replace(found, chosen=written(*chosen))).verdict == "passed"
+
+
+HARM = {
+    "empty generations": "",
+    "empty generations ": " ",
+    "repeated answers": "Yes " * 24,
+    "repeated answers ": "It opens at nine. " * 12,
+    "broken-off answers": "{} It opens at nine on day {} because the",
+    "canned answers": "Thank you for your question, we will get back to you.",
+    "canned answers ": "Banana",
+}
+
+
+@pytest.mark.guarantee("proof")
+@pytest.mark.parametrize("name", HARM)
+def test_harm_is_refused_however_well_it_ranks_and_whatever_the_pairs_ask_for(name):
+    bad, rng = HARM[name], range(PROBES)
+    answers = [bad.format(PLACES[n % 8], n) for n in rng]
+    side = written(*answers)
+    asked = [
+        wish(feature, sign, *((2.0, 1.0) if sign > 0 else (1.0, 2.0)))
+        for feature in ("words", "tokens")
+        for sign in (1, -1)
+    ]
+    chosen = {"chosen": side, "rejected": written(*texts(SHORT))}
+    verdict = judge(evidence(texts(SHORT), answers, *asked, **chosen))
+    assert verdict.verdict == "refused"
+    assert name.strip() in failed(verdict)
+
+
+@pytest.mark.parametrize("name", ["repeated answers", "broken-off answers"])
+def test_as_much_harm_as_live_does_is_no_fault_of_the_candidate(name):
+    """And of a few answers more, chance is the reason as likely as any."""
+    bad = HARM[name].format("", "")
+    live = [*texts(SHORT)[:22], *[f"{n} {bad}" for n in range(10)]]
+    more = [*texts(SHORT)[:18], *[f"{n} {bad}" for n in range(14)]]
+    assert named(judge(evidence(live, more)), name).passed
+    more = [*texts(SHORT)[:12], *[f"{n} {bad}" for n in range(20)]]
+    assert not named(judge(evidence(live, more)), name).passed
+    few = [*texts(SHORT)[:30], *[f"{n} {bad}" for n in range(2)]]
+    assert named(judge(evidence(texts(SHORT), few)), name).passed
+
+
+def test_endless_answers_may_be_a_few_more_where_longer_ones_are_asked_for():
+    live, long = written(*texts(SHORT)), texts(LONG)
+    for cut, asked, passed in ((2, [LONGER], True), (3, [LONGER], False), (1, [], False)):
+        found = evidence(texts(SHORT), long, *asked)
+        found = replace(found, live=live, candidate=written(*long, cut=range(cut)))
+        assert named(judge(found), "endless generations").passed is passed
+
+
+def test_harm_in_sampled_answers_is_refused_too():
+    good, bad = written(*texts(SHORT, 16)), written(*["Yes " * 24] * 16)
+    fine = evidence(texts(SHORT), texts(SHORT), sampled=Sampled(good, good, 0.7))
+    assert judge(fine).verdict == "passed"
+    verdict = judge(replace(fine, sampled=Sampled(good, bad, 0.7)))
+    assert failed(verdict) == ["repeated answers"]
+    assert "0 on the probes, live 0; 16 sampled, live 0, at most 2" in verdict.reasons[0]
+
+
+def test_canned_answers_are_no_fault_where_live_gave_them_already():
+    same = ["We will get back to you soon."] * PROBES
+    assert named(judge(evidence(same, same)), "canned answers").passed
+
+
+@pytest.mark.guarantee("proof")
+def test_what_is_ranked_but_not_written_is_refused_with_numbers():
+    verdict = judge(evidence(texts(LONG), texts(LONG), SHORTER))
+    assert failed(verdict) == ["written"]
+    (reason,) = verdict.reasons
+    assert (
+        "ranked, but not written: fewer words (41.0 -> 41.0; chosen 8.0, rejected 38.0)" in reason
+    )
+    assert "on 32 new prompts, of which 32 got the answer of before" in reason
+
+
+def test_where_one_wish_is_written_and_another_is_not_the_report_says_which():
+    lists = wish("list items", 1, 3.0, 0.0)
+    check = named(judge(evidence(texts(LONG), texts(SHORT), SHORTER, lists)), "written")
+    assert check.passed
+    assert "fewer words" in check.message
+    assert "; not: more list items (.00 -> .00; chosen 3.0, rejected .00)" in check.message
+
+
+def test_a_few_answers_that_all_move_as_asked_are_enough():
+    some = [*texts(SHORT)[:3], *texts(LONG)[3:]]
+    assert named(judge(evidence(texts(LONG), some, SHORTER)), "written").passed
+    back = [*texts(SHORT)[:3], *texts(LONG + " And one more thing.")[3:]]
+    assert not named(judge(evidence(texts(LONG), back, SHORTER)), "written").passed
+
+
+def test_sampled_answers_count_where_the_greedy_one_did_not_move():
+    drawn = Sampled(written(*texts(LONG, 16)), written(*texts(SHORT, 16)), 0.7)
+    found = evidence(texts(LONG), texts(LONG), SHORTER, sampled=drawn)
+    (move,) = moves(found)
+    assert (move.up, move.down, move.moved) == (16, 0, True)
+
+
+def test_live_that_writes_so_already_has_no_room_to_move():
+    check = named(judge(evidence(texts(SHORT), texts(SHORT), SHORTER)), "written")
+    assert check.passed
+    assert check.message.startswith("live writes so already: fewer words")
+
+
+def test_few_new_prompts_do_not_show_what_is_written():
+    found = replace(evidence(texts(LONG), texts(LONG), SHORTER), fresh=7)
+    check = named(judge(found), "written")
+    assert check.passed
+    assert check.message == "too few new prompts to see it: 7 of 8"
+    nothing = named(judge(evidence(texts(LONG), texts(LONG))), "written")
+    assert nothing.message.startswith("the pairs ask for nothing")
+
+
+CALL = '<tool_call>\n{{"name": "open", "arguments": {{"place": "{} {}"}}}}\n</tool_call>'
+RUSSIAN = "Открыто всегда, заходите {} {}"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "name", "asked"),
+    [
+        (CALL, SHORT, "tool call 1.00 -> .00", ("tool call", -1)),
+        (SHORT, "I'm sorry, I can't say for the {} {}.", "refusal .00 -> 1.00", ("refusal", 1)),
+        (SHORT, RUSSIAN, "Cyrillic letters .00 -> ", ("Cyrillic letters", 1)),
+    ],
+)
+def test_language_tool_calls_and_refusals_change_only_where_people_ask(before, after, name, asked):
+    change = named(judge(evidence(texts(before), texts(after))), "unasked change")
+    assert not change.passed
+    assert name in change.message
+    chosen = {"chosen": written(*texts(after))}
+    assert named(judge(evidence(texts(before), texts(after), **chosen)), "unasked change").passed
+    wanted = wish(*asked, *((1.0, 0.0) if asked[1] > 0 else (0.0, 1.0)))
+    found = named(judge(evidence(texts(before), texts(after), wanted)), "unasked change").message
+    assert name not in found
+
+
+def test_the_report_has_numbers_and_no_text_of_anybody():
+    drawn = Sampled(written(*texts(LONG, 16)), written(*texts(SHORT, 16)), 0.7)
+    found = evidence(texts(LONG), texts(SHORT), SHORTER, sampled=drawn)
+    values = told(replace(found, chosen=written(*texts(SHORT))))
+    assert values["asked"][0]["feature"] == values["moves"][0]["feature"] == "words"
+    assert values["moves"][0]["moved"] is True
+    assert values["candidate"]["mean_length"] < values["live"]["mean_length"]
+    assert values["sampled"]["temperature"] == 0.7
+    assert values["new_prompts"] == PROBES
+    assert not any(place in str(values) for place in PLACES)
