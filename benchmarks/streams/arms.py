@@ -16,7 +16,7 @@ from typing import Any
 import agentpref
 from agentpref.config import UpdateConfig
 from agentpref.errors import AgentprefError, UpdateInterrupted
-from agentpref.learn.trainer import epochs_for
+from agentpref.learn.schedule import epochs_for
 from agentpref.types import Example
 from benchmarks.streams import altered
 from benchmarks.streams.items import Night, judge
