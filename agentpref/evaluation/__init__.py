@@ -172,6 +172,7 @@ class _Evaluation:
     registry: Registry
     revisions: Sequence[Revision | None]
     progress: Progress
+    stage: str = ""
 
     def split(
         self, examples: Sequence[Example], *, with_trained: bool
@@ -304,16 +305,14 @@ class _Evaluation:
         """KL from the base, and how right the revision is about each row."""
         from agentpref.prove.evaluate import kl_from_base, policy_scores
 
-        self._stage = f"KL of {name}"
+        self.stage = f"KL of {name}"
         kl = kl_from_base(learner, rows, seed=seed)
-        self._stage = f"score {name}"
+        self.stage = f"score {name}"
         return kl, policy_scores(learner, "candidate", rows)
 
     def _told(self, stage: str, done: int, total: int) -> None:
         """Progress under the revision's name instead of the candidate's."""
-        self.progress(self._stage if stage == "score candidate" else stage, done, total)
-
-    _stage = ""
+        self.progress(self.stage if stage == "score candidate" else stage, done, total)
 
     def _scored(
         self, name: str, kls: Mapping[str, float], trained_on: Mapping[str, set[str]]
