@@ -143,11 +143,7 @@ def evaluate(
     """
     which = selection(namespace, since, limit)
     place = Home.open(home)
-    with (
-        translated(place),
-        closing(connect(place, readonly=True)) as database,
-        ExitStack() as stack,
-    ):
+    with translated(place), closing(connect(place, readonly=True)) as database:
         Store(database).require_namespace(namespace)
         registry = Registry(place, namespace=namespace)
         named = named_revisions(registry, revisions)
@@ -155,13 +151,13 @@ def evaluate(
         job = _Evaluation(database, registry, named, progress or (lambda stage, done, total: None))
         clean, left_out, trained_on = job.split(found.examples, with_trained=with_trained)
         if limit is not None and limit < len(clean):
-            found.notes.append(f"{limit} of {len(clean)} examples, as equally of each stratum as "
-                               "possible")  # fmt: skip
+            note = f"{limit} of {len(clean)} examples, as equally of each stratum as possible"
+            found.notes.append(note)
             clean = sample(clean, limit)
         if not clean:
             raise EvaluationError(nothing(found, left_out))
-        stack.enter_context(sharing(None))
-        return job.run(found, clean, left_out, trained_on, model)
+        with sharing(None):
+            return job.run(found, clean, left_out, trained_on, model)
 
 
 @dataclass
