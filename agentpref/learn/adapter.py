@@ -73,14 +73,6 @@ def attach(
     return model
 
 
-def detach(model: PeftModel) -> None:
-    """Take all adapters out of a model again; its base can then be given to :func:`attach` anew."""
-    from agentpref.learn.kernels.fuse import unfuse
-
-    unfuse(model)
-    model.unload()
-
-
 def _config_of(live: AdapterFiles) -> LoraConfig:
     """The settings of a checked adapter: every other one is off."""
     from peft import LoraConfig
@@ -183,6 +175,14 @@ def _activate(layers: Sequence[BaseTunerLayer], name: Policy) -> None:
             layer.set_adapter(name, inference_mode=name == "live")
             if layer.disable_adapters:
                 layer.enable_adapters(True)
+
+
+def detach(model: PeftModel) -> None:
+    """Take all adapters out of a model again; its base can then be given to :func:`attach` anew."""
+    from agentpref.learn.kernels.fuse import unfuse
+
+    unfuse(model)
+    model.unload()
 
 
 def save(model: PeftModel, base: BaseModel, folder: Path) -> None:
