@@ -143,11 +143,7 @@ def evaluate(
     """
     which = selection(namespace, since, limit)
     place = Home.open(home)
-    with (
-        translated(place),
-        closing(connect(place, readonly=True)) as database,
-        ExitStack() as stack,
-    ):
+    with translated(place), closing(connect(place, readonly=True)) as database:
         Store(database).require_namespace(namespace)
         registry = Registry(place, namespace=namespace)
         named = named_revisions(registry, revisions)
@@ -155,13 +151,13 @@ def evaluate(
         job = _Evaluation(database, registry, named, progress or (lambda stage, done, total: None))
         clean, left_out, trained_on = job.split(found.examples, with_trained=with_trained)
         if limit is not None and limit < len(clean):
-            found.notes.append(f"{limit} of {len(clean)} examples, as equally of each stratum as "
-                               "possible")  # fmt: skip
+            note = f"{limit} of {len(clean)} examples, as equally of each stratum as possible"
+            found.notes.append(note)
             clean = sample(clean, limit)
         if not clean:
             raise EvaluationError(nothing(found, left_out))
-        stack.enter_context(sharing(None))
-        return job.run(found, clean, left_out, trained_on, model)
+        with sharing(None):
+            return job.run(found, clean, left_out, trained_on, model)
 
 
 @dataclass
@@ -172,6 +168,7 @@ class _Evaluation:
     registry: Registry
     revisions: Sequence[Revision | None]
     progress: Progress
+    stage: str = ""
 
     def split(
         self, examples: Sequence[Example], *, with_trained: bool
@@ -304,16 +301,14 @@ class _Evaluation:
         """KL from the base, and how right the revision is about each row."""
         from agentpref.prove.evaluate import kl_from_base, policy_scores
 
-        self._stage = f"KL of {name}"
+        self.stage = f"KL of {name}"
         kl = kl_from_base(learner, rows, seed=seed)
-        self._stage = f"score {name}"
+        self.stage = f"score {name}"
         return kl, policy_scores(learner, "candidate", rows)
 
     def _told(self, stage: str, done: int, total: int) -> None:
         """Progress under the revision's name instead of the candidate's."""
-        self.progress(self._stage if stage == "score candidate" else stage, done, total)
-
-    _stage = ""
+        self.progress(self.stage if stage == "score candidate" else stage, done, total)
 
     def _scored(
         self, name: str, kls: Mapping[str, float], trained_on: Mapping[str, set[str]]

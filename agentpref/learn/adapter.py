@@ -99,14 +99,6 @@ def restart(model: PeftModel, start: Start, *, seed: int) -> None:
     _activate(layers, "candidate")
 
 
-def detach(model: PeftModel) -> None:
-    """Take all adapters out of a model again; its base can then be given to :func:`attach` anew."""
-    from agentpref.learn.kernels.fuse import unfuse
-
-    unfuse(model)
-    model.unload()
-
-
 def _config_of(live: AdapterFiles) -> LoraConfig:
     """The settings of a checked adapter: every other one is off."""
     from peft import LoraConfig
@@ -228,6 +220,14 @@ def set_weights(model: PeftModel, tensors: Mapping[str, Tensor]) -> None:
         for name, parameter in model.named_parameters():
             if name in tensors:
                 parameter.copy_(tensors[name])
+
+
+def detach(model: PeftModel) -> None:
+    """Take all adapters out of a model again; its base can then be given to :func:`attach` anew."""
+    from agentpref.learn.kernels.fuse import unfuse
+
+    unfuse(model)
+    model.unload()
 
 
 def save(model: PeftModel, base: BaseModel, folder: Path) -> None:

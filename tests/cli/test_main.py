@@ -23,7 +23,17 @@ COMMANDS = (
     *[[name] for name in ("init", "demo", "import", "export", "stats", "pairs", "update")],
     *[
         [name]
-        for name in ("report", "verify", "forget", "backup", "merge", "retract", "doctor", "serve")
+        for name in (
+            "report",
+            "eval",
+            "verify",
+            "forget",
+            "backup",
+            "merge",
+            "retract",
+            "doctor",
+            "serve",
+        )
     ],
     *[[name] for name in ("runs", "show", "thumbs", "keys", "updates")],
     *[["keys", name] for name in ("list", "declare", "undeclare")],

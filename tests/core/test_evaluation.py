@@ -328,3 +328,22 @@ def test_an_evaluation_in_a_thread_ends_as_plain_values(home) -> None:
     assert [*value] == [
         "namespace", "on", "model", "confidence", "revisions", "groups", "left_out", "notes",
     ]  # fmt: skip
+
+
+def test_a_home_that_can_only_be_read_is_evaluated_and_keeps_no_scores(home, monkeypatch) -> None:
+    from agentpref import evaluation
+    from agentpref.errors import NotKept
+
+    def only_read(place, *, readonly=False):
+        if not readonly:
+            raise NotKept("read-only")
+        return connect(place, readonly=True)
+
+    with closing(connect(Home.open(home))) as connection:
+        connection.execute("DELETE FROM logp")
+    expected = agentpref.evaluate(home, limit=6)
+    with closing(connect(Home.open(home))) as connection:
+        connection.execute("DELETE FROM logp")
+        monkeypatch.setattr(evaluation, "connect", only_read)
+        assert agentpref.evaluate(home, limit=6) == expected
+        assert connection.execute("SELECT count(*) FROM logp").fetchone() == (0,)

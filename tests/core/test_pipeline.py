@@ -137,7 +137,7 @@ def test_new_pairs_are_counted_by_side(trained):
 
 def test_progress_reports_every_stage_in_order(trained):
     stages = list(dict.fromkeys(trained[2]))
-    assert stages == ["load model", "score base", "train", "score candidate", "score live"]
+    assert stages == ["load model", "score base", "train", "score candidate"]
 
 
 def test_no_row_is_scored_twice_under_a_policy(home, random_base, monkeypatch):

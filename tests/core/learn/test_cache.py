@@ -62,6 +62,15 @@ def not_asked(rows):
     pytest.fail(f"asked again for {len(rows)} rows")
 
 
+def test_a_cache_that_keeps_nothing_still_knows_what_is_there(connection, rows):
+    looks = LogpCache(connection, NUMBERS, "base", keeps=False)
+    scores = Scorer()(rows)
+    looks.remember(rows, scores)
+    assert looks.known(rows) == [None] * len(rows)
+    LogpCache(connection, NUMBERS, "base").remember(rows, scores)
+    assert looks.known(rows) == scores
+
+
 def test_scores_are_those_of_the_scorer_in_order(connection, rows):
     cache, scorer = LogpCache(connection, NUMBERS, "base"), Scorer()
     assert score(cache, rows, scorer) == Scorer()(rows)
@@ -203,15 +212,6 @@ def test_a_changed_score_does_not_follow_its_policy_to_a_revision(connection, ro
     scorer = Scorer()
     assert score(published, rows, scorer) == Scorer()(rows)
     assert sum(map(len, scorer.asked)) == 1
-
-
-def test_a_cache_that_keeps_nothing_still_knows_what_is_there(connection, rows):
-    looks = LogpCache(connection, NUMBERS, "base", keeps=False)
-    scores = Scorer()(rows)
-    looks.remember(rows, scores)
-    assert looks.known(rows) == [None] * len(rows)
-    LogpCache(connection, NUMBERS, "base").remember(rows, scores)
-    assert looks.known(rows) == scores
 
 
 def test_deciding_tokens_come_from_the_pass_that_scores(connection, make_learner, pairs):

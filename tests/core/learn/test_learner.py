@@ -36,6 +36,23 @@ def test_a_fresh_candidate_is_the_base(make_learner, pairs):
     assert learner.ratios("candidate", rows) == [*[(0.0, 0.0)] * len(pairs), (0.0, 0.0, 0.0)]
 
 
+def test_a_base_is_as_new_once_its_learner_is_detached(make_learner, pairs, random_base):
+    from agentpref.config import UpdateConfig
+    from agentpref.learn.learner import Learner
+
+    first = make_learner(epochs=2)
+    rows = first.encode(pairs)
+    fresh = first.score("base", rows)
+    first.fit(rows, new=len(rows))
+    first.detach()
+    names = [name for name, _ in first.base.model.named_modules()]
+    assert not [name for name in names if "lora" in name or "base_layer" in name]
+    assert not [m for m in first.base.model.modules() if "forward" in vars(m)]
+    again = Learner(first.base, None, UpdateConfig(precision="float32"))
+    assert again.score("base", rows) == fresh
+    assert again.score("candidate", rows) == fresh
+
+
 def test_the_first_loss_of_a_fresh_candidate_is_log_2(make_learner, pairs):
     learner = make_learner(loss=LossSettings(nll=0.0), batch_size=12, epochs=1)
     report = learner.fit(learner.encode(pairs), new=12)
@@ -391,20 +408,3 @@ def test_scores_of_a_candidate_that_is_gone_are_not_used(make_learner, pairs, tm
         trained = learner.score("candidate", rows)
         learner.restart("base")
         assert learner.score("candidate", rows) == learner.score("base", rows) != trained
-
-
-def test_a_base_is_as_new_once_its_learner_is_detached(make_learner, pairs, random_base):
-    from agentpref.config import UpdateConfig
-    from agentpref.learn.learner import Learner
-
-    first = make_learner(epochs=2)
-    rows = first.encode(pairs)
-    fresh = first.score("base", rows)
-    first.fit(rows, new=len(rows))
-    first.detach()
-    names = [name for name, _ in first.base.model.named_modules()]
-    assert not [name for name in names if "lora" in name or "base_layer" in name]
-    assert not [m for m in first.base.model.modules() if "forward" in vars(m)]
-    again = Learner(first.base, None, UpdateConfig(precision="float32"))
-    assert again.score("base", rows) == fresh
-    assert again.score("candidate", rows) == fresh
