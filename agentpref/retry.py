@@ -29,11 +29,12 @@ if TYPE_CHECKING:
 MOST = 3
 """The most attempts of one update."""
 
-FEWEST = 5
-"""With fewer prompts, no exact test says anything of a group: it is not at fault."""
+FEWEST = 8
+"""With fewer held-out prompts, hardly anything can be shown of a group: it is not at fault."""
 
 _KL, _RETENTION = "KL", "retention of "
 _EVIDENCE = ("enough evidence", "new preferences")  # without which nothing is refused alone
+_FRESH = "is new"  # of what was tried before and what was not, this is not blamed
 _SETS = ("aside", "aged", "restored", "undecided")
 _LISTS = ("without", "changed", "notes", "told")
 
@@ -141,7 +142,7 @@ def faulty(
             why = _fault(new.paired(numbers), 1 - confidence)
             if name in lost:
                 why = "what live knew of it was lost"
-            if why is not None:
+            if why is not None and name != _FRESH:
                 faults[name] = why
         if 0 < len(faults) < len(groups):
             words = [f"{kind} {name} ({why})" for name, why in faults.items()]
@@ -177,7 +178,7 @@ def _ways(
     yield "tag", lambda one: one.tag
     yield "origin", lambda one: one.origin
     tried = was_tried()
-    yield "what", lambda one: "an earlier update tried" if one.example_id in tried else "is new"
+    yield "what", lambda one: "an earlier update tried" if one.example_id in tried else _FRESH
 
 
 def _fault(paired: Paired, level: float) -> str | None:

@@ -53,9 +53,10 @@ class Contradiction(NamedTuple):
     """What new judgements say against old ones.
 
     ``contradicting`` of ``new`` judgements are on the other side of live than ``opposed`` of
-    ``old`` ones; ``live_agrees`` is whether live sides with the new. ``since`` is the date of the first
-    judgement after the change point, and ``p_value`` the largest of the three tests. ``state`` is
-    ``changed``; or ``undecided``, where more contradict than agree and that is not proven yet.
+    ``old`` ones; ``live_agrees`` is whether live sides with the new. ``since`` is the date of the
+    first judgement after the change point, and ``p_value`` the largest of the three tests.
+    ``state`` is ``changed``; or ``undecided``, where more contradict than agree and that is not
+    proven yet.
     """
 
     state: Literal["changed", "undecided"]

@@ -33,7 +33,7 @@ def scores(**groups):
 
 
 GOOD, COIN = [(0.0, 1.0)] * 10, [(0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (0.0, 0.0)] * 3
-WORSE, FEW = [(1.0, 0.0)] * 8, [(1.0, 0.0)] * 2
+WORSE, FEW = [(1.0, 0.0)] * 8, COIN[:4]
 
 
 def after(checks, new, plan=None, tried=frozenset(), **changes):
@@ -87,6 +87,8 @@ def test_what_an_earlier_update_tried_is_told_from_what_is_new():
     plan, why = after([GAIN], both, tried=names(new, "a"))
     assert plan.aside == names(new, "a")
     assert "what an earlier update tried" in why
+    others = frozenset(one.example.example_id for one in fresh)
+    assert after([GAIN], both, tried=others) is None, "what is new is not blamed for what is not"
 
 
 def test_kl_and_a_tag_are_mended_at_once_and_attempts_end():
