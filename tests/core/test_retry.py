@@ -48,7 +48,7 @@ def names(new, tag):
 
 def test_where_the_kl_budget_failed_base_is_refitted():
     plan, why = after([KL], scores(a=GOOD))
-    assert (plan.number, plan.start, plan.aside) == (2, "base", frozenset())
+    assert (plan.number, plan.start, plan.aside, plan.looks) == (2, "base", frozenset(), 1)
     assert "KL budget is spent" in why
     assert after([KL], scores(a=GOOD), can_refit=False) is None
     assert after([KL], scores(a=GOOD), plan) is None, "a refit that fails is not repeated"
@@ -59,6 +59,7 @@ def test_a_tag_that_fails_is_left_out(bad):
     new = scores(good=GOOD, bad=bad)
     plan, why = after([GAIN], new)
     assert (plan.start, plan.aside) == ("live", names(new, "bad"))
+    assert plan.looks == 2, "either tag could have been at fault"
     assert plan.without[0].startswith("tag bad (")
     assert "once more without tag bad" in why
 
@@ -99,7 +100,7 @@ def test_kl_and_a_tag_are_mended_at_once_and_attempts_end():
 
 
 def test_a_plan_is_found_again_as_it_was_kept():
-    plan = Plan(2, "base", frozenset("ab"), frozenset("c"), without=("tag a",), told=({"a": 1},))
+    plan = Plan(2, "base", 3, frozenset("ab"), frozenset("c"), without=("tag a",), told=({"a": 1},))
     assert Plan.thaw(plan.freeze()) == plan
     assert Plan.thaw({}) == Plan()
 
