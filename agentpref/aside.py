@@ -94,8 +94,8 @@ def with_aside(
     found = []
     for one in refusals:
         theirs = [now[name] for name in sorted(one.examples) if name in now]
-        why = ", ".join(_failed(one.report)) or "refused"
-        found.append(_entry(one.update_id, theirs, f"failed: {why}", report.namespace))
+        told = [e["why"] for e in one.report["set_aside"] if e["update_id"] == one.update_id]
+        found.append(_entry(one.update_id, theirs, "; ".join(told), report.namespace))
     of_this = list((groups or {}).get("set_aside", ()))
     if of_this:
         without = report.attempts[-1]["without"] if report.attempts else []
@@ -106,11 +106,11 @@ def with_aside(
         why = f"failed: {', '.join(_failed(report.to_mapping()))}"
         found.append(_entry(report.update_id, theirs, why, report.namespace))
     found = [one for one in found if one["examples"]]
-    told = [_sentence(one, report.update_id) for one in reversed(found)]
-    if len(told) > MOST_TOLD:
+    notes = [_sentence(one, report.update_id) for one in reversed(found)]
+    if len(notes) > MOST_TOLD:
         more = sum(one["examples"] for one in found[:-MOST_TOLD])
-        told = [*told[:MOST_TOLD], f"{more} more examples are set aside since older updates"]
-    return replace(report, set_aside=found, notes=[*report.notes, *told])
+        notes = [*notes[:MOST_TOLD], f"{more} more examples are set aside since older updates"]
+    return replace(report, set_aside=found, notes=[*report.notes, *notes])
 
 
 def _entry(update_id: str, examples: Sequence[Listed], why: str, namespace: str) -> dict[str, Any]:

@@ -6,11 +6,12 @@ gate says. What failed decides whether another one follows (``retry.py``); the l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from agentpref.budget import Budget, choose
+from agentpref.changes import find_changes
 from agentpref.config import UpdateConfig
 from agentpref.errors import TrainingDiverged
 from agentpref.learn import checkpoint as checkpoints
@@ -19,9 +20,12 @@ from agentpref.learn.data import Available, UpdateRows, prepare
 from agentpref.learn.process import Interrupts
 from agentpref.learn.resume import StartedUpdate
 from agentpref.models.threads import Share
+from agentpref.record.asides import Refusal
 from agentpref.retry import Plan, follow_up, only_undecided
 
 if TYPE_CHECKING:
+    import sqlite3
+
     from agentpref.learn.learner import Learner
     from agentpref.learn.trainer import TrainingReport
     from agentpref.prove.checks import Scorer, UserCheck
@@ -82,6 +86,35 @@ class Bench:
     was_tried: Callable[[], Collection[str]] = frozenset
     looks: int = 0
     conditions: Mapping[str, Any] = field(default_factory=dict)
+
+    def plan(
+        self,
+        available: Available,
+        connection: sqlite3.Connection,
+        refusals: Sequence[Refusal],
+    ) -> Plan:
+        """The first attempt: without what was set aside, and what people think otherwise of now.
+
+        Args:
+            available: all the examples there are.
+            connection: to the home, which knows who judged them.
+            refusals: what is set aside, by the update that did it.
+        """
+        aside = frozenset(one.example_id for one in available.aside)
+        aged = frozenset(one.example_id for one in available.aged)
+        if self.live is None:
+            return Plan(aside=aside, aged=aged)
+        changes = find_changes(
+            self.learner, available, connection, refusals, self.live, self.config
+        )
+        return Plan(
+            aside=aside - changes.back,
+            aged=(aged | changes.aged) - changes.restored,
+            restored=changes.restored,
+            undecided=changes.undecided,
+            changed=changes.told,
+            notes=changes.notes,
+        )
 
     def run(self, available: Available, plan: Plan, started: StartedUpdate | None) -> Tried:
         """Make one attempt after the other, until one is not refused or none would help.
@@ -179,7 +212,7 @@ class Bench:
             raise
 
     def _prove(self, rows: UpdateRows, training: TrainingReport, plan: Plan) -> Proof:
-        """Evaluate the candidate, and decide on it. Every attempt is a look of its own."""
+        """Evaluate the candidate, and decide on it. What an attempt might have led to counts as looks."""
         from agentpref.learn.trainer import Limits
         from agentpref.prove import behaviour, crossfit, evaluate, probes
 
@@ -203,7 +236,7 @@ class Bench:
         evidence, result = crossfit.decide(
             learner,
             rows,
-            replace(evidence, looks=self.looks + plan.number - 1),
+            replace(evidence, looks=self.looks + plan.looks),
             training=training,
             config=config,
             limits=Limits(left, self.interrupts, self.budget.clock),

@@ -2,9 +2,9 @@
 
 Before an update trains, live is asked about the new judgements of each tag, and about old held-out
 ones of the same tag (and, where users are known, of the same users). Where the new ones contradict
-what it learned (``prove/drift.py``), the old evidence before the change point is aged out: it is
-neither replayed nor held against the candidate. It stays in the log. What was aged out before comes
-back where live contradicts it too: then people have turned again.
+the old (``prove/drift.py``), the old evidence before the change point is aged out: it is neither
+replayed nor held against the candidate. It stays in the log. What was aged out before comes back
+where it says what the new judgements say: then people have turned again.
 """
 
 from __future__ import annotations
@@ -140,14 +140,14 @@ def _in_tag(tag: str, witness: _Witness, available: Available, level: float) -> 
     told = {"tag": tag, "users": len(same - {None}), **found._asdict()}
     if found.state == "undecided":
         note = (
-            f"{tag}: {found.contradicting} of {found.new} new judgements contradict what live "
-            f"learned, too few to say that people changed their minds (p {found.p_value:.2g}); the "
-            "older ones still count"
+            f"{tag}: {found.contradicting} of {found.new} new judgements contradict older ones, "
+            f"too few to say that people changed their minds (p {found.p_value:.2g}); the older "
+            "ones still count"
         )
         return Changes(undecided=frozenset([tag]), told=(told,), notes=(note,))
     learned = _of(tag, available.old, available.old_held_out)
     aged = _before(learned, found.since, same, witness)
-    restored = _turned_back(_of(tag, available.aged), same, witness, level)
+    restored = _turned_back(_of(tag, available.aged), same, witness, found.live_agrees, level)
     back = frozenset(
         one.example_id for one in _of(tag, available.aside) if one.created_at >= found.since
     )
@@ -170,15 +170,15 @@ def _before(
 
 
 def _turned_back(
-    aged: Sequence[Listed], same: Users, witness: _Witness, level: float
+    aged: Sequence[Listed], same: Users, witness: _Witness, agrees: bool, level: float
 ) -> frozenset[str]:
-    """Of what was aged out before, what live contradicts as it does the new judgements."""
+    """Of what was aged out before, what is on the same side of live as the new judgements."""
     by_whom = witness.users_then(aged)
     theirs = [one for one in aged if by_whom[one.example_id] <= same]
     held_out = [one for one in theirs if one.held_out]
     judged = _judged(witness.ask(sample(held_out or theirs, MOST_OLD)))
-    wrong = sum(not one.right for one in judged)
-    if more_than_chance(wrong, len(judged)) > level:
+    alike = sum(one.right is agrees for one in judged)
+    if more_than_chance(alike, len(judged)) > level:
         return frozenset()
     return frozenset(one.example_id for one in theirs)
 

@@ -23,7 +23,6 @@ from agentpref.accounting import account, take_stock, there, with_account
 from agentpref.aside import still_aside, with_aside
 from agentpref.attempt import Bench
 from agentpref.budget import Budget
-from agentpref.changes import find_changes
 from agentpref.config import UpdateConfig
 from agentpref.errors import ConfigError, UpdateInterrupted, WrongBase
 from agentpref.home import Home
@@ -39,7 +38,6 @@ from agentpref.outcome import Outcome, Wishes
 from agentpref.prefer import ordinary
 from agentpref.prefer.catalog import Catalog
 from agentpref.record import asides
-from agentpref.record.asides import Refusal
 from agentpref.record.database import connect, exclusive, translated
 from agentpref.record.journal import Trace
 from agentpref.record.messages import new_id
@@ -269,14 +267,6 @@ class _Update:
         # 3. Learn, and prove.
         self.share = self.stack.enter_context(sharing(started.threads if started else None))
         learner = self._learner(base, live, adapter)
-        before, was_aside = available, {one.example_id for one in available.aside}
-        if started is None:
-            plan = self._plan(learner, available, refusals, serving.live)
-        else:
-            plan = Plan.thaw(started.plan)
-        available = before.sorted_anew(aside=plan.aside & was_aside, aged=plan.aged)
-        report = replace(report, counts=there(available), notes=[*report.notes, *plan.notes])
-        available = available.sorted_anew(aside=plan.aside, aged=plan.aged)
         bench = Bench(
             self.update_id,
             self.created_at,
@@ -293,6 +283,14 @@ class _Update:
             self.updates.looks(self.namespace, serving.live),
             needed,
         )
+        before, was_aside = available, {one.example_id for one in available.aside}
+        if started is None:
+            plan = bench.plan(available, self.connection, refusals)
+        else:
+            plan = Plan.thaw(started.plan)
+        available = before.sorted_anew(aside=plan.aside & was_aside, aged=plan.aged)
+        report = replace(report, counts=there(available), notes=[*report.notes, *plan.notes])
+        available = available.sorted_anew(aside=plan.aside, aged=plan.aged)
         tried = bench.run(available, plan, started)
         groups = account(tried.available, tried.rows, learner.objections, before=before)
         report = replace(with_account(report, learner, groups), **bench.told(tried))
@@ -311,28 +309,6 @@ class _Update:
         report = outcome.settle(self.registry, self.connection, learner, serving)
         checkpoints.remove(self.checkpoint.path)
         return report
-
-    def _plan(
-        self,
-        learner: Learner,
-        available: Available,
-        refusals: Sequence[Refusal],
-        live: str | None,
-    ) -> Plan:
-        """The first attempt: without what was set aside, and what people think otherwise of now."""
-        aside = frozenset(one.example_id for one in available.aside)
-        aged = frozenset(one.example_id for one in available.aged)
-        if live is None:
-            return Plan(aside=aside, aged=aged)
-        changes = find_changes(learner, available, self.connection, refusals, live, self.config)
-        return Plan(
-            aside=aside - changes.back,
-            aged=(aged | changes.aged) - changes.restored,
-            restored=changes.restored,
-            undecided=changes.undecided,
-            changed=changes.told,
-            notes=changes.notes,
-        )
 
     def _load_parts(self) -> Mapping[str, UserCheck]:
         from agentpref.learn.losses import load_loss

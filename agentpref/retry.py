@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from agentpref.learn.data import Available
 from agentpref.prefer.strata import Listed
@@ -29,11 +29,13 @@ if TYPE_CHECKING:
 MOST = 3
 """The most attempts of one update."""
 
-FEWEST = 5
-"""With fewer prompts, no exact test says anything of a group: it is not at fault."""
+FEWEST = 8
+"""With fewer held-out prompts, hardly anything can be shown of a group: it is not at fault."""
 
 _KL, _RETENTION = "KL", "retention of "
 _EVIDENCE = ("enough evidence", "new preferences")  # without which nothing is refused alone
+_MOST_GROUPS = 20
+_FRESH = "is new"  # of what was tried before and what was not, this is not blamed
 _SETS = ("aside", "aged", "restored", "undecided")
 _LISTS = ("without", "changed", "notes", "told")
 
@@ -42,14 +44,17 @@ _LISTS = ("without", "changed", "notes", "told")
 class Plan:
     """One attempt: what it starts from, and what it is without.
 
-    ``aside`` are the ids of all examples that are set aside, ``aged`` of those aged out, by this
-    update or before, and ``restored`` of those that count again. ``without`` says in words what of
-    the new examples the attempt is without. ``changed``, ``undecided`` and ``notes`` are those of
+    ``looks`` counts the candidates that the attempts before might have led to, beside this one: a
+    proof on the same held-out judgements must pay for as many. ``aside`` are the ids of all
+    examples that are set aside, ``aged`` of those aged out, by this update or before, and
+    ``restored`` of those that count again. ``without`` says in words what of the new examples the
+    attempt is without. ``changed``, ``undecided`` and ``notes`` are those of
     :class:`~agentpref.changes.Changes`, and ``told`` are the attempts before this one.
     """
 
     number: int = 1
     start: Literal["live", "base"] = "live"
+    looks: int = 0
     aside: frozenset[str] = frozenset()
     aged: frozenset[str] = frozenset()
     restored: frozenset[str] = frozenset()
@@ -63,14 +68,21 @@ class Plan:
         """Plain values to keep with the state of its training."""
         sets = {name: sorted(getattr(self, name)) for name in _SETS}
         lists = {name: [*getattr(self, name)] for name in _LISTS}
-        return {"attempt": self.number, "start": self.start, **sets, **lists}
+        start = {"attempt": self.number, "start": self.start, "looks": self.looks}
+        return start | sets | lists
 
     @classmethod
     def thaw(cls, frozen: Mapping[str, Any]) -> Plan:
         """The plan that was frozen; of nothing, which older versions kept, the first attempt."""
         sets: dict[str, Any] = {name: frozenset(frozen.get(name, ())) for name in _SETS}
         lists: dict[str, Any] = {name: tuple(frozen.get(name, ())) for name in _LISTS}
-        return cls(frozen.get("attempt", 1), frozen.get("start", "live"), **sets, **lists)
+        return cls(
+            frozen.get("attempt", 1),
+            frozen.get("start", "live"),
+            frozen.get("looks", 0),
+            **sets,
+            **lists,
+        )
 
 
 def follow_up(
@@ -99,12 +111,16 @@ def follow_up(
     failed, whys, following = [one for one in checks if not one.passed], list[str](), plan
     if can_refit and plan.start == "live" and any(one.name.startswith(_KL) for one in failed):
         whys.append("the KL budget is spent, so base is refitted on everything that still counts")
-        following = replace(following, start="base")
+        following = replace(following, start="base", looks=following.looks + 1)
     at_fault = faulty(failed, new, available, was_tried, confidence=confidence)
     if at_fault is not None:
-        words, ids = at_fault
-        whys.append(f"once more without {'; '.join(words)}")
-        following = replace(following, aside=plan.aside | ids, without=(*plan.without, *words))
+        whys.append(f"once more without {'; '.join(at_fault.words)}")
+        following = replace(
+            following,
+            aside=plan.aside | at_fault.examples,
+            without=(*plan.without, *at_fault.words),
+            looks=following.looks + at_fault.choices,
+        )
     if not whys:
         return None
     return replace(following, number=plan.number + 1), "; ".join(whys)
@@ -118,6 +134,17 @@ def following(told: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             yield f"attempt {one['attempt']}, from {one['start']}, failed ({names}); {one['next']}"
 
 
+class AtFault(NamedTuple):
+    """New examples that failed, in words and by their ids.
+
+    ``choices`` counts the sets of groups that could have been at fault instead.
+    """
+
+    words: tuple[str, ...]
+    examples: frozenset[str]
+    choices: int
+
+
 def faulty(
     failed: Sequence[CheckResult],
     new: Scores,
@@ -125,8 +152,8 @@ def faulty(
     was_tried: Callable[[], Collection[str]],
     *,
     confidence: float,
-) -> tuple[list[str], frozenset[str]] | None:
-    """The new examples that failed, in words and by their ids; ``None`` if all did, or none."""
+) -> AtFault | None:
+    """The new examples that failed; ``None`` if all did, or none."""
     fresh = (*available.new, *available.new_held_out)
     for kind, key in _ways(fresh, was_tried):
         groups: dict[str, set[str]] = {}
@@ -141,11 +168,12 @@ def faulty(
             why = _fault(new.paired(numbers), 1 - confidence)
             if name in lost:
                 why = "what live knew of it was lost"
-            if why is not None:
+            if why is not None and name != _FRESH:
                 faults[name] = why
         if 0 < len(faults) < len(groups):
-            words = [f"{kind} {name} ({why})" for name, why in faults.items()]
-            return words, frozenset().union(*(groups[name] for name in faults))
+            words = tuple(f"{kind} {name} ({why})" for name, why in faults.items())
+            examples = frozenset().union(*(groups[name] for name in faults))
+            return AtFault(words, examples, 2 ** min(len(groups), _MOST_GROUPS) - 2)
     return None
 
 
@@ -177,7 +205,7 @@ def _ways(
     yield "tag", lambda one: one.tag
     yield "origin", lambda one: one.origin
     tried = was_tried()
-    yield "what", lambda one: "an earlier update tried" if one.example_id in tried else "is new"
+    yield "what", lambda one: "an earlier update tried" if one.example_id in tried else _FRESH
 
 
 def _fault(paired: Paired, level: float) -> str | None:

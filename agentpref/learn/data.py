@@ -80,8 +80,16 @@ class Available:
         """The same examples, of which others are set aside or aged out."""
         learned = {one.example_id for one in (*self.old, *self.old_held_out, *self.aged)}
         ordered = sorted(self.all(), key=lambda one: (one.lone, one.created_at, one.example_id))
-        split = Available.split(ordered, learned, self.read, aside=aside, aged=aged)
-        return replace(split, ordinary=self.ordinary)
+        split = Available.split(ordered, learned, aside=aside, aged=aged)
+        return replace(
+            self,
+            new=split.new,
+            old=split.old,
+            new_held_out=split.new_held_out,
+            old_held_out=split.old_held_out,
+            aside=split.aside,
+            aged=split.aged,
+        )
 
     def all(self) -> Iterator[Listed]:
         """The examples of every use."""

@@ -1,21 +1,23 @@
 """Whether people changed their minds: a change point in what a frozen policy is right about.
 
-Judgements of one stratum, none of which the live policy has learned, come in order of their dates.
-Of each prompt it is known whether live ranks its answers as people did. Evidence against an old
-preference is not forgetting, and noise is no new preference. So minds changed only where all of
-these hold, each by an exact test:
+Judgements of one stratum come in order of their dates. None of them trained the live policy: the
+old ones were held out, and the new ones it has not learned. Of each prompt it is known whether live
+ranks its answers as people did. Most often live is right about the old ones and wrong about the
+new; where it never learned what people thought for a while, it is the other way round. Evidence
+against an old preference is not forgetting, and noise is no new preference. So minds changed only
+where all of these hold, each by an exact test:
 
-- live is right about the old judgements more often than chance (binomial);
-- it is wrong about the new ones more often than chance (binomial), and about two in three at least:
-  where people disagree by a little, the old preference stays protected;
-- its rate of being right falls at some point in the order of dates. The statistic is the largest
-  likelihood ratio over all points, of two Bernoulli rates, the first higher, against one:
+- live is on one side about the old judgements, more often than chance (binomial);
+- it is on the other side about the new ones, more often than chance (binomial), and about two in
+  three at least: where people disagree by a little, the old preference stays protected;
+- its rate changes at some point in the order of dates. The statistic is the largest likelihood
+  ratio over all points, of two Bernoulli rates, the first higher, against one:
 
       Λ = max_k  k·H(x_k/k, x_n/n) + (n−k)·H((x_n−x_k)/(n−k), x_n/n),   x_k/k > (x_n−x_k)/(n−k)
 
-  for n judgements, x_k of the first k right, and H the divergence of two Bernoulli distributions
-  (Page 1955; Worsley 1983). Without a change all orders of the same judgements are equally likely:
-  the p-value is the exact share of lattice paths that reach Λ anywhere.
+  for n judgements, x_k of the first k on the old side, and H the divergence of two Bernoulli
+  distributions (Page 1955; Worsley 1983). Without a change all orders of the same judgements are
+  equally likely: the p-value is the exact share of lattice paths that reach Λ anywhere.
 
 Contradictions on the very same prompts count like those on fresh ones: the newer judgement makes
 another example, which live has not learned.
@@ -50,17 +52,19 @@ class ChangePoint(NamedTuple):
 class Contradiction(NamedTuple):
     """What new judgements say against old ones.
 
-    ``contradicting`` of ``new`` judgements contradict a policy that is right about ``right`` of
-    ``old`` ones. ``since`` is the date of the first judgement after the change point, and
-    ``p_value`` the largest of the three tests. ``state`` is ``changed``; or ``undecided``, where
-    more contradict than agree and that is not proven yet.
+    ``contradicting`` of ``new`` judgements are on the other side of live than ``opposed`` of
+    ``old`` ones; ``live_agrees`` is whether live sides with the new. ``since`` is the date of the
+    first judgement after the change point, and ``p_value`` the largest of the three tests.
+    ``state`` is ``changed``; or ``undecided``, where more contradict than agree and that is not
+    proven yet.
     """
 
     state: Literal["changed", "undecided"]
     new: int
     contradicting: int
     old: int
-    right: int
+    opposed: int
+    live_agrees: bool
     since: float
     p_value: float
 
@@ -94,26 +98,28 @@ def contradiction(
         level: the probability, for each test, of a change where there is none.
 
     Returns:
-        ``None`` where there is nothing to say: no judgements, or most of the new ones agree, or it
-        is not right about most of the old ones.
+        ``None`` where there is nothing to say: most old and new judgements are on the same side, or
+        it is not proven on which the old ones are.
     """
-    contradicting, right = sum(not one.right for one in new), sum(one.right for one in old)
-    if 2 * contradicting <= len(new) or 2 * right <= len(old):
+    agrees = 2 * sum(one.right for one in new) > len(new)
+    contradicting = sum(one.right is agrees for one in new)
+    opposed = sum(one.right is not agrees for one in old)
+    certain = more_than_chance(opposed, len(old))
+    if 2 * contradicting <= len(new) or certain > level:
         return None
     ordered = sorted([*old, *new], key=lambda one: one.at)
-    point = fall([one.right for one in ordered])
+    point = fall([one.right is not agrees for one in ordered])
     if point is None:
         return None
-    p_value = max(
-        more_than_chance(contradicting, len(new)), more_than_chance(right, len(old)), point.p_value
-    )
+    p_value = max(more_than_chance(contradicting, len(new)), certain, point.p_value)
     changed = p_value <= level and contradicting >= CLEAR * len(new)
     return Contradiction(
         "changed" if changed else "undecided",
         len(new),
         contradicting,
         len(old),
-        right,
+        opposed,
+        agrees,
         ordered[point.place].at,
         p_value,
     )

@@ -49,6 +49,26 @@ def test_stats_counts_by_namespace(run, filled, rows) -> None:
     assert set(run("stats", "--namespace", "support", "--json").json) == {"support"}
 
 
+def test_stats_and_updates_count_what_was_set_aside(run, filled) -> None:
+    told = {
+        "update_id": "u",
+        "examples": 2,
+        "tags": {"bread": 2},
+        "why": "failed",
+        "back": "--again",
+    }
+    row = UpdateRow(
+        "u", "default", 1.0, 2.0, None, None, "refused", {"set_aside": [told], "counts": {}},
+        {"a": "set_aside", "b": "set_aside", "c": "replay"},
+    )  # fmt: skip
+    with closing(connect(Home.open(filled))) as connection:
+        Updates(connection).add(row)
+    assert run("stats", "--json").json["default"]["set_aside"] == 2
+    shown = "examples in default that refused updates set aside: 2; `agentpref update --again`"
+    assert shown in run("stats").out
+    assert run("updates", "--json").json["updates"][0]["set_aside"] == 2
+
+
 def test_pairs_since_a_time_come_from_prompts_judged_since_then(run, filled) -> None:
     with closing(connect(Home.open(filled))) as connection:
         connection.execute("UPDATE comparison SET created_at = created_at - 1000000")

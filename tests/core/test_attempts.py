@@ -16,7 +16,9 @@ from dataclasses import replace
 import pytest
 
 import agentpref
+from agentpref.budget import Budget
 from agentpref.home import Home
+from agentpref.prove import gate
 from agentpref.record import asides
 from agentpref.record.database import connect
 from tests.core.test_interrupted_updates import states
@@ -167,6 +169,24 @@ def test_a_refit_replays_at_most_as_much_as_is_set(spent, tmp_path, random_base)
     home = shutil.copytree(spent[0], tmp_path / "home")
     few = replace(spent[1], replay=replace(CONFIG.replay, refit=5))
     assert learn(home, random_base, few).counts["replayed"] == 5
+
+
+def test_an_attempt_that_there_is_no_time_for_is_not_made(
+    spent, tmp_path, random_base, monkeypatch
+):
+    home = shutil.copytree(spent[0], tmp_path / "home")
+    judged, judge, left = [], gate.judge, Budget.left
+
+    def judges(*arguments, **options):
+        judged.append(True)
+        return judge(*arguments, **options)
+
+    monkeypatch.setattr(gate, "judge", judges)
+    monkeypatch.setattr(Budget, "left", lambda budget: 0.001 if judged else left(budget))
+    report = learn(home, random_base, replace(spent[1], max_minutes=60))
+    assert (report.verdict, len(report.attempts)) == ("refused", 1)
+    assert "max_minutes leaves no time for another attempt" in report.attempts[0]["next"]
+    assert any("max_minutes leaves no time for another attempt" in note for note in report.notes)
 
 
 KILLED = """

@@ -38,8 +38,8 @@ NAMES = {
     "chosen_revision rejected_revision weight noise trace_id provenance messages tools "
     "chosen_message rejected_message",
     "updates": "update_id namespace created_at verdict seconds model parent revision "
-    "trained replayed evaluated waiting left_out accuracy_before accuracy_after failed config "
-    "report",
+    "trained replayed evaluated waiting set_aside left_out accuracy_before accuracy_after failed "
+    "config report",
     "revisions": "revision_id namespace created_at parent serves base update_id tainted_at "
     "quarantined_at quarantine_reason pruned_at path manifest",
 }

@@ -33,7 +33,7 @@ def scores(**groups):
 
 
 GOOD, COIN = [(0.0, 1.0)] * 10, [(0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (0.0, 0.0)] * 3
-WORSE, FEW = [(1.0, 0.0)] * 8, [(1.0, 0.0)] * 2
+WORSE, FEW = [(1.0, 0.0)] * 8, COIN[:4]
 
 
 def after(checks, new, plan=None, tried=frozenset(), **changes):
@@ -48,7 +48,7 @@ def names(new, tag):
 
 def test_where_the_kl_budget_failed_base_is_refitted():
     plan, why = after([KL], scores(a=GOOD))
-    assert (plan.number, plan.start, plan.aside) == (2, "base", frozenset())
+    assert (plan.number, plan.start, plan.aside, plan.looks) == (2, "base", frozenset(), 1)
     assert "KL budget is spent" in why
     assert after([KL], scores(a=GOOD), can_refit=False) is None
     assert after([KL], scores(a=GOOD), plan) is None, "a refit that fails is not repeated"
@@ -59,6 +59,7 @@ def test_a_tag_that_fails_is_left_out(bad):
     new = scores(good=GOOD, bad=bad)
     plan, why = after([GAIN], new)
     assert (plan.start, plan.aside) == ("live", names(new, "bad"))
+    assert plan.looks == 2, "either tag could have been at fault"
     assert plan.without[0].startswith("tag bad (")
     assert "once more without tag bad" in why
 
@@ -87,6 +88,8 @@ def test_what_an_earlier_update_tried_is_told_from_what_is_new():
     plan, why = after([GAIN], both, tried=names(new, "a"))
     assert plan.aside == names(new, "a")
     assert "what an earlier update tried" in why
+    others = frozenset(one.example.example_id for one in fresh)
+    assert after([GAIN], both, tried=others) is None, "what is new is not blamed for what is not"
 
 
 def test_kl_and_a_tag_are_mended_at_once_and_attempts_end():
@@ -97,7 +100,7 @@ def test_kl_and_a_tag_are_mended_at_once_and_attempts_end():
 
 
 def test_a_plan_is_found_again_as_it_was_kept():
-    plan = Plan(2, "base", frozenset("ab"), frozenset("c"), without=("tag a",), told=({"a": 1},))
+    plan = Plan(2, "base", 3, frozenset("ab"), frozenset("c"), without=("tag a",), told=({"a": 1},))
     assert Plan.thaw(plan.freeze()) == plan
     assert Plan.thaw({}) == Plan()
 

@@ -87,6 +87,16 @@ def test_a_state_of_another_run_is_removed_and_reported(saved):
     assert not saved.parent.exists()
 
 
+def test_the_state_of_an_attempt_that_ended_stays_until_the_next_one_saves(saved):
+    checkpoint = Checkpoint(saved, {"who": "the next"})
+    checkpoint.supersede()
+    assert (checkpoint.load("g"), checkpoint.troubles) == (None, [])
+    assert peek(saved).about == {"who": "me"}, "a kill here resumes the attempt before"
+    checkpoint.save(replace(STATE, fingerprint="g"))
+    assert peek(saved).about == {"who": "the next"}
+    assert same(checkpoint.load("g"), replace(STATE, fingerprint="g"))
+
+
 @pytest.mark.parametrize(("name", "call"), [("sync", 1), ("os.replace", 1), ("sync", 2)])
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_a_fault_during_a_save_leaves_the_old_state(saved, monkeypatch, name, call, error):

@@ -44,9 +44,15 @@ def test_the_fall_is_found_where_it_is():
 def test_new_judgements_that_contradict_old_ones_are_a_change():
     new = judged([1, *[0] * 9, 1, *[0] * 9], start=100.0)
     found = contradiction(judged([*[1] * 18, 0, 0]), new, level=LEVEL)
-    assert found[:5] == ("changed", 20, 18, 20, 18)
+    assert found[:6] == ("changed", 20, 18, 20, 18, False)
     assert found.p_value < LEVEL
-    assert found.since >= 100.0 or not found.since < 18.0
+    assert found.since == 18.0, "the last two old ones are like the new"
+
+
+def test_a_preference_that_live_never_learned_changes_too():
+    """It agrees with the new judgements, and the old ones in between contradict both."""
+    found = contradiction(judged([0] * 15 + [1] * 3), judged([1] * 20, 100.0), level=LEVEL)
+    assert found[:6] == ("changed", 20, 20, 18, 15, True)
 
 
 def test_a_few_contradictions_are_undecided():
@@ -66,7 +72,8 @@ def test_people_who_disagree_by_a_little_are_undecided_however_many_they_are():
     ("old", "new"),
     [
         ([1] * 20, [1] * 20),  # they agree
-        ([1, 0] * 10, [0] * 20),  # live never knew it
+        ([1, 0] * 10, [0] * 20),  # nobody knows on which side the old ones are
+        ([0] * 20, [0] * 20),
         ([], [0] * 20),
         ([1] * 20, []),
     ],
