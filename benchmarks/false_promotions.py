@@ -242,12 +242,12 @@ def _in_a_row(held_out: float, on_the_way: float, streams: int) -> list[tuple[in
         better = better + rng.binomial(20, held_out, streams)
         of, trained, error = 20 * look, 53 * look, 0.05 / (look * (look + 1))
         small = of < GateSettings().cross_fit_below
-        proven = binom.sf(better - 1, of, 0.5) <= error * (0.1 if small else 1.0)
+        proven = binom.sf(better - 1, of, 0.5) <= error * (0.5 if small else 1.0)
         refuted = binom.cdf(better, of, 0.5) <= 0.05
         refuted = ~proven & (refuted | (2 * binom.cdf(better, of, 0.6) <= 0.05))
         if small:
             both = better + rng.binomial(trained, on_the_way, streams)
-            late = binom.sf(both - 1, of + trained, 0.5) <= 0.9 * error
+            late = binom.sf(both - 1, of + trained, 0.5) <= 0.5 * error
             proven |= ~refuted & late & (2 * better > of)
         open_ = ~(promoted | refused)
         promoted, refused = promoted | (open_ & proven), refused | (open_ & refuted)
@@ -280,8 +280,8 @@ def _powers(size: int, curve: Callable[[int], float], nights: int) -> dict[str, 
         part, better, of = trained // parts, alone, held_out
         for number in range(1, parts):
             better, of = better + rng.binomial(part, curve(number * part), nights), of + part
-        early = binom.sf(alone - 1, held_out, 0.5) <= 0.0025
-        late = (binom.sf(better - 1, of, 0.5) <= 0.0225) & (alone > held_out / 2)
+        early = binom.sf(alone - 1, held_out, 0.5) <= 0.0125
+        late = (binom.sf(better - 1, of, 0.5) <= 0.0125) & (alone > held_out / 2)
         powers[f"ours, {parts} parts"] = np.mean(early | late)
     return {name: float(power) for name, power in powers.items()}
 
