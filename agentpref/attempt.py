@@ -212,7 +212,7 @@ class Bench:
             raise
 
     def _prove(self, rows: UpdateRows, training: TrainingReport, plan: Plan) -> Proof:
-        """Evaluate the candidate, and decide on it. What an attempt might have led to counts as looks."""
+        """Evaluate the candidate, and decide on it; other attempts count as looks."""
         from agentpref.learn.trainer import Limits
         from agentpref.prove import behaviour, crossfit, evaluate, probes
 

@@ -222,6 +222,37 @@ def compare(nights: int = 20_000) -> None:
             powers = _powers(size, curve, nights)
             shown = ", ".join(f"{test} {power:.3f}" for test, power in powers.items())
             print(f"{name}, {size} comparisons: {shown}")
+    for rates in ((0.5, 0.5), (0.6, 0.55), (0.65, 0.6), (0.75, 0.65)):
+        shown = ", ".join(
+            f"night {night} promoted {promoted:.3f} refused {refused:.3f}"
+            for night, promoted, refused in _in_a_row(*rates, nights)
+            if night in (1, 2, 3, 5, 10, 15)
+        )
+        print(f"rates {rates[0]} held out and {rates[1]} on the way, by then: {shown}")
+
+
+def _in_a_row(held_out: float, on_the_way: float, streams: int) -> list[tuple[int, float, float]]:
+    """Nights of 100 comparisons until the first that decides: the shares of each end by then."""
+    import numpy as np
+    from scipy.stats import binom
+
+    rng, better, found = np.random.default_rng(0), np.zeros(streams, int), []
+    promoted, refused = np.zeros(streams, bool), np.zeros(streams, bool)
+    for look in range(1, 16):
+        better = better + rng.binomial(20, held_out, streams)
+        of, trained, error = 20 * look, 53 * look, 0.05 / (look * (look + 1))
+        small = of < GateSettings().cross_fit_below
+        proven = binom.sf(better - 1, of, 0.5) <= error * (0.5 if small else 1.0)
+        refuted = binom.cdf(better, of, 0.5) <= 0.05
+        refuted = ~proven & (refuted | (2 * binom.cdf(better, of, 0.6) <= 0.05))
+        if small:
+            both = better + rng.binomial(trained, on_the_way, streams)
+            late = binom.sf(both - 1, of + trained, 0.5) <= 0.5 * error
+            proven |= ~refuted & late & (2 * better > of)
+        open_ = ~(promoted | refused)
+        promoted, refused = promoted | (open_ & proven), refused | (open_ & refuted)
+        found.append((look, float(promoted.mean()), float(refused.mean())))
+    return found
 
 
 def _powers(size: int, curve: Callable[[int], float], nights: int) -> dict[str, float]:
@@ -249,8 +280,8 @@ def _powers(size: int, curve: Callable[[int], float], nights: int) -> dict[str, 
         part, better, of = trained // parts, alone, held_out
         for number in range(1, parts):
             better, of = better + rng.binomial(part, curve(number * part), nights), of + part
-        early = binom.sf(alone - 1, held_out, 0.5) <= 0.0025
-        late = (binom.sf(better - 1, of, 0.5) <= 0.0225) & (alone > held_out / 2)
+        early = binom.sf(alone - 1, held_out, 0.5) <= 0.0125
+        late = (binom.sf(better - 1, of, 0.5) <= 0.0125) & (alone > held_out / 2)
         powers[f"ours, {parts} parts"] = np.mean(early | late)
     return {name: float(power) for name, power in powers.items()}
 

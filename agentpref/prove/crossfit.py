@@ -6,9 +6,9 @@ first a model is trained on the parts before it, from live and in as many steps 
 and judges the part. Why these signs may be added to those of the held-out prompts is in
 ``signs.py``. Held-out prompts train none of the models.
 
-It is done last, where it can still decide: if every guard passes and the held-out prompts alone
-neither prove nor refute a gain. The candidate stays as it is, bit for bit; an update that is
-interrupted here resumes after its training.
+It is done last, where it can still decide: if every guard passes, and more held-out prompts are
+better than worse, but alone prove no gain. The candidate stays as it is, bit for bit; an update
+that is interrupted here resumes after its training.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from agentpref.prove import gate
 from agentpref.prove.bootstrap import Paired
 from agentpref.prove.evidence import Evidence
 from agentpref.prove.results import GateResult
+from agentpref.prove.signs import Signs
 
 if TYPE_CHECKING:
     from agentpref.learn.data import UpdateRows
@@ -65,7 +66,9 @@ def decide(
     if obstacle is None and not evidence.cut_short:
         evidence = replace(evidence, to_cross_fit=sum(map(_prompts, parts[1:])))
     result = gate.judge(evidence, config.gate, seed=config.seed)
-    if not evidence.to_cross_fit or result.verdict != "insufficient":
+    held_out = Signs.of(evidence.new)
+    is_open = result.verdict == "insufficient" and held_out.better > held_out.worse
+    if not evidence.to_cross_fit or not is_open:
         return evidence, result
     try:
         found = cross_fit(learner, parts, [*rows.old, *rows.ordinary], training.epochs, limits)
@@ -121,7 +124,7 @@ def cross_fit(
 
 
 def _is_small(evidence: Evidence, settings: GateSettings) -> bool:
-    return len(set(evidence.new.prompts)) < settings.cross_fit_below
+    return 0 < len(set(evidence.new.prompts)) < settings.cross_fit_below
 
 
 def _obstacle(parts: Sequence[Part], training: TrainingReport, limits: Limits) -> str | None:

@@ -4,9 +4,10 @@ A gain is proven by the sign test of ``signs.py``. While it is neither proven no
 evidence is open, and more judgements may settle it.
 
 Where trained prompts are to give evidence too, there are two tests, and they share the error that
-the look may make: a tenth is for the held-out prompts alone, so that where these are proof enough
-no further model is trained; the rest is for both kinds together. The held-out prompts must then
-have become better on the whole, since only they have been judged by the candidate itself.
+the look may make: half of it is for the held-out prompts alone, and half for both kinds together.
+Where the held-out ones are proof enough, no further model is trained; and where little can be
+learned from parts of the night, what these show does not drown them. For both kinds together to be
+proof, more held-out prompts must be better than worse: only they were judged by the candidate.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from agentpref.prove.results import CheckResult, dot
 from agentpref.prove.signs import Signs, allowed, can_decide, prompts_needed
 
 NAME = "new preferences"
-_ALONE = 0.1
+_ALONE = 0.5
 """The share of a look's error that is for the held-out prompts alone, if there are others."""
 
 _FEWEST_PROMPTS = 30

@@ -12,6 +12,7 @@ from agentpref.learn import adapter
 from agentpref.learn.data import UpdateData, UpdateRows
 from agentpref.learn.trainer import Limits, TrainingReport
 from agentpref.prove import crossfit, evaluate
+from agentpref.prove.bootstrap import Paired
 from agentpref.prove.evidence import Evidence, Generations
 
 WRITES = Generations(distinct_2=1.0, mean_length=1.0)
@@ -134,6 +135,17 @@ def test_where_that_cannot_be_it_is_left_out_and_told(decide, monkeypatch, chang
     assert result.verdict != "passed"
     assert len(evidence.cross_fitted) == 0
     assert [note in found for found in evidence.notes] == ([True] if note else [])
+
+
+@pytest.mark.parametrize("better", [0, 2])
+def test_it_is_left_out_where_it_could_not_decide(decide, monkeypatch, better):
+    monkeypatch.setattr(crossfit, "cross_fit", lambda *_: pytest.fail("it was not to train"))
+    prompts = tuple(map(str, range(4 if better else 0)))
+    candidate = (1.0, 1.0, 0.0, 0.0)[: len(prompts)]
+    new = Paired((0.5,) * len(prompts), candidate, prompts)
+    evidence, result = decide(4, new=new)
+    assert (result.verdict, len(evidence.cross_fitted)) == ("insufficient", 0)
+    assert result.gain["look_counts"] is bool(better), "had they been better it might have decided"
 
 
 def test_a_model_that_diverges_proves_nothing_and_is_told(decide, monkeypatch):

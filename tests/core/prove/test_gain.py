@@ -49,20 +49,20 @@ def test_a_look_that_could_prove_nothing_does_not_count() -> None:
 
 
 @pytest.mark.guarantee("proof")
-def test_with_trained_prompts_to_come_the_held_out_ones_alone_must_prove_ten_times_more() -> None:
+def test_trained_prompts_to_come_share_the_error_with_the_held_out_ones() -> None:
     assert state(evidence(signs(15, 5))) == "proven"
     waiting = evidence(signs(15, 5), to_cross_fit=60)
     assert state(waiting) == "open"
-    assert weigh(waiting, SETTINGS).needed == pytest.approx(0.0025)
+    assert weigh(waiting, SETTINGS).needed == pytest.approx(0.0125)
     assert state(evidence(signs(17, 3), to_cross_fit=60)) == "proven"
     judged = replace(waiting, cross_fitted=signs(36, 24, name="trained"))
     found = weigh(judged, SETTINGS)
-    assert (found.state, found.needed) == ("proven", pytest.approx(0.0225))
+    assert (found.state, found.needed) == ("proven", pytest.approx(0.0125))
     assert found.chance == pytest.approx(0.00916, abs=1e-5), "of 51 among 80"
     message = gain(judged, found, SETTINGS, 0).message
     assert (
         "15 of 20 prompts better, 5 worse; of 60 trained ones, each judged before it was trained, "
-        "36 better, 24 worse: 1 in 109 by chance, 1 in 44 or rarer proves a gain" in message
+        "36 better, 24 worse: 1 in 109 by chance, 1 in 80 or rarer proves a gain" in message
     )
 
 

@@ -14,6 +14,7 @@ from agentpref.prove import evaluate, probes
 from agentpref.prove.evaluate import Margins, Scores
 from agentpref.prove.evidence import UserCheckResult
 from agentpref.prove.gate import judge
+from agentpref.prove.signs import Signs
 
 
 def row(pair, chosen=(1, 2), rejected=(3,)):
@@ -362,6 +363,19 @@ def test_moving_every_answer_alike_is_no_evidence(thumb_of, direction):
     alike = [float(is_liked(row.example) is direction) for row in rows]
     found = Scores(rows, (0.5,) * 40, alike).paired()
     assert (len(found), sum(found.candidate)) == (20, 10.0)
+
+
+def test_a_like_and_a_dislike_of_one_tag_have_a_sign_together(thumb_of):
+    """Their labels are no two coins, but which of them is the like is one."""
+    kinds = [("a", True), ("a", True), ("a", False), ("b", True), ("b", False), ("a", False)]
+    rows = [lone(thumb_of(n, f"{n}", liked, tag=tag)) for n, (tag, liked) in enumerate(kinds)]
+    right = (1.0, 1.0, 1.0, 1.0, 0.0, 0.0)
+    found = Scores(rows, (0.5,) * 6, right).paired(matched=True)
+    by_number = dict(zip((row.example.prompt.id for row in rows), found.prompts, strict=True))
+    assert by_number["prompt3"] == by_number["prompt4"]
+    assert len({by_number[f"prompt{n}"] for n in (0, 1, 2, 5)}) == 2
+    assert by_number["prompt0"] != by_number["prompt1"]
+    assert Signs.of(found) == Signs(prompts=3, better=1, worse=0), "one right, one wrong: no sign"
 
 
 def test_a_group_of_likes_alone_proves_nothing(thumb_of):
