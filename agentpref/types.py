@@ -218,7 +218,8 @@ class UpdateReport:
     ``new``, ``old`` and their ``_held_out`` are all there are. Each of these is ``trained``,
     ``replayed``, ``new_evaluated``, ``old_evaluated``, ``not_drawn`` this time, ``waiting`` for the
     next update, or in ``left_out``. ``evaluated_thumbs`` are the new held-out thumbs that count as
-    evidence: as many likes as dislikes.
+    evidence: as many likes as dislikes. Answers that nobody judged were ``anchored`` in training,
+    ``anchored_held_out`` for the gate, or ``anchored_left_out``, if any were drawn.
 
     Every example that was not used as it was logged is counted by reason: ``left_out`` are neither
     trained nor evaluated (it counts the rows of feedback that made no example, too), ``shortened``

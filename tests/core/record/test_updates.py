@@ -353,3 +353,24 @@ def test_a_revision_whose_update_is_not_in_the_ledger_may_have_learned_all_since
     assert updates.revisions_trained_on(["said"]) == ["newer"]
     problems = [(p.table, p.key) for p in examine(connection).problems if "ledger" in p.what]
     assert problems == [("revision", "older"), ("revision", "newer")]
+
+
+# Ordinary answers, which nobody judged
+
+
+def test_ordinary_answers_are_never_learned_and_no_part_of_an_attempt(updates, add):
+    add("refused", a="new", o="anchor", p="anchor_held_out")
+    assert tried(updates, "default", None) == {"a"}
+    add(candidate="r1", a="new", b="held_out", o="anchor", p="anchor_held_out")
+    assert updates.learned_by("r1") == {"a", "b"}
+    assert updates.tried_by("r1") == {"a", "b"}
+    assert tried(updates, "default", "r1") == set()
+
+
+def test_revisions_are_trained_on_the_run_of_an_ordinary_answer_unless_it_was_held_out(
+    updates, add
+):
+    sources = {"o": ("run-o",), "p": ("run-p",)}
+    add(candidate="r1", sources=sources, o="anchor", p="anchor_held_out")
+    assert updates.revisions_trained_on(["run-o"]) == ["r1"]
+    assert updates.revisions_trained_on(["run-p"]) == []
