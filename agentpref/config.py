@@ -203,7 +203,8 @@ class AnchorSettings:
     """Ordinary logged answers, outside of what people judge, that a candidate goes on to give."""
 
     size: int = setting(256, "how many to draw from the log; 0 turns the anchor off", ge=0)
-    weight: float = setting(0.02, "weight of their NLL, beside a pair's 1", ge=0)
+    weight: float = setting(0.02, "weight α of their NLL, beside a pair's 1", ge=0)
+    kl: float = setting(0.5, "weight κ of their KL to live; none without kl.weight", ge=0)
 
 
 @_group("replay.", switch="minimum")

@@ -228,7 +228,8 @@ class UpdateReport:
     next update, ``set_aside`` by an attempt of this one, ``aged_out`` by it, ``still_aged_out``
     since an older one, or in ``left_out``. What earlier updates set aside is ``still_set_aside``,
     and no part of ``new``. ``evaluated_thumbs`` are the new held-out thumbs that count as evidence:
-    as many likes as dislikes.
+    as many likes as dislikes. Answers that nobody judged were ``anchored`` in training,
+    ``anchored_held_out`` for the gate, or ``anchored_left_out``, if any were drawn.
 
     Every example that was not used as it was logged is counted by reason: ``left_out`` are neither
     trained nor evaluated (it counts the rows of feedback that made no example, too), ``shortened``

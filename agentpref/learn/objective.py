@@ -1,7 +1,7 @@
 """The objective of one batch: losses and KL penalty, and the passes in which its gradient is taken.
 
 L = mean over judged examples of their loss + λ·max(0, KL(π_live ‖ π_θ) − target)
-  + mean over ordinary answers of α·NLL/|y|  + λ·max(0, KL(π_live ‖ π_θ) − target)
+  + mean over ordinary answers of α·NLL/|y| + κ·KL(π_live ‖ π_θ)
 
 Where live is far from the base, the batches between those also have λ·max(0, KL(π_0 ‖ π_θ) − t).
 """
@@ -149,7 +149,7 @@ class Objective:
         self._model, self._route, self._pad = model, plan.choice.route, plan.pad
         self._tokens = plan.room.tokens
         self._losses, self._weight, self._leash = losses, config.kl.weight, leash
-        self._nll = config.anchor.weight
+        self._anchor = config.anchor
         self._kl_is_due = False
 
     @property
@@ -217,10 +217,14 @@ class Objective:
         others = self._team.sum([own])[0] - own if bound is not None else 0.0
         if terms is None:
             return [0.0] * 4
-        objective = terms.loss * (self._nll if part[0].encoded.example.ordinary else 1.0)
-        if terms.kl is not None and bound is not None:
+        objective, weight, free = terms.loss, self._weight, 0.0 if bound is None else bound[1]
+        if part[0].encoded.example.ordinary:
+            objective = objective * self._anchor.weight
+            if self._kl_is_due:  # nobody asked for a change, so none is free
+                weight, free = self._anchor.kl, 0.0
+        if terms.kl is not None:
             kl = terms.kl + others
-            objective = objective + kl_penalty(kl, weight=2 * self._weight, target=bound[1])
+            objective = objective + kl_penalty(kl, weight=2 * weight, target=free)
         (share * objective).backward()  # type: ignore[no-untyped-call]
         return [*map(float, (objective.detach(), terms.loss.detach(), terms.margin)), own]
 

@@ -73,6 +73,10 @@ def thumb(number):
     return row(f"t{number}", (label,), completions, ids(number, 6), origin="thumb")
 
 
+def ordinary(number):
+    return row(f"o{number}", (None,), (ids(number + 3, 8),), ids(number, 5), origin="ordinary")
+
+
 def group(number):
     """Four graded answers; of the first, the last two tokens do not count."""
     completions = tuple(ids(number + at, 4 + at % 3) for at in (11, 14, 18, 21))
@@ -83,7 +87,7 @@ def group(number):
 
 def rows_of(run):
     if run == "mixed":
-        return [*map(pair, range(7)), *map(thumb, range(5))]
+        return [*map(pair, range(7)), *map(thumb, range(5)), *map(ordinary, range(3))]
     if run == "groups":
         return [*map(group, range(5)), *map(pair, range(4)), *map(thumb, range(3))]
     return [pair(number) for number in range(7 if run == "uneven" else 12)]

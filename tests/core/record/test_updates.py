@@ -399,3 +399,24 @@ def test_looks_are_those_of_updates_of_the_same_parent_that_could_decide(connect
     row(7, None, counts={"new_evaluated": 200}, **older)
     row(8, None, counts={"new": 3})
     assert updates.looks("default", "r1") == 3
+
+
+# Ordinary answers, which nobody judged
+
+
+def test_ordinary_answers_are_never_learned_and_no_part_of_an_attempt(updates, add):
+    add("refused", a="new", o="anchor", p="anchor_held_out")
+    assert tried(updates, "default", None) == {"a"}
+    add(candidate="r1", a="new", b="held_out", o="anchor", p="anchor_held_out")
+    assert updates.learned_by("r1") == {"a", "b"}
+    assert updates.tried_by("r1") == {"a", "b"}
+    assert tried(updates, "default", "r1") == set()
+
+
+def test_revisions_are_trained_on_the_run_of_an_ordinary_answer_unless_it_was_held_out(
+    updates, add
+):
+    sources = {"o": ("run-o",), "p": ("run-p",)}
+    add(candidate="r1", sources=sources, o="anchor", p="anchor_held_out")
+    assert updates.revisions_trained_on(["run-o"]) == ["r1"]
+    assert updates.revisions_trained_on(["run-p"]) == []
