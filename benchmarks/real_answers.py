@@ -1,10 +1,9 @@
 """Sample the answers of the demo on a real model: ``python -m benchmarks.real_answers``.
 
 SmolLM2-135M-Instruct answers the questions of ``data/everyday_questions.txt`` at temperature .9 and
-top-p .9, through the in-process engine: questions of fact twice, and those for advice four times,
-because half of the time two answers are both lists or both not. Nobody chose among the answers: all
-of them are written, in the order of the questions, and cut ones are marked. The same answers come
-again on the same machine; elsewhere rounding may choose another word.
+top-p .9, twice each, through the in-process engine. Nobody chose among the answers: all of them are
+written, in the order of the questions, and cut ones are marked. Rounding may choose another word on
+another machine, and in other company: requests are answered together.
 
 A line of the file is one question: ``{"tag", "question", "answers": [{"text", "whole"}, …]}``.
 """
@@ -23,9 +22,7 @@ from typing import Any
 
 QUESTIONS = Path(__file__).parent / "data" / "everyday_questions.txt"
 OUT = Path(__file__).parents[1] / "cli" / "agentpref_cli" / "demo" / "data" / "smollm2.jsonl.gz"
-ROUNDS = {"facts": 1, "advice": 2}
-"""How many times each question of a tag is asked twice."""
-
+ANSWERS = 2
 TEMPERATURE = 0.9
 TOP_P = 0.9
 MAX_TOKENS = 160
@@ -72,9 +69,8 @@ def sample(model: str) -> Iterator[dict[str, Any]]:
             (
                 {"tag": tag, "question": question},
                 [
-                    threads.submit(answer, question, 2 * (turn * len(asked) + number) + one)
-                    for turn in range(ROUNDS[tag])
-                    for one in range(2)
+                    threads.submit(answer, question, ANSWERS * number + one)
+                    for one in range(ANSWERS)
                 ],
             )
             for number, (tag, question) in enumerate(asked)

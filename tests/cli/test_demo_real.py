@@ -14,7 +14,7 @@ from agentpref.serve.router import Router
 from agentpref.testing import FakeBackend, write_adapter
 from agentpref.types import UpdateReport
 from agentpref_cli.demo import printing, real_people, real_story
-from agentpref_cli.demo.real_people import LIST, SHORTER, Answer, Asked, questions
+from agentpref_cli.demo.real_people import BRISK, SHORTER, Answer, Asked, questions
 from agentpref_cli.demo.real_story import NIGHTS, follow, outcome, summary, tell
 
 LONG, SHORT = Answer("one two three four"), Answer("one two")
@@ -32,7 +32,7 @@ def test_every_night_has_distinct_questions_with_answers_on_both_sides(night) ->
     assert all(len(one.answers) >= 2 and all(a.text.strip() for a in one.answers) for one in asked)
     assert sum(one.is_held_out(UpdateConfig().held_out) for one in asked) >= 20
     rows = list(night.comparisons())
-    assert len(rows) >= 60
+    assert len(rows) >= 90
     assert all(row["chosen"] != row["rejected"] for row in rows)
 
 
@@ -41,11 +41,18 @@ def test_the_shorter_answer_is_preferred_and_one_that_was_cut_off_is_the_longer(
     assert SHORTER.score(LONG) > SHORTER.score(Answer("one", whole=False))
 
 
-def test_a_list_has_two_lines_that_begin_with_a_number_or_a_bullet() -> None:
-    assert STEPS.is_list
-    assert Answer("- a\n* b").is_list
-    assert not Answer("In 1. place\nor 2. place, and -3").is_list
-    assert LIST.score(STEPS) > LIST.score(LONG)
+def test_a_first_sentence_ends_with_its_stop_a_colon_or_its_line() -> None:
+    texts = ("Do this: then that.", "Do this. Then that.", "Do this\nthen that", " Do this")
+    assert [Answer(text).opening for text in texts] == [2, 2, 2, 2]
+    assert Answer("").opening == 0
+    assert BRISK.score(STEPS) > BRISK.score(LONG)
+
+
+def test_answers_that_differ_by_less_than_the_gap_are_not_compared(monkeypatch) -> None:
+    near, far = Answer("one two three"), Answer("one two three four five")
+    asked = [Asked("near?", (SHORT, near)), Asked("far?", (SHORT, far))]
+    monkeypatch.setattr(real_people, "questions", lambda tag: asked)
+    assert [row["prompt"][0]["content"] for row in BRISK.comparisons()] == ["far?"]
 
 
 def test_answers_that_the_rule_ranks_alike_are_not_compared(monkeypatch) -> None:
@@ -61,10 +68,10 @@ def test_a_win_rate_counts_answers_that_are_alike_half() -> None:
     assert SHORTER.win_rate([LONG, LONG], [SHORT, LONG]) == 0.75
 
 
-def test_a_summary_counts_words_lists_and_what_went_wrong() -> None:
+def test_a_summary_counts_words_and_what_went_wrong() -> None:
     assert summary([STEPS, Answer(" ", whole=False)]) == {
         "words": 3.0,
-        "lists": 0.5,
+        "opening": 1.0,
         "cut_off": 1,
         "empty": 1,
     }
@@ -156,8 +163,11 @@ def test_a_folder_that_is_not_empty_is_refused(tmp_path) -> None:
 
 
 def test_both_nights_run_from_the_first_question_to_the_last(tmp_path, monkeypatch) -> None:
-    def few(tag: str) -> list[Asked]:
-        found = questions(tag)
+    def few(tag: str) -> list[Asked]:  # with short answers, so that the gate's probes are short
+        found = [
+            Asked(one.question, (Answer("So it is"), Answer("So it is" + ", it is" * (2 + n % 9))))
+            for n, one in enumerate(questions(tag))
+        ]
         held_out = [one for one in found if one.is_held_out(0.2)][:3]
         return held_out + [one for one in found if not one.is_held_out(0.2)][:12]
 

@@ -42,7 +42,7 @@ def demo(
 
     With the bundled model: three updates and a bad one, without network, in up to three minutes on
     two cores. With --model smollm2: a real language model that learns from comparisons of its own
-    answers, in two nights and about six minutes.
+    answers, in two nights.
     """
     from importlib.util import find_spec
 
@@ -91,7 +91,7 @@ def run_real(*, model: str, home: Path | None, json: bool, seed: int, quiet: boo
         if not json:
             say("Two nights of a real language model that learns what people prefer.", BOLD)
             say(
-                "It answered 280 everyday questions, each several times; people prefer one of two.",
+                "It answered 280 everyday questions, each twice; people prefer one of the two.",
                 DIM,
             )
         on_night = (lambda *_: None) if json else printing.show_night

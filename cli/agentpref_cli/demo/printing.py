@@ -69,7 +69,7 @@ def show_night(
     _show_verdict(report, told["swap"])
     say(f"  {told['asked']} questions that it was never trained on, asked before and after:")
     say(f"    words of an answer, mean      {before['words']:.0f} -> {after['words']:.0f}")
-    say(f"    answers with a list           {before['lists']:.0%} -> {after['lists']:.0%}")
+    say(f"    words of its first sentence   {before['opening']:.0f} -> {after['opening']:.0f}")
     cut = f"cut off after {told['max_tokens']} tokens"
     say(f"    {cut:30}{before['cut_off']} -> {after['cut_off']}")
     say(

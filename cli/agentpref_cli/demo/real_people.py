@@ -1,9 +1,8 @@
 """The people of the demo on a real model: what they asked, and which answers they prefer.
 
-``data/smollm2.jsonl.gz`` has everyday questions with some answers each that SmolLM2-135M-Instruct
+``data/smollm2.jsonl.gz`` has everyday questions with two answers each that SmolLM2-135M-Instruct
 wrote itself (``python -m benchmarks.real_answers``). Which of two is preferred follows a rule that
-anybody can check by eye: the best answer to a question is compared with the worst. Questions whose
-answers the rule ranks alike make no comparison.
+anybody can check by eye. Questions whose answers the rule ranks alike make no comparison.
 """
 
 from __future__ import annotations
@@ -20,8 +19,10 @@ import orjson
 from agentpref.prefer.examples import is_held_out
 from agentpref.types import Message
 
-_ITEM = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s", re.MULTILINE)
-_FEWEST_ITEMS = 2
+_CUT = 1e6
+"""More words than any answer has."""
+
+_END_OF_OPENING = re.compile(r"(?<=[.!?:])\s|\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +38,9 @@ class Answer:
         return len(self.text.split())
 
     @property
-    def is_list(self) -> bool:
-        """Whether it has lines that begin with a number or a bullet."""
-        return len(_ITEM.findall(self.text)) >= _FEWEST_ITEMS
+    def opening(self) -> int:
+        """How many words its first sentence has; a colon or a new line ends it, too."""
+        return len(_END_OF_OPENING.split(self.text.strip())[0].split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +65,21 @@ class Preference:
     """What the people of one night prefer: of two answers the one with the larger ``score``.
 
     ``tag`` is that of their questions; ``title`` says what they like; ``better`` is how a newer
-    answer beats an older one, as in "24 of 28 are *shorter*".
+    answer beats an older one, as in "*shorter* than before". Answers whose scores differ by less
+    than ``gap`` are not compared.
     """
 
     tag: str
     title: str
     better: str
     score: Callable[[Answer], float]
+    gap: float = 1.0
 
     def comparisons(self) -> Iterator[dict[str, Any]]:
-        """One row of a preference file for each question whose answers differ in score."""
+        """One row of a preference file for each question whose answers differ enough."""
         for asked in questions(self.tag):
             best, worst = (pick(asked.answers, key=self.score) for pick in (max, min))
-            if self.score(best) > self.score(worst):
+            if self.score(best) - self.score(worst) >= self.gap:
                 yield {
                     "prompt": asked.messages,
                     "chosen": [{"role": "assistant", "content": best.text}],
@@ -91,12 +94,16 @@ class Preference:
 
 def _brevity(answer: Answer) -> float:
     """Minus the words; an answer that was cut off is longer than any other."""
-    return -answer.words if answer.whole else float("-inf")
+    return -answer.words if answer.whole else -_CUT
 
 
 SHORTER = Preference("facts", "people prefer the shorter of two answers", "shorter", _brevity)
-LIST = Preference(
-    "advice", "people who ask for advice prefer it as a list", "a list", lambda a: float(a.is_list)
+BRISK = Preference(
+    "advice",
+    "people who ask for advice like an answer that opens with a short sentence",
+    "a shorter first sentence",
+    lambda answer: -answer.opening,
+    gap=3,
 )
 
 
