@@ -25,7 +25,7 @@ COMMANDS = (
         [name]
         for name in ("report", "verify", "forget", "backup", "merge", "retract", "doctor", "serve")
     ],
-    *[[name] for name in ("runs", "show", "thumbs", "keys", "updates")],
+    *[[name] for name in ("runs", "show", "thumbs", "keys", "updates", "watch")],
     *[["keys", name] for name in ("list", "declare", "undeclare")],
     *[["adapters", name] for name in ("list", "show", "promote", "rollback", "hold")],
     *[["adapters", name] for name in ("canary", "quarantine", "release", "prune", "export")],
@@ -87,6 +87,7 @@ def test_bad_usage_exits_2_and_points_to_the_help(run, arguments) -> None:
         ["stats"],
         ["pairs", "--json"],
         ["verify"],
+        ["watch", "--once"],
         ["report"],
         ["export"],
         ["adapters", "list"],
