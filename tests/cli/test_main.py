@@ -35,7 +35,7 @@ COMMANDS = (
             "serve",
         )
     ],
-    *[[name] for name in ("runs", "show", "thumbs", "keys", "updates")],
+    *[[name] for name in ("runs", "show", "thumbs", "keys", "updates", "watch")],
     *[["keys", name] for name in ("list", "declare", "undeclare")],
     *[["adapters", name] for name in ("list", "show", "promote", "rollback", "hold")],
     *[["adapters", name] for name in ("canary", "quarantine", "release", "prune", "export")],
@@ -97,6 +97,7 @@ def test_bad_usage_exits_2_and_points_to_the_help(run, arguments) -> None:
         ["stats"],
         ["pairs", "--json"],
         ["verify"],
+        ["watch", "--once"],
         ["report"],
         ["eval"],
         ["export"],

@@ -65,6 +65,16 @@ def test_a_canary_that_is_worse_is_ended_with_exit_code_8(run, names, judge) -> 
     assert "the canary was ended" in run("adapters", "show", names[1]).out
 
 
+def test_quietly_only_what_is_proven_is_printed(run, names, judge) -> None:
+    judge(names[0], up=2)
+    assert run("watch", "--once", "-q").out == ""
+    for _ in range(3):
+        judge(names[0], up=5)
+        judge(names[1], down=5)
+    (line,) = run("watch", "--once", "-q", exits=8).out.splitlines()
+    assert line.startswith(f"{names[1]} (canary): thumbs 1.00 -> .00")
+
+
 def test_the_list_shows_what_the_thumbs_say(run, names, judge) -> None:
     assert "thumbs" not in run("adapters", "list").out
     judge(names[0], up=4, down=1)

@@ -36,6 +36,9 @@ def watch(
             "margin; may be repeated.",
         ),
     ] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print only what is proven.")
+    ] = False,
     home: options.Home = None,
     namespace: options.Namespace = "default",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
@@ -62,18 +65,18 @@ def watch(
         return _set(registry, set_, as_json)
     if once:
         found = registry.check_thumbs()
-        print_result(as_json, _value(found), lambda: _show(found))
+        print_result(as_json, _value(found), lambda: _show(found, quiet))
         raise typer.Exit(WORSE if any(one.verdict == "worse" for one in found) else 0)
     interrupts = Interrupts()
     with interrupts.listening():
         try:
-            _look_until_told(registry, every, as_json)
+            _look_until_told(registry, every, as_json, quiet)
         except KeyboardInterrupt:
             raise typer.Exit(SIGNALLED + (interrupts.signum or 0)) from None
     return None
 
 
-def _look_until_told(registry: Registry, every: float, as_json: bool) -> None:
+def _look_until_told(registry: Registry, every: float, as_json: bool, quiet: bool) -> None:
     """Look again and again; print what differs from the last look in more than its votes."""
     from agentpref.errors import AgentprefError
 
@@ -88,7 +91,7 @@ def _look_until_told(registry: Registry, every: float, as_json: bool) -> None:
         else:
             now = [(one.role, one.revision, one.verdict, one.action, one.why_not) for one in found]
             if now != said:
-                print_result(as_json, _value(found), lambda: _show(found))  # noqa: B023
+                print_result(as_json, _value(found), lambda: _show(found, quiet))  # noqa: B023
             said = now
         time.sleep(every)
 
@@ -104,8 +107,9 @@ def _value(found: Sequence[Finding]) -> dict[str, Any]:
     return {"thumbs": [one.to_mapping() for one in found]}
 
 
-def _show(found: Sequence[Finding]) -> None:
+def _show(found: Sequence[Finding], quiet: bool) -> None:
     for one in found:
-        say(one.message, STYLES[one.verdict])
-    if not found:
+        if not quiet or one.verdict != "open":
+            say(one.message, STYLES[one.verdict])
+    if not found and not quiet:
         say("nothing serves that thumbs could be compared of: the base model is live")
