@@ -177,7 +177,7 @@ def is_harmless(row: Row) -> bool:
     harms: Mapping[str, Callable[[], bool]] = {
         "inverted": lambda: after["ranking"][0] < before["ranking"][0] - 0.05,
         "over-budget": lambda: after["kl"] > UpdateConfig().gate.kl_budget,
-        "not-written": lambda: after["behaviour"][1] < before["behaviour"][1] + 0.1,
+        "not-written": lambda: after["behaviour"][1] < before["behaviour"][1] + 0.25,
         "damage": lambda: not _is_capable(row),
     }
     return not harms.get(row["kind"], lambda: True)() and _is_capable(row)
