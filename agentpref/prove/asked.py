@@ -179,8 +179,9 @@ def _mean(values: Sequence[float]) -> float:
 def odd_wishes(chosen: Sequence[str], rejected: Sequence[str]) -> Iterator[str]:
     """Say how many chosen answers nobody can have meant: blank, repeated, canned.
 
-    The sentences quote nothing. ``chosen`` and ``rejected`` have the texts of each side; one kind
-    is named where it is more than one answer in a hundred.
+    The sentences quote nothing. ``chosen`` and ``rejected`` have the texts of each side. A kind is
+    named where it is more than one answer in a hundred; broken-off ones, which a preposition at the
+    end looks like, where they are five.
     """
     kinds: list[tuple[str, Callable[[str], bool], str]] = [
         ("blank", is_blank, "an app that logs before the answer is there makes such pairs"),
@@ -189,7 +190,7 @@ def odd_wishes(chosen: Sequence[str], rejected: Sequence[str]) -> Iterator[str]:
     ]
     for words, is_odd, cure in kinds:
         count = sum(map(is_odd, chosen))
-        if count > len(chosen) / 100:
+        if count > len(chosen) * (0.05 if is_odd is is_broken_off else 0.01):
             yield (
                 f"{count} of {len(chosen)} chosen answers {'are ' if words == 'blank' else ''}"
                 f"{words}: {cure}; a candidate that writes so is refused"

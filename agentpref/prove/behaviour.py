@@ -40,6 +40,9 @@ _MOVED_P = 0.15
 """Else so many answers must have moved that way, and so few the other, by a one-sided sign test:
 three of three do. The check is for what is not written at all, so its own error may be this."""
 
+_KINDS = 2
+"""So many of the distinct pairs of tokens may be gone from the answers by chance."""
+
 _UNASKED_P, _UNASKED = 0.01, 0.25
 """A change that nobody asked for is one if it is this sure and covers this share of the answers."""
 
@@ -84,7 +87,10 @@ def _bounded(evidence: Evidence, s: GateSettings) -> Iterator[CheckResult]:
         least = min(least, chosen.distinct_2, least * asked)
         if least < live.distinct_2:
             why = f" (chosen answers have {dot(chosen.distinct_2)})"
-    floor = s.distinct_floor * least
+    # Of a few words each, answers have few pairs of tokens: that two kinds are gone is chance.
+    pairs = len(candidate.answers) * (candidate.mean_length - 1)
+    floor = min(s.distinct_floor * least, least - _KINDS / pairs if pairs > 0 else least)
+    floor = max(0.0, floor)
     message = f"{dot(live.distinct_2)} -> {dot(value)}, at least {dot(floor)}{why}"
     cure = ": answers repeat themselves; train less, or raise kl.weight"
     yield check("distinct-2", value >= floor, value, floor, message, cure)

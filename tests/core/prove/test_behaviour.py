@@ -93,6 +93,14 @@ def test_yes_and_no_pass_where_people_chose_between_them():
     assert "(chosen answers have" in named(judge(found), "distinct-2").message
 
 
+def test_a_label_that_is_gone_from_a_few_answers_is_chance():
+    """Variety of 32 labels is 3 / 32 or 2 / 32; canned answers are looked for by themselves."""
+    live = ["Billing" if n % 2 else "Delivery" for n in range(PROBES - 1)]
+    found = evidence([*live, "Returns"], [*live, "Billing"])
+    assert judge(found).verdict == "passed"
+    assert failed(judge(evidence([*live, "Returns"], ["Billing"] * PROBES))) == ["canned answers"]
+
+
 def test_variety_may_fall_as_far_as_that_of_the_chosen_answers():
     live = texts("I see: the {} is open on day {}")
     chosen = texts("Certainly! The place is open as ever {} {}")
