@@ -63,6 +63,7 @@ def generation(evidence: Evidence, s: GateSettings) -> Iterator[CheckResult]:
     if not evidence.candidate.finite:
         message = "NaN or infinite log-probabilities: lower the learning rate"
     yield CheckResult("finite", evidence.candidate.finite, None, None, message)
+    yield _meant(evidence)
     yield from _bounded(evidence, s)
     yield from _harmless(evidence)
     yield _tool_calls(evidence)
@@ -140,6 +141,19 @@ def _unasked(evidence: Evidence) -> Iterator[CheckResult]:
 
 
 # Harm
+
+
+def _meant(evidence: Evidence) -> CheckResult:
+    """Half of the chosen answers must be such as somebody can have meant.
+
+    A candidate that has not come so far yet, and writes the one text to a few prompts, is on its
+    way there.
+    """
+    odd = [one for one in evidence.odd if one.rules]
+    message = "; ".join(one.message for one in odd) or "most chosen answers say something"
+    count, total = (odd[0].count, odd[0].total / 2) if odd else (0, None)
+    cure = ": nobody can mean that; retract these judgements"
+    return check("wishes", not odd, count, total, message, cure)
 
 
 def _harmless(evidence: Evidence) -> Iterator[CheckResult]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
-from agentpref.prove.asked import Asked
+from agentpref.prove.asked import Asked, Odd
 from agentpref.prove.bootstrap import Paired
 from agentpref.prove.features import Features
 from agentpref.types import Stratum
@@ -116,8 +116,8 @@ class Evidence:
 
     ``live`` and ``candidate`` answered the same probes greedily, of which the first ``fresh`` are
     prompts of new examples; ``sampled`` has drawn answers to some. ``chosen`` and ``rejected``
-    are what people judged there, and ``asked`` is what all new examples ask for. ``shown`` are
-    answers to show to people, chosen by the seed alone.
+    are what people judged there, ``asked`` is what all new examples ask for, and ``odd`` what of it
+    nobody can have meant. ``shown`` are answers to show to people, chosen by the seed alone.
 
     ``cut_short`` says whether a limit of time stopped the training. ``notes`` say what a reader
     should know of how it was gathered.
@@ -129,6 +129,7 @@ class Evidence:
     candidate: Generations
     retention: Mapping[Stratum, Paired] = field(default_factory=dict)
     asked: tuple[Asked, ...] = ()
+    odd: tuple[Odd, ...] = ()
     fresh: int = 0
     chosen: Generations | None = None
     rejected: Generations | None = None
