@@ -338,7 +338,17 @@ def told(evidence: Evidence) -> dict[str, Any]:
         "first_token": None if first is None else asdict(first),
         "scorers": [asdict(one) for one in evidence.scorers],
     }
-    return values
+    plain: dict[str, Any] = _plain(values)
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON gives it back: lists for tuples, and ``None`` for numbers that are none."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _vote(old: Features, new: Features, name: str, sign: int) -> int:
