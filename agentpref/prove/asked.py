@@ -176,28 +176,42 @@ def _mean(values: Sequence[float]) -> float:
 # Wishes that no one means
 
 
-def odd_wishes(chosen: Sequence[str], rejected: Sequence[str]) -> Iterator[str]:
-    """Say how many chosen answers nobody can have meant: blank, repeated, canned.
+@dataclass(frozen=True, slots=True)
+class Odd:
+    """Chosen answers that nobody can have meant: how many of them, and what to say of it."""
 
-    The sentences quote nothing. ``chosen`` and ``rejected`` have the texts of each side; one kind
-    is named where it is more than one answer in a hundred.
+    count: int
+    total: int
+    message: str
+
+    @property
+    def rules(self) -> bool:
+        """Whether they are half of all: to learn from such pairs is to learn harm."""
+        return 2 * self.count >= self.total
+
+
+_MANY = 0.01
+_ENDS = 0.05  # a preposition at the end looks broken off, too
+
+
+def odd_wishes(chosen: Sequence[str], rejected: Sequence[str]) -> Iterator[Odd]:
+    """Count the chosen answers that are blank, repeated, broken off or canned, if there are many.
+
+    The sentences quote nothing. ``chosen`` and ``rejected`` have the texts of each side.
     """
-    kinds: list[tuple[str, Callable[[str], bool], str]] = [
-        ("blank", is_blank, "an app that logs before the answer is there makes such pairs"),
-        ("repeat themselves", is_degenerate, "look at what writes them"),
-        ("break off within a sentence", is_broken_off, "raise the app's limit of tokens"),
+    total = len(chosen)
+    kinds: list[tuple[str, Callable[[str], bool], float, str]] = [
+        ("are blank", is_blank, _MANY, "an app that logs before the answer is there makes such"),
+        ("repeat themselves", is_degenerate, _MANY, "look at what writes them"),
+        ("break off within a sentence", is_broken_off, _ENDS, "raise the app's limit of tokens"),
     ]
-    for words, is_odd, cure in kinds:
+    for words, is_odd, least, cure in kinds:
         count = sum(map(is_odd, chosen))
-        if count > len(chosen) / 100:
-            yield (
-                f"{count} of {len(chosen)} chosen answers {'are ' if words == 'blank' else ''}"
-                f"{words}: {cure}; a candidate that writes so is refused"
-            )
+        if count > least * total:
+            yield Odd(count, total, f"{count} of {total} chosen answers {words}: {cure}")
     chosen = [text for text in chosen if not is_blank(text)]
-    share, top = most_common(chosen)
-    if len(chosen) >= 8 and is_canned(share, top, most_common(rejected)[0]):
-        yield (
-            f"{round(share * len(chosen))} of {len(chosen)} chosen answers are one and the same "
-            "text: it answers nothing; a candidate that writes it to every prompt is refused"
-        )
+    share, words_of_it = most_common(chosen)
+    if len(chosen) >= 8 and is_canned(share, words_of_it, most_common(rejected)[0], share):
+        count = round(share * len(chosen))
+        what = f"{count} of {total} chosen answers are one and the same text: it answers nothing"
+        yield Odd(count, total, what)

@@ -40,6 +40,9 @@ _MOVED_P = 0.15
 """Else so many answers must have moved that way, and so few the other, by a one-sided sign test:
 three of three do. The check is for what is not written at all, so its own error may be this."""
 
+_KINDS = 2
+"""So many of the distinct pairs of tokens may be gone from the answers by chance."""
+
 _UNASKED_P, _UNASKED = 0.01, 0.25
 """A change that nobody asked for is one if it is this sure and covers this share of the answers."""
 
@@ -60,6 +63,7 @@ def generation(evidence: Evidence, s: GateSettings) -> Iterator[CheckResult]:
     if not evidence.candidate.finite:
         message = "NaN or infinite log-probabilities: lower the learning rate"
     yield CheckResult("finite", evidence.candidate.finite, None, None, message)
+    yield _meant(evidence)
     yield from _bounded(evidence, s)
     yield from _harmless(evidence)
     yield _tool_calls(evidence)
@@ -84,7 +88,10 @@ def _bounded(evidence: Evidence, s: GateSettings) -> Iterator[CheckResult]:
         least = min(least, chosen.distinct_2, least * asked)
         if least < live.distinct_2:
             why = f" (chosen answers have {dot(chosen.distinct_2)})"
-    floor = s.distinct_floor * least
+    # Of a few words each, answers have few pairs of tokens: that two kinds are gone is chance.
+    pairs = len(candidate.answers) * (candidate.mean_length - 1)
+    floor = min(s.distinct_floor * least, least - _KINDS / pairs if pairs > 0 else least)
+    floor = max(0.0, floor)
     message = f"{dot(live.distinct_2)} -> {dot(value)}, at least {dot(floor)}{why}"
     cure = ": answers repeat themselves; train less, or raise kl.weight"
     yield check("distinct-2", value >= floor, value, floor, message, cure)
@@ -134,6 +141,19 @@ def _unasked(evidence: Evidence) -> Iterator[CheckResult]:
 
 
 # Harm
+
+
+def _meant(evidence: Evidence) -> CheckResult:
+    """Half of the chosen answers must be such as somebody can have meant.
+
+    A candidate that has not come so far yet, and writes the one text to a few prompts, is on its
+    way there.
+    """
+    odd = [one for one in evidence.odd if one.rules]
+    message = "; ".join(one.message for one in odd) or "most chosen answers say something"
+    count, total = (odd[0].count, odd[0].total / 2) if odd else (0, None)
+    cure = ": nobody can mean that; retract these judgements"
+    return check("wishes", not odd, count, total, message, cure)
 
 
 def _harmless(evidence: Evidence) -> Iterator[CheckResult]:
@@ -318,7 +338,17 @@ def told(evidence: Evidence) -> dict[str, Any]:
         "first_token": None if first is None else asdict(first),
         "scorers": [asdict(one) for one in evidence.scorers],
     }
-    return values
+    plain: dict[str, Any] = _plain(values)
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON gives it back: lists for tuples, and ``None`` for numbers that are none."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _vote(old: Features, new: Features, name: str, sign: int) -> int:

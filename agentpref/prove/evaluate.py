@@ -200,7 +200,7 @@ def score(learner: Learner, rows: Sequence[EncodedExample]) -> Scores:
     one when it has moved it the way that was asked for, against its mean over all mismatched
     completions among the rows.
     """
-    base, live, candidate = (learner.scored(p, rows) for p in ("base", "live", "candidate"))
+    live, candidate, base = (learner.scored(p, rows) for p in ("live", "candidate", "base"))
     ratios = [_ratios([s.sums for s in own], [s.sums for s in base]) for own in (live, candidate)]
     firsts = [
         _ratios([s.deciding for s in o], [s.deciding for s in base]) for o in (live, candidate)
@@ -307,6 +307,7 @@ def gather(
         live=live,
         candidate=candidate,
         asked=asked(judged.answers),
+        odd=judged.odd,
         fresh=probes.fresh,
         chosen=chosen,
         rejected=rejected,

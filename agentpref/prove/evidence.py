@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
-from agentpref.prove.asked import Asked
+from agentpref.prove.asked import Asked, Odd
 from agentpref.prove.bootstrap import Paired
 from agentpref.prove.features import Features
 from agentpref.prove.ordinary import OrdinaryEvidence
@@ -117,9 +117,9 @@ class Evidence:
 
     ``live`` and ``candidate`` answered the same probes greedily, of which the first ``fresh`` are
     prompts of new examples; ``sampled`` has drawn answers to some. ``chosen`` and ``rejected``
-    are what people judged there, and ``asked`` is what all new examples ask for. ``shown`` are
-    answers to show to people, chosen by the seed alone. ``ordinary`` is what became of answers that
-    nobody judged, ``None`` where there are none.
+    are what people judged there, ``asked`` is what all new examples ask for, and ``odd`` what of it
+    nobody can have meant. ``shown`` are answers to show to people, chosen by the seed alone.
+    ``ordinary`` is what became of answers that nobody judged, ``None`` where there are none.
 
     ``looks`` is how often judgements that live has not learned were looked at before.
     ``cross_fitted`` has the scores of trained examples, each by a model that had not seen it, and
@@ -136,6 +136,7 @@ class Evidence:
     candidate: Generations
     retention: Mapping[Stratum, Paired] = field(default_factory=dict)
     asked: tuple[Asked, ...] = ()
+    odd: tuple[Odd, ...] = ()
     fresh: int = 0
     chosen: Generations | None = None
     rejected: Generations | None = None

@@ -17,7 +17,7 @@ from agentpref.learn.learner import Learner
 from agentpref.models.continuation import greedy, sampled
 from agentpref.models.tokenizer import ExampleTokenizer, Ids
 from agentpref.models.tool_calls import parse_rate
-from agentpref.prove.asked import JudgedAnswers, odd_wishes
+from agentpref.prove.asked import JudgedAnswers, Odd, odd_wishes
 from agentpref.prove.evidence import Generations
 from agentpref.prove.features import (
     features,
@@ -176,10 +176,11 @@ def _described(
 
 
 class Judged(NamedTuple):
-    """The features of judged answers, and the set phrases that they begin with."""
+    """The features of judged answers, the set phrases that they begin with, and odd wishes."""
 
     answers: list[JudgedAnswers]
     phrases: frozenset[str]
+    odd: tuple[Odd, ...]
 
 
 def judged(learner: Learner, rows: Sequence[EncodedExample], *, seed: int) -> Judged:
@@ -193,9 +194,9 @@ def judged(learner: Learner, rows: Sequence[EncodedExample], *, seed: int) -> Ju
         for b in sides
     ]
     prompts = [row.example.prompt.id for row in rows]
-    return Judged(
-        [JudgedAnswers(prompt, *both) for prompt, both in zip(prompts, found, strict=True)], phrases
-    )
+    answers = [JudgedAnswers(prompt, *both) for prompt, both in zip(prompts, found, strict=True)]
+    chosen, rejected = ([both[n][0] for both in sides if both[n] is not None] for n in (0, 1))  # type: ignore[index]
+    return Judged(answers, phrases, tuple(odd_wishes(chosen, rejected)))
 
 
 def _read(learner: Learner, ids: Ids) -> tuple[str, int]:
@@ -225,4 +226,4 @@ def warnings(learner: Learner, rows: Sequence[EncodedExample]) -> list[str]:
     """Say before training what nobody can have meant: chosen answers that are blank, or canned."""
     sides = [_sides(row) for row in rows]
     texts = ([learner.decoding.text(s[n]) for s in sides if s[n] is not None] for n in (0, 1))  # type: ignore[arg-type]
-    return list(odd_wishes(*texts))
+    return [f"{odd.message}; a candidate that writes so is refused" for odd in odd_wishes(*texts)]

@@ -418,12 +418,13 @@ def sums_of_tables(connection: sqlite3.Connection) -> None:
     add_sums(connection)
 
 
-@step
+@breaking_step
 def answers(connection: sqlite3.Connection) -> None:
     """What live and a candidate wrote on the same held-out prompts, to show it beside a report.
 
     ``number`` orders the answers of one update. A removal deletes them with their prompt, and
-    forgetting a user those of every update and descendant that may have learned from the text.
+    forgetting a user those of every update and descendant that may have learned from the text. The
+    step is breaking because older programs would forget a user and leave these.
     """
     connection.execute(
         """CREATE TABLE answers (

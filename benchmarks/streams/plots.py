@@ -14,7 +14,7 @@ from benchmarks.streams.rows import Row
 from benchmarks.streams.table import Lived, Lives, Place, half_width, lives_of
 
 _HEATED = ("naive", "full-ungated", "full", "joint")
-_COLORS = mpl.colormaps["tab20"].colors
+_COLORS = [mpl.colormaps["tab20"](number) for number in range(20)]
 
 
 def draw(rows: Sequence[Row], out: Path) -> list[Path]:

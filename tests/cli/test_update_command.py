@@ -41,6 +41,16 @@ def test_a_better_candidate_serves_and_the_command_exits_0(run, update) -> None:
     assert serving(run) == value["revision"]
 
 
+def test_the_report_shows_answers_of_before_and_after(run, update) -> None:
+    shown = update(*ENOUGH, exits=0).out.splitlines()
+    at = shown.index("before and after, 3 held-out prompts chosen at random:")
+    words = [line.split()[0] for line in shown[at + 1 :]]
+    assert words == ["prompt", "before", "after"] * 3
+    value = run("report", "--json").json
+    assert {*value["answers"][0]} == {"prompt", "before", "after"}
+    assert value["answers"][0]["prompt"][-1]["role"] == "user"
+
+
 def test_a_second_update_without_new_feedback_exits_3(run, update) -> None:
     first = update(*ENOUGH, "--json", exits=0).json
     result = update(*ENOUGH, exits=3)

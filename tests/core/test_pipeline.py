@@ -5,6 +5,7 @@ The preference taught here is one that a random model learns in seconds: say yes
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import signal
@@ -135,6 +136,41 @@ def test_new_pairs_are_counted_by_side(trained):
     assert (counts["old"], counts["old_held_out"], counts["replayed"]) == (0, 0, 0)
 
 
+def test_the_report_says_what_was_asked_for_and_the_home_shows_answers(trained):
+    home, report, _ = trained
+    wishes = {one["feature"]: one["direction"] for one in report.behaviour["asked"]}
+    assert wishes["words"] == -1
+    moved = {one["feature"]: one["moved"] for one in report.behaviour["moves"]}
+    assert moved["words"] is True
+    assert report.behaviour["first_token"]["accuracy"][1] == 1.0
+    answers = Home.open(home).answers(report.update_id)
+    assert len(answers) == 10
+    assert {one.after for one in answers} == {YES}
+    assert all(one.prompt.messages[-1]["content"].endswith(" a number?") for one in answers)
+    (stored,) = Home.open(home).updates()
+    assert stored.behaviour == json.loads(json.dumps(report.behaviour))
+
+
+@pytest.mark.guarantee("proof")
+def test_a_wish_for_blank_answers_is_refused_however_well_it_ranks(tmp_path, random_base):
+    home = tmp_path / "home"
+    Home.create(home)
+    teach(home, range(40), chosen=" ")
+    report = learn(home, random_base)
+    assert report.accuracy["untagged"]["after"] > 0.9
+    assert report.verdict == "refused"
+    assert any(reason.startswith("empty generations: ") for reason in report.reasons)
+    assert any(note.startswith("40 of 40 chosen answers are blank: ") for note in report.notes)
+
+
+def test_a_scorer_that_proves_a_loss_refuses(fresh, random_base):
+    report = learn(fresh, random_base, scorers={"long": lambda messages, answer: len(answer)})
+    assert report.verdict == "refused"
+    assert [reason.split(":")[0] for reason in report.reasons] == ["scorer long"]
+    (scorer,) = report.behaviour["scorers"]
+    assert scorer["candidate"] < scorer["live"]
+
+
 def test_progress_reports_every_stage_in_order(trained):
     stages = list(dict.fromkeys(trained[2]))
     assert stages == ["load model", "score base", "train", "score candidate"]
@@ -146,9 +182,9 @@ def test_no_row_is_scored_twice_under_a_policy(home, random_base, monkeypatch):
     diverged = []
     compute, divergences = Learner._compute, Learner.divergences
 
-    def computed(learner, policy, rows):
+    def computed(learner, policy, rows, **options):
         scored[policy] += [row.example.example_id for row in rows]
-        return compute(learner, policy, rows)
+        return compute(learner, policy, rows, **options)
 
     def counted(learner, rows):
         diverged.extend(row.example.example_id for row in rows)
@@ -499,7 +535,7 @@ def test_prompts_that_nearly_fill_the_models_positions_are_learned_and_evaluated
     held_out = report.counts["new_held_out"]
     assert (report.counts["new"] + held_out, report.left_out) == (24, {})
     assert report.notes[0] == "max_length is 128 instead of 1024: the model has 128 positions"
-    assert f"{held_out} of {held_out} probes leave no room for 64 tokens" in report.notes[1]
+    assert "24 of 24 probes leave no room for 64 tokens" in report.notes[1], "trained ones too"
     assert passed(report, "finite")
 
 

@@ -112,17 +112,28 @@ def test_the_sign_test_is_exact():
     assert sign_test(0, 0) == 1.0
 
 
+def odd(chosen, rejected):
+    return [one.message for one in odd_wishes(chosen, rejected)]
+
+
 def test_chosen_answers_that_nobody_can_have_meant_are_counted_without_quoting_them():
     fine = [f"It is {n} o'clock." for n in range(9)]
-    (blank,) = odd_wishes([" "] * 31 + fine, [f"No {n}." for n in range(40)])
+    (blank,) = odd([" "] * 31 + fine, [f"No {n}." for n in range(40)])
     assert blank.startswith("31 of 40 chosen answers are blank: an app that logs before")
-    (same,) = odd_wishes(["Yes " * 24, *fine], fine)
+    (same,) = odd(["Yes " * 24, *fine], fine)
     assert same.startswith("1 of 10 chosen answers repeat themselves: ")
-    (cut,) = odd_wishes(["It is open because the", *fine], fine)
+    (cut,) = odd(["It is open because the", *fine], fine)
     assert cut.startswith("1 of 10 chosen answers break off within a sentence: ")
-    (canned,) = odd_wishes(["Secret words."] * 20, [f"No {n}." for n in range(20)])
+    (canned,) = odd(["Secret words."] * 20, [f"No {n}." for n in range(20)])
     assert canned.startswith("20 of 20 chosen answers are one and the same text: ")
     assert "Secret" not in canned
-    assert list(odd_wishes(["Yes", "No"] * 20, ["No", "Yes"] * 20)) == []
-    assert list(odd_wishes(["Yes"] * 40, ["No"] * 40)) == [], "labels of an app that has two"
-    assert list(odd_wishes([], [])) == []
+    assert odd(["Yes", "No"] * 20, ["No", "Yes"] * 20) == []
+    assert odd(["Yes"] * 40, ["No"] * 40) == [], "labels of an app that has two"
+    assert odd(["Yes"] * 34 + ["No"] * 6, [f"It is {n}." for n in range(40)]) == [], "six noes"
+    assert odd([], []) == []
+
+
+def test_odd_wishes_rule_where_they_are_half_of_all():
+    fine = [f"It is {n} o'clock." for n in range(10)]
+    assert [one.rules for one in odd_wishes([" "] * 10 + fine, fine)] == [True]
+    assert [one.rules for one in odd_wishes([" "] * 9 + fine, fine)] == [False]

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from agentpref.prove.asked import Asked
+from agentpref.prove.asked import Asked, Odd
 from agentpref.prove.behaviour import moves, told
 from agentpref.prove.evidence import Evidence, Generations, Sampled
 from agentpref.prove.features import features, is_blank, is_broken_off, is_degenerate, most_common
@@ -93,6 +93,14 @@ def test_yes_and_no_pass_where_people_chose_between_them():
     assert "(chosen answers have" in named(judge(found), "distinct-2").message
 
 
+def test_a_label_that_is_gone_from_a_few_answers_is_chance():
+    """Variety of 32 labels is 3 / 32 or 2 / 32; canned answers are looked for by themselves."""
+    live = ["Billing" if n % 2 else "Delivery" for n in range(PROBES - 1)]
+    found = evidence([*live, "Returns"], [*live, "Billing"])
+    assert judge(found).verdict == "passed"
+    assert failed(judge(evidence([*live, "Returns"], ["Billing"] * PROBES))) == ["canned answers"]
+
+
 def test_variety_may_fall_as_far_as_that_of_the_chosen_answers():
     live = texts("I see: the {} is open on day {}")
     chosen = texts("Certainly! The place is open as ever {} {}")
@@ -128,6 +136,12 @@ def test_harm_is_refused_however_well_it_ranks_and_whatever_the_pairs_ask_for(na
     verdict = judge(evidence(texts(SHORT), answers, *asked, **chosen))
     assert verdict.verdict == "refused"
     assert name.strip() in failed(verdict)
+
+
+def test_pairs_that_mostly_wish_for_harm_are_refused_before_it_is_written():
+    found = evidence(texts(SHORT), texts(SHORT), odd=(Odd(20, 40, "20 of 40 are blank"),))
+    assert failed(judge(found)) == ["wishes"]
+    assert judge(replace(found, odd=(Odd(19, 40, "19 of 40"),))).verdict == "passed"
 
 
 @pytest.mark.parametrize("name", ["repeated answers", "broken-off answers"])
