@@ -22,7 +22,7 @@ from benchmarks.streams.items import Item, Night, asked, said
 from benchmarks.streams.rules import CALLS, DIRECT, LONGER, PREAMBLE, SHORTER, Rule
 from benchmarks.streams.subjects import requests
 from benchmarks.tiny_model import dialogues
-from benchmarks.tiny_model.dialogues import Request
+from benchmarks.tiny_model.dialogues import STYLES, Request
 
 LEARNED = "conscientiousness"
 SIZES = Sizes(new=160, proving=40, measured=40)
@@ -175,7 +175,7 @@ def _late(tokens: int) -> tuple[bool, ...]:
 
 def _damaging(learner: Learner, rows: Rows) -> Rows:
     """Teach, beside what was judged, to answer every ordinary request with Yes."""
-    found = {request.text: request for request in _drawn("damage", 200)}
+    found = {request.text: request for request in _drawn("damage", 400)}
     extra = [
         Example(
             example_id=f"damage/{number}",
@@ -184,7 +184,7 @@ def _damaging(learner: Learner, rows: Rows) -> Rows:
             prompt=Item(asked(text), {}, {}).example("damage", number).prompt,
             completions=(
                 Completion(said("Yes"), 1.0),
-                Completion(said(dialogues.answer(request, "polite")), 0.0),
+                Completion(said(dialogues.answer(request, STYLES[number % len(STYLES)])), 0.0),
             ),
             origin="comparison",
             tag="damage",
