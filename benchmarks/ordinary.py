@@ -1,7 +1,7 @@
 """What nights of one-word preferences do to answers that nobody judged, and to the KL budget.
 
 Run as ``python -m benchmarks.ordinary``. Night after night, the bundled model learns a trait of
-yes/no statements, as in ``benchmarks.sweep``. After each night, requests of everyday life
+yes/no statements. After each night, requests of everyday life
 (``benchmarks.tiny_model.dialogues``), which were neither judged nor trained, are answered greedily.
 An answer is in good form if it is one of the request's kind, in any of the five styles, with any
 names and numbers in it: the bundled model copies these badly.
@@ -26,11 +26,13 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from agentpref.config import AnchorSettings, KLSettings, ReplaySettings, UpdateConfig
+from agentpref.home import Home
 from agentpref.learn.cache import LogpCache
 from agentpref.learn.data import Available, prepare
 from agentpref.learn.learner import Learner
@@ -38,11 +40,13 @@ from agentpref.models.adapter_files import read_adapter
 from agentpref.models.base import BUNDLED, load_base
 from agentpref.models.continuation import greedy
 from agentpref.models.tokenizer import encode_prompt
+from agentpref.prefer.examples import is_held_out
 from agentpref.prove.evaluate import kl_from_base, policy_scores
 from agentpref.prove.metrics import accuracy
+from agentpref.record.database import connect
 from agentpref.types import BASE, Completion, Example, Prompt
 from benchmarks._report import print_report
-from benchmarks.sweep import Sizes, Stage, pairs_of, scores_of_the_base
+from benchmarks.persona import questions
 from benchmarks.tiny_model import dialogues
 from benchmarks.train.runs import say
 
@@ -52,6 +56,7 @@ TRAITS = ("agreeableness", "conscientiousness", "interest-in-art", "openness", "
 LOGGED, ASKED = 150, 96
 MOST_TOKENS = 96
 _SLOT = "\x00"
+NEW, PROVING = 200, 150
 
 
 def requests(number: int, seed: int) -> list[dialogues.Request]:
@@ -77,6 +82,27 @@ def _forms(request: dialogues.Request) -> Iterator[str]:
     for style in dialogues.STYLES:
         text = dialogues.answer(request, style)
         yield re.escape(hide.sub(_SLOT, text)).replace(_SLOT, r"[\w' ]{1,40}")
+
+
+def pairs_of(trait: str, config: UpdateConfig) -> list[Example]:
+    """The comparisons of a trait's night; those held out are the same for every seed."""
+    pairs = []
+    for number, (text, liked, disliked) in enumerate(questions(trait)):
+        asked, name = ({"role": "user", "content": text},), f"{trait}/{number}"
+        answers = tuple(
+            Completion({"role": "assistant", "content": said}, label)
+            for said, label in ((liked, 1.0), (disliked, 0.0))
+        )
+        pairs.append(
+            Example(
+                name, "ordinary", 0.0, Prompt(name, asked), answers,
+                "comparison", tag=trait, held_out=is_held_out(asked, config.held_out),
+            )
+        )  # fmt: skip
+    proving = [pair for pair in pairs if pair.held_out]
+    training = [pair for pair in pairs if not pair.held_out]
+    proving = random.Random(0).sample(proving, PROVING)
+    return random.Random(config.seed).sample(training, NEW) + proving
 
 
 def ordinary(request: dialogues.Request, answer: str, *, held_out: bool) -> Example:
@@ -109,7 +135,7 @@ ARMS: dict[str, dict[str, Any]] = {
 
 def nights(arm: str, config: UpdateConfig, number: int, connection: Any) -> list[dict[str, Any]]:
     """One stream: what is measured after each night."""
-    sides = [pairs_of(Stage(trait), Sizes(), config) for trait in TRAITS]
+    sides = [pairs_of(trait, config) for trait in TRAITS]
     known, asked = requests(LOGGED + ASKED, 0)[:LOGGED], requests(LOGGED + ASKED, 0)[LOGGED:]
     learner, live, rows = _learner(None, config, connection), None, []
     logged = [
@@ -210,7 +236,10 @@ def main() -> None:
         place = changes.setdefault(group, {}) if group else changes
         place[key] = json.loads(value)
     figures: dict[str, Any] = {}
-    with scores_of_the_base() as connection:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        closing(connect(Home.create(folder))) as connection,  # keeps the scores of the base
+    ):
         for arm in options.arms.split(","):
             for seed in map(int, options.seeds.split(",")):
                 config = UpdateConfig.from_mapping(changes)

@@ -21,8 +21,7 @@ from agentpref.types import Example
 from benchmarks.streams import altered
 from benchmarks.streams.items import Night, judge
 
-# Without traffic in the home there is little to anchor on; but lone thumbs that are liked are.
-_NO_ANCHOR = {"anchor": {"size": 0}} if hasattr(UpdateConfig(), "anchor") else {}
+_NO_ANCHOR: Mapping[str, Any] = {"anchor": {"size": 0}}
 _NO_KL: Mapping[str, Any] = {"kl": {"weight": 0.0}}
 _NO_REPLAY: Mapping[str, Any] = {"replay": {"minimum": 0}}
 _NAIVE: Mapping[str, Any] = {**_NO_KL, **_NO_REPLAY, **_NO_ANCHOR}
