@@ -211,7 +211,9 @@ def odd_wishes(chosen: Sequence[str], rejected: Sequence[str]) -> Iterator[Odd]:
             yield Odd(count, total, f"{count} of {total} chosen answers {words}: {cure}")
     chosen = [text for text in chosen if not is_blank(text)]
     share, words_of_it = most_common(chosen)
-    if len(chosen) >= 8 and is_canned(share, words_of_it, most_common(rejected)[0], share):
+    usual = most_common(rejected)[0]
+    compared = min(len(chosen), len(rejected)) >= 8  # likes alone say not what else an app answers
+    if compared and is_canned(share, words_of_it, usual, share):
         count = round(share * len(chosen))
         what = f"{count} of {total} chosen answers are one and the same text: it answers nothing"
         yield Odd(count, total, what)

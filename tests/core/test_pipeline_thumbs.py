@@ -207,8 +207,8 @@ def test_forgetting_somebody_whose_thumb_was_held_out_taints_nothing(tmp_path, r
     home = tmp_path / "home"
     thumb(home, range(12))
     thumb(home, [a_number(held_out=True)], user_id=USER)
-    report = learn(home, random_base, replace(CONFIG, epochs=1))
-    assert report.revision is not None
+    report = learn(home, random_base)
+    assert report.revision is not None, report.reasons
     assert forget(home, USER).revisions == ()
 
 

@@ -169,7 +169,9 @@ def test_divergences_also_cache_the_candidates_scores(make_learner, pairs, tmp_p
         assert all(kl > 0 for kls in found for kl in kls)
         computed = []
         compute = learner._compute
-        learner._compute = lambda policy, rows: computed.append(rows) or compute(policy, rows)
+        learner._compute = lambda policy, rows, whole: (
+            computed.append(rows) or compute(policy, rows, whole=whole)
+        )
         scores = learner.score("candidate", rows)
         assert computed == [rows[:1]]
         learner.score("base", rows)
