@@ -229,6 +229,8 @@ def _is_json(text: str) -> bool:
 CANNED = 0.8
 """The share of answers to distinct prompts that are one text, from which on they are canned."""
 
+_ALL_BUT_A_FEW = 0.95
+
 
 def most_common(texts: Sequence[str]) -> tuple[float, int]:
     """The share of the most common answer among some, and how many words it has."""
@@ -242,8 +244,9 @@ def most_common(texts: Sequence[str]) -> tuple[float, int]:
 def is_canned(share: float, words: int, usual: float, wanted: float = 1.0) -> bool:
     """Whether most answers are one text that was not usual.
 
-    A label may be the answer to most prompts of an app that answers yes or no. It is canned where
-    even the chosen answers are nearly all the same (``wanted``), or much more varied than that.
+    A label may be the answer to most prompts of an app that answers yes or no, and a policy that is
+    still learning leans to one. It is canned where it answers all but a few prompts, and the chosen
+    answers are nearly all the same, too (``wanted``), or much more varied than that.
 
     Args:
         share: that of the most common answer.
@@ -251,6 +254,7 @@ def is_canned(share: float, words: int, usual: float, wanted: float = 1.0) -> bo
         usual: that share among the answers that it is compared with.
         wanted: that share among chosen answers to the same prompts.
     """
-    if share < CANNED or usual >= CANNED:
+    is_label = words <= LABEL_WORDS
+    if share < (_ALL_BUT_A_FEW if is_label else CANNED) or usual >= CANNED:
         return False
-    return words > LABEL_WORDS or not 0.75 <= wanted < 0.95
+    return not (is_label and 0.75 <= wanted < _ALL_BUT_A_FEW)
