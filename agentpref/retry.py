@@ -4,7 +4,7 @@
 2. If the KL budget is what failed, the next attempt refits from the base, on what is new and as
    much as there is of the old. It is proven against live like any other candidate.
 3. If some of the new examples are what failed, the next attempt is without them: those of a tag, of
-   an origin, or those that an earlier update tried already. They are at fault if live was proven to
+   judges or of people, or those that an earlier update tried already. They are at fault if live was proven to
    be better about their held-out ones; if what live knew in their tag was lost; or if the candidate
    neither gained on them nor is right about them, as with labels thrown by a coin.
 
@@ -201,9 +201,13 @@ def _lost(failed: Iterable[CheckResult], tags: Collection[str]) -> set[str]:
 def _ways(
     fresh: Sequence[Listed], was_tried: Callable[[], Collection[str]]
 ) -> Iterator[tuple[str, Callable[[Listed], str]]]:
-    """The ways to split new examples in which some may be at fault and others not."""
+    """The ways to split new examples in which some may be at fault and others not.
+
+    What people judged is not split by how they did it. Coin labels make corrections only of what
+    live does not say itself, so "the opposite" would be proven on these alone.
+    """
     yield "tag", lambda one: one.tag
-    yield "origin", lambda one: one.origin
+    yield "source", lambda one: "judges" if one.origin == "judge" else "people"
     tried = was_tried()
     yield "what", lambda one: "an earlier update tried" if one.example_id in tried else _FRESH
 

@@ -64,6 +64,21 @@ def test_a_tag_that_fails_is_left_out(bad):
     assert "once more without tag bad" in why
 
 
+def by_origin(**groups):
+    found = [(origin, pair) for origin, pairs in groups.items() for pair in pairs]
+    rows = [row(number, "one", origin) for number, (origin, _) in enumerate(found)]
+    return Scores(rows, [pair[0] for _, pair in found], [pair[1] for _, pair in found])
+
+
+def test_judges_that_fail_are_left_out_and_people_are_not_split_by_how_they_judged():
+    """Of labels thrown by a coin, corrections are those that live does not say itself."""
+    new = by_origin(comparison=GOOD, judge=COIN)
+    plan, _ = after([GAIN], new)
+    assert plan.aside == {one.example.example_id for one in new.rows[len(GOOD) :]}
+    assert plan.without[0].startswith("source judges (")
+    assert after([GAIN], by_origin(correction=GOOD, comparison=COIN)) is None
+
+
 def test_a_tag_whose_old_evidence_was_lost_is_left_out():
     new = scores(good=GOOD, bad=GOOD)
     plan, _ = after([lost("bad")], new)
