@@ -12,7 +12,8 @@ import hashlib
 import math
 import sqlite3
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import orjson
 
@@ -59,7 +60,7 @@ class LogpCache:
         self._policy = f"{self._base}:{revision}"
 
     def known(self, rows: Sequence[Sequences]) -> list[Logps | None]:
-        """Return the scores of each row, in order; ``None`` for a row that is to be scored yet."""
+        """Return the sums of each row, in order; ``None`` for a row that is to be scored yet."""
         keys = [[key for key, _ in _keys(row)] for row in rows]
         found = self._read({key for own in keys for key in own})
         return [
@@ -68,7 +69,7 @@ class LogpCache:
         ]
 
     def known_whole(self, rows: Sequence[Sequences]) -> list[Scored | None]:
-        """As :meth:`known`, with the log-probs of deciding tokens."""
+        """As :meth:`known`, with the log-probs of deciding tokens, which older versions kept not."""
         sums = self.known(rows)
         keys = [[*_deciding_keys(row)] for row in rows]
         found = self._read({key for own in keys for key in own})
@@ -81,25 +82,18 @@ class LogpCache:
                 whole.append(Scored(scores, deciding or (math.nan,) * len(row.completions)))
         return whole
 
-    def remember(self, rows: Sequence[Sequences], scores: Sequence[Logps]) -> None:
-        """Store scores, if this cache keeps any; they are on disk when this returns."""
-        self._remember(
-            (key, tokens, logp)
-            for row, logps in zip(rows, scores, strict=True)
-            for (key, tokens), logp in zip(_keys(row), logps, strict=True)
-        )
+    def remember(self, rows: Sequence[Sequences], scores: Sequence[Scored]) -> None:
+        """Store scores, if this cache keeps any; they are on disk when this returns.
 
-    def remember_whole(self, rows: Sequence[Sequences], scores: Sequence[Scored]) -> None:
-        """Store scores and the log-probs of deciding tokens, which are those of a mask."""
-        self.remember(rows, [one.sums for one in scores])
-        self._remember(
-            (key, 1, logp)
-            for row, one in zip(rows, scores, strict=True)
-            for key, logp in zip(_deciding_keys(row), one.deciding, strict=False)
-        )
-
-    def _remember(self, scores: Iterable[tuple[str, int, float]]) -> None:
-        columns = [(self._policy, key, logp, tokens) for key, tokens, logp in scores]
+        The log-prob of a deciding token is that of a completion in which it alone counts.
+        """
+        columns = []
+        for row, scored in zip(rows, scores, strict=True):
+            keys = [*_keys(row), *((key, 1) for key in _deciding_keys(row))]
+            columns += [
+                (self._policy, key, logp, tokens)
+                for (key, tokens), logp in zip(keys, chain(*scored), strict=False)
+            ]
         if columns and self._keeps:
             with transaction(self._connection):
                 self._write(columns)

@@ -175,25 +175,26 @@ class Learner:
         """Sequence log-probs of the completions of each row under one policy."""
         cache = self._caches.get(policy)
         if cache is None:
-            return [one.sums for one in self._compute(policy, rows, whole=False)]
+            return [one.sums for one in self._compute(policy, rows)]
         known = cache.known(rows)
         missing = [row for row, scores in zip(rows, known, strict=True) if scores is None]
-        fresh = iter(self._compute(policy, missing, whole=False))
+        fresh = iter(self._compute(policy, missing))
         return [next(fresh).sums if scores is None else scores for scores in known]
 
     def scored(self, policy: adapter.Policy, rows: Sequence[EncodedExample]) -> list[Scored]:
         """As :meth:`score`, with the log-probs of the tokens that decide between two completions.
 
-        They come from the same passes, and are kept in the same cache. Training needs none.
+        They come from the same passes and are kept with the sums, so whoever asks first, for one or
+        the other, a row is scored once.
         """
         if policy == "live" and self._live is None:
             policy = "base"
         cache = self._caches.get(policy)
         if cache is None:
-            return self._compute(policy, rows, whole=True)
+            return self._compute(policy, rows)
         known = cache.known_whole(rows)
         missing = [row for row, scores in zip(rows, known, strict=True) if scores is None]
-        fresh = iter(self._compute(policy, missing, whole=True))
+        fresh = iter(self._compute(policy, missing))
         return [next(fresh) if scores is None else scores for scores in known]
 
     def is_scored(self, policy: adapter.Policy, rows: Sequence[EncodedExample]) -> list[bool]:
@@ -220,13 +221,8 @@ class Learner:
             found[row.example.example_id] = ratios[worst] - ratios[best]
         return [found.get(example.example_id, -math.inf) for example in examples]
 
-    def _compute(
-        self, policy: adapter.Policy, rows: Sequence[EncodedExample], *, whole: bool
-    ) -> list[Scored]:
-        """Score rows and store the scores of each pass; an update that is ended loses one pass.
-
-        With ``whole``, the log-probs of deciding tokens are stored too.
-        """
+    def _compute(self, policy: adapter.Policy, rows: Sequence[EncodedExample]) -> list[Scored]:
+        """Score rows and store the scores of each pass; an update that is ended loses one pass."""
         if not rows:
             return []
         route, cache = self.route(rows), self._caches.get(policy)
@@ -238,10 +234,8 @@ class Learner:
                 found = self.score_share(policy, some)
             self._scored_seconds += time.monotonic() - started
             self._scored_tokens += sum(row.width for row in some)
-            if cache is not None and whole:
-                cache.remember_whole(some, found)
-            elif cache is not None:
-                cache.remember(some, [one.sums for one in found])
+            if cache is not None:
+                cache.remember(some, found)
             scores.update(zip(run, found, strict=True))
             self._progress(f"score {policy}", len(scores), len(rows))
         return [scores[number] for number in range(len(rows))]
@@ -288,7 +282,7 @@ class Learner:
                 found.update(zip(run, map(tuple, batch.spread(read.kl).tolist()), strict=True))
                 if cache is not None:
                     some = [rows[number] for number in run]
-                    cache.remember_whole(some, logps.scored(some, batch, read.logps))
+                    cache.remember(some, logps.scored(some, batch, read.logps))
                 self._progress(f"score {policy}", len(found), len(rows))
         return [found[number] for number in range(len(rows))]
 
@@ -297,7 +291,7 @@ class Learner:
         if self._scored_tokens == 0:
             self.score("base", rows[:_SPEED_ROWS])
         if self._scored_tokens == 0:  # their scores were known
-            self._compute("base", rows[:_SPEED_ROWS], whole=False)
+            self._compute("base", rows[:_SPEED_ROWS])
         return self._scored_tokens / max(self._scored_seconds, 1e-9)
 
     def fit(
