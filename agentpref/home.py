@@ -132,7 +132,9 @@ class Home(Reads):
                 home.path.mkdir(parents=True, exist_ok=True)
                 home.path.chmod(folder_mode(home.path) | _PASS)
             if not home.database.exists():
-                if (outer := enclosing_home(home.path)) is not None:
+                # Asked of the folder's parent: another process may have made this very home by now.
+                outer = enclosing_home(Path(os.path.realpath(home.path)).parent)
+                if outer is not None:
                     raise NotAHome(f"{home.path} is inside the home {outer}; choose another folder")
                 found = {item.name for item in home.path.iterdir()}
                 if found and DATABASE not in found:  # else another process is making the home

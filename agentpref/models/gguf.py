@@ -31,17 +31,19 @@ def unpack(file: Path, folder: Path) -> None:
     import transformers
 
     known: Any = transformers
-    options: dict[str, Any] = {"gguf_file": file.name, "trust_remote_code": False}
     # The progress bar of the conversion is the one thing that quiet() cannot turn off.
     hidden = redirect_stderr(io.StringIO())
     with hidden, loading.quiet(), loading.translating_errors(file.name, file.parent):
-        tokenizer = known.AutoTokenizer.from_pretrained(file.parent, **options)
+        tokenizer = known.AutoTokenizer.from_pretrained(
+            file.parent, gguf_file=file.name, trust_remote_code=False
+        )
         model = known.AutoModelForCausalLM.from_pretrained(
             file.parent,
+            gguf_file=file.name,
+            trust_remote_code=False,
             # Without this, it stays packed and cannot be saved.
             quantization_config=known.GgufConfig(dequantize=True),
             dtype=torch.bfloat16,
-            **options,
         )
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -190,7 +190,8 @@ def _canned(evidence: Evidence) -> CheckResult:
     live, candidate, chosen = evidence.live, evidence.candidate, evidence.chosen
     usual = max(live.common, evidence.rejected.common if evidence.rejected is not None else 0.0)
     # Labels are known by both sides: likes alone do not say what else an app answers.
-    wanted = chosen.common if chosen is not None and evidence.rejected is not None else 0.9
+    likes_alone = chosen is not None and evidence.rejected is None
+    wanted = 0.9 if likes_alone else chosen.common if chosen is not None else 1.0
     enough = len(candidate.answers) >= FEWEST_PROBES
     passed = not (enough and is_canned(candidate.common, candidate.common_words, usual, wanted))
     message = (

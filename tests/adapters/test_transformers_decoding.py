@@ -18,7 +18,7 @@ from agentpref.learn.learner import Learner
 from agentpref.models.adapter_files import read_adapter
 from agentpref.models.base import load_base
 from agentpref.models.tokenizer import encode_prompt
-from agentpref.prove import evaluate
+from agentpref.prove import evaluate, probes
 from agentpref.prove.metrics import distinct_n
 from agentpref.serve.backend import Reply
 from agentpref.types import BASE, Message, Prompt
@@ -77,7 +77,7 @@ def check_evaluation(base: str, served: Served, replies: dict[str, list[Reply]])
     learner = Learner(load_base(base), read_adapter(get(served).path), UpdateConfig())
     prompts = [encode_prompt(Prompt("", chat), learner.base.template) for chat in CHATS]
     for policy, name in (("live", served.names[0]), ("candidate", served.names[0]), ("base", BASE)):
-        found = evaluate.generations(learner, policy, prompts, limit=LIMIT)  # type: ignore[arg-type]
+        found = probes.generations(learner, policy, prompts, limit=LIMIT)  # type: ignore[arg-type]
         tokens = [reply.token_ids for reply in replies[name]]
         assert found.mean_length == sum(map(len, tokens)) / len(tokens)
         assert found.distinct_2 == distinct_n(tokens, 2)
@@ -135,7 +135,7 @@ def test_the_templates_end_of_turn_ends_an_answer_where_it_is_not_the_tokenizers
     follow(base.model, script)
     learner = Learner(base, None, UpdateConfig())
     prompts = [encode_prompt(Prompt("", chat), learner.base.template) for chat in CHATS[:1]]
-    found = evaluate.generations(learner, "candidate", prompts, limit=len(script))
+    found = probes.generations(learner, "candidate", prompts, limit=len(script))
     assert (found.mean_length, found.endless) == (3, 0)
 
     backend = TransformersBackend(folder)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from agentpref import Log, Registry
+from agentpref import home as home_module
 from agentpref.errors import CorruptHome, NotAHome
 from agentpref.home import Home, replacing, tighten, writing
 from agentpref.record.database import connect
@@ -28,6 +29,23 @@ def test_an_empty_folder_and_a_home_may_be_created_again(tmp_path: Path) -> None
     Home.create(tmp_path)
     (tmp_path / "notes.txt").touch()
     assert Home.create(tmp_path) == Home(tmp_path)
+
+
+def test_a_home_that_another_process_makes_meanwhile_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is made after this process found no database, and before it looks around."""
+    path, look = tmp_path / "home", home_module.enclosing_home
+
+    def late(place: Path) -> Path | None:
+        monkeypatch.undo()
+        Home.create(path)
+        return look(place)
+
+    monkeypatch.setattr(home_module, "enclosing_home", late)
+    assert Home.create(path) == Home.open(path)
+    with pytest.raises(NotAHome, match="inside the home"):
+        Home.create(path / "inside")
 
 
 def test_a_folder_of_something_else_is_left_as_it_was(tmp_path: Path) -> None:

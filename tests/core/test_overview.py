@@ -17,7 +17,7 @@ from agentpref.record.database import connect
 from agentpref.record.journal import Entry, find, listed
 from agentpref.serve.registry import Registry
 from agentpref.types import BASE
-from tests.core.test_pipeline import CONFIG, NO, YES, learn, teach, teach_about_friends
+from tests.core.test_pipeline import CONFIG, NO, YES, learn, teach
 
 STRICT = replace(CONFIG, gate=replace(CONFIG.gate, kl_budget=1e-9))
 
@@ -33,7 +33,8 @@ def three_nights(tmp_path_factory, random_base):
             run = log.record(asked, YES if number % 2 else NO, tags=["thumbed"])
             log.thumbs(run, up=bool(number % 2))
     first = learn(home, random_base)
-    teach_about_friends(home)
+    # Of these two, the first revision prefers the other one: there is much to gain.
+    teach(home, range(80), chosen="an enemy", rejected="a friend", question="Who is {}?")
     second = learn(home, random_base)
     teach(home, range(40), chosen="blue", rejected="red", question="Which colour is {}?")
     third = learn(home, random_base, STRICT)

@@ -113,7 +113,11 @@ def test_who_stops_the_job_stops_the_update_and_the_log_has_it(installed, tmp_pa
     job = tmp_path / "agentpref-nightly.sh"
 
     job, log = installed(command)
-    with subprocess.Popen([job], stdout=subprocess.PIPE) as running:
+    def as_cron_starts() -> None:
+        """A shell cannot catch what it was started to ignore, and these tests may run in nohup."""
+        signal.signal(signum, signal.SIG_DFL)
+
+    with subprocess.Popen([job], stdout=subprocess.PIPE, preexec_fn=as_cron_starts) as running:
         while not started.exists():
             time.sleep(0.02)
         running.send_signal(signum)

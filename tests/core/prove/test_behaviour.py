@@ -98,7 +98,12 @@ def test_a_label_that_is_gone_from_a_few_answers_is_chance():
     live = ["Billing" if n % 2 else "Delivery" for n in range(PROBES - 1)]
     found = evidence([*live, "Returns"], [*live, "Billing"])
     assert judge(found).verdict == "passed"
-    assert failed(judge(evidence([*live, "Returns"], ["Billing"] * PROBES))) == ["canned answers"]
+    found = evidence([*live, "Returns"], ["Billing"] * PROBES)
+    assert failed(judge(found)) == ["canned answers"]
+    likes = written(*["Billing"] * PROBES)
+    assert judge(replace(found, chosen=likes)).verdict == "passed", "what else it answers is unsaid"
+    both = replace(found, chosen=likes, rejected=written(*[*live, "Returns"]))
+    assert failed(judge(both)) == ["canned answers"]
 
 
 def test_variety_may_fall_as_far_as_that_of_the_chosen_answers():

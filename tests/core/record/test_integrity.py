@@ -81,6 +81,10 @@ def _learn(connection: sqlite3.Connection) -> None:
 
 
 NO_ANSWER = "is missing, answers another prompt, or is not an assistant's message"
+ROLES = (
+    "new, replay, held_out, left_out, waiting, set_aside, aged_out, restored, anchor, "
+    "anchor_held_out"
+)
 EDITS = {
     ("message", "its parent is missing"): "UPDATE message SET parent = 'x' WHERE id LIKE '%a%'",
     ("run", "its prompt is missing or has no message"): "UPDATE run SET prompt = 'x'",
@@ -104,10 +108,7 @@ EDITS = {
     ("updates", "it promoted no candidate"): "UPDATE updates SET candidate = NULL",
     ("updates", "its report is not JSON"): "UPDATE updates SET report = '{'",
     ("update_pair", "its update is missing"): "UPDATE update_pair SET update_id = 'x'",
-    (
-        "update_pair",
-        "its role is none of new, replay, held_out, left_out, waiting",
-    ): "UPDATE update_pair SET role = 'x'",
+    ("update_pair", f"its role is none of {ROLES}"): "UPDATE update_pair SET role = 'x'",
     ("pair_source", "no update used its pair"): "DELETE FROM update_pair",
     ("revision", "its parent is missing, younger, or of another namespace"): (
         "UPDATE revision SET seq = 3 WHERE seq = 1"
