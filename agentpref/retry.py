@@ -4,9 +4,9 @@
 2. If the KL budget is what failed, the next attempt refits from the base, on what is new and as
    much as there is of the old. It is proven against live like any other candidate.
 3. If some of the new examples are what failed, the next attempt is without them: those of a tag, of
-   judges or of people, or those that an earlier update tried already. They are at fault if live was proven to
-   be better about their held-out ones; if what live knew in their tag was lost; or if the candidate
-   neither gained on them nor is right about them, as with labels thrown by a coin.
+   judges or of people, or those that an earlier update tried already. They are at fault if live was
+   proven to be better about their held-out ones; if what live knew in their tag was lost; or if the
+   candidate neither gained on them nor is right about them, as with labels thrown by a coin.
 
 Both may follow from one attempt. All attempts together are one update with one report.
 """

@@ -45,7 +45,9 @@ def show_end(told: Mapping[str, Any]) -> None:
     _show_matrix("The same updates trained naively (neither)", told["naive_r_matrix"])
     verdict = told["bad_update_verdict"]
     say("\nAn update on shuffled labels", BOLD)
-    say(f"  {verdict}; what served before still serves", GOOD if verdict == "refused" else BAD)
+    is_live = verdict == "promoted"
+    now = "it serves, which it should not" if is_live else "what served before still serves"
+    say(f"  {verdict}; {now}", BAD if is_live else GOOD)
     for reason in told["bad_update_reasons"]:
         say(f"    {reason}")
     say(
