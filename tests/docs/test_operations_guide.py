@@ -113,6 +113,7 @@ def test_who_stops_the_job_stops_the_update_and_the_log_has_it(installed, tmp_pa
     job = tmp_path / "agentpref-nightly.sh"
 
     job, log = installed(command)
+
     def as_cron_starts() -> None:
         """A shell cannot catch what it was started to ignore, and these tests may run in nohup."""
         signal.signal(signum, signal.SIG_DFL)
