@@ -23,7 +23,7 @@ from typing import Any
 from agentpref.config import GateSettings
 from agentpref.prove.asked import Asked, sign_test
 from agentpref.prove.evidence import Evidence
-from agentpref.prove.features import LENGTHS, SCRIPTS, Features, is_canned
+from agentpref.prove.features import LENGTHS, SCRIPTS, Features, gathered, is_canned
 from agentpref.prove.metrics import length_ratio
 from agentpref.prove.results import CheckResult, check, dot
 
@@ -42,6 +42,9 @@ three of three do. The check is for what is not written at all, so its own error
 
 _KINDS = 2
 """So many of the distinct pairs of tokens may be gone from the answers by chance."""
+
+_CANNED_P = 0.05
+"""One text for most prompts is canned if so many answers became it: five of five do."""
 
 _UNASKED_P, _UNASKED = 0.01, 0.25
 """A change that nobody asked for is one if it is this sure and covers this share of the answers."""
@@ -193,12 +196,15 @@ def _canned(evidence: Evidence) -> CheckResult:
     likes_alone = chosen is not None and evidence.rejected is None
     wanted = 0.9 if likes_alone else chosen.common if chosen is not None else 1.0
     enough = len(candidate.answers) >= FEWEST_PROBES
-    passed = not (enough and is_canned(candidate.common, candidate.common_words, usual, wanted))
+    canned = enough and is_canned(candidate.common, candidate.common_words, usual, wanted)
+    if canned:  # a label that live gives three times in four may be given every time by chance
+        votes = gathered(live.texts, candidate.texts)
+        canned = sign_test(*votes, one_sided=True) <= _CANNED_P
     message = (
         f"the most common answer is {dot(candidate.common)} of them, live's {dot(live.common)}"
     )
     cure = ": one text answers nothing; look at the chosen answers, and train less"
-    return check("canned answers", passed, candidate.common, None, message, cure)
+    return check("canned answers", not canned, candidate.common, None, message, cure)
 
 
 def _tool_calls(evidence: Evidence) -> CheckResult:

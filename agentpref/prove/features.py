@@ -236,9 +236,20 @@ def most_common(texts: Sequence[str]) -> tuple[float, int]:
     """The share of the most common answer among some, and how many words it has."""
     if not texts:
         return 0.0, 0
-    counts = Counter(" ".join(text.casefold().split()) for text in texts)
-    text, count = counts.most_common(1)[0]
+    text, count = Counter(map(_folded, texts)).most_common(1)[0]
     return count / len(texts), len(words_of(text))
+
+
+def gathered(before: Sequence[str], after: Sequence[str]) -> tuple[int, int]:
+    """How many answers became the one that is the most common now, and how many were it before."""
+    old, new = ([_folded(text) for text in side] for side in (before, after))
+    text = max(new, key=new.count, default="")
+    became = [(b == text, a == text) for b, a in zip(old, new, strict=True)]
+    return became.count((False, True)), became.count((True, False))
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.casefold().split())
 
 
 def is_canned(share: float, words: int, usual: float, wanted: float = 1.0) -> bool:

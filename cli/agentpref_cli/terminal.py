@@ -28,12 +28,17 @@ GOOD, BAD, WARN, DIM, BOLD = "green", "red", "yellow", "dim", "bold"
 
 
 def print_result(as_json: bool, value: Any, show: Callable[[], None]) -> None:
-    """Print ``value`` as one JSON object, or let ``show`` print it for people."""
-    if not as_json:
-        return show()
-    import orjson
+    """Print ``value`` as one JSON object, or let ``show`` print it for people.
 
-    return print(escaped(orjson.dumps(value, default=str).decode()))
+    Whoever reads it from a pipe has it at once, though the command goes on.
+    """
+    if as_json:
+        import orjson
+
+        print(escaped(orjson.dumps(value, default=str).decode()))
+    else:
+        show()
+    sys.stdout.flush()
 
 
 def say(text: str, style: str = "") -> None:

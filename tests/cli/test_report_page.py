@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+from contextlib import closing
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -13,6 +14,9 @@ import orjson
 import pytest
 
 import agentpref
+from agentpref.home import Home
+from agentpref.printable import escaped
+from agentpref.record.database import connect
 from agentpref_cli.page import mail
 from tests.core.test_overview import STRICT
 from tests.core.test_pipeline import NO, YES, learn, teach
@@ -97,11 +101,11 @@ def test_a_page_tells_why_from_what_how_well_and_what_next(served, page) -> None
         "promoted: held-out accuracy", "now serving", "Why: promoted", "checks passed.",
         "Better or not, by tag", "What it learned from", "who judged", "All revisions",
         "What to label next", "Where it comes from", "KL budget",
+        "What it writes, before and after",
     ):  # fmt: skip
         assert words in found.text, words
     assert found.elements.count("svg") == 3, "bars, heat map, KL"
     assert found.elements.count("table") == found.elements.count("caption")
-    assert "What it writes" not in found.text, "this report has no answers"
     first = page("rev-000001")
     assert "served until" in first.text
     assert first.elements.count("svg") == 3
@@ -147,7 +151,21 @@ def test_the_same_home_gives_the_same_page(run, served, tmp_path) -> None:
     assert run("report", "--html", "-").out == one.read_text(encoding="utf-8")
 
 
-def test_answers_before_and_after_are_shown_once_reports_have_them(served, run) -> None:
+def test_answers_to_held_out_prompts_are_shown_until_they_are_forgotten(run, served, page) -> None:
+    found = page()
+    answers = Home.open(served).answers(run("report", "--json").json["update_id"])
+    assert len(answers) == 10
+    for one in answers:
+        shown = f"prompt {one.prompt.messages[-1]['content']} before {one.before} after {one.after}"
+        assert " ".join(escaped(shown, keep="\n\t").split()) in found.text
+    with closing(connect(Home.open(served))) as connection:
+        connection.execute("DELETE FROM answers")
+    found = page()
+    assert "What it writes" not in found.text
+    assert "What it learned from" in found.text
+
+
+def test_answers_with_mark_up_are_shown_as_they_are(served, run) -> None:
     from agentpref_cli.page import render
 
     value = run("report", "--json").json

@@ -106,8 +106,9 @@ def test_bad_usage_exits_2(run, names, words, said) -> None:
 
 def test_the_loop_prints_what_is_new_and_ends_with_the_signal(home, names, judge) -> None:
     command = [sys.executable, "-m", "agentpref_cli", "watch", "--every", "0.05", "--json"]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with subprocess.Popen(
-        [*command, "--home", home], stdout=subprocess.PIPE, text=True
+        [*command, "--home", home], stdout=subprocess.PIPE, text=True, env=buffered
     ) as watching:
         assert watching.stdout is not None
         first = json.loads(watching.stdout.readline())["thumbs"]

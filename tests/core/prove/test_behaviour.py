@@ -184,6 +184,13 @@ def test_canned_answers_are_no_fault_where_live_gave_them_already():
     assert named(judge(evidence(same, same)), "canned answers").passed
 
 
+@pytest.mark.parametrize(("others", "by_chance"), [(3, True), (4, True), (5, False)])
+def test_one_label_for_all_prompts_is_chance_where_a_few_answers_became_it(others, by_chance):
+    live = ["No"] * (12 - others) + ["Yes"] * others
+    sides = {"chosen": written(*["Yes", "No"] * 6), "rejected": written(*["No", "Yes"] * 6)}
+    assert named(judge(evidence(live, ["No"] * 12, **sides)), "canned answers").passed == by_chance
+
+
 @pytest.mark.guarantee("proof")
 def test_what_is_ranked_but_not_written_is_refused_with_numbers():
     verdict = judge(evidence(texts(LONG), texts(LONG), SHORTER))

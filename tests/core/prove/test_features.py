@@ -6,6 +6,7 @@ import pytest
 
 from agentpref.prove.features import (
     features,
+    gathered,
     is_blank,
     is_broken_off,
     is_canned,
@@ -181,6 +182,11 @@ def test_one_text_for_most_prompts_is_canned():
     assert is_canned(share, words, usual=0.1)
     assert not is_canned(share, words, usual=0.9), "they were one text before"
     assert most_common([]) == (0.0, 0)
+
+
+def test_answers_that_became_the_most_common_one_are_counted_against_those_that_were_it():
+    assert gathered(["yes", "No", "no", "?"], ["no", "yes", " NO", "No "]) == (2, 1)
+    assert gathered([], []) == (0, 0)
 
 
 def test_labels_may_be_the_same_for_most_prompts_but_not_for_no_reason():
