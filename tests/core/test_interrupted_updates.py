@@ -84,7 +84,7 @@ def second_update(tmp_path_factory, random_base):
     home = tmp_path_factory.mktemp("second_update") / "home"
     teach(home, range(24))
     assert learn(home, random_base).verdict == "promoted"
-    teach(home, range(20), "no, never", "yes", USER, "Who is {}?")
+    teach(home, range(40), "an enemy", "a friend", USER, "Who is {}?")
     return home
 
 
