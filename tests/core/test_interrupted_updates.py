@@ -25,7 +25,7 @@ CONFIG = UpdateConfig(
     held_out=0.4,
     batch_size=8,
     learning_rate=1e-2,
-    epochs=2,
+    epochs=6,
     kl=KLSettings(target=0.001),
     loss=LossSettings(beta=1.0, nll=1.0),
     replay=ReplaySettings(minimum=16),
@@ -82,7 +82,7 @@ def second_update(tmp_path_factory, random_base):
     They want what live would not say, so that there is much to gain.
     """
     home = tmp_path_factory.mktemp("second_update") / "home"
-    teach(home, range(24))
+    teach(home, range(40))
     assert learn(home, random_base).verdict == "promoted"
     teach(home, range(40), "an enemy", "a friend", USER, "Who is {}?")
     return home
