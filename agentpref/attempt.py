@@ -163,7 +163,7 @@ class Bench:
             if self._has_time(tried, following, seconds):
                 return replace(following, told=(*plan.told, {**told, "next": why}))
             told["next"] = f"none: max_minutes leaves no time for another attempt ({why})"
-        if proof.result.verdict == "refused" and only_undecided(plan, proof.result.checks):
+        if proof.result.verdict == "refused" and only_undecided(plan, proof.result):
             proof = replace(proof, result=replace(proof.result, verdict="insufficient"))
             told["verdict"] = "insufficient"
         return replace(tried, proof=proof, plan=replace(plan, told=(*plan.told, told)))

@@ -21,7 +21,7 @@ from agentpref.learn.data import Available
 from agentpref.prefer.strata import Listed
 from agentpref.prove.bootstrap import Paired
 from agentpref.prove.drift import by_prompt, more_than_chance
-from agentpref.prove.results import CheckResult
+from agentpref.prove.results import CheckResult, GateResult
 
 if TYPE_CHECKING:
     from agentpref.prove.evaluate import Scores
@@ -33,7 +33,7 @@ FEWEST = 8
 """With fewer held-out prompts, hardly anything can be shown of a group: it is not at fault."""
 
 _KL, _RETENTION = "KL", "retention of "
-_EVIDENCE = ("enough evidence", "new preferences")  # without which nothing is refused alone
+_GAIN = "new preferences"
 _MOST_GROUPS = 20
 _FRESH = "is new"  # of what was tried before and what was not, this is not blamed
 _SETS = ("aside", "aged", "restored", "undecided")
@@ -177,16 +177,18 @@ def faulty(
     return None
 
 
-def only_undecided(plan: Plan, checks: Sequence[CheckResult]) -> bool:
+def only_undecided(plan: Plan, result: GateResult) -> bool:
     """Whether nothing failed but to keep what people may think otherwise of now.
 
-    Then nobody can say yet whether the candidate forgot or learned, and more judgements will.
+    Then nobody can say yet whether the candidate forgot or learned, and more judgements will. If a
+    gain is refuted, they are not worth waiting for.
     """
-    failed = [one for one in checks if not one.passed and one.name not in _EVIDENCE]
+    failed = [one for one in result.checks if not one.passed and one.name != _GAIN]
     strata = [one for one in failed if one.name.startswith(_RETENTION) and "/" in one.name]
     together = [one for one in failed if one.name == f"{_RETENTION}all strata together"]
     return (
         bool(strata)
+        and not result.refuted
         and len(strata) + len(together) == len(failed)
         and all(_lost([one], plan.undecided) for one in strata)
     )

@@ -69,7 +69,7 @@ class LogpCache:
         ]
 
     def known_whole(self, rows: Sequence[Sequences]) -> list[Scored | None]:
-        """As :meth:`known`, with the log-probs of deciding tokens; older versions kept none."""
+        """As :meth:`known`, with the log-probs of deciding tokens: older versions kept sums."""
         sums = self.known(rows)
         keys = [[*_deciding_keys(row)] for row in rows]
         found = self._read({key for own in keys for key in own})

@@ -292,6 +292,8 @@ def _written(evidence: Evidence) -> Iterator[CheckResult]:
         rest = [move for move in open_to if not move.moved]
         message += f"; not: {_listed(rest)}" if rest else ""
     cure = ": train longer or with a higher rate, on answers that the model itself wrote"
+    if evidence.cut_short:
+        cure = ": max_minutes stopped the training: raise it"
     passed = bool(written) or not open_to
     yield check("written", passed, len(written), None, message, cure)
 

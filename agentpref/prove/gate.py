@@ -40,4 +40,4 @@ def judge(evidence: Evidence, settings: GateSettings | None = None, *, seed: int
     if found.refuted or not all(check.passed for check in guards):
         verdict = "cut_short" if evidence.cut_short else "refused"
     better = gain.gain(evidence, found, s, seed)
-    return GateResult(verdict, (better, *guards), found.to_mapping())
+    return GateResult(verdict, (better, *guards), found.to_mapping(), found.refuted)

@@ -25,11 +25,15 @@ class CheckResult:
 
 @dataclass(frozen=True, slots=True)
 class GateResult:
-    """The verdict on a candidate, the results of all checks, and the numbers of the gain."""
+    """The verdict on a candidate, the results of all checks, and the numbers of the gain.
+
+    ``refuted`` says whether a loss is proven, or that no gain worth having is there.
+    """
 
     verdict: Verdict
     checks: tuple[CheckResult, ...]
     gain: Mapping[str, float | None] = field(default_factory=dict)
+    refuted: bool = False
 
     @property
     def reasons(self) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ Real updates of a small random model, which learns in seconds what it is to say.
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 import agentpref
 from agentpref.budget import Budget
 from agentpref.home import Home
+from agentpref.prefer.examples import is_held_out
 from agentpref.prove import gate
 from agentpref.record import asides
 from agentpref.record.database import connect
@@ -28,8 +30,6 @@ from tests.core.test_pipeline_accounts import require_sums
 
 CONFIG = replace(LOOSE, gate=replace(LOOSE.gate, retention_margin=0.5))
 """What so small a model forgets differs from processor to processor, but a half is a loss."""
-
-COIN = ((YES, NO), (NO, YES))
 
 
 def say(home, numbers, chosen=YES, rejected=NO, tag="numbers", user=None, ask="Is {} a number?"):
@@ -46,14 +46,30 @@ def say(home, numbers, chosen=YES, rejected=NO, tag="numbers", user=None, ask="I
     return runs
 
 
-def toss(home, numbers, **options):
-    """Log labels that a coin threw, as often one as the other."""
-    for first, (chosen, rejected) in enumerate(COIN):
-        say(home, list(numbers)[first::2], chosen, rejected, **options)
+def mislead(home, start=100, tag="numbers"):
+    """Log 60 labels that teach what is wrong: half of the prompts, which train, say the opposite
+    of the others, which are held out. Return the numbers that are asked about, side by side.
+    """
+    sides = {False: [], True: []}
+    for number in range(start, start + 400):
+        asked = [{"role": "user", "content": f"Is {number} a number?"}]
+        sides[is_held_out(asked, CONFIG.held_out)].append(number)
+    trained, held_out = (sides[side][:30] for side in (False, True))
+    say(home, trained, NO, YES, tag)
+    say(home, held_out, tag=tag)
+    return trained, held_out
 
 
-def befriend(home, numbers=range(40)):
-    say(home, numbers, "a friend", "an enemy", "friends", ask="Who is {}?")
+def toss(home, numbers):
+    """Log labels that a coin threw."""
+    coin = random.Random(0)
+    for number in numbers:
+        say(home, [number], *coin.sample([YES, NO], 2))
+
+
+def befriend(home, numbers=range(60)):
+    """Log what live would not say, so that there is much to gain."""
+    say(home, numbers, "an enemy", "a friend", "friends", ask="Who is {}?")
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +97,10 @@ def roles(home, update_id):
 
 @pytest.mark.guarantee("learning")
 def test_after_a_refused_night_the_next_good_one_is_promoted_without_its_labels(home, random_base):
-    toss(home, range(100, 160))
+    mislead(home)
     bad = learn(home, random_base, CONFIG)
     assert bad.verdict == "refused", bad.reasons
+    assert any("no gain but a loss: check the labels" in reason for reason in bad.reasons)
     assert roles(home, bad.update_id)["set_aside"] == 60
     assert "new" not in roles(home, bad.update_id)
     (told,) = bad.set_aside
@@ -91,7 +108,7 @@ def test_after_a_refused_night_the_next_good_one_is_promoted_without_its_labels(
     befriend(home)
     good = learn(home, random_base, CONFIG)
     assert good.verdict == "promoted", good.reasons
-    assert good.counts["trained"] + good.counts["new_evaluated"] == 40
+    assert good.counts["trained"] + good.counts["new_evaluated"] == 60
     assert good.counts["still_set_aside"] == 60
     assert good.set_aside == [told]
     assert any("60 examples are set aside since update" in note for note in good.notes)
@@ -104,20 +121,20 @@ def test_after_a_refused_night_the_next_good_one_is_promoted_without_its_labels(
 
 
 def test_a_newer_judgement_that_agrees_brings_an_example_back(home, random_base):
-    toss(home, range(100, 160))
+    _, held_out = mislead(home)
     assert learn(home, random_base, CONFIG).verdict == "refused"
     with agentpref.Log(home) as log:
-        asked = [{"role": "user", "content": "Is 100 a number?"}]
+        asked = [{"role": "user", "content": f"Is {held_out[0]} a number?"}]
         runs = [log.record(asked, text, tags=["numbers"], user_id="b") for text in (YES, NO)]
         log.compare(*runs, winner="a", user_id="b")
     befriend(home)
     report = learn(home, random_base, CONFIG)
-    assert report.counts["new"] + report.counts["new_held_out"] == 41
+    assert report.counts["new"] + report.counts["new_held_out"] == 61
     assert report.counts["still_set_aside"] == 59
 
 
 def test_other_settings_bring_everything_back(home, random_base):
-    toss(home, range(100, 160))
+    mislead(home)
     assert learn(home, random_base, CONFIG).verdict == "refused"
     befriend(home, range(4))
     report = learn(home, random_base, replace(CONFIG, seed=1))
@@ -128,7 +145,7 @@ def test_other_settings_bring_everything_back(home, random_base):
 
 
 def test_what_fails_is_left_out_and_the_rest_is_promoted(home, random_base):
-    toss(home, range(100, 160))
+    mislead(home)
     befriend(home)
     strict = replace(CONFIG, gate=replace(CONFIG.gate, retention_margin=0.0, flip_rate=0.0))
     report = learn(home, random_base, strict)
@@ -138,15 +155,48 @@ def test_what_fails_is_left_out_and_the_rest_is_promoted(home, random_base):
     assert "once more without tag numbers" in first["next"]
     assert (second["verdict"], second["start"]) == ("passed", "live")
     assert report.counts["set_aside"] == 60
-    assert report.counts["trained"] + report.counts["new_evaluated"] == 40
+    assert report.counts["trained"] + report.counts["new_evaluated"] == 60
     assert roles(home, report.update_id)["set_aside"] == 60
     assert [told["tags"] for told in report.set_aside] == [{"numbers": 60}]
     require_sums(report)
 
 
+def test_labels_that_proved_nothing_stay_new_and_are_tried_with_the_next_night(home, random_base):
+    toss(home, range(100, 160))
+    night = learn(home, random_base, CONFIG)
+    assert night.verdict == "insufficient", night.reasons
+    assert "set_aside" not in roles(home, night.update_id)
+    befriend(home, range(100))
+    report = learn(home, random_base, CONFIG)
+    assert report.attempts[0]["trained"] == report.counts["new"]
+    assert report.counts["new"] + report.counts["new_held_out"] == 160
+    assert report.verdict == "promoted", (report.reasons, report.attempts)
+
+
+@pytest.mark.guarantee("learning")
+@pytest.mark.parametrize(("tag", "culprit"), [("numbers", "tag numbers"), ("friends", "what an")])
+def test_bad_labels_that_stayed_new_do_not_keep_the_next_night_from_being_promoted(
+    home, random_base, tag, culprit
+):
+    """In a tag of their own they are found by it, and else by having been tried before."""
+    mislead(home, tag=tag)
+    loose = replace(CONFIG.gate, retention_margin=1.0, confidence=1 - 1e-15)
+    night = learn(home, random_base, replace(CONFIG, gate=loose))
+    assert night.verdict == "insufficient", night.reasons
+    befriend(home)
+    report = learn(home, random_base, CONFIG)
+    first, second = report.attempts
+    assert report.verdict == "promoted", (report.reasons, report.attempts)
+    assert f"once more without {culprit}" in first["next"]
+    assert (first["verdict"], second["start"]) == ("refused", "live")
+    assert report.counts["set_aside"] == 60
+    assert report.counts["trained"] + report.counts["new_evaluated"] == 60
+    require_sums(report)
+
+
 @pytest.fixture(scope="module")
 def spent(promoted, tmp_path_factory, random_base):
-    """A home with something new to learn, and settings whose KL budget only a refit keeps."""
+    """A home with much to learn, and settings whose KL budget only a refit keeps."""
     home = shutil.copytree(promoted, tmp_path_factory.mktemp("spent") / "home")
     befriend(home)
     trial = shutil.copytree(home, tmp_path_factory.mktemp("trial") / "home")

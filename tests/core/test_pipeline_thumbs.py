@@ -58,10 +58,12 @@ def thumb(home, numbers, ask="Is {} a number?", liked=YES, disliked=NO, **option
 
 
 def compare(home, numbers, ask="Who is {}?", chosen="an enemy", rejected="a friend"):
+    """Log pairs of another tag than the thumbs': what they want contradicts none of those."""
     with agentpref.Log(home) as log:
         for number in numbers:
             asked = [{"role": "user", "content": ask.format(number)}]
-            log.compare(log.record(asked, chosen), log.record(asked, rejected), winner="a")
+            runs = [log.record(asked, text, tags=["people"]) for text in (chosen, rejected)]
+            log.compare(*runs, winner="a")
 
 
 def learn(home, base, config=CONFIG, **options):
@@ -107,7 +109,7 @@ def mixed_home(taught, tmp_path_factory):
     """The home with new pairs and new thumbs, beside the old thumbs."""
     home = shutil.copytree(taught[0], tmp_path_factory.mktemp("mixed") / "home")
     compare(home, range(40))
-    thumb(home, range(20), "What is {}?", "nothing at all", "a thing")
+    thumb(home, range(20), "What is {}?", "nothing at all", "a thing", tags=["things"])
     return home
 
 

@@ -7,7 +7,7 @@ import pytest
 from agentpref.learn.data import Available
 from agentpref.learn.encode import EncodedExample
 from agentpref.prove.evaluate import Scores
-from agentpref.prove.results import CheckResult
+from agentpref.prove.results import CheckResult, GateResult
 from agentpref.retry import MOST, Plan, follow_up, following, only_undecided
 from tests.core.learn.examples import make_pair
 
@@ -123,14 +123,19 @@ def test_a_plan_is_found_again_as_it_was_kept():
 def test_only_a_loss_of_what_may_have_changed_is_undecided():
     plan, together = Plan(undecided=frozenset(["a/b"])), lost("x")
     together = CheckResult("retention of all strata together", False, -0.3, -0.1, "a loss")
-    assert only_undecided(plan, [lost("a/b")])
-    assert only_undecided(plan, [lost("a/b"), together])
-    assert only_undecided(plan, [GAIN, lost("a/b")])
-    assert not only_undecided(plan, [GAIN])
-    assert not only_undecided(plan, [together])
-    assert not only_undecided(plan, [lost("c")])
-    assert not only_undecided(plan, [lost("a/b"), KL])
-    assert not only_undecided(Plan(), [lost("a/b")])
+
+    def alone(*failed, plan=plan, refuted=False):
+        return only_undecided(plan, GateResult("refused", failed, refuted=refuted))
+
+    assert alone(lost("a/b"))
+    assert alone(lost("a/b"), together)
+    assert alone(GAIN, lost("a/b"))
+    assert not alone(GAIN, lost("a/b"), refuted=True)
+    assert not alone(GAIN)
+    assert not alone(together)
+    assert not alone(lost("c"))
+    assert not alone(lost("a/b"), KL)
+    assert not alone(lost("a/b"), plan=Plan())
 
 
 def test_the_notes_say_what_failed_and_what_followed():

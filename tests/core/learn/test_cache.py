@@ -49,12 +49,17 @@ class Scorer:
         ]
 
 
+def scored(sums):
+    """Sums alone as scores."""
+    return [Scored(own, ()) for own in sums]
+
+
 def score(cache, rows, scorer):
     """Scores from the cache, and from a scorer of those that it does not have."""
     known = cache.known(rows)
     missing = [own for own, scores in zip(rows, known, strict=True) if scores is None]
     if missing:
-        cache.remember(missing, scorer(missing))
+        cache.remember(missing, scored(scorer(missing)))
     return cache.known(rows)
 
 
@@ -65,9 +70,9 @@ def not_asked(rows):
 def test_a_cache_that_keeps_nothing_still_knows_what_is_there(connection, rows):
     looks = LogpCache(connection, NUMBERS, "base", keeps=False)
     scores = Scorer()(rows)
-    looks.remember(rows, scores)
+    looks.remember(rows, scored(scores))
     assert looks.known(rows) == [None] * len(rows)
-    LogpCache(connection, NUMBERS, "base").remember(rows, scores)
+    LogpCache(connection, NUMBERS, "base").remember(rows, scored(scores))
     assert looks.known(rows) == scores
 
 
@@ -115,7 +120,7 @@ def test_a_completion_with_a_mask_has_a_score_of_its_own(connection):
     whole, masked, full = (
         row((1,), (2, 3), masks=(mask,)) for mask in (None, (False, True), (True, True))
     )
-    cache.remember([whole, masked], [(-3.0,), (-1.0,)])
+    cache.remember([whole, masked], scored([(-3.0,), (-1.0,)]))
     assert score(cache, [masked, full, whole], not_asked) == [(-1.0,), (-3.0,), (-3.0,)]
     assert connection.execute("SELECT tokens FROM logp ORDER BY logp").fetchall() == [(2,), (1,)]
 
@@ -156,7 +161,7 @@ def test_scores_survive_reopening(home, rows):
 
 def test_scores_that_were_computed_elsewhere_are_kept(connection, rows):
     cache = LogpCache(connection, NUMBERS, "base")
-    cache.remember(rows, Scorer()(rows))
+    cache.remember(rows, scored(Scorer()(rows)))
     cache.remember([], [])
     assert score(cache, rows, not_asked) == Scorer()(rows)
 
@@ -225,17 +230,29 @@ def test_deciding_tokens_come_from_the_pass_that_scores(connection, make_learner
     assert cache.known_whole(rows) == expected
     assert cache.known(rows) == [one.sums for one in expected]
     assert all(one.deciding[0] >= one.sums[0] for one in expected), "one token of several"
-    learner._compute = lambda policy, rows, whole: [] if not rows else pytest.fail("again")
+    learner._compute = lambda policy, rows: [] if not rows else pytest.fail("again")
     assert learner.scored("base", rows) == expected
     assert learner.score("base", rows) == [one.sums for one in expected]
 
 
-def test_sums_alone_do_not_make_a_row_known_with_its_deciding_token(connection, rows):
+def test_whoever_asks_for_sums_first_needs_no_other_pass_for_deciding_tokens(
+    connection, make_learner, pairs
+):
+    learner = make_learner()
+    learner._caches = {"base": LogpCache(connection, NUMBERS, "base")}
+    rows = learner.encode(pairs[:4])
+    learner.score("base", rows)
+    learner._compute = lambda policy, rows: [] if not rows else pytest.fail("again")
+    assert learner.scored("base", rows) == make_learner().scored("base", rows)
+
+
+def test_sums_of_older_versions_do_not_make_a_row_known_with_its_deciding_token(connection):
     cache, two = LogpCache(connection, NUMBERS, "base"), [row((1, 2), (3, 4), (3, 5))]
-    cache.remember(two, [(-1.0, -2.0)])
+    cache.remember(two, [Scored((-1.0, -2.0), ())])
+    assert cache.known(two) == [(-1.0, -2.0)]
     assert cache.known_whole(two) == [None]
-    cache.remember_whole(two, [Scored((-1.0, -2.0), (-0.5, -1.5))])
+    cache.remember(two, [Scored((-1.0, -2.0), (-0.5, -1.5))])
     assert cache.known_whole(two) == [Scored((-1.0, -2.0), (-0.5, -1.5))]
     without = [row((1, 2), (3, 4)), row((1, 2), (3, 4), (3, 4, 5))]
-    cache.remember_whole(without, [Scored((-1.0,), (nan,)), Scored((-1.0, -2.0), (nan, nan))])
+    cache.remember(without, [Scored((-1.0,), (nan,)), Scored((-1.0, -2.0), (nan, nan))])
     assert [len(one.deciding) for one in cache.known_whole(without)] == [1, 2]

@@ -16,6 +16,7 @@ import pytest
 from agentpref.errors import HomeError
 from agentpref.home import Home
 from agentpref.learn.cache import LogpCache
+from agentpref.learn.logps import Scored
 from agentpref.prefer.catalog import Catalog
 from agentpref.record.database import connect, transaction
 from agentpref.record.deletion.removal import expire
@@ -130,7 +131,9 @@ def _learn(connection: sqlite3.Connection, revisions: list[str], said: list[str]
             )
         )
     rows = [row((1, n), (2, n), (3, n)) for n in range(10)]
-    LogpCache(connection, "numbers", "base").remember(rows, [(-1.0, -2.5)] * len(rows))
+    LogpCache(connection, "numbers", "base").remember(
+        rows, [Scored((-1.0, -2.5), (-1.0, -2.5))] * len(rows)
+    )
     Catalog(connection, "default", held_out=0.3).refresh()
     report = UpdateReport("night", "default", "tiny", 1.0, "nothing_new", None)
     with Trace(Home.of(connection), report) as trace:
