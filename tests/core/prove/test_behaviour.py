@@ -199,7 +199,9 @@ def test_what_is_ranked_but_not_written_is_refused_with_numbers():
     assert (
         "ranked, but not written: fewer words (41.0 -> 41.0; chosen 8.0, rejected 38.0)" in reason
     )
-    assert "on 32 new prompts, of which 32 got the answer of before" in reason
+    assert "on 32 new prompts, of which 32 got the answer of before: train longer" in reason
+    (reason,) = judge(evidence(texts(LONG), texts(LONG), SHORTER, cut_short=True)).reasons
+    assert reason.endswith("of before: max_minutes stopped the training: raise it")
 
 
 def test_where_one_wish_is_written_and_another_is_not_the_report_says_which():

@@ -103,6 +103,7 @@ def test_little_evidence_does_not_excuse_harm() -> None:
     worse = judge(replace(GOOD, new=little.swap()))
     assert worse.verdict == "refused"
     assert "a loss: check the labels" in worse.reasons[0]
+    assert worse.refuted
 
 
 def test_where_no_gain_worth_having_is_there_the_candidate_is_refused() -> None:
@@ -113,6 +114,7 @@ def test_where_no_gain_worth_having_is_there_the_candidate_is_refused() -> None:
     assert verdict.verdict == "refused"
     assert failed(verdict) == ["new preferences"]
     assert "no gain worth having: check the labels" in verdict.reasons[0]
+    assert verdict.refuted
     unchanged = judge(replace(GOOD, new=counted(both=50)))
     assert unchanged.verdict == "refused"
     assert "no gain worth having" in unchanged.reasons[0]
