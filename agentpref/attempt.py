@@ -93,7 +93,7 @@ class Bench:
         connection: sqlite3.Connection,
         refusals: Sequence[Refusal],
     ) -> Plan:
-        """The first attempt: without what was set aside, and what people think otherwise of now.
+        """The first attempt: without what was set aside, and with all that live has learned.
 
         Args:
             available: all the examples there are.
@@ -109,8 +109,8 @@ class Bench:
         )
         return Plan(
             aside=aside - changes.back,
-            aged=(aged | changes.aged) - changes.restored,
-            restored=changes.restored,
+            aged=aged,
+            turn=changes.turn,
             undecided=changes.undecided,
             changed=changes.told,
             notes=changes.notes,
@@ -148,7 +148,9 @@ class Bench:
         if proof is None or tried.training is None:
             return tried
         told, found = _told(tried), None
-        if proof.result.verdict == "refused":
+        if proof.result.verdict == "refused" or (
+            proof.result.verdict == "insufficient" and plan.turn
+        ):
             found = follow_up(
                 plan,
                 proof.result.checks,

@@ -2,16 +2,18 @@
 
 Before an update trains, live is asked about the new judgements of each tag, and about old held-out
 ones of the same tag (and, where users are known, of the same users). Where the new ones contradict
-the old (``prove/drift.py``), the old evidence before the change point is aged out: it is neither
-replayed nor held against the candidate. It stays in the log. What was aged out before comes back
-where it says what the new judgements say: then people have turned again.
+the old (``prove/drift.py``), the old evidence before the change point yields, if no candidate that
+kept it passed: it is aged out, neither replayed nor held against the candidate. It stays in the
+log. What was aged out before comes back where it says what the new judgements say: then people have
+turned again. A new topic in the same tag may look like a change; where both can be learned, nothing
+yields.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,6 +23,7 @@ from agentpref.prefer.strata import Listed, sample
 from agentpref.prove.drift import Contradiction, Judged, by_prompt, contradiction, more_than_chance
 from agentpref.record import asides
 from agentpref.record.asides import Refusal
+from agentpref.retry import Turn
 from agentpref.types import Example
 
 if TYPE_CHECKING:
@@ -35,13 +38,13 @@ Users = frozenset[str | None]
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What became of old and of set-aside examples, by their ids, and what the report says.
+    """What becomes of old and of set-aside examples, by their ids, and what the report says.
 
+    ``turn`` is what yields if it must. ``back`` were set aside, and are taken in again.
     ``undecided`` names the tags in which new judgements may contradict, but too few to say so.
     """
 
-    aged: frozenset[str] = frozenset()
-    restored: frozenset[str] = frozenset()
+    turn: Turn = field(default_factory=Turn)
     back: frozenset[str] = frozenset()
     undecided: frozenset[str] = frozenset()
     told: tuple[dict[str, Any], ...] = ()
@@ -78,10 +81,16 @@ def find_changes(
             f"{len(agreed)} examples that were set aside are taken in again: what live has learned "
             "since agrees with them"
         )
+    turns = [part.turn for part in parts]
     return Changes(
-        aged=frozenset().union(*(part.aged for part in parts)),
-        restored=frozenset().union(*(part.restored for part in parts)),
-        back=agreed.union(*(part.back for part in parts)),
+        turn=Turn(
+            aged=frozenset().union(*(turn.aged for turn in turns)),
+            restored=frozenset().union(*(turn.restored for turn in turns)),
+            back=frozenset().union(*(turn.back for turn in turns)),
+            told=tuple(told for turn in turns for told in turn.told),
+            notes=tuple(note for turn in turns for note in turn.notes),
+        ),
+        back=agreed,
         undecided=frozenset().union(*(part.undecided for part in parts)),
         told=tuple(told for part in parts for told in part.told),
         notes=tuple(notes),
@@ -151,13 +160,9 @@ def _in_tag(tag: str, witness: _Witness, available: Available, level: float) -> 
     back = frozenset(
         one.example_id for one in _of(tag, available.aside) if one.created_at >= found.since
     )
-    return Changes(
-        aged=aged,
-        restored=restored,
-        back=back,
-        told=({**told, "aged_out": len(aged), "restored": len(restored), "back": len(back)},),
-        notes=(_explained(tag, found, len(aged), len(restored), len(back)),),
-    )
+    counts = {"aged_out": len(aged), "restored": len(restored), "back": len(back)}
+    note = _explained(tag, found, len(aged), len(restored), len(back))
+    return Changes(Turn(aged, restored, back, ({**told, **counts},), (note,)))
 
 
 def _before(

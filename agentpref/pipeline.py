@@ -288,10 +288,11 @@ class _Update:
             plan = bench.plan(available, self.connection, refusals)
         else:
             plan = Plan.thaw(started.plan)
+        available = before.sorted_anew(aside=plan.aside, aged=plan.aged)
+        tried = bench.run(available, plan, started)
+        plan = tried.plan
         available = before.sorted_anew(aside=plan.aside & was_aside, aged=plan.aged)
         report = replace(report, counts=there(available), notes=[*report.notes, *plan.notes])
-        available = available.sorted_anew(aside=plan.aside, aged=plan.aged)
-        tried = bench.run(available, plan, started)
         groups = account(tried.available, tried.rows, learner.objections, before=before)
         report = replace(with_account(report, learner, groups), **bench.told(tried))
         if tried.proof is not None:

@@ -8,13 +8,16 @@
    proven to be better about their held-out ones; if what live knew in their tag was lost; or if the
    candidate neither gained on them nor is right about them, as with labels thrown by a coin.
 
-Both may follow from one attempt. All attempts together are one update with one report.
+4. If new judgements of a tag contradict what live has learned, and no candidate that had to keep
+   that passed, the next attempt is without the old evidence (a :class:`Turn`).
+
+All may follow from one attempt. All attempts together are one update with one report.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from agentpref.learn.data import Available
@@ -41,6 +44,38 @@ _LISTS = ("without", "changed", "notes", "told")
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """People who changed their minds: the old evidence that yields if it stands in the way.
+
+    ``aged`` are the ids of examples that would no longer count, ``restored`` of those aged out
+    before that would count again, and ``back`` of those set aside that would be taken in. ``told``
+    and ``notes`` are what the report then says.
+    """
+
+    aged: frozenset[str] = frozenset()
+    restored: frozenset[str] = frozenset()
+    back: frozenset[str] = frozenset()
+    told: tuple[dict[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        """Whether anything would change."""
+        return bool(self.aged or self.restored or self.back)
+
+    def freeze(self) -> dict[str, Any]:
+        """Plain values to keep with the state of a training."""
+        sets = {name: sorted(getattr(self, name)) for name in ("aged", "restored", "back")}
+        return sets | {"told": [*self.told], "notes": [*self.notes]}
+
+    @classmethod
+    def thaw(cls, frozen: Mapping[str, Any]) -> Turn:
+        """The turn that was frozen; of nothing, none."""
+        aged, restored, back = (frozenset(frozen.get(n, ())) for n in ("aged", "restored", "back"))
+        told, notes = (tuple(frozen.get(name, ())) for name in ("told", "notes"))
+        return cls(aged, restored, back, told, notes)
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """One attempt: what it starts from, and what it is without.
 
@@ -48,7 +83,7 @@ class Plan:
     proof on the same held-out judgements must pay for as many. ``aside`` are the ids of all
     examples that are set aside, ``aged`` of those aged out, by this update or before, and
     ``restored`` of those that count again. ``without`` says in words what of the new examples the
-    attempt is without. ``changed``, ``undecided`` and ``notes`` are those of
+    attempt is without. ``changed``, ``undecided``, ``notes`` and ``turn`` are those of
     :class:`~agentpref.changes.Changes`, and ``told`` are the attempts before this one.
     """
 
@@ -63,13 +98,28 @@ class Plan:
     changed: tuple[dict[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
     told: tuple[dict[str, Any], ...] = ()
+    turn: Turn = field(default_factory=Turn)
+
+    def turned(self) -> Plan:
+        """The plan of the next attempt, in which the old evidence yields."""
+        return replace(
+            self,
+            number=self.number + 1,
+            looks=self.looks + 1,
+            aside=self.aside - self.turn.back,
+            aged=(self.aged | self.turn.aged) - self.turn.restored,
+            restored=self.restored | self.turn.restored,
+            changed=(*self.changed, *self.turn.told),
+            notes=(*self.notes, *self.turn.notes),
+            turn=Turn(),
+        )
 
     def freeze(self) -> dict[str, Any]:
         """Plain values to keep with the state of its training."""
         sets = {name: sorted(getattr(self, name)) for name in _SETS}
         lists = {name: [*getattr(self, name)] for name in _LISTS}
         start = {"attempt": self.number, "start": self.start, "looks": self.looks}
-        return start | sets | lists
+        return start | sets | lists | {"turn": self.turn.freeze()}
 
     @classmethod
     def thaw(cls, frozen: Mapping[str, Any]) -> Plan:
@@ -82,6 +132,7 @@ class Plan:
             frozen.get("looks", 0),
             **sets,
             **lists,
+            turn=Turn.thaw(frozen.get("turn", {})),
         )
 
 
@@ -108,6 +159,8 @@ def follow_up(
     """
     if plan.number == MOST:
         return None
+    if plan.turn:
+        return plan.turned(), "people changed their minds, so the older evidence yields"
     failed, whys, following = [one for one in checks if not one.passed], list[str](), plan
     if can_refit and plan.start == "live" and any(one.name.startswith(_KL) for one in failed):
         whys.append("the KL budget is spent, so base is refitted on everything that still counts")

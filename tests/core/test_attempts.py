@@ -31,6 +31,9 @@ from tests.core.test_pipeline_accounts import require_sums
 CONFIG = replace(LOOSE, gate=replace(LOOSE.gate, retention_margin=0.5))
 """What so small a model forgets differs from processor to processor, but a half is a loss."""
 
+STRICT = replace(CONFIG, gate=replace(CONFIG.gate, retention_margin=0.0, flip_rate=0.0))
+"""Whatever is lost of what was learned is a loss."""
+
 
 def say(home, numbers, chosen=YES, rejected=NO, tag="numbers", user=None, ask="Is {} a number?"):
     """Log that one answer was liked better than another, for each of some questions."""
@@ -293,6 +296,7 @@ def test_a_preference_that_changed_wins_and_may_change_back(home, random_base):
     say(home, range(100, 160), NO, YES)
     turned = learn(home, random_base, CONFIG)
     assert turned.verdict == "promoted", turned.reasons
+    assert [one["attempt"] for one in turned.attempts] == [1, 2], "what stood in the way yields"
     (told,) = turned.changed
     assert (told["tag"], told["state"], told["aged_out"]) == ("numbers", "changed", 40)
     assert turned.counts["aged_out"] == 40
@@ -300,7 +304,7 @@ def test_a_preference_that_changed_wins_and_may_change_back(home, random_base):
     assert any("contradict 40 older ones, which no longer count" in note for note in turned.notes)
     require_sums(turned)
     say(home, range(200, 260))
-    back = learn(home, random_base, CONFIG)
+    back = learn(home, random_base, STRICT)
     assert back.verdict == "promoted", back.reasons
     assert (back.changed[0]["aged_out"], back.changed[0]["restored"]) == (60, 40)
     assert back.counts["replayed"] > 0
@@ -311,15 +315,24 @@ def test_a_preference_that_changed_wins_and_may_change_back(home, random_base):
 
 def test_too_few_contradictions_change_nothing_and_stay_new(home, random_base):
     say(home, range(100, 104), NO, YES)
-    strict = replace(CONFIG, gate=replace(CONFIG.gate, retention_margin=0.0, flip_rate=0.0))
-    report = learn(home, random_base, strict)
+    report = learn(home, random_base, STRICT)
     assert (report.verdict, report.changed[0]["state"]) == ("insufficient", "undecided"), (
         report.reasons
     )
     assert "set_aside" not in roles(home, report.update_id)
     say(home, range(104, 160), NO, YES)
-    report = learn(home, random_base, strict)
+    report = learn(home, random_base, STRICT)
     assert (report.verdict, report.changed[0]["state"]) == ("promoted", "changed")
+
+
+def test_a_change_that_can_be_learned_beside_what_was_learned_ages_nothing_out(home, random_base):
+    """A new topic in the same tag may look like a change, if live is wrong about all of it."""
+    say(home, range(100, 160), NO, YES, ask="Does {} sing?")
+    report = learn(home, random_base, CONFIG)
+    assert report.verdict == "promoted", report.reasons
+    assert report.changed == []
+    assert "aged_out" not in report.counts
+    assert report.counts["replayed"] > 0
 
 
 def test_other_users_do_not_speak_for_those_who_were_learned_from(tmp_path, random_base):
