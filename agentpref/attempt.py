@@ -216,7 +216,7 @@ class Bench:
     def _prove(self, rows: UpdateRows, training: TrainingReport, plan: Plan) -> Proof:
         """Evaluate the candidate, and decide on it; other attempts count as looks."""
         from agentpref.learn.trainer import Limits
-        from agentpref.prove import behaviour, crossfit, evaluate, probes
+        from agentpref.prove import behaviour, crossfit, evaluate
 
         learner, config = self.learner, self.config
         kl = evaluate.kl_from_base(learner, rows.held_out or rows.new, seed=config.seed)
@@ -243,7 +243,6 @@ class Bench:
             config=config,
             limits=Limits(left, self.interrupts, self.budget.clock),
         )
-        odd = probes.warnings(learner, [*rows.new, *rows.new_held_out])
         return Proof(
             result,
             new,
@@ -251,7 +250,7 @@ class Bench:
             new.counted_thumbs(),
             behaviour.told(evidence),
             evidence.shown,
-            (*odd, *new.notes(), *evidence.notes),
+            (*new.notes(), *evidence.notes),
         )
 
     def told(self, tried: Tried) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from agentpref.errors import MissingDependency
+from agentpref.prove.bootstrap import scipy
 from agentpref.prove.features import (
     HARM,
     Features,
@@ -23,6 +23,7 @@ from agentpref.prove.features import (
     is_degenerate,
     most_common,
 )
+from agentpref.prove.signs import sign_test
 
 ERROR = 0.05
 """The chance that pairs of random labels ask for anything, over all features together."""
@@ -115,18 +116,6 @@ def _sign_test(name: str, pairs: Sequence[tuple[str, Features, Features]]) -> As
     return Asked(name, direction, better, worse, up + down, sign_test(up, down))
 
 
-def sign_test(up: int, down: int, *, one_sided: bool = False) -> float:
-    """The exact p-value of ``up`` against ``down`` changes of either sign; 1 of none at all.
-
-    Raises:
-        MissingDependency: scipy is not installed.
-    """
-    if not up + down:
-        return 1.0
-    side = "greater" if one_sided else "two-sided"
-    return float(statistics().binomtest(up, up + down, alternative=side).pvalue)
-
-
 def _rank_test(
     name: str, liked: Sequence[tuple[str, Features]], disliked: Sequence[tuple[str, Features]]
 ) -> Asked | None:
@@ -135,7 +124,7 @@ def _rank_test(
         return None
     better, worse = map(_mean, sides)
     direction = 1 if better > worse else -1
-    p = float(statistics().mannwhitneyu(*sides, alternative="two-sided").pvalue)
+    p = float(scipy("stats").mannwhitneyu(*sides, alternative="two-sided").pvalue)
     return Asked(name, direction, better, worse, sum(map(len, sides)), p)
 
 
@@ -156,17 +145,6 @@ def _holm(tests: Sequence[Asked]) -> list[Asked]:
             break
         sure.append(test)
     return sure
-
-
-def statistics() -> Any:
-    """scipy's statistics; raises ``MissingDependency`` where scipy is not installed."""
-    try:
-        from scipy import stats
-    except ImportError as error:
-        raise MissingDependency(
-            f"proving an adapter needs {error.name}: pip install 'agentpref[train]'"
-        ) from error
-    return stats
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -21,11 +21,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from agentpref.config import GateSettings
-from agentpref.prove.asked import Asked, sign_test
+from agentpref.prove.asked import Asked
 from agentpref.prove.evidence import Evidence
 from agentpref.prove.features import LENGTHS, SCRIPTS, Features, gathered, is_canned
 from agentpref.prove.metrics import length_ratio
 from agentpref.prove.results import CheckResult, check, dot
+from agentpref.prove.signs import sign_test
 
 FEWEST_PROBES = 8
 """With fewer prompts, what is written cannot be told from chance."""

@@ -12,8 +12,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import chain
 from statistics import NormalDist
+from typing import Any
 
 from agentpref.errors import MissingDependency, UpdateError
 from agentpref.prove.metrics import accuracy
@@ -131,14 +133,10 @@ def _resample(
     sums: list[float], counts: list[int], confidence: float, seed: int, resamples: int
 ) -> tuple[float, float]:
     """Lower bound and standard error of Σ sums / Σ counts."""
-    try:
-        import numpy as np
-        from scipy.stats import bootstrap
-    except ImportError as error:
-        raise MissingDependency(
-            f"proving an adapter needs {error.name}: pip install 'agentpref[train]'"
-        ) from error
-    result = bootstrap(
+    stats = scipy("stats")
+    import numpy as np  # which scipy brings
+
+    result = stats.bootstrap(
         (np.array(sums), np.array(counts)),
         lambda sums, counts, axis=-1: sums.sum(axis=axis) / counts.sum(axis=axis),
         paired=True,
@@ -151,3 +149,17 @@ def _resample(
         rng=seed,
     )
     return float(result.confidence_interval.low), float(result.standard_error)
+
+
+def scipy(module: str) -> Any:
+    """A module of scipy, such as ``stats``, imported when it is needed.
+
+    Raises:
+        MissingDependency: scipy is not installed.
+    """
+    try:
+        return import_module(f"scipy.{module}")
+    except ImportError as error:
+        raise MissingDependency(
+            f"proving an adapter needs {error.name}: pip install 'agentpref[train]'"
+        ) from error

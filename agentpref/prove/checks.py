@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from agentpref import plugins
-from agentpref.prove.asked import statistics
+from agentpref.prove.bootstrap import scipy
 from agentpref.prove.evidence import ScorerResult, UserCheckResult
 from agentpref.types import Message
 
@@ -90,7 +90,7 @@ def _scored(
     changes = [new - old for old, new in zip(*sides, strict=True)]
     p = 1.0
     if any(changes):  # Wilcoxon's test of the signed ranks; prompts that score alike say nothing
-        found = statistics().wilcoxon(changes, alternative="less", zero_method="wilcox")
+        found = scipy("stats").wilcoxon(changes, alternative="less", zero_method="wilcox")
         p = float(found.pvalue)
     before, after = (sum(side) / max(1, len(side)) for side in sides)
     return ScorerResult(name, before, after, len(changes), p)

@@ -15,14 +15,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Literal
+from typing import Literal
 
-from agentpref.errors import MissingDependency
 from agentpref.learn.encode import EncodedExample
 from agentpref.prefer.strata import ANY, coarsen, stratify
-from agentpref.prove.bootstrap import Paired, lower_bound
+from agentpref.prove.bootstrap import Paired, lower_bound, scipy
 from agentpref.prove.evaluate import Scores
 from agentpref.prove.metrics import accuracy
+from agentpref.prove.signs import sign_test
 from agentpref.types import Stratum
 
 Method = Literal["exact", "bootstrap", "none"]
@@ -179,7 +179,7 @@ def interval(
 
 def proportion(right: float, total: int, confidence: float = 0.95) -> tuple[float, float]:
     """The exact two-sided interval of a share, ``right`` of ``total`` (Clopper & Pearson)."""
-    found = _binomial(round(right), total).proportion_ci(confidence, "exact")
+    found = scipy("stats").binomtest(round(right), total).proportion_ci(confidence, "exact")
     return float(found.low), float(found.high)
 
 
@@ -196,7 +196,7 @@ def difference(
     paired = Paired(tuple(right_against), tuple(right), tuple(prompts))
     changes = _means([new - old for new, old in zip(right, right_against, strict=True)], prompts)
     wins, losses = sum(c > 0 for c in changes), sum(c < 0 for c in changes)
-    p = float(_binomial(wins, wins + losses).pvalue) if wins + losses else 1.0
+    p = sign_test(wins, losses)
     finding: Finding = "better" if wins > losses else "worse"
     bound = lower_bound(paired, confidence=confidence, seed=seed)
     return Difference(
@@ -210,16 +210,6 @@ def difference(
         p,
         finding if p < 1 - confidence else "not told apart",
     )
-
-
-def _binomial(successes: int, trials: int) -> Any:
-    try:
-        from scipy.stats import binomtest
-    except ImportError as error:
-        raise MissingDependency(
-            f"an interval needs {error.name}: pip install 'agentpref[train]'"
-        ) from error
-    return binomtest(successes, trials)
 
 
 def _means(values: Sequence[float], prompts: Sequence[str]) -> list[float]:

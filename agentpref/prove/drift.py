@@ -28,7 +28,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
-from agentpref.errors import MissingDependency
+from agentpref.prove.bootstrap import scipy
+from agentpref.prove.signs import sign_test
 
 CLEAR = 2 / 3
 """The share of the new judgements that must contradict, beside all tests."""
@@ -178,24 +179,16 @@ def _ratios(k: Any, ones: Any, n: int, total: int) -> Any:
 
 def more_than_chance(successes: int, trials: int) -> float:
     """The exact p-value of so many successes where half were expected, one-sided."""
-    if not trials:
-        return 1.0
-    from scipy.stats import binom
-
-    return float(binom.sf(successes - 1, trials, 0.5))
+    return sign_test(successes, trials - successes, one_sided=True)
 
 
 def _numbers() -> tuple[Any, Any]:
     """numpy, and scipy's relative entropy.
 
     Raises:
-        MissingDependency: one is not installed.
+        MissingDependency: scipy is not installed.
     """
-    try:
-        import numpy as np
-        from scipy.special import rel_entr
-    except ImportError as error:
-        raise MissingDependency(
-            f"proving an adapter needs {error.name}: pip install 'agentpref[train]'"
-        ) from error
+    rel_entr = scipy("special").rel_entr
+    import numpy as np  # which scipy brings
+
     return np, rel_entr

@@ -322,7 +322,11 @@ def gather(
             if row.example.example_id in held_out
         )[: writing.SHOWN],
         cut_short=cut_short,
-        notes=(*probes.notes, *_first_token_note(new)),
+        notes=(
+            *(f"{odd.message}; a candidate that writes so is refused" for odd in judged.odd),
+            *probes.notes,
+            *_first_token_note(new),
+        ),
         comparisons=len(trained) + len(new.rows),
     )
 

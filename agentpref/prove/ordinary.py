@@ -24,7 +24,8 @@ class OrdinaryEvidence:
     """What became of ordinary answers: one number each, and what both policies write instead.
 
     ``falls`` are losses of log-likelihood against live in nats per token, 0 or more. ``live`` and
-    ``candidate`` are the harmful ones (empty or endless) among ``written`` greedy answers.
+    ``candidate`` are counts of harm (empty, endless, repeated, broken off) among ``written`` greedy
+    answers.
     """
 
     falls: Sequence[float]
@@ -63,8 +64,8 @@ def ordinary(evidence: OrdinaryEvidence | None, s: GateSettings) -> Iterator[Che
     # As for other counts, two standard deviations above live's are allowed.
     allowed = evidence.live + int(2 * math.sqrt(evidence.live))
     message = (
-        f"{evidence.candidate} of {evidence.written} greedy answers are empty or endless, "
-        f"live {evidence.live}"
+        f"{evidence.candidate} of {evidence.written} greedy answers are empty, endless, repeated "
+        f"or broken off, live {evidence.live}"
     )
     passed = evidence.candidate <= allowed
     cure = f", at most {allowed}: raise anchor.weight, or train less"

@@ -220,10 +220,3 @@ def _sides(row: EncodedExample) -> tuple[Ids | None, Ids | None]:
     if row.example.lone:
         return (row.own[0], None) if labels[0] else (None, row.own[0])
     return row.own[labels.index(max(labels))], row.own[labels.index(min(labels))]
-
-
-def warnings(learner: Learner, rows: Sequence[EncodedExample]) -> list[str]:
-    """Say before training what nobody can have meant: chosen answers that are blank, or canned."""
-    sides = [_sides(row) for row in rows]
-    texts = ([learner.decoding.text(s[n]) for s in sides if s[n] is not None] for n in (0, 1))  # type: ignore[arg-type]
-    return [f"{odd.message}; a candidate that writes so is refused" for odd in odd_wishes(*texts)]

@@ -29,8 +29,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from agentpref.errors import MissingDependency
-from agentpref.prove.bootstrap import Paired
+from agentpref.prove.bootstrap import Paired, scipy
 
 WORTH_RATE = 0.6
 """Of the prompts that change, at least this share becomes better in a gain worth having."""
@@ -68,11 +67,11 @@ class Signs:
 
     def chance_of_gain(self) -> float:
         """P(at least so many better), were each sign a fair coin; 1 where nothing changed."""
-        return _at_least(self.better, self.changed, 0.5)
+        return sign_test(self.better, self.worse, one_sided=True)
 
     def chance_of_loss(self) -> float:
         """P(at least so many worse), were each sign a fair coin."""
-        return _at_least(self.worse, self.changed, 0.5)
+        return sign_test(self.worse, self.better, one_sided=True)
 
     def chance_if_worth_having(self) -> float:
         """At most how probable so little is, were this a gain worth having.
@@ -84,6 +83,19 @@ class Signs:
         few_better = _at_most(self.better, self.changed, WORTH_RATE)
         few_changed = _at_most(self.changed, self.prompts, WORTH_CHANGE)
         return min(1.0, 2 * min(few_better, few_changed))
+
+
+def sign_test(up: int, down: int, *, one_sided: bool = False) -> float:
+    """The exact p-value of ``up`` against ``down`` changes of either sign; 1 of none at all.
+
+    One-sided it is P(at least so many up), were each change a fair coin.
+
+    Raises:
+        MissingDependency: scipy is not installed.
+    """
+    if one_sided:
+        return 1.0 if up <= 0 else float(_binomial("bdtrc", up - 1, up + down, 0.5))
+    return min(1.0, 2 * sign_test(max(up, down), min(up, down), one_sided=True))
 
 
 def allowed(look: int, risk: float) -> float:
@@ -112,19 +124,9 @@ def prompts_needed(signs: Signs, error: float, *, power: float = 0.8) -> int | N
     return math.ceil(changed * signs.prompts / signs.changed)
 
 
-def _at_least(number: int, of: int, rate: float) -> float:
-    return 1.0 if number <= 0 else float(_binomial("bdtrc", number - 1, of, rate))
-
-
 def _at_most(number: int, of: int, rate: float) -> float:
     return 1.0 if of == 0 else float(_binomial("bdtr", number, of, rate))
 
 
 def _binomial(name: str, number: int, of: int, rate: float) -> float:
-    try:
-        from scipy import special
-    except ImportError as error:
-        raise MissingDependency(
-            f"proving an adapter needs {error.name}: pip install 'agentpref[train]'"
-        ) from error
-    return float(getattr(special, name)(number, of, rate))
+    return float(getattr(scipy("special"), name)(number, of, rate))

@@ -8,7 +8,7 @@ from agentpref.learn.data import Available
 from agentpref.learn.encode import EncodedExample
 from agentpref.prove.evaluate import Scores
 from agentpref.prove.results import CheckResult, GateResult
-from agentpref.retry import MOST, Plan, follow_up, following, only_undecided
+from agentpref.retry import MOST, Plan, Turn, follow_up, following, only_undecided
 from tests.core.learn.examples import make_pair
 
 KL = CheckResult("KL budget", False, 0.2, 0.15, "over")
@@ -62,6 +62,18 @@ def test_a_tag_that_fails_is_left_out(bad):
     assert plan.looks == 2, "either tag could have been at fault"
     assert plan.without[0].startswith("tag bad (")
     assert "once more without tag bad" in why
+
+
+def test_where_people_changed_their_minds_the_old_evidence_yields_in_the_next_attempt():
+    turn = Turn(frozenset("ab"), frozenset("c"), frozenset("d"), ({"tag": "one"},), ("said",))
+    first = Plan(aside=frozenset("de"), aged=frozenset("c"), turn=turn)
+    plan, why = after([lost("one")], scores(one=GOOD), first)
+    assert (plan.number, plan.looks, plan.start) == (2, 1, "live")
+    assert (plan.aged, plan.restored, plan.aside) == (set("ab"), set("c"), set("e"))
+    assert (plan.changed, plan.notes) == (turn.told, turn.notes)
+    assert "yields" in why
+    assert not plan.turn, "it yields once"
+    assert Plan.thaw(first.freeze()) == first
 
 
 def by_origin(**groups):

@@ -6,8 +6,9 @@ import random
 
 import pytest
 
-from agentpref.prove.asked import JudgedAnswers, asked, odd_wishes, sign_test
+from agentpref.prove.asked import JudgedAnswers, asked, odd_wishes
 from agentpref.prove.features import features
+from agentpref.prove.signs import sign_test
 
 RARELY = 0.07
 TRIALS = 100

@@ -46,7 +46,10 @@ def test_harmful_answers_are_refused_beyond_the_noise_of_lives():
     assert failed(verdict(0, 1)) == [f"{NAME}, written"]
     assert failed(verdict(4, 8)) == []
     assert failed(verdict(4, 9)) == [f"{NAME}, written"]
-    assert "0 of 16 greedy answers are empty or endless" in verdict(0, 0).checks[-1].message
+    assert (
+        "0 of 16 greedy answers are empty, endless, repeated or broken off"
+        in verdict(0, 0).checks[-1].message
+    )
 
 
 @pytest.mark.parametrize("nothing", [None, OrdinaryEvidence([])])

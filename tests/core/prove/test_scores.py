@@ -394,12 +394,13 @@ def test_thumbs_ask_for_features_too(taught, thumbs):
     assert set(evidence.rejected.texts) == {"no, never"}
 
 
-def test_before_training_odd_wishes_are_counted(fresh_learner, pair_of):
+def test_odd_wishes_are_counted(fresh_learner, pair_of):
     learner = fresh_learner()
     rows = learner.encode([pair_of(n, "   " if n % 8 else "Ask me later") for n in range(40)])
-    (blank,) = probes.warnings(learner, rows)
-    assert blank.startswith("35 of 40 chosen answers are blank: ")
+    (blank,) = probes.judged(learner, rows, seed=0).odd
+    assert blank.message.startswith("35 of 40 chosen answers are blank: ")
     rows = learner.encode([pair_of(n, "Ask me later", f"no, {n}") for n in range(40)])
-    (canned,) = probes.warnings(learner, rows)
-    assert canned.startswith("40 of 40 chosen answers are one and the same text: ")
-    assert probes.warnings(learner, learner.encode([pair_of(n, "yes") for n in range(40)])) == []
+    (canned,) = probes.judged(learner, rows, seed=0).odd
+    assert canned.message.startswith("40 of 40 chosen answers are one and the same text: ")
+    rows = learner.encode([pair_of(n, "yes") for n in range(40)])
+    assert probes.judged(learner, rows, seed=0).odd == ()
