@@ -6,6 +6,7 @@ gate says. What failed decides whether another one follows (``retry.py``); the l
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from agentpref.prove.checks import Scorer, UserCheck
     from agentpref.prove.evaluate import Scores
     from agentpref.prove.results import GateResult
+
+_logger = logging.getLogger("agentpref")
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,9 +191,19 @@ class Bench:
             rows = prepare(self.learner, available, started.data, self.config)
         if not rows.new:
             return Tried(plan, available, rows)
+        if plan.number == 1:
+            self._warn_of_odd_wishes(rows)
         training = self._train(rows, plan)
         rows = rows.only(self.learner.reached)
         return Tried(plan, available, rows, training, self._prove(rows, training, plan))
+
+    def _warn_of_odd_wishes(self, rows: UpdateRows) -> None:
+        """Say before the work what a candidate will be refused for; the report says it again."""
+        from agentpref.prove.probes import judged
+
+        found = judged(self.learner, [*rows.new_held_out, *rows.new], seed=self.config.seed)
+        for odd in found.odd:
+            _logger.warning("%s", odd.warning)
 
     def _train(self, rows: UpdateRows, plan: Plan) -> TrainingReport:
         from agentpref.learn.trainer import Limits

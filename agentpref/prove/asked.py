@@ -167,6 +167,11 @@ class Odd:
         """Whether they are half of all: to learn from such pairs is to learn harm."""
         return 2 * self.count >= self.total
 
+    @property
+    def warning(self) -> str:
+        """What to tell people of it."""
+        return f"{self.message}; a candidate that writes so is refused"
+
 
 _MANY = 0.01
 _ENDS = 0.05  # a preposition at the end looks broken off, too

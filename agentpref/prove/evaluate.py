@@ -323,7 +323,7 @@ def gather(
         )[: writing.SHOWN],
         cut_short=cut_short,
         notes=(
-            *(f"{odd.message}; a candidate that writes so is refused" for odd in judged.odd),
+            *(odd.warning for odd in judged.odd),
             *probes.notes,
             *_first_token_note(new),
         ),

@@ -101,7 +101,10 @@ def is_degenerate(text: str) -> bool:
         return False
     if size >= 40 and distinct < 0.3:
         return True
-    for period in range(1, size // 2 + 1):
+    # What fills half of the words holds one of those in the middle, and has it again a period away.
+    middle = ((size - 1) // 2, size // 2)
+    periods = {abs(at - i) for at in middle for i in range(size) if words[i] == words[at]}
+    for period in sorted(periods & set(range(1, size // 2 + 1)) | {size // 2}):
         length = _longest_run(words, period)
         stretch = period + length
         if length >= 2 * period and stretch >= max(8, size / 2):

@@ -152,11 +152,17 @@ def test_the_report_says_what_was_asked_for_and_the_home_shows_answers(trained):
 
 
 @pytest.mark.guarantee("proof")
-def test_a_wish_for_blank_answers_is_refused_however_well_it_ranks(tmp_path, random_base):
-    home = tmp_path / "home"
+def test_a_wish_for_blank_answers_is_named_before_it_is_trained_and_refused_however_well_it_ranks(
+    tmp_path, random_base, caplog
+):
+    home, stages = tmp_path / "home", list[str]()
     Home.create(home)
     teach(home, range(40), chosen=" ")
-    report = learn(home, random_base)
+    with caplog.at_level("WARNING", "agentpref"):
+        caplog.handler.emit = lambda record: stages.append(record.getMessage())
+        report = learn(home, random_base, progress=lambda stage, done, total: stages.append(stage))
+    (warned,) = (stage for stage in stages if stage.startswith("40 of 40 chosen answers are blank"))
+    assert stages.index(warned) < stages.index("train")
     assert report.accuracy["untagged"]["after"] > 0.9
     assert report.verdict == "refused"
     assert any(reason.startswith("empty generations: ") for reason in report.reasons)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
+from agentpref.prove import features as feature_module
 from agentpref.prove.features import (
     features,
     gathered,
@@ -70,6 +73,44 @@ def test_an_answer_that_says_the_same_over_and_over_is_degenerate(text):
 )
 def test_an_answer_that_repeats_some_words_is_not(text):
     assert not is_degenerate(text)
+
+
+passages = st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=6)
+
+
+@given(passages, passages, st.integers(1, 8), passages)
+@example(list("ab"), list("abcd"), 2, [])
+def test_repetition_is_found_whatever_its_period_and_wherever_it_stands(
+    before, passage, times, after
+):
+    """By the definition: some stretch repeats what stands one period before it."""
+    words = [*before, *passage * times, *after]
+    size = len(words)
+    runs = [*zip(words, words[1:], words[2:], strict=False)]
+    if size < 8 or len(set(runs)) / len(runs) > 0.75:
+        expected = False
+    else:
+        expected = size >= 40 and len(set(runs)) / len(runs) < 0.3
+        for period in range(1, size):
+            for start in range(size - period):
+                end = start + period
+                while end < size and words[end] == words[end - period]:
+                    end += 1
+                thrice = end - start >= 3 * period and end - start >= max(8, size / 2)
+                twice = period >= 4 and start == 0 and end == size == 2 * period
+                expected = expected or thrice or twice
+    assert is_degenerate(" ".join(words)) == expected
+
+
+def test_a_long_answer_is_read_by_few_periods(monkeypatch):
+    """By every period, 15,000 words would take minutes."""
+    read, periods = feature_module._longest_run, list[int]()
+    monkeypatch.setattr(
+        feature_module, "_longest_run", lambda words, n: periods.append(n) or read(words, n)
+    )
+    words = [word for n in range(2_500) for word in (f"w{n}", f"x{n}", f"v{n}")]
+    is_degenerate(" ".join([*words, "and", *words]))
+    assert 0 < len(periods) < 5
 
 
 @pytest.mark.parametrize(
