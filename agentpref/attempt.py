@@ -214,7 +214,7 @@ class Bench:
         )
         self.checkpoint.about = started.freeze(self.conditions)
         if self.config.max_minutes is not None:
-            learner.score("base", [*rows.new, *rows.old])  # no part of the time for training
+            learner.score("base", [*rows.new, *rows.old])  # before the time for training
         proving = [*(rows.held_out or rows.trained), *rows.ordinary_held_out]
         seconds = self.budget.for_training(learner, proving)
         limits = Limits(seconds, self.interrupts, self.budget.clock)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from agentpref.config import UpdateConfig
 from agentpref.learn.data import Available, UpdateRows, prepare, replay_size
+from agentpref.learn.schedule import ORDINARY_SHARE
 from agentpref.prefer.strata import Listed, sample
 from agentpref.types import Verdict
 
@@ -144,6 +145,8 @@ def affordable(
             speed = learner.scoring_speed(encoded)
             if bill.is_empty:
                 old = bill.start(encoded, old, _SHARE_OF_OLD * budget.left() * speed)
+                anchors = available.ordinary([row.example for row in encoded])
+                bill.anchor(learner.measure(anchors))
             room = _SHARE * budget.left() * speed
         scored = {
             policy: dict(zip(rows, learner.is_scored(policy, encoded), strict=True))
@@ -175,6 +178,7 @@ class _Bill:
         self.trained = 0
         self._config, self._old = config, old
         self._rows, self._width, self._total, self._limit = 0, 0, 0.0, 0
+        self._beside = 0.0  # the mean width of the ordinary answers that are trained
 
     @property
     def is_empty(self) -> bool:
@@ -190,6 +194,18 @@ class _Bill:
         chosen = sample(old, most)
         self._total += each * len(chosen)
         return chosen
+
+    def anchor(self, rows: Sequence[EncodedExample]) -> None:
+        """Add ordinary answers: some are trained beside the others, some are scored and asked."""
+        from agentpref.prove import evaluate, probes
+
+        held_out = [row for row in rows if row.example.held_out]
+        trained = [row.width for row in rows if not row.example.held_out]
+        self._beside = sum(trained) / len(trained) if trained else 0.0
+        self._total += 2 * sum(row.width for row in held_out)
+        if held_out:
+            asked = min(evaluate.ORDINARY_PROBES, len(held_out))
+            self._total += evaluate.COST_OF_WRITING * 2 * asked * probes.token_limit(held_out)
 
     def add(self, row: EncodedExample, scored: Container[str]) -> None:
         """Add a row, of which some frozen policies have scores already."""
@@ -208,14 +224,15 @@ class _Bill:
         self._total += passes * row.width
 
     def total(self) -> float:
-        """The cost of all rows, of what is replayed beside them, and of the answers to probes."""
+        """The cost of all rows, of what is trained beside them, and of the answers to probes."""
         from agentpref.prove import evaluate, probes
 
         replayed = min(self._old, replay_size(self.trained, self._config.replay))
         each = (COST_OF_TRAINING + COST_OF_DRAWING) * self._width / self._rows
+        beside = COST_OF_TRAINING * self._beside * ORDINARY_SHARE * (self.trained + replayed)
         asked = min(probes.PROBES, self._rows) + min(probes.SAMPLED, self._rows)
         written = 2 * asked * self._limit
-        return self._total + replayed * each + evaluate.COST_OF_WRITING * written
+        return self._total + replayed * each + beside + evaluate.COST_OF_WRITING * written
 
 
 def _known_tokens(learner: Learner, policy: Policy, rows: Sequence[EncodedExample]) -> int:

@@ -234,6 +234,13 @@ class GateSettings:
     folds: int = setting(
         3, "parts of the trained prompts for that; a model is trained for each but the first", ge=2
     )
+    canary: float = setting(
+        0.1,
+        "share of the threads that a candidate serves as the canary, where its gain is likely (at "
+        "most 1 in 10 by chance) and not proven; 0: none",
+        ge=0,
+        le=1,
+    )
     retention_margin: float = setting(0.03, "loss of accuracy that is allowed", ge=0)
     flip_rate: float = setting(
         0.1,

@@ -19,6 +19,7 @@ from agentpref.accounting import uses
 from agentpref.home import CANDIDATE, own_folder
 from agentpref.prefer.strata import Listed
 from agentpref.printable import in_namespace
+from agentpref.prove.gain import NAME, odds
 from agentpref.record.updates import UpdateRow, Updates
 from agentpref.serve import decisions
 from agentpref.serve.publishing import Publication
@@ -62,7 +63,8 @@ class Outcome:
     ) -> UpdateReport:
         """Keep the outcome, publish its candidate unless it was refused, and promote what passed.
 
-        The verdict is ``promoted`` only of what was made live. Nobody is overruled who held the
+        The verdict is ``promoted`` only of what was made live. What is likely better, and not
+        proven so, serves as the canary where there is none. Nobody is overruled who held the
         namespace, took the like of it back, or changed what serves since the update began: the
         report then says so and names the command. ``serving`` is what served at the beginning.
         """
@@ -82,7 +84,7 @@ class Outcome:
             name = publication.revision.revision_id
             LogpCache(publication.connection, *policy).rename(name)
             report = replace(self.report, revision=name)
-            if report.verdict == "passed":
+            if report.verdict == "passed" or self._is_likely():
                 report = self._serve(report, publication, serving)
             self._keep(publication.connection, report)
         return report
@@ -90,9 +92,13 @@ class Outcome:
     def _serve(
         self, report: UpdateReport, publication: Publication, serving: ServingState
     ) -> UpdateReport:
-        """Promote the candidate, or say why it is not live."""
+        """Make live what passed, and the canary what is likely better; or say why not."""
         name, connection = publication.revision.revision_id, publication.connection
         promote, canary, _ = self.wishes
+        what = "passed"
+        if report.verdict != "passed":
+            canary = canary or report.config["gate"]["canary"]
+            what = f"is likely better ({odds(report.gain['chance'])} by chance)"
         trained = [example.example_id for example in self.groups["trained"]]
         repeated = decisions.taken_back_before(connection, publication.revision, trained)
         held = decisions.read_hold(connection, report.namespace)
@@ -104,15 +110,25 @@ class Outcome:
             why = repeated or "the namespace is held"
         elif not promote:
             why = "it was not to be promoted"
+        elif report.verdict != "passed" and serving.canary is not None:
+            why = f"{serving.canary} is the canary until thumbs or people decide on it"
         elif canary is None and publication.promote(serving):
             return replace(report, verdict="promoted")
         elif canary is not None and publication.canary(serving, canary):
             instead = f" instead of {serving.canary}" if serving.canary is not None else ""
             why = f"it serves {canary:.4g} of the threads, as the canary{instead}"
+            why += "" if report.verdict == "passed" else ", and people's thumbs decide"
         else:
             why = "somebody changed what serves while the update ran"
-        note = f"{name} passed and is not live: {why}; {cure} makes it live"
+        note = f"{name} {what} and is not live: {why}; {cure} makes it live"
         return replace(report, notes=[*report.notes, note])
+
+    def _is_likely(self) -> bool:
+        """Whether a gain is likely, though not proven, and nothing else speaks against it."""
+        report = self.report
+        failed = {check["name"] for check in report.checks if not check["passed"]}
+        tries = report.config["gate"]["canary"] > 0 and report.gain.get("likely", False)
+        return bool(tries) and report.verdict == "insufficient" and failed == {NAME}
 
     def _publishing(
         self, registry: Registry, learner: Learner, folder: Path

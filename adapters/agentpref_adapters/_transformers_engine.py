@@ -209,14 +209,14 @@ class _Batch(Continuation):
         left = [row for row, request in enumerate(self.requests) if not request.done]
         if not left:
             self.requests = []
-        elif len(left) < len(self.requests) and _is_plain(self.cache):
+        elif len(left) < len(self.requests) and self.is_plain():
             with torch.inference_mode():
-                self._keep(left)
+                self.keep(left)
 
     def may_join(self, other: _Batch) -> bool:
         """Whether another batch can become part of this one."""
         alone = self._alone or other._alone
-        return not alone and _is_plain(self.cache) and _is_plain(other.cache)
+        return not alone and self.is_plain() and other.is_plain()
 
     def join(self, other: _Batch) -> None:
         """Take in the requests of another batch, whose first tokens are written."""
@@ -243,31 +243,13 @@ class _Batch(Continuation):
             self.requests = self.requests + other.requests
             order, self.shares = shares_of([request.adapter for request in self.requests])
             if order != sorted(order):
-                self._keep(order)
+                self.keep(order)
 
-    def _keep(self, order: list[int]) -> None:
-        """Continue with these rows, in this order, and drop padding that all of them have."""
-        import torch
-
-        rows = torch.tensor(order, device=self.mask.device)
-        mask = self.mask.index_select(0, rows)
-        begin = int(mask.argmax(-1).min())  # where the first of the rows begins
-        for layer in self.cache.layers:
-            on_device = rows.to(layer.keys.device)
-            layer.keys = layer.keys[:, :, begin:].index_select(0, on_device)
-            layer.values = layer.values[:, :, begin:].index_select(0, on_device)
-        self.mask = mask[:, begin:]
-        self.tokens = self.tokens.index_select(0, rows)
-        self.positions = self.positions.index_select(0, rows)
+    def keep(self, order: Sequence[int]) -> None:
+        """Continue with these rows, and with the requests that they answer."""
+        super().keep(order)
         self.requests = [self.requests[row] for row in order]
         _, self.shares = shares_of([request.adapter for request in self.requests])
-
-
-def _is_plain(cache: Any) -> bool:
-    """Whether a cache holds just (rows, heads, tokens, size) of keys and values per layer."""
-    from transformers.cache_utils import DynamicCache, DynamicLayer
-
-    return type(cache) is DynamicCache and all(type(x) is DynamicLayer for x in cache.layers)
 
 
 @contextmanager

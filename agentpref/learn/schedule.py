@@ -13,7 +13,7 @@ _SMALL_MODEL = 50_000_000
 _WARMUP_SHARE = 0.1
 _WINDOW = 8
 
-_ORDINARY_SHARE = 0.25
+ORDINARY_SHARE = 0.25
 """Ordinary answers beside the examples of a batch, as a share of its size."""
 
 
@@ -54,5 +54,5 @@ def plan_batches(
             batches = [window[i : i + size] for i in range(0, len(window), size)]
             planned.extend(rng.sample(batches, len(batches)))
     circle = itertools.cycle(rng.sample(ordinary, len(ordinary)))
-    beside = max(1, round(_ORDINARY_SHARE * size))
+    beside = max(1, round(ORDINARY_SHARE * size))
     return [[*batch, *itertools.islice(circle, min(beside, len(ordinary)))] for batch in planned]

@@ -59,6 +59,34 @@ class Continuation:
         self.tokens, self.positions = chosen[:, None], self.positions[:, -1:] + 1
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(chosen), 1)], dim=1)
 
+    def is_plain(self) -> bool:
+        """Whether the cache holds just (rows, heads, tokens, size) of keys and values per layer.
+
+        Others (sliding windows, linear attention) cannot be cut or joined.
+        """
+        from transformers.cache_utils import DynamicCache, DynamicLayer
+
+        layers = self.cache.layers if type(self.cache) is DynamicCache else [None]
+        return all(type(layer) is DynamicLayer for layer in layers)
+
+    def keep(self, order: Sequence[int]) -> None:
+        """Continue with these rows, in this order, and drop padding that all of them have.
+
+        The cache must be plain.
+        """
+        import torch
+
+        rows = torch.tensor(order, device=self.mask.device)
+        mask = self.mask.index_select(0, rows)
+        begin = int(mask.argmax(-1).min())  # where the first of the rows begins
+        for layer in self.cache.layers:
+            on_device = rows.to(layer.keys.device)
+            layer.keys = layer.keys[:, :, begin:].index_select(0, on_device)
+            layer.values = layer.values[:, :, begin:].index_select(0, on_device)
+        self.mask = mask[:, begin:]
+        self.tokens = self.tokens.index_select(0, rows)
+        self.positions = self.positions.index_select(0, rows)
+
 
 class Answers(NamedTuple):
     """The tokens of each answer, its end token included, and whether log-probs were finite."""
@@ -67,8 +95,8 @@ class Answers(NamedTuple):
     finite: bool
 
 
-Choose: TypeAlias = "Callable[[Tensor], Tensor]"
-"""Chooses each row's next token, (rows,), from logits, (rows, vocabulary)."""
+Choose: TypeAlias = "Callable[[Tensor, Sequence[int]], Tensor]"
+"""Chooses each row's next token, (rows,), from logits, (rows, vocabulary), and whose they are."""
 
 
 def greedy(model: Any, prompts: Sequence[Ids], decoding: Decoding, *, limit: int) -> Answers:
@@ -79,7 +107,7 @@ def greedy(model: Any, prompts: Sequence[Ids], decoding: Decoding, *, limit: int
     Raises:
         GenerationFailed: a prompt leaves no room at all.
     """
-    return _continued(model, prompts, decoding, limit, lambda logits: logits.argmax(-1))
+    return _continued(model, prompts, decoding, limit, lambda logits, _: logits.argmax(-1))
 
 
 def sampled(
@@ -93,15 +121,16 @@ def sampled(
 ) -> Answers:
     """Answers as :func:`greedy` gives them, but drawn at a temperature above 0.
 
-    The draws are the maxima of logits with Gumbel noise, which depends on the seed, the row and the
-    step alone: two policies that agree draw the same words.
+    The draws are the maxima of logits with Gumbel noise, which depends on the seed, the number of
+    the prompt and the step alone: two policies that agree draw the same words.
     """
     import torch
 
-    source = torch.Generator().manual_seed(seed)
+    sources = [torch.Generator().manual_seed(seed + number) for number in range(len(prompts))]
 
-    def choose(logits: Tensor) -> Tensor:
-        uniform = torch.rand(logits.shape, generator=source).clamp_(min=1e-12).to(logits.device)
+    def choose(logits: Tensor, numbers: Sequence[int]) -> Tensor:
+        drawn = [torch.rand(logits.shape[-1], generator=sources[number]) for number in numbers]
+        uniform = torch.stack(drawn).clamp_(min=1e-12).to(logits.device)
         return (logits / temperature - (-uniform.log()).log()).argmax(-1)
 
     return _continued(model, prompts, decoding, limit, choose)
@@ -114,27 +143,29 @@ def _continued(
 
     rooms = [decoding.room(prompt, limit) for prompt in prompts]
     answers: list[list[int]] = [[] for _ in prompts]
-    finite = True
+    going, finite = set(range(len(prompts))), True
     with torch.no_grad():
         for group in _groups(
             model, [len(p) + room for p, room in zip(prompts, rooms, strict=True)]
         ):
             batch = Continuation([prompts[i] for i in group], decoding.pad, model.device)
-            going = list(range(len(group)))
-            while going:
+            while True:
                 logits = batch.logits(model)
-                finite = finite and bool(logits[going].logsumexp(-1).isfinite().all())
-                chosen = choose(logits)
-                for row, token in enumerate(chosen.tolist()):
-                    if row in going:
-                        answers[group[row]].append(token)
-                going = [
-                    row
-                    for row in going
-                    if answers[group[row]][-1] not in decoding.end_tokens
-                    and len(answers[group[row]]) < rooms[group[row]]
-                ]
+                asked = [row for row, number in enumerate(group) if number in going]
+                finite = finite and bool(logits[asked].amax(-1).isfinite().all())
+                chosen = choose(logits, group)
+                for number, token in zip(group, chosen.tolist(), strict=True):
+                    if number in going:
+                        answers[number].append(token)
+                        if token in decoding.end_tokens or len(answers[number]) == rooms[number]:
+                            going.remove(number)
+                left = [row for row, number in enumerate(group) if number in going]
+                if not left:
+                    break
                 batch.append(chosen)
+                if len(left) < len(group) and batch.is_plain():
+                    batch.keep(left)
+                    group = [group[row] for row in left]
                 if decoding.positions is not None:  # rows that have ended wait at the last one
                     batch.positions.clamp_(max=decoding.positions - 1)
     return Answers([tuple(answer) for answer in answers], finite)

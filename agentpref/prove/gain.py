@@ -25,6 +25,9 @@ NAME = "new preferences"
 _ALONE = 0.5
 """The share of a look's error that is for the held-out prompts alone, if there are others."""
 
+_LIKELY = 0.1
+"""A gain that is this rare by chance, or rarer, is likely: worth a canary, whatever the look."""
+
 _FEWEST_PROMPTS = 30
 """With fewer, the bootstrap covers less than its nominal confidence, and its bound is not shown."""
 
@@ -61,6 +64,12 @@ class Gain:
         """Whether more evidence is not worth waiting for."""
         return self.state in ("loss", "worthless")
 
+    @property
+    def is_likely(self) -> bool:
+        """Whether a gain is likely although it is not proven."""
+        is_better = self.held_out.better > self.held_out.worse
+        return self.state == "open" and self.chance <= _LIKELY and is_better
+
     def to_mapping(self) -> dict[str, float | None]:
         """The numbers for reports."""
         found = {
@@ -74,6 +83,7 @@ class Gain:
             "needed": self.needed,
             "look": self.look,
             "look_counts": self.counts,
+            "likely": self.is_likely,
         }
         return {**found, "comparisons_needed": self.comparisons_needed}
 

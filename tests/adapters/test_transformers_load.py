@@ -153,7 +153,7 @@ def test_an_error_in_the_prompt_of_one_request_does_not_fail_the_others(
     assert reply.token_ids == served.expected[BASE, "tide"]
 
 
-@pytest.mark.parametrize("step", ["join", "_keep"])
+@pytest.mark.parametrize("step", ["join", "keep"])
 def test_an_error_while_caches_are_copied_fails_the_batch_and_the_backend_stays_usable(
     served: Served, backend: TransformersBackend, watched: Watched, step: str
 ) -> None:

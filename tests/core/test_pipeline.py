@@ -245,7 +245,7 @@ def test_the_same_inputs_and_seed_give_the_same_bytes(trained, fresh, random_bas
 
 
 def test_with_too_few_held_out_pairs_a_revision_is_published_but_does_not_serve(fresh, random_base):
-    config = replace(CONFIG, gate=replace(CONFIG.gate, confidence=1 - 1e-15))
+    config = replace(CONFIG, gate=replace(CONFIG.gate, confidence=1 - 1e-15, canary=0.0))
     report = learn(fresh, random_base, config)
     assert report.verdict == "insufficient"
     assert not passed(report, "new preferences")

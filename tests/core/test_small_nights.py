@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from agentpref.config import GateSettings
+from agentpref.serve.registry import Registry
 from tests.core.test_interrupted_updates import adapter, interrupt
 from tests.core.test_pipeline import CONFIG, learn, revisions, teach
 
@@ -17,6 +18,8 @@ FEW = replace(
     gate=GateSettings(kl_budget=1e3, distinct_floor=0.0, length_ratio=(1e-3, 1e3)),
 )
 ALONE = replace(FEW, gate=replace(FEW.gate, cross_fit_below=0))
+STRICT = replace(ALONE, held_out=0.2, gate=replace(ALONE.gate, confidence=1 - 1e-6))
+"""With more held out, and with more than that asked for."""
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +49,35 @@ def test_few_held_out_prompts_alone_prove_nothing(alone):
     held_out = report.counts["new_evaluated"]
     assert (report.gain["prompts"], report.gain["cross_fitted"]) == (held_out, 0)
     assert (report.gain["look"], report.gain["look_counts"]) == (0, False)
+
+
+def test_what_is_likely_and_not_proven_serves_a_few_threads_as_the_canary(home, random_base):
+    registry = Registry(home)
+    report = learn(home, random_base, STRICT)
+    assert (report.verdict, report.gain["likely"]) == ("insufficient", True)
+    state = registry.state()
+    assert (state.live, state.canary, state.weight) == (None, report.revision, 0.1)
+    assert report.notes[-1] == (
+        f"{report.revision} is likely better (1 in {2 ** report.gain['better']} by chance) and is "
+        "not live: it serves 0.1 of the threads, as the canary, and people's thumbs decide; "
+        f"`agentpref adapters promote {report.revision}` makes it live"
+    )
+    teach(home, range(40, 44))
+    second = learn(home, random_base, STRICT)
+    assert (second.verdict, registry.state()) == ("insufficient", state), "thumbs need their time"
+    assert f"{report.revision} is the canary until thumbs or people decide" in second.notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("share", "wishes"), [(0.0, {}), (0.1, {"promote": False}), (0.1, {"held": True})]
+)
+def test_nothing_likely_is_a_canary_where_people_want_none(home, random_base, share, wishes):
+    if wishes.pop("held", False):
+        Registry(home).hold()
+    config = replace(STRICT, gate=replace(STRICT.gate, canary=share))
+    report = learn(home, random_base, config, **wishes)
+    assert (report.verdict, report.gain["likely"]) == ("insufficient", True)
+    assert Registry(home).state().canary is None
 
 
 @pytest.mark.guarantee("proof")

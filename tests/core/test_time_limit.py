@@ -6,6 +6,7 @@ clock, three where it trains, and four where it writes. Nothing else takes any t
 
 from __future__ import annotations
 
+import shutil
 import signal
 import sqlite3
 import time
@@ -26,6 +27,7 @@ from agentpref.record.database import connect
 from tests.core.test_interrupted_updates import adapter, signal_at
 from tests.core.test_pipeline import CONFIG, learn, teach
 from tests.core.test_pipeline_accounts import require_sums
+from tests.core.test_pipeline_ordinary import wish
 
 PROMPTS = 400
 MINUTE = replace(CONFIG, held_out=0.2, epochs=2, max_minutes=1.0)
@@ -110,6 +112,19 @@ def test_an_update_keeps_its_limit_and_says_what_waits(
     assert report.counts["trained"] > 16
     used = report.counts["trained"] + report.counts["new_evaluated"]
     assert scored(home) <= used * 1.2, "what waits was not scored"
+
+
+def test_ordinary_answers_take_of_the_time_and_less_is_learned_beside_them(
+    home: Path, clock: SlowModel, random_base: Path, tmp_path: Path
+) -> None:
+    beside = shutil.copytree(home, tmp_path / "beside")
+    for number in range(200):
+        wish(beside, number)
+    alone, anchored = (learn(place, random_base, MINUTE) for place in (home, beside))
+    assert anchored.counts["anchored"] > 0
+    assert 30 < anchored.seconds <= 66
+    assert CONFIG.batch_size < anchored.counts["trained"] < 0.8 * alone.counts["trained"]
+    assert anchored.training["stopped"] == "end"
 
 
 def test_updates_with_a_limit_learn_everything_in_the_end(
@@ -209,7 +224,8 @@ def test_an_update_with_a_limit_that_gets_no_further_is_not_repeated(
     assert set(verdicts[end:]) == {"nothing_new"}, "it stays so until something changes"
     assert "raise max_minutes" in reports[end].notes[-1]
     fitted = reports[end - 1].counts["new_evaluated"]
-    assert f"{fitted} new held-out examples fitted" in reports[end - 1].notes[-1]
+    said = " ".join(reports[end - 1].notes)
+    assert f"{fitted} new held-out examples fitted" in said
     longer = learn(home, random_base, replace(strict, max_minutes=1.5))
     assert longer.counts["new_evaluated"] > fitted
 

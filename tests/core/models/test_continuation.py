@@ -14,6 +14,8 @@ from agentpref.models.decoding import Decoding
 from tests.core.learn.families import FAMILIES, random_model
 
 POSITIONS = 64
+WIDE = "mistral, wide window"
+"""Its cache cannot be cut."""
 PROMPTS = [(5, 6, 7, 8), (9,), tuple(range(10, 40)), tuple(range(1, 49)) + tuple(range(1, 13))]
 ROOMS = [20, 20, 20, 4]
 
@@ -106,11 +108,15 @@ def test_a_long_answer_does_not_change_short_ones_under_longrope() -> None:
     assert greedy(model, PROMPTS, how, limit=12).tokens == alone
 
 
-@pytest.mark.parametrize(("at", "finite"), [(0, False), (2, False), (5, True)])
+@pytest.mark.parametrize(
+    ("family", "at", "finite"),
+    [("llama", 0, False), ("llama", 2, False), (WIDE, 2, False), (WIDE, 5, True)],
+)
 def test_numbers_that_are_not_finite_are_seen_until_an_answer_ends(
-    monkeypatch: pytest.MonkeyPatch, at: int, finite: bool
+    monkeypatch: pytest.MonkeyPatch, family: str, at: int, finite: bool
 ) -> None:
-    model = random_model("llama")
+    """Where a cache cannot be cut, an answer that has ended waits."""
+    model = random_model(family)
     (answer,) = greedy(model, PROMPTS[:1], decoding(), limit=3).tokens
     assert answer[2] not in answer[:2]
     forward, passes = model.forward, iter(range(100))
@@ -124,6 +130,18 @@ def test_numbers_that_are_not_finite_are_seen_until_an_answer_ends(
     monkeypatch.setattr(model, "forward", broken)
     found = greedy(model, PROMPTS[:2], decoding(answer[2]), limit=8)
     assert found.finite is finite
+
+
+def test_answers_that_have_ended_take_no_part_in_later_passes() -> None:
+    model = random_model("llama")
+    (answer,) = greedy(model, PROMPTS[:1], decoding(), limit=3).tokens
+    rows = list[int]()
+    model.register_forward_pre_hook(
+        lambda module, of, inputs: rows.append(len(inputs["input_ids"])), with_kwargs=True
+    )
+    found = greedy(model, PROMPTS[:3], decoding(answer[2]), limit=8).tokens
+    assert rows == [sum(len(each) > n for each in found) for n in range(max(map(len, found)))]
+    assert len(rows) > 3 > rows[-1]
 
 
 def draw(model: Any, temperature: float = 1.0, seed: int = 0) -> list[tuple[int, ...]]:
