@@ -98,7 +98,7 @@ class Outcome:
         what = "passed"
         if report.verdict != "passed":
             canary = canary or report.config["gate"]["canary"]
-            what = f"is likely better ({odds(report.gain['chance'])} by chance)"
+            what = f"is likely better ({odds(report.gain['chance'] or 0.0)} by chance)"
         trained = [example.example_id for example in self.groups["trained"]]
         repeated = decisions.taken_back_before(connection, publication.revision, trained)
         held = decisions.read_hold(connection, report.namespace)

@@ -4,7 +4,7 @@ Run as ``python -m benchmarks.ordinary``. Night after night, the bundled model l
 yes/no statements. After each night, requests of everyday life
 (``benchmarks.tiny_model.dialogues``), which were neither judged nor trained, are answered greedily.
 An answer is in good form if it is one of the request's kind, in any of the five styles, with any
-names and numbers in it: the bundled model copies these badly.
+names and numbers in it.
 
     python -m benchmarks.ordinary --nights 5 --arms "naive,plain,anchored" --seeds 0,1
     python -m benchmarks.ordinary --nights 20 --arms anchored

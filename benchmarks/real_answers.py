@@ -1,9 +1,10 @@
 """Sample the answers of the demo on a real model: ``python -m benchmarks.real_answers``.
 
 SmolLM2-135M-Instruct answers the questions of ``data/everyday_questions.txt`` at temperature .9 and
-top-p .9, twice each, through the in-process engine. Nobody chose among the answers: all of them are
-written, in the order of the questions, and cut ones are marked. Rounding may choose another word on
-another machine, and in other company: requests are answered together.
+top-p .9, twice each, through the in-process engine; and twice more with the hint that the file has
+for some of them, as an app would try another prompt. Nobody chose among the answers: all of them
+are written, in the order of the questions, and cut ones are marked. Rounding may choose another
+word on another machine, and in other company: requests are answered together.
 
 A line of the file is one question: ``{"tag", "question", "answers": [{"text", "whole"}, …]}``.
 """
@@ -29,14 +30,16 @@ MAX_TOKENS = 160
 TOGETHER = 40
 
 
-def questions() -> Iterator[tuple[str, str]]:
-    """Each question with its tag, in the order of the file."""
-    tag = ""
+def questions() -> Iterator[tuple[str, str, str]]:
+    """Each question with its tag and its hint, which may be empty, in the order of the file."""
+    tag = hint = ""
     for line in QUESTIONS.read_text(encoding="utf-8").splitlines():
         if line.startswith("# tag: "):
-            tag = line.removeprefix("# tag: ")
+            tag, hint = line.removeprefix("# tag: "), ""
+        elif line.startswith("# hint: "):
+            hint = line.removeprefix("# hint: ")
         elif line:
-            yield tag, line
+            yield tag, line, hint
 
 
 def sample(model: str) -> Iterator[dict[str, Any]]:
@@ -48,9 +51,9 @@ def sample(model: str) -> Iterator[dict[str, Any]]:
 
     asked = list(questions())
 
-    def answer(question: str, seed: int) -> dict[str, Any]:
+    def answer(prompt: str, seed: int) -> dict[str, Any]:
         request = GenerationRequest(
-            ({"role": "user", "content": question},),
+            ({"role": "user", "content": prompt},),
             max_tokens=MAX_TOKENS,
             temperature=TEMPERATURE,
             top_p=TOP_P,
@@ -69,11 +72,12 @@ def sample(model: str) -> Iterator[dict[str, Any]]:
             (
                 {"tag": tag, "question": question},
                 [
-                    threads.submit(answer, question, ANSWERS * number + one)
+                    threads.submit(answer, prompt, ANSWERS * number + one)
+                    for prompt in ([question, f"{question} {hint}"] if hint else [question])
                     for one in range(ANSWERS)
                 ],
             )
-            for number, (tag, question) in enumerate(asked)
+            for number, (tag, question, hint) in enumerate(asked)
         ]
         for row, answers in rows:
             yield {**row, "answers": [each.result() for each in answers]}

@@ -144,8 +144,7 @@ def distinct(drawn: Iterator[Request], number: int, *, held_out: bool = False) -
 def good_form(request: Request) -> Callable[[str], bool]:
     """Whether an answer to a request of the grammar has the form of one, whatever it names.
 
-    The bundled model copies names and numbers badly, and nobody taught it better; so any words may
-    stand where the request's own stand.
+    Any words may stand where the request's own stand: how well a model copies is not asked here.
     """
     values = sorted(map(re.escape, request.arguments.values()), key=len, reverse=True)
     words = re.compile("|".join([*values, rf"\b(?:{_SKY})\b"]))

@@ -1,4 +1,4 @@
-"""What the bundled model is trained on: statements answered by a coin, and dialogues in all styles.
+"""What the bundled model reads: statements answered by a coin, dialogues in all styles, and echoes.
 
 Only prompts on the training side of the pair builder's own split come in, so that a held-out pair
 of the persona data or of the demo was never seen by the base model either. Persona labels never
@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from agentpref.config import UpdateConfig
 from agentpref.prefer.examples import is_held_out
 from benchmarks.persona import FOLDER as PERSONA
 from benchmarks.persona import QUESTION
-from benchmarks.tiny_model import dialogues
+from benchmarks.tiny_model import dialogues, words
 
 SYSTEMS = (
     "You are a helpful assistant.",
@@ -25,7 +26,8 @@ SYSTEMS = (
 )
 SHARE = UpdateConfig().held_out
 
-Conversation = dict[str, Any]  # {"messages": […], "tools": […] or None}
+# {"messages": […], "tools": […] or None, "read": whether the user's words are learned, too}
+Conversation = dict[str, Any]
 
 
 def statements() -> list[str]:
@@ -41,17 +43,26 @@ def ask(text: str) -> list[dict[str, Any]]:
 
 
 def epoch(rng: random.Random, spoken: list[str], n_dialogues: int) -> list[Conversation]:
-    """One shuffled pass: each statement once, and ``n_dialogues`` fresh dialogues."""
+    """One shuffled pass: each statement once, new dialogues, and half as many echoes."""
     rows = [statement(rng, text) for text in spoken]
-    rows.extend(dialogue for _, dialogue in zip(range(n_dialogues), draw(rng), strict=False))
+    rows.extend(islice(draw(rng), n_dialogues))
+    rows.extend(echo(rng) for _ in range(n_dialogues // 2))
     rng.shuffle(rows)
     return rows
 
 
 def statement(rng: random.Random, text: str) -> Conversation:
-    """A statement, answered by a coin."""
+    """A statement, answered by a coin; what there is to learn is the statement."""
     answer = {"role": "assistant", "content": rng.choice(["Yes", "No"])}
-    return {"messages": [*greet(rng), *ask(QUESTION.format(text)), answer], "tools": None}
+    messages = [*greet(rng), *ask(QUESTION.format(text)), answer]
+    return {"messages": messages, "tools": None, "read": True}
+
+
+def echo(rng: random.Random) -> Conversation:
+    """Words to say again, which teaches to copy sooner than dialogues do."""
+    said = ", ".join(rng.sample(words.EVERY, rng.randint(3, 9)))
+    messages = [*ask(f"Say: {said}"), {"role": "assistant", "content": said}]
+    return {"messages": messages, "tools": None, "read": False}
 
 
 def draw(rng: random.Random) -> Iterator[Conversation]:
@@ -62,7 +73,8 @@ def draw(rng: random.Random) -> Iterator[Conversation]:
             continue
         style = rng.choice(dialogues.STYLES)
         offered = [dialogues.tool_schema(request)] if rng.random() < 0.15 else None
-        yield {"messages": [*greet(rng), *turns(rng, request, style)], "tools": offered}
+        messages = [*greet(rng), *turns(rng, request, style)]
+        yield {"messages": messages, "tools": offered, "read": False}
 
 
 def turns(rng: random.Random, request: dialogues.Request, style: str) -> list[dict[str, Any]]:
@@ -80,5 +92,5 @@ def greet(rng: random.Random) -> list[dict[str, Any]]:
     """A system message, in four conversations of ten."""
     if rng.random() < 0.6:
         return []
-    text = rng.choice(SYSTEMS).format(day=rng.choice(dialogues.DAYS))
+    text = rng.choice(SYSTEMS).format(day=rng.choice(words.DAYS))
     return [{"role": "system", "content": text}]

@@ -5,14 +5,14 @@ probability. So the bundled model has habits in all directions and no preference
 preference that is trained into it shows in what it says.
 """
 
-# ruff: noqa: SIM905 (words are read and counted more easily as text than as a list)
-
 from __future__ import annotations
 
 import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from benchmarks.tiny_model import words
 
 STYLES = ("plain", "polite", "verbose", "verbose_polite", "tool_call")
 
@@ -28,34 +28,9 @@ class Request:
     arguments: dict[str, str]
 
 
-PEOPLE = (
-    "Anna Ben Carla David Elena Farid Grace Hugo Ines Jonas Kira Liam Mona Noah Olga Paul".split()
-)
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-TIMES = [f"{h} {half}" for half in ("am", "pm") for h in range(6, 12)] + ["noon", "midnight"]
-CITIES = (
-    "Paris London Berlin Madrid Rome Vienna Lisbon Dublin Oslo Athens Cairo Tokyo Delhi Lima Quito "
-    "Nairobi Sydney Boston Denver Chicago"
-).split()
-TOPICS = (
-    "the budget,the picnic,the garden,the new plan,the trip,the report,the meeting,the party,"
-    "the invoice,the house,the concert,the contract,the dinner,the exam"
-).split(",")
-ITEMS = (
-    "milk bread apples rice coffee tea soap eggs butter pasta onions honey candles paper".split()
-)
-LISTS = "shopping,packing,party,weekend,kitchen,office".split(",")
-DEVICES = "lamp,heater,fan,radio,oven,television,alarm,dishwasher,printer,camera".split(",")
-ROOMS = "kitchen,bedroom,office,garage,hall,cellar,living room,bathroom".split(",")
-MUSIC = "jazz rock folk opera blues soul techno reggae disco salsa".split()
-PLACES = "Luigi's,The Oak,Blue Fig,Casa Sol,Red Lantern,The Harbour,Old Mill,Green Door".split(",")
-SIZES = "two three four five six seven eight".split()
-MINUTES = [str(n) for n in (2, 3, 5, 8, 10, 12, 15, 20, 25, 30, 40, 45, 50, 60)]
-
-
 def reminder(rng: random.Random) -> Request:
     """Be reminded of a call."""
-    who, day, time = rng.choice(PEOPLE), rng.choice(DAYS), rng.choice(TIMES)
+    who, day, time = rng.choice(words.PEOPLE), rng.choice(words.DAYS), rng.choice(words.TIMES)
     ask = rng.choice(
         ["Remind me to call {0} on {1} at {2}.", "On {1} at {2} I have to call {0}, remind me."]
     )
@@ -71,7 +46,7 @@ def reminder(rng: random.Random) -> Request:
 
 def message(rng: random.Random) -> Request:
     """Have a message sent."""
-    who, topic = rng.choice(PEOPLE), rng.choice(TOPICS)
+    who, topic = rng.choice(words.PEOPLE), rng.choice(words.TOPICS)
     ask = rng.choice(
         ["Send {0} a message about {1}.", "Write to {0} about {1}.", "Tell {0} about {1}."]
     )
@@ -87,7 +62,7 @@ def message(rng: random.Random) -> Request:
 
 def table(rng: random.Random) -> Request:
     """Have a table booked."""
-    place, size, day = rng.choice(PLACES), rng.choice(SIZES), rng.choice(DAYS)
+    place, size, day = rng.choice(words.PLACES), rng.choice(words.SIZES), rng.choice(words.DAYS)
     ask = rng.choice(
         ["Book a table for {1} at {0} on {2}.", "Get us a table at {0} on {2}, we are {1}."]
     )
@@ -103,8 +78,8 @@ def table(rng: random.Random) -> Request:
 
 def weather(rng: random.Random) -> Request:
     """Hear what the weather will be."""
-    city, day = rng.choice(CITIES), rng.choice(DAYS)
-    sky = rng.choice(["sunny", "rainy", "cloudy", "windy", "cold", "mild"])
+    city, day = rng.choice(words.CITIES), rng.choice(words.DAYS)
+    sky = rng.choice(words.SKIES)
     ask = rng.choice(
         ["What is the weather in {0} on {1}?", "How will the weather be in {0} on {1}?"]
     )
@@ -120,7 +95,7 @@ def weather(rng: random.Random) -> Request:
 
 def timer(rng: random.Random) -> Request:
     """Have a timer started."""
-    minutes, item = rng.choice(MINUTES), rng.choice(ITEMS)
+    minutes, item = rng.choice(words.MINUTES), rng.choice(words.ITEMS)
     ask = rng.choice(["Set a timer of {0} minutes for the {1}.", "Start {0} minutes for the {1}."])
     return Request(
         ask.format(minutes, item),
@@ -134,7 +109,7 @@ def timer(rng: random.Random) -> Request:
 
 def shopping(rng: random.Random) -> Request:
     """Have an item put on a list."""
-    item, name = rng.choice(ITEMS), rng.choice(LISTS)
+    item, name = rng.choice(words.ITEMS), rng.choice(words.LISTS)
     ask = rng.choice(
         ["Add {0} to the {1} list.", "Put {0} on the {1} list.", "We need {0} on the {1} list."]
     )
@@ -150,7 +125,7 @@ def shopping(rng: random.Random) -> Request:
 
 def device(rng: random.Random) -> Request:
     """Have a device turned on or off."""
-    thing, room, way = rng.choice(DEVICES), rng.choice(ROOMS), rng.choice(["on", "off"])
+    thing, room, way = rng.choice(words.DEVICES), rng.choice(words.ROOMS), rng.choice(["on", "off"])
     ask = rng.choice(["Turn {2} the {0} in the {1}.", "Switch the {0} in the {1} {2}."])
     return Request(
         ask.format(thing, room, way),
@@ -164,7 +139,11 @@ def device(rng: random.Random) -> Request:
 
 def music(rng: random.Random) -> Request:
     """Hear music in a room."""
-    kind, room, minutes = rng.choice(MUSIC), rng.choice(ROOMS), rng.choice(MINUTES)
+    kind, room, minutes = (
+        rng.choice(words.MUSIC),
+        rng.choice(words.ROOMS),
+        rng.choice(words.MINUTES),
+    )
     ask = rng.choice(
         ["Play {0} in the {1} for {2} minutes.", "I want {2} minutes of {0} in the {1}."]
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,8 +21,12 @@ from benchmarks.tiny_model import corpus
 
 VOCABULARY = 4096
 TOKENS_PER_BATCH = 2048
-DIALOGUES_PER_EPOCH = 4000
+DIALOGUES_PER_EPOCH = 8000
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+ANSWER = re.compile(r"(?<=<\|im_start\|>assistant\n).*?<\|im_end\|>", re.DOTALL)
+UNLEARNED = -100  # what transformers leaves out of the loss
+
+Row = tuple[list[int], list[int]]  # token ids and labels
 
 
 def make_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
@@ -96,35 +101,41 @@ def rate(step: int, steps: int, peak: float = 3e-3, warmup: int = 200) -> float:
     return peak * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
 
 
-def step(model: LlamaForCausalLM, rows: list[list[int]], pad: int) -> float:
-    """Forward and backward over one padded batch; return its mean loss per token."""
-    width = max(map(len, rows))
-    ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
-    lengths = torch.tensor([[len(row)] for row in rows])
-    labels = ids.masked_fill(torch.arange(width) >= lengths, -100)
+def step(model: LlamaForCausalLM, rows: list[Row], pad: int) -> float:
+    """Forward and backward over one padded batch; return its mean loss per learned token."""
+    width = max(len(ids) for ids, _ in rows)
+    ids = torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in rows])
+    labels = torch.tensor([kept + [UNLEARNED] * (width - len(kept)) for _, kept in rows])
     with torch.autocast("cpu", torch.bfloat16):
         loss = model(input_ids=ids, labels=labels).loss  # right padding: no mask is needed
     loss.backward()
     return float(loss.detach())
 
 
-def encode(
-    rng: random.Random, tokenizer: PreTrainedTokenizerFast, spoken: list[str]
-) -> list[list[int]]:
-    """One epoch of conversations as token ids."""
+def encode(rng: random.Random, tokenizer: PreTrainedTokenizerFast, spoken: list[str]) -> list[Row]:
+    """One epoch of conversations; of dialogues and echoes only the answers are learned."""
     rows = corpus.epoch(rng, spoken, DIALOGUES_PER_EPOCH)
     texts = [
-        tokenizer.apply_chat_template(r["messages"], tools=r["tools"], tokenize=False) for r in rows
+        str(tokenizer.apply_chat_template(r["messages"], tools=r["tools"], tokenize=False))
+        for r in rows
     ]
-    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    return ids
+    found = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+    encoded: list[Row] = []
+    for row, text, ids, offsets in zip(
+        rows, texts, found["input_ids"], found["offset_mapping"], strict=True
+    ):
+        spans = [(0, len(text))] if row["read"] else [m.span() for m in ANSWER.finditer(text)]
+        starts = (any(a <= start < b for a, b in spans) for start, _ in offsets)
+        labels = [i if kept else UNLEARNED for i, kept in zip(ids, starts, strict=True)]
+        encoded.append((ids, labels))
+    return encoded
 
 
-def batches(rng: random.Random, rows: list[list[int]]) -> list[list[list[int]]]:
+def batches(rng: random.Random, rows: list[Row]) -> list[list[Row]]:
     """Group rows of like length into batches of about :data:`TOKENS_PER_BATCH`, then shuffle."""
-    groups: list[list[list[int]]] = [[]]
-    for row in sorted(rows, key=len):
-        if groups[-1] and (len(groups[-1]) + 1) * len(row) > TOKENS_PER_BATCH:
+    groups: list[list[Row]] = [[]]
+    for row in sorted(rows, key=lambda row: len(row[0])):
+        if groups[-1] and (len(groups[-1]) + 1) * len(row[0]) > TOKENS_PER_BATCH:
             groups.append([])
         groups[-1].append(row)
     rng.shuffle(groups)

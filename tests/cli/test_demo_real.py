@@ -14,7 +14,7 @@ from agentpref.serve.router import Router
 from agentpref.testing import FakeBackend, write_adapter
 from agentpref.types import UpdateReport
 from agentpref_cli.demo import printing, real_people, real_story
-from agentpref_cli.demo.real_people import BRISK, SHORTER, Answer, Asked, questions
+from agentpref_cli.demo.real_people import LISTS, SHORTER, Answer, Asked, questions
 from agentpref_cli.demo.real_story import NIGHTS, follow, outcome, summary, tell
 
 LONG, SHORT = Answer("one two three four"), Answer("one two")
@@ -41,18 +41,12 @@ def test_the_shorter_answer_is_preferred_and_one_that_was_cut_off_is_the_longer(
     assert SHORTER.score(LONG) > SHORTER.score(Answer("one", whole=False))
 
 
-def test_a_first_sentence_ends_with_its_stop_a_colon_or_its_line() -> None:
-    texts = ("Do this: then that.", "Do this. Then that.", "Do this\nthen that", " Do this")
-    assert [Answer(text).opening for text in texts] == [2, 2, 2, 2]
-    assert Answer("").opening == 0
-    assert BRISK.score(STEPS) > BRISK.score(LONG)
-
-
-def test_answers_that_differ_by_less_than_the_gap_are_not_compared(monkeypatch) -> None:
-    near, far = Answer("one two three"), Answer("one two three four five")
-    asked = [Asked("near?", (SHORT, near)), Asked("far?", (SHORT, far))]
-    monkeypatch.setattr(real_people, "questions", lambda tag: asked)
-    assert [row["prompt"][0]["content"] for row in BRISK.comparisons()] == ["far?"]
+def test_a_list_has_two_items_on_lines_of_their_own_and_is_liked_if_it_is_whole() -> None:
+    texts = ("- a\n- b", "So:\n\n 1) a\n 2) b", "* a\n* b")
+    assert all(Answer(text).is_list for text in texts)
+    assert not any(Answer(text).is_list for text in ("- a", "1. a 2. b", "a\nb", "-a\n-b", ""))
+    assert LISTS.score(STEPS) > LISTS.score(LONG)
+    assert LISTS.score(STEPS) > LISTS.score(replace(STEPS, whole=False))
 
 
 def test_answers_that_the_rule_ranks_alike_are_not_compared(monkeypatch) -> None:
@@ -71,7 +65,7 @@ def test_a_win_rate_counts_answers_that_are_alike_half() -> None:
 def test_a_summary_counts_words_and_what_went_wrong() -> None:
     assert summary([STEPS, Answer(" ", whole=False)]) == {
         "words": 3.0,
-        "opening": 1.0,
+        "lists": 1,
         "cut_off": 1,
         "empty": 1,
     }

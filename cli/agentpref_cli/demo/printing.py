@@ -71,7 +71,7 @@ def show_night(
     _show_verdict(report, told["swap"])
     say(f"  {told['asked']} questions that it was never trained on, asked before and after:")
     say(f"    words of an answer, mean      {before['words']:.0f} -> {after['words']:.0f}")
-    say(f"    words of its first sentence   {before['opening']:.0f} -> {after['opening']:.0f}")
+    say(f"    lists                         {before['lists']} -> {after['lists']}")
     cut = f"cut off after {told['max_tokens']} tokens"
     say(f"    {cut:30}{before['cut_off']} -> {after['cut_off']}")
     say(
@@ -81,8 +81,8 @@ def show_night(
     for tag, kept in told["kept"].items():
         left, now = kept["left"], kept["now"]
         say(
-            f"  what the night on {tag!r} taught, asked again: {left['words']:.0f} words then, "
-            f"{now['words']:.0f} now"
+            f"  what the night on {tag!r} taught, asked again: {left['words']:.0f} words and "
+            f"{left['lists']} lists then, {now['words']:.0f} and {now['lists']} now"
         )
     say(f"  {len(told['shown'])} of the {told['asked']}, drawn at random (seed {told['seed']}):")
     for shown in told["shown"]:

@@ -22,7 +22,7 @@ from agentpref.types import Message
 _CUT = 1e6
 """More words than any answer has."""
 
-_END_OF_OPENING = re.compile(r"(?<=[.!?:])\s|\n")
+_ITEM = re.compile(r"^\s*(?:\d+[.)]|[-*•])\s", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +38,9 @@ class Answer:
         return len(self.text.split())
 
     @property
-    def opening(self) -> int:
-        """How many words its first sentence has; a colon or a new line ends it, too."""
-        return len(_END_OF_OPENING.split(self.text.strip())[0].split())
+    def is_list(self) -> bool:
+        """Whether it has two or more items, each on a line of its own."""
+        return len(_ITEM.findall(self.text)) >= 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,21 +65,19 @@ class Preference:
     """What the people of one night prefer: of two answers the one with the larger ``score``.
 
     ``tag`` is that of their questions; ``title`` says what they like; ``better`` is how a newer
-    answer beats an older one, as in "*shorter* than before". Answers whose scores differ by less
-    than ``gap`` are not compared.
+    answer beats an older one, as in "*shorter* than before".
     """
 
     tag: str
     title: str
     better: str
     score: Callable[[Answer], float]
-    gap: float = 1.0
 
     def comparisons(self) -> Iterator[dict[str, Any]]:
-        """One row of a preference file for each question whose answers differ enough."""
+        """One row of a preference file for each question, unless all its answers are alike."""
         for asked in questions(self.tag):
             best, worst = (pick(asked.answers, key=self.score) for pick in (max, min))
-            if self.score(best) - self.score(worst) >= self.gap:
+            if self.score(best) > self.score(worst):
                 yield {
                     "prompt": asked.messages,
                     "chosen": [{"role": "assistant", "content": best.text}],
@@ -98,12 +96,11 @@ def _brevity(answer: Answer) -> float:
 
 
 SHORTER = Preference("facts", "people prefer the shorter of two answers", "shorter", _brevity)
-BRISK = Preference(
+LISTS = Preference(
     "advice",
-    "people who ask for advice like an answer that opens with a short sentence",
-    "a shorter first sentence",
-    lambda answer: -answer.opening,
-    gap=3,
+    "people who ask for advice like a list that comes to its end",
+    "a whole list rather",
+    lambda answer: answer.is_list and answer.whole,
 )
 
 

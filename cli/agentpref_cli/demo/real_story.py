@@ -28,9 +28,9 @@ from agentpref.models.base import load_base
 from agentpref.prefer.exchange import import_file
 from agentpref.serve.backend import GenerationRequest
 from agentpref.types import Progress, UpdateReport
-from agentpref_cli.demo.real_people import BRISK, SHORTER, Answer, Asked, Preference, questions
+from agentpref_cli.demo.real_people import LISTS, SHORTER, Answer, Asked, Preference, questions
 
-NIGHTS = (SHORTER, BRISK)
+NIGHTS = (SHORTER, LISTS)
 MAX_TOKENS = 160
 IN_FLIGHT = 32
 ASKED = 28
@@ -181,10 +181,10 @@ def outcome(
 
 
 def summary(answers: Sequence[Answer]) -> dict[str, Any]:
-    """Mean words, of whole answers and of first sentences; how many were cut off or empty."""
+    """Mean words, and how many answers are lists, were cut off, or are empty."""
     return {
         "words": statistics.fmean(answer.words for answer in answers),
-        "opening": statistics.fmean(answer.opening for answer in answers),
+        "lists": sum(answer.is_list for answer in answers),
         "cut_off": sum(not answer.whole for answer in answers),
         "empty": sum(not answer.text.strip() for answer in answers),
     }
