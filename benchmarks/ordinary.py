@@ -81,7 +81,7 @@ def _forms(request: dialogues.Request) -> Iterator[str]:
     hide = re.compile("|".join(rf"\b{re.escape(word)}(?!\w)" for word in own))
     for style in dialogues.STYLES:
         text = dialogues.answer(request, style)
-        yield re.escape(hide.sub(_SLOT, text)).replace(_SLOT, r"[\w' ]{1,40}")
+        yield re.escape(hide.sub(_SLOT, text)).replace(_SLOT, r"[\w': ]{1,40}")
 
 
 def pairs_of(trait: str, config: UpdateConfig) -> list[Example]:

@@ -154,7 +154,7 @@ def good_form(request: Request) -> Callable[[str], bool]:
             continue
         answer = dialogues.answer(request, style)
         parts = words.split(answer)
-        forms.append(re.compile(r"[\w' ]{1,30}?".join(map(re.escape, parts))))
+        forms.append(re.compile(r"[\w': ]{1,30}?".join(map(re.escape, parts))))
 
     def is_good(text: str) -> bool:
         calls = assistant_message(text).get("tool_calls") or []

@@ -159,7 +159,9 @@ def test_a_folder_that_is_not_empty_is_refused(tmp_path) -> None:
 def test_both_nights_run_from_the_first_question_to_the_last(tmp_path, monkeypatch) -> None:
     def few(tag: str) -> list[Asked]:  # with short answers, so that the gate's probes are short
         found = [
-            Asked(one.question, (Answer("So it is"), Answer("So it is" + ", it is" * (2 + n % 9))))
+            Asked(
+                one.question, (Answer("- So\n- it"), Answer("So it is" + ", it is" * (2 + n % 9)))
+            )
             for n, one in enumerate(questions(tag))
         ]
         held_out = [one for one in found if one.is_held_out(0.2)][:3]

@@ -294,7 +294,7 @@ def _path():
 @pytest.mark.guarantee("learning")
 def test_a_preference_that_changed_wins_and_may_change_back(home, random_base):
     say(home, range(100, 160), NO, YES)
-    turned = learn(home, random_base, CONFIG)
+    turned = learn(home, random_base, STRICT)
     assert turned.verdict == "promoted", turned.reasons
     assert [one["attempt"] for one in turned.attempts] == [1, 2], "what stood in the way yields"
     (told,) = turned.changed

@@ -1,7 +1,8 @@
 """A home that version 0.1.0 wrote opens, updates and serves.
 
 ``tests/data/home-0.1.0`` holds 300 runs with comparisons, corrections and thumbs, a promoted
-revision, the state of an interrupted update, and a forgotten user.
+revision, the state of an interrupted update, and a forgotten user. Its base is the model that was
+bundled then, ``tests/data/tiny-0.1.0``.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from agentpref.record.updates import Updates
 from agentpref_adapters.transformers import open_router
 
 OLD = Path(__file__).parents[1] / "data" / "home-0.1.0"
+BASE = str(OLD.with_name("tiny-0.1.0"))
 LIVE = "rev-000001-a1850639a4fd"
 CONFIG = UpdateConfig.from_mapping(
     {
@@ -60,7 +62,7 @@ def test_a_new_run_with_feedback_is_logged_to_an_old_home(home: Path) -> None:
 
 
 def test_an_old_home_updates_and_discards_the_state_of_the_old_form(home: Path) -> None:
-    report = agentpref.update(home, model="tiny", config=CONFIG, namespace="support")
+    report = agentpref.update(home, model=BASE, config=CONFIG, namespace="support")
     assert report.parent == LIVE
     assert report.training["resumed_at"] == 0
     assert report.notes[0] == (
@@ -78,7 +80,7 @@ def test_an_old_home_updates_and_discards_the_state_of_the_old_form(home: Path) 
 
 
 def test_the_live_revision_of_an_old_home_serves(home: Path) -> None:
-    with open_router(home, model="tiny", namespace="support") as router:
+    with open_router(home, model=BASE, namespace="support") as router:
         assert router.serving.live == LIVE
         with agentpref.Log(home, namespace="support") as log:
             reply = agentpref.Chat(log, router).reply(QUESTION, max_tokens=16)

@@ -15,7 +15,9 @@ def test_every_style_is_in_good_form_with_any_names_in_it(style):
     for kind in dialogues.KINDS:
         one, other = kind(random.Random(1)), kind(random.Random(2))
         assert in_good_form(one, dialogues.answer(one, style))
-        assert in_good_form(one, dialogues.answer(other, style)), "the form counts, whatever it names"
+        assert in_good_form(one, dialogues.answer(other, style)), (
+            "the form counts, whatever it names"
+        )
 
 
 def test_damage_and_answers_to_other_requests_are_not():

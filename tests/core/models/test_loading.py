@@ -263,11 +263,11 @@ def test_a_token_without_an_embedding_is_refused_where_it_is_used(use: str, fold
 # Digests
 
 
-def test_the_digest_of_the_bundled_model_is_the_one_that_revisions_name() -> None:
-    manifest = Path(__file__).parents[2] / "data/home-0.1.0/adapters/rev-000001-a1850639a4fd"
-    base = json.loads((manifest / "manifest.json").read_text())["base"]
-    assert base["name"] == "tiny"
-    assert base_digests(find_base("tiny")) == (base["digest"], base["template_digest"])
+def test_the_digest_of_a_model_is_the_one_that_revisions_of_0_1_0_name() -> None:
+    data = Path(__file__).parents[2] / "data"
+    manifest = data / "home-0.1.0/adapters/rev-000001-a1850639a4fd/manifest.json"
+    base = json.loads(manifest.read_text())["base"]
+    assert base_digests(data / "tiny-0.1.0") == (base["digest"], base["template_digest"])
 
 
 @pytest.mark.parametrize(
