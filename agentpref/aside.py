@@ -4,7 +4,7 @@ The new examples of a refused update are set aside: they neither train nor block
 it. They come back
 
 - if somebody asks for them (``agentpref update --again``),
-- if the settings or the base model are others than those they were refused with,
+- if the settings, the seed aside, or the base model are others than those they were refused with,
 - one by one, if a newer judgement of the same prompt says the same,
 - all of a tag, if live has since learned newer judgements in that tag and agrees with them, or if
   people changed their minds and they say so too (``changes.py``).
@@ -50,7 +50,8 @@ def still_aside(
     if again:
         return []
     refused = asides.set_aside(connection, report.namespace)
-    refused = [one for one in refused if one.report.get("config") == report.config]
+    seedless = {**report.config, "seed": None}  # a job may draw a new seed every night
+    refused = [one for one in refused if {**one.report.get("config", {}), "seed": None} == seedless]
     if refused:
         base = digests()
         refused = [one for one in refused if digests_of(one.report.get("base") or {}) == base]

@@ -338,11 +338,9 @@ def _ordinary(learner: Learner, rows: Sequence[EncodedExample], *, seed: int) ->
     prompts = probes.prompts[:ORDINARY_PROBES]
     live, candidate = ([logp for logp, *_ in learner.score(policy, rows)] for policy in _SERVED)
     tokens = [sum(row.masks[0] or (True,) * len(row.completions[0])) for row in rows]
-    harmful = []
-    for policy in _SERVED:
-        written = writing.generations(learner, policy, prompts, limit=limit)
-        harmful.append(written.empty + written.endless + written.repeated + written.broken)
-    return OrdinaryEvidence(falls(live, candidate, tokens), len(prompts), *harmful)
+    written = (writing.generations(learner, p, prompts, limit=limit) for p in _SERVED)
+    lost = falls(live, candidate, tokens)
+    return OrdinaryEvidence(lost, len(prompts), *(answers.harmed for answers in written))
 
 
 def _first_token_note(new: Scores) -> list[str]:

@@ -22,10 +22,11 @@ class Generations:
 
     ``mean_length`` is in tokens. The counts are of answers that say nothing (``empty``), were cut
     off at the token limit (``endless``), say the same over and over (``repeated``) or stop within a
-    sentence (``broken``). ``tool_parse`` is the share of the written tool calls that parse as JSON,
-    ``None`` if none was written; ``finite`` is whether every log-probability was finite.
-    ``common`` is the share of the most common answer, which has ``common_words`` words. ``answers``
-    and ``texts`` have the features and the text of each answer, in the order of the probes.
+    sentence (``broken``); ``harmed`` counts each of these answers once. ``tool_parse`` is the share
+    of the written tool calls that parse as JSON, ``None`` if none was written; ``finite`` is
+    whether every log-probability was finite. ``common`` is the share of the most common answer,
+    which has ``common_words`` words. ``answers`` and ``texts`` have the features and the text of
+    each answer, in the order of the probes.
     """
 
     distinct_2: float
@@ -36,6 +37,7 @@ class Generations:
     finite: bool = True
     repeated: int = 0
     broken: int = 0
+    harmed: int = 0
     common: float = 0.0
     common_words: int = 0
     answers: tuple[Features, ...] = ()

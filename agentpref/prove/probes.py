@@ -153,18 +153,20 @@ def _described(
     decoding = learner.decoding
     texts = tuple(decoding.text(ids) for ids in answers)
     ended = [limit is None or ids[-1] in decoding.end_tokens for ids in answers]
+    endless = [len(ids) == limit and not end for ids, end in zip(answers, ended, strict=True)]
+    broken = [end and is_broken_off(text) for text, end in zip(texts, ended, strict=True)]
+    blank, repeated = ([*map(is_harmed, texts)] for is_harmed in (is_blank, is_degenerate))
     common, common_words = most_common(texts)
     return Generations(
         distinct_2=distinct_n(answers, 2),
         mean_length=sum(map(len, answers)) / max(1, len(answers)),
-        empty=sum(map(is_blank, texts)),
-        endless=sum(
-            len(ids) == limit and not whole for ids, whole in zip(answers, ended, strict=True)
-        ),
+        empty=sum(blank),
+        endless=sum(endless),
         tool_parse=parse_rate(texts),
         finite=finite,
-        repeated=sum(map(is_degenerate, texts)),
-        broken=sum(whole and is_broken_off(t) for t, whole in zip(texts, ended, strict=True)),
+        repeated=sum(repeated),
+        broken=sum(broken),
+        harmed=sum(map(any, zip(blank, endless, repeated, broken, strict=True))),
         common=common,
         common_words=common_words,
         answers=tuple(

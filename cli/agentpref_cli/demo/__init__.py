@@ -91,7 +91,7 @@ def run_real(*, model: str, home: Path | None, json: bool, seed: int, quiet: boo
         if not json:
             say("Two nights of a real language model that learns what people prefer.", BOLD)
             say(
-                "It answered 280 everyday questions, each twice; people prefer one of the two.",
+                "It answered 280 everyday questions, each twice or more; people prefer one of two.",
                 DIM,
             )
         on_night = (lambda *_: None) if json else printing.show_night

@@ -210,6 +210,12 @@ def test_without_a_live_adapter_live_answers_as_the_base(taught, prompts):
 def test_answers_of_no_text_are_counted(taught, prompts):
     found = generate(taught(""), "candidate", prompts, limit=64)
     assert (found.empty, found.endless, found.mean_length) == (3, 0, 1.0)
+    assert found.harmed == 3
+
+
+def test_an_answer_with_two_faults_is_harmed_once(taught, prompts):
+    found = generate(taught("no " * 40), "candidate", prompts, limit=30)
+    assert (found.endless, found.repeated, found.harmed) == (3, 3, 3)
 
 
 def test_an_answer_that_just_ends_at_the_limit_is_not_endless(taught, prompts):
