@@ -7,7 +7,7 @@ Live and candidate answer the same prompts. Three kinds of change are told apart
   that does not parse. It is counted against live's, so that no candidate is refused for live's
   faults.
 - What the pairs *ask for* (:mod:`agentpref.prove.asked`) is no fault, however large it is. Where
-  they ask for something and none of it shows in the answers, the preference is ranked, but not
+  most of what they plainly ask for does not show in the answers, the preference is ranked, but not
   written, and the candidate is refused.
 - Change that *nobody asked for* is bounded: in length, variety, language, tool calls and refusals.
   An answer that comes nearer to what people chose on the same prompts is no such change.
@@ -34,12 +34,15 @@ FEWEST_PROBES = 8
 _ROOM = 0.25
 """Live has room for a wish unless it is within this share of it from the chosen answers."""
 
-_MOVED = 0.25
-"""The share of a wish that shows in the mean of the answers: it is written."""
-
 _MOVED_P = 0.15
-"""Else so many answers must have moved that way, and so few the other, by a one-sided sign test:
-three of three do. The check is for what is not written at all, so its own error may be this."""
+"""A wish is written if so many answers moved that way, and so few the other, by a one-sided sign
+test: three of three do. The check is for what is hardly written, so its own error may be this."""
+
+_FAR, _FAR_P = 0.25, 0.25
+"""Or if this share of it shows in the mean of the answers, and two of two moved."""
+
+_PLAIN = 0.5
+"""A wish is plain if the logarithm of its p is this share of the surest one's, or more."""
 
 _KINDS = 2
 """So many of the distinct pairs of tokens may be gone from the answers by chance."""
@@ -266,8 +269,8 @@ def moves(evidence: Evidence) -> tuple[Move, ...]:
             if number < len(votes) and not votes[number]:
                 votes[number] = _vote(*pair, name, sign)
         up, down = votes.count(1), votes.count(-1)
-        far = (after - before) * sign >= _MOVED * asked.size and up > down
-        moved = far or sign_test(up, down, one_sided=True) <= _MOVED_P
+        far, p = (after - before) * sign >= _FAR * asked.size, sign_test(up, down, one_sided=True)
+        moved = p <= _MOVED_P or (far and p <= _FAR_P)
         found.append(Move(asked, before, after, up, down, room, moved))
     return tuple(found)
 
@@ -277,25 +280,27 @@ def _written(evidence: Evidence) -> Iterator[CheckResult]:
     found = moves(evidence)
     open_to = [move for move in found if move.room or move.moved]
     written = [move for move in open_to if move.moved]
+    rest = [move for move in open_to if not move.moved]
+    surest = min((move.asked.p for move in open_to), default=1.0)
+    plain = [move for move in open_to if move.asked.p <= surest**_PLAIN]
+    passed = 2 * sum(move.moved for move in plain) >= len(plain)
     if not evidence.asked:
         message = "the pairs ask for nothing that can be measured without a scorer"
     elif not found:
         message = f"too few new prompts to see it: {evidence.fresh} of {FEWEST_PROBES}"
     elif not open_to:
         message = f"live writes so already: {_listed(found)}"
-    elif not written:
+    elif not passed:
         message = (
-            f"ranked, but not written: {_listed(open_to)} on {evidence.fresh} new prompts, of "
+            f"ranked, but not written: {_listed(rest)} on {evidence.fresh} new prompts, of "
             f"which {_unchanged(evidence)} got the answer of before"
         )
     else:
         message = _listed(written)
-        rest = [move for move in open_to if not move.moved]
         message += f"; not: {_listed(rest)}" if rest else ""
     cure = ": train longer or with a higher rate, on answers that the model itself wrote"
     if evidence.cut_short:
         cure = ": max_minutes stopped the training: raise it"
-    passed = bool(written) or not open_to
     yield check("written", passed, len(written), None, message, cure)
 
 

@@ -212,6 +212,17 @@ def test_where_one_wish_is_written_and_another_is_not_the_report_says_which():
     assert "; not: more list items (.00 -> .00; chosen 3.0, rejected .00)" in check.message
 
 
+def test_of_what_is_asked_for_plainly_half_must_be_written_and_a_faint_wish_is_no_excuse():
+    """A masked first token left "Certainly!" in its place, and lengths moved a little by chance."""
+    some = [*texts(SHORT)[:6], *texts(LONG)[6:]]
+    unmoved = [wish(name, 1, 1.0, 0.0) for name in ("list items", "code blocks", "questions")]
+    plainly = evidence(texts(LONG), some, replace(SHORTER, p=1e-60), *unmoved[:1])
+    assert named(judge(plainly), "written").passed, "the others are less plain by far"
+    for p, passed in ((1e-20, True), (1e-9, False), (1e-3, False)):
+        found = evidence(texts(LONG), some, replace(SHORTER, p=p), *unmoved)
+        assert named(judge(found), "written").passed is passed
+
+
 def test_a_few_answers_that_all_move_as_asked_are_enough():
     some = [*texts(SHORT)[:3], *texts(LONG)[3:]]
     assert named(judge(evidence(texts(LONG), some, SHORTER)), "written").passed
