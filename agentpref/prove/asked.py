@@ -9,7 +9,7 @@ blank, cut or repeated because a program made them so, and the report counts the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from agentpref.prove.features import (
     is_blank,
     is_broken_off,
     is_canned,
+    is_cut_from,
     is_degenerate,
     most_common,
 )
@@ -177,21 +178,27 @@ _MANY = 0.01
 _ENDS = 0.05  # a preposition at the end looks broken off, too
 
 
-def odd_wishes(chosen: Sequence[str], rejected: Sequence[str]) -> Iterator[Odd]:
+def odd_wishes(judged: Sequence[tuple[str | None, str | None]]) -> Iterator[Odd]:
     """Count the chosen answers that are blank, repeated, broken off or canned, if there are many.
 
-    The sentences quote nothing. ``chosen`` and ``rejected`` have the texts of each side.
+    The sentences quote nothing. Each of ``judged`` has the texts of a chosen and a rejected answer;
+    of a lone thumb one is ``None``.
     """
+    chosen = [yes for yes, _ in judged if yes is not None]
+    rejected = [no for _, no in judged if no is not None]
+    blank, repeated, broken = (
+        sum(map(is_odd, chosen)) for is_odd in (is_blank, is_degenerate, is_broken_off)
+    )
+    cut = sum(is_cut_from(yes, no) for yes, no in judged if yes is not None and no is not None)
     total = len(chosen)
-    kinds: list[tuple[str, Callable[[str], bool], float, str]] = [
-        ("are blank", is_blank, _MANY, "an app that logs before the answer is there makes such"),
-        ("repeat themselves", is_degenerate, _MANY, "look at what writes them"),
-        ("break off within a sentence", is_broken_off, _ENDS, "raise the app's limit of tokens"),
+    kinds = [
+        (blank, _MANY, "are blank: an app that logs before the answer is there makes such"),
+        (repeated, _MANY, "repeat themselves: look at what writes them"),
+        (max(broken, cut), _ENDS, "break off within a sentence: raise the app's limit of tokens"),
     ]
-    for words, is_odd, least, cure in kinds:
-        count = sum(map(is_odd, chosen))
+    for count, least, what in kinds:
         if count > least * total:
-            yield Odd(count, total, f"{count} of {total} chosen answers {words}: {cure}")
+            yield Odd(count, total, f"{count} of {total} chosen answers {what}")
     chosen = [text for text in chosen if not is_blank(text)]
     share, words_of_it = most_common(chosen)
     usual = most_common(rejected)[0]

@@ -71,7 +71,8 @@ def generation(evidence: Evidence, s: GateSettings) -> Iterator[CheckResult]:
         message = "NaN or infinite log-probabilities: lower the learning rate"
     yield CheckResult("finite", evidence.candidate.finite, None, None, message)
     yield _meant(evidence)
-    yield from _bounded(evidence, s)
+    yield _variety(evidence, s)
+    yield length(evidence, s)
     yield from _harmless(evidence)
     yield _tool_calls(evidence)
     yield from _unasked(evidence)
@@ -82,8 +83,8 @@ def generation(evidence: Evidence, s: GateSettings) -> Iterator[CheckResult]:
 # Change that nobody asked for
 
 
-def _bounded(evidence: Evidence, s: GateSettings) -> Iterator[CheckResult]:
-    """Length and variety of the answers: within a range around live's and the chosen ones'."""
+def _variety(evidence: Evidence, s: GateSettings) -> CheckResult:
+    """The variety of the answers, which may not fall much below live's or the chosen ones'."""
     live, candidate, chosen = evidence.live, evidence.candidate, evidence.chosen
     # Variety may fall to that of chosen answers to the same prompts, which may all be yes or no,
     # and as far as theirs is below that of the rejected ones: a set phrase that users prefer
@@ -101,8 +102,12 @@ def _bounded(evidence: Evidence, s: GateSettings) -> Iterator[CheckResult]:
     floor = max(0.0, floor)
     message = f"{dot(live.distinct_2)} -> {dot(value)}, at least {dot(floor)}{why}"
     cure = ": answers repeat themselves; train less, or raise kl.weight"
-    yield check("distinct-2", value >= floor, value, floor, message, cure)
+    return check("distinct-2", value >= floor, value, floor, message, cure)
 
+
+def length(evidence: Evidence, s: GateSettings) -> CheckResult:
+    """The length of the answers: within a range around live's and the chosen ones'."""
+    live, candidate, chosen = evidence.live, evidence.candidate, evidence.chosen
     directions = {one.direction for one in evidence.asked if one.feature in LENGTHS}
     between = [live.mean_length, *([chosen.mean_length] if chosen is not None else [])]
     low = 0.0 if -1 in directions else s.length_ratio[0] * length_ratio(min(between), between[0])
@@ -121,7 +126,7 @@ def _bounded(evidence: Evidence, s: GateSettings) -> Iterator[CheckResult]:
         message += f" (chosen answers have {chosen.mean_length:.1f})"
     cure = ": nobody asked for it; balance the lengths of the pairs, or lower the learning rate"
     bound = low if ratio < low or math.isinf(high) else high
-    yield check("length ratio", passed, ratio, bound, message, cure)
+    return check("length ratio", passed, ratio, bound, message, cure)
 
 
 def _unasked(evidence: Evidence) -> Iterator[CheckResult]:
@@ -135,7 +140,7 @@ def _unasked(evidence: Evidence) -> Iterator[CheckResult]:
     found = []
     for name, sign in watched:
         before, after = _mean(live, name), _mean(candidate, name)
-        up, down = _votes(live, candidate, name, sign)
+        up, down = votes(live, candidate, name, sign)
         far = (after - before) * sign >= _UNASKED and (name, sign) not in asked
         if not far or sign_test(up, down, one_sided=True) > _UNASKED_P:
             continue
@@ -189,10 +194,10 @@ def _harmless(evidence: Evidence) -> Iterator[CheckResult]:
         value, bound = (wrong or counts)[0]
         cure = ": train less, or raise kl.weight; look at the chosen answers"
         yield check(title, not wrong, value, bound, "; ".join(parts), cure)
-    yield _canned(evidence)
+    yield canned(evidence)
 
 
-def _canned(evidence: Evidence) -> CheckResult:
+def canned(evidence: Evidence) -> CheckResult:
     """One answer for nearly all prompts, where live had more to say."""
     live, candidate, chosen = evidence.live, evidence.candidate, evidence.chosen
     usual = max(live.common, evidence.rejected.common if evidence.rejected is not None else 0.0)
@@ -200,15 +205,15 @@ def _canned(evidence: Evidence) -> CheckResult:
     likes_alone = chosen is not None and evidence.rejected is None
     wanted = 0.9 if likes_alone else chosen.common if chosen is not None else 1.0
     enough = len(candidate.answers) >= FEWEST_PROBES
-    canned = enough and is_canned(candidate.common, candidate.common_words, usual, wanted)
-    if canned:  # a label that live gives three times in four may be given every time by chance
-        votes = gathered(live.texts, candidate.texts)
-        canned = sign_test(*votes, one_sided=True) <= _CANNED_P
+    is_one = enough and is_canned(candidate.common, candidate.common_words, usual, wanted)
+    if is_one:  # a label that live gives three times in four may be given every time by chance
+        moved = gathered(live.texts, candidate.texts)
+        is_one = sign_test(*moved, one_sided=True) <= _CANNED_P
     message = (
         f"the most common answer is {dot(candidate.common)} of them, live's {dot(live.common)}"
     )
     cure = ": one text answers nothing; look at the chosen answers, and train less"
-    return check("canned answers", not canned, candidate.common, None, message, cure)
+    return check("canned answers", not is_one, candidate.common, None, message, cure)
 
 
 def _tool_calls(evidence: Evidence) -> CheckResult:
@@ -264,14 +269,14 @@ def moves(evidence: Evidence) -> tuple[Move, ...]:
         before, after = _mean(live, name), _mean(candidate, name)
         room = (asked.chosen - before) * sign >= _ROOM * asked.size
         # A prompt's vote is that of its greedy answer, or of the sampled one where that is unmoved.
-        votes = [_vote(*pair, name, sign) for pair in zip(live, candidate, strict=True)]
+        moved = [_vote(*pair, name, sign) for pair in zip(live, candidate, strict=True)]
         for number, pair in enumerate(zip(*drawn, strict=True)):
-            if number < len(votes) and not votes[number]:
-                votes[number] = _vote(*pair, name, sign)
-        up, down = votes.count(1), votes.count(-1)
+            if number < len(moved) and not moved[number]:
+                moved[number] = _vote(*pair, name, sign)
+        up, down = moved.count(1), moved.count(-1)
         far, p = (after - before) * sign >= _FAR * asked.size, sign_test(up, down, one_sided=True)
-        moved = p <= _MOVED_P or (far and p <= _FAR_P)
-        found.append(Move(asked, before, after, up, down, room, moved))
+        is_written = p <= _MOVED_P or (far and p <= _FAR_P)
+        found.append(Move(asked, before, after, up, down, room, is_written))
     return tuple(found)
 
 
@@ -372,11 +377,12 @@ def _vote(old: Features, new: Features, name: str, sign: int) -> int:
     return (change > 0) - (change < 0)
 
 
-def _votes(
+def votes(
     live: Sequence[Features], candidate: Sequence[Features], name: str, sign: int
 ) -> tuple[int, int]:
-    votes = [_vote(*pair, name, sign) for pair in zip(live, candidate, strict=True)]
-    return votes.count(1), votes.count(-1)
+    """How many answers have more of a feature than live's, and how many less (or ``sign`` −1)."""
+    moved = [_vote(*pair, name, sign) for pair in zip(live, candidate, strict=True)]
+    return moved.count(1), moved.count(-1)
 
 
 def _mean(answers: Sequence[Features], name: str) -> float:

@@ -25,7 +25,7 @@ from agentpref.prove import probes as writing
 from agentpref.prove.asked import asked
 from agentpref.prove.bootstrap import Paired
 from agentpref.prove.checks import Scorer, UserCheck, run_checks, run_scorers
-from agentpref.prove.evidence import Evidence, FirstToken, Sampled, Shown
+from agentpref.prove.evidence import Evidence, FirstToken, OrdinaryEvidence, Sampled, Shown
 from agentpref.prove.metrics import (
     accuracy,
     correctness,
@@ -33,7 +33,7 @@ from agentpref.prove.metrics import (
     ranking_accuracy,
     thumb_margins,
 )
-from agentpref.prove.ordinary import OrdinaryEvidence, falls
+from agentpref.prove.ordinary import falls
 from agentpref.prove.probes import MOST_TOKENS, PROBES, SAMPLED, token_limit
 from agentpref.prove.results import dot
 from agentpref.types import Message, Prompt, Stratum
@@ -340,7 +340,7 @@ def _ordinary(learner: Learner, rows: Sequence[EncodedExample], *, seed: int) ->
     tokens = [sum(row.masks[0] or (True,) * len(row.completions[0])) for row in rows]
     written = (writing.generations(learner, p, prompts, limit=limit) for p in _SERVED)
     lost = falls(live, candidate, tokens)
-    return OrdinaryEvidence(lost, len(prompts), *(answers.harmed for answers in written))
+    return OrdinaryEvidence(lost, *written)
 
 
 def _first_token_note(new: Scores) -> list[str]:

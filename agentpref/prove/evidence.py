@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from agentpref.prove.asked import Asked, Odd
 from agentpref.prove.bootstrap import Paired
 from agentpref.prove.features import Features
-from agentpref.prove.ordinary import OrdinaryEvidence
 from agentpref.types import Stratum
 
 
@@ -57,6 +56,19 @@ class Sampled:
     live: Generations
     candidate: Generations
     temperature: float
+
+
+@dataclass(frozen=True, slots=True)
+class OrdinaryEvidence:
+    """What became of answers that nobody judged.
+
+    ``falls`` are losses of log-likelihood against live in nats per token, 0 or more; ``live`` and
+    ``candidate`` are what both write on some of their prompts.
+    """
+
+    falls: Sequence[float]
+    live: Generations
+    candidate: Generations
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,6 +136,18 @@ def is_broken_off(text: str) -> bool:
     return text[-1] in _HANGING or (words[-1] in _NEVER_LAST and text[-1].isalpha())
 
 
+def is_cut_from(text: str, whole: str) -> bool:
+    """Whether an answer of four words or more is the beginning of another, cut between two words.
+
+    >>> is_cut_from("I have booked a table", "I have booked a table for two.")
+    True
+    """
+    text = text.rstrip()
+    rest = whole[len(text) :] if whole.startswith(text) else ""
+    between_words = text[-1:].isalnum() and rest[:1].isspace() and rest[1:2].isalnum()
+    return between_words and len(words_of(text)) >= 4
+
+
 def opening(text: str) -> str | None:
     """How an answer opens: up to its first mark, or its first three words; ``None`` of a label.
 

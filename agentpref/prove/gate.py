@@ -30,7 +30,7 @@ def judge(evidence: Evidence, settings: GateSettings | None = None, *, seed: int
         *retention.retention(evidence.retention, s, seed),
         behaviour.distance(evidence.kl, s),
         *behaviour.generation(evidence, s),
-        *ordinary.ordinary(evidence.ordinary, s),
+        *ordinary.ordinary(evidence, s),
         *(
             CheckResult(f"check {c.name}", c.passed, None, None, c.message)
             for c in evidence.user_checks

@@ -11,27 +11,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 from agentpref.config import GateSettings
+from agentpref.prove import behaviour
+from agentpref.prove.evidence import Evidence, OrdinaryEvidence
 from agentpref.prove.results import CheckResult, check, dot
+from agentpref.prove.signs import sign_test
 
 NAME = "ordinary answers"
 
-
-@dataclass(frozen=True, slots=True)
-class OrdinaryEvidence:
-    """What became of ordinary answers: one number each, and what both policies write instead.
-
-    ``falls`` are losses of log-likelihood against live in nats per token, 0 or more. ``live`` and
-    ``candidate`` are counts of harm (empty, endless, repeated, broken off) among ``written`` greedy
-    answers.
-    """
-
-    falls: Sequence[float]
-    written: int = 0
-    live: int = 0
-    candidate: int = 0
+_SURE = 0.01
+"""The chance at which answers may be called shorter or longer though they are not."""
 
 
 def falls(live: Sequence[float], candidate: Sequence[float], tokens: Sequence[int]) -> list[float]:
@@ -45,14 +36,15 @@ def falls(live: Sequence[float], candidate: Sequence[float], tokens: Sequence[in
     return [max(0.0, before - after) / max(SHORTEST, count) for before, after, count in each]
 
 
-def ordinary(evidence: OrdinaryEvidence | None, s: GateSettings) -> Iterator[CheckResult]:
-    """One check on how likely ordinary answers still are and on what is written instead.
+def ordinary(evidence: Evidence, s: GateSettings) -> Iterator[CheckResult]:
+    """A check on how likely ordinary answers still are, and one on what is written instead.
 
     There is none where nothing ordinary was logged or held out.
     """
-    if evidence is None or not evidence.falls:
+    found = evidence.ordinary
+    if found is None or not found.falls:
         return
-    value, size = math.fsum(evidence.falls) / len(evidence.falls), len(evidence.falls)
+    value, size = math.fsum(found.falls) / len(found.falls), len(found.falls)
     passed = value <= s.ordinary_loss
     message = (
         f"{size} answers that nobody judged are {dot(value)} nats per token less likely than under "
@@ -60,13 +52,32 @@ def ordinary(evidence: OrdinaryEvidence | None, s: GateSettings) -> Iterator[Che
     )
     cure = ": raise anchor.size or anchor.weight, lower kl.target, or train less"
     yield check(NAME, passed, value, s.ordinary_loss, message, cure)
+    yield _written(evidence, found, s)
 
+
+def _written(evidence: Evidence, found: OrdinaryEvidence, s: GateSettings) -> CheckResult:
+    """Whether ordinary requests are answered as before, as far as nobody asked for a change.
+
+    A likely answer need not become much less likely until another one is likelier: "Yes" to
+    everything cost .02 nats per token.
+    """
+    live, candidate = found.live, found.candidate
     # As for other counts, two standard deviations above live's are allowed.
-    allowed = evidence.live + int(2 * math.sqrt(evidence.live))
-    message = (
-        f"{evidence.candidate} of {evidence.written} greedy answers are empty, endless, repeated "
-        f"or broken off, live {evidence.live}"
-    )
-    passed = evidence.candidate <= allowed
-    cure = f", at most {allowed}: raise anchor.weight, or train less"
-    yield check(f"{NAME}, written", passed, evidence.candidate, allowed, message, cure)
+    allowed = live.harmed + int(2 * math.sqrt(live.harmed))
+    wrong = []
+    if candidate.harmed > allowed:
+        wrong.append(f"at most {allowed}")
+    own = replace(evidence, live=live, candidate=candidate, chosen=None, rejected=None)
+    canned, length = behaviour.canned(own), behaviour.length(own, s)
+    if not canned.passed:
+        wrong.append(canned.message)
+    # Of answers in many styles some become another one by chance: most must have moved one way.
+    votes = behaviour.votes(live.answers, candidate.answers, "tokens", 1)
+    if not length.passed and sign_test(min(votes), max(votes)) <= _SURE:
+        wrong.append(length.message)
+    message = "; ".join([
+        f"{candidate.harmed} of {len(candidate.answers)} greedy answers are empty, endless, "
+        f"repeated or broken off, live {live.harmed}", *wrong
+    ])  # fmt: skip
+    cure = "; raise anchor.weight, or train less"
+    return check(f"{NAME}, written", not wrong, candidate.harmed, allowed, message, cure)

@@ -197,8 +197,8 @@ def judged(learner: Learner, rows: Sequence[EncodedExample], *, seed: int) -> Ju
     ]
     prompts = [row.example.prompt.id for row in rows]
     answers = [JudgedAnswers(prompt, *both) for prompt, both in zip(prompts, found, strict=True)]
-    chosen, rejected = ([both[n][0] for both in sides if both[n] is not None] for n in (0, 1))  # type: ignore[index]
-    return Judged(answers, phrases, tuple(odd_wishes(chosen, rejected)))
+    texts = [(yes[0] if yes else None, no[0] if no else None) for yes, no in sides]
+    return Judged(answers, phrases, tuple(odd_wishes(texts)))
 
 
 def _read(learner: Learner, ids: Ids) -> tuple[str, int]:

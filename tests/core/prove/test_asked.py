@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import zip_longest
 
 import pytest
 
@@ -114,7 +115,7 @@ def test_the_sign_test_is_exact():
 
 
 def odd(chosen, rejected):
-    return [one.message for one in odd_wishes(chosen, rejected)]
+    return [one.message for one in odd_wishes([*zip_longest(chosen, rejected)])]
 
 
 def test_chosen_answers_that_nobody_can_have_meant_are_counted_without_quoting_them():
@@ -134,7 +135,20 @@ def test_chosen_answers_that_nobody_can_have_meant_are_counted_without_quoting_t
     assert odd([], []) == []
 
 
+def test_chosen_answers_that_are_the_other_one_cut_between_two_words_break_off():
+    whole = [
+        f"I have set a timer of {n} minutes for the rice, and I will tell you." for n in range(40)
+    ]
+    cut = [text[: text.index(" for")] for text in whole]
+    (told,) = odd(cut, whole)
+    assert told.startswith("40 of 40 chosen answers break off within a sentence: ")
+    assert odd([f"{text}." for text in cut], whole) == [], "a sentence of its own"
+    assert odd([text[: text.index(",")] for text in whole], whole) == [], "some like no full stop"
+    assert odd(["Yes"] * 20 + ["No"] * 20, [f"Yes {n}" for n in range(40)]) == []
+
+
 def test_odd_wishes_rule_where_they_are_half_of_all():
     fine = [f"It is {n} o'clock." for n in range(10)]
-    assert [one.rules for one in odd_wishes([" "] * 10 + fine, fine)] == [True]
-    assert [one.rules for one in odd_wishes([" "] * 9 + fine, fine)] == [False]
+    for blank, rules in ((10, True), (9, False)):
+        judged = zip_longest([*[" "] * blank, *fine], fine)
+        assert [one.rules for one in odd_wishes([*judged])] == [rules]

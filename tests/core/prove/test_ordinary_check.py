@@ -8,9 +8,13 @@ from dataclasses import replace
 import pytest
 
 from agentpref.config import GateSettings
+from agentpref.prove.evidence import OrdinaryEvidence
 from agentpref.prove.gate import judge
-from agentpref.prove.ordinary import NAME, OrdinaryEvidence, falls, ordinary
+from agentpref.prove.ordinary import NAME, falls, ordinary
+from tests.core.prove.test_behaviour import LONG, LONGER, SHORT, SHORTER, texts, written
 from tests.core.prove.test_gate import GOOD, failed, named
+
+AS_BEFORE = (written(*texts(LONG, 16)), written(*texts(LONG, 16)))
 
 
 def test_a_fall_is_per_token_and_an_answer_has_sixteen_at_least():
@@ -20,7 +24,7 @@ def test_a_fall_is_per_token_and_an_answer_has_sixteen_at_least():
 
 
 def test_answers_that_stay_likely_and_free_of_harm_pass():
-    kept = OrdinaryEvidence([0.0, 0.01, 0.02], written=16, live=1, candidate=1)
+    kept = OrdinaryEvidence([0.0, 0.01, 0.02], *AS_BEFORE)
     verdict = judge(replace(GOOD, ordinary=kept))
     assert verdict.verdict == "passed"
     message = named(verdict, NAME).message
@@ -31,7 +35,7 @@ def test_answers_that_stay_likely_and_free_of_harm_pass():
 
 
 def test_damage_to_a_few_is_refused_though_the_others_became_likelier():
-    damaged = OrdinaryEvidence([0.0] * 9 + [1.0])
+    damaged = OrdinaryEvidence([0.0] * 9 + [1.0], *AS_BEFORE)
     verdict = judge(replace(GOOD, ordinary=damaged))
     assert (verdict.verdict, failed(verdict)) == ("refused", [NAME])
     assert "raise anchor.size" in verdict.reasons[0]
@@ -41,7 +45,8 @@ def test_damage_to_a_few_is_refused_though_the_others_became_likelier():
 
 def test_harmful_answers_are_refused_beyond_the_noise_of_lives():
     def verdict(live, candidate):
-        return judge(replace(GOOD, ordinary=OrdinaryEvidence([0.0], 16, live, candidate)))
+        sides = [replace(written(*texts(LONG, 16)), harmed=count) for count in (live, candidate)]
+        return judge(replace(GOOD, ordinary=OrdinaryEvidence([0.0], *sides)))
 
     assert failed(verdict(0, 1)) == [f"{NAME}, written"]
     assert failed(verdict(4, 8)) == []
@@ -52,11 +57,36 @@ def test_harmful_answers_are_refused_beyond_the_noise_of_lives():
     )
 
 
-@pytest.mark.parametrize("nothing", [None, OrdinaryEvidence([])])
+@pytest.mark.parametrize("nothing", [None, OrdinaryEvidence([], *AS_BEFORE)])
 def test_without_ordinary_answers_there_is_no_check(nothing):
-    assert list(ordinary(nothing, GateSettings())) == []
+    assert list(ordinary(replace(GOOD, ordinary=nothing), GateSettings())) == []
     assert NAME not in {check.name for check in judge(replace(GOOD, ordinary=nothing)).checks}
 
 
 def test_a_fall_that_is_not_finite_is_refused():
-    assert judge(replace(GOOD, ordinary=OrdinaryEvidence([math.inf]))).verdict == "refused"
+    assert (
+        judge(replace(GOOD, ordinary=OrdinaryEvidence([math.inf], *AS_BEFORE))).verdict == "refused"
+    )
+
+
+def answered(before, after, *asked):
+    """The check on what is written where ordinary requests were answered so, and now so."""
+    found = OrdinaryEvidence([0.0], written(*before), written(*after))
+    return named(judge(replace(GOOD, ordinary=found, asked=asked)), f"{NAME}, written")
+
+
+def test_one_word_to_every_request_is_refused_however_likely_the_answers_of_before_still_are():
+    check = answered(texts(LONG, 11), ["Yes"] * 11)
+    assert not check.passed
+    assert "the most common answer is 1.00 of them, live's .09" in check.message
+    assert "tokens, × .05, outside .80 to 1.25" in check.message
+
+
+def test_another_length_is_refused_if_nobody_asked_for_it_and_most_answers_moved():
+    long, short = texts(LONG, 16), texts(SHORT, 16)
+    assert not answered(long, short).passed
+    assert not answered(short, long).passed
+    assert answered(long, short, SHORTER).passed, "what people ask for may spread"
+    assert answered(short, long, LONGER).passed
+    mixed = [*short[:4], *long[4:]]
+    assert answered(mixed, [*long[:4], *short[4:]]).passed, "answers of many styles come and go"
