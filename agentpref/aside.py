@@ -4,7 +4,7 @@ The new examples of a refused update are set aside: they neither train nor block
 it. They come back
 
 - if somebody asks for them (``agentpref update --again``),
-- if the settings, the seed aside, or the base model are others than those they were refused with,
+- if the settings (but seed and limits) or the base model are others than they were refused with,
 - one by one, if a newer judgement of the same prompt says the same,
 - all of a tag, if live has since learned newer judgements in that tag and agrees with them, or if
   people changed their minds and they say so too (``changes.py``).
@@ -50,14 +50,27 @@ def still_aside(
     if again:
         return []
     refused = asides.set_aside(connection, report.namespace)
-    seedless = {**report.config, "seed": None}  # a job may draw a new seed every night
-    refused = [one for one in refused if {**one.report.get("config", {}), "seed": None} == seedless]
+    refused = [one for one in refused if _agree(one.report.get("config", {}), report.config)]
     if refused:
         base = digests()
         refused = [one for one in refused if digests_of(one.report.get("base") or {}) == base]
     return [
         one._replace(examples=one.examples - _confirmed(connection, one, find)) for one in refused
     ]
+
+
+def _agree(then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether two settings are the same where both are known: a later version has new ones.
+
+    What makes no other candidate does not count: a limit of time, a canary's share, or the seed,
+    which a job may draw anew every night.
+    """
+    for name in (then.keys() & now.keys()) - {"seed", "max_minutes", "canary"}:
+        old, new = then[name], now[name]
+        both = isinstance(old, Mapping) and isinstance(new, Mapping)
+        if not (_agree(old, new) if both else old == new):
+            return False
+    return True
 
 
 def _confirmed(

@@ -237,9 +237,9 @@ class GateSettings:
     canary: float = setting(
         0.1,
         "share of the threads that a candidate serves as the canary, where its gain is likely (at "
-        "most 1 in 10 by chance) and not proven; 0: none",
+        "most 1 in 10 by chance, at later looks less) and not proven; 0: none",
         ge=0,
-        le=1,
+        le=0.5,
     )
     retention_margin: float = setting(0.03, "loss of accuracy that is allowed", ge=0)
     flip_rate: float = setting(

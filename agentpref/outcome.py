@@ -20,11 +20,13 @@ from agentpref.home import CANDIDATE, own_folder
 from agentpref.prefer.strata import Listed
 from agentpref.printable import in_namespace
 from agentpref.prove.gain import NAME, odds
+from agentpref.record.database import transaction
 from agentpref.record.updates import UpdateRow, Updates
-from agentpref.serve import decisions
+from agentpref.serve import decisions, trials
 from agentpref.serve.publishing import Publication
 from agentpref.serve.registry import Registry
 from agentpref.serve.status import ServingState
+from agentpref.serve.trials import BEGUN, FADED
 from agentpref.types import UpdateReport
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ class Wishes(NamedTuple):
     canary: float | None = None
     again: bool = False
 
+
+_CHANGED = "somebody changed what serves while the update ran"
 
 AS_USUAL = Wishes()
 """What passes is promoted."""
@@ -64,7 +68,7 @@ class Outcome:
         """Keep the outcome, publish its candidate unless it was refused, and promote what passed.
 
         The verdict is ``promoted`` only of what was made live. What is likely better, and not
-        proven so, serves as the canary where there is none. Nobody is overruled who held the
+        proven so, is tried as the canary (``serve/trials.py``). Nobody is overruled who held the
         namespace, took the like of it back, or changed what serves since the update began: the
         report then says so and names the command. ``serving`` is what served at the beginning.
         """
@@ -73,8 +77,10 @@ class Outcome:
         policy = (learner.base.numbers, self.report.update_id)
         if self.report.verdict not in ("passed", "insufficient"):
             LogpCache(connection, *policy).forget()
-            self._keep(connection, self.report)
-            return self.report
+            with transaction(connection):
+                report = self._end_trial(self.report, connection, serving)
+                self._keep(connection, report)
+            return report
         with ExitStack() as at_end:
             place = tempfile.TemporaryDirectory(dir=registry.home.path, prefix=CANDIDATE)
             folder = Path(at_end.enter_context(place))
@@ -84,44 +90,85 @@ class Outcome:
             name = publication.revision.revision_id
             LogpCache(publication.connection, *policy).rename(name)
             report = replace(self.report, revision=name)
-            if report.verdict == "passed" or self._is_likely():
+            if report.verdict == "passed":
                 report = self._serve(report, publication, serving)
+            elif self._is_likely():
+                report = self._try(report, publication, serving)
+            else:
+                report = self._end_trial(report, publication.connection, serving)
             self._keep(publication.connection, report)
         return report
 
     def _serve(
         self, report: UpdateReport, publication: Publication, serving: ServingState
     ) -> UpdateReport:
-        """Make live what passed, and the canary what is likely better; or say why not."""
-        name, connection = publication.revision.revision_id, publication.connection
-        promote, canary, _ = self.wishes
-        what = "passed"
-        if report.verdict != "passed":
-            canary = canary or report.config["gate"]["canary"]
-            what = f"is likely better ({odds(report.gain['chance'] or 0.0)} by chance)"
-        trained = [example.example_id for example in self.groups["trained"]]
-        repeated = decisions.taken_back_before(connection, publication.revision, trained)
-        held = decisions.read_hold(connection, report.namespace)
-        cure = f"`{in_namespace(f'agentpref adapters promote {name}', report.namespace)}`"
-        if held is not None:
-            lift = in_namespace("agentpref adapters hold --end", report.namespace)
-            cure = f"`{lift}`, then {cure}"
-        if repeated is not None or held is not None:
-            why = repeated or "the namespace is held"
-        elif not promote:
-            why = "it was not to be promoted"
-        elif report.verdict != "passed" and serving.canary is not None:
-            why = f"{serving.canary} is the canary until thumbs or people decide on it"
-        elif canary is None and publication.promote(serving):
-            return replace(report, verdict="promoted")
-        elif canary is not None and publication.canary(serving, canary):
+        """Promote the candidate, or say why it is not live."""
+        name = publication.revision.revision_id
+        canary = self.wishes.canary
+        why = self._objection(publication)
+        if not why and canary is None:
+            if publication.promote(serving):
+                return replace(report, verdict="promoted")
+            why = _CHANGED
+        elif not why and canary is not None:
             instead = f" instead of {serving.canary}" if serving.canary is not None else ""
-            why = f"it serves {canary:.4g} of the threads, as the canary{instead}"
-            why += "" if report.verdict == "passed" else ", and people's thumbs decide"
-        else:
-            why = "somebody changed what serves while the update ran"
-        note = f"{name} {what} and is not live: {why}; {cure} makes it live"
+            why = f"it was made the canary, for {_percent(canary)} of the threads{instead}"
+            if not publication.canary(serving, canary):
+                why = _CHANGED
+        note = f"{name} passed and is not live: {why}; {self._cure(publication)} makes it live"
         return replace(report, notes=[*report.notes, note])
+
+    def _try(
+        self, report: UpdateReport, publication: Publication, serving: ServingState
+    ) -> UpdateReport:
+        """Make the candidate the canary, since a gain is likely; or say why it is none."""
+        name, share = publication.revision.revision_id, report.config["gate"]["canary"]
+        likely = f"{BEGUN}, {odds(report.gain['chance'] or 0.0)} by chance"
+        trial = trials.read(publication.connection, serving)
+        why = self._objection(publication)
+        if not why and serving.canary is not None:
+            why = f"{serving.canary} is the canary"
+        elif not why and trial.vetoed:
+            why = "a canary was ended since live was made live, so it takes a proof, or your word"
+        elif not why:
+            why = f"it was made the canary, for {_percent(share)} of the threads, where people's "
+            why += "thumbs decide"
+            if not publication.canary(serving, share, likely):
+                why = _CHANGED
+        cure = self._cure(publication)
+        note = f"{name} is not live ({likely}, is not proven): {why}; {cure} makes it live"
+        return replace(report, notes=[*report.notes, note])
+
+    def _end_trial(
+        self, report: UpdateReport, connection: sqlite3.Connection, serving: ServingState
+    ) -> UpdateReport:
+        """End a canary that was a trial, since its gain is no longer likely."""
+        if report.verdict not in ("refused", "insufficient") or report.gain.get("likely"):
+            return report
+        if not trials.end(connection, serving, f"update {report.update_id}"):
+            return report
+        note = f"{serving.canary}, which was on trial as the canary, was ended: {FADED}"
+        return replace(report, notes=[*report.notes, note])
+
+    def _objection(self, publication: Publication) -> str:
+        """What people decided or wished against serving it; empty if nothing."""
+        trained = [example.example_id for example in self.groups["trained"]]
+        repeated = decisions.taken_back_before(
+            publication.connection, publication.revision, trained
+        )
+        held = decisions.read_hold(publication.connection, self.report.namespace)
+        if repeated is not None or held is not None:
+            return repeated or "the namespace is held"
+        return "" if self.wishes.promote else "it was not to be promoted"
+
+    def _cure(self, publication: Publication) -> str:
+        """The command that makes it live."""
+        namespace = self.report.namespace
+        name = publication.revision.revision_id
+        cure = f"`{in_namespace(f'agentpref adapters promote {name}', namespace)}`"
+        if decisions.read_hold(publication.connection, namespace) is None:
+            return cure
+        return f"`{in_namespace('agentpref adapters hold --end', namespace)}`, then {cure}"
 
     def _is_likely(self) -> bool:
         """Whether a gain is likely, though not proven, and nothing else speaks against it."""
@@ -164,3 +211,7 @@ class Outcome:
                 answers=self.answers,
             )
         )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.4g}%"

@@ -25,8 +25,8 @@ NAME = "new preferences"
 _ALONE = 0.5
 """The share of a look's error that is for the held-out prompts alone, if there are others."""
 
-_LIKELY = 0.1
-"""A gain that is this rare by chance, or rarer, is likely: worth a canary, whatever the look."""
+_LIKELY = 0.2
+"""The chance that one of all looks calls a gain likely that is none: at the first, 1 in 10."""
 
 _FEWEST_PROMPTS = 30
 """With fewer, the bootstrap covers less than its nominal confidence, and its bound is not shown."""
@@ -44,10 +44,10 @@ class Gain:
     ``state`` is ``proven``; ``loss``, if that is proven; ``worthless``, if a gain worth having is
     refuted; else ``open``. ``held_out`` and ``cross_fitted`` count the prompts judged by the
     candidate and by models on the way to it; ``chance`` is the probability of so many better ones
-    by chance, and must be at most ``needed``. ``look`` is the number of looks so far, with this one
-    if it ``counts``: one that could not have proved a gain does not. ``comparisons_needed``
-    estimates how many new comparisons would, if the shares so far are the true ones; ``None`` if
-    none would.
+    by chance, and must be at most ``needed``, or ``likely`` for a likely gain. ``look`` is the
+    number of looks so far, with this one if it ``counts``: one that could not have proved a gain
+    does not. ``comparisons_needed`` estimates how many new comparisons would, if the shares so far
+    are the true ones; ``None`` if none would.
     """
 
     state: State
@@ -57,6 +57,7 @@ class Gain:
     needed: float
     look: int
     counts: bool
+    likely: float = 0.0
     comparisons_needed: int | None = None
 
     @property
@@ -66,9 +67,8 @@ class Gain:
 
     @property
     def is_likely(self) -> bool:
-        """Whether a gain is likely although it is not proven."""
-        is_better = self.held_out.better > self.held_out.worse
-        return self.state == "open" and self.chance <= _LIKELY and is_better
+        """Whether a gain is likely at least."""
+        return self.chance <= self.likely and self.held_out.better > self.held_out.worse
 
     def to_mapping(self) -> dict[str, float | None]:
         """The numbers for reports."""
@@ -120,6 +120,7 @@ def weigh(evidence: Evidence, s: GateSettings) -> Gain:
         needed,
         look if counts else evidence.looks,
         counts,
+        allowed(look, _LIKELY),
         None if more is None else max(1, round(evidence.comparisons * more / signs.prompts)),
     )
 

@@ -38,18 +38,20 @@ class Publication(NamedTuple):
         name = self.revision.revision_id
         return self._change(state, state._replace(live=name, canary=None, weight=0.0), "promote")
 
-    def canary(self, state: ServingState, weight: float) -> bool:
+    def canary(self, state: ServingState, weight: float, reason: str = "") -> bool:
         """Make it the canary if what serves is still ``state``; say whether it is."""
         name = self.revision.revision_id
-        return self._change(state, state._replace(canary=name, weight=weight), "canary")
+        return self._change(state, state._replace(canary=name, weight=weight), "canary", reason)
 
-    def _change(self, state: ServingState, new: ServingState, action: str) -> bool:
+    def _change(
+        self, state: ServingState, new: ServingState, action: str, reason: str = ""
+    ) -> bool:
         namespace = self.revision.namespace
         if status.read_state(self.connection, namespace) != state:
             return False
         decisions.require_not_held(self.connection, namespace)
         status.require_fit(self.connection, self.revision.revision_id)
-        status.change(self.connection, new, action)
+        status.change(self.connection, new, action, reason)
         return True
 
 

@@ -52,7 +52,8 @@ class HistoryEntry(NamedTuple):
     """One change, by ``promote``, ``canary``, ``rollback``, ``hold``, ``lift`` or ``watch``.
 
     ``reason`` is why: of a hold, what somebody said; of a change that people's thumbs decided, the
-    thumbs; of ``watch``, the settings from then on, as JSON. Else it is empty.
+    thumbs; of a trial (``trials.py``), its evidence; of ``watch``, the settings from then on, as
+    JSON. Else it is empty.
     """
 
     at: float

@@ -162,7 +162,7 @@ def generation(run) -> int:
 def test_a_canary_starts_and_ends(run, names) -> None:
     run("adapters", "promote", names[0])
     out = run("adapters", "canary", names[1], "--weight", ".1").out
-    assert out.splitlines()[1] == f"canary: {names[1]}, for 0.1 of the threads"
+    assert out.splitlines()[1] == f"canary: {names[1]}, for 10% of the threads"
     value = run("adapters", "canary", "--end", "--json").json
     assert (value["live"], value["canary"], value["weight"]) == (names[0], None, 0.0)
     assert "share above 0" in run("adapters", "canary", names[1], "--weight", "0", exits=1).err

@@ -204,7 +204,7 @@ def test_what_passes_is_only_published_or_a_canary_if_that_is_wished(fresh, rand
     second = learn(fresh, random_base, canary=0.25, again=True)
     assert second.verdict == "passed"
     assert (registry.state().canary, registry.state().weight) == (second.revision, 0.25)
-    assert "it serves 0.25 of the threads, as the canary; " in second.notes[-1]
+    assert "it was made the canary, for 25% of the threads; " in second.notes[-1]
     registry.promote(second.revision)
     assert learn(fresh, random_base, progress=no_training).notes == []
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
 
 from agentpref.config import GateSettings
+from agentpref.record.database import connect
+from agentpref.serve import trials
 from agentpref.serve.registry import Registry
+from agentpref.serve.regression import Finding, Rate, withdraw
 from tests.core.test_interrupted_updates import adapter, interrupt
-from tests.core.test_pipeline import CONFIG, learn, revisions, teach
+from tests.core.test_pipeline import CONFIG, NO, YES, learn, revisions, teach
 
 FEW = replace(
     CONFIG,
@@ -51,21 +55,63 @@ def test_few_held_out_prompts_alone_prove_nothing(alone):
     assert (report.gain["look"], report.gain["look_counts"]) == (0, False)
 
 
-def test_what_is_likely_and_not_proven_serves_a_few_threads_as_the_canary(home, random_base):
+def trial_of(home):
+    """The trial that runs, and whether there is a veto against another one."""
+    registry = Registry(home)
+    with closing(connect(registry.home, readonly=True)) as connection:
+        return trials.read(connection, registry.state())
+
+
+def test_what_is_likely_and_not_proven_is_tried_as_the_canary_of_a_few_threads(home, random_base):
     registry = Registry(home)
     report = learn(home, random_base, STRICT)
     assert (report.verdict, report.gain["likely"]) == ("insufficient", True)
     state = registry.state()
     assert (state.live, state.canary, state.weight) == (None, report.revision, 0.1)
+    chance = f"a likely gain, 1 in {2 ** report.gain['better']} by chance"
     assert report.notes[-1] == (
-        f"{report.revision} is likely better (1 in {2 ** report.gain['better']} by chance) and is "
-        "not live: it serves 0.1 of the threads, as the canary, and people's thumbs decide; "
-        f"`agentpref adapters promote {report.revision}` makes it live"
+        f"{report.revision} is not live ({chance}, is not proven): it was made the canary, for 10% "
+        "of the threads, where people's thumbs decide; `agentpref adapters promote "
+        f"{report.revision}` makes it live"
     )
+    assert registry.history()[-1].reason == chance
     teach(home, range(40, 44))
     second = learn(home, random_base, STRICT)
     assert (second.verdict, registry.state()) == ("insufficient", state), "thumbs need their time"
-    assert f"{report.revision} is the canary until thumbs or people decide" in second.notes[-1]
+    assert f": {report.revision} is the canary; " in second.notes[-1]
+
+
+def test_a_trial_ends_when_its_gain_is_no_longer_likely(home, random_base):
+    report = learn(home, random_base, STRICT)
+    teach(home, range(40, 100), chosen=NO, rejected=YES)
+    second = learn(home, random_base, STRICT)
+    assert not second.gain["likely"]
+    assert trial_of(home) == (None, False), "another one may begin when there is more evidence"
+    assert Registry(home).state().canary is None
+    assert f"{report.revision}, which was on trial as the canary, was ended" in second.notes[-1]
+
+
+@pytest.mark.parametrize("by", ["people", "thumbs"])
+def test_after_people_or_thumbs_ended_a_canary_it_takes_a_proof_or_a_word(home, random_base, by):
+    registry = Registry(home)
+    report = learn(home, random_base, STRICT)
+    if by == "people":
+        registry.canary(None, 0.0)
+    else:
+        rates = Rate(0, 40), Rate(40, 40)
+        withdraw(
+            registry,
+            Finding("default", "canary", report.revision, "base", 0.0, *rates, 1e3, 0, "worse", 9),
+            registry.state(),
+        )
+    assert trial_of(home) == (None, True)
+    teach(home, range(40, 44))
+    second = learn(home, random_base, STRICT)
+    assert (second.verdict, second.gain["likely"]) == ("insufficient", True)
+    assert registry.state().canary is None
+    assert "a canary was ended since live was made live, so it takes a proof" in second.notes[-1]
+    registry.promote(second.revision)
+    assert trial_of(home) == (None, False)
 
 
 @pytest.mark.parametrize(

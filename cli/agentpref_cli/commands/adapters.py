@@ -366,7 +366,7 @@ def _print_state(as_json: bool, state: ServingState) -> None:
     def show() -> None:
         say(f"live: {value['live']} (generation {state.generation})", GOOD)
         if state.canary is not None:
-            say(f"canary: {state.canary}, for {state.weight:.4g} of the threads", WARN)
+            say(f"canary: {state.canary}, for {100 * state.weight:.4g}% of the threads", WARN)
 
     print_result(as_json, value, show)
 
