@@ -20,6 +20,7 @@ from agentpref.learn.checkpoint import Checkpoint
 from agentpref.learn.data import Available, UpdateRows, prepare
 from agentpref.learn.process import Interrupts
 from agentpref.learn.resume import StartedUpdate
+from agentpref.learn.schedule import epochs_for
 from agentpref.models.threads import Share
 from agentpref.record.asides import Refusal
 from agentpref.retry import Plan, follow_up, only_undecided
@@ -179,6 +180,7 @@ class Bench:
         if following.start == "base":
             old = min(len(tried.available.old), self.config.replay.refit)
             rows = max(rows, len(tried.rows.new) + old)
+        rows = rows * following.longer // tried.plan.longer
         return self.budget.left() >= seconds * rows / max(1, len(tried.rows.trained))
 
     def _attempt(self, available: Available, plan: Plan, started: StartedUpdate | None) -> Tried:
@@ -220,7 +222,11 @@ class Bench:
         limits = Limits(seconds, self.interrupts, self.budget.clock)
         try:
             return learner.fit(
-                rows.trained, new=len(rows.new), checkpoint=self.checkpoint, limits=limits
+                rows.trained,
+                new=len(rows.new),
+                epochs=plan.longer * (self.config.epochs or epochs_for(len(rows.new))),
+                checkpoint=self.checkpoint,
+                limits=limits,
             )
         except TrainingDiverged:
             checkpoints.remove(self.checkpoint.path)  # it would only diverge again
@@ -300,6 +306,7 @@ def _told(tried: Tried) -> dict[str, Any]:
     return {
         "attempt": plan.number,
         "start": plan.start,
+        "longer": plan.longer,
         "without": [*plan.without],
         "verdict": proof.result.verdict,
         "trained": len(tried.rows.new),

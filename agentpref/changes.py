@@ -214,12 +214,12 @@ def _explained(tag: str, found: Contradiction, aged: int, restored: int, back: i
     day = datetime.fromtimestamp(found.since).astimezone().date()
     note = (
         f"{tag}: {found.contradicting} of {found.new} new judgements since {day} contradict "
-        f"{aged} older ones, which no longer count"
+        f"{aged} older ones, which were left out"
     )
     if restored:
-        note += f"; {restored} that no longer counted count again"
+        note += f"; {restored} that no longer counted were taken in again"
     if back:
-        note += f"; {back} that were set aside are taken in again"
+        note += f"; {back} that were set aside were taken in again"
     return note
 
 

@@ -194,7 +194,7 @@ class KLSettings:
     weight: float = setting(3.0, "weight λ; 0 turns the penalty off", ge=0)
     target: float = setting(0.05, "KL without penalty, in nats per token", gt=0)
     share: float = setting(0.5, "share of the budget left that one update may spend", gt=0, le=1)
-    pull: float = setting(0.6, "share of the budget beyond which the base pulls", gt=0)
+    pull: float = setting(0.6, "share of the budget beyond which the base pulls", gt=0, le=1)
 
 
 @_group("anchor.", switch="size")
@@ -318,6 +318,12 @@ class UpdateConfig:
     anchor: AnchorSettings = AnchorSettings()
     replay: ReplaySettings = ReplaySettings()
     gate: GateSettings = GateSettings()
+
+    def __post_init__(self) -> None:
+        if not self.kl.weight and self.anchor.size:
+            _refuse_idle(
+                self.anchor, "anchor.kl", "kl.weight is 0", "leave it out, or raise kl.weight"
+            )
 
     @classmethod
     def from_mapping(cls, settings: Mapping[str, Any]) -> UpdateConfig:

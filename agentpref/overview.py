@@ -28,6 +28,9 @@ from agentpref.types import BASE, HELD_OUT
 NEWEST = 24
 """How many of the newest updates the history has: so many columns can be read on a page."""
 
+_FEWEST = 20
+"""With fewer held-out pairs, an accuracy says too little to speak of forgetting."""
+
 GONE = "no longer known"
 """What an example counts under whose prompt was judged anew, or forgotten, since; or that a version
 used which kept no list of examples."""
@@ -140,13 +143,16 @@ def history(
 def forgetting(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What was lost of each tag since the revision that was best at it, the most first.
 
-    Only published revisions count, and tags that two of them were evaluated on.
+    Only revisions that were made live count, and tags that two of them were evaluated on, on 20
+    held-out pairs or more each.
     """
-    shown = [row for row in found if row["revision"]]
+    shown = [row for row in found if row["verdict"] == "promoted"]
     rows = []
     for tag in {tag for row in shown for tag in row["accuracy"]}:
         after = [
-            (r["accuracy"][tag]["after"], r["revision"]) for r in shown if tag in r["accuracy"]
+            (r["accuracy"][tag]["after"], r["revision"])
+            for r in shown
+            if r["accuracy"].get(tag, {}).get("pairs", 0) >= _FEWEST
         ]
         if len(after) > 1:
             best, revision = max(after[:-1], key=lambda pair: pair[0])

@@ -7,8 +7,9 @@
    judges or of people, or those that an earlier update tried already. They are at fault if live was
    proven to be better about their held-out ones; if what live knew in their tag was lost; or if the
    candidate neither gained on them nor is right about them, as with labels thrown by a coin.
-
-4. If new judgements of a tag contradict what live has learned, and no candidate that had to keep
+4. If nothing failed but that what people ask for is ranked and not written, the next attempt trains
+   longer: from live, :data:`LONGER` times as many epochs.
+5. If new judgements of a tag contradict what live has learned, and no candidate that had to keep
    that passed, the next attempt is without the old evidence (a :class:`Turn`).
 
 All may follow from one attempt. All attempts together are one update with one report.
@@ -32,11 +33,14 @@ if TYPE_CHECKING:
 MOST = 3
 """The most attempts of one update."""
 
+LONGER = 3
+"""How many times as long an attempt trains after one that ranked and did not write."""
+
 FEWEST = 8
 """With fewer held-out prompts, hardly anything can be shown of a group: it is not at fault."""
 
 _KL, _RETENTION = "KL", "retention of "
-_GAIN = "new preferences"
+_GAIN, _WRITTEN = "new preferences", "written"
 _MOST_GROUPS = 20
 _FRESH = "is new"  # of what was tried before and what was not, this is not blamed
 _SETS = ("aside", "aged", "restored", "undecided")
@@ -77,7 +81,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One attempt: what it starts from, and what it is without.
+    """One attempt: what it starts from, how many times as long it trains, what it is without.
 
     ``looks`` counts the candidates that the attempts before might have led to, beside this one: a
     proof on the same held-out judgements must pay for as many. ``aside`` are the ids of all
@@ -89,6 +93,7 @@ class Plan:
 
     number: int = 1
     start: Literal["live", "base"] = "live"
+    longer: int = 1
     looks: int = 0
     aside: frozenset[str] = frozenset()
     aged: frozenset[str] = frozenset()
@@ -118,7 +123,8 @@ class Plan:
         """Plain values to keep with the state of its training."""
         sets = {name: sorted(getattr(self, name)) for name in _SETS}
         lists = {name: [*getattr(self, name)] for name in _LISTS}
-        start = {"attempt": self.number, "start": self.start, "looks": self.looks}
+        start = {"attempt": self.number, "looks": self.looks}
+        start |= {"start": self.start, "longer": self.longer}
         return start | sets | lists | {"turn": self.turn.freeze()}
 
     @classmethod
@@ -129,6 +135,7 @@ class Plan:
         return cls(
             frozen.get("attempt", 1),
             frozen.get("start", "live"),
+            frozen.get("longer", 1),
             frozen.get("looks", 0),
             **sets,
             **lists,
@@ -165,6 +172,9 @@ def follow_up(
     if can_refit and plan.start == "live" and any(one.name.startswith(_KL) for one in failed):
         whys.append("the KL budget is spent, so base is refitted on everything that still counts")
         following = replace(following, start="base", looks=following.looks + 1)
+    if {one.name for one in failed} - {_GAIN} == {_WRITTEN} and plan.longer == 1:
+        whys.append(f"it was ranked and hardly written, so it trains {LONGER} times as long")
+        following = replace(following, longer=LONGER, looks=following.looks + 1)
     at_fault = faulty(failed, new, available, was_tried, confidence=confidence)
     if at_fault is not None:
         whys.append(f"once more without {'; '.join(at_fault.words)}")

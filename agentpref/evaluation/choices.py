@@ -137,7 +137,7 @@ def _of_file(file: Where, which: Selection, format: str | None) -> Found:
             "rows do not have; leave it out"
         )
     found = file_examples(file, namespace=which.namespace, format=format)
-    name = os.fspath(file) if isinstance(file, str | os.PathLike) else "the stream"
+    name = os.fspath(file) if isinstance(file, str | os.PathLike) else "that was given"
     unused = [f"{count} {reason.replace('_', ' ')}" for reason, count in found.left_out.items()]
     notes = [f"rows that make no example: {', '.join(unused)}"] if unused else []
     return Found([*found.examples], f"the file {name}", from_file=True, notes=notes)
@@ -153,6 +153,6 @@ def nothing(found: Found, left_out: Mapping[str, int]) -> str:
     if found.from_file:
         return f"{found.on} makes no example; {'; '.join(found.notes) or 'check its rows'}"
     return (
-        f"there are no {found.on}; log or import comparisons: one prompt in five is held out, or "
-        "name a file of preferences"
+        f"nothing is there to score, of {found.on}; log or import comparisons: one prompt in five "
+        "is held out, or name a file of preferences"
     )

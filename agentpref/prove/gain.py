@@ -28,6 +28,9 @@ _ALONE = 0.5
 _LIKELY = 0.2
 """The chance that one of all looks calls a gain likely that is none: at the first, 1 in 10."""
 
+_KNOWN = 0.9
+"""At this accuracy live says already what people want."""
+
 _FEWEST_PROMPTS = 30
 """With fewer, the bootstrap covers less than its nominal confidence, and its bound is not shown."""
 
@@ -133,7 +136,7 @@ def gain(evidence: Evidence, found: Gain, s: GateSettings, seed: int) -> CheckRe
     bound = lower_bound(evidence.new, confidence=s.confidence, seed=seed)
     message = f"{_size(bound)}; {_signs(found)}"
     if not passed:
-        message += f"; {_cure(evidence, found)}"
+        message += f"; {_cure(evidence, found, bound.live)}"
     return CheckResult(NAME, passed, found.chance, found.needed, message)
 
 
@@ -151,6 +154,8 @@ def _signs(found: Gain) -> str:
     """Write the test as ``15 of 20 prompts better, 3 worse, 1 in 265 by chance; …``."""
     held_out, crossed = found.held_out, found.cross_fitted
     text = f"{held_out.better} of {held_out.prompts} prompts better, {held_out.worse} worse"
+    if not held_out.better + held_out.worse + crossed.prompts:
+        return f"none of {held_out.prompts} prompts better or worse"
     if crossed.prompts:
         text += (
             f"; of {crossed.prompts} trained ones, each judged before it was trained, "
@@ -162,12 +167,14 @@ def _signs(found: Gain) -> str:
     return f"{text} ({name} look)"
 
 
-def _cure(evidence: Evidence, found: Gain) -> str:
-    """Say what would settle what is not proven."""
+def _cure(evidence: Evidence, found: Gain, live: float) -> str:
+    """Say what would settle what is not proven; ``live`` is its accuracy."""
     if evidence.cut_short:
         return "max_minutes stopped the training: raise it"
     if found.state == "loss":
         return "no gain but a loss: check the labels"
+    if live >= _KNOWN and (found.state == "worthless" or found.comparisons_needed is None):
+        return "live is right about nearly all of them already: there is nothing to gain"
     if found.state == "worthless":
         return "no gain worth having: check the labels, or train longer"
     if not found.counts:

@@ -42,6 +42,13 @@ def set_aside(connection: sqlite3.Connection, namespace: str) -> list[Refusal]:
     ]
 
 
+def number_aside(connection: sqlite3.Connection, namespace: str) -> int:
+    """How many examples are set aside, of those that there still are."""
+    query = f"SELECT count(*) FROM ({_SET_ASIDE}) WHERE pair_id IN (SELECT example_id FROM example)"
+    (number,) = connection.execute(query, {"namespace": namespace}).fetchone()
+    return int(number)
+
+
 def aged_out(connection: sqlite3.Connection, revision: str | None) -> set[str]:
     """Ids of the examples that no longer count for a revision."""
     return {pair for (pair,) in connection.execute(_AGED_OUT, {"revision": revision})}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from agentpref.home import Home
+from agentpref.prefer.catalog import Catalog
 from agentpref.record.database import connect
 from agentpref.record.log import Log
 from agentpref.record.updates import UpdateRow, Updates
@@ -49,7 +50,11 @@ def test_stats_counts_by_namespace(run, filled, rows) -> None:
     assert set(run("stats", "--namespace", "support", "--json").json) == {"support"}
 
 
-def test_stats_and_updates_count_what_was_set_aside(run, filled) -> None:
+def test_stats_and_updates_count_what_was_set_aside_and_is_still_there(run, filled) -> None:
+    with closing(connect(Home.open(filled))) as connection:
+        Catalog(connection, "default", held_out=0.2).refresh()
+        query = "SELECT example_id FROM example WHERE namespace = 'default'"
+        listed = [name for (name,) in connection.execute(query)]
     told = {
         "update_id": "u",
         "examples": 2,
@@ -59,7 +64,7 @@ def test_stats_and_updates_count_what_was_set_aside(run, filled) -> None:
     }
     row = UpdateRow(
         "u", "default", 1.0, 2.0, None, None, "refused", {"set_aside": [told], "counts": {}},
-        {"a": "set_aside", "b": "set_aside", "c": "replay"},
+        {**dict.fromkeys(listed[:2], "set_aside"), listed[2]: "replay", "judged anew": "set_aside"},
     )  # fmt: skip
     with closing(connect(Home.open(filled))) as connection:
         Updates(connection).add(row)

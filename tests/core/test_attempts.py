@@ -168,6 +168,29 @@ def test_what_fails_is_left_out_and_the_rest_is_promoted(home, random_base):
     require_sums(report)
 
 
+def test_what_is_ranked_and_not_written_is_trained_longer(home, random_base, monkeypatch):
+    judge, judged = gate.judge, []
+
+    def not_written_at_first(*evidence, **seed):
+        result = judge(*evidence, **seed)
+        judged.append(result)
+        checks = [
+            replace(one, passed=one.passed and (one.name != "written" or len(judged) > 1))
+            for one in result.checks
+        ]
+        verdict = result.verdict if len(judged) > 1 else "refused"
+        return replace(result, verdict=verdict, checks=tuple(checks))
+
+    monkeypatch.setattr(gate, "judge", not_written_at_first)
+    befriend(home)
+    report = learn(home, random_base, CONFIG)
+    first, second = report.attempts
+    assert report.verdict == "promoted", (report.reasons, report.attempts)
+    assert (first["longer"], second["longer"], second["start"]) == (1, 3, "live")
+    assert second["steps"] == 3 * first["steps"]
+    assert "hardly written, so it trains 3 times as long" in first["next"]
+
+
 def test_labels_that_proved_nothing_stay_new_and_are_tried_with_the_next_night(home, random_base):
     toss(home, range(100, 160))
     night = learn(home, random_base, CONFIG)
@@ -305,7 +328,7 @@ def test_a_preference_that_changed_wins_and_may_change_back(home, random_base):
     assert (told["tag"], told["state"], told["aged_out"]) == ("numbers", "changed", 40)
     assert turned.counts["aged_out"] == 40
     assert turned.counts["replayed"] == turned.counts["old_evaluated"] == 0
-    assert any("contradict 40 older ones, which no longer count" in note for note in turned.notes)
+    assert any("contradict 40 older ones, which were left out" in note for note in turned.notes)
     require_sums(turned)
     say(home, range(200, 260))
     back = learn(home, random_base, STRICT)

@@ -196,6 +196,10 @@ def test_no_setting_accepts_a_value_of_another_type_in_python(
             r"kl\.pull is 0\.7, but has no effect, since kl\.weight is 0",
         ),
         (
+            {"kl": {"weight": 0}, "anchor": {"kl": 1.0}},
+            r"anchor\.kl is 1\.0, but has no effect, since kl\.weight is 0",
+        ),
+        (
             {"anchor": {"size": 0, "weight": 0.5}},
             r"anchor\.weight is 0\.5, but has no effect, since anchor\.size is 0",
         ),

@@ -135,13 +135,17 @@ def test_judgements_that_no_update_has_read_are_counted(home, three_nights) -> N
 
 def test_what_was_lost_since_the_best_revision_comes_first() -> None:
     def accuracy(**tags):
-        return {tag: {"pairs": 10, "before": 0.5, "after": after} for tag, after in tags.items()}
+        return {
+            tag: {"pairs": 1 if tag == "few" else 20, "before": 0.5, "after": after}
+            for tag, after in tags.items()
+        }
 
     nights = [
-        entry(1, accuracy=accuracy(a=0.9)),
+        entry(1, accuracy=accuracy(a=0.9, few=1.0)),
         entry(2, accuracy=accuracy(a=0.8, b=0.7)),
         entry(3, "refused", accuracy=accuracy(a=0.1, b=0.1)),
-        entry(4, accuracy=accuracy(a=0.6, b=0.9, c=1.0)),
+        entry(4, accuracy=accuracy(a=0.6, b=0.9, c=1.0, few=0.0)),
+        entry(5, "insufficient", accuracy=accuracy(a=0.2, b=0.2)),
     ]
     a, b = overview.forgetting(overview.history(nights))
     assert (a["tag"], a["best"], a["last"], a["lost"]) == ("a", 0.9, 0.6, pytest.approx(0.3))

@@ -8,11 +8,12 @@ from agentpref.learn.data import Available
 from agentpref.learn.encode import EncodedExample
 from agentpref.prove.evaluate import Scores
 from agentpref.prove.results import CheckResult, GateResult
-from agentpref.retry import MOST, Plan, Turn, follow_up, following, only_undecided
+from agentpref.retry import LONGER, MOST, Plan, Turn, follow_up, following, only_undecided
 from tests.core.learn.examples import make_pair
 
 KL = CheckResult("KL budget", False, 0.2, 0.15, "over")
 GAIN = CheckResult("new preferences", False, 0.0, 0.0, "no gain")
+WRITTEN = CheckResult("written", False, 0, None, "ranked, but not written")
 ORDER = ("test", "comparison")
 
 
@@ -52,6 +53,16 @@ def test_where_the_kl_budget_failed_base_is_refitted():
     assert "KL budget is spent" in why
     assert after([KL], scores(a=GOOD), can_refit=False) is None
     assert after([KL], scores(a=GOOD), plan) is None, "a refit that fails is not repeated"
+
+
+@pytest.mark.parametrize("checks", [[WRITTEN], [GAIN, WRITTEN]])
+def test_what_is_ranked_and_not_written_trains_longer_once(checks):
+    plan, why = after(checks, scores(a=GOOD))
+    assert (plan.number, plan.start, plan.longer, plan.looks) == (2, "live", LONGER, 1)
+    assert "trains 3 times as long" in why
+    assert Plan.thaw(plan.freeze()) == plan
+    assert after(checks, scores(a=GOOD), plan) is None
+    assert after([WRITTEN, lost("a")], scores(a=GOOD)) is None, "longer would lose more"
 
 
 @pytest.mark.parametrize("bad", [COIN, WORSE])

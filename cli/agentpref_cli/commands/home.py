@@ -68,7 +68,7 @@ def stats(
     These are the scores under keys that are no preferences, and the examples that refused updates
     set aside, as `agentpref report` explains.
     """
-    from agentpref.record.asides import set_aside
+    from agentpref.record.asides import number_aside
     from agentpref.record.declared import undeclared
     from agentpref.record.store import Store
 
@@ -78,7 +78,7 @@ def stats(
         counts = {
             name: store.stats(name)
             | {
-                "set_aside": sum(len(one.examples) for one in set_aside(connection, name)),
+                "set_aside": number_aside(connection, name),
                 "undeclared": undeclared(connection, name),
             }
             for name in names

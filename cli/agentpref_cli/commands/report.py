@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from agentpref_cli import options
-from agentpref_cli.commands.update import NEVER, SERVES, plain_answers, show_report
+from agentpref_cli.commands.update import CANARY, NEVER, SERVES, plain_answers, show_report
 from agentpref_cli.terminal import BOLD, GOOD, moment, print_result, say, table
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def _today(service: Mapping[str, Any]) -> str:
     if service["now"] == "live":
         return SERVES
     if service["now"] == "canary":
-        return "now the canary"
+        return CANARY
     return NEVER if service["until"] is None else f"served until {moment(service['until'])}"
 
 

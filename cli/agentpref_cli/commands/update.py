@@ -60,7 +60,7 @@ REASONS = {
 }
 """Reasons in plain words; others are printed as they are named."""
 
-SERVES, NEVER = "now serving", "never served"
+SERVES, CANARY, NEVER = "now serving", "now the canary", "never served"
 NICE = 1
 """How far an update lowers its priority. Beside two busy processes, 2 took it about half as long
 again as 1, in a few noisy runs (docs/training.md)."""
@@ -118,9 +118,10 @@ def update(
 ) -> None:
     """Train on new preferences, and serve the result if it is better.
 
-    What people rolled back or put into quarantine is not promoted again, and nothing is while
-    `adapters hold` stands. --again repeats an update that was refused, cut short, insufficient or
-    rolled back. `agentpref updates` lists what came of every update.
+    It is made live if that is proven, and tried on a tenth of the threads (gate.canary) if it is
+    likely. What people rolled back or put into quarantine is not promoted again, and nothing is
+    while `adapters hold` stands. --again repeats an update that was refused, cut short,
+    insufficient or rolled back. `agentpref updates` lists what came of every update.
 
     Ctrl-C and SIGTERM end the update after the current step, and the next update resumes there, as
     it does after a crash. A second Ctrl-C ends it at once.
@@ -134,6 +135,7 @@ def update(
     from agentpref.home import Home
     from agentpref.learn import process, team
     from agentpref.pipeline import update as run_update
+    from agentpref.serve.registry import Registry
 
     settings = options.read_settings(config, set_ or ())
     if max_minutes is not None:
@@ -156,7 +158,9 @@ def update(
         )
     value = done.to_mapping()
     value["answers"] = plain_answers(Home.open(home).answers(done.update_id))
+    canaries = (Registry(home, namespace=namespace).state().canary,) if done.revision else ()
     serving = SERVES if done.verdict == "promoted" else NEVER
+    serving = CANARY if done.revision in canaries else serving
     print_result(as_json, value, lambda: show_report(value, serving))
     raise typer.Exit(VERDICTS[done.verdict][0])
 
@@ -193,7 +197,7 @@ def _show_answers(answers: Sequence[Mapping[str, Any]]) -> None:
     for one in answers[:_SHOWN]:
         said = one["prompt"][-1].get("content")
         for name, text in (("prompt", said), ("before", one["before"]), ("after", one["after"])):
-            line = " ".join(text.split()) if isinstance(text, str) else ""
+            line = (" ".join(text.split()) or "(empty)") if isinstance(text, str) else ""
             say(f"{name:<7} {line[:_WIDTH]}{'…' if len(line) > _WIDTH else ''}")
 
 
@@ -201,7 +205,7 @@ def headline(report: Mapping[str, Any], serving: str) -> str:
     """The verdict and what it means, in one line."""
     verdict = report["verdict"]
     meaning = _meaning(verdict, report["accuracy"])
-    if verdict == "promoted":
+    if verdict == "promoted" or serving == CANARY:
         meaning = f"{meaning}; {serving}"
     return f"{verdict.replace('_', ' ')}: {meaning}"
 

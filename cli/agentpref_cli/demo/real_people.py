@@ -98,9 +98,9 @@ def _brevity(answer: Answer) -> float:
 SHORTER = Preference("facts", "people prefer the shorter of two answers", "shorter", _brevity)
 LISTS = Preference(
     "advice",
-    "people who ask for advice like a list that comes to its end",
-    "a whole list rather",
-    lambda answer: answer.is_list and answer.whole,
+    "people who ask for advice like a list",
+    "a list rather",
+    lambda answer: answer.is_list,
 )
 
 

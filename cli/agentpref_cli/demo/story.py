@@ -68,7 +68,7 @@ def settings(seed: int) -> UpdateConfig:
         epochs=3,
         precision="float32",  # the same on machines with and without bfloat16
         loss=LossSettings(beta=1.0),
-        gate=GateSettings(kl_budget=0.4),
+        gate=GateSettings(kl_budget=0.4, canary=0.0),
     )
 
 

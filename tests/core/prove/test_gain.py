@@ -84,6 +84,22 @@ def test_confidence_sets_the_risk() -> None:
     assert weigh(evidence(signs(17, 3)), GateSettings(confidence=0.99)).state == "proven"
 
 
+def test_each_look_asks_for_more_of_a_likely_gain_too() -> None:
+    found = evidence(signs(9, 4))  # 1 in 7.5
+    assert not weigh(found, SETTINGS).is_likely
+    found = evidence(signs(10, 4))  # 1 in 11
+    assert (weigh(found, SETTINGS).state, weigh(found, SETTINGS).is_likely) == ("open", True)
+    assert not weigh(replace(found, looks=1), SETTINGS).is_likely, "1 in 30 at the second look"
+    assert weigh(replace(evidence(signs(12, 4)), looks=1), SETTINGS).is_likely is False  # 1 in 26
+    assert weigh(replace(evidence(signs(13, 4)), looks=1), SETTINGS).is_likely  # 1 in 41
+
+
+def test_where_live_is_right_already_nobody_is_told_to_check_the_labels() -> None:
+    known = replace(signs(0, 0, 40), live=(1.0,) * 40, candidate=(1.0,) * 40)
+    message = gain(evidence(known), weigh(evidence(known), SETTINGS), SETTINGS, 0).message
+    assert "none of 40 prompts better or worse; live is right about nearly all of them" in message
+
+
 def test_the_report_has_the_numbers() -> None:
     found = weigh(evidence(signs(8, 4, 3), looks=1, comparisons=75), SETTINGS).to_mapping()
     assert found["chance"] == pytest.approx(794 / 4096)
