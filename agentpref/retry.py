@@ -123,9 +123,8 @@ class Plan:
         """Plain values to keep with the state of its training."""
         sets = {name: sorted(getattr(self, name)) for name in _SETS}
         lists = {name: [*getattr(self, name)] for name in _LISTS}
-        start = {"attempt": self.number, "looks": self.looks}
-        start |= {"start": self.start, "longer": self.longer}
-        return start | sets | lists | {"turn": self.turn.freeze()}
+        numbers = {"attempt": self.number, "looks": self.looks, "longer": self.longer}
+        return numbers | {"start": self.start, "turn": self.turn.freeze()} | sets | lists
 
     @classmethod
     def thaw(cls, frozen: Mapping[str, Any]) -> Plan:
