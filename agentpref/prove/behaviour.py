@@ -23,7 +23,7 @@ from typing import Any
 from agentpref.config import GateSettings
 from agentpref.prove.asked import Asked
 from agentpref.prove.evidence import Evidence
-from agentpref.prove.features import LENGTHS, SCRIPTS, Features, gathered, is_canned
+from agentpref.prove.features import LENGTHS, REPEATS, SCRIPTS, Features, gathered, is_canned
 from agentpref.prove.metrics import length_ratio
 from agentpref.prove.results import CheckResult, check, dot
 from agentpref.prove.signs import sign_test
@@ -101,8 +101,16 @@ def _variety(evidence: Evidence, s: GateSettings) -> CheckResult:
     floor = min(s.distinct_floor * least, least - _KINDS / pairs if pairs > 0 else least)
     floor = max(0.0, floor)
     message = f"{dot(live.distinct_2)} -> {dot(value)}, at least {dot(floor)}{why}"
-    cure = ": answers repeat themselves; train less, or raise kl.weight"
-    return check("distinct-2", value >= floor, value, floor, message, cure)
+    # Lists and set forms have less variety, too. It is harm where answers repeat more of
+    # themselves, or become one another, and not by chance.
+    more, less = votes(live.answers, candidate.answers, REPEATS, 1)
+    alike = sign_test(*gathered(live.texts, candidate.texts), one_sided=True)
+    is_sure = min(alike, sign_test(more, less, one_sided=True)) <= _UNASKED_P or not live.answers
+    if value < floor:
+        message += f"; {more} answers repeat more of themselves, {less} less"
+    passed = value >= floor or not is_sure
+    cure = ": train less, or raise kl.weight"
+    return check("distinct-2", passed, value, floor, message, cure)
 
 
 def length(evidence: Evidence, s: GateSettings) -> CheckResult:

@@ -190,7 +190,7 @@ def features(text: str, *, tokens: int, phrases: frozenset[str] = frozenset()) -
         "questions": len(_QUESTION.findall(text)),
         "exclamation marks": len(_EXCLAMATION.findall(text)),
         "digits": sum(map(str.isdigit, text)),
-        "repeated runs of four words": 1 - len(set(grams)) / len(grams) if grams else 0.0,
+        REPEATS: 1 - len(set(grams)) / len(grams) if grams else 0.0,
         "set phrase at the beginning": opening(text) in phrases,
         "yes at the beginning": bool(words) and words[0] in _YES,
         "no at the beginning": bool(words) and words[0] in _NO,
@@ -210,7 +210,10 @@ def features(text: str, *, tokens: int, phrases: frozenset[str] = frozenset()) -
     return {name: float(value) for name, value in found.items() if value}
 
 
-HARM = frozenset({"broken off", "blank", "repeats itself", "repeated runs of four words"})
+REPEATS = "repeated runs of four words"
+"""The feature that grows as an answer says parts of itself again."""
+
+HARM = frozenset({"broken off", "blank", "repeats itself", REPEATS})
 """Features that nobody can ask for: the gate refuses a candidate whose answers gain in them."""
 
 LENGTHS = frozenset({"tokens", "words"})

@@ -45,7 +45,7 @@ def test_a_list_has_two_items_on_lines_of_their_own() -> None:
     texts = ("- a\n- b", "So:\n\n 1) a\n 2) b", "* a\n* b")
     assert all(Answer(text).is_list for text in texts)
     assert not any(Answer(text).is_list for text in ("- a", "1. a 2. b", "a\nb", "-a\n-b", ""))
-    assert LISTS.score(STEPS) > LISTS.score(LONG)
+    assert LISTS.score(STEPS) > LISTS.score(LONG) > LISTS.score(SHORT)
 
 
 def test_answers_that_the_rule_ranks_alike_are_not_compared(monkeypatch) -> None:

@@ -98,9 +98,9 @@ def _brevity(answer: Answer) -> float:
 SHORTER = Preference("facts", "people prefer the shorter of two answers", "shorter", _brevity)
 LISTS = Preference(
     "advice",
-    "people who ask for advice like a list",
-    "a list rather",
-    lambda answer: answer.is_list,
+    "people who ask for advice like a list, the fuller the better",
+    "a list, or a fuller one,",
+    lambda answer: answer.words if answer.is_list else answer.words - _CUT,
 )
 
 

@@ -109,10 +109,22 @@ def test_a_label_that_is_gone_from_a_few_answers_is_chance():
 def test_variety_may_fall_as_far_as_that_of_the_chosen_answers():
     live = texts("I see: the {} is open on day {}")
     chosen = texts("Certainly! The place is open as ever {} {}")
-    plain = replace(written(*live), distinct_2=0.9 * 0.99 * written(*live).distinct_2)
-    found = replace(evidence(live, live), candidate=plain)
+    again = [f"{text}, and number {n}: {text[7:]}, too" for n, text in enumerate(live)]
+    plain = replace(written(*again), distinct_2=0.9 * 0.99 * written(*live).distinct_2)
+    found = replace(evidence(live, live, LONGER), candidate=plain)
     assert failed(judge(found)) == ["distinct-2"]
     assert judge(replace(found, chosen=written(*chosen))).verdict == "passed"
+
+
+def test_variety_that_falls_is_no_harm_where_no_answer_repeats_itself_and_none_becomes_another():
+    """Lists and set forms have less of it, too."""
+    live = texts("I see: the {} is open on day {}")
+    plain = replace(written(*live), distinct_2=0.5 * written(*live).distinct_2)
+    check = named(judge(replace(evidence(live, live), candidate=plain)), "distinct-2")
+    assert check.passed
+    assert check.message.endswith("; 0 answers repeat more of themselves, 0 less")
+    alike = [*live[:16], *live[:1] * 16]
+    assert "distinct-2" in failed(judge(replace(evidence(live, alike))))
 
 
 HARM = {

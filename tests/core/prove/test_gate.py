@@ -115,9 +115,12 @@ def test_where_no_gain_worth_having_is_there_the_candidate_is_refused() -> None:
     assert failed(verdict) == ["new preferences"]
     assert "no gain worth having: check the labels" in verdict.reasons[0]
     assert verdict.refuted
-    unchanged = judge(replace(GOOD, new=counted(both=50)))
+    unchanged = judge(replace(GOOD, new=counted(both=30, neither=20)))
     assert unchanged.verdict == "refused"
     assert "no gain worth having" in unchanged.reasons[0]
+    known = judge(replace(GOOD, new=counted(both=50)))
+    assert known.verdict == "refused"
+    assert "there is nothing to gain" in known.reasons[0]
 
 
 def test_a_small_gain_that_is_proven_is_promoted_all_the_same() -> None:
@@ -257,7 +260,7 @@ def _any_refused(rng: random.Random, loss: float, gain: float) -> bool:
         (replace(GOOD, kl=0.16), "KL budget", "over the budget of .15: refit from base"),
         (replace(GOOD, kl=math.nan), "KL budget", "nan nats"),
         (writing(finite=False), "finite", "NaN or infinite"),
-        (writing(distinct_2=0.53), "distinct-2", ".60 -> .53, at least .54: answers"),
+        (writing(distinct_2=0.53), "distinct-2", ".60 -> .53, at least .54; 0 answers repeat"),
         (writing(mean_length=31.0), "length ratio", "40.0 -> 31.0 tokens, × .78, outside .80 to"),
         (writing(mean_length=51.0), "length ratio", "outside .80 to 1.25"),
         (writing(empty=1), "empty generations", "1 on the probes, live 0"),
