@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from agentpref.learn.data import Available
 from agentpref.prefer.strata import Listed
+from agentpref.prove.behaviour import WRITTEN
 from agentpref.prove.bootstrap import Paired
 from agentpref.prove.drift import by_prompt, more_than_chance
 from agentpref.prove.results import CheckResult, GateResult
@@ -40,7 +41,7 @@ FEWEST = 8
 """With fewer held-out prompts, hardly anything can be shown of a group: it is not at fault."""
 
 _KL, _RETENTION = "KL", "retention of "
-_GAIN, _WRITTEN = "new preferences", "written"
+_GAIN = "new preferences"
 _MOST_GROUPS = 20
 _FRESH = "is new"  # of what was tried before and what was not, this is not blamed
 _SETS = ("aside", "aged", "restored", "undecided")
@@ -171,7 +172,7 @@ def follow_up(
     if can_refit and plan.start == "live" and any(one.name.startswith(_KL) for one in failed):
         whys.append("the KL budget is spent, so base is refitted on everything that still counts")
         following = replace(following, start="base", looks=following.looks + 1)
-    if {one.name for one in failed} - {_GAIN} == {_WRITTEN} and plan.longer == 1:
+    if [one.name for one in failed] == [WRITTEN] and plan.longer == 1:
         whys.append(f"it was ranked and hardly written, so it trains {LONGER} times as long")
         following = replace(following, longer=LONGER, looks=following.looks + 1)
     at_fault = faulty(failed, new, available, was_tried, confidence=confidence)

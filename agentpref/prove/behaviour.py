@@ -28,6 +28,7 @@ from agentpref.prove.metrics import length_ratio
 from agentpref.prove.results import CheckResult, check, dot
 from agentpref.prove.signs import sign_test
 
+WRITTEN = "written"
 FEWEST_PROBES = 8
 """With fewer prompts, what is written cannot be told from chance."""
 
@@ -314,7 +315,7 @@ def _written(evidence: Evidence) -> Iterator[CheckResult]:
     cure = ": train longer or with a higher rate, on answers that the model itself wrote"
     if evidence.cut_short:
         cure = ": max_minutes stopped the training: raise it"
-    yield check("written", passed, len(written), None, message, cure)
+    yield check(WRITTEN, passed, len(written), None, message, cure)
 
 
 def _unchanged(evidence: Evidence) -> int:

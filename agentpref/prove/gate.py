@@ -19,7 +19,7 @@ def judge(evidence: Evidence, settings: GateSettings | None = None, *, seed: int
     The verdict is ``refused`` if a guard fails, or if the evidence refutes a gain: a loss is
     proven, or that no gain worth having is there. It is ``cut_short`` instead if a limit of time
     had stopped the training. Otherwise it is ``passed`` if a gain is proven, and ``insufficient``
-    while that is open.
+    while that is open; then what is not written yet may still be learned.
 
     Raises:
         UpdateError: for a retention stratum without pairs.
@@ -36,8 +36,9 @@ def judge(evidence: Evidence, settings: GateSettings | None = None, *, seed: int
             for c in evidence.user_checks
         ),
     )
+    failed = {check.name for check in guards if not check.passed}
     verdict: Verdict = "passed" if found.state == "proven" else "insufficient"
-    if found.refuted or not all(check.passed for check in guards):
+    if found.refuted or failed - ({behaviour.WRITTEN} if found.state == "open" else set()):
         verdict = "cut_short" if evidence.cut_short else "refused"
     better = gain.gain(evidence, found, s, seed)
     return GateResult(verdict, (better, *guards), found.to_mapping(), found.refuted)

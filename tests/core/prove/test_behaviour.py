@@ -8,6 +8,7 @@ import pytest
 
 from agentpref.prove.asked import Asked, Odd
 from agentpref.prove.behaviour import moves, told
+from agentpref.prove.bootstrap import Paired
 from agentpref.prove.evidence import Evidence, Generations, Sampled
 from agentpref.prove.features import features, is_blank, is_broken_off, is_degenerate, most_common
 from agentpref.prove.gate import judge
@@ -214,6 +215,12 @@ def test_what_is_ranked_but_not_written_is_refused_with_numbers():
     assert "on 32 new prompts, of which 32 got the answer of before: train longer" in reason
     (reason,) = judge(evidence(texts(LONG), texts(LONG), SHORTER, cut_short=True)).reasons
     assert reason.endswith("of before: max_minutes stopped the training: raise it")
+
+
+def test_what_is_not_written_yet_is_refused_only_where_a_gain_is_proven():
+    few = Paired((0.5,) * 3, (1.0,) * 3, ("a", "b", "c"))
+    verdict = judge(replace(evidence(texts(LONG), texts(LONG), SHORTER), new=few))
+    assert (verdict.verdict, failed(verdict)) == ("insufficient", ["new preferences", "written"])
 
 
 def test_where_one_wish_is_written_and_another_is_not_the_report_says_which():
