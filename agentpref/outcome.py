@@ -174,8 +174,9 @@ class Outcome:
         """Whether a gain is likely, though not proven, and nothing else speaks against it."""
         report = self.report
         failed = {check["name"] for check in report.checks if not check["passed"]}
-        tries = report.config["gate"]["canary"] > 0 and report.gain.get("likely", False)
-        return bool(tries) and report.verdict == "insufficient" and failed == {NAME}
+        if report.verdict != "insufficient" or not report.gain.get("likely") or failed != {NAME}:
+            return False
+        return bool(report.config["gate"]["canary"] > 0)
 
     def _publishing(
         self, registry: Registry, learner: Learner, folder: Path
