@@ -153,6 +153,6 @@ def nothing(found: Found, left_out: Mapping[str, int]) -> str:
     if found.from_file:
         return f"{found.on} makes no example; {'; '.join(found.notes) or 'check its rows'}"
     return (
-        f"nothing is there to score, of {found.on}; log or import comparisons: one prompt in five "
-        "is held out, or name a file of preferences"
+        f"there is nothing to score among {found.on}; log or import comparisons: one prompt in "
+        "five is held out, or name a file of preferences"
     )
