@@ -91,6 +91,7 @@ def account(
         "replayed": rows.old,
         "new_evaluated": rows.new_held_out,
         "old_evaluated": rows.old_held_out,
+        "known": rows.known,
     }
     found: dict[str, tuple[Listed, ...]] = {
         name: tuple(row.example for row in group) for name, group in groups.items()
@@ -138,6 +139,7 @@ def uses(
         "trained": "set_aside" if refused else "new",
         "new_evaluated": "set_aside" if refused else "held_out",
         "replayed": "replay",
+        "known": "known",
         "left_out": "left_out",
         "waiting": "waiting",
         "set_aside": "set_aside",

@@ -55,7 +55,7 @@ class Proof:
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """What an attempt did: its rows, and its training and proof if anything could be trained.
+    """What an attempt did: its rows, and its training and proof if there was anything to train.
 
     ``available`` are the examples as they were sorted for it.
     """
@@ -193,11 +193,39 @@ class Bench:
             rows = prepare(self.learner, available, started.data, self.config)
         if not rows.new:
             return Tried(plan, available, rows)
-        if plan.number == 1:
+        if plan.number == 1 and started is None:
+            if found := self._known(rows):
+                known = [*rows.new, *rows.new_held_out]
+                plan = replace(plan, notes=(*plan.notes, found))
+                return Tried(plan, available, UpdateRows(rows.data, known=known))
             self._warn_of_odd_wishes(rows)
         training = self._train(rows, plan)
         rows = rows.only(self.learner.reached)
         return Tried(plan, available, rows, training, self._prove(rows, training, plan))
+
+    def _known(self, rows: UpdateRows) -> str:
+        """Says that live is right about so much of what is new that nothing is left to gain.
+
+        That is where not even a candidate that is right about all of it could show a gain worth
+        having; else the text is empty. What is held out is asked about first: it is scored anyway,
+        and says no in most cases.
+        """
+        from agentpref.prove import evaluate
+        from agentpref.prove.signs import Signs
+
+        if self.live is None:
+            return ""
+        everything, wrong = [*rows.new_held_out, *rows.new], 0
+        prompts = len({row.example.prompt.id for row in everything})
+        for some in (rows.new_held_out, everything):
+            wrong = Signs.of(evaluate.best_case(self.learner, some)).better
+            best = Signs(prompts, better=wrong)
+            if best.chance_if_worth_having() > 1 - self.config.gate.confidence:
+                return ""
+        return (
+            f"{self.live} is right about {prompts - wrong} of {prompts} new prompts already, so "
+            "there is nothing to gain; they count as learned"
+        )
 
     def _warn_of_odd_wishes(self, rows: UpdateRows) -> None:
         """Say before the work what a candidate will be refused for; the report says it again."""
@@ -277,7 +305,7 @@ class Bench:
         plan = tried.plan
         found = {"attempts": [*plan.told], "changed": [*plan.changed]}
         if tried.training is None or tried.proof is None:
-            return {**found, "verdict": "nothing_usable"}
+            return {**found, "verdict": "nothing_to_gain" if tried.rows.known else "nothing_usable"}
         result = tried.proof.result
         return {
             **found,

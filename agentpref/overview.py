@@ -247,7 +247,7 @@ def _seconds(entry: Entry) -> float:
 
 _ORDER = (
     "promoted", "passed", "refused", "cut_short", "insufficient", "nothing_usable", "failed",
-    "interrupted", "busy", "running", "nothing_new",
+    "interrupted", "busy", "running", "nothing_to_gain", "nothing_new",
 )  # fmt: skip
 
 

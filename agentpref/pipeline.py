@@ -106,8 +106,9 @@ def update(
         if it passed the gate and was not: it was not to be, the namespace is held, people took the
         like of it back, or somebody changed what serves meanwhile. ``notes`` then say which, and
         name the command that makes it live. ``insufficient`` publishes a revision too.
-        ``nothing_new`` means that nothing came in since the last update. The home keeps the report,
-        and an entry for an update that raises: ``agentpref updates`` lists all.
+        ``nothing_new`` means that nothing came in since the last update, and ``nothing_to_gain``
+        that what serves is right about what came in, which then counts as learned. The home keeps
+        the report, and an entry for an update that raises: ``agentpref updates`` lists all.
 
     Raises:
         ConfigError: ``canary`` is out of range, or given beside ``promote=False``.

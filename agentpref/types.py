@@ -27,8 +27,8 @@ Origin: TypeAlias = Literal["correction", "comparison", "thumbs", "judge", "thum
 """
 
 Verdict: TypeAlias = Literal[
-    "promoted", "passed", "refused", "cut_short", "insufficient", "nothing_new", "nothing_usable",
-    "failed", "interrupted", "busy",
+    "promoted", "passed", "refused", "cut_short", "insufficient", "nothing_new", "nothing_to_gain",
+    "nothing_usable", "failed", "interrupted", "busy",
 ]  # fmt: skip
 """The outcome of an update; one with the last three raised an error, and is listed as that."""
 

@@ -2,9 +2,10 @@
 
     python examples/nightly_update.py --model tiny [--home HOME]
 
-It exits as `agentpref update` does: 0 promoted or passed, 3 nothing new, 4 refused, 5 too little
-evidence, 6 nothing usable, 7 cut short by a limit of time. In production the update runs from cron,
-and the router in the server, which follows within two seconds; `router.sync()` follows at once.
+It exits as `agentpref update` does: 0 promoted or passed, 3 nothing new or to gain, 4 refused, 5
+too little evidence, 6 nothing usable, 7 cut short by a limit of time. In production the update runs
+from cron, and the router in the server, which follows within two seconds; `router.sync()` follows
+at once.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import agentpref
 from agentpref_adapters.transformers import open_router
 
 EXIT_CODES = {
-    "promoted": 0, "passed": 0, "nothing_new": 3, "refused": 4, "insufficient": 5,
-    "nothing_usable": 6, "cut_short": 7,
+    "promoted": 0, "passed": 0, "nothing_new": 3, "nothing_to_gain": 3, "refused": 4,
+    "insufficient": 5, "nothing_usable": 6, "cut_short": 7,
 }  # fmt: skip
 
 

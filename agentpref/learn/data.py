@@ -179,6 +179,7 @@ class UpdateRows:
     """The data of an update, and the rows of it that could be encoded.
 
     Where no new example could be encoded there is nothing to train, and nothing else is encoded.
+    ``known`` are new ones that nothing is to be learned from, since live is right about them.
     """
 
     data: UpdateData
@@ -188,6 +189,7 @@ class UpdateRows:
     old_held_out: list[EncodedExample] = field(default_factory=list)
     ordinary: list[EncodedExample] = field(default_factory=list)
     ordinary_held_out: list[EncodedExample] = field(default_factory=list)
+    known: list[EncodedExample] = field(default_factory=list)
 
     @property
     def trained(self) -> list[EncodedExample]:

@@ -222,6 +222,12 @@ def score(learner: Learner, rows: Sequence[EncodedExample]) -> Scores:
     return Scores(rows, before, after, margins)
 
 
+def best_case(learner: Learner, rows: Sequence[EncodedExample]) -> Paired:
+    """Live against a candidate that would be right about all of some rows."""
+    live = policy_scores(learner, "live", rows)
+    return Scores(rows, live, (1.0,) * len(rows)).paired(matched=True)
+
+
 def _ratios(own: Sequence[Logps], base: Sequence[Logps]) -> list[Logps]:
     return [tuple(p - b for p, b in zip(*row, strict=True)) for row in zip(own, base, strict=True)]
 

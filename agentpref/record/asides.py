@@ -90,7 +90,7 @@ SELECT pair_id, update_id FROM (
     SELECT pair_id, update_id, role, row_number() OVER (
         PARTITION BY pair_id ORDER BY created_at DESC, update_id DESC) AS place
     FROM update_pair JOIN updates USING (update_id)
-    WHERE namespace = :namespace AND role IN ('new', 'held_out', 'set_aside')
+    WHERE namespace = :namespace AND role IN ('new', 'held_out', 'known', 'set_aside')
         AND pair_id IN (SELECT pair_id FROM update_pair WHERE role = 'set_aside')
 ) WHERE place = 1 AND role = 'set_aside'
 """

@@ -32,14 +32,15 @@ from agentpref.types import BASE, Answered
 
 Role = Literal[
     "new", "replay", "held_out", "left_out", "waiting", "set_aside", "aged_out", "restored",
-    "anchor", "anchor_held_out",
+    "known", "anchor", "anchor_held_out",
 ]  # fmt: skip
 """What an update used a pair for.
 
 It could not use those left out, and did not get to those that wait. Those set aside were new to an
 update that was refused with them. Those aged out it learned before, and people think otherwise of
-since; restored ones count again. The anchors are ordinary answers, which nobody judged: trained on
-or held out, but never learned.
+since; restored ones count again. Known ones were new, and its parent, which was right about them,
+has learned them by that. The anchors are ordinary answers, which nobody judged: trained on or held
+out, but never learned.
 """
 
 
@@ -152,12 +153,12 @@ class Updates:
         return int(number)
 
     def learned_by(self, revision: str | None) -> set[str]:
-        """Return the ids of the pairs, held-out ones too, that were new to it or to an ancestor."""
-        return self._pairs_of_line(revision, "new", "held_out")
+        """Return the ids of the pairs, held-out ones too, that its line learned or knew."""
+        return self._pairs_of_line(revision, "new", "held_out", "known")
 
     def tried_by(self, revision: str) -> set[str]:
         """Return those too that it or an ancestor tried to learn, and could not use."""
-        return self._pairs_of_line(revision, "new", "held_out", "left_out")
+        return self._pairs_of_line(revision, "new", "held_out", "known", "left_out")
 
     def trained_by(self, revision: str | None) -> set[str]:
         """Return those that trained it or an ancestor, as new ones or replayed."""
@@ -168,7 +169,8 @@ class Updates:
             "WITH RECURSIVE line(name) AS ("
             "  SELECT ? UNION SELECT parent FROM revision JOIN line ON revision_id = name"
             ") SELECT DISTINCT pair_id FROM update_pair JOIN updates USING (update_id)"
-            " JOIN line ON candidate = name WHERE role IN (SELECT value FROM json_each(?))",
+            " JOIN line ON CASE role WHEN 'known' THEN updates.parent ELSE candidate END = name"
+            " WHERE role IN (SELECT value FROM json_each(?))",
             (revision, as_json(roles)),
         )
         return {pair for (pair,) in found}
@@ -198,7 +200,8 @@ class Updates:
         (update_id, parent, serves, report), *others = found
         # What its candidate was trained on is learned, if that serves now.
         # none of these is new
-        learned = ["replay", "set_aside", "aged_out", "restored", "anchor", "anchor_held_out"]
+        learned = ["replay", "set_aside", "aged_out", "restored", "known", "anchor"]
+        learned.append("anchor_held_out")
         learned += ["new", "held_out"] if serves else []
         pairs = self._connection.execute(
             "SELECT pair_id, role = 'waiting' FROM update_pair WHERE update_id = ? AND role NOT IN"

@@ -28,7 +28,15 @@ from agentpref.record.database import connect, exclusive
 from agentpref.record.journal import find, listed
 from agentpref.serve.registry import Registry
 from tests.core.test_interrupted_updates import signal_at
-from tests.core.test_pipeline import CONFIG, Reached, learn, no_training, stop_at, teach
+from tests.core.test_pipeline import (
+    CONFIG,
+    Reached,
+    learn,
+    no_training,
+    stop_at,
+    teach,
+    teach_about_friends,
+)
 
 NUMBERS = 32
 OTHER = replace(CONFIG, seed=1)
@@ -297,3 +305,55 @@ def test_the_next_update_says_that_one_was_killed(fresh, random_base):
     assert nights(fresh) == [("promoted", 1), ("interrupted", 1)]
     with agentpref.Log(fresh) as log:
         assert log.verify() == []
+
+
+# What serves knows it already
+
+
+def test_a_night_that_says_what_live_knows_trains_nothing_and_counts_as_learned(
+    promoted, home, registry, random_base
+):
+    """It was refused with "nothing to gain", exit 4, and its judgements were set aside."""
+    teach(home, range(100, 160))
+    report = learn(home, random_base)
+    assert report.verdict == "nothing_to_gain"
+    assert report.training == {}
+    assert report.counts["known"] == report.counts["new"] + report.counts["new_held_out"] == 60
+    assert report.notes[0] == (
+        f"{promoted[1]} is right about 60 of 60 new prompts already, so there is nothing to gain; "
+        "they count as learned"
+    )
+    assert registry.live().revision_id == promoted[1]
+    assert learn(home, random_base, progress=no_training).verdict == "nothing_new"
+
+
+def test_what_live_knew_is_replayed_and_proves_retention_in_the_next_update(home, random_base):
+    teach(home, range(100, 160))
+    known = learn(home, random_base).counts["known"]
+    teach_about_friends(home)
+    later = learn(home, random_base)
+    assert later.counts["old"] + later.counts["old_held_out"] == NUMBERS + known
+    assert later.counts["old_evaluated"] > 10
+
+
+def test_what_live_knew_is_new_again_once_live_was_rolled_back(home, registry, random_base):
+    teach(home, range(100, 160))
+    assert learn(home, random_base).verdict == "nothing_to_gain"
+    registry.rollback()
+    assert learn(home, random_base, progress=no_training).verdict == "nothing_new"  # by decision
+    again = learn(home, random_base, again=True)
+    assert again.counts["new"] + again.counts["new_held_out"] == NUMBERS + 60
+    assert again.counts["trained"] > 0
+
+
+def test_few_judgements_that_live_agrees_with_are_no_proof_that_nothing_is_to_gain(
+    home, random_base
+):
+    teach(home, range(100, 120))
+    assert learn(home, random_base).verdict != "nothing_to_gain"
+
+
+def test_judgements_that_live_is_wrong_about_are_trained_beside_those_it_knows(home, random_base):
+    teach(home, range(100, 160))
+    teach_about_friends(home)
+    assert learn(home, random_base).counts["trained"] > 0

@@ -29,6 +29,7 @@ VERDICTS = {
     "promoted": (0, GOOD, "every check passed"),
     "passed": (0, WARN, "every check passed; published, and not made live"),
     "nothing_new": (3, BOLD, "no new feedback since the last update"),
+    "nothing_to_gain": (3, BOLD, "what serves is right about the new feedback already"),
     "nothing_usable": (6, WARN, "none of the new feedback can be trained; the reasons are below"),
     "refused": (4, BAD, "a check failed; nothing was published"),
     "cut_short": (7, BAD, "max_minutes stopped the training, and a check failed"),
@@ -126,10 +127,10 @@ def update(
     Ctrl-C and SIGTERM end the update after the current step, and the next update resumes there, as
     it does after a crash. A second Ctrl-C ends it at once.
 
-    Exits 0 if the candidate passed (and was promoted, if that was wanted), 3 if nothing is new, 4
-    if the candidate was refused, 5 if there is too little evidence, 6 if none of the new feedback
-    can be trained, 7 if the time was up and a check failed, 2 on bad usage, 1 on a failure, 75
-    while another update or a removal runs, 130 or 143 on a signal.
+    Exits 0 if the candidate passed (and was promoted, if that was wanted), 3 if nothing is new or
+    nothing is left to gain, 4 if the candidate was refused, 5 if there is too little evidence, 6 if
+    none of the new feedback can be trained, 7 if the time was up and a check failed, 2 on bad
+    usage, 1 on a failure, 75 while another update or a removal runs, 130 or 143 on a signal.
     """
     from agentpref.config import UpdateConfig
     from agentpref.home import Home
