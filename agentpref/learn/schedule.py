@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -18,8 +19,12 @@ ORDINARY_SHARE = 0.25
 
 
 def epochs_for(new: int) -> int:
-    """Epochs for a number of new examples: smaller updates need more of them."""
-    return 3 if new < 200 else 2 if new < 1000 else 1
+    """As many passes over the new examples as show a thousand of them, from 1 to 4.
+
+    >>> epochs_for(100), epochs_for(400), epochs_for(1000)
+    (4, 3, 1)
+    """
+    return min(4, max(1, math.ceil(1000 / max(1, new))))
 
 
 def learning_rate_for(model: Any) -> float:
