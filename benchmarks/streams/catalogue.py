@@ -3,7 +3,8 @@
 S1 traits that go together; S2 traits that contradict each other, told apart by the system message;
 S3 styles of the model's own answers, *tagged* with the user in the prompt and *untagged*, where the
 newest preference must win; S4 is S1 with labels flipped; S5 is S1 as lone thumbs; S6 agents that
-should call a tool. The hash of a question decides its side; the seed chooses those that train.
+should call a tool; S7 twenty nights of all these kinds, two of them with labels thrown by a coin.
+The hash of a question decides its side; the seed chooses those that train.
 """
 
 from __future__ import annotations
@@ -52,6 +53,9 @@ CONFLICTING = {
     "subscribes-to-deontology": "You teach the ethics of duty.",
     "subscribes-to-utilitarianism": "You teach the ethics of the greatest good.",
 }
+COINS = ("has-strong-aesthetic-preferences", "optionality-preservation")
+"""The traits of the nights on which a coin decides."""
+
 _TOOLS = (
     (dialogues.reminder, dialogues.message),
     (dialogues.table, dialogues.weather),
@@ -218,7 +222,28 @@ def tool_item(first: Request, second: Request, *, as_text: bool, style: str) -> 
     )
 
 
-STREAMS = ("S1", "S2", "S3-tagged", "S3-untagged", "S4", "S5", "S6")
+def twenty_nights(
+    subject: Subject, samples: Samples, sizes: Sizes, seed: int, *, bundled: bool
+) -> list[Night]:
+    """Traits, tools and styles in turn, with a coin's labels in the 8th and the 15th night."""
+    kinds = (
+        [*_compatible(sizes, seed), trait_night("interest-in-art", "", sizes, seed)],
+        _conflicting(sizes, seed),
+        tool_nights(sizes, seed, as_text=not bundled),
+        style_nights(subject, samples, sizes, seed, tagged=True),
+    )
+    nights = [night for some in itertools.zip_longest(*kinds) for night in some if night]
+    for place, trait in zip((7, 14), COINS, strict=True):
+        nights.insert(place, _changed(trait_night(trait, "", sizes, seed), seed, toss))
+    return nights
+
+
+def toss(item: Item, rng: random.Random) -> Item:
+    """Let a coin decide on the label."""
+    return replace(item, flipped=rng.random() < 0.5)
+
+
+STREAMS = ("S1", "S2", "S3-tagged", "S3-untagged", "S4", "S5", "S6", "S7")
 ORDERS = ("forward", "reverse")
 
 
@@ -238,6 +263,8 @@ def nights_of(
         nights = plain[stream](sizes, seed)
     elif stream == "S6":
         nights = tool_nights(sizes, seed, as_text=not bundled)
+    elif stream == "S7":
+        nights = twenty_nights(subject, samples(), sizes, seed, bundled=bundled)
     else:
         tagged = stream == "S3-tagged"
         nights = style_nights(subject, samples(), sizes, seed, tagged=tagged)

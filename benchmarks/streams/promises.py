@@ -6,7 +6,9 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from agentpref.config import UpdateConfig
 from benchmarks._report import Target, at_least, at_most
+from benchmarks.streams.catalogue import COINS
 from benchmarks.streams.rows import Row
 from benchmarks.streams.rules import SHORTER
 from benchmarks.streams.table import (
@@ -18,6 +20,8 @@ from benchmarks.streams.table import (
     recoveries,
     slopes,
 )
+
+KL_BUDGET = UpdateConfig().gate.kl_budget
 
 
 def targets(rows: Sequence[Row]) -> list[Target]:
@@ -59,6 +63,10 @@ def _of_stream(
         yield at_least("recovery", statistics.fmean(found.values()), 0.9)
     if full and (times := ratios(arms, "full")):
         yield at_most("last night by joint's", statistics.fmean(times.values()), 1 / 3)
+    if full and stream == "S7":
+        yield at_least("good nights promoted or known", full.of(_learned), 1.0)
+        yield at_most("coin nights promoted", full.of(_coins), 0.0)
+        yield at_most("KL at the end", full.of(lambda life: float(life.last["kl"])), KL_BUDGET)
     if naive and full and stream == "S3-untagged":
         written = [m.of(lambda life: diagonal(life.behaviour)) for m in (full, naive)]
         yield at_least("new style less naive's", written[0] - written[1], -0.10)
@@ -89,6 +97,17 @@ class _Means:
 
     def of(self, value: Callable[[Lived], float]) -> float:
         return statistics.fmean(map(value, self._lives))
+
+
+def _learned(life: Lived) -> float:
+    """The share of the nights with a true preference that serve, or that live knew already."""
+    good = [row["verdict"] for row in life.rows[1:] if row["name"] not in COINS]
+    return sum(verdict in ("promoted", "nothing_to_gain") for verdict in good) / len(good)
+
+
+def _coins(life: Lived) -> float:
+    coins = [row["verdict"] for row in life.rows[1:] if row["name"] in COINS]
+    return statistics.fmean(verdict == "promoted" for verdict in coins) if coins else 0.0
 
 
 def _shorter(life: Lived) -> list[int]:
