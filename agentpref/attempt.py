@@ -197,7 +197,10 @@ class Bench:
             if found := self._known(rows):
                 known = [*rows.new, *rows.new_held_out]
                 plan = replace(plan, notes=(*plan.notes, found))
-                return Tried(plan, available, UpdateRows(rows.data, known=known))
+                data = replace(
+                    rows.data, ordinary=()
+                )  # nothing is anchored where nothing is trained
+                return Tried(plan, available, UpdateRows(data, known=known))
             self._warn_of_odd_wishes(rows)
         training = self._train(rows, plan)
         rows = rows.only(self.learner.reached)

@@ -43,7 +43,7 @@ class Entry(NamedTuple):
     """One update as it is listed.
 
     ``times`` counts the updates that ended in this way, of which the first began at ``first_at``.
-    ``in_ledger`` says whether it trained a candidate, or tried to.
+    ``in_ledger`` says whether it looked at anything new.
     """
 
     update_id: str
@@ -216,8 +216,9 @@ def listed(
 
 
 def last_trained(connection: sqlite3.Connection, namespace: str) -> Entry | None:
-    """The last update of a namespace in the ledger."""
-    query = f"{_LISTED} WHERE namespace = ? AND in_ledger {_NEWEST_FIRST}"
+    """The last update of a namespace that trained a candidate."""
+    trained = "in_ledger AND coalesce(json_extract(report, '$.training'), '{}') <> '{}'"
+    query = f"{_LISTED} WHERE namespace = ? AND {trained} {_NEWEST_FIRST}"
     row = connection.execute(query, (namespace, 1)).fetchone()
     return None if row is None else _entry(row)
 

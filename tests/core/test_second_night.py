@@ -25,7 +25,7 @@ from agentpref.errors import (
 from agentpref.home import Home
 from agentpref.prefer.examples import is_held_out
 from agentpref.record.database import connect, exclusive
-from agentpref.record.journal import find, listed
+from agentpref.record.journal import find, last_trained, listed
 from agentpref.serve.registry import Registry
 from tests.core.test_interrupted_updates import signal_at
 from tests.core.test_pipeline import (
@@ -357,3 +357,10 @@ def test_judgements_that_live_is_wrong_about_are_trained_beside_those_it_knows(h
     teach(home, range(100, 160))
     teach_about_friends(home)
     assert learn(home, random_base).counts["trained"] > 0
+
+
+def test_a_night_that_trained_nothing_is_not_the_last_that_trained(promoted, home, random_base):
+    teach(home, range(100, 160))
+    learn(home, random_base)
+    with closing(connect(Home.open(home), readonly=True)) as connection:
+        assert last_trained(connection, "default").revision == promoted[1]

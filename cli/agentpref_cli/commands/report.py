@@ -119,7 +119,7 @@ def _one(home: Path | None, update_id: str | None, namespace: str | None) -> dic
                     "update' first"
                 )
             found = newest[0]
-            if not found.in_ledger:
+            if not found.report.get("training"):
                 trained = journal.last_trained(connection, found.namespace)
         beside = overview(connection, Home.of(connection), trained or found)
     value = _with_serving(found, home)

@@ -95,12 +95,19 @@ def _brevity(answer: Answer) -> float:
     return -answer.words if answer.whole else -_CUT
 
 
+def _short_list(answer: Answer) -> float:
+    """Minus the words of a list; prose is longer than any list, and what was cut off is worst."""
+    if not answer.whole:
+        return -2 * _CUT
+    return -answer.words if answer.is_list else -_CUT - answer.words
+
+
 SHORTER = Preference("facts", "people prefer the shorter of two answers", "shorter", _brevity)
 LISTS = Preference(
     "advice",
-    "people who ask for advice like a list, the fuller the better",
-    "a list, or a fuller one,",
-    lambda answer: answer.words if answer.is_list else answer.words - _CUT,
+    "people who ask for advice like a short list",
+    "a list, or a shorter one,",
+    _short_list,
 )
 
 
