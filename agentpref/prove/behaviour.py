@@ -6,9 +6,8 @@ Live and candidate answer the same prompts. Three kinds of change are told apart
   and over, stop within a sentence, never end, are one text for every prompt, or call tools in JSON
   that does not parse. It is counted against live's, so that no candidate is refused for live's
   faults.
-- What the pairs *ask for* (:mod:`agentpref.prove.asked`) is no fault, however large it is. Where
-  most of what they plainly ask for does not show in the answers, the preference is ranked, but not
-  written, and the candidate is refused.
+- What the pairs *ask for* (:mod:`agentpref.prove.asked`) is no fault, however large it is. Whether
+  it shows in the answers is another check (:mod:`agentpref.prove.written`).
 - Change that *nobody asked for* is bounded: in length, variety, language, tool calls and refusals.
   An answer that comes nearer to what people chose on the same prompts is no such change.
 """
@@ -16,34 +15,17 @@ Live and candidate answer the same prompts. Three kinds of change are told apart
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 from agentpref.config import GateSettings
-from agentpref.prove.asked import Asked
 from agentpref.prove.evidence import Evidence
-from agentpref.prove.features import LENGTHS, REPEATS, SCRIPTS, Features, gathered, is_canned
+from agentpref.prove.features import LENGTHS, REPEATS, SCRIPTS, gathered, is_canned, mean, votes
 from agentpref.prove.metrics import length_ratio
 from agentpref.prove.results import CheckResult, check, dot
 from agentpref.prove.signs import sign_test
-
-WRITTEN = "written"
-FEWEST_PROBES = 8
-"""With fewer prompts, what is written cannot be told from chance."""
-
-_ROOM = 0.25
-"""Live has room for a wish unless it is within this share of it from the chosen answers."""
-
-_MOVED_P = 0.15
-"""A wish is written if so many answers moved that way, and so few the other, by a one-sided sign
-test: three of three do. The check is for what is hardly written, so its own error may be this."""
-
-_FAR, _FAR_P = 0.25, 0.25
-"""Or if this share of it shows in the mean of the answers, and two of two moved."""
-
-_PLAIN = 0.5
-"""A wish is plain if the logarithm of its p is this share of the surest one's, or more."""
+from agentpref.prove.written import FEWEST_PROBES, moves, written
 
 _KINDS = 2
 """So many of the distinct pairs of tokens may be gone from the answers by chance."""
@@ -77,7 +59,7 @@ def generation(evidence: Evidence, s: GateSettings) -> Iterator[CheckResult]:
     yield from _harmless(evidence)
     yield _tool_calls(evidence)
     yield from _unasked(evidence)
-    yield from _written(evidence)
+    yield written(evidence)
     yield from _scored(evidence, s)
 
 
@@ -148,12 +130,12 @@ def _unasked(evidence: Evidence) -> Iterator[CheckResult]:
     watched = [("refusal", 1), ("tool call", -1), *scripts]
     found = []
     for name, sign in watched:
-        before, after = _mean(live, name), _mean(candidate, name)
+        before, after = mean(live, name), mean(candidate, name)
         up, down = votes(live, candidate, name, sign)
         far = (after - before) * sign >= _UNASKED and (name, sign) not in asked
         if not far or sign_test(up, down, one_sided=True) > _UNASKED_P:
             continue
-        wanted = None if evidence.chosen is None else _mean(evidence.chosen.answers, name)
+        wanted = None if evidence.chosen is None else mean(evidence.chosen.answers, name)
         if wanted is None or (wanted - after) * sign < -_UNASKED:  # beyond what people chose, too
             found.append(f"{name} {dot(before)} -> {dot(after)}")
     message = "; ".join(found) or "none in language, tool calls or refusals"
@@ -236,96 +218,7 @@ def _tool_calls(evidence: Evidence) -> CheckResult:
     return check(name, new >= old, new, old, message, cure)
 
 
-# What is asked for
-
-
-@dataclass(frozen=True, slots=True)
-class Move:
-    """What became of a wish in the answers to new prompts.
-
-    ``before`` and ``after`` are the feature's means over live's and the candidate's greedy answers.
-    ``up`` counts prompts whose answers moved as asked, ``down`` the others that moved. ``room`` is
-    whether live was not there already, and ``moved`` whether the candidate went there.
-    """
-
-    asked: Asked
-    before: float
-    after: float
-    up: int
-    down: int
-    room: bool
-    moved: bool
-
-    def __str__(self) -> str:
-        a = self.asked
-        return (
-            f"{'more' if a.direction > 0 else 'fewer'} {a.feature} ({_short(self.before)} -> "
-            f"{_short(self.after)}; chosen {_short(a.chosen)}, rejected {_short(a.rejected)})"
-        )
-
-
-def moves(evidence: Evidence) -> tuple[Move, ...]:
-    """What became of each feature that is asked for, in answers to the new prompts."""
-    live, candidate = (g.answers[: evidence.fresh] for g in (evidence.live, evidence.candidate))
-    if len(live) < FEWEST_PROBES or len(live) != len(candidate):
-        return ()
-    drawn: tuple[Sequence[Features], Sequence[Features]] = ((), ())
-    if evidence.sampled is not None:
-        drawn = evidence.sampled.live.answers, evidence.sampled.candidate.answers
-    found = []
-    for asked in evidence.asked:
-        name, sign = asked.feature, asked.direction
-        before, after = _mean(live, name), _mean(candidate, name)
-        room = (asked.chosen - before) * sign >= _ROOM * asked.size
-        # A prompt's vote is that of its greedy answer, or of the sampled one where that is unmoved.
-        moved = [_vote(*pair, name, sign) for pair in zip(live, candidate, strict=True)]
-        for number, pair in enumerate(zip(*drawn, strict=True)):
-            if number < len(moved) and not moved[number]:
-                moved[number] = _vote(*pair, name, sign)
-        up, down = moved.count(1), moved.count(-1)
-        far, p = (after - before) * sign >= _FAR * asked.size, sign_test(up, down, one_sided=True)
-        is_written = p <= _MOVED_P or (far and p <= _FAR_P)
-        found.append(Move(asked, before, after, up, down, room, is_written))
-    return tuple(found)
-
-
-def _written(evidence: Evidence) -> Iterator[CheckResult]:
-    """Whether what is asked for shows in the answers: ranked, and written too."""
-    found = moves(evidence)
-    open_to = [move for move in found if move.room or move.moved]
-    written = [move for move in open_to if move.moved]
-    rest = [move for move in open_to if not move.moved]
-    surest = min((move.asked.p for move in open_to), default=1.0)
-    plain = [move for move in open_to if move.asked.p <= surest**_PLAIN]
-    passed = 2 * sum(move.moved for move in plain) >= len(plain)
-    if not evidence.asked:
-        message = "the pairs ask for nothing that can be measured without a scorer"
-    elif not found:
-        message = f"too few new prompts to see it: {evidence.fresh} of {FEWEST_PROBES}"
-    elif not open_to:
-        message = f"live writes so already: {_listed(found)}"
-    elif not passed:
-        message = (
-            f"ranked, but not written: {_listed(rest)} on {evidence.fresh} new prompts, of "
-            f"which {_unchanged(evidence)} got the answer of before"
-        )
-    else:
-        message = _listed(written)
-        message += f"; not: {_listed(rest)}" if rest else ""
-    cure = ": train longer or with a higher rate, on answers that the model itself wrote"
-    if evidence.cut_short:
-        cure = ": max_minutes stopped the training: raise it"
-    yield check(WRITTEN, passed, len(written), None, message, cure)
-
-
-def _unchanged(evidence: Evidence) -> int:
-    texts = zip(evidence.live.texts, evidence.candidate.texts, strict=False)
-    return sum(old == new for old, new in list(texts)[: evidence.fresh])
-
-
-def _listed(found: Sequence[Move], most: int = 4) -> str:
-    rest = f" and {len(found) - most} others" if len(found) > most else ""
-    return ", ".join(map(str, found[:most])) + rest
+# What the user measures
 
 
 def _scored(evidence: Evidence, s: GateSettings) -> Iterator[CheckResult]:
@@ -379,24 +272,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _vote(old: Features, new: Features, name: str, sign: int) -> int:
-    change = (new.get(name, 0.0) - old.get(name, 0.0)) * sign
-    return (change > 0) - (change < 0)
-
-
-def votes(
-    live: Sequence[Features], candidate: Sequence[Features], name: str, sign: int
-) -> tuple[int, int]:
-    """How many answers have more of a feature than live's, and how many less (or ``sign`` −1)."""
-    moved = [_vote(*pair, name, sign) for pair in zip(live, candidate, strict=True)]
-    return moved.count(1), moved.count(-1)
-
-
-def _mean(answers: Sequence[Features], name: str) -> float:
-    return sum(one.get(name, 0.0) for one in answers) / len(answers) if answers else 0.0
-
-
-def _short(value: float) -> str:
-    return f"{value:.1f}" if abs(value) >= 2 else dot(value)
