@@ -139,8 +139,8 @@ def _layout(
     def free(wanted: Sequence[int], gap: int) -> int:
         return room - 2 - sum(wanted) - gap * (len(columns) - 1)  # a blank at either side
 
-    gap = next((gap for gap in (3, 2) if free(widths, gap) >= 0), None)
-    gap = gap or next((gap for gap in _GAPS if free(least, gap) >= 0), None)
+    gaps = (gap for wanted in (widths, least) for gap in _GAPS if free(wanted, gap) >= 0)
+    gap = next(gaps, None)
     if gap is None:
         return None
     while free(widths, gap) < 0:  # take from the widest of those that have something to give

@@ -193,6 +193,15 @@ def test_what_does_not_fit_side_by_side_is_a_line_for_each_value() -> None:
     ]
 
 
+def test_where_columns_close_to_one_another_fit_no_cell_is_broken() -> None:
+    columns = ["time", "verdict", "pairs", "accuracy", "took", "serves", "id"]
+    night = ["2026-11-29 17:14", "insufficient", 128, ".50 -> .78", "1,820 s", "canary"]
+    code = f"from agentpref_cli.terminal import table\ntable({columns}, [{[*night, 'rev-000001']}])"
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", _on_a_terminal(code)).replace("\r", "")
+    (row,) = [line for line in plain.splitlines() if "17:14" in line]
+    assert row.split() == [*" ".join(map(str, night)).split(), "rev-000001"]
+
+
 def _read(terminal: int) -> bytes:
     """Linux answers the end of a terminal with an error, others with nothing."""
     try:

@@ -472,7 +472,9 @@ def test_a_live_revision_that_changed_meanwhile_is_left_alone(trained, home, ran
 
     report = learn(home, random_base, checks={"meanwhile": rolls_back})
     assert report.verdict == "passed"
-    assert f"{report.revision} passed and is not live: somebody changed what" in report.notes[-1]
+    assert (
+        f"{report.revision} passed and was not made live: somebody changed what" in report.notes[-1]
+    )
     assert f"`agentpref adapters promote {report.revision}` makes it live" in report.notes[-1]
     assert ledger(home, lambda c: Updates(c).report("default")) == report.to_mapping()
     assert Registry(home).live() is None
