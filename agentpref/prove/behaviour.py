@@ -41,17 +41,17 @@ def distance(kl: float, s: GateSettings) -> CheckResult:
     """The distance from the base, in nats per token, against its budget."""
     passed, cure = kl <= s.kl_budget, ": refit from base on the whole buffer"
     message = (
-        f"{dot(kl)} nats per token from the base, {'within' if passed else 'over'} the budget "
-        f"of {dot(s.kl_budget)}"
+        f"{dot(kl)} from the base (KL, nats per token), {'within' if passed else 'over'} "
+        f"the budget of {dot(s.kl_budget)}"
     )
     return check("KL budget", passed, kl, s.kl_budget, message, cure)
 
 
 def generation(evidence: Evidence, s: GateSettings) -> Iterator[CheckResult]:
     """Checks on what the candidate writes."""
-    message = "all log-probabilities are finite"
+    message = "all probabilities are finite numbers"
     if not evidence.candidate.finite:
-        message = "NaN or infinite log-probabilities: lower the learning rate"
+        message = "NaN or infinite probabilities: lower the learning rate"
     yield CheckResult("finite", evidence.candidate.finite, None, None, message)
     yield _meant(evidence)
     yield _variety(evidence, s)
@@ -83,7 +83,7 @@ def _variety(evidence: Evidence, s: GateSettings) -> CheckResult:
     pairs = len(candidate.answers) * (candidate.mean_length - 1)
     floor = min(s.distinct_floor * least, least - _KINDS / pairs if pairs > 0 else least)
     floor = max(0.0, floor)
-    message = f"{dot(live.distinct_2)} -> {dot(value)}, at least {dot(floor)}{why}"
+    message = f"variety {dot(live.distinct_2)} -> {dot(value)}, at least {dot(floor)}{why}"
     # Lists and set forms have less variety, too. It is harm where answers repeat more of
     # themselves, or become one another, and not by chance.
     more, less = votes(live.answers, candidate.answers, REPEATS, 1)
@@ -169,18 +169,18 @@ def _harmless(evidence: Evidence) -> Iterator[CheckResult]:
         ("repeated", "repeated answers", 2),
         ("broken", "broken-off answers", 2),
     )
-    sides = [(evidence.live, evidence.candidate, 0, "on the probes")]
+    sides = [(evidence.live, evidence.candidate, 0, "answers")]
     if evidence.sampled is not None:
-        sides.append((evidence.sampled.live, evidence.sampled.candidate, 2, "sampled"))
+        sides.append((evidence.sampled.live, evidence.sampled.candidate, 2, "sampled ones"))
     for name, title, by_chance in kinds:
         counts, parts = list[tuple[int, int]](), list[str]()
-        for live, candidate, drawn, where in sides:
+        for live, candidate, drawn, what in sides:
             before, after = getattr(live, name), getattr(candidate, name)
             # Counts may exceed live's by their noise, two standard deviations (2√live).
             allowed = before + max(by_chance, drawn, int(2 * math.sqrt(before)))
             counts.append((after, allowed))
             over = f", at most {allowed}" if after > allowed else ""
-            parts.append(f"{after} {where}, live {before}{over}")
+            parts.append(f"{after} of {len(candidate.answers)} {what}, live {before}{over}")
         wrong = [count for count in counts if count[0] > count[1]]
         value, bound = (wrong or counts)[0]
         cure = ": train less, or raise kl.weight; look at the chosen answers"
@@ -200,9 +200,7 @@ def canned(evidence: Evidence) -> CheckResult:
     if is_one:  # a label that live gives three times in four may be given every time by chance
         moved = gathered(live.texts, candidate.texts)
         is_one = sign_test(*moved, one_sided=True) <= _CANNED_P
-    message = (
-        f"the most common answer is {dot(candidate.common)} of them, live's {dot(live.common)}"
-    )
+    message = f"the most common answer is {dot(candidate.common)} of all, live's {dot(live.common)}"
     cure = ": one text answers nothing; look at the chosen answers, and train less"
     return check("canned answers", not is_one, candidate.common, None, message, cure)
 
@@ -211,7 +209,7 @@ def _tool_calls(evidence: Evidence) -> CheckResult:
     old, new, name = evidence.live.tool_parse, evidence.candidate.tool_parse, "tool-call JSON"
     if old is None or new is None:
         silent = "live" if old is None else "the candidate"
-        message = f"nothing to compare: {silent} wrote no tool call on the probes"
+        message = f"nothing to compare: {silent} wrote no tool call"
         return CheckResult(name, True, new, old, message)
     message = f"{dot(old)} -> {dot(new)} of tool calls parse"
     cure = ": raise loss.nll, or replay more pairs with tool calls"

@@ -544,7 +544,7 @@ def test_prompts_that_nearly_fill_the_models_positions_are_learned_and_evaluated
     assert (report.counts["new"] + held_out, report.left_out) == (24, {})
     assert report.notes[0] == "max_length is 128 instead of 1024: the model has 128 positions"
     told = " ".join(report.notes)
-    assert "24 of 24 probes leave no room for 64 tokens" in told, "trained ones too"
+    assert "24 of 24 prompts leave no room for an answer of 64 tokens" in told, "trained ones too"
     assert passed(report, "finite")
 
 

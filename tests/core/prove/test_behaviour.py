@@ -188,7 +188,7 @@ def test_harm_in_sampled_answers_is_refused_too():
     assert judge(fine).verdict == "passed"
     verdict = judge(replace(fine, sampled=Sampled(good, bad, 0.7)))
     assert failed(verdict) == ["repeated answers"]
-    assert "0 on the probes, live 0; 16 sampled, live 0, at most 2" in verdict.reasons[0]
+    assert "0 of 32 answers, live 0; 16 of 16 sampled ones, live 0, at most 2" in verdict.reasons[0]
 
 
 def test_canned_answers_are_no_fault_where_live_gave_them_already():
