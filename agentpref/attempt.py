@@ -20,7 +20,6 @@ from agentpref.learn.checkpoint import Checkpoint
 from agentpref.learn.data import Available, UpdateRows, prepare
 from agentpref.learn.process import Interrupts
 from agentpref.learn.resume import StartedUpdate
-from agentpref.learn.schedule import epochs_for
 from agentpref.models.threads import Share
 from agentpref.record.asides import Refusal
 from agentpref.retry import Plan, follow_up, only_undecided
@@ -255,7 +254,7 @@ class Bench:
             return learner.fit(
                 rows.trained,
                 new=len(rows.new),
-                epochs=plan.longer * (self.config.epochs or epochs_for(len(rows.new))),
+                longer=plan.longer,
                 checkpoint=self.checkpoint,
                 limits=limits,
             )

@@ -102,7 +102,7 @@ class Outcome:
     def _serve(
         self, report: UpdateReport, publication: Publication, serving: ServingState
     ) -> UpdateReport:
-        """Promote the candidate, or say why it is not live."""
+        """Promote the candidate, or say why it was not made live."""
         name = publication.revision.revision_id
         canary = self.wishes.canary
         why = self._objection(publication)
@@ -115,7 +115,9 @@ class Outcome:
             why = f"it was made the canary, for {_percent(canary)} of the threads{instead}"
             if not publication.canary(serving, canary):
                 why = _CHANGED
-        note = f"{name} passed and is not live: {why}; {self._cure(publication)} makes it live"
+        note = (
+            f"{name} passed and was not made live: {why}; {self._cure(publication)} makes it live"
+        )
         return replace(report, notes=[*report.notes, note])
 
     def _try(
@@ -136,7 +138,7 @@ class Outcome:
             if not publication.canary(serving, share, likely):
                 why = _CHANGED
         cure = self._cure(publication)
-        note = f"{name} is not live ({likely}, is not proven): {why}; {cure} makes it live"
+        note = f"{name} was not made live ({likely}, is not proven): {why}; {cure} makes it live"
         return replace(report, notes=[*report.notes, note])
 
     def _end_trial(

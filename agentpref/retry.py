@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from agentpref.learn.data import Available
 from agentpref.prefer.strata import Listed
-from agentpref.prove.behaviour import WRITTEN
 from agentpref.prove.bootstrap import Paired
 from agentpref.prove.drift import by_prompt, more_than_chance
 from agentpref.prove.results import CheckResult, GateResult
+from agentpref.prove.written import WRITTEN
 
 if TYPE_CHECKING:
     from agentpref.prove.evaluate import Scores

@@ -13,7 +13,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +77,8 @@ class Evaluation:
     ``revisions`` are in the order in which they were named; later ones are compared with earlier
     ones. ``groups`` are all examples, the lone thumbs among them, and the strata. ``left_out``
     counts examples that were not scored, by reason: ``trained`` are those whose prompts trained one
-    of the revisions. ``notes`` say anything else.
+    of the revisions. ``since`` is the time from which on examples were judged, in seconds since
+    1970; ``None`` if all times count. ``notes`` say anything else.
     """
 
     namespace: str
@@ -88,6 +89,7 @@ class Evaluation:
     groups: tuple[Group, ...]
     left_out: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    since: float | None = None
 
     def to_mapping(self) -> dict[str, Any]:
         """The evaluation as plain values: what ``--json`` prints."""
@@ -157,7 +159,8 @@ def evaluate(
         if not clean:
             raise EvaluationError(nothing(found, left_out))
         with sharing(None):
-            return job.run(found, clean, left_out, trained_on, model)
+            done = job.run(found, clean, left_out, trained_on, model)
+        return replace(done, since=which.since)
 
 
 @dataclass

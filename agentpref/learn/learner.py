@@ -300,6 +300,7 @@ class Learner:
         *,
         new: int,
         epochs: int | None = None,
+        longer: int = 1,
         observe: Observer | None = None,
         checkpoint: Checkpoint | None = None,
         limits: Limits | None = None,
@@ -308,8 +309,8 @@ class Learner:
 
         Ordinary answers among the rows are no preferences: they are trained beside the others.
 
-        ``epochs`` takes the place of those of the settings. ``observe``, ``checkpoint`` and
-        ``limits`` are those of :func:`~agentpref.learn.trainer.train`.
+        ``epochs`` takes the place of those of the settings, and ``longer`` multiplies them. The
+        others are those of :func:`~agentpref.learn.trainer.train`.
         """
         judged = [row for row in rows if not row.example.ordinary]
         references = self.score("base", judged)
@@ -319,7 +320,8 @@ class Learner:
             live = self.score("live", judged)
         training = [TrainingRow(*each) for each in zip(judged, references, live, strict=True)]
         training += [TrainingRow(row, ()) for row in rows if row.example.ordinary]
-        epochs, leash = epochs or self.config.epochs or epochs_for(new), self._leash(judged)
+        epochs = longer * (epochs or self.config.epochs or epochs_for(new))
+        leash = self._leash(judged)
         order = {
             "do": "fit", "epochs": epochs, "route": self.route(rows).name, "leash": [*leash]
         }  # fmt: skip

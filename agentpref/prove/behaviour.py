@@ -6,9 +6,8 @@ Live and candidate answer the same prompts. Three kinds of change are told apart
   and over, stop within a sentence, never end, are one text for every prompt, or call tools in JSON
   that does not parse. It is counted against live's, so that no candidate is refused for live's
   faults.
-- What the pairs *ask for* (:mod:`agentpref.prove.asked`) is no fault, however large it is. Where
-  most of what they plainly ask for does not show in the answers, the preference is ranked, but not
-  written, and the candidate is refused.
+- What the pairs *ask for* (:mod:`agentpref.prove.asked`) is no fault, however large it is. Whether
+  it shows in the answers is another check (:mod:`agentpref.prove.written`).
 - Change that *nobody asked for* is bounded: in length, variety, language, tool calls and refusals.
   An answer that comes nearer to what people chose on the same prompts is no such change.
 """
@@ -16,34 +15,17 @@ Live and candidate answer the same prompts. Three kinds of change are told apart
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 from agentpref.config import GateSettings
-from agentpref.prove.asked import Asked
 from agentpref.prove.evidence import Evidence
-from agentpref.prove.features import LENGTHS, REPEATS, SCRIPTS, Features, gathered, is_canned
+from agentpref.prove.features import LENGTHS, REPEATS, SCRIPTS, gathered, is_canned, mean, votes
 from agentpref.prove.metrics import length_ratio
 from agentpref.prove.results import CheckResult, check, dot
 from agentpref.prove.signs import sign_test
-
-WRITTEN = "written"
-FEWEST_PROBES = 8
-"""With fewer prompts, what is written cannot be told from chance."""
-
-_ROOM = 0.25
-"""Live has room for a wish unless it is within this share of it from the chosen answers."""
-
-_MOVED_P = 0.15
-"""A wish is written if so many answers moved that way, and so few the other, by a one-sided sign
-test: three of three do. The check is for what is hardly written, so its own error may be this."""
-
-_FAR, _FAR_P = 0.25, 0.25
-"""Or if this share of it shows in the mean of the answers, and two of two moved."""
-
-_PLAIN = 0.5
-"""A wish is plain if the logarithm of its p is this share of the surest one's, or more."""
+from agentpref.prove.written import FEWEST_PROBES, moves, written
 
 _KINDS = 2
 """So many of the distinct pairs of tokens may be gone from the answers by chance."""
@@ -59,17 +41,17 @@ def distance(kl: float, s: GateSettings) -> CheckResult:
     """The distance from the base, in nats per token, against its budget."""
     passed, cure = kl <= s.kl_budget, ": refit from base on the whole buffer"
     message = (
-        f"{dot(kl)} nats per token from the base, {'within' if passed else 'over'} the budget "
-        f"of {dot(s.kl_budget)}"
+        f"{dot(kl)} from the base (KL, nats per token), {'within' if passed else 'over'} "
+        f"the budget of {dot(s.kl_budget)}"
     )
     return check("KL budget", passed, kl, s.kl_budget, message, cure)
 
 
 def generation(evidence: Evidence, s: GateSettings) -> Iterator[CheckResult]:
     """Checks on what the candidate writes."""
-    message = "all log-probabilities are finite"
+    message = "all probabilities are finite numbers"
     if not evidence.candidate.finite:
-        message = "NaN or infinite log-probabilities: lower the learning rate"
+        message = "NaN or infinite probabilities: lower the learning rate"
     yield CheckResult("finite", evidence.candidate.finite, None, None, message)
     yield _meant(evidence)
     yield _variety(evidence, s)
@@ -77,7 +59,7 @@ def generation(evidence: Evidence, s: GateSettings) -> Iterator[CheckResult]:
     yield from _harmless(evidence)
     yield _tool_calls(evidence)
     yield from _unasked(evidence)
-    yield from _written(evidence)
+    yield written(evidence)
     yield from _scored(evidence, s)
 
 
@@ -101,7 +83,7 @@ def _variety(evidence: Evidence, s: GateSettings) -> CheckResult:
     pairs = len(candidate.answers) * (candidate.mean_length - 1)
     floor = min(s.distinct_floor * least, least - _KINDS / pairs if pairs > 0 else least)
     floor = max(0.0, floor)
-    message = f"{dot(live.distinct_2)} -> {dot(value)}, at least {dot(floor)}{why}"
+    message = f"variety {dot(live.distinct_2)} -> {dot(value)}, at least {dot(floor)}{why}"
     # Lists and set forms have less variety, too. It is harm where answers repeat more of
     # themselves, or become one another, and not by chance.
     more, less = votes(live.answers, candidate.answers, REPEATS, 1)
@@ -148,12 +130,12 @@ def _unasked(evidence: Evidence) -> Iterator[CheckResult]:
     watched = [("refusal", 1), ("tool call", -1), *scripts]
     found = []
     for name, sign in watched:
-        before, after = _mean(live, name), _mean(candidate, name)
+        before, after = mean(live, name), mean(candidate, name)
         up, down = votes(live, candidate, name, sign)
         far = (after - before) * sign >= _UNASKED and (name, sign) not in asked
         if not far or sign_test(up, down, one_sided=True) > _UNASKED_P:
             continue
-        wanted = None if evidence.chosen is None else _mean(evidence.chosen.answers, name)
+        wanted = None if evidence.chosen is None else mean(evidence.chosen.answers, name)
         if wanted is None or (wanted - after) * sign < -_UNASKED:  # beyond what people chose, too
             found.append(f"{name} {dot(before)} -> {dot(after)}")
     message = "; ".join(found) or "none in language, tool calls or refusals"
@@ -187,18 +169,18 @@ def _harmless(evidence: Evidence) -> Iterator[CheckResult]:
         ("repeated", "repeated answers", 2),
         ("broken", "broken-off answers", 2),
     )
-    sides = [(evidence.live, evidence.candidate, 0, "on the probes")]
+    sides = [(evidence.live, evidence.candidate, 0, "answers")]
     if evidence.sampled is not None:
-        sides.append((evidence.sampled.live, evidence.sampled.candidate, 2, "sampled"))
+        sides.append((evidence.sampled.live, evidence.sampled.candidate, 2, "sampled ones"))
     for name, title, by_chance in kinds:
         counts, parts = list[tuple[int, int]](), list[str]()
-        for live, candidate, drawn, where in sides:
+        for live, candidate, drawn, what in sides:
             before, after = getattr(live, name), getattr(candidate, name)
             # Counts may exceed live's by their noise, two standard deviations (2√live).
             allowed = before + max(by_chance, drawn, int(2 * math.sqrt(before)))
             counts.append((after, allowed))
             over = f", at most {allowed}" if after > allowed else ""
-            parts.append(f"{after} {where}, live {before}{over}")
+            parts.append(f"{after} of {len(candidate.answers)} {what}, live {before}{over}")
         wrong = [count for count in counts if count[0] > count[1]]
         value, bound = (wrong or counts)[0]
         cure = ": train less, or raise kl.weight; look at the chosen answers"
@@ -218,9 +200,7 @@ def canned(evidence: Evidence) -> CheckResult:
     if is_one:  # a label that live gives three times in four may be given every time by chance
         moved = gathered(live.texts, candidate.texts)
         is_one = sign_test(*moved, one_sided=True) <= _CANNED_P
-    message = (
-        f"the most common answer is {dot(candidate.common)} of them, live's {dot(live.common)}"
-    )
+    message = f"the most common answer is {dot(candidate.common)} of all, live's {dot(live.common)}"
     cure = ": one text answers nothing; look at the chosen answers, and train less"
     return check("canned answers", not is_one, candidate.common, None, message, cure)
 
@@ -229,103 +209,14 @@ def _tool_calls(evidence: Evidence) -> CheckResult:
     old, new, name = evidence.live.tool_parse, evidence.candidate.tool_parse, "tool-call JSON"
     if old is None or new is None:
         silent = "live" if old is None else "the candidate"
-        message = f"nothing to compare: {silent} wrote no tool call on the probes"
+        message = f"nothing to compare: {silent} wrote no tool call"
         return CheckResult(name, True, new, old, message)
     message = f"{dot(old)} -> {dot(new)} of tool calls parse"
     cure = ": raise loss.nll, or replay more pairs with tool calls"
     return check(name, new >= old, new, old, message, cure)
 
 
-# What is asked for
-
-
-@dataclass(frozen=True, slots=True)
-class Move:
-    """What became of a wish in the answers to new prompts.
-
-    ``before`` and ``after`` are the feature's means over live's and the candidate's greedy answers.
-    ``up`` counts prompts whose answers moved as asked, ``down`` the others that moved. ``room`` is
-    whether live was not there already, and ``moved`` whether the candidate went there.
-    """
-
-    asked: Asked
-    before: float
-    after: float
-    up: int
-    down: int
-    room: bool
-    moved: bool
-
-    def __str__(self) -> str:
-        a = self.asked
-        return (
-            f"{'more' if a.direction > 0 else 'fewer'} {a.feature} ({_short(self.before)} -> "
-            f"{_short(self.after)}; chosen {_short(a.chosen)}, rejected {_short(a.rejected)})"
-        )
-
-
-def moves(evidence: Evidence) -> tuple[Move, ...]:
-    """What became of each feature that is asked for, in answers to the new prompts."""
-    live, candidate = (g.answers[: evidence.fresh] for g in (evidence.live, evidence.candidate))
-    if len(live) < FEWEST_PROBES or len(live) != len(candidate):
-        return ()
-    drawn: tuple[Sequence[Features], Sequence[Features]] = ((), ())
-    if evidence.sampled is not None:
-        drawn = evidence.sampled.live.answers, evidence.sampled.candidate.answers
-    found = []
-    for asked in evidence.asked:
-        name, sign = asked.feature, asked.direction
-        before, after = _mean(live, name), _mean(candidate, name)
-        room = (asked.chosen - before) * sign >= _ROOM * asked.size
-        # A prompt's vote is that of its greedy answer, or of the sampled one where that is unmoved.
-        moved = [_vote(*pair, name, sign) for pair in zip(live, candidate, strict=True)]
-        for number, pair in enumerate(zip(*drawn, strict=True)):
-            if number < len(moved) and not moved[number]:
-                moved[number] = _vote(*pair, name, sign)
-        up, down = moved.count(1), moved.count(-1)
-        far, p = (after - before) * sign >= _FAR * asked.size, sign_test(up, down, one_sided=True)
-        is_written = p <= _MOVED_P or (far and p <= _FAR_P)
-        found.append(Move(asked, before, after, up, down, room, is_written))
-    return tuple(found)
-
-
-def _written(evidence: Evidence) -> Iterator[CheckResult]:
-    """Whether what is asked for shows in the answers: ranked, and written too."""
-    found = moves(evidence)
-    open_to = [move for move in found if move.room or move.moved]
-    written = [move for move in open_to if move.moved]
-    rest = [move for move in open_to if not move.moved]
-    surest = min((move.asked.p for move in open_to), default=1.0)
-    plain = [move for move in open_to if move.asked.p <= surest**_PLAIN]
-    passed = 2 * sum(move.moved for move in plain) >= len(plain)
-    if not evidence.asked:
-        message = "the pairs ask for nothing that can be measured without a scorer"
-    elif not found:
-        message = f"too few new prompts to see it: {evidence.fresh} of {FEWEST_PROBES}"
-    elif not open_to:
-        message = f"live writes so already: {_listed(found)}"
-    elif not passed:
-        message = (
-            f"ranked, but not written: {_listed(rest)} on {evidence.fresh} new prompts, of "
-            f"which {_unchanged(evidence)} got the answer of before"
-        )
-    else:
-        message = _listed(written)
-        message += f"; not: {_listed(rest)}" if rest else ""
-    cure = ": train longer or with a higher rate, on answers that the model itself wrote"
-    if evidence.cut_short:
-        cure = ": max_minutes stopped the training: raise it"
-    yield check(WRITTEN, passed, len(written), None, message, cure)
-
-
-def _unchanged(evidence: Evidence) -> int:
-    texts = zip(evidence.live.texts, evidence.candidate.texts, strict=False)
-    return sum(old == new for old, new in list(texts)[: evidence.fresh])
-
-
-def _listed(found: Sequence[Move], most: int = 4) -> str:
-    rest = f" and {len(found) - most} others" if len(found) > most else ""
-    return ", ".join(map(str, found[:most])) + rest
+# What the user measures
 
 
 def _scored(evidence: Evidence, s: GateSettings) -> Iterator[CheckResult]:
@@ -379,24 +270,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _vote(old: Features, new: Features, name: str, sign: int) -> int:
-    change = (new.get(name, 0.0) - old.get(name, 0.0)) * sign
-    return (change > 0) - (change < 0)
-
-
-def votes(
-    live: Sequence[Features], candidate: Sequence[Features], name: str, sign: int
-) -> tuple[int, int]:
-    """How many answers have more of a feature than live's, and how many less (or ``sign`` −1)."""
-    moved = [_vote(*pair, name, sign) for pair in zip(live, candidate, strict=True)]
-    return moved.count(1), moved.count(-1)
-
-
-def _mean(answers: Sequence[Features], name: str) -> float:
-    return sum(one.get(name, 0.0) for one in answers) / len(answers) if answers else 0.0
-
-
-def _short(value: float) -> str:
-    return f"{value:.1f}" if abs(value) >= 2 else dot(value)

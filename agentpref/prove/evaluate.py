@@ -361,8 +361,8 @@ def _first_token_note(new: Scores) -> list[str]:
     return [
         f"ranking improved from {dot(before)} to {dot(after)}, but the first token in which two "
         f"answers differ decides for the chosen one in {dot(old)} -> {dot(now)} of {first.pairs} "
-        f"pairs: of {first.margin[1] - first.margin[0]:.1f} nats more margin it has "
-        f"{first.margin_first[1] - first.margin_first[0]:.1f}"
+        f"pairs; {first.margin_first[1] - first.margin_first[0]:.1f} of the "
+        f"{first.margin[1] - first.margin[0]:.1f} nats by which the margin grew are that token's"
     ]
 
 

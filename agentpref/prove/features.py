@@ -287,3 +287,22 @@ def is_canned(share: float, words: int, usual: float, wanted: float = 1.0) -> bo
     if share < (_ALL_BUT_A_FEW if is_label else CANNED) or usual >= CANNED:
         return False
     return not (is_label and 0.75 <= wanted < _ALL_BUT_A_FEW)
+
+
+def mean(answers: Sequence[Features], name: str) -> float:
+    """The mean of a feature over some answers; 0 of none."""
+    return sum(one.get(name, 0.0) for one in answers) / len(answers) if answers else 0.0
+
+
+def vote(old: Features, new: Features, name: str, sign: int) -> int:
+    """1 where an answer has more of a feature than the old one (``sign`` −1: less), −1, or 0."""
+    change = (new.get(name, 0.0) - old.get(name, 0.0)) * sign
+    return (change > 0) - (change < 0)
+
+
+def votes(
+    live: Sequence[Features], candidate: Sequence[Features], name: str, sign: int
+) -> tuple[int, int]:
+    """How many answers have more of a feature than live's, and how many less (or ``sign`` −1)."""
+    moved = [vote(*pair, name, sign) for pair in zip(live, candidate, strict=True)]
+    return moved.count(1), moved.count(-1)

@@ -10,6 +10,7 @@ from agentpref.config import GateSettings
 from agentpref.prove import behaviour, gain, ordinary, retention
 from agentpref.prove.evidence import Evidence
 from agentpref.prove.results import CheckResult, GateResult
+from agentpref.prove.written import WRITTEN
 from agentpref.types import Verdict
 
 
@@ -38,7 +39,7 @@ def judge(evidence: Evidence, settings: GateSettings | None = None, *, seed: int
     )
     failed = {check.name for check in guards if not check.passed}
     verdict: Verdict = "passed" if found.state == "proven" else "insufficient"
-    if found.refuted or failed - ({behaviour.WRITTEN} if found.state == "open" else set()):
+    if found.refuted or failed - ({WRITTEN} if found.state == "open" else set()):
         verdict = "cut_short" if evidence.cut_short else "refused"
     better = gain.gain(evidence, found, s, seed)
     return GateResult(verdict, (better, *guards), found.to_mapping(), found.refuted)

@@ -16,6 +16,7 @@ from dataclasses import replace
 from agentpref.config import GateSettings
 from agentpref.prove import behaviour
 from agentpref.prove.evidence import Evidence, OrdinaryEvidence
+from agentpref.prove.features import votes
 from agentpref.prove.results import CheckResult, check, dot
 from agentpref.prove.signs import sign_test
 
@@ -72,8 +73,8 @@ def _written(evidence: Evidence, found: OrdinaryEvidence, s: GateSettings) -> Ch
     if not canned.passed:
         wrong.append(canned.message)
     # Of answers in many styles some become another one by chance: most must have moved one way.
-    votes = behaviour.votes(live.answers, candidate.answers, "tokens", 1)
-    if not length.passed and sign_test(min(votes), max(votes)) <= _SURE:
+    moved = votes(live.answers, candidate.answers, "tokens", 1)
+    if not length.passed and sign_test(min(moved), max(moved)) <= _SURE:
         wrong.append(length.message)
     message = "; ".join([
         f"{candidate.harmed} of {len(candidate.answers)} greedy answers are empty, endless, "

@@ -100,8 +100,8 @@ def choose_probes(
         return Probes(chosen, prompts, len(fresh))
     cut = sum(prompt is None for prompt in shorter.values())
     note = (
-        f"{len(shorter)} of {len(chosen)} probes leave no room for {limit} tokens in the "
-        f"model's {positions} positions: {len(shorter) - cut} were asked without their oldest "
+        f"{len(shorter)} of {len(chosen)} prompts leave no room for an answer of {limit} tokens in "
+        f"the model's {positions} positions: {len(shorter) - cut} were asked without their oldest "
         f"turns, and the answers to {cut} are cut where the positions end"
     )
     return Probes(chosen, prompts, len(fresh), (note,))

@@ -69,25 +69,29 @@ class Service(NamedTuple):
     """When a revision was live last, in seconds since 1970, and whether it is live or canary now.
 
     ``now`` is ``"live"``, ``"canary"`` or ``None``. ``since`` is ``None`` for one that was never
-    live, and ``until`` for one that is live still, or never was.
+    live, and ``until`` for one that is live still, or never was. ``canary_until`` is when it last
+    stopped being the canary without being made live, ``None`` if it never did.
     """
 
     now: str | None
     since: float | None
     until: float | None
+    canary_until: float | None
 
 
 def service_of(history: Sequence[HistoryEntry], revision_id: str | None) -> Service:
     """Find out of a namespace's history when a revision served, and whether it does now."""
-    now, since, until = None, None, None
+    now, since, until, canary_until = None, None, None, None
     for entry in history:
         if revision_id is not None and entry.live == revision_id:
             since, until = (entry.at if now != "live" else since), None
             now = "live"
         else:
             until = entry.at if now == "live" else until
-            now = "canary" if revision_id is not None and entry.canary == revision_id else None
-    return Service(now, since, until)
+            is_canary = revision_id is not None and entry.canary == revision_id
+            canary_until = entry.at if now == "canary" and not is_canary else canary_until
+            now = "canary" if is_canary else None
+    return Service(now, since, until, canary_until)
 
 
 def namespaces_with_revisions(home: Home) -> list[str]:

@@ -31,7 +31,7 @@ from agentpref_cli.commands import (
     updates,
     watch,
 )
-from agentpref_cli.terminal import fail
+from agentpref_cli.terminal import Warnings, fail
 
 BAD_USAGE = 2
 BUSY = 75  # EX_TEMPFAIL: the same command succeeds later
@@ -181,10 +181,12 @@ def _root(
 
 def main() -> None:
     """Run the command line: the entry point of the installed script."""
+    import logging
     import warnings
 
     from agentpref.learn.team import follows
 
+    logging.lastResort = Warnings(logging.WARNING)  # of what a command does not show otherwise
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # they draw over ours
     warnings.filterwarnings("ignore", category=FutureWarning)  # addressed to developers
     if follows():

@@ -8,6 +8,7 @@ draw, because its import takes longer than most commands.
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -49,6 +50,19 @@ def say(text: str, style: str = "") -> None:
 def fail(message: str) -> None:
     """Print an error as one line on standard error."""
     _line(sys.stderr, "error: " + one_line(message), BAD)
+
+
+class Warnings(logging.Handler):
+    """Prints what is logged as :func:`fail` prints an error: one line, which begins "warning: "."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the message, with what was raised in words: a traceback is for developers."""
+        error = record.exc_info[1] if record.exc_info else None
+        text = record.getMessage() + (f": {error}" if error else "")
+        try:
+            _line(sys.stderr, f"{record.levelname.lower()}: {one_line(text)}", WARN)
+        except OSError:  # nobody reads it any more
+            self.handleError(record)
 
 
 def confirm(question: str, yes: bool) -> None:
@@ -139,8 +153,8 @@ def _layout(
     def free(wanted: Sequence[int], gap: int) -> int:
         return room - 2 - sum(wanted) - gap * (len(columns) - 1)  # a blank at either side
 
-    gap = next((gap for gap in (3, 2) if free(widths, gap) >= 0), None)
-    gap = gap or next((gap for gap in _GAPS if free(least, gap) >= 0), None)
+    gaps = (gap for wanted in (widths, least) for gap in _GAPS if free(wanted, gap) >= 0)
+    gap = next(gaps, None)
     if gap is None:
         return None
     while free(widths, gap) < 0:  # take from the widest of those that have something to give

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from agentpref.prove import evaluate as measures
 from tests.core.test_pipeline import learn, teach
 
 NUMBERS = 30
+DAY = 86_400
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +77,15 @@ def test_what_serves_and_what_was_logged_stay(run, served, file) -> None:
     run("eval", "--limit", 3, "--since", "1d")
     assert (run("adapters", "list", "--json").json, run("stats", "--json").json) == before
     assert run("verify", "--json").json["problems"] == []
+
+
+def test_an_age_is_shown_as_the_time_that_it_means(run, served) -> None:
+    before = time.time() - DAY
+    value = run("eval", "--since", "1d", "--json").json
+    assert before <= value["since"] <= time.time() - DAY
+    assert run("eval", "--json").json["since"] is None
+    first = run("eval", "--since", "2020-01-02 12:30").out.splitlines()[0]
+    assert first.startswith("all held-out examples judged since 2020-01-02 12:30:00: ")
 
 
 def test_a_file_comes_from_standard_input_too(served, file) -> None:

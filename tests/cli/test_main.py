@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import typer
 
 import agentpref
 from agentpref.home import Home
-from agentpref.record.database import exclusive
+from agentpref.record.database import connect, exclusive
 from agentpref_cli.main import app
 
 COMMANDS = (
@@ -279,3 +280,13 @@ def test_a_home_whose_path_is_not_utf8_is_refused(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "is not UTF-8; rename the folder" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_logged_is_one_line_on_standard_error_that_says_warning(tmp_path: Path) -> None:
+    home = Home.create(tmp_path / "home")
+    with closing(connect(home)) as connection:
+        connection.execute("INSERT INTO migration VALUES (9999, 'of a newer version', 0)")
+    done = called("stats", "--home", str(home.path), check=True)
+    assert done.stdout == "nothing is logged yet\n"
+    assert done.stderr.startswith(f"warning: {home.database} has schema 9999, this agentpref knows")
+    assert done.stderr.count("\n") == 1

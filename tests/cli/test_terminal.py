@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pty
 import re
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from agentpref.printable import escaped
 from agentpref_cli.commands.serve import Printer
 from agentpref_cli.terminal import (
+    Warnings,
     _stage_lines,
     cell,
     facts,
@@ -191,6 +193,29 @@ def test_what_does_not_fit_side_by_side_is_a_line_for_each_value() -> None:
         "time      2026-11-29 09:22:21",
         "verdict   insufficient",
     ]
+
+
+def test_a_warning_is_one_line_and_says_what_was_raised(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    logger = logging.Logger("agentpref")
+    logger.addHandler(Warnings(logging.WARNING))
+    logger.info("all is well")
+    try:
+        raise OSError("no room\n\x1b[2J on the disk")
+    except OSError:
+        logger.warning("%s is not in quarantine", "rev-000001", exc_info=True)
+    said = "warning: rev-000001 is not in quarantine: no room [2J on the disk\n"
+    assert capsys.readouterr().err == said
+
+
+def test_where_columns_close_to_one_another_fit_no_cell_is_broken() -> None:
+    columns = ["time", "verdict", "pairs", "accuracy", "took", "serves", "id"]
+    night = ["2026-11-29 17:14", "insufficient", 128, ".50 -> .78", "1,820 s", "canary"]
+    code = f"from agentpref_cli.terminal import table\ntable({columns}, [{[*night, 'rev-000001']}])"
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", _on_a_terminal(code)).replace("\r", "")
+    (row,) = [line for line in plain.splitlines() if "17:14" in line]
+    assert row.split() == [*" ".join(map(str, night)).split(), "rev-000001"]
 
 
 def _read(terminal: int) -> bytes:

@@ -41,10 +41,11 @@ def test_nights_of_each_kind_are_listed_and_every_id_can_be_asked_for(
     run("import", rows, "--namespace", "shop")
     run("update", "--model", tmp_path / "nowhere", "--namespace", "shop", exits=1)
     shop, ours, promoted = lines(run)
-    assert [*shop] == ["time", "namespace", "verdict", "pairs", "accuracy", "took", "id"]
+    assert [*shop] == ["time", "namespace", "verdict", "pairs", "accuracy", "took", "serves", "id"]
     assert (shop["verdict"], shop["namespace"], shop["took"]) == ("failed", "shop", "0 s")
     assert (ours["verdict"], ours["pairs"], ours["accuracy"]) == ("nothing new × 2", "0", "-")
     assert (promoted["verdict"], promoted["id"]) == ("promoted", first["revision"][:10])
+    assert [row["serves"] for row in (shop, ours, promoted)] == ["-", "-", "live"]
     assert int(promoted["pairs"]) == first["counts"]["trained"] + first["counts"]["trained_thumbs"]
     before, after = map(float, promoted["accuracy"].split(" -> "))
     assert 0 <= before < after <= 1
@@ -110,7 +111,10 @@ def test_no_promote_publishes_and_exits_0(run, update) -> None:
     first = result.out.splitlines()[0]
     assert first.startswith("passed: held-out accuracy")
     assert first.endswith("; published, and not made live")
-    assert "is not live: it was not to be promoted; `agentpref adapters promote rev-" in result.out
+    assert (
+        "was not made live: it was not to be promoted; `agentpref adapters promote rev-"
+        in result.out
+    )
     assert run("adapters", "list", "--json").json["serving"]["live"] == "base"
     assert run("report").out.startswith(result.out)
 
@@ -123,8 +127,25 @@ def test_canary_serves_a_share_and_again_repeats_a_night(run, update) -> None:
     serving = run("adapters", "list", "--json").json["serving"]
     assert (serving["canary"], serving["weight"]) == (value["revision"], 0.1)
     assert "now the canary" in run("report").out
+    listed = [(row["verdict"], row["serves"]) for row in lines(run)]
+    assert listed == [("passed", "canary"), ("nothing new", "-"), ("passed", "-")]
     assert "share above 0" in update("--canary", "2", exits=2).err
     assert "--no-promote" in update("--canary", "0.1", "--no-promote", exits=2).err
+
+
+def test_of_a_canary_that_was_ended_nothing_says_that_it_serves(run, update) -> None:
+    revision = update("--canary", "0.1", "--json", exits=0).json["revision"]
+    run("adapters", "canary", "--end")
+    assert [row["serves"] for row in lines(run)] == ["-"]
+    assert run("updates", "--json").json["updates"][0]["serves"] is None
+    headline, _, identity, *more = run("report").out.splitlines()
+    assert headline.endswith("; published, and not made live")
+    assert f"revision {revision}, from the base model; was the canary until 20" in identity
+    assert any(line.startswith(f"{revision} passed and was not made live: ") for line in more)
+    run("adapters", "promote", revision)
+    assert run("report").out.splitlines()[2].endswith("; now serving")
+    run("adapters", "rollback")
+    assert "; served until 20" in run("report").out.splitlines()[2]
 
 
 def test_an_update_that_the_limit_of_time_spoiled_exits_7(run, update) -> None:
@@ -154,7 +175,7 @@ def test_a_hold_is_shown_respected_and_ended(run, update) -> None:
     assert run("adapters", "list", "--json").json["hold"]["reason"] == "the auditors are here"
     out = update(exits=0).out
     assert "'default' is held (the auditors are here)" in out
-    assert "is not live: the namespace is held" in out
+    assert "was not made live: the namespace is held" in out
     (found,) = run("adapters", "list", "--json").json["revisions"]
     err = run("adapters", "promote", found["revision"], exits=1).err
     assert "agentpref adapters hold --end" in err

@@ -327,6 +327,7 @@ def test_an_evaluation_in_a_thread_ends_as_plain_values(home) -> None:
     assert value["groups"][0]["accuracy"]["base"]["accuracy"] == 0.5
     assert [*value] == [
         "namespace", "on", "model", "confidence", "revisions", "groups", "left_out", "notes",
+        "since",
     ]  # fmt: skip
 
 

@@ -472,7 +472,9 @@ def test_a_live_revision_that_changed_meanwhile_is_left_alone(trained, home, ran
 
     report = learn(home, random_base, checks={"meanwhile": rolls_back})
     assert report.verdict == "passed"
-    assert f"{report.revision} passed and is not live: somebody changed what" in report.notes[-1]
+    assert (
+        f"{report.revision} passed and was not made live: somebody changed what" in report.notes[-1]
+    )
     assert f"`agentpref adapters promote {report.revision}` makes it live" in report.notes[-1]
     assert ledger(home, lambda c: Updates(c).report("default")) == report.to_mapping()
     assert Registry(home).live() is None
@@ -542,7 +544,7 @@ def test_prompts_that_nearly_fill_the_models_positions_are_learned_and_evaluated
     assert (report.counts["new"] + held_out, report.left_out) == (24, {})
     assert report.notes[0] == "max_length is 128 instead of 1024: the model has 128 positions"
     told = " ".join(report.notes)
-    assert "24 of 24 probes leave no room for 64 tokens" in told, "trained ones too"
+    assert "24 of 24 prompts leave no room for an answer of 64 tokens" in told, "trained ones too"
     assert passed(report, "finite")
 
 

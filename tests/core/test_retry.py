@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from agentpref.learn.data import Available
+from agentpref.attempt import Bench, Tried
+from agentpref.budget import Budget
+from agentpref.config import UpdateConfig
+from agentpref.learn.data import Available, UpdateRows
 from agentpref.learn.encode import EncodedExample
 from agentpref.prove.evaluate import Scores
 from agentpref.prove.results import CheckResult, GateResult
@@ -165,3 +168,26 @@ def test_the_notes_say_what_failed_and_what_followed():
     assert [*following([told, {"attempt": 2}])] == [
         "attempt 1, from live, failed (KL budget); a refit"
     ]
+
+
+@pytest.mark.parametrize(
+    ("plan", "following", "needed"),
+    [
+        (Plan(), Plan(number=2), 100.0),
+        (Plan(), Plan(number=2, longer=LONGER), 100.0 * LONGER),
+        (Plan(number=2, longer=LONGER), Plan(number=3, longer=LONGER), 100.0),
+        (Plan(), Plan(number=2, start="base"), 600.0),
+        (Plan(), Plan(number=2, start="base", longer=LONGER), 600.0 * LONGER),
+    ],
+)
+def test_a_longer_attempt_and_one_on_more_rows_need_so_much_more_time(plan, following, needed):
+    """After an attempt on eight rows that took 100 seconds, beside 40 old rows for a refit."""
+    tried = Tried(plan, Available(old=(None,) * 40), UpdateRows(None, new=[None] * 8))
+
+    def has_time(left):
+        budget = Budget(left, clock=lambda: 0.0, started=0.0)
+        bench = Bench("u-1", 0.0, "rev-1", None, UpdateConfig(), {}, {}, budget, None, None, None)
+        return bench._has_time(tried, following, 100.0)
+
+    assert has_time(needed)
+    assert not has_time(needed - 1)

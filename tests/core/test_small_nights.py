@@ -70,8 +70,8 @@ def test_what_is_likely_and_not_proven_is_tried_as_the_canary_of_a_few_threads(h
     assert (state.live, state.canary, state.weight) == (None, report.revision, 0.1)
     chance = f"a likely gain, 1 in {2 ** report.gain['better']} by chance"
     assert report.notes[-1] == (
-        f"{report.revision} is not live ({chance}, is not proven): it was made the canary, for 10% "
-        "of the threads, where people's thumbs decide; `agentpref adapters promote "
+        f"{report.revision} was not made live ({chance}, is not proven): it was made the canary, "
+        "for 10% of the threads, where people's thumbs decide; `agentpref adapters promote "
         f"{report.revision}` makes it live"
     )
     assert registry.history()[-1].reason == chance

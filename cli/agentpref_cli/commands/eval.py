@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agentpref_cli import options
-from agentpref_cli.terminal import BAD, BOLD, GOOD, WARN, print_result, progress, say, table
+from agentpref_cli.terminal import (
+    BAD,
+    BOLD,
+    GOOD,
+    WARN,
+    moment,
+    print_result,
+    progress,
+    say,
+    table,
+)
 
 if TYPE_CHECKING:
     from agentpref.evaluation import Evaluation
@@ -107,7 +117,8 @@ def evaluate(
 def _show(found: Evaluation) -> None:
     everything = found.groups[0]
     prompts = f"{everything.prompts:,} prompt{'s' if everything.prompts != 1 else ''}"
-    say(f"{found.on}: {everything.examples:,} examples on {prompts}", BOLD)
+    since = "" if found.since is None else f" judged since {moment(found.since)}"
+    say(f"{found.on}{since}: {everything.examples:,} examples on {prompts}", BOLD)
     names = {one.revision: _short(one.revision) for one in found.revisions}
     columns = ["revision", "serves", "KL from base", "examples trained on"]
     table(columns, [(r.revision, r.serves, r.kl, r.trained_on) for r in found.revisions])

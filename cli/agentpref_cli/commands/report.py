@@ -148,7 +148,12 @@ def _today(service: Mapping[str, Any]) -> str:
         return SERVES
     if service["now"] == "canary":
         return CANARY
-    return NEVER if service["until"] is None else f"served until {moment(service['until'])}"
+    ended = {"served": service["until"], "was the canary": service["canary_until"]}
+    times = [(at, what) for what, at in ended.items() if at is not None]
+    if not times:
+        return NEVER
+    at, what = max(times)
+    return f"{what} until {moment(at)}"
 
 
 # In the terminal

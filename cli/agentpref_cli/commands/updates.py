@@ -9,10 +9,11 @@ import typer
 
 from agentpref_cli import options
 from agentpref_cli.commands.update import VERDICTS
-from agentpref_cli.terminal import moment, print_result, say, table
+from agentpref_cli.terminal import GOOD, WARN, moment, print_result, say, table
 
 if TYPE_CHECKING:
     from agentpref.record.journal import Entry
+    from agentpref.serve.status import ServingState
 
 _SHORT = 13
 """How much of an update's id is shown: the millisecond in which it began."""
@@ -34,16 +35,21 @@ def updates(
     """List the updates, the newest first: also those that failed, or found nothing new.
 
     Updates that ended alike are one line, which counts them. `agentpref report ID` shows one, and
-    says why it failed; each ID that this lists is the beginning of one.
+    says why it failed; each ID that this lists is the beginning of one. `serves` says which of
+    their revisions is live, and which is the canary, today.
     """
     from agentpref.record.journal import listed
+    from agentpref.serve.status import read_state
 
     with options.reading(home, namespace) as connection:
-        rows = [_row(entry) for entry in listed(connection, namespace, limit)]
+        entries = listed(connection, namespace, limit)
+        names = {entry.namespace for entry in entries}
+        states = {name: read_state(connection, name) for name in names}
+    rows = [_row(entry, states[entry.namespace]) for entry in entries]
     print_result(as_json, {"updates": rows}, lambda: _show(rows))
 
 
-def _row(entry: Entry) -> dict[str, Any]:
+def _row(entry: Entry, state: ServingState) -> dict[str, Any]:
     report = entry.report
     counts, accuracy = report.get("counts", {}), report.get("accuracy", {}).values()
     total = sum(found["pairs"] for found in accuracy)
@@ -51,6 +57,7 @@ def _row(entry: Entry) -> dict[str, Any]:
         sum(found["pairs"] * found[when] for found in accuracy) / total if total else None
         for when in ("before", "after")
     )
+    serves = {state.canary: "canary", state.live: "live"}
     trained = "trained" if "trained" in counts or not entry.in_ledger else "new"  # 0.1.0 wrote new
     return {
         "update_id": entry.update_id,
@@ -68,6 +75,7 @@ def _row(entry: Entry) -> dict[str, Any]:
         "after": after,
         "seconds": report.get("seconds"),
         "revision": entry.revision,
+        "serves": serves.get(entry.revision) if entry.revision else None,
         "times": entry.times,
         "first_at": entry.first_at,
         "notes": list(report.get("notes", ())),
@@ -81,7 +89,8 @@ def _show(rows: Sequence[Mapping[str, Any]]) -> None:
     lines: list[dict[str, object]] = []
     for row in rows:
         many = f" × {row['times']:,}" if row["times"] > 1 else ""
-        shares = [f"{row[name]:.2f}" for name in ("before", "after") if row[name] is not None]
+        known = (row[name] for name in ("before", "after") if row[name] is not None)
+        shares = [f"{share:.2f}".lstrip("0") for share in known]
         line = {
             "time": moment(row["created_at"])[:_TO_THE_MINUTE],
             "namespace": row["namespace"],
@@ -89,6 +98,7 @@ def _show(rows: Sequence[Mapping[str, Any]]) -> None:
             "pairs": row["pairs"],
             "accuracy": " -> ".join(shares) or None,
             "took": None if row["seconds"] is None else f"{row['seconds']:,.0f} s",
+            "serves": row["serves"],
             "id": (row["revision"] or "").rpartition("-")[0] or row["update_id"][:_SHORT],
         }
         lines.append(line)
@@ -96,4 +106,5 @@ def _show(rows: Sequence[Mapping[str, Any]]) -> None:
     if len({row["namespace"] for row in rows}) == 1:
         columns.remove("namespace")
     styles = {name.replace("_", " "): style for name, (_, style, _) in VERDICTS.items()}
+    styles |= {"live": GOOD, "canary": WARN}
     return table(columns, [[line[name] for name in columns] for line in lines], styles=styles)

@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 
 from agentpref.prove.asked import Asked, Odd
-from agentpref.prove.behaviour import moves, told
-from agentpref.prove.bootstrap import Paired
+from agentpref.prove.behaviour import told
 from agentpref.prove.evidence import Evidence, Generations, Sampled
 from agentpref.prove.features import features, is_blank, is_broken_off, is_degenerate, most_common
 from agentpref.prove.gate import judge
@@ -189,7 +188,7 @@ def test_harm_in_sampled_answers_is_refused_too():
     assert judge(fine).verdict == "passed"
     verdict = judge(replace(fine, sampled=Sampled(good, bad, 0.7)))
     assert failed(verdict) == ["repeated answers"]
-    assert "0 on the probes, live 0; 16 sampled, live 0, at most 2" in verdict.reasons[0]
+    assert "0 of 32 answers, live 0; 16 of 16 sampled ones, live 0, at most 2" in verdict.reasons[0]
 
 
 def test_canned_answers_are_no_fault_where_live_gave_them_already():
@@ -202,73 +201,6 @@ def test_one_label_for_all_prompts_is_chance_where_a_few_answers_became_it(other
     live = ["No"] * (12 - others) + ["Yes"] * others
     sides = {"chosen": written(*["Yes", "No"] * 6), "rejected": written(*["No", "Yes"] * 6)}
     assert named(judge(evidence(live, ["No"] * 12, **sides)), "canned answers").passed == by_chance
-
-
-@pytest.mark.guarantee("proof")
-def test_what_is_ranked_but_not_written_is_refused_with_numbers():
-    verdict = judge(evidence(texts(LONG), texts(LONG), SHORTER))
-    assert failed(verdict) == ["written"]
-    (reason,) = verdict.reasons
-    assert (
-        "ranked, but not written: fewer words (41.0 -> 41.0; chosen 8.0, rejected 38.0)" in reason
-    )
-    assert "on 32 new prompts, of which 32 got the answer of before: train longer" in reason
-    (reason,) = judge(evidence(texts(LONG), texts(LONG), SHORTER, cut_short=True)).reasons
-    assert reason.endswith("of before: max_minutes stopped the training: raise it")
-
-
-def test_what_is_not_written_yet_is_refused_only_where_a_gain_is_proven():
-    few = Paired((0.5,) * 3, (1.0,) * 3, ("a", "b", "c"))
-    verdict = judge(replace(evidence(texts(LONG), texts(LONG), SHORTER), new=few))
-    assert (verdict.verdict, failed(verdict)) == ("insufficient", ["new preferences", "written"])
-
-
-def test_where_one_wish_is_written_and_another_is_not_the_report_says_which():
-    lists = wish("list items", 1, 3.0, 0.0)
-    check = named(judge(evidence(texts(LONG), texts(SHORT), SHORTER, lists)), "written")
-    assert check.passed
-    assert "fewer words" in check.message
-    assert "; not: more list items (.00 -> .00; chosen 3.0, rejected .00)" in check.message
-
-
-def test_of_what_is_asked_for_plainly_half_must_be_written_and_a_faint_wish_is_no_excuse():
-    """A masked first token left "Certainly!" in its place, and lengths moved a little by chance."""
-    some = [*texts(SHORT)[:6], *texts(LONG)[6:]]
-    unmoved = [wish(name, 1, 1.0, 0.0) for name in ("list items", "code blocks", "questions")]
-    plainly = evidence(texts(LONG), some, replace(SHORTER, p=1e-60), *unmoved[:1])
-    assert named(judge(plainly), "written").passed, "the others are less plain by far"
-    for p, passed in ((1e-20, True), (1e-9, False), (1e-3, False)):
-        found = evidence(texts(LONG), some, replace(SHORTER, p=p), *unmoved)
-        assert named(judge(found), "written").passed is passed
-
-
-def test_a_few_answers_that_all_move_as_asked_are_enough():
-    some = [*texts(SHORT)[:3], *texts(LONG)[3:]]
-    assert named(judge(evidence(texts(LONG), some, SHORTER)), "written").passed
-    back = [*texts(SHORT)[:3], *texts(LONG + " And one more thing.")[3:]]
-    assert not named(judge(evidence(texts(LONG), back, SHORTER)), "written").passed
-
-
-def test_sampled_answers_count_where_the_greedy_one_did_not_move():
-    drawn = Sampled(written(*texts(LONG, 16)), written(*texts(SHORT, 16)), 0.7)
-    found = evidence(texts(LONG), texts(LONG), SHORTER, sampled=drawn)
-    (move,) = moves(found)
-    assert (move.up, move.down, move.moved) == (16, 0, True)
-
-
-def test_live_that_writes_so_already_has_no_room_to_move():
-    check = named(judge(evidence(texts(SHORT), texts(SHORT), SHORTER)), "written")
-    assert check.passed
-    assert check.message.startswith("live writes so already: fewer words")
-
-
-def test_few_new_prompts_do_not_show_what_is_written():
-    found = replace(evidence(texts(LONG), texts(LONG), SHORTER), fresh=7)
-    check = named(judge(found), "written")
-    assert check.passed
-    assert check.message == "too few new prompts to see it: 7 of 8"
-    nothing = named(judge(evidence(texts(LONG), texts(LONG))), "written")
-    assert nothing.message.startswith("the pairs ask for nothing")
 
 
 CALL = '<tool_call>\n{{"name": "open", "arguments": {{"place": "{} {}"}}}}\n</tool_call>'

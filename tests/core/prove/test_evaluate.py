@@ -150,8 +150,9 @@ def test_probes_leave_room_for_an_answer(narrow, pair_of):
     asked = [rows[0].prompt, without_a_turn.prompt, rows[2].prompt]
     assert sorted(probes.prompts) == sorted(asked)
     assert probes.notes == (
-        "2 of 3 probes leave no room for 64 tokens in the model's 128 positions: 1 were asked "
-        "without their oldest turns, and the answers to 1 are cut where the positions end",
+        "2 of 3 prompts leave no room for an answer of 64 tokens in the model's 128 positions: 1 "
+        "were asked without their oldest turns, and the answers to 1 are cut where the positions "
+        "end",
     )
     found = generations(narrow, "candidate", probes.prompts, limit=64)
     assert found.mean_length == (64 + 64 + NARROW - lengths[2]) / 3, "this model never ends"

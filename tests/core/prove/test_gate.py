@@ -52,6 +52,12 @@ def writing(**changes: float | bool | None) -> Evidence:
     return replace(GOOD, candidate=replace(LIVE, **changes))  # type: ignore[arg-type]
 
 
+def answering(**changes: int) -> Evidence:
+    """As :func:`writing`, of 32 answers."""
+    live = replace(LIVE, answers=({},) * 32)
+    return replace(GOOD, live=live, candidate=replace(live, **changes))  # type: ignore[arg-type]
+
+
 def test_a_better_candidate_that_forgot_nothing_is_promoted_with_a_message() -> None:
     verdict = judge(GOOD)
     assert (verdict.verdict, verdict.reasons) == ("passed", ())
@@ -258,13 +264,13 @@ def _any_refused(rng: random.Random, loss: float, gain: float) -> bool:
     ("evidence", "name", "message"),
     [
         (replace(GOOD, kl=0.16), "KL budget", "over the budget of .15: refit from base"),
-        (replace(GOOD, kl=math.nan), "KL budget", "nan nats"),
+        (replace(GOOD, kl=math.nan), "KL budget", "nan from the base"),
         (writing(finite=False), "finite", "NaN or infinite"),
-        (writing(distinct_2=0.53), "distinct-2", ".60 -> .53, at least .54; 0 answers repeat"),
+        (writing(distinct_2=0.53), "distinct-2", "variety .60 -> .53, at least .54; 0 answers r"),
         (writing(mean_length=31.0), "length ratio", "40.0 -> 31.0 tokens, × .78, outside .80 to"),
         (writing(mean_length=51.0), "length ratio", "outside .80 to 1.25"),
-        (writing(empty=1), "empty generations", "1 on the probes, live 0"),
-        (writing(endless=4), "endless generations", "4 on the probes, live 1, at most 3"),
+        (answering(empty=1), "empty generations", "1 of 32 answers, live 0"),
+        (answering(endless=4), "endless generations", "4 of 32 answers, live 1, at most 3"),
         (writing(tool_parse=0.8), "tool-call JSON", ".90 -> .80 of tool calls parse"),
         (
             replace(GOOD, user_checks=(UserCheckResult("tone", False, "too curt"),)),

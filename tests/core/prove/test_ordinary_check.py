@@ -78,7 +78,7 @@ def answered(before, after, *asked):
 def test_one_word_to_every_request_is_refused_however_likely_the_answers_of_before_still_are():
     check = answered(texts(LONG, 11), ["Yes"] * 11)
     assert not check.passed
-    assert "the most common answer is 1.00 of them, live's .09" in check.message
+    assert "the most common answer is 1.00 of all, live's .09" in check.message
     assert "tokens, × .05, outside .80 to 1.25" in check.message
 
 

@@ -218,7 +218,8 @@ def test_a_ranking_that_does_not_reach_the_first_token_is_noted(pair_of):
     (note,) = evaluate._first_token_note(Scores(rows, (0.5,) * 4, (1.0,) * 4, [moved] * 4))
     assert note == (
         "ranking improved from .50 to 1.00, but the first token in which two answers differ "
-        "decides for the chosen one in .00 -> .00 of 4 pairs: of 21.0 nats more margin it has 0.0"
+        "decides for the chosen one in .00 -> .00 of 4 pairs; 0.0 of the 21.0 nats by which the "
+        "margin grew are that token's"
     )
     decides = Margins((0.0, 21.0), (0.0, 5.0), (-3.0, 2.0))
     assert evaluate._first_token_note(Scores(rows, (0.5,) * 4, (1.0,) * 4, [decides] * 4)) == []

@@ -427,12 +427,17 @@ def test_a_service_says_since_when_and_until_when_a_revision_was_live(
         ).revision_id
         for seed in range(2)
     )
-    assert registry.service(first) == (None, None, None)
+    assert registry.service(first) == (None, None, None, None)
     registry.promote(first)
     registry.canary(second, 0.5)
     (promoted, _) = registry.history()
-    assert registry.service(first) == ("live", promoted.at, None)
-    assert registry.service(second).now == "canary"
+    assert registry.service(first) == ("live", promoted.at, None, None)
+    assert registry.service(second) == ("canary", None, None, None)
+    registry.canary(None, 0.0)
+    ended = registry.history()[-1].at
+    assert registry.service(second) == (None, None, None, ended)
     registry.promote(second)
-    assert registry.service(first) == (None, promoted.at, registry.history()[-1].at)
-    assert registry.service(None) == (None, None, None)
+    again = registry.history()[-1].at
+    assert registry.service(first) == (None, promoted.at, again, None)
+    assert registry.service(second) == ("live", again, None, ended)
+    assert registry.service(None) == (None, None, None, None)
