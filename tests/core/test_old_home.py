@@ -62,8 +62,13 @@ def test_a_new_run_with_feedback_is_logged_to_an_old_home(home: Path) -> None:
 
 
 def test_an_old_home_updates_and_discards_the_state_of_the_old_form(home: Path) -> None:
+    with agentpref.Log(home, namespace="support") as log:  # else live knows all that is new
+        for number in range(30):
+            asked = [{"role": "user", "content": f"Is {number} a number?"}]
+            log.compare(log.record(asked, "Sure!"), log.record(asked, "It is."), winner="b")
     report = agentpref.update(home, model=BASE, config=CONFIG, namespace="support")
     assert report.parent == LIVE
+    assert report.verdict != "nothing_to_gain", report.notes
     assert report.training["resumed_at"] == 0
     assert report.notes[0] == (
         "the state of an interrupted training was discarded: another version of agentpref wrote it"
@@ -72,7 +77,6 @@ def test_an_old_home_updates_and_discards_the_state_of_the_old_form(home: Path) 
     assert report.counts["old"] == 91
     assert report.counts["replayed"] == 91
     assert report.counts["new"] > 0
-    assert report.verdict == "insufficient", "18 new held-out pairs are too few to promote"
     assert report.revision is not None
     registry = agentpref.Registry(home, namespace="support")
     registry.promote(report.revision)
