@@ -16,7 +16,7 @@ from agentpref.models.reasons import Objection, explained
 from agentpref.prefer.catalog import Catalog
 from agentpref.prefer.strata import Listed
 from agentpref.record.updates import Role
-from agentpref.types import Example, UpdateReport
+from agentpref.types import Example, UpdateReport, Verdict
 
 if TYPE_CHECKING:
     from agentpref.learn.learner import Learner
@@ -128,16 +128,18 @@ def _ordinary(rows: UpdateRows) -> dict[str, tuple[Listed, ...]]:
 
 
 def uses(
-    groups: Mapping[str, Sequence[Listed]], *, refused: bool = False
+    groups: Mapping[str, Sequence[Listed]], verdict: Verdict = "passed"
 ) -> tuple[dict[str, Role], dict[str, tuple[str, ...]]]:
     """What the ledger keeps of an update: what it used each example for, and their sources.
 
-    What was new to an update that was ``refused`` is set aside.
+    What was new to an update that was refused is set aside; and known, where nothing was to gain.
     """
+    fates: dict[Verdict, Role] = {"refused": "set_aside", "nothing_to_gain": "known"}
+    fate = fates.get(verdict)
     roles: dict[str, Role] = {
         "restored": "restored",  # unless it is replayed, which says as much
-        "trained": "set_aside" if refused else "new",
-        "new_evaluated": "set_aside" if refused else "held_out",
+        "trained": fate or "new",
+        "new_evaluated": fate or "held_out",
         "replayed": "replay",
         "known": "known",
         "left_out": "left_out",

@@ -184,6 +184,9 @@ class Bench:
 
     def _attempt(self, available: Available, plan: Plan, started: StartedUpdate | None) -> Tried:
         """Learn what is available, or what an interrupted update had started with, and prove it."""
+        from agentpref.prove import probes
+        from agentpref.prove.asked import asked
+
         refits = plan.start == "base"
         replay = self.config.replay.refit if refits else None
         if started is None:
@@ -192,20 +195,23 @@ class Bench:
             rows = prepare(self.learner, available, started.data, self.config)
         if not rows.new:
             return Tried(plan, available, rows)
+        known = self._knows(rows)
         if plan.number == 1 and started is None:
-            if found := self._known(rows):
-                known = [*rows.new, *rows.new_held_out]
-                plan = replace(plan, notes=(*plan.notes, found))
-                data = replace(
-                    rows.data, ordinary=()
-                )  # nothing is anchored where nothing is trained
-                return Tried(plan, available, UpdateRows(data, known=known))
-            self._warn_of_odd_wishes(rows)
+            judged = probes.judged(
+                self.learner, [*rows.new_held_out, *rows.new], seed=self.config.seed
+            )
+            if known and not asked(judged.answers):
+                data = replace(rows.data, ordinary=())  # nothing is anchored
+                rows = UpdateRows(data, known=[*rows.new, *rows.new_held_out])
+                return Tried(replace(plan, notes=(*plan.notes, known)), available, rows)
+            for odd in judged.odd:  # said before the work; the report says it again
+                _logger.warning("%s", odd.warning)
         training = self._train(rows, plan)
         rows = rows.only(self.learner.reached)
-        return Tried(plan, available, rows, training, self._prove(rows, training, plan))
+        proof = self._prove(rows, training, plan, known=bool(known))
+        return Tried(plan, available, rows, training, proof)
 
-    def _known(self, rows: UpdateRows) -> str:
+    def _knows(self, rows: UpdateRows) -> str:
         """Says that live is right about so much of what is new that nothing is left to gain.
 
         That is where not even a candidate that is right about all of it could show a gain worth
@@ -228,14 +234,6 @@ class Bench:
             f"{self.live} is right about {prompts - wrong} of {prompts} new prompts already, so "
             "there is nothing to gain; they count as learned"
         )
-
-    def _warn_of_odd_wishes(self, rows: UpdateRows) -> None:
-        """Say before the work what a candidate will be refused for; the report says it again."""
-        from agentpref.prove.probes import judged
-
-        found = judged(self.learner, [*rows.new_held_out, *rows.new], seed=self.config.seed)
-        for odd in found.odd:
-            _logger.warning("%s", odd.warning)
 
     def _train(self, rows: UpdateRows, plan: Plan) -> TrainingReport:
         from agentpref.learn.trainer import Limits
@@ -262,7 +260,9 @@ class Bench:
             checkpoints.remove(self.checkpoint.path)  # it would only diverge again
             raise
 
-    def _prove(self, rows: UpdateRows, training: TrainingReport, plan: Plan) -> Proof:
+    def _prove(
+        self, rows: UpdateRows, training: TrainingReport, plan: Plan, *, known: bool
+    ) -> Proof:
         """Evaluate the candidate, and decide on it; other attempts count as looks."""
         from agentpref.learn.trainer import Limits
         from agentpref.prove import behaviour, crossfit, evaluate
@@ -287,7 +287,7 @@ class Bench:
         evidence, result = crossfit.decide(
             learner,
             rows,
-            replace(evidence, looks=self.looks + plan.looks),
+            replace(evidence, looks=self.looks + plan.looks, known=known),
             training=training,
             config=config,
             limits=Limits(left, self.interrupts, self.budget.clock),

@@ -145,7 +145,8 @@ class Outcome:
         self, report: UpdateReport, connection: sqlite3.Connection, serving: ServingState
     ) -> UpdateReport:
         """End a canary that was a trial, since its gain is no longer likely."""
-        if report.verdict not in ("refused", "insufficient") or report.gain.get("likely"):
+        ended = ("refused", "insufficient", "nothing_to_gain")
+        if report.verdict not in ended or report.gain.get("likely"):
             return report
         if not trials.end(connection, serving, f"update {report.update_id}"):
             return report
@@ -198,7 +199,7 @@ class Outcome:
 
     def _keep(self, connection: sqlite3.Connection, report: UpdateReport) -> None:
         """Store the report, and what each example was used for and made of."""
-        pairs, sources = uses(self.groups, refused=report.verdict == "refused")
+        pairs, sources = uses(self.groups, report.verdict)
         Updates(connection).add(
             UpdateRow(
                 update_id=report.update_id,

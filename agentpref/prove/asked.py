@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from agentpref.prove.bootstrap import scipy
@@ -53,7 +53,7 @@ class Asked:
 
     ``chosen`` and ``rejected`` are its means over the answers that were chosen or liked, and over
     the others; ``prompts`` is how many prompts have answers that differ in it, and ``p`` how likely
-    a difference like this would be of random labels, before Holm's correction.
+    a difference like this would be of random labels, were it the only one of ``tests`` features.
     """
 
     feature: str
@@ -62,6 +62,12 @@ class Asked:
     rejected: float
     prompts: int
     p: float
+    tests: int = 1
+
+    @property
+    def chance(self) -> float:
+        """At most how likely random labels ask for this, or for any other feature, as plainly."""
+        return min(1.0, self.p * self.tests)
 
     @property
     def size(self) -> float:
@@ -144,7 +150,7 @@ def _holm(tests: Sequence[Asked]) -> list[Asked]:
     for number, test in enumerate(ordered):
         if test.p > ERROR / (len(ordered) - number):
             break
-        sure.append(test)
+        sure.append(replace(test, tests=len(ordered)))
     return sure
 
 

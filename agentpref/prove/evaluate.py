@@ -315,6 +315,7 @@ def gather(
         asked=asked(judged.answers),
         odd=judged.odd,
         fresh=probes.fresh,
+        unseen=probes.unseen,
         chosen=chosen,
         rejected=rejected,
         sampled=Sampled(drawn[0], drawn[1], temperature),

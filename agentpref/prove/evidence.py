@@ -130,12 +130,15 @@ class Evidence:
     base serves, which has nothing to forget. ``kl`` is KL(π_0‖π_θ) in nats per token.
 
     ``live`` and ``candidate`` answered the same probes greedily, of which the first ``fresh`` are
-    prompts of new examples; ``sampled`` has drawn answers to some. ``chosen`` and ``rejected``
-    are what people judged there, ``asked`` is what all new examples ask for, and ``odd`` what of it
-    nobody can have meant. ``shown`` are answers to show to people, chosen by the seed alone.
-    ``ordinary`` is what became of answers that nobody judged, ``None`` where there are none.
+    prompts of new examples, and the first ``unseen`` of these were held out; ``sampled`` has drawn
+    answers to some. ``chosen`` and ``rejected`` are what people judged there, ``asked`` is what all
+    new examples ask for, and ``odd`` what of it nobody can have meant. ``shown`` are answers to
+    show to people, chosen by the seed alone. ``ordinary`` is what became of answers that nobody
+    judged, ``None`` where there are none.
 
-    ``looks`` is how often judgements that live has not learned were looked at before.
+    ``known`` is whether live is right about so many of the new examples, trained ones too, that
+    nothing is left to gain in ranking. ``looks`` is how often judgements that live has not learned
+    were looked at before.
     ``cross_fitted`` has the scores of trained examples, each by a model that had not seen it, and
     ``to_cross_fit`` how many prompts of these there will be if it takes them to decide.
     ``comparisons`` counts all new examples, trained and held out.
@@ -152,6 +155,7 @@ class Evidence:
     asked: tuple[Asked, ...] = ()
     odd: tuple[Odd, ...] = ()
     fresh: int = 0
+    unseen: int = 0
     chosen: Generations | None = None
     rejected: Generations | None = None
     sampled: Sampled | None = None
@@ -162,6 +166,7 @@ class Evidence:
     shown: tuple[Shown, ...] = ()
     cut_short: bool = False
     notes: tuple[str, ...] = ()
+    known: bool = False
     looks: int = 0
     cross_fitted: Paired = field(default_factory=Paired)
     to_cross_fit: int = 0

@@ -1,7 +1,9 @@
 """The check on new preferences: is the candidate better at what live has not learned?
 
-A gain is proven by the sign test of ``signs.py``. While it is neither proven nor refuted the
-evidence is open, and more judgements may settle it.
+A gain is proven by the sign test of ``signs.py``; or where new labels ask for something (fewer
+words, say) that the candidate writes and live does not, and no more held-out prompts are ranked
+worse than better: live may rank it rightly without ever writing it. While a gain is neither proven
+nor refuted the evidence is open, and more judgements may settle it.
 
 Where trained prompts are to give evidence too, there are two tests, and they share the error that
 the look may make: half of it is for the held-out prompts alone, and half for both kinds together.
@@ -20,10 +22,14 @@ from agentpref.prove.bootstrap import Bound, lower_bound
 from agentpref.prove.evidence import Evidence
 from agentpref.prove.results import CheckResult, dot
 from agentpref.prove.signs import Signs, allowed, can_decide, prompts_needed
+from agentpref.prove.written import Move, proven
 
 NAME = "new preferences"
 _ALONE = 0.5
 """The share of a look's error that is for the held-out prompts alone, if there are others."""
+
+_WRITTEN = 0.1
+"""The share of a look's error that is for what people ask for and the candidate writes."""
 
 _LIKELY = 0.2
 """The chance that one of all looks calls a gain likely that is none: at the first, 1 in 10."""
@@ -50,7 +56,7 @@ class Gain:
     by chance, and must be at most ``needed``, or ``likely`` for a likely gain. ``look`` is the
     number of looks so far, with this one if it ``counts``: one that could not have proved a gain
     does not. ``comparisons_needed`` estimates how many new comparisons would, if the shares so far
-    are the true ones; ``None`` if none would.
+    are the true ones; ``None`` if none would. ``written`` is what proves a gain by what is written.
     """
 
     state: State
@@ -62,6 +68,7 @@ class Gain:
     counts: bool
     likely: float = 0.0
     comparisons_needed: int | None = None
+    written: tuple[Move, ...] = ()
 
     @property
     def refuted(self) -> bool:
@@ -87,6 +94,7 @@ class Gain:
             "look": self.look,
             "look_counts": self.counts,
             "likely": self.is_likely,
+            "written": len(self.written),
         }
         return {**found, "comparisons_needed": self.comparisons_needed}
 
@@ -96,15 +104,18 @@ def weigh(evidence: Evidence, s: GateSettings) -> Gain:
     risk = 1 - s.confidence
     held_out, crossed = Signs.of(evidence.new), Signs.of(evidence.cross_fitted)
     look = evidence.looks + 1
-    error = allowed(look, risk)
+    error = (1 - _WRITTEN) * allowed(look, risk)
+    by_writing = _WRITTEN * allowed(look, risk)
     alone = error * (_ALONE if evidence.to_cross_fit else 1)
     together = error - alone
     counts = can_decide(held_out.prompts, alone) or (
         evidence.to_cross_fit > 0 and can_decide(held_out.prompts + evidence.to_cross_fit, together)
     )
+    counts = counts or can_decide(evidence.comparisons, by_writing)
+    writes = proven(evidence, by_writing, risk) if held_out.better >= held_out.worse else ()
     state: State = "open"
     signs, needed = held_out, alone
-    if held_out.chance_of_gain() <= alone:
+    if held_out.chance_of_gain() <= alone or writes:
         state = "proven"
     elif held_out.chance_of_loss() <= risk:
         state = "loss"
@@ -114,7 +125,7 @@ def weigh(evidence: Evidence, s: GateSettings) -> Gain:
         signs, needed = held_out + crossed, together
         if signs.chance_of_gain() <= together and held_out.better > held_out.worse:
             state = "proven"
-    more = prompts_needed(signs, allowed(look + 1, risk))
+    more = prompts_needed(signs, (1 - _WRITTEN) * allowed(look + 1, risk))
     return Gain(
         state,
         held_out,
@@ -125,7 +136,16 @@ def weigh(evidence: Evidence, s: GateSettings) -> Gain:
         counts,
         allowed(look, _LIKELY),
         None if more is None else max(1, round(evidence.comparisons * more / signs.prompts)),
+        writes,
     )
+
+
+def is_known(evidence: Evidence, found: Gain) -> bool:
+    """Whether live is right about nearly all of it already, so that nothing is left to gain."""
+    live = evidence.new.live
+    share = sum(live) / len(live) if live else 0.0
+    refuted = found.state == "worthless" or found.comparisons_needed is None
+    return evidence.known or (share >= _KNOWN and refuted)
 
 
 def gain(evidence: Evidence, found: Gain, s: GateSettings, seed: int) -> CheckResult:
@@ -135,8 +155,10 @@ def gain(evidence: Evidence, found: Gain, s: GateSettings, seed: int) -> CheckRe
         return CheckResult(NAME, False, None, found.needed, "no new held-out pair to judge by")
     bound = lower_bound(evidence.new, confidence=s.confidence, seed=seed)
     message = f"{_size(bound)}; {_signs(found)}"
+    for move in found.written[:1]:
+        message += f"; asked for ({odds(move.asked.chance)} by chance) and written: {move}"
     if not passed:
-        message += f"; {_cure(evidence, found, bound.live)}"
+        message += f"; {_cure(evidence, found)}"
     return CheckResult(NAME, passed, found.chance, found.needed, message)
 
 
@@ -167,13 +189,13 @@ def _signs(found: Gain) -> str:
     return f"{text} ({name} look)"
 
 
-def _cure(evidence: Evidence, found: Gain, live: float) -> str:
-    """Say what would settle what is not proven; ``live`` is its accuracy."""
+def _cure(evidence: Evidence, found: Gain) -> str:
+    """Say what would settle what is not proven."""
     if evidence.cut_short:
         return "max_minutes stopped the training: raise it"
     if found.state == "loss":
         return "no gain but a loss: check the labels"
-    if live >= _KNOWN and (found.state == "worthless" or found.comparisons_needed is None):
+    if is_known(evidence, found):
         return "live is right about nearly all of them already: there is nothing to gain"
     if found.state == "worthless":
         return "no gain worth having: check the labels, or train longer"

@@ -19,8 +19,9 @@ def judge(evidence: Evidence, settings: GateSettings | None = None, *, seed: int
 
     The verdict is ``refused`` if a guard fails, or if the evidence refutes a gain: a loss is
     proven, or that no gain worth having is there. It is ``cut_short`` instead if a limit of time
-    had stopped the training. Otherwise it is ``passed`` if a gain is proven, and ``insufficient``
-    while that is open; then what is not written yet may still be learned.
+    had stopped the training. It is ``nothing_to_gain`` if nothing but a gain is wanting, and live
+    is right about nearly all of it already. Otherwise it is ``passed`` if a gain is proven, and
+    ``insufficient`` while that is open; then what is not written yet may still be learned.
 
     Raises:
         UpdateError: for a retention stratum without pairs.
@@ -41,5 +42,8 @@ def judge(evidence: Evidence, settings: GateSettings | None = None, *, seed: int
     verdict: Verdict = "passed" if found.state == "proven" else "insufficient"
     if found.refuted or failed - ({WRITTEN} if found.state == "open" else set()):
         verdict = "cut_short" if evidence.cut_short else "refused"
+    known = evidence.known or (found.state == "worthless" and gain.is_known(evidence, found))
+    if verdict in ("refused", "insufficient") and known and not failed and found.state != "loss":
+        verdict = "nothing_to_gain"
     better = gain.gain(evidence, found, s, seed)
     return GateResult(verdict, (better, *guards), found.to_mapping(), found.refuted)

@@ -51,12 +51,14 @@ def token_limit(rows: Sequence[EncodedExample]) -> int:
 class Probes(NamedTuple):
     """The prompts that live and candidate answer, with their rows.
 
-    The first ``fresh`` of them are of new examples. ``notes`` tell of those that were changed.
+    The first ``fresh`` of them are of new examples, and the first ``unseen`` of these were held
+    out. ``notes`` tell of those that were changed.
     """
 
     rows: list[EncodedExample]
     prompts: list[Ids]
     fresh: int
+    unseen: int
     notes: tuple[str, ...] = ()
 
 
@@ -82,12 +84,12 @@ def choose_probes(
         for distinct in (_distinct(rows, seen) for rows in (new, old, trained))
     )
     fresh = fresh[: max(PROBES // 2, PROBES - len(kept))]
-    kept = kept[: PROBES - len(fresh)]
+    kept, unseen = kept[: PROBES - len(fresh)], len(fresh)
     fresh += more[: PROBES - len(fresh) - len(kept)]
     chosen = fresh + kept
     positions = learner.decoding.positions
     if positions is None:
-        return Probes(chosen, [row.prompt for row in chosen], len(fresh))
+        return Probes(chosen, [row.prompt for row in chosen], len(fresh), unseen)
     room = positions - limit
     tokenizer = ExampleTokenizer(learner.base.template, learner.max_length)
     shorter = {
@@ -97,14 +99,14 @@ def choose_probes(
     }
     prompts = [shorter.get(number) or row.prompt for number, row in enumerate(chosen)]
     if not shorter:
-        return Probes(chosen, prompts, len(fresh))
+        return Probes(chosen, prompts, len(fresh), unseen)
     cut = sum(prompt is None for prompt in shorter.values())
     note = (
         f"{len(shorter)} of {len(chosen)} prompts leave no room for an answer of {limit} tokens in "
         f"the model's {positions} positions: {len(shorter) - cut} were asked without their oldest "
         f"turns, and the answers to {cut} are cut where the positions end"
     )
-    return Probes(chosen, prompts, len(fresh), (note,))
+    return Probes(chosen, prompts, len(fresh), unseen, (note,))
 
 
 def _distinct(rows: Iterable[EncodedExample], seen: set[str]) -> list[EncodedExample]:

@@ -62,8 +62,12 @@ class Move:
 
 def moves(evidence: Evidence) -> tuple[Move, ...]:
     """What became of each feature that is asked for, in answers to the new prompts."""
-    live, candidate = (g.answers[: evidence.fresh] for g in (evidence.live, evidence.candidate))
-    if len(live) < FEWEST_PROBES or len(live) != len(candidate):
+    return _moves(evidence, evidence.fresh) if evidence.fresh >= FEWEST_PROBES else ()
+
+
+def _moves(evidence: Evidence, prompts: int) -> tuple[Move, ...]:
+    live, candidate = (g.answers[:prompts] for g in (evidence.live, evidence.candidate))
+    if len(live) != len(candidate):
         return ()
     drawn: tuple[Sequence[Features], Sequence[Features]] = ((), ())
     if evidence.sampled is not None:
@@ -83,6 +87,22 @@ def moves(evidence: Evidence) -> tuple[Move, ...]:
         is_written = p <= _MOVED_P or (far and p <= _FAR_P)
         found.append(Move(asked, before, after, up, down, room, is_written))
     return tuple(found)
+
+
+def proven(evidence: Evidence, error: float, risk: float) -> tuple[Move, ...]:
+    """What people certainly ask for and the candidate certainly writes more of than live.
+
+    That people ask for it may be by chance with probability ``error`` at most: all new labels say
+    so. That answers to held-out prompts moved there may be with ``risk``, by a sign test; live was
+    not there already.
+    """
+    return tuple(
+        move
+        for move in _moves(evidence, evidence.unseen)
+        if move.room
+        and move.asked.chance <= error
+        and sign_test(move.up, move.down, one_sided=True) <= risk
+    )
 
 
 def written(evidence: Evidence) -> CheckResult:

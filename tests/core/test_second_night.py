@@ -310,29 +310,23 @@ def test_the_next_update_says_that_one_was_killed(fresh, random_base):
 # What serves knows it already
 
 
-def test_a_night_that_says_what_live_knows_trains_nothing_and_counts_as_learned(
-    promoted, home, registry, random_base
-):
+def test_a_night_that_says_what_live_knows_counts_as_learned(promoted, home, registry, random_base):
     """It was refused with "nothing to gain", exit 4, and its judgements were set aside."""
     teach(home, range(100, 160))
     report = learn(home, random_base)
     assert report.verdict == "nothing_to_gain"
-    assert report.training == {}
-    assert report.counts["known"] == report.counts["new"] + report.counts["new_held_out"] == 60
-    assert report.notes[0] == (
-        f"{promoted[1]} is right about 60 of 60 new prompts already, so there is nothing to gain; "
-        "they count as learned"
-    )
+    assert report.reasons[0].endswith("already: there is nothing to gain")
+    assert report.set_aside == []
     assert registry.live().revision_id == promoted[1]
     assert learn(home, random_base, progress=no_training).verdict == "nothing_new"
 
 
 def test_what_live_knew_is_replayed_and_proves_retention_in_the_next_update(home, random_base):
     teach(home, range(100, 160))
-    known = learn(home, random_base).counts["known"]
+    assert learn(home, random_base).verdict == "nothing_to_gain"
     teach_about_friends(home)
     later = learn(home, random_base)
-    assert later.counts["old"] + later.counts["old_held_out"] == NUMBERS + known
+    assert later.counts["old"] + later.counts["old_held_out"] == NUMBERS + 60
     assert later.counts["old_evaluated"] > 10
 
 
@@ -359,8 +353,21 @@ def test_judgements_that_live_is_wrong_about_are_trained_beside_those_it_knows(h
     assert learn(home, random_base).counts["trained"] > 0
 
 
-def test_a_night_that_trained_nothing_is_not_the_last_that_trained(promoted, home, random_base):
-    teach(home, range(100, 160))
-    learn(home, random_base)
+def teach_about_strangers(home, numbers):
+    """A preference that nothing can be read off: both answers have the same form."""
+    teach(home, numbers, chosen="x", rejected="y", question="Who is {}?")
+
+
+def test_where_nothing_could_show_in_what_is_written_nothing_is_trained(fresh, random_base):
+    teach_about_strangers(fresh, range(80))
+    live = learn(fresh, random_base).revision
+    teach_about_strangers(fresh, range(100, 180))
+    report = learn(fresh, random_base)
+    assert (report.verdict, report.training) == ("nothing_to_gain", {})
+    assert report.counts["known"] == report.counts["new"] + report.counts["new_held_out"] == 80
+    assert (
+        f"{live} is right about 80 of 80 new prompts already, so there is nothing to gain; they "
+        "count as learned" in report.notes
+    )
     with closing(connect(Home.open(home), readonly=True)) as connection:
-        assert last_trained(connection, "default").revision == promoted[1]
+        assert last_trained(connection, "default").revision == live

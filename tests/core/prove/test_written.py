@@ -66,6 +66,29 @@ def test_sampled_answers_count_where_the_greedy_one_did_not_move():
     assert (move.up, move.down, move.moved) == (16, 0, True)
 
 
+@pytest.mark.guarantee("proof")
+def test_what_people_surely_ask_for_and_only_the_candidate_writes_is_a_gain_that_ranking_misses():
+    """Live ranked short answers rightly by accident, and so long ones were served for ever."""
+    ranked = Paired((1.0,) * 40, (1.0,) * 40, tuple(map(str, range(40))))
+    found = replace(evidence(texts(LONG), texts(SHORT), SHORTER), new=ranked, unseen=12)
+    verdict = judge(found)
+    assert verdict.verdict == "passed"
+    message = named(verdict, "new preferences").message
+    assert "; asked for (1 in over a million by chance) and written: fewer words" in message
+    assert verdict.gain["written"] == 1
+    unmoved = replace(found, candidate=found.live)
+    assert judge(unmoved).verdict != "passed"
+    for changed in (
+        {"unseen": 4},  # too few held-out prompts to tell that answers moved
+        {"asked": (replace(SHORTER, p=1e-3, tests=20),)},  # perhaps random labels asked for it
+        {"new": Paired((1.0,) * 40, (1.0,) * 39 + (0.0,), ranked.prompts)},  # ranked worse
+        {"looks": 10**5},
+    ):
+        assert judge(replace(found, **changed)).verdict != "passed", changed
+    harmed = judge(replace(found, kl=1.0))
+    assert harmed.verdict == "refused"
+
+
 def test_live_that_writes_so_already_has_no_room_to_move():
     check = named(judge(evidence(texts(SHORT), texts(SHORT), SHORTER)), "written")
     assert check.passed
