@@ -369,5 +369,5 @@ def test_where_nothing_could_show_in_what_is_written_nothing_is_trained(fresh, r
         f"{live} is right about 80 of 80 new prompts already, so there is nothing to gain; they "
         "count as learned" in report.notes
     )
-    with closing(connect(Home.open(home), readonly=True)) as connection:
+    with closing(connect(Home.open(fresh), readonly=True)) as connection:
         assert last_trained(connection, "default").revision == live
