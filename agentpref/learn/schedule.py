@@ -28,8 +28,8 @@ def epochs_for(new: int) -> int:
 
 
 def learning_rate_for(model: Any) -> float:
-    """2e-3 for models of a few million parameters, 5e-5 for real ones."""
-    return 2e-3 if model.num_parameters() < _SMALL_MODEL else 5e-5
+    """2e-3 for models of a few million parameters, 1e-4 for real ones; docs/training.md has why."""
+    return 2e-3 if model.num_parameters() < _SMALL_MODEL else 1e-4
 
 
 def rate_share(position: float, steps: int) -> float:
