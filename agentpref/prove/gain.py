@@ -28,7 +28,7 @@ NAME = "new preferences"
 _ALONE = 0.5
 """The share of a look's error that is for the held-out prompts alone, if there are others."""
 
-_WRITTEN = 0.1
+_WRITTEN = 0.05
 """The share of a look's error that is for what people ask for and the candidate writes."""
 
 _LIKELY = 0.2
@@ -111,8 +111,8 @@ def weigh(evidence: Evidence, s: GateSettings) -> Gain:
     counts = can_decide(held_out.prompts, alone) or (
         evidence.to_cross_fit > 0 and can_decide(held_out.prompts + evidence.to_cross_fit, together)
     )
-    counts = counts or can_decide(evidence.comparisons, by_writing)
-    writes = proven(evidence, by_writing, risk) if held_out.better >= held_out.worse else ()
+    may_write = counts and held_out.better >= held_out.worse
+    writes = proven(evidence, by_writing, risk) if may_write else ()
     state: State = "open"
     signs, needed = held_out, alone
     if held_out.chance_of_gain() <= alone or writes:

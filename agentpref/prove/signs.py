@@ -119,7 +119,7 @@ def prompts_needed(signs: Signs, error: float, *, power: float = 0.8) -> int | N
     share = signs.better / signs.changed
     normal = NormalDist()
     spread = normal.inv_cdf(power) * math.sqrt(share * (1 - share))
-    changed = ((normal.inv_cdf(1 - error) / 2 + spread) / (share - 0.5)) ** 2
+    changed = ((-normal.inv_cdf(error) / 2 + spread) / (share - 0.5)) ** 2
     changed = max(changed, -math.log2(error))
     return math.ceil(changed * signs.prompts / signs.changed)
 

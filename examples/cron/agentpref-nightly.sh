@@ -19,7 +19,7 @@ while kill -0 "$update" 2>/dev/null; do # a signal ended the wait; the update en
 done
 case $code in
     0) said='a candidate passed every check' ;;
-    3) said='nothing new' ;;
+    3) said='nothing new, or nothing to gain' ;;
     4) said='refused: a check failed, the old revision serves' ;;
     5) said='too little evidence, the old revision serves' ;;
     6) said='none of the new feedback can be trained' ;;

@@ -65,7 +65,7 @@ def test_a_better_candidate_that_forgot_nothing_is_promoted_with_a_message() -> 
     assert message.startswith(".52 -> .91 on 214 held-out pairs, +.39, at least +.3")
     assert message.endswith(
         "90 of 214 prompts better, 6 worse: 1 in over a million by chance, "
-        "1 in 44 or rarer proves a gain (first look)"
+        "1 in 42 or rarer proves a gain (first look)"
     )
 
 
@@ -82,7 +82,7 @@ def test_a_gain_that_is_not_proven_is_insufficient_and_says_what_would_settle_it
     assert "11 of 20 prompts better, 4 worse: 1 in 17 by chance" in verdict.reasons[0]
     needed = verdict.gain["comparisons_needed"]
     assert needed is not None
-    # Of 15 changed ones 11: ((2.432 / 2 + .842 √(.733 · .267)) / .233)² = 46.3 changed, 62 in all.
+    # Of 15 changed ones 11: ((2.414 / 2 + .842 √(.733 · .267)) / .233)² = 45.8 changed, 62 in all.
     assert needed == 100 * 62 / 20
     more = f"if this change is real, about {needed - 100:.0f} more comparisons would settle it"
     assert verdict.reasons[0].endswith(more)
