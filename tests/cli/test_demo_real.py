@@ -45,7 +45,15 @@ def test_a_list_has_two_items_on_lines_of_their_own() -> None:
     texts = ("- a\n- b", "So:\n\n 1) a\n 2) b", "* a\n* b")
     assert all(Answer(text).is_list for text in texts)
     assert not any(Answer(text).is_list for text in ("- a", "1. a 2. b", "a\nb", "-a\n-b", ""))
-    assert LISTS.score(STEPS) > LISTS.score(LONG) > LISTS.score(SHORT)
+    assert LISTS.score(STEPS) > LISTS.score(LONG)
+
+
+def test_a_list_is_compared_with_the_prose_that_is_most_like_it_in_length() -> None:
+    """Else the second night would say again what the first one taught: that shorter is better."""
+    cut = Answer(STEPS.text, whole=False)
+    assert LISTS.compare([cut, LONG, STEPS, SHORT]) == (STEPS, LONG)
+    assert LISTS.compare([cut, LONG, SHORT]) is None
+    assert LISTS.compare([cut, STEPS]) is None
 
 
 def test_answers_that_the_rule_ranks_alike_are_not_compared(monkeypatch) -> None:

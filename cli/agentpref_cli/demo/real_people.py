@@ -65,24 +65,22 @@ class Preference:
     """What the people of one night prefer: of two answers the one with the larger ``score``.
 
     ``tag`` is that of their questions; ``title`` says what they like; ``better`` is how a newer
-    answer beats an older one, as in "*shorter* than before".
+    answer beats an older one, as in "*shorter* than before". ``compare`` chooses two of a
+    question's answers that they compare, the better one first; ``None`` if it has no such two.
     """
 
     tag: str
     title: str
     better: str
     score: Callable[[Answer], float]
+    compare: Callable[[Sequence[Answer]], tuple[Answer, Answer] | None]
 
     def comparisons(self) -> Iterator[dict[str, Any]]:
-        """One row of a preference file for each question, unless all its answers are alike."""
+        """One row of a preference file for each question that has two answers to compare."""
         for asked in questions(self.tag):
-            best, worst = (pick(asked.answers, key=self.score) for pick in (max, min))
-            if self.score(best) > self.score(worst):
-                yield {
-                    "prompt": asked.messages,
-                    "chosen": [{"role": "assistant", "content": best.text}],
-                    "rejected": [{"role": "assistant", "content": worst.text}],
-                }
+            if found := self.compare(asked.answers):
+                better, worse = ([{"role": "assistant", "content": a.text}] for a in found)
+                yield {"prompt": asked.messages, "chosen": better, "rejected": worse}
 
     def win_rate(self, before: Sequence[Answer], after: Sequence[Answer]) -> float:
         """The share of answers that became better, where equal ones count half."""
@@ -95,19 +93,26 @@ def _brevity(answer: Answer) -> float:
     return -answer.words if answer.whole else -_CUT
 
 
-def _short_list(answer: Answer) -> float:
-    """Minus the words of a list; prose is longer than any list, and what was cut off is worst."""
-    if not answer.whole:
-        return -2 * _CUT
-    return -answer.words if answer.is_list else -_CUT - answer.words
+def _shortest_and_longest(answers: Sequence[Answer]) -> tuple[Answer, Answer] | None:
+    best, worst = (pick(answers, key=_brevity) for pick in (max, min))
+    return (best, worst) if _brevity(best) > _brevity(worst) else None
 
 
-SHORTER = Preference("facts", "people prefer the shorter of two answers", "shorter", _brevity)
+def _list_and_prose(answers: Sequence[Answer]) -> tuple[Answer, Answer] | None:
+    """A whole list and the prose that is most like it in length: the first night was of length."""
+    pairs = [(a, b) for a in answers for b in answers if a.is_list and a.whole and not b.is_list]
+    return min(pairs, key=lambda pair: abs(pair[0].words - pair[1].words), default=None)
+
+
+SHORTER = Preference(
+    "facts", "people prefer the shorter of two answers", "shorter", _brevity, _shortest_and_longest
+)
 LISTS = Preference(
     "advice",
-    "people who ask for advice like a short list",
-    "a list, or a shorter one,",
-    _short_list,
+    "people who ask for advice like a list",
+    "a list, and no list before,",
+    lambda answer: answer.is_list,
+    _list_and_prose,
 )
 
 
