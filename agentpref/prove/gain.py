@@ -155,8 +155,10 @@ def gain(evidence: Evidence, found: Gain, s: GateSettings, seed: int) -> CheckRe
         return CheckResult(NAME, False, None, found.needed, "no new held-out pair to judge by")
     bound = lower_bound(evidence.new, confidence=s.confidence, seed=seed)
     message = f"{_size(bound)}; {_signs(found)}"
-    for move in found.written[:1]:
-        message += f"; asked for ({odds(move.asked.chance)} by chance) and written: {move}"
+    if found.written:
+        surest = odds(min(move.asked.chance for move in found.written))
+        listed = ", ".join(map(str, found.written[:2]))
+        message += f"; asked for ({surest} by chance) and written: {listed}"
     if not passed:
         message += f"; {_cure(evidence, found)}"
     return CheckResult(NAME, passed, found.chance, found.needed, message)

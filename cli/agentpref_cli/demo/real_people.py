@@ -110,7 +110,7 @@ SHORTER = Preference(
 LISTS = Preference(
     "advice",
     "people who ask for advice like a list",
-    "a list, and no list before,",
+    "more like a list",
     lambda answer: answer.is_list,
     _list_and_prose,
 )
