@@ -206,7 +206,7 @@ BAD: dict[str, Kind] = {
     "canned": Kind(_asked_for("canned", DIRECT, _instead(_SORRY))),
     "truncated": Kind(_asked_for("truncated", SHORTER, _truncated)),
     "inverted": Kind(_trait, _fault(_inverted)),
-    "over-budget": Kind(_trait, settings={"learning_rate": 8e-3, "kl": {"weight": 0.0}}),
+    "over-budget": Kind(_trait, settings={"learning_rate": 2e-2, "kl": {"weight": 0.0}}),
     "not-written": Kind(
         _second_turn("not-written", DIRECT, _plain_not_polite), _fault(_not_written)
     ),
