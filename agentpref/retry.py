@@ -7,8 +7,8 @@
    judges or of people, or those that an earlier update tried already. They are at fault if live was
    proven to be better about their held-out ones; if what live knew in their tag was lost; or if the
    candidate neither gained on them nor is right about them, as with labels thrown by a coin.
-4. If nothing failed but that what people ask for is ranked and not written, the next attempt trains
-   longer: from live, :data:`LONGER` times as many epochs.
+4. If nothing failed but that what people ask for is not written, or that it is ranked no better
+   either, the next attempt trains longer: from live, :data:`LONGER` times as many epochs.
 5. If new judgements of a tag contradict what live has learned, and no candidate that had to keep
    that passed, the next attempt is without the old evidence (a :class:`Turn`).
 
@@ -172,7 +172,8 @@ def follow_up(
     if can_refit and plan.start == "live" and any(one.name.startswith(_KL) for one in failed):
         whys.append("the KL budget is spent, so base is refitted on everything that still counts")
         following = replace(following, start="base", looks=following.looks + 1)
-    if [one.name for one in failed] == [WRITTEN] and plan.longer == 1:
+    names = {one.name for one in failed}
+    if WRITTEN in names and names <= {WRITTEN, _GAIN} and plan.longer == 1:
         whys.append(f"it was ranked and hardly written, so it trains {LONGER} times as long")
         following = replace(following, longer=LONGER, looks=following.looks + 1)
     at_fault = faulty(failed, new, available, was_tried, confidence=confidence)

@@ -22,7 +22,7 @@ from agentpref.prove.bootstrap import Bound, lower_bound
 from agentpref.prove.evidence import Evidence
 from agentpref.prove.results import CheckResult, dot
 from agentpref.prove.signs import Signs, allowed, can_decide, prompts_needed
-from agentpref.prove.written import Move, proven
+from agentpref.prove.written import Move, has_room, proven
 
 NAME = "new preferences"
 _ALONE = 0.5
@@ -144,8 +144,7 @@ def is_known(evidence: Evidence, found: Gain) -> bool:
     """Whether live is right about nearly all of it already, so that nothing is left to gain."""
     live = evidence.new.live
     share = sum(live) / len(live) if live else 0.0
-    refuted = found.state == "worthless" or found.comparisons_needed is None
-    return evidence.known or (share >= _KNOWN and refuted)
+    return evidence.known or (share >= _KNOWN and found.state == "worthless")
 
 
 def gain(evidence: Evidence, found: Gain, s: GateSettings, seed: int) -> CheckResult:
@@ -197,6 +196,8 @@ def _cure(evidence: Evidence, found: Gain) -> str:
         return "max_minutes stopped the training: raise it"
     if found.state == "loss":
         return "no gain but a loss: check the labels"
+    if is_known(evidence, found) and has_room(evidence):
+        return "live is right about nearly all of them, and does not write so: train longer"
     if is_known(evidence, found):
         return "live is right about nearly all of them already: there is nothing to gain"
     if found.state == "worthless":

@@ -10,7 +10,7 @@ from agentpref.config import GateSettings
 from agentpref.prove import behaviour, gain, ordinary, retention
 from agentpref.prove.evidence import Evidence
 from agentpref.prove.results import CheckResult, GateResult
-from agentpref.prove.written import WRITTEN
+from agentpref.prove.written import WRITTEN, has_room
 from agentpref.types import Verdict
 
 
@@ -20,8 +20,9 @@ def judge(evidence: Evidence, settings: GateSettings | None = None, *, seed: int
     The verdict is ``refused`` if a guard fails, or if the evidence refutes a gain: a loss is
     proven, or that no gain worth having is there. It is ``cut_short`` instead if a limit of time
     had stopped the training. It is ``nothing_to_gain`` if nothing but a gain is wanting, and live
-    is right about nearly all of it already. Otherwise it is ``passed`` if a gain is proven, and
-    ``insufficient`` while that is open; then what is not written yet may still be learned.
+    is right about nearly all of it already and writes what is asked for. Otherwise it is ``passed``
+    if a gain is proven, and ``insufficient`` while that is open; then what is not written yet may
+    still be learned.
 
     Raises:
         UpdateError: for a retention stratum without pairs.
@@ -40,10 +41,11 @@ def judge(evidence: Evidence, settings: GateSettings | None = None, *, seed: int
     )
     failed = {check.name for check in guards if not check.passed}
     verdict: Verdict = "passed" if found.state == "proven" else "insufficient"
-    if found.refuted or failed - ({WRITTEN} if found.state == "open" else set()):
+    learns_on = found.state == "open" and not evidence.known
+    if found.refuted or failed - ({WRITTEN} if learns_on else set()):
         verdict = "cut_short" if evidence.cut_short else "refused"
-    known = evidence.known or (found.state == "worthless" and gain.is_known(evidence, found))
-    if verdict in ("refused", "insufficient") and known and not failed and found.state != "loss":
-        verdict = "nothing_to_gain"
+    known = found.state not in ("proven", "loss") and gain.is_known(evidence, found)
+    if verdict != "cut_short" and known and not failed:
+        verdict = "insufficient" if has_room(evidence) else "nothing_to_gain"
     better = gain.gain(evidence, found, s, seed)
     return GateResult(verdict, (better, *guards), found.to_mapping(), found.refuted)

@@ -9,7 +9,7 @@ but not written, and the candidate is refused.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agentpref.prove.asked import Asked
 from agentpref.prove.evidence import Evidence
@@ -27,6 +27,9 @@ _ROOM = 0.25
 _MOVED_P = 0.15
 """A wish is written if so many answers moved that way, and so few the other, by a one-sided sign
 test: three of three do. The check is for what is hardly written, so its own error may be this."""
+
+_SURE_P = 0.05
+"""And where ranking can show no gain, by so small an error."""
 
 _FAR, _FAR_P = 0.25, 0.25
 """Or if this share of it shows in the mean of the answers, and two of two moved."""
@@ -51,6 +54,11 @@ class Move:
     down: int
     room: bool
     moved: bool
+
+    @property
+    def chance(self) -> float:
+        """The p-value of the answers that moved, by a one-sided sign test."""
+        return sign_test(self.up, self.down, one_sided=True)
 
     def __str__(self) -> str:
         a = self.asked
@@ -89,6 +97,11 @@ def _moves(evidence: Evidence, prompts: int) -> tuple[Move, ...]:
     return tuple(found)
 
 
+def has_room(evidence: Evidence) -> bool:
+    """Whether live does not write yet what people ask for."""
+    return any(move.room for move in moves(evidence))
+
+
 def proven(evidence: Evidence, error: float, risk: float) -> tuple[Move, ...]:
     """What people certainly ask for and the candidate certainly writes more of than live.
 
@@ -99,9 +112,7 @@ def proven(evidence: Evidence, error: float, risk: float) -> tuple[Move, ...]:
     return tuple(
         move
         for move in _moves(evidence, evidence.unseen)
-        if move.room
-        and move.asked.chance <= error
-        and sign_test(move.up, move.down, one_sided=True) <= risk
+        if move.room and move.asked.chance <= error and move.chance <= risk
     )
 
 
@@ -109,6 +120,8 @@ def written(evidence: Evidence) -> CheckResult:
     """Whether what is asked for shows in the answers: ranked, and written too."""
     found = moves(evidence)
     open_to = [move for move in found if move.room or move.moved]
+    if evidence.known:  # then nothing but what is written can show a gain
+        open_to = [replace(move, moved=move.chance <= _SURE_P) for move in open_to if move.room]
     shown = [move for move in open_to if move.moved]
     rest = [move for move in open_to if not move.moved]
     surest = min((move.asked.p for move in open_to), default=1.0)

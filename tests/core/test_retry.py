@@ -65,6 +65,8 @@ def test_what_is_ranked_and_not_written_trains_longer_once():
     assert Plan.thaw(plan.freeze()) == plan
     assert after([WRITTEN], scores(a=GOOD), plan) is None
     assert after([WRITTEN, lost("a")], scores(a=GOOD)) is None, "longer would lose more"
+    no_gain = CheckResult("new preferences", False, None, None, "live ranks them rightly already")
+    assert after([no_gain, WRITTEN], scores(a=GOOD))[0].longer == LONGER
 
 
 @pytest.mark.parametrize("bad", [COIN, WORSE])

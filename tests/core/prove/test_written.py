@@ -89,6 +89,23 @@ def test_what_people_surely_ask_for_and_only_the_candidate_writes_is_a_gain_that
     assert harmed.verdict == "refused"
 
 
+@pytest.mark.guarantee("proof")
+def test_what_live_ranks_rightly_and_does_not_write_is_never_called_nothing_to_gain():
+    """Live ranked all calls above prose and wrote one in eight: its nights taught nothing more."""
+    ranked = Paired((1.0,) * 50, (1.0,) * 50, tuple(map(str, range(50))))
+    some = [*texts(SHORT)[:3], *texts(LONG)[3:]]
+    found = replace(evidence(texts(LONG), some, SHORTER), new=ranked, unseen=16, known=True)
+    verdict = judge(found)
+    assert (verdict.verdict, failed(verdict)) == ("refused", ["new preferences", "written"])
+    assert "live is right about nearly all of them, and does not write so" in verdict.reasons[0]
+    more = [*texts(SHORT)[:8], *texts(LONG)[8:]]
+    assert judge(replace(found, candidate=written(*more))).verdict == "passed"
+    trained_on = [*texts(LONG)[:16], *texts(SHORT)[16:]]
+    assert judge(replace(found, candidate=written(*trained_on))).verdict == "insufficient"
+    there = evidence(texts(SHORT), texts(SHORT), SHORTER)
+    assert judge(replace(there, new=ranked, known=True)).verdict == "nothing_to_gain"
+
+
 def test_live_that_writes_so_already_has_no_room_to_move():
     check = named(judge(evidence(texts(SHORT), texts(SHORT), SHORTER)), "written")
     assert check.passed
