@@ -27,6 +27,7 @@ from agentpref.retry import Plan, follow_up, only_undecided
 if TYPE_CHECKING:
     import sqlite3
 
+    from agentpref.learn.encode import EncodedExample
     from agentpref.learn.learner import Learner
     from agentpref.learn.trainer import TrainingReport
     from agentpref.prove.checks import Scorer, UserCheck
@@ -195,7 +196,7 @@ class Bench:
             rows = prepare(self.learner, available, started.data, self.config)
         if not rows.new:
             return Tried(plan, available, rows)
-        known = self._knows(rows)
+        known = self._knows(rows, plan)
         if plan.number == 1 and started is None:
             judged = probes.judged(
                 self.learner, [*rows.new_held_out, *rows.new], seed=self.config.seed
@@ -211,28 +212,34 @@ class Bench:
         proof = self._prove(rows, training, plan, known=bool(known))
         return Tried(plan, available, rows, training, proof)
 
-    def _knows(self, rows: UpdateRows) -> str:
+    def _knows(self, rows: UpdateRows, plan: Plan) -> str:
         """Says that live is right about so much of what is new that nothing is left to gain.
 
-        That is where not even a candidate that is right about all of it could show a gain worth
-        having; else the text is empty. What is held out is asked about first: it is scored anyway,
-        and says no in most cases.
+        That is where in no tag even a candidate that is right about all of it could show a gain
+        worth having; else the text is empty, as it is where people may have changed their minds.
+        What is held out is asked about first: it is scored anyway, and says no in most cases.
         """
         from agentpref.prove import evaluate
         from agentpref.prove.signs import Signs
 
-        if self.live is None:
+        if self.live is None or plan.turn or plan.undecided:
             return ""
-        everything, wrong = [*rows.new_held_out, *rows.new], 0
-        prompts = len({row.example.prompt.id for row in everything})
-        for some in (rows.new_held_out, everything):
-            wrong = Signs.of(evaluate.best_case(self.learner, some)).better
-            best = Signs(prompts, better=wrong)
-            if best.chance_if_worth_having() > 1 - self.config.gate.confidence:
-                return ""
+        tags: dict[str, tuple[list[EncodedExample], list[EncodedExample]]] = {}
+        for row in (*rows.new_held_out, *rows.new):
+            tags.setdefault(row.example.tag, ([], []))[not row.example.held_out].append(row)
+        prompts = right = 0
+        for held_out, trained in tags.values():
+            everything = [*held_out, *trained]
+            asked, wrong = len({row.example.prompt.id for row in everything}), 0
+            for some in (held_out, everything):
+                wrong = Signs.of(evaluate.best_case(self.learner, some)).better
+                best = Signs(asked, better=wrong)
+                if best.chance_if_worth_having() > 1 - self.config.gate.confidence:
+                    return ""
+            prompts, right = prompts + asked, right + asked - wrong
         return (
-            f"{self.live} is right about {prompts - wrong} of {prompts} new prompts already, so "
-            "there is nothing to gain; they count as learned"
+            f"{self.live} is right about {right} of {prompts} new prompts already, so there is "
+            "nothing to gain; they count as learned"
         )
 
     def _train(self, rows: UpdateRows, plan: Plan) -> TrainingReport:

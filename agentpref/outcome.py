@@ -146,7 +146,7 @@ class Outcome:
     ) -> UpdateReport:
         """End a canary that was a trial, since its gain is no longer likely."""
         ended = ("refused", "insufficient", "nothing_to_gain")
-        if report.verdict not in ended or report.gain.get("likely"):
+        if report.verdict not in ended or not report.gain or report.gain.get("likely"):
             return report
         if not trials.end(connection, serving, f"update {report.update_id}"):
             return report

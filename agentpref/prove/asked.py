@@ -16,6 +16,7 @@ from typing import NamedTuple
 from agentpref.prove.bootstrap import scipy
 from agentpref.prove.features import (
     HARM,
+    LANGUAGE,
     Features,
     is_blank,
     is_broken_off,
@@ -109,6 +110,8 @@ def _features_of(sides: Iterable[Features]) -> list[str]:
 
 def _sign_test(name: str, pairs: Sequence[tuple[str, Features, Features]]) -> Asked | None:
     changes: dict[str, float] = {}
+    if name.startswith(LANGUAGE):  # a short answer, which has none, is in no other language
+        pairs = [pair for pair in pairs if all(map(_has_language, pair[1:]))]
     for prompt, chosen, rejected in pairs:
         change = chosen.get(name, 0.0) - rejected.get(name, 0.0)
         changes[prompt] = changes.get(prompt, 0.0) + change
@@ -123,9 +126,15 @@ def _sign_test(name: str, pairs: Sequence[tuple[str, Features, Features]]) -> As
     return Asked(name, direction, better, worse, up + down, sign_test(up, down))
 
 
+def _has_language(answer: Features) -> bool:
+    return any(name.startswith(LANGUAGE) for name in answer)
+
+
 def _rank_test(
     name: str, liked: Sequence[tuple[str, Features]], disliked: Sequence[tuple[str, Features]]
 ) -> Asked | None:
+    if name.startswith(LANGUAGE):
+        liked, disliked = ([one for one in s if _has_language(one[1])] for s in (liked, disliked))
     sides = [_by_prompt(name, side) for side in (liked, disliked)]
     if min(map(len, sides)) < FEWEST or len({*sides[0], *sides[1]}) == 1:
         return None

@@ -116,6 +116,8 @@ def length(evidence: Evidence, s: GateSettings) -> CheckResult:
     if chosen is not None and max(between) > min(between) and not directions:
         message += f" (chosen answers have {chosen.mean_length:.1f})"
     cure = ": nobody asked for it; balance the lengths of the pairs, or lower the learning rate"
+    if directions:
+        cure = ": the answers went the other way; train longer, or lower the learning rate"
     bound = low if ratio < low or math.isinf(high) else high
     return check("length ratio", passed, ratio, bound, message, cure)
 

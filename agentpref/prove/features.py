@@ -206,7 +206,7 @@ def features(text: str, *, tokens: int, phrases: frozenset[str] = frozenset()) -
     found.update(_letters(text))
     language = _language(words)
     if language is not None:
-        found[f"written in {language}"] = 1.0
+        found[f"{LANGUAGE}{language}"] = 1.0
     return {name: float(value) for name, value in found.items() if value}
 
 
@@ -217,6 +217,10 @@ HARM = frozenset({"broken off", "blank", "repeats itself", REPEATS})
 """Features that nobody can ask for: the gate refuses a candidate whose answers gain in them."""
 
 LENGTHS = frozenset({"tokens", "words"})
+
+
+LANGUAGE = "written in "
+"""How the feature of a language begins. An answer of a few words has none."""
 
 
 def _letters(text: str) -> dict[str, float]:

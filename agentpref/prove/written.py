@@ -98,8 +98,14 @@ def _moves(evidence: Evidence, prompts: int) -> tuple[Move, ...]:
 
 
 def has_room(evidence: Evidence) -> bool:
-    """Whether live does not write yet what people ask for."""
-    return any(move.room for move in moves(evidence))
+    """Whether live does not write yet what people plainly ask for."""
+    return any(move.room for move in _plain(moves(evidence)))
+
+
+def _plain(found: Sequence[Move]) -> list[Move]:
+    """What people ask for about as surely as for anything, whether live writes so or not."""
+    surest = min((move.asked.p for move in found), default=1.0)
+    return [move for move in found if move.asked.p <= surest**_PLAIN]
 
 
 def proven(evidence: Evidence, error: float, risk: float) -> tuple[Move, ...]:
@@ -119,13 +125,12 @@ def proven(evidence: Evidence, error: float, risk: float) -> tuple[Move, ...]:
 def written(evidence: Evidence) -> CheckResult:
     """Whether what is asked for shows in the answers: ranked, and written too."""
     found = moves(evidence)
-    open_to = [move for move in found if move.room or move.moved]
     if evidence.known:  # then nothing but what is written can show a gain
-        open_to = [replace(move, moved=move.chance <= _SURE_P) for move in open_to if move.room]
+        found = tuple(replace(one, moved=one.room and one.chance <= _SURE_P) for one in found)
+    open_to = [move for move in found if move.room or move.moved]
     shown = [move for move in open_to if move.moved]
     rest = [move for move in open_to if not move.moved]
-    surest = min((move.asked.p for move in open_to), default=1.0)
-    plain = [move for move in open_to if move.asked.p <= surest**_PLAIN]
+    plain = [move for move in _plain(found) if move in open_to]
     passed = 2 * sum(move.moved for move in plain) >= len(plain)
     if not evidence.asked:
         message = "the pairs ask for nothing that can be measured without a scorer"

@@ -36,7 +36,7 @@ def no_gate() -> Iterator[None]:
     def pass_all(*given: Any, **named: Any) -> GateResult:
         return replace(judge(*given, **named), verdict="passed")
 
-    knows_nothing: Any = lambda bench, rows: ""  # noqa: E731
+    knows_nothing: Any = lambda bench, rows, plan: ""  # noqa: E731
     with patch.object(gate, "judge", pass_all), patch.object(Bench, "_knows", knows_nothing):
         yield
 

@@ -371,3 +371,18 @@ def test_where_nothing_could_show_in_what_is_written_nothing_is_trained(fresh, r
     )
     with closing(connect(Home.open(fresh), readonly=True)) as connection:
         assert last_trained(connection, "default").revision == live
+
+
+def test_what_live_is_wrong_about_in_one_tag_is_trained_whatever_it_knows_of_another(
+    home, random_base
+):
+    """Forty in a new tag, which live could not know, were swallowed by three hundred it knew."""
+    teach(home, range(100, 400))
+    with agentpref.Log(home) as log:
+        for number in range(40):
+            asked = [{"role": "user", "content": f"Who is {number}?"}]
+            chosen, rejected = (log.record(asked, text, tags=["friends"]) for text in ("x", "y"))
+            log.compare(chosen, rejected, winner="a")
+    report = learn(home, random_base)
+    assert report.counts["trained"] > 0
+    assert report.verdict != "nothing_to_gain"

@@ -70,7 +70,7 @@ def _row(entry: Entry, state: ServingState) -> dict[str, Any]:
             for one in report.get("set_aside", ())
             if one["update_id"] == entry.update_id
         ),
-        "attempts": max(1, len(report.get("attempts", ()))) if entry.in_ledger else 0,
+        "attempts": max(1, len(report.get("attempts", ()))) if report.get("training") else 0,
         "before": before,
         "after": after,
         "seconds": report.get("seconds"),

@@ -152,3 +152,10 @@ def test_odd_wishes_rule_where_they_are_half_of_all():
     for blank, rules in ((10, True), (9, False)):
         judged = zip_longest([*[" "] * blank, *fine], fine)
         assert [one.rules for one in odd_wishes([*judged])] == [rules]
+
+
+def test_a_short_answer_is_in_no_other_language_than_a_long_one():
+    """Brevity was also "fewer written in English", which no brief model can move."""
+    long = "The museum is open from nine to five, and the last tour is at four."
+    brief = [pair(n, "Nine to five.", f"{long} {n}") for n in range(40)]
+    assert not [name for name in wishes(brief) if name.startswith("written in")]
