@@ -143,9 +143,9 @@ def test_matched_steps_and_joint_training_take_their_epochs_from_the_size_of_a_n
     def epochs(arm, new, night, **config):
         return arms._epochs(ARMS[arm], new, night, config)
 
-    assert epochs("matched", 100, 1) == {"epochs": 3}
-    assert epochs("matched", 300, 2) == {"epochs": 4}
-    assert epochs("joint", 300, 5) == {"epochs": 2}
+    assert epochs("matched", 100, 1) == {"epochs": 4}
+    assert epochs("matched", 600, 2) == {"epochs": 4}
+    assert epochs("joint", 600, 5) == {"epochs": 2}
     assert epochs("joint", 300, 5, epochs=1) == {"epochs": 1}
     assert epochs("full", 300, 5) == {}
 

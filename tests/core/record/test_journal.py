@@ -115,7 +115,7 @@ def test_a_killed_update_is_named_by_the_next_one_of_its_namespace(connection):
 
 
 def test_the_ledger_and_the_seals_are_not_touched(connection):
-    train(connection, report("insufficient"))
+    train(connection, replace(report("insufficient"), training={"steps": 1}))
     before = connection.execute("SELECT * FROM updates").fetchall()
     journal = Journal(connection)
     for verdict in ("busy", "failed", "interrupted", "nothing_new"):
