@@ -140,13 +140,6 @@ def weigh(evidence: Evidence, s: GateSettings) -> Gain:
     )
 
 
-def is_known(evidence: Evidence, found: Gain) -> bool:
-    """Whether live is right about nearly all of it already, so that nothing is left to gain."""
-    live = evidence.new.live
-    share = sum(live) / len(live) if live else 0.0
-    return evidence.known or (share >= _KNOWN and found.state == "worthless")
-
-
 def gain(evidence: Evidence, found: Gain, s: GateSettings, seed: int) -> CheckResult:
     """The check that a gain is proven; what was found is in words, and what would settle it."""
     passed = found.state == "proven"
@@ -196,9 +189,10 @@ def _cure(evidence: Evidence, found: Gain) -> str:
         return "max_minutes stopped the training: raise it"
     if found.state == "loss":
         return "no gain but a loss: check the labels"
-    if is_known(evidence, found) and has_room(evidence):
-        return "live is right about nearly all of them, and does not write so: train longer"
-    if is_known(evidence, found):
+    live = sum(evidence.new.live) / len(evidence.new)
+    if evidence.known or (live >= _KNOWN and found.state == "worthless"):
+        if has_room(evidence):
+            return "live is right about nearly all of them, and does not write so: train longer"
         return "live is right about nearly all of them already: there is nothing to gain"
     if found.state == "worthless":
         return "no gain worth having: check the labels, or train longer"

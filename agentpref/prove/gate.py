@@ -44,8 +44,8 @@ def judge(evidence: Evidence, settings: GateSettings | None = None, *, seed: int
     learns_on = found.state == "open" and not evidence.known
     if found.refuted or failed - ({WRITTEN} if learns_on else set()):
         verdict = "cut_short" if evidence.cut_short else "refused"
-    known = found.state not in ("proven", "loss") and gain.is_known(evidence, found)
-    if verdict != "cut_short" and known and not failed:
+    only_gain = found.state not in ("proven", "loss") and not failed and verdict != "cut_short"
+    if evidence.known and only_gain:
         verdict = "insufficient" if has_room(evidence) else "nothing_to_gain"
     better = gain.gain(evidence, found, s, seed)
     return GateResult(verdict, (better, *guards), found.to_mapping(), found.refuted)

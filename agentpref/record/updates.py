@@ -200,8 +200,9 @@ class Updates:
         (update_id, parent, serves, report), *others = found
         # What its candidate was trained on is learned, if that serves now.
         # none of these is new
-        learned = ["replay", "set_aside", "aged_out", "restored", "known", "anchor"]
-        learned.append("anchor_held_out")
+        learned = [
+            "replay", "set_aside", "aged_out", "restored", "known", "anchor", "anchor_held_out",
+        ]  # fmt: skip
         learned += ["new", "held_out"] if serves else []
         pairs = self._connection.execute(
             "SELECT pair_id, role = 'waiting' FROM update_pair WHERE update_id = ? AND role NOT IN"
