@@ -163,9 +163,9 @@ def recovery(acc: float, naive: float, joint: float) -> float | None:
     """(ACC − ACC_naive) / (ACC_joint − ACC_naive): the share of the forgetting gap that is closed.
 
     0 is no better than updating without protection, 1 as good as training on all data at once.
-    ``None`` where naive and joint are equal: there is no gap to close.
+    ``None`` where joint training is no better than naive: there is no gap to close.
     """
-    return None if joint == naive else (acc - naive) / (joint - naive)
+    return None if joint <= naive else (acc - naive) / (joint - naive)
 
 
 def distinct_n(texts: Iterable[Sequence[Hashable]], n: int = 2) -> float:

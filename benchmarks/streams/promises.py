@@ -17,7 +17,7 @@ from benchmarks.streams.table import (
     diagonal,
     lives_of,
     ratios,
-    recoveries,
+    recovered,
     slopes,
 )
 
@@ -59,8 +59,8 @@ def _of_stream(
         yield at_most("perplexity", full.of(lambda life: life.against_base("perplexity")), 1.02)
         capable = full.of(lambda life: life.against_base("capability"))
         yield at_least("capability", capable, 0.97 if is_bundled else 0.98)
-    if full and (found := recoveries(arms, "full")) and stream in ("S1", "S2"):
-        yield at_least("recovery", statistics.fmean(found.values()), 0.9)
+    if stream in ("S1", "S2") and full and (closed := recovered(arms, "full")) is not None:
+        yield at_least("recovery", closed, 0.9)
     if full and (times := ratios(arms, "full")):
         yield at_most("last night by joint's", statistics.fmean(times.values()), 1 / 3)
     if full and stream == "S7":

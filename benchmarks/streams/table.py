@@ -70,11 +70,6 @@ class Lived:
         return min(falls)
 
     @property
-    def seconds(self) -> list[float]:
-        """What each night took."""
-        return [float(row["seconds"]) for row in self.rows[1:]]
-
-    @property
     def cpu(self) -> list[float]:
         """The processor's seconds of each night, in which other work hardly shows."""
         return [float(row["cpu"]) for row in self.rows[1:]]
@@ -134,7 +129,6 @@ COLUMNS = (
     Column("capability ÷ base", lambda life: life.against_base("capability")),
     Column("dip inside", lambda life: life.dip, "{:+.3f}"),
     Column("nights served", lambda life: life.served, "{:.1f}"),
-    Column("s a night", lambda life: statistics.fmean(life.seconds), "{:.1f}"),
     Column("CPU s a night", lambda life: statistics.fmean(life.cpu), "{:.1f}"),
 )
 
@@ -151,8 +145,10 @@ def document(rows: Sequence[Row], promises: Sequence[Target], plots: Sequence[Pa
         "the mean accuracy on a night's own pairs right after it; *written* are the same by a rule "
         "on greedy answers. KL is from the base, in nats a token. `dip inside` is the worst fall "
         "of the older nights' accuracy at any moment of an update (not looked at in `full`, which "
-        "serves its predecessor meanwhile, and in `joint`). A night's seconds are those of "
-        "`agentpref.update`. In brackets: 95 % intervals of the mean over seeds and orders (t).",
+        "serves its predecessor meanwhile, and in `joint`). A night's CPU seconds are those of "
+        "`agentpref.update`; `a third from` is the night from which a night costs at most a third "
+        "of joint training, by the straight line through the nights of both. Recovery is of the "
+        "means over all lives. In brackets: 95 % intervals of the mean over seeds and orders (t).",
         "## Promises",
         _promises(promises),
     ]
@@ -183,13 +179,16 @@ def _stream_table(arms: Mapping[str, Mapping[Place, Lived]]) -> str:
         *(column.title for column in COLUMNS),
         "recovery",
         "CPU ÷ joint, last",
+        "a third from",
     ]
     lines = [_line(titles), _line(["---"] * len(titles))]
     for arm, lives in arms.items():
         cells = [column_cell(column, lives.values()) for column in COLUMNS]
+        closed, night = recovered(arms, arm), a_third_from(arms, arm)
         rest = [
-            with_interval([*recoveries(arms, arm).values()], "{:.2f}"),
+            "–" if closed is None else f"{closed:.2f}",
             with_interval([*ratios(arms, arm).values()], "{:.2f}"),
+            "–" if night is None else str(night),
         ]
         lines.append(_line([f"`{arm}`", str(len(lives)), *cells, *rest]))
     return "\n".join(lines)
@@ -242,15 +241,16 @@ def half_width(values: Sequence[float]) -> float:
     return float(t.ppf(0.975, len(values) - 1)) * spread
 
 
-def recoveries(arms: Mapping[str, Mapping[Place, Lived]], arm: str) -> dict[Place, float]:
-    """Recovery of an arm between naive and joint, of each life that has both beside it."""
-    naive, joint = arms.get("naive", {}), arms.get("joint", {})
-    found = {}
-    for place in arms[arm].keys() & naive.keys() & joint.keys():
-        accs = (lives[place].ranking.acc for lives in (arms[arm], naive, joint))
-        if (value := recovery(*accs)) is not None:
-            found[place] = value
-    return found
+def recovered(arms: Mapping[str, Mapping[Place, Lived]], arm: str) -> float | None:
+    """Recovery of an arm between naive and joint, by the mean ACC of the lives that all three have.
+
+    A ratio of means: where naive hardly forgets, the gap of a single life is mostly chance.
+    """
+    three = [arms.get(name, {}) for name in (arm, "naive", "joint")]
+    places = set.intersection(*map(set, three))
+    if not places:
+        return None
+    return recovery(*(statistics.fmean(lives[p].ranking.acc for p in places) for lives in three))
 
 
 def ratios(arms: Mapping[str, Mapping[Place, Lived]], arm: str) -> dict[Place, float]:
@@ -262,6 +262,29 @@ def ratios(arms: Mapping[str, Mapping[Place, Lived]], arm: str) -> dict[Place, f
         if len(own) == len(other) and other[-1]:
             found[place] = own[-1] / other[-1]
     return found
+
+
+def a_third_from(arms: Mapping[str, Mapping[Place, Lived]], arm: str) -> int | None:
+    """The first night whose processor time is at most a third of joint training's, extrapolated.
+
+    ``None`` where the arm's cost grows as fast as a third of joint training's.
+    """
+    joint = arms.get("joint", {})
+    places = [place for place in arms[arm] if place in joint]
+    fits = []
+    for lives in (arms[arm], joint):
+        points = [
+            (number, spent)
+            for place in places
+            # The first night replays nothing.
+            for number, spent in enumerate(lives[place].cpu[1:], 2)
+        ]
+        if len({number for number, _ in points}) < 2:
+            return None
+        fits.append(statistics.linear_regression(*zip(*points, strict=True)))
+    own, other = fits
+    slope, ahead = other.slope / 3 - own.slope, own.intercept - other.intercept / 3
+    return max(1, math.ceil(ahead / slope)) if slope > 0 else None
 
 
 def slopes(lives: Lives) -> list[tuple[str, float, int]]:

@@ -17,7 +17,7 @@ from agentpref.learn.learner import Learner
 from benchmarks.streams import __main__ as command
 from benchmarks.streams import altered, arms, life, measure, promises, subjects, table
 from benchmarks.streams.arms import ARMS
-from benchmarks.streams.catalogue import Sizes, trait_night
+from benchmarks.streams.catalogue import COINS, Sizes, trait_night
 from benchmarks.streams.life import Life, Plan
 from benchmarks.streams.rows import Rows
 
@@ -225,6 +225,46 @@ def test_a_cell_has_the_interval_of_its_mean_over_seeds():
     low, high = stats.t.interval(0.95, 2, loc=0.875, scale=stats.sem(accs))
     assert f"| `full` | 3 | 0.875 [{low:.3f}, {high:.3f}] |" in page
     assert "| `full` | 0.900 / +0.000 | 0.850 / +0.000 | 0.875 / +0.000 |" in page
+
+
+def test_recovery_is_of_the_means_over_lives_and_there_is_none_where_joint_is_no_better():
+    rows = [*rows_of(full=(0.9, 0.9)), *rows_of(full=(0.8, 0.9), seed=1)]
+    (_, found), *_ = table.lives_of(rows).items()
+    assert table.recovered(found, "full") == pytest.approx((0.875 - 0.8) / (0.9 - 0.8))
+    spoiled = [r | {"ranking": [0.5, 0.5]} if r["arm"] == "joint" else r for r in rows]
+    (_, found), *_ = table.lives_of(spoiled).items()
+    assert table.recovered(found, "full") is None
+    assert "S2 recovery" not in {t.name.partition(" (")[0] for t in promises.targets(spoiled)}
+
+
+def test_a_night_costs_a_third_of_joint_training_once_that_has_grown_to_it():
+    def lives(arm, spent):
+        rows = [
+            row("frozen", 0, [0.5, 0.5]),
+            *(row(arm, n, [0.9, 0.9], cpu=cpu) for n, cpu in spent),
+        ]
+        return {(0, "forward"): table.Lived(rows)}
+
+    joint = lives("joint", [(1, 5.0), (2, 10.0), (3, 15.0)])
+    steady = {"full": lives("full", [(1, 9.0), (2, 20.0), (3, 20.0)]), "joint": joint}
+    assert table.a_third_from(steady, "full") == 12
+    growing = {"full": lives("full", [(1, 5.0), (2, 8.0), (3, 11.0)]), "joint": joint}
+    assert table.a_third_from(growing, "full") is None
+
+
+def test_twenty_nights_are_to_promote_or_know_the_good_ones_and_never_coins():
+    nights = [("openness", "promoted"), (COINS[0], "promoted"), ("risk", "nothing_to_gain"),
+              ("more", "refused"), (COINS[1], "insufficient")]  # fmt: skip
+    ranking = [0.5] * len(nights)
+    rows = [
+        row("full", n, ranking, stream="S7", name=name, verdict=verdict, columns=[*"abcde"])
+        for n, (name, verdict) in enumerate(nights, 1)
+    ]
+    base = row("frozen", 0, ranking, stream="S7", columns=[*"abcde"])
+    found = {t.name.partition(" (")[0]: t for t in promises.targets([base, *rows])}
+    assert found["S7 good nights promoted or known"].value == pytest.approx(2 / 3)
+    assert found["S7 coin nights promoted"].value == 0.5
+    assert found["S7 KL at the end"].value == pytest.approx(0.5)
 
 
 def test_the_dip_is_against_what_the_night_before_had():

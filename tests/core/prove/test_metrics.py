@@ -87,6 +87,7 @@ def test_a_matrix_of_the_wrong_shape_is_refused(rows: tuple[tuple[float, ...], .
 def test_recovery_is_the_closed_share_of_the_gap() -> None:
     assert recovery(0.8, naive=0.6, joint=0.9) == pytest.approx(2 / 3)
     assert recovery(0.8, naive=0.9, joint=0.9) is None
+    assert recovery(0.8, naive=0.9, joint=0.7) is None
 
 
 def test_distinct_2_counts_bigrams_over_the_whole_set() -> None:
