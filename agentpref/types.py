@@ -54,6 +54,9 @@ Its value is a mapping: ``key`` is what is taken back (``"comparison"`` for comp
 for everything), and ``against`` limits a comparison to the one with this other run.
 """
 
+INCOMPLETE = "incomplete"
+"""The ``finish_reason`` in a run's metadata that says its answer broke off; it makes no example."""
+
 Progress: TypeAlias = Callable[[str, int, int], object]
 """A callback of long work: ``(stage, done, total)``."""
 

@@ -30,7 +30,7 @@ from agentpref.types import Example, Origin
 
 T = TypeVar("T")
 
-_RULES = 2
+_RULES = 3
 """Counts changes of the rules that make examples of judgements; each makes all lists anew."""
 
 _PROMPTS_AT_ONCE = 500

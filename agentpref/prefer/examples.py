@@ -29,7 +29,16 @@ from agentpref.prefer.votes import STRENGTH, LeftOut, Reason, Vote, settle
 from agentpref.record.messages import canonical
 from agentpref.record.scales import Scale
 from agentpref.record.store import Store
-from agentpref.types import Comparison, Completion, Example, Feedback, Message, Origin, Run
+from agentpref.types import (
+    INCOMPLETE,
+    Comparison,
+    Completion,
+    Example,
+    Feedback,
+    Message,
+    Origin,
+    Run,
+)
 
 LOWEST_JUDGE_NOISE = 0.05
 
@@ -136,6 +145,7 @@ def sort_out(
     judged = {row.run_id for row in feedback}
     judged.update(run_id for row in comparisons for run_id in (row.run_a, row.run_b))
     known = {run.run_id: as_asked(run) for run in runs if run.run_id in judged}
+    feedback, comparisons, broken_off = _of_whole_answers(feedback, comparisons, known)
     stated, misread = stated_preferences(feedback, comparisons, known)
     answers, unsettled = settled_thumbs(feedback, known, scales)
     implied, lone, spare = match_thumbs(answers)
@@ -144,9 +154,23 @@ def sort_out(
     thumbs, repeated = _thumbs(lone, held_out)
     # Each row counts once, and none of a pair: a thumb may lose one match and win another.
     used = {row for pair in pairs for row in pair.provenance}
-    left = [*withdrawn, *misread, *unsettled, *spare, *lost, *repeated]
+    left = [*withdrawn, *broken_off, *misread, *unsettled, *spare, *lost, *repeated]
     examples = sorted([*pairs, *thumbs], key=lambda one: (one.lone, one.created_at, one.example_id))
     return examples, {row: reason for row, reason in left if row not in used}
+
+
+def _of_whole_answers(
+    feedback: Sequence[Feedback], comparisons: Sequence[Comparison], known: Mapping[str, Run]
+) -> tuple[list[Feedback], list[Comparison], list[LeftOut]]:
+    """Separate what is said of answers that broke off, which nobody could judge as a whole."""
+    incomplete = {
+        name for name, run in known.items() if run.metadata.get("finish_reason") == INCOMPLETE
+    }
+    whole = [row for row in feedback if row.run_id not in incomplete]
+    compared = [row for row in comparisons if not incomplete & {row.run_a, row.run_b}]
+    kept = {row.feedback_id for row in whole} | {row.comparison_id for row in compared}
+    rows = (*(row.feedback_id for row in feedback), *(row.comparison_id for row in comparisons))
+    return whole, compared, [(row, "incomplete_answer") for row in rows if row not in kept]
 
 
 def as_asked(run: Run) -> Run:

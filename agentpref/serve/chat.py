@@ -141,7 +141,14 @@ class Chat:
         """Say what an answer should have been, as ``log.correct``; return the feedback's id."""
         return self.log.correct(run_id, output, comment=comment, user_id=user_id)
 
-    def _record(self, request: GenerationRequest, reply: Reply, **about: Any) -> ChatReply:
+    def _record(
+        self,
+        request: GenerationRequest,
+        reply: Reply,
+        *,
+        metadata: Mapping[str, Any] | None,
+        **about: Any,
+    ) -> ChatReply:
         run_id = self.log.record(
             request.messages,
             reply.message,
@@ -151,6 +158,7 @@ class Chat:
             params={name: value for name in _SETTINGS if (value := getattr(request, name)) != {}},
             token_ids=reply.token_ids,
             logprobs=reply.logprobs,
+            metadata={"finish_reason": reply.finish_reason, **(metadata or {})},
             **about,
         )
         return ChatReply(run_id, reply.revision, reply.message, reply.finish_reason)

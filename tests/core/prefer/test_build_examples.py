@@ -29,6 +29,7 @@ from agentpref.record.messages import canonical, prompt_of
 from agentpref.record.scales import Scale
 from agentpref.record.store import Store
 from agentpref.types import (
+    INCOMPLETE,
     RETRACTION,
     Comparison,
     Completion,
@@ -452,6 +453,14 @@ class TestLeftOut:
     def test_comparisons_of_runs_with_different_prompts_are_counted(self) -> None:
         runs = [run("A"), run("B", prompt="how?")]
         assert build(runs, compare("A", "B", "a")).left_out == {"different_prompts": 1}
+
+    def test_what_is_said_of_an_answer_that_broke_off_is_counted_and_makes_no_example(self) -> None:
+        broken = replace(run("B"), metadata={"finish_reason": INCOMPLETE})
+        cut = replace(run("C"), metadata={"finish_reason": "length"})
+        said = [compare("A", "B", "a"), thumb("B", 0), correct("B", "x"), thumb("C", 0)]
+        result = build([run("A"), broken, cut], *said)
+        assert result.left_out == {"incomplete_answer": 3}
+        assert [one.completions[0].message["content"] for one in result.thumbs] == ["C"]
 
     def test_a_prompt_with_many_thumbs_gives_the_newest_four_pairs(self) -> None:
         runs = [run(f"up{n}") for n in range(6)] + [run("down")]

@@ -79,7 +79,7 @@ def test_an_answer_is_recorded_with_what_was_served(
     assert (run.thread_id, run.trace_id, run.tags) == ("t1", "task", ("sea",))
     assert (run.output, list(run.prompt.messages)) == (reply.message, ASK)
     assert list(run.prompt.tools) == [TOOL]
-    assert run.metadata == {"page": 3}
+    assert run.metadata == {"page": 3, "finish_reason": "stop"}
     assert run.params == {
         "max_tokens": 32,
         "temperature": 0.7,
