@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import LLMResult
 from langchain_core.runnables import ensure_config
 
@@ -28,11 +28,13 @@ from agentpref.record.forks import guard, let_go
 from agentpref.record.log import Log
 from agentpref_adapters._langchain_messages import (
     answered,
+    finish_reason,
     first_id,
     openai_messages,
     openai_tool,
 )
 
+K = TypeVar("K")
 V = TypeVar("V")
 
 # LangChain sends no event when a call is cancelled, so notes need limits. These are far above what
@@ -50,6 +52,8 @@ _STEP_TAG = re.compile(
     r"(seq|graph):step:\d+|retry:attempt:\d+|map:key:.*|condition:\d+|branch:(\d+|default)"
     r"|langsmith:.*|nostream"
 )
+# The id that LangChain gives to a message: of its run, and of its place among several answers.
+_OF_LANGCHAIN = re.compile(r"lc_run-+([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?:-(\d+))?")
 # What the frameworks add to the metadata of a run. "langgraph_node" is logged: it names the part of
 # a graph that called the model.
 _FRAMEWORK_KEY = re.compile(
@@ -151,6 +155,7 @@ class AgentprefCallback(BaseCallbackHandler):
         self._traces: dict[UUID, tuple[UUID, ...]] = {}
         self._last: dict[UUID, _Last] = {}
         self._uses: dict[UUID, int] = {}
+        self._runs: dict[str, str] = {}  # by the ids of messages
         self._begin()
         guard(self)
 
@@ -191,6 +196,23 @@ class AgentprefCallback(BaseCallbackHandler):
         last = self._last.get(trace_id)
         return None if last is None or last.overlaps else last.answer
 
+    def run_of(self, answer: BaseMessage | Sequence[BaseMessage] | Mapping[str, Any]) -> str | None:
+        """The run of an answer, for your page to send back with a thumb.
+
+        ``answer`` is what a chat model returned, a chunk of it, the state that an agent returned,
+        or its messages: their last answer counts. The 10,000 newest answers are known, and older
+        ones by the ids that LangChain gives messages. ``None`` if there is no answer.
+        """
+        messages: Any = answer.get("messages") or () if isinstance(answer, Mapping) else answer
+        several = [messages] if isinstance(messages, BaseMessage) else [*messages]
+        spoken = (message.id for message in reversed(several) if isinstance(message, AIMessage))
+        message_id = next(spoken, None)
+        if message_id is None:
+            return None
+        found = _OF_LANGCHAIN.fullmatch(message_id)
+        named = f"{found[1]}:{found[2]}" if found and found[2] not in (None, "0") else None
+        return self._runs.get(message_id) or named or (found[1] if found else None)
+
     def on_chat_model_start(
         self, serialized: Any, messages: list[list[BaseMessage]], *, run_id: UUID, **event: Any
     ) -> None:
@@ -217,8 +239,14 @@ class AgentprefCallback(BaseCallbackHandler):
             name = self._name(run_id)
             for index, answer in enumerate(response.generations[0]):
                 run = {**call.about, **answered(answer, call.about["model"])}
-                self._log.record(run_id=f"{name}:{index}" if index else name, **run)
+                if reason := finish_reason(answer):
+                    run["metadata"] = {"finish_reason": reason, **run["metadata"]}
+                answer_name = f"{name}:{index}" if index else name
+                self._log.record(run_id=answer_name, **run)
                 self._count("logged")
+                if message_id := getattr(getattr(answer, "message", None), "id", None):
+                    with self._lock:
+                        _put(self._runs, message_id, answer_name)
             self._answer(run_id, call.traces, name if response.generations[0] else None)
 
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **event: Any) -> None:
@@ -348,7 +376,7 @@ class AgentprefCallback(BaseCallbackHandler):
             raise  # LangChain logs it and continues, since raise_error is off
 
 
-def _put(notes: dict[UUID, V], key: UUID, value: V) -> None:
+def _put(notes: dict[K, V], key: K, value: V) -> None:
     """Note a value as the newest, and drop the oldest note where there are too many."""
     notes.pop(key, None)
     notes[key] = value

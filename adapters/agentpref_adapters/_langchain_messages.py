@@ -36,6 +36,26 @@ def openai_messages(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
     return [body for message in messages for body in _bodies(message)]
 
 
+_ENDS = ("finish_reason", "stop_reason", "done_reason")
+"""Where providers say why an answer ended; the first that says something counts."""
+
+_ENDED: Mapping[str, str] = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "eos": "stop",
+    "complete": "stop",
+    "max_tokens": "length",
+    "max_output_tokens": "length",
+    "model_length": "length",
+    "tool_use": "tool_calls",
+    "function_call": "tool_calls",
+    "safety": "content_filter",
+    "refusal": "content_filter",
+    "recitation": "content_filter",
+}
+"""OpenAI's words for the reasons of other providers."""
+
+
 def answered(answer: Generation, model: str | None) -> dict[str, Any]:
     """The output of a generation, and who wrote it in which tokens."""
     if not isinstance(answer, ChatGeneration):
@@ -49,6 +69,16 @@ def answered(answer: Generation, model: str | None) -> dict[str, Any]:
         "token_ids": ours.get("token_ids"),
         "logprobs": ours.get("logprobs"),
     }
+
+
+def finish_reason(answer: Generation) -> str | None:
+    """Why an answer ended, in OpenAI's words where it has one; ``None`` if nothing says so."""
+    places = [answer.generation_info or {}]
+    if isinstance(answer, ChatGeneration):
+        places.insert(0, answer.message.response_metadata)
+    said = (place.get(key) for place in places for key in _ENDS)
+    reason = next((str(value) for value in said if value), None)
+    return None if reason is None else _ENDED.get(reason.lower(), reason.lower())
 
 
 def openai_tool(tool: Any) -> dict[str, Any]:

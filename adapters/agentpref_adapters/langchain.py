@@ -14,7 +14,9 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from itertools import chain
+from operator import itemgetter
+from typing import Any, Literal, TypeAlias
 
 from agentpref.errors import ConfigError, MissingDependency
 
@@ -29,15 +31,20 @@ except ImportError as error:
 from langchain_core.caches import BaseCache
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.messages.tool import invalid_tool_call, tool_call
+from langchain_core.messages.ai import UsageMetadata
+from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
+from langchain_core.output_parsers import BaseOutputParser, JsonOutputParser, PydanticOutputParser
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.runnables import Runnable, RunnableConfig, ensure_config
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableMap, ensure_config
+from langchain_core.runnables import RunnablePassthrough
 from langchain_core.runnables.config import run_in_executor
 from langchain_core.tools import BaseTool
-from langchain_core.utils.function_calling import convert_to_openai_tool
+from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
+from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import Field
 
-from agentpref.serve.backend import GenerationRequest, Reply
+from agentpref.models.tool_calls import CallStream
+from agentpref.serve.backend import GenerationRequest, Reply, reads_calls
 from agentpref.serve.router import Router
 from agentpref_adapters._langchain_callback import AgentprefCallback, CallbackCounts
 from agentpref_adapters._langchain_messages import first_id, openai_messages
@@ -45,7 +52,9 @@ from agentpref_adapters._langchain_messages import first_id, openai_messages
 __all__ = ["AgentprefCallback", "AgentprefChatModel", "CallbackCounts"]
 
 _SAMPLING = ("max_tokens", "temperature", "top_p", "seed")
-_PER_CALL = (*_SAMPLING, "tools", "thread_id")
+_PER_CALL = (*_SAMPLING, "tools", "tool_choice", "response_format", "thread_id")
+# What LangChain passes along with these: its own switch, and settings of OpenAI's that are always on.
+_PASSED = ("stream", "strict")
 
 Messages: TypeAlias = "list[BaseMessage]"
 Stop: TypeAlias = "list[str] | None"
@@ -55,9 +64,10 @@ class AgentprefChatModel(BaseChatModel):
     """A chat model that answers with the revision that is live when a call comes in.
 
     ``response_metadata`` has the ``revision`` that wrote the answer, its ``token_ids`` and
-    ``logprobs``, and the ``finish_reason``. ``thread_id`` in the config's ``metadata`` or
-    ``configurable`` keeps a conversation on one side of a canary. The sampling fields and
-    ``thread_id`` can also be set for one call: ``model.invoke(messages, temperature=0.7)``.
+    ``logprobs``, and the ``finish_reason``; ``usage_metadata`` counts tokens. ``thread_id`` in the
+    config's ``metadata`` or ``configurable`` keeps a conversation on one side of a canary. The
+    fields can also be set for one call: ``model.invoke(messages, temperature=0.7)``. So can
+    ``response_format``, in OpenAI's shape.
     """
 
     router: Router = Field(exclude=True, repr=False)
@@ -67,6 +77,8 @@ class AgentprefChatModel(BaseChatModel):
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
+    stop: list[str] | None = None
+    """Strings that end an answer, where a call names none."""
     thread_id: str | None = None
     """The thread of calls whose config has none."""
 
@@ -82,14 +94,65 @@ class AgentprefChatModel(BaseChatModel):
     ) -> Runnable[LanguageModelInput, AIMessage]:
         """Offer tools to the model, in any form that LangChain accepts.
 
-        ``tool_choice="none"`` offers no tool, and the name of a tool offers that tool only. The
-        engine does not constrain decoding, so a call cannot be forced.
+        ``tool_choice`` ``"any"``, ``"required"`` or ``True`` makes each answer one call or more,
+        the name of a tool one call of it, and ``"none"`` offers no tool.
 
         Raises:
             ConfigError: ``tool_choice`` names a tool that is not among them.
         """
         described = [convert_to_openai_tool(tool) for tool in tools]
-        return self.bind(tools=_chosen(described, tool_choice), **kwargs)
+        if (choice := _chosen(described, tool_choice)) is not None:
+            kwargs["tool_choice"] = choice
+        return self.bind(tools=described, **kwargs)
+
+    def with_structured_output(
+        self,
+        schema: dict[str, Any] | type,
+        *,
+        include_raw: bool = False,
+        method: Literal["function_calling", "json_schema", "json_mode"] = "function_calling",
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, Any]:
+        """Make the model answer with an object of a schema, which the engine enforces.
+
+        ``function_calling`` makes the schema a tool that must be called, so that the model reads
+        the names in it. ``json_schema`` enforces it on the answer's text, also for models that
+        know no tools. ``json_mode`` enforces JSON of any kind: say in the prompt which. ``strict``
+        changes nothing.
+
+        Raises:
+            ConfigError: there is no such method.
+        """
+        if method == "function_calling":
+            return super().with_structured_output(schema, include_raw=include_raw, **kwargs)
+        if method not in ("json_schema", "json_mode"):
+            raise ConfigError(
+                f"method is {method!r}, but must be 'function_calling', 'json_schema' or "
+                "'json_mode'"
+            )
+        wanted = convert_to_json_schema(schema)
+        response_format: dict[str, Any] = {"type": "json_object"}
+        if method == "json_schema":
+            name = str(wanted.get("title", "answer"))
+            response_format = {"type": method, "json_schema": {"name": name, "schema": wanted}}
+        llm = self.bind(
+            response_format=response_format,
+            ls_structured_output_format={"kwargs": {"method": method}, "schema": wanted},
+            **kwargs,
+        )
+        parser: BaseOutputParser[Any] = JsonOutputParser()
+        if isinstance(schema, type) and is_basemodel_subclass(schema):
+            parser = PydanticOutputParser(pydantic_object=schema)
+        if not include_raw:
+            return llm | parser
+        parsed = RunnablePassthrough.assign(
+            parsed=itemgetter("raw") | parser, parsing_error=lambda _: None
+        )
+        unparsed = RunnablePassthrough.assign(parsed=lambda _: None)
+        return RunnableMap(raw=llm) | parsed.with_fallbacks(
+            [unparsed], exception_key="parsing_error"
+        )
 
     def invoke(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
@@ -106,7 +169,7 @@ class AgentprefChatModel(BaseChatModel):
     def stream(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> Iterator[AIMessageChunk]:
-        """Answer in pieces; in one piece where tools are offered."""
+        """Answer in pieces; a tool call comes in one, once it is complete."""
         return super().stream(input, config, **_in_thread(config, kwargs))
 
     def astream(
@@ -133,49 +196,53 @@ class AgentprefChatModel(BaseChatModel):
         self, messages: Messages, stop: Stop = None, run_manager: Any = None, **kwargs: Any
     ) -> Iterator[ChatGenerationChunk]:
         request, thread_id = self._request(messages, stop, run_manager, kwargs)
+        chunks = _Chunks(request)
         for piece in self.router.stream(request, thread_id=thread_id):
-            yield from self._chunks(piece, request)
+            yield from chunks.of(piece)
+            if isinstance(piece, Reply):
+                yield self._last(piece)
 
     async def _astream(
         self, messages: Messages, stop: Stop = None, run_manager: Any = None, **kwargs: Any
     ) -> AsyncIterator[ChatGenerationChunk]:
         request, thread_id = self._request(messages, stop, run_manager, kwargs)
+        chunks = _Chunks(request)
         async for piece in _off_loop(self.router.stream(request, thread_id=thread_id)):
-            for chunk in self._chunks(piece, request):
+            for chunk in chunks.of(piece):
                 yield chunk
+            if isinstance(piece, Reply):
+                yield self._last(piece)
 
     def _result(self, reply: Reply) -> ChatResult:
-        message = AIMessage(**_content(reply), response_metadata=self._provenance(reply))
+        message = AIMessage(**_content(reply), **self._provenance(reply))
         return ChatResult(generations=[ChatGeneration(message=message)])
 
-    def _chunks(
-        self, piece: str | Reply, request: GenerationRequest
-    ) -> Iterator[ChatGenerationChunk]:
-        if isinstance(piece, Reply):
-            content = _content(piece) if request.tools else {"content": ""}
-            message = AIMessageChunk(
-                **content, response_metadata=self._provenance(piece), chunk_position="last"
-            )
-            yield ChatGenerationChunk(message=message)
-        # With tools, text is held back: only the whole answer shows whether it is a tool call.
-        elif not request.tools:
-            yield ChatGenerationChunk(message=AIMessageChunk(content=piece))
+    def _last(self, reply: Reply) -> ChatGenerationChunk:
+        """The chunk that says who wrote an answer, in which tokens."""
+        provenance = self._provenance(reply)
+        message = AIMessageChunk(content="", **provenance, chunk_position="last")
+        return ChatGenerationChunk(message=message)
 
     def _provenance(self, reply: Reply) -> dict[str, Any]:
-        return {
+        said = {
             "model_name": self.model,
             "revision": reply.revision,
             "finish_reason": reply.finish_reason,
             "token_ids": list(reply.token_ids),
             "logprobs": list(reply.logprobs),
         }
+        usage = None
+        if (read := reply.prompt_tokens) is not None:
+            wrote = len(reply.token_ids)
+            usage = UsageMetadata(input_tokens=read, output_tokens=wrote, total_tokens=read + wrote)
+        return {"response_metadata": said, "usage_metadata": usage}
 
     def _request(
         self, messages: Messages, stop: Stop, run_manager: Any, kwargs: Mapping[str, Any]
     ) -> tuple[GenerationRequest, str | None]:
         """The request, and the thread it belongs to."""
         for name in kwargs:
-            if name not in (*_PER_CALL, "stream"):  # "stream" is LangChain's own
+            if name not in (*_PER_CALL, *_PASSED):
                 raise ConfigError(
                     f"AgentprefChatModel takes no {name!r} with a call; it takes "
                     f"{', '.join(_PER_CALL)} and stop"
@@ -183,7 +250,9 @@ class AgentprefChatModel(BaseChatModel):
         request = GenerationRequest(
             messages=tuple(openai_messages(messages)),
             tools=tuple(kwargs.get("tools") or ()),
-            stop=tuple(stop or ()),
+            stop=tuple((self.stop if stop is None else stop) or ()),
+            tool_choice=kwargs.get("tool_choice") or "auto",
+            response_format=kwargs.get("response_format"),
             **{name: kwargs.get(name, getattr(self, name)) for name in _SAMPLING},
         )
         # generate() and event streams bypass invoke() and stream(), which pass thread_id on.
@@ -199,7 +268,7 @@ class AgentprefChatModel(BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("model", "thread_id", *_SAMPLING)}
+        return {name: getattr(self, name) for name in ("model", "thread_id", "stop", *_SAMPLING)}
 
 
 async def _off_loop(pieces: Iterator[str | Reply]) -> AsyncIterator[str | Reply]:
@@ -250,14 +319,44 @@ def _content(reply: Reply) -> dict[str, Any]:
     return {"content": text, "tool_calls": calls, "invalid_tool_calls": invalid}
 
 
-def _chosen(tools: list[dict[str, Any]], choice: Any) -> list[dict[str, Any]]:
-    if choice in (None, True, "auto", "any", "required"):
-        return tools
-    if choice == "none":
-        return []
-    name = choice["function"]["name"] if isinstance(choice, dict) else choice
-    by_name = {tool.get("function", {}).get("name"): tool for tool in tools}
-    if name not in by_name:
-        known = ", ".join(str(known) for known in by_name)
-        raise ConfigError(f"tool_choice names {name!r}, but the tools bound are {known}")
-    return [by_name[name]]
+class _Chunks:
+    """The chunks of one answer, as its pieces come; its reply has the last word on its calls."""
+
+    def __init__(self, request: GenerationRequest) -> None:
+        self._stream = CallStream(turn=len(request.messages)) if reads_calls(request) else None
+        self._calls = 0
+
+    def of(self, piece: str | Reply) -> Iterator[ChatGenerationChunk]:
+        """What is certain after a piece of text, or after the reply."""
+        if self._stream is None:
+            found: Iterator[Any] = iter([piece] if isinstance(piece, str) else [])
+        elif isinstance(piece, str):
+            found = self._stream.push(piece)
+        else:
+            texts = (item for item in self._stream.finish() if isinstance(item, str))
+            found = chain(texts, (piece.message.get("tool_calls") or [])[self._calls :])
+        for item in found:
+            message = AIMessageChunk(content=item) if isinstance(item, str) else self._call(item)
+            yield ChatGenerationChunk(message=message)
+
+    def _call(self, call: Mapping[str, Any]) -> AIMessageChunk:
+        name, text = call["function"]["name"], call["function"]["arguments"]
+        chunk = tool_call_chunk(name=name, args=text, id=call.get("id"), index=self._calls)
+        self._calls += 1
+        return AIMessageChunk(content="", tool_call_chunks=[chunk])
+
+
+def _chosen(tools: list[dict[str, Any]], choice: Any) -> str | None:
+    """The choice as the engine takes it, from the forms that providers and LangChain have."""
+    if choice is None or choice is False:
+        return None
+    if choice is True:
+        return "any"
+    if isinstance(choice, dict):
+        choice = (choice.get("function") or choice).get("name") or choice.get("type")
+    known = [str(tool.get("function", {}).get("name")) for tool in tools]
+    if choice not in ("auto", "none", "any", "required", *known):
+        raise ConfigError(
+            f"tool_choice names {choice!r}, but the tools bound are {', '.join(known)}"
+        )
+    return str(choice)

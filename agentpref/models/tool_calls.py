@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from agentpref.types import Message
@@ -86,3 +86,55 @@ def _parse(block: str, place: str) -> dict[str, Any] | None:
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
+
+
+class CallStream:
+    """The text of an answer and its tool calls, while the answer comes in pieces.
+
+    Text comes out as soon as it is certainly none of a call, and a call once it is complete. The
+    pieces together are the content and the calls of :func:`assistant_message`, whose ``turn`` it is.
+    """
+
+    def __init__(self, *, turn: int = 0) -> None:
+        self._turn = turn
+        self._text = ""
+        self._sent = ""
+        self._calls = 0
+
+    def push(self, piece: str) -> Iterator[str | dict[str, Any]]:
+        """Add a piece of the answer; give the text and the calls that are now certain."""
+        self._text += piece
+        ends = self._text.rfind(CALL_ENDS) + len(CALL_ENDS)
+        if CALL_ENDS in self._text[-len(piece) - len(CALL_ENDS) :]:
+            yield from self._new_calls(assistant_message(self._text[:ends], turn=self._turn))
+        yield from self._new_text(self._certain())
+
+    def finish(self) -> Iterator[str | dict[str, Any]]:
+        """End the answer; give what was withheld."""
+        message = assistant_message(self._text, turn=self._turn)
+        yield from self._new_text(message["content"])
+        yield from self._new_calls(message)
+
+    def _certain(self) -> str:
+        """The start of the content that no further piece can change."""
+        if self._text[:1].isspace():  # it is cut off if a call follows
+            return ""
+        content = self._text
+        if self._calls:
+            content = assistant_message(self._text, turn=self._turn)["content"]
+        begun = content.find(CALL_BEGINS)
+        if begun < 0:
+            tails = range(min(len(CALL_BEGINS), len(content)), 0, -1)
+            begun = next((len(content) - n for n in tails if CALL_BEGINS.startswith(content[-n:])), -1)
+        return (content if begun < 0 else content[:begun]).rstrip()
+
+    def _new_text(self, content: str) -> Iterator[str]:
+        fresh = content[len(self._sent) :]
+        if fresh and content.startswith(self._sent):
+            self._sent = content
+            yield fresh
+
+    def _new_calls(self, message: Message) -> Iterator[dict[str, Any]]:
+        calls = message.get("tool_calls", [])
+        yield from calls[self._calls :]
+        self._calls = max(self._calls, len(calls))

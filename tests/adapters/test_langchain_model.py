@@ -143,7 +143,7 @@ def joined(chunks: list[AIMessageChunk]) -> AIMessageChunk:
 def test_a_streamed_answer_comes_in_pieces_and_is_the_same_as_a_whole_one(home: Home) -> None:
     model = serve(home, FakeBackend(lambda revision, request: "It is blue."))
     chunks = list(model.stream("sky?"))
-    assert [chunk.text for chunk in chunks] == ["It ", "is ", "blue.", ""]
+    assert [chunk.text for chunk in chunks] == ["It", " is", " blue.", ""]
     whole = model.invoke("sky?")
     assert joined(chunks).text == whole.text
     assert joined(chunks).response_metadata == whole.response_metadata
@@ -281,17 +281,25 @@ def test_a_call_whose_arguments_are_not_a_json_object_is_invalid(
     assert [call["args"] for call in answer.invalid_tool_calls] == ['{"a": 1', "[1]"]
 
 
-def test_a_stream_with_tools_comes_in_one_piece(
-    home: Home,
-) -> None:
-    model = serve(home, FakeBackend(lambda revision, request: "Let me see. " + CALL))
-    chunks = list(model.bind_tools([add]).stream("1 + 2?"))
-    whole = joined(chunks)
-    assert whole.text == "Let me see."
-    assert [call["args"] for call in whole.tool_calls] == [{"a": 1, "b": 2}]
-    plain = joined(list(model.stream("1 + 2?")))
-    assert plain.text == "Let me see. " + CALL
-    assert plain.tool_calls == []
+def test_a_stream_with_tools_comes_in_pieces_and_each_call_in_one(home: Home) -> None:
+    text = f"Let me see. {CALL}{CALL.replace('1', '5')}"
+    model = serve(home, FakeBackend(lambda revision, request: text)).bind_tools([add])
+    chunks = list(model.stream("1 + 2?"))
+    assert [chunk.text for chunk in chunks if chunk.text] == ["Let", " me", " see."]
+    calls = [chunk.tool_call_chunks for chunk in chunks if chunk.tool_call_chunks]
+    assert [(call["name"], call["args"], call["index"]) for (call,) in calls] == [
+        ("add", '{"a": 1, "b": 2}', 0),
+        ("add", '{"a": 5, "b": 2}', 1),
+    ]
+    whole, once = joined(chunks), model.invoke("1 + 2?")
+    assert (whole.content, whole.tool_calls) == (once.content, once.tool_calls)
+
+
+def test_text_that_only_looks_like_a_call_is_streamed_as_text(home: Home) -> None:
+    text = 'A call is <tool_call>{"name": 1}</tool_call> or <tool_call>{"na'
+    model = serve(home, FakeBackend(lambda revision, request: text)).bind_tools([add])
+    whole = joined(list(model.stream("how?")))
+    assert (whole.text, whole.tool_calls) == (text, [])
 
 
 def test_a_tool_result_is_sent_with_the_id_of_its_call(home: Home) -> None:
