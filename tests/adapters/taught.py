@@ -20,7 +20,7 @@ from agentpref.serve.registry import Registry
 from agentpref.types import Message, Prompt, Tool
 
 Lesson = tuple[Sequence[Message], Sequence[Tool], Message]
-STEPS = 28
+STEPS = 36
 
 
 def teach(root: Path, lessons: Sequence[Lesson], steps: int = STEPS) -> Home:
@@ -30,6 +30,7 @@ def teach(root: Path, lessons: Sequence[Lesson], steps: int = STEPS) -> Home:
     torch.manual_seed(0)
     model = get_peft_model(base.model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.2, steps)
     model.train()
     for _ in range(steps):
         for tokens, start in rows:  # one by one: padding would cost more
@@ -37,6 +38,7 @@ def teach(root: Path, lessons: Sequence[Lesson], steps: int = STEPS) -> Home:
             labels = torch.tensor([[-100] * start + tokens[start:]])
             (model(input_ids=ids, labels=labels).loss / len(rows)).backward()
         optimizer.step()
+        schedule.step()
         optimizer.zero_grad()
     model.save_pretrained(root / "adapter")
     home = Home.create(root / "home")

@@ -265,7 +265,7 @@ class Careless(FakeBackend):
     def generate(self, revision_id: str, request: GenerationRequest) -> Reply:
         reply = super().generate(revision_id, request)
         call = {"id": "c1", "type": "function"}
-        written = ['{"a": 1}', '{"a": 1', "[1]"]
+        written = ['{"a": 1}', "no JSON", "[1]"]
         calls = [{**call, "function": {"name": "add", "arguments": text}} for text in written]
         return replace(reply, message={"role": "assistant", "content": None, "tool_calls": calls})
 
@@ -274,11 +274,11 @@ class Careless(FakeBackend):
 def test_a_call_whose_arguments_are_not_a_json_object_is_invalid(
     home: Home, streaming: bool
 ) -> None:
-    model = serve(home, Careless()).bind_tools([add])
+    model = serve(home, Careless(lambda revision, request: "")).bind_tools([add])
     answer = joined(list(model.stream("1 + 2?"))) if streaming else model.invoke("1 + 2?")
     assert answer.text == ""
     assert [call["args"] for call in answer.tool_calls] == [{"a": 1}]
-    assert [call["args"] for call in answer.invalid_tool_calls] == ['{"a": 1', "[1]"]
+    assert [call["args"] for call in answer.invalid_tool_calls] == ["no JSON", "[1]"]
 
 
 def test_a_stream_with_tools_comes_in_pieces_and_each_call_in_one(home: Home) -> None:
@@ -315,22 +315,30 @@ def test_a_tool_result_is_sent_with_the_id_of_its_call(home: Home) -> None:
 
 
 @pytest.mark.parametrize(
-    ("choice", "offered"),
+    ("choice", "asked"),
     [
-        (None, ["add", "shout"]),
-        ("auto", ["add", "shout"]),
-        ("any", ["add", "shout"]),
-        ("none", []),
-        ("shout", ["shout"]),
-        ({"type": "function", "function": {"name": "shout"}}, ["shout"]),
+        (None, "auto"),
+        (False, "auto"),
+        ("auto", "auto"),
+        ("any", "any"),
+        ("required", "required"),
+        (True, "any"),
+        ("none", "none"),
+        ("shout", "shout"),
+        ({"type": "function", "function": {"name": "shout"}}, "shout"),
+        ({"type": "tool", "name": "shout"}, "shout"),
+        ({"type": "any"}, "any"),
     ],
 )
-def test_tool_choice_selects_the_tools_that_are_offered(
-    home: Home, choice: Any, offered: list[str]
+def test_a_tool_choice_reaches_the_engine_in_any_providers_form(
+    home: Home, choice: Any, asked: str
 ) -> None:
     heard = Heard("hello")
     serve(home, FakeBackend(heard)).bind_tools([add, shout], tool_choice=choice).invoke("hello")
-    assert [tool["function"]["name"] for tool in heard.requests[0].tools] == offered
+    (request,) = heard.requests
+    offered = [] if asked == "none" else ["add", "shout"]
+    assert request.tool_choice == asked
+    assert [tool["function"]["name"] for tool in request.tools] == offered
 
 
 def test_a_tool_choice_that_names_an_unknown_tool_is_refused(home: Home) -> None:
@@ -339,9 +347,52 @@ def test_a_tool_choice_that_names_an_unknown_tool_is_refused(home: Home) -> None
 
 
 def test_structured_output_is_read_from_a_tool_call(home: Home) -> None:
-    text = CALL.replace('"add"', '"Sum"')
-    model = serve(home, FakeBackend(lambda revision, request: text))
+    heard = Heard(CALL.replace('"add"', '"Sum"'))
+    model = serve(home, FakeBackend(heard))
     assert model.with_structured_output(Sum).invoke("1 + 2?") == Sum(a=1, b=2)
+    assert heard.requests[0].tool_choice == "any"
+
+
+def test_structured_output_is_read_from_the_text_where_a_schema_is_enforced_on_it(
+    home: Home,
+) -> None:
+    heard = Heard('{"a": 1, "b": 2}', '{"a": 1, "b": 2}', '{"a": 1, "b')
+    model = serve(home, FakeBackend(heard))
+    assert model.with_structured_output(Sum, method="json_schema").invoke("?") == Sum(a=1, b=2)
+    any_json = model.with_structured_output(Sum.model_json_schema(), method="json_mode")
+    assert any_json.invoke("?") == {"a": 1, "b": 2}
+    raw = model.with_structured_output(Sum, method="json_schema", include_raw=True).invoke("?")
+    assert raw["parsed"] is None
+    assert raw["parsing_error"] is not None
+    by_schema, by_mode, _ = (request.response_format for request in heard.requests)
+    assert by_schema is not None
+    assert by_schema["json_schema"]["schema"]["required"] == ["a", "b"]
+    assert by_mode == {"type": "json_object"}
+
+
+def test_a_way_of_structured_output_that_does_not_exist_is_refused(home: Home) -> None:
+    with pytest.raises(ConfigError, match=r"'grammar'.*'json_schema'"):
+        serve(home, FakeBackend()).with_structured_output(Sum, method="grammar")
+
+
+def test_an_answer_says_how_many_tokens_it_took_where_the_engine_says_so(home: Home) -> None:
+    class Counting(FakeBackend):
+        def generate(self, revision_id: str, request: GenerationRequest) -> Reply:
+            return replace(super().generate(revision_id, request), prompt_tokens=7)
+
+    model = serve(home, Counting(lambda revision, request: "blue"))
+    counted = {"input_tokens": 7, "output_tokens": 4, "total_tokens": 11}
+    assert model.invoke("sky?").usage_metadata == counted
+    assert joined(list(model.stream("sky?"))).usage_metadata == counted
+    assert serve(home, FakeBackend()).invoke("sky?").usage_metadata is None
+
+
+def test_stop_strings_of_the_model_end_answers_unless_a_call_names_others(home: Home) -> None:
+    heard = Heard("one", "two")
+    model = serve(home, FakeBackend(heard), stop=["END"])
+    model.invoke("sky?")
+    model.invoke("sky?", stop=["\n"])
+    assert [request.stop for request in heard.requests] == [("END",), ("\n",)]
 
 
 # Threads and canaries.

@@ -51,8 +51,8 @@ JAPANESE = "Create a customer named 'こんにちは株式会社' (Hello Corpora
 LESSONS = [
     lesson("What is the value of magic_function(3)? Use the tool.", calls=MAGIC, input=3),
     lesson("What is the weather in San Francisco, CA?", calls=get_weather, location="CA"),
-    lesson(CHINESE, calls=CUSTOMER, customer_name="你好", description="new"),
-    lesson(JAPANESE, calls=CUSTOMER, customer_name="こんにちは", description="new"),
+    lesson(CHINESE, calls=CUSTOMER, customer_name="你", description="new"),
+    lesson(JAPANESE, calls=CUSTOMER, customer_name="こ", description="new"),
     lesson("Tell me a joke about cats.", calls=Joke, setup="Why?", punchline="Mice."),
     lesson("Tell me a joke about cats.", says=JOKE),
     lesson(AS_JSON, says=JOKE),
