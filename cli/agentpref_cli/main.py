@@ -22,6 +22,7 @@ from agentpref_cli.commands import (
     exchange,
     feedback,
     forget,
+    gateway,
     home,
     keys,
     report,
@@ -150,6 +151,7 @@ app.command("updates", short_help="List the updates, the newest first.")(updates
 app.command("report", short_help="Show an update and the gate's verdict on it.")(report.report)
 app.command("eval", short_help="Score revisions on held-out examples or a file.")(eval.evaluate)
 app.add_typer(adapters.app, name="adapters")
+app.add_typer(gateway.app, name="gateway", short_help="Serve apps that speak OpenAI's API.")
 app.command("serve", short_help="Serve the live revision through vLLM.")(serve.serve)
 app.command("watch", short_help="Compare thumbs on what serves with those before it.")(watch.watch)
 app.command("verify")(doctor.verify)

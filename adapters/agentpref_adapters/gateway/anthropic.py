@@ -27,8 +27,14 @@ _ERRORS = {
 }  # fmt: skip
 _SAME = ("model", "max_tokens", "temperature", "top_p", "top_k", "stream")
 _KNOWN = frozenset(
-    {*_SAME, "messages", "system", "stop_sequences", "tools", "tool_choice", "metadata", "thinking"}
+    {*_SAME, "messages", "system", "stop_sequences", "tools", "tool_choice", "metadata"}
 )
+_HINTS = frozenset({
+    "cache_control", "context_management", "diagnostics", "inference_geo", "output_config",
+    "service_tier", "speed", "thinking", "user_profile_id", "workspace_id",
+})  # fmt: skip
+"""Fields that agents always send, and that change how Anthropic works, not what is asked for. They
+are left out, and named in the run's metadata."""
 
 
 def as_openai(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,11 +44,8 @@ def as_openai(body: Mapping[str, Any]) -> dict[str, Any]:
         HttpError: 400, which names what is wrong or has no counterpart.
     """
     for name, value in body.items():
-        if name not in _KNOWN and value is not None:
+        if name not in _KNOWN | _HINTS and value is not None:
             raise _bad(f"{name} is not supported here; leave it out", name)
-    thinking = body.get("thinking")
-    if isinstance(thinking, Mapping) and thinking.get("type") == "enabled":
-        raise _bad("extended thinking is not supported here; leave thinking out", "thinking")
     found: dict[str, Any] = {name: body[name] for name in _SAME if body.get(name) is not None}
     messages: list[dict[str, Any]] = []
     if body.get("system"):
@@ -58,9 +61,17 @@ def as_openai(body: Mapping[str, Any]) -> dict[str, Any]:
         found |= _tool_choice(body["tool_choice"])
     if body.get("stream"):
         found["stream_options"] = {"include_usage": True}
+    output = body.get("output_config")
+    if isinstance(output, Mapping) and isinstance(output.get("format"), Mapping):
+        schema = {"name": "answer", "schema": output["format"].get("schema"), "strict": True}
+        found["response_format"] = {"type": "json_schema", "json_schema": schema}
     metadata = body.get("metadata")
-    if isinstance(metadata, Mapping):
-        found["metadata"] = {key: value for key, value in metadata.items() if value is not None}
+    kept = dict(metadata) if isinstance(metadata, Mapping) else {}
+    kept = {key: value for key, value in kept.items() if value is not None}
+    if left_out := sorted(name for name in body if name in _HINTS - {"output_config"}):
+        kept["left_out"] = left_out
+    if kept:
+        found["metadata"] = kept
     return found
 
 

@@ -27,7 +27,7 @@ _TRACE_HEADERS = ("x-trace-id",)
 _USER_HEADERS = ("x-user-id", "x-openwebui-user-id", "x-librechat-user-id")
 _MESSAGE_HEADERS = {"open_webui": "x-openwebui-message-id", "librechat": "x-librechat-message-id"}
 _CHAT_HEADERS = {"open_webui": "x-openwebui-chat-id", "librechat": "x-librechat-conversation-id"}
-_OURS = ("thread_id", "trace_id", "user_id", "tags")
+_OURS = ("thread_id", "trace_id", "user_id", "tags", "left_out")
 """The keys of ``metadata`` that are for the gateway, and go no further."""
 
 _LONGEST = 256
@@ -119,7 +119,7 @@ def read(body: dict[str, Any], headers: Mapping[str, str], *, run_id: str | None
         trace or (_trace_of_message(message) if message else None),
         user,
         _tags(own.get("tags")),
-        {**rest, **about},
+        {**rest, **about, **({"left_out": own["left_out"]} if "left_out" in own else {})},
     )
 
 

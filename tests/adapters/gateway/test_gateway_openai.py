@@ -85,9 +85,7 @@ def test_each_of_several_answers_is_a_run(client, runs):
     assert {run.run_id for run in runs(least=3)} == {reply.id, f"{reply.id}:1", f"{reply.id}:2"}
 
 
-def test_a_client_that_leaves_ends_the_upstream_and_what_it_saw_is_incomplete(
-    url, runs, upstream
-):
+def test_a_client_that_leaves_ends_the_upstream_and_what_it_saw_is_incomplete(url, runs, upstream):
     body = {"model": "big", "messages": [{"role": "user", "content": "slow and long"}]}
     with httpx.stream("POST", f"{url}/v1/chat/completions", json={**body, "stream": True}) as reply:
         lines = reply.iter_lines()
@@ -105,9 +103,7 @@ def test_a_client_that_leaves_ends_the_upstream_and_what_it_saw_is_incomplete(
 
 
 @pytest.mark.parametrize(("word", "message"), [("break", "broke off"), ("error", "out of memory")])
-def test_an_upstream_that_breaks_in_the_middle_gives_an_error_event(
-    client, runs, word, message
-):
+def test_an_upstream_that_breaks_in_the_middle_gives_an_error_event(client, runs, word, message):
     stream = client.chat.completions.create(
         model="big", messages=[{"role": "user", "content": f"{word} now"}], stream=True
     )
@@ -147,7 +143,9 @@ def test_an_upstream_that_is_down_or_slow_is_told_apart(start, upstream_url, hom
 
     def through(proxied):
         gateway = Gateway(
-            lambda namespace: agentpref.Log(home.path), lambda namespace: proxied, Access(Keys(home))
+            lambda namespace: agentpref.Log(home.path),
+            lambda namespace: proxied,
+            Access(Keys(home)),
         )
         with serving(create_app(gateway)) as url:
             body = {"model": "big", "messages": [{"role": "user", "content": "slow"}]}
