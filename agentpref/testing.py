@@ -18,7 +18,6 @@ from typing import Any
 import orjson
 
 from agentpref.errors import BackendClosed, GenerationFailed, ProbeFailed, SwapFailed
-from agentpref.models.tool_calls import assistant_message
 from agentpref.serve.backend import (
     PROBE,
     Capabilities,
@@ -26,6 +25,7 @@ from agentpref.serve.backend import (
     Reply,
     Revision,
     place_in_process,
+    read_answer,
 )
 from agentpref.serve.folders import CONFIG_FILE, WEIGHTS_FILE
 from agentpref.serve.validate import check_published
@@ -139,7 +139,7 @@ class FakeBackend:
 
     def _reply(self, revision_id: str, request: GenerationRequest) -> Reply:
         text = self._text(revision_id, request)
-        message = assistant_message(text, turn=len(request.messages))
+        message = read_answer(request, text)
         tokens = tuple(map(ord, text))
         return Reply(revision_id, message, tokens, (-1.0,) * len(tokens), "stop")
 

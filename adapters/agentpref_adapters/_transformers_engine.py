@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 from agentpref.errors import AgentprefError, GenerationFailed, ServingError
 from agentpref.models.continuation import Continuation, turning_point
 from agentpref.models.text_stream import TextStream
-from agentpref.models.tool_calls import assistant_message
-from agentpref.serve.backend import FinishReason, GenerationRequest, Reply
+from agentpref.serve.backend import FinishReason, GenerationRequest, Reply, read_answer
 from agentpref_adapters._transformers_adapters import Adapter, Layers, shares_of
+from agentpref_adapters._transformers_grammar import Constraint
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -41,7 +41,8 @@ class ActiveRequest:
 
     ``adapter`` is kept in memory until the answer ends (``None``: the base). ``prompt`` are the
     token ids to continue, with at most ``room`` tokens and up to one of ``ends``. Where
-    ``streaming``, the caller reads pieces of text.
+    ``streaming``, the caller reads pieces of text. ``constraint`` holds the answer to a grammar, if
+    it has one.
     """
 
     revision: str
@@ -52,6 +53,7 @@ class ActiveRequest:
     ends: frozenset[int]
     room: int
     streaming: bool
+    constraint: Constraint | None = None
     done: bool = False
     """Set at the end of the answer, or when the caller leaves."""
     generator: Generator | None = None
@@ -93,6 +95,8 @@ class ActiveRequest:
             return
         if token not in self.ends:
             self._unread.append(token)
+            if self.constraint is not None:
+                self.constraint.take(token)
         if self.streaming or self.request.stop:  # otherwise text is decoded once, at the end
             self._read()
         if token in self.ends or self.text.stopped:
@@ -117,9 +121,10 @@ class ActiveRequest:
     def _finish(self, reason: FinishReason) -> None:
         self._read(last=True)
         self.done = True
-        message = assistant_message(self.text.text, turn=len(self.request.messages))
+        message = read_answer(self.request, self.text.text)
         tokens, logprobs = tuple(self._tokens), tuple(self._logprobs)
-        self._outbox.put(Reply(self.revision, message, tokens, logprobs, reason))
+        read = len(self.prompt)
+        self._outbox.put(Reply(self.revision, message, tokens, logprobs, reason, read))
 
 
 class Engine:
@@ -270,20 +275,34 @@ def _failing(requests: Sequence[ActiveRequest]) -> Iterator[None]:
 def _choose(logits: Tensor, requests: list[ActiveRequest]) -> Tensor:
     """Choose a token of each request from (rows, vocabulary), add it, and return the tokens.
 
-    An error in sampling or decoding for one request fails that request only.
+    Log-probabilities are the model's own, also of a token that a grammar let it choose from few. An
+    error in sampling or decoding for one request fails that request only.
     """
     totals = logits.logsumexp(-1)
-    chosen = logits.argmax(-1)
+    allowed = _allowed(logits, requests)
+    chosen = allowed.argmax(-1)
     for row, request in enumerate(requests):
         if request.generator is not None and not request.done and totals[row].isfinite():
             with _failing([request]):
-                chosen[row] = _sample(logits[row].cpu(), request.request, request.generator)
+                chosen[row] = _sample(allowed[row].cpu(), request.request, request.generator)
     logprobs = logits.gather(-1, chosen[:, None])[:, 0] - totals
     for request, token, logprob in zip(requests, chosen.tolist(), logprobs.tolist(), strict=True):
         if not request.done:
             with _failing([request]):
                 request.take(token, logprob)
     return chosen
+
+
+def _allowed(logits: Tensor, requests: list[ActiveRequest]) -> Tensor:
+    """The logits, where each request with a grammar has only the tokens that it allows."""
+    held = {row: r.constraint for row, r in enumerate(requests) if r.constraint and not r.done}
+    if not held:
+        return logits
+    allowed = logits.clone()
+    for row, constraint in held.items():
+        with _failing([requests[row]]):
+            allowed[row] = constraint.allow(logits[row])
+    return allowed
 
 
 def _sample(logits: Tensor, request: GenerationRequest, generator: Generator) -> int:

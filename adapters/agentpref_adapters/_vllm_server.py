@@ -284,7 +284,11 @@ class Server:
 
 
 def completion_body(
-    request: GenerationRequest, model: Model, prompt: Sequence[int], ends: Collection[int]
+    request: GenerationRequest,
+    model: Model,
+    prompt: Sequence[int],
+    ends: Collection[int],
+    grammar: str | None = None,
 ) -> dict[str, Any]:
     """The body of a completion request; ``GenerationFailed`` if the prompt does not fit.
 
@@ -299,7 +303,8 @@ def completion_body(
             f"the prompt has {len(prompt)} tokens, the server takes {longest}; shorten it, or "
             f"start the server with a larger --max-model-len"
         )
-    return {
+    held = {} if grammar is None else {"structured_outputs": {"grammar": grammar}}
+    return held | {
         "model": model.name,
         "prompt": list(prompt),
         "add_special_tokens": False,

@@ -46,6 +46,7 @@ from agentpref.serve.validate import check_published, check_revision
 from agentpref.types import BASE
 from agentpref_adapters._transformers_adapters import Adapter, Layers
 from agentpref_adapters._transformers_engine import ActiveRequest, Engine, NotFinite
+from agentpref_adapters._transformers_grammar import Constraint, Constraints
 
 _DIED = (
     "the thread that runs the model died of an error, which it printed; make a new backend to "
@@ -112,6 +113,7 @@ class TransformersBackend:
         model.template.require_plain_answers(model.name)
         self._layers = Layers(self.base.model)
         self._decoding = Decoding.of(self.base)
+        self._constraints = Constraints(self.base, self._decoding)
         self._embedded = self.base.embedded
         self._tokenizing = threading.Lock()
         self._adapters: dict[str, Adapter] = {}
@@ -177,8 +179,9 @@ class TransformersBackend:
         """Answer a request with one revision, or ``"base"``.
 
         Raises:
-            GenerationFailed: the revision is not loaded, the prompt does not fit, or the engine
-                raised; the backend stays usable.
+            ConfigError: no answer fulfils the schemas that it is to be held to.
+            GenerationFailed: the revision is not loaded, the prompt does not fit, the model cannot
+                call tools, or the engine raised; the backend stays usable.
         """
         results = self._submit(revision_id, request, streaming=False).results()
         return next(item for item in results if isinstance(item, Reply))
@@ -202,7 +205,7 @@ class TransformersBackend:
         self, revision_id: str, request: GenerationRequest, *, streaming: bool
     ) -> ActiveRequest:
         self._thread.require_open()
-        prompt = self._encode(request)
+        prompt, constraint = self._encode(request)
         room = self._decoding.room(prompt, request.max_tokens)
         if max(prompt) >= self._embedded:  # on a GPU, it would end the process
             raise GenerationFailed(
@@ -223,13 +226,15 @@ class TransformersBackend:
             self._decoding.end_tokens,
             room,
             streaming,
+            constraint,
         )
         self._thread.submit(active)
         return active
 
-    def _encode(self, request: GenerationRequest) -> tuple[int, ...]:
+    def _encode(self, request: GenerationRequest) -> tuple[tuple[int, ...], Constraint | None]:
         with self._tokenizing:
-            return encode_request(request, self.base.template, self.base.name)
+            prompt = encode_request(request, self.base.template, self.base.name)
+            return prompt, self._constraints.of(request)
 
     def _decode(self, tokens: Sequence[int], *, whole: bool = False) -> str:
         with self._tokenizing:

@@ -31,9 +31,9 @@ from agentpref.home import Home
 from agentpref.models.base import find_base, load_tokenizer
 from agentpref.models.base_files import read_base
 from agentpref.models.decoding import Decoding
+from agentpref.models.grammar import AnswerGrammars
 from agentpref.models.template import ChatTemplate
 from agentpref.models.text_stream import TextStream
-from agentpref.models.tool_calls import assistant_message
 from agentpref.serve import watch
 from agentpref.serve.backend import (
     CLOSED,
@@ -44,6 +44,8 @@ from agentpref.serve.backend import (
     Reply,
     Revision,
     encode_request,
+    read_answer,
+    write_grammar,
 )
 from agentpref.serve.folders import is_revision_id
 from agentpref.serve.router import Router
@@ -167,6 +169,7 @@ class VllmBackend:
             raise ConfigError("no server is named; give its address, e.g. http://127.0.0.1:8000")
         self.base = read_base(model, chat_template_kwargs)
         self._template = servable_template(model, chat_template_kwargs)
+        self._grammars = AnswerGrammars(self._template)
         self._decoding = Decoding.read(self._template, self.base.path)
         self._ends = self._decoding.end_tokens
         self._tokenizing = threading.Lock()
@@ -224,7 +227,7 @@ class VllmBackend:
         self._require_open()
         revision = self._revisions[revision_id]
         pieces = self._fleet.everywhere(lambda member: member.probe(revision))
-        return self._reply(revision_id, PROBE, pieces[0])
+        return self._reply(revision_id, PROBE, pieces[0], len(self._probe_prompt))
 
     def unload(self, revision_id: str, places: Sequence[str] | None = None) -> None:
         """Unload a revision from the servers at some places, or from all of them.
@@ -247,13 +250,14 @@ class VllmBackend:
         """Answer a request with one revision, or ``"base"``.
 
         Raises:
-            GenerationFailed: the revision is not loaded, the prompt does not fit, or the server
-                refuses the request.
+            ConfigError: no answer fulfils the schemas that it is to be held to.
+            GenerationFailed: the revision is not loaded, the prompt does not fit, the model cannot
+                call tools, or the server refuses the request.
             ServerUnreachable: no server answered within ``patience``.
         """
-        body = self._bodies(revision_id, request)
+        prompt, body = self._bodies(revision_id, request)
         piece = self._fleet.call(lambda member: member.server.complete(body(member)))
-        return self._reply(revision_id, request, piece)
+        return self._reply(revision_id, request, piece, len(prompt))
 
     def stream(self, revision_id: str, request: GenerationRequest) -> Iterator[str | Reply]:
         """Yield pieces of text as they come, then the reply; raises as :meth:`generate` does.
@@ -261,7 +265,7 @@ class VllmBackend:
         Closing the stream early stops the server, too. A stream that breaks in the middle is not
         repeated, because its first pieces are already out.
         """
-        body = self._bodies(revision_id, request)
+        prompt, body = self._bodies(revision_id, request)
 
         def begin(member: Member) -> tuple[list[Piece], Generator[Piece, None, None]]:
             """Wait for the first piece: a failure before it can be repeated elsewhere."""
@@ -270,7 +274,7 @@ class VllmBackend:
 
         first, rest = self._fleet.call(begin)
         with closing(rest):
-            yield from self._read(revision_id, request, chain(first, rest))
+            yield from self._read(revision_id, request, chain(first, rest), len(prompt))
 
     def close(self) -> None:
         """Close the connections; the servers keep running and keep their adapters."""
@@ -297,12 +301,14 @@ class VllmBackend:
 
     def _bodies(
         self, revision_id: str, request: GenerationRequest
-    ) -> Callable[[Member], dict[str, object]]:
-        """What makes a revision ready on a server, and gives the body of a request to it."""
+    ) -> tuple[tuple[int, ...], Callable[[Member], dict[str, object]]]:
+        """A prompt, and what makes a revision ready on a server and gives the body of a request."""
         self._require_open()
         prompt, revision = self._encode(request), self._revisions.get(revision_id)
-        return lambda member: completion_body(
-            request, member.serving(revision_id, revision), prompt, self._ends
+        with self._tokenizing:
+            grammar = write_grammar(request, self._grammars, self.base.name)
+        return prompt, lambda member: completion_body(
+            request, member.serving(revision_id, revision), prompt, self._ends, grammar
         )
 
     def _encode(self, request: GenerationRequest) -> tuple[int, ...]:
@@ -313,12 +319,18 @@ class VllmBackend:
         with self._tokenizing:
             return self._decoding.decode(tokens)
 
-    def _reply(self, revision_id: str, request: GenerationRequest, piece: Piece) -> Reply:
-        items = self._read(revision_id, request, [piece])
+    def _reply(
+        self, revision_id: str, request: GenerationRequest, piece: Piece, prompt_tokens: int
+    ) -> Reply:
+        items = self._read(revision_id, request, [piece], prompt_tokens)
         return next(item for item in items if isinstance(item, Reply))
 
     def _read(
-        self, revision_id: str, request: GenerationRequest, pieces: Iterable[Piece]
+        self,
+        revision_id: str,
+        request: GenerationRequest,
+        pieces: Iterable[Piece],
+        prompt_tokens: int,
     ) -> Iterator[str | Reply]:
         """Turn the pieces of an answer into text that can no longer change, then the reply."""
         text = TextStream(self._decode, request.stop)
@@ -339,5 +351,5 @@ class VllmBackend:
             yield rest
         if reason is None:
             raise ServerUnreachable(f"the answer of {revision_id} broke off; ask again")
-        message = assistant_message(text.text, turn=len(request.messages))
-        yield Reply(revision_id, message, tuple(tokens), tuple(logprobs), reason)
+        message = read_answer(request, text.text)
+        yield Reply(revision_id, message, tuple(tokens), tuple(logprobs), reason, prompt_tokens)

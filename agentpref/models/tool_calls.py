@@ -18,8 +18,10 @@ from typing import Any
 
 from agentpref.types import Message
 
+CALL_BEGINS, CALL_ENDS = "<tool_call>", "</tool_call>"
+
 # The second group is empty where the model stopped before the end of the call.
-_BLOCK = re.compile(r"<tool_call>(.*?)(</tool_call>|\Z)", re.DOTALL)
+_BLOCK = re.compile(rf"{CALL_BEGINS}(.*?)({CALL_ENDS}|\Z)", re.DOTALL)
 
 
 def assistant_message(text: str, *, turn: int = 0) -> Message:

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from agentpref.errors import ConfigError, GenerationFailed, TemplateRefused, described
+from agentpref.models.grammar import ANY_TOOL, AnswerGrammars, function_of
 from agentpref.models.template import ChatTemplate
 from agentpref.models.tokenizer import Ids, encode_prompt
+from agentpref.models.tool_calls import assistant_message
 from agentpref.record.messages import check_shapes, check_tool_shapes
 from agentpref.types import Message, Prompt, Tool
 
@@ -73,6 +75,12 @@ class GenerationRequest:
     ``{"enable_thinking": False}``. Sizes are bounded before an engine sees the request:
     :data:`MAX_TOKENS`, :data:`MAX_CHARACTERS` and :data:`MAX_STOPS`.
 
+    ``tool_choice`` is ``"auto"`` (the model decides), ``"none"`` (as if no tools were offered:
+    ``tools`` is then empty), ``"any"`` or ``"required"`` (one call or more), or the name of the
+    tool to call. ``response_format`` is ``{"type": "json_object"}``, or ``{"type": "json_schema",
+    "json_schema": {"name": …, "schema": {…}}}``. The engine enforces both; where a model may also
+    call tools, its answer is calls or JSON.
+
     Raises:
         InvalidMessage: there is no message, or one has not the shape of a message.
         ConfigError: a setting has the wrong type, or is out of range.
@@ -86,6 +94,8 @@ class GenerationRequest:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    tool_choice: str = "auto"
+    response_format: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         check_shapes(self.messages)
@@ -122,11 +132,55 @@ class GenerationRequest:
             if not is_allowed:
                 value = described(getattr(self, name))
                 raise ConfigError(f"{name} is {value}, but must be {allowed}")
-        if (size := sum(map(_length, (self.messages, self.tools)))) > MAX_CHARACTERS:
+        _check_tool_choice(self.tool_choice, self.tools)
+        _check_response_format(self.response_format)
+        if self.tool_choice == "none":
+            object.__setattr__(self, "tools", ())
+        if (size := sum(map(_length, (self.messages, self.tools, self.response_format)))) > MAX_CHARACTERS:
             raise ConfigError(
-                f"the messages and tools have {size:,} characters, but must have at most "
+                f"the messages, tools and schemas have {size:,} characters, but must have at most "
                 f"{MAX_CHARACTERS:,}; shorten them"
             )
+
+
+def _check_tool_choice(choice: object, tools: Sequence[Tool]) -> None:
+    """Refuse a choice that is no word for one, and no tool's name."""
+    if choice in ("auto", "none"):
+        return
+    functions = map(function_of, tools)
+    names = [str(function["name"]) for function in functions if function is not None]
+    if not isinstance(choice, str):
+        raise ConfigError(
+            f"tool_choice is {described(choice)}, but must be 'auto', 'none', 'any', 'required' or "
+            "the name of a tool"
+        )
+    if choice in ANY_TOOL and not names:
+        raise ConfigError(f"tool_choice is {choice!r}, but no tool is offered; offer one in tools")
+    if choice not in ANY_TOOL and choice not in names:
+        offered = ", ".join(names) or "none"
+        raise ConfigError(
+            f"tool_choice is {choice[:80]!r}, but must be 'auto', 'none', 'any', 'required' or the "
+            f"name of a tool; the tools offered are: {offered[:300]}"
+        )
+
+
+def _check_response_format(value: object) -> None:
+    """Refuse a response format that has not OpenAI's shape."""
+    if value is None:
+        return
+    kind = value.get("type") if isinstance(value, Mapping) else None
+    if kind in ("text", "json_object"):
+        return
+    given = value.get("json_schema") if isinstance(value, Mapping) else None
+    schema = given.get("schema", {}) if isinstance(given, Mapping) else None
+    if kind != "json_schema" or not isinstance(schema, Mapping):
+        shown = described(value) if kind is None else f"of the type {described(kind)}"
+        if isinstance(kind, str) and kind.isidentifier():
+            shown = f"of the type {kind[:80]!r}"
+        raise ConfigError(
+            f"response_format is {shown}, but must be {{'type': 'json_object'}} or {{'type': "
+            "'json_schema', 'json_schema': {'name': …, 'schema': {…}}}"
+        )
 
 
 def _is(kind: type, value: object) -> bool:
@@ -157,15 +211,47 @@ def encode_request(request: GenerationRequest, template: ChatTemplate, model: st
         raise GenerationFailed(f"{model!r} cannot be asked: {error}") from error
 
 
+def write_grammar(request: GenerationRequest, grammars: AnswerGrammars, model: str) -> str | None:
+    """The grammar that the answer to a request is held to; ``None`` if it may be anything.
+
+    Raises:
+        ConfigError: no answer fulfils the schemas, or they use what cannot be enforced.
+        GenerationFailed: the model cannot do what is asked, such as call tools.
+        MissingDependency: llguidance is not installed.
+    """
+    prompt = Prompt("", request.messages, request.tools, request.chat_template_kwargs)
+    try:
+        return grammars.write(prompt, request.tool_choice, request.response_format)
+    except TemplateRefused as error:
+        raise GenerationFailed(f"{model!r} cannot be held to this answer: {error}") from error
+
+
+def read_answer(request: GenerationRequest, text: str) -> Message:
+    """What a model wrote as a message, with its tool calls where it may make some."""
+    if reads_calls(request):
+        return assistant_message(text, turn=len(request.messages))
+    return {"role": "assistant", "content": text}
+
+
+def reads_calls(request: GenerationRequest) -> bool:
+    """Whether tool calls are read from an answer: not from JSON, nor where none are wanted."""
+    is_json = (request.response_format or {}).get("type", "text") != "text"
+    return request.tool_choice != "none" and (bool(request.tools) or not is_json)
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The answer of one revision. ``logprobs`` are natural logs, one per token of ``token_ids``."""
+    """The answer of one revision. ``logprobs`` are natural logs, one per token of ``token_ids``.
+
+    ``prompt_tokens`` is how many tokens the engine was given, where it says so.
+    """
 
     revision: str
     message: Message
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: FinishReason
+    prompt_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

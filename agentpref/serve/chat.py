@@ -20,7 +20,15 @@ from agentpref.serve.backend import FinishReason, GenerationRequest, Reply
 from agentpref.serve.router import Router
 from agentpref.types import Message, Tool
 
-_SETTINGS = ("max_tokens", "temperature", "top_p", "seed", "stop", "chat_template_kwargs")
+# What a request says beside its messages and tools. The latter ones are recorded where they say
+# something.
+_SAMPLING = ("max_tokens", "temperature", "top_p", "seed", "stop")
+_UNSAID: Mapping[str, Any] = {
+    "chat_template_kwargs": {},
+    "tool_choice": "auto",
+    "response_format": None,
+}
+_SETTINGS = (*_SAMPLING, *_UNSAID)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +93,14 @@ class Chat:
             user_id: who asks.
             tags: domains; pairs made from this run belong to the first.
             metadata: anything else.
-            sampling: ``max_tokens``, ``temperature``, ``top_p``, ``seed``, ``stop`` and
-                ``chat_template_kwargs``, as in
+            sampling: ``max_tokens``, ``temperature``, ``top_p``, ``seed``, ``stop``,
+                ``chat_template_kwargs``, ``tool_choice`` and ``response_format``, as in
                 :class:`~agentpref.serve.backend.GenerationRequest`.
 
         Raises:
             InvalidMessage: there is no message, or one has not the shape of a message.
-            ConfigError: a sampling setting is out of range, or ``tags`` is a string.
+            ConfigError: a sampling setting is out of range, no answer fulfils the schema that is
+                asked for, or ``tags`` is a string.
             ServingError: the engine failed; nothing is recorded.
         """
         request = _request(messages, tools, tags, sampling)
@@ -155,13 +164,19 @@ class Chat:
             model=self.model,
             revision=reply.revision,
             tools=request.tools,
-            params={name: value for name in _SETTINGS if (value := getattr(request, name)) != {}},
+            params=_params(request),
             token_ids=reply.token_ids,
             logprobs=reply.logprobs,
             metadata={"finish_reason": reply.finish_reason, **(metadata or {})},
             **about,
         )
         return ChatReply(run_id, reply.revision, reply.message, reply.finish_reason)
+
+
+def _params(request: GenerationRequest) -> dict[str, Any]:
+    params = {name: getattr(request, name) for name in _SAMPLING}
+    said = {name: getattr(request, name) for name in _UNSAID}
+    return params | {name: value for name, value in said.items() if value != _UNSAID[name]}
 
 
 def _request(
