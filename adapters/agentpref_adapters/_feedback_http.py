@@ -37,6 +37,7 @@ from agentpref_adapters._http import (
     FORBIDDEN,
     NOT_FOUND,
     HttpError,
+    answering,
     as_json,
     read_object,
 )
@@ -89,7 +90,7 @@ def feedback_routes(
             counted(kind)
             return as_json(found)
 
-        return endpoint
+        return answering(endpoint)
 
     async def delete(request: Request) -> Response:
         caller = await authenticate(request)
@@ -104,7 +105,7 @@ def feedback_routes(
         Route("/feedback", judging("feedback", _feedback), methods=["POST"]),
         Route("/v1/comparisons", judging("comparison", _comparison), methods=["POST"]),
         Route("/api/public/scores", judging("score", _score), methods=["POST"]),
-        Route("/api/public/scores/{score_id}", delete, methods=["DELETE"]),
+        Route("/api/public/scores/{score_id}", answering(delete), methods=["DELETE"]),
         Route("/api/public/health", healthy, methods=["GET"]),
     ]
 

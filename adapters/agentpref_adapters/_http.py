@@ -6,7 +6,8 @@ libraries of OpenAI show to their users.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import orjson
@@ -64,6 +65,9 @@ _TYPES = {
 }
 
 
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
 class HttpError(Exception):
     """A request that ends with this status; ``param`` names the field at fault."""
 
@@ -103,11 +107,19 @@ def as_json(value: Any, status: int = 200, headers: Mapping[str, str] | None = N
     return Response(orjson.dumps(value), status, headers, "application/json")
 
 
-async def on_error(request: Request, error: Exception) -> Response:
-    """Answer a request that raised an error of ours; others are not handled here."""
-    assert isinstance(error, HttpError | AgentprefError)
-    known = error if isinstance(error, HttpError) else HttpError.of(error)
-    return known.response()
+def answering(endpoint: Endpoint) -> Endpoint:
+    """An endpoint whose errors are answers: the app that it is in need know nothing of them."""
+
+    @functools.wraps(endpoint)
+    async def answered(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except HttpError as error:
+            return error.response()
+        except AgentprefError as error:
+            return HttpError.of(error).response()
+
+    return answered
 
 
 async def read_bytes(request: Request, *, limit: int) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -47,7 +48,7 @@ class Commands(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command, and let it refuse arguments that are not UTF-8."""
         name, command, rest = super().resolve_command(ctx, args)
-        for each in getattr(command, "commands", {name: command}).values():
+        for each in _with_parts(command):
             each.callback = _of_text(each)
         return name, command, rest
 
@@ -78,6 +79,14 @@ class Commands(TyperGroup):
         except KeyboardInterrupt as error:
             fail("interrupted; the log is kept, and the same revision serves")
             raise typer.Exit(INTERRUPTED) from error
+
+
+def _with_parts(command: Any) -> Iterator[Any]:
+    """A command that does something, and those of a group, at any depth."""
+    if command.callback is not None:
+        yield command
+    for part in getattr(command, "commands", {}).values():
+        yield from _with_parts(part)
 
 
 def _of_text(command: Any) -> Any:

@@ -32,8 +32,8 @@ from agentpref_adapters._http import (
     INTERNAL,
     UNAVAILABLE,
     HttpError,
+    answering,
     as_json,
-    on_error,
     parse_object,
     read_bytes,
     read_object,
@@ -196,11 +196,11 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
     found: list[BaseRoute] = [
         _failing_as(openai, "/v1/chat/completions", gateway),
         _failing_as(anthropic, "/v1/messages", gateway),
-        Route("/v1/models", gateway.models, methods=["GET"]),
-        Route("/v1/models/{model:path}", gateway.models, methods=["GET"]),
-        Route("/v1/feedback_tokens", gateway.token, methods=["POST"]),
-        Route("/health", gateway.health, methods=["GET"]),
-        Route("/metrics", gateway.measures, methods=["GET"]),
+        Route("/v1/models", answering(gateway.models), methods=["GET"]),
+        Route("/v1/models/{model:path}", answering(gateway.models), methods=["GET"]),
+        Route("/v1/feedback_tokens", answering(gateway.token), methods=["POST"]),
+        Route("/health", answering(gateway.health), methods=["GET"]),
+        Route("/metrics", answering(gateway.measures), methods=["GET"]),
     ]
     counted = lambda kind: gateway.metrics.judgements.labels(kind).inc()  # noqa: E731
     return [*found, *feedback_routes(gateway.caller, counted)]
@@ -237,8 +237,6 @@ def create_app(gateway: Gateway, *, origins: tuple[str, ...] = ()) -> Starlette:
         middleware=middleware,
         lifespan=lifespan,
         exception_handlers={
-            HttpError: on_error,
-            AgentprefError: on_error,
             HTTPException: _unknown,
             Exception: _failed,
         },

@@ -130,7 +130,7 @@ class Routed:
             "temperature": body.get("temperature"),
             "top_p": body.get("top_p"),
             "seed": body.get("seed"),
-            "tool_choice": body.get("tool_choice"),
+            "tool_choice": _tool_choice(body.get("tool_choice")),
             "response_format": body.get("response_format"),
             "chat_template_kwargs": body.get("chat_template_kwargs"),
         }
@@ -141,6 +141,14 @@ class Routed:
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
             **{"max_tokens": self._max_tokens, "temperature": 1.0, **kept},
         )
+
+
+def _tool_choice(choice: Any) -> Any:
+    """OpenAI's choice of a tool, by its name; what is none is refused with the request."""
+    if not isinstance(choice, Mapping):
+        return choice
+    function = choice.get("function")
+    return function.get("name") if isinstance(function, Mapping) else choice
 
 
 class _Unlike:

@@ -85,9 +85,9 @@ def gateway(
 ) -> None:
     """Run a gateway until Ctrl-C or SIGTERM; calls that are under way end first.
 
-    Apps set their base URL to http://ADDRESS:PORT/v1 (or Anthropic's to http://ADDRESS:PORT). Every
-    call is logged in the home, under the id of its reply, and judged by that id. The upstream's key
-    is read from AGENTPREF_UPSTREAM_KEY (or that of vLLM from VLLM_API_KEY), and never given to apps.
+    Apps set their base URL to http://ADDRESS:PORT/v1 (Anthropic's to http://ADDRESS:PORT). Every
+    call is logged in the home, under the id of its reply, and judged by that id. The upstream's
+    key is read from AGENTPREF_UPSTREAM_KEY, that of vLLM from VLLM_API_KEY; apps never see it.
 
     Without an API key (`agentpref gateway key add APP`), only this machine is served.
     """

@@ -19,7 +19,8 @@ def client(url):
 def test_a_whole_message_is_logged_in_openais_shape(client, runs, upstream):
     reply = client.messages.create(
         model="big", max_tokens=20, system=[{"type": "text", "text": "Be brief."}],
-        messages=ASK, stop_sequences=["END"], metadata={"user_id": "ana"}, thinking={"type": "adaptive"},
+        messages=ASK, stop_sequences=["END"], metadata={"user_id": "ana"},
+        thinking={"type": "adaptive"},
         extra_body={"temperature": 0.5},
     )  # fmt: skip
     assert reply.content[0].text == "say this"

@@ -108,7 +108,7 @@ def test_an_upstream_that_breaks_in_the_middle_gives_an_error_event(client, runs
         model="big", messages=[{"role": "user", "content": f"{word} now"}], stream=True
     )
     with pytest.raises(openai.APIError, match=message):
-        [*stream]
+        list(stream)
     (run,) = runs()
     assert run.metadata["finish_reason"] == "incomplete"
 
@@ -137,9 +137,10 @@ def test_a_refusal_of_the_upstream_keeps_its_status_and_message(
 
 
 def test_an_upstream_that_is_down_or_slow_is_told_apart(start, upstream_url, home):
+    from web import serving
+
     import agentpref
     from agentpref_adapters.gateway import Access, Gateway, Keys, Proxied, create_app
-    from web import serving
 
     def through(proxied):
         gateway = Gateway(
