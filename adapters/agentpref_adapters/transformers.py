@@ -210,9 +210,9 @@ class TransformersBackend:
         if max(prompt) >= self._embedded:  # on a GPU, it would end the process
             raise GenerationFailed(
                 f"the prompt writes token {max(prompt)}, but {self.base.name!r} has embeddings for "
-                f"{self._embedded} tokens; leave {self._decode([max(prompt)], whole=True)!r} out"
+                f"{self._embedded} tokens; leave {self.decode([max(prompt)], whole=True)!r} out"
             )
-        text = TextStream(self._decode, request.stop)
+        text = TextStream(self.decode, request.stop)
         adapter = self._adapters.get(revision_id)
         if adapter is None and revision_id != BASE:
             self._thread.require_open()
@@ -236,7 +236,8 @@ class TransformersBackend:
             prompt = encode_request(request, self.base.template, self.base.name)
             return prompt, self._constraints.of(request)
 
-    def _decode(self, tokens: Sequence[int], *, whole: bool = False) -> str:
+    def decode(self, tokens: Sequence[int], *, whole: bool = False) -> str:
+        """Token ids as text; special tokens are left out, unless it is to be ``whole``."""
         with self._tokenizing:
             return self._decoding.decode(tokens, whole=whole)
 

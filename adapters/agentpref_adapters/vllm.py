@@ -315,7 +315,8 @@ class VllmBackend:
         with self._tokenizing:
             return encode_request(request, self._template, self.base.name)
 
-    def _decode(self, tokens: Sequence[int]) -> str:
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Token ids as text, without special tokens."""
         with self._tokenizing:
             return self._decoding.decode(tokens)
 
@@ -333,7 +334,7 @@ class VllmBackend:
         prompt_tokens: int,
     ) -> Iterator[str | Reply]:
         """Turn the pieces of an answer into text that can no longer change, then the reply."""
-        text = TextStream(self._decode, request.stop)
+        text = TextStream(self.decode, request.stop)
         tokens: list[int] = []
         logprobs: list[float] = []
         reason: FinishReason | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -22,6 +23,7 @@ from agentpref_cli.commands import (
     exchange,
     feedback,
     forget,
+    gateway,
     home,
     keys,
     report,
@@ -46,7 +48,7 @@ class Commands(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command, and let it refuse arguments that are not UTF-8."""
         name, command, rest = super().resolve_command(ctx, args)
-        for each in getattr(command, "commands", {name: command}).values():
+        for each in _with_parts(command):
             each.callback = _of_text(each)
         return name, command, rest
 
@@ -77,6 +79,14 @@ class Commands(TyperGroup):
         except KeyboardInterrupt as error:
             fail("interrupted; the log is kept, and the same revision serves")
             raise typer.Exit(INTERRUPTED) from error
+
+
+def _with_parts(command: Any) -> Iterator[Any]:
+    """A command that does something, and those of a group, at any depth."""
+    if command.callback is not None:
+        yield command
+    for part in getattr(command, "commands", {}).values():
+        yield from _with_parts(part)
 
 
 def _of_text(command: Any) -> Any:
@@ -150,6 +160,7 @@ app.command("updates", short_help="List the updates, the newest first.")(updates
 app.command("report", short_help="Show an update and the gate's verdict on it.")(report.report)
 app.command("eval", short_help="Score revisions on held-out examples or a file.")(eval.evaluate)
 app.add_typer(adapters.app, name="adapters")
+app.add_typer(gateway.app, name="gateway", short_help="Serve apps that speak OpenAI's API.")
 app.command("serve", short_help="Serve the live revision through vLLM.")(serve.serve)
 app.command("watch", short_help="Compare thumbs on what serves with those before it.")(watch.watch)
 app.command("verify")(doctor.verify)

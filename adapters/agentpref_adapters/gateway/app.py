@@ -1,0 +1,324 @@
+"""The gateway's web app: its routes, and what every request goes through.
+
+A request is told apart by its key, admitted if there is room, and answered by the upstream of its
+namespace. A client that goes ends the work behind it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager
+from types import ModuleType
+from typing import Any
+
+from anyio import to_thread
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import Receive, Scope, Send
+
+from agentpref import __version__
+from agentpref.errors import AgentprefError
+from agentpref.record.log import Log
+from agentpref_adapters._feedback_http import Caller, feedback_routes
+from agentpref_adapters._http import (
+    BAD_REQUEST,
+    INTERNAL,
+    UNAVAILABLE,
+    HttpError,
+    answering,
+    as_json,
+    parse_object,
+    read_bytes,
+    read_object,
+)
+from agentpref_adapters.gateway import anthropic, openai
+from agentpref_adapters.gateway.access import Access, App
+from agentpref_adapters.gateway.asked import read
+from agentpref_adapters.gateway.calls import Call, Repeats
+from agentpref_adapters.gateway.metrics import Metrics
+from agentpref_adapters.gateway.upstream import Upstream
+
+CLIENT_GONE = 499
+"""nginx's status for a client that left; nobody reads it but the metrics."""
+
+
+class Gateway:
+    """What requests share.
+
+    Args:
+        open_log: opens the log of a namespace.
+        open_upstream: opens what answers for a namespace; it and the logs are closed by
+            :meth:`close`.
+        access: tells who asks.
+        max_bytes: the most bytes of a request's body.
+        max_open: how many calls may be answered at once; others are told to come back.
+    """
+
+    def __init__(
+        self,
+        open_log: Callable[[str], Log],
+        open_upstream: Callable[[str], Upstream],
+        access: Access,
+        *,
+        max_bytes: int = 16 << 20,
+        max_open: int = 256,
+    ) -> None:
+        self.access, self.metrics, self.repeats = access, Metrics(), Repeats()
+        self._open_log, self._open_upstream = open_log, open_upstream
+        self._max_bytes, self._max_open = max_bytes, max_open
+        self._logs: dict[str, Log] = {}
+        self._upstreams: dict[str, Upstream] = {}
+        self._opening = asyncio.Lock()
+        self._open = 0
+        self._closing = ExitStack()
+
+    def log(self, namespace: str) -> Log:
+        """The log of a namespace, opened when it is asked for first."""
+        if namespace not in self._logs:
+            log = self._logs[namespace] = self._open_log(namespace)
+            self._closing.callback(log.close)
+        return self._logs[namespace]
+
+    async def upstream(self, namespace: str) -> Upstream:
+        """What answers for a namespace; a model is loaded without holding other requests up."""
+        async with self._opening:
+            if namespace not in self._upstreams:
+                opened = await to_thread.run_sync(self._open_upstream, namespace)
+                self._upstreams[namespace] = opened
+        return self._upstreams[namespace]
+
+    async def close(self) -> None:
+        """Write what was logged, and let go of everything."""
+        for upstream in self._upstreams.values():
+            await upstream.aclose()
+        await to_thread.run_sync(self._closing.close)
+
+    async def answer(self, wire: ModuleType, request: Request) -> Response:
+        """Answer a call in a wire format."""
+        app = self.access.app(request)
+        raw = await read_bytes(request, limit=self._max_bytes)
+        body = parse_object(raw)
+        if wire is anthropic:
+            body = anthropic.as_openai(body)
+        name, may_repeat = self.repeats.name(app.name, request.headers, raw)
+        given = self.repeats.find(name) if name and may_repeat else None
+        if given is not None:
+            return (wire.replayed if body.get("stream") else wire.whole)(*given)  # type: ignore[no-any-return]
+        asked = read(body, request.headers)
+        streaming = bool(body.get("stream"))
+        if self._open >= self._max_open:
+            raise HttpError(
+                UNAVAILABLE,
+                f"{self._max_open} calls are being answered; ask again in a moment",
+                code="overloaded",
+                headers={"Retry-After": "1"},
+            )
+        log, upstream = self.log(app.namespace), await self.upstream(app.namespace)
+        self._count(1)
+        try:
+            admitting = Call.admit(upstream, asked, log, self.metrics, streaming=streaming)
+            call: Call = await _unless_gone(request, admitting)
+        except BaseException:
+            self._count(-1)
+            raise
+        call.stack.callback(self._count, -1)
+        if streaming:
+            return wire.streamed(call)  # type: ignore[no-any-return]
+        completion = await _unless_gone(request, call.whole())
+        if name:
+            self.repeats.keep(name, completion, call.headers)
+        return wire.whole(completion, call.headers)  # type: ignore[no-any-return]
+
+    async def models(self, request: Request) -> Response:
+        """List what may be asked for."""
+        app = self.access.app(request)
+        found = await (await self.upstream(app.namespace)).models()
+        wanted = request.path_params.get("model")
+        if wanted is None:
+            return as_json({"object": "list", "data": found})
+        for model in found:
+            if model.get("id") == wanted:
+                return as_json(model)
+        raise HttpError(404, f"the model {wanted!r} is not served here", code="model_not_found")
+
+    async def token(self, request: Request) -> Response:
+        """Sign a token with which a page may judge one run."""
+        app = self.access.app(request)
+        body = await read_object(request, limit=1 << 16)
+        run_id, user_id = body.get("run_id"), body.get("user_id")
+        if not isinstance(run_id, str) or not run_id:
+            raise HttpError(BAD_REQUEST, "run_id is missing: the id of the reply", param="run_id")
+        if not isinstance(user_id, str | None):
+            raise HttpError(BAD_REQUEST, "user_id is a text", param="user_id")
+        token = await to_thread.run_sync(self.access.token, app, run_id, user_id)
+        expires = int(time.time() + self.access.token_seconds)
+        return as_json({"token": token, "expires_at": expires})
+
+    async def caller(self, request: Request) -> Caller:
+        """Who judges."""
+        found = await self.access.judge(request)
+        log = self.log(found.namespace)
+        if isinstance(found, App):
+            return Caller(log)
+        return Caller(log, found.run_id, found.user_id)
+
+    async def health(self, request: Request) -> Response:
+        """Say whether the upstreams in use answer; 503 if one does not."""
+        problems = {}
+        for namespace, upstream in self._upstreams.items():
+            if (problem := await upstream.problem()) is not None:
+                problems[namespace] = problem
+        status = UNAVAILABLE if problems else 200
+        found = {"status": "failing" if problems else "ok", "version": __version__}
+        return as_json({**found, **({"problems": problems} if problems else {})}, status)
+
+    async def measures(self, request: Request) -> Response:
+        """What was counted, for Prometheus."""
+        self.access.app(request)
+        for namespace, log in self._logs.items():
+            self.metrics.dropped.labels(namespace).set(sum(log.dropped.values()))
+        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    def _count(self, more: int) -> None:
+        self._open += more
+        self.metrics.open.set(self._open)
+
+
+def routes(gateway: Gateway) -> list[BaseRoute]:
+    """The routes of a gateway; nothing else of an upstream is reachable."""
+    found: list[BaseRoute] = [
+        _failing_as(openai, "/v1/chat/completions", gateway),
+        _failing_as(anthropic, "/v1/messages", gateway),
+        Route("/v1/models", answering(gateway.models), methods=["GET"]),
+        Route("/v1/models/{model:path}", answering(gateway.models), methods=["GET"]),
+        Route("/v1/feedback_tokens", answering(gateway.token), methods=["POST"]),
+        Route("/health", answering(gateway.health), methods=["GET"]),
+        Route("/metrics", answering(gateway.measures), methods=["GET"]),
+    ]
+    counted = lambda kind: gateway.metrics.judgements.labels(kind).inc()  # noqa: E731
+    return [*found, *feedback_routes(gateway.caller, counted)]
+
+
+def create_app(gateway: Gateway, *, origins: tuple[str, ...] = ()) -> Starlette:
+    """The gateway as an ASGI app.
+
+    Args:
+        gateway: what requests share; the app closes it when it ends.
+        origins: the pages that may ask from a browser.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            await gateway.close()
+
+    middleware = [Middleware(_Counting, metrics=gateway.metrics)]
+    if origins:
+        middleware.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=origins,
+                allow_methods=["POST", "DELETE"],
+                allow_headers=["*"],
+                expose_headers=["x-agentpref-run-id", "x-agentpref-revision"],
+            )
+        )
+    return Starlette(
+        routes=routes(gateway),
+        middleware=middleware,
+        lifespan=lifespan,
+        exception_handlers={
+            HTTPException: _unknown,
+            Exception: _failed,
+        },
+    )
+
+
+def _failing_as(wire: ModuleType, path: str, gateway: Gateway) -> Route:
+    """A route whose failures have the shape of its wire format."""
+
+    async def endpoint(request: Request) -> Response:
+        try:
+            return await gateway.answer(wire, request)
+        except _Gone:
+            return Response(status_code=CLIENT_GONE)
+        except HttpError as error:
+            return wire.failed(error)  # type: ignore[no-any-return]
+        except AgentprefError as error:
+            return wire.failed(HttpError.of(error))  # type: ignore[no-any-return]
+
+    return Route(path, endpoint, methods=["POST"])
+
+
+async def _unknown(request: Request, error: Exception) -> Response:
+    """An unknown route or method, in OpenAI's shape."""
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path[:200]} is not served here"
+    return HttpError(
+        error.status_code, message, code="unknown_url", headers=error.headers
+    ).response()
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """A defect of ours: the log has its trace, and the client learns nothing of it."""
+    return HttpError(INTERNAL, "the gateway failed; see its log", code="internal_error").response()
+
+
+class _Gone(Exception):
+    """The client left before its answer was there."""
+
+
+async def _unless_gone(request: Request, work: Any) -> Any:
+    """Wait for work; end it if the client leaves meanwhile."""
+    task = asyncio.ensure_future(work)
+    watch = asyncio.ensure_future(_leaving(request))
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise _Gone
+        return task.result()
+    finally:
+        watch.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+
+
+async def _leaving(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+class _Counting:
+    """Counts requests by route and status, and the time to the first byte of the answer."""
+
+    def __init__(self, app: Any, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+
+        async def counted(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                route = scope.get("route")
+                path = getattr(route, "path", "unknown")
+                self._metrics.requests.labels(path, str(message["status"])).inc()
+                self._metrics.seconds.labels(path).observe(time.perf_counter() - began)
+            await send(message)
+
+        await self._app(scope, receive, counted)
+
+
+__all__ = ["Gateway", "create_app", "routes"]

@@ -1,0 +1,273 @@
+"""`gateway`: an OpenAI-compatible server that logs, serves what is live, and takes in feedback."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from agentpref.errors import ConfigError
+from agentpref_cli import options
+from agentpref_cli.terminal import GOOD, WARN, moment, print_result, say, table
+
+if TYPE_CHECKING:
+    from agentpref.home import Home
+    from agentpref.serve.backend import ServingBackend
+    from agentpref_adapters.gateway.upstream import Upstream
+
+app = typer.Typer(
+    help="Serve any app that speaks OpenAI's or Anthropic's API: log it, and take in feedback.",
+    invoke_without_command=True,
+)
+key_app = typer.Typer(
+    help="The API keys of a home's gateway, one for each app.", no_args_is_help=True
+)
+app.add_typer(key_app, name="key")
+
+FOLLOW_SECONDS = 1.0
+DRAIN_SECONDS = 20
+_LOCAL_NAMES = ("localhost", "")
+
+
+@app.callback()
+def gateway(
+    context: typer.Context,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="`tiny`, a folder of safetensors, or a hub's name: answered in this process, or "
+            "through --vllm. With --upstream: the model that is asked for where apps name none.",
+        ),
+    ] = None,
+    vllm: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL", help="A vLLM server of --model; can be repeated."),
+    ] = None,
+    upstream: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Any OpenAI-compatible server, with its /v1: logs and takes in feedback only.",
+        ),
+    ] = None,
+    home: options.Home = None,
+    namespace: options.Namespace = "default",
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(metavar="N", min=0, max=65535, help="0 takes a free one.")
+    ] = 8100,
+    cors: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ORIGIN",
+            help="Pages that may send feedback from a browser, such as https://chat.example; can "
+            "be repeated [default: none].",
+            show_default=False,
+        ),
+    ] = None,
+    token_minutes: Annotated[
+        int, typer.Option(metavar="M", min=1, help="How long a page's token is good.")
+    ] = 60,
+    max_tokens: Annotated[
+        int, typer.Option(metavar="N", min=1, help="The longest answer where an app does not say.")
+    ] = 1024,
+    max_open: Annotated[
+        int, typer.Option(metavar="N", min=1, help="How many calls are answered at once.")
+    ] = 256,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.1, help="What an upstream's piece may take.")
+    ] = 120.0,
+) -> None:
+    """Run a gateway until Ctrl-C or SIGTERM; calls that are under way end first.
+
+    Apps set their base URL to http://ADDRESS:PORT/v1 (Anthropic's to http://ADDRESS:PORT). Every
+    call is logged in the home, under the id of its reply, and judged by that id. The upstream's
+    key is read from AGENTPREF_UPSTREAM_KEY, that of vLLM from VLLM_API_KEY; apps never see it.
+
+    Without an API key (`agentpref gateway key add APP`), only this machine is served.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    import uvicorn
+
+    from agentpref.home import Home
+    from agentpref_adapters.gateway import Access, Gateway, Keys, create_app
+
+    if (model is None and upstream is None) or (vllm and model is None) or (vllm and upstream):
+        raise typer.BadParameter(
+            "name what answers: --model NAME, --model NAME with --vllm URL, or --upstream URL"
+        )
+    place = Home.create(home)
+    keys = Keys(place)
+    if not keys.list() and not _is_local(host):
+        raise ConfigError(
+            f"host is {host!r}, which others can reach, and there is no API key; make one for each "
+            "app first: agentpref gateway key add APP"
+        )
+    origins = tuple(cors or ())
+    with ExitStack() as stack:
+        opened = _upstreams(
+            stack, place, model, vllm or (), upstream, max_tokens=max_tokens, max_open=max_open,
+            timeout=timeout,
+        )  # fmt: skip
+        access = Access(
+            keys, namespace=namespace, origins=origins, token_seconds=60 * token_minutes
+        )
+        gate = Gateway(lambda name: _log(place, name), opened, access, max_open=max_open)
+        config = uvicorn.Config(
+            create_app(gate, origins=origins),
+            host=host,
+            port=port,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=DRAIN_SECONDS,
+        )
+        server = _Announcing(config, place, keys_needed=bool(keys.list()))
+        server.run()
+
+
+def _announced(url: str, home: Home, keys_needed: bool) -> None:
+    say(f"the gateway answers at {url}/v1 (Anthropic's API at {url}); logged in {home.path}", GOOD)
+    if keys_needed:
+        say("apps need their API keys: `agentpref gateway key list`")
+    else:
+        say("no API key is needed from this machine; make one with `agentpref gateway key add`")
+
+
+def _Announcing(config: Any, home: Home, *, keys_needed: bool) -> Any:  # noqa: N802
+    """A uvicorn server that says where it listens, once it does."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[Any] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                address = self.servers[0].sockets[0].getsockname()
+                shown = f"[{address[0]}]" if ":" in address[0] else address[0]
+                _announced(f"http://{shown}:{address[1]}", home, keys_needed)
+
+    return Server(config)
+
+
+def _upstreams(
+    stack: ExitStack,
+    home: Home,
+    model: str | None,
+    vllm: Sequence[str],
+    upstream: str | None,
+    *,
+    max_tokens: int,
+    max_open: int,
+    timeout: float,
+) -> Callable[[str], Upstream]:
+    """What opens the upstream of a namespace; an engine is loaded now, and shared by all."""
+    if upstream is not None:
+        from agentpref_adapters.gateway import Proxied
+
+        key = os.environ.get("AGENTPREF_UPSTREAM_KEY") or None
+        return lambda namespace: Proxied(
+            upstream, key=key, timeout=timeout, model=model, connections=max_open
+        )
+    from anyio import CapacityLimiter
+
+    from agentpref.serve.registry import Registry
+    from agentpref.serve.router import Router
+    from agentpref.serve.watch import Watcher
+    from agentpref_adapters.gateway import Routed
+
+    assert model is not None
+    backend, decode = _engine(model, vllm, timeout)
+    stack.callback(backend.close)
+
+    def open_upstream(namespace: str) -> Upstream:
+        router = Router(Registry(home, namespace=namespace), backend)
+        Watcher(router, FOLLOW_SECONDS)
+        limiter = CapacityLimiter(max_open)
+        return Routed(router, model=model, decode=decode, limiter=limiter, max_tokens=max_tokens)
+
+    return open_upstream
+
+
+def _engine(
+    model: str, vllm: Sequence[str], timeout: float
+) -> tuple[ServingBackend, Callable[[Sequence[int]], str]]:
+    if vllm:
+        from agentpref_adapters.vllm import VllmBackend
+
+        servers = VllmBackend(*vllm, model=model, timeout=timeout)
+        return servers, servers.decode
+    from agentpref_adapters.transformers import TransformersBackend
+
+    say(f"loading {model} …")
+    inside = TransformersBackend(model)
+    return inside, inside.decode
+
+
+def _log(home: Home, namespace: str) -> Any:
+    from agentpref.record.log import Log
+
+    return Log(home.path, namespace=namespace)
+
+
+def _is_local(host: str) -> bool:
+    if host in _LOCAL_NAMES:
+        return host != ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+_Name = Annotated[str, typer.Argument(metavar="APP", help="The app that gets the key.")]
+
+
+@key_app.command("add")
+def add(
+    name: _Name,
+    home: options.Home = None,
+    namespace: options.Namespace = "default",
+    as_json: options.AsJson = False,
+) -> None:
+    """Make a key for an app, bound to a namespace, and print it: it is not shown again."""
+    from agentpref.home import Home
+    from agentpref_adapters.gateway.keys import Keys
+
+    key = Keys(Home.create(home)).add(name, namespace)
+    print_result(as_json, {"name": name, "namespace": namespace, "key": key}, lambda: say(key))
+
+
+@key_app.command("list")
+def list_(home: options.Home = None, as_json: options.AsJson = False) -> None:
+    """List the apps that have a key; the keys themselves are not kept."""
+    from agentpref.home import Home
+    from agentpref_adapters.gateway.keys import Keys
+
+    found = Keys(Home.open(home)).list()
+    facts = [
+        {"name": key.name, "namespace": key.namespace, "created_at": key.created_at}
+        for key in found
+    ]
+    print_result(as_json, {"keys": facts}, lambda: _show(facts))
+
+
+def _show(facts: Sequence[dict[str, Any]]) -> None:
+    if not facts:
+        say("no app has a key; make one with `agentpref gateway key add APP`", WARN)
+        return
+    rows = [(one["name"], one["namespace"], moment(one["created_at"])) for one in facts]
+    table(("app", "namespace", "made"), rows)
+
+
+@key_app.command("remove")
+def remove(name: _Name, home: options.Home = None, as_json: options.AsJson = False) -> None:
+    """Remove an app's key; a running gateway refuses it from now on."""
+    from agentpref.home import Home
+    from agentpref_adapters.gateway.keys import Keys
+
+    Keys(Home.open(home)).remove(name)
+    print_result(as_json, {"removed": name}, lambda: say(f"removed the key of {name}"))
