@@ -26,6 +26,7 @@ from agentpref_cli.commands import (
     keys,
     report,
     runs,
+    schedule,
     serve,
     update,
     updates,
@@ -151,7 +152,12 @@ app.command("report", short_help="Show an update and the gate's verdict on it.")
 app.command("eval", short_help="Score revisions on held-out examples or a file.")(eval.evaluate)
 app.add_typer(adapters.app, name="adapters")
 app.command("serve", short_help="Serve the live revision through vLLM.")(serve.serve)
-app.command("watch", short_help="Compare thumbs on what serves with those before it.")(watch.watch)
+app.command("watch", short_help="Compare thumbs on what serves, and update when pairs come in.")(
+    watch.watch
+)
+app.command("schedule", short_help="Update every night, by systemd, cron or Kubernetes.")(
+    schedule.schedule
+)
 app.command("verify")(doctor.verify)
 app.command("forget")(forget.forget)
 app.command("backup")(home.backup)
