@@ -1,7 +1,6 @@
 
 # Every night adds to the log; what a person must look at is printed too, and cron mails it.
-umask 077
-mkdir -p "${log%/*}" && date '+== %Y-%m-%d %H:%M:%S %Z' >>"$log" || exit 1 # which is mailed, too
+(umask 077 && mkdir -p "${log%/*}" && date '+== %Y-%m-%d %H:%M:%S %Z' >>"$log") || exit 1
 if [ "$1" != --now ]; then
     sleep "$(awk -v most="$delay" -v seed="$$" 'BEGIN { srand(seed + srand()); print int(rand() * most) }')"
 fi
