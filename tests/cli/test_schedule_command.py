@@ -6,8 +6,10 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -416,3 +418,29 @@ def test_the_real_command_runs_under_cron(nightly, tmp_path: Path) -> None:
     done = as_cron_runs(command)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert "exit code 3: nothing new" in log.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_who_stops_the_job_stops_the_update_and_the_log_has_it(
+    nightly, tmp_path: Path, signum: signal.Signals
+) -> None:
+    """The stand-in ends in its own time, as an update does that finishes its step."""
+    started = tmp_path / "started"
+    script = f"trap 'sleep .3; echo ended by a signal; exit 143' TERM; touch {started}; "
+    command, log = nightly("sh", "-c", script + "while :; do sleep .05; done")
+    (job,) = shlex.split(command[2])
+
+    def as_cron_starts() -> None:
+        """A shell cannot catch what it was started to ignore, and these tests may run in nohup."""
+        signal.signal(signum, signal.SIG_DFL)
+
+    with subprocess.Popen([job], stdout=subprocess.PIPE, preexec_fn=as_cron_starts) as running:
+        while not started.exists():
+            time.sleep(0.02)
+        running.send_signal(signum)
+        running.communicate()
+    assert running.returncode == 143
+    assert log.read_text(encoding="utf-8").splitlines()[1:] == [
+        "ended by a signal",
+        "agentpref update: exit code 143: ended by a signal; the next update resumes it",
+    ]

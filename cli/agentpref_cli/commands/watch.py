@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from agentpref_cli.pace import Pace, Window
 
 SIGNALLED = 128
+_NOT_FOUND = 127
+_RESTS = 20
+"""How many times as long as a look at the thumbs took there is no other one."""
 WORSE = 8
 """The exit code of a look that proved something worse."""
 
@@ -201,12 +204,19 @@ class _Thumbs:
     notifier: notices.Notifier
     always: bool
     """Whether to print what is found also if it is nothing new."""
+    clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
         self._said: object = None
+        self._next = float("-inf")
 
     def look(self) -> int | None:
+        """Look, unless so much was read a moment ago that looking would take much of the time."""
+        begun = self.clock()
+        if begun < self._next:
+            return None
         found = self.registry.check_thumbs()
+        self._next = begun + _RESTS * (self.clock() - begun)
         now = [(one.role, one.revision, one.verdict, one.action, one.why_not) for one in found]
         if now != self._said or self.always:
             self.out.tell(_value(found), lambda: _show(found, self.out.quiet))
@@ -300,13 +310,18 @@ class _Updates:
         child: subprocess.Popen[bytes] | None = None
         while True:
             try:
-                # In a session of its own: else the terminal's Ctrl-C would reach it a second time,
-                # which ends it at once.
-                child = child or subprocess.Popen(
-                    self.command, stdin=subprocess.DEVNULL, start_new_session=True
-                )
+                if child is None:
+                    with self.interrupts.deferred():  # a signal waits until it can be handed on
+                        # In a session of its own: else the terminal's Ctrl-C would reach it twice,
+                        # which ends it at once.
+                        child = subprocess.Popen(
+                            self.command, stdin=subprocess.DEVNULL, start_new_session=True
+                        )
                 code = child.wait()
                 break
+            except OSError as error:  # a new version may be being installed just now
+                fail(f"{self.command[0]} cannot be run ({error.strerror})")
+                return _NOT_FOUND
             except KeyboardInterrupt:
                 if child is None:
                     raise
