@@ -185,7 +185,7 @@ def test_a_signal_ends_the_update_after_its_step_and_the_next_start_resumes_it(
     run, filled, random_base, tmp_path: Path
 ) -> None:
     config = tmp_path / "update.toml"
-    config.write_text("epochs = 60\ngate.kl_budget = 1e-9\n", encoding="utf-8")
+    config.write_text("epochs = 10\ngate.kl_budget = 1e-9\n", encoding="utf-8")
     words = ["watch", "--home", filled, "--every-pairs", "30", "--model", random_base]
     words += ["--config", config, "--every", "0.1"]
     command = [sys.executable, "-m", "agentpref_cli", *map(str, words)]
