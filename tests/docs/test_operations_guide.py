@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -79,3 +80,22 @@ def test_the_guide_names_every_exit_code() -> None:
         int(code) for row in re.findall(r"(?m)^\| ([\d, ]+) \|", table) for code in row.split(",")
     }
     assert codes == {0, 1, 2, 3, 4, 5, 6, 7, 75, 126, 127, 130, 137, 143}
+
+
+def test_the_commands_of_the_guide_print_schedules(tmp_path: Path) -> None:
+    shell = [line for f in fences(GUIDE) if f.language == "sh" for line in f.text.splitlines()]
+    lines = [line.partition(" |")[0] for line in shell if "agentpref schedule" in line]
+    kinds = ("[Timer]", "#!/bin/sh", "kind: CronJob")
+    assert len(lines) == len(kinds)
+    with Log(tmp_path / "home"):
+        pass
+    for line, kind in zip(lines, kinds, strict=True):
+        words = shlex.split(line.partition("agentpref schedule")[2].replace("--install", ""))
+        real = {"/srv/shop/.agentpref": str(tmp_path / "home"), "/srv/models": str(tmp_path)}
+        for shown, place in real.items():
+            words = [word.replace(shown, place) for word in words]
+        (tmp_path / "qwen2.5-0.5b-instruct").mkdir(exist_ok=True)
+        command = [str(AGENTPREF), "schedule", *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert kind in done.stdout
