@@ -233,35 +233,40 @@ class Catalog:
                 [(self._namespace, *which, count) for which, count in built.left_out.items()],
             )
 
-    def _build(self, prompts: Sequence[str], scales: Sequence[Scale]) -> _Built:
+    def _build(self, prompts: Sequence[str], scales: Sequence[Scale]) -> Built:
         """Build the examples of some prompts from all that was said of them."""
         query = """SELECT run_id FROM judged_run
             WHERE namespace = ? AND prompt IN (SELECT value FROM json_each(?))"""
         with self._store.one_state():
             run_ids = self._column(query, self._namespace, as_json([*prompts]))
-            runs, feedback, comparisons = self._store.judged(self._namespace, run_ids)
-        examples, reasons = sort_out(
-            runs, feedback, comparisons, held_out=self._share, scales=scales
-        )
-        prompt_of = {run.run_id: run.prompt.id for run in runs}
-        said_of = {row.feedback_id: prompt_of[row.run_id] for row in feedback}
-        said_of |= {row.comparison_id: prompt_of[row.run_a] for row in comparisons}
-        return _Built(
-            examples,
-            {as_asked(run).prompt.id: run.prompt.id for run in runs},
-            Counter((said_of[row], reason) for row, reason in reasons.items()),
-        )
+            return build(self._store, self._namespace, run_ids, scales, self._share)
 
     def _column(self, query: str, *values: Any) -> list[Any]:
         return [value for (value,) in self._connection.execute(query, values)]
 
 
-class _Built(NamedTuple):
+class Built(NamedTuple):
     """Examples; the stored prompt of each asked one; judgements left out, by prompt and reason."""
 
     examples: Sequence[Example]
     prompts: Mapping[str, str]
     left_out: Mapping[tuple[str, str], int]
+
+
+def build(
+    store: Store, namespace: str, run_ids: Sequence[str], scales: Sequence[Scale], held_out: float
+) -> Built:
+    """Build the examples of all judged runs of some prompts. Call it in one state of the store."""
+    runs, feedback, comparisons = store.judged(namespace, run_ids)
+    examples, reasons = sort_out(runs, feedback, comparisons, held_out=held_out, scales=scales)
+    prompt_of = {run.run_id: run.prompt.id for run in runs}
+    said_of = {row.feedback_id: prompt_of[row.run_id] for row in feedback}
+    said_of |= {row.comparison_id: prompt_of[row.run_a] for row in comparisons}
+    return Built(
+        examples,
+        {as_asked(run).prompt.id: run.prompt.id for run in runs},
+        Counter((said_of[row], reason) for row, reason in reasons.items()),
+    )
 
 
 def _listed(one: Example) -> tuple[Any, ...]:

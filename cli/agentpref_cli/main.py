@@ -28,6 +28,7 @@ from agentpref_cli.commands import (
     keys,
     report,
     runs,
+    schedule,
     serve,
     update,
     updates,
@@ -162,7 +163,12 @@ app.command("eval", short_help="Score revisions on held-out examples or a file."
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(gateway.app, name="gateway", short_help="Serve apps that speak OpenAI's API.")
 app.command("serve", short_help="Serve the live revision through vLLM.")(serve.serve)
-app.command("watch", short_help="Compare thumbs on what serves with those before it.")(watch.watch)
+app.command("watch", short_help="Compare thumbs on what serves, and update when pairs come in.")(
+    watch.watch
+)
+app.command("schedule", short_help="Update every night, by systemd, cron or Kubernetes.")(
+    schedule.schedule
+)
 app.command("verify")(doctor.verify)
 app.command("forget")(forget.forget)
 app.command("backup")(home.backup)

@@ -52,6 +52,11 @@ def fail(message: str) -> None:
     _line(sys.stderr, "error: " + one_line(message), BAD)
 
 
+def warn(message: str) -> None:
+    """Print something that a person should know, and that stops nothing, on standard error."""
+    _line(sys.stderr, "warning: " + one_line(message), WARN)
+
+
 class Warnings(logging.Handler):
     """Prints what is logged as :func:`fail` prints an error: one line, which begins "warning: "."""
 

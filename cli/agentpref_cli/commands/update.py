@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from agentpref_cli import notify as notices
 from agentpref_cli import options
 from agentpref_cli.terminal import (
     BAD,
@@ -114,6 +115,7 @@ def update(
             help="How far to lower the priority: others get the cores first; 0 does not.",
         ),
     ] = NICE,
+    notify: notices.Notify = None,
     quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -145,24 +147,27 @@ def update(
     process.give_way(nice)
     if team.shares():  # several processes need torch to connect, and followers get no progress
         process.settle()
-    with progress(quiet) as show_progress:
-        shown = process.settling(show_progress)
-        done = run_update(
-            home,
-            model=model,
-            config=checked,
-            namespace=namespace,
-            progress=shown,
-            promote=not no_promote,
-            canary=canary,
-            again=again,
-        )
-    value = done.to_mapping()
-    value["answers"] = plain_answers(Home.open(home).answers(done.update_id))
-    canaries = (Registry(home, namespace=namespace).state().canary,) if done.revision else ()
-    serving = SERVES if done.verdict == "promoted" else NEVER
-    serving = CANARY if done.revision in canaries else serving
-    print_result(as_json, value, lambda: show_report(value, serving))
+    told = None if team.follows() else notify  # of several processes one tells
+    with notices.Notifier(told, Home.resolve(home), namespace) as notifier:
+        with progress(quiet) as show_progress:
+            shown = process.settling(show_progress)
+            done = run_update(
+                home,
+                model=model,
+                config=checked,
+                namespace=namespace,
+                progress=shown,
+                promote=not no_promote,
+                canary=canary,
+                again=again,
+            )
+        value = done.to_mapping()
+        value["answers"] = plain_answers(Home.open(home).answers(done.update_id))
+        canaries = (Registry(home, namespace=namespace).state().canary,) if done.revision else ()
+        serving = SERVES if done.verdict == "promoted" else NEVER
+        serving = CANARY if done.revision in canaries else serving
+        print_result(as_json, value, lambda: show_report(value, serving))
+    notifier.report(value, serving)
     raise typer.Exit(VERDICTS[done.verdict][0])
 
 
