@@ -56,7 +56,7 @@ class OpenAIServer:
                 else:
                     self.stream(given)
 
-            do_GET = do_POST
+            do_GET = do_POST  # noqa: N815
 
             def whole(self, given: Answering) -> None:
                 is_text = isinstance(given.body, str)

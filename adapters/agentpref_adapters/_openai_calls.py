@@ -42,9 +42,10 @@ class OpenAICounts(NamedTuple):
     ``logged`` answers were given to the log, whose ``dropped`` counts those it could not keep; of
     these, ``incomplete`` broke off, and ``partial`` answered a conversation whose beginning the
     client has not seen. ``elsewhere`` calls were logged by the gateway that answered. ``failed``
-    calls raised while their reply was read, or had a stream that ended before anything came. ``lost`` replies could not be read; the
-    logger ``agentpref`` says why. ``open`` calls have no answer yet: their streams are running,
-    their responses answer in the background, or their bodies were taken as bytes.
+    calls raised while their reply was read, or had a stream that ended before anything came.
+    ``lost`` replies could not be read; the logger ``agentpref`` says why. ``open`` calls have no
+    answer yet: their streams are running, their responses answer in the background, or their bodies
+    were taken as bytes.
     """
 
     logged: int = 0
@@ -153,7 +154,7 @@ class Call:
         with self._seen.lock:
             self._asked = self._read_body(self._body)
         defaults, user = self._recorder, self._body.get("user")
-        self._ids = {
+        self._ids: dict[str, str | None] = {
             "thread_id": self._id("thread_id") or defaults.thread_id or self._asked.thread_id,
             "user_id": self._id("user_id")
             or user
@@ -274,7 +275,7 @@ class Call:
         self._recorder.log.record(
             self._asked.messages,
             answer.output,
-            run_id=self._run_of(answer.index),
+            run_id=self._run_of(answer.number),
             model=model,
             tools=self._asked.tools,
             params={k: v for k, v in self._body.items() if k in PARAMS and v is not None},
@@ -285,8 +286,8 @@ class Call:
             **self._ids,
         )
 
-    def _run_of(self, index: int) -> str | None:
-        return f"{self.run_id}:{index}" if index and self.run_id else self.run_id
+    def _run_of(self, number: int) -> str | None:
+        return f"{self.run_id}:{number}" if number and self.run_id else self.run_id
 
     def _id(self, name: str) -> str | None:
         """An id of this call, from its metadata or else its headers."""
@@ -338,13 +339,12 @@ class ResponsesCall(Call):
             return
         before = _openai_responses.continues(self._body)
         conversation = (reply.get("conversation") or {}).get("id")
-        if self._ids["thread_id"] is None:
-            self._ids["thread_id"] = conversation or before or name
+        self._ids["thread_id"] = self._ids["thread_id"] or conversation or before or name
         super()._answer(reply)
         said = [answer.output for answer in self._read_answers(reply)]
         if name and said:
             added = [*_openai_responses.new_messages(self._body), *said]
-            thread_id, memory = self._ids["thread_id"], self._seen.memory
+            thread_id, memory = self._ids["thread_id"] or name, self._seen.memory
             with self._seen.lock:
                 memory.add(name, before, thread_id, added, self._size + len(orjson.dumps(said)))
                 if conversation:

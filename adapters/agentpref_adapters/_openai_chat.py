@@ -8,7 +8,7 @@ to the reply that would have come in one piece.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from agentpref.types import INCOMPLETE, Message, Tool
@@ -34,16 +34,16 @@ class Asked(NamedTuple):
     before it and is not among the messages, because this client has not seen it.
     """
 
-    messages: list[Message]
-    tools: list[Tool]
+    messages: Sequence[Message]
+    tools: Sequence[Tool]
     thread_id: str | None = None
     unknown: str | None = None
 
 
 class Answer(NamedTuple):
-    """One answer of a reply; ``index`` is its number among several to the same request."""
+    """One answer of a reply; ``number`` counts several to the same request from 0."""
 
-    index: int
+    number: int
     output: Message
     finish_reason: str | None
     token_ids: list[int] | None = None

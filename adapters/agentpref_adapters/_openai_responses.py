@@ -26,7 +26,10 @@ _REASONS = {"max_output_tokens": "length"}  # what chat completions call it
 
 
 class _Turn(NamedTuple):
+    """What a response adds to the turn before it; a conversation has no messages of its own."""
+
     previous: str | None
+    unknown: str | None  # what it continues and nobody here has seen
     thread_id: str
     messages: list[Message]
     size: int
@@ -48,10 +51,14 @@ class Memory:
         size: int = 0,
     ) -> None:
         """Remember what a response, or a conversation, has beside what it continues."""
-        if previous == name:
-            return
+        before = self._turns.get(previous) if previous else None
+        unknown = previous if before is None else None
+        if before is None:
+            previous = None
+        elif not before.messages:
+            previous = before.previous
         self._drop(name)
-        self._turns[name] = _Turn(previous, thread_id, messages, size)
+        self._turns[name] = _Turn(previous, unknown, thread_id, messages, size)
         self._bytes += size
         while len(self._turns) > 1 and (
             len(self._turns) > self._most or self._bytes > self._most_bytes
@@ -60,14 +67,18 @@ class Memory:
 
     def before(self, name: str) -> tuple[list[Message], str | None, str | None]:
         """All that was said up to a response: its messages, its thread, and what is unknown."""
-        turns: list[_Turn] = []
+        turns: dict[str, _Turn] = {}
         at: str | None = name
-        while at is not None and (turn := self._turns.get(at)) and len(turns) <= self._most:
+        while at is not None and at not in turns and (turn := self._turns.get(at)) is not None:
             self._turns.move_to_end(at)  # a conversation is forgotten as a whole, if at all
-            turns.append(turn)
+            turns[at] = turn
             at = turn.previous
-        messages = [message for turn in reversed(turns) for message in turn.messages]
-        return messages, turns[0].thread_id if turns else None, at
+        if not turns:
+            return [], None, name
+        newest, *_ = turns.values()
+        *_, oldest = turns.values()
+        messages = [message for turn in reversed(turns.values()) for message in turn.messages]
+        return messages, newest.thread_id, at or oldest.unknown
 
     def _drop(self, name: str) -> None:
         if (turn := self._turns.pop(name, None)) is not None:
@@ -213,7 +224,7 @@ def _finish_reason(reply: Mapping[str, Any], output: Message) -> str | None:
         return "tool_calls" if output.get("tool_calls") else "stop"
     if status == "incomplete":
         reason = (reply.get("incomplete_details") or {}).get("reason")
-        return _REASONS.get(reason, reason) or INCOMPLETE
+        return _REASONS.get(reason or "", reason) or INCOMPLETE
     return None if status is None else INCOMPLETE  # failed or cancelled
 
 

@@ -29,8 +29,9 @@ def is_stream(reply: Any) -> bool:
 
 def follow(stream: Any, call: Call) -> None:
     """Let a call see what comes out of a stream, and that it ends."""
-    is_async = isinstance(stream, AsyncStream)
-    stream.__class__ = (_async_follower if is_async else _follower)(type(stream))
+    kind: Any = type(stream)
+    is_async = issubclass(kind, AsyncStream)
+    stream.__class__ = _async_follower(kind) if is_async else _follower(kind)
     stream._agentpref = call
     weakref.finalize(stream, call.closed)
     name = "aclose" if is_async else "close"
@@ -56,10 +57,10 @@ async def _aclose_and_tell(close: Callable[[], Any], call: Call) -> None:
 
 
 @functools.cache
-def _follower(kind: type[Any]) -> type[Any]:
+def _follower(kind: Any) -> type[Any]:
     """A kind of stream, whose chunks a call sees."""
 
-    class Followed(kind):  # type: ignore[misc, valid-type]
+    class Followed(kind):  # type: ignore[misc]
         agentpref_run_id = property(lambda self: self._agentpref.run_id)
 
         def __next__(self) -> Any:
@@ -76,8 +77,8 @@ def _follower(kind: type[Any]) -> type[Any]:
 
 
 @functools.cache
-def _async_follower(kind: type[Any]) -> type[Any]:
-    class Followed(kind):  # type: ignore[misc, valid-type]
+def _async_follower(kind: Any) -> type[Any]:
+    class Followed(kind):  # type: ignore[misc]
         agentpref_run_id = property(lambda self: self._agentpref.run_id)
 
         async def __anext__(self) -> Any:
@@ -95,13 +96,14 @@ def _async_follower(kind: type[Any]) -> type[Any]:
 
 def name_helper(manager: Any) -> Any:
     """Let the stream of a ``.stream()`` helper have the id of its run."""
-    manager.__class__ = _manager(type(manager))
+    kind: Any = type(manager)
+    manager.__class__ = _manager(kind)
     return manager
 
 
 @functools.cache
-def _manager(kind: type[Any]) -> type[Any]:
-    class Named(kind):  # type: ignore[misc, valid-type]
+def _manager(kind: Any) -> type[Any]:
+    class Named(kind):  # type: ignore[misc]
         def __enter__(self) -> Any:
             return _named(super().__enter__())
 
@@ -112,19 +114,20 @@ def _manager(kind: type[Any]) -> type[Any]:
 
 
 def _named(stream: Any) -> Any:
-    stream.__class__ = _helper(type(stream))
+    kind: Any = type(stream)
+    stream.__class__ = _helper(kind)
     return stream
 
 
 @functools.cache
-def _helper(kind: type[Any]) -> type[Any]:
-    class Named(kind):  # type: ignore[misc, valid-type]
+def _helper(kind: Any) -> type[Any]:
+    class Named(kind):  # type: ignore[misc]
         agentpref_run_id = property(lambda self: getattr(self._raw_stream, RUN_ID, None))
 
     return _as(kind, Named)
 
 
-def _as(kind: type[Any], ours: type[Any]) -> type[Any]:
+def _as(kind: Any, ours: type[Any]) -> type[Any]:
     """Show a class under the name of the one that it replaces."""
     ours.__name__, ours.__qualname__, ours.__module__ = (
         kind.__name__,

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from agentpref.errors import ConfigError, MissingDependency, described
 
 try:
-    import openai  # noqa: F401  (checked first, for a clear error)
+    import openai
 except ImportError as error:
     raise MissingDependency(
         "agentpref_adapters.openai needs openai, which is not installed: "
@@ -30,6 +30,8 @@ __all__ = ["OpenAICounts", "counts", "run_id", "wrap"]
 
 Client = TypeVar("Client", OpenAI, AsyncOpenAI)
 _OURS = "_agentpref"
+_PROCESS = "_process_response"
+"""The method through which all replies of a client pass, once each, with what HTTP says of them."""
 
 
 def wrap(
@@ -64,11 +66,17 @@ def wrap(
         user_id: the user of calls that name none.
 
     Raises:
-        ConfigError: the client, the log or the tags are something else.
+        ConfigError: the client, the log or the tags are something else, or the client is of a
+            version of openai that works otherwise.
     """
     if not isinstance(client, (OpenAI, AsyncOpenAI)):
         raise ConfigError(
             f"client is {described(client)}; pass an OpenAI() or an AsyncOpenAI() client"
+        )
+    if not callable(getattr(client, _PROCESS, None)):
+        raise ConfigError(
+            f"openai {openai.__version__} takes in its replies otherwise than the versions that "
+            "agentpref knows; install openai 3.57, or a newer agentpref"
         )
     if not callable(getattr(log, "record", None)):
         raise ConfigError(f'log is {described(log)}; pass agentpref.Log("./.agentpref")')
@@ -108,14 +116,14 @@ def run_id(reply: Any) -> str | None:
 def _hook(client: OpenAI | AsyncOpenAI) -> None:
     """Replace, on this client alone, what takes in replies, copies it, and makes helpers."""
     own = vars(client)
-    own["_process_response"] = _followed(client, isinstance(client, AsyncOpenAI))
+    own[_PROCESS] = _followed(client, isinstance(client, AsyncOpenAI))
     own["copy"] = own["with_options"] = _copied(client, client.copy)
     for resource in (client.chat.completions, client.responses):
         vars(resource)["stream"] = _naming(resource.stream)
 
 
 def _followed(client: Any, is_async: bool) -> Callable[..., Any]:
-    process = client._process_response
+    process = getattr(client, _PROCESS)
 
     def process_response(*, options: Any, response: Any, **rest: Any) -> Any:
         call = vars(client)[_OURS].begin(response)
