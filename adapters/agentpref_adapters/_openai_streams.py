@@ -1,9 +1,9 @@
 """Streams of OpenAI's client that tell a call what comes out of them.
 
 A stream keeps its type, and gains the attribute ``agentpref_run_id``: its class is replaced by a
-subclass that overrides public methods only. That a stream ends, breaks off or is left early shows
-in the closing of its HTTP response, however it comes about; that it is dropped, when it is
-collected.
+subclass that overrides public methods only. That a stream ends or breaks off shows in its
+iteration; that it is left early, in the closing of its HTTP response, by whichever helper; that it
+is dropped, when it is collected.
 """
 
 from __future__ import annotations
@@ -64,13 +64,20 @@ def _follower(kind: Any) -> type[Any]:
         agentpref_run_id = property(lambda self: self._agentpref.run_id)
 
         def __next__(self) -> Any:
-            chunk = super().__next__()
+            try:
+                chunk = super().__next__()
+            except BaseException:  # also its end
+                self._agentpref.closed()
+                raise
             self._agentpref.saw(chunk)
             return chunk
 
         def __iter__(self) -> Iterator[Any]:
-            for chunk in super().__iter__():
-                self._agentpref.saw(chunk)
+            while True:
+                try:
+                    chunk = self.__next__()
+                except StopIteration:
+                    return
                 yield chunk
 
     return _as(kind, Followed)
@@ -82,13 +89,20 @@ def _async_follower(kind: Any) -> type[Any]:
         agentpref_run_id = property(lambda self: self._agentpref.run_id)
 
         async def __anext__(self) -> Any:
-            chunk = await super().__anext__()
+            try:
+                chunk = await super().__anext__()
+            except BaseException:  # also its end, and a task that is cancelled
+                self._agentpref.closed()
+                raise
             self._agentpref.saw(chunk)
             return chunk
 
         async def __aiter__(self) -> AsyncIterator[Any]:
-            async for chunk in super().__aiter__():
-                self._agentpref.saw(chunk)
+            while True:
+                try:
+                    chunk = await self.__anext__()
+                except StopAsyncIteration:
+                    return
                 yield chunk
 
     return _as(kind, Followed)

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-import httpx2
 import openai
 import pytest
 from openai import AsyncOpenAI, AsyncStream, OpenAI, Stream
@@ -155,7 +154,7 @@ def test_a_stream_that_breaks_is_logged_as_incomplete(
     openai_client: OpenAI, openai_server: OpenAIServer, runs: Runs
 ) -> None:
     openai_server.answer(chunks("No, it", reason=None), breaks=True)
-    with pytest.raises((openai.APIConnectionError, httpx2.HTTPError)):
+    with pytest.raises(Exception, match=r"peer closed|Connection error"):
         list(start(openai_client))
     (run,) = runs()
     assert run.output["content"] == "No, it"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import openai
 import pytest
 from openai import AsyncOpenAI, AzureOpenAI, OpenAI
@@ -17,7 +19,10 @@ from openai_stand_in import OpenAIServer, call, completion, message
 from pydantic import BaseModel
 
 from agentpref.errors import ConfigError
+from agentpref.home import Home
+from agentpref.record.database import connect
 from agentpref.record.log import Log
+from agentpref.record.store import Store
 from agentpref.types import Run
 from agentpref_adapters.openai import OpenAICounts, counts, run_id, wrap
 
@@ -379,8 +384,57 @@ def test_what_cannot_be_wrapped_is_refused_with_the_cure(openai_client: OpenAI, 
         wrap(openai_client, "./.agentpref")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"tags is .*\['support'\]"):
         wrap(openai_client, log, tags="support")
-    bare = OpenAI(api_key="none", http_client=httpx2.Client())
+    bare = OpenAI(api_key="none")
     with pytest.raises(ConfigError, match="not wrapped"):
         counts(bare)
     assert run_id(object()) is None
     bare.close()
+
+
+def test_a_process_may_fork_while_another_thread_makes_a_call(
+    openai_server: OpenAIServer, tmp_path: Path
+) -> None:
+    program = f"""
+import os, threading
+from openai import OpenAI
+from agentpref import Log
+from agentpref_adapters.openai import counts, wrap
+
+log = Log({str(tmp_path / "forked")!r})
+client = wrap(OpenAI(api_key="none", base_url={openai_server.url!r}), log)
+
+def ask():
+    client.chat.completions.create(model="m", messages=[{{"role": "user", "content": "?"}}])
+
+ask()
+seen, held, go = client._agentpref.seen, threading.Event(), threading.Event()
+
+def hold():
+    with seen.lock:
+        held.set()
+        go.wait(0.2)
+
+threading.Thread(target=hold).start()
+held.wait()
+child = os.fork()
+if child == 0:
+    assert counts(client).logged == 0
+    ask()
+    assert counts(client).logged == 1
+    log.close()
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+ask()
+print(counts(client).logged)
+log.close()
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("2\n", "")
+    with closing(connect(Home.open(tmp_path / "forked"), readonly=True)) as connection:
+        assert len(list(Store(connection).runs("default"))) == 3
