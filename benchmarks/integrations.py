@@ -1,9 +1,10 @@
 """What the integrations cost the apps that they are plugged into.
 
 - `openai`: a call of OpenAI's client, wrapped, beyond the same call of a bare one, on the calling
-  thread; whole and streamed, with 1 kB of messages. The transport answers at once from memory, and
-  the two clients take turns. It is the thread's own processor time, which other work on the
-  machine does not change.
+  thread; whole and streamed, with 1 kB of messages; and for comparison, the bare call with a
+  `log.record` by hand. The transport answers at once from memory, and the clients take turns. It is
+  the thread's own processor time, so that other work on the machine counts only for the caches and
+  the cores that it shares.
 
 Run as `python -m benchmarks.integrations [NAME…]`. An integration whose package is not installed is
 skipped with a message.
@@ -16,7 +17,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -61,24 +62,39 @@ def main() -> None:
 
 
 def openai(calls: int) -> dict[str, float]:
-    """Medians in µs of a call and a stream: bare, and what wrapping adds to them."""
+    """Medians in µs of a bare call, and of what is added by wrapping and by logging by hand."""
     from agentpref_adapters.openai import OpenAICounts, counts, wrap
 
-    figures: dict[str, float] = {}
     with _openai_client() as bare, _openai_client() as client, _log() as log:
         wrapped = wrap(client, log)
-        for name, ask in {"call": _ask, "stream": _ask_streaming}.items():
-            number = calls if name == "call" else calls // 10
-            before, added = _beyond(number, lambda n: ask(bare, n), lambda n: ask(wrapped, n))  # noqa: B023
-            figures |= {f"openai_{name}_bare_us": before, f"openai_{name}_added_us": added}
+
+        def by_hand(n: int) -> None:
+            reply = _ask(bare, n)
+            about = {"temperature": 0.5}, {"finish_reason": reply.choices[0].finish_reason}
+            output = reply.choices[0].message.content
+            log.record(
+                _asked(n), output, model="m", user_id="u", params=about[0], metadata=about[1]
+            )
+
+        before, added, hand = _beyond(
+            calls, lambda n: _ask(bare, n), lambda n: _ask(wrapped, n), by_hand
+        )
+        _, streamed = _beyond(
+            calls // 10, lambda n: _ask_streaming(bare, n), lambda n: _ask_streaming(wrapped, n)
+        )
         found = counts(wrapped)
         assert found._replace(logged=0) == OpenAICounts(), found
-    figures["openai_chunk_added_us"] = round(figures["openai_stream_added_us"] / CHUNKS, 2)
-    return figures
+    return {
+        "openai_call_bare_us": before,
+        "openai_call_added_us": added,
+        "openai_call_by_hand_added_us": hand,
+        "openai_chunk_added_us": round(streamed / CHUNKS, 2),
+    }
 
 
-def _ask(client: Any, n: int) -> None:
-    client.chat.completions.create(model="m", messages=_asked(n), temperature=0.5, user="u")
+def _ask(client: Any, n: int) -> Any:
+    asked = _asked(n)
+    return client.chat.completions.create(model="m", messages=asked, temperature=0.5, user="u")
 
 
 def _ask_streaming(client: Any, n: int) -> None:
@@ -121,16 +137,18 @@ def _asked(n: int) -> list[dict[str, Any]]:
 
 
 def _beyond(
-    calls: int, bare: Callable[[int], object], more: Callable[[int], object]
-) -> tuple[float, float]:
-    """The median of a bare call in µs, and of what a call that does more takes beyond it."""
-    spent: dict[Callable[[int], object], list[float]] = {bare: [], more: []}
+    calls: int, bare: Callable[[int], object], *more: Callable[[int], object]
+) -> list[float]:
+    """The median of a bare call in µs, and of what each of the others takes beyond it."""
+    spent: list[list[float]] = [[] for _ in (bare, *more)]
+    turns = list(zip((bare, *more), spent, strict=True))
     for n in range(calls + calls // 10):
-        for call in (bare, more) if n % 2 else (more, bare):  # the first finds colder caches
-            spent[call].append(_timed(call, n))
+        for call, found in turns:
+            found.append(_timed(call, n))
+        turns.append(turns.pop(0))  # the first finds colder caches
         time.sleep(0.000_5)  # the log's own thread writes
-    before, after = (_median(found[calls // 10 :]) for found in spent.values())
-    return before, round(after - before, 2)
+    before, *after = (statistics.median(found[calls // 10 :]) for found in spent)
+    return [round(before, 2), *(round(one - before, 2) for one in after)]
 
 
 def _timed(call: Callable[[int], object], n: int) -> float:
@@ -138,10 +156,6 @@ def _timed(call: Callable[[int], object], n: int) -> float:
     start = time.thread_time_ns()
     call(n)
     return (time.thread_time_ns() - start) / 1e3
-
-
-def _median(values: Sequence[float]) -> float:
-    return round(statistics.median(values), 2)
 
 
 @contextmanager

@@ -140,10 +140,9 @@ class Call:
         self._seen = recorder.seen
         self._response = response
         self._is_elsewhere = GATEWAY_HEADER in response.headers
-        self._is_settled = self._is_parsed = False
+        self._is_settled = self._is_parsed = self._is_open = False
         self._pieces: Any = None
         self.run_id: str | None = None if self._is_elsewhere else new_id()
-        self._seen.count(open=1)
 
     def read_request(self) -> None:
         """Take in what was asked, and by whom."""
@@ -176,6 +175,7 @@ class Call:
             self._is_parsed = True
             with self:
                 if is_stream(reply):
+                    self._open()
                     self._pieces = self._new_pieces()
                     follow(reply, self)
                 else:
@@ -195,6 +195,8 @@ class Call:
             with self:
                 if self._response.is_closed:
                     self._read()
+                else:
+                    self._open()
             setattr(result, RUN_ID, self.run_id)
         return result
 
@@ -305,10 +307,16 @@ class Call:
         tags = given.split(",") if isinstance(given, str) else given
         return list(dict.fromkeys([*own, *filter(None, (tag.strip() for tag in tags))]))
 
+    def _open(self) -> None:
+        """Count a call that has no answer yet."""
+        if not self._is_open:
+            self._is_open = True
+            self._seen.count(open=1)
+
     def _settle(self, **numbers: int) -> None:
         if not self._is_settled:
             self._is_settled = True
-            self._seen.count(open=-1, **numbers)
+            self._seen.count(**numbers, open=-self._is_open)
 
     def _read_body(self, body: Mapping[str, Any]) -> Asked:
         return _openai_chat.asked(body)
@@ -352,6 +360,7 @@ class ResponsesCall(Call):
 
     def _wait(self, name: str) -> None:
         """Wait until the app retrieves the answer, which is written in the background."""
+        self._open()
         with self._seen.lock:
             self._seen.running[name] = self
             forgotten = len(self._seen.running) > _MOST_RUNNING

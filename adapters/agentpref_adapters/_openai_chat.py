@@ -96,7 +96,8 @@ def _said(message: Mapping[str, Any]) -> dict[str, Any]:
 
 def is_of_gateway(reply: Mapping[str, Any]) -> bool:
     """Whether the fingerprint of a reply names a revision, as only a gateway writes it."""
-    return bool(_REVISION.search(reply.get("system_fingerprint") or ""))
+    name = reply.get("system_fingerprint")
+    return bool(name) and _REVISION.search(name) is not None
 
 
 class Pieces:
