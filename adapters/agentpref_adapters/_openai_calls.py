@@ -26,8 +26,8 @@ from agentpref_adapters._openai_chat import PARAMS, Answer, Asked
 from agentpref_adapters._openai_responses import Memory
 from agentpref_adapters._openai_streams import RUN_ID, follow, is_stream
 
-GATEWAY_HEADER = "x-agentpref-revision"
-"""What a gateway answers with, which has logged the run itself, under the reply's id."""
+RUN_HEADER, REVISION_HEADER = "x-agentpref-run-id", "x-agentpref-revision"
+"""What a gateway answers with, which has logged the run itself; the second if it has revisions."""
 
 _OURS = ("thread_id", "user_id", "trace_id", "tags")  # keys of `metadata`, as the gateway has them
 _HEADERS = {"thread_id": "x-thread-id", "user_id": "x-user-id", "trace_id": "x-trace-id"}
@@ -132,17 +132,18 @@ class Recorder:
 class Call:
     """A call whose reply is followed; as a context, it counts errors in it as a lost reply.
 
-    ``run_id`` is None as long as a gateway has not said it.
+    ``run_id`` is None as long as a gateway has not named the run.
     """
 
     def __init__(self, recorder: Recorder, response: Any) -> None:
         self._recorder = recorder
         self._seen = recorder.seen
         self._response = response
-        self._is_elsewhere = GATEWAY_HEADER in response.headers
+        headers = response.headers
+        self._is_elsewhere = RUN_HEADER in headers or REVISION_HEADER in headers
         self._is_settled = self._is_parsed = self._is_open = False
         self._pieces: Any = None
-        self.run_id: str | None = None if self._is_elsewhere else new_id()
+        self.run_id: str | None = headers.get(RUN_HEADER) if self._is_elsewhere else new_id()
 
     def read_request(self) -> None:
         """Take in what was asked, and by whom."""
@@ -204,8 +205,9 @@ class Call:
         """Take in a chunk of the stream, and name its run."""
         with self:
             if not self._is_settled:
-                if self._is_elsewhere or _openai_chat.is_of_gateway(vars(chunk)):
-                    self._leave(vars(chunk).get("id") or chunk.response.id)
+                fields = vars(chunk)
+                if self._is_elsewhere or _openai_chat.is_of_gateway(fields):
+                    self._leave(fields.get("id"))
                 elif self._pieces.add(chunk):
                     self._answer(self._pieces.reply())
             self.name(chunk)
@@ -213,7 +215,9 @@ class Call:
     def closed(self) -> None:
         """Take in that nothing more will come."""
         with self:
-            if not self._is_settled and self._pieces is not None:
+            if self._is_elsewhere:
+                self._settle(elsewhere=1)
+            elif not self._is_settled and self._pieces is not None:
                 self._answer(self._pieces.reply())
 
     def name(self, reply: Any) -> None:
@@ -245,13 +249,13 @@ class Call:
             return
         reply = orjson.loads(self._response.content)
         if self._is_elsewhere or _openai_chat.is_of_gateway(reply):
-            self._leave(reply["id"])
+            self._leave(reply.get("id"))
         else:
             self._answer(reply)
 
-    def _leave(self, run_id: str) -> None:
-        """Leave the logging to the gateway."""
-        self.run_id = run_id
+    def _leave(self, run_id: str | None) -> None:
+        """Leave the logging to the gateway, whose reply has the run's id in a header or its own."""
+        self.run_id = self._response.headers.get(RUN_HEADER) or run_id
         self._settle(elsewhere=1)
 
     def _answer(self, reply: Mapping[str, Any]) -> None:

@@ -96,8 +96,7 @@ def _said(message: Mapping[str, Any]) -> dict[str, Any]:
 
 def is_of_gateway(reply: Mapping[str, Any]) -> bool:
     """Whether the fingerprint of a reply names a revision, as only a gateway writes it."""
-    name = reply.get("system_fingerprint")
-    return bool(name) and _REVISION.search(name) is not None
+    return _REVISION.search(reply.get("system_fingerprint") or "") is not None
 
 
 class Pieces:

@@ -107,7 +107,7 @@ def counts(client: OpenAI | AsyncOpenAI) -> OpenAICounts:
 def run_id(reply: Any) -> str | None:
     """The run of a reply, choice, stream or chunk, as type checkers cannot see its attribute.
 
-    None if the client is not wrapped, and in a stream of a gateway before its first chunk.
+    None if the client is not wrapped.
     """
     found: str | None = getattr(reply, RUN_ID, None)
     return found

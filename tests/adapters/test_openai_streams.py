@@ -263,15 +263,26 @@ def test_raw_streams_are_logged_once_they_are_parsed(openai_client: OpenAI, runs
     assert counts(openai_client) == OpenAICounts(logged=2, open=1)  # read as bytes
 
 
-def test_a_stream_of_a_gateway_is_named_by_its_first_chunk_and_not_logged(
-    openai_client: OpenAI, openai_server: OpenAIServer, runs: Runs
+@pytest.mark.parametrize("header", ["x-agentpref-run-id", "x-agentpref-revision"])
+def test_a_stream_of_a_gateway_has_the_id_of_the_run_there_and_is_not_logged(
+    openai_client: OpenAI, openai_server: OpenAIServer, runs: Runs, header: str
 ) -> None:
+    at_once = "run-1" if header == "x-agentpref-run-id" else None
     pieces = [{**piece, "id": "run-1"} for piece in chunks("yes")]
-    openai_server.answer(pieces, headers={"x-agentpref-revision": "base"})
+    openai_server.answer(pieces, headers={header: at_once or "base"})
     stream = start(openai_client)
-    assert run_id(stream) is None
+    assert run_id(stream) == at_once
     assert {run_id(piece) for piece in stream} == {"run-1"}
     assert run_id(stream) == "run-1"
+    assert runs() == []
+    assert counts(openai_client) == OpenAICounts(elsewhere=1)
+
+
+def test_a_stream_of_a_gateway_that_is_left_early_is_left_to_it(
+    openai_client: OpenAI, openai_server: OpenAIServer, runs: Runs
+) -> None:
+    openai_server.answer(chunks("yes"), headers={"x-agentpref-run-id": "run-1"})
+    start(openai_client).close()
     assert runs() == []
     assert counts(openai_client) == OpenAICounts(elsewhere=1)
 

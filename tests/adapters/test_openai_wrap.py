@@ -331,11 +331,13 @@ def test_a_run_that_a_gateway_has_logged_is_named_and_not_logged_again(
     reply = ask(openai_client, n=2)
     assert run_id(reply) == "run-of-the-gateway"
     assert run_id(reply.choices[1]) == "run-of-the-gateway:1"
-    # A proxy in between has dropped the header.
+    openai_server.answer(completion("yes", id="r3"), headers={"x-agentpref-run-id": "r3"})
+    assert run_id(ask(openai_client)) == "r3"
+    # A proxy in between has dropped the headers.
     openai_server.answer(completion("yes", id="r2", system_fingerprint="rev-000042-0123456789ab"))
     assert run_id(ask(openai_client)) == "r2"
     assert runs() == []
-    assert counts(openai_client) == OpenAICounts(elsewhere=2)
+    assert counts(openai_client) == OpenAICounts(elsewhere=3)
 
 
 @pytest.mark.parametrize(
