@@ -440,3 +440,21 @@ log.close()
     assert (done.stdout, done.stderr) == ("2\n", "")
     with closing(connect(Home.open(tmp_path / "forked"), readonly=True)) as connection:
         assert len(list(Store(connection).runs("default"))) == 3
+
+
+def test_without_openai_the_import_says_what_to_install() -> None:
+    program = "import sys; sys.modules['openai'] = None; import agentpref_adapters.openai"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert "MissingDependency" in done.stderr
+    assert "pip install 'agentpref[openai]'" in done.stderr
+
+
+def test_a_version_of_openai_that_works_otherwise_is_refused(
+    openai_server: OpenAIServer, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with OpenAI(api_key="none", base_url=openai_server.url) as client:
+        monkeypatch.delattr("openai._base_client.SyncAPIClient._process_response")
+        with pytest.raises(ConfigError, match=r"openai [\d.]+ takes in its replies otherwise"):
+            wrap(client, log)
