@@ -20,6 +20,8 @@ from agentpref.serve.registry import Registry
 from agentpref.types import Run
 
 if TYPE_CHECKING:
+    from openai import OpenAI
+    from openai_stand_in import OpenAIServer
     from served import Served
 
     from agentpref_adapters.langchain import AgentprefCallback
@@ -99,3 +101,22 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     names = inspect.signature(pyfuncitem.obj).parameters
     asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
     return True
+
+
+@pytest.fixture
+def openai_server() -> Iterator[OpenAIServer]:
+    from openai_stand_in import OpenAIServer
+
+    with OpenAIServer().running() as server:
+        yield server
+
+
+@pytest.fixture
+def openai_client(openai_server: OpenAIServer, log: Log) -> Iterator[OpenAI]:
+    """A wrapped client of that server, which does not try again."""
+    from openai import OpenAI
+
+    from agentpref_adapters.openai import wrap
+
+    with OpenAI(api_key="none", base_url=openai_server.url, max_retries=0) as client:
+        yield wrap(client, log)
