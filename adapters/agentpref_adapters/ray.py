@@ -48,7 +48,7 @@ try:
 except ImportError as error:
     raise MissingDependency(
         f"agentpref_adapters.ray needs {error.name}, which is not installed: "
-        "run pip install 'agentpref[ray,train]'"
+        "run pip install 'agentpref[ray]'"
     ) from error
 
 __all__ = ["update"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
+import sys
 from pathlib import Path
 
 import orjson
@@ -13,8 +13,11 @@ import psutil
 import pytest
 import ray
 import torch
+from ray import cloudpickle
+from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
 
+from agentpref.config import GateSettings, UpdateConfig
 from agentpref.errors import ConfigError, NotAHome, UpdateError
 from agentpref.home import Home
 from agentpref_adapters.ray import update as update_on_ray
@@ -113,4 +116,85 @@ def test_ctrl_c_keeps_the_state_and_a_lost_worker_resumes_from_it(
     assert orjson.loads(out)["training"]["resumed_at"] >= 1
     assert weights(home).read_bytes() == weights(together).read_bytes()
     shown = Home.open(home).updates()
-    assert [one.verdict for one in shown] == ["insufficient"]
+    assert [one.verdict for one in shown] == ["insufficient"], (
+        "the lost one is no update of its own"
+    )
+
+
+def where(ask) -> tuple[bool, str]:
+    """A check, which runs in the first worker alone: the node that it is on."""
+    return True, ray.get_runtime_context().get_node_id()
+
+
+def test_a_program_trains_on_the_cluster_it_is_connected_to_and_the_first_worker_is_beside_it(
+    cluster, make_home
+) -> None:
+    home, told = make_home(), []
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers have no tests
+    config = UpdateConfig(epochs=1, gate=GateSettings(cross_fit_below=0))
+    with ray.init(cluster.address, log_to_driver=False, logging_level="ERROR"):
+        options = {"checks": {"where": where}, "progress": lambda *news: told.append(news)}
+        report = update_on_ray(
+            home, model="tiny", address="auto", workers=2, config=config, promote=False, **options
+        )
+        here = ray.get_runtime_context().get_node_id()
+        assert ray.is_initialized(), "it is the program's own"
+    assert [check["message"] for check in report.checks if "where" in check["name"]] == [here]
+    assert told[:2] == [("start workers", 0, 2), ("start workers", 2, 2)]
+    assert {stage for stage, _, _ in told} >= {"load model", "score base", "train"}
+
+
+def test_an_error_of_the_update_is_told_once_with_its_exit_code(
+    cluster, command, make_home
+) -> None:
+    where = ("--home", make_home(), "--ray", cluster.address, "--workers", 2)
+    _, err = ended(command("update", *where, "--model", "no/such-model"), 1)
+    starts, ready, error = (line for line in err.splitlines() if not line.startswith("load model"))
+    assert (starts, ready) == ("start workers", "start workers: 2/2")
+    assert error.startswith("error: ")
+    assert "no/such-model" in error
+
+
+def test_no_worker_starts_where_this_node_takes_none(make_home, command) -> None:
+    nodes = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+    )
+    try:
+        where = ("--home", make_home(), "--model", "tiny", "--ray", nodes.address)
+        _, err = ended(command("update", *where), 1)
+    finally:
+        nodes.shutdown()
+    assert "error: this node of the Ray cluster takes no workers" in err
+    assert "ray start --num-cpus 1" in err
+
+
+def test_what_ray_cannot_do_is_said_before_it_starts(tmp_path) -> None:
+    with pytest.raises(NotAHome):
+        update_on_ray(tmp_path, model="tiny", address="local")
+    home = Home.create(tmp_path / "home").path
+    with pytest.raises(ConfigError, match="workers is 0, but must be at least 1"):
+        update_on_ray(home, model="tiny", address="local", workers=0)
+    with pytest.raises(ConfigError, match="'ray://head:10001' is an address for clients"):
+        update_on_ray(home, model="tiny", address="ray://head:10001")
+    for nowhere in ("127.0.0.1:1", "127.0.0.1:port", "nowhere"):
+        with pytest.raises(UpdateError, match=f"no Ray cluster of this machine at '{nowhere}'"):
+            update_on_ray(home, model="tiny", address=nowhere)
+
+
+def test_a_ray_that_is_started_here_sends_no_statistics_and_ends_with_the_update(
+    tmp_path, monkeypatch
+) -> None:
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED")
+    home, started = Home.create(tmp_path / "home").path, []
+
+    def look(stage: str, done: int, total: int) -> None:
+        started.extend(psutil.Process().children(recursive=True))
+        assert {p.environ()["RAY_USAGE_STATS_ENABLED"] for p in started if "gcs" in p.name()} == {
+            "0"
+        }
+
+    report = update_on_ray(home, model="tiny", address="local", progress=look)
+    assert report.verdict == "nothing_new"
+    assert started
+    assert psutil.wait_procs(started, timeout=30)[1] == []
+    assert "RAY_USAGE_STATS_ENABLED" not in os.environ

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -166,7 +168,9 @@ def update(
         raise ConfigError("--workers needs --ray, which says where they are")
     if team.shares():  # several processes need torch to connect, and followers get no progress
         process.settle()
-    with progress(quiet) as show_progress:
+    # Ray prints what it has to say on standard output, which is the report's.
+    prints = sys.stdout if ray is None else sys.stderr
+    with progress(quiet) as show_progress, redirect_stdout(prints):
         shown = process.settling(show_progress)
         done = run_update(
             home,
