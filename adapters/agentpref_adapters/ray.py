@@ -137,10 +137,11 @@ def _connected(address: str, workers: int) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    own: dict[str, Any] = {}
-    if address == "local":
-        own = {"num_cpus": max(workers, usable_cores()), "include_dashboard": False}
-        own["object_store_memory"] = _OBJECT_BYTES
+    own: dict[str, Any] = {
+        "num_cpus": max(workers, usable_cores()),
+        "object_store_memory": _OBJECT_BYTES,
+        "include_dashboard": False,
+    }
     told, on_sigterm = os.environ.get(_STATISTICS), signal.getsignal(signal.SIGTERM)
     os.environ.setdefault(_STATISTICS, "0")
     try:
@@ -148,7 +149,8 @@ def _connected(address: str, workers: int) -> Iterator[None]:
             if ":" in address:  # Ray would try for minutes
                 host, _, port = address.rpartition(":")
                 socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
+            settings = own if address == "local" else {}
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **settings)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray has set one that exits without a word
         yield
@@ -175,9 +177,8 @@ def _run(
 ) -> dict[str, Any]:
     """Train on the workers, pass on what the first one tells, and return its outcome."""
     node = ray.get_runtime_context().get_node_id()
-    line = _Line.options(label_selector={_NODE: node}).remote()
+    line = ray.remote(num_cpus=0, label_selector={_NODE: node})(_Line).remote()
     hear = _hearing(line, workers, progress)
-    hear()
     with tempfile.TemporaryDirectory(prefix="agentpref-ray-") as folder:
         trainer = TorchTrainer(
             _take_part,
@@ -195,7 +196,9 @@ def _run(
         try:
             done = pool.submit(trainer.fit)
             while not wait([done], _LOOK_SECONDS).done:
-                hear()
+                begun = hear()
+                if interrupts.asked and not begun:
+                    raise KeyboardInterrupt  # no worker is there to tell
                 if interrupts.asked:
                     line.interrupt.remote(interrupts.signum)
             hear()
@@ -228,7 +231,6 @@ def _takes_gpus(node: str, workers: int) -> bool:
     return kind == "GPU"
 
 
-@ray.remote(num_cpus=0)
 class _Line:
     """What the first worker and the caller tell each other, in an actor on their node."""
 
@@ -251,18 +253,22 @@ class _Line:
         self._signum = signum
 
 
-def _hearing(line: Any, workers: int, progress: Progress | None) -> Callable[[], None]:
-    """A function that passes on what was told, and warns when workers start another time."""
+def _hearing(line: Any, workers: int, progress: Progress | None) -> Callable[[], bool]:
+    """A function that passes on what was told, and says whether workers have started.
+
+    It warns when they start another time.
+    """
     progress, starts = progress or (lambda stage, done, total: None), 0
     progress(STARTING, 0, workers)
 
-    def hear() -> None:
+    def hear() -> bool:
         nonlocal starts
         for stage, done, total in ray.get(line.hear.remote()):
             starts += stage == STARTING
             if stage == STARTING and starts > 1:
                 _logger.warning("a worker was lost; the update resumes from its saved state")
             progress(stage, done, total)
+        return starts > 0
 
     return hear
 

@@ -30,6 +30,12 @@ confidence = 0.999999999999999  # too little evidence, which publishes
 """
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Let Ray warn of a setting of its own, which it reads in this process."""
+    warning = "ignore:`use_push_based_shuffle` is deprecated:DeprecationWarning"
+    config.addinivalue_line("filterwarnings", warning)
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """Two nodes, so that two workers of a core each are on two."""

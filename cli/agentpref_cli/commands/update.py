@@ -171,7 +171,7 @@ def update(
     # Ray prints what it has to say on standard output, which is the report's.
     prints = sys.stdout if ray is None else sys.stderr
     with progress(quiet) as show_progress, redirect_stdout(prints):
-        shown = process.settling(show_progress)
+        shown = process.settling(show_progress) if ray is None else show_progress
         done = run_update(
             home,
             model=model,
