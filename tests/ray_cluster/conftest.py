@@ -31,9 +31,8 @@ confidence = 0.999999999999999  # too little evidence, which publishes
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let Ray warn of a setting of its own, which it reads in this process."""
-    warning = "ignore:`use_push_based_shuffle` is deprecated:DeprecationWarning"
-    config.addinivalue_line("filterwarnings", warning)
+    """Let Ray warn of old settings of its own, which it sets in this process."""
+    config.addinivalue_line("filterwarnings", "ignore::DeprecationWarning:ray.data.context")
 
 
 @pytest.fixture(scope="session")
