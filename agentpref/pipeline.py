@@ -75,6 +75,7 @@ def update(
     promote: bool = True,
     canary: float | None = None,
     again: bool = False,
+    interrupts: Interrupts | None = None,
 ) -> UpdateReport:
     """Learn from what was logged since the live revision was trained, and serve it if it is better.
 
@@ -100,6 +101,7 @@ def update(
             canary, instead of promoting it.
         again: repeat the last update although nothing is new since, after one that was refused, cut
             short, insufficient or rolled back. An update with other settings needs no such word.
+        interrupts: ends the update from another thread, as a signal would: ``interrupts.ask(2)``.
 
     Returns:
         The report. Its ``verdict`` is ``promoted`` if the candidate was made live, and ``passed``
@@ -135,7 +137,8 @@ def update(
             from agentpref.learn.follower import follow
 
             return UpdateReport(**follow(team))
-        place, interrupts, config = Home.open(home), Interrupts(), config or UpdateConfig()
+        place, config = Home.open(home), config or UpdateConfig()
+        interrupts = interrupts or Interrupts()
         blank = UpdateReport(
             new_id(), namespace, model, time.time(), "nothing_new", None, config=config.to_mapping()
         )
@@ -152,7 +155,7 @@ def update(
                 namespace,
                 checks,
                 scorers,
-                progress or (lambda stage, done, total: None),
+                interrupts.reporting(progress),
                 interrupts,
                 team,
                 trace,

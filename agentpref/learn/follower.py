@@ -18,7 +18,7 @@ from agentpref.learn.objective import Leash, TrainingRow
 from agentpref.learn.process import Interrupts
 from agentpref.learn.team import Team
 from agentpref.learn.trainer import Limits
-from agentpref.models.adapter_files import read_adapter
+from agentpref.models.adapter_files import AdapterFiles
 from agentpref.models.base import load_base
 from agentpref.models.threads import sharing
 
@@ -53,8 +53,14 @@ def follow(team: Team) -> dict[str, Any]:
 
 
 def _attach(order: Mapping[str, Any], team: Team) -> Learner | None:
-    """Load the model that the main process has, and report whether that worked."""
-    learner, failure = None, ""
+    """Load the model that the main process has, and report whether that worked.
+
+    The live adapter comes from there, too: a follower on another machine has no home.
+    """
+    learner, live, failure = None, None, ""
+    if order["live"] is not None:
+        config_file, weights = team.broadcast(b""), team.broadcast(b"")
+        live = AdapterFiles(Path(order["live"]), config_file, weights)
     try:
         config = UpdateConfig.from_mapping(order["config"])
         base = load_base(
@@ -66,12 +72,6 @@ def _attach(order: Mapping[str, Any], team: Team) -> Learner | None:
             raise UpdateError(
                 f"{order['model']!r} is a different model here than in the first process; give all "
                 "machines the same files"
-            )
-        live = None if order["live"] is None else read_adapter(Path(order["live"]))
-        if live is not None and live.digests != order["digests"]:
-            raise UpdateError(
-                f"{live.folder} has other files here than in the first process; give all machines "
-                "the same files"
             )
         learner = Learner(base, live, config, caches={}, progress=lambda *_: None, team=team)
     except AgentprefError as error:

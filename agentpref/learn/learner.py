@@ -92,6 +92,9 @@ class Learner:
         self._choice: Choice | None = None
         self._scored_tokens, self._scored_seconds = 0, 0.0
         with self._team.order(lambda: self._attach_order(live)):
+            if live is not None and self._team.main:
+                self._team.broadcast(live.config)
+                self._team.broadcast(live.weights)
             self._model = adapter.attach(base, live, config.lora, seed=config.seed)
             fuse(self._model)
             failures = self._team.gather(b"") if self._team.main else []
@@ -436,7 +439,6 @@ class Learner:
             "numbers": self.base.numbers,
             "precision": self.base.precision,
             "live": None if live is None else str(live.folder.absolute()),
-            "digests": None if live is None else live.digests,
             "config": self.config.to_mapping(),
         }
 

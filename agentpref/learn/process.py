@@ -29,7 +29,11 @@ _PAD_BYTES = 64 << 20
 
 
 class Interrupts:
-    """Catches signals. ``signum`` is the last one that came, or ``None``."""
+    """Catches signals. ``signum`` is the last one that came, or ``None``.
+
+    Where signals do not reach an update, as in a thread of a program, :meth:`ask` does what one
+    would do: at the next report of progress, or at the next step of training.
+    """
 
     def __init__(self) -> None:
         self.signum: int | None = None
@@ -39,6 +43,24 @@ class Interrupts:
     def asked(self) -> bool:
         """Whether a signal has come."""
         return self.signum is not None
+
+    def ask(self, signum: int) -> None:
+        """Ask for an end, from any thread."""
+        self.signum = signum
+
+    def reporting(self, progress: Progress | None) -> Progress:
+        """Wrap ``progress`` so that it ends the work once somebody has asked for that.
+
+        Within a block that is :meth:`deferred` it does not: who is in there looks for itself.
+        """
+
+        def report(stage: str, done: int, total: int) -> None:
+            if progress is not None:
+                progress(stage, done, total)
+            if self.asked and not self._deferred:
+                raise KeyboardInterrupt
+
+        return report
 
     @contextmanager
     def listening(self) -> Iterator[None]:

@@ -65,7 +65,7 @@ class Team:
         if self.size == 1 or self._over or error is None:
             return
         if self.main and self._in_step:
-            self._broadcast_last(_error_to_json(error))
+            self._broadcast_last(error_to_json(error))
         else:
             self._disconnect()
 
@@ -95,7 +95,7 @@ class Team:
         order: dict[str, Any] = orjson.loads(self.broadcast(b""))
         self._over = "error" in order or "outcome" in order
         if "error" in order:
-            raise _error_from_json(order)
+            raise error_from_json(order)
         return order
 
     def finish(self, outcome: Mapping[str, Any]) -> None:
@@ -263,7 +263,7 @@ def _tensor(message: bytes, length: int) -> Tensor:
     return torch.frombuffer(bytearray(message.ljust(max(1, length), b"\0")), dtype=torch.uint8)
 
 
-def _error_to_json(error: BaseException) -> dict[str, Any]:
+def error_to_json(error: BaseException) -> dict[str, Any]:
     """An error as its name and message; an error of another library becomes ``UpdateError``."""
     name, message = type(error).__name__, str(error)
     if not isinstance(error, AgentprefError):
@@ -272,8 +272,8 @@ def _error_to_json(error: BaseException) -> dict[str, Any]:
     return {"error": name, "message": message, "signum": signum}
 
 
-def _error_from_json(order: Mapping[str, Any]) -> AgentprefError:
-    """The error that :func:`_error_to_json` wrote."""
+def error_from_json(order: Mapping[str, Any]) -> AgentprefError:
+    """The error that :func:`error_to_json` wrote."""
     if order["signum"] is not None:
         return UpdateInterrupted(order["message"], order["signum"])
     found: AgentprefError = getattr(errors, order["error"])(order["message"])

@@ -238,6 +238,18 @@ def test_two_processes_exit_alike_if_nothing_is_new(run, home, random_base, pair
     assert ended[1][1:] == ("", ""), "a follower prints nothing"
 
 
+def test_workers_without_a_cluster_exit_2(update) -> None:
+    assert "--workers needs --ray" in update("--workers", 2, exits=2).err
+
+
+def test_a_cluster_without_ray_exits_1_and_names_the_command(update, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "agentpref_adapters.ray", raising=False)
+    error = update("--ray", "local", exits=1).err
+    assert error.startswith("error: agentpref_adapters.ray needs ray, which is not installed")
+    assert "pip install 'agentpref[ray]'" in error
+
+
 # Lone thumbs, and the words of the report
 
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 
 import pytest
@@ -19,6 +20,7 @@ from agentpref.config import GateSettings, KLSettings, LossSettings, ReplaySetti
 from agentpref.errors import TrainingDiverged, UpdateInterrupted
 from agentpref.home import Home
 from agentpref.learn import checkpoint
+from agentpref.learn.process import Interrupts
 from agentpref.record.deletion.forget import forget
 from agentpref.serve.registry import Registry
 
@@ -158,6 +160,7 @@ KILLED = """
 import os, signal, sys
 import agentpref
 from agentpref.learn import checkpoint
+from agentpref.learn.process import Interrupts
 sys.path.insert(0, sys.argv[4])
 from test_interrupted_updates import CONFIG
 home, base, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -180,6 +183,31 @@ def test_an_update_killed_at_any_step_ends_with_the_same_bytes(home, whole, rand
     report = learn(home, random_base)
     assert report.training["resumed_at"] == found.state.step > 1
     assert adapter(home, report) == whole[1]
+
+
+@pytest.mark.parametrize("stage", ["score base", "train"])
+def test_an_update_in_a_thread_ends_when_it_is_asked_and_is_resumed(
+    home, whole, random_base, stage
+):
+    interrupts, ended = Interrupts(), []
+
+    def ask(now, done, total):
+        if now == stage:
+            interrupts.ask(signal.SIGTERM)
+
+    def work():
+        with pytest.raises(UpdateInterrupted) as caught:
+            learn(home, random_base, progress=ask, interrupts=interrupts)
+        ended.append(caught.value)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    (error,) = ended
+    assert error.signum == signal.SIGTERM
+    outlook = "resumes at step 1 of " if stage == "train" else "starts over"
+    assert f"the next `agentpref update` {outlook}" in str(error)
+    assert adapter(home, learn(home, random_base)) == whole[1]
 
 
 def test_forgetting_a_user_removes_training_states_that_saw_them(waiting, random_base):

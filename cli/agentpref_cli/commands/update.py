@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,7 +27,7 @@ from agentpref_cli.terminal import (
 )
 
 if TYPE_CHECKING:
-    from agentpref.types import Answered
+    from agentpref.types import Answered, UpdateReport
 
 VERDICTS = {
     "promoted": (0, GOOD, "every check passed"),
@@ -116,6 +119,18 @@ def update(
         ),
     ] = NICE,
     notify: notices.Notify = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Train on a Ray cluster: auto, host:port, or local to start Ray here.",
+            show_default=False,
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Workers of --ray [default: 1].", show_default=False),
+    ] = None,
     quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -135,9 +150,10 @@ def update(
     usage, 1 on a failure, 75 while another update or a removal runs, 130 or 143 on a signal.
     """
     from agentpref.config import UpdateConfig
+    from agentpref.errors import ConfigError
     from agentpref.home import Home
     from agentpref.learn import process, team
-    from agentpref.pipeline import update as run_update
+    from agentpref.pipeline import update as update_here
     from agentpref.serve.registry import Registry
 
     settings = options.read_settings(config, set_ or ())
@@ -145,12 +161,21 @@ def update(
         settings["max_minutes"] = max_minutes
     checked = UpdateConfig.from_mapping(settings)
     process.give_way(nice)
+    run_update: Callable[..., UpdateReport] = update_here
+    if ray is not None:
+        from agentpref_adapters.ray import update as update_on_ray
+
+        run_update = partial(update_on_ray, address=ray, workers=1 if workers is None else workers)
+    elif workers is not None:
+        raise ConfigError("--workers needs --ray, which says where they are")
     if team.shares():  # several processes need torch to connect, and followers get no progress
         process.settle()
     told = None if team.follows() else notify  # of several processes one tells
+    # Ray prints what it has to say on standard output, which is the report's.
+    prints = sys.stdout if ray is None else sys.stderr
     with notices.Notifier(told, Home.resolve(home), namespace) as notifier:
-        with progress(quiet) as show_progress:
-            shown = process.settling(show_progress)
+        with progress(quiet) as show_progress, redirect_stdout(prints):
+            shown = process.settling(show_progress) if ray is None else show_progress
             done = run_update(
                 home,
                 model=model,

@@ -7,6 +7,7 @@ adapter that every process ended with, and the results of the main one's steps.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import warnings
@@ -95,7 +96,7 @@ def rows_of(run):
 
 def lead(run, base, folder, team):
     """Do a run as the main process, or as the only one, and write its results."""
-    live = read_adapter(folder / "pairs-0") if run == "on live" else None
+    live = read_and_removed(folder / "pairs-0") if run == "on live" else None
     learner = Learner(
         load_base(str(base)), live, CONFIGS[run], caches={}, progress=lambda *_: None, team=team
     )
@@ -118,6 +119,13 @@ def lead(run, base, folder, team):
         "resumed_at": report.resumed_at,
     }
     (folder / f"{run}.json").write_bytes(orjson.dumps(found))
+
+
+def read_and_removed(folder):
+    """An adapter that is nowhere but in this process: followers may be on another machine."""
+    live = read_adapter(shutil.copytree(folder, folder.with_name("live")))
+    shutil.rmtree(live.folder)
+    return live
 
 
 def interrupted(base, folder, team):

@@ -91,3 +91,30 @@ def test_a_held_block_without_a_signal_ends_normally():
     with interrupts.deferred():
         pass
     assert not interrupts.asked
+
+
+def test_who_asks_from_another_thread_ends_the_work_at_the_next_report():
+    interrupts, told = Interrupts(), []
+    report = interrupts.reporting(lambda *progress: told.append(progress))
+    report("score", 1, 2)
+    thread = threading.Thread(target=interrupts.ask, args=[signal.SIGTERM])
+    thread.start()
+    thread.join()
+    with pytest.raises(KeyboardInterrupt):
+        report("score", 2, 2)
+    assert told == [("score", 1, 2), ("score", 2, 2)]
+    assert interrupts.signum == signal.SIGTERM
+
+
+def test_a_held_block_in_which_somebody_asks_is_left_at_its_end():
+    interrupts, reached = Interrupts(), []
+
+    def work():
+        with interrupts.deferred():
+            interrupts.ask(signal.SIGINT)
+            interrupts.reporting(None)("train", 1, 2)
+            reached.append(interrupts.asked)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert reached == [True]

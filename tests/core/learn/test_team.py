@@ -21,9 +21,7 @@ from agentpref.learn.follower import follow
 from agentpref.learn.learner import Learner
 from agentpref.learn.objective import TrainingRow
 from agentpref.learn.team import Team, assembled, follows
-from agentpref.models.adapter_files import WEIGHTS_FILE, read_adapter
 from agentpref.models.base import load_base
-from agentpref.testing import write_adapter
 
 PROGRAM = Path(team_runs.__file__)
 RUNS = ("pairs", "uneven", "mixed", "groups", "resumed", "budgeted", "on live", "many passes")
@@ -271,21 +269,6 @@ def test_a_follower_with_a_different_model_reports_it(random_base):
     assert len(messages) == 1
     assert str(random_base) in messages[0]
     assert "different model here" in messages[0]
-
-
-def test_a_follower_with_other_files_of_the_live_revision_reports_it(random_base, tmp_path):
-    leading = Told(0)
-    Learner(
-        load_base(str(random_base)), None, UpdateConfig(), caches={}, progress=print, team=leading
-    )
-    attach = orjson.loads(leading.said[0])
-    folder = write_adapter(tmp_path / "rev")
-    digests = read_adapter(folder).digests
-    attach |= {"live": str(folder), "digests": {**digests, WEIGHTS_FILE: "0" * 64}}
-    team = Told(1, [attach, {"outcome": {"all": "done"}}])
-    assert follow(team) == {"all": "done"}
-    (message,) = filter(None, team.said)
-    assert f"{folder} has other files here than in the first process" in message.decode()
 
 
 def test_a_follower_gives_the_chat_template_the_same_arguments(random_base):
