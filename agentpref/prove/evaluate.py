@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -43,6 +44,7 @@ K = TypeVar("K")
 ORDINARY_PROBES = 16
 _SERVED: tuple[Policy, Policy] = ("live", "candidate")
 KL_ROWS = 256
+_FEW_PAIRS, _ONE_ANSWER = 20, 0.9
 COST_OF_WRITING = 4
 """How many tokens are scored in the time that one is generated."""
 
@@ -323,6 +325,9 @@ def gather(
         scorers=run_scorers(scorers or {}, asked_of, live.texts, candidate.texts),
         user_checks=run_checks(checks, lambda messages: answer(learner, messages)),
         ordinary=_ordinary(learner, ordinary, seed=config.seed) if ordinary else None,
+        liked=_falls(
+            learner, [row for row in new.rows if row.example.lone and is_liked(row.example)]
+        ),
         shown=tuple(
             Shown(row.example.prompt.id, *texts)
             for row, *texts in zip(probes.rows, live.texts, candidate.texts, strict=True)
@@ -333,6 +338,7 @@ def gather(
             *(odd.warning for odd in judged.odd),
             *probes.notes,
             *_first_token_note(new),
+            *_one_sided_note([*new.rows, *trained]),
         ),
         comparisons=len(trained) + len(new.rows),
     )
@@ -343,11 +349,15 @@ def _ordinary(learner: Learner, rows: Sequence[EncodedExample], *, seed: int) ->
     limit = token_limit(rows)
     probes = writing.choose_probes(learner, rows, limit=limit, seed=seed)
     prompts = probes.prompts[:ORDINARY_PROBES]
+    written = (writing.generations(learner, p, prompts, limit=limit) for p in _SERVED)
+    return OrdinaryEvidence(_falls(learner, rows), *written)
+
+
+def _falls(learner: Learner, rows: Sequence[EncodedExample]) -> list[float]:
+    """How much less likely than under live the first completion of each row has become."""
     live, candidate = ([logp for logp, *_ in learner.score(policy, rows)] for policy in _SERVED)
     tokens = [sum(row.masks[0] or (True,) * len(row.completions[0])) for row in rows]
-    written = (writing.generations(learner, p, prompts, limit=limit) for p in _SERVED)
-    lost = falls(live, candidate, tokens)
-    return OrdinaryEvidence(lost, *written)
+    return falls(live, candidate, tokens)
 
 
 def _first_token_note(new: Scores) -> list[str]:
@@ -364,6 +374,24 @@ def _first_token_note(new: Scores) -> list[str]:
         f"answers differ decides for the chosen one in {dot(old)} -> {dot(now)} of {first.pairs} "
         f"pairs; {first.margin_first[1] - first.margin_first[0]:.1f} of the "
         f"{first.margin[1] - first.margin[0]:.1f} nats by which the margin grew are that token's"
+    ]
+
+
+def _one_sided_note(rows: Sequence[EncodedExample]) -> list[str]:
+    """Says where people correct to one and the same answer, and like none of the others."""
+    pairs = [row for row in rows if not row.example.lone and len(row.own) == 2]
+    likes = any(row.example.lone and is_liked(row.example) for row in rows)
+    corrected = sum(row.example.origin == "correction" for row in pairs)
+    if likes or len(pairs) < _FEW_PAIRS or corrected < len(pairs):
+        return []
+    chosen = Counter(row.own[_best_and_worst(row)[0]] for row in pairs)
+    same = chosen.most_common(1)[0][1]
+    if same < _ONE_ANSWER * len(pairs):
+        return []
+    return [
+        f"{same} of {len(pairs)} corrections are to one and the same answer, and nothing says "
+        "where another one is right: a candidate that always gives it would pass; take in likes "
+        "of right answers, too"
     ]
 
 

@@ -134,7 +134,8 @@ class Evidence:
     answers to some. ``chosen`` and ``rejected`` are what people judged there, ``asked`` is what all
     new examples ask for, and ``odd`` what of it nobody can have meant. ``shown`` are answers to
     show to people, chosen by the seed alone. ``ordinary`` is what became of answers that nobody
-    judged, ``None`` where there are none.
+    judged, ``None`` where there are none. ``liked`` are such falls of the new held-out answers that
+    people gave a lone like.
 
     ``known`` is whether live is right about so many of the new examples, trained ones too, that
     nothing is left to gain in ranking. ``looks`` is how often judgements that live has not learned
@@ -163,6 +164,7 @@ class Evidence:
     scorers: tuple[ScorerResult, ...] = ()
     user_checks: tuple[UserCheckResult, ...] = ()
     ordinary: OrdinaryEvidence | None = None
+    liked: Sequence[float] = ()
     shown: tuple[Shown, ...] = ()
     cut_short: bool = False
     notes: tuple[str, ...] = ()

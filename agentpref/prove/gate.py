@@ -34,6 +34,7 @@ def judge(evidence: Evidence, settings: GateSettings | None = None, *, seed: int
         behaviour.distance(evidence.kl, s),
         *behaviour.generation(evidence, s),
         *ordinary.ordinary(evidence, s),
+        *ordinary.liked(evidence, s),
         *(
             CheckResult(f"check {c.name}", c.passed, None, None, c.message)
             for c in evidence.user_checks

@@ -1,10 +1,17 @@
-"""The check on answers that nobody judged: do they stay as likely, and free of harm?
+"""The checks on answers that should stay: those that nobody judged, and those that people like.
+
+Of answers that nobody judged: do they stay as likely, and free of harm?
 
 It looks at held-out ordinary answers, whose prompts lie outside of what people judge, so no
 preference asks for a change there. How much less likely live's and the log's answers have become is
 measured in nats per token, where an answer counts as 16 tokens at least, as for KL. What has become
 likelier makes up for nothing: an anchor makes most answers a little likelier while a few are
 destroyed. Every fall counts, so the mean over answers shows damage to a few of them.
+
+Answers that people like are held to more loosely, since some thumbs are slips, and other judgements
+of the same night may ask for something else: most of them must not become less likely. Else where
+people correct what is wrong and like what is right, "always the opposite" would pass, because only
+corrections can be ranked.
 """
 
 from __future__ import annotations
@@ -21,6 +28,7 @@ from agentpref.prove.results import CheckResult, check, dot
 from agentpref.prove.signs import sign_test
 
 NAME = "ordinary answers"
+LIKED = "liked answers"
 
 _SURE = 0.01
 """The chance at which answers may be called shorter or longer though they are not."""
@@ -54,6 +62,20 @@ def ordinary(evidence: Evidence, s: GateSettings) -> Iterator[CheckResult]:
     cure = ": raise anchor.size or anchor.weight, lower kl.target, or train less"
     yield check(NAME, passed, value, s.ordinary_loss, message, cure)
     yield _written(evidence, found, s)
+
+
+def liked(evidence: Evidence, s: GateSettings) -> Iterator[CheckResult]:
+    """A check on the answers that people liked; none where there are none among new thumbs."""
+    if not evidence.liked:
+        return
+    lost, size = sum(fall > s.ordinary_loss for fall in evidence.liked), len(evidence.liked)
+    passed = sign_test(lost, size - lost, one_sided=True) > 1 - s.confidence
+    message = (
+        f"{lost} of {size} new held-out answers that people liked are more than "
+        f"{dot(s.ordinary_loss)} nats per token less likely than under live"
+    )
+    cure = ": the other judgements ask for the opposite; look at the labels"
+    yield check(LIKED, passed, lost, size / 2, message, cure)
 
 
 def _written(evidence: Evidence, found: OrdinaryEvidence, s: GateSettings) -> CheckResult:

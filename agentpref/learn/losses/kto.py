@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from agentpref.learn.losses import Loss, LossInputs, LossOutput
+from agentpref.learn.losses.pairwise import nll_anchor
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,10 +27,16 @@ class KTO(Loss):
     """λ·(KTO loss) of each lone example; a label above 0 is a like.
 
     The mismatched completions only move the reference point of later batches.
+
+    Where corrections are trained, too, a liked answer has their NLL anchor, together at most as
+    much as they have. People who correct what is wrong and like what is right would else show one
+    side only: on 65 corrections ("Yes") and 72 likes ("No") the policy learned to say "Yes" to
+    everything, and with the anchor to tell both apart. Thumbs alone have their other side in
+    dislikes, and an anchor would hold them where they are.
     """
 
     lone = True
-    reads = frozenset({"beta"})
+    reads = frozenset({"beta", "nll_on_corrections"})
 
     def __init__(self, config: UpdateConfig, examples: Sequence[Example], live: str) -> None:
         super().__init__(config, examples, live)
@@ -37,6 +44,8 @@ class KTO(Loss):
         likes = sum(liked)
         lambdas = balance(config.thumbs, desirable=likes, undesirable=len(liked) - likes)
         weight = config.thumbs.weight
+        corrections = sum(example.origin == "correction" for example in examples)
+        self._anchor = config.loss.nll_on_corrections * min(1.0, corrections / max(1, likes))
         self._weights = {True: weight * lambdas.desirable, False: weight * lambdas.undesirable}
         self._reference_point = ReferencePoint()
 
@@ -52,7 +61,8 @@ class KTO(Loss):
         weights = ratio.new_tensor([self._weights[like] for like in likes])
         loss = kto_loss(ratio, liked, beta=self.config.loss.beta, reference_point=z0)
         margin = kto_margin(ratio.detach(), liked, reference_point=z0)
-        return LossOutput(weights * loss, margin)
+        nll = nll_anchor(inputs.policy[:, 0], inputs.lengths[:, 0])
+        return LossOutput(weights * (loss + self._anchor * nll * liked), margin)
 
     def seen(self) -> tuple[float, ...]:
         """Sum and number of the mismatched log-ratios of this batch."""

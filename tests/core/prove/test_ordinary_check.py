@@ -10,7 +10,7 @@ import pytest
 from agentpref.config import GateSettings
 from agentpref.prove.evidence import OrdinaryEvidence
 from agentpref.prove.gate import judge
-from agentpref.prove.ordinary import NAME, falls, ordinary
+from agentpref.prove.ordinary import LIKED, NAME, falls, ordinary
 from tests.core.prove.test_behaviour import LONG, LONGER, SHORT, SHORTER, texts, written
 from tests.core.prove.test_gate import GOOD, failed, named
 
@@ -90,3 +90,24 @@ def test_another_length_is_refused_if_nobody_asked_for_it_and_most_answers_moved
     assert answered(short, long, LONGER).passed
     mixed = [*short[:4], *long[4:]]
     assert answered(mixed, [*long[:4], *short[4:]]).passed, "answers of many styles come and go"
+
+
+def test_a_candidate_that_no_longer_gives_what_people_like_is_refused():
+    lost = replace(GOOD, liked=[0.4] * 22 + [0.0] * 7)
+    verdict = judge(lost)
+    assert (verdict.verdict, failed(verdict)) == ("refused", [LIKED])
+    assert (
+        "22 of 29 new held-out answers that people liked are more than .03"
+        in named(verdict, LIKED).message
+    )
+
+
+@pytest.mark.parametrize("liked", [[0.4] * 17 + [0.0] * 12, [0.4] * 3, [0.02] * 40])
+def test_some_likes_may_be_slips_and_a_few_prove_nothing(liked):
+    verdict = judge(replace(GOOD, liked=liked))
+    assert verdict.verdict == "passed"
+    assert named(verdict, LIKED).passed
+
+
+def test_without_likes_there_is_no_such_check():
+    assert LIKED not in {one.name for one in judge(GOOD).checks}

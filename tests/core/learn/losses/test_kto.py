@@ -10,9 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentpref.config import ThumbSettings
+from agentpref.config import ThumbSettings, UpdateConfig
+from agentpref.learn.losses import LossInputs
 from agentpref.learn.losses.kto import (
     DECAY,
+    KTO,
     ReferencePoint,
     Seen,
     balance,
@@ -20,7 +22,7 @@ from agentpref.learn.losses.kto import (
     kto_loss,
     kto_margin,
 )
-from tests.core.learn.examples import answer, make_thumb
+from tests.core.learn.examples import answer, make_pair, make_thumb
 
 ratios = st.floats(-50, 50, allow_nan=False)
 batches = st.lists(st.lists(ratios, max_size=6), max_size=6)
@@ -203,3 +205,20 @@ def test_without_both_likes_and_dislikes_a_lambda_left_out_is_1(likes: int, disl
     assert balance(ThumbSettings(), desirable=likes, undesirable=dislikes) == (1.0, 1.0)
     set_ = ThumbSettings(desirable=2.0)
     assert balance(set_, desirable=likes, undesirable=dislikes) == (2.0, 1.0)
+
+
+def test_beside_corrections_likes_have_their_anchor_and_at_most_as_much_of_it():
+    likes, dislike = [make_thumb(n, "No") for n in range(4)], make_thumb(9, "No", liked=False)
+    corrections = [make_pair(n, "Yes", "No", origin="correction") for n in (20, 21)]
+
+    def losses(examples):
+        logps = torch.tensor([[-3.0, -1.0]] * 5, dtype=torch.float64)
+        lengths = torch.full((5, 2), 2)
+        thumbs = [*likes, dislike]
+        inputs = LossInputs(thumbs, logps[:, :1], logps[:, :1], lengths[:, :1])
+        return KTO(UpdateConfig(), examples, "base")(inputs).loss
+
+    alone, beside = losses([*likes, dislike]), losses([*likes, dislike, *corrections])
+    added = (beside - alone) / KTO(UpdateConfig(), [*likes, dislike], "base")._weights[True]
+    assert added[:4].tolist() == pytest.approx([0.5 * 1.5] * 4), "α · 2 of 4 · NLL of 1.5 a token"
+    assert added[4] == 0
