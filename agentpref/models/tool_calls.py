@@ -125,7 +125,9 @@ class CallStream:
         begun = content.find(CALL_BEGINS)
         if begun < 0:
             tails = range(min(len(CALL_BEGINS), len(content)), 0, -1)
-            begun = next((len(content) - n for n in tails if CALL_BEGINS.startswith(content[-n:])), -1)
+            begun = next(
+                (len(content) - n for n in tails if CALL_BEGINS.startswith(content[-n:])), -1
+            )
         return (content if begun < 0 else content[:begun]).rstrip()
 
     def _new_text(self, content: str) -> Iterator[str]:
