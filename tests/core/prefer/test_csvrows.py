@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from agentpref.errors import ExchangeError
 from agentpref.prefer import csvrows, jsonrows
-from agentpref.prefer.formats import RowReader, TextRow
+from agentpref.prefer.formats import TextRow
+from agentpref.prefer.rowreader import RowReader
 from agentpref.prefer.jsonrows import Meter
 from agentpref.prefer.rowfiles import read_rows
 
