@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -181,14 +181,17 @@ def add_logged(
     store = Store(connection)
     refused: dict[int, RecordError] = {}
     changed: set[int] = set()
+    gone: set[str] = set()
     runs = [(at, run, name) for at, row in enumerate(batch) for run, name in _named(row)]
     there = _there(connection, runs)
     new = [(at, run) for at, run, name in runs if run.run_id not in there]
-    for (at, _), refusal in zip(new, store.add_runs([run for _, run in new]), strict=True):
+    for (at, run), refusal in zip(new, store.add_runs([run for _, run in new]), strict=True):
         if refusal is None:
             changed.add(at)
         else:
             refused.setdefault(at, refusal)
+        if isinstance(refusal, ForgottenUser) and run.trace_id is not None:
+            gone.add(of_trace(run.namespace, run.trace_id))
     for at, run, _ in runs:
         stored = there.get(run.run_id)
         if stored is not None and stored != (run.namespace, run.prompt, run.output):
@@ -199,7 +202,7 @@ def add_logged(
         before = connection.total_changes
         try:
             for judgement, places in row.judgements:
-                _add_judgement(store, judgement, places)
+                _add_judgement(store, judgement, places, gone)
         except RecordError as refusal:
             refused[at] = refusal
         if connection.total_changes > before:
@@ -248,8 +251,10 @@ def _there(
     return found
 
 
-def _add_judgement(store: Store, judgement: Feedback | Comparison, places: Sequence[str]) -> None:
-    """Write a judgement of the first of some runs that is known."""
+def _add_judgement(
+    store: Store, judgement: Feedback | Comparison, places: Sequence[str], gone: Collection[str]
+) -> None:
+    """Write a judgement of the first of some runs that is known; ``gone`` are forgotten traces."""
     if isinstance(judgement, Comparison):
         store.add_comparison(judgement)
         return
@@ -261,6 +266,8 @@ def _add_judgement(store: Store, judgement: Feedback | Comparison, places: Seque
         except UnknownRun:
             continue
         return
+    if not gone.isdisjoint(places):
+        raise ForgottenUser("the user whose run it judges was forgotten")
     raise UnknownRun(
         "the run or trace that it judges is not in this home; import the file with the runs first "
         "(a score of a step that is no model call has none: leave it out with --skip-bad)"

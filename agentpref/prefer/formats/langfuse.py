@@ -36,6 +36,7 @@ from agentpref.types import INCOMPLETE, THUMBS, Message, Source
 THUMB_NAMES = ("user-feedback", "user_feedback")
 """The names that Langfuse's guides give to the thumbs of users."""
 
+_USAGE = {"input": "prompt_tokens", "output": "completion_tokens", "total": "total_tokens"}
 _SOURCES: dict[str, Source] = {"ANNOTATION": "human", "EVAL": "model", "API": "code"}
 
 
@@ -61,7 +62,7 @@ def parts(row: Fields) -> Iterable[tuple[str, Fields]]:
         for number, inner in enumerate(row.get(kind) or (), start=1):
             fields = inner if isinstance(inner, dict) else {}
             more = {key: held for key, held in shared.items() if held and not fields.get(key)}
-            yield f"{kind[:-1]} {number}", {**more, **{k: v for k, v in fields.items() if v != ""}}
+            yield f"{kind[:-1]} {number}", {**fields, **more}
 
 
 def _observation(row: Fields) -> Iterator[Logged]:
@@ -79,7 +80,8 @@ def _observation(row: Fields) -> Iterator[Logged]:
     offered = _at(row, "tool_definitions") or asked_with.get("tools") or params.pop("tools", None)
     offered = offered or metadata.pop("tools", None)
     failed = row.get("level") == "ERROR"
-    usage = mapping(_at(row, "usage_details")) or mapping(row.get("usage"))
+    used = mapping(_at(row, "usage_details")) or mapping(row.get("usage"))
+    usage = {_USAGE.get(name, name): count for name, count in used.items()}
     run_id, tags = an_id(row["id"], "'id'"), parsed(row.get("tags") or [])
     require(isinstance(tags, list), "'tags'", tags, "write a list of texts")
     for number, answer in enumerate(answers_of(answered, "'output'")):
@@ -94,7 +96,7 @@ def _observation(row: Fields) -> Iterator[Logged]:
             thread_id=maybe_id(_at(row, "session_id"), "the session id"),
             trace_id=maybe_id(_at(row, "trace_id"), "the trace id"),
             user_id=maybe_id(_at(row, "user_id"), "the user id"),
-            params=params,
+            params={name: _number(value) for name, value in params.items()},
             tags=tuple(map(str, tags)),
             metadata=kept(
                 **{str(key): value for key, value in metadata.items()}
@@ -216,6 +218,13 @@ _FIELDS = (
     "observation_id", "value", "string_value", "comment", "subject", "author_user_id", "config_id",
     "updated_at", "created_at", "timestamp", "scores",
 )  # fmt: skip
+_NO_ANSWER = (
+    "end_time", "completion_start_time", "parent_observation_id", "project_id", "public",
+    "bookmarked", "is_root_observation", "internal_model_id", "model_id", "trace_name",
+    "time_to_first_token", "input_price", "output_price", "total_price", "prompt_id", "queue_id",
+    "dataset_run_id",
+)  # fmt: skip
+"""Fields that say nothing of an answer."""
 
 LANGFUSE = LogFormat(
     shapes=(
@@ -229,5 +238,5 @@ LANGFUSE = LogFormat(
     ),
     read=read,
     parts=parts,
-    optional=(*_FIELDS, *map(_camel, _FIELDS)),
+    optional=(*_FIELDS, *map(_camel, _FIELDS), *_NO_ANSWER, *map(_camel, _NO_ANSWER)),
 )

@@ -73,7 +73,9 @@ def _run(row: Fields) -> Iterator[Logged]:
     tools = params.pop("tools", None) or sent.get("tools")
     tags = parsed(row.get("tags") or [])
     require(isinstance(tags, list), "'tags'", tags, "write a list of texts")
-    run_id, metadata_model = an_id(row["id"], "'id'"), metadata.pop("ls_model_name", None)
+    run_id = an_id(row["id"], "'id'")
+    models = (params.pop("model", None), params.pop("model_name", None))
+    model = next(filter(None, (*models, metadata.pop("ls_model_name", None))), None)
     thread = next((metadata.pop(key) for key in _THREAD if metadata.get(key)), None)
     user = next((metadata.pop(key) for key in ("user_id", "user") if metadata.get(key)), None)
     for number, answer in enumerate(answers_of(answered, "'outputs'")):
@@ -84,7 +86,7 @@ def _run(row: Fields) -> Iterator[Logged]:
             messages=messages_of(asked, "'inputs'"),
             output=answer.message,
             tools=tools_of(tools),
-            model=params.get("model") or params.get("model_name") or metadata_model,
+            model=model,
             thread_id=maybe_id(thread, "the thread id"),
             trace_id=maybe_id(row.get("trace_id"), "'trace_id'"),
             user_id=maybe_id(user, "the user id"),
@@ -165,6 +167,13 @@ def _bounds(row: Fields) -> tuple[float, float] | None:
     return (float(low), float(high)) if known else None  # type: ignore[arg-type]
 
 
+_NO_ANSWER = (
+    "app_path", "dotted_order", "parent_run_id", "parent_run_ids", "child_run_ids", "status",
+    "manifest_id", "first_token_time", "last_queued_at", "is_root", "tenant_id",
+    "feedback_group_id", "comparative_experiment_id",
+)  # fmt: skip
+"""Fields that say nothing of an answer."""
+
 LANGSMITH = LogFormat(
     shapes=(
         ("id", "run_type", "start_time"),
@@ -177,6 +186,6 @@ LANGSMITH = LogFormat(
         "inputs", "outputs", "extra", "tags", "trace_id", "name", "error", "end_time",
         "session_name", "prompt_tokens", "completion_tokens", "total_tokens", "score", "value",
         "comment", "correction", "feedback_source", "feedback_config", "created_at",
-        "modified_at", "child_runs",
+        "modified_at", "child_runs", *_NO_ANSWER,
     ),
 )  # fmt: skip
