@@ -82,7 +82,7 @@ def _observation(row: Fields) -> Iterator[Logged]:
     failed = row.get("level") == "ERROR"
     used = mapping(_at(row, "usage_details")) or mapping(row.get("usage"))
     usage = {_USAGE.get(name, name): count for name, count in used.items()}
-    run_id, tags = an_id(row["id"], "'id'"), parsed(row.get("tags") or [])
+    run_id, tags = an_id(row["id"], "'id'"), parsed(row.get("tags") or _at(row, "trace_tags") or [])
     require(isinstance(tags, list), "'tags'", tags, "write a list of texts")
     for number, answer in enumerate(answers_of(answered, "'output'")):
         reason = answer.finish_reason or metadata.get("finish_reason")
@@ -213,10 +213,10 @@ def _camel(name: str) -> str:
 
 _FIELDS = (
     "input", "output", "model", "provided_model_name", "model_parameters", "session_id", "user_id",
-    "tags", "metadata", "usage_details", "usage", "name", "environment", "level", "status_message",
-    "prompt_name", "prompt_version", "cost_details", "latency", "tool_definitions",
-    "observation_id", "value", "string_value", "comment", "subject", "author_user_id", "config_id",
-    "updated_at", "created_at", "timestamp", "scores",
+    "tags", "trace_tags", "metadata", "usage_details", "usage", "name", "environment", "level",
+    "status_message", "prompt_name", "prompt_version", "cost_details", "latency",
+    "tool_definitions", "observation_id", "value", "string_value", "comment", "subject", "author_user_id",
+    "config_id", "updated_at", "created_at", "timestamp", "scores",
 )  # fmt: skip
 _NO_ANSWER = (
     "end_time", "completion_start_time", "parent_observation_id", "project_id", "public",

@@ -21,9 +21,6 @@ WEATHER = {
     "type": "function",
     "function": {"name": "get_weather", "parameters": {"type": "object"}},
 }
-    "type": "function",
-    "function": {"name": "get_weather", "parameters": {"type": "object"}},
-}
 
 
 class Taken:
@@ -91,6 +88,22 @@ def test_langfuse_csv_is_read_as_its_json_is(tmp_path: Path) -> None:
     assert (thumb.key, thumb.score, thumb.comment) == ("thumbs", 1.0, "exact, polite")
 
 
+@pytest.mark.parametrize(
+    ("kind", "value", "score", "said"),
+    [("BOOLEAN", True, 1.0, None), ("NUMERIC", 0.5, 0.5, None), ("TEXT", "fine", None, "fine")],
+)
+def test_langfuse_scores_of_its_third_api_name_their_subject(
+    tmp_path: Path, kind: str, value: Any, score: float | None, said: str | None
+) -> None:
+    row = {"id": "s", "name": "quality", "source": "EVAL", "dataType": kind, "value": value,
+           "subject": {"kind": "observation", "id": "o-1", "traceId": "t-1"},
+           "timestamp": "2026-11-02T10:05:00Z"}  # fmt: skip
+    [(_, (_, [found]))] = RowReader().records(row)
+    assert (found.run_id, found.score, found.value, found.source) == ("o-1", score, said, "model")
+    [(_, (_, [session]))] = RowReader().records({**row, "subject": {"kind": "session", "id": "s"}})
+    assert session.reason == "score of a session"
+
+
 def test_langsmith_runs_are_those_of_models_with_the_thread_of_their_metadata(
     tmp_path: Path,
 ) -> None:
@@ -112,6 +125,19 @@ def test_langsmith_feedback_on_the_root_judges_the_last_answer_of_the_trace(tmp_
     assert taken.said("correction").correction == {
         "role": "assistant", "content": "Jane Austen, in 1815."
     }  # fmt: skip
+
+
+def test_langsmith_rows_as_its_own_client_dumps_them_are_read(tmp_path: Path) -> None:
+    schemas = pytest.importorskip("langsmith.schemas")
+    names = ("langsmith_runs.jsonl", "langsmith_feedback.jsonl")
+    for name, kind in zip(names, (schemas.Run, schemas.Feedback), strict=True):
+        rows = [json.loads(line) for line in (EXPORTS / name).read_text().splitlines()]
+        dumped = [kind(**row).model_dump_json() for row in rows]
+        (tmp_path / name).write_text("\n".join(dumped))
+    taken = Taken(tmp_path, *(str(tmp_path / name) for name in names))
+    assert [done.added for done in taken.done] == [1, 3]
+    assert taken.run("Jane Austen.").thread_id == "th-5"
+    assert taken.said("thumbs").score == 1
 
 
 def test_otlp_spans_of_every_age_of_the_conventions_are_read(tmp_path: Path) -> None:
