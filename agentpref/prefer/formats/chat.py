@@ -213,9 +213,9 @@ def _turn(turn: Any, name: str) -> Iterator[tuple[dict[str, Any], bool]]:
         require(isinstance(block, Mapping), f"a part of a message of {name}", block, _CURE)
         what = block.get("type", "text")
         if what in ("text", "input_text", "output_text"):
-            said = block.get("text", block.get("content"))
-            require(isinstance(said, str), f"the text of a message of {name}", said, _CURE)
-            parts.append({"type": "text", "text": said})
+            text = block.get("text", block.get("content"))
+            require(isinstance(text, str), f"the text of a message of {name}", text, _CURE)
+            parts.append({"type": "text", "text": text})
         elif what in ("tool_use", "tool_call"):
             given = block.get("input", block.get("arguments", block.get("args")))
             made = _call(block.get("id"), block.get("name"), given)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from agentpref.errors import ExchangeError
-from agentpref.prefer.formats import require
+from agentpref.prefer.formats import Fields, require
 from agentpref.prefer.formats.chat import (
     a_score,
     an_id,
@@ -30,7 +30,7 @@ from agentpref.prefer.formats.chat import (
     tools_of,
     when,
 )
-from agentpref.prefer.logged import Fields, LeftOut, LogFormat, Logged, LoggedRun, LoggedScore
+from agentpref.prefer.logged import LeftOut, LogFormat, Logged, LoggedRun, LoggedScore
 from agentpref.types import INCOMPLETE, THUMBS, Message, Source
 
 THUMB_NAMES = ("user-feedback", "user_feedback")
@@ -215,9 +215,10 @@ _FIELDS = (
     "input", "output", "model", "provided_model_name", "model_parameters", "session_id", "user_id",
     "tags", "trace_tags", "metadata", "usage_details", "usage", "name", "environment", "level",
     "status_message", "prompt_name", "prompt_version", "cost_details", "latency",
-    "tool_definitions", "observation_id", "value", "string_value", "comment", "subject", "author_user_id",
-    "config_id", "updated_at", "created_at", "timestamp", "scores",
+    "tool_definitions", "observation_id", "value", "string_value", "comment", "subject",
+    "author_user_id", "config_id", "updated_at", "created_at", "timestamp", "scores",
 )  # fmt: skip
+
 _NO_ANSWER = (
     "end_time", "completion_start_time", "parent_observation_id", "project_id", "public",
     "bookmarked", "is_root_observation", "internal_model_id", "model_id", "trace_name",

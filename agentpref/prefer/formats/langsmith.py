@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from agentpref.prefer.formats import require
+from agentpref.prefer.formats import Fields, require
 from agentpref.prefer.formats.chat import (
     a_score,
     an_id,
@@ -28,7 +28,7 @@ from agentpref.prefer.formats.chat import (
     tools_of,
     when,
 )
-from agentpref.prefer.logged import Fields, LeftOut, LogFormat, Logged, LoggedRun, LoggedScore
+from agentpref.prefer.logged import LeftOut, LogFormat, Logged, LoggedRun, LoggedScore
 from agentpref.types import INCOMPLETE, THUMBS, Message, Source
 
 THUMB_NAMES = ("user_score", "user-score")

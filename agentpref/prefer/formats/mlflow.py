@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from agentpref.errors import ExchangeError
-from agentpref.prefer.formats import require
+from agentpref.prefer.formats import Fields, require
 from agentpref.prefer.formats.chat import a_score, an_id, kept, mapping, maybe_id, parsed, when
 from agentpref.prefer.formats.spans import Span, runs_of
-from agentpref.prefer.logged import Fields, LeftOut, LogFormat, Logged, LoggedScore
+from agentpref.prefer.logged import LeftOut, LogFormat, Logged, LoggedScore
 from agentpref.types import Source
 
 _SOURCES: dict[str, Source] = {

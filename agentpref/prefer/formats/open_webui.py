@@ -11,10 +11,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from agentpref.errors import ExchangeError
-from agentpref.prefer.formats import require
+from agentpref.prefer.formats import Fields, require
 from agentpref.prefer.formats.chat import an_id, kept, mapping, maybe_id, when
 from agentpref.prefer.logged import (
-    Fields,
     LeftOut,
     LogFormat,
     Logged,

@@ -11,10 +11,10 @@ import base64
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from agentpref.prefer.formats import require
+from agentpref.prefer.formats import Fields, require
 from agentpref.prefer.formats.chat import a_score, an_id, mapping, parsed
 from agentpref.prefer.formats.spans import Span, at, nested, runs_of
-from agentpref.prefer.logged import Fields, LeftOut, LogFormat, Logged, LoggedScore
+from agentpref.prefer.logged import LeftOut, LogFormat, Logged, LoggedScore
 
 EVALUATION = "gen_ai.evaluation.result"
 _DETAILS = "gen_ai.client.inference.operation.details"

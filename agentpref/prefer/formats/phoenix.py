@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from agentpref.prefer.formats import require
+from agentpref.prefer.formats import Fields, require
 from agentpref.prefer.formats.chat import a_score, an_id, mapping, maybe_id, when
 from agentpref.prefer.formats.spans import Span, runs_of
-from agentpref.prefer.logged import Fields, LeftOut, LogFormat, Logged, LoggedScore
+from agentpref.prefer.logged import LeftOut, LogFormat, Logged, LoggedScore
 from agentpref.types import THUMBS, Source
 
 _SOURCES: dict[str, Source] = {"HUMAN": "human", "LLM": "model", "CODE": "code"}

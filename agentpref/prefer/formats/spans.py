@@ -207,8 +207,8 @@ def _openinference(tree: Mapping[str, Any], span: Span) -> _Found | None:
 def _unwrapped(row: Any) -> dict[str, Any]:
     """A message of OpenInference, whose fields have ``message.`` before their names."""
     message = mapping(at(mapping(row), "message")) or mapping(row)
-    found = {key: message[key] for key in ("role", "content", "name") if key in message}
-    found["tool_call_id"] = message.get("tool_call_id")
+    keys = ("role", "content", "name", "tool_call_id")
+    found: dict[str, Any] = {key: message.get(key) for key in keys}
     parts = [mapping(at(mapping(one), "message_content")) for one in _rows(message.get("contents"))]
     if parts:
         found["content"] = [
