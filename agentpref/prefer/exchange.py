@@ -170,7 +170,7 @@ def import_file(
     def add(batch: Sequence[RecordedRow | LoggedRows], connection: sqlite3.Connection) -> None:
         counts.update(_add([row for row in batch if isinstance(row, RecordedRow)], connection))
         logged = [row for row in batch if isinstance(row, LoggedRows)]
-        for became, row, error in add_logged(logged, connection):
+        for became, row, error in add_logged(logged, connection, namespace):
             if error is not None:
                 refuse(row.place, error)
             counts[became] += 1

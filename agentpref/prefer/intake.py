@@ -32,9 +32,9 @@ from agentpref.record.finding import of_trace, spellings
 from agentpref.record.ingest.checks import checked
 from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.ingest.redaction import Redact, redacted, redacted_data
-from agentpref.record.messages import IMPORT_ID, Linker, RunRow, check_output, prompt_of, run_row
+from agentpref.record.messages import IMPORT_ID, Linker, RunRow, check_output, run_row
 from agentpref.record.store import Store
-from agentpref.types import Comparison, Feedback, Run, Source
+from agentpref.types import Comparison, Feedback, Prompt, Run, Source
 
 
 class LoggedRows(NamedTuple):
@@ -96,23 +96,22 @@ class Intake:
         if self.redact is not None:
             asked, tools, output = redacted((asked, tools, output), self.redact)
             params, metadata = redacted_data((params, metadata), self.redact)
-        check_output(output)
-        prompt = prompt_of([*asked], [*tools])
+        nodes = self._linker.conversation([*asked], [*tools], output)
         run = Run(
             run_id=self._id("run", format, given.id),
             namespace=self.namespace,
             created_at=_finite(given.created_at),
-            prompt=prompt,
+            prompt=Prompt(nodes[-2].id, tuple(asked), tuple(tools)),
             output=output,
-            model=given.model,
+            model=_storable(None if given.model is None else str(given.model), "the model"),
             thread_id=given.thread_id,
             trace_id=given.trace_id,
             user_id=self._name(given.user_id),
-            params=params,
-            tags=(self.tag,) if self.tag else given.tags,
-            metadata=metadata,
+            params=_storable(params, "a parameter of the model"),
+            tags=(self.tag,) if self.tag else (*_storable(given.tags, "a tag"),),
+            metadata=_storable(metadata, "its metadata"),
         )
-        return run_row(run, self._linker.conversation([*asked], [*tools], output))
+        return run_row(run, nodes)
 
     def _score(self, given: LoggedScore, format: str) -> tuple[Feedback, tuple[str, ...]]:
         places: list[str] = []
@@ -163,7 +162,7 @@ class Intake:
         return None if user_id is None else self.pseudonyms.name(user_id)
 
     def _id(self, *parts: Any) -> str:
-        return content_id(self.namespace, *parts)
+        return content_id(self.namespace, *_storable(parts, "what it says"))
 
 
 def content_id(*parts: object) -> str:
@@ -172,7 +171,7 @@ def content_id(*parts: object) -> str:
 
 
 def add_logged(
-    batch: Sequence[LoggedRows], connection: sqlite3.Connection
+    batch: Sequence[LoggedRows], connection: sqlite3.Connection, namespace: str
 ) -> Iterator[tuple[str, LoggedRows, RecordError | None]]:
     """Write a batch: all its runs, then its judgements.
 
@@ -202,7 +201,8 @@ def add_logged(
         before = connection.total_changes
         try:
             for judgement, places in row.judgements:
-                _add_judgement(store, judgement, places, gone)
+                sought = _in_namespace(connection, namespace, places)
+                _add_judgement(store, judgement, sought, gone)
         except RecordError as refusal:
             refused[at] = refusal
         if connection.total_changes > before:
@@ -251,14 +251,30 @@ def _there(
     return found
 
 
+def _in_namespace(
+    connection: sqlite3.Connection, namespace: str, places: Sequence[str]
+) -> Iterator[str]:
+    """The places of a judgement, without runs that the app logged in another namespace."""
+    query = """SELECT run_id FROM run WHERE namespace = ?
+        AND run_id IN (SELECT value FROM json_each(?))"""
+    for place in places:
+        if place.startswith((IMPORT_ID, of_trace(namespace, ""))):
+            yield place
+        else:
+            ids = orjson.dumps(spellings(place)).decode()
+            yield from (run_id for (run_id,) in connection.execute(query, (namespace, ids)))
+
+
 def _add_judgement(
-    store: Store, judgement: Feedback | Comparison, places: Sequence[str], gone: Collection[str]
+    store: Store, judgement: Feedback | Comparison, places: Iterable[str], gone: Collection[str]
 ) -> None:
     """Write a judgement of the first of some runs that is known; ``gone`` are forgotten traces."""
     if isinstance(judgement, Comparison):
         store.add_comparison(judgement)
         return
+    tried: list[str] = []
     for place in places:
+        tried.append(place)
         try:
             store.add_feedback(replace(judgement, run_id=place))
         except ForgottenUser:
@@ -266,12 +282,20 @@ def _add_judgement(
         except UnknownRun:
             continue
         return
-    if not gone.isdisjoint(places):
+    if not gone.isdisjoint(tried):
         raise ForgottenUser("the user whose run it judges was forgotten")
     raise UnknownRun(
         "the run or trace that it judges is not in this home; import the file with the runs first "
         "(a score of a step that is no model call has none: leave it out with --skip-bad)"
     )
+
+
+def _storable(value: Any, name: str) -> Any:
+    """A value as JSON holds it: a time, a decimal or a UUID of a table becomes text."""
+    try:
+        return orjson.loads(orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS))
+    except TypeError as error:
+        raise ExchangeError(f"{name} is not JSON ({error}); correct it, or leave it out") from error
 
 
 def _fits(score: float, scale: tuple[float, float]) -> bool:

@@ -280,7 +280,12 @@ def _text(value: Any) -> str:
         return value
     if isinstance(value, list) and value and all(_is_block(one) for one in value):
         return "".join(str(one.get("text", "")) for one in value)
-    return orjson.dumps(value, default=str).decode()
+    try:
+        return orjson.dumps(value, default=str).decode()
+    except TypeError as error:
+        raise ExchangeError(
+            f"a value is not JSON ({error}); correct it, or leave it out"
+        ) from error
 
 
 # Values that several products write in the same ways
@@ -369,9 +374,5 @@ def thumb_scale(score: float) -> tuple[float, float]:
 
 
 def kept(**named: Any) -> dict[str, Any]:
-    """What describes a run, without what is empty, as JSON can hold it."""
-    said = {key: value for key, value in named.items() if value not in (None, "", [], {}, ())}
-    found: dict[str, Any] = orjson.loads(
-        orjson.dumps(said, default=str, option=orjson.OPT_NON_STR_KEYS)
-    )
-    return found
+    """What describes a run, without what is empty."""
+    return {key: value for key, value in named.items() if value not in (None, "", [], {}, ())}

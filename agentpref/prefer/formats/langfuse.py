@@ -59,7 +59,8 @@ def parts(row: Fields) -> Iterable[tuple[str, Fields]]:
     shared = {key: trace.get(key) for key in ("sessionId", "userId", "tags", "session_id")}
     shared["traceId"] = trace.get("id")
     for kind in ("observations", "scores"):
-        for number, inner in enumerate(row.get(kind) or (), start=1):
+        held_here = row.get(kind)
+        for number, inner in enumerate(held_here if isinstance(held_here, list) else (), start=1):
             fields = inner if isinstance(inner, dict) else {}
             more = {key: held for key, held in shared.items() if held and not fields.get(key)}
             yield f"{kind[:-1]} {number}", {**fields, **more}

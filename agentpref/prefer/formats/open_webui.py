@@ -85,13 +85,13 @@ def _run(
 ) -> LoggedRun:
     message, meta = messages[message_id], mapping(row["meta"])
     asked: list[Message] = []
-    above = message.get("parentId")
+    above = _parent(message)
     seen = {message_id}
     while above is not None and above in messages and len(asked) < _MOST_TURNS:
         require(above not in seen, "the chain of messages", above, f"it goes in a circle; {_CURE}")
         seen.add(above)
         asked.append(_message(messages[above]))
-        above = messages[above].get("parentId")
+        above = _parent(messages[above])
     asked.reverse()
     params = mapping(chat.get("params"))
     system = params.pop("system", None) or chat.get("system")
@@ -134,10 +134,15 @@ def _siblings(
     judged: str, message: Mapping[str, Any], messages: Mapping[str, Any]
 ) -> Iterator[str]:
     """The other answers to the same message, the newest first: a model may have answered twice."""
-    parent = messages.get(message.get("parentId") or "", {})
-    children = parent.get("childrenIds")
-    found = [key for key in (children if isinstance(children, list) else ()) if key in messages]
+    children = mapping(messages.get(_parent(message) or "")).get("childrenIds")
+    named = map(str, children if isinstance(children, list) else ())
+    found = [key for key in named if key in messages]
     yield from (key for key in reversed(found) if key != judged)
+
+
+def _parent(message: Mapping[str, Any]) -> str | None:
+    above = message.get("parentId")
+    return None if above is None else str(above)
 
 
 def _model(message: Mapping[str, Any]) -> str:

@@ -71,14 +71,14 @@ def read(row: Fields) -> Iterator[Logged]:
 
 def _grouped(records: list[Mapping[str, Any]]) -> Iterator[Fields]:
     """Yield one record for the messages of each span, which older conventions log one by one."""
-    groups: dict[tuple[Any, Any], dict[str, Any]] = {}
+    groups: dict[tuple[str, str], dict[str, Any]] = {}
     for record in records:
         attributes = _attributes(record.get("attributes"))
         name = str(record.get("eventName") or attributes.get("event.name") or "")
         body = _value(record.get("body"))
         said = {**attributes, **body} if isinstance(body, Mapping) else attributes
         is_call = name == _DETAILS or (name.startswith("gen_ai.") and name != EVALUATION)
-        where = (record.get("traceId"), record.get("spanId"))
+        where = (str(record.get("traceId")), str(record.get("spanId")))
         time = _seconds(record.get("timeUnixNano") or record.get("observedTimeUnixNano") or 0, "")
         event = (name, said, time)
         if not is_call:

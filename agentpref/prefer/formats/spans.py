@@ -69,7 +69,7 @@ def runs_of(span: Span) -> Iterator[Logged]:
     tree = nested(span.attributes)
     kind = at(tree, "openinference.span.kind") or at(tree, "mlflow.spanType")
     operation = at(tree, "gen_ai.operation.name") or at(tree, "llm.request.type")
-    if operation not in _CALLS and str(kind).strip('"').upper() not in _KINDS:
+    if str(operation) not in _CALLS and str(kind).strip('"').upper() not in _KINDS:
         yield LeftOut(f"span of kind {operation or kind}" if operation or kind else "span")
         return
     found = _conversation(tree, span)

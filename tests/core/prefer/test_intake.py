@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from contextlib import closing
 from pathlib import Path
@@ -101,7 +102,7 @@ ROWS = [observation(1), observation(2, "Whenever."), score(1, 1), score(2, 0, at
         score(1, 1, at=3, traceId="t9")]  # fmt: skip
 
 
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(st.lists(st.lists(st.sampled_from(range(len(ROWS))), min_size=1, max_size=6), max_size=4))
 def test_whatever_was_imported_before_the_end_is_as_if_all_came_at_once(
     tmp_path_factory: pytest.TempPathFactory, parts: list[list[int]]
@@ -209,6 +210,16 @@ def test_a_score_finds_a_run_that_the_app_logged_here_under_the_same_id(
     assert [row.run_id for row in feedback(home)] == [run_id]
 
 
+def test_a_score_never_reaches_a_run_of_another_namespace(home: Home, tmp_path: Path) -> None:
+    with Log(home.path, namespace="theirs", strict=True) as log:
+        log.record([{"role": "user", "content": "x"}], "y", run_id="r1", trace_id="r1")
+    said = {"id": "f1", "run_id": "r1", "key": "user_score", "score": 1,
+            "modified_at": "2026-11-04T08:00:00Z"}  # fmt: skip
+    done = import_file(home, write(tmp_path / "f.jsonl", said), skip_bad=True, namespace="ours")
+    assert counts(done) == (0, 0, 1)
+    assert feedback(home, "theirs") == []
+
+
 def test_what_a_forgotten_user_said_is_left_out(home: Home, tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", observation(1, userId="bob"), observation(2), score(1, 1))
     import_file(home, file)
@@ -292,3 +303,41 @@ def test_a_row_that_is_not_as_its_product_writes_it_is_bad_and_harms_no_other(
         import_file(home, file)
     assert ";" in str(raised.value), "it names a cure"
     assert counts(import_file(home, file, skip_bad=True)) == (2, 0, 1)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    return Home.create(tmp_path_factory.mktemp("shared") / "home")
+
+
+def exported() -> list[Any]:
+    """Every row of the exports."""
+    found: list[Any] = []
+    for file in sorted(EXPORTS.glob("*.json*")):
+        text = file.read_text(encoding="utf-8")
+        rows = text.splitlines() if file.suffix == ".jsonl" else [text]
+        for row in map(json.loads, rows):
+            found += row if isinstance(row, list) else [row]
+    return found
+
+
+JUNK = (
+    None, True, -1, 1e300, 10**30, "", "x", "[1]", "{}", [], {}, [None], [[]], [{}], {"0": {}},
+    "a\0b", "\ud800", float("nan"), {"role": 7}, {"type": [1], "role": "assistant"},
+)  # fmt: skip
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_no_value_in_any_place_of_an_export_is_more_than_a_bad_row(
+    shared: Home, data: st.DataObject
+) -> None:
+    row = data.draw(st.sampled_from(exported()))
+    place: Any = row
+    while isinstance(place, dict | list) and place:
+        key = data.draw(st.sampled_from([*place] if isinstance(place, dict) else range(len(place))))
+        if not isinstance(place[key], dict | list) or not place[key] or data.draw(st.booleans()):
+            place[key] = data.draw(st.sampled_from(JUNK))
+            break
+        place = place[key]
+    import_file(shared, io.BytesIO(json.dumps(row).encode()), skip_bad=True)
