@@ -1,7 +1,7 @@
 """Rows of CSV: columns by name, of text, separated by commas, tabs or semicolons.
 
-The first line names the columns. A cell is text, an empty one is a missing value, and what a format
-wants to be something else than text is made of it by :class:`~agentpref.prefer.formats.RowReader`.
+The first line names the columns. A cell is text, an empty one is a missing value, and
+``rowreader.py`` makes of it what a format wants to be something else than text.
 The parser is Python's own, which also bounds a cell: 131,072 characters.
 """
 

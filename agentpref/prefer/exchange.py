@@ -1,17 +1,18 @@
-"""Import and export of preference data in files.
+"""Import and export of files: preference data, and what other products logged.
 
 A row becomes runs and what was said of them: two answers make two runs and a comparison, a single
 answer makes a run and a thumb. Their ids are hashes of their content, so that a row adds nothing
-the second time, whichever file and format it comes in. A known row keeps its first tag.
+the second time, whichever file and format it comes in. A known row keeps its first tag. Runs and
+scores of other products keep their own times, threads and authors; ``intake.py`` adds them.
 
 An import streams: it commits every :data:`~agentpref.prefer.rowfiles.BATCH_ROWS` rows, so that
 memory is bounded and a bad row undoes only its own batch. An export writes the whole file or
-nothing. ``formats/`` defines the rows, ``rowfiles.py`` the files that hold them.
+nothing. ``formats/`` defines the rows, ``rowreader.py`` detects them, and ``rowfiles.py`` reads the
+files that hold them.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sqlite3
 import time
@@ -23,19 +24,20 @@ from itertools import permutations
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-import orjson
-
 from agentpref import plugins
-from agentpref.errors import ExchangeError, RedactionFailed
+from agentpref.errors import AgentprefError, ConfigError, ExchangeError, RedactionFailed
 from agentpref.home import Home, StrPath
 from agentpref.prefer.examples import ExampleSet, build_examples
-from agentpref.prefer.formats import Format, PreferenceRecord, RowReader
+from agentpref.prefer.formats import Format, PreferenceRecord
+from agentpref.prefer.intake import Intake, LoggedRows, add_logged, content_id
 from agentpref.prefer.jsonrows import Found, Meter, Parsed
+from agentpref.prefer.logged import LogFormat
 from agentpref.prefer.rowfiles import batches, name_of, read_rows, write_rows
+from agentpref.prefer.rowreader import LoggedRow, RowReader
 from agentpref.record.database import connect, transaction, translated
 from agentpref.record.ingest.redaction import Redact
 from agentpref.record.keys import registered
-from agentpref.record.messages import IMPORT_ID, Linker, RunRow, canonical, run_row
+from agentpref.record.messages import Linker, RunRow, canonical, run_row
 from agentpref.record.scales import UNIT
 from agentpref.record.store import Store
 from agentpref.types import SOURCES, Comparison, Example, Feedback, Run, Source
@@ -48,7 +50,9 @@ class Imported:
     ``added`` and ``known`` count the rows that were new and those that the home had; ``bad`` counts
     the rows that were skipped. ``bytes_read`` and ``bytes_total`` measure the file (0: not known).
     ``ignored`` names the columns that the format of a row does not read, and counts the rows with
-    something in them; ``input.user`` is one inside another.
+    something in them; ``input.user`` is one inside another. ``left_out`` counts the rows of a log
+    that are neither a run nor a score of one, by what they are. A row is a line or an item, or, of
+    a log, what it holds one of: a span, an observation, a score.
     """
 
     added: int
@@ -57,6 +61,7 @@ class Imported:
     bytes_read: int
     bytes_total: int
     ignored: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +98,13 @@ def import_file(
     namespace: str = "default",
     format: str | None = None,
     tag: str | None = None,
-    source: Source = "human",
+    source: Source | None = None,
     user_id: str | None = None,
     redact: Redact | None = None,
     skip_bad: bool = False,
     on_progress: Callable[[Imported], None] | None = None,
 ) -> Imported:
-    """Read a file of preference data into a home.
+    """Read a file of preference data, or of the runs and scores of another product, into a home.
 
     Args:
         home: the home to write to.
@@ -107,9 +112,10 @@ def import_file(
             bytes, such as ``sys.stdin.buffer``.
         namespace: the namespace of the runs.
         format: the registered format of all rows; by default the keys of each row tell.
-        tag: the domain tag of all rows; by default each row's own ``tag`` column.
-        source: who judged: ``"human"``, ``"model"`` or ``"code"``.
-        user_id: the person or the judge; stored as a keyed hash.
+        tag: the domain tag of all rows; by default each row's own.
+        source: who judged: ``"human"``, ``"model"`` or ``"code"``; by default what each row says,
+            else ``"human"``.
+        user_id: the person or the judge, by default whom each row names; stored as a keyed hash.
         redact: takes each text before it is stored, and returns the text to store.
         skip_bad: count bad rows and continue; by default the first one ends the import.
         on_progress: called after every batch.
@@ -122,33 +128,53 @@ def import_file(
         MissingDependency: the file is Parquet, and pyarrow is not installed.
     """
     reader = RowReader(format)
-    if source not in SOURCES:
+    if source is not None and source not in SOURCES:
         known = ", ".join(map(repr, SOURCES))
         raise ExchangeError(f"source is {source!r}; pass one of {known}")
     for name, text in (("namespace", namespace), ("tag", tag)):
         if text is not None and not (text and text.isprintable()):
             raise ExchangeError(f"{name} is {text!r}; pass printable text")
     meter, counts, name = Meter(), Counter[str](), name_of(path)
+    left_out = Counter[str]()
 
     def so_far() -> Imported:
         ignored = dict(sorted((meter.unread + reader.ignored).items()))
         rows = (counts["added"], counts["known"], counts["bad"])
-        return Imported(*rows, meter.read, meter.total, ignored)
+        return Imported(*rows, meter.read, meter.total, ignored, dict(sorted(left_out.items())))
 
-    def recorded_rows(found: Iterable[Found], context: ImportContext) -> Iterator[RecordedRow]:
-        for number, (place, fields) in enumerate(found, start=1):
-            row = RecordedRow()
+    def refuse(place: str, error: AgentprefError) -> None:
+        if not skip_bad or isinstance(error, RedactionFailed):
+            kind = RedactionFailed if isinstance(error, RedactionFailed) else ExchangeError
+            raise kind(f"{name}, {place}: {error}") from error
+
+    def recorded_rows(
+        found: Iterable[Found], context: ImportContext, intake: Intake
+    ) -> Iterator[RecordedRow | LoggedRows]:
+        for number, (place, record) in enumerate(_records(reader, found), start=1):
+            row: RecordedRow | LoggedRows = RecordedRow()
             try:
-                record = _record(reader, fields)
-                record = record if redact is None else record.redacted(redact)
-                row = recorded_row(record, context, number)
+                if isinstance(record, ExchangeError):
+                    raise record
+                if isinstance(record, PreferenceRecord):
+                    record = record if redact is None else record.redacted(redact)
+                    row = recorded_row(record, context, number)
+                else:
+                    row = intake.rows(place, *record)
             except (ExchangeError, RedactionFailed) as error:
-                if not skip_bad or isinstance(error, RedactionFailed):
-                    raise type(error)(f"{name}, {place}: {error}") from error
+                refuse(place, error)
             yield row
 
-    def size(row: RecordedRow) -> int:
+    def size(row: RecordedRow | LoggedRows) -> int:
         return sum(len(node.body) for run in row.runs for node in run.nodes)
+
+    def add(batch: Sequence[RecordedRow | LoggedRows], connection: sqlite3.Connection) -> None:
+        counts.update(_add([row for row in batch if isinstance(row, RecordedRow)], connection))
+        logged = [row for row in batch if isinstance(row, LoggedRows)]
+        for became, row, error in add_logged(logged, connection, namespace):
+            if error is not None:
+                refuse(row.place, error)
+            counts[became] += 1
+            left_out.update(row.left_out)
 
     with (
         closing(connect(home)) as connection,
@@ -159,12 +185,15 @@ def import_file(
         # memory, and in the write-ahead log, a large import takes 40 % less time.
         connection.execute("PRAGMA cache_size = -65536")
         connection.execute("PRAGMA wal_autocheckpoint = 8000")
-        pseudonym = None if user_id is None else registered(connection).name(user_id)
+        names = registered(connection)
+        pseudonym = None if user_id is None else names.name(user_id)
         file_name = os.fsencode(Path(name).name).decode(errors="replace")  # may be any bytes
-        context = ImportContext(namespace, tag, source, pseudonym, time.time(), file_name)
-        for batch in batches(recorded_rows(found, context), size):
+        by = source or "human"
+        context = ImportContext(namespace, tag, by, pseudonym, time.time(), file_name)
+        intake = Intake(namespace, tag, source, user_id, names, redact, file_name, Linker())
+        for batch in batches(recorded_rows(found, context, intake), size):
             with transaction(connection):
-                counts.update(_add(batch, connection))
+                add(batch, connection)
             if on_progress is not None:
                 on_progress(so_far())
     if not counts:
@@ -215,6 +244,18 @@ def file_examples(
     return build_examples(runs.values(), feedback, comparisons, held_out=1.0)
 
 
+def _records(
+    reader: RowReader, found: Iterable[Found]
+) -> Iterator[tuple[str, PreferenceRecord | LoggedRow | ExchangeError]]:
+    """Read the rows of a file, each with its place."""
+    for place, fields in found:
+        if isinstance(fields, ExchangeError):
+            yield place, fields
+            continue
+        for inside, record in reader.records(fields):
+            yield f"{place}, {inside}" if inside else place, record
+
+
 def _record(reader: RowReader, fields: Parsed) -> PreferenceRecord:
     """Read the fields of a row, unless they could not be read as such."""
     if isinstance(fields, ExchangeError):
@@ -242,7 +283,7 @@ def export_file(
             written; the old file is unchanged.
         MissingDependency: Parquet is wanted, and pyarrow is not installed.
     """
-    chosen: Format = plugins.load(plugins.FORMATS, format)
+    chosen: Format = writable(format)
     bad = 0
 
     def rows() -> Iterator[dict[str, Any]]:
@@ -259,6 +300,21 @@ def export_file(
 
     written = write_rows(rows(), chosen.columns, target)
     return Exported(written, bad)
+
+
+def writable(format: str) -> Format:
+    """Load the format of an export.
+
+    Raises:
+        ConfigError: no format is registered under that name, or it is only read.
+    """
+    chosen: Format | LogFormat = plugins.load(plugins.FORMATS, format)
+    if isinstance(chosen, LogFormat):
+        raise ConfigError(
+            f"format is {format!r}, which is only read; export as 'preference', or name another "
+            "format of preference data"
+        )
+    return chosen
 
 
 def record_of(example: Example) -> PreferenceRecord:
@@ -289,7 +345,7 @@ def recorded_row(record: PreferenceRecord, context: ImportContext, number: int) 
     for message in record.completions:
         node = linker.answer(prompt_id, message)
         run = Run(
-            run_id=_content_id("run", context.namespace, node.id, *asked),
+            run_id=content_id("run", context.namespace, node.id, *asked),
             namespace=context.namespace,
             created_at=at,
             prompt=record.prompt,
@@ -303,20 +359,16 @@ def recorded_row(record: PreferenceRecord, context: ImportContext, number: int) 
     by = context.source, context.user_id
     if len(runs) == 1:
         run_id, liked = runs[0].run_id, record.labels[0] > 0
-        thumb_id = _content_id("thumb", run_id, liked, *by)
+        thumb_id = content_id("thumb", run_id, liked, *by)
         thumb = Feedback(thumb_id, run_id, at, "thumbs", float(liked), None, None, *by, scale=UNIT)
         return RecordedRow(runs, [thumb])
     judged = zip(record.labels, (run.run_id for run in runs), strict=True)
     comparisons = [
-        Comparison(_content_id("comparison", better, worse, *by), at, better, worse, "a", *by)
+        Comparison(content_id("comparison", better, worse, *by), at, better, worse, "a", *by)
         for (high, better), (low, worse) in permutations(judged, 2)
         if high > low
     ]
     return RecordedRow(runs, comparisons)
-
-
-def _content_id(*parts: object) -> str:
-    return IMPORT_ID + hashlib.blake2b(orjson.dumps(parts), digest_size=16).hexdigest()
 
 
 def _add(batch: Sequence[RecordedRow], connection: sqlite3.Connection) -> Iterator[str]:

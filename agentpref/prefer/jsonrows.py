@@ -1,4 +1,6 @@
-"""Rows of JSON: one object on each line, or the items of one list, read in bounded memory.
+"""Rows of JSON: objects on a line each, or spread over lines, or the items of one list.
+
+They are read in bounded memory.
 
 Python and pandas write NaN, which is not JSON. In a column it is a missing value; inside a value
 that is wanted it is an error of its row. A column that is not wanted never spoils a row.
@@ -33,6 +35,8 @@ _UTF8_CURE = "convert the file, for example with `iconv -f LATIN1 -t UTF-8`"
 
 _NOT_FINITE = Decimal("1e999999")
 """What stands for NaN and the infinities in a JSON list, where ijson would stop."""
+_SPREAD = re.compile(rb"\{[ \t]*\r?\n|\{[^\n]*[\[{,][ \t]*\r?\n")
+"""How an object begins that is written over several lines, which a row on one line never does."""
 _BARE_WORD = re.compile(rb'\\.|"|NaN|-?Infinity', re.DOTALL)
 _ESCAPED = re.compile(rb"\\.", re.DOTALL)
 _CUT_WORD = re.compile(rb"(?:\\+|-|-?I[nfity]{0,6}|(?<!Na)Na?)\Z")
@@ -94,9 +98,19 @@ def _almost_json(line: bytes, wanted: Collection[str]) -> Parsed | None:
     return row
 
 
-def items(file: IO[bytes], wanted: Collection[str], meter: Meter) -> Iterator[Found]:
-    """Yield the items of one JSON list; ijson cannot go on if it breaks off or text follows."""
-    number, row_start, depth, item = 1, meter.read, -1, ijson.ObjectBuilder()
+def is_spread(start: bytes) -> bool:
+    """Whether a file begins with an object that is written over several lines."""
+    return _SPREAD.match(start) is not None
+
+
+def items(
+    file: IO[bytes], wanted: Collection[str], meter: Meter, *, listed: bool = True
+) -> Iterator[Found]:
+    """Yield the items of one JSON list, or objects that follow one another, if not ``listed``.
+
+    ijson cannot go on if it breaks off, or if other text follows.
+    """
+    number, row_start, depth, item = 1, meter.read, -1 if listed else 0, ijson.ObjectBuilder()
 
     def chunks() -> Iterator[bytes]:
         while chunk := file.read(CHUNK_BYTES):
@@ -106,7 +120,8 @@ def items(file: IO[bytes], wanted: Collection[str], meter: Meter) -> Iterator[Fo
             yield chunk
 
     try:
-        for event, scalar in ijson.basic_parse(ijson.from_iter(_finite_chunks(chunks()))):
+        text = ijson.from_iter(_finite_chunks(chunks()))
+        for event, scalar in ijson.basic_parse(text, multiple_values=not listed):
             above, depth = depth, depth + _DEEPER.get(event, 0)
             if min(above, depth) >= 0 and max(above, depth) <= MAX_DEPTH:
                 item.event(event, scalar)

@@ -128,6 +128,8 @@ def _rows(
         yield from csvrows.rows(file, wanted, meter, delimiter)
     elif start.startswith(b"["):
         yield from jsonrows.items(file, wanted, meter)
+    elif jsonrows.is_spread(start):
+        yield from jsonrows.items(file, wanted, meter, listed=False)
     else:
         yield from jsonrows.lines(file, wanted, meter)
 

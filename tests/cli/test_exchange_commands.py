@@ -10,6 +10,8 @@ from pathlib import Path
 import orjson
 import pytest
 
+from agentpref import plugins
+
 
 def read(file: Path) -> list[dict]:
     return [orjson.loads(line) for line in file.read_bytes().splitlines()]
@@ -235,3 +237,35 @@ def test_an_export_that_gzip_packs_is_imported_again(run, filled, tmp_path) -> N
     assert "added 40" in run("import", file, "--home", tmp_path / "other").out
     assert len(run("export", "-o", "-").out.splitlines()) == 40
     assert not Path("-").exists()
+
+
+def test_a_log_of_another_product_says_what_was_left_out_and_what_to_import_first(
+    run, home, tmp_path
+) -> None:
+    run("init")
+    step = {"id": "o", "traceId": "t", "type": "SPAN", "startTime": "2026-11-01T00:00:00Z"}
+    called = {**step, "id": "p", "type": "GENERATION", "input": "Why?", "output": "So.", "x": 1}
+    said = {"id": "s", "name": "user-feedback", "source": "API", "dataType": "BOOLEAN",
+            "value": 1, "traceId": "t", "timestamp": "2026-11-02T00:00:00Z"}  # fmt: skip
+    runs, scores = tmp_path / "runs.jsonl", tmp_path / "scores.jsonl"
+    runs.write_bytes(orjson.dumps(step) + b"\n" + orjson.dumps(called))
+    scores.write_bytes(orjson.dumps(said))
+    assert "import the file with the runs first" in run("import", scores, exits=1).err
+    assert run("import", runs).out.splitlines() == [
+        "added 1, known already 0",
+        "left out, as they are no model call and no score of one: "
+        "langfuse: observation of type SPAN (1)",
+        "columns that were not read, and in how many rows: x (1)",
+    ]
+    assert run("import", scores, "--format", "langfuse", "--json").json["added"] == 1
+    assert run("stats", "--json").json["feedback"] == 1
+
+
+def test_the_help_of_import_lists_the_formats_that_are_registered(run) -> None:
+    shown = run("import", "--help").out
+    for name in plugins.names(plugins.FORMATS):
+        assert name in shown
+
+
+def test_a_format_of_logs_is_no_format_of_an_export(run, filled) -> None:
+    assert "which is only read" in run("export", "--format", "otlp", exits=2).err

@@ -7,25 +7,22 @@ and writes a record as a row. Formats register by name in the entry-point group
     [project.entry-points."agentpref.formats"]
     openai = "agentpref.prefer.formats.openai:OPENAI"
 
-``--format`` takes the registered names. Without it, :class:`RowReader` detects the format of each
-row by the row's keys. It counts the columns that a format leaves unread, and refuses pictures and
-sounds. The functions at the end are steps that several formats share.
+``--format`` takes the registered names. Without it, ``rowreader.py`` detects the format of each row
+by the row's keys. Formats of what other products logged are a
+:class:`~agentpref.prefer.logged.LogFormat`, and register in the same group. The functions at the
+end are steps that several formats share.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from itertools import islice
-from math import isfinite, isnan
+from math import isfinite
 from typing import Any, TypeAlias
 
 import orjson
 
-from agentpref import plugins
-from agentpref.errors import ExchangeError, InvalidMessage, described
+from agentpref.errors import ExchangeError, described
 from agentpref.record.ingest.redaction import Redact, redacted
 from agentpref.record.messages import ROLES, check_output, prompt_of
 from agentpref.types import Message, Prompt
@@ -106,96 +103,6 @@ class Format:
         return frozenset([*self.columns, *self.optional, *(key for s in self.shapes for key in s)])
 
 
-class RowReader:
-    """Reads rows of one format, or detects the format of each row by its keys.
-
-    The format that lacks the fewest keys is taken. Of several, one that reads the row's ``prompt``
-    goes first, then the one that requires the most keys, then the first by name.
-
-    Raises:
-        ConfigError: no format is registered under the name, or one cannot be loaded.
-    """
-
-    def __init__(self, format: str | None = None) -> None:
-        names = plugins.names(plugins.FORMATS) if format is None else (format,)
-        self._formats: dict[str, Format] = {n: plugins.load(plugins.FORMATS, n) for n in names}
-        self._nearest = lru_cache(maxsize=64)(self._nearest_shape)
-        self.keys = frozenset(MEDIA).union(*(one.keys for one in self._formats.values()))
-        """Every key that the formats know. Other keys of a row are ignored."""
-        self.ignored = Counter[str]()
-        """The keys that were ignored so far, and how many rows had them, with something in them."""
-
-    def read(self, row: Fields) -> PreferenceRecord:
-        """Read one row; raise ``ExchangeError`` if it is not what its format requires.
-
-        A null and NaN, which pandas writes for it, are as if the key was not there.
-        """
-        given = {key: value for key, value in row.items() if not _is_missing(value)}
-        if isinstance(row, TextRow):
-            given = {key: value for key, value in given.items() if value}
-            columns = self._formats[self._nearest(frozenset(given))[0]].columns
-            given = {key: _typed(value, columns.get(key)) for key, value in given.items()}
-        record = self._read(given)
-        self.ignored.update(_ignored(given, self._formats[self._nearest(frozenset(given))[0]]))
-        return record
-
-    def _read(self, given: Fields) -> PreferenceRecord:
-        name, shape = self._nearest(frozenset(given))
-        missing = [key for key in shape if key not in given]
-        if missing:
-            raise ExchangeError(
-                f"the row has the keys {_quoted(islice(given, 12))} and lacks {_quoted(missing)}; "
-                f"write {_quoted(shape)} in every row of the {name} format"
-            )
-        for key in MEDIA:
-            shown = given.get(key)
-            is_empty = isinstance(shown, list) and all(item is None for item in shown)
-            if shown and not is_empty and key not in self._formats[name].keys:
-                raise ExchangeError(
-                    f"the row has {key!r}, and agentpref would train its text without them; leave "
-                    f"the row out with --skip-bad, or remove the column if the text needs no {key}"
-                )
-        try:
-            return self._formats[name].read(given)
-        except InvalidMessage as error:
-            raise ExchangeError(str(error)) from error
-        except RecursionError as error:
-            raise ExchangeError("the row is nested too deeply; flatten it") from error
-
-    def _nearest_shape(self, keys: frozenset[str]) -> tuple[str, tuple[str, ...]]:
-        def distance(candidate: tuple[str, tuple[str, ...]]) -> tuple[int, bool, int, str]:
-            name, shape = candidate
-            ignores_prompt = "prompt" in keys - self._formats[name].keys
-            return len({*shape} - keys), ignores_prompt, -len(shape), name
-
-        return min(((n, s) for n, one in self._formats.items() for s in one.shapes), key=distance)
-
-
-def _is_missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and isnan(value))
-
-
-def _typed(text: str, column: Any) -> Any:
-    """What a cell of text says, where a format wants a flag, or names and values under keys.
-
-    Text and messages stay text: those who read a format read messages that are written as JSON.
-    """
-    if column == "flag":
-        return _FLAGS.get(text.strip().lower(), text)
-    inner = column[0] if isinstance(column, list) else column
-    if not isinstance(inner, Mapping):
-        return text
-    try:
-        value = orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return text
-    item = value[0] if isinstance(column, list) and isinstance(value, list) and value else value
-    return value if isinstance(item, dict) and item.keys() & inner.keys() else text
-
-
-_FLAGS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
-
-
 def _number(label: Any) -> float | None:
     """A label as a finite number; also a decimal, and a number or bool of numpy."""
     try:
@@ -203,28 +110,6 @@ def _number(label: Any) -> float | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return number if number is not None and isfinite(number) else None
-
-
-def _ignored(given: Fields, format: Format) -> set[str]:
-    """Name the keys of a row that a format does not read; ``input.user`` is one inside a value."""
-    ignored = given.keys() - format.keys - {*MEDIA}  # of those, only empty ones come so far
-    if not isinstance(given.get("tag", ""), str):
-        ignored |= {"tag"}
-
-    def look(value: Any, column: Any, path: str) -> None:
-        if isinstance(column, list) and isinstance(value, list):
-            for item in value:
-                look(item, column[0], path)
-        elif isinstance(column, Mapping) and isinstance(value, dict):
-            for key, inner in value.items():
-                if key in column:
-                    look(inner, column[key], f"{path}.{key}")
-                elif inner is not None:
-                    ignored.add(f"{path}.{key}")
-
-    for key, column in format.columns.items():
-        look(given.get(key), column, key)
-    return {*ignored}
 
 
 def require(fits: object, name: str, value: object, cure: str) -> None:
@@ -375,5 +260,6 @@ def require_no_arguments(record: PreferenceRecord) -> None:
     require(not arguments, "chat_template_kwargs", dict(arguments), cure)
 
 
-def _quoted(keys: Iterable[str]) -> str:
+def quoted(keys: Iterable[str]) -> str:
+    """Name keys in a message."""
     return ", ".join(map(repr, keys)) or "none"

@@ -1,4 +1,4 @@
-"""`import` and `export`: preference data in files."""
+"""`import` and `export`: preference data in files, and the logs of other products."""
 
 from __future__ import annotations
 
@@ -19,10 +19,8 @@ if TYPE_CHECKING:
     from agentpref.types import Example, Progress
 
 _STANDARD = Path("-")
-_FORMAT = (
-    "Format of the rows: preference, unpaired, openai, llamafactory, "
-    "or one that a package registers"
-)
+_PREFERENCES = "preference, unpaired, openai, llamafactory"
+_LOGS = "langfuse, langsmith, otlp, open-webui, mlflow, phoenix"
 
 
 def import_(
@@ -37,15 +35,23 @@ def import_(
     home: options.Home = None,
     namespace: options.Namespace = "default",
     format: Annotated[
-        str | None, typer.Option(metavar="NAME", help=f"{_FORMAT} [default: each row's keys tell].")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help=f"Format of the rows. Preference data: {_PREFERENCES}. Runs and scores: {_LOGS}. "
+            "Or one that a package registers [default: each row's keys tell].",
+        ),
     ] = None,
     tag: Annotated[
         str | None,
-        typer.Option(metavar="TAG", help="Tag of every row [default: its column `tag`]."),
+        typer.Option(metavar="TAG", help="Tag of every row [default: the row's own]."),
     ] = None,
-    source: Annotated[Source, typer.Option(help="Who judged.")] = "human",
+    source: Annotated[
+        Source | None, typer.Option(help="Who judged [default: what a row says, else human].")
+    ] = None,
     user_id: Annotated[
-        str | None, typer.Option(metavar="ID", help="Which person or judge it was.")
+        str | None,
+        typer.Option(metavar="ID", help="Which person or judge it was [default: what a row says]."),
     ] = None,
     redact: Annotated[
         bool, typer.Option("--redact", help="Remove addresses, numbers and keys from all texts.")
@@ -56,9 +62,10 @@ def import_(
     quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Read preferences from a file, in TRL's, OpenAI's or LLaMA-Factory's format.
+    """Read preferences, or the runs and scores that another product logged, from a file.
 
-    The first line of CSV names the columns. Importing the same file again adds nothing.
+    Preferences are in TRL's, OpenAI's or LLaMA-Factory's format. The first line of CSV names the
+    columns. Importing the same file again adds nothing.
     """
     from agentpref.home import Home
     from agentpref.prefer.exchange import import_file
@@ -84,6 +91,9 @@ def import_(
         )
     text = f"added {done.added}, known already {done.known}"
     print_result(as_json, asdict(done), lambda: say(text, GOOD))
+    if done.left_out and not as_json:
+        kinds = ", ".join(f"{kind} ({rows})" for kind, rows in done.left_out.items())
+        say(f"left out, as they are no model call and no score of one: {kinds}", WARN)
     if done.ignored and not as_json:
         columns = ", ".join(f"{name} ({rows})" for name, rows in done.ignored.items())
         say(f"columns that were not read, and in how many rows: {columns}", WARN)
@@ -104,7 +114,13 @@ def export(
             "[default: standard output, also named -].",
         ),
     ] = None,
-    format: Annotated[str, typer.Option(metavar="NAME", help=f"{_FORMAT}.")] = "preference",
+    format: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help=f"Format of the rows: {_PREFERENCES}, or one that a package registers.",
+        ),
+    ] = "preference",
     split: Annotated[
         Literal["all", "train", "held-out"], typer.Option(help="Which side of the split.")
     ] = "all",
@@ -119,15 +135,14 @@ def export(
 
     Importing the file gives the same examples again.
     """
-    from agentpref import plugins
     from agentpref.prefer.examples import read_examples
-    from agentpref.prefer.exchange import export_file
+    from agentpref.prefer.exchange import export_file, writable
     from agentpref.record.store import Store
 
     output = None if output == _STANDARD else output
     if as_json and output is None:
         raise typer.BadParameter("--json needs --output: the rows go to standard output")
-    completions = plugins.load(plugins.FORMATS, format).completions
+    completions = writable(format).completions
     with options.reading(home, namespace) as connection:
         share = options.held_out_share(connection, namespace, held_out)
         found = read_examples(Store(connection), namespace, held_out=share)

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from agentpref.errors import ExchangeError
 from agentpref.prefer import csvrows, jsonrows
-from agentpref.prefer.formats import RowReader, TextRow
+from agentpref.prefer.formats import TextRow
 from agentpref.prefer.jsonrows import Meter
 from agentpref.prefer.rowfiles import read_rows
+from agentpref.prefer.rowreader import RowReader
 
 WANTED = {"prompt", "chosen", "rejected", "completion", "label", "tag"}
 PAIRS = b"prompt,chosen,rejected\nHow?,So.,No.\n"

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from agentpref.errors import ExchangeError
 from agentpref.home import Home
 from agentpref.prefer.exchange import Imported, import_file
-from agentpref.prefer.formats import RowReader
+from agentpref.prefer.rowreader import RowReader
 from agentpref.record.database import connect
 from agentpref.record.ingest.redaction import redact
 from agentpref.record.integrity import examine

@@ -14,7 +14,8 @@ from agentpref.errors import ConfigError, ExchangeError
 from agentpref.home import Home
 from agentpref.prefer.examples import read_examples
 from agentpref.prefer.exchange import export_file, import_file
-from agentpref.prefer.formats import Fields, Format, PreferenceRecord, RowReader, record_of_row
+from agentpref.prefer.formats import Fields, Format, PreferenceRecord, record_of_row
+from agentpref.prefer.rowreader import RowReader
 from agentpref.record.database import connect
 from agentpref.record.messages import prompt_of
 from agentpref.record.store import Store

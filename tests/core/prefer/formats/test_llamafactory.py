@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from agentpref.errors import ExchangeError
-from agentpref.prefer.formats import PreferenceRecord, RowReader, llamafactory
+from agentpref.prefer.formats import PreferenceRecord, llamafactory
+from agentpref.prefer.rowreader import RowReader
 from agentpref.record.messages import prompt_of
 from agentpref.types import Message
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from agentpref.errors import ExchangeError
-from agentpref.prefer.formats import PreferenceRecord, RowReader, openai
+from agentpref.prefer.formats import PreferenceRecord, openai
+from agentpref.prefer.rowreader import RowReader
 from agentpref.record.messages import prompt_of
 
 ASKED = [{"role": "user", "content": "How cold is San Francisco today?"}]

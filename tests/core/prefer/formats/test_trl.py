@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentpref.errors import ExchangeError
-from agentpref.prefer.formats import PreferenceRecord, RowReader, llamafactory, openai
+from agentpref.prefer.formats import PreferenceRecord, llamafactory, openai
 from agentpref.prefer.formats.trl import write_preference, write_unpaired
+from agentpref.prefer.rowreader import RowReader
 from agentpref.record.messages import prompt_of
 from agentpref.types import Message, Prompt
 
