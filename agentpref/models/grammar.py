@@ -16,7 +16,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from agentpref.errors import AgentprefError, ConfigError, MissingDependency, TemplateRefused, described
+from agentpref.errors import (
+    AgentprefError,
+    ConfigError,
+    MissingDependency,
+    TemplateRefused,
+    described,
+)
 from agentpref.models.reasons import LEFT_OUT, Objection
 from agentpref.models.template import ChatTemplate
 from agentpref.models.tool_calls import CALL_BEGINS, CALL_ENDS, assistant_message

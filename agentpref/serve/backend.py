@@ -136,7 +136,9 @@ class GenerationRequest:
         _check_response_format(self.response_format)
         if self.tool_choice == "none":
             object.__setattr__(self, "tools", ())
-        if (size := sum(map(_length, (self.messages, self.tools, self.response_format)))) > MAX_CHARACTERS:
+        if (
+            size := sum(map(_length, (self.messages, self.tools, self.response_format)))
+        ) > MAX_CHARACTERS:
             raise ConfigError(
                 f"the messages, tools and schemas have {size:,} characters, but must have at most "
                 f"{MAX_CHARACTERS:,}; shorten them"

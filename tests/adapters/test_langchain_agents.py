@@ -62,9 +62,7 @@ def test_every_call_of_an_agent_is_answered_by_the_revision_of_its_thread(router
     seen = {}
     for n in range(8):
         found = agent.invoke({"messages": [("user", "open?")]}, in_thread(f"t{n}"))["messages"]
-        revisions = {
-            m.response_metadata["revision"] for m in found if isinstance(m, AIMessage)
-        }
+        revisions = {m.response_metadata["revision"] for m in found if isinstance(m, AIMessage)}
         with router.acquire(thread_id=f"t{n}") as lease:
             assert revisions == {lease.revision}
         assert found[-1].text == f"{lease.revision} says closed"
@@ -86,9 +84,7 @@ def test_the_async_form_routes_threads_too(router: Router) -> None:
 
 def test_a_page_gets_the_run_of_what_an_agent_answered(router: Router, log: Log, runs) -> None:
     callback = AgentprefCallback(log)
-    state = agent_over(router).invoke(
-        {"messages": [("user", "open?")]}, in_thread("t1", callback)
-    )
+    state = agent_over(router).invoke({"messages": [("user", "open?")]}, in_thread("t1", callback))
     run_id = callback.run_of(state)
     assert run_id == callback.run_of(state["messages"]) == callback.run_of(state["messages"][-1])
     log.thumbs(run_id, up=False)

@@ -136,10 +136,12 @@ def test_a_model_that_knows_no_tools_is_named(served: Served, tmp_path: Any) -> 
 
     base = load_base(served.base)
     template = base.tokenizer.chat_template
-    base.tokenizer.chat_template = template.replace("for call in message.tool_calls or []", "for call in []")
+    base.tokenizer.chat_template = template.replace(
+        "for call in message.tool_calls or []", "for call in []"
+    )
     backend = TransformersBackend(base)
     try:
-        with pytest.raises(GenerationFailed, match="cannot be held to this answer.*tool calls"):
+        with pytest.raises(GenerationFailed, match=r"cannot be held to this answer.*tool calls"):
             backend.generate(BASE, called())
         assert backend.generate(BASE, as_json()).finish_reason == "stop"
     finally:
@@ -165,7 +167,11 @@ def tiny() -> Iterator[TransformersBackend]:
 
 
 def test_the_bundled_model_fills_in_what_it_reads(tiny: TransformersBackend) -> None:
-    timer = {"type": "object", "properties": {"minutes": {"type": "string"}}, "required": ["minutes"]}
+    timer = {
+        "type": "object",
+        "properties": {"minutes": {"type": "string"}},
+        "required": ["minutes"],
+    }
     tool = {"type": "function", "function": {"name": "set_timer", "parameters": timer}}
     asked = {"role": "user", "content": "Set a timer of 25 minutes for the tea."}
     reply = tiny.generate(BASE, GenerationRequest((asked,), (tool,), tool_choice="any"))

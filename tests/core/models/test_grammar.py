@@ -20,9 +20,10 @@ from agentpref.types import Prompt
 ASKED = ({"role": "user", "content": "What is the tide?"},)
 QWEN = (
     "{%- for tool in tools or [] %}{{ tool | tojson }}{% endfor %}"
-    "{%- for m in messages %}<|im_start|>{{ m.role }}{% if m.content %}{{ '\n' + m.content }}{% endif %}"
+    "{%- for m in messages %}<|im_start|>{{ m.role }}"
+    "{% if m.content %}{{ '\n' + m.content }}{% endif %}"
     "{%- for call in m.tool_calls or [] %}"
-    "{{ '\n<tool_call>\n{\"name\": \"' + call.function.name + '\", \"arguments\": ' }}"
+    '{{ \'\n<tool_call>\n{"name": "\' + call.function.name + \'", "arguments": \' }}'
     "{{ call.function.arguments | tojson }}{{ '}\n</tool_call>' }}"
     "{%- endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -226,6 +227,8 @@ def test_a_template_whose_calls_cannot_be_read_back_is_refused(template: str, wh
 
 
 def test_a_template_that_opens_a_thought_is_refused() -> None:
-    grammars = AnswerGrammars(templated(QWEN.replace("assistant\n{% endif", "assistant\n<think>\n{% endif")))
+    grammars = AnswerGrammars(
+        templated(QWEN.replace("assistant\n{% endif", "assistant\n<think>\n{% endif"))
+    )
     with pytest.raises(TemplateRefused, match="opens each answer with <think>"):
         grammars.write(Prompt("", ASKED), "auto", ANSWER)
