@@ -35,8 +35,13 @@ from langchain_core.messages.ai import UsageMetadata
 from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
 from langchain_core.output_parsers import BaseOutputParser, JsonOutputParser, PydanticOutputParser
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableMap, ensure_config
-from langchain_core.runnables import RunnablePassthrough
+from langchain_core.runnables import (
+    Runnable,
+    RunnableConfig,
+    RunnableMap,
+    RunnablePassthrough,
+    ensure_config,
+)
 from langchain_core.runnables.config import run_in_executor
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
@@ -53,7 +58,7 @@ __all__ = ["AgentprefCallback", "AgentprefChatModel", "CallbackCounts"]
 
 _SAMPLING = ("max_tokens", "temperature", "top_p", "seed")
 _PER_CALL = (*_SAMPLING, "tools", "tool_choice", "response_format", "thread_id")
-# What LangChain passes along with these: its own switch, and settings of OpenAI's that are always on.
+# What LangChain passes along: its own switch, and a setting of OpenAI's that is always on here.
 _PASSED = ("stream", "strict")
 
 Messages: TypeAlias = "list[BaseMessage]"

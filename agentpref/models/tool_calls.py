@@ -92,7 +92,7 @@ class CallStream:
     """The text of an answer and its tool calls, while the answer comes in pieces.
 
     Text comes out as soon as it is certainly none of a call, and a call once it is complete. The
-    pieces together are the content and the calls of :func:`assistant_message`, whose ``turn`` it is.
+    pieces together are what :func:`assistant_message` reads from the whole, for the same ``turn``.
     """
 
     def __init__(self, *, turn: int = 0) -> None:

@@ -15,6 +15,7 @@ from langchain_tests.unit_tests import ChatModelUnitTests
 from pydantic import BaseModel
 from taught import Lesson, teach
 
+from agentpref.home import Home
 from agentpref_adapters.langchain import AgentprefChatModel
 from agentpref_adapters.transformers import open_router
 
@@ -60,9 +61,12 @@ LESSONS = [
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _served(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[None]:
+def _served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The router that the suites' models ask; they take no fixtures of ours."""
-    with open_router(teach(tmp_path_factory.mktemp("taught"), LESSONS), model="tiny") as router:
+    root = tmp_path_factory.mktemp("suites")
+    Home.create(root / "home")
+    model = teach(root / "taught", LESSONS)
+    with open_router(root / "home", model=str(model)) as router:
         On.params = {"router": router, "model": "tiny"}
         yield
     On.params = {}

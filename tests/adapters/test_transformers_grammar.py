@@ -141,7 +141,7 @@ def test_a_model_that_knows_no_tools_is_named(served: Served, tmp_path: Any) -> 
     )
     backend = TransformersBackend(base)
     try:
-        with pytest.raises(GenerationFailed, match="cannot be held to this answer.*tool calls"):
+        with pytest.raises(GenerationFailed, match=r"cannot be held to this answer.*tool calls"):
             backend.generate(BASE, called())
         assert backend.generate(BASE, as_json()).finish_reason == "stop"
     finally:
@@ -177,3 +177,24 @@ def test_the_bundled_model_fills_in_what_it_reads(tiny: TransformersBackend) -> 
     reply = tiny.generate(BASE, GenerationRequest((asked,), (tool,), tool_choice="any"))
     (call,) = reply.message["tool_calls"]
     assert json.loads(call["function"]["arguments"]) == {"minutes": "25"}
+
+
+def test_a_chat_records_what_was_asked_of_an_answer(served: Served, tmp_path: Any) -> None:
+    from contextlib import closing
+
+    import agentpref
+    from agentpref.home import Home
+    from agentpref_adapters.transformers import open_router
+
+    home = Home.create(tmp_path / "home")
+    with open_router(home, served.base) as router, closing(agentpref.Log(home.path)) as log:
+        chat = agentpref.Chat(log, router)
+        hello = [{"role": "user", "content": "hello"}]
+        chat.reply(hello, tools=[ADD], tool_choice="any", max_tokens=100)
+        chat.reply(hello, response_format=BY_SCHEMA)
+        chat.reply(hello)
+        log.flush(timeout=10)
+        called, by_schema, free = (run.params for run in home.runs())
+    assert called["tool_choice"] == "any"
+    assert by_schema["response_format"] == BY_SCHEMA
+    assert not {"tool_choice", "response_format"} & free.keys()

@@ -1,4 +1,4 @@
-"""Runs docs/langchain.md on a small random model, and checks what was logged."""
+"""Runs docs/langchain.md on the bundled model, and checks what was logged."""
 
 from __future__ import annotations
 
@@ -14,21 +14,28 @@ from agentpref.record.database import connect
 from agentpref.record.store import Store
 
 
-def test_every_snippet_of_the_guide_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, random_base: Path
-) -> None:
+def test_every_snippet_of_the_guide_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AGENTPREF_HOME", raising=False)
     guide = (ROOT / "docs" / "langchain.md").read_text(encoding="utf-8")
     names: dict[str, Any] = {"__name__": "guide"}
-    list(play(guide.replace('"tiny"', repr(str(random_base))), tmp_path, names))
+    list(play(guide, tmp_path, names))
 
+    assert isinstance(names["timer"].minutes, str)
     assert names["answer"].response_metadata["revision"] == "base"
     home = Home.open(tmp_path / ".agentpref")
     with closing(connect(home, readonly=True)) as connection:
         store = Store(connection)
-        asked, served = store.runs("default")
+        asked, shown, served, routed = store.runs("default")
         feedback = [(said.run_id, said.key) for said in store.feedback("default")]
-    assert feedback == [(asked.run_id, "thumbs"), (asked.run_id, "correction")]
+    assert sorted(feedback) == sorted(
+        [
+            (asked.run_id, "thumbs"),
+            (asked.run_id, "correction"),
+            (shown.run_id, "thumbs"),
+            (routed.run_id, "thumbs"),
+        ]
+    )
+    assert (routed.thread_id, routed.revision) == ("conversation-9", "base")
     assert (asked.thread_id, served.thread_id) == ("conversation-7", "conversation-8")
     assert served.revision == "base"
     assert served.prompt.tools

@@ -20,7 +20,8 @@ from agentpref.types import Prompt
 ASKED = ({"role": "user", "content": "What is the tide?"},)
 QWEN = (
     "{%- for tool in tools or [] %}{{ tool | tojson }}{% endfor %}"
-    "{%- for m in messages %}<|im_start|>{{ m.role }}{% if m.content %}{{ '\n' + m.content }}{% endif %}"
+    "{%- for m in messages %}<|im_start|>{{ m.role }}"
+    "{% if m.content %}{{ '\n' + m.content }}{% endif %}"
     "{%- for call in m.tool_calls or [] %}"
     '{{ \'\n<tool_call>\n{"name": "\' + call.function.name + \'", "arguments": \' }}'
     "{{ call.function.arguments | tojson }}{{ '}\n</tool_call>' }}"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentpref.models.tool_calls import assistant_message, parse_rate
+from agentpref.models.tool_calls import CallStream, assistant_message, parse_rate
 
 CALL = '<tool_call>\n{"name": "search", "arguments": {"query": "tide"}}\n</tool_call>'
 
@@ -98,3 +98,27 @@ def test_the_parse_rate_is_the_share_of_written_calls_that_are_json_objects() ->
     assert parse_rate(["no call", ""]) is None
     assert parse_rate([CALL, f"{CALL} and <tool_call>[]</tool_call>"]) == pytest.approx(2 / 3)
     assert parse_rate([CALL, '<tool_call>{"name": "search", "arg']) == 0.5
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                *(CALL, CALL.replace("search", "shout"), "<tool_call>", "</tool_call>", " ", "\n"),
+                *("<tool_call>{no}</tool_call>", "Sure.", "<", "<tool", "text ", "é", "{}"),
+            ]
+        ),
+        max_size=7,
+    ),
+    st.integers(1, 30),
+)
+def test_the_pieces_of_a_stream_are_the_content_and_the_calls_of_the_whole(
+    parts: list[str], size: int
+) -> None:
+    text = "".join(parts)
+    stream = CallStream(turn=2)
+    pieces = [text[n : n + size] for n in range(0, len(text), size)]
+    found = [item for piece in pieces for item in stream.push(piece)] + [*stream.finish()]
+    whole = assistant_message(text, turn=2)
+    assert "".join(item for item in found if isinstance(item, str)) == whole["content"]
+    assert [item for item in found if isinstance(item, dict)] == whole.get("tool_calls", [])

@@ -36,6 +36,13 @@ ASK = ({"role": "user", "content": "Hello!"},)
         ("top_p", [1], "top_p is a list"),
         ("top_p", 0, "top_p is 0"),
         ("chat_template_kwargs", "x", "chat_template_kwargs is a str"),
+        ("tool_choice", None, "tool_choice is None, but must be 'auto', 'none', 'any'"),
+        ("tool_choice", "any", "tool_choice is 'any', but no tool is offered"),
+        ("tool_choice", "search", "tool_choice is 'search', but must be"),
+        ("response_format", "json", "response_format is a str of 4 characters, but must be"),
+        ("response_format", {"type": "xml"}, "response_format is of the type 'xml', but must be"),
+        ("response_format", {"type": "json_schema"}, "but must be {'type': 'json_object'} or"),
+        ("response_format", {"type": "json_schema", "json_schema": {"schema": 1}}, "but must be"),
     ],
 )
 def test_a_setting_of_the_wrong_type_or_size_is_named(name: str, value: Any, said: str) -> None:
@@ -61,3 +68,9 @@ def test_numbers_of_numpy_and_lists_are_taken() -> None:
     GenerationRequest(
         ASK, max_tokens=np.int64(5), temperature=np.float32(0.5), seed=np.int32(1), stop=["a"]
     )
+
+
+def test_no_tool_is_offered_where_none_may_be_called() -> None:
+    tool = {"type": "function", "function": {"name": "search"}}
+    assert GenerationRequest(ASK, (tool,), tool_choice="none").tools == ()
+    assert GenerationRequest(ASK, (tool,), tool_choice="search").tools == (tool,)
