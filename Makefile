@@ -7,6 +7,8 @@ VENV   ?= .venv
 ARGS   ?=
 # Another interpreter that has vLLM may be named: make test-vllm VLLM_PYTHON=.../bin/python
 VLLM_PYTHON ?= .venv-vllm/bin/python
+# The same for the chat frameworks: make test-apps APPS_PYTHON=.../bin/python
+APPS_PYTHON ?= .venv-apps/bin/python
 
 BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
@@ -17,7 +19,7 @@ SOURCES := agentpref adapters cli tests benchmarks docs examples
 TIMED   := ./.ci/timed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-real test test-faults test-vllm lint types imports tests fix docs wheel clean
+.PHONY: help demo demo-real test test-faults test-vllm test-apps lint types imports tests fix docs wheel clean
 
 help: ## List the targets
 	@echo "usage: make TARGET [ARGS=\"...\"] [PYTHON=python3.12] [VENV=.venv]"
@@ -51,6 +53,10 @@ test-faults: $(VENV)/.dev ## Kill, lock, fill and fork under load: what must sur
 test-vllm: $(VENV)/.dev $(VLLM_PYTHON) ## Serve and swap with a real vLLM, in an environment of its own (6 min)
 	@$(THREADS) $(TIMED) "vllm" $(BIN)/python -m pytest tests/vllm_server --vllm-python $(VLLM_PYTHON) $(ARGS)
 
+test-apps: $(APPS_PYTHON) ## Click thumbs in the real chat frameworks, in an environment of its own (3 min)
+	@./.ci/browser
+	@$(THREADS) $(TIMED) "apps" $(APPS_PYTHON) -m pytest tests/apps $(ARGS)
+
 fix: $(VENV)/.dev ## Format the code and repair what ruff can
 	@$(BIN)/ruff check --fix $(SOURCES)
 	@$(BIN)/ruff format $(SOURCES)
@@ -65,7 +71,7 @@ wheel: $(VENV)/.dev ## Build the wheel into dist/
 	@$(BIN)/python -m build --wheel
 
 clean: ## Remove the virtual environment and what tools left behind
-	rm -rf $(VENV) .venv-vllm dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-vllm .venv-apps dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -92,3 +98,11 @@ $(VENV)/.dev: $(SPEC) | $(BIN)/python
 	@touch $@
 
 .venv-vllm/bin/python: .venv-vllm/.made ;
+
+.venv-apps/.made: tests/apps/requirements.txt $(SPEC) | $(BIN)/python
+	@echo "installing the chat frameworks into .venv-apps (this takes two minutes or more) ..."
+	@$(PYTHON) -m venv .venv-apps
+	@.venv-apps/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt -r $<
+	@touch $@
+
+.venv-apps/bin/python: .venv-apps/.made ;
