@@ -21,6 +21,7 @@ import httpx
 import pytest
 
 from agentpref.home import Home
+from agentpref.prefer.examples import read_examples
 from agentpref.record.database import connect
 from agentpref.record.store import Store
 from agentpref.types import Feedback, Run
@@ -85,6 +86,13 @@ def logged(home: Home, namespace: str = "default") -> tuple[list[Run], list[Feed
     with closing(connect(home, readonly=True)) as connection:
         store = Store(connection)
         return list(store.runs(namespace)), list(store.feedback(namespace))
+
+
+def thumbs(home: Home) -> list[bool]:
+    """The lone thumbs that an update would see: those that count, and were not taken back."""
+    with closing(connect(home, readonly=True)) as connection:
+        found = read_examples(Store(connection), "default", held_out=0.0).examples
+    return [example.completions[0].label == 1 for example in found if example.lone]
 
 
 @pytest.fixture
