@@ -3,8 +3,8 @@
     pip install 'agentpref[chainlit,train]'
     chainlit run examples/chainlit_chat.py
 
-The home is `./.agentpref`, or $AGENTPREF_HOME. `agentpref update --model tiny` trains on the thumbs,
-and the page answers with what was learned.
+The home is `./.agentpref`, or $AGENTPREF_HOME. `agentpref update --model tiny` trains on what was
+said there, and the page answers with what was learned.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import Any
 
 from agentpref.errors import UnknownNamespace
 from agentpref.record.log import Log
-from agentpref.types import Feedback
+from agentpref.types import RETRACTION, Feedback
 
 _NEAR = 1_000
 """How many of the newest judgements are searched before all others."""
@@ -21,7 +21,10 @@ _FLUSH_SECONDS = 5.0
 
 
 def given(log: Log, app: str, feedback_id: str) -> Feedback | None:
-    """The newest feedback of a log that an app gave under an id; people take back what is new."""
+    """The newest feedback of a log that an app gave under an id, unless it was taken back.
+
+    The newest judgements of the log are searched first: people change and take back what is new.
+    """
     log.flush(_FLUSH_SECONDS)
     for limit in (_NEAR, None):
         found = None
@@ -29,6 +32,9 @@ def given(log: Log, app: str, feedback_id: str) -> Feedback | None:
             for row in log.home.feedback(log.namespace, limit=limit):
                 if about(row, app).get("feedback_id") == feedback_id:
                     found = row
+                elif row.key == RETRACTION and found is not None:
+                    is_it = (row.run_id, row.user_id) == (found.run_id, found.user_id)
+                    found = None if is_it and row.value["key"] in (None, found.key) else found
         except UnknownNamespace:  # nothing is logged here yet
             return None
         if found is not None:

@@ -150,7 +150,7 @@ class _Layer:
         is_deleted = await self._inner.delete_feedback(feedback_id)
         row = await asyncio.to_thread(given, self._log, _APP, feedback_id)
         if row is None:
-            _logger.warning("Chainlit's feedback %s was deleted, and is not in the log", feedback_id)
+            _logger.warning("Chainlit deleted feedback %s, which is not in the log", feedback_id)
             return is_deleted
         voter = _voter(about(row, _APP)["step_id"])
         await asyncio.to_thread(partial(self._log.retract, row.run_id, THUMBS, user_id=voter))

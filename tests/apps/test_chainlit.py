@@ -173,7 +173,7 @@ def test_a_thumb_that_only_the_app_knows_is_stored_and_said(
     with caplog.at_level(logging.WARNING, "agentpref"):
         asyncio.run(story())
     assert "step 'welcome'" in caplog.text
-    assert "deleted, and is not in the log" in caplog.text
+    assert "which is not in the log" in caplog.text
     assert [*log.home.feedback()] == []
 
 
