@@ -9,6 +9,8 @@ ARGS   ?=
 VLLM_PYTHON ?= .venv-vllm/bin/python
 # The same for the chat frameworks: make test-apps APPS_PYTHON=.../bin/python
 APPS_PYTHON ?= .venv-apps/bin/python
+# And one that has Open WebUI: make test-open-webui WEBUI_PYTHON=.../bin/python
+WEBUI_PYTHON ?= .venv-open-webui/bin/python
 
 BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
@@ -19,7 +21,7 @@ SOURCES := agentpref adapters cli tests benchmarks docs examples
 TIMED   := ./.ci/timed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-real test test-faults test-vllm test-apps lint types imports tests fix docs wheel clean
+.PHONY: help demo demo-real test test-faults test-vllm test-apps test-open-webui lint types imports tests fix docs wheel clean
 
 help: ## List the targets
 	@echo "usage: make TARGET [ARGS=\"...\"] [PYTHON=python3.12] [VENV=.venv]"

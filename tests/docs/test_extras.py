@@ -96,6 +96,7 @@ def test_all_is_enough_for_the_examples_the_demo_and_the_data_frames() -> None:
     found = {name for file in files for name in imported(file.read_text(encoding="utf-8"))}
     assert {"langchain", "pandas", "pyarrow"} <= found
     elsewhere = {"bitsandbytes", "tomli"}  # for GPUs, and for Python 3.10
+    elsewhere |= {"chainlit", "open_webui"}  # chat apps, in environments of their own
     come_along = {"huggingface_hub", "markupsafe", "pydantic_core"}  # transformers, Jinja, pydantic
     assert missing(found - elsewhere - come_along) == []
 

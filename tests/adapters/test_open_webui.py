@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import socket
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
-from conftest import free_port, logged, thumbs
 from open_webui_ratings import (
     ANSWER,
     ASKED,
@@ -33,6 +35,7 @@ from agentpref.home import Home
 from agentpref.prefer.examples import read_examples
 from agentpref.record.database import connect
 from agentpref.record.store import Store
+from agentpref.types import Feedback, Run
 from agentpref_adapters.open_webui import (
     keep_only,
     receiver,
@@ -43,6 +46,11 @@ from agentpref_adapters.open_webui import (
 QUESTION = {"role": "user", "content": ASKED}
 SYSTEM = {"role": "system", "content": "You answer for a shop."}
 LIKED, DISLIKED = answer(ANSWER, SAID), answer(OTHER, OTHERWISE, model="large")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home.create(tmp_path / "home")
 
 
 @pytest.fixture
@@ -58,14 +66,25 @@ def by_gateway(log: agentpref.Log, text: str, message_id: str | None = ANSWER, *
     return log.record(asked, text, thread_id=CHAT, metadata={"open_webui": ids})
 
 
+def logged(home: Home) -> tuple[list[Run], list[Feedback]]:
+    """The runs and the feedback of a home, oldest first."""
+    with closing(connect(home, readonly=True)) as connection:
+        store = Store(connection)
+        return list(store.runs("default")), list(store.feedback("default"))
+
+
 def pairs(home: Home) -> list[tuple[str, str, str]]:
     """The pairs that an update would see: chosen, rejected, and what they were made of."""
-    connection = connect(home, readonly=True)
-    try:
+    with closing(connect(home, readonly=True)) as connection:
         found = read_examples(Store(connection), "default", held_out=0.0).pairs
-        return [(*(str(c.message["content"]) for c in p.completions), p.origin) for p in found]
-    finally:
-        connection.close()
+    return [(*(str(c.message["content"]) for c in p.completions), p.origin) for p in found]
+
+
+def thumbs(home: Home) -> list[bool]:
+    """The lone thumbs that an update would see."""
+    with closing(connect(home, readonly=True)) as connection:
+        found = read_examples(Store(connection), "default", held_out=0.0).examples
+    return [example.completions[0].label == 1 for example in found if example.lone]
 
 
 def test_a_thumb_finds_the_run_of_the_gateway_by_its_message(
@@ -424,9 +443,11 @@ def test_ratings_that_were_all_deleted_are_taken_back_by_asking_what_remains(
 def test_an_open_webui_that_does_not_help_is_named(
     log: agentpref.Log, api: tuple[str, dict[str, Any]], fault: str
 ) -> None:
-    url = f"http://127.0.0.1:{free_port()}" if fault == "down" else api[0]
-    client = TestClient(receiver(log, url=url, key="sk-wrong"))
-    answered = client.post("/feedback", json=event())
+    with socket.socket() as nobody:  # bound, and not listening
+        nobody.bind(("127.0.0.1", 0))
+        down = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        app = receiver(log, url=down if fault == "down" else api[0], key="sk-wrong")
+        answered = TestClient(app).post("/feedback", json=event())
     message = answered.json()["error"]["message"]
     assert answered.status_code == 502
     assert ("does not answer" if fault == "down" else "ENABLE_API_KEYS=true") in message

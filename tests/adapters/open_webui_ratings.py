@@ -3,7 +3,7 @@
 What its page sends (``submitFeedback`` of the response's component) and its server stores is
 written down here: ``data`` with the rating and, where the question had several answers, the models
 of the others; ``meta`` with the ids; ``snapshot`` with the chat as ``GET /api/v1/chats/{id}`` gives
-it. ``test_open_webui_contract.py`` holds the same against the code of Open WebUI itself.
+it. ``tests/open_webui`` sends the same through the code of Open WebUI itself.
 """
 
 from __future__ import annotations
