@@ -59,6 +59,9 @@ test-apps: $(APPS_PYTHON) ## Click thumbs in the real chat frameworks, in an env
 	@./.ci/browser
 	@$(THREADS) $(TIMED) "apps" $(APPS_PYTHON) -m pytest tests/apps $(ARGS)
 
+test-open-webui: $(VENV)/.dev $(WEBUI_PYTHON) ## Rate in Open WebUI's own server, in an environment of its own (3 min)
+	@$(THREADS) $(TIMED) "open-webui" $(BIN)/python -m pytest tests/open_webui --open-webui-python $(WEBUI_PYTHON) $(ARGS)
+
 fix: $(VENV)/.dev ## Format the code and repair what ruff can
 	@$(BIN)/ruff check --fix $(SOURCES)
 	@$(BIN)/ruff format $(SOURCES)
@@ -73,7 +76,7 @@ wheel: $(VENV)/.dev ## Build the wheel into dist/
 	@$(BIN)/python -m build --wheel
 
 clean: ## Remove the virtual environment and what tools left behind
-	rm -rf $(VENV) .venv-vllm .venv-apps dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-vllm .venv-apps .venv-open-webui dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -108,3 +111,13 @@ $(VENV)/.dev: $(SPEC) | $(BIN)/python
 	@touch $@
 
 .venv-apps/bin/python: .venv-apps/.made ;
+
+# Open WebUI without most of its dependencies; it wants Python 3.11 or newer.
+.venv-open-webui/.made: tests/open_webui/requirements.txt | $(BIN)/python
+	@echo "installing Open WebUI into .venv-open-webui (this takes a minute or more) ..."
+	@$(PYTHON) -m venv .venv-open-webui
+	@.venv-open-webui/bin/python -m pip --disable-pip-version-check install --quiet -r $<
+	@.venv-open-webui/bin/python -m pip --disable-pip-version-check install --quiet --no-deps open-webui==0.12.4
+	@touch $@
+
+.venv-open-webui/bin/python: .venv-open-webui/.made ;

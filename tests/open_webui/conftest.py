@@ -84,14 +84,15 @@ def open_webui(
 
 
 @pytest.fixture
-def receiver(start: Callable[..., str], home: Home) -> Callable[[], str]:
-    """Call it to start the receiver of the home, at the same address every time."""
-    port = free_port()
+def port() -> int:
+    """The port of the receiver."""
+    return free_port()
 
-    def begin() -> str:
-        return start(sys.executable, "-c", RECEIVER, home.path, port, port=port)
 
-    return begin
+@pytest.fixture
+def start_receiver(start: Callable[..., str], home: Home, port: int) -> Callable[[], str]:
+    """Call it to start the receiver of the home."""
+    return lambda: start(sys.executable, "-c", RECEIVER, home.path, port, port=port)
 
 
 def free_port() -> int:

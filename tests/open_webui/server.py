@@ -34,12 +34,12 @@ for name, used in {
     for each in used:
         setattr(sys.modules[name], each, None)
 
-import uvicorn
-from fastapi import FastAPI
-from open_webui.internal.db import Base, async_engine
-from open_webui.models.users import Users
-from open_webui.routers import evaluations, functions
-from open_webui.utils.auth import get_admin_user, get_verified_user
+import uvicorn  # noqa: E402
+from fastapi import FastAPI  # noqa: E402
+from open_webui.internal.db import Base, async_engine  # noqa: E402
+from open_webui.models.users import Users  # noqa: E402
+from open_webui.routers import evaluations, functions  # noqa: E402
+from open_webui.utils.auth import get_admin_user, get_verified_user  # noqa: E402
 
 app = FastAPI()
 app.include_router(evaluations.router, prefix="/api/v1/evaluations")

@@ -21,10 +21,9 @@ from agentpref.record.store import Store
 FUNCTION = Path(__file__).parents[2] / "examples" / "open_webui_function.py"
 
 
-@pytest.fixture
-def enabled(open_webui: httpx.Client, receiver: Callable[[], str]) -> str:
-    """The function, pasted, set and enabled as an admin does it; gives the receiver's address."""
-    address = receiver()
+@pytest.fixture(autouse=True)
+def _enabled(open_webui: httpx.Client, port: int) -> None:
+    """The function, pasted, set and enabled as an admin does it."""
     pasted = open_webui.post(
         "/functions/create",
         json={
@@ -37,15 +36,15 @@ def enabled(open_webui: httpx.Client, receiver: Callable[[], str]) -> str:
     assert pasted.status_code == 200, pasted.text
     assert pasted.json()["type"] == "event"
     assert pasted.json()["meta"]["manifest"]["required_open_webui_version"] == "0.12.0"
-    valves = {"receiver": f"{address}/feedback", "token": "secret"}
+    valves = {"receiver": f"http://127.0.0.1:{port}/feedback", "token": "secret"}
     open_webui.post("/functions/id/agentpref/valves/update", json=valves).raise_for_status()
     assert open_webui.post("/functions/id/agentpref/toggle").json()["is_active"]
-    return address
 
 
 def test_ratings_reach_the_home_change_and_are_taken_back(
-    enabled: str, open_webui: httpx.Client, home: Home
+    start_receiver: Callable[[], str], open_webui: httpx.Client, home: Home
 ) -> None:
+    start_receiver()
     sent = form(rating(1, others=(answer(OTHER, OTHERWISE),), comment="short"))
     rated = open_webui.post("/evaluations/feedback", json=sent).json()
     wait_for(home, [(SAID, OTHERWISE)])
@@ -58,14 +57,24 @@ def test_ratings_reach_the_home_change_and_are_taken_back(
 
 
 def test_all_ratings_that_are_deleted_are_taken_back(
-    enabled: str, open_webui: httpx.Client, home: Home
+    start_receiver: Callable[[], str], open_webui: httpx.Client, home: Home
 ) -> None:
+    start_receiver()
     other = answer(OTHER, OTHERWISE)
     sent = form(rating(1, others=(other,)))
     open_webui.post("/evaluations/feedback", json=sent).raise_for_status()
     wait_for(home, [(SAID, OTHERWISE)])
     open_webui.delete("/evaluations/feedbacks/all").raise_for_status()
     wait_for(home, [])
+
+
+def test_a_rating_waits_for_a_receiver_that_is_down(
+    start_receiver: Callable[[], str], open_webui: httpx.Client, home: Home
+) -> None:
+    sent = form(rating(1, others=(answer(OTHER, OTHERWISE),)))
+    open_webui.post("/evaluations/feedback", json=sent).raise_for_status()
+    start_receiver()
+    wait_for(home, [(SAID, OTHERWISE)])
 
 
 def test_the_api_gives_a_rating_as_the_tests_have_it(open_webui: httpx.Client) -> None:
