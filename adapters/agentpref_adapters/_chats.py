@@ -15,6 +15,8 @@ from agentpref.types import THUMBS, Message
 ASKED_AGAIN = "asked_again"
 """The key of the feedback on an answer in whose place another one was asked for. Its score is 0."""
 
+NOT_KEPT = "Your feedback could not be kept."
+
 
 def say_thumb(log: Log, run_id: str, up: bool | None, user_id: str | None) -> None:
     """Log a thumb; None takes it back."""

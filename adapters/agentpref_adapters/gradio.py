@@ -40,7 +40,7 @@ except ImportError as error:
 
 from gradio.context import LocalContext
 
-from agentpref_adapters._chats import ASKED_AGAIN, as_shown, say_asked_again, say_thumb
+from agentpref_adapters._chats import ASKED_AGAIN, NOT_KEPT, as_shown, say_asked_again
 
 __all__ = ["ASKED_AGAIN", "FLAG", "ChatFeedback", "chat_interface"]
 
@@ -53,7 +53,6 @@ MAX_ANSWERS = 100_000
 NOT_AN_ANSWER = "This message is not the answer of a recorded run: your feedback was not kept."
 CORRECTED = "You corrected this answer: your correction counts, and this click does not."
 IN_PARTS = "This answer is shown in several parts and cannot be corrected: your edit was not kept."
-NOT_KEPT = "Your feedback could not be kept."
 
 Shown: TypeAlias = "Sequence[Any]"
 """Messages as Gradio has them; a string stands for a message of that text."""
@@ -153,6 +152,8 @@ class ChatFeedback:
 
     def _edited(self, shown: Shown, data: gr.EditData, request: gr.Request) -> None:
         """Take a correction; ``shown`` has the new text already."""
+        if shown[data.index]["role"] == "user":
+            return None  # a listener of the app's own knows what becomes of a question
         before = [*shown]
         before[data.index] = {**shown[data.index], "content": data.previous_value}
         answer = self._judged(before, data.index, request)

@@ -6,14 +6,15 @@ import itertools
 import re
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 import pytest
 from conftest import free_port, logged
+from sessions import ROOT, fences
 
 import agentpref
+from agentpref.errors import ConfigError
 from agentpref.home import Home
 from agentpref.prefer.examples import read_examples
 from agentpref.record.database import connect
@@ -30,7 +31,7 @@ from agentpref_adapters.gradio import (
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "gradio_chat.py"
+EXAMPLE = ROOT / "examples" / "gradio_chat.py"
 
 
 class Reader:
@@ -74,14 +75,14 @@ Counting = Callable[[str, Any], str]
 
 @pytest.fixture
 def counted() -> Counting:
-    """Answers "answer 1", "answer 2", … whatever is asked."""
-    numbers = itertools.count(1)
-    return lambda revision, request: f"answer {next(numbers)}"
+    """Answers "answer 1", "answer 2", … whatever is asked; a stream asks the fake twice."""
+    numbers = itertools.count(2)
+    return lambda revision, request: f"answer {next(numbers) // 2}"
 
 
 @pytest.fixture
 def log(home: Home) -> Iterator[agentpref.Log]:
-    with agentpref.Log(home) as log:
+    with agentpref.Log(home.path) as log:
         yield log
 
 
@@ -235,7 +236,9 @@ def test_two_people_who_get_the_same_answer_judge_a_run_each(
 ) -> None:
     with (
         agentpref.Router(agentpref.Registry(home), FakeBackend()) as router,
-        launched(chat_interface(agentpref.Chat(log, router)), auth=[("ana", "a"), ("bo", "b")]) as url,
+        launched(
+            chat_interface(agentpref.Chat(log, router)), auth=[("ana", "a"), ("bo", "b")]
+        ) as url,
     ):
         readers = []
         for name in ("ana", "bo"):
@@ -371,15 +374,34 @@ def test_a_log_that_cannot_be_written_is_said_and_the_chat_goes_on(
 
 
 def test_settings_that_would_lose_feedback_are_refused(chat) -> None:
-    with pytest.raises(agentpref.ConfigError, match="leave editable=True out"):
+    with pytest.raises(ConfigError, match="leave editable=True out"):
         chat_interface(chat, editable=True)
-    with pytest.raises(agentpref.ConfigError, match="takes no multimodal"):
+    with pytest.raises(ConfigError, match="takes no multimodal"):
         chat_interface(chat, multimodal=True)
+
+
+def test_the_lines_of_the_guide_connect_a_chat(tmp_path, monkeypatch, open_chat, wait_for) -> None:
+    monkeypatch.delenv("AGENTPREF_HOME", raising=False)
+    guide = (ROOT / "docs" / "chat-apps.md").read_text(encoding="utf-8")
+    section = guide[guide.index("## Gradio") : guide.index("## Streamlit")]
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "guide"}
+    first, second = (fence.text for fence in fences(section) if fence.language == "python")
+    exec(first.replace("./.agentpref", "home"), names)
+    assert isinstance(names["demo"], gr.ChatInterface)
+    exec(second, names)
+    with names["log"], names["router"]:
+        reader = open_chat(names["demo"])
+        reader.ask("hello", 1)
+        reader.click("Like")
+        assert wait_for(1)[0].score == 1.0
 
 
 def test_the_example_starts_with_one_command(home, page: Page, start_app, wait_for) -> None:
     port = free_port()
-    page.goto(start_app(EXAMPLE, home.path, port=port, environment={"GRADIO_SERVER_PORT": str(port)}))
+    page.goto(
+        start_app(EXAMPLE, home.path, port=port, environment={"GRADIO_SERVER_PORT": str(port)})
+    )
     reader = Reader(page)
     reader.ask("Turn off the lamp in the hall.", 1)
     reader.click("Like")
