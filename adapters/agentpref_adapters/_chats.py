@@ -1,4 +1,4 @@
-"""What the integrations with chat frameworks share: how what a person does becomes feedback on a run.
+"""What the integrations with chat frameworks share: how clicks become feedback on a run.
 
 A thumb is feedback; a thumb taken back is withdrawn. An answer asked for again is a fact about the
 first answer, and no judgement: people also ask again out of curiosity. It is kept under a key of

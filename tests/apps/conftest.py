@@ -1,4 +1,4 @@
-"""What the tests of chat apps share: a browser, apps in processes of their own, and what was logged.
+"""What the tests of chat apps share: a browser, apps in their own processes, what was logged.
 
 Each test clicks in the real framework, and then looks for the rows. A browser lives for one module:
 while Playwright runs, the thread of the tests has an event loop, and can start no other.

@@ -217,7 +217,7 @@ def test_the_example_starts_with_one_command(home, page: Page, start_app, wait_f
     box = page.locator("textarea")
     box.fill("Turn off the lamp in the hall.")
     box.press("Enter")
-    up, down = (page.get_by_role("button", name=f"Thumbs {side}") for side in ("up", "down"))
+    up, down = (page.get_by_label(f"Thumbs {side}", exact=True) for side in ("up", "down"))
     up.click()
     assert wait_for(1)[0].score == 1.0
     up.click()
