@@ -104,7 +104,7 @@ $(VENV)/.dev: $(SPEC) | $(BIN)/python
 
 .venv-vllm/bin/python: .venv-vllm/.made ;
 
-.venv-apps/.made: tests/apps/requirements.txt $(SPEC) | $(BIN)/python
+.venv-apps/.made: tests/apps/requirements.txt $(SPEC)
 	@echo "installing the chat frameworks into .venv-apps (this takes two minutes or more) ..."
 	@$(PYTHON) -m venv .venv-apps
 	@.venv-apps/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt -r $<

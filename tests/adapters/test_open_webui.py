@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -470,3 +471,20 @@ def test_many_states_of_a_rating_at_once_end_with_the_newest(
     asyncio.run(story())
     assert thumbs(home) == [True]
     assert len(logged(home)[0]) == 1
+
+
+def test_the_lines_of_the_guide_make_a_receiver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "chat-apps.md").read_text(encoding="utf-8")
+    section = guide[guide.index("## Open WebUI") : guide.index("## LibreChat")]
+    [lines] = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RATINGS_TOKEN", "secret")
+    names: dict[str, Any] = {"__name__": "guide"}
+    exec(lines, names)
+    shown = {"Authorization": "Bearer secret"}
+    with names["log"] as log:
+        body = event(feedback=rating(1))
+        TestClient(names["app"]).post("/feedback", json=body, headers=shown).raise_for_status()
+        assert thumbs(log.home) == [True]

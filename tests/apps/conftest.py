@@ -1,4 +1,4 @@
-"""What the tests of chat apps share: a browser, apps in processes of their own, and what was logged.
+"""What the tests of chat apps share: a browser, apps in their own processes, what was logged.
 
 Each test clicks in the real framework, and then looks for the rows. A browser lives for one module:
 while Playwright runs, the thread of the tests has an event loop, and can start no other.
@@ -26,6 +26,8 @@ from agentpref.record.database import connect
 from agentpref.record.store import Store
 from agentpref.types import Feedback, Run
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))  # for sessions, which reads guides
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
@@ -39,7 +41,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-PATIENCE = 30.0
+PATIENCE = 120.0
 """Seconds until a page or a row is given up: far more than either takes on a busy machine."""
 
 # Nothing that an app of the tests does leaves this machine.
@@ -53,6 +55,12 @@ os.environ |= {
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let the tests be told which browser to use."""
     parser.addoption("--chromium", help=f"the browser; by default the first of {', '.join(NAMES)}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Warnings are errors where they are ours: the frameworks have some of their own."""
+    for line in ("default", "error:::agentpref"):
+        config.addinivalue_line("filterwarnings", line)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +143,7 @@ def start_app(tmp_path: Path) -> Iterator[Callable[..., str]]:
                 env=os.environ | (environment or {}),
             )
         started.append(app)
-        address, end = f"http://127.0.0.1:{port}", time.monotonic() + PATIENCE * 2
+        address, end = f"http://127.0.0.1:{port}", time.monotonic() + PATIENCE
         while not _answers(address):
             assert app.poll() is None, written.read_text(encoding="utf-8")
             assert time.monotonic() < end, written.read_text(encoding="utf-8")

@@ -17,6 +17,7 @@ from uuid import uuid4
 import httpx
 import pytest
 from conftest import logged, thumbs
+from sessions import ROOT, fences
 
 import agentpref
 from agentpref.errors import ConfigError, UnknownRun
@@ -26,6 +27,7 @@ from agentpref.home import Home
 os.environ.setdefault("CHAINLIT_APP_ROOT", tempfile.mkdtemp())
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
+    from chainlit.config import config
     from chainlit.context import context, init_http_context
     from chainlit.data.base import BaseDataLayer
     from chainlit.data.sql_alchemy import SQLAlchemyDataLayer
@@ -222,3 +224,28 @@ def test_a_layer_has_everything_that_chainlit_calls(log: agentpref.Log) -> None:
     layer = feedback_layer(log)
     methods = inspect.getmembers(BaseDataLayer, inspect.isfunction)
     assert {name for name, _ in methods if not callable(getattr(layer, name, None))} == set()
+
+
+def test_the_lines_of_the_guide_connect_an_app(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guide = (ROOT / "docs" / "chat-apps.md").read_text(encoding="utf-8")
+    section = guide[guide.index("## Chainlit") : guide.index("## Open WebUI")]
+    first, second = (fence.text for fence in fences(section) if fence.language == "python")
+    monkeypatch.chdir(tmp_path)
+    for name in ("data_layer", "on_message"):
+        monkeypatch.setattr(config.code, name, None)
+    names: dict[str, Any] = {"__name__": "guide"}
+    exec(first, names)
+
+    async def story() -> None:
+        init_http_context(thread_id="t")
+        await config.code.on_message(Message("hello", type="user_message"))
+        [run] = names["log"].home.runs()
+        await config.code.data_layer().upsert_feedback(Feedback(run.trace_id, 1))
+
+    with names["log"] as log:
+        asyncio.run(story())
+        assert thumbs(log.home) == [True]
+        exec(second, names)
+        assert config.code.data_layer().engine.url.database == "chat.db"

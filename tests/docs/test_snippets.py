@@ -9,7 +9,8 @@ import pytest
 from sessions import ROOT, Fence, fences, normal, play
 
 README = ROOT / "README.md"
-ELSEWHERE = {"langchain.md", "vllm.md"}  # test_langchain_guide.py, tests/vllm_server/test_guide.py
+# By test_langchain_guide.py, tests/vllm_server/test_guide.py, and the tests of tests/apps.
+ELSEWHERE = {"langchain.md", "vllm.md", "chat-apps.md"}
 GUIDES = [README, *(p for p in sorted((ROOT / "docs").glob("*.md")) if p.name not in ELSEWHERE)]
 PLAYED = [guide for guide in GUIDES if "```python" in guide.read_text(encoding="utf-8")]
 
