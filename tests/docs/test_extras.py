@@ -37,7 +37,7 @@ SHELL = {
     "printf",
     "rm",
 }
-NEEDED = re.compile(r"([\w.-]+)(?:\[([\w,]+)\])?")
+NEEDED = re.compile(r"([\w.-]+)(?:\[([\w,-]+)\])?")
 
 
 def packages(requirements: Iterable[str]) -> Iterator[str]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -17,8 +17,10 @@ from agentpref.home import Home
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "adapters"))  # open_webui_ratings.py
 
-PATIENCE = 60.0
+PATIENCE = 150.0
 """Seconds until a server or a row is given up: far more than it takes on a busy machine."""
+
+FUNCTION = Path(__file__).parents[2] / "examples" / "open_webui_function.py"
 
 RECEIVER = """
 import sys, agentpref, uvicorn
@@ -43,44 +45,50 @@ def home(tmp_path: Path) -> Home:
     return Home.create(tmp_path / "home")
 
 
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., str]]:
-    """Call ``start("python", "program.py", port=…)``; gives the address as soon as it answers."""
-    running: list[subprocess.Popen[bytes]] = []
-    written = tmp_path / "servers.log"
-
-    def begin(*command: object, port: int) -> str:
-        with written.open("ab") as output:
-            server = subprocess.Popen(
-                [*map(str, command)], stdout=output, stderr=subprocess.STDOUT, env=os.environ
-            )
-        running.append(server)
+@contextmanager
+def served(*command: object, port: int, written: Path) -> Iterator[str]:
+    """Run a server until the end of the block; gives its address as soon as it answers."""
+    with written.open("ab") as output:
+        server = subprocess.Popen([*map(str, command)], stdout=output, stderr=subprocess.STDOUT)
+    try:
         address, end = f"http://127.0.0.1:{port}", time.monotonic() + PATIENCE
         while not _answers(address):
             assert server.poll() is None, written.read_text(encoding="utf-8")
             assert time.monotonic() < end, written.read_text(encoding="utf-8")
             time.sleep(0.2)
-        return address
-
-    yield begin
-    for server in running:
+        yield address
+    finally:
         server.terminate()
         server.wait(timeout=30)
 
 
-@pytest.fixture
-def open_webui(
-    request: pytest.FixtureRequest, start: Callable[..., str], tmp_path: Path
+@pytest.fixture(scope="session")
+def one_open_webui(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[httpx.Client]:
-    """A client of Open WebUI's API."""
+    """A client of Open WebUI's API, which has the function as an admin pastes it."""
     python = Path(request.config.getoption("--open-webui-python"))
     if not python.exists():
         pytest.exit(f"{python} is not there; run: make test-open-webui", returncode=2)
-    port = free_port()
-    server = Path(__file__).with_name("server.py")
-    address = start(python.absolute(), server, tmp_path / "open-webui", port, port=port)
-    with httpx.Client(base_url=f"{address}/api/v1", trust_env=False, timeout=PATIENCE) as client:
-        yield client
+    port, folder = free_port(), tmp_path_factory.mktemp("open-webui")
+    command = (python.absolute(), Path(__file__).with_name("server.py"), folder / "data", port)
+    with served(*command, port=port, written=folder / "log") as address:
+        base = f"{address}/api/v1"
+        with httpx.Client(base_url=base, trust_env=False, timeout=PATIENCE) as client:
+            pasted = client.post(
+                "/functions/create",
+                json={
+                    "id": "agentpref",
+                    "name": "agentpref feedback",
+                    "content": FUNCTION.read_text(encoding="utf-8"),
+                    "meta": {"description": "Sends ratings"},
+                },
+            )
+            assert pasted.status_code == 200, pasted.text
+            assert pasted.json()["type"] == "event"
+            assert pasted.json()["meta"]["manifest"]["required_open_webui_version"] == "0.12.0"
+            assert client.post("/functions/id/agentpref/toggle").json()["is_active"]
+            yield client
 
 
 @pytest.fixture
@@ -90,9 +98,22 @@ def port() -> int:
 
 
 @pytest.fixture
-def start_receiver(start: Callable[..., str], home: Home, port: int) -> Callable[[], str]:
+def open_webui(one_open_webui: httpx.Client, port: int) -> httpx.Client:
+    """The same, without ratings, and with the function set to send them to the receiver."""
+    client = one_open_webui
+    valves = {"receiver": f"http://127.0.0.1:{port}/feedback", "token": "secret"}
+    client.delete("/evaluations/feedbacks/all").raise_for_status()
+    client.post("/functions/id/agentpref/valves/update", json=valves).raise_for_status()
+    return client
+
+
+@pytest.fixture
+def start_receiver(home: Home, port: int, tmp_path: Path) -> Iterator[Callable[[], str]]:
     """Call it to start the receiver of the home."""
-    return lambda: start(sys.executable, "-c", RECEIVER, home.path, port, port=port)
+    with ExitStack() as until_the_end:
+        command = (sys.executable, "-c", RECEIVER, home.path, port)
+        written = tmp_path / "receiver.log"
+        yield lambda: until_the_end.enter_context(served(*command, port=port, written=written))
 
 
 def free_port() -> int:

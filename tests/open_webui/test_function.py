@@ -5,11 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 from conftest import PATIENCE
 from open_webui_ratings import ANSWER, OTHER, OTHERWISE, SAID, answer, rating
 
@@ -17,28 +15,6 @@ from agentpref.home import Home
 from agentpref.prefer.examples import read_examples
 from agentpref.record.database import connect
 from agentpref.record.store import Store
-
-FUNCTION = Path(__file__).parents[2] / "examples" / "open_webui_function.py"
-
-
-@pytest.fixture(autouse=True)
-def _enabled(open_webui: httpx.Client, port: int) -> None:
-    """The function, pasted, set and enabled as an admin does it."""
-    pasted = open_webui.post(
-        "/functions/create",
-        json={
-            "id": "agentpref",
-            "name": "agentpref feedback",
-            "content": FUNCTION.read_text(encoding="utf-8"),
-            "meta": {"description": "Sends ratings"},
-        },
-    )
-    assert pasted.status_code == 200, pasted.text
-    assert pasted.json()["type"] == "event"
-    assert pasted.json()["meta"]["manifest"]["required_open_webui_version"] == "0.12.0"
-    valves = {"receiver": f"http://127.0.0.1:{port}/feedback", "token": "secret"}
-    open_webui.post("/functions/id/agentpref/valves/update", json=valves).raise_for_status()
-    assert open_webui.post("/functions/id/agentpref/toggle").json()["is_active"]
 
 
 def test_ratings_reach_the_home_change_and_are_taken_back(
