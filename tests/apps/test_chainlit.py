@@ -27,6 +27,7 @@ from agentpref.home import Home
 os.environ.setdefault("CHAINLIT_APP_ROOT", tempfile.mkdtemp())
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
+    from chainlit.chat_context import chat_context
     from chainlit.config import config
     from chainlit.context import context, init_http_context
     from chainlit.data.base import BaseDataLayer
@@ -240,7 +241,10 @@ def test_the_lines_of_the_guide_connect_an_app(
 
     async def story() -> None:
         init_http_context(thread_id="t")
-        await config.code.on_message(Message("hello", type="user_message"))
+        message = Message("hello", type="user_message")
+        chat_context.add(message)  # as the page's socket does
+        await config.code.on_message(message)
+        names["log"].flush()
         [run] = names["log"].home.runs()
         await config.code.data_layer().upsert_feedback(Feedback(run.trace_id, 1))
 
