@@ -181,7 +181,7 @@ class _Family:
         self._runs = dict[str, Run]()
         self._unnamed: list[Run] = []
         log.flush(_FLUSH_SECONDS)
-        at = rating.answer.at or rating.created_at
+        at = min(filter(None, (rating.answer.at, rating.created_at)), default=0.0)
         since = at - _EARLIER if at > _EARLIER else None
         try:
             for run in log.home.runs(log.namespace, thread=rating.chat_id, since=since):

@@ -178,10 +178,9 @@ def _prompt(
 
 
 def _shown(message_id: str, message: Mapping[str, Any], model: str | None = None) -> Shown:
-    content, output = message.get("content"), message.get("output")
+    content = message.get("content")
     text = content if isinstance(content, str) else ""
-    items = output if isinstance(output, list) else []
-    items = [item for item in items if isinstance(item, Mapping)]
+    items = [item for item in _list(message, "output") if isinstance(item, Mapping)]
     said = [part for item in items if item.get("type") == "message" for part in _texts(item)]
     text = "\n".join(said) if said else _THOUGHT.sub("", text)
     calls = any("call" in str(item.get("type")) for item in items) or _TOOLS.search(text)
@@ -211,7 +210,7 @@ def _siblings(
 ) -> Iterator[Shown]:
     """The other answers to the same question."""
     asked = _mapping(messages, str(rated.get("parentId")))
-    for child in asked.get("childrenIds") or ():
+    for child in _list(asked, "childrenIds"):
         message = _mapping(messages, child) if isinstance(child, str) else {}
         if child != message_id and message.get("role") == "assistant":
             yield _shown(child, message)
@@ -231,7 +230,7 @@ def _liked(rating: Any) -> bool | None:
 
 
 def _texts(item: Mapping[str, Any]) -> Iterator[str]:
-    for part in item.get("content") or ():
+    for part in _list(item, "content"):
         if isinstance(part, Mapping) and isinstance(part.get("text"), str) and part["text"].strip():
             yield part["text"]
 
@@ -239,6 +238,11 @@ def _texts(item: Mapping[str, Any]) -> Iterator[str]:
 def _mapping(within: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     value = within.get(name)
     return value if isinstance(value, Mapping) else {}
+
+
+def _list(within: Mapping[str, Any], name: str) -> list[Any]:
+    value = within.get(name)
+    return value if isinstance(value, list) else []
 
 
 def _text(within: Mapping[str, Any], name: str) -> str | None:
