@@ -85,7 +85,7 @@ def record_feedback(log: Log, feedback: Mapping[str, Any]) -> Recorded:
     liked = rating.liked if rating.edited is None else None
     if before is not None:
         known = about(before, APP)
-        if known["updated_at"] > rating.updated_at:
+        if known.get("updated_at", 0.0) > rating.updated_at:
             return Recorded(run_id, source, ("unchanged",), {"rating": "a newer state is known"})
         state = (_liked(before), before.comment, {**known, "updated_at": None})
         if state == (liked, rating.comment, {**said, "updated_at": None}):
