@@ -16,6 +16,7 @@ import json
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import datetime, timezone
 from functools import partial
 from typing import Any, cast
 from uuid import uuid4
@@ -45,7 +46,6 @@ from chainlit.types import (
     ThreadFilter,
 )
 from chainlit.user import PersistedUser, User
-from chainlit.utils import utc_now
 
 from agentpref_adapters._given import about, given
 
@@ -168,8 +168,8 @@ class _Layer:
                 with suppress(UnknownRun):
                     await asyncio.to_thread(partial(judge, **{place: step_id}))
                     return
-            thread = feedback.threadId and await self._inner.get_thread(feedback.threadId)
-            for step in (thread or {}).get("steps") or ():
+            thread = await self._inner.get_thread(feedback.threadId) if feedback.threadId else None
+            for step in thread["steps"] if thread else ():
                 self._notice(step)
         if step_id not in self._bound:
             raise UnknownRun(
@@ -180,7 +180,7 @@ class _Layer:
 
     def _notice(self, step: StepDict) -> None:
         """Remember the run of a bound message, by its own step and by that of its turn."""
-        metadata = step.get("metadata") or {}
+        metadata: Any = step.get("metadata") or {}
         if isinstance(metadata, str):  # as SQLite gives it back
             metadata = json.loads(metadata)
         if run_id := metadata.get(RUN_ID):
@@ -209,7 +209,7 @@ class _Nothing(BaseDataLayer):
     async def create_user(self, user: User) -> PersistedUser:
         return PersistedUser(
             id=user.identifier,
-            createdAt=utc_now(),
+            createdAt=datetime.now(timezone.utc).isoformat(),
             identifier=user.identifier,
             display_name=user.display_name,
             metadata=user.metadata,

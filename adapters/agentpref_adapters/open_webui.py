@@ -96,7 +96,7 @@ class _Receiver:
             Route("/health", self._health, methods=["GET"]),
         ]
         refused = {HTTPException: _refused, AgentprefError: _refused}
-        return Starlette(routes=routes, exception_handlers=refused)  # type: ignore[arg-type]
+        return Starlette(routes=routes, exception_handlers=refused)
 
     async def _health(self, request: Request) -> Response:
         return JSONResponse({"status": "ok"})
