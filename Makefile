@@ -9,6 +9,10 @@ ARGS   ?=
 VLLM_PYTHON ?= .venv-vllm/bin/python
 # The same for Ray: make test-ray RAY_PYTHON=.../bin/python
 RAY_PYTHON ?= .venv-ray/bin/python
+# The same for the chat frameworks: make test-apps APPS_PYTHON=.../bin/python
+APPS_PYTHON ?= .venv-apps/bin/python
+# And one that has Open WebUI: make test-open-webui WEBUI_PYTHON=.../bin/python
+WEBUI_PYTHON ?= .venv-open-webui/bin/python
 
 BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
@@ -19,7 +23,8 @@ SOURCES := agentpref adapters cli tests benchmarks docs examples
 TIMED   := ./.ci/timed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-real test test-faults test-vllm test-ray lint types imports tests fix docs wheel clean
+.PHONY: help demo demo-real test test-faults test-vllm test-ray test-apps test-open-webui \
+        lint types imports tests fix docs wheel clean
 
 help: ## List the targets
 	@echo "usage: make TARGET [ARGS=\"...\"] [PYTHON=python3.12] [VENV=.venv]"
@@ -56,6 +61,13 @@ test-vllm: $(VENV)/.dev $(VLLM_PYTHON) ## Serve and swap with a real vLLM, in an
 test-ray: $(RAY_PYTHON) ## Train on a Ray cluster of two nodes, in an environment of its own (5 min)
 	@$(THREADS) $(TIMED) "ray" $(RAY_PYTHON) -m pytest tests/ray_cluster $(ARGS)
 
+test-apps: $(APPS_PYTHON) ## Click thumbs in the real chat frameworks, in an environment of its own (3 min)
+	@./.ci/browser
+	@$(THREADS) $(TIMED) "apps" $(APPS_PYTHON) -m pytest tests/apps $(ARGS)
+
+test-open-webui: $(VENV)/.dev $(WEBUI_PYTHON) ## Rate in Open WebUI's own server, in an environment of its own (3 min)
+	@$(THREADS) $(TIMED) "open-webui" $(BIN)/python -m pytest tests/open_webui --open-webui-python $(WEBUI_PYTHON) $(ARGS)
+
 fix: $(VENV)/.dev ## Format the code and repair what ruff can
 	@$(BIN)/ruff check --fix $(SOURCES)
 	@$(BIN)/ruff format $(SOURCES)
@@ -70,7 +82,8 @@ wheel: $(VENV)/.dev ## Build the wheel into dist/
 	@$(BIN)/python -m build --wheel
 
 clean: ## Remove the virtual environment and what tools left behind
-	rm -rf $(VENV) .venv-vllm .venv-ray dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-vllm .venv-ray .venv-apps .venv-open-webui dist \
+	  .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -105,3 +118,21 @@ $(VENV)/.dev: $(SPEC) | $(BIN)/python
 	@touch $@
 
 .venv-ray/bin/python: .venv-ray/.made ;
+
+.venv-apps/.made: tests/apps/requirements.txt $(SPEC)
+	@echo "installing the chat frameworks into .venv-apps (this takes two minutes or more) ..."
+	@$(PYTHON) -m venv .venv-apps
+	@.venv-apps/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt -r $<
+	@touch $@
+
+.venv-apps/bin/python: .venv-apps/.made ;
+
+# Open WebUI without most of its dependencies; it wants Python 3.11 or newer.
+.venv-open-webui/.made: tests/open_webui/requirements.txt | $(BIN)/python
+	@echo "installing Open WebUI into .venv-open-webui (this takes a minute or more) ..."
+	@$(PYTHON) -m venv .venv-open-webui
+	@.venv-open-webui/bin/python -m pip --disable-pip-version-check install --quiet -r $<
+	@.venv-open-webui/bin/python -m pip --disable-pip-version-check install --quiet --no-deps open-webui==0.12.4
+	@touch $@
+
+.venv-open-webui/bin/python: .venv-open-webui/.made ;

@@ -9,8 +9,9 @@ import pytest
 from sessions import ROOT, Fence, fences, normal, play
 
 README = ROOT / "README.md"
-# test_langchain_guide.py, test_openai_guide.py, tests/vllm_server/test_guide.py
-ELSEWHERE = {"langchain.md", "openai.md", "vllm.md"}
+# Their own tests run these: test_langchain_guide.py, test_openai_guide.py, tests/vllm_server and
+# tests/apps.
+ELSEWHERE = {"chat-apps.md", "langchain.md", "openai.md", "vllm.md"}
 GUIDES = [README, *(p for p in sorted((ROOT / "docs").glob("*.md")) if p.name not in ELSEWHERE)]
 PLAYED = [guide for guide in GUIDES if "```python" in guide.read_text(encoding="utf-8")]
 
