@@ -70,6 +70,7 @@ class ChatFeedback:
 
     Feedback that cannot be kept is said to the reader in a warning, and to the operator in the
     logger ``agentpref_adapters.gradio``; the chat goes on. Readers are named as in Gradio's login.
+    Each chat has an object of its own.
 
     Args:
         log: where the feedback goes: the log of the runs.
@@ -252,7 +253,8 @@ def chat_interface(
     Args:
         chat: what answers.
         system: the system message.
-        sampling: as for :meth:`agentpref.Chat.stream`.
+        sampling: as for :meth:`agentpref.Chat.stream`; at the default temperature of 0, a retry
+            gives the same answer again.
         options: those of ``gr.ChatInterface``, for a chat of text alone.
 
     Raises:

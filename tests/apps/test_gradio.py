@@ -408,4 +408,5 @@ def test_the_example_starts_with_one_command(home, page: Page, start_app, wait_f
     said = wait_for(1)
     [run] = logged(home)[0]
     assert (said[0].run_id, said[0].score) == (run.run_id, 1.0)
-    assert (run.revision, run.metadata["finish_reason"]) == ("base", "stop")
+    assert run.revision == "base"
+    assert run.metadata["finish_reason"] in ("stop", "length")
