@@ -336,6 +336,7 @@ def test_a_chat_loaded_from_the_history_is_judged_by_its_own_runs(
     reader.is_cleared()
     reader.ask("hello", 1)
     reader.sees("answer 2")
+    saved.nth(1).wait_for()
     saved.last.click()
     reader.sees("answer 1")
     reader.wait(1)
