@@ -18,6 +18,7 @@ from agentpref_adapters.streamlit import chat_page
 from agentpref_adapters.transformers import open_router
 
 MODEL = "tiny"
+SAMPLING = {"temperature": 0.7}  # at 0, a retry would give the same answer again
 
 
 @st.cache_resource
@@ -27,4 +28,4 @@ def open_chat(home: str = "./.agentpref") -> agentpref.Chat:
 
 
 st.title("A chat that learns")
-chat_page(open_chat(*sys.argv[1:]))
+chat_page(open_chat(*sys.argv[1:]), sampling=SAMPLING)

@@ -70,6 +70,7 @@ class ChatFeedback:
 
     Feedback that cannot be kept is said to the reader in a warning, and to the operator in the
     logger ``agentpref_adapters.gradio``; the chat goes on. Readers are named as in Gradio's login.
+    Each chat has an object of its own.
 
     Args:
         log: where the feedback goes: the log of the runs.
@@ -152,14 +153,15 @@ class ChatFeedback:
 
     def _edited(self, shown: Shown, data: gr.EditData, request: gr.Request) -> None:
         """Take a correction; ``shown`` has the new text already."""
-        if shown[data.index]["role"] == "user":
+        at: Any = data.index
+        if shown[at]["role"] == "user":
             return None  # a listener of the app's own knows what becomes of a question
         before = [*shown]
-        before[data.index] = {**shown[data.index], "content": data.previous_value}
-        answer = self._judged(before, data.index, request)
+        before[at] = {**shown[at], "content": data.previous_value}
+        answer = self._judged(before, at, request)
         if answer is None or answer.in_parts:
             return _refuse(IN_PARTS if answer else NOT_AN_ANSWER)
-        for end in range(data.index + 1, len(shown) + 1):  # the answers below are still to be found
+        for end in range(at + 1, len(shown) + 1):  # the answers below are still to be found
             if below := self._answers.find(request, "shown", self._texts(before[:end])):
                 self._answers.put(request, "shown", self._texts(shown[:end]), below)
         wrote = answer.written if answer.written is not None else str(data.previous_value)
@@ -175,8 +177,9 @@ class ChatFeedback:
         self, shown: Shown, data: gr.EditData, request: gr.Request
     ) -> tuple[Any, Any]:
         """Take a correction, and go on from what is shown now, which Gradio does not by itself."""
-        if shown[data.index]["role"] == "user":
-            return shown[: data.index], data.value
+        at: Any = data.index
+        if shown[at]["role"] == "user":
+            return shown[:at], data.value
         self._edited(shown, data, request)
         return shown, gr.skip()
 
@@ -197,8 +200,12 @@ class ChatFeedback:
 
     def _texts(self, shown: Shown) -> list[str]:
         """The texts that the chat shows, without thoughts; spaces do not count."""
-        messages = [{"role": "user", "content": text} for one in shown if (text := _text(one))]
-        rows = self._chatbot.postprocess(messages).root  # which tells thoughts by reasoning_tags
+        messages: list[Any] = [
+            {"role": "user", "content": text} for one in shown if (text := _text(one))
+        ]
+        rows: Any = self._chatbot.postprocess(
+            messages
+        ).root  # which tells thoughts by reasoning_tags
         texts = (row.content[0].text for row in rows if not (row.metadata or {}).get("title"))
         return [" ".join(text.split()) for text in texts]
 
@@ -252,7 +259,8 @@ def chat_interface(
     Args:
         chat: what answers.
         system: the system message.
-        sampling: as for :meth:`agentpref.Chat.stream`.
+        sampling: as for :meth:`agentpref.Chat.stream`; at the default temperature of 0, a retry
+            gives the same answer again.
         options: those of ``gr.ChatInterface``, for a chat of text alone.
 
     Raises:
@@ -273,9 +281,10 @@ def chat_interface(
         messages: list[Message] = [*instructions, *said, {"role": "user", "content": message}]
         # One side of a canary for a conversation, which Gradio gives no name.
         thread_id = _digest(_session(reader), [_text(asked[0])])[:32]
-        about = {"thread_id": thread_id, "user_id": _user(reader)}
+        about: dict[str, Any] = {"thread_id": thread_id, "user_id": _user(reader)}
+        about |= sampling or {}
         text = ""
-        with closing(chat.stream(messages, **about, **(sampling or {}))) as pieces:  # type: ignore[type-var]
+        with closing(chat.stream(messages, **about)) as pieces:  # type: ignore[type-var]
             for piece in pieces:
                 if isinstance(piece, ChatReply):
                     text = as_shown(piece.message)

@@ -82,7 +82,8 @@ def chat_page(
     Args:
         chat: what answers; made in a function with ``st.cache_resource``.
         system: the system message.
-        sampling: as for :meth:`agentpref.Chat.stream`.
+        sampling: as for :meth:`agentpref.Chat.stream`; at the default temperature of 0, a retry
+            gives the same answer again.
     """
     state = st.session_state.setdefault(
         "agentpref-chat", {"messages": [], "thread_id": str(uuid4()), "instead_of": None}

@@ -196,10 +196,9 @@ def test_the_lines_of_the_guide_make_a_page_and_a_bar(home, log, monkeypatch) ->
     [run], [said] = logged(home)
     assert (said.run_id, said.score) == (run.run_id, 1.0)
 
-    app = AppTest.from_string(
-        f"import agentpref\nlog = agentpref.Log({str(home.path)!r})\n{bar}log.close()",
-        default_timeout=PATIENCE,
-    )
+    mine = "import streamlit as st\nlog = st.session_state.log\n"
+    app = AppTest.from_string(mine + bar, default_timeout=PATIENCE)
+    app.session_state["log"] = log
     app.session_state["messages"] = [
         {"role": "user", "content": "hello"},
         {"role": "assistant", "content": "yes", "run_id": run.run_id},
