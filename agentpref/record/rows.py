@@ -18,31 +18,30 @@ from agentpref.errors import AgentprefError, InvalidFeedback, InvalidMessage, de
 from agentpref.record.finding import named_trace, of_trace
 from agentpref.record.ingest import DETAILS, FromApp, RawRun, freeze
 from agentpref.record.ingest.checks import as_output, checked, checked_id, require_answer, tidy
-from agentpref.record.messages import check_output
-from agentpref.types import Comparison, Feedback, Run
+from agentpref.record.messages import EMPTY_JSON, TOOLS, RunRow, StoredRecord, check_output
+from agentpref.types import Comparison, Feedback
 
 Row = Mapping[str, Any]
 
 _RUN = ("messages", "output", "tools", *DETAILS)
 _FEEDBACK = ("key", "score", "value", "comment", "source", "user_id", "correction", "scale")
 _COMPARISON = ("run_a", "run_b", "winner", "source", "user_id", "comment")
+_TOOLS = b'{"' + TOOLS.encode() + b'":'
 
-_MAY_BE_EMPTY = ("tools", "params", "tags", "metadata", "token_ids", "logprobs")
-"""Fields of a run that say nothing where they are empty."""
-
-
-def row_of(entry: FromApp | Run) -> dict[str, Any]:
-    """Write an entry as a row. What was not given is left out."""
-    if isinstance(entry, RawRun):
-        values = dict(zip(_RUN, orjson.loads(entry.body), strict=True))
-        return _row("run", entry.run_id, entry.said_at(), values)
-    if isinstance(entry, Run):
-        prompt = entry.prompt
-        values = {name: getattr(entry, name) for name in DETAILS}
-        values |= {"messages": prompt.messages, "output": entry.output, "tools": prompt.tools}
-        values |= {"namespace": entry.namespace}
-        if entry.logprobs is not None:  # JSON has no NaN
-            values["logprobs"] = [None if math.isnan(n) else n for n in entry.logprobs]
+def row_of(entry: StoredRecord) -> dict[str, Any]:
+    """Write a record as a row for ``orjson.dumps``. What was not given is left out."""
+    if isinstance(entry, RunRow):
+        *prompt, output = (orjson.Fragment(node.body) for node in entry.nodes)
+        values: dict[str, Any] = {name: getattr(entry, name) for name in DETAILS}
+        values["namespace"] = entry.namespace or None
+        for name, empty in EMPTY_JSON.items():
+            text = values[name]
+            values[name] = None if text in (None, empty) else orjson.Fragment(text)
+        first = entry.nodes[0].body
+        head = orjson.loads(first) if first.startswith(_TOOLS) else {}
+        if head.keys() == {TOOLS}:
+            prompt, values["tools"] = prompt[1:], head[TOOLS]
+        values |= {"messages": prompt, "output": output}
         return _row("run", entry.run_id, entry.created_at, values)
     if isinstance(entry, Feedback):
         trace_id = named_trace(entry.run_id)
@@ -54,11 +53,7 @@ def row_of(entry: FromApp | Run) -> dict[str, Any]:
 
 
 def _row(kind: str, name: str, at: float, values: Mapping[str, Any]) -> dict[str, Any]:
-    said = {
-        name: value
-        for name, value in values.items()
-        if value is not None and (name not in _MAY_BE_EMPTY or value not in ((), [], {}))
-    }
+    said = {name: value for name, value in values.items() if value is not None}
     return {"type": kind, "id": name, "created_at": at, **said}
 
 
