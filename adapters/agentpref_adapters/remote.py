@@ -98,13 +98,12 @@ class RemoteLog(Log):
         self._url = _checked(url)
         key = os.environ.get(KEY, "") if key is None else key
         if not key or not key.isascii() or not key.isprintable() or " " in key:
+            what = "not printable ASCII" if key else "empty"
             raise ConfigError(
-                f"key is {'empty' if not key else 'not printable ASCII'}; pass the API key that the "
-                f"collector's operator made, or set {KEY}"
+                f"key is {what}; pass the API key that the collector's operator made, or set {KEY}"
             )
-        for name, value in (
-            ("queue_size", queue_size), ("queue_bytes", queue_bytes), ("outbox_bytes", outbox_bytes),
-        ):  # fmt: skip
+        limits = {"queue_size": queue_size, "queue_bytes": queue_bytes}
+        for name, value in (limits | {"outbox_bytes": outbox_bytes}).items():
             if value < 1:
                 raise ConfigError(f"{name} is {value!r}, but must be 1 or more")
         folder = Path(os.path.abspath(os.path.expanduser(OUTBOX if outbox is None else outbox)))

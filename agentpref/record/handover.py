@@ -109,7 +109,9 @@ class Durable(Protocol):
     def generation(self) -> int:
         """Another number after the names of users have changed."""
 
-    def write(self, records: Sequence[Any], generation: int | None = None) -> Sequence[RecordError | None]:
+    def write(
+        self, records: Sequence[Any], generation: int | None = None
+    ) -> Sequence[RecordError | None]:
         """Put records on disk; return for each the error that refused it, or None."""
 
     def waits(self) -> bool:

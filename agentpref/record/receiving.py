@@ -32,10 +32,11 @@ def receive(
     entries: dict[int, FromApp] = {}
     now, step = time.time(), ahead if abs(ahead) > CLOCK_STEP_SECONDS else 0.0
     for place, row in enumerate(rows):
-        try:
-            entries[place] = _at(entry_of(row, namespace), now, step)
-        except AgentprefError as error:
-            outcomes[place] = error
+        read = _read(row, namespace)
+        if isinstance(read, AgentprefError):
+            outcomes[place] = read
+        else:
+            entries[place] = _at(read, now, step)
     for place, error in _foreign(home, namespace, entries).items():
         outcomes[place] = error
         del entries[place]
@@ -46,12 +47,21 @@ def receive(
     return outcomes
 
 
+def _read(row: Any, namespace: str) -> FromApp | AgentprefError:
+    try:
+        return entry_of(row, namespace)
+    except AgentprefError as error:
+        return error
+
+
 def _at(entry: FromApp, now: float, step: float) -> FromApp:
     at = min(entry.created_at - step, now)
     if at == entry.created_at:
         return entry
     return (
-        entry._replace(created_at=at) if isinstance(entry, RawRun) else replace(entry, created_at=at)
+        entry._replace(created_at=at)
+        if isinstance(entry, RawRun)
+        else replace(entry, created_at=at)
     )
 
 

@@ -28,6 +28,7 @@ _FEEDBACK = ("key", "score", "value", "comment", "source", "user_id", "correctio
 _COMPARISON = ("run_a", "run_b", "winner", "source", "user_id", "comment")
 _TOOLS = b'{"' + TOOLS.encode() + b'":'
 
+
 def row_of(entry: StoredRecord) -> dict[str, Any]:
     """Write a record as a row for ``orjson.dumps``. What was not given is left out."""
     if isinstance(entry, RunRow):
@@ -89,7 +90,9 @@ def entry_of(row: Any, namespace: str) -> FromApp:
     except AgentprefError:
         raise
     except (TypeError, ValueError, AttributeError) as error:  # a shape that no check has met
-        raise wrong(f"{kind} {name!r} is not as a log writes one ({type(error).__name__})") from None
+        raise wrong(
+            f"{kind} {name!r} is not as a log writes one ({type(error).__name__})"
+        ) from None
 
 
 def _run(row: Row, name: str, at: float) -> RawRun:

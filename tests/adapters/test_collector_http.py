@@ -26,7 +26,14 @@ RUN = {
     "messages": [{"role": "user", "content": "hi"}],
     "output": "yo",
 }
-THUMB = {"type": "feedback", "id": "f", "created_at": 2.0, "run_id": "r", "key": "thumbs", "score": 1}
+THUMB = {
+    "type": "feedback",
+    "id": "f",
+    "created_at": 2.0,
+    "run_id": "r",
+    "key": "thumbs",
+    "score": 1,
+}
 
 
 @pytest.fixture
@@ -64,9 +71,7 @@ def test_what_is_answered_as_kept_is_on_disk(client: TestClient, logs: dict[str,
     assert counts(logs) == (1, 1)
 
 
-def test_a_batch_that_comes_again_changes_nothing(
-    client: TestClient, logs: dict[str, Log]
-) -> None:
+def test_a_batch_that_comes_again_changes_nothing(client: TestClient, logs: dict[str, Log]) -> None:
     assert post(client, RUN, THUMB) == post(client, RUN, THUMB)
     assert counts(logs) == (1, 1)
     assert logs["shop"].verify() == []

@@ -48,7 +48,9 @@ def open_log(tmp_path: Path, collector: Collector) -> Iterator[Callable[..., Rem
         log.close()
 
 
-def kept(folder: Path, namespace: str = "shop") -> tuple[list[Run], list[Feedback], list[Comparison]]:
+def kept(
+    folder: Path, namespace: str = "shop"
+) -> tuple[list[Run], list[Feedback], list[Comparison]]:
     with closing(connect(Home.open(folder), readonly=True)) as connection:
         store = Store(connection)
         return (
@@ -165,7 +167,7 @@ def test_an_answer_that_was_lost_on_the_way_doubles_nothing(
 
 
 @pytest.mark.guarantee("record")
-def test_a_collector_that_is_killed_loses_and_doubles_nothing(
+def test_a_remote_log_loses_and_doubles_nothing_when_its_collector_is_killed(
     tmp_path: Path, collector: Collector
 ) -> None:
     home, script = tmp_path / "killed", Path(__file__).parent / "collector.py"

@@ -32,7 +32,7 @@ from agentpref.home import Home
 from agentpref.record.database import connect, require_known_schema, transaction, translated
 from agentpref.record.deletion.forget import adopt
 from agentpref.record.deletion.removal import merging
-from agentpref.record.ingest import Ingest
+from agentpref.record.ingest import Ingest, RawRun
 from agentpref.record.ingest.pseudonyms import AsGiven
 from agentpref.record.keys import registered
 from agentpref.record.messages import RunRow, StoredRecord, as_json
@@ -90,7 +90,9 @@ def _forget(
         if segment is None:
             continue
         for row in segment.rows:
-            user, at = (row.get(key) for key in ("user_id", "at")) if isinstance(row, dict) else (0, 0)
+            user, at = (
+                (row.get(key) for key in ("user_id", "at")) if isinstance(row, dict) else (0, 0)
+            )
             if isinstance(user, str) and isinstance(at, float):
                 theirs[user] = max(theirs.get(user, float("-inf")), min(at, now))
         read.append(name)
@@ -155,30 +157,32 @@ def _segment(place: Place, name: str, merged: Merged) -> Segment | None:
 
 def _records(segment: Segment, keys: Sequence[str]) -> list[StoredRecord]:
     """Check all rows of a segment; raise for the first that no home would have shipped."""
-    records = []
+    records: list[StoredRecord] = []
+    ingests: dict[str, Ingest] = {}  # each remembers the messages that it has linked
     has_users = False
     for number, row in enumerate(segment.rows, 2):
         try:
-            records.append(_record(row))
+            records.append(_record(row, ingests))
         except RecordError as error:
             raise ExchangeError(f"line {number}: {error}") from error
         has_users |= row.get("user_id") is not None
     if has_users and not {*segment.keys} <= {*keys}:
         raise ExchangeError(
             "its users are named under another key than this home's, so that they could not be "
-            "forgotten here; merge that home's folder once (`agentpref merge FOLDER`), which brings "
-            "its key, then merge the segments again"
+            "forgotten here; merge that home's folder once (`agentpref merge FOLDER`), which "
+            "brings its key, then merge the segments again"
         )
     return records
 
 
-def _record(row: Any) -> StoredRecord:
-    namespace = row.get("namespace") if isinstance(row, dict) else None
-    if isinstance(row, dict) and row.get("type") == "run":
+def _record(row: Any, ingests: dict[str, Ingest]) -> StoredRecord:
+    entry, namespace = entry_of(row, ""), ""
+    if isinstance(entry, RawRun):
+        namespace = row.get("namespace")
         if not isinstance(namespace, str) or not namespace or not namespace.isprintable():
             raise InvalidMessage(f"namespace is {described(namespace)}, and not printable text")
-    entry = entry_of(row, "")
-    return Ingest(namespace or "", AsGiven()).prepare(entry)
+    ingest = ingests.setdefault(namespace, Ingest(namespace, AsGiven()))
+    return ingest.prepare(entry)
 
 
 def _store(
@@ -212,9 +216,7 @@ def _store(
     return outcomes
 
 
-def _known(
-    connection: sqlite3.Connection, records: Sequence[StoredRecord]
-) -> set[tuple[str, str]]:
+def _known(connection: sqlite3.Connection, records: Sequence[StoredRecord]) -> set[tuple[str, str]]:
     ids: dict[str, list[str]] = {}
     for record in records:
         table, name = _key(record)

@@ -78,7 +78,10 @@ class Place:
                 folder = Path(self._path)
                 if not folder.exists():
                     folder.mkdir(mode=0o700, parents=True)
-                with replacing(folder / name) as draft, open(draft, "wb", opener=open_private) as file:
+                with (
+                    replacing(folder / name) as draft,
+                    open(draft, "wb", opener=open_private) as file,
+                ):
                     file.write(data)
             else:
                 self._fs.pipe_file(f"{self._path}/{name}", data)

@@ -67,9 +67,7 @@ class Shipment:
         return asdict(self)
 
 
-def ship(
-    home: Home | StrPath | None, url: str, *, progress: Progress | None = None
-) -> Shipment:
+def ship(home: Home | StrPath | None, url: str, *, progress: Progress | None = None) -> Shipment:
     """Write what is new in a home since the last shipment to a place of segments.
 
     >>> ship("./.agentpref", "s3://bucket/preferences")  # doctest: +SKIP
@@ -218,9 +216,7 @@ def clean(
         shipped.keep("cleaned", stamp)
 
 
-def _is_forgotten(
-    row: Mapping[str, Any], users: Mapping[str, float], runs: set[int]
-) -> bool:
+def _is_forgotten(row: Mapping[str, Any], users: Mapping[str, float], runs: set[int]) -> bool:
     """Whether a row is of somebody who was forgotten later, or about a run that was removed."""
     about = [row.get("id")] if row.get("type") == "run" else []
     about += [row.get(name) for name in ("run_id", "run_a", "run_b")]
