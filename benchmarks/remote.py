@@ -1,16 +1,16 @@
 """Logs on other machines: what arrives, and how fast, while everything is killed.
 
-    python -m benchmarks.remote [--seconds 20] [--rate 2000] [--replicas 8] [--runs 2000]
+    python -m benchmarks.remote --seconds 20 --rate 2000 --replicas 8 --runs 2000
 
 1. Four processes record through `RemoteLog` to one collector, which is killed and restarted three
    times. Counted is what the home holds in the end: nothing recorded is missing, nothing is there
    twice.
-2. Replicas log runs and judgements, and ship them to a folder, as to object storage. One home merges
-   them. Shipments and merges are killed at random. In the end, the digest of the home's content is
-   that of one home that was given every row.
+2. Replicas log runs and judgements, and ship them to a folder, as to object storage. One home
+   merges them. Shipments and merges are killed at random. In the end, the digest of the home's
+   content is that of one home that was given every row.
 
-The promise of the second is 100,000 runs for each of eight replicas; the default is smaller, so that
-a small machine takes a minute. The last line is the report.
+The promise for the second is 100,000 runs for each of eight replicas; the default is smaller, so
+that a small machine takes a minute. The last line is the report.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ uvicorn.run(app, port=int(sys.argv[2]), log_level="error", lifespan="off")
 
 
 def send(url: str, outbox: Path, name: int, rate: float, seconds: float, result: Any) -> None:
-    """Record at a rate for a time; report the ids, the costs of the calls, and the time to drain."""
+    """Record at a rate for a time; report the ids, the calls' costs, and the time to drain."""
     from agentpref_adapters.remote import RemoteLog
 
     ids, costs = [], []

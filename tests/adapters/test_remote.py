@@ -175,7 +175,7 @@ def test_a_remote_log_loses_and_doubles_nothing_when_its_collector_is_killed(
     collector.stop()
     said: list[str] = []
     with RemoteLog(collector.url, "ap-shop", outbox=tmp_path / "outbox") as log:
-        for turn in range(3):
+        for turn in range(2):
             server = subprocess.Popen(command)
             until = len(kept(home)[1]) + 5 if turn else 5
             end = time.monotonic() + 60

@@ -95,19 +95,31 @@ def ship(home: Home | StrPath | None, url: str, *, progress: Progress | None = N
             closing(connect(source)) as connection,
         ):
             keys = registered(connection).fingerprints()[:1]
-            if not shipped.planned():
-                shipped.plan(_new(connection, shipped), BATCH)
-            plan = shipped.planned()
-            for number, ids in enumerate(plan):
-                tell("ship", number, len(plan))
-                for name, data in packed(ROWS, keys, [*_rows(connection, ids, shipment)]):
-                    place.write(name, data)
-                    shipment.segments.append(name)
-                shipped.done(ids)
-            tell("ship", len(plan), len(plan))
+            _follow(shipped, connection, place, shipment, keys, tell)  # what a kill has left
+            shipped.plan(_new(connection, shipped), BATCH)
+            _follow(shipped, connection, place, shipment, keys, tell)
             _bury(connection, place, shipped, shipment, keys)
             clean(connection, place, shipped, shipment, tell)
     return shipment
+
+
+def _follow(
+    shipped: Shipped,
+    connection: sqlite3.Connection,
+    place: Place,
+    shipment: Shipment,
+    keys: Sequence[str],
+    tell: Progress,
+) -> None:
+    """Write the segments of the plan."""
+    plan = shipped.planned()
+    for number, ids in enumerate(plan):
+        tell("ship", number, len(plan))
+        for name, data in packed(ROWS, keys, [*_rows(connection, ids, shipment)]):
+            place.write(name, data)
+            shipment.segments.append(name)
+        shipped.done(ids)
+    tell("ship", len(plan), len(plan))
 
 
 def _new(connection: sqlite3.Connection, shipped: Shipped) -> Iterator[str]:
