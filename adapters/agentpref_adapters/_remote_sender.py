@@ -71,7 +71,8 @@ class Sender:
 
     def _begin(self) -> None:
         self._thread: threading.Thread | None = None
-        self._closing = False
+        self._is_started = self._closing = False
+        self._role = threading.Lock()  # held by the thread that sends
         self._wake, self._urgent, self._ended = Signal(), Signal(), Signal()
         self.trouble: str | None = None
         self.failures = 0
@@ -84,8 +85,8 @@ class Sender:
     def wake(self) -> None:
         """Say that there is something to send; starts the thread at the first call."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._main, name="agentpref-send", daemon=True)
-            self._thread.start()
+            self._is_started = True
+            threading.Thread(target=self._main, name="agentpref-send", daemon=True).start()
         self._wake.set()
 
     def flush(self, timeout: float | None) -> bool:
@@ -111,10 +112,11 @@ class Sender:
     def close(self, timeout: float) -> None:
         """Send what can be sent at once, and stop; the rest waits for the next process."""
         self._closing = True
-        if self._thread is not None:
+        if self._is_started:
             self._wake.set()
             self._urgent.set()
             self._ended.wait(timeout)
+            self._ended.set()  # others may close it too
 
     def before_fork(self) -> None:
         """Wait until no file is being changed."""
@@ -133,6 +135,9 @@ class Sender:
     # For the thread
 
     def _main(self) -> None:
+        if not self._role.acquire(blocking=False):
+            return  # two calls started a thread at once
+        self._thread = threading.current_thread()
         try:
             with self._client() as client:
                 closing = False
@@ -146,6 +151,7 @@ class Sender:
             self._thread = None
             with self._files:
                 self._outbox.release()
+            self._role.release()
             self._ended.set()
 
     def _claimed(self) -> bool:
