@@ -205,7 +205,7 @@ class Sender:
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(Trouble),
             wait=tenacity.wait_random_exponential(multiplier=0.25, max=LONGEST_PAUSE_SECONDS),
-            sleep=lambda seconds: self._urgent.wait(float(seconds)),
+            sleep=self._pause,
             stop=lambda state: self._closing,
             after=lambda state: self._failed(str(state.outcome and state.outcome.exception())),
             reraise=True,
@@ -215,6 +215,9 @@ class Sender:
             warn("%s takes runs and feedback again", self._url)
             self.trouble = None
         return answer
+
+    def _pause(self, seconds: float) -> None:
+        self._urgent.wait(seconds)
 
     def _post(self, client: httpx.Client, batch: Sequence[bytes]) -> dict[int, tuple[str, str]]:
         """Send a batch; return the rows that are refused, by their place, with name and reason."""

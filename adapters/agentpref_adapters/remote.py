@@ -127,7 +127,7 @@ class RemoteLog(Log):
         self._take = self._writer.commit if strict else self._writer.offer
         if self._outbox.waits():
             self._sender.wake()
-        self._finalizer = weakref.finalize(self, _end, self._writer, self._sender, EXIT_SECONDS)
+        self._ending = weakref.finalize(self, _end, self._writer, self._sender, EXIT_SECONDS)
 
     @property
     def dropped(self) -> dict[str, int]:
@@ -182,7 +182,7 @@ class RemoteLog(Log):
 
     def close(self) -> None:
         """Write what was recorded, send what the collector takes at once, and stop."""
-        self._finalizer.detach()
+        self._ending.detach()
         _end(self._writer, self._sender, CLOSE_SECONDS)
 
     def __enter__(self) -> RemoteLog:

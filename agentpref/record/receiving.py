@@ -37,8 +37,8 @@ def receive(
             outcomes[place] = read
         else:
             entries[place] = _at(read, now, step)
-    for place, error in _foreign(home, namespace, entries).items():
-        outcomes[place] = error
+    for place, refusal in _foreign(home, namespace, entries).items():
+        outcomes[place] = refusal
         del entries[place]
     for place, error in zip(entries, writer.commit_all([*entries.values()]), strict=True):
         if isinstance(error, NotKept | LogClosed):
@@ -94,5 +94,6 @@ def _judged(entry: Feedback | Comparison) -> list[str]:
     if isinstance(entry, Comparison):
         return [entry.run_a, entry.run_b]
     other = entry.value.get("against") if isinstance(entry.value, Mapping) else None
-    is_named = entry.key == RETRACTION and isinstance(other, str)
-    return [entry.run_id, *([other] if is_named else [])]
+    if entry.key == RETRACTION and isinstance(other, str):
+        return [entry.run_id, other]
+    return [entry.run_id]

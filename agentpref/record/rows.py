@@ -85,8 +85,8 @@ def entry_of(row: Any, namespace: str) -> FromApp:
             return _run(row, name, float(at))
         if kind == "feedback":
             return _feedback(row, name, float(at), namespace)
-        return checked(Comparison(name, float(at), *(row.get(field) for field in _COMPARISON[:3]),
-                                  **_who(row)))  # fmt: skip
+        said = {field: row.get(field) for field in _COMPARISON[:3]}
+        return checked(Comparison(name, float(at), **said, **_who(row)))  # type: ignore[arg-type]  # ``checked`` looks at each
     except AgentprefError:
         raise
     except (TypeError, ValueError, AttributeError) as error:  # a shape that no check has met

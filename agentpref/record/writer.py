@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from agentpref.errors import AgentprefError, LogClosed, NotKept, RecordError
 from agentpref.home import Home
@@ -25,7 +26,6 @@ from agentpref.record.handover import Durable, Prepares, Queued, Signal, Tally, 
 from agentpref.record.ingest import FromApp, Ingest, RawRun
 from agentpref.record.ingest.pseudonyms import UNNAMED
 from agentpref.record.keys import names_of
-from agentpref.record.messages import StoredRecord
 from agentpref.record.spill import REST_SECONDS, AnotherDatabase, DurableWriter
 
 BATCH = 1_000
@@ -365,7 +365,7 @@ class Writer:
             if not done:
                 self._lose(batch)
 
-    def _prepare(self, queued: Queued) -> StoredRecord | None:
+    def _prepare(self, queued: Queued) -> Any:
         """Make a record of an entry; None for no entry, and for one that is refused."""
         entry = queued.entry if isinstance(queued, Ticket) else queued
         if entry is None or (isinstance(queued, Ticket) and queued.settled):

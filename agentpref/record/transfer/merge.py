@@ -123,7 +123,7 @@ def merge(
     if isinstance(others, (str, os.PathLike)):
         raise ConfigError(f"others is one path, {str(others)!r}; pass a list of folders")
     place = Home.open(home)
-    sources = [str(other) if _is_place(other) else Home.open(other) for other in others]  # type: ignore[arg-type]
+    sources = [str(other) if _is_place(other) else Home.open(other) for other in others]
     for other in sources:
         if isinstance(other, Home) and os.path.samefile(other.database, place.database):
             raise ConfigError(f"{other.path} is the home itself; name the other homes")

@@ -151,7 +151,7 @@ def _rows(
                 continue  # forgotten since it was planned
             if letter == "r":
                 shipment.runs += 1
-                yield row_of(RunRow(*found[name], nodes=_nodes(connection, found[name])))
+                yield row_of(RunRow._make((*found[name], _nodes(connection, found[name]))))
             elif letter == "f":
                 shipment.feedback += 1
                 yield row_of(read_feedback(found[name], chains))
