@@ -60,7 +60,8 @@ def send(url: str, outbox: Path, name: int, rate: float, seconds: float, result:
     """Record at a rate for a time; report the ids, the calls' costs, and the time to drain."""
     from agentpref_adapters.remote import RemoteLog
 
-    ids, costs = [], []
+    ids: list[str] = []
+    costs: list[float] = []
     with RemoteLog(url, KEY, outbox=outbox) as log:
         begin = time.perf_counter()
         while (at := len(ids) / rate) < seconds:
