@@ -39,6 +39,11 @@ def of_trace(namespace: str, trace_id: str) -> str:
     return f"{_SEPARATOR}{namespace}{_SEPARATOR}{trace_id}"
 
 
+def named_trace(name: str) -> str | None:
+    """The trace that :func:`of_trace` named, of whatever namespace; None for the id of a run."""
+    return name.split(_SEPARATOR)[2] if name.startswith(_SEPARATOR) else None
+
+
 def spellings(name: str) -> list[str]:
     """Every way in which the run or trace of this name may have been logged, the given one first.
 

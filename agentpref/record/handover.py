@@ -9,10 +9,11 @@ change here, they change in one call into C, which an exception can come before 
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import TypeAlias
+from typing import Any, Protocol, TypeAlias
 
-from agentpref.errors import AgentprefError
+from agentpref.errors import AgentprefError, RecordError
 from agentpref.record.database import warn
 from agentpref.record.ingest import FromApp, RawRun
 
@@ -87,3 +88,40 @@ class Tally:
     def counts(self) -> dict[str, int]:
         """Return the counts so far."""
         return {name: len(cell) for name, cell in tuple(self._cells.items())}
+
+
+# What the thread of a log hands entries to
+
+
+class Prepares(Protocol):
+    """Makes of an entry what is written; raises a ``RecordError`` for one that cannot be kept."""
+
+    def prepare(self, given: FromApp) -> Any:
+        """Return the record; it has a ``user_id``."""
+
+
+class Durable(Protocol):
+    """Where records become durable; see :class:`agentpref.record.spill.DurableWriter`."""
+
+    trouble: AgentprefError | None
+
+    @property
+    def generation(self) -> int:
+        """Another number after the names of users have changed."""
+
+    def write(
+        self, records: Sequence[Any], generation: int | None = None
+    ) -> Sequence[RecordError | None]:
+        """Put records on disk; return for each the error that refused it, or None."""
+
+    def waits(self) -> bool:
+        """Whether there is something for ``recover`` to do."""
+
+    def recover(self) -> None:
+        """Try to bring what waits to where it belongs."""
+
+    def close(self) -> None:
+        """Let go of what must not cross a fork; the next record takes it up again."""
+
+    def abandon(self) -> None:
+        """Never use again what the parent of this process was using as it forked."""

@@ -168,6 +168,26 @@ class Log(Judging):
             self._writer.drop(type(error).__name__, 1, error)
         return name or new_id(now)  # which no run has, so that nobody judges it
 
+    def receive(self, rows: Sequence[Any], *, ahead: float = 0.0) -> list[AgentprefError | None]:
+        """Keep what other logs recorded, under the ids that these gave; see ``RemoteLog``.
+
+        What is known already changes nothing, so rows may come again. Judgements of runs in other
+        namespaces are refused as those of runs that are not there.
+
+        Args:
+            rows: what :func:`agentpref.record.rows.row_of` writes.
+            ahead: by how many seconds the clock of the sender is ahead of the one here.
+
+        Returns:
+            For each row ``None``, which says that it is on disk, or the error that refused it.
+
+        Raises:
+            NotKept, LogClosed: some of the rows could not be written; send all of them again.
+        """
+        from agentpref.record.receiving import receive
+
+        return receive(self.home, self.namespace, self._writer, rows, ahead)
+
     def _as_mapping(self, name: str, value: Any) -> Any:
         """Keep params or metadata that are no mapping under the key ``value``."""
         if value is None or type(value) is dict or issubclass(type(value), Mapping):

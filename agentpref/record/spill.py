@@ -262,7 +262,7 @@ class Spill:
         """Put records on disk, all or none; ``NotKept`` if the file cannot be written."""
         lines = b"".join(map(_encode, records))
         with taking_turns(self._path):
-            _append(self._path, lines)
+            append_lines(self._path, lines)
 
     def drain(self, store: Callable[[list[StoredRecord]], Outcomes]) -> Drained:
         """Hand all records to ``store``, and remove the file when it has them.
@@ -298,7 +298,7 @@ class Spill:
             if record is None or not isinstance(next(rest), ForgottenUser | None)
         ]
         if refused or torn:
-            _append(self._refused, b"".join([*refused, *torn]))  # the last may lack its end
+            append_lines(self._refused, b"".join([*refused, *torn]))  # the last may lack its end
         stored = sum(error is None for error in outcomes)
         return Drained(stored, len(refused), len(torn))
 
@@ -323,7 +323,7 @@ def is_whole(line: bytes) -> bool:
     return body.endswith(b"\n") and mark == _hash(body)
 
 
-def _append(path: Path, lines: bytes) -> None:
+def append_lines(path: Path, lines: bytes) -> None:
     """Append and sync; if that fails, cut the file back to what it was."""
     is_new = not path.exists()
     with open(path, "a+b", buffering=0, opener=open_private) as file:
@@ -344,6 +344,11 @@ def _append(path: Path, lines: bytes) -> None:
         sync(path.parent)
 
 
+def marked(body: bytes) -> bytes:
+    """A line of this body, which ends with a newline, under its hash."""
+    return _hash(body) + b" " + body
+
+
 def _hash(body: bytes) -> bytes:
     return hashlib.blake2b(body, digest_size=16).hexdigest().encode()
 
@@ -355,7 +360,7 @@ def _encode(record: StoredRecord) -> bytes:
     else:
         content = {type(record).__name__.lower(): record}  # orjson writes dataclasses by fields
     body = orjson.dumps(content, default=plain, option=orjson.OPT_APPEND_NEWLINE)
-    return _hash(body) + b" " + body
+    return marked(body)
 
 
 def _decode(line: bytes) -> StoredRecord | None:

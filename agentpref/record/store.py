@@ -389,7 +389,7 @@ class Store:
         except UnknownRun:
             query = "SELECT 1 FROM forgotten_run WHERE hash = ?"
             for spelling in spellings(name):
-                if self._connection.execute(query, (_hash(spelling),)).fetchone() is not None:
+                if self._connection.execute(query, (run_hash(spelling),)).fetchone() is not None:
                     raise ForgottenRun(
                         f"run {shown_id(name)} was removed: it or its user was forgotten"
                     ) from None
@@ -398,7 +398,7 @@ class Store:
 
 def bury_runs(connection: sqlite3.Connection, run_ids: Iterable[str]) -> None:
     """Note which runs go because they or their user are forgotten: nobody judges them later."""
-    hashes = [_hash(run_id) for run_id in run_ids]
+    hashes = [run_hash(run_id) for run_id in run_ids]
     some = "hash IN (SELECT value FROM json_each(?))"
     if hashes:
         with counted(connection, "forgotten_run", where=some, values=(as_json(hashes),)):
@@ -406,6 +406,7 @@ def bury_runs(connection: sqlite3.Connection, run_ids: Iterable[str]) -> None:
             connection.executemany("INSERT OR IGNORE INTO forgotten_run VALUES (?)", rows)
 
 
-def _hash(run_id: str) -> int:
+def run_hash(run_id: str) -> int:
+    """What is kept of a run that was removed."""
     digest = hashlib.blake2b(run_id.encode(errors="replace"), digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True)

@@ -16,16 +16,16 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from agentpref.errors import AgentprefError, LogClosed, NotKept, RecordError
 from agentpref.home import Home
 from agentpref.record.database import diagnose, warn
 from agentpref.record.forks import at_child_exit, guard, let_go
-from agentpref.record.handover import Queued, Signal, Tally, Ticket
+from agentpref.record.handover import Durable, Prepares, Queued, Signal, Tally, Ticket
 from agentpref.record.ingest import FromApp, Ingest, RawRun
 from agentpref.record.ingest.pseudonyms import UNNAMED
 from agentpref.record.keys import names_of
-from agentpref.record.messages import StoredRecord
 from agentpref.record.spill import REST_SECONDS, AnotherDatabase, DurableWriter
 
 BATCH = 1_000
@@ -44,18 +44,27 @@ _PATIENCE_SECONDS = 1.0
 class Writer:
     """Writes to one home for any number of threads; raises ``LogClosed`` once it is closed."""
 
-    def __init__(self, home: Home, ingest: Ingest, *, limit: int, limit_bytes: int) -> None:
+    def __init__(
+        self,
+        home: Home,
+        ingest: Prepares,
+        *,
+        limit: int,
+        limit_bytes: int,
+        durable: Durable | None = None,
+    ) -> None:
         """Open the home's database.
 
         ``limit`` is how many runs may wait in the queue, ``limit_bytes`` how many bytes of JSON
-        they may take. ``ingest`` checks, redacts and pseudonymises each entry.
+        they may take. ``ingest`` checks, redacts and pseudonymises each entry. ``durable`` takes
+        the records instead of the database.
         """
         self._home = home
         self._ingest = ingest
         self._limit = limit
         self._limit_bytes = limit_bytes
         self._closed = False
-        self._durable = DurableWriter(home)
+        self._durable = DurableWriter(home) if durable is None else durable
         self._generation = self._durable.generation
         self._begin()
         guard(self)
@@ -109,10 +118,15 @@ class Writer:
 
         Raises ``RecordError`` if the store refused it, or it could not be kept.
         """
-        ticket = Ticket(entry)
-        self._hand_over(ticket, None)
-        if ticket.error is not None:
-            raise ticket.error.with_traceback(None)  # others may raise the same one
+        (error,) = self.commit_all([entry])
+        if error is not None:
+            raise error.with_traceback(None)  # others may raise the same one
+
+    def commit_all(self, entries: Sequence[FromApp]) -> list[AgentprefError | None]:
+        """Like :meth:`commit` for many at once; return for each the error that it would raise."""
+        tickets = [Ticket(entry) for entry in entries]
+        self._hand_over(tickets, None)
+        return [ticket.error for ticket in tickets]
 
     def flush(self, timeout: float | None) -> bool:
         """Wait until everything queued is written; return whether it was, in time.
@@ -120,7 +134,7 @@ class Writer:
         If the disk cannot take it now, return False at once.
         """
         ticket = Ticket(None)
-        return self._hand_over(ticket, timeout) and ticket.error is None
+        return self._hand_over([ticket], timeout) and ticket.error is None
 
     def close(self, timeout: float) -> None:
         """Write what is queued, for at most ``timeout`` seconds, and stop."""
@@ -169,26 +183,28 @@ class Writer:
 
     # For the app's threads: an exception may end each of these between any two bytecodes.
 
-    def _hand_over(self, ticket: Ticket, timeout: float | None) -> bool:
-        """Queue a ticket and wait; return whether it was settled in time.
+    def _hand_over(self, tickets: Sequence[Ticket], timeout: float | None) -> bool:
+        """Queue tickets and wait; return whether they were settled in time.
 
         Tickets have no limit: callers who wait are few.
         """
         self._require_running()
         if self._thread is threading.current_thread():  # the app's ``redact`` may judge a run
-            self._serve_itself(ticket)
+            for ticket in tickets:
+                self._serve_itself(ticket)
             return True
-        self._queue.append(ticket)
+        self._queue.extend(tickets)
         self._hurry()
         end = None if timeout is None else time.monotonic() + timeout
-        while not ticket.settled:
-            left = _PATIENCE_SECONDS if end is None else end - time.monotonic()
-            if left <= 0:
-                return False
-            self._sweep()
-            if not self._is_over:
-                self._start()
-            ticket.wait(min(left, _PATIENCE_SECONDS))
+        for ticket in tickets:
+            while not ticket.settled:
+                left = _PATIENCE_SECONDS if end is None else end - time.monotonic()
+                if left <= 0:
+                    return False
+                self._sweep()
+                if not self._is_over:
+                    self._start()
+                ticket.wait(min(left, _PATIENCE_SECONDS))
         return True
 
     def _hurry(self) -> None:
@@ -318,6 +334,7 @@ class Writer:
             while not done:
                 try:
                     if self._generation != self._durable.generation:
+                        assert isinstance(self._ingest, Ingest)  # no other has such names
                         with self._writing:
                             self._ingest = replace(self._ingest, pseudonyms=names_of(self._home))
                         self._generation = self._durable.generation
@@ -348,7 +365,7 @@ class Writer:
             if not done:
                 self._lose(batch)
 
-    def _prepare(self, queued: Queued) -> StoredRecord | None:
+    def _prepare(self, queued: Queued) -> Any:
         """Make a record of an entry; None for no entry, and for one that is refused."""
         entry = queued.entry if isinstance(queued, Ticket) else queued
         if entry is None or (isinstance(queued, Ticket) and queued.settled):

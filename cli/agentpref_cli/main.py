@@ -173,6 +173,7 @@ app.command("verify")(doctor.verify)
 app.command("forget")(forget.forget)
 app.command("backup")(home.backup)
 app.command("merge")(home.merge)
+app.command("ship", short_help="Write what is new to object storage.")(home.ship)
 app.command("doctor")(doctor.doctor)
 
 

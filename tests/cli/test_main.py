@@ -31,6 +31,7 @@ COMMANDS = (
             "forget",
             "backup",
             "merge",
+            "ship",
             "retract",
             "doctor",
             "serve",

@@ -125,3 +125,39 @@ def test_merging_a_home_with_itself_is_bad_usage(run, filled) -> None:
 def test_merging_a_folder_that_is_no_home_fails(run, filled, tmp_path) -> None:
     assert "is not an agentpref home" in run("merge", tmp_path / "nowhere", exits=1).err
     run("merge", exits=2)
+
+
+def test_ship_prints_what_was_written_and_merge_what_became_of_it(
+    run, filled, other, tmp_path
+) -> None:
+    bus = tmp_path / "bus"
+    said = run("ship", bus, "--home", other)
+    assert said.out == f"shipped to {bus}: runs 3, feedback 1, comparisons 0, in segments 1\n"
+    assert run("ship", bus, "--home", other, "--json").json["segments"] == []
+    lines = run("merge", bus).out.splitlines()
+    assert lines == [
+        "home\trows\tadded\tknown\tconflicts\tforgotten",
+        "bus\truns\t3\t0\t0\t0",
+        "bus\tfeedback\t1\t0\t0\t0",
+        "bus\tcomparisons\t0\t0\t0\t0",
+    ]
+
+
+def test_merge_names_a_damaged_segment_and_fails(run, filled, other, tmp_path) -> None:
+    bus = tmp_path / "bus"
+    (segment,) = run("ship", bus, "--home", other, "--json").json["segments"]
+    (bus / segment).write_bytes(b"no gzip")
+    said = run("merge", bus, exits=1)
+    assert f"refused, and nothing of it was merged: {segment}: it is no whole gzip file" in said.out
+
+
+def test_ship_says_which_segments_were_replaced(run, filled, other, tmp_path) -> None:
+    bus = tmp_path / "bus"
+    run("ship", bus, "--home", other)
+    forget(other, "ada")
+    said = run("ship", bus, "--home", other).out
+    assert "replaced, because they held what was forgotten: 1 segments" in said
+
+
+def test_ship_to_no_address_is_bad_usage(run, filled) -> None:
+    assert "fsspec knows" in run("ship", "nowhere://x", exits=2).err

@@ -68,6 +68,10 @@ class Merged:
     ``messages`` counts those that are new here, ``keys`` the user keys that are new here,
     ``tombstones`` the users who were forgotten there and not here; ``forgot`` is what was then
     removed here. ``conflicts`` names the first rows in conflict by ``table`` and ``key``.
+
+    Of a place of segments, ``refused`` are those that gave nothing, with the reason, ``waiting``
+    those that judge runs which are not here yet, and ``replaced`` those that held what was
+    forgotten here.
     """
 
     home: str
@@ -79,6 +83,9 @@ class Merged:
     keys: int = 0
     tombstones: int = 0
     forgot: Forgotten | None = None
+    refused: dict[str, str] = field(default_factory=dict)
+    waiting: list[str] = field(default_factory=list)
+    replaced: list[str] = field(default_factory=list)
 
     def to_mapping(self) -> dict[str, Any]:
         """Return all of it as plain values, as ``--json`` prints it."""
@@ -97,7 +104,8 @@ def merge(
     Args:
         home: a home or its folder; ``None`` means ``AGENTPREF_HOME`` or ``./.agentpref``. While it
             runs, its disk also holds a copy of one other database at a time.
-        others: the other homes, or their folders.
+        others: the other homes, or their folders; or places of segments that homes have shipped
+            to (:func:`agentpref.record.transfer.ship.ship`), by URL or folder.
         progress: called with ``(stage, done, total)`` during the work.
 
     Returns:
@@ -115,18 +123,29 @@ def merge(
     if isinstance(others, (str, os.PathLike)):
         raise ConfigError(f"others is one path, {str(others)!r}; pass a list of folders")
     place = Home.open(home)
-    sources = [Home.open(other) for other in others]
+    sources = [str(other) if _is_place(other) else Home.open(other) for other in others]
     for other in sources:
-        if os.path.samefile(other.database, place.database):
+        if isinstance(other, Home) and os.path.samefile(other.database, place.database):
             raise ConfigError(f"{other.path} is the home itself; name the other homes")
     return [_merge_one(place, other, progress) for other in sources]
 
 
-def _merge_one(home: Home, other: Home, progress: Progress | None) -> Merged:
+def _is_place(other: Home | StrPath) -> bool:
+    from agentpref.record.transfer.places import holds_segments
+
+    return not isinstance(other, Home) and holds_segments(other)
+
+
+def _merge_one(home: Home, other: Home | str, progress: Progress | None) -> Merged:
     def tell(stage: str, done: int, total: int) -> None:
         if progress is not None:
-            progress(f"{other.path.name}: {stage}", done, total)
+            name = other if isinstance(other, str) else other.path.name
+            progress(f"{name}: {stage}", done, total)
 
+    if isinstance(other, str):
+        from agentpref.record.transfer.gather import gather
+
+        return gather(home, other, tell)
     merged = Merged(str(other.path))
     with _copied(home, other, tell) as copy:
         with _blaming(other, copy):

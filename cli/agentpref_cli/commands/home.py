@@ -1,4 +1,4 @@
-"""`init`, `stats`, `pairs`, `backup` and `merge`: make a home, count it, copy it, merge others."""
+"""`init`, `stats`, `pairs`, `backup`, `merge` and `ship`: make, count, copy and merge homes."""
 
 from __future__ import annotations
 
@@ -220,8 +220,11 @@ def backup(
 
 def merge(
     others: Annotated[
-        list[Path],
-        typer.Argument(metavar="OTHER...", help="The homes to bring in.", readable=False),
+        list[str],
+        typer.Argument(
+            metavar="OTHER...",
+            help="The homes to bring in, or where `agentpref ship` wrote: an address or a folder.",
+        ),
     ],
     home: options.Home = None,
     quiet: options.Quiet = False,
@@ -232,12 +235,63 @@ def merge(
     Copies and verifies each other home first; one that fails verification gives nothing. The other
     homes are not changed. A user who was forgotten in one of them is forgotten in this one.
     Revisions, and what serves, are not merged. After an interruption, run the same command again.
+
+    Of segments, it reads those that are new. One that is damaged gives nothing, and the command
+    exits 1. Segments that hold what was forgotten here are replaced by ones without it.
     """
     from agentpref.record.transfer.merge import merge
 
     with progress(quiet) as report:
         done = [merged.to_mapping() for merged in merge(home, others, progress=report)]
     print_result(as_json, {"merged": done}, lambda: _show_merge(done))
+    if any(one["refused"] for one in done):
+        raise typer.Exit(1)
+
+
+def ship(
+    url: Annotated[
+        str,
+        typer.Argument(
+            metavar="URL",
+            help="Where to: s3://…, gs://…, az://…, any other of fsspec, or a folder.",
+        ),
+    ],
+    home: options.Home = None,
+    quiet: options.Quiet = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Write what is new in a home to object storage, for a home that merges it.
+
+    Each segment is written once and never changes, except that what was forgotten in this home is
+    removed from all of them. After an interruption, run the same command again.
+    """
+    from agentpref.record.transfer.ship import ship
+
+    with progress(quiet) as report:
+        done = ship(home, url, progress=report).to_mapping()
+    print_result(as_json, done, lambda: _show_shipment(done))
+    if done["unreadable"]:
+        raise typer.Exit(1)
+
+
+def _show_shipment(done: Mapping[str, Any]) -> None:
+    rows = ", ".join(f"{kind} {done[kind]}" for kind in _KINDS)
+    say(f"shipped to {done['url']}: {rows}, in segments {len(done['segments'])}", GOOD)
+    _show_segments(done)
+
+
+def _show_segments(done: Mapping[str, Any]) -> None:
+    if done["replaced"]:
+        say(
+            f"replaced, because they held what was forgotten: {len(done['replaced'])} segments",
+            WARN,
+        )
+    for name, why in done.get("unreadable", {}).items():
+        say(f"not searched for what was forgotten: {name}: {why}", BAD)
+    for name, why in done.get("refused", {}).items():
+        say(f"refused, and nothing of it was merged: {name}: {why}", BAD)
+    for name in done.get("waiting", ()):
+        say(f"judges runs that are not here yet, and is read again by the next merge: {name}", WARN)
 
 
 def _show_backup(done: Backup) -> None:
@@ -254,7 +308,9 @@ def _show_backup(done: Backup) -> None:
 
 
 def _show_merge(done: Sequence[Mapping[str, Any]]) -> None:
-    merged = [(Path(one["home"]).name, one) for one in done]
+    merged = [
+        (one["home"] if "://" in one["home"] else Path(one["home"]).name, one) for one in done
+    ]
     rows = [{"home": name, "rows": kind, **one[kind]} for name, one in merged for kind in _KINDS]
     table(("home", "rows", *_COUNTS), rows)
     for name, one in merged:
@@ -263,6 +319,7 @@ def _show_merge(done: Sequence[Mapping[str, Any]]) -> None:
             table(("home", "table", "key"), [{"home": name, **row} for row in one["conflicts"]])
             count = sum(one[kind]["conflicts"] for kind in _KINDS)
             say(f"rows in conflict: {count}; the row that was here first stays", BAD)
+        _show_segments(one)
 
 
 def _show_forgotten(name: str, one: Mapping[str, Any]) -> None:
