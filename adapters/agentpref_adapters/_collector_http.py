@@ -22,8 +22,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from agentpref.errors import LogClosed, NotKept
 from agentpref.record.log import Log
+from agentpref_adapters._http import HttpError, answering, as_json
 
 MAX_BYTES = 64 * 1024 * 1024
 """The most bytes of a batch, unpacked: one message of the largest kind, with its conversation."""
@@ -32,14 +32,6 @@ MAX_ROWS = 2_000
 
 Authenticate = Callable[[Request], Awaitable["Log | None"]]
 """Finds the log that a request's key stands for; None, or an error of its own, for a wrong key."""
-
-
-class _Refused(Exception):
-    """A request that ends with this status."""
-
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status, self.code, self.message = status, code, message
 
 
 def collector_routes(
@@ -55,24 +47,19 @@ def collector_routes(
 
     async def take(request: Request) -> Response:
         log = await authenticate(request)
-        try:
-            if log is None:
-                raise _Refused(401, "invalid_api_key", "give a valid key: Authorization: Bearer …")
-            body = await _read(request, max_bytes)
-            answer = await to_thread.run_sync(partial(_take, log, body, max_rows))
-        except _Refused as refused:
-            return _error(refused.status, refused.code, refused.message)
-        except (NotKept, LogClosed) as error:
-            return _error(503, type(error).__name__, str(error))
-        return Response(orjson.dumps(answer), media_type="application/json")
+        if log is None:
+            message = "give a valid key: Authorization: Bearer …"
+            raise HttpError(401, message, code="invalid_api_key")
+        body = await _read(request, max_bytes)
+        return as_json(await to_thread.run_sync(partial(_take, log, body, max_rows)))
 
-    return [Route("/v1/log", take, methods=["POST"])]
+    return [Route("/v1/log", answering(take), methods=["POST"])]
 
 
 def _take(log: Log, body: bytes, max_rows: int) -> dict[str, Any]:
     rows, ahead = _parsed(body)
     if len(rows) > max_rows:
-        raise _Refused(413, "too_many_rows", f"{len(rows):,} rows; send {max_rows:,} at most")
+        raise HttpError(413, f"{len(rows):,} rows; send {max_rows:,} at most", code="too_many_rows")
     outcomes = log.receive(rows, ahead=ahead)
     ids = [row.get("id") if isinstance(row, dict) else None for row in rows]
     return {
@@ -91,13 +78,13 @@ def _parsed(body: bytes) -> tuple[list[Any], float]:
     try:
         batch = orjson.loads(body)
     except ValueError as error:
-        raise _Refused(400, "bad_json", f"the body is no JSON: {error}") from error
+        raise HttpError(400, f"the body is no JSON: {error}", code="bad_json") from error
     rows = batch.get("rows") if isinstance(batch, dict) else None
     if not isinstance(rows, list):
-        raise _Refused(400, "bad_batch", 'send {"sent_at": seconds since 1970, "rows": […]}')
+        raise HttpError(400, 'send {"sent_at": seconds since 1970, "rows": […]}', code="bad_batch")
     sent_at = batch.get("sent_at", now)
     if isinstance(sent_at, bool) or not isinstance(sent_at, int | float):
-        raise _Refused(400, "bad_batch", "sent_at is no number; send seconds since 1970")
+        raise HttpError(400, "sent_at is no number; send seconds since 1970", code="bad_batch")
     return rows, float(sent_at) - now if math.isfinite(sent_at) else 0.0
 
 
@@ -105,8 +92,8 @@ async def _read(request: Request, limit: int) -> bytes:
     """Read a body, plain or with gzip; 413 as soon as it is longer than ``limit``, unpacked."""
     coding = request.headers.get("content-encoding", "identity").strip().lower()
     if coding not in ("identity", "gzip"):
-        raise _Refused(415, "bad_encoding", "send the body plain, or with gzip")
-    too_large = _Refused(413, "body_too_large", f"the batch has more than {limit:,} bytes")
+        raise HttpError(415, "send the body plain, or with gzip", code="bad_encoding")
+    too_large = HttpError(413, f"the batch has more than {limit:,} bytes", code="body_too_large")
     unpack = zlib.decompressobj(wbits=31) if coding == "gzip" else None
     parts, size = [], 0
     try:
@@ -117,14 +104,7 @@ async def _read(request: Request, limit: int) -> bytes:
             if size > limit or (unpack is not None and unpack.unconsumed_tail):
                 raise too_large
     except zlib.error as error:
-        raise _Refused(400, "bad_gzip", f"the body is not gzip: {error}") from error
+        raise HttpError(400, f"the body is not gzip: {error}", code="bad_gzip") from error
     if unpack is not None and (not unpack.eof or unpack.unused_data):
-        raise _Refused(400, "bad_gzip", "the body is not one whole gzip stream")
+        raise HttpError(400, "the body is not one whole gzip stream", code="bad_gzip")
     return b"".join(parts)
-
-
-def _error(status: int, code: str, message: str) -> Response:
-    """An error as OpenAI writes one."""
-    kind = {401: "authentication_error", 503: "server_error"}.get(status, "invalid_request_error")
-    error = {"message": message, "type": kind, "param": None, "code": code}
-    return Response(orjson.dumps({"error": error}), status, media_type="application/json")

@@ -26,6 +26,7 @@ from starlette.types import Receive, Scope, Send
 from agentpref import __version__
 from agentpref.errors import AgentprefError
 from agentpref.record.log import Log
+from agentpref_adapters._collector_http import collector_routes
 from agentpref_adapters._feedback_http import Caller, feedback_routes
 from agentpref_adapters._http import (
     BAD_REQUEST,
@@ -169,6 +170,10 @@ class Gateway:
             return Caller(log)
         return Caller(log, found.run_id, found.user_id)
 
+    async def collected(self, request: Request) -> Log | None:
+        """The log that an app on another machine brings its runs to."""
+        return self.log(self.access.app(request).namespace)
+
     async def health(self, request: Request) -> Response:
         """Say whether the upstreams in use answer; 503 if one does not."""
         problems = {}
@@ -203,7 +208,8 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
         Route("/metrics", answering(gateway.measures), methods=["GET"]),
     ]
     counted = lambda kind: gateway.metrics.judgements.labels(kind).inc()  # noqa: E731
-    return [*found, *feedback_routes(gateway.caller, counted)]
+    judged = feedback_routes(gateway.caller, counted)
+    return [*found, *judged, *collector_routes(gateway.collected)]
 
 
 def create_app(gateway: Gateway, *, origins: tuple[str, ...] = ()) -> Starlette:

@@ -26,6 +26,7 @@ _THREAD_HEADERS = ("x-thread-id", "x-openwebui-chat-id", "x-librechat-conversati
 _TRACE_HEADERS = ("x-trace-id",)
 _USER_HEADERS = ("x-user-id", "x-openwebui-user-id", "x-librechat-user-id")
 _MESSAGE_HEADERS = {"open_webui": "x-openwebui-message-id", "librechat": "x-librechat-message-id"}
+_TASK_HEADERS = {"open_webui": "x-openwebui-task", "librechat": "x-librechat-task"}
 _CHAT_HEADERS = {"open_webui": "x-openwebui-chat-id", "librechat": "x-librechat-conversation-id"}
 _OURS = ("thread_id", "trace_id", "user_id", "tags", "left_out")
 """The keys of ``metadata`` that are for the gateway, and go no further."""
@@ -124,10 +125,13 @@ def read(body: dict[str, Any], headers: Mapping[str, str], *, run_id: str | None
 
 
 def _of_chat_app(headers: Mapping[str, str]) -> tuple[dict[str, Any], str | None]:
-    """What Open WebUI or LibreChat say of a chat and its message."""
+    """What Open WebUI or LibreChat say of a chat and its message.
+
+    A ``task`` is a call of the app's own, such as for a title: no answer that anybody sees.
+    """
     for app, name in _MESSAGE_HEADERS.items():
         message, chat = headers.get(name), headers.get(_CHAT_HEADERS[app])
-        found = {"message_id": message, "chat_id": chat}
+        found = {"message_id": message, "chat_id": chat, "task": headers.get(_TASK_HEADERS[app])}
         found = {key: value[:_LONGEST] for key, value in found.items() if value}
         if found:
             return {app: found}, message if app == "librechat" else None
