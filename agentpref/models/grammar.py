@@ -189,17 +189,18 @@ def function_of(tool: Tool) -> Mapping[str, Any] | None:
     """The function that a tool describes; ``None`` for a provider's built-in tool."""
     function = tool.get("function")
     named = isinstance(function, Mapping) and isinstance(function.get("name"), str)
-    return function if named and function["name"] else None
+    return function if named and function is not None and function["name"] else None
 
 
 def schema_of(response_format: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     """The JSON schema that a response format asks for; ``None`` for free text."""
-    kind = "text" if response_format is None else response_format.get("type")
-    if kind == "text":
+    if response_format is None or response_format.get("type") == "text":
         return None
-    if kind == "json_object":
-        return {"type": "object"}
-    return response_format["json_schema"].get("schema", {"type": "object"})
+    anything: Mapping[str, Any] = {"type": "object"}
+    if response_format.get("type") == "json_object":
+        return anything
+    schema: Mapping[str, Any] = response_format["json_schema"].get("schema", anything)
+    return schema
 
 
 def require_possible(grammar: str) -> None:

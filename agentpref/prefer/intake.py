@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -208,11 +208,11 @@ def add_logged(
         if connection.total_changes > before:
             changed.add(at)
     for at, row in enumerate(batch):
-        refusal = refused.get(at)
-        if isinstance(refusal, ForgottenUser):
+        why = refused.get(at)
+        if isinstance(why, ForgottenUser):
             yield "left out", row._replace(left_out=["of a user who was forgotten"]), None
-        elif refusal is not None:
-            yield "bad", row, refusal
+        elif why is not None:
+            yield "bad", row, why
         elif not (row.runs or row.judgements):
             yield "left out", row, None
         else:
@@ -266,7 +266,7 @@ def _in_namespace(
 
 
 def _add_judgement(
-    store: Store, judgement: Feedback | Comparison, places: Iterable[str], gone: Collection[str]
+    store: Store, judgement: Feedback | Comparison, places: Iterable[str], gone: Set[str]
 ) -> None:
     """Write a judgement of the first of some runs that is known; ``gone`` are forgotten traces."""
     if isinstance(judgement, Comparison):

@@ -104,9 +104,9 @@ class Chat:
             ServingError: the engine failed; nothing is recorded.
         """
         request = _request(messages, tools, tags, sampling)
-        about = {"trace_id": trace_id, "user_id": user_id, "tags": tags, "metadata": metadata}
+        about: dict[str, Any] = {"trace_id": trace_id, "user_id": user_id, "tags": tags}
         reply = self.router.generate(request, thread_id=thread_id)
-        return self._record(request, reply, thread_id=thread_id, **about)
+        return self._record(request, reply, thread_id=thread_id, metadata=metadata, **about)
 
     def stream(
         self,
@@ -126,10 +126,10 @@ class Chat:
         closed early stops the engine, and its answer is not recorded.
         """
         request = _request(messages, tools, tags, sampling)
-        about = {"trace_id": trace_id, "user_id": user_id, "tags": tags, "metadata": metadata}
+        about: dict[str, Any] = {"trace_id": trace_id, "user_id": user_id, "tags": tags}
         for piece in self.router.stream(request, thread_id=thread_id):
             if isinstance(piece, Reply):
-                yield self._record(request, piece, thread_id=thread_id, **about)
+                yield self._record(request, piece, thread_id=thread_id, metadata=metadata, **about)
             else:
                 yield piece
 

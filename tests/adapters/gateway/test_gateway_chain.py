@@ -11,6 +11,7 @@ import httpx
 import openai
 import pytest
 from anyio import CapacityLimiter
+from web import serving
 
 import agentpref
 from agentpref.home import Home
@@ -19,7 +20,6 @@ from agentpref.serve.router import Router
 from agentpref.serve.watch import Watcher
 from agentpref_adapters.gateway import Access, Gateway, Keys, Routed, create_app
 from agentpref_adapters.transformers import TransformersBackend
-from web import serving
 
 ROWS = Path(__file__).parents[3] / "examples" / "preferences.jsonl"
 

@@ -280,3 +280,13 @@ def _soon(holds, seconds=5.0):
     while not holds():
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+def test_a_log_of_another_machine_brings_its_runs_through_the_gateway(url, runs, tmp_path):
+    from agentpref_adapters.remote import RemoteLog
+
+    with RemoteLog(url, "any", outbox=tmp_path / "outbox") as log:
+        run = log.record(ASK, "hello")
+        log.thumbs(run, up=True)
+        assert log.flush(20)
+    assert [one.run_id for one in runs()] == [run]
