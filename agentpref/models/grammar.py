@@ -194,12 +194,11 @@ def function_of(tool: Tool) -> Mapping[str, Any] | None:
 
 def schema_of(response_format: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     """The JSON schema that a response format asks for; ``None`` for free text."""
-    kind = "text" if response_format is None else response_format.get("type")
-    if kind == "text":
+    if response_format is None or response_format.get("type") == "text":
         return None
-    if kind == "json_object":
-        return {"type": "object"}
-    return response_format["json_schema"].get("schema", {"type": "object"})
+    given: Mapping[str, Any] = response_format.get("json_schema") or {}
+    schema: Mapping[str, Any] = given.get("schema", {"type": "object"})
+    return schema if response_format["type"] == "json_schema" else {"type": "object"}
 
 
 def require_possible(grammar: str) -> None:

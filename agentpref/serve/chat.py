@@ -104,7 +104,12 @@ class Chat:
             ServingError: the engine failed; nothing is recorded.
         """
         request = _request(messages, tools, tags, sampling)
-        about = {"trace_id": trace_id, "user_id": user_id, "tags": tags, "metadata": metadata}
+        about: dict[str, Any] = {
+            "trace_id": trace_id,
+            "user_id": user_id,
+            "tags": tags,
+            "metadata": metadata,
+        }
         reply = self.router.generate(request, thread_id=thread_id)
         return self._record(request, reply, thread_id=thread_id, **about)
 
@@ -126,7 +131,12 @@ class Chat:
         closed early stops the engine, and its answer is not recorded.
         """
         request = _request(messages, tools, tags, sampling)
-        about = {"trace_id": trace_id, "user_id": user_id, "tags": tags, "metadata": metadata}
+        about: dict[str, Any] = {
+            "trace_id": trace_id,
+            "user_id": user_id,
+            "tags": tags,
+            "metadata": metadata,
+        }
         for piece in self.router.stream(request, thread_id=thread_id):
             if isinstance(piece, Reply):
                 yield self._record(request, piece, thread_id=thread_id, **about)
