@@ -196,11 +196,9 @@ def schema_of(response_format: Mapping[str, Any] | None) -> Mapping[str, Any] | 
     """The JSON schema that a response format asks for; ``None`` for free text."""
     if response_format is None or response_format.get("type") == "text":
         return None
-    anything: Mapping[str, Any] = {"type": "object"}
-    if response_format.get("type") == "json_object":
-        return anything
-    schema: Mapping[str, Any] = response_format["json_schema"].get("schema", anything)
-    return schema
+    given: Mapping[str, Any] = response_format.get("json_schema") or {}
+    schema: Mapping[str, Any] = given.get("schema", {"type": "object"})
+    return schema if response_format["type"] == "json_schema" else {"type": "object"}
 
 
 def require_possible(grammar: str) -> None:

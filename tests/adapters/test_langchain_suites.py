@@ -57,6 +57,10 @@ LESSONS = [
     lesson("Tell me a joke about cats.", calls=Joke, setup="Why?", punchline="Mice."),
     lesson("Tell me a joke about cats.", says=JOKE),
     lesson(AS_JSON, says=JOKE),
+    # What it must not unlearn: to say something where no tool is asked for.
+    lesson("Hello", says="Hello."),
+    lesson("hello, how are you", says="Hello."),
+    lesson("What is my name?", says="Hello."),
 ]
 
 
