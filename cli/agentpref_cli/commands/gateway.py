@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated, Any
@@ -137,6 +138,7 @@ def _announced(url: str, home: Home, keys_needed: bool) -> None:
         say("apps need their API keys: `agentpref gateway key list`")
     else:
         say("no API key is needed from this machine; make one with `agentpref gateway key add`")
+    sys.stdout.flush()  # also into a pipe
 
 
 def _Announcing(config: Any, home: Home, *, keys_needed: bool) -> Any:  # noqa: N802
