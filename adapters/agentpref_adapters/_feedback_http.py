@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -26,9 +26,9 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from agentpref import __version__
-from agentpref.errors import UnknownRun
+from agentpref.errors import AgentprefError, UnknownRun
 from agentpref.record.database import connect, translated
-from agentpref.record.finding import find, of_trace
+from agentpref.record.finding import find, of_trace, unknown_run
 from agentpref.record.keys import registered
 from agentpref.record.log import Log
 from agentpref.types import SOURCES, THUMBS, WINNERS
@@ -39,6 +39,7 @@ from agentpref_adapters._http import (
     HttpError,
     answering,
     as_json,
+    read_json,
     read_object,
 )
 
@@ -58,11 +59,21 @@ _FLUSH_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who judges: by which log, and if its token says so, which run only and in whose name."""
+    """Who judges: by which log, and if its token says so, which run only and in whose name.
+
+    A page judges for the person before it alone: not in another's name, and not as a program.
+    """
 
     log: Log
     run_id: str | None = None
     user_id: str | None = None
+    is_page: bool = False
+
+    def by(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """In whose name, and as what, a judgement is."""
+        if self.is_page:
+            return {"source": "human", "user_id": self.user_id}
+        return {"source": _source(body), "user_id": self.user_id or _text(body, "user_id")}
 
 
 Authenticate = Callable[[Request], Awaitable[Caller]]
@@ -92,6 +103,13 @@ def feedback_routes(
 
         return answering(endpoint)
 
+    async def score(request: Request) -> Response:
+        caller = await authenticate(request)
+        body = await read_json(request, limit=MAX_BYTES)
+        status, found = await to_thread.run_sync(partial(_scores, caller, body))
+        counted("score")
+        return as_json(found, status)
+
     async def delete(request: Request) -> Response:
         caller = await authenticate(request)
         await to_thread.run_sync(partial(_withdraw, caller, request.path_params["score_id"]))
@@ -104,7 +122,7 @@ def feedback_routes(
     return [
         Route("/feedback", judging("feedback", _feedback), methods=["POST"]),
         Route("/v1/comparisons", judging("comparison", _comparison), methods=["POST"]),
-        Route("/api/public/scores", judging("score", _score), methods=["POST"]),
+        Route("/api/public/scores", answering(score), methods=["POST"]),
         Route("/api/public/scores/{score_id}", answering(delete), methods=["DELETE"]),
         Route("/api/public/health", healthy, methods=["GET"]),
     ]
@@ -119,7 +137,7 @@ def _feedback(caller: Caller, body: Mapping[str, Any]) -> dict[str, Any]:
     name, value = _required(body, "metric_name"), body.get("value")
     if "value" not in body:
         raise _bad("value is missing; null takes the feedback back", "value")
-    by = {"source": _source(body), "user_id": caller.user_id or _text(body, "user_id")}
+    by = caller.by(body)
     log = caller.log
     if body.get("dryrun"):
         return {"feedback_id": None}
@@ -141,15 +159,40 @@ def _comparison(caller: Caller, body: Mapping[str, Any]) -> dict[str, Any]:
     comparison_id = caller.log.compare(
         *runs,
         winner=winner,
-        source=_source(body),
-        user_id=caller.user_id or _text(body, "user_id"),
         comment=_text(body, "comment"),
+        **caller.by(body),
     )
     return {"comparison_id": comparison_id}
 
 
+def _scores(caller: Caller, body: Any) -> tuple[int, dict[str, Any]]:
+    """Take in one score, or a list of them as Langfuse's client sends it: each by itself."""
+    if not isinstance(body, list):
+        if not isinstance(body, dict):
+            raise _bad("the body is no score, and no list of scores")
+        return 200, _score(caller, body)
+    refusals = [_refusal(caller, one) for one in body]
+    errors = [{"index": n, "message": why} for n, why in enumerate(refusals) if why is not None]
+    if not errors:
+        return 202, {"message": "Accepted"}
+    counts = {"accepted": len(body) - len(errors), "rejected": len(errors)}
+    return 207, {**counts, "errors": errors}
+
+
+def _refusal(caller: Caller, one: Any) -> str | None:
+    """Take in one score of a list; why it was refused, if it was."""
+    try:
+        if not isinstance(one, dict):
+            return "it is no object"
+        _score(caller, one)
+    except (HttpError, AgentprefError) as error:
+        return str(error)
+    return None
+
+
 def _score(caller: Caller, body: Mapping[str, Any]) -> dict[str, Any]:
     """Take in a Langfuse score. Each id is a voter of its own, so the next one replaces it."""
+    _refuse_page(caller)
     name, value = _required(body, "name"), body.get("value")
     run_id, trace_id = _text(body, "observationId"), _text(body, "traceId")
     if run_id is None and trace_id is None:
@@ -157,7 +200,9 @@ def _score(caller: Caller, body: Mapping[str, Any]) -> dict[str, Any]:
     run_id = _place(caller, run_id, trace_id)
     is_flag = body.get("dataType") == "BOOLEAN" and value in (0, 1)
     score_id = _text(body, "id") or f"{run_id}-{name}"
-    source = _source(body.get("metadata") or {})
+    about = body.get("metadata")
+    given = about.get("source") if isinstance(about, Mapping) else None
+    source = given if given in SOURCES else "human"  # anything may stand there
     by = {"source": source, "user_id": _voter(score_id)}
     _judged(
         caller, run_id, _key(name), bool(value) if is_flag else value,
@@ -167,7 +212,8 @@ def _score(caller: Caller, body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _withdraw(caller: Caller, score_id: str) -> None:
-    """Take back the score of an id; one that is unknown is no error, as it is none in Langfuse."""
+    """Take back the score of an id; 404 for one that is unknown."""
+    _refuse_page(caller)
     log = caller.log
     log.flush(_FLUSH_SECONDS)
     with translated(log.home), closing(connect(log.home)) as connection:
@@ -204,17 +250,19 @@ def _place(caller: Caller, run_id: str | None, trace_id: str | None) -> str:
         HttpError: 403 for a run of another namespace, or another one than the token's.
         UnknownRun: there is none.
     """
+    if not all(name.isprintable() for name in (run_id, trace_id) if name):
+        raise _bad("ids are printable text")
     log = caller.log
 
     def look() -> str:
         with translated(log.home), closing(connect(log.home, readonly=True)) as connection:
-            named = run_id if run_id is not None else of_trace(log.namespace, trace_id or "")
-            try:
-                return find(connection, named, math.inf)
-            except UnknownRun:
-                if trace_id is None:
-                    raise
-                return find(connection, trace_id, math.inf)  # apps name a run so, too
+            names = [run_id] if run_id is not None else []
+            if trace_id is not None:  # apps name a run so, too
+                names += [of_trace(log.namespace, trace_id), trace_id]
+            for name in names[:-1]:
+                with suppress(UnknownRun):
+                    return find(connection, name, math.inf)
+            return find(connection, names[-1], math.inf)
 
     try:
         found = look()
@@ -234,8 +282,13 @@ def _require_own(caller: Caller, run_id: str) -> None:
         query = "SELECT namespace FROM run WHERE run_id = ?"
         (namespace,) = connection.execute(query, (run_id,)).fetchone()
     if namespace != log.namespace:
-        # As if it was not there: a key tells nothing of what other apps have logged.
-        raise UnknownRun("no run of this id is in this namespace; give the id of the reply")
+        raise unknown_run(run_id)  # as if it was not there: that is for the other app to know
+
+
+def _refuse_page(caller: Caller) -> None:
+    """Scores have ids, and whoever knows one may change it: that is between servers."""
+    if caller.is_page:
+        raise HttpError(FORBIDDEN, "pages judge by POST /feedback", code="not_for_pages")
 
 
 def _key(name: str) -> str:
@@ -279,9 +332,9 @@ def _required(body: Mapping[str, Any], name: str) -> str:
 
 def _text(body: Mapping[str, Any], name: str) -> str | None:
     value = body.get(name)
-    if value is not None and (not isinstance(value, str) or not value):
-        raise _bad(f"{name} is a text that is not empty", name)
-    return value
+    if value is not None and not isinstance(value, str):
+        raise _bad(f"{name} is a text", name)
+    return value or None
 
 
 def _bad(message: str, param: str | None = None) -> HttpError:

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 from anyio import move_on_after
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from agentpref.errors import (
@@ -36,6 +36,8 @@ NOT_ALLOWED, TOO_LARGE, TOO_MANY, INTERNAL, BAD_GATEWAY, UNAVAILABLE, TOO_SLOW =
 )  # fmt: skip
 
 TOO_SLOW_BODY = 408
+CLIENT_GONE = 499
+"""nginx's status for a client that left; nobody reads it but the metrics."""
 
 _BODY_SECONDS = 60.0
 
@@ -136,26 +138,39 @@ async def read_bytes(request: Request, *, limit: int) -> bytes:
     if length.isascii() and length.isdigit() and int(length) > limit:
         raise too_large
     parts, size = [], 0
-    with move_on_after(_BODY_SECONDS) as waited:
-        async for part in request.stream():
-            size += len(part)
-            if size > limit:
-                raise too_large
-            parts.append(part)
+    try:
+        with move_on_after(_BODY_SECONDS) as waited:
+            async for part in request.stream():
+                size += len(part)
+                if size > limit:
+                    raise too_large
+                parts.append(part)
+    except ClientDisconnect as error:
+        raise HttpError(CLIENT_GONE, "the client left") from error
     if waited.cancelled_caught:
         raise HttpError(TOO_SLOW_BODY, "the body did not come in time", code="body_timeout")
     return b"".join(parts)
 
 
-def parse_object(body: bytes) -> dict[str, Any]:
-    """Read a body as a JSON object; ``HttpError`` 400 for anything else."""
+def parse_json(body: bytes) -> Any:
+    """Read a body as JSON; ``HttpError`` 400 for anything else."""
     try:
-        value = orjson.loads(body)
+        return orjson.loads(body)
     except ValueError as error:
         raise HttpError(BAD_REQUEST, f"the body is no JSON: {error}", code="bad_json") from error
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """Read a body as a JSON object; ``HttpError`` 400 for anything else."""
+    value = parse_json(body)
     if not isinstance(value, dict):
         raise HttpError(BAD_REQUEST, "the body is no JSON object", code="bad_json")
     return value
+
+
+async def read_json(request: Request, *, limit: int) -> Any:
+    """Read a request's body as JSON; raises as the two steps do."""
+    return parse_json(await read_bytes(request, limit=limit))
 
 
 async def read_object(request: Request, *, limit: int) -> dict[str, Any]:

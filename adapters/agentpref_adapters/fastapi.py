@@ -32,18 +32,19 @@ WhoJudges = Callable[[Request], "Awaitable[str | None] | str | None"]
 
 
 def feedback_router(log: Log, *, user: WhoJudges = lambda request: None) -> APIRouter:
-    """Routes that take in feedback: ``/feedback``, ``/v1/comparisons`` and Langfuse's scores.
+    """Routes that take in feedback of the app's pages: ``/feedback`` and ``/v1/comparisons``.
 
     >>> app.include_router(feedback_router(log, user=lambda request: request.user.id))
 
     Args:
         log: where judgements go; only runs of its namespace can be judged.
         user: tells who asks, from the request (a session, say); it may be a coroutine function, and
-            raises ``HttpError(401, …)`` for nobody. Without it, all people are one voter a run.
+            raises ``HttpError(401, …)`` for nobody. All whom it has no name for are one voter.
     """
 
     async def authenticate(request: Request) -> Caller:
         found = user(request)
-        return Caller(log, user_id=await found if inspect.isawaitable(found) else found)
+        name = await found if inspect.isawaitable(found) else found
+        return Caller(log, user_id=name, is_page=True)
 
     return APIRouter(routes=feedback_routes(authenticate))

@@ -7,11 +7,10 @@ ends by itself: a page may hold it where everybody can read it.
 from __future__ import annotations
 
 import base64
-import binascii
+import ipaddress
 import secrets
 from collections.abc import Sequence
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 from itsdangerous import BadSignature, SignatureExpired, URLSafeTimedSerializer
 from limits import parse as parse_rate
@@ -64,6 +63,7 @@ class Access:
     ) -> None:
         self._keys, self._namespace, self._origins = keys, namespace, frozenset(origins)
         self._seconds = token_seconds
+        self._had_keys = bool(keys.list())
         self._rate, self._limiter = parse_rate(token_rate), MovingWindowRateLimiter(MemoryStorage())
 
     def app(self, request: Request) -> App:
@@ -78,13 +78,16 @@ class Access:
         key = self._keys.find(given) if given else None
         if key is not None:
             return App(key.name, key.namespace)
-        if given.startswith(f"{PREFIX}-") or self._keys.list():
+        # The last key that is removed opens nothing, and who is not here needs one always.
+        self._had_keys = self._had_keys or bool(self._keys.list())
+        if given.startswith(f"{PREFIX}-") or self._had_keys or not _is_here(request):
             raise HttpError(
                 UNAUTHORIZED,
                 "the API key is wrong" if given else "an API key is needed; send it as a bearer",
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )
+        _require_own_name(request)
         return App("", self._namespace)  # clients send some key even where none is needed
 
     async def judge(self, request: Request) -> App | Judge:
@@ -133,7 +136,7 @@ class Access:
         origin = request.headers.get("origin")
         if origin is None or origin in self._origins or "*" in self._origins:
             return
-        if urlsplit(origin).netloc == request.headers.get("host"):
+        if origin.partition("://")[2] == request.headers.get("host"):
             return
         raise HttpError(
             FORBIDDEN,
@@ -150,7 +153,32 @@ def _credential(request: Request) -> str:
     if scheme.lower() == "basic":
         try:
             _, _, password = base64.b64decode(rest).decode().partition(":")
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:
             return ""
         return password
     return request.headers.get("x-api-key", "")
+
+
+def _is_here(request: Request) -> bool:
+    """Whether it is this machine that asks; who comes through a socket of Unix is here, too."""
+    host = request.client.host if request.client else ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return True
+
+
+def _require_own_name(request: Request) -> None:
+    """Without keys, refuse names that a page elsewhere could have pointed at this machine.
+
+    A browser takes an answer from 127.0.0.1 for that of the page's own server where the name of
+    that server leads there (DNS rebinding). Addresses and names without a dot cannot be so.
+    """
+    name = request.headers.get("host", "").rpartition("@")[2].partition(":")[0].rstrip(".")
+    is_address = name.startswith("[") or name.replace(".", "").isdigit()
+    if "." in name and not is_address and not name.endswith((".localhost", ".internal", ".local")):
+        raise HttpError(
+            FORBIDDEN,
+            f"{name[:200]} is no name of this machine; make an API key, or ask 127.0.0.1",
+            code="host_not_allowed",
+        )

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 from starlette.responses import Response, StreamingResponse
 
-from agentpref.errors import AgentprefError, described
+from agentpref.errors import described
 from agentpref_adapters._http import BAD_REQUEST, HttpError, as_json
 from agentpref_adapters.gateway.calls import Call, as_failure
 from agentpref_adapters.gateway.openai import EVENTS, Streamed
@@ -133,7 +133,7 @@ async def _events(
                 for event in writer.write(choice.get("delta") or {}):
                     yield event
                 reason = _STOPS.get(choice.get("finish_reason") or "", reason)
-    except (HttpError, AgentprefError) as error:
+    except Exception as error:  # a stream ends with an event, whatever broke
         yield _event("error", error=_error(as_failure(error))["error"])
         return
     for event in writer.end():
@@ -146,6 +146,7 @@ class _Blocks:
     """Writes deltas as blocks; one is open at a time."""
 
     def __init__(self) -> None:
+        self._last: Any = 0  # the call that came last
         self._count, self._open = 0, ""  # what is open: "text", "thinking", or a call's number
 
     def write(self, delta: Mapping[str, Any]) -> list[bytes]:
@@ -160,7 +161,9 @@ class _Blocks:
             events.append(self._delta({"type": "text_delta", "text": delta["content"]}))
         for call in delta.get("tool_calls") or ():
             function = call.get("function") or {}
-            name = f"call {call.get('index', 0)}"
+            which = call.get("index")
+            self._last = which if which is not None else call.get("id") or self._last
+            name = f"call {self._last}"
             if name != self._open:
                 block = {"type": "tool_use", "id": call.get("id"), "name": function.get("name")}
                 block["input"] = {}
@@ -291,6 +294,12 @@ def _text(content: Any, where: str) -> str:
 def _tool(tool: Any, number: int) -> dict[str, Any]:
     if not isinstance(tool, Mapping) or not tool.get("name"):
         raise _bad(f"tools.{number} needs a name", "tools")
+    if tool.get("type") not in (None, "custom"):
+        raise _bad(
+            f"tools.{number} is of type {described(tool['type'])}, which only Anthropic's own "
+            "servers run; leave it out",
+            "tools",
+        )
     function = {"name": tool["name"], "parameters": tool.get("input_schema") or {}}
     if tool.get("description"):
         function["description"] = tool["description"]

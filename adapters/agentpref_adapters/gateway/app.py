@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -30,6 +31,7 @@ from agentpref_adapters._collector_http import collector_routes
 from agentpref_adapters._feedback_http import Caller, feedback_routes
 from agentpref_adapters._http import (
     BAD_REQUEST,
+    CLIENT_GONE,
     INTERNAL,
     UNAVAILABLE,
     HttpError,
@@ -45,9 +47,6 @@ from agentpref_adapters.gateway.asked import read
 from agentpref_adapters.gateway.calls import Call, Repeats
 from agentpref_adapters.gateway.metrics import Metrics
 from agentpref_adapters.gateway.upstream import Upstream
-
-CLIENT_GONE = 499
-"""nginx's status for a client that left; nobody reads it but the metrics."""
 
 
 class Gateway:
@@ -80,15 +79,21 @@ class Gateway:
         self._open = 0
         self._closing = ExitStack()
 
-    def log(self, namespace: str) -> Log:
+    async def log(self, namespace: str) -> Log:
         """The log of a namespace, opened when it is asked for first."""
-        if namespace not in self._logs:
-            log = self._logs[namespace] = self._open_log(namespace)
-            self._closing.callback(log.close)
+        if (found := self._logs.get(namespace)) is not None:
+            return found
+        async with self._opening:
+            if namespace not in self._logs:
+                log = await to_thread.run_sync(self._open_log, namespace)
+                self._logs[namespace] = log
+                self._closing.callback(log.close)
         return self._logs[namespace]
 
     async def upstream(self, namespace: str) -> Upstream:
-        """What answers for a namespace; a model is loaded without holding other requests up."""
+        """What answers for a namespace; opening one holds no call of another up."""
+        if (found := self._upstreams.get(namespace)) is not None:
+            return found
         async with self._opening:
             if namespace not in self._upstreams:
                 opened = await to_thread.run_sync(self._open_upstream, namespace)
@@ -97,9 +102,11 @@ class Gateway:
 
     async def close(self) -> None:
         """Write what was logged, and let go of everything."""
-        for upstream in self._upstreams.values():
-            await upstream.aclose()
-        await to_thread.run_sync(self._closing.close)
+        try:
+            for upstream in [*self._upstreams.values()]:
+                await upstream.aclose()
+        finally:
+            await to_thread.run_sync(self._closing.close)
 
     async def answer(self, wire: ModuleType, request: Request) -> Response:
         """Answer a call in a wire format."""
@@ -108,11 +115,13 @@ class Gateway:
         body = parse_object(raw)
         if wire is anthropic:
             body = anthropic.as_openai(body)
-        name, may_repeat = self.repeats.name(app.name, request.headers, raw)
+        asked = read(body, request.headers)
+        name, may_repeat = self.repeats.name(app.name, request.headers, raw, asked)
         given = self.repeats.find(name) if name and may_repeat else None
         if given is not None:
             return (wire.replayed if body.get("stream") else wire.whole)(*given)  # type: ignore[no-any-return]
-        asked = read(body, request.headers)
+        if name:
+            self.repeats.forget(name)
         streaming = bool(body.get("stream"))
         if self._open >= self._max_open:
             raise HttpError(
@@ -121,20 +130,20 @@ class Gateway:
                 code="overloaded",
                 headers={"Retry-After": "1"},
             )
-        log, upstream = self.log(app.namespace), await self.upstream(app.namespace)
         self._count(1)
         try:
+            log, upstream = await self.log(app.namespace), await self.upstream(app.namespace)
             admitting = Call.admit(upstream, asked, log, self.metrics, streaming=streaming)
             call: Call = await _unless_gone(request, admitting)
         except BaseException:
             self._count(-1)
             raise
         call.stack.callback(self._count, -1)
+        if name:
+            call.on_whole = partial(self.repeats.keep, name, call.headers)
         if streaming:
             return wire.streamed(call)  # type: ignore[no-any-return]
         completion = await _unless_gone(request, call.whole())
-        if name:
-            self.repeats.keep(name, completion, call.headers)
         return wire.whole(completion, call.headers)  # type: ignore[no-any-return]
 
     async def models(self, request: Request) -> Response:
@@ -165,23 +174,27 @@ class Gateway:
     async def caller(self, request: Request) -> Caller:
         """Who judges."""
         found = await self.access.judge(request)
-        log = self.log(found.namespace)
+        log = await self.log(found.namespace)
         if isinstance(found, App):
             return Caller(log)
-        return Caller(log, found.run_id, found.user_id)
+        return Caller(log, found.run_id, found.user_id, is_page=True)
 
     async def collected(self, request: Request) -> Log | None:
         """The log that an app on another machine brings its runs to."""
-        return self.log(self.access.app(request).namespace)
+        return await self.log(self.access.app(request).namespace)
 
     async def health(self, request: Request) -> Response:
         """Say whether the upstreams in use answer; 503 if one does not."""
         problems = {}
-        for namespace, upstream in self._upstreams.items():
+        for namespace, upstream in [*self._upstreams.items()]:
             if (problem := await upstream.problem()) is not None:
                 problems[namespace] = problem
         status = UNAVAILABLE if problems else 200
-        found = {"status": "failing" if problems else "ok", "version": __version__}
+        try:
+            self.access.app(request)
+        except HttpError:
+            problems = {}  # what is wrong is for those who may ask
+        found = {"status": "ok" if status == 200 else "failing", "version": __version__}
         return as_json({**found, **({"problems": problems} if problems else {})}, status)
 
     async def measures(self, request: Request) -> Response:
@@ -324,7 +337,12 @@ class _Counting:
                 self._metrics.seconds.labels(path).observe(time.perf_counter() - began)
             await send(message)
 
-        await self._app(scope, receive, counted)
+        try:
+            await self._app(scope, receive, counted)
+        except Exception:
+            path = getattr(scope.get("route"), "path", "unknown")
+            self._metrics.requests.labels(path, str(INTERNAL)).inc()
+            raise
 
 
 __all__ = ["Gateway", "create_app", "routes"]

@@ -99,6 +99,10 @@ def read(body: dict[str, Any], headers: Mapping[str, str], *, run_id: str | None
         raise _bad("n", f"is {described(n)}, but must be a whole number from 1 to {MAX_CHOICES}")
     if body.get("stream") not in (None, True, False):
         raise _bad("stream", "must be true or false")
+    if not isinstance(body.get("stop") or [], str | list):
+        raise _bad("stop", "must be a text or a list of texts")
+    if not isinstance(body.get("stream_options") or {}, dict):
+        raise _bad("stream_options", "must be an object")
     given = body.get("metadata")
     if given is not None and not isinstance(given, dict):
         raise _bad("metadata", f"is {described(given)}, but must be an object")

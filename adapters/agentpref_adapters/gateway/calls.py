@@ -3,15 +3,16 @@
 A whole answer is recorded before it goes out, a stream before its end is told. What was streamed
 when the client left or the upstream broke is recorded as incomplete, and nothing is learned from
 it. A call that a client library repeats, because the answer never reached it, gets the answer that
-was given: it makes no second run.
+was given, if there was a whole one: it makes no second run.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -25,6 +26,8 @@ from agentpref_adapters._http import UNAVAILABLE, HttpError
 from agentpref_adapters.gateway.asked import Asked
 from agentpref_adapters.gateway.metrics import Metrics
 from agentpref_adapters.gateway.upstream import Answer, Exchange, Upstream
+
+_logger = logging.getLogger("agentpref")
 
 _REPEATED_WITHIN = 600.0
 _MOST_KEPT, _MOST_BYTES = 1_000, 64 << 20
@@ -41,6 +44,8 @@ class Call:
         log: where the run goes.
         metrics: what is counted.
         stack: what ends the work behind.
+
+    ``on_whole`` is called with the answer once all of it is there and recorded.
     """
 
     def __init__(
@@ -49,6 +54,7 @@ class Call:
         self.asked, self.exchange, self.stack = asked, exchange, stack
         self._log, self._metrics = log, metrics
         self._answer: Answer | None = None
+        self.on_whole: Callable[[dict[str, Any]], object] = lambda completion: None
 
     @classmethod
     async def admit(
@@ -80,7 +86,8 @@ class Call:
             self._record()
         finally:
             await self.aclose()
-        return self._signed(completion)
+        self.on_whole(self._signed(completion))
+        return completion
 
     async def pieces(self) -> AsyncIterator[dict[str, Any]]:
         """Give the pieces as they go out, and record the answer before its end is told."""
@@ -89,6 +96,7 @@ class Call:
             answer.add(piece)
             yield self._signed(piece)
         self._record()
+        self.on_whole(self._signed(answer.completion()))
 
     async def aclose(self) -> None:
         """End the work behind, and record what was answered if that was not done yet."""
@@ -149,18 +157,25 @@ class Repeats:
         self._bytes = 0
 
     @staticmethod
-    def name(app: str, headers: Mapping[str, str], body: bytes) -> tuple[str | None, bool]:
-        """The name under which to keep the answer to a call, and whether it may be a repetition."""
-        key = headers.get("idempotency-key")
-        count = headers.get(_RETRY)
+    def name(
+        app: str, headers: Mapping[str, str], body: bytes, asked: Asked
+    ) -> tuple[str | None, bool]:
+        """The name under which to keep the answer to a call, and whether it may be a repetition.
+
+        It is of one conversation, person and message: others may ask the same in the same words.
+        """
+        key, count = headers.get("idempotency-key"), headers.get(_RETRY)
         if not key and count is None:
             return None, False
-        parts = (app, "key", key.encode()) if key else (app, "body", body)
-        digest = hashlib.blake2b(digest_size=16)
-        for part in parts:
-            digest.update(part if isinstance(part, bytes) else part.encode())
-            digest.update(b"\0")
+        whose = [app, key, asked.thread_id, asked.trace_id, asked.user_id, asked.metadata]
+        digest = hashlib.blake2b(orjson.dumps(whose), digest_size=16)
+        digest.update(body)
         return digest.hexdigest(), bool(key) or count not in ("0", "")
+
+    def forget(self, name: str) -> None:
+        """Forget an answer: the call was made anew, and its retries are to get the new one."""
+        if (found := self._given.pop(name, None)) is not None:
+            self._bytes -= len(found[1])
 
     def find(self, name: str) -> tuple[dict[str, Any], dict[str, str]] | None:
         """The answer that was given, with its headers."""
@@ -168,11 +183,11 @@ class Repeats:
         found = self._given.get(name)
         return None if found is None else (orjson.loads(found[1]), found[2])
 
-    def keep(self, name: str, completion: Mapping[str, Any], headers: dict[str, str]) -> None:
+    def keep(self, name: str, headers: dict[str, str], completion: Mapping[str, Any]) -> None:
         """Keep an answer for a while."""
         body = orjson.dumps(completion)
-        before = self._given.pop(name, None)
-        self._bytes += len(body) - (len(before[1]) if before else 0)
+        self.forget(name)
+        self._bytes += len(body)
         self._given[name] = (time.monotonic(), body, headers)
         self._drop_old()
 
@@ -193,4 +208,5 @@ def as_failure(error: Exception) -> HttpError:
         return error
     if isinstance(error, AgentprefError):
         return HttpError.of(error)
+    _logger.exception("an answer broke off", exc_info=error)
     return HttpError(UNAVAILABLE, "the answer broke off; ask again", code="internal_error")

@@ -9,7 +9,6 @@ import orjson
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from agentpref.errors import AgentprefError
 from agentpref_adapters._http import HttpError, as_json
 from agentpref_adapters.gateway.calls import Call, as_failure
 
@@ -63,7 +62,7 @@ async def _events(call: Call) -> AsyncIterator[bytes]:
     try:
         async for piece in call.pieces():
             yield _event(piece)
-    except (HttpError, AgentprefError) as error:
+    except Exception as error:  # a stream ends with an event, whatever broke
         yield _event(as_failure(error).body())
         return
     yield b"data: [DONE]\n\n"

@@ -50,6 +50,7 @@ class Proxied:
         connections: int = 256,
     ) -> None:
         self.url, self._model = url.rstrip("/"), model
+        self._shown = str(httpx.URL(self.url).copy_with(userinfo=b""))  # a password is not shown
         self._client = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(timeout, connect=_CONNECT_SECONDS),
@@ -63,7 +64,8 @@ class Proxied:
     @asynccontextmanager
     async def admit(self, asked: Asked, *, streaming: bool) -> AsyncIterator[Exchange]:
         """Send the request; a refusal comes back with the server's own status and message."""
-        body = {"model": self._model, **asked.body, "stream": streaming}
+        body = {**asked.body, "stream": streaming}
+        body["model"] = body.get("model") or self._model
         if not streaming:
             body.pop("stream_options", None)
         request = self._client.build_request(
@@ -72,30 +74,30 @@ class Proxied:
             content=orjson.dumps({key: value for key, value in body.items() if value is not None}),
             headers={"Content-Type": "application/json"},
         )
-        with _translated(self.url):
+        with _translated(self._shown):
             response = await self._client.send(request, stream=True)
         try:
             if not response.is_success:
-                with _translated(self.url):
+                with _translated(self._shown):
                     await response.aread()
-                raise _refusal(response, self.url)
-            yield _Proxying(response, self.url)
+                raise _refusal(response, self._shown)
+            yield _Proxying(response, self._shown)
         finally:
             await response.aclose()
 
     async def models(self) -> list[dict[str, Any]]:
         """The server's own list."""
-        with _translated(self.url):
+        with _translated(self._shown):
             response = await self._client.get(f"{self.url}/models")
         if not response.is_success:
-            raise _refusal(response, self.url)
-        data = _object(response.content, self.url).get("data")
+            raise _refusal(response, self._shown)
+        data = _object(response.content, self._shown).get("data")
         return [one for one in data if isinstance(one, dict)] if isinstance(data, list) else []
 
     async def problem(self) -> str | None:
         """Whether it can be reached at all; its status does not matter."""
         try:
-            with _translated(self.url):
+            with _translated(self._shown):
                 await self._client.get(f"{self.url}/models", timeout=_CONNECT_SECONDS)
         except HttpError as error:
             return error.message

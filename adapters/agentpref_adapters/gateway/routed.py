@@ -14,11 +14,11 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from anyio import CapacityLimiter, to_thread
+from anyio import CancelScope, CapacityLimiter, to_thread
 
 from agentpref.errors import AgentprefError
 from agentpref.serve.backend import GenerationRequest, Reply, ServingBackend
-from agentpref.serve.router import Router
+from agentpref.serve.router import Lease, Router
 from agentpref_adapters._http import BAD_REQUEST, NOT_FOUND, HttpError
 from agentpref_adapters.gateway.asked import Asked
 from agentpref_adapters.gateway.upstream import Exchange, Tokens
@@ -72,14 +72,19 @@ class Routed:
     async def admit(self, asked: Asked, *, streaming: bool) -> AsyncIterator[Exchange]:
         """Bind a call to the revision of its thread; a prompt that does not fit is refused here."""
         request = self._request(asked)
-        with self._router.acquire(asked.thread_id) as lease:
+        lease = self._router.acquire(asked.thread_id)
+        streams: list[_Stream] = []
+        try:
             exchange = _Routing(self, asked, request, lease.revision)
-            try:
-                if streaming:
-                    await exchange.begin()
-                yield exchange
-            finally:
-                await exchange.aclose()
+            streams = exchange.streams
+            if streaming:
+                await exchange.begin()
+            yield exchange
+        finally:
+            for stream in streams:
+                stream.end()
+            with CancelScope(shield=True):  # the engine may be at a piece, and unload what is idle
+                await to_thread.run_sync(_let_go, streams, lease, limiter=self._limiter)
 
     async def models(self) -> list[dict[str, Any]]:
         """The base, under whose name whatever is live answers."""
@@ -165,7 +170,7 @@ class _Routing:
         self._upstream, self._asked, self._name = upstream, asked, revision
         self._created = int(time.time())
         backend = upstream._backend
-        self._streams = [
+        self.streams = [
             _Stream(backend.stream(revision, self._numbered(request, index)), upstream._limiter)
             for index in range(asked.n)
         ]
@@ -179,14 +184,10 @@ class _Routing:
 
     async def begin(self) -> None:
         """Wait for the first piece of the first answer, so that a refusal comes before any."""
-        await self._streams[0].peek()
-
-    async def aclose(self) -> None:
-        for stream in self._streams:
-            stream.close()
+        await self.streams[0].peek()
 
     async def whole(self) -> dict[str, Any]:
-        await asyncio.gather(*map(self._drain, range(len(self._streams))))
+        await asyncio.gather(*map(self._drain, range(len(self.streams))))
         choices = [
             {
                 "index": index,
@@ -200,7 +201,7 @@ class _Routing:
 
     async def pieces(self) -> AsyncIterator[dict[str, Any]]:
         offered = bool(self._asked.tools)
-        for index, stream in enumerate(self._streams):
+        for index, stream in enumerate(self.streams):
             yield self._chunk(index, {"role": "assistant", "content": ""})
             async for piece in stream:
                 if isinstance(piece, Reply):
@@ -217,7 +218,7 @@ class _Routing:
         return None if reply is None else Tokens(reply.token_ids, reply.logprobs)
 
     async def _drain(self, index: int) -> None:
-        async for piece in self._streams[index]:
+        async for piece in self.streams[index]:
             if isinstance(piece, Reply):
                 self._replies[index] = piece
 
@@ -272,6 +273,13 @@ def _reason(reply: Reply) -> str:
     return "tool_calls" if is_call else reply.finish_reason
 
 
+def _let_go(streams: Sequence[_Stream], lease: Lease) -> None:
+    """Wait until the engine has left each stream, and give the revision back."""
+    with lease:
+        for stream in streams:
+            stream.close()
+
+
 class _Stream:
     """Pieces of an engine's stream, each waited for in a thread."""
 
@@ -301,16 +309,13 @@ class _Stream:
 
     def _next(self) -> str | Reply | None:
         with self._turn:
-            found = None if self._closed.is_set() else next(self._pieces, None)
-            if self._closed.is_set():  # since it waited
-                self._pieces.close()
-            return found
+            return None if self._closed.is_set() else next(self._pieces, None)
+
+    def end(self) -> None:
+        """Ask for no further piece."""
+        self._closed.set()
 
     def close(self) -> None:
-        """End the work behind; a thread that waits for a piece does it as soon as it has that."""
-        self._closed.set()
-        if self._turn.acquire(blocking=False):
-            try:
-                self._pieces.close()
-            finally:
-                self._turn.release()
+        """End the work behind, as soon as the engine has the piece that it is at."""
+        with self._turn:
+            self._pieces.close()

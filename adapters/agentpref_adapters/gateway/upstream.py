@@ -7,6 +7,7 @@ admits it, and left when the last piece is out or the client has gone, which end
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -107,6 +108,15 @@ class Answer:
                 _merge(own.message, delta)
             self._read_tail(own, choice)
 
+    def completion(self) -> dict[str, Any]:
+        """What came in pieces as a whole ``chat.completion``."""
+        choices = [
+            {"index": index, "message": choice.message, "finish_reason": choice.finish_reason}
+            for index, choice in sorted(self.choices.items())
+        ]
+        found = {"object": "chat.completion", "created": int(time.time()), "model": self.model}
+        return {**found, "choices": choices, "usage": dict(self.usage) or None}
+
     def messages(self) -> list[tuple[int, Choice, Message]]:
         """The answers that say something, by their number."""
         return [
@@ -145,7 +155,9 @@ def _merge(message: dict[str, Any], delta: Mapping[str, Any]) -> None:
         if key == "tool_calls":
             calls = message.setdefault("tool_calls", [])
             for part in _mappings(value):
-                at = part.get("index")
+                at, name = part.get("index"), part.get("id")
+                if type(at) is not int and name and calls and calls[-1].get("id") != name:
+                    at = len(calls)  # some servers number none of them
                 at = at if type(at) is int and 0 <= at <= len(calls) else max(0, len(calls) - 1)
                 if at == len(calls):
                     calls.append({})

@@ -113,3 +113,11 @@ def test_a_wrong_key_is_told_in_anthropics_shape(start, home):
         wrong.messages.create(model="big", max_tokens=5, messages=ASK)
     for client in (right, wrong):
         client.close()
+
+
+def test_a_tool_of_anthropics_own_servers_is_refused_by_name(url):
+    tool = {"type": "web_search_20250305", "name": "web_search"}
+    body = {"model": "big", "max_tokens": 5, "messages": ASK, "tools": [tool]}
+    answer = httpx.post(f"{url}/v1/messages", json=body)
+    assert answer.status_code == 400
+    assert "tools.0" in answer.json()["error"]["message"]

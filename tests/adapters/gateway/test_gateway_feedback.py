@@ -6,6 +6,8 @@ import hashlib
 import time
 
 import httpx
+import langfuse.api as langfuse
+import langfuse.api.scores as langfuse_scores
 import pytest
 
 from agentpref_adapters.gateway import Keys
@@ -108,14 +110,28 @@ def test_librechats_thumb_is_recorded_replaced_and_withdrawn(ask, post, url, sai
 
 
 def test_the_langfuse_client_itself_can_score_a_run(ask, url, said):
-    langfuse = pytest.importorskip("langfuse.api.client")
     run = ask()
+    session = httpx.Client()
     client = langfuse.LangfuseAPI(
-        base_url=url, username="pk", password="sk", x_langfuse_public_key="pk",
+        base_url=url, username="pk", password="sk", httpx_client=session,
     )  # fmt: skip
-    client.scores.create(trace_id=run, name="helpfulness", value=0.5, comment="so so")
-    (one,) = said()
-    assert (one.run_id, one.key, one.score, one.comment) == (run, "helpfulness", 0.5, "so so")
+    score = langfuse_scores.CreateScoreRequest
+    rows = [
+        score(id="s1", trace_id=run, name="helpfulness", value=0.5, comment="so so"),
+        score(id="s2", trace_id="nobody", name="helpfulness", value=1),
+    ]
+    assert client.scores.create(request=rows[:1]).message == "Accepted"
+    mixed = client.scores.create(request=rows)
+    assert (mixed.accepted, mixed.rejected) == (1, 1)
+    assert "nobody" in mixed.errors[0].message
+    first, again = said()
+    assert (first.run_id, first.key, first.score, first.comment) == (
+        run, "helpfulness", 0.5, "so so",
+    )  # fmt: skip
+    assert first.user_id == again.user_id
+    client.scores.delete("s1")
+    assert [one.key for one in said()] == ["helpfulness", "helpfulness", "retraction"]
+    session.close()
 
 
 @pytest.mark.parametrize(
@@ -226,3 +242,48 @@ def test_too_much_feedback_by_tokens_is_told_to_wait(start):
     found = [httpx.post(f"{url}/feedback", json=thumb, headers=headers) for _ in range(3)]
     assert [one.status_code for one in found] == [200, 200, 429]
     assert found[-1].headers["retry-after"]
+
+
+def test_the_last_key_that_is_removed_opens_nothing(start, home):
+    keys = Keys(home)
+    key = keys.add("only")
+    url = start()
+    headers = {"Authorization": f"Bearer {key}"}
+    assert httpx.post(f"{url}/v1/chat/completions", json=ASK, headers=headers).is_success
+    keys.remove("only")
+    for given in ({}, headers):
+        answer = httpx.post(f"{url}/v1/chat/completions", json=ASK, headers=given)
+        assert answer.status_code == 401
+
+
+@pytest.mark.parametrize("host", ["evil.example:8100", "rebound.test", "a.b.c."])
+def test_without_keys_a_name_that_a_page_can_point_here_is_refused(url, host):
+    for method, path in (("POST", "/v1/chat/completions"), ("GET", "/v1/models")):
+        answer = httpx.request(method, f"{url}{path}", json=ASK, headers={"Host": host})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "host_not_allowed")
+    for own in ("localhost:8100", "127.0.0.1", "[::1]:8100", "gateway:8100", "x.localhost"):
+        assert httpx.get(f"{url}/v1/models", headers={"Host": own}).is_success
+
+
+def test_a_page_votes_in_its_own_name_only(start, said):
+    url = start()
+    run = httpx.post(f"{url}/v1/chat/completions", json=ASK).json()["id"]
+    token = httpx.post(f"{url}/v1/feedback_tokens", json={"run_id": run, "user_id": "ana"}).json()
+    headers = {"Authorization": f"Bearer {token['token']}"}
+    for name in ("bob", "eve"):
+        thumb = {"inference_id": run, "metric_name": "thumbs", "value": True, "user_id": name,
+                 "source": "code"}  # fmt: skip
+        assert httpx.post(f"{url}/feedback", json=thumb, headers=headers).is_success
+    score = {"traceId": run, "name": "user-feedback", "value": 1}
+    refused = httpx.post(f"{url}/api/public/scores", json=score, headers=headers)
+    assert refused.status_code == 403
+    assert len({one.user_id for one in said()}) == 1
+    assert {one.source for one in said()} == {"human"}
+
+
+def test_an_observations_score_with_an_unknown_observation_judges_its_trace(ask, post, said):
+    run = ask(metadata={"trace_id": "t-9"})
+    body = {"traceId": "t-9", "observationId": "o-1", "name": "thumbs", "value": 1, "comment": "",
+            "metadata": {"source": "web"}}  # fmt: skip
+    post("/api/public/scores", body)
+    assert [(one.run_id, one.source) for one in said()] == [(run, "human")]

@@ -181,11 +181,6 @@ def test_a_retry_of_a_client_library_gets_the_same_answer_and_makes_no_second_ru
         httpx.post(f"{url}/v1/chat/completions", json=body, headers=keyed).json() for _ in range(2)
     )
     assert once == again
-    streamed = httpx.post(
-        f"{url}/v1/chat/completions", json={**body, "stream": True}, headers=keyed
-    ).text
-    assert once["id"] in streamed
-    assert streamed.endswith("data: [DONE]\n\n")
     assert len(upstream.asked) == 3
     assert len(runs(least=3)) == 3
 
@@ -290,3 +285,45 @@ def test_a_log_of_another_machine_brings_its_runs_through_the_gateway(url, runs,
         log.thumbs(run, up=True)
         assert log.flush(20)
     assert [one.run_id for one in runs()] == [run]
+
+
+def test_others_who_say_the_same_get_answers_of_their_own(url, runs):
+    def ask(user, count):
+        headers = {"x-stainless-retry-count": count, "X-OpenWebUI-User-Id": user}
+        return httpx.post(f"{url}/v1/chat/completions", json={"messages": ASK}, headers=headers)
+
+    first = ask("ana", "0").json()["id"]
+    assert ask("bob", "1").json()["id"] != first
+    assert ask("ana", "1").json()["id"] == first
+
+
+def test_a_stream_that_was_whole_is_not_made_again_under_its_key(url, runs, upstream):
+    body = {"messages": ASK, "stream": True}
+    texts = [
+        httpx.post(f"{url}/v1/chat/completions", json=body, headers={"Idempotency-Key": "k"}).text
+        for _ in range(2)
+    ]
+    assert len(upstream.asked) == 1
+    assert all("say" in text and text.endswith("data: [DONE]\n\n") for text in texts)
+    assert len(runs()) == 1
+
+
+def test_calls_without_numbers_are_told_apart_by_their_ids():
+    from agentpref_adapters.gateway.upstream import Answer
+
+    answer = Answer()
+    for name, text in (("a", '{"x": '), ("a", "1}"), ("b", "{}")):
+        call = {"id": name, "function": {"name": name, "arguments": text}}
+        answer.add({"choices": [{"delta": {"tool_calls": [call]}}]})
+    calls = answer.choices[0].message["tool_calls"]
+    assert [call["function"]["arguments"] for call in calls] == ['{"x": 1}', "{}"]
+
+
+@pytest.mark.parametrize(
+    ("header", "value"), [("Authorization", "Basic é"), ("Origin", "http://["), ("Host", "[")]
+)
+def test_odd_headers_are_no_failure_of_ours(url, header, value):
+    answer = httpx.post(
+        f"{url}/v1/chat/completions", json={"messages": ASK}, headers={header: value.encode()}
+    )
+    assert answer.status_code < 500
