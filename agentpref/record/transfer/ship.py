@@ -32,7 +32,7 @@ from agentpref.record.messages import (
 )
 from agentpref.record.rows import row_of
 from agentpref.record.spill import drain
-from agentpref.record.store import run_hash
+from agentpref.record.store import Store, run_hash
 from agentpref.record.transfer.places import Place
 from agentpref.record.transfer.segments import FORGOTTEN, ROWS, is_of, packed, unpacked
 from agentpref.record.transfer.shipped import Shipped
@@ -115,7 +115,9 @@ def _follow(
     plan = shipped.planned()
     for number, ids in enumerate(plan):
         tell("ship", number, len(plan))
-        for name, data in packed(ROWS, keys, [*_rows(connection, ids, shipment)]):
+        with Store(connection).one_state():  # else a run may lose its messages while it is read
+            rows = [*_rows(connection, ids, shipment)]
+        for name, data in packed(ROWS, keys, rows):
             place.write(name, data)
             shipment.segments.append(name)
         shipped.done(ids)

@@ -404,6 +404,34 @@ def test_what_is_forgotten_between_plan_and_shipment_is_never_written(
     assert "answer 1" not in str(lines(bucket))
 
 
+def test_a_run_that_is_forgotten_while_it_is_read_is_not_left_in_the_place(
+    make: Make, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lyon = make("lyon")
+    say(lyon, 1, "ada")
+    say(lyon, 2, "bob")
+    nodes, meanwhile = module._nodes, []
+
+    def forgotten(*args: Any) -> Any:  # the row is read, and its messages are not yet
+        if not meanwhile:
+            meanwhile.append(threading.Thread(target=forget, args=(lyon.home, "ada")))
+            meanwhile[0].start()
+            meanwhile[0].join(2)
+        return nodes(*args)
+
+    monkeypatch.setattr(module, "_nodes", forgotten)
+    write = Place.write
+
+    def after(*args: Any) -> None:
+        meanwhile[0].join()
+        write(*args)
+
+    monkeypatch.setattr(Place, "write", after)
+    ship(lyon.home, bucket)
+    assert "answer 1" not in str(lines(bucket))
+    assert "answer 2" in str(lines(bucket))
+
+
 def test_the_memory_of_a_place_holds_no_text(make: Make, bucket: str) -> None:
     lyon = make("lyon")
     say(lyon, 1)
