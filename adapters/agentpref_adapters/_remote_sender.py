@@ -117,6 +117,9 @@ class Sender:
             self._urgent.set()
             self._ended.wait(timeout)
             self._ended.set()  # others may close it too
+        with self._files:
+            if self._thread is None:  # else it still sends, with this key, and leaves by itself
+                self._outbox.leave()
 
     def before_fork(self) -> None:
         """Wait until no file is being changed."""
@@ -151,6 +154,8 @@ class Sender:
             self._thread = None
             with self._files:
                 self._outbox.release()
+                if self._closing:
+                    self._outbox.leave()
             self._role.release()
             self._ended.set()
 

@@ -92,7 +92,8 @@ class RemoteLog(Log):
                 certificate no public authority has signed.
 
         Raises:
-            ConfigError: the url or the key is none, or rows for another key wait in the outbox.
+            ConfigError: the url or the key is none; or rows for another key wait in the outbox, or
+                a log with another one has it open.
             NotKept: the outbox cannot be made or written.
         """
         self._url = _checked(url)

@@ -253,6 +253,52 @@ def test_a_wrong_key_loses_nothing_and_is_said(
     assert len(kept(collector.home)[0]) == 1
 
 
+def test_logs_with_two_keys_never_share_an_outbox(
+    open_log: Callable[..., RemoteLog], collector: Collector
+) -> None:
+    shop, again = open_log("ap-shop"), open_log("ap-shop")
+    with pytest.raises(ConfigError, match="has .* open; give each key"):
+        open_log("ap-bank")
+    shop.close()
+    with pytest.raises(ConfigError, match="has .* open"):
+        open_log("ap-bank")
+    again.record(ASK, "Yes.")
+    assert again.flush(30)
+    again.close()
+    bank = open_log("ap-bank")  # nothing waits, and nobody has it open
+    bank.record(ASK, "No.")
+    assert bank.flush(30)
+    assert [run.output["content"] for run in kept(collector.home, "shop")[0]] == ["Yes."]
+    assert [run.output["content"] for run in kept(collector.home, "bank")[0]] == ["No."]
+
+
+def test_a_closed_log_sends_nothing_of_the_next_one(
+    open_log: Callable[..., RemoteLog], collector: Collector
+) -> None:
+    shop = open_log("ap-shop")
+    shop.close()
+    collector.stop()
+    bank = open_log("ap-bank")
+    bank.thumbs("a run", up=True)
+    bank.close()
+    assert not shop._sender.flush(1)  # as of a thread that was in it while the log was closed
+    assert "another url or key" in str(shop.trouble)
+    collector.start()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_forked_child_that_ends_leaves_the_outbox_to_its_parent(
+    open_log: Callable[..., RemoteLog], collector: Collector
+) -> None:
+    log = open_log()
+    if (child := os.fork()) == 0:
+        log.close()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    with pytest.raises(ConfigError, match="has .* open"):
+        open_log("ap-bank")
+
+
 def test_a_judgement_waits_for_the_run_of_another_host(
     open_log: Callable[..., RemoteLog], collector: Collector
 ) -> None:
