@@ -257,10 +257,10 @@ def test_logs_with_two_keys_never_share_an_outbox(
     open_log: Callable[..., RemoteLog], collector: Collector
 ) -> None:
     shop, again = open_log("ap-shop"), open_log("ap-shop")
-    with pytest.raises(ConfigError, match="has .* open; give each key"):
+    with pytest.raises(ConfigError, match=r"has .* open; give each key"):
         open_log("ap-bank")
     shop.close()
-    with pytest.raises(ConfigError, match="has .* open"):
+    with pytest.raises(ConfigError, match=r"has .* open"):
         open_log("ap-bank")
     again.record(ASK, "Yes.")
     assert again.flush(30)
@@ -295,7 +295,7 @@ def test_a_forked_child_that_ends_leaves_the_outbox_to_its_parent(
         log.close()
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
-    with pytest.raises(ConfigError, match="has .* open"):
+    with pytest.raises(ConfigError, match=r"has .* open"):
         open_log("ap-bank")
 
 
@@ -485,6 +485,49 @@ def test_what_is_no_address_or_key_is_refused(url: str, key: str, tmp_path: Path
         RemoteLog(url, key, outbox=tmp_path / "outbox")
     assert "secret" not in str(refused.value)
     assert not (tmp_path / "outbox").exists()
+
+
+@pytest.mark.parametrize("text", [None, "", "no certificate"])
+def test_certificates_that_cannot_be_read_are_named_at_once(
+    text: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "own.pem"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=r"own\.pem"):
+        RemoteLog("https://host", "k", outbox=tmp_path / "outbox", verify_tls=str(path))
+    monkeypatch.setenv("SSL_CERT_FILE", str(path))
+    with pytest.raises(ConfigError, match=r"own\.pem"):
+        RemoteLog("https://host", "k", outbox=tmp_path / "outbox")
+    with pytest.raises(ConfigError, match="''"):
+        RemoteLog("https://host", "k", outbox=tmp_path / "outbox", verify_tls="")
+    assert not (tmp_path / "outbox").exists()
+
+
+def test_an_error_that_nobody_foresaw_is_said_and_the_sender_goes_on(
+    open_log: Callable[..., RemoteLog],
+    collector: Collector,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    post, client = httpx.Client.post, httpx.Client.__init__
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise ZeroDivisionError("of the proxy")
+
+    for name, whole in (("post", post), ("__init__", client)):
+        with monkeypatch.context() as broken:
+            broken.setattr(httpx.Client, name, fail)
+            log = open_log()
+            log.record(ASK, "Yes.")
+            assert not log.flush()  # at the first failure, and not after a minute
+            assert "ZeroDivisionError (of the proxy)" in str(log.trouble)
+        assert getattr(httpx.Client, name) is whole
+        assert log.flush(30)
+        assert log.trouble is None
+        log.close()
+    assert len(kept(collector.home)[0]) == 2
+    assert "until it is over, runs and feedback wait" in caplog.text
 
 
 def test_an_answer_that_is_none_of_a_collector_loses_nothing(
