@@ -4,7 +4,7 @@ New rows are appended to ``outbox.jsonl``, one line a row under its hash, as in 
 What is being sent was renamed before: ``sending-<id>.jsonl``. So whoever records and whoever sends
 never wait for each other, and a kill leaves whole files, which are sent again under the same ids.
 ``later.jsonl`` has judgements whose run the collector does not know yet, ``refused.jsonl`` the rows
-that it refused for good.
+that it refused for good, after those in ``refused-older.jsonl``; the oldest of them go in time.
 
 Any number of processes may record to one outbox; one of them sends. That it does is a lock, which
 the system releases when the process dies. All of them have one key: each holds the note ``target``
@@ -27,6 +27,7 @@ import orjson
 
 from agentpref.errors import AgentprefError, ConfigError, InvalidMessage, NotKept, RecordError
 from agentpref.home import make_private_folder, open_private, reading, sync, writing
+from agentpref.record.database import warn
 from agentpref.record.ingest import FromApp, Ingest
 from agentpref.record.ingest.pseudonyms import AsGiven
 from agentpref.record.ingest.redaction import Redact
@@ -36,6 +37,9 @@ from agentpref.record.spill import append_lines, is_whole, marked, taking_turns
 
 FILE_BYTES = 16 * 1024 * 1024
 """From how many bytes on rows go to a new file, so that a long outage makes no giant one."""
+
+REFUSED_SHARE = 8
+"""Refused rows go to a new file from ``FILE_BYTES`` on, or from this part of an outbox's limit."""
 
 BATCH = 500
 BATCH_BYTES = 4 * 1024 * 1024
@@ -94,6 +98,7 @@ class Outbox:
         self._new = folder / "outbox.jsonl"
         self._later = folder / "later.jsonl"
         self.refused = folder / "refused.jsonl"
+        self._older = folder / "refused-older.jsonl"
         self._claim: int | None = None
         self._mark = hashlib.blake2b(target.encode(), digest_size=16).hexdigest().encode()
         self._make()
@@ -170,17 +175,21 @@ class Outbox:
                 self._rotate(self._new)
         full = NotKept(
             f"{self.folder} holds more than {self._limit_bytes:,} bytes that the collector has not "
-            "taken; see whether it runs, or raise outbox_bytes"
+            "taken, or has refused; see whether it runs, remove refused*.jsonl there, or raise "
+            "outbox_bytes"
         )
         return [full if is_full and line.is_run else None for line in lines]
 
     def size(self) -> int:
-        """How many bytes wait."""
-        return sum(map(_size, (self._new, self._later, *self._sealed())))
+        """How many bytes wait, or were refused."""
+        return self._waiting() + _size(self.refused) + _size(self._older)
 
     def waits(self) -> bool:
         """Whether there is anything that the collector has not answered."""
-        return self.size() > 0
+        return self._waiting() > 0
+
+    def _waiting(self) -> int:
+        return sum(map(_size, (self._new, self._later, *self._sealed())))
 
     def seal(self) -> set[Path]:
         """The files that hold everything recorded until now, without what waits for its run."""
@@ -264,8 +273,22 @@ class Outbox:
 
     def refuse(self, rows: Iterable[tuple[bytes, str]]) -> None:
         """Keep rows for the operator, each with the reason why the collector did not take it."""
-        told = ({"why": why, "row": row.decode(errors="replace")} for row, why in rows)
-        self._keep(self.refused, map(orjson.dumps, told))
+        told = [orjson.dumps({"why": why, "row": row.decode(errors="replace")})
+                for row, why in rows]  # fmt: skip
+        if told:
+            self._make_room()
+            self._keep(self.refused, told)
+
+    def _make_room(self) -> None:
+        """Begin another file of refused rows when the last one is full; the one before goes."""
+        full = min(FILE_BYTES, self._limit_bytes // REFUSED_SHARE)
+        with taking_turns(self._new):
+            if not 0 < _size(self.refused) >= full:
+                return
+            if _size(self._older):
+                warn("%s is removed for newer ones: its rows were refused long ago", self._older)
+            os.replace(self.refused, self._older)
+            sync(self.folder)
 
     def done(self, path: Path) -> None:
         """Remove a file of which the collector has everything."""

@@ -86,6 +86,8 @@ class RemoteLog(Log):
             queue_size: how many runs may wait for the disk before further ones are dropped.
             queue_bytes: how many bytes of JSON they may take.
             outbox_bytes: from how many bytes in the outbox on runs are dropped; judgements are not.
+                What the collector refused counts, and takes about a quarter of it, or 32 MiB, at
+                most.
             redact: takes each text and returns the text to store; it is called before anything is
                 written here.
             strict: let ``record`` return when the run is on this disk, change no value, and raise.
@@ -177,6 +179,8 @@ class RemoteLog(Log):
         """Raise ``ConfigError``: users are forgotten where the home is.
 
         What they said before and still waits here is then refused by the collector, and dropped.
+        What it refused for another reason stays, with its texts, in ``refused.jsonl`` and
+        ``refused-older.jsonl`` of each outbox: delete both when a user is forgotten.
         """
         self._refer("agentpref forget --user-id ID")
 

@@ -337,6 +337,27 @@ def test_a_row_that_the_collector_refuses_is_named_and_the_others_are_kept(
     assert "RunExists: run 'same' exists" in (log.home.path / "refused.jsonl").read_text()
 
 
+def test_refused_rows_take_bounded_room_and_the_newest_are_kept(
+    open_log: Callable[..., RemoteLog],
+    collector: Collector,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    log = open_log(outbox_bytes=80_000)
+    log.record(ASK, "Yes.", run_id="same")
+    for number in range(12):
+        log.record(ASK, f"{number} {os.urandom(2_500).hex()}", run_id="same")
+        assert log.flush(30)
+    newest, older = (log.home.path / name for name in ("refused.jsonl", "refused-older.jsonl"))
+    assert log.dropped == {"RunExists": 12}
+    assert "11 " in newest.read_text()
+    sizes = newest.stat().st_size, older.stat().st_size
+    assert max(sizes) < 20_000
+    assert log._outbox.size() == sum(sizes)
+    assert f"{older} is removed" in caplog.text
+    log.close()
+    assert open_log("ap-bank").flush(30)  # what was refused waits for nobody
+
+
 def test_a_body_that_is_too_large_is_sent_in_parts(tmp_path: Path) -> None:
     collector = Collector(tmp_path / "home", max_bytes=5_000).start()
     try:
