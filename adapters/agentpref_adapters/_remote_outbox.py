@@ -4,10 +4,11 @@ New rows are appended to ``outbox.jsonl``, one line a row under its hash, as in 
 What is being sent was renamed before: ``sending-<id>.jsonl``. So whoever records and whoever sends
 never wait for each other, and a kill leaves whole files, which are sent again under the same ids.
 ``later.jsonl`` has judgements whose run the collector does not know yet, ``refused.jsonl`` the rows
-that it refused for good.
+that it refused for good, after those in ``refused-older.jsonl``; the oldest of them go in time.
 
 Any number of processes may record to one outbox; one of them sends. That it does is a lock, which
-the system releases when the process dies.
+the system releases when the process dies. All of them have one key: each holds the note ``target``
+with a lock that they share, so that none with another key opens the outbox meanwhile.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +27,7 @@ import orjson
 
 from agentpref.errors import AgentprefError, ConfigError, InvalidMessage, NotKept, RecordError
 from agentpref.home import make_private_folder, open_private, reading, sync, writing
+from agentpref.record.database import warn
 from agentpref.record.ingest import FromApp, Ingest
 from agentpref.record.ingest.pseudonyms import AsGiven
 from agentpref.record.ingest.redaction import Redact
@@ -34,6 +37,9 @@ from agentpref.record.spill import append_lines, is_whole, marked, taking_turns
 
 FILE_BYTES = 16 * 1024 * 1024
 """From how many bytes on rows go to a new file, so that a long outage makes no giant one."""
+
+REFUSED_SHARE = 8
+"""Refused rows go to a new file from ``FILE_BYTES`` on, or from this part of an outbox's limit."""
 
 BATCH = 500
 BATCH_BYTES = 4 * 1024 * 1024
@@ -84,7 +90,7 @@ class Outbox:
             limit_bytes: from how many bytes on runs are dropped; judgements are not.
 
         Raises:
-            ConfigError: rows for another target wait in it.
+            ConfigError: rows for another target wait in it, or a log of another one has it open.
             NotKept: the folder cannot be made or written.
         """
         self.folder = folder
@@ -92,9 +98,11 @@ class Outbox:
         self._new = folder / "outbox.jsonl"
         self._later = folder / "later.jsonl"
         self.refused = folder / "refused.jsonl"
+        self._older = folder / "refused-older.jsonl"
         self._claim: int | None = None
+        self._mark = hashlib.blake2b(target.encode(), digest_size=16).hexdigest().encode()
         self._make()
-        self._aim(target)
+        self._aimed: int | None = self._aim()
 
     def _make(self) -> None:
         with writing(self.folder):
@@ -103,26 +111,63 @@ class Outbox:
             if not os.access(self.folder, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self.folder))
 
-    def _aim(self, target: str) -> None:
-        """Note where the rows go, or refuse if others wait for another key or place."""
+    def _aim(self) -> int:
+        """Note where the rows go, and hold the note; return its descriptor.
+
+        Refuse if rows wait for another key or place, or a log with another one is open: whoever
+        sends would send the rows of both under its own key.
+        """
         note = self.folder / "target"
-        mark = hashlib.blake2b(target.encode(), digest_size=16).hexdigest()
         with taking_turns(self._new):
-            if note.exists() and note.read_text("ascii").strip() != mark and self.waits():
-                raise ConfigError(
-                    f"rows for another url or key wait in {self.folder}; give each key an outbox "
-                    f"of its own (outbox=…); if the url or key was changed, remove {note}, and the "
-                    "rows are sent with the new one"
-                )
-            with open(note, "w", encoding="ascii", opener=open_private) as file:
-                file.write(f"{mark}\n")
+            descriptor = open_private(note)
+            try:
+                if (found := os.read(descriptor, 256).strip()) != self._mark:
+                    self._require_free(descriptor, note, is_noted=bool(found))
+                    os.ftruncate(descriptor, 0)
+                    os.pwrite(descriptor, self._mark + b"\n", 0)
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
+            except BaseException:
+                os.close(descriptor)
+                raise
+        return descriptor
+
+    def _require_free(self, descriptor: int, note: Path, *, is_noted: bool) -> None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"a log with another url or key has {self.folder} open; give each key an outbox of "
+                "its own (outbox=…), or close that log first"
+            ) from None
+        if is_noted and self.waits():
+            raise ConfigError(
+                f"rows for another url or key wait in {self.folder}; give each key an outbox "
+                "of its own (outbox=…); if the url or key was changed, close the logs of the old "
+                f"one, remove {note}, and the rows are sent with the new one"
+            )
+
+    def leave(self) -> None:
+        """Let logs with another key open the outbox, when no rows wait."""
+        if self._aimed is not None:
+            descriptor, self._aimed = self._aimed, None
+            os.close(descriptor)  # unlocking it would also unlock a forked child's
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """Hold the note in a block, also after :meth:`leave`: a thread may outlive its log."""
+        descriptor = self._aim() if self._aimed is None else None
+        try:
+            yield
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
 
     # For those who record
 
     def append(self, lines: Sequence[Line]) -> list[RecordError | None]:
         """Put lines on disk; return for each the error that refused it, or None."""
         self._make()
-        with taking_turns(self._new):
+        with self._held(), taking_turns(self._new):
             is_full = self.size() > self._limit_bytes
             taken = [line for line in lines if not (is_full and line.is_run)]
             append_lines(self._new, b"".join(line.line for line in taken))
@@ -130,17 +175,21 @@ class Outbox:
                 self._rotate(self._new)
         full = NotKept(
             f"{self.folder} holds more than {self._limit_bytes:,} bytes that the collector has not "
-            "taken; see whether it runs, or raise outbox_bytes"
+            "taken, or has refused; see whether it runs, remove refused*.jsonl there, or raise "
+            "outbox_bytes"
         )
         return [full if is_full and line.is_run else None for line in lines]
 
     def size(self) -> int:
-        """How many bytes wait."""
-        return sum(map(_size, (self._new, self._later, *self._sealed())))
+        """How many bytes wait, or were refused."""
+        return self._waiting() + _size(self.refused) + _size(self._older)
 
     def waits(self) -> bool:
         """Whether there is anything that the collector has not answered."""
-        return self.size() > 0
+        return self._waiting() > 0
+
+    def _waiting(self) -> int:
+        return sum(map(_size, (self._new, self._later, *self._sealed())))
 
     def seal(self) -> set[Path]:
         """The files that hold everything recorded until now, without what waits for its run."""
@@ -162,6 +211,9 @@ class Outbox:
 
     def claim(self) -> bool:
         """Become the one who sends; False while another process is."""
+        if self._aimed is None:  # a flush may outlive its log
+            self._make()
+            self._aimed = self._aim()
         if self._claim is None:
             self._make()
             descriptor = os.open(self.folder / "send.lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -221,8 +273,22 @@ class Outbox:
 
     def refuse(self, rows: Iterable[tuple[bytes, str]]) -> None:
         """Keep rows for the operator, each with the reason why the collector did not take it."""
-        told = ({"why": why, "row": row.decode(errors="replace")} for row, why in rows)
-        self._keep(self.refused, map(orjson.dumps, told))
+        told = [orjson.dumps({"why": why, "row": row.decode(errors="replace")})
+                for row, why in rows]  # fmt: skip
+        if told:
+            self._make_room()
+            self._keep(self.refused, told)
+
+    def _make_room(self) -> None:
+        """Begin another file of refused rows when the last one is full; the one before goes."""
+        full = min(FILE_BYTES, self._limit_bytes // REFUSED_SHARE)
+        with taking_turns(self._new):
+            if not 0 < _size(self.refused) >= full:
+                return
+            if _size(self._older):
+                warn("%s is removed for newer ones: its rows were refused long ago", self._older)
+            os.replace(self.refused, self._older)
+            sync(self.folder)
 
     def done(self, path: Path) -> None:
         """Remove a file of which the collector has everything."""

@@ -117,6 +117,9 @@ class Sender:
             self._urgent.set()
             self._ended.wait(timeout)
             self._ended.set()  # others may close it too
+        with self._files:
+            if self._thread is None:  # else it still sends, with this key, and leaves by itself
+                self._outbox.leave()
 
     def before_fork(self) -> None:
         """Wait until no file is being changed."""
@@ -139,20 +142,35 @@ class Sender:
             return  # two calls started a thread at once
         self._thread = threading.current_thread()
         try:
-            with self._client() as client:
-                closing = False
-                while not closing:
-                    closing = self._closing  # read first: what comes later waits on disk
-                    if self._claimed():
-                        self._send_all(client)
-                    if not closing:
-                        self._wake.wait(POLL_SECONDS)
+            is_over = False
+            while not is_over:
+                is_over = self._closing
+                try:
+                    self._work()
+                    is_over = True
+                except Exception as error:  # any other: without this thread, nothing is ever sent
+                    self._failed(f"{self._url}: {type(error).__name__} ({error})")
+                    if not is_over:
+                        self._pause(LONGEST_PAUSE_SECONDS)
         finally:
             self._thread = None
             with self._files:
                 self._outbox.release()
+                if self._closing:
+                    self._outbox.leave()
             self._role.release()
             self._ended.set()
+
+    def _work(self) -> None:
+        """Send until the log is closed."""
+        with self._client() as client:
+            closing = False
+            while not closing:
+                closing = self._closing  # read first: what comes later waits on disk
+                if self._claimed():
+                    self._send_all(client)
+                if not closing:
+                    self._wake.wait(POLL_SECONDS)
 
     def _claimed(self) -> bool:
         try:

@@ -13,6 +13,7 @@ the collector is down, everything waits; each row is kept once, whatever restart
 from __future__ import annotations
 
 import os
+import ssl
 import weakref
 from collections import Counter
 from pathlib import Path
@@ -85,6 +86,8 @@ class RemoteLog(Log):
             queue_size: how many runs may wait for the disk before further ones are dropped.
             queue_bytes: how many bytes of JSON they may take.
             outbox_bytes: from how many bytes in the outbox on runs are dropped; judgements are not.
+                What the collector refused counts, and takes about a quarter of it, or 32 MiB, at
+                most.
             redact: takes each text and returns the text to store; it is called before anything is
                 written here.
             strict: let ``record`` return when the run is on this disk, change no value, and raise.
@@ -92,7 +95,8 @@ class RemoteLog(Log):
                 certificate no public authority has signed.
 
         Raises:
-            ConfigError: the url or the key is none, or rows for another key wait in the outbox.
+            ConfigError: the url or the key is none, or the certificates cannot be read; or rows for
+                another key wait in the outbox, or a log with another one has it open.
             NotKept: the outbox cannot be made or written.
         """
         self._url = _checked(url)
@@ -110,12 +114,13 @@ class RemoteLog(Log):
         self.home = Home(folder)
         self.namespace = ""  # the collector's to say; a trace is looked up in it there
         self.strict = strict
+        certificates = _certificates(verify_tls)
         headers = {"authorization": f"Bearer {key}"}
         self._outbox = Outbox(folder, f"{self._url}\n{key}", outbox_bytes)
         self._sender = Sender(
             self._outbox,
             self._url,
-            lambda: httpx.Client(headers=headers, timeout=TIMEOUT, verify=verify_tls),
+            lambda: httpx.Client(headers=headers, timeout=TIMEOUT, verify=certificates),
         )
         self._writer = Writer(
             self.home,
@@ -174,6 +179,8 @@ class RemoteLog(Log):
         """Raise ``ConfigError``: users are forgotten where the home is.
 
         What they said before and still waits here is then refused by the collector, and dropped.
+        What it refused for another reason stays, with its texts, in ``refused.jsonl`` and
+        ``refused-older.jsonl`` of each outbox: delete both when a user is forgotten.
         """
         self._refer("agentpref forget --user-id ID")
 
@@ -195,6 +202,23 @@ class RemoteLog(Log):
 def _end(writer: Writer, sender: Sender, seconds: float) -> None:
     writer.close(seconds)
     sender.close(EXIT_SECONDS)
+
+
+def _certificates(verify_tls: bool | str) -> ssl.SSLContext:
+    """Whom to trust; raise ``ConfigError`` for a file that has no certificates."""
+    try:
+        if isinstance(verify_tls, bool):
+            return httpx.create_ssl_context(verify=verify_tls)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # the default one trusts others too
+        context.load_verify_locations(verify_tls)
+    except (OSError, ValueError, TypeError) as error:
+        from_environment = os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR")
+        path = from_environment if verify_tls is True else verify_tls
+        raise ConfigError(
+            f"{path!r} cannot be read as certificates ({error}); pass the path of a PEM file as "
+            "verify_tls=, or set SSL_CERT_FILE to one"
+        ) from error
+    return context
 
 
 def _checked(url: str) -> str:

@@ -253,6 +253,52 @@ def test_a_wrong_key_loses_nothing_and_is_said(
     assert len(kept(collector.home)[0]) == 1
 
 
+def test_logs_with_two_keys_never_share_an_outbox(
+    open_log: Callable[..., RemoteLog], collector: Collector
+) -> None:
+    shop, again = open_log("ap-shop"), open_log("ap-shop")
+    with pytest.raises(ConfigError, match=r"has .* open; give each key"):
+        open_log("ap-bank")
+    shop.close()
+    with pytest.raises(ConfigError, match=r"has .* open"):
+        open_log("ap-bank")
+    again.record(ASK, "Yes.")
+    assert again.flush(30)
+    again.close()
+    bank = open_log("ap-bank")  # nothing waits, and nobody has it open
+    bank.record(ASK, "No.")
+    assert bank.flush(30)
+    assert [run.output["content"] for run in kept(collector.home, "shop")[0]] == ["Yes."]
+    assert [run.output["content"] for run in kept(collector.home, "bank")[0]] == ["No."]
+
+
+def test_a_closed_log_sends_nothing_of_the_next_one(
+    open_log: Callable[..., RemoteLog], collector: Collector
+) -> None:
+    shop = open_log("ap-shop")
+    shop.close()
+    collector.stop()
+    bank = open_log("ap-bank")
+    bank.thumbs("a run", up=True)
+    bank.close()
+    assert not shop._sender.flush(1)  # as of a thread that was in it while the log was closed
+    assert "another url or key" in str(shop.trouble)
+    collector.start()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_forked_child_that_ends_leaves_the_outbox_to_its_parent(
+    open_log: Callable[..., RemoteLog], collector: Collector
+) -> None:
+    log = open_log()
+    if (child := os.fork()) == 0:
+        log.close()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    with pytest.raises(ConfigError, match=r"has .* open"):
+        open_log("ap-bank")
+
+
 def test_a_judgement_waits_for_the_run_of_another_host(
     open_log: Callable[..., RemoteLog], collector: Collector
 ) -> None:
@@ -289,6 +335,27 @@ def test_a_row_that_the_collector_refuses_is_named_and_the_others_are_kept(
     assert log.dropped == {"RunExists": 1}
     assert [run.output["content"] for run in kept(collector.home)[0]] == ["Yes.", "Perhaps."]
     assert "RunExists: run 'same' exists" in (log.home.path / "refused.jsonl").read_text()
+
+
+def test_refused_rows_take_bounded_room_and_the_newest_are_kept(
+    open_log: Callable[..., RemoteLog],
+    collector: Collector,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    log = open_log(outbox_bytes=80_000)
+    log.record(ASK, "Yes.", run_id="same")
+    for number in range(12):
+        log.record(ASK, f"{number} {os.urandom(2_500).hex()}", run_id="same")
+        assert log.flush(30)
+    newest, older = (log.home.path / name for name in ("refused.jsonl", "refused-older.jsonl"))
+    assert log.dropped == {"RunExists": 12}
+    assert "11 " in newest.read_text()
+    sizes = newest.stat().st_size, older.stat().st_size
+    assert max(sizes) < 20_000
+    assert log._outbox.size() == sum(sizes)
+    assert f"{older} is removed" in caplog.text
+    log.close()
+    assert open_log("ap-bank").flush(30)  # what was refused waits for nobody
 
 
 def test_a_body_that_is_too_large_is_sent_in_parts(tmp_path: Path) -> None:
@@ -439,6 +506,49 @@ def test_what_is_no_address_or_key_is_refused(url: str, key: str, tmp_path: Path
         RemoteLog(url, key, outbox=tmp_path / "outbox")
     assert "secret" not in str(refused.value)
     assert not (tmp_path / "outbox").exists()
+
+
+@pytest.mark.parametrize("text", [None, "", "no certificate"])
+def test_certificates_that_cannot_be_read_are_named_at_once(
+    text: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "own.pem"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=r"own\.pem"):
+        RemoteLog("https://host", "k", outbox=tmp_path / "outbox", verify_tls=str(path))
+    monkeypatch.setenv("SSL_CERT_FILE", str(path))
+    with pytest.raises(ConfigError, match=r"own\.pem"):
+        RemoteLog("https://host", "k", outbox=tmp_path / "outbox")
+    with pytest.raises(ConfigError, match="''"):
+        RemoteLog("https://host", "k", outbox=tmp_path / "outbox", verify_tls="")
+    assert not (tmp_path / "outbox").exists()
+
+
+def test_an_error_that_nobody_foresaw_is_said_and_the_sender_goes_on(
+    open_log: Callable[..., RemoteLog],
+    collector: Collector,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    post, client = httpx.Client.post, httpx.Client.__init__
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise ZeroDivisionError("of the proxy")
+
+    for name, whole in (("post", post), ("__init__", client)):
+        with monkeypatch.context() as broken:
+            broken.setattr(httpx.Client, name, fail)
+            log = open_log()
+            log.record(ASK, "Yes.")
+            assert not log.flush()  # at the first failure, and not after a minute
+            assert "ZeroDivisionError (of the proxy)" in str(log.trouble)
+        assert getattr(httpx.Client, name) is whole
+        assert log.flush(30)
+        assert log.trouble is None
+        log.close()
+    assert len(kept(collector.home)[0]) == 2
+    assert "until it is over, runs and feedback wait" in caplog.text
 
 
 def test_an_answer_that_is_none_of_a_collector_loses_nothing(

@@ -71,6 +71,9 @@ def gather(home: Home, url: str, tell: Progress) -> Merged:
             shipment = Shipment(place.url)
             clean(connection, place, shipped, shipment, tell, suspects)
             merged.replaced = shipment.replaced
+            for name, why in shipment.unreadable.items():
+                what = f"it was not searched for what was forgotten here: {why}"
+                merged.refused.setdefault(name, what)
     return merged
 
 
@@ -145,11 +148,9 @@ def _merge(
 
 
 def _segment(place: Place, name: str, merged: Merged) -> Segment | None:
-    data = place.read(name)
-    if data is None:  # somebody replaced it just now
-        return None
     try:
-        return unpacked(name, data)
+        data = place.read(name)
+        return None if data is None else unpacked(name, data)  # None: somebody replaced it just now
     except ExchangeError as error:
         merged.refused[name] = str(error)
         return None

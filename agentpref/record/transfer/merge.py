@@ -69,9 +69,9 @@ class Merged:
     ``tombstones`` the users who were forgotten there and not here; ``forgot`` is what was then
     removed here. ``conflicts`` names the first rows in conflict by ``table`` and ``key``.
 
-    Of a place of segments, ``refused`` are those that gave nothing, with the reason, ``waiting``
-    those that judge runs which are not here yet, and ``replaced`` those that held what was
-    forgotten here.
+    Of a place of segments, ``refused`` are those that gave nothing, or could not be searched for
+    what was forgotten here, with the reason, ``waiting`` those that judge runs which are not here
+    yet, and ``replaced`` those that held what was forgotten here.
     """
 
     home: str

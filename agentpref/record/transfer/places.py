@@ -10,7 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from agentpref.errors import AgentprefError, ConfigError, MissingDependency, NotKept
+from agentpref.errors import (
+    AgentprefError,
+    ConfigError,
+    ExchangeError,
+    MissingDependency,
+    NotKept,
+)
 from agentpref.home import open_private, replacing
 from agentpref.record.transfer.segments import MAX_BYTES, is_segment
 
@@ -60,13 +66,20 @@ class Place:
         return sorted((name for name in names if is_segment(name)), key=_by_time)
 
     def read(self, name: str) -> bytes | None:
-        """The bytes of a segment; None if somebody has removed it."""
+        """The bytes of a segment; None if somebody has removed it.
+
+        Raises:
+            ExchangeError: it is larger than a segment can be.
+        """
         path = f"{self._path}/{name}"
         with self._reached():
             try:
                 size = self._fs.info(path)["size"]
                 if size > MAX_BYTES:
-                    raise NotKept(f"{self.url}/{name} has {size:,} bytes; remove it")
+                    raise ExchangeError(
+                        f"it has {size:,} bytes, more than the {MAX_BYTES:,} of a segment; "
+                        f"remove {self.url}/{name}"
+                    )
                 return bytes(self._fs.cat_file(path))
             except FileNotFoundError:
                 return None

@@ -32,7 +32,7 @@ from agentpref.record.messages import (
 )
 from agentpref.record.rows import row_of
 from agentpref.record.spill import drain
-from agentpref.record.store import run_hash
+from agentpref.record.store import Store, run_hash
 from agentpref.record.transfer.places import Place
 from agentpref.record.transfer.segments import FORGOTTEN, ROWS, is_of, packed, unpacked
 from agentpref.record.transfer.shipped import Shipped
@@ -115,7 +115,9 @@ def _follow(
     plan = shipped.planned()
     for number, ids in enumerate(plan):
         tell("ship", number, len(plan))
-        for name, data in packed(ROWS, keys, [*_rows(connection, ids, shipment)]):
+        with Store(connection).one_state():  # else a run may lose its messages while it is read
+            rows = [*_rows(connection, ids, shipment)]
+        for name, data in packed(ROWS, keys, rows):
             place.write(name, data)
             shipment.segments.append(name)
         shipped.done(ids)
@@ -200,31 +202,38 @@ def clean(
     """Replace the segments that hold what was forgotten here by ones without it.
 
     All segments are searched if somebody was forgotten since they were searched last, else only
-    the ``suspects``. The new segment is there before the old one goes.
+    the ``suspects``, and those that could not be read then. The new segment is there before the
+    old one goes.
     """
     users = dict(connection.execute("SELECT user_id, at FROM forgotten"))
     runs = {number for (number,) in connection.execute("SELECT hash FROM forgotten_run")}
     stamp = f"{len(users)} {max(users.values(), default=0.0)!r} {len(runs)}"
     everything = shipped.state("cleaned") != stamp and (users or runs)
     names = [name for name in place.names() if is_of(name, ROWS)]
-    searched = names if everything else [name for name in names if name in {*suspects}]
+    again = {*suspects, *(shipped.state("unsearched") or "").split()}
+    searched = names if everything else [name for name in names if name in again]
     for done, name in enumerate(searched):
         tell("search for the forgotten", done, len(searched))
-        data = place.read(name)
-        if data is None:
-            continue
         try:
+            data = place.read(name)
+            if data is None:
+                continue
             segment = unpacked(name, data)
             left = [row for row in segment.rows if not _is_forgotten(row, users, runs)]
-        except (ExchangeError, AttributeError, TypeError) as error:
+        except ExchangeError as error:
             shipment.unreadable[name] = str(error)
+            continue
+        except (AttributeError, KeyError, TypeError) as error:
+            what = f"it has a row that no home ships ({type(error).__name__}: {error})"
+            shipment.unreadable[name] = what
             continue
         if len(left) < len(segment.rows):
             for new, content in packed(ROWS, segment.keys, left):
                 place.write(new, content)
             place.remove(name)
             shipment.replaced.append(name)
-    if everything and not shipment.unreadable:
+    shipped.keep("unsearched", " ".join(shipment.unreadable))
+    if everything:
         shipped.keep("cleaned", stamp)
 
 

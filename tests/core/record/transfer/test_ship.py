@@ -404,6 +404,34 @@ def test_what_is_forgotten_between_plan_and_shipment_is_never_written(
     assert "answer 1" not in str(lines(bucket))
 
 
+def test_a_run_that_is_forgotten_while_it_is_read_is_not_left_in_the_place(
+    make: Make, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lyon = make("lyon")
+    say(lyon, 1, "ada")
+    say(lyon, 2, "bob")
+    nodes, meanwhile = module._nodes, []
+
+    def forgotten(*args: Any) -> Any:  # the row is read, and its messages are not yet
+        if not meanwhile:
+            meanwhile.append(threading.Thread(target=forget, args=(lyon.home, "ada")))
+            meanwhile[0].start()
+            meanwhile[0].join(2)
+        return nodes(*args)
+
+    monkeypatch.setattr(module, "_nodes", forgotten)
+    write = Place.write
+
+    def after(*args: Any) -> None:
+        meanwhile[0].join()
+        write(*args)
+
+    monkeypatch.setattr(Place, "write", after)
+    ship(lyon.home, bucket)
+    assert "answer 1" not in str(lines(bucket))
+    assert "answer 2" in str(lines(bucket))
+
+
 def test_the_memory_of_a_place_holds_no_text(make: Make, bucket: str) -> None:
     lyon = make("lyon")
     say(lyon, 1)
@@ -461,6 +489,16 @@ RUN = {
 }  # fmt: skip
 
 
+def forge(bucket: str, *rows: Any) -> str:
+    """Write a segment that is whole, of any rows."""
+    head = {"type": "segment", "version": 1, "keys": []}
+    body = b"".join(orjson.dumps(each) + b"\n" for each in (head, *rows))
+    name = f"rows-20260101T000000-{hashlib.sha256(body).hexdigest()[:32]}.jsonl.gz"
+    Path(bucket).mkdir(exist_ok=True)
+    Path(bucket, name).write_bytes(gzip.compress(body))
+    return name
+
+
 @pytest.mark.parametrize(
     "row",
     [
@@ -475,16 +513,78 @@ def test_a_segment_with_a_row_that_no_home_ships_is_refused_as_a_whole(
     make: Make, bucket: str, row: Any
 ) -> None:
     paris = make("paris")
-    body = b"".join(
-        orjson.dumps(each) + b"\n"
-        for each in ({"type": "segment", "version": 1, "keys": []}, RUN, row)
-    )
-    name = f"rows-20260101T000000-{hashlib.sha256(body).hexdigest()[:32]}.jsonl.gz"
-    Path(bucket).mkdir()
-    Path(bucket, name).write_bytes(gzip.compress(body))
+    name = forge(bucket, RUN, row)
     merged = gathered(paris.home, bucket)
     assert "line 3" in merged.refused[name]
     assert content(paris.home)["run"] == []
+
+
+@pytest.mark.parametrize("row", [None, {}, {"type": "run", "id": "r"}, {**RUN, "created_at": "1"}])
+def test_a_segment_that_cannot_be_searched_for_the_forgotten_is_named_and_searched_again(
+    make: Make, bucket: str, monkeypatch: pytest.MonkeyPatch, row: Any
+) -> None:
+    lyon = make("lyon")
+    say(lyon, 1, "ada")
+    say(lyon, 2, "bob")
+    (sound,) = ship(lyon.home, bucket).segments
+    lyon.forget("ada")
+    bad = forge(bucket, row)
+    done = ship(lyon.home, bucket)
+    assert [*done.unreadable] == [bad]
+    assert done.replaced == [sound]
+    read, asked = Place.read, []
+
+    def note(place: Place, name: str) -> bytes | None:
+        asked.append(name)
+        return read(place, name)
+
+    monkeypatch.setattr(Place, "read", note)
+    assert [*ship(lyon.home, bucket).unreadable] == [bad]
+    assert asked == [bad]  # the others were searched
+    assert bad in gathered(make("paris").home, bucket).refused
+    Path(bucket, bad).unlink()
+    assert ship(lyon.home, bucket).unreadable == {}
+
+
+def test_what_hides_in_a_segment_that_was_unreadable_goes_when_it_is_whole_again(
+    make: Make, bucket: str
+) -> None:
+    lyon = make("lyon")
+    say(lyon, 1, "ada")
+    (name,) = ship(lyon.home, bucket).segments
+    whole = Path(bucket, name).read_bytes()
+    _damage(Path(bucket, name))
+    lyon.forget("ada")
+    assert [*ship(lyon.home, bucket).unreadable] == [name]
+    Path(bucket, name).write_bytes(whole)
+    assert ship(lyon.home, bucket).replaced == [name]
+    assert "answer 1" not in str(lines(bucket))
+
+
+def test_a_merge_names_what_it_could_not_search_for_the_forgotten(make: Make, bucket: str) -> None:
+    lyon, paris = make("lyon"), make("paris")
+    say(lyon, 1, "ada")
+    (name,) = ship(lyon.home, bucket).segments
+    gathered(paris.home, bucket)
+    _damage(Path(bucket, name))
+    paris.forget("ada")
+    assert "not searched" in gathered(paris.home, bucket).refused[name]
+
+
+def test_a_segment_that_is_too_large_stops_neither_merging_nor_shipping(
+    make: Make, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentpref.record.transfer.places.MAX_BYTES", 100_000)
+    lyon, paris = make("lyon"), make("paris")
+    say(lyon, 1, "ada")
+    ship(lyon.home, bucket)
+    bad = forge(bucket, RUN)
+    Path(bucket, bad).write_bytes(os.urandom(200_000))
+    merged = gathered(paris.home, bucket)
+    assert "200,000 bytes" in merged.refused[bad]
+    assert merged.runs.added == 2
+    lyon.forget("ada")
+    assert [*ship(lyon.home, bucket).unreadable] == [bad]
 
 
 def test_a_conflict_is_named_and_the_row_that_was_here_first_stays(make: Make, bucket: str) -> None:
