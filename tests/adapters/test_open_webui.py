@@ -34,6 +34,7 @@ import agentpref
 from agentpref.errors import ConfigError, ExchangeError, NotKept
 from agentpref.home import Home
 from agentpref.prefer.examples import read_examples
+from agentpref.prefer.exchange import import_file
 from agentpref.record.database import connect
 from agentpref.record.store import Store
 from agentpref.types import Feedback, Run
@@ -226,9 +227,7 @@ def test_what_an_outlet_filter_changed_is_no_correction_and_the_thumb_counts(
     assert (thumbs(home), pairs(home)) == ([liked], [])
 
 
-def test_a_footer_is_no_edit_and_a_dislike_is_no_correction(
-    log: agentpref.Log, home: Home
-) -> None:
+def test_a_footer_is_no_edit_and_a_dislike_is_no_correction(log: agentpref.Log, home: Home) -> None:
     by_gateway(log, SAID)
     footed = edited(f"{SAID}\n\n---\n12 tokens", f"{SAID}\n")
     done = record_feedback(log, rating(1, of=footed), edits=True)
@@ -407,6 +406,101 @@ def test_ratings_that_are_no_more_are_taken_back(log: agentpref.Log, home: Home)
     assert keep_only(log, ["f2"]) == []
     assert keep_only(log, [], until=1.0) == []
     assert thumbs(home) == [False]
+
+
+# The same ratings, as an administrator exports them
+
+
+EXPORTED = [
+    rating(1, comment="clear", reason="other", others=(DISLIKED,)),
+    rating(
+        1,
+        of=DISLIKED,
+        others=(answer(ANSWER, SAID, annotation={"rating": 1}),),
+        feedback_id="f2",
+        at=1_795_900_030,
+    ),
+    rating(-1, of=answer("d", f'<details type="reasoning">hm</details>\n{SAID}'), feedback_id="f3"),
+    rating(1, of=answer("e", SAID, files=[{"type": "file", "id": "x"}]), feedback_id="f4"),
+    rating(1, of=answer("g", SAID, originalContent="Hm."), feedback_id="f5"),
+    rating(None, of=answer("h", "Never."), feedback_id="f6", comment="hm"),
+    rating(-1, of=answer("i", "It is op", done=False), feedback_id="f7"),
+]
+LOSES = rating(-1, others=(DISLIKED,), at=1_795_900_040)
+
+
+def exported(folder: Path, *ratings: dict[str, Any]) -> Path:
+    """An export of ratings."""
+    file = folder / "feedback.json"
+    file.write_bytes(orjson.dumps(ratings))
+    return file
+
+
+def learned(home: Home) -> tuple[Any, ...]:
+    """What a home has of some ratings, without who said it and when."""
+    runs, said = logged(home)
+    answers = [(run.prompt.messages, run.output, run.model, run.thread_id) for run in runs]
+    about = [run.metadata["open_webui"] for run in runs]
+    why = [run.metadata.get("finish_reason") for run in runs]
+    judged = [(row.key, row.score, row.comment, row.value) for row in said]
+    found = (*zip(answers, about, why, strict=True),)
+    return (
+        sorted(map(repr, found)),
+        sorted(map(repr, judged)),
+        sorted(pairs(home)),
+        sorted(thumbs(home)),
+    )
+
+
+@pytest.mark.parametrize("more", [[], [LOSES]], ids=["a tie", "then a dislike"])
+def test_an_import_and_the_receiver_read_the_same_ratings_as_the_same(
+    tmp_path: Path, log: agentpref.Log, home: Home, more: list[dict[str, Any]]
+) -> None:
+    ratings = [*EXPORTED, *more]
+    other = Home.create(tmp_path / "other")
+    done = import_file(other, exported(tmp_path, *ratings))
+    assert sum(done.left_out.values()) == 2
+    for one in ratings:
+        record_feedback(log, one)
+    assert learned(other) == learned(home)
+    assert pairs(home) == ([(OTHERWISE, SAID, "comparison")] if more else [])
+
+
+def test_an_import_after_the_receiver_changes_nothing_that_is_learned(
+    tmp_path: Path, log: agentpref.Log, home: Home
+) -> None:
+    for one in [*EXPORTED, LOSES]:
+        record_feedback(log, one)
+    before = (len(logged(home)[0]), pairs(home), thumbs(home))
+    import_file(home, exported(tmp_path, *EXPORTED, LOSES))
+    assert (len(logged(home)[0]), pairs(home), thumbs(home)) == before
+    withdraw_feedback(log, "f1")
+    import_file(home, exported(tmp_path, *EXPORTED, LOSES))  # made before it was deleted
+    thumbs_apart = (OTHERWISE, SAID, "thumbs")  # those of f2 and f3
+    assert (len(logged(home)[0]), pairs(home)) == (before[0], [thumbs_apart])
+
+
+def test_the_receiver_knows_what_was_imported_and_takes_it_back(
+    tmp_path: Path, log: agentpref.Log, home: Home
+) -> None:
+    import_file(home, exported(tmp_path, LOSES))
+    assert record_feedback(log, LOSES).judged == ("unchanged",)
+    assert pairs(home) == [(OTHERWISE, SAID, "comparison")]
+    withdraw_feedback(log, "f1")
+    assert (pairs(home), thumbs(home)) == ([], [])
+
+
+def test_an_import_finds_the_runs_of_the_gateway_by_their_messages(
+    tmp_path: Path, log: agentpref.Log, home: Home
+) -> None:
+    by_gateway(log, "Sundays and Shops", task="title_generation")
+    run, other = by_gateway(log, SAID), by_gateway(log, OTHERWISE, OTHER)
+    log.flush()
+    import_file(home, exported(tmp_path, LOSES))
+    runs, [said] = logged(home)
+    assert (len(runs), said.run_id) == (3, run)
+    assert pairs(home) == [(OTHERWISE, SAID, "comparison")]
+    assert {run, other} <= {one.run_id for one in runs}
 
 
 # The receiver
