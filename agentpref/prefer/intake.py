@@ -272,7 +272,7 @@ def _of_message(
         AND message IN (SELECT value FROM json_each(?))
         AND json_extract(metadata, '$.open_webui.task') IS NULL ORDER BY created_at, run_id"""
     answers = {}
-    for run, _ in runs:
+    for run in (run for run, _ in runs if '"open_webui"' in run.metadata):  # few are, in most logs
         known = orjson.loads(run.metadata).get("open_webui")
         if isinstance(known, dict) and isinstance(known.get("message_id"), str):
             answers[known["message_id"]] = run
