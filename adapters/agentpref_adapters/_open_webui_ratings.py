@@ -7,24 +7,27 @@ the chat, if that shows what the model was asked.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from agentpref.errors import InvalidFeedback, UnknownNamespace
-from agentpref.prefer.formats.webui_rating import Rating, Shown, rating_of, run_id_of, voter_of
+from agentpref.prefer.formats.webui_rating import (
+    APP,
+    WORDS,
+    Rating,
+    Shown,
+    rating_of,
+    run_id_of,
+    voter_of,
+)
 from agentpref.record.log import Log
-from agentpref.types import RETRACTION, THUMBS, Feedback, Run
-from agentpref_adapters._given import about, given
+from agentpref.types import INCOMPLETE, RETRACTION, THUMBS, Feedback, Run
+from agentpref_adapters._given import about, given, given_in
 
 _logger = logging.getLogger("agentpref")
-
-APP = "open_webui"
-"""The key of Open WebUI's ids in the metadata of runs and in the values of feedback."""
-
-WORDS = "open_webui"
-"""The key of feedback without a thumb: words alone, or on an answer that the person edited."""
 
 _EARLIER = 24 * 3600.0
 """How much earlier than its message a run may have been recorded, by clocks that differ."""
@@ -48,23 +51,30 @@ class Recorded:
     left_out: Mapping[str, str] = field(default_factory=dict)
 
 
-def record_feedback(log: Log, feedback: Mapping[str, Any]) -> Recorded:
+def record_feedback(log: Log, feedback: Mapping[str, Any], *, edits: bool = False) -> Recorded:
     """Record one rating; the same rating again changes nothing, and a newer state of it counts.
 
     A rating of 1 or -1 is a thumb. Where the question had several answers, the rated one won or
-    lost against each of the others, as Open WebUI counts it. An answer that was edited in the page
-    is a correction, if its run is in the log, and the thumb is left out: it is of the edited text.
+    lost against each of the others, as Open WebUI counts it.
+
+    An answer that was changed in Open WebUI is judged as what the model wrote. With ``edits``, one
+    that is not disliked is a correction of its run, if that is in the log, and the thumb is left
+    out, as it is of the changed text. Outlet filters change answers too, and Open WebUI does not
+    tell them from people: pass it only if no filter rewrites answers. (One that puts text before or
+    after an answer, such as a footer, may be there.)
 
     Args:
         log: where runs are looked up and judgements go.
         feedback: what ``GET /api/v1/evaluations/feedback/{id}`` gives, or an item of an export.
+        edits: whether changed answers are corrections by whoever rates them.
 
     Raises:
         ExchangeError: the object is no rating; the message names the field.
         InvalidFeedback, NotKept: as for ``log.feedback``.
     """
     rating = rating_of(feedback)
-    before = given(log, APP, rating.feedback_id)
+    since = _earliest(rating.created_at)
+    before = given_in(log, rating.chat_id, APP, rating.feedback_id, since=since)
     family = _Family(log, rating)
     run_id, source = family.run_of(rating.answer)
     if run_id is None:
@@ -74,15 +84,15 @@ def record_feedback(log: Log, feedback: Mapping[str, Any]) -> Recorded:
             "the snapshot it cannot be recorded (%s)", rating.feedback_id, why,
         )  # fmt: skip
         return Recorded(None, left_out={"rating": why})
-    others = {other: winner for other, winner in rating.comparisons if rating.edited is None}
+    edited = rating.answer.edited
+    fixed = edited if edits and rating.liked is not False else None
+    liked = rating.liked if fixed is None else None
+    others = [*rating.comparisons] if fixed is None else []
     said = {
-        "feedback_id": rating.feedback_id,
-        "message_id": rating.answer.message_id,
+        **rating.said,
+        **({"edited": hashlib.sha256(fixed.encode()).hexdigest()} if fixed is not None else {}),
         **({"jury": rating.jury} if others else {}),
-        **rating.about,
-        "updated_at": rating.updated_at,
     }
-    liked = rating.liked if rating.edited is None else None
     if before is not None:
         known = about(before, APP)
         if known.get("updated_at", 0.0) > rating.updated_at:
@@ -90,35 +100,27 @@ def record_feedback(log: Log, feedback: Mapping[str, Any]) -> Recorded:
         state = (_liked(before), before.comment, {**known, "updated_at": None})
         if state == (liked, rating.comment, {**said, "updated_at": None}):
             return Recorded(run_id, source, ("unchanged",))
-        if before.key == THUMBS and liked is None:
-            log.retract(before.run_id, THUMBS, user_id=rating.voter)
-    judged, left_out = _judge(log, rating, run_id, source, liked, said), {}
-    if rating.edited is not None and rating.liked is not None:
-        left_out["thumbs"] = "the answer was edited, and the rating is of what it became"
-    for other, winner in others.items():
+        _take_back(log, before, said, is_thumb=liked is not None)
+    left_out, compared = dict[str, str](), list[str]()
+    if fixed is not None:
+        log.correct(run_id, fixed, user_id=rating.voter)
+        if rating.liked is not None:
+            left_out["thumbs"] = "the answer was edited, and the rating is of what it became"
+    elif edited is not None:
+        left_out["edit"] = (
+            "a dislike is no correction" if edits
+            else "a person or an outlet filter changed the answer; edits=True takes it for a person"
+        )  # fmt: skip
+    for other, winner in others:
         other_id, _ = family.run_of(other)
         try:
             if other_id is None:
                 raise InvalidFeedback(other.left_out or "it is not in the snapshot")
             log.compare(run_id, other_id, winner=winner, user_id=rating.jury)
-            judged.append("comparison")
+            compared.append("comparison")
         except InvalidFeedback as error:
             left_out[f"comparison with {other.message_id}"] = str(error)
-    return Recorded(run_id, source, tuple(judged), left_out)
-
-
-def _judge(
-    log: Log,
-    rating: Rating,
-    run_id: str,
-    source: str | None,
-    liked: bool | None,
-    said: Mapping[str, Any],
-) -> list[str]:
-    """Record the thumb or the words, and a correction; say which."""
-    is_correction = rating.edited is not None and source == "log"
-    if is_correction:
-        log.correct(run_id, rating.edited or "", user_id=rating.voter)
+    # Last, because it marks the rating as known: what fails before it is tried again as a whole.
     log.feedback(
         run_id,
         key=WORDS if liked is None else THUMBS,
@@ -127,11 +129,29 @@ def _judge(
         value={APP: said},
         user_id=rating.voter,
     )
-    return [*(["correction"] if is_correction else []), "words" if liked is None else "thumbs"]
+    corrected = [] if fixed is None else ["correction"]
+    judged = (*corrected, "words" if liked is None else "thumbs", *compared)
+    return Recorded(run_id, source, judged, left_out)
+
+
+def _take_back(log: Log, before: Feedback, said: Mapping[str, Any], *, is_thumb: bool) -> None:
+    """Take back what an earlier state of a rating said, and a later one says no more."""
+    known, voter = about(before, APP), voter_of(said["feedback_id"])
+    if before.key == THUMBS and not is_thumb:
+        log.retract(before.run_id, THUMBS, user_id=voter)
+    if "edited" in known and "edited" not in said:
+        log.retract(before.run_id, "correction", user_id=voter)
+    if "jury" in known and "jury" not in said:
+        log.retract(before.run_id, "comparison", user_id=known["jury"])
 
 
 def _liked(row: Feedback) -> bool | None:
     return row.score == 1 if row.key == THUMBS else None
+
+
+def _earliest(at: float) -> float | None:
+    """From when on something may have been recorded that Open WebUI dates so."""
+    return at - _EARLIER if at > _EARLIER else None
 
 
 def withdraw_feedback(log: Log, feedback_id: str) -> Recorded:
@@ -156,7 +176,7 @@ def keep_only(log: Log, feedback_ids: Iterable[str], *, until: float = float("in
             place = (row.run_id, row.user_id)
             if row.key == RETRACTION:
                 standing.pop(place, None)
-            elif about(row, APP).get("feedback_id") not in (None, *kept):
+            elif (of := about(row, APP).get("feedback_id")) is not None and of not in kept:
                 standing[place] = row
     except UnknownNamespace:  # nothing is logged here yet
         return []
@@ -182,9 +202,8 @@ class _Family:
         self._unnamed: list[Run] = []
         log.flush(_FLUSH_SECONDS)
         at = min(filter(None, (rating.answer.at, rating.created_at)), default=0.0)
-        since = at - _EARLIER if at > _EARLIER else None
         try:
-            for run in log.home.runs(log.namespace, thread=rating.chat_id, since=since):
+            for run in log.home.runs(log.namespace, thread=rating.chat_id, since=_earliest(at)):
                 named = run.metadata.get(APP) or {}
                 if named.get("task"):  # a title, say, which nobody rates
                     continue
@@ -199,7 +218,7 @@ class _Family:
         """The run of an answer: in the log by its message, or by its text, or recorded now."""
         run = self._runs.get(shown.message_id) or self._by_text(shown.text)
         if run is not None:
-            is_ours = run.run_id == run_id_of(shown.message_id)
+            is_ours = (run.metadata.get(APP) or {}).get("from") == "snapshot"
             return run.run_id, "snapshot" if is_ours else "log"
         if shown.left_out:
             return None, None
@@ -209,12 +228,7 @@ class _Family:
         asked = known.prompt.messages if known else self._rating.prompt
         if not asked:
             return None, None
-        named = {
-            "chat_id": self._rating.chat_id,
-            "message_id": shown.message_id,
-            "from": "snapshot",
-        }
-        broken = {} if shown.is_whole else {"finish_reason": "incomplete"}
+        broken = {} if shown.is_whole else {"finish_reason": INCOMPLETE}
         run_id = self._log.record(
             asked,
             shown.text,
@@ -223,7 +237,7 @@ class _Family:
             thread_id=self._rating.chat_id,
             user_id=self._rating.user_id,
             tools=known.prompt.tools if known else (),
-            metadata={APP: named, **broken},
+            metadata={APP: self._rating.named(shown), **broken},
         )
         return run_id, "snapshot"
 

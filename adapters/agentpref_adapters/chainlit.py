@@ -47,7 +47,7 @@ from chainlit.types import (
 )
 from chainlit.user import PersistedUser, User
 
-from agentpref_adapters._given import about, given
+from agentpref_adapters._given import about, given, require_home
 
 __all__ = ["bind", "feedback_layer", "turn"]
 
@@ -100,7 +100,11 @@ def feedback_layer(log: Log, around: BaseDataLayer | None = None) -> BaseDataLay
         log: where thumbs go.
         around: the data layer that the app has, such as ``SQLAlchemyDataLayer(…)``. It goes on
             storing what it stored. Without one, nothing but thumbs is stored.
+
+    Raises:
+        ConfigError: the log has no home on this machine, as a ``RemoteLog``.
     """
+    require_home(log, "feedback_layer()")
     # A proxy and no subclass: whatever else the app's layer can do, it goes on doing.
     return cast("BaseDataLayer", _Layer(log, around or _Nothing(), is_alone=around is None))
 

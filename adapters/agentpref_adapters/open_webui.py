@@ -24,6 +24,7 @@ from agentpref.errors import (
     described,
 )
 from agentpref.record.log import Log
+from agentpref_adapters._given import require_home
 from agentpref_adapters._open_webui_ratings import (
     Recorded,
     keep_only,
@@ -57,7 +58,12 @@ _SECONDS = 20.0
 
 
 def receiver(
-    log: Log, *, url: str | None = None, key: str | None = None, token: str | None = None
+    log: Log,
+    *,
+    url: str | None = None,
+    key: str | None = None,
+    token: str | None = None,
+    edits: bool = False,
 ) -> Starlette:
     """Make the web app that takes Open WebUI's events: ``POST /feedback``, and ``GET /health``.
 
@@ -71,23 +77,29 @@ def receiver(
         url: where Open WebUI is, such as ``"http://localhost:8080"``.
         key: an API key of one of its admins.
         token: a secret of your choice, which the Function's valve ``token`` holds too.
+        edits: whether an answer that was changed in Open WebUI is a correction by whoever rates it,
+            see :func:`record_feedback`.
 
     Raises:
-        ConfigError: neither a token nor a url with its key was given.
+        ConfigError: neither a token nor a url with its key was given, or the log has no home on
+            this machine, as a ``RemoteLog``.
     """
+    require_home(log, "receiver()")
     if not token and not (url and key):
         raise ConfigError(
             "receiver() knows neither whom to believe nor where to ask; pass token= for the "
             "Function, or url= and key= of Open WebUI for a webhook"
         )
-    return _Receiver(log, _Api(url, key) if url and key else None, token).app()
+    api = _Api(url, key) if url and key else None
+    return _Receiver(log, api, token, edits=edits).app()
 
 
 class _Receiver:
     """One event after the other: two states of a rating must not overtake one another."""
 
-    def __init__(self, log: Log, api: _Api | None, token: str | None) -> None:
+    def __init__(self, log: Log, api: _Api | None, token: str | None, *, edits: bool) -> None:
         self._log, self._api, self._token = log, api, token
+        self._record = partial(record_feedback, log, edits=edits)
         self._turn = Lock()
 
     def app(self) -> Starlette:
@@ -138,7 +150,7 @@ class _Receiver:
             raise HTTPException(
                 400, "the event lacks its rating (feedback); pass url= and key= to receiver()"
             )
-        return await to_thread.run_sync(record_feedback, self._log, feedback)
+        return await to_thread.run_sync(self._record, feedback)
 
     async def _keep(self, event: Mapping[str, Any]) -> list[str]:
         ids = event.get("remaining") if self._token else None

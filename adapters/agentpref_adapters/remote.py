@@ -57,6 +57,7 @@ class RemoteLog(Log):
       refuses.
     - ``flush`` waits until the collector has everything.
     - ``declare``, ``undeclare`` and ``forget`` change the home, so they are commands there.
+    - What looks runs up, such as Open WebUI's ``receiver``, refuses it.
 
     >>> with RemoteLog("https://collector.example.com", "ap-…") as log:  # doctest: +SKIP
     ...     run = log.record([{"role": "user", "content": "2 + 2?"}], "4")

@@ -3,8 +3,9 @@
 Ids are hashes of the namespace, the format and the product's own id: a run is added once, and a
 score finds its run, in whichever file and order they come. The id of a score hashes what it says,
 too: one that was changed there is a second row here, newer by the product's clock, and supersedes
-the first. A score also finds a run that the app logged here itself under the product's id of the
-run or of the trace, such as LangChain's, which LangSmith uses too.
+the first. A judgement also finds a run that the app logged here itself under the product's id of
+the run or of the trace, such as LangChain's, which LangSmith uses too; and an answer in Open WebUI
+that the gateway logged, by the message that it was.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -154,7 +155,8 @@ class Intake:
             comment = redacted_data(comment, self.redact)
         made = Comparison(
             self._id("comparison", format, given.id, *sides), _finite(given.created_at), *sides,
-            "a", self.source or given.source or "human", self.user_id or given.user_id, comment,
+            "tie" if given.is_tie else "a", self.source or given.source or "human",
+            self.user_id or given.user_id, comment,
         )  # fmt: skip
         return replace(checked(made), user_id=self._name(made.user_id))
 
@@ -182,8 +184,10 @@ def add_logged(
     changed: set[int] = set()
     gone: set[str] = set()
     runs = [(at, run, name) for at, row in enumerate(batch) for run, name in _named(row)]
-    there = _there(connection, runs)
-    new = [(at, run) for at, run, name in runs if run.run_id not in there]
+    there = _there(connection, [run.run_id for _, run, _ in runs])
+    absent = [(run, name) for _, run, name in runs if run.run_id not in there]
+    here = _logged_here(connection, namespace, absent) | _of_message(connection, namespace, absent)
+    new = [(at, run) for at, run, _ in runs if run.run_id not in (there.keys() | here.keys())]
     for (at, run), refusal in zip(new, store.add_runs([run for _, run in new]), strict=True):
         if refusal is None:
             changed.add(at)
@@ -201,8 +205,8 @@ def add_logged(
         before = connection.total_changes
         try:
             for judgement, places in row.judgements:
-                sought = _in_namespace(connection, namespace, places)
-                _add_judgement(store, judgement, sought, gone)
+                sought = _in_namespace(connection, namespace, [here.get(p, p) for p in places])
+                _add_judgement(store, _of_runs(judgement, here), sought, gone)
         except RecordError as refusal:
             refused[at] = refusal
         if connection.total_changes > before:
@@ -231,24 +235,61 @@ def _named(row: LoggedRows) -> Iterator[tuple[RunRow, str]]:
 
 
 def _there(
-    connection: sqlite3.Connection, runs: Sequence[tuple[int, RunRow, str]]
-) -> dict[str, tuple[str, str, str] | None]:
-    """The runs of a batch that the home has: imported ones, and, as ``None``, those logged here.
-
-    Logged here is a run of the same namespace under the product's own id of it.
-    """
+    connection: sqlite3.Connection, run_ids: Sequence[str]
+) -> dict[str, tuple[str, str, str]]:
+    """The runs of a batch that were imported before: their namespaces, prompts and outputs."""
     query = """SELECT run_id, namespace, prompt, output FROM run
         WHERE run_id IN (SELECT value FROM json_each(?))"""
-    named = {spelling: run for _, run, name in runs for spelling in spellings(name)}
-    ids = orjson.dumps([*{run.run_id for _, run, _ in runs}, *named]).decode()
-    found: dict[str, tuple[str, str, str] | None] = {}
-    ours = {run.run_id for _, run, _ in runs}
-    for run_id, *stored in connection.execute(query, (ids,)):
-        if run_id in ours:
-            found[run_id] = (stored[0], stored[1], stored[2])
-        elif named[run_id].namespace == stored[0]:
-            found.setdefault(named[run_id].run_id, None)
-    return found
+    rows = connection.execute(query, (orjson.dumps([*{*run_ids}]).decode(),))
+    return {run_id: (namespace, prompt, output) for run_id, namespace, prompt, output in rows}
+
+
+def _logged_here(
+    connection: sqlite3.Connection, namespace: str, runs: Sequence[tuple[RunRow, str]]
+) -> dict[str, str]:
+    """The runs of a batch that the app logged here under the product's own ids of them."""
+    query = """SELECT run_id FROM run
+        WHERE namespace = ? AND run_id IN (SELECT value FROM json_each(?))"""
+    named = {spelling: run.run_id for run, name in runs for spelling in spellings(name)}
+    rows = connection.execute(query, (namespace, orjson.dumps([*named]).decode()))
+    return {named[run_id]: run_id for (run_id,) in rows}
+
+
+_EARLIER = 24 * 3600.0
+"""How much earlier than its message a run may have been logged, by clocks that differ."""
+
+
+def _of_message(
+    connection: sqlite3.Connection, namespace: str, runs: Sequence[tuple[RunRow, str]]
+) -> dict[str, str]:
+    """The answers in Open WebUI of a batch that are runs here, which the gateway logged, say.
+
+    Of several calls for one message, the last one answers.
+    """
+    query = """SELECT run_id, json_extract(metadata, '$.open_webui.message_id') AS message
+        FROM run WHERE namespace = ? AND created_at >= ?
+        AND thread_id IN (SELECT value FROM json_each(?))
+        AND message IN (SELECT value FROM json_each(?))
+        AND json_extract(metadata, '$.open_webui.task') IS NULL ORDER BY created_at, run_id"""
+    answers = {}
+    for run in (run for run, _ in runs if '"open_webui"' in run.metadata):  # few are, in most logs
+        known = orjson.loads(run.metadata).get("open_webui")
+        if isinstance(known, dict) and isinstance(known.get("message_id"), str):
+            answers[known["message_id"]] = run
+    if not answers:
+        return {}
+    since = min(run.created_at for run in answers.values()) - _EARLIER
+    threads = orjson.dumps([*{run.thread_id for run in answers.values()}]).decode()
+    values = (namespace, since, threads, orjson.dumps([*answers]).decode())
+    return {answers[name].run_id: run_id for run_id, name in connection.execute(query, values)}
+
+
+def _of_runs(judgement: Feedback | Comparison, here: Mapping[str, str]) -> Feedback | Comparison:
+    """A comparison, with runs that were logged here by their ids here."""
+    if isinstance(judgement, Feedback):
+        return judgement
+    run_a, run_b = judgement.run_a, judgement.run_b
+    return replace(judgement, run_a=here.get(run_a, run_a), run_b=here.get(run_b, run_b))
 
 
 def _in_namespace(

@@ -62,7 +62,7 @@ class LoggedScore:
 
 @dataclass(frozen=True, slots=True)
 class LoggedComparison:
-    """One of two runs, named by their ids, was preferred to the other."""
+    """One of two runs, named by their ids, was preferred to the other, unless it is a tie."""
 
     id: str
     created_at: float
@@ -71,6 +71,7 @@ class LoggedComparison:
     source: Source | None = None
     user_id: str | None = None
     comment: str | None = None
+    is_tie: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,9 +31,10 @@ from open_webui_ratings import (
 from starlette.testclient import TestClient
 
 import agentpref
-from agentpref.errors import ConfigError, ExchangeError
+from agentpref.errors import ConfigError, ExchangeError, NotKept
 from agentpref.home import Home
 from agentpref.prefer.examples import read_examples
+from agentpref.prefer.exchange import import_file
 from agentpref.record.database import connect
 from agentpref.record.store import Store
 from agentpref.types import Feedback, Run
@@ -43,6 +44,7 @@ from agentpref_adapters.open_webui import (
     record_feedback,
     withdraw_feedback,
 )
+from agentpref_adapters.remote import RemoteLog
 
 QUESTION = {"role": "user", "content": ASKED}
 SYSTEM = {"role": "system", "content": "You answer for a shop."}
@@ -197,17 +199,86 @@ def test_words_alone_are_kept_and_train_nothing(log: agentpref.Log, home: Home) 
     assert logged(home)[1][-1].comment == "hm"
 
 
-def test_an_answer_that_was_edited_is_a_correction_of_its_run(
+def edited(text: str, before: str = OTHERWISE, **more: Any) -> dict[str, Any]:
+    """An answer that a person changed in the page, or an outlet filter: both look the same."""
+    return answer(ANSWER, text, originalContent=before, **more)
+
+
+def test_an_answer_that_was_edited_is_a_correction_of_its_run_if_it_was_asked_for(
     log: agentpref.Log, home: Home
 ) -> None:
     by_gateway(log, OTHERWISE)
-    edited = answer(ANSWER, SAID, originalContent=OTHERWISE)
-    done = record_feedback(log, rating(1, of=edited))
+    done = record_feedback(log, rating(1, of=edited(SAID)), edits=True)
     assert done.judged == ("correction", "words")
     assert "edited" in done.left_out["thumbs"]
     assert pairs(home) == [(SAID, OTHERWISE, "correction")]
     withdraw_feedback(log, "f1")
     assert pairs(home) == []
+
+
+@pytest.mark.parametrize("liked", [True, False])
+def test_what_an_outlet_filter_changed_is_no_correction_and_the_thumb_counts(
+    log: agentpref.Log, home: Home, liked: bool
+) -> None:
+    by_gateway(log, "Ask Ana.")
+    masked = edited("Ask [name].", "Ask Ana.")
+    done = record_feedback(log, rating(1 if liked else -1, of=masked))
+    assert (done.judged, "outlet filter" in done.left_out["edit"]) == (("thumbs",), True)
+    assert (thumbs(home), pairs(home)) == ([liked], [])
+
+
+def test_a_footer_is_no_edit_and_a_dislike_is_no_correction(log: agentpref.Log, home: Home) -> None:
+    by_gateway(log, SAID)
+    footed = edited(f"{SAID}\n\n---\n12 tokens", f"{SAID}\n")
+    done = record_feedback(log, rating(1, of=footed), edits=True)
+    assert (done.judged, done.left_out) == (("thumbs",), {})
+    disliked = rating(-1, of=edited("Closed.", SAID), at=1_795_900_030)
+    done = record_feedback(log, disliked, edits=True)
+    assert (done.judged, done.left_out) == (("thumbs",), {"edit": "a dislike is no correction"})
+    assert thumbs(home) == [False]
+
+
+def test_the_edit_is_what_the_page_shows_and_not_what_the_model_wrote_at_first(
+    log: agentpref.Log, home: Home
+) -> None:
+    by_gateway(log, OTHERWISE)
+    said = {"type": "message", "content": [{"type": "output_text", "text": OTHERWISE}]}
+    record_feedback(log, rating(1, of=edited(SAID, output=[said])), edits=True)
+    assert pairs(home) == [(SAID, OTHERWISE, "correction")]
+
+
+def test_a_second_edit_counts_and_one_that_is_undone_is_taken_back(
+    log: agentpref.Log, home: Home
+) -> None:
+    by_gateway(log, OTHERWISE)
+    record_feedback(log, rating(1, of=edited("Closed.")), edits=True)
+    again = record_feedback(log, rating(1, of=edited(SAID), at=1_795_900_030), edits=True)
+    assert again.judged == ("correction", "words")
+    assert pairs(home) == [(SAID, OTHERWISE, "correction")]
+    undone = rating(1, of=edited(OTHERWISE), at=1_795_900_040)
+    assert record_feedback(log, undone, edits=True).judged == ("thumbs",)
+    assert (pairs(home), thumbs(home)) == ([], [True])
+
+
+def test_an_answer_that_was_changed_is_not_taken_for_what_the_model_wrote(
+    log: agentpref.Log, home: Home
+) -> None:
+    for edits in (False, True):
+        done = record_feedback(log, rating(1, of=edited(SAID)), edits=edits)
+        assert (done.run_id, "it was changed" in done.left_out["rating"]) == (None, True)
+    assert logged(home) == ([], [])
+    changed = DISLIKED | {"originalContent": "Hm."}
+    done = record_feedback(log, rating(1, others=(changed,)))
+    assert "it was changed" in done.left_out[f"comparison with {OTHER}"]
+    assert [run.output["content"] for run in logged(home)[0]] == [SAID]
+
+
+def test_an_answer_that_was_changed_is_found_by_what_it_was(log: agentpref.Log) -> None:
+    by_gateway(log, SAID, None)
+    run = by_gateway(log, OTHERWISE, None)
+    assert record_feedback(log, rating(-1, of=edited(SAID))).run_id == run
+    footed = rating(1, of=answer(OTHER, f"{OTHERWISE} (1 s)", originalContent=OTHERWISE))
+    assert record_feedback(log, {**footed, "id": "f2"}).run_id == run
 
 
 @pytest.mark.parametrize(
@@ -276,6 +347,47 @@ def test_what_is_no_rating_is_refused_with_the_field(
         record_feedback(log, {**rating(), **broken} if isinstance(broken, dict) else broken)
 
 
+def test_what_failed_half_way_is_recorded_whole_when_it_is_sent_again(
+    log: agentpref.Log, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> str:
+        raise NotKept("the disk is full")
+
+    with monkeypatch.context() as for_now:
+        for_now.setattr(log, "compare", full)
+        with pytest.raises(NotKept):
+            record_feedback(log, rating(1, others=(DISLIKED,)))
+    done = record_feedback(log, rating(1, others=(DISLIKED,)))
+    assert done.judged == ("thumbs", "comparison")
+    assert pairs(home) == [(SAID, OTHERWISE, "comparison")]
+
+
+def test_comparisons_with_answers_that_are_no_more_are_taken_back(
+    log: agentpref.Log, home: Home
+) -> None:
+    record_feedback(log, rating(1, others=(DISLIKED,)))
+    alone = record_feedback(log, rating(1, at=1_795_900_030))
+    assert alone.judged == ("thumbs",)
+    assert (pairs(home), thumbs(home)) == ([], [True])
+
+
+def test_a_rating_is_looked_up_in_its_chat_only(
+    log: agentpref.Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[Any]()
+    read = Home.feedback
+
+    def noticed(self: Home, namespace: str, **which: Any) -> Any:
+        asked.append(which)
+        return read(self, namespace, **which)
+
+    monkeypatch.setattr(Home, "feedback", noticed)
+    record_feedback(log, rating(1))
+    [which] = asked
+    assert which["thread"] == CHAT
+    assert which["since"] < rating()["created_at"]
+
+
 def test_a_deleted_rating_is_taken_back_with_its_comparisons(
     log: agentpref.Log, home: Home
 ) -> None:
@@ -294,6 +406,101 @@ def test_ratings_that_are_no_more_are_taken_back(log: agentpref.Log, home: Home)
     assert keep_only(log, ["f2"]) == []
     assert keep_only(log, [], until=1.0) == []
     assert thumbs(home) == [False]
+
+
+# The same ratings, as an administrator exports them
+
+
+EXPORTED = [
+    rating(1, comment="clear", reason="other", others=(DISLIKED,)),
+    rating(
+        1,
+        of=DISLIKED,
+        others=(answer(ANSWER, SAID, annotation={"rating": 1}),),
+        feedback_id="f2",
+        at=1_795_900_030,
+    ),
+    rating(-1, of=answer("d", f'<details type="reasoning">hm</details>\n{SAID}'), feedback_id="f3"),
+    rating(1, of=answer("e", SAID, files=[{"type": "file", "id": "x"}]), feedback_id="f4"),
+    rating(1, of=answer("g", SAID, originalContent="Hm."), feedback_id="f5"),
+    rating(None, of=answer("h", "Never."), feedback_id="f6", comment="hm"),
+    rating(-1, of=answer("i", "It is op", done=False), feedback_id="f7"),
+]
+LOSES = rating(-1, others=(DISLIKED,), at=1_795_900_040)
+
+
+def exported(folder: Path, *ratings: dict[str, Any]) -> Path:
+    """An export of ratings."""
+    file = folder / "feedback.json"
+    file.write_bytes(orjson.dumps(ratings))
+    return file
+
+
+def learned(home: Home) -> tuple[Any, ...]:
+    """What a home has of some ratings, without who said it and when."""
+    runs, said = logged(home)
+    answers = [(run.prompt.messages, run.output, run.model, run.thread_id) for run in runs]
+    about = [run.metadata["open_webui"] for run in runs]
+    why = [run.metadata.get("finish_reason") for run in runs]
+    judged = [(row.key, row.score, row.comment, row.value) for row in said]
+    found = (*zip(answers, about, why, strict=True),)
+    return (
+        sorted(map(repr, found)),
+        sorted(map(repr, judged)),
+        sorted(pairs(home)),
+        sorted(thumbs(home)),
+    )
+
+
+@pytest.mark.parametrize("more", [[], [LOSES]], ids=["a tie", "then a dislike"])
+def test_an_import_and_the_receiver_read_the_same_ratings_as_the_same(
+    tmp_path: Path, log: agentpref.Log, home: Home, more: list[dict[str, Any]]
+) -> None:
+    ratings = [*EXPORTED, *more]
+    other = Home.create(tmp_path / "other")
+    done = import_file(other, exported(tmp_path, *ratings))
+    assert sum(done.left_out.values()) == 2
+    for one in ratings:
+        record_feedback(log, one)
+    assert learned(other) == learned(home)
+    assert pairs(home) == ([(OTHERWISE, SAID, "comparison")] if more else [])
+
+
+def test_an_import_after_the_receiver_changes_nothing_that_is_learned(
+    tmp_path: Path, log: agentpref.Log, home: Home
+) -> None:
+    for one in [*EXPORTED, LOSES]:
+        record_feedback(log, one)
+    before = (len(logged(home)[0]), pairs(home), thumbs(home))
+    import_file(home, exported(tmp_path, *EXPORTED, LOSES))
+    assert (len(logged(home)[0]), pairs(home), thumbs(home)) == before
+    withdraw_feedback(log, "f1")
+    import_file(home, exported(tmp_path, *EXPORTED, LOSES))  # made before it was deleted
+    thumbs_apart = (OTHERWISE, SAID, "thumbs")  # those of f2 and f3
+    assert (len(logged(home)[0]), pairs(home)) == (before[0], [thumbs_apart])
+
+
+def test_the_receiver_knows_what_was_imported_and_takes_it_back(
+    tmp_path: Path, log: agentpref.Log, home: Home
+) -> None:
+    import_file(home, exported(tmp_path, LOSES))
+    assert record_feedback(log, LOSES).judged == ("unchanged",)
+    assert pairs(home) == [(OTHERWISE, SAID, "comparison")]
+    withdraw_feedback(log, "f1")
+    assert (pairs(home), thumbs(home)) == ([], [])
+
+
+def test_an_import_finds_the_runs_of_the_gateway_by_their_messages(
+    tmp_path: Path, log: agentpref.Log, home: Home
+) -> None:
+    by_gateway(log, "Sundays and Shops", task="title_generation")
+    run, other = by_gateway(log, SAID), by_gateway(log, OTHERWISE, OTHER)
+    log.flush()
+    import_file(home, exported(tmp_path, LOSES))
+    runs, [said] = logged(home)
+    assert (len(runs), said.run_id) == (3, run)
+    assert pairs(home) == [(OTHERWISE, SAID, "comparison")]
+    assert {run, other} <= {one.run_id for one in runs}
 
 
 # The receiver
@@ -369,6 +576,22 @@ def test_the_receiver_ignores_other_events_and_refuses_other_requests(
 def test_a_receiver_that_knows_nobody_to_believe_is_refused(log: agentpref.Log) -> None:
     with pytest.raises(ConfigError, match="pass token="):
         receiver(log, url="http://localhost:8080")
+
+
+def test_a_receiver_of_edits_makes_corrections(log: agentpref.Log, home: Home) -> None:
+    by_gateway(log, OTHERWISE)
+    client = TestClient(receiver(log, token="secret", edits=True))
+    body = event(feedback=rating(1, of=edited(SAID)))
+    client.post("/feedback", json=body, headers={"Authorization": "Bearer secret"})
+    assert pairs(home) == [(SAID, OTHERWISE, "correction")]
+
+
+def test_a_receiver_whose_home_is_elsewhere_is_refused(tmp_path: Path) -> None:
+    with (
+        RemoteLog("http://127.0.0.1:9", "ap-key", outbox=tmp_path / "outbox") as remote,
+        pytest.raises(ConfigError, match="where the home is"),
+    ):
+        receiver(remote, token="secret")
 
 
 class _Api(BaseHTTPRequestHandler):

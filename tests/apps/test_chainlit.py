@@ -22,6 +22,7 @@ from sessions import ROOT, fences
 import agentpref
 from agentpref.errors import ConfigError, UnknownRun
 from agentpref.home import Home
+from agentpref_adapters.remote import RemoteLog
 
 # Where it is imported, Chainlit makes a folder of settings in the working directory, and warns.
 os.environ.setdefault("CHAINLIT_APP_ROOT", tempfile.mkdtemp())
@@ -225,6 +226,16 @@ def test_a_layer_has_everything_that_chainlit_calls(log: agentpref.Log) -> None:
     layer = feedback_layer(log)
     methods = inspect.getmembers(BaseDataLayer, inspect.isfunction)
     assert {name for name, _ in methods if not callable(getattr(layer, name, None))} == set()
+
+
+def test_a_log_whose_home_is_elsewhere_is_refused_before_anything_is_stored(
+    tmp_path: Path,
+) -> None:
+    with (
+        RemoteLog("http://127.0.0.1:9", "ap-key", outbox=tmp_path / "outbox") as remote,
+        pytest.raises(ConfigError, match="where the home is"),
+    ):
+        feedback_layer(remote)
 
 
 def test_the_lines_of_the_guide_connect_an_app(

@@ -8,6 +8,10 @@ lost against each of them. Which messages they are is in the snapshot alone.
 The snapshot is what people saw, which is not always what the model saw: files, retrieved sources
 and the results of tools are not in it, nor is the system prompt of a model. So each part that
 cannot be trusted has the reason in its place. Nothing here reads a file or a network.
+
+A message that was changed has what it was before in ``originalContent``. People change answers in
+the page, and outlet filters change them too: a footer about usage, names that are masked. The
+snapshot does not say which it was. Text that surrounds the original is a footer, and no edit.
 """
 
 from __future__ import annotations
@@ -26,15 +30,26 @@ _TOOLS = re.compile(r"<details\b[^>]*\btype=\"(?:tool_calls|code_interpreter)\""
 _DEEPEST = 10_000
 """Messages from a question back to the first one; more are a circle."""
 
+APP = "open_webui"
+"""The key of Open WebUI's ids in the metadata of runs and in the values of feedback."""
+
+WORDS = "open_webui"
+"""The key of feedback without a thumb: words alone, or on an answer that the person edited."""
+
 _ABOUT = ("reason", "details", "tags")
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A message as the snapshot shows it; ``left_out`` is why it is not what the model wrote."""
+    """A message of the snapshot, and what the model wrote of it.
+
+    ``text`` is the model's, as far as the snapshot shows it. ``edited`` is what a person or an
+    outlet filter put in its place. ``left_out`` is why the text is not all that the model wrote.
+    """
 
     message_id: str
     text: str = ""
+    edited: str | None = None
     model: str | None = None
     liked: bool | None = None
     at: float | None = None
@@ -48,8 +63,7 @@ class Rating:
 
     ``liked`` is None for words alone. ``about`` has the reason, the details (a grade of 1 to 10)
     and the tags, where they were given. ``prompt`` is empty if the snapshot does not show what the
-    model was asked, and ``prompt_left_out`` says why. ``edited`` is the text that the person wrote
-    in the place of the model's; the rating is of that.
+    model was asked, and ``prompt_left_out`` says why.
     """
 
     feedback_id: str
@@ -65,7 +79,6 @@ class Rating:
     prompt: tuple[Message, ...] = ()
     prompt_left_out: str | None = None
     siblings: tuple[Shown, ...] = ()
-    edited: str | None = None
 
     @property
     def voter(self) -> str:
@@ -83,6 +96,20 @@ class Rating:
         So a later rating of one answer supersedes what an earlier one of another said of both.
         """
         return f"open-webui {self.question_id}"
+
+    @property
+    def said(self) -> Mapping[str, Any]:
+        """What the log keeps of a rating beside the thumb and the words, under :data:`APP`."""
+        return {
+            "feedback_id": self.feedback_id,
+            "message_id": self.answer.message_id,
+            **self.about,
+            "updated_at": self.updated_at,
+        }
+
+    def named(self, shown: Shown) -> Mapping[str, Any]:
+        """What a run that was recorded from the snapshot is known by, under :data:`APP`."""
+        return {"chat_id": self.chat_id, "message_id": shown.message_id, "from": "snapshot"}
 
     @property
     def comparisons(self) -> Iterator[tuple[Shown, Winner]]:
@@ -124,8 +151,6 @@ def rating_of(feedback: Any) -> Rating:
     messages = _mapping(_mapping(chat, "history"), "messages")
     rated = _mapping(messages, message_id)
     answer = _shown(message_id, rated, model=_text(data, "model_id"))
-    original = rated.get("originalContent")
-    is_edited = isinstance(original, str) and original != rated.get("content")
     prompt, why = _prompt(chat, messages, rated.get("parentId")) if rated else ((), "no snapshot")
     has_siblings = bool(data.get("sibling_model_ids"))
     siblings = tuple(_siblings(messages, rated, message_id)) if has_siblings else ()
@@ -144,7 +169,6 @@ def rating_of(feedback: Any) -> Rating:
         prompt=prompt,
         prompt_left_out=why,
         siblings=siblings,
-        edited=answer.text or None if is_edited else None,
     )
 
 
@@ -164,10 +188,10 @@ def _prompt(
         role = message.get("role")
         if role not in ("user", "assistant", "system") or len(turns) > _DEEPEST:
             return (), "the snapshot lacks a message of the chat"
-        shown = _shown(str(last), message)
-        if shown.left_out:
-            return (), shown.left_out
-        turns.append({"role": role, "content": shown.text})
+        text, why = _read(message)  # changed or not, it is what the chat went on with
+        if why:
+            return (), why
+        turns.append({"role": role, "content": text})
         last = message.get("parentId")
     system = _text(_mapping(chat, "params"), "system") or _text(chat, "system")
     if system:
@@ -178,6 +202,30 @@ def _prompt(
 
 
 def _shown(message_id: str, message: Mapping[str, Any], model: str | None = None) -> Shown:
+    text, why = _read(message)
+    original, edited = message.get("originalContent"), None
+    if isinstance(original, str) and (before := _THOUGHT.sub("", original).strip()):
+        now = _THOUGHT.sub("", str(message.get("content") or "")).strip()
+        text, edited = before, now if before not in now else None
+        why = why or ("it used tools" if _TOOLS.search(original) else None)
+    if edited is not None:
+        why = why or "it was changed, and the snapshot does not say what the model wrote"
+    rating = _mapping(message, "annotation").get("rating")
+    at = message.get("timestamp")
+    return Shown(
+        message_id,
+        text,
+        edited,
+        model or _text(message, "selectedModelId") or _text(message, "model"),
+        _liked(rating) if str(rating) in _RATINGS else None,
+        float(at) if isinstance(at, int | float) and not isinstance(at, bool) else None,
+        message.get("done") is not False,
+        why,
+    )
+
+
+def _read(message: Mapping[str, Any]) -> tuple[str, str | None]:
+    """The text of a message as it is now, and why that is not all there is to it."""
     content = message.get("content")
     text = content if isinstance(content, str) else ""
     items = [item for item in _list(message, "output") if isinstance(item, Mapping)]
@@ -192,17 +240,7 @@ def _shown(message_id: str, message: Mapping[str, Any], model: str | None = None
         else None if text.strip()
         else "it is empty, or not in the snapshot"
     )  # fmt: skip
-    rating = _mapping(message, "annotation").get("rating")
-    at = message.get("timestamp")
-    return Shown(
-        message_id,
-        text.strip(),
-        model or _text(message, "selectedModelId") or _text(message, "model"),
-        _liked(rating) if str(rating) in _RATINGS else None,
-        float(at) if isinstance(at, int | float) and not isinstance(at, bool) else None,
-        message.get("done") is not False,
-        why,
-    )
+    return text.strip(), why
 
 
 def _siblings(

@@ -167,13 +167,14 @@ def test_open_webui_ratings_are_thumbs_and_win_against_the_siblings(tmp_path: Pa
     won, lost = taken.run("At nine."), taken.run("Dunno.")
     assert (won.model, lost.model, won.thread_id) == ("llama3", "phi4", "c-1")
     assert won.prompt.messages[0] == {"role": "system", "content": "Answer briefly."}
-    thumb, detail = taken.said("thumbs"), taken.said("rating")
-    assert (thumb.score, thumb.scale) == (1.0, (-1.0, 1.0))
-    assert thumb.comment == "accurate_information short"
-    assert (detail.score, detail.scale) == (9.0, (1.0, 10.0))
+    thumb = taken.said("thumbs")
+    assert (thumb.score, thumb.scale, thumb.comment) == (1.0, (0.0, 1.0), "short")
+    assert thumb.value["open_webui"]["reason"] == "accurate_information"
+    assert thumb.value["open_webui"]["details"] == {"rating": 9}
+    assert taken.said("open_webui").comment == "short"  # words without a thumb
     [compared] = taken.comparisons
     assert (compared.run_a, compared.run_b, compared.winner) == (won.run_id, lost.run_id, "a")
-    assert compared.user_id == thumb.user_id == won.user_id
+    assert len({compared.user_id, thumb.user_id, won.user_id}) == 3
 
 
 def test_an_open_webui_answer_that_was_disliked_loses_and_one_that_broke_off_is_incomplete(
@@ -184,9 +185,20 @@ def test_an_open_webui_answer_that_was_disliked_loses_and_one_that_broke_off_is_
     messages = row["snapshot"]["chat"]["chat"]["history"]["messages"]
     messages["m3"]["done"] = False
     [(_, (_, found))] = RowReader().records(row)
-    first, _, _, second, compared = found
+    first, _, second, compared = found
     assert (compared.better, compared.worse) == (second.id, first.id)
     assert second.metadata["finish_reason"] == "incomplete"
+
+
+def test_an_open_webui_answer_that_the_snapshot_does_not_show_is_left_out(tmp_path: Path) -> None:
+    row = json.loads((EXPORTS / "open_webui.json").read_text())[0]
+    messages = row["snapshot"]["chat"]["chat"]["history"]["messages"]
+    messages["m3"]["files"] = [{"type": "file", "id": "x"}]
+    [(_, (_, [first, thumb, compared]))] = RowReader().records(row)
+    assert (thumb.run_id, compared.reason) == (first.id, "comparison with an answer: it had files")
+    messages["m2"]["originalContent"] = "At eight."
+    [(_, (_, [rating]))] = RowReader().records(row)
+    assert rating.reason.startswith("rating of an answer: it was changed")
 
 
 def test_mlflow_traces_give_their_chat_models_and_their_assessments(tmp_path: Path) -> None:
