@@ -141,7 +141,9 @@ class LossSettings:
         False, "weigh what the live revision did not write by its probability there (2406.11827)"
     )
     nll: float = setting(0.1, "weight α of the NLL anchor (2404.19733)", ge=0)
-    nll_on_corrections: float = setting(1.0, "weight α of the anchor on corrections, and on likes", ge=0)
+    nll_on_corrections: float = setting(
+        1.0, "weight α of the anchor on corrections, and on likes", ge=0
+    )
 
     def __post_init__(self) -> None:
         settings = _fields(type(self))

@@ -13,6 +13,7 @@ files that hold them.
 
 from __future__ import annotations
 
+import functools
 import os
 import sqlite3
 import time
@@ -185,8 +186,8 @@ def import_file(
         # memory, and in the write-ahead log, a large import takes 40 % less time.
         connection.execute("PRAGMA cache_size = -65536")
         connection.execute("PRAGMA wal_autocheckpoint = 8000")
-        names = registered(connection)
-        pseudonym = None if user_id is None else names.name(user_id)
+        names = functools.cache(lambda: registered(connection))  # made where a row names a user
+        pseudonym = None if user_id is None else names().name(user_id)
         file_name = os.fsencode(Path(name).name).decode(errors="replace")  # may be any bytes
         by = source or "human"
         context = ImportContext(namespace, tag, by, pseudonym, time.time(), file_name)

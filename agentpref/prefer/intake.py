@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -60,7 +60,7 @@ class Intake:
     tag: str | None
     source: Source | None
     user_id: str | None
-    pseudonyms: Pseudonyms
+    pseudonyms: Callable[[], Pseudonyms]
     redact: Redact | None
     file_name: str
     _linker: Linker
@@ -89,6 +89,8 @@ class Intake:
                     judgements.append((self._comparison(one, format), ()))
         except (InvalidMessage, InvalidFeedback) as error:
             raise ExchangeError(str(error)) from error
+        if not (runs or judgements or left_out):
+            left_out.append(f"{format}: a row that holds nothing")
         return LoggedRows(place, runs, known_as, judgements, left_out)
 
     def _run(self, given: LoggedRun, format: str) -> RunRow:
@@ -161,7 +163,7 @@ class Intake:
         return replace(checked(made), user_id=self._name(made.user_id))
 
     def _name(self, user_id: str | None) -> str | None:
-        return None if user_id is None else self.pseudonyms.name(user_id)
+        return None if user_id is None else self.pseudonyms().name(user_id)
 
     def _id(self, *parts: Any) -> str:
         return content_id(self.namespace, *_storable(parts, "what it says"))

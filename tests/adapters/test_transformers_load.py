@@ -355,7 +355,7 @@ def test_a_long_request_does_not_change_the_answers_to_short_ones_under_longrope
     backend = TransformersBackend(base)
     short, other, long = ask("tide"), ask("hello"), ask("tide tables " * 50, max_tokens=12)
     asked = (short, long, other)
-    assert len(backend._encode(short)) + 10 < 64 < len(backend._encode(long))
+    assert len(backend._encode(short)[0]) + 10 < 64 < len(backend._encode(long)[0])
     alone = [backend.generate(BASE, request) for request in asked]
     with ThreadPoolExecutor(3) as pool:
         with blocked(backend) as waiting:

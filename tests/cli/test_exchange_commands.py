@@ -258,7 +258,7 @@ def test_a_log_of_another_product_says_what_was_left_out_and_what_to_import_firs
         "columns that were not read, and in how many rows: x (1)",
     ]
     assert run("import", scores, "--format", "langfuse", "--json").json["added"] == 1
-    assert run("stats", "--json").json["feedback"] == 1
+    assert run("stats", "--json").json["default"]["feedback"] == 1
 
 
 def test_the_help_of_import_lists_the_formats_that_are_registered(run) -> None:

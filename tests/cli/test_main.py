@@ -32,17 +32,20 @@ COMMANDS = (
             "backup",
             "merge",
             "ship",
+            "schedule",
+            "gateway",
             "retract",
             "doctor",
             "serve",
         )
     ],
     *[[name] for name in ("runs", "show", "thumbs", "keys", "updates", "watch")],
+    ["gateway", "key"],
     *[["keys", name] for name in ("list", "declare", "undeclare")],
     *[["adapters", name] for name in ("list", "show", "promote", "rollback", "hold")],
     *[["adapters", name] for name in ("canary", "quarantine", "release", "prune", "export")],
 )
-GROUPS = ("adapters", "keys")
+GROUPS = ("adapters", "gateway", "keys")
 AGENTPREF = [sys.executable, "-m", "agentpref_cli"]
 
 

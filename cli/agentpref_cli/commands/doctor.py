@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from agentpref.record.integrity import Findings, Problem
     from agentpref.serve.registry import Registry
 
-_EXTRA = re.compile(r"(?!agentpref\b)([\w.-]+).*\bextra == ['\"](?!all|bench|dev)(\w+)['\"]")
+_EXTRA = re.compile(r"(?!agentpref\b)([\w.-]+).*\bextra == ['\"](?!all|bench|dev)([\w-]+)['\"]")
 
 
 def doctor(
