@@ -115,7 +115,9 @@ class RemoteLog(Log):
         self.home = Home(folder)
         self.namespace = ""  # the collector's to say; a trace is looked up in it there
         self.strict = strict
-        certificates = _certificates(verify_tls)
+        # Without TLS none are made: in a fork, OpenSSL may wait for a thread that is gone.
+        needed = url.lower().startswith("https:") or verify_tls is not True
+        certificates = _certificates(verify_tls) if needed else False
         headers = {"authorization": f"Bearer {key}"}
         self._outbox = Outbox(folder, f"{self._url}\n{key}", outbox_bytes)
         self._sender = Sender(

@@ -40,7 +40,6 @@ COMMANDS = (
         )
     ],
     *[[name] for name in ("runs", "show", "thumbs", "keys", "updates", "watch")],
-    ["gateway", "key"],
     *[["keys", name] for name in ("list", "declare", "undeclare")],
     *[["adapters", name] for name in ("list", "show", "promote", "rollback", "hold")],
     *[["adapters", name] for name in ("canary", "quarantine", "release", "prune", "export")],
@@ -64,7 +63,8 @@ def test_the_list_above_has_every_command() -> None:
     group = typer.main.get_command(app)
     names = {(name,) for name in group.commands}
     for group_name in GROUPS:
-        names |= {(group_name, name) for name in group.commands[group_name].commands}
+        parts = group.commands[group_name].commands.items()
+        names |= {(group_name, name) for name, part in parts if not hasattr(part, "commands")}
     assert names == {tuple(command) for command in COMMANDS if command}
 
 

@@ -38,7 +38,7 @@ def test_every_command_table_and_setting_is_documented() -> None:
 def test_every_check_of_the_gate_has_a_line_in_the_guide() -> None:
     own = UserCheckResult("mine", True), ScorerResult("mine", 0.0, 0.0, 9)
     ordinary = OrdinaryEvidence([0.0], LIVE, LIVE)
-    more = {"user_checks": own[:1], "scorers": own[1:], "ordinary": ordinary}
+    more = {"user_checks": own[:1], "scorers": own[1:], "ordinary": ordinary, "liked": [0.0]}
     found = judge(replace(answering(), **more)).checks
     names = {re.sub(r"^(retention of|scorer|check) .*", r"\1 …", check.name) for check in found}
     guide = next(text for page, text in PAGES.items() if page.name == "updates.md")
