@@ -134,7 +134,7 @@ def test_any_bytes(home: Home, content: bytes, start: bytes) -> None:
     import_in_every_way(home, start + content)
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(lines)
 def test_any_rows_on_lines(home: Home, rows: list[Any]) -> None:
     import_in_every_way(home, b"\n".join(map(orjson.dumps, rows)), listed(rows))
