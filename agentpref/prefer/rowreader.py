@@ -19,7 +19,7 @@ import orjson
 from agentpref import plugins
 from agentpref.errors import ExchangeError, InvalidMessage, described
 from agentpref.prefer.formats import MEDIA, Fields, Format, PreferenceRecord, TextRow, quoted
-from agentpref.prefer.logged import LogFormat, Logged
+from agentpref.prefer.logged import LeftOut, LogFormat, Logged
 
 LoggedRow: TypeAlias = "tuple[str, tuple[Logged, ...]]"
 """What a row of a log holds, after the name of its format."""
@@ -66,8 +66,10 @@ class RowReader:
             self._require(given, name, missing)
             format = self._formats[name]
             if isinstance(format, LogFormat):
-                rows = [("", given)] if format.parts is None else format.parts(given)
+                rows = [("", given)] if format.parts is None else [*format.parts(given)]
                 yield from ((place, self._part(inner, name, format)) for place, inner in rows)
+                if not rows:
+                    yield "", (name, (LeftOut("row that holds nothing"),))
             else:
                 yield "", self._preference(given, name, format)
         except (ExchangeError, InvalidMessage) as error:
