@@ -125,7 +125,7 @@ def test_plain_vllm_and_plain_peft_load_an_exported_revision(
 
     body = {"lora_name": "exported", "lora_path": str(folder)}
     assert httpx.post(f"{server.url}/v1/load_lora_adapter", json=body).status_code == 200
-    prompt = list(oracle._encode(request))
+    prompt = list(oracle._encode(request)[0])
     asked = {"model": "exported", "prompt": prompt, "max_tokens": 12, "temperature": 0}
     answer = httpx.post(
         f"{server.url}/v1/completions", json=asked | {"return_token_ids": True}, timeout=60
