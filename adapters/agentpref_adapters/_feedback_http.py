@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from anyio import to_thread
 from starlette.requests import Request
@@ -42,8 +42,6 @@ from agentpref_adapters._http import (
     read_json,
     read_object,
 )
-
-T = TypeVar("T")
 
 MAX_BYTES = 1 << 20
 """The most bytes of one judgement."""

@@ -75,6 +75,8 @@ def test_keys_are_made_shown_once_listed_and_removed(tmp_path):
         (("--vllm", "http://127.0.0.1:8000"), "name what answers"),
         (("--upstream", "http://x/v1", "--vllm", "http://y", "--model", "tiny"), "name what"),
         (("--upstream", "http://x/v1", "--host", "0.0.0.0"), "there is no API key"),
+        (("--upstream", "api.example/v1"), "the upstream is 'api.example/v1'; give its address"),
+        (("--upstream", "http://"), "give its address"),
     ],
 )
 def test_what_cannot_be_run_is_refused_before_anything_is_loaded(tmp_path, arguments, message):

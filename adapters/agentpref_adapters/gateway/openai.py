@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import orjson
@@ -45,12 +45,17 @@ def streamed(call: Call) -> Response:
 def replayed(completion: dict[str, Any], headers: dict[str, str]) -> Response:
     """An answer that was given before, as a stream of one piece."""
     piece = {**completion, "object": "chat.completion.chunk"}
-    piece["choices"] = [
-        {**{k: v for k, v in choice.items() if k != "message"}, "delta": choice["message"]}
-        for choice in completion["choices"]
-    ]
+    piece["choices"] = [_as_delta(choice) for choice in completion["choices"]]
     events = iter([_event(piece), b"data: [DONE]\n\n"])
     return StreamingResponse(events, media_type="text/event-stream", headers={**headers, **EVENTS})
+
+
+def _as_delta(choice: Mapping[str, Any]) -> dict[str, Any]:
+    """A whole choice as a piece, in which tool calls are numbered."""
+    delta, rest = dict(choice["message"]), {k: v for k, v in choice.items() if k != "message"}
+    if calls := delta.get("tool_calls"):
+        delta["tool_calls"] = [{"index": at, **call} for at, call in enumerate(calls)]
+    return {**rest, "delta": delta}
 
 
 def failed(error: HttpError) -> Response:

@@ -14,6 +14,7 @@ import httpx
 import orjson
 from httpx_sse import EventSource, SSEError
 
+from agentpref.errors import ConfigError
 from agentpref_adapters._http import (
     BAD_GATEWAY,
     TOO_SLOW,
@@ -38,6 +39,9 @@ class Proxied:
         timeout: seconds that an answer, or the next piece of a stream, may take.
         model: what to ask for where the app names no model.
         connections: how many calls it may have at once.
+
+    Raises:
+        ConfigError: ``url`` is no address of a server.
     """
 
     def __init__(
@@ -50,7 +54,13 @@ class Proxied:
         connections: int = 256,
     ) -> None:
         self.url, self._model = url.rstrip("/"), model
-        self._shown = str(httpx.URL(self.url).copy_with(userinfo=b""))  # a password is not shown
+        try:
+            address = httpx.URL(self.url)
+        except httpx.InvalidURL as error:
+            raise _no_address(url) from error
+        if address.scheme not in ("http", "https") or not address.host:
+            raise _no_address(url)
+        self._shown = str(address.copy_with(userinfo=b""))  # a password is not shown
         self._client = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(timeout, connect=_CONNECT_SECONDS),
@@ -102,6 +112,12 @@ class Proxied:
         except HttpError as error:
             return error.message
         return None
+
+
+def _no_address(url: str) -> ConfigError:
+    return ConfigError(
+        f"the upstream is {url[:200]!r}; give its address, with http:// or https:// and its /v1"
+    )
 
 
 class _Proxying:

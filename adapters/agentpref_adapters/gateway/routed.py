@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 from anyio import CancelScope, CapacityLimiter, to_thread
 
@@ -22,8 +22,6 @@ from agentpref.serve.router import Lease, Router
 from agentpref_adapters._http import BAD_REQUEST, NOT_FOUND, HttpError
 from agentpref_adapters.gateway.asked import Asked
 from agentpref_adapters.gateway.upstream import Exchange, Tokens
-
-T = TypeVar("T")
 
 _NEUTRAL: Mapping[str, Any] = {
     "presence_penalty": 0, "frequency_penalty": 0, "logit_bias": {}, "top_logprobs": 0,
@@ -131,7 +129,7 @@ class Routed:
             )
         stop = body.get("stop") or ()
         given = {
-            "max_tokens": body.get("max_completion_tokens") or body.get("max_tokens"),
+            "max_tokens": body.get("max_completion_tokens", body.get("max_tokens")),
             "temperature": body.get("temperature"),
             "top_p": body.get("top_p"),
             "seed": body.get("seed"),

@@ -172,9 +172,9 @@ def _upstreams(
         from agentpref_adapters.gateway import Proxied
 
         key = os.environ.get("AGENTPREF_UPSTREAM_KEY") or None
-        return lambda namespace: Proxied(
-            upstream, key=key, timeout=timeout, model=model, connections=max_open
-        )
+        # Opened now, so that a wrong address is refused here; it is one for all namespaces.
+        opened = Proxied(upstream, key=key, timeout=timeout, model=model, connections=max_open)
+        return lambda namespace: opened
     from anyio import CapacityLimiter
 
     from agentpref.serve.registry import Registry

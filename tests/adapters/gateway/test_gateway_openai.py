@@ -119,21 +119,26 @@ def test_an_upstream_that_breaks_in_the_middle_gives_an_error_event(client, runs
         ("refuse", openai.BadRequestError, "too long for me"),
         ("busy", openai.RateLimitError, "slow down"),
         ("locked", openai.InternalServerError, "refuses the gateway's key"),
-        ("html", openai.InternalServerError, "no JSON"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_refusal_of_the_upstream_keeps_its_status_and_message(
     client, home, word, kind, message, stream
 ):
-    if word == "html" and stream:
-        pytest.skip("a page of HTML has no stream")
     asked = [{"role": "user", "content": f"{word} me"}]
     with pytest.raises(kind, match=message) as caught:
         client.chat.completions.create(model="big", messages=asked, stream=stream)
     assert "sk-upstream" not in str(caught.value)
     if word == "busy":
         assert caught.value.response.headers["retry-after"] == "7"
+
+
+def test_an_upstream_that_speaks_html_is_told_whole_and_streamed(client):
+    asked = {"model": "big", "messages": [{"role": "user", "content": "html please"}]}
+    with pytest.raises(openai.InternalServerError, match="no JSON"):
+        client.chat.completions.create(**asked)
+    with pytest.raises(openai.APIError, match="broke off"):
+        list(client.chat.completions.create(**asked, stream=True))
 
 
 def test_an_upstream_that_is_down_or_slow_is_told_apart(start, upstream_url, home):
@@ -306,6 +311,22 @@ def test_a_stream_that_was_whole_is_not_made_again_under_its_key(url, runs, upst
     assert len(upstream.asked) == 1
     assert all("say" in text and text.endswith("data: [DONE]\n\n") for text in texts)
     assert len(runs()) == 1
+
+
+def test_a_stream_of_tool_calls_that_is_repeated_reads_as_the_first(url):
+    import openai
+
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        found = []
+        for _ in range(2):
+            stream = client.chat.completions.create(
+                model="big", messages=ASK, tools=[TOOL], stream=True,
+                extra_headers={"Idempotency-Key": "calls"},
+            )  # fmt: skip
+            calls = [c for p in stream if p.choices for c in p.choices[0].delta.tool_calls or ()]
+            arguments = "".join(call.function.arguments for call in calls)
+            found.append(({call.index for call in calls}, arguments))
+    assert found[0] == found[1] == ({0}, '{"city": "Bern"}')
 
 
 def test_calls_without_numbers_are_told_apart_by_their_ids():

@@ -119,6 +119,7 @@ def test_several_answers_with_a_seed_differ_and_can_be_repeated(client, runs):
         ({"top_logprobs": 5, "logprobs": True}, 400, "top_logprobs is not supported"),
         ({"temperature": -1}, 400, "temperature"),
         ({"max_tokens": 0}, 400, "max_tokens"),
+        ({"max_completion_tokens": 0}, 400, "max_tokens"),
         ({"stop": ["x"] * 99}, 400, "stop"),
         ({"messages": [{"role": "user", "content": "word " * 5000}]}, 400, "tokens"),
     ],
