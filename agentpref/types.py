@@ -57,6 +57,12 @@ for everything), and ``against`` limits a comparison to the one with this other 
 INCOMPLETE = "incomplete"
 """The ``finish_reason`` in a run's metadata that says its answer broke off; it makes no example."""
 
+UNKNOWN_BEFORE = "unknown_before"
+"""The key of a run's metadata that names what it continues and the log has not seen.
+
+Its prompt is not what the model was given, so it makes no example.
+"""
+
 Progress: TypeAlias = Callable[[str, int, int], object]
 """A callback of long work: ``(stage, done, total)``."""
 

@@ -8,7 +8,11 @@ its own, which trains nothing until the app declares that it should.
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+from agentpref.errors import AgentprefError
 from agentpref.record.log import Log
 from agentpref.types import THUMBS, Message
 
@@ -16,6 +20,18 @@ ASKED_AGAIN = "asked_again"
 """The key of the feedback on an answer in whose place another one was asked for. Its score is 0."""
 
 NOT_KEPT = "Your feedback could not be kept."
+
+_logger = logging.getLogger("agentpref")
+
+
+@contextmanager
+def saying_what_fails(warn: Callable[[str], object]) -> Iterator[None]:
+    """Tell the person, and the log why, if what was said cannot be kept; the chat goes on."""
+    try:
+        yield
+    except AgentprefError:
+        _logger.exception("feedback in a chat could not be kept")
+        warn(NOT_KEPT)
 
 
 def say_thumb(log: Log, run_id: str, up: bool | None, user_id: str | None) -> None:

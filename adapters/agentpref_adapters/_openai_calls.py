@@ -7,6 +7,7 @@ a reply that cannot be read is counted and warned of.
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
 import threading
@@ -20,7 +21,7 @@ import orjson
 from agentpref.record.forks import guard, let_go
 from agentpref.record.log import Log
 from agentpref.record.messages import new_id
-from agentpref.types import INCOMPLETE
+from agentpref.types import INCOMPLETE, UNKNOWN_BEFORE
 from agentpref_adapters import _openai_chat, _openai_responses
 from agentpref_adapters._openai_chat import PARAMS, Answer, Asked
 from agentpref_adapters._openai_responses import Memory
@@ -62,7 +63,7 @@ class Seen:
 
     def __init__(self) -> None:
         self.memory = Memory()
-        self.running: OrderedDict[str, Call] = OrderedDict()
+        self.running: OrderedDict[str, ResponsesCall] = OrderedDict()
         self._begin()
         guard(self)
 
@@ -121,11 +122,8 @@ class Recorder:
                         return call
         elif request.method == "GET" and self.seen.running:
             found = _RETRIEVED.search(path)
-            with self.seen.lock:
-                running = self.seen.running.pop(found[1], None) if found else None
-            if running is not None:
-                running.goes_on(response)
-            return running
+            running = self.seen.running.get(found[1]) if found else None
+            return running.asked_for(response) if running is not None else None
         return None
 
 
@@ -162,10 +160,6 @@ class Call:
             or defaults.user_id,
             "trace_id": self._id("trace_id"),
         }
-
-    def goes_on(self, response: Any) -> None:
-        """Follow another response, with the answer that the first one did not have yet."""
-        self._response, self._is_parsed = response, False
 
     def after(self, parser: Any) -> Callable[[Any], Any]:
         """What the client shall do with a reply that it has parsed: as before, then follow it."""
@@ -275,7 +269,7 @@ class Call:
         about = {
             "finish_reason": answer.finish_reason,
             "response_id": reply.get("id"),
-            "unknown_before": self._asked.unknown,
+            UNKNOWN_BEFORE: self._asked.unknown,
         }
         metadata = {k: v for k, v in self._given.items() if k not in _OURS}
         self._recorder.log.record(
@@ -333,7 +327,28 @@ class Call:
 
 
 class ResponsesCall(Call):
-    """A call of the Responses API, which later ones may continue."""
+    """A call of the Responses API, which later ones may continue.
+
+    One that answers in the background waits in ``Seen.running``. Whoever asks for it follows a
+    copy of it; the first copy that gets the answer takes it out of there and logs it.
+    """
+
+    _waits_as: str | None = None
+
+    def asked_for(self, response: Any) -> ResponsesCall:
+        """Follow a response that may have the answer that the first one did not have yet."""
+        asking = copy.copy(self)
+        asking._response, asking._is_parsed = response, False
+        return asking
+
+    def closed(self) -> None:
+        """Take in that nothing more will come, unless the app may ask again."""
+        if self._waits_as is None:
+            super().closed()
+
+    def _settle(self, **numbers: int) -> None:
+        if self._waits_as is None:  # else the app may ask again
+            super()._settle(**numbers)
 
     def _read_body(self, body: Mapping[str, Any]) -> Asked:
         return _openai_responses.asked(body, self._seen.memory)
@@ -349,12 +364,19 @@ class ResponsesCall(Call):
         if name and reply.get("status") in _openai_responses.RUNNING:
             self._wait(name)
             return
+        if self._waits_as is not None:
+            with self._seen.lock:
+                is_first = self._seen.running.pop(self._waits_as, None) is not None
+            if not is_first:
+                return  # another thread asked, too
+            self._waits_as = None
         before = _openai_responses.continues(self._body)
         conversation = (reply.get("conversation") or {}).get("id")
         self._ids["thread_id"] = self._ids["thread_id"] or conversation or before or name
         super()._answer(reply)
         said = [answer.output for answer in self._read_answers(reply)]
-        if name and said:
+        is_kept = conversation or self._body.get("store") is not False
+        if name and said and is_kept:  # by the server, which else refuses to continue it
             added = [*_openai_responses.new_messages(self._body), *said]
             thread_id, memory = self._ids["thread_id"] or name, self._seen.memory
             with self._seen.lock:
@@ -364,12 +386,16 @@ class ResponsesCall(Call):
 
     def _wait(self, name: str) -> None:
         """Wait until the app retrieves the answer, which is written in the background."""
+        if self._waits_as is not None:
+            return
         self._open()
+        self._waits_as = name
         with self._seen.lock:
             self._seen.running[name] = self
             forgotten = len(self._seen.running) > _MOST_RUNNING
             oldest = self._seen.running.popitem(last=False)[1] if forgotten else None
         if oldest is not None:
+            oldest._waits_as = None
             oldest._settle(failed=1)
 
 

@@ -21,11 +21,11 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from agentpref.errors import AgentprefError, ConfigError, MissingDependency
+from agentpref.errors import ConfigError, MissingDependency
 from agentpref.record.log import Log
 from agentpref.serve.chat import Chat, ChatReply
 from agentpref.types import Message
@@ -40,7 +40,7 @@ except ImportError as error:
 
 from gradio.context import LocalContext
 
-from agentpref_adapters._chats import ASKED_AGAIN, NOT_KEPT, as_shown, say_asked_again
+from agentpref_adapters._chats import ASKED_AGAIN, as_shown, say_asked_again, saying_what_fails
 
 __all__ = ["ASKED_AGAIN", "FLAG", "ChatFeedback", "chat_interface"]
 
@@ -121,7 +121,7 @@ class ChatFeedback:
         self._answers.put(reader, "asked", before, made)
         self._answers.put(reader, "shown", [*before, *parts], made)
         if earlier is not None and earlier.run_id != run_id:
-            with _saying_what_fails():
+            with saying_what_fails(gr.Warning):
                 say_asked_again(self.log, earlier.run_id, run_id, _user(reader))
 
     def _listen(self, chatbot: gr.Chatbot, edited: Callable[..., Any], outputs: Any) -> None:
@@ -141,7 +141,7 @@ class ChatFeedback:
         if answer.written is not None and liked != "":
             return _refuse(CORRECTED)
         key = None if liked == "" else "thumbs" if isinstance(liked, bool) else FLAG
-        with _saying_what_fails():
+        with saying_what_fails(gr.Warning):
             if answer.said not in (None, key):
                 self.log.retract(answer.run_id, key=answer.said, user_id=user_id)
             if isinstance(liked, bool):
@@ -165,7 +165,7 @@ class ChatFeedback:
             if below := self._answers.find(request, "shown", self._texts(before[:end])):
                 self._answers.put(request, "shown", self._texts(shown[:end]), below)
         wrote = answer.written if answer.written is not None else str(data.previous_value)
-        with _saying_what_fails():
+        with saying_what_fails(gr.Warning):
             if data.value == wrote:
                 self.log.retract(answer.run_id, key="correction", user_id=_user(request))
             else:
@@ -323,15 +323,6 @@ def _user(reader: gr.Request | None) -> str | None:
 
 def _digest(what: Any, texts: list[str]) -> str:
     return hashlib.sha256(json.dumps([what, *texts]).encode()).hexdigest()
-
-
-@contextmanager
-def _saying_what_fails() -> Iterator[None]:
-    try:
-        yield
-    except AgentprefError:
-        _logger.exception("feedback in a chat could not be kept")
-        gr.Warning(NOT_KEPT)
 
 
 def _refuse(reason: str) -> None:

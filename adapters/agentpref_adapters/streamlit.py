@@ -11,13 +11,12 @@ again for every click: open the log and the router in a function with ``st.cache
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import closing, contextmanager
+from contextlib import closing
 from typing import Any, cast
 from uuid import uuid4
 
-from agentpref.errors import AgentprefError, MissingDependency
+from agentpref.errors import MissingDependency
 from agentpref.record.log import Log
 from agentpref.serve.chat import Chat, ChatReply
 from agentpref.types import Message
@@ -30,14 +29,18 @@ except ImportError as error:
         "run pip install 'agentpref[streamlit]'"
     ) from error
 
-from agentpref_adapters._chats import ASKED_AGAIN, NOT_KEPT, as_shown, say_asked_again, say_thumb
+from agentpref_adapters._chats import (
+    ASKED_AGAIN,
+    as_shown,
+    say_asked_again,
+    say_thumb,
+    saying_what_fails,
+)
 
 __all__ = ["ASKED_AGAIN", "chat_page", "feedback_bar"]
 
 THUMBS = {None: None, 0: False, 1: True}
 """What the values of ``st.feedback("thumbs")`` say; it gives None when a thumb is taken back."""
-
-_logger = logging.getLogger(__name__)
 
 
 def feedback_bar(
@@ -114,7 +117,7 @@ def chat_page(
         {"role": "assistant", "content": as_shown(reply.message), "run_id": reply.run_id}
     )
     if state["instead_of"] is not None:
-        with _saying_what_fails():
+        with saying_what_fails(st.toast):
             say_asked_again(chat.log, state["instead_of"], reply.run_id, _user())
         state["instead_of"] = None
     st.rerun()  # which shows the answer in its place, with its thumbs
@@ -142,14 +145,14 @@ def _take_back(state: dict[str, Any]) -> None:
 
 
 def _judged(key: str, log: Log, message: Mapping[str, Any], user_id: str | None) -> None:
-    with _saying_what_fails():
+    with saying_what_fails(st.toast):
         say_thumb(log, message["run_id"], THUMBS[st.session_state[key]], user_id)
 
 
 def _corrected(key: str, log: Log, message: MutableMapping[str, Any], user_id: str | None) -> None:
     """Log a correction; the text that the model wrote takes it back."""
     text, wrote = st.session_state[key], message.get("written") or message["content"]
-    with _saying_what_fails():
+    with saying_what_fails(st.toast):
         if text != wrote:
             log.correct(message["run_id"], text, user_id=user_id)
         elif message.get("written") is not None:
@@ -160,12 +163,3 @@ def _corrected(key: str, log: Log, message: MutableMapping[str, Any], user_id: s
 def _user() -> str | None:
     """The person that Streamlit has logged in."""
     return cast("str | None", st.user.get("email") or st.user.get("sub"))
-
-
-@contextmanager
-def _saying_what_fails() -> Iterator[None]:
-    try:
-        yield
-    except AgentprefError:
-        _logger.exception("feedback in a chat could not be kept")
-        st.toast(NOT_KEPT)

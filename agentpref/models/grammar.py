@@ -32,6 +32,8 @@ from agentpref.types import Prompt, Tool
 ANY_TOOL = frozenset({"any", "required"})
 """The choices that ask for a call of whichever tool."""
 
+_MOST_KEPT = 64
+
 MAX_GRAMMAR = 400_000
 """The most characters that a grammar may have, with the schemas in it."""
 
@@ -109,6 +111,7 @@ class AnswerGrammars:
 
     def __init__(self, template: ChatTemplate) -> None:
         self._template = template
+        # By the arguments of the template, which requests choose, so only the last few are kept.
         self._forms: dict[str, CallForm] = {}
         self._thinks: dict[str, bool] = {}
 
@@ -158,6 +161,8 @@ class AnswerGrammars:
     def _form(self, chat_template_kwargs: Mapping[str, Any]) -> CallForm:
         key = repr(sorted(chat_template_kwargs.items()))
         if key not in self._forms:
+            if len(self._forms) >= _MOST_KEPT:
+                self._forms.clear()
             self._forms[key] = CallForm.of(self._template, chat_template_kwargs)
         return self._forms[key]
 
@@ -167,6 +172,8 @@ class AnswerGrammars:
             prompt = Prompt("", ({"role": "user", "content": _ASK},), (), chat_template_kwargs)
             asked = self._template.try_render(prompt, at=0.0)
             opens = isinstance(asked, str) and asked.rstrip().endswith(START_OF_THOUGHT)
+            if len(self._thinks) >= _MOST_KEPT:
+                self._thinks.clear()
             self._thinks[key] = opens
         if self._thinks[key]:
             raise TemplateRefused(

@@ -31,6 +31,7 @@ from agentpref.record.scales import Scale
 from agentpref.record.store import Store
 from agentpref.types import (
     INCOMPLETE,
+    UNKNOWN_BEFORE,
     Comparison,
     Completion,
     Example,
@@ -145,7 +146,7 @@ def sort_out(
     judged = {row.run_id for row in feedback}
     judged.update(run_id for row in comparisons for run_id in (row.run_a, row.run_b))
     known = {run.run_id: as_asked(run) for run in runs if run.run_id in judged}
-    feedback, comparisons, broken_off = _of_whole_answers(feedback, comparisons, known)
+    feedback, comparisons, broken_off = _of_whole_runs(feedback, comparisons, known)
     stated, misread = stated_preferences(feedback, comparisons, known)
     answers, unsettled = settled_thumbs(feedback, known, scales)
     implied, lone, spare = match_thumbs(answers)
@@ -159,18 +160,33 @@ def sort_out(
     return examples, {row: reason for row, reason in left if row not in used}
 
 
-def _of_whole_answers(
+def _of_whole_runs(
     feedback: Sequence[Feedback], comparisons: Sequence[Comparison], known: Mapping[str, Run]
 ) -> tuple[list[Feedback], list[Comparison], list[LeftOut]]:
-    """Separate what is said of answers that broke off, which nobody could judge as a whole."""
-    incomplete = {
-        name for name, run in known.items() if run.metadata.get("finish_reason") == INCOMPLETE
-    }
-    whole = [row for row in feedback if row.run_id not in incomplete]
-    compared = [row for row in comparisons if not incomplete & {row.run_a, row.run_b}]
-    kept = {row.feedback_id for row in whole} | {row.comparison_id for row in compared}
-    rows = (*(row.feedback_id for row in feedback), *(row.comparison_id for row in comparisons))
-    return whole, compared, [(row, "incomplete_answer") for row in rows if row not in kept]
+    """Separate what is said of runs that are known in part.
+
+    Nobody could judge an answer that broke off; and where the beginning of a conversation is not
+    known, training would be on another prompt than the model was given.
+    """
+    why: dict[str, Reason] = {}
+    for name, run in known.items():
+        if run.metadata.get("finish_reason") == INCOMPLETE:
+            why[name] = "incomplete_answer"
+        elif run.metadata.get(UNKNOWN_BEFORE) is not None:
+            why[name] = "incomplete_prompt"
+    left: list[LeftOut] = []
+    whole, compared = [], []
+    for row in feedback:
+        if (reason := why.get(row.run_id)) is not None:
+            left.append((row.feedback_id, reason))
+        else:
+            whole.append(row)
+    for each in comparisons:
+        if (reason := why.get(each.run_a) or why.get(each.run_b)) is not None:
+            left.append((each.comparison_id, reason))
+        else:
+            compared.append(each)
+    return whole, compared, left
 
 
 def as_asked(run: Run) -> Run:

@@ -19,7 +19,7 @@ import orjson
 from agentpref import plugins
 from agentpref.errors import ExchangeError, InvalidMessage, described
 from agentpref.prefer.formats import MEDIA, Fields, Format, PreferenceRecord, TextRow, quoted
-from agentpref.prefer.logged import LeftOut, LogFormat, Logged
+from agentpref.prefer.logged import LogFormat, Logged
 
 LoggedRow: TypeAlias = "tuple[str, tuple[Logged, ...]]"
 """What a row of a log holds, after the name of its format."""
@@ -62,6 +62,8 @@ class RowReader:
             page = _page(given) if missing and depth < _DEEPEST else None
             if page is not None:
                 yield from self._paged(given[page], page, depth)
+                if not given[page]:
+                    yield "", ("page", ())
                 return
             self._require(given, name, missing)
             format = self._formats[name]
@@ -69,7 +71,7 @@ class RowReader:
                 rows = [("", given)] if format.parts is None else [*format.parts(given)]
                 yield from ((place, self._part(inner, name, format)) for place, inner in rows)
                 if not rows:
-                    yield "", (name, (LeftOut("row that holds nothing"),))
+                    yield "", (name, ())
             else:
                 yield "", self._preference(given, name, format)
         except (ExchangeError, InvalidMessage) as error:

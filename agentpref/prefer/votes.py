@@ -26,6 +26,7 @@ Voter: TypeAlias = "tuple[Source, str | None]"
 Reason = Literal[
     "unknown_run",  # the row names a run that is not in this namespace
     "incomplete_answer",  # the answer broke off, or one of the two
+    "incomplete_prompt",  # the log has not seen the beginning of the conversation
     "different_prompts",  # the two compared runs answer different prompts
     "identical_answers",  # both answers are the same message
     "judge_flipped",  # the judge changed its verdict when the order was swapped

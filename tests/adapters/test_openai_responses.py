@@ -233,6 +233,47 @@ def test_a_response_in_the_background_is_logged_once_it_is_retrieved(
     assert counts(openai_client) == OpenAICounts(logged=1)
 
 
+def test_of_two_requests_for_an_answer_in_the_background_the_first_to_get_it_logs_it(
+    openai_client: OpenAI, openai_server: OpenAIServer, runs: Runs
+) -> None:
+    waiting = response(status="queued")
+    ended = response("yes")
+    openai_server.answer(waiting, {**waiting, "status": "in_progress"}, ended, ended)
+    begun = create(openai_client, background=True)
+    recorder = vars(openai_client)["_agentpref"]
+    early = openai_client.responses.with_raw_response.retrieve(begun.id)
+    late = openai_client.responses.with_raw_response.retrieve(begun.id)
+    again = openai_client.responses.with_raw_response.retrieve(begun.id)
+    assert recorder.seen.running == {}
+    assert {run_id(reply) for reply in (early, late)} == {run_id(begun)}
+    assert run_id(again) is None
+    (run,) = runs()
+    assert run.output["content"] == "yes"
+    assert counts(openai_client) == OpenAICounts(logged=1)
+
+
+def test_an_answer_in_the_background_is_logged_though_a_request_for_it_failed(
+    openai_client: OpenAI, openai_server: OpenAIServer, runs: Runs
+) -> None:
+    openai_server.answer(response(status="queued"), "not JSON", response("yes"))
+    begun = create(openai_client, background=True)
+    openai_client.responses.retrieve(begun.id)  # the client returns the text
+    assert counts(openai_client) == OpenAICounts(open=1)
+    openai_client.responses.retrieve(begun.id)
+    (run,) = runs()
+    assert run.run_id == run_id(begun)
+    assert counts(openai_client) == OpenAICounts(logged=1)
+
+
+def test_an_answer_that_the_server_does_not_store_is_not_remembered(
+    openai_client: OpenAI, openai_server: OpenAIServer
+) -> None:
+    openai_server.answer(response("a"))
+    create(openai_client, "one", store=False)
+    recorder = vars(openai_client)["_agentpref"]
+    assert recorder.seen.memory.before("resp_1") == ([], None, "resp_1")
+
+
 def test_an_async_client_logs_responses_whole_and_streamed(
     openai_server: OpenAIServer, log: Log, runs: Runs
 ) -> None:

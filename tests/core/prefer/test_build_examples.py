@@ -31,6 +31,7 @@ from agentpref.record.store import Store
 from agentpref.types import (
     INCOMPLETE,
     RETRACTION,
+    UNKNOWN_BEFORE,
     Comparison,
     Completion,
     Example,
@@ -461,6 +462,15 @@ class TestLeftOut:
         result = build([run("A"), broken, cut], *said)
         assert result.left_out == {"incomplete_answer": 3}
         assert [one.completions[0].message["content"] for one in result.thumbs] == ["C"]
+
+    def test_what_is_said_where_the_beginning_of_the_conversation_is_unknown_makes_no_example(
+        self,
+    ) -> None:
+        partial = replace(run("B"), metadata={UNKNOWN_BEFORE: "resp_7"})
+        said = [compare("A", "B", "a"), thumb("B", 0), correct("B", "x"), thumb("A", 1)]
+        result = build([run("A"), partial], *said)
+        assert result.left_out == {"incomplete_prompt": 3}
+        assert [one.completions[0].message["content"] for one in result.thumbs] == ["A"]
 
     def test_a_prompt_with_many_thumbs_gives_the_newest_four_pairs(self) -> None:
         runs = [run(f"up{n}") for n in range(6)] + [run("down")]

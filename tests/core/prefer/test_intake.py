@@ -266,6 +266,17 @@ def test_pages_and_objects_over_several_lines_are_read_row_by_row(
     assert counts(import_file(home, file, skip_bad=True)) == (2, 0, 2)
 
 
+def test_an_empty_page_is_a_row_that_is_left_out_alone_and_among_others(
+    home: Home, tmp_path: Path
+) -> None:
+    empty = {"page: a row that holds nothing": 1}
+    for rows in ([{"data": []}], [observation(1), {"scores": []}]):
+        file = tmp_path / f"{len(rows)}.json"
+        file.write_text(json.dumps(rows))
+        done = import_file(home, file)
+        assert (done.added, done.left_out) == (len(rows) - 1, empty)
+
+
 BAD: dict[str, Any] = {
     "time": observation(1, startTime="yesterday"),
     "no time": {**score(1, 1), "updatedAt": None},
