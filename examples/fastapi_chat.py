@@ -23,8 +23,12 @@ MODEL = os.environ.get("MODEL", "tiny")
 PAGE = """<!doctype html><title>A chat</title>
 <form id=ask><input id=question size=60 autofocus><button>Ask</button></form><div id=answers></div>
 <script>
-const json = (path, body) => fetch(path, {method: "POST", body: JSON.stringify(body),
-  headers: {"Content-Type": "application/json"}}).then(answer => answer.json());
+const json = async (path, body) => {
+  const answer = await fetch(path, {method: "POST", body: JSON.stringify(body),
+    headers: {"Content-Type": "application/json"}});
+  if (!answer.ok) throw alert(`${path}: ${await answer.text()}`);
+  return answer.json();
+};
 ask.onsubmit = async event => {
   event.preventDefault();
   const reply = await json("/ask", {question: question.value});

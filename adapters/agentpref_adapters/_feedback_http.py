@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import orjson
 from anyio import to_thread
 from starlette.requests import Request
 from starlette.responses import Response
@@ -31,9 +32,10 @@ from agentpref.record.database import connect, translated
 from agentpref.record.finding import find, of_trace, unknown_run
 from agentpref.record.keys import registered
 from agentpref.record.log import Log
-from agentpref.types import SOURCES, THUMBS, WINNERS
+from agentpref.types import RETRACTION, SOURCES, THUMBS, WINNERS
 from agentpref_adapters._http import (
     BAD_REQUEST,
+    CONFLICT,
     FORBIDDEN,
     NOT_FOUND,
     HttpError,
@@ -53,6 +55,7 @@ COMMENT, DEMONSTRATION = "comment", "demonstration"
 """TensorZero's reserved metrics: words, and what the answer should have been."""
 
 _FLUSH_SECONDS = 5.0
+_LONGEST_NAME = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,8 @@ class Caller:
     run_id: str | None = None
     user_id: str | None = None
     is_page: bool = False
+    is_open: Callable[[str], bool] = lambda run_id: False
+    """Whether the answer of a run is still being written."""
 
     def by(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """In whose name, and as what, a judgement is."""
@@ -104,8 +109,9 @@ def feedback_routes(
     async def score(request: Request) -> Response:
         caller = await authenticate(request)
         body = await read_json(request, limit=MAX_BYTES)
-        status, found = await to_thread.run_sync(partial(_scores, caller, body))
-        counted("score")
+        status, found, kept = await to_thread.run_sync(partial(_scores, caller, body))
+        for _ in range(kept):
+            counted("score")
         return as_json(found, status)
 
     async def delete(request: Request) -> Response:
@@ -121,7 +127,7 @@ def feedback_routes(
         Route("/feedback", judging("feedback", _feedback), methods=["POST"]),
         Route("/v1/comparisons", judging("comparison", _comparison), methods=["POST"]),
         Route("/api/public/scores", answering(score), methods=["POST"]),
-        Route("/api/public/scores/{score_id}", answering(delete), methods=["DELETE"]),
+        Route("/api/public/scores/{score_id:path}", answering(delete), methods=["DELETE"]),
         Route("/api/public/health", healthy, methods=["GET"]),
     ]
 
@@ -163,18 +169,21 @@ def _comparison(caller: Caller, body: Mapping[str, Any]) -> dict[str, Any]:
     return {"comparison_id": comparison_id}
 
 
-def _scores(caller: Caller, body: Any) -> tuple[int, dict[str, Any]]:
-    """Take in one score, or a list of them as Langfuse's client sends it: each by itself."""
+def _scores(caller: Caller, body: Any) -> tuple[int, dict[str, Any], int]:
+    """Take in one score, or a list of them as Langfuse's client sends it: each by itself.
+
+    Returns the status, the answer, and how many were kept.
+    """
     if not isinstance(body, list):
         if not isinstance(body, dict):
             raise _bad("the body is no score, and no list of scores")
-        return 200, _score(caller, body)
+        return 200, _score(caller, body), 1
     refusals = [_refusal(caller, one) for one in body]
     errors = [{"index": n, "message": why} for n, why in enumerate(refusals) if why is not None]
     if not errors:
-        return 202, {"message": "Accepted"}
-    counts = {"accepted": len(body) - len(errors), "rejected": len(errors)}
-    return 207, {**counts, "errors": errors}
+        return 202, {"message": "Accepted"}, len(body)
+    kept = len(body) - len(errors)
+    return 207, {"accepted": kept, "rejected": len(errors), "errors": errors}, kept
 
 
 def _refusal(caller: Caller, one: Any) -> str | None:
@@ -202,6 +211,9 @@ def _score(caller: Caller, body: Mapping[str, Any]) -> dict[str, Any]:
     given = about.get("source") if isinstance(about, Mapping) else None
     source = given if given in SOURCES else "human"  # anything may stand there
     by = {"source": source, "user_id": _voter(score_id)}
+    for place, key, by_whom in _kept_scores(caller.log, score_id):
+        if (place, key) != (run_id, _key(name)):  # it was of another run, or had another name
+            caller.log.retract(place, key, source=by_whom, user_id=by["user_id"])
     _judged(
         caller, run_id, _key(name), bool(value) if is_flag else value,
         comment=_text(body, "comment"), **by,
@@ -212,27 +224,39 @@ def _score(caller: Caller, body: Mapping[str, Any]) -> dict[str, Any]:
 def _withdraw(caller: Caller, score_id: str) -> None:
     """Take back the score of an id; 404 for one that is unknown."""
     _refuse_page(caller)
-    log = caller.log
-    log.flush(_FLUSH_SECONDS)
-    with translated(log.home), closing(connect(log.home)) as connection:
-        names = registered(connection)
-        found = connection.execute(
-            """SELECT run_id, key, source FROM feedback WHERE user_id = ? AND run_id IN
-                (SELECT run_id FROM run WHERE namespace = ?) ORDER BY created_at DESC LIMIT 1""",
-            (names.name(_voter(score_id)), log.namespace),
-        ).fetchone()
-    if found is None:
+    found = _kept_scores(caller.log, score_id)
+    if not found:
         raise HttpError(NOT_FOUND, f"no score {score_id!r} is known here", code="unknown_score")
-    run_id, key, source = found
-    _require_own(caller, run_id)
-    log.retract(run_id, key, source=source, user_id=_voter(score_id))
+    for run_id, key, source in found:
+        caller.log.retract(run_id, key, source=source, user_id=_voter(score_id))
+
+
+def _kept_scores(log: Log, score_id: str) -> list[tuple[str, str, Any]]:
+    """What was said under a score's id and not taken back: run, key and source."""
+    log.flush(_FLUSH_SECONDS)
+    with translated(log.home), closing(connect(log.home, readonly=True)) as connection:
+        rows = connection.execute(
+            """SELECT run_id, key, source, value FROM feedback WHERE user_id = ? AND run_id IN
+                (SELECT run_id FROM run WHERE namespace = ?) ORDER BY created_at, rowid""",
+            (registered(connection).name(_voter(score_id)), log.namespace),
+        ).fetchall()
+    found: dict[tuple[str, str], Any] = {}
+    for run_id, key, source, value in rows:
+        if key == RETRACTION:
+            found.pop((run_id, orjson.loads(value)["key"]), None)
+        else:
+            found[run_id, key] = source
+    return [(run_id, key, source) for (run_id, key), source in found.items()]
 
 
 def _judged(
     caller: Caller, run_id: str, key: str, value: Any, *, comment: str | None, **by: Any
 ) -> dict[str, Any]:
     """Record a number or a bool as a score, and anything else as a value."""
-    if isinstance(value, bool | int | float) and math.isfinite(value):
+    is_number = isinstance(value, bool | int | float) and math.isfinite(value)
+    if key == THUMBS and not is_number:
+        raise _bad("a thumb is true or false, 1 or 0; null takes it back", "value")
+    if is_number:
         score: Any = bool(value) if key == THUMBS and value in (0, 1) else value
         named = {"score": score}
     else:
@@ -265,6 +289,13 @@ def _place(caller: Caller, run_id: str | None, trace_id: str | None) -> str:
     try:
         found = look()
     except UnknownRun:
+        if run_id is not None and caller.is_open(run_id):
+            raise HttpError(
+                CONFLICT,
+                "the answer is still being written; judge it once it has ended",
+                code="answer_not_ended",
+                headers={"Retry-After": "1"},
+            ) from None
         if not log.flush(_FLUSH_SECONDS):
             raise
         found = look()  # it was recorded a moment ago
@@ -290,6 +321,8 @@ def _refuse_page(caller: Caller) -> None:
 
 
 def _key(name: str) -> str:
+    if len(name) > _LONGEST_NAME or not name.isprintable():
+        raise _bad(f"the name of a metric is printable text of {_LONGEST_NAME} characters at most")
     return THUMBS if name in THUMB_NAMES else name
 
 

@@ -30,7 +30,7 @@ from agentpref.errors import (
     UnknownRun,
 )
 
-BAD_REQUEST, UNAUTHORIZED, FORBIDDEN, NOT_FOUND = 400, 401, 403, 404
+BAD_REQUEST, UNAUTHORIZED, FORBIDDEN, NOT_FOUND, CONFLICT = 400, 401, 403, 404, 409
 NOT_ALLOWED, TOO_LARGE, TOO_MANY, INTERNAL, BAD_GATEWAY, UNAVAILABLE, TOO_SLOW = (
     405, 413, 429, 500, 502, 503, 504,
 )  # fmt: skip
@@ -62,6 +62,7 @@ _TYPES = {
     FORBIDDEN: "permission_error",
     NOT_FOUND: "not_found_error",
     NOT_ALLOWED: "invalid_request_error",
+    CONFLICT: "invalid_request_error",
     TOO_LARGE: "invalid_request_error",
     TOO_MANY: "rate_limit_error",
 }

@@ -14,7 +14,6 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from itertools import chain
 from operator import itemgetter
 from typing import Any, Literal, TypeAlias
 
@@ -48,8 +47,7 @@ from langchain_core.utils.function_calling import convert_to_json_schema, conver
 from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import Field
 
-from agentpref.models.tool_calls import CallStream
-from agentpref.serve.backend import GenerationRequest, Reply, reads_calls
+from agentpref.serve.backend import AnswerStream, GenerationRequest, Reply
 from agentpref.serve.router import Router
 from agentpref_adapters._langchain_callback import AgentprefCallback, CallbackCounts
 from agentpref_adapters._langchain_messages import first_id, openai_messages
@@ -325,22 +323,14 @@ def _content(reply: Reply) -> dict[str, Any]:
 
 
 class _Chunks:
-    """The chunks of one answer, as its pieces come; its reply has the last word on its calls."""
+    """The chunks of one answer, as its pieces come."""
 
     def __init__(self, request: GenerationRequest) -> None:
-        self._stream = CallStream(turn=len(request.messages)) if reads_calls(request) else None
-        self._calls = 0
+        self._stream, self._calls = AnswerStream(request), 0
 
     def of(self, piece: str | Reply) -> Iterator[ChatGenerationChunk]:
         """What is certain after a piece of text, or after the reply."""
-        if self._stream is None:
-            found: Iterator[Any] = iter([piece] if isinstance(piece, str) else [])
-        elif isinstance(piece, str):
-            found = self._stream.push(piece)
-        else:
-            texts = (item for item in self._stream.finish() if isinstance(item, str))
-            found = chain(texts, (piece.message.get("tool_calls") or [])[self._calls :])
-        for item in found:
+        for item in self._stream.of(piece):
             message = AIMessageChunk(content=item) if isinstance(item, str) else self._call(item)
             yield ChatGenerationChunk(message=message)
 

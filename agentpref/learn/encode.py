@@ -110,8 +110,10 @@ def encode(
     The mismatched completion of a lone example is that of the next one, in the circle of the lone
     examples' ids, that answers another prompt in other tokens, and fits. Ids are hashes, so this
     order is random and yet fixed: one more example changes the mismatch of its neighbour alone, and
-    cached log-probs of the others stay valid. Where there is none, as for a single thumb, the
-    reference point cannot be estimated, and the example is left out as ``no_mismatch``.
+    cached log-probs of the others stay valid. Where all others give the same answer, that is it:
+    likes and dislikes of one answer are then judged against how far it has moved on average. Where
+    there is no other prompt, as for a single thumb, the reference point cannot be estimated, and
+    the example is left out as ``no_mismatch``.
 
     ``embedded`` is how many tokens have an embedding (``None``: all that the tokenizer knows).
     """
@@ -158,10 +160,14 @@ def _mismatched(
     for number, (_, own) in enumerate(lone):
         after = range(place[number] + 1, place[number] + len(circle))
         others = (lone[circle[at % len(circle)]][1] for at in after)
-        yield next((o.completions[0] for o in others if _differs(own, o, max_length)), None)
-
-
-def _differs(own: TokenizedExample, other: TokenizedExample, max_length: int) -> bool:
-    (completion,) = other.completions
-    apart = other.prompt != own.prompt and completion != own.completions[0]
-    return apart and len(own.prompt) + len(completion) <= max_length
+        same: Ids | None = None
+        for other in others:
+            (completion,) = other.completions
+            if other.prompt == own.prompt or len(own.prompt) + len(completion) > max_length:
+                continue
+            if completion != own.completions[0]:
+                yield completion
+                break
+            same = completion
+        else:
+            yield same

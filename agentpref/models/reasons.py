@@ -49,7 +49,7 @@ LEFT_OUT: Mapping[str, str] = {
     "no_label": "a completion has no label, or one that is not finite",
     "too_long": "the longest answer and the last turn of the prompt exceed max_length; raise it",
     "same_tokens": "two of its answers are the same tokens",
-    "no_mismatch": "a lone thumb, and no other thumb's answer to compare it to",
+    "no_mismatch": "a lone thumb, and none on another prompt to compare it to",
 }
 
 _PLAIN = frozenset({"too_long", "no_mismatch", "same_tokens"})

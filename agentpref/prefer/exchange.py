@@ -43,6 +43,8 @@ from agentpref.record.scales import UNIT
 from agentpref.record.store import Store
 from agentpref.types import SOURCES, Comparison, Example, Feedback, Run, Source
 
+_BAD_ROWS_NAMED = 10
+
 
 @dataclass(frozen=True, slots=True)
 class Imported:
@@ -63,6 +65,8 @@ class Imported:
     bytes_total: int
     ignored: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
+    why_bad: tuple[str, ...] = ()
+    """Places and faults of the first bad rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,16 +141,20 @@ def import_file(
             raise ExchangeError(f"{name} is {text!r}; pass printable text")
     meter, counts, name = Meter(), Counter[str](), name_of(path)
     left_out = Counter[str]()
+    why_bad: list[str] = []
 
     def so_far() -> Imported:
         ignored = dict(sorted((meter.unread + reader.ignored).items()))
         rows = (counts["added"], counts["known"], counts["bad"])
-        return Imported(*rows, meter.read, meter.total, ignored, dict(sorted(left_out.items())))
+        left = dict(sorted(left_out.items()))
+        return Imported(*rows, meter.read, meter.total, ignored, left, tuple(why_bad))
 
     def refuse(place: str, error: AgentprefError) -> None:
         if not skip_bad or isinstance(error, RedactionFailed):
             kind = RedactionFailed if isinstance(error, RedactionFailed) else ExchangeError
             raise kind(f"{name}, {place}: {error}") from error
+        if len(why_bad) < _BAD_ROWS_NAMED:
+            why_bad.append(f"{place}: {error}")
 
     def recorded_rows(
         found: Iterable[Found], context: ImportContext, intake: Intake

@@ -10,6 +10,7 @@ import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from math import inf
 from numbers import Integral, Real
 from pathlib import Path
@@ -19,7 +20,7 @@ from agentpref.errors import ConfigError, GenerationFailed, TemplateRefused, des
 from agentpref.models.grammar import ANY_TOOL, AnswerGrammars, function_of
 from agentpref.models.template import ChatTemplate
 from agentpref.models.tokenizer import Ids, encode_prompt
-from agentpref.models.tool_calls import assistant_message
+from agentpref.models.tool_calls import CallStream, assistant_message
 from agentpref.record.messages import check_shapes, check_tool_shapes
 from agentpref.types import Message, Prompt, Tool
 
@@ -254,6 +255,32 @@ class Reply:
     logprobs: tuple[float, ...]
     finish_reason: FinishReason
     prompt_tokens: int | None = None
+
+
+class AnswerStream:
+    """What is certain of an answer while it comes: text, and tool calls as they are complete.
+
+    All items together are the message of the reply, which has the last word on its calls.
+    """
+
+    def __init__(self, request: GenerationRequest) -> None:
+        self._reader = CallStream(turn=len(request.messages)) if reads_calls(request) else None
+        self._calls = 0
+
+    def of(self, piece: str | Reply) -> Iterator[str | Mapping[str, Any]]:
+        """What is certain after a piece of text, or after the reply."""
+        if self._reader is None:
+            if isinstance(piece, str):
+                yield piece
+            return
+        if isinstance(piece, str):
+            found: Iterator[Any] = self._reader.push(piece)
+        else:
+            texts = (item for item in self._reader.finish() if isinstance(item, str))
+            found = chain(texts, (piece.message.get("tool_calls") or [])[self._calls :])
+        for item in found:
+            self._calls += not isinstance(item, str)
+            yield item
 
 
 @dataclass(frozen=True, slots=True)

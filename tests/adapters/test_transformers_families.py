@@ -36,9 +36,12 @@ CONFIG = UpdateConfig(
 )
 LENGTH = 6
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::UserWarning", "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings(
+        "ignore::UserWarning", "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+    ),
+]
 
 
 def request(number: int) -> GenerationRequest:

@@ -263,6 +263,7 @@ print(agentpref.update(sys.argv[1], model=sys.argv[2], promote=False).verdict)
 """
 
 
+@pytest.mark.slow
 def test_training_in_another_process_of_the_same_home_does_not_disturb_serving(
     served: Served, registry: Registry
 ) -> None:

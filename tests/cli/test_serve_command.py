@@ -21,6 +21,8 @@ from agentpref.models.base_files import read_base
 from agentpref.serve.registry import Registry
 from agentpref.testing import write_adapter
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = Path(__file__).with_name("vllm_program.py")
 BASE = read_base("tiny")
 LAYERS = dict(list((BASE.layers or {}).items())[:2])

@@ -17,6 +17,8 @@ from agentpref.home import Home
 from agentpref.learn import process
 from agentpref.record.database import connect
 
+pytestmark = pytest.mark.slow
+
 ENOUGH = ("--set", "gate.cross_fit_below=0")
 TOO_LITTLE = (*ENOUGH, "--set", "gate.confidence=0.999999999999999")
 

@@ -23,6 +23,8 @@ from agentpref_cli.commands import watch as watching
 from agentpref_cli.notify import Notifier
 from agentpref_cli.pace import Pace, Window
 
+pytestmark = pytest.mark.slow
+
 NOON = datetime(2026, 11, 29, 12, 0)
 
 

@@ -28,6 +28,8 @@ from tests.core.test_pipeline import CONFIG as LOOSE
 from tests.core.test_pipeline import NO, YES, learn, no_training
 from tests.core.test_pipeline_accounts import require_sums
 
+pytestmark = pytest.mark.slow
+
 CONFIG = replace(LOOSE, gate=replace(LOOSE.gate, retention_margin=0.5))
 """What so small a model forgets differs from processor to processor, but a half is a loss."""
 

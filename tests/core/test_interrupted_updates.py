@@ -24,6 +24,8 @@ from agentpref.learn.process import Interrupts
 from agentpref.record.deletion.forget import forget
 from agentpref.serve.registry import Registry
 
+pytestmark = pytest.mark.slow
+
 CONFIG = UpdateConfig(
     held_out=0.4,
     batch_size=8,

@@ -22,6 +22,8 @@ from agentpref.record.store import Store
 from agentpref.record.updates import Updates
 from agentpref_adapters.transformers import open_router
 
+pytestmark = pytest.mark.slow
+
 OLD = Path(__file__).parents[1] / "data" / "home-0.1.0"
 BASE = str(OLD.with_name("tiny-0.1.0"))
 LIVE = "rev-000001-a1850639a4fd"

@@ -29,6 +29,8 @@ from tests.core.test_pipeline import CONFIG, learn, teach
 from tests.core.test_pipeline_accounts import require_sums
 from tests.core.test_pipeline_ordinary import wish
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = 400
 MINUTE = replace(CONFIG, held_out=0.2, epochs=2, max_minutes=1.0)
 LOADING_SECONDS = 4.0

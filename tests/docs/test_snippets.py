@@ -21,7 +21,10 @@ def _no_home_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AGENTPREF_HOME", raising=False)
 
 
-@pytest.mark.parametrize("guide", PLAYED, ids=lambda guide: guide.name)
+@pytest.mark.parametrize(
+    "guide",
+    [pytest.param(p, id=p.name, marks=[] if p == README else [pytest.mark.slow]) for p in PLAYED],
+)
 def test_a_guide_shows_the_real_output(guide: Path, tmp_path: Path) -> None:
     document = guide.read_text(encoding="utf-8")
     for fence, written in play(document, tmp_path.resolve()):

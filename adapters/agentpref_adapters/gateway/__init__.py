@@ -10,6 +10,7 @@ from __future__ import annotations
 from agentpref.errors import MissingDependency
 
 try:
+    import aiohttp  # noqa: F401
     import itsdangerous  # noqa: F401  (checked first, for a clear error)
     import limits  # noqa: F401
     import prometheus_client  # noqa: F401

@@ -124,6 +124,11 @@ class Access:
         return _TOKEN + str(self._serializer().dumps(payload))
 
     @property
+    def namespace(self) -> str:
+        """Whose a request without a key is."""
+        return self._namespace
+
+    @property
     def token_seconds(self) -> int:
         """How long a token is good."""
         return self._seconds
@@ -172,11 +177,11 @@ def _require_own_name(request: Request) -> None:
     """Without keys, refuse names that a page elsewhere could have pointed at this machine.
 
     A browser takes an answer from 127.0.0.1 for that of the page's own server where the name of
-    that server leads there (DNS rebinding). Addresses and names without a dot cannot be so.
+    that server leads there (DNS rebinding). Addresses and ``localhost`` cannot be so.
     """
     name = request.headers.get("host", "").rpartition("@")[2].partition(":")[0].rstrip(".")
-    is_address = name.startswith("[") or name.replace(".", "").isdigit()
-    if "." in name and not is_address and not name.endswith((".localhost", ".internal", ".local")):
+    is_address = not name or name.startswith("[") or name.replace(".", "").isdigit()
+    if not is_address and name != "localhost" and not name.endswith(".localhost"):
         raise HttpError(
             FORBIDDEN,
             f"{name[:200]} is no name of this machine; make an API key, or ask 127.0.0.1",

@@ -66,6 +66,8 @@ def as_openai(body: Mapping[str, Any]) -> dict[str, Any]:
         schema = {"name": "answer", "schema": output["format"].get("schema"), "strict": True}
         found["response_format"] = {"type": "json_schema", "json_schema": schema}
     metadata = body.get("metadata")
+    if not isinstance(metadata, Mapping | None):
+        raise _bad(f"metadata is {described(metadata)}, but must be an object", "metadata")
     kept = dict(metadata) if isinstance(metadata, Mapping) else {}
     kept = {key: value for key, value in kept.items() if value is not None}
     if left_out := sorted(name for name in body if name in _HINTS - {"output_config"}):
@@ -77,17 +79,18 @@ def as_openai(body: Mapping[str, Any]) -> dict[str, Any]:
 
 def whole(completion: dict[str, Any], headers: dict[str, str]) -> Response:
     """A whole answer: the first choice, as there is never another."""
-    choice = (completion.get("choices") or [{}])[0]
-    usage = completion.get("usage") or {}
+    choice = _first(completion.get("choices"))
+    blocks = _blocks(_mapping(choice.get("message")))
+    reason, stop = _ending(choice, calls=any(block["type"] == "tool_use" for block in blocks))
     message = {
         "id": completion["id"],
         "type": "message",
         "role": "assistant",
         "model": completion.get("model"),
-        "content": _blocks(choice.get("message") or {}),
-        "stop_reason": _STOPS.get(choice.get("finish_reason") or "", "end_turn"),
-        "stop_sequence": None,
-        "usage": _usage(usage),
+        "content": blocks,
+        "stop_reason": reason,
+        "stop_sequence": stop,
+        "usage": _usage(_mapping(completion.get("usage"))),
     }
     return as_json(message, headers=headers)
 
@@ -101,9 +104,10 @@ def replayed(completion: dict[str, Any], headers: dict[str, str]) -> Response:
     """An answer that was given before, as a stream of one piece."""
 
     async def pieces() -> AsyncIterator[dict[str, Any]]:
-        choice = completion["choices"][0]
-        calls = [{"index": n, **c} for n, c in enumerate(choice["message"].get("tool_calls") or ())]
-        delta = {**choice["message"], "tool_calls": calls}
+        choice = _first(completion.get("choices"))
+        message = _mapping(choice.get("message"))
+        calls = [{"index": n, **c} for n, c in enumerate(_mappings(message.get("tool_calls")))]
+        delta = {**message, "tool_calls": calls}
         yield {**completion, "choices": [{**choice, "delta": delta}]}
 
     return StreamingResponse(
@@ -125,20 +129,23 @@ async def _events(
     start = {"id": run_id, "type": "message", "role": "assistant", "model": model, "content": [],
              "stop_reason": None, "stop_sequence": None, "usage": _usage({})}  # fmt: skip
     yield _event("message_start", message=start)
-    writer, reason, usage = _Blocks(), "end_turn", _usage({})
+    last: Mapping[str, Any] = {}
+    writer, usage = _Blocks(), _usage({})
     try:
         async for piece in pieces:
-            usage = _usage(piece["usage"]) if piece.get("usage") else usage
-            for choice in piece.get("choices") or ():
-                for event in writer.write(choice.get("delta") or {}):
+            usage = _usage(_mapping(piece["usage"])) if piece.get("usage") else usage
+            for choice in _mappings(piece.get("choices")):
+                for event in writer.write(_mapping(choice.get("delta"))):
                     yield event
-                reason = _STOPS.get(choice.get("finish_reason") or "", reason)
+                last = choice if choice.get("finish_reason") else last
     except Exception as error:  # a stream ends with an event, whatever broke
         yield _event("error", error=_error(as_failure(error))["error"])
         return
     for event in writer.end():
         yield event
-    yield _event("message_delta", delta={"stop_reason": reason, "stop_sequence": None}, usage=usage)
+    reason, stop = _ending(last, calls=writer.called)
+    delta = {"stop_reason": reason, "stop_sequence": stop}
+    yield _event("message_delta", delta=delta, usage=usage)
     yield _event("message_stop")
 
 
@@ -146,6 +153,7 @@ class _Blocks:
     """Writes deltas as blocks; one is open at a time."""
 
     def __init__(self) -> None:
+        self.called = False
         self._last: Any = 0  # the call that came last
         self._count, self._open = 0, ""  # what is open: "text", "thinking", or a call's number
 
@@ -156,11 +164,12 @@ class _Blocks:
             thought = delta["reasoning_content"]
             events += self._begin("thinking", {"type": "thinking", "thinking": "", "signature": ""})
             events.append(self._delta({"type": "thinking_delta", "thinking": thought}))
-        if delta.get("content"):
+        if text := _joined(delta.get("content")):
             events += self._begin("text", {"type": "text", "text": ""})
-            events.append(self._delta({"type": "text_delta", "text": delta["content"]}))
-        for call in delta.get("tool_calls") or ():
-            function = call.get("function") or {}
+            events.append(self._delta({"type": "text_delta", "text": text}))
+        for call in _mappings(delta.get("tool_calls")):
+            self.called = True
+            function = _mapping(call.get("function"))
             which = call.get("index")
             self._last = which if which is not None else call.get("id") or self._last
             name = f"call {self._last}"
@@ -201,10 +210,37 @@ def _error(error: HttpError) -> dict[str, Any]:
 
 
 def _usage(usage: Mapping[str, Any]) -> dict[str, int]:
-    return {
-        "input_tokens": int(usage.get("prompt_tokens") or 0),
-        "output_tokens": int(usage.get("completion_tokens") or 0),
-    }
+    def count(name: str) -> int:
+        return usage[name] if type(usage.get(name)) is int else 0
+
+    return {"input_tokens": count("prompt_tokens"), "output_tokens": count("completion_tokens")}
+
+
+def _ending(choice: Mapping[str, Any], *, calls: bool) -> tuple[str, str | None]:
+    """Why an answer ended, and at which stop sequence, where the server says so, as vLLM does."""
+    if isinstance(stop := choice.get("stop_reason"), str):
+        return "stop_sequence", stop
+    reason = _STOPS.get(str(choice.get("finish_reason")), "end_turn")
+    return "tool_use" if calls and reason == "end_turn" else reason, None
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _mappings(value: Any) -> list[Mapping[str, Any]]:
+    return [one for one in value if isinstance(one, Mapping)] if isinstance(value, list) else []
+
+
+def _first(choices: Any) -> Mapping[str, Any]:
+    return next(iter(_mappings(choices)), {})
+
+
+def _joined(content: Any) -> str:
+    """A content as text; some servers write it in parts."""
+    if isinstance(content, str):
+        return content
+    return "".join(str(part.get("text") or "") for part in _mappings(content))
 
 
 def _blocks(message: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -212,17 +248,18 @@ def _blocks(message: Mapping[str, Any]) -> list[dict[str, Any]]:
     if message.get("reasoning_content"):
         thought = message["reasoning_content"]
         blocks.append({"type": "thinking", "thinking": thought, "signature": ""})
-    if message.get("content"):
-        blocks.append({"type": "text", "text": message["content"]})
-    for call in message.get("tool_calls") or ():
-        function = call["function"]
+    if text := _joined(message.get("content")):
+        blocks.append({"type": "text", "text": text})
+    for call in _mappings(message.get("tool_calls")):
+        function = _mapping(call.get("function"))
+        name, written = function.get("name"), function.get("arguments") or "{}"
         try:
-            given = orjson.loads(function["arguments"] or "{}")
+            given = orjson.loads(written)
         except ValueError:
-            given = function["arguments"]  # what the model wrote, though it is no JSON
-        blocks.append(
-            {"type": "tool_use", "id": call.get("id"), "name": function["name"], "input": given}
-        )
+            given = None
+        if not isinstance(given, dict):
+            given = {"arguments": written}  # what the model wrote, though it is no object of JSON
+        blocks.append({"type": "tool_use", "id": call.get("id"), "name": name, "input": given})
     return blocks
 
 
@@ -249,13 +286,14 @@ def _messages(message: Any, where: str) -> list[dict[str, Any]]:
             calls.append({"id": block.get("id"), "type": "function", "function": function})
         elif kind == "tool_result":
             text = _text(block.get("content") or "", where)
+            text = f"Error: {text}" if block.get("is_error") else text
             call = block.get("tool_use_id")
             results.append({"role": "tool", "tool_call_id": call, "content": text})
         elif kind == "thinking":
             thoughts.append(str(block.get("thinking", "")))
         elif kind != "redacted_thinking":
             name = f"{where}.content.{number}"
-            raise _bad(f"{name} is a block of type {described(kind)}, which is not supported", name)
+            raise _bad(f"{name} is a block of type {_word(kind)}, which is not supported", name)
     found: dict[str, Any] = {"role": role, "content": _plain(parts)}
     if calls:
         found["tool_calls"] = calls
@@ -296,7 +334,7 @@ def _tool(tool: Any, number: int) -> dict[str, Any]:
         raise _bad(f"tools.{number} needs a name", "tools")
     if tool.get("type") not in (None, "custom"):
         raise _bad(
-            f"tools.{number} is of type {described(tool['type'])}, which only Anthropic's own "
+            f"tools.{number} is of type {_word(tool['type'])}, which only Anthropic's own "
             "servers run; leave it out",
             "tools",
         )
@@ -316,6 +354,11 @@ def _tool_choice(choice: Any) -> dict[str, Any]:
         raise _bad("tool_choice needs a type: auto, any, tool or none", "tool_choice")
     one = {"parallel_tool_calls": False} if choice.get("disable_parallel_tool_use") else {}
     return {"tool_choice": found, **one}
+
+
+def _word(value: Any) -> str:
+    """A word that is no user's text, so that the client sees which it is."""
+    return repr(value) if isinstance(value, str) and len(value) <= 40 else described(value)
 
 
 def _list(value: Any, name: str) -> list[Any]:

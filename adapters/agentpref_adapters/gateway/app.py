@@ -7,6 +7,7 @@ namespace. A client that goes ends the work behind it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
@@ -44,9 +45,12 @@ from agentpref_adapters._http import (
 from agentpref_adapters.gateway import anthropic, openai
 from agentpref_adapters.gateway.access import Access, App
 from agentpref_adapters.gateway.asked import read
-from agentpref_adapters.gateway.calls import Call, Repeats
+from agentpref_adapters.gateway.calls import Call, Repeats, stopping
 from agentpref_adapters.gateway.metrics import Metrics
 from agentpref_adapters.gateway.upstream import Upstream
+
+MESSAGES = "/v1/messages"
+_logger = logging.getLogger("agentpref")
 
 
 class Gateway:
@@ -76,6 +80,8 @@ class Gateway:
         self._logs: dict[str, Log] = {}
         self._upstreams: dict[str, Upstream] = {}
         self._opening = asyncio.Lock()
+        self._calls: dict[str, Call] = {}
+        self._waiting: set[asyncio.Future[Any]] = set()
         self._open = 0
         self._closing = ExitStack()
 
@@ -100,9 +106,22 @@ class Gateway:
                 self._upstreams[namespace] = opened
         return self._upstreams[namespace]
 
+    def is_open(self, run_id: str) -> bool:
+        """Whether the answer of a run is still being written."""
+        return run_id.partition(":")[0] in self._calls
+
+    def stop(self) -> None:
+        """End the calls that are still under way: their clients get an error."""
+        for task in [*self._waiting]:
+            task.cancel()
+        for call in [*self._calls.values()]:
+            call.stop()
+
     async def close(self) -> None:
-        """Write what was logged, and let go of everything."""
+        """Write what was logged, also of answers that are not whole, and let go of everything."""
         try:
+            for call in [*self._calls.values()]:
+                await call.aclose()
             for upstream in [*self._upstreams.values()]:
                 await upstream.aclose()
         finally:
@@ -134,16 +153,17 @@ class Gateway:
         try:
             log, upstream = await self.log(app.namespace), await self.upstream(app.namespace)
             admitting = Call.admit(upstream, asked, log, self.metrics, streaming=streaming)
-            call: Call = await _unless_gone(request, admitting)
+            call: Call = await self._unless_gone(request, admitting)
         except BaseException:
             self._count(-1)
             raise
-        call.stack.callback(self._count, -1)
+        self._calls[asked.run_id] = call
+        call.stack.callback(self._ended, asked.run_id)
         if name:
             call.on_whole = partial(self.repeats.keep, name, call.headers)
         if streaming:
             return wire.streamed(call)  # type: ignore[no-any-return]
-        completion = await _unless_gone(request, call.whole())
+        completion = await self._unless_gone(request, call.whole())
         return wire.whole(completion, call.headers)  # type: ignore[no-any-return]
 
     async def models(self, request: Request) -> Response:
@@ -176,16 +196,20 @@ class Gateway:
         found = await self.access.judge(request)
         log = await self.log(found.namespace)
         if isinstance(found, App):
-            return Caller(log)
-        return Caller(log, found.run_id, found.user_id, is_page=True)
+            return Caller(log, is_open=self.is_open)
+        return Caller(log, found.run_id, found.user_id, is_page=True, is_open=self.is_open)
 
     async def collected(self, request: Request) -> Log | None:
         """The log that an app on another machine brings its runs to."""
         return await self.log(self.access.app(request).namespace)
 
     async def health(self, request: Request) -> Response:
-        """Say whether the upstreams in use answer; 503 if one does not."""
+        """Say whether the upstreams in use answer, and the usual one; 503 if one does not."""
         problems = {}
+        try:
+            await self.upstream(self.access.namespace)
+        except AgentprefError as error:
+            problems[self.access.namespace] = str(error)
         for namespace, upstream in [*self._upstreams.items()]:
             if (problem := await upstream.problem()) is not None:
                 problems[namespace] = problem
@@ -204,6 +228,29 @@ class Gateway:
             self.metrics.dropped.labels(namespace).set(sum(log.dropped.values()))
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
 
+    async def _unless_gone(self, request: Request, work: Any) -> Any:
+        """Wait for work; end it if the client leaves, or the gateway stops meanwhile."""
+        task = asyncio.ensure_future(work)
+        watch = asyncio.ensure_future(_leaving(request))
+        self._waiting.add(task)
+        try:
+            await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+            if task.cancelled():
+                raise stopping()
+            if not task.done():
+                raise _Gone
+            return task.result()
+        finally:
+            self._waiting.discard(task)
+            watch.cancel()
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task})
+
+    def _ended(self, run_id: str) -> None:
+        del self._calls[run_id]
+        self._count(-1)
+
     def _count(self, more: int) -> None:
         self._open += more
         self.metrics.open.set(self._open)
@@ -213,7 +260,7 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
     """The routes of a gateway; nothing else of an upstream is reachable."""
     found: list[BaseRoute] = [
         _failing_as(openai, "/v1/chat/completions", gateway),
-        _failing_as(anthropic, "/v1/messages", gateway),
+        _failing_as(anthropic, MESSAGES, gateway),
         Route("/v1/models", answering(gateway.models), methods=["GET"]),
         Route("/v1/models/{model:path}", answering(gateway.models), methods=["GET"]),
         Route("/v1/feedback_tokens", answering(gateway.token), methods=["POST"]),
@@ -270,10 +317,11 @@ def _failing_as(wire: ModuleType, path: str, gateway: Gateway) -> Route:
             return await gateway.answer(wire, request)
         except _Gone:
             return Response(status_code=CLIENT_GONE)
-        except HttpError as error:
-            return wire.failed(error)  # type: ignore[no-any-return]
-        except AgentprefError as error:
-            return wire.failed(HttpError.of(error))  # type: ignore[no-any-return]
+        except (HttpError, AgentprefError) as error:
+            failure = error if isinstance(error, HttpError) else HttpError.of(error)
+            if failure.status >= INTERNAL:  # no fault of the client's: the operator is to see it
+                _logger.warning("%s ends with %d: %s", path, failure.status, failure.message)
+            return wire.failed(failure)  # type: ignore[no-any-return]
 
     return Route(path, endpoint, methods=["POST"])
 
@@ -282,9 +330,8 @@ async def _unknown(request: Request, error: Exception) -> Response:
     """An unknown route or method, in OpenAI's shape."""
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path[:200]} is not served here"
-    return HttpError(
-        error.status_code, message, code="unknown_url", headers=error.headers
-    ).response()
+    failure = HttpError(error.status_code, message, code="unknown_url", headers=error.headers)
+    return anthropic.failed(failure) if request.url.path == MESSAGES else failure.response()
 
 
 async def _failed(request: Request, error: Exception) -> Response:
@@ -294,22 +341,6 @@ async def _failed(request: Request, error: Exception) -> Response:
 
 class _Gone(Exception):
     """The client left before its answer was there."""
-
-
-async def _unless_gone(request: Request, work: Any) -> Any:
-    """Wait for work; end it if the client leaves meanwhile."""
-    task = asyncio.ensure_future(work)
-    watch = asyncio.ensure_future(_leaving(request))
-    try:
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise _Gone
-        return task.result()
-    finally:
-        watch.cancel()
-        if not task.done():
-            task.cancel()
-            await asyncio.wait({task})
 
 
 async def _leaving(request: Request) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 
 from agentpref.errors import described
+from agentpref.models.grammar import function_of
 from agentpref.record.messages import check_shapes, check_tool_shapes, new_id
 from agentpref.types import Message, Tool
 from agentpref_adapters._http import BAD_REQUEST, HttpError
@@ -53,6 +54,8 @@ class Asked:
     user_id: str | None = None
     tags: tuple[str, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    is_named: bool = False
+    """Whether the app said who asks, or in which conversation."""
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -94,11 +97,16 @@ def read(body: dict[str, Any], headers: Mapping[str, str], *, run_id: str | None
         if not isinstance(body["tools"], list):
             raise _bad("tools", f"is {described(body['tools'])}, but must be a list")
         check_tool_shapes(body["tools"])
+        for number, tool in enumerate(body["tools"]):
+            if tool.get("type", "function") == "function" and function_of(tool) is None:
+                raise _bad(f"tools.{number}", "needs a function with a name")
     n = body.get("n")
     if n is not None and not (type(n) is int and 1 <= n <= MAX_CHOICES):
         raise _bad("n", f"is {described(n)}, but must be a whole number from 1 to {MAX_CHOICES}")
     if body.get("stream") not in (None, True, False):
         raise _bad("stream", "must be true or false")
+    if body.get("logprobs") not in (None, True, False):
+        raise _bad("logprobs", "must be true or false")
     if not isinstance(body.get("stop") or [], str | list):
         raise _bad("stop", "must be a text or a list of texts")
     if not isinstance(body.get("stream_options") or {}, dict):
@@ -125,6 +133,7 @@ def read(body: dict[str, Any], headers: Mapping[str, str], *, run_id: str | None
         user,
         _tags(own.get("tags")),
         {**rest, **about, **({"left_out": own["left_out"]} if "left_out" in own else {})},
+        bool(user or thread or trace or message),
     )
 
 

@@ -8,6 +8,7 @@ was given, if there was a whole one: it makes no second run.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import time
@@ -54,6 +55,8 @@ class Call:
         self.asked, self.exchange, self.stack = asked, exchange, stack
         self._log, self._metrics = log, metrics
         self._answer: Answer | None = None
+        self._streaming: asyncio.Task[Any] | None = None
+        self._is_stopped = False
         self.on_whole: Callable[[dict[str, Any]], object] = lambda completion: None
 
     @classmethod
@@ -92,9 +95,15 @@ class Call:
     async def pieces(self) -> AsyncIterator[dict[str, Any]]:
         """Give the pieces as they go out, and record the answer before its end is told."""
         answer = self._answer = Answer()
-        async for piece in self.exchange.pieces():
-            answer.add(piece)
-            yield self._signed(piece)
+        self._streaming = asyncio.current_task()
+        try:
+            async for piece in self.exchange.pieces():
+                answer.add(piece)
+                yield self._signed(piece)
+        except asyncio.CancelledError as error:
+            if not self._is_stopped:
+                raise
+            raise stopping() from error
         self._record()
         self.on_whole(self._signed(answer.completion()))
 
@@ -103,6 +112,12 @@ class Call:
         with CancelScope(shield=True):  # also where the client's leaving has cancelled everything
             self._record()
             await self.stack.aclose()
+
+    def stop(self) -> None:
+        """End a stream with an error that its client sees."""
+        if self._streaming is not None:
+            self._is_stopped = True
+            self._streaming.cancel()
 
     def _signed(self, found: dict[str, Any]) -> dict[str, Any]:
         found["id"] = self.asked.run_id
@@ -162,10 +177,11 @@ class Repeats:
     ) -> tuple[str | None, bool]:
         """The name under which to keep the answer to a call, and whether it may be a repetition.
 
-        It is of one conversation, person and message: others may ask the same in the same words.
+        It is of one conversation, person and message: others may ask the same in the same words,
+        so of an app that says none of these only a key names a call.
         """
         key, count = headers.get("idempotency-key"), headers.get(_RETRY)
-        if not key and count is None:
+        if not key and (count is None or not asked.is_named):
             return None, False
         whose = [app, key, asked.thread_id, asked.trace_id, asked.user_id, asked.metadata]
         digest = hashlib.blake2b(orjson.dumps(whose), digest_size=16)
@@ -202,11 +218,21 @@ class Repeats:
             self._bytes -= len(body)
 
 
+def stopping() -> HttpError:
+    """What clients are told whose calls take longer than a gateway that stops can wait."""
+    return HttpError(
+        UNAVAILABLE,
+        "the gateway is stopping; ask again",
+        code="stopping",
+        headers={"Retry-After": "5"},
+    )
+
+
 def as_failure(error: Exception) -> HttpError:
     """What broke in the middle of a stream, as the event that ends it."""
-    if isinstance(error, HttpError):
-        return error
-    if isinstance(error, AgentprefError):
-        return HttpError.of(error)
+    if isinstance(error, HttpError | AgentprefError):
+        found = error if isinstance(error, HttpError) else HttpError.of(error)
+        _logger.warning("an answer broke off: %s", found.message)
+        return found
     _logger.exception("an answer broke off", exc_info=error)
     return HttpError(UNAVAILABLE, "the answer broke off; ask again", code="internal_error")

@@ -45,14 +45,16 @@ def streamed(call: Call) -> Response:
 def replayed(completion: dict[str, Any], headers: dict[str, str]) -> Response:
     """An answer that was given before, as a stream of one piece."""
     piece = {**completion, "object": "chat.completion.chunk"}
-    piece["choices"] = [_as_delta(choice) for choice in completion["choices"]]
+    choices = completion["choices"]
+    piece["choices"] = [_as_delta(one) for one in choices if isinstance(one, Mapping)]
     events = iter([_event(piece), b"data: [DONE]\n\n"])
     return StreamingResponse(events, media_type="text/event-stream", headers={**headers, **EVENTS})
 
 
 def _as_delta(choice: Mapping[str, Any]) -> dict[str, Any]:
     """A whole choice as a piece, in which tool calls are numbered."""
-    delta, rest = dict(choice["message"]), {k: v for k, v in choice.items() if k != "message"}
+    rest = dict(choice)
+    delta = dict(rest.pop("message", None) or {})
     if calls := delta.get("tool_calls"):
         delta["tool_calls"] = [{"index": at, **call} for at, call in enumerate(calls)]
     return {**rest, "delta": delta}

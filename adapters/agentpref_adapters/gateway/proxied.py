@@ -6,13 +6,15 @@ reachable but chat completions and the list of models.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-import httpx
+import aiohttp
 import orjson
-from httpx_sse import EventSource, SSEError
+from aiohttp.http_exceptions import LineTooLong
+from yarl import URL
 
 from agentpref.errors import ConfigError
 from agentpref_adapters._http import (
@@ -24,10 +26,14 @@ from agentpref_adapters.gateway.asked import Asked
 from agentpref_adapters.gateway.upstream import Exchange, Tokens
 
 _CONNECT_SECONDS = 10.0
-_PASSED_ON = range(400, 500)
-_UNAUTHORIZED = (401, 403)
+_UNAUTHORIZED, _UNAVAILABLE = 401, 503
+_PASSED_ON = frozenset({*range(400, 500), _UNAVAILABLE}) - {_UNAUTHORIZED, 403}
+_REDIRECTS = range(300, 400)
 _LONGEST_MESSAGE = 500
-_DONE = "[DONE]"
+_EVENTS = "text/event-stream"
+_DONE = b"[DONE]"
+_LONGEST_LINE = 4 << 20
+"""The most bytes of a piece of a stream: some servers send a whole tool call as one."""
 
 
 class Proxied:
@@ -53,23 +59,24 @@ class Proxied:
         model: str | None = None,
         connections: int = 256,
     ) -> None:
-        self.url, self._model = url.rstrip("/"), model
+        self._model, self._timeout, self._connections = model, timeout, connections
         try:
-            address = httpx.URL(self.url)
-        except httpx.InvalidURL as error:
+            self.url = URL(url.rstrip("/"))
+        except ValueError as error:
             raise _no_address(url) from error
-        if address.scheme not in ("http", "https") or not address.host:
+        if self.url.scheme not in ("http", "https") or not self.url.host:
             raise _no_address(url)
-        self._shown = str(address.copy_with(userinfo=b""))  # a password is not shown
-        self._client = httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx.Timeout(timeout, connect=_CONNECT_SECONDS),
-            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
-        )
+        self._shown = str(self.url.with_user(None))  # a password is not shown
+        if key is not None:
+            self.url = self.url.with_user(None)
+        self._key = key
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._opened: aiohttp.ClientSession | None = None
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._client.aclose()
+        if self._opened is not None:
+            await self._opened.close()
 
     @asynccontextmanager
     async def admit(self, asked: Asked, *, streaming: bool) -> AsyncIterator[Exchange]:
@@ -78,40 +85,91 @@ class Proxied:
         body["model"] = body.get("model") or self._model
         if not streaming:
             body.pop("stream_options", None)
-        request = self._client.build_request(
-            "POST",
-            f"{self.url}/chat/completions",
-            content=orjson.dumps({key: value for key, value in body.items() if value is not None}),
-            headers={"Content-Type": "application/json"},
-        )
         with _translated(self._shown):
-            response = await self._client.send(request, stream=True)
+            response = await self._session().post(
+                self.url / "chat/completions",
+                data=orjson.dumps({key: value for key, value in body.items() if value is not None}),
+                headers={"Content-Type": "application/json"},
+                allow_redirects=False,
+            )
         try:
-            if not response.is_success:
+            if not _succeeded(response):
                 with _translated(self._shown):
-                    await response.aread()
-                raise _refusal(response, self._shown)
+                    content = await response.read()
+                raise self._refusal(response, content)
+            if streaming and response.content_type != _EVENTS:
+                raise HttpError(
+                    BAD_GATEWAY,
+                    f"{self._shown} answered with {response.content_type}, which is no stream; "
+                    "check its address",
+                    code="bad_upstream",
+                )
             yield _Proxying(response, self._shown)
         finally:
-            await response.aclose()
+            if not response.content.at_eof():
+                response.close()  # which ends the work behind
+            response.release()
 
     async def models(self) -> list[dict[str, Any]]:
         """The server's own list."""
-        with _translated(self._shown):
-            response = await self._client.get(f"{self.url}/models")
-        if not response.is_success:
-            raise _refusal(response, self._shown)
-        data = _object(response.content, self._shown).get("data")
+        response, content = await self._get_models(self._timeout)
+        if not _succeeded(response):
+            raise self._refusal(response, content)
+        data = _object(content, self._shown).get("data")
         return [one for one in data if isinstance(one, dict)] if isinstance(data, list) else []
 
     async def problem(self) -> str | None:
         """Whether it can be reached at all; its status does not matter."""
         try:
-            with _translated(self._shown):
-                await self._client.get(f"{self.url}/models", timeout=_CONNECT_SECONDS)
+            await self._get_models(_CONNECT_SECONDS)
         except HttpError as error:
             return error.message
         return None
+
+    async def _get_models(self, seconds: float) -> tuple[aiohttp.ClientResponse, bytes]:
+        limit = aiohttp.ClientTimeout(total=seconds)
+        with _translated(self._shown):
+            async with self._session().get(
+                self.url / "models", timeout=limit, allow_redirects=False
+            ) as response:
+                return response, await response.read()
+
+    def _refusal(self, response: aiohttp.ClientResponse, content: bytes) -> HttpError:
+        """The server's refusal; that it does not know our key is no fault of the app's."""
+        status, error = response.status, _error(content)
+        message = str(error.get("message") or "")[:_LONGEST_MESSAGE]
+        if self._key:
+            message = message.replace(self._key, "…")
+        if status == _UNAUTHORIZED:
+            message = "refuses the gateway's key (status 401); set AGENTPREF_UPSTREAM_KEY"
+        elif status in _REDIRECTS:
+            where = response.headers.get("location", "another address")[:_LONGEST_MESSAGE]
+            message = f"redirects to {where}; start the gateway with that --upstream"
+        elif not message or status not in _PASSED_ON:
+            message = f"answered with status {status}" + (f": {message}" if message else "")
+        is_passed = status in _PASSED_ON
+        code, param = error.get("code"), error.get("param")
+        return HttpError(
+            status if is_passed else BAD_GATEWAY,
+            message if is_passed else f"{self._shown} {message}",
+            param=param if isinstance(param, str) else None,
+            code=code if isinstance(code, str) and is_passed else "upstream_refused",
+            headers={k: v for k, v in response.headers.items() if k.lower() == "retry-after"},
+        )
+
+    def _session(self) -> aiohttp.ClientSession:
+        if self._opened is None:  # it belongs to the loop that is running now
+            self._opened = aiohttp.ClientSession(
+                headers=self._headers,
+                timeout=aiohttp.ClientTimeout(
+                    total=None, sock_connect=_CONNECT_SECONDS, sock_read=self._timeout
+                ),
+                connector=aiohttp.TCPConnector(limit=self._connections),
+                cookie_jar=aiohttp.DummyCookieJar(),  # callers share nothing
+                read_bufsize=_LONGEST_LINE // 2,
+                trust_env=True,
+            )
+        return self._opened
 
 
 def _no_address(url: str) -> ConfigError:
@@ -125,30 +183,30 @@ class _Proxying:
 
     revision: str | None = None
 
-    def __init__(self, response: httpx.Response, url: str) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, url: str) -> None:
         self._response, self._url = response, url
 
     async def whole(self) -> dict[str, Any]:
         with _translated(self._url):
-            content = await self._response.aread()
+            content = await self._response.read()
         found = _object(content, self._url)
         if not isinstance(found.get("choices"), list):
             raise HttpError(BAD_GATEWAY, f"{self._url} gave no choices", code="bad_upstream")
         return found
 
     async def pieces(self) -> AsyncIterator[dict[str, Any]]:
-        done = False
+        has_ended = False
         with _translated(self._url):
-            async for event in EventSource(self._response).aiter_sse():
-                if event.data == _DONE:
-                    done = True
-                    break
-                piece = _object(event.data, self._url)
+            async for data in _events(self._response):
+                if data == _DONE:
+                    return
+                piece = _object(data, self._url)
                 if isinstance(piece.get("error"), Mapping):
                     message = str(piece["error"].get("message", ""))[:_LONGEST_MESSAGE]
                     raise HttpError(BAD_GATEWAY, message, code="upstream_error")
+                has_ended = has_ended or _ends(piece)
                 yield piece
-        if not done:
+        if not has_ended:  # some servers close the connection instead of saying [DONE]
             raise HttpError(
                 BAD_GATEWAY, f"the stream of {self._url} broke off; ask again", code="broken_stream"
             )
@@ -157,8 +215,35 @@ class _Proxying:
         return None
 
 
+async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    """The data of server-sent events (WHATWG HTML, section 9.2), whose other fields say nothing.
+
+    Raises:
+        HttpError: a line is too long to keep.
+    """
+    data: list[bytes] = []
+    try:
+        async for line in response.content:
+            field, _, value = line.rstrip(b"\r\n").partition(b":")
+            if field == b"data":
+                data.append(value.removeprefix(b" "))
+            elif not line.rstrip(b"\r\n") and data:
+                yield b"\n".join(data)
+                data = []
+    except (LineTooLong, ValueError) as error:  # the second before aiohttp 3.14
+        raise HttpError(
+            BAD_GATEWAY, f"a piece has more than {_LONGEST_LINE:,} bytes", code="bad_upstream"
+        ) from error
+    if data:  # some servers leave out the last empty line
+        yield b"\n".join(data)
+
+
+def _succeeded(response: aiohttp.ClientResponse) -> bool:
+    return 200 <= response.status < 300
+
+
 class _translated:  # noqa: N801
-    """Turns httpx's errors into ours; what they quote of a request is left out."""
+    """Turns aiohttp's errors into ours; what they quote of a request is left out."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -167,17 +252,17 @@ class _translated:  # noqa: N801
         pass
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, httpx.ConnectTimeout | httpx.ConnectError):
+        if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
             raise HttpError(
                 BAD_GATEWAY,
                 f"{self._url} cannot be reached; see that it runs",
                 code="upstream_unreachable",
             ) from error
-        if isinstance(error, httpx.TimeoutException):
+        if isinstance(error, asyncio.TimeoutError | TimeoutError):
             raise HttpError(
                 TOO_SLOW, f"{self._url} did not answer in time", code="upstream_timeout"
             ) from error
-        if isinstance(error, httpx.HTTPError | SSEError):
+        if isinstance(error, aiohttp.ClientError):
             raise HttpError(
                 BAD_GATEWAY,
                 f"{self._url} broke off ({type(error).__name__}); ask again",
@@ -185,22 +270,20 @@ class _translated:  # noqa: N801
             ) from error
 
 
-def _refusal(response: httpx.Response, url: str) -> HttpError:
-    """The server's refusal; that it does not know our key is no fault of the app's."""
-    status, message = response.status_code, ""
+def _ends(piece: Mapping[str, Any]) -> bool:
+    choices = piece.get("choices")
+    found = choices if isinstance(choices, list) else []
+    return any(isinstance(one, Mapping) and one.get("finish_reason") for one in found)
+
+
+def _error(content: bytes) -> Mapping[str, Any]:
+    """What a refusal says, in OpenAI's shape, or as much of it as there is."""
     try:
-        error = orjson.loads(response.content).get("error")
-        message = str(error.get("message") if isinstance(error, dict) else error or "")
-    except (ValueError, AttributeError):
-        pass  # HTML, say
-    message = message[:_LONGEST_MESSAGE] or f"{url} answered with status {status}"
-    if status in _UNAUTHORIZED:
-        message = f"{url} refuses the gateway's key (status {status}); set the upstream's key"
-    headers = {k: v for k, v in response.headers.items() if k.lower() == "retry-after"}
-    passed = status in _PASSED_ON and status not in _UNAUTHORIZED
-    return HttpError(
-        status if passed else BAD_GATEWAY, message, code="upstream_refused", headers=headers
-    )
+        found = orjson.loads(content)
+    except ValueError:
+        return {}  # HTML, say
+    error = found.get("error") if isinstance(found, dict) else None
+    return error if isinstance(error, dict) else {"message": error or ""}
 
 
 def _object(content: bytes | str, url: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 from anyio import CancelScope, CapacityLimiter, to_thread
 
 from agentpref.errors import AgentprefError
-from agentpref.serve.backend import GenerationRequest, Reply, ServingBackend
+from agentpref.serve.backend import AnswerStream, GenerationRequest, Reply, ServingBackend
 from agentpref.serve.router import Lease, Router
 from agentpref_adapters._http import BAD_REQUEST, NOT_FOUND, HttpError
 from agentpref_adapters.gateway.asked import Asked
@@ -165,7 +165,7 @@ class _Routing:
         self, upstream: Routed, asked: Asked, request: GenerationRequest, revision: str
     ) -> None:
         self.revision: str | None = revision
-        self._upstream, self._asked, self._name = upstream, asked, revision
+        self._upstream, self._asked, self._request = upstream, asked, request
         self._created = int(time.time())
         backend = upstream._backend
         self.streams = [
@@ -198,16 +198,23 @@ class _Routing:
         return {**self._head("chat.completion"), "choices": choices, "usage": self._usage()}
 
     async def pieces(self) -> AsyncIterator[dict[str, Any]]:
-        offered = bool(self._asked.tools)
         for index, stream in enumerate(self.streams):
             yield self._chunk(index, {"role": "assistant", "content": ""})
+            reader, calls = AnswerStream(self._request), 0
             async for piece in stream:
+                # Where no tool is offered, text is none of a call, and is not held back.
+                if isinstance(piece, str) and not self._asked.tools:
+                    yield self._chunk(index, {"content": piece})
+                    continue
+                for item in reader.of(piece) if self._asked.tools else ():
+                    if isinstance(item, str):
+                        yield self._chunk(index, {"content": item})
+                    else:
+                        yield self._chunk(index, {"tool_calls": [{"index": calls, **item}]})
+                        calls += 1
                 if isinstance(piece, Reply):
                     self._replies[index] = piece
-                    async for last in self._ending(index, piece, whole=offered):
-                        yield last
-                elif not offered:  # else only the whole answer shows whether it is a tool call
-                    yield self._chunk(index, {"content": piece})
+                    yield self._last_chunk(index, piece)
         if (self._asked.body.get("stream_options") or {}).get("include_usage"):
             yield {**self._head("chat.completion.chunk"), "choices": [], "usage": self._usage()}
 
@@ -220,22 +227,11 @@ class _Routing:
             if isinstance(piece, Reply):
                 self._replies[index] = piece
 
-    async def _ending(
-        self, index: int, reply: Reply, *, whole: bool
-    ) -> AsyncIterator[dict[str, Any]]:
-        """The last chunks of an answer: all of it where it was held back, and how it ended."""
-        if whole:
-            calls = [
-                {"index": at, **call}
-                for at, call in enumerate(reply.message.get("tool_calls") or ())
-            ]
-            delta = {"content": reply.message.get("content") or None, "tool_calls": calls or None}
-            delta = {key: value for key, value in delta.items() if value is not None}
-            if delta:
-                yield self._chunk(index, delta)
+    def _last_chunk(self, index: int, reply: Reply) -> dict[str, Any]:
+        """The chunk that says how an answer ended."""
         last = self._chunk(index, {})
         last["choices"][0] |= {"finish_reason": _reason(reply), "logprobs": self._logprobs(reply)}
-        yield last
+        return last
 
     def _head(self, kind: str) -> dict[str, Any]:
         model = self._upstream._model

@@ -118,11 +118,11 @@ class Answer:
         return {**found, "choices": choices, "usage": dict(self.usage) or None}
 
     def messages(self) -> list[tuple[int, Choice, Message]]:
-        """The answers that say something, by their number."""
+        """The answers that ended, or say something, by their number."""
         return [
             (index, choice, _cleaned(choice.message))
             for index, choice in sorted(self.choices.items())
-            if choice.says_something
+            if choice.says_something or choice.finish_reason != INCOMPLETE
         ]
 
     def _choice(self, choice: Mapping[str, Any]) -> Choice:

@@ -98,7 +98,11 @@ def import_(
         columns = ", ".join(f"{name} ({rows})" for name, rows in done.ignored.items())
         say(f"columns that were not read, and in how many rows: {columns}", WARN)
     if done.bad and not as_json:
-        say(f"skipped bad rows: {done.bad}; without --skip-bad the first one is explained", WARN)
+        say(f"skipped bad rows: {done.bad}", WARN)
+        for why in done.why_bad:
+            say(f"  {why}", WARN)
+        if done.bad > len(done.why_bad):
+            say(f"  and {done.bad - len(done.why_bad)} more", WARN)
 
 
 def export(

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import os
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
-from agentpref.errors import ConfigError
+from agentpref.errors import ConfigError, MissingDependency
 from agentpref_cli import options
-from agentpref_cli.terminal import GOOD, WARN, moment, print_result, say, table
+from agentpref_cli.terminal import GOOD, WARN, moment, print_result, say, table, warn
 
 if TYPE_CHECKING:
     from agentpref.home import Home
     from agentpref.serve.backend import ServingBackend
+    from agentpref_adapters.gateway import Gateway
     from agentpref_adapters.gateway.upstream import Upstream
 
 app = typer.Typer(
@@ -71,6 +75,15 @@ def gateway(
             show_default=False,
         ),
     ] = None,
+    proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="A proxy in front, whose X-Forwarded-For says who asks; can be repeated "
+            "[default: none].",
+            show_default=False,
+        ),
+    ] = None,
     token_minutes: Annotated[
         int, typer.Option(metavar="M", min=1, help="How long a page's token is good.")
     ] = 60,
@@ -84,7 +97,7 @@ def gateway(
         float, typer.Option(metavar="SECONDS", min=0.1, help="What an upstream's piece may take.")
     ] = 120.0,
 ) -> None:
-    """Run a gateway until Ctrl-C or SIGTERM; calls that are under way end first.
+    """Run a gateway until Ctrl-C or SIGTERM; calls that are under way have 20 seconds to end.
 
     Apps set their base URL to http://ADDRESS:PORT/v1 (Anthropic's to http://ADDRESS:PORT). Every
     call is logged in the home, under the id of its reply, and judged by that id. The upstream's
@@ -94,8 +107,6 @@ def gateway(
     """
     if context.invoked_subcommand is not None:
         return
-    import uvicorn
-
     from agentpref.home import Home
     from agentpref_adapters.gateway import Access, Gateway, Keys, create_app
 
@@ -103,6 +114,7 @@ def gateway(
         raise typer.BadParameter(
             "name what answers: --model NAME, --model NAME with --vllm URL, or --upstream URL"
         )
+    origins = tuple(map(_origin, cors or ()))
     place = Home.create(home)
     keys = Keys(place)
     if not keys.list() and not _is_local(host):
@@ -110,8 +122,8 @@ def gateway(
             f"host is {host!r}, which others can reach, and there is no API key; make one for each "
             "app first: agentpref gateway key add APP"
         )
-    origins = tuple(cors or ())
     with ExitStack() as stack:
+        listening = stack.enter_context(_listening(host, port))
         opened = _upstreams(
             stack, place, model, vllm or (), upstream, max_tokens=max_tokens, max_open=max_open,
             timeout=timeout,
@@ -120,19 +132,15 @@ def gateway(
             keys, namespace=namespace, origins=origins, token_seconds=60 * token_minutes
         )
         gate = Gateway(lambda name: _log(place, name), opened, access, max_open=max_open)
-        config = uvicorn.Config(
-            create_app(gate, origins=origins),
-            host=host,
-            port=port,
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=DRAIN_SECONDS,
-        )
-        server = _Announcing(config, place, keys_needed=bool(keys.list()))
-        server.run()
+        server = _server(gate, create_app(gate, origins=origins), proxies=proxy or ())
+        _announced(listening, place, keys_needed=bool(keys.list()))
+        server.run(sockets=[listening])
 
 
-def _announced(url: str, home: Home, keys_needed: bool) -> None:
+def _announced(listening: socket.socket, home: Home, *, keys_needed: bool) -> None:
+    address = listening.getsockname()
+    shown = f"[{address[0]}]" if ":" in address[0] else address[0]
+    url = f"http://{shown}:{address[1]}"
     say(f"the gateway answers at {url}/v1 (Anthropic's API at {url}); logged in {home.path}", GOOD)
     if keys_needed:
         say("apps need their API keys: `agentpref gateway key list`")
@@ -141,19 +149,65 @@ def _announced(url: str, home: Home, keys_needed: bool) -> None:
     sys.stdout.flush()  # also into a pipe
 
 
-def _Announcing(config: Any, home: Home, *, keys_needed: bool) -> Any:  # noqa: N802
-    """A uvicorn server that says where it listens, once it does."""
-    import uvicorn
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket at the address, bound before anything is loaded.
+
+    Raises:
+        ConfigError: somebody else listens there, or the address is none of this machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise ConfigError(
+            f"cannot listen at {host}, port {port}: {why}; name another --port (0 takes a free "
+            "one), or another --host"
+        ) from error
+
+
+def _server(gate: Gateway, app: Any, *, proxies: Sequence[str]) -> Any:
+    """A uvicorn server, in which calls that are under way when it stops have a while to end."""
+    try:
+        import uvicorn
+    except ImportError as error:
+        raise MissingDependency(
+            "the gateway needs uvicorn; install it with: pip install 'agentpref[gateway]'"
+        ) from error
 
     class Server(uvicorn.Server):
-        async def startup(self, sockets: list[Any] | None = None) -> None:
-            await super().startup(sockets)
-            if self.started:
-                address = self.servers[0].sockets[0].getsockname()
-                shown = f"[{address[0]}]" if ":" in address[0] else address[0]
-                _announced(f"http://{shown}:{address[1]}", home, keys_needed)
+        async def shutdown(self, sockets: list[Any] | None = None) -> None:
+            asyncio.get_running_loop().call_later(DRAIN_SECONDS, gate.stop)
+            await super().shutdown(sockets)
 
-    return Server(config)
+    return Server(
+        uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            http="h11",  # the one that bounds headers
+            timeout_graceful_shutdown=DRAIN_SECONDS + 5,
+            proxy_headers=bool(proxies),
+            forwarded_allow_ips=list(proxies),
+        )
+    )
+
+
+def _origin(text: str) -> str:
+    """An origin as browsers send it.
+
+    Raises:
+        ConfigError: it is none, and would never match.
+    """
+    if text == "*":
+        return text
+    found = urlsplit(text)
+    if found.scheme not in ("http", "https") or not found.netloc or found.path not in ("", "/"):
+        raise ConfigError(
+            f"--cors is {text!r}; give the scheme and the host of the page, such as "
+            "https://chat.example"
+        )
+    return f"{found.scheme}://{found.netloc.lower()}"
 
 
 def _upstreams(
@@ -237,9 +291,15 @@ def add(
 ) -> None:
     """Make a key for an app, bound to a namespace, and print it: it is not shown again."""
     from agentpref.home import Home
+    from agentpref.record.database import connect
     from agentpref_adapters.gateway.keys import Keys
 
-    key = Keys(Home.create(home)).add(name, namespace)
+    existed = Home(Home.resolve(home)).database.exists()
+    place = Home.create(home)
+    key = Keys(place).add(name, namespace)
+    if not existed:
+        connect(place).close()
+        warn(f"{place.path} was no home; it is one now, for the key of {name}")
     print_result(as_json, {"name": name, "namespace": namespace, "key": key}, lambda: say(key))
 
 

@@ -21,6 +21,8 @@ from agentpref.serve.watch import Watcher
 from agentpref_adapters.gateway import Access, Gateway, Keys, Routed, create_app
 from agentpref_adapters.transformers import TransformersBackend
 
+pytestmark = pytest.mark.slow
+
 ROWS = Path(__file__).parents[3] / "examples" / "preferences.jsonl"
 
 

@@ -47,6 +47,8 @@ class FakeOpenAI:
         self.asked: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.ended: list[str] = []
+        self.script: list[Response] = []  # what to answer first, whatever is asked
+        self.cookies: list[str | None] = []
         self.go_on = threading.Event()
         self.app = Starlette(
             routes=[
@@ -63,6 +65,9 @@ class FakeOpenAI:
         body = orjson.loads(await request.body())
         self.asked.append(body)
         self.keys.append(request.headers.get("authorization"))
+        self.cookies.append(request.headers.get("cookie"))
+        if self.script:
+            return self.script.pop(0)
         text = body["messages"][-1]["content"]
         first = text.split()[0] if isinstance(text, str) and text.split() else ""
         if first == "refuse":

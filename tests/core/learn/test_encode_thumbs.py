@@ -75,18 +75,23 @@ def test_the_order_of_thumbs_changes_no_row(tokenizer: Any, random: Any) -> None
 
 @pytest.mark.parametrize(
     "thumbs",
-    [
-        THUMBS[:1],
-        [make_thumb("One?", "a"), make_thumb("One?", "b")],
-        [make_thumb("One?", "a"), make_thumb("Two?", "a")],
-    ],
-    ids=["one thumb", "one prompt", "one answer"],
+    [THUMBS[:1], [make_thumb("One?", "a"), make_thumb("One?", "b")]],
+    ids=["one thumb", "one prompt"],
 )
-def test_thumbs_without_another_answer_to_another_prompt_are_left_out(
-    tokenizer: Any, thumbs: list[Example]
-) -> None:
+def test_thumbs_on_no_other_prompt_are_left_out(tokenizer: Any, thumbs: list[Example]) -> None:
     found = encode(tokenizer, thumbs)
     assert (found.rows, found.left_out) == ([], {"no_mismatch": len(thumbs)})
+
+
+def test_where_all_give_the_same_answer_that_is_the_mismatch(tokenizer: Any) -> None:
+    """Likes and dislikes of one answer say when it is right: an app whose model says "No"."""
+    thumbs = [make_thumb(f"Question {n}?", "No") for n in range(4)]
+    found = encode(tokenizer, thumbs)
+    assert [row.completions[1] for row in found.rows] == [found.rows[0].completions[0]] * 4
+    other = make_thumb("And this?", "Yes")
+    mixed = {row.example.example_id: row for row in encode(tokenizer, [*thumbs, other]).rows}
+    yes = mixed[other.example_id].completions[0]
+    assert all(mixed[thumb.example_id].completions[1] == yes for thumb in thumbs)
 
 
 def test_a_mismatch_that_does_not_fit_is_skipped(tokenizer: Any) -> None:

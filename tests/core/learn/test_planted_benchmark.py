@@ -16,6 +16,8 @@ from benchmarks.streams.catalogue import Sizes
 from benchmarks.streams.rows import Rows
 from benchmarks.streams.rules import text_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def run(random_base, tmp_path, monkeypatch, capsys):

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import rounding
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
 
 
 def test_a_toy_run_measures_all_arms_and_trains_in_both_precisions(

@@ -21,6 +21,8 @@ from benchmarks.streams.catalogue import COINS, Sizes, trait_night
 from benchmarks.streams.life import Life, Plan
 from benchmarks.streams.rows import Rows
 
+pytestmark = pytest.mark.slow
+
 SIZES = ["--new", "6", "--proving", "3", "--measured", "4"]
 
 

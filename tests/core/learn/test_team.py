@@ -23,6 +23,8 @@ from agentpref.learn.objective import TrainingRow
 from agentpref.learn.team import Team, assembled, follows
 from agentpref.models.base import load_base
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = Path(team_runs.__file__)
 RUNS = ("pairs", "uneven", "mixed", "groups", "resumed", "budgeted", "on live", "many passes")
 

@@ -19,10 +19,13 @@ from agentpref.record.store import Store
 from benchmarks.train import arithmetic, gate, jobs, nights, nights_trl, ours, runs, shapes, speed
 
 # TRL 1.16 and peft 0.21 ask transformers 5 by old names; not ours to change.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:`gradient_checkpointing.*` is deprecated:FutureWarning",
-    "ignore:`use_cache=True` is incompatible:UserWarning",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings(
+        "ignore:`gradient_checkpointing.*` is deprecated:FutureWarning",
+        "ignore:`use_cache=True` is incompatible:UserWarning",
+    ),
+]
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,8 @@ from agentpref.record.database import connect
 from agentpref.record.ingest.redaction import redact
 from agentpref.record.integrity import examine
 
+pytestmark = pytest.mark.slow
+
 ASKED = [{"role": "user", "content": "The sky?"}]
 BLUE, RED = ({"role": "assistant", "content": text} for text in ("Blue.", "Red."))
 CALLED = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}

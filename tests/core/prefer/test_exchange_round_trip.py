@@ -20,6 +20,8 @@ from agentpref.record.messages import canonical, prompt_of
 from agentpref.record.store import Store
 from agentpref.types import Completion, Example
 
+pytestmark = pytest.mark.slow
+
 Strategy: TypeAlias = st.SearchStrategy[Any]
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 VOCABULARY = 151_936  # Qwen's; 32 probes of 64 tokens make 1.2 GB of logits in float32
 
 EVALUATION = """

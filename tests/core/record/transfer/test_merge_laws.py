@@ -25,6 +25,8 @@ from agentpref.record.transfer.merge import merge
 from agentpref.types import Comparison, Feedback, Run
 from tests.core.record.rows import add
 
+pytestmark = pytest.mark.slow
+
 Said = Run | Feedback | Comparison
 Log = list[Said]
 Forgotten = Mapping[str, float]

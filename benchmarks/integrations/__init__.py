@@ -1,0 +1,1 @@
+"""What the integrations cost the apps that they are plugged into."""
