@@ -48,7 +48,7 @@ def require_thumb(score: float) -> None:
         raise InvalidFeedback(
             f"score is {score:g}, but a thumb is 0 or 1, -1 or 1, or a bool; give other scores "
             "under a key of their own, and declare its scale once: log.declare('stars', low=1, "
-            "high=5)"
+            "high=5), or `agentpref keys declare stars --low 1 --high 5`"
         )
 
 

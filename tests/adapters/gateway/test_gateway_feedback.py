@@ -289,3 +289,58 @@ def test_an_observations_score_with_an_unknown_observation_judges_its_trace(ask,
             "metadata": {"source": "web"}}  # fmt: skip
     post("/api/public/scores", body)
     assert [(one.run_id, one.source) for one in said()] == [(run, "human")]
+
+
+@pytest.mark.parametrize("value", ["down", "true", "", [1], {"a": 1}])
+def test_a_thumb_that_is_no_thumb_is_refused_and_the_one_before_still_counts(
+    ask, post, said, value
+):
+    run = ask()
+    post("/feedback", {"inference_id": run, "metric_name": "thumbs", "value": True})
+    wrong = {"inference_id": run, "metric_name": "thumbs", "value": value}
+    assert "true or false" in post("/feedback", wrong, status=400)["error"]["message"]
+    score = {"traceId": run, "name": "user-feedback", "value": value, "dataType": "CATEGORICAL"}
+    assert "true or false" in post("/api/public/scores", score, status=400)["error"]["message"]
+    assert [one.score for one in said()] == [1.0]
+
+
+@pytest.mark.parametrize("moves_to", ["another run", "another name"])
+def test_a_score_that_moves_takes_its_old_thumb_along(ask, post, url, said, moves_to):
+    first, second = ask(), ask()
+    score = {"id": "s/2", "traceId": first, "name": "user-feedback", "value": 1}
+    post("/api/public/scores", score)
+    moved = {"traceId": second} if moves_to == "another run" else {"name": "quality"}
+    post("/api/public/scores", {**score, **moved, "value": 0})
+    up, back, down = said()
+    assert (up.run_id, back.run_id, back.value) == (first, first, {"key": "thumbs"})
+    assert (down.run_id, down.key) == (moved.get("traceId", first), moved.get("name", "thumbs"))
+    assert httpx.delete(f"{url}/api/public/scores/s/2").status_code == 204
+    *_, last = said()
+    assert (last.run_id, last.value) == (down.run_id, {"key": down.key})
+    assert httpx.delete(f"{url}/api/public/scores/s/2").status_code == 404
+
+
+def test_a_thumb_on_an_answer_that_is_being_written_is_told_to_wait(url, upstream, post):
+    body = {"messages": [{"role": "user", "content": "slow one"}], "stream": True}
+    with httpx.stream("POST", f"{url}/v1/chat/completions", json=body) as answer:
+        thumb = {"inference_id": answer.headers["x-agentpref-run-id"], "metric_name": "thumbs",
+                 "value": True}  # fmt: skip
+        early = httpx.post(f"{url}/feedback", json=thumb)
+        assert (early.status_code, early.headers["retry-after"]) == (409, "1")
+        assert early.json()["error"]["code"] == "answer_not_ended"
+        upstream.go_on.set()
+        answer.read()
+    assert post("/feedback", thumb)["feedback_id"]
+
+
+def test_scores_of_a_list_are_counted_as_they_were_taken(ask, url, post):
+    run = ask()
+    good = {"traceId": run, "name": "user-feedback", "value": 1}
+    found = post("/api/public/scores", [good, {**good, "value": "up"}, 3], status=207)
+    assert (found["accepted"], found["rejected"]) == (1, 2)
+    assert 'agentpref_judgements_total{kind="score"} 1.0' in httpx.get(f"{url}/metrics").text
+
+
+def test_a_name_without_end_is_refused(ask, post):
+    wrong = {"inference_id": ask(), "metric_name": "x" * 201, "value": 1}
+    assert "200 characters at most" in post("/feedback", wrong, status=400)["error"]["message"]

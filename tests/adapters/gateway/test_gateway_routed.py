@@ -157,3 +157,24 @@ def test_the_models_are_the_base_and_what_is_live(client, registry, url):
     (model,) = client.models.list().data
     assert (model.id, model.model_extra["revision"]) == ("own", registry.list()[0].revision_id)
     assert httpx.get(f"{url}/health").json()["status"] == "ok"
+
+
+def test_with_tools_text_is_streamed_as_it_comes_and_says_what_a_whole_answer_says(client):
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    whole = ask(client, tools=[tool]).choices[0].message
+    pieces = [p.choices[0].delta for p in ask(client, tools=[tool], stream=True)]
+    texts = [delta.content for delta in pieces if delta.content]
+    assert "".join(texts) == (whole.content or "")
+    assert len(texts) > 1
+
+
+def test_a_call_that_is_enforced_is_streamed_as_a_call(client):
+    schema = {"type": "object", "properties": {"n": {"type": "boolean"}}, "required": ["n"]}
+    tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    about = {"tools": [tool], "tool_choice": "required", "max_tokens": 60}
+    whole = ask(client, **about).choices[0].message.tool_calls
+    deltas = [p.choices[0].delta for p in ask(client, **about, stream=True)]
+    streamed = [call for delta in deltas for call in delta.tool_calls or ()]
+    assert [(c.id, c.function.name, c.function.arguments) for c in streamed] == [
+        (c.id, c.function.name, c.function.arguments) for c in whole or ()
+    ]
