@@ -157,13 +157,17 @@ def _listening(host: str, port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family)
+        found = socket.create_server((host, port), family=family)
     except OSError as error:
         why = (error.strerror or str(error)).lower()
         raise ConfigError(
             f"cannot listen at {host}, port {port}: {why}; name another --port (0 takes a free "
             "one), or another --host"
         ) from error
+    # Its connections inherit this; asyncio leaves it out of a socket that others made, and then
+    # every answer waits 40 ms for the client's acknowledgement.
+    found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return found
 
 
 def _server(gate: Gateway, app: Any, *, proxies: Sequence[str]) -> Any:
