@@ -20,10 +20,10 @@ from agentpref.prefer.examples import read_examples
 from agentpref.record.database import connect
 from agentpref.record.store import Store
 from agentpref.testing import FakeBackend
+from agentpref_adapters._chats import NOT_KEPT
 from agentpref_adapters.gradio import (
     CORRECTED,
     NOT_AN_ANSWER,
-    NOT_KEPT,
     ChatFeedback,
     chat_interface,
 )
