@@ -48,7 +48,7 @@ class Reader:
 
     def wait(self, answers: int) -> None:
         self.button("Like").nth(answers - 1).wait_for()
-        self.page.wait_for_function("!document.querySelector('.pending, .generating')")
+        self.page.wait_for_function("!document.querySelector('.pending, .generating, .stop-button')")
 
     @property
     def box(self) -> Locator:
