@@ -48,7 +48,8 @@ class Reader:
 
     def wait(self, answers: int) -> None:
         self.button("Like").nth(answers - 1).wait_for()
-        self.page.wait_for_function("!document.querySelector('.pending, .generating, .stop-button')")
+        writing = ".pending, .generating, [data-testid=stop-button]"
+        self.page.wait_for_function("what => !document.querySelector(what)", arg=writing)
 
     @property
     def box(self) -> Locator:
