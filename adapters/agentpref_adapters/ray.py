@@ -205,6 +205,8 @@ def _run(
             outcome: dict[str, Any] = done.result().return_value
             return outcome
         except (RayError, TrainingFailedError) as error:
+            if interrupts.asked:
+                raise KeyboardInterrupt from error  # the signal may have reached Ray's processes
             raise _failed(error) from error
         finally:
             ray.kill(line)

@@ -187,9 +187,10 @@ def test_a_ray_that_is_started_here_sends_no_statistics_and_ends_with_the_update
 ) -> None:
     monkeypatch.delenv("RAY_USAGE_STATS_ENABLED")
     home, started = Home.create(tmp_path / "home").path, []
+    before = {*psutil.Process().children(recursive=True)}  # the cluster of the other tests
 
     def look(stage: str, done: int, total: int) -> None:
-        started.extend(psutil.Process().children(recursive=True))
+        started.extend({*psutil.Process().children(recursive=True)} - before)
         assert {p.environ()["RAY_USAGE_STATS_ENABLED"] for p in started if "gcs" in p.name()} == {
             "0"
         }
