@@ -49,7 +49,8 @@ def test_nights_of_each_kind_are_listed_and_every_id_can_be_asked_for(
     assert (ours["verdict"], ours["examples"], ours["accuracy"]) == ("nothing new × 2", "0", "-")
     assert (promoted["verdict"], promoted["id"]) == ("promoted", first["revision"][:10])
     assert [row["serves"] for row in (shop, ours, promoted)] == ["-", "-", "live"]
-    assert int(promoted["examples"]) == first["counts"]["trained"]
+    counts = first["counts"]
+    assert int(promoted["examples"]) == counts["trained"] + counts["trained_thumbs"]
     before, after = map(float, promoted["accuracy"].split(" -> "))
     assert 0 <= before < after <= 1
     assert "namespace" not in lines(run, "--namespace", "default")[0]
