@@ -35,13 +35,14 @@ GONE = "no longer known"
 """What an example counts under whose prompt was judged anew, or forgotten, since; or that a version
 used which kept no list of examples."""
 
-_ROLES = {"new": "trained", "held_out": "held_out"}
+_FATES = {"new": "trained", "held_out": "held_out", "set_aside": "set_aside", "known": "known"}
+"""What became of a new example, by its role in the ledger."""
 
 
 def overview(connection: sqlite3.Connection, home: Home, entry: Entry) -> dict[str, Any]:
     """Gather everything beside the report of one update.
 
-    ``learned_from`` is ``None`` for an update that tried nothing. ``history`` has the updates of
+    ``learned_from`` is ``None`` for an update that looked at nothing new. ``history`` has the updates of
     the namespace that trained a candidate, the oldest first.
     """
     registry = Registry(home, namespace=entry.namespace)
@@ -63,13 +64,18 @@ def overview(connection: sqlite3.Connection, home: Home, entry: Entry) -> dict[s
 
 
 def learned_from(connection: sqlite3.Connection, entry: Entry) -> dict[str, Any]:
-    """Count the new examples of an update, trained and held out, in four ways.
+    """Count the new examples that an update tried, in four ways.
 
     By ``source`` (who judged; of several, all of them), ``origin`` (what was said), ``tag``, and
-    ``date`` (local, of the judgement). Each is a list of ``name``, ``trained`` and ``held_out``.
+    ``date`` (local, of the judgement). Each is a list of ``name``, ``trained``, ``held_out``,
+    ``set_aside`` (what it was refused with, or went on without) and ``known`` (what served was
+    right about them already).
     """
-    query = "SELECT pair_id, role FROM update_pair WHERE update_id = ? AND role IN (?, ?)"
-    uses: dict[str, str] = dict(connection.execute(query, (entry.update_id, *_ROLES)).fetchall())
+    query = """SELECT pair_id, role FROM update_pair
+        WHERE update_id = ? AND role IN (SELECT value FROM json_each(?))"""
+    uses: dict[str, str] = dict(
+        connection.execute(query, (entry.update_id, as_json([*_FATES]))).fetchall()
+    )
     ids = (as_json([*uses]),)
     some = "IN (SELECT value FROM json_each(?))"
     query = f"SELECT example_id, tag, origin, created_at FROM example WHERE example_id {some}"
@@ -85,19 +91,19 @@ def learned_from(connection: sqlite3.Connection, entry: Entry) -> dict[str, Any]
         source = " and ".join(sorted(judged.get(example_id, ()))) or GONE
         cells = {"source": source, "origin": origin, "tag": tag, "date": _day(created_at)}
         for name, cell in cells.items():
-            counts[name][cell, _ROLES[role]] += 1
+            counts[name][cell, _FATES[role]] += 1
     return {name: _table(found, by_name=name == "date") for name, found in counts.items()}
 
 
 def _table(counts: Counter[tuple[str, str]], *, by_name: bool) -> list[dict[str, Any]]:
     """Rows of a count, the largest first, or by name."""
     rows = [
-        {"name": name, **{role: counts[name, role] for role in _ROLES.values()}}
+        {"name": name, **{fate: counts[name, fate] for fate in _FATES.values()}}
         for name in {name for name, _ in counts}
     ]
     if by_name:
         return sorted(rows, key=lambda row: row["name"])
-    return sorted(rows, key=lambda row: (-row["trained"] - row["held_out"], row["name"]))
+    return sorted(rows, key=lambda row: (-sum(row[f] for f in _FATES.values()), row["name"]))
 
 
 def _day(at: float | None) -> str:

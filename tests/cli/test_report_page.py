@@ -185,10 +185,37 @@ def test_a_home_of_refused_updates_only(run, filled, page, random_base) -> None:
     assert "Why: refused" in found.text
     assert "checks did not pass." in found.text
     assert "Where it comes from" in found.text
+    assert "What it tried It learned nothing of it, and set it aside" in found.text
+    assert "Nothing:" not in found.text
+    assert "tried and set aside, by source: human 45" in run("report").out
     assert found.elements.count("svg") == 2, "bars and KL: there is no revision to compare"
     out = run("report", "--since", "1d", "--markdown").out
     assert out.startswith("1 refused since yesterday\n")
     assert "- **KL budget**: " in out
+
+
+@pytest.mark.parametrize(
+    ("rows", "verdict", "heading", "sentence", "columns"),
+    [
+        (None, "nothing_new", "What it learned from", "Nothing: no new feedback to learn", []),
+        ([], "nothing_usable", "What it learned from", "Nothing: none of the new feedback", []),
+        ([{"known": 3}], "nothing_to_gain", "What it tried", "What serves is right", ["known"]),
+        ([{"set_aside": 3}], "refused", "What it tried", "It learned nothing", ["set_aside"]),
+        ([{"trained": 3}, {"set_aside": 1}], "promoted", "What it learned from", "",
+         ["trained", "set_aside"]),
+    ],
+)  # fmt: skip
+def test_a_page_says_what_became_of_the_new_feedback(
+    rows, verdict, heading, sentence, columns
+) -> None:
+    from agentpref_cli.page import tried
+
+    nothing = dict.fromkeys(("trained", "held_out", "set_aside", "known"), 0)
+    found = None if rows is None else {"source": [nothing | row for row in rows]}
+    told = tried(found, verdict)
+    assert (told["heading"], [*told["columns"]]) == (heading, columns)
+    assert told["sentence"].startswith(sentence)
+    assert bool(told["sentence"]) is bool(sentence)
 
 
 def test_a_home_without_updates_has_no_page_and_an_empty_mail(run, home, tmp_path) -> None:

@@ -87,6 +87,30 @@ def test_examples_whose_judgements_were_removed_are_counted_as_gone(home, three_
     assert told(home, first.update_id)["learned_from"]["source"][0]["name"] == "human"
 
 
+def test_what_a_refused_update_tried_is_counted_as_set_aside(home, three_nights) -> None:
+    """The page said "Nothing: it tried no new feedback" beside 62 trained pairs."""
+    third = three_nights[3]
+    found = told(home, third.update_id)["learned_from"]
+    for rows in found.values():
+        assert sum(row["set_aside"] for row in rows) == 40
+        assert not any(row["trained"] or row["held_out"] or row["known"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("role", "fate"),
+    [("new", "trained"), ("held_out", "held_out"), ("set_aside", "set_aside"), ("known", "known")],
+)
+def test_every_use_of_a_new_example_is_counted_under_its_name(home, three_nights, role, fate):
+    first = three_nights[1]
+    with closing(connect(Home.open(home))) as connection:
+        connection.execute(
+            "UPDATE update_pair SET role = ? WHERE update_id = ?", (role, first.update_id)
+        )
+        rows = overview.learned_from(connection, find(connection, first.update_id))["source"]
+    (row,) = rows
+    assert {name for name in ("trained", "held_out", "set_aside", "known") if row[name]} == {fate}
+
+
 def test_the_history_has_every_update_that_trained_with_its_distance(home, three_nights) -> None:
     _, first, second, third = three_nights
     found = told(home, third.update_id)["history"]

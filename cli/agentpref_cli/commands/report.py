@@ -17,6 +17,13 @@ from agentpref_cli.terminal import BOLD, GOOD, moment, print_result, say, table
 if TYPE_CHECKING:
     from agentpref.record.journal import Entry
 
+TRIED = {
+    "learned from": ("trained", "held_out"),
+    "tried and set aside": ("set_aside",),
+    "right about already": ("known",),
+}
+"""What became of the new feedback that an update tried, in words, by the counts that say so."""
+
 _STANDARD = Path("-")
 _TO_THE_DAY = 10
 
@@ -172,11 +179,13 @@ def _show(value: Mapping[str, Any], told: Mapping[str, Any]) -> None:
 
 def _beside(found: Mapping[str, Any]) -> Iterator[str]:
     """What was learned from which feedback, where the revision comes from, what to label next."""
-    if found["learned_from"] is not None:
-        for by in ("source", "origin", "date"):
-            if rows := found["learned_from"][by]:
-                counts = (f"{row['name']} {row['trained'] + row['held_out']}" for row in rows[:6])
-                yield f"learned from, by {by}: {', '.join(counts)}"
+    for by in ("source", "origin", "date"):
+        for words, fates in TRIED.items():
+            rows = (found["learned_from"] or {}).get(by, ())
+            counts = [(row["name"], sum(row[fate] for fate in fates)) for row in rows]
+            told = ", ".join(f"{name} {count}" for name, count in [c for c in counts if c[1]][:6])
+            if told:
+                yield f"{words}, by {by}: {told}"
     line = [_named(one) for one in found["lineage"]]
     if len(line) > 1:
         yield f"line: {' -> '.join(line)}"
