@@ -47,6 +47,7 @@ class Proof:
     result: GateResult
     new: Scores
     accuracy: dict[str, dict[str, float]]
+    retained: dict[str, dict[str, float]]
     evaluated_thumbs: int
     behaviour: dict[str, Any] = field(default_factory=dict)
     shown: tuple[tuple[str, str, str], ...] = ()
@@ -303,6 +304,7 @@ class Bench:
             result,
             new,
             new.joined(old).by_tag(),
+            old.by_tag(),
             new.counted_thumbs(),
             behaviour.told(evidence),
             evidence.shown,
@@ -320,6 +322,7 @@ class Bench:
             **found,
             "verdict": result.verdict,
             "accuracy": tried.proof.accuracy,
+            "retained": tried.proof.retained,
             "behaviour": tried.proof.behaviour,
             "training": {
                 **asdict(tried.training),

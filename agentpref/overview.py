@@ -54,7 +54,7 @@ def overview(connection: sqlite3.Connection, home: Home, entry: Entry) -> dict[s
         "learned_from": learned_from(connection, entry) if entry.in_ledger else None,
         "history": found[-NEWEST:],
         "earlier": max(0, len(found) - NEWEST),
-        "forgetting": forgetting(found),
+        "forgetting": forgetting(found, state.live),
         "lineage": lineage(published, found, entry, serves),
         "label_next": label_next(connection, entry),
         "unread": _unread(connection, entry.namespace),
@@ -120,8 +120,11 @@ def history(
 ) -> list[dict[str, Any]]:
     """The updates that trained a candidate, the oldest first, with what was measured of it.
 
-    ``accuracy`` maps each tag that was evaluated to ``pairs``, ``before`` and ``after``; ``kl`` and
-    ``kl_budget`` are in nats per token, and ``None`` where nothing was measured.
+    ``accuracy`` maps each tag that was evaluated to ``pairs``, ``before`` and ``after``, and
+    ``retained`` each one of which live had learned some (of versions that did not tell these apart,
+    all). ``turned`` names the tags in which people changed their minds, so that what they had said
+    before no longer counts. ``kl`` and ``kl_budget`` are in nats per token, and ``None`` where
+    nothing was measured.
     """
     found = []
     for entry in sorted(entries, key=lambda entry: (entry.created_at, entry.update_id)):
@@ -139,6 +142,8 @@ def history(
                 "parent": report.get("parent"),
                 "serves": (serves or {}).get(entry.revision or ""),
                 "accuracy": report["accuracy"],
+                "retained": report.get("retained", report["accuracy"]),
+                "turned": [one["tag"] for one in report.get("changed", ()) if one.get("aged_out")],
                 "kl": distance.get("value"),
                 "kl_budget": distance.get("bound"),
             }
@@ -146,26 +151,38 @@ def history(
     return found
 
 
-def forgetting(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What was lost of each tag since the revision that was best at it, the most first.
+def forgetting(found: Sequence[Mapping[str, Any]], live: str | None) -> list[dict[str, Any]]:
+    """What was lost of each tag since the revision of live's line that was best at it.
 
-    Only revisions that were made live count, and tags that two of them were evaluated on, on 20
-    held-out pairs or more each.
+    Only like is compared with like: each update of the line measured live and its candidate on the
+    same examples, those that live had learned, and these changes are added up. So neither people
+    who changed their minds nor another topic under the same tag look like forgetting. Changes on
+    fewer than 20 held-out pairs do not count. The most is first.
     """
-    shown = [row for row in found if row["verdict"] == "promoted"]
+    levels: dict[str, list[tuple[float, str]]] = {}
+    last: dict[str, float] = {}
+    for row in _line(found, live):
+        for tag, one in row["retained"].items():
+            if one["pairs"] >= _FEWEST:
+                own = levels.setdefault(tag, [(0.0, row["parent"] or BASE)])
+                own.append((own[-1][0] + one["after"] - one["before"], row["revision"]))
+                last[tag] = row["accuracy"][tag]["after"]
     rows = []
-    for tag in {tag for row in shown for tag in row["accuracy"]}:
-        after = [
-            (r["accuracy"][tag]["after"], r["revision"])
-            for r in shown
-            if r["accuracy"].get(tag, {}).get("pairs", 0) >= _FEWEST
-        ]
-        if len(after) > 1:
-            best, revision = max(after[:-1], key=lambda pair: pair[0])
-            last = after[-1][0]
-            row = {"tag": tag, "best": best, "best_revision": revision, "last": last}
-            rows.append(row | {"lost": max(0.0, best - last)})
+    for tag, own in levels.items():
+        best, revision = max(own, key=lambda level: level[0])
+        lost = round(best - own[-1][0], 6)  # what is left is the rounding of the sum
+        rows.append({"tag": tag, "lost": lost, "best_revision": revision, "last": last[tag]})
     return sorted(rows, key=lambda row: (-row["lost"], row["tag"]))
+
+
+def _line(found: Sequence[Mapping[str, Any]], live: str | None) -> list[Mapping[str, Any]]:
+    """The updates that made live and its ancestors, the oldest first."""
+    made = {row["revision"]: row for row in found if row["revision"]}
+    line: list[Mapping[str, Any]] = []
+    while live is not None and live in made:
+        line.append(made.pop(live))
+        live = line[-1]["parent"]
+    return line[::-1]
 
 
 def lineage(

@@ -270,6 +270,23 @@ def test_the_terminal_tells_what_it_learned_from_the_line_and_all_revisions(run,
     assert [row["revision"][:10] for row in value["history"]] == ["rev-000001", "rev-000002"]
 
 
+def test_losses_and_changes_of_mind_are_told_apart() -> None:
+    from agentpref_cli.commands.report import changes
+
+    rows = [
+        {"tag": "care", "lost": 0.1, "best_revision": "rev-000002-abc", "last": 0.8},
+        {"tag": "style", "lost": 0.0, "best_revision": "rev-000003-abc", "last": 1.0},
+    ]
+    history = [
+        {"revision": "rev-000003-abc", "turned": ["music"]},
+        {"revision": None, "turned": ["bots"]},
+    ]
+    assert [*changes({"forgetting": rows, "history": history})] == [
+        "care: 0.10 lost since rev-000002, on the same pairs; 0.80 now",
+        "music: people changed their minds; judged by what they say now from rev-000003 on",
+    ]
+
+
 def test_options_that_would_have_no_effect_are_refused(run, served, tmp_path) -> None:
     for arguments in (
         ("--since", "1d", "--html", tmp_path / "page.html"),

@@ -229,10 +229,22 @@ def _show_history(found: Mapping[str, Any]) -> None:
         for name, row in zip(names, shown, strict=True)
     ]
     table(("revision", "serves", *tags, "KL"), rows)
+    for line in changes(found):
+        say(line)
+
+
+def changes(found: Mapping[str, Any]) -> Iterator[str]:
+    """What was lost since a revision that was better, and where people changed their minds."""
     for row in found["forgetting"]:
         if row["lost"] > 0:
-            name = row["best_revision"].rpartition("-")[0]
-            say(f"{row['tag']}: {row['last']:.2f} now, {row['best']:.2f} after {name}")
+            name = row["best_revision"].rpartition("-")[0] or row["best_revision"]
+            lost = f"{row['lost']:.2f} lost since {name}, on the same pairs"
+            yield f"{row['tag']}: {lost}; {row['last']:.2f} now"
+    for row in found["history"]:
+        if row["revision"]:
+            name = row["revision"].rpartition("-")[0]
+            for tag in row["turned"]:
+                yield f"{tag}: people changed their minds; judged by what they say now from {name} on"
 
 
 # As a page, and of some time

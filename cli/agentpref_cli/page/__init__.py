@@ -13,6 +13,7 @@ from typing import Any
 from agentpref.columns import text_of
 from agentpref.errors import MissingDependency
 from agentpref.printable import escaped
+from agentpref_cli.commands.report import changes
 from agentpref_cli.commands.update import VERDICTS, account, headline, identity
 from agentpref_cli.terminal import moment
 
@@ -62,6 +63,7 @@ def render(value: Mapping[str, Any], serving: str) -> str:
         tried=tried(beside["learned_from"], trained["verdict"]),
         bars=bars,
         answers=_answers(trained),
+        changes=[*changes(beside)],
         revisions=[row for row in beside["history"] if row["revision"]],
         charts={
             "bars": charts.bars(bars),
