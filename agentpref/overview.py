@@ -10,20 +10,19 @@ All of it is read from the home. Counts of examples are those of the list that t
 
 from __future__ import annotations
 
-import math
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from agentpref.config import GateSettings
 from agentpref.home import Home
+from agentpref.labelling import label_next
 from agentpref.record.journal import Entry, listed
 from agentpref.record.messages import as_json
 from agentpref.serve.backend import Revision
 from agentpref.serve.registry import Registry
-from agentpref.types import BASE, HELD_OUT
+from agentpref.types import BASE
 
 NEWEST = 24
 """How many of the newest updates the history has: so many columns can be read on a page."""
@@ -56,7 +55,7 @@ def overview(connection: sqlite3.Connection, home: Home, entry: Entry) -> dict[s
         "earlier": max(0, len(found) - NEWEST),
         "forgetting": forgetting(found, state.live),
         "lineage": lineage(published, found, entry, serves),
-        "label_next": label_next(connection, entry),
+        "label_next": label_next(connection, entry, state.live),
         "unread": _unread(connection, entry.namespace),
         "live": state.live or BASE,
         "canary": state.canary,
@@ -219,30 +218,6 @@ def standing(revision: Revision) -> str | None:
         "pruned": revision.pruned_at,
     }
     return next((word for word, at in reasons.items() if at is not None), None)
-
-
-def label_next(connection: sqlite3.Connection, entry: Entry) -> list[dict[str, Any]]:
-    """The tags of a namespace, those with the fewest held-out prompts first.
-
-    The gate judges a stratum of its own from ``wanted`` held-out prompts (``gate.min_stratum``); of
-    new prompts a fixed share is held out, so about ``more`` are to be judged.
-    """
-    config = entry.report.get("config", {})
-    wanted = int(config.get("gate", {}).get("min_stratum", GateSettings().min_stratum))
-    share = float(config.get("held_out", HELD_OUT))
-    query = """SELECT tag, count(*) FILTER (WHERE point >= ?1),
-        count(DISTINCT point) FILTER (WHERE point < ?1) AS held_out
-        FROM example WHERE namespace = ?2 GROUP BY tag ORDER BY held_out, tag"""
-    return [
-        {
-            "tag": tag,
-            "trained": trained,
-            "held_out_prompts": held_out,
-            "wanted": wanted,
-            "more": max(0, math.ceil((wanted - held_out) / share)),
-        }
-        for tag, trained, held_out in connection.execute(query, (share, entry.namespace))
-    ]
 
 
 def _unread(connection: sqlite3.Connection, namespace: str) -> int:

@@ -263,7 +263,8 @@ def test_the_terminal_tells_what_it_learned_from_the_line_and_all_revisions(run,
     out = run("report").out
     assert "learned from, by source: human 30" in out
     assert "line: base -> rev-000001 (" in out
-    assert "label next: the gate judges a tag by itself from 50 held-out prompts; " in out
+    assert "label next: the fewer held-out prompts a tag has, " in out
+    assert re.search(r"untagged has \d+ \(0\.\d\d; about \d+ more judged prompts halve it\)", out)
     rows = [line.split("\t") for line in out.splitlines() if line.startswith("rev-")]
     assert [row[0] for row in rows] == ["rev-000001", "rev-000002"]
     value = run("report", "--json").json["overview"]

@@ -142,15 +142,6 @@ def test_the_line_goes_from_the_base_to_the_revision_and_says_what_serves(home, 
     assert [one["serves"] for one in line] == ["live", "canary"]
 
 
-def test_tags_with_the_least_evidence_are_to_be_labelled_next(home, three_nights) -> None:
-    thumbed, untagged = told(home, three_nights[3].update_id)["label_next"]
-    assert (thumbed["tag"], untagged["tag"]) == ("thumbed", "untagged")
-    assert thumbed["held_out_prompts"] < untagged["held_out_prompts"]
-    assert thumbed["trained"] + thumbed["held_out_prompts"] == 12
-    # 0.4 of the prompts are held out, and a tag is judged by itself from 50 on.
-    assert thumbed["more"] == -(-(50 - thumbed["held_out_prompts"]) * 10 // 4)
-
-
 def test_judgements_that_no_update_has_read_are_counted(home, three_nights) -> None:
     assert told(home, three_nights[1].update_id)["unread"] == 0
     teach(home, range(900, 903))

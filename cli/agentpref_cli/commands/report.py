@@ -189,17 +189,22 @@ def _beside(found: Mapping[str, Any]) -> Iterator[str]:
     line = [_named(one) for one in found["lineage"]]
     if len(line) > 1:
         yield f"line: {' -> '.join(line)}"
-    few = [row for row in found["label_next"] if row["more"]][:3]
+    few = [row for row in found["label_next"] if not row["one_kind"]][:3]
     if few:
-        lacking = ", ".join(
-            f"{row['tag']} has {row['held_out_prompts']}, about {row['more']} more" for row in few
-        )
         yield (
-            f"label next: the gate judges a tag by itself from {few[0]['wanted']} held-out "
-            f"prompts; {lacking}"
+            "label next: the fewer held-out prompts a tag has, the larger a loss in it can be before "
+            f"the gate is sure to refuse; {'; '.join(map(_evidence, few))}"
         )
     if found["unread"]:
         yield f"{found['unread']:,} judgements came in since; the next update reads them"
+
+
+def _evidence(row: Mapping[str, Any]) -> str:
+    """How large a loss in a tag has to be, and what would halve that."""
+    if row["unseen_loss"] is None:
+        return f"{row['tag']} has {row['held_out_prompts']} (any loss)"
+    more = f"about {row['more']:,} more judged prompts halve it"
+    return f"{row['tag']} has {row['held_out_prompts']} ({row['unseen_loss']:.2f}; {more})"
 
 
 def _named(one: Mapping[str, Any]) -> str:
