@@ -59,9 +59,8 @@ def label_next(
         loss = retention_margin(prompts, judged + (judged > 1), gate) if prompts else 1.0
         row["unseen_loss"] = loss if loss < 1 else None
         row["more"] = math.ceil(3 * max(1, prompts) / share)  # it falls as the root of the prompts
-    return sorted(
-        rows, key=lambda row: (bool(row["one_kind"]), row["held_out_prompts"], row["tag"])
-    )
+    rows.sort(key=lambda row: (row["held_out_prompts"], row["tag"]))
+    return sorted(rows, key=lambda row: bool(row["one_kind"]))
 
 
 def _tags(

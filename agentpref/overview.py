@@ -41,8 +41,8 @@ _FATES = {"new": "trained", "held_out": "held_out", "set_aside": "set_aside", "k
 def overview(connection: sqlite3.Connection, home: Home, entry: Entry) -> dict[str, Any]:
     """Gather everything beside the report of one update.
 
-    ``learned_from`` is ``None`` for an update that looked at nothing new. ``history`` has the updates of
-    the namespace that trained a candidate, the oldest first.
+    ``learned_from`` is ``None`` for an update that looked at nothing new. ``history`` has the
+    updates of the namespace that trained a candidate, the oldest first.
     """
     registry = Registry(home, namespace=entry.namespace)
     published = {revision.revision_id: revision for revision in registry.list()}

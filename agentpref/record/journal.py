@@ -2,9 +2,9 @@
 
 The ledger (:mod:`agentpref.record.updates`) has the updates that trained a candidate, or tried to,
 with what each pair was used for. The journal has the others: nothing new or usable, busy, failed,
-interrupted or still running. A row is written when an update begins. It goes when the ledger has the update, in
-the same transaction, and is completed when the update ends in another way. So the row of a process
-that was killed is still open, and the next update closes it.
+interrupted or still running. A row is written when an update begins. It goes when the ledger has
+the update, in the same transaction, and is completed when the update ends in another way. So the
+row of a process that was killed is still open, and the next update closes it.
 
 A command that runs every minute must not fill the home: an update that ends just as another one did
 since the last one in the ledger takes over its row and its id, and counts.

@@ -284,7 +284,7 @@ def test_losses_and_changes_of_mind_are_told_apart() -> None:
     ]
     assert [*changes({"forgetting": rows, "history": history})] == [
         "care: 0.10 lost since rev-000002, on the same pairs; 0.80 now",
-        "music: people changed their minds; judged by what they say now from rev-000003 on",
+        "music: people changed their minds; from rev-000003 on, what they say now counts",
     ]
 
 

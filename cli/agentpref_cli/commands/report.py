@@ -192,8 +192,8 @@ def _beside(found: Mapping[str, Any]) -> Iterator[str]:
     few = [row for row in found["label_next"] if not row["one_kind"]][:3]
     if few:
         yield (
-            "label next: the fewer held-out prompts a tag has, the larger a loss in it can be before "
-            f"the gate is sure to refuse; {'; '.join(map(_evidence, few))}"
+            "label next: the fewer held-out prompts a tag has, the larger a loss in it can be "
+            f"before the gate is sure to refuse; {'; '.join(map(_evidence, few))}"
         )
     if found["unread"]:
         yield f"{found['unread']:,} judgements came in since; the next update reads them"
@@ -249,7 +249,7 @@ def changes(found: Mapping[str, Any]) -> Iterator[str]:
         if row["revision"]:
             name = row["revision"].rpartition("-")[0]
             for tag in row["turned"]:
-                yield f"{tag}: people changed their minds; judged by what they say now from {name} on"
+                yield f"{tag}: people changed their minds; from {name} on, what they say now counts"
 
 
 # As a page, and of some time
