@@ -274,6 +274,7 @@ class Bench:
         """Evaluate the candidate, and decide on it; other attempts count as looks."""
         from agentpref.learn.trainer import Limits
         from agentpref.prove import behaviour, crossfit, evaluate
+        from agentpref.prove.gain import without_gain
 
         learner, config = self.learner, self.config
         kl = evaluate.kl_from_base(learner, rows.held_out or rows.new, seed=config.seed)
@@ -308,7 +309,11 @@ class Bench:
             new.counted_thumbs(),
             behaviour.told(evidence),
             evidence.shown,
-            (*new.notes(), *evidence.notes),
+            (
+                *new.notes(),
+                *(without_gain(new.by_tag()) if result.verdict == "passed" else ()),
+                *evidence.notes,
+            ),
         )
 
     def told(self, tried: Tried) -> dict[str, Any]:

@@ -110,7 +110,8 @@ def update(
         name the command that makes it live. ``insufficient`` publishes a revision too.
         ``nothing_new`` means that nothing to learn from came in since the last update,
         ``nothing_usable`` that none of what came in can be trained, and ``nothing_to_gain`` that
-        what serves is right about it, which then counts as learned. The home keeps the report, and an entry for an update that raises: ``agentpref updates`` lists all.
+        what serves is right about it, which then counts as learned. The home keeps the report, and
+        an entry for an update that raises: ``agentpref updates`` lists all.
 
     Raises:
         ConfigError: ``canary`` is out of range, or given beside ``promote=False``.
