@@ -47,6 +47,7 @@ class Proof:
     result: GateResult
     new: Scores
     accuracy: dict[str, dict[str, float]]
+    retained: dict[str, dict[str, float]]
     evaluated_thumbs: int
     behaviour: dict[str, Any] = field(default_factory=dict)
     shown: tuple[tuple[str, str, str], ...] = ()
@@ -273,6 +274,7 @@ class Bench:
         """Evaluate the candidate, and decide on it; other attempts count as looks."""
         from agentpref.learn.trainer import Limits
         from agentpref.prove import behaviour, crossfit, evaluate
+        from agentpref.prove.gain import without_gain
 
         learner, config = self.learner, self.config
         kl = evaluate.kl_from_base(learner, rows.held_out or rows.new, seed=config.seed)
@@ -303,10 +305,15 @@ class Bench:
             result,
             new,
             new.joined(old).by_tag(),
+            old.by_tag(),
             new.counted_thumbs(),
             behaviour.told(evidence),
             evidence.shown,
-            (*new.notes(), *evidence.notes),
+            (
+                *new.notes(),
+                *(without_gain(new.by_tag()) if result.verdict == "passed" else ()),
+                *evidence.notes,
+            ),
         )
 
     def told(self, tried: Tried) -> dict[str, Any]:
@@ -320,6 +327,7 @@ class Bench:
             **found,
             "verdict": result.verdict,
             "accuracy": tried.proof.accuracy,
+            "retained": tried.proof.retained,
             "behaviour": tried.proof.behaviour,
             "training": {
                 **asdict(tried.training),

@@ -10,20 +10,19 @@ All of it is read from the home. Counts of examples are those of the list that t
 
 from __future__ import annotations
 
-import math
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from agentpref.config import GateSettings
 from agentpref.home import Home
+from agentpref.labelling import label_next
 from agentpref.record.journal import Entry, listed
 from agentpref.record.messages import as_json
 from agentpref.serve.backend import Revision
 from agentpref.serve.registry import Registry
-from agentpref.types import BASE, HELD_OUT
+from agentpref.types import BASE
 
 NEWEST = 24
 """How many of the newest updates the history has: so many columns can be read on a page."""
@@ -35,14 +34,15 @@ GONE = "no longer known"
 """What an example counts under whose prompt was judged anew, or forgotten, since; or that a version
 used which kept no list of examples."""
 
-_ROLES = {"new": "trained", "held_out": "held_out"}
+_FATES = {"new": "trained", "held_out": "held_out", "set_aside": "set_aside", "known": "known"}
+"""What became of a new example, by its role in the ledger."""
 
 
 def overview(connection: sqlite3.Connection, home: Home, entry: Entry) -> dict[str, Any]:
     """Gather everything beside the report of one update.
 
-    ``learned_from`` is ``None`` for an update that tried nothing. ``history`` has the updates of
-    the namespace that trained a candidate, the oldest first.
+    ``learned_from`` is ``None`` for an update that looked at nothing new. ``history`` has the
+    updates of the namespace that trained a candidate, the oldest first.
     """
     registry = Registry(home, namespace=entry.namespace)
     published = {revision.revision_id: revision for revision in registry.list()}
@@ -53,9 +53,9 @@ def overview(connection: sqlite3.Connection, home: Home, entry: Entry) -> dict[s
         "learned_from": learned_from(connection, entry) if entry.in_ledger else None,
         "history": found[-NEWEST:],
         "earlier": max(0, len(found) - NEWEST),
-        "forgetting": forgetting(found),
+        "forgetting": forgetting(found, state.live),
         "lineage": lineage(published, found, entry, serves),
-        "label_next": label_next(connection, entry),
+        "label_next": label_next(connection, entry, state.live),
         "unread": _unread(connection, entry.namespace),
         "live": state.live or BASE,
         "canary": state.canary,
@@ -63,13 +63,18 @@ def overview(connection: sqlite3.Connection, home: Home, entry: Entry) -> dict[s
 
 
 def learned_from(connection: sqlite3.Connection, entry: Entry) -> dict[str, Any]:
-    """Count the new examples of an update, trained and held out, in four ways.
+    """Count the new examples that an update tried, in four ways.
 
     By ``source`` (who judged; of several, all of them), ``origin`` (what was said), ``tag``, and
-    ``date`` (local, of the judgement). Each is a list of ``name``, ``trained`` and ``held_out``.
+    ``date`` (local, of the judgement). Each is a list of ``name``, ``trained``, ``held_out``,
+    ``set_aside`` (what it was refused with, or went on without) and ``known`` (what served was
+    right about them already).
     """
-    query = "SELECT pair_id, role FROM update_pair WHERE update_id = ? AND role IN (?, ?)"
-    uses: dict[str, str] = dict(connection.execute(query, (entry.update_id, *_ROLES)).fetchall())
+    query = """SELECT pair_id, role FROM update_pair
+        WHERE update_id = ? AND role IN (SELECT value FROM json_each(?))"""
+    uses: dict[str, str] = dict(
+        connection.execute(query, (entry.update_id, as_json([*_FATES]))).fetchall()
+    )
     ids = (as_json([*uses]),)
     some = "IN (SELECT value FROM json_each(?))"
     query = f"SELECT example_id, tag, origin, created_at FROM example WHERE example_id {some}"
@@ -85,19 +90,19 @@ def learned_from(connection: sqlite3.Connection, entry: Entry) -> dict[str, Any]
         source = " and ".join(sorted(judged.get(example_id, ()))) or GONE
         cells = {"source": source, "origin": origin, "tag": tag, "date": _day(created_at)}
         for name, cell in cells.items():
-            counts[name][cell, _ROLES[role]] += 1
+            counts[name][cell, _FATES[role]] += 1
     return {name: _table(found, by_name=name == "date") for name, found in counts.items()}
 
 
 def _table(counts: Counter[tuple[str, str]], *, by_name: bool) -> list[dict[str, Any]]:
     """Rows of a count, the largest first, or by name."""
     rows = [
-        {"name": name, **{role: counts[name, role] for role in _ROLES.values()}}
+        {"name": name, **{fate: counts[name, fate] for fate in _FATES.values()}}
         for name in {name for name, _ in counts}
     ]
     if by_name:
         return sorted(rows, key=lambda row: row["name"])
-    return sorted(rows, key=lambda row: (-row["trained"] - row["held_out"], row["name"]))
+    return sorted(rows, key=lambda row: (-sum(row[f] for f in _FATES.values()), row["name"]))
 
 
 def _day(at: float | None) -> str:
@@ -114,8 +119,11 @@ def history(
 ) -> list[dict[str, Any]]:
     """The updates that trained a candidate, the oldest first, with what was measured of it.
 
-    ``accuracy`` maps each tag that was evaluated to ``pairs``, ``before`` and ``after``; ``kl`` and
-    ``kl_budget`` are in nats per token, and ``None`` where nothing was measured.
+    ``accuracy`` maps each tag that was evaluated to ``pairs``, ``before`` and ``after``, and
+    ``retained`` each one of which live had learned some (of versions that did not tell these apart,
+    all). ``turned`` names the tags in which people changed their minds, so that what they had said
+    before no longer counts. ``kl`` and ``kl_budget`` are in nats per token, and ``None`` where
+    nothing was measured.
     """
     found = []
     for entry in sorted(entries, key=lambda entry: (entry.created_at, entry.update_id)):
@@ -133,6 +141,8 @@ def history(
                 "parent": report.get("parent"),
                 "serves": (serves or {}).get(entry.revision or ""),
                 "accuracy": report["accuracy"],
+                "retained": report.get("retained", report["accuracy"]),
+                "turned": [one["tag"] for one in report.get("changed", ()) if one.get("aged_out")],
                 "kl": distance.get("value"),
                 "kl_budget": distance.get("bound"),
             }
@@ -140,26 +150,38 @@ def history(
     return found
 
 
-def forgetting(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What was lost of each tag since the revision that was best at it, the most first.
+def forgetting(found: Sequence[Mapping[str, Any]], live: str | None) -> list[dict[str, Any]]:
+    """What was lost of each tag since the revision of live's line that was best at it.
 
-    Only revisions that were made live count, and tags that two of them were evaluated on, on 20
-    held-out pairs or more each.
+    Only like is compared with like: each update of the line measured live and its candidate on the
+    same examples, those that live had learned, and these changes are added up. So neither people
+    who changed their minds nor another topic under the same tag look like forgetting. Changes on
+    fewer than 20 held-out pairs do not count. The most is first.
     """
-    shown = [row for row in found if row["verdict"] == "promoted"]
+    levels: dict[str, list[tuple[float, str]]] = {}
+    last: dict[str, float] = {}
+    for row in _line(found, live):
+        for tag, one in row["retained"].items():
+            if one["pairs"] >= _FEWEST:
+                own = levels.setdefault(tag, [(0.0, row["parent"] or BASE)])
+                own.append((own[-1][0] + one["after"] - one["before"], row["revision"]))
+                last[tag] = row["accuracy"][tag]["after"]
     rows = []
-    for tag in {tag for row in shown for tag in row["accuracy"]}:
-        after = [
-            (r["accuracy"][tag]["after"], r["revision"])
-            for r in shown
-            if r["accuracy"].get(tag, {}).get("pairs", 0) >= _FEWEST
-        ]
-        if len(after) > 1:
-            best, revision = max(after[:-1], key=lambda pair: pair[0])
-            last = after[-1][0]
-            row = {"tag": tag, "best": best, "best_revision": revision, "last": last}
-            rows.append(row | {"lost": max(0.0, best - last)})
+    for tag, own in levels.items():
+        best, revision = max(own, key=lambda level: level[0])
+        lost = round(best - own[-1][0], 6)  # what is left is the rounding of the sum
+        rows.append({"tag": tag, "lost": lost, "best_revision": revision, "last": last[tag]})
     return sorted(rows, key=lambda row: (-row["lost"], row["tag"]))
+
+
+def _line(found: Sequence[Mapping[str, Any]], live: str | None) -> list[Mapping[str, Any]]:
+    """The updates that made live and its ancestors, the oldest first."""
+    made = {row["revision"]: row for row in found if row["revision"]}
+    line: list[Mapping[str, Any]] = []
+    while live is not None and live in made:
+        line.append(made.pop(live))
+        live = line[-1]["parent"]
+    return line[::-1]
 
 
 def lineage(
@@ -196,30 +218,6 @@ def standing(revision: Revision) -> str | None:
         "pruned": revision.pruned_at,
     }
     return next((word for word, at in reasons.items() if at is not None), None)
-
-
-def label_next(connection: sqlite3.Connection, entry: Entry) -> list[dict[str, Any]]:
-    """The tags of a namespace, those with the fewest held-out prompts first.
-
-    The gate judges a stratum of its own from ``wanted`` held-out prompts (``gate.min_stratum``); of
-    new prompts a fixed share is held out, so about ``more`` are to be judged.
-    """
-    config = entry.report.get("config", {})
-    wanted = int(config.get("gate", {}).get("min_stratum", GateSettings().min_stratum))
-    share = float(config.get("held_out", HELD_OUT))
-    query = """SELECT tag, count(*) FILTER (WHERE point >= ?1),
-        count(DISTINCT point) FILTER (WHERE point < ?1) AS held_out
-        FROM example WHERE namespace = ?2 GROUP BY tag ORDER BY held_out, tag"""
-    return [
-        {
-            "tag": tag,
-            "trained": trained,
-            "held_out_prompts": held_out,
-            "wanted": wanted,
-            "more": max(0, math.ceil((wanted - held_out) / share)),
-        }
-        for tag, trained, held_out in connection.execute(query, (share, entry.namespace))
-    ]
 
 
 def _unread(connection: sqlite3.Connection, namespace: str) -> int:

@@ -44,7 +44,7 @@ from agentpref.record.messages import new_id
 from agentpref.record.spill import drain
 from agentpref.record.store import Store
 from agentpref.record.updates import Updates
-from agentpref.repeats import digests, stalled
+from agentpref.repeats import digests, stalled, without_examples
 from agentpref.retry import Plan, following
 from agentpref.serve import decisions, regression
 from agentpref.serve.backend import Revision
@@ -108,9 +108,10 @@ def update(
         if it passed the gate and was not: it was not to be, the namespace is held, people took the
         like of it back, or somebody changed what serves meanwhile. ``notes`` then say which, and
         name the command that makes it live. ``insufficient`` publishes a revision too.
-        ``nothing_new`` means that nothing came in since the last update, and ``nothing_to_gain``
-        that what serves is right about what came in, which then counts as learned. The home keeps
-        the report, and an entry for an update that raises: ``agentpref updates`` lists all.
+        ``nothing_new`` means that nothing to learn from came in since the last update,
+        ``nothing_usable`` that none of what came in can be trained, and ``nothing_to_gain`` that
+        what serves is right about it, which then counts as learned. The home keeps the report, and
+        an entry for an update that raises: ``agentpref updates`` lists all.
 
     Raises:
         ConfigError: ``canary`` is out of range, or given beside ``promote=False``.
@@ -265,6 +266,7 @@ class _Update:
             from agentpref.models.base import find_base
 
             find_base(self.model)  # a wrong name is said when nothing is new, too
+            report = without_examples(self.connection, report, available)
             report = with_aside(report, refusals, available)
             return self.trace.end(self.connection, report)
 

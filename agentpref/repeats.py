@@ -1,7 +1,8 @@
-"""Whether an update would only repeat what was tried before, or bring back what people took back.
+"""Whether an update has nothing to train, and why.
 
-Then nothing is new, though there are examples that the live revision has not learned. The report
-says why, and names the command that trains on them all the same.
+It would only repeat what was tried before, or bring back what people took back: then nothing is
+new, though there are examples that the live revision has not learned, and the report names the
+command that trains on them all the same. Or people said something new that cannot be trained.
 """
 
 from __future__ import annotations
@@ -11,13 +12,50 @@ from dataclasses import replace
 
 from agentpref.learn.data import Available
 from agentpref.models.reasons import LEFT_OUT
+from agentpref.prefer.votes import Reason
 from agentpref.printable import in_namespace
+from agentpref.record import journal
 from agentpref.record.updates import Attempt, Updates, used
 from agentpref.serve.decisions import digests_of, explain_taken_back
 from agentpref.types import UpdateReport
 
 _FURTHER = 1.05
 """By how much more examples an update must get further to be repeated."""
+
+
+_SPOILED: frozenset[Reason | str] = frozenset(
+    {
+        "contradicted", "identical_answers", "different_prompts", "judge_flipped", "unknown_scale",
+        "unknown_run", "incomplete_answer", "incomplete_prompt",
+    }
+)  # fmt: skip
+"""Reasons why somebody's preference makes no example. Others are no loss: a tie, words without a
+score, what was said before, was taken back, or gave way to what others said."""
+
+
+def without_examples(
+    connection: sqlite3.Connection, report: UpdateReport, available: Available
+) -> UpdateReport:
+    """The report of an update that trains nothing, with what came in and makes no example to train.
+
+    It is ``nothing_usable`` where preferences came in that cannot be trained: more than the update
+    before counted. Held-out examples alone wait.
+
+    Args:
+        connection: to the home.
+        report: what is known before any work: namespace, counts, what was left out.
+        available: all examples there are.
+    """
+    last = journal.last_counted(connection, report.namespace)
+    before = {} if last is None else last.report.get("left_out", {})
+    spoiled = {reason: n for reason, n in report.left_out.items() if reason in _SPOILED}
+    if any(n > before.get(reason, 0) for reason, n in spoiled.items()):
+        report = replace(report, verdict="nothing_usable")
+    if not available.new and available.new_held_out:
+        count = _examples(len(available.new_held_out), "wait")
+        note = f"held out, to prove what later ones train: {count}"
+        return replace(report, notes=[*report.notes, note])
+    return report
 
 
 def stalled(
@@ -86,12 +124,20 @@ def _with_attempt(report: UpdateReport, tried: Attempt) -> UpdateReport:
     if tried.report["verdict"] == "nothing_usable":
         why = "are held out, and prove nothing until something can be trained"
     again = in_namespace("agentpref update --again", report.namespace)
-    notes = [
-        f"{len(tried.pairs)} examples remain from update {tried.update_id} "
-        f"({tried.report['verdict'].replace('_', ' ')}), which tried them with the same "
-        "settings, model and chat template; change one of these to try them again, or repeat it "
-        f"with `{again}`"
-    ]
+    which = f"update {tried.update_id} ({tried.report['verdict'].replace('_', ' ')})"
+    cure = f"change one of these to try them again, or repeat it with `{again}`"
+    notes = []
+    if tried.pairs - tried.left_out:
+        notes.append(
+            f"{_examples(len(tried.pairs - tried.left_out), 'remain')} from {which}, which tried "
+            f"them with the same settings, model and chat template; {cure}"
+        )
+    if tried.left_out:
+        notes.append(
+            f"{_examples(len(tried.left_out), 'remain')} that {which} could not use "
+            f"({', '.join(name.replace('_', ' ') for name in left_out)}); the settings, the model "
+            f"and the chat template are still the same; {cure}"
+        )
     if tried.waiting:
         notes.append(f"{len(tried.waiting)} more {why}")
     if tried.report["verdict"] == "cut_short":
@@ -101,3 +147,7 @@ def _with_attempt(report: UpdateReport, tried: Attempt) -> UpdateReport:
         promote = in_namespace(f"agentpref adapters promote {name}", report.namespace)
         notes.append(f"{name} passed then and is not live; `{promote}` makes it live")
     return replace(report, left_out={**report.left_out, **left_out}, notes=[*report.notes, *notes])
+
+
+def _examples(count: int, verb: str) -> str:
+    return f"1 example {verb}s" if count == 1 else f"{count} examples {verb}"

@@ -226,6 +226,8 @@ class Answered(NamedTuple):
 class UpdateReport:
     """What an update did and why. Accuracies are held-out, per tag, before and after.
 
+    ``accuracy`` is on all that was evaluated, ``retained`` on what live had learned of it.
+
     ``verdict`` says what the update came to, and never changes. ``promoted``: its ``revision``
     passed the gate and was made live. ``passed``: it passed and was not; ``notes`` say why, and
     name the command that makes it live. ``cut_short``: it failed the gate, and ``max_minutes`` had
@@ -271,6 +273,7 @@ class UpdateReport:
     shortened: dict[str, int] = field(default_factory=dict)
     retokenized: dict[str, int] = field(default_factory=dict)
     accuracy: dict[str, dict[str, float]] = field(default_factory=dict)
+    retained: dict[str, dict[str, float]] = field(default_factory=dict)
     behaviour: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     checks: list[dict[str, Any]] = field(default_factory=list)

@@ -3,8 +3,13 @@
 The unit is the prompt: examples that share one rise and fall together. Where each prompt is either
 right or wrong, the interval of an accuracy is exact (Clopper & Pearson 1934, Biometrika 26); else,
 with ties or several examples of a prompt, it is the percentile bootstrap over prompts of
-:mod:`agentpref.prove.bootstrap`. Two revisions are compared by the change on each prompt: its mean
-with bounds, and an exact sign test, which holds at any number of prompts.
+:mod:`agentpref.prove.bootstrap`. Two revisions are compared by the change on each prompt: an exact
+sign test, which holds at any number of prompts, and the mean with an interval of the same
+confidence. Where prompts change by one and the same size or not at all, that is the adjusted Wald
+interval of a paired difference (Bonett & Price 2012, J Educ Behav Stat 37; scipy has none), which
+has a width also if all prompts changed alike: simulated, it holds the true change in .944 to 1.00
+of the cases, for 8 to 100 prompts and a nominal .95. Else it is bootstrapped. Revisions are told
+apart only where both agree, and the interval is widened to 0 where the sign test cannot exclude it.
 
 Nothing is corrected for looking at many strata or many times: this is for looking. The gate decides
 by its own evidence.
@@ -12,9 +17,11 @@ by its own evidence.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from statistics import NormalDist
 from typing import Literal
 
 from agentpref.learn.encode import EncodedExample
@@ -45,8 +52,9 @@ class Interval:
 class Difference:
     """The change of accuracy from ``against`` to ``revision`` on the same examples.
 
-    ``lower`` and ``upper`` are one-sided bounds. ``wins`` and ``losses`` count the prompts on which
-    the revision is more and less often right; ``p`` is that of the two-sided sign test on them.
+    ``lower`` and ``upper`` are the ends of a two-sided interval. ``wins`` and ``losses`` count the
+    prompts on which the revision is more and less often right; ``p`` is that of the two-sided sign
+    test on them. ``finding`` names a change that both exclude 0 for.
     """
 
     revision: str
@@ -97,7 +105,7 @@ def compare(
             groups of their own.
         by_age: whether strata have thirds of age; a file's rows have no time of their own.
         minimum: strata with fewer rows are pooled with their siblings, as in the gate.
-        confidence: of the intervals (two-sided) and the bounds (one-sided).
+        confidence: of the intervals, which are two-sided.
         seed: of the bootstrap.
 
     Returns:
@@ -171,9 +179,7 @@ def interval(
     if len(set(means)) == 1:
         return Interval(mean, None, None, "none")
     paired = Paired((0.0,) * len(right), tuple(right), tuple(prompts))
-    each = (1 + confidence) / 2
-    lower = lower_bound(paired, confidence=each, seed=seed).lower
-    upper = -lower_bound(paired.swap(), confidence=each, seed=seed).lower
+    lower, upper = _bootstrapped(paired, confidence, seed)
     return Interval(mean, max(0.0, lower), min(1.0, upper), "bootstrap")
 
 
@@ -197,19 +203,40 @@ def difference(
     changes = _means([new - old for new, old in zip(right, right_against, strict=True)], prompts)
     wins, losses = sum(c > 0 for c in changes), sum(c < 0 for c in changes)
     p = sign_test(wins, losses)
-    finding: Finding = "better" if wins > losses else "worse"
-    bound = lower_bound(paired, confidence=confidence, seed=seed)
-    return Difference(
-        revision,
-        against,
-        bound.change,
-        bound.lower,
-        -lower_bound(paired.swap(), confidence=confidence, seed=seed).lower,
-        wins,
-        losses,
-        p,
-        finding if p < 1 - confidence else "not told apart",
-    )
+    sizes = {abs(change) for change in changes if change}
+    if len(sizes) < 2 and (len(changes) == len(right) or len(set(changes)) == 1):
+        bounds = _adjusted_wald(wins, losses, len(changes), max(sizes, default=1.0), confidence)
+    else:
+        bounds = _bootstrapped(paired, confidence, seed)
+    lower, upper = bounds
+    finding: Finding = "not told apart"
+    if p >= 1 - confidence:
+        lower, upper = min(lower, 0.0), max(upper, 0.0)
+    elif lower > 0 or upper < 0:
+        finding = "better" if lower > 0 else "worse"
+    change = accuracy(right) - accuracy(right_against)
+    return Difference(revision, against, change, lower, upper, wins, losses, p, finding)
+
+
+def _adjusted_wald(
+    up: int, down: int, total: int, size: float, confidence: float
+) -> tuple[float, float]:
+    """The interval of the mean of ``total`` changes by +``size``, −``size`` or 0.
+
+    Bonett & Price (2012): Wald's, with one change more in either direction.
+    """
+    better, worse = (up + 1) / (total + 2), (down + 1) / (total + 2)
+    mean = better - worse
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    width = z * math.sqrt((better + worse - mean**2) / (total + 2))
+    return size * max(-1.0, mean - width), size * min(1.0, mean + width)
+
+
+def _bootstrapped(paired: Paired, confidence: float, seed: int) -> tuple[float, float]:
+    """The two-sided percentile interval of the mean change, resampled over prompts."""
+    each = (1 + confidence) / 2
+    lower = lower_bound(paired, confidence=each, seed=seed).lower
+    return lower, -lower_bound(paired.swap(), confidence=each, seed=seed).lower
 
 
 def _means(values: Sequence[float], prompts: Sequence[str]) -> list[float]:

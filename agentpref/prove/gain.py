@@ -14,6 +14,7 @@ proof, more held-out prompts must be better than worse: only they were judged by
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,6 +40,9 @@ _KNOWN = 0.9
 
 _FEWEST_PROMPTS = 30
 """With fewer, the bootstrap covers less than its nominal confidence, and its bound is not shown."""
+
+MOST_TAGS = 5
+"""How many tags without a gain are named."""
 
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth")
 
@@ -214,3 +218,19 @@ def odds(chance: float) -> str:
         return "1 in over a million"
     rarity = 1 / chance
     return f"1 in {rarity:,.0f}" if rarity >= 10 else f"1 in {rarity:.2g}"
+
+
+def without_gain(accuracy: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Says which tags are ranked no better, where others are; of new held-out examples, by tag."""
+    idle = [
+        f"{tag} ({dot(one['before'])} -> {dot(one['after'])} on {one['pairs']:.0f} pairs)"
+        for tag, one in accuracy.items()
+        if one["after"] <= one["before"] < 1
+    ]
+    if not idle or len(idle) == len(accuracy):
+        return []
+    named, more = ", ".join(idle[:MOST_TAGS]), len(idle) - MOST_TAGS
+    return [
+        f"no gain of its own on new held-out pairs: {named}{f' and {more} more' * (more > 0)}; "
+        "learned with the others, since the gate proves a gain on all that is new together"
+    ]

@@ -1,10 +1,10 @@
 """The journal of updates: what came of every night, also of those that trained nothing.
 
 The ledger (:mod:`agentpref.record.updates`) has the updates that trained a candidate, or tried to,
-with what each pair was used for. The journal has the others: nothing new, busy, failed, interrupted
-or still running. A row is written when an update begins. It goes when the ledger has the update, in
-the same transaction, and is completed when the update ends in another way. So the row of a process
-that was killed is still open, and the next update closes it.
+with what each pair was used for. The journal has the others: nothing new or usable, busy, failed,
+interrupted or still running. A row is written when an update begins. It goes when the ledger has
+the update, in the same transaction, and is completed when the update ends in another way. So the
+row of a process that was killed is still open, and the next update closes it.
 
 A command that runs every minute must not fill the home: an update that ends just as another one did
 since the last one in the ledger takes over its row and its id, and counts.
@@ -219,6 +219,14 @@ def last_trained(connection: sqlite3.Connection, namespace: str) -> Entry | None
     """The last update of a namespace that trained a candidate."""
     trained = "in_ledger AND coalesce(json_extract(report, '$.training'), '{}') <> '{}'"
     query = f"{_LISTED} WHERE namespace = ? AND {trained} {_NEWEST_FIRST}"
+    row = connection.execute(query, (namespace, 1)).fetchone()
+    return None if row is None else _entry(row)
+
+
+def last_counted(connection: sqlite3.Connection, namespace: str) -> Entry | None:
+    """The last update of a namespace that got as far as to count what there was to learn."""
+    counted = "coalesce(json_extract(report, '$.counts'), '{}') <> '{}'"
+    query = f"{_LISTED} WHERE namespace = ? AND {counted} {_NEWEST_FIRST}"
     row = connection.execute(query, (namespace, 1)).fetchone()
     return None if row is None else _entry(row)
 

@@ -70,8 +70,9 @@ class Attempt(NamedTuple):
     """What an update tried: ids of pairs that the live revision has not learned, and its report.
 
     ``waiting`` are those that it had no time for, or that it had no use for because nothing could
-    be trained. ``serves`` says whether its candidate is live now. ``before`` is the report of the
-    update before it, if that one had the same parent.
+    be trained. Of ``pairs``, it could not use those in ``left_out``. ``serves`` says whether its
+    candidate is live now. ``before`` is the report of the update before it, if that one had the
+    same parent.
     """
 
     update_id: str
@@ -80,6 +81,7 @@ class Attempt(NamedTuple):
     waiting: frozenset[str] = frozenset()
     serves: bool = False
     before: Mapping[str, Any] | None = None
+    left_out: frozenset[str] = frozenset()
 
     @property
     def used(self) -> int:
@@ -205,15 +207,16 @@ class Updates:
         ]  # fmt: skip
         learned += ["new", "held_out"] if serves else []
         pairs = self._connection.execute(
-            "SELECT pair_id, role = 'waiting' FROM update_pair WHERE update_id = ? AND role NOT IN"
+            "SELECT pair_id, role FROM update_pair WHERE update_id = ? AND role NOT IN"
             " (SELECT value FROM json_each(?))",
             (update_id, as_json(learned)),
         ).fetchall()
         return Attempt(
             update_id,
-            frozenset(pair for pair, waits in pairs if not waits),
+            frozenset(pair for pair, role in pairs if role != "waiting"),
             orjson.loads(report),
-            waiting=frozenset(pair for pair, waits in pairs if waits),
+            waiting=frozenset(pair for pair, role in pairs if role == "waiting"),
+            left_out=frozenset(pair for pair, role in pairs if role == "left_out"),
             serves=bool(serves),
             before=next((orjson.loads(r) for _, p, _, r in others if p == parent), None),
         )

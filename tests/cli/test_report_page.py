@@ -185,10 +185,37 @@ def test_a_home_of_refused_updates_only(run, filled, page, random_base) -> None:
     assert "Why: refused" in found.text
     assert "checks did not pass." in found.text
     assert "Where it comes from" in found.text
+    assert "What it tried It learned nothing of it, and set it aside" in found.text
+    assert "Nothing:" not in found.text
+    assert "tried and set aside, by source: human 45" in run("report").out
     assert found.elements.count("svg") == 2, "bars and KL: there is no revision to compare"
     out = run("report", "--since", "1d", "--markdown").out
     assert out.startswith("1 refused since yesterday\n")
     assert "- **KL budget**: " in out
+
+
+@pytest.mark.parametrize(
+    ("rows", "verdict", "heading", "sentence", "columns"),
+    [
+        (None, "nothing_new", "What it learned from", "Nothing: no new feedback to learn", []),
+        ([], "nothing_usable", "What it learned from", "Nothing: none of the new feedback", []),
+        ([{"known": 3}], "nothing_to_gain", "What it tried", "What serves is right", ["known"]),
+        ([{"set_aside": 3}], "refused", "What it tried", "It learned nothing", ["set_aside"]),
+        ([{"trained": 3}, {"set_aside": 1}], "promoted", "What it learned from", "",
+         ["trained", "set_aside"]),
+    ],
+)  # fmt: skip
+def test_a_page_says_what_became_of_the_new_feedback(
+    rows, verdict, heading, sentence, columns
+) -> None:
+    from agentpref_cli.page import tried
+
+    nothing = dict.fromkeys(("trained", "held_out", "set_aside", "known"), 0)
+    found = None if rows is None else {"source": [nothing | row for row in rows]}
+    told = tried(found, verdict)
+    assert (told["heading"], [*told["columns"]]) == (heading, columns)
+    assert told["sentence"].startswith(sentence)
+    assert bool(told["sentence"]) is bool(sentence)
 
 
 def test_a_home_without_updates_has_no_page_and_an_empty_mail(run, home, tmp_path) -> None:
@@ -236,11 +263,29 @@ def test_the_terminal_tells_what_it_learned_from_the_line_and_all_revisions(run,
     out = run("report").out
     assert "learned from, by source: human 30" in out
     assert "line: base -> rev-000001 (" in out
-    assert "label next: the gate judges a tag by itself from 50 held-out prompts; " in out
+    assert "label next: the fewer held-out prompts a tag has, " in out
+    assert re.search(r"untagged has \d+ \(0\.\d\d; about \d+ more judged prompts halve it\)", out)
     rows = [line.split("\t") for line in out.splitlines() if line.startswith("rev-")]
     assert [row[0] for row in rows] == ["rev-000001", "rev-000002"]
     value = run("report", "--json").json["overview"]
     assert [row["revision"][:10] for row in value["history"]] == ["rev-000001", "rev-000002"]
+
+
+def test_losses_and_changes_of_mind_are_told_apart() -> None:
+    from agentpref_cli.commands.report import changes
+
+    rows = [
+        {"tag": "care", "lost": 0.1, "best_revision": "rev-000002-abc", "last": 0.8},
+        {"tag": "style", "lost": 0.0, "best_revision": "rev-000003-abc", "last": 1.0},
+    ]
+    history = [
+        {"revision": "rev-000003-abc", "turned": ["music"]},
+        {"revision": None, "turned": ["bots"]},
+    ]
+    assert [*changes({"forgetting": rows, "history": history})] == [
+        "care: 0.10 lost since rev-000002, on the same pairs; 0.80 now",
+        "music: people changed their minds; from rev-000003 on, what they say now counts",
+    ]
 
 
 def test_options_that_would_have_no_effect_are_refused(run, served, tmp_path) -> None:

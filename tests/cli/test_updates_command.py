@@ -11,6 +11,7 @@ import pytest
 from agentpref.home import Home
 from agentpref.record.database import connect, exclusive
 from agentpref.record.journal import Journal
+from agentpref.record.updates import UpdateRow, Updates
 from agentpref.types import UpdateReport
 
 ENOUGH = ("--set", "gate.cross_fit_below=0")
@@ -41,12 +42,15 @@ def test_nights_of_each_kind_are_listed_and_every_id_can_be_asked_for(
     run("import", rows, "--namespace", "shop")
     run("update", "--model", tmp_path / "nowhere", "--namespace", "shop", exits=1)
     shop, ours, promoted = lines(run)
-    assert [*shop] == ["time", "namespace", "verdict", "pairs", "accuracy", "took", "serves", "id"]
+    assert [*shop] == [
+        "time", "namespace", "verdict", "examples", "accuracy", "took", "serves", "id",
+    ]  # fmt: skip
     assert (shop["verdict"], shop["namespace"], shop["took"]) == ("failed", "shop", "0 s")
-    assert (ours["verdict"], ours["pairs"], ours["accuracy"]) == ("nothing new × 2", "0", "-")
+    assert (ours["verdict"], ours["examples"], ours["accuracy"]) == ("nothing new × 2", "0", "-")
     assert (promoted["verdict"], promoted["id"]) == ("promoted", first["revision"][:10])
     assert [row["serves"] for row in (shop, ours, promoted)] == ["-", "-", "live"]
-    assert int(promoted["pairs"]) == first["counts"]["trained"] + first["counts"]["trained_thumbs"]
+    counts = first["counts"]
+    assert int(promoted["examples"]) == counts["trained"] + counts["trained_thumbs"]
     before, after = map(float, promoted["accuracy"].split(" -> "))
     assert 0 <= before < after <= 1
     assert "namespace" not in lines(run, "--namespace", "default")[0]
@@ -65,6 +69,20 @@ def test_nights_of_each_kind_are_listed_and_every_id_can_be_asked_for(
         assert out[0].startswith("nothing new: ")
         assert out[2].startswith("the last of 2 that ended so, since 20")
     assert "has no update 'zz'" in run("report", "zz", exits=1).err
+
+
+def test_thumbs_count_as_examples_and_not_as_pairs(run, filled) -> None:
+    """The report said pairs 47, thumbs 65, and the list 112 pairs."""
+    counts = {"trained": 47, "trained_thumbs": 65}
+    report = UpdateReport("u-1", "default", "tiny", 1.0, "nothing_to_gain", None, counts=counts)
+    with closing(connect(Home.open(filled))) as connection:
+        Updates(connection).add(
+            UpdateRow("u-1", "default", 1.0, 2.0, None, None, report.verdict, report.to_mapping())
+        )
+    (row,) = lines(run)
+    assert (row["examples"], "pairs" in row) == ("112", False)
+    (row,) = run("updates", "--json").json["updates"]
+    assert (row["pairs"], row["thumbs"]) == (47, 65)
 
 
 def test_a_report_opens_with_the_newest_night_and_says_that_it_failed(

@@ -87,6 +87,30 @@ def test_examples_whose_judgements_were_removed_are_counted_as_gone(home, three_
     assert told(home, first.update_id)["learned_from"]["source"][0]["name"] == "human"
 
 
+def test_what_a_refused_update_tried_is_counted_as_set_aside(home, three_nights) -> None:
+    """The page said "Nothing: it tried no new feedback" beside 62 trained pairs."""
+    third = three_nights[3]
+    found = told(home, third.update_id)["learned_from"]
+    for rows in found.values():
+        assert sum(row["set_aside"] for row in rows) == 40
+        assert not any(row["trained"] or row["held_out"] or row["known"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("role", "fate"),
+    [("new", "trained"), ("held_out", "held_out"), ("set_aside", "set_aside"), ("known", "known")],
+)
+def test_every_use_of_a_new_example_is_counted_under_its_name(home, three_nights, role, fate):
+    first = three_nights[1]
+    with closing(connect(Home.open(home))) as connection:
+        connection.execute(
+            "UPDATE update_pair SET role = ? WHERE update_id = ?", (role, first.update_id)
+        )
+        rows = overview.learned_from(connection, find(connection, first.update_id))["source"]
+    (row,) = rows
+    assert {name for name in ("trained", "held_out", "set_aside", "known") if row[name]} == {fate}
+
+
 def test_the_history_has_every_update_that_trained_with_its_distance(home, three_nights) -> None:
     _, first, second, third = three_nights
     found = told(home, third.update_id)["history"]
@@ -96,6 +120,8 @@ def test_the_history_has_every_update_that_trained_with_its_distance(home, three
     assert all(row["kl"] > 0 for row in found)
     assert [row["kl_budget"] for row in found] == [1e3, 1e3, 1e-9]
     assert found[1]["accuracy"] == second.accuracy
+    assert found[1]["retained"] == second.retained
+    assert second.retained["untagged"]["pairs"] < second.accuracy["untagged"]["pairs"]
 
 
 def test_the_line_goes_from_the_base_to_the_revision_and_says_what_serves(home, three_nights):
@@ -116,15 +142,6 @@ def test_the_line_goes_from_the_base_to_the_revision_and_says_what_serves(home, 
     assert [one["serves"] for one in line] == ["live", "canary"]
 
 
-def test_tags_with_the_least_evidence_are_to_be_labelled_next(home, three_nights) -> None:
-    thumbed, untagged = told(home, three_nights[3].update_id)["label_next"]
-    assert (thumbed["tag"], untagged["tag"]) == ("thumbed", "untagged")
-    assert thumbed["held_out_prompts"] < untagged["held_out_prompts"]
-    assert thumbed["trained"] + thumbed["held_out_prompts"] == 12
-    # 0.4 of the prompts are held out, and a tag is judged by itself from 50 on.
-    assert thumbed["more"] == -(-(50 - thumbed["held_out_prompts"]) * 10 // 4)
-
-
 def test_judgements_that_no_update_has_read_are_counted(home, three_nights) -> None:
     assert told(home, three_nights[1].update_id)["unread"] == 0
     teach(home, range(900, 903))
@@ -133,24 +150,62 @@ def test_judgements_that_no_update_has_read_are_counted(home, three_nights) -> N
     assert told(home, three_nights[1].update_id)["unread"] == 3
 
 
-def test_what_was_lost_since_the_best_revision_comes_first() -> None:
-    def accuracy(**tags):
-        return {
-            tag: {"pairs": 1 if tag == "few" else 20, "before": 0.5, "after": after}
-            for tag, after in tags.items()
-        }
+def night(number, verdict="promoted", parent=None, **retained):
+    """An update that measured some tags, before and after, on what live had learned."""
+    measured = {
+        tag: {"pairs": pairs, "before": before, "after": after}
+        for tag, (before, after, pairs) in retained.items()
+    }
+    found = entry(number, verdict, accuracy={**measured} or {"a": {}}, retained=measured)
+    revision = f"rev-{number:06d}-abcdefabcdef"
+    parent = f"rev-{parent:06d}-abcdefabcdef" if parent else None
+    return found._replace(revision=revision, report={**found.report, "parent": parent})
 
+
+def lost(nights, live):
+    rows = overview.forgetting(overview.history(nights), f"rev-{live:06d}-abcdefabcdef")
+    return {row["tag"]: (row["lost"], int(row["best_revision"][4:10])) for row in rows}
+
+
+def test_what_was_lost_since_the_best_revision_comes_first() -> None:
     nights = [
-        entry(1, accuracy=accuracy(a=0.9, few=1.0)),
-        entry(2, accuracy=accuracy(a=0.8, b=0.7)),
-        entry(3, "refused", accuracy=accuracy(a=0.1, b=0.1)),
-        entry(4, accuracy=accuracy(a=0.6, b=0.9, c=1.0, few=0.0)),
-        entry(5, "insufficient", accuracy=accuracy(a=0.2, b=0.2)),
+        night(1),
+        night(2, parent=1, a=(0.9, 0.8, 20), few=(1.0, 0.5, 19)),
+        night(3, "refused", parent=2, a=(0.8, 0.1, 20)),
+        night(4, parent=2, a=(0.8, 0.6, 20), b=(0.7, 0.9, 20)),
+        night(5, "insufficient", parent=4, a=(0.6, 0.2, 20)),
     ]
-    a, b = overview.forgetting(overview.history(nights))
-    assert (a["tag"], a["best"], a["last"], a["lost"]) == ("a", 0.9, 0.6, pytest.approx(0.3))
-    assert a["best_revision"].startswith("rev-000001")
-    assert (b["tag"], b["lost"]) == ("b", 0.0)
+    assert lost(nights, 4) == {"a": (0.3, 1), "b": (0.0, 4)}
+    assert [*lost(nights, 4)] == ["a", "b"]
+    assert lost(nights, 2) == {"a": (0.1, 1)}, "after a rollback"
+    assert lost(nights, 5)["a"] == (0.7, 1), "people made it live"
+    assert overview.forgetting(overview.history(nights), None) == []
+
+
+def test_people_who_changed_their_minds_made_nothing_forgotten() -> None:
+    """It said "care: 0.64 now, 0.95 after rev-000003", of the opposite judgements."""
+    before = [night(1), night(2, parent=1, care=(0.9, 0.95, 21))]
+    turned = night(3, parent=2, style=(1.0, 1.0, 20))
+    turned.report["accuracy"]["care"] = {"pairs": 22, "before": 0.0, "after": 0.27}
+    turned.report["changed"] = [{"tag": "care", "aged_out": 90}, {"tag": "style", "state": "x"}]
+    nights = [*before, turned, night(4, parent=3, care=(0.27, 0.64, 22))]
+    assert lost(nights, 4)["care"] == (0.0, 4)
+    assert [row["turned"] for row in overview.history(nights)] == [[], [], ["care"], []]
+
+
+def test_another_topic_under_the_same_tag_is_not_forgetting() -> None:
+    """On old and new pairs together the tag fell from 1.00 to .81."""
+    later = night(3, parent=2, style=(1.0, 1.0, 20))
+    later.report["accuracy"]["style"] = {"pairs": 32, "before": 0.63, "after": 0.81}
+    nights = [night(1), night(2, parent=1, style=(1.0, 1.0, 20)), later]
+    assert lost(nights, 3) == {"style": (0.0, 1)}
+
+
+def test_reports_without_what_was_retained_are_compared_on_all_of_a_tag() -> None:
+    nights = [night(1, a=(0.5, 0.9, 20)), night(2, parent=1, a=(0.9, 0.8, 20))]
+    for one in nights:
+        del one.report["retained"]
+    assert lost(nights, 2) == {"a": (0.1, 1)}
 
 
 def test_the_first_line_of_a_mail_tells_what_happened_in_the_order_of_its_weight() -> None:

@@ -115,7 +115,11 @@ def test_examples_that_were_left_out_are_never_learned(home: Path, base: Path) -
     assert any("template_refuses: the chat template raises" in note for note in first.notes)
     again = learn(home, base, progress=no_training)
     assert (again.verdict, again.left_out) == ("nothing_new", {"template_refuses": 10})
-    assert "10 examples remain from update" in again.notes[-1]
+    assert (
+        f"10 examples remain that update {first.update_id} (promoted) could not" in again.notes[-1]
+    )
+    assert "could not use (template refuses); the settings" in again.notes[-1]
+    assert "tried" not in again.notes[-1]
     longer = learn(home, base, replace(CONFIG, max_length=500))
     assert longer.verdict == "nothing_usable"
     assert longer.left_out["template_refuses"] + longer.counts["waiting"] == 10

@@ -30,6 +30,8 @@ from agentpref.serve.registry import Registry
 from tests.core.test_interrupted_updates import signal_at
 from tests.core.test_pipeline import (
     CONFIG,
+    NO,
+    YES,
     Reached,
     learn,
     no_training,
@@ -386,3 +388,72 @@ def test_what_live_is_wrong_about_in_one_tag_is_trained_whatever_it_knows_of_ano
     report = learn(home, random_base)
     assert report.counts["trained"] > 0
     assert report.verdict != "nothing_to_gain"
+
+
+# Feedback that nothing can be made of
+
+
+def contradict(home, numbers):
+    """Log, of each question, one comparison and the opposite one, by two people."""
+    with agentpref.Log(home) as log:
+        for number in numbers:
+            asked = [{"role": "user", "content": f"Is {number} a number?"}]
+            runs = log.record(asked, YES), log.record(asked, NO)
+            for user, winner in (("one", "a"), ("other", "b")):
+                log.compare(*runs, winner=winner, user_id=user)
+
+
+def test_new_feedback_of_which_nothing_can_be_trained_is_not_called_nothing_new(
+    tmp_path, random_base
+):
+    """Of 120 comparisons that contradict each other it said "no new feedback", exit 3."""
+    home = tmp_path / "home"
+    contradict(home, range(30))
+    report = learn(home, random_base, progress=no_training)
+    assert (report.verdict, report.left_out) == ("nothing_usable", {"contradicted": 60})
+    assert learn(home, random_base, progress=no_training).verdict == "nothing_new"
+    contradict(home, range(30, 31))
+    again = learn(home, random_base, progress=no_training)
+    assert (again.verdict, again.left_out) == ("nothing_usable", {"contradicted": 62})
+
+
+def test_feedback_that_makes_no_example_is_told_beside_what_was_tried_before(fresh, random_base):
+    assert learn(fresh, random_base, STRICT).verdict == "refused"
+    contradict(fresh, range(900, 903))
+    report = learn(fresh, random_base, STRICT, progress=no_training)
+    assert (report.verdict, report.left_out["contradicted"]) == ("nothing_usable", 6)
+    assert any("are set aside since update" in note for note in report.notes)
+
+
+def test_ties_words_and_what_was_taken_back_are_nothing_new(home, random_base):
+    with agentpref.Log(home) as log:
+        asked = [{"role": "user", "content": "Is 950 a number?"}]
+        run, other = log.record(asked, YES), log.record(asked, NO)
+        log.thumbs(run, up=True)
+        log.retract(run)
+        log.compare(run, other, winner="tie")
+        log.feedback(run, key="latency", score=0.3, source="code")
+    report = learn(home, random_base, progress=no_training)
+    assert report.verdict == "nothing_new"
+    assert {"tie", "undeclared_key", "retracted"} <= {*report.left_out}
+
+
+def test_a_night_with_held_out_prompts_alone_says_that_they_wait(home, random_base):
+    teach(home, [next(held_out_questions())])
+    report = learn(home, random_base, progress=no_training)
+    assert report.verdict == "nothing_new"
+    note = "held out, to prove what later ones train: 1 example waits"
+    assert report.notes == [note]
+
+
+def test_a_thumb_that_was_left_out_is_not_said_to_have_been_tried(fresh, random_base):
+    with agentpref.Log(fresh) as log:
+        log.thumbs(log.record([{"role": "user", "content": "Is 950 a number?"}], YES), up=True)
+    first = learn(fresh, random_base, STRICT)
+    assert (first.verdict, first.left_out) == ("refused", {"no_mismatch": 1})
+    again = learn(fresh, random_base, STRICT, progress=no_training)
+    assert again.verdict == "nothing_new"
+    (note,) = [note for note in again.notes if "remain" in note]
+    assert note.startswith(
+        f"1 example remains that update {first.update_id} (refused) could not use (no mismatch); "
+    )

@@ -90,9 +90,9 @@ def evaluate(
     """Score revisions on held-out examples or on a file of preferences.
 
     Nothing is imported, and what serves stays. Accuracy is the share of examples on which a
-    revision raises the better answer over the worse one, against the base, with an interval of
-    95 %. Later revisions are compared with earlier ones, prompt by prompt. Prompts that trained one
-    of them are left out.
+    revision raises the better answer over the worse one, against the base. Later revisions are
+    compared with earlier ones, prompt by prompt. Intervals are of 95 %. Prompts that trained one of
+    them are left out.
     """
     from agentpref.evaluation import evaluate as run_evaluation
     from agentpref.learn import process
@@ -127,7 +127,7 @@ def _show(found: Evaluation) -> None:
     for number, pair in enumerate(everything.differences):
         heading = f"{names[pair.revision]} against {names[pair.against]}"
         changes = [[_name(group), *_numbers(group.differences[number])] for group in found.groups]
-        columns = [heading, "change", "bounds", "better", "worse", "sign test", "so"]
+        columns = [heading, "change", "interval", "better", "worse", "sign test", "so"]
         table(columns, changes, styles=_FINDINGS)
     for reason, count in found.left_out.items():
         why = "their prompts trained a revision (--with-trained scores them, apart)"
@@ -153,9 +153,9 @@ def _interval(found: Interval) -> str:
 
 
 def _numbers(one: Difference) -> tuple[object, ...]:
-    bounds = f"{one.lower:+.2f} to {one.upper:+.2f}"
+    interval = f"{one.lower:+.2f} to {one.upper:+.2f}"
     p = f"p = {one.p:.3f}" if one.p >= 0.001 else "p < 0.001"
-    return (f"{one.change:+.2f}", bounds, one.wins, one.losses, p, one.finding)
+    return (f"{one.change:+.2f}", interval, one.wins, one.losses, p, one.finding)
 
 
 def _short(revision: str) -> str:

@@ -17,6 +17,13 @@ from agentpref_cli.terminal import BOLD, GOOD, moment, print_result, say, table
 if TYPE_CHECKING:
     from agentpref.record.journal import Entry
 
+TRIED = {
+    "learned from": ("trained", "held_out"),
+    "tried and set aside": ("set_aside",),
+    "right about already": ("known",),
+}
+"""What became of the new feedback that an update tried, in words, by the counts that say so."""
+
 _STANDARD = Path("-")
 _TO_THE_DAY = 10
 
@@ -172,25 +179,32 @@ def _show(value: Mapping[str, Any], told: Mapping[str, Any]) -> None:
 
 def _beside(found: Mapping[str, Any]) -> Iterator[str]:
     """What was learned from which feedback, where the revision comes from, what to label next."""
-    if found["learned_from"] is not None:
-        for by in ("source", "origin", "date"):
-            if rows := found["learned_from"][by]:
-                counts = (f"{row['name']} {row['trained'] + row['held_out']}" for row in rows[:6])
-                yield f"learned from, by {by}: {', '.join(counts)}"
+    for by in ("source", "origin", "date"):
+        for words, fates in TRIED.items():
+            rows = (found["learned_from"] or {}).get(by, ())
+            counts = [(row["name"], sum(row[fate] for fate in fates)) for row in rows]
+            told = ", ".join(f"{name} {count}" for name, count in [c for c in counts if c[1]][:6])
+            if told:
+                yield f"{words}, by {by}: {told}"
     line = [_named(one) for one in found["lineage"]]
     if len(line) > 1:
         yield f"line: {' -> '.join(line)}"
-    few = [row for row in found["label_next"] if row["more"]][:3]
+    few = [row for row in found["label_next"] if not row["one_kind"]][:3]
     if few:
-        lacking = ", ".join(
-            f"{row['tag']} has {row['held_out_prompts']}, about {row['more']} more" for row in few
-        )
         yield (
-            f"label next: the gate judges a tag by itself from {few[0]['wanted']} held-out "
-            f"prompts; {lacking}"
+            "label next: the fewer held-out prompts a tag has, the larger a loss in it can be "
+            f"before the gate is sure to refuse; {'; '.join(map(_evidence, few))}"
         )
     if found["unread"]:
         yield f"{found['unread']:,} judgements came in since; the next update reads them"
+
+
+def _evidence(row: Mapping[str, Any]) -> str:
+    """How large a loss in a tag has to be, and what would halve that."""
+    if row["unseen_loss"] is None:
+        return f"{row['tag']} has {row['held_out_prompts']} (any loss)"
+    more = f"about {row['more']:,} more judged prompts halve it"
+    return f"{row['tag']} has {row['held_out_prompts']} ({row['unseen_loss']:.2f}; {more})"
 
 
 def _named(one: Mapping[str, Any]) -> str:
@@ -220,10 +234,22 @@ def _show_history(found: Mapping[str, Any]) -> None:
         for name, row in zip(names, shown, strict=True)
     ]
     table(("revision", "serves", *tags, "KL"), rows)
+    for line in changes(found):
+        say(line)
+
+
+def changes(found: Mapping[str, Any]) -> Iterator[str]:
+    """What was lost since a revision that was better, and where people changed their minds."""
     for row in found["forgetting"]:
         if row["lost"] > 0:
-            name = row["best_revision"].rpartition("-")[0]
-            say(f"{row['tag']}: {row['last']:.2f} now, {row['best']:.2f} after {name}")
+            name = row["best_revision"].rpartition("-")[0] or row["best_revision"]
+            lost = f"{row['lost']:.2f} lost since {name}, on the same pairs"
+            yield f"{row['tag']}: {lost}; {row['last']:.2f} now"
+    for row in found["history"]:
+        if row["revision"]:
+            name = row["revision"].rpartition("-")[0]
+            for tag in row["turned"]:
+                yield f"{tag}: people changed their minds; from {name} on, what they say now counts"
 
 
 # As a page, and of some time

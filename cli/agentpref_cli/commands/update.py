@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 VERDICTS = {
     "promoted": (0, GOOD, "every check passed"),
     "passed": (0, WARN, "every check passed; published, and not made live"),
-    "nothing_new": (3, BOLD, "no new feedback since the last update"),
+    "nothing_new": (3, BOLD, "no new feedback to learn from since the last update"),
     "nothing_to_gain": (3, BOLD, "what serves is right about the new feedback already"),
-    "nothing_usable": (6, WARN, "none of the new feedback can be trained; the reasons are below"),
+    "nothing_usable": (6, WARN, "none of the new feedback can be trained; the report says why"),
     "refused": (4, BAD, "a check failed; nothing was published"),
     "cut_short": (7, BAD, "max_minutes stopped the training, and a check failed"),
     "insufficient": (5, WARN, "too little evidence; published, and not promoted"),

@@ -64,7 +64,8 @@ def _row(entry: Entry, state: ServingState) -> dict[str, Any]:
         "created_at": entry.created_at,
         "namespace": entry.namespace,
         "verdict": entry.verdict,
-        "pairs": counts.get(trained, 0) + counts.get(f"{trained}_thumbs", 0),
+        "pairs": counts.get(trained, 0),
+        "thumbs": counts.get(f"{trained}_thumbs", 0),
         "set_aside": sum(
             one["examples"]
             for one in report.get("set_aside", ())
@@ -95,7 +96,7 @@ def _show(rows: Sequence[Mapping[str, Any]]) -> None:
             "time": moment(row["created_at"])[:_TO_THE_MINUTE],
             "namespace": row["namespace"],
             "verdict": row["verdict"].replace("_", " ") + many,
-            "pairs": row["pairs"],
+            "examples": row["pairs"] + row["thumbs"],
             "accuracy": " -> ".join(shares) or None,
             "took": None if row["seconds"] is None else f"{row['seconds']:,.0f} s",
             "serves": row["serves"],

@@ -13,6 +13,7 @@ from typing import Any
 from agentpref.columns import text_of
 from agentpref.errors import MissingDependency
 from agentpref.printable import escaped
+from agentpref_cli.commands.report import changes
 from agentpref_cli.commands.update import VERDICTS, account, headline, identity
 from agentpref_cli.terminal import moment
 
@@ -59,8 +60,10 @@ def render(value: Mapping[str, Any], serving: str) -> str:
         headline=headline(value, serving),
         identity=[*identity(value, serving)],
         account=[*account(trained)],
+        tried=tried(beside["learned_from"], trained["verdict"]),
         bars=bars,
         answers=_answers(trained),
+        changes=[*changes(beside)],
         revisions=[row for row in beside["history"] if row["revision"]],
         charts={
             "bars": charts.bars(bars),
@@ -68,6 +71,29 @@ def render(value: Mapping[str, Any], serving: str) -> str:
             "kl": charts.divergence(beside["history"]),
         },
     )
+
+
+_COLUMNS = {
+    "trained": "trained",
+    "held_out": "held out",
+    "set_aside": "tried and set aside",
+    "known": "right about already",
+}
+
+
+def tried(found: Mapping[str, Any] | None, verdict: str) -> dict[str, Any]:
+    """What became of the new feedback: a heading, a sentence, and the columns with any number."""
+    rows = found["source"] if found else []
+    columns = {name: words for name, words in _COLUMNS.items() if any(row[name] for row in rows)}
+    heading, sentence = "What it learned from", ""
+    if not columns:
+        sentence = f"Nothing: {VERDICTS[verdict][2]}."
+    elif not {"trained", "held_out"} & columns.keys():
+        heading = "What it tried"
+        sentence = "It learned nothing of it, and set it aside: what served before serves on."
+        if "known" in columns:
+            sentence = "What serves is right about it already, so that it counts as learned."
+    return {"heading": heading, "sentence": sentence, "columns": columns}
 
 
 def _with_intervals(report: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -69,6 +69,47 @@ def test_the_bounds_of_a_difference_enclose_it_and_turn_with_it() -> None:
 def test_revisions_that_never_differ_are_not_told_apart() -> None:
     found = difference("b", [1.0, 0.0], "a", [1.0, 0.0], prompts(2))
     assert (found.change, found.p, found.finding) == (0.0, 1.0, "not told apart")
+    assert found.lower < 0 < found.upper, "two prompts do not show that there is no difference"
+
+
+def test_prompts_that_all_changed_alike_do_not_make_a_difference_certain() -> None:
+    """It was +.50 to +.50, on 19 prompts."""
+    found = difference("b", [1.0] * 19, "base", [0.5] * 19, prompts(19))
+    assert (found.change, found.finding) == (0.5, "better")
+    assert (found.lower, found.upper) == (pytest.approx(0.361, abs=1e-3), 0.5)
+    several = [f"p{n // 2}" for n in range(38)]
+    twice = difference("b", [1.0] * 38, "base", [0.5] * 38, several)
+    assert (twice.lower, twice.upper) == (found.lower, found.upper), "the unit is the prompt"
+
+
+def test_the_interval_is_two_sided_and_that_of_bonett_and_price() -> None:
+    right, against = [1.0] * 227 + [0.0] * 33, [0.5] * 260
+    found = difference("b", right, "base", against, prompts(260))
+    assert (found.lower, found.upper) == pytest.approx((0.3296, 0.4109), abs=1e-4)
+
+
+@pytest.mark.parametrize("size", [1.0, 0.5])
+@pytest.mark.parametrize("total", [12, 40, 114])
+def test_the_interval_excludes_no_difference_just_where_revisions_are_told_apart(
+    total: int, size: float
+) -> None:
+    """Bounds of +.01 to +.16 stood beside p = .069, not told apart."""
+    for up in range(total // 4):
+        for down in range(total // 4):
+            against = [0.0] * up + [size] * down + [0.0] * (total - up - down)
+            right = [size] * up + [0.0] * down + [0.0] * (total - up - down)
+            found = difference("b", right, "a", against, prompts(total))
+            assert found.lower <= found.change <= found.upper
+            told_apart = found.finding != "not told apart"
+            assert (found.lower > 0 or found.upper < 0) is told_apart is (found.p < 0.05)
+
+
+def test_many_small_gains_beside_few_large_losses_are_not_better() -> None:
+    right, against = [0.6] * 30 + [0.0] * 10, [0.5] * 30 + [1.0] * 10
+    found = difference("b", right, "a", against, prompts(40))
+    assert (found.wins, found.losses, found.p < 0.05) == (30, 10, True)
+    assert found.change < 0
+    assert found.finding != "better"
 
 
 def test_strata_are_judged_apart_and_small_ones_with_their_siblings(pair_of) -> None:

@@ -9,7 +9,7 @@ import pytest
 from agentpref.config import GateSettings
 from agentpref.prove.bootstrap import Paired
 from agentpref.prove.evidence import Evidence, Generations
-from agentpref.prove.gain import gain, odds, weigh
+from agentpref.prove.gain import gain, odds, weigh, without_gain
 
 SETTINGS = GateSettings()
 WRITES = Generations(distinct_2=1.0, mean_length=1.0)
@@ -118,3 +118,31 @@ def test_the_report_has_the_numbers() -> None:
 )
 def test_chances_are_written_as_odds(chance: float, words: str) -> None:
     assert odds(chance) == words
+
+
+def by_tag(**changes):
+    """Accuracy on 20 pairs of each tag, from its first number to its second."""
+    return {tag: {"pairs": 20, "before": a, "after": b} for tag, (a, b) in changes.items()}
+
+
+def test_tags_that_gain_nothing_beside_others_are_named() -> None:
+    """A night of coin labels was promoted with a good one, .52 -> .52, and nothing said so."""
+    (note,) = without_gain(by_tag(coin=(0.52, 0.52), good=(0.5, 0.9)))
+    assert note.startswith(
+        "no gain of its own on new held-out pairs: coin (.52 -> .52 on 20 pairs)"
+    )
+    many = {f"t{n}": (0.5, 0.4) for n in range(7)}
+    assert "t4 (.50 -> .40 on 20 pairs) and 2 more; " in without_gain(by_tag(**many, z=(0, 1)))[0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"a": (0.5, 0.9), "b": (0.5, 0.6)},
+        {"a": (0.5, 0.9), "known": (1.0, 1.0)},
+        {"written": (0.7, 0.7)},
+        {},
+    ],
+)
+def test_where_every_tag_gains_or_none_does_by_rank_nothing_is_named(changes) -> None:
+    assert without_gain(by_tag(**changes)) == []

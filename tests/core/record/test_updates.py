@@ -120,6 +120,7 @@ def test_the_last_attempt_has_all_that_its_parent_has_not_learned(updates, add, 
     found = updates.last_attempt("default", "r1")
     assert (found.update_id, found.report) == (last.update_id, last.report)
     assert (found.waiting, found.serves, found.before) == ({"e"}, False, None)
+    assert found.left_out == {"d"}
 
 
 def test_the_attempt_before_the_last_one_is_known_if_it_had_the_same_parent(updates, add):
