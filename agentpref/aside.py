@@ -7,7 +7,8 @@ it. They come back
 - if the settings (but seed and limits) or the base model are others than they were refused with,
 - one by one, if a newer judgement of the same prompt says the same,
 - all of a tag, if live has since learned newer judgements in that tag and agrees with them, or if
-  people changed their minds and they say so too (``changes.py``).
+  people changed their minds and they say so too (``changes.py``); not where most of the chosen
+  answers of that tag were such as nobody can have meant.
 """
 
 from __future__ import annotations
@@ -109,16 +110,17 @@ def with_aside(
     for one in refusals:
         theirs = [now[name] for name in sorted(one.examples) if name in now]
         told = [e["why"] for e in one.report["set_aside"] if e["update_id"] == one.update_id]
-        found.append(_entry(one.update_id, theirs, "; ".join(told), report.namespace))
+        found.append(_entry(one.update_id, theirs, "; ".join(told), one.report))
+    own = report.to_mapping()
     of_this = list((groups or {}).get("set_aside", ()))
     if of_this:
         without = report.attempts[-1]["without"] if report.attempts else []
         why = f"the last attempt was without {'; '.join(without)}"
-        found.append(_entry(report.update_id, of_this, why, report.namespace))
+        found.append(_entry(report.update_id, of_this, why, own))
     if groups is not None and report.verdict == "refused":
         theirs = [*groups["trained"], *groups["new_evaluated"]]
-        why = f"failed: {', '.join(_failed(report.to_mapping()))}"
-        found.append(_entry(report.update_id, theirs, why, report.namespace))
+        why = f"failed: {', '.join(_failed(own))}"
+        found.append(_entry(report.update_id, theirs, why, own))
     found = [one for one in found if one["examples"]]
     notes = [_sentence(one, report.update_id) for one in reversed(found)]
     if len(notes) > MOST_TOLD:
@@ -127,18 +129,21 @@ def with_aside(
     return replace(report, set_aside=found, notes=[*report.notes, *notes])
 
 
-def _entry(update_id: str, examples: Sequence[Listed], why: str, namespace: str) -> dict[str, Any]:
-    """One group of examples that are set aside."""
+def _entry(
+    update_id: str, examples: Sequence[Listed], why: str, report: Mapping[str, Any]
+) -> dict[str, Any]:
+    """One group of examples that an update set aside, with its report."""
     tags = Counter(example.tag for example in examples)
-    again = in_namespace("agentpref update --again", namespace)
+    in_tag = "" if all(asides.is_odd(report, tag) for tag in tags) else "or in the same tag "
+    again = in_namespace("agentpref update --again", report["namespace"])
     return {
         "update_id": update_id,
         "examples": len(examples),
         "held_out": sum(example.held_out for example in examples),
         "tags": dict(tags.most_common(MOST_TAGS)),
         "why": why,
-        "back": "newer judgements that agree on the same prompts or in the same tag bring them "
-        f"back, and so do other settings or another model, or `{again}`",
+        "back": f"newer judgements that agree on the same prompts {in_tag}bring them back, and so "
+        f"do other settings or another model, or `{again}`",
     }
 
 

@@ -27,11 +27,11 @@ from agentpref.retry import Plan, follow_up, only_undecided
 if TYPE_CHECKING:
     import sqlite3
 
-    from agentpref.learn.encode import EncodedExample
     from agentpref.learn.learner import Learner
     from agentpref.learn.trainer import TrainingReport
     from agentpref.prove.checks import Scorer, UserCheck
     from agentpref.prove.evaluate import Scores
+    from agentpref.prove.known import Known
     from agentpref.prove.results import GateResult
 
 _logger = logging.getLogger("agentpref")
@@ -41,7 +41,8 @@ _logger = logging.getLogger("agentpref")
 class Proof:
     """What the gate says of a candidate, and what a report tells beside its checks.
 
-    ``new`` are the scores of the new held-out examples.
+    ``new`` are the scores of the new held-out examples, and ``odd`` the tags in which most chosen
+    answers are such as nobody can have meant.
     """
 
     result: GateResult
@@ -52,6 +53,7 @@ class Proof:
     behaviour: dict[str, Any] = field(default_factory=dict)
     shown: tuple[tuple[str, str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    odd: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +166,7 @@ class Bench:
                 self.was_tried,
                 can_refit=self.live is not None and bool(self.config.replay.minimum),
                 confidence=self.config.gate.confidence,
+                odd=proof.odd,
             )
         if found is not None:
             following, why = found
@@ -202,46 +205,30 @@ class Bench:
             judged = probes.judged(
                 self.learner, [*rows.new_held_out, *rows.new], seed=self.config.seed
             )
-            if known and not asked(judged.answers):
+            means_it = not any(odd.rules for odd in judged.odd)
+            if known.all and means_it and not asked(judged.answers):
                 data = replace(rows.data, ordinary=())  # nothing is anchored
                 rows = UpdateRows(data, known=[*rows.new, *rows.new_held_out])
-                return Tried(replace(plan, notes=(*plan.notes, known)), available, rows)
+                note = (
+                    f"{self.live} is right about {known.right} of {known.prompts} new prompts "
+                    "already, so there is nothing to gain; they count as learned"
+                )
+                return Tried(replace(plan, notes=(*plan.notes, note)), available, rows)
             for odd in judged.odd:  # said before the work; the report says it again
                 _logger.warning("%s", odd.warning)
         training = self._train(rows, plan)
         rows = rows.only(self.learner.reached)
-        proof = self._prove(rows, training, plan, known=bool(known))
+        proof = self._prove(rows, training, plan, known)
         return Tried(plan, available, rows, training, proof)
 
-    def _knows(self, rows: UpdateRows, plan: Plan) -> str:
-        """Says that live is right about so much of what is new that nothing is left to gain.
-
-        That is where in no tag even a candidate that is right about all of it could show a gain
-        worth having; else the text is empty, as it is where people may have changed their minds.
-        What is held out is asked about first: it is scored anyway, and says no in most cases.
-        """
-        from agentpref.prove import evaluate
-        from agentpref.prove.signs import Signs
+    def _knows(self, rows: UpdateRows, plan: Plan) -> Known:
+        """What live is right about of what is new; nothing, where minds may have changed."""
+        from agentpref.prove.known import Known, known
 
         if self.live is None or plan.turn or plan.undecided:
-            return ""
-        tags: dict[str, tuple[list[EncodedExample], list[EncodedExample]]] = {}
-        for row in (*rows.new_held_out, *rows.new):
-            tags.setdefault(row.example.tag, ([], []))[not row.example.held_out].append(row)
-        prompts = right = 0
-        for held_out, trained in tags.values():
-            everything = [*held_out, *trained]
-            asked, wrong = len({row.example.prompt.id for row in everything}), 0
-            for some in (held_out, everything):
-                wrong = Signs.of(evaluate.best_case(self.learner, some)).better
-                best = Signs(asked, better=wrong)
-                if best.chance_if_worth_having() > 1 - self.config.gate.confidence:
-                    return ""
-            prompts, right = prompts + asked, right + asked - wrong
-        return (
-            f"{self.live} is right about {right} of {prompts} new prompts already, so there is "
-            "nothing to gain; they count as learned"
-        )
+            return Known()
+        risk = 1 - self.config.gate.confidence
+        return known(self.learner, rows.new_held_out, rows.new, risk=risk)
 
     def _train(self, rows: UpdateRows, plan: Plan) -> TrainingReport:
         from agentpref.learn.trainer import Limits
@@ -268,9 +255,7 @@ class Bench:
             checkpoints.remove(self.checkpoint.path)  # it would only diverge again
             raise
 
-    def _prove(
-        self, rows: UpdateRows, training: TrainingReport, plan: Plan, *, known: bool
-    ) -> Proof:
+    def _prove(self, rows: UpdateRows, training: TrainingReport, plan: Plan, known: Known) -> Proof:
         """Evaluate the candidate, and decide on it; other attempts count as looks."""
         from agentpref.learn.trainer import Limits
         from agentpref.prove import behaviour, crossfit, evaluate
@@ -296,7 +281,12 @@ class Bench:
         evidence, result = crossfit.decide(
             learner,
             rows,
-            replace(evidence, looks=self.looks + plan.looks, known=known),
+            replace(
+                evidence,
+                looks=self.looks + plan.looks,
+                known=known.nothing_to_gain,
+                untold=known.untold,
+            ),
             training=training,
             config=config,
             limits=Limits(left, self.interrupts, self.budget.clock),
@@ -314,6 +304,7 @@ class Bench:
                 *(without_gain(new.by_tag()) if result.verdict == "passed" else ()),
                 *evidence.notes,
             ),
+            frozenset().union(*(odd.tags for odd in evidence.odd if odd.rules)),
         )
 
     def told(self, tried: Tried) -> dict[str, Any]:
@@ -353,6 +344,7 @@ def _told(tried: Tried) -> dict[str, Any]:
         "start": plan.start,
         "longer": plan.longer,
         "without": [*plan.without],
+        "odd": sorted(proof.odd),
         "verdict": proof.result.verdict,
         "trained": len(tried.rows.new),
         "replayed": len(tried.rows.old),

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -69,6 +69,7 @@ def find_changes(
         live: the revision that serves.
         config: the confidence of the gate.
     """
+    available = replace(available, aside=_meant(available.aside, refusals))
     witness = _Witness(learner, available, connection)
     tags = sorted({one.tag for one in (*available.new, *available.new_held_out)})
     tags = [tag for tag in tags if any(one.tag == tag for one in available.old_held_out)]
@@ -186,6 +187,14 @@ def _turned_back(
     if more_than_chance(alike, len(judged)) > level:
         return frozenset()
     return frozenset(one.example_id for one in theirs)
+
+
+def _meant(aside: Sequence[Listed], refusals: Sequence[Refusal]) -> tuple[Listed, ...]:
+    """What was set aside and may come back by itself: not what nobody can have meant."""
+    reports = {name: refusal.report for refusal in refusals for name in refusal.examples}
+    return tuple(
+        one for one in aside if not asides.is_odd(reports.get(one.example_id, {}), one.tag)
+    )
 
 
 def _agreeing(

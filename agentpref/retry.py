@@ -3,13 +3,15 @@
 1. An update first trains from live on everything new.
 2. If the KL budget is what failed, the next attempt refits from the base, on what is new and as
    much as there is of the old. It is proven against live like any other candidate.
-3. If some of the new examples are what failed, the next attempt is without them: those of a tag, of
+3. If in some tags most chosen answers are such as nobody can have meant (``prove/asked.py``), the
+   next attempt is without these tags, and nothing else changes.
+4. If some of the new examples are what failed, the next attempt is without them: those of a tag, of
    judges or of people, or those that an earlier update tried already. They are at fault if live was
    proven to be better about their held-out ones; if what live knew in their tag was lost; or if the
    candidate neither gained on them nor is right about them, as with labels thrown by a coin.
-4. If nothing failed but that what people ask for is not written, or that it is ranked no better
+5. If nothing failed but that what people ask for is not written, or that it is ranked no better
    either, the next attempt trains longer: from live, :data:`LONGER` times as many epochs.
-5. If new judgements of a tag contradict what live has learned, and no candidate that had to keep
+6. If new judgements of a tag contradict what live has learned, and no candidate that had to keep
    that passed, the next attempt is without the old evidence (a :class:`Turn`).
 
 All may follow from one attempt. All attempts together are one update with one report.
@@ -152,6 +154,7 @@ def follow_up(
     *,
     can_refit: bool,
     confidence: float,
+    odd: Collection[str] = (),
 ) -> tuple[Plan, str] | None:
     """The attempt after one that was refused, and why it follows; ``None`` if none would help.
 
@@ -163,12 +166,16 @@ def follow_up(
         was_tried: ids of the examples that earlier updates tried.
         can_refit: whether a refit from the base is possible and would be another start.
         confidence: of the exact tests.
+        odd: the tags whose chosen answers nobody can have meant.
     """
     if plan.number == MOST:
         return None
-    if plan.turn:
+    if odd and (without := _without_odd(plan, available, odd)) is not None:
+        return without
+    if plan.turn and not odd:
         return plan.turned(), "people changed their minds, so the older evidence yields"
     failed, whys, following = [one for one in checks if not one.passed], list[str](), plan
+    can_refit = can_refit and not odd  # which would be odd from there, too
     if can_refit and plan.start == "live" and any(one.name.startswith(_KL) for one in failed):
         whys.append("the KL budget is spent, so base is refitted on everything that still counts")
         following = replace(following, start="base", looks=following.looks + 1)
@@ -176,7 +183,7 @@ def follow_up(
     if WRITTEN in names and names <= {WRITTEN, _GAIN} and plan.longer == 1:
         whys.append(f"it was ranked and hardly written, so it trains {LONGER} times as long")
         following = replace(following, longer=LONGER, looks=following.looks + 1)
-    at_fault = faulty(failed, new, available, was_tried, confidence=confidence)
+    at_fault = faulty(failed, new, available, odd, was_tried, confidence=confidence)
     if at_fault is not None:
         whys.append(f"once more without {'; '.join(at_fault.words)}")
         following = replace(
@@ -188,6 +195,30 @@ def follow_up(
     if not whys:
         return None
     return replace(following, number=plan.number + 1), "; ".join(whys)
+
+
+def _without_odd(plan: Plan, available: Available, odd: Collection[str]) -> tuple[Plan, str] | None:
+    """The attempt without tags that nobody can mean; ``None`` if nothing else is new.
+
+    Whatever else failed, these may have caused it, and what they contradict does not yield to them.
+    Which tags they are is read off the labels, so that no other candidate could have followed.
+    """
+    fresh = (*available.new, *available.new_held_out)
+    examples = frozenset(one.example_id for one in fresh if one.tag in odd)
+    tags = sorted({one.tag for one in fresh if one.tag in odd})
+    if not tags or len(examples) == len(fresh):
+        return None
+    words = tuple(f"tag {tag} (nobody can mean what is chosen there)" for tag in tags)
+    contradicts = any(told["tag"] in odd for told in plan.turn.told)
+    following = replace(
+        plan,
+        number=plan.number + 1,
+        looks=plan.looks + 1,
+        aside=plan.aside | examples,
+        turn=Turn() if contradicts else plan.turn,
+        without=(*plan.without, *words),
+    )
+    return following, f"once more without {'; '.join(words)}"
 
 
 def following(told: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -213,13 +244,14 @@ def faulty(
     failed: Sequence[CheckResult],
     new: Scores,
     available: Available,
+    odd: Collection[str],
     was_tried: Callable[[], Collection[str]],
     *,
     confidence: float,
 ) -> AtFault | None:
     """The new examples that failed; ``None`` if all did, or none."""
     fresh = (*available.new, *available.new_held_out)
-    for kind, key in _ways(fresh, was_tried):
+    for kind, key in _ways(odd, was_tried):
         groups: dict[str, set[str]] = {}
         for one in fresh:
             groups.setdefault(key(one), set()).add(one.example_id)
@@ -265,14 +297,16 @@ def _lost(failed: Iterable[CheckResult], tags: Collection[str]) -> set[str]:
 
 
 def _ways(
-    fresh: Sequence[Listed], was_tried: Callable[[], Collection[str]]
+    odd: Collection[str], was_tried: Callable[[], Collection[str]]
 ) -> Iterator[tuple[str, Callable[[Listed], str]]]:
     """The ways to split new examples in which some may be at fault and others not.
 
-    What people judged is not split by how they did it. Coin labels make corrections only of what
-    live does not say itself, so "the opposite" would be proven on these alone.
+    Where all tags are such as nobody can mean, none of them is better than another. What people
+    judged is not split by how they did it. Coin labels make corrections only of what live does not
+    say itself, so "the opposite" would be proven on these alone.
     """
-    yield "tag", lambda one: one.tag
+    if not odd:
+        yield "tag", lambda one: one.tag
     yield "source", lambda one: "judges" if one.origin == "judge" else "people"
     tried = was_tried()
     yield "what", lambda one: "an earlier update tried" if one.example_id in tried else _FRESH

@@ -248,7 +248,8 @@ class UpdateReport:
     used.
 
     ``attempts`` lists what the update tried, in order: what each started from and was without, its
-    verdict, the checks that failed, and why the ``next`` one followed. ``set_aside`` lists what is
+    verdict, the checks that failed, the tags that nobody can mean (``odd``), and why the ``next``
+    one followed. ``set_aside`` lists what is
     set aside now: by which update, how many examples, why, and what brings them ``back``.
     ``changed`` lists the tags in which new judgements contradict what live has learned. ``gain``
     has the numbers that a gain was judged by (:class:`agentpref.prove.gain.Gain`): prompts that

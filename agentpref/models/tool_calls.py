@@ -58,6 +58,18 @@ def parse_rate(texts: Sequence[str]) -> float | None:
     return sum(map(_is_object, calls)) / len(calls) if calls else None
 
 
+def has_broken_call(text: str) -> bool:
+    """Whether a generated text has a tool call that is empty, or begins as JSON and is none.
+
+    Calls in another notation, as some templates have it, are none of JSON's and not broken.
+
+    >>> has_broken_call('<tool_call>{"name":</tool_call>'), has_broken_call("<tool_call><f=lamp>")
+    (True, False)
+    """
+    calls = [block[1].strip() for block in _BLOCK.finditer(text)]
+    return any(not _is_object(call) for call in calls if call[:1] in ("", "{", "["))
+
+
 def _is_object(text: str) -> bool:
     try:
         return isinstance(json.loads(text), dict)

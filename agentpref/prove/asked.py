@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
+from agentpref.models.tool_calls import has_broken_call
 from agentpref.prove.bootstrap import scipy
 from agentpref.prove.features import (
     HARM,
@@ -172,11 +173,15 @@ def _mean(values: Sequence[float]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Odd:
-    """Chosen answers that nobody can have meant: how many of them, and what to say of it."""
+    """Chosen answers that nobody can have meant: how many of them, and what to say of it.
+
+    ``tags`` are those of the examples among which they are so many; none if it is all of them.
+    """
 
     count: int
     total: int
     message: str
+    tags: frozenset[str] = frozenset()
 
     @property
     def rules(self) -> bool:
@@ -191,24 +196,60 @@ class Odd:
 
 _MANY = 0.01
 _ENDS = 0.05  # a preposition at the end looks broken off, too
+_FEWEST_CHOSEN = 8
+
+Texts: TypeAlias = tuple[str | None, str | None]
+"""A chosen and a rejected answer; of a lone thumb one is ``None``."""
 
 
-def odd_wishes(judged: Sequence[tuple[str | None, str | None]]) -> Iterator[Odd]:
-    """Count the chosen answers that are blank, repeated, broken off or canned, if there are many.
+def odd_by_tag(judged: Sequence[tuple[str, Texts]]) -> Iterator[Odd]:
+    """The odd wishes that rule in a tag, and those among the examples of all other tags.
 
-    The sentences quote nothing. Each of ``judged`` has the texts of a chosen and a rejected answer;
-    of a lone thumb one is ``None``.
+    So what no one means is seen however much else there is. Tags with fewer than eight chosen
+    answers are looked at together. Each of ``judged`` has a tag and two answers.
+    """
+    by_tag: dict[str, list[Texts]] = {}
+    for tag, texts in judged:
+        by_tag.setdefault(tag, []).append(texts)
+    groups: dict[frozenset[str], list[Texts]] = {}
+    small = frozenset(tag for tag, own in by_tag.items() if _chosen(own) < _FEWEST_CHOSEN)
+    for tag, own in sorted(by_tag.items()):
+        groups.setdefault(small if tag in small else frozenset([tag]), []).extend(own)
+    rest = list[Texts]()
+    for tags, own in groups.items():
+        found, alone = [*odd_wishes(own)], len(groups) == 1
+        if not any(odd.rules for odd in found) or not (alone or _chosen(own) >= _FEWEST_CHOSEN):
+            rest += own
+            continue
+        name = f"tag {min(tags)}" if len(tags) == 1 else f"{len(tags)} small tags"
+        where = "" if alone else f"{name}: "
+        yield from (replace(odd, message=f"{where}{odd.message}", tags=tags) for odd in found)
+    yield from odd_wishes(rest)
+
+
+def _chosen(judged: Sequence[Texts]) -> int:
+    return sum(yes is not None for yes, _ in judged)
+
+
+def odd_wishes(judged: Sequence[Texts]) -> Iterator[Odd]:
+    """Count the chosen answers that nobody means, by what is wrong with them, if there are many.
+
+    They are blank, repeat themselves, call tools in broken JSON, break off, or are all one text.
+
+    The sentences quote nothing.
     """
     chosen = [yes for yes, _ in judged if yes is not None]
     rejected = [no for _, no in judged if no is not None]
-    blank, repeated, broken = (
-        sum(map(is_odd, chosen)) for is_odd in (is_blank, is_degenerate, is_broken_off)
+    blank, repeated, calls, broken = (
+        sum(map(is_odd, chosen))
+        for is_odd in (is_blank, is_degenerate, has_broken_call, is_broken_off)
     )
     cut = sum(is_cut_from(yes, no) for yes, no in judged if yes is not None and no is not None)
     total = len(chosen)
     kinds = [
         (blank, _MANY, "are blank: an app that logs before the answer is there makes such"),
         (repeated, _MANY, "repeat themselves: look at what writes them"),
+        (calls, _MANY, "call tools in JSON that does not parse: look at what writes or cuts them"),
         (max(broken, cut), _ENDS, "break off within a sentence: raise the app's limit of tokens"),
     ]
     for count, least, what in kinds:

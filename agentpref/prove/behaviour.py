@@ -16,12 +16,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from agentpref.config import GateSettings
 from agentpref.prove.evidence import Evidence
-from agentpref.prove.features import LENGTHS, REPEATS, SCRIPTS, gathered, is_canned, mean, votes
+from agentpref.prove.features import (
+    LENGTHS,
+    REPEATS,
+    SCRIPTS,
+    gathered,
+    is_canned,
+    mean,
+    votes,
+)
 from agentpref.prove.metrics import length_ratio
 from agentpref.prove.results import CheckResult, check, dot
 from agentpref.prove.signs import sign_test
@@ -29,6 +37,9 @@ from agentpref.prove.written import FEWEST_PROBES, moves, written
 
 _KINDS = 2
 """So many of the distinct pairs of tokens may be gone from the answers by chance."""
+
+_BY_CHANCE = 2
+"""So many answers may be harmed where live's are not: of a few, chance is the reason as likely."""
 
 _CANNED_P = 0.05
 """One text for most prompts is canned if so many answers became it: five of five do."""
@@ -99,24 +110,26 @@ def _variety(evidence: Evidence, s: GateSettings) -> CheckResult:
 def length(evidence: Evidence, s: GateSettings) -> CheckResult:
     """The length of the answers: within a range around live's and the chosen ones'."""
     live, candidate, chosen = evidence.live, evidence.candidate, evidence.chosen
-    directions = {one.direction for one in evidence.asked if one.feature in LENGTHS}
+    wished = {one.feature: one.direction for one in evidence.asked if one.feature in LENGTHS}
+    # More tokens of fewer words may be asked for, of tool calls: what is measured here are tokens.
+    direction = wished.get("tokens") or wished.get("words") or 0
     between = [live.mean_length, *([chosen.mean_length] if chosen is not None else [])]
-    low = 0.0 if -1 in directions else s.length_ratio[0] * length_ratio(min(between), between[0])
+    low = 0.0 if direction < 0 else s.length_ratio[0] * length_ratio(min(between), between[0])
     high = s.length_ratio[1] * length_ratio(max(between), between[0])
-    high = math.inf if 1 in directions else high
+    high = math.inf if direction > 0 else high
     ratio = length_ratio(candidate.mean_length, live.mean_length)
     passed = low <= ratio <= high
     message = f"{live.mean_length:.1f} -> {candidate.mean_length:.1f} tokens, × {dot(ratio)}, "
-    if directions == {-1}:
+    if direction < 0:
         message += f"at most {dot(high)}: shorter answers are asked for"
-    elif directions == {1}:
+    elif direction > 0:
         message += f"at least {dot(low)}: longer answers are asked for"
     else:
         message += f"{'within' if passed else 'outside'} {dot(low)} to {dot(high)}"
-    if chosen is not None and max(between) > min(between) and not directions:
+    if chosen is not None and max(between) > min(between) and not direction:
         message += f" (chosen answers have {chosen.mean_length:.1f})"
     cure = ": nobody asked for it; balance the lengths of the pairs, or lower the learning rate"
-    if directions:
+    if direction:
         cure = ": the answers went the other way; train longer, or lower the learning rate"
     bound = low if ratio < low or math.isinf(high) else high
     return check("length ratio", passed, ratio, bound, message, cure)
@@ -167,9 +180,9 @@ def _harmless(evidence: Evidence) -> Iterator[CheckResult]:
     kinds = (
         # what is counted, its check, and how many more than live's may be by chance alone
         ("empty", "empty generations", 0),
-        ("endless", "endless generations", 2 if longer else 0),
-        ("repeated", "repeated answers", 2),
-        ("broken", "broken-off answers", 2),
+        ("endless", "endless generations", _BY_CHANCE if longer else 0),
+        ("repeated", "repeated answers", _BY_CHANCE),
+        ("broken", "broken-off answers", _BY_CHANCE),
     )
     sides = [(evidence.live, evidence.candidate, 0, "answers")]
     if evidence.sampled is not None:
@@ -191,30 +204,65 @@ def _harmless(evidence: Evidence) -> Iterator[CheckResult]:
 
 
 def canned(evidence: Evidence) -> CheckResult:
-    """One answer for nearly all prompts, where live had more to say."""
+    """One answer for nearly all prompts, or for nearly all new ones, where live had more to say."""
+    found, what, is_one = evidence, "all", _one_for_all(evidence)
+    if (
+        not is_one
+        and evidence.fresh < len(evidence.candidate.texts)
+        and _one_for_all(new := _of_new(evidence))
+    ):
+        found, what, is_one = new, f"those to {evidence.fresh} new prompts", True
+    share, usual = found.candidate.common, found.live.common
+    message = f"the most common answer is {dot(share)} of {what}, live's {dot(usual)}"
+    cure = ": one text answers nothing; look at the chosen answers, and train less"
+    return check("canned answers", not is_one, share, None, message, cure)
+
+
+def _of_new(evidence: Evidence) -> Evidence:
+    """The evidence with the answers to new prompts alone, as far as these may be one text."""
+    judged = (
+        side.first(number) if side is not None and number else None
+        for side, number in (
+            (evidence.chosen, evidence.fresh_chosen),
+            (evidence.rejected, evidence.fresh_rejected),
+        )
+    )
+    live, candidate = (s.first(evidence.fresh) for s in (evidence.live, evidence.candidate))
+    chosen, rejected = judged
+    return replace(evidence, live=live, candidate=candidate, chosen=chosen, rejected=rejected)
+
+
+def _one_for_all(evidence: Evidence) -> bool:
+    """Whether the candidate gives one text to nearly all of the prompts."""
     live, candidate, chosen = evidence.live, evidence.candidate, evidence.chosen
     usual = max(live.common, evidence.rejected.common if evidence.rejected is not None else 0.0)
     # Labels are known by both sides: likes alone do not say what else an app answers.
     likes_alone = chosen is not None and evidence.rejected is None
     wanted = 0.9 if likes_alone else chosen.common if chosen is not None else 1.0
-    enough = len(candidate.answers) >= FEWEST_PROBES
-    is_one = enough and is_canned(candidate.common, candidate.common_words, usual, wanted)
-    if is_one:  # a label that live gives three times in four may be given every time by chance
-        moved = gathered(live.texts, candidate.texts)
-        is_one = sign_test(*moved, one_sided=True) <= _CANNED_P
-    message = f"the most common answer is {dot(candidate.common)} of all, live's {dot(live.common)}"
-    cure = ": one text answers nothing; look at the chosen answers, and train less"
-    return check("canned answers", not is_one, candidate.common, None, message, cure)
+    if len(candidate.answers) < FEWEST_PROBES or not is_canned(
+        candidate.common, candidate.common_words, usual, wanted
+    ):
+        return False
+    # A label that live gives three times in four may be given every time by chance.
+    moved = gathered(live.texts, candidate.texts)
+    return sign_test(*moved, one_sided=True) <= _CANNED_P
 
 
 def _tool_calls(evidence: Evidence) -> CheckResult:
-    old, new, name = evidence.live.tool_parse, evidence.candidate.tool_parse, "tool-call JSON"
-    if old is None or new is None:
+    live, candidate, name = evidence.live, evidence.candidate, "tool-call JSON"
+    old, new = live.tool_parse, candidate.tool_parse
+    cure = ": raise loss.nll, or replay more pairs with tool calls"
+    if new is None:
         silent = "live" if old is None else "the candidate"
         message = f"nothing to compare: {silent} wrote no tool call"
         return CheckResult(name, True, new, old, message)
+    if old is None:
+        count = candidate.broken_calls
+        message = f"live wrote no tool call; {count} answers have one whose JSON does not parse"
+        if count > _BY_CHANCE:
+            message += f", at most {_BY_CHANCE}: look at the chosen answers"
+        return check(name, count <= _BY_CHANCE, count, _BY_CHANCE, message, cure)
     message = f"{dot(old)} -> {dot(new)} of tool calls parse"
-    cure = ": raise loss.nll, or replay more pairs with tool calls"
     return check(name, new >= old, new, old, message, cure)
 
 

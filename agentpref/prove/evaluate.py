@@ -227,7 +227,7 @@ def score(learner: Learner, rows: Sequence[EncodedExample]) -> Scores:
 def best_case(learner: Learner, rows: Sequence[EncodedExample]) -> Paired:
     """Live against a candidate that would be right about all of some rows."""
     live = policy_scores(learner, "live", rows)
-    return Scores(rows, live, (1.0,) * len(rows)).paired(matched=True)
+    return Scores(rows, live, (1.0,) * len(rows)).paired()
 
 
 def _ratios(own: Sequence[Logps], base: Sequence[Logps]) -> list[Logps]:
@@ -306,6 +306,7 @@ def gather(
         for policy in ("live", "candidate")
     ]  # fmt: skip
     chosen, rejected = writing.judged_probes(learner, probes.rows, judged.phrases)
+    fresh_chosen, fresh_rejected = writing.sides_of(probes.rows[: probes.fresh])
     asked_of = [row.example.prompt.messages for row in probes.rows]
     held_out = {row.example.example_id for row in (*new.rows, *old.rows)}
     return Evidence(
@@ -317,6 +318,8 @@ def gather(
         asked=asked(judged.answers),
         odd=judged.odd,
         fresh=probes.fresh,
+        fresh_chosen=fresh_chosen,
+        fresh_rejected=fresh_rejected,
         unseen=probes.unseen,
         chosen=chosen,
         rejected=rejected,

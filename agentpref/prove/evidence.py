@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 from agentpref.prove.asked import Asked, Odd
 from agentpref.prove.bootstrap import Paired
-from agentpref.prove.features import Features
+from agentpref.prove.features import Features, most_common
 from agentpref.types import Stratum
 
 
@@ -22,8 +22,9 @@ class Generations:
     ``mean_length`` is in tokens. The counts are of answers that say nothing (``empty``), were cut
     off at the token limit (``endless``), say the same over and over (``repeated``) or stop within a
     sentence (``broken``); ``harmed`` counts each of these answers once. ``tool_parse`` is the share
-    of the written tool calls that parse as JSON, ``None`` if none was written; ``finite`` is
-    whether every log-probability was finite. ``common`` is the share of the most common answer,
+    of the written tool calls that parse as JSON, ``None`` if none was written, and ``broken_calls``
+    counts the answers with one that does not; ``finite`` is whether every log-probability was
+    finite. ``common`` is the share of the most common answer,
     which has ``common_words`` words. ``answers`` and ``texts`` have the features and the text of
     each answer, in the order of the probes.
     """
@@ -33,6 +34,7 @@ class Generations:
     empty: int = 0
     endless: int = 0
     tool_parse: float | None = None
+    broken_calls: int = 0
     finite: bool = True
     repeated: int = 0
     broken: int = 0
@@ -41,6 +43,18 @@ class Generations:
     common_words: int = 0
     answers: tuple[Features, ...] = ()
     texts: tuple[str, ...] = field(default=(), repr=False)
+
+    def first(self, number: int) -> Generations:
+        """The first answers alone, and the most common one among them; no other count is taken."""
+        texts = self.texts[:number]
+        common, words = most_common(texts)
+        return replace(
+            self,
+            common=common,
+            common_words=words,
+            answers=self.answers[:number],
+            texts=texts,
+        )
 
     def to_mapping(self) -> dict[str, Any]:
         """The numbers as plain values, without texts, for the report."""
@@ -131,18 +145,19 @@ class Evidence:
 
     ``live`` and ``candidate`` answered the same probes greedily, of which the first ``fresh`` are
     prompts of new examples, and the first ``unseen`` of these were held out; ``sampled`` has drawn
-    answers to some. ``chosen`` and ``rejected`` are what people judged there, ``asked`` is what all
-    new examples ask for, and ``odd`` what of it nobody can have meant. ``shown`` are answers to
-    show to people, chosen by the seed alone. ``ordinary`` is what became of answers that nobody
-    judged, ``None`` where there are none. ``liked`` are such falls of the new held-out answers that
-    people gave a lone like.
+    answers to some. ``chosen`` and ``rejected`` are what people judged there, of which the first
+    ``fresh_chosen`` and ``fresh_rejected`` are of new examples; ``asked`` is what all new examples
+    ask for, and ``odd`` what of it nobody can have meant. ``shown`` are answers to show to people,
+    chosen by the seed alone. ``ordinary`` is what became of answers that nobody judged, ``None``
+    where there are none. ``liked`` are such falls of the new held-out answers that people gave a
+    lone like.
 
     ``known`` is whether live is right about so many of the new examples, trained ones too, that
-    nothing is left to gain in ranking. ``looks`` is how often judgements that live has not learned
-    were looked at before.
-    ``cross_fitted`` has the scores of trained examples, each by a model that had not seen it, and
-    ``to_cross_fit`` how many prompts of these there will be if it takes them to decide.
-    ``comparisons`` counts all new examples, trained and held out.
+    nothing is left to gain in ranking; ``untold`` counts new prompts with lone thumbs of which
+    nobody can tell that, since they have no opposite. ``looks`` is how often judgements that live
+    has not learned were looked at before. ``cross_fitted`` has the scores of trained examples, each
+    by a model that had not seen it, and ``to_cross_fit`` how many prompts of these there will be if
+    it takes them to decide. ``comparisons`` counts all new examples, trained and held out.
 
     ``cut_short`` says whether a limit of time stopped the training. ``notes`` say what a reader
     should know of how it was gathered.
@@ -156,6 +171,8 @@ class Evidence:
     asked: tuple[Asked, ...] = ()
     odd: tuple[Odd, ...] = ()
     fresh: int = 0
+    fresh_chosen: int = 0
+    fresh_rejected: int = 0
     unseen: int = 0
     chosen: Generations | None = None
     rejected: Generations | None = None
@@ -169,6 +186,7 @@ class Evidence:
     cut_short: bool = False
     notes: tuple[str, ...] = ()
     known: bool = False
+    untold: int = 0
     looks: int = 0
     cross_fitted: Paired = field(default_factory=Paired)
     to_cross_fit: int = 0

@@ -18,6 +18,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import TypeAlias
 
 from agentpref.models.tool_calls import assistant_message, parse_rate
@@ -68,6 +69,7 @@ SCRIPTS = (
     "Devanagari", "Thai",
 )  # fmt: skip
 _LETTERS_READ = 400
+_TOO_OFTEN = 5
 
 
 def words_of(text: str) -> list[str]:
@@ -86,15 +88,16 @@ def is_degenerate(text: str) -> bool:
     It does if a word or a passage comes three times or more on end and fills half of at least eight
     words, if the whole answer is a passage of four words or more said twice, or if of forty words
     or more fewer than three in ten runs of three words are distinct. The numbers of a list do not
-    count: small models loop through "1. Use a fan", "2. Use a fan".
+    count: small models loop through "1. Use a fan", "2. Use a fan". A shorter answer does if a word
+    comes five times on end, as nobody says it for emphasis.
 
-    >>> is_degenerate("Yes " * 24), is_degenerate("no, no, no")
-    (True, False)
+    >>> is_degenerate("Yes " * 24), is_degenerate("No " * 6), is_degenerate("no, no, no")
+    (True, True, False)
     """
     words = words_of(_MARKER.sub("", text))
     size = len(words)
     if size < 8:
-        return False
+        return _stammers(text)
     runs = list(zip(words, words[1:], words[2:], strict=False))
     distinct = len(set(runs)) / len(runs)
     if distinct > 0.75:  # what is repeated as above leaves fewer
@@ -112,6 +115,24 @@ def is_degenerate(text: str) -> bool:
         if period >= 4 and stretch == size and length == period:
             return True
     return False
+
+
+def _stammers(text: str) -> bool:
+    """Whether a word comes five times on end; a list says it of so many things, and numbers may.
+
+    Words are what stands between spaces here: one of Chinese or Hindi has several characters.
+    """
+    if len(_LIST_ITEM.findall(text)) > 1:
+        return False
+    words = [word for part in text.split() if (word := tuple(words_of(part)))]
+    times = max(
+        (sum(1 for _ in same) for word, same in groupby(words) if _is_said(word)), default=0
+    )
+    return times >= _TOO_OFTEN
+
+
+def _is_said(word: Sequence[str]) -> bool:
+    return not any(map(str.isdigit, "".join(word)))
 
 
 def _longest_run(words: Sequence[str], period: int) -> int:

@@ -44,6 +44,7 @@ _FEWEST_PROMPTS = 30
 MOST_TAGS = 5
 """How many tags without a gain are named."""
 
+_NOTHING = "no new held-out pair to judge by, nor a like and a dislike in one tag"
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth")
 
 
@@ -148,7 +149,7 @@ def gain(evidence: Evidence, found: Gain, s: GateSettings, seed: int) -> CheckRe
     """The check that a gain is proven; what was found is in words, and what would settle it."""
     passed = found.state == "proven"
     if not len(evidence.new):
-        return CheckResult(NAME, False, None, found.needed, "no new held-out pair to judge by")
+        return CheckResult(NAME, False, None, found.needed, _NOTHING)
     bound = lower_bound(evidence.new, confidence=s.confidence, seed=seed)
     message = f"{_size(bound)}; {_signs(found)}"
     if found.written:
@@ -197,6 +198,11 @@ def _cure(evidence: Evidence, found: Gain) -> str:
     if evidence.known or (live >= _KNOWN and found.state == "worthless"):
         if has_room(evidence):
             return "live is right about nearly all of them, and does not write so: train longer"
+        if evidence.untold:
+            return (
+                f"live is right about nearly all of them already; {evidence.untold} more have "
+                "thumbs of one kind, which prove nothing: collect the other kind, too"
+            )
         return "live is right about nearly all of them already: there is nothing to gain"
     if found.state == "worthless":
         return "no gain worth having: check the labels, or train longer"

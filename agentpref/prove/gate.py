@@ -19,10 +19,10 @@ def judge(evidence: Evidence, settings: GateSettings | None = None, *, seed: int
 
     The verdict is ``refused`` if a guard fails, or if the evidence refutes a gain: a loss is
     proven, or that no gain worth having is there. It is ``cut_short`` instead if a limit of time
-    had stopped the training. It is ``nothing_to_gain`` if nothing but a gain is wanting, and live
-    is right about nearly all of it already and writes what is asked for. Otherwise it is ``passed``
-    if a gain is proven, and ``insufficient`` while that is open; then what is not written yet may
-    still be learned.
+    had stopped the training. It is ``nothing_to_gain`` if nothing but a gain is wanting, live is
+    right about nearly all of it already and writes what is asked for, and there are no thumbs of
+    which nobody can tell that. Otherwise it is ``passed`` if a gain is proven, and ``insufficient``
+    while that is open; then what is not written yet may still be learned.
 
     Raises:
         UpdateError: for a retention stratum without pairs.
@@ -42,11 +42,13 @@ def judge(evidence: Evidence, settings: GateSettings | None = None, *, seed: int
     )
     failed = {check.name for check in guards if not check.passed}
     verdict: Verdict = "passed" if found.state == "proven" else "insufficient"
-    learns_on = found.state == "open" and not evidence.known
-    if found.refuted or failed - ({WRITTEN} if learns_on else set()):
+    learns_on = bool(evidence.untold) if evidence.known else found.state == "open"
+    harmed = failed - ({WRITTEN} if learns_on else set())
+    if found.refuted or harmed:
         verdict = "cut_short" if evidence.cut_short else "refused"
-    only_gain = found.state not in ("proven", "loss") and not failed and verdict != "cut_short"
+    only_gain = found.state not in ("proven", "loss") and not harmed and verdict != "cut_short"
     if evidence.known and only_gain:
-        verdict = "insufficient" if has_room(evidence) else "nothing_to_gain"
+        is_open = has_room(evidence) or evidence.untold
+        verdict = "insufficient" if is_open else "nothing_to_gain"
     better = gain.gain(evidence, found, s, seed)
     return GateResult(verdict, (better, *guards), found.to_mapping(), found.refuted)

@@ -90,7 +90,7 @@ def _written(evidence: Evidence, found: OrdinaryEvidence, s: GateSettings) -> Ch
     wrong = []
     if candidate.harmed > allowed:
         wrong.append(f"at most {allowed}")
-    own = replace(evidence, live=live, candidate=candidate, chosen=None, rejected=None)
+    own = replace(evidence, live=live, candidate=candidate, chosen=None, rejected=None, fresh=0)
     canned, length = behaviour.canned(own), behaviour.length(own, s)
     if not canned.passed:
         wrong.append(canned.message)

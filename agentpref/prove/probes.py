@@ -16,8 +16,8 @@ from agentpref.learn.encode import EncodedExample
 from agentpref.learn.learner import Learner
 from agentpref.models.continuation import greedy, sampled
 from agentpref.models.tokenizer import ExampleTokenizer, Ids
-from agentpref.models.tool_calls import parse_rate
-from agentpref.prove.asked import JudgedAnswers, Odd, odd_wishes
+from agentpref.models.tool_calls import has_broken_call, parse_rate
+from agentpref.prove.asked import JudgedAnswers, Odd, odd_by_tag
 from agentpref.prove.evidence import Generations
 from agentpref.prove.features import (
     features,
@@ -165,6 +165,7 @@ def _described(
         empty=sum(blank),
         endless=sum(endless),
         tool_parse=parse_rate(texts),
+        broken_calls=sum(map(has_broken_call, texts)),
         finite=finite,
         repeated=sum(repeated),
         broken=sum(broken),
@@ -200,7 +201,8 @@ def judged(learner: Learner, rows: Sequence[EncodedExample], *, seed: int) -> Ju
     prompts = [row.example.prompt.id for row in rows]
     answers = [JudgedAnswers(prompt, *both) for prompt, both in zip(prompts, found, strict=True)]
     texts = [(yes[0] if yes else None, no[0] if no else None) for yes, no in sides]
-    return Judged(answers, phrases, tuple(odd_wishes(texts)))
+    tags = [row.example.tag for row in rows]
+    return Judged(answers, phrases, tuple(odd_by_tag([*zip(tags, texts, strict=True)])))
 
 
 def _read(learner: Learner, ids: Ids) -> tuple[str, int]:
@@ -216,6 +218,12 @@ def judged_probes(
         _described(learner, answers, limit=None, phrases=phrases) if answers else None
         for answers in (chosen, rejected)
     )
+
+
+def sides_of(rows: Sequence[EncodedExample]) -> tuple[int, int]:
+    """How many of some rows have a chosen answer, and how many a rejected one."""
+    found = [_sides(row) for row in rows]
+    return sum(yes is not None for yes, _ in found), sum(no is not None for _, no in found)
 
 
 def _sides(row: EncodedExample) -> tuple[Ids | None, Ids | None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import orjson
@@ -25,6 +25,19 @@ class Refusal(NamedTuple):
     parent: str | None
     report: dict[str, Any]
     examples: frozenset[str]
+
+
+def is_odd(report: Mapping[str, Any], tag: str) -> bool:
+    """Whether an attempt of an update found that nobody can mean what was chosen in a tag.
+
+    Reports of older versions say no more than that the check of the wishes failed.
+    """
+    return any(
+        tag in attempt["odd"]
+        if "odd" in attempt
+        else any(failed.startswith("wishes:") for failed in attempt.get("failed", ()))
+        for attempt in report.get("attempts", ())
+    )
 
 
 def set_aside(connection: sqlite3.Connection, namespace: str) -> list[Refusal]:

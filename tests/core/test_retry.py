@@ -79,6 +79,37 @@ def test_a_tag_that_fails_is_left_out(bad):
     assert "once more without tag bad" in why
 
 
+WISHES = CheckResult("wishes", False, 10, 5.0, "tag bad: 10 of 10 are one and the same text")
+
+
+def test_a_tag_that_nobody_can_mean_is_left_out_and_not_the_honest_one():
+    """The honest one had no gain beside it, and was left out; then both were refused."""
+    new = scores(good=COIN, bad=GOOD)
+    plan, why = after([WISHES, KL, WRITTEN, GAIN], new, odd={"bad"})
+    assert plan.aside == names(new, "bad")
+    assert (plan.number, plan.start, plan.longer, plan.looks) == (2, "live", 1, 1)
+    assert plan.without == ("tag bad (nobody can mean what is chosen there)",)
+    assert why == "once more without tag bad (nobody can mean what is chosen there)"
+    assert after([WISHES, KL], new, odd={"bad", "good"}) is None, "nothing else is new"
+    assert after([WISHES, KL], new, Plan(number=MOST), odd={"bad"}) is None
+
+
+def test_where_nobody_can_mean_any_tag_what_judges_said_may_still_be_left_out():
+    new = by_origin(comparison=GOOD, judge=COIN)
+    plan, _ = after([WISHES, KL], new, odd={"one"})
+    assert (plan.without[0][:15], plan.start) == ("source judges (", "live")
+    assert after([WISHES, KL], by_origin(comparison=GOOD), odd={"one"}) is None
+
+
+def test_old_evidence_does_not_yield_to_what_nobody_can_mean():
+    new = scores(good=GOOD, bad=GOOD)
+    for tag, kept in (("bad", False), ("good", True)):
+        turn = Turn(aged=frozenset("a"), told=({"tag": tag},))
+        plan, _ = after([WISHES], new, Plan(turn=turn), odd={"bad"})
+        assert bool(plan.turn) is kept
+        assert (plan.aged, plan.aside) == (frozenset(), names(new, "bad"))
+
+
 def test_where_people_changed_their_minds_the_old_evidence_yields_in_the_next_attempt():
     turn = Turn(frozenset("ab"), frozenset("c"), frozenset("d"), ({"tag": "one"},), ("said",))
     first = Plan(aside=frozenset("de"), aged=frozenset("c"), turn=turn)

@@ -349,6 +349,18 @@ def test_few_judgements_that_live_agrees_with_are_no_proof_that_nothing_is_to_ga
     assert learn(home, random_base).verdict != "nothing_to_gain"
 
 
+def test_dislikes_alone_are_trained_and_never_called_known(home, random_base):
+    """Live was "right about 80 of 80" dislikes of what it writes, and they counted as learned."""
+    with agentpref.Log(home) as log:
+        for number in range(60):
+            asked = [{"role": "user", "content": f"Who is {number}?"}]
+            log.thumbs(log.record(asked, f"yes, {number % 7}", tags=["chat"]), up=False)
+    report = learn(home, random_base)
+    assert report.verdict != "nothing_to_gain"
+    assert report.counts["trained_thumbs"] > 0
+    assert report.counts["evaluated_thumbs"] == 0
+
+
 def test_judgements_that_live_is_wrong_about_are_trained_beside_those_it_knows(home, random_base):
     teach(home, range(100, 160))
     teach_about_friends(home)

@@ -8,7 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentpref.models.tool_calls import CallStream, assistant_message, parse_rate
+from agentpref.models.tool_calls import (
+    CallStream,
+    assistant_message,
+    has_broken_call,
+    parse_rate,
+)
 
 CALL = '<tool_call>\n{"name": "search", "arguments": {"query": "tide"}}\n</tool_call>'
 
@@ -122,3 +127,19 @@ def test_the_pieces_of_a_stream_are_the_content_and_the_calls_of_the_whole(
     whole = assistant_message(text, turn=2)
     assert "".join(item for item in found if isinstance(item, str)) == whole["content"]
     assert [item for item in found if isinstance(item, dict)] == whole.get("tool_calls", [])
+
+
+@pytest.mark.parametrize(
+    ("text", "broken"),
+    [
+        ("The tide turns at six.", False),
+        (CALL, False),
+        (f"{CALL} and {CALL[:-20]}", True),
+        ('<tool_call>{"name": "search", "arguments": {"query": "tide"</tool_call>', True),
+        ("<tool_call>[1]</tool_call>", True),
+        ("<tool_call></tool_call>", True),
+        ("<tool_call>\n<function=search>\ntide\n</function>\n</tool_call>", False),
+    ],
+)
+def test_a_call_is_broken_if_it_begins_as_json_and_is_no_object(text: str, broken: bool) -> None:
+    assert has_broken_call(text) is broken

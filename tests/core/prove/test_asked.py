@@ -7,7 +7,7 @@ from itertools import zip_longest
 
 import pytest
 
-from agentpref.prove.asked import JudgedAnswers, asked, odd_wishes
+from agentpref.prove.asked import JudgedAnswers, asked, odd_by_tag, odd_wishes
 from agentpref.prove.features import features
 from agentpref.prove.signs import sign_test
 
@@ -159,3 +159,53 @@ def test_a_short_answer_is_in_no_other_language_than_a_long_one():
     long = "The museum is open from nine to five, and the last tour is at four."
     brief = [pair(n, "Nine to five.", f"{long} {n}") for n in range(40)]
     assert not [name for name in wishes(brief) if name.startswith("written in")]
+
+
+CALL = '<tool_call>{{"name": "lamp", "arguments": {{"number": {}}}}}</tool_call>'
+
+
+def test_chosen_calls_whose_json_does_not_parse_are_counted():
+    whole = [CALL.format(n) for n in range(20)]
+    prose = [f"I would turn lamp {n} on." for n in range(20)]
+    cut = [call.replace("}}", "") for call in whole]
+    (told,) = odd_wishes([*zip(cut, prose, strict=True)])
+    assert told.message.startswith("20 of 20 chosen answers call tools in JSON that does not parse")
+    assert told.rules
+    assert odd(whole, prose) == []
+    other = [f"<tool_call>\n<function=lamp>\n{n}\n</function>\n</tool_call>" for n in range(20)]
+    assert odd(other, prose) == [], "some templates have calls in another notation"
+
+
+def in_tags(**groups):
+    return [(tag, pair) for tag, pairs in groups.items() for pair in pairs]
+
+
+DONE = [("Done.", f"It is number {n}.") for n in range(80)]
+HONEST = [("Yes", "No"), ("No", "Yes")] * 50
+
+
+def test_what_nobody_means_is_seen_in_its_tag_however_much_else_there_is():
+    """80 of 180 were less than half, and a candidate of both was blamed on the honest tag."""
+    (told,) = odd_by_tag(in_tags(done=DONE, care=HONEST))
+    assert (told.rules, told.tags, told.count, told.total) == (True, {"done"}, 80, 80)
+    assert told.message.startswith("tag done: 80 of 80 chosen answers are one and the same text")
+    blank = in_tags(empty=[(" ", "No")] * 40, care=HONEST)
+    assert [one.tags for one in odd_by_tag(blank)] == [{"empty"}]
+    (alone,) = odd_by_tag(in_tags(done=DONE))
+    assert (alone.tags, alone.message[:8]) == ({"done"}, "80 of 80")
+
+
+def test_what_does_not_rule_in_any_tag_is_told_of_all_of_them():
+    some = [(" ", "No")] * 3 + HONEST[:7]
+    (told,) = odd_by_tag(in_tags(a=some, b=some))
+    assert (told.rules, told.tags) == (False, frozenset())
+    assert told.message.startswith("6 of 20 chosen answers are blank")
+
+
+def test_tags_of_a_few_answers_are_looked_at_together():
+    blank = {f"customer {n}": [(" ", "No")] for n in range(9)}
+    (told,) = odd_by_tag(in_tags(care=HONEST, **blank))
+    assert told.tags == blank.keys()
+    assert told.message.startswith("9 small tags: 9 of 9 chosen answers are blank")
+    del blank["customer 8"], blank["customer 7"]
+    assert not any(one.rules for one in odd_by_tag(in_tags(care=HONEST, **blank)))

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from agentpref.models.tool_calls import has_broken_call, parse_rate
 from agentpref.prove.asked import Asked, Odd
 from agentpref.prove.behaviour import told
 from agentpref.prove.evidence import Evidence, Generations, Sampled
@@ -34,6 +35,8 @@ def written(*texts, cut=()):
         endless=len(cut),
         repeated=sum(map(is_degenerate, texts)),
         broken=sum(is_broken_off(t) for n, t in enumerate(texts) if n not in cut),
+        tool_parse=parse_rate(texts),
+        broken_calls=sum(map(has_broken_call, texts)),
         common=common,
         common_words=common_words,
         answers=tuple(features(t, tokens=len(w)) for t, w in zip(texts, words, strict=True)),
@@ -224,6 +227,65 @@ def test_language_tool_calls_and_refusals_change_only_where_people_ask(before, a
     wanted = wish(*asked, *((1.0, 0.0) if asked[1] > 0 else (0.0, 1.0)))
     found = named(judge(evidence(texts(before), texts(after), wanted)), "unasked change").message
     assert name not in found
+
+
+CUT = CALL.replace("}}}}", "")
+
+
+@pytest.mark.guarantee("proof")
+def test_broken_tool_calls_are_harm_where_live_wrote_none_and_whatever_the_pairs_ask_for():
+    """All answers were broken, and "nothing to compare: live wrote no tool call" passed."""
+    asked = [wish("tool call", 1, 1.0, 0.0), wish("tokens", 1, 40.0, 8.0)]
+    bad = evidence(texts(SHORT), texts(CUT), *asked, chosen=written(*texts(CUT)))
+    check = named(judge(bad), "tool-call JSON")
+    assert not check.passed
+    assert "live wrote no tool call; 32 answers have one whose JSON does not parse" in check.message
+    whole = evidence(texts(SHORT), texts(CALL), *asked, chosen=written(*texts(CALL)))
+    assert named(judge(whole), "tool-call JSON").passed
+    for broken, passed in ((2, True), (3, False)):
+        some = [*texts(CUT, broken), *texts(CALL)[broken:]]
+        found = evidence(texts(SHORT), some, *asked)
+        assert named(judge(found), "tool-call JSON").passed is passed
+    both = evidence(texts(CUT), texts(CUT))
+    assert named(judge(both), "tool-call JSON").passed, "live's own fault"
+
+
+def test_where_more_tokens_and_fewer_words_are_asked_for_the_length_is_bounded_in_tokens():
+    """It read "within .00 to inf"."""
+    fewer, more = wish("words", -1, 8.0, 38.0), wish("tokens", 1, 40.0, 25.0)
+    check = named(judge(evidence(texts(LONG), texts(SHORT), fewer, more)), "length ratio")
+    assert not check.passed
+    assert "at least .80: longer answers are asked for" in check.message
+    fewer, more = replace(more, direction=-1), replace(fewer, direction=1)
+    check = named(judge(evidence(texts(SHORT), texts(LONG), fewer, more)), "length ratio")
+    assert not check.passed
+    assert "at most 1.25: shorter answers are asked for" in check.message
+
+
+def half_new(answers, chosen, before=None):
+    """Evidence of 16 new prompts, all of which get some answers, and of as many old ones."""
+    new, old = texts(SHORT, 16), [f"{text} As ever." for text in texts(SHORT, 16)]
+    sides = {
+        "chosen": written(*chosen, *old),
+        "rejected": written(*new, *old),
+        "fresh_chosen": 16,
+        "fresh_rejected": 16,
+    }
+    found = evidence([*(before or new), *old], [*answers, *old], **sides)
+    return replace(found, fresh=16)
+
+
+@pytest.mark.guarantee("proof")
+def test_one_answer_to_all_new_prompts_is_canned_whatever_is_written_to_the_old_ones():
+    """Half of the prompts are old ones, so that it was half of all answers at most."""
+    for answer in ("Done.", "We will get back to you as soon as we can."):
+        check = named(judge(half_new([answer] * 16, [answer] * 16)), "canned answers")
+        assert not check.passed
+        assert "is 1.00 of those to 16 new prompts, live's .06" in check.message
+    assert named(judge(half_new(texts(SHORT, 16), ["Done."] * 16)), "canned answers").passed
+    labels = ["Yes"] * 13 + ["No"] * 3
+    leans = half_new(["Yes"] * 16, labels, before=["Yes"] * 8 + ["No"] * 8)
+    assert named(judge(leans), "canned answers").passed, "most of the chosen ones are that label"
 
 
 def test_the_report_has_numbers_and_no_text_of_anybody():

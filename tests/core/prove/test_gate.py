@@ -127,6 +127,9 @@ def test_where_no_gain_worth_having_is_there_the_candidate_is_refused() -> None:
     right = replace(GOOD, new=counted(both=50))
     assert "there is nothing to gain" in judge(right).reasons[0]
     assert judge(right).verdict == "refused", "a tag that live is wrong about may be among them"
+    untold = judge(replace(right, known=True, untold=80))
+    assert untold.verdict == "insufficient"
+    assert "80 more have thumbs of one kind, which prove nothing" in untold.reasons[0]
     known = judge(replace(right, known=True))
     assert (known.verdict, known.reasons) == ("nothing_to_gain", judge(right).reasons)
 

@@ -393,6 +393,8 @@ def test_thumbs_ask_for_features_too(taught, thumbs):
     assert wishes["yes at the beginning"] == 1
     assert {text.casefold() for text in evidence.chosen.texts} == {"yes"}
     assert set(evidence.rejected.texts) == {"no, never"}
+    sides = len(evidence.chosen.texts), len(evidence.rejected.texts)
+    assert (evidence.fresh_chosen, evidence.fresh_rejected) == sides, "all prompts are new"
 
 
 def test_odd_wishes_are_counted(fresh_learner, pair_of):
