@@ -21,8 +21,9 @@ from agentpref.learn.data import Available, UpdateRows, prepare
 from agentpref.learn.process import Interrupts
 from agentpref.learn.resume import StartedUpdate
 from agentpref.models.threads import Share
+from agentpref.prefer.strata import Listed
 from agentpref.record.asides import Refusal
-from agentpref.retry import Plan, follow_up, only_undecided
+from agentpref.retry import AtFault, Plan, follow_up, idle, narrowed, only_undecided
 
 if TYPE_CHECKING:
     import sqlite3
@@ -57,7 +58,8 @@ class Proof:
 class Tried:
     """What an attempt did: its rows, and its training and proof if there was anything to train.
 
-    ``available`` are the examples as they were sorted for it.
+    ``available`` are the examples as they were sorted for it. ``idle`` are those that a candidate
+    which passed shows no gain in.
     """
 
     plan: Plan
@@ -65,6 +67,13 @@ class Tried:
     rows: UpdateRows
     training: TrainingReport | None = None
     proof: Proof | None = None
+    idle: AtFault | None = None
+
+    def idle_of(self, groups: Mapping[str, Sequence[Listed]]) -> tuple[Listed, ...]:
+        """Of the examples that trained and proved it, those that it shows no gain in."""
+        ids = frozenset() if self.idle is None else self.idle.examples
+        used = (*groups["trained"], *groups["new_evaluated"])
+        return tuple(one for one in used if one.example_id in ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +130,7 @@ class Bench:
         )
 
     def run(self, available: Available, plan: Plan, started: StartedUpdate | None) -> Tried:
-        """Make one attempt after the other, until one is not refused or none would help.
+        """Make one attempt after the other, until one passes or none would help.
 
         Args:
             available: all the examples there are.
@@ -151,28 +160,29 @@ class Bench:
         plan, proof = tried.plan, tried.proof
         if proof is None or tried.training is None:
             return tried
-        told, found = _told(tried), None
-        if proof.result.verdict == "refused" or (
-            proof.result.verdict == "insufficient" and plan.turn
-        ):
-            found = follow_up(
-                plan,
-                proof.result.checks,
-                proof.new,
-                tried.available,
-                self.was_tried,
-                can_refit=self.live is not None and bool(self.config.replay.minimum),
-                confidence=self.config.gate.confidence,
-            )
+        told, found, verdict = _told(tried), None, proof.result.verdict
+        of_new, confidence = (proof.new, tried.available, self.was_tried), self._confidence
+        if verdict == "refused" or (verdict == "insufficient" and plan.turn):
+            can_refit = self.live is not None and bool(self.config.replay.minimum)
+            checks = proof.result.checks
+            found = follow_up(plan, checks, *of_new, can_refit=can_refit, confidence=confidence)
+        elif verdict == "insufficient":
+            found = narrowed(plan, *of_new, confidence=confidence)
+        elif verdict == "passed" and (left := idle(*of_new, confidence=confidence)) is not None:
+            tried, told["no_gain"] = replace(tried, idle=left), [*left.words]
         if found is not None:
             following, why = found
             if self._has_time(tried, following, seconds):
                 return replace(following, told=(*plan.told, {**told, "next": why}))
             told["next"] = f"none: max_minutes leaves no time for another attempt ({why})"
-        if proof.result.verdict == "refused" and only_undecided(plan, proof.result):
+        if verdict == "refused" and only_undecided(plan, proof.result):
             proof = replace(proof, result=replace(proof.result, verdict="insufficient"))
             told["verdict"] = "insufficient"
         return replace(tried, proof=proof, plan=replace(plan, told=(*plan.told, told)))
+
+    @property
+    def _confidence(self) -> float:
+        return self.config.gate.confidence
 
     def _has_time(self, tried: Tried, following: Plan, seconds: float) -> bool:
         """Whether the time that is left lets another attempt end, if it costs as much by row."""
@@ -234,7 +244,7 @@ class Bench:
             for some in (held_out, everything):
                 wrong = Signs.of(evaluate.best_case(self.learner, some)).better
                 best = Signs(asked, better=wrong)
-                if best.chance_if_worth_having() > 1 - self.config.gate.confidence:
+                if best.chance_if_worth_having() > 1 - self._confidence:
                     return ""
             prompts, right = prompts + asked, right + asked - wrong
         return (

@@ -35,7 +35,7 @@ GONE = "no longer known"
 """What an example counts under whose prompt was judged anew, or forgotten, since; or that a version
 used which kept no list of examples."""
 
-_ROLES = {"new": "trained", "held_out": "held_out"}
+_ROLES = {"new": "trained", "trained_aside": "trained", "held_out": "held_out"}
 
 
 def overview(connection: sqlite3.Connection, home: Home, entry: Entry) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def learned_from(connection: sqlite3.Connection, entry: Entry) -> dict[str, Any]
     By ``source`` (who judged; of several, all of them), ``origin`` (what was said), ``tag``, and
     ``date`` (local, of the judgement). Each is a list of ``name``, ``trained`` and ``held_out``.
     """
-    query = "SELECT pair_id, role FROM update_pair WHERE update_id = ? AND role IN (?, ?)"
+    query = "SELECT pair_id, role FROM update_pair WHERE update_id = ? AND role IN (?, ?, ?)"
     uses: dict[str, str] = dict(connection.execute(query, (entry.update_id, *_ROLES)).fetchall())
     ids = (as_json([*uses]),)
     some = "IN (SELECT value FROM json_each(?))"
