@@ -12,18 +12,18 @@ on average turns as many for the worse as for the better, however many these are
 "yes" that swings turns nearly all. It passes with probability 1 − γ (1/n, as a change moves in
 steps of one prompt), and by Bonferroni is refused with probability 1 − confidence at most, for any
 number of strata (simulated with flips of .1: .01 to .05 for strata of 10 to 500 prompts; .14 for
-many of 5). What became better of few prompts says roughly how many turn: of harmless updates that
-turn .3 to .5 of 2 to 5 strata of 20 to 200 prompts, .06 to .29 are refused, and were .13 to .88 if
-``flip_rate`` stood for all. What became worse widens no margin, so a candidate that only loses is
-held to it. The price is that small strata detect only large losses
-(K = 4: .19 at 50 prompts, .09 at 200, .04 at 1,000). So one more check covers all strata together,
-for damage too small to detect in any one: a loss of .05 in each of three strata of 200 is refused
-93 times in 100.
+many of 5). How many became better says only roughly how many turn: of harmless updates that turn .3
+to .5 of 2 to 5 strata of 20 to 200 prompts, .06 to .29 are refused (.4 to .9 if ``flip_rate`` stood
+for all). What became worse widens no margin, so a candidate that only loses is held to
+``flip_rate``. The price is that small strata detect only large losses (K = 4 and flips of .1: .19
+at 50 prompts, .09 at 200, .04 at 1,000). So one more check covers all strata together, for damage
+too small to detect in any one: a loss of .05 in each of three strata of 200 is refused 93 times in
+100.
 
-Where live is right about no more prompts than a coin, there is nothing to retain, and a bound on
-what is lost of it has no meaning: an adapter may have learned a tag without a gain in it. There,
-and for all strata together, only a proven loss refuses: that so many more became worse than better
-has probability γ at most by chance (the exact sign test of the prompts that changed).
+Where live is right about no more prompts than a coin may be, there is nothing to retain. There only
+a proven loss of more than ``retention_margin`` refuses: that so many more became worse than better
+has probability γ at most by chance (the exact sign test of the prompts that changed). All strata
+together are judged by whichever rule fits them.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from statistics import NormalDist
 from agentpref.config import GateSettings
 from agentpref.prove.bootstrap import Paired, lower_bound
 from agentpref.prove.gain import odds
+from agentpref.prove.metrics import accuracy
 from agentpref.prove.results import CheckResult, check, cure_of, describe, dot
 from agentpref.prove.signs import Signs
 from agentpref.types import Stratum
@@ -82,14 +83,15 @@ def _kept(name: str, paired: Paired, checks: int, s: GateSettings, seed: int) ->
 def _not_worse(name: str, paired: Paired, checks: int, s: GateSettings) -> CheckResult:
     """The check of a group that live is no more right about than a coin: is a loss proven?"""
     signs, lead, level = Signs.of(paired), _lead(paired), _level(checks, s)
-    chance = signs.chance_of_loss()
+    chance, lost = signs.chance_of_loss(), accuracy(paired.live) - accuracy(paired.candidate)
     message = (
         f"live is right about {lead.better} of {lead.prompts} held-out prompts, which a coin may "
         f"be: nothing to retain; {signs.better} became better, {signs.worse} worse: "
         f"{odds(chance)} by chance, {odds(level)} or rarer proves a loss"
     )
     cure = "; a loss: raise replay.minimum or kl.weight, or refit from base"
-    return check(name, chance > level, chance, level, message, cure)
+    passed = chance > level or lost <= s.retention_margin
+    return check(name, passed, chance, level, message, cure)
 
 
 def _lead(paired: Paired) -> Signs:

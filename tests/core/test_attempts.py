@@ -251,6 +251,8 @@ def test_what_a_promoted_candidate_shows_no_gain_in_is_set_aside_and_not_learned
         updates = Updates(connection)
         learned, trained = (of(report.revision) for of in (updates.learned_by, updates.trained_by))
         aside = asides.set_aside(connection, "default")[0].examples
+        said = asides.sources(connection, trained & aside).values()
+        assert all(updates.revisions_trained_on(own) == [report.revision] for own in said)
         assert asides.number_aside(connection, "default") == 60
     assert not learned & aside
     assert len(trained & aside) == used["trained_aside"], "its weights have seen them"

@@ -251,6 +251,8 @@ def test_a_proven_loss_of_what_live_hardly_knew_is_refused() -> None:
     verdict = judge(replace(GOOD, retention={SUPPORT: KEPT, MUSIC: coin}))
     assert f"retention of {MUSIC}" in failed(verdict)
     assert "a loss: raise replay.minimum" in verdict.reasons[0]
+    allowed = judge(replace(GOOD, retention={MUSIC: coin}), GateSettings(retention_margin=0.5))
+    assert allowed.verdict == "passed", "a loss that the settings allow"
 
 
 def test_what_live_knows_is_not_lost_by_turning_it_over() -> None:
