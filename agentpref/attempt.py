@@ -304,7 +304,7 @@ class Bench:
         evidence, result = crossfit.decide(
             learner,
             rows,
-            replace(evidence, looks=self.looks + plan.looks, known=known),
+            replace(evidence, looks=self.looks + plan.looks, choices=plan.choices, known=known),
             training=training,
             config=config,
             limits=Limits(left, self.interrupts, self.budget.clock),

@@ -89,7 +89,8 @@ class Plan:
     """One attempt: what it starts from, how many times as long it trains, what it is without.
 
     ``looks`` counts the candidates that the attempts before might have led to, beside this one: a
-    proof on the same held-out judgements must pay for as many. ``aside`` are the ids of all
+    proof on the same held-out judgements must pay for as many. Of the last one of these attempts,
+    that were ``choices``, with this one among them. ``aside`` are the ids of all
     examples that are set aside, ``aged`` of those aged out, by this update or before, and
     ``restored`` of those that count again. ``without`` says in words what of the new examples the
     attempt is without. ``changed``, ``undecided``, ``notes`` and ``turn`` are those of
@@ -100,6 +101,7 @@ class Plan:
     start: Literal["live", "base"] = "live"
     longer: int = 1
     looks: int = 0
+    choices: int = field(default=1, kw_only=True)
     aside: frozenset[str] = frozenset()
     aged: frozenset[str] = frozenset()
     restored: frozenset[str] = frozenset()
@@ -116,6 +118,7 @@ class Plan:
             self,
             number=self.number + 1,
             looks=self.looks + 1,
+            choices=1,
             aside=self.aside - self.turn.back,
             aged=(self.aged | self.turn.aged) - self.turn.restored,
             restored=self.restored | self.turn.restored,
@@ -129,6 +132,7 @@ class Plan:
         sets = {name: sorted(getattr(self, name)) for name in _SETS}
         lists = {name: [*getattr(self, name)] for name in _LISTS}
         numbers = {"attempt": self.number, "looks": self.looks, "longer": self.longer}
+        numbers["choices"] = self.choices
         return numbers | {"start": self.start, "turn": self.turn.freeze()} | sets | lists
 
     @classmethod
@@ -143,6 +147,7 @@ class Plan:
             frozen.get("looks", 0),
             **sets,
             **lists,
+            choices=frozen.get("choices", 1),
             turn=Turn.thaw(frozen.get("turn", {})),
         )
 
@@ -192,7 +197,8 @@ def follow_up(
         )
     if not whys:
         return None
-    return replace(following, number=plan.number + 1), "; ".join(whys)
+    choices = following.looks - plan.looks
+    return replace(following, number=plan.number + 1, choices=choices), "; ".join(whys)
 
 
 def _to_refit(failed: Sequence[CheckResult], available: Available) -> str:
@@ -223,6 +229,7 @@ def narrowed(
         plan,
         number=plan.number + 1,
         looks=plan.looks + found.choices,
+        choices=found.choices,
         aside=plan.aside | found.examples,
         without=(*plan.without, *found.words),
     )

@@ -88,7 +88,8 @@ def test_a_tag_that_fails_is_left_out(bad):
     new = scores(good=GOOD, bad=bad)
     plan, why = after([GAIN], new)
     assert (plan.start, plan.aside) == ("live", names(new, "bad"))
-    assert plan.looks == 2, "either tag could have been at fault"
+    assert (plan.looks, plan.choices) == (2, 2), "either tag could have been at fault"
+    assert Plan.thaw(plan.freeze()) == plan
     assert plan.without[0].startswith("tag bad (")
     assert "once more without tag bad" in why
 
@@ -155,6 +156,7 @@ def test_what_shows_no_gain_is_left_out_where_the_rest_shows_one_and_its_looks_a
     assert names(new, "bad") < plan.aside
     assert len(plan.aside) == len(COIN) + 1, "what trained, too"
     assert (plan.number, plan.start, plan.looks) == (2, "live", 1 + 2), "either might have been"
+    assert plan.choices == 2
     assert "once more without tag bad (no gain: right about 6 of 12 held-out prompts)" in why
     assert after_too_little(new, Plan(number=MOST)) is None
 
@@ -197,7 +199,7 @@ def test_the_second_chance_calls_no_more_coins_a_gain_than_the_looks_allow():
             tested += 1
             (kept,) = (own for tag, own in sides.items() if not names(new, tag) <= plan[0].aside)
             chance = sign_test(sum(kept), 10 - sum(kept), one_sided=True)
-            wrong += chance <= allowed(plan[0].looks + 1, 0.05)
+            wrong += chance <= allowed(plan[0].looks + 1, 0.05, plan[0].choices)
     assert tested > 30
     assert wrong / nights <= sum(allowed(look, 0.05) for look in (1, 2, 3))
 
