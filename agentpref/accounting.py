@@ -133,6 +133,7 @@ def uses(
     """What the ledger keeps of an update: what it used each example for, and their sources.
 
     What was new to an update that was refused is set aside; and known, where nothing was to gain.
+    What shows no gain in a candidate that passed is set aside, though it trained.
     """
     fates: dict[Verdict, Role] = {"refused": "set_aside", "nothing_to_gain": "known"}
     fate = fates.get(verdict)
@@ -150,9 +151,12 @@ def uses(
         "anchored_held_out": "anchor_held_out",
     }
     used = [(role, e) for group, role in roles.items() for e in groups.get(group, ())]
+    idle: dict[str, Role] = {
+        e.example_id: "set_aside" if e.held_out else "trained_aside" for e in groups.get("idle", ())
+    }
     read = [e for _, e in used if isinstance(e, Example)]  # the ledger has those of the others
     return (
-        {e.example_id: role for role, e in used},
+        {e.example_id: role for role, e in used} | idle,
         {e.example_id: e.provenance for e in read},
     )
 

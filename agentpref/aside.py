@@ -1,7 +1,7 @@
 """What earlier updates set aside, and what brings it back.
 
-The new examples of a refused update are set aside: they neither train nor block the updates after
-it. They come back
+The new examples of a refused update are set aside, and of one that passed those that it shows no
+gain in: they neither train nor block the updates after it. They come back
 
 - if somebody asks for them (``agentpref update --again``),
 - if the settings (but seed and limits) or the base model are others than they were refused with,
@@ -117,6 +117,10 @@ def with_aside(
         without = report.attempts[-1]["without"] if report.attempts else []
         why = f"the last attempt was without {'; '.join(without)}"
         found.append(_entry(report.update_id, of_this, why, own))
+    no_gain = list((groups or {}).get("idle", ()))
+    if no_gain:
+        why = f"trained with the rest, {'; '.join(report.attempts[-1]['no_gain'])}"
+        found.append(_entry(report.update_id, no_gain, why, own))
     if groups is not None and report.verdict == "refused":
         theirs = [*groups["trained"], *groups["new_evaluated"]]
         why = f"failed: {', '.join(_failed(own))}"

@@ -21,8 +21,9 @@ from agentpref.learn.data import Available, UpdateRows, prepare
 from agentpref.learn.process import Interrupts
 from agentpref.learn.resume import StartedUpdate
 from agentpref.models.threads import Share
+from agentpref.prefer.strata import Listed
 from agentpref.record.asides import Refusal
-from agentpref.retry import Plan, follow_up, only_undecided
+from agentpref.retry import AtFault, Plan, follow_up, idle, narrowed, only_undecided
 
 if TYPE_CHECKING:
     import sqlite3
@@ -60,7 +61,8 @@ class Proof:
 class Tried:
     """What an attempt did: its rows, and its training and proof if there was anything to train.
 
-    ``available`` are the examples as they were sorted for it.
+    ``available`` are the examples as they were sorted for it. ``idle`` are those that a candidate
+    which passed shows no gain in.
     """
 
     plan: Plan
@@ -68,6 +70,13 @@ class Tried:
     rows: UpdateRows
     training: TrainingReport | None = None
     proof: Proof | None = None
+    idle: AtFault | None = None
+
+    def idle_of(self, groups: Mapping[str, Sequence[Listed]]) -> tuple[Listed, ...]:
+        """Of the examples that trained and proved it, those that it shows no gain in."""
+        ids = frozenset() if self.idle is None else self.idle.examples
+        used = (*groups["trained"], *groups["new_evaluated"])
+        return tuple(one for one in used if one.example_id in ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +133,7 @@ class Bench:
         )
 
     def run(self, available: Available, plan: Plan, started: StartedUpdate | None) -> Tried:
-        """Make one attempt after the other, until one is not refused or none would help.
+        """Make one attempt after the other, until one passes or none would help.
 
         Args:
             available: all the examples there are.
@@ -154,29 +163,34 @@ class Bench:
         plan, proof = tried.plan, tried.proof
         if proof is None or tried.training is None:
             return tried
-        told, found = _told(tried), None
-        if proof.result.verdict == "refused" or (
-            proof.result.verdict == "insufficient" and plan.turn
-        ):
+        told, found, verdict = _told(tried), None, proof.result.verdict
+        of_new, confidence = (proof.new, tried.available, self.was_tried), self._confidence
+        if verdict == "refused" or (verdict == "insufficient" and plan.turn):
             found = follow_up(
                 plan,
                 proof.result.checks,
-                proof.new,
-                tried.available,
-                self.was_tried,
+                *of_new,
                 can_refit=self.live is not None and bool(self.config.replay.minimum),
-                confidence=self.config.gate.confidence,
+                confidence=confidence,
                 odd=proof.odd,
             )
+        elif verdict == "insufficient":
+            found = narrowed(plan, *of_new, confidence=confidence)
+        elif verdict == "passed" and (left := idle(*of_new, confidence=confidence)) is not None:
+            tried, told["no_gain"] = replace(tried, idle=left), [*left.words]
         if found is not None:
             following, why = found
             if self._has_time(tried, following, seconds):
                 return replace(following, told=(*plan.told, {**told, "next": why}))
             told["next"] = f"none: max_minutes leaves no time for another attempt ({why})"
-        if proof.result.verdict == "refused" and only_undecided(plan, proof.result):
+        if verdict == "refused" and only_undecided(plan, proof.result):
             proof = replace(proof, result=replace(proof.result, verdict="insufficient"))
             told["verdict"] = "insufficient"
         return replace(tried, proof=proof, plan=replace(plan, told=(*plan.told, told)))
+
+    @property
+    def _confidence(self) -> float:
+        return self.config.gate.confidence
 
     def _has_time(self, tried: Tried, following: Plan, seconds: float) -> bool:
         """Whether the time that is left lets another attempt end, if it costs as much by row."""
@@ -227,8 +241,7 @@ class Bench:
 
         if self.live is None or plan.turn or plan.undecided:
             return Known()
-        risk = 1 - self.config.gate.confidence
-        return known(self.learner, rows.new_held_out, rows.new, risk=risk)
+        return known(self.learner, rows.new_held_out, rows.new, risk=1 - self._confidence)
 
     def _train(self, rows: UpdateRows, plan: Plan) -> TrainingReport:
         from agentpref.learn.trainer import Limits
@@ -284,6 +297,7 @@ class Bench:
             replace(
                 evidence,
                 looks=self.looks + plan.looks,
+                choices=plan.choices,
                 known=known.nothing_to_gain,
                 untold=known.untold,
             ),

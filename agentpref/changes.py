@@ -23,6 +23,7 @@ from agentpref.prefer.strata import Listed, sample
 from agentpref.prove.drift import Contradiction, Judged, by_prompt, contradiction, more_than_chance
 from agentpref.record import asides
 from agentpref.record.asides import Refusal
+from agentpref.record.updates import Updates
 from agentpref.retry import Turn
 from agentpref.types import Example
 
@@ -72,10 +73,12 @@ def find_changes(
     available = replace(available, aside=_meant(available.aside, refusals))
     witness = _Witness(learner, available, connection)
     tags = sorted({one.tag for one in (*available.new, *available.new_held_out)})
+    trained = Updates(connection).trained_by(live)  # live has seen the labels of these
+    unseen = tuple(one for one in available.aside if one.example_id not in trained)
     tags = [tag for tag in tags if any(one.tag == tag for one in available.old_held_out)]
     level = (1 - config.gate.confidence) / max(1, len(tags))
-    parts = [_in_tag(tag, witness, available, level) for tag in tags]
-    agreed = _agreeing(witness, available, refusals, live, level)
+    parts = [_in_tag(tag, witness, available, unseen, level) for tag in tags]
+    agreed = _agreeing(witness, available, unseen, refusals, live, level)
     notes = [note for part in parts for note in part.notes]
     if agreed:
         notes.append(
@@ -135,9 +138,11 @@ class _Witness:
         }
 
 
-def _in_tag(tag: str, witness: _Witness, available: Available, level: float) -> Changes:
+def _in_tag(
+    tag: str, witness: _Witness, available: Available, unseen: Sequence[Listed], level: float
+) -> Changes:
     """Decide on one tag."""
-    fresh = _of(tag, available.new, available.new_held_out, available.aside)
+    fresh = _of(tag, available.new, available.new_held_out, unseen)
     fresh = sorted(fresh, key=lambda one: (one.created_at, one.example_id))[-MOST_NEW:]
     new = witness.ask(fresh)
     old = witness.ask(sample(_of(tag, available.old_held_out), MOST_OLD))
@@ -200,19 +205,25 @@ def _meant(aside: Sequence[Listed], refusals: Sequence[Refusal]) -> tuple[Listed
 def _agreeing(
     witness: _Witness,
     available: Available,
+    unseen: Sequence[Listed],
     refusals: Sequence[Refusal],
     live: str,
     level: float,
 ) -> frozenset[str]:
-    """What was set aside before live was trained, and live agrees with, tag by tag."""
-    found: set[str] = set()
+    """What was set aside before live was trained, and live agrees with, tag by tag.
+
+    It is asked about those ``unseen`` ones that did not train it.
+    """
+    found, asked = set[str](), {one.example_id for one in unseen}
     for refusal in refusals:
         if refusal.parent == live:
             continue
         theirs = [one for one in available.aside if one.example_id in refusal.examples]
         for tag in sorted({one.tag for one in theirs}):
             group = _of(tag, theirs)
-            judged = _judged(witness.ask(sample(group, MOST_OLD)))
+            judged = _judged(
+                witness.ask(sample([e for e in group if e.example_id in asked], MOST_OLD))
+            )
             right = sum(one.right for one in judged)
             if more_than_chance(right, len(judged)) <= level:
                 found.update(one.example_id for one in group)

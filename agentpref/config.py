@@ -246,8 +246,9 @@ class GateSettings:
     retention_margin: float = setting(0.03, "loss of accuracy that is allowed", ge=0)
     flip_rate: float = setting(
         0.1,
-        "share of a stratum's pairs that a harmless update may turn over, both ways together; "
-        "widens the retention margin to what that shows by chance",
+        "share of a stratum's pairs that a harmless update may turn over, both ways together, "
+        "or twice the share that became better if that is more; widens the retention margin to "
+        "what that shows by chance",
         ge=0,
         le=1,
     )

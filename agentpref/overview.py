@@ -34,7 +34,13 @@ GONE = "no longer known"
 """What an example counts under whose prompt was judged anew, or forgotten, since; or that a version
 used which kept no list of examples."""
 
-_FATES = {"new": "trained", "held_out": "held_out", "set_aside": "set_aside", "known": "known"}
+_FATES = {
+    "new": "trained",
+    "trained_aside": "trained",
+    "held_out": "held_out",
+    "set_aside": "set_aside",
+    "known": "known",
+}
 """What became of a new example, by its role in the ledger."""
 
 

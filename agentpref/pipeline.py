@@ -305,6 +305,7 @@ class _Update:
             counts = report.counts | {"evaluated_thumbs": tried.proof.evaluated_thumbs}
             notes = [*report.notes, *following(tried.plan.told), *tried.proof.notes]
             report = replace(report, counts=counts, notes=notes)
+        groups["idle"] = tried.idle_of(groups)
         report = with_aside(report, refusals, tried.available, groups)
         notes = self.budget.notes(groups, report.verdict)
         report = replace(report, seconds=self.budget.spent(), notes=[*report.notes, *notes])

@@ -1,8 +1,9 @@
 """Whether an update tries once more, and how: what failed says what the next attempt does.
 
 1. An update first trains from live on everything new.
-2. If the KL budget is what failed, the next attempt refits from the base, on what is new and as
-   much as there is of the old. It is proven against live like any other candidate.
+2. If the KL budget is what failed, or nothing but that what live knew in other tags than the new
+   ones was lost, the next attempt refits from the base, on what is new and as much as there is of
+   the old. It is proven against live like any other candidate.
 3. If in some tags most chosen answers are such as nobody can have meant (``prove/asked.py``), the
    next attempt is without these tags, and nothing else changes.
 4. If some of the new examples are what failed, the next attempt is without them: those of a tag, of
@@ -13,6 +14,8 @@
    either, the next attempt trains longer: from live, :data:`LONGER` times as many epochs.
 6. If new judgements of a tag contradict what live has learned, and no candidate that had to keep
    that passed, the next attempt is without the old evidence (a :class:`Turn`).
+7. If nothing failed but that too little is proven, and a part of the new examples dilutes a gain
+   that the others show, the next attempt is without that part (:func:`narrowed`).
 
 All may follow from one attempt. All attempts together are one update with one report.
 """
@@ -28,6 +31,7 @@ from agentpref.prefer.strata import Listed
 from agentpref.prove.bootstrap import Paired
 from agentpref.prove.drift import by_prompt, more_than_chance
 from agentpref.prove.results import CheckResult, GateResult
+from agentpref.prove.signs import Signs
 from agentpref.prove.written import WRITTEN
 
 if TYPE_CHECKING:
@@ -87,7 +91,8 @@ class Plan:
     """One attempt: what it starts from, how many times as long it trains, what it is without.
 
     ``looks`` counts the candidates that the attempts before might have led to, beside this one: a
-    proof on the same held-out judgements must pay for as many. ``aside`` are the ids of all
+    proof on the same held-out judgements must pay for as many. Of the last one of these attempts,
+    that were ``choices``, with this one among them. ``aside`` are the ids of all
     examples that are set aside, ``aged`` of those aged out, by this update or before, and
     ``restored`` of those that count again. ``without`` says in words what of the new examples the
     attempt is without. ``changed``, ``undecided``, ``notes`` and ``turn`` are those of
@@ -98,6 +103,7 @@ class Plan:
     start: Literal["live", "base"] = "live"
     longer: int = 1
     looks: int = 0
+    choices: int = field(default=1, kw_only=True)
     aside: frozenset[str] = frozenset()
     aged: frozenset[str] = frozenset()
     restored: frozenset[str] = frozenset()
@@ -114,6 +120,7 @@ class Plan:
             self,
             number=self.number + 1,
             looks=self.looks + 1,
+            choices=1,
             aside=self.aside - self.turn.back,
             aged=(self.aged | self.turn.aged) - self.turn.restored,
             restored=self.restored | self.turn.restored,
@@ -127,6 +134,7 @@ class Plan:
         sets = {name: sorted(getattr(self, name)) for name in _SETS}
         lists = {name: [*getattr(self, name)] for name in _LISTS}
         numbers = {"attempt": self.number, "looks": self.looks, "longer": self.longer}
+        numbers["choices"] = self.choices
         return numbers | {"start": self.start, "turn": self.turn.freeze()} | sets | lists
 
     @classmethod
@@ -141,6 +149,7 @@ class Plan:
             frozen.get("looks", 0),
             **sets,
             **lists,
+            choices=frozen.get("choices", 1),
             turn=Turn.thaw(frozen.get("turn", {})),
         )
 
@@ -176,8 +185,9 @@ def follow_up(
         return plan.turned(), "people changed their minds, so the older evidence yields"
     failed, whys, following = [one for one in checks if not one.passed], list[str](), plan
     can_refit = can_refit and not odd  # which would be odd from there, too
-    if can_refit and plan.start == "live" and any(one.name.startswith(_KL) for one in failed):
-        whys.append("the KL budget is spent, so base is refitted on everything that still counts")
+    why = _to_refit(failed, available) if can_refit and plan.start == "live" else ""
+    if why:
+        whys.append(f"{why}, so base is refitted on everything that still counts")
         following = replace(following, start="base", looks=following.looks + 1)
     names = {one.name for one in failed}
     if WRITTEN in names and names <= {WRITTEN, _GAIN} and plan.longer == 1:
@@ -194,7 +204,43 @@ def follow_up(
         )
     if not whys:
         return None
-    return replace(following, number=plan.number + 1), "; ".join(whys)
+    choices = following.looks - plan.looks
+    return replace(following, number=plan.number + 1, choices=choices), "; ".join(whys)
+
+
+def _to_refit(failed: Sequence[CheckResult], available: Available) -> str:
+    """Why a refit from the base may help; empty if nothing says so."""
+    if any(one.name.startswith(_KL) for one in failed):
+        return "the KL budget is spent"
+    tags = {one.tag for one in (*available.new, *available.new_held_out)}
+    is_old = failed and all(one.name.startswith(_RETENTION) for one in failed)
+    return "what live knew in other tags was lost" if is_old and not _lost(failed, tags) else ""
+
+
+def narrowed(
+    plan: Plan,
+    new: Scores,
+    available: Available,
+    was_tried: Callable[[], Collection[str]],
+    *,
+    confidence: float,
+) -> tuple[Plan, str] | None:
+    """The attempt after one that proved too little, and why it follows; ``None`` for none.
+
+    It is without what shows no gain (:func:`idle`). The arguments are those of :func:`follow_up`.
+    """
+    found = None if plan.number == MOST else idle(new, available, was_tried, confidence=confidence)
+    if found is None or found.examples.issuperset(one.example_id for one in available.new):
+        return None
+    following = replace(
+        plan,
+        number=plan.number + 1,
+        looks=plan.looks + found.choices,
+        choices=found.choices,
+        aside=plan.aside | found.examples,
+        without=(*plan.without, *found.words),
+    )
+    return following, f"the rest may prove more, so once more without {'; '.join(found.words)}"
 
 
 def _without_odd(plan: Plan, available: Available, odd: Collection[str]) -> tuple[Plan, str] | None:
@@ -251,17 +297,11 @@ def faulty(
 ) -> AtFault | None:
     """The new examples that failed; ``None`` if all did, or none."""
     fresh = (*available.new, *available.new_held_out)
-    for kind, key in _ways(odd, was_tried):
-        groups: dict[str, set[str]] = {}
-        for one in fresh:
-            groups.setdefault(key(one), set()).add(one.example_id)
-        if len(groups) < 2:
-            continue
+    for kind, groups in _ways(fresh, was_tried, odd):
         lost = _lost(failed, groups) if kind == "tag" else ()
         faults = {}
         for name, ids in sorted(groups.items()):
-            numbers = [n for n, row in enumerate(new.rows) if row.example.example_id in ids]
-            why = _fault(new.paired(numbers), 1 - confidence)
+            why = _fault(new.paired(_numbers(new, ids)), 1 - confidence)
             if name in lost:
                 why = "what live knew of it was lost"
             if why is not None and name != _FRESH:
@@ -271,6 +311,49 @@ def faulty(
             examples = frozenset().union(*(groups[name] for name in faults))
             return AtFault(words, examples, 2 ** min(len(groups), _MOST_GROUPS) - 2)
     return None
+
+
+def idle(
+    new: Scores,
+    available: Available,
+    was_tried: Callable[[], Collection[str]],
+    *,
+    confidence: float,
+) -> AtFault | None:
+    """The new examples that a candidate shows no gain in, while the others alone show one.
+
+    ``None`` if there are none. No gain is shown where no more of the held-out prompts became better
+    than worse, and the candidate is right about no more of them than a coin may be. The groups that
+    could be meant, in each way to split them, are those with enough prompts to say so.
+    """
+    level, choices = 1 - confidence, 0
+    fresh = (*available.new, *available.new_held_out)
+    for kind, groups in _ways(fresh, was_tried):
+        parts = {name: new.paired(_numbers(new, ids)) for name, ids in sorted(groups.items())}
+        large = [n for n in parts if n != _FRESH and len(set(parts[n].prompts)) >= FEWEST]
+        choices += max(0, 2 ** min(len(large), _MOST_GROUPS) - 1 - (len(large) == len(groups)))
+        found = {name: why for name in large if (why := _no_gain(parts[name], level))}
+        examples = frozenset[str]().union(*(groups[name] for name in found))
+        others = _numbers(new, {one.example_id for one in fresh} - examples)
+        rest = Signs.of(new.paired(others, matched=True))
+        if found and rest.chance_of_gain() <= level:
+            words = tuple(f"{kind} {name} ({why})" for name, why in found.items())
+            return AtFault(words, examples, choices)
+    return None
+
+
+def _no_gain(paired: Paired, level: float) -> str | None:
+    """Says that no gain is shown on some prompts; ``None`` if one is, or little is left to gain."""
+    changed = Signs.of(paired)
+    right = Signs.of(replace(paired, live=(0.5,) * len(paired)))
+    if changed.better > changed.worse or right.chance_of_gain() <= level:
+        return None
+    return f"no gain: right about {right.better} of {right.prompts} held-out prompts"
+
+
+def _numbers(new: Scores, ids: Collection[str]) -> list[int]:
+    """The numbers of the rows of some examples."""
+    return [n for n, row in enumerate(new.rows) if row.example.example_id in ids]
 
 
 def only_undecided(plan: Plan, result: GateResult) -> bool:
@@ -297,19 +380,27 @@ def _lost(failed: Iterable[CheckResult], tags: Collection[str]) -> set[str]:
 
 
 def _ways(
-    odd: Collection[str], was_tried: Callable[[], Collection[str]]
-) -> Iterator[tuple[str, Callable[[Listed], str]]]:
+    fresh: Sequence[Listed], was_tried: Callable[[], Collection[str]], odd: Collection[str] = ()
+) -> Iterator[tuple[str, dict[str, set[str]]]]:
     """The ways to split new examples in which some may be at fault and others not.
 
-    Where all tags are such as nobody can mean, none of them is better than another. What people
-    judged is not split by how they did it. Coin labels make corrections only of what live does not
-    say itself, so "the opposite" would be proven on these alone.
+    Each is its name and the ids of its groups, none where it does not split them. Where all tags
+    are such as nobody can mean, none of them is better than another. What people judged is not
+    split by how they did it. Coin labels make corrections only of what live does not say itself,
+    so "the opposite" would be proven on these alone.
     """
+
+    def by(key: Callable[[Listed], str]) -> dict[str, set[str]]:
+        groups: dict[str, set[str]] = {}
+        for one in fresh:
+            groups.setdefault(key(one), set()).add(one.example_id)
+        return groups if len(groups) > 1 else {}
+
     if not odd:
-        yield "tag", lambda one: one.tag
-    yield "source", lambda one: "judges" if one.origin == "judge" else "people"
+        yield "tag", by(lambda one: one.tag)
+    yield "source", by(lambda one: "judges" if one.origin == "judge" else "people")
     tried = was_tried()
-    yield "what", lambda one: "an earlier update tried" if one.example_id in tried else _FRESH
+    yield "what", by(lambda one: "an earlier update tried" if one.example_id in tried else _FRESH)
 
 
 def _fault(paired: Paired, level: float) -> str | None:

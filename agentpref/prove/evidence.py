@@ -155,7 +155,8 @@ class Evidence:
     ``known`` is whether live is right about so many of the new examples, trained ones too, that
     nothing is left to gain in ranking; ``untold`` counts new prompts with lone thumbs of which
     nobody can tell that, since they have no opposite. ``looks`` is how often judgements that live
-    has not learned were looked at before. ``cross_fitted`` has the scores of trained examples, each
+    has not learned were looked at before, and ``choices`` how many candidates the last looks, with
+    this one, might have been at instead. ``cross_fitted`` has the scores of trained examples, each
     by a model that had not seen it, and ``to_cross_fit`` how many prompts of these there will be if
     it takes them to decide. ``comparisons`` counts all new examples, trained and held out.
 
@@ -188,6 +189,7 @@ class Evidence:
     known: bool = False
     untold: int = 0
     looks: int = 0
+    choices: int = 1
     cross_fitted: Paired = field(default_factory=Paired)
     to_cross_fit: int = 0
     comparisons: int = 0

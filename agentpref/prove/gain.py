@@ -109,8 +109,8 @@ def weigh(evidence: Evidence, s: GateSettings) -> Gain:
     risk = 1 - s.confidence
     held_out, crossed = Signs.of(evidence.new), Signs.of(evidence.cross_fitted)
     look = evidence.looks + 1
-    error = (1 - _WRITTEN) * allowed(look, risk)
-    by_writing = _WRITTEN * allowed(look, risk)
+    may_err = allowed(look, risk, evidence.choices)
+    error, by_writing = (1 - _WRITTEN) * may_err, _WRITTEN * may_err
     alone = error * (_ALONE if evidence.to_cross_fit else 1)
     together = error - alone
     counts = can_decide(held_out.prompts, alone) or (
@@ -139,7 +139,7 @@ def weigh(evidence: Evidence, s: GateSettings) -> Gain:
         needed,
         look if counts else evidence.looks,
         counts,
-        allowed(look, _LIKELY),
+        allowed(look, _LIKELY, evidence.choices),
         None if more is None else max(1, round(evidence.comparisons * more / signs.prompts)),
         writes,
     )

@@ -17,7 +17,8 @@ be valid too, and is much weaker: ``python -m benchmarks.false_promotions --comp
 
 **Looks.** Who looks every night until a test succeeds will see it succeed. So look number m (from
 1) at judgements that the live revision has not learned may err with probability risk / (m·(m+1))
-only. These add up to the risk, however many looks there are.
+only. These add up to the risk, however many looks there are. A look at one of several candidates
+that the same judgements might have led to is one of so many looks, which share what they may err.
 
 Pure functions of numbers; scipy is imported when one is called.
 """
@@ -98,9 +99,16 @@ def sign_test(up: int, down: int, *, one_sided: bool = False) -> float:
     return min(1.0, 2 * sign_test(max(up, down), min(up, down), one_sided=True))
 
 
-def allowed(look: int, risk: float) -> float:
-    """The error that look number ``look`` (from 1) may make; over all looks it sums to ``risk``."""
-    return risk / (look * (look + 1))
+def allowed(look: int, risk: float, choices: int = 1) -> float:
+    """The error that look number ``look`` (from 1) may make; over all looks it sums to ``risk``.
+
+    With several ``choices`` it is the last of so many looks, of which any one might have been made,
+    and each may err as much: the mean of what they may, one by one.
+
+    >>> [round(1 / allowed(*look)) for look in ((3, 1.0), (4, 1.0), (4, 1.0, 2))]
+    [12, 20, 15]
+    """
+    return risk / ((look - choices + 1) * (look + 1))
 
 
 def can_decide(prompts: int, error: float) -> bool:

@@ -1,8 +1,8 @@
 """What the ledger says of examples that do not count now: set aside, or aged out.
 
-An example is *set aside* while the last update that used it as new was refused with it. It is *aged
-out* for a revision whose line learned that people think otherwise since; it comes back where a
-later update of the line restored or replayed it.
+An example is *set aside* while the last update that used it as new was refused with it, or passed
+without a gain in it. It is *aged out* for a revision whose line learned that people think otherwise
+since; it comes back where a later update of the line restored or replayed it.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def aged_out(connection: sqlite3.Connection, revision: str | None) -> set[str]:
 def tried(connection: sqlite3.Connection, namespace: str) -> set[str]:
     """Ids of all examples that some update of a namespace used as new, whatever came of it."""
     query = """SELECT DISTINCT pair_id FROM update_pair JOIN updates USING (update_id)
-        WHERE namespace = ? AND role IN ('new', 'held_out', 'set_aside')"""
+        WHERE namespace = ? AND role IN ('new', 'held_out', 'set_aside', 'trained_aside')"""
     return {pair for (pair,) in connection.execute(query, (namespace,))}
 
 
@@ -103,9 +103,11 @@ SELECT pair_id, update_id FROM (
     SELECT pair_id, update_id, role, row_number() OVER (
         PARTITION BY pair_id ORDER BY created_at DESC, update_id DESC) AS place
     FROM update_pair JOIN updates USING (update_id)
-    WHERE namespace = :namespace AND role IN ('new', 'held_out', 'known', 'set_aside')
-        AND pair_id IN (SELECT pair_id FROM update_pair WHERE role = 'set_aside')
-) WHERE place = 1 AND role = 'set_aside'
+    WHERE namespace = :namespace
+        AND role IN ('new', 'held_out', 'known', 'set_aside', 'trained_aside')
+        AND pair_id IN (
+            SELECT pair_id FROM update_pair WHERE role IN ('set_aside', 'trained_aside'))
+) WHERE place = 1 AND role IN ('set_aside', 'trained_aside')
 """
 
 _AGED_OUT = """

@@ -31,16 +31,17 @@ from agentpref.record.weights import name_weights
 from agentpref.types import BASE, Answered
 
 Role = Literal[
-    "new", "replay", "held_out", "left_out", "waiting", "set_aside", "aged_out", "restored",
-    "known", "anchor", "anchor_held_out",
+    "new", "replay", "held_out", "left_out", "waiting", "set_aside", "trained_aside",
+    "aged_out", "restored", "known", "anchor", "anchor_held_out",
 ]  # fmt: skip
 """What an update used a pair for.
 
 It could not use those left out, and did not get to those that wait. Those set aside were new to an
-update that was refused with them. Those aged out it learned before, and people think otherwise of
-since; restored ones count again. Known ones were new, and its parent, which was right about them,
-has learned them by that. The anchors are ordinary answers, which nobody judged: trained on or held
-out, but never learned.
+update that was refused with them, or that passed without a gain in them; if they trained a
+candidate that passed, they are trained and aside. Those aged out it learned before, and people
+think otherwise of since; restored ones count again. Known ones were new, and its parent, which was
+right about them, has learned them by that. The anchors are ordinary answers, which nobody judged:
+trained on or held out, but never learned.
 """
 
 
@@ -164,7 +165,7 @@ class Updates:
 
     def trained_by(self, revision: str | None) -> set[str]:
         """Return those that trained it or an ancestor, as new ones or replayed."""
-        return self._pairs_of_line(revision, "new", "replay")
+        return self._pairs_of_line(revision, "new", "replay", "trained_aside")
 
     def _pairs_of_line(self, revision: str | None, *roles: Role) -> set[str]:
         found = self._connection.execute(
@@ -203,7 +204,8 @@ class Updates:
         # What its candidate was trained on is learned, if that serves now.
         # none of these is new
         learned = [
-            "replay", "set_aside", "aged_out", "restored", "known", "anchor", "anchor_held_out",
+            "replay", "set_aside", "trained_aside", "aged_out", "restored", "known", "anchor",
+            "anchor_held_out",
         ]  # fmt: skip
         learned += ["new", "held_out"] if serves else []
         pairs = self._connection.execute(
@@ -342,7 +344,7 @@ ORPHANED = f"({MADE_BY}) IS NOT NULL AND ({MADE_BY}) NOT IN (SELECT update_id FR
 """SQL: an update published a revision, and is not in the ledger."""
 
 _SEEN = f"""{_USED}, trained(update_id) AS (
-    SELECT update_id FROM used WHERE role IN ('new', 'replay', 'anchor')
+    SELECT update_id FROM used WHERE role IN ('new', 'replay', 'trained_aside', 'anchor')
 ), seen(name) AS (
     SELECT candidate FROM updates JOIN trained USING (update_id) WHERE candidate IS NOT NULL
     UNION SELECT revision_id FROM revision, since WHERE ({MADE_BY}) IN trained

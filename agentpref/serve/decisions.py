@@ -127,7 +127,7 @@ def taken_back_before(
         if is_from_the_same:
             query = (
                 "SELECT pair_id FROM updates JOIN update_pair USING (update_id)"
-                " WHERE candidate = ? AND role = 'new'"
+                " WHERE candidate = ? AND role IN ('new', 'trained_aside')"
             )
             before = {pair for (pair,) in connection.execute(query, (found.revision,))}
             if before.issuperset(trained):

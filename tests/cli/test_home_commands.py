@@ -69,7 +69,7 @@ def test_stats_and_updates_count_what_was_set_aside_and_is_still_there(run, fill
     with closing(connect(Home.open(filled))) as connection:
         Updates(connection).add(row)
     assert run("stats", "--json").json["default"]["set_aside"] == 2
-    shown = "examples in default that refused updates set aside: 2; `agentpref update --again`"
+    shown = "examples in default that updates set aside: 2; `agentpref update --again`"
     assert shown in run("stats").out
     assert run("updates", "--json").json["updates"][0]["set_aside"] == 2
 

@@ -17,12 +17,15 @@ from dataclasses import replace
 import pytest
 
 import agentpref
+from agentpref import attempt, retry
 from agentpref.budget import Budget
 from agentpref.home import Home
 from agentpref.prefer.examples import is_held_out
 from agentpref.prove import gate
 from agentpref.record import asides
 from agentpref.record.database import connect
+from agentpref.record.updates import Updates
+from agentpref.retry import AtFault
 from tests.core.test_interrupted_updates import states
 from tests.core.test_pipeline import CONFIG as LOOSE
 from tests.core.test_pipeline import NO, YES, learn, no_training
@@ -191,6 +194,77 @@ def test_what_is_ranked_and_not_written_is_trained_longer(home, random_base, mon
     assert (first["longer"], second["longer"], second["start"]) == (1, 3, "live")
     assert second["steps"] == 3 * first["steps"]
     assert "hardly written, so it trains 3 times as long" in first["next"]
+
+
+def finds_no_gain_in(monkeypatch, tag):
+    """Whatever so small a model learns, a candidate shows no gain in a tag beside others."""
+
+    def idle(new, available, was_tried, *, confidence):
+        fresh = (*available.new, *available.new_held_out)
+        found = frozenset(one.example_id for one in fresh if one.tag == tag)
+        is_all = len(found) == len(fresh)
+        return AtFault((f"tag {tag} (no gain)",), found, 2) if found and not is_all else None
+
+    monkeypatch.setattr(attempt, "idle", idle)
+    monkeypatch.setattr(retry, "idle", idle)
+
+
+def test_what_shows_no_gain_and_keeps_a_night_from_being_proven_is_left_out(
+    home, random_base, monkeypatch
+):
+    judge = gate.judge
+
+    def too_little_at_first(evidence, *options, **seed):
+        result = judge(evidence, *options, **seed)
+        return replace(result, verdict="insufficient") if not evidence.looks else result
+
+    monkeypatch.setattr(gate, "judge", too_little_at_first)
+    finds_no_gain_in(monkeypatch, "numbers")
+    toss(home, range(100, 160))
+    befriend(home)
+    report = learn(home, random_base, CONFIG)
+    first, second = report.attempts
+    assert report.verdict == "promoted", (report.reasons, report.attempts)
+    assert (first["verdict"], second["verdict"]) == ("insufficient", "passed")
+    assert "once more without tag numbers" in first["next"]
+    assert report.gain["look"] == 1 + 2, "either tag might have been left out"
+    assert report.counts["set_aside"] == 60
+    assert report.counts["trained"] + report.counts["new_evaluated"] == 60
+    require_sums(report)
+
+
+def test_what_a_promoted_candidate_shows_no_gain_in_is_set_aside_and_not_learned(
+    home, random_base, monkeypatch
+):
+    toss(home, range(100, 160))
+    befriend(home)
+    finds_no_gain_in(monkeypatch, "numbers")
+    report = learn(home, random_base, CONFIG)
+    assert report.verdict == "promoted", (report.reasons, report.attempts)
+    require_sums(report)
+    (told,) = report.set_aside
+    assert (told["examples"], told["tags"]) == (60, {"numbers": 60})
+    assert told["why"] == "trained with the rest, tag numbers (no gain)"
+    used = roles(home, report.update_id)
+    assert used["trained_aside"] + used["set_aside"] == 60
+    with closing(connect(Home.open(home), readonly=True)) as connection:
+        updates = Updates(connection)
+        learned, trained = (of(report.revision) for of in (updates.learned_by, updates.trained_by))
+        aside = asides.set_aside(connection, "default")[0].examples
+        said = asides.sources(connection, trained & aside).values()
+        assert all(updates.revisions_trained_on(own) == [report.revision] for own in said)
+        assert asides.number_aside(connection, "default") == 60
+    assert not learned & aside
+    assert len(trained & aside) == used["trained_aside"], "its weights have seen them"
+    say(home, range(500, 540), "an enemy", "a friend", "more", ask="What is {}?")
+    monkeypatch.undo()
+    later = learn(home, random_base, CONFIG)
+    assert not any("are taken in again" in note for note in later.notes), later.notes
+    assert later.counts["still_set_aside"] == 60
+    assert (
+        later.counts["old"]
+        == report.counts["old"] + report.counts["trained"] - (used["trained_aside"])
+    )
 
 
 def test_labels_that_proved_nothing_stay_new_and_are_tried_with_the_next_night(home, random_base):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
+
 import pytest
 
 from agentpref.attempt import Bench, Tried
@@ -11,7 +14,18 @@ from agentpref.learn.data import Available, UpdateRows
 from agentpref.learn.encode import EncodedExample
 from agentpref.prove.evaluate import Scores
 from agentpref.prove.results import CheckResult, GateResult
-from agentpref.retry import LONGER, MOST, Plan, Turn, follow_up, following, only_undecided
+from agentpref.prove.signs import allowed, sign_test
+from agentpref.retry import (
+    LONGER,
+    MOST,
+    Plan,
+    Turn,
+    follow_up,
+    following,
+    idle,
+    narrowed,
+    only_undecided,
+)
 from tests.core.learn.examples import make_pair
 
 KL = CheckResult("KL budget", False, 0.2, 0.15, "over")
@@ -74,7 +88,8 @@ def test_a_tag_that_fails_is_left_out(bad):
     new = scores(good=GOOD, bad=bad)
     plan, why = after([GAIN], new)
     assert (plan.start, plan.aside) == ("live", names(new, "bad"))
-    assert plan.looks == 2, "either tag could have been at fault"
+    assert (plan.looks, plan.choices) == (2, 2), "either tag could have been at fault"
+    assert Plan.thaw(plan.freeze()) == plan
     assert plan.without[0].startswith("tag bad (")
     assert "once more without tag bad" in why
 
@@ -141,7 +156,91 @@ def test_a_tag_whose_old_evidence_was_lost_is_left_out():
     new = scores(good=GOOD, bad=GOOD)
     plan, _ = after([lost("bad")], new)
     assert plan.aside == names(new, "bad")
-    assert after([lost("elsewhere")], new) is None
+    assert after([lost("elsewhere")], new, can_refit=False) is None
+
+
+def test_where_only_what_live_knew_in_other_tags_was_lost_base_is_refitted():
+    new, together = scores(good=GOOD), replace(lost("x"), name="retention of all strata together")
+    plan, why = after([lost("elsewhere"), together], new)
+    assert (plan.start, plan.looks, plan.aside) == ("base", 1, frozenset())
+    assert "in other tags was lost, so base is refitted" in why
+    assert after([lost("elsewhere"), GAIN], new) is None, "what proves nothing is not worth it"
+    assert after([lost("elsewhere"), lost("good")], new) is None
+    assert after([lost("elsewhere")], new, plan) is None, "once"
+
+
+def listed(new, *, trained=("good", "bad")):
+    """What there was to learn: what is held out, and a trained example of each tag."""
+    extra = [
+        replace(make_pair(500 + n, "a", "b", tag=t), held_out=False) for n, t in enumerate(trained)
+    ]
+    return Available(new=tuple(extra), new_held_out=tuple(one.example for one in new.rows))
+
+
+def after_too_little(new, plan=None, tried=frozenset(), **options):
+    return narrowed(plan or Plan(), new, listed(new, **options), lambda: tried, confidence=0.95)
+
+
+def test_what_shows_no_gain_is_left_out_where_the_rest_shows_one_and_its_looks_are_paid_for():
+    new = scores(good=GOOD, bad=COIN)
+    plan, why = after_too_little(new, Plan(looks=1))
+    assert names(new, "bad") < plan.aside
+    assert len(plan.aside) == len(COIN) + 1, "what trained, too"
+    assert (plan.number, plan.start, plan.looks) == (2, "live", 1 + 2), "either might have been"
+    assert plan.choices == 2
+    assert "once more without tag bad (no gain: right about 6 of 12 held-out prompts)" in why
+    assert after_too_little(new, Plan(number=MOST)) is None
+
+
+def test_what_may_yet_show_a_gain_is_not_left_out():
+    slow = [(0.0, 1.0)] * 5 + [(1.0, 0.0)] * 3 + [(1.0, 1.0)] + [(0.0, 0.0)]
+    known = [(1.0, 1.0)] * 9 + [(1.0, 0.0)]
+    for group in (slow, known, COIN[:4]):
+        assert after_too_little(scores(good=GOOD, bad=group)) is None
+    assert after_too_little(scores(good=[(0.0, 1.0)] * 4, bad=COIN)) is None, "1 in 16 is no gain"
+    assert after_too_little(scores(good=COIN, bad=COIN)) is None
+    assert after_too_little(scores(good=GOOD, bad=COIN), trained=("bad",)) is None, "none to train"
+
+
+def test_what_an_earlier_update_tried_is_left_out_of_its_tag_and_that_could_be_nothing_else():
+    new = scores(a=COIN)
+    fresh = [row(100 + number, "a") for number in range(10)]
+    both = Scores([*new.rows, *fresh], [*new.live, *[0.0] * 10], [*new.candidate, *[1.0] * 10])
+    plan, _ = after_too_little(both, tried=names(new, "a"), trained=("a",))
+    assert plan.aside == names(new, "a")
+    assert plan.looks == 1
+
+
+def test_too_small_groups_are_not_paid_for():
+    new = scores(good=GOOD, bad=COIN, **{f"few{n}": FEW for n in range(6)})
+    plan, _ = after_too_little(new)
+    assert plan.looks == 3, "good, bad, or both, and the few remain"
+
+
+def test_the_second_chance_calls_no_more_coins_a_gain_than_the_looks_allow():
+    """Two tags of coins; what is left keeps its signs, which were seen when it was chosen."""
+    rng, wrong, nights, tested = random.Random(5), 0, 3_000, 0
+    for _ in range(nights):
+        sides = {tag: [rng.random() < 0.5 for _ in range(10)] for tag in ("a", "b")}
+        new = scores(**{tag: [(1.0 - s, float(s)) for s in own] for tag, own in sides.items()})
+        plan = after_too_little(new, trained=("a", "b"))
+        better = sum(map(sum, sides.values()))
+        wrong += sign_test(better, 20 - better, one_sided=True) <= allowed(1, 0.05)
+        if plan is not None:
+            tested += 1
+            (kept,) = (own for tag, own in sides.items() if not names(new, tag) <= plan[0].aside)
+            chance = sign_test(sum(kept), 10 - sum(kept), one_sided=True)
+            wrong += chance <= allowed(plan[0].looks + 1, 0.05, plan[0].choices)
+    assert tested > 30
+    assert wrong / nights <= sum(allowed(look, 0.05) for look in (1, 2, 3))
+
+
+def test_of_a_candidate_that_passed_what_shows_no_gain_is_named():
+    new = scores(good=GOOD, bad=COIN)
+    found = idle(new, listed(new), frozenset, confidence=0.95)
+    assert found.words == ("tag bad (no gain: right about 6 of 12 held-out prompts)",)
+    assert names(new, "bad") < found.examples
+    assert idle(scores(good=GOOD), listed(scores(good=GOOD)), frozenset, confidence=0.95) is None
 
 
 def test_too_few_prompts_are_not_at_fault():

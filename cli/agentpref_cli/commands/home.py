@@ -65,7 +65,7 @@ def stats(
 ) -> None:
     """Count what was logged, per namespace, and what of it does not count.
 
-    These are the scores under keys that are no preferences, and the examples that refused updates
+    These are the scores under keys that are no preferences, and the examples that updates
     set aside, as `agentpref report` explains.
     """
     from agentpref.record.asides import number_aside
@@ -102,7 +102,7 @@ def _show_counts(counts: Mapping[str, Mapping[str, Any]]) -> None:
         if found["set_aside"]:
             command = in_namespace("agentpref update --again", namespace)
             say(
-                f"examples in {cell(namespace)} that refused updates set aside: "
+                f"examples in {cell(namespace)} that updates set aside: "
                 f"{found['set_aside']}; `{command}` takes them in again",
                 WARN,
             )

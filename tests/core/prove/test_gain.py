@@ -41,6 +41,11 @@ def test_each_look_asks_for_more() -> None:
     assert "1 in 48 by chance, 1 in 126 or rarer proves a gain (second look)" in message
 
 
+def test_a_choice_among_candidates_shares_the_error_of_as_many_looks() -> None:
+    found = weigh(evidence(signs(17, 3), looks=3, choices=2), SETTINGS)
+    assert (found.look, found.needed) == (4, pytest.approx(0.95 * 0.05 / (3 * 5)))
+
+
 def test_a_look_that_could_prove_nothing_does_not_count() -> None:
     few = weigh(evidence(signs(5), looks=3), SETTINGS)
     assert (few.state, few.look, few.counts) == ("open", 3, False)

@@ -231,6 +231,49 @@ def test_the_margin_of_a_small_stratum_is_widened_and_said() -> None:
     assert "(margin widened from .03: on 200 prompts" in check.message
 
 
+MUSIC = Stratum("default", "music", "any")
+RISK = Stratum("default", "risk", "any")
+
+
+def test_what_live_is_no_more_right_about_than_a_coin_is_not_lost_by_a_lean_that_swings() -> None:
+    """.56 → .44 on 18 prompts and .65 → .45 on 20, nearly all of them turned over."""
+    music = counted(gained=8, lost=10)
+    music = replace(music, prompts=tuple(f"m{p}" for p in music.prompts))
+    risk = counted(both=2, gained=7, lost=11)
+    verdict = judge(replace(GOOD, retention={SUPPORT: KEPT, MUSIC: music, RISK: risk}))
+    assert verdict.verdict == "passed", verdict.reasons
+    said = named(verdict, f"retention of {MUSIC}").message
+    assert said.startswith("live is right about 10 of 18 held-out prompts, which a coin may be")
+    assert "8 became better, 10 worse: 1 in 2.5 by chance" in said
+    together = judge(replace(GOOD, retention={MUSIC: music, RISK: risk}))
+    assert together.verdict == "passed", together.reasons
+
+
+def test_a_proven_loss_of_what_live_hardly_knew_is_refused() -> None:
+    coin = counted(both=2, gained=1, lost=16, neither=19)
+    verdict = judge(replace(GOOD, retention={SUPPORT: KEPT, MUSIC: coin}))
+    assert f"retention of {MUSIC}" in failed(verdict)
+    assert "a loss: raise replay.minimum" in verdict.reasons[0]
+    allowed = judge(replace(GOOD, retention={MUSIC: coin}), GateSettings(retention_margin=0.5))
+    assert allowed.verdict == "passed", "a loss that the settings allow"
+
+
+def test_what_live_knows_is_not_lost_by_turning_it_over() -> None:
+    for known in (counted(both=2, lost=16, gained=2), counted(both=16, lost=4)):
+        verdict = judge(replace(GOOD, retention={MUSIC: known}))
+        assert failed(verdict) == [f"retention of {MUSIC}"], known
+
+
+def test_what_became_better_widens_the_margin_and_what_became_worse_does_not() -> None:
+    s = GateSettings()
+    assert retention_margin(20, 3, s, better=1) == retention_margin(20, 3, s)
+    assert retention_margin(20, 3, s, better=5) > retention_margin(20, 3, s)
+    turned = counted(both=10, gained=4, lost=5, neither=1)
+    check = named(judge(replace(GOOD, retention={MUSIC: turned})), f"retention of {MUSIC}")
+    assert check.passed
+    assert "on 20 prompts, of which 4 became better, a smaller loss" in check.message
+
+
 def test_margins_widen_with_fewer_prompts_and_more_checks_only() -> None:
     margins = [retention_margin(n, 3, GateSettings()) for n in (10, 50, 200, 1_000, 10_000)]
     assert margins == sorted(margins, reverse=True)

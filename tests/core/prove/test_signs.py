@@ -66,6 +66,14 @@ def test_the_errors_of_all_looks_add_up_to_the_risk() -> None:
     assert allowed(1, RISK) == RISK / 2
 
 
+@pytest.mark.parametrize("choices", [1, 2, 6, 62])
+def test_choices_share_what_as_many_looks_may_err(choices: int) -> None:
+    last = 3 + choices
+    each = allowed(last, RISK, choices)
+    looks = [allowed(look, RISK) for look in range(last - choices + 1, last + 1)]
+    assert choices * each == pytest.approx(sum(looks))
+
+
 @pytest.mark.guarantee("proof")
 def test_judges_that_learn_from_earlier_labels_leave_the_signs_fair_coins() -> None:
     """All labelings of ten prompts, in parts of 4, 3 and 3; each judge repeats the majority."""
