@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import pytest
 
 from agentpref.aside import with_aside
 from agentpref.changes import find_changes
 from agentpref.config import UpdateConfig
+from agentpref.home import Home
 from agentpref.learn.data import Available
 from agentpref.learn.encode import EncodedExample
 from agentpref.record.asides import Refusal, is_odd
+from agentpref.record.database import connect
 from agentpref.types import UpdateReport
 from tests.core.learn.examples import make_pair
 
@@ -28,11 +32,17 @@ class Agrees:
         return [(1.0, 0.0) for _ in rows]
 
 
-def back(*attempts):
+@pytest.fixture
+def connection(tmp_path):
+    with closing(connect(Home.create(tmp_path / "home"))) as connection:
+        yield connection
+
+
+def back(connection, *attempts):
     names = frozenset(one.example_id for one in (*ASIDE, *OTHERS))
     refusal = Refusal("u-1", 0.0, "rev-0", {"attempts": [*attempts]}, names)
     available = Available(aside=(*ASIDE, *OTHERS))
-    found = find_changes(Agrees(), available, None, [refusal], "rev-1", UpdateConfig())
+    found = find_changes(Agrees(), available, connection, [refusal], "rev-1", UpdateConfig())
     return {
         tag
         for tag in ("done", "care")
@@ -42,11 +52,14 @@ def back(*attempts):
 
 
 @pytest.mark.guarantee("learning")
-def test_what_nobody_can_mean_does_not_come_back_because_live_agrees_with_it():
+def test_what_nobody_can_mean_does_not_come_back_because_live_agrees_with_it(
+    connection,
+):
     """80 times "Done." was refused, and taken in again by the update after the next one."""
-    assert back({"odd": [], "failed": []}) == {"done", "care"}
-    assert back({"odd": ["done"], "failed": []}, {"odd": [], "failed": []}) == {"care"}
-    assert back(OLD_REPORT) == set(), "older reports do not say in which tag"
+    fine = {"odd": [], "failed": []}
+    assert back(connection, fine) == {"done", "care"}
+    assert back(connection, {"odd": ["done"], "failed": []}, fine) == {"care"}
+    assert back(connection, OLD_REPORT) == set(), "older reports do not say in which tag"
 
 
 def test_what_is_odd_is_kept_by_tag():
