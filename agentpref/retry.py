@@ -94,8 +94,8 @@ class Plan:
     examples that are set aside, ``aged`` of those aged out, by this update or before, and
     ``restored`` of those that count again. ``waits`` are those ``aside`` that showed no gain, and
     wait for the next update if the attempt without them is refused. ``without`` says in words what
-    of the new examples the attempt is without. ``changed``, ``undecided``, ``notes`` and ``turn`` are those of
-    :class:`~agentpref.changes.Changes`, and ``told`` are the attempts before this one.
+    of the new examples the attempt is without. ``changed``, ``undecided``, ``notes`` and ``turn``
+    are those of :class:`~agentpref.changes.Changes`, and ``told`` are the attempts before this one.
     """
 
     number: int = 1
