@@ -186,7 +186,12 @@ class Bench:
         if verdict == "refused" and only_undecided(plan, proof.result):
             proof = replace(proof, result=replace(proof.result, verdict="insufficient"))
             told["verdict"] = "insufficient"
-        return replace(tried, proof=proof, plan=replace(plan, told=(*plan.told, told)))
+        plan = replace(plan, told=(*plan.told, told))
+        if proof.result.verdict == "refused" and plan.waits:
+            plan = replace(plan, aside=plan.aside - plan.waits)
+            sorted_anew = tried.available.sorted_anew(aside=plan.aside, aged=plan.aged)
+            tried = replace(tried, available=sorted_anew)
+        return replace(tried, proof=proof, plan=plan)
 
     @property
     def _confidence(self) -> float:

@@ -307,7 +307,8 @@ class _Update:
             report = replace(report, counts=counts, notes=notes)
         groups["idle"] = tried.idle_of(groups)
         report = with_aside(report, refusals, tried.available, groups)
-        notes = self.budget.notes(groups, report.verdict)
+        late = tuple(e for e in groups["waiting"] if e.example_id not in plan.waits)
+        notes = self.budget.notes({**groups, "waiting": late}, report.verdict)
         report = replace(report, seconds=self.budget.spent(), notes=[*report.notes, *notes])
 
         # 4. Record what it used, publish it, and serve it: all of it or nothing.

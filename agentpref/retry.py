@@ -50,7 +50,7 @@ _KL, _RETENTION = "KL", "retention of "
 _GAIN = "new preferences"
 _MOST_GROUPS = 20
 _FRESH = "is new"  # of what was tried before and what was not, this is not blamed
-_SETS = ("aside", "aged", "restored", "undecided")
+_SETS = ("aside", "aged", "restored", "undecided", "waits")
 _LISTS = ("without", "changed", "notes", "told")
 
 
@@ -94,9 +94,10 @@ class Plan:
     proof on the same held-out judgements must pay for as many. Of the last one of these attempts,
     that were ``choices``, with this one among them. ``aside`` are the ids of all
     examples that are set aside, ``aged`` of those aged out, by this update or before, and
-    ``restored`` of those that count again. ``without`` says in words what of the new examples the
-    attempt is without. ``changed``, ``undecided``, ``notes`` and ``turn`` are those of
-    :class:`~agentpref.changes.Changes`, and ``told`` are the attempts before this one.
+    ``restored`` of those that count again. ``waits`` are those ``aside`` that showed no gain, and
+    wait for the next update if the attempt without them is refused. ``without`` says in words what
+    of the new examples the attempt is without. ``changed``, ``undecided``, ``notes`` and ``turn``
+    are those of :class:`~agentpref.changes.Changes`, and ``told`` are the attempts before this one.
     """
 
     number: int = 1
@@ -104,6 +105,7 @@ class Plan:
     longer: int = 1
     looks: int = 0
     choices: int = field(default=1, kw_only=True)
+    waits: frozenset[str] = field(default=frozenset(), kw_only=True)
     aside: frozenset[str] = frozenset()
     aged: frozenset[str] = frozenset()
     restored: frozenset[str] = frozenset()
@@ -238,6 +240,7 @@ def narrowed(
         looks=plan.looks + found.choices,
         choices=found.choices,
         aside=plan.aside | found.examples,
+        waits=plan.waits | found.examples,
         without=(*plan.without, *found.words),
     )
     return following, f"the rest may prove more, so once more without {'; '.join(found.words)}"

@@ -233,6 +233,30 @@ def test_what_shows_no_gain_and_keeps_a_night_from_being_proven_is_left_out(
     require_sums(report)
 
 
+def test_what_shows_no_gain_waits_for_the_next_update_where_the_rest_is_refused(
+    home, random_base, monkeypatch
+):
+    judge = gate.judge
+
+    def too_little_and_then_bad(evidence, *options, **seed):
+        verdict = "refused" if evidence.looks else "insufficient"
+        return replace(judge(evidence, *options, **seed), verdict=verdict)
+
+    monkeypatch.setattr(gate, "judge", too_little_and_then_bad)
+    finds_no_gain_in(monkeypatch, "numbers")
+    toss(home, range(100, 160))
+    befriend(home)
+    report = learn(home, random_base, CONFIG)
+    assert [one["verdict"] for one in report.attempts] == ["insufficient", "refused"]
+    assert [one["tags"] for one in report.set_aside] == [{"friends": 60}]
+    assert report.counts["waiting"] == 60
+    require_sums(report)
+    monkeypatch.undo()
+    later = learn(home, random_base, CONFIG)
+    assert later.counts["new"] + later.counts["new_held_out"] == 60
+    assert later.counts["trained"], "they are tried by themselves"
+
+
 def test_what_a_promoted_candidate_shows_no_gain_in_is_set_aside_and_not_learned(
     home, random_base, monkeypatch
 ):

@@ -187,6 +187,7 @@ def test_what_shows_no_gain_is_left_out_where_the_rest_shows_one_and_its_looks_a
     assert names(new, "bad") < plan.aside
     assert len(plan.aside) == len(COIN) + 1, "what trained, too"
     assert (plan.number, plan.start, plan.looks) == (2, "live", 1 + 2), "either might have been"
+    assert plan.waits == plan.aside
     assert plan.choices == 2
     assert "once more without tag bad (no gain: right about 6 of 12 held-out prompts)" in why
     assert after_too_little(new, Plan(number=MOST)) is None
