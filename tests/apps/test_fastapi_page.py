@@ -15,14 +15,19 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 QUESTION = "Turn off the lamp in the hall."
 
 
-def test_a_thumb_in_the_page_is_recorded_changed_and_taken_back(
-    start_app: Callable[..., str], page: Any, home: Home, wait_for: Callable[..., list[Any]]
-) -> None:
+def ask(start_app: Callable[..., str], page: Any, home: Home) -> None:
+    """Ask the question in the page of the example, which logs in a home."""
     port = free_port()
     command = ("-m", "uvicorn", "fastapi_chat:app", "--app-dir", EXAMPLES, "--port", port)
     page.goto(start_app(*command, port=port, environment={"AGENTPREF_HOME": str(home.path)}))
     page.locator("#question").fill(QUESTION)
     page.keyboard.press("Enter")
+
+
+def test_a_thumb_in_the_page_is_recorded_changed_and_taken_back(
+    start_app: Callable[..., str], page: Any, home: Home, wait_for: Callable[..., list[Any]]
+) -> None:
+    ask(start_app, page, home)
     up, down = (page.locator("#answers button", has_text=sign) for sign in "👍👎")
     up.click()
     [liked] = wait_for(1)
@@ -43,11 +48,7 @@ def test_a_thumb_in_the_page_is_recorded_changed_and_taken_back(
 def test_a_thumb_that_could_not_be_kept_is_told_and_not_shown_as_given(
     start_app: Callable[..., str], page: Any, home: Home
 ) -> None:
-    port = free_port()
-    command = ("-m", "uvicorn", "fastapi_chat:app", "--app-dir", EXAMPLES, "--port", port)
-    page.goto(start_app(*command, port=port, environment={"AGENTPREF_HOME": str(home.path)}))
-    page.locator("#question").fill(QUESTION)
-    page.keyboard.press("Enter")
+    ask(start_app, page, home)
     thumb = page.locator("#answers button", has_text="👍")
     thumb.wait_for()
     [run], _ = logged(home)
