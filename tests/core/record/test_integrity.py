@@ -82,7 +82,7 @@ def _learn(connection: sqlite3.Connection) -> None:
 
 NO_ANSWER = "is missing, answers another prompt, or is not an assistant's message"
 ROLES = (
-    "new, replay, held_out, left_out, waiting, set_aside, aged_out, restored, known, anchor, "
+    "new, replay, held_out, left_out, waiting, set_aside, trained_aside, aged_out, restored, known, anchor, "
     "anchor_held_out"
 )
 EDITS = {
