@@ -82,8 +82,8 @@ def _learn(connection: sqlite3.Connection) -> None:
 
 NO_ANSWER = "is missing, answers another prompt, or is not an assistant's message"
 ROLES = (
-    "new, replay, held_out, left_out, waiting, set_aside, trained_aside, aged_out, restored, known, anchor, "
-    "anchor_held_out"
+    "new, replay, held_out, left_out, waiting, set_aside, trained_aside, aged_out, restored, "
+    "known, anchor, anchor_held_out"
 )
 EDITS = {
     ("message", "its parent is missing"): "UPDATE message SET parent = 'x' WHERE id LIKE '%a%'",
