@@ -14,11 +14,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest.mock import patch
 
+from agentpref import attempt
 from agentpref.attempt import Bench
 from agentpref.learn import data, logps
 from agentpref.learn.encode import EncodedExample
 from agentpref.learn.learner import Learner
 from agentpref.prove import gate
+from agentpref.prove.known import Known
 from agentpref.prove.metrics import accuracy, correctness
 from agentpref.prove.results import GateResult
 from agentpref.types import Example
@@ -30,14 +32,21 @@ _EVERY = 6
 
 @contextmanager
 def no_gate() -> Iterator[None]:
-    """Every night trains, and every candidate passes; the report keeps what the gate found."""
+    """Every night trains, and every candidate passes with all that it was trained on.
+
+    The report keeps what the gate found.
+    """
     judge = gate.judge
 
     def pass_all(*given: Any, **named: Any) -> GateResult:
         return replace(judge(*given, **named), verdict="passed")
 
-    knows_nothing: Any = lambda bench, rows, plan: ""  # noqa: E731
-    with patch.object(gate, "judge", pass_all), patch.object(Bench, "_knows", knows_nothing):
+    knows_nothing: Any = lambda bench, rows, plan: Known()  # noqa: E731
+    with (
+        patch.object(gate, "judge", pass_all),
+        patch.object(Bench, "_knows", knows_nothing),
+        patch.object(attempt, "idle", lambda *given, **named: None),
+    ):
         yield
 
 
