@@ -238,5 +238,5 @@ def without_gain(accuracy: Mapping[str, Mapping[str, float]]) -> list[str]:
     named, more = ", ".join(idle[:MOST_TAGS]), len(idle) - MOST_TAGS
     return [
         f"no gain of its own on new held-out pairs: {named}{f' and {more} more' * (more > 0)}; "
-        "learned with the others, since the gate proves a gain on all that is new together"
+        "trained with the others, since the gate proves a gain on all that is new together"
     ]
