@@ -2,7 +2,8 @@
 
 Three processes: the app, here; ``agentpref gateway --upstream``, as it ships; and the upstream. A
 bare Starlette app that passes everything on takes the gateway's place in turn, and so does nothing
-at all. Requests come 50 a second on each way.
+at all. Medians are of calls one after the other; of 50 calls a second on each way, at which every
+process has slept before, ``paced`` is the median, and the 99th percentile is taken.
 
 The tokens of a stream are the upstream's clock when it sent them, so that the app sees how long
 each was under way.
@@ -45,27 +46,28 @@ def measure(calls: int) -> dict[str, float]:
         command = ["-m", "agentpref_cli", "gateway", "--upstream", f"{upstream}/v1"]
         gateway = stack.enter_context(_process(*command, "--home", folder, "--port", "0"))
         ways = (upstream, passing, gateway)
-        direct, passed, ours = _whole(ways, calls)
+        at_once = _whole(ways, calls, seconds=0.0)
+        paced = _whole(ways, calls, seconds=1 / RATE / len(ways))
         first = [_streamed(way, calls // TOKENS) for way in ways]
         slow = asyncio.run(_open_streams(gateway))
-    base = statistics.median(direct)
-    added = {name: [one - base for one in found] for name, found in
-             (("passed", passed), ("gateway", ours))}  # fmt: skip
+    direct, passed, ours = map(statistics.median, at_once)
+    (slept, paced_passed, paced_ours) = (statistics.median(paced[0]), *paced[1:])
     (tokens_0, later_0), _, (tokens, later) = first
     return {
-        "gateway_direct_p50_ms": base,
-        "gateway_pass_through_added_p50_ms": statistics.median(added["passed"]),
-        "gateway_pass_through_added_p99_ms": _p99(added["passed"]),
-        "gateway_added_p50_ms": statistics.median(added["gateway"]),
-        "gateway_added_p99_ms": _p99(added["gateway"]),
+        "gateway_direct_p50_ms": direct,
+        "gateway_pass_through_added_p50_ms": passed - direct,
+        "gateway_added_p50_ms": ours - direct,
+        "gateway_pass_through_added_p99_ms": _p99(paced_passed) - slept,
+        "gateway_paced_added_p50_ms": statistics.median(paced_ours) - slept,
+        "gateway_added_p99_ms": _p99(paced_ours) - slept,
         "gateway_first_token_added_ms": statistics.median(tokens) - statistics.median(tokens_0),
         "gateway_token_added_ms": statistics.median(later) - statistics.median(later_0),
         **slow,
     }
 
 
-def _whole(ways: Sequence[str], calls: int) -> list[list[float]]:
-    """The ms of whole answers on each way, in turns of 20 calls."""
+def _whole(ways: Sequence[str], calls: int, *, seconds: float) -> list[list[float]]:
+    """The ms of whole answers on each way, in turns, with at least so many seconds between two."""
     spent: list[list[float]] = [[] for _ in ways]
     with ExitStack() as stack:
         clients = [stack.enter_context(_connection(way)) for way in ways]
@@ -73,8 +75,9 @@ def _whole(ways: Sequence[str], calls: int) -> list[list[float]]:
         for n in range(calls + 20):
             turn = (n // 20) % len(ways)
             for which in (*range(turn, len(ways)), *range(turn)):
-                due += 1 / RATE / len(ways)
-                time.sleep(max(0.0, due - time.perf_counter()))
+                due += seconds
+                if (left := due - time.perf_counter()) > 0:
+                    time.sleep(left)
                 start = time.perf_counter()
                 _post(clients[which], n, stream=False).read()
                 spent[which].append(1e3 * (time.perf_counter() - start))
