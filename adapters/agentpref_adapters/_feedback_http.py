@@ -211,13 +211,13 @@ def _score(caller: Caller, body: Mapping[str, Any]) -> dict[str, Any]:
     given = about.get("source") if isinstance(about, Mapping) else None
     source = given if given in SOURCES else "human"  # anything may stand there
     by = {"source": source, "user_id": _voter(score_id)}
-    for place, key, by_whom in _kept_scores(caller.log, score_id):
-        if (place, key) != (run_id, _key(name)):  # it was of another run, or had another name
-            caller.log.retract(place, key, source=by_whom, user_id=by["user_id"])
     _judged(
         caller, run_id, _key(name), bool(value) if is_flag else value,
         comment=_text(body, "comment"), **by,
     )  # fmt: skip
+    for place, key, by_whom in _kept_scores(caller.log, score_id):
+        if (place, key) != (run_id, _key(name)):  # it was of another run, or had another name
+            caller.log.retract(place, key, source=by_whom, user_id=by["user_id"])
     return {"id": score_id}
 
 
@@ -233,11 +233,11 @@ def _withdraw(caller: Caller, score_id: str) -> None:
 
 def _kept_scores(log: Log, score_id: str) -> list[tuple[str, str, Any]]:
     """What was said under a score's id and not taken back: run, key and source."""
-    log.flush(_FLUSH_SECONDS)
     with translated(log.home), closing(connect(log.home, readonly=True)) as connection:
-        rows = connection.execute(
-            """SELECT run_id, key, source, value FROM feedback WHERE user_id = ? AND run_id IN
-                (SELECT run_id FROM run WHERE namespace = ?) ORDER BY created_at, rowid""",
+        rows = connection.execute(  # CROSS JOIN: few rows are the voter's, and many runs there
+            """SELECT run_id, key, source, value FROM feedback CROSS JOIN run USING (run_id)
+                WHERE feedback.user_id = ? AND namespace = ?
+                ORDER BY feedback.created_at, feedback.rowid""",
             (registered(connection).name(_voter(score_id)), log.namespace),
         ).fetchall()
     found: dict[tuple[str, str], Any] = {}

@@ -366,9 +366,8 @@ class ResponsesCall(Call):
             return
         if self._waits_as is not None:
             with self._seen.lock:
-                is_first = self._seen.running.pop(self._waits_as, None) is not None
-            if not is_first:
-                return  # another thread asked, too
+                if self._seen.running.pop(self._waits_as, None) is None:
+                    return  # another thread asked, too
             self._waits_as = None
         before = _openai_responses.continues(self._body)
         conversation = (reply.get("conversation") or {}).get("id")

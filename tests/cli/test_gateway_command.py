@@ -83,6 +83,7 @@ def test_keys_are_made_shown_once_listed_and_removed(tmp_path):
         (("--upstream", "api.example/v1"), "the upstream is 'api.example/v1'; give its address"),
         (("--upstream", "http://"), "give its address"),
         (("--upstream", "http://x/v1", "--cors", "chat.example"), "the scheme and the host"),
+        (("--upstream", "http://x/v1", "--proxy", "nginx"), "give the proxy's address"),
     ],
 )
 def test_what_cannot_be_run_is_refused_before_anything_is_loaded(tmp_path, arguments, message):

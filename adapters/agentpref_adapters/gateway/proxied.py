@@ -224,10 +224,10 @@ async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
     data: list[bytes] = []
     try:
         async for line in response.content:
-            field, _, value = line.rstrip(b"\r\n").partition(b":")
-            if field == b"data":
-                data.append(value.removeprefix(b" "))
-            elif not line.rstrip(b"\r\n") and data:
+            said = line.rstrip(b"\r\n")
+            if said.startswith(b"data:"):
+                data.append(said.removeprefix(b"data:").removeprefix(b" "))
+            elif not said and data:
                 yield b"\n".join(data)
                 data = []
     except (LineTooLong, ValueError) as error:  # the second before aiohttp 3.14

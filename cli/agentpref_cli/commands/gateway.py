@@ -114,7 +114,7 @@ def gateway(
         raise typer.BadParameter(
             "name what answers: --model NAME, --model NAME with --vllm URL, or --upstream URL"
         )
-    origins = tuple(map(_origin, cors or ()))
+    origins, proxies = tuple(map(_origin, cors or ())), [*map(_proxy, proxy or ())]
     place = Home.create(home)
     keys = Keys(place)
     if not keys.list() and not _is_local(host):
@@ -132,7 +132,7 @@ def gateway(
             keys, namespace=namespace, origins=origins, token_seconds=60 * token_minutes
         )
         gate = Gateway(lambda name: _log(place, name), opened, access, max_open=max_open)
-        server = _server(gate, create_app(gate, origins=origins), proxies=proxy or ())
+        server = _server(gate, create_app(gate, origins=origins), proxies=proxies)
         _announced(listening, place, keys_needed=bool(keys.list()))
         server.run(sockets=[listening])
 
@@ -195,6 +195,24 @@ def _server(gate: Gateway, app: Any, *, proxies: Sequence[str]) -> Any:
             forwarded_allow_ips=list(proxies),
         )
     )
+
+
+def _proxy(text: str) -> str:
+    """An address of a proxy, or a network of them.
+
+    Raises:
+        ConfigError: it is neither, and would never match.
+    """
+    try:
+        return (
+            str(ipaddress.ip_network(text, strict=False))
+            if "/" in text
+            else str(ipaddress.ip_address(text))
+        )
+    except ValueError as error:
+        raise ConfigError(
+            f"--proxy is {text!r}; give the proxy's address, such as 10.0.0.2 or 10.0.0.0/24"
+        ) from error
 
 
 def _origin(text: str) -> str:

@@ -311,13 +311,21 @@ def test_a_score_that_moves_takes_its_old_thumb_along(ask, post, url, said, move
     post("/api/public/scores", score)
     moved = {"traceId": second} if moves_to == "another run" else {"name": "quality"}
     post("/api/public/scores", {**score, **moved, "value": 0})
-    up, back, down = said()
+    up, down, back = said()
     assert (up.run_id, back.run_id, back.value) == (first, first, {"key": "thumbs"})
     assert (down.run_id, down.key) == (moved.get("traceId", first), moved.get("name", "thumbs"))
     assert httpx.delete(f"{url}/api/public/scores/s/2").status_code == 204
     *_, last = said()
     assert (last.run_id, last.value) == (down.run_id, {"key": down.key})
     assert httpx.delete(f"{url}/api/public/scores/s/2").status_code == 404
+
+
+def test_a_score_that_is_refused_leaves_its_old_thumb(ask, post, said):
+    first, second = ask(), ask()
+    score = {"id": "s3", "traceId": first, "name": "user-feedback", "value": 1}
+    post("/api/public/scores", score)
+    post("/api/public/scores", {**score, "traceId": second, "value": "up"}, status=400)
+    assert [(one.run_id, one.score) for one in said()] == [(first, 1.0)]
 
 
 def test_a_thumb_on_an_answer_that_is_being_written_is_told_to_wait(url, upstream, post):
