@@ -36,6 +36,9 @@
     │   ├── UnusableState           (ValueError)
     │   └── TrainingDiverged        (ArithmeticError)
     ├── EvaluationError
+    ├── JudgeError
+    │   ├── NoVerdict               (ValueError)
+    │   └── UncalibratedJudge
     └── ServingError
         ├── BackendClosed
         ├── EngineFailed
@@ -226,6 +229,18 @@ class TrainingDiverged(UpdateError, ArithmeticError):
 
 class EvaluationError(AgentprefError):
     """An evaluation has nothing to score, or nothing to compare."""
+
+
+class JudgeError(AgentprefError):
+    """A problem with a judge: its rubric, its engine, or what it says."""
+
+
+class NoVerdict(JudgeError, ValueError):
+    """A judge answered, and said nothing that is a verdict."""
+
+
+class UncalibratedJudge(JudgeError):
+    """Nobody knows how right a judge is, or it is no better than chance."""
 
 
 class ServingError(AgentprefError):

@@ -77,6 +77,11 @@ class Home(Reads):
         return self.path / "reports"
 
     @property
+    def judges(self) -> Path:
+        """The folder of judges' rubrics, ``NAME.md``; missing if there are none."""
+        return self.path / "judges"
+
+    @property
     def training(self) -> Path:
         """The folder of interrupted updates; missing if there are none."""
         return self.path / "training"

@@ -87,8 +87,8 @@ class Arrivals:
         judged = {run_id for (run_id,) in connection.execute(_JUDGED_BEFORE, these)}
         judged.update(*(self._runs[prompt] for prompt in prompts))
         store = Store(connection)
-        scales = store.scales(self._namespace)
-        built = build(store, self._namespace, sorted(judged), scales, self._share)
+        standards = store.standards(self._namespace)
+        built = build(store, self._namespace, sorted(judged), standards, self._share)
         self._new |= dict.fromkeys(prompts, 0)
         for one in built.examples:
             if one.example_id not in listed:

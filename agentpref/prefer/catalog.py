@@ -23,14 +23,14 @@ import orjson
 from agentpref.prefer.examples import as_asked, sort_out, split_point
 from agentpref.record.database import transaction
 from agentpref.record.messages import as_json
-from agentpref.record.scales import Scale
+from agentpref.record.standards import Standards
 from agentpref.record.store import Store
 from agentpref.record.sums import LISTED, counted, difference, resum
 from agentpref.types import Example, Origin
 
 T = TypeVar("T")
 
-_RULES = 3
+_RULES = 4
 """Counts changes of the rules that make examples of judgements; each makes all lists anew."""
 
 _PROMPTS_AT_ONCE = 500
@@ -68,13 +68,13 @@ class Catalog:
 
         It holds no lock for long. If it is ended, the next call goes on.
         """
-        scales = self._store.scales(self._namespace)
-        self._begin(as_json(sorted(map(list, scales))))
+        standards = self._store.standards(self._namespace)
+        self._begin(as_json(standards.to_mapping()))
         while self._mark():
             pass
         query = "SELECT prompt FROM stale_prompt WHERE namespace = ? LIMIT ?"
         while stale := self._column(query, self._namespace, _PROMPTS_AT_ONCE):
-            self._list(stale, scales)
+            self._list(stale, standards)
 
     def entries(self) -> list[Entry]:
         """List all examples: pairs, then lone thumbs, each sorted by time."""
@@ -115,21 +115,21 @@ class Catalog:
         query = f"""SELECT DISTINCT prompt FROM example
             WHERE +namespace = ? AND {column} IN (SELECT value FROM json_each(?))"""
         prompts = self._column(query, self._namespace, as_json([*values]))
-        scales = self._store.scales(self._namespace)
+        standards = self._store.standards(self._namespace)
         return {
             example.example_id: example
             for some in _parts(prompts, _PROMPTS_AT_ONCE)
-            for example in self._build(some, scales).examples
+            for example in self._build(some, standards).examples
         }
 
-    def _begin(self, scales: str) -> None:
+    def _begin(self, standards: str) -> None:
         """Start the list, or start it anew where other rules made it or its counts are wrong."""
         self._require_unchanged()
         query = "SELECT rules, scales FROM listing WHERE namespace = ?"
         made_by = self._connection.execute(query, (self._namespace,)).fetchone()
         if made_by is not None and made_by[0] == _RULES and self._is_possible():
-            if made_by[1] != scales:
-                self._mark_scaled(made_by[1], scales)
+            if made_by[1] != standards:
+                self._mark_read_anew(made_by[1], standards)
             return
         with self._changing(*LISTED):
             for table in ("example", "left_out", "judged_run", "stale_prompt"):
@@ -139,7 +139,7 @@ class Catalog:
             self._connection.execute(
                 "INSERT OR REPLACE INTO listing (namespace, feedback, comparisons, scales, rules)"
                 " VALUES (?, 0, 0, ?, ?)",
-                (self._namespace, scales, _RULES),
+                (self._namespace, standards, _RULES),
             )
 
     def _require_unchanged(self) -> None:
@@ -169,17 +169,27 @@ class Catalog:
         (is_possible,) = self._connection.execute(query, (self._namespace,)).fetchone()
         return bool(is_possible)
 
-    def _mark_scaled(self, before: str, after: str) -> None:
-        """Mark the prompts whose scores are read on another scale than they were."""
-        told = [{tuple(scale) for scale in orjson.loads(scales)} for scales in (before, after)]
-        sources = {(key, source) for key, source, *_ in told[0] ^ told[1]}
+    def _mark_read_anew(self, before: str, after: str) -> None:
+        """Mark the prompts whose judgements are read by other standards than they were."""
+        was, now = orjson.loads(before), orjson.loads(after)
+        scales = {tuple(one) for one in was["scales"]} ^ {tuple(one) for one in now["scales"]}
+        sources = {(key, source) for key, source, *_ in scales}
+        voters = {*was["judges"], *now["judges"]}
+        voters = {one for one in voters if was["judges"].get(one) != now["judges"].get(one)}
+        mark = """INSERT OR IGNORE INTO stale_prompt SELECT DISTINCT namespace, prompt FROM run
+            WHERE namespace = ? AND run_id IN"""
         with self._changing("stale_prompt", "listing"):
             self._connection.executemany(
-                "INSERT OR IGNORE INTO stale_prompt SELECT DISTINCT namespace, prompt FROM run"
-                " WHERE namespace = ? AND run_id IN"
-                " (SELECT run_id FROM feedback WHERE key = ? AND source = ?)",
+                f"{mark} (SELECT run_id FROM feedback WHERE key = ? AND source = ?)",
                 [(self._namespace, *source) for source in sorted(sources)],
             )
+            if voters:
+                by_them = "source = 'model' AND user_id IN (SELECT value FROM json_each(?2))"
+                self._connection.execute(
+                    f"{mark.replace('?', '?1')} (SELECT run_id FROM feedback WHERE {by_them}"
+                    f" UNION SELECT run_a FROM comparison WHERE {by_them})",
+                    (self._namespace, as_json(sorted(voters))),
+                )
             self._connection.execute(
                 "UPDATE listing SET scales = ? WHERE namespace = ?", (after, self._namespace)
             )
@@ -208,9 +218,9 @@ class Catalog:
             self._connection.execute("DROP TABLE judged_now")
         return True
 
-    def _list(self, prompts: Sequence[str], scales: Sequence[Scale]) -> None:
+    def _list(self, prompts: Sequence[str], standards: Standards) -> None:
         """List the examples of some prompts anew."""
-        built = self._build(prompts, scales)
+        built = self._build(prompts, standards)
         these = (self._namespace, as_json([*prompts]))
         changed = ("example", "left_out", "stale_prompt")
         of_them = "namespace = ? AND prompt IN (SELECT value FROM json_each(?))"
@@ -233,13 +243,13 @@ class Catalog:
                 [(self._namespace, *which, count) for which, count in built.left_out.items()],
             )
 
-    def _build(self, prompts: Sequence[str], scales: Sequence[Scale]) -> Built:
+    def _build(self, prompts: Sequence[str], standards: Standards) -> Built:
         """Build the examples of some prompts from all that was said of them."""
         query = """SELECT run_id FROM judged_run
             WHERE namespace = ? AND prompt IN (SELECT value FROM json_each(?))"""
         with self._store.one_state():
             run_ids = self._column(query, self._namespace, as_json([*prompts]))
-            return build(self._store, self._namespace, run_ids, scales, self._share)
+            return build(self._store, self._namespace, run_ids, standards, self._share)
 
     def _column(self, query: str, *values: Any) -> list[Any]:
         return [value for (value,) in self._connection.execute(query, values)]
@@ -254,11 +264,13 @@ class Built(NamedTuple):
 
 
 def build(
-    store: Store, namespace: str, run_ids: Sequence[str], scales: Sequence[Scale], held_out: float
+    store: Store, namespace: str, run_ids: Sequence[str], standards: Standards, held_out: float
 ) -> Built:
     """Build the examples of all judged runs of some prompts. Call it in one state of the store."""
     runs, feedback, comparisons = store.judged(namespace, run_ids)
-    examples, reasons = sort_out(runs, feedback, comparisons, held_out=held_out, scales=scales)
+    examples, reasons = sort_out(
+        runs, feedback, comparisons, held_out=held_out, standards=standards
+    )
     prompt_of = {run.run_id: run.prompt.id for run in runs}
     said_of = {row.feedback_id: prompt_of[row.run_id] for row in feedback}
     said_of |= {row.comparison_id: prompt_of[row.run_a] for row in comparisons}

@@ -16,7 +16,6 @@ from typing import Any
 
 import orjson
 
-from agentpref.errors import ConfigError
 from agentpref.prefer.retractions import withdraw
 from agentpref.prefer.signals import (
     JudgedAnswer,
@@ -27,7 +26,7 @@ from agentpref.prefer.signals import (
 )
 from agentpref.prefer.votes import STRENGTH, LeftOut, Reason, Vote, settle
 from agentpref.record.messages import canonical
-from agentpref.record.scales import Scale
+from agentpref.record.standards import Standards
 from agentpref.record.store import Store
 from agentpref.types import (
     INCOMPLETE,
@@ -37,14 +36,10 @@ from agentpref.types import (
     Example,
     Feedback,
     Message,
-    Origin,
     Run,
 )
 
-LOWEST_JUDGE_NOISE = 0.05
-
-NOISE: Mapping[Origin, float] = {"correction": 0.02, "comparison": 0.05, "thumbs": 0.05}
-"""The share ε of flipped labels that is assumed of people's signals."""
+_ONLY_PEOPLE = Standards()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +69,6 @@ def read_examples(
     namespace: str,
     *,
     held_out: float,
-    judge_noise: float = LOWEST_JUDGE_NOISE,
     since: float | None = None,
 ) -> ExampleSet:
     """Build the examples of one namespace from everything that its home has logged.
@@ -88,8 +82,7 @@ def read_examples(
             store.feedback(namespace, since=since),
             store.comparisons(namespace, since=since),
             held_out=held_out,
-            judge_noise=judge_noise,
-            scales=store.scales(namespace),
+            standards=store.standards(namespace),
         )
 
 
@@ -99,8 +92,7 @@ def build_examples(
     comparisons: Iterable[Comparison],
     *,
     held_out: float,
-    judge_noise: float = LOWEST_JUDGE_NOISE,
-    scales: Iterable[Scale] = (),
+    standards: Standards = _ONLY_PEOPLE,
 ) -> ExampleSet:
     """Build the examples of one namespace.
 
@@ -109,20 +101,11 @@ def build_examples(
         feedback: scores and corrections of those runs.
         comparisons: verdicts between two of those runs.
         held_out: the share of prompts, from 0 to 1, that prove adapters and never train them.
-        judge_noise: the measured disagreement ε of judges with gold labels, from .05 to .5.
-        scales: the keys beside ``thumbs`` whose scores are preferences, by source, and the scale
-            of each source, for feedback without its own.
-
-    Raises:
-        ConfigError: ``judge_noise`` is out of range.
+        standards: the keys beside ``thumbs`` whose scores are preferences, and the scale of each
+            source, for feedback without its own; and which models are trusted as judges, where.
     """
     examples, reasons = sort_out(
-        runs,
-        feedback,
-        comparisons,
-        held_out=held_out,
-        judge_noise=judge_noise,
-        scales=scales,
+        runs, feedback, comparisons, held_out=held_out, standards=standards
     )
     return ExampleSet((*examples,), dict(sorted(Counter(reasons.values()).items())))
 
@@ -133,25 +116,22 @@ def sort_out(
     comparisons: Iterable[Comparison],
     *,
     held_out: float,
-    judge_noise: float = LOWEST_JUDGE_NOISE,
-    scales: Iterable[Scale] = (),
+    standards: Standards = _ONLY_PEOPLE,
 ) -> tuple[list[Example], dict[str, Reason]]:
     """Build examples as :func:`build_examples` does, and say why each other row made none.
 
     Returns the examples, and the reasons by the ids of feedback and comparisons.
     """
-    if not LOWEST_JUDGE_NOISE <= judge_noise <= 0.5:
-        raise ConfigError(f"judge_noise is {judge_noise!r}, but must be from .05 to .5")
     feedback, comparisons, withdrawn = withdraw([*feedback], [*comparisons])
     judged = {row.run_id for row in feedback}
     judged.update(run_id for row in comparisons for run_id in (row.run_a, row.run_b))
     known = {run.run_id: as_asked(run) for run in runs if run.run_id in judged}
     feedback, comparisons, broken_off = _of_whole_runs(feedback, comparisons, known)
-    stated, misread = stated_preferences(feedback, comparisons, known)
-    answers, unsettled = settled_thumbs(feedback, known, scales)
+    stated, misread = stated_preferences(feedback, comparisons, known, standards)
+    answers, unsettled = settled_thumbs(feedback, known, standards)
     implied, lone, spare = match_thumbs(answers)
     won, lost = settle([*stated, *implied])
-    pairs = [_pair(votes, held_out, judge_noise) for votes in won]
+    pairs = [_pair(votes, held_out) for votes in won]
     thumbs, repeated = _thumbs(lone, held_out)
     # Each row counts once, and none of a pair: a thumb may lose one match and win another.
     used = {row for pair in pairs for row in pair.provenance}
@@ -254,7 +234,7 @@ def _example(
     )
 
 
-def _pair(votes: Sequence[Vote[Preference]], held_out: float, judge_noise: float) -> Example:
+def _pair(votes: Sequence[Vote[Preference]], held_out: float) -> Example:
     """Make one example of the votes that agree on a preference; the strongest names its origin."""
     preference = votes[0].subject
     origin = min((vote.origin for vote in votes), key=STRENGTH.index)
@@ -268,7 +248,7 @@ def _pair(votes: Sequence[Vote[Preference]], held_out: float, judge_noise: float
         held_out,
         created_at=votes[0].created_at,
         origin=origin,
-        noise=judge_noise if origin == "judge" else NOISE[origin],
+        noise=min(vote.noise for vote in votes if vote.origin == origin),
         provenance=tuple(dict.fromkeys(row for vote in votes for row in vote.rows)),
     )
 
@@ -289,6 +269,7 @@ def _thumbs(
         run = vote.subject
         completion = _completion(run.output, float(vote.side is True), [run])
         of_vote = {"created_at": vote.created_at, "origin": "thumb", "provenance": vote.rows}
+        of_vote["noise"] = vote.noise
         examples.append(_example(run, (completion,), held_out, **of_vote))
     return examples, repeated
 

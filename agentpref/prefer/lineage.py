@@ -140,7 +140,7 @@ def _examples(
         WHERE prompt = ? AND namespace = ?"""
     found = connection.execute(query, (run.prompt.id, run.namespace))
     rows = store.judged(run.namespace, [run_id for (run_id,) in found])
-    return sort_out(*rows, held_out=held_out, scales=store.scales(run.namespace))
+    return sort_out(*rows, held_out=held_out, standards=store.standards(run.namespace))
 
 
 def _made_by(connection: sqlite3.Connection, revision: str | None) -> str | None:

@@ -12,8 +12,9 @@ Whoever changes their mind counts with what they said last. A neutral score supe
 correction supersedes the voter's earlier ones of that answer. ``retractions.py`` has removed what
 was taken back.
 
-What a judge says counts as a judge's vote, whatever form it takes. A judge that contradicts itself
-when the two answers change places states nothing.
+What a judge says counts as a judge's vote, whatever form it takes. A model has none in a tag in
+which no calibration trusts it. A judge that contradicts itself when the two answers change places
+states nothing.
 """
 
 from __future__ import annotations
@@ -23,13 +24,20 @@ from typing import NamedTuple, TypeAlias, TypeVar
 
 from agentpref.prefer.votes import LeftOut, Reason, Vote, grouped, separate, settle
 from agentpref.record.messages import canonical
-from agentpref.record.scales import UNIT, Bounds, Scale, is_known, shown_by
+from agentpref.record.scales import UNIT, Bounds, is_known, shown_by
+from agentpref.record.standards import Standards
 from agentpref.types import THUMBS, Comparison, Feedback, Message, Origin, Run
 
 S = TypeVar("S")
 
 PAIRS_PER_PROMPT = 4
 """How many thumbs pairs one prompt gives at most, lest a popular prompt drown the others."""
+
+NOISE: Mapping[Origin, float] = {"correction": 0.02, "comparison": 0.05, "thumbs": 0.05}
+"""The share ε of flipped labels that is assumed of people's signals."""
+
+CODE_NOISE = 0.05
+"""The same of what a program says."""
 
 
 class Preference(NamedTuple):
@@ -51,28 +59,31 @@ JudgedAnswer: TypeAlias = "list[Vote[Run]]"
 
 
 def stated_preferences(
-    feedback: Iterable[Feedback], comparisons: Sequence[Comparison], runs: Mapping[str, Run]
+    feedback: Iterable[Feedback],
+    comparisons: Sequence[Comparison],
+    runs: Mapping[str, Run],
+    standards: Standards,
 ) -> tuple[list[Vote[Preference]], list[LeftOut]]:
     """Read the corrections among some feedback, and comparisons."""
     flipped = _flipped(comparisons)
-    readings = _read_corrections([row for row in feedback if row.correction is not None], runs)
+    corrections = [row for row in feedback if row.correction is not None]
+    readings = _read_corrections(corrections, runs, standards)
     for row in comparisons:
-        reading = _read_comparison(row, runs)
+        reading = _read_comparison(row, runs, standards)
         is_flipped = row.comparison_id in flipped
         readings.append((row.comparison_id, "judge_flipped" if is_flipped else reading))
     return separate(readings)
 
 
 def settled_thumbs(
-    feedback: Iterable[Feedback], runs: Mapping[str, Run], scales: Iterable[Scale] = ()
+    feedback: Iterable[Feedback], runs: Mapping[str, Run], standards: Standards
 ) -> tuple[list[JudgedAnswer], list[LeftOut]]:
-    """Find which answers are liked and which are disliked; corrections are no thumbs.
-
-    ``scales`` has the keys that are declared, by source.
-    """
+    """Find which answers are liked and which are disliked; corrections are no thumbs."""
     rows = [row for row in feedback if row.correction is None]
-    declared = {(scale.key, scale.source): scale[2:] for scale in scales}
-    votes, misread = separate((row.feedback_id, _read_thumb(row, runs, declared)) for row in rows)
+    declared = {(scale.key, scale.source): scale[2:] for scale in standards.scales}
+    votes, misread = separate(
+        (row.feedback_id, _read_thumb(row, runs, declared, standards)) for row in rows
+    )
     answers, lost = settle(votes, undecided="neutral_score")
     return answers, [*misread, *lost]
 
@@ -101,13 +112,32 @@ def match_thumbs(
 
 
 def _vote(
-    row: Feedback | Comparison, question: Hashable, side: Hashable, origin: Origin, subject: S
-) -> Vote[S]:
-    """What one row says, as a vote of whoever said it."""
+    row: Feedback | Comparison,
+    question: Hashable,
+    side: Hashable,
+    origin: Origin,
+    subject: S,
+    of: tuple[Run, Standards],
+) -> Vote[S] | Reason:
+    """What one row says of a run, as a vote of whoever said it, if they are trusted."""
+    noise = _noise(row, origin, *of)
+    if noise is None:
+        return "uncalibrated_judge"
     row_id = row.feedback_id if isinstance(row, Feedback) else row.comparison_id
     voters = frozenset({(row.source, row.user_id)})
     kind = origin if row.source == "human" else "judge"
-    return Vote((row_id,), row.created_at, voters, question, side, kind, subject)
+    return Vote((row_id,), row.created_at, voters, question, side, kind, subject, noise)
+
+
+def _noise(
+    row: Feedback | Comparison, origin: Origin, run: Run, standards: Standards
+) -> float | None:
+    """How likely a row is wrong; ``None`` if nobody knows."""
+    if row.source == "human":
+        return NOISE[origin]
+    if row.source == "code":
+        return CODE_NOISE
+    return standards.judges.get(row.user_id or "", {}).get(run.tag)
 
 
 def _answers(preference: Preference) -> tuple[Hashable, Hashable]:
@@ -117,7 +147,7 @@ def _answers(preference: Preference) -> tuple[Hashable, Hashable]:
 
 
 def _read_corrections(
-    rows: Iterable[Feedback], runs: Mapping[str, Run]
+    rows: Iterable[Feedback], runs: Mapping[str, Run], standards: Standards
 ) -> list[tuple[str, Vote[Preference] | Reason]]:
     """Read corrections: of one answer, the newest of each voter counts."""
     newest: dict[Hashable, bytes] = {}
@@ -135,12 +165,15 @@ def _read_corrections(
             readings.append((row.feedback_id, "identical_answers"))
         else:
             preference = Preference(run, row.correction, run.output, rejected_runs=(run,))
-            vote = _vote(row, *_answers(preference), "correction", preference)
+            of = (run, standards)
+            vote = _vote(row, *_answers(preference), "correction", preference, of)
             readings.append((row.feedback_id, vote))
     return readings
 
 
-def _read_comparison(row: Comparison, runs: Mapping[str, Run]) -> Vote[Preference] | Reason:
+def _read_comparison(
+    row: Comparison, runs: Mapping[str, Run], standards: Standards
+) -> Vote[Preference] | Reason:
     a, b = runs.get(row.run_a), runs.get(row.run_b)
     if a is None or b is None:
         return "unknown_run"
@@ -151,7 +184,8 @@ def _read_comparison(row: Comparison, runs: Mapping[str, Run]) -> Vote[Preferenc
     better, worse = (b, a) if row.winner == "b" else (a, b)
     preference = Preference(better, better.output, worse.output, (better,), (worse,))
     question, side = _answers(preference)
-    return _vote(row, question, None if row.winner == "tie" else side, "comparison", preference)
+    side = None if row.winner == "tie" else side
+    return _vote(row, question, side, "comparison", preference, (a, standards))
 
 
 def _flipped(comparisons: Iterable[Comparison]) -> set[str]:
@@ -183,14 +217,18 @@ def side_of(row: Feedback, scales: Mapping[tuple[str, str], Bounds]) -> bool | R
 
 
 def _read_thumb(
-    row: Feedback, runs: Mapping[str, Run], scales: Mapping[tuple[str, str], Bounds]
+    row: Feedback,
+    runs: Mapping[str, Run],
+    declared: Mapping[tuple[str, str], Bounds],
+    standards: Standards,
 ) -> Vote[Run] | Reason:
-    side, run = side_of(row, scales), runs.get(row.run_id)
+    side, run = side_of(row, declared), runs.get(row.run_id)
     if run is None and side not in ("no_score", "undeclared_key"):
         return "unknown_run"
     if run is None or isinstance(side, str):
         return side  # type: ignore[return-value]  # without a run it is one of these two
-    return _vote(row, (run.prompt.id, canonical(run.output)), side, "thumbs", run)
+    question = (run.prompt.id, canonical(run.output))
+    return _vote(row, question, side, "thumbs", run, (run, standards))
 
 
 def _matches(newest_first: Sequence[JudgedAnswer]) -> list[tuple[JudgedAnswer, JudgedAnswer]]:
@@ -217,4 +255,5 @@ def _implied(liked: JudgedAnswer, disliked: JudgedAnswer) -> Vote[Preference]:
         side=side,
         origin="thumbs" if by_people else "judge",
         subject=preference,
+        noise=max(min(vote.noise for vote in answer) for answer in (liked, disliked)),
     )

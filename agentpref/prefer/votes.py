@@ -24,6 +24,7 @@ Voter: TypeAlias = "tuple[Source, str | None]"
 """Who voted. All rows of one source that name no user count as one voter."""
 
 Reason = Literal[
+    "uncalibrated_judge",  # a model's, and nobody knows how right it is about this tag
     "unknown_run",  # the row names a run that is not in this namespace
     "incomplete_answer",  # the answer broke off, or one of the two
     "incomplete_prompt",  # the log has not seen the beginning of the conversation
@@ -59,7 +60,8 @@ class Vote(Generic[S]):
     """One side taken on one question; ``side`` is ``None`` for a tie or a neutral score.
 
     ``rows`` are the ids of the feedback and comparisons that say so, ``created_at`` is the time of
-    the newest of them, and ``subject`` is what the caller gets back when this side wins.
+    the newest of them, ``noise`` the probability ε that it is wrong, and ``subject`` is what the
+    caller gets back when this side wins.
     """
 
     rows: tuple[str, ...]
@@ -69,6 +71,7 @@ class Vote(Generic[S]):
     side: Hashable | None
     origin: Origin
     subject: S
+    noise: float = 0.05
 
     def left_out(self, reason: Reason) -> list[LeftOut]:
         """Every row of this vote, with one reason."""

@@ -56,7 +56,7 @@ def walk_pairs(
     with closing(sqlite3.connect("", check_same_thread=False)) as order:
         order.execute(_ORDER)  # a file of no name is a temporary database
         count = _number_prompts(connection, which, order)
-        scales = Store(connection).scales(which.namespace)
+        standards = Store(connection).standards(which.namespace)
 
         def build(start: int) -> list[Example]:
             query = "SELECT run_id FROM judged WHERE number >= ? AND number < ?"
@@ -64,7 +64,7 @@ def walk_pairs(
             store = Store(connection)
             with store.one_state():
                 judged = store.judged(which.namespace, run_ids)
-            examples, _ = sort_out(*judged, held_out=held_out, scales=scales)
+            examples, _ = sort_out(*judged, held_out=held_out, standards=standards)
             return [one for one in examples if _is_wanted(one, which, lone)]
 
         starts = range(0, count, PROMPTS_AT_ONCE)

@@ -436,6 +436,39 @@ def answers(connection: sqlite3.Connection) -> None:
     resum(connection, ["answers"])
 
 
+@breaking_step
+def judges(connection: sqlite3.Connection) -> None:
+    """Who judges beside people, and how far each is trusted.
+
+    ``judge`` has the versions of judges by the name that their comparisons have as ``user_id``.
+    ``verdict`` has each answer of a judge to a question, so that nothing is asked twice; a removal
+    deletes those on prompts of which it removes something. ``calibration`` says how right a voter
+    is: ``noise`` maps each trusted stratum to its share of wrong verdicts. The step is breaking
+    because older programs would train on what a model said that nobody calibrated.
+    """
+    connection.execute(
+        """CREATE TABLE judge (
+            voter TEXT PRIMARY KEY NOT NULL, name TEXT NOT NULL, digest TEXT NOT NULL,
+            rubric TEXT NOT NULL, source TEXT NOT NULL, created_at REAL NOT NULL
+        ) WITHOUT ROWID"""
+    )
+    connection.execute(
+        """CREATE TABLE verdict (
+            judge TEXT NOT NULL, question TEXT NOT NULL, prompt TEXT NOT NULL,
+            created_at REAL NOT NULL, said TEXT NOT NULL,
+            PRIMARY KEY (judge, question)
+        ) WITHOUT ROWID"""
+    )
+    connection.execute(
+        """CREATE TABLE calibration (
+            number INTEGER PRIMARY KEY AUTOINCREMENT, namespace TEXT NOT NULL,
+            voter TEXT NOT NULL, created_at REAL NOT NULL, noise TEXT NOT NULL,
+            report TEXT NOT NULL
+        )"""
+    )
+    resum(connection, ["judge", "verdict", "calibration"])
+
+
 _TALLY_TRIGGERS = (
     "thread_comes", "thread_goes", "run_leaves_thread", "run_changes_thread", "asker_comes",
     "asker_goes", "run_leaves_asker", "run_changes_asker", "run_goes", "run_was_judged",

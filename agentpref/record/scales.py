@@ -33,6 +33,9 @@ UNKNOWN: Bounds = (-inf, inf)
 """Stars, percentages, seconds: what is much and what is little would have to be guessed."""
 
 
+SCALES = "SELECT key, source, low, high FROM feedback_scale WHERE namespace = ?"
+
+
 class Scale(NamedTuple):
     """The scale of the scores that one kind of source gives under one key."""
 

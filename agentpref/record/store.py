@@ -38,8 +38,9 @@ from agentpref.record.messages import (
     as_json,
     run_row,
 )
-from agentpref.record.scales import Scale, fixed_scale
+from agentpref.record.scales import fixed_scale
 from agentpref.record.seals import sealed
+from agentpref.record.standards import Standards, standards
 from agentpref.record.sums import counted
 from agentpref.types import RETRACTION, Comparison, Feedback, Run
 
@@ -80,8 +81,6 @@ SELECT namespace FROM run UNION ALL SELECT namespace FROM revision
 UNION ALL SELECT namespace FROM updates JOIN update_pair USING (update_id)"""
 _NAMED = 8
 """How many namespaces a message names."""
-
-_SCALES = "SELECT key, source, low, high FROM feedback_scale WHERE namespace = ?"
 
 
 class Store:
@@ -243,9 +242,9 @@ class Store:
         found = self._connection.execute(query, (as_json(sorted(asked)), namespace))
         return [read_run(row, messages) for row in found], feedback, comparisons
 
-    def scales(self, namespace: str) -> list[Scale]:
-        """The scales of a namespace's keys by source, in any order; rows may have their own."""
-        return [Scale(*row) for row in self._connection.execute(_SCALES, (namespace,))]
+    def standards(self, namespace: str) -> Standards:
+        """By what the judgements of a namespace are read; rows may have a scale of their own."""
+        return standards(self._connection, namespace)
 
     def namespaces(self) -> list[str]:
         """Name the namespaces that have a run, a revision or an update, in alphabetical order."""

@@ -85,6 +85,11 @@ SUMMED: Mapping[str, Summed] = {
     ),
     "left_out": Summed("left_out", ("namespace", "prompt", "reason", "judgements")),
     "answers": Summed("answers", ("update_id", "number", "prompt", "before", "after")),
+    "judge": Summed("judge", ("voter", "name", "digest", "rubric", "source", "created_at")),
+    "verdict": Summed("verdict", ("judge", "question", "prompt", "created_at", "said")),
+    "calibration": Summed(
+        "calibration", ("number", "namespace", "voter", "created_at", "noise", "report")
+    ),
 }  # fmt: skip
 """What is summed, by the name of the sum. ``standing`` has what changes of a revision.
 

@@ -63,7 +63,9 @@ def votes_on(
         until: count what was judged before.
         only_threads: leave out runs without a thread, which a canary never serves.
     """
-    scales = {(one.key, one.source): one[2:] for one in Store(connection).scales(namespace)}
+    scales = {
+        (one.key, one.source): one[2:] for one in Store(connection).standards(namespace).scales
+    }
     keys = {THUMBS, RETRACTION, *(key for key, source in scales if source == "human")}
     values = {"namespace": namespace, "since": since, "until": min(until, 1e300)}
     values |= {"keys": as_json(sorted(keys)), "revisions": as_json(sorted(revisions))}

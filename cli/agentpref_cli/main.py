@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 from agentpref_cli import demo
 from agentpref_cli.commands import (
     adapters,
+    adopt,
     doctor,
     eval,
     exchange,
@@ -25,6 +26,7 @@ from agentpref_cli.commands import (
     forget,
     gateway,
     home,
+    judge,
     keys,
     report,
     runs,
@@ -157,9 +159,13 @@ app.add_typer(keys.app, name="keys", short_help="Say which keys of feedback are 
 app.command("stats", short_help="Count what was logged, per namespace.")(home.stats)
 app.command("pairs")(home.pairs)
 app.command("update")(update.update)
+app.command("adopt", short_help="Prove an adapter from elsewhere, and serve it if it is better.")(
+    adopt.adopt
+)
 app.command("updates", short_help="List the updates, the newest first.")(updates.updates)
 app.command("report", short_help="Show an update and the gate's verdict on it.")(report.report)
 app.command("eval", short_help="Score revisions on held-out examples or a file.")(eval.evaluate)
+app.add_typer(judge.app, name="judge", short_help="Let a model compare answers.")
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(gateway.app, name="gateway", short_help="Serve apps that speak OpenAI's API.")
 app.command("serve", short_help="Serve the live revision through vLLM.")(serve.serve)

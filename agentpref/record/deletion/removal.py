@@ -193,6 +193,8 @@ def delete(connection: sqlite3.Connection) -> Removed:
     _run_script(connection, _CANDIDATES)
     tables = ("comparison", "feedback", "run")
     query = "SELECT EXISTS (SELECT 1 FROM gone_{})"
+    with counted(connection, "verdict"):
+        connection.execute(_DELETE_VERDICTS)
     touched = [table for table in tables if connection.execute(query.format(table)).fetchone()[0]]
     by_triggers = LISTED if touched else ()
     with resealing(connection, touched), counted(connection, *by_triggers):
@@ -336,6 +338,13 @@ INSERT INTO kept
             WHERE parent IN (SELECT id FROM candidate) AND id NOT IN (SELECT id FROM candidate)
         UNION SELECT parent FROM message JOIN line USING (id) WHERE parent IS NOT NULL)
     SELECT id FROM line
+"""
+# A judge's words may quote any answer to their prompt, and those of a prompt that is gone.
+_DELETE_VERDICTS = """
+DELETE FROM verdict WHERE prompt NOT IN (SELECT id FROM message) OR prompt IN (
+    SELECT prompt FROM run WHERE run_id IN gone_run
+    UNION SELECT prompt FROM feedback CROSS JOIN run USING (run_id)
+        WHERE feedback_id IN gone_feedback)
 """
 _DELETE_MESSAGES = "DELETE FROM message WHERE id IN (SELECT id FROM candidate) AND id NOT IN kept"
 _COUNT_SHARED = "SELECT count(*) FROM candidate WHERE chosen AND id IN kept"

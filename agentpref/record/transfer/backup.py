@@ -105,6 +105,7 @@ def backup(
         for path in (source.user_keys, source.refused):
             if path.exists():
                 copy_file(path, draft.path / path.name)
+        _copy_judges(source, draft)
         size = draft.database.stat().st_size
         sync(draft.path)
         draft.path.rename(place)  # fails if something came there meanwhile
@@ -145,6 +146,16 @@ def _require_free(place: Path, source: Home) -> None:
             )
     elif place.exists() or place.is_symlink():
         raise ConfigError(f"{place} is no folder; choose one that is missing or empty")
+
+
+def _copy_judges(source: Home, draft: Home) -> None:
+    """Copy the rubrics of judges, which are people's files."""
+    rubrics = sorted(source.judges.glob("*.md")) if source.judges.is_dir() else []
+    if rubrics:
+        make_private_folder(draft.judges)
+    for file in rubrics:
+        if file.is_file() and not file.is_symlink():
+            copy_file(file, draft.judges / file.name)
 
 
 def _is_damaged(folder: Path, manifest: str) -> bool:

@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentpref.errors import ConfigError
 from agentpref.home import Home
 from agentpref.prefer.examples import (
     ExampleSet,
@@ -27,6 +26,7 @@ from agentpref.prefer.votes import Reason
 from agentpref.record.database import connect
 from agentpref.record.messages import canonical, prompt_of
 from agentpref.record.scales import Scale
+from agentpref.record.standards import Standards
 from agentpref.record.store import Store
 from agentpref.types import (
     INCOMPLETE,
@@ -75,12 +75,15 @@ def compare(a: str, b: str, winner: Winner, at: float = 1, **fields: Any) -> Com
     return Comparison(f"c{next(_ids)}", at, a, b, winner, **({"user_id": "ann"} | fields))
 
 
-def build(
-    runs: Sequence[Run], *said: Feedback | Comparison, judge_noise: float = 0.05
-) -> ExampleSet:
+JUDGES = {"gpt": {"chat": 0.2}, "claude": {"chat": 0.3, "sums": 0.1}}
+"""The judges that are trusted, and how often each is wrong, by tag."""
+
+
+def build(runs: Sequence[Run], *said: Feedback | Comparison) -> ExampleSet:
     feedback = [row for row in said if isinstance(row, Feedback)]
     comparisons = [row for row in said if isinstance(row, Comparison)]
-    return build_examples(runs, feedback, comparisons, held_out=0.2, judge_noise=judge_noise)
+    standards = Standards(judges=JUDGES)
+    return build_examples(runs, feedback, comparisons, held_out=0.2, standards=standards)
 
 
 def answers(example: Example) -> tuple[Any, ...]:
@@ -144,10 +147,42 @@ class TestSignals:
         assert len(result.thumbs) == 1
         assert result.left_out == {"repeated": 1}
 
-    def test_a_comparison_by_a_judge_has_the_noise_that_was_measured(self) -> None:
-        said = compare("A", "B", "a", source="model")
-        (pair,) = build(AB, said, judge_noise=0.2).pairs
-        assert (pair.origin, pair.noise) == ("judge", 0.2)
+    def test_a_comparison_by_a_judge_has_the_noise_that_was_measured_in_its_tag(self) -> None:
+        by_judge: dict[str, Any] = {"source": "model", "user_id": "claude"}
+        (pair,) = build(AB, compare("A", "B", "a", **by_judge)).pairs
+        assert (pair.origin, pair.noise) == ("judge", 0.3)
+        tagged = [replace(one, tags=("sums",)) for one in AB]
+        assert build(tagged, compare("A", "B", "a", **by_judge)).pairs[0].noise == 0.1
+
+    @pytest.mark.parametrize("name", ["llama", None])
+    def test_what_a_judge_says_that_nobody_calibrated_makes_nothing(self, name: Any) -> None:
+        by_judge: dict[str, Any] = {"source": "model", "user_id": name}
+        said = [
+            compare("A", "B", "a", **by_judge),
+            thumb("A", 1, **by_judge),
+            correct("B", "better", **by_judge),
+        ]
+        result = build(AB, *said)
+        assert (result.examples, result.left_out) == ((), {"uncalibrated_judge": 3})
+
+    def test_a_judge_makes_nothing_in_a_tag_in_which_it_is_not_trusted(self) -> None:
+        tagged = [replace(one, tags=("jokes",)) for one in AB]
+        said = compare("A", "B", "a", source="model", user_id="claude")
+        assert build(tagged, said).left_out == {"uncalibrated_judge": 1}
+
+    def test_what_a_program_says_needs_no_calibration(self) -> None:
+        (pair,) = build(AB, compare("A", "B", "a", source="code", user_id=None)).pairs
+        assert (pair.origin, pair.noise) == ("judge", 0.05)
+
+    def test_of_two_judges_that_agree_the_one_that_errs_less_counts(self) -> None:
+        said = [compare("A", "B", "a", source="model", user_id=name) for name in ("gpt", "claude")]
+        (pair,) = build(AB, *said).pairs
+        assert (pair.noise, len(pair.provenance)) == (0.2, 2)
+
+    def test_a_person_who_agrees_with_a_judge_makes_it_a_persons_pair(self) -> None:
+        said = [compare("A", "B", "a"), compare("A", "B", "a", source="model", user_id="gpt")]
+        (pair,) = build(AB, *said).pairs
+        assert (pair.origin, pair.noise) == ("comparison", 0.05)
 
     def test_a_correction_and_thumbs_by_a_judge_have_the_origin_judge(self) -> None:
         by_judge: dict[str, Any] = {"source": "model", "user_id": "gpt"}
@@ -155,10 +190,6 @@ class TestSignals:
         thumbed = build(AB, thumb("A", 1), thumb("B", 0, **by_judge))
         assert preferred(corrected) == [("better", "A", "judge")]
         assert preferred(thumbed) == [("A", "B", "judge")]
-
-    def test_a_judge_noise_below_that_of_people_is_refused(self) -> None:
-        with pytest.raises(ConfigError, match=r"judge_noise is 0.01, but must be from .05 to .5"):
-            build(AB, judge_noise=0.01)
 
 
 def tokens_and_authors(example: Example) -> list[tuple[Any, Any]]:
@@ -310,13 +341,15 @@ class TestScores:
             thumb("A", 9, key="stars", user_id="cy"),
         ]
         declared = [Scale("stars", "human", 1, 5)]
-        result = build_examples(AB, said, [], held_out=0.2, scales=declared)
+        result = build_examples(AB, said, [], held_out=0.2, standards=Standards((*declared,)))
         assert preferred(result) == [("B", "A", "thumbs")]
         assert result.left_out == {"unknown_scale": 1}
 
     def test_a_key_is_declared_for_each_kind_of_source(self) -> None:
         said = [thumb("A", 1, key="k"), thumb("B", 0, key="k", source="code", scale=(0, 1))]
-        result = build_examples(AB, said, [], held_out=0.2, scales=[Scale("k", "human", 0, 1)])
+        result = build_examples(
+            AB, said, [], held_out=0.2, standards=Standards((Scale("k", "human", 0, 1),))
+        )
         assert likes(result.thumbs) == [True]
         assert result.left_out == {"undeclared_key": 1}
 
@@ -376,16 +409,17 @@ class TestDisagreement:
 
     def test_a_judge_that_was_taken_back_in_one_order_is_not_flipped(self) -> None:
         said = [
-            compare("A", "B", "a", source="model"),
-            compare("B", "A", "a", at=2, source="model"),
+            compare("A", "B", "a", source="model", user_id="gpt"),
+            compare("B", "A", "a", at=2, source="model", user_id="gpt"),
         ]
-        fields = {"key": RETRACTION, "value": {"key": "comparison"}, "source": "model"}
+        by_judge = {"source": "model", "user_id": "gpt"}
+        fields = {"key": RETRACTION, "value": {"key": "comparison"}, **by_judge}
         result = build(AB, said[0], thumb("A", None, at=1, **fields), said[1])
         assert preferred(result) == [("B", "A", "judge")]
         assert result.left_out == {"retracted": 1, "retraction": 1}
 
     def test_a_person_outweighs_a_judge(self) -> None:
-        said = [compare("A", "B", "a"), compare("A", "B", "b", at=2, source="model")]
+        said = [compare("A", "B", "a"), compare("A", "B", "b", at=2, source="model", user_id="gpt")]
         result = build(AB, *said)
         assert preferred(result) == [("A", "B", "comparison")]
         assert result.left_out == {"outvoted": 1}
@@ -405,7 +439,7 @@ class TestDisagreement:
         said = [
             thumb("A", 1, at=1),
             thumb("B", 0, at=2),
-            compare("A", "B", "a", at=3, source="model"),
+            compare("A", "B", "a", at=3, source="model", user_id="gpt"),
             compare("B", "A", "b", at=4),
             correct("B", "A", at=5),
         ]
@@ -415,14 +449,14 @@ class TestDisagreement:
 
     def test_a_judge_that_contradicts_itself_in_the_other_order_makes_no_pair(self) -> None:
         first, second = (
-            compare("A", "B", "a", source="model"),
-            compare("B", "A", "a", at=2, source="model"),
+            compare("A", "B", "a", source="model", user_id="gpt"),
+            compare("B", "A", "a", at=2, source="model", user_id="gpt"),
         )
         result = build(AB, first, second)
         assert (result.pairs, result.left_out) == ((), {"judge_flipped": 2})
 
     def test_a_judge_that_agrees_in_both_orders_makes_one_pair(self) -> None:
-        first = compare("A", "B", "a", source="model")
+        first = compare("A", "B", "a", source="model", user_id="gpt")
         second = replace(first.swap(), comparison_id="other")
         assert len(build(AB, first, second).pairs[0].provenance) == 2
 
@@ -623,7 +657,7 @@ def test_examples_are_read_from_a_home_one_namespace_at_a_time(tmp_path: Path) -
         store.add_feedback(thumb("C", 1))
         store.add_comparison(compare("other-A", "other-B", "b"))
         result = read_examples(store, "default", held_out=0.2)
-        other = read_examples(store, "other", held_out=0.2, judge_noise=0.1)
+        other = read_examples(store, "other", held_out=0.2)
     assert set(preferred(result)) == {("A", "B", "comparison"), ("better", "A", "correction")}
     assert [answers(t) for t in result.thumbs] == [(says("C"),)]
     assert preferred(other) == [("B", "A", "comparison")]

@@ -31,6 +31,7 @@ from agentpref.prefer.exchange import (
 from agentpref.record.database import connect
 from agentpref.record.ingest.pseudonyms import Pseudonyms
 from agentpref.record.integrity import examine
+from agentpref.record.judges import Judges
 from agentpref.record.messages import prompt_of
 from agentpref.record.store import Store
 from agentpref.types import Completion, Example, Prompt
@@ -131,6 +132,10 @@ class TestImport:
     def test_source_user_and_tag_of_the_import_are_stored(self, home: Home, file: Path) -> None:
         write(file, *PAIRED)
         import_file(home, file, source="model", user_id="gpt", tag="colours")
+        assert found(home).left_out == {"uncalibrated_judge": 2}
+        with closing(connect(home)) as connection:
+            judges = Judges(connection)
+            judges.calibrate("default", judges.voter_of("gpt"), {"colours": 0.2}, {})
         assert {(p.origin, p.tag) for p in found(home).pairs} == {("judge", "colours")}
 
     def test_a_known_row_keeps_its_first_tag(self, home: Home, file: Path) -> None:
@@ -179,7 +184,8 @@ class TestImport:
         write(file, *PAIRED)
         import_file(home, file)
         assert counts(import_file(home, file, source="model")) == (2, 0, 0)
-        assert [len(p.provenance) for p in found(home).pairs] == [2, 2]
+        assert [len(p.provenance) for p in found(home).pairs] == [1, 1]
+        assert found(home).left_out == {"uncalibrated_judge": 2}
 
     def test_a_later_line_supersedes_an_earlier_one(self, home: Home, file: Path) -> None:
         turned = {"prompt": "And the sea?", "chosen": "Red.", "rejected": "Green."}

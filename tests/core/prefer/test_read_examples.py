@@ -111,11 +111,11 @@ def test_examples_since_a_time_are_those_of_prompts_judged_then_or_later(
         _store(store, feedback, comparisons)
         whole = read_examples(store, "default", held_out=0.5)
         recent = read_examples(store, "default", held_out=0.5, since=since)
-        scales = store.scales("default")
+        standards = store.standards("default")
     finally:
         connection.execute("ROLLBACK")
-    rest = build_examples(RUNS.values(), old, old_too, held_out=0.5, scales=scales)
-    every = build_examples(RUNS.values(), feedback, comparisons, held_out=0.5, scales=scales)
+    rest = build_examples(RUNS.values(), old, old_too, held_out=0.5, standards=standards)
+    every = build_examples(RUNS.values(), feedback, comparisons, held_out=0.5, standards=standards)
     assert whole == every
     assert recent.examples == tuple(e for e in whole.examples if e.prompt.id in judged)
     assert Counter(recent.left_out) + Counter(rest.left_out) == Counter(whole.left_out)

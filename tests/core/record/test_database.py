@@ -35,7 +35,8 @@ TABLES = {
     "message", "run", "feedback", "comparison", "updates", "update_pair", "logp", "revision",
     "serving", "serving_history", "migration", "forgotten", "forgotten_run", "pair_source",
     "feedback_scale", "listing", "stale_prompt", "judged_run", "example", "left_out",
-    "table_sum", "user_key", "journal", "hold_reason", "answers",
+    "table_sum", "user_key", "journal", "hold_reason", "answers", "judge", "verdict",
+    "calibration",
 }  # fmt: skip
 
 

@@ -146,7 +146,7 @@ def test_no_thumb_is_ever_read_as_its_opposite(shared_log: Log, given: list[Any]
         with closing(connect(log.home)) as connection:
             store = Store(connection)
             rows = [*store.feedback(log.namespace)]
-            known = store.scales(log.namespace)
+            known = store.standards(log.namespace).scales
         assert [row.score for row in rows] == [float(score) for score in kept]
         for row, score in zip(rows, kept, strict=True):
             low, high = row.scale or UNKNOWN
@@ -282,7 +282,7 @@ def test_scores_of_a_home_from_before_get_the_scale_that_they_show(
     with closing(connect(home)) as new:
         built = read_examples(Store(new), "default", held_out=0)
         assert built.left_out["undeclared_key"] == 2, "the stars"
-        assert {(s.key, s[2:]) for s in Store(new).scales("default")} == {
+        assert {(s.key, s[2:]) for s in Store(new).standards("default").scales} == {
             ("thumbs", SIGNED), ("smile", UNIT), ("stars", UNKNOWN),
         }  # fmt: skip
         assert examine(new).problems == []

@@ -22,6 +22,7 @@ from agentpref.record.database import connect, transaction
 from agentpref.record.deletion.removal import expire
 from agentpref.record.integrity import examine
 from agentpref.record.journal import Trace
+from agentpref.record.judges import Judges, Version
 from agentpref.record.log import Log
 from agentpref.record.migrations import STEPS
 from agentpref.record.seals import SEALED, last_seal, seal
@@ -86,11 +87,22 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Home:
         registry.lift()
     with closing(connect(home)) as connection:
         mark_pruned(connection, revisions[2], 5.0)
+        _judge(connection)
         _learn(connection, revisions, said)
     with Log(home.path) as log:
         log.forget("gone")
         assert log.verify() == []
     return home
+
+
+def _judge(connection: sqlite3.Connection) -> None:
+    judges = Judges(connection)
+    (prompt,) = connection.execute("SELECT prompt FROM run LIMIT 1").fetchone()
+    for name in ("brief", "kind"):
+        voter = judges.register(Version(name, "d" * 16, "---\n---\n"))
+        judges.keep(voter, [(f"{name}-{n}", prompt, {"winner": "a"}) for n in range(3)])
+        for noise in (0.1, 0.2):
+            judges.calibrate("default", voter, {"untagged": noise}, {"gold": name})
 
 
 def _log(home: Home) -> list[str]:
@@ -371,8 +383,12 @@ def test_a_home_from_before_sums_keeps_what_its_last_seals_show(home: Home) -> N
         )
         connection.executemany("INSERT INTO last_seal VALUES (?, ?)", ends.items())
         connection.execute(LAST)
-        connection.execute("DROP TABLE answers")
-        connection.execute("DELETE FROM migration WHERE name IN ('sums_of_tables', 'answers')")
+        later = ("answers", "judge", "verdict", "calibration")
+        for table in later:
+            connection.execute(f"DROP TABLE {table}")
+        connection.execute(
+            "DELETE FROM migration WHERE name IN ('sums_of_tables', 'answers', 'judges')"
+        )
     with closing(connect(home)) as connection:
         (problem,) = examine(connection).problems
         assert problem.table == "feedback"

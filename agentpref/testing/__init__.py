@@ -1,7 +1,8 @@
 """Fakes for the tests of applications, and of agentpref itself.
 
 :class:`FakeBackend` serves any revision without a model, deterministically, and fails on request.
-:func:`write_adapter` makes a small adapter that passes every check. Neither needs torch or numpy.
+:func:`write_adapter` makes a small adapter that passes every check. :class:`FakeJudge` judges by a
+rule, and :class:`JudgeServer` does so behind OpenAI's API. None of them needs torch or numpy.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from agentpref.serve.backend import (
 )
 from agentpref.serve.folders import CONFIG_FILE, WEIGHTS_FILE
 from agentpref.serve.validate import check_published
+from agentpref.testing.judges import FakeJudge as FakeJudge
+from agentpref.testing.judges import JudgeServer as JudgeServer
 from agentpref.types import BASE
 
 _LAYERS: Mapping[str, tuple[int, int]] = {"model.layers.0.self_attn.q_proj": (16, 16)}

@@ -1,0 +1,191 @@
+"""A judge of a home, ready to be asked: its rubric, its engine, and what it said before."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from agentpref import plugins
+from agentpref.errors import JudgeError
+from agentpref.home import Home
+from agentpref.prefer.judges import rubric as rubrics
+from agentpref.prefer.judges.calibration import Calibration
+from agentpref.prefer.judges.hearing import (
+    UNLIMITED,
+    Case,
+    Forgetful,
+    Limits,
+    Memory,
+    Spending,
+    hear,
+)
+from agentpref.prefer.judges.panel import Panel
+from agentpref.prefer.judges.rubric import Rubric
+from agentpref.prefer.judges.verdicts import Judge, Opinion, Verdict, opinion, source_of
+from agentpref.record.judges import Judges, Version
+from agentpref.types import Progress, Source, Winner
+
+PANEL = "panel"
+"""The engine of a judge that unites others."""
+
+_SIGNS: Mapping[Winner, int] = {"a": 1, "b": -1, "tie": 0}
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """How questions are asked: so many at a time, within limits, each anew if ``anew``."""
+
+    concurrency: int = 8
+    limits: Limits = UNLIMITED
+    anew: bool = False
+    progress: Progress | None = None
+
+
+ASKING = Asking()
+
+
+@dataclass(frozen=True)
+class OpenedJudge:
+    """A judge of a home.
+
+    ``voter`` is whom its comparisons are by, and ``calibration`` what is known of it in this
+    namespace. Of a panel, ``judge`` is ``None`` and ``members`` are its judges.
+    """
+
+    rubric: Rubric
+    version: Version
+    voter: str
+    source: Source
+    calibration: Calibration | None
+    weights: Panel | None
+    judge: Judge | None
+    members: tuple[OpenedJudge, ...]
+    connection: sqlite3.Connection
+
+    @property
+    def name(self) -> str:
+        """Its name in the home."""
+        return self.rubric.name
+
+    def hear(
+        self, cases: Sequence[Case], spending: Spending, asking: Asking = ASKING
+    ) -> Iterator[tuple[int, Opinion]]:
+        """Ask the questions, and yield each opinion with the place of its case.
+
+        What was said before is not asked again, unless it is to be asked anew; then nothing is
+        kept. See :func:`agentpref.prefer.judges.hearing.hear`.
+        """
+        if self.judge is None:
+            yield from self._united(cases, spending, asking)
+            return
+        limits = replace(asking.limits, price=self.rubric.price)
+        if limits.cost is not None and limits.price is None:
+            raise JudgeError(
+                f"a limit of cost needs the price of judge {self.name!r}; add a line such as "
+                "`price: [0.15, 0.60]`, in dollars for a million tokens read and written"
+            )
+        yield from hear(
+            self.judge,
+            cases,
+            memory=Forgetful() if asking.anew else _Kept(self.connection, self.voter),
+            spending=spending,
+            limits=limits,
+            concurrency=asking.concurrency,
+            progress=asking.progress,
+        )
+
+    def _united(
+        self, cases: Sequence[Case], spending: Spending, asking: Asking
+    ) -> Iterator[tuple[int, Opinion]]:
+        if self.weights is None:
+            raise JudgeError(
+                f"panel {self.name!r} has no weights yet; run `agentpref judge calibrate "
+                f"{self.name}`, which needs about 30 comparisons by people"
+            )
+        for number, signs in enumerate(self.signs(cases, spending, asking)):
+            if signs:
+                winner, sure = self.weights.vote(signs)
+                verdict = Verdict(winner, max(sure, 1 - sure))
+                yield number, opinion(verdict, verdict.swap())
+
+    def signs(
+        self, cases: Sequence[Case], spending: Spending, asking: Asking
+    ) -> list[dict[str, float]]:
+        """What each member of a panel says of each case: from -1 (b) to 1 (a), over both orders."""
+        found: list[dict[str, float]] = [{} for _ in cases]
+        for member in self.members:
+            for number, one in member.hear(cases, spending, asking):
+                both = (one.as_given.winner, one.swapped.swap().winner)
+                found[number][member.name] = sum(_SIGNS[winner] for winner in both) / 2
+        return found
+
+
+def open_judge(
+    home: Home, connection: sqlite3.Connection, name: str, namespace: str
+) -> OpenedJudge:
+    """Read a judge's rubric, make its engine, and note its version in the home.
+
+    Raises:
+        JudgeError: there is no such judge, or its rubric or engine is wrong.
+        ConfigError: no engine is registered under the name that the rubric gives.
+        MissingDependency: its engine needs a package that is not installed.
+    """
+    rubric = rubrics.read(home, name)
+    members: tuple[OpenedJudge, ...] = ()
+    judge: Judge | None = None
+    digest = rubric.digest
+    if rubric.engine == PANEL:
+        members = tuple(_member(home, connection, one, namespace, name) for one in rubric.members)
+        digest = f"{digest}-{'-'.join(one.version.digest for one in members)}"
+        source: Source = "model"
+    else:
+        judge = plugins.load(plugins.JUDGES, rubric.engine)(rubric)
+        if not isinstance(judge, Judge):
+            raise JudgeError(
+                f"the engine {rubric.engine!r} of judge {name!r} made {type(judge).__name__}, "
+                "which has no method judge(prompts, completions)"
+            )
+        source = source_of(judge)
+    version = Version(name, digest, rubric.source, source)
+    known = Judges(connection)
+    voter = known.register(version)
+    found = known.calibration(namespace, voter)
+    report: Mapping[str, Any] = {} if found is None else found.report
+    return OpenedJudge(
+        rubric,
+        version,
+        voter,
+        source,
+        Calibration.from_mapping(report["calibration"]) if report else None,
+        Panel.from_mapping(report["weights"]) if report.get("weights") else None,
+        judge,
+        members,
+        connection,
+    )
+
+
+def _member(
+    home: Home, connection: sqlite3.Connection, name: str, namespace: str, panel: str
+) -> OpenedJudge:
+    if rubrics.read(home, name).engine == PANEL:
+        raise JudgeError(f"panel {panel!r} has the panel {name!r} in it; name single judges")
+    return open_judge(home, connection, name, namespace)
+
+
+@dataclass(frozen=True)
+class _Kept(Memory):
+    """What a judge said before, as the home keeps it."""
+
+    connection: sqlite3.Connection
+    voter: str
+
+    def find(self, questions: Sequence[str]) -> Mapping[str, Verdict]:
+        found = Judges(self.connection).verdicts(self.voter, questions)
+        return {question: Verdict(**said) for question, said in found.items()}
+
+    def keep(self, said: Sequence[tuple[Case, Verdict]]) -> None:
+        if said:
+            rows = [(case.question.digest, case.prompt_id, asdict(one)) for case, one in said]
+            Judges(self.connection).keep(self.voter, rows)

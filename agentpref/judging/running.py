@@ -1,0 +1,366 @@
+"""Lets a calibrated judge compare answers that a home has, or samples second ones first.
+
+Two answers to one prompt that nobody compared are a question. Both verdicts of the judge on it, one
+for each order, are written as two comparisons in one transaction: verdicts that follow the position
+contradict each other, make no pair, and are counted. A run that is ended goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from agentpref.errors import ConfigError, JudgeError, UncalibratedJudge
+from agentpref.home import Home
+from agentpref.judging.gold import Gold, gold_of_home
+from agentpref.judging.opened import ASKING, Asking, OpenedJudge, open_judge
+from agentpref.prefer.examples import as_asked
+from agentpref.prefer.judges.calibration import drifted
+from agentpref.prefer.judges.hearing import Case, Spending
+from agentpref.prefer.judges.verdicts import Opinion, Question
+from agentpref.reading import last_held_out
+from agentpref.record.database import connect, transaction, translated
+from agentpref.record.log import Log
+from agentpref.record.messages import as_json, canonical
+from agentpref.record.store import Store
+from agentpref.serve.backend import GenerationRequest, Reply
+from agentpref.types import INCOMPLETE, UNKNOWN_BEFORE, Comparison, Run
+
+ANSWERS = 4
+"""So many answers to one prompt are compared with one another, the newest ones."""
+
+RECHECKED = 10
+"""So many comparisons by people are put to a judge anew before each run."""
+
+Generate = Callable[[GenerationRequest], Reply]
+
+
+@dataclass(slots=True)
+class JudgeRun:
+    """What a judge did.
+
+    ``questions`` counts pairs of answers that nobody had compared, of which ``asked`` were put to
+    the judge: those beyond the limit were ``not_asked``, and ``untrusted`` counts, by stratum,
+    those in which it is not trusted. ``decided`` have a winner, ``ties`` none; in ``position`` the
+    verdicts followed the place of the answers. ``sampled`` answers were drawn from live first.
+    """
+
+    judge: str
+    namespace: str
+    questions: int = 0
+    asked: int = 0
+    not_asked: int = 0
+    decided: int = 0
+    ties: int = 0
+    position: int = 0
+    sampled: int = 0
+    untrusted: Counter[str] = field(default_factory=Counter)
+    principles: Counter[str] = field(default_factory=Counter)
+    spending: Spending = field(default_factory=Spending)
+    cost: float | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The run as plain values: what ``--json`` prints."""
+        counters = {"untrusted": dict(self.untrusted), "principles": dict(self.principles)}
+        found = {name: getattr(self, name) for name in self.__slots__}
+        return found | counters | {"spending": self.spending.to_mapping()}
+
+
+class Pair(NamedTuple):
+    """Two runs of one prompt, the older one first."""
+
+    a: Run
+    b: Run
+
+    @property
+    def case(self) -> Case:
+        """The question which one is better."""
+        question = Question(self.a.prompt.messages, self.a.output, self.b.output)
+        return Case(question, self.a.prompt.id)
+
+
+def judge_runs(
+    home: Home | str | Path | None,
+    name: str,
+    *,
+    namespace: str = "default",
+    limit: int | None = None,
+    answers: int = ANSWERS,
+    recheck: int = RECHECKED,
+    sample: int = 0,
+    prompts: int = 100,
+    temperature: float = 0.8,
+    generate: Generate | None = None,
+    asking: Asking = ASKING,
+) -> JudgeRun:
+    """Compare answers to the same prompts, and log the verdicts as comparisons by the judge.
+
+    Args:
+        home: a home or its folder; ``None`` means ``AGENTPREF_HOME`` or ``./.agentpref``.
+        name: a judge of the home, calibrated in this namespace, or a rule.
+        namespace: whose answers.
+        limit: ask so many questions at most, those about the newest prompts.
+        answers: compare so many answers to one prompt with one another, at most.
+        recheck: put so many comparisons by people to it first, anew; 0: none.
+        sample: draw answers from ``generate`` first, until the prompts have so many more.
+        prompts: of so many prompts with a single answer, the newest ones.
+        temperature: at which they are drawn.
+        generate: answers a request with what serves.
+        asking: how the judge is asked.
+
+    Raises:
+        UncalibratedJudge: nobody knows how right it is, or it is trusted nowhere, or it is less
+            right than it was when it was calibrated.
+        JudgeError: there is no such judge, or it could not be asked.
+        ConfigError: ``sample`` is asked for without ``generate``.
+    """
+    if sample and generate is None:
+        raise ConfigError("sample is given without generate; pass what answers a request")
+    if answers < 2:
+        raise ConfigError(f"answers is {answers}, but must be 2 or more")
+    place = Home.open(home)
+    with translated(place), closing(connect(place)) as connection:
+        Store(connection).require_namespace(namespace)
+        judge = open_judge(place, connection, name, namespace)
+        done = JudgeRun(name, namespace)
+        trusts = _trusted(judge, namespace)
+        if recheck and judge.source == "model":
+            _recheck(judge, connection, namespace, recheck, asking, done)
+        if sample and generate is not None:
+            wanted = _with_one_answer(connection, namespace, prompts, trusts)
+            with Log(place.path, namespace=namespace) as log:
+                for number, run in enumerate(wanted):
+                    sample_answers(log, run, generate, sample, temperature)
+                    done.sampled += sample
+                    if asking.progress is not None:
+                        asking.progress("sample", number + 1, len(wanted))
+        pairs = list(_undecided(connection, namespace, judge, answers))
+        done.questions = len(pairs)
+        done.untrusted.update(pair.a.tag for pair in pairs if not trusts(pair.a.tag))
+        pairs = [pair for pair in pairs if trusts(pair.a.tag)]
+        compare(judge, connection, pairs[:limit], done, asking)
+        done.not_asked = len(pairs) - len(pairs[:limit])
+        done.cost = done.spending.cost(judge.rubric.price)
+        return done
+
+
+def compare(
+    judge: OpenedJudge,
+    connection: sqlite3.Connection,
+    pairs: Sequence[Pair],
+    done: JudgeRun,
+    asking: Asking,
+) -> dict[int, Opinion]:
+    """Put pairs of runs to a judge, and write its verdicts; return the opinions by place."""
+    found: dict[int, Opinion] = {}
+    for number, one in judge.hear([pair.case for pair in pairs], done.spending, asking):
+        write_opinion(connection, judge, pairs[number], one)
+        found[number] = one
+        done.asked += 1
+        done.decided += one.winner != "tie"
+        done.ties += one.winner == "tie"
+        done.position += one.follows is not None
+        if one.winner != "tie" and one.as_given.principle:
+            done.principles[one.as_given.principle] += 1
+    if done.spending.stopped:
+        done.notes.append(f"ended: {done.spending.stopped}; the same command goes on")
+    return found
+
+
+def write_opinion(
+    connection: sqlite3.Connection, judge: OpenedJudge, pair: Pair, said: Opinion
+) -> None:
+    """Write what a judge said of two runs: a comparison for each order, once."""
+    now, store = time.time(), Store(connection)
+    with transaction(connection):
+        for (a, b), verdict in (
+            ((pair.a, pair.b), said.as_given),
+            ((pair.b, pair.a), said.swapped),
+        ):
+            parts = "\n".join((judge.voter, a.run_id, b.run_id)).encode()
+            words = [verdict.principle, verdict.rationale]
+            store.add_comparison(
+                Comparison(
+                    hashlib.blake2b(parts, digest_size=16).hexdigest(),
+                    now,
+                    a.run_id,
+                    b.run_id,
+                    verdict.winner,
+                    judge.source,
+                    judge.voter,
+                    ": ".join(word for word in words if word) or None,
+                )
+            )
+
+
+def sample_answers(
+    log: Log, run: Run, generate: Generate, count: int, temperature: float, **about: Any
+) -> list[str]:
+    """Draw further answers to a run's prompt, and record them; return the ids of their runs."""
+    limit = run.params.get("max_tokens")
+    found = []
+    for number in range(count):
+        seed = int(
+            hashlib.blake2b(f"{run.run_id} {number}".encode(), digest_size=4).hexdigest(), 16
+        )
+        request = GenerationRequest(
+            run.prompt.messages,
+            run.prompt.tools,
+            max_tokens=limit if isinstance(limit, int) and 0 < limit <= 4096 else 256,
+            temperature=temperature,
+            seed=seed,
+            chat_template_kwargs=run.prompt.chat_template_kwargs,
+        )
+        reply = generate(request)
+        params: dict[str, Any] = {"temperature": temperature, "seed": seed,
+                                  "max_tokens": request.max_tokens}  # fmt: skip
+        if run.prompt.chat_template_kwargs:
+            params["chat_template_kwargs"] = run.prompt.chat_template_kwargs
+        ended = {"finish_reason": INCOMPLETE if reply.finish_reason == "length" else "stop"}
+        found.append(
+            log.record(
+                run.prompt.messages,
+                reply.message,
+                model=run.model,
+                revision=reply.revision,
+                tools=run.prompt.tools,
+                params=params,
+                token_ids=reply.token_ids,
+                logprobs=reply.logprobs,
+                tags=run.tags,
+                metadata={"sampled_for": run.run_id, **ended, **about},
+            )
+        )
+    log.flush()
+    return found
+
+
+def _trusted(judge: OpenedJudge, namespace: str) -> Callable[[str], bool]:
+    """Which strata a judge is trusted in."""
+    if judge.source == "code":
+        return lambda tag: True
+    of_it = f"`agentpref judge calibrate {judge.name}`"
+    found = judge.calibration
+    if found is None:
+        raise UncalibratedJudge(
+            f"nobody knows how right judge {judge.name!r} is in {namespace!r} in its present form, "
+            f"so nothing that it says would train; run {of_it} first"
+        )
+    if not any(found.noise(tag) is not None for tag in found.strata):
+        raise UncalibratedJudge(
+            f"judge {judge.name!r} is not shown to be better than a coin in any stratum of "
+            f"{namespace!r}, so nothing that it says would train; improve its rubric or model, or "
+            f"log more comparisons by people, and run {of_it} again"
+        )
+    return lambda tag: found.noise(tag) is not None
+
+
+def _recheck(
+    judge: OpenedJudge,
+    connection: sqlite3.Connection,
+    namespace: str,
+    count: int,
+    asking: Asking,
+    done: JudgeRun,
+) -> None:
+    """Put some gold to a judge anew; raise if it is provably less right than when calibrated."""
+    assert judge.calibration is not None
+    share = last_held_out(connection, namespace)
+    try:
+        gold: list[Gold] = gold_of_home(connection, namespace, limit=count, held_out=share)
+    except JudgeError:  # it was calibrated on a file
+        done.notes.append("people compared nothing here, so the judge was not checked again")
+        return
+    anew = replace(asking, anew=True, progress=None)
+    heard = judge.hear([one.case for one in gold], done.spending, anew)
+    why = drifted(judge.calibration, [gold[number].verdict(one) for number, one in heard])
+    if why is not None:
+        raise UncalibratedJudge(
+            f"judge {judge.name!r} has changed since it was calibrated: {why}; look at what its "
+            f"engine serves, and run `agentpref judge calibrate {judge.name}` again"
+        )
+
+
+def _with_one_answer(
+    connection: sqlite3.Connection, namespace: str, count: int, trusts: Callable[[str], bool]
+) -> list[Run]:
+    """The newest runs whose prompts have a single answer."""
+    query = """SELECT max(run_id), max(created_at) FROM run WHERE namespace = ?
+        GROUP BY prompt HAVING count(DISTINCT output) = 1 ORDER BY 2 DESC LIMIT ?"""
+    found = [run_id for run_id, _ in connection.execute(query, (namespace, count))]
+    store = Store(connection)
+    runs = (store.run(run_id) for run_id in found)
+    return [run for run in runs if _is_whole(run) and trusts(run.tag)]
+
+
+def _is_whole(run: Run) -> bool:
+    about = run.metadata
+    return about.get("finish_reason") != INCOMPLETE and about.get(UNKNOWN_BEFORE) is None
+
+
+def _undecided(
+    connection: sqlite3.Connection, namespace: str, judge: OpenedJudge, answers: int
+) -> Iterator[Pair]:
+    """Pairs of answers to one prompt that neither people nor the judge compared, newest first."""
+    query = """SELECT prompt FROM run WHERE namespace = ?
+        GROUP BY prompt HAVING count(DISTINCT output) > 1 ORDER BY max(created_at) DESC"""
+    prompts = [prompt for (prompt,) in connection.execute(query, (namespace,))]
+    for start in range(0, len(prompts), _PROMPTS_AT_ONCE):
+        some = prompts[start : start + _PROMPTS_AT_ONCE]
+        compared = _compared(connection, namespace, some, judge.voter)
+        for runs in _runs_of(connection, namespace, some, answers):
+            for place, b in enumerate(runs):
+                for a in runs[place + 1 :]:
+                    if frozenset((a.run_id, b.run_id)) not in compared and _differ(a, b):
+                        yield Pair(a, b)
+
+
+_PROMPTS_AT_ONCE = 500
+
+
+def _runs_of(
+    connection: sqlite3.Connection, namespace: str, prompts: Sequence[str], answers: int
+) -> Iterator[list[Run]]:
+    """The newest runs of each prompt with answers that differ, newest first."""
+    query = """SELECT prompt, run_id FROM run WHERE +namespace = ? AND run_id IN (
+            SELECT run_id FROM (SELECT max(run_id) AS run_id, max(created_at) FROM run
+                WHERE namespace = ?1 AND prompt IN (SELECT value FROM json_each(?2))
+                GROUP BY prompt, output))
+        ORDER BY created_at DESC, run_id"""
+    grouped: dict[str, list[str]] = defaultdict(list)
+    for prompt, run_id in connection.execute(query, (namespace, as_json([*prompts]))):
+        if len(grouped[prompt]) < answers:
+            grouped[prompt].append(run_id)
+    store = Store(connection)
+    for prompt in prompts:
+        runs = [as_asked(store.run(run_id)) for run_id in grouped[prompt]]
+        yield [run for run in runs if _is_whole(run)]
+
+
+def _differ(a: Run, b: Run) -> bool:
+    return a.prompt.id == b.prompt.id and canonical(a.output) != canonical(b.output)
+
+
+def _compared(
+    connection: sqlite3.Connection, namespace: str, prompts: Sequence[str], voter: str
+) -> set[frozenset[str]]:
+    """Which runs of some prompts were compared by people, or by this judge."""
+    query = """SELECT run_a, run_b FROM run JOIN comparison ON run_a = run_id
+        WHERE +namespace = ? AND prompt IN (SELECT value FROM json_each(?))
+        AND (source = 'human' OR comparison.user_id = ?)"""
+    rows = connection.execute(query, (namespace, as_json([*prompts]), voter))
+    return {frozenset(row) for row in rows}
+
+
+def explain(untrusted: Mapping[str, int]) -> str:
+    """In words, why questions were not asked."""
+    tags = ", ".join(f"{tag} ({count})" for tag, count in sorted(untrusted.items()))
+    return f"not trusted in {tags}: no comparison by people shows there that it is right"

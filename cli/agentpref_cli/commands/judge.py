@@ -1,0 +1,417 @@
+"""`judge`: models and rules that compare answers; how right they are; and letting them do it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from agentpref_cli import options
+from agentpref_cli.terminal import BAD, BOLD, GOOD, WARN, moment, print_result, progress, say, table
+
+if TYPE_CHECKING:
+    from agentpref.judging import Asking, Calibrating, JudgeRun
+    from agentpref.judging.running import Generate
+    from agentpref.prefer.judges.calibration import Estimate, Reliability
+    from agentpref.prefer.judges.hearing import Spending
+    from agentpref.record.judges import Calibrated, Version
+
+app = typer.Typer(
+    help="Let a model compare answers, and measure by people's comparisons how right it is.",
+    no_args_is_help=True,
+)
+
+_Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="The judge: judges/NAME.md in the home.")
+]
+Concurrency = Annotated[
+    int, typer.Option(min=1, max=256, metavar="N", help="So many calls at a time.")
+]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(
+        min=1, metavar="N", help="Stop when so many tokens are spent.", show_default=False
+    ),
+]
+MaxCost = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        metavar="DOLLARS",
+        help="Stop when so much is spent, by the rubric's price.",
+        show_default=False,
+    ),
+]
+MaxMinutes = Annotated[
+    float | None,
+    typer.Option(min=0, metavar="M", help="Stop after so many minutes.", show_default=False),
+]
+
+
+@app.command("new", short_help="Write the commented template of a rubric.")
+def new(
+    name: _Name,
+    model: Annotated[
+        str, typer.Option(metavar="NAME", help="The model that judges.")
+    ] = "gpt-4o-mini",
+    base_url: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="A server that speaks OpenAI's API.", show_default=False),
+    ] = None,
+    home: options.Home = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Write the commented template of a rubric to the home, to be edited."""
+    from agentpref.home import Home
+    from agentpref.prefer.judges import rubric
+
+    place = Home.open(home)
+    server = "" if base_url is None else f"base_url: {_quoted(base_url)}\n"
+    text = rubric.TEMPLATE.format(model=_quoted(model), base_url=server)
+    made = rubric.write(place, name, text)
+    path = place.judges / f"{name}.md"
+    say_next = f"edit it, then run `agentpref judge calibrate {name}`"
+    value = {"judge": name, "file": str(path), "digest": made.digest}
+    print_result(as_json, value, lambda: say(f"wrote {path}; {say_next}", GOOD))
+
+
+@app.command("list", short_help="List the judges, and where each is trusted.")
+def list_(
+    home: options.Home = None,
+    namespace: options.Namespace = "default",
+    as_json: options.AsJson = False,
+) -> None:
+    """List the judges of the home, and the strata in which each is trusted, with its noise."""
+    from agentpref.home import Home
+    from agentpref.prefer.judges import rubric
+    from agentpref.record.judges import Judges
+
+    place = Home.open(home)
+    with options.reading(home, namespace) as connection:
+        versions = Judges(connection).versions(namespace)
+    newest: dict[str, tuple[Version, Calibrated | None]] = {}
+    for one, _, _, known in versions:
+        if one.name not in newest or newest[one.name][1] is None:
+            newest[one.name] = (one, known)
+    rows: list[dict[str, Any]] = []
+    files = rubric.names(place)
+    for name in sorted({*files, *newest}):
+        now = rubric.read(place, name) if name in files else None
+        version, calibrated = newest.get(name, (None, None))
+        is_same = now is None or (version is not None and version.digest.startswith(now.digest))
+        rows.append(
+            {
+                "judge": name,
+                "engine": "of the app" if now is None else now.engine,
+                "model": None if now is None else now.model or ", ".join(now.members) or None,
+                "calibrated": None if calibrated is None else calibrated.at,
+                "trusted": {} if calibrated is None or not is_same else dict(calibrated.noise),
+                "changed": calibrated is not None and not is_same,
+            }
+        )
+    print_result(as_json, {"judges": rows}, lambda: _show_list(rows))
+
+
+@app.command("calibrate", short_help="Measure how right a judge is, by what people said.")
+def calibrate(
+    name: _Name,
+    gold: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="A file of preferences, as import reads it; - reads standard input "
+            "[default: what people compared in the home].",
+            show_default=False,
+        ),
+    ] = None,
+    tag: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TAG", help="The tag of a file's rows without one.", show_default=False
+        ),
+    ] = None,
+    limit: Annotated[
+        int, typer.Option(min=1, metavar="N", help="So many comparisons by people at most.")
+    ] = 200,
+    concurrency: Concurrency = 8,
+    max_tokens: MaxTokens = None,
+    max_cost: MaxCost = None,
+    max_minutes: MaxMinutes = None,
+    home: options.Home = None,
+    namespace: options.Namespace = "default",
+    quiet: options.Quiet = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Put comparisons that people decided to a judge, and keep how right it is in each tag.
+
+    What it says trains and proves in the tags in which it is shown to be better than a coin, with
+    its measured noise, and nowhere else. NAME may also be the user id under which an app logs the
+    verdicts of a judge of its own: then nothing is asked.
+
+    Exits 4 if it is trusted nowhere.
+    """
+    from agentpref.judging import calibrate_judge
+
+    with _asking(concurrency, max_tokens, max_cost, max_minutes, quiet) as asking:
+        found = calibrate_judge(
+            home,
+            name,
+            namespace=namespace,
+            gold=sys.stdin.buffer if gold == "-" else gold,
+            tag=tag,
+            limit=limit,
+            asking=asking,
+        )
+    print_result(as_json, found.to_mapping(), lambda: _show_calibration(found))
+    if not found.trusted:
+        raise typer.Exit(REFUSED)
+
+
+@app.command("run", short_help="Let a judge compare answers that nobody compared.")
+def run(
+    name: _Name,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="So many pairs at most.", show_default=False),
+    ] = None,
+    answers: Annotated[
+        int, typer.Option(min=2, max=16, metavar="N", help="Answers to one prompt, at most.")
+    ] = 4,
+    sample: Annotated[
+        int,
+        typer.Option(
+            min=0, max=16, metavar="K", help="First draw K more answers from what serves."
+        ),
+    ] = 0,
+    prompts: Annotated[
+        int, typer.Option(min=1, metavar="N", help="With --sample: to so many prompts.")
+    ] = 100,
+    temperature: Annotated[
+        float, typer.Option(min=0.01, metavar="T", help="With --sample: at which they are drawn.")
+    ] = 0.8,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="With --sample: the base model [default: that of what serves].",
+            show_default=False,
+        ),
+    ] = None,
+    recheck: Annotated[
+        int,
+        typer.Option(
+            min=0, metavar="N", help="First put N of people's comparisons to it again; 0: none."
+        ),
+    ] = 10,
+    concurrency: Concurrency = 8,
+    max_tokens: MaxTokens = None,
+    max_cost: MaxCost = None,
+    max_minutes: MaxMinutes = None,
+    home: options.Home = None,
+    namespace: options.Namespace = "default",
+    quiet: options.Quiet = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Let a calibrated judge compare answers to the same prompts that nobody compared.
+
+    Each pair is asked in both orders; a verdict that follows the order makes no pair, and is
+    counted. Nothing is asked twice: the same command goes on where it was ended.
+    """
+    from agentpref.judging import judge_runs
+
+    with (
+        _asking(concurrency, max_tokens, max_cost, max_minutes, quiet) as asking,
+        _sampler(home, namespace, model) if sample else _nothing() as generate,
+    ):
+        done = judge_runs(
+            home,
+            name,
+            namespace=namespace,
+            limit=limit,
+            answers=answers,
+            recheck=recheck,
+            sample=sample,
+            prompts=prompts,
+            temperature=temperature,
+            generate=generate,
+            asking=asking,
+        )
+    print_result(as_json, done.to_mapping(), lambda: _show_run(done))
+
+
+REFUSED = 4
+
+
+@contextmanager
+def _asking(
+    concurrency: int,
+    max_tokens: int | None,
+    max_cost: float | None,
+    max_minutes: float | None,
+    quiet: bool,
+) -> Iterator[Asking]:
+    """How questions are asked, with a progress bar."""
+    from agentpref.judging import Asking
+    from agentpref.prefer.judges.hearing import Limits
+
+    seconds = None if max_minutes is None else 60 * max_minutes
+    with progress(quiet) as report:
+        yield Asking(concurrency, Limits(max_tokens, max_cost, seconds), progress=report)
+
+
+@contextmanager
+def _sampler(home: Any, namespace: str, model: str | None) -> Iterator[Generate]:
+    """Answers requests with what serves, in this process."""
+    from agentpref.errors import ConfigError
+    from agentpref.serve.registry import Registry
+    from agentpref.serve.router import Router
+    from agentpref_adapters.transformers import TransformersBackend
+
+    registry = Registry(home, namespace=namespace)
+    live = registry.live()
+    if model is None and live is None:
+        raise ConfigError("nothing serves yet; name the base model that answers with --model")
+    base = model or registry.get(str(live)).manifest["base"]["name"]
+    with Router(registry, TransformersBackend(base)) as router:
+        yield router.generate
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield None
+
+
+def _quoted(text: str) -> str:
+    import json
+
+    return json.dumps(text, ensure_ascii=False)  # a JSON text is one of YAML
+
+
+def _show_list(rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        return say("no judges; `agentpref judge new NAME` writes a template")
+    shown = [
+        (
+            row["judge"],
+            row["engine"],
+            row["model"],
+            "never" if row["calibrated"] is None else moment(row["calibrated"]),
+            "calibrate it again: it was changed" if row["changed"] else _noises(row["trusted"]),
+        )
+        for row in rows
+    ]
+    return table(("judge", "engine", "model", "calibrated", "trusted in, with noise"), shown)
+
+
+def _noises(trusted: Mapping[str, float]) -> str:
+    return ", ".join(f"{tag} {noise:.2f}" for tag, noise in trusted.items()) or "nothing"
+
+
+def _show_calibration(found: Calibrating) -> None:
+    say(f"{found.judge}: {found.gold}", BOLD)
+    strata = found.calibration.strata
+    rows = []
+    for tag in sorted(strata):
+        one = strata[tag]
+        decided = one.right + one.wrong
+        noise = found.trusted.get(tag)
+        rows.append(
+            (
+                tag,
+                one.n,
+                f"{one.right} of {decided}",
+                "-" if one.accuracy is None else f"{one.accuracy.value:.2f}",
+                f"{one.lower:.2f}",
+                one.ties,
+                "-" if noise is None else f"{noise:.2f}",
+                "trusted" if noise is not None else "not trusted",
+            )
+        )
+    columns = ("tag", "gold", "right", "accuracy", "at least", "ties", "noise", "so")
+    table(columns, rows, styles={"trusted": GOOD, "not trusted": WARN})
+    for line in _biases(found.calibration.pooled):
+        say(line)
+    for tag, why in found.untrusted.items():
+        say(f"makes no pairs in {tag}: {why}", WARN)
+    for member, weight in found.weights.items():
+        say(f"weight of {member}: {weight:.2f}")
+    for line in _people(found.people):
+        say(line)
+    _show_spending(found.spending)
+    for note in found.notes:
+        say(note)
+
+
+def _biases(one: Reliability) -> Iterator[str]:
+    """In words, what is wrong with a judge over all strata."""
+    if one.consistency is not None:
+        yield f"says the same in both orders: {_interval(one.consistency)}"
+    if one.position_bias is not None:
+        yield f"names the first answer beyond half of the time: {_interval(one.position_bias)}"
+    if one.length_bias is not None and one.sensitivity and one.specificity:
+        yield (
+            f"right where the longer answer is better: {_interval(one.sensitivity)}; where the "
+            f"shorter one is: {_interval(one.specificity)}"
+        )
+    if one.brier is not None:
+        yield (
+            f"its confidence is off by {one.calibration_error:.2f} in the mean (Brier score "
+            f"{one.brier:.2f})"
+        )
+
+
+def _interval(one: Estimate) -> str:
+    return f"{one.value:.2f} [{one.low:.2f}, {one.high:.2f}]"
+
+
+def _people(people: Mapping[str, Any]) -> Iterator[str]:
+    """In words, how far people agree: more cannot be asked of a judge."""
+    if people.get("repeats"):
+        yield (
+            f"people who judged the same answers again said the same in "
+            f"{people['self_agreement']:.2f} of {people['repeats']}"
+        )
+    if people.get("pairs"):
+        alpha = people.get("alpha")
+        yield (
+            f"two people agree about the same answers in {people['agreement']:.2f} of "
+            f"{people['pairs']}{'' if alpha is None else f' (Krippendorff α {alpha:.2f})'}"
+        )
+
+
+def _show_run(done: JudgeRun) -> None:
+    from agentpref.judging.running import explain
+
+    if done.sampled:
+        say(f"drew {done.sampled:,} answers from what serves")
+    say(
+        f"{done.judge} decided {done.decided:,} of {done.asked:,} pairs of answers; "
+        f"{done.ties:,} are ties, {done.position:,} of them because the verdict followed the order",
+        GOOD if done.decided else WARN,
+    )
+    if done.principles:
+        table(("principle", "decided"), [*done.principles.most_common()])
+    if done.untrusted:
+        say(
+            f"{sum(done.untrusted.values()):,} pairs were not asked: {explain(done.untrusted)}",
+            WARN,
+        )
+    if done.not_asked:
+        say(f"{done.not_asked:,} more pairs wait; the same command goes on")
+    _show_spending(done.spending)
+    for note in done.notes:
+        say(note)
+
+
+def _show_spending(spending: Spending) -> None:
+    tokens = spending.prompt_tokens + spending.completion_tokens
+    if spending.asked or spending.known:
+        say(
+            f"{spending.asked:,} calls, {tokens:,} tokens, {spending.seconds:.1f} s; "
+            f"{spending.known:,} verdicts were known"
+        )
+    for reason, count in spending.failed.most_common():
+        say(f"failed {count:,} times: {reason}", BAD)
