@@ -28,6 +28,7 @@ from agentpref.prefer.judges.calibration import (
 )
 from agentpref.prefer.judges.hearing import Spending
 from agentpref.prefer.judges.panel import cross_validated, fit_panel
+from agentpref.prefer.judges.verdicts import Judge
 from agentpref.reading import last_held_out
 from agentpref.record.database import connect, translated
 from agentpref.record.judges import Judges, Version
@@ -74,7 +75,7 @@ class Calibrating:
 
 def calibrate_judge(
     home: Home | str | Path | None,
-    name: str,
+    name: str | Judge,
     *,
     namespace: str = "default",
     gold: str | os.PathLike[str] | IO[bytes] | None = None,
@@ -84,9 +85,9 @@ def calibrate_judge(
 ) -> Calibrating:
     """Ask a judge what people have decided, and keep how right it is.
 
-    ``name`` is a rubric of the home, or the ``user_id`` under which an app logged the verdicts of a
-    judge of its own: then nothing is asked, and what it said of answers that people compared, too,
-    is measured.
+    ``name`` is a rubric of the home, a judge as an object, or the ``user_id`` under which an app
+    logged the verdicts of a judge of its own: then nothing is asked, and what it said of answers
+    that people compared, too, is measured.
 
     Args:
         home: a home or its folder; ``None`` means ``AGENTPREF_HOME`` or ``./.agentpref``.
@@ -103,7 +104,10 @@ def calibrate_judge(
     place = Home.open(home)
     with translated(place), closing(connect(place)) as connection:
         Store(connection).require_namespace(namespace)
-        job = _Calibration(connection, namespace, name, asking)
+        label = (
+            name if isinstance(name, str) else open_judge(place, connection, name, namespace).name
+        )
+        job = _Calibration(connection, namespace, label, asking)
         share = last_held_out(connection, namespace)
         found = (
             gold_of_home(connection, namespace, limit=limit, held_out=share)
@@ -113,7 +117,7 @@ def calibrate_judge(
         where = f"{len(found)} comparisons by people"
         if gold is not None:
             where += f" in {os.fspath(gold)}" if isinstance(gold, str | os.PathLike) else " given"
-        if name in rubrics.names(place):
+        if not isinstance(name, str) or name in rubrics.names(place):
             return job.of_rubric(open_judge(place, connection, name, namespace), found, where)
         return job.of_app(place, found, where)
 

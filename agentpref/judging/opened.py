@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from agentpref import plugins
-from agentpref.errors import JudgeError
+from agentpref.errors import JudgeError, UncalibratedJudge
 from agentpref.home import Home
 from agentpref.prefer.judges import rubric as rubrics
 from agentpref.prefer.judges.calibration import Calibration
@@ -96,6 +96,33 @@ class OpenedJudge:
             progress=asking.progress,
         )
 
+    def trusts(self, tag: str) -> bool:
+        """Whether what it says in a stratum trains and proves."""
+        if self.source == "code":
+            return True
+        return self.calibration is not None and self.calibration.noise(tag) is not None
+
+    def require_trusted(self, namespace: str) -> None:
+        """Raise ``UncalibratedJudge`` where it is trusted in no stratum."""
+        if self.source == "code":
+            return
+        of_it = f"`agentpref judge calibrate {self.name}`"
+        if self.calibration is None:
+            raise UncalibratedJudge(
+                f"nobody knows how right judge {self.name!r} is in {namespace!r} in its present "
+                f"form, so nothing that it says would train; run {of_it} first"
+            )
+        if not any(map(self.trusts, self.calibration.strata)):
+            raise UncalibratedJudge(
+                f"judge {self.name!r} is not shown to be better than a coin in any stratum of "
+                f"{namespace!r}, so nothing that it says would train; improve its rubric or model, "
+                f"or log more comparisons by people, and run {of_it} again"
+            )
+
+    def recall(self, cases: Sequence[Case]) -> Iterator[tuple[int, Opinion]]:
+        """What it said of these questions before; nothing is asked."""
+        return self.hear(cases, Spending(), Asking(limits=Limits(seconds=0)))
+
     def _united(
         self, cases: Sequence[Case], spending: Spending, asking: Asking
     ) -> Iterator[tuple[int, Opinion]]:
@@ -123,15 +150,20 @@ class OpenedJudge:
 
 
 def open_judge(
-    home: Home, connection: sqlite3.Connection, name: str, namespace: str
+    home: Home, connection: sqlite3.Connection, name: str | Judge, namespace: str
 ) -> OpenedJudge:
     """Read a judge's rubric, make its engine, and note its version in the home.
+
+    A judge that is given as an object is known by its attributes ``name`` (else that of its class)
+    and ``version``: one with another version has to be calibrated again.
 
     Raises:
         JudgeError: there is no such judge, or its rubric or engine is wrong.
         ConfigError: no engine is registered under the name that the rubric gives.
         MissingDependency: its engine needs a package that is not installed.
     """
+    if not isinstance(name, str):
+        return _of_object(connection, name, namespace)
     rubric = rubrics.read(home, name)
     members: tuple[OpenedJudge, ...] = ()
     judge: Judge | None = None
@@ -149,6 +181,25 @@ def open_judge(
             )
         source = source_of(judge)
     version = Version(name, digest, rubric.source, source)
+    return _known(connection, namespace, rubric, version, judge, members)
+
+
+def _of_object(connection: sqlite3.Connection, judge: Judge, namespace: str) -> OpenedJudge:
+    name = str(getattr(judge, "name", type(judge).__name__.lower()))
+    rubric = Rubric(name=name, text="a judge that the app has made", engine="object")
+    version = Version(name, str(getattr(judge, "version", "1")), "", source_of(judge))
+    return _known(connection, namespace, rubric, version, judge, ())
+
+
+def _known(
+    connection: sqlite3.Connection,
+    namespace: str,
+    rubric: Rubric,
+    version: Version,
+    judge: Judge | None,
+    members: tuple[OpenedJudge, ...],
+) -> OpenedJudge:
+    """A judge with what the home knows of it."""
     known = Judges(connection)
     voter = known.register(version)
     found = known.calibration(namespace, voter)
@@ -157,8 +208,8 @@ def open_judge(
         rubric,
         version,
         voter,
-        source,
-        Calibration.from_mapping(report["calibration"]) if report else None,
+        version.source,
+        Calibration.from_mapping(report["calibration"]) if report.get("calibration") else None,
         Panel.from_mapping(report["weights"]) if report.get("weights") else None,
         judge,
         members,

@@ -24,7 +24,7 @@ from agentpref.judging.opened import ASKING, Asking, OpenedJudge, open_judge
 from agentpref.prefer.examples import as_asked
 from agentpref.prefer.judges.calibration import drifted
 from agentpref.prefer.judges.hearing import Case, Spending
-from agentpref.prefer.judges.verdicts import Opinion, Question
+from agentpref.prefer.judges.verdicts import Judge, Opinion, Question
 from agentpref.reading import last_held_out
 from agentpref.record.database import connect, transaction, translated
 from agentpref.record.log import Log
@@ -89,7 +89,7 @@ class Pair(NamedTuple):
 
 def judge_runs(
     home: Home | str | Path | None,
-    name: str,
+    name: str | Judge,
     *,
     namespace: str = "default",
     limit: int | None = None,
@@ -130,8 +130,9 @@ def judge_runs(
     with translated(place), closing(connect(place)) as connection:
         Store(connection).require_namespace(namespace)
         judge = open_judge(place, connection, name, namespace)
-        done = JudgeRun(name, namespace)
-        trusts = _trusted(judge, namespace)
+        done = JudgeRun(judge.name, namespace)
+        judge.require_trusted(namespace)
+        trusts = judge.trusts
         if recheck and judge.source == "model":
             _recheck(judge, connection, namespace, recheck, asking, done)
         if sample and generate is not None:
@@ -202,19 +203,29 @@ def write_opinion(
 
 
 def sample_answers(
-    log: Log, run: Run, generate: Generate, count: int, temperature: float, **about: Any
+    log: Log,
+    run: Run,
+    generate: Generate,
+    count: int,
+    temperature: float,
+    *,
+    max_tokens: int = 256,
+    salt: str = "",
+    **about: Any,
 ) -> list[str]:
-    """Draw further answers to a run's prompt, and record them; return the ids of their runs."""
+    """Draw further answers to a run's prompt, and record them; return the ids of their runs.
+
+    The seeds follow from the run, the number of the answer and the ``salt``.
+    """
     limit = run.params.get("max_tokens")
     found = []
     for number in range(count):
-        seed = int(
-            hashlib.blake2b(f"{run.run_id} {number}".encode(), digest_size=4).hexdigest(), 16
-        )
+        drawn = hashlib.blake2b(f"{run.run_id} {number} {salt}".encode(), digest_size=4)
+        seed = int(drawn.hexdigest(), 16)
         request = GenerationRequest(
             run.prompt.messages,
             run.prompt.tools,
-            max_tokens=limit if isinstance(limit, int) and 0 < limit <= 4096 else 256,
+            max_tokens=limit if isinstance(limit, int) and 0 < limit <= 4096 else max_tokens,
             temperature=temperature,
             seed=seed,
             chat_template_kwargs=run.prompt.chat_template_kwargs,
@@ -241,26 +252,6 @@ def sample_answers(
         )
     log.flush()
     return found
-
-
-def _trusted(judge: OpenedJudge, namespace: str) -> Callable[[str], bool]:
-    """Which strata a judge is trusted in."""
-    if judge.source == "code":
-        return lambda tag: True
-    of_it = f"`agentpref judge calibrate {judge.name}`"
-    found = judge.calibration
-    if found is None:
-        raise UncalibratedJudge(
-            f"nobody knows how right judge {judge.name!r} is in {namespace!r} in its present form, "
-            f"so nothing that it says would train; run {of_it} first"
-        )
-    if not any(found.noise(tag) is not None for tag in found.strata):
-        raise UncalibratedJudge(
-            f"judge {judge.name!r} is not shown to be better than a coin in any stratum of "
-            f"{namespace!r}, so nothing that it says would train; improve its rubric or model, or "
-            f"log more comparisons by people, and run {of_it} again"
-        )
-    return lambda tag: found.noise(tag) is not None
 
 
 def _recheck(

@@ -253,7 +253,7 @@ class _Workers:
             threading.Thread(target=self._work, name=name, daemon=True).start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *at: object) -> None:
         for _ in range(self._count):
             self._inbox.put(None)
 

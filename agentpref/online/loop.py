@@ -1,0 +1,338 @@
+"""One loop while it runs: draw, judge, learn, compare with the base, and go on or not."""
+
+from __future__ import annotations
+
+import math
+import random
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agentpref.adoption import adopt
+from agentpref.config import UpdateConfig
+from agentpref.errors import JudgeError
+from agentpref.evaluation.duels import Answers, Duel, answers_of, duel, known_gold
+from agentpref.home import Home
+from agentpref.judging.opened import Asking, OpenedJudge
+from agentpref.judging.running import JudgeRun, Pair, compare, sample_answers
+from agentpref.online.deceived import Agreement, agreement, parting, rewarded
+from agentpref.online.report import OnlineReport, Round, Train, Why
+from agentpref.pipeline import update
+from agentpref.prefer.examples import is_held_out
+from agentpref.prefer.judges.hearing import Case, Spending
+from agentpref.prefer.judges.verdicts import Question
+from agentpref.prefer.strata import equal_shares
+from agentpref.reading import last_held_out
+from agentpref.record.judges import Judges
+from agentpref.record.log import Log
+from agentpref.record.messages import canonical
+from agentpref.record.store import Store
+from agentpref.serve.router import Router
+from agentpref.types import BASE, INCOMPLETE, Message, Progress, Run, UpdateReport
+
+if TYPE_CHECKING:
+    import sqlite3
+
+_RISE = 0.01  # a smaller rise of the win rate is none
+_LOST_IN_A_ROW = 2
+_SPENT = 0.95  # of the KL budget
+_NEWEST = 20_000  # so many prompts of the log are drawn from
+
+
+@dataclass
+class Loop:
+    """One loop while it runs."""
+
+    home: Home
+    connection: sqlite3.Connection
+    router: Router
+    log: Log
+    judge: OpenedJudge
+    check: OpenedJudge | None
+    model: str
+    config: UpdateConfig
+    prompts: int
+    samples: int
+    temperature: float
+    max_tokens: int
+    train: Train | None
+    asking: Asking
+    progress: Progress
+    until: float | None
+
+    def __post_init__(self) -> None:
+        self.namespace = self.log.namespace
+        self.registry = self.router.registry
+        self.report = OnlineReport(self.judge.name, self.namespace, self.live)
+        self.first: Agreement | None = None
+        self.now: Agreement | None = None
+        self.held_out = last_held_out(self.connection, self.namespace)
+        self.gold = known_gold(self.judge, self.namespace)
+        self.random = random.Random(self.config.seed)
+
+    @property
+    def live(self) -> str:
+        """The id of what serves."""
+        return self.registry.state().live or BASE
+
+    def run(
+        self, rounds: int, probes: int, *, offline: bool, heard: Callable[[Round], object]
+    ) -> OnlineReport:
+        """Learn from what is logged, and then round after round."""
+        report = self.report
+        if offline:
+            report.offline = self._update().verdict
+            self.router.sync()
+        trained, held_out = self._prompts()
+        if not trained:
+            raise JudgeError(
+                f"no prompt of {self.namespace!r} is on the training side of the log; log what the "
+                "app is asked first"
+            )
+        chosen = self._draw(held_out, probes)
+        self.probe_answers = self._answers(BASE, chosen)
+        if not chosen:
+            report.notes.append("no prompt is held out, so nobody can say whether live is better")
+        self.probes = chosen
+        waiting: list[Run] = []
+        for number in range(1, rounds + 1):
+            waiting = waiting or [*trained]
+            asked = self._draw(waiting, self.prompts)
+            waiting = [run for run in waiting if run not in asked]
+            done = self._round(number, asked)
+            report.rounds.append(done)
+            heard(done)
+            why = self._ends(number == rounds)
+            if why is not None:
+                report.ended, report.because = why
+                break
+        report.live = self.live
+        return report
+
+    def _round(self, number: int, asked: Sequence[Run]) -> Round:
+        begun, judged = time.monotonic(), JudgeRun(self.judge.name, self.namespace)
+        judged.spending = self.report.spending
+        sampled, updated = 0, None
+        if self.train is None:
+            pairs, sampled = self._sampled(number, asked)
+            compare(self.judge, self.connection, pairs, judged, self._asking())
+            updated = self._update()
+        else:
+            updated = self._reinforced(asked, self.train)
+        self.router.sync()
+        fought, checked, agreement, words = self._probed()
+        rate = None if fought is None else fought.rate.corrected or fought.rate.raw
+        by_check = None if checked is None else checked.rate.raw
+        return Round(
+            number,
+            len(asked),
+            sampled,
+            judged.decided,
+            judged.ties,
+            judged.position,
+            updated.verdict,
+            updated.revision if updated.verdict == "promoted" else None,
+            next((one["value"] for one in updated.checks if one["name"] == "KL budget"), None),
+            None if rate is None else rate.value,
+            None if rate is None else (rate.low, rate.high),
+            None if by_check is None else by_check.value,
+            agreement,
+            words,
+            time.monotonic() - begun,
+            updated.update_id,
+        )
+
+    # --- Prompts and answers ---
+
+    def _prompts(self) -> tuple[list[Run], list[Run]]:
+        """A run of each prompt of the log, the newest ones: of the training side, and held out."""
+        query = """SELECT max(run_id), max(created_at) FROM run WHERE namespace = ?
+            GROUP BY prompt ORDER BY 2 DESC LIMIT ?"""
+        found = self.connection.execute(query, (self.namespace, _NEWEST))
+        store, sides = Store(self.connection), (list[Run](), list[Run]())
+        for run_id, _ in found.fetchall():
+            run = store.run(run_id)
+            if self.judge.trusts(run.tag):
+                sides[is_held_out(run.prompt.messages, self.held_out)].append(run)
+        return sides
+
+    def _draw(self, runs: Sequence[Run], count: int) -> list[Run]:
+        """Some runs at random, as equally of each tag as possible."""
+        tags: dict[str, list[Run]] = {}
+        for run in runs:
+            tags.setdefault(run.tag, []).append(run)
+        shares = equal_shares({tag: len(some) for tag, some in tags.items()}, count)
+        return [run for tag in sorted(tags) for run in self.random.sample(tags[tag], shares[tag])]
+
+    def _answers(self, revision: str, runs: Sequence[Run]) -> Answers:
+        return answers_of(
+            self.router.backend.generate,
+            revision,
+            [run.prompt for run in runs],
+            max_tokens=self.max_tokens,
+            progress=self.progress,
+        )
+
+    def _sampled(self, number: int, asked: Sequence[Run]) -> tuple[list[Pair], int]:
+        """Draw answers from live, record them, and pair those of one prompt that differ."""
+        store, pairs, drawn = Store(self.connection), list[Pair](), 0
+
+        def draw(run: Run) -> list[str]:
+            return sample_answers(
+                self.log,
+                run,
+                self.router.generate,
+                self.samples,
+                self.temperature,
+                max_tokens=self.max_tokens,
+                salt=f"{self.report.start} {number} {self.config.seed}",
+                online=number,
+            )
+
+        with ThreadPoolExecutor(self.asking.concurrency) as pool:
+            for done, run_ids in enumerate(pool.map(draw, asked), start=1):
+                runs = [store.run(run_id) for run_id in run_ids]
+                drawn += len(runs)
+                whole = [one for one in runs if one.metadata.get("finish_reason") != INCOMPLETE]
+                for place, a in enumerate(whole):
+                    pairs += [Pair(a, b) for b in whole[place + 1 :] if _differ(a, b)]
+                self.progress(f"answers of round {number}", done, len(asked))
+        return pairs, drawn
+
+    # --- Learning ---
+
+    def _update(self) -> UpdateReport:
+        return update(
+            self.home.path,
+            model=self.model,
+            config=self._config(),
+            namespace=self.namespace,
+            progress=self.progress,
+        )
+
+    def _config(self) -> UpdateConfig:
+        if self.until is None:
+            return self.config
+        left = max(0.5, (self.until - time.monotonic()) / 60)
+        limit = min(left, self.config.max_minutes or math.inf)
+        return replace(self.config, max_minutes=limit)
+
+    def _asking(self) -> Asking:
+        """How the judge is asked: for the time that is left."""
+        limits = self.asking.limits
+        if self.until is not None:
+            left = max(1.0, self.until - time.monotonic())
+            limits = replace(limits, seconds=min(left, limits.seconds or math.inf))
+        return replace(self.asking, limits=limits, progress=self.progress)
+
+    def _reinforced(self, asked: Sequence[Run], train: Train) -> UpdateReport:
+        """Train by reinforcement with the judge's wins as the reward, and put it to the gate."""
+        start = None if self.live == BASE else self.registry.get(self.live).path
+        prompts = [run.prompt.messages for run in asked]
+        with tempfile.TemporaryDirectory() as folder:
+            made = train(Path(folder), start, prompts, self._reward)
+            return adopt(
+                self.home.path,
+                made,
+                model=self.model,
+                config=self._config(),
+                namespace=self.namespace,
+                progress=self.progress,
+                trained_on=[run.run_id for run in asked],
+            )
+
+    def _reward(self, messages: Sequence[Message], answers: Sequence[str]) -> list[float]:
+        """The share of the other answers that each one beats; a tie is half."""
+        scores = [0.0] * len(answers)
+        places = [(a, b) for b in range(len(answers)) for a in range(b)]
+        given: list[Message] = [{"role": "assistant", "content": text} for text in answers]
+        cases = [Case(Question(tuple(messages), given[a], given[b])) for a, b in places]
+        for number, one in self.judge.hear(cases, self.report.spending, replace(self.asking)):
+            a, b = places[number]
+            won = {"a": 1.0, "b": 0.0, "tie": 0.5}[one.winner]
+            scores[a], scores[b] = scores[a] + won, scores[b] + 1 - won
+        return [score / max(1, len(answers) - 1) for score in scores]
+
+    # --- Whether it is better, and whether to go on ---
+
+    def _probed(self) -> tuple[Duel | None, Duel | None, float | None, tuple[str, ...]]:
+        """Compare live with the base on the held-out prompts, by both judges."""
+        if not self.probes or self.live == BASE:
+            return None, None, None, ()
+        now = self._answers(self.live, self.probes)
+        given = (now, self.probe_answers, [run.prompt for run in self.probes])
+        asking = self._asking()
+        fought, opinions = duel(self.judge, *given, self.gold, self.report.spending, asking)
+        if self.check is None:
+            return fought, None, None, ()
+        checked, others = duel(self.check, *given, (), Spending(), asking)
+        self.now = agreement(opinions, others)
+        self.first = self.first or self.now
+        words = rewarded(now.messages, self.probe_answers.messages, opinions, others)
+        return fought, checked, self.now.share, words
+
+    def _ends(self, is_last: bool) -> tuple[Why, str] | None:
+        """Why the loop ends now; ``None`` if it goes on."""
+        rounds = self.report.rounds
+        done = rounds[-1]
+        if (deceived := self._deceived(done)) is not None:
+            self._take_back(done, deceived)
+            return "judges_disagree", deceived
+        if self.report.spending.stopped:
+            return "judge_spent", self.report.spending.stopped
+        if done.kl is not None and done.kl >= _SPENT * self.config.gate.kl_budget:
+            return "kl_budget", (
+                f"KL from the base is {done.kl:.3f} of {self.config.gate.kl_budget:g} nats a token"
+            )
+        lost = [one.revision is None for one in rounds[-_LOST_IN_A_ROW:]]
+        if len(lost) == _LOST_IN_A_ROW and all(lost):
+            return "nothing_promoted", f"{_LOST_IN_A_ROW} rounds in a row brought nothing better"
+        rates = [one.win_rate for one in rounds if one.win_rate is not None and one.revision]
+        if len(rates) > 1 and done.revision and rates[-1] < max(rates[:-1]) + _RISE:
+            return "no_rise", (
+                f"the judged win rate no longer rises: {max(rates[:-1]):.2f}, now {rates[-1]:.2f}"
+            )
+        if not is_last and self.until is not None and time.monotonic() >= self.until:
+            return "time", "the time is over"
+        return None
+
+    def _deceived(self, done: Round) -> str | None:
+        """In words, how live has learned to please its judge; ``None`` if it has not."""
+        if self.check is None or self.now is None:
+            return None
+        likes = (done.win_rate or 0.0) > 0.5
+        why = parting(None if self.now is self.first else self.first, self.now, prefers_live=likes)
+        if why is None:
+            return None
+        words = ", ".join(done.words)
+        rewards = f"; {self.judge.name} rewards the words: {words}" if words else ""
+        return f"{self.judge.name} and {self.check.name} part: {why}{rewards}"
+
+    def _take_back(self, done: Round, why: str) -> None:
+        """Roll back what the round brought, and let the judge's verdicts train nothing any more."""
+        report = self.report
+        if done.revision is not None:
+            self.router.rollback()
+            report.rolled_back = done.revision
+            report.notes.append(f"{done.revision} was rolled back; {self.live} serves")
+        if self.judge.source == "code":
+            report.notes.append(
+                f"{self.judge.name} is a rule, whose verdicts go on to train; mend it, and retract "
+                "its comparisons"
+            )
+            return
+        empty = {"calibration": self.judge.calibration and self.judge.calibration.to_mapping()}
+        found = {**empty, "weights": {}, "gold": "", "distrusted": why}
+        Judges(self.connection).calibrate(self.namespace, self.judge.voter, {}, found)
+        report.notes.append(
+            f"what {self.judge.name} says trains nothing any more; change its rubric, and run "
+            f"`agentpref judge calibrate {self.judge.name}`"
+        )
+
+
+def _differ(a: Run, b: Run) -> bool:
+    return canonical(a.output) != canonical(b.output)
