@@ -1,11 +1,12 @@
 """The online loop: what serves answers, a judge compares, the pairs train, and what passes serves.
 
-Each round draws answers from live to prompts of the log that are never held out, lets a judge
-compare them, and is one update. After each, live and the base answer the same held-out prompts, and
-the judge says how often live's are better. The loop ends by itself: when that no longer rises, when
-updates bring nothing, when the KL budget is spent, or when an independent judge no longer agrees
-with the first one. In the last case the policy has learned to please its judge: what the round
-brought is rolled back, the judge's verdicts train nothing any more, and the report has the words.
+Each round draws answers from live to prompts of the log, lets a judge compare them, and is one
+update. Held-out prompts among them prove, and never train. After each round, live and the base
+answer other held-out prompts, always the same, and the judge says how often live's are better. The
+loop ends by itself: when that no longer rises, when updates bring nothing, when the KL budget is
+spent, or when an independent judge no longer agrees with the first one. In the last case the policy
+has learned to please its judge: what the round brought is rolled back, the judge's verdicts train
+nothing any more, and the report has the words.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ def run_online(
         namespace: whose prompts and live revision.
         config: settings of the updates.
         rounds: so many at most.
-        prompts: so many prompts in each round, as equally of each tag as possible.
+        prompts: so many prompts to train on in each round, as equally of each tag as possible;
+            held-out ones come beside them, by their share, to prove by.
         samples: so many answers to each prompt, of which each pair is compared.
         temperature: at which they are drawn.
         max_tokens: so many tokens at most in an answer whose run does not say.
@@ -93,8 +95,6 @@ def run_online(
         least = least_of[name]
         if value < least:
             raise ConfigError(f"{name} is {value}, but must be {least} or more")
-    if check is not None and check == judge:
-        raise ConfigError(f"check is {check!r}, which is the judge; name another one")
     place = Home.open(home)
     with translated(place), closing(connect(place)) as connection:
         Store(connection).require_namespace(namespace)
@@ -102,6 +102,8 @@ def run_online(
         opened = open_judge(place, connection, judge, namespace)
         opened.require_trusted(namespace)
         second = None if check is None else open_judge(place, connection, check, namespace)
+        if second is not None and second.voter == opened.voter:
+            raise ConfigError(f"check is {second.name!r}, which is the judge; name another one")
         with Router(registry, backend) as router, Log(place.path, namespace=namespace) as log:
             loop = Loop(
                 place, connection, router, log, opened, second, model, config or UpdateConfig(),

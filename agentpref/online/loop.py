@@ -6,6 +6,7 @@ import math
 import random
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -72,7 +73,7 @@ class Loop:
         self.now: Agreement | None = None
         self.held_out = last_held_out(self.connection, self.namespace)
         self.gold = known_gold(self.judge, self.namespace)
-        self.random = random.Random(self.config.seed)
+        self.random, self.drawn = random.Random(self.config.seed), Counter[str]()
 
     @property
     def live(self) -> str:
@@ -93,17 +94,16 @@ class Loop:
                 f"no prompt of {self.namespace!r} is on the training side of the log; log what the "
                 "app is asked first"
             )
-        chosen = self._draw(held_out, probes)
+        chosen = self._draw(held_out, min(probes, len(held_out) // 2))
+        proving = [run for run in held_out if run not in chosen]
         self.probe_answers = self._answers(BASE, chosen)
         if not chosen:
             report.notes.append("no prompt is held out, so nobody can say whether live is better")
         self.probes = chosen
-        waiting: list[Run] = []
+        share = round(self.prompts * self.held_out / (1 - self.held_out))
         for number in range(1, rounds + 1):
-            waiting = waiting or [*trained]
-            asked = self._draw(waiting, self.prompts)
-            waiting = [run for run in waiting if run not in asked]
-            done = self._round(number, asked)
+            asked = self._draw(trained, self.prompts)
+            done = self._round(number, [*asked, *self._draw(proving, max(1, share))])
             report.rounds.append(done)
             heard(done)
             why = self._ends(number == rounds)
@@ -161,12 +161,18 @@ class Loop:
         return sides
 
     def _draw(self, runs: Sequence[Run], count: int) -> list[Run]:
-        """Some runs at random, as equally of each tag as possible."""
+        """Some runs at random, as equally of each tag as possible; those drawn least come first."""
         tags: dict[str, list[Run]] = {}
         for run in runs:
             tags.setdefault(run.tag, []).append(run)
         shares = equal_shares({tag: len(some) for tag, some in tags.items()}, count)
-        return [run for tag in sorted(tags) for run in self.random.sample(tags[tag], shares[tag])]
+        drawn: list[Run] = []
+        for tag in sorted(tags):
+            shuffled = self.random.sample(tags[tag], len(tags[tag]))
+            shuffled.sort(key=lambda run: self.drawn[run.run_id])
+            drawn += shuffled[: shares[tag]]
+        self.drawn.update(run.run_id for run in drawn)
+        return drawn
 
     def _answers(self, revision: str, runs: Sequence[Run]) -> Answers:
         return answers_of(
@@ -232,7 +238,8 @@ class Loop:
     def _reinforced(self, asked: Sequence[Run], train: Train) -> UpdateReport:
         """Train by reinforcement with the judge's wins as the reward, and put it to the gate."""
         start = None if self.live == BASE else self.registry.get(self.live).path
-        prompts = [run.prompt.messages for run in asked]
+        trained = [run for run in asked if not is_held_out(run.prompt.messages, self.held_out)]
+        prompts = [run.prompt.messages for run in trained]
         with tempfile.TemporaryDirectory() as folder:
             made = train(Path(folder), start, prompts, self._reward)
             return adopt(
@@ -242,7 +249,7 @@ class Loop:
                 config=self._config(),
                 namespace=self.namespace,
                 progress=self.progress,
-                trained_on=[run.run_id for run in asked],
+                trained_on=[run.run_id for run in trained],
             )
 
     def _reward(self, messages: Sequence[Message], answers: Sequence[str]) -> list[float]:

@@ -40,6 +40,7 @@ class FakeJudge:
         noise: the share of questions about which it says the opposite.
         position: the share of questions at which it names what it is shown first.
         source: ``"code"`` needs no calibration.
+        name: under which a home knows it.
     """
 
     prefers: Prefers = shorter
@@ -48,6 +49,7 @@ class FakeJudge:
     position: float = 0.0
     seed: int = 0
     source: Source = "model"
+    name: str = "fakejudge"
     asked: list[tuple[str, str, str]] = field(default_factory=list, compare=False)
 
     def judge(

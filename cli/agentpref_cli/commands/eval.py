@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from agentpref_cli import options
+from agentpref_cli.commands.judge import (
+    Concurrency,
+    MaxCost,
+    MaxTokens,
+    asking_of,
+    show_spending,
+)
 from agentpref_cli.terminal import (
     BAD,
     BOLD,
@@ -23,8 +30,14 @@ from agentpref_cli.terminal import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from agentpref.evaluation import Evaluation
+    from agentpref.evaluation.duels import Answer, Duels
+    from agentpref.judging import Asking
+    from agentpref.prefer.judges.calibration import Estimate
     from agentpref.prove.comparing import Difference, Group, Interval
+    from agentpref.serve.registry import Registry
 
 _FINDINGS = {"better": GOOD, "worse": BAD, "not told apart": WARN}
 
@@ -84,6 +97,20 @@ def evaluate(
         bool,
         typer.Option("--with-trained", help="Also score prompts that trained a revision, apart."),
     ] = False,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Let a judge compare what the revisions answer: win rates instead of accuracies.",
+            show_default=False,
+        ),
+    ] = None,
+    answer_tokens: Annotated[
+        int, typer.Option(min=1, metavar="N", help="With --judge: tokens of an answer, at most.")
+    ] = 256,
+    concurrency: Concurrency = 8,
+    max_tokens: MaxTokens = None,
+    max_cost: MaxCost = None,
     quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -93,10 +120,24 @@ def evaluate(
     revision raises the better answer over the worse one, against the base. Later revisions are
     compared with earlier ones, prompt by prompt. Intervals are of 95 %. Prompts that trained one of
     them are left out.
+
+    With --judge, the revisions answer the held-out prompts (at most --limit, else 100) and a judge
+    compares the answers, in both orders. Beside the win rate stand the one that is corrected by
+    what is known of the judge's errors, and the one at equal lengths.
     """
     from agentpref.evaluation import evaluate as run_evaluation
     from agentpref.learn import process
 
+    if judge is not None:
+        _refuse_beside_judge(since, with_trained)
+        with progress(quiet) as report:
+            asking = asking_of(concurrency, max_tokens, max_cost, None, process.settling(report))
+            fought = _fight(
+                judge, home, revisions or (), on, format, namespace, model, limit, answer_tokens,
+                asking,
+            )  # fmt: skip
+        print_result(as_json, fought.to_mapping(), lambda: _show_duels(fought))
+        return
     begin = None if since is None else options.parse_since(since, time.time(), "--since")
     with progress(quiet) as report:
         found = run_evaluation(
@@ -112,6 +153,86 @@ def evaluate(
             progress=process.settling(report),
         )
     print_result(as_json, found.to_mapping(), lambda: _show(found))
+
+
+def _refuse_beside_judge(since: str | None, with_trained: bool) -> None:
+    from agentpref.errors import ConfigError
+
+    for name, given in (("--since", since), ("--with-trained", with_trained)):
+        if given:
+            raise ConfigError(
+                f"{name} chooses examples to score, and --judge asks prompts; leave it out"
+            )
+
+
+def _fight(
+    judge: str,
+    home: Path | None,
+    revisions: Sequence[str],
+    on: str | None,
+    format: str | None,
+    namespace: str,
+    model: str | None,
+    limit: int | None,
+    answer_tokens: int,
+    asking: Asking,
+) -> Duels:
+    """Let revisions answer in this process, and a judge compare the answers."""
+    from agentpref.evaluation.duels import judge_revisions
+    from agentpref.types import BASE
+    from agentpref_adapters.transformers import TransformersBackend
+
+    def answer(registry: Registry, names: Sequence[str]) -> Answer:
+        found = [registry.get(name) for name in names if name != BASE]
+        backend = TransformersBackend(model or found[-1].manifest["base"]["name"])
+        for revision in found:
+            backend.validate(revision)
+            backend.load(revision)
+        return backend.generate
+
+    return judge_revisions(
+        home,
+        judge,
+        revisions,
+        answer=answer,
+        on=sys.stdin.buffer if on == "-" else on,
+        format=format,
+        namespace=namespace,
+        prompts=100 if limit is None else limit,
+        max_tokens=answer_tokens,
+        asking=asking,
+    )
+
+
+def _show_duels(found: Duels) -> None:
+    say(f"{found.judge} on {found.prompts:,} prompts of {found.on}", BOLD)
+    rows = [
+        (
+            f"{_short(one.revision)} over {_short(one.against)}",
+            one.wins,
+            one.ties,
+            one.losses,
+            one.position,
+            _estimate(one.rate.raw),
+            _estimate(one.rate.corrected),
+            _estimate(one.controlled.controlled),
+        )
+        for one in found.duels
+    ]
+    columns = ("", "wins", "ties", "losses", "by order", "win rate", "corrected", "at equal length")
+    table(columns, rows)
+    for reason in sorted({one.rate.why for one in found.duels if one.rate.why}):
+        say(reason, WARN)
+    if found.ratings:
+        strengths = [(_short(name), strength) for name, strength in found.ratings.items()]
+        table(("revision", "strength"), strengths)
+    show_spending(found.spending)
+    for note in found.notes:
+        say(note)
+
+
+def _estimate(one: Estimate | None) -> str:
+    return "-" if one is None else f"{one.value:.2f} [{one.low:.2f}, {one.high:.2f}]"
 
 
 def _show(found: Evaluation) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from agentpref.prefer.judges.calibration import Estimate, Reliability
     from agentpref.prefer.judges.hearing import Spending
     from agentpref.record.judges import Calibrated, Version
+    from agentpref.types import Progress
 
 app = typer.Typer(
     help="Let a model compare answers, and measure by people's comparisons how right it is.",
@@ -254,12 +255,23 @@ def _asking(
     quiet: bool,
 ) -> Iterator[Asking]:
     """How questions are asked, with a progress bar."""
+    with progress(quiet) as report:
+        yield asking_of(concurrency, max_tokens, max_cost, max_minutes, report)
+
+
+def asking_of(
+    concurrency: int,
+    max_tokens: int | None,
+    max_cost: float | None,
+    max_minutes: float | None,
+    report: Progress | None,
+) -> Asking:
+    """How questions are asked, by the options of a command."""
     from agentpref.judging import Asking
     from agentpref.prefer.judges.hearing import Limits
 
     seconds = None if max_minutes is None else 60 * max_minutes
-    with progress(quiet) as report:
-        yield Asking(concurrency, Limits(max_tokens, max_cost, seconds), progress=report)
+    return Asking(concurrency, Limits(max_tokens, max_cost, seconds), progress=report)
 
 
 @contextmanager
@@ -340,7 +352,7 @@ def _show_calibration(found: Calibrating) -> None:
         say(f"weight of {member}: {weight:.2f}")
     for line in _people(found.people):
         say(line)
-    _show_spending(found.spending)
+    show_spending(found.spending)
     for note in found.notes:
         say(note)
 
@@ -401,12 +413,13 @@ def _show_run(done: JudgeRun) -> None:
         )
     if done.not_asked:
         say(f"{done.not_asked:,} more pairs wait; the same command goes on")
-    _show_spending(done.spending)
+    show_spending(done.spending)
     for note in done.notes:
         say(note)
 
 
-def _show_spending(spending: Spending) -> None:
+def show_spending(spending: Spending) -> None:
+    """Print what asking a judge took, and what failed."""
     tokens = spending.prompt_tokens + spending.completion_tokens
     if spending.asked or spending.known:
         say(
