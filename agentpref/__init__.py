@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from agentpref.adoption import adopt
     from agentpref.config import UpdateConfig
     from agentpref.errors import AgentprefError
     from agentpref.evaluation import Evaluation, evaluate
@@ -38,6 +39,7 @@ _HOMES = {
     "Run": "agentpref.types",
     "UpdateConfig": "agentpref.config",
     "UpdateReport": "agentpref.types",
+    "adopt": "agentpref.adoption",
     "evaluate": "agentpref.evaluation",
     "redact": "agentpref.record.ingest.redaction",
     "update": "agentpref.pipeline",
@@ -57,6 +59,7 @@ __all__ = [
     "Run",
     "UpdateConfig",
     "UpdateReport",
+    "adopt",
     "evaluate",
     "redact",
     "update",

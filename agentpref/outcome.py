@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from agentpref.accounting import uses
+from agentpref.errors import ConfigError
 from agentpref.home import CANDIDATE, own_folder
 from agentpref.prefer.strata import Listed
 from agentpref.printable import in_namespace
@@ -41,6 +42,20 @@ class Wishes(NamedTuple):
     promote: bool = True
     canary: float | None = None
     again: bool = False
+
+    @classmethod
+    def checked(cls, promote: bool, canary: float | None, *, again: bool = False) -> Wishes:
+        """The wishes, if they go together.
+
+        Raises:
+            ConfigError: ``canary`` is out of range, or given beside ``promote=False``.
+        """
+        if canary is not None and not (0 < canary <= 1 and promote):
+            raise ConfigError(
+                f"canary is {canary!r}, but must be a share above 0 and at most 1, and takes the "
+                "place of a promotion: leave out promote=False (--no-promote)"
+            )
+        return cls(promote, canary, again)
 
 
 _CHANGED = "somebody changed what serves while the update ran"
@@ -144,7 +159,12 @@ class Outcome:
     def _end_trial(
         self, report: UpdateReport, connection: sqlite3.Connection, serving: ServingState
     ) -> UpdateReport:
-        """End a canary that was a trial, since its gain is no longer likely."""
+        """End a canary that was a trial, since its gain is no longer likely.
+
+        What an adapter from elsewhere shows says nothing of the canary, which learned other things.
+        """
+        if "adopted" in report.training:
+            return report
         ended = ("refused", "insufficient", "nothing_to_gain")
         if report.verdict not in ended or not report.gain or report.gain.get("likely"):
             return report

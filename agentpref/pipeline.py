@@ -9,28 +9,24 @@ The module cannot be called ``update``: importing it would hide the function ``a
 
 from __future__ import annotations
 
-import shutil
-import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agentpref.accounting import account, take_stock, there, with_account
-from agentpref.aside import still_aside, with_aside
+from agentpref.accounting import account, there, with_account
+from agentpref.aside import with_aside
 from agentpref.attempt import Bench
-from agentpref.budget import Budget
 from agentpref.config import UpdateConfig
-from agentpref.errors import ConfigError, UpdateInterrupted, WrongBase
+from agentpref.groundwork import Groundwork, locked
 from agentpref.home import Home
 from agentpref.learn import checkpoint as checkpoints
 from agentpref.learn import resume
 from agentpref.learn.checkpoint import Checkpoint
-from agentpref.learn.data import Available
-from agentpref.learn.process import LOADING, Interrupts
+from agentpref.learn.process import Interrupts
 from agentpref.learn.resume import StartedUpdate
 from agentpref.learn.team import Team, assembled
 from agentpref.models.threads import sharing
@@ -38,27 +34,14 @@ from agentpref.outcome import Outcome, Wishes
 from agentpref.prefer import ordinary
 from agentpref.prefer.catalog import Catalog
 from agentpref.record import asides
-from agentpref.record.database import connect, exclusive, translated
 from agentpref.record.journal import Trace
 from agentpref.record.messages import new_id
-from agentpref.record.spill import drain
-from agentpref.record.store import Store
-from agentpref.record.updates import Updates
-from agentpref.repeats import digests, stalled, without_examples
+from agentpref.repeats import stalled, without_examples
 from agentpref.retry import Plan, following
-from agentpref.serve import decisions, regression
-from agentpref.serve.backend import Revision
-from agentpref.serve.registry import Registry
 from agentpref.serve.validate import check_revision
-from agentpref.types import BASE, Progress, UpdateReport
+from agentpref.types import Progress, UpdateReport
 
 if TYPE_CHECKING:
-    import sqlite3
-
-    from agentpref.learn.adapter import Policy
-    from agentpref.learn.cache import LogpCache
-    from agentpref.learn.learner import Learner
-    from agentpref.models.adapter_files import AdapterFiles
     from agentpref.models.base import BaseModel
     from agentpref.prove.checks import Scorer, UserCheck
 
@@ -128,11 +111,7 @@ def update(
         UpdateError: another process of the team ended; the next update resumes from the state
             that was saved last.
     """
-    if canary is not None and not (0 < canary <= 1 and promote):
-        raise ConfigError(
-            f"canary is {canary!r}, but must be a share above 0 and at most 1, and takes the place "
-            "of a promotion: leave out promote=False (--no-promote)"
-        )
+    wishes = Wishes.checked(promote, canary, again=again)
     with assembled() as team:
         if not team.main:
             from agentpref.learn.follower import follow
@@ -145,7 +124,7 @@ def update(
         )
         with (
             Trace(place, blank) as trace,
-            _locked(place, namespace, interrupts) as connection,
+            locked(place, namespace, interrupts) as connection,
             ExitStack() as stack,
         ):
             report = _Update(
@@ -158,92 +137,31 @@ def update(
                 scorers,
                 interrupts.reporting(progress),
                 interrupts,
-                team,
                 trace,
-                Wishes(promote, canary, again),
+                wishes,
+                team,
                 stack,
             ).run()
         team.finish(report.to_mapping())
         return report
 
 
-@contextmanager
-def _locked(home: Home, namespace: str, interrupts: Interrupts) -> Iterator[sqlite3.Connection]:
-    """Lock a home for one update, and clean up what killed updates left."""
-    try:
-        with (
-            interrupts.listening(),
-            exclusive(home),
-            translated(home),
-            closing(connect(home)) as connection,
-        ):
-            drain(home)
-            checkpoints.sweep(home.training)
-            for folder in home.candidates:
-                shutil.rmtree(folder, ignore_errors=True)
-            yield connection
-    except KeyboardInterrupt as error:
-        outlook = resume.outlook(checkpoints.path_of(home.training, namespace))
-        signum = interrupts.signum or signal.SIGINT
-        raise UpdateInterrupted(f"interrupted; {outlook}", signum) from error
-
-
 @dataclass
-class _Update:
+class _Update(Groundwork):
     """One update while it runs."""
 
-    home: Home
-    connection: sqlite3.Connection
-    model: str
-    config: UpdateConfig
-    namespace: str
-    checks: Mapping[str, UserCheck] | None
-    scorers: Mapping[str, Scorer] | None
-    progress: Progress
-    interrupts: Interrupts
     team: Team
-    trace: Trace
-    wishes: Wishes
     stack: ExitStack
 
     def __post_init__(self) -> None:
-        self.registry = Registry(self.home, namespace=self.namespace)
-        self.updates = Updates(self.connection)
+        super().__post_init__()
         self.checkpoint = Checkpoint(checkpoints.path_of(self.home.training, self.namespace))
-        self.update_id, self.created_at = self.trace.report.update_id, self.trace.report.created_at
-        minutes = self.config.max_minutes
-        self.budget = Budget(None if minutes is None else 60 * minutes)
 
     def run(self) -> UpdateReport:
         """Go through the update in order."""
-        Store(self.connection).require_namespace(self.namespace)
         # 1. What serves, and what there is to learn.
-        killed = self.trace.begin(self.connection)
-        killed = [*killed, *regression.tell(self.registry, act=self.wishes.promote)]
-        serving = self.registry.state()
-        live = None if serving.live is None else self.registry.get(serving.live)
-        if live is not None:
-            self.registry.require_fit(live)
-        catalog = Catalog(self.connection, self.namespace, held_out=self.config.held_out)
-        catalog.refresh()
-        learned = self.updates.learned_by(serving.live)
-        refusals = still_aside(
-            self.connection,
-            self.trace.report,
-            catalog.find,
-            lambda: digests(self.trace.report),
-            again=self.wishes.again,
-        )
-        available, left_out = take_stock(
-            catalog,
-            learned,
-            self.config,
-            aside={name for one in refusals for name in one.examples},
-            aged=asides.aged_out(self.connection, serving.live),
-        )
-        of_log = partial(ordinary.draw, self.connection, self.namespace, self.config)
-        available = replace(available, ordinary=of_log)
-        report = self._report(available, live, left_out, killed)
+        stock = self.take_stock(again=self.wishes.again)
+        serving, live, catalog, refusals, available, report = stock
         known = stalled(self.connection, report, available, again=self.wishes.again)
         is_new = bool(available.new) and known is None
 
@@ -251,9 +169,9 @@ class _Update:
         base, started, needed, adapter = None, None, dict[str, Any](), None
         checks: Mapping[str, UserCheck] = {}
         if is_new or self.checkpoint.path.exists():
-            checks = self._load_parts()  # a broken check or loss is reported before any work
+            checks = self.load_parts()  # a broken check or loss is reported before any work
             adapter = None if live is None else check_revision(live)
-            base = self._load_base(live)
+            base = self.load_base(live)
             needed = resume.conditions(self.namespace, serving.live, base, self.config)
             started = self._started(base, needed, catalog)
         report = replace(
@@ -272,7 +190,7 @@ class _Update:
 
         # 3. Learn, and prove.
         self.share = self.stack.enter_context(sharing(started.threads if started else None))
-        learner = self._learner(base, live, adapter)
+        learner = self.learner(base, live, adapter, team=self.team)
         bench = Bench(
             self.update_id,
             self.created_at,
@@ -319,36 +237,6 @@ class _Update:
         checkpoints.remove(self.checkpoint.path)
         return report
 
-    def _load_parts(self) -> Mapping[str, UserCheck]:
-        from agentpref.learn.losses import load_loss
-        from agentpref.prove.checks import installed_checks, installed_scorers
-
-        self.scorers = installed_scorers() if self.scorers is None else self.scorers
-        for kind in (self.config.loss.kind, self.config.thumbs.kind):
-            load_loss(kind)
-        return installed_checks() if self.checks is None else self.checks
-
-    def _load_base(self, live: Revision | None) -> BaseModel:
-        from agentpref.models.base import load_base
-
-        self.progress(LOADING, 0, 1)
-        base = load_base(
-            self.model,
-            precision=self.config.precision,
-            chat_template_kwargs=self.config.chat_template_kwargs,
-        )
-        self.progress(LOADING, 1, 1)
-        if live is not None:
-            trained_on = live.manifest["base"]
-            if decisions.digests_of(trained_on) != decisions.digests_of(base.identity):
-                raise WrongBase(
-                    f"{live.revision_id} was trained on {trained_on['name']!r} with "
-                    f"chat_template_kwargs {trained_on.get('chat_template_kwargs', {})}, whose "
-                    f"weights or chat template are not those of {base.name!r} with "
-                    f"{base.chat_template_kwargs}; pass that model, or use a new namespace"
-                )
-        return base
-
     def _started(
         self, base: BaseModel, needed: Mapping[str, Any], catalog: Catalog
     ) -> StartedUpdate | None:
@@ -363,44 +251,5 @@ class _Update:
         if started is not None:
             self.update_id, self.created_at = started.update_id, started.created_at
             self.trace.resume(self.connection, started.update_id)
-            self._cache(base, started.update_id).forget()  # its candidate may have been another
+            self.cache(base, started.update_id).forget()  # its candidate may have been another
         return started
-
-    def _report(
-        self,
-        available: Available,
-        live: Revision | None,
-        left_out: Mapping[str, int],
-        killed: Sequence[str],
-    ) -> UpdateReport:
-        """The report as far as it is known before any work."""
-        held = self.registry.held()
-        return replace(
-            self.trace.report,
-            parent=live.revision_id if live is not None else None,
-            counts=there(available),
-            left_out=dict(left_out),
-            notes=[
-                *killed,
-                *([] if held is None else [decisions.explain_hold(held, self.namespace)]),
-            ],
-        )
-
-    def _learner(
-        self, base: BaseModel, live: Revision | None, adapter: AdapterFiles | None
-    ) -> Learner:
-        from agentpref.learn.learner import Learner
-
-        caches: dict[Policy, LogpCache] = {
-            "base": self._cache(base, BASE),
-            "live": self._cache(base, live.revision_id if live is not None else BASE),
-            "candidate": self._cache(base, self.update_id),
-        }
-        return Learner(
-            base, adapter, self.config, caches=caches, progress=self.progress, team=self.team
-        )
-
-    def _cache(self, base: BaseModel, policy: str) -> LogpCache:
-        from agentpref.learn.cache import LogpCache
-
-        return LogpCache(self.connection, base.numbers, policy)

@@ -86,9 +86,13 @@ def stalled(
 
 
 def _is_same(last: Attempt, report: UpdateReport, available: Available) -> bool:
-    """Whether an update tried just what is new, in the same way, as far as it gets."""
+    """Whether an update tried just what is new, in the same way, as far as it gets.
+
+    An adoption tried another adapter on it, and trained nothing.
+    """
     return (
-        available.fresh == last.pairs | last.waiting
+        "adopted" not in last.report.get("training", {})
+        and available.fresh == last.pairs | last.waiting
         and last.report.get("config") == report.config
         and _has_stalled(last)
         and digests_of(last.report.get("base") or {}) == digests(report)

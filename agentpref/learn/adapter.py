@@ -6,7 +6,7 @@ Adapters are never merged into the base. All use of peft's names and files is in
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -34,45 +34,71 @@ _ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
 
 
 def attach(
-    base: BaseModel, live: AdapterFiles | None, settings: LoraSettings, *, seed: int
+    base: BaseModel,
+    live: AdapterFiles | None,
+    settings: LoraSettings,
+    *,
+    seed: int,
+    candidate: AdapterFiles | None = None,
 ) -> PeftModel:
     """Wrap a base model with a trainable candidate and, if there is one, the frozen live adapter.
 
     This changes the base's module tree in place: load another base for each call. ``live`` are the
-    bytes of an adapter that was checked; its folder is not read again.
+    bytes of an adapter that was checked; its folder is not read again. The candidate starts as its
+    copy, unless the bytes of another adapter are given for it, whose shape may differ.
 
     Raises:
         UnsupportedModel: the model has no layers that plain LoRA adapts.
-        InvalidAdapter: the live adapter adapts layers that the base does not have.
+        InvalidAdapter: an adapter adapts layers that the base does not have.
+    """
+    if live is not None:
+        _require_layers(base.model, live)
+    model = wrapped(base, candidate or live, settings, seed=seed, name="candidate")
+    if live is not None:
+        import torch
+
+        with torch.random.fork_rng(devices=[]):
+            model.add_adapter("live", _config_of(live))
+        _set_weights(model, live, "live")
+        model.eval()
+    _activate(_lora_layers(model), "candidate")
+    return model
+
+
+def wrapped(
+    base: BaseModel,
+    start: AdapterFiles | None,
+    settings: LoraSettings,
+    *,
+    seed: int,
+    name: str = "default",
+) -> PeftModel:
+    """Wrap a base model with one trainable adapter: a copy of checked bytes, or a fresh one.
+
+    It changes the base and raises as :func:`attach` does. ``settings`` are a fresh one's.
     """
     import torch
     from peft import LoraConfig, get_peft_model
 
-    tensors: dict[str, Tensor] = {}
-    if live is None:
+    if start is not None:
+        _require_layers(base.model, start)
+        config = _config_of(start)
+    else:
         config = LoraConfig(
             r=settings.rank,
             lora_alpha=settings.alpha,
             target_modules=adaptable_layers(base.model),
             task_type="CAUSAL_LM",
         )
-    else:
-        tensors = live.tensors()
-        _require_layers(base.model, live.folder.name, tensors)
-        config = _config_of(live)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            model: PeftModel = get_peft_model(base.model, config, "candidate")
+            model: PeftModel = get_peft_model(base.model, config, name)
         except ValueError as error:  # of layers that peft adapts in no model of this type
             raise UnsupportedModel(f"{base.name!r} cannot be adapted: {error}") from error
-        if live is not None:
-            model.add_adapter("live", _config_of(live))
-    if live is not None:
-        for name in ("candidate", "live"):
-            _set_weights(model, live.folder.name, name, tensors)
+    if start is not None:
+        _set_weights(model, start, name)
         model.eval()
-    _activate(_lora_layers(model), "candidate")
     return model
 
 
@@ -99,30 +125,31 @@ def restart(model: PeftModel, start: Start, *, seed: int) -> None:
     _activate(layers, "candidate")
 
 
-def _config_of(live: AdapterFiles) -> LoraConfig:
+def _config_of(files: AdapterFiles) -> LoraConfig:
     """The settings of a checked adapter: every other one is off."""
     from peft import LoraConfig
 
     known = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "fan_in_fan_out")
-    settings = live.settings()
+    settings = files.settings()
     found = {name: settings[name] for name in known if name in settings}
     return LoraConfig(task_type="CAUSAL_LM", **found)
 
 
-def _set_weights(model: PeftModel, live: str, name: str, tensors: Mapping[str, Tensor]) -> None:
+def _set_weights(model: PeftModel, files: AdapterFiles, name: str) -> None:
     """Set each weight of an adapter of the model, and require that none is left out."""
     from peft import set_peft_model_state_dict
 
+    own = files.folder.name
     try:
-        done: Any = set_peft_model_state_dict(model, dict(tensors), adapter_name=name)
+        done: Any = set_peft_model_state_dict(model, files.tensors(), adapter_name=name)
     except RuntimeError as error:  # of torch, for another shape
-        raise InvalidAdapter(f"{live} does not fit the base: {error}; {_CURE}") from error
+        raise InvalidAdapter(f"{own} does not fit the base: {error}; {_CURE}") from error
     unset = [
         key for key in done.missing_keys if ".lora_" in key and key.endswith(f".{name}.weight")
     ]
     if unset or done.unexpected_keys:
         wrong = min([*unset, *done.unexpected_keys])
-        raise InvalidAdapter(f"{live} does not fit the base: {wrong} has no counterpart; {_CURE}")
+        raise InvalidAdapter(f"{own} does not fit the base: {wrong} has no counterpart; {_CURE}")
 
 
 def adaptable_layers(model: PreTrainedModel) -> list[str]:
@@ -160,13 +187,31 @@ def adaptable_layers(model: PreTrainedModel) -> list[str]:
     return sorted(plain.target_modules)
 
 
-def _require_layers(model: PreTrainedModel, live: str, tensors: Iterable[str]) -> None:
+def layer_shapes(base: BaseModel) -> dict[str, tuple[int, int]]:
+    """(out, in) of each of the :func:`adaptable_layers`: what an adapter from elsewhere may adapt.
+
+    Raises:
+        UnsupportedModel: there are none.
+    """
+    from torch import nn
+
+    found: dict[str, tuple[int, int]] = {}
+    for name in adaptable_layers(base.model):
+        layer: Any = base.model.get_submodule(name)
+        if isinstance(layer, nn.Linear):  # whose weight may be packed
+            found[name] = (layer.out_features, layer.in_features)
+        else:
+            found[name] = (layer.weight.shape[1], layer.weight.shape[0])
+    return found
+
+
+def _require_layers(model: PreTrainedModel, files: AdapterFiles) -> None:
     """Require that the model has the layers that an adapter adapts: peft would only warn."""
-    adapted = {name.removeprefix(_PREFIX).rpartition(".lora_")[0] for name in tensors}
+    adapted = {name.removeprefix(_PREFIX).rpartition(".lora_")[0] for name in files.tensors()}
     stray = adapted.difference(name for name, _ in model.named_modules())
     if stray:
         raise InvalidAdapter(
-            f"{live} adapts {min(stray)} and {len(stray) - 1} other layers that a "
+            f"{files.folder.name} adapts {min(stray)} and {len(stray) - 1} other layers that a "
             f"{type(model).__name__} does not have; {_CURE}"
         )
 
@@ -230,21 +275,19 @@ def detach(model: PeftModel) -> None:
     model.unload()
 
 
-def save(model: PeftModel, base: BaseModel, folder: Path) -> None:
-    """Write the candidate as float32 safetensors, in a folder that peft and vLLM load as it is."""
+def save(model: PeftModel, base: BaseModel, folder: Path, *, name: str = "candidate") -> None:
+    """Write an adapter as float32 safetensors, in a folder that peft and vLLM load as it is."""
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    weights = get_peft_model_state_dict(
-        model, adapter_name="candidate", save_embedding_layers=False
-    )
+    weights = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     save_file(
-        {name: tensor.detach().float().cpu().contiguous() for name, tensor in weights.items()},
+        {key: tensor.detach().float().cpu().contiguous() for key, tensor in weights.items()},
         folder / "adapter_model.safetensors",
         metadata={"format": "pt"},
     )
-    config: Any = model.peft_config["candidate"]
+    config: Any = model.peft_config[name]
     config.base_model_name_or_path = base.name
     config.inference_mode = True
     config.target_modules = sorted(config.target_modules)  # a set has no fixed order

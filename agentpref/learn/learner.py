@@ -56,6 +56,8 @@ class Learner:
         base: a base model of the learner's own; adapters are put into it.
         live: the checked bytes of the adapter to start from; ``None`` starts from the base.
         config: the settings of the update.
+        candidate: the checked bytes of an adapter that was trained elsewhere, which is then the
+            candidate; else it starts as a copy of live.
         caches: where the scores of frozen policies are kept, by policy; none unless given.
         progress: called with ``(stage, done, total)`` as work goes on.
         team: the processes to share the work with; none unless given.
@@ -71,6 +73,7 @@ class Learner:
         live: AdapterFiles | None,
         config: UpdateConfig,
         *,
+        candidate: AdapterFiles | None = None,
         caches: Mapping[adapter.Policy, LogpCache] | None = None,
         progress: Progress | None = None,
         team: Team | None = None,
@@ -95,7 +98,9 @@ class Learner:
             if live is not None and self._team.main:
                 self._team.broadcast(live.config)
                 self._team.broadcast(live.weights)
-            self._model = adapter.attach(base, live, config.lora, seed=config.seed)
+            self._model = adapter.attach(
+                base, live, config.lora, seed=config.seed, candidate=candidate
+            )
             fuse(self._model)
             failures = self._team.gather(b"") if self._team.main else []
         for rank, failure in enumerate(failures):

@@ -110,7 +110,8 @@ def taken_back_before(
 ) -> str | None:
     """Say which revision that people took back a candidate repeats; ``None`` if it is none.
 
-    ``trained`` are the ids of the new examples that it was trained on.
+    ``trained`` are the ids of the new examples that it was trained on; of an adapter that was
+    trained elsewhere there are none, and nothing but its weights repeats another.
     """
     manifest = candidate.manifest
     settings = manifest.get("training", {}).get("config") or {}
@@ -124,7 +125,7 @@ def taken_back_before(
             and found.has_settings(settings)
             and digests_of(found.manifest.get("base", {})) == digests_of(manifest["base"])
         )
-        if is_from_the_same:
+        if is_from_the_same and trained:
             query = (
                 "SELECT pair_id FROM updates JOIN update_pair USING (update_id)"
                 " WHERE candidate = ? AND role IN ('new', 'trained_aside')"

@@ -110,36 +110,36 @@ def leftovers(adapters: Path) -> list[str]:
         return unfinished(adapters)
 
 
-def export(files: AdapterFiles, manifest: Mapping[str, Any], target: StrPath, home: Home) -> Path:
+def export(files: AdapterFiles, manifest: Mapping[str, Any], target: StrPath) -> Path:
     """Write a checked revision to a new folder, which gets its name once all of it is on disk.
 
     Raises:
-        ConfigError: the target is in the home, a file, or a folder that is not empty.
+        ConfigError: the target is in a home, a file, or a folder that is not empty.
         NotKept: the target cannot be written.
     """
     place = Home.resolve(target)
     draft = place.with_name(f"{place.name}.unfinished-{uuid.uuid4().hex}")
     with writing(place):
-        _require_free(place, home)
+        _require_free(place)
         with written(files, manifest, draft):
             give_name(draft, place)
     return place
 
 
 @contextmanager
-def exporting(target: StrPath, home: Home) -> Iterator[Path]:
+def exporting(target: StrPath) -> Iterator[Path]:
     """Yield a draft of a folder, which gets its name, durably, once the block has filled it.
 
     Nothing is left of it if the block raises.
 
     Raises:
-        ConfigError: the target is in the home, a file, or a folder that is not empty.
+        ConfigError: the target is in a home, a file, or a folder that is not empty.
         NotKept: the target cannot be written.
     """
     place = Home.resolve(target)
     draft = place.with_name(f"{place.name}.unfinished-{uuid.uuid4().hex}")
     with writing(place):
-        _require_free(place, home)
+        _require_free(place)
         try:
             draft.mkdir(parents=True)
             yield draft
@@ -151,7 +151,7 @@ def exporting(target: StrPath, home: Home) -> Iterator[Path]:
             discard(draft)
 
 
-def _require_free(place: Path, home: Home) -> None:
+def _require_free(place: Path) -> None:
     if place.is_symlink() or (place.exists() and not place.is_dir()):
         raise ConfigError(f"{place} is not a folder; choose one that is missing or empty")
     if (inside := enclosing_home(place)) is not None:

@@ -60,7 +60,7 @@ def export_merged(
     registry.require_fit(revision)
     check_published(revision)  # before minutes of loading
     trained_on = revision.manifest["base"]
-    with folders.exporting(folder, registry.home) as draft:
+    with folders.exporting(folder) as draft:
         tell("reading the base", 0)
         arguments = trained_on.get("chat_template_kwargs")
         try:

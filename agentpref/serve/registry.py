@@ -368,7 +368,7 @@ class Registry:
         """
         revision = self.get(revision_id)
         self.require_fit(revision, released=False)
-        return folders.export(check_published(revision), revision.manifest, folder, self.home)
+        return folders.export(check_published(revision), revision.manifest, folder)
 
     @contextmanager
     def _connected(self, *, readonly: bool = False) -> Iterator[sqlite3.Connection]:

@@ -28,6 +28,7 @@ from agentpref_cli.commands import (
     home,
     judge,
     keys,
+    online,
     report,
     runs,
     schedule,
@@ -162,6 +163,7 @@ app.command("update")(update.update)
 app.command("adopt", short_help="Prove an adapter from elsewhere, and serve it if it is better.")(
     adopt.adopt
 )
+app.command("online", short_help="Learn from what a judge says of live's answers.")(online.online)
 app.command("updates", short_help="List the updates, the newest first.")(updates.updates)
 app.command("report", short_help="Show an update and the gate's verdict on it.")(report.report)
 app.command("eval", short_help="Score revisions on held-out examples or a file.")(eval.evaluate)

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from agentpref.record.log import Log
-from agentpref.testing import JudgeServer
+from agentpref.serve.backend import GenerationRequest
+from agentpref.serve.registry import Registry
+from agentpref.testing import FakeBackend, JudgeServer, write_adapter
+from agentpref_adapters import transformers
 
 
 @pytest.fixture
@@ -93,3 +96,24 @@ def test_second_answers_are_drawn_from_what_serves(run, home, server) -> None:
     assert "name the base model that answers with --model" in run(*asked, exits=2).err
     done = run(*asked, "--model", "tiny").json
     assert (done["sampled"], done["asked"] >= 1) == (2, True)
+
+
+def test_eval_by_a_judge_shows_win_rates(run, home, server, monkeypatch, tmp_path) -> None:
+    def say(revision: str, request: GenerationRequest) -> str:
+        return f"{request.messages[-1]['content']}{' so' * (3 if revision == 'base' else 1)}."
+
+    monkeypatch.setattr(transformers, "TransformersBackend", lambda model: FakeBackend(say))
+    with Log(home) as log:
+        for number in range(60):
+            asked = [{"role": "user", "content": f"Question {number}?"}]
+            runs = [log.record(asked, f"Yes, {number}."), log.record(asked, f"Well: {number}, so.")]
+            log.compare(*runs, winner="a", user_id="ana")
+    registry = Registry(home)
+    identity = {"name": "tiny", "digest": "d" * 64, "template_digest": "t" * 64}
+    folder = write_adapter(tmp_path / "adapter")
+    registry.promote(registry.publish(folder, parent=None, model=identity, training={}).revision_id)
+    run("judge", "new", "brief", "--base-url", server.url)
+    run("judge", "calibrate", "brief", "--quiet")
+    shown = run("eval", "--judge", "brief", "--limit", 8, "--quiet").out
+    assert "rev-000001 over base\t8\t0\t0\t0\t1.00" in shown
+    assert run("eval", "--judge", "brief", "--since", "1d", exits=2).err.endswith("leave it out\n")

@@ -21,12 +21,14 @@ from agentpref_cli.main import app
 COMMANDS = (
     [],
     ["adapters"],
-    *[[name] for name in ("init", "demo", "import", "export", "stats", "pairs", "update")],
+    ["judge"],
+    *[[name] for name in ("init", "demo", "import", "export", "stats", "pairs", "update", "adopt")],
     *[
         [name]
         for name in (
             "report",
             "eval",
+            "online",
             "verify",
             "forget",
             "backup",

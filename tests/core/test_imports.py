@@ -23,6 +23,7 @@ NAMES = {
     "Run",
     "UpdateConfig",
     "UpdateReport",
+    "adopt",
     "evaluate",
     "redact",
     "update",

@@ -56,6 +56,8 @@ def fuse(model: PeftModel) -> int:
                 forward = partial(_gated_forward, module, module.forward, stack)
                 count += replace(module, forward, _random(module), stack=stack)
         elif _is_plain_attention(module) and (stack := _stacked(module, _PROJECTIONS)):
+            if not stack.serves():  # an adapter from elsewhere may leave some of them out
+                continue
             forward = partial(_attention_forward, module, module.forward, stack)
             with torch.no_grad(), _shared_row(module, module) as (x, inputs):
                 # Scores must differ, or an attention with other rotary positions passes too.

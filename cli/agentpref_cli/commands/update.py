@@ -48,6 +48,12 @@ VERDICTS = {
 An update with one of the last four printed an error, or has printed nothing yet.
 """
 
+ADOPTED = {
+    "nothing_new": "there is no example to prove the adapter by",
+    "nothing_usable": "no example can be evaluated; the report says why",
+}
+"""What a verdict on an adapter that was trained elsewhere means, where that is something else."""
+
 ROUTES = {
     "shared": "shared prompts",
     "plain, fused head": "prompts repeated",
@@ -154,7 +160,6 @@ def update(
     from agentpref.home import Home
     from agentpref.learn import process, team
     from agentpref.pipeline import update as update_here
-    from agentpref.serve.registry import Registry
 
     settings = options.read_settings(config, set_ or ())
     if max_minutes is not None:
@@ -186,14 +191,23 @@ def update(
                 canary=canary,
                 again=again,
             )
-        value = done.to_mapping()
-        value["answers"] = plain_answers(Home.open(home).answers(done.update_id))
-        canaries = (Registry(home, namespace=namespace).state().canary,) if done.revision else ()
-        serving = SERVES if done.verdict == "promoted" else NEVER
-        serving = CANARY if done.revision in canaries else serving
-        print_result(as_json, value, lambda: show_report(value, serving))
+        value, serving = show_end(done, home, as_json)
     notifier.report(value, serving)
     raise typer.Exit(VERDICTS[done.verdict][0])
+
+
+def show_end(done: UpdateReport, home: Path | None, as_json: bool) -> tuple[dict[str, Any], str]:
+    """Print how an update or an adoption ended; return that, and whether its revision serves."""
+    from agentpref.home import Home
+    from agentpref.serve.registry import Registry
+
+    value = done.to_mapping()
+    value["answers"] = plain_answers(Home.open(home).answers(done.update_id))
+    canaries = (Registry(home, namespace=done.namespace).state().canary,) if done.revision else ()
+    serving = SERVES if done.verdict == "promoted" else NEVER
+    serving = CANARY if done.revision in canaries else serving
+    print_result(as_json, value, lambda: show_report(value, serving))
+    return value, serving
 
 
 def plain_answers(answers: Sequence[Answered]) -> list[dict[str, Any]]:
@@ -236,6 +250,8 @@ def headline(report: Mapping[str, Any], serving: str) -> str:
     """The verdict and what it means, in one line."""
     verdict = report["verdict"]
     meaning = _meaning(verdict, report["accuracy"])
+    if "adopted" in report["training"]:
+        meaning = ADOPTED.get(verdict, meaning)
     if verdict == "promoted" or serving == CANARY:
         meaning = f"{meaning}; {serving}"
     return f"{verdict.replace('_', ' ')}: {meaning}"
@@ -287,6 +303,10 @@ def _training(report: Mapping[str, Any]) -> Iterator[str]:
     """How the candidate was trained. Reports of older versions have fewer of these fields."""
     training, counts = report["training"], report["counts"]
     if not training:
+        return
+    if adopted := training.get("adopted"):
+        name, digest = adopted["folder"], adopted["sha256"]
+        yield f"adopted from {name} (sha256 {digest[:12]} of its weights); nothing was trained here"
         return
     planned, resumed_at = training.get("planned_steps"), training.get("resumed_at")
     if resumed_at:
