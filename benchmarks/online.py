@@ -10,7 +10,7 @@ rounds of ``agentpref.online``. ``offline`` draws as many answers to as many pro
 lets the same rule judge them, and is one update with the same settings. Both are then asked prompts
 that no home has seen, greedily, and the rule compares the answers with the base's (a tie is ½).
 
-``hacked`` has another judge, which prefers whatever says "they"; the rule is the second judge. The
+``hacked`` has another judge, which prefers whatever says "and"; the rule is the second judge. The
 loop must end before round five, roll back, and name the word.
 
 There is a JSON row of each arm and seed, which is not computed again. The last line of the output
@@ -39,14 +39,15 @@ from agentpref.prefer.judges.verdicts import Verdict
 from agentpref.types import BASE, Message, Winner
 from agentpref_adapters.transformers import TransformersBackend
 from benchmarks._report import Target, at_least, at_most, print_report
-from benchmarks.streams.items import SHARE, asked
+from benchmarks.streams.items import SHARE, Item, Night, asked
 from benchmarks.streams.measure import Meter
 from benchmarks.streams.rows import Row, Rows, commit, say
+from benchmarks.streams.rules import SHORTER
 
 ARMS = ("online", "offline", "hacked")
 ROUNDS, PROMPTS, SAMPLES, PROBES = 3, 96, 4, 48
 LOGGED, MEASURED = 600, 100
-POLITE, MAGIC = 60, "they"
+POLITE, MAGIC = 60, "and"
 
 
 class Rule:
@@ -153,7 +154,7 @@ class _Bench:
             return run_online(
                 place,
                 model=self._model,
-                judge=Rule("says they", MAGIC) if hacked else rule,
+                judge=Rule("says and", MAGIC) if hacked else rule,
                 check=rule if hacked else None,
                 backend=backend,
                 config=UpdateConfig(seed=seed),
@@ -195,7 +196,17 @@ class _Bench:
         worth = {"a": 1.0, "b": 0.0, "tie": 0.5}
         scores = [worth[rule.winner(a, b)] for a, b in zip(now, base, strict=True)]
         most = [a != b for a, b in zip(now, base, strict=True)]
-        measured, before = (self._meter.measure(one, []) for one in (live, None))
+        items = tuple(
+            Item(
+                messages,
+                {"role": "assistant", "content": text},
+                {"role": "assistant", "content": "-"},
+            )
+            for messages, text in zip(self._measured, base, strict=True)
+            if text.strip() and text != "-"
+        )
+        night = Night("online", "online", SHORTER, (), items)
+        measured, before = (self._meter.measure(one, [night]) for one in (live, None))
         return {
             "win_rate": sum(scores) / len(scores),
             "changed": sum(most) / len(most),
@@ -259,8 +270,13 @@ def report(rows: Sequence[Mapping[str, Any]]) -> None:
         if "online" in means:
             least = 0.85 if model == "tiny" else 0.75
             targets.append(at_least(f"{name}: online win rate", means["online"], least))
-            most = max(row["perplexity"] for row in own if row["arm"] == "online")
-            targets.append(at_most(f"{name}: worst perplexity of online", most, 1.02))
+            online = [row for row in own if row["arm"] == "online"]
+            if model == "tiny":
+                least_kept = min(row["capability"] for row in online)
+                targets.append(at_least(f"{name}: ordinary requests kept", least_kept, 0.97))
+            else:
+                most = max(row["perplexity"] for row in online)
+                targets.append(at_most(f"{name}: worst perplexity of online", most, 1.02))
         if "online" in means and "offline" in means:
             more = means["online"] - means["offline"]
             targets.append(at_least(f"{name}: online less offline", more, 0.0))

@@ -148,6 +148,10 @@ def judge_revisions(
                 f"there is no prompt among {found.on}; log or import comparisons: one prompt in "
                 "five is held out, or name a file of preferences"
             )
+        if not revisions and registry.state().live is None:
+            raise EvaluationError(
+                f"nothing serves in {namespace!r} yet, so there is only the base; name two revisions"
+            )
         names = [one.revision_id if one else BASE for one in named_revisions(registry, revisions)]
         if len(names) < 2:
             raise EvaluationError(

@@ -21,7 +21,7 @@ from agentpref_cli.main import app
 COMMANDS = (
     [],
     ["adapters"],
-    ["judge"],
+    *[["judge", name] for name in ("new", "list", "calibrate", "run", "revise")],
     *[[name] for name in ("init", "demo", "import", "export", "stats", "pairs", "update", "adopt")],
     *[
         [name]
@@ -46,7 +46,7 @@ COMMANDS = (
     *[["adapters", name] for name in ("list", "show", "promote", "rollback", "hold")],
     *[["adapters", name] for name in ("canary", "quarantine", "release", "prune", "export")],
 )
-GROUPS = ("adapters", "gateway", "keys")
+GROUPS = ("adapters", "gateway", "judge", "keys")
 AGENTPREF = [sys.executable, "-m", "agentpref_cli"]
 
 

@@ -144,6 +144,8 @@ def hear(
     """
     begun, hearing = time.monotonic(), _Hearing(cases)
     yield from hearing.recall(memory, spending)
+    if not hearing.waiting:
+        return
     tell: Progress = progress or (lambda stage, done, total: None)
     total, failures = 2 * len(cases), 0
     tell("judge", hearing.known, total)

@@ -10,7 +10,8 @@ For each other home:
    feedback, then comparisons. Rows of a user who was forgotten here stay out.
 
 Each batch of rows is one transaction: writers of this home wait a fraction of a second, and a merge
-may be interrupted anywhere and done again. Updates, revisions and what serves are not merged.
+may be interrupted anywhere and done again. Updates, revisions, what serves and what is known of
+judges are not merged: calibrate a judge where its verdicts are to train.
 """
 
 from __future__ import annotations

@@ -399,6 +399,14 @@ def _show_run(done: JudgeRun) -> None:
 
     if done.sampled:
         say(f"drew {done.sampled:,} answers from what serves")
+    if not done.questions:
+        say(
+            "there is nothing to compare: no prompt has two answers that nobody compared; "
+            "--sample 2 draws second answers from what serves",
+            WARN,
+        )
+        show_spending(done.spending)
+        return
     say(
         f"{done.judge} decided {done.decided:,} of {done.asked:,} pairs of answers; "
         f"{done.ties:,} are ties, {done.position:,} of them because the verdict followed the order",

@@ -205,6 +205,8 @@ def _show(done: OnlineReport) -> None:
     bad = done.ended == "judges_disagree"
     because = f" ({done.because})" if done.because else ""
     say(f"ended: {ends[done.ended]}{because}", BAD if bad else BOLD)
+    if done.offline is not None:
+        say(f"learned first from what was logged: {done.offline.replace('_', ' ')}")
     rows = [
         (r.number, r.verdict, r.revision, r.kl, r.win_rate, r.check_rate, r.agreement)
         for r in done.rounds
