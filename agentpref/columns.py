@@ -183,7 +183,11 @@ COLUMNS: Mapping[Kind, tuple[Column, ...]] = {
         _NAMESPACE,
         Column("created_at", "time", "when the judgement was given that made it"),
         Column("tag", "text", "the first tag of its run, or `untagged`"),
-        Column("origin", "text", "`correction`, `comparison`, `thumbs` or `judge`"),
+        Column(
+            "origin",
+            "text",
+            "`correction`, `comparison`, `thumbs`, `comment`, `critique` or `judge`",
+        ),
         Column("held_out", "flag", "whether it proves adapters and never trains them"),
         Column(
             "question",

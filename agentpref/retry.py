@@ -401,7 +401,7 @@ def _ways(
 
     if not odd:
         yield "tag", by(lambda one: one.tag)
-    yield "source", by(lambda one: "judges" if one.origin == "judge" else "people")
+    yield "source", by(lambda one: "judges" if one.origin in BY_JUDGES else "people")
     tried = was_tried()
     yield "what", by(lambda one: "an earlier update tried" if one.example_id in tried else _FRESH)
 

@@ -20,9 +20,13 @@ Winner: TypeAlias = Literal["a", "b", "tie"]
 Source: TypeAlias = Literal["human", "model", "code"]
 SOURCES: tuple[Source, ...] = get_args(Source)
 WINNERS: tuple[Winner, ...] = get_args(Winner)
-Origin: TypeAlias = Literal["correction", "comparison", "thumbs", "judge", "thumb", "ordinary"]
+Origin: TypeAlias = Literal[
+    "correction", "comparison", "thumbs", "comment", "critique", "judge", "thumb", "ordinary"
+]
 """What an example is made of; ``thumbs`` are opposed ones on one prompt, ``thumb`` is lone.
 
+``comment`` is an answer that was revised by a person's comment, and ``critique`` one by a model's;
+a judge prefers the revision. ``judge`` is anything else that a judge said.
 ``ordinary`` is an answer that nobody judged, which a candidate shall go on to give.
 """
 
@@ -62,6 +66,21 @@ UNKNOWN_BEFORE = "unknown_before"
 
 Its prompt is not what the model was given, so it makes no example.
 """
+
+REVISED_FROM = "revised_from"
+"""The key of a run's metadata that names the run whose answer it is a revision of."""
+
+REVISED_BY = "revised_by"
+"""Beside it: by what, ``"comment"`` or ``"critique"``."""
+
+COMMENT_ID = "feedback_id"
+"""Beside it: the feedback whose comment was followed. Its words stay there, to be forgotten."""
+
+SAMPLED_FOR = "sampled_for"
+"""The key of a run's metadata that names the run to whose prompt it is a further answer."""
+
+BY_JUDGES: frozenset[Origin] = frozenset({"comment", "critique", "judge"})
+"""The origins of examples whose label is a judge's verdict."""
 
 Progress: TypeAlias = Callable[[str, int, int], object]
 """A callback of long work: ``(stage, done, total)``."""

@@ -150,7 +150,7 @@ def judge_revisions(
             )
         if not revisions and registry.state().live is None:
             raise EvaluationError(
-                f"nothing serves in {namespace!r} yet, so there is only the base; name two revisions"
+                f"nothing serves in {namespace!r} yet, so there is only the base; name two"
             )
         names = [one.revision_id if one else BASE for one in named_revisions(registry, revisions)]
         if len(names) < 2:

@@ -134,7 +134,7 @@ def judge_runs(
         judge.require_trusted(namespace)
         trusts = judge.trusts
         if recheck and judge.source == "model":
-            _recheck(judge, connection, namespace, recheck, asking, done)
+            check_again(judge, connection, namespace, recheck, asking, done)
         if sample and generate is not None:
             wanted = _with_one_answer(connection, namespace, prompts, trusts)
             with Log(place.path, namespace=namespace) as log:
@@ -159,11 +159,17 @@ def compare(
     pairs: Sequence[Pair],
     done: JudgeRun,
     asking: Asking,
+    keep: Callable[[Opinion], bool] = lambda said: True,
 ) -> dict[int, Opinion]:
-    """Put pairs of runs to a judge, and write its verdicts; return the opinions by place."""
+    """Put pairs of runs to a judge, and write its verdicts; return the opinions by place.
+
+    Those that ``keep`` refuses are not written as comparisons; the home keeps the verdicts, so that
+    they are not asked again.
+    """
     found: dict[int, Opinion] = {}
     for number, one in judge.hear([pair.case for pair in pairs], done.spending, asking):
-        write_opinion(connection, judge, pairs[number], one)
+        if keep(one):
+            write_opinion(connection, judge, pairs[number], one)
         found[number] = one
         done.asked += 1
         done.decided += one.winner != "tie"
@@ -254,7 +260,7 @@ def sample_answers(
     return found
 
 
-def _recheck(
+def check_again(
     judge: OpenedJudge,
     connection: sqlite3.Connection,
     namespace: str,
@@ -289,10 +295,11 @@ def _with_one_answer(
     found = [run_id for run_id, _ in connection.execute(query, (namespace, count))]
     store = Store(connection)
     runs = (store.run(run_id) for run_id in found)
-    return [run for run in runs if _is_whole(run) and trusts(run.tag)]
+    return [run for run in runs if is_whole(run) and trusts(run.tag)]
 
 
-def _is_whole(run: Run) -> bool:
+def is_whole(run: Run) -> bool:
+    """Whether an answer ended by itself, and its log knows the whole prompt."""
     about = run.metadata
     return about.get("finish_reason") != INCOMPLETE and about.get(UNKNOWN_BEFORE) is None
 
@@ -333,7 +340,7 @@ def _runs_of(
     store = Store(connection)
     for prompt in prompts:
         runs = [as_asked(store.run(run_id)) for run_id in grouped[prompt]]
-        yield [run for run in runs if _is_whole(run)]
+        yield [run for run in runs if is_whole(run)]
 
 
 def _differ(a: Run, b: Run) -> bool:

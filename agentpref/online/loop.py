@@ -7,7 +7,7 @@ import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from agentpref.online.report import OnlineReport, Round, Train, Why
 from agentpref.pipeline import update
 from agentpref.prefer.examples import is_held_out
 from agentpref.prefer.judges.hearing import Case, Spending
-from agentpref.prefer.judges.verdicts import Question
+from agentpref.prefer.judges.verdicts import Opinion, Question
 from agentpref.prefer.strata import equal_shares
 from agentpref.reading import last_held_out
 from agentpref.record.judges import Judges
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 _RISE = 0.01  # a smaller rise of the win rate is none
 _LOST_IN_A_ROW = 2
 _SPENT = 0.95  # of the KL budget
+_CHECKED = 64  # so many pairs of a round are put to the second judge
 _NEWEST = 20_000  # so many prompts of the log are drawn from
 
 
@@ -69,6 +70,8 @@ class Loop:
         self.namespace = self.log.namespace
         self.registry = self.router.registry
         self.report = OnlineReport(self.judge.name, self.namespace, self.live)
+        self.parted: str | None = None
+        self.on_pairs: Agreement | None = None
         self.first: Agreement | None = None
         self.now: Agreement | None = None
         self.held_out = last_held_out(self.connection, self.namespace)
@@ -116,13 +119,19 @@ class Loop:
     def _round(self, number: int, asked: Sequence[Run]) -> Round:
         begun, judged = time.monotonic(), JudgeRun(self.judge.name, self.namespace)
         judged.spending = self.report.spending
-        sampled, updated = 0, None
+        sampled, part = 0, False
+        words: tuple[str, ...] = ()
         if self.train is None:
             pairs, sampled = self._sampled(number, asked)
-            compare(self.judge, self.connection, pairs, judged, self._asking())
-            updated = self._update()
-        else:
-            updated = self._reinforced(asked, self.train)
+            opinions = compare(self.judge, self.connection, pairs, judged, self._asking())
+            part, words = self._part_on(pairs, opinions)
+        if part:
+            return Round(
+                number, len(asked), sampled, judged.decided, judged.ties, judged.position,
+                "not_learned", agreement=self.now.share if self.now else None, words=words,
+                seconds=time.monotonic() - begun,
+            )  # fmt: skip
+        updated = self._update() if self.train is None else self._reinforced(asked, self.train)
         self.router.sync()
         fought, checked, agreement, words = self._probed()
         rate = None if fought is None else fought.rate.corrected or fought.rate.raw
@@ -145,6 +154,29 @@ class Loop:
             time.monotonic() - begun,
             updated.update_id,
         )
+
+    def _part_on(
+        self, pairs: Sequence[Pair], opinions: Mapping[int, Opinion]
+    ) -> tuple[bool, tuple[str, ...]]:
+        """Whether a second judge parts with the first one on a round's pairs, and by which words.
+
+        It is asked about some of those that the first one decided, before anything is learned.
+        """
+        decided = sorted(number for number, one in opinions.items() if one.winner != "tie")
+        if self.check is None or not decided:
+            return False, ()
+        some = sorted(self.random.sample(decided, min(_CHECKED, len(decided))))
+        cases = [pairs[number].case for number in some]
+        others = {some[n]: one for n, one in self.check.hear(cases, Spending(), self._asking())}
+        now = agreement({number: opinions[number] for number in some}, others)
+        why = parting(self.on_pairs, now, prefers_live=True)
+        self.on_pairs = self.on_pairs or now
+        if why is None:
+            return False, ()
+        firsts, seconds = [pair.a.output for pair in pairs], [pair.b.output for pair in pairs]
+        words = rewarded(firsts, seconds, {number: opinions[number] for number in some}, others)
+        self.now, self.parted = now, f"{why} of one prompt"
+        return True, words
 
     # --- Prompts and answers ---
 
@@ -309,12 +341,16 @@ class Loop:
 
     def _deceived(self, done: Round) -> str | None:
         """In words, how live has learned to please its judge; ``None`` if it has not."""
+        if self.parted is not None:
+            return self._in_words(self.parted, done)
         if self.check is None or self.now is None:
             return None
         likes = (done.win_rate or 0.0) > 0.5
         why = parting(None if self.now is self.first else self.first, self.now, prefers_live=likes)
-        if why is None:
-            return None
+        return None if why is None else self._in_words(why, done)
+
+    def _in_words(self, why: str, done: Round) -> str:
+        assert self.check is not None
         words = ", ".join(done.words)
         rewards = f"; {self.judge.name} rewards the words: {words}" if words else ""
         return f"{self.judge.name} and {self.check.name} part: {why}{rewards}"

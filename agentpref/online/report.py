@@ -29,7 +29,8 @@ class Round:
     ``win_rate`` is live's over the base on held-out prompts by the judge, and ``check_rate`` the
     same by the independent one; ``agreement`` is the share of answers about which both say the
     same, of those that both decided. ``words`` are those that the judge rewards and the other one
-    does not.
+    does not. ``verdict`` is that of the update, or ``not_learned`` where the judges parted on the
+    round's pairs.
     """
 
     number: int
@@ -39,14 +40,14 @@ class Round:
     ties: int
     position: int
     verdict: str
-    revision: str | None
-    kl: float | None
-    win_rate: float | None
-    win_rate_interval: tuple[float, float] | None
-    check_rate: float | None
-    agreement: float | None
-    words: tuple[str, ...]
-    seconds: float
+    revision: str | None = None
+    kl: float | None = None
+    win_rate: float | None = None
+    win_rate_interval: tuple[float, float] | None = None
+    check_rate: float | None = None
+    agreement: float | None = None
+    words: tuple[str, ...] = ()
+    seconds: float = 0.0
     update_id: str | None = None
 
 

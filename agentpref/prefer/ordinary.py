@@ -24,7 +24,7 @@ from agentpref.prefer.examples import as_asked, example_id_of, is_held_out
 from agentpref.prefer.strata import sample
 from agentpref.record.messages import as_json
 from agentpref.record.store import Store
-from agentpref.types import Completion, Example, Message, Run
+from agentpref.types import REVISED_FROM, Completion, Example, Message, Run
 
 _SLICES = 64
 """Into how many parts of equal length the log is cut, to read a few runs of each."""
@@ -156,8 +156,12 @@ def _examples(runs: Iterable[Run], held_out: float) -> list[Example]:
 
 
 def _is_whole(run: Run) -> bool:
-    """Whether an answer says something, and ended by itself as far as its log says."""
+    """Whether an answer says something, and ended by itself as far as its log says.
+
+    A revision was written under criticism, so it is not what live answers.
+    """
     says = bool(_text(run.output).strip()) or bool(run.output.get("tool_calls"))
+    says = says and REVISED_FROM not in run.metadata
     return says and run.metadata.get("finish_reason") in _WHOLE
 
 

@@ -12,7 +12,8 @@ Whoever changes their mind counts with what they said last. A neutral score supe
 correction supersedes the voter's earlier ones of that answer. ``retractions.py`` has removed what
 was taken back.
 
-What a judge says counts as a judge's vote, whatever form it takes. A model has none in a tag in
+What a judge says counts as a judge's vote, whatever form it takes; where it prefers a revised
+answer to the original, as a comment's or a critique's, by which it was revised. A model has none in a tag in
 which no calibration trusts it. A judge that contradicts itself when the two answers change places
 states nothing.
 """
@@ -26,7 +27,16 @@ from agentpref.prefer.votes import LeftOut, Reason, Vote, grouped, separate, set
 from agentpref.record.messages import canonical
 from agentpref.record.scales import UNIT, Bounds, is_known, shown_by
 from agentpref.record.standards import Standards
-from agentpref.types import THUMBS, Comparison, Feedback, Message, Origin, Run
+from agentpref.types import (
+    REVISED_BY,
+    REVISED_FROM,
+    THUMBS,
+    Comparison,
+    Feedback,
+    Message,
+    Origin,
+    Run,
+)
 
 S = TypeVar("S")
 
@@ -118,14 +128,18 @@ def _vote(
     origin: Origin,
     subject: S,
     of: tuple[Run, Standards],
+    by_judge: Origin = "judge",
 ) -> Vote[S] | Reason:
-    """What one row says of a run, as a vote of whoever said it, if they are trusted."""
+    """What one row says of a run, as a vote of whoever said it, if they are trusted.
+
+    ``origin`` is that of what people say, and ``by_judge`` of what others do.
+    """
     noise = _noise(row, origin, *of)
     if noise is None:
         return "uncalibrated_judge"
     row_id = row.feedback_id if isinstance(row, Feedback) else row.comparison_id
     voters = frozenset({(row.source, row.user_id)})
-    kind = origin if row.source == "human" else "judge"
+    kind = origin if row.source == "human" else by_judge
     return Vote((row_id,), row.created_at, voters, question, side, kind, subject, noise)
 
 
@@ -185,7 +199,21 @@ def _read_comparison(
     preference = Preference(better, better.output, worse.output, (better,), (worse,))
     question, side = _answers(preference)
     side = None if row.winner == "tie" else side
-    return _vote(row, question, side, "comparison", preference, (a, standards))
+    of, revised = (a, standards), _revised_by(better, worse)
+    return _vote(row, question, side, "comparison", preference, of, revised)
+
+
+def _revised_by(better: Run, worse: Run) -> Origin:
+    """The origin of a judge's verdict: what one answer was revised by, if from the other."""
+    about = better.metadata
+    if about.get(REVISED_FROM) == worse.run_id:
+        for origin in _REVISIONS:
+            if about.get(REVISED_BY) == origin:
+                return origin
+    return "judge"
+
+
+_REVISIONS: tuple[Origin, ...] = ("comment", "critique")
 
 
 def _flipped(comparisons: Iterable[Comparison]) -> set[str]:

@@ -17,7 +17,9 @@ from typing import Generic, Literal, TypeAlias, TypeVar
 
 from agentpref.types import Origin, Source
 
-STRENGTH: tuple[Origin, ...] = ("correction", "comparison", "thumbs", "judge")
+STRENGTH: tuple[Origin, ...] = (
+    "correction", "comparison", "thumbs", "comment", "critique", "judge"
+)  # fmt: skip
 """The kinds of signal, strongest first."""
 
 Voter: TypeAlias = "tuple[Source, str | None]"

@@ -185,6 +185,28 @@ def test_a_second_judge_that_says_the_opposite_ends_it_and_rolls_back(
     assert "is a rule, whose verdicts go on to train" in done.notes[-1]
 
 
+def oddly(question: str, a: str, b: str) -> Winner:
+    """Prefers what says "well" more often, which draws do, whatever serves."""
+    counts = [text.count("well") for text in (a, b)]
+    return "tie" if counts[0] == counts[1] else "a" if counts[0] > counts[1] else "b"
+
+
+def test_judges_who_part_on_a_rounds_pairs_teach_nothing(home: Home, updates: Any) -> None:
+    calls = updates("promoted")
+    check = FakeJudge(source="code", name="check")  # the shorter answer is better
+    done = run(home, FakeJudge(oddly, source="code"), check=check, prompts=24)
+    assert (done.ended, calls, done.live) == ("judges_disagree", [], "base")
+    assert done.rounds[0].verdict == "not_learned"
+    assert done.rounds[0].words == ("well",)
+    assert "rewards the words: well" in done.because
+
+
+def test_a_second_judge_who_agrees_changes_nothing(home: Home, updates: Any) -> None:
+    updates("promoted")
+    check = FakeJudge(source="code", name="check", noise=0.1)
+    assert run(home, check=check).ended == "no_rise"
+
+
 def test_what_a_deceived_judge_said_trains_nothing_any_more(home: Home, updates: Any) -> None:
     updates("promoted")
     runs = [*home.runs()]
