@@ -18,14 +18,19 @@ from typing import Any
 
 from agentpref.home import Home
 from agentpref.labelling import label_next
+from agentpref.printable import escaped
+from agentpref.record.ingest.redaction import redact
 from agentpref.record.journal import Entry, listed
 from agentpref.record.messages import as_json
 from agentpref.serve.backend import Revision
 from agentpref.serve.registry import Registry
-from agentpref.types import BASE
+from agentpref.types import BASE, COMMENT_ID, REVISED_BY, REVISED_FROM
 
 NEWEST = 24
 """How many of the newest updates the history has: so many columns can be read on a page."""
+
+SHOWN_WORDS = 60
+"""So many characters of a comment are shown."""
 
 _FEWEST = 20
 """With fewer held-out pairs, an accuracy says too little to speak of forgetting."""
@@ -57,6 +62,7 @@ def overview(connection: sqlite3.Connection, home: Home, entry: Entry) -> dict[s
     found = history(listed(connection, entry.namespace), serves)
     return {
         "learned_from": learned_from(connection, entry) if entry.in_ledger else None,
+        "words": learned_words(connection, entry) if entry.in_ledger else [],
         "history": found[-NEWEST:],
         "earlier": max(0, len(found) - NEWEST),
         "forgetting": forgetting(found, state.live),
@@ -98,6 +104,36 @@ def learned_from(connection: sqlite3.Connection, entry: Entry) -> dict[str, Any]
         for name, cell in cells.items():
             counts[name][cell, _FATES[role]] += 1
     return {name: _table(found, by_name=name == "date") for name, found in counts.items()}
+
+
+def learned_words(connection: sqlite3.Connection, entry: Entry) -> list[dict[str, Any]]:
+    """The words by which answers were revised, of the revisions that an update was trained on.
+
+    A list of ``origin``, how many ``examples`` have it, and ``words``: a list of ``text`` and how
+    many ``examples`` it made, the most first. Of comments, that is what people said, redacted and
+    shortened; of critiques, the name of the principle. Comments are read where they are kept, so
+    those of a user who was forgotten are gone.
+    """
+    found = connection.execute(_REVISED, {"update_id": entry.update_id}).fetchall()
+    counts: dict[str, Counter[str]] = {}
+    examples: dict[str, set[str]] = {}
+    for pair_id, origin, words in sorted(set(found), key=repr):
+        examples.setdefault(origin, set()).add(pair_id)
+        text = " ".join(redact(str(words or "")).split()).strip(" .!").lower()
+        text = text if len(text) <= SHOWN_WORDS else f"{text[: SHOWN_WORDS - 1].rstrip()}…"
+        counts.setdefault(origin, Counter())[escaped(text)] += bool(text)
+    return [
+        {
+            "origin": origin,
+            "examples": len(examples[origin]),
+            "words": [
+                {"text": text, "examples": count}
+                for text, count in sorted(some.items(), key=lambda one: (-one[1], one[0]))
+                if count
+            ],
+        }
+        for origin, some in sorted(counts.items())
+    ]
 
 
 def _table(counts: Counter[tuple[str, str]], *, by_name: bool) -> list[dict[str, Any]]:
@@ -274,6 +310,19 @@ _JUDGED_BY = """
 WITH said(pair_id, source) AS (SELECT pair_id, source FROM pair_source WHERE pair_id {some})
 SELECT pair_id, feedback.source FROM said JOIN feedback ON feedback_id = said.source
 UNION SELECT pair_id, comparison.source FROM said JOIN comparison ON comparison_id = said.source
+"""
+
+# The list of examples says what counts as revised: what people say of the two answers is stronger.
+_REVISED = f"""
+SELECT DISTINCT pair_id, example.origin, coalesce(
+    (SELECT comment FROM feedback WHERE feedback_id = json_extract(metadata, '$.{COMMENT_ID}')),
+    json_extract(metadata, '$.principle'))
+FROM update_pair JOIN example ON example_id = pair_id JOIN pair_source USING (pair_id)
+    JOIN comparison ON comparison_id = pair_source.source JOIN run ON run_id IN (run_a, run_b)
+WHERE update_id = :update_id AND role IN ('new', 'trained_aside')
+    AND example.origin IN ('comment', 'critique')
+    AND CASE WHEN json_valid(metadata) THEN json_extract(metadata, '$.{REVISED_FROM}')
+        IN (run_a, run_b) AND json_extract(metadata, '$.{REVISED_BY}') = example.origin END
 """
 
 # New judgements are the last rows of their tables, of whichever namespace: see prefer/catalog.py.

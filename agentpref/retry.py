@@ -33,6 +33,7 @@ from agentpref.prove.drift import by_prompt, more_than_chance
 from agentpref.prove.results import CheckResult, GateResult
 from agentpref.prove.signs import Signs
 from agentpref.prove.written import WRITTEN
+from agentpref.types import BY_JUDGES
 
 if TYPE_CHECKING:
     from agentpref.prove.evaluate import Scores

@@ -110,8 +110,12 @@ def langchain(rubric: Rubric) -> RubricJudge:
             "pip install langchain"
         ) from error
 
-    settings: dict[str, Any] = {"temperature": rubric.temperature, "max_retries": RETRIES,
-                                "timeout": rubric.timeout, "max_tokens": rubric.max_tokens}  # fmt: skip
+    settings: dict[str, Any] = {
+        "temperature": rubric.temperature,
+        "max_tokens": rubric.max_tokens,
+        "max_retries": RETRIES,
+        "timeout": rubric.timeout,
+    }
     if rubric.base_url is not None:
         settings["base_url"] = rubric.base_url
     try:

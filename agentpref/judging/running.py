@@ -31,7 +31,7 @@ from agentpref.record.log import Log
 from agentpref.record.messages import as_json, canonical
 from agentpref.record.store import Store
 from agentpref.serve.backend import GenerationRequest, Reply
-from agentpref.types import INCOMPLETE, UNKNOWN_BEFORE, Comparison, Run
+from agentpref.types import INCOMPLETE, SAMPLED_FOR, UNKNOWN_BEFORE, Comparison, Run
 
 ANSWERS = 4
 """So many answers to one prompt are compared with one another, the newest ones."""
@@ -253,7 +253,7 @@ def sample_answers(
                 token_ids=reply.token_ids,
                 logprobs=reply.logprobs,
                 tags=run.tags,
-                metadata={"sampled_for": run.run_id, **ended, **about},
+                metadata={SAMPLED_FOR: run.run_id, **ended, **about},
             )
         )
     log.flush()

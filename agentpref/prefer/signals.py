@@ -12,10 +12,10 @@ Whoever changes their mind counts with what they said last. A neutral score supe
 correction supersedes the voter's earlier ones of that answer. ``retractions.py`` has removed what
 was taken back.
 
-What a judge says counts as a judge's vote, whatever form it takes; where it prefers a revised
-answer to the original, as a comment's or a critique's, by which it was revised. A model has none in a tag in
-which no calibration trusts it. A judge that contradicts itself when the two answers change places
-states nothing.
+What a judge says counts as a judge's vote, whatever form it takes. Where it prefers a revision to
+the answer that was revised, the vote's origin is the comment or the critique that led to it. A
+model has no vote in a tag in which no calibration trusts it. A judge that contradicts itself when
+the two answers change places states nothing.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def test_a_missing_file_is_named(run, home) -> None:
 
 def test_import_stores_tag_source_and_user(run, home, rows) -> None:
     run("init")
-    run("import", rows, "--tag", "art", "--source", "model", "--user-id", "judge-1")
+    run("import", rows, "--tag", "art", "--source", "code", "--user-id", "judge-1")
     (stratum,) = run("pairs", "--json").json["strata"]
     assert (stratum["tag"], stratum["origin"]) == ("art", "judge")
     assert "'cat'" in run("import", rows, "--source", "cat", exits=2).err

@@ -21,6 +21,7 @@ from agentpref_cli.main import app
 COMMANDS = (
     [],
     ["adapters"],
+    ["judge"],
     *[["judge", name] for name in ("new", "list", "calibrate", "run", "revise")],
     *[[name] for name in ("init", "demo", "import", "export", "stats", "pairs", "update", "adopt")],
     *[

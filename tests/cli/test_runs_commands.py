@@ -117,7 +117,7 @@ def test_a_thumb_is_given_and_a_newer_one_counts(run, logged) -> None:
     value = run("thumbs", f"lc_run--{second}", "down", "--source", "model", "--json").json
     assert (value["run"], value["up"]) == (second, False)
     assert run("thumbs", second, "down").out == f"thumbs down on run {second}\n"
-    assert run("pairs", "--json").json["left_out"] == {"superseded": 1, "repeated": 1}
+    assert run("pairs", "--json").json["left_out"] == {"superseded": 1, "uncalibrated_judge": 1}
     run("thumbs", second, "sideways", exits=2)
 
 

@@ -64,7 +64,7 @@ def test_three_revisions_fight_one_another_and_are_ranked(home: Home) -> None:
     found = fight(home, FakeJudge(source="code"), "base", "1", "2", prompts=20)
     assert len(found.duels) == 3
     assert [*found.ratings][-1] == "base"
-    assert [*found.ratings][0].startswith("rev-000002")
+    assert next(iter(found.ratings)).startswith("rev-000002")
 
 
 def test_a_judge_with_errors_is_corrected_by_what_people_said(home: Home) -> None:

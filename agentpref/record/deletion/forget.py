@@ -1,12 +1,13 @@
 """Forgets a user, or one run: deletes the text from the disk, and marks revisions trained on it.
 
 The user's questions, the answers and all judgements of them, and the user's judgements of other
-answers are deleted. Interrupted training is deleted completely, with the candidate of an update
-that was killed and with revisions that are not in the database, since such weights may have seen
-the text. The home keeps a tombstone, the keyed hash of the user and the time, which refuses what
-still waits in a queue, in a spill or in another home, and a hash of the id of each run, which
-refuses what others still say of it. The lineage stays as ids without text. If forgetting is
-interrupted at any point, the same call again completes it.
+answers are deleted. So are further answers to the user's questions that the home drew or revised
+itself, and what was revised by the user's comments. Interrupted training is deleted completely,
+with the candidate of an update that was killed and with revisions that are not in the database,
+since such weights may have seen the text. The home keeps a tombstone, the keyed hash of the user
+and the time, which refuses what still waits in a queue, in a spill or in another home, and a hash
+of the id of each run, which refuses what others still say of it. The lineage stays as ids without
+text. If forgetting is interrupted at any point, the same call again completes it.
 
 A run can be forgotten alone, with all that was said of it. What is said of it later is refused, but
 a merge with a home that still has the run brings it back.
@@ -43,7 +44,7 @@ from agentpref.record.keys import complete
 from agentpref.record.store import Store, bury_runs
 from agentpref.record.sums import counted
 from agentpref.record.updates import Rebuild, Updates, rebuilds, taint
-from agentpref.types import Progress
+from agentpref.types import REVISED_FROM, SAMPLED_FOR, Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,10 +211,12 @@ def _forget(
     if not dry_run:
         _remove_training(home)
     goes = f"({_SAID} OR run_id = :run_id)"
-    found = connection.execute(f"SELECT run_id FROM run WHERE {goes}", {"run_id": run_id})
-    runs = {run for (run,) in found} | {run_id}
+    choose(connection, goes, _SAID, {"run_id": run_id})  # again below, where nothing comes between
+    runs = {*chosen_runs(connection), run_id}
 
     def is_gone(fields: Mapping[str, Any]) -> bool:
+        if any(key in str(fields.get("metadata")) for key in (REVISED_FROM, SAMPLED_FOR)):
+            return True  # whose words it is made of, nobody can tell
         about = {fields.get(name) for name in ("run_id", "run_a", "run_b")} - {None}
         until = said_until.get(fields.get("user_id") or "", -math.inf)
         return bool(fields["created_at"] <= until) or not runs.isdisjoint(about)

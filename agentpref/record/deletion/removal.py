@@ -29,7 +29,7 @@ from agentpref.record.messages import RunRow
 from agentpref.record.seals import resealing
 from agentpref.record.spill import drain, is_whole, taking_turns
 from agentpref.record.sums import LISTED, counted
-from agentpref.types import Progress
+from agentpref.types import COMMENT_ID, REVISED_FROM, SAMPLED_FOR, Progress
 
 CLOCK_TOLERANCE_SECONDS = 3600.0
 """How far in the future the newest run may be, since the clocks of machines differ."""
@@ -172,7 +172,9 @@ def choose(
 ) -> None:
     """Choose the runs and the judgements for which these SQL conditions on their columns are true.
 
-    Every judgement of a chosen run is chosen too. Call it in the transaction that deletes.
+    Every judgement of a chosen run is chosen too, and so are further answers to the prompt of one,
+    which the home drew or revised itself, and what was revised by a chosen comment: nobody is their
+    user. Call it in the transaction that deletes; what was chosen before is not chosen any more.
     """
     _run_script(connection, _CHOOSE.format(runs=runs, judgements=judgements), values)
 
@@ -285,15 +287,31 @@ def _run_script(
         connection.execute(statement, values or {})
 
 
-_CHOOSE = """
+_CHOOSE = f"""
+DROP TABLE IF EXISTS temp.gone_run;
+DROP TABLE IF EXISTS temp.gone_feedback;
+DROP TABLE IF EXISTS temp.gone_comparison;
 CREATE TEMP TABLE gone_run (id TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TEMP TABLE gone_feedback (id TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TEMP TABLE gone_comparison (id TEXT PRIMARY KEY) WITHOUT ROWID;
-INSERT INTO gone_run SELECT run_id FROM run WHERE {runs};
+INSERT INTO gone_run SELECT run_id FROM run WHERE {{runs}};
 INSERT INTO gone_feedback SELECT feedback_id FROM feedback
-    WHERE run_id IN gone_run OR ({judgements});
+    WHERE run_id IN gone_run OR ({{judgements}});
+INSERT OR IGNORE INTO gone_run
+    WITH RECURSIVE made(id, about) AS (
+        SELECT run_id, CASE WHEN json_valid(metadata) THEN metadata ELSE '{{{{}}}}' END FROM run
+        WHERE instr(metadata, '{REVISED_FROM}') OR instr(metadata, '{SAMPLED_FOR}')),
+    line(id) AS (
+        SELECT id FROM made WHERE json_extract(about, '$.{COMMENT_ID}') IN gone_feedback
+            OR json_extract(about, '$.{REVISED_FROM}') IN gone_run
+            OR json_extract(about, '$.{SAMPLED_FOR}') IN gone_run
+        UNION SELECT made.id FROM line CROSS JOIN made
+            ON line.id IN (json_extract(about, '$.{REVISED_FROM}'),
+                json_extract(about, '$.{SAMPLED_FOR}')))
+    SELECT id FROM line;
+INSERT OR IGNORE INTO gone_feedback SELECT feedback_id FROM feedback WHERE run_id IN gone_run;
 INSERT INTO gone_comparison SELECT comparison_id FROM comparison
-    WHERE run_a IN gone_run OR run_b IN gone_run OR ({judgements})
+    WHERE run_a IN gone_run OR run_b IN gone_run OR ({{judgements}})
 """
 
 # Candidates: the messages of the chosen rows (chosen = 1), and messages that nothing refers to

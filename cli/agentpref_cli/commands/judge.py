@@ -13,7 +13,7 @@ from agentpref_cli import options
 from agentpref_cli.terminal import BAD, BOLD, GOOD, WARN, moment, print_result, progress, say, table
 
 if TYPE_CHECKING:
-    from agentpref.judging import Asking, Calibrating, JudgeRun
+    from agentpref.judging import Asking, Calibrating, JudgeRun, RevisionRun
     from agentpref.judging.running import Generate
     from agentpref.prefer.judges.calibration import Estimate, Reliability
     from agentpref.prefer.judges.hearing import Spending
@@ -243,6 +243,84 @@ def run(
     print_result(as_json, done.to_mapping(), lambda: _show_run(done))
 
 
+@app.command("revise", short_help="Let the model revise answers by what people said of them.")
+def revise(
+    name: _Name,
+    by: Annotated[
+        str,
+        typer.Option(
+            metavar="WHAT",
+            help="What criticises the answers: people's `comments`, the judge's `principles`, or "
+            "`both`.",
+        ),
+    ] = "comments",
+    limit: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Revise so many answers at most.")
+    ] = 100,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, metavar="T", help="At which revisions are drawn.")
+    ] = 0.7,
+    answer_tokens: Annotated[
+        int,
+        typer.Option(
+            min=1, max=4096, metavar="N", help="Of a revision, where the log has no limit."
+        ),
+    ] = 256,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The base model that answers [default: that of what serves].",
+            show_default=False,
+        ),
+    ] = None,
+    recheck: Annotated[
+        int,
+        typer.Option(
+            min=0, metavar="N", help="First put N of people's comparisons to it again; 0: none."
+        ),
+    ] = 10,
+    concurrency: Concurrency = 8,
+    max_tokens: MaxTokens = None,
+    max_cost: MaxCost = None,
+    max_minutes: MaxMinutes = None,
+    home: options.Home = None,
+    namespace: options.Namespace = "default",
+    quiet: options.Quiet = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Let the model that serves write criticised answers again, and a calibrated judge compare.
+
+    A comment that somebody left on an answer is the criticism; with `--by principles`, the model
+    first criticises its answer by a principle of the judge. Where the judge prefers the revision in
+    both orders, the next update learns from it. Nothing is revised twice by the same words.
+
+    `--max-tokens`, `--max-cost` and `--max-minutes` limit the judge.
+    """
+    from agentpref.judging import revise
+    from agentpref.judging.revising import BY
+
+    if by not in BY:
+        raise typer.BadParameter(f"{by!r} is none of {', '.join(BY)}", param_hint="--by")
+    with (
+        _asking(concurrency, max_tokens, max_cost, max_minutes, quiet) as asking,
+        _sampler(home, namespace, model) as generate,
+    ):
+        done = revise(
+            home,
+            name,
+            namespace=namespace,
+            generate=generate,
+            source=by,
+            limit=limit,
+            temperature=temperature,
+            max_tokens=answer_tokens,
+            recheck=recheck,
+            asking=asking,
+        )
+    print_result(as_json, done.to_mapping(), lambda: _show_revisions(done))
+
+
 REFUSED = 4
 
 
@@ -421,6 +499,43 @@ def _show_run(done: JudgeRun) -> None:
         )
     if done.not_asked:
         say(f"{done.not_asked:,} more pairs wait; the same command goes on")
+    show_spending(done.spending)
+    for note in done.notes:
+        say(note)
+
+
+def _show_revisions(done: RevisionRun) -> None:
+    from agentpref.judging.running import explain
+
+    if not done.criticisms:
+        say("there is nothing to revise: no criticism is without a revision", WARN)
+    counts = {
+        "broke off": done.incomplete,
+        "say the same again": done.unchanged,
+        "are unusable": done.unusable,
+    }
+    told = "".join(f"; {count:,} {what}" for what, count in counts.items() if count)
+    if done.revised:
+        say(f"revised {done.revised:,} answers{told}")
+    if done.asked:
+        say(
+            f"{done.judge} prefers {done.better:,} of {done.asked:,} revisions; {done.worse:,} are "
+            f"worse; {done.ties:,} are ties, {done.position:,} of them because the verdict "
+            "followed the order",
+            GOOD if done.better else WARN,
+        )
+    left = {
+        f"comments praise the answer: {done.praise:,}": done.praise,
+        f"comments are on answers that broke off or call tools: {done.unfit:,}": done.unfit,
+    }
+    for line, count in left.items():
+        if count:
+            say(line)
+    if done.untrusted:
+        count = sum(done.untrusted.values())
+        say(f"{count:,} comments were not followed: {explain(done.untrusted)}", WARN)
+    if done.not_revised:
+        say("more answers wait to be revised; the same command goes on")
     show_spending(done.spending)
     for note in done.notes:
         say(note)

@@ -186,6 +186,7 @@ def _beside(found: Mapping[str, Any]) -> Iterator[str]:
             told = ", ".join(f"{name} {count}" for name, count in [c for c in counts if c[1]][:6])
             if told:
                 yield f"{words}, by {by}: {told}"
+    yield from taught(found["words"])
     line = [_named(one) for one in found["lineage"]]
     if len(line) > 1:
         yield f"line: {' -> '.join(line)}"
@@ -197,6 +198,24 @@ def _beside(found: Mapping[str, Any]) -> Iterator[str]:
         )
     if found["unread"]:
         yield f"{found['unread']:,} judgements came in since; the next update reads them"
+
+
+def taught(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """By which words answers were revised, of the revisions that trained it.
+
+    >>> words = [{"text": "too long", "examples": 5}, {"text": "say the price", "examples": 3}]
+    >>> print(*taught([{"origin": "comment", "examples": 8, "words": words}]))
+    learned from 8 comments: 'too long' (5), 'say the price' (3)
+    """
+    for one in found:
+        what = one["origin"] if one["examples"] == 1 else f"{one['origin']}s"
+        words = [f"'{each['text']}' ({each['examples']:,})" for each in one["words"]]
+        more = [f"and {len(words) - _WORDS:,} more"] if len(words) > _WORDS else []
+        told = ", ".join([*words[:_WORDS], *more])
+        yield f"learned from {one['examples']:,} {what}{f': {told}' if told else ''}"
+
+
+_WORDS = 6
 
 
 def _evidence(row: Mapping[str, Any]) -> str:

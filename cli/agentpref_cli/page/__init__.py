@@ -13,7 +13,7 @@ from typing import Any
 from agentpref.columns import text_of
 from agentpref.errors import MissingDependency
 from agentpref.printable import escaped
-from agentpref_cli.commands.report import changes
+from agentpref_cli.commands.report import changes, taught
 from agentpref_cli.commands.update import VERDICTS, account, headline, identity
 from agentpref_cli.terminal import moment
 
@@ -59,7 +59,7 @@ def render(value: Mapping[str, Any], serving: str) -> str:
         kind=_KINDS.get(VERDICTS[value["verdict"]][1], ""),
         headline=headline(value, serving),
         identity=[*identity(value, serving)],
-        account=[*account(trained)],
+        account=[*taught(beside["words"]), *account(trained)],
         tried=tried(beside["learned_from"], trained["verdict"]),
         bars=bars,
         answers=_answers(trained),

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from agentpref_cli.commands.report import taught
 from agentpref_cli.commands.update import account, headline, identity
 from agentpref_cli.terminal import one_line
 
@@ -41,7 +42,8 @@ def _update(value: Mapping[str, Any], serving: str, *, named: bool) -> Iterator[
     for tag, found in value["accuracy"].items():
         change = f"{found['before']:.2f} -> {found['after']:.2f}"
         yield f"- {plain(tag)}: {plain(change)} on {found['pairs']:.0f} held-out pairs"
-    for line in (*account(value), *value.get("notes", ())):
+    words = value.get("overview", {}).get("words", ())
+    for line in (*taught(words), *account(value), *value.get("notes", ())):
         yield f"- {plain(line)}"
     failed = [check for check in value["checks"] if not check["passed"]]
     if failed:

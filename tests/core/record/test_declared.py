@@ -68,7 +68,7 @@ def test_scores_count_once_their_key_is_declared_also_those_from_before(log: Log
 
 def test_a_declaration_holds_for_all_sources_of_one_namespace(log: Log) -> None:
     log.declare("stars", low=1, high=5)
-    give(log, "stars", 4, source="model")
+    give(log, "stars", 4, source="code")
     assert found(log.home).left_out == {}
     with Log(log.home.path, namespace="other") as other:
         give(other, "stars", 99)
