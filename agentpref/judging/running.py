@@ -223,6 +223,7 @@ def sample_answers(
 
     The seeds follow from the run, the number of the answer and the ``salt``.
     """
+    run = as_asked(run)  # else the arguments of its chat template would be lost
     limit = run.params.get("max_tokens")
     found = []
     for number in range(count):

@@ -117,3 +117,27 @@ def test_eval_by_a_judge_shows_win_rates(run, home, server, monkeypatch, tmp_pat
     shown = run("eval", "--judge", "brief", "--limit", 8, "--quiet").out
     assert "rev-000001 over base\t8\t0\t0\t0\t1.00" in shown
     assert run("eval", "--judge", "brief", "--since", "1d", exits=2).err.endswith("leave it out\n")
+
+
+def test_comments_revise_answers(run, home, server, monkeypatch) -> None:
+    say = FakeBackend(lambda revision, request: "Sure.")
+    monkeypatch.setattr(transformers, "TransformersBackend", lambda model: say)
+    with Log(home) as log:
+        for number in range(24):
+            asked = [{"role": "user", "content": f"Question {number}?"}]
+            runs = [log.record(asked, f"Yes, {number}."), log.record(asked, f"Well: {number}, so.")]
+            log.compare(*runs, winner="a", user_id="ana")
+        asked = [{"role": "user", "content": "Can you help me?"}]
+        log.thumbs(log.record(asked, "Of course I can do that."), up=False, comment="too long")
+    run("judge", "new", "brief", "--base-url", server.url)
+    run("judge", "calibrate", "brief", "--quiet")
+    revise = ("judge", "revise", "brief", "--model", "tiny", "--quiet")
+    shown = run(*revise).out
+    assert "revised 1 answers" in shown
+    assert "brief prefers 1 of 1 revisions; 0 are worse; 0 are ties" in shown
+    assert "there is nothing to revise" in run(*revise).out
+    strata = run("pairs", "--json").json["strata"]
+    assert {one["origin"] for one in strata} == {"comparison", "comment"}
+    done = run(*revise, "--by", "principles", "--limit", 2, "--json").json
+    assert (done["revised"], done["not_revised"]) == (2, 1)
+    assert "is none of comments, principles, both" in run(*revise, "--by", "votes", exits=2).err

@@ -191,6 +191,37 @@ class TestSignals:
         assert preferred(corrected) == [("better", "A", "judge")]
         assert preferred(thumbed) == [("A", "B", "judge")]
 
+    @pytest.mark.parametrize("by", ["comment", "critique"])
+    def test_a_judge_who_prefers_a_revision_has_the_origin_of_what_it_was_revised_by(
+        self, by: str
+    ) -> None:
+        """Only a judge, only of that answer, and only where the revision is the better one."""
+        about = {"revised_from": "A", "revised_by": by}
+        runs = [run("A"), replace(run("B"), metadata=about), run("C")]
+        by_judge: dict[str, Any] = {"source": "model", "user_id": "gpt"}
+        (pair,) = build(runs, compare("A", "B", "b", **by_judge)).pairs
+        assert (pair.origin, pair.noise) == (by, 0.2)
+        others: list[tuple[str, str, Winner, dict[str, Any], str]] = [
+            ("A", "B", "a", by_judge, "judge"),
+            ("C", "B", "b", by_judge, "judge"),
+            ("A", "B", "b", {}, "comparison"),
+        ]
+        for a, b, winner, by_whom, origin in others:
+            assert build(runs, compare(a, b, winner, **by_whom)).pairs[0].origin == origin
+
+    def test_people_outvote_a_judge_who_prefers_a_revision(self) -> None:
+        about = {"revised_from": "A", "revised_by": "comment"}
+        runs = [run("A"), replace(run("B"), metadata=about)]
+        by_judge = compare("A", "B", "b", source="model", user_id="gpt")
+        liked = [thumb("A", 1), thumb("B", 0, user_id="bob")]
+        assert preferred(build(runs, by_judge, *liked)) == [("A", "B", "thumbs")]
+
+    @pytest.mark.parametrize("by", [{}, {"revised_by": 3}])
+    def test_a_revision_by_something_unknown_is_a_judges_pair(self, by: dict[str, Any]) -> None:
+        runs = [run("A"), replace(run("B"), metadata={"revised_from": "A"} | by)]
+        said = compare("A", "B", "b", source="model", user_id="gpt")
+        assert build(runs, said).pairs[0].origin == "judge"
+
 
 def tokens_and_authors(example: Example) -> list[tuple[Any, Any]]:
     """The logged tokens and the author of each completion."""
