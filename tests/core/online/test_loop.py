@@ -28,7 +28,8 @@ IDENTITY = {"name": "tiny", "digest": "d" * 64, "template_digest": "t" * 64}
 def answer(revision: str, request: GenerationRequest) -> str:
     """Later revisions say less; drawn answers differ by their seed."""
     words = 12 if revision == "base" else max(1, 10 - 2 * int(revision[4:10]))
-    draw = "" if request.seed is None else " well" * (request.seed % 5)
+    seed = request.seed or 0  # answers that are drawn have one
+    draw = " well" * (seed % 5) + " gladly" * 4 * (seed % 2)
     return f"{request.messages[-1]['content'][:12]}{' so' * words}{draw}."
 
 
@@ -186,8 +187,8 @@ def test_a_second_judge_that_says_the_opposite_ends_it_and_rolls_back(
 
 
 def oddly(question: str, a: str, b: str) -> Winner:
-    """Prefers what says "well" more often, which draws do, whatever serves."""
-    counts = [text.count("well") for text in (a, b)]
+    """Prefers what says "gladly", which makes an answer longer."""
+    counts = [text.count("gladly") for text in (a, b)]
     return "tie" if counts[0] == counts[1] else "a" if counts[0] > counts[1] else "b"
 
 
@@ -197,8 +198,8 @@ def test_judges_who_part_on_a_rounds_pairs_teach_nothing(home: Home, updates: An
     done = run(home, FakeJudge(oddly, source="code"), check=check, prompts=24)
     assert (done.ended, calls, done.live) == ("judges_disagree", [], "base")
     assert done.rounds[0].verdict == "not_learned"
-    assert done.rounds[0].words == ("well",)
-    assert "rewards the words: well" in done.because
+    assert "gladly" in done.rounds[0].words
+    assert "rewards the words: gladly" in done.because
 
 
 def test_a_second_judge_who_agrees_changes_nothing(home: Home, updates: Any) -> None:
