@@ -18,6 +18,7 @@ from agentpref.config import UpdateConfig
 from agentpref.home import Home
 from agentpref.prefer.examples import read_examples
 from agentpref.record.database import connect
+from agentpref.record.judges import Judges
 from agentpref.record.store import Store
 from agentpref.record.updates import Updates
 from agentpref_adapters.transformers import open_router
@@ -42,9 +43,20 @@ def home(tmp_path: Path) -> Path:
     return Path(shutil.copytree(OLD, tmp_path / "home"))
 
 
+def trust_its_judges(home: Path) -> None:
+    """Calibrate what judged beside people, which no version before had to be."""
+    query = """SELECT DISTINCT user_id FROM comparison WHERE source = 'model' AND user_id NOT NULL
+        UNION SELECT DISTINCT user_id FROM feedback WHERE source = 'model' AND user_id NOT NULL"""
+    with closing(connect(Home.open(home))) as connection:
+        tags = {run.tag for run in Store(connection).runs("support")}
+        for (voter,) in connection.execute(query).fetchall():
+            Judges(connection).calibrate("support", voter, dict.fromkeys(tags, 0.05), {})
+
+
 def test_an_old_home_opens_with_all_its_rows_and_verifies(home: Path) -> None:
     with agentpref.Log(home, namespace="support") as log:
         assert log.verify() == []
+    trust_its_judges(home)
     with closing(connect(Home.open(home))) as connection:
         store = Store(connection)
         assert sum(1 for _ in store.runs("support")) == 404
@@ -68,6 +80,7 @@ def test_an_old_home_updates_and_discards_the_state_of_the_old_form(home: Path) 
         for number in range(30):
             asked = [{"role": "user", "content": f"Is {number} a number?"}]
             log.compare(log.record(asked, "Sure!"), log.record(asked, "It is."), winner="b")
+    trust_its_judges(home)
     report = agentpref.update(home, model=BASE, config=CONFIG, namespace="support")
     assert report.parent == LIVE
     assert report.verdict != "nothing_to_gain", report.notes
