@@ -137,7 +137,8 @@ class _Calibration:
         cases = [one.case for one in gold]
         if judge.members:
             signs = judge.signs(cases, spending, self.asking)
-            answered = [number for number, said in enumerate(signs) if said]
+            every = len(judge.members)
+            answered = [number for number, said in enumerate(signs) if len(said) == every]
             better = [gold[number].better for number in answered]
             voted = cross_validated([signs[number] for number in answered], better)
             fitted = fit_panel([signs[number] for number in answered], better)

@@ -50,8 +50,9 @@ ASKING = Asking()
 class OpenedJudge:
     """A judge of a home.
 
-    ``voter`` is whom its comparisons are by, and ``calibration`` what is known of it in this
-    namespace. Of a panel, ``judge`` is ``None`` and ``members`` are its judges.
+    ``voter`` is whom its comparisons are by, ``calibration`` what is known of it in this namespace,
+    and ``noise`` its share of wrong verdicts in the strata in which it is trusted. Of a panel,
+    ``judge`` is ``None`` and ``members`` are its judges.
     """
 
     rubric: Rubric
@@ -59,6 +60,7 @@ class OpenedJudge:
     voter: str
     source: Source
     calibration: Calibration | None
+    noise: Mapping[str, float]
     weights: Panel | None
     judge: Judge | None
     members: tuple[OpenedJudge, ...]
@@ -100,7 +102,7 @@ class OpenedJudge:
         """Whether what it says in a stratum trains and proves."""
         if self.source == "code":
             return True
-        return self.calibration is not None and self.calibration.noise(tag) is not None
+        return tag in self.noise
 
     def require_trusted(self, namespace: str) -> None:
         """Raise ``UncalibratedJudge`` where it is trusted in no stratum."""
@@ -112,7 +114,7 @@ class OpenedJudge:
                 f"nobody knows how right judge {self.name!r} is in {namespace!r} in its present "
                 f"form, so nothing that it says would train; run {of_it} first"
             )
-        if not any(map(self.trusts, self.calibration.strata)):
+        if not self.noise:
             raise UncalibratedJudge(
                 f"judge {self.name!r} is not shown to be better than a coin in any stratum of "
                 f"{namespace!r}, so nothing that it says would train; improve its rubric or model, "
@@ -132,7 +134,7 @@ class OpenedJudge:
                 f"{self.name}`, which needs about 30 comparisons by people"
             )
         for number, signs in enumerate(self.signs(cases, spending, asking)):
-            if signs:
+            if len(signs) == len(self.members):  # a part of them is not the panel
                 winner, sure = self.weights.vote(signs)
                 verdict = Verdict(winner, max(sure, 1 - sure))
                 yield number, opinion(verdict, verdict.swap())
@@ -210,6 +212,7 @@ def _known(
         voter,
         version.source,
         Calibration.from_mapping(report["calibration"]) if report.get("calibration") else None,
+        {} if found is None else found.noise,
         Panel.from_mapping(report["weights"]) if report.get("weights") else None,
         judge,
         members,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -189,8 +190,8 @@ def _part(part: Any) -> str:
 
 
 def is_empty(message: Message) -> bool:
-    """Whether an answer says nothing: no word, no number and no tool call."""
-    return re.search(r"\w", said(message)) is None
+    """Whether an answer says nothing: no word, number, symbol or tool call."""
+    return not any(unicodedata.category(one)[0] in "LNS" for one in said(message))
 
 
 _WORDS: Mapping[str, Winner] = {"a": "a", "b": "b", "tie": "tie", "equal": "tie",

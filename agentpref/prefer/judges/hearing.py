@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 from agentpref.errors import JudgeError, NoVerdict
 from agentpref.prefer.judges.asking import is_empty
 from agentpref.prefer.judges.verdicts import Judge, Opinion, Question, Verdict, opinion
-from agentpref.types import Progress
+from agentpref.types import WINNERS, Progress
 
 FAILURES_IN_A_ROW = 20
 """After so many failed calls without one that works, the judge is given up."""
@@ -287,10 +287,15 @@ class _Workers:
     def _answer(self, question: Question) -> Verdict | JudgeError:
         try:
             (verdict,) = self._judge.judge([question.prompt], [(question.a, question.b)])
+            if not isinstance(verdict, Verdict) or verdict.winner not in WINNERS:
+                return JudgeError(
+                    f"the judge said {verdict!r:.80}, but must return a Verdict whose winner is "
+                    "'a', 'b' or 'tie' for each pair"
+                )
             return verdict
         except JudgeError as error:
             return error
-        except Exception as error:  # a judge is foreign code, and may raise anything
+        except (Exception, SystemExit) as error:  # a judge is foreign code
             raised = JudgeError(f"the judge raised {type(error).__name__}: {error}")
             raised.__cause__ = error
             return raised

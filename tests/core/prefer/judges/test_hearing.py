@@ -175,3 +175,22 @@ def test_progress_counts_verdicts() -> None:
     heard(FakeJudge(), progress=lambda *at: seen.append(at))
     assert seen[0] == ("judge", 0, 80)
     assert seen[-1] == ("judge", 80, 80)
+
+
+@pytest.mark.parametrize("said", [Verdict("A"), 0, None])  # type: ignore[arg-type]
+def test_what_is_no_verdict_is_not_kept(said: Any) -> None:
+    class Wrong(FakeJudge):
+        def judge(self, prompts: Any, completions: Any) -> Any:
+            return [said]
+
+    notes, spending = Notes(), Spending()
+    assert heard(Wrong(), CASES[:3], memory=notes, spending=spending) == {}
+    assert notes.said == {}
+    (why,) = spending.failed
+    assert "must return a Verdict whose winner is 'a', 'b' or 'tie'" in why
+
+
+def test_a_symbol_is_an_answer() -> None:
+    judge = FakeJudge()
+    heard(judge, [case(0, a="👍", b="words"), case(1, a="=>", b="€")])
+    assert len(judge.asked) == 4
