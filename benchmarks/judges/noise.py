@@ -13,7 +13,8 @@ the shipped settings and without the gate, and measured on the true answers to f
     exact       nobody is wrong: what could be learned from as many statements
 
 ``robust`` is ``measured`` with another loss (``loss.kind``), and is only shown. A seed is a trait,
-statements and the order of training; its arms differ in nothing else.
+statements and the order of training; its arms differ in nothing else. A judge that its calibration
+does not trust trains nothing, and leaves the base as it is: right in half.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ from benchmarks.false_promotions import comparison
 from benchmarks.streams.rows import Row, Rows, say
 
 NOISE, POSITION, FIXED = 0.25, 0.5, 0.05
-JUDGED, GOLD, FRESH = 300, 100, 300
+SIZES, GOLD, FRESH = (300, 600), 100, 300
 """Statements that the judge compares, that people compared, and that accuracy is measured on."""
 
 SEEDS = 5
@@ -53,23 +53,25 @@ _ANSWERS = ("Yes", "No")
 
 
 def measure(out: Path, seeds: int = SEEDS, first: int = 0) -> dict[str, Any]:
-    """Compute the seeds that have no row in ``out``, and sum all up."""
+    """Compute the seeds that have no row in ``out``, and sum up each size."""
     rows = Rows(out)
     trains: _Trains | None = None
-    for seed in range(first, first + seeds):
-        key = {"seed": seed, "judged": JUDGED, "noise": NOISE, "position": POSITION}
-        if not rows.find(key):
-            trains = trains or _Trains()
-            row = {**key, **_seed(trains, seed)}
-            rows.append(row)
-            say(f"noise, seed {seed}: {row['accuracy']}, {row['seconds']:.0f} s")
-    return summary([*rows])
+    for judged in SIZES:
+        for seed in range(first, first + seeds):
+            key = {"seed": seed, "judged": judged, "noise": NOISE, "position": POSITION}
+            if not rows.find(key):
+                trains = trains or _Trains()
+                row = {**key, **_seed(trains, seed, judged)}
+                rows.append(row)
+                say(f"noise, {judged}, seed {seed}: {row['accuracy']}, {row['seconds']:.0f} s")
+    return {f"{judged} judged": summary(rows.find({"judged": judged})) for judged in SIZES}
 
 
 def summary(rows: Sequence[Row]) -> dict[str, Any]:
     """Means of the arms, and the differences that were promised, seed by seed."""
     rows = sorted(rows, key=lambda row: row["seed"])
-    found = {arm: [row["accuracy"][arm] for row in rows] for arm in ARMS}
+    arms = [arm for arm in ARMS if all(arm in row["accuracy"] for row in rows)]
+    found = {arm: [row["accuracy"][arm] for row in rows] for arm in arms}
     gains = {
         "measured - fixed": [m - f for m, f in zip(found["measured"], found["fixed"], strict=True)],
         "both - single": [b - s for b, s in zip(found["both"], found["single"], strict=True)],
@@ -94,26 +96,28 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
 
 def targets(found: dict[str, Any]) -> list[Target]:
     """What was promised of the noise."""
-    worst = min(found["gains"]["measured - fixed"])
-    mean = found["mean_gains"]
-    better = mean["measured - fixed"]
-    return [
-        at_least("noise: measured ε against .05, the worst seed", worst, 0),
-        replace(at_least("noise: measured ε against .05, mean", better, 0), target="> 0",
-                holds=better > 0),
-        at_least("noise: both orders against one, mean", mean["both - single"], 0.05),
-    ]  # fmt: skip
+    promised = []
+    for size, one in found.items():
+        worst = min(one["gains"]["measured - fixed"])
+        better, both = (one["mean_gains"][n] for n in ("measured - fixed", "both - single"))
+        mean = f"noise, {size}: measured ε against .05, mean"
+        promised += [
+            at_least(f"noise, {size}: measured ε against .05, the worst seed", worst, 0),
+            Target(mean, better, "> 0", better > 0),
+            at_least(f"noise, {size}: both orders against one, mean", both, 0.05),
+        ]
+    return promised
 
 
-def _seed(trains: _Trains, seed: int) -> dict[str, Any]:
+def _seed(trains: _Trains, seed: int, size: int) -> dict[str, Any]:
     """One seed: a judge at work in a home, and a training for each arm."""
     started, rng = time.monotonic(), random.Random(f"noise {seed}")
     files = sorted(_PERSONA.glob("*.jsonl"))
     lines = files[seed % len(files)].read_text(encoding="utf-8").splitlines()
-    drawn = rng.sample([json.loads(line) for line in lines], JUDGED + GOLD + FRESH)
+    drawn = rng.sample([json.loads(line) for line in lines], size + GOLD + FRESH)
     truth = {each["statement"]: each["answer"] for each in drawn}
     pairs = [comparison(statement, answer, flip=False) for statement, answer in truth.items()]
-    judged, gold, fresh = pairs[:JUDGED], pairs[JUDGED : JUDGED + GOLD], pairs[JUDGED + GOLD :]
+    judged, gold, fresh = pairs[:size], pairs[size : size + GOLD], pairs[size + GOLD :]
     with tempfile.TemporaryDirectory() as folder:
         examples, epsilon = _judged(Path(folder), judged, gold, _Truth(pairs), seed, rng)
     arms = _arms(examples, judged)
@@ -149,13 +153,15 @@ def _judged(
     truth: _Truth,
     seed: int,
     rng: random.Random,
-) -> tuple[dict[str, list[Example]], dict[str, float]]:
+) -> tuple[dict[str, list[Example]], dict[str, float | None]]:
     """The pairs that a home makes of what judges say, and the judges' measured noise."""
     file = folder / "gold.jsonl"
     file.write_text("".join(json.dumps(_row(one)) + "\n" for one in gold), encoding="utf-8")
     noisy = FakeJudge(truth, noise=NOISE, seed=seed, name="noisy")
     biased = FakeJudge(truth, noise=NOISE, position=POSITION, seed=seed, name="biased")
-    examples, epsilon, home = {}, {}, folder / "home"
+    examples: dict[str, list[Example]] = {}
+    epsilon: dict[str, float | None] = {}
+    home = folder / "home"
     orders = {one.prompt.id: rng.sample(_ANSWERS, 2) for one in judged}
     for namespace in ("noisy", "biased", "single"):
         with Log(home, namespace=namespace) as log:
@@ -167,8 +173,9 @@ def _judged(
                     log.compare(a, b, winner=verdict.winner, user_id="unfiltered")
     for judge in (noisy, biased):
         calibrated = calibrate_judge(home, judge, namespace=judge.name, gold=file, tag="persona")
-        epsilon[judge.name] = calibrated.trusted["persona"]
-        judge_runs(home, judge, namespace=judge.name, recheck=0)
+        epsilon[judge.name] = calibrated.trusted.get("persona")
+        if calibrated.trusted:
+            judge_runs(home, judge, namespace=judge.name, recheck=0)
     with closing(connect(Home.open(home))) as connection:
         for namespace in ("noisy", "biased", "single"):
             found = walk_pairs(connection, Selection(namespace), UpdateConfig().held_out)
@@ -208,6 +215,8 @@ class _Trains:
         from agentpref.prove.evaluate import policy_scores
         from agentpref.prove.metrics import accuracy
 
+        if not _trained(examples):  # the base ranks as a coin does, for it is its own reference
+            return 0.5
         learner = self._learner
         learner.config = UpdateConfig(seed=seed, loss=loss)
         with learner.trial(learner.encode(_trained(examples))):
@@ -220,9 +229,8 @@ def _trained(examples: Sequence[Example]) -> list[Example]:
 
 def _wrong(examples: Sequence[Example], right: dict[str, Message]) -> float:
     """The share of pairs whose chosen answer is the wrong one."""
-    return sum(_text(_better(one)) != _text(right[one.prompt.id]) for one in examples) / len(
-        examples
-    )
+    wrong = sum(_text(_better(one)) != _text(right[one.prompt.id]) for one in examples)
+    return wrong / max(1, len(examples))
 
 
 def _row(one: Example) -> dict[str, Any]:
