@@ -236,7 +236,21 @@ class JudgeError(AgentprefError):
 
 
 class NoVerdict(JudgeError, ValueError):
-    """A judge answered, and said nothing that is a verdict."""
+    """A judge has no verdict on one question: it says nothing that is one, or refuses the question.
+
+    ``why`` says which, in a few words; the tokens are what it took.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        why: str = "no verdict",
+        prompt_tokens: int = 0,
+        completion_tokens: int = 0,
+    ) -> None:
+        super().__init__(message)
+        self.why, self.prompt_tokens, self.completion_tokens = why, prompt_tokens, completion_tokens
 
 
 class UncalibratedJudge(JudgeError):

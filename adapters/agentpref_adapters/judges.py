@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from agentpref.errors import JudgeError, MissingDependency, ServingError
+from agentpref.errors import JudgeError, MissingDependency, NoVerdict, ServingError
 from agentpref.prefer.judges.asking import RubricJudge, Said, Token
 from agentpref.prefer.judges.rubric import Rubric
 from agentpref.types import BASE, Message
@@ -66,7 +66,8 @@ class _OpenAI:
             answer = self._create(messages, sample)
         except BadRequestError as error:
             if not self.logprobs or "logprobs" not in str(error):
-                raise JudgeError(self._words(error)) from error
+                why = f"refused by {self.model}: {' '.join(str(error).split())[:120]}"
+                raise NoVerdict(self._words(error), why=why) from error
             self.logprobs = False  # this model has none
             return self.ask(messages, sample=sample)
         except APIError as error:
@@ -96,8 +97,9 @@ class _OpenAI:
         )
 
     def _words(self, error: Exception) -> str:
-        said = " ".join(str(error).split())[:300]
-        return f"judge {self.rubric.name!r}: {self.model} failed ({type(error).__name__}: {said})"
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        where = "" if self.rubric.base_url is None else f" at {self.rubric.base_url}"
+        return f"judge {self.rubric.name!r}: {self.model}{where} failed ({said})"
 
 
 def langchain(rubric: Rubric) -> RubricJudge:

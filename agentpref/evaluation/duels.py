@@ -9,7 +9,7 @@ lengths.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from agentpref.errors import EvaluationError, JudgeError
-from agentpref.evaluation.choices import Where, find_examples, named_revisions
+from agentpref.evaluation.choices import LIVE, Where, find_examples, named_revisions
 from agentpref.home import Home
-from agentpref.judging.gold import Gold, gold_of_home
+from agentpref.judging.gold import gold_of_home
 from agentpref.judging.opened import ASKING, Asking, OpenedJudge, open_judge
 from agentpref.prefer.judges.asking import said
 from agentpref.prefer.judges.calibration import GoldVerdict
@@ -33,7 +33,7 @@ from agentpref.prefer.judges.winrate import (
     ratings,
 )
 from agentpref.prefer.strata import sample
-from agentpref.reading import last_held_out, selection
+from agentpref.reading import selection
 from agentpref.record.database import connect, translated
 from agentpref.record.store import Store
 from agentpref.serve.backend import GenerationRequest, Reply
@@ -148,9 +148,11 @@ def judge_revisions(
                 f"there is no prompt among {found.on}; log or import comparisons: one prompt in "
                 "five is held out, or name a file of preferences"
             )
-        if not revisions and registry.state().live is None:
+        live = registry.state().live or BASE
+        if {live if one == LIVE else one for one in revisions or (BASE, LIVE)} == {BASE}:
             raise EvaluationError(
-                f"nothing serves in {namespace!r} yet, so there is only the base; name two"
+                f"there is only the base to compare, which is what serves in {namespace!r}; name a "
+                "revision beside it (`agentpref adapters list`)"
             )
         names = [one.revision_id if one else BASE for one in named_revisions(registry, revisions)]
         if len(names) < 2:
@@ -163,7 +165,7 @@ def judge_revisions(
             answers_of(generate, name, asked, max_tokens=max_tokens, progress=asking.progress)
             for name in names
         ]
-        gold = known_gold(opened, namespace)
+        gold = known_gold(opened, namespace, {one.tag for one in found.examples})
         return _judged(opened, written, asked, gold, found.on, namespace, asking)
 
 
@@ -253,14 +255,16 @@ def _back(heard: Opinion, swapped: bool) -> Opinion:
     return heard._replace(winner=turned[heard.winner])
 
 
-def known_gold(judge: OpenedJudge, namespace: str) -> list[GoldVerdict]:
-    """What the judge said of people's comparisons when it was calibrated; nothing is asked."""
+def known_gold(judge: OpenedJudge, namespace: str, tags: Container[str]) -> list[GoldVerdict]:
+    """What the judge said of people's comparisons in some strata, when it was calibrated.
+
+    Nothing is asked.
+    """
     if judge.calibration is None or judge.source == "code":
         return []
-    share = last_held_out(judge.connection, namespace)
     try:
-        gold: list[Gold] = gold_of_home(judge.connection, namespace, limit=1000, held_out=share)
-    except JudgeError:  # it was calibrated on a file
+        gold = gold_of_home(judge.connection, namespace, tags=tags)
+    except JudgeError:  # it was calibrated on a file, or people compared nothing there
         return []
     return [gold[number].verdict(one) for number, one in judge.recall([one.case for one in gold])]
 

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections import Counter
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
 from agentpref.errors import JudgeError
 from agentpref.home import Home
-from agentpref.judging.gold import Gold, gold_of_file, gold_of_home, logged_verdicts
+from agentpref.judging.gold import (
+    Gold,
+    gold_of_file,
+    gold_of_home,
+    logged_verdicts,
+    standing_comparisons,
+)
 from agentpref.judging.opened import ASKING, Asking, OpenedJudge, open_judge
 from agentpref.prefer.judges import rubric as rubrics
 from agentpref.prefer.judges.calibration import (
@@ -29,7 +34,6 @@ from agentpref.prefer.judges.calibration import (
 from agentpref.prefer.judges.hearing import Spending
 from agentpref.prefer.judges.panel import cross_validated, fit_panel
 from agentpref.prefer.judges.verdicts import Judge
-from agentpref.reading import last_held_out
 from agentpref.record.database import connect, translated
 from agentpref.record.judges import Judges, Version
 from agentpref.record.store import Store
@@ -95,31 +99,30 @@ def calibrate_judge(
         namespace: whose answers and judgements.
         gold: a file of preferences; by default what people said in the namespace.
         tag: the stratum of a file's rows without one.
-        limit: use so many comparisons at most, as equally of each stratum as possible.
+        limit: ask about so many comparisons at most, as equally of each stratum as possible.
         asking: how the judge is asked.
+
+    Strata without gold this time stay as they were measured before.
 
     Raises:
         JudgeError: there is no such judge, no gold, or the judge could not be asked.
+        UncalibratedJudge: the online loop saw it being deceived, in this very version.
     """
     place = Home.open(home)
     with translated(place), closing(connect(place)) as connection:
         Store(connection).require_namespace(namespace)
-        label = (
-            name if isinstance(name, str) else open_judge(place, connection, name, namespace).name
-        )
-        job = _Calibration(connection, namespace, label, asking)
-        share = last_held_out(connection, namespace)
-        found = (
-            gold_of_home(connection, namespace, limit=limit, held_out=share)
-            if gold is None
-            else gold_of_file(gold, tag=tag, limit=limit)
-        )
-        where = f"{len(found)} comparisons by people"
-        if gold is not None:
-            where += f" in {os.fspath(gold)}" if isinstance(gold, str | os.PathLike) else " given"
-        if not isinstance(name, str) or name in rubrics.names(place):
-            return job.of_rubric(open_judge(place, connection, name, namespace), found, where)
-        return job.of_app(place, found, where)
+        if isinstance(name, str) and name not in rubrics.names(place) and gold is None:
+            return _Calibration(connection, namespace, name, asking).of_app(place)
+        judge = open_judge(place, connection, name, namespace)
+        job = _Calibration(connection, namespace, judge.name, asking)
+        if judge.distrusted:
+            judge.require_trusted(namespace)
+        if gold is None:
+            found = gold_of_home(connection, namespace, limit=limit)
+            return job.of_rubric(judge, found, f"{len(found)} comparisons by people")
+        found = gold_of_file(gold, tag=tag, limit=limit)
+        where = os.fspath(gold) if isinstance(gold, str | os.PathLike) else "what was given"
+        return job.of_rubric(judge, found, f"{len(found)} comparisons by people in {where}")
 
 
 @dataclass
@@ -164,11 +167,12 @@ class _Calibration:
             )
         return self._keep(judge.voter, said, where, weights, spending, notes)
 
-    def of_app(self, home: Home, gold: list[Gold], where: str) -> Calibrating:
+    def of_app(self, home: Home) -> Calibrating:
         """Measure what an app's own judge said."""
         judges = Judges(self.connection)
         voter = judges.voter_of(self.name)
-        said = [*logged_verdicts(self.connection, self.namespace, voter, gold)]
+        said = [*logged_verdicts(self.connection, self.namespace, voter)]
+        where = f"{len(said)} comparisons by people that it judged, too"
         if not said:
             raise JudgeError(
                 f"no judge {self.name!r} is in {home.judges}, and nothing that a model said as the "
@@ -190,21 +194,29 @@ class _Calibration:
         notes: list[str],
     ) -> Calibrating:
         found = calibrate(said)
-        strata = sorted({one.stratum for one in said})
-        noise = {tag: found.noise(tag) for tag in strata}
+        noise = {tag: found.noise(tag) for tag in found.strata}
         trusted = {tag: one for tag, one in noise.items() if one is not None}
-        people = people_agreement(_votes(self.connection, self.namespace))
+        untrusted = {tag: _why(found, tag) for tag in found.strata if tag not in trusted}
+        judges = Judges(self.connection)
+        before = judges.calibration(self.namespace, voter)
+        if before is not None and not weights:  # a panel with other weights is another judge
+            known = Calibration.from_mapping(before.report["calibration"])
+            others = {tag: one for tag, one in known.strata.items() if tag not in found.strata}
+            if others:
+                notes.append(f"as measured before in {', '.join(sorted(others))}")
+            found = replace(found, strata={**others, **found.strata})
+            trusted = {tag: e for tag, e in before.noise.items() if tag in others} | trusted
         report = {"calibration": found.to_mapping(), "weights": dict(weights), "gold": where}
-        Judges(self.connection).calibrate(self.namespace, voter, trusted, report)
+        judges.calibrate(self.namespace, voter, trusted, report)
         return Calibrating(
             self.name,
             self.namespace,
             where,
             found,
             trusted,
-            {tag: _why(found, tag) for tag in strata if tag not in trusted},
+            untrusted,
             weights,
-            people,
+            people_agreement(_votes(self.connection, self.namespace)),
             spending,
             tuple(notes),
         )
@@ -224,13 +236,10 @@ def _why(found: Calibration, tag: str) -> str:
 
 def _votes(connection: sqlite3.Connection, namespace: str) -> list[tuple[str, str, str]]:
     """The comparisons by named people: what was compared, by whom, and the answer they liked."""
-    rows = Store(connection).comparisons(namespace)
-    people = [row for row in rows if row.source == "human" and row.user_id is not None]
-    counts = Counter(row.user_id for row in people)
     return [
-        (" ".join(sorted((row.run_a, row.run_b))), str(row.user_id), _in_order(row))
-        for row in people
-        if counts[row.user_id]
+        (" ".join(sorted((row.run_a, row.run_b))), row.user_id, _in_order(row))
+        for row in standing_comparisons(connection, namespace)
+        if row.source == "human" and row.user_id is not None
     ]
 
 

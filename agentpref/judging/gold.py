@@ -5,22 +5,25 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import replace
 from typing import IO, Literal, NamedTuple
 
 from agentpref.errors import JudgeError
+from agentpref.prefer.examples import as_asked
 from agentpref.prefer.exchange import file_examples
 from agentpref.prefer.judges.asking import said
 from agentpref.prefer.judges.calibration import GoldVerdict
 from agentpref.prefer.judges.hearing import Case
 from agentpref.prefer.judges.verdicts import Opinion, Question
+from agentpref.prefer.retractions import withdraw
 from agentpref.prefer.strata import sample
 from agentpref.prefer.walk import walk_pairs
-from agentpref.record.messages import canonical
+from agentpref.reading import last_held_out
+from agentpref.record.messages import canonical, prompt_of
 from agentpref.record.pages import Selection
 from agentpref.record.store import Store
-from agentpref.types import Example, Message, Winner
+from agentpref.types import Comparison, Example, Message, Run, Winner
 
 BY_PEOPLE = ("correction", "comparison", "thumbs")
 
@@ -63,24 +66,28 @@ class Gold(NamedTuple):
 
 
 def gold_of_home(
-    connection: sqlite3.Connection, namespace: str, *, limit: int, held_out: float
+    connection: sqlite3.Connection,
+    namespace: str,
+    *,
+    limit: int | None = None,
+    tags: Container[str] | None = None,
 ) -> list[Gold]:
     """What people said in a namespace: comparisons, corrections and opposed thumbs.
 
-    At most ``limit`` of them, as equally of each stratum as possible.
+    At most ``limit`` of them, as equally of each stratum as possible; only of some ``tags``.
 
     Raises:
-        JudgeError: people said nothing that compares two answers.
+        JudgeError: nothing that people said compares two answers.
     """
-    found = walk_pairs(connection, Selection(namespace), held_out)
-    pairs = [one for one in found if one.origin in BY_PEOPLE]
+    found = walk_pairs(connection, Selection(namespace), last_held_out(connection, namespace))
+    pairs = [e for e in found if e.origin in BY_PEOPLE and (tags is None or e.tag in tags)]
     if not pairs:
         raise JudgeError(
-            f"people compared no answers in namespace {namespace!r}, so there is nothing to "
-            "measure a judge by; log or import some comparisons, or give a file of them (--gold "
-            "FILE)"
+            f"no comparison by people stands in namespace {namespace!r}, so there is nothing to "
+            "measure a judge by: none was made, or they contradict one another; log or import "
+            "some, or give a file of them (--gold FILE)"
         )
-    return [_gold(one) for one in sample(pairs, limit)]
+    return [_gold(one) for one in (pairs if limit is None else sample(pairs, limit))]
 
 
 def gold_of_file(
@@ -107,34 +114,51 @@ def _gold(example: Example) -> Gold:
     first = int(example.example_id[:4], 16) % 2 == 0
     answers = (better, worse) if first else (worse, better)
     question = Question(example.prompt.messages, *answers)
-    return Gold(example.tag, question, "a" if first else "b", example.prompt.id)
+    stored = prompt_of(example.prompt.messages, example.prompt.tools)
+    return Gold(example.tag, question, "a" if first else "b", stored.id)
 
 
 def logged_verdicts(
-    connection: sqlite3.Connection, namespace: str, voter: str, gold: Iterable[Gold]
+    connection: sqlite3.Connection, namespace: str, voter: str
 ) -> Iterator[GoldVerdict]:
-    """What a judge that an app asked itself said about the answers of gold."""
-    by_answers: dict[tuple[str, frozenset[bytes]], list[Gold]] = defaultdict(list)
-    for one in gold:
-        by_answers[_key(one.prompt_id, one.question.a, one.question.b)].append(one)
-    said_by_it = Store(connection).comparisons(namespace)
-    rows = [row for row in said_by_it if row.source == "model" and row.user_id == voter]
+    """What a judge that an app asked itself said about answers that people compared, too."""
+    by_answers: dict[tuple[str, frozenset[bytes]], Gold] = {
+        _key(one.prompt_id, one.question.a, one.question.b): one
+        for one in gold_of_home(connection, namespace)
+    }
+    rows = [
+        row
+        for row in standing_comparisons(connection, namespace)
+        if row.source == "model" and row.user_id == voter
+    ]
     runs, _, _ = Store(connection).judged(namespace, sorted({row.run_a for row in rows}))
-    known = {run.run_id: run for run in runs}
-    found: dict[int, dict[bool, Winner]] = defaultdict(dict)
-    golds: list[Gold] = []
+    known = {run.run_id: run for run in map(as_asked, runs)}
+    found: dict[tuple[str, frozenset[bytes]], dict[bool, Winner]] = defaultdict(dict)
     for row in rows:
-        a, b = known.get(row.run_a), known.get(row.run_b)
-        if a is None or b is None:
-            continue
-        for one in by_answers.get(_key(a.prompt.id, a.output, b.output), ()):
-            swapped = canonical(a.output) != canonical(one.question.a)
-            if one not in golds:
-                golds.append(one)
-            winner = row.swap().winner if swapped else row.winner
-            found[golds.index(one)][swapped] = winner
-    for number, both in found.items():
-        yield golds[number].logged(both)
+        a, b = known[row.run_a], known[row.run_b]
+        key = _key(stored_prompt_id(a), a.output, b.output)
+        if key in by_answers:
+            swapped = canonical(a.output) != canonical(by_answers[key].question.a)
+            found[key][swapped] = row.swap().winner if swapped else row.winner
+    return (by_answers[key].logged(both) for key, both in found.items())
+
+
+def standing_comparisons(connection: sqlite3.Connection, namespace: str) -> list[Comparison]:
+    """The comparisons of a namespace that nobody took back, the oldest first."""
+    store = Store(connection)
+    with store.one_state():
+        said = [*store.feedback(namespace)], [*store.comparisons(namespace)]
+    return withdraw(*said).comparisons
+
+
+def stored_prompt_id(run: Run) -> str:
+    """The id that the home keeps a run's prompt under, by which a removal finds it.
+
+    Where the arguments of its chat template make it another prompt to train on, that has another.
+    """
+    if not run.prompt.chat_template_kwargs:
+        return run.prompt.id
+    return prompt_of(run.prompt.messages, run.prompt.tools).id
 
 
 def _key(prompt_id: str, a: Message, b: Message) -> tuple[str, frozenset[bytes]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from agentpref import plugins
@@ -24,7 +26,9 @@ from agentpref.prefer.judges.hearing import (
 from agentpref.prefer.judges.panel import Panel
 from agentpref.prefer.judges.rubric import Rubric
 from agentpref.prefer.judges.verdicts import Judge, Opinion, Verdict, opinion, source_of
+from agentpref.record.database import connect, translated
 from agentpref.record.judges import Judges, Version
+from agentpref.record.store import Store
 from agentpref.types import Progress, Source, Winner
 
 PANEL = "panel"
@@ -51,8 +55,9 @@ class OpenedJudge:
     """A judge of a home.
 
     ``voter`` is whom its comparisons are by, ``calibration`` what is known of it in this namespace,
-    and ``noise`` its share of wrong verdicts in the strata in which it is trusted. Of a panel,
-    ``judge`` is ``None`` and ``members`` are its judges.
+    and ``noise`` its share of wrong verdicts in the strata in which it is trusted. One that is
+    ``distrusted`` was deceived in the online loop. Of a panel, ``judge`` is ``None`` and
+    ``members`` are its judges.
     """
 
     rubric: Rubric
@@ -61,6 +66,7 @@ class OpenedJudge:
     source: Source
     calibration: Calibration | None
     noise: Mapping[str, float]
+    distrusted: bool
     weights: Panel | None
     judge: Judge | None
     members: tuple[OpenedJudge, ...]
@@ -109,6 +115,11 @@ class OpenedJudge:
         if self.source == "code":
             return
         of_it = f"`agentpref judge calibrate {self.name}`"
+        if self.distrusted:
+            raise UncalibratedJudge(
+                f"a second judge saw {self.name!r} being deceived by what it trained, so nothing "
+                f"that it says trains any more; change its rubric, and run {of_it}"
+            )
         if self.calibration is None:
             raise UncalibratedJudge(
                 f"nobody knows how right judge {self.name!r} is in {namespace!r} in its present "
@@ -135,8 +146,7 @@ class OpenedJudge:
             )
         for number, signs in enumerate(self.signs(cases, spending, asking)):
             if len(signs) == len(self.members):  # a part of them is not the panel
-                winner, sure = self.weights.vote(signs)
-                verdict = Verdict(winner, max(sure, 1 - sure))
+                verdict = Verdict(*self.weights.vote(signs))
                 yield number, opinion(verdict, verdict.swap())
 
     def signs(
@@ -149,6 +159,19 @@ class OpenedJudge:
                 both = (one.as_given.winner, one.swapped.swap().winner)
                 found[number][member.name] = sum(_SIGNS[winner] for winner in both) / 2
         return found
+
+
+@contextmanager
+def at_work(
+    home: Home | str | Path | None, name: str | Judge, namespace: str
+) -> Iterator[tuple[Home, sqlite3.Connection, OpenedJudge]]:
+    """Open a home and a judge that is trusted somewhere in a namespace, for a block."""
+    place = Home.open(home)
+    with translated(place), closing(connect(place)) as connection:
+        Store(connection).require_namespace(namespace)
+        judge = open_judge(place, connection, name, namespace)
+        judge.require_trusted(namespace)
+        yield place, connection, judge
 
 
 def open_judge(
@@ -166,24 +189,37 @@ def open_judge(
     """
     if not isinstance(name, str):
         return _of_object(connection, name, namespace)
-    rubric = rubrics.read(home, name)
-    members: tuple[OpenedJudge, ...] = ()
-    judge: Judge | None = None
-    digest = rubric.digest
+    rubric, digest = rubric_of(home, name)
     if rubric.engine == PANEL:
-        members = tuple(_member(home, connection, one, namespace, name) for one in rubric.members)
-        digest = f"{digest}-{'-'.join(one.version.digest for one in members)}"
-        source: Source = "model"
-    else:
-        judge = plugins.load(plugins.JUDGES, rubric.engine)(rubric)
-        if not isinstance(judge, Judge):
+        members = tuple(open_judge(home, connection, one, namespace) for one in rubric.members)
+        version = Version(name, digest, rubric.source)
+        return _known(connection, namespace, rubric, version, None, members)
+    judge = plugins.load(plugins.JUDGES, rubric.engine)(rubric)
+    if not isinstance(judge, Judge):
+        raise JudgeError(
+            f"the engine {rubric.engine!r} of judge {name!r} made {type(judge).__name__}, "
+            "which has no method judge(prompts, completions)"
+        )
+    version = Version(name, digest, rubric.source, source_of(judge))
+    return _known(connection, namespace, rubric, version, judge, ())
+
+
+def rubric_of(home: Home, name: str) -> tuple[Rubric, str]:
+    """A judge's rubric, and the digest of its version: that of a panel covers its members.
+
+    Raises:
+        JudgeError: there is no such judge, its rubric is wrong, or it is a panel with another one.
+    """
+    rubric = rubrics.read(home, name)
+    if rubric.engine != PANEL:
+        return rubric, rubric.digest
+    members = [rubrics.read(home, member) for member in rubric.members]
+    for member in members:
+        if member.engine == PANEL:
             raise JudgeError(
-                f"the engine {rubric.engine!r} of judge {name!r} made {type(judge).__name__}, "
-                "which has no method judge(prompts, completions)"
+                f"panel {name!r} has the panel {member.name!r} in it; name single judges"
             )
-        source = source_of(judge)
-    version = Version(name, digest, rubric.source, source)
-    return _known(connection, namespace, rubric, version, judge, members)
+    return rubric, "-".join(one.digest for one in (rubric, *members))
 
 
 def _of_object(connection: sqlite3.Connection, judge: Judge, namespace: str) -> OpenedJudge:
@@ -213,19 +249,12 @@ def _known(
         version.source,
         Calibration.from_mapping(report["calibration"]) if report.get("calibration") else None,
         {} if found is None else found.noise,
+        bool(report.get("distrusted")),
         Panel.from_mapping(report["weights"]) if report.get("weights") else None,
         judge,
         members,
         connection,
     )
-
-
-def _member(
-    home: Home, connection: sqlite3.Connection, name: str, namespace: str, panel: str
-) -> OpenedJudge:
-    if rubrics.read(home, name).engine == PANEL:
-        raise JudgeError(f"panel {panel!r} has the panel {name!r} in it; name single judges")
-    return open_judge(home, connection, name, namespace)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ import hashlib
 import sqlite3
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -32,7 +31,7 @@ from agentpref.judging.criticism import (
     criticisable,
     principles_of,
 )
-from agentpref.judging.opened import ASKING, Asking, OpenedJudge, open_judge
+from agentpref.judging.opened import ASKING, Asking, OpenedJudge, at_work
 from agentpref.judging.running import (
     RECHECKED,
     Generate,
@@ -41,13 +40,12 @@ from agentpref.judging.running import (
     check_again,
     compare,
     is_whole,
-    write_opinion,
+    write_opinions,
 )
 from agentpref.prefer.examples import as_asked
 from agentpref.prefer.judges.asking import is_empty, said
 from agentpref.prefer.judges.hearing import Spending
 from agentpref.prefer.judges.verdicts import Judge, Opinion
-from agentpref.record.database import connect, translated
 from agentpref.record.log import Log
 from agentpref.record.messages import canonical
 from agentpref.record.store import Store
@@ -97,7 +95,6 @@ class RevisionRun:
     position: int = 0
     untrusted: Counter[str] = field(default_factory=Counter)
     spending: Spending = field(default_factory=Spending)
-    cost: float | None = None
     notes: list[str] = field(default_factory=list)
 
     def to_mapping(self) -> dict[str, Any]:
@@ -145,15 +142,9 @@ def revise(
         raise ConfigError(f"source is {source!r}; choose one of {', '.join(BY)}")
     if limit is not None and limit < 0:
         raise ConfigError(f"limit is {limit}, but must be 0 or more, or None for all")
-    place = Home.open(home)
-    with translated(place), closing(connect(place)) as connection:
-        Store(connection).require_namespace(namespace)
-        judge = open_judge(place, connection, name, namespace)
-        judge.require_trusted(namespace)
+    with at_work(home, name, namespace) as (place, connection, judge):
         done, judged = RevisionRun(judge.name, namespace, source), JudgeRun(judge.name, namespace)
         principles = [] if source == "comments" else principles_of(judge)
-        if recheck and judge.source == "model":
-            check_again(judge, connection, namespace, recheck, asking, judged)
         # 1. What is criticised, and not revised yet.
         found: list[Criticism] = []
         if source != "principles":
@@ -167,6 +158,8 @@ def revise(
             found += islice(criticisable(connection, judge, namespace, principles, found), more)
         done.criticisms = len(found) + done.untrusted.total()
         # 2. The model that serves writes these answers again.
+        if found or _revisions(connection, namespace, source):
+            check_again(judge, namespace, recheck, asking, judged)
         with Log(place.path, namespace=namespace) as log:
             for number, one in enumerate(found[:limit]):
                 _revise(log, one, generate, temperature, max_tokens, done)
@@ -176,7 +169,7 @@ def revise(
         # 3. The judge compares the revisions that it has not seen, of earlier runs too.
         _judge(judge, connection, _revisions(connection, namespace, source), judged, asking, done)
         done.asked, done.notes = judged.asked, judged.notes
-        done.spending, done.cost = judged.spending, judged.spending.cost(judge.rubric.price)
+        done.spending = judged.spending
         return done
 
 
@@ -296,9 +289,9 @@ def _judge(
     """Compare the revisions that the judge has not seen; write down those that it prefers."""
     pairs = [pair for pair in pairs if judge.trusts(pair.a.tag)]
     known = dict(judge.recall([pair.case for pair in pairs]))
-    for number, one in known.items():  # an earlier run may have been ended before it wrote them
-        if _is_better(one):
-            write_opinion(connection, judge, pairs[number], one)
+    # An earlier run may have been ended before it wrote them.
+    better = [(pairs[number], one) for number, one in known.items() if _is_better(one)]
+    write_opinions(connection, judge, better)
     new = [pair for number, pair in enumerate(pairs) if number not in known]
     for one in compare(judge, connection, new, judged, asking, keep=_is_better).values():
         done.better += one.winner == "b"

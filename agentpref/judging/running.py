@@ -10,23 +10,22 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from agentpref.errors import ConfigError, JudgeError, UncalibratedJudge
+from agentpref.errors import ConfigError, JudgeError, UncalibratedJudge, UnknownRun
 from agentpref.home import Home
-from agentpref.judging.gold import Gold, gold_of_home
-from agentpref.judging.opened import ASKING, Asking, OpenedJudge, open_judge
+from agentpref.judging.gold import gold_of_home, stored_prompt_id
+from agentpref.judging.opened import ASKING, Asking, OpenedJudge, at_work
 from agentpref.prefer.examples import as_asked
 from agentpref.prefer.judges.calibration import drifted
-from agentpref.prefer.judges.hearing import Case, Spending
-from agentpref.prefer.judges.verdicts import Judge, Opinion, Question
-from agentpref.reading import last_held_out
-from agentpref.record.database import connect, transaction, translated
+from agentpref.prefer.judges.hearing import KEPT_EVERY, Case, Spending
+from agentpref.prefer.judges.verdicts import Judge, Opinion, Question, Verdict
+from agentpref.prefer.retractions import withdraw
+from agentpref.record.database import transaction
 from agentpref.record.log import Log
 from agentpref.record.messages import as_json, canonical
 from agentpref.record.store import Store
@@ -46,17 +45,19 @@ Generate = Callable[[GenerationRequest], Reply]
 class JudgeRun:
     """What a judge did.
 
-    ``questions`` counts pairs of answers that nobody had compared, of which ``asked`` were put to
-    the judge: those beyond the limit were ``not_asked``, and ``untrusted`` counts, by stratum,
-    those in which it is not trusted. ``decided`` have a winner, ``ties`` none; in ``position`` the
-    verdicts followed the place of the answers. ``sampled`` answers were drawn from live first.
+    ``questions`` counts pairs of answers that nobody had compared. Each was ``asked``, is
+    ``waiting`` (beyond a limit, or its calls failed), or is counted by its stratum in
+    ``untrusted``. Of those asked, ``decided`` have a winner, ``ties`` none; in ``position`` the
+    verdicts followed the place of the answers, and ``forgotten`` ones were removed meanwhile, so
+    that nothing is written. ``sampled`` answers were drawn from live first.
     """
 
     judge: str
     namespace: str
     questions: int = 0
     asked: int = 0
-    not_asked: int = 0
+    waiting: int = 0
+    forgotten: int = 0
     decided: int = 0
     ties: int = 0
     position: int = 0
@@ -64,7 +65,6 @@ class JudgeRun:
     untrusted: Counter[str] = field(default_factory=Counter)
     principles: Counter[str] = field(default_factory=Counter)
     spending: Spending = field(default_factory=Spending)
-    cost: float | None = None
     notes: list[str] = field(default_factory=list)
 
     def to_mapping(self) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class Pair(NamedTuple):
     def case(self) -> Case:
         """The question which one is better."""
         question = Question(self.a.prompt.messages, self.a.output, self.b.output)
-        return Case(question, self.a.prompt.id)
+        return Case(question, stored_prompt_id(self.a))
 
 
 def judge_runs(
@@ -126,30 +126,25 @@ def judge_runs(
         raise ConfigError("sample is given without generate; pass what answers a request")
     if answers < 2:
         raise ConfigError(f"answers is {answers}, but must be 2 or more")
-    place = Home.open(home)
-    with translated(place), closing(connect(place)) as connection:
-        Store(connection).require_namespace(namespace)
-        judge = open_judge(place, connection, name, namespace)
+    with at_work(home, name, namespace) as (place, connection, judge):
         done = JudgeRun(judge.name, namespace)
-        judge.require_trusted(namespace)
-        trusts = judge.trusts
-        if recheck and judge.source == "model":
-            check_again(judge, connection, namespace, recheck, asking, done)
+        pairs = list(_undecided(connection, namespace, judge, answers))
+        if pairs or sample:
+            check_again(judge, namespace, recheck, asking, done)
         if sample and generate is not None:
-            wanted = _with_one_answer(connection, namespace, prompts, trusts)
+            wanted = _with_one_answer(connection, namespace, prompts, judge)
             with Log(place.path, namespace=namespace) as log:
                 for number, run in enumerate(wanted):
                     sample_answers(log, run, generate, sample, temperature)
                     done.sampled += sample
                     if asking.progress is not None:
                         asking.progress("sample", number + 1, len(wanted))
-        pairs = list(_undecided(connection, namespace, judge, answers))
+            pairs = list(_undecided(connection, namespace, judge, answers))
         done.questions = len(pairs)
-        done.untrusted.update(pair.a.tag for pair in pairs if not trusts(pair.a.tag))
-        pairs = [pair for pair in pairs if trusts(pair.a.tag)]
+        done.untrusted.update(pair.a.tag for pair in pairs if not judge.trusts(pair.a.tag))
+        pairs = [pair for pair in pairs if judge.trusts(pair.a.tag)]
         compare(judge, connection, pairs[:limit], done, asking)
-        done.not_asked = len(pairs) - len(pairs[:limit])
-        done.cost = done.spending.cost(judge.rubric.price)
+        done.waiting = len(pairs) - done.asked
         return done
 
 
@@ -167,45 +162,63 @@ def compare(
     they are not asked again.
     """
     found: dict[int, Opinion] = {}
-    for number, one in judge.hear([pair.case for pair in pairs], done.spending, asking):
-        if keep(one):
-            write_opinion(connection, judge, pairs[number], one)
-        found[number] = one
-        done.asked += 1
-        done.decided += one.winner != "tie"
-        done.ties += one.winner == "tie"
-        done.position += one.follows is not None
-        if one.winner != "tie" and one.as_given.principle:
-            done.principles[one.as_given.principle] += 1
+    unwritten: list[tuple[Pair, Opinion]] = []
+    written_at = time.monotonic()
+    try:
+        for number, one in judge.hear([pair.case for pair in pairs], done.spending, asking):
+            found[number] = one
+            done.asked += 1
+            done.decided += one.winner != "tie"
+            done.ties += one.winner == "tie"
+            done.position += one.follows is not None
+            if one.winner != "tie" and one.as_given.principle:
+                done.principles[one.as_given.principle] += 1
+            if keep(one):
+                unwritten.append((pairs[number], one))
+            if time.monotonic() - written_at >= KEPT_EVERY:
+                done.forgotten += write_opinions(connection, judge, unwritten)
+                unwritten, written_at = [], time.monotonic()
+    finally:
+        done.forgotten += write_opinions(connection, judge, unwritten)
     if done.spending.stopped:
         done.notes.append(f"ended: {done.spending.stopped}; the same command goes on")
     return found
 
 
-def write_opinion(
-    connection: sqlite3.Connection, judge: OpenedJudge, pair: Pair, said: Opinion
-) -> None:
-    """Write what a judge said of two runs: a comparison for each order, once."""
-    now, store = time.time(), Store(connection)
+def write_opinions(
+    connection: sqlite3.Connection, judge: OpenedJudge, said: Sequence[tuple[Pair, Opinion]]
+) -> int:
+    """Write what a judge said of pairs of runs: a comparison for each order, once.
+
+    Returns:
+        How many pairs are not there any more, because they were removed meanwhile.
+    """
+    now, store, gone = time.time(), Store(connection), 0
     with transaction(connection):
-        for (a, b), verdict in (
-            ((pair.a, pair.b), said.as_given),
-            ((pair.b, pair.a), said.swapped),
-        ):
-            parts = "\n".join((judge.voter, a.run_id, b.run_id)).encode()
-            words = [verdict.principle, verdict.rationale]
-            store.add_comparison(
-                Comparison(
-                    hashlib.blake2b(parts, digest_size=16).hexdigest(),
-                    now,
-                    a.run_id,
-                    b.run_id,
-                    verdict.winner,
-                    judge.source,
-                    judge.voter,
-                    ": ".join(word for word in words if word) or None,
-                )
-            )
+        for pair, one in said:
+            orders = ((pair.a, pair.b, one.as_given), (pair.b, pair.a, one.swapped))
+            try:
+                for a, b, verdict in orders:
+                    store.add_comparison(_comparison(judge, a, b, verdict, now))
+            except UnknownRun:
+                gone += 1
+    return gone
+
+
+def _comparison(judge: OpenedJudge, a: Run, b: Run, verdict: Verdict, now: float) -> Comparison:
+    """A verdict on two runs in the order in which they were shown; it has one id for ever."""
+    parts = "\n".join((judge.voter, a.run_id, b.run_id)).encode()
+    words = ": ".join(word for word in (verdict.principle, verdict.rationale) if word)
+    return Comparison(
+        hashlib.blake2b(parts, digest_size=16).hexdigest(),
+        now,
+        a.run_id,
+        b.run_id,
+        verdict.winner,
+        judge.source,
+        judge.voter,
+        words or None,
+    )
 
 
 def sample_answers(
@@ -262,18 +275,14 @@ def sample_answers(
 
 
 def check_again(
-    judge: OpenedJudge,
-    connection: sqlite3.Connection,
-    namespace: str,
-    count: int,
-    asking: Asking,
-    done: JudgeRun,
+    judge: OpenedJudge, namespace: str, count: int, asking: Asking, done: JudgeRun
 ) -> None:
-    """Put some gold to a judge anew; raise if it is provably less right than when calibrated."""
+    """Put some gold to a model anew; raise if it is provably less right than when calibrated."""
+    if not count or judge.source == "code":
+        return
     assert judge.calibration is not None
-    share = last_held_out(connection, namespace)
     try:
-        gold: list[Gold] = gold_of_home(connection, namespace, limit=count, held_out=share)
+        gold = gold_of_home(judge.connection, namespace, limit=count)
     except JudgeError:  # it was calibrated on a file
         done.notes.append("people compared nothing here, so the judge was not checked again")
         return
@@ -288,7 +297,7 @@ def check_again(
 
 
 def _with_one_answer(
-    connection: sqlite3.Connection, namespace: str, count: int, trusts: Callable[[str], bool]
+    connection: sqlite3.Connection, namespace: str, count: int, judge: OpenedJudge
 ) -> list[Run]:
     """The newest runs whose prompts have a single answer."""
     query = """SELECT max(run_id), max(created_at) FROM run WHERE namespace = ?
@@ -296,7 +305,7 @@ def _with_one_answer(
     found = [run_id for run_id, _ in connection.execute(query, (namespace, count))]
     store = Store(connection)
     runs = (store.run(run_id) for run_id in found)
-    return [run for run in runs if is_whole(run) and trusts(run.tag)]
+    return [run for run in runs if is_whole(run) and judge.trusts(run.tag)]
 
 
 def is_whole(run: Run) -> bool:
@@ -313,50 +322,39 @@ def _undecided(
         GROUP BY prompt HAVING count(DISTINCT output) > 1 ORDER BY max(created_at) DESC"""
     prompts = [prompt for (prompt,) in connection.execute(query, (namespace,))]
     for start in range(0, len(prompts), _PROMPTS_AT_ONCE):
-        some = prompts[start : start + _PROMPTS_AT_ONCE]
-        compared = _compared(connection, namespace, some, judge.voter)
-        for runs in _runs_of(connection, namespace, some, answers):
-            for place, b in enumerate(runs):
-                for a in runs[place + 1 :]:
-                    if frozenset((a.run_id, b.run_id)) not in compared and _differ(a, b):
+        some = as_json(prompts[start : start + _PROMPTS_AT_ONCE])
+        query = """SELECT run_id FROM run
+            WHERE +namespace = ? AND prompt IN (SELECT value FROM json_each(?))"""
+        run_ids = [run_id for (run_id,) in connection.execute(query, (namespace, some))]
+        runs, feedback, comparisons = Store(connection).judged(namespace, run_ids)
+        known = {run.run_id: as_asked(run) for run in runs}
+        decided = {
+            _answers(known[row.run_a], known[row.run_b])
+            for row in withdraw(feedback, comparisons).comparisons
+            if row.source == "human" or row.user_id == judge.voter
+        }
+        for newest in _newest([*known.values()], answers):
+            for place, b in enumerate(newest):
+                for a in newest[place + 1 :]:
+                    if _answers(a, b) not in decided:
                         yield Pair(a, b)
 
 
 _PROMPTS_AT_ONCE = 500
 
 
-def _runs_of(
-    connection: sqlite3.Connection, namespace: str, prompts: Sequence[str], answers: int
-) -> Iterator[list[Run]]:
-    """The newest runs of each prompt with answers that differ, newest first."""
-    query = """SELECT prompt, run_id FROM run WHERE +namespace = ? AND run_id IN (
-            SELECT run_id FROM (SELECT max(run_id) AS run_id, max(created_at) FROM run
-                WHERE namespace = ?1 AND prompt IN (SELECT value FROM json_each(?2))
-                GROUP BY prompt, output))
-        ORDER BY created_at DESC, run_id"""
-    grouped: dict[str, list[str]] = defaultdict(list)
-    for prompt, run_id in connection.execute(query, (namespace, as_json([*prompts]))):
-        if len(grouped[prompt]) < answers:
-            grouped[prompt].append(run_id)
-    store = Store(connection)
-    for prompt in prompts:
-        runs = [as_asked(store.run(run_id)) for run_id in grouped[prompt]]
-        yield [run for run in runs if is_whole(run)]
+def _newest(runs: Sequence[Run], count: int) -> Iterator[list[Run]]:
+    """Of each prompt, the newest runs with answers that differ, newest first."""
+    prompts: dict[str, dict[bytes, Run]] = {}
+    for run in sorted(runs, key=lambda run: (run.created_at, run.run_id), reverse=True):
+        if is_whole(run):
+            prompts.setdefault(run.prompt.id, {}).setdefault(canonical(run.output), run)
+    return (list(found.values())[:count] for found in prompts.values())
 
 
-def _differ(a: Run, b: Run) -> bool:
-    return a.prompt.id == b.prompt.id and canonical(a.output) != canonical(b.output)
-
-
-def _compared(
-    connection: sqlite3.Connection, namespace: str, prompts: Sequence[str], voter: str
-) -> set[frozenset[str]]:
-    """Which runs of some prompts were compared by people, or by this judge."""
-    query = """SELECT run_a, run_b FROM run JOIN comparison ON run_a = run_id
-        WHERE +namespace = ? AND prompt IN (SELECT value FROM json_each(?))
-        AND (source = 'human' OR comparison.user_id = ?)"""
-    rows = connection.execute(query, (namespace, as_json([*prompts]), voter))
-    return {frozenset(row) for row in rows}
+def _answers(a: Run, b: Run) -> tuple[str, frozenset[bytes]]:
+    """Which two answers to which prompt two runs are, whoever logged them again."""
+    return a.prompt.id, frozenset((canonical(a.output), canonical(b.output)))
 
 
 def explain(untrusted: Mapping[str, int]) -> str:

@@ -7,15 +7,16 @@ import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agentpref.adoption import adopt
 from agentpref.config import UpdateConfig
-from agentpref.errors import JudgeError
+from agentpref.errors import JudgeError, UnknownRun
 from agentpref.evaluation.duels import Answers, Duel, answers_of, duel, known_gold
 from agentpref.home import Home
 from agentpref.judging.opened import Asking, OpenedJudge
@@ -24,7 +25,7 @@ from agentpref.online.deceived import Agreement, agreement, parting, rewarded
 from agentpref.online.report import OnlineReport, Round, Train, Why
 from agentpref.pipeline import update
 from agentpref.prefer.examples import is_held_out
-from agentpref.prefer.judges.hearing import Case, Spending
+from agentpref.prefer.judges.hearing import Case
 from agentpref.prefer.judges.verdicts import Opinion, Question
 from agentpref.prefer.strata import equal_shares
 from agentpref.reading import last_held_out
@@ -37,6 +38,8 @@ from agentpref.types import BASE, INCOMPLETE, Message, Progress, Run, UpdateRepo
 
 if TYPE_CHECKING:
     import sqlite3
+
+    from agentpref.prefer.judges.calibration import GoldVerdict
 
 _RISE = 0.01  # a smaller rise of the win rate is none
 _LOST_IN_A_ROW = 2
@@ -75,7 +78,7 @@ class Loop:
         self.first: Agreement | None = None
         self.now: Agreement | None = None
         self.held_out = last_held_out(self.connection, self.namespace)
-        self.gold = known_gold(self.judge, self.namespace)
+        self.gold: list[GoldVerdict] = []
         self.random, self.drawn = random.Random(self.config.seed), Counter[str]()
 
     @property
@@ -103,6 +106,7 @@ class Loop:
         if not chosen:
             report.notes.append("no prompt is held out, so nobody can say whether live is better")
         self.probes = chosen
+        self.gold = known_gold(self.judge, self.namespace, {run.tag for run in chosen})
         share = round(self.prompts * self.held_out / (1 - self.held_out))
         for number in range(1, rounds + 1):
             asked = self._draw(trained, self.prompts)
@@ -167,7 +171,8 @@ class Loop:
             return False, ()
         some = sorted(self.random.sample(decided, min(_CHECKED, len(decided))))
         cases = [pairs[number].case for number in some]
-        others = {some[n]: one for n, one in self.check.hear(cases, Spending(), self._asking())}
+        heard = self.check.hear(cases, self.report.check_spending, self._asking())
+        others = {some[number]: one for number, one in heard}
         now = agreement({number: opinions[number] for number in some}, others)
         why = parting(self.on_pairs, now, prefers_live=True)
         self.on_pairs = self.on_pairs or now
@@ -233,7 +238,7 @@ class Loop:
 
         with ThreadPoolExecutor(self.asking.concurrency) as pool:
             for done, run_ids in enumerate(pool.map(draw, asked), start=1):
-                runs = [store.run(run_id) for run_id in run_ids]
+                runs = [*_present(store, run_ids)]
                 drawn += len(runs)
                 whole = [one for one in runs if one.metadata.get("finish_reason") != INCOMPLETE]
                 for place, a in enumerate(whole):
@@ -260,11 +265,11 @@ class Loop:
         return replace(self.config, max_minutes=limit)
 
     def _asking(self) -> Asking:
-        """How the judge is asked: for the time that is left."""
+        """How a judge is asked: until the time is over, counted from when its spending began."""
         limits = self.asking.limits
         if self.until is not None:
-            left = max(1.0, self.until - time.monotonic())
-            limits = replace(limits, seconds=min(left, limits.seconds or math.inf))
+            ends = max(1.0, self.until - self.report.spending.begun)
+            limits = replace(limits, seconds=min(ends, limits.seconds or math.inf))
         return replace(self.asking, limits=limits, progress=self.progress)
 
     def _reinforced(self, asked: Sequence[Run], train: Train) -> UpdateReport:
@@ -308,7 +313,7 @@ class Loop:
         fought, opinions = duel(self.judge, *given, self.gold, self.report.spending, asking)
         if self.check is None:
             return fought, None, None, ()
-        checked, others = duel(self.check, *given, (), Spending(), asking)
+        checked, others = duel(self.check, *given, (), self.report.check_spending, asking)
         self.now = agreement(opinions, others)
         self.first = self.first or self.now
         words = rewarded(now.messages, self.probe_answers.messages, opinions, others)
@@ -319,7 +324,7 @@ class Loop:
         rounds = self.report.rounds
         done = rounds[-1]
         if (deceived := self._deceived(done)) is not None:
-            self._take_back(done, deceived)
+            self._take_back(done)
             return "judges_disagree", deceived
         if self.report.spending.stopped:
             return "judge_spent", self.report.spending.stopped
@@ -355,7 +360,7 @@ class Loop:
         rewards = f"; {self.judge.name} rewards the words: {words}" if words else ""
         return f"{self.judge.name} and {self.check.name} part: {why}{rewards}"
 
-    def _take_back(self, done: Round, why: str) -> None:
+    def _take_back(self, done: Round) -> None:
         """Roll back what the round brought, and let the judge's verdicts train nothing any more."""
         report = self.report
         if done.revision is not None:
@@ -369,12 +374,19 @@ class Loop:
             )
             return
         empty = {"calibration": self.judge.calibration and self.judge.calibration.to_mapping()}
-        found = {**empty, "weights": {}, "gold": "", "distrusted": why}
+        found = {**empty, "weights": {}, "gold": "", "distrusted": True}  # no words of answers
         Judges(self.connection).calibrate(self.namespace, self.judge.voter, {}, found)
         report.notes.append(
             f"what {self.judge.name} says trains nothing any more; change its rubric, and run "
             f"`agentpref judge calibrate {self.judge.name}`"
         )
+
+
+def _present(store: Store, run_ids: Sequence[str]) -> Iterator[Run]:
+    """The runs that are there: an answer to what was forgotten meanwhile is not."""
+    for run_id in run_ids:
+        with suppress(UnknownRun):
+            yield store.run(run_id)
 
 
 def _differ(a: Run, b: Run) -> bool:

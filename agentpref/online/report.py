@@ -53,7 +53,10 @@ class Round:
 
 @dataclass(slots=True)
 class OnlineReport:
-    """What a loop did. ``start`` is what served before it, ``live`` what serves after it."""
+    """What a loop did. ``start`` is what served before it, ``live`` what serves after it.
+
+    ``check_spending`` is what the second judge was asked, beside the ``spending`` of the first.
+    """
 
     judge: str
     namespace: str
@@ -65,10 +68,12 @@ class OnlineReport:
     offline: str | None = None
     rolled_back: str | None = None
     spending: Spending = field(default_factory=Spending)
+    check_spending: Spending = field(default_factory=Spending)
     notes: list[str] = field(default_factory=list)
 
     def to_mapping(self) -> dict[str, Any]:
         """The report as plain values: what ``--json`` prints."""
         found = {name: getattr(self, name) for name in self.__slots__}
         rounds = {"rounds": [asdict(one) for one in self.rounds]}
-        return found | rounds | {"spending": self.spending.to_mapping()}
+        checked = self.check_spending.to_mapping()
+        return found | rounds | {"spending": self.spending.to_mapping(), "check_spending": checked}

@@ -71,12 +71,6 @@ class Judges:
                     )
         return voter
 
-    def names(self, voters: Collection[str]) -> dict[str, str]:
-        """The names of some voters that are judges."""
-        some = as_json(sorted(voters))
-        query = "SELECT voter, name FROM judge WHERE voter IN (SELECT value FROM json_each(?))"
-        return dict(self._connection.execute(query, (some,)).fetchall())
-
     def verdicts(self, voter: str, questions: Collection[str]) -> dict[str, dict[str, Any]]:
         """What a judge said of some questions before, by their digests."""
         query = """SELECT question, said FROM verdict
@@ -88,6 +82,7 @@ class Judges:
         """Keep verdicts: of each the question, the id of its prompt's last message, and itself.
 
         A removal of anything that was said to the prompt deletes them, because they may quote it.
+        One whose prompt was removed meanwhile is not kept; without an id, it is of no run.
         """
         questions = as_json([question for question, _, _ in said])
         some = "judge = ? AND question IN (SELECT value FROM json_each(?))"
@@ -97,7 +92,8 @@ class Judges:
         ):
             self._connection.executemany(
                 "INSERT OR REPLACE INTO verdict (judge, question, prompt, created_at, said)"
-                " VALUES (?, ?, ?, ?, ?)",
+                " SELECT ?1, ?2, ?3, ?4, ?5"
+                " WHERE ?3 = '' OR EXISTS (SELECT 1 FROM message WHERE id = ?3)",
                 [(voter, question, prompt, time.time(), as_json(verdict))
                  for question, prompt, verdict in said],
             )  # fmt: skip
@@ -126,16 +122,22 @@ class Judges:
         at, noise, report = found
         return Calibrated(at, orjson.loads(noise), orjson.loads(report))
 
-    def versions(self, namespace: str) -> list[tuple[Version, str, float, Calibrated | None]]:
-        """List the known versions, the newest first, with their voters, times and calibrations."""
+    def find(self, name: str, digest: str) -> str | None:
+        """The name as a voter of a known version."""
+        query = "SELECT voter FROM judge WHERE (name, digest) = (?, ?)"
+        found = self._connection.execute(query, (name, digest)).fetchone()
+        return None if found is None else str(found[0])
+
+    def calibrated(self, namespace: str) -> dict[str, tuple[Version, Calibrated]]:
+        """The judges that were calibrated, each in its newest version, by name."""
         found = self._connection.execute(
-            "SELECT name, digest, rubric, source, voter, created_at FROM judge"
-            " ORDER BY created_at DESC, voter"
+            """SELECT name, digest, rubric, source, voter FROM judge
+            JOIN (SELECT voter, max(number) AS newest FROM calibration
+                WHERE namespace = ? GROUP BY voter) USING (voter) ORDER BY newest""",
+            (namespace,),
         ).fetchall()
-        return [
-            (Version(*row[:4]), row[4], row[5], self.calibration(namespace, row[4]))
-            for row in found
-        ]
+        known = ((Version(*row[:4]), self.calibration(namespace, row[4])) for row in found)
+        return {version.name: (version, one) for version, one in known if one is not None}
 
 
 def trusted(connection: sqlite3.Connection, namespace: str) -> dict[str, dict[str, float]]:

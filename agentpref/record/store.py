@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
+import orjson
+
 from agentpref.errors import (
     ForgottenRun,
     ForgottenUser,
@@ -42,7 +44,14 @@ from agentpref.record.scales import fixed_scale
 from agentpref.record.seals import sealed
 from agentpref.record.standards import Standards, standards
 from agentpref.record.sums import counted
-from agentpref.types import RETRACTION, Comparison, Feedback, Run
+from agentpref.types import (
+    RETRACTION,
+    REVISED_FROM,
+    SAMPLED_FOR,
+    Comparison,
+    Feedback,
+    Run,
+)
 
 _INSERT_FEEDBACK = statement("feedback", (*FEEDBACK_COLUMNS, "seal"))
 _INSERT_COMPARISON = statement("comparison", (*COMPARISON_COLUMNS, "seal"))
@@ -314,7 +323,29 @@ class Store:
             raise refusal
 
     def _refusals(self, records: Sequence[StoredRecord]) -> list[RecordError | None]:
-        """Refuse entries that are older than the forgetting of their user."""
+        """Refuse entries that are older than the forgetting of their user, or made of what went."""
+        found = self._of_forgotten(records)
+        for number, record in enumerate(records):
+            if isinstance(record, RunRow) and found[number] is None:
+                found[number] = self._of_gone(record)
+        return found
+
+    def _of_gone(self, run: RunRow) -> RecordError | None:
+        """Refuse an answer that the home drew for, or made of, a run which was forgotten since.
+
+        Nobody is its user, so nothing else would keep it out.
+        """
+        if REVISED_FROM not in run.metadata and SAMPLED_FOR not in run.metadata:
+            return None
+        about = orjson.loads(run.metadata)
+        source = about.get(REVISED_FROM, about.get(SAMPLED_FOR))
+        query = "SELECT 1 FROM forgotten_run WHERE hash = ?"
+        values = (run_hash(source),) if isinstance(source, str) else (None,)
+        if self._connection.execute(query, values).fetchone() is None:
+            return None
+        return ForgottenRun(f"run {shown_id(source)} was forgotten; an answer to it is dropped")
+
+    def _of_forgotten(self, records: Sequence[StoredRecord]) -> list[RecordError | None]:
         users = {record.user_id for record in records} - {None}
         if not users:
             return [None] * len(records)

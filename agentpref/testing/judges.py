@@ -93,6 +93,7 @@ class JudgeServer:
         malformed: the share of calls that it answers with something that is no verdict.
         busy: the share of calls that it refuses with 429 and ``Retry-After``.
         broken: the share of calls whose answer is no JSON.
+        refuses: the share of calls that it refuses with 400.
         chatter: whether it talks around its verdicts.
         logprobs: whether it gives log-probabilities: .9 for what it says.
         delay: how long a call takes, in seconds.
@@ -110,6 +111,7 @@ class JudgeServer:
     malformed: float = 0.0
     busy: float = 0.0
     broken: float = 0.0
+    refuses: float = 0.0
     chatter: bool = False
     logprobs: bool = False
     delay: float = 0.0
@@ -161,7 +163,7 @@ class JudgeServer:
             self._tries[asked] += 1
             attempt = str(self._tries[asked])
         time.sleep(self.delay)
-        for fault in ("stalls", "busy", "broken"):
+        for fault in ("stalls", "busy", "broken", "refuses"):
             if drawn(self.seed, fault, asked, attempt) < getattr(self, fault):
                 self._count(fault)
                 return self._fail(call, fault)
@@ -182,6 +184,8 @@ class JudgeServer:
         if fault == "busy":
             message = '{"error": {"message": "slow down"}}'
             return _send(call, 429, message, {"Retry-After": "0.05"})
+        if fault == "refuses":
+            return _send(call, 400, '{"error": {"message": "maximum context length"}}')
         return _send(call, 500, '{"choices": [{"message": {"content": "Ver')
 
     def _words(self, messages: Sequence[Message]) -> tuple[str, str]:

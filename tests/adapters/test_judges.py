@@ -59,7 +59,7 @@ def test_a_server_that_is_not_there_is_named_after_the_retries(
 ) -> None:
     monkeypatch.setattr(judges, "RETRIES", 0)
     judge = judges.openai(rubric("model: m", "base_url: http://127.0.0.1:9/v1"))
-    with pytest.raises(JudgeError, match=r"m failed \(APIConnectionError"):
+    with pytest.raises(JudgeError, match=r"m at http://127.0.0.1:9/v1 failed \(APIConnectionError"):
         judge.judge([CASES[0].question.prompt], [CASES[0].question[1:]])
 
 
@@ -94,4 +94,16 @@ def test_a_model_in_this_process_that_cannot_judge_is_told_so() -> None:
     judge = judges.transformers(rubric("model: tiny", "max_tokens: 16"))
     spending = Spending()
     found = heard(judge, CASES[:2], spending=spending)
-    assert len(found) + sum(spending.failed.values()) >= 2
+    assert found == {}
+    assert spending.failed == {"no verdict": 4}
+    assert spending.prompt_tokens > 0
+
+
+def test_a_question_that_the_model_refuses_is_no_dead_server() -> None:
+    with JudgeServer(refuses=0.5) as server:
+        judge = judges.openai(rubric("model: m", f"base_url: {server.url}"))
+        spending = Spending()
+        found = heard(judge, spending=spending, concurrency=1)
+    (why,) = spending.failed
+    assert why.startswith("refused by m: Error code: 400")
+    assert 0 < len(found) < 40

@@ -141,3 +141,47 @@ def test_comments_revise_answers(run, home, server, monkeypatch) -> None:
     done = run(*revise, "--by", "principles", "--limit", 2, "--json").json
     assert (done["revised"], done["not_revised"]) == (2, 1)
     assert "is none of comments, principles, both" in run(*revise, "--by", "votes", exits=2).err
+
+
+def test_one_broken_rubric_hides_no_other_judge(run, answers, server) -> None:
+    run("judge", "new", "brief", "--base-url", server.url)
+    (answers / "judges" / "broken.md").write_text("no front matter")
+    listed = run("judge", "list", "--json").json["judges"]
+    assert [row["judge"] for row in listed] == ["brief", "broken"]
+    shown = run("judge", "list").out
+    assert "brief\topenai" in shown
+    assert "judge 'broken' has no front matter" in shown
+
+
+def test_a_rubric_that_was_edited_back_is_as_it_was(run, answers, server) -> None:
+    run("judge", "new", "brief", "--base-url", server.url)
+    run("judge", "calibrate", "brief", "--quiet")
+    file = answers / "judges" / "brief.md"
+    before = file.read_text()
+    file.write_text(before.replace("fewer words", "fewer lines"))
+    run("judge", "calibrate", "brief", "--quiet")
+    file.write_text(before)
+    (row,) = run("judge", "list", "--json").json["judges"]
+    assert (row["changed"], row["trusted"]) == (False, {"untagged": 0.05})
+
+
+def test_answers_are_drawn_from_the_base_of_what_serves(
+    run, answers, server, monkeypatch, tmp_path
+) -> None:
+    asked: list[str] = []
+
+    def backend(model: str) -> FakeBackend:
+        asked.append(model)
+        return FakeBackend(lambda revision, request: "Sure, I can.")
+
+    monkeypatch.setattr(transformers, "TransformersBackend", backend)
+    registry = Registry(answers)
+    identity = {"name": "a base", "digest": "d" * 64, "template_digest": "t" * 64}
+    folder = write_adapter(tmp_path / "adapter")
+    registry.promote(registry.publish(folder, parent=None, model=identity, training={}).revision_id)
+    with Log(answers) as log:
+        log.record([{"role": "user", "content": "Can you help me?"}], "Yes, of course I can do it.")
+    run("judge", "new", "brief", "--base-url", server.url)
+    run("judge", "calibrate", "brief", "--quiet")
+    done = run("judge", "run", "brief", "--sample", 1, "--json", "--quiet").json
+    assert (asked, done["sampled"]) == (["a base"], 1)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import agentpref
 from agentpref.errors import EvaluationError
 from agentpref.evaluation.duels import Duels, judge_revisions
 from agentpref.home import Home
@@ -114,3 +115,32 @@ def test_a_second_evaluation_asks_nothing_again(home: Home) -> None:
 def test_a_single_revision_is_refused(home: Home) -> None:
     with pytest.raises(EvaluationError, match="compares two revisions or more"):
         fight(home, FakeJudge(source="code"), "1")
+
+
+def test_a_tag_is_corrected_by_its_own_gold_alone(home: Home) -> None:
+    """A judge that is right about short answers and wrong about the other tag's."""
+
+    class Fickle(FakeJudge):
+        def judge(self, prompts: Any, completions: Any) -> Any:
+            found = super().judge(prompts, completions)
+            return [one.swap() if "hard" in str(prompts) else one for one in found]
+
+    with Log(home.path) as log:
+        for number in range(100):
+            asked = [{"role": "user", "content": f"{number} is hard?"}]
+            runs = [log.record(asked, t, tags=["hard"]) for t in ("Short.", "Much longer.")]
+            log.compare(*runs, winner="a", user_id="ana")
+    judge = Fickle()
+    calibrate_judge(home, judge)
+    (easy,) = fight(home, judge, on="untagged").duels
+    (hard,) = fight(home, judge, on="hard").duels
+    assert easy.rate.corrected is not None
+    assert hard.rate.corrected is None
+    assert "not shown to be better than a coin" in hard.rate.why
+
+
+def test_the_base_against_itself_is_told_to_name_another(home: Home) -> None:
+    agentpref.Registry(home.path).rollback()
+    agentpref.Registry(home.path).rollback()
+    with pytest.raises(EvaluationError, match="there is only the base to compare"):
+        fight(home, FakeJudge(source="code"), "base", "live")

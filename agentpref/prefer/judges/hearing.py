@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -22,6 +22,9 @@ from agentpref.types import WINNERS, Progress
 
 FAILURES_IN_A_ROW = 20
 """After so many failed calls without one that works, the judge is given up."""
+
+KEPT_EVERY = 0.25
+"""Seconds between two times at which verdicts are kept: each waits for the disk."""
 
 _AT_ONCE = 500
 
@@ -58,8 +61,9 @@ class Forgetful:
 class Limits:
     """What asking may cost; ``None`` is no limit. ``cost`` is in dollars, by ``price``.
 
-    ``price`` is in dollars for a million tokens, read and written. Calls that have begun when a
-    limit is reached end, so a little more may be spent.
+    ``price`` is in dollars for a million tokens, read and written. ``seconds`` count from when the
+    spending began. Calls that have begun when a limit is reached end, so a little more may be
+    spent.
     """
 
     tokens: int | None = None
@@ -76,39 +80,41 @@ class Spending:
     """What was asked, and what it cost.
 
     ``asked`` counts calls that gave a verdict, ``known`` verdicts that were there before, and
-    ``failed`` calls that gave none, by reason. ``stopped`` says which limit ended it.
+    ``failed`` calls that gave none, by reason. ``cost`` is in dollars; ``None`` where a judge has
+    no price. ``seconds`` were spent asking, and ``stopped`` says which limit ended it.
     """
 
     asked: int = 0
     known: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cost: float | None = None
     seconds: float = 0.0
     failed: Counter[str] = field(default_factory=Counter)
     stopped: str | None = None
+    begun: float = field(default_factory=time.monotonic, repr=False)
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values: ``asdict`` would take a counter apart."""
-        return {name: getattr(self, name) for name in self.__slots__} | {
-            "failed": dict(self.failed)
-        }
+        plain = {name: getattr(self, name) for name in self.__slots__ if name != "begun"}
+        return plain | {"failed": dict(self.failed)}
 
-    def cost(self, price: tuple[float, float] | None) -> float | None:
-        """What it cost in dollars; ``None`` without a price."""
-        if price is None:
-            return None
-        return (self.prompt_tokens * price[0] + self.completion_tokens * price[1]) / 1e6
+    def spend(self, said: Verdict | NoVerdict, price: tuple[float, float] | None) -> None:
+        """Count what it took to say something, or nothing."""
+        self.prompt_tokens += said.prompt_tokens
+        self.completion_tokens += said.completion_tokens
+        if price is not None:
+            spent = said.prompt_tokens * price[0] + said.completion_tokens * price[1]
+            self.cost = (self.cost or 0.0) + spent / 1e6
 
-    def reached(self, limits: Limits, since: float) -> str | None:
+    def reached(self, limits: Limits) -> str | None:
         """The limit that is reached, in words."""
-        if limits.tokens is not None and self.prompt_tokens + self.completion_tokens >= (
-            limits.tokens
-        ):
+        tokens = self.prompt_tokens + self.completion_tokens
+        if limits.tokens is not None and tokens >= limits.tokens:
             return f"{limits.tokens:,} tokens are spent"
-        cost = self.cost(limits.price)
-        if limits.cost is not None and cost is not None and cost >= limits.cost:
-            return f"{cost:.2f} dollars are spent"
-        if limits.seconds is not None and time.monotonic() - since >= limits.seconds:
+        if limits.cost is not None and self.cost is not None and self.cost >= limits.cost:
+            return f"{self.cost:.2f} dollars are spent"
+        if limits.seconds is not None and time.monotonic() - self.begun >= limits.seconds:
             return f"{limits.seconds:.0f} s are over"
         return None
 
@@ -140,47 +146,36 @@ def hear(
 
     Raises:
         JudgeError: :data:`FAILURES_IN_A_ROW` calls failed, and none worked since.
-        ConfigError: the judge's settings make every call fail.
     """
-    begun, hearing = time.monotonic(), _Hearing(cases)
-    yield from hearing.recall(memory, spending)
-    if not hearing.waiting:
+    hearing = _Hearing(cases, memory, spending)
+    yield from hearing.recall()
+    if hearing.waiting:
+        spending.stopped = spending.stopped or spending.reached(limits)
+    if not hearing.waiting or hearing.ends:
         return
     tell: Progress = progress or (lambda stage, done, total: None)
-    total, failures = 2 * len(cases), 0
-    tell("judge", hearing.known, total)
-    with _Workers(judge, min(concurrency, max(1, len(hearing.waiting)))) as workers:
-        waiting = iter(hearing.waiting)
-        while True:
-            spending.stopped = spending.stopped or spending.reached(limits, begun)
-            while spending.stopped is None and workers.are_free:
-                task = next(waiting, None)
-                if task is None:
+    started, before = time.monotonic(), spending.seconds
+    tell("judge", hearing.known, 2 * len(cases))
+    with _Workers(judge, min(concurrency, len(hearing.waiting))) as workers:
+        try:
+            while True:
+                # The lanes are filled before anything waits for the disk.
+                spending.stopped = spending.stopped or spending.reached(limits)
+                while hearing.waiting and workers.are_free and not hearing.ends:
+                    workers.ask(*hearing.waiting.popleft())
+                if hearing.is_due(at_once=workers.are_idle):
+                    yield from hearing.keep()
+                    tell("judge", hearing.known, 2 * len(cases))
+                elif workers.are_idle:
                     break
-                workers.ask(*task)
-            answers = workers.answers()
-            if not answers:
-                break
-            given = [(place, verdict) for place, verdict in answers if isinstance(verdict, Verdict)]
-            memory.keep([(hearing.case(place), verdict) for place, verdict in given])
-            for _, verdict in given:
-                spending.asked += 1
-                spending.prompt_tokens += verdict.prompt_tokens
-                spending.completion_tokens += verdict.completion_tokens
-            spending.seconds = time.monotonic() - begun
-            for at, answer in answers:
-                failures = 0 if isinstance(answer, Verdict) else failures + 1
-                if isinstance(answer, Verdict):
-                    yield from hearing.complete(at, answer)
-                    continue
-                silent = isinstance(answer, NoVerdict)
-                spending.failed["no verdict" if silent else str(answer)[:200]] += 1
-                if failures >= FAILURES_IN_A_ROW and not silent:
-                    raise JudgeError(
-                        f"{failures} calls in a row failed, the last one: {answer}; what was said "
-                        "before is kept, and the same command goes on from there"
-                    ) from answer
-            tell("judge", hearing.known, total)
+                else:
+                    for place, answer in workers.answers(KEPT_EVERY if hearing.unkept else None):
+                        hearing.note(place, answer, limits.price)
+                    spending.seconds = before + time.monotonic() - started
+        finally:
+            hearing.keep()  # what came before Ctrl-C, or before the caller wants no more
+    if hearing.gone is not None:
+        raise hearing.gone
 
 
 Place = tuple[int, bool]
@@ -188,22 +183,26 @@ Place = tuple[int, bool]
 
 
 class _Hearing:
-    """Which verdicts are known, and which are waited for."""
+    """Which verdicts are known, which wait to be kept, and which questions wait to be asked."""
 
-    def __init__(self, cases: Sequence[Case]) -> None:
-        self._cases, self._said = cases, dict[Place, Verdict]()
-        self.waiting: list[tuple[Place, Question]] = []
+    def __init__(self, cases: Sequence[Case], memory: Memory, spending: Spending) -> None:
+        self._cases, self._memory, self._spending = cases, memory, spending
+        self._said = dict[Place, Verdict]()
+        self._failures, self._kept_at = 0, time.monotonic()
+        self.waiting: deque[tuple[Place, Question]] = deque()
+        self.unkept: list[tuple[Place, Verdict]] = []
+        self.gone: JudgeError | None = None
 
     @property
     def known(self) -> int:
         return len(self._said)
 
-    def case(self, place: Place) -> Case:
-        """The case of a place, with its answers in that order."""
-        case = self._cases[place[0]]
-        return case._replace(question=case.question.swap()) if place[1] else case
+    @property
+    def ends(self) -> bool:
+        """Whether nothing more is to be asked."""
+        return self._spending.stopped is not None or self.gone is not None
 
-    def recall(self, memory: Memory, spending: Spending) -> Iterator[tuple[int, Opinion]]:
+    def recall(self) -> Iterator[tuple[int, Opinion]]:
         """Find what is known already."""
         for start in range(0, len(self._cases), _AT_ONCE):
             places = [
@@ -211,19 +210,59 @@ class _Hearing:
                 for number in range(start, min(start + _AT_ONCE, len(self._cases)))
                 for swapped in (False, True)
             ]
-            digests = {at: self.case(at).question.digest for at in places}
-            found = memory.find([*digests.values()])
+            digests = {at: self._case(at).question.digest for at in places}
+            found = self._memory.find([*digests.values()])
             for at in places:
-                question = self.case(at).question
+                question = self._case(at).question
                 verdict = found.get(digests[at])
-                spending.known += verdict is not None
+                self._spending.known += verdict is not None
                 verdict = verdict or _obvious(question)
                 if verdict is None:
                     self.waiting.append((at, question))
                 else:
-                    yield from self.complete(at, verdict)
+                    yield from self._complete(at, verdict)
 
-    def complete(self, place: Place, verdict: Verdict) -> Iterator[tuple[int, Opinion]]:
+    def note(
+        self, place: Place, answer: Verdict | JudgeError, price: tuple[float, float] | None
+    ) -> None:
+        """Take an answer of a worker."""
+        spending = self._spending
+        if isinstance(answer, Verdict):
+            self._failures = 0
+            self.unkept.append((place, answer))
+            spending.asked += 1
+            spending.spend(answer, price)
+        elif isinstance(answer, NoVerdict):  # of this question: others may have one
+            self._failures = 0
+            spending.failed[answer.why] += 1
+            spending.spend(answer, price)
+        else:
+            self._failures += 1
+            spending.failed[str(answer)[:200]] += 1
+            if self._failures >= FAILURES_IN_A_ROW:
+                self.gone = JudgeError(
+                    f"{self._failures} calls in a row failed, the last one: {answer}; what was "
+                    "said before is kept, and the same command goes on from there"
+                )
+                self.gone.__cause__ = answer
+
+    def is_due(self, *, at_once: bool) -> bool:
+        """Whether verdicts are to be kept now."""
+        waits = not at_once and time.monotonic() - self._kept_at < KEPT_EVERY
+        return bool(self.unkept) and not waits
+
+    def keep(self) -> list[tuple[int, Opinion]]:
+        """Keep the verdicts that came; return the opinions that they complete."""
+        done, self.unkept, self._kept_at = self.unkept, [], time.monotonic()
+        self._memory.keep([(self._case(place), verdict) for place, verdict in done])
+        return [one for place, verdict in done for one in self._complete(place, verdict)]
+
+    def _case(self, place: Place) -> Case:
+        """The case of a place, with its answers in that order."""
+        case = self._cases[place[0]]
+        return case._replace(question=case.question.swap()) if place[1] else case
+
+    def _complete(self, place: Place, verdict: Verdict) -> Iterator[tuple[int, Opinion]]:
         """Note a verdict; yield the opinion if it was the second one."""
         number, swapped = place
         self._said[place] = verdict
@@ -264,16 +303,21 @@ class _Workers:
         """Whether one of them has nothing to do."""
         return self._asking < self._count
 
+    @property
+    def are_idle(self) -> bool:
+        """Whether none of them has anything to do."""
+        return self._asking == 0
+
     def ask(self, place: Place, question: Question) -> None:
         self._asking += 1
         self._inbox.put((place, question))
 
-    def answers(self) -> list[tuple[Place, Verdict | JudgeError]]:
-        """Wait for an answer, and take all that are there; none if nothing is asked."""
+    def answers(self, seconds: float | None) -> list[tuple[Place, Verdict | JudgeError]]:
+        """Wait for an answer, so long at most, and take all that are there."""
         found: list[tuple[Place, Verdict | JudgeError]] = []
         while self._asking:
             try:
-                found.append(self._outbox.get(block=not found))
+                found.append(self._outbox.get(block=not found, timeout=seconds))
             except queue.Empty:
                 break
             self._asking -= 1

@@ -43,6 +43,7 @@ _STRICT = ConfigDict(extra="forbid", str_strip_whitespace=True)
 _WITHOUT_EFFECT = ("timeout", "price", "api_key_env", "name", "source")
 """What changes no verdict, and so makes no new version."""
 
+_Dollars = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Text = Annotated[str, Field(min_length=1, max_length=LONGEST_TEXT)]
 
 
@@ -88,7 +89,7 @@ class Rubric:
     max_tokens: int = Field(default=400, ge=8, le=16_384)
     samples: int = Field(default=1, ge=1, le=25)
     timeout: float = Field(default=60.0, gt=0, le=3600)
-    price: tuple[float, float] | None = None
+    price: tuple[_Dollars, _Dollars] | None = None
     draw: int = Field(default=0, ge=0)
     scale: Literal[2, 3] = 3
     min_confidence: float = Field(default=0.0, ge=0, le=1)
@@ -206,7 +207,7 @@ def _explained(error: ValidationError) -> str:
     if first["type"] == "value_error":
         return first["msg"].removeprefix("Value error, ")
     value = "" if place == "" else f"{place} is {str(first['input'])[:60]!r}: "
-    return f"{value}{first['msg']}"
+    return f"{value}{first['msg'].replace('valid tuple', 'list')}"
 
 
 def check_name(name: str) -> str:
@@ -235,7 +236,7 @@ def read(home: Home, name: str) -> Rubric:
     with reading(path) as file:
         content = file.read(4 * LONGEST_RUBRIC + 1)
     try:
-        return parse(name, content.decode("utf-8"))
+        return parse(name, content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise JudgeError(f"{path} is not UTF-8; save it as UTF-8") from error
 
@@ -243,7 +244,7 @@ def read(home: Home, name: str) -> Rubric:
 def names(home: Home) -> list[str]:
     """The names of the rubrics of a home, in alphabetical order."""
     found = home.judges.glob("*.md") if home.judges.is_dir() else []
-    return sorted(path.stem for path in found if _NAME.fullmatch(path.stem))
+    return sorted(path.stem for path in found if _NAME.fullmatch(path.stem) and path.is_file())
 
 
 def write(home: Home, name: str, text: str) -> Rubric:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agentpref_cli import options
-from agentpref_cli.commands.judge import (
+from agentpref_cli.asking import (
     Concurrency,
     MaxCost,
     MaxTokens,

@@ -4,21 +4,38 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from agentpref_cli import options
-from agentpref_cli.terminal import BAD, BOLD, GOOD, WARN, moment, print_result, progress, say, table
+from agentpref_cli.asking import (
+    AnswerModel,
+    Concurrency,
+    MaxCost,
+    MaxMinutes,
+    MaxTokens,
+    Recheck,
+    asking_of,
+    sampler,
+    show_spending,
+)
+from agentpref_cli.terminal import (
+    BAD,
+    BOLD,
+    GOOD,
+    WARN,
+    moment,
+    print_result,
+    progress,
+    say,
+    table,
+)
 
 if TYPE_CHECKING:
-    from agentpref.judging import Asking, Calibrating, JudgeRun, RevisionRun
-    from agentpref.judging.running import Generate
+    from agentpref.judging import Calibrating, JudgeRun, RevisionRun
     from agentpref.prefer.judges.calibration import Estimate, Reliability
-    from agentpref.prefer.judges.hearing import Spending
-    from agentpref.record.judges import Calibrated, Version
-    from agentpref.types import Progress
 
 app = typer.Typer(
     help="Let a model compare answers, and measure by people's comparisons how right it is.",
@@ -27,28 +44,6 @@ app = typer.Typer(
 
 _Name = Annotated[
     str, typer.Argument(metavar="NAME", help="The judge: judges/NAME.md in the home.")
-]
-Concurrency = Annotated[
-    int, typer.Option(min=1, max=256, metavar="N", help="So many calls at a time.")
-]
-MaxTokens = Annotated[
-    int | None,
-    typer.Option(
-        min=1, metavar="N", help="Stop when so many tokens are spent.", show_default=False
-    ),
-]
-MaxCost = Annotated[
-    float | None,
-    typer.Option(
-        min=0,
-        metavar="DOLLARS",
-        help="Stop when so much is spent, by the rubric's price.",
-        show_default=False,
-    ),
-]
-MaxMinutes = Annotated[
-    float | None,
-    typer.Option(min=0, metavar="M", help="Stop after so many minutes.", show_default=False),
 ]
 
 
@@ -86,33 +81,41 @@ def list_(
     as_json: options.AsJson = False,
 ) -> None:
     """List the judges of the home, and the strata in which each is trusted, with its noise."""
+    from agentpref.errors import JudgeError
     from agentpref.home import Home
+    from agentpref.judging.opened import rubric_of
     from agentpref.prefer.judges import rubric
     from agentpref.record.judges import Judges
 
     place = Home.open(home)
     with options.reading(home, namespace) as connection:
-        versions = Judges(connection).versions(namespace)
-    newest: dict[str, tuple[Version, Calibrated | None]] = {}
-    for one, _, _, known in versions:
-        if one.name not in newest or newest[one.name][1] is None:
-            newest[one.name] = (one, known)
-    rows: list[dict[str, Any]] = []
-    files = rubric.names(place)
-    for name in sorted({*files, *newest}):
-        now = rubric.read(place, name) if name in files else None
-        version, calibrated = newest.get(name, (None, None))
-        is_same = now is None or (version is not None and version.digest.startswith(now.digest))
-        rows.append(
-            {
-                "judge": name,
-                "engine": "of the app" if now is None else now.engine,
-                "model": None if now is None else now.model or ", ".join(now.members) or None,
-                "calibrated": None if calibrated is None else calibrated.at,
-                "trusted": {} if calibrated is None or not is_same else dict(calibrated.noise),
-                "changed": calibrated is not None and not is_same,
-            }
-        )
+        known = Judges(connection)
+        calibrated = known.calibrated(namespace)
+        rows: list[dict[str, Any]] = []
+        for name in rubric.names(place):
+            try:
+                found, digest = rubric_of(place, name)
+            except JudgeError as error:
+                rows.append({"judge": name, "wrong": str(error)})
+                continue
+            voter = known.find(name, digest)
+            mine = None if voter is None else known.calibration(namespace, voter)
+            rows.append(
+                {
+                    "judge": name,
+                    "engine": found.engine,
+                    "model": found.model or ", ".join(found.members) or None,
+                    "calibrated": None if mine is None else mine.at,
+                    "trusted": {} if mine is None else dict(mine.noise),
+                    "changed": mine is None and name in calibrated,
+                }
+            )
+    listed = {row["judge"] for row in rows}
+    for name, (version, one) in calibrated.items():
+        if name not in listed:
+            engine = "in the app" if not version.rubric else "its rubric is gone"
+            more = {"engine": engine, "model": None, "calibrated": one.at, "changed": False}
+            rows.append({"judge": name, **more, "trusted": dict(one.noise)})
     print_result(as_json, {"judges": rows}, lambda: _show_list(rows))
 
 
@@ -156,7 +159,7 @@ def calibrate(
     """
     from agentpref.judging import calibrate_judge
 
-    with _asking(concurrency, max_tokens, max_cost, max_minutes, quiet) as asking:
+    with progress(quiet) as report:
         found = calibrate_judge(
             home,
             name,
@@ -164,7 +167,7 @@ def calibrate(
             gold=sys.stdin.buffer if gold == "-" else gold,
             tag=tag,
             limit=limit,
-            asking=asking,
+            asking=asking_of(concurrency, max_tokens, max_cost, max_minutes, report),
         )
     print_result(as_json, found.to_mapping(), lambda: _show_calibration(found))
     if not found.trusted:
@@ -193,20 +196,8 @@ def run(
     temperature: Annotated[
         float, typer.Option(min=0.01, metavar="T", help="With --sample: at which they are drawn.")
     ] = 0.8,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="With --sample: the base model [default: that of what serves].",
-            show_default=False,
-        ),
-    ] = None,
-    recheck: Annotated[
-        int,
-        typer.Option(
-            min=0, metavar="N", help="First put N of people's comparisons to it again; 0: none."
-        ),
-    ] = 10,
+    model: AnswerModel = None,
+    recheck: Recheck = 10,
     concurrency: Concurrency = 8,
     max_tokens: MaxTokens = None,
     max_cost: MaxCost = None,
@@ -224,8 +215,8 @@ def run(
     from agentpref.judging import judge_runs
 
     with (
-        _asking(concurrency, max_tokens, max_cost, max_minutes, quiet) as asking,
-        _sampler(home, namespace, model) if sample else _nothing() as generate,
+        progress(quiet) as report,
+        sampler(home, namespace, model) if sample else nullcontext() as generate,
     ):
         done = judge_runs(
             home,
@@ -238,7 +229,7 @@ def run(
             prompts=prompts,
             temperature=temperature,
             generate=generate,
-            asking=asking,
+            asking=asking_of(concurrency, max_tokens, max_cost, max_minutes, report),
         )
     print_result(as_json, done.to_mapping(), lambda: _show_run(done))
 
@@ -266,20 +257,8 @@ def revise(
             min=1, max=4096, metavar="N", help="Of a revision, where the log has no limit."
         ),
     ] = 256,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="The base model that answers [default: that of what serves].",
-            show_default=False,
-        ),
-    ] = None,
-    recheck: Annotated[
-        int,
-        typer.Option(
-            min=0, metavar="N", help="First put N of people's comparisons to it again; 0: none."
-        ),
-    ] = 10,
+    model: AnswerModel = None,
+    recheck: Recheck = 10,
     concurrency: Concurrency = 8,
     max_tokens: MaxTokens = None,
     max_cost: MaxCost = None,
@@ -303,8 +282,8 @@ def revise(
     if by not in BY:
         raise typer.BadParameter(f"{by!r} is none of {', '.join(BY)}", param_hint="--by")
     with (
-        _asking(concurrency, max_tokens, max_cost, max_minutes, quiet) as asking,
-        _sampler(home, namespace, model) as generate,
+        progress(quiet) as report,
+        sampler(home, namespace, model) as generate,
     ):
         done = revise(
             home,
@@ -316,62 +295,12 @@ def revise(
             temperature=temperature,
             max_tokens=answer_tokens,
             recheck=recheck,
-            asking=asking,
+            asking=asking_of(concurrency, max_tokens, max_cost, max_minutes, report),
         )
     print_result(as_json, done.to_mapping(), lambda: _show_revisions(done))
 
 
 REFUSED = 4
-
-
-@contextmanager
-def _asking(
-    concurrency: int,
-    max_tokens: int | None,
-    max_cost: float | None,
-    max_minutes: float | None,
-    quiet: bool,
-) -> Iterator[Asking]:
-    """How questions are asked, with a progress bar."""
-    with progress(quiet) as report:
-        yield asking_of(concurrency, max_tokens, max_cost, max_minutes, report)
-
-
-def asking_of(
-    concurrency: int,
-    max_tokens: int | None,
-    max_cost: float | None,
-    max_minutes: float | None,
-    report: Progress | None,
-) -> Asking:
-    """How questions are asked, by the options of a command."""
-    from agentpref.judging import Asking
-    from agentpref.prefer.judges.hearing import Limits
-
-    seconds = None if max_minutes is None else 60 * max_minutes
-    return Asking(concurrency, Limits(max_tokens, max_cost, seconds), progress=report)
-
-
-@contextmanager
-def _sampler(home: Any, namespace: str, model: str | None) -> Iterator[Generate]:
-    """Answers requests with what serves, in this process."""
-    from agentpref.errors import ConfigError
-    from agentpref.serve.registry import Registry
-    from agentpref.serve.router import Router
-    from agentpref_adapters.transformers import TransformersBackend
-
-    registry = Registry(home, namespace=namespace)
-    live = registry.live()
-    if model is None and live is None:
-        raise ConfigError("nothing serves yet; name the base model that answers with --model")
-    base = model or registry.get(str(live)).manifest["base"]["name"]
-    with Router(registry, TransformersBackend(base)) as router:
-        yield router.generate
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield None
 
 
 def _quoted(text: str) -> str:
@@ -382,7 +311,8 @@ def _quoted(text: str) -> str:
 
 def _show_list(rows: list[dict[str, Any]]) -> None:
     if not rows:
-        return say("no judges; `agentpref judge new NAME` writes a template")
+        say("no judges; `agentpref judge new NAME` writes a template")
+    right = [row for row in rows if "wrong" not in row]
     shown = [
         (
             row["judge"],
@@ -391,9 +321,13 @@ def _show_list(rows: list[dict[str, Any]]) -> None:
             "never" if row["calibrated"] is None else moment(row["calibrated"]),
             "calibrate it again: it was changed" if row["changed"] else _noises(row["trusted"]),
         )
-        for row in rows
+        for row in right
     ]
-    return table(("judge", "engine", "model", "calibrated", "trusted in, with noise"), shown)
+    if right:
+        table(("judge", "engine", "model", "calibrated", "trusted in, with noise"), shown)
+    for row in rows:
+        if "wrong" in row:
+            say(row["wrong"], BAD)
 
 
 def _noises(trusted: Mapping[str, float]) -> str:
@@ -497,8 +431,10 @@ def _show_run(done: JudgeRun) -> None:
             f"{sum(done.untrusted.values()):,} pairs were not asked: {explain(done.untrusted)}",
             WARN,
         )
-    if done.not_asked:
-        say(f"{done.not_asked:,} more pairs wait; the same command goes on")
+    if done.forgotten:
+        say(f"{done.forgotten:,} of them were removed meanwhile; nothing of them is written")
+    if done.waiting:
+        say(f"{done.waiting:,} more pairs wait; the same command goes on")
     show_spending(done.spending)
     for note in done.notes:
         say(note)
@@ -539,15 +475,3 @@ def _show_revisions(done: RevisionRun) -> None:
     show_spending(done.spending)
     for note in done.notes:
         say(note)
-
-
-def show_spending(spending: Spending) -> None:
-    """Print what asking a judge took, and what failed."""
-    tokens = spending.prompt_tokens + spending.completion_tokens
-    if spending.asked or spending.known:
-        say(
-            f"{spending.asked:,} calls, {tokens:,} tokens, {spending.seconds:.1f} s; "
-            f"{spending.known:,} verdicts were known"
-        )
-    for reason, count in spending.failed.most_common():
-        say(f"failed {count:,} times: {reason}", BAD)

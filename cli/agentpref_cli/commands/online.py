@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from agentpref_cli import options
-from agentpref_cli.commands.judge import Concurrency, MaxCost, MaxTokens, asking_of
+from agentpref_cli.asking import Concurrency, MaxCost, MaxTokens, asking_of, show_spending
 from agentpref_cli.terminal import BAD, BOLD, GOOD, WARN, print_result, progress, say, table
 
 if TYPE_CHECKING:
@@ -212,6 +212,8 @@ def _show(done: OnlineReport) -> None:
         for r in done.rounds
     ]
     table(("round", "update", "now serving", "KL", "win rate", "by the check", "agree"), rows)
+    show_spending(done.spending)
+    show_spending(done.check_spending)
     say(f"served before: {done.start}; serves now: {done.live}")
     for note in done.notes:
         say(note, WARN if bad else "")

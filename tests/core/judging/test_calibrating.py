@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agentpref.errors import JudgeError
+from agentpref.errors import JudgeError, UncalibratedJudge
 from agentpref.home import Home
-from agentpref.judging import Asking, calibrate_judge
+from agentpref.judging import Asking, calibrate_judge, judge_runs, open_judge
+from agentpref.judging.gold import gold_of_home
 from agentpref.prefer.judges import rubric
-from agentpref.prefer.judges.hearing import Limits
+from agentpref.prefer.judges.hearing import Limits, Spending
+from agentpref.record.database import connect
+from agentpref.record.judges import Judges
 from agentpref.record.log import Log
 from agentpref.testing import FakeJudge
 
@@ -94,7 +98,7 @@ def test_gold_may_be_a_file_and_then_counts_under_its_tag(
 def test_without_gold_the_cure_is_named(tmp_path: Path) -> None:
     with Log(tmp_path / "home") as log:
         log.record([{"role": "user", "content": "Hi"}], "Hello")
-    with pytest.raises(JudgeError, match=r"people compared no answers .* \(--gold FILE\)"):
+    with pytest.raises(JudgeError, match=r"no comparison by people stands .* \(--gold FILE\)"):
         calibrate_judge(tmp_path / "home", "brief")
 
 
@@ -156,3 +160,74 @@ def test_a_panel_in_a_panel_is_refused(home: Home, fake: Fake) -> None:
     rubric.write(home, "outer", "---\nengine: panel\nmembers: [brief, inner]\n---\n")
     with pytest.raises(JudgeError, match="has the panel 'inner' in it"):
         calibrate_judge(home, "outer")
+
+
+def test_people_who_contradict_one_another_are_no_gold(tmp_path: Path) -> None:
+    with Log(tmp_path / "home") as log:
+        runs = [log.record([{"role": "user", "content": "Hi"}], text) for text in ("a", "b")]
+        for name, winner in (("ana", "a"), ("bob", "b")):
+            log.compare(*runs, winner=winner, user_id=name)  # type: ignore[arg-type]
+    with pytest.raises(JudgeError, match="or they contradict one another"):
+        calibrate_judge(tmp_path / "home", FakeJudge())
+
+
+def test_another_calibration_keeps_what_is_known_of_other_tags(
+    home: Home, fake: Fake, tmp_path: Path
+) -> None:
+    calibrate_judge(home, "brief")
+    file = tmp_path / "gold.jsonl"
+    rows = [{"prompt": f"Q{n}?", "chosen": "No.", "rejected": "No, I fear."} for n in range(20)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    found = calibrate_judge(home, "brief", gold=file, tag="other")
+    assert found.trusted == {"brief": 0.05, "other": 0.05}
+    assert "as measured before in brief" in found.notes
+    fake(noise=1.0)
+    file.write_text(file.read_text().replace("Q", "R"))
+    assert set(calibrate_judge(home, "brief", gold=file, tag="other").trusted) == {"brief"}
+
+
+def test_an_apps_own_judge_is_measured_on_all_that_it_judged(home: Home, fake: Fake) -> None:
+    _judge_as_an_app(home, "my-gpt", wrong=0)
+    assert calibrate_judge(home, "my-gpt", limit=3).calibration.pooled.n == 30
+
+
+def test_what_was_taken_back_counts_for_nothing(home: Home, fake: Fake) -> None:
+    _judge_as_an_app(home, "my-gpt", wrong=0)
+    rows = [row for row in home.comparisons() if row.source == "model"]
+    with Log(home.path) as log:
+        for row in rows:
+            log.retract(row.run_a, "comparison", source="model", user_id="my-gpt")
+    with pytest.raises(JudgeError, match="nothing that a model said as the user 'my-gpt'"):
+        calibrate_judge(home, "my-gpt")
+
+
+def test_a_judge_that_was_deceived_is_not_trusted_again_unchanged(home: Home, fake: Fake) -> None:
+    calibrate_judge(home, "brief")
+    with closing(connect(home)) as connection:
+        judge = open_judge(home, connection, "brief", "default")
+        report = {"calibration": None, "weights": {}, "gold": "", "distrusted": True}
+        Judges(connection).calibrate("default", judge.voter, {}, report)
+    for ask in (calibrate_judge, judge_runs):
+        with pytest.raises(UncalibratedJudge, match="saw 'brief' being deceived"):
+            ask(home, "brief")
+    file = home.judges / "brief.md"
+    file.write_text(file.read_text().replace("be brief", "be kind"))
+    assert calibrate_judge(home, "brief").trusted
+
+
+ELSE = ({"role": "user", "content": "And else?"},)
+
+
+def test_a_part_of_a_panels_members_is_not_the_panel(home: Home, fake: Fake) -> None:
+    for name in ("one", "two"):
+        rubric.write(home, name, f"---\nengine: fake\nprinciples: [be {name}]\n---\n")
+    rubric.write(home, "both", "---\nengine: panel\nmembers: [one, two]\n---\n")
+    calibrate_judge(home, "both")
+    with closing(connect(home)) as connection:
+        judge = open_judge(home, connection, "both", "default")
+        new = [one.case._replace(question=one.case.question._replace(prompt=ELSE))
+               for one in gold_of_home(connection, "default")]  # fmt: skip
+        one, two = judge.members
+        assert len(dict(one.hear(new, Spending()))) == len(new)
+        assert dict(judge.recall(new)) == {}
+        assert len(dict(two.hear(new, Spending()))) == len(new) == len(dict(judge.recall(new)))

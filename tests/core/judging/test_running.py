@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from agentpref.errors import ConfigError, JudgeError, UncalibratedJudge
+from agentpref.errors import ConfigError, JudgeError, NoVerdict, UncalibratedJudge
 from agentpref.home import Home
 from agentpref.judging import Asking, calibrate_judge, judge_runs
 from agentpref.prefer.judges.hearing import Limits
@@ -121,7 +121,7 @@ def test_calibrating_worse_takes_back_what_the_judge_taught(home: Home, fake: Fa
 def test_a_limit_ends_it_and_the_next_run_goes_on(home: Home, fake: Fake) -> None:
     calibrate_judge(home, "brief")
     done = judge_runs(home, "brief", recheck=0, limit=10)
-    assert (done.decided, done.not_asked) == (10, 20)
+    assert (done.decided, done.waiting) == (10, 20)
     none = judge_runs(home, "brief", recheck=0, asking=Asking(1, Limits(seconds=0)))
     assert none.notes == ["ended: 0 s are over; the same command goes on"]
     assert judge_runs(home, "brief", recheck=0).decided == 20
@@ -206,3 +206,97 @@ def test_a_judge_that_is_gone_in_the_middle_loses_nothing(home: Home, fake: Fake
     judge = fake()
     assert judge_runs(home, "brief", recheck=0).decided == 20
     assert len(judge.asked) == 40
+
+
+def test_every_question_is_asked_waits_or_is_untrusted(home: Home, fake: Fake) -> None:
+    calibrate_judge(home, "brief")
+
+    class Refusing(FakeJudge):
+        def judge(self, prompts: Any, completions: Any) -> Any:
+            if "Question 35?" in prompts[0][0]["content"]:
+                raise NoVerdict("too long", why="refused", prompt_tokens=7)
+            return super().judge(prompts, completions)
+
+    fake.__closure__[0].cell_contents.append(Refusing())  # type: ignore[index, union-attr]
+    done = judge_runs(home, "brief", recheck=0, limit=10)
+    assert done.questions == done.asked + done.waiting + done.untrusted.total() == 50
+    rest = judge_runs(home, "brief", recheck=0)
+    assert (done.asked + rest.asked, rest.waiting) == (29, 1)
+    assert rest.spending.failed == {"refused": 2}
+    assert rest.spending.prompt_tokens == 14
+
+
+def test_answers_that_people_compared_are_no_question_when_they_are_logged_again(
+    home: Home, fake: Fake
+) -> None:
+    calibrate_judge(home, "brief")
+    with Log(home.path) as log:
+        for number in range(30):
+            asked = [{"role": "user", "content": f"Question {number}?"}]
+            log.record(asked, f"Yes, {number}.", tags=["brief"])
+    assert judge_runs(home, "brief", recheck=0).questions == 50
+
+
+def test_what_people_took_back_is_a_question_again(home: Home, fake: Fake) -> None:
+    calibrate_judge(home, "brief")
+    row = next(iter(home.comparisons()))
+    with Log(home.path) as log:
+        log.retract(row.run_a, "comparison", user_id="person 0")
+    assert judge_runs(home, "brief", recheck=0).questions == 51
+
+
+def test_a_user_who_is_forgotten_meanwhile_does_not_come_back(home: Home, fake: Fake) -> None:
+    calibrate_judge(home, "brief")
+    with Log(home.path) as log:
+        secret = [{"role": "user", "content": "My secret?"}]
+        for text in ("Yes.", "It is safe with me."):
+            log.record(secret, text, user_id="eve", tags=["brief"])
+        log.record([{"role": "user", "content": "My other?"}], "No.", user_id="eve", tags=["brief"])
+
+    def forget() -> None:
+        with Log(home.path) as log:
+            log.forget("eve")
+
+    class Forgetting(FakeJudge):
+        def judge(self, prompts: Any, completions: Any) -> Any:
+            if prompts[0] == tuple(secret):
+                forget()
+            return super().judge(prompts, completions)
+
+    fake.__closure__[0].cell_contents.append(Forgetting())  # type: ignore[index, union-attr]
+    asking = Asking(concurrency=1)
+    done = judge_runs(home, "brief", recheck=0, asking=asking)
+    assert (done.forgotten, done.decided) == (1, 31)
+    with closing(connect(home)) as connection:
+        texts = [body for (body,) in connection.execute("SELECT body FROM message")]
+        assert not any("My secret" in body or "My other" in body for body in texts)
+        query = "SELECT count(*) FROM verdict WHERE prompt NOT IN (SELECT id FROM message)"
+        assert connection.execute(query).fetchone() == (0,)
+        assert examine(connection).problems == []
+
+
+def test_an_answer_drawn_for_a_user_who_is_forgotten_meanwhile_is_dropped(
+    home: Home, fake: Fake
+) -> None:
+    calibrate_judge(home, "brief")
+    with Log(home.path) as log:
+        asked = [{"role": "user", "content": "My secret?"}]
+        log.record(asked, "Yes.", user_id="eve", tags=["brief"])
+
+    def slowly(request: GenerationRequest) -> Reply:
+        with Log(home.path) as log:
+            log.forget("eve")
+        return answer(request)
+
+    judge_runs(home, "brief", recheck=0, sample=1, prompts=1, generate=slowly)
+    assert not any("My secret" in str(run.prompt.messages) for run in home.runs())
+
+
+def test_nothing_is_asked_where_there_is_nothing_to_compare(home: Home, fake: Fake) -> None:
+    calibrate_judge(home, "brief")
+    judge_runs(home, "brief", recheck=0)
+    judge = fake(source="code")
+    judge_runs(home, "brief")  # a rule is trusted in the other tag, too
+    asked = len(judge.asked)
+    assert judge_runs(home, "brief", recheck=10).questions == 0
+    assert len(judge.asked) == asked

@@ -194,3 +194,41 @@ def test_a_symbol_is_an_answer() -> None:
     judge = FakeJudge()
     heard(judge, [case(0, a="👍", b="words"), case(1, a="=>", b="€")])
     assert len(judge.asked) == 4
+
+
+def test_a_judge_that_stays_silent_spends_its_limit_all_the_same() -> None:
+    class Silent(FakeJudge):
+        def judge(self, prompts: Any, completions: Any) -> list[Verdict]:
+            raise NoVerdict("hm", prompt_tokens=90, completion_tokens=10)
+
+    spending = Spending()
+    heard(Silent(), spending=spending, limits=Limits(tokens=500, price=(1.0, 1.0)), concurrency=1)
+    assert spending.stopped == "500 tokens are spent"
+    assert (spending.prompt_tokens, spending.failed) == (450, {"no verdict": 5})
+    assert spending.cost == pytest.approx(0.0005)
+
+
+def test_questions_that_are_refused_do_not_end_it() -> None:
+    class Refusing(FakeJudge):
+        def judge(self, prompts: Any, completions: Any) -> list[Verdict]:
+            if int(prompts[0][0]["content"].split()[1]) < 30:
+                raise NoVerdict("too long", why="refused")
+            return super().judge(prompts, completions)
+
+    spending = Spending()
+    assert len(heard(Refusing(), spending=spending, concurrency=1)) == 10
+    assert spending.failed == {"refused": 60}
+
+
+def test_what_came_before_the_caller_ends_it_is_kept() -> None:
+    notes = Notes()
+    hearing = hear(FakeJudge(), CASES, memory=notes, spending=Spending(), concurrency=1)
+    next(hearing)
+    hearing.close()
+    assert len(notes.said) >= 2
+
+
+def test_a_judge_that_ends_the_interpreter_ends_only_its_call() -> None:
+    spending = Spending()
+    heard(Failing(1, SystemExit(3)), spending=spending)  # type: ignore[arg-type]
+    assert spending.failed == {"the judge raised SystemExit: 3": 1}

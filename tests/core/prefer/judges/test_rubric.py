@@ -47,6 +47,9 @@ def test_principles_may_be_plain_lines_and_then_have_numbers_as_names() -> None:
         (front("model: m", f"principles: [{'x' * 100_000}]"), "but may have 40,000"),
         (front("model: m", "principles: ['']"), "principles.0.text is ''"),
         (front("model: m", "principles: [{text: a, weight: 0}]"), "principles.0.weight is '0'"),
+        (front(*GOOD, "price: [.nan, 1]"), "price.0 is 'nan'"),
+        (front(*GOOD, "price: [-1, 1]"), "price.0 is '-1'"),
+        (front("model: m", "principles: be brief"), "Input should be a list"),
         (front("engine: panel", "members: [a]"), "members must name two judges or more"),
     ],
 )
@@ -112,3 +115,12 @@ def test_a_judge_that_is_not_there_names_those_that_are(home: Home) -> None:
     rubric.write(home, "brief", front(*GOOD))
     with pytest.raises(JudgeError, match=r"no judge 'bref' .* there are: brief"):
         rubric.read(home, "bref")
+
+
+def test_a_byte_order_mark_and_a_folder_harm_nothing(home: Home) -> None:
+    rubric.write(home, "brief", front(*GOOD))
+    file = home.judges / "brief.md"
+    file.write_text(front(*GOOD), encoding="utf-8-sig")
+    (home.judges / "folder.md").mkdir()
+    assert rubric.read(home, "brief").model == "m"
+    assert rubric.names(home) == ["brief"]
